@@ -1,0 +1,277 @@
+// The binding: plain integers in, the kernels out. No torch at build time: Python hands over
+// addresses, sizes and strides, and the address of torch's own parallel_for, so that the threads
+// are torch's and obey torch.set_num_threads.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
+
+#include <cstdlib>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
+#include "lanes.h"
+#include "rows.h"
+
+namespace nb = nanobind;
+using namespace xent;
+
+namespace {
+
+// ---- which instruction set ----------------------------------------------------------------------
+
+std::vector<const Kernels*> available_kernels() {
+  std::vector<const Kernels*> found = {&baseline_kernels};
+#ifdef XENT_X86_VARIANTS
+  __builtin_cpu_init();
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi2");
+  if (avx2) found.push_back(&avx2_kernels);
+  if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512vl"))
+    found.push_back(&avx512_kernels);
+#endif
+  return found;
+}
+
+const Kernels* kernels = nullptr;
+
+std::vector<std::string> isas() {
+  std::vector<std::string> names;
+  for (const Kernels* k : available_kernels()) names.emplace_back(k->name);
+  return names;
+}
+
+void set_isa(const std::string& name) {
+  for (const Kernels* k : available_kernels())
+    if (name == k->name) {
+      kernels = k;
+      return;
+    }
+  std::string message = "isa must be one of";
+  for (const std::string& known : isas()) message += " '" + known + "'";
+  throw nb::value_error((message + " on this machine, got '" + name + "'").c_str());
+}
+
+// ---- threads ------------------------------------------------------------------------------------
+
+using Body = void (*)(int64_t, int64_t, void*);
+using ParallelFor = int32_t (*)(int64_t, int64_t, int64_t, Body, void*);
+ParallelFor parallel_for = nullptr;
+
+// Below this many numbers a second thread costs more than it saves.
+constexpr int64_t kGrain = 32768;
+
+template <class Function>
+void for_rows(int64_t rows, int64_t classes, Function function) {
+  const int64_t grain = kGrain / (classes > 0 ? classes : 1) + 1;
+  if (!parallel_for || rows <= grain) return function(int64_t{0}, rows);
+  const Body body = [](int64_t begin, int64_t end, void* context) {
+    (*static_cast<Function*>(context))(begin, end);
+  };
+  parallel_for(0, rows, grain, body, &function);
+}
+
+// ---- the problem as Python tells it -------------------------------------------------------------
+
+template <class T>
+T* pointer(uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+// (address, type, outer step, inner count, inner step, class step), steps in elements
+using MatrixArguments = std::tuple<uintptr_t, int, int64_t, int64_t, int64_t, int64_t>;
+
+Matrix make_matrix(const MatrixArguments& m, int64_t rows) {
+  auto [data, type, outer_step, inner, inner_step, class_step] = m;
+  if (inner == 1) {  // one row per outer index: let the outer index be the inner one
+    inner = rows > 0 ? rows : 1;
+    inner_step = outer_step;
+  }
+  return {pointer<void>(data), Type(type), inner, outer_step, inner_step, class_step};
+}
+
+// (scale, one per row?, softcap, class bias, class weight)
+using TransformArguments = std::tuple<uintptr_t, bool, double, uintptr_t, uintptr_t>;
+// (address or 0, ignore_index, first class, sharded?)
+using LabelArguments = std::tuple<uintptr_t, int64_t, int64_t, bool>;
+
+Problem make_problem(const MatrixArguments& logits, int64_t rows, int64_t classes,
+                     const LabelArguments& labels, const MatrixArguments& soft,
+                     const TransformArguments& transform) {
+  Problem p{};
+  p.logits = make_matrix(logits, rows);
+  p.soft = make_matrix(soft, rows);
+  p.rows = rows;
+  p.classes = classes;
+  p.labels = pointer<const int64_t>(std::get<0>(labels));
+  p.ignore_index = std::get<1>(labels);
+  p.first_class = std::get<2>(labels);
+  p.sharded = std::get<3>(labels);
+  p.scale = pointer<const double>(std::get<0>(transform));
+  p.scale_step = std::get<1>(transform);
+  p.softcap = std::get<2>(transform);
+  p.class_bias = pointer<const void>(std::get<3>(transform));
+  p.class_weight = pointer<const void>(std::get<4>(transform));
+  return p;
+}
+
+// Field k of a (fields, rows) table if its bit is set. The order is that of row_statistics.FIELDS.
+Statistics make_statistics(uintptr_t table, int64_t rows, unsigned fields) {
+  double* field[kFields];
+  for (int k = 0; k < kFields; ++k)
+    field[k] = fields >> k & 1 ? pointer<double>(table) + k * rows : nullptr;
+  return {field[0], field[1], field[2], field[3],  field[4],  field[5],  field[6],
+          field[7], field[8], field[9], field[10], field[11], field[12], field[13]};
+}
+
+// ---- the two functions of the engine ------------------------------------------------------------
+
+// The number of rows kept, and a label out of range if there is one.
+using Answer = std::tuple<int64_t, bool, int64_t>;
+
+Answer run_statistics(Problem& p) {
+  {
+    nb::gil_scoped_release release;
+    for_rows(p.rows, p.classes,
+             [&](int64_t begin, int64_t end) { kernels->row_statistics(p, begin, end); });
+  }
+  return {p.kept, p.has_bad_label, p.bad_label};
+}
+
+// Half the time of a large gradient goes into page faults of its fresh memory; 2 MB pages make
+// them 512 times fewer.
+void prefer_huge_pages(uintptr_t address, int64_t bytes) {
+#ifdef MADV_HUGEPAGE
+  constexpr uintptr_t huge = uintptr_t{1} << 21;
+  const uintptr_t begin = (address + huge - 1) / huge * huge;
+  const uintptr_t end = (address + uintptr_t(bytes)) / huge * huge;
+  if (end > begin) madvise(pointer<void>(begin), end - begin, MADV_HUGEPAGE);
+#else
+  (void)address, (void)bytes;
+#endif
+}
+
+int64_t size_of(Type type) { return type == Type::f64 ? 8 : type == Type::f32 ? 4 : 2; }
+
+void run_gradient(const Problem& p) {
+  nb::gil_scoped_release release;
+  prefer_huge_pages(uintptr_t(p.gradient.data), p.rows * p.classes * size_of(p.gradient.type));
+  for_rows(p.rows, p.classes,
+           [&](int64_t begin, int64_t end) { kernels->row_gradient(p, begin, end); });
+}
+
+Answer row_statistics(const MatrixArguments& logits, int64_t rows, int64_t classes,
+                      const LabelArguments& labels, const MatrixArguments& soft,
+                      const TransformArguments& transform, uintptr_t statistics, unsigned fields) {
+  Problem p = make_problem(logits, rows, classes, labels, soft, transform);
+  p.statistics = make_statistics(statistics, rows, fields);
+  return run_statistics(p);
+}
+
+void row_gradient(const MatrixArguments& logits, int64_t rows, int64_t classes,
+                  const LabelArguments& labels, const MatrixArguments& soft,
+                  const TransformArguments& transform, uintptr_t statistics, unsigned fields,
+                  uintptr_t partials, const MatrixArguments& gradient) {
+  Problem p = make_problem(logits, rows, classes, labels, soft, transform);
+  p.statistics = make_statistics(statistics, rows, fields);
+  const Statistics f = make_statistics(partials, rows, fields);
+  p.partials = {f.log_odds, f.log_prob, f.target, f.lse, f.entropy, f.mean, 1};
+  p.gradient = make_matrix(gradient, rows);
+  run_gradient(p);
+}
+
+// ---- the plain case in one call -----------------------------------------------------------------
+
+// Mean or sum of -log p over contiguous rows of index targets. What takes the general path a dozen
+// small tensor operations is done here in one call each way; PyTorch's own cross_entropy is
+// otherwise faster on small batches (40 us forward and backward at 32 x 10).
+
+enum : unsigned { kPlainFields = 0b1111 };  // shift, sum, log_odds, log_prob
+
+template <class Function>
+auto with_type(Type type, Function function) {
+  switch (type) {
+    case Type::f32: return function(float{});
+    case Type::bf16: return function(bf16{});
+    case Type::f16: return function(f16{});
+    default: return function(double{});
+  }
+}
+
+double read_scalar(uintptr_t data, Type type) {
+  return with_type(type, [=](auto kind) { return double(widen(*pointer<decltype(kind)>(data))); });
+}
+
+void write_scalar(uintptr_t data, Type type, double value) {
+  if (type == Type::f64) return narrow(value, *pointer<double>(data));
+  with_type(type, [=](auto kind) {
+    if constexpr (sizeof kind < 8) narrow(float(value), *pointer<decltype(kind)>(data));
+  });
+}
+
+Problem plain_problem(uintptr_t logits, int type, int64_t rows, int64_t classes, int64_t row_step,
+                      uintptr_t labels, int64_t ignore_index, uintptr_t statistics) {
+  Problem p{};
+  p.logits = make_matrix({logits, type, row_step, 1, 0, 1}, rows);
+  p.rows = rows;
+  p.classes = classes;
+  p.labels = pointer<const int64_t>(labels);
+  p.ignore_index = ignore_index;
+  p.statistics = make_statistics(statistics, rows, kPlainFields);
+  return p;
+}
+
+// In a fixed order, whatever the number of threads.
+double negative_sum(const double* value, int64_t n) {
+  constexpr int lanes = 8;
+  double lane[lanes] = {}, sum = 0;
+  int64_t i = 0;
+  for (; i + lanes <= n; i += lanes)
+    for (int k = 0; k < lanes; ++k) lane[k] -= value[i + k];
+  for (; i < n; ++i) lane[0] -= value[i];
+  for (double part : lane) sum += part;
+  return sum;
+}
+
+Answer plain_loss(uintptr_t logits, int type, int64_t rows, int64_t classes, int64_t row_step,
+                  uintptr_t labels, int64_t ignore_index, uintptr_t statistics, bool mean,
+                  uintptr_t loss) {
+  Problem p = plain_problem(logits, type, rows, classes, row_step, labels, ignore_index, statistics);
+  const Answer answer = run_statistics(p);
+  const double sum = negative_sum(p.statistics.log_prob, rows);
+  write_scalar(loss, Type(type), mean ? sum / double(p.kept) : sum);
+  return answer;
+}
+
+void plain_gradient(uintptr_t logits, int type, int64_t rows, int64_t classes, int64_t row_step,
+                    uintptr_t labels, int64_t ignore_index, uintptr_t statistics, double divisor,
+                    uintptr_t grad_output, uintptr_t gradient, int64_t gradient_step) {
+  Problem p = plain_problem(logits, type, rows, classes, row_step, labels, ignore_index, statistics);
+  const double slope = -read_scalar(grad_output, Type(type)) / divisor;
+  p.partials.log_prob = &slope;
+  p.gradient = make_matrix({gradient, type, gradient_step, 1, 0, 1}, rows);
+  run_gradient(p);
+}
+
+}  // namespace
+
+NB_MODULE(_core, m) {
+  m.doc() = "The kernel pair of xent on CPU. Addresses in, float64 statistics and gradients out.";
+  kernels = available_kernels().back();
+  if (const char* wanted = std::getenv("XENT_ISA")) set_isa(wanted);
+  m.def("isas", &isas, "Instruction sets compiled in that this machine can run, best last.");
+  m.def("isa", [] { return std::string(kernels->name); }, "The instruction set in use.");
+  m.def("set_isa", &set_isa, nb::arg("name"), "Choose one of isas().");
+  m.def("set_parallel_for", [](uintptr_t f) { parallel_for = pointer<std::remove_pointer_t<ParallelFor>>(f); },
+        nb::arg("address"), "Address of torch_parallel_for, or 0 to stay on one thread.");
+  m.def("row_statistics", &row_statistics);
+  m.def("row_gradient", &row_gradient);
+  m.def("plain_loss", &plain_loss);
+  m.def("plain_gradient", &plain_gradient);
+}

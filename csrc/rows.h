@@ -1,0 +1,97 @@
+// What the kernel pair is told and what it answers: the contract between the kernels (rows.cpp,
+// compiled once per instruction set) and everyone who calls them (module.cpp).
+// No torch, no Python, no C++ standard library: only plain structs and pointers.
+#pragma once
+
+#include <cstdint>
+
+namespace xent {
+
+enum class Type : int { f32, f64, bf16, f16 };
+
+// N rows of V numbers in memory. Row n lies at (n / inner) * outer_stride + (n % inner) *
+// inner_stride elements, so that classes on a middle axis, (N, C, d), need no copy.
+struct Matrix {
+  void* data;
+  Type type;
+  int64_t inner;
+  int64_t outer_stride;
+  int64_t inner_stride;
+  int64_t class_stride;
+};
+
+// One float64 per row and field; a field that is null is not computed.
+// The pivot is the class left out of the sum: the target class of an index target, the largest
+// class of a soft one. (shift, sum) is the sum of exp(z_j - shift) over every other class.
+struct Statistics {
+  double* shift;
+  double* sum;
+  double* log_odds;
+  double* log_prob;
+  double* target;
+  double* lse;
+  double* mass;            // the row's weight: of its target class, or the sum of its soft target
+  double* top;             // the class of the largest logit
+  double* top_logit;
+  double* pivot_log_odds;  // of the pivot of a soft target
+  double* entropy;
+  double* mean;
+  double* support;    // how many classes are not masked by -inf
+  double* mean_mass;  // what the coefficients of `mean` sum to
+};
+constexpr int kFields = 14;
+
+// d loss / d statistic: float64 per row, or one for all of them (step 0); null stands for zero.
+struct Partials {
+  const double* log_odds;
+  const double* log_prob;
+  const double* target;
+  const double* lse;
+  const double* entropy;
+  const double* mean;
+  int64_t step;
+};
+
+struct Problem {
+  Matrix logits;
+  int64_t rows;
+  int64_t classes;
+
+  // z = softcap * tanh(scale * x / softcap) + class_bias
+  const double* scale;  // null: 1
+  int64_t scale_step;   // 1: one per row, 0: one for all
+  double softcap;       // 0: none
+  const void* class_bias;  // V numbers of the sweep's type, or null
+
+  const int64_t* labels;  // index target, or null for the soft one
+  int64_t ignore_index;
+  int64_t first_class;  // the number of the first class here
+  bool sharded;         // labels of other shards are not errors: their rows have no pivot
+  Matrix soft;
+  const void* class_weight;  // V numbers of the sweep's type, or null: 1
+
+  Statistics statistics;
+  Partials partials;
+  Matrix gradient;
+
+  // Answers, gathered over all threads.
+  int64_t kept;       // rows that are not ignored
+  int64_t bad_label;  // a label outside [0, V) that is not ignore_index
+  bool has_bad_label;
+};
+
+// Rows [begin, end) of a problem. Row-wise work never looks at another row, so any split of the
+// rows over calls and threads gives the same bits.
+struct Kernels {
+  const char* name;
+  void (*row_statistics)(Problem&, int64_t begin, int64_t end);
+  void (*row_gradient)(const Problem&, int64_t begin, int64_t end);
+};
+
+extern const Kernels baseline_kernels;
+#ifdef XENT_X86_VARIANTS
+extern const Kernels avx2_kernels;
+extern const Kernels avx512_kernels;
+#endif
+
+}  // namespace xent

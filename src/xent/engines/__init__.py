@@ -1,0 +1,119 @@
+"""The engines, each two functions, and the choice among them.
+
+``row_statistics(problem) -> table`` and ``row_gradient(problem, table, partials) -> gradient``:
+
+* ``reference`` is plain PyTorch: any device, any dtype, every transform. It is the specification.
+* ``native`` is C++ for CPU tensors.
+
+``measure`` is the front door: it chooses, computes, and makes the result differentiable.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .._check import one_of
+from ..row_statistics import RowStatistics, fields_of
+from . import native, reference
+from .autograd import DifferentiableTable, PlainCrossEntropy, transforms_active
+from .problem import Problem
+
+ENGINES = ("auto", "native", "reference")
+
+
+class Explanation(NamedTuple):
+    """Which engine a call takes, and why.
+
+    Attributes:
+        engine: ``"native"`` or ``"reference"``.
+        reason: one sentence.
+        gradient: how the gradient is found.
+    """
+
+    engine: str
+    reason: str
+    gradient: str
+
+    def __str__(self) -> str:
+        return f"engine: {self.engine} ({self.reason})\ngradient: {self.gradient}"
+
+
+def choose(problem: Problem, engine: str = "auto") -> Explanation:
+    """Decide which engine computes a problem; raise if a named engine cannot."""
+    one_of("engine", engine, ENGINES)
+    obstacle = native.obstacle(problem)
+    if obstacle is None and transforms_active():
+        obstacle = "torch.func or forward-mode AD is active, which needs plain tensor operations"
+    if engine == "native" and obstacle is not None:
+        raise ValueError(
+            f'engine="native" cannot do this: {obstacle}. engine="auto" takes the reference engine'
+        )
+    if engine == "reference":
+        return Explanation("reference", "as asked", "autograd on plain tensor operations")
+    if obstacle is not None:
+        return Explanation("reference", obstacle, "autograd on plain tensor operations")
+    threads = torch.get_num_threads()
+    return Explanation(
+        "native",
+        f"CPU logits, {problem.logits.dtype}; {native.isa()} kernels on up to {threads} threads",
+        "recomputed from the logits in backward: one more sweep, nothing of N x V is kept",
+    )
+
+
+def measure(problem: Problem, engine: str = "auto", inplace_backward: bool = False) -> RowStatistics:
+    """The row statistics of a problem, differentiable with respect to its tensors."""
+    plan = choose(problem, engine)
+    fields = fields_of(problem.target.soft, problem.requests)
+    if plan.engine == "native" and torch.compiler.is_compiling():
+        from .ops import table_op  # registers the operators; only compilers need them
+
+        table = table_op(problem, inplace_backward)
+    elif transforms_active() or problem.differentiable_beyond_logits():
+        # Plain tensor operations, which every transform knows how to take apart.
+        if inplace_backward:
+            raise ValueError(
+                "inplace_backward=True works for a plain backward pass to the logits only; torch.func, "
+                "forward-mode AD and gradients of targets, scales or weights need the logits intact"
+            )
+        table = reference.row_statistics(problem)
+    else:
+        module = native if plan.engine == "native" else reference
+        table = DifferentiableTable.apply(problem.logits, problem, module, inplace_backward)
+    assert isinstance(table, Tensor)
+    return RowStatistics.from_table(table, fields, problem.target.soft)
+
+
+def plain_cross_entropy(
+    input: Tensor, target: Tensor, ignore_index: int, reduction: str
+) -> Tensor | None:
+    """Cross-entropy of the plainest call in the fewest steps, or None if the call is not plain.
+
+    Plain are (N, C) logits of adjacent classes on the CPU and (N,) int64 targets, reduced to one
+    number. Every check here is part of what small batches cost.
+    """
+    if (
+        native._core is None
+        or type(input) not in (Tensor, torch.nn.Parameter)
+        or type(target) is not Tensor
+        or input.ndim != 2
+        or target.ndim != 1
+        or torch.compiler.is_compiling()
+        or target.dtype is not torch.int64
+        or input.dtype not in native.TYPES
+        or not input.is_cpu
+        or not target.is_cpu
+        or input.shape[0] != target.shape[0]
+        or input.stride(1) != 1
+        or not target.is_contiguous()
+        or reduction not in ("mean", "sum")
+        or transforms_active()
+        or torch.is_autocast_enabled("cpu")
+    ):
+        return None
+    mean = reduction == "mean"
+    if input.requires_grad and torch.is_grad_enabled():
+        return PlainCrossEntropy.apply(input, target, ignore_index, mean)
+    return native.plain_loss(input, target, ignore_index, mean)[0]

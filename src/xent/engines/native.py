@@ -1,0 +1,210 @@
+"""The C++ engine: hands addresses of CPU tensors to the kernel pair of ``csrc/``."""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .._check import label_out_of_range
+from .problem import Problem
+
+try:
+    from .. import _core
+except ImportError:  # a pure-Python installation: the reference engine does everything
+    _core = None
+
+TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+PLAIN_FIELDS = 4  # shift, sum, log_odds, log_prob: all that the plain case keeps
+_NO_MATRIX = (0, 0, 0, 1, 0, 1)
+
+
+def available() -> bool:
+    """Whether the compiled core is installed."""
+    return _core is not None
+
+
+def isa() -> str:
+    """The instruction set in use."""
+    return _core.isa() if _core is not None else "none"
+
+
+def isas() -> list[str]:
+    """The instruction sets that this machine can run, best last."""
+    return _core.isas() if _core is not None else []
+
+
+def set_isa(name: str) -> None:
+    """Choose one of :func:`isas`; for tests and measurements."""
+    if _core is None:
+        raise RuntimeError("the compiled core of xent is not installed")
+    _core.set_isa(name)
+
+
+def use_threads_of_torch() -> bool:
+    """Run rows on torch's own thread pool, so that torch.set_num_threads rules here too.
+
+    Its C entry is part of torch's stable interface; without it one thread does the work.
+    """
+    if _core is None:
+        return False
+    folder = Path(torch.__file__).parent / "lib"
+    for name in ("libtorch_cpu.so", "libtorch_cpu.dylib", "torch_cpu.dll"):
+        try:
+            entry = ctypes.CDLL(str(folder / name)).torch_parallel_for
+        except (OSError, AttributeError):
+            continue
+        _core.set_parallel_for(ctypes.cast(entry, ctypes.c_void_p).value)
+        return True
+    return False
+
+
+threaded = use_threads_of_torch()
+
+
+def obstacle(problem: Problem) -> str | None:
+    """Why the engine cannot take a problem, or None if it can."""
+    if _core is None:
+        return "the compiled core is not installed (see `xent info`)"
+    for tensor in problem.tensors():
+        if tensor is None:
+            continue
+        if tensor.device.type != "cpu":
+            return f"the tensors are on {tensor.device}"
+        if type(tensor) not in (Tensor, torch.nn.Parameter) and not torch.compiler.is_compiling():
+            return f"{type(tensor).__name__} is a tensor subclass"
+        if tensor.layout is not torch.strided:
+            return f"the layout is {tensor.layout}"
+    if problem.logits.dtype not in TYPES:
+        return f"logits of {problem.logits.dtype}"
+    if problem.target.soft and problem.target.values.dtype not in TYPES:
+        return f"targets of {problem.target.values.dtype}"
+    if problem.target.soft and _wider(problem.target.values, problem.logits):
+        return "float64 targets beside narrower logits ask for float64 arithmetic"
+    if problem.differentiable_beyond_logits():
+        return "a target, scale, bias or weight requires a gradient, which only the reference gives"
+    return None
+
+
+def _wider(a: Tensor, b: Tensor) -> bool:
+    return a.dtype == torch.float64 and b.dtype != torch.float64
+
+
+def row_statistics(problem: Problem) -> Tensor:
+    """The table of statistics, (fields, N...) in float64."""
+    table = torch.empty(problem.table_shape, dtype=torch.float64)
+    arguments, keep = _arguments(problem)
+    kept, has_bad_label, bad_label = _core.row_statistics(  # pyright: ignore
+        *arguments, table.data_ptr(), problem.mask
+    )
+    del keep
+    if has_bad_label:
+        raise label_out_of_range(bad_label, problem.classes, problem.target.ignore_index)
+    return table
+
+
+def row_gradient(
+    problem: Problem, table: Tensor, partials: Tensor, out: Tensor | None = None
+) -> Tensor:
+    """The gradient of ``(table * partials).sum()`` with respect to the logits.
+
+    ``out``, which may be the logits themselves, receives it.
+    """
+    if out is None:
+        out = torch.empty_like(problem.logits)
+    partials = partials.contiguous()
+    arguments, keep = _arguments(problem)
+    matrix, whole = _matrix(out, problem.axis, may_copy=False)
+    _core.row_gradient(  # pyright: ignore
+        *arguments, table.data_ptr(), problem.mask, partials.data_ptr(), matrix
+    )
+    del keep
+    if whole is not None:
+        out.copy_(whole)
+    return out
+
+
+def _arguments(problem: Problem) -> tuple[tuple, list[Tensor]]:
+    """The problem as numbers, and the tensors that must live as long as the addresses are used."""
+    p, keep = problem, []
+
+    def address(tensor: Tensor | None, dtype: torch.dtype) -> int:
+        if tensor is None:
+            return 0
+        keep.append(tensor.detach().to(dtype).contiguous())
+        return keep[-1].data_ptr()
+
+    sweep = torch.float64 if p.logits.dtype == torch.float64 else torch.float32
+    logits, copy = _matrix(p.logits, p.axis)
+    soft, soft_copy = _matrix(p.target.values, p.axis) if p.target.soft else (_NO_MATRIX, None)
+    keep += [t for t in (copy, soft_copy) if t is not None]
+    labels = 0 if p.target.soft else address(p.target.values, torch.int64)
+    scale = p.transform.scale
+    transform = (
+        address(scale, torch.float64),
+        scale is not None and scale.ndim > 0,
+        p.transform.softcap,
+        address(p.transform.class_bias, sweep),
+        address(p.class_weight, sweep),
+    )
+    rows = p.rows.numel()
+    target = (labels, p.target.ignore_index, p.target.first_class, p.target.sharded)
+    return (logits, rows, p.classes, target, soft, transform), keep
+
+
+def _matrix(x: Tensor, axis: int, may_copy: bool = True) -> tuple[tuple, Tensor | None]:
+    """A tensor as rows: (address, type, outer step, inner count, inner step, class step).
+
+    Rows of (N, C, d1, ...) are addressed in place if d1, ... step evenly, which holds for
+    contiguous and channels-last tensors and slices of a batch. Others are copied; the copy is the
+    second value. With ``may_copy=False`` it is left uninitialised, to be copied back from.
+    """
+    copy = None
+    if x.ndim > 3:
+        try:
+            flat = x.view(*x.shape[:2], -1)
+        except RuntimeError:
+            copy = x.contiguous() if may_copy else torch.empty_like(x, memory_format=torch.contiguous_format)
+            flat = copy.view(*x.shape[:2], -1)
+    else:
+        flat = x
+    step = flat.stride()
+    kind = TYPES[x.dtype]
+    if x.ndim == 1:
+        return (flat.data_ptr(), kind, 0, 1, 0, step[0]), copy
+    if flat.ndim == 2:
+        return (flat.data_ptr(), kind, step[0], 1, 0, step[1]), copy
+    return (flat.data_ptr(), kind, step[0], flat.shape[2], step[2], step[1]), copy
+
+
+def plain_loss(logits: Tensor, labels: Tensor, ignore_index: int, mean: bool) -> tuple:
+    """Mean or sum of ``-log p`` over (N, V) rows of adjacent classes.
+
+    Returns the loss, the table for :func:`plain_gradient` and what the sum was divided by.
+    """
+    rows, classes = logits.shape
+    table = torch.empty((PLAIN_FIELDS, rows), dtype=torch.float64)
+    loss = torch.empty((), dtype=logits.dtype)
+    kept, has_bad_label, bad_label = _core.plain_loss(  # pyright: ignore
+        logits.data_ptr(), TYPES[logits.dtype], rows, classes, logits.stride(0),
+        labels.data_ptr(), ignore_index, table.data_ptr(), mean, loss.data_ptr(),
+    )  # fmt: skip
+    if has_bad_label:
+        raise label_out_of_range(bad_label, classes, ignore_index)
+    return loss, table, kept if mean else 1
+
+
+def plain_gradient(
+    logits: Tensor, labels: Tensor, ignore_index: int, table: Tensor, divisor: int, slope: Tensor
+) -> Tensor:
+    """The gradient of :func:`plain_loss` times ``slope``, a number as a 0-d tensor."""
+    rows, classes = logits.shape
+    gradient = torch.empty_like(logits)
+    _core.plain_gradient(  # pyright: ignore
+        logits.data_ptr(), TYPES[logits.dtype], rows, classes, logits.stride(0),
+        labels.data_ptr(), ignore_index, table.data_ptr(), divisor, slope.data_ptr(),
+        gradient.data_ptr(), gradient.stride(0),
+    )  # fmt: skip
+    return gradient

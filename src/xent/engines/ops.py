@@ -1,0 +1,123 @@
+"""The native engine as torch operators, so that compilers see one opaque call each way.
+
+`torch.compile(fullgraph=True)` and `torch.export` put these into their graphs. Eager code does not
+come here: an operator registered from Python costs three times a plain autograd.Function.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..logits import LogitTransform
+from ..targets import Target
+from . import native
+from .problem import Problem
+
+REQUEST_SEPARATOR = ","
+
+
+def table_op(problem: Problem, inplace_backward: bool) -> Tensor:
+    """The table of statistics through the operator; differentiable."""
+    if inplace_backward:
+        raise ValueError("inplace_backward=True cannot be compiled; leave the memory to the compiler")
+    return row_statistics(*_flatten(problem))
+
+
+def _flatten(p: Problem) -> tuple:
+    t = p.target
+    return (
+        *p.tensors(),
+        t.soft, t.ignore_index, t.first_class, t.sharded,
+        p.transform.softcap, REQUEST_SEPARATOR.join(p.requests),
+    )  # fmt: skip
+
+
+def _problem(
+    tensors: tuple[Tensor | None, ...],
+    soft: bool,
+    ignore_index: int,
+    first_class: int,
+    sharded: bool,
+    softcap: float,
+    requests: str,
+) -> Problem:
+    logits, target, scale, bias, weight = tensors
+    assert logits is not None
+    assert target is not None
+    return Problem(
+        logits,
+        Target(target, soft, ignore_index, first_class, sharded),
+        LogitTransform(scale, softcap, bias),
+        weight,
+        tuple(r for r in requests.split(REQUEST_SEPARATOR) if r),
+    )
+
+
+@torch.library.custom_op("xent::row_statistics", mutates_args=(), device_types="cpu")
+def row_statistics(
+    logits: Tensor,
+    target: Tensor,
+    scale: Tensor | None,
+    class_bias: Tensor | None,
+    class_weight: Tensor | None,
+    soft: bool,
+    ignore_index: int,
+    first_class: int,
+    sharded: bool,
+    softcap: float,
+    requests: str,
+) -> Tensor:
+    """The table of statistics, (fields, N...) in float64."""
+    tensors = (logits, target, scale, class_bias, class_weight)
+    return native.row_statistics(
+        _problem(tensors, soft, ignore_index, first_class, sharded, softcap, requests)
+    )
+
+
+@row_statistics.register_fake
+def _(logits, target, scale, class_bias, class_weight, *settings) -> Tensor:
+    tensors = (logits, target, scale, class_bias, class_weight)
+    shape = _problem(tensors, *settings).table_shape
+    return logits.new_empty(shape, dtype=torch.float64)
+
+
+@torch.library.custom_op("xent::row_gradient", mutates_args=(), device_types="cpu")
+def row_gradient(
+    table: Tensor,
+    partials: Tensor,
+    logits: Tensor,
+    target: Tensor,
+    scale: Tensor | None,
+    class_bias: Tensor | None,
+    class_weight: Tensor | None,
+    soft: bool,
+    ignore_index: int,
+    first_class: int,
+    sharded: bool,
+    softcap: float,
+    requests: str,
+) -> Tensor:
+    """The gradient of the logits."""
+    tensors = (logits, target, scale, class_bias, class_weight)
+    problem = _problem(tensors, soft, ignore_index, first_class, sharded, softcap, requests)
+    return native.row_gradient(problem, table, partials)
+
+
+@row_gradient.register_fake
+def _(table, partials, logits, *rest) -> Tensor:
+    return torch.empty_like(logits)
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    ctx.save_for_backward(*inputs[:5], output)
+    ctx.settings = inputs[5:]
+
+
+def _backward(ctx, partials: Tensor) -> tuple[Tensor | None, ...]:
+    *tensors, table = ctx.saved_tensors
+    gradient = row_gradient(table, partials, *tensors, *ctx.settings)
+    return (gradient,) + (None,) * 10
+
+
+row_statistics.register_autograd(_backward, setup_context=_setup_context)

@@ -1,0 +1,75 @@
+"""What an engine is asked: logits, what is done to them, the target, and which statistics."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..logits import LogitTransform
+from ..row_statistics import field_mask, fields_of, table_height
+from ..targets import Target, class_axis
+
+
+class Problem(NamedTuple):
+    """One call's question. The tensors have been checked against each other."""
+
+    logits: Tensor  # (C,), (N, C) or (N, C, d1, ...)
+    target: Target
+    transform: LogitTransform = LogitTransform()
+    class_weight: Tensor | None = None  # (C,)
+    requests: tuple[str, ...] = ()
+
+    @property
+    def axis(self) -> int:
+        """The axis of the classes."""
+        return class_axis(self.logits)
+
+    @property
+    def classes(self) -> int:
+        """How many there are."""
+        return self.logits.shape[self.axis]
+
+    @property
+    def rows(self) -> torch.Size:
+        """The shape of the rows: that of the logits without the class axis."""
+        shape = self.logits.shape
+        return shape[: self.axis] + shape[self.axis + 1 :]
+
+    @property
+    def mask(self) -> int:
+        """The fields to compute, as bits."""
+        return field_mask(fields_of(self.target.soft, self.requests))
+
+    @property
+    def table_shape(self) -> tuple[int, ...]:
+        """The shape of the table of statistics."""
+        return (table_height(self.mask), *self.rows)
+
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """Every tensor, in a fixed order, for those who must save them."""
+        return (
+            self.logits,
+            self.target.values,
+            self.transform.scale,
+            self.transform.class_bias,
+            self.class_weight,
+        )
+
+    def with_tensors(self, tensors: tuple[Tensor | None, ...]) -> Problem:
+        """The same question about other tensors, in the order of :meth:`tensors`."""
+        logits, target, scale, bias, weight = tensors
+        assert logits is not None
+        assert target is not None
+        return self._replace(
+            logits=logits,
+            target=self.target._replace(values=target),
+            transform=self.transform._replace(scale=scale, class_bias=bias),
+            class_weight=weight,
+        )
+
+    def differentiable_beyond_logits(self) -> bool:
+        """Whether something other than the logits wants a gradient."""
+        others = self.tensors()[1:]
+        return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in others)

@@ -1,0 +1,155 @@
+"""The specification: the statistics in plain PyTorch, shape by shape, on any device and dtype.
+
+Differentiable as it stands, as often and in whatever mode PyTorch can. (N,) stands for the shape
+of the rows, V for the classes, which come last here.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .._check import label_out_of_range
+from ..row_statistics import FIELDS
+from .problem import Problem
+
+INF = torch.inf
+
+
+def row_statistics(problem: Problem) -> Tensor:
+    """The table of statistics, (fields, N...), in float64 where the device has it."""
+    p = problem
+    z = p.transform(_sweep(p.logits).movedim(p.axis, -1))  # (N, V)
+    wide = torch.float32 if z.device.type == "mps" else torch.float64
+    weight = None if p.class_weight is None else p.class_weight.to(z.dtype)  # (V,)
+    if p.target.soft:
+        q = _sweep(p.target.values).movedim(p.axis, -1)  # (N, V)
+        q = q if weight is None else q * weight
+        pivot = z.detach().argmax(-1)  # (N,)
+        ignored = torch.zeros_like(pivot, dtype=torch.bool)
+        present = torch.ones_like(ignored)
+    else:
+        q = None
+        pivot, present, ignored = _read_labels(p)  # (N,) each
+
+    classes = torch.arange(p.classes, device=z.device)
+    is_pivot = (classes == pivot.unsqueeze(-1)) & present.unsqueeze(-1)  # (N, V)
+    at_pivot = torch.where(is_pivot, z, 0).sum(-1).to(wide)  # (N,)
+    pivot_logit = torch.where(present, at_pivot, -INF)
+    # An infinite logit is an overflow upstream; it must not look like a sure prediction.
+    pivot_logit = torch.where(pivot_logit == INF, torch.nan, pivot_logit)
+
+    rest = torch.where(is_pivot, -INF, z)  # (N, V)
+    shift = _largest(rest)  # (N,)
+    finite_shift = torch.where(shift == -INF, 0.0, shift)
+    below_shift = finite_shift.unsqueeze(-1) - rest  # (N, V), >= 0
+    e = torch.exp(-below_shift)  # (N, V)
+    sum_ = e.sum(-1, dtype=wide)  # (N,)
+    empty = sum_ == 0
+    log_sum = torch.where(empty, -INF, torch.log(torch.where(empty, 1.0, sum_)))
+
+    shift, finite_shift = shift.to(wide), finite_shift.to(wide)
+    d = (pivot_logit - shift) - log_sum  # log-odds of the pivot
+    above = -F.logsigmoid(d)  # lse - pivot
+    below = torch.where(empty, 0.0, log_sum - F.logsigmoid(-torch.where(empty, 0.0, d)))
+    lse = torch.where(d < 0, finite_shift + below, pivot_logit + above)
+
+    fields: dict[str, Tensor] = {"shift": shift, "sum": sum_, "lse": lse}
+    if q is None:
+        mass = torch.ones_like(d) if weight is None else weight[pivot].to(wide)
+        fields |= {"log_odds": d, "log_prob": -above, "target": pivot_logit}
+        fields["mass"] = torch.where(present, mass, 0.0)
+    else:
+        q_pivot = torch.where(is_pivot, q, 0).sum(-1).to(wide)  # (N,)
+        q_rest = torch.where(is_pivot, 0, q)  # (N, V)
+        unseen = (rest == -INF) & (q_rest == 0)  # 0 * inf = 0
+        deficit = (q_rest * torch.where(unseen, 0, below_shift)).sum(-1, dtype=wide)
+        rest_mass = q_rest.sum(-1, dtype=wide)
+        nll = torch.where(q_pivot == 0, 0.0, q_pivot * above) + deficit + rest_mass * below
+        fields["log_prob"] = -nll
+        fields["log_odds"] = -nll - torch.log(-torch.expm1(-nll))
+        target = torch.where(q_pivot == 0, 0.0, q_pivot * pivot_logit)
+        fields["target"] = target + rest_mass * finite_shift - deficit
+        fields |= {"mass": q_pivot + rest_mass, "pivot_log_odds": d, "top": pivot.to(wide)}
+
+    if "top" in p.requests:
+        top_logit, top = z.detach().max(-1)
+        fields |= {"top": top.to(wide), "top_logit": top_logit.to(wide)}
+    if "entropy" in p.requests:
+        masked = rest == -INF
+        spread = (e * torch.where(masked, 0, below_shift)).sum(-1, dtype=wide)
+        surprise = below + spread / torch.where(empty, 1.0, sum_)
+        sure = d == INF  # nothing but the pivot, or nothing of the pivot
+        unlikely = d == -INF
+        in_pivot = torch.where(unlikely, 0.0, torch.sigmoid(d) * torch.where(unlikely, 0.0, above))
+        in_rest = torch.where(sure, 0.0, torch.sigmoid(-d) * torch.where(sure, 0.0, surprise))
+        fields["entropy"] = in_pivot + in_rest
+    if "mean" in p.requests:
+        masked = z == -INF
+        c = torch.ones_like(z) if weight is None else weight.expand_as(z)
+        c = torch.where(masked, 0, c)  # (N, V)
+        gap = torch.where(masked, 0, finite_shift.to(z.dtype).unsqueeze(-1) - z)
+        support = (~masked).sum(-1).to(wide)
+        c_sum = c.sum(-1, dtype=wide)
+        fields["mean"] = (c_sum * finite_shift - (c * gap).sum(-1, dtype=wide)) / support
+        fields |= {"support": support, "mean_mass": c_sum / support}
+
+    certain = {"log_odds": INF, "support": 1.0}
+    names = FIELDS[: p.table_shape[0]]
+    blank = torch.zeros_like(d)
+    rows = [torch.where(ignored, certain.get(n, 0.0), fields.get(n, blank)) for n in names]
+    return torch.stack(rows)
+
+
+def row_gradient(
+    problem: Problem, table: Tensor, partials: Tensor, out: Tensor | None = None
+) -> Tensor:
+    """The gradient of ``(table * partials).sum()`` with respect to the logits.
+
+    ``out``, if given, receives it. Where gradients are recorded the result is differentiable.
+    """
+    record = torch.is_grad_enabled()
+    logits = problem.logits if record else problem.logits.detach().requires_grad_()
+    with torch.enable_grad():
+        again = row_statistics(problem._replace(logits=logits))
+    (gradient,) = torch.autograd.grad(again, logits, partials, create_graph=record)
+    return gradient if out is None else out.copy_(gradient)
+
+
+def _sweep(x: Tensor) -> Tensor:
+    """Sums run in at least float32."""
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
+
+
+def _largest(rest: Tensor) -> Tensor:
+    """The largest value of each row as a constant; -inf where there is none."""
+    rest = rest.detach()
+    if rest.shape[-1] == 0:
+        return rest.new_full(rest.shape[:-1], -INF)
+    return rest.amax(-1)
+
+
+def _read_labels(p: Problem) -> tuple[Tensor, Tensor, Tensor]:
+    """(class within these logits, whether it is there, whether the row is ignored)."""
+    labels = p.target.values
+    ignored = labels == p.target.ignore_index
+    here = labels - p.target.first_class
+    present = (here >= 0) & (here < p.classes) & ~ignored
+    if not p.target.sharded:
+        _refuse_bad_labels(p, ignored | present)
+    return torch.where(present, here, 0), present, ignored
+
+
+def _refuse_bad_labels(p: Problem, good: Tensor) -> None:
+    """Raise on a label that does not exist, where looking at values is possible and free.
+
+    Elsewhere (accelerators, transforms, compilation) the row has no target, so its loss is inf.
+    """
+    from .autograd import transforms_active
+
+    if good.device.type != "cpu" or torch.compiler.is_compiling() or transforms_active():
+        return
+    if not bool(good.all()):
+        bad = int(p.target.values[~good].flatten()[0])
+        raise label_out_of_range(bad, p.classes, p.target.ignore_index)

@@ -1,0 +1,70 @@
+"""What is done to logits before any loss sees them: scale, softcap, class bias."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ._check import finite_number, vector_of_classes
+
+
+class LogitTransform(NamedTuple):
+    """``z = softcap * tanh(scale * x / softcap) + class_bias``, each step left out if it is None.
+
+    A masked class stays masked: ``-inf`` passes through the cap.
+    """
+
+    scale: Tensor | None = None  # float64, 0-d or one per row
+    softcap: float = 0.0
+    class_bias: Tensor | None = None  # (V,)
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The tensors among the settings, which may ask for gradients of their own."""
+        return tuple(t for t in (self.scale, self.class_bias) if t is not None)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Apply to logits whose classes are on the last axis."""
+        z = x
+        if self.scale is not None:
+            z = z * self.scale.to(x.dtype).unsqueeze(-1)
+        if self.softcap:
+            masked = z == -torch.inf
+            capped = self.softcap * torch.tanh(z.masked_fill(masked, 0) / self.softcap)
+            z = torch.where(masked, z, capped)
+        if self.class_bias is not None:
+            z = z + self.class_bias.to(x.dtype)
+        return z
+
+
+def make_transform(
+    logit_scale: float | Tensor | None,
+    softcap: float | None,
+    class_bias: Tensor | None,
+    rows: torch.Size,
+    classes: int,
+    device: torch.device,
+) -> LogitTransform:
+    """Check the three settings and bring them into the form the engines take."""
+    scale = None
+    if isinstance(logit_scale, Tensor):
+        if logit_scale.ndim and logit_scale.shape != rows:
+            raise ValueError(
+                f"`logit_scale` must be a number, a 0-d tensor or one number per row, shape "
+                f"{tuple(rows)}; got shape {tuple(logit_scale.shape)}"
+            )
+        scale = logit_scale.to(torch.float64)
+    elif logit_scale is not None:
+        number = finite_number("logit_scale", logit_scale)
+        if number != 1.0:
+            scale = torch.tensor(number, dtype=torch.float64, device=device)
+    cap = 0.0
+    if softcap is not None:
+        cap = finite_number("softcap", softcap)
+        if cap <= 0:
+            raise ValueError(f"`softcap` must be positive, or None for no cap; got {softcap}")
+    if class_bias is not None:
+        vector_of_classes("class_bias", class_bias, classes, device)
+    return LogitTransform(scale, cap, class_bias)

@@ -1,0 +1,142 @@
+"""Losses of one target per row."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Literal
+
+from torch import Tensor
+
+from ..engines import plain_cross_entropy
+from ..row_loss import Reduction, row_loss
+from ..row_statistics import RowStatistics
+
+# Every option of `cross_entropy` that the plain case leaves alone, in the order of the signature.
+_PLAIN = (None, None, None, 0.0, None, None, 0.0, None, None, None, False, False, "nan", "auto")
+
+
+def cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    size_average: bool | None = None,
+    ignore_index: int = -100,
+    reduce: bool | None = None,
+    reduction: Reduction = "mean",
+    label_smoothing: float = 0.0,
+    *,
+    normalizer: float | Tensor | str | None = None,
+    row_weight: Tensor | None = None,
+    z_loss: float = 0.0,
+    logit_scale: float | Tensor | None = None,
+    softcap: float | None = None,
+    class_bias: Tensor | None = None,
+    return_stats: bool = False,
+    inplace_backward: bool = False,
+    empty: Literal["nan", "zero"] = "nan",
+    engine: str = "auto",
+) -> Tensor | tuple[Tensor, RowStatistics]:
+    r"""Softmax cross-entropy: minus the log-probability of the target. In nats.
+
+    A drop-in for :func:`torch.nn.functional.cross_entropy` with all its digits: right to a few
+    units in the last place however sure the prediction, where ``lse - z_y`` gives 0.
+
+    .. math::
+        \ell_n = -w_{y_n} \log p_{n, y_n} = w_{y_n} \log\bigl(1 + e^{-d_n}\bigr), \qquad
+        d_n = z_{n, y_n} - \log \sum_{j \ne y_n} e^{z_{n, j}}
+
+    Args:
+        input: logits, ``(C,)``, ``(N, C)`` or ``(N, C, d1, ...)``. ``-inf`` masks a class:
+            probability and gradient are 0.
+        target: class indices, int64 or uint8, in the shape of the rows, ``()``, ``(N,)`` or
+            ``(N, d1, ...)``; or class probabilities in the shape of ``input``.
+        weight: class weights, ``(C,)``.
+        size_average: deprecated in PyTorch; use ``reduction``.
+        ignore_index: class index that marks rows to leave out.
+        reduce: deprecated in PyTorch; use ``reduction``.
+        reduction: ``"none"``, ``"sum"`` or ``"mean"``. The mean divides by the summed class weight
+            of the rows that are kept; with probabilities by the number of rows.
+        label_smoothing: in [0, 1]: how much of the target is spread evenly over the classes.
+            Classes masked by ``-inf`` take no part (PyTorch returns ``inf`` there).
+        normalizer: what the mean divides by instead: a number or 0-d tensor (the global token
+            count, say), ``"count"`` for the number of rows kept, ``"weight"`` for the rule above.
+        row_weight: factor on each row, in the shape of the rows; without ``normalizer`` the mean
+            divides by the sum of row weight times class weight, so that a weight of 2 is a row
+            that occurs twice.
+        z_loss: coefficient of :math:`\mathrm{lse}^2`, which keeps logits from drifting.
+        logit_scale: factor on the logits (an inverse temperature), a number or one per row.
+        softcap: replaces logits ``z`` by ``softcap * tanh(z / softcap)``, after the scale.
+        class_bias: added to the logits after scale and softcap, ``(C,)``; log-priors give logit
+            adjustment.
+        return_stats: also return the :class:`xent.RowStatistics`.
+        inplace_backward: write the gradient over ``input``, which must be an intermediate result
+            that nobody reads any more. Saves one tensor of N x C.
+        empty: ``"nan"`` as PyTorch, or ``"zero"``: the mean of no rows.
+        engine: ``"auto"``, ``"native"`` or ``"reference"``; see :func:`xent.explain`.
+
+    Returns:
+        A scalar, or the shape of the rows for ``reduction="none"``, in the dtype of ``input``
+        (promoted with that of probabilities; float32 under autocast). With ``return_stats``, that
+        and the statistics.
+
+    Raises:
+        ValueError: for shapes that do not fit, a class index out of range (also an IndexError), or
+            a value an option cannot take.
+        TypeError: for dtypes that do not fit.
+
+    Example:
+        >>> import torch, xent
+        >>> logits = torch.tensor([[10.0, -10.0, -10.0]])
+        >>> f"{xent.cross_entropy(logits, torch.tensor([0])).item():.6e}"
+        '4.122307e-09'
+        >>> torch.nn.functional.cross_entropy(logits, torch.tensor([0])).item()
+        0.0
+
+    References:
+        Bridle, *Probabilistic interpretation of feedforward classification network outputs*, 1990.
+        Label smoothing: Szegedy et al., *Rethinking the Inception architecture*, CVPR 2016.
+        z-loss: Chowdhery et al., *PaLM*, JMLR 2023.
+    """
+    options = (
+        weight, size_average, reduce, label_smoothing, normalizer, row_weight, z_loss, logit_scale,
+        softcap, class_bias, return_stats, inplace_backward, empty, engine,
+    )  # fmt: skip
+    if options == _PLAIN:
+        loss = plain_cross_entropy(input, target, ignore_index, reduction)
+        if loss is not None:
+            return loss
+    if size_average is not None or reduce is not None:
+        reduction = _legacy_reduction(size_average, reduce)
+    if not 0.0 <= label_smoothing <= 1.0:
+        raise ValueError(f"label_smoothing must be between 0.0 and 1.0. Got: {label_smoothing}")
+    return _cross_entropy(
+        input, target, weight, ignore_index=ignore_index, reduction=reduction,
+        normalizer=normalizer, row_weight=row_weight, logit_scale=logit_scale, softcap=softcap,
+        class_bias=class_bias, return_stats=return_stats, inplace_backward=inplace_backward,
+        empty=empty, engine=engine, label_smoothing=label_smoothing, z_loss=z_loss,
+    )  # fmt: skip
+
+
+def _needs(label_smoothing: float, z_loss: float) -> tuple[str, ...]:
+    return ("mean",) if label_smoothing else ()
+
+
+@row_loss(needs=_needs, weighted=True)
+def _cross_entropy(s: RowStatistics, label_smoothing: float = 0.0, z_loss: float = 0.0) -> Tensor:
+    loss = s.nll
+    if label_smoothing:
+        uniform = s.mean_mass * s.lse - s.mean  # cross-entropy from the uniform distribution
+        loss = (1 - label_smoothing) * loss + label_smoothing * uniform
+    if z_loss:
+        loss = loss + z_loss * s.mass * s.lse.square()
+    return loss
+
+
+def _legacy_reduction(size_average: bool | None, reduce: bool | None) -> Reduction:
+    """What PyTorch's old pair of flags means."""
+    warnings.warn(
+        "size_average and reduce are deprecated, please use reduction instead.", stacklevel=3
+    )
+    if reduce is False:
+        return "none"
+    return "sum" if size_average is False else "mean"

@@ -1,0 +1,301 @@
+"""The idea of the house: a handful of numbers per row, and one way to merge them.
+
+For one row of logits ``z`` and its class ``y`` let
+
+* ``target`` = ``z_y``, the logit of the target (for a soft target ``q``: ``sum_j q_j z_j``),
+* ``rest`` = the log-sum-exp of every *other* class,
+* ``log_odds`` ``d = target - rest``.
+
+Softmax cross-entropy of the row is *binary* cross-entropy on the single number ``d``:
+
+    prob = sigmoid(d)    log_prob = log sigmoid(d)    1 - prob = sigmoid(-d)    lse = target - log_prob
+
+Nowhere are two nearly equal numbers subtracted, so loss and gradient keep all their digits for the
+most confident model, where ``lse - z_y`` rounds to zero. Every loss of the family is a few lines on
+these numbers. The numbers of two parts of a row merge into those of the whole, in any order and
+grouping (a commutative monoid), whether the parts are tiles of a kernel, chunks of a vocabulary or
+the shards of several machines.
+
+Everything per row is float64: N numbers cost nothing beside N x V.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# Rows of the table an engine answers with, in the order of the C++ struct `Statistics`.
+FIELDS = (
+    "shift",
+    "sum",
+    "log_odds",
+    "log_prob",
+    "target",
+    "lse",
+    "mass",
+    "top",
+    "top_logit",
+    "pivot_log_odds",
+    "entropy",
+    "mean",
+    "support",
+    "mean_mass",
+)
+INDEX = {name: k for k, name in enumerate(FIELDS)}
+
+REQUESTS = ("entropy", "mean", "top")
+
+
+def fields_of(soft: bool, requests: tuple[str, ...]) -> tuple[str, ...]:
+    """The fields to compute: the constant ones and what is asked for on top."""
+    names = ["shift", "sum", "log_odds", "log_prob", "target", "lse", "mass"]
+    if soft:
+        names += ["top", "pivot_log_odds"]
+    if "top" in requests:
+        names += ["top", "top_logit"]
+    if "entropy" in requests:
+        names += ["entropy"]
+    if "mean" in requests:
+        names += ["mean", "support", "mean_mass"]
+    return tuple(dict.fromkeys(names))
+
+
+def field_mask(fields: tuple[str, ...]) -> int:
+    """The fields as the bits that the engines understand."""
+    return sum(1 << INDEX[name] for name in fields)
+
+
+def table_height(mask: int) -> int:
+    """How many rows a table has that holds the fields of ``mask``."""
+    return mask.bit_length()
+
+
+@dataclass(frozen=True)
+class RowStatistics:
+    r"""What a loss may know about each row of logits; natural logarithms throughout.
+
+    Every attribute has the shape of the target without its class axis, in float64, and is
+    differentiable with respect to the logits unless marked *constant*. With :meth:`merge` and
+    :meth:`identity` the statistics of disjoint sets of classes form a commutative monoid.
+
+    Attributes:
+        log_odds: ``target - rest``, the log-odds of the target against all other classes.
+        log_prob: log-probability of the target, ``log sigmoid(log_odds)``; for a soft target
+            ``q`` the expected one, ``sum_j q_j log p_j``.
+        target: logit of the target; for a soft target ``sum_j q_j z_j``.
+        lse: log-sum-exp of all classes.
+        mass: *constant*. Weight of the row: the class weight of its target class (1 without
+            weights, 0 if the row is ignored), or the sum of its (weighted) soft target.
+        soft: whether the targets are probabilities rather than class indices.
+
+    On request only (``entropy=True`` and so on):
+        entropy: entropy of the predicted distribution.
+        mean: mean logit over the classes that are not masked by ``-inf``; with class weights
+            their weighted sum over the number of those classes.
+        mean_mass: *constant*. What the coefficients of ``mean`` sum to: 1 without class weights.
+        support: *constant*. Number of classes that are not masked.
+        top: *constant*. Class of the largest logit, int64, ties to the lowest class.
+        top_logit: *constant*. The largest logit.
+
+    An ignored row is a row predicted with certainty: ``log_prob`` 0, ``log_odds`` infinite,
+    ``mass`` 0.
+
+    Example:
+        >>> import torch, xent
+        >>> s = xent.statistics(torch.tensor([[10.0, -10.0, -10.0]]), torch.tensor([0]))
+        >>> f"{-s.log_prob.item():.12e}"
+        '4.122307236380e-09'
+        >>> f"{s.prob.item():.4f} {s.rest.item():.4f}"
+        '1.0000 -9.3069'
+    """
+
+    log_odds: Tensor
+    log_prob: Tensor
+    target: Tensor
+    lse: Tensor
+    mass: Tensor
+    soft: bool = False
+    entropy_: Tensor | None = None
+    mean_: Tensor | None = None
+    mean_mass_: Tensor | None = None
+    support_: Tensor | None = None
+    top_: Tensor | None = None
+    top_logit_: Tensor | None = None
+
+    @property
+    def prob(self) -> Tensor:
+        """Probability of the target; for a soft target its geometric mean."""
+        return self.log_prob.exp()
+
+    @property
+    def rest(self) -> Tensor:
+        """Log-sum-exp of every class but the target."""
+        absent = self.target == -torch.inf  # masked, or on another shard: everything is rest
+        return torch.where(absent, self.lse, self.target - self.log_odds)
+
+    @property
+    def nll(self) -> Tensor:
+        """Negative log-likelihood with the class weights: what cross-entropy adds up."""
+        return -self.log_prob if self.soft else -self.log_prob * self.mass
+
+    @property
+    def entropy(self) -> Tensor:
+        """Entropy of the predicted distribution, on request."""
+        return self._requested("entropy")
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean logit over the unmasked classes, on request."""
+        return self._requested("mean")
+
+    @property
+    def mean_mass(self) -> Tensor:
+        """What the coefficients of ``mean`` sum to, on request."""
+        return self._requested("mean_mass", "mean")
+
+    @property
+    def support(self) -> Tensor:
+        """Number of unmasked classes, on request."""
+        return self._requested("support", "mean")
+
+    @property
+    def top(self) -> Tensor:
+        """Class of the largest logit, on request."""
+        return self._requested("top")
+
+    @property
+    def top_logit(self) -> Tensor:
+        """The largest logit, on request."""
+        return self._requested("top_logit", "top")
+
+    def _requested(self, name: str, request: str | None = None) -> Tensor:
+        value = getattr(self, name + "_")
+        if value is None:
+            request = request or name
+            raise AttributeError(
+                f"`{name}` was not computed, because nobody asked for it: pass {request}=True to "
+                f'xent.statistics, or declare @row_loss(needs="{request}")'
+            )
+        return value
+
+    @classmethod
+    def from_table(cls, table: Tensor, fields: tuple[str, ...], soft: bool) -> RowStatistics:
+        """Name the rows of the (fields, ...) table that an engine answers with."""
+        row = dict(zip(FIELDS, table.unbind(0), strict=False))
+        extra = {
+            f"{name}_": row[name]
+            for name in ("entropy", "mean", "mean_mass", "support", "top_logit")
+            if name in fields
+        }
+        if "top_logit" in fields:
+            extra["top_"] = row["top"].detach().to(torch.int64)
+            extra["top_logit_"] = row["top_logit"].detach()
+        return cls(
+            log_odds=row["log_odds"],
+            log_prob=row["log_prob"],
+            target=row["target"],
+            lse=row["lse"],
+            mass=row["mass"].detach(),
+            soft=soft,
+            **extra,
+        )
+
+    @classmethod
+    def identity(
+        cls,
+        shape: tuple[int, ...] = (),
+        *,
+        soft: bool = False,
+        entropy: bool = False,
+        mean: bool = False,
+        top: bool = False,
+        device: torch.device | str | None = None,
+    ) -> RowStatistics:
+        """Statistics of no class at all: merging with them changes nothing.
+
+        Args:
+            shape: shape of the rows.
+            soft: for soft targets.
+            entropy: hold an entropy, as the statistics to merge with do; likewise ``mean``, ``top``.
+            mean: see ``entropy``.
+            top: see ``entropy``.
+            device: where to put the tensors.
+        """
+
+        def full(value: float, dtype: torch.dtype = torch.float64) -> Tensor:
+            return torch.full(shape, value, dtype=dtype, device=device)
+
+        return cls(
+            log_odds=full(-torch.inf),
+            log_prob=full(0.0 if soft else -torch.inf),
+            target=full(0.0 if soft else -torch.inf),
+            lse=full(-torch.inf),
+            mass=full(0.0),
+            soft=soft,
+            entropy_=full(0.0) if entropy else None,
+            mean_=full(0.0) if mean else None,
+            mean_mass_=full(0.0) if mean else None,
+            support_=full(0.0) if mean else None,
+            top_=full(torch.iinfo(torch.int64).max, torch.int64) if top else None,
+            top_logit_=full(-torch.inf) if top else None,
+        )
+
+    def merge(self, other: RowStatistics) -> RowStatistics:
+        """Statistics of the union of two disjoint sets of classes. Differentiable.
+
+        Associative and commutative up to rounding; both sides must hold the same requests.
+
+        Args:
+            other: statistics of the same rows over other classes, as
+                ``statistics(..., first_class=...)`` gives them.
+
+        Raises:
+            ValueError: if one side has soft targets, or a request, that the other lacks.
+        """
+        a, b = self, other
+        if a.soft != b.soft:
+            raise ValueError("merge: one side has soft targets and the other class indices")
+        for name in ("entropy_", "mean_", "top_"):
+            if (getattr(a, name) is None) != (getattr(b, name) is None):
+                raise ValueError(f"merge: only one side holds `{name[:-1]}`; ask for it on both")
+        lse = torch.logaddexp(a.lse, b.lse)
+        mass = a.mass + b.mass
+        if a.soft:
+            # Each side's log_prob is relative to its own lse.
+            log_prob = (a.log_prob - _times(a.mass, lse - a.lse)) + (
+                b.log_prob - _times(b.mass, lse - b.lse)
+            )
+            target = a.target + b.target
+            log_odds = log_prob - torch.log(-torch.expm1(log_prob))
+        else:
+            target = torch.maximum(a.target, b.target)
+            rest = torch.logaddexp(a.rest, b.rest)
+            log_odds = torch.where(target == -torch.inf, target, target - rest)
+            log_prob = torch.nn.functional.logsigmoid(log_odds)
+        merged = RowStatistics(log_odds, log_prob, target, lse, mass, a.soft)
+        extra: dict[str, Tensor] = {}
+        if a.entropy_ is not None and b.entropy_ is not None:
+            # The chain rule of entropy: within the parts, and between them.
+            extra["entropy_"] = sum(
+                _times((s.lse - lse).exp(), s.entropy - (s.lse - lse)) for s in (a, b)
+            )  # pyright: ignore[reportArgumentType]
+        if a.mean_ is not None and b.mean_ is not None:
+            support = a.support + b.support
+            count = support.clamp(min=1)
+            extra["support_"] = support
+            extra["mean_"] = (a.mean * a.support + b.mean * b.support) / count
+            extra["mean_mass_"] = (a.mean_mass * a.support + b.mean_mass * b.support) / count
+        if a.top_ is not None and b.top_ is not None:
+            first = (a.top_logit > b.top_logit) | ((a.top_logit == b.top_logit) & (a.top < b.top))
+            extra["top_"] = torch.where(first, a.top, b.top)
+            extra["top_logit_"] = torch.where(first, a.top_logit, b.top_logit)
+        return dataclasses.replace(merged, **extra)
+
+
+def _times(factor: Tensor, value: Tensor) -> Tensor:
+    """``factor * value`` where 0 times anything is 0."""
+    zero = factor == 0
+    return factor * torch.where(zero, 0.0, value)

@@ -1,0 +1,93 @@
+"""Targets: class indices, or dense probabilities."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ._check import is_tensor
+
+
+class Target(NamedTuple):
+    """A checked target.
+
+    ``values`` holds class indices in the shape of the rows, int64, or probabilities in the shape
+    of the logits.
+    """
+
+    values: Tensor
+    soft: bool
+    ignore_index: int
+    first_class: int = 0  # the number of the first class of these logits; for shards
+    sharded: bool = False
+
+
+def class_axis(input: Tensor) -> int:
+    """Where the classes are: axis 0 of a single row, axis 1 of everything else."""
+    return 0 if input.ndim == 1 else 1
+
+
+def read_target(
+    input: Tensor, target: Tensor, ignore_index: int, first_class: int | None = None
+) -> Target:
+    """Check a target against its logits; tell indices from probabilities as PyTorch does."""
+    is_tensor("input", input)
+    is_tensor("target", target)
+    if input.ndim == 0:
+        raise ValueError("`input` must have a class axis: shape (C,), (N, C) or (N, C, d1, ...)")
+    if not input.is_floating_point():
+        raise TypeError(f"`input` must hold floating-point logits, got {input.dtype}; call .float()")
+    if input.device != target.device:
+        raise ValueError(f"`input` is on {input.device} but `target` on {target.device}")
+    if target.shape == input.shape:
+        return _soft_target(target, ignore_index)
+    return _index_target(input, target, ignore_index, first_class)
+
+
+def _soft_target(target: Tensor, ignore_index: int) -> Target:
+    if not target.is_floating_point():
+        raise TypeError(
+            f"`target` has the shape of `input`, so it must hold class probabilities as floating "
+            f"point, but it is {target.dtype}. One-hot rows: pass target.float(), or "
+            f"target.argmax(1) for class indices"
+        )
+    if ignore_index >= 0:
+        raise ValueError(
+            f"`ignore_index` is not supported for floating point target, got {ignore_index}; give "
+            f"the rows to leave out a row_weight of 0"
+        )
+    return Target(target, True, ignore_index)
+
+
+def _index_target(
+    input: Tensor, target: Tensor, ignore_index: int, first_class: int | None
+) -> Target:
+    if target.dtype not in (torch.int64, torch.uint8):
+        raise TypeError(
+            f"expected target dtype to be Long or Byte class indices, but got {target.dtype}; call "
+            f"target.long(), or give probabilities the shape of `input`, {tuple(input.shape)}"
+        )
+    if input.ndim == 1:
+        if target.shape not in ((), (1,)):
+            raise ValueError(
+                f"a single row of logits, shape {tuple(input.shape)}, takes a 0-d `target`; got "
+                f"shape {tuple(target.shape)}"
+            )
+    else:
+        rows = input.shape[:1] + input.shape[2:]
+        if target.ndim and target.shape[0] != rows[0]:
+            raise ValueError(
+                f"Expected input batch_size ({rows[0]}) to match target batch_size "
+                f"({target.shape[0]})."
+            )
+        if target.shape != rows:
+            raise ValueError(
+                f"`target` must have shape {tuple(rows)} to hold one class index for each row of "
+                f"`input`, shape {tuple(input.shape)}; got {tuple(target.shape)}"
+            )
+    labels = target.to(torch.int64)
+    if input.ndim == 1:
+        labels = labels.reshape(())
+    return Target(labels, False, ignore_index, first_class or 0, first_class is not None)
