@@ -7,8 +7,11 @@
 #include <nanobind/stl/vector.h>
 
 #include <cstdlib>
+#include <mutex>
+#include <new>
 #include <string>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #ifdef __linux__
@@ -29,7 +32,9 @@ std::vector<const Kernels*> available_kernels() {
   std::vector<const Kernels*> found = {&baseline_kernels};
 #ifdef XENT_X86_VARIANTS
   __builtin_cpu_init();
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi2");
+  if (!__builtin_cpu_supports("sse4.2")) throw nb::import_error("xent needs SSE 4.2");
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                    __builtin_cpu_supports("bmi2");
   if (avx2) found.push_back(&avx2_kernels);
   if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
@@ -40,6 +45,12 @@ std::vector<const Kernels*> available_kernels() {
 }
 
 const Kernels* kernels = nullptr;
+
+#ifdef XENT_X86_VARIANTS
+constexpr bool kBaselineFused = false;
+#else
+constexpr bool kBaselineFused = true;
+#endif
 
 std::vector<std::string> isas() {
   std::vector<std::string> names;
@@ -157,6 +168,47 @@ void prefer_huge_pages(uintptr_t address, int64_t bytes) {
 #endif
 }
 
+// Memory for a large gradient. Half the time of one would go into the page faults of fresh memory,
+// so the last block that was let go is kept for the next buffer: a training step frees its gradient
+// before the next one wants it. While a block waits it is marked MADV_FREE, so the kernel takes its
+// pages as soon as anybody needs them.
+struct Block {
+  void* data = nullptr;
+  size_t bytes = 0;
+};
+
+class Buffer {
+ public:
+  explicit Buffer(size_t bytes) : block_(take(bytes)) {
+    if (block_.data) return;
+    constexpr size_t huge = size_t{1} << 21;
+    block_.bytes = (bytes + huge - 1) / huge * huge;
+    block_.data = std::aligned_alloc(huge, block_.bytes);
+    if (!block_.data) throw std::bad_alloc();
+  }
+  Buffer(const Buffer&) = delete;
+  ~Buffer() {
+#ifdef MADV_FREE
+    madvise(block_.data, block_.bytes, MADV_FREE);
+#endif
+    std::lock_guard<std::mutex> lock(mutex);
+    std::swap(block_, idle);
+    std::free(block_.data);
+  }
+  uintptr_t address() const { return uintptr_t(block_.data); }
+
+ private:
+  static Block take(size_t bytes) {
+    std::lock_guard<std::mutex> lock(mutex);
+    const bool fits = idle.bytes >= bytes && idle.bytes - bytes <= bytes / 2;
+    return fits ? std::exchange(idle, Block{}) : Block{};
+  }
+
+  static inline std::mutex mutex;
+  static inline Block idle;
+  Block block_;
+};
+
 int64_t size_of(Type type) { return type == Type::f64 ? 8 : type == Type::f32 ? 4 : 2; }
 
 void run_gradient(const Problem& p) {
@@ -270,6 +322,11 @@ NB_MODULE(_core, m) {
   m.def("set_isa", &set_isa, nb::arg("name"), "Choose one of isas().");
   m.def("set_parallel_for", [](uintptr_t f) { parallel_for = pointer<std::remove_pointer_t<ParallelFor>>(f); },
         nb::arg("address"), "Address of torch_parallel_for, or 0 to stay on one thread.");
+  nb::class_<Buffer>(m, "Buffer", "Memory for a large gradient, reused when it is let go.")
+      .def(nb::init<size_t>(), nb::arg("bytes"))
+      .def_prop_ro("address", &Buffer::address);
+  m.def("fused", [] { return kernels != &baseline_kernels || kBaselineFused; },
+        "Whether the instruction set in use has fused multiply-add; without, it is slow.");
   m.def("row_statistics", &row_statistics);
   m.def("row_gradient", &row_gradient);
   m.def("plain_loss", &plain_loss);

@@ -30,7 +30,7 @@ constexpr double kInfinity = __builtin_huge_val();
 constexpr double kNaN = __builtin_nan("");
 
 constexpr int kTile = 2048;  // numbers in a tile: one row of a block, or kStrip rows of a shorter one
-constexpr int kStrip = 16;   // rows finished together
+constexpr int kStrip = kLanes;  // rows finished together
 
 int64_t size_of(Type type) { return type == Type::f64 ? 8 : type == Type::f32 ? 4 : 2; }
 
@@ -52,6 +52,8 @@ struct Strip {
   bool adjacent() const { return class_step == 1; }
 };
 
+bool adjacent(const Problem& p) { return p.logits.class_stride == 1; }
+
 // Strips do not cross from one outer index to the next, where the step between rows changes.
 int strip_height(const Problem& p, int64_t row, int64_t end) {
   int64_t height = kStrip;
@@ -59,12 +61,6 @@ int strip_height(const Problem& p, int64_t row, int64_t end) {
   const int64_t left = p.logits.inner - row % p.logits.inner;
   return int(height < left ? height : left);
 }
-
-// Rows whose classes are adjacent are loaded one by one; others together, or every cache line
-// would be fetched once for each row it holds a number of.
-bool loads_strips(const Problem& p) { return p.logits.class_stride != 1; }
-
-int block_width(const Problem& p) { return loads_strips(p) ? kTile / kStrip : kTile; }
 
 int padded(int n) { return (n + kLanes - 1) / kLanes * kLanes; }
 
@@ -179,22 +175,118 @@ void load_mean(const Problem& p, const Block& b, Real* tile) {
   for (int j = b.width; j < padded(b.width); ++j) tile[j] = 0;
 }
 
-// Where the next block lies. Fetching it while this one is computed hides the memory behind the
-// arithmetic: blocks are loaded in bursts, which the hardware's own prefetcher does not foresee.
+// A panel holds a block the other way round: the rows of a strip side by side, class after class.
+// Where that is how they lie in memory, they are loaded as they are.
+template <class Stored, class Real>
+void gather_panel(const Strip& strip, const Block& b, Real* panel) {
+  const Stored* at = strip.at<const Stored>(b.r, b.first);
+  for (int j = 0; j < b.width; ++j, at += strip.class_step)
+    if (b.height == kStrip && strip.row_step == 1)
+      for (int r = 0; r < kStrip; ++r) panel[j * kStrip + r] = Real(widen(at[r]));
+    else
+      for (int r = 0; r < b.height; ++r)
+        panel[j * kStrip + r] = Real(widen(at[r * strip.row_step]));
+}
+
+template <class Stored, class Real>
+void scatter_panel(const Strip& strip, const Block& b, const Real* panel) {
+  Stored* at = strip.at<Stored>(b.r, b.first);
+  for (int j = 0; j < b.width; ++j, at += strip.class_step)
+    if (b.height == kStrip && strip.row_step == 1)
+      for (int r = 0; r < kStrip; ++r) narrow(panel[j * kStrip + r], at[r]);
+    else
+      for (int r = 0; r < b.height; ++r) narrow(panel[j * kStrip + r], at[r * strip.row_step]);
+}
+
+// Four by four, which every vector unit does in registers: a third of the time of single numbers.
+template <class Real>
+void transpose(const Real* from, int from_pitch, int rows, int columns, Real* to, int to_pitch) {
+  typedef Real Four __attribute__((vector_size(4 * sizeof(Real)), aligned(sizeof(Real))));
+  typedef typename Exp<Real>::Int FourInts __attribute__((vector_size(4 * sizeof(Real))));
+  for (int r = 0; r < rows; r += 4)
+    for (int c = 0; c < columns; c += 4) {
+      Four in[4];
+      for (int i = 0; i < 4; ++i)
+        in[i] = *reinterpret_cast<const Four*>(from + (r + i) * from_pitch + c);
+      const FourInts low = {0, 4, 1, 5}, high = {2, 6, 3, 7}, first = {0, 1, 4, 5},
+                     second = {2, 3, 6, 7};
+      const Four a = __builtin_shuffle(in[0], in[1], low), b = __builtin_shuffle(in[0], in[1], high);
+      const Four d = __builtin_shuffle(in[2], in[3], low), e = __builtin_shuffle(in[2], in[3], high);
+      *reinterpret_cast<Four*>(to + c * to_pitch + r) = __builtin_shuffle(a, d, first);
+      *reinterpret_cast<Four*>(to + (c + 1) * to_pitch + r) = __builtin_shuffle(a, d, second);
+      *reinterpret_cast<Four*>(to + (c + 2) * to_pitch + r) = __builtin_shuffle(b, e, first);
+      *reinterpret_cast<Four*>(to + (c + 3) * to_pitch + r) = __builtin_shuffle(b, e, second);
+    }
+}
+
+template <class Real>
+void load_panel(const Problem& p, const Strip& strip, int64_t row, const Block& b, Real* tile,
+                Real* slope, Real* panel) {
+  if (adjacent(p)) {
+    load_logits(p, strip, row, b, tile, slope);
+    return transpose(tile, b.pitch, kStrip, b.width, panel, kStrip);
+  }
+  switch (strip.type) {
+    case Type::f32: return gather_panel<float>(strip, b, panel);
+    case Type::f64: return gather_panel<double>(strip, b, panel);
+    case Type::bf16: return gather_panel<bf16>(strip, b, panel);
+    case Type::f16: return gather_panel<f16>(strip, b, panel);
+  }
+}
+
+// The last step of the chain rule, through the cap, and out.
+template <class Real>
+void store_rows(const Problem& p, const Strip& out, const Block& b, Real* tile, const Real* caps) {
+  if (p.softcap > 0)
+    for (int r = 0; r < b.height; ++r)
+      for (int j = 0; j < b.width; ++j) tile[r * b.pitch + j] *= caps[r * b.pitch + j];
+  store(out, b, tile);
+}
+
+void scatter_any(const Strip& out, const Block& b, const double* panel) {
+  scatter_panel<double>(out, b, panel);
+}
+void scatter_any(const Strip& out, const Block& b, const float* panel) {
+  switch (out.type) {
+    case Type::f32: return scatter_panel<float>(out, b, panel);
+    case Type::bf16: return scatter_panel<bf16>(out, b, panel);
+    case Type::f16: return scatter_panel<f16>(out, b, panel);
+    case Type::f64: return;
+  }
+}
+
+template <class Real>
+void store_panel(const Problem& p, const Strip& out, const Block& b, const Real* panel, Real* tile,
+                 const Real* caps) {
+  if (!adjacent(p)) return scatter_any(out, b, panel);
+  transpose(panel, kStrip, b.width, kStrip, tile, b.pitch);
+  store_rows(p, out, b, tile, caps);
+}
+
+// Memory that will be wanted soon, fetched step by step while something else is computed. Blocks
+// are loaded in bursts, which the hardware's own prefetcher does not foresee (a third of the time
+// of a large problem).
 struct Ahead {
   const char* at;
-  int64_t step;  // bytes from one class to the next
+  int64_t step;  // bytes; a step is at most two cache lines' worth of kLanes numbers
 
-  Ahead(const Strip& strip, int r, int64_t first)
-      : step(strip.class_step * size_of(strip.type)) {
-    at = strip.data + r * strip.row_step * size_of(strip.type) + first * step;
-  }
-  void fetch(int j) const {
-    const char* line = at + j * step;
-    __builtin_prefetch(line);
-    if (kLanes * step > 64) __builtin_prefetch(line + 64);
+  void fetch(int k) const {
+    __builtin_prefetch(at + k * step);
+    __builtin_prefetch(at + k * step + 64);
   }
 };
+
+// One row from class `first` on.
+Ahead ahead_in_row(const Strip& s, int r, int64_t first) {
+  const int64_t size = size_of(s.type);
+  return {s.data + (r * s.row_step + first * s.class_step) * size, kLanes * s.class_step * size};
+}
+
+// A panel from class `first` on, `row` rows further down.
+Ahead ahead_in_panel(const Strip& s, int64_t row, int64_t first) {
+  const int64_t size = size_of(s.type), step = s.adjacent() ? kStrip : s.class_step;
+  return {s.data + (row * s.row_step + first * step) * size, step * size};
+}
 
 // ---- sums over one block ------------------------------------------------------------------------
 
@@ -244,7 +336,7 @@ template <class Real>
 double sum_of_exp(const Real* z, int n, Real shift, const Ahead& ahead) {
   Real lane[kLanes] = {};
   for (int j = 0; j < n; j += kLanes) {
-    ahead.fetch(j);
+    ahead.fetch(j / kLanes);
     for (int i = 0; i < kLanes; ++i) lane[i] += exp_clamped(z[j + i] - shift);
   }
   return total(lane);
@@ -310,6 +402,7 @@ struct Wanted {
   explicit Wanted(const Problem& p)
       : soft(!p.labels), mean(p.statistics.mean), entropy(p.statistics.entropy),
         top(p.statistics.top) {}
+  bool plain() const { return !(soft || mean || entropy || top); }
 };
 
 template <class Real>
@@ -493,6 +586,40 @@ void finish_ignored(const xent::Statistics& s, int64_t n) {
   put(s.mean_mass, n, 0);
 }
 
+// ---- short rows ---------------------------------------------------------------------------------
+
+// With lanes across the rows of a strip there are no sums across lanes and no padding, which is
+// most of the work for rows of a hundred classes (a third of the time at V = 10, half at 100).
+// Only for the fields that every index target has.
+template <class Real>
+void absorb_panel(Rest<Real>* rest, const Real* z, int width, bool first, const Ahead& ahead) {
+  Real shift[kStrip], top[kStrip], base[kStrip], part[kStrip] = {};
+  double sum[kStrip], factor[kStrip];
+  for (int r = 0; r < kStrip; ++r) top[r] = shift[r] = rest[r].shift;
+  for (int j = 0; j < width; ++j)
+    for (int r = 0; r < kStrip; ++r) {
+      const Real x = z[j * kStrip + r];
+      top[r] = x > top[r] ? x : top[r];
+    }
+  for (int r = 0; r < kStrip; ++r) base[r] = top[r] == Real(-kInfinity) ? Real(0) : top[r];
+  for (int j = 0; j < width; ++j) {
+    ahead.fetch(j);
+    for (int r = 0; r < kStrip; ++r) part[r] += exp_clamped(z[j * kStrip + r] - base[r]);
+  }
+  // Where everything is masked, only a NaN may leave a trace.
+  for (int r = 0; r < kStrip; ++r)
+    sum[r] = top[r] == Real(-kInfinity) && part[r] == part[r] ? 0.0 : double(part[r]);
+  if (!first) {
+    for (int r = 0; r < kStrip; ++r)
+      factor[r] = exp_scaled(double(shift[r]) - double(base[r]), 1.0);
+    for (int r = 0; r < kStrip; ++r) sum[r] += factor[r] * rest[r].sum;
+  }
+  for (int r = 0; r < kStrip; ++r) rest[r].shift = top[r];
+  for (int r = 0; r < kStrip; ++r) rest[r].sum = sum[r];
+}
+
+// ---- the answer ---------------------------------------------------------------------------------
+
 enum class Kind { kept, ignored, bad };
 
 // What the label of a row says; `pivot` is its class here, negative where there is none.
@@ -509,37 +636,86 @@ Label read_label(const Problem& p, int64_t row) {
   return {p.sharded ? Kind::kept : Kind::bad, -1};
 }
 
+// Short rows and rows that lie side by side are swept as panels, if nothing beyond the plain fields
+// is asked for and no transform needs the rows one by one.
+constexpr int64_t kShort = 384;
+
+bool sweeps_panels(const Problem& p, bool plain) {
+  if (!plain) return false;
+  const bool transformed = p.scale || p.softcap > 0 || p.class_bias;
+  return adjacent(p) ? p.classes <= kShort : !transformed;
+}
+
+int block_width(const Problem& p, bool panels) {
+  return panels || !adjacent(p) ? kTile / kStrip : kTile;
+}
+
 template <class Real>
-void row_statistics(Problem& p, int64_t begin, int64_t end) {
-  alignas(64) Real logits[kTile];
+void sweep_panels(const Problem& p, const Strip& strip, int64_t n, int height, const Label* label,
+                  Row<Real>* rows, Real* tile) {
+  alignas(64) Real panel[kTile];
+  for (int j = 0; j < kTile; ++j) panel[j] = 0;
+  Rest<Real> rest[kStrip];
+  const int pitch = block_width(p, true);
+  for (int64_t first = 0; first < p.classes; first += pitch) {
+    const int64_t left = p.classes - first;
+    const Block block{0, height, first, int(left < pitch ? left : pitch), pitch};
+    load_panel(p, strip, n, block, tile, static_cast<Real*>(nullptr), panel);
+    for (int r = 0; r < height; ++r) {
+      const int64_t j = label[r].pivot - first;
+      if (j < 0 || j >= block.width) continue;
+      rows[r].pivot = label[r].pivot;
+      rows[r].pivot_logit = double(panel[j * kStrip + r]);
+      panel[j * kStrip + r] = Real(-kInfinity);
+    }
+    absorb_panel(rest, panel, block.width, first == 0, ahead_in_panel(strip, kStrip, first));
+  }
+  for (int r = 0; r < height; ++r) rows[r].rest = rest[r];
+}
+
+template <class Real>
+void sweep_rows(const Problem& p, const Wanted& want, const Strip& strip, int64_t n, int height,
+                const Label* label, Row<Real>* rows, Real* tile) {
   alignas(64) Real softs[kTile];
   alignas(64) Real means[kTile];
+  const Strip soft_strip(want.soft ? p.soft : p.logits, n);
+  const int pitch = block_width(p, false);
+  // Where classes are not adjacent, rows are loaded together, or every cache line would be fetched
+  // once for each row it holds a number of.
+  const int together = adjacent(p) ? 1 : height;
+  for (int from = 0; from < height; from += together) {
+    if (together == 1 && label[from].kind != Kind::kept) continue;
+    for (int64_t first = 0; first < p.classes; first += pitch) {
+      const int64_t left = p.classes - first;
+      const Block block{from, together, first, int(left < pitch ? left : pitch), pitch};
+      load_logits(p, strip, n, block, tile, static_cast<Real*>(nullptr));
+      if (want.soft) load_soft(p, soft_strip, block, softs);
+      if (want.mean) load_mean(p, block, means);
+      for (int r = 0; r < together; ++r)
+        if (label[from + r].kind == Kind::kept)
+          absorb(rows[from + r], p, want, first, tile + r * pitch, softs + r * pitch, means,
+                 block.width, label[from + r].pivot, ahead_in_row(strip, from + r, first + pitch));
+    }
+  }
+}
+
+template <class Real>
+void row_statistics(Problem& p, int64_t begin, int64_t end) {
+  alignas(64) Real tile[kTile] = {};
   const Wanted want(p);
-  const int pitch = block_width(p);
+  const bool panels = sweeps_panels(p, want.plain());
   Label label[kStrip];
   Odds odds;
   int64_t kept = 0;
-  for (int64_t n = begin, height; n < end; n += height) {
-    height = strip_height(p, n, end);
-    const Strip strip(p.logits, n), soft_strip(want.soft ? p.soft : p.logits, n);
+  for (int64_t n = begin; n < end;) {
+    const int height = strip_height(p, n, end);
+    const Strip strip(p.logits, n);
     Row<Real> rows[kStrip];
     for (int r = 0; r < height; ++r) label[r] = read_label(p, n + r);
-    const int together = loads_strips(p) ? int(height) : 1;
-    for (int from = 0; from < height; from += together) {
-      if (together == 1 && label[from].kind != Kind::kept) continue;
-      for (int64_t first = 0; first < p.classes; first += pitch) {
-        const int64_t left = p.classes - first;
-        const Block block{from, together, first, int(left < pitch ? left : pitch), pitch};
-        load_logits(p, strip, n, block, logits, static_cast<Real*>(nullptr));
-        if (want.soft) load_soft(p, soft_strip, block, softs);
-        if (want.mean) load_mean(p, block, means);
-        for (int r = 0; r < together; ++r)
-          if (label[from + r].kind == Kind::kept)
-            absorb(rows[from + r], p, want, first, logits + r * pitch, softs + r * pitch, means,
-                   block.width, label[from + r].pivot,
-                   Ahead(strip, from + r, first + pitch));
-      }
-    }
+    if (panels)
+      sweep_panels(p, strip, n, height, label, rows, tile);
+    else
+      sweep_rows(p, want, strip, n, height, label, rows, tile);
     find_odds(rows, odds);
     for (int r = 0; r < height; ++r) {
       if (label[r].kind == Kind::kept) {
@@ -553,6 +729,7 @@ void row_statistics(Problem& p, int64_t begin, int64_t end) {
         __atomic_store_n(&p.has_bad_label, true, __ATOMIC_RELAXED);
       }
     }
+    n += height;
   }
   __atomic_fetch_add(&p.kept, kept, __ATOMIC_RELAXED);
 }
@@ -563,9 +740,9 @@ void row_statistics(Problem& p, int64_t begin, int64_t end) {
 // class but the pivot, whose entry is formed in float64 from the log-odds: no "p - 1".
 template <class Real>
 struct Slopes {
-  Real shift, exp_, spread, mean, soft;
-  int64_t pivot;
-  double at_pivot;
+  Real shift = 0, exp_ = 0, spread = 0, mean = 0, soft = 0;
+  int64_t pivot = -1;
+  double at_pivot = 0;
 };
 
 double get(const Partials& f, const double* field, int64_t row) {
@@ -640,8 +817,8 @@ void differentiate(const Problem& p, const Slopes<Real>& s, int64_t first, int w
     }
   } else if (smallest(z, n) - s.shift >= normal_floor(s.exp_)) {
     for (int j = 0; j < n; j += kLanes) {
-      ahead.fetch(j);
-      out.fetch(j);
+      ahead.fetch(j / kLanes);
+      out.fetch(j / kLanes);
       for (int i = 0; i < kLanes; ++i) z[j + i] = exp_normal(z[j + i] - s.shift, s.exp_);
     }
   } else {
@@ -650,41 +827,99 @@ void differentiate(const Problem& p, const Slopes<Real>& s, int64_t first, int w
   if (s.pivot >= first && s.pivot < first + width) z[s.pivot - first] = Real(s.at_pivot);
 }
 
+// Turns a panel of logits into a panel of gradient, in place. Rows without a slope become 0.
 template <class Real>
-void row_gradient(const Problem& p, int64_t begin, int64_t end) {
-  alignas(64) Real logits[kTile];
+void differentiate_panel(const Slopes<Real>* s, int64_t first, int width, Real* z,
+                         const Ahead& ahead, const Ahead& out) {
+  Real shift[kStrip], factor[kStrip], low[kStrip];
+  for (int r = 0; r < kStrip; ++r) shift[r] = s[r].shift;
+  for (int r = 0; r < kStrip; ++r) factor[r] = s[r].exp_;
+  for (int r = 0; r < kStrip; ++r) low[r] = Real(kInfinity);
+  for (int j = 0; j < width; ++j)
+    for (int r = 0; r < kStrip; ++r)
+      low[r] = z[j * kStrip + r] < low[r] ? z[j * kStrip + r] : low[r];
+  bool tame = true;
+  for (int r = 0; r < kStrip; ++r)
+    tame &= factor[r] == 0 || low[r] - shift[r] >= normal_floor(factor[r]);
+  for (int j = 0; j < width; ++j) {
+    Real* at = z + j * kStrip;
+    ahead.fetch(j);
+    out.fetch(j);
+    if (tame)
+      for (int r = 0; r < kStrip; ++r) {
+        const Real g = exp_normal(at[r] - shift[r], factor[r]);
+        at[r] = factor[r] == 0 ? Real(0) : g;
+      }
+    else
+      for (int r = 0; r < kStrip; ++r) at[r] = exp_scaled(at[r] - shift[r], factor[r]);
+  }
+  for (int r = 0; r < kStrip; ++r)
+    if (s[r].pivot >= first && s[r].pivot < first + width)
+      z[(s[r].pivot - first) * kStrip + r] = Real(s[r].at_pivot);
+}
+
+template <class Real>
+void gradient_of_panels(const Problem& p, const Strip& strip, const Strip& out, int64_t n,
+                        int height, const Slopes<Real>* slopes, Real* tile, Real* caps) {
+  alignas(64) Real panel[kTile];
+  for (int j = 0; j < kTile; ++j) panel[j] = 0;
+  const int pitch = block_width(p, true);
+  for (int64_t first = 0; first < p.classes; first += pitch) {
+    const int64_t left = p.classes - first;
+    const Block block{0, height, first, int(left < pitch ? left : pitch), pitch};
+    load_panel(p, strip, n, block, tile, caps, panel);
+    differentiate_panel(slopes, first, block.width, panel, ahead_in_panel(strip, kStrip, first),
+                        ahead_in_panel(out, 0, first));
+    store_panel(p, out, block, panel, tile, caps);
+  }
+}
+
+template <class Real>
+void gradient_of_rows(const Problem& p, const Strip& strip, const Strip& out, int64_t n, int height,
+                      const Label* label, const Slopes<Real>* slopes, Real* tile, Real* caps) {
   alignas(64) Real softs[kTile];
   alignas(64) Real means[kTile];
-  alignas(64) Real caps[kTile];
-  const int pitch = block_width(p);
-  Label label[kStrip];
-  Slopes<Real> slopes[kStrip];
-  for (int64_t n = begin, height; n < end; n += height) {
-    height = strip_height(p, n, end);
-    const Strip strip(p.logits, n), out(p.gradient, n), soft_strip(p.labels ? p.logits : p.soft, n);
-    for (int r = 0; r < height; ++r) label[r] = read_label(p, n + r);
-    find_slopes(p, n, int(height), label, slopes);
-    const int together = loads_strips(p) ? int(height) : 1;
-    for (int from = 0; from < height; from += together)
-      for (int64_t first = 0; first < p.classes; first += pitch) {
-        const int64_t left = p.classes - first;
-        const Block block{from, together, first, int(left < pitch ? left : pitch), pitch};
-        const bool skip = together == 1 && label[from].kind != Kind::kept;
-        if (!skip) load_logits(p, strip, n, block, logits, caps);
-        if (!p.labels) load_soft(p, soft_strip, block, softs);
-        if (p.partials.mean) load_mean(p, block, means);
-        for (int r = 0; r < together; ++r) {
-          Real* z = logits + r * pitch;
-          if (label[from + r].kind != Kind::kept)
-            for (int j = 0; j < block.width; ++j) z[j] = 0;
-          else
-            differentiate(p, slopes[from + r], first, block.width, z, softs + r * pitch, means,
-                          Ahead(strip, from + r, first + pitch), Ahead(out, from + r, first));
-          if (p.softcap > 0)
-            for (int j = 0; j < block.width; ++j) z[j] *= caps[r * pitch + j];
-        }
-        store(out, block, logits);
+  const Strip soft_strip(p.labels ? p.logits : p.soft, n);
+  const int pitch = block_width(p, false);
+  const int together = adjacent(p) ? 1 : height;
+  for (int from = 0; from < height; from += together)
+    for (int64_t first = 0; first < p.classes; first += pitch) {
+      const int64_t left = p.classes - first;
+      const Block block{from, together, first, int(left < pitch ? left : pitch), pitch};
+      const bool skip = together == 1 && label[from].kind != Kind::kept;
+      if (!skip) load_logits(p, strip, n, block, tile, caps);
+      if (!p.labels) load_soft(p, soft_strip, block, softs);
+      if (p.partials.mean) load_mean(p, block, means);
+      for (int r = 0; r < together; ++r) {
+        Real* z = tile + r * pitch;
+        if (label[from + r].kind != Kind::kept)
+          for (int j = 0; j < block.width; ++j) z[j] = 0;
+        else
+          differentiate(p, slopes[from + r], first, block.width, z, softs + r * pitch, means,
+                        ahead_in_row(strip, from + r, first + pitch), ahead_in_row(out, from + r, first));
       }
+      store_rows(p, out, block, tile, caps);
+    }
+}
+
+template <class Real>
+void row_gradient(const Problem& p, int64_t begin, int64_t end) {
+  alignas(64) Real tile[kTile] = {};
+  alignas(64) Real caps[kTile];
+  const bool panels =
+      sweeps_panels(p, p.labels && !p.partials.mean && !p.partials.entropy);
+  Label label[kStrip];
+  for (int64_t n = begin; n < end;) {
+    const int height = strip_height(p, n, end);
+    const Strip strip(p.logits, n), out(p.gradient, n);
+    Slopes<Real> slopes[kStrip] = {};
+    for (int r = 0; r < height; ++r) label[r] = read_label(p, n + r);
+    find_slopes(p, n, height, label, slopes);
+    if (panels)
+      gradient_of_panels(p, strip, out, n, height, slopes, tile, caps);
+    else
+      gradient_of_rows(p, strip, out, n, height, label, slopes, tile, caps);
+    n += height;
   }
 }
 

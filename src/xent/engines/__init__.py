@@ -47,6 +47,8 @@ def choose(problem: Problem, engine: str = "auto") -> Explanation:
     obstacle = native.obstacle(problem)
     if obstacle is None and transforms_active():
         obstacle = "torch.func or forward-mode AD is active, which needs plain tensor operations"
+    if engine == "auto" and obstacle is None and not native.fast():
+        obstacle = "this processor lacks fused multiply-add, and the kernels would emulate it"
     if engine == "native" and obstacle is not None:
         raise ValueError(
             f'engine="native" cannot do this: {obstacle}. engine="auto" takes the reference engine'
@@ -95,7 +97,7 @@ def plain_cross_entropy(
     number. Every check here is part of what small batches cost.
     """
     if (
-        native._core is None
+        not native.fast()
         or type(input) not in (Tensor, torch.nn.Parameter)
         or type(target) is not Tensor
         or input.ndim != 2

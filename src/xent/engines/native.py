@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from pathlib import Path
 
 import torch
@@ -12,12 +13,15 @@ from .._check import label_out_of_range
 from .problem import Problem
 
 try:
+    if os.environ.get("XENT_NO_CORE"):
+        raise ImportError("XENT_NO_CORE is set")
     from .. import _core
 except ImportError:  # a pure-Python installation: the reference engine does everything
     _core = None
 
 TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 PLAIN_FIELDS = 4  # shift, sum, log_odds, log_prob: all that the plain case keeps
+POOLED_BYTES = 32 << 20  # below, malloc keeps what it was given back
 _NO_MATRIX = (0, 0, 0, 1, 0, 1)
 
 
@@ -34,6 +38,11 @@ def isa() -> str:
 def isas() -> list[str]:
     """The instruction sets that this machine can run, best last."""
     return _core.isas() if _core is not None else []
+
+
+def fast() -> bool:
+    """Whether the kernels in use are faster than plain PyTorch: not without fused multiply-add."""
+    return _core is not None and _core.fused()
 
 
 def set_isa(name: str) -> None:
@@ -113,7 +122,7 @@ def row_gradient(
     ``out``, which may be the logits themselves, receives it.
     """
     if out is None:
-        out = torch.empty_like(problem.logits)
+        out = _empty_like(problem.logits)
     partials = partials.contiguous()
     arguments, keep = _arguments(problem)
     matrix, whole = _matrix(out, problem.axis, may_copy=False)
@@ -124,6 +133,18 @@ def row_gradient(
     if whole is not None:
         out.copy_(whole)
     return out
+
+
+def _empty_like(x: Tensor) -> Tensor:
+    """Memory for a gradient; large ones from the core's buffer, which spares the page faults."""
+    size = x.numel() * x.element_size()
+    if size < POOLED_BYTES or not x.is_contiguous():
+        return torch.empty_like(x)
+    buffer = _core.Buffer(size)  # pyright: ignore
+    view = (ctypes.c_char * size).from_address(buffer.address)
+    view.owner = buffer  # lives as long as the tensor's storage
+    storage = torch.frombuffer(view, dtype=x.dtype).untyped_storage()
+    return torch.empty(0, dtype=x.dtype).set_(storage, 0, x.shape, x.stride())
 
 
 def _arguments(problem: Problem) -> tuple[tuple, list[Tensor]]:
@@ -201,7 +222,7 @@ def plain_gradient(
 ) -> Tensor:
     """The gradient of :func:`plain_loss` times ``slope``, a number as a 0-d tensor."""
     rows, classes = logits.shape
-    gradient = torch.empty_like(logits)
+    gradient = _empty_like(logits)
     _core.plain_gradient(  # pyright: ignore
         logits.data_ptr(), TYPES[logits.dtype], rows, classes, logits.stride(0),
         labels.data_ptr(), ignore_index, table.data_ptr(), divisor, slope.data_ptr(),

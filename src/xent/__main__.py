@@ -1,0 +1,6 @@
+"""``python -m xent`` is the command ``xent``."""
+
+from .cli import main
+
+if __name__ == "__main__":
+    raise SystemExit(main())

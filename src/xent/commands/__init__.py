@@ -1,0 +1,1 @@
+"""The subcommands of ``xent``: each has ``add_arguments(parser)`` and ``run(args) -> int``."""

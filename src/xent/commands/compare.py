@@ -1,0 +1,96 @@
+"""``xent train --compare``: the same training with each head, each in a process of its own."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from .console import UserError, note
+from .report import FOOTNOTE, draw, report
+from .run_folder import CHECKPOINT, CURVES, RECORD, RunFolder, load_record
+from .train import DEFAULT_MINUTES
+from .trainer import Settings
+
+
+def compare(args: argparse.Namespace) -> int:
+    """Train with xent, then with torch for the same steps, and show both.
+
+    Args:
+        args: the arguments of ``xent train``.
+
+    Returns:
+        The exit code.
+    """
+    if args.head or args.like:
+        raise UserError("--compare runs every head; leave --head out")
+    folder = RunFolder(args.out)
+    first, second = folder.path / "xent", folder.path / "torch"
+    if args.steps:
+        budgets = {first: ["--steps", str(args.steps)], second: ["--steps", str(args.steps)]}
+    else:
+        minutes = (args.minutes or DEFAULT_MINUTES) / 2
+        budgets = {first: ["--minutes", str(minutes)], second: ["--like", str(first)]}
+    for out, budget in budgets.items():
+        code = _train(args, out, budget)
+        if code == 130:
+            note("stopped; continue with the same command and --resume")
+        if code:
+            return code
+    return _conclude(args, folder, [load_record(first), load_record(second)])
+
+
+def _train(args: argparse.Namespace, out: Path, budget: list[str]) -> int:
+    """Train in a process of its own, so that its peak memory is its own."""
+    command = [sys.executable, "-m", "xent", "train", *budget]
+    command += ["--out", str(out), "--head", out.name]
+    for name in ("seed", "dim", "batch", "length", "vocab", "lr", "threads"):
+        if getattr(args, name) is not None:
+            command += [f"--{name}", str(getattr(args, name))]
+    command += ["--quiet"] * args.quiet
+    command += ["--resume"] * (args.resume and (out / CHECKPOINT).exists())
+    if not args.quiet:
+        note(f"--head {out.name}")
+    child = subprocess.Popen([*command, "--", *args.paths], stdout=subprocess.DEVNULL)
+    return _wait(child)
+
+
+def _wait(child: subprocess.Popen) -> int:
+    """Wait for the child, which stops of itself when Ctrl-C or a SIGTERM reaches it."""
+    asked = signal.signal(signal.SIGTERM, lambda *_: child.terminate())
+    try:
+        while True:
+            try:
+                return child.wait()
+            except KeyboardInterrupt:  # the terminal sends Ctrl-C to the child too
+                continue
+    finally:
+        signal.signal(signal.SIGTERM, asked)
+
+
+def _conclude(args: argparse.Namespace, folder: RunFolder, records: list[dict[str, Any]]) -> int:
+    _check_same(*records)
+    results = {record["settings"]["head"]: record["results"] for record in records}
+    failures = [folder.save(RECORD, json.dumps(results, indent=1).encode())]
+    picture = draw(records)
+    if picture:
+        failures.append(folder.save(CURVES, picture))
+    for failure in filter(None, failures):
+        note(failure)
+    print(json.dumps(results, indent=2) if args.json else f"{report(records)}\n\n{FOOTNOTE}")
+    return 2 if folder.lost else 0
+
+
+def _check_same(one: dict[str, Any], two: dict[str, Any]) -> None:
+    """A comparison of two different trainings would be worse than none."""
+    if one["history"]["progress"] != two["history"]["progress"]:
+        raise UserError("the two runs had different schedules; compare anew, without --resume")
+    for field in fields(Settings):
+        name, budget = field.name, ("head", "minutes", "steps", "like")
+        if name not in budget and one["settings"][name] != two["settings"][name]:
+            raise UserError(f"the two runs differ in --{name}; compare anew, without --resume")

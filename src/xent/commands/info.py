@@ -1,0 +1,75 @@
+"""``xent info``: versions, the machine, the engines, the optional extras."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import platform
+from typing import Any
+
+import torch
+
+from .. import __version__
+from ..engines import native
+from .console import table
+
+EXTRAS = {"plot": ("matplotlib", "numpy"), "train": ("tqdm",), "bench": ("jax", "optax")}
+WITHOUT_CORE = """\
+The compiled core is missing. Everything works all the same, through the reference engine, only
+slower. To get the core, reinstall where a C++17 compiler is on the path:
+    pip install --force-reinstall --no-deps --no-cache-dir --no-binary xent xent"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of ``xent info``."""
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print what is installed."""
+    facts = collect()
+    print(json.dumps(facts, indent=2) if args.json else describe(facts))
+    return 0
+
+
+def collect() -> dict[str, Any]:
+    """The facts, as plain types."""
+    return {
+        "xent": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "platform": platform.platform(),
+        "threads": torch.get_num_threads(),
+        "core": {
+            "available": native.available(),
+            "instruction_set": native.isa(),
+            "instruction_sets": native.isas(),
+            "threaded": native.threaded,
+        },
+        "extras": {
+            extra: {module: importlib.util.find_spec(module) is not None for module in modules}
+            for extra, modules in EXTRAS.items()
+        },
+    }
+
+
+def describe(facts: dict[str, Any]) -> str:
+    """The facts for people."""
+    rows = [(name, str(facts[name])) for name in ("xent", "python", "torch", "platform", "threads")]
+    rows.append(("compiled core", _describe_core(facts["core"])))
+    rows += [(f"extra [{name}]", _describe_extra(mods)) for name, mods in facts["extras"].items()]
+    text = table(rows)
+    return text if facts["core"]["available"] else f"{text}\n\n{WITHOUT_CORE}"
+
+
+def _describe_core(core: dict[str, Any]) -> str:
+    if not core["available"]:
+        return "missing; the reference engine does everything"
+    pool = "on torch's threads" if core["threaded"] else "on one thread: torch's pool was not found"
+    offered = ", ".join(core["instruction_sets"])
+    return f"{core['instruction_set']} (this machine can run {offered}), {pool}"
+
+
+def _describe_extra(modules: dict[str, bool]) -> str:
+    return ", ".join(f"{name} {'yes' if there else 'no'}" for name, there in modules.items())

@@ -1,0 +1,62 @@
+"""A small language model: embedding, GRU, and a head over the whole vocabulary."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .. import cross_entropy
+
+# The gradient may take the place of the logits: the matrix product before them does not read them
+# again, and nobody else does.
+HEADS: dict[str, Callable[..., Tensor]] = {
+    "xent": partial(cross_entropy, inplace_backward=True),  # pyright: ignore
+    "torch": F.cross_entropy,
+}
+
+
+class LanguageModel(nn.Module):
+    """Predicts the next token of each lane of text.
+
+    Args:
+        counts: how often each class occurs in training. The bias of the head starts at the log of
+            these frequencies, so that training need not spend its first minutes on them.
+        dim: width of the embedding, which is also the weight of the head; the GRU has twice that.
+    """
+
+    def __init__(self, counts: Tensor, dim: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(len(counts), dim)
+        self.gru = nn.GRU(dim, 2 * dim)
+        self.projection = nn.Linear(2 * dim, dim)
+        self.bias = nn.Parameter((counts + 1).double().div(counts.sum()).log().float())
+        nn.init.normal_(self.embedding.weight, std=dim**-0.5)
+
+    def forward(self, tokens: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits of the next tokens, ``(length * batch, classes)``, and the new state.
+
+        Args:
+            tokens: classes, ``(length, batch)``.
+            state: what the model remembers of each lane, as :meth:`blank` or as returned.
+        """
+        states, state = self.gru(self.embedding(tokens), state)
+        features = self.projection(states).flatten(0, 1)
+        return F.linear(features, self.embedding.weight, self.bias), state.detach()
+
+    def blank(self, batch: int) -> Tensor:
+        """The state before any text."""
+        return torch.zeros(1, batch, self.gru.hidden_size)
+
+
+def make_lanes(stream: Tensor, batch: int) -> Tensor:
+    """Cut a stream into ``batch`` pieces of equal length that are read side by side.
+
+    Returns:
+        ``(length, batch)``: a column is a stretch of text.
+    """
+    length = len(stream) // batch
+    return stream[: length * batch].view(batch, length).t().contiguous()

@@ -1,0 +1,56 @@
+"""The results of runs as a table and as a picture."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+from .console import note, table
+
+
+def report(records: Sequence[dict[str, Any]]) -> str:
+    """A table with a column for each run."""
+    columns = [_column(record) for record in records]
+    rows = [(name, *(column[name] for column in columns)) for name in columns[0]]
+    return table(rows)
+
+
+def draw(records: Sequence[dict[str, Any]]) -> bytes | None:
+    """The curves as PNG, of several runs also over time; None without matplotlib."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        note("no picture: matplotlib is not installed (pip install 'xent[plot]')")
+        return None
+    from ..plot import curves
+
+    panels = ("step", "seconds") if len(records) > 1 else ("step",)
+    figure = Figure(figsize=(7 * len(panels), 5), layout="constrained")
+    for ax, over in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        curves(records, ax, over=over)
+    data = io.BytesIO()
+    figure.savefig(data, format="png", dpi=120)
+    return data.getvalue()
+
+
+def _column(record: dict[str, Any]) -> dict[str, str]:
+    r, memory = record["results"], record["results"]["peak_memory_bytes"]
+    return {
+        "head": record["settings"]["head"],
+        "steps": f"{r['steps']:,}",
+        "training tokens": f"{r['training_tokens']:,}",
+        "validation, nats per token": f"{r['nats_per_token']:.4f}",
+        "  bits per token": f"{r['bits_per_token']:.4f}",
+        "  perplexity": f"{r['perplexity']:.1f}",
+        "  bits per byte *": f"{r['bits_per_byte']:.4f}",
+        "  unknown tokens *": f"{r['unknown_share']:.1%}",
+        "tokens per second": f"{r['tokens_per_second']:,.0f}",
+        "share of time in the loss": f"{r['loss_share_of_time']:.1%}",
+        "peak memory": "not known" if memory is None else f"{memory / 1e9:.2f} GB",
+    }
+
+
+FOOTNOTE = """\
+* Per token, all unknown tokens are one class, which flatters. Bits per byte pays for their spelling
+  too, 8 bits for each byte and 8 for the end: the length of a code that gives the text back."""

@@ -1,0 +1,99 @@
+"""The folder of a run: files that are either complete or not there, whatever happens meanwhile."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .console import UserError
+
+CHECKPOINT, RECORD, CURVES = "checkpoint.pt", "record.json", "curves.png"
+
+
+class RunFolder:
+    """Where a run keeps its checkpoint, record and picture.
+
+    Args:
+        path: the folder; made if it is not there.
+
+    Raises:
+        UserError: if it cannot be written to.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.lost: dict[str, str] = {}  # files that could not be saved, and why
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_whole(self.path / ".writable", b"")
+            (self.path / ".writable").unlink()
+        except OSError as error:
+            raise UserError(f"--out {path}: cannot be written to: {error.strerror}") from None
+
+    def save(self, name: str, data: bytes) -> str | None:
+        """Write a file; what came before stays if that fails.
+
+        Returns:
+            None, or what went wrong. A full disk is no reason to throw a training away.
+        """
+        try:
+            write_whole(self.path / name, data)
+        except OSError as error:
+            self.lost[name] = error.strerror or str(error)
+            kept = "; the one before is kept" if (self.path / name).exists() else ""
+            return f"cannot save {self.path / name}: {self.lost[name]}{kept}"
+        self.lost.pop(name, None)
+        return None
+
+    def save_checkpoint(self, state: dict[str, Any]) -> str | None:
+        """Write the state of a run, as :meth:`save`."""
+        data = io.BytesIO()  # torch.save into a file reports a full disk in many ways, this in one
+        torch.save(state, data)
+        return self.save(CHECKPOINT, data.getvalue())
+
+    def load_checkpoint(self) -> dict[str, Any]:
+        """The state of a run.
+
+        Raises:
+            UserError: if there is none or it cannot be read.
+        """
+        path = self.path / CHECKPOINT
+        if not path.exists():
+            raise UserError(f"--resume: there is no {path}")
+        try:
+            return torch.load(path, weights_only=True)
+        except Exception as error:  # torch raises many kinds for a damaged file
+            reason = str(error).partition("\n")[0]
+            raise UserError(f"--resume: {path} is not a readable checkpoint: {reason}") from None
+
+
+def load_record(folder: str | Path) -> dict[str, Any]:
+    """What ``record.json`` of a run holds.
+
+    Raises:
+        UserError: if it cannot be read.
+    """
+    path = Path(folder) / RECORD
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Replace a file at once: a kill or a full disk leaves the one before."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

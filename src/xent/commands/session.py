@@ -1,0 +1,134 @@
+"""A run at the terminal: trains until the budget is used or somebody stops it, and saves."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import signal
+from dataclasses import asdict
+from time import perf_counter
+from typing import Any
+
+import torch
+
+from .. import __version__
+from .console import UserError, note, progress_bar
+from .report import draw
+from .run_folder import CURVES, RECORD, RunFolder
+from .trainer import Trainer
+
+SAVE_EVERY = 60.0  # seconds; and after each evaluation
+
+
+class Session:
+    """Trains and saves.
+
+    Args:
+        trainer: the run.
+        folder: where to save.
+        paths: the text, for the checkpoint.
+        quiet: whether to show no progress.
+    """
+
+    def __init__(self, trainer: Trainer, folder: RunFolder, paths: list[str], quiet: bool) -> None:
+        self.trainer, self.folder, self.paths, self.quiet = trainer, folder, paths, quiet
+
+    def run(self) -> dict[str, Any]:
+        """Train, evaluate and save.
+
+        Returns:
+            The record of the run; its ``results`` are empty if it was stopped.
+        """
+        with StopSignals() as stop:
+            self._train(stop)
+            if not stop and not self.trainer.results:
+                self.trainer.finish()
+            self._save_checkpoint()
+            return self._save_record()
+
+    def record(self) -> dict[str, Any]:
+        """What ``record.json`` holds."""
+        corpus = self.trainer.corpus
+        return {
+            "settings": asdict(self.trainer.settings),
+            "versions": {
+                "xent": __version__,
+                "torch": torch.__version__,
+                "python": platform.python_version(),
+            },
+            "threads": torch.get_num_threads(),
+            "text": {
+                "files": corpus.files,
+                "fingerprint": corpus.fingerprint,
+                "training_tokens": len(corpus.train),
+                "validation_tokens": len(corpus.valid),
+                "classes": len(corpus.vocabulary),
+            },
+            "history": self.trainer.history,
+            "results": self.trainer.results,
+        }
+
+    def _train(self, stop: StopSignals) -> None:
+        trainer, saved = self.trainer, perf_counter()
+        layout = "{percentage:3.0f}%|{bar}| {elapsed}{postfix}"
+        with progress_bar(self.quiet, total=100, bar_format=layout) as bar:
+            while not stop and trainer.progress() < 1:
+                loss = trainer.advance()
+                if not math.isfinite(loss):
+                    raise UserError(
+                        f"the loss is {loss} at step {trainer.step}; try a smaller --lr than "
+                        f"{trainer.settings.lr}"
+                    )
+                bar.set_postfix_str(self._status(loss))
+                bar.update(100 * trainer.progress() - bar.n)
+                if trainer.just_checked() or perf_counter() - saved > SAVE_EVERY:
+                    self._save_checkpoint()
+                    saved = perf_counter()
+
+    def _status(self, loss: float) -> str:
+        trainer = self.trainer
+        speed = trainer.tokens / trainer.times["steps"]
+        checks = trainer.history["validation"]
+        validation = f", validation {checks[-1]['nats']:.3f}" if checks else ""
+        return f"step {trainer.step}, loss {loss:.3f}{validation}, {speed:,.0f} tokens/s"
+
+    def _save_checkpoint(self) -> None:
+        state = {**self.trainer.state(), "paths": self.paths}
+        self._tell(self.folder.save_checkpoint(state))
+
+    def _save_record(self) -> dict[str, Any]:
+        record = self.record()
+        self._tell(self.folder.save(RECORD, json.dumps(record, indent=1).encode()))
+        picture = draw([record])
+        if picture:
+            self._tell(self.folder.save(CURVES, picture))
+        return record
+
+    def _tell(self, failure: str | None) -> None:
+        if failure:
+            note(f"\n{failure}; the training goes on" if self.trainer.progress() < 1 else failure)
+
+
+class StopSignals:
+    """Within it, Ctrl-C or SIGTERM asks to stop after this step; a second Ctrl-C stops at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __bool__(self) -> bool:
+        return self.asked
+
+    def __enter__(self) -> StopSignals:
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        self.before = {number: signal.signal(number, self._ask) for number in numbers}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number: int, frame: object) -> None:
+        if self.asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.asked = True

@@ -1,0 +1,213 @@
+"""Text files as two streams of tokens, with the bytes accounted for.
+
+A token is a word, a number, a run of punctuation (each with the one space before it) or a stretch
+of white space; joined, the tokens are the text again. The classes are the tokens that the training
+part has twice or more. Any other token is ``<unk>`` followed by its spelling, one byte after the
+other, and a NUL byte, at 8 bits each: text that holds NUL bytes is refused, so this can be decoded
+and bits per byte is the length of a true code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import sysconfig
+from array import array
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .console import UserError
+
+TOKEN = re.compile(r" ?[^\W\d]\w*| ?\d+|\s*\n *| ?[^\w\s]+|\s+")
+UNKNOWN, END = 0, 1  # the first two classes: a token without a class, the end of a file
+SPECIAL = ["<unk>", "<end>"]  # the pattern never matches these as one token
+SUFFIXES = {
+    ".c", ".cc", ".cpp", ".css", ".go", ".h", ".hpp", ".html", ".java", ".js", ".md", ".py", ".pyi",
+    ".rs", ".rst", ".sh", ".tex", ".toml", ".ts", ".txt", ".xml", ".yaml", ".yml",
+}  # fmt: skip
+VALIDATION_SHARE = 0.05
+MIN_FILES_TO_SPLIT = 20  # with fewer, whole files cannot make up 5 % of the text
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Training and validation text as classes.
+
+    Attributes:
+        train: classes of the training part, int32, ``(tokens,)``.
+        valid: classes of the validation part.
+        valid_bytes: how many bytes of text each validation token stands for.
+        vocabulary: the token of each class.
+        counts: how often the training part has each class.
+        fingerprint: a hash of the text of all files.
+        files: number of different files.
+        skipped: files in folders that are not text.
+    """
+
+    train: Tensor
+    valid: Tensor
+    valid_bytes: Tensor
+    vocabulary: list[str]
+    counts: Tensor
+    fingerprint: str
+    files: int
+    skipped: list[Path]
+
+
+def read_corpus(
+    paths: Sequence[str], seed: int, max_vocabulary: int, bar: Callable[..., Any]
+) -> Corpus:
+    """Read, tokenise and split.
+
+    Args:
+        paths: files and folders; none means the sources of Python's standard library.
+        seed: decides which files are for validation.
+        max_vocabulary: at most so many classes.
+        bar: makes a progress bar, with the keyword arguments of tqdm.
+
+    Returns:
+        The :class:`Corpus`.
+
+    Raises:
+        UserError: for paths that cannot be read and text of which nothing is left.
+    """
+    files = find_files(paths)
+    ids: defaultdict[str, int] = defaultdict()
+    ids.default_factory = ids.__len__  # a new token gets the next number
+    streams, skipped = _read_streams(files, frozenset(map(Path, paths)), ids, bar)
+    if not streams:
+        raise UserError(f"no text in {_names(paths)}")
+    # Ordered by a hash of the content: the same wherever the files lie and however they are named.
+    ordered = [streams[d] for d in sorted(streams, key=lambda d: _hash(seed, d))]
+    train, valid = split(ordered)
+    fingerprint = hashlib.sha256("".join(sorted(streams)).encode()).hexdigest()
+    return _classify(train, valid, list(ids), max_vocabulary, fingerprint, len(streams), skipped)
+
+
+def find_files(paths: Sequence[str]) -> list[Path]:
+    """The files named and those with a text suffix in folders named, sorted."""
+    if not paths:
+        return _standard_library()
+    found: list[Path] = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            inside = (p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+            found += sorted(p for p in inside if not _hidden(p.relative_to(path)))
+        elif path.exists():
+            found.append(path)
+        else:
+            raise UserError(f"{path}: no such file or folder")
+    if not found:
+        raise UserError(f"no text files (*.txt, *.py, *.md, ...) in {_names(paths)}")
+    return found
+
+
+def split(streams: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """About 5 % for validation: whole files, or of few files the end of each."""
+    limit = VALIDATION_SHARE * sum(map(len, streams))
+    train, valid, size = [], [], 0
+    for stream in streams:
+        if size + len(stream) <= limit:
+            valid.append(stream)
+            size += len(stream)
+        else:
+            train.append(stream)
+    if len(streams) < MIN_FILES_TO_SPLIT or not valid:
+        cuts = [len(s) - int(VALIDATION_SHARE * len(s)) for s in streams]
+        train = [s[:cut] for s, cut in zip(streams, cuts, strict=True)]
+        valid = [s[cut:] for s, cut in zip(streams, cuts, strict=True)]
+    return torch.cat(train), torch.cat(valid)
+
+
+def _standard_library() -> list[Path]:
+    """Without its tests, which many distributions leave out and which are half of it."""
+    root = Path(sysconfig.get_path("stdlib"))
+    left_out = {"site-packages", "dist-packages", "test", "tests", "idle_test"}
+    files = (p for p in root.rglob("*.py") if not left_out & set(p.relative_to(root).parts))
+    return sorted(files)
+
+
+def _read_streams(
+    files: list[Path],
+    named: frozenset[Path],
+    ids: defaultdict[str, int],
+    bar: Callable[..., Any],
+) -> tuple[dict[str, Tensor], list[Path]]:
+    """Token numbers of each file by the hash of its content, so that copies count once."""
+    streams: dict[str, Tensor] = {}
+    skipped: list[Path] = []
+    total = sum(path.stat().st_size for path in files)
+    with bar(total=total, desc="reading", unit="B", unit_scale=True, leave=False) as progress:
+        for path in files:
+            try:
+                data = read_text(path)
+            except UserError:
+                if path in named:
+                    raise
+                skipped.append(path)
+                continue
+            if data:
+                numbers = array("i", map(ids.__getitem__, [*TOKEN.findall(data.decode()), ""]))
+                streams[_hash(data)] = torch.frombuffer(numbers, dtype=torch.int32)
+            progress.update(len(data))
+    return streams, skipped
+
+
+def read_text(path: Path) -> bytes:
+    """The bytes of a text file."""
+    try:
+        data = path.read_bytes()
+        data.decode()
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not UTF-8 text") from None
+    if 0 in data:
+        raise UserError(f"{path}: a binary file (it has NUL bytes)")
+    return data
+
+
+def _classify(
+    train: Tensor,
+    valid: Tensor,
+    tokens: list[str],
+    max_vocabulary: int,
+    fingerprint: str,
+    files: int,
+    skipped: list[Path],
+) -> Corpus:
+    """Turn token numbers into classes, the frequent first."""
+    counts = torch.bincount(train, minlength=len(tokens))
+    end = tokens.index("")  # stands at the end of every file
+    counts[end] = 0
+    order = counts.argsort(descending=True, stable=True)
+    kept = order[: int((counts >= 2).sum())][: max_vocabulary - len(SPECIAL)]
+    classes = torch.full((len(tokens),), UNKNOWN, dtype=torch.int32)
+    classes[kept] = torch.arange(len(SPECIAL), len(SPECIAL) + len(kept), dtype=torch.int32)
+    classes[end] = END
+    vocabulary = SPECIAL + [tokens[i] for i in kept.tolist()]
+    sizes = torch.tensor([len(token.encode()) for token in tokens], dtype=torch.int32)
+    train_classes = classes[train]
+    return Corpus(
+        train_classes, classes[valid], sizes[valid], vocabulary,
+        torch.bincount(train_classes, minlength=len(vocabulary)), fingerprint, files, skipped,
+    )  # fmt: skip
+
+
+def _hash(*parts: object) -> str:
+    data = parts[0] if isinstance(parts[0], bytes) else " ".join(map(str, parts)).encode()
+    return hashlib.sha256(data).hexdigest()
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith(".") or part == "site-packages" for part in path.parts)
+
+
+def _names(paths: Sequence[str]) -> str:
+    return ", ".join(paths) or "Python's standard library"

@@ -1,0 +1,171 @@
+"""``xent train``: a small language model with a large vocabulary, trained on your text."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Callable
+from dataclasses import fields, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .console import UserError, note, progress_bar
+from .model import HEADS
+from .report import FOOTNOTE, report
+from .run_folder import CHECKPOINT, RunFolder, load_record
+from .session import Session
+from .text import Corpus, read_corpus
+from .trainer import Settings, Trainer
+
+DEFAULT_MINUTES = 2.0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of ``xent train``."""
+    parser.add_argument(
+        "paths", nargs="*", metavar="PATH",
+        help="text files, and folders to search; default: the sources of Python's standard library",
+    )  # fmt: skip
+    parser.add_argument("--out", default="runs/train", help="folder for the results (%(default)s)")
+    parser.add_argument("--resume", action="store_true", help="continue the run in --out")
+    parser.add_argument(
+        "--compare", action="store_true", help="train with each head in turn and compare"
+    )
+    _add_settings(parser)
+    parser.add_argument("--threads", type=_whole, help="threads (default: torch's choice)")
+    parser.add_argument("--quiet", action="store_true", help="no progress, only the result")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train, or with ``--compare`` train twice."""
+    if args.compare:
+        from .compare import compare
+
+        return compare(args)
+    folder = RunFolder(args.out)
+    saved = folder.load_checkpoint() if args.resume else None
+    settings = settle(args, saved)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    trainer, paths = _prepare(args, settings, saved)
+    if not (args.resume or args.quiet) and (folder.path / CHECKPOINT).exists():
+        note(f"this run takes the place of the one in {folder.path}")
+    saved = None  # its tensors are copied by now
+    record = Session(trainer, folder, paths, args.quiet).run()
+    return _conclude(record, folder, args)
+
+
+def settle(args: argparse.Namespace, saved: dict[str, Any] | None) -> Settings:
+    """The settings of the run: those given, else those of the checkpoint, else the defaults.
+
+    Raises:
+        UserError: if the checkpoint has other settings than those given.
+    """
+    names = [field.name for field in fields(Settings)]
+    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    if saved is None:
+        settings = Settings(**given)
+        budget = settings.minutes or settings.steps or settings.like
+        return settings if budget else replace(settings, minutes=DEFAULT_MINUTES)
+    before = saved["settings"]
+    other = [f"--{n} {v} (was {before[n]})" for n, v in given.items() if v != before[n]]
+    if other:
+        raise UserError(
+            f"--resume: the run in {args.out} has other settings: {', '.join(other)}; leave them "
+            f"out, or start anew in another --out"
+        )
+    return Settings(**before)
+
+
+def _add_settings(parser: argparse.ArgumentParser) -> None:
+    """The options that decide the outcome; their defaults stand in :class:`Settings`."""
+    budget = parser.add_mutually_exclusive_group()
+    budget.add_argument(
+        "--minutes", type=_amount, help=f"time to train for (default {DEFAULT_MINUTES:g})"
+    )
+    budget.add_argument("--steps", type=_whole, help="number of steps, instead of --minutes")
+    # A run with the schedule of another one; this is how --compare makes both runs the same.
+    budget.add_argument("--like", metavar="RUN", help=argparse.SUPPRESS)
+    default = Settings()
+    options: tuple[tuple[str, Callable[[str], Any], str], ...] = (
+        ("seed", int, "decides initial weights and validation files"),
+        ("dim", _whole, "width of the embedding"),
+        ("batch", _whole, "lanes of text side by side"),
+        ("length", _whole, "tokens per lane and step"),
+        ("vocab", partial(_whole, least=3), "largest number of classes"),
+        ("lr", _amount, "largest learning rate"),
+    )
+    parser.add_argument(
+        "--head", choices=tuple(HEADS),
+        help=f"whose cross-entropy; the training is the same (default {default.head})",
+    )  # fmt: skip
+    for name, kind, text in options:
+        text = f"{text} (default {getattr(default, name)})"
+        parser.add_argument(f"--{name}", type=kind, help=text)
+
+
+def _prepare(
+    args: argparse.Namespace, settings: Settings, saved: dict[str, Any] | None
+) -> tuple[Trainer, list[str]]:
+    """The trainer, new or restored, and where its text comes from."""
+    paths = [str(Path(path).absolute()) for path in args.paths]
+    if saved and not paths:
+        paths = saved["paths"]
+    schedule = load_record(settings.like)["history"]["progress"] if settings.like else None
+    bar = partial(progress_bar, args.quiet)
+    corpus = read_corpus(paths, settings.seed, settings.vocab, bar)
+    if not args.quiet:
+        _introduce(corpus, settings)
+    trainer = Trainer(settings, corpus, schedule)
+    if saved:
+        trainer.restore(saved)
+    return trainer, paths
+
+
+def _introduce(corpus: Corpus, settings: Settings) -> None:
+    if corpus.skipped:
+        names = ", ".join(path.name for path in corpus.skipped[:3])
+        more = ", ..." if len(corpus.skipped) > 3 else ""
+        note(f"left out as not text: {names}{more} ({len(corpus.skipped)} in all)")
+    rows, classes = settings.batch * settings.length, len(corpus.vocabulary)
+    note(
+        f"{corpus.files} files, {len(corpus.train):,} training tokens of {classes:,} classes; "
+        f"the logits of a step are {rows} x {classes:,}, {4e-6 * rows * classes:,.0f} MB"
+    )
+
+
+def _conclude(record: dict[str, Any], folder: RunFolder, args: argparse.Namespace) -> int:
+    """Say how it went; the exit code."""
+    if not record["results"]:
+        step = len(record["history"]["loss"])
+        note(f"stopped after step {step}; continue: xent train --resume --out {folder.path}")
+        return 130
+    if args.json:
+        print(json.dumps(record["results"], indent=2))
+    else:
+        print(f"{report([record])}\n\n{FOOTNOTE}")
+    return 2 if folder.lost else 0
+
+
+def _whole(text: str, least: int = 1) -> int:
+    """A whole number from the command line."""
+    number = int(text) if text.lstrip("+-").isdecimal() else None
+    if number is None or number < least:
+        raise argparse.ArgumentTypeError(f"expected a whole number from {least}, got {text!r}")
+    return number
+
+
+def _amount(text: str) -> float:
+    """A positive number from the command line."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a number greater than 0, got {text!r}")
+    return number

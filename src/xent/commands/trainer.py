@@ -1,0 +1,231 @@
+"""The training loop: one step, evaluation, and a state that can be saved and continued exactly."""
+
+from __future__ import annotations
+
+import math
+import sys
+from dataclasses import asdict, dataclass
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .console import UserError
+from .model import HEADS, LanguageModel, make_lanes
+from .text import UNKNOWN, Corpus
+
+WARMUP = 0.05  # share of the budget over which the learning rate rises
+CLIP = 1.0  # largest norm of the gradient
+HISTORY = ("loss", "progress", "seconds", "validation")
+CHECKS = 10  # evaluations on the way
+CHECK_TOKENS, FINAL_TOKENS = 8192, 65536  # validation tokens on the way and at the end
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides the outcome of a run, besides the text.
+
+    Attributes:
+        head: ``"xent"`` or ``"torch"``, whose cross-entropy is used.
+        minutes: budget of time; None if ``steps`` is the budget.
+        steps: number of steps.
+        seed: for the split of the files and the initial weights.
+        dim: width of the embedding.
+        batch: lanes of text read side by side.
+        length: tokens per lane and step.
+        vocab: largest number of classes.
+        lr: largest learning rate.
+        like: folder of a run whose schedule is followed step by step.
+    """
+
+    head: str = "xent"
+    minutes: float | None = None
+    steps: int | None = None
+    seed: int = 0
+    dim: int = 128
+    batch: int = 32
+    length: int = 32
+    vocab: int = 50_000
+    lr: float = 0.01
+    like: str | None = None
+
+
+class Trainer:
+    """A run in progress.
+
+    Args:
+        settings: what decides the outcome.
+        corpus: the text.
+        schedule: of a run to follow, the share of its budget that was used before each step.
+    """
+
+    def __init__(
+        self, settings: Settings, corpus: Corpus, schedule: list[float] | None = None
+    ) -> None:
+        _require_enough(settings, corpus)
+        torch.manual_seed(settings.seed)
+        self.settings, self.corpus, self.schedule = settings, corpus, schedule
+        self.model = LanguageModel(corpus.counts, settings.dim)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), weight_decay=0.0, fused=True)
+        self.lanes = make_lanes(corpus.train, settings.batch)
+        self.memory = self.model.blank(settings.batch)
+        self.history: dict[str, list] = {name: [] for name in HISTORY}
+        self.times = {"elapsed": 0.0, "steps": 0.0, "loss": 0.0}
+        self.results: dict[str, Any] = {}
+
+    @property
+    def step(self) -> int:
+        """Steps done."""
+        return len(self.history["loss"])
+
+    @property
+    def tokens(self) -> int:
+        """Tokens trained on."""
+        return self.step * self.settings.batch * self.settings.length
+
+    def progress(self) -> float:
+        """The share of the budget that is used; the run is over at 1."""
+        if self.schedule is not None:
+            return self.schedule[self.step] if self.step < len(self.schedule) else 1.0
+        if self.settings.minutes is None:
+            return self.step / (self.settings.steps or 1)
+        return min(1.0, self.times["elapsed"] / (60 * self.settings.minutes))
+
+    def advance(self) -> float:
+        """One step of training, and an evaluation where one is due; returns the loss."""
+        started, before = perf_counter(), self.times["elapsed"]
+        progress = self.progress()
+        loss = self._train(progress)
+        taken = perf_counter() - started
+        self.times["steps"] += taken
+        self.times["elapsed"] = before + taken
+        self.history["loss"].append(loss)
+        self.history["progress"].append(progress)
+        self.history["seconds"].append(round(self.times["elapsed"], 3))
+        if int(CHECKS * self.progress()) > int(CHECKS * progress):
+            self._check()
+            self.times["elapsed"] = before + perf_counter() - started
+        return loss
+
+    def just_checked(self) -> bool:
+        """Whether the last step ended with an evaluation."""
+        checks = self.history["validation"]
+        return bool(checks) and checks[-1]["step"] == self.step
+
+    def finish(self) -> dict[str, Any]:
+        """Evaluate on more text and sum up."""
+        nats, bits_per_byte, unknown = self.evaluate(FINAL_TOKENS)
+        self.results = {
+            "steps": self.step,
+            "training_tokens": self.tokens,
+            "nats_per_token": nats,
+            "bits_per_token": nats / math.log(2),
+            "perplexity": math.exp(min(nats, 700.0)),
+            "bits_per_byte": bits_per_byte,
+            "unknown_share": unknown,
+            "tokens_per_second": self.tokens / self.times["steps"],
+            "loss_share_of_time": self.times["loss"] / self.times["steps"],
+            "seconds": round(self.times["elapsed"], 3),
+            "peak_memory_bytes": peak_memory(),
+        }
+        return self.results
+
+    @torch.no_grad()
+    def evaluate(self, tokens: int) -> tuple[float, float, float]:
+        """Loss in nats per token, bits per byte and the share of unknown tokens.
+
+        Args:
+            tokens: how many tokens of the validation text to use at most.
+        """
+        batch, length = self.settings.batch, self.settings.length
+        lanes = make_lanes(self.corpus.valid[:FINAL_TOKENS], batch)
+        sizes = make_lanes(self.corpus.valid_bytes[:FINAL_TOKENS], batch)
+        memory, nats = self.model.blank(batch), 0.0
+        end = min(len(lanes) - 1, max(1, tokens // batch))
+        for start in range(0, end, length):
+            piece = lanes[start : min(start + length, end) + 1]
+            logits, memory = self.model(piece[:-1], memory)
+            target = piece[1:].flatten().long()
+            nats += HEADS[self.settings.head](logits, target, reduction="sum").item()
+        target, sizes = lanes[1 : end + 1], sizes[1 : end + 1]
+        unknown = target == UNKNOWN
+        spelling = 8 * (sizes[unknown] + 1).sum().item()  # bits: each byte and the NUL at the end
+        bits = nats / math.log(2) + spelling
+        count = target.numel()
+        return nats / count, bits / max(1, int(sizes.sum())), unknown.sum().item() / count
+
+    def state(self) -> dict[str, Any]:
+        """Everything that the rest of the run depends on: tensors and plain types."""
+        return {
+            "settings": asdict(self.settings),
+            "text": self.corpus.fingerprint,
+            "vocabulary": self.corpus.vocabulary,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "memory": self.memory,
+            "random": torch.get_rng_state(),
+            "history": self.history,
+            "times": self.times,
+            "results": self.results,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue where :meth:`state` was taken."""
+        if state["text"] != self.corpus.fingerprint:
+            raise UserError("--resume: the text is not the one that the checkpoint was trained on")
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        torch.set_rng_state(state["random"])
+        self.memory, self.history = state["memory"], state["history"]
+        self.times, self.results = state["times"], state["results"]
+
+    def _train(self, progress: float) -> float:
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.settings.lr * min(1.0, 0.1 + progress / WARMUP) * (1 - progress)
+        input, target = self._next_batch()
+        logits, self.memory = self.model(input, self.memory)
+        # Backward in two parts, so that the time of the loss alone is known.
+        started = perf_counter()
+        loss = HEADS[self.settings.head](logits, target)
+        (gradient,) = torch.autograd.grad(loss, logits)
+        self.times["loss"] += perf_counter() - started
+        logits.backward(gradient)
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), CLIP)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return loss.item()
+
+    def _next_batch(self) -> tuple[Tensor, Tensor]:
+        """The next tokens of each lane; past the end of the text, from the start again."""
+        length = self.settings.length
+        position = self.step % ((len(self.lanes) - 1) // length)
+        if position == 0:
+            self.memory = self.model.blank(self.settings.batch)
+        piece = self.lanes[position * length :][: length + 1]
+        return piece[:-1], piece[1:].flatten().long()
+
+    def _check(self) -> None:
+        nats, bits_per_byte, _ = self.evaluate(CHECK_TOKENS)
+        point = {"step": self.step, "seconds": self.history["seconds"][-1]}
+        self.history["validation"].append({**point, "nats": nats, "bits_per_byte": bits_per_byte})
+
+
+def peak_memory() -> int | None:
+    """The most memory that this process had, in bytes; None where the system does not say."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak  # others count in KiB
+
+
+def _require_enough(settings: Settings, corpus: Corpus) -> None:
+    training, validation = settings.batch * (settings.length + 1), 2 * settings.batch
+    if len(corpus.train) < training or len(corpus.valid) < validation:
+        raise UserError(
+            f"too little text: {len(corpus.train)} tokens for training and {len(corpus.valid)} for "
+            f"validation, but --batch {settings.batch} --length {settings.length} need at least "
+            f"{training} and {validation}"
+        )

@@ -1,0 +1,90 @@
+"""Measuring sticks: distances in ulps, exact values from mpmath, and calls that give gradients."""
+
+import math
+
+import mpmath
+import torch
+from torch import Tensor
+
+mpmath.mp.dps = 50
+
+HALF = (torch.bfloat16, torch.float16)
+
+
+def spacing(value: Tensor, dtype: torch.dtype) -> Tensor:
+    """One unit in the last place of ``dtype`` at each (float64) value."""
+    info = torch.finfo(dtype)
+    magnitude = value.double().abs().clamp(min=info.tiny)
+    exponent = torch.frexp(magnitude).exponent.double() - 1
+    return torch.exp2(exponent) * info.eps
+
+
+def ulps(actual: Tensor, truth: Tensor) -> Tensor:
+    """Distance from a float64 truth in units of the last place of ``actual``'s dtype.
+
+    Equal infinities and NaN in both places are at distance 0, in one of them at infinity.
+    """
+    a, t = actual.detach().double(), truth.detach().double()
+    assert a.shape == t.shape, (a.shape, t.shape)
+    distance = (a - t).abs() / spacing(t.nan_to_num(0, 0, 0), actual.dtype)
+    same = (a == t) | (a.isnan() & t.isnan())
+    distance = torch.where(same, 0.0, distance)
+    return torch.where(~same & (a.isnan() | t.isnan()), math.inf, distance)
+
+
+def worst(actual: Tensor, truth: Tensor, nats: Tensor | float = 0.0) -> float:
+    """The largest distance in ulps, after half an epsilon (relative) per nat is forgiven.
+
+    That is the conditioning of exp: its argument of so many nats is itself rounded once.
+    """
+    forgiven = nats / 2 * torch.finfo(actual.dtype).eps * truth.double().abs()
+    distance = ulps(actual, truth) - forgiven / spacing(truth.nan_to_num(0, 0, 0), actual.dtype)
+    return distance.max().item() if distance.numel() else 0.0
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    """Equal to the bit, NaN equal to NaN."""
+    return a.shape == b.shape and a.dtype == b.dtype and bool(((a == b) | (a != a) & (b != b)).all())
+
+
+def value_and_grad(loss, input: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
+    """The loss of a fresh copy of ``input`` and the gradient of its sum."""
+    z = input.detach().requires_grad_()
+    value = loss(z, *args, **kwargs)
+    (grad,) = torch.autograd.grad(value.sum(), z)
+    return value.detach(), grad
+
+
+def nats_below_top(z: Tensor, dim: int = -1) -> Tensor:
+    """How far each logit lies below the largest of its row: the conditioning of its exp."""
+    z = z.double()
+    return z.amax(dim, keepdim=True) - z
+
+
+def exact_row(z: Tensor, q: list | None = None, y: int | None = None, scale=1):
+    """Loss and gradient of one row of logits in 50 digits, as lists of mpf."""
+    values = [mpmath.mpf(v) * scale for v in z.double().tolist()]
+    if q is None:
+        q = [mpmath.mpf(j == y) for j in range(len(values))]
+    top = max(values)
+    e = [mpmath.exp(v - top) for v in values]
+    total, mass = mpmath.fsum(e), mpmath.fsum(q)
+    if y is not None:  # 1 - p as the sum of the others
+        others = mpmath.fsum(v for j, v in enumerate(e) if j != y)
+        loss = mpmath.log1p(others / e[y]) if e[y] else mpmath.inf
+    else:
+        loss = mpmath.fsum(
+            qj * (mpmath.log(total) - (v - top)) for qj, v in zip(q, values, strict=True) if qj
+        )
+    grad = []
+    for j, (ej, qj) in enumerate(zip(e, q, strict=True)):
+        grad.append(-(others / total) if j == y else scale * (mass * ej / total - qj))
+    return loss, grad
+
+
+def exact(z: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of index targets and its gradient, rows of (N, V), rounded to float64."""
+    rows = [exact_row(row, y=int(label)) for row, label in zip(z, y, strict=True)]
+    loss = torch.tensor([float(r[0]) for r in rows], dtype=torch.float64)
+    grad = torch.tensor([[float(g) for g in r[1]] for r in rows], dtype=torch.float64)
+    return loss, grad

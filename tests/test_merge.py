@@ -1,0 +1,210 @@
+"""Row statistics form a commutative monoid: any split of the classes merges to the whole."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import xent
+from xent import RowStatistics
+
+FLOATS = ("log_odds", "log_prob", "target", "lse", "mass", "entropy", "mean", "mean_mass")
+EXACT = ("support", "top", "top_logit")
+EVERYTHING = dict(entropy=True, mean=True, top=True)
+
+# Integers make ties between classes common; -inf masks a class.
+logit = st.one_of(
+    st.integers(-3, 3).map(float),
+    st.floats(-50, 50, allow_nan=False, width=32),
+    st.just(-math.inf),
+)
+
+
+@st.composite
+def split_rows(draw):
+    """Logits (N, V), each row with something unmasked, a target, and where to cut the classes."""
+    v = draw(st.integers(2, 12))
+    n = draw(st.integers(1, 3))
+    z = [draw(st.lists(logit, min_size=v, max_size=v)) for _ in range(n)]
+    for row in z:
+        if max(row) == -math.inf:
+            row[draw(st.integers(0, v - 1))] = draw(st.sampled_from([0.0, -7.5]))
+    y = draw(st.lists(st.integers(0, v - 1), min_size=n, max_size=n))
+    cuts = sorted(draw(st.sets(st.integers(1, v - 1), min_size=1, max_size=3)))
+    return torch.tensor(z, dtype=torch.float64), torch.tensor(y), [0, *cuts, v]
+
+
+def soft_target(z):
+    """Probabilities that leave out the masked classes, and one class more where another is left."""
+    q = torch.linspace(1.0, 3.0, z.numel(), dtype=torch.float64).view(z.shape)
+    q = q.masked_fill(z == -math.inf, 0)
+    q[:, 0] = torch.where((q[:, 1:] > 0).any(-1), 0.0, q[:, 0])
+    return q / q.sum(-1, keepdim=True)
+
+
+def shards(z, target, edges, **options):
+    soft = target.is_floating_point()
+    return [
+        xent.statistics(
+            z[:, a:b], target[:, a:b] if soft else target, first_class=a, **options, **EVERYTHING
+        )
+        for a, b in zip(edges, edges[1:], strict=False)
+    ]
+
+
+def assert_same(a: RowStatistics, b: RowStatistics, scale: float = 1.0) -> None:
+    """Equal within some roundings of the terms, which are as large as the logits."""
+    for name in FLOATS:
+        x, y = getattr(a, name), getattr(b, name)
+        torch.testing.assert_close(
+            x, y, rtol=1e-14, atol=3e-14 * scale, equal_nan=True, msg=lambda m, n=name: f"{n}: {m}"
+        )
+    for name in EXACT:
+        assert torch.equal(getattr(a, name), getattr(b, name)), name
+
+
+def height(z):
+    """The size of the numbers that are added up."""
+    return 1 + z[z.isfinite()].abs().max().item()
+
+
+def check_whole(z, target, edges, engine, **options):
+    whole = xent.statistics(z, target, engine=engine, **options, **EVERYTHING)
+    parts = shards(z, target, edges, engine=engine, **options)
+    merged = parts[0]
+    for part in parts[1:]:
+        merged = merged.merge(part)
+    backwards = parts[-1]
+    for part in parts[-2::-1]:
+        backwards = backwards.merge(part)
+    assert_same(merged, whole, height(z))
+    assert_same(backwards, whole, height(z))
+    assert_same(parts[0].merge(parts[1]), parts[1].merge(parts[0]), height(z))
+    if len(parts) > 2:
+        a, b, c = parts[:3]
+        assert_same(a.merge(b).merge(c), a.merge(b.merge(c)), height(z))
+    if not target.is_floating_point():  # for soft targets log_odds is a function of log_prob
+        reachable = whole.target > -math.inf
+        torch.testing.assert_close(
+            merged.rest[reachable], whole.rest[reachable], rtol=1e-14, atol=1e-12
+        )
+
+
+@given(rows=split_rows())
+def test_any_split_of_the_classes_merges_to_the_whole(engine_name, rows):
+    z, y, edges = rows
+    check_whole(z, y, edges, engine_name)
+
+
+@given(rows=split_rows())
+def test_any_split_of_soft_targets(engine_name, rows):
+    z, _, edges = rows
+    check_whole(z, soft_target(z), edges, engine_name)
+
+
+@given(rows=split_rows())
+def test_any_split_with_ignored_rows(engine_name, rows):
+    z, y, edges = rows
+    y[0] = -100
+    whole = xent.statistics(z, y, engine=engine_name)
+    a, *rest = shards(z, y, edges, engine=engine_name)
+    for part in rest:
+        a = a.merge(part)
+    assert a.mass[0] == whole.mass[0] == 0
+    assert a.log_prob[0] == whole.log_prob[0] == 0
+
+
+@pytest.fixture(scope="module", params=["native", "reference"])
+def engine_name(request):
+    """The engine, for hypothesis, which wants fixtures that outlive one example."""
+    if request.param == "native" and not xent.engines.native.available():
+        pytest.skip("the compiled core is not installed")
+    return request.param
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_the_identity_changes_nothing(engine, soft):
+    z = torch.randn(3, 5, dtype=torch.float64)
+    y = torch.softmax(torch.randn(3, 5).double(), -1) if soft else torch.tensor([0, 4, 2])
+    s = xent.statistics(z, y, engine=engine, **EVERYTHING)
+    nothing = RowStatistics.identity((3,), soft=soft, **EVERYTHING)
+    assert_same(s.merge(nothing), s)
+    assert_same(nothing.merge(s), s)
+    assert_same(nothing.merge(nothing), nothing)
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_a_shard_whose_classes_are_all_masked(engine, soft):
+    z = torch.tensor([[-torch.inf, -torch.inf, 1.0, 2.0]], dtype=torch.float64)
+    y = torch.tensor([[0.0, 0.0, 0.25, 0.75]]).double() if soft else torch.tensor([3])
+    check_whole(z, y, [0, 2, 4], engine)
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_top_is_the_global_class(engine, soft):
+    z = torch.tensor([[1.0, 2.0, 5.0, 5.0]])
+    y = torch.full((1, 4), 0.25) if soft else torch.tensor([10])
+    s = xent.statistics(z, y, first_class=10, top=True, engine=engine)
+    assert s.top.tolist() == [12]
+
+
+def test_top_breaks_ties_by_the_lowest_class(engine):
+    z = torch.tensor([[7.0, 7.0, 7.0, 1.0, 7.0]])
+    y = torch.tensor([3])
+    for edges in ([0, 5], [0, 1, 5], [0, 3, 4, 5]):
+        parts = shards(z, y, edges, engine=engine)
+        for order in (parts, parts[::-1]):
+            merged = order[0]
+            for part in order[1:]:
+                merged = merged.merge(part)
+            assert merged.top.tolist() == [0]
+
+
+def test_class_weights_split_with_the_classes(engine):
+    z = torch.randn(4, 6, dtype=torch.float64)
+    w = torch.rand(6, dtype=torch.float64)
+    for y in (torch.tensor([0, 5, 3, 2]), torch.softmax(torch.randn(4, 6).double(), -1)):
+        soft = y.is_floating_point()
+        whole = xent.statistics(z, y, weight=w, engine=engine, **EVERYTHING)
+        left, right = (
+            xent.statistics(
+                z[:, cut], y[:, cut] if soft else y, weight=w[cut], first_class=cut.start,
+                engine=engine, **EVERYTHING,
+            )
+            for cut in (slice(0, 2), slice(2, 6))
+        )  # fmt: skip
+        assert_same(left.merge(right), whole)
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_merge_is_differentiable(engine, soft):
+    z = torch.randn(3, 6, dtype=torch.float64, requires_grad=True)
+    y = torch.softmax(torch.randn(3, 6).double(), -1) if soft else torch.tensor([0, 5, 3])
+
+    def loss(s):
+        return (s.lse.square() - s.log_prob * s.entropy + s.mean.tanh() + s.log_odds.sigmoid()).sum()
+
+    (whole,) = torch.autograd.grad(loss(xent.statistics(z, y, engine=engine, **EVERYTHING)), z)
+    a, b, c = shards(z, y, [0, 1, 4, 6], engine=engine)
+    (parts,) = torch.autograd.grad(loss(a.merge(b).merge(c)), z)
+    torch.testing.assert_close(parts, whole, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("margin", [20.0, 60.0, 200.0])  # beyond fp32, fp64 rounding; deep tail
+def test_a_sure_prediction_keeps_its_digits_when_split(engine, margin):
+    z = torch.zeros(1, 4, dtype=torch.float64)
+    z[0, 2] = margin
+    a, b = shards(z, torch.tensor([2]), [0, 1, 4], engine=engine)
+    expected = math.log1p(3 * math.exp(-margin))
+    assert -a.merge(b).log_prob.item() == pytest.approx(expected, rel=1e-14)
+
+
+def test_unlike_statistics_are_refused():
+    z, y = torch.randn(2, 3), torch.tensor([0, 1])
+    s = xent.statistics(z, y)
+    with pytest.raises(ValueError, match="soft"):
+        s.merge(xent.statistics(z, torch.softmax(z, -1)))
+    with pytest.raises(ValueError, match="entropy"):
+        s.merge(xent.statistics(z, y, entropy=True))

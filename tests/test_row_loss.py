@@ -1,0 +1,255 @@
+"""The frame: what two lines on row statistics become."""
+
+import inspect
+
+import pytest
+import torch
+
+import xent
+from xent import RowStatistics
+
+from .helpers import same_bits, value_and_grad
+from .losses import above_average, entropy_regularised, focal
+
+Z, Y = torch.randn(6, 5, generator=torch.Generator().manual_seed(0)).double(), torch.arange(6) % 5
+
+
+def log_p():
+    return torch.log_softmax(Z, 1).gather(1, Y[:, None])[:, 0]
+
+
+def test_two_lines_make_a_whole_loss(engine):
+    p = log_p().exp()
+    rows = -((1 - p) ** 2) * log_p()
+    w = torch.linspace(0.5, 2, 5).double()
+    r = torch.linspace(1, 3, 6).double()
+    close = torch.testing.assert_close
+    call = dict(engine=engine)
+    close(focal(Z, Y, reduction="none", **call), rows)
+    close(focal(Z, Y, reduction="sum", **call), rows.sum())
+    close(focal(Z, Y, **call), rows.mean())
+    close(focal(Z, Y, w, **call), (w[Y] * rows).sum() / w[Y].sum())
+    close(focal(Z, Y, row_weight=r, **call), (r * rows).sum() / r.sum())
+    close(focal(Z, Y, w, row_weight=r, normalizer=4.0, **call), (r * w[Y] * rows).sum() / 4)
+    kept = Y != 2
+    close(focal(Z, Y, ignore_index=2, **call), rows[kept].mean())
+    close(focal(Z, Y, gamma=0.0, **call), -log_p().mean())
+    assert focal(Z[:, :, None], Y[:, None], reduction="none", **call).shape == (6, 1)
+    assert focal(Z.float(), Y, **call).dtype == torch.float32
+
+
+def test_gamma_zero_is_cross_entropy(engine):
+    for reduction in ("mean", "sum", "none"):
+        a, da = value_and_grad(focal, Z, Y, gamma=0.0, reduction=reduction, engine=engine)
+        b, db = value_and_grad(xent.cross_entropy, Z, Y, reduction=reduction, engine=engine)
+        torch.testing.assert_close(a, b, rtol=1e-14, atol=0)
+        torch.testing.assert_close(da, db, rtol=1e-13, atol=1e-16)
+
+
+@pytest.mark.parametrize(
+    ("options", "limit"),
+    [
+        ({"label_smoothing": 0.0}, {}),
+        ({"z_loss": 0.0}, {}),
+        ({"logit_scale": 1.0}, {}),
+        ({"softcap": 1e9}, {}),  # so far out that it caps nothing
+        ({"class_bias": torch.zeros(5).double()}, {}),
+        ({"weight": torch.ones(5).double()}, {}),
+        ({"row_weight": torch.ones(6)}, {}),
+        ({"normalizer": 6}, {}),
+        ({"ignore_index": 77}, {}),  # a class that does not occur
+        ({"logit_scale": torch.full((6,), 0.5)}, {"logit_scale": 0.5}),
+    ],
+)
+def test_settings_that_change_nothing(engine, options, limit):
+    a, da = value_and_grad(xent.cross_entropy, Z, Y, engine=engine, **options)
+    b, db = value_and_grad(xent.cross_entropy, Z, Y, engine=engine, **limit)
+    torch.testing.assert_close(a, b, rtol=1e-14, atol=0)
+    torch.testing.assert_close(da, db, rtol=1e-13, atol=1e-16)
+
+
+def test_return_stats(engine):
+    loss, s = focal(Z, Y, return_stats=True, engine=engine)
+    assert isinstance(s, RowStatistics)
+    torch.testing.assert_close(s.log_prob, log_p())
+    torch.testing.assert_close(loss, focal(Z, Y, engine=engine))
+    loss, s = xent.cross_entropy(Z, Y, return_stats=True, engine=engine)
+    assert s.log_odds.shape == (6,)
+    loss, s = entropy_regularised(Z, Y, return_stats=True)
+    assert s.entropy.dtype == torch.float64
+
+
+def test_statistics_are_differentiable_beside_the_loss(engine):
+    z = Z.clone().requires_grad_()
+    loss, s = focal(z, Y, return_stats=True, engine=engine)
+    (grad,) = torch.autograd.grad(loss + s.lse.sum(), z)
+    (part,) = torch.autograd.grad(focal(z, Y, engine=engine), z)
+    torch.testing.assert_close(grad - part, torch.softmax(Z, 1), rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        lambda s: s.log_prob.sum(),
+        lambda s: s.log_prob[:1],
+        lambda s: s.log_prob.unsqueeze(-1),
+        lambda s: torch.stack([s.log_prob, s.lse]),
+    ],
+)  # a scalar; too few; a column; too many
+def test_a_body_must_return_one_value_per_row(body):
+    with pytest.raises(ValueError, match="one value per row"):
+        xent.row_loss(body)(Z, Y)
+
+
+def test_a_statistic_nobody_asked_for():
+    for name in ("entropy", "mean", "top", "support", "top_logit", "mean_mass"):
+        with pytest.raises(AttributeError, match="nobody asked"):
+            xent.row_loss(lambda s, name=name: getattr(s, name))(Z, Y)
+
+
+def test_unknown_needs():
+    for bad in ("entrpy", ("mean", "entrpy")):
+        with pytest.raises(ValueError, match="entrpy"):
+            xent.row_loss(needs=bad)(lambda s: s.log_prob)
+    with pytest.raises(ValueError, match="first parameter"):
+        xent.row_loss(lambda: None)
+    with pytest.raises(ValueError, match="entrpy"):
+        xent.row_loss(needs=lambda: ("entrpy",))(lambda s: s.log_prob)(Z, Y)
+
+
+def test_needs_may_depend_on_the_hyperparameters():
+    asked = []
+
+    @xent.row_loss(needs=lambda beta: asked.append(beta) or (("entropy",) if beta else ()))
+    def loss(s, beta=0.0):
+        return -s.log_prob - (beta * s.entropy if beta else 0.0)
+
+    loss(Z, Y)
+    loss(Z, Y, beta=0.5)
+    assert asked == [0.0, 0.5]
+
+
+def test_signature():
+    parameters = inspect.signature(focal).parameters
+    assert list(parameters)[:3] == ["input", "target", "weight"]
+    assert parameters["gamma"].default == 2.0
+    assert parameters["gamma"].kind is inspect.Parameter.KEYWORD_ONLY
+    assert focal.__name__ == "focal"
+    assert focal.__doc__ == "A loss of the log-odds alone."
+    with pytest.raises(TypeError):
+        focal(Z, Y, gama=1.0)
+    with pytest.raises(TypeError):
+        focal(Z, Y, None, 1.0)
+
+
+def test_a_required_hyperparameter():
+    @xent.row_loss
+    def loss(s, *, power):
+        return s.nll**power
+
+    torch.testing.assert_close(loss(Z, Y, power=2, reduction="none"), log_p() ** 2)
+    with pytest.raises(TypeError, match="power"):
+        loss(Z, Y)
+
+
+# ---- the choice of an engine -----------------------------------------------------------------------
+
+
+def test_explain(core):
+    plan = xent.explain(Z, Y)
+    assert plan.engine == "native"
+    assert "native" in str(plan)
+    assert xent.explain(Z, Y, engine="reference").engine == "reference"
+    with pytest.raises(ValueError, match="option"):
+        xent.explain(Z, Y, gamma=2)
+
+
+UNFIT = {
+    "target that learns": (Z, torch.softmax(Z, 1).requires_grad_(), {}, "requires a gradient"),
+    "bias that learns": (Z, Y, {"class_bias": torch.zeros(5, requires_grad=True).double()}, "requires"),
+    "float64 targets": (Z.float(), torch.softmax(Z, 1), {}, "float64"),
+    "meta tensors": (Z.to("meta"), Y.to("meta"), {}, "meta"),
+}
+
+
+@pytest.mark.parametrize("name", UNFIT)
+def test_an_engine_that_cannot_says_why(core, name):
+    z, y, options, reason = UNFIT[name]
+    with pytest.raises(ValueError, match=reason):
+        xent.explain(z, y, engine="native", **options)
+    plan = xent.explain(z, y, **options)
+    assert plan.engine == "reference"
+    assert reason in plan.reason
+    if not z.is_meta:
+        with pytest.raises(ValueError, match=reason):
+            xent.cross_entropy(z, y, engine="native", **options)
+        xent.cross_entropy(z, y, **options)
+
+
+def test_a_tensor_subclass_takes_the_reference(core):
+    class Mine(torch.Tensor):
+        pass
+
+    plan = xent.explain(Z.as_subclass(Mine), Y)
+    assert plan.engine == "reference"
+    assert "Mine" in plan.reason
+
+
+# ---- the statistics themselves ---------------------------------------------------------------------
+
+
+def test_statistics(engine):
+    s = xent.statistics(Z, Y, entropy=True, mean=True, top=True, engine=engine)
+    p, close = torch.softmax(Z, 1), torch.testing.assert_close
+    close(s.target, Z.gather(1, Y[:, None])[:, 0])
+    close(s.lse, torch.logsumexp(Z, 1))
+    close(s.log_prob, log_p())
+    close(s.prob, log_p().exp())
+    close(s.log_odds, torch.logit(log_p().exp()))
+    close(s.rest, torch.logsumexp(Z.scatter(1, Y[:, None], -torch.inf), 1))
+    close(s.nll, -log_p())
+    close(s.entropy, -(p * p.log()).sum(1))
+    close(s.mean, Z.mean(1))
+    assert torch.equal(s.top, Z.argmax(1))
+    assert torch.equal(s.top_logit, Z.amax(1))
+    assert s.mass.tolist() == s.mean_mass.tolist() == [1.0] * 6
+    assert s.support.tolist() == [5.0] * 6
+    assert not s.soft
+
+
+def test_statistics_of_soft_targets(engine):
+    q = torch.softmax(Z.flip(0), 1)
+    w = torch.linspace(0.5, 2, 5).double()
+    s = xent.statistics(Z, q, weight=w, engine=engine)
+    close = torch.testing.assert_close
+    close(s.target, (q * w * Z).sum(1))
+    close(s.log_prob, (q * w * torch.log_softmax(Z, 1)).sum(1))
+    close(s.mass, (q * w).sum(1))
+    close(s.nll, -s.log_prob)
+    assert s.soft
+
+
+def test_masks_leave_the_mean(engine):
+    z = Z.clone()
+    z[:, 3] = -torch.inf
+    y = torch.where(Y == 3, 0, Y)
+    s = xent.statistics(z, y, mean=True, engine=engine)
+    torch.testing.assert_close(s.mean, Z[:, [0, 1, 2, 4]].mean(1))
+    assert s.support.tolist() == [4.0] * 6
+
+
+def test_an_ignored_row_is_a_sure_one(engine):
+    s = xent.statistics(Z, torch.full((6,), -100), entropy=True, mean=True, engine=engine)
+    for name in ("log_prob", "mass", "nll", "entropy", "lse", "target"):
+        assert not getattr(s, name).any(), name
+    assert bool((s.log_odds == torch.inf).all())
+
+
+@pytest.mark.parametrize("loss", [focal, entropy_regularised, above_average])
+def test_extra_axes(loss, engine):
+    z, y = torch.randn(2, 5, 3, 4), torch.randint(5, (2, 3, 4))
+    value = loss(z, y, reduction="none", engine=engine)
+    flat = loss(z.movedim(1, -1).reshape(-1, 5), y.flatten(), reduction="none", engine=engine)
+    torch.testing.assert_close(value.flatten(), flat, rtol=1e-6, atol=1e-7)
+    again = loss(z, y, reduction="none", engine=engine)
+    assert same_bits(value, again)

@@ -1,0 +1,190 @@
+"""The house itself: imports, weight of the import, docstrings, the compiled core."""
+
+import ast
+import doctest
+import inspect
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import xent
+
+HOUSE = Path(xent.__file__).parent
+PROJECT = Path(__file__).parents[1]
+
+# What each room may import of the house: only what lies below it.
+BELOW = {
+    "_check": set(),
+    "row_statistics": set(),
+    "logits": {"_check"},
+    "targets": {"_check"},
+    "softmax": {"_check"},
+    "engines": {"_check", "logits", "targets", "row_statistics", "_core"},
+    "row_loss": {"_check", "logits", "targets", "row_statistics", "engines"},
+    "losses": {"_check", "row_statistics", "engines", "row_loss"},
+    "nn": {"losses", "row_loss"},
+}
+
+
+def imports_of(file: Path) -> set[str]:
+    """The rooms of the house that a file imports."""
+    package = ("xent", *file.relative_to(HOUSE).with_suffix("").parts)
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            module = (*package[: -node.level], *(node.module or "").split("."))
+        elif isinstance(node, ast.ImportFrom):
+            module = tuple((node.module or "").split("."))
+        else:
+            for alias in node.names if isinstance(node, ast.Import) else ():
+                if alias.name.split(".")[0] == "xent":
+                    found.add(alias.name.split(".")[1] if "." in alias.name else "xent")
+            continue
+        module = tuple(part for part in module if part)
+        if module[:1] == ("xent",):
+            found |= {module[1]} if len(module) > 1 else {alias.name for alias in node.names}
+    return found
+
+
+@pytest.mark.parametrize("room", BELOW)
+def test_imports_run_downwards(room):
+    files = [HOUSE / f"{room}.py"] if (HOUSE / f"{room}.py").exists() else list((HOUSE / room).rglob("*.py"))
+    assert files
+    for file in files:
+        assert imports_of(file) - {room} <= BELOW[room], file
+
+
+def python(code: str, *flags: str) -> str:
+    return subprocess.run(
+        [sys.executable, *flags, "-c", code], capture_output=True, text=True, check=True, timeout=120
+    ).stdout
+
+
+def test_the_import_brings_nothing_optional():
+    optional = ["triton", "matplotlib", "sklearn", "transformers", "jax", "optax", "tqdm", "scipy"]
+    code = """
+import sys, json, torch
+before = set(sys.modules)
+import xent
+print(json.dumps(sorted({name.split(".")[0] for name in set(sys.modules) - before})))
+"""
+    brought = set(json.loads(python(code)))
+    assert "xent" in brought
+    assert not brought & {*optional, "numpy"}
+
+
+def test_the_import_is_quick():
+    code = """
+import time, torch
+start = time.perf_counter()
+import xent
+print(time.perf_counter() - start)
+"""
+    best = 1.0
+    for _ in range(3):  # a busy machine may stall any of them
+        best = min(best, sorted(float(python(code)) for _ in range(3))[1])
+        if best < 0.1:
+            break
+    assert best < 0.1
+
+
+@pytest.mark.parametrize("name", [n for n in xent.__all__ if n != "nn"])
+def test_every_public_symbol_has_an_example_that_runs(name):
+    thing = getattr(xent, name)
+    assert inspect.getdoc(thing)
+    examples = doctest.DocTestFinder(recurse=False).find(thing, name, globs={})
+    examples = [test for test in examples if test.examples]
+    plain = issubclass(thing, (tuple, Exception)) if inspect.isclass(thing) else False
+    assert examples or plain, f"{name} has no example"  # records and errors explain themselves
+    run_examples(examples)
+
+
+def run_examples(examples):
+    torch.set_printoptions(profile="default")
+    runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS)
+    report = []
+    for test in examples:
+        runner.run(test, out=report.append)
+    assert runner.failures == 0, "".join(report)
+
+
+def test_every_module_twin_has_an_example_that_runs():
+    twins = [v for v in vars(xent.nn).values() if inspect.isclass(v) and v.__module__ == "xent.nn"]
+    assert twins
+    for twin in twins:
+        examples = [t for t in doctest.DocTestFinder(recurse=False).find(twin, globs={}) if t.examples]
+        assert examples, twin
+        run_examples(examples)
+
+
+def test_every_public_function_says_what_it_takes_and_raises():
+    for name in xent.__all__:
+        thing = getattr(xent, name)
+        if inspect.isfunction(thing):
+            doc = inspect.getdoc(thing)
+            assert "Args:" in doc, name
+            for parameter in inspect.signature(thing).parameters:
+                assert f"{parameter}:" in doc, f"{name} does not explain {parameter}"
+
+
+def test_all_lists_what_is_public():
+    public = {
+        name
+        for name, value in vars(xent).items()
+        if not name.startswith("_") and getattr(value, "__module__", "").startswith("xent")
+    }
+    assert public <= set(xent.__all__)
+    assert all(hasattr(xent, name) for name in xent.__all__)
+    assert xent.__all__ == sorted(xent.__all__)
+
+
+# ---- the compiled core -----------------------------------------------------------------------------
+
+
+def test_the_stub_lists_what_the_core_has(core):
+    stub = ast.parse((HOUSE / "_core.pyi").read_text())
+    told = {node.name for node in stub.body if isinstance(node, ast.FunctionDef)}
+    assert told == {name for name in dir(core._core) if not name.startswith("_")}
+
+
+def test_kernels_of_different_instruction_sets_share_no_symbol():
+    # A weak symbol compiled for AVX-512 could be what the linker keeps for every machine.
+    objects = list((PROJECT / "build").rglob("xent_*.dir/**/*.o"))
+    nm = shutil.which("nm")
+    if not objects or nm is None:
+        pytest.skip("no build tree here")
+    for file in objects:
+        lines = subprocess.run([nm, file], capture_output=True, text=True, check=True).stdout
+        kinds = {line.split()[-2] for line in lines.splitlines() if len(line.split()) >= 2}
+        assert not kinds & set("VvWwu"), file
+
+
+def test_instruction_sets(core):
+    assert core.isas()[0] == "baseline"
+    assert core.isa() in core.isas()
+    with pytest.raises(ValueError, match="baseline"):
+        core.set_isa("sse9")
+
+
+def test_the_environment_chooses_the_instruction_set(core):
+    code = "from xent.engines import native; print(native.isa())"
+    env = {"XENT_ISA": "baseline", "PYTHONPATH": str(HOUSE.parent)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=True)
+    assert done.stdout.split() == ["baseline"]
+
+
+def test_without_the_core_the_reference_does_everything():
+    code = """
+import os; os.environ["XENT_NO_CORE"] = "1"
+import torch, xent
+from xent.engines import native
+assert not native.available()
+z = torch.tensor([[10.0, -10.0, -10.0]])
+print(xent.explain(z, torch.tensor([0])).engine, f"{xent.cross_entropy(z, torch.tensor([0])):.6e}")
+"""
+    assert python(code).split() == ["reference", "4.122307e-09"]
