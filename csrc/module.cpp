@@ -4,14 +4,18 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
+#include <nanobind/stl/unique_ptr.h>
+#include <nanobind/stl/variant.h>
 #include <nanobind/stl/vector.h>
 
 #include <cstdlib>
+#include <memory>
 #include <mutex>
 #include <new>
 #include <string>
 #include <tuple>
 #include <utility>
+#include <variant>
 #include <vector>
 
 #ifdef __linux__
@@ -244,7 +248,8 @@ void row_gradient(const MatrixArguments& logits, int64_t rows, int64_t classes,
 // small tensor operations is done here in one call each way; PyTorch's own cross_entropy is
 // otherwise faster on small batches (40 us forward and backward at 32 x 10).
 
-enum : unsigned { kPlainFields = 0b1111 };  // shift, sum, log_odds, log_prob
+constexpr int kPlainCount = 4;  // shift, sum, log_odds, log_prob
+constexpr unsigned kPlainFields = (1u << kPlainCount) - 1;
 
 template <class Function>
 auto with_type(Type type, Function function) {
@@ -267,15 +272,22 @@ void write_scalar(uintptr_t data, Type type, double value) {
   });
 }
 
+// What the gradient needs of the forward pass. Lives in the core, because a tensor would cost more
+// than the sweep of a small batch.
+struct PlainTable {
+  std::vector<double> fields;
+  int64_t kept = 0;
+};
+
 Problem plain_problem(uintptr_t logits, int type, int64_t rows, int64_t classes, int64_t row_step,
-                      uintptr_t labels, int64_t ignore_index, uintptr_t statistics) {
+                      uintptr_t labels, int64_t ignore_index, PlainTable& table) {
   Problem p{};
   p.logits = make_matrix({logits, type, row_step, 1, 0, 1}, rows);
   p.rows = rows;
   p.classes = classes;
   p.labels = pointer<const int64_t>(labels);
   p.ignore_index = ignore_index;
-  p.statistics = make_statistics(statistics, rows, kPlainFields);
+  p.statistics = make_statistics(uintptr_t(table.fields.data()), rows, kPlainFields);
   return p;
 }
 
@@ -291,21 +303,26 @@ double negative_sum(const double* value, int64_t n) {
   return sum;
 }
 
-Answer plain_loss(uintptr_t logits, int type, int64_t rows, int64_t classes, int64_t row_step,
-                  uintptr_t labels, int64_t ignore_index, uintptr_t statistics, bool mean,
-                  uintptr_t loss) {
-  Problem p = plain_problem(logits, type, rows, classes, row_step, labels, ignore_index, statistics);
-  const Answer answer = run_statistics(p);
+// The table, or the offending label if there is one.
+std::variant<std::unique_ptr<PlainTable>, int64_t> plain_loss(
+    uintptr_t logits, int type, int64_t rows, int64_t classes, int64_t row_step, uintptr_t labels,
+    int64_t ignore_index, bool mean, uintptr_t loss) {
+  auto table = std::make_unique<PlainTable>();
+  table->fields.resize(kPlainCount * rows);
+  Problem p = plain_problem(logits, type, rows, classes, row_step, labels, ignore_index, *table);
+  run_statistics(p);
+  if (p.has_bad_label) return p.bad_label;
   const double sum = negative_sum(p.statistics.log_prob, rows);
   write_scalar(loss, Type(type), mean ? sum / double(p.kept) : sum);
-  return answer;
+  table->kept = p.kept;
+  return table;
 }
 
 void plain_gradient(uintptr_t logits, int type, int64_t rows, int64_t classes, int64_t row_step,
-                    uintptr_t labels, int64_t ignore_index, uintptr_t statistics, double divisor,
+                    uintptr_t labels, int64_t ignore_index, PlainTable& table, bool mean,
                     uintptr_t grad_output, uintptr_t gradient, int64_t gradient_step) {
-  Problem p = plain_problem(logits, type, rows, classes, row_step, labels, ignore_index, statistics);
-  const double slope = -read_scalar(grad_output, Type(type)) / divisor;
+  Problem p = plain_problem(logits, type, rows, classes, row_step, labels, ignore_index, table);
+  const double slope = -read_scalar(grad_output, Type(type)) / (mean ? double(table.kept) : 1.0);
   p.partials.log_prob = &slope;
   p.gradient = make_matrix({gradient, type, gradient_step, 1, 0, 1}, rows);
   run_gradient(p);
@@ -329,6 +346,8 @@ NB_MODULE(_core, m) {
         "Whether the instruction set in use has fused multiply-add; without, it is slow.");
   m.def("row_statistics", &row_statistics);
   m.def("row_gradient", &row_gradient);
+  nb::class_<PlainTable>(m, "PlainTable", "What plain_gradient needs of plain_loss.")
+      .def_ro("kept", &PlainTable::kept, "Number of rows that are not ignored.");
   m.def("plain_loss", &plain_loss);
   m.def("plain_gradient", &plain_gradient);
 }

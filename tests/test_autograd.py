@@ -12,6 +12,8 @@ from .helpers import same_bits
 from .losses import LOSSES, Loss
 
 every_loss = pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss.name)
+# What torch itself warns of on the way, from its forward-mode formulas.
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 
 
 def problem(n=3, v=4, dtype=torch.float64, soft=False):

@@ -18,7 +18,7 @@ from torch import Tensor
 from .._check import one_of
 from ..row_statistics import RowStatistics, fields_of
 from . import native, reference
-from .autograd import DifferentiableTable, PlainCrossEntropy, transforms_active
+from .autograd import DifferentiableTable, apply_plain, transforms_active
 from .problem import Problem
 
 ENGINES = ("auto", "native", "reference")
@@ -117,5 +117,5 @@ def plain_cross_entropy(
         return None
     mean = reduction == "mean"
     if input.requires_grad and torch.is_grad_enabled():
-        return PlainCrossEntropy.apply(input, target, ignore_index, mean)
+        return apply_plain(input, target, ignore_index, mean)
     return native.plain_loss(input, target, ignore_index, mean)[0]

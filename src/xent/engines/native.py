@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,15 +13,17 @@ from torch import Tensor
 from .._check import label_out_of_range
 from .problem import Problem
 
-try:
-    if os.environ.get("XENT_NO_CORE"):
-        raise ImportError("XENT_NO_CORE is set")
+if TYPE_CHECKING:
     from .. import _core
-except ImportError:  # a pure-Python installation: the reference engine does everything
-    _core = None
+else:
+    try:
+        if os.environ.get("XENT_NO_CORE"):
+            raise ImportError("XENT_NO_CORE is set")
+        from .. import _core
+    except ImportError:  # a pure-Python installation: the reference engine does everything
+        _core = None
 
 TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
-PLAIN_FIELDS = 4  # shift, sum, log_odds, log_prob: all that the plain case keeps
 POOLED_BYTES = 32 << 20  # below, malloc keeps what it was given back
 _NO_MATRIX = (0, 0, 0, 1, 0, 1)
 
@@ -105,7 +108,7 @@ def row_statistics(problem: Problem) -> Tensor:
     """The table of statistics, (fields, N...) in float64."""
     table = torch.empty(problem.table_shape, dtype=torch.float64)
     arguments, keep = _arguments(problem)
-    kept, has_bad_label, bad_label = _core.row_statistics(  # pyright: ignore
+    kept, has_bad_label, bad_label = _core.row_statistics(
         *arguments, table.data_ptr(), problem.mask
     )
     del keep
@@ -126,7 +129,7 @@ def row_gradient(
     partials = partials.contiguous()
     arguments, keep = _arguments(problem)
     matrix, whole = _matrix(out, problem.axis, may_copy=False)
-    _core.row_gradient(  # pyright: ignore
+    _core.row_gradient(
         *arguments, table.data_ptr(), problem.mask, partials.data_ptr(), matrix
     )
     del keep
@@ -140,7 +143,7 @@ def _empty_like(x: Tensor) -> Tensor:
     size = x.numel() * x.element_size()
     if size < POOLED_BYTES or not x.is_contiguous():
         return torch.empty_like(x)
-    buffer = _core.Buffer(size)  # pyright: ignore
+    buffer = _core.Buffer(size)
     view = (ctypes.c_char * size).from_address(buffer.address)
     view.owner = buffer  # lives as long as the tensor's storage
     storage = torch.frombuffer(view, dtype=x.dtype).untyped_storage()
@@ -200,32 +203,35 @@ def _matrix(x: Tensor, axis: int, may_copy: bool = True) -> tuple[tuple, Tensor 
     return (flat.data_ptr(), kind, step[0], flat.shape[2], step[2], step[1]), copy
 
 
-def plain_loss(logits: Tensor, labels: Tensor, ignore_index: int, mean: bool) -> tuple:
-    """Mean or sum of ``-log p`` over (N, V) rows of adjacent classes.
-
-    Returns the loss, the table for :func:`plain_gradient` and what the sum was divided by.
-    """
+def plain_loss(
+    logits: Tensor, labels: Tensor, ignore_index: int, mean: bool
+) -> tuple[Tensor, _core.PlainTable]:
+    """Mean or sum of ``-log p`` over (N, V) rows of adjacent classes, and what the gradient needs."""
     rows, classes = logits.shape
-    table = torch.empty((PLAIN_FIELDS, rows), dtype=torch.float64)
-    loss = torch.empty((), dtype=logits.dtype)
-    kept, has_bad_label, bad_label = _core.plain_loss(  # pyright: ignore
+    loss = logits.new_empty(())
+    table = _core.plain_loss(
         logits.data_ptr(), TYPES[logits.dtype], rows, classes, logits.stride(0),
-        labels.data_ptr(), ignore_index, table.data_ptr(), mean, loss.data_ptr(),
+        labels.data_ptr(), ignore_index, mean, loss.data_ptr(),
     )  # fmt: skip
-    if has_bad_label:
-        raise label_out_of_range(bad_label, classes, ignore_index)
-    return loss, table, kept if mean else 1
+    if isinstance(table, int):
+        raise label_out_of_range(table, classes, ignore_index)
+    return loss, table
 
 
 def plain_gradient(
-    logits: Tensor, labels: Tensor, ignore_index: int, table: Tensor, divisor: int, slope: Tensor
+    logits: Tensor,
+    labels: Tensor,
+    ignore_index: int,
+    mean: bool,
+    table: _core.PlainTable,
+    slope: Tensor,
 ) -> Tensor:
     """The gradient of :func:`plain_loss` times ``slope``, a number as a 0-d tensor."""
     rows, classes = logits.shape
     gradient = _empty_like(logits)
-    _core.plain_gradient(  # pyright: ignore
+    _core.plain_gradient(
         logits.data_ptr(), TYPES[logits.dtype], rows, classes, logits.stride(0),
-        labels.data_ptr(), ignore_index, table.data_ptr(), divisor, slope.data_ptr(),
+        labels.data_ptr(), ignore_index, table, mean, slope.data_ptr(),
         gradient.data_ptr(), gradient.stride(0),
     )  # fmt: skip
     return gradient
