@@ -275,21 +275,24 @@ void write_scalar(uintptr_t data, Type type, double value) {
 // What the gradient needs of the forward pass. Lives in the core, because a tensor would cost more
 // than the sweep of a small batch.
 struct PlainTable {
-  std::vector<double> fields;
+  Type type;
+  int64_t rows, classes, ignore_index;
+  bool mean;
   int64_t kept = 0;
-};
+  std::vector<double> fields;
 
-Problem plain_problem(uintptr_t logits, int type, int64_t rows, int64_t classes, int64_t row_step,
-                      uintptr_t labels, int64_t ignore_index, PlainTable& table) {
-  Problem p{};
-  p.logits = make_matrix({logits, type, row_step, 1, 0, 1}, rows);
-  p.rows = rows;
-  p.classes = classes;
-  p.labels = pointer<const int64_t>(labels);
-  p.ignore_index = ignore_index;
-  p.statistics = make_statistics(uintptr_t(table.fields.data()), rows, kPlainFields);
-  return p;
-}
+  Problem problem(uintptr_t logits, int64_t row_step, uintptr_t labels) {
+    Problem p{};
+    p.logits = make_matrix({logits, int(type), row_step, 1, 0, 1}, rows);
+    p.rows = rows;
+    p.classes = classes;
+    p.labels = pointer<const int64_t>(labels);
+    p.ignore_index = ignore_index;
+    p.statistics = make_statistics(uintptr_t(fields.data()), rows, kPlainFields);
+    return p;
+  }
+  double divisor() const { return mean ? double(kept) : 1.0; }
+};
 
 // In a fixed order, whatever the number of threads.
 double negative_sum(const double* value, int64_t n) {
@@ -307,24 +310,24 @@ double negative_sum(const double* value, int64_t n) {
 std::variant<std::unique_ptr<PlainTable>, int64_t> plain_loss(
     uintptr_t logits, int type, int64_t rows, int64_t classes, int64_t row_step, uintptr_t labels,
     int64_t ignore_index, bool mean, uintptr_t loss) {
-  auto table = std::make_unique<PlainTable>();
+  auto table = std::make_unique<PlainTable>(
+      PlainTable{Type(type), rows, classes, ignore_index, mean, 0, {}});
   table->fields.resize(kPlainCount * rows);
-  Problem p = plain_problem(logits, type, rows, classes, row_step, labels, ignore_index, *table);
+  Problem p = table->problem(logits, row_step, labels);
   run_statistics(p);
   if (p.has_bad_label) return p.bad_label;
-  const double sum = negative_sum(p.statistics.log_prob, rows);
-  write_scalar(loss, Type(type), mean ? sum / double(p.kept) : sum);
   table->kept = p.kept;
+  const double sum = negative_sum(p.statistics.log_prob, rows);
+  write_scalar(loss, table->type, sum / table->divisor());
   return table;
 }
 
-void plain_gradient(uintptr_t logits, int type, int64_t rows, int64_t classes, int64_t row_step,
-                    uintptr_t labels, int64_t ignore_index, PlainTable& table, bool mean,
+void plain_gradient(PlainTable& table, uintptr_t logits, int64_t row_step, uintptr_t labels,
                     uintptr_t grad_output, uintptr_t gradient, int64_t gradient_step) {
-  Problem p = plain_problem(logits, type, rows, classes, row_step, labels, ignore_index, table);
-  const double slope = -read_scalar(grad_output, Type(type)) / (mean ? double(table.kept) : 1.0);
+  Problem p = table.problem(logits, row_step, labels);
+  const double slope = -read_scalar(grad_output, table.type) / table.divisor();
   p.partials.log_prob = &slope;
-  p.gradient = make_matrix({gradient, type, gradient_step, 1, 0, 1}, rows);
+  p.gradient = make_matrix({gradient, int(table.type), gradient_step, 1, 0, 1}, table.rows);
   run_gradient(p);
 }
 
@@ -347,7 +350,8 @@ NB_MODULE(_core, m) {
   m.def("row_statistics", &row_statistics);
   m.def("row_gradient", &row_gradient);
   nb::class_<PlainTable>(m, "PlainTable", "What plain_gradient needs of plain_loss.")
-      .def_ro("kept", &PlainTable::kept, "Number of rows that are not ignored.");
+      .def_ro("ignore_index", &PlainTable::ignore_index)
+      .def_prop_ro("divisor", &PlainTable::divisor, "What the sum over rows was divided by.");
   m.def("plain_loss", &plain_loss);
   m.def("plain_gradient", &plain_gradient);
 }

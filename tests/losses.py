@@ -13,7 +13,7 @@ import xent
 @xent.row_loss
 def focal(s, gamma=2.0):
     """A loss of the log-odds alone."""
-    return -torch.sigmoid(-s.log_odds) ** gamma * s.log_prob
+    return -(torch.sigmoid(-s.log_odds) ** gamma) * s.log_prob
 
 
 @xent.row_loss(needs="entropy")
@@ -31,7 +31,12 @@ def above_average(s):
 @xent.row_loss(needs=("entropy", "mean"))
 def everything(s, a=0.3):
     """Touches every differentiable statistic at once."""
-    return s.lse.square() * 0.01 - s.log_prob + a * s.entropy * s.prob + (s.lse - s.mean) * s.rest.tanh()
+    return (
+        s.lse.square() * 0.01
+        - s.log_prob
+        + a * s.entropy * s.prob
+        + (s.lse - s.mean) * s.rest.tanh()
+    )
 
 
 @dataclass(frozen=True)

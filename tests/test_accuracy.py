@@ -93,9 +93,17 @@ def test_golden_numbers(engine, logits, label, expected):
     [
         # StackOverflow 47377222: -sum t log p over rows, mean over N = 2 (not over N * k); a fifth
         # class holds what the second row lacks to a sum of 1
-        ([[0.25] * 4 + [0], [0.01, 0.01, 0.01, 0.96, 0.01]], [[0, 0, 0, 1.0, 0]] * 2, 0.7135581778200729),
+        (
+            [[0.25] * 4 + [0], [0.01, 0.01, 0.01, 0.96, 0.01]],
+            [[0, 0, 0, 1.0, 0]] * 2,
+            0.7135581778200729,
+        ),
         # optax's docstring, soft labels: two rows of logits log p
-        ([[0.5, 0.3, 0.2]], [[0.2, 0.3, 0.5]], -0.2 * math.log(0.5) - 0.3 * math.log(0.3) - 0.5 * math.log(0.2)),
+        (
+            [[0.5, 0.3, 0.2]],
+            [[0.2, 0.3, 0.5]],
+            -0.2 * math.log(0.5) - 0.3 * math.log(0.3) - 0.5 * math.log(0.2),
+        ),
     ],
 )
 def test_golden_numbers_of_soft_targets(engine, p, q, expected):
@@ -229,7 +237,9 @@ def test_softmax_jacobian():
         total = mpmath.fsum(p)
         p = [v / total for v in p]
         rest = [mpmath.fsum(v for k, v in enumerate(p) if k != j) for j in range(5)]
-        truth = [[float(p[i] * rest[i] if i == j else -p[i] * p[j]) for j in range(5)] for i in range(5)]
+        truth = [
+            [float(p[i] * rest[i] if i == j else -p[i] * p[j]) for j in range(5)] for i in range(5)
+        ]
         # two factors, each with the conditioning of its exp
         below = nats_below_top(z)
         nats = below[:, None] + below[None] + margin * torch.eye(5)

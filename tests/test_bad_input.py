@@ -64,7 +64,10 @@ def test_t16_masked_classes(engine):
     z = torch.tensor([[1.0, -INF, 2.0, 0.5]], dtype=torch.float64)
     seen = torch.tensor([[1.0, 2.0, 0.5]], dtype=torch.float64)
     where = torch.tensor([0, 2, 3])
-    q, q_seen = torch.tensor([[0.2, 0.0, 0.5, 0.3]]).double(), torch.tensor([[0.2, 0.5, 0.3]]).double()
+    q, q_seen = (
+        torch.tensor([[0.2, 0.0, 0.5, 0.3]]).double(),
+        torch.tensor([[0.2, 0.5, 0.3]]).double(),
+    )
     pairs = [(torch.tensor([2]), torch.tensor([1])), (q, q_seen)]
     for (y, y_seen), eps in ((p, e) for p in pairs for e in (0.0, 0.2)):
         value, grad = run(z, y, engine, label_smoothing=eps)
@@ -107,7 +110,11 @@ def test_t19_an_ignored_class_stays_in_the_denominator(engine):
 
 
 def test_t20_weights_with_smoothing_follow_torch(engine):
-    z, y, w = torch.randn(4, 3).double(), torch.tensor([0, 1, 2, 0]), torch.tensor([1.0, 5, 0.1]).double()
+    z, y, w = (
+        torch.randn(4, 3).double(),
+        torch.tensor([0, 1, 2, 0]),
+        torch.tensor([1.0, 5, 0.1]).double(),
+    )
     options = dict(weight=w, label_smoothing=0.2)
     expected = torch.nn.functional.cross_entropy(z, y, **options)
     torch.testing.assert_close(xent.cross_entropy(z, y, engine=engine, **options), expected)
@@ -162,7 +169,10 @@ def test_no_rows_and_no_classes(engine):
         value, grad = run(torch.randn(shape), torch.zeros(rows).long(), engine, reduction="none")
         assert value.shape == rows
         assert grad.shape == shape
-    assert xent.cross_entropy(torch.randn(0, 0), torch.zeros(0).long(), reduction="sum", engine=engine) == 0
+    assert (
+        xent.cross_entropy(torch.randn(0, 0), torch.zeros(0).long(), reduction="sum", engine=engine)
+        == 0
+    )
     with pytest.raises(ValueError, match="target"):
         xent.cross_entropy(torch.randn(2, 0), torch.tensor([0, 0]), engine=engine)
     all_ignored = xent.cross_entropy(

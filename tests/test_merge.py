@@ -184,7 +184,9 @@ def test_merge_is_differentiable(engine, soft):
     y = torch.softmax(torch.randn(3, 6).double(), -1) if soft else torch.tensor([0, 5, 3])
 
     def loss(s):
-        return (s.lse.square() - s.log_prob * s.entropy + s.mean.tanh() + s.log_odds.sigmoid()).sum()
+        return (
+            s.lse.square() - s.log_prob * s.entropy + s.mean.tanh() + s.log_odds.sigmoid()
+        ).sum()
 
     (whole,) = torch.autograd.grad(loss(xent.statistics(z, y, engine=engine, **EVERYTHING)), z)
     a, b, c = shards(z, y, [0, 1, 4, 6], engine=engine)

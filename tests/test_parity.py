@@ -12,7 +12,17 @@ import xent
 from .helpers import HALF, spacing, ulps
 
 # Rows of every rank: one row; a batch; one, two and three extra axes; nothing in the batch or an axis.
-SHAPES = [(5,), (4, 5), (3, 5, 2), (2, 5, 3, 2), (2, 3, 2, 1, 2), (0, 5), (2, 5, 0), (1, 1), (6, 300)]
+SHAPES = [
+    (5,),
+    (4, 5),
+    (3, 5, 2),
+    (2, 5, 3, 2),
+    (2, 3, 2, 1, 2),
+    (0, 5),
+    (2, 5, 0),
+    (1, 1),
+    (6, 300),
+]
 REDUCTIONS = ["mean", "sum", "none"]
 
 
@@ -77,7 +87,9 @@ def test_zero_class_weights(engine):
     z, y = case((4, 5))
     for reduction in REDUCTIONS:
         assert_parity(z, y, engine, weight=torch.zeros(5).double(), reduction=reduction)
-        assert_parity(z, y, engine, weight=torch.tensor([0, 1, 0, 2, 0.0]).double(), reduction=reduction)
+        assert_parity(
+            z, y, engine, weight=torch.tensor([0, 1, 0, 2, 0.0]).double(), reduction=reduction
+        )
 
 
 def test_a_single_row_with_its_target_in_a_vector(engine):
@@ -106,11 +118,15 @@ def test_no_element_is_further_from_the_truth_than_torch(engine, dtype, kind, sm
     options = dict(label_smoothing=smoothing, reduction="none")
     truth, slope = run(F.cross_entropy, z.double(), y.double() if kind == "soft" else y, **options)
     theirs, their_grad = run(F.cross_entropy, z, y, **options)
-    ours, our_grad = run(lambda *a, **k: xent.cross_entropy(*a, engine=engine, **k), z, y, **options)
+    ours, our_grad = run(
+        lambda *a, **k: xent.cross_entropy(*a, engine=engine, **k), z, y, **options
+    )
     slack = 1.0
     assert bool((ulps(ours, truth) <= ulps(theirs, truth) + slack).all())
     # Where terms cancel (p_j near q_j) an element is known to an ulp of the terms, not of itself.
-    term = torch.softmax(z.double(), 1).maximum(slope.abs()).maximum(slope.new_tensor(smoothing / 200))
+    term = (
+        torch.softmax(z.double(), 1).maximum(slope.abs()).maximum(slope.new_tensor(smoothing / 200))
+    )
     gap = (z.double().amax(1, keepdim=True) - z.double()) / 2 + 4
     error, their_error = (our_grad.double() - slope).abs(), (their_grad.double() - slope).abs()
     unit = torch.finfo(torch.float32).eps * term * gap + spacing(slope, dtype)
@@ -183,4 +199,3 @@ def test_module_twin():
         ours, theirs = xent.nn.CrossEntropyLoss(*args), torch.nn.CrossEntropyLoss(*args)
         torch.testing.assert_close(ours(z, y), theirs(z, y))
         assert ours.state_dict().keys() == theirs.state_dict().keys()
-

@@ -166,7 +166,12 @@ def test_explain(core):
 
 UNFIT = {
     "target that learns": (Z, torch.softmax(Z, 1).requires_grad_(), {}, "requires a gradient"),
-    "bias that learns": (Z, Y, {"class_bias": torch.zeros(5, requires_grad=True).double()}, "requires"),
+    "bias that learns": (
+        Z,
+        Y,
+        {"class_bias": torch.zeros(5, requires_grad=True).double()},
+        "requires",
+    ),
     "float64 targets": (Z.float(), torch.softmax(Z, 1), {}, "float64"),
     "meta tensors": (Z.to("meta"), Y.to("meta"), {}, "meta"),
 }

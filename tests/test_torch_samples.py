@@ -9,7 +9,9 @@ import xent
 from .helpers import HALF
 from .test_parity import run
 
-ops = pytest.importorskip("torch.testing._internal.common_methods_invocations", exc_type=ImportError)
+ops = pytest.importorskip(
+    "torch.testing._internal.common_methods_invocations", exc_type=ImportError
+)
 INFO = next(op for op in ops.op_db if op.name == "nn.functional.cross_entropy")
 
 
@@ -21,7 +23,10 @@ def test_samples_of_torch_itself(engine, dtype):
         y, *rest = sample.args
         assert not rest
         value, grad = run(
-            lambda *a, **k: xent.cross_entropy(*a, engine=engine, **k), sample.input, y, **sample.kwargs
+            lambda *a, **k: xent.cross_entropy(*a, engine=engine, **k),
+            sample.input,
+            y,
+            **sample.kwargs,
         )
         expected, slope = run(F.cross_entropy, sample.input, y, **sample.kwargs)
         assert (value.shape, value.dtype, grad.dtype) == (expected.shape, dtype, dtype)

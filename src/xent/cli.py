@@ -54,7 +54,8 @@ def _parser(words: list[str]) -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"xent {__version__}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, purpose in COMMANDS.items():
-        subparser = subparsers.add_parser(name, help=purpose, description=purpose.capitalize())
+        text = f"{purpose[0].upper()}{purpose[1:]}."
+        subparser = subparsers.add_parser(name, help=purpose, description=text)
         if words[:1] == [name]:
             module = importlib.import_module(f".commands.{name}", __package__)
             module.add_arguments(subparser)

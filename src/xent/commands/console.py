@@ -40,7 +40,7 @@ class _NoBar:
     def update(self, n: float = 1) -> None:
         pass
 
-    def set_postfix_str(self, text: str) -> None:
+    def set_postfix_str(self, text: str, refresh: bool = True) -> None:
         pass
 
 

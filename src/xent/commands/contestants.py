@@ -11,6 +11,7 @@ computes at any time.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import importlib.util
@@ -184,23 +185,25 @@ def truth(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     return rest.log1p().mean(), gradient
 
 
-def errors(task: Task, logits: Tensor, target: Tensor) -> dict[str, float]:
+def errors(
+    evaluate: Callable[[], tuple[Tensor, Tensor]], logits: Tensor, target: Tensor
+) -> dict[str, float]:
     """Errors of loss and gradient against :func:`truth`.
 
     Returns:
         ``loss_ulps`` in units in the last place of the logits' dtype, ``gradient`` relative to the
         largest true entry, and ``target_entry``, the worst relative error at a target.
     """
-    assert task.evaluate is not None
-    loss, gradient = task.evaluate()
+    loss, gradient = evaluate()
     true_loss, true_gradient = truth(logits.detach(), target)
     ulp = torch.finfo(logits.dtype).eps * true_loss.log2().floor().exp2()
     column = target[:, None]
     true_entry = true_gradient.gather(1, column)
-    wrong = true_gradient.neg().add_(gradient).abs_()
+    largest = true_gradient.abs().max()
+    wrong = true_gradient.neg_().add_(gradient).abs_()
     return {
         "loss_ulps": ((loss.double() - true_loss).abs() / ulp).item(),
-        "gradient": (wrong.max() / true_gradient.abs().max()).item(),
+        "gradient": (wrong.max() / largest).item(),
         "target_entry": (wrong.gather(1, column) / true_entry.abs()).max().item(),
     }
 
@@ -248,27 +251,28 @@ class Workbench:
 
     def __init__(self, contestant: Contestant):
         self.contestant = contestant
-        self.cell: Cell
-        self.task: Task
+        self.cell = Cell(0, 0, "float32")
+        self.calls: dict[str, Callable[[], object]] = {}
 
     def prepare(self, cell: Cell, modes: tuple[str, ...]) -> tuple[str, ...]:
         """Make the inputs and compile; return the modes that the contestant has."""
         self.cell = cell
-        # Entries of earlier cells would be looked through on every call.
-        torch.compiler.reset()
-        self.task = self.contestant.build(*make_inputs(cell))
-        modes = tuple(mode for mode in modes if getattr(self.task, mode) is not None)
+        self.calls.clear()  # the last cell's inputs go before the next ones come
+        torch.compiler.reset()  # else every call would look through the code of earlier cells
+        task = self.contestant.build(*make_inputs(cell))
         for mode in modes:
-            self.seconds(mode, 1)
-        return modes
+            if getattr(task, mode) is not None:
+                self.calls[mode] = getattr(task, mode)
+                self.seconds(mode, 1)
+        return tuple(self.calls)
 
     def seconds(self, mode: str, calls: int) -> float:
         """Seconds per call of one turn."""
-        call = getattr(self.task, mode)
+        call = self.calls[mode]
         gc.collect()
         gc.disable()
         with torch.set_grad_enabled(mode == "both"):
-            if calls > 1:  # a short one: wake the thread pool and fetch the inputs, untimed
+            if calls > 1:  # short ones: wake the thread pool and fetch the inputs, untimed
                 call()
             start = time.perf_counter()
             for _ in range(calls):
@@ -281,16 +285,21 @@ class Workbench:
         """Errors on the random and on the confident batch, of no more rows than needed."""
         rows = max(1, min(self.cell.rows, ERROR_ELEMENTS // self.cell.classes))
         found = {}
-        for name in ("random", "confident"):
-            inputs = make_inputs(self.cell._replace(rows=rows), confident=name == "confident")
-            found[name] = errors(self.contestant.build(*inputs), *inputs)
+        for batch in ("random", "confident"):
+            inputs = make_inputs(self.cell._replace(rows=rows), confident=batch == "confident")
+            evaluate = self.contestant.build(*inputs).evaluate
+            if evaluate is not None:
+                found[batch] = errors(evaluate, *inputs)
         return found
+
+    def cpu_seconds(self) -> float:
+        """CPU time of this process so far."""
+        return time.process_time()
 
     def memory(self) -> dict[str, int]:
         """Bytes that each mode needs at its peak beyond the inputs; the gradient counts."""
         found = {}
-        for mode in MODES:
-            call = getattr(self.task, mode)
+        for mode, call in self.calls.items():
             with torch.set_grad_enabled(mode == "both"):
                 found[mode] = peak_beyond_now(call)
         return found
@@ -336,7 +345,9 @@ class Worker:
         """Ask without waiting for the answer."""
         if self._process is None:
             self._start()
-        self._pipe.send((method, arguments))
+        # Of a process that has died, `receive` tells how.
+        with contextlib.suppress(OSError):
+            self._pipe.send((method, arguments))
 
     def receive(self) -> Any:
         """The answer to the request sent last; raises :class:`ContestantError`."""
@@ -355,6 +366,13 @@ class Worker:
         """Ask and wait."""
         self.send(method, *arguments)
         return self.receive()
+
+    def cpu_seconds(self) -> float:
+        """CPU time of the process so far; 0 if it has died."""
+        try:
+            return self.ask("cpu_seconds")
+        except ContestantError:
+            return 0.0
 
     def close(self) -> None:
         """End the process."""

@@ -56,20 +56,21 @@ class RunFolder:
         torch.save(state, data)
         return self.save(CHECKPOINT, data.getvalue())
 
-    def load_checkpoint(self) -> dict[str, Any]:
-        """The state of a run.
 
-        Raises:
-            UserError: if there is none or it cannot be read.
-        """
-        path = self.path / CHECKPOINT
-        if not path.exists():
-            raise UserError(f"--resume: there is no {path}")
-        try:
-            return torch.load(path, weights_only=True)
-        except Exception as error:  # torch raises many kinds for a damaged file
-            reason = str(error).partition("\n")[0]
-            raise UserError(f"--resume: {path} is not a readable checkpoint: {reason}") from None
+def load_checkpoint(folder: str | Path) -> dict[str, Any]:
+    """The state of a run.
+
+    Raises:
+        UserError: if there is none or it cannot be read.
+    """
+    path = Path(folder) / CHECKPOINT
+    if not path.exists():
+        raise UserError(f"--resume: there is no {path}")
+    try:
+        return torch.load(path, weights_only=True)
+    except Exception as error:  # torch raises many kinds for a damaged file
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"--resume: {path} is not a readable checkpoint: {reason}") from None
 
 
 def load_record(folder: str | Path) -> dict[str, Any]:

@@ -80,7 +80,7 @@ class Session:
                         f"the loss is {loss} at step {trainer.step}; try a smaller --lr than "
                         f"{trainer.settings.lr}"
                     )
-                bar.set_postfix_str(self._status(loss))
+                bar.set_postfix_str(self._status(loss), refresh=False)
                 bar.update(100 * trainer.progress() - bar.n)
                 if trainer.just_checked() or perf_counter() - saved > SAVE_EVERY:
                     self._save_checkpoint()

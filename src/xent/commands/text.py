@@ -186,12 +186,14 @@ def _classify(
     counts = torch.bincount(train, minlength=len(tokens))
     end = tokens.index("")  # stands at the end of every file
     counts[end] = 0
-    order = counts.argsort(descending=True, stable=True)
-    kept = order[: int((counts >= 2).sum())][: max_vocabulary - len(SPECIAL)]
+    # Ties go by spelling: numbers in order of appearance would depend on the names of the files.
+    seen = counts.tolist()
+    often = (i for i, n in enumerate(seen) if n >= 2)
+    kept = sorted(often, key=lambda i: (-seen[i], tokens[i]))[: max_vocabulary - len(SPECIAL)]
     classes = torch.full((len(tokens),), UNKNOWN, dtype=torch.int32)
     classes[kept] = torch.arange(len(SPECIAL), len(SPECIAL) + len(kept), dtype=torch.int32)
     classes[end] = END
-    vocabulary = SPECIAL + [tokens[i] for i in kept.tolist()]
+    vocabulary = SPECIAL + [tokens[i] for i in kept]
     sizes = torch.tensor([len(token.encode()) for token in tokens], dtype=torch.int32)
     train_classes = classes[train]
     return Corpus(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import fields, replace
 from functools import partial
@@ -16,7 +17,7 @@ import torch
 from .console import UserError, note, progress_bar
 from .model import HEADS
 from .report import FOOTNOTE, report
-from .run_folder import CHECKPOINT, RunFolder, load_record
+from .run_folder import CHECKPOINT, RunFolder, load_checkpoint, load_record
 from .session import Session
 from .text import Corpus, read_corpus
 from .trainer import Settings, Trainer
@@ -47,9 +48,9 @@ def run(args: argparse.Namespace) -> int:
         from .compare import compare
 
         return compare(args)
-    folder = RunFolder(args.out)
-    saved = folder.load_checkpoint() if args.resume else None
+    saved = load_checkpoint(args.out) if args.resume else None
     settings = settle(args, saved)
+    folder = RunFolder(args.out)
     if args.threads:
         torch.set_num_threads(args.threads)
     trainer, paths = _prepare(args, settings, saved)
@@ -117,7 +118,7 @@ def _prepare(
     if saved and not paths:
         paths = saved["paths"]
     schedule = load_record(settings.like)["history"]["progress"] if settings.like else None
-    bar = partial(progress_bar, args.quiet)
+    bar = partial(progress_bar, args.quiet or not sys.stderr.isatty())
     corpus = read_corpus(paths, settings.seed, settings.vocab, bar)
     if not args.quiet:
         _introduce(corpus, settings)

@@ -19,7 +19,7 @@ WARMUP = 0.05  # share of the budget over which the learning rate rises
 CLIP = 1.0  # largest norm of the gradient
 HISTORY = ("loss", "progress", "seconds", "validation")
 CHECKS = 10  # evaluations on the way
-CHECK_TOKENS, FINAL_TOKENS = 8192, 65536  # validation tokens on the way and at the end
+CHECK_SIZE, FINAL_SIZE = 8, 64  # validation text on the way and at the end, in sizes of a step
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ class Trainer:
 
     def finish(self) -> dict[str, Any]:
         """Evaluate on more text and sum up."""
-        nats, bits_per_byte, unknown = self.evaluate(FINAL_TOKENS)
+        nats, bits_per_byte, unknown = self.evaluate(FINAL_SIZE)
         self.results = {
             "steps": self.step,
             "training_tokens": self.tokens,
@@ -132,17 +132,18 @@ class Trainer:
         return self.results
 
     @torch.no_grad()
-    def evaluate(self, tokens: int) -> tuple[float, float, float]:
+    def evaluate(self, size: int) -> tuple[float, float, float]:
         """Loss in nats per token, bits per byte and the share of unknown tokens.
 
         Args:
-            tokens: how many tokens of the validation text to use at most.
+            size: use at most the validation text of so many steps, at most ``FINAL_SIZE``.
         """
         batch, length = self.settings.batch, self.settings.length
-        lanes = make_lanes(self.corpus.valid[:FINAL_TOKENS], batch)
-        sizes = make_lanes(self.corpus.valid_bytes[:FINAL_TOKENS], batch)
+        most = FINAL_SIZE * length * batch + batch  # each lane starts with a token to predict from
+        lanes = make_lanes(self.corpus.valid[:most], batch)
+        sizes = make_lanes(self.corpus.valid_bytes[:most], batch)
         memory, nats = self.model.blank(batch), 0.0
-        end = min(len(lanes) - 1, max(1, tokens // batch))
+        end = min(len(lanes) - 1, size * length)
         for start in range(0, end, length):
             piece = lanes[start : min(start + length, end) + 1]
             logits, memory = self.model(piece[:-1], memory)
@@ -206,7 +207,7 @@ class Trainer:
         return piece[:-1], piece[1:].flatten().long()
 
     def _check(self) -> None:
-        nats, bits_per_byte, _ = self.evaluate(CHECK_TOKENS)
+        nats, bits_per_byte, _ = self.evaluate(CHECK_SIZE)
         point = {"step": self.step, "seconds": self.history["seconds"][-1]}
         self.history["validation"].append({**point, "nats": nats, "bits_per_byte": bits_per_byte})
 

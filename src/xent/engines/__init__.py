@@ -22,6 +22,7 @@ from .autograd import DifferentiableTable, apply_plain, transforms_active
 from .problem import Problem
 
 ENGINES = ("auto", "native", "reference")
+_PLAIN_TENSORS = (Tensor, torch.nn.Parameter)
 
 
 class Explanation(NamedTuple):
@@ -97,22 +98,21 @@ def plain_cross_entropy(
     number. Every check here is part of what small batches cost.
     """
     if (
-        not native.fast()
-        or type(input) not in (Tensor, torch.nn.Parameter)
+        type(input) not in _PLAIN_TENSORS
         or type(target) is not Tensor
-        or input.ndim != 2
-        or target.ndim != 1
-        or torch.compiler.is_compiling()
         or target.dtype is not torch.int64
         or input.dtype not in native.TYPES
-        or not input.is_cpu
-        or not target.is_cpu
+        or not (input.is_cpu and target.is_cpu)
+        or input.ndim != 2
+        or target.ndim != 1
         or input.shape[0] != target.shape[0]
         or input.stride(1) != 1
         or not target.is_contiguous()
         or reduction not in ("mean", "sum")
+        or torch.compiler.is_compiling()
         or transforms_active()
         or torch.is_autocast_enabled("cpu")
+        or not native.fast()
     ):
         return None
     mean = reduction == "mean"

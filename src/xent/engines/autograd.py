@@ -80,27 +80,23 @@ class PlainCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, labels: Tensor, ignore_index: int, mean: bool) -> Tensor:
         """The loss, 0-d."""
-        loss, table = native.plain_loss(logits, labels, ignore_index, mean)
+        loss, ctx.table = native.plain_loss(logits, labels, ignore_index, mean)
         ctx.save_for_backward(logits, labels)
-        ctx.rest = ignore_index, mean, table
         return loss
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """The gradient of the logits."""
+        (grad,) = grads
         logits, labels = ctx.saved_tensors
-        ignore_index, mean, table = ctx.rest
         record = torch.is_grad_enabled()
-        if not record and not is_batched(grads[0]):
-            result = native.plain_gradient(logits, labels, ignore_index, mean, table, grads[0])
-        else:
-            with torch.enable_grad():
-                problem = Problem(logits, Target(labels, False, ignore_index))
-                log_prob = reference.row_statistics(problem)[INDEX["log_prob"]]
-                loss = -log_prob.sum() / (table.kept if mean else 1)
-            (result,) = torch.autograd.grad(
-                loss.to(logits.dtype), logits, grads[0], create_graph=record
-            )
+        if not record and not is_batched(grad):
+            return native.plain_gradient(ctx.table, logits, labels, grad), None, None, None
+        with torch.enable_grad():
+            problem = Problem(logits, Target(labels, False, ctx.table.ignore_index))
+            log_prob = reference.row_statistics(problem)[INDEX["log_prob"]]
+            loss = (-log_prob.sum() / ctx.table.divisor).to(logits.dtype)
+        (result,) = torch.autograd.grad(loss, logits, grad, create_graph=record)
         return result, None, None, None
 
 

@@ -140,7 +140,7 @@ def row_gradient(
 
 def _empty_like(x: Tensor) -> Tensor:
     """Memory for a gradient; large ones from the core's buffer, which spares the page faults."""
-    size = x.numel() * x.element_size()
+    size = x.nbytes
     if size < POOLED_BYTES or not x.is_contiguous():
         return torch.empty_like(x)
     buffer = _core.Buffer(size)
@@ -219,19 +219,12 @@ def plain_loss(
 
 
 def plain_gradient(
-    logits: Tensor,
-    labels: Tensor,
-    ignore_index: int,
-    mean: bool,
-    table: _core.PlainTable,
-    slope: Tensor,
+    table: _core.PlainTable, logits: Tensor, labels: Tensor, slope: Tensor
 ) -> Tensor:
     """The gradient of :func:`plain_loss` times ``slope``, a number as a 0-d tensor."""
-    rows, classes = logits.shape
     gradient = _empty_like(logits)
     _core.plain_gradient(
-        logits.data_ptr(), TYPES[logits.dtype], rows, classes, logits.stride(0),
-        labels.data_ptr(), ignore_index, table, mean, slope.data_ptr(),
+        table, logits.data_ptr(), logits.stride(0), labels.data_ptr(), slope.data_ptr(),
         gradient.data_ptr(), gradient.stride(0),
     )  # fmt: skip
     return gradient
