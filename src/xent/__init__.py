@@ -3,8 +3,8 @@
     import xent
     loss = xent.cross_entropy(logits, target)        # instead of torch.nn.functional.cross_entropy
 
-Reading order: ``row_statistics`` (the idea), ``engines/reference`` (the specification), ``row_loss``
-(the frame), ``losses`` (the family); then ``engines/native`` and ``csrc/`` for the speed.
+Reading order: ``row_statistics`` (the idea), ``engines/reference`` (the specification),
+``row_loss`` (the frame), ``losses`` (the family); for the speed ``engines/native`` and ``csrc/``.
 """
 
 from importlib.metadata import PackageNotFoundError, version

@@ -1,7 +1,7 @@
 """The frame: turns a few lines on row statistics into a loss with everything around it.
 
-    logits + target --engine--> RowStatistics --the few lines--> one value per row
-        --mask, weights, reduction, normaliser--> scalar
+logits + target --engine--> RowStatistics --the few lines--> one value per row
+    --mask, weights, reduction, normaliser--> scalar
 """
 
 from __future__ import annotations
@@ -88,15 +88,28 @@ def statistics(
     return measure(problem, engine)
 
 
-def explain(input: Tensor, target: Tensor, *, engine: str = "auto", **options: Any) -> Explanation:
+def explain(
+    input: Tensor,
+    target: Tensor,
+    *,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    logit_scale: float | Tensor | None = None,
+    softcap: float | None = None,
+    class_bias: Tensor | None = None,
+    engine: str = "auto",
+) -> Explanation:
     """Which engine a call with these arguments takes, and why. Computes nothing.
 
     Args:
-        input: logits, as for :func:`statistics`.
-        target: target, as for :func:`statistics`.
+        input: logits, as for :func:`statistics`, and so are the other arguments.
+        target: class indices or probabilities.
+        weight: class weights.
+        ignore_index: class index that marks rows to leave out.
+        logit_scale: factor on the logits.
+        softcap: cap on the logits.
+        class_bias: added to the logits.
         engine: the engine to ask for.
-        options: ``weight``, ``ignore_index``, ``logit_scale``, ``softcap`` and ``class_bias`` as
-            for :func:`statistics`.
 
     Returns:
         An :class:`Explanation`: ``engine``, ``reason`` and ``gradient``; prints as text.
@@ -106,18 +119,13 @@ def explain(input: Tensor, target: Tensor, *, engine: str = "auto", **options: A
 
     Example:
         >>> import torch, xent
-        >>> xent.explain(torch.randn(4, 10), torch.zeros(4, dtype=torch.int64)).engine
-        'native'
+        >>> plan = xent.explain(torch.randn(4, 10), torch.tensor([0, 1, 2, 3]), engine="reference")
+        >>> print(plan)
+        engine: reference (as asked)
+        gradient: autograd on plain tensor operations
     """
-    problem = _problem(input, target, **_defaults(_problem, options))
+    problem = _problem(input, target, weight, ignore_index, logit_scale, softcap, class_bias, ())
     return choose(problem, engine)
-
-
-def _defaults(function: Callable, options: dict[str, Any]) -> dict[str, Any]:
-    known = dict(weight=None, ignore_index=-100, logit_scale=None, softcap=None, class_bias=None)
-    for name in options:
-        one_of("option", name, tuple(known))
-    return {**known, **options, "requests": ()}
 
 
 def _problem(
@@ -227,11 +235,11 @@ def _check_reduction(
         if isinstance(normalizer, str):
             one_of("normalizer", normalizer, ("weight", "count"))
         elif isinstance(normalizer, Tensor):
-            if normalizer.numel() != 1:
+            if normalizer.ndim:
                 raise ValueError(
-                    f"`normalizer` must be one number, got shape {tuple(normalizer.shape)}"
+                    f"`normalizer` must be a number or a 0-d tensor, got shape "
+                    f"{tuple(normalizer.shape)}"
                 )
-            normalizer = normalizer.reshape(())
         else:
             finite_number("normalizer", normalizer)
     if row_weight is None:
@@ -372,6 +380,6 @@ def row_loss(
         ).to(result_dtype(problem))  # fmt: skip
         return (result, stats) if return_stats else result
 
-    own = [p for p in inspect.signature(loss, follow_wrapped=False).parameters.values()]
+    own = list(inspect.signature(loss, follow_wrapped=False).parameters.values())
     loss.__signature__ = inspect.Signature(own[:-1] + hyper)  # pyright: ignore
     return loss

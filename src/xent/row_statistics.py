@@ -8,7 +8,8 @@ For one row of logits ``z`` and its class ``y`` let
 
 Softmax cross-entropy of the row is *binary* cross-entropy on the single number ``d``:
 
-    prob = sigmoid(d)    log_prob = log sigmoid(d)    1 - prob = sigmoid(-d)    lse = target - log_prob
+    prob = sigmoid(d)             1 - prob = sigmoid(-d)
+    log_prob = log sigmoid(d)     lse = target - log_prob
 
 Nowhere are two nearly equal numbers subtracted, so loss and gradient keep all their digits for the
 most confident model, where ``lse - z_y`` rounds to zero. Every loss of the family is a few lines on
@@ -219,9 +220,9 @@ class RowStatistics:
         Args:
             shape: shape of the rows.
             soft: for soft targets.
-            entropy: hold an entropy, as the statistics to merge with do; likewise ``mean``, ``top``.
-            mean: see ``entropy``.
-            top: see ``entropy``.
+            entropy: hold an entropy, as the statistics to merge with do.
+            mean: likewise.
+            top: likewise.
             device: where to put the tensors.
         """
 
@@ -279,9 +280,7 @@ class RowStatistics:
         extra: dict[str, Tensor] = {}
         if a.entropy_ is not None and b.entropy_ is not None:
             # The chain rule of entropy: within the parts, and between them.
-            extra["entropy_"] = sum(
-                _times((s.lse - lse).exp(), s.entropy - (s.lse - lse)) for s in (a, b)
-            )  # pyright: ignore[reportArgumentType]
+            extra["entropy_"] = a._entropy_within(lse) + b._entropy_within(lse)
         if a.mean_ is not None and b.mean_ is not None:
             support = a.support + b.support
             count = support.clamp(min=1)
@@ -293,6 +292,11 @@ class RowStatistics:
             extra["top_"] = torch.where(first, a.top, b.top)
             extra["top_logit_"] = torch.where(first, a.top_logit, b.top_logit)
         return dataclasses.replace(merged, **extra)
+
+    def _entropy_within(self, lse: Tensor) -> Tensor:
+        """What these classes contribute to the entropy of a larger set with this ``lse``."""
+        log_share = self.lse - lse
+        return _times(log_share.exp(), self.entropy - log_share)
 
 
 def _times(factor: Tensor, value: Tensor) -> Tensor:

@@ -11,7 +11,9 @@ from ._check import is_tensor
 def _check_logits(input: Tensor, dim: int) -> None:
     is_tensor("input", input)
     if not input.is_floating_point():
-        raise TypeError(f"`input` must hold floating-point logits, got {input.dtype}; call .float()")
+        raise TypeError(
+            f"`input` must hold floating-point logits, got {input.dtype}; call .float()"
+        )
     if not -max(input.ndim, 1) <= dim < max(input.ndim, 1):
         raise ValueError(f"`dim` must name one of the {input.ndim} axes of `input`, got {dim}")
 
@@ -104,7 +106,7 @@ def softmax_jacobian(input: Tensor, dim: int = -1) -> Tensor:
     gap, rest = _below_top(z, -1)
     log_total = torch.log1p(rest)
     p = torch.exp(gap - log_total)
-    # 1 - p of the largest class is what the others hold; for p <= 1/2 the difference is exact enough.
+    # 1 - p of the largest class is what the others hold; elsewhere nothing cancels.
     others = torch.where(gap == 0, torch.minimum(1 - p, rest * torch.exp(-log_total)), 1 - p)
     diagonal = torch.diag_embed(p * others)
     off = -p.unsqueeze(-1) * p.unsqueeze(-2)

@@ -38,7 +38,9 @@ def read_target(
     if input.ndim == 0:
         raise ValueError("`input` must have a class axis: shape (C,), (N, C) or (N, C, d1, ...)")
     if not input.is_floating_point():
-        raise TypeError(f"`input` must hold floating-point logits, got {input.dtype}; call .float()")
+        raise TypeError(
+            f"`input` must hold floating-point logits, got {input.dtype}; call .float()"
+        )
     if input.device != target.device:
         raise ValueError(f"`input` is on {input.device} but `target` on {target.device}")
     if target.shape == input.shape:

@@ -66,7 +66,9 @@ def choose(problem: Problem, engine: str = "auto") -> Explanation:
     )
 
 
-def measure(problem: Problem, engine: str = "auto", inplace_backward: bool = False) -> RowStatistics:
+def measure(
+    problem: Problem, engine: str = "auto", inplace_backward: bool = False
+) -> RowStatistics:
     """The row statistics of a problem, differentiable with respect to its tensors."""
     plan = choose(problem, engine)
     fields = fields_of(problem.target.soft, problem.requests)
@@ -78,8 +80,9 @@ def measure(problem: Problem, engine: str = "auto", inplace_backward: bool = Fal
         # Plain tensor operations, which every transform knows how to take apart.
         if inplace_backward:
             raise ValueError(
-                "inplace_backward=True works for a plain backward pass to the logits only; torch.func, "
-                "forward-mode AD and gradients of targets, scales or weights need the logits intact"
+                "inplace_backward=True works for a plain backward pass to the logits only; "
+                "torch.func, forward-mode AD and gradients of targets, scales or weights need the "
+                "logits intact"
             )
         table = reference.row_statistics(problem)
     else:

@@ -7,6 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import (  # pyright: ignore[reportMissingImports]
+    is_legacy_batchedtensor,
+)
 from torch.autograd.graph import increment_version
 
 from ..row_statistics import INDEX
@@ -28,7 +31,7 @@ def transforms_active() -> bool:
 
 def is_batched(grad: Tensor) -> bool:
     """Whether a backward pass is being vectorised over gradients, by either of torch's vmaps."""
-    return transforms_active() or torch._C._functorch.is_legacy_batchedtensor(grad)
+    return transforms_active() or is_legacy_batchedtensor(grad)
 
 
 class DifferentiableTable(torch.autograd.Function):
@@ -53,7 +56,12 @@ class DifferentiableTable(torch.autograd.Function):
         (partials,) = grads
         *tensors, table = ctx.saved_tensors
         problem = ctx.problem.with_tensors(tensors)
-        return (gradient(problem, table, partials, ctx.engine, ctx.inplace_backward), None, None, None)
+        return (
+            gradient(problem, table, partials, ctx.engine, ctx.inplace_backward),
+            None,
+            None,
+            None,
+        )
 
 
 def gradient(
@@ -100,5 +108,5 @@ class PlainCrossEntropy(torch.autograd.Function):
         return result, None, None, None
 
 
-# torch.autograd.Function.apply without its look for torch.func, which has been done by then; 2.5 us.
-apply_plain = super(torch.autograd.Function, PlainCrossEntropy).apply
+# torch.autograd.Function.apply without its look for torch.func, which is done by then: 2.5 us.
+apply_plain = super(torch.autograd.Function, PlainCrossEntropy).apply  # pyright: ignore

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -68,7 +68,7 @@ def use_threads_of_torch() -> bool:
             entry = ctypes.CDLL(str(folder / name)).torch_parallel_for
         except (OSError, AttributeError):
             continue
-        _core.set_parallel_for(ctypes.cast(entry, ctypes.c_void_p).value)
+        _core.set_parallel_for(ctypes.cast(entry, ctypes.c_void_p).value or 0)
         return True
     return False
 
@@ -108,9 +108,7 @@ def row_statistics(problem: Problem) -> Tensor:
     """The table of statistics, (fields, N...) in float64."""
     table = torch.empty(problem.table_shape, dtype=torch.float64)
     arguments, keep = _arguments(problem)
-    kept, has_bad_label, bad_label = _core.row_statistics(
-        *arguments, table.data_ptr(), problem.mask
-    )
+    _, has_bad_label, bad_label = _core.row_statistics(*arguments, table.data_ptr(), problem.mask)
     del keep
     if has_bad_label:
         raise label_out_of_range(bad_label, problem.classes, problem.target.ignore_index)
@@ -129,9 +127,7 @@ def row_gradient(
     partials = partials.contiguous()
     arguments, keep = _arguments(problem)
     matrix, whole = _matrix(out, problem.axis, may_copy=False)
-    _core.row_gradient(
-        *arguments, table.data_ptr(), problem.mask, partials.data_ptr(), matrix
-    )
+    _core.row_gradient(*arguments, table.data_ptr(), problem.mask, partials.data_ptr(), matrix)
     del keep
     if whole is not None:
         out.copy_(whole)
@@ -145,12 +141,12 @@ def _empty_like(x: Tensor) -> Tensor:
         return torch.empty_like(x)
     buffer = _core.Buffer(size)
     view = (ctypes.c_char * size).from_address(buffer.address)
-    view.owner = buffer  # lives as long as the tensor's storage
+    setattr(view, "owner", buffer)  # noqa: B010 - lives as long as the tensor's storage
     storage = torch.frombuffer(view, dtype=x.dtype).untyped_storage()
     return torch.empty(0, dtype=x.dtype).set_(storage, 0, x.shape, x.stride())
 
 
-def _arguments(problem: Problem) -> tuple[tuple, list[Tensor]]:
+def _arguments(problem: Problem) -> tuple[Any, list[Tensor]]:
     """The problem as numbers, and the tensors that must live as long as the addresses are used."""
     p, keep = problem, []
 
@@ -190,7 +186,11 @@ def _matrix(x: Tensor, axis: int, may_copy: bool = True) -> tuple[tuple, Tensor 
         try:
             flat = x.view(*x.shape[:2], -1)
         except RuntimeError:
-            copy = x.contiguous() if may_copy else torch.empty_like(x, memory_format=torch.contiguous_format)
+            copy = (
+                x.contiguous()
+                if may_copy
+                else torch.empty_like(x, memory_format=torch.contiguous_format)
+            )
             flat = copy.view(*x.shape[:2], -1)
     else:
         flat = x
@@ -206,7 +206,7 @@ def _matrix(x: Tensor, axis: int, may_copy: bool = True) -> tuple[tuple, Tensor 
 def plain_loss(
     logits: Tensor, labels: Tensor, ignore_index: int, mean: bool
 ) -> tuple[Tensor, _core.PlainTable]:
-    """Mean or sum of ``-log p`` over (N, V) rows of adjacent classes, and what the gradient needs."""
+    """Mean or sum of ``-log p`` over (N, V) rows of adjacent classes; what its gradient needs."""
     rows, classes = logits.shape
     loss = logits.new_empty(())
     table = _core.plain_loss(

@@ -20,7 +20,9 @@ REQUEST_SEPARATOR = ","
 def table_op(problem: Problem, inplace_backward: bool) -> Tensor:
     """The table of statistics through the operator; differentiable."""
     if inplace_backward:
-        raise ValueError("inplace_backward=True cannot be compiled; leave the memory to the compiler")
+        raise ValueError(
+            "inplace_backward=True cannot be compiled; leave the memory to the compiler"
+        )
     return row_statistics(*_flatten(problem))
 
 

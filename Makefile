@@ -1,0 +1,62 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+PIP = $(BIN)/python -m pip --disable-pip-version-check -q
+SOURCES = $(shell find src csrc -type f -not -name '*.so' -not -name '*.pyc') CMakeLists.txt pyproject.toml
+TEST_DEPENDENCIES = pytest pytest-xdist hypothesis mpmath numpy
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-reference bench lint format clean
+
+help:
+	@echo "make demo   train a language model for two minutes and show table and picture"
+	@echo "make test   the test suite, with the compiled core and without it"
+	@echo "make bench  speed, memory and error beside PyTorch and its peers"
+	@echo "make lint   ruff, pyright, clean sources"
+
+$(VENV)/python:
+	$(PYTHON) -c 'import sys; sys.exit("xent needs Python 3.10 or later; try make PYTHON=python3.11" if sys.version_info < (3, 10) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/installed: $(VENV)/python $(SOURCES) constraints.txt
+	$(PIP) install -c constraints.txt torch==2.13.0 numpy
+	$(PIP) install -c constraints.txt ".[train]"
+	@touch $@
+
+$(VENV)/test: $(VENV)/installed
+	$(PIP) install -c constraints.txt $(TEST_DEPENDENCIES)
+	@touch $@
+
+$(VENV)/lint: $(VENV)/test
+	$(PIP) install -c constraints.txt ruff pyright
+	@touch $@
+
+$(VENV)/bench: $(VENV)/installed
+	$(PIP) install -c constraints.txt jax optax
+	@touch $@
+
+demo: $(VENV)/installed
+	$(BIN)/xent train --minutes 2 --out runs/demo
+
+# Two processes for the two cores of a small machine; each test stays on as many threads as it asks.
+test: $(VENV)/test
+	$(BIN)/python -m pytest -n 2 -q
+	XENT_NO_CORE=1 $(BIN)/python -m pytest -n 2 -q -m "not slow" $(REFERENCE_TESTS)
+
+bench: $(VENV)/bench
+	mkdir -p benchmarks/results
+	$(BIN)/xent bench --memory --json benchmarks/results/cpu.json --markdown | tee benchmarks/results/cpu.md
+
+lint: $(VENV)/lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+format: $(VENV)/lint
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf build dist $(VENV)

@@ -1,0 +1,275 @@
+// Moving blocks of rows between memory and a tile in the first-level cache, whatever the dtype, the
+// strides and the transform of the logits.
+#pragma once
+
+#include "lanes.h"
+#include "rows.h"
+
+namespace {
+
+using xent::Matrix;
+using xent::Partials;
+using xent::Problem;
+using xent::Type;
+
+constexpr double kInfinity = __builtin_huge_val();
+constexpr double kNaN = __builtin_nan("");
+
+constexpr int kTile = 2048;  // numbers in a tile: one row of a block, or kStrip rows of a shorter one
+constexpr int kStrip = kLanes;  // rows finished together
+
+int64_t size_of(Type type) { return type == Type::f64 ? 8 : type == Type::f32 ? 4 : 2; }
+
+// Some adjacent rows of a matrix, found once so that no row pays for the division.
+struct Strip {
+  char* data;
+  Type type;
+  int64_t row_step, class_step;  // in elements
+
+  Strip(const Matrix& m, int64_t row)
+      : type(m.type), row_step(m.inner_stride), class_step(m.class_stride) {
+    const int64_t offset = row / m.inner * m.outer_stride + row % m.inner * m.inner_stride;
+    data = static_cast<char*>(m.data) + offset * size_of(type);
+  }
+  template <class Stored>
+  Stored* at(int r, int64_t first) const {
+    return reinterpret_cast<Stored*>(data) + r * row_step + first * class_step;
+  }
+  bool adjacent() const { return class_step == 1; }
+};
+
+bool adjacent(const Problem& p) { return p.logits.class_stride == 1; }
+
+// Strips do not cross from one outer index to the next, where the step between rows changes.
+int strip_height(const Problem& p, int64_t row, int64_t end) {
+  int64_t height = kStrip;
+  if (height > end - row) height = end - row;
+  const int64_t left = p.logits.inner - row % p.logits.inner;
+  return int(height < left ? height : left);
+}
+
+int padded(int n) { return (n + kLanes - 1) / kLanes * kLanes; }
+
+// Rows from `r` on, `height` of them, classes from `first` on, `width` of them.
+struct Block {
+  int r, height;
+  int64_t first;
+  int width, pitch;
+};
+
+template <class Stored, class Real>
+void gather(const Strip& strip, const Block& b, Real* tile) {
+  const Stored* at = strip.at<const Stored>(b.r, b.first);
+  if (strip.adjacent()) {
+    for (int r = 0; r < b.height; ++r, at += strip.row_step)
+      for (int j = 0; j < b.width; ++j) tile[r * b.pitch + j] = Real(widen(at[j]));
+  } else {
+    for (int j = 0; j < b.width; ++j, at += strip.class_step)
+      for (int r = 0; r < b.height; ++r) tile[r * b.pitch + j] = Real(widen(at[r * strip.row_step]));
+  }
+}
+
+template <class Stored, class Real>
+void scatter(const Strip& strip, const Block& b, const Real* tile) {
+  Stored* at = strip.at<Stored>(b.r, b.first);
+  if (strip.adjacent()) {
+    for (int r = 0; r < b.height; ++r, at += strip.row_step)
+      for (int j = 0; j < b.width; ++j) narrow(tile[r * b.pitch + j], at[j]);
+  } else {
+    for (int j = 0; j < b.width; ++j, at += strip.class_step)
+      for (int r = 0; r < b.height; ++r) narrow(tile[r * b.pitch + j], at[r * strip.row_step]);
+  }
+}
+
+// float64 is swept in float64, every other type in float32. A soft target may have any type.
+template <class Real>
+void load(const Strip& strip, const Block& b, Real* tile) {
+  switch (strip.type) {
+    case Type::f32: return gather<float>(strip, b, tile);
+    case Type::f64: return gather<double>(strip, b, tile);
+    case Type::bf16: return gather<bf16>(strip, b, tile);
+    case Type::f16: return gather<f16>(strip, b, tile);
+  }
+}
+
+void store(const Strip& strip, const Block& b, const double* tile) {
+  scatter<double>(strip, b, tile);
+}
+
+void store(const Strip& strip, const Block& b, const float* tile) {
+  switch (strip.type) {
+    case Type::f32: return scatter<float>(strip, b, tile);
+    case Type::bf16: return scatter<bf16>(strip, b, tile);
+    case Type::f16: return scatter<f16>(strip, b, tile);
+    case Type::f64: return;  // swept in float64
+  }
+}
+
+double row_scale(const Problem& p, int64_t row) {
+  return p.scale ? p.scale[row * p.scale_step] : 1.0;
+}
+
+// A block of logits after scale, softcap and class bias, padded with classes of probability 0;
+// `row` is the number of the strip's first row. `slope` receives dz/dx without the row's scale.
+template <class Real>
+void load_logits(const Problem& p, const Strip& strip, int64_t row, const Block& b, Real* tile,
+                 Real* slope) {
+  load(strip, b, tile);
+  const Real* bias = static_cast<const Real*>(p.class_bias);
+  for (int r = 0; r < b.height; ++r) {
+    Real* z = tile + r * b.pitch;
+    if (p.scale) {
+      const Real scale = Real(row_scale(p, row + b.r + r));
+      for (int j = 0; j < b.width; ++j) z[j] *= scale;
+    }
+    if (p.softcap > 0) {
+      const Real cap = Real(p.softcap), inverse = Real(1 / p.softcap);
+      for (int j = 0; j < b.width; ++j) {
+        const Real t = tanh_lane(z[j] * inverse);
+        // A masked class stays masked: the cap would lift it from -inf to -cap.
+        const bool masked = z[j] == Real(-kInfinity);
+        z[j] = masked ? z[j] : t * cap;
+        if (slope) slope[r * b.pitch + j] = masked ? Real(0) : Real(1) - t * t;
+      }
+    }
+    if (bias)
+      for (int j = 0; j < b.width; ++j) z[j] += bias[b.first + j];
+    for (int j = b.width; j < padded(b.width); ++j) z[j] = Real(-kInfinity);
+  }
+}
+
+// A block of soft targets times the class weights, padded with zeros.
+template <class Real>
+void load_soft(const Problem& p, const Strip& strip, const Block& b, Real* tile) {
+  load(strip, b, tile);
+  const Real* weight = static_cast<const Real*>(p.class_weight);
+  for (int r = 0; r < b.height; ++r) {
+    Real* q = tile + r * b.pitch;
+    if (weight)
+      for (int j = 0; j < b.width; ++j) q[j] *= weight[b.first + j];
+    for (int j = b.width; j < padded(b.width); ++j) q[j] = 0;
+  }
+}
+
+// What `mean` weighs the classes of a block by, padded with zeros.
+template <class Real>
+void load_mean(const Problem& p, const Block& b, Real* tile) {
+  const Real* weight = static_cast<const Real*>(p.class_weight);
+  for (int j = 0; j < b.width; ++j) tile[j] = weight ? weight[b.first + j] : Real(1);
+  for (int j = b.width; j < padded(b.width); ++j) tile[j] = 0;
+}
+
+// A panel holds a block the other way round: the rows of a strip side by side, class after class.
+// Where that is how they lie in memory, they are loaded as they are.
+template <class Stored, class Real>
+void gather_panel(const Strip& strip, const Block& b, Real* panel) {
+  const Stored* at = strip.at<const Stored>(b.r, b.first);
+  for (int j = 0; j < b.width; ++j, at += strip.class_step)
+    if (b.height == kStrip && strip.row_step == 1)
+      for (int r = 0; r < kStrip; ++r) panel[j * kStrip + r] = Real(widen(at[r]));
+    else
+      for (int r = 0; r < b.height; ++r)
+        panel[j * kStrip + r] = Real(widen(at[r * strip.row_step]));
+}
+
+template <class Stored, class Real>
+void scatter_panel(const Strip& strip, const Block& b, const Real* panel) {
+  Stored* at = strip.at<Stored>(b.r, b.first);
+  for (int j = 0; j < b.width; ++j, at += strip.class_step)
+    if (b.height == kStrip && strip.row_step == 1)
+      for (int r = 0; r < kStrip; ++r) narrow(panel[j * kStrip + r], at[r]);
+    else
+      for (int r = 0; r < b.height; ++r) narrow(panel[j * kStrip + r], at[r * strip.row_step]);
+}
+
+// Four by four, which every vector unit does in registers: a third of the time of single numbers.
+template <class Real>
+void transpose(const Real* from, int from_pitch, int rows, int columns, Real* to, int to_pitch) {
+  typedef Real Four __attribute__((vector_size(4 * sizeof(Real)), aligned(sizeof(Real))));
+  typedef typename Exp<Real>::Int FourInts __attribute__((vector_size(4 * sizeof(Real))));
+  for (int r = 0; r < rows; r += 4)
+    for (int c = 0; c < columns; c += 4) {
+      Four in[4];
+      for (int i = 0; i < 4; ++i)
+        in[i] = *reinterpret_cast<const Four*>(from + (r + i) * from_pitch + c);
+      const FourInts low = {0, 4, 1, 5}, high = {2, 6, 3, 7}, first = {0, 1, 4, 5},
+                     second = {2, 3, 6, 7};
+      const Four a = __builtin_shuffle(in[0], in[1], low), b = __builtin_shuffle(in[0], in[1], high);
+      const Four d = __builtin_shuffle(in[2], in[3], low), e = __builtin_shuffle(in[2], in[3], high);
+      *reinterpret_cast<Four*>(to + c * to_pitch + r) = __builtin_shuffle(a, d, first);
+      *reinterpret_cast<Four*>(to + (c + 1) * to_pitch + r) = __builtin_shuffle(a, d, second);
+      *reinterpret_cast<Four*>(to + (c + 2) * to_pitch + r) = __builtin_shuffle(b, e, first);
+      *reinterpret_cast<Four*>(to + (c + 3) * to_pitch + r) = __builtin_shuffle(b, e, second);
+    }
+}
+
+template <class Real>
+void load_panel(const Problem& p, const Strip& strip, int64_t row, const Block& b, Real* tile,
+                Real* slope, Real* panel) {
+  if (adjacent(p)) {
+    load_logits(p, strip, row, b, tile, slope);
+    return transpose(tile, b.pitch, kStrip, b.width, panel, kStrip);
+  }
+  switch (strip.type) {
+    case Type::f32: return gather_panel<float>(strip, b, panel);
+    case Type::f64: return gather_panel<double>(strip, b, panel);
+    case Type::bf16: return gather_panel<bf16>(strip, b, panel);
+    case Type::f16: return gather_panel<f16>(strip, b, panel);
+  }
+}
+
+// The last step of the chain rule, through the cap, and out.
+template <class Real>
+void store_rows(const Problem& p, const Strip& out, const Block& b, Real* tile, const Real* caps) {
+  if (p.softcap > 0)
+    for (int r = 0; r < b.height; ++r)
+      for (int j = 0; j < b.width; ++j) tile[r * b.pitch + j] *= caps[r * b.pitch + j];
+  store(out, b, tile);
+}
+
+void scatter_any(const Strip& out, const Block& b, const double* panel) {
+  scatter_panel<double>(out, b, panel);
+}
+void scatter_any(const Strip& out, const Block& b, const float* panel) {
+  switch (out.type) {
+    case Type::f32: return scatter_panel<float>(out, b, panel);
+    case Type::bf16: return scatter_panel<bf16>(out, b, panel);
+    case Type::f16: return scatter_panel<f16>(out, b, panel);
+    case Type::f64: return;
+  }
+}
+
+template <class Real>
+void store_panel(const Problem& p, const Strip& out, const Block& b, const Real* panel, Real* tile,
+                 const Real* caps) {
+  if (!adjacent(p)) return scatter_any(out, b, panel);
+  transpose(panel, kStrip, b.width, kStrip, tile, b.pitch);
+  store_rows(p, out, b, tile, caps);
+}
+
+// Memory that will be wanted soon, fetched step by step while something else is computed. Blocks
+// are loaded in bursts, which the hardware's own prefetcher does not foresee (a third of the time
+// of a large problem).
+struct Ahead {
+  const char* at;
+  int64_t step;  // bytes; a step is at most two cache lines' worth of kLanes numbers
+
+  void fetch(int k) const {
+    __builtin_prefetch(at + k * step);
+    __builtin_prefetch(at + k * step + 64);
+  }
+};
+
+// One row from class `first` on.
+Ahead ahead_in_row(const Strip& s, int r, int64_t first) {
+  const int64_t size = size_of(s.type);
+  return {s.data + (r * s.row_step + first * s.class_step) * size, kLanes * s.class_step * size};
+}
+
+// A panel from class `first` on, `row` rows further down.
+Ahead ahead_in_panel(const Strip& s, int64_t row, int64_t first) {
+  const int64_t size = size_of(s.type), step = s.adjacent() ? kStrip : s.class_step;
+  return {s.data + (row * s.row_step + first * step) * size, step * size};
+}
+
+}  // namespace
