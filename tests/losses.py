@@ -104,7 +104,7 @@ def _above_average(z: Tensor, y: Tensor, _: Tensor | None) -> Tensor:
 
 
 def _everything(z: Tensor, y: Tensor, _: Tensor | None) -> Tensor:
-    log_p, log_p_y, target = _parts(z, y)
+    log_p, log_p_y, _target = _parts(z, y)
     lse, entropy = torch.logsumexp(z, -1), -(log_p.exp() * log_p).sum(-1)
     chosen = torch.nn.functional.one_hot(y, z.shape[1]).bool()
     rest = torch.logsumexp(z.masked_fill(chosen, -torch.inf), -1)

@@ -148,7 +148,7 @@ def test_label_smoothing(engine, smoothing):
         z = (torch.randn(10, 12) * 4).to(dtype)
         y = torch.randint(12, (10,))
         z[0, y[0]] += 40
-        options = dict(label_smoothing=smoothing, reduction="none", engine=engine)
+        options = {"label_smoothing": smoothing, "reduction": "none", "engine": engine}
         loss, grad = value_and_grad(xent.cross_entropy, z, y, **options)
         for n in range(10):
             eps = mpmath.mpf(smoothing)

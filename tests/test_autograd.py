@@ -44,7 +44,7 @@ def test_torch_func(loss: Loss):
     x, t = z.detach(), torch.randn(3, 4, dtype=torch.float64)
     truth = lambda x: loss.truth(x, y).sum()  # noqa: E731
     ours = lambda x: loss(x, y, reduction="sum")  # noqa: E731
-    close = dict(rtol=1e-10, atol=1e-12)
+    close = {"rtol": 1e-10, "atol": 1e-12}
     torch.testing.assert_close(torch.func.grad(ours)(x), torch.func.grad(truth)(x), **close)
     torch.testing.assert_close(torch.func.hessian(ours)(x), torch.func.hessian(truth)(x), **close)
     for a, b in zip(
@@ -90,13 +90,13 @@ def test_hessian_is_the_softmax_jacobian(engine):
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_gradients_beyond_the_logits(name, smoothing):
     z, y = problem(soft=name == "target")
-    make = dict(weight=(4,), class_bias=(4,), logit_scale=(), row_weight=(3,))
+    make = {"weight": (4,), "class_bias": (4,), "logit_scale": (), "row_weight": (3,)}
     shape = (3,) if name == "row scale" else make.get(name)
     option = "logit_scale" if name == "row scale" else name
 
     def loss(z, extra):
         extra = extra if name == "target" else {option: extra}
-        options = dict(label_smoothing=smoothing, z_loss=0.01)
+        options = {"label_smoothing": smoothing, "z_loss": 0.01}
         if name == "target":
             return xent.cross_entropy(z, extra, **options)
         return xent.cross_entropy(z, y, **options, **extra)
@@ -185,7 +185,7 @@ def test_tensor_subclass_and_hooks():
     torch.testing.assert_close(p.grad, seen[0])
 
 
-# ---- inplace_backward ------------------------------------------------------------------------------
+# ---- inplace_backward -----------------------------------------------------------------------
 
 
 @every_loss
@@ -202,7 +202,7 @@ def test_inplace_backward(loss: Loss, engine, dtype):
         eps = torch.finfo(dtype).eps
         torch.testing.assert_close(grad, expected, rtol=8 * eps, atol=4 * eps)
         # a view that was written to has left the graph, which raises as well
-        with pytest.raises(RuntimeError, match="modified by an inplace|not have been used"):
+        with pytest.raises(RuntimeError, match=r"modified by an inplace|not have been used"):
             torch.autograd.grad(value, copy)
 
 

@@ -115,7 +115,7 @@ def test_t20_weights_with_smoothing_follow_torch(engine):
         torch.tensor([0, 1, 2, 0]),
         torch.tensor([1.0, 5, 0.1]).double(),
     )
-    options = dict(weight=w, label_smoothing=0.2)
+    options = {"weight": w, "label_smoothing": 0.2}
     expected = torch.nn.functional.cross_entropy(z, y, **options)
     torch.testing.assert_close(xent.cross_entropy(z, y, engine=engine, **options), expected)
 

@@ -96,7 +96,7 @@ def test_opcheck(core, op, soft, layout):
     torch.library.opcheck(getattr(torch.ops.xent, op).default, arguments)
 
 
-# ---- modules ---------------------------------------------------------------------------------------
+# ---- modules --------------------------------------------------------------------------------
 
 SETTINGS = [
     {},

@@ -20,7 +20,7 @@ def problem(dtype=torch.float64, n=N, v=V):
 
 
 def close(a, b, terms: float = 1.0, limit: float = 8.0) -> None:
-    """Equal within some ulps of the largest of the terms that were added up (order of ``terms``)."""
+    """Equal within some ulps of the largest of the terms added up (of order ``terms``)."""
     error = (a.double() - b.double()).abs()
     scale = b.double().abs().clamp(min=terms)
     eps = torch.finfo(a.dtype).eps
@@ -92,8 +92,8 @@ def test_ignored_rows_are_rows_left_out(loss: Loss, engine, index):
     z, y = problem(torch.float32)
     out = torch.tensor([False, True, False, False, True, False])
     y = torch.where(y == index, 4, y).masked_fill(out, index)
-    each = dict(ignore_index=index, engine=engine)
-    kept = dict(engine=engine)
+    each = {"ignore_index": index, "engine": engine}
+    kept = {"engine": engine}
     a, da = value_and_grad(loss, z, y, reduction="none", **each)
     b, db = value_and_grad(loss, z[~out], y[~out], reduction="none", **kept)
     assert same_bits(a[~out], b)
@@ -162,7 +162,7 @@ def test_reductions_agree(loss: Loss, engine):
     for weights in (None, rows):
         w = torch.ones_like(rows) if weights is None else weights
         none = loss(z, y, reduction="none", row_weight=weights, engine=engine)
-        call = dict(row_weight=weights, engine=engine)
+        call = {"row_weight": weights, "engine": engine}
         total = none.sum()
         close(loss(z, y, reduction="sum", **call), total)
         close(loss(z, y, **call), total / (mass * w).sum())

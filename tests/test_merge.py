@@ -1,5 +1,6 @@
 """Row statistics form a commutative monoid: any split of the classes merges to the whole."""
 
+import itertools
 import math
 
 import pytest
@@ -12,7 +13,7 @@ from xent import RowStatistics
 
 FLOATS = ("log_odds", "log_prob", "target", "lse", "mass", "entropy", "mean", "mean_mass")
 EXACT = ("support", "top", "top_logit")
-EVERYTHING = dict(entropy=True, mean=True, top=True)
+EVERYTHING = {"entropy": True, "mean": True, "top": True}
 
 # Integers make ties between classes common; -inf masks a class.
 logit = st.one_of(
@@ -50,7 +51,7 @@ def shards(z, target, edges, **options):
         xent.statistics(
             z[:, a:b], target[:, a:b] if soft else target, first_class=a, **options, **EVERYTHING
         )
-        for a, b in zip(edges, edges[1:], strict=False)
+        for a, b in itertools.pairwise(edges)
     ]
 
 

@@ -24,7 +24,7 @@ def test_two_lines_make_a_whole_loss(engine):
     w = torch.linspace(0.5, 2, 5).double()
     r = torch.linspace(1, 3, 6).double()
     close = torch.testing.assert_close
-    call = dict(engine=engine)
+    call = {"engine": engine}
     close(focal(Z, Y, reduction="none", **call), rows)
     close(focal(Z, Y, reduction="sum", **call), rows.sum())
     close(focal(Z, Y, **call), rows.mean())
@@ -152,7 +152,7 @@ def test_a_required_hyperparameter():
         loss(Z, Y)
 
 
-# ---- the choice of an engine -----------------------------------------------------------------------
+# ---- the choice of an engine ----------------------------------------------------------------
 
 
 def test_explain(core):
@@ -200,7 +200,7 @@ def test_a_tensor_subclass_takes_the_reference(core):
     assert "Mine" in plan.reason
 
 
-# ---- the statistics themselves ---------------------------------------------------------------------
+# ---- the statistics themselves --------------------------------------------------------------
 
 
 def test_statistics(engine):

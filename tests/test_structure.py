@@ -153,7 +153,7 @@ def test_all_lists_what_is_public():
     assert xent.__all__ == sorted(xent.__all__)
 
 
-# ---- the compiled core -----------------------------------------------------------------------------
+# ---- the compiled core ----------------------------------------------------------------------
 
 
 def test_the_stub_lists_what_the_core_has(core):
