@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check -q
 SOURCES = $(shell find src csrc -type f -not -name '*.so' -not -name '*.pyc') CMakeLists.txt pyproject.toml
-TEST_DEPENDENCIES = pytest pytest-xdist hypothesis mpmath numpy
+TEST_DEPENDENCIES = pytest pytest-xdist hypothesis mpmath numpy expecttest
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-reference bench lint format clean

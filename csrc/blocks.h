@@ -223,7 +223,10 @@ template <class Real>
 void store_rows(const Problem& p, const Strip& out, const Block& b, Real* tile, const Real* caps) {
   if (p.softcap > 0)
     for (int r = 0; r < b.height; ++r)
-      for (int j = 0; j < b.width; ++j) tile[r * b.pitch + j] *= caps[r * b.pitch + j];
+      for (int j = 0; j < b.width; ++j) {
+        Real& g = tile[r * b.pitch + j];  // 0 in rows that were never loaded
+        g = g == 0 ? Real(0) : g * caps[r * b.pitch + j];
+      }
   store(out, b, tile);
 }
 

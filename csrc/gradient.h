@@ -46,7 +46,7 @@ Slopes<Real> find_slopes(const Problem& p, int64_t n, int64_t label, double d, d
     // d H / d z_j = -p_j (log p_j + H)
     const double overlap = overlap_lane(d), entropy = get(f, f.entropy, n);
     const double above = (d < 0 ? -d : 0.0) + overlap;
-    const double below = log_lane(s.sum[n]) + (d < 0 ? 0.0 : d) + overlap;
+    const double below = s.log_sum[n] + (d < 0 ? 0.0 : d) + overlap;
     all += times(rest, entropy * (below - s.entropy[n]));
     spread = entropy * rest;
     at_pivot += times(pivot, entropy * (above - s.entropy[n]));
@@ -120,7 +120,10 @@ void differentiate_panel(const Slopes<Real>* s, int64_t first, int width, Real* 
         at[r] = factor[r] == 0 ? Real(0) : g;
       }
     else
-      for (int r = 0; r < kStrip; ++r) at[r] = exp_scaled(at[r] - shift[r], factor[r]);
+      for (int r = 0; r < kStrip; ++r) {
+        const Real g = exp_scaled(at[r] - shift[r], factor[r]);
+        at[r] = factor[r] == 0 ? Real(0) : g;  // ignored rows may hold NaN
+      }
   }
   for (int r = 0; r < kStrip; ++r)
     if (s[r].pivot >= first && s[r].pivot < first + width)

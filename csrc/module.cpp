@@ -142,7 +142,7 @@ Statistics make_statistics(uintptr_t table, int64_t rows, unsigned fields) {
   for (int k = 0; k < kFields; ++k)
     field[k] = fields >> k & 1 ? pointer<double>(table) + k * rows : nullptr;
   return {field[0], field[1], field[2], field[3],  field[4],  field[5],  field[6],
-          field[7], field[8], field[9], field[10], field[11], field[12], field[13]};
+          field[7], field[8], field[9], field[10], field[11], field[12], field[13], field[14]};
 }
 
 // ---- the two functions of the engine ------------------------------------------------------------

@@ -105,10 +105,13 @@ void row_statistics(Problem& p, int64_t begin, int64_t end) {
       sweep_panels(p, strip, n, height, label, rows, tile);
     else
       sweep_rows(p, want, strip, n, height, label, rows, tile);
-    find_odds(rows, odds);
+    find_odds(rows, want.entropy, odds);
     for (int r = 0; r < height; ++r) {
       if (label[r].kind == Kind::kept) {
-        finish(p, want, rows[r], odds.d[r], odds.above[r], odds.below[r], n + r);
+        if (is_nothing(p, rows[r]))
+          finish_nothing(p, want.soft, rows[r], n + r);
+        else
+          finish(p, want, rows[r], odds, r, n + r);
         ++kept;
       } else {
         finish_ignored(p.statistics, n + r);

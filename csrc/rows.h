@@ -35,11 +35,12 @@ struct Statistics {
   double* top_logit;
   double* pivot_log_odds;  // of the pivot of a soft target
   double* entropy;
+  double* log_sum;  // what the gradient of the entropy needs, where `sum` is 1 and a little
   double* mean;
   double* support;    // how many classes are not masked by -inf
   double* mean_mass;  // what the coefficients of `mean` sum to
 };
-constexpr int kFields = 14;
+constexpr int kFields = 15;
 
 // d loss / d statistic: float64 per row, or one for all of them (step 0); null stands for zero.
 struct Partials {

@@ -60,19 +60,6 @@ double sum_of_exp(const Real* z, int n, Real shift, const Ahead& ahead) {
   return total(lane);
 }
 
-// sum of (shift - z) exp(z - shift): what the entropy needs, all terms positive.
-template <class Real>
-double sum_of_spread(const Real* z, int n, Real shift) {
-  Real lane[kLanes] = {};
-  for (int j = 0; j < n; j += kLanes)
-    for (int i = 0; i < kLanes; ++i) {
-      Real x = z[j + i] - shift;
-      x = x < Exp<Real>::lowest ? Exp<Real>::lowest : x;
-      lane[i] -= x * exp_clamped(x);
-    }
-  return total(lane);
-}
-
 // 0, or NaN where the block holds one. `largest` does not see them.
 template <class Real>
 double nan_or_zero(const Real* z, int n) {
@@ -89,15 +76,23 @@ template <class Real>
 struct Rest {
   Real shift = Real(-kInfinity);
   double sum = 0, spread = 0;
+  double tops = 0;  // for the entropy: how many classes reach the shift; `sum` is then without them
   double soft_mass = 0, soft_deficit = 0;
   double mean_mass = 0, mean_deficit = 0, support = 0;
+
+  double log_sum() const {
+    if (tops == 0) return log_lane(sum);
+    const double ratio = sum / tops;
+    return log_lane(tops) + (ratio <= 1 ? log1p_lane(ratio) : log_lane(1 + ratio));
+  }
 
   void raise(Real to) {
     if (!(to > shift)) return;
     if (shift > Real(-kInfinity)) {
       const double delta = double(to) - double(shift), factor = exp_scaled(-delta, 1.0);
-      spread = factor * (spread + delta * sum);
-      sum *= factor;
+      spread = factor * (spread + delta * (sum + tops));
+      sum = factor * (sum + tops);
+      tops = 0;
       soft_deficit += delta * soft_mass;
       mean_deficit += delta * mean_mass;
     }
@@ -128,14 +123,36 @@ double class_weight(const Problem& p, int64_t j) {
   return p.class_weight ? double(static_cast<const Real*>(p.class_weight)[j]) : 1.0;
 }
 
+// With sum of (shift - z) exp(z - shift), which is what the entropy needs, all terms positive. The
+// classes at the shift itself are counted, so that log(tops + sum) keeps a tiny `sum`.
+template <class Real>
+void absorb_with_spread(Rest<Real>& rest, const Real* z, int n) {
+  Real sum[kLanes] = {}, spread[kLanes] = {}, tops[kLanes] = {};
+  for (int j = 0; j < n; j += kLanes)
+    for (int i = 0; i < kLanes; ++i) {
+      const Real x = z[j + i] - rest.shift;
+      const Real e = x < Exp<Real>::vanished ? Real(0) : exp_scaled(x, Real(1));
+      sum[i] += x == 0 ? Real(0) : e;
+      tops[i] += x == 0 ? Real(1) : Real(0);
+      spread[i] += e == 0 ? Real(0) : -x * e;
+    }
+  rest.sum += total(sum);
+  rest.tops += total(tops);
+  rest.spread += total(spread);
+}
+
 template <class Real>
 void absorb_block(Rest<Real>& rest, const Wanted& want, const Real* z, const Real* soft,
                   const Real* mean, int n, const Ahead& ahead) {
   rest.raise(largest(z, n));
   const bool masked = rest.shift == Real(-kInfinity);
   const Real shift = masked ? Real(0) : rest.shift;
-  rest.sum += masked ? nan_or_zero(z, n) : sum_of_exp(z, n, shift, ahead);
-  if (want.entropy && !masked) rest.spread += sum_of_spread(z, n, shift);
+  if (masked)
+    rest.sum += nan_or_zero(z, n);
+  else if (want.entropy)
+    absorb_with_spread(rest, z, n);
+  else
+    rest.sum += sum_of_exp(z, n, shift, ahead);
   if (want.soft) {
     Real mass[kLanes] = {}, deficit[kLanes] = {};
     for (int j = 0; j < n; j += kLanes)
@@ -164,12 +181,12 @@ void absorb_block(Rest<Real>& rest, const Wanted& want, const Real* z, const Rea
 
 // The pivot of a soft target gives way to a larger logit and joins the rest.
 template <class Real>
-void release_pivot(Row<Real>& row) {
+void release_pivot(Row<Real>& row, const Wanted& want) {
   if (!(row.pivot_logit > -kInfinity)) return;
   Rest<Real>& rest = row.rest;
   rest.raise(Real(row.pivot_logit));
   const double gap = double(rest.shift) - row.pivot_logit, e = exp_scaled(-gap, 1.0);
-  rest.sum += e;
+  (want.entropy && gap == 0 ? rest.tops : rest.sum) += e;
   rest.spread += gap * e;
   rest.soft_mass += row.pivot_soft;
   rest.soft_deficit += row.pivot_soft * gap;
@@ -200,7 +217,7 @@ void absorb(Row<Real>& row, const Problem& p, const Wanted& want, int64_t first,
       row.top_logit = best;
       row.top = first + j;
       if (want.soft) {
-        release_pivot(row);
+        release_pivot(row, want);
         take_pivot(row, p, first, j, z, soft);
       }
     }
@@ -221,12 +238,13 @@ void put(double* field, int64_t row, double value) {
 // exponentials side by side cost a tenth of one after the other.
 struct Odds {
   double d[kStrip];
+  double log_sum[kStrip];
   double above[kStrip];  // lse - pivot = -log sigmoid(d)
   double below[kStrip];  // lse - shift
 };
 
 template <class Real>
-void find_odds(const Row<Real>* rows, Odds& odds) {
+void find_odds(const Row<Real>* rows, bool with_tops, Odds& odds) {
   double log_sum[kStrip], overlap[kStrip];
   for (int r = 0; r < kStrip; ++r) {
     // An infinite logit is an overflow upstream; it must not look like a sure prediction.
@@ -234,7 +252,11 @@ void find_odds(const Row<Real>* rows, Odds& odds) {
     odds.d[r] = pivot - double(rows[r].rest.shift);
     log_sum[r] = rows[r].rest.sum;
   }
-  for (int r = 0; r < kStrip; ++r) log_sum[r] = log_lane(log_sum[r]);
+  if (with_tops)
+    for (int r = 0; r < kStrip; ++r) log_sum[r] = rows[r].rest.log_sum();
+  else
+    for (int r = 0; r < kStrip; ++r) log_sum[r] = log_lane(log_sum[r]);
+  for (int r = 0; r < kStrip; ++r) odds.log_sum[r] = log_sum[r];
   for (int r = 0; r < kStrip; ++r) odds.d[r] -= log_sum[r];
   for (int r = 0; r < kStrip; ++r) overlap[r] = overlap_lane(odds.d[r]);
   for (int r = 0; r < kStrip; ++r) {
@@ -244,14 +266,22 @@ void find_odds(const Row<Real>* rows, Odds& odds) {
   }
 }
 
+// The class weight of an index target; 0 where the target is on another shard.
 template <class Real>
-void finish(const Problem& p, const Wanted& want, const Row<Real>& row, double d, double above,
-            double below, int64_t n) {
+double label_weight(const Problem& p, const Row<Real>& row) {
+  return row.pivot < 0 ? 0.0 : class_weight<Real>(p, row.pivot);
+}
+
+template <class Real>
+void finish(const Problem& p, const Wanted& want, const Row<Real>& row, const Odds& odds, int r,
+            int64_t n) {
   const xent::Statistics& s = p.statistics;
   const Rest<Real>& rest = row.rest;
-  const double shift = double(rest.shift), pivot = row.pivot_logit;
+  const double shift = double(rest.shift), pivot = row.pivot_logit, log_sum = odds.log_sum[r];
+  const double d = odds.d[r], above = odds.above[r], below = odds.below[r];
   put(s.shift, n, shift);
-  put(s.sum, n, rest.sum);
+  put(s.sum, n, rest.tops + rest.sum);
+  put(s.log_sum, n, log_sum);
   put(s.lse, n, d < 0 ? shift + below : pivot + above);
   const bool pivot_wins = !want.soft && (pivot > double(row.top_logit) ||
                                          (pivot == double(row.top_logit) && row.pivot < row.top));
@@ -261,7 +291,7 @@ void finish(const Problem& p, const Wanted& want, const Row<Real>& row, double d
     put(s.log_odds, n, d);
     put(s.log_prob, n, -above);
     put(s.target, n, pivot);
-    put(s.mass, n, row.pivot < 0 ? 0.0 : class_weight<Real>(p, row.pivot));
+    put(s.mass, n, label_weight(p, row));
   } else {
     const double nll = times(row.pivot_soft, above) + rest.soft_deficit +
                        times(rest.soft_mass, below);
@@ -273,7 +303,8 @@ void finish(const Problem& p, const Wanted& want, const Row<Real>& row, double d
     put(s.pivot_log_odds, n, d);
   }
   if (want.entropy) {
-    const double surprise = below + (rest.sum > 0 ? rest.spread / rest.sum : 0.0);
+    const double sum = rest.tops + rest.sum;
+    const double surprise = below + (sum > 0 ? rest.spread / sum : 0.0);
     put(s.entropy, n, times(sigmoid_lane(d), above) +
                           times(sigmoid_lane(-d), surprise));
   }
@@ -285,6 +316,33 @@ void finish(const Problem& p, const Wanted& want, const Row<Real>& row, double d
     put(s.mean_mass, n, (rest.mean_mass + (in ? row.pivot_mean : 0.0)) / support);
     put(s.mean, n, (sum - rest.mean_deficit) / support);
   }
+}
+
+// A shard without any unmasked class is the identity of the merge, where a whole row would be NaN.
+template <class Real>
+bool is_nothing(const Problem& p, const Row<Real>& row) {
+  return p.sharded && row.rest.sum + row.rest.tops == 0 && row.pivot_logit == -kInfinity;
+}
+
+template <class Real>
+void finish_nothing(const Problem& p, bool soft, const Row<Real>& row, int64_t n) {
+  const xent::Statistics& s = p.statistics;
+  const double reached = soft && row.rest.soft_mass == 0 ? 0.0 : -kInfinity;
+  put(s.shift, n, -kInfinity);
+  put(s.sum, n, 0);
+  put(s.log_odds, n, reached == 0 ? kInfinity : -kInfinity);
+  put(s.log_prob, n, reached);
+  put(s.target, n, reached);
+  put(s.lse, n, -kInfinity);
+  put(s.mass, n, soft ? row.rest.soft_mass : label_weight(p, row));
+  put(s.top, n, 0);
+  put(s.top_logit, n, -kInfinity);
+  put(s.pivot_log_odds, n, -kInfinity);
+  put(s.entropy, n, 0);
+  put(s.log_sum, n, 0);
+  put(s.mean, n, 0);
+  put(s.support, n, 0);
+  put(s.mean_mass, n, 0);
 }
 
 // An ignored row is a row predicted with certainty: no loss of the family sees it.
@@ -299,6 +357,7 @@ void finish_ignored(const xent::Statistics& s, int64_t n) {
   put(s.top, n, 0);
   put(s.top_logit, n, 0);
   put(s.entropy, n, 0);
+  put(s.log_sum, n, 0);
   put(s.mean, n, 0);
   put(s.support, n, 1);
   put(s.mean_mass, n, 0);

@@ -11,6 +11,9 @@ import xent
 from .helpers import HALF, exact, exact_row, nats_below_top, spacing, ulps, value_and_grad, worst
 
 LOSS_ULPS = GRAD_ULPS = 4
+# In float64 there is no wider type to hide in: exp (1 ulp), a sum over lanes and its folding (3),
+# sigmoid (2) and three products (1.5) add up.
+GRAD_ULPS_FLOAT64 = 8
 
 
 def check(z, y, engine):
@@ -22,7 +25,8 @@ def check(z, y, engine):
         # The log-odds, float64 too, are rounded twice, which an exp(-d) multiplies by d nats.
         loss_nats, grad_nats = (-2 * torch.log(v.abs()).clamp(max=0) for v in (truth, slope))
     assert worst(loss, truth, loss_nats) <= LOSS_ULPS
-    assert worst(grad, slope, grad_nats) <= GRAD_ULPS
+    bound = GRAD_ULPS_FLOAT64 if z.dtype == torch.float64 else GRAD_ULPS
+    assert worst(grad, slope, grad_nats) <= bound
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -20,7 +18,8 @@ def is_tensor(name: str, value: object) -> None:
 
 def finite_number(name: str, value: object) -> float:
     """The value as a float; raise if it is none, or not finite."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not -torch.inf < value < torch.inf:
         raise ValueError(f"`{name}` must be a finite number, got {value!r}")
     return float(value)
 

@@ -1,5 +1,8 @@
-"""The compiled core. Addresses are integers; matrices are (address, type, outer step, inner count,
-inner step, class step) with steps in elements; tables hold one float64 per field and row."""
+"""The compiled core.
+
+Addresses are integers; matrices are (address, type, outer step, inner count, inner step, class
+step) with steps in elements; tables hold one float64 per field and row.
+"""
 
 Matrix = tuple[int, int, int, int, int, int]
 Labels = tuple[int, int, int, bool]
@@ -22,18 +25,44 @@ def isas() -> list[str]: ...
 def set_isa(name: str) -> None: ...
 def set_parallel_for(address: int) -> None: ...
 def row_statistics(
-    logits: Matrix, rows: int, classes: int, labels: Labels, soft: Matrix, transform: Transform,
-    statistics: int, fields: int,
+    logits: Matrix,
+    rows: int,
+    classes: int,
+    labels: Labels,
+    soft: Matrix,
+    transform: Transform,
+    statistics: int,
+    fields: int,
 ) -> tuple[int, bool, int]: ...
 def row_gradient(
-    logits: Matrix, rows: int, classes: int, labels: Labels, soft: Matrix, transform: Transform,
-    statistics: int, fields: int, partials: int, gradient: Matrix,
+    logits: Matrix,
+    rows: int,
+    classes: int,
+    labels: Labels,
+    soft: Matrix,
+    transform: Transform,
+    statistics: int,
+    fields: int,
+    partials: int,
+    gradient: Matrix,
 ) -> None: ...
 def plain_loss(
-    logits: int, type: int, rows: int, classes: int, row_step: int, labels: int, ignore_index: int,
-    mean: bool, loss: int,
+    logits: int,
+    type: int,
+    rows: int,
+    classes: int,
+    row_step: int,
+    labels: int,
+    ignore_index: int,
+    mean: bool,
+    loss: int,
 ) -> PlainTable | int: ...
 def plain_gradient(
-    table: PlainTable, logits: int, row_step: int, labels: int, grad_output: int, gradient: int,
+    table: PlainTable,
+    logits: int,
+    row_step: int,
+    labels: int,
+    grad_output: int,
+    gradient: int,
     gradient_step: int,
 ) -> None: ...

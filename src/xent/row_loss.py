@@ -254,6 +254,12 @@ def _check_reduction(
     return row_weight.to(torch.float64) if row_weight.device.type != "mps" else row_weight
 
 
+def _check_needs(names: tuple[str, ...]) -> tuple[str, ...]:
+    for name in names:
+        one_of("needs", name, REQUESTS)
+    return tuple(names)
+
+
 def _refuse_signed_mean(row_weight: Tensor, reduction: str, normalizer: object) -> None:
     """A mean over signed weights divides by their sum, which may be anything, even zero."""
     if reduction != "mean" or normalizer is not None or row_weight.device.type != "cpu":
@@ -271,15 +277,19 @@ def _refuse_shared_logits(input: Tensor) -> None:
     """Gradients may overwrite logits only where nobody else reads them."""
     if not input.requires_grad:
         return
-    if input.is_leaf:
+    owner = input if input._base is None else input._base
+    if owner.is_leaf:
         raise ValueError(
-            "inplace_backward=True writes the gradient over `input`, but `input` is a leaf: it is "
-            "yours, not an intermediate result. Leave inplace_backward off"
+            "inplace_backward=True writes the gradient over `input`, but its memory is that of a "
+            "leaf: it is yours, not an intermediate result. Leave inplace_backward off"
         )
-    if any(step == 0 and n > 1 for step, n in zip(input.stride(), input.shape, strict=True)):
-        raise ValueError(
-            "inplace_backward=True needs logits of their own memory, but `input` is expanded"
-        )
+    reach = 0  # of the axes with smaller steps, in elements
+    for step, n in sorted(zip(input.stride(), input.shape, strict=True)):
+        if n > 1 and step <= reach:
+            raise ValueError(
+                "inplace_backward=True needs logits of their own memory, but `input` overlaps itself"
+            )
+        reach += step * (n - 1)
 
 
 def row_loss(
@@ -319,7 +329,7 @@ def row_loss(
         ...     return -torch.sigmoid(-s.log_odds) ** gamma * s.log_prob
         >>> logits, target = torch.tensor([[2.0, 0.0, 1.0], [0.0, 3.0, 0.0]]), torch.tensor([0, 1])
         >>> round(focal(logits, target, gamma=1.0).item(), 4)
-        0.0727
+        0.0725
         >>> focal(logits, target, reduction="none", weight=torch.tensor([1.0, 0.5, 1.0])).shape
         torch.Size([2])
     """
@@ -333,8 +343,7 @@ def row_loss(
     hyper = [p.replace(kind=p.KEYWORD_ONLY) for p in parameters[1:]]
     asked = needs if callable(needs) else lambda **_: (needs,) if isinstance(needs, str) else needs
     if not callable(needs):
-        for name in asked():
-            one_of("needs", name, REQUESTS)
+        _check_needs(asked())
     defaults = {p.name: p.default for p in hyper if p.default is not p.empty}
 
     @functools.wraps(body)
@@ -358,7 +367,7 @@ def row_loss(
     ) -> Tensor | tuple[Tensor, RowStatistics]:
         problem = _problem(
             input, target, weight, ignore_index, logit_scale, softcap, class_bias,
-            tuple(asked(**{**defaults, **hyperparameters})),
+            _check_needs(asked(**{**defaults, **hyperparameters})),
         )  # fmt: skip
         row_weight = _check_reduction(reduction, normalizer, row_weight, empty, problem)
         if row_weight is not None:

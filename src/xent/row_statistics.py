@@ -41,6 +41,7 @@ FIELDS = (
     "top_logit",
     "pivot_log_odds",
     "entropy",
+    "log_sum",
     "mean",
     "support",
     "mean_mass",
@@ -58,7 +59,7 @@ def fields_of(soft: bool, requests: tuple[str, ...]) -> tuple[str, ...]:
     if "top" in requests:
         names += ["top", "top_logit"]
     if "entropy" in requests:
-        names += ["entropy"]
+        names += ["entropy", "log_sum"]
     if "mean" in requests:
         names += ["mean", "support", "mean_mass"]
     return tuple(dict.fromkeys(names))
@@ -183,23 +184,36 @@ class RowStatistics:
         return value
 
     @classmethod
-    def from_table(cls, table: Tensor, fields: tuple[str, ...], soft: bool) -> RowStatistics:
-        """Name the rows of the (fields, ...) table that an engine answers with."""
+    def from_table(
+        cls,
+        table: Tensor,
+        fields: tuple[str, ...],
+        soft: bool,
+        first_class: int = 0,
+        constant_masses: bool = True,
+    ) -> RowStatistics:
+        """Name the rows of the (fields, ...) table that an engine answers with.
+
+        Masses do not depend on the logits. ``constant_masses=False`` keeps their gradients towards
+        soft targets and class weights.
+        """
         row = dict(zip(FIELDS, table.unbind(0), strict=False))
+        if constant_masses:
+            row |= {k: row[k].detach() for k in ("mass", "mean_mass", "support") if k in row}
         extra = {
             f"{name}_": row[name]
             for name in ("entropy", "mean", "mean_mass", "support", "top_logit")
             if name in fields
         }
         if "top_logit" in fields:
-            extra["top_"] = row["top"].detach().to(torch.int64)
+            extra["top_"] = row["top"].detach().to(torch.int64) + first_class
             extra["top_logit_"] = row["top_logit"].detach()
         return cls(
             log_odds=row["log_odds"],
             log_prob=row["log_prob"],
             target=row["target"],
             lse=row["lse"],
-            mass=row["mass"].detach(),
+            mass=row["mass"],
             soft=soft,
             **extra,
         )
@@ -230,7 +244,7 @@ class RowStatistics:
             return torch.full(shape, value, dtype=dtype, device=device)
 
         return cls(
-            log_odds=full(-torch.inf),
+            log_odds=full(torch.inf if soft else -torch.inf),
             log_prob=full(0.0 if soft else -torch.inf),
             target=full(0.0 if soft else -torch.inf),
             lse=full(-torch.inf),
@@ -270,7 +284,7 @@ class RowStatistics:
                 b.log_prob - _times(b.mass, lse - b.lse)
             )
             target = a.target + b.target
-            log_odds = log_prob - torch.log(-torch.expm1(log_prob))
+            log_odds = logit_of_exp(log_prob)
         else:
             target = torch.maximum(a.target, b.target)
             rest = torch.logaddexp(a.rest, b.rest)
@@ -295,8 +309,15 @@ class RowStatistics:
 
     def _entropy_within(self, lse: Tensor) -> Tensor:
         """What these classes contribute to the entropy of a larger set with this ``lse``."""
-        log_share = self.lse - lse
+        log_share = torch.where(self.lse == -torch.inf, -torch.inf, self.lse - lse)
         return _times(log_share.exp(), self.entropy - log_share)
+
+
+def logit_of_exp(log_prob: Tensor) -> Tensor:
+    """``logit(exp(log_prob))``, with a finite derivative at certainty, where it is infinite."""
+    certain = log_prob == 0
+    x = torch.where(certain, -1.0, log_prob)
+    return torch.where(certain, torch.inf, x - torch.log(-torch.expm1(x)))
 
 
 def _times(factor: Tensor, value: Tensor) -> Tensor:

@@ -107,7 +107,7 @@ def softmax_jacobian(input: Tensor, dim: int = -1) -> Tensor:
     log_total = torch.log1p(rest)
     p = torch.exp(gap - log_total)
     # 1 - p of the largest class is what the others hold; elsewhere nothing cancels.
-    others = torch.where(gap == 0, torch.minimum(1 - p, rest * torch.exp(-log_total)), 1 - p)
+    others = torch.where(gap == 0, rest * torch.exp(-log_total), 1 - p)
     diagonal = torch.diag_embed(p * others)
     off = -p.unsqueeze(-1) * p.unsqueeze(-2)
     on_diagonal = torch.eye(z.shape[-1], dtype=torch.bool, device=z.device)

@@ -41,14 +41,16 @@ def read_target(
         raise TypeError(
             f"`input` must hold floating-point logits, got {input.dtype}; call .float()"
         )
+    if not isinstance(ignore_index, int):
+        raise TypeError(f"`ignore_index` must be an integer, got {ignore_index!r}")
     if input.device != target.device:
         raise ValueError(f"`input` is on {input.device} but `target` on {target.device}")
     if target.shape == input.shape:
-        return _soft_target(target, ignore_index)
+        return _soft_target(target, ignore_index, first_class)
     return _index_target(input, target, ignore_index, first_class)
 
 
-def _soft_target(target: Tensor, ignore_index: int) -> Target:
+def _soft_target(target: Tensor, ignore_index: int, first_class: int | None) -> Target:
     if not target.is_floating_point():
         raise TypeError(
             f"`target` has the shape of `input`, so it must hold class probabilities as floating "
@@ -60,7 +62,7 @@ def _soft_target(target: Tensor, ignore_index: int) -> Target:
             f"`ignore_index` is not supported for floating point target, got {ignore_index}; give "
             f"the rows to leave out a row_weight of 0"
         )
-    return Target(target, True, ignore_index)
+    return Target(target, True, ignore_index, first_class or 0, first_class is not None)
 
 
 def _index_target(

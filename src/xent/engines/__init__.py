@@ -48,7 +48,7 @@ def choose(problem: Problem, engine: str = "auto") -> Explanation:
     obstacle = native.obstacle(problem)
     if obstacle is None and transforms_active():
         obstacle = "torch.func or forward-mode AD is active, which needs plain tensor operations"
-    if engine == "auto" and obstacle is None and not native.fast():
+    if engine == "auto" and obstacle is None and not native.fast:
         obstacle = "this processor lacks fused multiply-add, and the kernels would emulate it"
     if engine == "native" and obstacle is not None:
         raise ValueError(
@@ -58,10 +58,9 @@ def choose(problem: Problem, engine: str = "auto") -> Explanation:
         return Explanation("reference", "as asked", "autograd on plain tensor operations")
     if obstacle is not None:
         return Explanation("reference", obstacle, "autograd on plain tensor operations")
-    threads = torch.get_num_threads()
     return Explanation(
         "native",
-        f"CPU logits, {problem.logits.dtype}; {native.isa()} kernels on up to {threads} threads",
+        f"CPU logits, {problem.logits.dtype}; {native.isa} kernels on PyTorch's threads",
         "recomputed from the logits in backward: one more sweep, nothing of N x V is kept",
     )
 
@@ -72,12 +71,12 @@ def measure(
     """The row statistics of a problem, differentiable with respect to its tensors."""
     plan = choose(problem, engine)
     fields = fields_of(problem.target.soft, problem.requests)
+    plain_operations = problem.differentiable_beyond_logits() or transforms_active()
     if plan.engine == "native" and torch.compiler.is_compiling():
         from .ops import table_op  # registers the operators; only compilers need them
 
         table = table_op(problem, inplace_backward)
-    elif transforms_active() or problem.differentiable_beyond_logits():
-        # Plain tensor operations, which every transform knows how to take apart.
+    elif plain_operations:  # which every transform knows how to take apart
         if inplace_backward:
             raise ValueError(
                 "inplace_backward=True works for a plain backward pass to the logits only; "
@@ -89,7 +88,13 @@ def measure(
         module = native if plan.engine == "native" else reference
         table = DifferentiableTable.apply(problem.logits, problem, module, inplace_backward)
     assert isinstance(table, Tensor)
-    return RowStatistics.from_table(table, fields, problem.target.soft)
+    return RowStatistics.from_table(
+        table,
+        fields,
+        problem.target.soft,
+        problem.target.first_class,
+        constant_masses=not plain_operations,
+    )
 
 
 def plain_cross_entropy(
@@ -112,10 +117,11 @@ def plain_cross_entropy(
         or input.stride(1) != 1
         or not target.is_contiguous()
         or reduction not in ("mean", "sum")
+        or type(ignore_index) is not int
         or torch.compiler.is_compiling()
         or transforms_active()
         or torch.is_autocast_enabled("cpu")
-        or not native.fast()
+        or not native.fast
     ):
         return None
     mean = reduction == "mean"

@@ -33,26 +33,24 @@ def available() -> bool:
     return _core is not None
 
 
-def isa() -> str:
-    """The instruction set in use."""
-    return _core.isa() if _core is not None else "none"
-
-
 def isas() -> list[str]:
     """The instruction sets that this machine can run, best last."""
     return _core.isas() if _core is not None else []
 
 
-def fast() -> bool:
-    """Whether the kernels in use are faster than plain PyTorch: not without fused multiply-add."""
-    return _core is not None and _core.fused()
-
-
 def set_isa(name: str) -> None:
     """Choose one of :func:`isas`; for tests and measurements."""
+    global isa, fast
     if _core is None:
         raise RuntimeError("the compiled core of xent is not installed")
     _core.set_isa(name)
+    isa, fast = _core.isa(), _core.fused()
+
+
+# The instruction set in use, and whether it beats plain PyTorch: not without fused multiply-add.
+# Constants rather than calls, for the sake of torch.compile, which cannot look into the core.
+isa = _core.isa() if _core is not None else "none"
+fast = _core is not None and _core.fused()
 
 
 def use_threads_of_torch() -> bool:
@@ -106,9 +104,10 @@ def _wider(a: Tensor, b: Tensor) -> bool:
 
 def row_statistics(problem: Problem) -> Tensor:
     """The table of statistics, (fields, N...) in float64."""
-    table = torch.empty(problem.table_shape, dtype=torch.float64)
+    table = torch.zeros(problem.table_shape, dtype=torch.float64)
     arguments, keep = _arguments(problem)
-    _, has_bad_label, bad_label = _core.row_statistics(*arguments, table.data_ptr(), problem.mask)
+    answer = (table.data_ptr(), problem.mask)
+    _, has_bad_label, bad_label = _core.row_statistics(*arguments, *answer)
     del keep
     if has_bad_label:
         raise label_out_of_range(bad_label, problem.classes, problem.target.ignore_index)
@@ -124,10 +123,11 @@ def row_gradient(
     """
     if out is None:
         out = _empty_like(problem.logits)
-    partials = partials.contiguous()
+    table, partials = table.contiguous(), partials.contiguous()
     arguments, keep = _arguments(problem)
     matrix, whole = _matrix(out, problem.axis, may_copy=False)
-    _core.row_gradient(*arguments, table.data_ptr(), problem.mask, partials.data_ptr(), matrix)
+    answer = (table.data_ptr(), problem.mask, partials.data_ptr(), matrix)
+    _core.row_gradient(*arguments, *answer)
     del keep
     if whole is not None:
         out.copy_(whole)
@@ -146,7 +146,7 @@ def _empty_like(x: Tensor) -> Tensor:
     return torch.empty(0, dtype=x.dtype).set_(storage, 0, x.shape, x.stride())
 
 
-def _arguments(problem: Problem) -> tuple[Any, list[Tensor]]:
+def _arguments(problem: Problem) -> tuple[list[Any], list[Tensor]]:
     """The problem as numbers, and the tensors that must live as long as the addresses are used."""
     p, keep = problem, []
 
@@ -171,7 +171,7 @@ def _arguments(problem: Problem) -> tuple[Any, list[Tensor]]:
     )
     rows = p.rows.numel()
     target = (labels, p.target.ignore_index, p.target.first_class, p.target.sharded)
-    return (logits, rows, p.classes, target, soft, transform), keep
+    return [logits, rows, p.classes, target, soft, transform], keep
 
 
 def _matrix(x: Tensor, axis: int, may_copy: bool = True) -> tuple[tuple, Tensor | None]:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .._check import label_out_of_range
-from ..row_statistics import FIELDS
+from ..row_statistics import FIELDS, logit_of_exp
 from .problem import Problem
 
 INF = torch.inf
@@ -20,7 +20,12 @@ INF = torch.inf
 def row_statistics(problem: Problem) -> Tensor:
     """The table of statistics, (fields, N...), in float64 where the device has it."""
     p = problem
-    z = p.transform(_sweep(p.logits).movedim(p.axis, -1))  # (N, V)
+    x = _sweep(p.logits).movedim(p.axis, -1)  # (N, V)
+    if not p.target.soft:
+        # What an ignored row holds must not leave a trace, not even 0 * NaN in a gradient.
+        ignored = p.target.values == p.target.ignore_index
+        x = torch.where(ignored.unsqueeze(-1), 0, x)
+    z = p.transform(x)  # (N, V)
     wide = torch.float32 if z.device.type == "mps" else torch.float64
     weight = None if p.class_weight is None else p.class_weight.to(z.dtype)  # (V,)
     if p.target.soft:
@@ -44,10 +49,17 @@ def row_statistics(problem: Problem) -> Tensor:
     shift = _largest(rest)  # (N,)
     finite_shift = torch.where(shift == -INF, 0.0, shift)
     below_shift = finite_shift.unsqueeze(-1) - rest  # (N, V), >= 0
+    # Classes at the shift are counted and the others summed: log(tops + small) keeps a tiny sum.
+    # expm1 is 0 at the shift, but has the derivative that counting lacks.
+    at_shift = rest == shift.unsqueeze(-1)
+    at_shift = at_shift & (rest != -INF)  # (N, V)
     e = torch.exp(-below_shift)  # (N, V)
-    sum_ = e.sum(-1, dtype=wide)  # (N,)
+    small = torch.where(at_shift, torch.expm1(-below_shift), e).sum(-1, dtype=wide)  # (N,)
+    tops = at_shift.sum(-1).to(wide)  # (N,)
+    sum_ = tops + small
     empty = sum_ == 0
-    log_sum = torch.where(empty, -INF, torch.log(torch.where(empty, 1.0, sum_)))
+    tops = torch.where(tops == 0, 1.0, tops)
+    log_sum = torch.where(empty, -INF, torch.log(tops) + torch.log1p(small / tops))
 
     shift, finite_shift = shift.to(wide), finite_shift.to(wide)
     d = (pivot_logit - shift) - log_sum  # log-odds of the pivot
@@ -57,7 +69,9 @@ def row_statistics(problem: Problem) -> Tensor:
 
     fields: dict[str, Tensor] = {"shift": shift, "sum": sum_, "lse": lse}
     if q is None:
-        mass = torch.ones_like(d) if weight is None else weight[pivot].to(wide)
+        mass = torch.ones_like(d)
+        if weight is not None:
+            mass = weight.index_select(0, pivot.reshape(-1)).view(pivot.shape).to(wide)
         fields |= {"log_odds": d, "log_prob": -above, "target": pivot_logit}
         fields["mass"] = torch.where(present, mass, 0.0)
     else:
@@ -68,7 +82,7 @@ def row_statistics(problem: Problem) -> Tensor:
         rest_mass = q_rest.sum(-1, dtype=wide)
         nll = torch.where(q_pivot == 0, 0.0, q_pivot * above) + deficit + rest_mass * below
         fields["log_prob"] = -nll
-        fields["log_odds"] = -nll - torch.log(-torch.expm1(-nll))
+        fields["log_odds"] = logit_of_exp(-nll)
         target = torch.where(q_pivot == 0, 0.0, q_pivot * pivot_logit)
         fields["target"] = target + rest_mass * finite_shift - deficit
         fields |= {"mass": q_pivot + rest_mass, "pivot_log_odds": d, "top": pivot.to(wide)}
@@ -84,7 +98,7 @@ def row_statistics(problem: Problem) -> Tensor:
         unlikely = d == -INF
         in_pivot = torch.where(unlikely, 0.0, torch.sigmoid(d) * torch.where(unlikely, 0.0, above))
         in_rest = torch.where(sure, 0.0, torch.sigmoid(-d) * torch.where(sure, 0.0, surprise))
-        fields["entropy"] = in_pivot + in_rest
+        fields |= {"entropy": in_pivot + in_rest, "log_sum": log_sum}
     if "mean" in p.requests:
         masked = z == -INF
         c = torch.ones_like(z) if weight is None else weight.expand_as(z)
@@ -95,10 +109,20 @@ def row_statistics(problem: Problem) -> Tensor:
         fields["mean"] = (c_sum * finite_shift - (c * gap).sum(-1, dtype=wide)) / support
         fields |= {"support": support, "mean_mass": c_sum / support}
 
-    certain = {"log_odds": INF, "support": 1.0}
     names = FIELDS[: p.table_shape[0]]
-    blank = torch.zeros_like(d)
-    rows = [torch.where(ignored, certain.get(n, 0.0), fields.get(n, blank)) for n in names]
+    rows = [fields.get(n, torch.zeros_like(d)) for n in names]
+    if p.target.sharded:
+        # A shard without any unmasked class is the identity of the merge.
+        nothing = empty & (pivot_logit == -INF)
+        reached = torch.where(fields["mass"] == 0, 0.0 if p.target.soft else -INF, -INF)
+        blank = dict.fromkeys(("shift", "lse", "top_logit", "pivot_log_odds"), -INF)
+        blank["log_odds"] = torch.where(reached == 0, INF, -INF)
+        blank |= {"log_prob": reached, "target": reached, "mass": fields["mass"]}
+        rows = [
+            torch.where(nothing, blank.get(n, 0.0), v) for n, v in zip(names, rows, strict=True)
+        ]
+    certain = {"log_odds": INF, "support": 1.0}
+    rows = [torch.where(ignored, certain.get(n, 0.0), v) for n, v in zip(names, rows, strict=True)]
     return torch.stack(rows)
 
 

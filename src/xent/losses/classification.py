@@ -7,6 +7,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from .._check import finite_number
 from ..engines import plain_cross_entropy
 from ..row_loss import Reduction, row_loss
 from ..row_statistics import RowStatistics
@@ -107,7 +108,8 @@ def cross_entropy(
             return loss
     if size_average is not None or reduce is not None:
         reduction = _legacy_reduction(size_average, reduce)
-    if not 0.0 <= label_smoothing <= 1.0:
+    finite_number("z_loss", z_loss)
+    if not 0.0 <= finite_number("label_smoothing", label_smoothing) <= 1.0:
         raise ValueError(f"label_smoothing must be between 0.0 and 1.0. Got: {label_smoothing}")
     return _cross_entropy(
         input, target, weight, ignore_index=ignore_index, reduction=reduction,
