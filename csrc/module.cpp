@@ -281,15 +281,18 @@ struct PlainTable {
   int64_t kept = 0;
   std::vector<double> fields;
 
-  Problem problem(uintptr_t logits, int64_t row_step, uintptr_t labels) {
+  Problem problem(uintptr_t logits, uintptr_t labels) {
     Problem p{};
-    p.logits = make_matrix({logits, int(type), row_step, 1, 0, 1}, rows);
+    p.logits = matrix(logits);
     p.rows = rows;
     p.classes = classes;
     p.labels = pointer<const int64_t>(labels);
     p.ignore_index = ignore_index;
     p.statistics = make_statistics(uintptr_t(fields.data()), rows, kPlainFields);
     return p;
+  }
+  Matrix matrix(uintptr_t data) const {
+    return make_matrix({data, int(type), classes, 1, 0, 1}, rows);
   }
   double divisor() const { return mean ? double(kept) : 1.0; }
 };
@@ -308,12 +311,12 @@ double negative_sum(const double* value, int64_t n) {
 
 // The table, or the offending label if there is one.
 std::variant<std::unique_ptr<PlainTable>, int64_t> plain_loss(
-    uintptr_t logits, int type, int64_t rows, int64_t classes, int64_t row_step, uintptr_t labels,
+    uintptr_t logits, int type, int64_t rows, int64_t classes, uintptr_t labels,
     int64_t ignore_index, bool mean, uintptr_t loss) {
   auto table = std::make_unique<PlainTable>(
       PlainTable{Type(type), rows, classes, ignore_index, mean, 0, {}});
   table->fields.resize(kPlainCount * rows);
-  Problem p = table->problem(logits, row_step, labels);
+  Problem p = table->problem(logits, labels);
   run_statistics(p);
   if (p.has_bad_label) return p.bad_label;
   table->kept = p.kept;
@@ -322,12 +325,12 @@ std::variant<std::unique_ptr<PlainTable>, int64_t> plain_loss(
   return table;
 }
 
-void plain_gradient(PlainTable& table, uintptr_t logits, int64_t row_step, uintptr_t labels,
-                    uintptr_t grad_output, uintptr_t gradient, int64_t gradient_step) {
-  Problem p = table.problem(logits, row_step, labels);
+void plain_gradient(PlainTable& table, uintptr_t logits, uintptr_t labels, uintptr_t grad_output,
+                    uintptr_t gradient) {
+  Problem p = table.problem(logits, labels);
   const double slope = -read_scalar(grad_output, table.type) / table.divisor();
   p.partials.log_prob = &slope;
-  p.gradient = make_matrix({gradient, int(table.type), gradient_step, 1, 0, 1}, table.rows);
+  p.gradient = table.matrix(gradient);
   run_gradient(p);
 }
 

@@ -51,18 +51,11 @@ def plain_loss(
     type: int,
     rows: int,
     classes: int,
-    row_step: int,
     labels: int,
     ignore_index: int,
     mean: bool,
     loss: int,
 ) -> PlainTable | int: ...
 def plain_gradient(
-    table: PlainTable,
-    logits: int,
-    row_step: int,
-    labels: int,
-    grad_output: int,
-    gradient: int,
-    gradient_step: int,
+    table: PlainTable, logits: int, labels: int, grad_output: int, gradient: int
 ) -> None: ...

@@ -287,7 +287,7 @@ def _refuse_shared_logits(input: Tensor) -> None:
     for step, n in sorted(zip(input.stride(), input.shape, strict=True)):
         if n > 1 and step <= reach:
             raise ValueError(
-                "inplace_backward=True needs logits of their own memory, but `input` overlaps itself"
+                "inplace_backward=True needs logits of their own memory; `input` overlaps itself"
             )
         reach += step * (n - 1)
 

@@ -102,7 +102,7 @@ def plain_cross_entropy(
 ) -> Tensor | None:
     """Cross-entropy of the plainest call in the fewest steps, or None if the call is not plain.
 
-    Plain are (N, C) logits of adjacent classes on the CPU and (N,) int64 targets, reduced to one
+    Plain are contiguous (N, C) logits on the CPU and (N,) int64 targets, reduced to one
     number. Every check here is part of what small batches cost.
     """
     if (
@@ -114,7 +114,7 @@ def plain_cross_entropy(
         or input.ndim != 2
         or target.ndim != 1
         or input.shape[0] != target.shape[0]
-        or input.stride(1) != 1
+        or not input.is_contiguous()
         or not target.is_contiguous()
         or reduction not in ("mean", "sum")
         or type(ignore_index) is not int

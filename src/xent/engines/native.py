@@ -206,11 +206,11 @@ def _matrix(x: Tensor, axis: int, may_copy: bool = True) -> tuple[tuple, Tensor 
 def plain_loss(
     logits: Tensor, labels: Tensor, ignore_index: int, mean: bool
 ) -> tuple[Tensor, _core.PlainTable]:
-    """Mean or sum of ``-log p`` over (N, V) rows of adjacent classes; what its gradient needs."""
+    """Mean or sum of ``-log p`` over contiguous (N, V) rows, and what its gradient needs."""
     rows, classes = logits.shape
     loss = logits.new_empty(())
     table = _core.plain_loss(
-        logits.data_ptr(), TYPES[logits.dtype], rows, classes, logits.stride(0),
+        logits.data_ptr(), TYPES[logits.dtype], rows, classes,
         labels.data_ptr(), ignore_index, mean, loss.data_ptr(),
     )  # fmt: skip
     if isinstance(table, int):
@@ -224,7 +224,6 @@ def plain_gradient(
     """The gradient of :func:`plain_loss` times ``slope``, a number as a 0-d tensor."""
     gradient = _empty_like(logits)
     _core.plain_gradient(
-        table, logits.data_ptr(), logits.stride(0), labels.data_ptr(), slope.data_ptr(),
-        gradient.data_ptr(), gradient.stride(0),
-    )  # fmt: skip
+        table, logits.data_ptr(), labels.data_ptr(), slope.data_ptr(), gradient.data_ptr()
+    )
     return gradient
