@@ -18,8 +18,9 @@ from torch import Tensor
 from .._check import one_of
 from ..row_statistics import RowStatistics, fields_of
 from . import native, reference
-from .autograd import DifferentiableTable, apply_plain, transforms_active
+from .autograd import DifferentiableTable, apply_plain
 from .problem import Problem
+from .transforms import transforms_active
 
 ENGINES = ("auto", "native", "reference")
 _PLAIN_TENSORS = (Tensor, torch.nn.Parameter)

@@ -7,31 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._functorch import (  # pyright: ignore[reportMissingImports]
-    is_legacy_batchedtensor,
-)
 from torch.autograd.graph import increment_version
 
 from ..row_statistics import INDEX
 from ..targets import Target
 from . import native, reference
 from .problem import Problem
-
-
-def transforms_active() -> bool:
-    """Whether torch.func (vmap, grad, jvp, ...) or forward-mode AD is at work.
-
-    Their tensors have no memory of their own to hand to a kernel.
-    """
-    return (
-        torch._C._are_functorch_transforms_active()  # what autograd.Function itself asks
-        or torch.autograd.forward_ad._current_level >= 0
-    )
-
-
-def is_batched(grad: Tensor) -> bool:
-    """Whether a backward pass is being vectorised over gradients, by either of torch's vmaps."""
-    return transforms_active() or is_legacy_batchedtensor(grad)
+from .transforms import is_batched
 
 
 class DifferentiableTable(torch.autograd.Function):

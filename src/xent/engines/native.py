@@ -106,8 +106,8 @@ def row_statistics(problem: Problem) -> Tensor:
     """The table of statistics, (fields, N...) in float64."""
     table = torch.zeros(problem.table_shape, dtype=torch.float64)
     arguments, keep = _arguments(problem)
-    answer = (table.data_ptr(), problem.mask)
-    _, has_bad_label, bad_label = _core.row_statistics(*arguments, *answer)
+    arguments += [table.data_ptr(), problem.mask]
+    _, has_bad_label, bad_label = _core.row_statistics(*arguments)
     del keep
     if has_bad_label:
         raise label_out_of_range(bad_label, problem.classes, problem.target.ignore_index)
@@ -126,8 +126,8 @@ def row_gradient(
     table, partials = table.contiguous(), partials.contiguous()
     arguments, keep = _arguments(problem)
     matrix, whole = _matrix(out, problem.axis, may_copy=False)
-    answer = (table.data_ptr(), problem.mask, partials.data_ptr(), matrix)
-    _core.row_gradient(*arguments, *answer)
+    arguments += [table.data_ptr(), problem.mask, partials.data_ptr(), matrix]
+    _core.row_gradient(*arguments)
     del keep
     if whole is not None:
         out.copy_(whole)

@@ -13,6 +13,7 @@ from torch import Tensor
 from .._check import label_out_of_range
 from ..row_statistics import FIELDS, logit_of_exp
 from .problem import Problem
+from .transforms import transforms_active
 
 INF = torch.inf
 
@@ -115,7 +116,7 @@ def row_statistics(problem: Problem) -> Tensor:
         # A shard without any unmasked class is the identity of the merge.
         nothing = empty & (pivot_logit == -INF)
         reached = torch.where(fields["mass"] == 0, 0.0 if p.target.soft else -INF, -INF)
-        blank = dict.fromkeys(("shift", "lse", "top_logit", "pivot_log_odds"), -INF)
+        blank: dict[str, float | Tensor] = dict.fromkeys(("shift", "lse", "top_logit", "pivot_log_odds"), -INF)
         blank["log_odds"] = torch.where(reached == 0, INF, -INF)
         blank |= {"log_prob": reached, "target": reached, "mass": fields["mass"]}
         rows = [
@@ -170,8 +171,6 @@ def _refuse_bad_labels(p: Problem, good: Tensor) -> None:
 
     Elsewhere (accelerators, transforms, compilation) the row has no target, so its loss is inf.
     """
-    from .autograd import transforms_active
-
     if good.device.type != "cpu" or torch.compiler.is_compiling() or transforms_active():
         return
     if not bool(good.all()):

@@ -1,0 +1,25 @@
+"""Whether tensors are what they seem: torch's function transforms wrap them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch._C._functorch import (  # pyright: ignore[reportMissingImports]
+    is_legacy_batchedtensor,
+)
+
+
+def transforms_active() -> bool:
+    """Whether torch.func (vmap, grad, jvp, ...) or forward-mode AD is at work.
+
+    Their tensors have no memory of their own to hand to a kernel.
+    """
+    return (
+        torch._C._are_functorch_transforms_active()  # what autograd.Function itself asks
+        or torch.autograd.forward_ad._current_level >= 0
+    )
+
+
+def is_batched(grad: Tensor) -> bool:
+    """Whether a backward pass is being vectorised over gradients, by either of torch's vmaps."""
+    return transforms_active() or is_legacy_batchedtensor(grad)
