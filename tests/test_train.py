@@ -33,9 +33,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     words = ["the", "a", "cat", "dog", "house", "tree", "sees", "likes", "and", "or", "not"]
     for i in range(30):
         lines = (" ".join(draw.choices(words, k=8)) + ".\n" for _ in range(40))
-        (path / f"{i}.txt").write_text(
-            "".join(lines) + f"{chr(ord('A') + i)}only écrit\n", encoding="utf-8"
-        )
+        own = f"{chr(97 + i % 10)}{chr(97 + i // 10)}only écrit\n"
+        (path / f"{i}.txt").write_text("".join(lines) + own, encoding="utf-8")
     return path
 
 

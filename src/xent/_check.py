@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -16,7 +18,7 @@ def is_tensor(name: str, value: object) -> None:
         raise TypeError(f"`{name}` must be a torch.Tensor, got {type(value).__name__}")
 
 
-def finite_number(name: str, value: object) -> float:
+def finite_number(name: str, value: Any) -> float:
     """The value as a float; raise if it is none, or not finite."""
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not number or not -torch.inf < value < torch.inf:

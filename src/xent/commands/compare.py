@@ -66,7 +66,8 @@ def _wait(child: subprocess.Popen) -> int:
     try:
         while True:
             try:
-                return child.wait()
+                code = child.wait()
+                return code if code >= 0 else 128 - code  # killed: the number that a shell reports
             except KeyboardInterrupt:  # the terminal sends Ctrl-C to the child too
                 continue
     finally:

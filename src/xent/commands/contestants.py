@@ -17,7 +17,6 @@ import gc
 import importlib.util
 import multiprocessing
 import os
-import resource
 import signal
 import sys
 import time
@@ -237,6 +236,8 @@ def peak_beyond_now(call: Callable[[], object]) -> int:
         call()
         return max(0, _resident("VmHWM") - before)
     except OSError:
+        import resource  # not on Windows
+
         unit = 1 if sys.platform == "darwin" else 1024
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         call()
@@ -356,7 +357,7 @@ class Worker:
         except (EOFError, ConnectionError):
             self._process.join()
             code, self._process = self._process.exitcode, None
-            hint = " (out of memory?)" if code == -signal.SIGKILL else ""
+            hint = " (out of memory?)" if code == -9 else ""
             raise ContestantError(f"the process died with exit code {code}{hint}") from None
         if not done:
             raise ContestantError(answer)

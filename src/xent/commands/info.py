@@ -43,7 +43,7 @@ def collect() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "core": {
             "available": native.available(),
-            "instruction_set": native.isa(),
+            "instruction_set": native.isa,
             "instruction_sets": native.isas(),
             "threaded": native.threaded,
         },

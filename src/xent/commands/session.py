@@ -33,6 +33,7 @@ class Session:
 
     def __init__(self, trainer: Trainer, folder: RunFolder, paths: list[str], quiet: bool) -> None:
         self.trainer, self.folder, self.paths, self.quiet = trainer, folder, paths, quiet
+        self.stop, self.told = StopSignals(), set()
 
     def run(self) -> dict[str, Any]:
         """Train, evaluate and save.
@@ -40,9 +41,9 @@ class Session:
         Returns:
             The record of the run; its ``results`` are empty if it was stopped.
         """
-        with StopSignals() as stop:
-            self._train(stop)
-            if not stop and not self.trainer.results:
+        with self.stop:
+            self._train()
+            if not self.stop and not self.trainer.results:
                 self.trainer.finish()
             self._save_checkpoint()
             return self._save_record()
@@ -69,11 +70,11 @@ class Session:
             "results": self.trainer.results,
         }
 
-    def _train(self, stop: StopSignals) -> None:
+    def _train(self) -> None:
         trainer, saved = self.trainer, perf_counter()
         layout = "{percentage:3.0f}%|{bar}| {elapsed}{postfix}"
         with progress_bar(self.quiet, total=100, bar_format=layout) as bar:
-            while not stop and trainer.progress() < 1:
+            while not self.stop and trainer.progress() < 1:
                 loss = trainer.advance()
                 if not math.isfinite(loss):
                     raise UserError(
@@ -106,8 +107,13 @@ class Session:
         return record
 
     def _tell(self, failure: str | None) -> None:
-        if failure:
-            note(f"\n{failure}; the training goes on" if self.trainer.progress() < 1 else failure)
+        """Report a failed save; while the training goes on, each kind once."""
+        if failure and self.trainer.progress() < 1 and not self.stop:
+            if failure not in self.told:
+                note(f"\n{failure}; the training goes on")
+            self.told.add(failure)
+        elif failure:
+            note(failure)
 
 
 class StopSignals:

@@ -1,10 +1,10 @@
 """Text files as two streams of tokens, with the bytes accounted for.
 
-A token is a word, a number, a run of punctuation (each with the one space before it) or a stretch
-of white space; joined, the tokens are the text again. The classes are the tokens that the training
-part has twice or more. Any other token is ``<unk>`` followed by its spelling, one byte after the
-other, and a NUL byte, at 8 bits each: text that holds NUL bytes is refused, so this can be decoded
-and bits per byte is the length of a true code.
+A token is a word (names come apart at underscores), a number or a run of punctuation, each with the
+space before it, or a stretch of white space; joined, the tokens are the text again. The classes are
+the tokens that the training part has twice or more. Any other token is ``<unk>`` followed by its
+spelling, one byte after the other, and a NUL byte, at 8 bits each: text that holds NUL bytes is
+refused, so this can be decoded and bits per byte is the length of a true code.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from .console import UserError
 
-TOKEN = re.compile(r" ?[^\W\d]\w*| ?\d+|\s*\n *| ?[^\w\s]+|\s+")
+TOKEN = re.compile(r" ?[^\W\d_]+| ?_+| ?\d+|\s*\n *| ?[^\w\s]+|\s+")
 UNKNOWN, END = 0, 1  # the first two classes: a token without a class, the end of a file
 SPECIAL = ["<unk>", "<end>"]  # the pattern never matches these as one token
 SUFFIXES = {
@@ -32,6 +32,7 @@ SUFFIXES = {
     ".rs", ".rst", ".sh", ".tex", ".toml", ".ts", ".txt", ".xml", ".yaml", ".yml",
 }  # fmt: skip
 VALIDATION_SHARE = 0.05
+PIECE = 1024  # tokens
 MIN_FILES_TO_SPLIT = 20  # with fewer, whole files cannot make up 5 % of the text
 
 
@@ -87,7 +88,10 @@ def read_corpus(
     ordered = [streams[d] for d in sorted(streams, key=lambda d: _hash(seed, d))]
     train, valid = split(ordered)
     fingerprint = hashlib.sha256("".join(sorted(streams)).encode()).hexdigest()
-    return _classify(train, valid, list(ids), max_vocabulary, fingerprint, len(streams), skipped)
+    return _classify(
+        shuffle(train, seed), torch.cat(valid), list(ids), max_vocabulary, fingerprint,
+        len(streams), skipped,
+    )  # fmt: skip
 
 
 def find_files(paths: Sequence[str]) -> list[Path]:
@@ -108,7 +112,7 @@ def find_files(paths: Sequence[str]) -> list[Path]:
     return found
 
 
-def split(streams: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+def split(streams: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
     """About 5 % for validation: whole files, or of few files the end of each."""
     limit = VALIDATION_SHARE * sum(map(len, streams))
     train, valid, size = [], [], 0
@@ -122,7 +126,14 @@ def split(streams: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         cuts = [len(s) - int(VALIDATION_SHARE * len(s)) for s in streams]
         train = [s[:cut] for s, cut in zip(streams, cuts, strict=True)]
         valid = [s[cut:] for s, cut in zip(streams, cuts, strict=True)]
-    return torch.cat(train), torch.cat(valid)
+    return train, valid
+
+
+def shuffle(streams: Sequence[Tensor], seed: int) -> Tensor:
+    """One stream of long pieces in random order, so that no lane is stuck in one file for long."""
+    pieces = [piece for stream in streams for piece in stream.split(PIECE)]
+    order = torch.randperm(len(pieces), generator=torch.Generator().manual_seed(seed))
+    return torch.cat([pieces[i] for i in order.tolist()])
 
 
 def _standard_library() -> list[Path]:

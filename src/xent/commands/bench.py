@@ -1,0 +1,336 @@
+"""``xent bench``: time, memory and accuracy against others, in one run and in turns.
+
+For every cell of a grid of shapes and dtypes all contestants measure in turn, round after round, so
+that a slow minute of the machine hits all of them; medians are compared. Losses are printed like
+wins.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import platform
+import statistics
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..engines import native
+from .bench_report import LEGEND, cell_text, machine_text, markdown, memory_text, verdict
+from .console import UserError, note, progress_bar
+from .contestants import CONTESTANTS, MODES, Cell, ContestantError, Worker
+
+# From a toy batch over image classification to language models; the last is a short decode step.
+GRID = [(32, 10), (1024, 1000), (65536, 100), (2048, 32000), (1024, 128256), (8, 151936)]
+QUICK_GRID = [(32, 10), (1024, 1000), (8, 151936)]
+DTYPES = ("float32", "bfloat16", "float16")
+
+TURN_SECONDS = 0.04  # one turn repeats short calls for so long: far above the timer's resolution
+PAUSE_SECONDS = 0.01  # threads of OpenMP keep spinning for up to 6 ms after a turn
+CELL_SECONDS, QUICK_CELL_SECONDS = 6.0, 1.5  # what the rounds of one cell may take
+ROUNDS = (5, 25)  # at least and at most
+MEMORY_FROM = 8 << 20  # bytes of logits; below, the process itself wobbles as much
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of ``xent bench``."""
+    switch = argparse.BooleanOptionalAction
+    parser.add_argument("--quick", action="store_true", help="three shapes, few rounds, no memory")
+    parser.add_argument(
+        "--shapes", type=_shape, nargs="+", metavar="N,V", help="rows and classes, as in 1024,1000"
+    )
+    parser.add_argument(
+        "--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES[:2]), metavar="DTYPE",
+        help="of %(choices)s (default: float32 bfloat16)",
+    )  # fmt: skip
+    parser.add_argument("--repeats", type=_positive, metavar="K", help="rounds (default: by time)")
+    parser.add_argument(
+        "--threads", type=_positive, default=torch.get_num_threads(), help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--contestants", nargs="+", choices=tuple(CONTESTANTS), metavar="NAME",
+        default=list(CONTESTANTS), help="of %(choices)s (default: all); xent always takes part",
+    )  # fmt: skip
+    parser.add_argument(
+        "--forward-only", action=switch, default=True, help="also time forward alone (default: yes)"
+    )
+    parser.add_argument("--memory", action=switch, help="measure memory (default: unless --quick)")
+    parser.add_argument("--json", type=Path, metavar="PATH", help="write everything measured here")
+    parser.add_argument("--markdown", action="store_true", help="also print a table for a README")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure, print, and return 0 unless xent itself failed somewhere."""
+    if args.json and not args.json.parent.is_dir():
+        raise UserError(f"--json {args.json}: no folder {args.json.parent}")
+    shapes = args.shapes or (QUICK_GRID if args.quick else GRID)
+    cells = [Cell(rows, classes, dtype) for rows, classes in shapes for dtype in args.dtypes]
+    names, absent = _who_takes_part(args.contestants)
+    result: dict[str, Any] = {"machine": describe_machine(args.threads), "absent": absent}
+    print(machine_text(result["machine"]))
+    for name, reason in absent.items():
+        print(f"{name} does not take part: {reason}")
+    print(LEGEND)
+
+    budget = QUICK_CELL_SECONDS if args.quick else CELL_SECONDS
+    modes = MODES if args.forward_only else MODES[:1]
+    result["cells"] = _measure_cells(cells, names, args.threads, modes, args.repeats, budget)
+    if args.memory or (args.memory is None and not args.quick):
+        _measure_memory(result["cells"], names, args.threads)
+        print(f"\n{memory_text(result['cells'])}")
+    print(f"\n{verdict(result['cells'])}")
+    if args.markdown:
+        print(f"\n{markdown(result)}")
+    if args.json:
+        args.json.write_text(json.dumps(result, indent=1) + "\n")
+    return int(any("both" not in found["contestants"]["xent"] for found in result["cells"]))
+
+
+def _shape(text: str) -> tuple[int, int]:
+    rows, comma, classes = text.partition(",")
+    if not comma:
+        raise argparse.ArgumentTypeError(f"{text!r} is not N,V as in 1024,1000")
+    return _positive(rows), _positive(classes)
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
+    return int(text)
+
+
+def _who_takes_part(asked: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Who can, in the order of the registry, and the reasons of the others."""
+    names = [name for name in CONTESTANTS if name in asked or name == "xent"]
+    reasons = {name: CONTESTANTS[name].unavailable() for name in names}
+    absent = {name: reason for name, reason in reasons.items() if reason is not None}
+    return [name for name in names if name not in absent], absent
+
+
+# -- The machine -----------------------------------------------------------------------------------
+
+
+def describe_machine(threads: int) -> dict[str, Any]:
+    """What a reader must know to compare the figures with others."""
+    return {
+        "cpu": _cpu_model(),
+        "cores": os.cpu_count(),
+        "threads": threads,
+        "isa": native.isa,
+        "system": platform.system(),
+        "date": time.strftime("%Y-%m-%d"),
+        "versions": {"python": platform.python_version(), **_versions()},
+    }
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.processor() or platform.machine()
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in ("xent", "torch", "jax", "optax"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _cpu_seconds_of_all() -> float | None:
+    """Seconds that all cores have spent on anything since the start; None where unknown."""
+    try:
+        fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
+    except OSError:
+        return None
+    idle, waiting = float(fields[3]), float(fields[4])
+    return (sum(map(float, fields)) - idle - waiting) / os.sysconf("SC_CLK_TCK")
+
+
+# -- Time and accuracy -----------------------------------------------------------------------------
+
+
+def _measure_cells(
+    cells: list[Cell],
+    names: list[str],
+    threads: int,
+    modes: tuple[str, ...],
+    repeats: int | None,
+    budget: float,
+) -> list[dict[str, Any]]:
+    workers = {name: Worker(name, threads) for name in names}
+    found = []
+    try:
+        with progress_bar(quiet=False, total=len(cells), desc="measuring", unit="cell") as bar:
+            for cell in cells:
+                bar.set_postfix_str(str(cell))
+                found.append(measure_cell(cell, workers, modes, repeats, budget))
+                print(f"\n{cell_text(found[-1])}", flush=True)
+                bar.update()
+    finally:
+        for worker in workers.values():
+            worker.close()
+    return found
+
+
+def measure_cell(
+    cell: Cell,
+    workers: dict[str, Worker],
+    modes: tuple[str, ...],
+    repeats: int | None,
+    budget: float,
+) -> dict[str, Any]:
+    """All figures of one cell but the memory.
+
+    Args:
+        cell: the problem.
+        workers: who takes part.
+        modes: of :data:`MODES`, what to time.
+        repeats: rounds; None for as many as the budget allows.
+        budget: seconds.
+
+    Returns:
+        The cell with one entry per contestant, as plain types; an entry has ``failed``, a reason,
+        if something went wrong.
+    """
+    entries: dict[str, dict[str, Any]] = {name: {} for name in workers}
+    offered = _ask_all(workers, entries, "prepare", cell, modes)
+    errors = _ask_all({name: workers[name] for name in offered}, entries, "errors")
+    for name, found in errors.items():
+        if found:
+            entries[name]["errors"] = found
+    turns = [(name, mode) for mode in modes for name in errors if mode in offered[name]]
+    times, disturbance = _take_turns(turns, workers, entries, repeats, budget)
+    for (name, mode), seconds in times.items():
+        entries[name][mode] = _summary(seconds)
+    _compare(entries, modes)
+    return {**cell._asdict(), "others_busy": disturbance, "contestants": entries}
+
+
+def _ask_all(
+    workers: dict[str, Worker], entries: dict[str, dict], method: str, *arguments: Any
+) -> dict[str, Any]:
+    """Ask all at once, for what is not timed; who fails is left out, with the reason noted."""
+    answers = {}
+    for worker in workers.values():
+        worker.send(method, *arguments)
+    for name, worker in workers.items():
+        try:
+            answers[name] = worker.receive()
+        except ContestantError as error:
+            entries[name]["failed"] = str(error)
+    return answers
+
+
+def _take_turns(
+    turns: list[tuple[str, str]],
+    workers: dict[str, Worker],
+    entries: dict[str, dict],
+    repeats: int | None,
+    budget: float,
+) -> tuple[dict[tuple[str, str], list[float]], float | None]:
+    """Seconds per call of every turn, and how many cores others kept busy meanwhile."""
+
+    def turn(name: str, mode: str, calls: int) -> float | None:
+        if "failed" in entries[name]:
+            return None
+        time.sleep(PAUSE_SECONDS)
+        try:
+            return workers[name].ask("seconds", mode, calls)
+        except ContestantError as error:
+            entries[name]["failed"] = str(error)
+            return None
+
+    trial = {key: seconds for key in turns if (seconds := turn(*key, 1)) is not None}
+    calls = {key: max(1, math.ceil(TURN_SECONDS / seconds)) for key, seconds in trial.items()}
+    a_round = sum(max(TURN_SECONDS, seconds) + PAUSE_SECONDS for seconds in trial.values())
+    rounds = repeats or min(max(round(budget / max(a_round, 1e-9)), ROUNDS[0]), ROUNDS[1])
+
+    times: dict[tuple[str, str], list[float]] = {key: [] for key in trial}
+    before = _clocks(workers)
+    for _ in range(rounds):
+        for key in trial:
+            seconds = turn(*key, calls[key])
+            if seconds is not None:
+                times[key].append(seconds)
+    return {k: s for k, s in times.items() if s}, _cores_of_others(before, _clocks(workers))
+
+
+def _clocks(workers: dict[str, Worker]) -> tuple[float, float, float] | None:
+    """Wall time, CPU time of all processes, CPU time of ours."""
+    everything = _cpu_seconds_of_all()
+    if everything is None:
+        return None
+    ours = time.process_time() + sum(worker.cpu_seconds() for worker in workers.values())
+    return time.perf_counter(), everything, ours
+
+
+def _cores_of_others(before: tuple | None, after: tuple | None) -> float | None:
+    if before is None or after is None:
+        return None
+    wall, everything, ours = (b - a for a, b in zip(before, after, strict=True))
+    return round(max(0.0, (everything - ours) / wall), 2)
+
+
+def _summary(seconds: list[float]) -> dict[str, Any]:
+    """Median and quartiles in milliseconds, with all the times they come from."""
+    times = [1e3 * value for value in seconds]
+    enough = times * 2 if len(times) == 1 else times  # quartiles of one time are that time
+    low, middle, high = statistics.quantiles(enough, n=4, method="inclusive")
+    return {"ms": middle, "ms_quartiles": [low, high], "ms_all": times}
+
+
+def _compare(entries: dict[str, dict[str, Any]], modes: tuple[str, ...]) -> None:
+    """Add the ratio to xent (above 1: xent is faster) and the number of plain copies."""
+    copy = entries.get("copy", {}).get("both")
+    for mode in modes:
+        ours = entries["xent"].get(mode)
+        for entry in entries.values():
+            if mode in entry and ours and entry is not entries.get("copy"):
+                entry[mode]["ratio"] = entry[mode]["ms"] / ours["ms"]
+            if mode in entry and copy:
+                entry[mode]["copies"] = entry[mode]["ms"] / copy["ms"]
+
+
+# -- Memory ----------------------------------------------------------------------------------------
+
+
+def _measure_memory(found: list[dict[str, Any]], names: list[str], threads: int) -> None:
+    """Add ``memory`` to the entries, each found in a process that has done nothing else."""
+    jobs = []
+    for result in found:
+        cell = Cell(result["rows"], result["classes"], result["dtype"])
+        if cell.logit_bytes >= MEMORY_FROM:
+            entries = result["contestants"]
+            jobs += [(cell, name, entries[name]) for name in names if "forward" in entries[name]]
+
+    def measure(job: tuple[Cell, str, dict[str, Any]]) -> None:
+        cell, name, entry = job
+        worker = Worker(name, threads)
+        try:
+            worker.ask("prepare", cell, MODES)
+            entry["memory"] = worker.ask("memory")
+        except ContestantError as error:
+            entry["memory_failed"] = str(error)
+        finally:
+            worker.close()
+
+    note(f"memory: {len(jobs)} processes")
+    with (
+        ThreadPoolExecutor(max_workers=2) as pool,  # nothing is timed here
+        progress_bar(quiet=False, total=len(jobs), desc="memory", unit="process") as bar,
+    ):
+        for _ in pool.map(measure, jobs):
+            bar.update()

@@ -1,0 +1,198 @@
+"""What ``xent bench`` prints: tables of its results, wins and losses alike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+TITLES = {"both": "forward+backward", "forward": "forward"}
+LEGEND = """\
+Milliseconds are medians over the rounds, the spread is the distance of the quartiles. "vs xent" is
+how many times as long as xent: above 1, xent is faster. "copies" counts plain copies of the logits.
+Errors are against float64: of the loss in units in the last place, of the gradient relative to its
+largest entry, and the worst relative error of the entry at the target."""
+ERRORS = ("loss_ulps", "gradient", "target_entry")
+
+
+def machine_text(machine: dict[str, Any]) -> str:
+    """One line on hardware and software."""
+    versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
+    return (
+        f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads, "
+        f"{machine['isa']}; {versions}; {machine['system']}, {machine['date']}"
+    )
+
+
+def cell_text(cell: dict[str, Any]) -> str:
+    """The tables of one cell: time, then errors."""
+    entries = cell["contestants"]
+    modes = [mode for mode in TITLES if any(mode in entry for entry in entries.values())]
+    parts = [_headline(cell)]
+    if modes:
+        parts.append(_time_table(entries, modes))
+    if any("errors" in entry for entry in entries.values()):
+        parts.append(_error_table(entries))
+    parts += [f"  {name} failed: {e['failed']}" for name, e in entries.items() if "failed" in e]
+    return "\n".join(parts)
+
+
+def _headline(cell: dict[str, Any]) -> str:
+    rounds = len(cell["contestants"]["xent"].get("both", {}).get("ms_all", ()))
+    text = f"{_name(cell)}: {_mebibytes(cell):.3g} MiB of logits, {rounds} rounds"
+    if _disturbed(cell):
+        return f"{text}; DISTURBED: other processes kept {cell['others_busy']} cores busy"
+    return text
+
+
+def _disturbed(cell: dict[str, Any]) -> bool:
+    """Whether others took a share of the processor that an idle system does not need."""
+    return cell["others_busy"] is not None and cell["others_busy"] > 0.2
+
+
+def _mebibytes(cell: dict[str, Any]) -> float:
+    return cell["rows"] * cell["classes"] * (4 if cell["dtype"] == "float32" else 2) / 2**20
+
+
+def _name(cell: dict[str, Any]) -> str:
+    return f"{cell['rows']} x {cell['classes']} {cell['dtype']}"
+
+
+def _time_table(entries: dict[str, dict[str, Any]], modes: Sequence[str]) -> str:
+    rows = [[""], [""]]
+    for mode in modes:
+        rows[0] += [TITLES[mode], "", "", ""]
+        rows[1] += ["ms", "spread", "vs xent", "copies"]
+    for name, entry in entries.items():
+        if any(mode in entry for mode in modes):
+            rows.append([name, *(text for mode in modes for text in _time_columns(entry, mode))])
+    return _aligned(rows)
+
+
+def _time_columns(entry: dict[str, Any], mode: str) -> list[str]:
+    time = entry.get(mode)
+    if time is None:
+        return [""] * 4
+    low, high = time["ms_quartiles"]
+    copies = f"{time['copies']:.1f}" if "copies" in time else ""
+    return [_digits(time["ms"]), f"{100 * (high - low) / time['ms']:.0f}%", _ratio(time), copies]
+
+
+def _ratio(time: dict[str, Any]) -> str:
+    if "ratio" not in time:
+        return ""
+    return f"{time['ratio']:.2f}x" + (" LOSS" if _lost(time) else "")
+
+
+def _lost(time: dict[str, Any]) -> bool:
+    """Whether xent is slower by more than the second digit shows."""
+    return round(time["ratio"], 2) < 1
+
+
+def _error_table(entries: dict[str, dict[str, Any]]) -> str:
+    rows = [
+        ["errors", "random logits", "", "", "confident by 20 nats", "", ""],
+        ["", *("loss/ulp", "gradient", "at target") * 2],
+    ]
+    for name, entry in entries.items():
+        if "errors" in entry:
+            found = entry["errors"]
+            numbers = [found[batch][e] for batch in ("random", "confident") for e in ERRORS]
+            rows.append([name, *map(_error, numbers)])
+    return _aligned(rows)
+
+
+def _error(number: float) -> str:
+    return f"{number:.2f}" if 0.01 <= number < 100 else f"{number:.1e}"
+
+
+def memory_text(cells: list[dict[str, Any]]) -> str:
+    """Peak memory beyond the inputs, in MiB: forward / forward+backward."""
+    cells = [c for c in cells if any("memory" in e for e in c["contestants"].values())]
+    if not cells:
+        return "no memory to measure: the logits are too small"
+    names = [n for n in cells[0]["contestants"] if n != "copy"]
+    rows = [["MiB beyond inputs", "logits", *names]]
+    for cell in cells:
+        entries = cell["contestants"]
+        size = f"{_mebibytes(cell):.0f}"
+        rows.append([_name(cell), size, *(_memory(entries.get(n, {})) for n in names)])
+    explanation = "(forward / forward+backward, the gradient included)"
+    return f"{_aligned(rows)}\n  {explanation}"
+
+
+def _memory(entry: dict[str, Any]) -> str:
+    if "memory" not in entry:
+        return "-"
+    return " / ".join(f"{entry['memory'][mode] / 2**20:.1f}" for mode in ("forward", "both"))
+
+
+def verdict(cells: list[dict[str, Any]]) -> str:
+    """How often xent is faster, and every case in which it is not."""
+    rivals = list(_rivals(cells))
+    lost = [text for text, time in rivals if _lost(time)]
+    lines = [f"xent is at least as fast in {len(rivals) - len(lost)} of {len(rivals)} comparisons."]
+    if any(map(_disturbed, cells)):
+        lines.append("The machine was busy with other processes: repeat this when it is idle.")
+    return "\n".join([*lines, *(f"  slower: {text}" for text in lost)])
+
+
+def _rivals(cells: list[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for cell in cells:
+        for name, entry in cell["contestants"].items():
+            for mode in TITLES:
+                if name != "xent" and "ratio" in entry.get(mode, {}):
+                    text = f"{_name(cell)}, {TITLES[mode]}: {name} {entry[mode]['ratio']:.2f}x"
+                    yield text, entry[mode]
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """A compact table for a README."""
+    cells = result["cells"]
+    rivals = [n for n in cells[0]["contestants"] if n not in ("xent", "copy")]
+    titles = ["logits", "xent, ms", *rivals, "copies", *(f"{n}, forward" for n in rivals)]
+    lines = [
+        "Forward and backward in milliseconds; how many times as long the others take (**bold**: "
+        "xent is slower); xent in plain copies of the logits; the same ratios for forward alone.",
+        "",
+        f"| {' | '.join(titles)} |",
+        f"|{'---|' * len(titles)}",
+    ]
+    lines += [f"| {' | '.join(_markdown_row(cell, rivals))} |" for cell in cells]
+    if any(map(_disturbed, cells)):
+        lines += ["", "\\* while other processes kept the machine busy."]
+    return "\n".join([*lines, "", machine_text(result["machine"]) + "."])
+
+
+def _markdown_row(cell: dict[str, Any], rivals: list[str]) -> list[str]:
+    entries = cell["contestants"]
+    ours = entries["xent"].get("both", {})
+    return [
+        _name(cell) + (" \\*" if _disturbed(cell) else ""),
+        _digits(ours["ms"]) if ours else "-",
+        *(_markdown_ratio(entries[name], "both") for name in rivals),
+        f"{ours['copies']:.1f}" if "copies" in ours else "-",
+        *(_markdown_ratio(entries[name], "forward") for name in rivals),
+    ]
+
+
+def _markdown_ratio(entry: dict[str, Any], mode: str) -> str:
+    time = entry.get(mode, {})
+    if "ratio" not in time:
+        return "-"
+    text = f"{time['ratio']:.2f}" if time["ratio"] < 10 else f"{time['ratio']:.0f}"
+    return f"**{text}**" if _lost(time) else text
+
+
+def _digits(number: float) -> str:
+    """Three significant digits without an exponent."""
+    return f"{number:.0f}" if number >= 100 else f"{number:#.3g}".rstrip(".")
+
+
+def _aligned(rows: list[list[str]]) -> str:
+    """Rows as lines: names to the left, figures to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for first, *others in rows:
+        cells = map(str.rjust, others, widths[1:])
+        lines.append("  " + "  ".join([first.ljust(widths[0]), *cells]).rstrip())
+    return "\n".join(lines)
