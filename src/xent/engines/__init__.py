@@ -72,17 +72,22 @@ def measure(
     """The row statistics of a problem, differentiable with respect to its tensors."""
     plan = choose(problem, engine)
     fields = fields_of(problem.target.soft, problem.requests)
-    plain_operations = problem.differentiable_beyond_logits() or transforms_active()
-    if plan.engine == "native" and torch.compiler.is_compiling():
+    compiling = torch.compiler.is_compiling()
+    plain_operations = (
+        problem.differentiable_beyond_logits()
+        or transforms_active()
+        or (compiling and plan.engine == "reference")
+    )
+    if plan.engine == "native" and compiling:
         from .ops import table_op  # registers the operators; only compilers need them
 
         table = table_op(problem, inplace_backward)
-    elif plain_operations:  # which every transform knows how to take apart
+    elif plain_operations:  # which transforms and compilers know how to take apart
         if inplace_backward:
             raise ValueError(
                 "inplace_backward=True works for a plain backward pass to the logits only; "
-                "torch.func, forward-mode AD and gradients of targets, scales or weights need the "
-                "logits intact"
+                "torch.func, forward-mode AD, compilation and gradients of targets, scales or "
+                "weights need the logits intact"
             )
         table = reference.row_statistics(problem)
     else:
