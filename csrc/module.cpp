@@ -338,6 +338,8 @@ void plain_gradient(PlainTable& table, uintptr_t logits, uintptr_t labels, uintp
 
 NB_MODULE(_core, m) {
   m.doc() = "The kernel pair of xent on CPU. Addresses in, float64 statistics and gradients out.";
+  // A gradient may outlive the interpreter's end and keep its buffer; that is no leak.
+  nb::set_leak_warnings(false);
   kernels = available_kernels().back();
   if (const char* wanted = std::getenv("XENT_ISA")) set_isa(wanted);
   m.def("isas", &isas, "Instruction sets compiled in that this machine can run, best last.");

@@ -24,7 +24,7 @@ import torch
 
 from ..engines import native
 from .bench_report import LEGEND, cell_text, machine_text, markdown, memory_text, verdict
-from .console import UserError, note, progress_bar
+from .console import UserError, progress_bar
 from .contestants import CONTESTANTS, MODES, Cell, ContestantError, Worker
 
 # From a toy batch over image classification to language models; the last is a short decode step.
@@ -174,10 +174,11 @@ def _measure_cells(
     found = []
     try:
         with progress_bar(quiet=False, total=len(cells), desc="measuring", unit="cell") as bar:
+            show = getattr(bar, "write", print)  # tqdm's own goes around the bar
             for cell in cells:
                 bar.set_postfix_str(str(cell))
                 found.append(measure_cell(cell, workers, modes, repeats, budget))
-                print(f"\n{cell_text(found[-1])}", flush=True)
+                show(f"\n{cell_text(found[-1])}")
                 bar.update()
     finally:
         for worker in workers.values():
@@ -327,7 +328,6 @@ def _measure_memory(found: list[dict[str, Any]], names: list[str], threads: int)
         finally:
             worker.close()
 
-    note(f"memory: {len(jobs)} processes")
     with (
         ThreadPoolExecutor(max_workers=2) as pool,  # nothing is timed here
         progress_bar(quiet=False, total=len(jobs), desc="memory", unit="process") as bar,

@@ -38,7 +38,7 @@ def cell_text(cell: dict[str, Any]) -> str:
 
 def _headline(cell: dict[str, Any]) -> str:
     rounds = len(cell["contestants"]["xent"].get("both", {}).get("ms_all", ()))
-    text = f"{_name(cell)}: {_mebibytes(cell):.3g} MiB of logits, {rounds} rounds"
+    text = f"{_name(cell)}: {_size(_logit_bytes(cell))} of logits, {rounds} rounds"
     if _disturbed(cell):
         return f"{text}; DISTURBED: other processes kept {cell['others_busy']} cores busy"
     return text
@@ -49,8 +49,16 @@ def _disturbed(cell: dict[str, Any]) -> bool:
     return cell["others_busy"] is not None and cell["others_busy"] > 0.2
 
 
-def _mebibytes(cell: dict[str, Any]) -> float:
-    return cell["rows"] * cell["classes"] * (4 if cell["dtype"] == "float32" else 2) / 2**20
+def _logit_bytes(cell: dict[str, Any]) -> int:
+    return cell["rows"] * cell["classes"] * (4 if cell["dtype"] == "float32" else 2)
+
+
+def _size(number: float) -> str:
+    for unit in ("B", "KiB", "MiB"):
+        if number < 1000:
+            return f"{_digits(number)} {unit}"
+        number /= 1024
+    return f"{_digits(number)} GiB"
 
 
 def _name(cell: dict[str, Any]) -> str:
@@ -114,7 +122,7 @@ def memory_text(cells: list[dict[str, Any]]) -> str:
     rows = [["MiB beyond inputs", "logits", *names]]
     for cell in cells:
         entries = cell["contestants"]
-        size = f"{_mebibytes(cell):.0f}"
+        size = _digits(_logit_bytes(cell) / 2**20)
         rows.append([_name(cell), size, *(_memory(entries.get(n, {})) for n in names)])
     explanation = "(forward / forward+backward, the gradient included)"
     return f"{_aligned(rows)}\n  {explanation}"

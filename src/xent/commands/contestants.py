@@ -259,7 +259,8 @@ class Workbench:
         """Make the inputs and compile; return the modes that the contestant has."""
         self.cell = cell
         self.calls.clear()  # the last cell's inputs go before the next ones come
-        torch.compiler.reset()  # else every call would look through the code of earlier cells
+        if "torch._dynamo" in sys.modules:  # importing it for nothing takes seconds
+            torch.compiler.reset()  # else every call looks through the code of earlier cells
         task = self.contestant.build(*make_inputs(cell))
         for mode in modes:
             if getattr(task, mode) is not None:
@@ -270,7 +271,6 @@ class Workbench:
     def seconds(self, mode: str, calls: int) -> float:
         """Seconds per call of one turn."""
         call = self.calls[mode]
-        gc.collect()
         gc.disable()
         with torch.set_grad_enabled(mode == "both"):
             if calls > 1:  # short ones: wake the thread pool and fetch the inputs, untimed
