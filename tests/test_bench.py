@@ -18,6 +18,7 @@ def result(tmp_path_factory):
     path = tmp_path_factory.mktemp("bench") / "result.json"
     words = ["--shapes", "5,7", "300,40", "--dtypes", "float32", "bfloat16", "--repeats", "3"]
     words += ["--contestants", "torch", "copy", "--threads", "1", "--no-memory"]
+    words += ["--patience", "0"]
     assert cli.main(["bench", *words, "--json", str(path)]) == 0
     return json.loads(path.read_text())
 
@@ -139,7 +140,8 @@ def test_a_contestant_that_fails_is_reported_and_the_others_go_on(monkeypatch):
 
     monkeypatch.setitem(CONTESTANTS, "broken", Contestant(_broken, (), "fails"))
     workers = {name: Here(name, 1) for name in ("xent", "broken")}
-    found = bench.measure_cell(Cell(3, 4, "float32"), workers, ("both",), repeats=2, budget=1.0)
+    plan = bench.Plan(("both",), repeats=2, seconds=1.0, patience=0.0)
+    found = bench.measure_cell(Cell(3, 4, "float32"), workers, plan)
     assert found["contestants"]["broken"] == {"failed": "RuntimeError: no such luck"}
     assert len(found["contestants"]["xent"]["both"]["ms_all"]) == 2
     assert "broken failed: RuntimeError: no such luck" in cell_text(found)

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -35,6 +35,8 @@ DTYPES = ("float32", "bfloat16", "float16")
 TURN_SECONDS = 0.04  # one turn repeats short calls for so long: far above the timer's resolution
 PAUSE_SECONDS = 0.01  # threads of OpenMP keep spinning for up to 6 ms after a turn
 CELL_SECONDS, QUICK_CELL_SECONDS = 6.0, 1.5  # what the rounds of one cell may take
+PATIENCE = 5.0  # more, where a machine is seldom idle
+QUIET = 0.15  # cores that others may keep busy in a round that counts as undisturbed
 ROUNDS = (5, 25)  # at least and at most
 MEMORY_FROM = 8 << 20  # bytes of logits; below, the process itself wobbles as much
 
@@ -51,6 +53,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of %(choices)s (default: float32 bfloat16)",
     )  # fmt: skip
     parser.add_argument("--repeats", type=_positive, metavar="K", help="rounds (default: by time)")
+    parser.add_argument(
+        "--patience", type=float, default=PATIENCE, metavar="SECONDS",
+        help="per cell, for repeating rounds that other processes disturb (default: %(default)g)",
+    )  # fmt: skip
     parser.add_argument(
         "--threads", type=_positive, default=torch.get_num_threads(), help="default: %(default)s"
     )
@@ -79,9 +85,10 @@ def run(args: argparse.Namespace) -> int:
         print(f"{name} does not take part: {reason}")
     print(LEGEND)
 
-    budget = QUICK_CELL_SECONDS if args.quick else CELL_SECONDS
     modes = MODES if args.forward_only else MODES[:1]
-    result["cells"] = _measure_cells(cells, names, args.threads, modes, args.repeats, budget)
+    seconds = QUICK_CELL_SECONDS if args.quick else CELL_SECONDS
+    plan = Plan(modes, args.repeats, seconds, args.patience)
+    result["cells"] = _measure_cells(cells, names, args.threads, plan)
     if args.memory or (args.memory is None and not args.quick):
         _measure_memory(result["cells"], names, args.threads)
         print(f"\n{memory_text(result['cells'])}")
@@ -162,13 +169,24 @@ def _cpu_seconds_of_all() -> float | None:
 # -- Time and accuracy -----------------------------------------------------------------------------
 
 
+class Plan(NamedTuple):
+    """How to measure.
+
+    Attributes:
+        modes: of :data:`MODES`, what to time.
+        repeats: rounds; None for as many as ``seconds`` allow.
+        seconds: what the rounds of one cell may take.
+        patience: seconds per cell to spend on repeating rounds that other processes disturbed.
+    """
+
+    modes: tuple[str, ...]
+    repeats: int | None
+    seconds: float
+    patience: float
+
+
 def _measure_cells(
-    cells: list[Cell],
-    names: list[str],
-    threads: int,
-    modes: tuple[str, ...],
-    repeats: int | None,
-    budget: float,
+    cells: list[Cell], names: list[str], threads: int, plan: Plan
 ) -> list[dict[str, Any]]:
     workers = {name: Worker(name, threads) for name in names}
     found = []
@@ -177,7 +195,7 @@ def _measure_cells(
             show = getattr(bar, "write", print)  # tqdm's own goes around the bar
             for cell in cells:
                 bar.set_postfix_str(str(cell))
-                found.append(measure_cell(cell, workers, modes, repeats, budget))
+                found.append(measure_cell(cell, workers, plan))
                 show(f"\n{cell_text(found[-1])}")
                 bar.update()
     finally:
@@ -186,38 +204,34 @@ def _measure_cells(
     return found
 
 
-def measure_cell(
-    cell: Cell,
-    workers: dict[str, Worker],
-    modes: tuple[str, ...],
-    repeats: int | None,
-    budget: float,
-) -> dict[str, Any]:
+def measure_cell(cell: Cell, workers: dict[str, Worker], plan: Plan) -> dict[str, Any]:
     """All figures of one cell but the memory.
 
     Args:
         cell: the problem.
         workers: who takes part.
-        modes: of :data:`MODES`, what to time.
-        repeats: rounds; None for as many as the budget allows.
-        budget: seconds.
+        plan: what to time and how long.
 
     Returns:
         The cell with one entry per contestant, as plain types; an entry has ``failed``, a reason,
         if something went wrong.
     """
     entries: dict[str, dict[str, Any]] = {name: {} for name in workers}
-    offered = _ask_all(workers, entries, "prepare", cell, modes)
+    offered = _ask_all(workers, entries, "prepare", cell, plan.modes)
     errors = _ask_all({name: workers[name] for name in offered}, entries, "errors")
     for name, found in errors.items():
         if found:
             entries[name]["errors"] = found
-    turns = [(name, mode) for mode in modes for name in errors if mode in offered[name]]
-    times, disturbance = _take_turns(turns, workers, entries, repeats, budget)
-    for (name, mode), seconds in times.items():
-        entries[name][mode] = _summary(seconds)
-    _compare(entries, modes)
-    return {**cell._asdict(), "others_busy": disturbance, "contestants": entries}
+    turns = [(name, mode) for mode in plan.modes for name in errors if mode in offered[name]]
+    rounds = _Race(workers, entries, turns).run(plan)
+    for name, mode in turns:
+        times = [1e3 * one.seconds[name, mode] for one in rounds if (name, mode) in one.seconds]
+        if times:
+            entries[name][mode] = _summary(times)
+    _compare(entries, plan.modes)
+    known = [one.busy for one in rounds if one.busy is not None]
+    busy = statistics.mean(known) if known else None
+    return {**cell._asdict(), "others_busy": busy, "contestants": entries}
 
 
 def _ask_all(
@@ -235,59 +249,71 @@ def _ask_all(
     return answers
 
 
-def _take_turns(
-    turns: list[tuple[str, str]],
-    workers: dict[str, Worker],
-    entries: dict[str, dict],
-    repeats: int | None,
-    budget: float,
-) -> tuple[dict[tuple[str, str], list[float]], float | None]:
-    """Seconds per call of every turn, and how many cores others kept busy meanwhile."""
+class _Round(NamedTuple):
+    busy: float | None  # cores that other processes kept busy; None where that is unknown
+    seconds: dict[tuple[str, str], float]  # per call, of every contestant and mode
 
-    def turn(name: str, mode: str, calls: int) -> float | None:
-        if "failed" in entries[name]:
+    @property
+    def quiet(self) -> bool:
+        return self.busy is None or self.busy <= QUIET
+
+
+class _Race:
+    """The contestants of one cell, taking turns."""
+
+    def __init__(
+        self, workers: dict[str, Worker], entries: dict[str, dict], turns: list[tuple[str, str]]
+    ):
+        self.workers, self.entries, self.turns = workers, entries, turns
+        self.fastest: dict[tuple[str, str], float] = {}
+
+    def run(self, plan: Plan) -> list[_Round]:
+        """As many rounds as planned: the least disturbed ones, whatever their times are."""
+        for _ in range(2):  # not counted: the second knows how many calls fill a turn
+            self._round()
+        expected = sum(max(TURN_SECONDS, s) + PAUSE_SECONDS for s in self.fastest.values())
+        wanted = min(max(round(plan.seconds / (expected or 1)), ROUNDS[0]), ROUNDS[1])
+        wanted = plan.repeats or wanted
+        deadline = time.monotonic() + wanted * expected + plan.patience
+        rounds = [self._round() for _ in range(wanted)]
+        while sum(one.quiet for one in rounds) < wanted and time.monotonic() < deadline:
+            rounds.append(self._round())
+        return sorted(rounds, key=lambda one: one.busy or 0.0)[:wanted]
+
+    def _round(self) -> _Round:
+        before = self._clocks()
+        seconds = {turn: s for turn in self.turns if (s := self._turn(*turn)) is not None}
+        after = self._clocks()
+        if before is None or after is None:
+            return _Round(None, seconds)
+        wall, everything, ours = (b - a for a, b in zip(before, after, strict=True))
+        return _Round(max(0.0, (everything - ours) / wall), seconds)
+
+    def _turn(self, name: str, mode: str) -> float | None:
+        """Seconds per call; None from those who have failed."""
+        if "failed" in self.entries[name]:
             return None
         time.sleep(PAUSE_SECONDS)
+        calls = math.ceil(TURN_SECONDS / self.fastest.get((name, mode), TURN_SECONDS))
         try:
-            return workers[name].ask("seconds", mode, calls)
+            seconds = self.workers[name].ask("seconds", mode, calls)
         except ContestantError as error:
-            entries[name]["failed"] = str(error)
+            self.entries[name]["failed"] = str(error)
             return None
+        self.fastest[name, mode] = min(seconds, self.fastest.get((name, mode), seconds))
+        return seconds
 
-    trial = {key: seconds for key in turns if (seconds := turn(*key, 1)) is not None}
-    calls = {key: max(1, math.ceil(TURN_SECONDS / seconds)) for key, seconds in trial.items()}
-    a_round = sum(max(TURN_SECONDS, seconds) + PAUSE_SECONDS for seconds in trial.values())
-    rounds = repeats or min(max(round(budget / max(a_round, 1e-9)), ROUNDS[0]), ROUNDS[1])
-
-    times: dict[tuple[str, str], list[float]] = {key: [] for key in trial}
-    before = _clocks(workers)
-    for _ in range(rounds):
-        for key in trial:
-            seconds = turn(*key, calls[key])
-            if seconds is not None:
-                times[key].append(seconds)
-    return {k: s for k, s in times.items() if s}, _cores_of_others(before, _clocks(workers))
+    def _clocks(self) -> tuple[float, float, float] | None:
+        """Wall time, CPU time of all processes, CPU time of ours; None where unknown."""
+        everything = _cpu_seconds_of_all()
+        if everything is None:
+            return None
+        ours = time.process_time() + sum(w.cpu_seconds() for w in self.workers.values())
+        return time.perf_counter(), everything, ours
 
 
-def _clocks(workers: dict[str, Worker]) -> tuple[float, float, float] | None:
-    """Wall time, CPU time of all processes, CPU time of ours."""
-    everything = _cpu_seconds_of_all()
-    if everything is None:
-        return None
-    ours = time.process_time() + sum(worker.cpu_seconds() for worker in workers.values())
-    return time.perf_counter(), everything, ours
-
-
-def _cores_of_others(before: tuple | None, after: tuple | None) -> float | None:
-    if before is None or after is None:
-        return None
-    wall, everything, ours = (b - a for a, b in zip(before, after, strict=True))
-    return round(max(0.0, (everything - ours) / wall), 2)
-
-
-def _summary(seconds: list[float]) -> dict[str, Any]:
-    """Median and quartiles in milliseconds, with all the times they come from."""
-    times = [1e3 * value for value in seconds]
+def _summary(times: list[float]) -> dict[str, Any]:
+    """Median and quartiles, with all the times they come from."""
     enough = times * 2 if len(times) == 1 else times  # quartiles of one time are that time
     low, middle, high = statistics.quantiles(enough, n=4, method="inclusive")
     return {"ms": middle, "ms_quartiles": [low, high], "ms_all": times}

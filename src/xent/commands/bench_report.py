@@ -40,13 +40,13 @@ def _headline(cell: dict[str, Any]) -> str:
     rounds = len(cell["contestants"]["xent"].get("both", {}).get("ms_all", ()))
     text = f"{_name(cell)}: {_size(_logit_bytes(cell))} of logits, {rounds} rounds"
     if _disturbed(cell):
-        return f"{text}; DISTURBED: other processes kept {cell['others_busy']} cores busy"
+        return f"{text}; DISTURBED: other processes kept {cell['others_busy']:.1f} cores busy"
     return text
 
 
 def _disturbed(cell: dict[str, Any]) -> bool:
     """Whether others took a share of the processor that an idle system does not need."""
-    return cell["others_busy"] is not None and cell["others_busy"] > 0.2
+    return cell["others_busy"] is not None and cell["others_busy"] > 0.15
 
 
 def _logit_bytes(cell: dict[str, Any]) -> int:

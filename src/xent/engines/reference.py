@@ -116,9 +116,16 @@ def row_statistics(problem: Problem) -> Tensor:
         # A shard without any unmasked class is the identity of the merge.
         nothing = empty & (pivot_logit == -INF)
         reached = torch.where(fields["mass"] == 0, 0.0 if p.target.soft else -INF, -INF)
-        blank: dict[str, float | Tensor] = dict.fromkeys(("shift", "lse", "top_logit", "pivot_log_odds"), -INF)
-        blank["log_odds"] = torch.where(reached == 0, INF, -INF)
-        blank |= {"log_prob": reached, "target": reached, "mass": fields["mass"]}
+        blank: dict[str, float | Tensor] = {
+            "shift": -INF,
+            "lse": -INF,
+            "top_logit": -INF,
+            "pivot_log_odds": -INF,
+            "log_odds": torch.where(reached == 0, INF, -INF),
+            "log_prob": reached,
+            "target": reached,
+            "mass": fields["mass"],
+        }
         rows = [
             torch.where(nothing, blank.get(n, 0.0), v) for n, v in zip(names, rows, strict=True)
         ]
