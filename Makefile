@@ -51,7 +51,7 @@ test: $(VENV)/test
 
 bench: $(VENV)/bench
 	mkdir -p benchmarks/results
-	$(BIN)/xent bench --memory --json benchmarks/results/cpu.json --markdown | tee benchmarks/results/cpu.md
+	$(BIN)/xent bench --memory --json benchmarks/results/cpu.json --markdown | tee benchmarks/results/cpu.txt
 
 lint: $(VENV)/lint
 	$(BIN)/ruff check .
