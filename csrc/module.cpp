@@ -201,6 +201,11 @@ class Buffer {
   }
   uintptr_t address() const { return uintptr_t(block_.data); }
 
+  static void trim() {
+    std::lock_guard<std::mutex> lock(mutex);
+    std::free(std::exchange(idle, Block{}).data);
+  }
+
  private:
   static Block take(size_t bytes) {
     std::lock_guard<std::mutex> lock(mutex);
@@ -350,6 +355,7 @@ NB_MODULE(_core, m) {
   nb::class_<Buffer>(m, "Buffer", "Memory for a large gradient, reused when it is let go.")
       .def(nb::init<size_t>(), nb::arg("bytes"))
       .def_prop_ro("address", &Buffer::address);
+  m.def("trim", &Buffer::trim, "Give the kept buffer back to the system.");
   m.def("fused", [] { return kernels != &baseline_kernels || kBaselineFused; },
         "Whether the instruction set in use has fused multiply-add; without, it is slow.");
   m.def("row_statistics", &row_statistics);

@@ -53,6 +53,12 @@ isa = _core.isa() if _core is not None else "none"
 fast = _core is not None and _core.fused()
 
 
+def trim() -> None:
+    """Give back the memory that is kept for the next large gradient."""
+    if _core is not None:
+        _core.trim()
+
+
 def use_threads_of_torch() -> bool:
     """Run rows on torch's own thread pool, so that torch.set_num_threads rules here too.
 
