@@ -7,127 +7,131 @@ namespace {
 
 // d loss / d z_j = exp(z_j - shift) (exp_ + spread (shift - z_j)) + mean c_j + soft q_j for every
 // class but the pivot, whose entry is formed in float64 from the log-odds: no "p - 1".
+// For a strip of rows, side by side; a row without any gradient has exp_ = 0 and no pivot.
 template <class Real>
 struct Slopes {
-  Real shift = 0, exp_ = 0, spread = 0, mean = 0, soft = 0;
-  int64_t pivot = -1;
-  double at_pivot = 0;
+  double shift[kStrip];  // of a Base
+  Real exp_[kStrip];
+  int64_t pivot[kStrip];
+  double at_pivot[kStrip];
+  Real spread[kStrip], mean[kStrip], soft[kStrip];  // not written where is_plain
 };
 
-double get(const Partials& f, const double* field, int64_t row) {
-  return field ? field[row * f.step] : 0.0;
+// Whether every class but the pivot gets a multiple of its probability.
+bool is_plain(const Problem& p) { return p.labels && !p.partials.mean && !p.partials.entropy; }
+
+double get(const Partials& f, const double* field, int64_t n) {
+  return field ? field[n * f.step] : 0.0;
+}
+
+void get(const Partials& f, const double* field, int64_t n, int height, double* out) {
+  if (field && f.step == 1)
+    for (int r = 0; r < height; ++r) out[r] = field[n + r];
+  else
+    for (int r = 0; r < height; ++r) out[r] = field ? *field : 0.0;
+}
+
+// The parts of a row's slopes: `all` is shared out among the rest by probability.
+struct Parts {
+  double pivot, rest;  // probabilities
+  double all, at_pivot, spread, mean, soft;
+};
+
+template <class Real>
+void add_soft(const Problem& p, int64_t n, int64_t pivot, Parts& parts) {
+  const Partials& f = p.partials;
+  const double odds = get(f, f.log_odds, n), target = get(f, f.target, n);
+  const double mass = p.statistics.mass[n], log_prob = p.statistics.log_prob[n];
+  // log_odds is a function of log_prob = sum_j q_j log p_j; its derivative is 1 / (1 - prob).
+  const double slope =
+      get(f, f.log_prob, n) + (odds == 0 ? 0.0 : odds / one_minus_exp(-log_prob));
+  Real block[kLanes];
+  load_soft(p, Strip(p.soft, n), {0, 1, pivot, 1, kLanes}, block);
+  const double q = double(block[0]);
+  parts.all -= slope * mass * parts.rest;
+  parts.at_pivot += slope * ((q - mass) + mass * parts.rest) + target * q;
+  parts.soft = slope + target;
+}
+
+// d H / d z_j = -p_j (log p_j + H)
+void add_entropy(const Problem& p, int64_t n, double d, Parts& parts) {
+  const double overlap = overlap_lane(d), entropy = get(p.partials, p.partials.entropy, n);
+  const double above = (d < 0 ? -d : 0.0) + overlap;
+  const double below = p.statistics.log_sum[n] + (d < 0 ? 0.0 : d) + overlap;
+  parts.all += times(parts.rest, entropy * (below - p.statistics.entropy[n]));
+  parts.spread = entropy * parts.rest;
+  parts.at_pivot += times(parts.pivot, entropy * (above - p.statistics.entropy[n]));
 }
 
 template <class Real>
-Slopes<Real> find_slopes(const Problem& p, int64_t n, int64_t label, double d, double pivot,
-                         double rest) {
+void find_slopes(const Problem& p, int64_t n, int height, const Label* label, Slopes<Real>& out) {
   const xent::Statistics& s = p.statistics;
   const Partials& f = p.partials;
-  const int64_t at = p.labels ? label : int64_t(s.top[n]);
-  const double lse = get(f, f.lse, n);
-  double all = lse * rest, at_pivot = lse * pivot, soft = 0, spread = 0;
-  if (p.labels) {
-    const double slope = get(f, f.log_odds, n) + times(rest, get(f, f.log_prob, n));
-    all -= slope;
-    at_pivot += slope + get(f, f.target, n);
-  } else {
-    // log_odds is a function of log_prob = sum_j q_j log p_j; its derivative is 1 / (1 - prob).
-    const double odds = get(f, f.log_odds, n), target = get(f, f.target, n), mass = s.mass[n];
-    const double slope =
-        get(f, f.log_prob, n) + (odds == 0 ? 0.0 : odds / one_minus_exp(-s.log_prob[n]));
-    Real block[kLanes];
-    load_soft(p, Strip(p.soft, n), {0, 1, at, 1, kLanes}, block);
-    const double q = double(block[0]);
-    all -= slope * mass * rest;
-    at_pivot += slope * ((q - mass) + mass * rest) + target * q;
-    soft = slope + target;
+  const double* d = (p.labels ? s.log_odds : s.pivot_log_odds) + n;
+  double pivot[kStrip], rest[kStrip], all[kStrip], unit[kStrip], lse[kStrip];
+  double odds[kStrip], prob[kStrip], target[kStrip], scale[kStrip];
+  get(f, f.lse, n, height, lse);
+  get(f, p.labels ? f.log_odds : nullptr, n, height, odds);
+  get(f, p.labels ? f.log_prob : nullptr, n, height, prob);
+  get(f, p.labels ? f.target : nullptr, n, height, target);
+  for (int r = 0; r < height; ++r) {
+    const double e = exp_scaled(d[r] < 0 ? d[r] : -d[r], 1.0), whole = 1.0 + e;
+    pivot[r] = (d[r] < 0 ? e : 1.0) / whole;
+    rest[r] = (d[r] < 0 ? 1.0 : e) / whole;
   }
-  if (f.entropy) {
-    // d H / d z_j = -p_j (log p_j + H)
-    const double overlap = overlap_lane(d), entropy = get(f, f.entropy, n);
-    const double above = (d < 0 ? -d : 0.0) + overlap;
-    const double below = s.log_sum[n] + (d < 0 ? 0.0 : d) + overlap;
-    all += times(rest, entropy * (below - s.entropy[n]));
-    spread = entropy * rest;
-    at_pivot += times(pivot, entropy * (above - s.entropy[n]));
+  for (int r = 0; r < height; ++r) {
+    const double slope = odds[r] + times(rest[r], prob[r]);
+    all[r] = lse[r] * rest[r] - slope;
+    out.at_pivot[r] = lse[r] * pivot[r] + slope + target[r];
   }
-  const double mean = f.mean ? get(f, f.mean, n) / s.support[n] : 0.0;
-  if (at >= 0) at_pivot += mean * class_weight<Real>(p, at);
-  const double scale = row_scale(p, n), sum = s.sum[n];
-  return {Real(s.shift[n]),   Real(scale * all / sum), Real(scale * spread / sum),
-          Real(scale * mean), Real(scale * soft),      at,
-          scale * at_pivot};
-}
-
-template <class Real>
-void find_slopes(const Problem& p, int64_t n, int height, const Label* label, Slopes<Real>* out) {
-  const double* log_odds = p.labels ? p.statistics.log_odds : p.statistics.pivot_log_odds;
-  double d[kStrip] = {}, pivot[kStrip], rest[kStrip];
-  for (int r = 0; r < height; ++r) d[r] = log_odds[n + r];
-  for (int r = 0; r < kStrip; ++r) pivot[r] = sigmoid_lane(d[r]);
-  for (int r = 0; r < kStrip; ++r) rest[r] = sigmoid_lane(-d[r]);
+  for (int r = 0; r < height; ++r) scale[r] = row_scale(p, n + r);
+  for (int r = 0; r < height; ++r) {
+    out.shift[r] = Base<Real>(s.shift[n + r], !is_plain(p)).shift;
+    // Without a sum, all the rest is masked.
+    unit[r] = s.sum[n + r] == 0 ? 0.0 : scale[r] / s.sum[n + r];
+  }
+  for (int r = 0; r < height; ++r) {
+    // Merging may have made a shift that no base has.
+    const double gap = out.shift[r] - s.shift[n + r];
+    if (gap < 0 || gap > 0) unit[r] *= exp_scaled(gap, 1.0);
+  }
+  for (int r = 0; r < height; ++r) {
+    out.pivot[r] = p.labels ? label[r].pivot : int64_t(s.top[n + r]);
+    if (is_plain(p) || label[r].kind != Kind::kept) continue;
+    Parts parts{pivot[r], rest[r], all[r], out.at_pivot[r], 0, 0, 0};
+    if (!p.labels) add_soft<Real>(p, n + r, out.pivot[r], parts);
+    if (f.entropy) add_entropy(p, n + r, d[r], parts);
+    if (f.mean) parts.mean = get(f, f.mean, n + r) / s.support[n + r];
+    if (out.pivot[r] >= 0) parts.at_pivot += parts.mean * class_weight<Real>(p, out.pivot[r]);
+    all[r] = parts.all;
+    out.at_pivot[r] = parts.at_pivot;
+    out.spread[r] = Real(unit[r] * parts.spread);
+    out.mean[r] = Real(scale[r] * parts.mean);
+    out.soft[r] = Real(scale[r] * parts.soft);
+  }
+  for (int r = 0; r < height; ++r) {
+    out.exp_[r] = Real(times(unit[r], all[r]));
+    out.at_pivot[r] *= scale[r];
+  }
   for (int r = 0; r < height; ++r)
-    if (label[r].kind == Kind::kept) out[r] = find_slopes<Real>(p, n + r, label[r].pivot, d[r], pivot[r], rest[r]);
+    if (label[r].kind != Kind::kept) out.exp_[r] = 0, out.pivot[r] = -1, out.shift[r] = 0;
 }
 
-// Turns a block of logits into a block of gradient, in place.
+// Turns a block of logits into a block of gradient, in place: where every class has its own slope.
 template <class Real>
-void differentiate(const Problem& p, const Slopes<Real>& s, int64_t first, int width, Real* z,
-                   const Real* soft, const Real* mean, const Ahead& ahead, const Ahead& out) {
-  const int n = padded(width);
-  for (int j = width; j < n; ++j) z[j] = s.shift;
-  if (!p.labels || p.partials.mean || p.partials.entropy) {
-    for (int j = 0; j < n; ++j) {
-      const Real x = z[j] - s.shift;
-      Real g = exp_scaled(x, s.exp_ - s.spread * x);
-      if (p.partials.mean) g += x == Real(-kInfinity) ? Real(0) : s.mean * mean[j];
-      if (!p.labels) g += s.soft * soft[j];
-      z[j] = g;
-    }
-  } else if (smallest(z, n) - s.shift >= normal_floor(s.exp_)) {
-    for (int j = 0; j < n; j += kLanes) {
-      ahead.fetch(j / kLanes);
-      out.fetch(j / kLanes);
-      for (int i = 0; i < kLanes; ++i) z[j + i] = exp_normal(z[j + i] - s.shift, s.exp_);
-    }
-  } else {
-    for (int j = 0; j < n; ++j) z[j] = exp_scaled(z[j] - s.shift, s.exp_);
-  }
-  if (s.pivot >= first && s.pivot < first + width) z[s.pivot - first] = Real(s.at_pivot);
-}
-
-// Turns a panel of logits into a panel of gradient, in place. Rows without a slope become 0.
-template <class Real>
-void differentiate_panel(const Slopes<Real>* s, int64_t first, int width, Real* z,
-                         const Ahead& ahead, const Ahead& out) {
-  Real shift[kStrip], factor[kStrip], low[kStrip];
-  for (int r = 0; r < kStrip; ++r) shift[r] = s[r].shift;
-  for (int r = 0; r < kStrip; ++r) factor[r] = s[r].exp_;
-  for (int r = 0; r < kStrip; ++r) low[r] = Real(kInfinity);
-  for (int j = 0; j < width; ++j)
-    for (int r = 0; r < kStrip; ++r)
-      low[r] = z[j * kStrip + r] < low[r] ? z[j * kStrip + r] : low[r];
-  bool tame = true;
-  for (int r = 0; r < kStrip; ++r)
-    tame &= factor[r] == 0 || low[r] - shift[r] >= normal_floor(factor[r]);
+void differentiate(const Problem& p, const Slopes<Real>& s, int r, int64_t first, int width,
+                   Real* z, const Real* soft, const Real* mean) {
+  const Base<Real> base(s.shift[r], true);
+  const Real magic = base.magic(), vanished = base.vanished();
   for (int j = 0; j < width; ++j) {
-    Real* at = z + j * kStrip;
-    ahead.fetch(j);
-    out.fetch(j);
-    if (tame)
-      for (int r = 0; r < kStrip; ++r) {
-        const Real g = exp_normal(at[r] - shift[r], factor[r]);
-        at[r] = factor[r] == 0 ? Real(0) : g;
-      }
-    else
-      for (int r = 0; r < kStrip; ++r) {
-        const Real g = exp_scaled(at[r] - shift[r], factor[r]);
-        at[r] = factor[r] == 0 ? Real(0) : g;  // ignored rows may hold NaN
-      }
+    const Real x = z[j] - base.offset;
+    Real g = exp_scaled(x, magic, vanished, s.exp_[r] - s.spread[r] * x);
+    if (p.partials.mean) g += x == Real(-kInfinity) ? Real(0) : s.mean[r] * mean[j];
+    if (!p.labels) g += s.soft[r] * soft[j];
+    z[j] = g;
   }
-  for (int r = 0; r < kStrip; ++r)
-    if (s[r].pivot >= first && s[r].pivot < first + width)
-      z[(s[r].pivot - first) * kStrip + r] = Real(s[r].at_pivot);
+  if (s.pivot[r] >= first && s.pivot[r] < first + width)
+    z[s.pivot[r] - first] = Real(s.at_pivot[r]);
 }
 
 }  // namespace

@@ -9,10 +9,20 @@
 
 namespace {
 
-constexpr int kLanes = 32;  // accumulators in flight: enough to hide the latency of an addition
+constexpr int kLanes = 16;  // accumulators in flight: enough to hide the latency of an addition
+
+// A call would keep the loop around it from being vectorised.
+#define XENT_LANE inline __attribute__((always_inline))
+
+// GCC would unroll so short a loop before it looks for vectors, and then find none.
+#ifdef __clang__
+#define XENT_FOR(i, count) for (int i = 0; i < (count); ++i)
+#else
+#define XENT_FOR(i, count) _Pragma("GCC unroll 1") for (int i = 0; i < (count); ++i)
+#endif
 
 template <class To, class From>
-inline To bits(From value) {
+XENT_LANE To bits(From value) {
   static_assert(sizeof(To) == sizeof(From));
   To to;
   __builtin_memcpy(&to, &value, sizeof to);
@@ -26,10 +36,10 @@ struct f16 {
   uint16_t bits;
 };
 
-inline float widen(float x) { return x; }
-inline double widen(double x) { return x; }
-inline float widen(bf16 x) { return bits<float>(uint32_t{x.bits} << 16); }
-inline float widen(f16 x) {
+XENT_LANE float widen(float x) { return x; }
+XENT_LANE double widen(double x) { return x; }
+XENT_LANE float widen(bf16 x) { return bits<float>(uint32_t{x.bits} << 16); }
+XENT_LANE float widen(f16 x) {
   const uint32_t magnitude = uint32_t(x.bits & 0x7fffu) << 13;
   const uint32_t sign = uint32_t(x.bits & 0x8000u) << 16;
   // 2^112 moves the exponent's bias from 15 to 127 and makes subnormals normal, exactly.
@@ -38,14 +48,14 @@ inline float widen(f16 x) {
   return bits<float>((magnitude >= 0x0f800000u ? special : finite) | sign);
 }
 
-inline void narrow(float x, float& out) { out = x; }
-inline void narrow(double x, double& out) { out = x; }
-inline void narrow(float x, bf16& out) {
+XENT_LANE void narrow(float x, float& out) { out = x; }
+XENT_LANE void narrow(double x, double& out) { out = x; }
+XENT_LANE void narrow(float x, bf16& out) {
   const uint32_t u = bits<uint32_t>(x);
   const uint32_t rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;  // to nearest, ties to even
   out.bits = uint16_t(x == x ? rounded : 0x7fc0u);
 }
-inline void narrow(float x, f16& out) {
+XENT_LANE void narrow(float x, f16& out) {
   const uint32_t u = bits<uint32_t>(x);
   const uint32_t sign = (u >> 16) & 0x8000u;
   const uint32_t magnitude = u & 0x7fffffffu;
@@ -60,9 +70,9 @@ inline void narrow(float x, f16& out) {
 // a * b + c, rounded once. A third of the time of exp: where the processor lacks the instruction
 // (x86 before 2013) it is emulated exactly, and everything is right but slow.
 #if defined(__FMA__) || defined(__aarch64__)
-inline float fused(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+XENT_LANE float fused(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 #else
-inline float fused(float a, float b, float c) {
+XENT_LANE float fused(float a, float b, float c) {
   // The product is exact in float64. The sum is rounded to odd there, after which rounding to
   // float32 is as good as rounding once (Boldo and Melquiond, 2008).
   const double product = double(a) * double(b), sum = product + double(c);
@@ -77,113 +87,151 @@ inline float fused(float a, float b, float c) {
   return float(bits<double>(u + (towards & inexact & finite & even)));
 }
 #endif
-inline double fused(double a, double b, double c) { return __builtin_fma(a, b, c); }
+XENT_LANE double fused(double a, double b, double c) { return __builtin_fma(a, b, c); }
 
 // c[i] + c[i + 1] x + c[i + 2] x^2 + ... (a recursion, since vectorisers stop at inner loops)
 template <int i = 0, class Real, int n>
-inline Real polynomial(Real x, const Real (&c)[n]) {
+XENT_LANE Real polynomial(Real x, const Real (&c)[n]) {
   if constexpr (i == n - 1)
     return c[i];
   else
     return fused(polynomial<i + 1>(x, c), x, c[i]);
 }
 
-// exp(x) = 2^k * e^r with |r| <= ln(2)/2. Adding `magic` rounds to the nearest integer and leaves
-// k in the low bits of the mantissa. ln(2) is split in two so that r keeps its digits. The
-// polynomials are minimax fits of (e^r - 1 - r) / r^2, relative error 3e-9 and 4e-18.
+// e^x = 2^k 2^f with k an integer and |f| <= 1/2. Adding `magic` rounds x log2(e) to the nearest
+// integer and leaves k, with an exponent's bias, in the low bits of the mantissa. log2(e) is split
+// in two so that f keeps its digits. `power` is a minimax fit of 2^f, relative error 2e-9 and 3e-18.
 template <class Real>
 struct Exp;
 
 template <>
 struct Exp<float> {
   using Int = int32_t;
-  static constexpr float lowest = -87.0f;  // above the smallest normal number's logarithm
-  static constexpr float vanished = -174.0f;
-  static constexpr float log2e = 1.44269504f, high = 0.693147182f, low = -1.90465430e-9f;
-  static constexpr float magic = 12582912.0f;
+  static constexpr float log2e = 1.44269502f, log2e_low = 1.925963e-8f;
   static constexpr int mantissa = 23, bias = 127;
-  static constexpr float tail[] = {0.4999999343191f, 0.1666652039949f, 0.0416683908517f,
-                                   0.0083687450788f, 0.0013814536086f};
+  static constexpr float magic = 12582912.0f + bias;
+  static constexpr int lowest = -124;   // down to 2^lowest no intermediate leaves the normal numbers
+  static constexpr int vanished = -251;  // as far down as the product of two of them reaches
+  static constexpr float power[] = {1.0f,          0.6931472f,   0.24022646f,  0.055503286f,
+                                    0.009618489f, 0.0013399931f, 0.00015345811f};
 };
 
 template <>
 struct Exp<double> {
   using Int = int64_t;
-  static constexpr double lowest = -708.0;
-  static constexpr double vanished = -1416.0;
-  static constexpr double log2e = 1.4426950408889634, high = 6.93147180369123816490e-01,
-                          low = 1.90821492927058770002e-10;
-  static constexpr double magic = 6755399441055744.0;
+  static constexpr double log2e = 1.4426950408889634, log2e_low = 2.035527374093103e-17;
   static constexpr int mantissa = 52, bias = 1023;
-  static constexpr double tail[] = {
-      0.5000000000000010668,     0.16666666666666411542,    4.1666666666529734353e-2,
-      8.3333333334949600643e-3,  1.3888888943758550661e-3,  1.9841269505802464635e-4,
-      2.4801492950891894688e-5,  2.7557586785062232817e-6,  2.7630305869083040294e-7,
-      2.5000022953681372175e-8};
+  static constexpr double magic = 6755399441055744.0 + bias;
+  static constexpr int lowest = -1020;
+  static constexpr int vanished = -2043;
+  static constexpr double power[] = {
+      1.0,                    0.6931471805599453,    0.24022650695910155,
+      0.055504108664819925,   0.009618129107588335,  0.0013333558146789936,
+      0.0001540353046251445,  1.5252733489975454e-05, 1.3215433089671955e-06,
+      1.0178198027112659e-07, 7.074105613499429e-09,  4.435281892117942e-10};
+};
+
+// 2^k for the number with k + bias in its low bits; the sign and the exponent are shifted out.
+template <class Real>
+XENT_LANE Real power_of_two(Real biased) {
+  const auto k = uint64_t(bits<typename Exp<Real>::Int>(biased));
+  return bits<Real>(typename Exp<Real>::Int(k << Exp<Real>::mantissa));
+}
+
+// mantissa * 2^k, `biased` holding k.
+template <class Real>
+struct Power {
+  Real mantissa, biased;
+
+  // All three are multiplied, not put together bit by bit, so that NaN stays NaN.
+  XENT_LANE Real value() const { return mantissa * power_of_two(biased); }
+  XENT_LANE Real added_to(Real sum) const { return fused(mantissa, power_of_two(biased), sum); }
+  XENT_LANE Real times_normal(Real factor) const { return (mantissa * factor) * power_of_two(biased); }
+
+  // Right down into the subnormal numbers, at a third more: the power is applied in two halves, so
+  // that only the last product rounds.
+  XENT_LANE Real times(Real factor) const {
+    using E = Exp<Real>;
+    using Int = typename E::Int;
+    const Int k = Int(bits<Int>(biased) - bits<Int>(E::magic)), half = k >> 1;
+    const Real first = bits<Real>(Int((half + E::bias) << E::mantissa));
+    const Real second = bits<Real>(Int((k - half + E::bias) << E::mantissa));
+    return mantissa * factor * first * second;
+  }
 };
 
 template <class Real>
-inline Real power_of_two(typename Exp<Real>::Int k) {
-  using Int = typename Exp<Real>::Int;
-  return bits<Real>(Int((k + Exp<Real>::bias) << Exp<Real>::mantissa));
-}
-
-// e^x = mantissa * 2^k; `rounded` holds k in its low bits.
-template <class Real>
-inline Real reduced_exp(Real x, Real& rounded) {
+XENT_LANE Power<Real> exponential(Real x) {
   using E = Exp<Real>;
-  rounded = fused(x, E::log2e, E::magic);
-  const Real k = rounded - E::magic;
-  const Real r = fused(-k, E::low, fused(-k, E::high, x));
-  return fused(r * r, polynomial(r, E::tail), r) + Real(1);
-}
-
-// mantissa * 2^k by adding k to the exponent: right where the result is a normal number.
-template <class Real>
-inline Real shifted(Real mantissa, Real rounded) {
-  using Int = typename Exp<Real>::Int;
-  const auto k = uint64_t(bits<Int>(rounded));
-  return bits<Real>(Int(bits<Int>(mantissa) + Int(k << Exp<Real>::mantissa)));
+  const Real biased = fused(x, E::log2e, E::magic);
+  const Real f = fused(x, E::log2e_low, fused(x, E::log2e, E::magic - biased));
+  return {polynomial(f, E::power), biased};
 }
 
 // e^x for x <= 0; below the normal numbers it stays at the smallest of them.
 template <class Real>
-inline Real exp_clamped(Real x) {
-  Real rounded;
-  const Real mantissa = reduced_exp(Exp<Real>::lowest > x ? Exp<Real>::lowest : x, rounded);
-  return shifted(mantissa, rounded);
-}
-
-// factor * e^x where that is known to be a normal number: a third cheaper than exp_scaled.
-template <class Real>
-inline Real exp_normal(Real x, Real factor) {
-  Real rounded;
-  const Real mantissa = reduced_exp(x, rounded);
-  return shifted(mantissa * factor, rounded);
-}
-
-// The x from which on exp_normal(x, factor) is right; +inf where it never is.
-template <class Real>
-inline Real normal_floor(Real factor) {
-  using E = Exp<Real>;
-  using Int = typename E::Int;
-  const Int exponent = (bits<Int>(factor) >> E::mantissa) & (2 * E::bias + 1);
-  const bool normal = exponent > 1 && exponent < 2 * E::bias;
-  return normal ? Real(2 - exponent) * Real(0.6931) : Real(__builtin_huge_val());
+XENT_LANE Real exp_clamped(Real x) {
+  constexpr Real low = Exp<Real>::lowest / Exp<Real>::log2e;
+  return exponential(low > x ? low : x).value();
 }
 
 // factor * e^x for x <= 0, right down into the subnormal numbers; 0 for x = -inf whatever the
-// factor. The power of two is applied last, in two halves, so that only the last product rounds.
+// factor.
 template <class Real>
-inline Real exp_scaled(Real x, Real factor) {
+XENT_LANE Real exp_scaled(Real x, Real factor) {
+  constexpr Real low = Exp<Real>::vanished / Exp<Real>::log2e;
+  const Real value = exponential(low > x ? low : x).times(factor);
+  return x < low ? Real(0) : value;
+}
+
+// What the exponentials of a row are taken relative to. With shift = whole / log2(e) for an integer
+// `whole`, e^(z - shift) = 2^(z log2(e) - whole) needs no subtraction, which would round, and no
+// second part of log2(e), whose effect is common to the row: a quarter less work per class.
+// Large logits have `offset` subtracted first, and so has everything in float64, where the
+// rounding of `shift` would show.
+template <class Real>
+struct Base {
+  double shift;
+  Real offset, whole;
+
+  // The nearest to `wanted`, or `wanted` itself if it must be exact.
+  XENT_LANE explicit Base(double wanted, bool exact = sizeof(Real) == 8) {
+    constexpr double far = 0x1p20, log2e = double(Exp<Real>::log2e), magic = Exp<double>::magic;
+    const bool near = !exact && sizeof(Real) < 8 && (wanted < 0 ? -wanted : wanted) < far;
+    const double nearest = (wanted * log2e + magic) - magic;
+    whole = near ? Real(nearest) : Real(0);
+    offset = near || wanted == -__builtin_huge_val() ? Real(0) : Real(wanted);
+    shift = near ? nearest / log2e : double(Real(wanted));
+  }
+
+  XENT_LANE Real magic() const { return Exp<Real>::magic - whole; }
+  // The logit, less the offset, whose exponential is 2^k.
+  XENT_LANE Real logit_of(int k) const { return (whole + Real(k)) / Exp<Real>::log2e; }
+  XENT_LANE Real lowest() const { return logit_of(Exp<Real>::lowest); }
+  XENT_LANE Real vanished() const { return logit_of(Exp<Real>::vanished); }
+  // From here on Power::times_normal(factor) is right; +inf where it never is.
+  XENT_LANE Real normal_floor(Real factor) const {
+    using E = Exp<Real>;
+    using Int = typename E::Int;
+    const int exponent = int((bits<Int>(factor) >> E::mantissa) & (2 * E::bias + 1));
+    const bool normal = exponent > 1 && exponent < 2 * E::bias;
+    const Real floor = logit_of(2 - exponent > E::lowest ? 2 - exponent : E::lowest);
+    return normal ? floor : Real(__builtin_huge_val());
+  }
+};
+
+// e^(z - shift) for the base with this magic, z being less its offset.
+template <class Real>
+XENT_LANE Power<Real> exponential(Real z, Real magic) {
   using E = Exp<Real>;
-  using Int = typename E::Int;
-  Real rounded;
-  const Real mantissa = reduced_exp(E::vanished > x ? E::vanished : x, rounded);
-  const Int k = Int(bits<Int>(rounded) - bits<Int>(E::magic));
-  const Int half = k >> 1;
-  const Real value = mantissa * factor * power_of_two<Real>(half) * power_of_two<Real>(k - half);
-  return x < E::vanished ? Real(0) : value;
+  const Real biased = fused(z, E::log2e, magic);
+  return {polynomial(fused(z, E::log2e, magic - biased), E::power), biased};
+}
+
+template <class Real>
+XENT_LANE Real exp_scaled(Real z, Real magic, Real vanished, Real factor) {
+  const Real value = exponential(vanished > z ? vanished : z, magic).times(factor);
+  return z < vanished ? Real(0) : value;
 }
 
 // tanh: an odd minimax polynomial near 0, where 1 - e^-2a would cancel, the exponential beyond.
@@ -194,10 +242,10 @@ constexpr double kTanhTailD[] = {
     2.1869488470079612179e-2,   -8.8632343324833989e-3,     3.5921141822323457262e-3,
     -1.4557270412743500783e-3,  5.8945615290827820994e-4,   -2.37023148695355009e-4,
     9.1577356076563475166e-5,   -3.020523896938559647e-5,   6.0499526823748638534e-6};
-inline float tanh_tail(float u) { return polynomial(u, kTanhTailF); }
-inline double tanh_tail(double u) { return polynomial(u, kTanhTailD); }
+XENT_LANE float tanh_tail(float u) { return polynomial(u, kTanhTailF); }
+XENT_LANE double tanh_tail(double u) { return polynomial(u, kTanhTailD); }
 template <class Real>
-inline Real tanh_lane(Real x) {
+XENT_LANE Real tanh_lane(Real x) {
   const Real a = x < 0 ? -x : x;
   const Real u = x * x;
   const Real near_zero = fused(x * u, tanh_tail(u), x);
@@ -206,6 +254,7 @@ inline Real tanh_lane(Real x) {
   return a < Real(0.625) ? near_zero : (x < 0 ? -beyond : beyond);
 }
 
+constexpr double kLn2High = 6.93147180369123816490e-01, kLn2Low = 1.90821492927058770002e-10;
 constexpr double kLogTail[] = {0.6666666666666734514, 0.39999999999413938364,
                                0.28571428742566592859, 0.2222219855339807394,
                                0.18183565425232764437, 0.15314020692657148034,
@@ -214,7 +263,7 @@ constexpr double kLogTail[] = {0.6666666666666734514, 0.39999999999413938364,
 // log(x) = k ln(2) + log(1 + f) with 1 + f in [sqrt(1/2), sqrt(2)) and
 // log(1 + f) = f - s (f - R(s^2)), s = f / (2 + f); R a minimax fit, error 2e-18.
 // For the normal numbers and 0; infinity and NaN come back as they are.
-inline double log_lane(double x) {
+XENT_LANE double log_lane(double x) {
   constexpr uint64_t half_root = 0x3fe6a09e667f3bcd;  // the bits of sqrt(1/2)
   constexpr uint64_t offset = uint64_t{2048} << 52;    // keeps the shift among positive numbers
   const uint64_t u = bits<uint64_t>(x) - half_root;
@@ -225,30 +274,31 @@ inline double log_lane(double x) {
   const double s = f / (2.0 + f), z = s * s;
   const double tail = z * polynomial(z, kLogTail);
   const double square = 0.5 * f * f;
-  const double small = fused(s, square + tail, k * Exp<double>::low);
-  const double value = fused(k, Exp<double>::high, f - (square - small));
-  const double zero = x == 0 ? -__builtin_huge_val() : x;
-  return x > 0 && x < __builtin_huge_val() ? value : zero;
+  const double small = fused(s, square + tail, k * kLn2Low);
+  const double value = fused(k, kLn2High, f - (square - small));
+  const double finite = x < __builtin_huge_val() ? value : x;
+  const double nothing = x == 0 ? -__builtin_huge_val() : x;
+  return x > 0 ? finite : nothing;  // one condition at a time, or it is not vectorised
 }
 
 // log(1 + u) for u in [0, 1]; what 1 + u rounds away is put back to first order.
-inline double log1p_lane(double u) {
+XENT_LANE double log1p_lane(double u) {
   const double sum = 1.0 + u;
   return log_lane(sum) + (u - (sum - 1.0)) / sum;
 }
 
 // log(1 + e^-|d|), the part that log sigmoid(d) and log sigmoid(-d) share.
-inline double overlap_lane(double d) {
+XENT_LANE double overlap_lane(double d) {
   return log1p_lane(exp_scaled(d < 0 ? d : -d, 1.0));
 }
 
-inline double sigmoid_lane(double d) {
+XENT_LANE double sigmoid_lane(double d) {
   const double e = exp_scaled(d < 0 ? d : -d, 1.0);
   return (d < 0 ? e : 1.0) / (1.0 + e);
 }
 
 // 1 - e^-x for x >= 0, by way of tanh: nothing cancels near 0.
-inline double one_minus_exp(double x) {
+XENT_LANE double one_minus_exp(double x) {
   const double t = tanh_lane(0.5 * x);
   return 2.0 * t / (1.0 + t);
 }

@@ -74,6 +74,7 @@ struct Problem {
   Statistics statistics;
   Partials partials;
   Matrix gradient;
+  bool streams;  // past the caches
 
   // Answers, gathered over all threads.
   int64_t kept;       // rows that are not ignored

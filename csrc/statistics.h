@@ -1,5 +1,6 @@
 // The statistics of a row: blocks are absorbed into running sums, the pivot is kept apart, and the
-// logarithms are taken at the end.
+// logarithms are taken at the end. Row by row, with everything that can be asked for; plain.h has
+// the common case.
 #pragma once
 
 #include "blocks.h"
@@ -23,24 +24,15 @@ double total(Real* lane) {
   return double(fold<kLanes / 2>(lane, [](Real a, Real b) { return a + b; }));
 }
 
-template <class Real, class Operation>
-Real extreme(const Real* z, int n, Operation operation) {
-  Real lane[kLanes];
-  for (int i = 0; i < kLanes; ++i) lane[i] = z[i];
-  for (int j = kLanes; j < n; j += kLanes)
-    for (int i = 0; i < kLanes; ++i) lane[i] = operation(z[j + i], lane[i]);
-  return fold<kLanes / 2>(lane, operation);
-}
-
-// NaN where a block starts with one in some lane; both callers go on to see it in the sums.
+// Does not see NaN; both callers go on to see it in the sums.
 template <class Real>
 Real largest(const Real* z, int n) {
-  return extreme(z, n, [](Real a, Real b) { return a > b ? a : b; });
-}
-
-template <class Real>
-Real smallest(const Real* z, int n) {
-  return extreme(z, n, [](Real a, Real b) { return a < b ? a : b; });
+  const auto greater = [](Real a, Real b) { return a > b ? a : b; };
+  Real lane[kLanes];
+  XENT_FOR(i, kLanes) lane[i] = z[i];
+  for (int j = kLanes; j < n; j += kLanes)
+    XENT_FOR(i, kLanes) lane[i] = greater(z[j + i], lane[i]);
+  return fold<kLanes / 2>(lane, greater);
 }
 
 template <class Real>
@@ -51,13 +43,23 @@ int first_equal(const Real* z, int n, Real value) {
 }
 
 template <class Real>
-double sum_of_exp(const Real* z, int n, Real shift, const Ahead& ahead) {
+double sum_of_exp(const Real* z, int n, const Base<Real>& base, const Ahead& ahead) {
   Real lane[kLanes] = {};
+  const Real magic = base.magic(), lowest = base.lowest();
   for (int j = 0; j < n; j += kLanes) {
-    ahead.fetch(j / kLanes);
-    for (int i = 0; i < kLanes; ++i) lane[i] += exp_clamped(z[j + i] - shift);
+    ahead.fetch(0, j);
+    XENT_FOR(i, kLanes) {
+      const Real x = lowest > z[j + i] ? lowest : z[j + i];
+      lane[i] = exponential(x, magic).added_to(lane[i]);
+    }
   }
   return total(lane);
+}
+
+template <class Real>
+void subtract(Real offset, Real* z, int n) {
+  if (offset == 0) return;
+  for (int j = 0; j < n; ++j) z[j] -= offset;
 }
 
 // 0, or NaN where the block holds one. `largest` does not see them.
@@ -74,7 +76,8 @@ double nan_or_zero(const Real* z, int n) {
 // lost however large the logits.
 template <class Real>
 struct Rest {
-  Real shift = Real(-kInfinity);
+  Real largest = Real(-kInfinity);
+  Base<Real> base{-kInfinity};
   double sum = 0, spread = 0;
   double tops = 0;  // for the entropy: how many classes reach the shift; `sum` is then without them
   double soft_mass = 0, soft_deficit = 0;
@@ -86,17 +89,21 @@ struct Rest {
     return log_lane(tops) + (ratio <= 1 ? log1p_lane(ratio) : log_lane(1 + ratio));
   }
 
+  bool masked() const { return largest == Real(-kInfinity); }
+
   void raise(Real to) {
-    if (!(to > shift)) return;
-    if (shift > Real(-kInfinity)) {
-      const double delta = double(to) - double(shift), factor = exp_scaled(-delta, 1.0);
+    if (!(to > largest)) return;
+    const Base<Real> next(double(to), true);  // the deficits and the entropy want it exact
+    if (!masked() && next.shift > base.shift) {
+      const double delta = next.shift - base.shift, factor = exp_scaled(-delta, 1.0);
       spread = factor * (spread + delta * (sum + tops));
       sum = factor * (sum + tops);
       tops = 0;
       soft_deficit += delta * soft_mass;
       mean_deficit += delta * mean_mass;
     }
-    shift = to;
+    largest = to;
+    base = next;
   }
 };
 
@@ -129,9 +136,8 @@ template <class Real>
 void absorb_with_spread(Rest<Real>& rest, const Real* z, int n) {
   Real sum[kLanes] = {}, spread[kLanes] = {}, tops[kLanes] = {};
   for (int j = 0; j < n; j += kLanes)
-    for (int i = 0; i < kLanes; ++i) {
-      const Real x = z[j + i] - rest.shift;
-      const Real e = x < Exp<Real>::vanished ? Real(0) : exp_scaled(x, Real(1));
+    XENT_FOR(i, kLanes) {
+      const Real x = z[j + i], e = exp_scaled(x, Real(1));
       sum[i] += x == 0 ? Real(0) : e;
       tops[i] += x == 0 ? Real(1) : Real(0);
       spread[i] += e == 0 ? Real(0) : -x * e;
@@ -142,24 +148,23 @@ void absorb_with_spread(Rest<Real>& rest, const Real* z, int n) {
 }
 
 template <class Real>
-void absorb_block(Rest<Real>& rest, const Wanted& want, const Real* z, const Real* soft,
+void absorb_block(Rest<Real>& rest, const Wanted& want, Real* z, const Real* soft,
                   const Real* mean, int n, const Ahead& ahead) {
   rest.raise(largest(z, n));
-  const bool masked = rest.shift == Real(-kInfinity);
-  const Real shift = masked ? Real(0) : rest.shift;
-  if (masked)
+  subtract(rest.base.offset, z, n);
+  if (rest.masked())
     rest.sum += nan_or_zero(z, n);
   else if (want.entropy)
     absorb_with_spread(rest, z, n);
   else
-    rest.sum += sum_of_exp(z, n, shift, ahead);
+    rest.sum += sum_of_exp(z, n, rest.base, ahead);
   if (want.soft) {
     Real mass[kLanes] = {}, deficit[kLanes] = {};
     for (int j = 0; j < n; j += kLanes)
-      for (int i = 0; i < kLanes; ++i) {
+      XENT_FOR(i, kLanes) {
         const Real q = soft[j + i];
         mass[i] += q;
-        deficit[i] += q == 0 ? Real(0) : q * (shift - z[j + i]);
+        deficit[i] += q == 0 ? Real(0) : q * -z[j + i];
       }
     rest.soft_mass += total(mass);
     rest.soft_deficit += total(deficit);
@@ -167,10 +172,10 @@ void absorb_block(Rest<Real>& rest, const Wanted& want, const Real* z, const Rea
   if (want.mean) {
     Real mass[kLanes] = {}, deficit[kLanes] = {}, support[kLanes] = {};
     for (int j = 0; j < n; j += kLanes)
-      for (int i = 0; i < kLanes; ++i) {
+      XENT_FOR(i, kLanes) {
         const bool out = z[j + i] == Real(-kInfinity);
         mass[i] += out ? Real(0) : mean[j + i];
-        deficit[i] += out ? Real(0) : mean[j + i] * (shift - z[j + i]);
+        deficit[i] += out ? Real(0) : mean[j + i] * -z[j + i];
         support[i] += out ? Real(0) : Real(1);
       }
     rest.mean_mass += total(mass);
@@ -185,7 +190,7 @@ void release_pivot(Row<Real>& row, const Wanted& want) {
   if (!(row.pivot_logit > -kInfinity)) return;
   Rest<Real>& rest = row.rest;
   rest.raise(Real(row.pivot_logit));
-  const double gap = double(rest.shift) - row.pivot_logit, e = exp_scaled(-gap, 1.0);
+  const double gap = rest.base.shift - row.pivot_logit, e = exp_scaled(-gap, 1.0);
   (want.entropy && gap == 0 ? rest.tops : rest.sum) += e;
   rest.spread += gap * e;
   rest.soft_mass += row.pivot_soft;
@@ -234,65 +239,83 @@ void put(double* field, int64_t row, double value) {
   if (field) field[row] = value;
 }
 
-// What follows from the log-odds d of the pivot, for a strip of rows at once: logarithms and
-// exponentials side by side cost a tenth of one after the other.
-struct Odds {
-  double d[kStrip];
+// The sum of exponentials of a strip of rows, side by side: logarithms and exponentials of many rows
+// at once cost a tenth of one after the other.
+struct Sums {
+  double pivot[kStrip];    // the pivot's logit
+  double shift[kStrip];
+  double sum[kStrip];      // of the rest, relative to the shift
   double log_sum[kStrip];
-  double above[kStrip];  // lse - pivot = -log sigmoid(d)
-  double below[kStrip];  // lse - shift
+  // What follows from them.
+  double d[kStrip];        // the log-odds of the pivot
+  double above[kStrip];    // lse - pivot = -log sigmoid(d)
+  double below[kStrip];    // lse - shift
 };
 
-template <class Real>
-void find_odds(const Row<Real>* rows, bool with_tops, Odds& odds) {
-  double log_sum[kStrip], overlap[kStrip];
-  for (int r = 0; r < kStrip; ++r) {
+void find_odds(Sums& s, int height) {
+  double d[kStrip], overlap[kStrip];
+  for (int r = 0; r < height; ++r) {
     // An infinite logit is an overflow upstream; it must not look like a sure prediction.
-    const double pivot = rows[r].pivot_logit == kInfinity ? kNaN : rows[r].pivot_logit;
-    odds.d[r] = pivot - double(rows[r].rest.shift);
-    log_sum[r] = rows[r].rest.sum;
+    const double pivot = s.pivot[r] == kInfinity ? kNaN : s.pivot[r];
+    d[r] = pivot - s.shift[r] - s.log_sum[r];
   }
-  if (with_tops)
-    for (int r = 0; r < kStrip; ++r) log_sum[r] = rows[r].rest.log_sum();
-  else
-    for (int r = 0; r < kStrip; ++r) log_sum[r] = log_lane(log_sum[r]);
-  for (int r = 0; r < kStrip; ++r) odds.log_sum[r] = log_sum[r];
-  for (int r = 0; r < kStrip; ++r) odds.d[r] -= log_sum[r];
-  for (int r = 0; r < kStrip; ++r) overlap[r] = overlap_lane(odds.d[r]);
-  for (int r = 0; r < kStrip; ++r) {
-    const double d = odds.d[r];
-    odds.above[r] = (d < 0 ? -d : 0.0) + overlap[r];
-    odds.below[r] = log_sum[r] + (d < 0 ? 0.0 : d) + overlap[r];
+  for (int r = 0; r < height; ++r) overlap[r] = overlap_lane(d[r]);
+  for (int r = 0; r < height; ++r) {
+    s.d[r] = d[r];
+    s.above[r] = (d[r] < 0 ? -d[r] : 0.0) + overlap[r];
+    s.below[r] = s.log_sum[r] + (d[r] < 0 ? 0.0 : d[r]) + overlap[r];
   }
+}
+
+template <class Real>
+void collect(const Row<Real>* rows, int height, Sums& s) {
+  for (int r = 0; r < height; ++r) {
+    s.pivot[r] = rows[r].pivot_logit;
+    s.shift[r] = rows[r].rest.base.shift;
+    s.sum[r] = rows[r].rest.tops + rows[r].rest.sum;
+    s.log_sum[r] = rows[r].rest.log_sum();
+  }
+}
+
+void put(double* field, int64_t n, int height, const double* value) {
+  if (!field) return;
+  for (int r = 0; r < height; ++r) field[n + r] = value[r];
+}
+
+// The fields that every target has, as they are for an index target.
+void finish_plain(const xent::Statistics& s, const Sums& sums, int64_t n, int height) {
+  double value[kStrip];
+  put(s.shift, n, height, sums.shift);
+  put(s.sum, n, height, sums.sum);
+  put(s.log_sum, n, height, sums.log_sum);
+  put(s.log_odds, n, height, sums.d);
+  put(s.target, n, height, sums.pivot);
+  for (int r = 0; r < height; ++r) value[r] = -sums.above[r];
+  put(s.log_prob, n, height, value);
+  for (int r = 0; r < height; ++r)
+    value[r] = sums.d[r] < 0 ? sums.shift[r] + sums.below[r] : sums.pivot[r] + sums.above[r];
+  put(s.lse, n, height, value);
 }
 
 // The class weight of an index target; 0 where the target is on another shard.
 template <class Real>
-double label_weight(const Problem& p, const Row<Real>& row) {
-  return row.pivot < 0 ? 0.0 : class_weight<Real>(p, row.pivot);
+double label_weight(const Problem& p, int64_t pivot) {
+  return pivot < 0 ? 0.0 : class_weight<Real>(p, pivot);
 }
 
+// The fields that only a row-by-row sweep finds.
 template <class Real>
-void finish(const Problem& p, const Wanted& want, const Row<Real>& row, const Odds& odds, int r,
+void finish(const Problem& p, const Wanted& want, const Row<Real>& row, const Sums& sums, int r,
             int64_t n) {
   const xent::Statistics& s = p.statistics;
   const Rest<Real>& rest = row.rest;
-  const double shift = double(rest.shift), pivot = row.pivot_logit, log_sum = odds.log_sum[r];
-  const double d = odds.d[r], above = odds.above[r], below = odds.below[r];
-  put(s.shift, n, shift);
-  put(s.sum, n, rest.tops + rest.sum);
-  put(s.log_sum, n, log_sum);
-  put(s.lse, n, d < 0 ? shift + below : pivot + above);
+  const double shift = sums.shift[r], pivot = row.pivot_logit, d = sums.d[r];
+  const double above = sums.above[r], below = sums.below[r];
   const bool pivot_wins = !want.soft && (pivot > double(row.top_logit) ||
                                          (pivot == double(row.top_logit) && row.pivot < row.top));
   put(s.top, n, double(pivot_wins ? row.pivot : row.top));
   put(s.top_logit, n, pivot_wins ? pivot : double(row.top_logit));
-  if (!want.soft) {
-    put(s.log_odds, n, d);
-    put(s.log_prob, n, -above);
-    put(s.target, n, pivot);
-    put(s.mass, n, label_weight(p, row));
-  } else {
+  if (want.soft) {
     const double nll = times(row.pivot_soft, above) + rest.soft_deficit +
                        times(rest.soft_mass, below);
     put(s.log_prob, n, -nll);
@@ -303,7 +326,7 @@ void finish(const Problem& p, const Wanted& want, const Row<Real>& row, const Od
     put(s.pivot_log_odds, n, d);
   }
   if (want.entropy) {
-    const double sum = rest.tops + rest.sum;
+    const double sum = sums.sum[r];
     const double surprise = below + (sum > 0 ? rest.spread / sum : 0.0);
     put(s.entropy, n, times(sigmoid_lane(d), above) +
                           times(sigmoid_lane(-d), surprise));
@@ -319,22 +342,15 @@ void finish(const Problem& p, const Wanted& want, const Row<Real>& row, const Od
 }
 
 // A shard without any unmasked class is the identity of the merge, where a whole row would be NaN.
-template <class Real>
-bool is_nothing(const Problem& p, const Row<Real>& row) {
-  return p.sharded && row.rest.sum + row.rest.tops == 0 && row.pivot_logit == -kInfinity;
-}
-
-template <class Real>
-void finish_nothing(const Problem& p, bool soft, const Row<Real>& row, int64_t n) {
-  const xent::Statistics& s = p.statistics;
-  const double reached = soft && row.rest.soft_mass == 0 ? 0.0 : -kInfinity;
+void finish_nothing(const xent::Statistics& s, bool soft, double mass, int64_t n) {
+  const double reached = soft && mass == 0 ? 0.0 : -kInfinity;
   put(s.shift, n, -kInfinity);
   put(s.sum, n, 0);
   put(s.log_odds, n, reached == 0 ? kInfinity : -kInfinity);
   put(s.log_prob, n, reached);
   put(s.target, n, reached);
   put(s.lse, n, -kInfinity);
-  put(s.mass, n, soft ? row.rest.soft_mass : label_weight(p, row));
+  put(s.mass, n, mass);
   put(s.top, n, 0);
   put(s.top_logit, n, -kInfinity);
   put(s.pivot_log_odds, n, -kInfinity);
@@ -361,38 +377,6 @@ void finish_ignored(const xent::Statistics& s, int64_t n) {
   put(s.mean, n, 0);
   put(s.support, n, 1);
   put(s.mean_mass, n, 0);
-}
-
-// ---- short rows ---------------------------------------------------------------------------------
-
-// With lanes across the rows of a strip there are no sums across lanes and no padding, which is
-// most of the work for rows of a hundred classes (a third of the time at V = 10, half at 100).
-// Only for the fields that every index target has.
-template <class Real>
-void absorb_panel(Rest<Real>* rest, const Real* z, int width, bool first, const Ahead& ahead) {
-  Real shift[kStrip], top[kStrip], base[kStrip], part[kStrip] = {};
-  double sum[kStrip], factor[kStrip];
-  for (int r = 0; r < kStrip; ++r) top[r] = shift[r] = rest[r].shift;
-  for (int j = 0; j < width; ++j)
-    for (int r = 0; r < kStrip; ++r) {
-      const Real x = z[j * kStrip + r];
-      top[r] = x > top[r] ? x : top[r];
-    }
-  for (int r = 0; r < kStrip; ++r) base[r] = top[r] == Real(-kInfinity) ? Real(0) : top[r];
-  for (int j = 0; j < width; ++j) {
-    ahead.fetch(j);
-    for (int r = 0; r < kStrip; ++r) part[r] += exp_clamped(z[j * kStrip + r] - base[r]);
-  }
-  // Where everything is masked, only a NaN may leave a trace.
-  for (int r = 0; r < kStrip; ++r)
-    sum[r] = top[r] == Real(-kInfinity) && part[r] == part[r] ? 0.0 : double(part[r]);
-  if (!first) {
-    for (int r = 0; r < kStrip; ++r)
-      factor[r] = exp_scaled(double(shift[r]) - double(base[r]), 1.0);
-    for (int r = 0; r < kStrip; ++r) sum[r] += factor[r] * rest[r].sum;
-  }
-  for (int r = 0; r < kStrip; ++r) rest[r].shift = top[r];
-  for (int r = 0; r < kStrip; ++r) rest[r].sum = sum[r];
 }
 
 // ---- labels -------------------------------------------------------------------------------------

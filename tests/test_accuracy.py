@@ -49,6 +49,29 @@ def test_an_offset_of_the_logits_loses_nothing(engine, dtype, offset):
     check(z.to(dtype), torch.randint(6, (12,)), engine)
 
 
+@pytest.mark.parametrize("classes", [3, 20, 100, 3000])  # panels, several rows a block, blocks
+def test_logits_beyond_the_reach_of_their_exponents(engine, classes):
+    # Some 2^20 and more, where e^z can no longer be taken as a power of two of z log2(e), beside
+    # ordinary rows; multiples of 1/8 or of a float32's step there.
+    heights = [0, 1.0e6, 1.04e6, 1.05e6, -1.05e6, 3e6, 1e9, -1e20]
+    z = (torch.randn(len(heights), classes) * 8).mul(8).round() / 8 + torch.tensor(heights)[:, None]
+    check(z, torch.randint(classes, (len(heights),)), engine)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_every_width(engine, dtype):
+    for classes in [*range(1, 70), 127, 129, 2047, 2048, 2049, 4100]:
+        z = (torch.randn(5, classes) * 3).to(dtype)
+        y = torch.randint(classes, (5,))
+        loss, grad = value_and_grad(xent.cross_entropy, z, y, reduction="none", engine=engine)
+        slope = torch.softmax(z.double(), 1)
+        truth = -torch.log_softmax(z.double(), 1).gather(1, y[:, None])[:, 0]
+        slope -= torch.nn.functional.one_hot(y, classes)
+        eps = torch.finfo(dtype).eps
+        torch.testing.assert_close(loss.double(), truth, rtol=8 * eps, atol=8 * eps)
+        torch.testing.assert_close(grad.double(), slope, rtol=32 * eps, atol=4 * eps)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("spread", [1.0, 10.0, 40.0])  # flat; peaked; entries down to subnormals
 def test_random_rows(engine, dtype, spread):
@@ -102,7 +125,7 @@ def test_golden_numbers(engine, logits, label, expected):
             [[0, 0, 0, 1.0, 0]] * 2,
             0.7135581778200729,
         ),
-        # optax's docstring, soft labels: two rows of logits log p
+        # logits log p: sum -q log p by hand
         (
             [[0.5, 0.3, 0.2]],
             [[0.2, 0.3, 0.5]],

@@ -77,6 +77,35 @@ def test_t16_masked_classes(engine):
         assert grad[0, 1] == 0
 
 
+@pytest.mark.parametrize("reduction", ["mean", "none"])  # the plain call, the frame
+@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1}, {"z_loss": 1e-4}], ids=str)
+@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize("classes", [1, 3, 40])
+def test_t16_the_only_class_allowed(engine, classes, soft, options, reduction):
+    # A policy with one legal move: nothing to learn, and no 0 / 0 for the others.
+    z = torch.full((2, classes), -INF)
+    z[:, 0], z[1, 0] = 1.5, -80.0
+    y = torch.zeros(2, dtype=torch.int64)
+    y = torch.nn.functional.one_hot(y, classes).float() if soft else y
+    value, grad = run(z, y, engine, reduction=reduction, **options)
+    lse = z[:, 0] if "z_loss" in options else torch.zeros(2)
+    weight = options.get("z_loss", 0.0) * (0.5 if reduction == "mean" else 1)
+    torch.testing.assert_close(value.sum(), weight * (lse**2).sum())
+    torch.testing.assert_close(grad[:, 0], 2 * weight * lse)
+    assert not grad[:, 1:].any()
+
+
+@pytest.mark.parametrize("bits", [0x7FC00000, 0x7FC00001, 0x7F800001, -0x00400001])
+@pytest.mark.parametrize("classes", [5, 50, 3000])
+def test_a_nan_stays_nan_whatever_its_payload(engine, bits, classes):
+    nan = torch.tensor(bits, dtype=torch.int32).view(torch.float32)
+    z = torch.randn(3, classes)
+    z[0, 0], z[1, -1], z[2, classes // 2] = nan, nan, nan
+    value, grad = run(z, torch.full((3,), 1), engine, reduction="none")
+    assert value.isnan().all()
+    assert grad.isnan().all()
+
+
 @pytest.mark.parametrize("soft", [False, True])
 def test_t16_a_target_on_a_masked_class_is_infinitely_bad(engine, soft):
     z = torch.tensor([[1.0, -INF, 2.0]])

@@ -37,6 +37,38 @@ def test_any_split_of_the_batch(loss: Loss, core):
         assert same_bits(torch.cat([p[1] for p in parts]), grad)
 
 
+@pytest.mark.parametrize("v", [4, 30, 2500])  # panels, several rows a block, blocks
+def test_any_neighbours(core, v):
+    # What makes one row of a strip harder (huge, masked, ignored, underflowing) is its own affair.
+    z = torch.randn(32, v)
+    y = torch.randint(v, (32,))
+    alone = both(LOSSES[0].call, z, y, engine="native")
+    z[3] += 1e9
+    z[8] = torch.nan
+    y[11] = -100
+    z[13, 1:] = -torch.inf
+    z[17] *= 60
+    beside = both(LOSSES[0].call, z, y, engine="native")
+    kept = torch.ones(32, dtype=torch.bool)
+    kept[[3, 8, 11, 13, 17]] = False
+    assert all(same_bits(a[kept], b[kept]) for a, b in zip(alone, beside, strict=True))
+
+
+@every_dtype
+def test_a_gradient_too_large_for_the_caches(core, dtype):
+    # It is stored past them; its parts are not, and neither starts nor ends where a line does.
+    v = 8197 * 4 // torch.tensor([], dtype=dtype).element_size()
+    z, y = problem(dtype, n=300, v=v)
+    assert z.nbytes > 8 << 20
+    value, grad = both(LOSSES[0].call, z, y, engine="native")
+    parts = [
+        both(LOSSES[0].call, a, b, engine="native")
+        for a, b in zip(z.split(100), y.split(100), strict=True)
+    ]
+    assert same_bits(torch.cat([p[0] for p in parts]), value)
+    assert same_bits(torch.cat([p[1] for p in parts]), grad)
+
+
 @every_loss
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])  # the fast plain path, and the frame
 def test_any_number_of_threads(loss: Loss, core, reduction):
@@ -115,7 +147,7 @@ def test_any_layout_of_a_matrix(engine, dtype, reduction):
     spread[:, ::2] = z
     padded = torch.cat([z, z], 1)[:, 100:400]
     # Rows whose classes are adjacent are read as they lie; others in narrower blocks, whose sums
-    # are grouped differently from 128 classes on.
+    # are grouped differently.
     for x, bits in (
         (rows, True), (window, True), (padded, True),
         (column, False), (z.t().contiguous().t(), False), (spread[:, ::2], False),

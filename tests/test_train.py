@@ -20,7 +20,7 @@ from xent.commands import run_folder, session, trainer
 from xent.commands.console import UserError, progress_bar
 from xent.commands.model import LanguageModel, make_lanes
 from xent.commands.text import END, TOKEN, UNKNOWN, read_corpus
-from xent.commands.train import DEFAULT_MINUTES
+from xent.commands.trainer import DEFAULT_MINUTES
 
 SMALL = ["--dim", "8", "--batch", "4", "--length", "8", "--threads", "1", "--quiet"]
 

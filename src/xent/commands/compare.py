@@ -14,8 +14,7 @@ from typing import Any
 from .console import UserError, note
 from .report import FOOTNOTE, draw, report
 from .run_folder import CHECKPOINT, CURVES, RECORD, RunFolder, load_record
-from .train import DEFAULT_MINUTES
-from .trainer import Settings
+from .trainer import DEFAULT_MINUTES, Settings
 
 
 def compare(args: argparse.Namespace) -> int:

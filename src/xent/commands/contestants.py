@@ -3,10 +3,9 @@
     parent --(method, arguments)--> pipe --> worker: one contestant on one cell
            <------ the answer -----
 
-One process each, because neighbours in one process change each other's results: the allocator hands
-one library the warm (or huge) pages that another one has just freed, and JAX must be told its
-number of threads before it is imported. The parent asks the workers in turn, so only one of them
-computes at any time.
+One process each: what an allocator keeps, and how warm it is, should be a contestant's own doing;
+JAX must be told its threads before it is imported; and who runs out of memory takes nobody along.
+The parent asks the workers in turn, so only one of them computes while anything is timed.
 """
 
 from __future__ import annotations

@@ -20,9 +20,7 @@ from .report import FOOTNOTE, report
 from .run_folder import CHECKPOINT, RunFolder, load_checkpoint, load_record
 from .session import Session
 from .text import Corpus, read_corpus
-from .trainer import Settings, Trainer
-
-DEFAULT_MINUTES = 2.0
+from .trainer import DEFAULT_MINUTES, Settings, Trainer
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -15,6 +15,7 @@ from .console import UserError
 from .model import HEADS, LanguageModel, make_lanes
 from .text import UNKNOWN, Corpus
 
+DEFAULT_MINUTES = 2.0
 WARMUP = 0.05  # share of the budget over which the learning rate rises
 CLIP = 1.0  # largest norm of the gradient
 HISTORY = ("loss", "progress", "seconds", "validation")
