@@ -197,24 +197,30 @@ void scatter_panel(const Strip& strip, const Block& b, const Real* panel) {
       for (int r = 0; r < b.height; ++r) narrow(panel[j * kStrip + r], at[r * strip.row_step]);
 }
 
+#if defined(__clang__) || __GNUC__ >= 12
+#define XENT_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define XENT_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, FourInts{__VA_ARGS__})
+#endif
+
 // Four by four, which every vector unit does in registers: a third of the time of single numbers.
 template <class Real>
 void transpose(const Real* from, int from_pitch, int rows, int columns, Real* to, int to_pitch) {
   typedef Real Four __attribute__((vector_size(4 * sizeof(Real)), aligned(sizeof(Real))));
-  typedef typename Exp<Real>::Int FourInts __attribute__((vector_size(4 * sizeof(Real))));
+  [[maybe_unused]] typedef typename Exp<Real>::Int FourInts
+      __attribute__((vector_size(4 * sizeof(Real))));
   for (int r = 0; r < rows; r += 4)
     for (int c = 0; c < columns; c += 4) {
       Four in[4];
       for (int i = 0; i < 4; ++i)
         in[i] = *reinterpret_cast<const Four*>(from + (r + i) * from_pitch + c);
-      const FourInts low = {0, 4, 1, 5}, high = {2, 6, 3, 7}, first = {0, 1, 4, 5},
-                     second = {2, 3, 6, 7};
-      const Four a = __builtin_shuffle(in[0], in[1], low), b = __builtin_shuffle(in[0], in[1], high);
-      const Four d = __builtin_shuffle(in[2], in[3], low), e = __builtin_shuffle(in[2], in[3], high);
-      *reinterpret_cast<Four*>(to + c * to_pitch + r) = __builtin_shuffle(a, d, first);
-      *reinterpret_cast<Four*>(to + (c + 1) * to_pitch + r) = __builtin_shuffle(a, d, second);
-      *reinterpret_cast<Four*>(to + (c + 2) * to_pitch + r) = __builtin_shuffle(b, e, first);
-      *reinterpret_cast<Four*>(to + (c + 3) * to_pitch + r) = __builtin_shuffle(b, e, second);
+      const Four a = XENT_SHUFFLE(in[0], in[1], 0, 4, 1, 5), b = XENT_SHUFFLE(in[0], in[1], 2, 6, 3, 7);
+      const Four d = XENT_SHUFFLE(in[2], in[3], 0, 4, 1, 5), e = XENT_SHUFFLE(in[2], in[3], 2, 6, 3, 7);
+      Real* at = to + c * to_pitch + r;
+      *reinterpret_cast<Four*>(at) = XENT_SHUFFLE(a, d, 0, 1, 4, 5);
+      *reinterpret_cast<Four*>(at + to_pitch) = XENT_SHUFFLE(a, d, 2, 3, 6, 7);
+      *reinterpret_cast<Four*>(at + 2 * to_pitch) = XENT_SHUFFLE(b, e, 0, 1, 4, 5);
+      *reinterpret_cast<Four*>(at + 3 * to_pitch) = XENT_SHUFFLE(b, e, 2, 3, 6, 7);
     }
 }
 
@@ -276,15 +282,17 @@ inline void stream_line(const void* line, void* to) {
 #endif
   for (unsigned i = 0; i < 64 / sizeof(Part); ++i) {
     const Part part = static_cast<const Part*>(line)[i];
-    [[maybe_unused]] float* at = reinterpret_cast<float*>(static_cast<Part*>(to) + i);
-#if defined(__AVX512F__)
-    __builtin_ia32_movntps512(at, part);
+    Part* at = static_cast<Part*>(to) + i;
+#if defined(__clang__)
+    __builtin_nontemporal_store(part, at);
+#elif defined(__AVX512F__)
+    __builtin_ia32_movntps512(reinterpret_cast<float*>(at), part);
 #elif defined(__AVX__)
-    __builtin_ia32_movntps256(at, part);
+    __builtin_ia32_movntps256(reinterpret_cast<float*>(at), part);
 #elif defined(__SSE2__)
-    __builtin_ia32_movntps(at, part);
+    __builtin_ia32_movntps(reinterpret_cast<float*>(at), part);
 #else
-    static_cast<Part*>(to)[i] = part;
+    *at = part;
 #endif
   }
 }

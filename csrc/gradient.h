@@ -91,7 +91,7 @@ void find_slopes(const Problem& p, int64_t n, int height, const Label* label, Sl
     unit[r] = s.sum[n + r] == 0 ? 0.0 : scale[r] / s.sum[n + r];
   }
   for (int r = 0; r < height; ++r) {
-    // Merging may have made a shift that no base has.
+    // Statistics with the top class or the entropy are relative to the largest logit itself.
     const double gap = out.shift[r] - s.shift[n + r];
     if (gap < 0 || gap > 0) unit[r] *= exp_scaled(gap, 1.0);
   }
@@ -128,7 +128,7 @@ void differentiate(const Problem& p, const Slopes<Real>& s, int r, int64_t first
     Real g = exp_scaled(x, magic, vanished, s.exp_[r] - s.spread[r] * x);
     if (p.partials.mean) g += x == Real(-kInfinity) ? Real(0) : s.mean[r] * mean[j];
     if (!p.labels) g += s.soft[r] * soft[j];
-    z[j] = g;
+    z[j] = s.exp_[r] == s.exp_[r] ? g : s.exp_[r];
   }
   if (s.pivot[r] >= first && s.pivot[r] < first + width)
     z[s.pivot[r] - first] = Real(s.at_pivot[r]);

@@ -149,7 +149,7 @@ struct Power {
   XENT_LANE Real times_normal(Real factor) const { return (mantissa * factor) * power_of_two(biased); }
 
   // Right down into the subnormal numbers, at a third more: the power is applied in two halves, so
-  // that only the last product rounds.
+  // that no product but the last rounds there (nor the last but one, unless the factor is tiny).
   XENT_LANE Real times(Real factor) const {
     using E = Exp<Real>;
     using Int = typename E::Int;
@@ -186,7 +186,8 @@ XENT_LANE Real exp_scaled(Real x, Real factor) {
 
 // What the exponentials of a row are taken relative to. With shift = whole / log2(e) for an integer
 // `whole`, e^(z - shift) = 2^(z log2(e) - whole) needs no subtraction, which would round, and no
-// second part of log2(e), whose effect is common to the row: a quarter less work per class.
+// second part of log2(e): it would scale the row as a whole, and change it by 1e-8 a nat below the
+// shift. A quarter less work per class.
 // Large logits have `offset` subtracted first, and so has everything in float64, where the
 // rounding of `shift` would show.
 template <class Real>

@@ -220,15 +220,17 @@ class Buffer {
 
 int64_t size_of(Type type) { return type == Type::f64 ? 8 : type == Type::f32 ? 4 : 2; }
 
-// A gradient that no cache could hold, of rows long enough for whole cache lines.
-bool worth_streaming(int64_t row_bytes, int64_t rows) {
-  return row_bytes >= 16384 && row_bytes * rows >= int64_t{8} << 20;
+// A gradient that no cache could hold, of rows long enough for whole cache lines, which must begin
+// with a number.
+bool worth_streaming(const Matrix& gradient, int64_t row_bytes, int64_t rows) {
+  const bool aligned = uintptr_t(gradient.data) % size_of(gradient.type) == 0;
+  return aligned && row_bytes >= 16384 && row_bytes * rows >= int64_t{8} << 20;
 }
 
 void run_gradient(Problem& p) {
   nb::gil_scoped_release release;
   const int64_t row_bytes = p.classes * size_of(p.gradient.type);
-  p.streams = worth_streaming(row_bytes, p.rows);
+  p.streams = worth_streaming(p.gradient, row_bytes, p.rows);
   prefer_huge_pages(uintptr_t(p.gradient.data), p.rows * row_bytes);
   for_rows(p.rows, p.classes,
            [&](int64_t begin, int64_t end) { kernels->row_gradient(p, begin, end); });

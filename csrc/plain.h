@@ -78,9 +78,8 @@ struct RowsLayout {
       const Real* at = z + r * pitch;
       Stored* to = out.at<Stored>(b.r + r, b.first);
       const auto compute = [&](int j, Stored* __restrict into) {
-        if (lanes > kLanes || j % (2 * kLanes) == 0) next.fetch(r, (width + j) / 2);
-#pragma GCC unroll 1
-        for (int i = 0; i < lanes; ++i) narrow(one(at[j + i]), into[i]);
+        if (lanes > kLanes || j / kLanes % 2 == 0) next.fetch(r, (width + j) / 2);
+        XENT_FOR(i, lanes) narrow(one(at[j + i]), into[i]);
       };
       alignas(64) Stored line[lanes];
       const auto some = [&](int j, int n) {
@@ -271,7 +270,7 @@ void differentiate_plain(const Slopes<Real>& slopes, const Layout& block, int fr
     apply([&](int r) {
       return [magic = magic[r], v = vanished[r], f = factor[r]](Real z) {
         const Real g = exp_scaled(z, magic, v, f);
-        return f == 0 ? Real(0) : g;
+        return f == 0 || f != f ? f : g;  // a row with NaN is NaN where it is masked, too
       };
     });
 }

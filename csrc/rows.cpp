@@ -50,7 +50,7 @@ struct Cut {
       width = pitch = kTile / kStrip;
     } else {
       width = int(p.classes < kTile ? p.classes : kTile);
-      pitch = padded(width);
+      pitch = padded(width > 0 ? width : 1);
       height = kTile / pitch < strip_height ? kTile / pitch : strip_height;
     }
   }
@@ -220,7 +220,7 @@ void gradient_of_rows(const Problem& p, const Strip& strip, const Strip& out, in
 
 template <class Real>
 void row_gradient(const Problem& p, int64_t begin, int64_t end) {
-  alignas(64) Real tile[kTile] = {};
+  alignas(64) Real tile[kTile + 2 * kLanes] = {};  // a cache line may end beyond its row
   alignas(64) Real panel[kTile] = {};
   alignas(64) Real caps[kTile];
   Label label[kStrip];

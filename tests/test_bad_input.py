@@ -106,6 +106,49 @@ def test_a_nan_stays_nan_whatever_its_payload(engine, bits, classes):
     assert grad.isnan().all()
 
 
+@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1}, {"z_loss": 0.1}], ids=str)
+@pytest.mark.parametrize("bad", [math.nan, INF])
+def test_a_poisoned_row_is_nan_even_where_it_is_masked(engine, bad, options):
+    z = torch.tensor([[bad, 1.0, -INF, -90.0], [0.5, 1.0, -INF, -90.0]])
+    value, grad = run(z, torch.tensor([1, 1]), engine, reduction="none", **options)
+    assert value.isnan().tolist() == [True, False]
+    assert grad[0].isnan().all()
+    assert grad[1].isfinite().all()
+
+
+def test_zero_classes(engine):
+    z, ignored = torch.zeros(3, 0), torch.full((3,), -100)
+    for options in ({}, {"label_smoothing": 0.1}, {"z_loss": 0.1}):
+        value, grad = run(z, ignored, engine, reduction="none", **options)
+        assert value.tolist() == [0, 0, 0]
+        assert grad.shape == (3, 0)
+    assert (
+        xent.statistics(z, ignored, engine=engine, entropy=True, mean=True).lse.tolist() == [0] * 3
+    )
+    with pytest.raises(IndexError):
+        xent.cross_entropy(z, torch.zeros(3, dtype=torch.int64), engine=engine)
+    with pytest.raises(ValueError, match="`input` must have a class"):
+        xent.cross_entropy(z, torch.zeros(3, 0), engine=engine)
+
+
+def test_a_large_gradient_over_logits_at_an_odd_address(core):
+    class Move(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            memory = bytearray(x.nbytes + 1)
+            return torch.frombuffer(memory, dtype=x.dtype, offset=1).view(x.shape).copy_(x)
+
+        @staticmethod
+        def backward(ctx, grad):
+            return grad
+
+    z, y = torch.randn(520, 4099), torch.randint(4099, (520,))  # 8 MiB
+    _, expected = run(z, y, "native")
+    z.requires_grad_()
+    xent.cross_entropy(Move.apply(z), y, engine="native", inplace_backward=True).backward()
+    assert torch.equal(z.grad, expected)
+
+
 @pytest.mark.parametrize("soft", [False, True])
 def test_t16_a_target_on_a_masked_class_is_infinitely_bad(engine, soft):
     z = torch.tensor([[1.0, -INF, 2.0]])

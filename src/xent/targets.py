@@ -46,6 +46,11 @@ def read_target(
     if input.device != target.device:
         raise ValueError(f"`input` is on {input.device} but `target` on {target.device}")
     if target.shape == input.shape:
+        if input.shape[class_axis(input)] == 0:
+            raise ValueError(
+                f"`input` must have a class for a soft target to speak of, got shape "
+                f"{tuple(input.shape)}"
+            )
         return _soft_target(target, ignore_index, first_class)
     return _index_target(input, target, ignore_index, first_class)
 

@@ -48,7 +48,7 @@ class Settings:
     batch: int = 32
     length: int = 32
     vocab: int = 50_000
-    lr: float = 0.01
+    lr: float = 0.015
     like: str | None = None
 
 
