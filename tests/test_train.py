@@ -20,7 +20,7 @@ from xent.commands import run_folder, session, trainer
 from xent.commands.console import UserError, progress_bar
 from xent.commands.model import LanguageModel, make_lanes
 from xent.commands.text import END, TOKEN, UNKNOWN, read_corpus
-from xent.commands.trainer import DEFAULT_MINUTES
+from xent.commands.trainer import DEFAULT_MINUTES, Settings
 
 SMALL = ["--dim", "8", "--batch", "4", "--length", "8", "--threads", "1", "--quiet"]
 
@@ -319,7 +319,7 @@ def test_what_cannot_be_resumed(tmp_path, capsys, folder):
     (tmp_path / "checkpoint.pt").write_bytes(b"junk")
     assert "not a readable checkpoint" in refusal(capsys, *resume)
     train(folder, tmp_path, "--steps", "2")
-    message = refusal(capsys, *resume, "--dim", "16", "--lr", "0.01", "--steps", "3")
+    message = refusal(capsys, *resume, "--dim", "16", "--lr", str(Settings().lr), "--steps", "3")
     assert "--dim 16 (was 8)" in message
     assert "--steps 3 (was 2)" in message
     assert "--lr" not in message
