@@ -253,9 +253,8 @@ void differentiate_plain(const Slopes<Real>& slopes, const Layout& block, int fr
     offset[r] = base.offset;
     vanished[r] = base.vanished();
     factor[r] = slopes.exp_[from + r];
+    floor[r] = base.normal_floor(factor[r]);
   }
-  for (int r = 0; r < height; ++r)
-    floor[r] = Base<Real>{slopes.shift[from + r]}.normal_floor(factor[r]);
   subtract_offsets(block, offset);
   block.extreme([](Real a, Real b) { return a < b ? a : b; }, next, low);
   bool tame = true;  // not with an ignored row, which may hold NaN

@@ -164,6 +164,13 @@ void row_statistics(Problem& p, int64_t begin, int64_t end) {
 
 // ---- gradient -----------------------------------------------------------------------------------
 
+// The gradient of ignored rows, whose logits need not be read.
+template <class Real>
+void store_zeros(const Problem& p, const Strip& out, const Block& b, Real* tile, const Real* caps) {
+  for (int j = 0; j < b.height * b.pitch; ++j) tile[j] = 0;
+  store_rows(p, out, b, tile, caps);
+}
+
 template <class Real>
 void gradient_plain(const Problem& p, const Strip& strip, const Strip& out, int64_t n, int height,
                     const Label* label, const Slopes<Real>& slopes, Real* tile, Real* panel,
@@ -181,10 +188,7 @@ void gradient_plain(const Problem& p, const Strip& strip, const Strip& out, int6
       return;
     }
     const RowsLayout<Real> block{tile, b.height, b.width, b.pitch};
-    if (!any_kept(label, b)) {
-      block.map([](int) { return [](Real) { return Real(0); }; });
-      return store_rows(p, out, b, tile, caps);
-    }
+    if (!any_kept(label, b)) return store_zeros(p, out, b, tile, caps);
     const Ahead next = cut.next(p, strip, b);
     load_logits(p, strip, n, b, Real(kInfinity), tile, caps);
     if (p.softcap > 0 || !out.adjacent()) {
@@ -204,6 +208,7 @@ void gradient_of_rows(const Problem& p, const Strip& strip, const Strip& out, in
   alignas(64) Real means[kTile];
   const Strip soft_strip(p.labels ? p.logits : p.soft, n);
   Cut(p, false, height).for_blocks(p, height, [&](const Block& b) {
+    if (!any_kept(label, b)) return store_zeros(p, out, b, tile, caps);
     load_logits(p, strip, n, b, Real(0), tile, caps);
     if (!p.labels) load_soft(p, soft_strip, b, softs);
     if (p.partials.mean) load_mean(p, b, means);
