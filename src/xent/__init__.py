@@ -14,7 +14,8 @@ from ._check import TargetError
 from .diagnose import diagnose
 from .engines import Explanation
 from .losses import cross_entropy
-from .row_loss import explain, row_loss, statistics
+from .measurement import explain, statistics
+from .row_loss import row_loss
 from .row_statistics import RowStatistics
 from .softmax import log_softmax, softmax, softmax_jacobian
 

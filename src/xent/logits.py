@@ -1,4 +1,4 @@
-"""What is done to logits before any loss sees them: scale, softcap, class bias."""
+"""What is done to logits before any loss sees them: scales, softcap, class bias."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ._check import finite_number, vector_of_classes
 
 
 class LogitTransform(NamedTuple):
-    """``z = softcap * tanh(scale * x / softcap) + class_bias``, each step left out if it is None.
+    """``z = softcap * tanh(scale * x / softcap) * class_scale + class_bias``; None leaves a step out.
 
     A masked class stays masked: ``-inf`` passes through the cap.
     """
@@ -19,11 +19,12 @@ class LogitTransform(NamedTuple):
     scale: Tensor | None = None  # float64, 0-d or one per row
     softcap: float = 0.0
     class_bias: Tensor | None = None  # (V,)
+    class_scale: Tensor | None = None  # (V,)
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         """The tensors among the settings, which may ask for gradients of their own."""
-        return tuple(t for t in (self.scale, self.class_bias) if t is not None)
+        return tuple(t for t in (self.scale, self.class_bias, self.class_scale) if t is not None)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Apply to logits whose classes are on the last axis."""
@@ -34,6 +35,8 @@ class LogitTransform(NamedTuple):
             masked = z == -torch.inf
             capped = self.softcap * torch.tanh(z.masked_fill(masked, 0) / self.softcap)
             z = torch.where(masked, z, capped)
+        if self.class_scale is not None:
+            z = z * self.class_scale.to(x.dtype)
         if self.class_bias is not None:
             z = z + self.class_bias.to(x.dtype)
         return z
@@ -46,8 +49,9 @@ def make_transform(
     rows: torch.Size,
     classes: int,
     device: torch.device,
+    class_scale: Tensor | None = None,
 ) -> LogitTransform:
-    """Check the three settings and bring them into the form the engines take."""
+    """Check the settings and bring them into the form the engines take."""
     scale = None
     if isinstance(logit_scale, Tensor):
         if logit_scale.ndim and logit_scale.shape != rows:
@@ -67,4 +71,6 @@ def make_transform(
             raise ValueError(f"`softcap` must be positive, or None for no cap; got {softcap}")
     if class_bias is not None:
         vector_of_classes("class_bias", class_bias, classes, device)
-    return LogitTransform(scale, cap, class_bias)
+    if class_scale is not None:
+        vector_of_classes("class_scale", class_scale, classes, device)
+    return LogitTransform(scale, cap, class_bias, class_scale)

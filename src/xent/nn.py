@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .losses import cross_entropy
-from .row_loss import Reduction
+from .reduction import Reduction
 
 
 class CrossEntropyLoss(torch.nn.CrossEntropyLoss):

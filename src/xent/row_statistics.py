@@ -45,10 +45,15 @@ FIELDS = (
     "mean",
     "support",
     "mean_mass",
+    "rest_top",
+    "rest_top_logit",
+    "rest_squares",
+    "rest_cubes",
 )
 INDEX = {name: k for k, name in enumerate(FIELDS)}
 
-REQUESTS = ("entropy", "mean", "top")
+REQUESTS = ("entropy", "mean", "top", "squares", "cubes")
+INDEX_ONLY = ("squares", "cubes")  # requests that a soft target cannot make
 
 
 def fields_of(soft: bool, requests: tuple[str, ...]) -> tuple[str, ...]:
@@ -57,11 +62,12 @@ def fields_of(soft: bool, requests: tuple[str, ...]) -> tuple[str, ...]:
     if soft:
         names += ["top", "pivot_log_odds"]
     if "top" in requests:
-        names += ["top", "top_logit"]
+        names += ["top", "top_logit"] if soft else ["top", "rest_top", "rest_top_logit"]
     if "entropy" in requests:
         names += ["entropy", "log_sum"]
     if "mean" in requests:
         names += ["mean", "support", "mean_mass"]
+    names += [f"rest_{power}" for power in INDEX_ONLY if power in requests]
     return tuple(dict.fromkeys(names))
 
 
@@ -73,6 +79,12 @@ def field_mask(fields: tuple[str, ...]) -> int:
 def table_height(mask: int) -> int:
     """How many rows a table has that holds the fields of ``mask``."""
     return mask.bit_length()
+
+
+# Attributes that hold a field as it is, where somebody asked for it.
+_ON_REQUEST = (
+    "entropy", "mean", "mean_mass", "support", "rest_top_logit", "rest_squares", "rest_cubes",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -92,6 +104,8 @@ class RowStatistics:
         mass: *constant*. Weight of the row: the class weight of its target class (1 without
             weights, 0 if the row is ignored), or the sum of its (weighted) soft target.
         soft: whether the targets are probabilities rather than class indices.
+        label: *constant*. Class of the target, int64; None for soft targets. An ignored row keeps
+            its ``ignore_index``.
 
     On request only (``entropy=True`` and so on):
         entropy: entropy of the predicted distribution.
@@ -100,7 +114,12 @@ class RowStatistics:
         mean_mass: *constant*. What the coefficients of ``mean`` sum to: 1 without class weights.
         support: *constant*. Number of classes that are not masked.
         top: *constant*. Class of the largest logit, int64, ties to the lowest class.
-        top_logit: *constant*. The largest logit.
+        top_logit: the largest logit; *constant* for soft targets.
+        rest_top: *constant*. With ``top``, index targets only: the most likely class but the target.
+        rest_top_logit: its logit; ``-inf`` where there is none.
+        rest_squares: ``squares=True``, index targets only: sum of ``p_j ** 2`` over every class but
+            the target.
+        rest_cubes: ``cubes=True``, likewise ``p_j ** 3``.
 
     An ignored row is a row predicted with certainty: ``log_prob`` 0, ``log_odds`` infinite,
     ``mass`` 0.
@@ -120,17 +139,32 @@ class RowStatistics:
     lse: Tensor
     mass: Tensor
     soft: bool = False
+    label: Tensor | None = None
     entropy_: Tensor | None = None
     mean_: Tensor | None = None
     mean_mass_: Tensor | None = None
     support_: Tensor | None = None
     top_: Tensor | None = None
     top_logit_: Tensor | None = None
+    rest_top_: Tensor | None = None
+    rest_top_logit_: Tensor | None = None
+    rest_squares_: Tensor | None = None
+    rest_cubes_: Tensor | None = None
 
     @property
     def prob(self) -> Tensor:
         """Probability of the target; for a soft target its geometric mean."""
         return self.log_prob.exp()
+
+    @property
+    def log_miss(self) -> Tensor:
+        """Log-probability of everything but the target, ``log(1 - prob)`` with all its digits."""
+        return torch.nn.functional.logsigmoid(-self.log_odds)
+
+    @property
+    def miss(self) -> Tensor:
+        """Probability of everything but the target, ``1 - prob`` with all its digits."""
+        return torch.sigmoid(-self.log_odds)
 
     @property
     def rest(self) -> Tensor:
@@ -173,6 +207,37 @@ class RowStatistics:
         """The largest logit, on request."""
         return self._requested("top_logit", "top")
 
+    @property
+    def rest_top(self) -> Tensor:
+        """Most likely class but the target, on request."""
+        return self._requested("rest_top", "top")
+
+    @property
+    def rest_top_logit(self) -> Tensor:
+        """The largest logit but the target's, on request."""
+        return self._requested("rest_top_logit", "top")
+
+    @property
+    def rest_squares(self) -> Tensor:
+        """Sum of ``p_j ** 2`` over every class but the target, on request."""
+        return self._requested("rest_squares", "squares")
+
+    @property
+    def rest_cubes(self) -> Tensor:
+        """Sum of ``p_j ** 3`` over every class but the target, on request."""
+        return self._requested("rest_cubes", "cubes")
+
+    def of_label(self, values: Tensor) -> Tensor:
+        """One number per row: that of its target class among ``values``, ``(C,)``, in float64.
+
+        Ignored rows get 0. Differentiable with respect to ``values``.
+        """
+        if self.label is None:
+            raise ValueError("of_label: soft targets have no single class to look up")
+        inside = (self.label >= 0) & (self.label < values.shape[0])
+        found = values.to(self.mass.dtype)[torch.where(inside, self.label, 0)]
+        return torch.where(inside, found, 0.0)
+
     def _requested(self, name: str, request: str | None = None) -> Tensor:
         value = getattr(self, name + "_")
         if value is None:
@@ -191,6 +256,7 @@ class RowStatistics:
         soft: bool,
         first_class: int = 0,
         constant_masses: bool = True,
+        label: Tensor | None = None,
     ) -> RowStatistics:
         """Name the rows of the (fields, ...) table that an engine answers with.
 
@@ -200,14 +266,14 @@ class RowStatistics:
         row = dict(zip(FIELDS, table.unbind(0), strict=False))
         if constant_masses:
             row |= {k: row[k].detach() for k in ("mass", "mean_mass", "support") if k in row}
-        extra = {
-            f"{name}_": row[name]
-            for name in ("entropy", "mean", "mean_mass", "support", "top_logit")
-            if name in fields
-        }
+        extra = {f"{name}_": row[name] for name in _ON_REQUEST if name in fields}
+        if "rest_top" in fields:
+            extra["rest_top_"] = row["rest_top"].detach().to(torch.int64) + first_class
+            extra["top_logit_"] = torch.maximum(row["target"], row["rest_top_logit"])
         if "top_logit" in fields:
-            extra["top_"] = row["top"].detach().to(torch.int64) + first_class
             extra["top_logit_"] = row["top_logit"].detach()
+        if "top_logit_" in extra:
+            extra["top_"] = row["top"].detach().to(torch.int64) + first_class
         return cls(
             log_odds=row["log_odds"],
             log_prob=row["log_prob"],
@@ -215,6 +281,7 @@ class RowStatistics:
             lse=row["lse"],
             mass=row["mass"],
             soft=soft,
+            label=label,
             **extra,
         )
 
@@ -227,6 +294,8 @@ class RowStatistics:
         entropy: bool = False,
         mean: bool = False,
         top: bool = False,
+        squares: bool = False,
+        cubes: bool = False,
         device: torch.device | str | None = None,
     ) -> RowStatistics:
         """Statistics of no class at all: merging with them changes nothing.
@@ -237,12 +306,15 @@ class RowStatistics:
             entropy: hold an entropy, as the statistics to merge with do.
             mean: likewise.
             top: likewise.
+            squares: likewise.
+            cubes: likewise.
             device: where to put the tensors.
         """
 
         def full(value: float, dtype: torch.dtype = torch.float64) -> Tensor:
             return torch.full(shape, value, dtype=dtype, device=device)
 
+        no_class = full(torch.iinfo(torch.int64).max, torch.int64)
         return cls(
             log_odds=full(torch.inf if soft else -torch.inf),
             log_prob=full(0.0 if soft else -torch.inf),
@@ -254,8 +326,12 @@ class RowStatistics:
             mean_=full(0.0) if mean else None,
             mean_mass_=full(0.0) if mean else None,
             support_=full(0.0) if mean else None,
-            top_=full(torch.iinfo(torch.int64).max, torch.int64) if top else None,
+            top_=no_class if top else None,
             top_logit_=full(-torch.inf) if top else None,
+            rest_top_=no_class if top and not soft else None,
+            rest_top_logit_=full(-torch.inf) if top and not soft else None,
+            rest_squares_=full(0.0) if squares else None,
+            rest_cubes_=full(0.0) if cubes else None,
         )
 
     def merge(self, other: RowStatistics) -> RowStatistics:
@@ -273,7 +349,7 @@ class RowStatistics:
         a, b = self, other
         if a.soft != b.soft:
             raise ValueError("merge: one side has soft targets and the other class indices")
-        for name in ("entropy_", "mean_", "top_"):
+        for name in ("entropy_", "mean_", "top_", "rest_squares_", "rest_cubes_"):
             if (getattr(a, name) is None) != (getattr(b, name) is None):
                 raise ValueError(f"merge: only one side holds `{name[:-1]}`; ask for it on both")
         lse = torch.logaddexp(a.lse, b.lse)
@@ -290,7 +366,8 @@ class RowStatistics:
             rest = torch.logaddexp(a.rest, b.rest)
             log_odds = torch.where(target == -torch.inf, target, target - rest)
             log_prob = torch.nn.functional.logsigmoid(log_odds)
-        merged = RowStatistics(log_odds, log_prob, target, lse, mass, a.soft)
+        label = b.label if a.label is None else a.label
+        merged = RowStatistics(log_odds, log_prob, target, lse, mass, a.soft, label)
         extra: dict[str, Tensor] = {}
         if a.entropy_ is not None and b.entropy_ is not None:
             # The chain rule of entropy: within the parts, and between them.
@@ -302,15 +379,37 @@ class RowStatistics:
             extra["mean_"] = (a.mean * a.support + b.mean * b.support) / count
             extra["mean_mass_"] = (a.mean_mass * a.support + b.mean_mass * b.support) / count
         if a.top_ is not None and b.top_ is not None:
-            first = (a.top_logit > b.top_logit) | ((a.top_logit == b.top_logit) & (a.top < b.top))
-            extra["top_"] = torch.where(first, a.top, b.top)
-            extra["top_logit_"] = torch.where(first, a.top_logit, b.top_logit)
+            extra["top_"], extra["top_logit_"] = _larger(
+                (a.top, a.top_logit), (b.top, b.top_logit)
+            )
+        if a.rest_top_ is not None and b.rest_top_ is not None:
+            extra["rest_top_"], extra["rest_top_logit_"] = _larger(
+                (a.rest_top, a.rest_top_logit), (b.rest_top, b.rest_top_logit)
+            )
+        for name, power in (("rest_squares_", 2), ("rest_cubes_", 3)):
+            if getattr(a, name) is not None and getattr(b, name) is not None:
+                extra[name] = sum(
+                    getattr(part, name) * torch.exp(power * part._log_share(lse)) for part in (a, b)
+                )
         return dataclasses.replace(merged, **extra)
 
     def _entropy_within(self, lse: Tensor) -> Tensor:
         """What these classes contribute to the entropy of a larger set with this ``lse``."""
-        log_share = torch.where(self.lse == -torch.inf, -torch.inf, self.lse - lse)
+        log_share = self._log_share(lse)
         return _times(log_share.exp(), self.entropy - log_share)
+
+    def _log_share(self, lse: Tensor) -> Tensor:
+        """Log of the probability that these classes have in a larger set with this ``lse``."""
+        return torch.where(self.lse == -torch.inf, -torch.inf, self.lse - lse)
+
+
+Peak = tuple[Tensor, Tensor]
+
+
+def _larger(a: Peak, b: Peak) -> Peak:
+    """Of two (class, logit), the one with the larger logit; of equals that of the lower class."""
+    first = (a[1] > b[1]) | ((a[1] == b[1]) & (a[0] < b[0]))
+    return torch.where(first, a[0], b[0]), torch.where(first, a[1], b[1])
 
 
 def logit_of_exp(log_prob: Tensor) -> Tensor:

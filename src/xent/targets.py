@@ -14,7 +14,7 @@ class Target(NamedTuple):
     """A checked target.
 
     ``values`` holds class indices in the shape of the rows, int64, or probabilities in the shape
-    of the logits.
+    of the logits. With a ``table`` the target of a row is the soft one in the line of its class.
     """
 
     values: Tensor
@@ -22,6 +22,12 @@ class Target(NamedTuple):
     ignore_index: int
     first_class: int = 0  # the number of the first class of these logits; for shards
     sharded: bool = False
+    table: Tensor | None = None  # (V, V)
+
+    @property
+    def labelled(self) -> bool:
+        """Whether ``values`` are class indices, among which rows may be ignored."""
+        return not self.soft or self.table is not None
 
 
 def class_axis(input: Tensor) -> int:

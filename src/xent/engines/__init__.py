@@ -100,6 +100,7 @@ def measure(
         problem.target.soft,
         problem.target.first_class,
         constant_masses=not plain_operations,
+        label=problem.target.values if problem.target.labelled else None,
     )
 
 

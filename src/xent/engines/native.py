@@ -93,6 +93,16 @@ def obstacle(problem: Problem) -> str | None:
             return f"{type(tensor).__name__} is a tensor subclass"
         if tensor.layout is not torch.strided:
             return f"the layout is {tensor.layout}"
+    if problem.target.table is not None:
+        return "a table of targets"
+    if "mean" in problem.requests and problem.mean_weight is not problem.class_weight:
+        return "a mean with weights of its own"
+    if problem.transform.class_scale is not None:
+        return "scales of the classes"
+    if {"squares", "cubes"} & set(problem.requests):
+        return "power sums"
+    if "top" in problem.requests and not problem.target.soft:
+        return "the runner-up"
     if problem.logits.dtype not in TYPES:
         return f"logits of {problem.logits.dtype}"
     if problem.target.soft and problem.target.values.dtype not in TYPES:

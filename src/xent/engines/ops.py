@@ -15,6 +15,7 @@ from . import native
 from .problem import Problem
 
 REQUEST_SEPARATOR = ","
+TENSORS = 8  # how many Problem.tensors() has; the operators take them first
 
 
 def table_op(problem: Problem, inplace_backward: bool) -> Tensor:
@@ -44,15 +45,16 @@ def _problem(
     softcap: float,
     requests: str,
 ) -> Problem:
-    logits, target, scale, bias, weight = tensors
+    logits, target, scale, bias, weight, class_scale, mean_weight, table = tensors
     assert logits is not None
     assert target is not None
     return Problem(
         logits,
-        Target(target, soft, ignore_index, first_class, sharded),
-        LogitTransform(scale, softcap, bias),
+        Target(target, soft, ignore_index, first_class, sharded, table),
+        LogitTransform(scale, softcap, bias, class_scale),
         weight,
         tuple(r for r in requests.split(REQUEST_SEPARATOR) if r),
+        mean_weight,
     )
 
 
@@ -63,6 +65,9 @@ def row_statistics(
     scale: Tensor | None,
     class_bias: Tensor | None,
     class_weight: Tensor | None,
+    class_scale: Tensor | None,
+    mean_weight: Tensor | None,
+    table: Tensor | None,
     soft: bool,
     ignore_index: int,
     first_class: int,
@@ -71,28 +76,33 @@ def row_statistics(
     requests: str,
 ) -> Tensor:
     """The table of statistics, (fields, N...) in float64."""
-    tensors = (logits, target, scale, class_bias, class_weight)
+    tensors = (logits, target, scale, class_bias, class_weight, class_scale, mean_weight, table)
     return native.row_statistics(
         _problem(tensors, soft, ignore_index, first_class, sharded, softcap, requests)
     )
 
 
 @row_statistics.register_fake
-def _(logits, target, scale, class_bias, class_weight, *settings) -> Tensor:
-    tensors = (logits, target, scale, class_bias, class_weight)
+def _(
+    logits, target, scale, class_bias, class_weight, class_scale, mean_weight, table, *settings
+) -> Tensor:
+    tensors = (logits, target, scale, class_bias, class_weight, class_scale, mean_weight, table)
     shape = _problem(tensors, *settings).table_shape
     return logits.new_empty(shape, dtype=torch.float64)
 
 
 @torch.library.custom_op("xent::row_gradient", mutates_args=(), device_types="cpu")
 def row_gradient(
-    table: Tensor,
+    statistics: Tensor,
     partials: Tensor,
     logits: Tensor,
     target: Tensor,
     scale: Tensor | None,
     class_bias: Tensor | None,
     class_weight: Tensor | None,
+    class_scale: Tensor | None,
+    mean_weight: Tensor | None,
+    table: Tensor | None,
     soft: bool,
     ignore_index: int,
     first_class: int,
@@ -101,25 +111,25 @@ def row_gradient(
     requests: str,
 ) -> Tensor:
     """The gradient of the logits."""
-    tensors = (logits, target, scale, class_bias, class_weight)
+    tensors = (logits, target, scale, class_bias, class_weight, class_scale, mean_weight, table)
     problem = _problem(tensors, soft, ignore_index, first_class, sharded, softcap, requests)
-    return native.row_gradient(problem, table, partials)
+    return native.row_gradient(problem, statistics, partials)
 
 
 @row_gradient.register_fake
-def _(table, partials, logits, *rest) -> Tensor:
+def _(statistics, partials, logits, *rest) -> Tensor:
     return torch.empty_like(logits)
 
 
 def _setup_context(ctx, inputs, output) -> None:
-    ctx.save_for_backward(*inputs[:5], output)
-    ctx.settings = inputs[5:]
+    ctx.save_for_backward(*inputs[:TENSORS], output)
+    ctx.settings = inputs[TENSORS:]
 
 
 def _backward(ctx, partials: Tensor) -> tuple[Tensor | None, ...]:
     *tensors, table = ctx.saved_tensors
     gradient = row_gradient(table, partials, *tensors, *ctx.settings)
-    return (gradient,) + (None,) * 10
+    return (gradient,) + (None,) * (TENSORS - 1 + len(ctx.settings))
 
 
 row_statistics.register_autograd(_backward, setup_context=_setup_context)

@@ -20,6 +20,7 @@ class Problem(NamedTuple):
     transform: LogitTransform = LogitTransform()
     class_weight: Tensor | None = None  # (C,)
     requests: tuple[str, ...] = ()
+    mean_weight: Tensor | None = None  # (C,): what `mean` weighs the classes by
 
     @property
     def axis(self) -> int:
@@ -47,6 +48,14 @@ class Problem(NamedTuple):
         """The shape of the table of statistics."""
         return (table_height(self.mask), *self.rows)
 
+    def soft_target(self) -> Tensor:
+        """The soft target in the shape of the logits, looked up if it comes as a table."""
+        target = self.target
+        if target.table is None:
+            return target.values
+        known = (target.values >= 0) & (target.values < target.table.shape[0])
+        return target.table[torch.where(known, target.values, 0)].movedim(-1, self.axis)
+
     def tensors(self) -> tuple[Tensor | None, ...]:
         """Every tensor, in a fixed order, for those who must save them."""
         return (
@@ -55,18 +64,24 @@ class Problem(NamedTuple):
             self.transform.scale,
             self.transform.class_bias,
             self.class_weight,
+            self.transform.class_scale,
+            self.mean_weight,
+            self.target.table,
         )
 
     def with_tensors(self, tensors: tuple[Tensor | None, ...]) -> Problem:
         """The same question about other tensors, in the order of :meth:`tensors`."""
-        logits, target, scale, bias, weight = tensors
+        logits, target, scale, bias, weight, class_scale, mean_weight, table = tensors
         assert logits is not None
         assert target is not None
         return self._replace(
             logits=logits,
-            target=self.target._replace(values=target),
-            transform=self.transform._replace(scale=scale, class_bias=bias),
+            target=self.target._replace(values=target, table=table),
+            transform=self.transform._replace(
+                scale=scale, class_bias=bias, class_scale=class_scale
+            ),
             class_weight=weight,
+            mean_weight=mean_weight,
         )
 
     def differentiable_beyond_logits(self) -> bool:

@@ -22,7 +22,7 @@ def row_statistics(problem: Problem) -> Tensor:
     """The table of statistics, (fields, N...), in float64 where the device has it."""
     p = problem
     x = _sweep(p.logits).movedim(p.axis, -1)  # (N, V)
-    if not p.target.soft:
+    if p.target.labelled:
         # What an ignored row holds must not leave a trace, not even 0 * NaN in a gradient.
         ignored = p.target.values == p.target.ignore_index
         x = torch.where(ignored.unsqueeze(-1), 0, x)
@@ -30,11 +30,13 @@ def row_statistics(problem: Problem) -> Tensor:
     wide = torch.float32 if z.device.type == "mps" else torch.float64
     weight = None if p.class_weight is None else p.class_weight.to(z.dtype)  # (V,)
     if p.target.soft:
-        q = _sweep(p.target.values).movedim(p.axis, -1)  # (N, V)
+        q = _sweep(p.soft_target()).movedim(p.axis, -1)  # (N, V)
         q = q if weight is None else q * weight
         pivot = z.detach().argmax(-1)  # (N,)
         ignored = torch.zeros_like(pivot, dtype=torch.bool)
         present = torch.ones_like(ignored)
+        if p.target.table is not None:
+            _, _, ignored = _read_labels(p)
     else:
         q = None
         pivot, present, ignored = _read_labels(p)  # (N,) each
@@ -91,6 +93,14 @@ def row_statistics(problem: Problem) -> Tensor:
     if "top" in p.requests:
         top_logit, top = z.detach().max(-1)
         fields |= {"top": top.to(wide), "top_logit": top_logit.to(wide)}
+        if q is None:
+            rest_top = rest.detach().argmax(-1, keepdim=True)  # (N, 1)
+            fields["rest_top"] = rest_top[..., 0].to(wide)
+            fields["rest_top_logit"] = rest.gather(-1, rest_top)[..., 0].to(wide)
+    for power, name in ((2, "squares"), (3, "cubes")):
+        if name in p.requests:  # relative to the shift, so that nothing overflows
+            total = torch.exp(power * -below_shift).sum(-1, dtype=wide)
+            fields[f"rest_{name}"] = total * torch.exp(power * (finite_shift - lse))
     if "entropy" in p.requests:
         masked = rest == -INF
         spread = (e * torch.where(masked, 0, below_shift)).sum(-1, dtype=wide)
@@ -102,7 +112,7 @@ def row_statistics(problem: Problem) -> Tensor:
         fields |= {"entropy": in_pivot + in_rest, "log_sum": log_sum}
     if "mean" in p.requests:
         masked = z == -INF
-        c = torch.ones_like(z) if weight is None else weight.expand_as(z)
+        c = torch.ones_like(z) if p.mean_weight is None else p.mean_weight.to(z.dtype).expand_as(z)
         c = torch.where(masked, 0, c)  # (N, V)
         gap = torch.where(masked, 0, finite_shift.to(z.dtype).unsqueeze(-1) - z)
         support = (~masked).sum(-1).to(wide)
@@ -120,6 +130,7 @@ def row_statistics(problem: Problem) -> Tensor:
             "shift": -INF,
             "lse": -INF,
             "top_logit": -INF,
+            "rest_top_logit": -INF,
             "pivot_log_odds": -INF,
             "log_odds": torch.where(reached == 0, INF, -INF),
             "log_prob": reached,

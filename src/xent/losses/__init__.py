@@ -1,5 +1,6 @@
 """The family. A body is a few lines on the row statistics."""
 
-from .classification import cross_entropy
+from .catalog import CATALOG, Member
+from .classification import cross_entropy, focal_loss
 
-__all__ = ["cross_entropy"]
+__all__ = ["CATALOG", "Member", "cross_entropy", "focal_loss"]

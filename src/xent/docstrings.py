@@ -1,0 +1,86 @@
+"""The part of a docstring that all losses share, so that no loss has to repeat it.
+
+A loss explains its formula and its hyperparameters; the frame adds what follows.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+_ARGUMENTS = {
+    "input": "logits, ``(C,)``, ``(N, C)`` or ``(N, C, d1, ...)``; ``-inf`` masks a class.",
+    "target": "class indices, int64 or uint8, in the shape of the rows, ``()``, ``(N,)`` or\n"
+    "    ``(N, d1, ...)``{soft}.",
+    "weight": "class weights, ``(C,)``: each row counts as much as its target class.",
+    "ignore_index": "class index that marks rows to leave out.",
+    "reduction": '``"none"``, ``"sum"`` or ``"mean"``. The mean divides by the summed class weight\n'
+    "    of the rows that are kept{rows}.",
+    "normalizer": 'what the mean divides by instead: a number or 0-d tensor, ``"count"`` for the\n'
+    '    number of rows kept, ``"weight"`` for the rule above.',
+    "row_weight": "factor on each row, in the shape of the rows; the mean divides by its sum, too.",
+    "logit_scale": "factor on the logits (an inverse temperature), a number or one per row.",
+    "softcap": "replaces logits ``z`` by ``softcap * tanh(z / softcap)``, after the scale.",
+    "class_bias": "added to the logits after scale and softcap, ``(C,)``.",
+    "return_stats": "also return the :class:`xent.RowStatistics`.",
+    "inplace_backward": "write the gradient over ``input``, which must be an intermediate result\n"
+    "    that nobody reads any more.",
+    "empty": '``"nan"`` as PyTorch, or ``"zero"``: the mean of no rows.',
+    "engine": '``"auto"``, ``"native"`` or ``"reference"``; see :func:`xent.explain`.',
+}
+
+_RETURNS = """\
+Returns:
+    In nats unless the formula says otherwise: a scalar, or the shape of the rows for
+    ``reduction="none"``, in the dtype of ``input`` (float32 under autocast). With
+    ``return_stats``, that and the statistics.
+"""
+
+_RAISES = """\
+Raises:
+    ValueError: for shapes that do not fit, a class index out of range, or a value that an
+        option or hyperparameter cannot take.
+    TypeError: for dtypes that do not fit.
+"""
+
+_SECTION = re.compile(r"^(Args|Returns|Raises|Example|Examples|References|Note):$", re.MULTILINE)
+
+
+def sections(doc: str) -> dict[str, str]:
+    """The parts of a docstring by title; what comes before the first title has the title ""."""
+    marks = list(_SECTION.finditer(doc))
+    edges = [*(mark.start() for mark in marks), len(doc)]
+    found = {"": doc[: edges[0]]}
+    for mark, end in zip(marks, edges[1:], strict=True):
+        found[mark[1]] = doc[mark.end() + 1 : end]
+    return {title: text.rstrip() for title, text in found.items()}
+
+
+def complete(doc: str, arguments: dict[str, str], returns: str, raises: str) -> str:
+    """A docstring with ``arguments`` explained before its own, and the sections it lacks added."""
+    own = sections(doc)
+    told = [f"    {name}: {text}".replace("\n", "\n    ") for name, text in arguments.items()]
+    parts = [own.pop(""), "Args:\n" + "\n".join([*told, own.pop("Args", "")]).rstrip()]
+    parts.append("Returns:\n" + own.pop("Returns") if "Returns" in own else returns)
+    parts.append("Raises:\n" + own.pop("Raises") if "Raises" in own else raises)
+    parts += [f"{title}:\n{text}" for title, text in own.items()]
+    return "\n\n".join(part.rstrip() for part in parts) + "\n"
+
+
+def loss_docstring(body: Callable[..., Any], parameters: Sequence[str], soft: bool) -> str | None:
+    """The docstring of a row loss: that of its body, and the arguments that every loss takes."""
+    if not body.__doc__:
+        return None
+    words = {
+        "soft": "; or class probabilities in the shape of ``input``" if soft else "",
+        "rows": "; with probabilities by the number of rows" if soft else "",
+    }
+    told = {}
+    for name in parameters:
+        text = _ARGUMENTS[name]
+        for key, words_for in words.items():
+            text = text.replace("{" + key + "}", words_for)
+        told[name] = text
+    return complete(inspect.cleandoc(body.__doc__), told, _RETURNS, _RAISES)

@@ -1,0 +1,110 @@
+"""Hyperparameters of losses: what values they may take, told by their annotations.
+
+    @row_loss
+    def focal_loss(s, gamma: NonNegative = 2.0): ...
+
+refuses a negative or infinite ``gamma`` by name.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, NamedTuple, get_type_hints
+
+from torch import Tensor
+
+from ._check import finite_number, vector_of_classes
+from .targets import class_axis
+
+
+class Range(NamedTuple):
+    """A finite number between ``low`` and ``high``; with ``open`` not ``low`` itself."""
+
+    low: float = -math.inf
+    high: float = math.inf
+    open: bool = False
+
+    def check(self, name: str, value: Any, input: Tensor | None) -> None:
+        """Raise unless ``value`` lies in the range."""
+        if value is None:
+            return
+        number = finite_number(name, value)
+        if not self.low <= number <= self.high or (self.open and number == self.low):
+            raise ValueError(f"`{name}` must be {self}, got {value}")
+
+    def __str__(self) -> str:
+        above = f"greater than {self.low:g}" if self.open else f"at least {self.low:g}"
+        if self.high == math.inf:
+            return "a finite number" if self.low == -math.inf else above
+        if self.low == -math.inf:
+            return f"at most {self.high:g}"
+        return f"{above} and at most {self.high:g}"
+
+
+class PerClass(NamedTuple):
+    """One floating-point number for each class of the logits, none below ``low``."""
+
+    low: float = -math.inf
+
+    def check(self, name: str, value: Any, input: Tensor | None) -> None:
+        """Raise unless ``value`` is such a vector."""
+        if value is None or input is None:
+            return
+        vector_of_classes(name, value, input.shape[class_axis(input)], input.device)
+        if value.device.type == "cpu" and not value.requires_grad and bool((value < self.low).any()):
+            raise ValueError(f"`{name}` must hold no number below {self.low:g}")
+
+
+Number = Annotated[float, Range()]
+NonNegative = Annotated[float, Range(0)]
+Positive = Annotated[float, Range(0, open=True)]
+Fraction = Annotated[float, Range(0, 1)]
+ClassVector = Annotated[Tensor, PerClass()]
+Counts = Annotated[Tensor, PerClass(0)]  # or probabilities: only their ratios matter
+
+
+class Hyperparameters:
+    """The hyperparameters of a body: everything after its first parameter."""
+
+    def __init__(self, body: Callable[..., Any]) -> None:
+        self.name = getattr(body, "__name__", "loss")
+        own = list(inspect.signature(body).parameters.values())[1:]
+        self.parameters = [p.replace(kind=p.KEYWORD_ONLY) for p in own]
+        self.names = frozenset(p.name for p in own)
+        self.defaults = {p.name: p.default for p in own if p.default is not p.empty}
+        self.required = [p.name for p in own if p.default is p.empty]
+        self.checks = _checks(body)
+
+    def settings(self, given: Mapping[str, Any], input: Tensor | None = None) -> dict[str, Any]:
+        """Every hyperparameter by name: what is given, checked, and defaults for the others."""
+        for name in given:
+            if name not in self.names:
+                raise TypeError(f"{self.name}() got an unexpected keyword argument {name!r}")
+        for name in self.required:
+            if name not in given:
+                raise TypeError(f"{self.name}() needs the keyword argument `{name}`")
+        for name, rule in self.checks:
+            if name in given:
+                rule.check(name, given[name], input)
+        return {**self.defaults, **given}
+
+
+def _checks(body: Callable[..., Any]) -> list[tuple[str, Any]]:
+    try:
+        hints = get_type_hints(body, include_extras=True)
+    except NameError:  # of a user's own names; there is nothing of ours among them
+        return []
+    return [
+        (name, rule)
+        for name, hint in hints.items()
+        for rule in _rules(hint)
+        if isinstance(rule, (Range, PerClass))
+    ]
+
+
+def _rules(hint: Any) -> list[Any]:
+    """What is annotated, also inside ``... | None``."""
+    nested = [rule for part in getattr(hint, "__args__", ()) for rule in _rules(part)]
+    return [*getattr(hint, "__metadata__", ()), *nested]

@@ -1,0 +1,80 @@
+"""The losses by name, with what is known about each: facts as data.
+
+The catalog drives :mod:`xent.nn`, the laws in the tests, the reference page and ``xent losses``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, TypeVar
+
+F = TypeVar("F", bound=Callable[..., Any])
+Targets = Literal["classes", "soft", "binary", "other"]
+
+
+class Member(NamedTuple):
+    """A loss and the facts about it, at its default hyperparameters.
+
+    Attributes:
+        name: its name in :mod:`xent`.
+        function: the loss.
+        targets: ``"classes"`` if it takes one class per row (most take soft targets, too),
+            ``"soft"`` if a distribution per row, ``"binary"`` if a number in [0, 1] per logit,
+            ``"other"`` where the function explains it.
+        proper: whether its expectation under a distribution is least where that distribution is
+            predicted, and nowhere else.
+        bounded: whether there is a largest loss of a row.
+        convex: whether it is convex in the logits.
+        symmetric: whether the losses of all possible targets add up to a constant, which makes it
+            robust to labels that are wrong uniformly at random.
+        second_pass: whether it sweeps the logits more than once, or keeps tensors of their size.
+    """
+
+    name: str
+    function: Callable[..., Any]
+    targets: Targets
+    proper: bool
+    bounded: bool
+    convex: bool
+    symmetric: bool
+    second_pass: bool
+
+    @property
+    def room(self) -> str:
+        """The module of :mod:`xent.losses` it lives in."""
+        return self.function.__module__.rpartition(".")[2]
+
+    @property
+    def summary(self) -> str:
+        """The first line of its docstring."""
+        return (self.function.__doc__ or "").strip().partition("\n")[0]
+
+    def needs(self, **hyperparameters: Any) -> tuple[str, ...]:
+        """The statistics it asks for on top of those every loss has."""
+        asked = getattr(self.function, "needs", None)
+        return asked(**hyperparameters) if asked else ()
+
+
+CATALOG: dict[str, Member] = {}
+
+
+def member(
+    targets: Targets = "classes",
+    *,
+    proper: bool,
+    bounded: bool = False,
+    convex: bool,
+    symmetric: bool = False,
+    second_pass: bool = False,
+) -> Callable[[F], F]:
+    """Enter a loss into the catalog. A decorator; the facts are those of :class:`Member`."""
+
+    def enter(function: F) -> F:
+        name = function.__name__
+        assert name not in CATALOG, name
+        CATALOG[name] = Member(
+            name, function, targets, proper, bounded, convex, symmetric, second_pass
+        )
+        return function
+
+    return enter

@@ -1,0 +1,181 @@
+"""What a user may ask of rows of logits without a loss: their statistics, and which engine runs."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ._check import vector_of_classes
+from .engines import Explanation, choose, measure
+from .engines.problem import Problem
+from .logits import make_transform
+from .row_statistics import INDEX_ONLY, REQUESTS, RowStatistics
+from .targets import class_axis, read_target
+
+
+def statistics(
+    input: Tensor,
+    target: Tensor,
+    *,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    logit_scale: float | Tensor | None = None,
+    softcap: float | None = None,
+    class_bias: Tensor | None = None,
+    entropy: bool = False,
+    mean: bool = False,
+    top: bool = False,
+    squares: bool = False,
+    cubes: bool = False,
+    class_scale: Tensor | None = None,
+    first_class: int | None = None,
+    engine: str = "auto",
+) -> RowStatistics:
+    """The row statistics themselves: log-odds, log-probability, lse and more; differentiable.
+
+    Args:
+        input: logits, ``(C,)``, ``(N, C)`` or ``(N, C, d1, ...)``.
+        target: class indices (int64 or uint8) in the shape of the rows, ``()``, ``(N,)`` or
+            ``(N, d1, ...)``; or probabilities in the shape of ``input``.
+        weight: class weights, ``(C,)``. They scale ``mass``, soft targets and ``mean``.
+        ignore_index: class index that marks rows to leave out.
+        logit_scale: factor on the logits, a number or one per row.
+        softcap: replaces logits ``z`` by ``softcap * tanh(z / softcap)``, after the scale.
+        class_bias: added to the logits, ``(C,)``, after scale and softcap.
+        entropy: also compute the entropy of the predictions.
+        mean: also compute the mean logit.
+        top: also find the largest logit and its class, and the same among the classes that are not
+            the target (index targets).
+        squares: also sum the squared probabilities of the classes that are not the target.
+        cubes: likewise the third powers.
+        class_scale: factor on the logits of each class, ``(C,)``, after scale and softcap and
+            before ``class_bias``.
+        first_class: for logits that are one shard of the classes: the number of the first one.
+            Targets outside the shard are then absent rather than wrong, and the statistics of all
+            shards :meth:`~xent.RowStatistics.merge` into those of the whole.
+        engine: ``"auto"``, ``"native"`` or ``"reference"``; see :func:`xent.explain`.
+
+    Returns:
+        :class:`xent.RowStatistics`, float64, in nats.
+
+    Raises:
+        ValueError: for shapes that do not fit, a class index out of range, or an engine that
+            cannot do it.
+        TypeError: for dtypes that do not fit.
+
+    Example:
+        >>> import torch, xent
+        >>> logits = torch.tensor([[2.0, 1.0, 0.0], [0.0, 0.0, 0.0]])
+        >>> s = xent.statistics(logits, torch.tensor([0, 2]), entropy=True)
+        >>> [round(v, 4) for v in s.prob.tolist()], [round(v, 4) for v in s.entropy.tolist()]
+        ([0.6652, 0.3333], [0.8324, 1.0986])
+
+        Two halves of the classes, merged:
+
+        >>> a = xent.statistics(logits[:, :1], torch.tensor([0, 2]), first_class=0)
+        >>> b = xent.statistics(logits[:, 1:], torch.tensor([0, 2]), first_class=1)
+        >>> [round(v, 4) for v in a.merge(b).prob.tolist()]
+        [0.6652, 0.3333]
+    """
+    wanted = (entropy, mean, top, squares, cubes)
+    requests = tuple(name for name, on in zip(REQUESTS, wanted, strict=True) if on)
+    problem = make_problem(
+        input, target, weight, ignore_index, logit_scale, softcap, class_bias, requests,
+        first_class=first_class, class_scale=class_scale, mean_weight=weight,
+    )  # fmt: skip
+    return measure(problem, engine)
+
+
+def explain(
+    input: Tensor,
+    target: Tensor,
+    *,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    logit_scale: float | Tensor | None = None,
+    softcap: float | None = None,
+    class_bias: Tensor | None = None,
+    engine: str = "auto",
+) -> Explanation:
+    """Which engine a call with these arguments takes, and why. Computes nothing.
+
+    Args:
+        input: logits, as for :func:`statistics`, and so are the other arguments.
+        target: class indices or probabilities.
+        weight: class weights.
+        ignore_index: class index that marks rows to leave out.
+        logit_scale: factor on the logits.
+        softcap: cap on the logits.
+        class_bias: added to the logits.
+        engine: the engine to ask for.
+
+    Returns:
+        An :class:`Explanation`: ``engine``, ``reason`` and ``gradient``; prints as text.
+
+    Raises:
+        ValueError: if a named engine cannot do it; the message says why.
+
+    Example:
+        >>> import torch, xent
+        >>> plan = xent.explain(torch.randn(4, 10), torch.tensor([0, 1, 2, 3]), engine="reference")
+        >>> print(plan)
+        engine: reference (as asked)
+        gradient: autograd on plain tensor operations
+    """
+    problem = make_problem(input, target, weight, ignore_index, logit_scale, softcap, class_bias, ())
+    return choose(problem, engine)
+
+
+def make_problem(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+    logit_scale: float | Tensor | None,
+    softcap: float | None,
+    class_bias: Tensor | None,
+    requests: tuple[str, ...],
+    *,
+    first_class: int | None = None,
+    class_scale: Tensor | None = None,
+    mean_weight: Tensor | None = None,
+    target_table: Tensor | None = None,
+) -> Problem:
+    """Check the arguments of a call against each other, and put them the way engines take them."""
+    checked = read_target(input, target, ignore_index, first_class)
+    axis = class_axis(input)
+    rows = input.shape[:axis] + input.shape[axis + 1 :]
+    classes = input.shape[axis]
+    transform = make_transform(
+        logit_scale, softcap, class_bias, rows, classes, input.device, class_scale
+    )
+    if target_table is not None:
+        checked = checked._replace(table=target_table, soft=True)
+    if checked.soft and set(requests) & set(INDEX_ONLY):
+        raise ValueError("squares and cubes are known for class indices only, not for soft targets")
+    if mean_weight is not None:
+        vector_of_classes("mean_weight", mean_weight, classes, input.device)
+    if weight is not None:
+        vector_of_classes("weight", weight, classes, input.device)
+        same = weight.dtype == input.dtype or checked.soft or autocasts(input)
+        if not same:
+            raise TypeError(
+                f"expected `weight` of the logits' dtype {input.dtype} but found {weight.dtype}; "
+                f"call weight.to(input.dtype)"
+            )
+    return Problem(input, checked, transform, weight, requests, mean_weight)
+
+
+def autocasts(input: Tensor) -> bool:
+    """Whether autocast is on; it computes losses in float32, and so do we, without the copy."""
+    return torch.is_autocast_enabled(input.device.type)
+
+
+def result_dtype(problem: Problem) -> torch.dtype:
+    """The dtype of a loss: what PyTorch's promotion makes of logits, soft targets and weights."""
+    dtype = problem.logits.dtype
+    if problem.target.soft and problem.target.table is None:
+        dtype = torch.promote_types(dtype, problem.target.values.dtype)
+        if problem.class_weight is not None:
+            dtype = torch.promote_types(dtype, problem.class_weight.dtype)
+    return torch.float32 if autocasts(problem.logits) and dtype.itemsize < 4 else dtype

@@ -1,0 +1,112 @@
+"""From one value per row to what the caller asked for: weights, sum or mean, and its divisor."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ._check import finite_number, one_of
+from .engines import transforms_active
+
+Reduction = Literal["none", "mean", "sum"]
+
+
+def stable_sum(values: Tensor) -> Tensor:
+    """The sum, with the same bits for any number of threads.
+
+    PyTorch splits long sums over threads; rows of a matrix it sums one by one.
+    """
+    values = values.flatten()
+    width = 4096
+    while values.numel() > width and not torch.compiler.is_compiling():
+        whole = values.numel() // width * width
+        parts = values[:whole].view(-1, width).sum(-1)
+        values = torch.cat([parts, values[whole:].sum().unsqueeze(0)])
+    return values.sum()
+
+
+def reduce_rows(
+    values: Tensor,
+    kept: Tensor | None,
+    mass: Tensor,
+    *,
+    reduction: str,
+    normalizer: float | Tensor | str | None,
+    row_weight: Tensor | None,
+    empty: str,
+) -> Tensor:
+    """Weigh and add up one value per row.
+
+    Rows that are not ``kept`` count for nothing, whatever they hold. ``mass`` is what each row adds
+    to the divisor of the mean.
+    """
+    if kept is not None:
+        values = torch.where(kept, values, 0.0)
+    if row_weight is not None:
+        values = values * row_weight
+    if reduction == "none":
+        return values
+    total = stable_sum(values)
+    if reduction == "sum":
+        return total
+    if normalizer is None or normalizer == "weight":
+        divisor = stable_sum(mass if row_weight is None else mass * row_weight)
+    elif isinstance(normalizer, str):
+        counted = torch.ones_like(mass) if kept is None else torch.where(kept, 1.0, 0.0)
+        divisor = stable_sum(counted)
+    else:
+        divisor = torch.as_tensor(normalizer, dtype=total.dtype, device=total.device)
+    if empty == "zero":
+        divisor = torch.where(divisor == 0, 1.0, divisor)
+    return total / divisor
+
+
+def check_reduction(
+    reduction: str, normalizer: float | Tensor | str | None, row_weight: Tensor | None, empty: str,
+    rows: torch.Size,
+) -> Tensor | None:  # fmt: skip
+    """Check the options of :func:`reduce_rows`; the row weights come back ready for use."""
+    one_of("reduction", reduction, ("none", "mean", "sum"))
+    one_of("empty", empty, ("nan", "zero"))
+    if normalizer is not None:
+        if reduction != "mean":
+            raise ValueError(
+                f'`normalizer` replaces what reduction="mean" divides by; with '
+                f"reduction={reduction!r} nothing is divided. Leave one of the two out"
+            )
+        if isinstance(normalizer, str):
+            one_of("normalizer", normalizer, ("weight", "count"))
+        elif isinstance(normalizer, Tensor):
+            if normalizer.ndim:
+                raise ValueError(
+                    f"`normalizer` must be a number or a 0-d tensor, got shape "
+                    f"{tuple(normalizer.shape)}"
+                )
+        else:
+            finite_number("normalizer", normalizer)
+    if row_weight is None:
+        return None
+    if not isinstance(row_weight, Tensor):
+        raise TypeError(f"`row_weight` must be a torch.Tensor, got {type(row_weight).__name__}")
+    if row_weight.shape != rows:
+        raise ValueError(
+            f"`row_weight` must hold one number per row, shape {tuple(rows)}; got shape "
+            f"{tuple(row_weight.shape)}"
+        )
+    _refuse_signed_mean(row_weight, reduction, normalizer)
+    return row_weight.to(torch.float64) if row_weight.device.type != "mps" else row_weight
+
+
+def _refuse_signed_mean(row_weight: Tensor, reduction: str, normalizer: object) -> None:
+    """A mean over signed weights divides by their sum, which may be anything, even zero."""
+    if reduction != "mean" or normalizer is not None or row_weight.device.type != "cpu":
+        return
+    if torch.compiler.is_compiling() or transforms_active():
+        return
+    if bool((row_weight < 0).any()):
+        raise ValueError(
+            '`row_weight` has negative entries, and reduction="mean" would divide by their sum. '
+            'Say what to divide by: normalizer="count" for the number of rows, or a number'
+        )
