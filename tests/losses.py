@@ -45,11 +45,14 @@ class Loss:
 
     name: str
     call: Callable[..., Any]
-    formula: Callable[..., Tensor]  # (z (N, V) float64, y (N,)), class weight (N,) -> (N,)
+    formula: Callable[..., Tensor]  # (z (N, V) float64, y (N,), settings) -> (N,)
     per_class: tuple[str, ...] = ()  # options that hold one number per class
     options: dict[str, Any] = field(default_factory=dict)
     shift_invariant: bool = True
     weighted: bool = True  # whether one-hot targets see the class weights as index targets do
+    soft: bool = True  # whether it takes soft targets at all
+    raw: bool = False  # whether the formula takes logits without their scale and bias
+    offset: bool = False  # whether it subtracts numbers of the height of the logits
 
     def settings(self, classes: int, dtype: torch.dtype = torch.float64) -> dict[str, Any]:
         """The keyword arguments, for so many classes."""
@@ -65,23 +68,25 @@ class Loss:
     def truth(self, input: Tensor, target: Tensor) -> Tensor:
         """One value per row of (N, V) logits and (N,) classes, in float64."""
         s = self.settings(input.shape[1], input.dtype)
+        if self.raw:
+            return self.formula(input.double(), target, s)
         z = input.double() * s.get("logit_scale", 1.0)
         if "softcap" in s:
             z = s["softcap"] * torch.tanh(z / s["softcap"])
         if "class_bias" in s:
             z = z + s["class_bias"].double()
-        return self.formula(z, target, s.get("weight"))
+        return self.formula(z, target, s)
 
 
-def _parts(z: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def parts(z: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     log_p = torch.log_softmax(z, -1)
     return log_p, log_p.gather(-1, y[:, None])[:, 0], z.gather(-1, y[:, None])[:, 0]
 
 
 def _cross_entropy(smoothing: float = 0.0, z_loss: float = 0.0) -> Callable[..., Tensor]:
-    def formula(z: Tensor, y: Tensor, weight: Tensor | None) -> Tensor:
-        w = torch.ones(z.shape[1], dtype=torch.float64) if weight is None else weight.double()
-        log_p, log_p_y, _ = _parts(z, y)
+    def formula(z: Tensor, y: Tensor, s: dict[str, Any]) -> Tensor:
+        w = s.get("weight", torch.ones(z.shape[1])).double()
+        log_p, log_p_y, _ = parts(z, y)
         smooth = -(w * log_p).mean(-1)
         loss = (1 - smoothing) * -w[y] * log_p_y + smoothing * smooth
         return loss + z_loss * w[y] * torch.logsumexp(z, -1).square()
@@ -89,22 +94,22 @@ def _cross_entropy(smoothing: float = 0.0, z_loss: float = 0.0) -> Callable[...,
     return formula
 
 
-def _focal(z: Tensor, y: Tensor, weight: Tensor | None) -> Tensor:
-    log_p = _parts(z, y)[1]
-    return -((1 - log_p.exp()) ** 2) * log_p * (1 if weight is None else weight.double()[y])
+def _focal(z: Tensor, y: Tensor, s: dict[str, Any]) -> Tensor:
+    log_p = parts(z, y)[1]
+    return -((1 - log_p.exp()) ** 2) * log_p * s.get("weight", torch.ones(z.shape[1])).double()[y]
 
 
-def _entropy_regularised(z: Tensor, y: Tensor, _: Tensor | None) -> Tensor:
-    log_p, log_p_y, _target = _parts(z, y)
+def _entropy_regularised(z: Tensor, y: Tensor, _: dict[str, Any]) -> Tensor:
+    log_p, log_p_y, _target = parts(z, y)
     return -log_p_y + 0.1 * (log_p.exp() * log_p).sum(-1)
 
 
-def _above_average(z: Tensor, y: Tensor, _: Tensor | None) -> Tensor:
-    return torch.nn.functional.softplus(z.mean(-1) - _parts(z, y)[2])
+def _above_average(z: Tensor, y: Tensor, _: dict[str, Any]) -> Tensor:
+    return torch.nn.functional.softplus(z.mean(-1) - parts(z, y)[2])
 
 
-def _everything(z: Tensor, y: Tensor, _: Tensor | None) -> Tensor:
-    log_p, log_p_y, _target = _parts(z, y)
+def _everything(z: Tensor, y: Tensor, _: dict[str, Any]) -> Tensor:
+    log_p, log_p_y, _target = parts(z, y)
     lse, entropy = torch.logsumexp(z, -1), -(log_p.exp() * log_p).sum(-1)
     chosen = torch.nn.functional.one_hot(y, z.shape[1]).bool()
     rest = torch.logsumexp(z.masked_fill(chosen, -torch.inf), -1)
@@ -116,11 +121,16 @@ CE = xent.cross_entropy
 LOSSES = [
     Loss("plain", CE, _cross_entropy()),
     Loss("weight", CE, _cross_entropy(), ("weight",)),
-    Loss("label_smoothing", CE, _cross_entropy(0.1), options={"label_smoothing": 0.1}),
-    Loss("smoothing+weight", CE, _cross_entropy(0.3), ("weight",), {"label_smoothing": 0.3}),
+    Loss(
+        "label_smoothing", CE, _cross_entropy(0.1), options={"label_smoothing": 0.1}, offset=True
+    ),
+    Loss(
+        "smoothing+weight", CE, _cross_entropy(0.3), ("weight",), {"label_smoothing": 0.3},
+        offset=True,
+    ),
     Loss("z_loss", CE, _cross_entropy(0, 0.01), ("weight",), {"z_loss": 0.01}, False),
     Loss("softcap", CE, _cross_entropy(), (), {"softcap": 3.0}, False),
-    Loss("class_bias", CE, _cross_entropy(), ("class_bias",)),
+    Loss("class_bias", CE, _cross_entropy(), ("class_bias",), offset=True),
     Loss("logit_scale", CE, _cross_entropy(), (), {"logit_scale": 0.7}),
     Loss(
         "all at once", CE, _cross_entropy(0.1, 0.01), ("weight", "class_bias"),
@@ -129,6 +139,6 @@ LOSSES = [
     Loss("focal", focal, _focal),
     Loss("focal+weight", focal, _focal, ("weight",), weighted=False),
     Loss("entropy", entropy_regularised, _entropy_regularised),
-    Loss("mean", above_average, _above_average),
+    Loss("mean", above_average, _above_average, offset=True),
     Loss("everything", everything, _everything, shift_invariant=False),
 ]  # fmt: skip

@@ -116,9 +116,14 @@ def row_loss(
         engine: str = "auto",
         **hyperparameters: Any,
     ) -> Tensor | tuple[Tensor, RowStatistics]:
+        if not soft:
+            _refuse_probabilities(body.__name__, input, target)
         settings = hyper.settings(hyperparameters, input)
         options: dict[str, Any] = {"logit_scale": logit_scale, "class_bias": class_bias}
-        options |= {name: set_by(**settings) for name, set_by in sets.items()}
+        for name, set_by in sets.items():
+            if options.get(name) is not None:
+                raise TypeError(f"{body.__name__}() sets `{name}` itself; leave it out")
+            options[name] = set_by(**settings)
         if weighted:
             options.setdefault("mean_weight", weight)
         problem = make_problem(
@@ -126,11 +131,6 @@ def row_loss(
             requests=_check_needs(asked(**settings)), **options,
         )  # fmt: skip
         labelled = problem.target.labelled
-        if not (soft or labelled):
-            raise ValueError(
-                f"{body.__name__} takes one class per row, and `target` has the shape of `input`, "
-                f"which makes it probabilities. Pass class indices, target.argmax(1) say"
-            )
         row_weight = check_reduction(reduction, normalizer, row_weight, empty, problem.rows)
         if inplace_backward:
             _refuse_shared_logits(input)
@@ -168,6 +168,15 @@ def _check_needs(names: tuple[str, ...]) -> tuple[str, ...]:
     for name in names:
         one_of("needs", name, REQUESTS)
     return tuple(names)
+
+
+def _refuse_probabilities(name: str, input: Tensor, target: Tensor) -> None:
+    tensors = isinstance(input, Tensor) and isinstance(target, Tensor)
+    if tensors and target.is_floating_point() and target.shape == input.shape:
+        raise ValueError(
+            f"{name} takes one class per row, and `target` has the shape of `input`, which makes it "
+            f"probabilities. Pass class indices, target.argmax(1) say"
+        )
 
 
 def _refuse_shared_logits(input: Tensor) -> None:

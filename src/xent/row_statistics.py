@@ -104,8 +104,9 @@ class RowStatistics:
         mass: *constant*. Weight of the row: the class weight of its target class (1 without
             weights, 0 if the row is ignored), or the sum of its (weighted) soft target.
         soft: whether the targets are probabilities rather than class indices.
-        label: *constant*. Class of the target, int64; None for soft targets. An ignored row keeps
-            its ``ignore_index``.
+        label: *constant*. Class of the target, int64, negative in ignored rows; None for soft
+            targets.
+        classes: number of classes, masked ones included.
 
     On request only (``entropy=True`` and so on):
         entropy: entropy of the predicted distribution.
@@ -140,6 +141,7 @@ class RowStatistics:
     mass: Tensor
     soft: bool = False
     label: Tensor | None = None
+    classes: int = 0
     entropy_: Tensor | None = None
     mean_: Tensor | None = None
     mean_mass_: Tensor | None = None
@@ -164,7 +166,7 @@ class RowStatistics:
     @property
     def miss(self) -> Tensor:
         """Probability of everything but the target, ``1 - prob`` with all its digits."""
-        return torch.sigmoid(-self.log_odds)
+        return self.log_miss.exp()  # the derivative of sigmoid is formed from 1 - sigmoid
 
     @property
     def rest(self) -> Tensor:
@@ -257,6 +259,7 @@ class RowStatistics:
         first_class: int = 0,
         constant_masses: bool = True,
         label: Tensor | None = None,
+        classes: int = 0,
     ) -> RowStatistics:
         """Name the rows of the (fields, ...) table that an engine answers with.
 
@@ -282,6 +285,7 @@ class RowStatistics:
             mass=row["mass"],
             soft=soft,
             label=label,
+            classes=classes,
             **extra,
         )
 
@@ -367,7 +371,8 @@ class RowStatistics:
             log_odds = torch.where(target == -torch.inf, target, target - rest)
             log_prob = torch.nn.functional.logsigmoid(log_odds)
         label = b.label if a.label is None else a.label
-        merged = RowStatistics(log_odds, log_prob, target, lse, mass, a.soft, label)
+        classes = a.classes + b.classes
+        merged = RowStatistics(log_odds, log_prob, target, lse, mass, a.soft, label, classes)
         extra: dict[str, Tensor] = {}
         if a.entropy_ is not None and b.entropy_ is not None:
             # The chain rule of entropy: within the parts, and between them.

@@ -29,6 +29,14 @@ class Target(NamedTuple):
         """Whether ``values`` are class indices, among which rows may be ignored."""
         return not self.soft or self.table is not None
 
+    def labels(self) -> Tensor | None:
+        """The class of each row, negative where it is ignored."""
+        if not self.labelled:
+            return None
+        if self.ignore_index < 0:
+            return self.values
+        return torch.where(self.values == self.ignore_index, -1, self.values)
+
 
 def class_axis(input: Tensor) -> int:
     """Where the classes are: axis 0 of a single row, axis 1 of everything else."""

@@ -100,7 +100,8 @@ def measure(
         problem.target.soft,
         problem.target.first_class,
         constant_masses=not plain_operations,
-        label=problem.target.values if problem.target.labelled else None,
+        label=problem.target.labels(),
+        classes=problem.classes,
     )
 
 

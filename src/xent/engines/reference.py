@@ -99,8 +99,10 @@ def row_statistics(problem: Problem) -> Tensor:
             fields["rest_top_logit"] = rest.gather(-1, rest_top)[..., 0].to(wide)
     for power, name in ((2, "squares"), (3, "cubes")):
         if name in p.requests:  # relative to the shift, so that nothing overflows
-            total = torch.exp(power * -below_shift).sum(-1, dtype=wide)
-            fields[f"rest_{name}"] = total * torch.exp(power * (finite_shift - lse))
+            total = torch.exp(-power * below_shift).sum(-1, dtype=wide)
+            # exp(shift - lse); the derivative of torch.sigmoid is formed from 1 - sigmoid
+            share = F.logsigmoid(-d).exp() / torch.where(empty, 1.0, sum_)
+            fields[f"rest_{name}"] = total * share**power
     if "entropy" in p.requests:
         masked = rest == -INF
         spread = (e * torch.where(masked, 0, below_shift)).sum(-1, dtype=wide)

@@ -1,6 +1,99 @@
 """The family. A body is a few lines on the row statistics."""
 
 from .catalog import CATALOG, Member
-from .classification import cross_entropy, focal_loss
+from .classification import cross_entropy
+from .evolved import baikal_cma_loss, baikal_loss, ngl_loss, taylorglo_loss
+from .imbalance import (
+    adjust_logits,
+    balanced_softmax_loss,
+    deferred_weights,
+    effective_number_weights,
+    hardest_loss,
+    ldam_loss,
+    logit_adjusted_loss,
+    pc_softmax_loss,
+    recall_loss,
+    vs_loss,
+)
+from .margin import arcface_loss, cosface_loss, large_margin_loss
+from .modulated import (
+    brier_loss,
+    complementary_loss,
+    confidence_penalty_loss,
+    crammer_singer_loss,
+    focal_loss,
+    poly1_loss,
+    smoothed_cross_entropy,
+    taylor_cross_entropy,
+    unlikelihood_loss,
+)
+from .noise import (
+    backward_corrected_cross_entropy,
+    flip_labels,
+    forward_corrected_cross_entropy,
+    pair_noise_matrix,
+    symmetric_noise_backward,
+    symmetric_noise_forward,
+    symmetric_noise_matrix,
+)
+from .robust import (
+    bootstrap_loss,
+    generalized_cross_entropy,
+    hard_bootstrap_loss,
+    mae_loss,
+    nce_mae_loss,
+    nce_rce_loss,
+    normalized_cross_entropy,
+    reverse_cross_entropy,
+    symmetric_cross_entropy,
+    truncated_generalized_cross_entropy,
+)
 
-__all__ = ["CATALOG", "Member", "cross_entropy", "focal_loss"]
+__all__ = [
+    "CATALOG",
+    "Member",
+    "adjust_logits",
+    "arcface_loss",
+    "backward_corrected_cross_entropy",
+    "baikal_cma_loss",
+    "baikal_loss",
+    "balanced_softmax_loss",
+    "bootstrap_loss",
+    "brier_loss",
+    "complementary_loss",
+    "confidence_penalty_loss",
+    "cosface_loss",
+    "crammer_singer_loss",
+    "cross_entropy",
+    "deferred_weights",
+    "effective_number_weights",
+    "flip_labels",
+    "focal_loss",
+    "forward_corrected_cross_entropy",
+    "generalized_cross_entropy",
+    "hard_bootstrap_loss",
+    "hardest_loss",
+    "large_margin_loss",
+    "ldam_loss",
+    "logit_adjusted_loss",
+    "mae_loss",
+    "nce_mae_loss",
+    "nce_rce_loss",
+    "ngl_loss",
+    "normalized_cross_entropy",
+    "pair_noise_matrix",
+    "pc_softmax_loss",
+    "poly1_loss",
+    "recall_loss",
+    "reverse_cross_entropy",
+    "smoothed_cross_entropy",
+    "symmetric_cross_entropy",
+    "symmetric_noise_backward",
+    "symmetric_noise_forward",
+    "symmetric_noise_matrix",
+    "taylor_cross_entropy",
+    "taylorglo_loss",
+    "truncated_generalized_cross_entropy",
+    "unlikelihood_loss",
+    "vs_loss",
+]

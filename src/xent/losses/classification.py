@@ -9,7 +9,6 @@ from torch import Tensor
 
 from .._check import finite_number
 from ..engines import plain_cross_entropy
-from ..hyperparameters import NonNegative
 from ..reduction import Reduction
 from ..row_loss import row_loss
 from ..row_statistics import RowStatistics
@@ -146,28 +145,3 @@ def _legacy_reduction(size_average: bool | None, reduce: bool | None) -> Reducti
     if reduce is False:
         return "none"
     return "sum" if size_average is False else "mean"
-
-
-@member(proper=False, convex=False)
-@row_loss(soft=False)
-def focal_loss(s: RowStatistics, gamma: NonNegative = 2.0) -> Tensor:
-    r"""Cross-entropy that pays less for what is already right.
-
-    .. math:: \ell = -(1 - p_y)^\gamma \log p_y
-
-    ``1 - p`` comes from the log-odds, so neither the loss nor its gradient turns into NaN or 0 at
-    probability 1, for ``gamma`` below 1 either.
-
-    Args:
-        gamma: how strongly rows that are right are turned down; 0 is cross-entropy.
-
-    Example:
-        >>> import torch, xent
-        >>> logits = torch.tensor([[2.0, 0.0], [0.0, 2.0]])
-        >>> xent.focal_loss(logits, torch.tensor([0, 0]), reduction="none")
-        tensor([0.0018, 1.6502])
-
-    References:
-        Lin et al., *Focal loss for dense object detection*, ICCV 2017.
-    """
-    return -(gamma * s.log_miss).exp() * s.log_prob

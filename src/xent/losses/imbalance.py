@@ -1,0 +1,341 @@
+"""Class imbalance: weights, priors and margins from how often the classes occur.
+
+``counts`` are numbers of rows per class, ``(C,)``, floating point; probabilities do as well, since
+only their ratios matter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._check import finite_number, is_tensor
+from ..hyperparameters import Counts, NonNegative, Number, Positive
+from ..row_loss import row_loss
+from ..row_statistics import RowStatistics
+from ..targets import class_axis
+from .catalog import member
+from .classification import cross_entropy
+from .margin import OWN_SCALE, lowered_cross_entropy
+
+# ---- weights ------------------------------------------------------------------------------------
+
+
+def effective_number_weights(counts: Tensor, beta: float = 0.9999) -> Tensor:
+    r"""Class weights by the effective number of rows, :math:`(1 - \beta) / (1 - \beta^{n_c})`.
+
+    Args:
+        counts: rows per class, ``(C,)``. A class without rows gets weight 0.
+        beta: in [0, 1]: 0 gives equal weights, 1 (the limit) inverse frequencies.
+
+    Returns:
+        Weights, ``(C,)``, that sum to the number of classes; for ``weight=``.
+
+    Raises:
+        ValueError: for ``beta`` outside [0, 1], negative counts, or counts that are all 0.
+        TypeError: if ``counts`` is not a floating-point tensor.
+
+    Example:
+        >>> import torch, xent
+        >>> xent.effective_number_weights(torch.tensor([100.0, 10.0]), beta=0.99)
+        tensor([0.2621, 1.7379])
+
+    References:
+        Cui et al., *Class-balanced loss based on effective number of samples*, CVPR 2019.
+    """
+    _check_counts(counts)
+    if not 0 <= finite_number("beta", beta) <= 1:
+        raise ValueError(f"`beta` must be between 0 and 1, got {beta}")
+    n = counts.double()
+    if beta == 1:
+        weights = 1 / n
+    else:
+        weights = (1 - beta) / -torch.expm1(n * torch.log(torch.tensor(beta, dtype=n.dtype)))
+    weights = torch.where(n > 0, weights, 0.0)
+    return (weights * (n.numel() / weights.sum())).to(counts.dtype)
+
+
+def deferred_weights(
+    counts: Tensor, epoch: int, start: int = 160, beta: float = 0.9999
+) -> Tensor | None:
+    """Class weights for deferred re-weighting: none until ``start``, then by effective number.
+
+    Args:
+        counts: rows per class, ``(C,)``.
+        epoch: the current epoch.
+        start: the epoch from which on rare classes weigh more.
+        beta: as for :func:`effective_number_weights`.
+
+    Returns:
+        None, or weights ``(C,)``: what ``weight=`` takes.
+
+    Raises:
+        ValueError: as :func:`effective_number_weights`.
+        TypeError: likewise.
+
+    Example:
+        >>> import torch, xent
+        >>> counts = torch.tensor([100.0, 10.0])
+        >>> xent.deferred_weights(counts, epoch=3), xent.deferred_weights(counts, 170, beta=0.99)
+        (None, tensor([0.2621, 1.7379]))
+
+    References:
+        Cao et al., *Learning imbalanced datasets with label-distribution-aware margin loss*, NeurIPS
+        2019.
+    """
+    return effective_number_weights(counts, beta) if epoch >= start else None
+
+
+def _check_counts(counts: Tensor) -> None:
+    is_tensor("counts", counts)
+    if not counts.is_floating_point():
+        raise TypeError(f"`counts` must be floating point, got {counts.dtype}; call .float()")
+    if counts.ndim != 1 or bool((counts < 0).any()) or not bool((counts > 0).any()):
+        raise ValueError(
+            f"`counts` must hold one number of rows per class, none negative and not all 0; got "
+            f"{counts.tolist() if counts.numel() < 20 else tuple(counts.shape)}"
+        )
+
+
+# ---- priors -------------------------------------------------------------------------------------
+
+
+def _log_prior(prior: Tensor, tau: float = 1.0, **_: object) -> Tensor:
+    return tau * torch.log(prior / prior.sum())
+
+
+@member(proper=False, convex=True)
+@row_loss(own={"class_bias": _log_prior}, weighted=True)
+def logit_adjusted_loss(s: RowStatistics, prior: Counts, tau: Number = 1.0) -> Tensor:
+    r"""Cross-entropy of the logits plus the log-priors: trains for balanced classes.
+
+    .. math:: \ell = -\log \frac{\pi_y^\tau e^{z_y}}{\sum_j \pi_j^\tau e^{z_j}}
+
+    What the model then predicts, without the priors, is the posterior as if all classes were equally
+    common. ``xent.balanced_softmax_loss`` and ``xent.pc_softmax_loss`` are the same function: the
+    balanced softmax is this at ``tau=1``, and the probability-corrected softmax differs from it by
+    the constant :math:`\log \pi_y` of each row.
+
+    Args:
+        prior: how often each class occurs, ``(C,)``: counts or probabilities. A class with 0 is
+            masked.
+        tau: how much of the prior to apply.
+
+    Example:
+        >>> import torch, xent
+        >>> prior = torch.tensor([90.0, 10.0])
+        >>> loss = xent.logit_adjusted_loss(torch.zeros(1, 2), torch.tensor([1]), prior=prior)
+        >>> f"{loss.item():.4f}"
+        '2.3026'
+
+    References:
+        Menon et al., *Long-tail learning via logit adjustment*, ICLR 2021. Ren et al., *Balanced
+        meta-softmax*, NeurIPS 2020. Qin et al., *Rethinking softmax with cross-entropy*, 2019.
+    """
+    return s.nll
+
+
+balanced_softmax_loss = pc_softmax_loss = logit_adjusted_loss
+
+
+def adjust_logits(input: Tensor, prior: Tensor, tau: float = 1.0) -> Tensor:
+    r"""Logits of a model trained with plain cross-entropy, corrected for balanced classes.
+
+    Subtracts :math:`\tau \log \pi`: post-hoc logit adjustment, for prediction.
+
+    Args:
+        input: logits, ``(C,)``, ``(N, C)`` or ``(N, C, d1, ...)``.
+        prior: how often each class occurs, ``(C,)``: counts or probabilities, all positive.
+        tau: how much of the prior to take out.
+
+    Returns:
+        Logits in the shape and dtype of ``input``.
+
+    Raises:
+        ValueError: for a prior that is not positive or not of the number of classes.
+        TypeError: for dtypes that do not fit.
+
+    Example:
+        >>> import torch, xent
+        >>> logits, prior = torch.tensor([[1.0, 0.0]]), torch.tensor([90.0, 10.0])
+        >>> xent.adjust_logits(logits, prior).argmax(1)
+        tensor([1])
+
+    References:
+        Menon et al., *Long-tail learning via logit adjustment*, ICLR 2021.
+    """
+    is_tensor("input", input)
+    _check_counts(prior)
+    axis = class_axis(input)
+    if prior.numel() != input.shape[axis] or not bool((prior > 0).all()):
+        raise ValueError(
+            f"`prior` must hold a positive number for each of the {input.shape[axis]} classes"
+        )
+    shape = [-1 if d == axis else 1 for d in range(input.ndim)]
+    return input - _log_prior(prior.double(), tau).to(input.dtype).view(shape)
+
+
+def _vs_scale(counts: Tensor, gamma: float = 0.3, **_: object) -> Tensor:
+    return (counts / counts.max()) ** gamma
+
+
+def _vs_bias(counts: Tensor, tau: float = 1.0, **_: object) -> Tensor:
+    return _log_prior(counts, tau)
+
+
+@member(proper=False, convex=True)
+@row_loss(own={"class_scale": _vs_scale, "class_bias": _vs_bias}, weighted=True)
+def vs_loss(
+    s: RowStatistics, counts: Counts, gamma: NonNegative = 0.3, tau: Number = 1.0
+) -> Tensor:
+    r"""Vector-scaling loss: cross-entropy of logits scaled and shifted class by class.
+
+    .. math:: \ell = -\log \mathrm{softmax}_y(\Delta \odot z + \iota), \qquad
+        \Delta_j = (n_j / n_{\max})^\gamma, \quad \iota_j = \tau \log \pi_j
+
+    The factor goes on acting where training is long and everything is fitted, when additive terms
+    and class weights no longer do.
+
+    Args:
+        counts: rows per class, ``(C,)``, all positive.
+        gamma: strength of the factors; 0 is logit adjustment.
+        tau: strength of the shifts.
+
+    Example:
+        >>> import torch, xent
+        >>> counts = torch.tensor([90.0, 10.0])
+        >>> loss = xent.vs_loss(torch.tensor([[1.0, 1.0]]), torch.tensor([1]), counts=counts)
+        >>> f"{loss.item():.4f}"
+        '2.7463'
+
+    References:
+        Kini et al., *Label-imbalanced and group-sensitive classification under overparameterization*,
+        NeurIPS 2021.
+    """
+    return s.nll
+
+
+# ---- margins ------------------------------------------------------------------------------------
+
+
+@member(proper=False, convex=True)
+@row_loss(soft=False, own=OWN_SCALE)
+def ldam_loss(
+    s: RowStatistics, counts: Counts, max_margin: NonNegative = 0.5, scale: Positive = 30.0
+) -> Tensor:
+    r"""Cross-entropy on cosines with larger margins for rarer classes.
+
+    .. math:: \psi = s (\cos\theta_y - m_y), \qquad m_j = m \, (n_j / n_{\min})^{-1/4}
+
+    The paper trains without weights first and then with :func:`xent.deferred_weights`.
+
+    Args:
+        counts: rows per class, ``(C,)``. A class without rows has the margin of the rarest.
+        max_margin: ``m``, the margin of the rarest class, in cosine.
+        scale: ``s``, what turns cosines into logits.
+
+    Example:
+        >>> import torch, xent
+        >>> counts = torch.tensor([90.0, 10.0])
+        >>> loss = xent.ldam_loss(torch.tensor([[0.5, 0.6]]), torch.tensor([1]), counts=counts)
+        >>> f"{loss.item():.4f}"
+        '12.0000'
+
+    References:
+        Cao et al., *Learning imbalanced datasets with label-distribution-aware margin loss*, NeurIPS
+        2019.
+    """
+    known = torch.where(counts > 0, counts, torch.inf)
+    rarest = known.min()
+    margins = max_margin * (torch.where(counts > 0, counts, rarest) / rarest) ** -0.25
+    return lowered_cross_entropy(s, scale * s.of_label(margins))
+
+
+# ---- re-weighting during training ---------------------------------------------------------------
+
+
+@member(proper=False, convex=False)
+@row_loss(needs="top", soft=False)
+def recall_loss(s: RowStatistics, smoothing: NonNegative = 1.0) -> Tensor:
+    r"""Cross-entropy whose classes weigh as much as the batch misses them.
+
+    .. math:: \ell_n = -w_{y_n} \log p_n, \qquad
+        w_c = \frac{\mathrm{FN}_c + a}{\mathrm{TP}_c + \mathrm{FN}_c + a}
+
+    The weights are constants of the batch. The mean divides by the number of rows (or their class
+    weight), not by these weights.
+
+    Args:
+        smoothing: ``a``, added to both counts, so that a class without misses keeps some weight.
+
+    Example:
+        >>> import torch, xent
+        >>> logits = torch.tensor([[2.0, 0.0], [2.0, 0.0], [2.0, 0.0]])
+        >>> xent.recall_loss(logits, torch.tensor([0, 0, 1]), reduction="none")
+        tensor([0.0423, 0.0423, 2.1269])
+
+    References:
+        Tian et al., *Recall loss for imbalanced image classification and semantic segmentation*,
+        2021.
+    """
+    label = s.label
+    assert label is not None
+    known = torch.where(label >= 0, label, s.classes).reshape(-1)  # ignored rows go into a bin apart
+    missed = (s.top != label).to(s.mass.dtype).reshape(-1)
+    empty = torch.zeros(s.classes + 1, dtype=s.mass.dtype, device=s.mass.device)
+    misses = empty.scatter_add(0, known, missed)
+    rows = empty.scatter_add(0, known, torch.ones_like(missed))
+    weights = (misses + smoothing) / (rows + smoothing)
+    return -s.of_label(weights[:-1]) * s.log_prob
+
+
+@member("other", proper=False, convex=False)
+def hardest_loss(
+    input: Tensor,
+    target: Tensor,
+    keep: float = 0.7,
+    *,
+    loss: Callable[..., Any] = cross_entropy,
+    ignore_index: int = -100,
+    **options: Any,
+) -> Tensor:
+    r"""Mean of the largest losses of a batch: online hard example mining, top-k loss.
+
+    Args:
+        input: logits, as ``loss`` takes them.
+        target: class indices.
+        keep: which part of the rows that are not ignored to keep, in (0, 1]; or how many, if it is
+            an integer.
+        loss: the loss to rank by and to average, any of :mod:`xent` that takes classes.
+        ignore_index: class index that marks rows to leave out.
+        **options: for ``loss``, ``weight=`` say.
+
+    Returns:
+        A scalar in the dtype of ``input``: the sum of the ``k`` largest divided by ``k``.
+
+    Raises:
+        ValueError: for ``keep`` out of range, and whatever ``loss`` raises.
+        TypeError: whatever ``loss`` raises.
+
+    Example:
+        >>> import torch, xent
+        >>> logits = torch.tensor([[2.0, 0.0], [0.0, 2.0], [0.0, 0.0]])
+        >>> f"{xent.hardest_loss(logits, torch.tensor([0, 0, 0]), keep=2).item():.4f}"
+        '1.4100'
+
+    References:
+        Shrivastava et al., *Training region-based object detectors with online hard example mining*,
+        CVPR 2016.
+    """
+    whole = isinstance(keep, int) and not isinstance(keep, bool)
+    if not (whole and keep >= 1) and not 0 < finite_number("keep", keep) <= 1:
+        raise ValueError(
+            f"`keep` must be a part in (0, 1], or a whole number of rows from 1 on; got {keep!r}"
+        )
+    rows = loss(input, target, ignore_index=ignore_index, reduction="none", **options).flatten()
+    kept = int((target != ignore_index).sum())
+    k = min(kept, int(keep)) if whole else -int(-keep * kept // 1)  # rounded up
+    return rows[target.flatten() != ignore_index].topk(k).values.mean()

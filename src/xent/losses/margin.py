@@ -1,0 +1,136 @@
+r"""Margins for logits that are cosines: the target is made harder before it is compared.
+
+    loss = -log sigmoid(psi(target) - rest)
+
+Only the target's logit changes, so a margin is a function of ``(target, rest)``. With a drop
+``target - psi`` the log-odds fall by as much, and nothing cancels. ``scale`` turns cosines into
+logits; the losses set it themselves.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from ..hyperparameters import NonNegative, Positive, Range
+from ..row_loss import row_loss
+from ..row_statistics import RowStatistics
+from .catalog import member
+
+
+def _scale(scale: float | Tensor, **_: object) -> float | Tensor:
+    return scale
+
+
+OWN_SCALE = {"logit_scale": _scale}
+
+
+def lowered_cross_entropy(s: RowStatistics, drop: Tensor | float) -> Tensor:
+    """Cross-entropy after the target's logit has fallen by ``drop``."""
+    return -logsigmoid(s.log_odds - drop)
+
+
+@member(proper=False, convex=True)
+@row_loss(soft=False, own=OWN_SCALE)
+def cosface_loss(s: RowStatistics, margin: NonNegative = 0.35, scale: Positive = 64.0) -> Tensor:
+    r"""Cross-entropy on cosines with a margin taken off the target's; large-margin cosine loss.
+
+    .. math:: \ell = -\log \frac{e^{s (\cos\theta_y - m)}}
+        {e^{s (\cos\theta_y - m)} + \sum_{j \ne y} e^{s \cos\theta_j}}
+
+    ``input`` holds cosines: products of normalised features with normalised class vectors.
+
+    Args:
+        margin: ``m``, in cosine.
+        scale: ``s``, what turns cosines into logits.
+
+    Example:
+        >>> import torch, xent
+        >>> cosines = torch.tensor([[0.8, 0.3, -0.2]])
+        >>> f"{xent.cosface_loss(cosines, torch.tensor([0]), scale=10.0).item():.4f}"
+        '0.2026'
+
+    References:
+        Wang et al., *CosFace: large margin cosine loss for deep face recognition*, CVPR 2018.
+    """
+    return lowered_cross_entropy(s, scale * margin)
+
+
+@member(proper=False, convex=False)
+@row_loss(soft=False, own=OWN_SCALE)
+def arcface_loss(
+    s: RowStatistics, margin: Annotated[float, Range(0, math.pi / 2)] = 0.5, scale: Positive = 64.0
+) -> Tensor:
+    r"""Cross-entropy on cosines with a margin added to the target's angle.
+
+    .. math:: \psi = \cos(\theta_y + m) \quad (\theta_y \le \pi - m), \qquad
+        \psi = \cos\theta_y - m \sin m \quad \text{beyond}
+
+    The second branch keeps ``psi`` falling where the angle would pass pi. ``input`` holds cosines.
+
+    Args:
+        margin: ``m``, in radians, at most pi / 2.
+        scale: what turns cosines into logits.
+
+    Example:
+        >>> import torch, xent
+        >>> cosines = torch.tensor([[0.8, 0.3, -0.2]])
+        >>> f"{xent.arcface_loss(cosines, torch.tensor([0]), scale=10.0).item():.4f}"
+        '0.2781'
+
+    References:
+        Deng et al., *ArcFace: additive angular margin loss for deep face recognition*, CVPR 2019.
+    """
+    cos = (s.target / scale).clamp(-1, 1)
+    # The sine has an infinite slope at the poles; below 1e-6 it counts as constant.
+    sin = ((1 - cos) * (1 + cos)).clamp(min=1e-12).sqrt()
+    turned = cos * math.cos(margin) - sin * math.sin(margin)
+    psi = torch.where(cos >= -math.cos(margin), turned, cos - margin * math.sin(margin))
+    return lowered_cross_entropy(s, scale * (cos - psi))
+
+
+@member(proper=False, convex=False)
+@row_loss(soft=False, own=OWN_SCALE)
+def large_margin_loss(
+    s: RowStatistics, margin: Annotated[int, Range(1)] = 4, scale: float | Tensor = 1.0
+) -> Tensor:
+    r"""Cross-entropy with the target's angle multiplied; large-margin softmax, SphereFace.
+
+    .. math:: \psi = (-1)^k \cos(m \theta_y) - 2k, \qquad k = \lfloor m \theta_y / \pi \rfloor
+
+    ``psi`` falls all the way from 1 at angle 0. ``input`` holds cosines; with the lengths of the
+    features for a scale per row the logits are those of an ordinary layer with normalised weights.
+
+    Args:
+        margin: ``m``, a whole number; 1 is cross-entropy.
+        scale: what turns cosines into logits, a number or one per row.
+
+    Example:
+        >>> import torch, xent
+        >>> cosines = torch.tensor([[0.8, 0.3, -0.2]])
+        >>> loss = xent.large_margin_loss(cosines, torch.tensor([0]), margin=2, scale=10.0)
+        >>> f"{loss.item():.4f}"
+        '0.8018'
+
+    References:
+        Liu et al., *Large-margin softmax loss for convolutional neural networks*, ICML 2016, and
+        *SphereFace*, CVPR 2017.
+    """
+    if margin != int(margin):
+        raise ValueError(f"`margin` must be a whole number, got {margin}")
+    cos = (s.target / scale).clamp(-1, 1)
+    turns = torch.floor(margin * torch.acos(cos.detach()) / math.pi).clamp(max=margin - 1)
+    psi = torch.where(turns % 2 == 0, 1.0, -1.0) * _chebyshev(cos, int(margin)) - 2 * turns
+    return lowered_cross_entropy(s, scale * (cos - psi))
+
+
+def _chebyshev(x: Tensor, n: int) -> Tensor:
+    """``cos(n arccos x)``, without the infinite slope of arccos."""
+    before, now = x, torch.ones_like(x)
+    for _ in range(n):
+        before, now = now, 2 * x * now - before
+    return now

@@ -1,0 +1,223 @@
+r"""Losses that weigh cross-entropy by how probable the target is already, or add to it.
+
+With ``p`` the probability of the target, all but three are functions of its log-odds alone. ``1 - p``
+comes from the log-odds too, never from a subtraction, so no row is too sure or too wrong for them.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+from torch import Tensor
+
+from ..hyperparameters import Counts, NonNegative, Range
+from ..row_loss import row_loss
+from ..row_statistics import RowStatistics
+from .catalog import member
+
+
+@member(proper=False, convex=False)
+@row_loss(soft=False)
+def focal_loss(s: RowStatistics, gamma: NonNegative = 2.0) -> Tensor:
+    r"""Cross-entropy that pays less for rows that are right already.
+
+    .. math:: \ell = -(1 - p)^\gamma \log p
+
+    Neither the loss nor its gradient turns into NaN at probability 1, where naive forms do for
+    ``gamma`` below 1. The balancing factor alpha of the paper is ``weight``.
+
+    Args:
+        gamma: how strongly rows that are right are turned down; 0 is cross-entropy.
+
+    Example:
+        >>> import torch, xent
+        >>> logits = torch.tensor([[2.0, 0.0], [0.0, 2.0]])
+        >>> xent.focal_loss(logits, torch.tensor([0, 0]), reduction="none")
+        tensor([0.0018, 1.6501])
+
+    References:
+        Lin et al., *Focal loss for dense object detection*, ICCV 2017.
+    """
+    if gamma == 0:  # (1 - p)^0 = 1 at p = 1, too
+        return -s.log_prob
+    return -(gamma * s.log_miss).exp() * s.log_prob
+
+
+@member(proper=False, convex=False)
+@row_loss(soft=False)
+def poly1_loss(s: RowStatistics, epsilon: Annotated[float, Range(-1)] = 2.0) -> Tensor:
+    r"""Cross-entropy with another weight for the first term of its series in ``1 - p``.
+
+    .. math:: \ell = -\log p + \epsilon (1 - p)
+
+    Args:
+        epsilon: what is added to the weight 1 of the first term, at least -1; 0 is cross-entropy.
+
+    Example:
+        >>> import torch, xent
+        >>> f"{xent.poly1_loss(torch.tensor([[2.0, 0.0]]), torch.tensor([0])).item():.4f}"
+        '0.3653'
+
+    References:
+        Leng et al., *PolyLoss*, ICLR 2022.
+    """
+    return -s.log_prob + epsilon * s.miss
+
+
+@member(proper=False, bounded=True, convex=False)
+@row_loss(soft=False)
+def taylor_cross_entropy(s: RowStatistics, terms: Annotated[int, Range(1)] = 2) -> Tensor:
+    r"""The first terms of the series of cross-entropy in ``1 - p``.
+
+    .. math:: \ell = \sum_{k=1}^{t} \frac{(1 - p)^k}{k}
+
+    Between the mean absolute error (one term, robust to wrong labels) and cross-entropy (all terms).
+
+    Args:
+        terms: how many terms.
+
+    Example:
+        >>> import torch, xent
+        >>> f"{xent.taylor_cross_entropy(torch.tensor([[2.0, 0.0]]), torch.tensor([0])).item():.4f}"
+        '0.1263'
+
+    References:
+        Feng et al., *Can cross entropy loss be robust to label noise?*, IJCAI 2020.
+    """
+    if terms != int(terms):
+        raise ValueError(f"`terms` must be a whole number, got {terms}")
+    total = torch.zeros_like(s.miss)
+    for k in range(int(terms), 0, -1):
+        total = s.miss * (total + 1 / k)
+    return total
+
+
+def _as_mean_weight(prior: Tensor | None, **_: object) -> Tensor | None:
+    return prior
+
+
+@member(proper=False, convex=True)
+@row_loss(needs="mean", soft=False, own={"mean_weight": _as_mean_weight})
+def smoothed_cross_entropy(
+    s: RowStatistics, smoothing: Annotated[float, Range(high=1)] = 0.1, prior: Counts | None = None
+) -> Tensor:
+    r"""Cross-entropy from labels that a prior is mixed into.
+
+    .. math:: \ell = -(1 - \epsilon) \log p - \epsilon \sum_j u_j \log p_j
+
+    What :func:`xent.cross_entropy` does with ``label_smoothing``, and beyond: any prior ``u``; a
+    negative amount, which sharpens (and undoes uniform label noise, see
+    :func:`xent.symmetric_noise_backward`); and class weights that weigh whole rows by their target,
+    where PyTorch's rule lets the weights of the other classes in.
+
+    Args:
+        smoothing: the amount, at most 1. Below 0 the loss is not bounded from below.
+        prior: ``u``, ``(C,)``: probabilities or counts, of which only the ratios matter; by default
+            uniform. Masked classes take no part.
+
+    Example:
+        >>> import torch, xent
+        >>> logits, target = torch.tensor([[2.0, 0.0]]), torch.tensor([0])
+        >>> f"{xent.smoothed_cross_entropy(logits, target, smoothing=0.1).item():.4f}"
+        '0.2269'
+        >>> prior = torch.tensor([3.0, 1.0])
+        >>> f"{xent.smoothed_cross_entropy(logits, target, prior=prior).item():.4f}"
+        '0.1769'
+
+    References:
+        Szegedy et al., *Rethinking the Inception architecture*, CVPR 2016. Negative amounts: Wei et
+        al., *To smooth or not? When label smoothing meets noisy labels*, ICML 2022.
+    """
+    from_prior = s.lse - s.mean / s.mean_mass
+    return -(1 - smoothing) * s.log_prob + smoothing * from_prior
+
+
+@member(proper=False, convex=False)
+@row_loss(needs="entropy", soft=False)
+def confidence_penalty_loss(s: RowStatistics, beta: NonNegative = 0.1) -> Tensor:
+    r"""Cross-entropy less a bonus for uncertain predictions.
+
+    .. math:: \ell = -\log p - \beta H(p_1, \dots, p_C)
+
+    Args:
+        beta: weight of the entropy.
+
+    Example:
+        >>> import torch, xent
+        >>> f"{xent.confidence_penalty_loss(torch.tensor([[2.0, 0.0]]), torch.tensor([0])).item():.4f}"
+        '0.0904'
+
+    References:
+        Pereyra et al., *Regularizing neural networks by penalizing confident output distributions*,
+        ICLR workshop 2017.
+    """
+    return -s.log_prob - beta * s.entropy
+
+
+@member(proper=False, convex=False)
+@row_loss(soft=False)
+def complementary_loss(s: RowStatistics) -> Tensor:
+    r"""Minus the log-probability that the class is *not* the given one; also unlikelihood loss.
+
+    .. math:: \ell = -\log(1 - p)
+
+    The target names a class that is wrong: a complementary label, or a token that should not be
+    said. ``xent.unlikelihood_loss`` is the same function.
+
+    Example:
+        >>> import torch, xent
+        >>> f"{xent.complementary_loss(torch.tensor([[2.0, 0.0]]), torch.tensor([1])).item():.4f}"
+        '0.1269'
+
+    References:
+        Welleck et al., *Neural text generation with unlikelihood training*, ICLR 2020. Kim et al.,
+        *NLNL: negative learning for noisy labels*, ICCV 2019.
+    """
+    return -s.log_miss
+
+
+unlikelihood_loss = complementary_loss
+
+
+@member(proper=True, bounded=True, convex=False)
+@row_loss(needs="squares", soft=False)
+def brier_loss(s: RowStatistics) -> Tensor:
+    r"""Squared distance of the predicted probabilities from the target; between 0 and 2.
+
+    .. math:: \ell = (1 - p)^2 + \sum_{j \ne y} p_j^2
+
+    Example:
+        >>> import torch, xent
+        >>> f"{xent.brier_loss(torch.tensor([[2.0, 0.0]]), torch.tensor([0])).item():.4f}"
+        '0.0284'
+
+    References:
+        Brier, *Verification of forecasts expressed in terms of probability*, Monthly Weather
+        Review, 1950.
+    """
+    return s.miss.square() + s.rest_squares
+
+
+@member(proper=False, convex=True)
+@row_loss(needs="top", soft=False)
+def crammer_singer_loss(s: RowStatistics, margin: NonNegative = 1.0) -> Tensor:
+    r"""The hinge loss of multi-class support vector machines.
+
+    .. math:: \ell = \max\bigl(0,\ m + \max_{j \ne y} z_j - z_y\bigr)
+
+    Args:
+        margin: ``m``, by how much the target's logit has to lead.
+
+    Example:
+        >>> import torch, xent
+        >>> xent.crammer_singer_loss(
+        ...     torch.tensor([[2.0, 0.0], [0.5, 0.0]]), torch.tensor([0, 0]), reduction="none"
+        ... )
+        tensor([0.0000, 0.5000])
+
+    References:
+        Crammer and Singer, *On the algorithmic implementation of multiclass kernel-based vector
+        machines*, JMLR 2001.
+    """
+    return torch.relu(margin + s.rest_top_logit - s.target)
