@@ -1,0 +1,134 @@
+"""What entropy is for: a coin, a table of counts, the length of a message, a loss in words.
+
+    python examples/information.py
+
+Takes a second. The message is coded for real, by an arithmetic coder in exact integers: its length
+is the cross-entropy, to the bit.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import accumulate
+
+import torch
+
+from xent import information as info
+
+TEXT = b"she sells sea shells by the sea shore; the shells she sells are sea shells for sure. " * 12
+
+
+def heading(text: str) -> None:
+    """A line above a section."""
+    print(f"\n{text}\n{'-' * len(text)}")
+
+
+def coin() -> None:
+    """A coin that nearly always shows heads says little, and its tails a lot."""
+    heading("A coin")
+    print("heads    information of heads, of tails    entropy (bits)")
+    for heads in (0.5, 0.75, 0.9, 0.99, 1.0):
+        p = torch.tensor([heads, 1 - heads], dtype=torch.float64)
+        of_heads, of_tails = info.information_content(p, unit="bit").tolist()
+        entropy = info.entropy(p, unit="bit").item()
+        print(f"{heads:5.2f} {of_heads:15.4f} {of_tails:15.4f} {entropy:20.10f}")
+
+    print("\nn tosses, 3 in 10 of them heads: bits per toss to say which")
+    for n in (10, 100, 10**4, 10**6):
+        print(f"{n:9,d} {info.combinatorial_entropy(n, 3 * n // 10):10.6f}")
+    limit = info.entropy(torch.tensor([0.3, 0.7], dtype=torch.float64), unit="bit").item()
+    print(f"    limit {limit:10.6f}, the entropy of the coin")
+
+
+def table() -> None:
+    """Two columns of a table: what each says, and what they say about each other."""
+    heading("A table of counts")
+    counts = torch.tensor([[30, 5], [10, 15], [2, 18]])
+    print("         umbrella  no umbrella")
+    for sky, row in zip(("rain", "clouds", "sun"), counts.tolist(), strict=True):
+        print(f"{sky:8} {row[0]:8d} {row[1]:12d}")
+    sky = info.entropy_from_counts(counts.sum(1), unit="bit").item()
+    umbrella = info.entropy_from_counts(counts.sum(0), unit="bit").item()
+    both = info.entropy_from_counts(counts.flatten(), unit="bit").item()
+    adjusted = info.entropy_from_counts(
+        counts.flatten(), estimator="miller-madow", unit="bit"
+    ).item()
+    print(f"H(sky) {sky:.4f}   H(umbrella) {umbrella:.4f}   H(both) {both:.4f} bits")
+    print(f"H(both) as an estimate of where the counts came from: {adjusted:.4f} (Miller-Madow)")
+    print(f"what an umbrella says about the sky: {sky + umbrella - both:.4f} bits")
+    rows = counts / counts.sum(1, keepdim=True)
+    far = info.jensen_shannon(rows[0], rows[2], unit="bit").item()
+    print(f"Jensen-Shannon divergence of rainy and sunny habits: {far:.4f} of at most 1 bit")
+
+
+def encode(message: bytes, frequency: list[int]) -> tuple[int, int]:
+    """Arithmetic coding without rounding: (code, its length in bits).
+
+    The message is an interval ``[low, low + width) / total ** n``, narrowed by each symbol to its
+    share. The code is the shortest binary fraction that holds with all its continuations in it.
+    """
+    total, below = sum(frequency), [0, *accumulate(frequency)]
+    low, width, scale = 0, 1, 1
+    for symbol in message:
+        low = low * total + width * below[symbol]
+        width, scale = width * frequency[symbol], scale * total
+    length = (scale // width).bit_length()
+    while True:
+        code = -(-(low << length) // scale)
+        if (code + 1) * scale <= (low + width) << length:
+            return code, length
+        length += 1
+
+
+def decode(code: int, length: int, count: int, frequency: list[int]) -> bytes:
+    """The message that :func:`encode` turned into ``code``."""
+    total, below = sum(frequency), [0, *accumulate(frequency)]
+    symbols = [s for s, n in enumerate(frequency) for _ in range(n)]
+    rest, scale = code, 1 << length  # where in the interval the code lies, as rest / scale
+    message = bytearray()
+    for _ in range(count):
+        symbol = symbols[rest * total // scale]
+        message.append(symbol)
+        rest, scale = rest * total - below[symbol] * scale, scale * frequency[symbol]
+    return bytes(message)
+
+
+def message_length() -> None:
+    """Code a text for its own frequencies, and for flat ones."""
+    heading("The length of a message")
+    text = torch.tensor(list(TEXT))
+    own = torch.bincount(text, minlength=128)
+    flat = torch.ones_like(own)
+    p = own.double() / own.sum()
+    print(f"{len(TEXT)} characters; entropy {info.entropy_from_samples(text, unit='bit'):.4f} bits")
+    print("coded for     cross-entropy    expected length     coded   perplexity")
+    for name, frequency in (("itself", own), ("any ASCII", flat)):
+        q = frequency.double() / frequency.sum()
+        bits = info.cross_entropy_of(p, q, unit="bit").item()
+        code, length = encode(TEXT, frequency.tolist())
+        assert decode(code, length, len(TEXT), frequency.tolist()) == TEXT
+        assert 0 <= length - bits * len(TEXT) + 1e-6 < 2
+        print(
+            f"{name:12} {bits:10.4f} bits {bits * len(TEXT):13.1f} bits {length:9d}"
+            f" {info.perplexity(p, q).item():12.2f}"
+        )
+    waste = info.kl_divergence(p, flat.double() / flat.sum(), unit="bit").item()
+    print(f"the difference is the Kullback-Leibler divergence, {waste:.4f} bits per character")
+
+
+def in_words() -> None:
+    """The same loss, said in other ways."""
+    heading("A loss of 0.25 nats on 1000 rows of three classes")
+    print(info.report(0.25, counts=[500, 300, 200]))
+    surprise = info.information_content(torch.tensor(0.012, dtype=torch.float64)).item()
+    print(f"\na target that was given 1.2 %: a loss of {surprise:.9f} nats")
+    per_byte = info.bits_per_byte(2.9, tokens=1_000_000, bytes=4_300_000)
+    print(f"2.9 nats per token of 4.3 bytes: {per_byte:.4f} bits per byte,", end=" ")
+    print(f"a perplexity of {math.exp(2.9):.2f} per token")
+
+
+if __name__ == "__main__":
+    coin()
+    table()
+    message_length()
+    in_words()

@@ -1,0 +1,354 @@
+"""Whether probabilities mean what they say, and the one number that makes them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .._check import label_out_of_range, one_of
+from ..information.common import read, widened
+from ..measurement import statistics
+from ..softmax import softmax
+from ..targets import class_axis, read_target
+
+Binning = Literal["width", "mass"]
+
+
+def fit_temperature(input: Tensor, target: Tensor, *, ignore_index: int = -100) -> float:
+    r"""The temperature T at which ``softmax(logits / T)`` has the least cross-entropy.
+
+    .. math:: \min_T\ -\sum_n \log \mathrm{softmax}(z_n / T)_{y_n}
+
+    Convex in 1/T. At the minimum, the mean cross-entropy is the mean entropy of the predictions,
+    which is the equation solved. Classes keep their order, so accuracy does not change.
+
+    Args:
+        input: logits, ``(C,)``, ``(N, C)`` or ``(N, C, d1, ...)``, of rows that the model has not
+            been trained on.
+        target: class indices in the shape of the rows, or probabilities in that of ``input``.
+        ignore_index: class index that marks rows to leave out.
+
+    Returns:
+        T, above 1 for a model that is too sure. Use ``input / T``, or pass
+        ``logit_scale=1 / T`` to a loss.
+
+    Raises:
+        ValueError: if there is no best temperature: every row is right, the logits say less than
+            nothing about the targets, a target has probability 0, or there is no row.
+        TypeError: for dtypes that do not fit.
+
+    Example:
+        >>> import torch
+        >>> from xent.learn.calibration import fit_temperature
+        >>> logits = torch.tensor([[4.0, 0.0], [4.0, 0.0], [0.0, 4.0], [0.0, 4.0]])
+        >>> temperature = fit_temperature(logits, torch.tensor([0, 0, 1, 0]))  # 3 of 4 are right
+        >>> torch.softmax(logits[0] / temperature, 0)
+        tensor([0.7500, 0.2500])
+
+    References:
+        Guo et al., *On calibration of modern neural networks*, ICML 2017.
+    """
+    z = widened(input.detach())
+    s = statistics(z, target, ignore_index=ignore_index, mean=True, top=True)
+    least, most = s.mass * s.mean - s.target, s.mass * s.top_logit - s.target
+    least, most = (torch.where(s.mass > 0, x, 0.0).sum().item() for x in (least, most))
+    if not bool((s.mass > 0).any()):
+        raise ValueError("fit_temperature: no row is left to fit on")
+    if not math.isfinite(most):
+        raise ValueError(
+            "fit_temperature: the loss is not finite at any temperature, because a logit is NaN or "
+            "inf, or a target is masked; xent.diagnose(input, target) finds the rows"
+        )
+    if most <= 0:
+        raise ValueError(
+            "fit_temperature: every row is right, so there is no best temperature, the lower the "
+            "better; fit on rows the model has not been trained on, or on more of them"
+        )
+    if least >= 0:
+        raise ValueError(
+            "fit_temperature: the targets have no more than the average logit, so the best "
+            "predictions are uniform, at no finite temperature; check that `target` belongs to "
+            "`input`"
+        )
+
+    def overconfidence(log_scale: float) -> float:
+        s = statistics(
+            z, target, ignore_index=ignore_index, logit_scale=math.exp(log_scale), entropy=True
+        )
+        loss, entropy = -s.log_prob.sum().item(), (s.mass * s.entropy).sum().item()
+        return (loss - entropy) / (loss + entropy)
+
+    return math.exp(-_root(overconfidence))
+
+
+def _root(f: Callable[[float], float]) -> float:
+    """Where f, negative on the left and positive on the right, is 0: by Illinois' method."""
+    low = high = 0.0
+    f_low = f_high = f(0.0)
+    for step in (1.0, 2.0, 4.0, 8.0, 16.0, 32.0):
+        if f_low > 0:
+            high, f_high = low, f_low
+            low -= step
+            f_low = f(low)
+        elif f_high < 0:
+            low, f_low = high, f_high
+            high += step
+            f_high = f(high)
+    x, last = low if f_low >= 0 else high, 0.0
+    for _ in range(100):
+        if not f_low < 0 < f_high:
+            break
+        x = (low * f_high - high * f_low) / (f_high - f_low)
+        y = f(x)
+        if abs(y) < 1e-15 or not low < x < high:
+            break
+        if y < 0:
+            low, f_low = x, y
+            f_high /= 2 if last < 0 else 1  # the same end twice: pull the secant over the root
+        else:
+            high, f_high = x, y
+            f_low /= 2 if last > 0 else 1
+        last = y
+    return x
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """Confidence against accuracy, bin by bin; prints as a table.
+
+    ``xent.plot.reliability`` draws it.
+
+    Attributes:
+        confidence: mean confidence of the rows of each bin, ``(bins,)``, float64; NaN if it is
+            empty.
+        accuracy: share of them that is right, likewise.
+        count: how many they are, int64.
+        edges: borders of the bins from 0 to 1, ``(bins + 1,)``; a bin contains its upper one.
+        ece: expected calibration error: the mean of ``|accuracy - confidence|`` over the bins,
+            weighted with their counts.
+    """
+
+    confidence: Tensor
+    accuracy: Tensor
+    count: Tensor
+    edges: Tensor
+    ece: float
+
+    @property
+    def mce(self) -> float:
+        """Maximum calibration error: the largest ``|accuracy - confidence|`` of a bin."""
+        return (self.accuracy - self.confidence)[self.count > 0].abs().max().item()
+
+    def __str__(self) -> str:
+        lines = ["          bin    count  confidence  accuracy"]
+        for k, count in enumerate(self.count.tolist()):
+            low, high = self.edges[k].item(), self.edges[k + 1].item()
+            line = f"{low:6.3f}-{high:.3f} {count:8d}"
+            if count:
+                line += f"  {self.confidence[k].item():10.4f}  {self.accuracy[k].item():8.4f}"
+            lines.append(line)
+        return "\n".join([*lines, f"ECE {self.ece:.4f}  MCE {self.mce:.4f}"])
+
+
+def reliability(
+    input: Tensor,
+    target: Tensor,
+    bins: int = 15,
+    *,
+    binning: Binning = "width",
+    label: int | None = None,
+    from_logits: bool | None = None,
+    ignore_index: int = -100,
+) -> Reliability:
+    r"""The table behind a reliability diagram: how often a confidence of so much is right.
+
+    .. math:: \mathrm{ECE} = \sum_b \frac{n_b}{n}
+        \bigl| \mathrm{accuracy}_b - \mathrm{confidence}_b \bigr|
+
+    Even a perfect model has an ECE, from chance: about the mean of
+    :math:`\sqrt{2 c (1 - c) / \pi n_b}` at confidence c.
+
+    Args:
+        input: logits or probabilities, ``(C,)``, ``(N, C)`` or ``(N, C, d1, ...)``.
+        target: class indices in the shape of the rows.
+        bins: the number of bins.
+        binning: ``"width"``: bins of equal width; or ``"mass"``: with equally many rows each
+            (adaptive ECE), as far as equal confidences, which stay together, allow it.
+        label: look at the probability of this class and whether it is the target, instead of the
+            most likely class of each row.
+        from_logits: whether ``input`` holds logits. By default numbers that are all in [0, 1] are
+            probabilities, and must sum to 1.
+        ignore_index: class index that marks rows to leave out.
+
+    Returns:
+        A :class:`Reliability` with ``confidence``, ``accuracy``, ``count`` and ``edges`` of the
+        bins, ``ece`` and ``mce``.
+
+    Raises:
+        ValueError: for shapes that do not fit, a class index out of range, rows that are no
+            probabilities, or if there is no row.
+        TypeError: for dtypes that do not fit.
+
+    Example:
+        >>> import torch
+        >>> from xent.learn.calibration import reliability
+        >>> p = torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.4, 0.6]])
+        >>> print(reliability(p, torch.tensor([0, 0, 1, 0]), bins=2))
+                  bin    count  confidence  accuracy
+         0.000-0.500        0
+         0.500-1.000        4      0.7500    0.7500
+        ECE 0.0000  MCE 0.0000
+
+    References:
+        Guo et al., *On calibration of modern neural networks*, ICML 2017.
+        Equal mass: Nguyen & O'Connor, *Posterior calibration and exploratory analysis for natural
+        language processing models*, EMNLP 2015.
+    """
+    p, labels = _predictions(input, target, from_logits, ignore_index)
+    if label is None:
+        confidence, predicted = p.max(-1)
+        return _table(confidence, predicted == labels, bins, binning)
+    if not 0 <= label < p.shape[-1]:
+        raise ValueError(f"`label` must be a class, 0 to {p.shape[-1] - 1}, got {label}")
+    return _table(p[:, label], labels == label, bins, binning)
+
+
+def calibration_error(
+    input: Tensor,
+    target: Tensor,
+    bins: int = 15,
+    *,
+    binning: Binning = "width",
+    classwise: bool = False,
+    from_logits: bool | None = None,
+    ignore_index: int = -100,
+) -> float:
+    r"""Expected calibration error of the most likely classes, or of all.
+
+    Args:
+        input: logits or probabilities, ``(C,)``, ``(N, C)`` or ``(N, C, d1, ...)``.
+        target: class indices in the shape of the rows.
+        bins: the number of bins.
+        binning: ``"width"``, or ``"mass"`` for adaptive ECE; see :func:`reliability`.
+        classwise: the mean over the classes of the error of each one's probability, which also
+            counts those that are not the largest of their row.
+        from_logits: whether ``input`` holds logits; see :func:`reliability`.
+        ignore_index: class index that marks rows to leave out.
+
+    Returns:
+        Between 0 and 1. The maximum calibration error is ``reliability(...).mce``.
+
+    Raises:
+        ValueError: as :func:`reliability`.
+        TypeError: for dtypes that do not fit.
+
+    Example:
+        >>> import torch
+        >>> from xent.learn.calibration import calibration_error
+        >>> p = torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.4, 0.6]])
+        >>> round(calibration_error(p, torch.tensor([0, 0, 0, 0])), 4)
+        0.4
+        >>> round(calibration_error(p, torch.tensor([0, 0, 1, 0]), bins=2, classwise=True), 4)
+        0.15
+
+    References:
+        Naeini et al., *Obtaining well calibrated probabilities using Bayesian binning*, AAAI 2015.
+        Classwise: Kull et al., *Beyond temperature scaling*, NeurIPS 2019.
+    """
+    p, labels = _predictions(input, target, from_logits, ignore_index)
+    if not classwise:
+        confidence, predicted = p.max(-1)
+        return _table(confidence, predicted == labels, bins, binning).ece
+    each = [_table(p[:, c], labels == c, bins, binning).ece for c in range(p.shape[-1])]
+    return math.fsum(each) / len(each)
+
+
+def brier_score(
+    input: Tensor,
+    target: Tensor,
+    *,
+    from_logits: bool | None = None,
+    ignore_index: int = -100,
+) -> float:
+    r"""Mean squared distance of the probabilities from what came.
+
+    .. math:: \frac{1}{N} \sum_n \sum_j (p_{n, j} - [j = y_n])^2
+
+    Summed over the classes, as Brier defined it: with two of them, twice the square that many
+    libraries report.
+
+    Args:
+        input: logits or probabilities, ``(C,)``, ``(N, C)`` or ``(N, C, d1, ...)``.
+        target: class indices in the shape of the rows.
+        from_logits: whether ``input`` holds logits; see :func:`reliability`.
+        ignore_index: class index that marks rows to leave out.
+
+    Returns:
+        Between 0 and 2.
+
+    Raises:
+        ValueError: as :func:`reliability`.
+        TypeError: for dtypes that do not fit.
+
+    Example:
+        >>> import torch
+        >>> from xent.learn.calibration import brier_score
+        >>> round(brier_score(torch.tensor([[0.9, 0.1]]), torch.tensor([0])), 4)
+        0.02
+
+    References:
+        Brier, *Verification of forecasts expressed in terms of probability*, 1950.
+    """
+    p, labels = _predictions(input, target, from_logits, ignore_index)
+    came = torch.nn.functional.one_hot(labels, p.shape[-1])
+    return (p - came).square().sum(-1).mean().item()
+
+
+def _predictions(
+    input: Tensor, target: Tensor, from_logits: bool | None, ignore_index: int
+) -> tuple[Tensor, Tensor]:
+    """Probabilities (n, C) in float64 and classes (n,) of the rows that are kept."""
+    checked = read_target(input, target, ignore_index)
+    if checked.soft:
+        raise ValueError(
+            "calibration is about what came, one class per row; `target` has the shape of `input`, "
+            "which makes it probabilities. Pass class indices, target.argmax(1) say"
+        )
+    rows = input.detach().movedim(class_axis(input), -1)
+    labels = checked.values.flatten()
+    kept = labels != ignore_index
+    rows, labels = rows.reshape(labels.shape[0], -1)[kept], labels[kept]
+    if labels.numel() == 0:
+        raise ValueError("there is no row to calibrate on: all are ignored, or `input` is empty")
+    outside = (labels < 0) | (labels >= rows.shape[-1])
+    if bool(outside.any()):
+        raise label_out_of_range(int(labels[outside][0]), rows.shape[-1], ignore_index)
+    if from_logits is None:
+        from_logits = not bool(((rows >= 0) & (rows <= 1)).all())
+    p = read("input", rows, -1, from_logits)
+    return softmax(p) if from_logits else p, labels
+
+
+def _table(confidence: Tensor, right: Tensor, bins: int, binning: str) -> Reliability:
+    one_of("binning", binning, ("width", "mass"))
+    if not isinstance(bins, int) or bins < 1:
+        raise ValueError(f"`bins` must be a whole number of at least 1, got {bins!r}")
+    n = confidence.shape[0]
+    edges = torch.linspace(0, 1, bins + 1, dtype=confidence.dtype, device=confidence.device)
+    if binning == "mass":
+        last = torch.arange(1, bins, device=confidence.device) * n // bins - 1  # row of each bin
+        edges[1:-1] = confidence.sort().values[last.clamp(min=0)]
+    which = torch.bucketize(confidence.contiguous(), edges[1:-1].contiguous())
+    count = torch.bincount(which, minlength=bins)
+    # What no bin divides by is NaN: an empty one has no mean.
+    mean, accuracy = (
+        torch.bincount(which, weights=x.to(confidence.dtype), minlength=bins) / count
+        for x in (confidence, right)
+    )
+    gaps = torch.where(count > 0, (accuracy - mean).abs(), 0.0)
+    return Reliability(mean, accuracy, count, edges, (count * gaps).sum().item() / n)
