@@ -1,0 +1,346 @@
+"""Losses as objectives of gradient boosting, for LightGBM and XGBoost.
+
+    objective = Objective(xent.focal_loss, "lightgbm", gamma=2.0)
+    data = lightgbm.Dataset(X, y, init_score=objective.init_score(y))
+    model = lightgbm.train({"objective": objective, "num_class": 3}, data)
+    scores = model.predict(X, raw_score=True) + objective.start(y)
+    probability = objective.probabilities(scores)
+
+Trees are grown on the gradient of the loss and the diagonal of its Hessian, both exact. What keeps
+a hand-written objective from reproducing the built-in one is not in the loss but around it: the
+factor that each library puts on the Hessian of a softmax, the score it starts from, and sample
+weights, which it leaves to the objective. All of that is here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from .._check import one_of
+from ..losses import CATALOG, binary_cross_entropy_with_logits, cross_entropy
+from ..softmax import softmax
+
+# Factor on the diagonal Hessian of K scores per row. Classes pull on each other, so the diagonal
+# alone is no bound on the curvature of a softmax: twice the diagonal always is one, K / (K - 1)
+# times it where the classes are equally likely.
+_HESSIAN_SCALE: dict[str, Callable[[int], float]] = {
+    "lightgbm": lambda classes: classes / (classes - 1),
+    "xgboost": lambda classes: 2.0,
+}
+
+_CROSS_ENTROPY = (cross_entropy, binary_cross_entropy_with_logits)
+
+
+class Objective:
+    r"""A loss as the objective of LightGBM or XGBoost.
+
+    Call it as either library does: ``(scores, dataset)`` from their ``train`` functions, ``(label,
+    scores[, sample_weight])`` from their scikit-learn estimators. One score per row is the log-odds
+    of class 1; K scores per row are logits of K classes.
+
+    .. math::
+        g = w \frac{\partial \ell}{\partial z}, \qquad
+        h = w \max\Bigl(a \frac{\partial^2 \ell}{\partial z^2}, \epsilon\Bigr), \qquad
+        a = \begin{cases} 1 & \text{one score} \\ K / (K - 1) & \text{LightGBM} \\
+        2 & \text{XGBoost} \end{cases}
+
+    With cross-entropy this is what the libraries have built in. They start from the priors of the
+    classes, a custom objective from nowhere (XGBoost even from 0.5): pass :meth:`init_score`.
+
+    Args:
+        loss: any loss of one class per row: a member of the family, or your own
+            :func:`xent.row_loss`. With one score ``z`` per row it sees the logits ``(0, z)``. Or a
+            loss of one logit and a target in [0, 1], which with K scores per row is asked about
+            each class against the rest.
+        library: ``"lightgbm"`` or ``"xgboost"``: whose conventions to follow.
+        targets: what a loss that the catalog does not know takes as targets: ``"classes"`` or
+            ``"binary"``.
+        hessian_scale: the factor :math:`a`; None for the library's own, 1 for the true diagonal.
+        min_hessian: the floor :math:`\epsilon`. Where a loss is not convex its curvature is
+            negative, and a Newton step would climb.
+        **options: hyperparameters and options of the loss, such as ``gamma`` or ``weight``.
+
+    Raises:
+        ValueError: for an unknown library, or a loss that does not take one target per row.
+
+    Example:
+        >>> import torch, xent
+        >>> from xent.integrations.boosting import Objective
+        >>> objective = Objective(xent.cross_entropy, "xgboost")
+        >>> gradient, hessian = objective([1, 0], [0.0, 2.0])
+        >>> gradient.round(4).tolist(), hessian.round(4).tolist()
+        ([-0.5, 0.8808], [0.25, 0.105])
+
+    References:
+        Friedman, *Greedy function approximation: a gradient boosting machine*, Annals of
+        Statistics 2001. Chen and Guestrin, *XGBoost*, KDD 2016. Ke et al., *LightGBM*, NIPS 2017.
+    """
+
+    def __init__(
+        self,
+        loss: Callable[..., Any],
+        library: str,
+        *,
+        targets: Literal["classes", "binary"] | None = None,
+        hessian_scale: float | None = None,
+        min_hessian: float = 1e-16,
+        **options: Any,
+    ) -> None:
+        one_of("library", library, ("lightgbm", "xgboost"))
+        self.loss, self.library, self.options = loss, library, options
+        self.targets = _targets_of(loss) if targets is None else targets
+        one_of("targets", self.targets, ("classes", "binary"))
+        self.hessian_scale, self.min_hessian = hessian_scale, min_hessian
+        self.__name__ = getattr(loss, "__name__", "loss")
+
+    def __call__(self, first: Any, second: Any, sample_weight: Any = None) -> tuple[Any, Any]:
+        """Gradient and Hessian, as arrays in the shape of the scores.
+
+        Args:
+            first: labels; or scores, if a dataset follows.
+            second: scores; or the dataset of labels and weights.
+            sample_weight: one factor per row.
+        """
+        scores, label, weight = _read_call(first, second, sample_weight)
+        gradient, hessian = self.derivatives(scores, label, weight)
+        return gradient.numpy(), hessian.numpy()
+
+    def values(self, scores: Tensor, label: Tensor) -> Tensor:
+        """The loss of each row.
+
+        Args:
+            scores: ``(N,)`` or ``(N, K)``, in float64.
+            label: ``(N,)``.
+
+        Raises:
+            ValueError: if the loss does not give one value per row.
+        """
+        wide = scores.ndim == 2
+        if self.targets == "classes":
+            logits = scores if wide else torch.stack([torch.zeros_like(scores), scores], 1)
+            rows = self.loss(logits, _classes(label), reduction="none", **self.options)
+        elif wide:
+            against_rest = torch.nn.functional.one_hot(_classes(label), scores.shape[1]).to(scores)
+            rows = self.loss(scores, against_rest, reduction="none", **self.options).sum(1)
+        else:
+            rows = self.loss(scores, label.to(scores), reduction="none", **self.options)
+        if not isinstance(rows, Tensor) or rows.shape != label.shape:
+            got = tuple(rows.shape) if isinstance(rows, Tensor) else type(rows).__name__
+            raise ValueError(
+                f"{self.__name__} must give one value per row, shape {tuple(label.shape)}; got "
+                f"{got}. If it takes one logit and a target in [0, 1], say targets='binary'"
+            )
+        return rows
+
+    def derivatives(
+        self, scores: Tensor, label: Tensor, weight: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Gradient and diagonal Hessian of the summed loss, in the shape of ``scores``.
+
+        Args:
+            scores: ``(N,)`` or ``(N, K)``, in float64.
+            label: ``(N,)``.
+            weight: one factor per row.
+        """
+        z = scores.detach().requires_grad_()
+        plain = self.loss in _CROSS_ENTROPY and not self.options
+        with torch.enable_grad():
+            loss = self.values(z, label).sum()
+            (gradient,) = torch.autograd.grad(loss, z, create_graph=not plain)
+            hessian = _variance(scores, self.targets) if plain else _diagonal(gradient, z)
+        gradient = gradient.detach()
+        scale = self.hessian_scale
+        if scale is None:
+            coupled = scores.ndim == 2 and self.targets == "classes"
+            scale = _HESSIAN_SCALE[self.library](scores.shape[1]) if coupled else 1.0
+        hessian = (scale * hessian).clamp(min=self.min_hessian)
+        if weight is None:
+            return gradient, hessian
+        weight = weight.view(-1, *[1] * (scores.ndim - 1))
+        return gradient * weight, hessian * weight
+
+    def start(self, label: Any, sample_weight: Any = None) -> Any:
+        """The score to start from: a number for two classes, ``(K,)`` for more.
+
+        The log-priors of the classes, the best constant for cross-entropy; for one score, and each
+        class against the rest, their log-odds. XGBoost centres log-priors, which changes no
+        probability.
+
+        Args:
+            label: labels of the training rows, 0 to K - 1. Two classes have one score.
+            sample_weight: one factor per row.
+
+        Raises:
+            ValueError: if a class between the others has no rows, and so no finite score.
+        """
+        label = _column("label", label)
+        weight = None
+        if sample_weight is not None:  # both libraries keep weights in float32
+            weight = _column("sample_weight", sample_weight, len(label)).float().double()
+        share = torch.bincount(_classes(label), weight, minlength=2).to(torch.float64)
+        share = share / share.sum()
+        if not bool((share > 0).all()):
+            raise ValueError(
+                f"`label` has no rows of class {(share <= 0).nonzero()[:, 0].tolist()}: the score "
+                f"to start from would be -inf"
+            )
+        if len(share) == 2:
+            return torch.logit(share[1]).item()
+        if self.targets == "binary":
+            return torch.logit(share).numpy()
+        prior = share.log()
+        return (prior - prior.mean() if self.library == "xgboost" else prior).numpy()
+
+    def init_score(self, label: Any, sample_weight: Any = None, rows: int | None = None) -> Any:
+        """:meth:`start` for every row: ``init_score=`` of LightGBM, ``base_margin=`` of XGBoost.
+
+        Neither library keeps it. LightGBM's raw predictions lack it, so add :meth:`start`;
+        XGBoost takes it again with the rows to predict.
+
+        Args:
+            label: labels of the training rows.
+            sample_weight: one factor per row.
+            rows: for how many rows, if not as many as there are labels.
+
+        Returns:
+            An array, ``(rows,)`` or ``(rows, K)``.
+
+        Raises:
+            ValueError: as :meth:`start`.
+        """
+        import numpy as np
+
+        start = np.asarray(self.start(label, sample_weight))
+        return np.tile(start, (len(label) if rows is None else rows,) + (1,) * start.ndim)
+
+    def probabilities(self, scores: Any) -> Any:
+        """Probability of class 1, or of each class, from raw scores.
+
+        Args:
+            scores: raw predictions, ``(N,)`` or ``(N, K)``, the start included.
+        """
+        scores = _array(scores)
+        if self.targets == "binary" or scores.ndim == 1:
+            return torch.sigmoid(scores).numpy()
+        return softmax(scores, 1).numpy()
+
+    @property
+    def metric(self) -> Metric:
+        """The weighted mean of the loss, as a metric of the same library."""
+        return Metric(self)
+
+
+class Metric:
+    """The mean loss of raw scores, in the form that the library asks for.
+
+    LightGBM gets ``(name, value, False)``: lower is better. XGBoost gets ``(name, value)`` in
+    ``train`` and the value in its estimators. Both hand raw scores to a metric only if the
+    objective is custom, too.
+
+    Args:
+        objective: an :class:`Objective`.
+
+    Example:
+        >>> import xent
+        >>> from xent.integrations.boosting import Objective
+        >>> metric = Objective(xent.cross_entropy, "lightgbm").metric
+        >>> name, value, higher_is_better = metric([1, 0], [0.0, 0.0])
+        >>> name, round(value, 4), higher_is_better
+        ('cross_entropy', 0.6931, False)
+    """
+
+    def __init__(self, objective: Objective) -> None:
+        self.objective = objective
+        self.__name__ = objective.__name__
+
+    def __call__(self, first: Any, second: Any, sample_weight: Any = None) -> Any:
+        """The metric; arguments as those of the objective.
+
+        Args:
+            first: labels; or scores, if a dataset follows.
+            second: scores; or the dataset of labels and weights.
+            sample_weight: one factor per row.
+        """
+        scores, label, weight = _read_call(first, second, sample_weight)
+        with torch.no_grad():
+            values = self.objective.values(scores, label)
+        weight = torch.ones_like(values) if weight is None else weight
+        mean = ((values * weight).sum() / weight.sum()).item()
+        if self.objective.library == "lightgbm":
+            return self.__name__, mean, False
+        return (self.__name__, mean) if hasattr(second, "get_label") else mean
+
+
+def _targets_of(loss: Callable[..., Any]) -> str:
+    """What a loss takes as targets, from the catalog or because the frame made it."""
+    entry = next((member for member in CATALOG.values() if member.function is loss), None)
+    found = entry.targets if entry else "classes" if hasattr(loss, "needs") else None
+    if found not in ("classes", "binary"):
+        raise ValueError(
+            f"{getattr(loss, '__name__', loss)} does not tell what it takes as targets: say "
+            f'targets="classes" for one class per row, or targets="binary" for a number in [0, 1]'
+        )
+    return found
+
+
+def _read_call(first: Any, second: Any, sample_weight: Any) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Scores, labels and weights, from either way in which the libraries call."""
+    if hasattr(second, "get_label"):
+        scores, label, sample_weight = first, second.get_label(), second.get_weight()
+    else:
+        label, scores = first, second
+    scores, label = _array(scores), _column("label", label)
+    if scores.ndim not in (1, 2) or len(scores) != len(label):
+        raise ValueError(
+            f"scores must have shape ({len(label)},) or ({len(label)}, K), as LightGBM 4 and "
+            f"XGBoost 2.1 pass them; got {tuple(scores.shape)}"
+        )
+    if sample_weight is None or not len(sample_weight):
+        return scores, label, None
+    return scores, label, _column("sample_weight", sample_weight, len(label))
+
+
+def _array(values: Any) -> Tensor:
+    import numpy as np
+
+    return torch.from_numpy(np.array(values, dtype=np.float64))
+
+
+def _column(name: str, values: Any, rows: int | None = None) -> Tensor:
+    column = _array(values)
+    if column.ndim != 1 or rows not in (None, len(column)):
+        wanted = "(N,)" if rows is None else f"({rows},)"
+        raise ValueError(f"`{name}` must have shape {wanted}, got {tuple(column.shape)}")
+    return column
+
+
+def _classes(label: Tensor) -> Tensor:
+    whole = label.long()
+    if not bool((whole == label).all()):
+        raise ValueError("`label` must hold whole numbers, the classes 0 to K - 1")
+    return whole
+
+
+def _variance(scores: Tensor, targets: str) -> Tensor:
+    """``p (1 - p)``, the diagonal Hessian of cross-entropy, with all its digits."""
+    if scores.ndim == 1 or targets == "binary":
+        return torch.sigmoid(scores) * torch.sigmoid(-scores)
+    p = softmax(scores, 1)
+    top = torch.zeros_like(p, dtype=torch.bool).scatter_(1, p.argmax(1, keepdim=True), True)
+    rest = p.masked_fill(top, 0).sum(1, keepdim=True)  # 1 - p of the only one that may be near 1
+    return p * torch.where(top, rest, 1 - p)
+
+
+def _diagonal(gradient: Tensor, z: Tensor) -> Tensor:
+    """Derivative of each entry of the gradient by its own score: rows do not mix, classes do."""
+    if z.ndim == 1:
+        return torch.autograd.grad(gradient.sum(), z)[0]
+    columns = [
+        torch.autograd.grad(gradient[:, k].sum(), z, retain_graph=True)[0][:, k]
+        for k in range(z.shape[1])
+    ]
+    return torch.stack(columns, 1)

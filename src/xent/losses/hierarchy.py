@@ -1,0 +1,141 @@
+"""Hierarchies of classes: a softmax among siblings at every step."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .._check import is_tensor, label_out_of_range
+from ..measurement import statistics
+from ..reduction import Reduction, check_reduction, reduce_rows
+from ..targets import class_axis
+from .catalog import member
+
+
+@member("other", proper=True, convex=True)
+def wordtree_cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    parent: Sequence[int],
+    *,
+    ignore_index: int = -100,
+    reduction: Reduction = "mean",
+    normalizer: float | Tensor | str | None = None,
+    row_weight: Tensor | None = None,
+) -> Tensor:
+    r"""Cross-entropy of a hierarchy of classes: a softmax among siblings at every step of the path.
+
+    .. math::
+        \ell = -\sum_{k \in \mathrm{path}(y)} \log \frac{e^{z_k}}{\sum_{j \sim k} e^{z_j}}
+             = -\log \Pr(y), \qquad j \sim k: \text{siblings of } k
+
+    The probability of a node is the product of the conditional ones from its root down, so a label
+    may be any node: an inner one says nothing about what is below it, and no gradient goes there.
+
+    Args:
+        input: logits of the nodes, ``(C,)``, ``(N, C)`` or ``(N, C, d1, ...)``. The siblings are
+            read in place.
+        target: node of each row, int64, in the shape of the rows.
+        parent: the parent of each node, -1 for roots: C numbers, in darknet's order. A parent comes
+            before its children, and siblings stand next to each other.
+        ignore_index: node index that marks rows to leave out.
+        reduction: ``"none"``, ``"sum"`` or ``"mean"``, which divides by the number of rows kept.
+        normalizer: what the mean divides by instead: a number or 0-d tensor.
+        row_weight: factor on each row; the mean divides by its sum, too.
+
+    Returns:
+        In nats: a scalar, or the shape of the rows for ``reduction="none"``, in the dtype of
+        ``input``.
+
+    Raises:
+        ValueError: for a tree in another order or of another size than the logits, shapes that do
+            not fit, or a target out of range.
+        TypeError: for dtypes that do not fit.
+
+    Example:
+        >>> import torch, xent
+        >>> parent = [-1, -1, 0, 0]  # animal, plant; dog and cat are animals
+        >>> logits = torch.tensor([[0.0, 0.0, 1.0, 1.0]])
+        >>> xent.wordtree_cross_entropy(logits, torch.tensor([2]), parent)  # log 2 + log 2
+        tensor(1.3863)
+        >>> xent.wordtree_cross_entropy(logits, torch.tensor([1]), parent)  # log 2
+        tensor(0.6931)
+
+    References:
+        Redmon and Farhadi, *YOLO9000: better, faster, stronger*, CVPR 2017.
+    """
+    is_tensor("input", input)
+    is_tensor("target", target)
+    if target.dtype not in (torch.int64, torch.uint8):
+        raise TypeError(f"`target` must hold node indices, int64, got {target.dtype}")
+    tree = _word_tree(tuple(int(node) for node in parent))
+    axis = class_axis(input)
+    if input.ndim == 0 or input.shape[axis] != len(tree.paths):
+        raise ValueError(
+            f"`parent` names {len(tree.paths)} nodes, but `input` of shape {tuple(input.shape)} "
+            f"has its logits on axis {axis}"
+        )
+    rows = input.shape[:axis] + input.shape[axis + 1 :]
+    if target.shape != rows:
+        raise ValueError(f"`target` must have shape {tuple(rows)}, got {tuple(target.shape)}")
+    row_weight = check_reduction(reduction, normalizer, row_weight, "nan", rows)
+    kept = target != ignore_index
+    wrong = kept & ((target < 0) | (target >= len(tree.paths)))
+    if bool(wrong.any()):
+        raise label_out_of_range(int(target[wrong][0]), len(tree.paths), ignore_index)
+
+    path = tree.paths.to(input.device)[torch.where(kept, target.long(), 0)]
+    path = torch.where(kept.unsqueeze(-1), path, -1)
+    group = torch.where(path >= 0, tree.group.to(input.device)[path], -1)
+    values = torch.zeros(rows, dtype=torch.float64, device=input.device)
+    for number in group.unique().tolist():
+        if number < 0:  # beyond the end of a path
+            continue
+        first, size = tree.spans[number]
+        step = torch.where(group == number, path - first, -1).amax(-1)
+        siblings = input.narrow(axis, first, size)
+        values = values - statistics(siblings, step, ignore_index=-1).log_prob
+    return reduce_rows(
+        values, kept, kept.to(values.dtype), reduction=reduction, normalizer=normalizer,
+        row_weight=row_weight, empty="nan",
+    ).to(input.dtype)  # fmt: skip
+
+
+class _WordTree(NamedTuple):
+    paths: Tensor  # (C, depth): each node, its parent and so on, then -1
+    group: Tensor  # (C,): which siblings it belongs to
+    spans: list[tuple[int, int]]  # of each group the first node and how many there are
+
+
+@functools.lru_cache(maxsize=16)
+def _word_tree(parent: tuple[int, ...]) -> _WordTree:
+    paths: list[list[int]] = []
+    group: list[int] = []
+    families: dict[int, int] = {}  # parent -> group
+    spans: list[tuple[int, int]] = []
+    for node, above in enumerate(parent):
+        if not -1 <= above < node:
+            raise ValueError(
+                f"`parent` must name a node before its children, or -1 for a root; node {node} has "
+                f"parent {above}"
+            )
+        if above not in families:
+            families[above] = len(spans)
+            spans.append((node, 0))
+        number = families[above]
+        first, size = spans[number]
+        if first + size != node:
+            raise ValueError(
+                f"`parent` must list siblings next to each other; node {node} stands apart from "
+                f"the children of {above} that start at {first}"
+            )
+        spans[number] = (first, size + 1)
+        group.append(number)
+        paths.append([node, *(paths[above] if above >= 0 else [])])
+    depth = max(map(len, paths), default=0)
+    padded = [path + [-1] * (depth - len(path)) for path in paths]
+    return _WordTree(torch.tensor(padded), torch.tensor(group), spans)
