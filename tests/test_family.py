@@ -226,9 +226,13 @@ def test_margins_on_cosines(loss, engine):
     (slope,) = torch.autograd.grad(truth.sum(), leaf)
     torch.testing.assert_close(value, truth.detach(), rtol=1e-12, atol=1e-13)
     torch.testing.assert_close(grad, slope, rtol=1e-11, atol=1e-12)
-    assert torch.autograd.gradcheck(
-        lambda x: loss(x, y[:3], reduction="none", engine=engine), z[:3, :4].requires_grad_()
-    ) if int(y[:3].max()) < 4 else True
+    assert (
+        torch.autograd.gradcheck(
+            lambda x: loss(x, y[:3], reduction="none", engine=engine), z[:3, :4].requires_grad_()
+        )
+        if int(y[:3].max()) < 4
+        else True
+    )
 
 
 @pytest.mark.parametrize("loss", COSINES, ids=lambda loss: loss.name)

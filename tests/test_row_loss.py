@@ -135,7 +135,9 @@ def test_signature():
     assert parameters["gamma"].default == 2.0
     assert parameters["gamma"].kind is inspect.Parameter.KEYWORD_ONLY
     assert focal.__name__ == "focal"
-    assert focal.__doc__ == "A loss of the log-odds alone."
+    doc = inspect.getdoc(focal)
+    assert doc.startswith("A loss of the log-odds alone.")
+    assert all(f"\n    {name}: " in doc for name in parameters if name != "gamma")
     with pytest.raises(TypeError):
         focal(Z, Y, gama=1.0)
     with pytest.raises(TypeError):

@@ -22,8 +22,8 @@ Everything per row is float64: N numbers cost nothing beside N x V.
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -81,8 +81,22 @@ def table_height(mask: int) -> int:
     return mask.bit_length()
 
 
-# Attributes that hold a field as it is, where somebody asked for it.
-_ON_REQUEST = (
+def _requested(name: str, request: str, doc: str) -> property:
+    """An attribute that is there if somebody asked for it."""
+
+    def get(self: RowStatistics) -> Tensor:
+        if name not in self.on_request:
+            raise AttributeError(
+                f"`{name}` was not computed, because nobody asked for it: pass {request}=True to "
+                f'xent.statistics, or declare @row_loss(needs="{request}")'
+            )
+        return self.on_request[name]
+
+    return property(get, doc=f"{doc} On request.")
+
+
+# What holds a field of the table as it is.
+_AS_THEY_ARE = (
     "entropy", "mean", "mean_mass", "support", "rest_top_logit", "rest_squares", "rest_cubes",
 )  # fmt: skip
 
@@ -116,7 +130,7 @@ class RowStatistics:
         support: *constant*. Number of classes that are not masked.
         top: *constant*. Class of the largest logit, int64, ties to the lowest class.
         top_logit: the largest logit; *constant* for soft targets.
-        rest_top: *constant*. With ``top``, index targets only: the most likely class but the target.
+        rest_top: *constant*. With ``top``, index targets only: the likeliest class but the target.
         rest_top_logit: its logit; ``-inf`` where there is none.
         rest_squares: ``squares=True``, index targets only: sum of ``p_j ** 2`` over every class but
             the target.
@@ -142,16 +156,7 @@ class RowStatistics:
     soft: bool = False
     label: Tensor | None = None
     classes: int = 0
-    entropy_: Tensor | None = None
-    mean_: Tensor | None = None
-    mean_mass_: Tensor | None = None
-    support_: Tensor | None = None
-    top_: Tensor | None = None
-    top_logit_: Tensor | None = None
-    rest_top_: Tensor | None = None
-    rest_top_logit_: Tensor | None = None
-    rest_squares_: Tensor | None = None
-    rest_cubes_: Tensor | None = None
+    on_request: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def prob(self) -> Tensor:
@@ -179,55 +184,18 @@ class RowStatistics:
         """Negative log-likelihood with the class weights: what cross-entropy adds up."""
         return -self.log_prob if self.soft else -self.log_prob * self.mass
 
-    @property
-    def entropy(self) -> Tensor:
-        """Entropy of the predicted distribution, on request."""
-        return self._requested("entropy")
-
-    @property
-    def mean(self) -> Tensor:
-        """Mean logit over the unmasked classes, on request."""
-        return self._requested("mean")
-
-    @property
-    def mean_mass(self) -> Tensor:
-        """What the coefficients of ``mean`` sum to, on request."""
-        return self._requested("mean_mass", "mean")
-
-    @property
-    def support(self) -> Tensor:
-        """Number of unmasked classes, on request."""
-        return self._requested("support", "mean")
-
-    @property
-    def top(self) -> Tensor:
-        """Class of the largest logit, on request."""
-        return self._requested("top")
-
-    @property
-    def top_logit(self) -> Tensor:
-        """The largest logit, on request."""
-        return self._requested("top_logit", "top")
-
-    @property
-    def rest_top(self) -> Tensor:
-        """Most likely class but the target, on request."""
-        return self._requested("rest_top", "top")
-
-    @property
-    def rest_top_logit(self) -> Tensor:
-        """The largest logit but the target's, on request."""
-        return self._requested("rest_top_logit", "top")
-
-    @property
-    def rest_squares(self) -> Tensor:
-        """Sum of ``p_j ** 2`` over every class but the target, on request."""
-        return self._requested("rest_squares", "squares")
-
-    @property
-    def rest_cubes(self) -> Tensor:
-        """Sum of ``p_j ** 3`` over every class but the target, on request."""
-        return self._requested("rest_cubes", "cubes")
+    entropy = _requested("entropy", "entropy", "Entropy of the predicted distribution.")
+    mean = _requested("mean", "mean", "Mean logit over the unmasked classes.")
+    mean_mass = _requested("mean_mass", "mean", "What the coefficients of ``mean`` sum to.")
+    support = _requested("support", "mean", "Number of unmasked classes.")
+    top = _requested("top", "top", "Class of the largest logit.")
+    top_logit = _requested("top_logit", "top", "The largest logit.")
+    rest_top = _requested("rest_top", "top", "Most likely class but the target.")
+    rest_top_logit = _requested("rest_top_logit", "top", "Largest logit but the target's.")
+    rest_squares = _requested(
+        "rest_squares", "squares", "Sum of ``p_j ** 2`` over the rest."
+    )
+    rest_cubes = _requested("rest_cubes", "cubes", "Sum of ``p_j ** 3`` over the rest.")
 
     def of_label(self, values: Tensor) -> Tensor:
         """One number per row: that of its target class among ``values``, ``(C,)``, in float64.
@@ -239,16 +207,6 @@ class RowStatistics:
         inside = (self.label >= 0) & (self.label < values.shape[0])
         found = values.to(self.mass.dtype)[torch.where(inside, self.label, 0)]
         return torch.where(inside, found, 0.0)
-
-    def _requested(self, name: str, request: str | None = None) -> Tensor:
-        value = getattr(self, name + "_")
-        if value is None:
-            request = request or name
-            raise AttributeError(
-                f"`{name}` was not computed, because nobody asked for it: pass {request}=True to "
-                f'xent.statistics, or declare @row_loss(needs="{request}")'
-            )
-        return value
 
     @classmethod
     def from_table(
@@ -269,14 +227,14 @@ class RowStatistics:
         row = dict(zip(FIELDS, table.unbind(0), strict=False))
         if constant_masses:
             row |= {k: row[k].detach() for k in ("mass", "mean_mass", "support") if k in row}
-        extra = {f"{name}_": row[name] for name in _ON_REQUEST if name in fields}
+        requested = {name: row[name] for name in _AS_THEY_ARE if name in fields}
         if "rest_top" in fields:
-            extra["rest_top_"] = row["rest_top"].detach().to(torch.int64) + first_class
-            extra["top_logit_"] = torch.maximum(row["target"], row["rest_top_logit"])
+            requested["rest_top"] = row["rest_top"].detach().to(torch.int64) + first_class
+            requested["top_logit"] = torch.maximum(row["target"], row["rest_top_logit"])
         if "top_logit" in fields:
-            extra["top_logit_"] = row["top_logit"].detach()
-        if "top_logit_" in extra:
-            extra["top_"] = row["top"].detach().to(torch.int64) + first_class
+            requested["top_logit"] = row["top_logit"].detach()
+        if "top_logit" in requested:
+            requested["top"] = row["top"].detach().to(torch.int64) + first_class
         return cls(
             log_odds=row["log_odds"],
             log_prob=row["log_prob"],
@@ -286,7 +244,7 @@ class RowStatistics:
             soft=soft,
             label=label,
             classes=classes,
-            **extra,
+            on_request=requested,
         )
 
     @classmethod
@@ -318,7 +276,17 @@ class RowStatistics:
         def full(value: float, dtype: torch.dtype = torch.float64) -> Tensor:
             return torch.full(shape, value, dtype=dtype, device=device)
 
-        no_class = full(torch.iinfo(torch.int64).max, torch.int64)
+        nothing = {
+            "entropy": {"entropy": full(0.0)},
+            "mean": {name: full(0.0) for name in ("mean", "mean_mass", "support")},
+            "squares": {"rest_squares": full(0.0)},
+            "cubes": {"rest_cubes": full(0.0)},
+            "top": {},
+        }
+        for peak in ("top",) if soft else ("top", "rest_top"):
+            nothing["top"][peak] = full(torch.iinfo(torch.int64).max, torch.int64)
+            nothing["top"][f"{peak}_logit"] = full(-torch.inf)
+        wanted = zip(REQUESTS, (entropy, mean, top, squares, cubes), strict=True)
         return cls(
             log_odds=full(torch.inf if soft else -torch.inf),
             log_prob=full(0.0 if soft else -torch.inf),
@@ -326,16 +294,7 @@ class RowStatistics:
             lse=full(-torch.inf),
             mass=full(0.0),
             soft=soft,
-            entropy_=full(0.0) if entropy else None,
-            mean_=full(0.0) if mean else None,
-            mean_mass_=full(0.0) if mean else None,
-            support_=full(0.0) if mean else None,
-            top_=no_class if top else None,
-            top_logit_=full(-torch.inf) if top else None,
-            rest_top_=no_class if top and not soft else None,
-            rest_top_logit_=full(-torch.inf) if top and not soft else None,
-            rest_squares_=full(0.0) if squares else None,
-            rest_cubes_=full(0.0) if cubes else None,
+            on_request={k: v for name, on in wanted if on for k, v in nothing[name].items()},
         )
 
     def merge(self, other: RowStatistics) -> RowStatistics:
@@ -353,9 +312,8 @@ class RowStatistics:
         a, b = self, other
         if a.soft != b.soft:
             raise ValueError("merge: one side has soft targets and the other class indices")
-        for name in ("entropy_", "mean_", "top_", "rest_squares_", "rest_cubes_"):
-            if (getattr(a, name) is None) != (getattr(b, name) is None):
-                raise ValueError(f"merge: only one side holds `{name[:-1]}`; ask for it on both")
+        for name in a.on_request.keys() ^ b.on_request.keys():
+            raise ValueError(f"merge: only one side holds `{name}`; ask for it on both")
         lse = torch.logaddexp(a.lse, b.lse)
         mass = a.mass + b.mass
         if a.soft:
@@ -371,32 +329,33 @@ class RowStatistics:
             log_odds = torch.where(target == -torch.inf, target, target - rest)
             log_prob = torch.nn.functional.logsigmoid(log_odds)
         label = b.label if a.label is None else a.label
-        classes = a.classes + b.classes
-        merged = RowStatistics(log_odds, log_prob, target, lse, mass, a.soft, label, classes)
-        extra: dict[str, Tensor] = {}
-        if a.entropy_ is not None and b.entropy_ is not None:
+        return RowStatistics(
+            log_odds, log_prob, target, lse, mass, a.soft, label,
+            a.classes + b.classes, a._merge_requested(b, lse),
+        )  # fmt: skip
+
+    def _merge_requested(self, other: RowStatistics, lse: Tensor) -> dict[str, Tensor]:
+        a, b = self, other
+        merged: dict[str, Tensor] = {}
+        if "entropy" in a.on_request:
             # The chain rule of entropy: within the parts, and between them.
-            extra["entropy_"] = a._entropy_within(lse) + b._entropy_within(lse)
-        if a.mean_ is not None and b.mean_ is not None:
-            support = a.support + b.support
-            count = support.clamp(min=1)
-            extra["support_"] = support
-            extra["mean_"] = (a.mean * a.support + b.mean * b.support) / count
-            extra["mean_mass_"] = (a.mean_mass * a.support + b.mean_mass * b.support) / count
-        if a.top_ is not None and b.top_ is not None:
-            extra["top_"], extra["top_logit_"] = _larger(
-                (a.top, a.top_logit), (b.top, b.top_logit)
-            )
-        if a.rest_top_ is not None and b.rest_top_ is not None:
-            extra["rest_top_"], extra["rest_top_logit_"] = _larger(
-                (a.rest_top, a.rest_top_logit), (b.rest_top, b.rest_top_logit)
-            )
-        for name, power in (("rest_squares_", 2), ("rest_cubes_", 3)):
-            if getattr(a, name) is not None and getattr(b, name) is not None:
-                extra[name] = sum(
-                    getattr(part, name) * torch.exp(power * part._log_share(lse)) for part in (a, b)
+            merged["entropy"] = a._entropy_within(lse) + b._entropy_within(lse)
+        if "mean" in a.on_request:
+            merged["support"] = a.support + b.support
+            for name in ("mean", "mean_mass"):
+                total = getattr(a, name) * a.support + getattr(b, name) * b.support
+                merged[name] = total / merged["support"].clamp(min=1)
+        for peak in ("top", "rest_top"):
+            if peak in a.on_request:
+                logit = f"{peak}_logit"
+                merged[peak], merged[logit] = _larger(
+                    (getattr(a, peak), getattr(a, logit)), (getattr(b, peak), getattr(b, logit))
                 )
-        return dataclasses.replace(merged, **extra)
+        for name, power in (("rest_squares", 2), ("rest_cubes", 3)):
+            if name in a.on_request:
+                share_a, share_b = (torch.exp(power * x._log_share(lse)) for x in (a, b))
+                merged[name] = getattr(a, name) * share_a + getattr(b, name) * share_b
+        return merged
 
     def _entropy_within(self, lse: Tensor) -> Tensor:
         """What these classes contribute to the entropy of a larger set with this ``lse``."""

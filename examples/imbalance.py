@@ -1,0 +1,199 @@
+"""Rare classes: what weights, priors and margins do for them.
+
+    python examples/imbalance.py [--seeds 8] [--out runs/imbalance]
+
+Handwritten digits with a long tail: 120 rows of the most common class, 2 of the rarest, a balanced
+test set. One small network per loss and seed, all seeds side by side. Prints balanced accuracy, of
+all classes and of the three rarest, draws both, and checks what the literature says: correcting for
+the prior, in training or afterwards, helps the rare classes most.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from sklearn.datasets import load_digits
+from torch import Tensor
+from tqdm import tqdm
+
+import xent
+
+STEPS, LEARNING_RATE, HIDDEN = 300, 5e-3, 128
+CLASSES, MOST, FEWEST, TEST_ROWS = 10, 120, 2, 50  # rows of a class: trained on, and tested
+COUNTS = MOST * (FEWEST / MOST) ** (torch.arange(CLASSES) / (CLASSES - 1))
+COUNTS = COUNTS.round()  # rows of each class, from the most common to the rarest
+
+# (logits (S, N, C), targets (S, N)) of S networks -> the sum of their losses
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+def long_tail(seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Training rows with a long tail and balanced test rows: (x, y, test x, test y).
+
+    Which digit is how rare depends on the seed; classes are numbered by how common they are.
+    """
+    digits = load_digits()
+    x = torch.tensor(digits.data, dtype=torch.float32) / 16
+    digit = torch.tensor(digits.target)
+    generator = torch.Generator().manual_seed(seed)
+    train, test = [], []
+    for c, n in zip(torch.randperm(CLASSES, generator=generator), COUNTS.int(), strict=True):
+        rows = torch.nonzero(digit == c)[:, 0]
+        rows = rows[torch.randperm(len(rows), generator=generator)]
+        test.append(rows[:TEST_ROWS])
+        train.append(rows[TEST_ROWS : TEST_ROWS + n])
+    y = torch.arange(CLASSES)
+    return (
+        x[torch.cat(train)], y.repeat_interleave(COUNTS.int()),
+        x[torch.cat(test)], y.repeat_interleave(TEST_ROWS),
+    )  # fmt: skip
+
+
+class Networks(torch.nn.Module):
+    """One network of two layers per seed, trained side by side: (S, N, 64) -> (S, N, C)."""
+
+    def __init__(self, seeds: int, cosine: bool) -> None:
+        super().__init__()
+        layers = [(64, HIDDEN), (HIDDEN, CLASSES)]
+        self.weights = torch.nn.ParameterList()
+        self.biases = torch.nn.ParameterList()
+        for rows, columns in layers:
+            self.weights.append((torch.rand(seeds, rows, columns) * 2 - 1) / rows**0.5)
+            self.biases.append(torch.zeros(seeds, 1, columns))
+        self.cosine = cosine  # what losses with margins expect
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits, or cosines."""
+        hidden = torch.relu(torch.baddbmm(self.biases[0], x, self.weights[0]))
+        if not self.cosine:
+            return torch.baddbmm(self.biases[1], hidden, self.weights[1])
+        normalize = torch.nn.functional.normalize
+        return normalize(hidden, dim=2) @ normalize(self.weights[1], dim=1)
+
+
+def train(loss_at: Callable[[int], Loss], x: Tensor, y: Tensor, cosine: bool) -> Networks:
+    """Networks trained with full batches; ``loss_at(step)`` is the loss of a step."""
+    torch.manual_seed(0)
+    networks = Networks(len(x), cosine)
+    optimizer = torch.optim.Adam(networks.parameters(), lr=LEARNING_RATE)
+    for step in range(STEPS):
+        optimizer.zero_grad()
+        loss_at(step)(networks(x), y).backward()
+        optimizer.step()
+    return networks
+
+
+def rows(loss: Callable[..., Tensor], *args: Tensor, **options: object) -> Loss:
+    """A loss of rows: those of all networks go through it together."""
+    return lambda z, y: len(z) * loss(z.flatten(0, 1), y.flatten(), *args, **options)
+
+
+def batches(loss: Callable[..., Tensor], *args: object) -> Loss:
+    """A loss that looks at the batch as a whole: one network after the other."""
+    return lambda z, y: sum(loss(a, b, *args) for a, b in zip(z, y, strict=True))
+
+
+def contestants() -> dict[str, tuple[Callable[[int], Loss], bool, Tensor | None]]:
+    """By name: the loss of each step, whether it takes cosines, what corrects predictions."""
+
+    def always(loss: Loss) -> Callable[[int], Loss]:
+        return lambda step: loss
+
+    inverse = len(COUNTS) / COUNTS / (1 / COUNTS).sum()
+    effective = xent.effective_number_weights(COUNTS, beta=0.99)
+    ce = always(rows(xent.cross_entropy))
+
+    def ldam(step: int) -> Loss:
+        weight = xent.deferred_weights(COUNTS, step, start=STEPS * 4 // 5, beta=0.99)
+        return rows(xent.ldam_loss, weight, counts=COUNTS)
+
+    return {
+        "cross-entropy": (ce, False, None),
+        "weights 1/n": (always(rows(xent.cross_entropy, inverse)), False, None),
+        "effective number": (always(rows(xent.cross_entropy, effective)), False, None),
+        "focal": (always(rows(xent.focal_loss)), False, None),
+        "recall": (always(batches(xent.recall_loss)), False, None),
+        "hardest half": (always(batches(xent.hardest_loss, 0.5)), False, None),
+        "LDAM, deferred": (ldam, True, None),
+        "VS": (always(rows(xent.vs_loss, counts=COUNTS)), False, None),
+        "balanced softmax": (
+            always(rows(xent.balanced_softmax_loss, prior=COUNTS)), False, None,
+        ),
+        "adjusted afterwards": (ce, False, COUNTS),
+    }  # fmt: skip
+
+
+def recalls(logits: Tensor, y: Tensor) -> Tensor:
+    """The part of each class that is found, (S, C)."""
+    right = (logits.argmax(2) == y).double()
+    return torch.stack([right[:, y[0] == c].mean(1) for c in range(CLASSES)], 1)
+
+
+def experiment(seeds: int) -> dict[str, Tensor]:
+    """Balanced accuracy of each contestant, (S, 2): over all classes, over the 3 rarest."""
+    data = [long_tail(seed) for seed in range(seeds)]
+    x, y, test_x, test_y = (torch.stack(part) for part in zip(*data, strict=True))
+    found = {}
+    for name, (loss_at, cosine, prior) in tqdm(contestants().items(), desc="losses"):
+        logits = train(loss_at, x, y, cosine)(test_x).detach()
+        if prior is not None:
+            logits = xent.adjust_logits(logits.mT, prior).mT
+        recall = recalls(logits, test_y)
+        found[name] = 100 * torch.stack([recall.mean(1), recall[:, -3:].mean(1)], 1)
+    return found
+
+
+def show(results: dict[str, Tensor]) -> None:
+    """The table."""
+    print(f"{'':22}{'balanced accuracy':>20}{'three rarest':>20}")
+    for name, values in results.items():
+        mean, spread = values.mean(0), values.std(0)
+        print(f"{name:22}{mean[0]:13.1f} +- {spread[0]:<4.1f}{mean[1]:13.1f} +- {spread[1]:<4.1f}")
+
+
+def draw(results: dict[str, Tensor], file: Path) -> None:
+    """Bars with the spread over seeds."""
+    from matplotlib.figure import Figure
+
+    ax = Figure(figsize=(8, 4.5), layout="constrained").subplots()
+    names = list(results)
+    for k, (label, shade) in enumerate((("all classes", "C0"), ("three rarest", "C1"))):
+        means = [results[n][:, k].mean().item() for n in names]
+        spreads = [results[n][:, k].std().item() for n in names]
+        at = [i + 0.4 * (0.5 - k) for i in range(len(names))]
+        ax.barh(at, means, height=0.38, xerr=spreads, color=shade, label=label, capsize=2)
+    ax.set_yticks(range(len(names)), names)
+    ax.invert_yaxis()
+    ax.set_xlabel("balanced accuracy on the test set, %; bars: standard deviation over seeds")
+    ax.set_xlim(30, 100)
+    ax.legend(loc="lower right")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    ax.figure.savefig(file, dpi=120)
+    print(f"picture: {file}")
+
+
+def main() -> None:
+    """Run, print, draw, check."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--seeds", type=int, default=8)
+    parser.add_argument("--out", type=Path, default=Path("runs/imbalance"))
+    args = parser.parse_args()
+    start = time.perf_counter()
+    results = experiment(args.seeds)
+    show(results)
+    draw(results, args.out / "imbalance.png")
+    plain, balanced = results["cross-entropy"][:, 0], results["balanced softmax"][:, 0]
+    gain = balanced - plain
+    print(f"balanced softmax gains {gain.min():.1f} to {gain.max():.1f} points over cross-entropy")
+    assert (gain >= 4).all(), "balanced softmax should gain 4 points in every seed"
+    assert results["adjusted afterwards"][:, 0].mean() >= plain.mean() + 4
+    assert results["weights 1/n"][:, 0].mean() > plain.mean()
+    print(f"{time.perf_counter() - start:.0f} s")
+
+
+if __name__ == "__main__":
+    main()
