@@ -4,16 +4,20 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check -q
 SOURCES = $(shell find src csrc -type f -not -name '*.so' -not -name '*.pyc') CMakeLists.txt pyproject.toml
-TEST_DEPENDENCIES = pytest pytest-xdist hypothesis mpmath numpy expecttest
+EXAMPLE_DEPENDENCIES = scipy scikit-learn cma lightgbm xgboost-cpu
+TEST_DEPENDENCIES = pytest pytest-xdist hypothesis mpmath numpy expecttest $(EXAMPLE_DEPENDENCIES)
+EXAMPLES = $(sort $(wildcard examples/*.py))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-reference bench lint format clean
+.PHONY: help demo test examples bench docs lint format clean
 
 help:
-	@echo "make demo   train a language model for two minutes and show table and picture"
-	@echo "make test   the test suite, with the compiled core and without it"
-	@echo "make bench  speed, memory and error beside PyTorch and its peers"
-	@echo "make lint   ruff, pyright, clean sources"
+	@echo "make demo      train a language model for two minutes and show table and picture"
+	@echo "make test      the test suite, with the compiled core and without it"
+	@echo "make examples  every experiment under examples/: tables, pictures, and what they should show"
+	@echo "make bench     speed, memory and error beside PyTorch and its peers"
+	@echo "make docs      writes docs/reference.md anew"
+	@echo "make lint      ruff, pyright, clean sources"
 
 $(VENV)/python:
 	$(PYTHON) -c 'import sys; sys.exit("xent needs Python 3.10 or later; try make PYTHON=python3.11" if sys.version_info < (3, 10) else 0)'
@@ -29,12 +33,17 @@ $(VENV)/test: $(VENV)/installed
 	$(PIP) install -c constraints.txt $(TEST_DEPENDENCIES)
 	@touch $@
 
+$(VENV)/examples: $(VENV)/installed
+	$(PIP) install -c constraints.txt $(EXAMPLE_DEPENDENCIES)
+	@touch $@
+
 $(VENV)/lint: $(VENV)/test
 	$(PIP) install -c constraints.txt ruff pyright
 	@touch $@
 
 $(VENV)/bench: $(VENV)/installed
 	$(PIP) install -c constraints.txt jax optax
+	$(PIP) install --no-deps kornia kornia_rs
 	@touch $@
 
 demo: $(VENV)/installed
@@ -49,9 +58,16 @@ test: $(VENV)/test
 	$(BIN)/python -m pytest -n 2 -q
 	XENT_NO_CORE=1 $(BIN)/python -m pytest -n 2 -q -m "not slow" $(REFERENCE_TESTS)
 
+examples: $(VENV)/examples
+	for example in $(EXAMPLES); do $(BIN)/python $$example || exit 1; done
+
 bench: $(VENV)/bench
 	mkdir -p benchmarks/results
 	$(BIN)/xent bench --memory --json benchmarks/results/cpu.json --markdown | tee benchmarks/results/cpu.txt
+	$(BIN)/python benchmarks/family.py | tee benchmarks/results/family.txt
+
+docs: $(VENV)/installed
+	$(BIN)/python docs/build.py
 
 lint: $(VENV)/lint
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""What the laws do not say: accuracy at every margin, limits of the hyperparameters, golden numbers."""
+"""What the laws do not say: accuracy at every margin, limits of hyperparameters, known numbers."""
 
 import math
 

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from .helpers import nats_below_top, same_bits, ulps, value_and_grad, worst
 from .family import FAMILY
+from .helpers import nats_below_top, same_bits, ulps, value_and_grad, worst
 from .losses import LOSSES, Loss
 
 pytestmark = pytest.mark.parametrize("loss", LOSSES + FAMILY, ids=lambda loss: loss.name)

@@ -14,6 +14,9 @@ from .commands.console import UserError
 COMMANDS = {
     "info": "what is installed and which engine runs",
     "train": "train a small language model, with this loss or with PyTorch's",
+    "losses": "list the losses and what is known about them, or explain one",
+    "plot": "draw losses and gradients against the probability of the target",
+    "search": "look for a loss that suits your data, by evolution",
     "bench": "measure time, memory and accuracy against others",
 }
 

@@ -16,8 +16,8 @@ _ARGUMENTS = {
     "    ``(N, d1, ...)``{soft}.",
     "weight": "class weights, ``(C,)``: each row counts as much as its target class.",
     "ignore_index": "class index that marks rows to leave out.",
-    "reduction": '``"none"``, ``"sum"`` or ``"mean"``. The mean divides by the summed class weight\n'
-    "    of the rows that are kept{rows}.",
+    "reduction": '``"none"``, ``"sum"`` or ``"mean"``. The mean divides by the summed class\n'
+    "    weight of the rows that are kept{rows}.",
     "normalizer": 'what the mean divides by instead: a number or 0-d tensor, ``"count"`` for the\n'
     '    number of rows kept, ``"weight"`` for the rule above.',
     "row_weight": "factor on each row, in the shape of the rows; the mean divides by its sum, too.",

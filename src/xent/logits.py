@@ -11,7 +11,7 @@ from ._check import finite_number, vector_of_classes
 
 
 class LogitTransform(NamedTuple):
-    """``z = softcap * tanh(scale * x / softcap) * class_scale + class_bias``; None leaves a step out.
+    """``z = softcap * tanh(scale * x / softcap) * class_scale + class_bias``; None leaves it out.
 
     A masked class stays masked: ``-inf`` passes through the cap.
     """

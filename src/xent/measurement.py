@@ -122,7 +122,9 @@ def explain(
         engine: reference (as asked)
         gradient: autograd on plain tensor operations
     """
-    problem = make_problem(input, target, weight, ignore_index, logit_scale, softcap, class_bias, ())
+    problem = make_problem(
+        input, target, weight, ignore_index, logit_scale, softcap, class_bias, requests=()
+    )
     return choose(problem, engine)
 
 

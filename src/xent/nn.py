@@ -1,4 +1,8 @@
-"""Module twins of the functions."""
+"""Module twins of the functions: ``focal_loss`` is ``FocalLoss``, and so on for every loss.
+
+All but the first are made from their functions when they are asked for. Those that PyTorch has
+too are subclasses of its modules.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +11,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from .lookup import near
 from .losses import cross_entropy
 from .reduction import Reduction
+from .twins import Loss, class_name, make_module, modules
 
 
 class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
@@ -30,7 +36,7 @@ class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
         engine: as for the function.
 
     Shape:
-        Those of the function. ``forward`` takes ``normalizer`` and ``row_weight`` too.
+        As for the function; ``forward`` takes ``normalizer``, ``row_weight``, ``return_stats`` too.
 
     Example:
         >>> import torch, xent
@@ -76,16 +82,15 @@ class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
         *,
         normalizer: float | Tensor | str | None = None,
         row_weight: Tensor | None = None,
-    ) -> Tensor:
-        """The loss."""
-        loss = cross_entropy(
+        return_stats: bool = False,
+    ) -> Any:
+        """The loss; with ``return_stats`` also the row statistics."""
+        return cross_entropy(
             input, target, self.weight, ignore_index=self.ignore_index,
             reduction=self.reduction,  # pyright: ignore[reportArgumentType]
             label_smoothing=self.label_smoothing, normalizer=normalizer, row_weight=row_weight,
-            class_bias=self.class_bias, **self.options,
+            class_bias=self.class_bias, return_stats=return_stats, **self.options,
         )  # fmt: skip
-        assert isinstance(loss, Tensor)
-        return loss
 
     def extra_repr(self) -> str:
         """The settings that are not the default ones."""
@@ -101,3 +106,23 @@ class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
             "engine": (self.options["engine"], "auto"),
         }
         return ", ".join(f"{k}={v!r}" for k, (v, default) in shown.items() if v != default)
+
+
+def __getattr__(name: str) -> type[Loss]:
+    """The module of a name, made once, so that copies and pickles find the same class."""
+    function = modules().get(name)
+    if function is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}{near(name, __all__)}")
+    first = class_name(function.__name__)
+    if name != first:  # a second name of a loss
+        return globals().get(first) or __getattr__(first)
+    globals()[name] = made = make_module(function)
+    return made
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+_WRITTEN = ("CrossEntropyLoss",)
+__all__ = sorted({*_WRITTEN, *modules()})  # pyright: ignore[reportUnsupportedDunderAll]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ._check import finite_number, one_of
-from .engines import transforms_active
+from .engines.transforms import can_look_at
 
 Reduction = Literal["none", "mean", "sum"]
 
@@ -101,9 +101,7 @@ def check_reduction(
 
 def _refuse_signed_mean(row_weight: Tensor, reduction: str, normalizer: object) -> None:
     """A mean over signed weights divides by their sum, which may be anything, even zero."""
-    if reduction != "mean" or normalizer is not None or row_weight.device.type != "cpu":
-        return
-    if torch.compiler.is_compiling() or transforms_active():
+    if reduction != "mean" or normalizer is not None or not can_look_at(row_weight):
         return
     if bool((row_weight < 0).any()):
         raise ValueError(

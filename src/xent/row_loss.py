@@ -174,8 +174,8 @@ def _refuse_probabilities(name: str, input: Tensor, target: Tensor) -> None:
     tensors = isinstance(input, Tensor) and isinstance(target, Tensor)
     if tensors and target.is_floating_point() and target.shape == input.shape:
         raise ValueError(
-            f"{name} takes one class per row, and `target` has the shape of `input`, which makes it "
-            f"probabilities. Pass class indices, target.argmax(1) say"
+            f"{name} takes one class per row, but `target` has the shape of `input`, which makes "
+            f"it probabilities. Pass class indices, target.argmax(1) say"
         )
 
 

@@ -192,9 +192,7 @@ class RowStatistics:
     top_logit = _requested("top_logit", "top", "The largest logit.")
     rest_top = _requested("rest_top", "top", "Most likely class but the target.")
     rest_top_logit = _requested("rest_top_logit", "top", "Largest logit but the target's.")
-    rest_squares = _requested(
-        "rest_squares", "squares", "Sum of ``p_j ** 2`` over the rest."
-    )
+    rest_squares = _requested("rest_squares", "squares", "Sum of ``p_j ** 2`` over the rest.")
     rest_cubes = _requested("rest_cubes", "cubes", "Sum of ``p_j ** 3`` over the rest.")
 
     def of_label(self, values: Tensor) -> Tensor:

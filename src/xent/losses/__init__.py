@@ -1,8 +1,20 @@
 """The family. A body is a few lines on the row statistics."""
 
+from .binary import (
+    binary_cross_entropy,
+    binary_cross_entropy_with_logits,
+    continuous_bernoulli_loss,
+    quality_focal_loss,
+    reconstruction_excess,
+    sigmoid_focal_loss,
+    varifocal_loss,
+)
 from .catalog import CATALOG, Member
 from .classification import cross_entropy
+from .detection import YoloParts, yolo_loss
+from .distillation import distillation_loss
 from .evolved import baikal_cma_loss, baikal_loss, ngl_loss, taylorglo_loss
+from .hierarchy import wordtree_cross_entropy
 from .imbalance import (
     adjust_logits,
     balanced_softmax_loss,
@@ -27,15 +39,14 @@ from .modulated import (
     taylor_cross_entropy,
     unlikelihood_loss,
 )
+from .multilabel import asymmetric_loss, multilabel_cross_entropy, siglip_loss, zlpr_loss
 from .noise import (
     backward_corrected_cross_entropy,
-    flip_labels,
     forward_corrected_cross_entropy,
-    pair_noise_matrix,
     symmetric_noise_backward,
     symmetric_noise_forward,
-    symmetric_noise_matrix,
 )
+from .noise_matrix import flip_labels, pair_noise_matrix, symmetric_noise_matrix
 from .robust import (
     bootstrap_loss,
     generalized_cross_entropy,
@@ -48,25 +59,42 @@ from .robust import (
     symmetric_cross_entropy,
     truncated_generalized_cross_entropy,
 )
+from .soft_targets import (
+    mixup,
+    mixup_cross_entropy,
+    sparse_cross_entropy,
+    structured_cross_entropy,
+)
+from .sparse import entmax, entmax_loss, sparsemax, sparsemax_loss
+from .tempered import bi_tempered_loss, tempered_softmax
 
 __all__ = [
     "CATALOG",
     "Member",
+    "YoloParts",
     "adjust_logits",
     "arcface_loss",
+    "asymmetric_loss",
     "backward_corrected_cross_entropy",
     "baikal_cma_loss",
     "baikal_loss",
     "balanced_softmax_loss",
+    "bi_tempered_loss",
+    "binary_cross_entropy",
+    "binary_cross_entropy_with_logits",
     "bootstrap_loss",
     "brier_loss",
     "complementary_loss",
     "confidence_penalty_loss",
+    "continuous_bernoulli_loss",
     "cosface_loss",
     "crammer_singer_loss",
     "cross_entropy",
     "deferred_weights",
+    "distillation_loss",
     "effective_number_weights",
+    "entmax",
+    "entmax_loss",
     "flip_labels",
     "focal_loss",
     "forward_corrected_cross_entropy",
@@ -77,6 +105,9 @@ __all__ = [
     "ldam_loss",
     "logit_adjusted_loss",
     "mae_loss",
+    "mixup",
+    "mixup_cross_entropy",
+    "multilabel_cross_entropy",
     "nce_mae_loss",
     "nce_rce_loss",
     "ngl_loss",
@@ -84,16 +115,29 @@ __all__ = [
     "pair_noise_matrix",
     "pc_softmax_loss",
     "poly1_loss",
+    "quality_focal_loss",
     "recall_loss",
+    "reconstruction_excess",
     "reverse_cross_entropy",
+    "siglip_loss",
+    "sigmoid_focal_loss",
     "smoothed_cross_entropy",
+    "sparse_cross_entropy",
+    "sparsemax",
+    "sparsemax_loss",
+    "structured_cross_entropy",
     "symmetric_cross_entropy",
     "symmetric_noise_backward",
     "symmetric_noise_forward",
     "symmetric_noise_matrix",
     "taylor_cross_entropy",
     "taylorglo_loss",
+    "tempered_softmax",
     "truncated_generalized_cross_entropy",
     "unlikelihood_loss",
+    "varifocal_loss",
     "vs_loss",
+    "wordtree_cross_entropy",
+    "yolo_loss",
+    "zlpr_loss",
 ]

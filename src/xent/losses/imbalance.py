@@ -83,8 +83,8 @@ def deferred_weights(
         (None, tensor([0.2621, 1.7379]))
 
     References:
-        Cao et al., *Learning imbalanced datasets with label-distribution-aware margin loss*, NeurIPS
-        2019.
+        Cao et al., *Learning imbalanced datasets with label-distribution-aware margin loss*,
+        NeurIPS 2019.
     """
     return effective_number_weights(counts, beta) if epoch >= start else None
 
@@ -114,10 +114,10 @@ def logit_adjusted_loss(s: RowStatistics, prior: Counts, tau: Number = 1.0) -> T
 
     .. math:: \ell = -\log \frac{\pi_y^\tau e^{z_y}}{\sum_j \pi_j^\tau e^{z_j}}
 
-    What the model then predicts, without the priors, is the posterior as if all classes were equally
-    common. ``xent.balanced_softmax_loss`` and ``xent.pc_softmax_loss`` are the same function: the
-    balanced softmax is this at ``tau=1``, and the probability-corrected softmax differs from it by
-    the constant :math:`\log \pi_y` of each row.
+    What the model then predicts, without the priors, is the posterior as if all classes were
+    equally common. ``xent.balanced_softmax_loss`` and ``xent.pc_softmax_loss`` are the same
+    function: the balanced softmax is this at ``tau=1``, and the probability-corrected softmax
+    differs from it by the constant :math:`\log \pi_y` of each row.
 
     Args:
         prior: how often each class occurs, ``(C,)``: counts or probabilities. A class with 0 is
@@ -212,8 +212,8 @@ def vs_loss(
         '2.7463'
 
     References:
-        Kini et al., *Label-imbalanced and group-sensitive classification under overparameterization*,
-        NeurIPS 2021.
+        Kini et al., *Label-imbalanced and group-sensitive classification under
+        overparameterization*, NeurIPS 2021.
     """
     return s.nll
 
@@ -245,8 +245,8 @@ def ldam_loss(
         '12.0000'
 
     References:
-        Cao et al., *Learning imbalanced datasets with label-distribution-aware margin loss*, NeurIPS
-        2019.
+        Cao et al., *Learning imbalanced datasets with label-distribution-aware margin loss*,
+        NeurIPS 2019.
     """
     known = torch.where(counts > 0, counts, torch.inf)
     rarest = known.min()
@@ -283,7 +283,7 @@ def recall_loss(s: RowStatistics, smoothing: NonNegative = 1.0) -> Tensor:
     """
     label = s.label
     assert label is not None
-    known = torch.where(label >= 0, label, s.classes).reshape(-1)  # ignored rows go into a bin apart
+    known = torch.where(label >= 0, label, s.classes).reshape(-1)  # ignored rows: a bin apart
     missed = (s.top != label).to(s.mass.dtype).reshape(-1)
     empty = torch.zeros(s.classes + 1, dtype=s.mass.dtype, device=s.mass.device)
     misses = empty.scatter_add(0, known, missed)
@@ -292,7 +292,7 @@ def recall_loss(s: RowStatistics, smoothing: NonNegative = 1.0) -> Tensor:
     return -s.of_label(weights[:-1]) * s.log_prob
 
 
-@member("other", proper=False, convex=False)
+@member("other", proper=False, convex=True)
 def hardest_loss(
     input: Tensor,
     target: Tensor,
@@ -303,6 +303,10 @@ def hardest_loss(
     **options: Any,
 ) -> Tensor:
     r"""Mean of the largest losses of a batch: online hard example mining, top-k loss.
+
+    .. math:: \frac1k \sum_{i=1}^k \ell_{(i)}, \qquad \ell_{(1)} \ge \ell_{(2)} \ge \dots
+
+    Convex in all logits of the batch together if ``loss`` is.
 
     Args:
         input: logits, as ``loss`` takes them.
@@ -327,8 +331,8 @@ def hardest_loss(
         '1.4100'
 
     References:
-        Shrivastava et al., *Training region-based object detectors with online hard example mining*,
-        CVPR 2016.
+        Shrivastava et al., *Training region-based object detectors with online hard example
+        mining*, CVPR 2016.
     """
     whole = isinstance(keep, int) and not isinstance(keep, bool)
     if not (whole and keep >= 1) and not 0 < finite_number("keep", keep) <= 1:

@@ -1,7 +1,7 @@
 r"""Losses that weigh cross-entropy by how probable the target is already, or add to it.
 
-With ``p`` the probability of the target, all but three are functions of its log-odds alone. ``1 - p``
-comes from the log-odds too, never from a subtraction, so no row is too sure or too wrong for them.
+With ``p`` the probability of the target, most are functions of its log-odds alone. ``1 - p`` comes
+from the log-odds too, never from a subtraction, so no row is too sure or too wrong for them.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def taylor_cross_entropy(s: RowStatistics, terms: Annotated[int, Range(1)] = 2) 
 
     .. math:: \ell = \sum_{k=1}^{t} \frac{(1 - p)^k}{k}
 
-    Between the mean absolute error (one term, robust to wrong labels) and cross-entropy (all terms).
+    Between the mean absolute error (one term, robust to wrong labels) and cross-entropy (all).
 
     Args:
         terms: how many terms.
@@ -145,7 +145,8 @@ def confidence_penalty_loss(s: RowStatistics, beta: NonNegative = 0.1) -> Tensor
 
     Example:
         >>> import torch, xent
-        >>> f"{xent.confidence_penalty_loss(torch.tensor([[2.0, 0.0]]), torch.tensor([0])).item():.4f}"
+        >>> logits, target = torch.tensor([[2.0, 0.0]]), torch.tensor([0])
+        >>> f"{xent.confidence_penalty_loss(logits, target).item():.4f}"
         '0.0904'
 
     References:

@@ -1,4 +1,4 @@
-"""Pictures. matplotlib is imported when a picture is drawn, and no window system is needed."""
+"""The course of a training as a picture."""
 
 from __future__ import annotations
 

@@ -1,0 +1,195 @@
+"""Writes docs/reference.md from the code: ``python docs/build.py``.
+
+Whatever is public is in it, since it is made from ``__all__`` and the catalog of losses; a test
+compares the page on disk with what this script would write.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from pkgutil import iter_modules
+from types import ModuleType
+from typing import Any
+
+import xent
+from xent.commands.losses import FACTS, aliases, needs
+from xent.lookup import bare_signature, members
+from xent.losses import CATALOG, Member
+from xent.twins import modules
+
+PAGE = Path(__file__).with_name("reference.md")
+# What is public beside `xent` itself: these, and every module in the two packages.
+MODULES = ("xent.losses", "xent.plot")
+PACKAGES = ("xent.learn", "xent.integrations")
+
+_TITLES = re.compile(
+    r"^(Args|Attributes|Returns|Raises|Examples?|References|Note|Shape|Call):$", re.MULTILINE
+)
+
+HEAD = """\
+# Reference
+
+Written by `docs/build.py` from the docstrings; do not edit. `python -m pydoc xent.focal_loss` shows
+the same with every argument explained, `xent losses` the table in a terminal.
+"""
+FACTS_HEAD = """\
+## Losses
+
+Facts at default hyperparameters, each checked with numbers by `tests/test_catalog.py`.
+
+- **targets**: *classes*, one class per row (most take distributions, too); *soft*, a distribution
+  per row; *binary*, a number in [0, 1] per logit; *other*, see there.
+- **proper**: the expected loss is least where the true distribution is predicted, and only there.
+- **bounded**: there is a largest loss of a row.
+- **convex**: in the logits.
+- **symmetric**: the losses of all possible targets add up to a constant, which makes it robust to
+  labels that are wrong uniformly at random.
+- **second pass**: sweeps the logits more than once, or keeps tensors of their size.
+- **needs**: what is measured of a row on top of what every loss has.
+
+In formulas `z` are logits, `p` their softmax, `y` is the target, `C` the number of classes.
+Options that losses share (`weight` to `engine`) are explained at
+[`cross_entropy`](#cross_entropy).
+"""
+
+
+def page() -> str:
+    """The whole page."""
+    parts = [HEAD, FACTS_HEAD, _table(list(CATALOG.values()))]
+    parts += [_entry(member.name, member.function, member) for member in CATALOG.values()]
+    parts += ["## Modules\n", _markdown(inspect.cleandoc(xent.nn.__doc__ or "")), _modules()]
+    told = {*members(), *CATALOG}
+    for module, names in public():
+        names = [name for name in names if name not in told]
+        if names:
+            parts.append(f"## {module.__name__}\n\n{_introduction(module)}")
+            prefix = "" if module is xent else f"{module.__name__}."
+            parts += [_entry(f"{prefix}{name}", getattr(module, name)) for name in names]
+    return "\n\n".join(part.strip("\n") for part in parts) + "\n"
+
+
+def public() -> Iterator[tuple[ModuleType, list[str]]]:
+    """Every module for users and the public names in it that are not in `xent` already."""
+    yield xent, [n for n in xent.__all__ if not inspect.ismodule(getattr(xent, n))]
+    rooms = [importlib.import_module(path) for path in PACKAGES]
+    paths = [f"{room.__name__}.{m.name}" for room in rooms for m in iter_modules(room.__path__)]
+    for path in (*MODULES, *sorted(paths)):
+        module = importlib.import_module(path)
+        yield module, [name for name in names_of(module) if name not in xent.__all__]
+
+
+def names_of(module: ModuleType) -> list[str]:
+    """The public names of a module: ``__all__``, or the functions and classes that it defines."""
+    defined = [
+        name
+        for name, thing in vars(module).items()
+        if not name.startswith("_")
+        and (inspect.isfunction(thing) or inspect.isclass(thing))
+        and thing.__module__ == module.__name__
+    ]
+    return list(getattr(module, "__all__", defined))
+
+
+def _introduction(package: ModuleType) -> str:
+    doc = inspect.cleandoc(package.__doc__ or "")
+    return _markdown(doc.partition("\n\n")[0])
+
+
+def _table(chosen: list[Member]) -> str:
+    titles = ["loss", "targets", *(fact.replace("_", " ") for fact in FACTS), "needs"]
+    lines = ["| " + " | ".join(titles) + " |", "|" + "---|" * len(titles)]
+    for member in chosen:
+        other = "".join(f", `{name}`" for name in aliases(member))
+        marks = ["yes" if getattr(member, fact) else "" for fact in FACTS]
+        cells = [f"[`{member.name}`](#{member.name}){other}", member.targets, *marks]
+        lines.append("| " + " | ".join([*cells, ", ".join(needs(member))]) + " |")
+    return "\n".join(lines)
+
+
+def _modules() -> str:
+    lines = ["| module | of the function |", "|---|---|"]
+    for name in xent.nn.__all__:
+        function = modules()[name].__name__
+        lines.append(f"| `xent.nn.{name}` | [`{function}`](#{function}) |")
+    return "\n".join(lines)
+
+
+def _entry(name: str, thing: Any, member: Member | None = None) -> str:
+    """One public name: heading, signature, what it is, arguments and example."""
+    lines = [f"### {name}", ""]
+    if not callable(thing):
+        return "\n".join([*lines, f"A `{type(thing).__name__}` with {len(thing)} entries."])
+    lines += ["```python", signature(name, thing), "```", ""]
+    if member:
+        others = "".join(f", also called `{other}`" for other in aliases(member))
+        facts = [fact.replace("_", " ") for fact in FACTS if getattr(member, fact)]
+        lines += [f"*{member.targets}; {', '.join(facts) or 'no special properties'}*{others}", ""]
+    return "\n".join([*lines, _describe(inspect.unwrap(thing).__doc__ or "")])
+
+
+def signature(name: str, thing: Callable[..., Any]) -> str:
+    """The signature without annotations, broken into lines."""
+    try:
+        bare = bare_signature(thing)
+    except ValueError:  # of an exception
+        return f"class {name}"
+    return "\n".join(
+        textwrap.wrap(f"{name.rpartition('.')[2]}{bare}", 96, subsequent_indent="    ")
+    )
+
+
+def _describe(doc: str) -> str:
+    first, *rest = _TITLES.split(inspect.cleandoc(doc))
+    parts = dict(zip(rest[::2], map(textwrap.dedent, rest[1::2]), strict=True))
+    lines = [_markdown(first.strip())]
+    for title in ("Args", "Attributes", "Returns", "References"):
+        if title in parts:
+            listed = title in ("Args", "Attributes")
+            item = re.compile(r"^([*\w]+):", re.MULTILINE)
+            text = item.sub(r"- `\1`:", parts[title]) if listed else parts[title]
+            lines += ["", f"**{title}**", "", _markdown(text.strip())]
+    if "Example" in parts:
+        lines += ["", _example(parts["Example"])]
+    return "\n".join(lines)
+
+
+def _example(text: str) -> str:
+    """Sessions fenced, what is said between them as it is."""
+    blocks = []
+    for block in re.split(r"\n\s*\n", text.strip()):
+        session = block.lstrip().startswith(">>>")
+        blocks.append(f"```pycon\n{block}\n```" if session else _markdown(block))
+    return "\n\n".join(blocks)
+
+
+def _markdown(text: str) -> str:
+    """Markdown for the little of reStructuredText that the docstrings use."""
+    text = re.sub(r"``([^`]+)``", r"`\1`", text)
+    text = re.sub(r":math:`([^`]*)`", r"$`\1`$", text)
+    text = re.sub(r":\w+:`~?([^`]*)`", _link, text)
+    # The directive, and every line below it that is indented further.
+    formula = r"^( *)\.\. math::(.*(?:\n+\1 +\S.*)*)"
+    return re.sub(formula, _fence, text, flags=re.MULTILINE)
+
+
+def _fence(match: re.Match[str]) -> str:
+    body = "\n".join(line.strip() for line in match[2].strip().splitlines())
+    if "&" in body:
+        body = "\\begin{aligned}\n" + body + "\n\\end{aligned}"
+    return textwrap.indent(f"```math\n{body}\n```", match[1])
+
+
+def _link(match: re.Match[str]) -> str:
+    name = match[1].rpartition(".")[2]
+    known = name in dict(public())[xent] and match[1] in (name, f"xent.{name}")
+    return f"[`{match[1]}`](#{name.lower()})" if known else f"`{match[1]}`"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page())
+    print(PAGE)

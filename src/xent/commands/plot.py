@@ -1,0 +1,113 @@
+"""``xent plot``: losses, the terms of binary cross-entropy, the Jacobian of softmax."""
+
+from __future__ import annotations
+
+import argparse
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..lookup import find, members
+from ..plot.loss_names import hyperparameters
+from .console import UserError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+USAGE = "xent plot LOSS [LOSS ...] [--HYPERPARAMETER VALUE [VALUE ...]] [options]"
+EPILOG = """\
+A LOSS is a name, with hyperparameters if you like: focal_loss:gamma=2,weight=[1,5]. Hyperparameters
+are options, too, and each combination of their values is a curve: xent plot focal_loss --gamma 0 2.
+For names and facts see xent losses."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of ``xent plot``."""
+    parser.usage, parser.epilog = USAGE, EPILOG
+    parser.add_argument("losses", nargs="*", metavar="LOSS", help="draw these and their gradients")
+    parser.add_argument(
+        "--terms", type=float, metavar="T",
+        help="draw the log terms of binary cross-entropy with target T",
+    )  # fmt: skip
+    parser.add_argument(
+        "--jacobian", metavar="Z,Z,...", help="draw the Jacobian of softmax at these logits"
+    )
+    parser.add_argument(
+        "--over", choices=("prob", "log-odds"), default="prob",
+        help="the horizontal axis (default prob)",
+    )  # fmt: skip
+    parser.add_argument("--classes", type=int, metavar="C", help="number of classes (default 10)")
+    parser.add_argument(
+        "--target", type=float, default=1.0, metavar="T", help="of sigmoid losses (default 1)"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("plot.png"), metavar="FILE",
+        help="PNG, SVG or PDF (default plot.png)",
+    )  # fmt: skip
+    taken = {action.dest for action in parser._actions}
+    for name in sorted({n for m in members().values() for n in hyperparameters(m.function)}):
+        if name not in taken:
+            flags = dict.fromkeys((f"--{name.replace('_', '-')}", f"--{name}"))
+            parser.add_argument(*flags, dest=f"={name}", nargs="+", help=argparse.SUPPRESS)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Draw, and say where the picture is."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        raise UserError("matplotlib is not installed (pip install 'xent[plot]')") from None
+    try:
+        figure = _draw(args)
+    except (ValueError, TypeError) as error:
+        raise UserError(str(error)) from None
+    try:
+        figure.savefig(args.out)
+    except (OSError, ValueError) as error:  # no such folder; no such format
+        raise UserError(f"--out {args.out}: {error}") from None
+    print(args.out)
+    return 0
+
+
+def _draw(args: argparse.Namespace) -> Figure:
+    from .. import plot
+
+    given = {name[1:]: v for name, v in vars(args).items() if name[0] == "=" and v is not None}
+    chosen = [bool(args.losses), args.terms is not None, args.jacobian is not None]
+    if sum(chosen) != 1:
+        raise UserError("name one or more losses, or --terms, or --jacobian: one of the three")
+    if args.losses:
+        words = _vary(args.losses, given)
+        over, classes, target = args.over, args.classes, args.target
+        ax: Any = plot.loss_curves(*words, over=over, classes=classes, target=target)[0]
+    elif args.jacobian is not None:
+        ax = plot.jacobian(_logits(args.jacobian))
+    else:
+        ax = plot.binary_terms(args.terms)
+    return ax.figure
+
+
+def _vary(losses: list[str], given: dict[str, list[str]]) -> list[str]:
+    """The losses with each combination of the values that options give to their hyperparameters."""
+    words, used = [], set()
+    for word in losses:
+        name, _, settings = word.partition(":")
+        own = hyperparameters(find(name).function)
+        varied = {key: values for key, values in given.items() if key in own}
+        used |= varied.keys()
+        for values in product(*varied.values()):
+            more = [f"{key}={value}" for key, value in zip(varied, values, strict=True)]
+            words.append(f"{name}:{','.join([settings, *more] if settings else more)}")
+    for key in given:
+        if key not in used:
+            raise UserError(f"none of the losses has the hyperparameter {key!r}")
+    return words
+
+
+def _logits(text: str) -> torch.Tensor:
+    try:
+        return torch.tensor([float(z) for z in text.split(",")], dtype=torch.float64)
+    except ValueError:
+        raise UserError(f"--jacobian: expected numbers between commas, got {text!r}") from None

@@ -1,0 +1,346 @@
+"""The frame for losses of single elements: logits, each with a target in [0, 1].
+
+input + target --the few lines--> one value per element --weights, sum or mean--> loss
+
+It is to the sigmoid family what :mod:`xent.row_loss` is to the softmax family. An element is a row
+of two classes, whose log-odds are the logit itself.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ._check import finite_number, is_tensor
+from .docstrings import complete
+from .engines import elements
+from .engines.elements_problem import ElementProblem, Form
+from .hyperparameters import Hyperparameters
+from .measurement import autocasts
+from .reduction import Reduction, check_reduction, stable_sum
+
+
+@dataclass(frozen=True)
+class Elements:
+    """What a loss may know about each element: logits and targets, and what follows from them.
+
+    Everything has the shape of ``input`` and is float64. No difference of nearly equal numbers is
+    taken: ``miss`` is not ``1 - prob``, and so has all its digits where ``prob`` is nearly 1.
+
+    Attributes:
+        input: the logits (the probabilities, in losses of probabilities).
+        target: the probability that the label is 1, in [0, 1].
+        pos_weight: factor on the targets, None without.
+
+    Example:
+        >>> import torch, xent
+        >>> e = xent.Elements(torch.tensor([40.0]).double(), torch.tensor([1.0]).double())
+        >>> f"{e.prob.item()} {e.miss.item():.4e} {e.nll.item():.4e}"
+        '1.0 4.2484e-18 4.2484e-18'
+    """
+
+    input: Tensor
+    target: Tensor
+    pos_weight: Tensor | None = None
+
+    @property
+    def prob(self) -> Tensor:
+        """Probability of label 1."""
+        return torch.sigmoid(self.input)
+
+    @property
+    def miss(self) -> Tensor:
+        """Probability of label 0, ``1 - prob`` with all its digits."""
+        return torch.sigmoid(-self.input)
+
+    @property
+    def log_prob(self) -> Tensor:
+        """Log-probability of label 1."""
+        return torch.nn.functional.logsigmoid(self.input)
+
+    @property
+    def log_miss(self) -> Tensor:
+        """Log-probability of label 0."""
+        return torch.nn.functional.logsigmoid(-self.input)
+
+    @property
+    def nll(self) -> Tensor:
+        """Cross-entropy: the negative log-likelihood of the target, times ``pos_weight``."""
+        yes = self.target if self.pos_weight is None else self.target * self.pos_weight
+        return product(yes, -self.log_prob) + product(1 - self.target, -self.log_miss)
+
+    @property
+    def error(self) -> Tensor:
+        """Probability that target and prediction, drawn apart, disagree."""
+        return self.target * self.miss + (1 - self.target) * self.prob
+
+    @property
+    def residual(self) -> Tensor:
+        """``target - prob``."""
+        return self.target * self.miss - (1 - self.target) * self.prob
+
+
+def product(factor: Tensor, value: Tensor) -> Tensor:
+    """``factor * value``, where 0 times infinity is 0."""
+    if _finite(value):
+        return factor * value
+    void = (factor == 0) & value.isinf()
+    return torch.where(void, 0.0, factor * torch.where(void, 0.0, value))
+
+
+def power(base: Tensor, exponent: float | Tensor) -> Tensor:
+    """``base ** exponent`` for base and exponent from 0 on, with slope 0 where the base is 0."""
+    if _finite(1 / base.detach()):
+        return base**exponent
+    zero = base == 0
+    raised = torch.where(zero, 1.0, base) ** exponent
+    return torch.where(zero & torch.as_tensor(exponent > 0), 0.0, raised)
+
+
+def _finite(value: Tensor) -> bool:
+    """Whether there is nothing to guard against, as far as anybody can look.
+
+    ``torch.where`` costs ten multiplications, a sum one.
+    """
+    if torch.compiler.is_compiling() or elements.transforms_active() or not value.is_cpu:
+        return False
+    return math.isfinite(value.detach().sum())
+
+
+def element_loss(
+    body: Callable[..., Tensor] | None = None,
+    *,
+    form: Callable[..., Form] | None = None,
+    pos_weight: bool = False,
+    unnormalized: bool = False,
+) -> Any:
+    r"""Turn a few lines on single elements into a loss. A decorator.
+
+    The decorated function takes :class:`~xent.Elements` and hyperparameters and returns one value
+    per element, in plain tensor operations. What comes out is a loss
+
+    ``loss(input, target, weight=None, *, ignore_value=None, reduction="mean", normalizer=None,
+    empty="nan", engine="auto", **hyperparameters)``
+
+    whose memory does not grow with the number of operations: large inputs are computed piece by
+    piece, in float64, and the gradient of a sum or mean along with it. Its docstring is that of the
+    function, with these arguments explained.
+
+    Args:
+        body: the function; its parameters after the first are the loss's hyperparameters. Those
+            annotated with a range of ``xent.hyperparameters`` are checked at every call.
+        form: how the native kernel computes the same, as a function of the hyperparameters.
+        pos_weight: whether the loss takes ``pos_weight``, a factor on the targets, too.
+        unnormalized: whether the loss can be told to take targets outside [0, 1].
+
+    Returns:
+        The loss.
+
+    Raises:
+        ValueError: if the function takes no elements.
+
+    Example:
+        >>> import torch, xent
+        >>> @xent.element_loss
+        ... def brier(e):
+        ...     return e.residual**2
+        >>> round(brier(torch.tensor([0.0, 2.0]), torch.tensor([0.0, 1.0])).item(), 4)
+        0.1321
+    """
+    if body is None:
+        return functools.partial(
+            element_loss, form=form, pos_weight=pos_weight, unnormalized=unnormalized
+        )
+    if not inspect.signature(body).parameters:
+        raise ValueError(
+            f"@element_loss: {body.__name__}() must take the elements as its first parameter"
+        )
+    hyper = Hyperparameters(body)
+    optional = {"pos_weight": pos_weight, "unnormalized": unnormalized}
+    left_out = [name for name, offered in optional.items() if not offered]
+
+    @functools.wraps(body)
+    def loss(
+        input: Tensor,
+        target: Tensor,
+        weight: Tensor | None = None,
+        *,
+        pos_weight: Tensor | None = None,
+        unnormalized: bool = False,
+        ignore_value: float | None = None,
+        reduction: Reduction = "mean",
+        normalizer: float | Tensor | Literal["count", "weight"] | None = None,
+        empty: Literal["nan", "zero"] = "nan",
+        engine: str = "auto",
+        **hyperparameters: Any,
+    ) -> Tensor:
+        for name, given in (("pos_weight", pos_weight is not None), ("unnormalized", unnormalized)):
+            if given and name in left_out:
+                raise TypeError(f"{body.__name__}() got an unexpected keyword argument {name!r}")
+        settings = hyper.settings(hyperparameters, input)
+        problem = make_problem(input, target, weight, pos_weight, ignore_value, not unnormalized)
+        check_reduction(reduction, normalizer, None, empty, input.shape)
+        problem = problem._replace(
+            body=lambda z, t, w: body(Elements(z, t, w), **settings),
+            form=None if form is None else form(**settings),
+        )
+        if reduction == "none":
+            return elements.values(problem, engine)
+        divisor = _divisor(problem, normalizer, empty) if reduction == "mean" else 1.0
+        return elements.loss(problem, divisor, engine)
+
+    common = [
+        p
+        for p in inspect.signature(loss, follow_wrapped=False).parameters.values()
+        if p.name not in left_out and p.kind is not p.VAR_KEYWORD
+    ]
+    loss.__signature__ = inspect.Signature([*common, *hyper.parameters])  # pyright: ignore
+    loss.__doc__ = element_docstring(body, [p.name for p in common])
+    return loss
+
+
+# ---- checks -------------------------------------------------------------------------------------
+
+
+def make_problem(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    pos_weight: Tensor | None,
+    ignore_value: float | None,
+    bounded: bool = True,
+) -> ElementProblem:
+    """Check the tensors of a call against each other; the loss itself is still to be set."""
+    is_tensor("input", input)
+    is_tensor("target", target)
+    if not input.is_floating_point():
+        raise TypeError(f"`input` must be floating point, got {input.dtype}; call .float()")
+    if target.is_complex():
+        raise TypeError(f"`target` must hold real numbers in [0, 1], got {target.dtype}")
+    if target.shape != input.shape:
+        raise ValueError(
+            f"`target` must have the shape of `input`, {tuple(input.shape)}, got "
+            f"{tuple(target.shape)}{_shape_hint(input, target)}"
+        )
+    if target.device != input.device:
+        raise ValueError(f"`input` is on {input.device} but `target` on {target.device}")
+    if not target.is_floating_point():  # labels 0 and 1 of any type
+        target = target.to(input.dtype)
+    if ignore_value is not None:
+        ignore_value = finite_number("ignore_value", ignore_value)
+    dtype = torch.promote_types(input.dtype, target.dtype)
+    if dtype.itemsize < 4 and autocasts(input):
+        dtype = torch.float32
+    return ElementProblem(
+        input, target, _weight("weight", weight, input), _weight("pos_weight", pos_weight, input),
+        _no_body, None, ignore_value, bounded, dtype,
+    )  # fmt: skip
+
+
+def _no_body(*_: Tensor | None) -> Tensor:
+    raise NotImplementedError
+
+
+def _shape_hint(input: Tensor, target: Tensor) -> str:
+    if target.numel() == input.numel():
+        return "; call target.reshape(input.shape), if the order is the same"
+    if target.ndim < input.ndim:
+        return "; nothing is broadcast here. Class indices are for xent.cross_entropy"
+    return "; nothing is broadcast here"
+
+
+def _weight(name: str, weight: Tensor | None, input: Tensor) -> Tensor | None:
+    """A weight that broadcasts to the shape of the input, as floating point."""
+    if weight is None:
+        return None
+    is_tensor(name, weight)
+    try:
+        fits = torch.broadcast_shapes(weight.shape, input.shape) == input.shape
+    except RuntimeError:
+        fits = False
+    if not fits:
+        raise ValueError(
+            f"`{name}` must broadcast to the shape of `input`, {tuple(input.shape)}; got "
+            f"{tuple(weight.shape)}"
+        )
+    if weight.device != input.device:
+        raise ValueError(f"`{name}` is on {weight.device}, the logits are on {input.device}")
+    return weight if weight.is_floating_point() else weight.to(input.dtype)
+
+
+def check_unit_range(name: str, value: Tensor, hint: str) -> None:
+    """Raise for a number outside [0, 1] or NaN; where looking costs no waiting."""
+    if not value.is_cpu or torch.compiler.is_compiling() or elements.transforms_active():
+        return
+    inside = (value >= 0) & (value <= 1)
+    if not bool(inside.all()):
+        raise ValueError(
+            f"`{name}` holds {value[~inside][0].item():g}, but must lie between 0 and 1; {hint}"
+        )
+
+
+def _divisor(
+    problem: ElementProblem, normalizer: float | Tensor | str | None, empty: str
+) -> float | Tensor:
+    """What the mean divides by: the number of elements that are kept, unless told otherwise."""
+    if normalizer is not None and not isinstance(normalizer, str):
+        return normalizer
+    kept = problem.kept()
+    divisor: float | Tensor
+    if normalizer == "weight" and problem.weight is not None:
+        weight = problem.weight.double().expand(problem.input.shape)
+        divisor = stable_sum(weight if kept is None else torch.where(kept, weight, 0.0))
+    else:
+        divisor = problem.input.numel() if kept is None else kept.sum()
+    if empty == "zero":
+        nothing = torch.as_tensor(divisor) == 0
+        divisor = torch.where(nothing, 1, divisor)
+    return divisor
+
+
+# ---- what all of them explain -------------------------------------------------------------------
+
+_ARGUMENTS = {
+    "input": "logits, of any shape.",
+    "target": "probabilities of label 1 in the shape of ``input``, in [0, 1]; labels 0 and 1 may\n"
+    "    also be booleans or integers.",
+    "weight": "factor on each element; broadcasts to the shape of ``input``.",
+    "pos_weight": "factor on the targets, the term of label 1; broadcasts likewise.",
+    "unnormalized": "take targets outside [0, 1], too.",
+    "ignore_value": "target that marks elements to leave out, -1 say, or 255.",
+    "reduction": '``"none"``, ``"sum"`` or ``"mean"``. The mean divides by the number of elements\n'
+    "    that are kept, whatever their weights.",
+    "normalizer": 'what the mean divides by instead: a number or 0-d tensor, ``"weight"`` for the\n'
+    '    sum of the weights, ``"count"`` for the rule above.',
+    "empty": '``"nan"`` as PyTorch, or ``"zero"``: the mean of no elements.',
+    "engine": '``"auto"``, ``"native"`` (where the loss has a kernel) or ``"reference"``.',
+}
+
+_RETURNS = """\
+Returns:
+    In nats unless the formula says otherwise: a scalar, or the shape of ``input`` for
+    ``reduction="none"``, in the dtype of ``input`` and ``target`` together (float32 under
+    autocast).
+"""
+
+_RAISES = """\
+Raises:
+    ValueError: for shapes that do not fit, a target outside [0, 1] (looked for on the CPU), or a
+        value that an option or hyperparameter cannot take.
+    TypeError: for dtypes that do not fit.
+"""
+
+
+def element_docstring(body: Callable[..., Any], parameters: list[str]) -> str | None:
+    """The docstring of an element loss: that of its body, and the arguments all of them take."""
+    if not body.__doc__:
+        return None
+    told = {name: _ARGUMENTS[name] for name in parameters}
+    return complete(inspect.cleandoc(body.__doc__), told, _RETURNS, _RAISES)

@@ -1,0 +1,359 @@
+"""The sigmoid family: losses of one logit and one number in [0, 1], for every element."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import torch
+from torch import Tensor
+
+from ..element_loss import Elements, check_unit_range, element_loss, power, product
+from ..engines import elements
+from ..engines.elements_problem import Form
+from ..hyperparameters import Fraction, NonNegative, Range
+from ..reduction import Reduction
+from .catalog import member
+from .classification import _legacy_reduction
+
+# Every option that the plain case leaves alone, in the order of the signature.
+_PLAIN = (None, None, None, None, None, None, False, "nan", "auto")
+
+
+@member("binary", proper=True, convex=True)
+def binary_cross_entropy_with_logits(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    size_average: bool | None = None,
+    reduce: bool | None = None,
+    reduction: Reduction = "mean",
+    pos_weight: Tensor | None = None,
+    *,
+    ignore_value: float | None = None,
+    normalizer: float | Tensor | Literal["count", "weight"] | None = None,
+    unnormalized: bool = False,
+    empty: Literal["nan", "zero"] = "nan",
+    engine: str = "auto",
+) -> Tensor:
+    r"""Sigmoid cross-entropy: the negative log-likelihood of labels, from logits. In nats.
+
+    A drop-in for :func:`torch.nn.functional.binary_cross_entropy_with_logits` with all its digits.
+    With targets between 0 and 1 its least value is their entropy, not 0; see
+    :func:`xent.reconstruction_excess`.
+
+    .. math:: \ell = w \bigl(-w_+ \, t \log \sigma(z) - (1 - t) \log \sigma(-z)\bigr)
+
+    Args:
+        input: logits, of any shape: one per label, per pixel, per pair.
+        target: probabilities of label 1 in the shape of ``input``, in [0, 1]; labels 0 and 1 may
+            also be booleans or integers. Nothing is broadcast.
+        weight: factor on each element; broadcasts to the shape of ``input``. A map of weights over
+            pixels, ``(N, 1, H, W)`` or ``(H, W)``, or a factor for each label, ``(C,)``.
+        size_average: deprecated in PyTorch; use ``reduction``.
+        reduce: deprecated in PyTorch; use ``reduction``.
+        reduction: ``"none"``, ``"sum"`` or ``"mean"``. The mean divides by the number of elements
+            that are kept, whatever their weights.
+        pos_weight: factor on the targets, the term of label 1; broadcasts likewise.
+        ignore_value: target that marks elements to leave out, -1 say, or 255.
+        normalizer: what the mean divides by instead: a number or 0-d tensor, ``"weight"`` for the
+            sum of the weights, ``"count"`` for the rule above.
+        unnormalized: take targets outside [0, 1], too, as PyTorch does: the loss is then negative
+            and unbounded where nobody expects it.
+        empty: ``"nan"`` as PyTorch, or ``"zero"``: the mean of no elements.
+        engine: ``"auto"``, ``"native"`` or ``"reference"``. Where the loss is one number, the
+            native one computes its gradient in the same sweep.
+
+    Returns:
+        A scalar, or the shape of ``input`` for ``reduction="none"``, in the dtype of ``target`` as
+        in PyTorch (that of ``input`` for booleans and integers; float32 under autocast).
+
+    Raises:
+        ValueError: for shapes that do not fit, a target outside [0, 1] (looked for on the CPU), or
+            a value that an option cannot take.
+        TypeError: for dtypes that do not fit.
+
+    Example:
+        >>> import torch, xent
+        >>> logits, target = torch.tensor([-30.0, 0.0, 2.0]), torch.tensor([0.0, 0.5, 1.0])
+        >>> xent.binary_cross_entropy_with_logits(logits, target, reduction="none")
+        tensor([9.3576e-14, 6.9315e-01, 1.2693e-01])
+
+    References:
+        Cox, *The regression analysis of binary sequences*, 1958.
+    """
+    options = (
+        weight, size_average, reduce, pos_weight, ignore_value, normalizer, unnormalized, empty,
+        engine,
+    )  # fmt: skip
+    if options == _PLAIN:
+        loss = elements.plain(input, target, reduction, _plain_body)
+        if loss is not None:
+            return loss
+    if size_average is not None or reduce is not None:
+        reduction = _legacy_reduction(size_average, reduce)
+    loss = _cross_entropy(
+        input, target, weight, pos_weight=pos_weight, unnormalized=unnormalized,
+        ignore_value=ignore_value, reduction=reduction, normalizer=normalizer, empty=empty,
+        engine=engine,
+    )  # fmt: skip
+    narrows = target.is_floating_point() and target.dtype.itemsize < loss.dtype.itemsize
+    autocast = torch.is_autocast_enabled(input.device.type)
+    return loss.to(target.dtype) if narrows and not autocast else loss
+
+
+@element_loss(form=lambda: Form(), pos_weight=True, unnormalized=True)
+def _cross_entropy(e: Elements) -> Tensor:
+    return e.nll
+
+
+def _plain_body(input: Tensor, target: Tensor, pos_weight: Tensor | None) -> Tensor:
+    return Elements(input, target, pos_weight).nll
+
+
+@member("other", proper=True, convex=True)
+def binary_cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    size_average: bool | None = None,
+    reduce: bool | None = None,
+    reduction: Reduction = "mean",
+    *,
+    eps: float = 0.0,
+    ignore_value: float | None = None,
+    normalizer: float | Tensor | Literal["count", "weight"] | None = None,
+    empty: Literal["nan", "zero"] = "nan",
+    engine: str = "auto",
+) -> Tensor:
+    r"""Cross-entropy of predicted probabilities. In nats.
+
+    A drop-in for :func:`torch.nn.functional.binary_cross_entropy` that hides no clipping: the loss
+    is infinite where the truth is, and at every ``q`` the gradient is :math:`(q - t) / (q (1 - q))`,
+    the second one :math:`t / q^2 + (1 - t) / (1 - q)^2`, and the one towards the target
+    :math:`\log((1 - q) / q)`. Where there are logits, :func:`binary_cross_entropy_with_logits` has
+    more digits: float32 cannot tell :math:`\sigma(17)` from 1.
+
+    .. math:: \ell = w \bigl(-t \log q - (1 - t) \log(1 - q)\bigr), \qquad 0 \log 0 = 0
+
+    Args:
+        input: probabilities ``q``, of any shape, in [0, 1].
+        target: probabilities of label 1 in the shape of ``input``, in [0, 1]; labels 0 and 1 may
+            also be booleans or integers. Nothing is broadcast.
+        weight: factor on each element; broadcasts to the shape of ``input``.
+        size_average: deprecated in PyTorch; use ``reduction``.
+        reduce: deprecated in PyTorch; use ``reduction``.
+        reduction: ``"none"``, ``"sum"`` or ``"mean"``. The mean divides by the number of elements
+            that are kept, whatever their weights.
+        eps: probabilities are moved into ``[eps, 1 - eps]`` first, for a finite loss. The gradient
+            is that of the formula there, so that it does not vanish.
+        ignore_value: target that marks elements to leave out.
+        normalizer: what the mean divides by instead, as for
+            :func:`binary_cross_entropy_with_logits`.
+        empty: ``"nan"`` as PyTorch, or ``"zero"``: the mean of no elements.
+        engine: ``"auto"`` or ``"reference"``.
+
+    Returns:
+        A scalar, or the shape of ``input`` for ``reduction="none"``, in the dtype of ``input`` and
+        ``target`` together (float32 under autocast).
+
+    Raises:
+        ValueError: for shapes that do not fit, a probability or target outside [0, 1] (looked for
+            on the CPU), or a value that an option cannot take.
+        TypeError: for dtypes that do not fit.
+
+    Example:
+        >>> import torch, xent
+        >>> q, target = torch.tensor([0.0, 0.2, 1.0]), torch.tensor([0.0, 0.5, 0.0])
+        >>> xent.binary_cross_entropy(q, target, reduction="none")
+        tensor([0.0000, 0.9163,    inf])
+    """
+    if isinstance(input, Tensor) and input.is_floating_point():
+        hint = "logits are for xent.binary_cross_entropy_with_logits"
+        check_unit_range("input", input, hint)
+    if size_average is not None or reduce is not None:
+        reduction = _legacy_reduction(size_average, reduce)
+    return _of_probabilities(
+        input, target, weight, eps=eps, ignore_value=ignore_value, reduction=reduction,
+        normalizer=normalizer, empty=empty, engine=engine,
+    )  # fmt: skip
+
+
+@element_loss
+def _of_probabilities(e: Elements, eps: Annotated[float, Range(0, 0.5)] = 0.0) -> Tensor:
+    q, t = e.input, e.target
+    if eps:
+        q = q + (q.clamp(eps, 1 - eps) - q).detach()
+    # Neither logarithm is looked at where its factor is 0 and it is infinite.
+    log_prob = torch.where((t == 0) & (q == 0), 1.0, q).log()
+    log_miss = torch.log1p(-torch.where((t == 1) & (q == 1), 0.0, q))
+    return t * -log_prob + (1 - t) * -log_miss
+
+
+def _shares(alpha: float | None, gamma: float) -> Form:
+    return Form(gamma=gamma) if alpha is None else Form(alpha, 1 - alpha, gamma)
+
+
+@member("binary", proper=False, convex=False)
+@element_loss(form=_shares)
+def sigmoid_focal_loss(
+    e: Elements, alpha: Fraction | None = 0.25, gamma: NonNegative = 2.0
+) -> Tensor:
+    r"""Sigmoid cross-entropy that pays less for what is already right.
+
+    .. math:: \ell = \bigl(\alpha t + (1 - \alpha)(1 - t)\bigr) (1 - p_t)^\gamma
+        \bigl(-t \log p - (1 - t) \log(1 - p)\bigr), \qquad
+        1 - p_t = t (1 - p) + (1 - t) p
+
+    The formula of ``torchvision.ops.sigmoid_focal_loss``, whose ``reduction`` is ``"none"`` unless
+    told otherwise. Neither loss nor gradient turns into NaN or 0 where ``p`` is nearly 0 or 1, for
+    ``gamma`` below 1 either. Whole ``gamma`` up to 8 are fastest.
+
+    Args:
+        alpha: share of the targets 1, in [0, 1]; None for no shares.
+        gamma: how strongly elements that are right are turned down; 0 is cross-entropy.
+
+    Example:
+        >>> import torch, xent
+        >>> logits = torch.tensor([2.0, -2.0, 100.0])
+        >>> xent.sigmoid_focal_loss(logits, torch.tensor([1, 1, 0]), reduction="none")
+        tensor([4.5089e-04, 4.1252e-01, 7.5000e+01])
+
+    References:
+        Lin et al., *Focal loss for dense object detection*, ICCV 2017.
+    """
+    loss = power(e.error, gamma) * e.nll
+    return loss if alpha is None else (alpha * e.target + (1 - alpha) * (1 - e.target)) * loss
+
+
+@member("binary", proper=False, convex=False)
+@element_loss
+def quality_focal_loss(e: Elements, beta: NonNegative = 2.0) -> Tensor:
+    r"""Focal loss for targets between 0 and 1, such as the overlap of a box with the truth.
+
+    .. math:: \ell = |t - p|^\beta \bigl(-t \log p - (1 - t) \log(1 - p)\bigr)
+
+    It is least, 0, where ``p`` is the target. For labels 0 and 1 it is the focal loss without
+    shares.
+
+    Args:
+        beta: how strongly elements that are nearly right are turned down; 0 is cross-entropy.
+
+    Example:
+        >>> import torch, xent
+        >>> logits = torch.tensor([0.0, 2.0])
+        >>> xent.quality_focal_loss(logits, torch.tensor([0.5, 0.5]), reduction="none")
+        tensor([0.0000, 0.1634])
+
+    References:
+        Li et al., *Generalized focal loss*, NeurIPS 2020.
+    """
+    return power(e.residual.abs(), beta) * e.nll
+
+
+@member("binary", proper=False, convex=False)
+@element_loss
+def varifocal_loss(e: Elements, alpha: NonNegative = 0.75, gamma: NonNegative = 2.0) -> Tensor:
+    r"""Cross-entropy that counts positives by their quality and turns easy negatives down.
+
+    .. math:: \ell = \begin{cases}
+        t \bigl(-t \log p - (1 - t) \log(1 - p)\bigr) & t > 0 \\
+        -\alpha \, p^\gamma \log(1 - p) & t = 0
+        \end{cases}
+
+    Args:
+        alpha: factor on the negatives.
+        gamma: how strongly negatives that are right are turned down.
+
+    Example:
+        >>> import torch, xent
+        >>> logits = torch.tensor([0.0, 0.0])
+        >>> xent.varifocal_loss(logits, torch.tensor([0.5, 0.0]), reduction="none")
+        tensor([0.3466, 0.1300])
+
+    References:
+        Zhang et al., *VarifocalNet: an IoU-aware dense object detector*, CVPR 2021.
+    """
+    return torch.where(e.target > 0, e.target, alpha * power(e.prob, gamma)) * e.nll
+
+
+# ---- targets between 0 and 1: pixels ------------------------------------------------------------
+
+
+@member("binary", proper=True, convex=True)
+@element_loss
+def reconstruction_excess(e: Elements) -> Tensor:
+    r"""Sigmoid cross-entropy above its floor: the KL divergence of predictions from targets.
+
+    .. math:: \ell = t \log \frac{t}{p} + (1 - t) \log \frac{1 - t}{1 - p}
+
+    The cross-entropy of grey pixels is never 0: its floor is their entropy. What a reconstruction
+    can still gain is this excess, and the gradient is that of cross-entropy. It has all its digits
+    near 0, where the difference of cross-entropy and entropy has none.
+
+    Example:
+        >>> import torch, xent
+        >>> target = torch.tensor([0.25, 0.25, 0.0])
+        >>> logits = torch.tensor([0.25, 0.250001, 0.5]).logit()
+        >>> values = xent.reconstruction_excess(logits, target, reduction="none")
+        >>> [f"{v:.1e}" for v in values.tolist()]
+        ['3.7e-17', '2.7e-12', '6.9e-01']
+    """
+    yes = _excess(e.target, e.prob, e.log_prob, -e.residual)
+    return yes + _excess(1 - e.target, e.miss, e.log_miss, e.residual)
+
+
+def _excess(a: Tensor, b: Tensor, log_b: Tensor, gap: Tensor) -> Tensor:
+    """``a log(a / b) + b - a``, which is not negative, for probabilities with ``b - a = gap``.
+
+    The two terms of a divergence, to which the gaps add nothing. Near 0, with ``x = gap / a``, it
+    is ``a (x - log(1 + x))``, of which a series leaves out what cancels.
+    """
+    near = gap.abs() < a / 4
+    x = torch.where(near, gap / torch.where(near, a, 1.0), 0.0)
+    s = x / (2 + x)  # log(1 + x) = 2 (s + s^3 / 3 + s^5 / 5 + ...), and |s| < 1/7
+    tail = torch.zeros_like(s)
+    for k in range(19, 1, -2):
+        tail = 1 / k + s.square() * tail
+    series = a * s * (x - 2 * s.square() * tail)
+    far = gap + torch.special.xlogy(a, a) - product(a, log_b)
+    return torch.where(near, series, far)
+
+
+@member("other", proper=True, convex=True)
+@element_loss
+def continuous_bernoulli_loss(e: Elements) -> Tensor:
+    r"""Negative log-likelihood of numbers in [0, 1], such as grey pixels. In nats, may be negative.
+
+    .. math:: \ell = -t \log p - (1 - t) \log(1 - p) - \log C(p), \qquad
+        C = \frac{2 \operatorname{artanh}(1 - 2 p)}{1 - 2 p} = \frac{z}{\tanh(z / 2)}
+
+    Cross-entropy is no density over [0, 1]; with the constant ``C`` it is. In the logit that makes
+    :math:`\log((e^z - 1) / z) - t z`, which is stable everywhere and a series near 0.
+
+    Example:
+        >>> import torch, xent
+        >>> logits = torch.tensor([0.0, 1e-3, 40.0])
+        >>> xent.continuous_bernoulli_loss(logits, torch.tensor([0.3, 0.3, 1.0]), reduction="none")
+        tensor([ 0.0000e+00,  2.0004e-04, -3.6889e+00])
+
+    References:
+        Loaiza-Ganem and Cunningham, *The continuous Bernoulli*, NeurIPS 2019.
+    """
+    z, t = e.input, e.target
+    near = z.abs() < 1
+    a = torch.where(near, 1.0, z.abs())
+    slope = torch.where(z > 0, 1 - t, t)  # of |z|, far out
+    far = product(slope, a) + torch.log1p(-(-a).exp()) - a.log()
+    # log(sinh(h) / h) = h^2 / 6 - h^4 / 180 + ..., h = z / 2
+    square = torch.where(near, z, 0.0).square() / 4
+    series = torch.zeros_like(z)
+    for coefficient in reversed(_LOG_SINHC):
+        series = (series + coefficient) * square
+    return torch.where(near, (0.5 - t) * z + series, far)
+
+
+# 2^(2k-1) B_2k / (k (2k)!), B the Bernoulli numbers
+_LOG_SINHC = (
+    1 / 6, -1 / 180, 1 / 2835, -1 / 37800, 1 / 467775, -691 / 3831077250, 2 / 127702575,
+    -3617 / 2605132530000, 43867 / 350813659321125, -174611 / 15313294652906250,
+)  # fmt: skip

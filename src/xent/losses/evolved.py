@@ -1,0 +1,207 @@
+r"""Losses that evolution found: by genetic programming, or as polynomials tuned by CMA-ES.
+
+All of them pull a prediction away from full confidence as well as towards the target, each in its
+way, which is what makes them generalise from few rows. :mod:`xent.learn.loss_search` looks for new
+ones.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .._check import finite_number
+from ..dense_loss import DenseRows, dense_loss
+from ..hyperparameters import Number
+from ..row_loss import row_loss
+from ..row_statistics import RowStatistics
+from .catalog import member
+
+SATURATION = 20.0  # nats; 1 / p is 4.9e8 there
+
+
+def _inverse_prob(s: RowStatistics) -> Tensor:
+    """``1 / p`` of the target; from :data:`SATURATION` nats on its tangent in the nats."""
+    nats = -s.log_prob
+    capped = nats.clamp(max=SATURATION)
+    return capped.exp() * (1 + (nats - capped))
+
+
+@member(proper=False, convex=True)
+@row_loss(needs="mean", soft=False)
+def baikal_loss(s: RowStatistics) -> Tensor:
+    r"""Baikal: the mean surprise of all classes plus the inverse probability of the target.
+
+    .. math:: \ell = -\frac1C \sum_j \Bigl(\log p_j - \frac{[j = y]}{p_j}\Bigr)
+        = \mathrm{lse} - \bar z + \frac{1}{C p_y}
+
+    The first part wants every class to be possible, the second the target not to be impossible.
+    Where the target has lost by more than 20 nats, :math:`1 / p_y = e^{-\log p_y}` goes on as its
+    tangent in :math:`-\log p_y`: the loss grows linearly from there and nothing overflows.
+
+    Example:
+        >>> import torch, xent
+        >>> logits = torch.tensor([[2.0, 0.0], [0.0, 2.0], [0.0, 200.0]])
+        >>> xent.baikal_loss(logits, torch.tensor([0, 0, 0]), reduction="none")
+        tensor([1.6946e+00, 5.3215e+00, 4.3907e+10])
+
+    References:
+        Gonzalez & Miikkulainen, *Improved training speed, accuracy, and data utilization through
+        loss function optimization*, CEC 2020.
+    """
+    return s.lse - s.mean + _inverse_prob(s) / s.support
+
+
+@member(proper=False, convex=True)
+@row_loss(needs="mean", soft=False)
+def baikal_cma_loss(
+    s: RowStatistics,
+    coefficients: Sequence[float] = (2.7279, 0.9863, 1.5352, -1.1135, 1.3716, -0.8411),
+) -> Tensor:
+    r"""Baikal with a coefficient, tuned by CMA-ES, at each node of its formula.
+
+    .. math:: \ell = -\frac1C \sum_j c_0
+        \Bigl(c_1 \log(c_2 p_j) - c_3 \frac{c_4 [j = y]}{c_5 p_j}\Bigr)
+        = c_0 \Bigl(c_1 (\mathrm{lse} - \bar z - \log c_2)
+        + \frac{c_3 c_4}{c_5} \frac{1}{C p_y}\Bigr)
+
+    Only :math:`c_0 c_1` and :math:`c_0 c_3 c_4 / c_5` steer a training; six ones give
+    :func:`xent.baikal_loss`, whose tangent beyond 20 nats holds here, too.
+
+    Args:
+        coefficients: :math:`c_0, \dots, c_5`; :math:`c_2` positive and :math:`c_5` not zero.
+
+    Example:
+        >>> import torch, xent
+        >>> logits, target = torch.tensor([[2.0, 0.0], [0.0, 2.0]]), torch.tensor([0, 0])
+        >>> xent.baikal_cma_loss(logits, target, reduction="none")
+        tensor([ 4.6906, 22.6556])
+
+    References:
+        Gonzalez & Miikkulainen, *Improved training speed, accuracy, and data utilization through
+        loss function optimization*, CEC 2020.
+    """
+    _refuse_other_than("coefficients", coefficients, 6)
+    c = coefficients
+    if c[2] <= 0 or c[5] == 0:
+        raise ValueError(
+            f"`coefficients` must hold a positive third number, whose logarithm is taken, and a "
+            f"sixth that is not zero, by which is divided; got {c}"
+        )
+    surprise = c[1] * (s.lse - s.mean - math.log(c[2]))
+    return c[0] * (surprise + c[3] * c[4] / c[5] * _inverse_prob(s) / s.support)
+
+
+@member(proper=False, bounded=True, convex=False)
+@row_loss(needs=("squares", "cubes"), soft=False)
+def taylorglo_loss(
+    s: RowStatistics,
+    theta: Sequence[float] | Tensor = (
+        -10.9408, 7.5216, 8.2896, 0.2415, 7.8726, 8.9666, 2.0184, 7.0513,
+    ),
+) -> Tensor:  # fmt: skip
+    r"""TaylorGLO: a polynomial of third order in label and probability, summed over the classes.
+
+    .. math:: -\sum_j \bigl(\theta_2 v_j + \theta_3 v_j^2 + \theta_4 v_j^3
+        + \theta_5 u_j v_j + \theta_6 u_j v_j^2 + \theta_7 u_j^2 v_j\bigr), \qquad
+        u_j = [j = y] - \theta_0, \quad v_j = p_j - \theta_1
+
+    are the terms of a Taylor polynomial around label :math:`\theta_0` and probability
+    :math:`\theta_1` that depend on the probability, factorials included. Probabilities add up to 1,
+    so part of it, :math:`\theta_2` altogether, is the same whatever is predicted, and may be so
+    large that nothing else is seen. Without that constant
+
+    .. math:: \ell = -\bigl(b_1 p_y + b_2 p_y^2 + b_3 \sum_{j \ne y} p_j^2
+        + \theta_4 \sum_j p_j^3\bigr), \qquad \begin{aligned}
+        b_1 &= \theta_5 - 2 \theta_1 \theta_6 + (1 - 2 \theta_0) \theta_7 \\
+        b_2 &= \theta_3 - 3 \theta_1 \theta_4 + (1 - \theta_0) \theta_6 \\
+        b_3 &= \theta_3 - 3 \theta_1 \theta_4 - \theta_0 \theta_6 \end{aligned}
+
+    Its gradient is that of the polynomial. It may be negative: only differences mean anything.
+
+    Args:
+        theta: :math:`\theta_0, \dots, \theta_7`, numbers or a tensor of them, which may want a
+            gradient. The default was evolved on MNIST by the authors.
+
+    Example:
+        Cross-entropy, ``-x log(p)`` for a class of label x, expanded around x = p = 1/2:
+
+        >>> import torch, xent
+        >>> theta = (0.5, 0.5, 1.0, -1.0, 4 / 3, 2.0, -2.0, 0.0)
+        >>> logits, target = torch.tensor([[2.0, 0.0], [0.0, 2.0]]), torch.tensor([0, 0])
+        >>> xent.taylorglo_loss(logits, target, theta=theta, reduction="none")
+        tensor([-1.3049,  0.2183])
+
+    References:
+        Gonzalez & Miikkulainen, *Optimizing loss functions through multivariate Taylor polynomial
+        parameterization*, GECCO 2021, and the experiments published with it.
+    """
+    _refuse_other_than("theta", theta, 8)
+    if isinstance(theta, Tensor):
+        theta = theta.to(s.prob.dtype)
+    label, centre, _, second, third, mixed, mixed_squares, mixed_labels = theta
+    linear = mixed - 2 * centre * mixed_squares + (1 - 2 * label) * mixed_labels
+    rest_squares = second - 3 * centre * third - label * mixed_squares
+    squares = (rest_squares + mixed_squares) * s.prob**2 + rest_squares * s.rest_squares
+    return -(linear * s.prob + squares + third * (s.prob**3 + s.rest_cubes))
+
+
+def _refuse_other_than(name: str, values: Sequence[float] | Tensor, count: int) -> None:
+    """Raise unless ``values`` are so many finite numbers, or a tensor of them."""
+    if isinstance(values, Tensor):
+        if values.shape != (count,) or not values.is_floating_point():
+            raise ValueError(
+                f"`{name}` must hold {count} floating-point numbers, got {values.dtype} of shape "
+                f"{tuple(values.shape)}"
+            )
+        return
+    if isinstance(values, str) or not isinstance(values, Sequence) or len(values) != count:
+        raise ValueError(f"`{name}` must hold {count} numbers, got {values!r}")
+    for value in values:
+        finite_number(name, value)
+
+
+@member(proper=False, bounded=True, convex=False, second_pass=True)
+@dense_loss
+def ngl_loss(rows: DenseRows, alpha: Number = 2.4092) -> Tensor:
+    r"""Next Generation Loss: exponential in the probabilities, twice as steep for the target.
+
+    .. math:: \ell = \frac1C \sum_j \Bigl(e^{\alpha - p_j (1 + q_j)} - \cos \cos \sin p_j\Bigr)
+
+    with :math:`q_j = 1` for the target and 0 for the others, or the probabilities of a soft target.
+    Not a function of row statistics: the sum is a second pass over the row, in plain tensor
+    operations that keep tensors of the size of the logits. The mean is over the classes that are
+    not masked by ``-inf``.
+
+    Args:
+        alpha: scale of the exponential part, :math:`e^\alpha`.
+
+    Example:
+        >>> import torch, xent
+        >>> logits = torch.tensor([[200.0, 0.0], [0.0, 200.0]])
+        >>> xent.ngl_loss(logits, torch.tensor([0, 0]), reduction="none")
+        tensor([5.6521, 6.9457])
+
+    References:
+        Akhmedova & Körber, *Next generation loss function for image classification*,
+        arXiv:2404.12948, 2024.
+    """
+    masked = rows.logits == -torch.inf
+    p = _probabilities(rows.logits)
+    terms = torch.exp(alpha - p * (1 + rows.target)) - p.sin().cos().cos()
+    return torch.where(masked, 0, terms).sum(-1) / (~masked).sum(-1)
+
+
+def _probabilities(z: Tensor) -> Tensor:
+    """Softmax over the last axis, whose derivative keeps its digits for a class with p near 1.
+
+    The likeliest class is what all others are relative to, so it must not see itself.
+    """
+    top = z.argmax(-1, keepdim=True)
+    at_top = torch.arange(z.shape[-1], device=z.device) == top
+    gap = torch.where(at_top, 0, z - z.gather(-1, top))
+    others = torch.where(at_top, 0, gap.exp()).sum(-1, keepdim=True)
+    return torch.exp(gap - torch.log1p(others))

@@ -1,0 +1,303 @@
+"""Losses of rows that may have several labels at once, or of pairs."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .._check import finite_number, is_tensor, one_of
+from ..element_loss import Elements, element_loss, make_problem, power, product
+from ..engines import elements
+from ..engines.elements_problem import ElementProblem, Form
+from ..hyperparameters import Fraction, NonNegative
+from ..reduction import Reduction, check_reduction, reduce_rows
+from ..targets import class_axis
+from .catalog import member
+
+
+@member("other", proper=True, convex=True)
+def multilabel_cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    *,
+    labels: Literal["sum", "mean"] = "sum",
+    pos_weight: Tensor | None = None,
+    ignore_value: float | None = None,
+    row_weight: Tensor | None = None,
+    reduction: Reduction = "mean",
+    normalizer: float | Tensor | Literal["count", "weight"] | None = None,
+    empty: Literal["nan", "zero"] = "nan",
+    engine: str = "auto",
+) -> Tensor:
+    r"""Sigmoid cross-entropy of rows with any number of labels each. In nats per row.
+
+    .. math:: \ell_n = \sum_c -t_{nc} \log \sigma(z_{nc}) - (1 - t_{nc}) \log \sigma(-z_{nc})
+
+    Labels first, rows then: ``labels="sum"`` is the negative log-likelihood of all labels of a row,
+    ``labels="mean"`` that of one label on average (``multilabel_soft_margin_loss`` in PyTorch),
+    which is smaller by the number of labels and learns that much more slowly. ``reduction`` is over
+    rows.
+
+    Args:
+        input: logits, ``(C,)``, ``(N, C)`` or ``(N, C, d1, ...)``: one per label.
+        target: probabilities of the labels in the shape of ``input``, in [0, 1]; 0 and 1 may also
+            be booleans or integers.
+        weight: factor on each element; broadcasts to the shape of ``input``.
+        labels: ``"sum"`` or ``"mean"`` over the labels of a row; the mean is over those known.
+        pos_weight: factor on the targets, the term of label 1; broadcasts likewise.
+        ignore_value: target that marks labels nobody knows, -1 say. A row without known labels is
+            left out.
+        row_weight: factor on each row, in the shape of the rows; the mean divides by its sum.
+        reduction: ``"none"``, ``"sum"`` or ``"mean"`` over the rows.
+        normalizer: what the mean divides by instead: a number or 0-d tensor, ``"count"`` for the
+            number of rows kept, ``"weight"`` for the rule above.
+        empty: ``"nan"`` as PyTorch, or ``"zero"``: the mean of no rows.
+        engine: ``"auto"``, ``"native"`` or ``"reference"``.
+
+    Returns:
+        A scalar, or the shape of the rows for ``reduction="none"``, in the dtype of ``input`` and
+        ``target`` together (float32 under autocast).
+
+    Raises:
+        ValueError: for shapes that do not fit, a target outside [0, 1] (looked for on the CPU), or
+            a value that an option cannot take.
+        TypeError: for dtypes that do not fit.
+
+    Example:
+        >>> import torch, xent
+        >>> logits = torch.tensor([[2.0, -1.0, 0.0], [0.0, 0.0, 0.0]])
+        >>> target = torch.tensor([[1, 0, 1], [0, 0, 1]])
+        >>> xent.multilabel_cross_entropy(logits, target, reduction="none")
+        tensor([1.1333, 2.0794])
+        >>> xent.multilabel_cross_entropy(logits, target, labels="mean", reduction="none")
+        tensor([0.3778, 0.6931])
+    """
+    one_of("labels", labels, ("sum", "mean"))
+    problem = make_problem(input, target, weight, pos_weight, ignore_value)
+    rows = _Rows(problem, row_weight, reduction, normalizer, empty)
+    if labels == "mean":
+        known = problem.kept()
+        number = input.shape[rows.axis] if known is None else known.sum(rows.axis, keepdim=True)
+        share = torch.ones((), dtype=torch.float64, device=input.device) / number
+        problem = problem._replace(weight=share if weight is None else weight * share)
+    wide = torch.promote_types(problem.dtype, torch.float32)
+    problem = problem._replace(body=_cross_entropy, form=Form(), dtype=wide)
+    return rows.reduce(elements.values(problem, engine).sum(rows.axis, dtype=torch.float64))
+
+
+def _cross_entropy(input: Tensor, target: Tensor, pos_weight: Tensor | None) -> Tensor:
+    return Elements(input, target, pos_weight).nll
+
+
+@member("other", proper=False, convex=True)
+def zlpr_loss(
+    input: Tensor,
+    target: Tensor,
+    *,
+    ignore_value: float | None = None,
+    row_weight: Tensor | None = None,
+    reduction: Reduction = "mean",
+    normalizer: float | Tensor | Literal["count", "weight"] | None = None,
+    empty: Literal["nan", "zero"] = "nan",
+) -> Tensor:
+    r"""Zero-bounded log-sum-exp and pairwise rank-based loss of rows with several labels.
+
+    Every label of a row should score above 0 and every other class below, and labels above other
+    classes: softmax cross-entropy for any number of labels, with 0 as the score of the threshold.
+
+    .. math:: \ell_n = \log\Bigl(1 + \sum_c (1 - t_{nc}) e^{z_{nc}}\Bigr)
+        + \log\Bigl(1 + \sum_c t_{nc} e^{-z_{nc}}\Bigr)
+
+    Args:
+        input: logits, ``(C,)``, ``(N, C)`` or ``(N, C, d1, ...)``.
+        target: labels 0 and 1 in the shape of ``input``, or numbers between; constants.
+        ignore_value: target that marks labels nobody knows. A row without known labels is left out.
+        row_weight: factor on each row, in the shape of the rows; the mean divides by its sum.
+        reduction: ``"none"``, ``"sum"`` or ``"mean"`` over the rows.
+        normalizer: what the mean divides by instead, as for :func:`multilabel_cross_entropy`.
+        empty: ``"nan"`` as PyTorch, or ``"zero"``: the mean of no rows.
+
+    Returns:
+        A scalar, or the shape of the rows for ``reduction="none"``, in the dtype of ``input`` and
+        ``target`` together (float32 under autocast).
+
+    Raises:
+        ValueError: for shapes that do not fit, a target outside [0, 1] (looked for on the CPU), or
+            a value that an option cannot take.
+        TypeError: for dtypes that do not fit.
+
+    Example:
+        >>> import torch, xent
+        >>> logits = torch.tensor([[3.0, -3.0, -3.0], [0.0, 0.0, 0.0]])
+        >>> target = torch.tensor([[1, 0, 0], [1, 1, 0]])
+        >>> xent.zlpr_loss(logits, target, reduction="none")
+        tensor([0.1435, 1.7918])
+
+    References:
+        Su et al., *ZLPR: a novel loss for multi-label classification*, 2022.
+    """
+    problem = make_problem(input, target, None, None, ignore_value)
+    rows = _Rows(problem, row_weight, reduction, normalizer, empty)
+    elements.check_targets(problem)
+    z, yes, no = problem.input.double(), problem.target.detach().double(), 1.0
+    known = problem.kept()
+    if known is not None:
+        z, yes = torch.where(known, z, 0.0), torch.where(known, yes, 0.0)
+        no = known.double()
+    above = _log1p_sum(no - yes, z, rows.axis)
+    return rows.reduce(above + _log1p_sum(yes, -z, rows.axis))
+
+
+def _log1p_sum(share: Tensor, z: Tensor, axis: int) -> Tensor:
+    """``log(1 + sum(share exp(z)))``, with all its digits where the sum is small."""
+    there = share > 0
+    exponents = torch.where(there, share.log() + torch.where(there, z, 0.0), -1e300)
+    return -torch.nn.functional.logsigmoid(-torch.logsumexp(exponents, axis))
+
+
+class _Rows:
+    """The rows of a problem, and the options of the reduction over them, checked."""
+
+    def __init__(
+        self,
+        problem: ElementProblem,
+        row_weight: Tensor | None,
+        reduction: str,
+        normalizer: float | Tensor | str | None,
+        empty: str,
+    ) -> None:
+        shape = problem.input.shape
+        if not shape:
+            raise ValueError("`input` must have an axis of labels: (C,), (N, C) or (N, C, d1, ...)")
+        self.axis = class_axis(problem.input)
+        self.shape = shape[: self.axis] + shape[self.axis + 1 :]
+        self.dtype = problem.dtype
+        known = problem.kept()
+        self.kept = None if known is None else known.any(self.axis)
+        row_weight = check_reduction(reduction, normalizer, row_weight, empty, self.shape)
+        self.options = {
+            "reduction": reduction, "normalizer": normalizer, "row_weight": row_weight,
+            "empty": empty,
+        }  # fmt: skip
+
+    def reduce(self, values: Tensor) -> Tensor:
+        """What the caller asked for, from one value per row."""
+        mass = torch.ones_like(values) if self.kept is None else self.kept.to(values.dtype)
+        return reduce_rows(values, self.kept, mass, **self.options).to(self.dtype)
+
+
+@member("binary", proper=False, convex=False)
+@element_loss
+def asymmetric_loss(
+    e: Elements,
+    gamma_neg: NonNegative = 4.0,
+    gamma_pos: NonNegative = 1.0,
+    clip: Fraction = 0.05,
+    detach_focus: bool = False,
+) -> Tensor:
+    r"""Focal loss that turns easy negatives down more than positives, and the easiest off.
+
+    .. math:: \ell = \bigl(t (1 - p) + (1 - t) p_m\bigr)^{\gamma_+ t + \gamma_- (1 - t)}
+        \bigl(-t \log p - (1 - t) \log(1 - p_m)\bigr), \qquad p_m = \max(p - m, 0)
+
+    The official code adds it up (``reduction="sum"``) and clamps its logarithms at ``1e-8``; here
+    nothing is clamped. Its two versions differ in whether the focusing factor is differentiated.
+
+    Args:
+        gamma_neg: how strongly negatives that are right are turned down.
+        gamma_pos: how strongly positives that are right are turned down.
+        clip: the margin ``m``: probability from which on negatives count at all.
+        detach_focus: take the focusing factor for a constant in the gradient.
+
+    Example:
+        >>> import torch, xent
+        >>> logits = torch.tensor([2.0, 0.0, -4.0])
+        >>> xent.asymmetric_loss(logits, torch.tensor([1, 0, 0]), reduction="none")
+        tensor([0.0151, 0.0245, 0.0000])
+
+    References:
+        Ridnik et al., *Asymmetric loss for multi-label classification*, ICCV 2021.
+    """
+    yes, no = e.target, 1 - e.target
+    prob = e.log_prob.exp()  # whose slope, unlike that of `e.prob`, has digits where prob is 1
+    shifted = (prob - clip).clamp(min=0)
+    log_rest = e.log_miss
+    if clip:  # log(1 - p_m): from p_m where that is small, else from 1 - p_m = (1 - p) + m
+        near = prob < 0.5
+        low = torch.log1p(-torch.where(near, shifted, 0.0))
+        log_rest = torch.where(near, low, (e.log_miss.exp() + clip).log())
+    focus = power(yes * e.miss + no * shifted, gamma_pos * yes + gamma_neg * no)
+    if detach_focus:
+        focus = focus.detach()
+    return focus * (product(yes, -e.log_prob) + product(no, -log_rest))
+
+
+@member("other", proper=True, convex=True)
+def siglip_loss(
+    similarity: Tensor,
+    target: Tensor | None = None,
+    *,
+    scale: float | Tensor = 10.0,
+    bias: float | Tensor = -10.0,
+    row_weight: Tensor | None = None,
+    reduction: Reduction = "mean",
+    normalizer: float | Tensor | Literal["count", "weight"] | None = None,
+    empty: Literal["nan", "zero"] = "nan",
+    engine: str = "auto",
+) -> Tensor:
+    r"""Sigmoid loss for pairs of images and texts: every pair is a binary decision of its own.
+
+    .. math:: \ell_n = -\sum_m \log \sigma\bigl(y_{nm} (s \, x_n \cdot y_m + b)\bigr), \qquad
+        y_{nm} = 2 t_{nm} - 1
+
+    The mean divides by the number of rows, as in the paper, not by the number of pairs.
+
+    Args:
+        similarity: scalar products of the normalised embeddings, ``(N, M)``.
+        target: which pairs belong together, 0 or 1, in the shape of ``similarity``; None for row n
+            and column n.
+        scale: the inverse temperature, a number or a 0-d tensor to be learned.
+        bias: added after it, likewise; what makes up for the many negatives in the beginning.
+        row_weight: factor on each row, ``(N,)``; the mean divides by its sum.
+        reduction: ``"none"``, ``"sum"`` or ``"mean"`` over the rows.
+        normalizer: what the mean divides by instead, as for :func:`multilabel_cross_entropy`: the
+            rows of all machines, say.
+        empty: ``"nan"`` as PyTorch, or ``"zero"``: the mean of no rows.
+        engine: ``"auto"``, ``"native"`` or ``"reference"``.
+
+    Returns:
+        A scalar, or ``(N,)`` for ``reduction="none"``, in the dtype of ``similarity`` (float32
+        under autocast).
+
+    Raises:
+        ValueError: for shapes that do not fit, a target outside [0, 1] (looked for on the CPU), or
+            a value that an option cannot take.
+        TypeError: for dtypes that do not fit.
+
+    Example:
+        >>> import torch, xent
+        >>> similarity = torch.tensor([[0.9, 0.1], [0.2, 0.8]])
+        >>> round(xent.siglip_loss(similarity).item(), 4)
+        1.7203
+
+    References:
+        Zhai et al., *Sigmoid loss for language image pre-training*, ICCV 2023.
+    """
+    is_tensor("similarity", similarity)
+    if similarity.ndim != 2:
+        raise ValueError(f"`similarity` must have shape (N, M), got {tuple(similarity.shape)}")
+    for name, value in (("scale", scale), ("bias", bias)):
+        if isinstance(value, Tensor):
+            if value.numel() != 1:
+                raise ValueError(f"`{name}` must be one number, got shape {tuple(value.shape)}")
+        else:
+            finite_number(name, value)
+    if target is None:
+        target = torch.eye(*similarity.shape, dtype=similarity.dtype, device=similarity.device)
+    return multilabel_cross_entropy(
+        similarity * scale + bias, target, row_weight=row_weight, reduction=reduction,
+        normalizer=normalizer, empty=empty, engine=engine,
+    )  # fmt: skip

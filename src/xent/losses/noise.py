@@ -1,0 +1,220 @@
+r"""Corrections of cross-entropy for labels that are wrong at known rates.
+
+The rates are a noise matrix ``T``: ``T[i, j]`` is the probability that a row of class ``i`` carries
+the label ``j``. Forward correction compares the label with what noise makes of the prediction;
+backward correction weighs the losses of all labels so that, on average over the noise, the loss of
+the true class comes out. :mod:`xent.learn.label_noise` estimates ``T``.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from .._check import is_tensor
+from ..dense_loss import explained, values_can_be_seen
+from ..reduction import Reduction
+from ..row_loss import row_loss
+from ..row_statistics import RowStatistics
+from ..targets import class_axis
+from .catalog import member
+from .noise_matrix import Condition, NoiseMatrix, NoiseRate, inverse
+
+
+@member(proper=False, convex=False, second_pass=True)
+@explained
+def forward_corrected_cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    *,
+    matrix: NoiseMatrix,
+    max_condition: Condition | None = 1e6,
+    ignore_index: int = -100,
+    reduction: Reduction = "mean",
+    normalizer: float | Tensor | str | None = None,
+    row_weight: Tensor | None = None,
+    empty: Literal["nan", "zero"] = "nan",
+) -> Tensor:
+    r"""Cross-entropy of noisy labels from the prediction as the noise would change it.
+
+    .. math:: \ell = -\log \sum_j p_j T_{jy}
+
+    Its minimiser on noisy labels is the clean posterior. Computed as :math:`-\log\sigma(d)` with
+    the log-odds of the observed label,
+
+    .. math:: d = \log \sum_j T_{jy} e^{z_j} - \log \sum_j (1 - T_{jy}) e^{z_j}
+
+    which is :func:`xent.cross_entropy` to the last digits where ``T`` is the identity. Two more
+    sweeps over the classes, in float64. Differentiable with respect to the matrix: to learn it,
+    pass ``xent.softmax(parameter)``.
+
+    Args:
+        matrix: ``T``, ``(C, C)``: ``T[i, j]`` is the probability of the label ``j`` where the class
+            is ``i``. Rows sum to 1.
+        max_condition: largest condition number accepted, as for
+            :func:`xent.backward_corrected_cross_entropy`: beyond, different clean posteriors look
+            alike. None does not look, which spares an inversion.
+
+    Returns:
+        In nats: a scalar, or the shape of the rows for ``reduction="none"``, in the dtype of
+        ``input`` (float32 under autocast).
+
+    Example:
+        >>> import torch, xent
+        >>> logits, labels = torch.tensor([[20.0, 0.0], [20.0, 0.0]]), torch.tensor([0, 1])
+        >>> matrix = torch.tensor([[0.8, 0.2], [0.0, 1.0]])
+        >>> xent.forward_corrected_cross_entropy(logits, labels, matrix=matrix, reduction="none")
+        tensor([0.2231, 1.6094])
+
+    References:
+        Patrini et al., *Making deep neural networks robust to label noise: a loss correction
+        approach*, CVPR 2017. Learning the matrix: Sukhbaatar et al., *Training convolutional
+        networks with noisy labels*, ICLR 2015 workshop.
+    """
+    is_tensor("input", input)
+    return _forward_corrected(
+        input.detach(), target, weight, ignore_index=ignore_index, reduction=reduction,
+        normalizer=normalizer, row_weight=row_weight, empty=empty,
+        logits=input, matrix=matrix, max_condition=max_condition,
+    )  # fmt: skip
+
+
+@row_loss(soft=False)
+def _forward_corrected(
+    s: RowStatistics, logits: Tensor, matrix: NoiseMatrix, max_condition: Condition | None
+) -> Tensor:
+    assert s.label is not None
+    if max_condition is not None and values_can_be_seen(matrix):
+        inverse(matrix.detach(), max_condition)
+    wide = s.log_odds.dtype
+    known = (s.label >= 0) & (s.label < s.classes)
+    z = logits.to(wide).movedim(class_axis(logits), -1)  # (N, C)
+    z = torch.where(known.unsqueeze(-1), z, 0.0)  # an ignored row must not leave a trace
+    z = torch.where(z == torch.inf, torch.nan, z)  # an overflow must not look like certainty
+    # T[:, y] of every row; nothing leads to a label that does not exist.
+    seen = matrix.to(wide).T[torch.where(known, s.label, 0)] * known.unsqueeze(-1)
+    # The largest logit enters as a constant, so that its slope is minus the sum of the others'
+    # rather than a difference of two numbers near 1.
+    top = z.detach().argmax(-1, keepdim=True)
+    is_top = torch.arange(s.classes, device=z.device) == top
+    gap = torch.where(is_top, 0.0, z - z.gather(-1, top))
+    unseen = (1 - seen).clamp(min=0.0)  # where an entry was rounded to above 1
+    return -logsigmoid(_log_sum_exp(gap, seen) - _log_sum_exp(gap, unseen))
+
+
+def _log_sum_exp(x: Tensor, weight: Tensor) -> Tensor:
+    """``log sum_j weight_j e^{x_j}``, differentiable in weights that are 0, too."""
+    shift = torch.where(weight > 0, x, -torch.inf).detach().amax(-1, keepdim=True)
+    shift = torch.where(shift == -torch.inf, 0.0, shift)
+    # Only what weighs nothing can lie above the shift; it must not become 0 * inf.
+    total = (weight * (x - shift).clamp(max=700.0).exp()).sum(-1)
+    empty = total == 0
+    return torch.where(empty, -torch.inf, shift[..., 0] + torch.where(empty, 1.0, total).log())
+
+
+def _backward_table(matrix: Tensor, max_condition: float | None) -> Tensor:
+    return inverse(matrix, math.inf if max_condition is None else max_condition)
+
+
+@member(proper=False, convex=True)
+@row_loss(soft=False, own={"target_table": _backward_table})
+def backward_corrected_cross_entropy(
+    s: RowStatistics, matrix: NoiseMatrix, max_condition: Condition | None = 1e6
+) -> Tensor:
+    r"""Cross-entropy of noisy labels, weighed so that the noise averages out.
+
+    .. math:: \ell = -\sum_j (T^{-1})_{yj} \log p_j
+
+    Its mean over the labels that noise makes of a class is the cross-entropy of that class. Convex,
+    too; but the inverse has negative entries, so it has no lower bound, and finitely many rows can
+    be fitted without end: forward correction is the safer choice. The matrix is inverted at every
+    call. Class weights belong to the clean classes ``j``.
+
+    Args:
+        matrix: ``T``, ``(C, C)``: ``T[i, j]`` is the probability of the label ``j`` where the class
+            is ``i``. Rows sum to 1.
+        max_condition: largest condition number of the matrix accepted. In the maximum norm that is
+            the largest absolute row sum of the inverse: how much a wrong label can weigh. None
+            accepts every one.
+
+    Example:
+        >>> import torch, xent
+        >>> matrix = torch.tensor([[0.8, 0.2], [0.1, 0.9]], dtype=torch.float64)
+        >>> logits = torch.tensor([[2.0, 0.0], [2.0, 0.0]], dtype=torch.float64)
+        >>> noisy = xent.backward_corrected_cross_entropy(
+        ...     logits, torch.tensor([0, 1]), matrix=matrix, reduction="none"
+        ... )
+        >>> matrix @ noisy  # averaged over the label, for each class
+        tensor([0.1269, 2.1269], dtype=torch.float64)
+
+    References:
+        Patrini et al., *Making deep neural networks robust to label noise: a loss correction
+        approach*, CVPR 2017. Natarajan et al., *Learning with noisy labels*, NeurIPS 2013.
+    """
+    return -s.log_prob
+
+
+@member(proper=False, bounded=True, convex=False)
+@row_loss(needs="mean", soft=False)
+def symmetric_noise_forward(s: RowStatistics, rate: NoiseRate) -> Tensor:
+    r"""Forward correction for labels that are exchanged uniformly at random.
+
+    .. math:: \ell = -\log\Bigl((1 - \eta) \, p + \frac{\eta}{C - 1} (1 - p)\Bigr)
+
+    :func:`xent.forward_corrected_cross_entropy` with :func:`xent.symmetric_noise_matrix`, at the
+    price of cross-entropy. ``C`` counts the classes that are not masked by ``-inf``.
+
+    Args:
+        rate: ``eta``, the share of labels that are wrong, each other class being as likely; less
+            than ``(C - 1) / C``. 0 is cross-entropy.
+
+    Example:
+        >>> import torch, xent
+        >>> logits, labels = torch.tensor([[20.0, 0.0], [20.0, 0.0]]), torch.tensor([0, 1])
+        >>> xent.symmetric_noise_forward(logits, labels, rate=0.2, reduction="none")
+        tensor([0.2231, 1.6094])
+
+    References:
+        Patrini et al., *Making deep neural networks robust to label noise: a loss correction
+        approach*, CVPR 2017.
+    """
+    if rate == 0:
+        return -s.log_prob
+    stray = math.log(rate) - (s.support - 1).clamp(min=1).log()
+    return -torch.logaddexp(math.log1p(-rate) + s.log_prob, stray + s.log_miss)
+
+
+@member(proper=False, convex=True)
+@row_loss(needs="mean", soft=False)
+def symmetric_noise_backward(s: RowStatistics, rate: NoiseRate) -> Tensor:
+    r"""Backward correction for labels that are exchanged uniformly at random.
+
+    .. math:: \ell = -(1 - \epsilon) \log p_y - \frac{\epsilon}{C} \sum_j \log p_j, \qquad
+        \epsilon = -\frac{\eta C}{C - 1 - \eta C}
+
+    Label smoothing by a negative amount. :func:`xent.backward_corrected_cross_entropy` with
+    :func:`xent.symmetric_noise_matrix`. ``C`` counts the classes that are not masked by ``-inf``.
+
+    Args:
+        rate: ``eta``, the share of labels that are wrong, each other class being as likely; less
+            than ``(C - 1) / C``. 0 is cross-entropy.
+
+    Example:
+        >>> import torch, xent
+        >>> logits, labels = torch.tensor([[2.0, 0.0], [2.0, 0.0]]), torch.tensor([0, 1])
+        >>> xent.symmetric_noise_backward(logits, labels, rate=0.2, reduction="none")
+        tensor([-0.5397,  2.7936])
+
+    References:
+        Patrini et al., *Making deep neural networks robust to label noise: a loss correction
+        approach*, CVPR 2017. As smoothing: Lukasik et al., *Does label smoothing mitigate label
+        noise?*, ICML 2020.
+    """
+    exchanged = rate * s.support
+    smoothing = -exchanged / ((s.support - 1).clamp(min=1) - exchanged)
+    return -(1 - smoothing) * s.log_prob + smoothing * (s.lse - s.mean)

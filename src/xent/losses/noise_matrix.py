@@ -1,0 +1,194 @@
+r"""Noise matrices: which label a class is given, how often; what makes one, and what it makes.
+
+``T[i, j]`` is the probability that a row of class ``i`` carries the label ``j``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import torch
+from torch import Tensor
+
+from .._check import finite_number, is_tensor
+from ..dense_loss import values_can_be_seen, wide_dtype
+from ..hyperparameters import PerClass, Range
+from ..targets import class_axis
+
+
+class _Stochastic(PerClass):
+    """A noise matrix for the classes of the logits."""
+
+    def check(self, name: str, value: Any, input: Tensor | None) -> None:
+        """Raise unless ``value`` is one."""
+        is_tensor(name, value)
+        classes = value.shape[-1:].numel() if input is None else _classes(input)
+        if value.shape != (classes, classes):
+            raise ValueError(
+                f"`{name}` must hold one row and one column for each class, shape ({classes}, "
+                f"{classes}); got shape {tuple(value.shape)}"
+            )
+        if not value.is_floating_point():
+            raise TypeError(f"`{name}` must be floating point, got {value.dtype}; call .float()")
+        if input is not None and value.device != input.device:
+            raise ValueError(f"`{name}` is on {value.device}, the logits are on {input.device}")
+        if not values_can_be_seen(value):
+            return
+        if not bool((value >= 0).all()):
+            raise ValueError(f"`{name}` must hold probabilities; it has entries below 0 or NaN")
+        off = (value.detach().double().sum(1) - 1).abs().max().item()
+        if off > max(1e-6, 8 * torch.finfo(value.dtype).eps):
+            raise ValueError(
+                f"every row of `{name}` must sum to 1, since {name}[i, j] is the probability of "
+                f"the label j where class i is true; one is off by {off:.3g}. Counts: divide by "
+                f"{name}.sum(1, keepdim=True). The other way round: pass {name}.T"
+            )
+
+
+class _BelowChance(Range):
+    """A rate of labels exchanged uniformly at random that leaves the true one the most likely."""
+
+    def check(self, name: str, value: Any, input: Tensor | None) -> None:
+        """Raise unless ``value`` is one."""
+        super().check(name, value, input)
+        if input is None:
+            return
+        classes = _classes(input)
+        if classes > 1 and value >= 1 - 1 / classes:
+            raise ValueError(
+                f"`{name}` must be less than {1 - 1 / classes:.6g} for {classes} classes, got "
+                f"{value}: from there on the true class is not the most likely label"
+            )
+
+
+def _classes(input: Tensor) -> int:
+    return input.shape[class_axis(input)]
+
+
+NoiseMatrix = Annotated[Tensor, _Stochastic()]
+NoiseRate = Annotated[float, _BelowChance(0, 1)]
+Condition = Annotated[float, Range(1)]
+
+
+def inverse(matrix: Tensor, max_condition: float) -> Tensor:
+    """The inverse of a noise matrix in float64, if its condition number allows."""
+    result, failed = torch.linalg.inv_ex(matrix.to(wide_dtype(matrix)))
+    if not values_can_be_seen(matrix):
+        return result
+    # In the maximum norm; that of a stochastic matrix is 1.
+    condition = math.inf if failed else result.detach().abs().sum(1).max().item()
+    if not condition <= max_condition or failed:
+        raise ValueError(
+            f"`matrix` is singular or nearly so: its condition number is {condition:.4g}, and "
+            f"max_condition={max_condition:g}. Classes that are labelled (nearly) alike cannot be "
+            f"told apart; merge them, or mix the identity into the matrix"
+        )
+    return result
+
+
+def symmetric_noise_matrix(classes: int, rate: float) -> Tensor:
+    """The noise matrix of labels that are exchanged uniformly at random.
+
+    Args:
+        classes: how many classes, at least 2.
+        rate: share of labels that are wrong, each other class being as likely; in [0, 1].
+
+    Returns:
+        ``(classes, classes)``, float64.
+
+    Raises:
+        ValueError: for fewer classes, or another rate.
+
+    Example:
+        >>> import xent
+        >>> xent.symmetric_noise_matrix(3, 0.5)
+        tensor([[0.5000, 0.2500, 0.2500],
+                [0.2500, 0.5000, 0.2500],
+                [0.2500, 0.2500, 0.5000]], dtype=torch.float64)
+    """
+    _check_noise(classes, rate)
+    matrix = torch.full((classes, classes), rate / (classes - 1), dtype=torch.float64)
+    return matrix.fill_diagonal_(1 - rate)
+
+
+def pair_noise_matrix(classes: int, rate: float, flips: Mapping[int, int] | None = None) -> Tensor:
+    """The noise matrix of labels that are exchanged for one other class each.
+
+    Args:
+        classes: how many classes, at least 2.
+        rate: share of the labels of a class that are wrong, in [0, 1].
+        flips: the label that stands for each class where it is wrong; classes it does not name are
+            always labelled right. By default every class is taken for the next one.
+
+    Returns:
+        ``(classes, classes)``, float64.
+
+    Raises:
+        ValueError: for fewer classes, another rate, or classes in ``flips`` that do not exist.
+
+    Example:
+        >>> import xent
+        >>> xent.pair_noise_matrix(3, 0.25, {2: 0})
+        tensor([[1.0000, 0.0000, 0.0000],
+                [0.0000, 1.0000, 0.0000],
+                [0.2500, 0.0000, 0.7500]], dtype=torch.float64)
+    """
+    _check_noise(classes, rate)
+    if flips is None:
+        flips = {c: (c + 1) % classes for c in range(classes)}
+    matrix = torch.eye(classes, dtype=torch.float64)
+    for true, observed in flips.items():
+        if not (0 <= true < classes and 0 <= observed < classes):
+            raise ValueError(
+                f"`flips` exchanges class {true} for {observed}; there are {classes} classes, 0 to "
+                f"{classes - 1}"
+            )
+        matrix[true, true] -= rate
+        matrix[true, observed] += rate
+    return matrix
+
+
+def _check_noise(classes: int, rate: float) -> None:
+    if not isinstance(classes, int) or classes < 2:
+        raise ValueError(f"`classes` must be a whole number of at least 2, got {classes!r}")
+    if not 0 <= finite_number("rate", rate) <= 1:
+        raise ValueError(f"`rate` must be at least 0 and at most 1, got {rate}")
+
+
+def flip_labels(
+    labels: Tensor, matrix: NoiseMatrix, generator: torch.Generator | None = None
+) -> Tensor:
+    """Labels as noise would change them: each drawn from the row of its class.
+
+    Args:
+        labels: true classes, int64, any shape.
+        matrix: the noise matrix, ``(C, C)``; rows sum to 1.
+        generator: source of randomness; by default torch's global one.
+
+    Returns:
+        Labels in the shape of ``labels``, int64.
+
+    Raises:
+        ValueError: for a matrix that is not stochastic, or labels that it has no row for.
+        TypeError: for labels or a matrix of another dtype.
+
+    Example:
+        >>> import torch, xent
+        >>> xent.flip_labels(torch.tensor([0, 1, 2]), xent.pair_noise_matrix(3, 1.0))
+        tensor([1, 2, 0])
+    """
+    is_tensor("labels", labels)
+    _Stochastic().check("matrix", matrix, None)
+    if labels.dtype != torch.int64:
+        raise TypeError(f"`labels` must be int64, got {labels.dtype}; call .long()")
+    if labels.numel() == 0:
+        return labels.clone()
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= matrix.shape[0]:
+        raise ValueError(
+            f"`labels` must be classes of `matrix`, 0 to {matrix.shape[0] - 1}; got {low} to {high}"
+        )
+    rows = matrix.detach()[labels.flatten()]
+    return torch.multinomial(rows, 1, generator=generator).view(labels.shape)

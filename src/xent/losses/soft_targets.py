@@ -1,0 +1,363 @@
+"""Soft targets that are told in other ways than row by row: tables, mixtures, short lists.
+
+Dense probabilities are targets of :func:`xent.cross_entropy` itself.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .._check import is_tensor, one_of, vector_of_classes
+from ..dense_loss import check_distribution, check_labels, explained, wide_dtype
+from ..engines import measure
+from ..engines.problem import Problem
+from ..engines.transforms import can_look_at
+from ..hyperparameters import PerClass, Range
+from ..measurement import autocasts, make_problem, result_dtype
+from ..reduction import Reduction, check_reduction, reduce_rows
+from ..row_loss import row_loss
+from ..row_statistics import RowStatistics
+from ..targets import Target, class_axis
+from ..tsallis import log_softmax_t
+from .catalog import member
+
+
+class _SoftTargets(PerClass):
+    """A soft target for each class."""
+
+    def check(self, name: str, value: Any, input: Tensor | None) -> None:
+        """Raise unless ``value`` is a square of rows that add up to 1."""
+        is_tensor(name, value)
+        classes = value.shape[-1] if input is None else input.shape[class_axis(input)]
+        if value.shape != (classes, classes):
+            raise ValueError(
+                f"`{name}` must hold the soft target of each class, shape ({classes}, {classes}) "
+                f"for {classes} classes; got shape {tuple(value.shape)}"
+            )
+        if input is not None:
+            vector_of_classes(name, value[0], classes, input.device)
+        check_distribution(name, value)
+
+
+@member(proper=False, convex=True)
+@row_loss(weighted=True, soft=False, own={"target_table": lambda table: table})
+def structured_cross_entropy(s: RowStatistics, table: Annotated[Tensor, _SoftTargets()]) -> Tensor:
+    r"""Cross-entropy with a soft target for each class, looked up in a table.
+
+    .. math:: \ell = -\sum_j Q_{y j} \log p_j
+
+    What knows that some mistakes are smaller than others goes into the table: the similarity of the
+    classes, their distance in a hierarchy, their order (structured label smoothing). No tensor of
+    the size of the logits is made. Class weights are those of the classes in the soft target, as in
+    :func:`xent.cross_entropy` with probabilities.
+
+    Args:
+        table: ``Q``, ``(C, C)``: its row ``y`` is the target of class ``y``, a distribution. It may
+            be learned.
+
+    Example:
+        >>> import torch, xent
+        >>> order = torch.tensor([[0.9, 0.1, 0.0], [0.1, 0.8, 0.1], [0.0, 0.1, 0.9]])
+        >>> logits = torch.tensor([[2.0, 0.0, -2.0], [2.0, -2.0, 0.0]])
+        >>> y = torch.tensor([0, 0])
+        >>> xent.structured_cross_entropy(logits, y, table=order, reduction="none")
+        tensor([0.3429, 0.5429])
+
+    References:
+        Bertinetto et al., *Making better mistakes: leveraging class hierarchies with deep
+        networks*, CVPR 2020.
+    """
+    return s.nll
+
+
+# ---- short lists --------------------------------------------------------------------------------
+
+
+class _Listed(NamedTuple):
+    """Some classes of each row, and the logits there after scale, softcap and bias."""
+
+    classes: Tensor  # (N..., K), 0 where there is none
+    present: Tensor  # (N..., K)
+    logits: Tensor  # (N..., K), float64, -inf where there is none
+
+
+def _look_up(problem: Problem, classes: Tensor, ignore_index: int) -> _Listed:
+    """The logits of ``classes``, (N..., K), among which ``ignore_index`` stands for none."""
+    check_labels(classes, problem.classes, ignore_index)
+    present = (classes != ignore_index) & (classes >= 0) & (classes < problem.classes)
+    classes = torch.where(present, classes, 0)
+    x = problem.logits.movedim(problem.axis, -1).gather(-1, classes)
+    x = torch.where(present, x.to(wide_dtype(x)), 0)
+    bias = problem.transform.class_bias
+    transform = problem.transform._replace(class_bias=None if bias is None else bias[classes])
+    return _Listed(classes, present, torch.where(present, transform(x), -torch.inf))
+
+
+def _nll_of_listed(problem: Problem, listed: _Listed, mass: Tensor, engine: str) -> Tensor:
+    """``-sum_k mass_k log p_k`` from one sweep: that of the likeliest class, and differences."""
+    height = listed.logits.detach().nan_to_num(neginf=torch.finfo(listed.logits.dtype).min)
+    height = torch.where(listed.present, height, -torch.inf)
+    pivot = height.argmax(-1, keepdim=True)
+    label = listed.classes.gather(-1, pivot)
+    label = torch.where(listed.present.gather(-1, pivot), label, problem.target.ignore_index)
+    s = measure(problem._replace(target=problem.target._replace(values=label[..., 0])), engine)
+    used = mass != 0  # 0 times an infinite loss is 0
+    at_pivot = listed.logits.gather(-1, pivot)
+    gap = torch.where(used, at_pivot - torch.where(used, listed.logits, 0), 0)
+    total = mass.sum(-1)
+    nll = torch.where(total == 0, 0, total * -torch.where(total == 0, 0, s.log_prob))
+    return nll + (mass * gap).sum(-1)
+
+
+@member("other", proper=True, convex=True)
+@explained
+def mixup_cross_entropy(
+    input: Tensor,
+    target_a: Tensor,
+    target_b: Tensor,
+    lam: float | Tensor,
+    weight: Tensor | None = None,
+    *,
+    ignore_index: int = -100,
+    reduction: Reduction = "mean",
+    normalizer: float | Tensor | str | None = None,
+    row_weight: Tensor | None = None,
+    logit_scale: float | Tensor | None = None,
+    softcap: float | None = None,
+    class_bias: Tensor | None = None,
+    empty: Literal["nan", "zero"] = "nan",
+    engine: str = "auto",
+) -> Tensor:
+    r"""Cross-entropy of rows that are mixtures of two, each with its class.
+
+    .. math:: \ell = -\lambda \log p_a - (1 - \lambda) \log p_b
+
+    One sweep over the logits, not two. Every row counts as two rows, of weight :math:`\lambda` and
+    :math:`1 - \lambda`: if one of its classes is ignored, the other still counts for its part.
+
+    Args:
+        target_a: class indices, int64 or uint8, in the shape of the rows.
+        target_b: likewise.
+        lam: how much of a row is ``a``, in [0, 1]; a number or one per row.
+
+    Example:
+        >>> import torch, xent
+        >>> logits = torch.tensor([[2.0, 0.0], [0.0, 2.0]])
+        >>> a, b = torch.tensor([0, 1]), torch.tensor([1, 1])
+        >>> xent.mixup_cross_entropy(logits, a, b, 0.75, reduction="none")
+        tensor([0.6269, 0.1269])
+
+    References:
+        Zhang et al., *mixup: beyond empirical risk minimization*, ICLR 2018.
+    """
+    options = (weight, ignore_index, logit_scale, softcap, class_bias, ())
+    problem, other = (make_problem(input, target, *options) for target in (target_a, target_b))
+    if problem.target.soft or other.target.soft:
+        raise ValueError(
+            "`target_a` and `target_b` must be class indices. Probabilities mix by themselves: "
+            "cross_entropy(input, lam * target_a + (1 - lam) * target_b)"
+        )
+    row_weight = check_reduction(reduction, normalizer, row_weight, empty, problem.rows)
+    part = _mixing_weight(lam, problem)
+    classes = torch.stack([problem.target.values, other.target.values], -1)
+    listed = _look_up(problem, classes, ignore_index)
+    mass = torch.where(listed.present, torch.stack([part, 1 - part], -1), 0)
+    if weight is not None:
+        mass = mass * weight.to(mass.dtype)[listed.classes]
+    values = _nll_of_listed(problem, listed, mass, engine)
+    return reduce_rows(
+        values, (classes != ignore_index).any(-1), mass.sum(-1), reduction=reduction,
+        normalizer=normalizer, row_weight=row_weight, empty=empty,
+    ).to(result_dtype(problem))  # fmt: skip
+
+
+def _mixing_weight(lam: float | Tensor, problem: Problem) -> Tensor:
+    """``lam`` for each row."""
+    if not isinstance(lam, Tensor):
+        Range(0, 1).check("lam", lam, None)
+        lam = torch.tensor(float(lam), device=problem.logits.device)
+    if lam.ndim and lam.shape != problem.rows:
+        raise ValueError(
+            f"`lam` must be a number or one per row, shape {tuple(problem.rows)}; got shape "
+            f"{tuple(lam.shape)}"
+        )
+    if can_look_at(lam) and not bool(((lam >= 0) & (lam <= 1)).all()):
+        raise ValueError("`lam` must be at least 0 and at most 1 in every row")
+    return lam.to(wide_dtype(lam)).expand(problem.rows)
+
+
+def mixup(
+    input: Tensor,
+    target: Tensor,
+    alpha: float = 0.2,
+    generator: torch.Generator | None = None,
+) -> tuple[Tensor, Tensor, Tensor, float]:
+    r"""Mix every row of a batch with another one, in one random proportion.
+
+    Args:
+        input: what a model is given, rows first, floating point.
+        target: the class of each row.
+        alpha: the proportion is drawn from Beta(alpha, alpha); small: mostly near 0 or 1.
+        generator: source of the randomness, on the CPU; by default PyTorch's global one.
+
+    Returns:
+        ``(mixed, target_a, target_b, lam)``: the mixture
+        :math:`\lambda x + (1 - \lambda) x'` and what :func:`xent.mixup_cross_entropy` needs.
+
+    Raises:
+        ValueError: if ``alpha`` is not positive, or the rows of the two differ in number.
+
+    Example:
+        >>> import torch, xent
+        >>> _ = torch.manual_seed(0)
+        >>> x, *ab, lam = xent.mixup(torch.eye(3), torch.tensor([0, 1, 2]), alpha=1.0)
+        >>> x.sum(1)
+        tensor([1., 1., 1.])
+        >>> loss = xent.mixup_cross_entropy(x, *ab, lam)
+    """
+    Range(0, open=True).check("alpha", alpha, None)
+    if len(input) != len(target):
+        raise ValueError(f"`input` has {len(input)} rows and `target` {len(target)}")
+    concentration = torch.tensor([alpha, alpha], dtype=torch.float64)
+    drawn = torch._sample_dirichlet(concentration, generator)  # pyright: ignore
+    lam = float(drawn[0])
+    order = torch.randperm(len(input), generator=generator).to(input.device)
+    return lam * input + (1 - lam) * input[order], target, target[order], lam
+
+
+@member("other", proper=True, convex=True)
+@explained
+def sparse_cross_entropy(
+    input: Tensor,
+    classes: Tensor,
+    probabilities: Tensor,
+    weight: Tensor | None = None,
+    *,
+    tail: Literal["ignore", "mass", "renormalize"] = "ignore",
+    ignore_index: int = -100,
+    reduction: Reduction = "mean",
+    normalizer: float | Tensor | str | None = None,
+    row_weight: Tensor | None = None,
+    logit_scale: float | Tensor | None = None,
+    softcap: float | None = None,
+    class_bias: Tensor | None = None,
+    empty: Literal["nan", "zero"] = "nan",
+    engine: str = "auto",
+) -> Tensor:
+    r"""Cross-entropy with soft targets that list a few classes: the top of a teacher, say.
+
+    .. math:: \ell = -\sum_{k=1}^K q_k \log p_{c_k}
+        \;\Bigl[\, - \bigl(1 - \textstyle\sum_k q_k\bigr) \log \bigl(1 - \sum_k p_{c_k}\bigr) \Bigr]
+
+    The part in brackets belongs to ``tail="mass"``: listed classes and all others together are a
+    problem of ``K + 1`` classes, whose loss is least where the student gives each its share. With
+    ``"ignore"`` the student learns to give the others nothing.
+
+    Args:
+        classes: int64, like ``input`` with K in the place of the classes: ``(K,)``, ``(N, K)``,
+            ``(N, K, d1, ...)``. No class twice in a row.
+        probabilities: in the shape of ``classes``, adding up to at most 1 in a row.
+        weight: class weights, ``(C,)``, factors on the probabilities; not with ``tail="mass"``.
+        tail: what becomes of probability that is not listed: ``"ignore"`` (the value is that of the
+            dense target), ``"mass"`` (kept for all other classes together; one copy of the logits)
+            or ``"renormalize"`` (given to the listed classes).
+        ignore_index: class index that stands for no class, so that lists may be of any length. Rows
+            without any class are left out.
+        reduction: ``"none"``, ``"sum"`` or ``"mean"``, which divides by the number of rows kept.
+
+    Example:
+        >>> import torch, xent
+        >>> logits = torch.tensor([[2.0, 1.0, 0.0, -1.0]])
+        >>> classes, q = torch.tensor([[0, 1]]), torch.tensor([[0.7, 0.2]])
+        >>> round(xent.sparse_cross_entropy(logits, classes, q).item(), 4)
+        0.5962
+        >>> round(xent.sparse_cross_entropy(logits, classes, q, tail="mass").item(), 4)
+        0.8089
+    """
+    one_of("tail", tail, ("ignore", "mass", "renormalize"))
+    axis, q = _check_lists(input, classes, probabilities, ignore_index)
+    if tail == "mass" and weight is not None:
+        raise ValueError(
+            '`weight` has a number for each class, and tail="mass" a target of many classes '
+            "together. Leave one of the two out"
+        )
+    rows = input.shape[:axis] + input.shape[axis + 1 :]
+    classes = classes.to(torch.int64).movedim(axis, -1)
+    kept = (classes != ignore_index).any(-1)
+    label = torch.where(kept, 0, ignore_index)
+    problem = make_problem(input, label, weight, ignore_index, logit_scale, softcap, class_bias, ())
+    row_weight = check_reduction(reduction, normalizer, row_weight, empty, rows)
+    listed = _look_up(problem, classes, ignore_index)
+    _refuse_doubles(listed)
+    q = torch.where(listed.present, q.movedim(axis, -1).to(wide_dtype(q)), 0)
+    if tail == "renormalize":
+        q = q / torch.where(kept, q.sum(-1), 1).unsqueeze(-1)
+    if tail == "mass":
+        values = _nll_with_tail(problem, listed, q, engine)
+    else:
+        mass = q if weight is None else q * weight.to(q.dtype)[listed.classes]
+        values = _nll_of_listed(problem, listed, mass, engine)
+    dtype = torch.promote_types(result_dtype(problem), probabilities.dtype)
+    return reduce_rows(
+        values, kept, kept.to(values.dtype), reduction=reduction, normalizer=normalizer,
+        row_weight=row_weight, empty=empty,
+    ).to(torch.float32 if autocasts(input) and dtype.itemsize < 4 else dtype)  # fmt: skip
+
+
+def _check_lists(
+    input: Tensor, classes: Tensor, probabilities: Tensor, ignore_index: int
+) -> tuple[int, Tensor]:
+    """The axis of the classes, and the probabilities; raise unless the lists fit the logits."""
+    for name, value in (("input", input), ("classes", classes), ("probabilities", probabilities)):
+        is_tensor(name, value)
+    axis = class_axis(input)
+    shape = [*input.shape]
+    if classes.ndim == input.ndim:
+        shape[axis] = classes.shape[axis]
+    if [*classes.shape] != shape or classes.shape != probabilities.shape:
+        raise ValueError(
+            f"`classes` and `probabilities` must have the shape of `input`, {tuple(input.shape)}, "
+            f"with K in the place of the classes; got {tuple(classes.shape)} and "
+            f"{tuple(probabilities.shape)}"
+        )
+    if classes.dtype not in (torch.int64, torch.uint8):
+        raise TypeError(f"`classes` must be int64 class indices, got {classes.dtype}")
+    if not probabilities.is_floating_point():
+        raise TypeError(f"`probabilities` must be floating point, got {probabilities.dtype}")
+    q = torch.where(classes == ignore_index, 0, probabilities)
+    check_distribution("probabilities", q.movedim(axis, -1), at_most=True)
+    return axis, q
+
+
+def _refuse_doubles(listed: _Listed) -> None:
+    if not can_look_at(listed.classes):
+        return
+    order = torch.arange(-1, -1 - listed.classes.shape[-1], -1)  # a class of its own for each gap
+    ranked = torch.where(listed.present, listed.classes, order).sort(-1).values
+    double = ranked[..., 1:] == ranked[..., :-1]
+    if bool(double.any()):
+        raise ValueError(
+            f"`classes` must list no class twice in a row; {int(ranked[..., 1:][double][0])} is. "
+            f"Add up its probabilities"
+        )
+
+
+def _nll_with_tail(problem: Problem, listed: _Listed, q: Tensor, engine: str) -> Tensor:
+    """Cross-entropy of the listed classes and of all the others as one class more."""
+    # Gaps must not hide class 0: they repeat a class that is hidden anyhow.
+    first = listed.present.to(torch.uint8).argmax(-1, keepdim=True)
+    hidden = torch.where(listed.present, listed.classes, listed.classes.gather(-1, first))
+    others = problem.logits.scatter(problem.axis, hidden.movedim(-1, problem.axis), -torch.inf)
+    ignored = problem.target.ignore_index
+    absent = problem.classes + (problem.classes == ignored)
+    label = torch.where(problem.target.values == ignored, ignored, absent)
+    shard = Target(label, False, ignored, sharded=True)
+    rest = measure(problem._replace(logits=others, target=shard), engine).lse.unsqueeze(-1)
+    empty = rest == -torch.inf  # every class is listed: what is missing from 1 was rounded off
+    spare = torch.where(empty, 0, (1 - q.sum(-1, keepdim=True)).clamp(min=0))
+    q, z = torch.cat([q, spare], -1), torch.cat([listed.logits, rest], -1)
+    log_p = log_softmax_t(torch.where(listed.present.any(-1, keepdim=True), z, 0), 1)
+    return -(q * torch.where(q == 0, 0, log_p)).sum(-1)

@@ -1,0 +1,149 @@
+r"""Sparsemax and entmax: predictions with exact zeros, and the losses that belong to them.
+
+Each is the Fenchel-Young loss of an entropy: convex, with gradient ``p - q``, and exactly 0 from a
+finite margin on, :math:`1 / (\alpha - 1)`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+from torch import Tensor
+
+from ..dense_loss import DenseRows, dense_loss
+from ..hyperparameters import Range
+from ..tsallis import bregman, log_exp, log_softmax_t
+from .catalog import member
+from .tempered import tempered_softmax
+
+Alpha = Annotated[float, Range(1)]
+
+
+def sparsemax(input: Tensor, dim: int = -1) -> Tensor:
+    r"""The point of the probability simplex that is nearest to the logits.
+
+    .. math:: p = \arg\min_{p \in \Delta} \|p - z\|^2 = [z - \tau]_+
+
+    Args:
+        input: logits, any shape. ``-inf`` masks a class.
+        dim: the axis of the classes.
+
+    Returns:
+        Probabilities, many of them 0, in the shape and dtype of ``input``.
+
+    Raises:
+        TypeError: if ``input`` is not floating point.
+        ValueError: if ``dim`` is not one of its axes.
+
+    Example:
+        >>> import torch, xent
+        >>> xent.sparsemax(torch.tensor([1.0, 0.5, -1.0]))
+        tensor([0.7500, 0.2500, 0.0000])
+
+    References:
+        Martins & Astudillo, *From softmax to sparsemax*, ICML 2016.
+    """
+    return entmax(input, 2.0, dim)
+
+
+def entmax(input: Tensor, alpha: float = 1.5, dim: int = -1) -> Tensor:
+    r"""Between softmax (``alpha = 1``) and sparsemax (2), and beyond.
+
+    .. math:: p_j = \bigl[(\alpha - 1) z_j - \tau\bigr]_+^{1 / (\alpha - 1)}
+
+    maximises :math:`z^\top p + \frac{1}{\alpha (\alpha - 1)} \sum_j (p_j - p_j^\alpha)`. The
+    threshold is exact: searched until it stops to change, in float64. The same as
+    ``xent.tempered_softmax`` of ``t = 2 - alpha``. Above 2 the probability of a class rises from 0
+    with a slope that is infinite; with ``alpha`` of 10 and more the rounding of its logit shows.
+
+    Args:
+        input: logits, any shape. ``-inf`` masks a class.
+        alpha: at least 1; the higher, the more zeros.
+        dim: the axis of the classes.
+
+    Returns:
+        Probabilities in the shape and dtype of ``input``.
+
+    Raises:
+        TypeError: if ``input`` is not floating point.
+        ValueError: if ``dim`` is not one of its axes, or ``alpha`` out of range.
+
+    Example:
+        >>> import torch, xent
+        >>> xent.entmax(torch.tensor([1.0, 0.5, -1.0]))
+        tensor([0.6740, 0.3260, 0.0000])
+
+    References:
+        Peters, Niculae & Martins, *Sparse sequence-to-sequence models*, ACL 2019.
+    """
+    Range(1).check("alpha", alpha, None)
+    return tempered_softmax(input, 2 - alpha, dim)
+
+
+@member(proper=True, convex=True, second_pass=True)
+@dense_loss
+def sparsemax_loss(rows: DenseRows) -> Tensor:
+    r"""The convex loss whose gradient is sparsemax less the target.
+
+    .. math:: \ell = \tfrac12 \|q - z\|^2 - \tfrac12 \|p - z\|^2, \qquad p = \mathrm{sparsemax}(z)
+
+    Exactly 0 once the logit of the target is 1 above all others; from then on the row has no
+    gradient. Least in expectation where ``p`` (not softmax) is the true distribution. Computed in
+    float64 tensors of the size of the logits.
+
+    Example:
+        >>> import torch, xent
+        >>> logits = torch.tensor([[1.0, 0.0], [0.5, 0.0], [0.0, 3.0]])
+        >>> xent.sparsemax_loss(logits, torch.tensor([0, 0, 0]), reduction="none")
+        tensor([0.0000, 0.0625, 3.0000])
+
+    References:
+        Martins & Astudillo, *From softmax to sparsemax*, ICML 2016.
+    """
+    return _fenchel_young(rows, 2.0)
+
+
+@member(proper=True, convex=True, second_pass=True)
+@dense_loss
+def entmax_loss(rows: DenseRows, alpha: Alpha = 1.5) -> Tensor:
+    r"""The convex loss whose gradient is entmax less the target.
+
+    .. math:: \ell = (p - q)^\top z + \frac{1}{\alpha (\alpha - 1)}
+        \sum_j \bigl(q_j^\alpha - p_j^\alpha\bigr), \qquad p = \mathrm{entmax}_\alpha(z)
+
+    ``alpha = 1`` is cross-entropy less the entropy of the target, 2 is
+    :func:`xent.sparsemax_loss`. Exactly 0 once the logit of the target is
+    :math:`1 / (\alpha - 1)` above all others. Least in expectation where ``p`` (not softmax) is the
+    true distribution. Computed in float64 tensors of the size of the logits.
+
+    Args:
+        alpha: at least 1; the higher, the sparser the prediction.
+
+    Example:
+        >>> import torch, xent
+        >>> logits = torch.tensor([[2.0, 0.0], [0.5, 0.0], [0.0, 3.0]])
+        >>> xent.entmax_loss(logits, torch.tensor([0, 0, 0]), reduction="none")
+        tensor([0.0000, 0.1844, 3.0000])
+
+    References:
+        Peters, Niculae & Martins, *Sparse sequence-to-sequence models*, ACL 2019.
+        Blondel, Martins & Niculae, *Learning with Fenchel-Young losses*, JMLR 2020.
+    """
+    return _fenchel_young(rows, alpha)
+
+
+def _fenchel_young(rows: DenseRows, alpha: float) -> Tensor:
+    """The divergence of the prediction from the target, and a price for what cannot be predicted.
+
+    A sum of terms that are not negative, unlike the textbook's difference.
+    """
+    q, t = rows.target, 2 - alpha
+    x = log_softmax_t(rows.logits, t)
+    log_p = log_exp(x, t)
+    loss = bregman(q, log_p, alpha)
+    if alpha > 1:
+        # A class of probability 0 is out of reach by this much of its logit.
+        beyond = (-1 / (alpha - 1) - torch.where((q > 0) | (x > -torch.inf), x, 0)).clamp(min=0)
+        loss = loss + q * beyond
+    return loss.sum(-1)

@@ -1,0 +1,12 @@
+"""Pictures: axes in, axes out.
+
+Without axes a picture makes its own, on a figure that belongs to no window;
+``ax.figure.savefig("picture.png")`` writes it to a file. matplotlib is imported when a picture is
+drawn.
+"""
+
+from .diagrams import binary_terms, jacobian, reliability
+from .family import loss_curves
+from .training import curves
+
+__all__ = ["binary_terms", "curves", "jacobian", "loss_curves", "reliability"]

@@ -1,0 +1,240 @@
+r"""Tsallis' deformed exponentials: what tempered losses, sparsemax and entmax are made of.
+
+.. math:: \log_t p = \frac{p^{1-t} - 1}{1 - t}, \qquad
+    \exp_t x = \bigl[1 + (1 - t) x\bigr]_+^{1 / (1-t)}
+
+are log and exp at ``t = 1``. From logits ``z`` come probabilities ``p_j = exp_t(x_j)`` with
+``x_j = z_j - lambda``, where ``lambda`` makes them add up to 1: softmax at 1, with tails of powers
+above (tempered softmax), with zeros below (entmax of ``alpha = 2 - t``, sparsemax at 0).
+
+Classes are on the last axis, and everything is differentiable as often as one likes.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from .softmax import log_softmax
+
+# Of the search for `lambda`. Three to ten are the rule, 25 were needed once for `t >= 0`; below 0,
+# where the slope is infinite at the edge of the support, up to a hundred.
+MAX_STEPS, MAX_STEPS_BELOW_0 = 40, 100
+
+
+def log_exp(x: Tensor, t: float) -> Tensor:
+    """``log(exp_t(x))``, and ``-inf`` where ``exp_t`` is 0."""
+    if t == 1:
+        return x
+    scaled = (1 - t) * x
+    positive = ~(scaled <= -1)  # NaN stays NaN
+    return torch.where(
+        positive, torch.log1p(torch.where(positive, scaled, 0)) / (1 - t), -torch.inf
+    )
+
+
+def log_softmax_t(z: Tensor, t: float) -> Tensor:
+    r"""``z - lambda``: what ``exp_t`` makes probabilities of, with the digits of those near 1.
+
+    Where ``exp_t`` is 0, how far below it says how far the class is from being possible.
+    """
+    result = _LogSoftmax.apply(z, t)
+    assert isinstance(result, Tensor)
+    return result
+
+
+def softmax_t(z: Tensor, t: float) -> Tensor:
+    """Probabilities from logits."""
+    return log_exp(log_softmax_t(z, t), t).exp()
+
+
+def bregman(q: Tensor, log_p: Tensor, beta: float = 1.0, log_ratio: Tensor | None = None) -> Tensor:
+    r"""What each class adds to the Bregman divergence of ``p`` from ``q``, without cancellation.
+
+    .. math:: q \bigl(\log_t q - \log_t p\bigr) - \frac{q^\beta - p^\beta}{\beta}, \qquad
+        \beta = 2 - t
+
+    It is 0 at ``p = q`` and positive elsewhere. With ``beta = 1`` the sum over the classes is the
+    Kullback-Leibler divergence.
+
+    Args:
+        q: the target, not negative.
+        log_p: logarithm of the prediction.
+        beta: at least 1.
+        log_ratio: ``log(p / q)`` where ``q`` is not 0, if it is known better than as a difference.
+    """
+    listed = ~(q <= 0)  # NaN is listed, and stays NaN
+    q_listed, log_p_listed = torch.where(listed, q, 1), torch.where(listed, log_p, 0)
+    y = log_p_listed - q_listed.log() if log_ratio is None else torch.where(listed, log_ratio, 0)
+    at_q = _Divergence.apply(q_listed, log_p_listed, y, beta)
+    assert isinstance(at_q, Tensor)
+    log_p = torch.where(listed, 0, log_p)
+    unlisted = (beta * log_p).exp() / beta
+    if beta > 1:  # 0, but for its derivative by a target that is learned
+        unlisted = unlisted - torch.where(listed, 0, q) * _power(log_p, beta - 1) / (beta - 1)
+    return torch.where(listed, at_q, unlisted)
+
+
+def _escort(x: Tensor, t: float) -> Tensor:
+    """``exp_t(x) ** t``, the derivative of ``exp_t``, with sum 1: how ``lambda`` follows ``z``."""
+    log_p = log_exp(x, t)
+    positive = log_p != -torch.inf
+    slope = torch.where(positive, (t * torch.where(positive, log_p, 0)).exp(), 0)
+    return slope / slope.sum(-1, keepdim=True)
+
+
+class _LogSoftmax(Function):
+    @staticmethod
+    def forward(z: Tensor, t: float) -> Tensor:
+        return log_softmax(z) if t == 1 else _normalised(z, t)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.t = inputs[1]
+        ctx.save_for_backward(output)
+        ctx.save_for_forward(output)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # pyright: ignore
+        (x,) = ctx.saved_tensors
+        result = grad - _escort(x, ctx.t) * grad.sum(-1, keepdim=True)
+        # It adds up to 0, so the others know that of the likeliest class, with all its digits.
+        top = _is_top(x)
+        others = torch.where(top, 0, result).sum(-1, keepdim=True)
+        return torch.where(top, -others, result), None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:  # pyright: ignore
+        (x,) = ctx.saved_tensors
+        moved = tangent - torch.where(_is_top(x), tangent, 0).sum(-1, keepdim=True)
+        return moved - (_escort(x, ctx.t) * moved).sum(-1, keepdim=True)
+
+    @staticmethod
+    def vmap(_: Any, in_dims: tuple[Any, ...], z: Tensor, t: float) -> tuple[Any, int]:
+        return _LogSoftmax.apply(z.movedim(in_dims[0], 0), t), 0
+
+
+def _is_top(x: Tensor) -> Tensor:
+    """Where the largest entry is, the first of several."""
+    return torch.arange(x.shape[-1], device=x.device) == x.detach().argmax(-1, keepdim=True)
+
+
+def _normalised(z: Tensor, t: float) -> Tensor:
+    """``z - lambda`` for ``t`` other than 1.
+
+    Searched is ``mu``, how far ``lambda`` lies above the largest logit: a Newton method on
+    ``log_t sum_j exp_t(z_j - lambda)``, which is convex for ``t >= 0`` and linear if all logits are
+    equal, kept safe by bisection.
+    """
+    top = z.amax(-1, keepdim=True)
+    z = torch.where(top.isfinite(), z - top, torch.nan)
+    others = torch.where(_is_top(z), -torch.inf, z)
+    eps = torch.finfo(z.dtype).eps
+    low = torch.zeros_like(top)
+    # The largest probability is at least 1 / classes.
+    high = low - (1 + 4 * eps) * math.expm1((t - 1) * math.log(z.shape[-1])) / (1 - t)
+    mu, last = low, torch.full_like(low, torch.inf)
+    done = torch.zeros_like(low, dtype=torch.bool)
+    for _ in range(MAX_STEPS if t >= 0 else MAX_STEPS_BELOW_0):
+        x = others - mu
+        p, slopes = _exp_and_slope(x, t)
+        slope = slopes.sum(-1, keepdim=True) + _exp_and_slope(-mu, t)[1]
+        # How much the sum is above 1, as what the others have less what the largest one lacks.
+        excess = torch.expm1(log_exp(-mu, t)) + p.sum(-1, keepdim=True)
+        low, high = torch.where(excess >= 0, mu, low), torch.where(excess <= 0, mu, high)
+        rise = (1 + excess) * torch.expm1((t - 1) * torch.log1p(excess)) / (t - 1)
+        step = rise / slope
+        # What the rounding of every x does to mu: no step is smaller than that for a reason.
+        noise = (slopes * torch.where(slopes == 0, 0, x)).sum(-1, keepdim=True) / slope
+        small = ~(step.abs() > 4 * eps * (mu - noise))  # of NaN, too, which no step will cure
+        target = mu + step
+        astray = (target < low) | (target > high) | (2 * step.abs() > last)
+        target = torch.where(astray & ~small, low + (high - low) / 2, target)
+        last = (target - mu).abs()
+        mu, done = torch.where(done, mu, target), done | small
+        if not torch.compiler.is_compiling() and bool(done.all()):
+            break
+    return z - mu
+
+
+def _exp_and_slope(x: Tensor, t: float) -> tuple[Tensor, Tensor]:
+    """``exp_t(x)`` and its derivative, which is its ``t``-th power."""
+    p = log_exp(x, t).exp()
+    return p, torch.where(p == 0, 0, p / (1 + (1 - t) * x))
+
+
+class _Divergence(Function):
+    """:func:`bregman` where ``q > 0``, given ``y = log(p / q)`` as well as ``log p``.
+
+    The derivatives are those by ``q`` and ``log p``; ``y`` follows them and has none of its own.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(q: Tensor, log_p: Tensor, y: Tensor, beta: float) -> Tensor:
+        gamma = beta - 1
+        near = (beta * y).abs() < 1
+        below = q**beta * torch.where(
+            near, _series(torch.where(near, y, 0), beta), _exp_integral(y, beta, gamma)
+        )
+        # The same, in terms of p, where q may be so small that its power is 0.
+        lost = (-y).exp() * _exp_integral(-y, gamma) - _exp_integral(-y, beta)
+        return torch.where(beta * y < 1, below, _power(log_p, beta) * lost)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        *tensors, ctx.beta = inputs
+        ctx.save_for_backward(*tensors)
+        ctx.save_for_forward(*tensors)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, None, None]:  # pyright: ignore
+        q, log_p, y = ctx.saved_tensors
+        by_q = grad * _by_target(q, log_p, y, ctx.beta) if ctx.needs_input_grad[0] else None
+        return by_q, grad * _by_log_p(q, log_p, y, ctx.beta), None, None
+
+    @staticmethod
+    def jvp(ctx: Any, dq: Tensor | None, dlog_p: Tensor | None, *_: Any) -> Tensor:  # pyright: ignore
+        q, log_p, y = ctx.saved_tensors
+        by_q = torch.zeros_like(y) if dq is None else _by_target(q, log_p, y, ctx.beta) * dq
+        return by_q if dlog_p is None else by_q + _by_log_p(q, log_p, y, ctx.beta) * dlog_p
+
+
+def _by_log_p(q: Tensor, log_p: Tensor, y: Tensor, beta: float) -> Tensor:
+    """The derivative of the divergence by ``log p``, ``p^(1 - t) (p - q)``."""
+    near = y < 1
+    gained = torch.where(near, q * torch.expm1(torch.where(near, y, 0)), log_p.exp() - q)
+    return gained if beta == 1 else _power(log_p, beta - 1) * gained
+
+
+def _by_target(q: Tensor, log_p: Tensor, y: Tensor, beta: float) -> Tensor:
+    """The derivative of the divergence by ``q``, ``log_t q - log_t p``."""
+    gamma, near = beta - 1, y < 1
+    if gamma == 0:
+        return -y
+    close = _exp_integral(torch.where(near, y, 0), gamma)
+    return torch.where(near, -(q**gamma) * close, (q**gamma - _power(log_p, gamma)) / gamma)
+
+
+def _power(log_p: Tensor, exponent: float) -> Tensor:
+    return (exponent * log_p).exp()
+
+
+def _exp_integral(y: Tensor, *rates: float) -> Tensor:
+    """``(e^{a y} - 1) / a`` of the first rate, less that of the second."""
+    parts = [torch.expm1(rate * y) / rate if rate else y for rate in rates]
+    return parts[0] if len(parts) == 1 else parts[0] - parts[1]
+
+
+def _series(y: Tensor, beta: float) -> Tensor:
+    """``_exp_integral(y, beta, beta - 1)`` for small ``y``, where the difference would cancel."""
+    total = torch.zeros_like(y)
+    for n in range(20, 1, -1):
+        coefficient = (beta ** (n - 1) - (beta - 1) ** (n - 1)) / math.factorial(n)
+        total = total * y + coefficient
+    return total * y.square()

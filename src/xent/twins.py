@@ -1,0 +1,228 @@
+"""Modules made from functions: settings in the constructor, data in ``forward``.
+
+A module says nothing about its loss that the function does not say: signature, checks and the
+list of arguments are read off the function.
+"""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Callable
+from functools import cache
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ._check import is_tensor, one_of
+from .engines import ENGINES
+from .hyperparameters import Hyperparameters
+from .lookup import members
+from .losses import cross_entropy
+
+# What belongs to one batch, and so to `forward`.
+PER_CALL = (
+    "normalizer", "row_weight", "return_stats", "iou", "best_iou", "center",
+)  # fmt: skip
+
+# Modules of PyTorch whose functions ours replace: ours are their subclasses, and take the settings
+# that theirs have by place, too.
+_BASES = {
+    "binary_cross_entropy": torch.nn.BCELoss,
+    "binary_cross_entropy_with_logits": torch.nn.BCEWithLogitsLoss,
+}
+_LEGACY = ("size_average", "reduce")  # which PyTorch's constructors make a reduction of
+
+_SAVED = ("weight", "pos_weight")  # buffers that PyTorch saves
+
+# Words of a name that are written otherwise than with one capital letter.
+_SPELLING = {
+    word.lower(): word
+    for word in (
+        "ArcFace", "BCE", "CMA", "CosFace", "GCE", "JS", "KL", "LDAM", "MAE", "NCE", "NGL", "OHEM",
+        "PC", "RCE", "SCE", "SigLIP", "TaylorGLO", "VS", "ZLPR",
+    )
+}  # fmt: skip
+
+
+class Loss(torch.nn.Module):
+    """What the modules of :mod:`xent.nn` that are made from functions have in common.
+
+    The settings are attributes. Tensors among them are buffers; of these only ``weight`` and
+    ``pos_weight`` are saved with the module, as in PyTorch: a setting is given, not loaded.
+    """
+
+    function: ClassVar[Callable[..., Any]]
+    settings: ClassVar[dict[str, Any]]  # default by name; Parameter.empty where there is none
+    by_place: ClassVar[tuple[str, ...]]  # what the constructor of PyTorch's module takes
+
+    def __init__(self, *placed: Any, **given: Any) -> None:
+        given = self._join(placed, given)
+        super().__init__(**{name: given[name] for name in self.by_place if name in given})
+        for name, default in self.settings.items():
+            value = given.get(name, default)
+            if value is inspect.Parameter.empty:
+                raise TypeError(f"{type(self).__name__}() needs the keyword argument `{name}`")
+            if name not in self.by_place:
+                self._set(name, value)
+
+    def _join(self, placed: tuple[Any, ...], given: dict[str, Any]) -> dict[str, Any]:
+        """All that is given, by name, checked."""
+        module = type(self).__name__
+        if len(placed) > len(self.by_place):
+            raise TypeError(
+                f"{module}() takes its settings by name, {next(iter(self.settings))}=..."
+            )
+        by_place = dict(zip(self.by_place, placed, strict=False))
+        for name, value in (*by_place.items(), *given.items()):
+            if name not in self.settings and name not in self.by_place:
+                raise TypeError(self._unexpected(name))
+            if name in by_place and name in given:
+                raise TypeError(f"{module}() got multiple values for argument {name!r}")
+            for rule in _rules(self.function).get(name, ()):
+                rule(name, value)
+            if value is not None and _is_tensor(name, self.function):
+                is_tensor(name, value)
+        return {**by_place, **given}
+
+    def _unexpected(self, name: str) -> str:
+        module = type(self).__name__
+        if name in PER_CALL:
+            return f"`{name}` belongs to one batch; pass it when you call the {module}"
+        known = ", ".join(self.settings)
+        return f"{module}() got an unexpected keyword argument {name!r}; it takes {known}"
+
+    def _set(self, name: str, value: Any) -> None:
+        if isinstance(value, torch.nn.Parameter):  # to be learned along with the model
+            self.register_parameter(name, value)
+        elif isinstance(value, Tensor) or _is_tensor(name, self.function):
+            self.register_buffer(name, value, persistent=name in _SAVED)
+        else:
+            setattr(self, name, value)
+
+    def forward(self, *data: Any, **options: Any) -> Any:
+        """The loss. A setting among the options holds for this call."""
+        settings = {name: getattr(self, name) for name in self.settings}
+        return self.function(*data, **{**settings, **options})
+
+    def extra_repr(self) -> str:
+        """The settings that are not the default ones."""
+        shown = []
+        for name, default in self.settings.items():
+            value = getattr(self, name)
+            if isinstance(value, Tensor):
+                shown.append(f"{name}=<tensor {tuple(value.shape)}>")
+            elif default is inspect.Parameter.empty or value != default:
+                shown.append(f"{name}={getattr(value, '__name__', repr(value))}")
+        return ", ".join(shown)
+
+
+@cache
+def modules() -> dict[str, Callable[..., Any]]:
+    """The function of each module, by the name of the module; second names of a loss, too."""
+    return {class_name(name): member.function for name, member in members().items()}
+
+
+def class_name(name: str) -> str:
+    """The name of the module for the function of a name: ``focal_loss`` gives ``FocalLoss``."""
+    if name in _BASES:
+        return _BASES[name].__name__
+    words = name.removesuffix("_loss").split("_")
+    return "".join(_SPELLING.get(word, word.capitalize()) for word in words) + "Loss"
+
+
+def make_module(function: Callable[..., Any]) -> type[Loss]:
+    """The module class of a function."""
+    name = function.__name__
+    call, settings = [], []
+    for p in inspect.signature(function).parameters.values():
+        (call if _belongs_to_the_call(p, function) else settings).append(p)
+    by_place = [p for p in settings if name in _BASES and p.kind is p.POSITIONAL_OR_KEYWORD]
+    named = [p.replace(kind=p.KEYWORD_ONLY) for p in settings if p not in by_place]
+    shared = inspect.signature(cross_entropy).parameters
+    named.sort(key=lambda p: p.name in shared)  # those that are the loss's own come first
+
+    def __init__(self: Loss, *placed: Any, **given: Any) -> None:
+        Loss.__init__(self, *placed, **given)
+
+    def forward(self: Loss, *data: Any, **options: Any) -> Any:
+        return Loss.forward(self, *data, **options)
+
+    myself = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
+    anything = inspect.Parameter("options", inspect.Parameter.VAR_KEYWORD)
+    call = [p for p in call if p.kind is not p.VAR_KEYWORD]
+    __init__.__signature__ = inspect.Signature([myself, *by_place, *named])  # pyright: ignore
+    forward.__signature__ = inspect.Signature([myself, *call, anything])  # pyright: ignore
+    forward.__doc__ = Loss.forward.__doc__
+    content = {
+        "__init__": __init__,
+        "__doc__": _docstring(function, [*by_place, *named], call),
+        "__module__": "xent.nn",
+        "forward": forward,
+        "function": staticmethod(function),
+        "settings": {p.name: p.default for p in (*by_place, *named) if p.name not in _LEGACY},
+        "by_place": tuple(p.name for p in by_place),
+    }
+    bases = [_BASES[name]] if name in _BASES else []
+    return type(class_name(name), (Loss, *bases), content)
+
+
+def _belongs_to_the_call(p: inspect.Parameter, function: Callable[..., Any]) -> bool:
+    """Whether an argument is data: a tensor given by its place, or known as such."""
+    if p.name in PER_CALL or p.kind is p.VAR_KEYWORD:
+        return True
+    hint = _hints(function).get(p.name)
+    tensor = hint is Tensor or Tensor in typing.get_args(hint)
+    return p.kind is not p.KEYWORD_ONLY and p.name not in _SAVED and tensor
+
+
+def _is_tensor(name: str, function: Callable[..., Any]) -> bool:
+    """Whether an argument is a tensor or nothing."""
+    return _hints(function).get(name) in (Tensor, Tensor | None, "Tensor | None")
+
+
+def _docstring(
+    function: Callable[..., Any],
+    settings: list[inspect.Parameter],
+    call: list[inspect.Parameter],
+) -> str:
+    told = []
+    for p in settings:
+        saved = ", saved with the module" * (p.name in _SAVED)
+        kind = f"; a buffer{saved}" if _is_tensor(p.name, function) else ""
+        told.append(f"    {p.name}: as for the function{kind}.")
+    name = function.__name__
+    lines = [
+        f"Module of :func:`xent.{name}`, which holds the formula and explains the arguments.",
+        "",
+        "Args:",
+        *told,
+        "",
+        "Call:",
+        f"    With {', '.join(f'``{p.name}``' for p in call)}, as the function. Settings that are",
+        "    given here, too, hold for this call.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+@cache
+def _hints(function: Callable[..., Any]) -> dict[str, Any]:
+    """The types of the arguments; of what a frame adds, as text unless ``cross_entropy`` has it."""
+    texts = {p.name: p.annotation for p in inspect.signature(function).parameters.values()}
+    return {**texts, **typing.get_type_hints(cross_entropy), **typing.get_type_hints(function)}
+
+
+@cache
+def _rules(function: Callable[..., Any]) -> dict[str, list[Callable[[str, Any], None]]]:
+    """What can be said about a setting before there are logits."""
+    rules: dict[str, list[Callable[[str, Any], None]]] = {
+        "engine": [lambda name, value: one_of(name, value, ENGINES)]
+    }
+    for name, hint in _hints(function).items():
+        if typing.get_origin(hint) is typing.Literal:
+            choices = typing.get_args(hint)
+            rules[name] = [lambda name, value, choices=choices: one_of(name, value, choices)]
+    for name, rule in Hyperparameters(inspect.unwrap(function)).checks:
+        rules.setdefault(name, []).append(lambda n, value, rule=rule: rule.check(n, value, None))
+    return rules

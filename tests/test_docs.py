@@ -1,0 +1,104 @@
+"""What the project says about itself: the reference page and ``xent losses``."""
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+import xent
+from xent.cli import main
+from xent.lookup import members
+from xent.losses import CATALOG
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+@pytest.fixture(scope="module")
+def build():
+    spec = importlib.util.spec_from_file_location("build", DOCS / "build.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def page(build):
+    return build.page()
+
+
+def test_the_page_is_that_of_the_code(page):
+    written = (DOCS / "reference.md").read_text()
+    assert written == page, "docs/reference.md is out of date: run python docs/build.py"
+
+
+def test_the_page_has_every_public_name(build, page):
+    headings = set(re.findall(r"^### (\S+)$", page, re.MULTILINE))
+    for module, names in build.public():
+        prefix = "" if module is xent else f"{module.__name__}."
+        for name in names:
+            told = {name, f"{prefix}{name}"} & headings or f"`{name}`" in page
+            assert told, f"{prefix}{name} is not in the reference"
+    for name in xent.nn.__all__:
+        assert f"`xent.nn.{name}`" in page
+
+
+def test_links_lead_somewhere(page):
+    headings = {h.lower() for h in re.findall(r"^### (\S+)$", page, re.MULTILINE)}
+    assert {link.lower() for link in re.findall(r"\]\(#([^)]*)\)", page)} <= headings
+
+
+def test_nothing_of_the_other_markup_is_left(page):
+    prose = re.sub(r"```.*?```", "", page, flags=re.DOTALL)
+    assert not re.findall(r":(?:func|class|meth|math|mod):`|\.\. math::|``", prose)
+
+
+def test_every_loss_has_a_formula(page):
+    sections = re.split(r"^### ", page, flags=re.MULTILINE)
+    for name in CATALOG:
+        (section,) = (s for s in sections if s.startswith(f"{name}\n"))
+        assert "```math" in section, f"{name} has no formula"
+
+
+# ---- xent losses ----------------------------------------------------------------------------
+
+
+def test_the_table_has_every_loss(capsys):
+    assert main(["losses"]) == 0
+    out = capsys.readouterr().out
+    listed = {line.split()[0]: line for line in out.splitlines() if re.match(r"  \S", line)}
+    assert set(CATALOG) == set(listed)
+    assert "yes" in listed["brier_loss"]
+    assert "squares" in listed["brier_loss"]
+    assert max(map(len, out.splitlines())) <= 120
+
+
+def test_the_facts_as_json(capsys):
+    assert main(["losses", "--json"]) == 0
+    facts = {entry["name"]: entry for entry in json.loads(capsys.readouterr().out)}
+    assert set(facts) == set(CATALOG)
+    assert facts["cross_entropy"]["proper"] is True
+    assert facts["mae_loss"]["symmetric"] is True
+    assert "pc_softmax_loss" in facts["logit_adjusted_loss"]["aliases"]
+
+
+@pytest.mark.parametrize("name", ["focal_loss", "focal", "Focal-Loss"])
+def test_one_loss(name, capsys):
+    assert main(["losses", name]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("xent.focal_loss(input, target")
+    assert ".. math::" in out
+    assert main(["losses", name, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["name"] == "focal_loss"
+
+
+def test_an_alias(capsys):
+    assert main(["losses", "pc_softmax"]) == 0
+    assert "also known as balanced_softmax_loss, pc_softmax_loss" in capsys.readouterr().out
+    assert members()["pc_softmax_loss"].name == "logit_adjusted_loss"
+
+
+def test_an_unknown_loss(capsys):
+    assert main(["losses", "crossentropy"]) == 2
+    assert "did you mean cross_entropy" in capsys.readouterr().err

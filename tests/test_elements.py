@@ -1,0 +1,448 @@
+"""The frame and the engines of losses of single elements: parity, layouts, derivatives, errors."""
+
+import copy
+import gc
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import xent
+from xent.engines import native
+
+from .element_family import FAMILY
+from .helpers import HALF, same_bits, ulps, value_and_grad
+from .test_parity import run
+
+EACH = pytest.mark.parametrize("loss", FAMILY, ids=lambda loss: loss.name)
+BCE = xent.binary_cross_entropy_with_logits
+SHAPES = [(), (5,), (4, 5), (2, 3, 4), (2, 3, 4, 2), (0, 5), (1, 1), (3, 700)]
+
+
+def pair(*shape, dtype=torch.float64):
+    return (torch.randn(shape) * 3).to(dtype), torch.rand(shape).to(dtype)
+
+
+# ---- drop-in for torch --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_parity(engine, shape, reduction):
+    z, t = pair(*shape)
+    for options in (
+        {},
+        {"weight": torch.rand(shape).double()},
+        {
+            "weight": torch.rand(shape[-1:]).double(),
+            "pos_weight": torch.rand(shape[:1] + (1,) * (len(shape) - 1)).double(),
+        },
+        {"pos_weight": torch.tensor(3.0).double()},
+    ):
+        options["reduction"] = reduction
+        ours = run(lambda *a, **k: BCE(*a, engine=engine, **k), z, t, **options)
+        theirs = run(F.binary_cross_entropy_with_logits, z, t, **options)
+        for a, b in zip(ours, theirs, strict=True):
+            assert (a.shape, a.dtype) == (b.shape, b.dtype)
+            torch.testing.assert_close(a, b, rtol=1e-13, atol=1e-14, equal_nan=True)
+
+
+@pytest.mark.parametrize("a", [torch.float64, torch.float32, *HALF], ids=str)
+@pytest.mark.parametrize("b", [torch.float64, torch.float32, *HALF], ids=str)
+def test_dtypes_are_those_of_torch(engine, a, b):
+    z, t = torch.randn(4, 3).to(a), torch.rand(4, 3).to(b)
+    for reduction in ("mean", "none"):
+        loss, grad = run(lambda *x, **k: BCE(*x, engine=engine, **k), z, t, reduction=reduction)
+        theirs, slope = run(F.binary_cross_entropy_with_logits, z, t, reduction=reduction)
+        assert (loss.dtype, grad.dtype) == (theirs.dtype, slope.dtype)
+        wide = F.binary_cross_entropy_with_logits(z.double(), t.double(), reduction=reduction)
+        assert ulps(loss, wide).max() <= 4
+
+
+def test_positional_order_of_torch():
+    z, t = pair(3, 4)
+    w, pw = torch.rand(4).double(), torch.rand(4).double()
+    ours = BCE(z, t, w, None, None, "sum", pw)
+    theirs = F.binary_cross_entropy_with_logits(z, t, w, None, None, "sum", pw)
+    torch.testing.assert_close(ours, theirs)
+    q = torch.sigmoid(z)
+    ours = xent.binary_cross_entropy(q, t, w, None, None, "sum")
+    torch.testing.assert_close(ours, F.binary_cross_entropy(q, t, w, None, None, "sum"))
+    with pytest.warns(UserWarning, match="deprecated"):
+        assert BCE(z, t, size_average=False) == BCE(z, t, reduction="sum")
+    with pytest.warns(UserWarning, match="deprecated"):
+        assert xent.binary_cross_entropy(q, t, reduce=False).shape == q.shape
+
+
+ops = pytest.importorskip(
+    "torch.testing._internal.common_methods_invocations", exc_type=ImportError
+)
+INFOS = {op.name.rpartition(".")[2]: op for op in ops.op_db if "binary_cross_entropy" in op.name}
+
+
+@pytest.mark.parametrize("name", ["binary_cross_entropy", "binary_cross_entropy_with_logits"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, *HALF], ids=str)
+def test_samples_of_torch_itself(name, dtype):
+    samples = list(INFOS[name].sample_inputs("cpu", dtype, requires_grad=False))
+    assert len(samples) > 5
+    for sample in samples:
+        ours = run(getattr(xent, name), sample.input, *sample.args, **sample.kwargs)
+        theirs = run(getattr(F, name), sample.input, *sample.args, **sample.kwargs)
+        for a, b in zip(ours, theirs, strict=True):
+            assert (a.shape, a.dtype) == (b.shape, b.dtype)
+            limit = 64 * torch.finfo(dtype).eps
+            torch.testing.assert_close(a, b, rtol=limit, atol=limit, equal_nan=True)
+
+
+# ---- layouts and weights ------------------------------------------------------------------------
+
+LAYOUTS = {
+    "channels last": lambda x: x.contiguous(memory_format=torch.channels_last),
+    "transposed": lambda x: x.transpose(0, 3).contiguous().transpose(0, 3),
+    "strided": lambda x: x.repeat_interleave(2, 3)[..., ::2],
+    "expanded": lambda x: x[:1].expand(x.shape),
+}
+
+
+@pytest.mark.parametrize("of_logits", LAYOUTS)
+@pytest.mark.parametrize("of_targets", ["plain", *LAYOUTS])
+def test_layouts(engine, of_logits, of_targets):
+    z, t = pair(2, 3, 4, 5)
+    z = LAYOUTS[of_logits](z)
+    t = t if of_targets == "plain" else LAYOUTS[of_targets](t)
+    for reduction in ("mean", "none"):
+        a = run(lambda *x, **k: BCE(*x, engine=engine, **k), z, t, reduction=reduction)
+        b = run(F.binary_cross_entropy_with_logits, z, t, reduction=reduction)
+        for x, y in zip(a, b, strict=True):
+            torch.testing.assert_close(x, y, rtol=1e-13, atol=1e-15)
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [(), (1,), (6,), (5, 1), (4, 1, 1), (3, 1, 1, 1), (4, 5, 6), (3, 1, 5, 6), (5, 6), (1, 4, 1, 6),
+     (3, 4, 5, 6), (3, 1, 5, 1)],
+    ids=str,
+)  # fmt: skip
+@pytest.mark.parametrize("layout", ["plain", "channels last"])
+def test_weights_broadcast(engine, shape, layout):
+    """A map of weights over pixels, a factor per channel, whatever."""
+    z, t = pair(3, 4, 5, 6)
+    if layout != "plain":
+        z = LAYOUTS[layout](z)
+    w, pw = torch.rand(shape).double(), torch.rand(shape).double() * 5
+    for reduction in ("mean", "none"):
+        options = {"weight": w, "pos_weight": pw, "reduction": reduction}
+        a = run(lambda *x, **k: BCE(*x, engine=engine, **k), z, t, **options)
+        b = run(F.binary_cross_entropy_with_logits, z, t, **options)
+        for x, y in zip(a, b, strict=True):
+            torch.testing.assert_close(x, y, rtol=1e-13, atol=1e-15)
+
+
+def test_large_inputs_are_cut_into_pieces():
+    """More than one piece of the reference, more than one block of the kernel, and odd ends."""
+    z, t = pair(3, 33331)
+    w, pw = torch.rand(33331).double(), torch.rand(3, 1).double()
+    for reduction in ("mean", "none"):
+        options = {"weight": w, "pos_weight": pw, "reduction": reduction}
+        b = run(F.binary_cross_entropy_with_logits, z, t, **options)
+        for engine in ("reference", "native") if native.available() else ("reference",):
+            a = run(lambda *x, e=engine, **k: BCE(*x, engine=e, **k), z, t, **options)
+            for x, y in zip(a, b, strict=True):
+                torch.testing.assert_close(x, y, rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_gradient_past_the_caches(core, dtype):
+    z, t = torch.randn(2_200_001).to(dtype), torch.rand(2_200_001).to(dtype)  # streamed
+    grad = value_and_grad(BCE, z, t, reduction="sum", engine="native")[1]
+    part = value_and_grad(BCE, z[:9000], t[:9000], reduction="sum", engine="native")[1]
+    assert same_bits(grad[:9000], part)
+    tail = value_and_grad(BCE, z[-4000:], t[-4000:], reduction="sum", engine="native")[1]
+    assert same_bits(grad[-4000:], tail)
+
+
+@EACH
+def test_same_bits_for_any_number_of_threads(loss, engine):
+    if engine == "native" and not loss.kernel:
+        pytest.skip("has no kernel")
+    z, t = torch.randn(70_001), torch.rand(70_001)
+    results = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        results.append(value_and_grad(loss, z, t, engine=engine))
+        results[-1] += value_and_grad(loss, z, t, reduction="none", engine=engine)
+    for other in results[1:]:
+        assert all(same_bits(a, b) for a, b in zip(other, results[0], strict=True))
+
+
+# ---- derivatives --------------------------------------------------------------------------------
+
+
+@EACH
+def test_gradcheck_and_gradgradcheck(loss, engine):
+    if engine == "native" and not loss.kernel:
+        pytest.skip("has no kernel")
+    z, t = pair(2, 3)
+    z.requires_grad_()
+    weight = torch.rand(3).double()
+    for reduction in ("mean", "none"):
+
+        def call(x, reduction=reduction):
+            return loss(x, t, weight, reduction=reduction, engine=engine)
+
+        assert torch.autograd.gradcheck(call, z)
+        assert torch.autograd.gradgradcheck(call, z)
+
+
+@EACH
+def test_gradients_towards_targets_and_weights(loss):
+    z, t = pair(2, 3)
+    weight = torch.rand(2, 1).double()
+    tensors = [x.requires_grad_() for x in (z, t, weight)]
+    call = lambda z, t, w: loss(z, t, w)  # noqa: E731
+    assert torch.autograd.gradcheck(call, tensors)
+    if "varifocal" not in loss.name:  # its weight is the target itself
+        assert torch.autograd.gradgradcheck(call, tensors)
+
+
+def test_gradients_towards_pos_weight_and_probabilities():
+    z, t = pair(2, 3)
+    q = torch.sigmoid(z).requires_grad_()
+    tensors = [x.requires_grad_() for x in (z, t, torch.rand(3).double())]
+    assert torch.autograd.gradcheck(lambda z, t, w: BCE(z, t, pos_weight=w), tensors)
+    assert torch.autograd.gradgradcheck(lambda z, t, w: BCE(z, t, pos_weight=w), tensors)
+    q = q.detach().requires_grad_()
+    assert torch.autograd.gradcheck(xent.binary_cross_entropy, (q, t))
+    assert torch.autograd.gradgradcheck(xent.binary_cross_entropy, (q, t))
+
+
+@EACH
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_transforms(loss):
+    z, t = pair(4, 3)
+    call = lambda x, y: loss(x, y)  # noqa: E731
+    value, grad = value_and_grad(loss, z, t)
+    torch.testing.assert_close(torch.func.grad(call)(z, t), grad, rtol=1e-12, atol=1e-15)
+    v = torch.randn_like(z)
+    out, slope = torch.func.jvp(lambda x: loss(x, t), (z,), (v,))
+    torch.testing.assert_close(out, value)
+    torch.testing.assert_close(slope, (grad * v).sum(), rtol=1e-11, atol=1e-14)
+    each = torch.func.vmap(call)(z, t)
+    torch.testing.assert_close(each, torch.stack([loss(a, b) for a, b in zip(z, t, strict=True)]))
+    hessian = torch.func.hessian(lambda x: loss(x, t[0]))(z[0])
+    assert not (hessian - torch.diag(torch.diagonal(hessian))).any()
+
+
+def test_a_jacobian_in_one_vectorised_pass(engine):
+    z, t = pair(5)
+    call = lambda x: BCE(x, t, reduction="none", engine=engine)  # noqa: E731
+    whole = torch.autograd.functional.jacobian(call, z, vectorize=True)
+    torch.testing.assert_close(whole, torch.diag(torch.sigmoid(z) - t), rtol=1e-12, atol=1e-15)
+
+
+def test_any_slope_and_any_number_of_backward_passes(engine):
+    z, t = pair(40, 50, dtype=torch.float32)
+    z.requires_grad_()
+    loss = BCE(z, t, engine=engine)
+    first = torch.autograd.grad(loss, z, retain_graph=True)[0]
+    first.add_(1e9)  # it is ours: the next pass must not see it
+    again = torch.autograd.grad(loss, z, retain_graph=True)[0]
+    truth = ((torch.sigmoid(z.double()) - t) / 2000).detach()
+    torch.testing.assert_close(again.double(), truth, rtol=1e-5, atol=1e-10)
+    for slope in (0.0, -3.0, 65536.0):
+        scaled = torch.autograd.grad(loss * slope, z, retain_graph=True)[0]
+        torch.testing.assert_close(
+            scaled.double(), slope * truth, rtol=1e-5, atol=1e-10 * abs(slope)
+        )
+    loss.backward()
+    with pytest.raises(RuntimeError, match="second time"):
+        loss.backward()
+
+
+def test_a_loss_scale_saves_small_gradients_of_half_precision(engine):
+    """The gradient is not rounded to float16 before it is scaled."""
+    z = torch.zeros(4096, 100, dtype=torch.float16, requires_grad=True)
+    t = torch.full_like(z, 0.5 + 2**-8).detach()
+    (BCE(z, t, engine=engine).float() * 2.0**14).backward()
+    truth = -(2.0**-8) / z.numel()
+    assert -truth < 2.0**-25  # 0 in float16
+    torch.testing.assert_close(z.grad[0, 0].item(), truth * 2**14, rtol=1e-3, atol=0)
+
+
+def test_changing_the_logits_before_a_recomputed_backward_raises(engine):
+    z, t = pair(4, 5)
+    z.requires_grad_()
+    x = z * 1
+    loss = BCE(x, t, reduction="none", engine=engine).sum()
+    x.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace"):
+        loss.backward()
+
+
+def test_without_gradients_nothing_is_kept(engine):
+    z, t = pair(300, 300)
+    assert not BCE(z, t, engine=engine).requires_grad
+    with torch.no_grad():
+        assert not BCE(z.requires_grad_(), t, engine=engine).requires_grad
+    with torch.inference_mode():
+        BCE(z.detach(), t, engine=engine)
+
+
+def test_the_graph_is_freed(engine):
+    z, t = pair(100, 700)
+    z.requires_grad_()
+    for _ in range(3):
+        BCE(z, t, engine=engine)
+    gc.collect()
+    alive = [x for x in gc.get_objects() if type(x) is torch.Tensor and x.shape == z.shape]
+    assert len(alive) <= 2
+
+
+@EACH
+def test_autocast(loss):
+    z, t = torch.randn(6, 4).bfloat16().requires_grad_(), torch.rand(6, 4).bfloat16()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        value = loss(z, t)
+    assert value.dtype == torch.float32
+    value.backward()
+    assert z.grad.dtype == torch.bfloat16
+    wide = loss(z.detach().double(), t.double())
+    torch.testing.assert_close(value.double(), wide, rtol=1e-6, atol=1e-8)
+
+
+# ---- compilers ----------------------------------------------------------------------------------
+
+
+@EACH
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_fullgraph(loss):
+    torch._dynamo.reset()
+    z, t = pair(6, 9, dtype=torch.float32)
+    weight = torch.rand(9)
+    for reduction in ("mean", "none"):
+        options = {"reduction": reduction, "ignore_value": 0.25}
+        step = torch.compile(
+            lambda x, y, w, o=options: loss(x, y, w, **o), fullgraph=True, backend="aot_eager"
+        )
+        a, da = value_and_grad(step, z, t, weight)
+        b, db = value_and_grad(loss, z, t, weight, **options)
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
+        torch.testing.assert_close(da, db, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_fullgraph_dynamic_shapes_and_bad_targets(core):
+    torch._dynamo.reset()
+    step = torch.compile(lambda x, y: BCE(x, y), fullgraph=True, backend="aot_eager", dynamic=True)
+    for n in (3, 7, 20):
+        z, t = pair(n, 4, dtype=torch.float32)
+        a, da = value_and_grad(step, z, t)
+        b, db = value_and_grad(BCE, z, t)
+        torch.testing.assert_close(a, b)
+        torch.testing.assert_close(da, db)
+    with pytest.raises(ValueError, match="divide by 255"):
+        step(z, t * 255)
+
+
+@pytest.mark.parametrize("op", ["element_total", "element_values", "element_gradient"])
+@pytest.mark.parametrize("layout", ["plain", "channels last"])
+def test_opcheck(core, op, layout):
+    from xent.engines import elements_ops
+
+    z, t = pair(2, 3, 4, 2, dtype=torch.float32)
+    if layout != "plain":
+        z = LAYOUTS[layout](z)
+    arguments = [z, t, torch.rand(2), None, 0.25, 0.75, 2.0, -1.0, True, torch.float32]
+    if op == "element_gradient":
+        arguments = [torch.randn_like(z), *arguments]
+    else:
+        z.requires_grad_()
+    torch.library.opcheck(getattr(elements_ops, op), arguments)
+
+
+# ---- errors -------------------------------------------------------------------------------------
+
+Z, Y = torch.zeros(4, 3), torch.zeros(4, 3)
+WRONG = {
+    "column against vector": (lambda: BCE(torch.zeros(4, 1), torch.zeros(4)), ValueError, "shape"),
+    "vector against column": (lambda: BCE(Z[:, 0], Y[:, :1]), ValueError, "reshape"),
+    "pixels": (lambda: BCE(Z, Y + 255), ValueError, "holds 255.*divide by 255"),
+    "byte pixels": (lambda: BCE(Z, (Y + 128).byte()), ValueError, "divide by 255"),
+    "signs": (lambda: BCE(Z, Y - 1), ValueError, r"\(target \+ 1\) / 2"),
+    "just above": (lambda: BCE(Z, Y + 1.001), ValueError, "holds 1.001.*unnormalized"),
+    "focal above": (lambda: xent.sigmoid_focal_loss(Z, Y + 2), ValueError, "between 0 and 1"),
+    "quality above": (lambda: xent.quality_focal_loss(Z, Y + 2), ValueError, "between 0 and 1"),
+    "weight": (lambda: BCE(Z, Y, torch.ones(4)), ValueError, "`weight` must broadcast"),
+    "big weight": (lambda: BCE(Z, Y, torch.ones(2, 4, 3)), ValueError, "`weight` must broadcast"),
+    "pos_weight": (lambda: BCE(Z, Y, pos_weight=torch.ones(2)), ValueError, "`pos_weight` must"),
+    "no tensor": (lambda: BCE([0.0], Y), TypeError, "`input` must be a torch.Tensor"),
+    "list of targets": (lambda: BCE(Z, [0.0]), TypeError, "`target` must be a torch.Tensor"),
+    "integer logits": (lambda: BCE(Z.long(), Y), TypeError, r"call \.float\(\)"),
+    "complex": (lambda: BCE(Z, Y + 0j), TypeError, "real"),
+    "class indices": (lambda: BCE(Z, torch.zeros(4).long()), ValueError, "xent.cross_entropy"),
+    "reduction": (lambda: BCE(Z, Y, reduction="avg"), ValueError, "reduction"),
+    "normalizer": (lambda: BCE(Z, Y, reduction="sum", normalizer=3), ValueError, "normalizer"),
+    "ignore_value": (lambda: BCE(Z, Y, ignore_value="x"), ValueError, "ignore_value"),
+    "engine": (lambda: BCE(Z, Y, engine="cuda"), ValueError, "engine"),
+    "no kernel": (lambda: xent.varifocal_loss(Z, Y, engine="native"), ValueError, "cannot do this"),
+    "gamma": (lambda: xent.sigmoid_focal_loss(Z, Y, gamma=-1), ValueError, "`gamma`"),
+    "alpha": (lambda: xent.sigmoid_focal_loss(Z, Y, alpha=-1), ValueError, "`alpha`"),
+    "clip": (lambda: xent.asymmetric_loss(Z, Y, clip=1.5), ValueError, "`clip`"),
+    "eps": (lambda: xent.binary_cross_entropy(Z, Y, eps=0.7), ValueError, "`eps`"),
+    "unknown": (lambda: xent.sigmoid_focal_loss(Z, Y, delta=1), TypeError, "delta"),
+    "not offered": (lambda: xent.sigmoid_focal_loss(Z, Y, pos_weight=Z), TypeError, "pos_weight"),
+    "logits for probabilities": (
+        lambda: xent.binary_cross_entropy(Z + 2, Y), ValueError, "binary_cross_entropy_with_logits",
+    ),
+    "nan probability": (
+        lambda: xent.binary_cross_entropy(Z * torch.nan, Y), ValueError, "`input` holds nan",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_bad_input(case):
+    call, kind, message = WRONG[case]
+    with pytest.raises(kind, match=message):
+        call()
+
+
+@pytest.mark.parametrize("engine", ["reference", "auto"])
+@pytest.mark.parametrize("size", [3, 200_000])
+def test_a_bad_target_is_found_wherever_it_is(engine, size):
+    z, t = torch.zeros(size), torch.zeros(size)
+    t[-1] = 1.5
+    for loss in (BCE, xent.quality_focal_loss):
+        for reduction in ("mean", "none"):
+            with pytest.raises(ValueError, match=r"holds 1\.5"):
+                loss(z, t, reduction=reduction, engine=engine)
+
+
+def test_targets_outside_are_allowed_when_asked_for(engine):
+    z, t = torch.tensor([1.0, -1.0]), torch.tensor([2.0, 255.0])
+    value = BCE(z, t, reduction="none", unnormalized=True, engine=engine)
+    theirs = F.binary_cross_entropy_with_logits(z, t, reduction="none")
+    torch.testing.assert_close(value, theirs)
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64], ids=str)
+def test_labels_of_any_type(engine, dtype):
+    z, y = torch.randn(5, 4), torch.randint(2, (5, 4))
+    assert same_bits(BCE(z, y.to(dtype), engine=engine), BCE(z, y.float(), engine=engine))
+
+
+def test_a_loss_of_ones_own():
+    @xent.element_loss
+    def squared(e, scale: float = 1.0):
+        """The Brier score."""
+        return scale * e.residual**2
+
+    z, t = pair(300, 200)
+    value, grad = value_and_grad(squared, z, t, scale=3.0)
+    p = torch.sigmoid(z)
+    torch.testing.assert_close(value, 3 * ((p - t) ** 2).mean(), rtol=1e-13, atol=0)
+    torch.testing.assert_close(grad, 6 * (p - t) * p * (1 - p) / z.numel(), rtol=1e-11, atol=1e-18)
+    assert "scale" in str(squared.__signature__)
+    assert copy.copy(squared.__doc__).startswith("The Brier score.")
+    with pytest.raises(ValueError, match="first parameter"):
+        xent.element_loss(lambda: None)

@@ -1,0 +1,407 @@
+"""The evolved losses against their published formulas, written out class by class."""
+
+import inspect
+
+import mpmath
+import pytest
+import torch
+
+import xent
+from xent.losses import CATALOG
+
+from . import test_laws
+from .helpers import nats_below_top, value_and_grad
+from .losses import Loss
+
+# PyTorch scripts its own decompositions for forward-mode AD.
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+mp = mpmath.mp
+CMA = (2.7279, 0.9863, 1.5352, -1.1135, 1.3716, -0.8411)
+MNIST = (-10.9408, 7.5216, 8.2896, 0.2415, 7.8726, 8.9666, 2.0184, 7.0513)
+CROSS_ENTROPY = (0.5, 0.5, 1.0, -1.0, 4 / 3, 2.0, -2.0, 0.0)  # expanded around (1/2, 1/2)
+ALPHA = 2.4092
+
+
+def labels(z, y):
+    return torch.nn.functional.one_hot(y, z.shape[-1]).to(z.dtype)
+
+
+def baikal(z, y, _=None):
+    p = torch.softmax(z, -1)
+    return -(p.log() - labels(z, y) / p).mean(-1)
+
+
+def baikal_cma(z, y, _=None):
+    p = torch.softmax(z, -1)
+    c0, c1, c2, c3, c4, c5 = CMA
+    return -(c0 * (c1 * (c2 * p).log() - c3 * (c4 * labels(z, y)) / (c5 * p))).mean(-1)
+
+
+def polynomial(x, p, theta):
+    """The terms of third order that depend on the prediction, one by one."""
+    t0, t1, t2, t3, t4, t5, t6, t7 = theta
+    u, v = x - t0, p - t1
+    return t2 * v + t3 * v**2 + t4 * v**3 + t5 * u * v + t6 * u * v**2 + t7 * u**2 * v
+
+
+def trivial(classes, theta):
+    """What the polynomials of all classes add up to whatever is predicted: their constants, and the
+    slope of a class of label 0 at p = 0, as often as there is probability."""
+    p = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(polynomial(0.0, p, theta), p)
+    constants = polynomial(1.0, 0.0, theta) + (classes - 1) * polynomial(0.0, 0.0, theta)
+    return constants + slope
+
+
+def taylorglo(theta):
+    def formula(z, y, _=None):
+        terms = polynomial(labels(z, y), torch.softmax(z, -1), theta)
+        return trivial(z.shape[-1], theta) - terms.sum(-1)
+
+    return formula
+
+
+def ngl(z, y, _=None):
+    p = torch.softmax(z, -1)
+    return (torch.exp(ALPHA - p - p * labels(z, y)) - torch.cos(torch.cos(torch.sin(p)))).mean(-1)
+
+
+def ngl_loss(input, target, engine=None, **options):
+    return xent.ngl_loss(input, target, **options)
+
+
+EVOLVED = [
+    Loss("baikal", xent.baikal_loss, baikal, soft=False, offset=True),
+    Loss("baikal cma", xent.baikal_cma_loss, baikal_cma, soft=False, offset=True),
+    Loss("taylorglo", xent.taylorglo_loss, taylorglo(CROSS_ENTROPY), soft=False,
+         options={"theta": CROSS_ENTROPY}),
+    Loss("ngl", ngl_loss, ngl),
+]  # fmt: skip
+LAWS = [
+    law
+    for name, law in vars(test_laws).items()
+    if name.startswith("test_") and set(inspect.signature(law).parameters) == {"loss", "engine"}
+]
+
+
+def skip_what_the_core_lacks(name, engine):
+    if name == "taylorglo" and engine == "native":
+        z = torch.zeros(1, 2)
+        try:
+            xent.statistics(z, torch.tensor([0]), squares=True, cubes=True, engine="native")
+        except ValueError as error:
+            pytest.skip(str(error))
+
+
+@pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__[5:])
+@pytest.mark.parametrize("loss", EVOLVED, ids=lambda loss: loss.name)
+def test_laws_of_every_loss(loss, law, engine):
+    skip_what_the_core_lacks(loss.name, engine)
+    law(loss, engine)
+
+
+# ---- fifty digits -------------------------------------------------------------------------------
+
+
+def probabilities(z):
+    e = [mp.exp(mp.mpf(v)) for v in z.tolist()]
+    total = mp.fsum(e)
+    return [v / total for v in e]
+
+
+def through_softmax(p, slopes):
+    """Gradient in the logits from that in the probabilities, and the size of what is subtracted."""
+    n = range(len(p))
+    grad = [p[k] * mp.fsum(p[j] * (slopes[k] - slopes[j]) for j in n if j != k) for k in n]
+    sizes = [
+        p[k] * mp.fsum(p[j] * (abs(slopes[k]) + abs(slopes[j])) for j in n if j != k) for k in n
+    ]
+    return grad, sizes
+
+
+def exact_baikal(z, y):
+    p, c = probabilities(z), len(z)
+    nats = -mp.log(p[y])
+    inverse = 1 / p[y] if nats <= 20 else mp.e**20 * (1 + nats - 20)
+    slope = min(1 / p[y], mp.e**20)  # of the inverse in the nats
+    others = mp.fsum(pj for j, pj in enumerate(p) if j != y)
+    parts = [(pj, -mp.mpf(1) / c, slope / c * pj) for pj in p]
+    parts[y] = (1 - mp.mpf(1) / c, -others, -slope / c * others)
+    value = -mp.fsum(map(mp.log, p)) / c + inverse / c
+    sizes = [mp.fsum(map(abs, part)) for part in parts]
+    return value, value, list(map(mp.fsum, parts)), sizes
+
+
+def exact_ngl(z, y):
+    p, c, alpha = probabilities(z), len(z), mp.mpf(ALPHA)
+    hit = [mp.mpf(j == y) for j in range(c)]
+    terms = [
+        mp.exp(alpha - a - a * h) - mp.cos(mp.cos(mp.sin(a))) for a, h in zip(p, hit, strict=True)
+    ]
+    slopes = [
+        (
+            -(1 + h) * mp.exp(alpha - a - a * h)
+            - mp.sin(mp.cos(mp.sin(a))) * mp.sin(mp.sin(a)) * mp.cos(a)
+        )
+        / c
+        for a, h in zip(p, hit, strict=True)
+    ]
+    value = mp.fsum(terms) / c
+    return value, value, *through_softmax(p, slopes)
+
+
+def exact_taylorglo(z, y):
+    p, theta = probabilities(z), [mp.mpf(t) for t in MNIST]
+    hit = [mp.mpf(j == y) for j in range(len(p))]
+
+    def slope(x, a):
+        return mp.diff(lambda q: polynomial(x, q, theta), a)
+
+    constants = mp.fsum(polynomial(x, mp.mpf(0), theta) for x in hit) + slope(mp.mpf(0), mp.mpf(0))
+    terms = [polynomial(x, a, theta) for x, a in zip(hit, p, strict=True)]
+    slopes = [-slope(x, a) for x, a in zip(hit, p, strict=True)]
+    # The size of what is added up: the linear term of the target, and the squares.
+    size = 140 * p[y] + 156 * mp.fsum(a**2 for a in p)
+    return constants - mp.fsum(terms), size, *through_softmax(p, slopes)
+
+
+EXACT = {
+    "baikal": (xent.baikal_loss, exact_baikal),
+    "taylorglo": (xent.taylorglo_loss, exact_taylorglo),
+    "ngl": (ngl_loss, exact_ngl),
+}
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_fifty_digits_at_every_margin(name, engine):
+    skip_what_the_core_lacks(name, engine)
+    call, exact = EXACT[name]
+    margins = torch.tensor([-80.0, -40, -25, -19, -8, -2, 0.5, 2, 8, 16, 25, 40, 80])
+    z = torch.randn(len(margins), 5) * 0.5
+    z[:, 2] = z[:, [0, 1, 3, 4]].amax(1) + margins
+    y = torch.full((len(margins),), 2)
+    value, grad = value_and_grad(call, z, y, reduction="none", engine=engine)
+    wide, wide_grad = value_and_grad(call, z.double(), y, reduction="none", engine=engine)
+    for row, of_row in enumerate(z.double()):
+        truth, size, slopes, sizes = exact(of_row, 2)
+        # Each probability is an exponential, whose argument is rounded once.
+        nats = (nats_below_top(of_row) / 2).tolist()
+        for got, eps, limit in ((value, 2**-23, 4), (wide, 2**-52, 4)):
+            assert abs(got[row].item() - truth) <= limit * eps * abs(size)
+        for got, eps, limit in ((grad, 2**-23, 4), (wide_grad, 2**-52, 4)):
+            for k, (entry, scale) in enumerate(zip(slopes, sizes, strict=True)):
+                error = abs(got[row, k].item() - entry)
+                assert error <= (limit + nats[k]) * eps * scale, (margins[row], k, error / scale)
+
+
+# ---- what the papers say ------------------------------------------------------------------------
+
+
+def test_ngl_of_one_class():
+    # A certain class that is the target, and what impossible classes beside it add.
+    alone = xent.ngl_loss(torch.zeros(1, 1), torch.tensor([0]))
+    two = xent.ngl_loss(torch.tensor([[100.0, 0.0]]), torch.tensor([0]))
+    assert abs(alone.item() - 0.71954) < 5e-6
+    assert abs(2 * two.item() - 0.71954 - 10.5848) < 5e-5
+
+
+def test_the_polynomial_the_authors_write_for_cross_entropy():
+    # Its terms multiplied out, as they stand in the experiments published with the paper.
+    z, y = torch.randn(20, 7, dtype=torch.float64), torch.randint(7, (20,))
+    p, x = torch.softmax(z, -1), labels(z, y)
+    published = 0.166667 - p + 2 * p * p - 1.33333 * p**3 + x * (2.19315 - 4 * p + 2 * p * p)
+    loss = xent.taylorglo_loss(z, y, theta=CROSS_ENTROPY, reduction="none")
+    gaps = published.sum(-1) - loss
+    assert (gaps - gaps.mean()).abs().max() < 1e-5  # of which they print six digits
+
+
+def test_what_taylorglo_says_near_the_centre():
+    # Third order: the error of the expansion of cross-entropy falls with the fourth power.
+    errors = []
+    for step in (0.2, 0.1, 0.05):
+        z = torch.tensor([[step, -step], [-step, step]], dtype=torch.float64)
+        y = torch.tensor([0, 0])
+        exact = xent.cross_entropy(z, y, reduction="none")
+        approx = xent.taylorglo_loss(z, y, theta=CROSS_ENTROPY, reduction="none")
+        errors.append(((exact - approx)[0] - (exact - approx)[1]).abs().item())
+    # The label is half a unit from the centre, so terms with x count in full at every step.
+    assert errors[0] > errors[1] > errors[2]
+
+
+def test_every_parameter_of_taylorglo_that_can_steer_does():
+    z, y = torch.randn(6, 4, dtype=torch.float64), torch.randint(4, (6,))
+    theta = torch.tensor(MNIST, dtype=torch.float64)
+
+    def slope(theta):
+        return torch.func.grad(lambda x: xent.taylorglo_loss(x, y, theta=theta))(z)
+
+    steering = torch.func.jacfwd(slope)(theta).abs().amax((0, 1))  # per parameter
+    assert steering[2] == 0  # multiplies the sum of the probabilities
+    assert (steering[[0, 1, 3, 4, 5, 6, 7]] > 1e-3).all()
+
+
+def test_theta_may_be_learnt():
+    z, y = torch.randn(5, 4, dtype=torch.float64), torch.randint(4, (5,))
+    theta = torch.tensor(CROSS_ENTROPY, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda t: xent.taylorglo_loss(z, y, theta=t), theta)
+    batch = torch.stack([theta.detach(), torch.tensor(MNIST, dtype=torch.float64)])
+    both = torch.func.vmap(lambda t: xent.taylorglo_loss(z, y, theta=t))(batch)
+    for row, value in zip(batch.tolist(), both, strict=True):
+        torch.testing.assert_close(value, xent.taylorglo_loss(z, y, theta=row))
+
+
+def test_baikal_cma_of_ones_is_baikal():
+    z, y = torch.randn(9, 5, dtype=torch.float64) * 9, torch.randint(5, (9,))
+    ones = xent.baikal_cma_loss(z, y, coefficients=(1,) * 6, reduction="none")
+    torch.testing.assert_close(ones, xent.baikal_loss(z, y, reduction="none"), rtol=1e-14, atol=0)
+
+
+# ---- finite, smooth, differentiable in every mode -----------------------------------------------
+
+
+@pytest.mark.parametrize("loss", EVOLVED, ids=lambda loss: loss.name)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_finite_at_a_hundred(loss, dtype):
+    z = torch.tensor([[100.0, -100, 0], [-100, 100, 0], [100, 100, -100]], dtype=dtype)
+    value, grad = value_and_grad(loss, z, torch.tensor([0, 0, 2]), reduction="none")
+    assert value.isfinite().all()
+    assert grad.isfinite().all()
+    if dtype == torch.float64:  # the others cannot hold e^-200, the slope of a bounded loss
+        assert grad[1, 0] < 0
+
+
+@pytest.mark.parametrize("call", [xent.baikal_loss, xent.baikal_cma_loss])
+def test_the_tangent_takes_over_smoothly(call):
+    nats = torch.tensor([19.999, 20.0, 20.001, 25.0, 30.0], dtype=torch.float64)
+    z = torch.stack([torch.zeros_like(nats), torch.log(torch.expm1(nats))], 1)
+    value, grad = value_and_grad(call, z, torch.zeros(5, dtype=torch.int64), reduction="none")
+    steps = value.diff() / nats.diff()
+    assert (steps[1:] / steps[1] - 1).abs().max() < 1e-6  # a straight line, but for lse - mean
+    assert abs(steps[0] / steps[1] - 1) < 1e-3
+    assert (grad[1:, 0] / grad[1, 0] - 1).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("loss", EVOLVED, ids=lambda loss: loss.name)
+def test_derivatives_of_every_mode(loss):
+    z = torch.randn(4, 5, dtype=torch.float64, requires_grad=True)
+    y, tangent = torch.randint(5, (4,)), torch.randn(4, 5, dtype=torch.float64)
+
+    def call(x):
+        return loss(x, y, reduction="none")
+
+    assert torch.autograd.gradcheck(call, z, check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(call, z)
+    value, slope = torch.func.jvp(call, (z.detach(),), (tangent,))
+    (grad,) = torch.autograd.grad(call(z).sum(), z)
+    torch.testing.assert_close(value, call(z).detach())
+    torch.testing.assert_close(slope.sum(), (grad * tangent).sum())
+    rows = torch.func.vmap(lambda x, t: loss(x[None], t[None]))(z.detach(), y)
+    torch.testing.assert_close(rows, call(z).detach())
+
+
+@pytest.mark.parametrize("loss", EVOLVED, ids=lambda loss: loss.name)
+def test_compiles_in_one_graph(loss):
+    z, y = torch.randn(4, 5), torch.randint(5, (4,))
+    compiled = torch.compile(lambda x: loss(x, y), fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(z), loss(z, y))
+
+
+# ---- the facts of the catalog -------------------------------------------------------------------
+
+
+def least_expected(call, q):
+    """The probabilities that an expected loss is least at, by Newton's method with a fallback."""
+    classes = torch.arange(len(q))
+    z = q.log().clone().requires_grad_()
+    optimiser = torch.optim.LBFGS([z], max_iter=300, line_search_fn="strong_wolfe")
+
+    def step():
+        optimiser.zero_grad()
+        rows = z.expand(len(q), -1)
+        loss = (q * call(rows, classes, reduction="none")).sum()
+        loss.backward()
+        return loss
+
+    optimiser.step(step)
+    return torch.softmax(z.detach(), 0)
+
+
+NAMES = ("baikal_loss", "baikal_cma_loss", "taylorglo_loss", "ngl_loss")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_facts(name):
+    fact, call = CATALOG[name], getattr(xent, name)
+    q = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
+    assert not fact.proper
+    assert (least_expected(call, q) - q).abs().max() > 0.02
+    y = torch.arange(3)
+    z = torch.randn(40, 1, 3, dtype=torch.float64).expand(40, 3, 3) * 2
+    total = call(z.reshape(-1, 3), y.repeat(40), reduction="none").view(40, 3).sum(1)
+    assert not fact.symmetric
+    assert total.std() > 1e-3
+    far = torch.diag(torch.full((3,), -300.0, dtype=torch.float64))
+    assert (call(far, y, reduction="none") < 1e4).all() == fact.bounded
+    a, b = torch.randn(2, 2000, 3, dtype=torch.float64) * 6
+    t = torch.randint(3, (2000,))
+    middle, ends = (
+        call((a + b) / 2, t, reduction="none"),
+        (call(a, t, reduction="none") + call(b, t, reduction="none")),
+    )
+    assert (middle <= ends / 2 * (1 + 1e-12) + 1e-12).all() == fact.convex
+    assert fact.second_pass == (name == "ngl_loss")
+    assert fact.targets == "classes"
+
+
+# ---- bad input ----------------------------------------------------------------------------------
+
+
+def test_bad_input():
+    z, y = torch.randn(3, 4), torch.tensor([0, 1, 2])
+    for name in NAMES:
+        if name != "ngl_loss":
+            with pytest.raises(ValueError, match="one class per row"):
+                getattr(xent, name)(z, torch.softmax(z, 1))
+        with pytest.raises(ValueError, match="out of bounds"):
+            getattr(xent, name)(z, y + 2)
+        with pytest.raises(TypeError, match="unexpected keyword"):
+            getattr(xent, name)(z, y, gamma=1)
+    for theta in ((1.0,) * 7, 3.0, "eight ch", torch.ones(7), torch.ones(8, dtype=torch.int64)):
+        with pytest.raises(ValueError, match="`theta` must hold 8"):
+            xent.taylorglo_loss(z, y, theta=theta)
+    with pytest.raises(ValueError, match="`theta` must be a finite number"):
+        xent.taylorglo_loss(z, y, theta=(float("nan"),) * 8)
+    for bad in ((1, 1, 0, 1, 1, 1), (1, 1, 1, 1, 1, 0)):
+        with pytest.raises(ValueError, match="positive third"):
+            xent.baikal_cma_loss(z, y, coefficients=bad)
+    with pytest.raises(ValueError, match="`coefficients` must hold 6"):
+        xent.baikal_cma_loss(z, y, coefficients=(1, 2, 3, 4))
+    with pytest.raises(ValueError, match="`alpha`"):
+        xent.ngl_loss(z, y, alpha=float("inf"))
+    with pytest.raises(ValueError, match="reduction"):
+        xent.ngl_loss(z, y, reduction="average")
+
+
+def test_ngl_of_soft_targets():
+    z, q = torch.randn(2, 6, 4, dtype=torch.float64)
+    q = torch.softmax(q, -1)
+    p = torch.softmax(z, -1)
+    expected = (torch.exp(ALPHA - p - p * q) - torch.cos(torch.cos(torch.sin(p)))).mean(-1)
+    torch.testing.assert_close(xent.ngl_loss(z, q, reduction="none"), expected)
+
+
+def test_ngl_weighs_and_counts_as_the_frame_does():
+    z, y = torch.randn(6, 4, dtype=torch.float64), torch.tensor([0, 1, 2, 3, -100, 1])
+    w = torch.tensor([1.0, 2.0, 0.5, 3.0], dtype=torch.float64)
+    rows = xent.ngl_loss(z, y, w, reduction="none")
+    assert rows[4] == 0
+    kept = y >= 0
+    torch.testing.assert_close(rows[kept], ngl(z[kept], y[kept]) * w[y[kept]])
+    mean = xent.ngl_loss(z, y, w)
+    torch.testing.assert_close(mean, rows.sum() / w[y[kept]].sum())
+    torch.testing.assert_close(xent.ngl_loss(z, y, w, normalizer="count"), rows.sum() / 5)
+    picture = z.T.reshape(1, 4, 2, 3)
+    torch.testing.assert_close(xent.ngl_loss(picture, y.view(1, 2, 3), w), mean)
+    capped = xent.ngl_loss(z, y, logit_scale=2.0, softcap=3.0, class_bias=w, reduction="none")
+    shown = 3 * torch.tanh(2 * z / 3) + w
+    torch.testing.assert_close(capped[kept], ngl(shown[kept], y[kept]))

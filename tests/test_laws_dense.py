@@ -1,0 +1,169 @@
+"""The laws for losses that need all logits of a row at once, and have no choice of engine."""
+
+import functools
+import math
+
+import pytest
+import torch
+
+import xent
+
+from .losses import Loss
+from .test_laws import (  # noqa: F401
+    test_a_constant_added_to_the_logits_changes_nothing,
+    test_a_masked_class_is_a_class_that_is_not_there,
+    test_a_one_hot_row_is_its_class,
+    test_a_row_weight_is_a_repetition,
+    test_extra_axes_are_more_rows,
+    test_garbage_in_an_ignored_row_stays_there,
+    test_gradcheck,
+    test_ignored_rows_are_rows_left_out,
+    test_reductions_agree,
+    test_the_mean_of_no_rows,
+    test_the_order_of_the_classes_does_not_matter,
+    test_value_and_gradient_are_those_of_the_formula,
+)
+
+
+def plain(loss, **options):
+    """The loss as the laws call one, with an engine that it does not have."""
+
+    @functools.wraps(loss)
+    def call(*args, engine=None, **kwargs):
+        return loss(*args, **{**options, **kwargs})
+
+    return call
+
+
+def log_t(p, t):
+    return torch.log(p) if t == 1 else (p ** (1 - t) - 1) / (1 - t)
+
+
+def exp_t(x, t):
+    return torch.exp(x) if t == 1 else (1 + (1 - t) * x).clamp(min=0) ** (1 / (1 - t))
+
+
+def tempered(z, t):
+    """Probabilities with a normaliser from 200 bisections and a step of Newton for its gradient."""
+    z = z - z.detach().amax(-1, keepdim=True)
+    low = torch.zeros_like(z[..., :1])
+    high = low - log_t(torch.tensor(1 / z.shape[-1], dtype=z.dtype), t)
+    for _ in range(200):
+        middle = (low + high) / 2
+        above = exp_t(z.detach() - middle, t).sum(-1, keepdim=True) > 1
+        low, high = torch.where(above, middle, low), torch.where(above, high, middle)
+    p = exp_t(z - low, t)
+    slope = torch.where(p > 0, p**t, 0).sum(-1, keepdim=True).detach()
+    return exp_t(z - low - (p.sum(-1, keepdim=True) - 1) / slope, t)
+
+
+def bi_tempered(t1, t2):
+    def formula(z, y, s):
+        q = torch.nn.functional.one_hot(y, z.shape[1]).double()
+        p = tempered(z, t2)
+        loss = (p ** (2 - t1) - q ** (2 - t1)) / (2 - t1)
+        row = s.get("weight", torch.ones(z.shape[1])).double()[y]
+        return row * (loss.sum(-1) - log_t(p.gather(1, y[:, None])[:, 0], t1))
+
+    return formula
+
+
+def entmax(alpha):
+    def formula(z, y, s):
+        p = tempered(z, 2 - alpha)
+        row = s.get("weight", torch.ones(z.shape[1])).double()[y]
+        inner = ((p - torch.nn.functional.one_hot(y, z.shape[1])) * z).sum(-1)
+        return row * (inner + (1 - (p**alpha).sum(-1)) / (alpha * (alpha - 1)))
+
+    return formula
+
+
+def member(name, loss, formula, per_class=(), **options):
+    return Loss(name, plain(loss, **options), formula, per_class, offset=True)
+
+
+DENSE = [
+    member("bi-tempered", xent.bi_tempered_loss, bi_tempered(0.8, 1.2)),
+    member("bi-tempered, weight", xent.bi_tempered_loss, bi_tempered(0.8, 1.2), ("weight",)),
+    member("bi-tempered, both 1", xent.bi_tempered_loss, bi_tempered(1, 1), t1=1.0, t2=1.0),
+    member("bi-tempered, heavy", xent.bi_tempered_loss, bi_tempered(0.3, 2.5), t1=0.3, t2=2.5),
+    member("sparsemax", xent.sparsemax_loss, entmax(2)),
+    member("entmax", xent.entmax_loss, entmax(1.5)),
+    member("entmax, weight", xent.entmax_loss, entmax(1.5), ("weight",)),
+    member("entmax of 1.25", xent.entmax_loss, entmax(1.25), alpha=1.25),
+    member("entmax of 1.8", xent.entmax_loss, entmax(1.8), alpha=1.8),
+]
+
+pytestmark = [
+    pytest.mark.parametrize("loss", DENSE, ids=lambda loss: loss.name),
+    pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning"),
+]
+
+
+@pytest.fixture
+def engine():
+    """None to choose."""
+
+
+def test_twice_differentiable(loss):
+    z = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+    y = torch.tensor([2, -100, 0])
+    assert torch.autograd.gradgradcheck(lambda x: loss(x, y), z)
+
+
+def test_transforms(loss):
+    z, y = torch.randn(5, 4, dtype=torch.float64), torch.tensor([2, 0, 1, 3, 3])
+    leaf = z.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(loss(leaf, y, reduction="sum"), leaf)
+    v = torch.randn_like(z)
+    value, moved = torch.func.jvp(lambda x: loss(x, y, reduction="sum"), (z,), (v,))
+    torch.testing.assert_close(value, loss(z, y, reduction="sum"), rtol=1e-13, atol=1e-13)
+    torch.testing.assert_close(moved, (slope * v).sum(), rtol=1e-12, atol=1e-12)
+    single = torch.func.grad(lambda x, label: loss(x, label, reduction="sum"))
+    each = torch.func.vmap(single)(z, y)
+    torch.testing.assert_close(each, slope, rtol=1e-12, atol=1e-14)
+    forward = torch.func.jacfwd(torch.func.grad(lambda x: loss(x, y)))(z)
+    reverse = torch.func.jacrev(torch.func.grad(lambda x: loss(x, y)))(z)
+    plain = torch.autograd.functional.hessian(lambda x: loss(x, y), z)
+    torch.testing.assert_close(forward, plain, rtol=1e-11, atol=1e-13)
+    torch.testing.assert_close(reverse, plain, rtol=1e-11, atol=1e-13)
+
+
+@pytest.mark.parametrize("size", [1.0, 100.0, 1e4])
+def test_float32_is_float64_rounded(loss, size):
+    if loss.per_class:
+        pytest.skip("the weights are rounded, too")
+    z, y = size * torch.randn(20, 9), torch.randint(9, (20,))
+    wide = z.double().requires_grad_()
+    narrow = z.clone().requires_grad_()
+    truth, value = (loss(x, y, reduction="none") for x in (wide, narrow))
+    assert value.isfinite().all()
+    torch.testing.assert_close(value, truth.float(), rtol=0, atol=0)
+    truth.sum().backward()
+    value.sum().backward()
+    torch.testing.assert_close(narrow.grad, wide.grad.float(), rtol=0, atol=0)
+
+
+def test_infinite_logits_stay_in_their_row(loss):
+    z = torch.randn(4, 5, dtype=torch.float64)
+    clean = loss(z, torch.tensor([0, 1, 2, 3]), reduction="none")
+    z[0, 3], z[1, 1], z[2] = math.nan, math.inf, -math.inf
+    value = loss(z, torch.tensor([0, 1, 2, 3]), reduction="none")
+    assert value[:3].isnan().all()
+    assert value[3] == clean[3]
+
+
+def test_bad_input(loss):
+    z, y = torch.randn(3, 4), torch.tensor([0, 1, 2])
+    with pytest.raises(xent.TargetError, match="class index 4"):
+        loss(z, torch.tensor([0, 4, 1]))
+    with pytest.raises(ValueError, match="batch_size"):
+        loss(z, y[:2])
+    with pytest.raises(ValueError, match=r"target.*sums from"):
+        loss(z, torch.full((3, 4), 0.5))
+    with pytest.raises(ValueError, match=r"target.*smallest entry -0.5"):
+        loss(z, torch.tensor([[1.5, -0.5, 0.0, 0.0]]).expand(3, 4))
+    with pytest.raises(ValueError, match="reduction"):
+        loss(z, y, reduction="batchmean")
+    with pytest.raises(TypeError, match="unexpected keyword"):
+        loss(z, y, gama=1.0)
