@@ -51,7 +51,7 @@ def test_accuracy(size: int, after_step: Callable[[], object]) -> Tensor:
         parts = zip(
             LOSSES.values(), input.chunk(len(LOSSES)), target.chunk(len(LOSSES)), strict=True
         )
-        return sum(call(z, t, reduction=reduction) for call, z, t in parts)
+        return torch.stack([call(z, t, reduction=reduction) for call, z, t in parts]).sum()
 
     networks.train(x, y, loss, steps=STEPS, rows=orders[:, :size], batch=32, after_step=after_step)
     held_out = orders[:, -TEST_ROWS:]
@@ -88,7 +88,7 @@ def draw(path: Path) -> None:
 
 def main() -> None:
     """Train, print the table, check it."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--picture", type=Path, default=Path("runs/evolved_losses.png"))
     args = parser.parse_args()
     draw(args.picture)

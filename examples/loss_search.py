@@ -13,7 +13,9 @@ search, from which ``--resume`` goes on (with more generations, say).
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from sklearn.datasets import load_digits
@@ -36,11 +38,16 @@ def digits() -> tuple[list[Tensor], list[Tensor]]:
     return list(x.split(parts)), list(y.split(parts))
 
 
-def test_accuracy(loss, x: list[Tensor], y: list[Tensor]) -> Tensor:
+def test_accuracy(loss: Callable[..., Any], x: list[Tensor], y: list[Tensor]) -> Tensor:
     """Percent right on the test rows, one number for each fresh seed."""
     networks = SmallNetworks(64, 10, FRESH_SEEDS, hidden=HIDDEN)
     networks.train(x[0], y[0], loss, steps=STEPS, batch=BATCH)
     return 100 * networks.accuracy(x[2], y[2])
+
+
+def compared(found: Found) -> dict[str, Callable[..., Any]]:
+    """The losses to compare."""
+    return {"cross-entropy": xent.cross_entropy, "found": found.formula.loss}
 
 
 def draw(found: Found, path: Path) -> None:
@@ -58,7 +65,7 @@ def draw(found: Found, path: Path) -> None:
     logits[:, 0] = torch.logit(p) + torch.log(torch.tensor(9.0))
     logits.requires_grad_()
     target = torch.zeros(len(p), dtype=torch.int64)
-    for name, loss in (("cross-entropy", xent.cross_entropy), ("found", found.formula.loss)):
+    for name, loss in compared(found).items():
         value = loss(logits, target, reduction="none")
         (slope,) = torch.autograd.grad(value.sum(), logits)
         unit = slope[(p - 0.1).abs().argmin(), 0].abs()  # both pull equally at chance
@@ -77,7 +84,7 @@ def draw(found: Found, path: Path) -> None:
 
 def main() -> None:
     """Search, print what was found, compare it on rows that nobody has seen."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--generations", type=int, default=12)
     parser.add_argument("--out", type=Path, default=Path("runs/loss_search"))
     parser.add_argument("--resume", action="store_true", help="continue, not start anew")
@@ -93,8 +100,7 @@ def main() -> None:
     print(f"judged again, in percent: {100 * found.score:.2f}; cross-entropy ", end="")
     print(f"{100 * found.cross_entropy:.2f}\n\n{found.formula.source()}")
 
-    losses = {"cross-entropy": xent.cross_entropy, "found": found.formula.loss}
-    accuracy = {name: test_accuracy(loss, x, y) for name, loss in losses.items()}
+    accuracy = {name: test_accuracy(loss, x, y) for name, loss in compared(found).items()}
     print(f"accuracy on {len(y[2])} unseen rows, {len(FRESH_SEEDS)} fresh networks, in percent")
     for name, of_seed in accuracy.items():
         print(f"  {name:14} {of_seed.mean():.2f} +- {of_seed.std() / len(of_seed) ** 0.5:.2f}")

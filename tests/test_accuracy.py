@@ -271,3 +271,14 @@ def test_softmax_jacobian():
         below = nats_below_top(z)
         nats = below[:, None] + below[None] + margin * torch.eye(5)
         assert worst(xent.softmax_jacobian(z), torch.tensor(truth).double(), nats) <= 8
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_the_gradient_of_a_sure_log_softmax(dtype):
+    for margin in (5.0, 20.0, 40.0, 80.0):
+        z = torch.tensor([margin, 0.0, 0.0], dtype=dtype, requires_grad=True)
+        (grad,) = torch.autograd.grad(xent.log_softmax(z)[0], z)
+        rest = 2 * mpmath.exp(-margin)
+        truth = [rest / (1 + rest), -rest / 2 / (1 + rest), -rest / 2 / (1 + rest)]
+        truth = torch.tensor([float(t) for t in truth], dtype=torch.float64)
+        assert worst(grad, truth, margin) <= 4

@@ -228,6 +228,16 @@ def test_rows_of_a_distillation():
     assert xent.distillation_loss(z.bfloat16(), v.float()).dtype == torch.float32
 
 
+def test_a_few_rows_at_a_time_are_the_same(monkeypatch):
+    z, v = logits(7, C).requires_grad_(), logits(7, C).requires_grad_()
+    whole = xent.distillation_loss(z, v, reduction="none")
+    slopes = torch.autograd.grad(whole.sum(), (z, v))
+    monkeypatch.setattr("xent.dense_loss.CHUNK", 2 * C)
+    parts = xent.distillation_loss(z, v, reduction="none")
+    assert torch.equal(parts, whole)
+    assert all(map(torch.equal, torch.autograd.grad(parts.sum(), (z, v)), slopes))
+
+
 def test_a_bad_teacher_is_told():
     z = logits(3, 4)
     for options, message in (

@@ -8,8 +8,9 @@ import torch
 from .family import FAMILY
 from .helpers import nats_below_top, same_bits, ulps, value_and_grad, worst
 from .losses import LOSSES, Loss
+from .robust_family import ROBUST
 
-pytestmark = pytest.mark.parametrize("loss", LOSSES + FAMILY, ids=lambda loss: loss.name)
+pytestmark = pytest.mark.parametrize("loss", LOSSES + FAMILY + ROBUST, ids=lambda loss: loss.name)
 
 N, V = 6, 9
 

@@ -167,3 +167,18 @@ def test_bad_input(loss):
         loss(z, y, reduction="batchmean")
     with pytest.raises(TypeError, match="unexpected keyword"):
         loss(z, y, gama=1.0)
+
+
+def test_a_few_rows_at_a_time_are_the_same(loss, monkeypatch):
+    z, y = torch.randn(7, 5, 2, dtype=torch.float64, requires_grad=True), torch.randint(5, (7, 2))
+
+    def everything(target):
+        value = loss(z, target, reduction="none")
+        (slope,) = torch.autograd.grad(value.square().sum(), z, create_graph=True)
+        return value, slope, *torch.autograd.grad(slope.square().sum(), z)
+
+    for target in (y, torch.softmax(torch.randn(7, 5, 2, dtype=torch.float64), 1)):
+        whole = everything(target)
+        with monkeypatch.context() as m:
+            m.setattr("xent.dense_loss.CHUNK", 15)
+            assert all(map(torch.equal, everything(target), whole))

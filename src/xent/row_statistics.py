@@ -376,7 +376,7 @@ def _larger(a: Peak, b: Peak) -> Peak:
 
 def logit_of_exp(log_prob: Tensor) -> Tensor:
     """``logit(exp(log_prob))``, with a finite derivative at certainty, where it is infinite."""
-    certain = log_prob == 0
+    certain = log_prob >= 0  # above it only where a signed target makes it no probability
     x = torch.where(certain, -1.0, log_prob)
     return torch.where(certain, torch.inf, x - torch.log(-torch.expm1(x)))
 

@@ -121,8 +121,10 @@ def _below_top(z: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     if z.ndim == 0:
         return z - z, z * 0
     top = z.argmax(dim, keepdim=True)
-    gap = z - z.gather(dim, top)
     classes = torch.arange(z.shape[dim], device=z.device)
     classes = classes.view([-1 if d == dim % z.ndim else 1 for d in range(z.ndim)])
+    # The top's own gap is a constant: as a difference its derivatives, 1 and -1, would swallow what
+    # the others send to the top.
+    gap = torch.where(classes == top, 0, z - z.gather(dim, top))
     rest = torch.where(classes == top, 0, gap.exp()).sum(dim, keepdim=True)
     return gap, rest

@@ -105,7 +105,9 @@ class Formula:
         Args:
             name: what to call it.
         """
-        asks = f"needs={self.needs}, " if self.needs else ""
+        names = ", ".join(f'"{need}"' for need in self.needs)
+        names = f"({names})" if len(self.needs) > 1 else names
+        asks = f"needs={names}, " if names else ""
         lines = [f"@xent.row_loss({asks}soft=False)", f"def {name}(s):", "    return ("]
         return "\n".join([*lines, *(f"        {term}" for term in self._terms()), "    )\n"])
 

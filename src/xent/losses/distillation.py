@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .._check import finite_number, is_tensor, one_of
-from ..dense_loss import explained, wide_dtype
+from ..dense_loss import by_rows, explained, wide_dtype
 from ..hyperparameters import Range
 from ..measurement import autocasts
 from ..reduction import Reduction, check_reduction, reduce_rows
@@ -100,8 +100,11 @@ def distillation_loss(
     kept = _rows_kept(input, target, row_mask, ignore_index, rows)
     student = torch.where(kept.unsqueeze(axis), input, 0)
     teacher = torch.where(kept.unsqueeze(axis), teacher, 0)
-    pair = _compare(student.movedim(axis, -1), teacher.movedim(axis, -1), temperature)
-    values = _DIVERGENCES[divergence](pair, beta).sum(-1)
+    values = by_rows(
+        lambda z, v: _DIVERGENCES[divergence](_compare(z, v, temperature), beta).sum(-1),
+        student.movedim(axis, -1),
+        teacher.movedim(axis, -1),
+    )
     if keep_gradient_size:
         values = values * temperature**2
     if target is not None:

@@ -18,6 +18,7 @@ from ..dense_loss import DenseRows, dense_loss
 from ..hyperparameters import Number
 from ..row_loss import row_loss
 from ..row_statistics import RowStatistics
+from ..softmax import log_softmax
 from .catalog import member
 
 SATURATION = 20.0  # nats; 1 / p is 4.9e8 there
@@ -190,18 +191,6 @@ def ngl_loss(rows: DenseRows, alpha: Number = 2.4092) -> Tensor:
         arXiv:2404.12948, 2024.
     """
     masked = rows.logits == -torch.inf
-    p = _probabilities(rows.logits)
+    p = log_softmax(rows.logits).exp()
     terms = torch.exp(alpha - p * (1 + rows.target)) - p.sin().cos().cos()
     return torch.where(masked, 0, terms).sum(-1) / (~masked).sum(-1)
-
-
-def _probabilities(z: Tensor) -> Tensor:
-    """Softmax over the last axis, whose derivative keeps its digits for a class with p near 1.
-
-    The likeliest class is what all others are relative to, so it must not see itself.
-    """
-    top = z.argmax(-1, keepdim=True)
-    at_top = torch.arange(z.shape[-1], device=z.device) == top
-    gap = torch.where(at_top, 0, z - z.gather(-1, top))
-    others = torch.where(at_top, 0, gap.exp()).sum(-1, keepdim=True)
-    return torch.exp(gap - torch.log1p(others))

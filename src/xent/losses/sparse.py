@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..dense_loss import DenseRows, dense_loss
 from ..hyperparameters import Range
-from ..tsallis import bregman, log_exp, log_softmax_t
+from ..tsallis import log_exp, log_softmax_t, row_divergence
 from .catalog import member
 from .tempered import tempered_softmax
 
@@ -138,12 +138,13 @@ def _fenchel_young(rows: DenseRows, alpha: float) -> Tensor:
 
     A sum of terms that are not negative, unlike the textbook's difference.
     """
-    q, t = rows.target, 2 - alpha
+    t = 2 - alpha
     x = log_softmax_t(rows.logits, t)
-    log_p = log_exp(x, t)
-    loss = bregman(q, log_p, alpha)
+    loss = row_divergence(rows.soft, rows.label, log_exp(x, t), alpha)
     if alpha > 1:
         # A class of probability 0 is out of reach by this much of its logit.
-        beyond = (-1 / (alpha - 1) - torch.where((q > 0) | (x > -torch.inf), x, 0)).clamp(min=0)
-        loss = loss + q * beyond
-    return loss.sum(-1)
+        beyond = (-1 / (alpha - 1) - x).clamp(min=0)
+        if rows.soft is not None:  # 0 times infinity is 0
+            beyond = torch.where((rows.soft == 0) & (x == -torch.inf), 0, beyond)
+        loss = loss + rows.expected(beyond)
+    return loss

@@ -15,7 +15,7 @@ from .._check import finite_number, one_of
 from ..dense_loss import DenseRows, dense_loss, wide_dtype
 from ..hyperparameters import Fraction, NonNegative
 from ..softmax import _check_logits
-from ..tsallis import bregman, log_exp, log_softmax_t, softmax_t
+from ..tsallis import log_exp, log_softmax_t, row_divergence, softmax_t
 from .catalog import member
 
 
@@ -100,13 +100,13 @@ def bi_tempered_loss(
         Amid et al., *Robust bi-tempered logistic loss based on Bregman divergences*, NeurIPS 2019.
     """
     one_of("smoothed_over", smoothed_over, ("all", "others"))
-    q = rows.target
+    q, label = rows.soft, rows.label
     if label_smoothing:
-        unmasked = (rows.logits > -torch.inf).to(q.dtype)
+        unmasked = (rows.logits > -torch.inf).to(rows.logits.dtype)
         count = unmasked.sum(-1, keepdim=True)
         shared = label_smoothing
         if smoothed_over == "others":  # the target's own part of what is spread goes back to it
             shared = label_smoothing * count / (count - 1).clamp(min=1)
-        q = (1 - shared) * q + shared / count * unmasked
+        q, label = (1 - shared) * rows.target + shared / count * unmasked, None
     log_p = log_exp(log_softmax_t(rows.logits, t2), t2)
-    return bregman(q, log_p, 2 - t1).sum(-1)
+    return row_divergence(q, label, log_p, 2 - t1)
