@@ -18,9 +18,9 @@ from typing import Any
 
 import xent
 from xent.commands.losses import FACTS, aliases, needs
-from xent.lookup import bare_signature, members
 from xent.losses import CATALOG, Member
-from xent.twins import modules
+from xent.losses.lookup import bare_signature, members
+from xent.nn.twins import modules
 
 PAGE = Path(__file__).with_name("reference.md")
 # What is public beside `xent` itself: these, and every module in the two packages.

@@ -308,3 +308,8 @@ def test_offsets_beyond_two_to_the_31(core):
     value = xent.cross_entropy(z, torch.tensor([3, 3]), reduction="none", engine="native")
     expected = [math.log(8), math.log1p(7 * math.exp(-5))]
     assert value.tolist() == pytest.approx(expected, rel=2**-8)
+
+
+def test_an_infinite_logit_is_no_certainty():
+    assert xent.log_softmax(torch.tensor([math.inf, 0.0, 1.0])).isnan().all()
+    assert xent.log_softmax(torch.tensor([math.nan, 0.0, 1.0])).isnan().all()

@@ -9,8 +9,8 @@ import pytest
 
 import xent
 from xent.cli import main
-from xent.lookup import members
 from xent.losses import CATALOG
+from xent.losses.lookup import members
 
 DOCS = Path(__file__).parents[1] / "docs"
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import xent
-from xent.twins import Loss, class_name, modules
+from xent.nn.twins import Loss, class_name, modules
 
 from .catalog_cases import APART, case
 from .helpers import same_bits

@@ -13,25 +13,31 @@ import pytest
 import torch
 
 import xent
-from xent.twins import Loss
+from xent.nn.twins import Loss
 
 HOUSE = Path(xent.__file__).parent
 PROJECT = Path(__file__).parents[1]
 
 # What each room may import of the house: only what lies below it.
+FOUNDATION = {"_check", "row_statistics", "logits", "targets", "softmax", "_core"}
+FRAMES = (
+    "row_loss", "element_loss", "dense_loss", "measurement", "reduction", "hyperparameters",
+    "docstrings",
+)  # fmt: skip
 BELOW = {
     "_check": set(),
     "row_statistics": set(),
     "logits": {"_check"},
     "targets": {"_check"},
     "softmax": {"_check"},
-    "engines": {"_check", "logits", "targets", "row_statistics", "_core"},
-    "row_loss": {"_check", "logits", "targets", "row_statistics", "engines"},
-    "losses": {"_check", "row_statistics", "engines", "row_loss"},
-    "lookup": {"losses"},
-    "twins": {"_check", "engines", "hyperparameters", "lookup", "losses"},
-    "nn": {"lookup", "losses", "reduction", "twins"},
-    "plot": {"lookup", "losses", "softmax"},
+    "engines": FOUNDATION,
+    **{frame: {*FOUNDATION, "engines", *FRAMES} for frame in FRAMES},
+    "losses": {*FOUNDATION, "engines", *FRAMES},
+    "information": {*FOUNDATION, "engines"},
+    "nn": {*FOUNDATION, "engines", *FRAMES, "losses"},
+    "learn": {*FOUNDATION, "engines", *FRAMES, "losses", "information"},
+    "integrations": {*FOUNDATION, "engines", *FRAMES, "losses"},
+    "plot": {*FOUNDATION, "losses"},
 }
 
 

@@ -18,21 +18,38 @@ from torch import Tensor
 from ._check import label_out_of_range
 from .docstrings import loss_docstring
 from .engines.problem import Problem
-from .engines.transforms import can_look_at
+from .engines.transforms import can_look_at, transforms_active
 from .hyperparameters import Hyperparameters
 from .measurement import make_problem, result_dtype
 from .reduction import Reduction, check_reduction, reduce_rows
 
-values_can_be_seen = can_look_at
+CHUNK = 2**17  # numbers that a dense loss works on at a time; a megabyte each stays in the cache
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 class DenseRows(NamedTuple):
-    """What a dense loss is given, in float64 where the device has it."""
+    """What a dense loss is given, in float64 where the device has it, with one of two targets."""
 
     logits: Tensor  # (N..., C), after scale, softcap and bias; -inf masks a class
-    target: Tensor  # (N..., C), each row a distribution
+    soft: Tensor | None  # (N..., C), each row a distribution
+    label: Tensor | None  # (N...), the class of each row
+
+    @property
+    def target(self) -> Tensor:
+        """The distribution of each row, made if need be."""
+        if self.label is None:
+            assert self.soft is not None
+            return self.soft
+        classes = torch.arange(self.logits.shape[-1], device=self.logits.device)
+        return (classes == self.label.unsqueeze(-1)).to(self.logits.dtype)
+
+    def expected(self, values: Tensor) -> Tensor:
+        """What the target expects of one value per class, (N..., C) or (C,)."""
+        if self.label is None:
+            return (self.target * values).sum(-1)
+        values = values.expand_as(self.logits)
+        return values.gather(-1, self.label.unsqueeze(-1))[..., 0]
 
 
 def dense_loss(body: Callable[..., Tensor]) -> Any:
@@ -65,15 +82,15 @@ def dense_loss(body: Callable[..., Tensor]) -> Any:
             input, target, weight, ignore_index, logit_scale, softcap, class_bias, ()
         )
         row_weight = check_reduction(reduction, normalizer, row_weight, empty, problem.rows)
-        rows, kept = _read(problem)
-        values = body(rows, **settings)
+        rows, kept, known = _read(problem)
+        values = by_rows(lambda *some: body(DenseRows(*some), **settings), *rows)
         mass = torch.ones_like(values)
         if kept is not None:
             # Where labels cannot be looked at, one that does not exist has a loss of infinity.
-            values = torch.where(rows.target.sum(-1) > 0, values, torch.inf)
+            values = torch.where(known, values, torch.inf)
             mass = kept.to(mass.dtype)
         if weight is not None:
-            expected = (rows.target * weight.to(values.dtype)).sum(-1)
+            expected = rows.expected(weight.to(values.dtype))
             values = values * expected
             mass = mass if kept is None else torch.where(kept, expected, 0)
         return reduce_rows(
@@ -91,21 +108,20 @@ def dense_loss(body: Callable[..., Tensor]) -> Any:
     return loss
 
 
-def _read(problem: Problem) -> tuple[DenseRows, Tensor | None]:
-    """The rows, and for class indices which of them are kept."""
+def _read(problem: Problem) -> tuple[DenseRows, Tensor | None, Tensor]:
+    """The rows, and for class indices which of them are kept, and which have a class there is."""
     wide = wide_dtype(problem.logits)
     x = problem.logits.movedim(problem.axis, -1).to(wide)
-    target = problem.target
-    if target.soft:
-        q = target.values.movedim(problem.axis, -1)
+    values, ignore_index = problem.target.values, problem.target.ignore_index
+    if problem.target.soft:
+        q = values.movedim(problem.axis, -1)
         check_distribution("target", q)
-        return DenseRows(problem.transform(x), q.to(wide)), None
-    kept = target.values != target.ignore_index
-    check_labels(target.values, problem.classes, target.ignore_index)
-    classes = torch.arange(problem.classes, device=x.device)
+        return DenseRows(problem.transform(x), q.to(wide), None), None, values
+    check_labels(values, problem.classes, ignore_index)
+    kept, known = values != ignore_index, (values >= 0) & (values < problem.classes)
     # What an ignored row holds must not leave a trace, not even 0 * NaN in a gradient.
-    x = torch.where(kept.unsqueeze(-1), x, 0)
-    return DenseRows(problem.transform(x), (classes == target.values.unsqueeze(-1)).to(wide)), kept
+    z = problem.transform(torch.where(kept.unsqueeze(-1), x, 0))
+    return DenseRows(z, None, torch.where(known, values, 0)), kept, known
 
 
 def check_labels(labels: Tensor, classes: int, ignore_index: int) -> None:
@@ -131,6 +147,35 @@ def check_distribution(name: str, q: Tensor, at_most: bool = False) -> None:
             f"`{name}` must hold probabilities, none negative and each row adding up to "
             f"{'at most ' * at_most}1; got {found}. Divide each row by its sum"
         )
+
+
+def by_rows(function: Callable[..., Tensor], *tensors: Tensor | None) -> Tensor:
+    """The values of a function of rows, some at a time, with a graph that is made in backward.
+
+    What the function keeps in float64 is then never many times the size of the logits.
+
+    Args:
+        function: from tensors (n, ...) to one value per row, (n,).
+        tensors: (N..., C) the first, the others like that or (N...); or None.
+    """
+    from torch.utils.checkpoint import checkpoint
+
+    logits = tensors[0]
+    assert logits is not None
+    rows, classes = logits.shape[:-1], logits.shape[-1]
+    height = max(1, CHUNK // max(1, classes))
+    if rows.numel() <= height or torch.compiler.is_compiling() or transforms_active():
+        return function(*tensors)
+    count = -(-rows.numel() // height)
+    parts = [
+        [None] * count if x is None else x.reshape(-1, *x.shape[len(rows) :]).split(height)
+        for x in tensors
+    ]
+    values = [
+        checkpoint(function, *part, use_reentrant=False, preserve_rng_state=False)
+        for part in zip(*parts, strict=True)
+    ]
+    return torch.cat(values).view(rows)
 
 
 def wide_dtype(x: Tensor) -> torch.dtype:

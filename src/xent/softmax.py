@@ -125,6 +125,8 @@ def _below_top(z: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     classes = classes.view([-1 if d == dim % z.ndim else 1 for d in range(z.ndim)])
     # The top's own gap is a constant: as a difference its derivatives, 1 and -1, would swallow what
     # the others send to the top.
-    gap = torch.where(classes == top, 0, z - z.gather(dim, top))
+    largest = z.gather(dim, top)
+    gap = torch.where(classes == top, 0, z - largest)
     rest = torch.where(classes == top, 0, gap.exp()).sum(dim, keepdim=True)
+    rest = rest + (largest - largest).detach()  # NaN where the largest logit is infinite
     return gap, rest

@@ -8,8 +8,8 @@ import json
 import textwrap
 from typing import Any
 
-from ..lookup import bare_signature, find, members
 from ..losses import CATALOG, Member
+from ..losses.lookup import bare_signature, find, members
 from .console import UserError, table
 
 FACTS = ("proper", "bounded", "convex", "symmetric", "second_pass")

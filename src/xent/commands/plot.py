@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..lookup import find, members
+from ..losses.lookup import find, members
 from ..plot.loss_names import hyperparameters
 from .console import UserError
 

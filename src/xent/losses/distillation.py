@@ -13,9 +13,9 @@ from ..hyperparameters import Range
 from ..measurement import autocasts
 from ..reduction import Reduction, check_reduction, reduce_rows
 from ..targets import class_axis
-from ..tsallis import bregman, log_softmax_t
 from .catalog import member
 from .classification import cross_entropy
+from .tsallis import bregman, log_softmax_t
 
 
 @member("other", proper=True, convex=True, second_pass=True)

@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from .._check import is_tensor
-from ..dense_loss import explained, values_can_be_seen
+from ..dense_loss import explained
+from ..engines.transforms import can_look_at
 from ..reduction import Reduction
 from ..row_loss import row_loss
 from ..row_statistics import RowStatistics
@@ -89,7 +90,7 @@ def _forward_corrected(
     s: RowStatistics, logits: Tensor, matrix: NoiseMatrix, max_condition: Condition | None
 ) -> Tensor:
     assert s.label is not None
-    if max_condition is not None and values_can_be_seen(matrix):
+    if max_condition is not None and can_look_at(matrix):
         inverse(matrix.detach(), max_condition)
     wide = s.log_odds.dtype
     known = (s.label >= 0) & (s.label < s.classes)

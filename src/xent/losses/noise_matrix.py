@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from .._check import finite_number, is_tensor
-from ..dense_loss import values_can_be_seen, wide_dtype
+from ..dense_loss import wide_dtype
+from ..engines.transforms import can_look_at
 from ..hyperparameters import PerClass, Range
 from ..targets import class_axis
 
@@ -34,7 +35,7 @@ class _Stochastic(PerClass):
             raise TypeError(f"`{name}` must be floating point, got {value.dtype}; call .float()")
         if input is not None and value.device != input.device:
             raise ValueError(f"`{name}` is on {value.device}, the logits are on {input.device}")
-        if not values_can_be_seen(value):
+        if not can_look_at(value):
             return
         if not bool((value >= 0).all()):
             raise ValueError(f"`{name}` must hold probabilities; it has entries below 0 or NaN")
@@ -75,7 +76,7 @@ Condition = Annotated[float, Range(1)]
 def inverse(matrix: Tensor, max_condition: float) -> Tensor:
     """The inverse of a noise matrix in float64, if its condition number allows."""
     result, failed = torch.linalg.inv_ex(matrix.to(wide_dtype(matrix)))
-    if not values_can_be_seen(matrix):
+    if not can_look_at(matrix):
         return result
     # In the maximum norm; that of a stochastic matrix is 1.
     condition = math.inf if failed else result.detach().abs().sum(1).max().item()

@@ -20,8 +20,8 @@ from ..measurement import autocasts, make_problem, result_dtype
 from ..reduction import Reduction, check_reduction, reduce_rows
 from ..row_loss import row_loss
 from ..row_statistics import RowStatistics
+from ..softmax import log_softmax
 from ..targets import Target, class_axis
-from ..tsallis import log_softmax_t
 from .catalog import member
 
 
@@ -359,5 +359,5 @@ def _nll_with_tail(problem: Problem, listed: _Listed, q: Tensor, engine: str) ->
     empty = rest == -torch.inf  # every class is listed: what is missing from 1 was rounded off
     spare = torch.where(empty, 0, (1 - q.sum(-1, keepdim=True)).clamp(min=0))
     q, z = torch.cat([q, spare], -1), torch.cat([listed.logits, rest], -1)
-    log_p = log_softmax_t(torch.where(listed.present.any(-1, keepdim=True), z, 0), 1)
+    log_p = log_softmax(torch.where(listed.present.any(-1, keepdim=True), z, 0))
     return -(q * torch.where(q == 0, 0, log_p)).sum(-1)

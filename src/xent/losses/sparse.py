@@ -13,9 +13,9 @@ from torch import Tensor
 
 from ..dense_loss import DenseRows, dense_loss
 from ..hyperparameters import Range
-from ..tsallis import log_exp, log_softmax_t, row_divergence
 from .catalog import member
 from .tempered import tempered_softmax
+from .tsallis import log_exp, log_softmax_t, row_divergence
 
 Alpha = Annotated[float, Range(1)]
 

@@ -15,8 +15,8 @@ from .._check import finite_number, one_of
 from ..dense_loss import DenseRows, dense_loss, wide_dtype
 from ..hyperparameters import Fraction, NonNegative
 from ..softmax import _check_logits
-from ..tsallis import log_exp, log_softmax_t, row_divergence, softmax_t
 from .catalog import member
+from .tsallis import log_exp, log_softmax_t, row_divergence, softmax_t
 
 
 def tempered_softmax(input: Tensor, t: float = 1.2, dim: int = -1) -> Tensor:

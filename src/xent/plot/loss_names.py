@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..lookup import find, near
 from ..losses import CATALOG
 from ..losses.catalog import Targets
+from ..losses.lookup import find, near
 
 # Arguments that do not change the curve of a loss, or whose place is the call.
 _NOT_DRAWN = {

@@ -15,11 +15,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ._check import is_tensor, one_of
-from .engines import ENGINES
-from .hyperparameters import Hyperparameters
-from .lookup import members
-from .losses import cross_entropy
+from .._check import is_tensor, one_of
+from ..engines import ENGINES
+from ..hyperparameters import Hyperparameters
+from ..losses import cross_entropy
+from ..losses.lookup import members
 
 # What belongs to one batch, and so to `forward`.
 PER_CALL = (

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-from . import losses
-from .losses import CATALOG, Member
+from .. import losses
+from .catalog import CATALOG, Member
 
 
 @cache

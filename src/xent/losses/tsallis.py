@@ -7,7 +7,8 @@ are log and exp at ``t = 1``. From logits ``z`` come probabilities ``p_j = exp_t
 ``x_j = z_j - lambda``, where ``lambda`` makes them add up to 1: softmax at 1, with tails of powers
 above (tempered softmax), with zeros below (entmax of ``alpha = 2 - t``, sparsemax at 0).
 
-Classes are on the last axis, and everything is differentiable as often as one likes.
+Classes are on the last axis, and everything is differentiable as often as one likes. Compilers
+leave the graph here: ``fullgraph=True`` is refused.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from .softmax import log_softmax
+from ..softmax import log_softmax
 
 # Of the search for `lambda`. Three to ten are the rule, 25 were needed once for `t >= 0`; below 0,
 # where the slope is infinite at the edge of the support, up to a hundred.
@@ -79,17 +80,24 @@ def bregman(q: Tensor, log_p: Tensor, beta: float = 1.0, log_ratio: Tensor | Non
     return torch.where(listed, at_q, unlisted)
 
 
-def _escort(x: Tensor, t: float) -> Tensor:
-    """``exp_t(x) ** t``, the derivative of ``exp_t``, with sum 1: how ``lambda`` follows ``z``."""
-    log_p = log_exp(x, t)
-    positive = log_p != -torch.inf
-    slope = torch.where(positive, (t * torch.where(positive, log_p, 0)).exp(), 0)
-    return slope / slope.sum(-1, keepdim=True)
+def row_divergence(
+    q: Tensor | None, label: Tensor | None, log_p: Tensor, beta: float = 1.0
+) -> Tensor:
+    """The divergence of each row from its target, a distribution or a class."""
+    if label is None:
+        assert q is not None
+        return bregman(q, log_p, beta).sum(-1)
+    at_label = log_p.gather(-1, label.unsqueeze(-1))[..., 0]
+    classes = torch.arange(log_p.shape[-1], device=log_p.device)
+    others = torch.where(classes == label.unsqueeze(-1), 0, _power(log_p, beta))
+    return bregman(torch.ones_like(at_label), at_label, beta) + others.sum(-1) / beta
 
 
 class _LogSoftmax(Function):
     @staticmethod
     def forward(z: Tensor, t: float) -> Tensor:
+        top = z.amax(-1, keepdim=True)
+        z = torch.where(top.isfinite(), z - top, torch.nan)
         return log_softmax(z) if t == 1 else _normalised(z, t)
 
     @staticmethod
@@ -124,47 +132,55 @@ def _is_top(x: Tensor) -> Tensor:
 
 
 def _normalised(z: Tensor, t: float) -> Tensor:
-    """``z - lambda`` for ``t`` other than 1.
+    """``z - lambda`` for ``t`` other than 1, and ``z`` of which the largest is 0.
 
-    Searched is ``mu``, how far ``lambda`` lies above the largest logit: a Newton method on
+    Searched is ``mu``, how far ``lambda`` lies above the largest one: a Newton method on
     ``log_t sum_j exp_t(z_j - lambda)``, which is convex for ``t >= 0`` and linear if all logits are
     equal, kept safe by bisection.
     """
-    top = z.amax(-1, keepdim=True)
-    z = torch.where(top.isfinite(), z - top, torch.nan)
     others = torch.where(_is_top(z), -torch.inf, z)
     eps = torch.finfo(z.dtype).eps
-    low = torch.zeros_like(top)
+    low = torch.zeros_like(z[..., :1])
     # The largest probability is at least 1 / classes.
     high = low - (1 + 4 * eps) * math.expm1((t - 1) * math.log(z.shape[-1])) / (1 - t)
     mu, last = low, torch.full_like(low, torch.inf)
     done = torch.zeros_like(low, dtype=torch.bool)
     for _ in range(MAX_STEPS if t >= 0 else MAX_STEPS_BELOW_0):
-        x = others - mu
-        p, slopes = _exp_and_slope(x, t)
-        slope = slopes.sum(-1, keepdim=True) + _exp_and_slope(-mu, t)[1]
+        p, slope = (v.sum(-1, keepdim=True) for v in _exp_and_slope(others - mu, t))
+        # What the rounding of every x does to mu: no step is smaller than that for a reason.
+        noise = (p - slope) / (1 - t)  # the sum of slope times x
+        slope = slope + _exp_and_slope(-mu, t)[1]
         # How much the sum is above 1, as what the others have less what the largest one lacks.
-        excess = torch.expm1(log_exp(-mu, t)) + p.sum(-1, keepdim=True)
+        excess = torch.expm1(log_exp(-mu, t)) + p
         low, high = torch.where(excess >= 0, mu, low), torch.where(excess <= 0, mu, high)
         rise = (1 + excess) * torch.expm1((t - 1) * torch.log1p(excess)) / (t - 1)
         step = rise / slope
-        # What the rounding of every x does to mu: no step is smaller than that for a reason.
-        noise = (slopes * torch.where(slopes == 0, 0, x)).sum(-1, keepdim=True) / slope
-        small = ~(step.abs() > 4 * eps * (mu - noise))  # of NaN, too, which no step will cure
+        small = ~(
+            step.abs() > 4 * eps * (mu - noise / slope)
+        )  # of NaN, too, which no step will cure
         target = mu + step
         astray = (target < low) | (target > high) | (2 * step.abs() > last)
         target = torch.where(astray & ~small, low + (high - low) / 2, target)
         last = (target - mu).abs()
         mu, done = torch.where(done, mu, target), done | small
-        if not torch.compiler.is_compiling() and bool(done.all()):
+        if bool(done.all()):
             break
     return z - mu
 
 
 def _exp_and_slope(x: Tensor, t: float) -> tuple[Tensor, Tensor]:
     """``exp_t(x)`` and its derivative, which is its ``t``-th power."""
+    if t in (0, 0.5):  # sparsemax and entmax of 1.5 need no exp and no log
+        base = (1 + (1 - t) * x).clamp(min=0)
+        return (base, (base > 0).to(base.dtype)) if t == 0 else (base.square(), base)
     p = log_exp(x, t).exp()
-    return p, torch.where(p == 0, 0, p / (1 + (1 - t) * x))
+    return p, p / torch.where(p == 0, 1, 1 + (1 - t) * x)
+
+
+def _escort(x: Tensor, t: float) -> Tensor:
+    """The derivatives of ``exp_t``, with sum 1: how ``lambda`` follows ``z``."""
+    slope = _exp_and_slope(x, t)[1]
+    return slope / slope.sum(-1, keepdim=True)
 
 
 class _Divergence(Function):
@@ -178,7 +194,7 @@ class _Divergence(Function):
     @staticmethod
     def forward(q: Tensor, log_p: Tensor, y: Tensor, beta: float) -> Tensor:
         gamma = beta - 1
-        near = (beta * y).abs() < 1
+        near = (beta * y).abs() < 0.5
         below = q**beta * torch.where(
             near, _series(torch.where(near, y, 0), beta), _exp_integral(y, beta, gamma)
         )
@@ -234,7 +250,6 @@ def _exp_integral(y: Tensor, *rates: float) -> Tensor:
 def _series(y: Tensor, beta: float) -> Tensor:
     """``_exp_integral(y, beta, beta - 1)`` for small ``y``, where the difference would cancel."""
     total = torch.zeros_like(y)
-    for n in range(20, 1, -1):
-        coefficient = (beta ** (n - 1) - (beta - 1) ** (n - 1)) / math.factorial(n)
-        total = total * y + coefficient
+    for n in range(16, 1, -1):
+        total.mul_(y).add_((beta ** (n - 1) - (beta - 1) ** (n - 1)) / math.factorial(n))
     return total * y.square()
