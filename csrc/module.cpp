@@ -18,15 +18,15 @@
 #include <variant>
 #include <vector>
 
-#ifdef __linux__
-#include <sys/mman.h>
-#endif
-
+#include "binding.h"
 #include "lanes.h"
 #include "rows.h"
 
 namespace nb = nanobind;
 using namespace xent;
+
+const Kernels* xent::kernels = nullptr;
+ParallelFor xent::parallel_for = nullptr;
 
 namespace {
 
@@ -47,8 +47,6 @@ std::vector<const Kernels*> available_kernels() {
 #endif
   return found;
 }
-
-const Kernels* kernels = nullptr;
 
 #ifdef XENT_X86_VARIANTS
 constexpr bool kBaselineFused = false;
@@ -75,29 +73,12 @@ void set_isa(const std::string& name) {
 
 // ---- threads ------------------------------------------------------------------------------------
 
-using Body = void (*)(int64_t, int64_t, void*);
-using ParallelFor = int32_t (*)(int64_t, int64_t, int64_t, Body, void*);
-ParallelFor parallel_for = nullptr;
-
-// Below this many numbers a second thread costs more than it saves.
-constexpr int64_t kGrain = 32768;
-
 template <class Function>
 void for_rows(int64_t rows, int64_t classes, Function function) {
-  const int64_t grain = kGrain / (classes > 0 ? classes : 1) + 1;
-  if (!parallel_for || rows <= grain) return function(int64_t{0}, rows);
-  const Body body = [](int64_t begin, int64_t end, void* context) {
-    (*static_cast<Function*>(context))(begin, end);
-  };
-  parallel_for(0, rows, grain, body, &function);
+  for_range(rows, kGrain / (classes > 0 ? classes : 1) + 1, function);
 }
 
 // ---- the problem as Python tells it -------------------------------------------------------------
-
-template <class T>
-T* pointer(uintptr_t address) {
-  return reinterpret_cast<T*>(address);
-}
 
 // (address, type, outer step, inner count, inner step, class step), steps in elements
 using MatrixArguments = std::tuple<uintptr_t, int, int64_t, int64_t, int64_t, int64_t>;
@@ -157,19 +138,6 @@ Answer run_statistics(Problem& p) {
              [&](int64_t begin, int64_t end) { kernels->row_statistics(p, begin, end); });
   }
   return {p.kept, p.has_bad_label, p.bad_label};
-}
-
-// Half the time of a large gradient goes into page faults of its fresh memory; 2 MB pages make
-// them 512 times fewer.
-void prefer_huge_pages(uintptr_t address, int64_t bytes) {
-#ifdef MADV_HUGEPAGE
-  constexpr uintptr_t huge = uintptr_t{1} << 21;
-  const uintptr_t begin = (address + huge - 1) / huge * huge;
-  const uintptr_t end = (address + uintptr_t(bytes)) / huge * huge;
-  if (end > begin) madvise(pointer<void>(begin), end - begin, MADV_HUGEPAGE);
-#else
-  (void)address, (void)bytes;
-#endif
 }
 
 // Memory for a large gradient. Half the time of one would go into the page faults of fresh memory,
@@ -374,4 +342,5 @@ NB_MODULE(_core, m) {
       .def_prop_ro("divisor", &PlainTable::divisor, "What the sum over rows was divided by.");
   m.def("plain_loss", &plain_loss);
   m.def("plain_gradient", &plain_gradient);
+  bind_elements(m);
 }

@@ -15,6 +15,7 @@
 #include "rows.h"
 
 #include "blocks.h"
+#include "elements.h"
 #include "gradient.h"
 #include "plain.h"
 #include "statistics.h"
@@ -258,5 +259,6 @@ void gradient_entry(const Problem& p, int64_t begin, int64_t end) {
 
 namespace xent {
 extern const Kernels XENT_TABLE(XENT_VARIANT);
-const Kernels XENT_TABLE(XENT_VARIANT) = {XENT_NAME(XENT_VARIANT), statistics_entry, gradient_entry};
+const Kernels XENT_TABLE(XENT_VARIANT) = {XENT_NAME(XENT_VARIANT), statistics_entry, gradient_entry,
+                                            XENT_VARIANT::sweep_elements};
 }  // namespace xent

@@ -82,12 +82,15 @@ struct Problem {
   bool has_bad_label;
 };
 
+struct Elements;  // elements.h
+
 // Rows [begin, end) of a problem. Row-wise work never looks at another row, so any split of the
 // rows over calls and threads gives the same bits.
 struct Kernels {
   const char* name;
   void (*row_statistics)(Problem&, int64_t begin, int64_t end);
   void (*row_gradient)(const Problem&, int64_t begin, int64_t end);
+  void (*elements)(Elements&, int64_t begin, int64_t end);  // blocks of them
 };
 
 extern const Kernels baseline_kernels;

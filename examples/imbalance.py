@@ -170,7 +170,7 @@ def draw(results: dict[str, Tensor], file: Path) -> None:
     ax.invert_yaxis()
     ax.set_xlabel("balanced accuracy on the test set, %; bars: standard deviation over seeds")
     ax.set_xlim(30, 100)
-    ax.legend(loc="lower right")
+    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False)
     file.parent.mkdir(parents=True, exist_ok=True)
     ax.figure.savefig(file, dpi=120)
     print(f"picture: {file}")

@@ -8,6 +8,12 @@ Matrix = tuple[int, int, int, int, int, int]
 Labels = tuple[int, int, int, bool]
 Transform = tuple[int, bool, float, int, int]
 
+# Element-wise: (address or 0 for ones, type, repeat, period), (address or 0, type), and
+# the settings of csrc/elements.h.
+Operand = tuple[int, int, int, int]
+Output = tuple[int, int]
+Form = tuple[float, float, float, float, float, float, float, float]
+
 class Buffer:
     def __init__(self, bytes: int) -> None: ...
     @property
@@ -60,3 +66,18 @@ def plain_loss(
 def plain_gradient(
     table: PlainTable, logits: int, labels: int, grad_output: int, gradient: int
 ) -> None: ...
+def element_sweep(
+    count: int,
+    logits: Operand,
+    target: Operand,
+    weight: Operand,
+    pos_weight: Operand,
+    form: Form,
+    ignored: float,
+    loss: Output,
+    values: Output,
+    gradient: Output,
+    upstream: Operand,
+    slope: float,
+    divisor: float,
+) -> tuple[bool, float]: ...

@@ -13,7 +13,7 @@ from torch import Tensor
 from .._check import label_out_of_range
 from ..row_statistics import FIELDS, logit_of_exp
 from .problem import Problem
-from .transforms import transforms_active
+from .transforms import can_look_at
 
 INF = torch.inf
 
@@ -191,8 +191,6 @@ def _refuse_bad_labels(p: Problem, good: Tensor) -> None:
 
     Elsewhere (accelerators, transforms, compilation) the row has no target, so its loss is inf.
     """
-    if good.device.type != "cpu" or torch.compiler.is_compiling() or transforms_active():
-        return
-    if not bool(good.all()):
+    if can_look_at(good) and not bool(good.all()):
         bad = int(p.target.values[~good].flatten()[0])
         raise label_out_of_range(bad, p.classes, p.target.ignore_index)

@@ -23,3 +23,12 @@ def transforms_active() -> bool:
 def is_batched(grad: Tensor) -> bool:
     """Whether a backward pass is being vectorised over gradients, by either of torch's vmaps."""
     return transforms_active() or is_legacy_batchedtensor(grad)
+
+
+def can_look_at(values: Tensor) -> bool:
+    """Whether a check may read values: on the CPU, outside transforms and compilation."""
+    return (
+        values.device.type == "cpu"
+        and not torch.compiler.is_compiling()
+        and not transforms_active()
+    )

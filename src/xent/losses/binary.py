@@ -128,10 +128,11 @@ def binary_cross_entropy(
     r"""Cross-entropy of predicted probabilities. In nats.
 
     A drop-in for :func:`torch.nn.functional.binary_cross_entropy` that hides no clipping: the loss
-    is infinite where the truth is, and at every ``q`` the gradient is :math:`(q - t) / (q (1 - q))`,
-    the second one :math:`t / q^2 + (1 - t) / (1 - q)^2`, and the one towards the target
-    :math:`\log((1 - q) / q)`. Where there are logits, :func:`binary_cross_entropy_with_logits` has
-    more digits: float32 cannot tell :math:`\sigma(17)` from 1.
+    is infinite where the truth is, and at every ``q`` the gradient is
+    :math:`(q - t) / (q (1 - q))`, the second one :math:`t / q^2 + (1 - t) / (1 - q)^2`, and the one
+    towards the target :math:`\log((1 - q) / q)`. Where there are logits,
+    :func:`binary_cross_entropy_with_logits` has more digits: float32 cannot tell
+    :math:`\sigma(17)` from 1.
 
     .. math:: \ell = w \bigl(-t \log q - (1 - t) \log(1 - q)\bigr), \qquad 0 \log 0 = 0
 
@@ -226,7 +227,7 @@ def sigmoid_focal_loss(
 
 
 @member("binary", proper=False, convex=False)
-@element_loss
+@element_loss(form=lambda beta: Form(gamma=beta, side=-1.0))
 def quality_focal_loss(e: Elements, beta: NonNegative = 2.0) -> Tensor:
     r"""Focal loss for targets between 0 and 1, such as the overlap of a box with the truth.
 
@@ -251,7 +252,7 @@ def quality_focal_loss(e: Elements, beta: NonNegative = 2.0) -> Tensor:
 
 
 @member("binary", proper=False, convex=False)
-@element_loss
+@element_loss(form=lambda alpha, gamma: Form(negative=alpha, gamma=gamma, plain_above=0.0))
 def varifocal_loss(e: Elements, alpha: NonNegative = 0.75, gamma: NonNegative = 2.0) -> Tensor:
     r"""Cross-entropy that counts positives by their quality and turns easy negatives down.
 

@@ -189,8 +189,14 @@ class _Rows:
         return reduce_rows(values, self.kept, mass, **self.options).to(self.dtype)
 
 
+def _with_margin(gamma_neg: float, gamma_pos: float, clip: float, detach_focus: bool) -> Form:
+    return Form(
+        gamma=gamma_pos, gamma_negative=gamma_neg, margin=clip, detached=float(detach_focus)
+    )
+
+
 @member("binary", proper=False, convex=False)
-@element_loss
+@element_loss(form=_with_margin)
 def asymmetric_loss(
     e: Elements,
     gamma_neg: NonNegative = 4.0,

@@ -1,0 +1,54 @@
+// What the parts of the binding share: the instruction set in use, torch's threads, addresses.
+#pragma once
+
+#include <nanobind/nanobind.h>
+
+#include <cstdint>
+
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
+#include "rows.h"
+
+namespace xent {
+
+extern const Kernels* kernels;  // of the instruction set in use
+
+using Body = void (*)(int64_t, int64_t, void*);
+using ParallelFor = int32_t (*)(int64_t, int64_t, int64_t, Body, void*);
+extern ParallelFor parallel_for;
+
+// Below this many numbers a second thread costs more than it saves.
+constexpr int64_t kGrain = 32768;
+
+template <class Function>
+void for_range(int64_t count, int64_t grain, Function function) {
+  if (!parallel_for || count <= grain) return function(int64_t{0}, count);
+  const Body body = [](int64_t begin, int64_t end, void* context) {
+    (*static_cast<Function*>(context))(begin, end);
+  };
+  parallel_for(0, count, grain, body, &function);
+}
+
+template <class T>
+T* pointer(uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+// Half the time of a large gradient goes into page faults of its fresh memory; 2 MB pages make
+// them 512 times fewer.
+inline void prefer_huge_pages(uintptr_t address, int64_t bytes) {
+#ifdef MADV_HUGEPAGE
+  constexpr uintptr_t huge = uintptr_t{1} << 21;
+  const uintptr_t begin = (address + huge - 1) / huge * huge;
+  const uintptr_t end = (address + uintptr_t(bytes)) / huge * huge;
+  if (end > begin) madvise(pointer<void>(begin), end - begin, MADV_HUGEPAGE);
+#else
+  (void)address, (void)bytes;
+#endif
+}
+
+void bind_elements(nanobind::module_& m);
+
+}  // namespace xent

@@ -1,0 +1,389 @@
+// The element-wise kernel: value and gradient of the sigmoid family from one exponential.
+//
+//   read a block of each operand -> per element two log terms, a modulator -> sums, values, gradient
+//
+// With e = exp(-|z|) both softplus(z) and softplus(-z) are a maximum plus log(1 + e), and both
+// probabilities a quotient by 1 + e. Every sum has terms of one sign only, so nothing cancels where
+// targets are 0 or 1, and the smallest losses keep their digits.
+#include "elements.h"
+
+#include "blocks.h"
+
+#ifndef XENT_VARIANT
+#define XENT_VARIANT baseline
+#endif
+
+namespace {
+
+using xent::Elements;
+using xent::Operand;
+using xent::Output;
+
+constexpr int kGroup = 32;  // elements whose results are stored together: a cache line of bf16
+constexpr int kBlock = int(xent::kElementBlock);
+
+// ---- operands -----------------------------------------------------------------------------------
+
+// Gives blocks of an operand: where they lie, or converted, or spread out by broadcasting.
+template <class Real>
+class Reader {
+ public:
+  Reader(const Operand& operand, int64_t count)
+      : from_(operand), whole_(operand.repeat == 1 && operand.period >= count) {}
+
+  // n numbers and, unless n is whole groups, zeros up to the next.
+  const Real* read(int64_t begin, int n) {
+    const bool ready = n % kGroup == 0;
+    if (whole_ && ready && from_.type == own_type())
+      return static_cast<const Real*>(from_.data) + begin;
+    const int64_t place = from_.repeat == 1 ? begin % from_.period : from_.period == 1 ? 0 : begin;
+    if (n == length_ && place == place_) return tile_;  // small operands are read once
+    length_ = n, place_ = place;
+    switch (from_.type) {
+      case Type::f32: spread<float>(begin, n); break;
+      case Type::f64: spread<double>(begin, n); break;
+      case Type::bf16: spread<bf16>(begin, n); break;
+      case Type::f16: spread<f16>(begin, n); break;
+    }
+    for (int j = n; j % kGroup; ++j) tile_[j] = 0;
+    return tile_;
+  }
+
+ private:
+  static constexpr Type own_type() { return sizeof(Real) == 8 ? Type::f64 : Type::f32; }
+
+  template <class Stored>
+  void spread(int64_t begin, int n) {
+    const Stored* data = static_cast<const Stored*>(from_.data);
+    for (int j = 0; j < n;) {
+      const int64_t i = begin + j, at = i / from_.repeat % from_.period;
+      const int64_t left = from_.repeat == 1 ? from_.period - at : from_.repeat - i % from_.repeat;
+      const int run = int(left < n - j ? left : n - j);
+      if (from_.repeat == 1) {
+        convert(data + at, tile_ + j, run, [](Stored x, Real& to) { to = Real(widen(x)); });
+      } else {
+        const Real value = Real(widen(data[at]));
+        for (int k = 0; k < run; ++k) tile_[j + k] = value;
+      }
+      j += run;
+    }
+  }
+
+  const Operand from_;
+  const bool whole_;
+  int length_ = 0;
+  int64_t place_ = -1;
+  alignas(64) Real tile_[kBlock];
+};
+
+// ---- results ------------------------------------------------------------------------------------
+
+template <class Stored, class Real>
+XENT_LANE void put(const Real* group, const Output& out, int64_t begin, int n, bool streams) {
+  Stored* to = static_cast<Stored*>(out.data) + begin;
+  alignas(64) Stored line[kGroup];
+  XENT_FOR(i, kGroup) narrow(group[i], line[i]);
+  constexpr int lanes = 64 / sizeof(Stored);
+  if (n < kGroup)
+    for (int i = 0; i < n; ++i) to[i] = line[i];
+  else if (streams)
+    for (int i = 0; i < kGroup; i += lanes) stream_line(line + i, to + i);
+  else
+    __builtin_memcpy(to, line, sizeof line);
+}
+
+XENT_LANE void put_any(const float* group, const Output& out, int64_t begin, int n, bool streams) {
+  switch (out.type) {
+    case Type::f32: return put<float>(group, out, begin, n, streams);
+    case Type::bf16: return put<bf16>(group, out, begin, n, streams);
+    case Type::f16: return put<f16>(group, out, begin, n, streams);
+    case Type::f64: return;  // swept in float64
+  }
+}
+
+XENT_LANE void put_any(const double* group, const Output& out, int64_t begin, int n, bool streams) {
+  if (out.type == Type::f64) return put<double>(group, out, begin, n, streams);
+  float narrower[kGroup];
+  XENT_FOR(i, kGroup) narrower[i] = float(group[i]);
+  put_any(narrower, out, begin, n, streams);
+}
+
+// ---- one element --------------------------------------------------------------------------------
+
+// log(1 + e) for e in [0, 1]: a minimax fit of log(1 + e) / e, relative error 8e-10.
+constexpr float kLog1pOver[] = {0.999999999257f, -0.499999814337f,  0.333325596283f, -0.24987270907f,
+                                0.198907479586f, -0.161056923308f,  0.124184377179f, -0.0824417732684f,
+                                0.0414782430224f, -0.0134075368593f, 0.00203024259141f};
+XENT_LANE float log1p_unit(float e) { return e * polynomial(e, kLog1pOver); }
+XENT_LANE double log1p_unit(double e) { return log1p_lane(e); }
+
+// 0 * infinity = 0: a term that does not count is never looked at.
+template <class Real>
+XENT_LANE Real product(Real factor, Real value) {
+  return factor == 0 ? Real(0) : factor * value;
+}
+
+template <class Real>
+struct Settings {
+  Real positive, negative, side, plain_above, gamma, gamma_negative, margin, followed, ignored, scale;
+
+  explicit Settings(const Elements& p)
+      : positive(Real(p.positive)), negative(Real(p.negative)), side(Real(p.side)),
+        plain_above(Real(p.plain_above)), gamma(Real(p.gamma)),
+        gamma_negative(Real(p.gamma_negative)), margin(Real(p.margin)),
+        followed(Real(!p.detached)), ignored(Real(p.ignored)), scale(Real(p.scale)) {}
+};
+
+// A group of elements, and what becomes of them.
+template <class Real>
+struct Group {
+  const Real *z, *t, *weight, *pos_weight, *upstream;
+  alignas(64) Real value[kGroup], slope[kGroup];
+};
+
+// What multiplies the log terms: nothing, error^gamma for a whole gamma, for any, or with a margin.
+enum class Modulator { none, whole, any, margin };
+
+// The log terms of an element and their slope, from which everything else is made.
+template <class Real>
+struct Terms {
+  Real e, unit, p, q, yes, no, value, slope;
+
+  XENT_LANE Terms(Real z, Real t, Real pos_weight) {
+    e = exp_scaled(z < 0 ? z : -z, Real(1));
+    unit = Real(1) / (Real(1) + e);
+    const Real overlap = log1p_unit(e), small = e * unit;
+    const Real up = (z > 0 ? z : Real(0)) + overlap, down = (z < 0 ? -z : Real(0)) + overlap;
+    p = z < 0 ? small : unit;
+    q = z < 0 ? unit : small;
+    no = Real(1) - t;
+    yes = t * pos_weight;
+    value = product(yes, down) + product(no, up);
+    slope = no * p - yes * q;
+  }
+};
+
+// The error of an element and what it is multiplied by; d error / d z = turn p q.
+template <class Real>
+struct Error {
+  Real value, turn, share;
+
+  XENT_LANE Error(const Settings<Real>& s, const Terms<Real>& x, Real t) {
+    const Real other = s.side * x.no, gap = t * x.q + other * x.p;
+    const bool plain = t > s.plain_above;
+    value = plain ? Real(1) : gap < 0 ? -gap : gap;
+    turn = plain ? Real(0) : gap < 0 ? t - other : other - t;
+    share = plain ? t : s.positive * t + s.negative * x.no;
+  }
+};
+
+template <class Real>
+XENT_LANE void evaluate_whole(Group<Real>& g, const Settings<Real>& s) {
+  Real error[kGroup], power[kGroup];  // power = share error^(gamma - 1)
+  XENT_FOR(i, kGroup) {
+    const Terms<Real> x(g.z[i], g.t[i], g.pos_weight[i]);
+    const Error<Real> e(s, x, g.t[i]);
+    error[i] = e.value;
+    power[i] = e.share;
+    g.slope[i] = s.gamma * product(e.turn * x.p * x.q, x.value) + e.value * x.slope;
+    g.value[i] = x.value;
+  }
+  for (int k = 1; k < int(s.gamma); ++k) XENT_FOR(i, kGroup) power[i] *= error[i];
+  XENT_FOR(i, kGroup) {
+    g.value[i] = power[i] * product(error[i], g.value[i]);
+    g.slope[i] *= power[i];
+  }
+}
+
+// share error^gamma, where error^0 = 1 whatever the error.
+template <class Real>
+XENT_LANE Real power_of(Real log_error, Real gamma, Real share) {
+  return exp_scaled(gamma * (log_error < Real(-1e300) ? Real(-1e300) : log_error), share);
+}
+
+template <class Real>
+XENT_LANE void evaluate_any(Group<Real>& g, const Settings<Real>& s) {
+  Real error[kGroup], share[kGroup], turn[kGroup];
+  XENT_FOR(i, kGroup) {
+    const Terms<Real> x(g.z[i], g.t[i], g.pos_weight[i]);
+    const Error<Real> e(s, x, g.t[i]);
+    error[i] = e.value;
+    share[i] = e.share;
+    // d log error / d z, p and q without their common factor, which may have vanished.
+    const Real other = s.side * x.no;
+    const Real gap = g.z[i] < 0 ? g.t[i] + other * x.e : g.t[i] * x.e + other;
+    const Real rest = gap < 0 ? -gap : gap;
+    turn[i] = e.turn * (rest == 0 ? x.unit : x.unit * x.e / rest);
+    g.value[i] = x.value;
+    g.slope[i] = x.slope;
+  }
+  XENT_FOR(i, kGroup) error[i] = log_lane(error[i]);
+  XENT_FOR(i, kGroup) {
+    const Real power = power_of(error[i], s.gamma, share[i]);
+    g.slope[i] = power * (s.gamma * product(turn[i], g.value[i]) + g.slope[i]);
+    g.value[i] = product(power, g.value[i]);
+  }
+}
+
+// Targets 0 see the probability less a margin, r = max(p - margin, 0), and have a power of their own.
+template <class Real>
+XENT_LANE void evaluate_margin(Group<Real>& g, const Settings<Real>& s) {
+  Real error[kGroup], turn[kGroup], rest[kGroup], yes[kGroup], near[kGroup];
+  XENT_FOR(i, kGroup) {
+    const Real t = g.t[i];
+    const Terms<Real> x(g.z[i], t, Real(0));  // of targets 0
+    const Terms<Real> y(g.z[i], Real(1), g.pos_weight[i]);
+    const bool inside = x.p > s.margin;
+    const Real over = inside ? x.p - s.margin : Real(0), slope = inside ? x.p * x.q : Real(0);
+    error[i] = t * x.q + x.no * over;
+    turn[i] = error[i] == 0 ? Real(0) : (x.no * slope - t * x.p * x.q) / error[i];
+    // 1 - r from r where that is small, where log(1 - r) has what 1 - r rounds away put back, and
+    // from q where it is not.
+    const bool low = x.p < Real(0.5);
+    rest[i] = low ? Real(1) - over : x.q + s.margin;
+    near[i] = low ? (-over - (rest[i] - Real(1))) / rest[i] : Real(0);
+    yes[i] = product(t, y.value);
+    g.slope[i] = t * y.slope + x.no * (s.margin == 0 ? x.p : slope / rest[i]);
+    g.value[i] = s.margin == 0 ? x.value : Real(0);  // not through q, which may have vanished
+    near[i] = s.margin == 0 ? Real(0) : near[i];
+    rest[i] = s.margin == 0 ? Real(1) : rest[i];
+  }
+  XENT_FOR(i, kGroup) rest[i] = log_lane(rest[i]);
+  XENT_FOR(i, kGroup) error[i] = log_lane(error[i]);
+  XENT_FOR(i, kGroup) {
+    const Real t = g.t[i], no = Real(1) - t;
+    const Real gamma = s.gamma * t + s.gamma_negative * no;
+    const Real power = power_of(error[i], gamma, Real(1));
+    const Real value = yes[i] + g.value[i] - product(no, rest[i] + near[i]);
+    g.slope[i] = power * (s.followed * gamma * product(turn[i], value) + g.slope[i]);
+    g.value[i] = product(power, value);
+  }
+}
+
+template <Modulator modulator, class Real>
+XENT_LANE void evaluate(Group<Real>& g, const Settings<Real>& s) {
+  if constexpr (modulator == Modulator::none) {
+    XENT_FOR(i, kGroup) {
+      const Terms<Real> x(g.z[i], g.t[i], g.pos_weight[i]);
+      g.value[i] = x.value;
+      g.slope[i] = x.slope;
+    }
+  } else if constexpr (modulator == Modulator::whole) {
+    evaluate_whole(g, s);
+  } else if constexpr (modulator == Modulator::any) {
+    evaluate_any(g, s);
+  } else {
+    evaluate_margin(g, s);
+  }
+  XENT_FOR(i, kGroup) {
+    const bool ignored = g.t[i] == s.ignored;
+    g.value[i] = ignored ? Real(0) : g.weight[i] * g.value[i];
+    g.slope[i] = ignored ? Real(0) : g.weight[i] * (s.scale * g.upstream[i]) * g.slope[i];
+  }
+}
+
+// ---- the sweep ----------------------------------------------------------------------------------
+
+// Sums and the range of the targets, lane by lane.
+template <class Real>
+struct Totals {
+  double sum[kLanes] = {};
+  Real low[kLanes] = {}, high[kLanes] = {};
+
+  XENT_LANE void add(const Group<Real>& g, Real ignored) {
+    for (int h = 0; h < kGroup; h += kLanes) {
+      XENT_FOR(i, kLanes) sum[i] += double(g.value[h + i]);
+      XENT_FOR(i, kLanes) {
+        const Real t = g.t[h + i] == ignored ? Real(0) : g.t[h + i];
+        low[i] = t < low[i] ? t : low[i];
+        high[i] = t > high[i] ? t : high[i];
+      }
+    }
+  }
+
+  void finish(Elements& p, int64_t block) {
+    for (int half = kLanes / 2; half > 0; half /= 2)
+      for (int i = 0; i < half; ++i) {
+        sum[i] += sum[i + half];
+        low[i] = low[i + half] < low[i] ? low[i + half] : low[i];
+        high[i] = high[i + half] > high[i] ? high[i + half] : high[i];
+      }
+    if (p.sums) p.sums[block] = sum[0];
+    if (low[0] >= 0 && high[0] <= 1) return;
+    double bad = double(low[0] < 0 ? low[0] : high[0]);
+    __atomic_store(&p.bad_target, &bad, __ATOMIC_RELAXED);
+    __atomic_store_n(&p.has_bad_target, true, __ATOMIC_RELAXED);
+  }
+};
+
+template <Modulator modulator, bool values, bool gradient, class Real>
+void sweep(Elements& p, int64_t begin, int64_t end) {
+  Reader<Real> logits(p.logits, p.count), target(p.target, p.count), weight(p.weight, p.count),
+      pos_weight(p.pos_weight, p.count), upstream(p.upstream, p.count);
+  const Settings<Real> settings(p);
+  for (int64_t block = begin; block < end; ++block) {
+    const int64_t first = block * kBlock, left = p.count - first;
+    const int n = int(left < kBlock ? left : kBlock);
+    Group<Real> g{logits.read(first, n),     target.read(first, n),   weight.read(first, n),
+                  pos_weight.read(first, n), upstream.read(first, n), {}, {}};
+    Totals<Real> totals;
+    for (int j = 0; j < n; j += kGroup) {
+      evaluate<modulator>(g, settings);
+      const int some = n - j < kGroup ? n - j : kGroup;
+      if constexpr (values) totals.add(g, settings.ignored);
+      if (values && p.values.data) put_any(g.value, p.values, first + j, some, false);
+      if (gradient) put_any(g.slope, p.gradient, first + j, some, p.streams);
+      g.z += kGroup, g.t += kGroup, g.weight += kGroup, g.pos_weight += kGroup;
+      g.upstream += kGroup;
+    }
+    if constexpr (values) totals.finish(p, block);
+  }
+  if (p.streams) finish_streams();
+}
+
+template <Modulator modulator, class Real>
+void sweep_what_is_wanted(Elements& p, int64_t begin, int64_t end) {
+  const bool values = p.sums || p.values.data;
+  if (!p.gradient.data) return sweep<modulator, true, false, Real>(p, begin, end);
+  if (values) return sweep<modulator, true, true, Real>(p, begin, end);
+  sweep<modulator, false, true, Real>(p, begin, end);
+}
+
+Modulator modulator_of(const Elements& p) {
+  if (p.margin >= 0) return Modulator::margin;
+  const bool plain = p.gamma == 0 && p.positive == 1 && p.negative == 1;
+  if (plain && p.plain_above >= 1) return Modulator::none;
+  const bool whole = p.gamma >= 1 && p.gamma <= 8 && p.gamma == double(int(p.gamma));
+  return whole ? Modulator::whole : Modulator::any;
+}
+
+// Powers that go through logarithms, and a difference of target and probability, would leave float32
+// without digits.
+bool sweeps_in_double(const Elements& p) {
+  const bool wide = p.logits.type == Type::f64 || p.target.type == Type::f64;
+  const Modulator modulator = modulator_of(p);
+  return wide || modulator == Modulator::any || modulator == Modulator::margin || p.side < 0;
+}
+
+template <class Real>
+void sweep_modulated(Elements& p, int64_t begin, int64_t end) {
+  const Modulator modulator = modulator_of(p);
+  if (modulator == Modulator::none)
+    return sweep_what_is_wanted<Modulator::none, Real>(p, begin, end);
+  if (modulator == Modulator::whole)
+    return sweep_what_is_wanted<Modulator::whole, Real>(p, begin, end);
+  if constexpr (sizeof(Real) == 8) {
+    if (modulator == Modulator::any)
+      return sweep_what_is_wanted<Modulator::any, Real>(p, begin, end);
+    sweep_what_is_wanted<Modulator::margin, Real>(p, begin, end);
+  }
+}
+
+}  // namespace
+
+namespace xent::XENT_VARIANT {
+void sweep_elements(Elements& p, int64_t begin, int64_t end) {
+  sweeps_in_double(p) ? sweep_modulated<double>(p, begin, end)
+                      : sweep_modulated<float>(p, begin, end);
+}
+}  // namespace xent::XENT_VARIANT

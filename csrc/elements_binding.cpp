@@ -1,0 +1,100 @@
+// The element-wise kernel as Python calls it.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/tuple.h>
+
+#include <limits>
+#include <tuple>
+#include <vector>
+
+#include "binding.h"
+#include "elements.h"
+#include "lanes.h"
+
+namespace nb = nanobind;
+using namespace xent;
+
+namespace {
+
+// (address, type, repeat, period)
+using OperandArguments = std::tuple<uintptr_t, int, int64_t, int64_t>;
+// (address or 0, type)
+using OutputArguments = std::tuple<uintptr_t, int>;
+// (positive, negative, gamma, side, plain_above, gamma_negative, margin, detached?)
+using FormArguments = std::tuple<double, double, double, double, double, double, double, double>;
+
+constexpr double kOne = 1;
+
+// An operand without an address is 1 everywhere.
+Operand make_operand(const OperandArguments& o) {
+  auto [data, type, repeat, period] = o;
+  if (!data) return {&kOne, Type::f64, std::numeric_limits<int64_t>::max(), 1};
+  return {pointer<const void>(data), Type(type), repeat, period};
+}
+
+Output make_output(const OutputArguments& o) {
+  return {pointer<void>(std::get<0>(o)), Type(std::get<1>(o))};
+}
+
+int64_t size_of(Type type) { return type == Type::f64 ? 8 : type == Type::f32 ? 4 : 2; }
+
+// In a fixed order, whatever the number of threads.
+double sum_of(std::vector<double>& part) {
+  for (size_t n = part.size(); n > 1; n = (n + 1) / 2)
+    for (size_t i = 0; i < n / 2; ++i) part[i] += part[n - 1 - i];
+  return part.empty() ? 0.0 : part[0];
+}
+
+void write(double value, const Output& out) {
+  switch (out.type) {
+    case Type::f64: return narrow(value, *static_cast<double*>(out.data));
+    case Type::f32: return narrow(float(value), *static_cast<float*>(out.data));
+    case Type::bf16: return narrow(float(value), *static_cast<bf16*>(out.data));
+    case Type::f16: return narrow(float(value), *static_cast<f16*>(out.data));
+  }
+}
+
+// Whether there is a target outside [0, 1], and one. The sum of all values by the divisor, the
+// values and the gradient, by the divisor too, are computed if they have somewhere to go.
+std::tuple<bool, double> sweep(int64_t count, const OperandArguments& logits,
+                               const OperandArguments& target, const OperandArguments& weight,
+                               const OperandArguments& pos_weight, const FormArguments& form,
+                               double ignored, const OutputArguments& loss,
+                               const OutputArguments& values, const OutputArguments& gradient,
+                               const OperandArguments& upstream, double slope, double divisor) {
+  const int64_t blocks = (count + kElementBlock - 1) / kElementBlock;
+  const Output total = make_output(loss);
+  std::vector<double> partial(total.data ? blocks : 0);
+  Elements e{};
+  e.count = count;
+  e.logits = make_operand(logits);
+  e.target = make_operand(target);
+  e.weight = make_operand(weight);
+  e.pos_weight = make_operand(pos_weight);
+  double detached = 0;
+  std::tie(e.positive, e.negative, e.gamma, e.side, e.plain_above, e.gamma_negative, e.margin,
+           detached) = form;
+  e.detached = detached != 0;
+  e.ignored = ignored;
+  e.sums = total.data ? partial.data() : nullptr;
+  e.values = make_output(values);
+  e.gradient = make_output(gradient);
+  e.upstream = make_operand(upstream);
+  e.scale = slope / divisor;
+  {
+    nb::gil_scoped_release release;
+    if (e.gradient.data) {
+      const int64_t bytes = count * size_of(e.gradient.type);
+      const uintptr_t address = uintptr_t(e.gradient.data);
+      e.streams = address % 64 == 0 && bytes >= int64_t{8} << 20;
+      prefer_huge_pages(address, bytes);
+    }
+    for_range(blocks, kGrain / kElementBlock,
+              [&](int64_t begin, int64_t end) { kernels->elements(e, begin, end); });
+  }
+  if (total.data) write(sum_of(partial) / divisor, total);
+  return {e.has_bad_target, e.bad_target};
+}
+
+}  // namespace
+
+void xent::bind_elements(nb::module_& m) { m.def("element_sweep", &sweep); }

@@ -1,0 +1,222 @@
+"""Losses of single elements: what an engine is asked, the choice of one, and derivatives.
+
+A loss here is a function of one logit and its target, in [0, 1], for every element of a tensor.
+Its ``body``, plain operations in float64, is the specification; a ``form`` says what the native
+kernel must do to compute the same. ``loss`` and ``values`` are the front doors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._check import one_of
+from . import ENGINES, Explanation
+from . import elements_native as native
+from . import elements_reference as reference
+from . import native as rows
+from .elements_problem import TENSORS, ElementProblem, Form
+from .transforms import is_batched, transforms_active
+
+
+def choose(problem: ElementProblem, engine: str) -> Explanation:
+    """Decide which engine computes a problem; raise if a named engine cannot."""
+    one_of("engine", engine, ENGINES)
+    if engine == "reference":
+        return Explanation("reference", "as asked", _REFERENCE_GRADIENT)
+    obstacle = native.obstacle(problem)
+    if obstacle is None and problem.differentiable_beyond_input():
+        obstacle = "a target or weight requires a gradient, which only the reference gives"
+    if obstacle is None and transforms_active():
+        obstacle = "torch.func or forward-mode AD is active, which needs plain tensor operations"
+    if engine == "auto" and obstacle is None and not rows.fast:
+        obstacle = "this processor lacks fused multiply-add, and the kernels would emulate it"
+    if engine == "native" and obstacle is not None:
+        raise ValueError(
+            f'engine="native" cannot do this: {obstacle}. engine="auto" takes the reference engine'
+        )
+    if obstacle is not None:
+        return Explanation("reference", obstacle, _REFERENCE_GRADIENT)
+    reason = f"CPU logits, {problem.input.dtype}; {rows.isa} kernel on PyTorch's threads"
+    return Explanation("native", reason, "in the same sweep as the loss, where that is one number")
+
+
+_REFERENCE_GRADIENT = "autograd on plain tensor operations, piece by piece"
+
+
+def loss(problem: ElementProblem, divisor: float | Tensor, engine: str) -> Tensor:
+    """The sum over all elements by ``divisor``, differentiable, 0-d."""
+    module = _module(problem, engine)
+    if module is None or (isinstance(divisor, Tensor) and _tracked(divisor)):
+        return reference.plain_loss(problem, divisor)
+    if torch.compiler.is_compiling():
+        from .elements_ops import total_op  # registers the operators; only compilers need them
+
+        return (total_op(problem) / divisor).to(problem.dtype)
+    if problem.input.is_cpu:
+        divisor = float(divisor)
+    return reduce(problem, module, divisor)
+
+
+def values(problem: ElementProblem, engine: str) -> Tensor:
+    """One value per element, differentiable."""
+    module = _module(problem, engine)
+    if module is None:
+        return reference.plain_values(problem).to(problem.dtype)
+    if torch.compiler.is_compiling():
+        from .elements_ops import values_op
+
+        return values_op(problem)
+    return map_values(problem, module)
+
+
+def map_values(problem: ElementProblem, module: ModuleType) -> Tensor:
+    """One value per element from an engine, with the gradient of its input."""
+    if not _tracked(problem.input):
+        return module.values(problem)
+    result = _apply_values(problem.input, (problem, module))
+    assert isinstance(result, Tensor)
+    return result
+
+
+def reduce(problem: ElementProblem, module: ModuleType, divisor: float | Tensor) -> Tensor:
+    """The sum by ``divisor`` from an engine, with the gradient of its input."""
+    if not _tracked(problem.input):
+        return module.loss(problem, divisor, False)[0]
+    # On other devices than the CPU looking at the slope, whether it is 1, would cost waiting.
+    ahead = problem.input.is_cpu
+    result = _apply_reduction(problem.input, (problem, module, divisor, ahead))
+    assert isinstance(result, Tensor)
+    return result
+
+
+def plain(
+    input: Tensor, target: Tensor, reduction: str, body: Callable[..., Tensor]
+) -> Tensor | None:
+    """Cross-entropy of the plainest call in the fewest steps, or None if the call is not plain.
+
+    Plain are logits and targets of one dtype on the CPU. Every check here is part of what small
+    batches cost.
+    """
+    if (
+        type(input) not in _PLAIN_TENSORS
+        or type(target) is not Tensor
+        or input.dtype not in rows.TYPES
+        or target.dtype is not input.dtype
+        or not (input.is_cpu and target.is_cpu)
+        or input.shape != target.shape
+        or target.requires_grad
+        or reduction not in ("mean", "sum", "none")
+        or torch.compiler.is_compiling()
+        or transforms_active()
+        or torch.is_autocast_enabled("cpu")
+        or not rows.fast
+    ):
+        return None
+    problem = ElementProblem(
+        input, target, None, None, body, _CROSS_ENTROPY, None, True, input.dtype
+    )
+    if reduction == "none":
+        return map_values(problem, native)
+    return reduce(problem, native, float(input.numel()) if reduction == "mean" else 1.0)
+
+
+_CROSS_ENTROPY = Form()
+_PLAIN_TENSORS = (Tensor, torch.nn.Parameter)
+
+
+def _module(problem: ElementProblem, engine: str) -> ModuleType | None:
+    """The engine that computes a problem; None where plain operations must."""
+    plan = choose(problem, engine)
+    if plan.engine == "native":
+        return native
+    takes_apart = torch.compiler.is_compiling() or transforms_active()
+    if takes_apart or problem.differentiable_beyond_input() or reference.is_small(problem):
+        check_targets(problem)
+        return None
+    return reference
+
+
+def check_targets(problem: ElementProblem) -> None:
+    """Raise for a target outside [0, 1], where its numbers can be looked at."""
+    if not (torch.compiler.is_compiling() or transforms_active()):
+        reference.check_targets(problem)
+
+
+def _tracked(tensor: Tensor) -> bool:
+    return tensor.requires_grad and torch.is_grad_enabled()
+
+
+class ElementReduction(torch.autograd.Function):
+    """The sum of all values by a divisor.
+
+    A loss that is one number is nearly always differentiated with slope 1, so the gradient is
+    computed ahead, in the sweep of the forward pass, for three fifths of the traffic of two
+    sweeps. Any other slope, or a second backward pass, sweeps again.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, input: Tensor, question: tuple[ElementProblem, ModuleType, float | Tensor, bool]
+    ) -> Tensor:
+        """The loss, 0-d. The question is one argument, because each costs time."""
+        problem, ctx.module, ctx.divisor, ahead = question
+        loss, ctx.gradient = ctx.module.loss(problem, ctx.divisor, ahead)
+        ctx.save_for_backward(*problem.tensors)
+        ctx.settings = problem[TENSORS:]
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradient of the input."""
+        (grad,) = grads
+        # Handed over, not kept: the leaf may take the memory as its own.
+        gradient, ctx.gradient = ctx.gradient, None
+        differentiable = torch.is_grad_enabled() or is_batched(grad)
+        if gradient is not None and not differentiable and grad.item() == 1:
+            return gradient, None
+        problem = ElementProblem(*ctx.saved_tensors, *ctx.settings)
+        if differentiable:
+            plain = lambda: reference.plain_loss(problem, ctx.divisor)  # noqa: E731
+            return _plain_gradient(plain, problem.input, grad), None
+        return ctx.module.gradient(problem, grad, ctx.divisor), None
+
+
+class ElementValues(torch.autograd.Function):
+    """One value per element; the gradient is computed when its slopes are known."""
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, question: tuple[ElementProblem, ModuleType]) -> Tensor:
+        """The values."""
+        problem, ctx.module = question
+        ctx.save_for_backward(*problem.tensors)
+        ctx.settings = problem[TENSORS:]
+        return ctx.module.values(problem)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradient of the input."""
+        (grad,) = grads
+        problem = ElementProblem(*ctx.saved_tensors, *ctx.settings)
+        if torch.is_grad_enabled() or is_batched(grad):
+            plain = lambda: reference.plain_values(problem).to(problem.dtype)  # noqa: E731
+            return _plain_gradient(plain, problem.input, grad), None
+        return ctx.module.gradient(problem, grad, 1.0), None
+
+
+# torch.autograd.Function.apply without its look for torch.func, which is done by then: 2.5 us.
+_apply_reduction = super(torch.autograd.Function, ElementReduction).apply  # pyright: ignore
+_apply_values = super(torch.autograd.Function, ElementValues).apply  # pyright: ignore
+
+
+def _plain_gradient(function: Callable[[], Tensor], input: Tensor, grad: Tensor) -> Tensor:
+    """The gradient of plain operations, which is differentiable itself."""
+    record = torch.is_grad_enabled()
+    with torch.enable_grad():
+        result = function()
+    (gradient,) = torch.autograd.grad(result, input, grad, create_graph=record)
+    return gradient

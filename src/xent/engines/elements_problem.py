@@ -1,0 +1,72 @@
+"""What an engine is asked about single elements: logits, targets, weights, and the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Form(NamedTuple):
+    """A loss that the kernel knows: a modulator, and the two log terms of cross-entropy.
+
+    ``(positive t + negative (1 - t)) |t (1 - p) + side (1 - t) p|^gamma`` multiplies
+    ``-(pos_weight t log p + (1 - t) log(1 - p))``. Targets above ``plain_above`` have ``t`` for a
+    modulator. With a margin from 0 on, ``max(p - margin, 0)`` takes the place of ``p`` for targets
+    0, whose power is ``gamma_negative``; the modulator may be ``detached`` (1) from the gradient.
+    """
+
+    positive: float = 1.0
+    negative: float = 1.0
+    gamma: float = 0.0
+    side: float = 1.0
+    plain_above: float = 1.0
+    gamma_negative: float = 0.0
+    margin: float = -1.0
+    detached: float = 0.0
+
+
+class ElementProblem(NamedTuple):
+    """One call's question. The tensors have been checked against each other."""
+
+    input: Tensor
+    target: Tensor  # floating point, in the shape of `input`
+    weight: Tensor | None  # broadcasts to that shape
+    pos_weight: Tensor | None  # likewise
+    body: Callable[[Tensor, Tensor, Tensor | None], Tensor]
+    form: Form | None
+    ignore_value: float | None  # a target that marks elements to leave out
+    bounded: bool  # whether targets outside [0, 1] are errors
+    dtype: torch.dtype  # of the result
+
+    @property
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """Every tensor: the first fields, in their order."""
+        return self[:TENSORS]
+
+    def kept(self) -> Tensor | None:
+        """Which elements count, None for all."""
+        return None if self.ignore_value is None else self.target != self.ignore_value
+
+    def differentiable_beyond_input(self) -> bool:
+        """Whether something other than the input wants a gradient."""
+        others = self.tensors[1:]
+        return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in others)
+
+    def out_of_range(self, value: float) -> ValueError:
+        """The error for a target outside [0, 1]."""
+        hint = "check the targets"
+        if value == -1:
+            hint = "for labels 1 and -1 pass (target + 1) / 2"
+        elif 1 < value <= 255:
+            hint = "for pixels of 0 to 255 divide by 255; class indices are for xent.cross_entropy"
+        message = f"`target` holds {value:g}, but must lie between 0 and 1; {hint}"
+        message += ". To leave elements out, mark them with ignore_value"
+        if self.form == Form():
+            message += "; unnormalized=True allows any target"
+        return ValueError(message)
+
+
+TENSORS = 4  # of the fields of a problem
