@@ -230,7 +230,7 @@ def test_a_few_rows_at_a_time_are_the_same(monkeypatch):
     z, v = logits(7, C).requires_grad_(), logits(7, C).requires_grad_()
     whole = xent.distillation_loss(z, v, reduction="none")
     slopes = torch.autograd.grad(whole.sum(), (z, v))
-    monkeypatch.setattr("xent.dense_loss.CHUNK", 2 * C)
+    monkeypatch.setattr("xent.frames.dense_loss.CHUNK", 2 * C)
     parts = xent.distillation_loss(z, v, reduction="none")
     assert torch.equal(parts, whole)
     assert all(map(torch.equal, torch.autograd.grad(parts.sum(), (z, v)), slopes))

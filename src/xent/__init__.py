@@ -4,7 +4,7 @@
     loss = xent.cross_entropy(logits, target)        # instead of torch.nn.functional.cross_entropy
 
 Reading order: ``row_statistics`` (the idea), ``engines/reference`` (the specification),
-``row_loss`` (the frame), ``losses`` (the family); for the speed ``engines/native`` and ``csrc/``.
+``frames`` (what makes a loss), ``losses`` (the family); for the speed ``engines/native`` and ``csrc/``.
 """
 
 from importlib.metadata import PackageNotFoundError, version
@@ -12,8 +12,9 @@ from importlib.metadata import PackageNotFoundError, version
 from . import information, nn
 from ._check import TargetError
 from .diagnose import diagnose
-from .element_loss import Elements, element_loss
 from .engines import Explanation
+from .frames.element_loss import Elements, element_loss
+from .frames.row_loss import row_loss
 from .losses import (
     YoloParts,
     adjust_logits,
@@ -86,7 +87,6 @@ from .losses import (
     zlpr_loss,
 )
 from .measurement import explain, statistics
-from .row_loss import row_loss
 from .row_statistics import RowStatistics
 from .softmax import log_softmax, softmax, softmax_jacobian
 

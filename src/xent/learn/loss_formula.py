@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..row_loss import row_loss
+from ..frames.row_loss import row_loss
 from ..row_statistics import RowStatistics
 
 DIGITS = 4  # significant ones of the numbers in a formula; what is printed is what was judged

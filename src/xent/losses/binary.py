@@ -7,11 +7,11 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor
 
-from ..element_loss import Elements, check_unit_range, element_loss, power, product
 from ..engines import elements
 from ..engines.elements_problem import Form
+from ..frames.element_loss import Elements, check_unit_range, element_loss, power, product
+from ..frames.reduction import Reduction
 from ..hyperparameters import Fraction, NonNegative, Range
-from ..reduction import Reduction
 from .catalog import member
 from .classification import _legacy_reduction
 

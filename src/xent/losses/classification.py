@@ -9,8 +9,8 @@ from torch import Tensor
 
 from .._check import finite_number
 from ..engines import plain_cross_entropy
-from ..reduction import Reduction
-from ..row_loss import row_loss
+from ..frames.reduction import Reduction
+from ..frames.row_loss import row_loss
 from ..row_statistics import RowStatistics
 from .catalog import member
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .._check import finite_number, is_tensor, label_out_of_range, one_of
-from ..reduction import Reduction, check_reduction, stable_sum
+from ..frames.reduction import Reduction, check_reduction, stable_sum
 from .binary import binary_cross_entropy_with_logits
 from .catalog import member
 from .classification import cross_entropy

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from .._check import finite_number, is_tensor, one_of
-from ..dense_loss import by_rows, explained, wide_dtype
+from ..frames.dense_loss import by_rows, explained, wide_dtype
+from ..frames.reduction import Reduction, check_reduction, reduce_rows
 from ..hyperparameters import Range
 from ..measurement import autocasts
-from ..reduction import Reduction, check_reduction, reduce_rows
 from ..targets import class_axis
 from .catalog import member
 from .classification import cross_entropy

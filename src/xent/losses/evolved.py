@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from .._check import finite_number
-from ..dense_loss import DenseRows, dense_loss
+from ..frames.dense_loss import DenseRows, dense_loss
+from ..frames.row_loss import row_loss
 from ..hyperparameters import Number
-from ..row_loss import row_loss
 from ..row_statistics import RowStatistics
 from ..softmax import log_softmax
 from .catalog import member

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from .._check import is_tensor, label_out_of_range
+from ..frames.reduction import Reduction, check_reduction, reduce_rows
 from ..measurement import statistics
-from ..reduction import Reduction, check_reduction, reduce_rows
 from ..targets import class_axis
 from .catalog import member
 

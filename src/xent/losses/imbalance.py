@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from .._check import finite_number, is_tensor
+from ..frames.row_loss import row_loss
 from ..hyperparameters import Counts, NonNegative, Number, Positive
-from ..row_loss import row_loss
 from ..row_statistics import RowStatistics
 from ..targets import class_axis
 from .catalog import member

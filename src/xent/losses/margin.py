@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from ..frames.row_loss import row_loss
 from ..hyperparameters import NonNegative, Positive, Range
-from ..row_loss import row_loss
 from ..row_statistics import RowStatistics
 from .catalog import member
 

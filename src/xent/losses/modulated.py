@@ -11,8 +11,8 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
+from ..frames.row_loss import row_loss
 from ..hyperparameters import Counts, NonNegative, Range
-from ..row_loss import row_loss
 from ..row_statistics import RowStatistics
 from .catalog import member
 

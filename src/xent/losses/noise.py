@@ -16,10 +16,10 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from .._check import is_tensor
-from ..dense_loss import explained
 from ..engines.transforms import can_look_at
-from ..reduction import Reduction
-from ..row_loss import row_loss
+from ..frames.dense_loss import explained
+from ..frames.reduction import Reduction
+from ..frames.row_loss import row_loss
 from ..row_statistics import RowStatistics
 from ..targets import class_axis
 from .catalog import member

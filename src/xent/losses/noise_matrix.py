@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from .._check import finite_number, is_tensor
-from ..dense_loss import wide_dtype
 from ..engines.transforms import can_look_at
+from ..frames.dense_loss import wide_dtype
 from ..hyperparameters import PerClass, Range
 from ..targets import class_axis
 

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from .._check import is_tensor, one_of, vector_of_classes
-from ..dense_loss import check_distribution, check_labels, explained, wide_dtype
 from ..engines import measure
 from ..engines.problem import Problem
 from ..engines.transforms import can_look_at
+from ..frames.dense_loss import check_distribution, check_labels, explained, wide_dtype
+from ..frames.reduction import Reduction, check_reduction, reduce_rows
+from ..frames.row_loss import row_loss
 from ..hyperparameters import PerClass, Range
 from ..measurement import autocasts, make_problem, result_dtype
-from ..reduction import Reduction, check_reduction, reduce_rows
-from ..row_loss import row_loss
 from ..row_statistics import RowStatistics
 from ..softmax import log_softmax
 from ..targets import Target, class_axis

@@ -11,7 +11,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from ..dense_loss import DenseRows, dense_loss
+from ..frames.dense_loss import DenseRows, dense_loss
 from ..hyperparameters import Range
 from .catalog import member
 from .tempered import tempered_softmax

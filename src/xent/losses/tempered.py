@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .._check import finite_number, one_of
-from ..dense_loss import DenseRows, dense_loss, wide_dtype
+from ..frames.dense_loss import DenseRows, dense_loss, wide_dtype
 from ..hyperparameters import Fraction, NonNegative
 from ..softmax import _check_logits
 from .catalog import member

@@ -11,9 +11,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ..frames.reduction import Reduction
 from ..losses import cross_entropy
 from ..losses.lookup import near
-from ..reduction import Reduction
 from .twins import Loss, class_name, make_module, modules
 
 

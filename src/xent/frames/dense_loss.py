@@ -15,12 +15,12 @@ from typing import Any, Literal, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from ._check import label_out_of_range
+from .._check import label_out_of_range
+from ..engines.problem import Problem
+from ..engines.transforms import can_look_at, transforms_active
+from ..hyperparameters import Hyperparameters
+from ..measurement import make_problem, result_dtype
 from .docstrings import loss_docstring
-from .engines.problem import Problem
-from .engines.transforms import can_look_at, transforms_active
-from .hyperparameters import Hyperparameters
-from .measurement import make_problem, result_dtype
 from .reduction import Reduction, check_reduction, reduce_rows
 
 CHUNK = 2**17  # numbers that a dense loss works on at a time; a megabyte each stays in the cache

@@ -18,12 +18,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ._check import finite_number, is_tensor
+from .._check import finite_number, is_tensor
+from ..engines import elements
+from ..engines.elements_problem import ElementProblem, Form
+from ..hyperparameters import Hyperparameters
+from ..measurement import autocasts
 from .docstrings import complete
-from .engines import elements
-from .engines.elements_problem import ElementProblem, Form
-from .hyperparameters import Hyperparameters
-from .measurement import autocasts
 from .reduction import Reduction, check_reduction, stable_sum
 
 

@@ -14,13 +14,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ._check import one_of
+from .._check import one_of
+from ..engines import measure
+from ..hyperparameters import Hyperparameters
+from ..measurement import make_problem, result_dtype
+from ..row_statistics import REQUESTS, RowStatistics
 from .docstrings import loss_docstring
-from .engines import measure
-from .hyperparameters import Hyperparameters
-from .measurement import make_problem, result_dtype
 from .reduction import Reduction, check_reduction, reduce_rows
-from .row_statistics import REQUESTS, RowStatistics
 
 Needs = str | tuple[str, ...] | Callable[..., tuple[str, ...]]
 

@@ -7,8 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ._check import finite_number, one_of
-from .engines.transforms import can_look_at
+from .._check import finite_number, one_of
+from ..engines.transforms import can_look_at
 
 Reduction = Literal["none", "mean", "sum"]
 
