@@ -1,5 +1,12 @@
 """The family. A body is a few lines on the row statistics."""
 
+# The catalog lists its members in this order: from the plainest to the most special.
+# isort: off
+from . import classification, modulated, imbalance, margin, robust, noise, soft_targets  # noqa: F401
+from . import distillation, binary, multilabel, tempered, sparse, evolved  # noqa: F401
+from . import detection, hierarchy  # noqa: F401
+# isort: on
+
 from .binary import (
     binary_cross_entropy,
     binary_cross_entropy_with_logits,
