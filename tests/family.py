@@ -118,7 +118,7 @@ FAMILY = [
     ),
     member(
         "smoothed below zero", xent.smoothed_cross_entropy, smoothed(-0.5),
-        options={"smoothing": -0.5}, offset=True,
+        options={"smoothing": -0.5}, offset=True, cancels=True,
     ),
     member("confidence penalty", xent.confidence_penalty_loss, penalty),
     member("complementary", xent.complementary_loss, complementary),

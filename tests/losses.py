@@ -53,6 +53,7 @@ class Loss:
     soft: bool = True  # whether it takes soft targets at all
     raw: bool = False  # whether the formula takes logits without their scale and bias
     offset: bool = False  # whether it subtracts numbers of the height of the logits
+    cancels: bool = False  # whether it is a difference of terms several times as large
 
     def settings(self, classes: int, dtype: torch.dtype = torch.float64) -> dict[str, Any]:
         """The keyword arguments, for so many classes."""

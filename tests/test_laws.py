@@ -216,7 +216,7 @@ def test_engines_agree(loss: Loss, core, dtype, v):
     a, da = value_and_grad(loss, z, y, reduction="none", engine="native")
     b, db = value_and_grad(loss, z, y, reduction="none", engine="reference")
     assert a.dtype == b.dtype == dtype
-    assert worst(a, b.double()) <= 4
+    assert worst(a, b.double()) <= (32 if loss.cancels else 4)
     # Both carry the conditioning of exp, and terms of one size that cancel (p_j - 1 / V).
     slack = nats_below_top(z) + 8
     error = (da.double() - db.double()).abs()

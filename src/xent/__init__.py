@@ -4,7 +4,8 @@
     loss = xent.cross_entropy(logits, target)        # instead of torch.nn.functional.cross_entropy
 
 Reading order: ``row_statistics`` (the idea), ``engines/reference`` (the specification),
-``frames`` (what makes a loss), ``losses`` (the family); for the speed ``engines/native`` and ``csrc/``.
+``frames`` (what makes a loss), ``losses`` (the family); for the speed ``engines/native`` and
+``csrc/``.
 """
 
 from importlib.metadata import PackageNotFoundError, version
