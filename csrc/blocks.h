@@ -8,6 +8,7 @@
 namespace {
 
 using xent::Matrix;
+using xent::Partial;
 using xent::Partials;
 using xent::Problem;
 using xent::Type;
@@ -57,29 +58,37 @@ struct Block {
   int width, pitch;
 };
 
-// to[j] = one(from[j]) by whole vectors; the last one overlaps the one before rather than leave a
+// one(from[j], to[j], j) by whole vectors; the last one overlaps the one before rather than leave a
 // tail of single numbers (a tenth of the time at 100 classes).
 template <class From, class To, class One>
-void convert(const From* __restrict from, To* __restrict to, int n, One one) {
+void convert_each(const From* __restrict from, To* __restrict to, int n, One one) {
   constexpr int step = 2 * kLanes;
   if (n < step) {
-    for (int j = 0; j < n; ++j) one(from[j], to[j]);
+    for (int j = 0; j < n; ++j) one(from[j], to[j], j);
     return;
   }
   for (int j = 0; j + step <= n; j += step)
-    for (int i = 0; i < step; ++i) one(from[j + i], to[j + i]);
-  for (int i = 0; i < step; ++i) one(from[n - step + i], to[n - step + i]);
+    for (int i = 0; i < step; ++i) one(from[j + i], to[j + i], j + i);
+  for (int i = 0; i < step; ++i) one(from[n - step + i], to[n - step + i], n - step + i);
 }
 
-template <class Stored, class Real>
-void gather(const Strip& strip, const Block& b, Real* tile) {
+template <class From, class To, class One>
+void convert(const From* from, To* to, int n, One one) {
+  convert_each(from, to, n, [=](From x, To& y, int) { one(x, y); });
+}
+
+// tile = then(number, class in the block)
+template <class Stored, class Real, class Then>
+void gather(const Strip& strip, const Block& b, Real* tile, Then then) {
   const Stored* at = strip.at<const Stored>(b.r, b.first);
   if (strip.adjacent()) {
     for (int r = 0; r < b.height; ++r, at += strip.row_step)
-      convert(at, tile + r * b.pitch, b.width, [](Stored x, Real& to) { to = Real(widen(x)); });
+      convert_each(at, tile + r * b.pitch, b.width,
+                   [=](Stored x, Real& to, int j) { to = then(Real(widen(x)), j); });
   } else {
     for (int j = 0; j < b.width; ++j, at += strip.class_step)
-      for (int r = 0; r < b.height; ++r) tile[r * b.pitch + j] = Real(widen(at[r * strip.row_step]));
+      for (int r = 0; r < b.height; ++r)
+        tile[r * b.pitch + j] = then(Real(widen(at[r * strip.row_step])), j);
   }
 }
 
@@ -96,14 +105,19 @@ void scatter(const Strip& strip, const Block& b, const Real* tile) {
 }
 
 // float64 is swept in float64, every other type in float32. A soft target may have any type.
+template <class Real, class Then>
+void load(const Strip& strip, const Block& b, Real* tile, Then then) {
+  switch (strip.type) {
+    case Type::f32: return gather<float>(strip, b, tile, then);
+    case Type::f64: return gather<double>(strip, b, tile, then);
+    case Type::bf16: return gather<bf16>(strip, b, tile, then);
+    case Type::f16: return gather<f16>(strip, b, tile, then);
+  }
+}
+
 template <class Real>
 void load(const Strip& strip, const Block& b, Real* tile) {
-  switch (strip.type) {
-    case Type::f32: return gather<float>(strip, b, tile);
-    case Type::f64: return gather<double>(strip, b, tile);
-    case Type::bf16: return gather<bf16>(strip, b, tile);
-    case Type::f16: return gather<f16>(strip, b, tile);
-  }
+  load(strip, b, tile, [](Real x, int) { return x; });
 }
 
 void store(const Strip& strip, const Block& b, const double* tile) {
@@ -123,40 +137,68 @@ double row_scale(const Problem& p, int64_t row) {
   return p.scale ? p.scale[row * p.scale_step] : 1.0;
 }
 
-// A block of logits after scale, softcap and class bias, followed by padding; `row` is the number of
-// the strip's first row. `slope` receives dz/dx without the row's scale.
+// z = softcap * tanh(z / softcap), and its slope if asked for.
 template <class Real>
-void load_logits(const Problem& p, const Strip& strip, int64_t row, const Block& b, Real padding,
+void apply_cap(const Problem& p, int n, Real* __restrict z, Real* __restrict slope) {
+  const Real cap = Real(p.softcap), inverse = Real(1 / p.softcap);
+  // A masked class stays masked: the cap would lift it from -inf to -cap.
+  const Real out = Real(-kInfinity);
+  if (slope)
+    for (int j = 0; j < n; ++j) {
+      const Real t = tanh_lane(z[j] * inverse), square = Real(1) - t * t;
+      slope[j] = z[j] == out ? Real(0) : square;
+      z[j] = z[j] == out ? out : t * cap;
+    }
+  else
+    for (int j = 0; j < n; ++j) {
+      const Real t = tanh_lane(z[j] * inverse);
+      z[j] = z[j] == out ? out : t * cap;
+    }
+}
+
+// A block of logits after scale, softcap, class scale and bias, followed by padding; `row` is the
+// number of the strip's first row. `slope` receives the slope of the cap.
+template <class Real>
+[[gnu::noinline]] void load_logits(const Problem& p, const Strip& strip, int64_t row, const Block& b, Real padding,
                  Real* tile, Real* slope) {
   for (int r = 0; r < b.height; ++r)  // first, and by whole vectors: the row then covers some of it
     XENT_FOR(i, kLanes) tile[r * b.pitch + padded(b.width) - kLanes + i] = padding;
-  load(strip, b, tile);
-  const Real* bias = static_cast<const Real*>(p.class_bias);
-  for (int r = 0; r < b.height; ++r) {
-    Real* z = tile + r * b.pitch;
-    if (p.scale) {
-      const Real scale = Real(row_scale(p, row + b.r + r));
-      for (int j = 0; j < b.width; ++j) z[j] *= scale;
-    }
-    if (p.softcap > 0) {
-      const Real cap = Real(p.softcap), inverse = Real(1 / p.softcap);
-      for (int j = 0; j < b.width; ++j) {
-        const Real t = tanh_lane(z[j] * inverse);
-        // A masked class stays masked: the cap would lift it from -inf to -cap.
-        const bool masked = z[j] == Real(-kInfinity);
-        z[j] = masked ? z[j] : t * cap;
-        if (slope) slope[r * b.pitch + j] = masked ? Real(0) : Real(1) - t * t;
+  const Real* factor = p.class_scale ? static_cast<const Real*>(p.class_scale) + b.first : nullptr;
+  const Real* bias = p.class_bias ? static_cast<const Real*>(p.class_bias) + b.first : nullptr;
+  if (p.scale || p.softcap > 0) {
+    load(strip, b, tile);
+    for (int r = 0; r < b.height; ++r) {
+      Real* z = tile + r * b.pitch;
+      if (p.scale) {
+        const Real scale = Real(row_scale(p, row + b.r + r));
+        for (int j = 0; j < b.width; ++j) z[j] *= scale;
       }
+      if (p.softcap > 0) apply_cap(p, b.width, z, slope ? slope + r * b.pitch : nullptr);
+      if (factor)
+        for (int j = 0; j < b.width; ++j) z[j] *= factor[j];
+      if (bias)
+        for (int j = 0; j < b.width; ++j) z[j] += bias[j];
     }
-    if (bias)
-      for (int j = 0; j < b.width; ++j) z[j] += bias[b.first + j];
+  } else if (factor && bias) {  // on the way, which takes half the time
+    load(strip, b, tile, [=](Real x, int j) { return x * factor[j] + bias[j]; });
+  } else if (factor) {
+    load(strip, b, tile, [=](Real x, int j) { return x * factor[j]; });
+  } else if (bias) {
+    load(strip, b, tile, [=](Real x, int j) { return x + bias[j]; });
+  } else {
+    load(strip, b, tile);
   }
 }
 
-// A block of soft targets times the class weights, padded with zeros.
+// A block of soft targets times the class weights, padded with zeros. Line `line[r]` of the matrix
+// belongs to row r of the block; null: the matrix has a line for every row, `row` the first.
 template <class Real>
-void load_soft(const Problem& p, const Strip& strip, const Block& b, Real* tile) {
-  load(strip, b, tile);
+[[gnu::noinline]] void load_soft(const Problem& p, int64_t row, const int64_t* line, const Block& b, Real* tile) {
+  if (line)
+    for (int r = 0; r < b.height; ++r)
+      load(Strip(p.soft, line[r]), {0, 1, b.first, b.width, b.pitch}, tile + r * b.pitch);
+  else
+    load(Strip(p.soft, row), b, tile);
   const Real* weight = static_cast<const Real*>(p.class_weight);
   for (int r = 0; r < b.height; ++r) {
     Real* q = tile + r * b.pitch;
@@ -164,14 +206,6 @@ void load_soft(const Problem& p, const Strip& strip, const Block& b, Real* tile)
       for (int j = 0; j < b.width; ++j) q[j] *= weight[b.first + j];
     for (int j = b.width; j < padded(b.width); ++j) q[j] = 0;
   }
-}
-
-// What `mean` weighs the classes of a block by, padded with zeros.
-template <class Real>
-void load_mean(const Problem& p, const Block& b, Real* tile) {
-  const Real* weight = static_cast<const Real*>(p.class_weight);
-  for (int j = 0; j < b.width; ++j) tile[j] = weight ? weight[b.first + j] : Real(1);
-  for (int j = b.width; j < padded(b.width); ++j) tile[j] = 0;
 }
 
 // A panel holds a block the other way round: the rows of a strip side by side, class after class.
@@ -239,15 +273,44 @@ void load_panel(const Problem& p, const Strip& strip, int64_t row, const Block& 
   }
 }
 
-// The last step of the chain rule, through the cap, and out.
+// What the last step of the chain rule multiplies a block's gradient by, but for the row's scale:
+// one factor per class, or per logit.
 template <class Real>
-void store_rows(const Problem& p, const Strip& out, const Block& b, Real* tile, const Real* caps) {
-  if (p.softcap > 0)
+struct Outer {
+  const Real* at = nullptr;  // null: 1
+  int pitch = 0;
+
+  const Real* row(int r) const { return at + r * pitch; }
+  Real of(int r, int64_t j, Real g) const { return at ? g * row(r)[j] : g; }
+};
+
+// From the slopes of the cap, if there is one.
+template <class Real>
+Outer<Real> outer_slopes(const Problem& p, const Block& b, Real* caps) {
+  const Real* factor = static_cast<const Real*>(p.class_scale);
+  if (!(p.softcap > 0)) return {factor ? factor + b.first : nullptr, 0};
+  if (factor)
     for (int r = 0; r < b.height; ++r)
-      for (int j = 0; j < b.width; ++j) {
-        Real& g = tile[r * b.pitch + j];  // 0 in rows that were never loaded
-        g = g == 0 ? Real(0) : g * caps[r * b.pitch + j];
-      }
+      for (int j = 0; j < b.width; ++j) caps[r * b.pitch + j] *= factor[b.first + j];
+  return {caps, b.pitch};
+}
+
+// What lies beside a block of logits, class by class.
+template <class Real>
+struct Beside {
+  Real* soft;          // soft targets, in rows as the block has them
+  const Real* weight;  // of its classes, in their mean; null: 1
+  Outer<Real> outer;
+};
+
+template <class Real>
+void store_rows(const Strip& out, const Block& b, Real* tile, const Outer<Real>& outer) {
+  if (outer.at)
+    for (int r = 0; r < b.height; ++r) {
+      const Real* slope = outer.row(r);
+      Real* g = tile + r * b.pitch;  // 0 in rows that were never loaded
+      for (int j = 0; j < b.width; ++j) g[j] = g[j] == 0 ? Real(0) : g[j] * slope[j];
+    }
   store(out, b, tile);
 }
 
@@ -265,10 +328,10 @@ void scatter_any(const Strip& out, const Block& b, const float* panel) {
 
 template <class Real>
 void store_panel(const Problem& p, const Strip& out, const Block& b, const Real* panel, Real* tile,
-                 const Real* caps) {
+                 const Outer<Real>& outer) {
   if (!adjacent(p)) return scatter_any(out, b, panel);
   transpose(panel, kStrip, b.width, kStrip, tile, b.pitch);
-  store_rows(p, out, b, tile, caps);
+  store_rows(out, b, tile, outer);
 }
 
 // Stores an aligned cache line past the caches, which would read memory before they write it.

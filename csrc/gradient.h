@@ -1,137 +1,236 @@
-// The gradient of a row from its statistics and the loss's partial derivatives.
+// From the statistics of a row and the loss's partial derivatives to the coefficients of its
+// gradient, for a strip of rows side by side.
 #pragma once
 
-#include "statistics.h"
+#include "fields.h"
 
 namespace {
 
-// d loss / d z_j = exp(z_j - shift) (exp_ + spread (shift - z_j)) + mean c_j + soft q_j for every
-// class but the pivot, whose entry is formed in float64 from the log-odds: no "p - 1".
-// For a strip of rows, side by side; a row without any gradient has exp_ = 0 and no pivot.
+// With e_j = exp(z_j - shift), for every class but the pivot
+//
+//   d loss / d z_j = e_j (all + spread (z_j - shift) + e_j (square + cube e_j)) + mean c_j + soft q_j
+//
+// The entries of the pivot and of the largest class of the rest (the top), where they are not what
+// this gives, are formed in float64 from the log-odds: no "p - 1".
 template <class Real>
 struct Slopes {
   double shift[kStrip];  // of a Base
-  Real exp_[kStrip];
-  int64_t pivot[kStrip];
-  double at_pivot[kStrip];
-  Real spread[kStrip], mean[kStrip], soft[kStrip];  // not written where is_plain
+  Real all[kStrip], spread[kStrip], square[kStrip], cube[kStrip], mean[kStrip], soft[kStrip];
+  Real live[kStrip];  // 1; in a row without a gradient the 0, or the NaN, that it has everywhere
+  int64_t pivot[kStrip], top[kStrip];  // negative: none
+  double at_pivot[kStrip], at_top[kStrip];
+  bool has_top;
 };
 
-// Whether every class but the pivot gets a multiple of its probability.
-bool is_plain(const Problem& p) { return p.labels && !p.partials.mean && !p.partials.entropy; }
-
-double get(const Partials& f, const double* field, int64_t n) {
-  return field ? field[n * f.step] : 0.0;
+// What the gradient is made of. Every set has the multiple of the exponential.
+unsigned terms_of(const Problem& p, const Partials& f) {
+  const bool capped = p.softcap > 0 || p.class_scale;
+  return (f.mean.at ? kMean | (p.mean_weight ? kWeights : 0u) : 0u) | (f.entropy.at ? kEntropy : 0u) |
+         (f.rest_squares.at ? kSquares : 0u) | (f.rest_cubes.at ? kPowers : 0u) |
+         (is_soft(p) ? kSoft : 0u) | (capped ? kSlope : 0u);
 }
 
-void get(const Partials& f, const double* field, int64_t n, int height, double* out) {
-  if (field && f.step == 1)
-    for (int r = 0; r < height; ++r) out[r] = field[n + r];
+void get(const Partial& f, int64_t n, int height, double* out) {
+  if (f.at && f.step)
+    for (int r = 0; r < height; ++r) out[r] = f.at[n + r];
   else
-    for (int r = 0; r < height; ++r) out[r] = field ? *field : 0.0;
+    for (int r = 0; r < height; ++r) out[r] = f.at ? *f.at : 0.0;
 }
 
-// The parts of a row's slopes: `all` is shared out among the rest by probability.
-struct Parts {
-  double pivot, rest;  // probabilities
-  double all, at_pivot, spread, mean, soft;
+// Whether there are terms of z - shift, which must then be exact.
+constexpr bool exact_slopes(unsigned set) { return set & kEntropy; }
+
+// Finds the slopes of the rows from n on.
+template <class Real>
+class SlopeFinder {
+ public:
+  // For a sweep that looks at this set of terms.
+  SlopeFinder(unsigned set, const Problem& p, int64_t n, int height, const Label* label,
+              Slopes<Real>& out)
+      : exact_(exact_slopes(set)), more_(set & ~kSlope), p_(p), s_(p.statistics), f_(p.partials),
+        n_(n), height_(height), label_(label), out_(out) {}
+
+  void find() {
+    find_probabilities();
+    find_bases();
+    clear();
+    if (is_soft(p_))
+      add_soft();
+    else
+      add_index();
+    if (f_.entropy.at) add_entropy();
+    if (f_.rest_squares.at || f_.rest_cubes.at) add_powers();
+    if (f_.mean.at) add_mean();
+    if (f_.rest_top_logit.at) find_top();
+    round();
+  }
+
+ private:
+  // Of the pivot and of all the rest.
+  void find_probabilities() {
+    const double* d = (is_soft(p_) ? s_.pivot_log_odds : s_.log_odds) + n_;
+    for (int r = 0; r < height_; ++r) {
+      const double e = exp_scaled(d[r] < 0 ? d[r] : -d[r], 1.0), whole = 1.0 + e;
+      pivot_[r] = (d[r] < 0 ? e : 1.0) / whole;
+      rest_[r] = (d[r] < 0 ? 1.0 : e) / whole;
+    }
+    for (int r = 0; r < height_; ++r)
+      out_.pivot[r] = is_soft(p_) ? int64_t(s_.top[n_ + r]) : label_[r].pivot;
+  }
+
+  // unit e_j rest = scale p_j
+  void find_bases() {
+    for (int r = 0; r < height_; ++r) scale_[r] = row_scale(p_, n_ + r);
+    for (int r = 0; r < height_; ++r) {
+      out_.shift[r] = Base<Real>(s_.shift[n_ + r], exact_).shift;
+      // Without a sum, all the rest is masked.
+      unit_[r] = s_.sum[n_ + r] == 0 ? 0.0 : 1.0 / s_.sum[n_ + r];
+    }
+    for (int r = 0; r < height_; ++r) {
+      const double gap = out_.shift[r] - s_.shift[n_ + r];
+      if (gap < 0 || gap > 0) unit_[r] *= exp_scaled(gap, 1.0);
+    }
+  }
+
+  void clear() {
+    out_.has_top = f_.rest_top_logit.at;
+    if (!more_) return;
+    for (int r = 0; r < height_; ++r)
+      spread_[r] = square_[r] = cube_[r] = mean_[r] = soft_[r] = 0;
+  }
+
+  // `all` is what the rest shares by probability, times the probability of the rest.
+  void add_index() {
+    double lse[kStrip], odds[kStrip], prob[kStrip], target[kStrip];
+    get(f_.lse, n_, height_, lse);
+    get(f_.log_odds, n_, height_, odds);
+    get(f_.log_prob, n_, height_, prob);
+    get(f_.target, n_, height_, target);
+    for (int r = 0; r < height_; ++r) {
+      const double slope = odds[r] + times(rest_[r], prob[r]);
+      all_[r] = lse[r] * rest_[r] - slope;
+      at_pivot_[r] = lse[r] * pivot_[r] + slope + target[r];
+    }
+  }
+
+  void add_soft() {
+    double lse[kStrip], odds[kStrip], prob[kStrip], target[kStrip];
+    get(f_.lse, n_, height_, lse);
+    get(f_.log_odds, n_, height_, odds);
+    get(f_.log_prob, n_, height_, prob);
+    get(f_.target, n_, height_, target);
+    for (int r = 0; r < height_; ++r) {
+      const double mass = s_.mass[n_ + r], nll = -s_.log_prob[n_ + r];
+      // log_odds is a function of log_prob = sum_j q_j log p_j; its derivative is 1 / (1 - prob).
+      const double slope = prob[r] + (odds[r] == 0 ? 0.0 : odds[r] / one_minus_exp(nll));
+      Real q[kLanes] = {};
+      if (label_[r].kind == Kind::kept)
+        load_soft(p_, n_ + r, p_.labels ? &label_[r].pivot : nullptr,
+                  {0, 1, out_.pivot[r], 1, kLanes}, q);
+      all_[r] = (lse[r] - slope * mass) * rest_[r];
+      at_pivot_[r] = lse[r] * pivot_[r] + slope * ((double(q[0]) - mass) + mass * rest_[r]) +
+                     target[r] * double(q[0]);
+      soft_[r] = slope + target[r];
+    }
+  }
+
+  // d H / d z_j = -p_j (log p_j + H)
+  void add_entropy() {
+    const double* d = (is_soft(p_) ? s_.pivot_log_odds : s_.log_odds) + n_;
+    double slope[kStrip], overlap[kStrip];
+    get(f_.entropy, n_, height_, slope);
+    for (int r = 0; r < height_; ++r) overlap[r] = overlap_lane(d[r]);
+    for (int r = 0; r < height_; ++r) {
+      const double entropy = s_.entropy[n_ + r];
+      const double above = (d[r] < 0 ? -d[r] : 0.0) + overlap[r];
+      const double below = s_.log_sum[n_ + r] + (d[r] < 0 ? 0.0 : d[r]) + overlap[r];
+      all_[r] += times(rest_[r], slope[r] * (below - entropy));
+      at_pivot_[r] += times(pivot_[r], slope[r] * (above - entropy));
+      spread_[r] = -slope[r] * rest_[r];
+    }
+  }
+
+  // d (sum over the rest of p_j^k) / d z_j = k p_j (p_j^(k - 1) [j in the rest] - sum)
+  void add_powers() {
+    double squares[kStrip], cubes[kStrip];
+    get(f_.rest_squares, n_, height_, squares);
+    get(f_.rest_cubes, n_, height_, cubes);
+    for (int r = 0; r < height_; ++r) {
+      const double unit = unit_[r] * rest_[r];
+      double slope = 0;
+      if (f_.rest_squares.at) slope += 2 * squares[r] * s_.rest_squares[n_ + r];
+      if (f_.rest_cubes.at) slope += 3 * cubes[r] * s_.rest_cubes[n_ + r];
+      all_[r] -= rest_[r] * slope;
+      at_pivot_[r] -= pivot_[r] * slope;
+      square_[r] = 2 * squares[r] * unit * unit;
+      cube_[r] = 3 * cubes[r] * unit * unit * unit;
+    }
+  }
+
+  void add_mean() {
+    get(f_.mean, n_, height_, mean_);
+    for (int r = 0; r < height_; ++r) {
+      mean_[r] /= s_.support[n_ + r];
+      if (out_.pivot[r] >= 0) at_pivot_[r] += mean_[r] * mean_weight<Real>(p_, out_.pivot[r]);
+    }
+  }
+
+  // The largest class of the rest, which has a partial derivative of its own.
+  void find_top() {
+    get(f_.rest_top_logit, n_, height_, at_top_);
+    for (int r = 0; r < height_; ++r) {
+      const double z = s_.rest_top_logit[n_ + r];
+      out_.top[r] = -1;
+      if (z == -kInfinity || label_[r].kind != Kind::kept) continue;
+      const double x = z - out_.shift[r], e = exp_scaled(x, 1.0);
+      out_.top[r] = int64_t(s_.rest_top[n_ + r]);
+      at_top_[r] += e * unit_[r] * all_[r];
+      if (more_) {
+        at_top_[r] += e * (unit_[r] * spread_[r] * x + e * (square_[r] + e * cube_[r]));
+        at_top_[r] += mean_[r] * mean_weight<Real>(p_, out_.top[r]);
+      }
+      out_.at_top[r] = scale_[r] * at_top_[r];
+    }
+  }
+
+  void round() {
+    for (int r = 0; r < height_; ++r) {
+      unit_[r] *= scale_[r];
+      out_.all[r] = Real(times(unit_[r], all_[r]));
+      out_.at_pivot[r] = at_pivot_[r] * scale_[r];
+      out_.live[r] = out_.all[r];
+    }
+    if (more_)
+      for (int r = 0; r < height_; ++r) {
+        out_.spread[r] = Real(unit_[r] * spread_[r]);
+        out_.square[r] = Real(scale_[r] * square_[r]);
+        out_.cube[r] = Real(scale_[r] * cube_[r]);
+        out_.mean[r] = Real(scale_[r] * mean_[r]);
+        out_.soft[r] = Real(scale_[r] * soft_[r]);
+        out_.live[r] += (out_.spread[r] + out_.mean[r]) + (out_.square[r] + out_.cube[r]);
+      }
+    for (int r = 0; r < height_; ++r) {
+      // A row with NaN is NaN where it is masked, too.
+      out_.live[r] = out_.live[r] == out_.live[r] ? Real(1) : out_.live[r];
+      if (label_[r].kind == Kind::kept) continue;
+      out_.all[r] = out_.live[r] = 0;
+      out_.shift[r] = 0;
+      out_.pivot[r] = -1;
+    }
+  }
+
+  const bool exact_, more_;  // more than a multiple of the probabilities
+  const Problem& p_;
+  const xent::Statistics& s_;
+  const Partials& f_;
+  const int64_t n_;
+  const int height_;
+  const Label* label_;
+  Slopes<Real>& out_;
+
+  double pivot_[kStrip], rest_[kStrip], scale_[kStrip], unit_[kStrip];
+  double all_[kStrip], at_pivot_[kStrip], at_top_[kStrip];
+  double spread_[kStrip], square_[kStrip], cube_[kStrip], mean_[kStrip], soft_[kStrip];
 };
-
-template <class Real>
-void add_soft(const Problem& p, int64_t n, int64_t pivot, Parts& parts) {
-  const Partials& f = p.partials;
-  const double odds = get(f, f.log_odds, n), target = get(f, f.target, n);
-  const double mass = p.statistics.mass[n], log_prob = p.statistics.log_prob[n];
-  // log_odds is a function of log_prob = sum_j q_j log p_j; its derivative is 1 / (1 - prob).
-  const double slope =
-      get(f, f.log_prob, n) + (odds == 0 ? 0.0 : odds / one_minus_exp(-log_prob));
-  Real block[kLanes];
-  load_soft(p, Strip(p.soft, n), {0, 1, pivot, 1, kLanes}, block);
-  const double q = double(block[0]);
-  parts.all -= slope * mass * parts.rest;
-  parts.at_pivot += slope * ((q - mass) + mass * parts.rest) + target * q;
-  parts.soft = slope + target;
-}
-
-// d H / d z_j = -p_j (log p_j + H)
-void add_entropy(const Problem& p, int64_t n, double d, Parts& parts) {
-  const double overlap = overlap_lane(d), entropy = get(p.partials, p.partials.entropy, n);
-  const double above = (d < 0 ? -d : 0.0) + overlap;
-  const double below = p.statistics.log_sum[n] + (d < 0 ? 0.0 : d) + overlap;
-  parts.all += times(parts.rest, entropy * (below - p.statistics.entropy[n]));
-  parts.spread = entropy * parts.rest;
-  parts.at_pivot += times(parts.pivot, entropy * (above - p.statistics.entropy[n]));
-}
-
-template <class Real>
-void find_slopes(const Problem& p, int64_t n, int height, const Label* label, Slopes<Real>& out) {
-  const xent::Statistics& s = p.statistics;
-  const Partials& f = p.partials;
-  const double* d = (p.labels ? s.log_odds : s.pivot_log_odds) + n;
-  double pivot[kStrip], rest[kStrip], all[kStrip], unit[kStrip], lse[kStrip];
-  double odds[kStrip], prob[kStrip], target[kStrip], scale[kStrip];
-  get(f, f.lse, n, height, lse);
-  get(f, p.labels ? f.log_odds : nullptr, n, height, odds);
-  get(f, p.labels ? f.log_prob : nullptr, n, height, prob);
-  get(f, p.labels ? f.target : nullptr, n, height, target);
-  for (int r = 0; r < height; ++r) {
-    const double e = exp_scaled(d[r] < 0 ? d[r] : -d[r], 1.0), whole = 1.0 + e;
-    pivot[r] = (d[r] < 0 ? e : 1.0) / whole;
-    rest[r] = (d[r] < 0 ? 1.0 : e) / whole;
-  }
-  for (int r = 0; r < height; ++r) {
-    const double slope = odds[r] + times(rest[r], prob[r]);
-    all[r] = lse[r] * rest[r] - slope;
-    out.at_pivot[r] = lse[r] * pivot[r] + slope + target[r];
-  }
-  for (int r = 0; r < height; ++r) scale[r] = row_scale(p, n + r);
-  for (int r = 0; r < height; ++r) {
-    out.shift[r] = Base<Real>(s.shift[n + r], !is_plain(p)).shift;
-    // Without a sum, all the rest is masked.
-    unit[r] = s.sum[n + r] == 0 ? 0.0 : scale[r] / s.sum[n + r];
-  }
-  for (int r = 0; r < height; ++r) {
-    // Statistics with the top class or the entropy are relative to the largest logit itself.
-    const double gap = out.shift[r] - s.shift[n + r];
-    if (gap < 0 || gap > 0) unit[r] *= exp_scaled(gap, 1.0);
-  }
-  for (int r = 0; r < height; ++r) {
-    out.pivot[r] = p.labels ? label[r].pivot : int64_t(s.top[n + r]);
-    if (is_plain(p) || label[r].kind != Kind::kept) continue;
-    Parts parts{pivot[r], rest[r], all[r], out.at_pivot[r], 0, 0, 0};
-    if (!p.labels) add_soft<Real>(p, n + r, out.pivot[r], parts);
-    if (f.entropy) add_entropy(p, n + r, d[r], parts);
-    if (f.mean) parts.mean = get(f, f.mean, n + r) / s.support[n + r];
-    if (out.pivot[r] >= 0) parts.at_pivot += parts.mean * class_weight<Real>(p, out.pivot[r]);
-    all[r] = parts.all;
-    out.at_pivot[r] = parts.at_pivot;
-    out.spread[r] = Real(unit[r] * parts.spread);
-    out.mean[r] = Real(scale[r] * parts.mean);
-    out.soft[r] = Real(scale[r] * parts.soft);
-  }
-  for (int r = 0; r < height; ++r) {
-    out.exp_[r] = Real(times(unit[r], all[r]));
-    out.at_pivot[r] *= scale[r];
-  }
-  for (int r = 0; r < height; ++r)
-    if (label[r].kind != Kind::kept) out.exp_[r] = 0, out.pivot[r] = -1, out.shift[r] = 0;
-}
-
-// Turns a block of logits into a block of gradient, in place: where every class has its own slope.
-template <class Real>
-void differentiate(const Problem& p, const Slopes<Real>& s, int r, int64_t first, int width,
-                   Real* z, const Real* soft, const Real* mean) {
-  const Base<Real> base(s.shift[r], true);
-  const Real magic = base.magic(), vanished = base.vanished();
-  for (int j = 0; j < width; ++j) {
-    const Real x = z[j] - base.offset;
-    Real g = exp_scaled(x, magic, vanished, s.exp_[r] - s.spread[r] * x);
-    if (p.partials.mean) g += x == Real(-kInfinity) ? Real(0) : s.mean[r] * mean[j];
-    if (!p.labels) g += s.soft[r] * soft[j];
-    z[j] = s.exp_[r] == s.exp_[r] ? g : s.exp_[r];
-  }
-  if (s.pivot[r] >= first && s.pivot[r] < first + width)
-    z[s.pivot[r] - first] = Real(s.at_pivot[r]);
-}
 
 }  // namespace

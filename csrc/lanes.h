@@ -147,6 +147,9 @@ struct Power {
   XENT_LANE Real value() const { return mantissa * power_of_two(biased); }
   XENT_LANE Real added_to(Real sum) const { return fused(mantissa, power_of_two(biased), sum); }
   XENT_LANE Real times_normal(Real factor) const { return (mantissa * factor) * power_of_two(biased); }
+  XENT_LANE Real times_normal_plus(Real factor, Real sum) const {
+    return fused(mantissa * factor, power_of_two(biased), sum);
+  }
 
   // Right down into the subnormal numbers, at a third more: the power is applied in two halves, so
   // that no product but the last rounds there (nor the last but one, unless the factor is tiny).
@@ -180,7 +183,8 @@ XENT_LANE Real exp_clamped(Real x) {
 template <class Real>
 XENT_LANE Real exp_scaled(Real x, Real factor) {
   constexpr Real low = Exp<Real>::vanished / Exp<Real>::log2e;
-  const Real value = exponential(low > x ? low : x).times(factor);
+  // Not just below: products that underflow take a hundred cycles each, to be thrown away.
+  const Real value = exponential(x < low ? Real(0) : x).times(factor);
   return x < low ? Real(0) : value;
 }
 
@@ -227,12 +231,6 @@ XENT_LANE Power<Real> exponential(Real z, Real magic) {
   using E = Exp<Real>;
   const Real biased = fused(z, E::log2e, magic);
   return {polynomial(fused(z, E::log2e, magic - biased), E::power), biased};
-}
-
-template <class Real>
-XENT_LANE Real exp_scaled(Real z, Real magic, Real vanished, Real factor) {
-  const Real value = exponential(vanished > z ? vanished : z, magic).times(factor);
-  return z < vanished ? Real(0) : value;
 }
 
 // tanh: an odd minimax polynomial near 0, where 1 - e^-2a would cancel, the exponential beyond.

@@ -8,7 +8,9 @@
 #include <nanobind/stl/variant.h>
 #include <nanobind/stl/vector.h>
 
+#include <cstddef>
 #include <cstdlib>
+#include <cstring>
 #include <memory>
 #include <mutex>
 #include <new>
@@ -92,17 +94,19 @@ Matrix make_matrix(const MatrixArguments& m, int64_t rows) {
   return {pointer<void>(data), Type(type), inner, outer_step, inner_step, class_step};
 }
 
-// (scale, one per row?, softcap, class bias, class weight)
+// (scale, one per row?, softcap, class scale, class bias)
 using TransformArguments = std::tuple<uintptr_t, bool, double, uintptr_t, uintptr_t>;
+// (class weight, weight of the mean)
+using WeightArguments = std::tuple<uintptr_t, uintptr_t>;
 // (address or 0, ignore_index, first class, sharded?)
 using LabelArguments = std::tuple<uintptr_t, int64_t, int64_t, bool>;
 
 Problem make_problem(const MatrixArguments& logits, int64_t rows, int64_t classes,
                      const LabelArguments& labels, const MatrixArguments& soft,
-                     const TransformArguments& transform) {
+                     const TransformArguments& transform, const WeightArguments& weights) {
   Problem p{};
   p.logits = make_matrix(logits, rows);
-  p.soft = make_matrix(soft, rows);
+  p.soft = make_matrix(soft, std::get<0>(labels) ? classes : rows);
   p.rows = rows;
   p.classes = classes;
   p.labels = pointer<const int64_t>(std::get<0>(labels));
@@ -112,18 +116,42 @@ Problem make_problem(const MatrixArguments& logits, int64_t rows, int64_t classe
   p.scale = pointer<const double>(std::get<0>(transform));
   p.scale_step = std::get<1>(transform);
   p.softcap = std::get<2>(transform);
-  p.class_bias = pointer<const void>(std::get<3>(transform));
-  p.class_weight = pointer<const void>(std::get<4>(transform));
+  p.class_scale = pointer<const void>(std::get<3>(transform));
+  p.class_bias = pointer<const void>(std::get<4>(transform));
+  p.class_weight = pointer<const void>(std::get<0>(weights));
+  p.mean_weight = pointer<const void>(std::get<1>(weights));
   return p;
 }
 
-// Field k of a (fields, rows) table if its bit is set. The order is that of row_statistics.FIELDS.
+// The fields whose bits are set, one after the other in a table of `rows` each. The order is that of
+// row_statistics.FIELDS.
 Statistics make_statistics(uintptr_t table, int64_t rows, unsigned fields) {
   double* field[kFields];
+  int64_t row = 0;
   for (int k = 0; k < kFields; ++k)
-    field[k] = fields >> k & 1 ? pointer<double>(table) + k * rows : nullptr;
-  return {field[0], field[1], field[2], field[3],  field[4],  field[5],  field[6],
-          field[7], field[8], field[9], field[10], field[11], field[12], field[13], field[14]};
+    field[k] = fields >> k & 1 ? pointer<double>(table) + row++ * rows : nullptr;
+  Statistics statistics;
+  static_assert(sizeof statistics == sizeof field);
+  std::memcpy(&statistics, field, sizeof field);
+  return statistics;
+}
+
+// (address or 0, step) for each of them
+using PartialArguments = std::vector<std::tuple<uintptr_t, int64_t>>;
+
+Partials make_partials(const PartialArguments& partials, unsigned fields) {
+  Partial field[kFields] = {};
+  size_t row = 0;
+  for (int k = 0; k < kFields; ++k)
+    if (fields >> k & 1) {
+      auto [address, step] = partials.at(row++);
+      field[k] = {pointer<const double>(address), step};
+    }
+#define XENT_PARTIAL(name) field[offsetof(Statistics, name) / sizeof(double*)]
+  return {XENT_PARTIAL(log_odds),       XENT_PARTIAL(log_prob),     XENT_PARTIAL(target),
+          XENT_PARTIAL(lse),            XENT_PARTIAL(entropy),      XENT_PARTIAL(mean),
+          XENT_PARTIAL(rest_top_logit), XENT_PARTIAL(rest_squares), XENT_PARTIAL(rest_cubes)};
+#undef XENT_PARTIAL
 }
 
 // ---- the two functions of the engine ------------------------------------------------------------
@@ -206,20 +234,21 @@ void run_gradient(Problem& p) {
 
 Answer row_statistics(const MatrixArguments& logits, int64_t rows, int64_t classes,
                       const LabelArguments& labels, const MatrixArguments& soft,
-                      const TransformArguments& transform, uintptr_t statistics, unsigned fields) {
-  Problem p = make_problem(logits, rows, classes, labels, soft, transform);
+                      const TransformArguments& transform, const WeightArguments& weights,
+                      uintptr_t statistics, unsigned fields) {
+  Problem p = make_problem(logits, rows, classes, labels, soft, transform, weights);
   p.statistics = make_statistics(statistics, rows, fields);
   return run_statistics(p);
 }
 
 void row_gradient(const MatrixArguments& logits, int64_t rows, int64_t classes,
                   const LabelArguments& labels, const MatrixArguments& soft,
-                  const TransformArguments& transform, uintptr_t statistics, unsigned fields,
-                  uintptr_t partials, const MatrixArguments& gradient) {
-  Problem p = make_problem(logits, rows, classes, labels, soft, transform);
+                  const TransformArguments& transform, const WeightArguments& weights,
+                  uintptr_t statistics, unsigned fields, const PartialArguments& partials,
+                  const MatrixArguments& gradient) {
+  Problem p = make_problem(logits, rows, classes, labels, soft, transform, weights);
   p.statistics = make_statistics(statistics, rows, fields);
-  const Statistics f = make_statistics(partials, rows, fields);
-  p.partials = {f.log_odds, f.log_prob, f.target, f.lse, f.entropy, f.mean, 1};
+  p.partials = make_partials(partials, fields);
   p.gradient = make_matrix(gradient, rows);
   run_gradient(p);
 }
@@ -311,7 +340,7 @@ void plain_gradient(PlainTable& table, uintptr_t logits, uintptr_t labels, uintp
                     uintptr_t gradient) {
   Problem p = table.problem(logits, labels);
   const double slope = -read_scalar(grad_output, table.type) / table.divisor();
-  p.partials.log_prob = &slope;
+  p.partials.log_prob = {&slope, 0};
   p.gradient = table.matrix(gradient);
   run_gradient(p);
 }

@@ -8,16 +8,16 @@
 // dtype, layout and transform shares the loops that follow. Sums run over lanes in a fixed order
 // and are added up per block in float64: the bits depend on the row alone.
 //
-//   lanes.h       the arithmetic of one lane
-//   blocks.h      blocks between memory and the tile
-//   statistics.h  a row at a time, whatever is asked for;  gradient.h  the same backwards
-//   plain.h       a strip of rows at a time: index targets and the fields that every loss has
+//   lanes.h          the arithmetic of one lane
+//   blocks.h         blocks between memory and the tile
+//   layouts.h        the loops over a block, which is a strip of rows
+//   terms.h          what a loss may ask for
+//   statistics.h     the forward sweep;   fields.h    from its sums to the fields
+//   differentiate.h  the backward sweep;  gradient.h  from the fields to its coefficients
 #include "rows.h"
 
-#include "blocks.h"
+#include "differentiate.h"
 #include "elements.h"
-#include "gradient.h"
-#include "plain.h"
 #include "statistics.h"
 
 #ifndef XENT_VARIANT
@@ -30,12 +30,13 @@
 
 namespace {
 
-// What is plain is laid out as panels where rows are very short, or lie side by side in memory and
-// no transform needs them one by one.
+// Panels are for rows that are very short, or lie side by side in memory and nothing needs them one
+// by one.
 constexpr int64_t kShort = 16;
 
 bool fits_panels(const Problem& p) {
-  const bool transformed = p.scale || p.softcap > 0 || p.class_bias;
+  if (is_soft(p)) return false;
+  const bool transformed = p.scale || p.softcap > 0 || p.class_scale || p.class_bias;
   return adjacent(p) ? p.classes <= kShort : !transformed;
 }
 
@@ -79,80 +80,96 @@ bool any_kept(const Label* label, const Block& b) {
   return false;
 }
 
-// ---- statistics ---------------------------------------------------------------------------------
-
 template <class Real>
-void sweep_plain(const Problem& p, const Strip& strip, int64_t n, int height, const Label* label,
-                 Sums& sums, Real* tile, Real* panel) {
-  PlainRows<Real> rows;
-  const bool panels = fits_panels(p);
-  const Cut cut(p, panels, height);
-  cut.for_blocks(p, height, [&](const Block& b) {
-    if (panels) {
-      load_panel(p, strip, n, b, tile, static_cast<Real*>(nullptr), panel);
-      absorb_plain(rows, PanelLayout<Real>{panel, b.height, b.width}, label, b.r, b.first,
-                   ahead_of_panel(strip, kStrip, b.first));
-    } else if (any_kept(label, b)) {
-      load_logits(p, strip, n, b, Real(-kInfinity), tile, static_cast<Real*>(nullptr));
-      absorb_plain(rows, RowsLayout<Real>{tile, b.height, b.width, b.pitch}, label, b.r, b.first,
-                   cut.next(p, strip, b));
-    }
-  });
-  collect(rows, height, sums);
+struct Tiles {
+  alignas(64) Real logits[kTile + xent::kBeyond] = {};  // a cache line may end beyond its row
+  alignas(64) Real panel[kTile] = {};
+  alignas(64) Real soft[kTile + xent::kBeyond];
+  alignas(64) Real ones[kTile + xent::kBeyond];
+  alignas(64) Real caps[kTile + xent::kBeyond];
+};
+
+// What lies beside a block: soft targets, if there are any, and weights, where they are looked at.
+template <unsigned set, class Real>
+Beside<Real> load_beside(const Problem& p, int64_t n, const Label* label, const Block& b,
+                         Tiles<Real>& tiles) {
+  if (is_soft(p)) {
+    int64_t line[kStrip];
+    for (int r = 0; r < b.height; ++r)  // any will do for an ignored row
+      line[r] = label[b.r + r].pivot < 0 ? 0 : label[b.r + r].pivot;
+    load_soft(p, n, p.labels ? line : nullptr, b, tiles.soft);
+  }
+  const Real* weight = static_cast<const Real*>(p.mean_weight);
+  if ((set & kWeights) && !weight)
+    for (int j = 0; j < b.width + xent::kBeyond; ++j) tiles.ones[j] = j < b.width ? 1 : 0;
+  return {tiles.soft, weight ? weight + b.first : tiles.ones, {}};
 }
 
+// ---- statistics ---------------------------------------------------------------------------------
+
+unsigned terms_of(const Problem& p, const xent::Statistics& s) {
+  return (s.mean ? kMean | (p.mean_weight ? kWeights : 0u) : 0u) | (s.entropy ? kEntropy : 0u) |
+         (s.rest_squares ? kSquares : 0u) | (s.rest_cubes ? kPowers : 0u) |
+         (is_soft(p) ? kSoft : 0u);
+}
+
+// float64 is rare, and kernels are not small.
 template <class Real>
-void sweep_rows(const Problem& p, const Wanted& want, const Strip& strip, int64_t n, int height,
-                const Label* label, Row<Real>* rows, Sums& sums, Real* tile) {
-  alignas(64) Real softs[kTile];
-  alignas(64) Real means[kTile];
-  for (int r = 0; r < height; ++r) rows[r] = Row<Real>();
-  const Strip soft_strip(want.soft ? p.soft : p.logits, n);
-  const Cut cut(p, false, height);
+struct StatisticsSets
+    : Compiled<kPlain, kMean, kMean | kWeights, kEntropy, kSquares, kPowers, kSoft> {};
+template <>
+struct StatisticsSets<double> : Compiled<kPlain> {};
+
+template <unsigned set, class Real>
+void sweep(const Problem& p, const Strip& strip, int64_t n, int height, const Label* label,
+           Rows& rows, Tiles<Real>& tiles) {
+  const bool panels = fits_panels(p);
+  const Cut cut(p, panels, height);
+  Real* const no_slope = nullptr;
   cut.for_blocks(p, height, [&](const Block& b) {
+    if constexpr (!(set & kSoft))
+      if (panels) {
+        load_panel(p, strip, n, b, tiles.logits, no_slope, tiles.panel);
+        const PanelLayout<Real> block{tiles.panel, b.height, b.width};
+        return absorb<set>(p, rows, block, load_beside<set>(p, n, label, b, tiles), label, b,
+                           ahead_of_panel(strip, kStrip, b.first));
+      }
     if (!any_kept(label, b)) return;
-    load_logits(p, strip, n, b, Real(-kInfinity), tile, static_cast<Real*>(nullptr));
-    if (want.soft) load_soft(p, soft_strip, b, softs);
-    if (want.mean) load_mean(p, b, means);
-    const Ahead next = cut.next(p, strip, b);
-    for (int r = 0; r < b.height; ++r)
-      if (label[b.r + r].kind == Kind::kept)
-        absorb(rows[b.r + r], p, want, b.first, tile + r * b.pitch, softs + r * b.pitch, means,
-               b.width, label[b.r + r].pivot, next.row(r));
+    load_logits(p, strip, n, b, Real(-kInfinity), tiles.logits, no_slope);
+    const RowsLayout<Real> block{tiles.logits, b.height, b.width, b.pitch};
+    absorb<set>(p, rows, block, load_beside<set>(p, n, label, b, tiles), label, b,
+                cut.next(p, strip, b));
   });
-  collect(rows, height, sums);
 }
 
 template <class Real>
 void row_statistics(Problem& p, int64_t begin, int64_t end) {
-  alignas(64) Real tile[kTile] = {};
-  alignas(64) Real panel[kTile] = {};
-  const Wanted want(p);
-  const bool plain = want.plain();
-  Row<Real> rows[kStrip];
+  Tiles<Real> tiles;
   Label label[kStrip];
-  Sums sums;
+  using Sets = StatisticsSets<Real>;
+  const xent::Statistics& s = p.statistics;
+  const unsigned terms = Sets::find(terms_of(p, s));
   int64_t kept = 0;
   for (int64_t n = begin; n < end;) {
     const int height = strip_height(p, n, end);
     const Strip strip(p.logits, n);
     for (int r = 0; r < height; ++r) label[r] = read_label(p, n + r);
-    if (plain)
-      sweep_plain(p, strip, n, height, label, sums, tile, panel);
-    else
-      sweep_rows(p, want, strip, n, height, label, rows, sums, tile);
-    find_odds(sums, height);
-    finish_plain(p.statistics, sums, n, height);
+    Sets::with(terms, [&](auto set) {
+      Rows rows(set.value, s.rest_top);
+      sweep<set.value>(p, strip, n, height, label, rows, tiles);
+      const Odds odds(rows, height, set.value & kEntropy);
+      finish<Real>(p, rows, odds, label, n, height);
+      if (p.sharded)
+        for (int r = 0; r < height; ++r)
+          if (odds.sum[r] == 0 && rows.pivot[r] == -kInfinity)
+            finish_nothing(s, is_soft(p), s.mass[n + r], n + r);
+    });
     for (int r = 0; r < height; ++r) {
       if (label[r].kind == Kind::kept) {
-        if (p.labels) put(p.statistics.mass, n + r, label_weight<Real>(p, label[r].pivot));
-        if (!plain) finish(p, want, rows[r], sums, r, n + r);
-        if (p.sharded && sums.sum[r] == 0 && sums.pivot[r] == -kInfinity)
-          finish_nothing(p.statistics, want.soft, p.statistics.mass[n + r], n + r);
         ++kept;
-      } else {
-        finish_ignored(p.statistics, n + r);
+        continue;
       }
+      finish_ignored(s, n + r);
       if (label[r].kind == Kind::bad) {
         __atomic_store_n(&p.bad_label, p.labels[n + r], __ATOMIC_RELAXED);
         __atomic_store_n(&p.has_bad_label, true, __ATOMIC_RELAXED);
@@ -165,81 +182,80 @@ void row_statistics(Problem& p, int64_t begin, int64_t end) {
 
 // ---- gradient -----------------------------------------------------------------------------------
 
+template <class Real>
+struct GradientSets
+    : Compiled<kPlain, kMean, kMean | kWeights, kEntropy, kSquares, kPowers, kSoft, kSlope> {};
+template <>
+struct GradientSets<double> : Compiled<kPlain> {};
+
 // The gradient of ignored rows, whose logits need not be read.
 template <class Real>
-void store_zeros(const Problem& p, const Strip& out, const Block& b, Real* tile, const Real* caps) {
+void store_zeros(const Strip& out, const Block& b, Real* tile) {
   for (int j = 0; j < b.height * b.pitch; ++j) tile[j] = 0;
-  store_rows(p, out, b, tile, caps);
+  store(out, b, tile);
 }
 
-template <class Real>
-void gradient_plain(const Problem& p, const Strip& strip, const Strip& out, int64_t n, int height,
-                    const Label* label, const Slopes<Real>& slopes, Real* tile, Real* panel,
-                    Real* caps) {
-  const bool panels = fits_panels(p);
-  const Cut cut(p, panels, height);
-  cut.for_blocks(p, height, [&](const Block& b) {
+// By way of a tile, or of a panel.
+template <unsigned set, class Real>
+void differentiate_in_place(const Problem& p, const Strip& strip, const Strip& out, int64_t n,
+                            const Block& b, bool panels, const Label* label,
+                            const Slopes<Real>& slopes, Tiles<Real>& tiles, const Ahead& next) {
+  const auto run = [&](const auto& block) {
+    differentiate<set>(slopes, block, b.r, load_beside<set>(p, n, label, b, tiles), next,
+                       [&](auto step) { block.map(step); });
+    put_pivots(slopes, b, [&](int r, int64_t j, Real g) { block.at(r, j) = g; });
+  };
+  if constexpr (!(set & kSoft))
     if (panels) {
-      const PanelLayout<Real> block{panel, b.height, b.width};
-      load_panel(p, strip, n, b, tile, caps, panel);
-      differentiate_plain(slopes, block, b.r, ahead_of_panel(strip, kStrip, b.first),
-                          [&](auto step) { block.map(step); });
-      put_pivots(slopes, b, block);
-      store_panel(p, out, b, panel, tile, caps);
-      return;
+      load_panel(p, strip, n, b, tiles.logits, tiles.caps, tiles.panel);
+      run(PanelLayout<Real>{tiles.panel, b.height, b.width});
+      return store_panel(p, out, b, tiles.panel, tiles.logits, outer_slopes(p, b, tiles.caps));
     }
-    const RowsLayout<Real> block{tile, b.height, b.width, b.pitch};
-    if (!any_kept(label, b)) return store_zeros(p, out, b, tile, caps);
-    const Ahead next = cut.next(p, strip, b);
-    load_logits(p, strip, n, b, Real(kInfinity), tile, caps);
-    if (p.softcap > 0 || !out.adjacent()) {
-      differentiate_plain(slopes, block, b.r, next, [&](auto step) { block.map(step); });
-      put_pivots(slopes, b, block);
-      store_rows(p, out, b, tile, caps);
-    } else {
-      differentiate_to_any(out, b, p.streams, slopes, block, next);
-    }
-  });
+  if constexpr (is_all(set)) {
+    load_logits(p, strip, n, b, Real(kInfinity), tiles.logits, tiles.caps);
+    run(RowsLayout<Real>{tiles.logits, b.height, b.width, b.pitch});
+    store_rows(out, b, tiles.logits, outer_slopes(p, b, tiles.caps));
+  }
 }
 
-template <class Real>
-void gradient_of_rows(const Problem& p, const Strip& strip, const Strip& out, int64_t n, int height,
-                      const Label* label, const Slopes<Real>& slopes, Real* tile, Real* caps) {
-  alignas(64) Real softs[kTile];
-  alignas(64) Real means[kTile];
-  const Strip soft_strip(p.labels ? p.logits : p.soft, n);
-  Cut(p, false, height).for_blocks(p, height, [&](const Block& b) {
-    if (!any_kept(label, b)) return store_zeros(p, out, b, tile, caps);
-    load_logits(p, strip, n, b, Real(0), tile, caps);
-    if (!p.labels) load_soft(p, soft_strip, b, softs);
-    if (p.partials.mean) load_mean(p, b, means);
-    for (int r = 0; r < b.height; ++r) {
-      Real* z = tile + r * b.pitch;
-      if (label[b.r + r].kind != Kind::kept)
-        for (int j = 0; j < b.width; ++j) z[j] = 0;
-      else
-        differentiate(p, slopes, b.r + r, b.first, b.width, z, softs + r * b.pitch, means);
-    }
-    store_rows(p, out, b, tile, caps);
-  });
+// Straight from the tile to where the gradient goes.
+template <unsigned set, class Real>
+void differentiate_directly(const Problem& p, const Strip& strip, const Strip& out, int64_t n,
+                            const Block& b, const Label* label, const Slopes<Real>& slopes,
+                            Tiles<Real>& tiles, const Ahead& next) {
+  load_logits(p, strip, n, b, Real(kInfinity), tiles.logits, tiles.caps);
+  Beside<Real> beside = load_beside<set>(p, n, label, b, tiles);
+  beside.outer = outer_slopes(p, b, tiles.caps);
+  const RowsLayout<Real> block{tiles.logits, b.height, b.width, b.pitch};
+  differentiate_to_any<set>(out, b, p.streams, slopes, block, beside, next);
 }
 
 template <class Real>
 void row_gradient(const Problem& p, int64_t begin, int64_t end) {
-  alignas(64) Real tile[kTile + 2 * kLanes] = {};  // a cache line may end beyond its row
-  alignas(64) Real panel[kTile] = {};
-  alignas(64) Real caps[kTile];
+  Tiles<Real> tiles;
   Label label[kStrip];
   Slopes<Real> slopes;
+  const bool panels = fits_panels(p), direct = !panels && p.gradient.class_stride == 1;
+  using Sets = GradientSets<Real>;
+  const unsigned wanted = terms_of(p, p.partials);
+  const unsigned terms = direct ? Sets::find(wanted) : panels ? Sets::find(wanted & ~kSlope) : all_of(wanted);
   for (int64_t n = begin; n < end;) {
     const int height = strip_height(p, n, end);
     const Strip strip(p.logits, n), out(p.gradient, n);
+    const Cut cut(p, panels, height);
     for (int r = 0; r < height; ++r) label[r] = read_label(p, n + r);
-    find_slopes(p, n, height, label, slopes);
-    if (is_plain(p))
-      gradient_plain(p, strip, out, n, height, label, slopes, tile, panel, caps);
-    else
-      gradient_of_rows(p, strip, out, n, height, label, slopes, tile, caps);
+    SlopeFinder<Real>(terms, p, n, height, label, slopes).find();
+    Sets::with(terms, [&](auto set) {
+      cut.for_blocks(p, height, [&](const Block& b) {
+        if (!panels && !any_kept(label, b)) return store_zeros(out, b, tiles.logits);
+        const Ahead next = panels ? ahead_of_panel(strip, kStrip, b.first) : cut.next(p, strip, b);
+        if constexpr (!is_all(set.value))
+          if (direct)
+            return differentiate_directly<set.value>(p, strip, out, n, b, label, slopes, tiles, next);
+        if constexpr (set.value != kSlope)
+          differentiate_in_place<set.value>(p, strip, out, n, b, panels, label, slopes, tiles, next);
+      });
+    });
     n += height;
   }
   if (p.streams) finish_streams();

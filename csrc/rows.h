@@ -39,37 +39,45 @@ struct Statistics {
   double* mean;
   double* support;    // how many classes are not masked by -inf
   double* mean_mass;  // what the coefficients of `mean` sum to
+  double* rest_top;   // of an index target: the class of the largest logit but the pivot's
+  double* rest_top_logit;
+  double* rest_squares;  // sums of squared and cubed probabilities
+  double* rest_cubes;
 };
-constexpr int kFields = 15;
+constexpr int kFields = sizeof(Statistics) / sizeof(double*);
 
 // d loss / d statistic: float64 per row, or one for all of them (step 0); null stands for zero.
-struct Partials {
-  const double* log_odds;
-  const double* log_prob;
-  const double* target;
-  const double* lse;
-  const double* entropy;
-  const double* mean;
+struct Partial {
+  const double* at;
   int64_t step;
 };
+
+struct Partials {
+  Partial log_odds, log_prob, target, lse, entropy, mean, rest_top_logit, rest_squares, rest_cubes;
+};
+
+// How far beyond the last class the sweeps look, which go by whole vectors.
+constexpr int kBeyond = 32;
 
 struct Problem {
   Matrix logits;
   int64_t rows;
   int64_t classes;
 
-  // z = softcap * tanh(scale * x / softcap) + class_bias
+  // z = softcap * tanh(scale * x / softcap) * class_scale + class_bias
   const double* scale;  // null: 1
   int64_t scale_step;   // 1: one per row, 0: one for all
   double softcap;       // 0: none
-  const void* class_bias;  // V numbers of the sweep's type, or null
+  const void* class_scale;  // V positive numbers of the sweep's type and kBeyond 0s, or null: 1
+  const void* class_bias;   // V numbers of the sweep's type, or null
 
-  const int64_t* labels;  // index target, or null for the soft one
+  const int64_t* labels;  // the target's classes, or null for a soft target
   int64_t ignore_index;
   int64_t first_class;  // the number of the first class here
   bool sharded;         // labels of other shards are not errors: their rows have no pivot
-  Matrix soft;
+  Matrix soft;  // a row each; with labels a table of a row for each class; or null
   const void* class_weight;  // V numbers of the sweep's type, or null: 1
+  const void* mean_weight;   // what `mean` weighs them by: likewise, and kBeyond 0s
 
   Statistics statistics;
   Partials partials;

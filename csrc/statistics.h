@@ -1,400 +1,380 @@
-// The statistics of a row: blocks are absorbed into running sums, the pivot is kept apart, and the
-// logarithms are taken at the end. Row by row, with everything that can be asked for; plain.h has
-// the common case.
+// The forward sweep of a strip of rows: blocks are absorbed into running sums, the pivots are kept
+// apart.
 #pragma once
 
-#include "blocks.h"
+#include "fields.h"
+#include "layouts.h"
 
 namespace {
 
-// ---- sums over one block ------------------------------------------------------------------------
+// ---- one class ----------------------------------------------------------------------------------
 
-template <int half, class Real, class Operation>
-Real fold(Real* lane, Operation operation) {
-  if constexpr (half == 0) {
-    return lane[0];
-  } else {
-    for (int i = 0; i < half; ++i) lane[i] = operation(lane[i], lane[i + half]);
-    return fold<half / 2>(lane, operation);
-  }
-}
+// How to add up a row. The quick way is wrong where classes are masked; the careful one counts those
+// at the shift rather than add up their exponentials, so that the others keep their digits.
+enum class Way { quick, minds_masks, careful };
 
-template <class Real>
-double total(Real* lane) {
-  return double(fold<kLanes / 2>(lane, [](Real a, Real b) { return a + b; }));
-}
-
-// Does not see NaN; both callers go on to see it in the sums.
-template <class Real>
-Real largest(const Real* z, int n) {
-  const auto greater = [](Real a, Real b) { return a > b ? a : b; };
-  Real lane[kLanes];
-  XENT_FOR(i, kLanes) lane[i] = z[i];
-  for (int j = kLanes; j < n; j += kLanes)
-    XENT_FOR(i, kLanes) lane[i] = greater(z[j + i], lane[i]);
-  return fold<kLanes / 2>(lane, greater);
-}
-
-template <class Real>
-int first_equal(const Real* z, int n, Real value) {
-  int j = 0;
-  while (j < n - 1 && z[j] != value) ++j;
-  return j;
-}
-
-template <class Real>
-double sum_of_exp(const Real* z, int n, const Base<Real>& base, const Ahead& ahead) {
-  Real lane[kLanes] = {};
-  const Real magic = base.magic(), lowest = base.lowest();
-  for (int j = 0; j < n; j += kLanes) {
-    ahead.fetch(0, j);
-    XENT_FOR(i, kLanes) {
-      const Real x = lowest > z[j + i] ? lowest : z[j + i];
-      lane[i] = exponential(x, magic).added_to(lane[i]);
-    }
-  }
-  return total(lane);
-}
-
-template <class Real>
-void subtract(Real offset, Real* z, int n) {
-  if (offset == 0) return;
-  for (int j = 0; j < n; ++j) z[j] -= offset;
-}
-
-// 0, or NaN where the block holds one. `largest` does not see them.
-template <class Real>
-double nan_or_zero(const Real* z, int n) {
-  double found = 0;
-  for (int j = 0; j < n; ++j) found = z[j] == z[j] ? found : kNaN;
-  return found;
-}
-
-// ---- one row ------------------------------------------------------------------------------------
-
-// Everything but the pivot. The deficits are sums of c_j (shift - z_j), for which no digits are
-// lost however large the logits.
-template <class Real>
-struct Rest {
-  Real largest = Real(-kInfinity);
-  Base<Real> base{-kInfinity};
-  double sum = 0, spread = 0;
-  double tops = 0;  // for the entropy: how many classes reach the shift; `sum` is then without them
-  double soft_mass = 0, soft_deficit = 0;
-  double mean_mass = 0, mean_deficit = 0, support = 0;
-
-  double log_sum() const {
-    if (tops == 0) return log_lane(sum);
-    const double ratio = sum / tops;
-    return log_lane(tops) + (ratio <= 1 ? log1p_lane(ratio) : log_lane(1 + ratio));
-  }
-
-  bool masked() const { return largest == Real(-kInfinity); }
-
-  void raise(Real to) {
-    if (!(to > largest)) return;
-    const Base<Real> next(double(to), true);  // the deficits and the entropy want it exact
-    if (!masked() && next.shift > base.shift) {
-      const double delta = next.shift - base.shift, factor = exp_scaled(-delta, 1.0);
-      spread = factor * (spread + delta * (sum + tops));
-      sum = factor * (sum + tops);
-      tops = 0;
-      soft_deficit += delta * soft_mass;
-      mean_deficit += delta * mean_mass;
-    }
-    largest = to;
-    base = next;
+// The sums of a set of terms: their places among the accumulators.
+template <unsigned set>
+struct Places {
+  static constexpr int sum = 0;  // of exponentials
+  static constexpr int spread = sum + 1;  // of (shift - z) e^(z - shift), for the entropy
+  static constexpr int squares = spread + bool(set & kEntropy);
+  static constexpr int cubes = squares + bool(set & kSquares);
+  static constexpr int level = cubes + bool(set & kCubes);  // of c_j (z_j - offset)
+  static constexpr int weight = level + bool(set & kMean);   // of c_j
+  static constexpr int mass = weight + bool(set & kWeights);  // of q_j
+  static constexpr int deficit = mass + bool(set & kSoft);    // of q_j (shift - z_j)
+  static constexpr int quick_count = deficit + bool(set & kSoft);
+  static constexpr int support = quick_count;  // of 1, unless masked
+  static constexpr int tops = support + 1;     // of 1 at the shift
+  static constexpr int count(Way way) {
+    return quick_count + (way != Way::quick) + (way == Way::careful);
   }
 };
 
-template <class Real>
-struct Row {
-  Rest<Real> rest;
-  int64_t pivot = -1;
-  double pivot_logit = -kInfinity;
-  double pivot_soft = 0, pivot_mean = 0;  // the pivot's coefficients
-  Real top_logit = Real(-kInfinity);
-  int64_t top = 0;
-};
+// Some sums have terms of z - shift, which must then be exact.
+constexpr bool exact_sums(unsigned set) { return set & (kMean | kEntropy | kSoft); }
 
-struct Wanted {
-  bool soft, mean, entropy, top;
-  explicit Wanted(const Problem& p)
-      : soft(!p.labels), mean(p.statistics.mean), entropy(p.statistics.entropy),
-        top(p.statistics.top) {}
-  bool plain() const { return !(soft || mean || entropy || top); }
-};
+// Adds a class of a row to its sums.
+template <unsigned set, Way way, class Real>
+struct Adder {
+  Real offset, magic, low;
+  const Real *weight, *soft;
 
-template <class Real>
-double class_weight(const Problem& p, int64_t j) {
-  return p.class_weight ? double(static_cast<const Real*>(p.class_weight)[j]) : 1.0;
-}
-
-// With sum of (shift - z) exp(z - shift), which is what the entropy needs, all terms positive. The
-// classes at the shift itself are counted, so that log(tops + sum) keeps a tiny `sum`.
-template <class Real>
-void absorb_with_spread(Rest<Real>& rest, const Real* z, int n) {
-  Real sum[kLanes] = {}, spread[kLanes] = {}, tops[kLanes] = {};
-  for (int j = 0; j < n; j += kLanes)
-    XENT_FOR(i, kLanes) {
-      const Real x = z[j + i], e = exp_scaled(x, Real(1));
-      sum[i] += x == 0 ? Real(0) : e;
-      tops[i] += x == 0 ? Real(1) : Real(0);
-      spread[i] += e == 0 ? Real(0) : -x * e;
-    }
-  rest.sum += total(sum);
-  rest.tops += total(tops);
-  rest.spread += total(spread);
-}
-
-template <class Real>
-void absorb_block(Rest<Real>& rest, const Wanted& want, Real* z, const Real* soft,
-                  const Real* mean, int n, const Ahead& ahead) {
-  rest.raise(largest(z, n));
-  subtract(rest.base.offset, z, n);
-  if (rest.masked())
-    rest.sum += nan_or_zero(z, n);
-  else if (want.entropy)
-    absorb_with_spread(rest, z, n);
-  else
-    rest.sum += sum_of_exp(z, n, rest.base, ahead);
-  if (want.soft) {
-    Real mass[kLanes] = {}, deficit[kLanes] = {};
-    for (int j = 0; j < n; j += kLanes)
-      XENT_FOR(i, kLanes) {
-        const Real q = soft[j + i];
-        mass[i] += q;
-        deficit[i] += q == 0 ? Real(0) : q * -z[j + i];
-      }
-    rest.soft_mass += total(mass);
-    rest.soft_deficit += total(deficit);
-  }
-  if (want.mean) {
-    Real mass[kLanes] = {}, deficit[kLanes] = {}, support[kLanes] = {};
-    for (int j = 0; j < n; j += kLanes)
-      XENT_FOR(i, kLanes) {
-        const bool out = z[j + i] == Real(-kInfinity);
-        mass[i] += out ? Real(0) : mean[j + i];
-        deficit[i] += out ? Real(0) : mean[j + i] * -z[j + i];
-        support[i] += out ? Real(0) : Real(1);
-      }
-    rest.mean_mass += total(mass);
-    rest.mean_deficit += total(deficit);
-    rest.support += total(support);
-  }
-}
-
-// The pivot of a soft target gives way to a larger logit and joins the rest.
-template <class Real>
-void release_pivot(Row<Real>& row, const Wanted& want) {
-  if (!(row.pivot_logit > -kInfinity)) return;
-  Rest<Real>& rest = row.rest;
-  rest.raise(Real(row.pivot_logit));
-  const double gap = rest.base.shift - row.pivot_logit, e = exp_scaled(-gap, 1.0);
-  (want.entropy && gap == 0 ? rest.tops : rest.sum) += e;
-  rest.spread += gap * e;
-  rest.soft_mass += row.pivot_soft;
-  rest.soft_deficit += row.pivot_soft * gap;
-  rest.mean_mass += row.pivot_mean;
-  rest.mean_deficit += row.pivot_mean * gap;
-  rest.support += 1;
-}
-
-template <class Real>
-void take_pivot(Row<Real>& row, const Problem& p, int64_t first, int j, Real* z, Real* soft) {
-  row.pivot = first + j;
-  row.pivot_logit = double(z[j]);
-  row.pivot_mean = class_weight<Real>(p, first + j);
-  z[j] = Real(-kInfinity);
-  if (soft) {
-    row.pivot_soft = double(soft[j]);
-    soft[j] = 0;
-  }
-}
-
-template <class Real>
-void absorb(Row<Real>& row, const Problem& p, const Wanted& want, int64_t first, Real* z,
-            Real* soft, const Real* mean, int width, int64_t pivot, const Ahead& ahead) {
-  if (want.soft || want.top) {
-    const Real best = largest(z, padded(width));
-    if (best > row.top_logit) {
-      const int j = first_equal(z, width, best);
-      row.top_logit = best;
-      row.top = first + j;
-      if (want.soft) {
-        release_pivot(row, want);
-        take_pivot(row, p, first, j, z, soft);
+  template <class Sums>
+  XENT_LANE void operator()(Real z, int j, Sums sum) const {
+    using At = Places<set>;
+    const Real x = exact_sums(set) ? z - offset : z;
+    if constexpr (way == Way::careful) {
+      const bool vanishes = x < low;
+      const Real y = vanishes ? Real(0) : x, power = exponential(y, magic).times(Real(1));
+      const Real e = vanishes ? Real(0) : power;
+      sum(At::sum) += x == 0 ? Real(0) : e;
+      sum(At::tops) += x == 0 ? Real(1) : Real(0);
+      add_more(y, e, sum);
+    } else {
+      const Real y = low > x ? low : x;
+      const Power<Real> power = exponential(y, magic);
+      if constexpr (set & (kEntropy | kPowers)) {
+        sum(At::sum) += power.value();
+        add_more(y, power.value(), sum);
+      } else {
+        sum(At::sum) = power.added_to(sum(At::sum));
       }
     }
+    const bool out = way != Way::quick && z == Real(-kInfinity);
+    if constexpr (set & kWeights) {
+      const Real c = out ? Real(0) : weight[j];
+      sum(At::weight) += c;
+      sum(At::level) += out ? Real(0) : c * x;
+    } else if constexpr (set & kMean) {
+      sum(At::level) += out ? Real(0) : x;
+    }
+    if constexpr (way != Way::quick) sum(At::support) += out ? Real(0) : Real(1);
+    if constexpr (set & kSoft) {
+      const Real q = soft[j];
+      sum(At::mass) += q;
+      sum(At::deficit) += way != Way::quick && q == 0 ? Real(0) : -x * q;
+    }
   }
-  if (pivot >= first && pivot < first + width)
-    take_pivot(row, p, first, int(pivot - first), z, static_cast<Real*>(nullptr));
-  absorb_block(row.rest, want, z, soft, mean, padded(width), ahead);
-}
 
-// A zero factor wins over an infinite value: 0 * -inf = 0 for masked classes.
-double times(double factor, double value) { return factor == 0 ? 0.0 : factor * value; }
-
-void put(double* field, int64_t row, double value) {
-  if (field) field[row] = value;
-}
-
-// The sum of exponentials of a strip of rows, side by side: logarithms and exponentials of many rows
-// at once cost a tenth of one after the other.
-struct Sums {
-  double pivot[kStrip];    // the pivot's logit
-  double shift[kStrip];
-  double sum[kStrip];      // of the rest, relative to the shift
-  double log_sum[kStrip];
-  // What follows from them.
-  double d[kStrip];        // the log-odds of the pivot
-  double above[kStrip];    // lse - pivot = -log sigmoid(d)
-  double below[kStrip];    // lse - shift
+  template <class Sums>
+  XENT_LANE void add_more(Real y, Real e, Sums sum) const {
+    using At = Places<set>;
+    if constexpr (set & kEntropy) sum(At::spread) = fused(-y, e, sum(At::spread));
+    if constexpr (set & kSquares) sum(At::squares) = fused(e, e, sum(At::squares));
+    if constexpr (set & kCubes) sum(At::cubes) = fused(e * e, e, sum(At::cubes));
+  }
 };
 
-void find_odds(Sums& s, int height) {
-  double d[kStrip], overlap[kStrip];
-  for (int r = 0; r < height; ++r) {
-    // An infinite logit is an overflow upstream; it must not look like a sure prediction.
-    const double pivot = s.pivot[r] == kInfinity ? kNaN : s.pivot[r];
-    d[r] = pivot - s.shift[r] - s.log_sum[r];
+bool is_finite(double x) { return x - x == 0; }
+
+// A block of classes, those from `first` on, on its way into the rows from `from` on.
+template <unsigned set, class Real, class Layout>
+class Absorber {
+ public:
+  Absorber(const Problem& p, Rows& rows, const Layout& block, const Beside<Real>& beside,
+           const Label* label, int from, int64_t first, const Ahead& next)
+      : p_(p), rows_(rows), block_(block), beside_(beside), label_(label), from_(from),
+        first_(first), next_(next) {}
+
+  void absorb() {
+    if constexpr (set & kSoft)
+      for (int r = 0; r < block_.height; ++r) place_[r] = -1;
+    else
+      take_labels();
+    block_.extreme(greater(), next_, here_);
+    if constexpr (set & kSoft)
+      take_largest();
+    else if (rows_.seeks_top)
+      find_top();
+    choose_bases();
+    add_up();
+    merge();
   }
-  for (int r = 0; r < height; ++r) overlap[r] = overlap_lane(d[r]);
-  for (int r = 0; r < height; ++r) {
-    s.d[r] = d[r];
-    s.above[r] = (d[r] < 0 ? -d[r] : 0.0) + overlap[r];
-    s.below[r] = s.log_sum[r] + (d[r] < 0 ? 0.0 : d[r]) + overlap[r];
+
+ private:
+  using At = Places<set>;
+
+  static auto greater() {
+    return [](Real a, Real b) { return a > b ? a : b; };
   }
-}
 
-template <class Real>
-void collect(const Row<Real>* rows, int height, Sums& s) {
-  for (int r = 0; r < height; ++r) {
-    s.pivot[r] = rows[r].pivot_logit;
-    s.shift[r] = rows[r].rest.base.shift;
-    s.sum[r] = rows[r].rest.tops + rows[r].rest.sum;
-    s.log_sum[r] = rows[r].rest.log_sum();
+  void take_labels() {
+    for (int r = 0; r < block_.height; ++r) {
+      const int64_t j = label_[from_ + r].pivot - first_;
+      place_[r] = j < 0 || j >= block_.width ? -1 : j;
+      if (place_[r] < 0) continue;
+      rows_.pivot[from_ + r] = double(block_.at(r, j));
+      block_.at(r, j) = Real(-kInfinity);
+    }
   }
-}
 
-void put(double* field, int64_t n, int height, const double* value) {
-  if (!field) return;
-  for (int r = 0; r < height; ++r) field[n + r] = value[r];
-}
-
-// The fields that every target has, as they are for an index target.
-void finish_plain(const xent::Statistics& s, const Sums& sums, int64_t n, int height) {
-  double value[kStrip];
-  put(s.shift, n, height, sums.shift);
-  put(s.sum, n, height, sums.sum);
-  put(s.log_sum, n, height, sums.log_sum);
-  put(s.log_odds, n, height, sums.d);
-  put(s.target, n, height, sums.pivot);
-  for (int r = 0; r < height; ++r) value[r] = -sums.above[r];
-  put(s.log_prob, n, height, value);
-  for (int r = 0; r < height; ++r)
-    value[r] = sums.d[r] < 0 ? sums.shift[r] + sums.below[r] : sums.pivot[r] + sums.above[r];
-  put(s.lse, n, height, value);
-}
-
-// The class weight of an index target; 0 where the target is on another shard.
-template <class Real>
-double label_weight(const Problem& p, int64_t pivot) {
-  return pivot < 0 ? 0.0 : class_weight<Real>(p, pivot);
-}
-
-// The fields that only a row-by-row sweep finds.
-template <class Real>
-void finish(const Problem& p, const Wanted& want, const Row<Real>& row, const Sums& sums, int r,
-            int64_t n) {
-  const xent::Statistics& s = p.statistics;
-  const Rest<Real>& rest = row.rest;
-  const double shift = sums.shift[r], pivot = row.pivot_logit, d = sums.d[r];
-  const double above = sums.above[r], below = sums.below[r];
-  const bool pivot_wins = !want.soft && (pivot > double(row.top_logit) ||
-                                         (pivot == double(row.top_logit) && row.pivot < row.top));
-  put(s.top, n, double(pivot_wins ? row.pivot : row.top));
-  put(s.top_logit, n, pivot_wins ? pivot : double(row.top_logit));
-  if (want.soft) {
-    const double nll = times(row.pivot_soft, above) + rest.soft_deficit +
-                       times(rest.soft_mass, below);
-    put(s.log_prob, n, -nll);
-    put(s.log_odds, n, -nll - log_lane(one_minus_exp(nll)));
-    put(s.target, n, times(row.pivot_soft, pivot) + times(rest.soft_mass, shift) -
-                         rest.soft_deficit);
-    put(s.mass, n, row.pivot_soft + rest.soft_mass);
-    put(s.pivot_log_odds, n, d);
+  // The pivot of a soft target gives way to a larger logit, and joins the rest.
+  void take_largest() {
+    Real found[kStrip];
+    bool any = false;
+    for (int r = 0; r < block_.height; ++r) {
+      released_[r] = -kInfinity;
+      any |= double(here_[r]) > rows_.pivot[from_ + r];
+    }
+    if (!any) return;
+    block_.find(here_, found);
+    for (int r = 0; r < block_.height; ++r) {
+      const int n = from_ + r;
+      if (!(double(here_[r]) > rows_.pivot[n])) continue;
+      released_[r] = rows_.pivot[n];
+      released_soft_[r] = rows_.pivot_soft[n];
+      released_weight_[r] = mean_weight<Real>(p_, rows_.top[n]);
+      place_[r] = int64_t(found[r]);
+      Real& soft = beside_.soft[r * block_.pitch + place_[r]];
+      rows_.pivot[n] = double(here_[r]);
+      rows_.pivot_soft[n] = double(soft);
+      rows_.top[n] = first_ + place_[r];
+      block_.at(r, place_[r]) = Real(-kInfinity);
+      soft = 0;
+    }
+    block_.extreme(greater(), next_, here_);
   }
-  if (want.entropy) {
-    const double sum = sums.sum[r];
-    const double surprise = below + (sum > 0 ? rest.spread / sum : 0.0);
-    put(s.entropy, n, times(sigmoid_lane(d), above) +
-                          times(sigmoid_lane(-d), surprise));
+
+  void find_top() {
+    Real found[kStrip];
+    bool any = false;
+    for (int r = 0; r < block_.height; ++r) any |= double(here_[r]) > rows_.largest[from_ + r];
+    if (!any) return;
+    block_.find(here_, found);
+    for (int r = 0; r < block_.height; ++r)
+      if (double(here_[r]) > rows_.largest[from_ + r])
+        rows_.top[from_ + r] = first_ + int64_t(found[r]);
   }
-  if (want.mean) {
-    const bool in = pivot != -kInfinity;
-    const double support = rest.support + (in ? 1.0 : 0.0);
-    const double sum = (in ? times(row.pivot_mean, pivot) : 0.0) + times(rest.mean_mass, shift);
-    put(s.support, n, support);
-    put(s.mean_mass, n, (rest.mean_mass + (in ? row.pivot_mean : 0.0)) / support);
-    put(s.mean, n, (sum - rest.mean_deficit) / support);
+
+  void choose_bases() {
+    for (int r = 0; r < block_.height; ++r) {
+      Real top = greater()(here_[r], Real(rows_.largest[from_ + r]));
+      if constexpr (set & kSoft) top = greater()(Real(released_[r]), top);
+      const Base<Real> base{double(top), exact_sums(set)};
+      top_[r] = top;
+      shift_[r] = base.shift;
+      offset_[r] = base.offset;
+      magic_[r] = base.magic();
+      lowest_[r] = base.logit_of(lowest_exponent());
+    }
   }
-}
 
-// A shard without any unmasked class is the identity of the merge, where a whole row would be NaN.
-void finish_nothing(const xent::Statistics& s, bool soft, double mass, int64_t n) {
-  const double reached = soft && mass == 0 ? 0.0 : -kInfinity;
-  put(s.shift, n, -kInfinity);
-  put(s.sum, n, 0);
-  put(s.log_odds, n, reached == 0 ? kInfinity : -kInfinity);
-  put(s.log_prob, n, reached);
-  put(s.target, n, reached);
-  put(s.lse, n, -kInfinity);
-  put(s.mass, n, mass);
-  put(s.top, n, 0);
-  put(s.top_logit, n, -kInfinity);
-  put(s.pivot_log_odds, n, -kInfinity);
-  put(s.entropy, n, 0);
-  put(s.log_sum, n, 0);
-  put(s.mean, n, 0);
-  put(s.support, n, 0);
-  put(s.mean_mass, n, 0);
-}
+  // Subnormal powers would take a hundred cycles each. What is added where exponentials stop to fall
+  // is at most V 2^-41 of the sum, half a unit in the last place of float32.
+  int lowest_exponent() const {
+    constexpr int lowest = Exp<Real>::lowest;
+    return set == kSquares ? lowest / 2 : set == kPowers ? lowest / 3 : lowest;
+  }
 
-// An ignored row is a row predicted with certainty: no loss of the family sees it.
-void finish_ignored(const xent::Statistics& s, int64_t n) {
-  put(s.shift, n, 0);
-  put(s.sum, n, 0);
-  put(s.log_odds, n, kInfinity);
-  put(s.log_prob, n, 0);
-  put(s.target, n, 0);
-  put(s.lse, n, 0);
-  put(s.mass, n, 0);
-  put(s.top, n, 0);
-  put(s.top_logit, n, 0);
-  put(s.entropy, n, 0);
-  put(s.log_sum, n, 0);
-  put(s.mean, n, 0);
-  put(s.support, n, 1);
-  put(s.mean_mass, n, 0);
-}
+  void add_up() {
+    if constexpr (!exact_sums(set)) {
+      subtract_offsets(block_, offset_);
+      add_up_all<Way::quick>(lowest_);
+    } else if constexpr (Layout::is_panel && (set & kEntropy)) {
+      bool all[kStrip];
+      for (int r = 0; r < block_.height; ++r) all[r] = true;
+      add_up_carefully(all);
+    } else if constexpr (is_all(set)) {
+      add_up_all<Way::minds_masks>(lowest_);
+      look_again();
+    } else {
+      // What is no class gets the exponential 1, which is easily taken out of the sums, and nothing
+      // in the others; but the entropy's sums may be tiny.
+      if constexpr (!(set & kEntropy))
+        for (int r = 0; r < block_.height; ++r) block_.blank(r, place_[r], offset_[r]);
+      add_up_all<Way::quick>(lowest_);
+      if constexpr (!(set & kEntropy)) take_blanks_out();
+      look_again();
+    }
+  }
 
-// ---- labels -------------------------------------------------------------------------------------
+  template <Way way>
+  auto adder(const Real* low) const {
+    return [this, low](int r) {
+      return Adder<set, way, Real>{offset_[r], magic_[r], low[r], beside_.weight, soft(r)};
+    };
+  }
 
-enum class Kind { kept, ignored, bad };
+  template <Way way>
+  void add_up_all(const Real* low) {
+    block_.template sums<At::count(way)>(adder<way>(low), next_, sum_);
+  }
 
-// What the label of a row says; `pivot` is its class here, negative where there is none.
-struct Label {
-  Kind kind;
-  int64_t pivot;
+  void take_blanks_out() {
+    for (int r = 0; r < block_.height; ++r) {
+      const bool pivot = place_[r] >= 0;
+      sum_[At::sum][r] -= double(block_.padding() + pivot);
+      if constexpr (set & kWeights)
+        sum_[At::weight][r] -= pivot ? double(beside_.weight[place_[r]]) : 0.0;
+      if constexpr (set & kMean) sum_[At::support][r] = double(block_.width - pivot);
+    }
+  }
+
+  // Masked classes turn sums into infinities or NaN. And the entropy may live on what a sum of 1 and a
+  // little has rounded, or on exponentials so small that they were not let fall any further.
+  void look_again() {
+    constexpr double little = 0.25, faint = sizeof(Real) == 8 ? 0x1p-950 : 0x1p-88;
+    bool marked[kStrip], any = false;
+    for (int r = 0; r < block_.height; ++r) {
+      marked[r] = false;
+      if constexpr ((set & kMean) && !is_all(set)) marked[r] |= !is_finite(sum_[At::level][r]);
+      if constexpr ((set & kSoft) && !is_all(set)) marked[r] |= !is_finite(sum_[At::deficit][r]);
+      if constexpr (set & kEntropy) {
+        const double sum = sum_[At::sum][r];
+        marked[r] |= sum < faint || (!(set & kSoft) && here_[r] == top_[r] && sum < 1 + little);
+        tops_[r] = 0;
+      }
+      any |= marked[r];
+    }
+    if (any) add_up_carefully(marked);
+  }
+
+  void add_up_carefully(const bool* marked) {
+    Real vanished[kStrip];
+    for (int r = 0; r < block_.height; ++r) {
+      vanished[r] = Base<Real>(0, true).vanished();
+      if (marked[r]) block_.blank(r, place_[r], Real(-kInfinity));
+    }
+    block_.template sums_of<At::count(Way::careful)>(marked, adder<Way::careful>(vanished), next_,
+                                                     sum_);
+    for (int r = 0; r < block_.height; ++r) {
+      if (!marked[r]) continue;
+      if constexpr (set & kEntropy)
+        tops_[r] = sum_[At::tops][r];
+      else
+        sum_[At::sum][r] += sum_[At::tops][r];
+    }
+  }
+
+  const Real* soft([[maybe_unused]] int r) const {
+    if constexpr (set & kSoft) return beside_.soft + r * block_.pitch;
+    return nullptr;
+  }
+
+  void merge() {
+    double* sum = sum_[At::sum];
+    for (int r = 0; r < block_.height; ++r) {
+      // Where everything is masked, only a NaN may leave a trace.
+      const bool masked = top_[r] == Real(-kInfinity);
+      sum[r] = masked && sum[r] == sum[r] ? 0.0 : sum[r];
+      if constexpr (set & kEntropy) tops_[r] = masked ? 0.0 : tops_[r];
+      if constexpr (set & kEntropy) sum_[At::spread][r] = masked ? 0.0 : sum_[At::spread][r];
+      if constexpr (set & kSquares) sum_[At::squares][r] = masked ? 0.0 : sum_[At::squares][r];
+      if constexpr (set & kCubes) sum_[At::cubes][r] = masked ? 0.0 : sum_[At::cubes][r];
+    }
+    if (first_ > 0) carry();
+    if constexpr (set & kSoft) release();
+    for (int r = 0; r < block_.height; ++r) {
+      const int n = from_ + r;
+      rows_.largest[n] = double(top_[r]);
+      rows_.shift[n] = shift_[r];
+      rows_.sum[n] = sum[r];
+    }
+    if constexpr (set & kEntropy) store(rows_.tops, tops_), store(rows_.spread, sum_[At::spread]);
+    if constexpr (set & kSquares) store(rows_.squares, sum_[At::squares]);
+    if constexpr (set & kCubes) store(rows_.cubes, sum_[At::cubes]);
+    if constexpr (set & kSoft)
+      store(rows_.mass, sum_[At::mass]), store(rows_.deficit, sum_[At::deficit]);
+    if constexpr (set & kMean)
+      for (int r = 0; r < block_.height; ++r) {
+        const int n = from_ + r;
+        const double weight = sum_[set & kWeights ? At::weight : At::support][r];
+        rows_.level[n] += sum_[At::level][r] + weight * double(offset_[r]);
+        rows_.weight[n] += weight;
+        rows_.support[n] += sum_[At::support][r];
+      }
+  }
+
+  void store(double* field, const double* value) {
+    for (int r = 0; r < block_.height; ++r) field[from_ + r] = value[r];
+  }
+
+  // Earlier blocks had another shift. Nothing of theirs is moved where they held nothing: it may
+  // have been -inf.
+  void carry() {
+    for (int r = 0; r < block_.height; ++r) {
+      const int n = from_ + r;
+      const double before = rows_.sum[n] + (set & kEntropy ? rows_.tops[n] : 0.0);
+      const double delta = shift_[r] - rows_.shift[n];
+      const double factor = before == 0 ? 0.0 : exp_scaled(-delta, 1.0);
+      if constexpr (set & kEntropy) {
+        const bool same = delta == 0;
+        sum_[At::sum][r] += same ? rows_.sum[n] : factor * before;
+        tops_[r] += same ? rows_.tops[n] : 0.0;
+        sum_[At::spread][r] +=
+            before == 0 ? 0.0 : factor * (rows_.spread[n] + delta * before);
+      } else {
+        sum_[At::sum][r] += factor * before;
+      }
+      if constexpr (set & kSquares) sum_[At::squares][r] += factor * factor * rows_.squares[n];
+      if constexpr (set & kCubes)
+        sum_[At::cubes][r] += factor * factor * factor * rows_.cubes[n];
+      if constexpr (set & kSoft) {
+        const bool masked = rows_.shift[n] == -kInfinity;
+        sum_[At::mass][r] += rows_.mass[n];
+        sum_[At::deficit][r] += rows_.deficit[n] + (masked ? 0.0 : delta * rows_.mass[n]);
+      }
+    }
+  }
+
+  void release() {
+    for (int r = 0; r < block_.height; ++r) {
+      if (!(released_[r] > -kInfinity)) continue;
+      const double gap = shift_[r] - released_[r], e = exp_scaled(-gap, 1.0);
+      sum_[At::sum][r] += e;
+      sum_[At::mass][r] += released_soft_[r];
+      sum_[At::deficit][r] += released_soft_[r] * gap;
+      if constexpr (set & kEntropy) sum_[At::spread][r] += gap * e;
+      if constexpr (set & kMean) {
+        rows_.level[from_ + r] += released_weight_[r] * released_[r];
+        rows_.weight[from_ + r] += released_weight_[r];
+        rows_.support[from_ + r] += 1;
+      }
+    }
+  }
+
+  const Problem& p_;
+  Rows& rows_;
+  const Layout& block_;
+  const Beside<Real>& beside_;
+  const Label* label_;
+  const int from_;
+  const int64_t first_;
+  const Ahead& next_;
+
+  int64_t place_[kStrip];  // of the pivot in the block; negative where it is elsewhere
+  Real here_[kStrip], top_[kStrip];  // the largest logits of the rest: in the block, and so far
+  Real offset_[kStrip], magic_[kStrip], lowest_[kStrip];
+  double shift_[kStrip], sum_[At::count(Way::careful)][kStrip], tops_[kStrip];
+  double released_[kStrip], released_soft_[kStrip], released_weight_[kStrip];  // former pivots
 };
 
-Label read_label(const Problem& p, int64_t row) {
-  if (!p.labels) return {Kind::kept, -1};
-  const int64_t label = p.labels[row], here = label - p.first_class;
-  if (label == p.ignore_index) return {Kind::ignored, -1};
-  if (here >= 0 && here < p.classes) return {Kind::kept, here};
-  return {p.sharded ? Kind::kept : Kind::bad, -1};
+template <unsigned set, class Real, class Layout>
+[[gnu::flatten]] void absorb(const Problem& p, Rows& rows, const Layout& block, const Beside<Real>& beside,
+            const Label* label, const Block& b, const Ahead& next) {
+  Absorber<set, Real, Layout>(p, rows, block, beside, label, b.r, b.first, next).absorb();
 }
 
 }  // namespace

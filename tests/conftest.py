@@ -31,12 +31,3 @@ def core():
     if not native.available():
         pytest.skip("the compiled core is not installed")
     return native
-
-
-@pytest.hookimpl(hookwrapper=True)
-def pytest_runtest_call(item):
-    """Skip what the native engine says it cannot do yet; `-ra` lists it."""
-    outcome = yield
-    error = outcome.excinfo and outcome.excinfo[1]
-    if isinstance(error, ValueError) and 'engine="native" cannot do this' in str(error):
-        outcome.force_exception(pytest.skip.Exception(str(error).partition(";")[0]))

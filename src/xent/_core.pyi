@@ -7,6 +7,7 @@ step) with steps in elements; tables hold one float64 per field and row.
 Matrix = tuple[int, int, int, int, int, int]
 Labels = tuple[int, int, int, bool]
 Transform = tuple[int, bool, float, int, int]
+Weights = tuple[int, int]
 
 # Element-wise: (address or 0 for ones, type, repeat, period), (address or 0, type), and
 # the settings of csrc/elements.h.
@@ -38,6 +39,7 @@ def row_statistics(
     labels: Labels,
     soft: Matrix,
     transform: Transform,
+    weights: Weights,
     statistics: int,
     fields: int,
 ) -> tuple[int, bool, int]: ...
@@ -48,9 +50,10 @@ def row_gradient(
     labels: Labels,
     soft: Matrix,
     transform: Transform,
+    weights: Weights,
     statistics: int,
     fields: int,
-    partials: int,
+    partials: list[tuple[int, int]],
     gradient: Matrix,
 ) -> None: ...
 def plain_loss(

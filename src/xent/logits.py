@@ -73,4 +73,15 @@ def make_transform(
         vector_of_classes("class_bias", class_bias, classes, device)
     if class_scale is not None:
         vector_of_classes("class_scale", class_scale, classes, device)
+        _refuse_unless_positive(class_scale)
     return LogitTransform(scale, cap, class_bias, class_scale)
+
+
+def _refuse_unless_positive(class_scale: Tensor) -> None:
+    """A factor of 0 or less would unmask a class at -inf. Looked at where that is free."""
+    if class_scale.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    if torch._C._are_functorch_transforms_active():
+        return
+    if not bool((class_scale > 0).all()):
+        raise ValueError("`class_scale` must be positive; turn logits round before the loss")

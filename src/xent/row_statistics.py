@@ -22,13 +22,13 @@ Everything per row is float64: N numbers cost nothing beside N x V.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-# Rows of the table an engine answers with, in the order of the C++ struct `Statistics`.
+# What an engine may answer with, in the order of the C++ struct `Statistics`.
 FIELDS = (
     "shift",
     "sum",
@@ -56,29 +56,33 @@ REQUESTS = ("entropy", "mean", "top", "squares", "cubes")
 INDEX_ONLY = ("squares", "cubes")  # requests that a soft target cannot make
 
 
-def fields_of(soft: bool, requests: tuple[str, ...]) -> tuple[str, ...]:
-    """The fields to compute: the constant ones and what is asked for on top."""
-    names = ["shift", "sum", "log_odds", "log_prob", "target", "lse", "mass"]
-    if soft:
-        names += ["top", "pivot_log_odds"]
-    if "top" in requests:
-        names += ["top", "top_logit"] if soft else ["top", "rest_top", "rest_top_logit"]
-    if "entropy" in requests:
-        names += ["entropy", "log_sum"]
-    if "mean" in requests:
-        names += ["mean", "support", "mean_mass"]
-    names += [f"rest_{power}" for power in INDEX_ONLY if power in requests]
-    return tuple(dict.fromkeys(names))
-
-
-def field_mask(fields: tuple[str, ...]) -> int:
-    """The fields as the bits that the engines understand."""
+def _bits(*fields: str) -> int:
     return sum(1 << INDEX[name] for name in fields)
 
 
-def table_height(mask: int) -> int:
-    """How many rows a table has that holds the fields of ``mask``."""
-    return mask.bit_length()
+# As bits, for class indices and for soft targets: what is always computed, and on request.
+_EVERY = ("shift", "sum", "log_odds", "log_prob", "target", "lse", "mass")
+_ALWAYS = (_bits(*_EVERY), _bits(*_EVERY, "top", "pivot_log_odds"))
+_ASKED = {
+    "entropy": (_bits("entropy", "log_sum"),) * 2,
+    "mean": (_bits("mean", "support", "mean_mass"),) * 2,
+    "top": (_bits("top", "rest_top", "rest_top_logit"), _bits("top", "top_logit")),
+    "squares": (_bits("rest_squares"),) * 2,
+    "cubes": (_bits("rest_cubes"),) * 2,
+}
+
+
+def field_mask(soft: bool, requests: tuple[str, ...]) -> int:
+    """The fields to compute, as the bits that the engines understand."""
+    mask = _ALWAYS[soft]
+    for name in requests:
+        mask |= _ASKED[name][soft]
+    return mask
+
+
+def fields_of(mask: int) -> tuple[str, ...]:
+    """The names of the fields, in the order of their table."""
+    return tuple([name for k, name in enumerate(FIELDS) if mask >> k & 1])
 
 
 def _requested(name: str, request: str, doc: str) -> property:
@@ -121,6 +125,7 @@ class RowStatistics:
         label: *constant*. Class of the target, int64, negative in ignored rows; None for soft
             targets.
         classes: number of classes, masked ones included.
+        complete: whether it is known that no row is ignored.
 
     On request only (``entropy=True`` and so on):
         entropy: entropy of the predicted distribution.
@@ -157,6 +162,7 @@ class RowStatistics:
     label: Tensor | None = None
     classes: int = 0
     on_request: Mapping[str, Tensor] = field(default_factory=dict)
+    complete: bool = False
 
     @property
     def prob(self) -> Tensor:
@@ -207,26 +213,27 @@ class RowStatistics:
         return torch.where(inside, found, 0.0)
 
     @classmethod
-    def from_table(
+    def from_fields(
         cls,
-        table: Tensor,
+        values: Sequence[Tensor],
         fields: tuple[str, ...],
         soft: bool,
         first_class: int = 0,
         constant_masses: bool = True,
         label: Tensor | None = None,
         classes: int = 0,
+        complete: bool = False,
     ) -> RowStatistics:
-        """Name the rows of the (fields, ...) table that an engine answers with.
+        """Name the fields that an engine answers with.
 
         Masses do not depend on the logits. ``constant_masses=False`` keeps their gradients towards
         soft targets and class weights.
         """
-        row = dict(zip(FIELDS, table.unbind(0), strict=False))
+        row = dict(zip(fields, values, strict=True))
         if constant_masses:
             row |= {k: row[k].detach() for k in ("mass", "mean_mass", "support") if k in row}
         requested = {name: row[name] for name in _AS_THEY_ARE if name in fields}
-        if "rest_top" in fields:
+        if "rest_top_logit" in fields:
             requested["rest_top"] = row["rest_top"].detach().to(torch.int64) + first_class
             requested["top_logit"] = torch.maximum(row["target"], row["rest_top_logit"])
         if "top_logit" in fields:
@@ -242,6 +249,7 @@ class RowStatistics:
             soft=soft,
             label=label,
             classes=classes,
+            complete=complete,
             on_request=requested,
         )
 

@@ -29,6 +29,11 @@ class Target(NamedTuple):
         """Whether ``values`` are class indices, among which rows may be ignored."""
         return not self.soft or self.table is not None
 
+    @property
+    def probabilities(self) -> Tensor | None:
+        """Those of a soft target: a row for each row of logits, or for each class."""
+        return (self.values if self.table is None else self.table) if self.soft else None
+
     def labels(self) -> Tensor | None:
         """The class of each row, negative where it is ignored."""
         if not self.labelled:

@@ -1,6 +1,7 @@
 """The engines, each two functions, and the choice among them.
 
-``row_statistics(problem) -> table`` and ``row_gradient(problem, table, partials) -> gradient``:
+``row_statistics(problem) -> table, complete`` (whether no row was found to be ignored) and
+``row_gradient(problem, table, partials) -> gradient``:
 
 * ``reference`` is plain PyTorch: any device, any dtype, every transform. It is the specification.
 * ``native`` is C++ for CPU tensors.
@@ -16,9 +17,9 @@ import torch
 from torch import Tensor
 
 from .._check import one_of
-from ..row_statistics import RowStatistics, fields_of
+from ..row_statistics import RowStatistics
 from . import native, reference
-from .autograd import DifferentiableTable, apply_plain
+from .autograd import apply_plain, differentiable_fields
 from .problem import Problem
 from .transforms import transforms_active
 
@@ -71,7 +72,7 @@ def measure(
 ) -> RowStatistics:
     """The row statistics of a problem, differentiable with respect to its tensors."""
     plan = choose(problem, engine)
-    fields = fields_of(problem.target.soft, problem.requests)
+    complete = False
     compiling = torch.compiler.is_compiling()
     plain_operations = (
         problem.differentiable_beyond_logits()
@@ -81,7 +82,7 @@ def measure(
     if plan.engine == "native" and compiling:
         from .ops import table_op  # registers the operators; only compilers need them
 
-        table = table_op(problem, inplace_backward)
+        values = table_op(problem, inplace_backward).unbind(0)
     elif plain_operations:  # which transforms and compilers know how to take apart
         if inplace_backward:
             raise ValueError(
@@ -89,19 +90,19 @@ def measure(
                 "torch.func, forward-mode AD, compilation and gradients of targets, scales or "
                 "weights need the logits intact"
             )
-        table = reference.row_statistics(problem)
+        values = reference.row_statistics(problem)[0].unbind(0)
     else:
         module = native if plan.engine == "native" else reference
-        table = DifferentiableTable.apply(problem.logits, problem, module, inplace_backward)
-    assert isinstance(table, Tensor)
-    return RowStatistics.from_table(
-        table,
-        fields,
+        *values, complete = differentiable_fields(problem.logits, problem, module, inplace_backward)
+    return RowStatistics.from_fields(
+        values,
+        problem.fields,
         problem.target.soft,
         problem.target.first_class,
         constant_masses=not plain_operations,
         label=problem.target.labels(),
         classes=problem.classes,
+        complete=complete,
     )
 
 

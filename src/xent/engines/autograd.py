@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -9,33 +10,36 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from ..row_statistics import INDEX
 from ..targets import Target
 from . import native, reference
 from .problem import Problem
 from .transforms import is_batched
 
 
-class DifferentiableTable(torch.autograd.Function):
+class DifferentiableFields(torch.autograd.Function):
     """``row_statistics`` forward and ``row_gradient`` backward, of one engine.
 
-    Forward saves the logits it was given and O(N) numbers; backward sweeps the logits again.
+    Forward saves the logits it was given and O(N) numbers; backward sweeps the logits again. The
+    fields come one by one, so that those nobody uses need no gradient of zeros.
     """
 
     @staticmethod
     def forward(
         ctx: Any, logits: Tensor, problem: Problem, engine: ModuleType, inplace_backward: bool
-    ) -> Tensor:
-        """The table of statistics."""
-        table = engine.row_statistics(problem)
+    ) -> tuple[Any, ...]:
+        """The fields of the table of statistics, and whether it is complete."""
+        table, complete = engine.row_statistics(problem)
         ctx.save_for_backward(*problem.tensors(), table)
         ctx.problem, ctx.engine, ctx.inplace_backward = problem, engine, inplace_backward
-        return table
+        ctx.set_materialize_grads(False)
+        return *table.unbind(0), complete
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         """The gradient of the logits."""
-        (partials,) = grads
+        partials = grads[:-1]
+        if all(partial is None for partial in partials):
+            return None, None, None, None
         *tensors, table = ctx.saved_tensors
         problem = ctx.problem.with_tensors(tensors)
         return (
@@ -47,10 +51,14 @@ class DifferentiableTable(torch.autograd.Function):
 
 
 def gradient(
-    problem: Problem, table: Tensor, partials: Tensor, engine: ModuleType, inplace: bool
+    problem: Problem,
+    table: Tensor,
+    partials: Sequence[Tensor | None],
+    engine: ModuleType,
+    inplace: bool,
 ) -> Tensor:
     """The gradient by ``engine``, or by the reference where it must be differentiable itself."""
-    if torch.is_grad_enabled() or is_batched(partials):
+    if torch.is_grad_enabled() or any(is_batched(g) for g in partials if g is not None):
         return reference.row_gradient(problem, table, partials)
     if not inplace:
         return engine.row_gradient(problem, table, partials)
@@ -84,7 +92,8 @@ class PlainCrossEntropy(torch.autograd.Function):
             return native.plain_gradient(ctx.table, logits, labels, grad), None, None, None
         with torch.enable_grad():
             problem = Problem(logits, Target(labels, False, ctx.table.ignore_index))
-            log_prob = reference.row_statistics(problem)[INDEX["log_prob"]]
+            table, _ = reference.row_statistics(problem)
+            log_prob = table[problem.fields.index("log_prob")]
             loss = (-log_prob.sum() / ctx.table.divisor).to(logits.dtype)
         (result,) = torch.autograd.grad(loss, logits, grad, create_graph=record)
         return result, None, None, None
@@ -92,3 +101,5 @@ class PlainCrossEntropy(torch.autograd.Function):
 
 # torch.autograd.Function.apply without its look for torch.func, which is done by then: 2.5 us.
 apply_plain = super(torch.autograd.Function, PlainCrossEntropy).apply  # pyright: ignore
+differentiable_fields: Callable[..., tuple[Any, ...]]
+differentiable_fields = super(torch.autograd.Function, DifferentiableFields).apply  # pyright: ignore

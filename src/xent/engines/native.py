@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ else:
 
 TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 POOLED_BYTES = 32 << 20  # below, malloc keeps what it was given back
+BEYOND = 32  # zeros after a vector of the classes that is read by whole cache lines
 _NO_MATRIX = (0, 0, 0, 1, 0, 1)
 
 
@@ -93,21 +95,12 @@ def obstacle(problem: Problem) -> str | None:
             return f"{type(tensor).__name__} is a tensor subclass"
         if tensor.layout is not torch.strided:
             return f"the layout is {tensor.layout}"
-    if problem.target.table is not None:
-        return "a table of targets"
-    if "mean" in problem.requests and problem.mean_weight is not problem.class_weight:
-        return "a mean with weights of its own"
-    if problem.transform.class_scale is not None:
-        return "scales of the classes"
-    if {"squares", "cubes"} & set(problem.requests):
-        return "power sums"
-    if "top" in problem.requests and not problem.target.soft:
-        return "the runner-up"
     if problem.logits.dtype not in TYPES:
         return f"logits of {problem.logits.dtype}"
-    if problem.target.soft and problem.target.values.dtype not in TYPES:
-        return f"targets of {problem.target.values.dtype}"
-    if problem.target.soft and _wider(problem.target.values, problem.logits):
+    soft = problem.target.probabilities
+    if soft is not None and soft.dtype not in TYPES:
+        return f"targets of {soft.dtype}"
+    if problem.target.table is None and soft is not None and _wider(soft, problem.logits):
         return "float64 targets beside narrower logits ask for float64 arithmetic"
     if problem.differentiable_beyond_logits():
         return "a target, scale, bias or weight requires a gradient, which only the reference gives"
@@ -118,31 +111,35 @@ def _wider(a: Tensor, b: Tensor) -> bool:
     return a.dtype == torch.float64 and b.dtype != torch.float64
 
 
-def row_statistics(problem: Problem) -> Tensor:
-    """The table of statistics, (fields, N...) in float64."""
-    table = torch.zeros(problem.table_shape, dtype=torch.float64)
+def row_statistics(problem: Problem) -> tuple[Tensor, bool]:
+    """The table of statistics, (fields, N...) in float64, and whether no row was ignored."""
+    table = torch.empty(problem.table_shape, dtype=torch.float64)
     arguments, keep = _arguments(problem)
     arguments += [table.data_ptr(), problem.mask]
-    _, has_bad_label, bad_label = _core.row_statistics(*arguments)
+    kept, has_bad_label, bad_label = _core.row_statistics(*arguments)
     del keep
     if has_bad_label:
         raise label_out_of_range(bad_label, problem.classes, problem.target.ignore_index)
-    return table
+    return table, kept == problem.rows.numel()
 
 
 def row_gradient(
-    problem: Problem, table: Tensor, partials: Tensor, out: Tensor | None = None
+    problem: Problem,
+    table: Tensor,
+    partials: Sequence[Tensor | None],
+    out: Tensor | None = None,
 ) -> Tensor:
-    """The gradient of ``(table * partials).sum()`` with respect to the logits.
+    """The gradient with respect to the logits of the sum of every field times its partial.
 
     ``out``, which may be the logits themselves, receives it.
     """
     if out is None:
         out = _empty_like(problem.logits)
-    table, partials = table.contiguous(), partials.contiguous()
+    table = table.contiguous()
     arguments, keep = _arguments(problem)
     matrix, whole = _matrix(out, problem.axis, may_copy=False)
-    arguments += [table.data_ptr(), problem.mask, partials.data_ptr(), matrix]
+    slopes = [_slopes(partial, keep) for partial in partials]
+    arguments += [table.data_ptr(), problem.mask, slopes, matrix]
     _core.row_gradient(*arguments)
     del keep
     if whole is not None:
@@ -162,32 +159,52 @@ def _empty_like(x: Tensor) -> Tensor:
     return torch.empty(0, dtype=x.dtype).set_(storage, 0, x.shape, x.stride())
 
 
+def _slopes(partial: Tensor | None, keep: list[Tensor]) -> tuple[int, int]:
+    """The address of one number per row, and the step between them; (0, 0) for zeros."""
+    if partial is None:
+        return (0, 0)
+    if not any(partial.stride()):  # one number for all rows, expanded
+        return (partial.data_ptr(), 0)
+    keep.append(partial.contiguous())
+    return (keep[-1].data_ptr(), 1)
+
+
 def _arguments(problem: Problem) -> tuple[list[Any], list[Tensor]]:
     """The problem as numbers, and the tensors that must live as long as the addresses are used."""
     p, keep = problem, []
 
-    def address(tensor: Tensor | None, dtype: torch.dtype) -> int:
+    sweep = torch.float64 if p.logits.dtype == torch.float64 else torch.float32
+
+    def address(tensor: Tensor | None, dtype: torch.dtype = sweep, beyond: int = 0) -> int:
         if tensor is None:
             return 0
-        keep.append(tensor.detach().to(dtype).contiguous())
+        tensor = tensor.detach().to(dtype).contiguous()
+        keep.append(torch.nn.functional.pad(tensor, (0, beyond)) if beyond else tensor)
         return keep[-1].data_ptr()
 
-    sweep = torch.float64 if p.logits.dtype == torch.float64 else torch.float32
     logits, copy = _matrix(p.logits, p.axis)
-    soft, soft_copy = _matrix(p.target.values, p.axis) if p.target.soft else (_NO_MATRIX, None)
+    soft, soft_copy = _NO_MATRIX, None
+    if p.target.table is not None:
+        table = p.target.table
+        table = table.to(sweep) if _wider(table, p.logits) else table
+        keep.append(table)
+        soft, soft_copy = _matrix(table, 1)
+    elif p.target.soft:
+        soft, soft_copy = _matrix(p.target.values, p.axis)
     keep += [t for t in (copy, soft_copy) if t is not None]
-    labels = 0 if p.target.soft else address(p.target.values, torch.int64)
+    labels = address(p.target.values, torch.int64) if p.target.labelled else 0
     scale = p.transform.scale
     transform = (
         address(scale, torch.float64),
         scale is not None and scale.ndim > 0,
         p.transform.softcap,
-        address(p.transform.class_bias, sweep),
-        address(p.class_weight, sweep),
+        address(p.transform.class_scale, beyond=BEYOND),
+        address(p.transform.class_bias),
     )
+    weights = (address(p.class_weight), address(p.mean_weight, beyond=BEYOND))
     rows = p.rows.numel()
     target = (labels, p.target.ignore_index, p.target.first_class, p.target.sharded)
-    return [logits, rows, p.classes, target, soft, transform], keep
+    return [logits, rows, p.classes, target, soft, transform, weights], keep
 
 
 def _matrix(x: Tensor, axis: int, may_copy: bool = True) -> tuple[tuple, Tensor | None]:

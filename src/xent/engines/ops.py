@@ -77,9 +77,8 @@ def row_statistics(
 ) -> Tensor:
     """The table of statistics, (fields, N...) in float64."""
     tensors = (logits, target, scale, class_bias, class_weight, class_scale, mean_weight, table)
-    return native.row_statistics(
-        _problem(tensors, soft, ignore_index, first_class, sharded, softcap, requests)
-    )
+    problem = _problem(tensors, soft, ignore_index, first_class, sharded, softcap, requests)
+    return native.row_statistics(problem)[0]
 
 
 @row_statistics.register_fake
@@ -113,7 +112,7 @@ def row_gradient(
     """The gradient of the logits."""
     tensors = (logits, target, scale, class_bias, class_weight, class_scale, mean_weight, table)
     problem = _problem(tensors, soft, ignore_index, first_class, sharded, softcap, requests)
-    return native.row_gradient(problem, statistics, partials)
+    return native.row_gradient(problem, statistics, partials.unbind(0))
 
 
 @row_gradient.register_fake

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..logits import LogitTransform
-from ..row_statistics import field_mask, fields_of, table_height
+from ..row_statistics import field_mask, fields_of
 from ..targets import Target, class_axis
 
 
@@ -41,12 +41,17 @@ class Problem(NamedTuple):
     @property
     def mask(self) -> int:
         """The fields to compute, as bits."""
-        return field_mask(fields_of(self.target.soft, self.requests))
+        return field_mask(self.target.soft, self.requests)
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The fields to compute, in the order of their table."""
+        return fields_of(self.mask)
 
     @property
     def table_shape(self) -> tuple[int, ...]:
         """The shape of the table of statistics."""
-        return (table_height(self.mask), *self.rows)
+        return (len(self.fields), *self.rows)
 
     def soft_target(self) -> Tensor:
         """The soft target in the shape of the logits, looked up if it comes as a table."""

@@ -6,20 +6,25 @@ of the rows, V for the classes, which come last here.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .._check import label_out_of_range
-from ..row_statistics import FIELDS, logit_of_exp
+from ..row_statistics import logit_of_exp
 from .problem import Problem
 from .transforms import can_look_at
 
 INF = torch.inf
 
 
-def row_statistics(problem: Problem) -> Tensor:
-    """The table of statistics, (fields, N...), in float64 where the device has it."""
+def row_statistics(problem: Problem) -> tuple[Tensor, bool]:
+    """The table of statistics, (fields, N...), in float64 where the device has it.
+
+    And whether it is known that no row was ignored: never here, where looking may not be free.
+    """
     p = problem
     x = _sweep(p.logits).movedim(p.axis, -1)  # (N, V)
     if p.target.labelled:
@@ -122,8 +127,8 @@ def row_statistics(problem: Problem) -> Tensor:
         fields["mean"] = (c_sum * finite_shift - (c * gap).sum(-1, dtype=wide)) / support
         fields |= {"support": support, "mean_mass": c_sum / support}
 
-    names = FIELDS[: p.table_shape[0]]
-    rows = [fields.get(n, torch.zeros_like(d)) for n in names]
+    names = p.fields
+    rows = [fields[n] for n in names]
     if p.target.sharded:
         # A shard without any unmasked class is the identity of the merge.
         nothing = empty & (pivot_logit == -INF)
@@ -144,21 +149,27 @@ def row_statistics(problem: Problem) -> Tensor:
         ]
     certain = {"log_odds": INF, "support": 1.0}
     rows = [torch.where(ignored, certain.get(n, 0.0), v) for n, v in zip(names, rows, strict=True)]
-    return torch.stack(rows)
+    return torch.stack(rows), False
 
 
 def row_gradient(
-    problem: Problem, table: Tensor, partials: Tensor, out: Tensor | None = None
+    problem: Problem,
+    table: Tensor,
+    partials: Sequence[Tensor | None],
+    out: Tensor | None = None,
 ) -> Tensor:
-    """The gradient of ``(table * partials).sum()`` with respect to the logits.
+    """The gradient with respect to the logits of the sum of every field times its partial.
 
     ``out``, if given, receives it. Where gradients are recorded the result is differentiable.
     """
     record = torch.is_grad_enabled()
     logits = problem.logits if record else problem.logits.detach().requires_grad_()
     with torch.enable_grad():
-        again = row_statistics(problem._replace(logits=logits))
-    (gradient,) = torch.autograd.grad(again, logits, partials, create_graph=record)
+        table, _ = row_statistics(problem._replace(logits=logits))
+        pairs = zip(table.unbind(0), partials, strict=True)
+    pairs = [(field, slope) for field, slope in pairs if slope is not None]
+    fields, slopes = zip(*pairs, strict=True)
+    (gradient,) = torch.autograd.grad(fields, logits, slopes, create_graph=record)
     return gradient if out is None else out.copy_(gradient)
 
 

@@ -143,7 +143,8 @@ def row_loss(
             )
         if not (weighted or problem.target.soft or weight is None):
             values = values * stats.mass
-        kept = problem.target.values != ignore_index if labelled else None
+        some = labelled and not stats.complete
+        kept = problem.target.values != ignore_index if some else None
         mass = stats.mass
         if problem.target.soft:
             mass = torch.ones_like(mass) if kept is None else kept.to(mass.dtype)

@@ -1,0 +1,258 @@
+// From what a sweep has found about a strip of rows to the fields that Python reads. Logarithms and
+// exponentials of many rows side by side cost a tenth of one after the other.
+#pragma once
+
+#include "blocks.h"
+#include "terms.h"
+
+namespace {
+
+// ---- labels -------------------------------------------------------------------------------------
+
+enum class Kind { kept, ignored, bad };
+
+// What the label of a row says.
+struct Label {
+  Kind kind;
+  int64_t pivot;  // its class here, or line of the table of soft targets; negative: none
+};
+
+bool is_soft(const Problem& p) { return p.soft.data != nullptr; }
+
+Label read_label(const Problem& p, int64_t row) {
+  if (!p.labels) return {Kind::kept, -1};
+  const int64_t label = p.labels[row], here = label - p.first_class;
+  if (label == p.ignore_index) return {Kind::ignored, -1};
+  if (here >= 0 && here < p.classes) return {Kind::kept, here};
+  return {p.sharded ? Kind::kept : Kind::bad, -1};
+}
+
+// ---- rows ---------------------------------------------------------------------------------------
+
+// What is known of each row, most of it about the rest: every class but the pivot. The pivot is the
+// class of an index target, or the largest class of a soft one. Only what is asked for is kept.
+struct Rows {
+  double pivot[kStrip];    // its logit
+  double largest[kStrip];  // of the rest
+  double shift[kStrip];
+  double sum[kStrip];   // of e^(z - shift), without
+  double tops[kStrip];  // the classes at the shift where they are counted: log(tops + sum) then
+                        // keeps the digits of a tiny sum
+  double spread[kStrip], squares[kStrip], cubes[kStrip];
+  double level[kStrip], weight[kStrip], support[kStrip];  // sums of c_j z_j, c_j and 1
+  double mass[kStrip], deficit[kStrip];
+  double pivot_soft[kStrip];
+  int64_t top[kStrip];  // the class of the largest of the rest; of a soft target its pivot
+  bool seeks_top;
+
+  Rows(unsigned set, bool seeks_top) : seeks_top(seeks_top) {
+    for (int r = 0; r < kStrip; ++r) {
+      pivot[r] = largest[r] = shift[r] = -kInfinity;
+      sum[r] = 0;
+    }
+    for (int r = 0; r < kStrip; ++r) top[r] = 0;
+    const auto clear = [](double* field) {
+      for (int r = 0; r < kStrip; ++r) field[r] = 0;
+    };
+    if (set & kEntropy) clear(tops), clear(spread);
+    if (set & kSquares) clear(squares);
+    if (set & kCubes) clear(cubes);
+    if (set & kMean) clear(level), clear(weight), clear(support);
+    if (set & kSoft) clear(mass), clear(deficit), clear(pivot_soft);
+  }
+};
+
+// The class weight of the mean.
+template <class Real>
+double mean_weight(const Problem& p, int64_t j) {
+  return p.mean_weight ? double(static_cast<const Real*>(p.mean_weight)[j]) : 1.0;
+}
+
+
+// A zero factor wins over an infinite value: 0 * -inf = 0 for masked classes.
+XENT_LANE double times(double factor, double value) { return factor == 0 ? 0.0 : factor * value; }
+
+// What follows from the sums.
+struct Odds {
+  double sum[kStrip], log_sum[kStrip];  // of the rest, relative to the shift
+  double d[kStrip];                     // the log-odds of the pivot
+  double above[kStrip];                 // lse - pivot = -log sigmoid(d)
+  double below[kStrip];                 // lse - shift
+
+  Odds(const Rows& rows, int height, bool counted) {
+    double overlap[kStrip];
+    for (int r = 0; r < height; ++r) sum[r] = rows.sum[r];
+    if (counted)
+      for (int r = 0; r < height; ++r) sum[r] += rows.tops[r];
+    for (int r = 0; r < height; ++r) log_sum[r] = log_lane(sum[r]);
+    if (counted)
+      for (int r = 0; r < height; ++r) {
+        const double lost = rows.sum[r] - (sum[r] - rows.tops[r]);
+        log_sum[r] += sum[r] == 0 ? 0.0 : lost / sum[r];
+      }
+    for (int r = 0; r < height; ++r) {
+      // An infinite logit is an overflow upstream; it must not look like a sure prediction.
+      const double pivot = rows.pivot[r] == kInfinity ? kNaN : rows.pivot[r];
+      d[r] = pivot - rows.shift[r] - log_sum[r];
+    }
+    for (int r = 0; r < height; ++r) overlap[r] = overlap_lane(d[r]);
+    for (int r = 0; r < height; ++r) {
+      above[r] = (d[r] < 0 ? -d[r] : 0.0) + overlap[r];
+      below[r] = log_sum[r] + (d[r] < 0 ? 0.0 : d[r]) + overlap[r];
+    }
+  }
+};
+
+// ---- fields -------------------------------------------------------------------------------------
+
+void put(double* field, int64_t n, int height, const double* value) {
+  if (!field) return;
+  for (int r = 0; r < height; ++r) field[n + r] = value[r];
+}
+
+void put(double* field, int64_t row, double value) {
+  if (field) field[row] = value;
+}
+
+// The fields that every target has, as they are for an index target.
+void finish_all(const xent::Statistics& s, const Rows& rows, const Odds& odds, int64_t n,
+                int height) {
+  double value[kStrip];
+  put(s.shift, n, height, rows.shift);
+  put(s.sum, n, height, odds.sum);
+  put(s.log_sum, n, height, odds.log_sum);
+  put(s.log_odds, n, height, odds.d);
+  put(s.target, n, height, rows.pivot);
+  for (int r = 0; r < height; ++r) value[r] = -odds.above[r];
+  put(s.log_prob, n, height, value);
+  for (int r = 0; r < height; ++r)
+    value[r] = odds.d[r] < 0 ? rows.shift[r] + odds.below[r] : rows.pivot[r] + odds.above[r];
+  put(s.lse, n, height, value);
+}
+
+template <class Real>
+void finish_index(const Problem& p, const Rows& rows, const Label* label, int64_t n, int height) {
+  const xent::Statistics& s = p.statistics;
+  const Real* weight = static_cast<const Real*>(p.class_weight);
+  double value[kStrip];
+  for (int r = 0; r < height; ++r)  // 0 where the target is on another shard
+    value[r] = label[r].pivot < 0 ? 0.0 : weight ? double(weight[label[r].pivot]) : 1.0;
+  put(s.mass, n, height, value);
+  if (!s.rest_top) return;
+  for (int r = 0; r < height; ++r) value[r] = double(rows.top[r]);
+  put(s.rest_top, n, height, value);
+  put(s.rest_top_logit, n, height, rows.largest);
+  for (int r = 0; r < height; ++r) {
+    const bool tie = rows.pivot[r] == rows.largest[r] && label[r].pivot < rows.top[r];
+    if (tie || rows.pivot[r] > rows.largest[r]) value[r] = double(label[r].pivot);
+  }
+  put(s.top, n, height, value);
+}
+
+void finish_soft(const xent::Statistics& s, const Rows& rows, const Odds& odds, int64_t n,
+                 int height) {
+  for (int r = 0; r < height; ++r) {
+    const double q = rows.pivot_soft[r], pivot = rows.pivot[r], mass = rows.mass[r];
+    const double nll = times(q, odds.above[r]) + rows.deficit[r] + times(mass, odds.below[r]);
+    put(s.log_prob, n + r, -nll);
+    put(s.log_odds, n + r, -nll - log_lane(one_minus_exp(nll)));
+    put(s.target, n + r, times(q, pivot) + times(mass, rows.shift[r]) - rows.deficit[r]);
+    put(s.mass, n + r, q + mass);
+    put(s.top, n + r, double(rows.top[r]));
+  }
+  put(s.top_logit, n, height, rows.pivot);
+  put(s.pivot_log_odds, n, height, odds.d);
+}
+
+void finish_entropy(const xent::Statistics& s, const Rows& rows, const Odds& odds, int64_t n,
+                    int height) {
+  double value[kStrip];
+  for (int r = 0; r < height; ++r) {
+    const double sum = odds.sum[r];
+    const double surprise = odds.below[r] + (sum > 0 ? rows.spread[r] / sum : 0.0);
+    value[r] = times(sigmoid_lane(odds.d[r]), odds.above[r]) +
+               times(sigmoid_lane(-odds.d[r]), surprise);
+  }
+  put(s.entropy, n, height, value);
+}
+
+void finish_powers(const xent::Statistics& s, const Rows& rows, const Odds& odds, int64_t n,
+                   int height) {
+  double unit[kStrip], value[kStrip];
+  for (int r = 0; r < height; ++r) unit[r] = exp_scaled(-odds.below[r], 1.0);
+  if (s.rest_squares)
+    for (int r = 0; r < height; ++r) value[r] = times(rows.squares[r], unit[r] * unit[r]);
+  put(s.rest_squares, n, height, value);
+  if (s.rest_cubes)
+    for (int r = 0; r < height; ++r) value[r] = times(rows.cubes[r], unit[r] * unit[r] * unit[r]);
+  put(s.rest_cubes, n, height, value);
+}
+
+template <class Real>
+void finish_mean(const Problem& p, const Rows& rows, const Label* label, int64_t n, int height) {
+  const xent::Statistics& s = p.statistics;
+  double weight[kStrip], support[kStrip], mean[kStrip], mass[kStrip];
+  for (int r = 0; r < height; ++r) {
+    const int64_t pivot = is_soft(p) ? rows.top[r] : label[r].pivot;
+    weight[r] = rows.pivot[r] == -kInfinity ? 0.0 : mean_weight<Real>(p, pivot);
+  }
+  for (int r = 0; r < height; ++r) {
+    support[r] = rows.support[r] + (rows.pivot[r] == -kInfinity ? 0.0 : 1.0);
+    mean[r] = (times(weight[r], rows.pivot[r]) + rows.level[r]) / support[r];
+    mass[r] = (weight[r] + rows.weight[r]) / support[r];
+  }
+  put(s.mean, n, height, mean);
+  put(s.support, n, height, support);
+  put(s.mean_mass, n, height, mass);
+}
+
+template <class Real>
+void finish(const Problem& p, const Rows& rows, const Odds& odds, const Label* label, int64_t n,
+            int height) {
+  const xent::Statistics& s = p.statistics;
+  finish_all(s, rows, odds, n, height);
+  if (is_soft(p))
+    finish_soft(s, rows, odds, n, height);
+  else
+    finish_index<Real>(p, rows, label, n, height);
+  if (s.entropy) finish_entropy(s, rows, odds, n, height);
+  if (s.rest_squares || s.rest_cubes) finish_powers(s, rows, odds, n, height);
+  if (s.mean) finish_mean<Real>(p, rows, label, n, height);
+}
+
+// Every field of a row at once: most are 0.
+void finish_blank(const xent::Statistics& s, int64_t n, double log_odds, double log_prob,
+                  double height, double mass, double support) {
+  put(s.shift, n, height);
+  put(s.sum, n, 0);
+  put(s.log_odds, n, log_odds);
+  put(s.log_prob, n, log_prob);
+  put(s.target, n, log_prob);
+  put(s.lse, n, height);
+  put(s.mass, n, mass);
+  put(s.top, n, 0);
+  put(s.top_logit, n, height);
+  put(s.pivot_log_odds, n, height);
+  put(s.entropy, n, 0);
+  put(s.log_sum, n, 0);
+  put(s.mean, n, 0);
+  put(s.support, n, support);
+  put(s.mean_mass, n, 0);
+  put(s.rest_top, n, 0);
+  put(s.rest_top_logit, n, height);
+  put(s.rest_squares, n, 0);
+  put(s.rest_cubes, n, 0);
+}
+
+// A shard without any unmasked class is the identity of the merge, where a whole row would be NaN.
+void finish_nothing(const xent::Statistics& s, bool soft, double mass, int64_t n) {
+  const double reached = soft && mass == 0 ? 0.0 : -kInfinity;
+  finish_blank(s, n, reached == 0 ? kInfinity : -kInfinity, reached, -kInfinity, mass, 0);
+}
+
+// An ignored row is a row predicted with certainty: no loss of the family sees it.
+void finish_ignored(const xent::Statistics& s, int64_t n) {
+  finish_blank(s, n, kInfinity, 0, 0, 0, 1);
+}
+
+}  // namespace

@@ -1,0 +1,257 @@
+// Two layouts of a block of logits in the first-level cache, with the same sweeps: a strip of rows at
+// a time, because what is a chain of dependent steps for one row (folding lanes) is done for all of
+// them side by side.
+#pragma once
+
+#include "blocks.h"
+
+namespace {
+
+// The accumulators of lane i, one for each sum.
+template <class Real, int lanes>
+struct Sums {
+  Real (*at)[lanes];
+  int i;
+  XENT_LANE Real& operator()(int k) const { return at[k][i]; }
+};
+
+// Rows one after the other, lanes along the classes. The padding is swept too.
+template <class Real>
+struct RowsLayout {
+  static constexpr bool is_panel = false;
+  Real* z;
+  int height, width, pitch;
+
+  Real& at(int r, int64_t j) const { return z[r * pitch + j]; }
+  int padding() const { return padded(width) - width; }
+
+  // `value` where row r has no class: beyond its end, and at `place` unless it is negative.
+  void blank(int r, int64_t place, Real value) const {
+    Real* last = z + r * pitch + padded(width) - kLanes;
+    const int end = width - (padded(width) - kLanes);
+    XENT_FOR(i, kLanes) last[i] = i < end ? last[i] : value;
+    if (place >= 0) at(r, place) = value;
+  }
+
+  // A block is swept twice or more; the sweeps fetch the next block, half of it each.
+
+  // out[r] = the extreme of row r by an operation that may see a class twice.
+  template <class Operation>
+  void extreme(Operation operation, const Ahead& next, Real* out) const {
+    Real lane[kStrip][kLanes];
+    const int end = padded(width) - kLanes;
+    for (int r = 0; r < height; ++r) {
+      const Real* at = z + r * pitch;
+      Real a[kLanes], b[kLanes];  // two, because an extreme takes less time than its latency
+      XENT_FOR(i, kLanes) a[i] = at[i];
+      XENT_FOR(i, kLanes) b[i] = at[end + i];
+      for (int j = kLanes; j < end; j += 2 * kLanes) {
+        next.fetch(r, j / 2);
+        XENT_FOR(i, kLanes) a[i] = operation(at[j + i], a[i]);
+        XENT_FOR(i, kLanes) b[i] = operation(at[j + kLanes + i], b[i]);
+      }
+      XENT_FOR(i, kLanes) lane[r][i] = operation(a[i], b[i]);
+    }
+    fold(lane, height, operation, out);
+  }
+
+  // out[r] = the first class of row r whose logit is value[r]. Backwards, so that it is the last found.
+  void find(const Real* value, Real* out) const {
+    Real lane[kStrip][kLanes];
+    for (int r = 0; r < height; ++r) {
+      const Real* at = z + r * pitch;
+      const Real wanted = value[r];
+      Real found[kLanes];
+      XENT_FOR(i, kLanes) found[i] = Real(kTile);
+      for (int j = padded(width) - kLanes; j >= 0; j -= kLanes)
+        XENT_FOR(i, kLanes) found[i] = at[j + i] == wanted ? Real(j + i) : found[i];
+      XENT_FOR(i, kLanes) lane[r][i] = found[i];
+    }
+    fold(lane, height, [](Real a, Real b) { return a < b ? a : b; }, out);
+  }
+
+  // out[k][r] = the k-th of n sums over row r: step(r)(logit, class, sums) adds a class to them. Lanes
+  // are added up in float64: it is the last few additions that round what all of the row is in.
+  template <int n, class Step>
+  void sums(Step step, const Ahead& next, double (*out)[kStrip]) const {
+    Real lane[n][kStrip][kLanes];
+    for (int r = 0; r < height; ++r)
+      sum_row<n>(r, step(r), next, [&](int k) { return lane[k][r]; });
+    for (int k = 0; k < n; ++k) fold(lane[k], height, add(), out[k]);
+  }
+
+  // The same for the rows that are marked.
+  template <int n, class Step>
+  void sums_of(const bool* marked, Step step, const Ahead& next, double (*out)[kStrip]) const {
+    Real lane[n][kStrip][kLanes];
+    double own[kStrip];
+    int row[kStrip], count = 0;
+    for (int r = 0; r < height; ++r) {
+      row[count] = r;
+      count += marked[r];
+    }
+    for (int m = 0; m < count; ++m)
+      sum_row<n>(row[m], step(row[m]), next, [&](int k) { return lane[k][m]; });
+    for (int k = 0; k < n; ++k) {
+      fold(lane[k], count, add(), own);
+      for (int m = 0; m < count; ++m) out[k][row[m]] = own[m];
+    }
+  }
+
+  // z = step(r)(z, class)
+  template <class Step>
+  void map(Step step) const {
+    for (int r = 0; r < height; ++r) {
+      const auto one = step(r);
+      Real* at = z + r * pitch;
+      for (int j = 0; j < width; j += kLanes) XENT_FOR(i, kLanes) at[j + i] = one(at[j + i], j + i);
+    }
+  }
+
+  // to(r)[j] = step(r)(z, class), cache line by cache line, `next` being fetched meanwhile.
+  template <bool streams, class Stored, class Step>
+  void map_to(const Strip& out, const Block& b, Step step, const Ahead& next) const {
+    constexpr int lanes = 64 / sizeof(Stored);
+    for (int r = 0; r < height; ++r) {
+      const auto one = step(r);
+      const Real* at = z + r * pitch;
+      Stored* to = out.at<Stored>(b.r + r, b.first);
+      const auto compute = [&](int j, Stored* __restrict into) {
+        if (lanes > kLanes || j / kLanes % 2 == 0) next.fetch(r, (width + j) / 2);
+        XENT_FOR(i, lanes) narrow(one(at[j + i], j + i), into[i]);
+      };
+      alignas(64) Stored line[lanes];
+      const auto some = [&](int j, int n) {
+        if (n <= 0) return;
+        compute(j, line);
+        for (int i = 0; i < n; ++i) to[j + i] = line[i];
+      };
+      const int whole = int((-reinterpret_cast<uintptr_t>(to) & 63) / sizeof(Stored));
+      int j = streams ? (whole < width ? whole : width) : 0;
+      some(0, j);
+      for (; j + lanes <= width; j += lanes) {
+        if (!streams) __builtin_prefetch(to + j + 512, 1);
+        compute(j, streams ? line : to + j);
+        if (streams) stream_line(line, to + j);
+      }
+      some(j, width - j);
+    }
+  }
+
+ private:
+  static auto add() {
+    return [](double a, double b) { return a + b; };
+  }
+
+  // lane(k)[i] = what lane i has of the k-th sum over row r
+  template <int n, class One, class Lane>
+  XENT_LANE void sum_row(int r, One one, const Ahead& next, Lane lane) const {
+    const Real* at = z + r * pitch;
+    Real a[n][kLanes] = {}, b[1][kLanes] = {};
+    int j = 0;
+    if constexpr (n == 1)  // in two lanes, because an addition takes longer than what is added
+      for (; j + kLanes < width; j += 2 * kLanes) {
+        next.fetch(r, (width + j) / 2);
+        XENT_FOR(i, kLanes) one(at[j + i], j + i, Sums<Real, kLanes>{a, i});
+        XENT_FOR(i, kLanes) one(at[j + kLanes + i], j + kLanes + i, Sums<Real, kLanes>{b, i});
+      }
+    for (; j < width; j += kLanes) {
+      if (n > 1) next.fetch(r, (width + j) / 2);
+      XENT_FOR(i, kLanes) one(at[j + i], j + i, Sums<Real, kLanes>{a, i});
+    }
+    for (int k = 0; k < n; ++k)
+      XENT_FOR(i, kLanes) lane(k)[i] = n == 1 ? a[k][i] + b[0][i] : a[k][i];
+  }
+
+  // From kLanes numbers a row to one: in the row down to four, then side by side.
+  template <class Number, class Operation>
+  void fold(const Real (*lane)[kLanes], int count, Operation operation, Number* out) const {
+    Number half[kStrip][8], quad[4][kStrip];
+    for (int r = 0; r < count; ++r) {
+      XENT_FOR(i, 8) half[r][i] = operation(Number(lane[r][i]), Number(lane[r][i + 8]));
+      XENT_FOR(i, 4) half[r][i] = operation(half[r][i], half[r][i + 4]);
+    }
+    for (int r = count; r % 4 > 0; ++r)  // `transpose` takes four rows at a time
+      for (int i = 0; i < 4; ++i) half[r][i] = 0;
+    transpose(half[0], 8, count, 4, quad[0], kStrip);
+    for (int r = 0; r < count; ++r)
+      out[r] = operation(operation(quad[0][r], quad[2][r]), operation(quad[1][r], quad[3][r]));
+  }
+};
+
+// The rows of a strip side by side, class after class: no sums across lanes and no padding, which
+// is most of the work for rows of ten classes.
+template <class Real>
+struct PanelLayout {
+  static constexpr bool is_panel = true;
+  Real* z;
+  int height, width;
+
+  Real& at(int r, int64_t j) const { return z[j * kStrip + r]; }
+  int padding() const { return 0; }
+
+  void blank(int r, int64_t place, Real value) const {
+    if (place >= 0) at(r, place) = value;
+  }
+
+  template <class Operation>
+  void extreme(Operation operation, const Ahead& next, Real* out) const {
+    Real lane[kStrip];
+    for (int r = 0; r < kStrip; ++r) lane[r] = z[r];
+    for (int j = 1; j < width; ++j) {
+      next.fetch(0, j);
+      for (int r = 0; r < kStrip; ++r) lane[r] = operation(z[j * kStrip + r], lane[r]);
+    }
+    for (int r = 0; r < height; ++r) out[r] = lane[r];
+  }
+
+  void find(const Real* value, Real* out) const {
+    Real found[kStrip];
+    for (int r = 0; r < kStrip; ++r) found[r] = Real(kTile);
+    for (int j = width - 1; j >= 0; --j)
+      for (int r = 0; r < height; ++r)
+        found[r] = z[j * kStrip + r] == value[r] ? Real(j) : found[r];
+    for (int r = 0; r < height; ++r) out[r] = found[r];
+  }
+
+  // Two classes at a time in the logits' type, the pairs in float64.
+  template <int n, class Step>
+  void sums(Step step, const Ahead&, double (*out)[kStrip]) const {
+    double lane[n][kStrip] = {};
+    for (int j = 0; j < width; j += 2) {
+      Real pair[n][kStrip] = {};
+      for (int r = 0; r < kStrip; ++r) step(r)(z[j * kStrip + r], j, Sums<Real, kStrip>{pair, r});
+      if (j + 1 < width)
+        for (int r = 0; r < kStrip; ++r)
+          step(r)(z[(j + 1) * kStrip + r], j + 1, Sums<Real, kStrip>{pair, r});
+      for (int k = 0; k < n; ++k)
+        for (int r = 0; r < kStrip; ++r) lane[k][r] += double(pair[k][r]);
+    }
+    for (int k = 0; k < n; ++k)
+      for (int r = 0; r < height; ++r) out[k][r] = lane[k][r];
+  }
+
+  template <int n, class Step>
+  void sums_of(const bool* marked, Step step, const Ahead& next, double (*out)[kStrip]) const {
+    double own[n][kStrip];
+    sums<n>(step, next, own);
+    for (int k = 0; k < n; ++k)
+      for (int r = 0; r < height; ++r) out[k][r] = marked[r] ? own[k][r] : out[k][r];
+  }
+
+  template <class Step>
+  void map(Step step) const {
+    for (int j = 0; j < width; ++j)
+      for (int r = 0; r < kStrip; ++r) z[j * kStrip + r] = step(r)(z[j * kStrip + r], j);
+  }
+};
+
+// Where logits are large, their offset is subtracted first.
+template <class Real, class Layout>
+void subtract_offsets(const Layout& block, const Real* offset) {
+  bool any = false;
+  for (int r = 0; r < block.height; ++r) any |= offset[r] != 0;
+  if (any) block.map([=](int r) { return [x = offset[r]](Real z, int) { return z - x; }; });
+}
+
+}  // namespace
