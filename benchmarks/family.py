@@ -11,9 +11,11 @@ that are installed. Below 1 they are faster.
 from __future__ import annotations
 
 import argparse
+import inspect
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,6 +27,7 @@ from xent.commands.bench_report import machine_text
 from xent.losses import CATALOG
 
 Loss = Callable[[Tensor, Tensor], Tensor]
+Step = Callable[[], object]
 MIN_ROUNDS, SECONDS = 7, 4.0
 
 
@@ -113,17 +116,17 @@ TEXTBOOK: dict[str, Loss] = {
 # ---- libraries ----------------------------------------------------------------------------------
 
 
-def kornia_losses() -> dict[str, Loss]:
+def kornia_steps(z: Tensor, y: Tensor) -> dict[str, Step]:
     from kornia.losses import focal_loss
 
     def focal(z: Tensor, y: Tensor) -> Tensor:
         return focal_loss(z, y, alpha=None, gamma=2.0, reduction="mean")
 
-    return {"focal_loss": focal}
+    return {"focal_loss": step(focal, z, y)}
 
 
-def optax_losses() -> dict[str, Callable[[Tensor, Tensor], Callable[[], object]]]:
-    """Already compiled for the arrays: no conversion is timed."""
+def optax_steps(z: Tensor, y: Tensor) -> dict[str, Step]:
+    """On arrays of its own: no conversion is timed."""
     import jax
     import jax.numpy as jnp
     import optax
@@ -139,14 +142,12 @@ def optax_losses() -> dict[str, Callable[[Tensor, Tensor], Callable[[], object]]
     def plain(z: Any, y: Any) -> Any:
         return optax.softmax_cross_entropy_with_integer_labels(z, y).mean()
 
-    def ready(loss: Callable[[Any, Any], Any]) -> Callable[[Tensor, Tensor], Callable[[], object]]:
-        def prepare(z: Tensor, y: Tensor) -> Callable[[], object]:
-            dtype = jnp.bfloat16 if z.dtype == torch.bfloat16 else jnp.float32
-            array, labels = jnp.asarray(z.float().numpy(), dtype), jnp.asarray(y.numpy())
-            both = jax.jit(jax.value_and_grad(loss))
-            return lambda: jax.block_until_ready(both(array, labels))
+    dtype = jnp.bfloat16 if z.dtype == torch.bfloat16 else jnp.float32
+    array, labels = jnp.asarray(z.float().numpy(), dtype), jnp.asarray(y.numpy())
 
-        return prepare
+    def ready(loss: Callable[[Any, Any], Any]) -> Step:
+        both = jax.jit(jax.value_and_grad(loss))
+        return lambda: jax.block_until_ready(both(array, labels))
 
     return {
         "cross_entropy": ready(plain),
@@ -158,40 +159,30 @@ def optax_losses() -> dict[str, Callable[[Tensor, Tensor], Callable[[], object]]
 # ---- measuring ----------------------------------------------------------------------------------
 
 
-def members() -> dict[str, Loss]:
-    """Every loss of one class per row that one sweep serves, at its defaults."""
-    found = {}
+def members(classes: int) -> dict[str, Loss]:
+    """Every loss of one class per row that one sweep serves, at its defaults.
+
+    Those with a matrix of classes by classes are another matter: it may be larger than the logits.
+    """
+    required = {
+        "prior": torch.linspace(1, 2, classes),
+        "counts": torch.linspace(1, 2, classes),
+        "rate": 0.2,
+        "theta": (0.0, 0.0, 1.0, 1.0, 0.5, 0.5, 0.5, 0.5),
+    }
+    found: dict[str, Loss] = {}
     for name, member in CATALOG.items():
-        if member.targets == "classes" and not member.second_pass:
-            found[name] = ready_to_call(member.function)
+        missing = {
+            p.name
+            for p in inspect.signature(member.function).parameters.values()
+            if p.kind is p.KEYWORD_ONLY and p.default is p.empty
+        }
+        if member.targets == "classes" and not member.second_pass and missing <= required.keys():
+            found[name] = partial(member.function, **{key: required[key] for key in missing})
     return found
 
 
-def ready_to_call(loss: Callable[..., Any]) -> Loss:
-    """The loss with what it requires: priors and counts for the classes at hand."""
-    import inspect
-
-    missing = [
-        p.name
-        for p in inspect.signature(loss).parameters.values()
-        if p.kind is p.KEYWORD_ONLY and p.default is p.empty
-    ]
-
-    def call(z: Tensor, y: Tensor) -> Tensor:
-        return loss(z, y, **{name: REQUIRED[name](z.shape[1]) for name in missing})
-
-    return call
-
-
-REQUIRED: dict[str, Callable[[int], Any]] = {
-    "prior": lambda classes: torch.linspace(1, 2, classes),
-    "counts": lambda classes: torch.linspace(1, 2, classes),
-    "rate": lambda classes: 0.2,
-    "theta": lambda classes: (0.0, 0.0, 1.0, 1.0, 0.5, 0.5, 0.5, 0.5),
-}
-
-
-def step(loss: Loss, z: Tensor, y: Tensor) -> Callable[[], object]:
+def step(loss: Loss, z: Tensor, y: Tensor) -> Step:
     """Forward and backward, into memory that is let go again."""
     leaf = z.detach().requires_grad_()
 
@@ -202,32 +193,32 @@ def step(loss: Loss, z: Tensor, y: Tensor) -> Callable[[], object]:
     return run
 
 
-def contestants(z: Tensor, y: Tensor) -> Iterator[tuple[str, str, Callable[[], object]]]:
+def contestants(z: Tensor, y: Tensor) -> Iterator[tuple[str, str, Step]]:
     """(loss, who, one step)."""
-    for name, loss in members().items():
+    for name, loss in members(z.shape[1]).items():
         yield name, "xent", step(loss, z, y)
     for name, loss in TEXTBOOK.items():
         yield name, "torch", step(loss, z, y)
         yield name, "compiled", step(torch.compile(loss), z, y)
-    for library, load in (("kornia", kornia_losses), ("optax", optax_losses)):
+    for library, steps in (("kornia", kornia_steps), ("optax", optax_steps)):
         try:
-            losses = load()
+            calls = steps(z, y)
         except ImportError:
             print(f"{library} is not installed")
             continue
-        for name, loss in losses.items():
-            yield name, library, loss(z, y) if library == "optax" else step(loss, z, y)
+        for name, call in calls.items():
+            yield name, library, call
 
 
-def measure(calls: dict[Any, Callable[[], object]]) -> dict[Any, float]:
-    """Median seconds of each, in turns."""
+def measure(calls: dict[Any, Step]) -> dict[Any, float]:
+    """Median seconds of each, in turns; never of the first call after somebody else's memory."""
     for call in calls.values():
-        call()
         call()
     times: dict[Any, list[float]] = {key: [] for key in calls}
     start = time.perf_counter()
     while len(times[next(iter(times))]) < MIN_ROUNDS or time.perf_counter() - start < SECONDS:
         for key, call in calls.items():
+            call()
             before = time.perf_counter()
             call()
             times[key].append(time.perf_counter() - before)
@@ -253,7 +244,7 @@ def table(seconds: dict[tuple[str, str], float]) -> str:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--shapes", nargs="+", default=["2048,32000", "65536,100"])
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     args = parser.parse_args()

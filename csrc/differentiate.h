@@ -13,13 +13,13 @@ constexpr bool varies(unsigned set) { return set & (kEntropy | kPowers); }
 // the row on.
 template <unsigned set, bool quick, class Real>
 struct Slope {
-  Real offset, magic, vanished, shift, all, spread, square, cube, mean, soft, live;
+  Real offset, magic, vanished, all, spread, square, cube, mean, soft, live;
   Real tame;  // 1 where the quick way would have done
   const Real *weight, *target, *outer;
 
   XENT_LANE Real operator()(Real z, int j) const {
     const Real x = set & kEntropy ? z - offset : z;
-    const Real y = !quick && x < vanished ? shift : x;  // its exponential comes to nothing
+    const Real y = !quick && vanished > x ? vanished : x;  // below, the exponential is nothing
     const Power<Real> power = exponential(y, magic);
     Real factor = all;
     if constexpr (set & kEntropy) factor = fused(spread, y, factor);
@@ -61,7 +61,7 @@ template <unsigned set, class Real, class Layout, class Apply>
 void differentiate(const Slopes<Real>& s, const Layout& block, int from,
                    const Beside<Real>& beside, const Ahead& next, Apply apply) {
   const int height = block.height;
-  Real magic[kStrip] = {}, offset[kStrip] = {}, vanished[kStrip] = {}, shift[kStrip] = {};
+  Real magic[kStrip] = {}, offset[kStrip] = {}, vanished[kStrip] = {};
   Real tame[kStrip] = {};
   Real low[kStrip], floor[kStrip];
   for (int r = 0; r < height; ++r) {
@@ -70,7 +70,6 @@ void differentiate(const Slopes<Real>& s, const Layout& block, int from,
     magic[r] = base.magic();
     offset[r] = base.offset;
     vanished[r] = base.vanished();
-    shift[r] = base.logit_of(0);
     floor[r] = varies(set) || factor == 0 ? base.lowest() : base.normal_floor(factor);
   }
   if (!exact_slopes(set)) subtract_offsets(block, offset);
@@ -87,7 +86,6 @@ void differentiate(const Slopes<Real>& s, const Layout& block, int from,
       const int n = from + r;
       Slope<set, decltype(how)::value, Real> one;
       one.offset = offset[r], one.magic = magic[r], one.vanished = vanished[r];
-      one.shift = shift[r];
       one.tame = tame[r], one.live = s.live[n], one.all = s.all[n];
       if constexpr (set & kEntropy) one.spread = s.spread[n];
       if constexpr (set & kPowers) one.square = s.square[n], one.cube = s.cube[n];

@@ -138,6 +138,12 @@ XENT_LANE Real power_of_two(Real biased) {
   return bits<Real>(typename Exp<Real>::Int(k << Exp<Real>::mantissa));
 }
 
+// 2^k for an integer k
+template <class Real>
+XENT_LANE Real exact_power(typename Exp<Real>::Int k) {
+  return bits<Real>(typename Exp<Real>::Int((k + Exp<Real>::bias) << Exp<Real>::mantissa));
+}
+
 // mantissa * 2^k, `biased` holding k.
 template <class Real>
 struct Power {
@@ -151,15 +157,28 @@ struct Power {
     return fused(mantissa * factor, power_of_two(biased), sum);
   }
 
-  // Right down into the subnormal numbers, at a third more: the power is applied in two halves, so
-  // that no product but the last rounds there (nor the last but one, unless the factor is tiny).
+  // Right down into the subnormal numbers. The power is applied in two halves, so that no product
+  // but the last rounds there (nor the last but one, unless the factor is below 2^-100). Processors
+  // take a hundred cycles over a subnormal product, so the last one is formed 2^lift too large, and
+  // an addition rounds it at the fixed point where subnormal numbers are plain integers.
   XENT_LANE Real times(Real factor) const {
     using E = Exp<Real>;
     using Int = typename E::Int;
-    const Int k = Int(bits<Int>(biased) - bits<Int>(E::magic)), half = k >> 1;
-    const Real first = bits<Real>(Int((half + E::bias) << E::mantissa));
-    const Real second = bits<Real>(Int((k - half + E::bias) << E::mantissa));
-    return mantissa * factor * first * second;
+    constexpr int lift = 32, exponents = 2 * E::bias + 1;
+    const Int of_factor = ((bits<Int>(factor) >> E::mantissa) & exponents) - E::bias;
+    const Int nothing = -(E::bias + E::mantissa + 3) - of_factor;  // from here down it is 0
+    const Int wanted = Int(bits<Int>(biased) - bits<Int>(E::magic));
+    const Int k = wanted > nothing ? wanted : nothing, half = k >> 1;
+    const Real product = mantissa * factor * exact_power<Real>(half);
+    const Real lifted = product * exact_power<Real>(k - half + lift);
+    const Real smallest = exact_power<Real>(1 - E::bias + lift);  // of the normal ones
+    const Real size = lifted < 0 ? -lifted : lifted;
+    const Int sign = bits<Int>(lifted) ^ bits<Int>(size);
+    const Int subnormal = size < smallest ? -1 : 0;  // a mask; a choice would be computed both ways
+    const Int fixed = (bits<Int>(size + smallest) - bits<Int>(smallest)) | sign;
+    const Real kept = bits<Real>(Int(bits<Int>(product) & ~subnormal));
+    const Real normal = kept * exact_power<Real>(k - half);
+    return bits<Real>(Int(bits<Int>(normal) | (fixed & subnormal)));
   }
 };
 
@@ -183,8 +202,7 @@ XENT_LANE Real exp_clamped(Real x) {
 template <class Real>
 XENT_LANE Real exp_scaled(Real x, Real factor) {
   constexpr Real low = Exp<Real>::vanished / Exp<Real>::log2e;
-  // Not just below: products that underflow take a hundred cycles each, to be thrown away.
-  const Real value = exponential(x < low ? Real(0) : x).times(factor);
+  const Real value = exponential(low > x ? low : x).times(factor);
   return x < low ? Real(0) : value;
 }
 

@@ -47,7 +47,7 @@ struct Adder {
     const Real x = exact_sums(set) ? z - offset : z;
     if constexpr (way == Way::careful) {
       const bool vanishes = x < low;
-      const Real y = vanishes ? Real(0) : x, power = exponential(y, magic).times(Real(1));
+      const Real y = low > x ? low : x, power = exponential(y, magic).times(Real(1));
       const Real e = vanishes ? Real(0) : power;
       sum(At::sum) += x == 0 ? Real(0) : e;
       sum(At::tops) += x == 0 ? Real(1) : Real(0);
