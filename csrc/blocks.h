@@ -2,7 +2,7 @@
 // strides and the transform of the logits.
 #pragma once
 
-#include "lanes.h"
+#include "memory.h"
 #include "rows.h"
 
 namespace {
@@ -57,25 +57,6 @@ struct Block {
   int64_t first;
   int width, pitch;
 };
-
-// one(from[j], to[j], j) by whole vectors; the last one overlaps the one before rather than leave a
-// tail of single numbers (a tenth of the time at 100 classes).
-template <class From, class To, class One>
-void convert_each(const From* __restrict from, To* __restrict to, int n, One one) {
-  constexpr int step = 2 * kLanes;
-  if (n < step) {
-    for (int j = 0; j < n; ++j) one(from[j], to[j], j);
-    return;
-  }
-  for (int j = 0; j + step <= n; j += step)
-    for (int i = 0; i < step; ++i) one(from[j + i], to[j + i], j + i);
-  for (int i = 0; i < step; ++i) one(from[n - step + i], to[n - step + i], n - step + i);
-}
-
-template <class From, class To, class One>
-void convert(const From* from, To* to, int n, One one) {
-  convert_each(from, to, n, [=](From x, To& y, int) { one(x, y); });
-}
 
 // tile = then(number, class in the block)
 template <class Stored, class Real, class Then>
@@ -332,39 +313,6 @@ void store_panel(const Problem& p, const Strip& out, const Block& b, const Real*
   if (!adjacent(p)) return scatter_any(out, b, panel);
   transpose(panel, kStrip, b.width, kStrip, tile, b.pitch);
   store_rows(out, b, tile, outer);
-}
-
-// Stores an aligned cache line past the caches, which would read memory before they write it.
-inline void stream_line(const void* line, void* to) {
-#if defined(__AVX512F__)
-  typedef float Part __attribute__((vector_size(64), may_alias));
-#elif defined(__AVX__)
-  typedef float Part __attribute__((vector_size(32), may_alias));
-#else
-  typedef float Part __attribute__((vector_size(16), may_alias));
-#endif
-  for (unsigned i = 0; i < 64 / sizeof(Part); ++i) {
-    const Part part = static_cast<const Part*>(line)[i];
-    Part* at = static_cast<Part*>(to) + i;
-#if defined(__clang__)
-    __builtin_nontemporal_store(part, at);
-#elif defined(__AVX512F__)
-    __builtin_ia32_movntps512(reinterpret_cast<float*>(at), part);
-#elif defined(__AVX__)
-    __builtin_ia32_movntps256(reinterpret_cast<float*>(at), part);
-#elif defined(__SSE2__)
-    __builtin_ia32_movntps(reinterpret_cast<float*>(at), part);
-#else
-    *at = part;
-#endif
-  }
-}
-
-// Other threads see what was streamed before this.
-inline void finish_streams() {
-#ifdef __SSE2__
-  __builtin_ia32_sfence();
-#endif
 }
 
 // Memory that will be wanted soon, fetched step by step while something else is computed. Blocks

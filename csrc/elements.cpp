@@ -7,7 +7,7 @@
 // targets are 0 or 1, and the smallest losses keep their digits.
 #include "elements.h"
 
-#include "blocks.h"
+#include "memory.h"
 
 #ifndef XENT_VARIANT
 #define XENT_VARIANT baseline
@@ -18,6 +18,7 @@ namespace {
 using xent::Elements;
 using xent::Operand;
 using xent::Output;
+using xent::Type;
 
 constexpr int kGroup = 32;  // elements whose results are stored together: a cache line of bf16
 constexpr int kBlock = int(xent::kElementBlock);

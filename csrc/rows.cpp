@@ -9,7 +9,8 @@
 // and are added up per block in float64: the bits depend on the row alone.
 //
 //   lanes.h          the arithmetic of one lane
-//   blocks.h         blocks between memory and the tile
+//   memory.h         runs of numbers between memory and the cache
+//   blocks.h         the same for blocks of rows, whatever their strides and transforms
 //   layouts.h        the loops over a block, which is a strip of rows
 //   terms.h          what a loss may ask for
 //   statistics.h     the forward sweep;   fields.h    from its sums to the fields

@@ -189,7 +189,7 @@ def test_fullgraph_dynamic_shapes_and_bad_targets(core):
 @pytest.mark.parametrize("op", ["element_total", "element_values", "element_gradient"])
 @pytest.mark.parametrize("layout", ["plain", "channels last"])
 def test_opcheck(core, op, layout):
-    from xent.engines import elements_ops
+    from xent.engines.elements import ops
 
     z, t = pair(2, 3, 4, 2, dtype=torch.float32)
     if layout != "plain":
@@ -200,4 +200,4 @@ def test_opcheck(core, op, layout):
         arguments = [torch.randn_like(z), *arguments]
     else:
         z.requires_grad_()
-    torch.library.opcheck(getattr(elements_ops, op), arguments)
+    torch.library.opcheck(getattr(ops, op), arguments)

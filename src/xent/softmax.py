@@ -8,7 +8,8 @@ from torch import Tensor
 from ._check import is_tensor
 
 
-def _check_logits(input: Tensor, dim: int) -> None:
+def check_logits(input: Tensor, dim: int) -> None:
+    """Raise unless ``input`` holds floating-point numbers along an axis ``dim``."""
     is_tensor("input", input)
     if not input.is_floating_point():
         raise TypeError(
@@ -39,7 +40,7 @@ def softmax(input: Tensor, dim: int = -1, *, dtype: torch.dtype | None = None) -
         >>> xent.softmax(torch.tensor([1000.0, 1000.0, -torch.inf]))
         tensor([0.5000, 0.5000, 0.0000])
     """
-    _check_logits(input, dim)
+    check_logits(input, dim)
     return torch.softmax(input, dim, dtype=dtype)
 
 
@@ -71,7 +72,7 @@ def log_softmax(input: Tensor, dim: int = -1, *, dtype: torch.dtype | None = Non
         >>> torch.log_softmax(torch.tensor([30.0, 0.0]), -1)[0].item()
         0.0
     """
-    _check_logits(input, dim)
+    check_logits(input, dim)
     x = input if dtype is None else input.to(dtype)
     z = x if x.dtype in (torch.float32, torch.float64) else x.float()
     gap, rest = _below_top(z, dim)
@@ -100,7 +101,7 @@ def softmax_jacobian(input: Tensor, dim: int = -1) -> Tensor:
         tensor([[ 0.2500, -0.2500],
                 [-0.2500,  0.2500]])
     """
-    _check_logits(input, dim)
+    check_logits(input, dim)
     z = input if input.dtype in (torch.float32, torch.float64) else input.float()
     z = torch.atleast_1d(z).movedim(dim, -1)
     gap, rest = _below_top(z, -1)

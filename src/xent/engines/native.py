@@ -134,7 +134,7 @@ def row_gradient(
     ``out``, which may be the logits themselves, receives it.
     """
     if out is None:
-        out = _empty_like(problem.logits)
+        out = empty_like(problem.logits)
     table = table.contiguous()
     arguments, keep = _arguments(problem)
     matrix, whole = _matrix(out, problem.axis, may_copy=False)
@@ -147,7 +147,7 @@ def row_gradient(
     return out
 
 
-def _empty_like(x: Tensor) -> Tensor:
+def empty_like(x: Tensor) -> Tensor:
     """Memory for a gradient; large ones from the core's buffer, which spares the page faults."""
     size = x.nbytes
     if size < POOLED_BYTES or not x.is_contiguous():
@@ -255,7 +255,7 @@ def plain_gradient(
     table: _core.PlainTable, logits: Tensor, labels: Tensor, slope: Tensor
 ) -> Tensor:
     """The gradient of :func:`plain_loss` times ``slope``, a number as a 0-d tensor."""
-    gradient = _empty_like(logits)
+    gradient = empty_like(logits)
     _core.plain_gradient(
         table, logits.data_ptr(), labels.data_ptr(), slope.data_ptr(), gradient.data_ptr()
     )

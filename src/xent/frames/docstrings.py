@@ -34,8 +34,11 @@ _ARGUMENTS = {
 _RETURNS = """\
 Returns:
     In nats unless the formula says otherwise: a scalar, or the shape of the rows for
-    ``reduction="none"``, in the dtype of ``input`` (float32 under autocast). With
-    ``return_stats``, that and the statistics.
+    ``reduction="none"``, in the dtype of ``input`` (float32 under autocast).
+"""
+
+_RETURNS_STATISTICS = """\
+    With ``return_stats``, that and the statistics.
 """
 
 _RAISES = """\
@@ -83,4 +86,5 @@ def loss_docstring(body: Callable[..., Any], parameters: Sequence[str], soft: bo
         for key, words_for in words.items():
             text = text.replace("{" + key + "}", words_for)
         told[name] = text
-    return complete(inspect.cleandoc(body.__doc__), told, _RETURNS, _RAISES)
+    returns = _RETURNS + _RETURNS_STATISTICS if "return_stats" in told else _RETURNS
+    return complete(inspect.cleandoc(body.__doc__), told, returns, _RAISES)

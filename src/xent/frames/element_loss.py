@@ -20,7 +20,7 @@ from torch import Tensor
 
 from .._check import finite_number, is_tensor
 from ..engines import elements
-from ..engines.elements_problem import ElementProblem, Form
+from ..engines.elements.problem import ElementProblem, Form
 from ..hyperparameters import Hyperparameters
 from ..measurement import autocasts
 from .docstrings import complete

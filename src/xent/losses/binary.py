@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..engines import elements
-from ..engines.elements_problem import Form
+from ..engines.elements.problem import Form
 from ..frames.element_loss import Elements, check_unit_range, element_loss, power, product
 from ..frames.reduction import Reduction
 from ..hyperparameters import Fraction, NonNegative, Range

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .._check import finite_number, is_tensor, one_of
 from ..engines import elements
-from ..engines.elements_problem import ElementProblem, Form
+from ..engines.elements.problem import ElementProblem, Form
 from ..frames.element_loss import Elements, element_loss, make_problem, power, product
 from ..frames.reduction import Reduction, check_reduction, reduce_rows
 from ..hyperparameters import Fraction, NonNegative

@@ -14,7 +14,7 @@ from torch import Tensor
 from .._check import finite_number, one_of
 from ..frames.dense_loss import DenseRows, dense_loss, wide_dtype
 from ..hyperparameters import Fraction, NonNegative
-from ..softmax import _check_logits
+from ..softmax import check_logits
 from .catalog import member
 from .tsallis import log_exp, log_softmax_t, row_divergence, softmax_t
 
@@ -52,7 +52,7 @@ def tempered_softmax(input: Tensor, t: float = 1.2, dim: int = -1) -> Tensor:
     References:
         Amid et al., *Robust bi-tempered logistic loss based on Bregman divergences*, NeurIPS 2019.
     """
-    _check_logits(input, dim)
+    check_logits(input, dim)
     finite_number("t", t)
     z = torch.atleast_1d(input).to(wide_dtype(input)).movedim(dim, -1)
     return softmax_t(z, float(t)).movedim(-1, dim).reshape(input.shape).to(input.dtype)

@@ -14,13 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._check import one_of
-from . import ENGINES, Explanation
-from . import elements_native as native
-from . import elements_reference as reference
-from . import native as rows
-from .elements_problem import TENSORS, ElementProblem, Form
-from .transforms import is_batched, transforms_active
+from ..._check import one_of
+from .. import ENGINES, Explanation
+from .. import native as rows
+from ..transforms import is_batched, transforms_active
+from . import native, reference
+from .problem import TENSORS, ElementProblem, Form
 
 
 def choose(problem: ElementProblem, engine: str) -> Explanation:
@@ -54,7 +53,7 @@ def loss(problem: ElementProblem, divisor: float | Tensor, engine: str) -> Tenso
     if module is None or (isinstance(divisor, Tensor) and _tracked(divisor)):
         return reference.plain_loss(problem, divisor)
     if torch.compiler.is_compiling():
-        from .elements_ops import total_op  # registers the operators; only compilers need them
+        from .ops import total_op  # registers the operators; only compilers need them
 
         return (total_op(problem) / divisor).to(problem.dtype)
     if problem.input.is_cpu:
@@ -68,7 +67,7 @@ def values(problem: ElementProblem, engine: str) -> Tensor:
     if module is None:
         return reference.plain_values(problem).to(problem.dtype)
     if torch.compiler.is_compiling():
-        from .elements_ops import values_op
+        from .ops import values_op
 
         return values_op(problem)
     return map_values(problem, module)

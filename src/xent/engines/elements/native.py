@@ -8,8 +8,8 @@ import math
 import torch
 from torch import Tensor
 
-from . import native as rows
-from .elements_problem import ElementProblem
+from .. import native as rows
+from .problem import ElementProblem
 
 ONES = (0, 0, 1, 1)  # the operand that is 1 everywhere
 NOWHERE = (0, 0)  # the output that is not wanted
@@ -40,7 +40,7 @@ def loss(problem: ElementProblem, divisor: float, ahead: bool) -> tuple[Tensor, 
     """The sum over all elements by ``divisor``; with ``ahead`` also its gradient."""
     input = _dense(problem.input)
     loss = input.new_empty((), dtype=problem.dtype)
-    gradient = rows._empty_like(input) if ahead else None
+    gradient = rows.empty_like(input) if ahead else None
     _sweep(problem, input, loss=loss, gradient=gradient, divisor=divisor)
     return loss, gradient
 
@@ -56,7 +56,7 @@ def values(problem: ElementProblem) -> Tensor:
 def gradient(problem: ElementProblem, upstream: Tensor, divisor: float) -> Tensor:
     """The gradient for slopes ``upstream`` by ``divisor``, a number or one per element."""
     input = _dense(problem.input)
-    result = rows._empty_like(input)
+    result = rows.empty_like(input)
     if upstream.ndim:
         _sweep(problem, input, gradient=result, upstream=upstream, divisor=divisor)
     else:

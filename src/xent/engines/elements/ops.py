@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from . import elements_native as native
-from .elements_problem import TENSORS, ElementProblem, Form
+from . import native
+from .problem import TENSORS, ElementProblem, Form
 
 
 def total_op(problem: ElementProblem) -> Tensor:

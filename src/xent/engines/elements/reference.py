@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from .elements_problem import ElementProblem
+from .problem import ElementProblem
 
 # What PyTorch gives one thread. Pieces of whole multiples are cut into vectors alike by any number
 # of threads, so they have the same bits.
