@@ -51,8 +51,8 @@ class PerClass(NamedTuple):
 
     def check(self, name: str, value: Any, input: Tensor | None) -> None:
         """Raise unless ``value`` is such a vector."""
-        if value is None or not isinstance(input, Tensor) or input.ndim == 0:
-            return  # what is wrong with the logits is said where they are read
+        if value is None or input is None:
+            return
         vector_of_classes(name, value, input.shape[class_axis(input)], input.device)
         if self.low == -math.inf or not can_look_at(value):
             return
@@ -88,6 +88,8 @@ class Hyperparameters:
         for name in self.required:
             if name not in given:
                 raise TypeError(f"{self.name}() needs the keyword argument `{name}`")
+        if not isinstance(input, Tensor) or input.ndim == 0:
+            input = None  # what is wrong with it is said where logits are read
         for name, rule in self.checks:
             if name in given:
                 rule.check(name, given[name], input)

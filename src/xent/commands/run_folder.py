@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import io
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from .._files import write_whole
 from .console import UserError
 
 CHECKPOINT, RECORD, CURVES = "checkpoint.pt", "record.json", "curves.png"
@@ -84,17 +84,3 @@ def load_record(folder: str | Path) -> dict[str, Any]:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from None
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Replace a file at once: a kill or a full disk leaves the one before."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise

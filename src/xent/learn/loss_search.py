@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .._files import write_whole
 from ..measurement import statistics
 from .loss_formula import CROSS_ENTROPY, TERMS, Formula, weighted_sum
 from .small_networks import SmallNetworks
@@ -284,6 +285,4 @@ class _Record:
             whole["source"] = ranked[0][0].source()
             whole["finalists"] = [{"formula": str(f), "score": score} for f, score in ranked]
         whole["generations"] = tried
-        temporary = self.path.with_suffix(".part")
-        temporary.write_text(json.dumps(whole, indent=1), encoding="utf-8")
-        temporary.replace(self.path)
+        write_whole(self.path, json.dumps(whole, indent=1).encode())

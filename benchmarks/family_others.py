@@ -1,0 +1,190 @@
+"""The losses of the family as people write them today, and as other libraries have them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+Step = Callable[[], object]
+
+# ---- textbook formulas in PyTorch ---------------------------------------------------------------
+
+
+def log_prob(z: Tensor, y: Tensor) -> Tensor:
+    return F.log_softmax(z, 1).gather(1, y[:, None])[:, 0]
+
+
+def torch_focal(z: Tensor, y: Tensor) -> Tensor:
+    ce = F.cross_entropy(z, y, reduction="none")
+    return ((1 - torch.exp(-ce)) ** 2 * ce).mean()
+
+
+def torch_poly1(z: Tensor, y: Tensor) -> Tensor:
+    ce = F.cross_entropy(z, y, reduction="none")
+    return (ce + 2 * (1 - torch.exp(-ce))).mean()
+
+
+def torch_smoothed(z: Tensor, y: Tensor) -> Tensor:
+    return F.cross_entropy(z, y, label_smoothing=0.1)
+
+
+def torch_penalty(z: Tensor, y: Tensor) -> Tensor:
+    log_p = F.log_softmax(z, 1)
+    return F.nll_loss(log_p, y) + 0.1 * (log_p.exp() * log_p).sum(1).mean()
+
+
+def torch_gce(z: Tensor, y: Tensor) -> Tensor:
+    p = F.softmax(z, 1).gather(1, y[:, None])[:, 0]
+    return ((1 - p**0.7) / 0.7).mean()
+
+
+def torch_mae(z: Tensor, y: Tensor) -> Tensor:
+    return 2 * (1 - F.softmax(z, 1).gather(1, y[:, None])[:, 0]).mean()
+
+
+def torch_sce(z: Tensor, y: Tensor) -> Tensor:
+    p = F.softmax(z, 1).clamp(1e-7, 1)
+    hot = F.one_hot(y, z.shape[1]).to(z.dtype).clamp(1e-4, 1)
+    return 0.1 * F.cross_entropy(z, y) - (p * hot.log()).sum(1).mean()
+
+
+def torch_nce(z: Tensor, y: Tensor) -> Tensor:
+    log_p = F.log_softmax(z, 1)
+    return (log_p.gather(1, y[:, None])[:, 0] / log_p.sum(1)).mean()
+
+
+def torch_brier(z: Tensor, y: Tensor) -> Tensor:
+    return (F.softmax(z, 1) - F.one_hot(y, z.shape[1])).square().sum(1).mean()
+
+
+def torch_cosface(z: Tensor, y: Tensor) -> Tensor:
+    margin = torch.zeros_like(z).scatter_(1, y[:, None], 0.35)
+    return F.cross_entropy(64 * (z - margin), y)
+
+
+def torch_adjusted(z: Tensor, y: Tensor) -> Tensor:
+    prior = torch.ones(z.shape[1], dtype=z.dtype)
+    return F.cross_entropy(z + torch.log(prior / prior.sum()), y)
+
+
+def torch_hinge_of_top(z: Tensor, y: Tensor) -> Tensor:
+    rest = z.scatter(1, y[:, None], -torch.inf).amax(1)
+    return (1 + rest - z.gather(1, y[:, None])[:, 0]).clamp(min=0).mean()
+
+
+TEXTBOOK: dict[str, Loss] = {
+    "cross_entropy": F.cross_entropy,
+    "focal_loss": torch_focal,
+    "poly1_loss": torch_poly1,
+    "smoothed_cross_entropy": torch_smoothed,
+    "confidence_penalty_loss": torch_penalty,
+    "generalized_cross_entropy": torch_gce,
+    "mae_loss": torch_mae,
+    "symmetric_cross_entropy": torch_sce,
+    "normalized_cross_entropy": torch_nce,
+    "brier_loss": torch_brier,
+    "cosface_loss": torch_cosface,
+    "logit_adjusted_loss": torch_adjusted,
+    "crammer_singer_loss": torch_hinge_of_top,
+}
+
+
+def torch_sigmoid_focal(z: Tensor, y: Tensor) -> Tensor:
+    """As in torchvision."""
+    p, ce = torch.sigmoid(z), F.binary_cross_entropy_with_logits(z, y, reduction="none")
+    right = p * y + (1 - p) * (1 - y)
+    return ((0.25 * y + 0.75 * (1 - y)) * (1 - right) ** 2 * ce).mean()
+
+
+def torch_quality_focal(z: Tensor, y: Tensor) -> Tensor:
+    ce = F.binary_cross_entropy_with_logits(z, y, reduction="none")
+    return ((y - torch.sigmoid(z)).abs() ** 2 * ce).mean()
+
+
+def torch_asymmetric(z: Tensor, y: Tensor) -> Tensor:
+    """As its authors wrote it, less the clamping."""
+    p = torch.sigmoid(z)
+    not_p = (1 - p + 0.05).clamp(max=1)
+    loss = y * torch.log(p) + (1 - y) * torch.log(not_p)
+    right = p * y + not_p * (1 - y)
+    return -(loss * (1 - right) ** (1 * y + 4 * (1 - y))).mean()
+
+
+TEXTBOOK_BINARY: dict[str, Loss] = {
+    "binary_cross_entropy_with_logits": F.binary_cross_entropy_with_logits,
+    "sigmoid_focal_loss": torch_sigmoid_focal,
+    "quality_focal_loss": torch_quality_focal,
+    "asymmetric_loss": torch_asymmetric,
+}
+
+
+# ---- libraries ----------------------------------------------------------------------------------
+
+
+def step(loss: Loss, z: Tensor, y: Tensor) -> Step:
+    """Forward and backward, into memory that is let go again."""
+    leaf = z.detach().requires_grad_()
+
+    def run() -> None:
+        loss(leaf, y).backward()
+        leaf.grad = None
+
+    return run
+
+
+def kornia_steps(z: Tensor, y: Tensor) -> dict[str, Step]:
+    """What kornia has, on these tensors."""
+    from kornia.losses import binary_focal_loss_with_logits, focal_loss
+
+    def focal(z: Tensor, y: Tensor) -> Tensor:
+        return focal_loss(z, y, alpha=None, gamma=2.0, reduction="mean")
+
+    def binary(z: Tensor, y: Tensor) -> Tensor:
+        return binary_focal_loss_with_logits(z, y, alpha=0.25, gamma=2.0, reduction="mean")
+
+    if y.is_floating_point():
+        return {"sigmoid_focal_loss": step(binary, z, y)}
+    return {"focal_loss": step(focal, z, y)}
+
+
+def optax_steps(z: Tensor, y: Tensor) -> dict[str, Step]:
+    """What optax has, on arrays of its own: no conversion is timed."""
+    import jax
+    import jax.numpy as jnp
+    import optax
+
+    def poly1(z: Any, y: Any) -> Any:
+        hot = jax.nn.one_hot(y, z.shape[1])
+        return optax.losses.poly_loss_cross_entropy(z, hot, epsilon=2.0).mean()
+
+    def smoothed(z: Any, y: Any) -> Any:
+        hot = optax.smooth_labels(jax.nn.one_hot(y, z.shape[1]), 0.1)
+        return optax.softmax_cross_entropy(z, hot).mean()
+
+    def plain(z: Any, y: Any) -> Any:
+        return optax.softmax_cross_entropy_with_integer_labels(z, y).mean()
+
+    def binary(z: Any, y: Any) -> Any:
+        return optax.sigmoid_binary_cross_entropy(z, y).mean()
+
+    def focal(z: Any, y: Any) -> Any:
+        return optax.sigmoid_focal_loss(z, y, alpha=0.25, gamma=2.0).mean()
+
+    def array(x: Tensor) -> Any:
+        wide = jnp.asarray(x.float().numpy() if x.is_floating_point() else x.numpy())
+        return wide.astype(jnp.bfloat16) if x.dtype == torch.bfloat16 else wide
+
+    def ready(loss: Callable[[Any, Any], Any]) -> Step:
+        both, arrays = jax.jit(jax.value_and_grad(loss)), (array(z), array(y))
+        return lambda: jax.block_until_ready(both(*arrays))
+
+    if y.is_floating_point():
+        losses = {"binary_cross_entropy_with_logits": binary, "sigmoid_focal_loss": focal}
+    else:
+        losses = {"cross_entropy": plain, "poly1_loss": poly1, "smoothed_cross_entropy": smoothed}
+    return {name: ready(loss) for name, loss in losses.items()}
