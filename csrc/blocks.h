@@ -11,15 +11,14 @@ using xent::Matrix;
 using xent::Partial;
 using xent::Partials;
 using xent::Problem;
+using xent::size_of;
 using xent::Type;
 
 constexpr double kInfinity = __builtin_huge_val();
 constexpr double kNaN = __builtin_nan("");
 
-constexpr int kTile = 2048;  // numbers in a tile: one row of a block, or kStrip rows of a shorter one
+constexpr int kTile = 2048;  // numbers in a tile: a part of one row, or several shorter rows
 constexpr int kStrip = 32;   // rows finished together
-
-int64_t size_of(Type type) { return type == Type::f64 ? 8 : type == Type::f32 ? 4 : 2; }
 
 // Some adjacent rows of a matrix, found once so that no row pays for the division.
 struct Strip {
@@ -140,8 +139,8 @@ void apply_cap(const Problem& p, int n, Real* __restrict z, Real* __restrict slo
 // A block of logits after scale, softcap, class scale and bias, followed by padding; `row` is the
 // number of the strip's first row. `slope` receives the slope of the cap.
 template <class Real>
-[[gnu::noinline]] void load_logits(const Problem& p, const Strip& strip, int64_t row, const Block& b, Real padding,
-                 Real* tile, Real* slope) {
+[[gnu::noinline]] void load_logits(const Problem& p, const Strip& strip, int64_t row,
+                                   const Block& b, Real padding, Real* tile, Real* slope) {
   for (int r = 0; r < b.height; ++r)  // first, and by whole vectors: the row then covers some of it
     XENT_FOR(i, kLanes) tile[r * b.pitch + padded(b.width) - kLanes + i] = padding;
   const Real* factor = p.class_scale ? static_cast<const Real*>(p.class_scale) + b.first : nullptr;
@@ -174,7 +173,8 @@ template <class Real>
 // A block of soft targets times the class weights, padded with zeros. Line `line[r]` of the matrix
 // belongs to row r of the block; null: the matrix has a line for every row, `row` the first.
 template <class Real>
-[[gnu::noinline]] void load_soft(const Problem& p, int64_t row, const int64_t* line, const Block& b, Real* tile) {
+[[gnu::noinline]] void load_soft(const Problem& p, int64_t row, const int64_t* line,
+                                 const Block& b, Real* tile) {
   if (line)
     for (int r = 0; r < b.height; ++r)
       load(Strip(p.soft, line[r]), {0, 1, b.first, b.width, b.pitch}, tile + r * b.pitch);
@@ -229,8 +229,10 @@ void transpose(const Real* from, int from_pitch, int rows, int columns, Real* to
       Four in[4];
       for (int i = 0; i < 4; ++i)
         in[i] = *reinterpret_cast<const Four*>(from + (r + i) * from_pitch + c);
-      const Four a = XENT_SHUFFLE(in[0], in[1], 0, 4, 1, 5), b = XENT_SHUFFLE(in[0], in[1], 2, 6, 3, 7);
-      const Four d = XENT_SHUFFLE(in[2], in[3], 0, 4, 1, 5), e = XENT_SHUFFLE(in[2], in[3], 2, 6, 3, 7);
+      const Four a = XENT_SHUFFLE(in[0], in[1], 0, 4, 1, 5);
+      const Four b = XENT_SHUFFLE(in[0], in[1], 2, 6, 3, 7);
+      const Four d = XENT_SHUFFLE(in[2], in[3], 0, 4, 1, 5);
+      const Four e = XENT_SHUFFLE(in[2], in[3], 2, 6, 3, 7);
       Real* at = to + c * to_pitch + r;
       *reinterpret_cast<Four*>(at) = XENT_SHUFFLE(a, d, 0, 1, 4, 5);
       *reinterpret_cast<Four*>(at + to_pitch) = XENT_SHUFFLE(a, d, 2, 3, 6, 7);
@@ -289,7 +291,7 @@ void store_rows(const Strip& out, const Block& b, Real* tile, const Outer<Real>&
   if (outer.at)
     for (int r = 0; r < b.height; ++r) {
       const Real* slope = outer.row(r);
-      Real* g = tile + r * b.pitch;  // 0 in rows that were never loaded
+      Real* g = tile + r * b.pitch;  // 0 in ignored rows, whose slope may be NaN
       for (int j = 0; j < b.width; ++j) g[j] = g[j] == 0 ? Real(0) : g[j] * slope[j];
     }
   store(out, b, tile);
@@ -326,7 +328,6 @@ struct Ahead {
   void fetch(int r, int j) const {
     __builtin_prefetch(at + r * row_step + j * class_step);
   }
-  Ahead row(int r) const { return {at + r * row_step, row_step, class_step}; }
 };
 
 Ahead ahead_at(const Strip& s, int64_t row, int64_t first) {

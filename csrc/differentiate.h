@@ -32,13 +32,13 @@ struct Slope {
       g = multiple(power, factor, x);
     } else {
       const Real c = set & kWeights ? mean * weight[j] : mean;
-      if constexpr (quick)
+      if constexpr (quick && !varies(set))
         g = power.times_normal_plus(factor, c);
       else
-        g = multiple(power, factor, x) + (z == Real(-kInfinity) ? Real(0) : c);
+        g = multiple(power, factor, x) + (!quick && z == Real(-kInfinity) ? Real(0) : c);
     }
     if constexpr (set & kSoft) g = fused(soft, target[j], g);
-    if constexpr (set & kSlope) g = !quick && g == 0 ? Real(0) : g * outer[j];
+    if constexpr (set & kSlope) g = !quick && g == 0 ? g : g * outer[j];
     return quick || live == Real(1) ? g : live;
   }
 

@@ -1,6 +1,6 @@
 // The element-wise kernel: value and gradient of the sigmoid family from one exponential.
 //
-//   read a block of each operand -> per element two log terms, a modulator -> sums, values, gradient
+//   read a block of each operand -> per element two log terms, a modulator -> sum, values, gradient
 //
 // With e = exp(-|z|) both softplus(z) and softplus(-z) are a maximum plus log(1 + e), and both
 // probabilities a quotient by 1 + e. Every sum has terms of one sign only, so nothing cancels where
@@ -112,9 +112,10 @@ XENT_LANE void put_any(const double* group, const Output& out, int64_t begin, in
 // ---- one element --------------------------------------------------------------------------------
 
 // log(1 + e) for e in [0, 1]: a minimax fit of log(1 + e) / e, relative error 8e-10.
-constexpr float kLog1pOver[] = {0.999999999257f, -0.499999814337f,  0.333325596283f, -0.24987270907f,
-                                0.198907479586f, -0.161056923308f,  0.124184377179f, -0.0824417732684f,
-                                0.0414782430224f, -0.0134075368593f, 0.00203024259141f};
+constexpr float kLog1pOver[] = {
+    0.999999999257f,  -0.499999814337f,  0.333325596283f, -0.24987270907f,
+    0.198907479586f,  -0.161056923308f,  0.124184377179f, -0.0824417732684f,
+    0.0414782430224f, -0.0134075368593f, 0.00203024259141f};
 XENT_LANE float log1p_unit(float e) { return e * polynomial(e, kLog1pOver); }
 XENT_LANE double log1p_unit(double e) { return log1p_lane(e); }
 
@@ -126,7 +127,8 @@ XENT_LANE Real product(Real factor, Real value) {
 
 template <class Real>
 struct Settings {
-  Real positive, negative, side, plain_above, gamma, gamma_negative, margin, followed, ignored, scale;
+  Real positive, negative, side, plain_above, gamma, gamma_negative, margin;
+  Real followed, ignored, scale;
 
   explicit Settings(const Elements& p)
       : positive(Real(p.positive)), negative(Real(p.negative)), side(Real(p.side)),
@@ -226,7 +228,7 @@ XENT_LANE void evaluate_any(Group<Real>& g, const Settings<Real>& s) {
   }
 }
 
-// Targets 0 see the probability less a margin, r = max(p - margin, 0), and have a power of their own.
+// Targets 0 see the probability less a margin, r = max(p - margin, 0), with a power of their own.
 template <class Real>
 XENT_LANE void evaluate_margin(Group<Real>& g, const Settings<Real>& s) {
   Real error[kGroup], turn[kGroup], rest[kGroup], yes[kGroup], near[kGroup];
@@ -358,8 +360,8 @@ Modulator modulator_of(const Elements& p) {
   return whole ? Modulator::whole : Modulator::any;
 }
 
-// Powers that go through logarithms, and a difference of target and probability, would leave float32
-// without digits.
+// Powers that go through logarithms, and a difference of target and probability, would leave
+// float32 without digits.
 bool sweeps_in_double(const Elements& p) {
   const bool wide = p.logits.type == Type::f64 || p.target.type == Type::f64;
   const Modulator modulator = modulator_of(p);

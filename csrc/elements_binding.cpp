@@ -35,8 +35,6 @@ Output make_output(const OutputArguments& o) {
   return {pointer<void>(std::get<0>(o)), Type(std::get<1>(o))};
 }
 
-int64_t size_of(Type type) { return type == Type::f64 ? 8 : type == Type::f32 ? 4 : 2; }
-
 // In a fixed order, whatever the number of threads.
 double sum_of(std::vector<double>& part) {
   for (size_t n = part.size(); n > 1; n = (n + 1) / 2)

@@ -21,9 +21,9 @@ bool is_soft(const Problem& p) { return p.soft.data != nullptr; }
 
 Label read_label(const Problem& p, int64_t row) {
   if (!p.labels) return {Kind::kept, -1};
-  const int64_t label = p.labels[row], here = label - p.first_class;
+  const int64_t label = p.labels[row], first = p.first_class;
   if (label == p.ignore_index) return {Kind::ignored, -1};
-  if (here >= 0 && here < p.classes) return {Kind::kept, here};
+  if (label >= first && label - first < p.classes) return {Kind::kept, label - first};
   return {p.sharded ? Kind::kept : Kind::bad, -1};
 }
 
@@ -68,9 +68,11 @@ double mean_weight(const Problem& p, int64_t j) {
   return p.mean_weight ? double(static_cast<const Real*>(p.mean_weight)[j]) : 1.0;
 }
 
-
 // A zero factor wins over an infinite value: 0 * -inf = 0 for masked classes.
 XENT_LANE double times(double factor, double value) { return factor == 0 ? 0.0 : factor * value; }
+
+// An infinite logit is an overflow upstream; it must not look like a sure prediction.
+double finite_or_nan(double logit) { return logit == kInfinity ? kNaN : logit; }
 
 // What follows from the sums.
 struct Odds {
@@ -91,9 +93,7 @@ struct Odds {
         log_sum[r] += sum[r] == 0 ? 0.0 : lost / sum[r];
       }
     for (int r = 0; r < height; ++r) {
-      // An infinite logit is an overflow upstream; it must not look like a sure prediction.
-      const double pivot = rows.pivot[r] == kInfinity ? kNaN : rows.pivot[r];
-      d[r] = pivot - rows.shift[r] - log_sum[r];
+      d[r] = finite_or_nan(rows.pivot[r]) - rows.shift[r] - log_sum[r];
     }
     for (int r = 0; r < height; ++r) overlap[r] = overlap_lane(d[r]);
     for (int r = 0; r < height; ++r) {
@@ -122,7 +122,8 @@ void finish_all(const xent::Statistics& s, const Rows& rows, const Odds& odds, i
   put(s.sum, n, height, odds.sum);
   put(s.log_sum, n, height, odds.log_sum);
   put(s.log_odds, n, height, odds.d);
-  put(s.target, n, height, rows.pivot);
+  for (int r = 0; r < height; ++r) value[r] = finite_or_nan(rows.pivot[r]);
+  put(s.target, n, height, value);
   for (int r = 0; r < height; ++r) value[r] = -odds.above[r];
   put(s.log_prob, n, height, value);
   for (int r = 0; r < height; ++r)
@@ -131,7 +132,8 @@ void finish_all(const xent::Statistics& s, const Rows& rows, const Odds& odds, i
 }
 
 template <class Real>
-void finish_index(const Problem& p, const Rows& rows, const Label* label, int64_t n, int height) {
+void finish_index(const Problem& p, const Rows& rows, const Odds& odds, const Label* label,
+                  int64_t n, int height) {
   const xent::Statistics& s = p.statistics;
   const Real* weight = static_cast<const Real*>(p.class_weight);
   double value[kStrip];
@@ -141,12 +143,22 @@ void finish_index(const Problem& p, const Rows& rows, const Label* label, int64_
   if (!s.rest_top) return;
   for (int r = 0; r < height; ++r) value[r] = double(rows.top[r]);
   put(s.rest_top, n, height, value);
-  put(s.rest_top_logit, n, height, rows.largest);
+  double logit[kStrip];  // comparisons have passed NaN over, the log-odds have not
+  for (int r = 0; r < height; ++r) {
+    const bool masked = odds.sum[r] == 0 && rows.pivot[r] == -kInfinity;
+    logit[r] = masked || odds.d[r] == odds.d[r] ? rows.largest[r] : kNaN;
+  }
+  put(s.rest_top_logit, n, height, logit);
   for (int r = 0; r < height; ++r) {
     const bool tie = rows.pivot[r] == rows.largest[r] && label[r].pivot < rows.top[r];
     if (tie || rows.pivot[r] > rows.largest[r]) value[r] = double(label[r].pivot);
   }
   put(s.top, n, height, value);
+}
+
+// The logarithm of a number that may be subnormal.
+double log_of_tiny(double x) {
+  return x < 0x1p-1000 ? log_lane(x * 0x1p100) - 100 * (kLn2High + kLn2Low) : log_lane(x);
 }
 
 void finish_soft(const xent::Statistics& s, const Rows& rows, const Odds& odds, int64_t n,
@@ -155,7 +167,7 @@ void finish_soft(const xent::Statistics& s, const Rows& rows, const Odds& odds, 
     const double q = rows.pivot_soft[r], pivot = rows.pivot[r], mass = rows.mass[r];
     const double nll = times(q, odds.above[r]) + rows.deficit[r] + times(mass, odds.below[r]);
     put(s.log_prob, n + r, -nll);
-    put(s.log_odds, n + r, -nll - log_lane(one_minus_exp(nll)));
+    put(s.log_odds, n + r, nll <= 0 ? kInfinity : -nll - log_of_tiny(one_minus_exp(nll)));
     put(s.target, n + r, times(q, pivot) + times(mass, rows.shift[r]) - rows.deficit[r]);
     put(s.mass, n + r, q + mass);
     put(s.top, n + r, double(rows.top[r]));
@@ -214,7 +226,7 @@ void finish(const Problem& p, const Rows& rows, const Odds& odds, const Label* l
   if (is_soft(p))
     finish_soft(s, rows, odds, n, height);
   else
-    finish_index<Real>(p, rows, label, n, height);
+    finish_index<Real>(p, rows, odds, label, n, height);
   if (s.entropy) finish_entropy(s, rows, odds, n, height);
   if (s.rest_squares || s.rest_cubes) finish_powers(s, rows, odds, n, height);
   if (s.mean) finish_mean<Real>(p, rows, label, n, height);
@@ -222,24 +234,24 @@ void finish(const Problem& p, const Rows& rows, const Odds& odds, const Label* l
 
 // Every field of a row at once: most are 0.
 void finish_blank(const xent::Statistics& s, int64_t n, double log_odds, double log_prob,
-                  double height, double mass, double support) {
-  put(s.shift, n, height);
+                  double level, double mass, double support) {
+  put(s.shift, n, level);
   put(s.sum, n, 0);
   put(s.log_odds, n, log_odds);
   put(s.log_prob, n, log_prob);
   put(s.target, n, log_prob);
-  put(s.lse, n, height);
+  put(s.lse, n, level);
   put(s.mass, n, mass);
   put(s.top, n, 0);
-  put(s.top_logit, n, height);
-  put(s.pivot_log_odds, n, height);
+  put(s.top_logit, n, level);
+  put(s.pivot_log_odds, n, level);
   put(s.entropy, n, 0);
   put(s.log_sum, n, 0);
   put(s.mean, n, 0);
   put(s.support, n, support);
   put(s.mean_mass, n, 0);
   put(s.rest_top, n, 0);
-  put(s.rest_top_logit, n, height);
+  put(s.rest_top_logit, n, level);
   put(s.rest_squares, n, 0);
   put(s.rest_cubes, n, 0);
 }

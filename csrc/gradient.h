@@ -8,7 +8,8 @@ namespace {
 
 // With e_j = exp(z_j - shift), for every class but the pivot
 //
-//   d loss / d z_j = e_j (all + spread (z_j - shift) + e_j (square + cube e_j)) + mean c_j + soft q_j
+//   d loss / d z_j = e_j (all + spread (z_j - shift) + e_j (square + cube e_j))
+//                    + mean c_j + soft q_j
 //
 // The entries of the pivot and of the largest class of the rest (the top), where they are not what
 // this gives, are formed in float64 from the log-odds: no "p - 1".
@@ -25,9 +26,9 @@ struct Slopes {
 // What the gradient is made of. Every set has the multiple of the exponential.
 unsigned terms_of(const Problem& p, const Partials& f) {
   const bool capped = p.softcap > 0 || p.class_scale;
-  return (f.mean.at ? kMean | (p.mean_weight ? kWeights : 0u) : 0u) | (f.entropy.at ? kEntropy : 0u) |
-         (f.rest_squares.at ? kSquares : 0u) | (f.rest_cubes.at ? kPowers : 0u) |
-         (is_soft(p) ? kSoft : 0u) | (capped ? kSlope : 0u);
+  return (f.mean.at ? kMean | (p.mean_weight ? kWeights : 0u) : 0u) |
+         (f.entropy.at ? kEntropy : 0u) | (f.rest_squares.at ? kSquares : 0u) |
+         (f.rest_cubes.at ? kPowers : 0u) | (is_soft(p) ? kSoft : 0u) | (capped ? kSlope : 0u);
 }
 
 void get(const Partial& f, int64_t n, int height, double* out) {
@@ -122,7 +123,8 @@ class SlopeFinder {
     for (int r = 0; r < height_; ++r) {
       const double mass = s_.mass[n_ + r], nll = -s_.log_prob[n_ + r];
       // log_odds is a function of log_prob = sum_j q_j log p_j; its derivative is 1 / (1 - prob).
-      const double slope = prob[r] + (odds[r] == 0 ? 0.0 : odds[r] / one_minus_exp(nll));
+      const bool flat = odds[r] == 0 || nll <= 0;
+      const double slope = prob[r] + (flat ? 0.0 : odds[r] / one_minus_exp(nll));
       Real q[kLanes] = {};
       if (label_[r].kind == Kind::kept)
         load_soft(p_, n_ + r, p_.labels ? &label_[r].pivot : nullptr,
@@ -170,8 +172,11 @@ class SlopeFinder {
   void add_mean() {
     get(f_.mean, n_, height_, mean_);
     for (int r = 0; r < height_; ++r) {
-      mean_[r] /= s_.support[n_ + r];
-      if (out_.pivot[r] >= 0) at_pivot_[r] += mean_[r] * mean_weight<Real>(p_, out_.pivot[r]);
+      const double support = s_.support[n_ + r];
+      mean_[r] = support == 0 ? 0.0 : mean_[r] / support;
+      const bool masked = !is_soft(p_) && s_.target[n_ + r] == -kInfinity;
+      if (out_.pivot[r] >= 0 && support > 0 && !masked)
+        at_pivot_[r] += mean_[r] * mean_weight<Real>(p_, out_.pivot[r]);
     }
   }
 

@@ -100,17 +100,18 @@ XENT_LANE Real polynomial(Real x, const Real (&c)[n]) {
 
 // e^x = 2^k 2^f with k an integer and |f| <= 1/2. Adding `magic` rounds x log2(e) to the nearest
 // integer and leaves k, with an exponent's bias, in the low bits of the mantissa. log2(e) is split
-// in two so that f keeps its digits. `power` is a minimax fit of 2^f, relative error 2e-9 and 3e-18.
+// in two so that f keeps its digits. `power` is a minimax fit of 2^f, relative errors 2e-9, 3e-18.
 template <class Real>
 struct Exp;
 
 template <>
 struct Exp<float> {
   using Int = int32_t;
+  using UInt = uint32_t;
   static constexpr float log2e = 1.44269502f, log2e_low = 1.925963e-8f;
   static constexpr int mantissa = 23, bias = 127;
   static constexpr float magic = 12582912.0f + bias;
-  static constexpr int lowest = -124;   // down to 2^lowest no intermediate leaves the normal numbers
+  static constexpr int lowest = -124;    // down to 2^lowest every intermediate is a normal number
   static constexpr int vanished = -251;  // as far down as the product of two of them reaches
   static constexpr float power[] = {1.0f,          0.6931472f,   0.24022646f,  0.055503286f,
                                     0.009618489f, 0.0013399931f, 0.00015345811f};
@@ -119,6 +120,7 @@ struct Exp<float> {
 template <>
 struct Exp<double> {
   using Int = int64_t;
+  using UInt = uint64_t;
   static constexpr double log2e = 1.4426950408889634, log2e_low = 2.035527374093103e-17;
   static constexpr int mantissa = 52, bias = 1023;
   static constexpr double magic = 6755399441055744.0 + bias;
@@ -141,7 +143,8 @@ XENT_LANE Real power_of_two(Real biased) {
 // 2^k for an integer k
 template <class Real>
 XENT_LANE Real exact_power(typename Exp<Real>::Int k) {
-  return bits<Real>(typename Exp<Real>::Int((k + Exp<Real>::bias) << Exp<Real>::mantissa));
+  const auto exponent = uint64_t(k + Exp<Real>::bias);
+  return bits<Real>(typename Exp<Real>::Int(exponent << Exp<Real>::mantissa));
 }
 
 // mantissa * 2^k, `biased` holding k.
@@ -152,7 +155,9 @@ struct Power {
   // All three are multiplied, not put together bit by bit, so that NaN stays NaN.
   XENT_LANE Real value() const { return mantissa * power_of_two(biased); }
   XENT_LANE Real added_to(Real sum) const { return fused(mantissa, power_of_two(biased), sum); }
-  XENT_LANE Real times_normal(Real factor) const { return (mantissa * factor) * power_of_two(biased); }
+  XENT_LANE Real times_normal(Real factor) const {
+    return (mantissa * factor) * power_of_two(biased);
+  }
   XENT_LANE Real times_normal_plus(Real factor, Real sum) const {
     return fused(mantissa * factor, power_of_two(biased), sum);
   }
@@ -167,13 +172,13 @@ struct Power {
     constexpr int lift = 32, exponents = 2 * E::bias + 1;
     const Int of_factor = ((bits<Int>(factor) >> E::mantissa) & exponents) - E::bias;
     const Int nothing = -(E::bias + E::mantissa + 3) - of_factor;  // from here down it is 0
-    const Int wanted = Int(bits<Int>(biased) - bits<Int>(E::magic));
+    const Int wanted = Int(bits<typename E::UInt>(biased) - bits<typename E::UInt>(E::magic));
     const Int k = wanted > nothing ? wanted : nothing, half = k >> 1;
     const Real product = mantissa * factor * exact_power<Real>(half);
     const Real lifted = product * exact_power<Real>(k - half + lift);
     const Real smallest = exact_power<Real>(1 - E::bias + lift);  // of the normal ones
-    const Real size = lifted < 0 ? -lifted : lifted;
-    const Int sign = bits<Int>(lifted) ^ bits<Int>(size);
+    const Int sign = bits<Int>(lifted) & bits<Int>(Real(-0.0));
+    const Real size = bits<Real>(Int(bits<Int>(lifted) ^ sign));
     const Int subnormal = size < smallest ? -1 : 0;  // a mask; a choice would be computed both ways
     const Int fixed = (bits<Int>(size + smallest) - bits<Int>(smallest)) | sign;
     const Real kept = bits<Real>(Int(bits<Int>(product) & ~subnormal));

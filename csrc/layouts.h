@@ -1,6 +1,6 @@
-// Two layouts of a block of logits in the first-level cache, with the same sweeps: a strip of rows at
-// a time, because what is a chain of dependent steps for one row (folding lanes) is done for all of
-// them side by side.
+// Two layouts of a block of logits in the first-level cache, with the same sweeps: a strip of rows
+// at a time, because what is a chain of dependent steps for one row (folding lanes) is done for all
+// of them side by side.
 #pragma once
 
 #include "blocks.h"
@@ -55,7 +55,7 @@ struct RowsLayout {
     fold(lane, height, operation, out);
   }
 
-  // out[r] = the first class of row r whose logit is value[r]. Backwards, so that it is the last found.
+  // out[r] = the first class of row r whose logit is value[r]. Backwards: the last one found stays.
   void find(const Real* value, Real* out) const {
     Real lane[kStrip][kLanes];
     for (int r = 0; r < height; ++r) {
@@ -70,8 +70,8 @@ struct RowsLayout {
     fold(lane, height, [](Real a, Real b) { return a < b ? a : b; }, out);
   }
 
-  // out[k][r] = the k-th of n sums over row r: step(r)(logit, class, sums) adds a class to them. Lanes
-  // are added up in float64: it is the last few additions that round what all of the row is in.
+  // out[k][r] = the k-th of n sums over row r: step(r)(logit, class, sums) adds a class to them.
+  // Lanes are added up in float64: the last few additions round what all of the row is in.
   template <int n, class Step>
   void sums(Step step, const Ahead& next, double (*out)[kStrip]) const {
     Real lane[n][kStrip][kLanes];

@@ -123,8 +123,8 @@ Problem make_problem(const MatrixArguments& logits, int64_t rows, int64_t classe
   return p;
 }
 
-// The fields whose bits are set, one after the other in a table of `rows` each. The order is that of
-// row_statistics.FIELDS.
+// The fields whose bits are set, one after the other in a table of `rows` each. The order is that
+// of row_statistics.FIELDS.
 Statistics make_statistics(uintptr_t table, int64_t rows, unsigned fields) {
   double* field[kFields];
   int64_t row = 0;
@@ -213,8 +213,6 @@ class Buffer {
   static inline Block idle;
   Block block_;
 };
-
-int64_t size_of(Type type) { return type == Type::f64 ? 8 : type == Type::f32 ? 4 : 2; }
 
 // A gradient that no cache could hold, of rows long enough for whole cache lines, which must begin
 // with a number.
@@ -356,8 +354,10 @@ NB_MODULE(_core, m) {
   m.def("isas", &isas, "Instruction sets compiled in that this machine can run, best last.");
   m.def("isa", [] { return std::string(kernels->name); }, "The instruction set in use.");
   m.def("set_isa", &set_isa, nb::arg("name"), "Choose one of isas().");
-  m.def("set_parallel_for", [](uintptr_t f) { parallel_for = pointer<std::remove_pointer_t<ParallelFor>>(f); },
-        nb::arg("address"), "Address of torch_parallel_for, or 0 to stay on one thread.");
+  m.def(
+      "set_parallel_for",
+      [](uintptr_t f) { parallel_for = pointer<std::remove_pointer_t<ParallelFor>>(f); },
+      nb::arg("address"), "Address of torch_parallel_for, or 0 to stay on one thread.");
   nb::class_<Buffer>(m, "Buffer", "Memory for a large gradient, reused when it is let go.")
       .def(nb::init<size_t>(), nb::arg("bytes"))
       .def_prop_ro("address", &Buffer::address);

@@ -198,7 +198,7 @@ void store_zeros(const Strip& out, const Block& b, Real* tile) {
 
 // By way of a tile, or of a panel.
 template <unsigned set, class Real>
-void differentiate_in_place(const Problem& p, const Strip& strip, const Strip& out, int64_t n,
+void differentiate_by_tile(const Problem& p, const Strip& strip, const Strip& out, int64_t n,
                             const Block& b, bool panels, const Label* label,
                             const Slopes<Real>& slopes, Tiles<Real>& tiles, const Ahead& next) {
   const auto run = [&](const auto& block) {
@@ -235,11 +235,13 @@ template <class Real>
 void row_gradient(const Problem& p, int64_t begin, int64_t end) {
   Tiles<Real> tiles;
   Label label[kStrip];
-  Slopes<Real> slopes;
+  Slopes<Real> slopes{};
   const bool panels = fits_panels(p), direct = !panels && p.gradient.class_stride == 1;
   using Sets = GradientSets<Real>;
   const unsigned wanted = terms_of(p, p.partials);
-  const unsigned terms = direct ? Sets::find(wanted) : panels ? Sets::find(wanted & ~kSlope) : all_of(wanted);
+  const unsigned terms = direct   ? Sets::find(wanted)
+                         : panels ? Sets::find(wanted & ~kSlope)
+                                  : all_of(wanted);
   for (int64_t n = begin; n < end;) {
     const int height = strip_height(p, n, end);
     const Strip strip(p.logits, n), out(p.gradient, n);
@@ -252,9 +254,10 @@ void row_gradient(const Problem& p, int64_t begin, int64_t end) {
         const Ahead next = panels ? ahead_of_panel(strip, kStrip, b.first) : cut.next(p, strip, b);
         if constexpr (!is_all(set.value))
           if (direct)
-            return differentiate_directly<set.value>(p, strip, out, n, b, label, slopes, tiles, next);
+            return differentiate_directly<set.value>(p, strip, out, n, b, label, slopes, tiles,
+                                                     next);
         if constexpr (set.value != kSlope)
-          differentiate_in_place<set.value>(p, strip, out, n, b, panels, label, slopes, tiles, next);
+          differentiate_by_tile<set.value>(p, strip, out, n, b, panels, label, slopes, tiles, next);
       });
     });
     n += height;
@@ -265,7 +268,8 @@ void row_gradient(const Problem& p, int64_t begin, int64_t end) {
 bool sweeps_in_double(const Problem& p) { return p.logits.type == Type::f64; }
 
 void statistics_entry(Problem& p, int64_t begin, int64_t end) {
-  sweeps_in_double(p) ? row_statistics<double>(p, begin, end) : row_statistics<float>(p, begin, end);
+  sweeps_in_double(p) ? row_statistics<double>(p, begin, end)
+                      : row_statistics<float>(p, begin, end);
 }
 
 void gradient_entry(const Problem& p, int64_t begin, int64_t end) {

@@ -9,6 +9,11 @@ namespace xent {
 
 enum class Type : int { f32, f64, bf16, f16 };
 
+// `static`: kernels of different instruction sets must not share it.
+static inline int64_t size_of(Type type) {
+  return type == Type::f64 ? 8 : type == Type::f32 ? 4 : 2;
+}
+
 // N rows of V numbers in memory. Row n lies at (n / inner) * outer_stride + (n % inner) *
 // inner_stride elements, so that classes on a middle axis, (N, C, d), need no copy.
 struct Matrix {

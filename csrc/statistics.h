@@ -9,8 +9,8 @@ namespace {
 
 // ---- one class ----------------------------------------------------------------------------------
 
-// How to add up a row. The quick way is wrong where classes are masked; the careful one counts those
-// at the shift rather than add up their exponentials, so that the others keep their digits.
+// How to add up a row. The quick way is wrong where classes are masked; the careful one counts
+// those at the shift rather than add up their exponentials, so that the others keep their digits.
 enum class Way { quick, minds_masks, careful };
 
 // The sums of a set of terms: their places among the accumulators.
@@ -82,8 +82,10 @@ struct Adder {
   XENT_LANE void add_more(Real y, Real e, Sums sum) const {
     using At = Places<set>;
     if constexpr (set & kEntropy) sum(At::spread) = fused(-y, e, sum(At::spread));
-    if constexpr (set & kSquares) sum(At::squares) = fused(e, e, sum(At::squares));
-    if constexpr (set & kCubes) sum(At::cubes) = fused(e * e, e, sum(At::cubes));
+    constexpr Real faint = Real(0x1p-41);  // beside the 1 of the largest, its powers are nothing
+    const Real f = is_all(set) && faint > e ? faint : e;
+    if constexpr (set & kSquares) sum(At::squares) = fused(f, f, sum(At::squares));
+    if constexpr (set & kCubes) sum(At::cubes) = fused(f * f, f, sum(At::cubes));
   }
 };
 
@@ -181,8 +183,8 @@ class Absorber {
     }
   }
 
-  // Subnormal powers would take a hundred cycles each. What is added where exponentials stop to fall
-  // is at most V 2^-41 of the sum, half a unit in the last place of float32.
+  // Subnormal powers would take a hundred cycles each. What is added where exponentials stop to
+  // fall is at most V 2^-41 of the sum, at 65536 classes half an ulp of float32.
   int lowest_exponent() const {
     constexpr int lowest = Exp<Real>::lowest;
     return set == kSquares ? lowest / 2 : set == kPowers ? lowest / 3 : lowest;
@@ -232,8 +234,8 @@ class Absorber {
     }
   }
 
-  // Masked classes turn sums into infinities or NaN. And the entropy may live on what a sum of 1 and a
-  // little has rounded, or on exponentials so small that they were not let fall any further.
+  // Masked classes turn sums into infinities or NaN. And the entropy may live on what a sum of 1
+  // and a little has rounded, or on exponentials so small that they were not let fall further.
   void look_again() {
     constexpr double little = 0.25, faint = sizeof(Real) == 8 ? 0x1p-950 : 0x1p-88;
     bool marked[kStrip], any = false;
@@ -252,7 +254,7 @@ class Absorber {
   }
 
   void add_up_carefully(const bool* marked) {
-    Real vanished[kStrip];
+    Real vanished[kStrip] = {};
     for (int r = 0; r < block_.height; ++r) {
       vanished[r] = Base<Real>(0, true).vanished();
       if (marked[r]) block_.blank(r, place_[r], Real(-kInfinity));
@@ -278,11 +280,12 @@ class Absorber {
     for (int r = 0; r < block_.height; ++r) {
       // Where everything is masked, only a NaN may leave a trace.
       const bool masked = top_[r] == Real(-kInfinity);
-      sum[r] = masked && sum[r] == sum[r] ? 0.0 : sum[r];
+      const bool nothing = masked && sum[r] == sum[r];
+      sum[r] = nothing ? 0.0 : sum[r];
       if constexpr (set & kEntropy) tops_[r] = masked ? 0.0 : tops_[r];
       if constexpr (set & kEntropy) sum_[At::spread][r] = masked ? 0.0 : sum_[At::spread][r];
-      if constexpr (set & kSquares) sum_[At::squares][r] = masked ? 0.0 : sum_[At::squares][r];
-      if constexpr (set & kCubes) sum_[At::cubes][r] = masked ? 0.0 : sum_[At::cubes][r];
+      if constexpr (set & kSquares) sum_[At::squares][r] = nothing ? 0.0 : sum_[At::squares][r];
+      if constexpr (set & kCubes) sum_[At::cubes][r] = nothing ? 0.0 : sum_[At::cubes][r];
     }
     if (first_ > 0) carry();
     if constexpr (set & kSoft) release();
@@ -366,14 +369,15 @@ class Absorber {
 
   int64_t place_[kStrip];  // of the pivot in the block; negative where it is elsewhere
   Real here_[kStrip], top_[kStrip];  // the largest logits of the rest: in the block, and so far
-  Real offset_[kStrip], magic_[kStrip], lowest_[kStrip];
+  Real offset_[kStrip] = {}, magic_[kStrip] = {}, lowest_[kStrip] = {};  // panels are swept whole
   double shift_[kStrip], sum_[At::count(Way::careful)][kStrip], tops_[kStrip];
   double released_[kStrip], released_soft_[kStrip], released_weight_[kStrip];  // former pivots
 };
 
 template <unsigned set, class Real, class Layout>
-[[gnu::flatten]] void absorb(const Problem& p, Rows& rows, const Layout& block, const Beside<Real>& beside,
-            const Label* label, const Block& b, const Ahead& next) {
+[[gnu::flatten]] void absorb(const Problem& p, Rows& rows, const Layout& block,
+                             const Beside<Real>& beside, const Label* label, const Block& b,
+                             const Ahead& next) {
   Absorber<set, Real, Layout>(p, rows, block, beside, label, b.r, b.first, next).absorb();
 }
 

@@ -43,10 +43,9 @@ def worst(actual: Tensor, truth: Tensor, nats: Tensor | float = 0.0) -> float:
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:
-    """Equal to the bit, NaN equal to NaN."""
-    return (
-        a.shape == b.shape and a.dtype == b.dtype and bool(((a == b) | (a != a) & (b != b)).all())
-    )
+    """Equal to the bit, the sign of zero included, NaN equal to NaN."""
+    same = (a == b) & (a.signbit() == b.signbit())
+    return a.shape == b.shape and a.dtype == b.dtype and bool((same | (a != a) & (b != b)).all())
 
 
 def value_and_grad(loss, input: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:

@@ -237,3 +237,75 @@ def test_requests_are_swept_natively(core):
     z, y = torch.randn(4, 5), torch.tensor([0, 1, 2, 3])
     for loss in REQUESTING:
         loss(z, y, engine="native")  # raises where it cannot
+
+
+@every_loss
+@pytest.mark.parametrize("v", [4, 30, 2500])  # panels, several rows a block, blocks
+@pytest.mark.parametrize("slope", [1.0, -1.0, 2e-36])  # of the loss; the last: subnormal gradients
+def test_any_neighbours(loss: Loss, core, v, slope):
+    # What makes one row of a strip harder (masked, ignored, underflowing) is its own affair.
+    if loss.name == "target_table" and v > 30:
+        pytest.skip("a table of six million entries")
+    z, y = torch.randn(32, v), torch.randint(1, v, (32,))
+    weight = torch.full((32,), slope)
+    alone = value_and_grad(loss, z, y, reduction="none", row_weight=weight, engine="native")
+    y[11] = -100
+    z[17] *= 60
+    if loss.name != "target_table":
+        z[13, 0] = -math.inf
+    beside = value_and_grad(loss, z, y, reduction="none", row_weight=weight, engine="native")
+    kept = torch.ones(32, dtype=torch.bool)
+    kept[[11, 13, 17]] = False
+    assert all(same_bits(a[kept], b[kept]) for a, b in zip(alone, beside, strict=True))
+
+
+NOT_NUMBERS = [[5, math.nan, 3], [1, math.nan, math.nan], [math.inf, 0, 3]]
+
+
+@pytest.mark.parametrize("row", NOT_NUMBERS, ids=str)
+def test_what_is_not_a_number_is_not_passed_over(engine, row):
+    z, y = torch.tensor([row, [1.0, 2.0, 3.0]]), torch.tensor([0, 0])
+    s = xent.statistics(z, y, engine=engine, **REQUESTS)
+    for name in ("log_prob", "top_logit", "rest_squares", "rest_cubes", "entropy"):
+        assert getattr(s, name).isnan().tolist() == [True, False], name
+    value, grad = value_and_grad(xent.crammer_singer_loss, z, y, reduction="none", engine=engine)
+    assert value.isnan().tolist() == [True, False]
+    assert bool(grad[1].isfinite().all())
+
+
+def test_a_masked_class_takes_no_part_in_the_mean(engine):
+    z = torch.tensor([[-math.inf, 0.0, 3.0, 1.0]], requires_grad=True)
+    s = xent.statistics(z, torch.tensor([0]), mean=True, engine=engine)
+    (grad,) = torch.autograd.grad(s.mean.sum(), z)
+    torch.testing.assert_close(grad, torch.tensor([[0, 1, 1, 1]]) / 3)
+
+
+def test_a_masked_shard_adds_nothing_to_the_gradient(engine):
+    z = torch.cat([torch.randn(2, 4), torch.full((2, 4), -math.inf)], 1).requires_grad_()
+    y = torch.tensor([0, 3])
+    a, b = (
+        xent.statistics(part, y, mean=True, first_class=4 * k, engine=engine)
+        for k, part in enumerate(z.split(4, 1))
+    )
+    merged = a.merge(b)
+    (grad,) = torch.autograd.grad((merged.mean - merged.log_prob).sum(), z)
+    assert bool(grad.isfinite().all())
+    assert not bool(grad[:, 4:].any())
+
+
+def test_certain_soft_targets(engine):
+    z = torch.randn(1, 3, requires_grad=True)  # a target without mass is met with certainty
+    s = xent.statistics(z, torch.zeros(1, 3), engine=engine)
+    (grad,) = torch.autograd.grad((s.log_odds.clamp(max=9) - s.log_miss.clamp(min=-9)).sum(), z)
+    assert s.log_odds.item() == math.inf
+    assert not bool(grad.any())
+    z = torch.tensor([[0.0, 730.0]], dtype=torch.float64)
+    s = xent.statistics(z, torch.tensor([[0.0, 1.0]], dtype=torch.float64), engine=engine)
+    # The miss is subnormal, with 21 bits left.
+    assert s.log_odds.item() == pytest.approx(730, abs=2.0**-20)
+
+
+def test_a_table_of_another_size():
+    loss = xent.row_loss(own={"target_table": lambda: torch.eye(3)})(lambda s: -s.log_prob)
+    with pytest.raises(ValueError, match="row for each class"):
+        loss(torch.randn(2, 6), torch.tensor([0, 1]))

@@ -67,8 +67,10 @@ def make_transform(
     cap = 0.0
     if softcap is not None:
         cap = finite_number("softcap", softcap)
-        if cap <= 0:
-            raise ValueError(f"`softcap` must be positive, or None for no cap; got {softcap}")
+        if cap < 1e-30:  # whose inverse float32 can hold
+            raise ValueError(
+                f"`softcap` must be positive, 1e-30 or more, or None for no cap; got {softcap}"
+            )
     if class_bias is not None:
         vector_of_classes("class_bias", class_bias, classes, device)
     if class_scale is not None:

@@ -152,6 +152,15 @@ def make_problem(
         logit_scale, softcap, class_bias, rows, classes, input.device, class_scale
     )
     if target_table is not None:
+        if first_class is not None:
+            raise ValueError(
+                "a table of targets needs all classes; with `first_class` leave it out"
+            )
+        if target_table.shape != (classes, classes) or target_table.device != input.device:
+            raise ValueError(
+                f"`target_table` must have a row for each class, shape ({classes}, {classes}), on "
+                f"{input.device}; got shape {tuple(target_table.shape)} on {target_table.device}"
+            )
         checked = checked._replace(table=target_table, soft=True)
     if checked.soft and set(requests) & set(INDEX_ONLY):
         raise ValueError("squares and cubes are known for class indices only, not for soft targets")
