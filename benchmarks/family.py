@@ -122,13 +122,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--shapes", nargs="+", default=["2048,32000", "65536,100"])
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
+    parser.add_argument(
+        "--spread", type=float, default=1.0, help="standard deviation of the logits"
+    )
     args = parser.parse_args()
     print(machine_text(describe_machine(torch.get_num_threads())))
     for shape in args.shapes:
         rows, classes = map(int, shape.split(","))
         for dtype in args.dtypes:
             torch.manual_seed(0)
-            z = torch.randn(rows, classes).to(getattr(torch, dtype))
+            z = (args.spread * torch.randn(rows, classes)).to(getattr(torch, dtype))
             labels = torch.randint(classes, (rows,))
             for targets, y in (("classes", labels), ("binary", torch.rand_like(z).round())):
                 print(f"\n{rows} x {classes} {dtype}, targets: {targets}", flush=True)
