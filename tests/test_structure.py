@@ -19,14 +19,24 @@ HOUSE = Path(xent.__file__).parent
 PROJECT = Path(__file__).parents[1]
 
 # What each room may import of the house: only what lies below it.
-FOUNDATION = {"_check", "_files", "row_statistics", "logits", "targets", "softmax", "_core"}
+FOUNDATION = {
+    "_check",
+    "_files",
+    "linear_logits",
+    "row_statistics",
+    "logits",
+    "targets",
+    "softmax",
+    "_core",
+}
 MIDDLE = {"engines", "hyperparameters", "measurement", "frames"}
 BELOW = {
     "_check": set(),
     "_files": set(),
     "row_statistics": set(),
     "logits": {"_check"},
-    "targets": {"_check"},
+    "linear_logits": {"_check"},
+    "targets": {"_check", "linear_logits"},
     "softmax": {"_check"},
     "engines": FOUNDATION,
     "hyperparameters": {*FOUNDATION, "engines"},

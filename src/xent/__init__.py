@@ -16,6 +16,7 @@ from .diagnose import diagnose
 from .engines import Explanation
 from .frames.element_loss import Elements, element_loss
 from .frames.row_loss import row_loss
+from .linear_logits import LinearLogits
 from .losses import (
     YoloParts,
     adjust_logits,
@@ -49,6 +50,7 @@ from .losses import (
     hardest_loss,
     large_margin_loss,
     ldam_loss,
+    linear_cross_entropy,
     logit_adjusted_loss,
     mae_loss,
     mixup,
@@ -99,6 +101,7 @@ except PackageNotFoundError:  # imported from a source tree that was never insta
 __all__ = [
     "Elements",
     "Explanation",
+    "LinearLogits",
     "RowStatistics",
     "TargetError",
     "YoloParts",
@@ -137,6 +140,7 @@ __all__ = [
     "information",
     "large_margin_loss",
     "ldam_loss",
+    "linear_cross_entropy",
     "log_softmax",
     "logit_adjusted_loss",
     "mae_loss",

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ._check import finite_number, vector_of_classes
 from .engines.transforms import can_look_at
+from .linear_logits import LinearLogits
 from .targets import class_axis
 
 
@@ -79,6 +80,7 @@ class Hyperparameters:
         self.defaults = {p.name: p.default for p in own if p.default is not p.empty}
         self.required = [p.name for p in own if p.default is p.empty]
         self.checks = _checks(body)
+        self.per_class = frozenset(n for n, rule in self.checks if isinstance(rule, PerClass))
 
     def settings(self, given: Mapping[str, Any], input: Tensor | None = None) -> dict[str, Any]:
         """Every hyperparameter by name: what is given, checked, and defaults for the others."""
@@ -88,7 +90,7 @@ class Hyperparameters:
         for name in self.required:
             if name not in given:
                 raise TypeError(f"{self.name}() needs the keyword argument `{name}`")
-        if not isinstance(input, Tensor) or input.ndim == 0:
+        if not isinstance(input, (Tensor, LinearLogits)) or input.ndim == 0:
             input = None  # what is wrong with it is said where logits are read
         for name, rule in self.checks:
             if name in given:

@@ -23,7 +23,7 @@ Everything per row is float64: N numbers cost nothing beside N x V.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -252,6 +252,16 @@ class RowStatistics:
             complete=complete,
             on_request=requested,
         )
+
+    def reshape(self, shape: tuple[int, ...]) -> RowStatistics:
+        """The same with other axes for the rows."""
+        own = {
+            name: value.reshape(shape)
+            for name, value in vars(self).items()
+            if isinstance(value, Tensor)
+        }
+        asked = {name: value.reshape(shape) for name, value in self.on_request.items()}
+        return replace(self, **own, on_request=asked)
 
     @classmethod
     def identity(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ._check import is_tensor
+from .linear_logits import LinearLogits
 
 
 class Target(NamedTuple):
@@ -52,7 +53,8 @@ def read_target(
     input: Tensor, target: Tensor, ignore_index: int, first_class: int | None = None
 ) -> Target:
     """Check a target against its logits; tell indices from probabilities as PyTorch does."""
-    is_tensor("input", input)
+    if not isinstance(input, LinearLogits):
+        is_tensor("input", input)
     is_tensor("target", target)
     if input.ndim == 0:
         raise ValueError("`input` must have a class axis: shape (C,), (N, C) or (N, C, d1, ...)")

@@ -11,14 +11,17 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .._check import one_of
+from ..linear_logits import LinearLogits
 from ..row_statistics import RowStatistics
-from . import native, reference
+from . import linear, native, reference
 from .autograd import apply_plain, differentiable_fields
 from .problem import Problem
 from .transforms import transforms_active
@@ -60,10 +63,13 @@ def choose(problem: Problem, engine: str = "auto") -> Explanation:
         return Explanation("reference", "as asked", "autograd on plain tensor operations")
     if obstacle is not None:
         return Explanation("reference", obstacle, "autograd on plain tensor operations")
+    gradient = "recomputed from the logits in backward: one more sweep, nothing of N x V is kept"
+    if isinstance(problem.logits, LinearLogits):
+        gradient = linear.describe(problem)
     return Explanation(
         "native",
         f"CPU logits, {problem.logits.dtype}; {native.isa} kernels on PyTorch's threads",
-        "recomputed from the logits in backward: one more sweep, nothing of N x V is kept",
+        gradient,
     )
 
 
@@ -71,6 +77,11 @@ def measure(
     problem: Problem, engine: str = "auto", inplace_backward: bool = False
 ) -> RowStatistics:
     """The row statistics of a problem, differentiable with respect to its tensors."""
+    if isinstance(problem.logits, LinearLogits):
+        if lean_engine(problem, engine) is None:
+            problem = problem._replace(logits=problem.logits.materialize())
+        elif inplace_backward:
+            raise ValueError("inplace_backward=True is for logits; behind a head it is the rule")
     plan = choose(problem, engine)
     complete = False
     compiling = torch.compiler.is_compiling()
@@ -93,16 +104,56 @@ def measure(
         values = reference.row_statistics(problem)[0].unbind(0)
     else:
         module = native if plan.engine == "native" else reference
-        *values, complete = differentiable_fields(problem.logits, problem, module, inplace_backward)
+        if isinstance(problem.logits, LinearLogits):
+            *values, complete = linear.measure_fields(problem, module)
+        else:
+            *values, complete = differentiable_fields(
+                problem.logits, problem, module, inplace_backward
+            )
+    return name_fields(problem, values, complete, constant_masses=not plain_operations)
+
+
+def name_fields(
+    problem: Problem, values: Sequence[Tensor], complete: bool, constant_masses: bool = True
+) -> RowStatistics:
+    """The row statistics that hold these fields of a problem."""
     return RowStatistics.from_fields(
         values,
         problem.fields,
         problem.target.soft,
         problem.target.first_class,
-        constant_masses=not plain_operations,
+        constant_masses=constant_masses,
         label=problem.target.labels(),
         classes=problem.classes,
         complete=complete,
+    )
+
+
+def lean_engine(problem: Problem, engine: str) -> ModuleType | None:
+    """The engine that takes logits behind a head by chunks; None where all must be there at once.
+
+    That is where plain operations are needed: torch.func, forward-mode AD, compilation, gradients
+    of targets, scales or class weights.
+    """
+    if (
+        transforms_active()
+        or torch.compiler.is_compiling()
+        or problem.differentiable_beyond_logits()
+    ):
+        return None
+    return native if choose(problem, engine).engine == "native" else reference
+
+
+def sum_ahead(
+    problem: Problem, module: ModuleType, summand: Callable[[Problem, RowStatistics, Any], Tensor]
+) -> Tensor:
+    """The sum of ``summand(part, statistics, rows)`` over chunks of rows, with its gradient."""
+    return linear.sum_ahead(
+        problem,
+        module,
+        lambda part, fields, complete, rows: summand(
+            part, name_fields(part, fields, complete), rows
+        ),
     )
 
 

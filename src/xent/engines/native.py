@@ -86,7 +86,7 @@ def obstacle(problem: Problem) -> str | None:
     """Why the engine cannot take a problem, or None if it can."""
     if _core is None:
         return "the compiled core is not installed (see `xent info`)"
-    for tensor in problem.tensors():
+    for tensor in problem.parts:
         if tensor is None:
             continue
         if tensor.device.type != "cpu":

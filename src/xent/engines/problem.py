@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..linear_logits import LinearLogits
 from ..logits import LogitTransform
 from ..row_statistics import field_mask, fields_of
 from ..targets import Target, class_axis
@@ -15,7 +16,8 @@ from ..targets import Target, class_axis
 class Problem(NamedTuple):
     """One call's question. The tensors have been checked against each other."""
 
-    logits: Tensor  # (C,), (N, C) or (N, C, d1, ...)
+    # (C,), (N, C) or (N, C, d1, ...); or (N, C) LinearLogits, which have what is asked of them here
+    logits: Tensor
     target: Target
     transform: LogitTransform = LogitTransform()
     class_weight: Tensor | None = None  # (C,)
@@ -61,10 +63,21 @@ class Problem(NamedTuple):
         known = (target.values >= 0) & (target.values < target.table.shape[0])
         return target.table[torch.where(known, target.values, 0)].movedim(-1, self.axis)
 
+    @property
+    def parts(self) -> tuple[Tensor | None, ...]:
+        """Every tensor, those that logits behind a head are made of among them."""
+        logits = self.logits
+        own = logits.parts if isinstance(logits, LinearLogits) else (logits,)
+        return (*own, *self.beside())
+
     def tensors(self) -> tuple[Tensor | None, ...]:
         """Every tensor, in a fixed order, for those who must save them."""
+        assert isinstance(self.logits, Tensor)
+        return (self.logits, *self.beside())
+
+    def beside(self) -> tuple[Tensor | None, ...]:
+        """Every tensor but the logits."""
         return (
-            self.logits,
             self.target.values,
             self.transform.scale,
             self.transform.class_bias,
@@ -91,5 +104,17 @@ class Problem(NamedTuple):
 
     def differentiable_beyond_logits(self) -> bool:
         """Whether something other than the logits wants a gradient."""
-        others = self.tensors()[1:]
+        others = self.beside()
         return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in others)
+
+    def of_rows(self, index: slice | Tensor, logits: Tensor) -> Problem:
+        """The question about some of the rows of ``(N, C)`` logits, which come along."""
+        target, transform = self.target, self.transform
+        scale = transform.scale
+        if scale is not None and scale.ndim:
+            transform = transform._replace(scale=scale[index])
+        return self._replace(
+            logits=logits,
+            target=target._replace(values=target.values[index]),
+            transform=transform,
+        )

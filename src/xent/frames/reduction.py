@@ -44,22 +44,36 @@ def reduce_rows(
     Rows that are not ``kept`` count for nothing, whatever they hold. ``mass`` is what each row adds
     to the divisor of the mean.
     """
-    if kept is not None:
-        values = torch.where(kept, values, 0.0)
-    if row_weight is not None:
-        values = values * row_weight
+    values = weigh(values, kept, row_weight)
     if reduction == "none":
         return values
     total = stable_sum(values)
     if reduction == "sum":
         return total
+    return by_divisor(total, divisor_of(kept, mass, normalizer, row_weight), empty)
+
+
+def weigh(values: Tensor, kept: Tensor | None, row_weight: Tensor | None) -> Tensor:
+    """What each row adds to the sum."""
+    if kept is not None:
+        values = torch.where(kept, values, 0.0)
+    return values if row_weight is None else values * row_weight
+
+
+def divisor_of(
+    kept: Tensor | None, mass: Tensor, normalizer: float | Tensor | str | None,
+    row_weight: Tensor | None,
+) -> Tensor:  # fmt: skip
+    """What the mean divides by."""
     if normalizer is None or normalizer == "weight":
-        divisor = stable_sum(mass if row_weight is None else mass * row_weight)
-    elif isinstance(normalizer, str):
-        counted = torch.ones_like(mass) if kept is None else torch.where(kept, 1.0, 0.0)
-        divisor = stable_sum(counted)
-    else:
-        divisor = torch.as_tensor(normalizer, dtype=total.dtype, device=total.device)
+        return stable_sum(mass if row_weight is None else mass * row_weight)
+    if isinstance(normalizer, str):
+        return stable_sum(torch.ones_like(mass) if kept is None else torch.where(kept, 1.0, 0.0))
+    return torch.as_tensor(normalizer, dtype=mass.dtype, device=mass.device)
+
+
+def by_divisor(total: Tensor, divisor: Tensor, empty: str) -> Tensor:
+    """The mean; of nothing it is NaN, or 0 if so wanted."""
     if empty == "zero":
         divisor = torch.where(divisor == 0, 1.0, divisor)
     return total / divisor

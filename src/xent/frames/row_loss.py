@@ -16,11 +16,14 @@ from torch import Tensor
 
 from .._check import one_of
 from ..engines import measure
+from ..engines.problem import Problem
 from ..hyperparameters import Hyperparameters
+from ..linear_logits import LinearLogits
 from ..measurement import make_problem, result_dtype
 from ..row_statistics import REQUESTS, RowStatistics
 from .docstrings import loss_docstring
-from .reduction import Reduction, check_reduction, reduce_rows
+from .linear_head import Rows, engine_ahead, flatten, total_ahead
+from .reduction import Reduction, by_divisor, check_reduction, reduce_rows
 
 Needs = str | tuple[str, ...] | Callable[..., tuple[str, ...]]
 
@@ -36,6 +39,7 @@ def row_loss(
     weighted: bool = False,
     soft: bool = True,
     own: Mapping[str, Callable[..., Any]] | None = None,
+    rowwise: bool = True,
 ) -> Any:
     r"""Turn a few lines on row statistics into a loss. A decorator.
 
@@ -64,6 +68,8 @@ def row_loss(
             ``logit_scale``, ``class_bias``, ``class_scale`` (factor on the logits of each class),
             ``mean_weight`` (what ``mean`` weighs the classes by) or ``target_table`` (``(C, C)``:
             the soft target that stands for each class). The caller cannot set these.
+        rowwise: what the body makes of a row depends on no other row. Behind a linear head it then
+            sees a chunk of rows at a time.
 
     Returns:
         The loss.
@@ -83,7 +89,9 @@ def row_loss(
         torch.Size([2])
     """
     if body is None:
-        return functools.partial(row_loss, needs=needs, weighted=weighted, soft=soft, own=own)
+        return functools.partial(
+            row_loss, needs=needs, weighted=weighted, soft=soft, own=own, rowwise=rowwise
+        )
     parameters = list(inspect.signature(body).parameters.values())
     if not parameters:
         raise ValueError(
@@ -118,6 +126,12 @@ def row_loss(
     ) -> Tensor | tuple[Tensor, RowStatistics]:
         if not soft:
             _refuse_probabilities(body.__name__, input, target)
+        shape = None
+        if isinstance(input, LinearLogits):
+            shape = input.shape[:-1]
+            input, target, row_weight, logit_scale, softcap = flatten(
+                input, target, row_weight, logit_scale, softcap
+            )
         settings = hyper.settings(hyperparameters, input)
         options: dict[str, Any] = {"logit_scale": logit_scale, "class_bias": class_bias}
         for name, set_by in sets.items():
@@ -130,28 +144,41 @@ def row_loss(
             input, target, weight, ignore_index, softcap=softcap,
             requests=_check_needs(asked(**settings)), **options,
         )  # fmt: skip
-        labelled = problem.target.labelled
         row_weight = check_reduction(reduction, normalizer, row_weight, empty, problem.rows)
         if inplace_backward:
             _refuse_shared_logits(input)
+
+        def rows_of(part: Problem, stats: RowStatistics) -> Rows:
+            values = body(stats, **settings)
+            if values.shape != part.rows:
+                raise ValueError(
+                    f"{body.__name__} must return one value per row, shape {tuple(part.rows)}; it "
+                    f"returned shape {tuple(values.shape)}"
+                )
+            if not (weighted or part.target.soft or weight is None):
+                values = values * stats.mass
+            some = part.target.labelled and not stats.complete
+            kept = part.target.values != ignore_index if some else None
+            mass = stats.mass
+            if part.target.soft:
+                mass = torch.ones_like(mass) if kept is None else kept.to(mass.dtype)
+            return values, kept, mass
+
+        if shape is not None and rowwise and reduction != "none" and not return_stats:
+            module = engine_ahead(problem, engine, settings, hyper.per_class)
+            if module is not None and not (row_weight is not None and row_weight.requires_grad):
+                result, divisor = total_ahead(problem, module, rows_of, normalizer, row_weight)
+                if reduction == "mean":
+                    result = by_divisor(result, divisor, empty)
+                return result.to(result_dtype(problem))
         stats = measure(problem, engine, inplace_backward)
-        values = body(stats, **settings)
-        if values.shape != problem.rows:
-            raise ValueError(
-                f"{body.__name__} must return one value per row, shape {tuple(problem.rows)}; it "
-                f"returned shape {tuple(values.shape)}"
-            )
-        if not (weighted or problem.target.soft or weight is None):
-            values = values * stats.mass
-        some = labelled and not stats.complete
-        kept = problem.target.values != ignore_index if some else None
-        mass = stats.mass
-        if problem.target.soft:
-            mass = torch.ones_like(mass) if kept is None else kept.to(mass.dtype)
         result = reduce_rows(
-            values, kept, mass, reduction=reduction, normalizer=normalizer, row_weight=row_weight,
-            empty=empty,
+            *rows_of(problem, stats), reduction=reduction, normalizer=normalizer,
+            row_weight=row_weight, empty=empty,
         ).to(result_dtype(problem))  # fmt: skip
+        if shape is not None:
+            stats = stats.reshape(shape)
+            result = result.reshape(shape) if reduction == "none" else result
         return (result, stats) if return_stats else result
 
     common = [

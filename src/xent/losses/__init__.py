@@ -34,6 +34,7 @@ from .imbalance import (
     recall_loss,
     vs_loss,
 )
+from .linear import linear_cross_entropy
 from .margin import arcface_loss, cosface_loss, large_margin_loss
 from .modulated import (
     brier_loss,
@@ -110,6 +111,7 @@ __all__ = [
     "hardest_loss",
     "large_margin_loss",
     "ldam_loss",
+    "linear_cross_entropy",
     "logit_adjusted_loss",
     "mae_loss",
     "mixup",

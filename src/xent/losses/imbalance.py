@@ -258,7 +258,7 @@ def ldam_loss(
 
 
 @member(proper=False, convex=False)
-@row_loss(needs="top", soft=False)
+@row_loss(needs="top", soft=False, rowwise=False)
 def recall_loss(s: RowStatistics, smoothing: NonNegative = 1.0) -> Tensor:
     r"""Cross-entropy whose classes weigh as much as the batch misses them.
 

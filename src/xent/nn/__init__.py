@@ -1,7 +1,7 @@
 """Module twins of the functions: ``focal_loss`` is ``FocalLoss``, and so on for every loss.
 
-All but the first are made from their functions when they are asked for. Those that PyTorch has
-too are subclasses of its modules.
+All but two are made from their functions when they are asked for. Those that PyTorch has too are
+subclasses of its modules.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from torch import Tensor
 from ..frames.reduction import Reduction
 from ..losses import cross_entropy
 from ..losses.lookup import near
+from .linear import LinearCrossEntropyLoss  # noqa: F401
 from .twins import Loss, class_name, make_module, modules
 
 
@@ -124,5 +125,5 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-_WRITTEN = ("CrossEntropyLoss",)
+_WRITTEN = ("CrossEntropyLoss", "LinearCrossEntropyLoss")
 __all__ = sorted({*_WRITTEN, *modules()})  # pyright: ignore[reportUnsupportedDunderAll]

@@ -18,7 +18,7 @@ from torch import Tensor
 from .._check import is_tensor, one_of
 from ..engines import ENGINES
 from ..hyperparameters import Hyperparameters
-from ..losses import cross_entropy
+from ..losses import cross_entropy, linear_cross_entropy
 from ..losses.lookup import members
 
 # What belongs to one batch, and so to `forward`.
@@ -121,7 +121,8 @@ class Loss(torch.nn.Module):
 @cache
 def modules() -> dict[str, Callable[..., Any]]:
     """The function of each module, by the name of the module; second names of a loss, too."""
-    return {class_name(name): member.function for name, member in members().items()}
+    made = {class_name(name): member.function for name, member in members().items()}
+    return {**made, "LinearCrossEntropyLoss": linear_cross_entropy}
 
 
 def class_name(name: str) -> str:

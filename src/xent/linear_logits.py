@@ -1,0 +1,308 @@
+"""Logits of a linear head that are never there as a whole."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ._check import is_tensor
+
+
+class LinearLogits:
+    """``hidden @ weight.T + bias``, for every loss and for :func:`xent.statistics`, lean.
+
+    It stands for the logits without holding them: losses compute them a chunk of rows at a time,
+    and what backward needs of them likewise. It has their shape, dtype and device; rows may be
+    sliced and reshaped, and scaling (``logits * s``, ``logits / t``) and a softcap
+    (``cap * torch.tanh(logits / cap)``) are recorded rather than computed. PyTorch functions on it
+    either have a lean answer (``torch.nn.functional.cross_entropy``) or get the whole logits, with
+    a warning.
+
+    Args:
+        hidden: ``(..., D)``: one row of features for each row of logits.
+        weight: ``(V, D)``, of the dtype of ``hidden``.
+        bias: ``(V,)``, of the same dtype, or None.
+
+    Raises:
+        TypeError: if they are not floating point, or of different dtypes.
+        ValueError: for shapes that do not fit, or different devices.
+
+    Example:
+        >>> import torch, xent
+        >>> hidden, weight = torch.randn(6, 4, requires_grad=True), torch.randn(10, 4)
+        >>> logits = xent.LinearLogits(hidden, weight)
+        >>> logits.shape
+        torch.Size([6, 10])
+        >>> target = torch.arange(6)
+        >>> lean = xent.focal_loss(logits, target)
+        >>> torch.allclose(lean, xent.focal_loss(hidden @ weight.T, target))
+        True
+    """
+
+    lean: ClassVar[dict[Callable[..., Any], Callable[..., Any]]] = {}
+
+    def __init__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None = None) -> None:
+        _check(hidden, weight, bias)
+        self.hidden, self.weight, self.bias = hidden, weight, bias
+        self.scale: float | Tensor = 1.0  # before the cap
+        self.softcap: float | None = None
+        self.capped = False  # tanh was taken; the factor of the cap is still to come
+        self.divisor: float | None = None  # the last thing recorded: it may become a cap
+        self.undivided: float | Tensor = 1.0  # the scale before that
+        self.dtype = hidden.dtype
+
+    # ---- what it shares with a tensor -----------------------------------------------------------
+
+    @property
+    def shape(self) -> torch.Size:
+        """The shape of the logits, ``(..., V)``."""
+        return self.hidden.shape[:-1] + self.weight.shape[:1]
+
+    @property
+    def ndim(self) -> int:
+        """How many axes they have."""
+        return self.hidden.ndim
+
+    @property
+    def device(self) -> torch.device:
+        """Where they would be."""
+        return self.hidden.device
+
+    @property
+    def is_cpu(self) -> bool:
+        """Whether that is the CPU."""
+        return self.hidden.is_cpu
+
+    @property
+    def layout(self) -> torch.layout:
+        """Dense, as every product of matrices."""
+        return torch.strided
+
+    @property
+    def requires_grad(self) -> bool:
+        """Whether anything they are made of does."""
+        return any(t.requires_grad for t in self.parts)
+
+    @property
+    def parts(self) -> tuple[Tensor, ...]:
+        """The tensors they are made of."""
+        return tuple(t for t in (self.hidden, self.weight, self.bias) if t is not None)
+
+    def dim(self) -> int:
+        """How many axes they have."""
+        return self.ndim
+
+    def size(self, dim: int | None = None) -> Any:
+        """Their shape, or the length of one axis."""
+        return self.shape if dim is None else self.shape[dim]
+
+    def numel(self) -> int:
+        """How many logits there would be."""
+        return self.shape.numel()
+
+    def is_floating_point(self) -> bool:
+        """True: logits are."""
+        return True
+
+    def __repr__(self) -> str:
+        """Shape and dtype, since the numbers are not there."""
+        return f"LinearLogits({tuple(self.shape)}, {self.dtype}, {self.device})"
+
+    def __len__(self) -> int:
+        """The length of the first axis."""
+        return self.shape[0]
+
+    # ---- what is recorded -----------------------------------------------------------------------
+
+    def _with(self, **changes: Any) -> LinearLogits:
+        other = object.__new__(LinearLogits)
+        other.__dict__ |= {**self.__dict__, **changes}
+        return other
+
+    def _rows(self, change: Callable[[Tensor], Tensor]) -> LinearLogits:
+        """The same change to what has a line for each row, with the last axis a stand-in."""
+        scale = self.scale
+        if isinstance(scale, Tensor) and scale.ndim:
+            scale = change(scale.expand(self.shape[:-1]).unsqueeze(-1))[..., 0]
+        return self._with(hidden=change(self.hidden), scale=scale)
+
+    def reshape(self, *shape: Any) -> LinearLogits:
+        """Other axes for the rows; the last one, of the classes, stays."""
+        given = shape[0] if len(shape) == 1 and isinstance(shape[0], Sequence) else shape
+        sizes = [int(n) for n in given]
+        if not sizes or sizes[-1] not in (-1, self.weight.shape[0]):
+            raise ValueError(
+                f"LinearLogits of shape {tuple(self.shape)} keep their last axis, the classes; "
+                f"cannot reshape to {sizes}. Call .materialize() for a tensor"
+            )
+        if sizes[-1] == -1 and -1 not in sizes[:-1]:
+            rows = math.prod(self.shape[:-1])
+            if math.prod(sizes[:-1]) != rows:
+                raise ValueError(f"shape {sizes} does not hold the {rows} rows of {self!r}")
+        return self._rows(lambda x: x.reshape(*sizes[:-1], x.shape[-1]))
+
+    def view(self, *shape: Any) -> LinearLogits:
+        """As :meth:`reshape`, or the dtype to be cast to."""
+        if len(shape) == 1 and isinstance(shape[0], torch.dtype):
+            raise TypeError("LinearLogits have no memory to see as another dtype")
+        return self.reshape(*shape)
+
+    def flatten(self) -> LinearLogits:
+        """One axis of rows: ``(N, V)``."""
+        return self.reshape(-1, self.shape[-1])
+
+    def contiguous(self, *_: Any, **__: Any) -> LinearLogits:
+        """Itself."""
+        return self
+
+    def __getitem__(self, index: Any) -> LinearLogits | Tensor:
+        """Some of the rows. What takes classes out needs the logits, and gets them."""
+        parts = index if isinstance(index, tuple) else (index,)
+        dots = any(p is Ellipsis for p in parts)
+        used = sum(p is not None and p is not Ellipsis for p in parts)
+        last = parts[-1] if parts else Ellipsis
+        of_classes = last is not Ellipsis and (used >= self.ndim or (dots and len(parts) > 1))
+        if of_classes and not (isinstance(last, slice) and last == slice(None)):
+            return self._whole("indexing classes")[index]
+        return self._rows(lambda x: x[index])
+
+    def to(self, *arguments: Any, **options: Any) -> LinearLogits:
+        """Another dtype of the result. The device is that of what they are made of."""
+        dtypes = [a for a in (*arguments, options.get("dtype")) if isinstance(a, torch.dtype)]
+        devices = [
+            a for a in (*arguments, options.get("device")) if isinstance(a, (str, torch.device))
+        ]
+        dtype, device = next(iter(dtypes), None), next(iter(devices), None)
+        if device is not None and torch.device(device) != self.device:
+            raise ValueError(f"{self!r} cannot move; move hidden and weight to {device}")
+        return self if dtype is None else self._with(dtype=dtype)
+
+    def float(self) -> LinearLogits:
+        """As float32."""
+        return self.to(torch.float32)
+
+    def __mul__(self, factor: Any) -> LinearLogits | Tensor:
+        """Scaled, which is recorded; or the second half of a softcap."""
+        if not _is_scalar(factor):
+            return self._whole("multiplication by a tensor") * factor
+        if self.capped:
+            if isinstance(factor, Tensor) or factor != self.softcap:
+                return self._whole("a factor that is not the cap") * factor
+            return self._with(capped=False)
+        if self.softcap is not None:
+            return self._whole("a scale after the softcap") * factor
+        return self._with(scale=self.scale * factor, divisor=None)
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, divisor: Any) -> LinearLogits | Tensor:
+        """Divided by a number, which is recorded."""
+        if not _is_scalar(divisor) or self.capped or self.softcap is not None:
+            return self._whole("a division") / divisor
+        cap = float(divisor) if isinstance(divisor, (int, float)) and divisor > 0 else None
+        return self._with(scale=self.scale / divisor, undivided=self.scale, divisor=cap)
+
+    def tanh(self) -> LinearLogits | Tensor:
+        """Half of a softcap: recorded after a division, whose divisor is then the cap."""
+        if self.softcap is not None or self.divisor is None:
+            return self._whole("tanh").tanh()
+        return self._with(softcap=self.divisor, scale=self.undivided, divisor=None, capped=True)
+
+    def recorded(self) -> tuple[float | Tensor | None, float | None]:
+        """The scale and the cap, None for none; as `logit_scale` and `softcap` of a loss."""
+        if self.capped:
+            raise ValueError("tanh of LinearLogits is half a softcap; multiply by the cap, too")
+        one = not isinstance(self.scale, Tensor) and self.scale == 1.0
+        return None if one else self.scale, self.softcap
+
+    def bare(self) -> LinearLogits:
+        """``(N, V)`` of what was given, without what was recorded."""
+        return LinearLogits(
+            self.hidden.reshape(-1, self.hidden.shape[-1]), self.weight, self.bias
+        )._with(dtype=self.dtype)
+
+    # ---- the logits themselves ------------------------------------------------------------------
+
+    def materialize(self) -> Tensor:
+        """The logits as a tensor, all ``N x V`` of them, with their gradient."""
+        z = torch.nn.functional.linear(self.hidden, self.weight, self.bias)
+        scale = self.scale
+        if isinstance(scale, Tensor) or scale != 1.0:
+            z = z * (scale.unsqueeze(-1) if isinstance(scale, Tensor) and scale.ndim else scale)
+        if self.softcap is not None:
+            z = torch.tanh(z / self.softcap)
+            z = z if self.capped else self.softcap * z
+        return z.to(self.dtype)
+
+    def _whole(self, reason: str) -> Tensor:
+        warnings.warn(
+            f"{reason} needs all {self.numel():,} logits of {self!r} at once", stacklevel=3
+        )
+        return self.materialize()
+
+    @classmethod
+    def __torch_function__(
+        cls,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """A lean answer where there is one; the function of the whole logits elsewhere."""
+        answer = cls.lean.get(func)
+        if answer is not None:
+            return answer(*args, **(kwargs or {}))
+        name = getattr(func, "__name__", str(func))
+
+        def whole(x: Any) -> Any:
+            return x._whole(name) if isinstance(x, LinearLogits) else x
+
+        return func(*map(whole, args), **{k: whole(v) for k, v in (kwargs or {}).items()})
+
+
+def _product(a: Any, b: Any, *, out: None = None) -> Any:
+    return a * b if isinstance(a, LinearLogits) else b * a
+
+
+LinearLogits.lean |= {
+    torch.tanh: LinearLogits.tanh,
+    torch.mul: _product,
+    torch.Tensor.mul: _product,
+    torch.Tensor.__mul__: _product,
+    torch.Tensor.__rmul__: _product,
+    torch.div: LinearLogits.__truediv__,
+}
+
+
+def _is_scalar(x: Any) -> bool:
+    """A number, or a tensor that holds one."""
+    return isinstance(x, (int, float)) or (isinstance(x, Tensor) and x.ndim == 0)
+
+
+def _check(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    for name, x in (("hidden", hidden), ("weight", weight), ("bias", bias)):
+        if x is None and name == "bias":
+            continue
+        is_tensor(name, x)
+        assert x is not None
+        if not x.is_floating_point():
+            raise TypeError(f"`{name}` must be floating point, got {x.dtype}; call .float()")
+        if x.dtype != hidden.dtype:
+            raise TypeError(f"`{name}` is {x.dtype} but `hidden` is {hidden.dtype}; make them one")
+        if x.device != hidden.device:
+            raise ValueError(f"`{name}` is on {x.device} but `hidden` on {hidden.device}")
+    if weight.ndim != 2 or hidden.ndim == 0 or hidden.shape[-1] != weight.shape[1]:
+        raise ValueError(
+            f"`hidden` (..., D) and `weight` (V, D) must agree in D; got shapes "
+            f"{tuple(hidden.shape)} and {tuple(weight.shape)}"
+        )
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(
+            f"`bias` must have shape ({weight.shape[0]},), a number for each class; got "
+            f"{tuple(bias.shape)}"
+        )

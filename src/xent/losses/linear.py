@@ -1,0 +1,152 @@
+"""Cross-entropy behind a linear head, under the name and with the arguments it has in PyTorch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._check import is_tensor
+from ..frames.reduction import Reduction
+from ..linear_logits import LinearLogits
+from .classification import cross_entropy
+
+
+def linear_cross_entropy(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    *,
+    linear_bias: Tensor | None = None,
+    weight: Tensor | None = None,
+    reduction: Reduction = "mean",
+    ignore_index: int | None = None,
+    label_smoothing: float = 0.0,
+    options: Any = None,
+    normalizer: float | Tensor | str | None = None,
+    row_weight: Tensor | None = None,
+    z_loss: float = 0.0,
+    logit_scale: float | Tensor | None = None,
+    softcap: float | None = None,
+) -> Tensor:
+    r"""Cross-entropy of ``input @ linear_weight.T + linear_bias``, which never exists as a whole.
+
+    A drop-in for :func:`torch.nn.functional.linear_cross_entropy`, always lean: a chunk of logits
+    at a time, whose gradient is taken at once. Any other loss of the family works the same way on
+    :class:`xent.LinearLogits`.
+
+    Args:
+        input: features, ``(D,)``, ``(N, D)`` or ``(..., D)``.
+        linear_weight: ``(C, D)``; or ``(C, d1, ..., D)`` with ``input`` ``(N, D)``: a head of its
+            own for each of ``d1, ...``.
+        target: class indices in the shape of the rows, ``()``, ``(N,)`` or ``(N, d1, ...)``; or
+            probabilities with the classes on axis 1, or on the last one for ``(..., D)``.
+        linear_bias: ``(C,)``, or ``(C, d1, ...)``.
+        weight: class weights, ``(C,)``.
+        reduction: ``"none"``, ``"sum"`` or ``"mean"``, which divides as :func:`cross_entropy` does.
+        ignore_index: class index that marks rows to leave out; -100 unless given.
+        label_smoothing: how much of each target is spread evenly over the classes.
+        options: PyTorch's :class:`torch.nn.LinearCrossEntropyOptions`; accepted, and without an
+            effect: what it chooses among is always at its most exact here, and lean.
+        normalizer: what ``"mean"`` divides by instead, as for :func:`cross_entropy`.
+        row_weight: one number per row.
+        z_loss: factor of the squared log-sum-exp.
+        logit_scale: factor on the logits, a number or one per row.
+        softcap: cap on the logits.
+
+    Returns:
+        In nats: a scalar, or the shape of the rows, in the dtype of ``input``.
+
+    Raises:
+        ValueError: for shapes that do not fit, or a class index out of range.
+        TypeError: for dtypes that do not fit.
+
+    Example:
+        >>> import torch, xent
+        >>> hidden = torch.tensor([[1.0, 0.0], [0.5, 2.0]])
+        >>> weight = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 1.0]])
+        >>> round(xent.linear_cross_entropy(hidden, weight, torch.tensor([0, 1])).item(), 4)
+        0.5059
+
+    References:
+        Wijmans et al., *Cut your losses in large-vocabulary language models*, ICLR 2025.
+    """
+    for name, tensor in (("input", input), ("linear_weight", linear_weight), ("target", target)):
+        is_tensor(name, tensor)
+    common: dict[str, Any] = {
+        "ignore_index": -100 if ignore_index is None else ignore_index,
+        "label_smoothing": label_smoothing,
+        "z_loss": z_loss,
+        "logit_scale": logit_scale,
+        "softcap": softcap,
+    }
+    if linear_weight.ndim <= 2:
+        logits: Any = LinearLogits(input, linear_weight, linear_bias)
+        result = cross_entropy(
+            logits, target, weight, reduction=reduction, normalizer=normalizer,
+            row_weight=row_weight, **common,
+        )  # fmt: skip
+        assert isinstance(result, Tensor)
+        return result
+    heads = _heads(input, linear_weight, linear_bias, target)
+    if row_weight is not None or normalizer is not None or isinstance(logit_scale, Tensor):
+        raise ValueError(
+            "with a weight (C, d1, ..., D) leave out `row_weight`, `normalizer` and a tensor for "
+            "`logit_scale`; use reduction='none' and weigh the result"
+        )
+    every = [cross_entropy(*head, weight, reduction="none", **common) for head in heads]
+    values = torch.stack([v for v in every if isinstance(v, Tensor)], -1)
+    values = values.view(input.shape[0], *linear_weight.shape[1:-1])
+    if reduction == "none":
+        return values
+    total = values.sum(dtype=torch.float64)
+    if reduction == "mean":
+        total = total / _divisor(target, linear_weight, weight, common["ignore_index"])
+    return total.to(values.dtype)
+
+
+def _heads(
+    input: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor
+) -> list[tuple[Any, Tensor]]:
+    """The logits and targets of each of the heads of a weight (C, d1, ..., D)."""
+    inner = weight.shape[1:-1]
+    if input.ndim != 2:
+        raise ValueError(
+            f"with a weight (C, d1, ..., D) `input` must be (N, D), got shape {tuple(input.shape)}"
+        )
+    soft = target.shape == (input.shape[0], weight.shape[0], *inner)
+    if not soft and target.shape != (input.shape[0], *inner):
+        raise ValueError(
+            f"`target` must have shape {(input.shape[0], *inner)} to hold one class index for each "
+            f"row and head, got {tuple(target.shape)}"
+        )
+    weights = weight.flatten(1, -2).unbind(1)
+    biases = [None] * len(weights) if bias is None else bias.flatten(1).unbind(1)
+    targets = target.flatten(2).unbind(2) if soft else target.flatten(1).unbind(1)
+    return [
+        (LinearLogits(input, w, b), t) for w, b, t in zip(weights, biases, targets, strict=True)
+    ]
+
+
+def _divisor(
+    target: Tensor, linear_weight: Tensor, weight: Tensor | None, ignore_index: int
+) -> Tensor:
+    """What PyTorch's mean divides by."""
+    if target.is_floating_point():
+        return torch.tensor(float(target.numel() // linear_weight.shape[0]), dtype=torch.float64)
+    kept = target != ignore_index
+    if weight is None:
+        return kept.sum().double()
+    return torch.where(kept, weight.double()[torch.where(kept, target, 0)], 0.0).sum()
+
+
+def _of_torch(input: LinearLogits, target: Tensor, *arguments: Any, **options: Any) -> Any:
+    """PyTorch's function called on LinearLogits; the classes are on its axis 1."""
+    if input.ndim > 2:
+        whole = input.materialize()
+        return torch.nn.functional.cross_entropy(whole, target, *arguments, **options)
+    return cross_entropy(input, target, *arguments, **options)  # pyright: ignore
+
+
+LinearLogits.lean[torch.nn.functional.cross_entropy] = _of_torch

@@ -1,0 +1,286 @@
+"""Losses behind a linear head: the numbers of the whole logits, and every way to use them."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import xent
+from xent.engines import linear
+
+LOSSES = [
+    xent.cross_entropy, xent.focal_loss, xent.smoothed_cross_entropy, xent.brier_loss,
+    xent.recall_loss, xent.confidence_penalty_loss, xent.crammer_singer_loss,
+    xent.generalized_cross_entropy, xent.mae_loss, xent.poly1_loss,
+]  # fmt: skip
+every_loss = pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss.__name__)
+every_reduction = pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+both = pytest.mark.parametrize("engine", ["auto", "reference"])
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch):
+    """Several chunks even of small problems."""
+    monkeypatch.setattr(linear, "MIN_ROWS", 8)
+    monkeypatch.setattr(linear, "MAX_ROWS", 8)
+    monkeypatch.setattr(linear, "BLOCK", 16)
+
+
+def head(n=37, d=6, v=50, dtype=torch.float64):
+    parts = (torch.randn(n, d), torch.randn(v, d), torch.randn(v))
+    return tuple(x.to(dtype).requires_grad_() for x in parts)
+
+
+def grads(loss, parts, slope=1.5):
+    return torch.autograd.grad((loss * slope).sum(), parts, allow_unused=True)
+
+
+@every_loss
+@every_reduction
+@both
+def test_same_as_of_whole_logits(loss, reduction, engine):
+    parts = head()
+    y = torch.randint(50, (37,))
+    y[::3] = -100
+    options = {"reduction": reduction, "row_weight": torch.rand(37), "engine": engine}
+    lean = loss(xent.LinearLogits(*parts), y, **options)
+    whole = loss(F.linear(*parts), y, **options)
+    torch.testing.assert_close(lean, whole, rtol=1e-12, atol=1e-13)
+    for a, b in zip(grads(lean, parts), grads(whole, parts), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
+@every_reduction
+@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("inner", [(), (2, 3)])
+def test_drop_in_for_torch(reduction, soft, weighted, label_smoothing, inner):
+    n, d, c = 9, 5, 7
+    h = torch.randn(n, d, dtype=torch.float64, requires_grad=True)
+    w = torch.randn(c, *inner, d, dtype=torch.float64, requires_grad=True)
+    b = torch.randn(c, *inner, dtype=torch.float64, requires_grad=True)
+    y = torch.randint(c, (n, *inner))
+    y[0] = -100
+    target = torch.softmax(torch.randn(n, c, *inner, dtype=torch.float64), 1) if soft else y
+    options = {
+        "linear_bias": b, "reduction": reduction, "label_smoothing": label_smoothing,
+        "weight": torch.rand(c, dtype=torch.float64) if weighted else None,
+    }  # fmt: skip
+    ours = xent.linear_cross_entropy(h, w, target, **options)
+    torchs = F.linear_cross_entropy(h, w, target, **options)
+    torch.testing.assert_close(ours, torchs)
+    for x, z in zip(grads(ours, (h, w, b)), grads(torchs, (h, w, b)), strict=True):
+        torch.testing.assert_close(x, z)
+
+
+@pytest.mark.skipif(not hasattr(torch.nn, "LinearCrossEntropyLoss"), reason="a newer PyTorch")
+@pytest.mark.parametrize("out_features", [(), (2,)])
+def test_module(out_features):
+    arguments = {"out_features": out_features, "bias": True, "label_smoothing": 0.1}
+    ours = xent.nn.LinearCrossEntropyLoss(5, 7, **arguments)
+    torchs = torch.nn.LinearCrossEntropyLoss(5, 7, **arguments)
+    ours.load_state_dict(torchs.state_dict())
+    h, y = torch.randn(9, 5), torch.randint(7, (9, *out_features))
+    torch.testing.assert_close(ours(h, y), torchs(h, y))
+
+
+def test_one_row_and_many_axes():
+    h, w, b = head(24, 5, 7)
+    y = torch.randint(7, (2, 3, 4))
+    deep = xent.focal_loss(xent.LinearLogits(h.view(2, 3, 4, 5), w, b), y, reduction="none")
+    flat = xent.focal_loss(F.linear(h, w, b), y.view(-1), reduction="none")
+    torch.testing.assert_close(deep, flat.view(2, 3, 4))
+    one = xent.linear_cross_entropy(h[0], w, y[0, 0, 0], linear_bias=b)
+    torch.testing.assert_close(one, F.cross_entropy(F.linear(h[0], w, b), y[0, 0, 0]))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
+@pytest.mark.parametrize("loss", [xent.cross_entropy, xent.focal_loss], ids=["plain", "focal"])
+def test_autograd(loss):
+    h, w, b = head(9, 3, 5)
+    y = torch.randint(5, (9,))
+    y[2] = -100
+
+    def f(*parts):
+        return loss(xent.LinearLogits(*parts), y)
+
+    assert torch.autograd.gradcheck(f, (h, w, b))
+    assert torch.autograd.gradgradcheck(f, (h, w, b))
+    plain = [x.detach() for x in (h, w, b)]
+    whole = loss(F.linear(h, w, b), y)
+    expected = grads(whole, (h, w, b), 1.0)
+    for k in range(3):
+        torch.testing.assert_close(torch.func.grad(f, k)(*plain), expected[k])
+    tangents = [torch.randn_like(x) for x in plain]
+    _, moved = torch.func.jvp(f, tuple(plain), tuple(tangents))
+    slope = sum((g * t).sum() for g, t in zip(expected, tangents, strict=True))
+    torch.testing.assert_close(moved, slope)
+    compiled = torch.compile(f, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(h, w, b), whole)
+
+
+def test_backward_again_and_again():
+    h, w, b = head()
+    loss = xent.cross_entropy(xent.LinearLogits(h, w, b), torch.randint(50, (37,)))
+    first = torch.autograd.grad(loss, (h, w, b), torch.tensor(3.0), retain_graph=True)
+    again = torch.autograd.grad(loss, (h, w, b), torch.tensor(3.0), retain_graph=True)
+    none = torch.autograd.grad(loss, (h, w, b), torch.tensor(0.0))
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not any(bool(g.any()) for g in none)
+
+
+def test_backward_again_after_a_change_is_refused():
+    h, w, _ = head()
+    loss = xent.cross_entropy(xent.LinearLogits(h, w), torch.randint(50, (37,)))
+    torch.autograd.grad(loss, w, retain_graph=True)
+    with torch.no_grad():
+        w.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        torch.autograd.grad(loss, w)
+
+
+@pytest.mark.parametrize("frozen", [0, 1])
+def test_a_frozen_part_has_no_gradient(frozen, monkeypatch):
+    parts = list(head())
+    parts[frozen] = parts[frozen].detach()
+    made = []
+    add = linear.Gradients.add
+    monkeypatch.setattr(linear.Gradients, "add", lambda g, *a: (made.append(g), add(g, *a)))
+    xent.cross_entropy(xent.LinearLogits(*parts), torch.randint(50, (37,))).backward()
+    assert made
+    assert all(g.parts[frozen] is None for g in made)
+    assert parts[1 - frozen].grad is not None
+
+
+def test_ignored_rows_are_not_multiplied(monkeypatch):
+    h, w, b = head()
+    y = torch.randint(50, (37,))
+    y[5:] = -100
+    with torch.no_grad():
+        h[5:] = torch.nan  # nor do they leave a trace
+    seen = []
+    hidden = linear.Chunks.hidden
+    monkeypatch.setattr(
+        linear.Chunks, "hidden", lambda c, i: (seen.append(x := hidden(c, i)), x)[1]
+    )
+    loss = xent.focal_loss(xent.LinearLogits(h, w, b), y)
+    loss.backward()
+    assert {x.shape[0] for x in seen} == {5}
+    assert all(bool(x.grad.isfinite().all()) for x in (h, w, b))
+    torch.testing.assert_close(loss, xent.focal_loss(F.linear(h[:5], w, b), y[:5]))
+
+
+def test_nothing_kept():
+    h, w, b = head()
+    y = torch.full((37,), -100)
+    assert xent.cross_entropy(xent.LinearLogits(h, w, b), y).isnan()
+    loss = xent.cross_entropy(xent.LinearLogits(h, w, b), y, empty="zero")
+    assert loss.item() == 0
+    assert not any(bool(g.any()) for g in grads(loss, (h, w, b)))
+
+
+def test_what_is_recorded():
+    h, w, b = head(12, 5, 7)
+    z = xent.LinearLogits(h.view(3, 4, 5), w, b)
+    whole = F.linear(h, w, b).view(3, 4, 7)
+    y = torch.randint(7, (3, 3))
+    lean = xent.cross_entropy((30 * torch.tanh(z[:, 1:] * 2 / 30)).float().contiguous(), y)
+    capped = 30 * torch.tanh(whole[:, 1:] * 2 / 30)
+    expected = xent.cross_entropy(capped.reshape(-1, 7), y.reshape(-1)).float()
+    assert lean.dtype == torch.float32
+    torch.testing.assert_close(lean, expected)
+    per_row = torch.rand(3, 4, dtype=torch.float64) + 0.5
+    lean = xent.cross_entropy(z, torch.ones(3, 4, dtype=torch.int64), logit_scale=per_row)
+    scaled = (whole * per_row[..., None]).reshape(-1, 7)
+    torch.testing.assert_close(lean, F.cross_entropy(scaled, torch.ones(12, dtype=torch.int64)))
+    flat = z.view(-1, 7)
+    assert flat.shape == (12, 7)
+    target = torch.randint(7, (12,))
+    torch.testing.assert_close(
+        F.cross_entropy(flat, target), F.cross_entropy(F.linear(h, w, b), target)
+    )
+
+
+def test_a_learned_temperature():
+    h, w, b = head(12, 5, 7)
+    y, t = torch.randint(7, (12,)), torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+    lean = xent.cross_entropy(xent.LinearLogits(h, w, b) / t, y)
+    whole = F.cross_entropy(F.linear(h, w, b) / t, y)
+    for a, c in zip(grads(lean, (h, w, b, t)), grads(whole, (h, w, b, t)), strict=True):
+        torch.testing.assert_close(a, c)
+
+
+def test_what_needs_the_logits_says_so():
+    h, w, b = head(3, 5, 7)
+    z = xent.LinearLogits(h, w, b)
+    with pytest.warns(UserWarning, match="softmax needs all 21 logits"):
+        p = torch.softmax(z, -1)
+    torch.testing.assert_close(p, torch.softmax(F.linear(h, w, b), -1))
+    for index in ((..., 2), (0, 1), (slice(None), torch.tensor([1, 2])), (..., None)):
+        with pytest.warns(UserWarning, match="indexing classes"):
+            assert torch.equal(z[index], F.linear(h, w, b)[index])
+    for index in (
+        0,
+        slice(1),
+        (slice(None), slice(None)),
+        (..., slice(None)),
+        torch.tensor([1]),
+        (),
+    ):
+        assert z[index].shape == F.linear(h, w, b)[index].shape
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_narrow_types_are_rounded_once(dtype):
+    parts = head(40, 16, 60, dtype)
+    y = torch.randint(60, (40,))
+    lean = xent.cross_entropy(xent.LinearLogits(*parts), y)
+    wide = [x.detach().double().requires_grad_() for x in parts]
+    truth = F.cross_entropy(F.linear(*wide), y)
+    assert abs(lean.item() - truth.item()) <= torch.finfo(dtype).eps * truth.item()
+    for a, c in zip(grads(lean, parts, 1.0), grads(truth, wide, 1.0), strict=True):
+        assert a.dtype == dtype
+        error = (a.double() - c).abs()
+        # Half a unit of the type, and float32 sums of forty or sixty products.
+        bound = torch.finfo(dtype).eps * c.abs() / 2 + 1e-5 * c.abs().max()
+        assert bool((error <= bound + torch.finfo(dtype).smallest_normal).all())
+
+
+def test_statistics_and_explain():
+    h, w, b = head()
+    y = torch.randint(50, (37,))
+    z = xent.LinearLogits(h, w, b)
+    lean, whole = (xent.statistics(x, y, entropy=True, top=True) for x in (z, F.linear(h, w, b)))
+    for name in ("log_prob", "lse", "entropy", "top_logit", "rest_top_logit"):
+        torch.testing.assert_close(getattr(lean, name), getattr(whole, name))
+    assert torch.equal(lean.top, whole.top)
+    assert "by chunks of 8 rows" in xent.explain(z, y).gradient
+
+
+BAD = {
+    "dtype": ((torch.randn(3, 4), torch.randn(5, 4).double()), TypeError, "make them one"),
+    "integers": ((torch.ones(3, 4).long(), torch.ones(5, 4).long()), TypeError, "floating point"),
+    "features": ((torch.randn(3, 4), torch.randn(5, 3)), ValueError, "agree in D"),
+    "bias": ((torch.randn(3, 4), torch.randn(5, 4), torch.randn(4)), ValueError, r"shape \(5,\)"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input(name):
+    arguments, error, words = BAD[name]
+    with pytest.raises(error, match=words):
+        xent.LinearLogits(*arguments)
+
+
+def test_bad_calls():
+    z = xent.LinearLogits(torch.randn(3, 4), torch.randn(5, 4))
+    with pytest.raises(ValueError, match="target"):
+        xent.cross_entropy(z, torch.tensor([0, 1]))
+    with pytest.raises(IndexError, match="out of bounds"):
+        xent.cross_entropy(z, torch.tensor([0, 1, 5]))
+    with pytest.raises(ValueError, match="keep their last axis"):
+        z.view(5, 3)
+    with pytest.raises(ValueError, match="half a softcap"):
+        xent.cross_entropy(torch.tanh(z / 3), torch.tensor([0, 1, 2]))
+    with pytest.raises(ValueError, match="softcap already"):
+        xent.cross_entropy(torch.tanh(z / 3) * 3, torch.tensor([0, 1, 2]), softcap=2.0)
