@@ -20,9 +20,7 @@ both = pytest.mark.parametrize("engine", ["auto", "reference"])
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch):
     """Several chunks even of small problems."""
-    monkeypatch.setattr(linear, "MIN_ROWS", 8)
     monkeypatch.setattr(linear, "MAX_ROWS", 8)
-    monkeypatch.setattr(linear, "BLOCK", 16)
 
 
 def head(n=37, d=6, v=50, dtype=torch.float64):
@@ -219,14 +217,8 @@ def test_what_needs_the_logits_says_so():
     for index in ((..., 2), (0, 1), (slice(None), torch.tensor([1, 2])), (..., None)):
         with pytest.warns(UserWarning, match="indexing classes"):
             assert torch.equal(z[index], F.linear(h, w, b)[index])
-    for index in (
-        0,
-        slice(1),
-        (slice(None), slice(None)),
-        (..., slice(None)),
-        torch.tensor([1]),
-        (),
-    ):
+    rows = (0, slice(1), (slice(None), slice(None)), (..., slice(None)), torch.tensor([1]), ())
+    for index in rows:
         assert z[index].shape == F.linear(h, w, b)[index].shape
 
 
@@ -244,6 +236,21 @@ def test_narrow_types_are_rounded_once(dtype):
         # Half a unit of the type, and float32 sums of forty or sixty products.
         bound = torch.finfo(dtype).eps * c.abs() / 2 + 1e-5 * c.abs().max()
         assert bool((error <= bound + torch.finfo(dtype).smallest_normal).all())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("max_workspace", [1, 1000, 10**9])
+def test_any_workspace(dtype, max_workspace, monkeypatch):
+    monkeypatch.setattr(linear, "MAX_ROWS", 1000)
+    parts, y = head(40, 16, 60, dtype), torch.randint(60, (40,))
+    small, large = (
+        xent.cross_entropy(xent.LinearLogits(*parts, max_workspace=size), y)
+        for size in (max_workspace, 10**9)
+    )
+    eps = torch.finfo(dtype).eps
+    torch.testing.assert_close(small, large, rtol=2 * eps, atol=0)
+    for a, b in zip(grads(small, parts), grads(large, parts), strict=True):
+        torch.testing.assert_close(a, b, rtol=2 * eps, atol=1e-6)
 
 
 def test_statistics_and_explain():
@@ -278,6 +285,8 @@ def test_bad_calls():
         xent.cross_entropy(z, torch.tensor([0, 1]))
     with pytest.raises(IndexError, match="out of bounds"):
         xent.cross_entropy(z, torch.tensor([0, 1, 5]))
+    with pytest.raises(ValueError, match="max_workspace"):
+        xent.LinearLogits(z.hidden, z.weight, max_workspace=0)
     with pytest.raises(ValueError, match="keep their last axis"):
         z.view(5, 3)
     with pytest.raises(ValueError, match="half a softcap"):

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from ._check import is_tensor
 
+MAX_WORKSPACE = 128 << 20
+
 
 class LinearLogits:
     """``hidden @ weight.T + bias``, for every loss and for :func:`xent.statistics`, lean.
@@ -27,6 +29,7 @@ class LinearLogits:
         hidden: ``(..., D)``: one row of features for each row of logits.
         weight: ``(V, D)``, of the dtype of ``hidden``.
         bias: ``(V,)``, of the same dtype, or None.
+        max_workspace: bytes that a chunk of logits may take, or one row of them if that is more.
 
     Raises:
         TypeError: if they are not floating point, or of different dtypes.
@@ -46,8 +49,18 @@ class LinearLogits:
 
     lean: ClassVar[dict[Callable[..., Any], Callable[..., Any]]] = {}
 
-    def __init__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        *,
+        max_workspace: int = MAX_WORKSPACE,
+    ) -> None:
         _check(hidden, weight, bias)
+        if not isinstance(max_workspace, int) or max_workspace <= 0:
+            raise ValueError(f"`max_workspace` must be a number of bytes, got {max_workspace!r}")
+        self.max_workspace = max_workspace
         self.hidden, self.weight, self.bias = hidden, weight, bias
         self.scale: float | Tensor = 1.0  # before the cap
         self.softcap: float | None = None
@@ -223,7 +236,10 @@ class LinearLogits:
     def bare(self) -> LinearLogits:
         """``(N, V)`` of what was given, without what was recorded."""
         return LinearLogits(
-            self.hidden.reshape(-1, self.hidden.shape[-1]), self.weight, self.bias
+            self.hidden.reshape(-1, self.hidden.shape[-1]),
+            self.weight,
+            self.bias,
+            max_workspace=self.max_workspace,
         )._with(dtype=self.dtype)
 
     # ---- the logits themselves ------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -148,15 +149,21 @@ def row_gradient(
 
 
 def empty_like(x: Tensor) -> Tensor:
-    """Memory for a gradient; large ones from the core's buffer, which spares the page faults."""
-    size = x.nbytes
-    if size < POOLED_BYTES or not x.is_contiguous():
-        return torch.empty_like(x)
+    """Memory for a gradient of ``x``, laid out like it."""
+    return empty(x.shape, x.dtype) if x.is_contiguous() else torch.empty_like(x)
+
+
+def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Memory; much of it from the core's buffer, which spares the page faults."""
+    size = math.prod(shape) * dtype.itemsize
+    if size < POOLED_BYTES or _core is None:
+        return torch.empty(shape, dtype=dtype)
     buffer = _core.Buffer(size)
     view = (ctypes.c_char * size).from_address(buffer.address)
     setattr(view, "owner", buffer)  # noqa: B010 - lives as long as the tensor's storage
-    storage = torch.frombuffer(view, dtype=x.dtype).untyped_storage()
-    return torch.empty(0, dtype=x.dtype).set_(storage, 0, x.shape, x.stride())
+    storage = torch.frombuffer(view, dtype=dtype).untyped_storage()
+    strides = torch.empty(shape, dtype=dtype, device="meta").stride()
+    return torch.empty(0, dtype=dtype).set_(storage, 0, torch.Size(shape), strides)
 
 
 def _slopes(partial: Tensor | None, keep: list[Tensor]) -> tuple[int, int]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .._check import is_tensor
 from ..frames.reduction import Reduction
-from ..linear_logits import LinearLogits
+from ..linear_logits import MAX_WORKSPACE, LinearLogits
 from .classification import cross_entropy
 
 
@@ -29,6 +29,7 @@ def linear_cross_entropy(
     z_loss: float = 0.0,
     logit_scale: float | Tensor | None = None,
     softcap: float | None = None,
+    max_workspace: int = MAX_WORKSPACE,
 ) -> Tensor:
     r"""Cross-entropy of ``input @ linear_weight.T + linear_bias``, which never exists as a whole.
 
@@ -54,6 +55,7 @@ def linear_cross_entropy(
         z_loss: factor of the squared log-sum-exp.
         logit_scale: factor on the logits, a number or one per row.
         softcap: cap on the logits.
+        max_workspace: bytes that a chunk of logits may take.
 
     Returns:
         In nats: a scalar, or the shape of the rows, in the dtype of ``input``.
@@ -82,14 +84,14 @@ def linear_cross_entropy(
         "softcap": softcap,
     }
     if linear_weight.ndim <= 2:
-        logits: Any = LinearLogits(input, linear_weight, linear_bias)
+        logits: Any = LinearLogits(input, linear_weight, linear_bias, max_workspace=max_workspace)
         result = cross_entropy(
             logits, target, weight, reduction=reduction, normalizer=normalizer,
             row_weight=row_weight, **common,
         )  # fmt: skip
         assert isinstance(result, Tensor)
         return result
-    heads = _heads(input, linear_weight, linear_bias, target)
+    heads = _heads(input, linear_weight, linear_bias, target, max_workspace)
     if row_weight is not None or normalizer is not None or isinstance(logit_scale, Tensor):
         raise ValueError(
             "with a weight (C, d1, ..., D) leave out `row_weight`, `normalizer` and a tensor for "
@@ -107,7 +109,7 @@ def linear_cross_entropy(
 
 
 def _heads(
-    input: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor
+    input: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, max_workspace: int
 ) -> list[tuple[Any, Tensor]]:
     """The logits and targets of each of the heads of a weight (C, d1, ..., D)."""
     inner = weight.shape[1:-1]
@@ -125,7 +127,8 @@ def _heads(
     biases = [None] * len(weights) if bias is None else bias.flatten(1).unbind(1)
     targets = target.flatten(2).unbind(2) if soft else target.flatten(1).unbind(1)
     return [
-        (LinearLogits(input, w, b), t) for w, b, t in zip(weights, biases, targets, strict=True)
+        (LinearLogits(input, w, b, max_workspace=max_workspace), t)
+        for w, b, t in zip(weights, biases, targets, strict=True)
     ]
 
 

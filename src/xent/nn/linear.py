@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..frames.reduction import Reduction
+from ..linear_logits import MAX_WORKSPACE
 from ..losses import linear_cross_entropy
 
 
@@ -33,6 +34,7 @@ class LinearCrossEntropyLoss(torch.nn.Module):
         z_loss: as for the function.
         logit_scale: as for the function, a number.
         softcap: as for the function.
+        max_workspace: as for the function.
 
     Shape:
         As for the function; ``forward`` takes ``normalizer`` and ``row_weight``, too.
@@ -67,6 +69,7 @@ class LinearCrossEntropyLoss(torch.nn.Module):
         z_loss: float = 0.0,
         logit_scale: float | None = None,
         softcap: float | None = None,
+        max_workspace: int = MAX_WORKSPACE,
     ) -> None:
         super().__init__()
         if weight is not None and weight.shape != (num_classes,):
@@ -81,7 +84,12 @@ class LinearCrossEntropyLoss(torch.nn.Module):
         self.reduction: Reduction = reduction
         self.ignore_index, self.label_smoothing = ignore_index, label_smoothing
         self.options = options
-        self.more = {"z_loss": z_loss, "logit_scale": logit_scale, "softcap": softcap}
+        self.more: dict[str, Any] = {
+            "z_loss": z_loss,
+            "logit_scale": logit_scale,
+            "softcap": softcap,
+            "max_workspace": max_workspace,
+        }
 
     def forward(
         self,
@@ -98,7 +106,7 @@ class LinearCrossEntropyLoss(torch.nn.Module):
             linear_bias=None if bias is None else bias.view(shape), weight=self.weight,
             reduction=self.reduction, ignore_index=self.ignore_index,
             label_smoothing=self.label_smoothing, normalizer=normalizer, row_weight=row_weight,
-            **self.more,  # pyright: ignore[reportArgumentType]
+            **self.more,
         )  # fmt: skip
 
     def extra_repr(self) -> str:
