@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import resource
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -65,8 +65,7 @@ def problem(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor,
 def products(h: Tensor, w: Tensor) -> None:
     with torch.no_grad():
         z = h @ w.T
-        z @ w
-        z.T @ h
+        _ = z @ w, z.T @ h
 
 
 def step(loss: Loss, h: Tensor, w: Tensor, y: Tensor) -> None:
@@ -89,15 +88,19 @@ def times(shape: tuple[int, ...], dtype: torch.dtype) -> dict[str, float]:
     return {name: statistics.median(values[1:]) for name, values in found.items()}
 
 
-def peak() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def peak(reset: bool = False) -> float:
+    """MiB of this process at its peak, since the last reset (Linux)."""
+    if reset:
+        Path("/proc/self/clear_refs").write_text("5")
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
 
 
 def grow(shape: tuple[int, ...], dtype: torch.dtype, name: str, answer: Any) -> None:
     """MiB beyond inputs and gradients, and the error; in a process of its own."""
     step(LOSSES[name], *problem((8, 8, 64), dtype))
     h, w, y = problem(shape, dtype)
-    before = peak()
+    before = peak(reset=True)
     LOSSES[name](h, w, y).backward()
     assert h.grad is not None
     assert w.grad is not None
@@ -120,10 +123,10 @@ def error(dtype: torch.dtype, name: str) -> float:
     with torch.no_grad():
         w /= w.norm(dim=1, keepdim=True)
         h.copy_(w[y] * 60)
-    narrow = [x.detach().to(dtype).requires_grad_() for x in (h, w)]
-    wide = [x.detach().double().requires_grad_() for x in narrow]
-    (found,) = torch.autograd.grad(LOSSES[name](*narrow, y), narrow[1])
-    (truth,) = torch.autograd.grad(lean(xent.cross_entropy)(*wide, y), wide[1])
+    h, w = (x.detach().to(dtype).requires_grad_() for x in (h, w))
+    wide = w.detach().double().requires_grad_()
+    (found,) = torch.autograd.grad(LOSSES[name](h, w, y), w)
+    (truth,) = torch.autograd.grad(LOSSES["xent"](h.detach().double(), wide, y), wide)
     return ((found.double() - truth).abs().max() / truth.abs().max()).item()
 
 
