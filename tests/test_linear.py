@@ -202,7 +202,8 @@ def test_what_is_recorded():
 def test_a_learned_temperature():
     h, w, b = head(12, 5, 7)
     y, t = torch.randint(7, (12,)), torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
-    lean = xent.cross_entropy(xent.LinearLogits(h, w, b) / t, y)
+    with pytest.warns(UserWarning, match="a gradient of targets, scales"):
+        lean = xent.cross_entropy(xent.LinearLogits(h, w, b) / t, y)
     whole = F.cross_entropy(F.linear(h, w, b) / t, y)
     for a, c in zip(grads(lean, (h, w, b, t)), grads(whole, (h, w, b, t)), strict=True):
         torch.testing.assert_close(a, c)
@@ -262,6 +263,21 @@ def test_statistics_and_explain():
         torch.testing.assert_close(getattr(lean, name), getattr(whole, name))
     assert torch.equal(lean.top, whole.top)
     assert "by chunks of 8 rows" in xent.explain(z, y).gradient
+    deep = xent.LinearLogits(h[:36].view(3, 12, -1), w, b) * 0.5
+    stats = xent.statistics(deep, y[:36].view(3, 12))
+    expected = xent.statistics(F.linear(h[:36], w, b) * 0.5, y[:36])
+    torch.testing.assert_close(stats.log_prob, expected.log_prob.view(3, 12))
+
+
+def test_losses_of_whole_rows_say_what_they_need():
+    h, w, b = head(12, 5, 7)
+    y = torch.randint(7, (3, 4))
+    whole = F.linear(h, w, b)
+    with pytest.warns(UserWarning, match="needs all 84 logits"):
+        lean = xent.sparsemax_loss(xent.LinearLogits(h.view(3, 4, 5), w, b), y)
+    torch.testing.assert_close(lean, xent.sparsemax_loss(whole, y.view(-1)))
+    with pytest.raises(TypeError, match="must be a torch"):
+        xent.binary_cross_entropy_with_logits(xent.LinearLogits(h, w, b), torch.rand(12, 7))
 
 
 BAD = {

@@ -181,7 +181,7 @@ class LinearLogits:
         last = parts[-1] if parts else Ellipsis
         of_classes = last is not Ellipsis and (used >= self.ndim or (dots and len(parts) > 1))
         if of_classes and not (isinstance(last, slice) and last == slice(None)):
-            return self._whole("indexing classes")[index]
+            return self.whole("indexing classes")[index]
         return self._rows(lambda x: x[index])
 
     def to(self, *arguments: Any, **options: Any) -> LinearLogits:
@@ -202,13 +202,13 @@ class LinearLogits:
     def __mul__(self, factor: Any) -> LinearLogits | Tensor:
         """Scaled, which is recorded; or the second half of a softcap."""
         if not _is_scalar(factor):
-            return self._whole("multiplication by a tensor") * factor
+            return self.whole("multiplication by a tensor") * factor
         if self.capped:
             if isinstance(factor, Tensor) or factor != self.softcap:
-                return self._whole("a factor that is not the cap") * factor
+                return self.whole("a factor that is not the cap") * factor
             return self._with(capped=False)
         if self.softcap is not None:
-            return self._whole("a scale after the softcap") * factor
+            return self.whole("a scale after the softcap") * factor
         return self._with(scale=self.scale * factor, divisor=None)
 
     __rmul__ = __mul__
@@ -216,14 +216,14 @@ class LinearLogits:
     def __truediv__(self, divisor: Any) -> LinearLogits | Tensor:
         """Divided by a number, which is recorded."""
         if not _is_scalar(divisor) or self.capped or self.softcap is not None:
-            return self._whole("a division") / divisor
+            return self.whole("a division") / divisor
         cap = float(divisor) if isinstance(divisor, (int, float)) and divisor > 0 else None
         return self._with(scale=self.scale / divisor, undivided=self.scale, divisor=cap)
 
     def tanh(self) -> LinearLogits | Tensor:
         """Half of a softcap: recorded after a division, whose divisor is then the cap."""
         if self.softcap is not None or self.divisor is None:
-            return self._whole("tanh").tanh()
+            return self.whole("tanh").tanh()
         return self._with(softcap=self.divisor, scale=self.undivided, divisor=None, capped=True)
 
     def recorded(self) -> tuple[float | Tensor | None, float | None]:
@@ -255,7 +255,8 @@ class LinearLogits:
             z = z if self.capped else self.softcap * z
         return z.to(self.dtype)
 
-    def _whole(self, reason: str) -> Tensor:
+    def whole(self, reason: str) -> Tensor:
+        """The same with a warning, which says what for."""
         warnings.warn(
             f"{reason} needs all {self.numel():,} logits of {self!r} at once", stacklevel=3
         )
@@ -275,10 +276,10 @@ class LinearLogits:
             return answer(*args, **(kwargs or {}))
         name = getattr(func, "__name__", str(func))
 
-        def whole(x: Any) -> Any:
-            return x._whole(name) if isinstance(x, LinearLogits) else x
+        def there(x: Any) -> Any:
+            return x.whole(name) if isinstance(x, LinearLogits) else x
 
-        return func(*map(whole, args), **{k: whole(v) for k, v in (kwargs or {}).items()})
+        return func(*map(there, args), **{k: there(v) for k, v in (kwargs or {}).items()})
 
 
 def _product(a: Any, b: Any, *, out: None = None) -> Any:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple, cast
+
 import torch
 from torch import Tensor
 
 from ._check import vector_of_classes
 from .engines import Explanation, choose, measure
 from .engines.problem import Problem
+from .linear_logits import LinearLogits
 from .logits import make_transform
 from .row_statistics import INDEX_ONLY, REQUESTS, RowStatistics
 from .targets import class_axis, read_target
@@ -79,11 +82,16 @@ def statistics(
     """
     wanted = (entropy, mean, top, squares, cubes)
     requests = tuple(name for name, on in zip(REQUESTS, wanted, strict=True) if on)
+    shape = None
+    if isinstance(input, LinearLogits):
+        shape = input.shape[:-1]
+        input, target, _, logit_scale, softcap = flatten(input, target, None, logit_scale, softcap)
     problem = make_problem(
         input, target, weight, ignore_index, logit_scale, softcap, class_bias, requests,
-        first_class=first_class, class_scale=class_scale, mean_weight=weight,
+        first_class=first_class, class_scale=class_scale, mean_weight=weight, lean=True,
     )  # fmt: skip
-    return measure(problem, engine)
+    stats = measure(problem, engine)
+    return stats if shape is None else stats.reshape(shape)
 
 
 def explain(
@@ -122,8 +130,10 @@ def explain(
         engine: reference (as asked)
         gradient: autograd on plain tensor operations
     """
+    if isinstance(input, LinearLogits):
+        input, target, _, logit_scale, softcap = flatten(input, target, None, logit_scale, softcap)
     problem = make_problem(
-        input, target, weight, ignore_index, logit_scale, softcap, class_bias, requests=()
+        input, target, weight, ignore_index, logit_scale, softcap, class_bias, (), lean=True
     )
     return choose(problem, engine)
 
@@ -142,8 +152,15 @@ def make_problem(
     class_scale: Tensor | None = None,
     mean_weight: Tensor | None = None,
     target_table: Tensor | None = None,
+    lean: bool = False,
 ) -> Problem:
-    """Check the arguments of a call against each other, and put them the way engines take them."""
+    """Check the arguments of a call against each other, and put them the way engines take them.
+
+    ``lean`` says that logits behind a linear head may stay there.
+    """
+    if isinstance(input, LinearLogits) and not lean:
+        input = input.whole("this loss")
+        input = input.movedim(-1, 1) if input.ndim > 2 else input
     checked = read_target(input, target, ignore_index, first_class)
     axis = class_axis(input)
     rows = input.shape[:axis] + input.shape[axis + 1 :]
@@ -190,3 +207,54 @@ def result_dtype(problem: Problem) -> torch.dtype:
         if problem.class_weight is not None:
             dtype = torch.promote_types(dtype, problem.class_weight.dtype)
     return torch.float32 if autocasts(problem.logits) and dtype.itemsize < 4 else dtype
+
+
+class FlatCall(NamedTuple):
+    """A call on logits behind a head: rows on one axis, what was recorded among the options."""
+
+    input: Tensor  # LinearLogits: engines take them as logits
+    target: Tensor
+    row_weight: Tensor | None
+    logit_scale: float | Tensor | None
+    softcap: float | None
+
+
+def flatten(
+    input: LinearLogits,
+    target: Tensor,
+    row_weight: Tensor | None,
+    logit_scale: float | Tensor | None,
+    softcap: float | None,
+) -> FlatCall:
+    """Bring a call into the form that engines take."""
+    rows = input.shape[:-1]
+
+    def flat(x: Any) -> Any:
+        return x.reshape(-1) if isinstance(x, Tensor) and x.ndim and x.shape == rows else x
+
+    scale, cap = input.recorded()
+    if cap is not None and (softcap is not None or logit_scale is not None):
+        raise ValueError(
+            "these LinearLogits have a softcap already; leave out `softcap` and `logit_scale`"
+        )
+    if logit_scale is not None:
+        scale = logit_scale if scale is None else scale * logit_scale
+    if isinstance(target, Tensor):
+        soft = target.shape == input.shape and target.is_floating_point()
+        target = target.reshape(-1, input.shape[-1]) if soft else _flat_labels(target, rows)
+    return FlatCall(
+        cast(Tensor, input.bare()),
+        target,
+        flat(row_weight),
+        flat(scale),
+        cap if softcap is None else softcap,
+    )
+
+
+def _flat_labels(target: Tensor, rows: torch.Size) -> Tensor:
+    if target.shape != rows:
+        raise ValueError(
+            f"`target` must have shape {tuple(rows)} to hold one class index for each row of "
+            f"logits behind a linear head, or the shape of the logits; got {tuple(target.shape)}"
+        )
+    return target.reshape(-1)

@@ -79,7 +79,10 @@ def measure(
     """The row statistics of a problem, differentiable with respect to its tensors."""
     if isinstance(problem.logits, LinearLogits):
         if lean_engine(problem, engine) is None:
-            problem = problem._replace(logits=problem.logits.materialize())
+            told = problem.differentiable_beyond_logits() and not torch.compiler.is_compiling()
+            reason = "a gradient of targets, scales or class weights"
+            logits = problem.logits.whole(reason) if told else problem.logits.materialize()
+            problem = problem._replace(logits=logits)
         elif inplace_backward:
             raise ValueError("inplace_backward=True is for logits; behind a head it is the rule")
     plan = choose(problem, engine)

@@ -1,9 +1,9 @@
-"""What the frame does with logits behind a linear head: rows on one axis, and sums taken ahead."""
+"""What the frame does with logits behind a linear head: sums over the rows are taken ahead."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,57 +16,6 @@ from .reduction import divisor_of, stable_sum, weigh
 
 # (values, which rows are kept, what each adds to the divisor of the mean)
 Rows = tuple[Tensor, Tensor | None, Tensor]
-
-
-class FlatCall(NamedTuple):
-    """A call on logits behind a head: rows on one axis, what was recorded among the options."""
-
-    input: Tensor  # LinearLogits: engines take them as logits
-    target: Tensor
-    row_weight: Tensor | None
-    logit_scale: float | Tensor | None
-    softcap: float | None
-
-
-def flatten(
-    input: LinearLogits,
-    target: Tensor,
-    row_weight: Tensor | None,
-    logit_scale: float | Tensor | None,
-    softcap: float | None,
-) -> FlatCall:
-    """Bring a call into the form that engines take."""
-    rows = input.shape[:-1]
-
-    def flat(x: Any) -> Any:
-        return x.reshape(-1) if isinstance(x, Tensor) and x.ndim and x.shape == rows else x
-
-    scale, cap = input.recorded()
-    if cap is not None and (softcap is not None or logit_scale is not None):
-        raise ValueError(
-            "these LinearLogits have a softcap already; leave out `softcap` and `logit_scale`"
-        )
-    if logit_scale is not None:
-        scale = logit_scale if scale is None else scale * logit_scale
-    if isinstance(target, Tensor):
-        soft = target.shape == input.shape and target.is_floating_point()
-        target = target.reshape(-1, input.shape[-1]) if soft else _flat_labels(target, rows)
-    return FlatCall(
-        cast(Tensor, input.bare()),
-        target,
-        flat(row_weight),
-        flat(scale),
-        cap if softcap is None else softcap,
-    )
-
-
-def _flat_labels(target: Tensor, rows: torch.Size) -> Tensor:
-    if target.shape != rows:
-        raise ValueError(
-            f"`target` must have shape {tuple(rows)} to hold one class index for each row of "
-            f"logits behind a linear head, or the shape of the logits; got {tuple(target.shape)}"
-        )
-    return target.reshape(-1)
 
 
 def engine_ahead(

@@ -19,10 +19,10 @@ from ..engines import measure
 from ..engines.problem import Problem
 from ..hyperparameters import Hyperparameters
 from ..linear_logits import LinearLogits
-from ..measurement import make_problem, result_dtype
+from ..measurement import flatten, make_problem, result_dtype
 from ..row_statistics import REQUESTS, RowStatistics
 from .docstrings import loss_docstring
-from .linear_head import Rows, engine_ahead, flatten, total_ahead
+from .linear_head import Rows, engine_ahead, total_ahead
 from .reduction import Reduction, by_divisor, check_reduction, reduce_rows
 
 Needs = str | tuple[str, ...] | Callable[..., tuple[str, ...]]
@@ -142,7 +142,7 @@ def row_loss(
             options.setdefault("mean_weight", weight)
         problem = make_problem(
             input, target, weight, ignore_index, softcap=softcap,
-            requests=_check_needs(asked(**settings)), **options,
+            requests=_check_needs(asked(**settings)), lean=True, **options,
         )  # fmt: skip
         row_weight = check_reduction(reduction, normalizer, row_weight, empty, problem.rows)
         if inplace_backward:
