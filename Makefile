@@ -51,7 +51,7 @@ demo: $(VENV)/installed
 
 # Where a missing core could show. The laws run on the reference engine either way.
 REFERENCE_TESTS = $(addprefix tests/test_,structure.py row_loss.py errors.py bad_input.py \
-                    parity.py torch_samples.py compile.py)
+                    parity.py torch_samples.py compile.py linear.py)
 
 # Two processes, for the two cores of a small machine.
 test: $(VENV)/test

@@ -59,17 +59,15 @@ def choose(problem: Problem, engine: str = "auto") -> Explanation:
         raise ValueError(
             f'engine="native" cannot do this: {obstacle}. engine="auto" takes the reference engine'
         )
-    if engine == "reference":
-        return Explanation("reference", "as asked", "autograd on plain tensor operations")
-    if obstacle is not None:
-        return Explanation("reference", obstacle, "autograd on plain tensor operations")
-    gradient = "recomputed from the logits in backward: one more sweep, nothing of N x V is kept"
-    if isinstance(problem.logits, LinearLogits):
-        gradient = linear.describe(problem)
+    head = linear.describe(problem) if isinstance(problem.logits, LinearLogits) else None
+    if engine == "reference" or obstacle is not None:
+        reason = "as asked" if engine == "reference" else obstacle
+        assert reason is not None
+        return Explanation("reference", reason, head or "autograd on plain tensor operations")
     return Explanation(
         "native",
         f"CPU logits, {problem.logits.dtype}; {native.isa} kernels on PyTorch's threads",
-        gradient,
+        head or "recomputed from the logits in backward: one more sweep, nothing of N x V is kept",
     )
 
 
