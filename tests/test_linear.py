@@ -168,6 +168,26 @@ def test_ignored_rows_are_not_multiplied(monkeypatch):
     torch.testing.assert_close(loss, xent.focal_loss(F.linear(h[:5], w, b), y[:5]))
 
 
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_any_class_may_mark_what_is_ignored(reduction):
+    parts, shift = head(), torch.rand(50, dtype=torch.float64)
+    y = torch.randint(50, (37,))
+    y[::3] = 7
+    for loss in (xent.cross_entropy, by_table):
+        options = {"ignore_index": 7, "reduction": reduction}
+        options |= {} if loss is xent.cross_entropy else {"shift": shift}
+        lean = loss(xent.LinearLogits(*parts), y, **options)
+        torch.testing.assert_close(lean, loss(F.linear(*parts), y, **options))
+    stats = xent.statistics(xent.LinearLogits(*parts), y, ignore_index=7)
+    assert not stats.complete
+
+
+@xent.row_loss(own={"target_table": lambda shift: torch.diag(1 + shift)})
+def by_table(s, shift):
+    """A soft target for each class, of another mass."""
+    return 1 - s.log_prob
+
+
 def test_nothing_kept():
     h, w, b = head()
     y = torch.full((37,), -100)

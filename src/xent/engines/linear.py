@@ -42,17 +42,10 @@ class Chunks:
         assert isinstance(source, LinearLogits)
         self.problem, self.source = problem, source
         self.rows, self.classes = source.shape
-        labels = problem.target.labels()
-        kept = None if labels is None else labels != problem.target.ignore_index
+        self.dtype, self.height, self.block = _sizes(source)
+        target = problem.target
+        kept = target.values != target.ignore_index if target.labelled else None
         self.kept = None if kept is None or bool(kept.all()) else kept.nonzero()[:, 0]
-        self.dtype = _product_dtype(source)
-        # Half of the memory is for weights in a wider type, where they come in a narrower one.
-        budget = source.max_workspace // (1 if source.weight.dtype == self.dtype else 2)
-        rows, block = (
-            max(1, budget // max(1, width * self.dtype.itemsize))
-            for width in (self.classes, source.weight.shape[1])
-        )
-        self.height, self.block = min(MAX_ROWS, rows), block
         self.buffer: Tensor | None = None
 
     def __iter__(self) -> Iterator[Index]:
@@ -98,18 +91,26 @@ class Chunks:
 
 def describe(problem: Problem) -> str:
     """How the gradient is found, in words."""
-    chunks = Chunks(problem)
-    megabytes = chunks.height * chunks.classes * chunks.dtype.itemsize / 2**20
+    source = problem.logits
+    assert isinstance(source, LinearLogits)
+    dtype, height, _ = _sizes(source)
+    megabytes = height * source.shape[1] * dtype.itemsize / 2**20
     return (
-        f"by chunks of {chunks.height} rows, {megabytes:.0f} MiB: in forward where the rows are "
+        f"by chunks of {height} rows, {megabytes:.0f} MiB: in forward where the rows are "
         f"summed, from the logits of each chunk once more elsewhere"
     )
 
 
-def _product_dtype(source: LinearLogits) -> torch.dtype:
-    """What is multiplied in: on most CPUs 16-bit numbers take a hundred times as long."""
-    narrow = source.weight.dtype in (torch.bfloat16, torch.float16)
-    return torch.float32 if narrow and source.is_cpu else source.weight.dtype
+def _sizes(source: LinearLogits) -> tuple[torch.dtype, int, int]:
+    """The type of the products, the rows of a chunk, and the classes that are widened together."""
+    # On most CPUs products of 16-bit numbers take a hundred times as long.
+    narrow = source.is_cpu and source.weight.dtype in (torch.bfloat16, torch.float16)
+    dtype = torch.float32 if narrow else source.weight.dtype
+    budget = source.max_workspace // (2 if narrow else 1)  # half of it for wider weights
+    rows, block = (
+        max(1, budget // max(1, width * dtype.itemsize)) for width in source.weight.shape
+    )
+    return dtype, min(MAX_ROWS, rows), block
 
 
 class Gradients:

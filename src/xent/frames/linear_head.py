@@ -45,19 +45,16 @@ def total_ahead(
     row_weight: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """The weighted sum over all rows, and what its mean divides by."""
-    divisors = []
+    given = not (normalizer is None or isinstance(normalizer, str))
+    by, divisors = None if given else normalizer, []
 
     def summand(part: Problem, stats: RowStatistics, index: Any) -> Tensor:
         values, kept, mass = rows_of(part, stats)
         weight = None if row_weight is None else row_weight[index]
-        divisors.append(divisor_of(kept, mass, None if _number(normalizer) else normalizer, weight))
+        divisors.append(divisor_of(kept, mass, by, weight))
         return stable_sum(weigh(values, kept, weight))
 
     total = sum_ahead(problem, module, summand)
-    if _number(normalizer):
-        return total, torch.as_tensor(normalizer, dtype=total.dtype, device=total.device)
+    if given:
+        return total, divisor_of(None, total, normalizer, None)
     return total, torch.stack([total.new_zeros(()), *divisors]).sum()
-
-
-def _number(normalizer: float | Tensor | str | None) -> bool:
-    return normalizer is not None and not isinstance(normalizer, str)

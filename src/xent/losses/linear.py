@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .._check import is_tensor
-from ..frames.reduction import Reduction
+from ..frames.reduction import Reduction, reduce_rows
 from ..linear_logits import MAX_WORKSPACE, LinearLogits
 from .classification import cross_entropy
 
@@ -97,15 +97,19 @@ def linear_cross_entropy(
             "with a weight (C, d1, ..., D) leave out `row_weight`, `normalizer` and a tensor for "
             "`logit_scale`; use reduction='none' and weigh the result"
         )
-    every = [cross_entropy(*head, weight, reduction="none", **common) for head in heads]
-    values = torch.stack([v for v in every if isinstance(v, Tensor)], -1)
-    values = values.view(input.shape[0], *linear_weight.shape[1:-1])
-    if reduction == "none":
-        return values
-    total = values.sum(dtype=torch.float64)
-    if reduction == "mean":
-        total = total / _divisor(target, linear_weight, weight, common["ignore_index"])
-    return total.to(values.dtype)
+    values, masses = [], []
+    for head in heads:
+        pair = cross_entropy(*head, weight, reduction="none", return_stats=True, **common)
+        assert isinstance(pair, tuple)
+        value, stats = pair
+        values.append(value)
+        masses.append(torch.ones_like(stats.mass) if stats.soft else stats.mass)
+    result = reduce_rows(
+        torch.stack(values, -1).double(), None, torch.stack(masses, -1), reduction=reduction,
+        normalizer=None, row_weight=None, empty="nan",
+    ).to(values[0].dtype)  # fmt: skip
+    inner = linear_weight.shape[1:-1]
+    return result.view(input.shape[0], *inner) if reduction == "none" else result
 
 
 def _heads(
@@ -130,18 +134,6 @@ def _heads(
         (LinearLogits(input, w, b, max_workspace=max_workspace), t)
         for w, b, t in zip(weights, biases, targets, strict=True)
     ]
-
-
-def _divisor(
-    target: Tensor, linear_weight: Tensor, weight: Tensor | None, ignore_index: int
-) -> Tensor:
-    """What PyTorch's mean divides by."""
-    if target.is_floating_point():
-        return torch.tensor(float(target.numel() // linear_weight.shape[0]), dtype=torch.float64)
-    kept = target != ignore_index
-    if weight is None:
-        return kept.sum().double()
-    return torch.where(kept, weight.double()[torch.where(kept, target, 0)], 0.0).sum()
 
 
 def _of_torch(input: LinearLogits, target: Tensor, *arguments: Any, **options: Any) -> Any:
