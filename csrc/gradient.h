@@ -38,6 +38,18 @@ void get(const Partial& f, int64_t n, int height, double* out) {
     for (int r = 0; r < height; ++r) out[r] = f.at ? *f.at : 0.0;
 }
 
+// The partial derivatives by what every loss may look at.
+struct Common {
+  double lse[kStrip], odds[kStrip], prob[kStrip], target[kStrip];
+
+  Common(const Partials& f, int64_t n, int height) {
+    get(f.lse, n, height, lse);
+    get(f.log_odds, n, height, odds);
+    get(f.log_prob, n, height, prob);
+    get(f.target, n, height, target);
+  }
+};
+
 // Whether there are terms of z - shift, which must then be exact.
 constexpr bool exact_slopes(unsigned set) { return set & kEntropy; }
 
@@ -102,37 +114,29 @@ class SlopeFinder {
 
   // `all` is what the rest shares by probability, times the probability of the rest.
   void add_index() {
-    double lse[kStrip], odds[kStrip], prob[kStrip], target[kStrip];
-    get(f_.lse, n_, height_, lse);
-    get(f_.log_odds, n_, height_, odds);
-    get(f_.log_prob, n_, height_, prob);
-    get(f_.target, n_, height_, target);
+    const Common f(f_, n_, height_);
     for (int r = 0; r < height_; ++r) {
-      const double slope = odds[r] + times(rest_[r], prob[r]);
-      all_[r] = lse[r] * rest_[r] - slope;
-      at_pivot_[r] = lse[r] * pivot_[r] + slope + target[r];
+      const double slope = f.odds[r] + times(rest_[r], f.prob[r]);
+      all_[r] = f.lse[r] * rest_[r] - slope;
+      at_pivot_[r] = f.lse[r] * pivot_[r] + slope + f.target[r];
     }
   }
 
   void add_soft() {
-    double lse[kStrip], odds[kStrip], prob[kStrip], target[kStrip];
-    get(f_.lse, n_, height_, lse);
-    get(f_.log_odds, n_, height_, odds);
-    get(f_.log_prob, n_, height_, prob);
-    get(f_.target, n_, height_, target);
+    const Common f(f_, n_, height_);
     for (int r = 0; r < height_; ++r) {
       const double mass = s_.mass[n_ + r], nll = -s_.log_prob[n_ + r];
       // log_odds is a function of log_prob = sum_j q_j log p_j; its derivative is 1 / (1 - prob).
-      const bool flat = odds[r] == 0 || nll <= 0;
-      const double slope = prob[r] + (flat ? 0.0 : odds[r] / one_minus_exp(nll));
+      const bool flat = f.odds[r] == 0 || nll <= 0;
+      const double slope = f.prob[r] + (flat ? 0.0 : f.odds[r] / one_minus_exp(nll));
       Real q[kLanes] = {};
       if (label_[r].kind == Kind::kept)
         load_soft(p_, n_ + r, p_.labels ? &label_[r].pivot : nullptr,
                   {0, 1, out_.pivot[r], 1, kLanes}, q);
-      all_[r] = (lse[r] - slope * mass) * rest_[r];
-      at_pivot_[r] = lse[r] * pivot_[r] + slope * ((double(q[0]) - mass) + mass * rest_[r]) +
-                     target[r] * double(q[0]);
-      soft_[r] = slope + target[r];
+      all_[r] = (f.lse[r] - slope * mass) * rest_[r];
+      at_pivot_[r] = f.lse[r] * pivot_[r] + slope * ((double(q[0]) - mass) + mass * rest_[r]) +
+                     f.target[r] * double(q[0]);
+      soft_[r] = slope + f.target[r];
     }
   }
 

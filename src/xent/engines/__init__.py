@@ -49,8 +49,27 @@ class Explanation(NamedTuple):
 
 def choose(problem: Problem, engine: str = "auto") -> Explanation:
     """Decide which engine computes a problem; raise if a named engine cannot."""
+    reason = why_reference(engine, lambda: native.obstacle(problem))
+    head = linear.describe(problem) if isinstance(problem.logits, LinearLogits) else None
+    if reason is not None:
+        return Explanation("reference", reason, head or "autograd on plain tensor operations")
+    return Explanation(
+        "native",
+        f"CPU logits, {problem.logits.dtype}; {native.isa} kernels on PyTorch's threads",
+        head or "recomputed from the logits in backward: one more sweep, nothing of N x V is kept",
+    )
+
+
+def why_reference(engine: str, find_obstacle: Callable[[], str | None]) -> str | None:
+    """Why the reference computes what is asked of ``engine``, or None where the kernels do.
+
+    ``find_obstacle`` says what about the problem keeps the kernels from it. Raises where only they
+    will do.
+    """
     one_of("engine", engine, ENGINES)
-    obstacle = native.obstacle(problem)
+    if engine == "reference":
+        return "as asked"
+    obstacle = find_obstacle()
     if obstacle is None and transforms_active():
         obstacle = "torch.func or forward-mode AD is active, which needs plain tensor operations"
     if engine == "auto" and obstacle is None and not native.fast:
@@ -59,16 +78,7 @@ def choose(problem: Problem, engine: str = "auto") -> Explanation:
         raise ValueError(
             f'engine="native" cannot do this: {obstacle}. engine="auto" takes the reference engine'
         )
-    head = linear.describe(problem) if isinstance(problem.logits, LinearLogits) else None
-    if engine == "reference" or obstacle is not None:
-        reason = "as asked" if engine == "reference" else obstacle
-        assert reason is not None
-        return Explanation("reference", reason, head or "autograd on plain tensor operations")
-    return Explanation(
-        "native",
-        f"CPU logits, {problem.logits.dtype}; {native.isa} kernels on PyTorch's threads",
-        head or "recomputed from the logits in backward: one more sweep, nothing of N x V is kept",
-    )
+    return obstacle
 
 
 def measure(

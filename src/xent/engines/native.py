@@ -85,17 +85,9 @@ threaded = use_threads_of_torch()
 
 def obstacle(problem: Problem) -> str | None:
     """Why the engine cannot take a problem, or None if it can."""
-    if _core is None:
-        return "the compiled core is not installed (see `xent info`)"
-    for tensor in problem.parts:
-        if tensor is None:
-            continue
-        if tensor.device.type != "cpu":
-            return f"the tensors are on {tensor.device}"
-        if type(tensor) not in (Tensor, torch.nn.Parameter) and not torch.compiler.is_compiling():
-            return f"{type(tensor).__name__} is a tensor subclass"
-        if tensor.layout is not torch.strided:
-            return f"the layout is {tensor.layout}"
+    foreign = obstacle_of(problem.parts)
+    if foreign is not None:
+        return foreign
     if problem.logits.dtype not in TYPES:
         return f"logits of {problem.logits.dtype}"
     soft = problem.target.probabilities
@@ -105,6 +97,22 @@ def obstacle(problem: Problem) -> str | None:
         return "float64 targets beside narrower logits ask for float64 arithmetic"
     if problem.differentiable_beyond_logits():
         return "a target, scale, bias or weight requires a gradient, which only the reference gives"
+    return None
+
+
+def obstacle_of(tensors: Sequence[Tensor | None]) -> str | None:
+    """Why no kernel can read these tensors, or None if one can."""
+    if _core is None:
+        return "the compiled core is not installed (see `xent info`)"
+    for tensor in tensors:
+        if tensor is None:
+            continue
+        if tensor.device.type != "cpu":
+            return f"the tensors are on {tensor.device}"
+        if type(tensor) not in (Tensor, torch.nn.Parameter) and not torch.compiler.is_compiling():
+            return f"{type(tensor).__name__} is a tensor subclass"
+        if tensor.layout is not torch.strided:
+            return f"the layout is {tensor.layout}"
     return None
 
 

@@ -14,8 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..._check import one_of
-from .. import ENGINES, Explanation
+from .. import Explanation, why_reference
 from .. import native as rows
 from ..transforms import is_batched, transforms_active
 from . import native, reference
@@ -24,24 +23,18 @@ from .problem import TENSORS, ElementProblem, Form
 
 def choose(problem: ElementProblem, engine: str) -> Explanation:
     """Decide which engine computes a problem; raise if a named engine cannot."""
-    one_of("engine", engine, ENGINES)
-    if engine == "reference":
-        return Explanation("reference", "as asked", _REFERENCE_GRADIENT)
-    obstacle = native.obstacle(problem)
-    if obstacle is None and problem.differentiable_beyond_input():
-        obstacle = "a target or weight requires a gradient, which only the reference gives"
-    if obstacle is None and transforms_active():
-        obstacle = "torch.func or forward-mode AD is active, which needs plain tensor operations"
-    if engine == "auto" and obstacle is None and not rows.fast:
-        obstacle = "this processor lacks fused multiply-add, and the kernels would emulate it"
-    if engine == "native" and obstacle is not None:
-        raise ValueError(
-            f'engine="native" cannot do this: {obstacle}. engine="auto" takes the reference engine'
-        )
-    if obstacle is not None:
-        return Explanation("reference", obstacle, _REFERENCE_GRADIENT)
+    reason = why_reference(engine, lambda: _obstacle(problem))
+    if reason is not None:
+        return Explanation("reference", reason, _REFERENCE_GRADIENT)
     reason = f"CPU logits, {problem.input.dtype}; {rows.isa} kernel on PyTorch's threads"
     return Explanation("native", reason, "in the same sweep as the loss, where that is one number")
+
+
+def _obstacle(problem: ElementProblem) -> str | None:
+    obstacle = native.obstacle(problem)
+    if obstacle is None and problem.differentiable_beyond_input():
+        return "a target or weight requires a gradient, which only the reference gives"
+    return obstacle
 
 
 _REFERENCE_GRADIENT = "autograd on plain tensor operations, piece by piece"

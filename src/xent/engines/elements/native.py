@@ -18,20 +18,13 @@ FOREVER = 1 << 62  # more elements than there are
 
 def obstacle(problem: ElementProblem) -> str | None:
     """Why the kernel cannot take a problem, or None if it can."""
-    if not rows.available():
-        return "the compiled core is not installed (see `xent info`)"
-    if problem.form is None:
+    if rows.available() and problem.form is None:
         return "this loss has no kernel"
+    foreign = rows.obstacle_of(problem.tensors)
+    if foreign is not None:
+        return foreign
     for tensor in problem.tensors:
-        if tensor is None:
-            continue
-        if tensor.device.type != "cpu":
-            return f"the tensors are on {tensor.device}"
-        if type(tensor) not in (Tensor, torch.nn.Parameter) and not torch.compiler.is_compiling():
-            return f"{type(tensor).__name__} is a tensor subclass"
-        if tensor.layout is not torch.strided:
-            return f"the layout is {tensor.layout}"
-        if tensor.dtype not in rows.TYPES:
+        if tensor is not None and tensor.dtype not in rows.TYPES:
             return f"a tensor of {tensor.dtype}"
     return None
 
