@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 import xent
-from xent.engines import linear
+from xent.engines import heads
 
 LOSSES = [
     xent.cross_entropy, xent.focal_loss, xent.smoothed_cross_entropy, xent.brier_loss,
@@ -20,7 +20,7 @@ both = pytest.mark.parametrize("engine", ["auto", "reference"])
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch):
     """Several chunks even of small problems."""
-    monkeypatch.setattr(linear, "MAX_ROWS", 8)
+    monkeypatch.setattr(heads, "MAX_ROWS", 8)
 
 
 def head(n=37, d=6, v=50, dtype=torch.float64):
@@ -142,11 +142,11 @@ def test_a_frozen_part_has_no_gradient(frozen, monkeypatch):
     parts = list(head())
     parts[frozen] = parts[frozen].detach()
     made = []
-    add = linear.Gradients.add
-    monkeypatch.setattr(linear.Gradients, "add", lambda g, *a: (made.append(g), add(g, *a)))
+    add = heads.Head.add
+    monkeypatch.setattr(heads.Head, "add", lambda g, *a: (made.append(g), add(g, *a)))
     xent.cross_entropy(xent.LinearLogits(*parts), torch.randint(50, (37,))).backward()
     assert made
-    assert all(g.parts[frozen] is None for g in made)
+    assert all(g.gradients[frozen] is None for g in made)
     assert parts[1 - frozen].grad is not None
 
 
@@ -157,9 +157,9 @@ def test_ignored_rows_are_not_multiplied(monkeypatch):
     with torch.no_grad():
         h[5:] = torch.nan  # nor do they leave a trace
     seen = []
-    hidden = linear.Chunks.hidden
+    hidden = heads.Head.hidden
     monkeypatch.setattr(
-        linear.Chunks, "hidden", lambda c, i: (seen.append(x := hidden(c, i)), x)[1]
+        heads.Head, "hidden", lambda g, i: (seen.append(x := hidden(g, i)), x)[1]
     )
     loss = xent.focal_loss(xent.LinearLogits(h, w, b), y)
     loss.backward()
@@ -262,7 +262,7 @@ def test_narrow_types_are_rounded_once(dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("max_workspace", [1, 1000, 10**9])
 def test_any_workspace(dtype, max_workspace, monkeypatch):
-    monkeypatch.setattr(linear, "MAX_ROWS", 1000)
+    monkeypatch.setattr(heads, "MAX_ROWS", 1000)
     parts, y = head(40, 16, 60, dtype), torch.randint(60, (40,))
     small, large = (
         xent.cross_entropy(xent.LinearLogits(*parts, max_workspace=size), y)

@@ -11,9 +11,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from types import ModuleType
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,7 +20,7 @@ from torch import Tensor
 from .._check import one_of
 from ..linear_logits import LinearLogits
 from ..row_statistics import RowStatistics
-from . import linear, native, reference
+from . import heads, linear, native, reference
 from .autograd import apply_plain, differentiable_fields
 from .problem import Problem
 from .transforms import transforms_active
@@ -50,7 +49,7 @@ class Explanation(NamedTuple):
 def choose(problem: Problem, engine: str = "auto") -> Explanation:
     """Decide which engine computes a problem; raise if a named engine cannot."""
     reason = why_reference(engine, lambda: native.obstacle(problem))
-    head = linear.describe(problem) if isinstance(problem.logits, LinearLogits) else None
+    head = heads.describe(problem.logits) if isinstance(problem.logits, LinearLogits) else None
     if reason is not None:
         return Explanation("reference", reason, head or "autograd on plain tensor operations")
     return Explanation(
@@ -86,7 +85,7 @@ def measure(
 ) -> RowStatistics:
     """The row statistics of a problem, differentiable with respect to its tensors."""
     if isinstance(problem.logits, LinearLogits):
-        if lean_engine(problem, engine) is None:
+        if not by_chunks(problem):
             told = problem.differentiable_beyond_logits() and not torch.compiler.is_compiling()
             reason = "a gradient of targets, scales or class weights"
             logits = problem.logits.whole(reason) if told else problem.logits.materialize()
@@ -121,50 +120,28 @@ def measure(
             *values, complete = differentiable_fields(
                 problem.logits, problem, module, inplace_backward
             )
-    return name_fields(problem, values, complete, constant_masses=not plain_operations)
-
-
-def name_fields(
-    problem: Problem, values: Sequence[Tensor], complete: bool, constant_masses: bool = True
-) -> RowStatistics:
-    """The row statistics that hold these fields of a problem."""
     return RowStatistics.from_fields(
         values,
         problem.fields,
         problem.target.soft,
         problem.target.first_class,
-        constant_masses=constant_masses,
+        constant_masses=not plain_operations,
         label=problem.target.labels(),
         classes=problem.classes,
         complete=complete,
     )
 
 
-def lean_engine(problem: Problem, engine: str) -> ModuleType | None:
-    """The engine that takes logits behind a head by chunks; None where all must be there at once.
+def by_chunks(problem: Problem) -> bool:
+    """Whether logits behind a head may come by chunks, or all must be there at once.
 
     That is where plain operations are needed: torch.func, forward-mode AD, compilation, gradients
     of targets, scales or class weights.
     """
-    if (
+    return not (
         transforms_active()
         or torch.compiler.is_compiling()
         or problem.differentiable_beyond_logits()
-    ):
-        return None
-    return native if choose(problem, engine).engine == "native" else reference
-
-
-def sum_ahead(
-    problem: Problem, module: ModuleType, summand: Callable[[Problem, RowStatistics, Any], Tensor]
-) -> Tensor:
-    """The sum of ``summand(part, statistics, rows)`` over chunks of rows, with its gradient."""
-    return linear.sum_ahead(
-        problem,
-        module,
-        lambda part, fields, complete, rows: summand(
-            part, name_fields(part, fields, complete), rows
-        ),
     )
 
 

@@ -1,60 +1,69 @@
-"""What the frame does with logits behind a linear head: sums over the rows are taken ahead."""
+"""What the frames do with logits behind a linear head: a chunk of rows at a time."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from ..engines import lean_engine, sum_ahead
+from ..engines import by_chunks, linear
 from ..engines.problem import Problem
 from ..linear_logits import LinearLogits
-from ..row_statistics import RowStatistics
-from .reduction import divisor_of, stable_sum, weigh
+from .reduction import by_divisor, divisor_of, stable_sum, weigh
 
 # (values, which rows are kept, what each adds to the divisor of the mean)
 Rows = tuple[Tensor, Tensor | None, Tensor]
 
 
-def engine_ahead(
-    problem: Problem, engine: str, settings: Mapping[str, Any], per_class: frozenset[str]
-) -> Any:
-    """The engine with which a sum over the rows takes its gradient in forward, or None.
-
-    Not where nobody wants a gradient, and not with hyperparameters that a chunk of rows would not
-    know what to do with: tensors that may hold a number per row, or want a gradient themselves.
-    """
-    logits = problem.logits
-    if not (isinstance(logits, LinearLogits) and logits.requires_grad and torch.is_grad_enabled()):
-        return None
-    for name, value in settings.items():
-        if isinstance(value, Tensor) and (
-            value.requires_grad or (value.ndim and name not in per_class)
-        ):
-            return None
-    return lean_engine(problem, engine)
-
-
-def total_ahead(
+def fits_chunks(
     problem: Problem,
-    module: Any,
-    rows_of: Callable[[Problem, RowStatistics], Rows],
+    settings: Mapping[str, Any],
+    per_class: frozenset[str],
+    row_weight: Tensor | None,
+) -> bool:
+    """Whether a chunk of rows can be reduced as soon as its logits are there.
+
+    Not with tensors among the hyperparameters that may hold a number per row, or with ones that
+    want a gradient themselves.
+    """
+    if not by_chunks(problem) or (row_weight is not None and row_weight.requires_grad):
+        return False
+    tensors = {name: value for name, value in settings.items() if isinstance(value, Tensor)}
+    return not any(t.requires_grad or (t.ndim and k not in per_class) for k, t in tensors.items())
+
+
+def reduce_by_chunks(
+    problem: Problem,
+    rows_of: Callable[[Problem], Rows],
+    *,
+    reduction: str,
     normalizer: float | Tensor | str | None,
     row_weight: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """The weighted sum over all rows, and what its mean divides by."""
+    empty: str,
+) -> Tensor:
+    """:func:`reduce_rows` of ``rows_of(problem)``, chunk by chunk."""
+    source, kept = problem.logits, linear.kept_rows(problem)
+    assert isinstance(source, LinearLogits)
+    divisors: list[Tensor] = []
     given = not (normalizer is None or isinstance(normalizer, str))
-    by, divisors = None if given else normalizer, []
 
-    def summand(part: Problem, stats: RowStatistics, index: Any) -> Tensor:
-        values, kept, mass = rows_of(part, stats)
+    def values_of(index: linear.Index, z: Tensor) -> Tensor:
+        values, here, _ = rows_of(problem.of_rows(index, z))
+        return weigh(values, here, None if row_weight is None else row_weight[index])
+
+    def sum_of(index: linear.Index, z: Tensor) -> Tensor:
+        values, here, mass = rows_of(problem.of_rows(index, z))
         weight = None if row_weight is None else row_weight[index]
-        divisors.append(divisor_of(kept, mass, by, weight))
-        return stable_sum(weigh(values, kept, weight))
+        if not given:
+            divisors.append(divisor_of(here, mass, normalizer, weight).detach())
+        return stable_sum(weigh(values, here, weight))
 
-    total = sum_ahead(problem, module, summand)
-    if given:
-        return total, divisor_of(None, total, normalizer, None)
-    return total, torch.stack([total.new_zeros(()), *divisors]).sum()
+    if reduction == "none":
+        return linear.row_values(linear.Rows((source,), kept, values_of))
+    total = linear.sum_ahead(linear.Rows((source,), kept, sum_of))
+    if reduction == "sum":
+        return total
+    none = total.new_zeros(())
+    divisor = divisor_of(None, none, normalizer, None) if given else sum(divisors, none)
+    return by_divisor(total, divisor, empty)

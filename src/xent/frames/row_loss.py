@@ -22,8 +22,8 @@ from ..linear_logits import LinearLogits
 from ..measurement import flatten, make_problem, result_dtype
 from ..row_statistics import REQUESTS, RowStatistics
 from .docstrings import loss_docstring
-from .linear_head import Rows, engine_ahead, total_ahead
-from .reduction import Reduction, by_divisor, check_reduction, reduce_rows
+from .linear_head import Rows, fits_chunks, reduce_by_chunks
+from .reduction import Reduction, check_reduction, reduce_rows
 
 Needs = str | tuple[str, ...] | Callable[..., tuple[str, ...]]
 
@@ -164,18 +164,20 @@ def row_loss(
                 mass = torch.ones_like(mass) if kept is None else kept.to(mass.dtype)
             return values, kept, mass
 
-        if shape is not None and rowwise and reduction != "none" and not return_stats:
-            module = engine_ahead(problem, engine, settings, hyper.per_class)
-            if module is not None and not (row_weight is not None and row_weight.requires_grad):
-                result, divisor = total_ahead(problem, module, rows_of, normalizer, row_weight)
-                if reduction == "mean":
-                    result = by_divisor(result, divisor, empty)
-                return result.to(result_dtype(problem))
+        reduce: dict[str, Any] = {
+            "reduction": reduction, "normalizer": normalizer, "row_weight": row_weight,
+            "empty": empty,
+        }  # fmt: skip
+        ahead = shape is not None and rowwise and reduction != "none" and not return_stats
+        if ahead and fits_chunks(problem, settings, hyper.per_class, row_weight):
+            def rows_of_chunk(part: Problem) -> Rows:
+                # A chunk is nobody's but ours: its gradient takes the place of its logits.
+                return rows_of(part, measure(part, engine, part.logits.is_leaf))
+
+            result = reduce_by_chunks(problem, rows_of_chunk, **reduce)
+            return result.to(result_dtype(problem))
         stats = measure(problem, engine, inplace_backward)
-        result = reduce_rows(
-            *rows_of(problem, stats), reduction=reduction, normalizer=normalizer,
-            row_weight=row_weight, empty=empty,
-        ).to(result_dtype(problem))  # fmt: skip
+        result = reduce_rows(*rows_of(problem, stats), **reduce).to(result_dtype(problem))
         if shape is not None:
             stats = stats.reshape(shape)
             result = result.reshape(shape) if reduction == "none" else result
