@@ -1,5 +1,7 @@
 """Losses behind a linear head: the numbers of the whole logits, and every way to use them."""
 
+import functools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -158,9 +160,7 @@ def test_ignored_rows_are_not_multiplied(monkeypatch):
         h[5:] = torch.nan  # nor do they leave a trace
     seen = []
     hidden = heads.Head.hidden
-    monkeypatch.setattr(
-        heads.Head, "hidden", lambda g, i: (seen.append(x := hidden(g, i)), x)[1]
-    )
+    monkeypatch.setattr(heads.Head, "hidden", lambda g, i: (seen.append(x := hidden(g, i)), x)[1])
     loss = xent.focal_loss(xent.LinearLogits(h, w, b), y)
     loss.backward()
     assert {x.shape[0] for x in seen} == {5}
@@ -219,12 +219,48 @@ def test_what_is_recorded():
     )
 
 
-def test_a_learned_temperature():
+def learned(*shape):
+    return (0.5 + torch.rand(shape, dtype=torch.float64)).requires_grad_()
+
+
+LEARNED = {
+    "temperature": {"logit_scale": learned()},
+    "of each row": {"logit_scale": learned(12), "bias": None},
+    "under a cap": {"logit_scale": learned(), "softcap": 1.5},
+    "class bias": {"class_bias": learned(7)},
+    "both": {"logit_scale": learned(), "class_bias": learned(7)},
+    "beside a scale": {"logit_scale": 3.0, "class_bias": learned(7)},
+}
+
+
+@pytest.mark.parametrize("name", LEARNED)
+@every_reduction
+def test_learned_scales_and_biases(name, reduction):
+    """They become part of the head; that no warning comes says that it stays lean."""
+    options = {"reduction": reduction, **LEARNED[name]}
     h, w, b = head(12, 5, 7)
-    y, t = torch.randint(7, (12,)), torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+    b = options.pop("bias", b)
+    y = torch.randint(7, (12,))
+    extra = [x for x in options.values() if isinstance(x, torch.Tensor)]
+    parts = [x for x in (h, w, b, *extra) if x is not None]
+    lean = xent.focal_loss(xent.LinearLogits(h, w, b), y, **options)
+    z = F.linear(h, w, b)
+    scale = options.get("logit_scale", 1.0)
+    z = z * (scale.unsqueeze(-1) if isinstance(scale, torch.Tensor) and scale.ndim else scale)
+    z = options["softcap"] * torch.tanh(z / options["softcap"]) if "softcap" in options else z
+    log_p = torch.log_softmax(z + options.get("class_bias", 0), -1).gather(-1, y[:, None])[:, 0]
+    whole = -((1 - log_p.exp()) ** 2) * log_p
+    whole = getattr(whole, reduction)() if reduction != "none" else whole
+    for a, c in zip(grads(lean, parts), grads(whole, parts), strict=True):
+        torch.testing.assert_close(a, c)
+
+
+def test_a_temperature_of_each_row_beside_a_bias_needs_the_logits():
+    h, w, b = head(12, 5, 7)
+    y, t = torch.randint(7, (12,)), learned(12)
     with pytest.warns(UserWarning, match="a gradient of targets, scales"):
-        lean = xent.cross_entropy(xent.LinearLogits(h, w, b) / t, y)
-    whole = F.cross_entropy(F.linear(h, w, b) / t, y)
+        lean = xent.cross_entropy(xent.LinearLogits(h, w, b), y, logit_scale=t)
+    whole = F.cross_entropy(F.linear(h, w, b) * t.unsqueeze(-1), y)
     for a, c in zip(grads(lean, (h, w, b, t)), grads(whole, (h, w, b, t)), strict=True):
         torch.testing.assert_close(a, c)
 
@@ -289,13 +325,48 @@ def test_statistics_and_explain():
     torch.testing.assert_close(stats.log_prob, expected.log_prob.view(3, 12))
 
 
-def test_losses_of_whole_rows_say_what_they_need():
+def listed(z, y, **options):
+    classes = torch.stack([y, (y + 1) % 50], -1)
+    return xent.sparse_cross_entropy(
+        z, classes, torch.tensor([0.6, 0.3]).expand(*y.shape, 2), **options
+    )
+
+
+def mixed(z, y, **options):
+    lam = torch.linspace(0.1, 0.9, y.numel()).view(y.shape)
+    return xent.mixup_cross_entropy(z, y, (y + 1) % 50, lam, **options)
+
+
+WHOLE_ROWS = {
+    "sparsemax": xent.sparsemax_loss,
+    "bi-tempered": functools.partial(xent.bi_tempered_loss, t1=0.8, t2=1.3),
+    "listed": listed,
+    "tail": functools.partial(listed, tail="mass"),
+    "renormalized": functools.partial(listed, tail="renormalize"),
+    "mixed": mixed,
+}
+
+
+@pytest.mark.parametrize("name", WHOLE_ROWS)
+@every_reduction
+def test_losses_of_whole_rows(name, reduction):
+    """They need all logits of a row, but not all rows."""
+    h, w, b = parts = head(36)
+    y = torch.randint(50, (36,))
+    options = {"reduction": reduction, "row_weight": torch.rand(36), "softcap": 3.0}
+    lean = WHOLE_ROWS[name](xent.LinearLogits(*parts), y, **options)
+    whole = WHOLE_ROWS[name](F.linear(*parts), y, **options)
+    torch.testing.assert_close(lean, whole, rtol=1e-12, atol=1e-13)
+    for a, c in zip(grads(lean, parts), grads(whole, parts), strict=True):
+        torch.testing.assert_close(a, c, rtol=1e-10, atol=1e-12)
+    options = {"reduction": reduction}
+    folded = WHOLE_ROWS[name](xent.LinearLogits(h.view(4, 9, 6), w, b), y.view(4, 9), **options)
+    flat = WHOLE_ROWS[name](F.linear(*parts), y, **options)
+    torch.testing.assert_close(folded, flat.view(folded.shape))
+
+
+def test_sigmoid_losses_say_what_they_need():
     h, w, b = head(12, 5, 7)
-    y = torch.randint(7, (3, 4))
-    whole = F.linear(h, w, b)
-    with pytest.warns(UserWarning, match="needs all 84 logits"):
-        lean = xent.sparsemax_loss(xent.LinearLogits(h.view(3, 4, 5), w, b), y)
-    torch.testing.assert_close(lean, xent.sparsemax_loss(whole, y.view(-1)))
     with pytest.raises(TypeError, match="must be a torch"):
         xent.binary_cross_entropy_with_logits(xent.LinearLogits(h, w, b), torch.rand(12, 7))
 

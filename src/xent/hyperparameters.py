@@ -97,6 +97,16 @@ class Hyperparameters:
                 rule.check(name, given[name], input)
         return {**self.defaults, **given}
 
+    def fit_chunks(self, settings: Mapping[str, Any]) -> bool:
+        """Whether some rows can be looked at without the others.
+
+        Not with tensors that may hold a number per row, or that want a gradient themselves.
+        """
+        tensors = {name: x for name, x in settings.items() if isinstance(x, Tensor)}
+        return not any(
+            x.requires_grad or (x.ndim and n not in self.per_class) for n, x in tensors.items()
+        )
+
 
 def _checks(body: Callable[..., Any]) -> list[tuple[str, Any]]:
     try:

@@ -242,6 +242,20 @@ class LinearLogits:
             max_workspace=self.max_workspace,
         )._with(dtype=self.dtype)
 
+    def absorb(self, scale: Tensor | None, class_bias: Tensor | None) -> LinearLogits:
+        """``scale * logits + class_bias`` of (N, V) as a head of its own, gradients and all.
+
+        A scale per row only where there is no bias yet.
+        """
+        hidden, bias = self.hidden, self.bias
+        if scale is not None:
+            hidden = (hidden * (scale.unsqueeze(-1) if scale.ndim else scale)).to(hidden.dtype)
+            bias = None if bias is None else (bias * scale).to(bias.dtype)
+        if class_bias is not None:
+            own = class_bias.to(hidden.dtype)
+            bias = own if bias is None else bias + own
+        return self._with(hidden=hidden, bias=bias)
+
     # ---- the logits themselves ------------------------------------------------------------------
 
     def materialize(self) -> Tensor:

@@ -11,7 +11,7 @@ from ._check import vector_of_classes
 from .engines import Explanation, choose, measure
 from .engines.problem import Problem
 from .linear_logits import LinearLogits
-from .logits import make_transform
+from .logits import LogitTransform, make_transform
 from .row_statistics import INDEX_ONLY, REQUESTS, RowStatistics
 from .targets import class_axis, read_target
 
@@ -168,6 +168,8 @@ def make_problem(
     transform = make_transform(
         logit_scale, softcap, class_bias, rows, classes, input.device, class_scale
     )
+    if isinstance(input, LinearLogits):
+        input, transform = _absorb(input, transform)
     if target_table is not None:
         if first_class is not None:
             raise ValueError(
@@ -192,6 +194,19 @@ def make_problem(
                 f"call weight.to(input.dtype)"
             )
     return Problem(input, checked, transform, weight, requests, mean_weight)
+
+
+def _absorb(source: LinearLogits, transform: LogitTransform) -> tuple[Any, LogitTransform]:
+    """Make a scale or bias that wants a gradient part of the head, which has one by chunks."""
+    scale, _, bias, class_scale = transform
+    wanted = [t is not None and t.requires_grad for t in (scale, bias)]
+    capped = transform.softcap or class_scale is not None
+    per_row = scale is not None and scale.ndim and source.bias is not None
+    if not torch.is_grad_enabled() or not any(wanted) or per_row or (capped and wanted[1]):
+        return source, transform
+    if capped:
+        return source.absorb(scale, None), transform._replace(scale=None)
+    return source.absorb(scale, bias), transform._replace(scale=None, class_bias=None)
 
 
 def autocasts(input: Tensor) -> bool:
@@ -221,17 +236,13 @@ class FlatCall(NamedTuple):
 
 def flatten(
     input: LinearLogits,
-    target: Tensor,
+    target: Any,
     row_weight: Tensor | None,
     logit_scale: float | Tensor | None,
     softcap: float | None,
 ) -> FlatCall:
     """Bring a call into the form that engines take."""
     rows = input.shape[:-1]
-
-    def flat(x: Any) -> Any:
-        return x.reshape(-1) if isinstance(x, Tensor) and x.ndim and x.shape == rows else x
-
     scale, cap = input.recorded()
     if cap is not None and (softcap is not None or logit_scale is not None):
         raise ValueError(
@@ -241,20 +252,22 @@ def flatten(
         scale = logit_scale if scale is None else scale * logit_scale
     if isinstance(target, Tensor):
         soft = target.shape == input.shape and target.is_floating_point()
-        target = target.reshape(-1, input.shape[-1]) if soft else _flat_labels(target, rows)
-    return FlatCall(
-        cast(Tensor, input.bare()),
-        target,
-        flat(row_weight),
-        flat(scale),
-        cap if softcap is None else softcap,
+        if not soft and target.shape != rows:
+            raise ValueError(
+                f"`target` must have shape {tuple(rows)} to hold one class index for each row of "
+                f"logits behind a linear head, or the shape of the logits; got "
+                f"{tuple(target.shape)}"
+            )
+    target, row_weight, scale = flat_rows(rows, target, row_weight, scale)
+    cap = cap if softcap is None else softcap
+    return FlatCall(cast(Tensor, input.bare()), target, row_weight, scale, cap)
+
+
+def flat_rows(rows: torch.Size, *values: Any) -> tuple[Any, ...]:
+    """Tensors whose first axes are those of the rows, with one axis in their place."""
+    return tuple(
+        x.reshape(-1, *x.shape[len(rows) :])
+        if isinstance(x, Tensor) and x.shape[: len(rows)] == rows
+        else x
+        for x in values
     )
-
-
-def _flat_labels(target: Tensor, rows: torch.Size) -> Tensor:
-    if target.shape != rows:
-        raise ValueError(
-            f"`target` must have shape {tuple(rows)} to hold one class index for each row of "
-            f"logits behind a linear head, or the shape of the logits; got {tuple(target.shape)}"
-        )
-    return target.reshape(-1)

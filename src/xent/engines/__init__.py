@@ -86,10 +86,7 @@ def measure(
     """The row statistics of a problem, differentiable with respect to its tensors."""
     if isinstance(problem.logits, LinearLogits):
         if not by_chunks(problem):
-            told = problem.differentiable_beyond_logits() and not torch.compiler.is_compiling()
-            reason = "a gradient of targets, scales or class weights"
-            logits = problem.logits.whole(reason) if told else problem.logits.materialize()
-            problem = problem._replace(logits=logits)
+            problem = with_all_logits(problem)
         elif inplace_backward:
             raise ValueError("inplace_backward=True is for logits; behind a head it is the rule")
     plan = choose(problem, engine)
@@ -142,6 +139,17 @@ def by_chunks(problem: Problem) -> bool:
         transforms_active()
         or torch.compiler.is_compiling()
         or problem.differentiable_beyond_logits()
+    )
+
+
+def with_all_logits(problem: Problem) -> Problem:
+    """The same problem with the logits behind a head as a tensor; says so where it can."""
+    source = problem.logits
+    assert isinstance(source, LinearLogits)
+    if torch.compiler.is_compiling() or transforms_active():
+        return problem._replace(logits=source.materialize())
+    return problem._replace(
+        logits=source.whole("a gradient of targets, scales, weights or options")
     )
 
 

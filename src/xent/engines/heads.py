@@ -10,10 +10,9 @@ from torch import Tensor
 
 from ..linear_logits import LinearLogits
 from . import native
+from .problem import Index
 
 MAX_ROWS = 384  # of a chunk: more leave the caches, fewer than half of it make thin products
-
-Index = slice | Tensor
 
 
 class Plan(NamedTuple):

@@ -22,8 +22,8 @@ from torch import Tensor
 
 from ..linear_logits import LinearLogits
 from . import reference
-from .heads import Chunks, Head, Index
-from .problem import Problem
+from .heads import Chunks, Head
+from .problem import Index, Problem
 from .transforms import is_batched
 
 
@@ -198,7 +198,7 @@ class Rows(NamedTuple):
                 assert weight is not None
                 z = torch.nn.functional.linear(hidden, weight, bias)
                 logits.append(z.to(source.dtype))
-            value = self.function(slice(None), *logits)
+            value = self.function(..., *logits)
             return _grads(value, tensors, needed, grad, record)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import EllipsisType
 from typing import NamedTuple
 
 import torch
@@ -11,6 +12,8 @@ from ..linear_logits import LinearLogits
 from ..logits import LogitTransform
 from ..row_statistics import field_mask, fields_of
 from ..targets import Target, class_axis
+
+Index = slice | Tensor | EllipsisType  # some rows, or all
 
 
 class Problem(NamedTuple):
@@ -107,7 +110,7 @@ class Problem(NamedTuple):
         others = self.beside()
         return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in others)
 
-    def of_rows(self, index: slice | Tensor, logits: Tensor) -> Problem:
+    def of_rows(self, index: Index, logits: Tensor) -> Problem:
         """The question about some of the rows of ``(N, C)`` logits, which come along."""
         target, transform = self.target, self.transform
         scale = transform.scale

@@ -19,9 +19,11 @@ from .._check import label_out_of_range
 from ..engines.problem import Problem
 from ..engines.transforms import can_look_at, transforms_active
 from ..hyperparameters import Hyperparameters
-from ..measurement import make_problem, result_dtype
+from ..linear_logits import LinearLogits
+from ..measurement import flatten, make_problem, result_dtype
 from .docstrings import loss_docstring
-from .reduction import Reduction, check_reduction, reduce_rows
+from .linear_head import Rows, reduce_problem
+from .reduction import Reduction, check_reduction
 
 CHUNK = 2**17  # numbers that a dense loss works on at a time; a megabyte each stays in the cache
 
@@ -77,25 +79,35 @@ def dense_loss(body: Callable[..., Tensor]) -> Any:
         empty: Literal["nan", "zero"] = "nan",
         **hyperparameters: Any,
     ) -> Tensor:
+        shape = None
+        if isinstance(input, LinearLogits):
+            shape = input.shape[:-1]
+            input, target, row_weight, logit_scale, softcap = flatten(
+                input, target, row_weight, logit_scale, softcap
+            )
         settings = hyper.settings(hyperparameters, input)
         problem = make_problem(
-            input, target, weight, ignore_index, logit_scale, softcap, class_bias, ()
+            input, target, weight, ignore_index, logit_scale, softcap, class_bias, (), lean=True
         )
         row_weight = check_reduction(reduction, normalizer, row_weight, empty, problem.rows)
-        rows, kept, known = _read(problem)
-        values = by_rows(lambda *some: body(DenseRows(*some), **settings), *rows)
-        mass = torch.ones_like(values)
-        if kept is not None:
-            # Where labels cannot be looked at, one that does not exist has a loss of infinity.
-            values = torch.where(known, values, torch.inf)
-            mass = kept.to(mass.dtype)
-        if weight is not None:
-            expected = rows.expected(weight.to(values.dtype))
-            values = values * expected
-            mass = mass if kept is None else torch.where(kept, expected, 0)
-        return reduce_rows(
-            values, kept, mass, reduction=reduction, normalizer=normalizer, row_weight=row_weight,
-            empty=empty,
+
+        def rows_of(part: Problem, _: Any) -> Rows:
+            rows, kept, known = _read(part)
+            values = by_rows(lambda *some: body(DenseRows(*some), **settings), *rows)
+            mass = torch.ones_like(values)
+            if kept is not None:
+                # Where labels cannot be looked at, one that does not exist has a loss of infinity.
+                values = torch.where(known, values, torch.inf)
+                mass = kept.to(mass.dtype)
+            if weight is not None:
+                expected = rows.expected(weight.to(values.dtype))
+                values = values * expected
+                mass = mass if kept is None else torch.where(kept, expected, 0)
+            return values, kept, mass
+
+        return reduce_problem(
+            problem, rows_of, shape, chunks=hyper.fit_chunks(settings), reduction=reduction,
+            normalizer=normalizer, row_weight=row_weight, empty=empty,
         ).to(result_dtype(problem))  # fmt: skip
 
     shared = [

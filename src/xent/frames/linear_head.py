@@ -2,68 +2,98 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from ..engines import by_chunks, linear
-from ..engines.problem import Problem
+from ..engines import by_chunks, linear, with_all_logits
+from ..engines.problem import Index, Problem
 from ..linear_logits import LinearLogits
-from .reduction import by_divisor, divisor_of, stable_sum, weigh
+from .reduction import by_divisor, divisor_of, reduce_rows, stable_sum, weigh
 
 # (values, which rows are kept, what each adds to the divisor of the mean)
 Rows = tuple[Tensor, Tensor | None, Tensor]
 
 
-def fits_chunks(
+def reduce_problem(
     problem: Problem,
-    settings: Mapping[str, Any],
-    per_class: frozenset[str],
-    row_weight: Tensor | None,
-) -> bool:
-    """Whether a chunk of rows can be reduced as soon as its logits are there.
+    rows_of: Callable[[Problem, Index], Rows],
+    shape: torch.Size | None,
+    beside: Sequence[Any] = (),
+    *,
+    chunks: bool = True,
+    **reduction: Any,
+) -> Tensor:
+    """:func:`reduce_rows` of ``rows_of(problem, rows)``, by chunks if there is a linear head.
 
-    Not with tensors among the hyperparameters that may hold a number per row, or with ones that
-    want a gradient themselves.
+    Args:
+        problem: logits and targets.
+        rows_of: what becomes of some of its rows; the second argument picks them out of tensors
+            that are not part of the problem.
+        shape: of the rows, if they were flattened because there is a head.
+        beside: those tensors. If one wants a gradient, all logits must be there at once.
+        chunks: False if the rows cannot be told apart.
+        **reduction: the options of :func:`reduce_rows`.
     """
-    if not by_chunks(problem) or (row_weight is not None and row_weight.requires_grad):
-        return False
-    tensors = {name: value for name, value in settings.items() if isinstance(value, Tensor)}
-    return not any(t.requires_grad or (t.ndim and k not in per_class) for k, t in tensors.items())
+    if shape is None:
+        return reduce_rows(*rows_of(problem, ...), **reduction)
+    source = problem.logits
+    assert isinstance(source, LinearLogits)
+    if not (chunks and by_chunks(problem)) or want_gradient(*beside, reduction["row_weight"]):
+        result = reduce_rows(*rows_of(with_all_logits(problem), ...), **reduction)
+    else:
+        result = reduce_by_chunks(
+            (source,),
+            linear.kept_rows(problem),
+            lambda index, z: rows_of(problem.of_rows(index, z), index),
+            **reduction,
+        )
+    return result.reshape(shape) if reduction["reduction"] == "none" else result
 
 
 def reduce_by_chunks(
-    problem: Problem,
-    rows_of: Callable[[Problem], Rows],
+    sources: Sequence[LinearLogits],
+    kept: Tensor | None,
+    rows_of: Callable[..., Rows],
     *,
     reduction: str,
     normalizer: float | Tensor | str | None,
     row_weight: Tensor | None,
     empty: str,
 ) -> Tensor:
-    """:func:`reduce_rows` of ``rows_of(problem)``, chunk by chunk."""
-    source, kept = problem.logits, linear.kept_rows(problem)
-    assert isinstance(source, LinearLogits)
+    """:func:`reduce_rows` of ``rows_of(index, *logits)`` over the chunks of some heads.
+
+    A sum takes its gradient while the logits are there; values of rows compute them once more.
+    """
     divisors: list[Tensor] = []
     given = not (normalizer is None or isinstance(normalizer, str))
 
-    def values_of(index: linear.Index, z: Tensor) -> Tensor:
-        values, here, _ = rows_of(problem.of_rows(index, z))
-        return weigh(values, here, None if row_weight is None else row_weight[index])
+    def values_of(index: Index, *z: Tensor) -> Tensor:
+        values, here, _ = rows_of(index, *z)
+        return weigh(values, here, None)
 
-    def sum_of(index: linear.Index, z: Tensor) -> Tensor:
-        values, here, mass = rows_of(problem.of_rows(index, z))
+    def sum_of(index: Index, *z: Tensor) -> Tensor:
+        values, here, mass = rows_of(index, *z)
         weight = None if row_weight is None else row_weight[index]
         if not given:
             divisors.append(divisor_of(here, mass, normalizer, weight).detach())
         return stable_sum(weigh(values, here, weight))
 
     if reduction == "none":
-        return linear.row_values(linear.Rows((source,), kept, values_of))
-    total = linear.sum_ahead(linear.Rows((source,), kept, sum_of))
+        values = linear.row_values(linear.Rows(tuple(sources), kept, values_of))
+        return weigh(values, None, row_weight)
+    total = linear.sum_ahead(linear.Rows(tuple(sources), kept, sum_of))
     if reduction == "sum":
         return total
     none = total.new_zeros(())
     divisor = divisor_of(None, none, normalizer, None) if given else sum(divisors, none)
     return by_divisor(total, divisor, empty)
+
+
+def want_gradient(*values: Any) -> bool:
+    """Whether one of them is a tensor that a gradient is wanted of."""
+    return torch.is_grad_enabled() and any(
+        isinstance(value, Tensor) and value.requires_grad for value in values
+    )

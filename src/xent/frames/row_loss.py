@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 
 from .._check import one_of
-from ..engines import measure
+from ..engines import by_chunks, measure
 from ..engines.problem import Problem
 from ..hyperparameters import Hyperparameters
 from ..linear_logits import LinearLogits
 from ..measurement import flatten, make_problem, result_dtype
 from ..row_statistics import REQUESTS, RowStatistics
 from .docstrings import loss_docstring
-from .linear_head import Rows, fits_chunks, reduce_by_chunks
+from .linear_head import Rows, reduce_problem, want_gradient
 from .reduction import Reduction, check_reduction, reduce_rows
 
 Needs = str | tuple[str, ...] | Callable[..., tuple[str, ...]]
@@ -169,12 +169,18 @@ def row_loss(
             "empty": empty,
         }  # fmt: skip
         ahead = shape is not None and rowwise and reduction != "none" and not return_stats
-        if ahead and fits_chunks(problem, settings, hyper.per_class, row_weight):
-            def rows_of_chunk(part: Problem) -> Rows:
+        if (
+            ahead
+            and by_chunks(problem)
+            and hyper.fit_chunks(settings)
+            and not want_gradient(row_weight)
+        ):
+
+            def rows_of_chunk(part: Problem, _: Any) -> Rows:
                 # A chunk is nobody's but ours: its gradient takes the place of its logits.
                 return rows_of(part, measure(part, engine, part.logits.is_leaf))
 
-            result = reduce_by_chunks(problem, rows_of_chunk, **reduce)
+            result = reduce_problem(problem, rows_of_chunk, shape, **reduce)
             return result.to(result_dtype(problem))
         stats = measure(problem, engine, inplace_backward)
         result = reduce_rows(*rows_of(problem, stats), **reduce).to(result_dtype(problem))

@@ -12,13 +12,15 @@ from torch import Tensor
 
 from .._check import is_tensor, one_of, vector_of_classes
 from ..engines import measure
-from ..engines.problem import Problem
+from ..engines.problem import Index, Problem
 from ..engines.transforms import can_look_at
 from ..frames.dense_loss import check_distribution, check_labels, explained, wide_dtype
-from ..frames.reduction import Reduction, check_reduction, reduce_rows
+from ..frames.linear_head import Rows, reduce_problem
+from ..frames.reduction import Reduction, check_reduction
 from ..frames.row_loss import row_loss
 from ..hyperparameters import PerClass, Range
-from ..measurement import autocasts, make_problem, result_dtype
+from ..linear_logits import LinearLogits
+from ..measurement import autocasts, flat_rows, flatten, make_problem, result_dtype
 from ..row_statistics import RowStatistics
 from ..softmax import log_softmax
 from ..targets import Target, class_axis
@@ -96,6 +98,11 @@ def _look_up(problem: Problem, classes: Tensor, ignore_index: int) -> _Listed:
     return _Listed(classes, present, torch.where(present, transform(x), -torch.inf))
 
 
+def _mark(kept: Tensor, ignore_index: int) -> Tensor:
+    """A label for each row: any for those that are kept, the one to ignore for the others."""
+    return torch.where(kept, int(ignore_index == 0), ignore_index)
+
+
 def _nll_of_listed(problem: Problem, listed: _Listed, mass: Tensor, engine: str) -> Tensor:
     """``-sum_k mass_k log p_k`` from one sweep: that of the likeliest class, and differences."""
     height = listed.logits.detach().nan_to_num(neginf=torch.finfo(listed.logits.dtype).min)
@@ -153,24 +160,39 @@ def mixup_cross_entropy(
     References:
         Zhang et al., *mixup: beyond empirical risk minimization*, ICLR 2018.
     """
+    shape = None
+    if isinstance(input, LinearLogits):
+        shape = input.shape[:-1]
+        lam, target_b = flat_rows(shape, lam, target_b)
+        input, target_a, row_weight, logit_scale, softcap = flatten(
+            input, target_a, row_weight, logit_scale, softcap
+        )
     options = (weight, ignore_index, logit_scale, softcap, class_bias, ())
-    problem, other = (make_problem(input, target, *options) for target in (target_a, target_b))
+    problem, other = (
+        make_problem(input, target, *options, lean=True) for target in (target_a, target_b)
+    )
     if problem.target.soft or other.target.soft:
         raise ValueError(
             "`target_a` and `target_b` must be class indices. Probabilities mix by themselves: "
             "cross_entropy(input, lam * target_a + (1 - lam) * target_b)"
         )
     row_weight = check_reduction(reduction, normalizer, row_weight, empty, problem.rows)
-    part = _mixing_weight(lam, problem)
-    classes = torch.stack([problem.target.values, other.target.values], -1)
-    listed = _look_up(problem, classes, ignore_index)
-    mass = torch.where(listed.present, torch.stack([part, 1 - part], -1), 0)
-    if weight is not None:
-        mass = mass * weight.to(mass.dtype)[listed.classes]
-    values = _nll_of_listed(problem, listed, mass, engine)
-    return reduce_rows(
-        values, (classes != ignore_index).any(-1), mass.sum(-1), reduction=reduction,
-        normalizer=normalizer, row_weight=row_weight, empty=empty,
+    lam = _mixing_weight(lam, problem)
+    both = torch.stack([problem.target.values, other.target.values], -1)
+    kept = (both != ignore_index).any(-1)
+    marked = problem.target._replace(values=_mark(kept, ignore_index))
+    problem = problem._replace(target=marked)
+
+    def rows_of(part: Problem, index: Index) -> Rows:
+        listed = _look_up(part, both[index], ignore_index)
+        mass = torch.where(listed.present, torch.stack([lam[index], 1 - lam[index]], -1), 0)
+        if weight is not None:
+            mass = mass * weight.to(mass.dtype)[listed.classes]
+        return _nll_of_listed(part, listed, mass, engine), kept[index], mass.sum(-1)
+
+    return reduce_problem(
+        problem, rows_of, shape, (lam,), reduction=reduction, normalizer=normalizer,
+        row_weight=row_weight, empty=empty,
     ).to(result_dtype(problem))  # fmt: skip
 
 
@@ -278,6 +300,13 @@ def sparse_cross_entropy(
         0.8089
     """
     one_of("tail", tail, ("ignore", "mass", "renormalize"))
+    shape = None
+    if isinstance(input, LinearLogits):
+        shape = input.shape[:-1]
+        classes, probabilities = flat_rows(shape, classes, probabilities)
+        input, _, row_weight, logit_scale, softcap = flatten(
+            input, None, row_weight, logit_scale, softcap
+        )
     axis, q = _check_lists(input, classes, probabilities, ignore_index)
     if tail == "mass" and weight is not None:
         raise ValueError(
@@ -287,22 +316,36 @@ def sparse_cross_entropy(
     rows = input.shape[:axis] + input.shape[axis + 1 :]
     classes = classes.to(torch.int64).movedim(axis, -1)
     kept = (classes != ignore_index).any(-1)
-    label = torch.where(kept, 0, ignore_index)
-    problem = make_problem(input, label, weight, ignore_index, logit_scale, softcap, class_bias, ())
+    problem = make_problem(
+        input,
+        _mark(kept, ignore_index),
+        weight,
+        ignore_index,
+        logit_scale,
+        softcap,
+        class_bias,
+        (),
+        lean=True,
+    )
     row_weight = check_reduction(reduction, normalizer, row_weight, empty, rows)
-    listed = _look_up(problem, classes, ignore_index)
-    _refuse_doubles(listed)
-    q = torch.where(listed.present, q.movedim(axis, -1).to(wide_dtype(q)), 0)
+    q = torch.where(classes != ignore_index, q.movedim(axis, -1).to(wide_dtype(q)), 0)
     if tail == "renormalize":
         q = q / torch.where(kept, q.sum(-1), 1).unsqueeze(-1)
-    if tail == "mass":
-        values = _nll_with_tail(problem, listed, q, engine)
-    else:
-        mass = q if weight is None else q * weight.to(q.dtype)[listed.classes]
-        values = _nll_of_listed(problem, listed, mass, engine)
+
+    def rows_of(part: Problem, index: Index) -> Rows:
+        listed = _look_up(part, classes[index], ignore_index)
+        _refuse_doubles(listed)
+        here = kept[index]
+        if tail == "mass":
+            values = _nll_with_tail(part, listed, q[index], engine)
+        else:
+            mass = q[index] if weight is None else q[index] * weight.to(q.dtype)[listed.classes]
+            values = _nll_of_listed(part, listed, mass, engine)
+        return values, here, here.to(values.dtype)
+
     dtype = torch.promote_types(result_dtype(problem), probabilities.dtype)
-    return reduce_rows(
-        values, kept, kept.to(values.dtype), reduction=reduction, normalizer=normalizer,
+    return reduce_problem(
+        problem, rows_of, shape, (q,), reduction=reduction, normalizer=normalizer,
         row_weight=row_weight, empty=empty,
     ).to(torch.float32 if autocasts(input) and dtype.itemsize < 4 else dtype)  # fmt: skip
 
@@ -312,7 +355,8 @@ def _check_lists(
 ) -> tuple[int, Tensor]:
     """The axis of the classes, and the probabilities; raise unless the lists fit the logits."""
     for name, value in (("input", input), ("classes", classes), ("probabilities", probabilities)):
-        is_tensor(name, value)
+        if not isinstance(value, LinearLogits):
+            is_tensor(name, value)
     axis = class_axis(input)
     shape = [*input.shape]
     if classes.ndim == input.ndim:
