@@ -226,11 +226,22 @@ def test_rows_of_a_distillation():
     assert xent.distillation_loss(z.bfloat16(), v.float()).dtype == torch.float32
 
 
+@EACH_KIND
+def test_gradients_of_any_axes(kind, beta):
+    z, v = (torch.randn(2, 5, 3, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    options = {"divergence": kind, "beta": beta, "reduction": "sum"}
+    flat = [x.movedim(1, -1).reshape(-1, 5) for x in (z, v)]
+    found = torch.autograd.grad(xent.distillation_loss(z, v, **options), (z, v))
+    expected = torch.autograd.grad(xent.distillation_loss(*flat, **options), (z, v))
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b)
+
+
 def test_a_few_rows_at_a_time_are_the_same(monkeypatch):
     z, v = logits(7, C).requires_grad_(), logits(7, C).requires_grad_()
     whole = xent.distillation_loss(z, v, reduction="none")
     slopes = torch.autograd.grad(whole.sum(), (z, v))
-    monkeypatch.setattr("xent.frames.dense_loss.CHUNK", 2 * C)
+    monkeypatch.setattr("xent.losses.divergence.CHUNK", 2 * C)
     parts = xent.distillation_loss(z, v, reduction="none")
     assert torch.equal(parts, whole)
     assert all(map(torch.equal, torch.autograd.grad(parts.sum(), (z, v)), slopes))

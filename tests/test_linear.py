@@ -365,6 +365,69 @@ def test_losses_of_whole_rows(name, reduction):
     torch.testing.assert_close(folded, flat.view(folded.shape))
 
 
+DISTILLATIONS = {
+    "forward": {"temperature": 2.0},
+    "reverse": {"divergence": "reverse", "temperature": 0.7},
+    "between": {"divergence": "jensen_shannon", "beta": 0.3},
+    "labels": {"alpha": 0.2, "temperature": 3.0},
+}
+
+
+@pytest.mark.parametrize("sides", ["both", "student", "teacher"])
+@pytest.mark.parametrize("name", DISTILLATIONS)
+@every_reduction
+def test_student_and_teacher(name, sides, reduction):
+    """Neither has all its logits at once; a teacher that is a tensor is read by chunks."""
+    student, teacher = head(36, 6, 20), head(36, 4, 20)
+    options = {"reduction": reduction, "row_mask": torch.rand(4, 9) < 0.7, **DISTILLATIONS[name]}
+    if name == "labels":
+        options["target"] = torch.randint(20, (4, 9))
+    learning = (
+        [student, teacher] if sides == "both" else [student if sides == "student" else teacher]
+    )
+    parts = [x for group in learning for x in group]
+
+    def logits(lean, h, w, b):
+        h = h.view(4, 9, -1)
+        made = xent.LinearLogits(h, w, b) if lean else F.linear(h, w, b)
+        return 2 * made if h.shape[-1] == 6 else 4 * torch.tanh(made / 4)
+
+    def pair(lean):
+        made = [logits(lean, *student), logits(lean, *teacher)]
+        if sides == "student":
+            made[1] = logits(False, *(x.detach() for x in teacher))
+        if sides == "teacher":
+            made[0] = logits(False, *(x.detach() for x in student))
+        return made
+
+    lean = xent.distillation_loss(*pair(True), **options)
+    z, v = (x.movedim(-1, 1) for x in pair(False))
+    whole = xent.distillation_loss(z, v, **options)
+    torch.testing.assert_close(lean, whole, rtol=1e-11, atol=1e-13)
+    for a, c in zip(grads(lean, parts), grads(whole, parts), strict=True):
+        torch.testing.assert_close(a, c, rtol=1e-9, atol=1e-12)
+
+
+def test_a_teacher_without_gradient():
+    student, teacher = head(12), head(12)
+    with torch.no_grad():
+        constant = xent.LinearLogits(*teacher)
+    assert not constant.requires_grad
+    xent.distillation_loss(xent.LinearLogits(*student), constant).backward()
+    assert teacher[0].grad is None
+    assert student[0].grad is not None
+    loss = xent.distillation_loss(xent.LinearLogits(*student), constant)
+    slope = torch.autograd.grad(loss, student, create_graph=True)
+    whole = xent.distillation_loss(F.linear(*student), F.linear(*teacher).detach())
+    expected = torch.autograd.grad(whole, student, create_graph=True)
+    for a, c in zip(slope, expected, strict=True):
+        torch.testing.assert_close(a, c)
+    twice = torch.autograd.grad(sum(x.square().sum() for x in slope), student)
+    expected = torch.autograd.grad(sum(x.square().sum() for x in expected), student)
+    for a, c in zip(twice, expected, strict=True):
+        torch.testing.assert_close(a, c)
+
+
 def test_sigmoid_losses_say_what_they_need():
     h, w, b = head(12, 5, 7)
     with pytest.raises(TypeError, match="must be a torch"):

@@ -23,7 +23,7 @@ class LinearLogits:
     sliced and reshaped, and scaling (``logits * s``, ``logits / t``) and a softcap
     (``cap * torch.tanh(logits / cap)``) are recorded rather than computed. PyTorch functions on it
     either have a lean answer (``torch.nn.functional.cross_entropy``) or get the whole logits, with
-    a warning.
+    a warning. Made under :func:`torch.no_grad` they are constants.
 
     Args:
         hidden: ``(..., D)``: one row of features for each row of logits.
@@ -61,6 +61,9 @@ class LinearLogits:
         if not isinstance(max_workspace, int) or max_workspace <= 0:
             raise ValueError(f"`max_workspace` must be a number of bytes, got {max_workspace!r}")
         self.max_workspace = max_workspace
+        if not torch.is_grad_enabled():  # as logits computed here would be
+            hidden, weight = hidden.detach(), weight.detach()
+            bias = None if bias is None else bias.detach()
         self.hidden, self.weight, self.bias = hidden, weight, bias
         self.scale: float | Tensor = 1.0  # before the cap
         self.softcap: float | None = None

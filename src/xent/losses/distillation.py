@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from collections.abc import Callable
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
 
 from .._check import finite_number, is_tensor, one_of
-from ..frames.dense_loss import by_rows, explained, wide_dtype
+from ..engines import by_chunks, with_all_logits
+from ..engines.problem import Index, Problem
+from ..frames.dense_loss import explained
+from ..frames.linear_head import Rows, reduce_by_chunks, want_gradient
 from ..frames.reduction import Reduction, check_reduction, reduce_rows
 from ..hyperparameters import Range
-from ..measurement import autocasts
+from ..linear_logits import LinearLogits
+from ..measurement import autocasts, flat_rows, flatten, make_problem
 from ..targets import class_axis
 from .catalog import member
 from .classification import cross_entropy
-from .tsallis import bregman, log_softmax_t
+from .divergence import DIVERGENCES, diverge
 
 
 @member("other", proper=True, convex=True, second_pass=True)
@@ -88,40 +93,103 @@ def distillation_loss(
     """
     _check_teacher(input, teacher)
     Range(0, open=True).check("temperature", temperature, None)
-    one_of("divergence", divergence, tuple(_DIVERGENCES))
+    one_of("divergence", divergence, tuple(DIVERGENCES))
     if not 0 < finite_number("beta", beta) < 1:
         raise ValueError(f"`beta` must be above 0 and below 1, got {beta}")
     Range(0, 1).check("alpha", alpha, None)
     if target is None and alpha is not None:
         raise ValueError("`alpha` is the share of the labels: pass them as `target`, too")
-    axis = class_axis(input)
+    lean = isinstance(input, LinearLogits) or isinstance(teacher, LinearLogits)
+    axis = len(input.shape) - 1 if lean else class_axis(input)
     rows = input.shape[:axis] + input.shape[axis + 1 :]
     row_weight = check_reduction(reduction, normalizer, row_weight, empty, rows)
     kept = _rows_kept(input, target, row_mask, ignore_index, rows)
-    student = torch.where(kept.unsqueeze(axis), input, 0)
-    teacher = torch.where(kept.unsqueeze(axis), teacher, 0)
-    values = by_rows(
-        lambda z, v: _DIVERGENCES[divergence](_compare(z, v, temperature), beta).sum(-1),
-        student.movedim(axis, -1),
-        teacher.movedim(axis, -1),
-    )
-    if keep_gradient_size:
-        values = values * temperature**2
-    if target is not None:
-        alpha = 0.5 if alpha is None else alpha
-        hard = cross_entropy(student, target, ignore_index=ignore_index, reduction="none")
-        assert isinstance(hard, Tensor)
-        values = (1 - alpha) * values + alpha * torch.where(kept, hard, 0)
+    share = 0.0 if target is None else 0.5 if alpha is None else alpha
+
+    def rows_of(student: Tensor, teacher: Tensor, kept: Tensor, target: Tensor | None) -> Rows:
+        student = torch.where(kept.unsqueeze(axis), student, 0)
+        teacher = torch.where(kept.unsqueeze(axis), teacher, 0)
+        values = diverge(
+            student.movedim(axis, -1), teacher.movedim(axis, -1), temperature, divergence, beta
+        )
+        if keep_gradient_size:
+            values = values * temperature**2
+        if target is not None:
+            hard = cross_entropy(student, target, ignore_index=ignore_index, reduction="none")
+            assert isinstance(hard, Tensor)
+            values = (1 - share) * values + share * torch.where(kept, hard, 0)
+        return values, kept, kept.to(values.dtype)
+
+    options: dict[str, Any] = {
+        "reduction": reduction, "normalizer": normalizer, "row_weight": row_weight, "empty": empty,
+    }  # fmt: skip
     dtype = torch.promote_types(input.dtype, teacher.dtype)
-    return reduce_rows(
-        values, kept, kept.to(values.dtype), reduction=reduction, normalizer=normalizer,
-        row_weight=row_weight, empty=empty,
-    ).to(torch.float32 if autocasts(input) and dtype.itemsize < 4 else dtype)  # fmt: skip
+    dtype = torch.float32 if autocasts(input) and dtype.itemsize < 4 else dtype
+    if not lean:
+        return reduce_rows(*rows_of(input, teacher, kept, target), **options).to(dtype)
+    if target is not None and target.shape == input.shape:
+        target = target.reshape(-1, target.shape[-1])
+    axis = 1
+    return _reduce_by_chunks(input, teacher, rows_of, kept, target, **options).to(dtype)
+
+
+def _reduce_by_chunks(
+    student: Tensor,
+    teacher: Tensor,
+    rows_of: Callable[..., Rows],
+    kept: Tensor,
+    target: Tensor | None,
+    **reduction: Any,
+) -> Tensor:
+    """The loss where at least one of the two has its logits behind a head."""
+    shape = student.shape[:-1]
+    kept, target, weight = flat_rows(shape, kept, target, reduction["row_weight"])
+    reduction["row_weight"] = weight
+    sides = [_side(student), _side(teacher)]
+    heads = [side for side in sides if isinstance(side, Problem)]
+    beside = [side for side in sides if isinstance(side, Tensor)]
+    if not all(map(by_chunks, heads)) or want_gradient(*beside, target, weight):
+        whole = [
+            side if isinstance(side, Tensor) else _logits(with_all_logits(side)) for side in sides
+        ]
+        result = reduce_rows(*rows_of(*whole, kept, target), **reduction)
+    else:
+
+        def some_rows(index: Index, *z: Tensor) -> Rows:
+            chunks = iter(z)
+            pair = [
+                side[index]
+                if isinstance(side, Tensor)
+                else _logits(side.of_rows(index, next(chunks)))
+                for side in sides
+            ]
+            return rows_of(*pair, kept[index], None if target is None else target[index])
+
+        sources = [side.logits for side in heads]
+        numbers = None if bool(kept.all()) else kept.nonzero()[:, 0]
+        result = reduce_by_chunks(cast(Any, sources), numbers, some_rows, **reduction)
+    return result.reshape(shape) if reduction["reduction"] == "none" else result
+
+
+def _side(logits: Any) -> Problem | Tensor:
+    """Student or teacher with its rows on one axis."""
+    if not isinstance(logits, LinearLogits):
+        return logits.reshape(-1, logits.shape[-1])
+    call = flatten(logits, None, None, None, None)
+    nobody = torch.zeros(call.input.shape[0], dtype=torch.int64, device=logits.device)
+    return make_problem(
+        call.input, nobody, None, -100, call.logit_scale, call.softcap, None, (), lean=True
+    )
+
+
+def _logits(problem: Problem) -> Tensor:
+    return problem.transform(problem.logits)
 
 
 def _check_teacher(input: Tensor, teacher: Tensor) -> None:
     for name, value in (("input", input), ("teacher", teacher)):
-        is_tensor(name, value)
+        if not isinstance(value, LinearLogits):
+            is_tensor(name, value)
         if not value.is_floating_point():
             raise TypeError(f"`{name}` must hold floating-point logits, got {value.dtype}")
     if input.ndim == 0 or input.shape != teacher.shape:
@@ -149,64 +217,3 @@ def _rows_kept(
     if target is not None and target.shape == rows:
         kept = kept & (target != ignore_index)
     return kept
-
-
-class _Comparison(NamedTuple):
-    log_p: Tensor  # of the student
-    log_q: Tensor  # of the teacher
-    log_ratio: Tensor  # log(p / q)
-
-
-def _compare(student: Tensor, teacher: Tensor, temperature: float) -> _Comparison:
-    r"""Both log-probabilities and their difference, of which a small one has all its digits.
-
-    From the differences ``d`` of the logits: ``log(p / q) = d - log E_q e^d``, whatever constant is
-    added to ``d``. With their mean as the zero the expectation is 1 plus something small.
-    """
-    wide = wide_dtype(student)
-    z, v = student.to(wide) / temperature, teacher.to(wide) / temperature
-    log_p, log_q = log_softmax_t(z, 1), log_softmax_t(v, 1)
-    q = log_q.exp()
-    either, both = (z == -torch.inf) | (v == -torch.inf), (z == -torch.inf) & (v == -torch.inf)
-    d = torch.where(either, 0, (student.to(wide) - teacher.to(wide)) / temperature)
-    with torch.no_grad():
-        origin = d.gather(-1, v.argmax(-1, keepdim=True))
-        mean = (q * (d - origin)).sum(-1, keepdim=True)
-    d = (d - origin) - mean
-    raised = torch.where(
-        d < 1, q * torch.expm1(d.clamp(max=1)), (log_q + d).clamp(max=30).exp() - q
-    ).sum(-1, keepdim=True)
-    near = (raised < 1) & (either == both).all(-1, keepdim=True)
-    close = d - torch.log1p(torch.where(near, raised, 0))
-    far = torch.where(both, 0, log_p) - torch.where(both, 0, log_q)
-    return _Comparison(log_p, log_q, torch.where(near, close, far))
-
-
-def _forward(c: _Comparison, beta: float) -> Tensor:
-    return bregman(c.log_q.exp(), c.log_p, 1.0, c.log_ratio)
-
-
-def _reverse(c: _Comparison, beta: float) -> Tensor:
-    return bregman(c.log_p.exp(), c.log_q, 1.0, -c.log_ratio)
-
-
-def _jensen_shannon(c: _Comparison, beta: float) -> Tensor:
-    to_p, to_q = _log_mixture(-c.log_ratio, beta), _log_mixture(c.log_ratio, 1 - beta)
-    # From the larger of the two: the smaller one may have nothing to do with the mixture.
-    log_m = torch.where(c.log_ratio < 0, c.log_q + to_q, c.log_p + to_p)
-    teacher = bregman(c.log_q.exp(), log_m, 1.0, to_q)
-    return beta * teacher + (1 - beta) * bregman(c.log_p.exp(), log_m, 1.0, to_p)
-
-
-def _log_mixture(log_ratio: Tensor, share: float) -> Tensor:
-    """``log(m / a)`` of the mixture of ``a`` and this share of ``b``, given ``log(b / a)``."""
-    near = log_ratio < 1
-    small, large = torch.where(near, log_ratio, 0), torch.where(near, 1, log_ratio)
-    return torch.where(
-        near,
-        torch.log1p(share * torch.expm1(small)),
-        large + torch.log1p((1 - share) * torch.expm1(-large)),
-    )
-
-
-_DIVERGENCES = {"forward": _forward, "reverse": _reverse, "jensen_shannon": _jensen_shannon}
