@@ -271,7 +271,9 @@ def test_what_needs_the_logits_says_so():
     with pytest.warns(UserWarning, match="softmax needs all 21 logits"):
         p = torch.softmax(z, -1)
     torch.testing.assert_close(p, torch.softmax(F.linear(h, w, b), -1))
+    assert torch.equal(z.exp(), F.linear(h, w, b).exp())  # they are there by now, and it was said
     for index in ((..., 2), (0, 1), (slice(None), torch.tensor([1, 2])), (..., None)):
+        z = xent.LinearLogits(h, w, b)
         with pytest.warns(UserWarning, match="indexing classes"):
             assert torch.equal(z[index], F.linear(h, w, b)[index])
     rows = (0, slice(1), (slice(None), slice(None)), (..., slice(None)), torch.tensor([1]), ())

@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from . import information, nn
 from ._check import TargetError
+from .class_functions import sample
 from .diagnose import diagnose
 from .engines import Explanation
 from .frames.element_loss import Elements, element_loss
@@ -160,6 +161,7 @@ __all__ = [
     "reconstruction_excess",
     "reverse_cross_entropy",
     "row_loss",
+    "sample",
     "siglip_loss",
     "sigmoid_focal_loss",
     "smoothed_cross_entropy",

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from ._check import is_tensor
+from .lean import Lean
 
 MAX_WORKSPACE = 128 << 20
 
 
-class LinearLogits:
+class LinearLogits(Lean):
     """``hidden @ weight.T + bias``, for every loss and for :func:`xent.statistics`, lean.
 
     It stands for the logits without holding them: losses compute them a chunk of rows at a time,
@@ -62,8 +62,7 @@ class LinearLogits:
             raise ValueError(f"`max_workspace` must be a number of bytes, got {max_workspace!r}")
         self.max_workspace = max_workspace
         if not torch.is_grad_enabled():  # as logits computed here would be
-            hidden, weight = hidden.detach(), weight.detach()
-            bias = None if bias is None else bias.detach()
+            hidden, weight, bias = _constant(hidden), _constant(weight), _constant(bias)
         self.hidden, self.weight, self.bias = hidden, weight, bias
         self.scale: float | Tensor = 1.0  # before the cap
         self.softcap: float | None = None
@@ -80,26 +79,6 @@ class LinearLogits:
         return self.hidden.shape[:-1] + self.weight.shape[:1]
 
     @property
-    def ndim(self) -> int:
-        """How many axes they have."""
-        return self.hidden.ndim
-
-    @property
-    def device(self) -> torch.device:
-        """Where they would be."""
-        return self.hidden.device
-
-    @property
-    def is_cpu(self) -> bool:
-        """Whether that is the CPU."""
-        return self.hidden.is_cpu
-
-    @property
-    def layout(self) -> torch.layout:
-        """Dense, as every product of matrices."""
-        return torch.strided
-
-    @property
     def requires_grad(self) -> bool:
         """Whether anything they are made of does."""
         return any(t.requires_grad for t in self.parts)
@@ -109,35 +88,11 @@ class LinearLogits:
         """The tensors they are made of."""
         return tuple(t for t in (self.hidden, self.weight, self.bias) if t is not None)
 
-    def dim(self) -> int:
-        """How many axes they have."""
-        return self.ndim
-
-    def size(self, dim: int | None = None) -> Any:
-        """Their shape, or the length of one axis."""
-        return self.shape if dim is None else self.shape[dim]
-
-    def numel(self) -> int:
-        """How many logits there would be."""
-        return self.shape.numel()
-
-    def is_floating_point(self) -> bool:
-        """True: logits are."""
-        return True
-
-    def __repr__(self) -> str:
-        """Shape and dtype, since the numbers are not there."""
-        return f"LinearLogits({tuple(self.shape)}, {self.dtype}, {self.device})"
-
-    def __len__(self) -> int:
-        """The length of the first axis."""
-        return self.shape[0]
-
     # ---- what is recorded -----------------------------------------------------------------------
 
     def _with(self, **changes: Any) -> LinearLogits:
         other = object.__new__(LinearLogits)
-        other.__dict__ |= {**self.__dict__, **changes}
+        vars(other).update({**vars(self), **changes, "_all": None})
         return other
 
     def _rows(self, change: Callable[[Tensor], Tensor]) -> LinearLogits:
@@ -168,23 +123,23 @@ class LinearLogits:
             raise TypeError("LinearLogits have no memory to see as another dtype")
         return self.reshape(*shape)
 
-    def flatten(self) -> LinearLogits:
-        """One axis of rows: ``(N, V)``."""
-        return self.reshape(-1, self.shape[-1])
-
-    def contiguous(self, *_: Any, **__: Any) -> LinearLogits:
-        """Itself."""
-        return self
-
     def __getitem__(self, index: Any) -> LinearLogits | Tensor:
         """Some of the rows. What takes classes out needs the logits, and gets them."""
+        if self.takes_classes(index):
+            return self.whole("indexing classes")[index]
+        return self.rows(index)
+
+    def takes_classes(self, index: Any) -> bool:
+        """Whether an index says something about the last axis."""
         parts = index if isinstance(index, tuple) else (index,)
         dots = any(p is Ellipsis for p in parts)
         used = sum(p is not None and p is not Ellipsis for p in parts)
         last = parts[-1] if parts else Ellipsis
-        of_classes = last is not Ellipsis and (used >= self.ndim or (dots and len(parts) > 1))
-        if of_classes and not (isinstance(last, slice) and last == slice(None)):
-            return self.whole("indexing classes")[index]
+        said = last is not Ellipsis and (used >= self.ndim or (dots and len(parts) > 1))
+        return said and not (isinstance(last, slice) and last == slice(None))
+
+    def rows(self, index: Any) -> LinearLogits:
+        """Those that an index picks."""
         return self._rows(lambda x: x[index])
 
     def to(self, *arguments: Any, **options: Any) -> LinearLogits:
@@ -197,10 +152,6 @@ class LinearLogits:
         if device is not None and torch.device(device) != self.device:
             raise ValueError(f"{self!r} cannot move; move hidden and weight to {device}")
         return self if dtype is None else self._with(dtype=dtype)
-
-    def float(self) -> LinearLogits:
-        """As float32."""
-        return self.to(torch.float32)
 
     def __mul__(self, factor: Any) -> LinearLogits | Tensor:
         """Scaled, which is recorded; or the second half of a softcap."""
@@ -263,7 +214,10 @@ class LinearLogits:
 
     def materialize(self) -> Tensor:
         """The logits as a tensor, all ``N x V`` of them, with their gradient."""
-        z = torch.nn.functional.linear(self.hidden, self.weight, self.bias)
+        return self.transform(torch.nn.functional.linear(self.hidden, self.weight, self.bias))
+
+    def transform(self, z: Tensor) -> Tensor:
+        """What was recorded, done to the products of some classes with every row."""
         scale = self.scale
         if isinstance(scale, Tensor) or scale != 1.0:
             z = z * (scale.unsqueeze(-1) if isinstance(scale, Tensor) and scale.ndim else scale)
@@ -272,31 +226,10 @@ class LinearLogits:
             z = z if self.capped else self.softcap * z
         return z.to(self.dtype)
 
-    def whole(self, reason: str) -> Tensor:
-        """The same with a warning, which says what for."""
-        warnings.warn(
-            f"{reason} needs all {self.numel():,} logits of {self!r} at once", stacklevel=3
-        )
-        return self.materialize()
-
-    @classmethod
-    def __torch_function__(
-        cls,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        """A lean answer where there is one; the function of the whole logits elsewhere."""
-        answer = cls.lean.get(func)
-        if answer is not None:
-            return answer(*args, **(kwargs or {}))
-        name = getattr(func, "__name__", str(func))
-
-        def there(x: Any) -> Any:
-            return x.whole(name) if isinstance(x, LinearLogits) else x
-
-        return func(*map(there, args), **{k: there(v) for k, v in (kwargs or {}).items()})
+    def detach(self) -> LinearLogits:
+        """The same as constants."""
+        names = ("hidden", "weight", "bias", "scale")
+        return self._with(**{name: _constant(getattr(self, name)) for name in names})
 
 
 def _product(a: Any, b: Any, *, out: None = None) -> Any:
@@ -316,6 +249,10 @@ LinearLogits.lean |= {
 def _is_scalar(x: Any) -> bool:
     """A number, or a tensor that holds one."""
     return isinstance(x, (int, float)) or (isinstance(x, Tensor) and x.ndim == 0)
+
+
+def _constant(x: Any) -> Any:
+    return x.detach() if isinstance(x, Tensor) else x
 
 
 def _check(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:

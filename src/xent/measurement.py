@@ -263,6 +263,15 @@ def flatten(
     return FlatCall(cast(Tensor, input.bare()), target, row_weight, scale, cap)
 
 
+def problem_of(logits: LinearLogits) -> Problem:
+    """Logits behind a head alone, with any target: rows on one axis, recorded scale and cap."""
+    call = flatten(logits, None, None, None, None)
+    anything = torch.zeros(call.input.shape[0], dtype=torch.int64, device=logits.device)
+    return make_problem(
+        call.input, anything, None, -100, call.logit_scale, call.softcap, None, (), lean=True
+    )
+
+
 def flat_rows(rows: torch.Size, *values: Any) -> tuple[Any, ...]:
     """Tensors whose first axes are those of the rows, with one axis in their place."""
     return tuple(

@@ -16,7 +16,7 @@ from ..frames.linear_head import Rows, reduce_by_chunks, want_gradient
 from ..frames.reduction import Reduction, check_reduction, reduce_rows
 from ..hyperparameters import Range
 from ..linear_logits import LinearLogits
-from ..measurement import autocasts, flat_rows, flatten, make_problem
+from ..measurement import autocasts, flat_rows, problem_of
 from ..targets import class_axis
 from .catalog import member
 from .classification import cross_entropy
@@ -173,13 +173,8 @@ def _reduce_by_chunks(
 
 def _side(logits: Any) -> Problem | Tensor:
     """Student or teacher with its rows on one axis."""
-    if not isinstance(logits, LinearLogits):
-        return logits.reshape(-1, logits.shape[-1])
-    call = flatten(logits, None, None, None, None)
-    nobody = torch.zeros(call.input.shape[0], dtype=torch.int64, device=logits.device)
-    return make_problem(
-        call.input, nobody, None, -100, call.logit_scale, call.softcap, None, (), lean=True
-    )
+    lean = isinstance(logits, LinearLogits)
+    return problem_of(logits) if lean else logits.reshape(-1, logits.shape[-1])
 
 
 def _logits(problem: Problem) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .._check import is_tensor
 from ..frames.reduction import Reduction, reduce_rows
+from ..linear_log_probs import LinearLogProbs
 from ..linear_logits import MAX_WORKSPACE, LinearLogits
 from .classification import cross_entropy
 
@@ -139,9 +140,22 @@ def _heads(
 def _of_torch(input: LinearLogits, target: Tensor, *arguments: Any, **options: Any) -> Any:
     """PyTorch's function called on LinearLogits; the classes are on its axis 1."""
     if input.ndim > 2:
-        whole = input.materialize()
+        whole = input.whole("cross_entropy with the classes on axis 1")
         return torch.nn.functional.cross_entropy(whole, target, *arguments, **options)
     return cross_entropy(input, target, *arguments, **options)  # pyright: ignore
 
 
 LinearLogits.lean[torch.nn.functional.cross_entropy] = _of_torch
+
+
+def _nll_of_log_probs(
+    input: LinearLogProbs, target: Tensor, *arguments: Any, **options: Any
+) -> Any:
+    """Cross-entropy of the logits that these are the log-probabilities of."""
+    if input.ndim > 2:
+        whole = input.whole("nll_loss with the classes on axis 1")
+        return torch.nn.functional.nll_loss(whole, target, *arguments, **options)
+    return _of_torch(input.logits, target, *arguments, **options)
+
+
+LinearLogProbs.lean[torch.nn.functional.nll_loss] = _nll_of_log_probs

@@ -1,0 +1,173 @@
+"""What people ask of logits along the classes, a chunk at a time behind a linear head.
+
+Answers to PyTorch's functions and methods ``logsumexp``, ``argmax``, ``max``, ``topk``,
+``log_softmax`` and ``gather``; and :func:`sample`, which takes tensors, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from .engines import by_chunks, linear
+from .linear_log_probs import LinearLogProbs
+from .linear_logits import LinearLogits
+from .measurement import problem_of, statistics
+
+L = TypeVar("L", LinearLogits, LinearLogProbs)
+
+
+def sample(
+    input: Tensor,
+    *,
+    temperature: float | Tensor = 1.0,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """One class for each row of logits, drawn from their softmax.
+
+    Takes one random number per row, so that the classes drawn do not depend on chunks.
+
+    Args:
+        input: logits with the classes on the last axis, ``(..., V)``; or :class:`LinearLogits`.
+        temperature: divides them: positive, a number or one per row, ``(...)``.
+        generator: source of the randomness; by default PyTorch's global one.
+
+    Returns:
+        Classes, int64, ``(...)``.
+
+    Raises:
+        ValueError: if a temperature is not positive, or a row has no class that can be drawn.
+
+    Example:
+        >>> import torch, xent
+        >>> logits = torch.tensor([[0.0, 9.0, 0.0], [5.0, -torch.inf, -torch.inf]])
+        >>> xent.sample(logits, generator=torch.Generator().manual_seed(0))
+        tensor([1, 0])
+    """
+    rows = input.shape[:-1]
+    t = torch.as_tensor(temperature, dtype=torch.float64, device=input.device)
+    if not bool((t > 0).all()):
+        raise ValueError(f"`temperature` must be positive, got {temperature}; argmax is its limit")
+    t = t.expand(rows).reshape(-1)
+    drawn = torch.rand(rows.numel(), dtype=torch.float64, device=input.device, generator=generator)
+
+    def draw(z: Tensor, index: Any) -> Tensor:
+        p = torch.softmax(z.double() / t[index].unsqueeze(-1), -1).cumsum(-1)
+        total = p[:, -1:]
+        if not bool((total > 0).all()):  # NaN
+            raise ValueError("a row of `input` is NaN, or masked as a whole; no class can be drawn")
+        below = torch.nextafter(total, torch.zeros_like(total))  # a class of probability 0 is last
+        return torch.searchsorted(
+            p, torch.minimum(drawn[index].unsqueeze(-1) * total, below), right=True
+        )
+
+    with torch.no_grad():
+        if isinstance(input, LinearLogits):
+            return torch.cat(_by_chunks(input, draw)).reshape(rows)
+        return draw(input.reshape(-1, input.shape[-1]), ...).reshape(rows)
+
+
+def _by_chunks(logits: LinearLogits, function: Callable[[Tensor, Any], Any]) -> list[Any]:
+    """``function(logits, rows)`` of some rows after the others."""
+    problem = problem_of(logits.detach())
+    source = problem.logits
+    assert isinstance(source, LinearLogits)
+    rows = linear.Rows((source,), None, lambda _, z: z)
+    return [
+        function(part.transform(part.logits), index)
+        for index, z in rows.values()
+        for part in (problem.of_rows(index, z),)
+    ]
+
+
+def _along_classes(input: L, dim: int | None) -> bool:
+    return dim is not None and dim % input.ndim == input.ndim - 1
+
+
+def _logsumexp(input: LinearLogits, dim: Any, keepdim: bool = False) -> Tensor:
+    axes = dim if isinstance(dim, (tuple, list)) else (dim,)
+    if len(axes) != 1 or not _along_classes(input, axes[0]) or not by_chunks(problem_of(input)):
+        return torch.logsumexp(input.whole("logsumexp"), dim, keepdim)
+    any_class = torch.zeros(input.shape[:-1], dtype=torch.int64, device=input.device)
+    lse = statistics(input, any_class).lse.to(input.dtype)  # pyright: ignore
+    return lse.unsqueeze(-1) if keepdim else lse
+
+
+def _topk(
+    input: LinearLogits, k: int, dim: int = -1, largest: bool = True, sorted: bool = True
+) -> Any:
+    if not _along_classes(input, dim):
+        return torch.topk(input.whole("topk"), k, dim, largest, sorted)
+    found = _by_chunks(input, lambda z, _: z.topk(k, -1, largest, sorted).indices)
+    classes = torch.cat(found).reshape(*input.shape[:-1], k)
+    return torch.return_types.topk((_gather(input, -1, classes), classes))
+
+
+def _max(input: LinearLogits, dim: Any = None, keepdim: bool = False) -> Any:
+    if not isinstance(dim, int) or not _along_classes(input, dim):
+        arguments = () if dim is None else (dim, keepdim)
+        return torch.max(input.whole("max"), *arguments)
+    values, classes = _topk(input, 1)
+    pair = (values, classes) if keepdim else (values[..., 0], classes[..., 0])
+    return torch.return_types.max(pair)
+
+
+def _argmax(input: L, dim: int | None = None, keepdim: bool = False) -> Tensor:
+    if not _along_classes(input, dim):
+        return torch.argmax(input.whole("argmax"), dim, keepdim)
+    logits = input.logits if isinstance(input, LinearLogProbs) else input
+    found = torch.cat(_by_chunks(logits, lambda z, _: z.argmax(-1))).reshape(input.shape[:-1])
+    return found.unsqueeze(-1) if keepdim else found
+
+
+def _log_softmax(
+    input: LinearLogits,
+    dim: int | None = None,
+    *_: Any,
+    dtype: torch.dtype | None = None,
+    **__: Any,
+) -> LinearLogProbs | Tensor:
+    if not _along_classes(input, dim):
+        return torch.log_softmax(input.whole("log_softmax"), dim, dtype=dtype)  # pyright: ignore
+    return LinearLogProbs(input if dtype is None else input.to(dtype))
+
+
+def _gather(input: LinearLogits, dim: int, index: Tensor, **options: Any) -> Tensor:
+    """Products with the weights of a few classes, rather than with all of them."""
+    few = index.shape[:-1] == input.shape[:-1] and _along_classes(input, dim)
+    if not few or index.shape[-1] * input.weight.shape[1] > input.weight.shape[0]:
+        return torch.gather(input.whole("gather"), dim, index, **options)
+    wide = torch.promote_types(input.weight.dtype, torch.float32)
+    weight = torch.nn.functional.embedding(index, input.weight).to(wide)
+    z = (weight @ input.hidden.to(wide).unsqueeze(-1))[..., 0]
+    if input.bias is not None:
+        z = z + input.bias[index].to(wide)
+    return input.transform(z)
+
+
+def _gather_log_probs(input: LinearLogProbs, dim: int, index: Tensor, **options: Any) -> Tensor:
+    logits = input.logits
+    if not _along_classes(input, dim) or not by_chunks(problem_of(logits)):
+        return torch.gather(input.whole("gather"), dim, index, **options)
+    if index.shape == (*input.shape[:-1], 1):
+        log_prob = statistics(logits, index[..., 0]).log_prob  # pyright: ignore
+        return log_prob.to(input.dtype).unsqueeze(-1)
+    return _gather(logits, dim, index) - _logsumexp(logits, -1, keepdim=True)
+
+
+def _register(answers: dict[Any, Any], name: str, answer: Callable[..., Any]) -> None:
+    for home in (torch, torch.Tensor, torch.nn.functional):
+        if hasattr(home, name):
+            answers[getattr(home, name)] = answer
+
+
+for _name, _answer in (
+    ("logsumexp", _logsumexp), ("topk", _topk), ("max", _max), ("argmax", _argmax),
+    ("log_softmax", _log_softmax), ("gather", _gather),
+):  # fmt: skip
+    _register(LinearLogits.lean, _name, _answer)
+_register(LinearLogProbs.lean, "gather", _gather_log_probs)
+_register(LinearLogProbs.lean, "argmax", _argmax)

@@ -1,0 +1,180 @@
+"""What stands for a tensor without holding its numbers."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+
+class Lean(ABC):
+    """Stands for a tensor of ``(..., V)`` numbers that are never there as a whole.
+
+    PyTorch functions and methods of tensors either have a lean answer, registered in ``lean``, or
+    get all the numbers: once, with a warning that says which operation needs them.
+    """
+
+    lean: ClassVar[dict[Callable[..., Any], Callable[..., Any]]]
+
+    shape: Any
+    dtype: torch.dtype
+    hidden: Tensor
+    _all: tuple[bool, Tensor] | None = None  # with which gradient mode, and the numbers
+
+    @abstractmethod
+    def materialize(self) -> Tensor:
+        """All the numbers as a tensor."""
+
+    def whole(self, reason: str) -> Tensor:
+        """The same, kept for the next who needs them, with a warning which says what for."""
+        if self._all is not None and self._all[0] == torch.is_grad_enabled():
+            return self._all[1]
+        warnings.warn(
+            f"{reason} needs all {self.numel():,} logits of {self!r} at once", stacklevel=3
+        )
+        self._all = torch.is_grad_enabled(), self.materialize()
+        return self._all[1]
+
+    # ---- what it shares with a tensor -----------------------------------------------------------
+
+    @property
+    def ndim(self) -> int:
+        """How many axes they have."""
+        return len(self.shape)
+
+    @property
+    def device(self) -> torch.device:
+        """Where they would be."""
+        return self.hidden.device
+
+    @property
+    def layout(self) -> torch.layout:
+        """Dense, as every product of matrices."""
+        return torch.strided
+
+    @property
+    def is_leaf(self) -> bool:
+        """False: they come from hidden and weight."""
+        return False
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of one of them."""
+        return self.dtype.itemsize
+
+    def dim(self) -> int:
+        """How many axes they have."""
+        return self.ndim
+
+    def size(self, dim: int | None = None) -> Any:
+        """Their shape, or the length of one axis."""
+        return self.shape if dim is None else self.shape[dim]
+
+    def numel(self) -> int:
+        """How many there would be."""
+        return self.shape.numel()
+
+    def is_floating_point(self) -> bool:
+        """True: logits are."""
+        return True
+
+    def is_complex(self) -> bool:
+        """False."""
+        return False
+
+    def is_contiguous(self) -> bool:
+        """True: a tensor made of them would be."""
+        return True
+
+    def contiguous(self, *_: Any, **__: Any) -> Any:
+        """Itself."""
+        return self
+
+    def float(self) -> Any:
+        """As float32."""
+        return self.to(torch.float32)
+
+    def double(self) -> Any:
+        """As float64."""
+        return self.to(torch.float64)
+
+    def cpu(self) -> Any:
+        """Itself, if it is there."""
+        return self.to("cpu")
+
+    def flatten(self) -> Any:
+        """One axis of rows: ``(N, V)``."""
+        return self.reshape(-1, self.shape[-1])
+
+    def __len__(self) -> int:
+        """The length of the first axis."""
+        return self.shape[0]
+
+    def __repr__(self) -> str:
+        """Shape and dtype, since the numbers are not there."""
+        return f"{type(self).__name__}({tuple(self.shape)}, {self.dtype}, {self.device})"
+
+    def __getattr__(self, name: str) -> Any:
+        """Any other attribute of a tensor."""
+        member = None if name.startswith("_") else getattr(torch.Tensor, name, None)
+        if member is None:
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+        if name.startswith("new_"):
+            return functools.partial(getattr(self.hidden, name), dtype=self.dtype)
+        if name == "get_device" or (name.startswith("is_") and not callable(member)):
+            return getattr(self.hidden, name)
+        if callable(member):
+            return functools.partial(self._call, member)
+        return getattr(self.whole(name), name)
+
+    def _call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        return self.__torch_function__(function, (type(self),), (self, *args), kwargs)
+
+    @classmethod
+    def __torch_function__(
+        cls,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """A lean answer where there is one; the function of all the numbers elsewhere."""
+        answer = cls.lean.get(func)
+        if answer is not None:
+            return answer(*args, **(kwargs or {}))
+        name = getattr(func, "__name__", str(func))
+        if name.endswith("_") and not name.startswith("__"):
+            raise TypeError(
+                f"{name} works in place, and {cls.__name__} have no place; use {name[:-1]}"
+            )
+        name = name.strip("_")
+
+        def there(x: Any) -> Any:
+            if isinstance(x, (list, tuple)) and any(isinstance(y, Lean) for y in x):
+                return type(x)(map(there, x))
+            return x.whole(name) if isinstance(x, Lean) else x
+
+        return func(*map(there, args), **{k: there(v) for k, v in (kwargs or {}).items()})
+
+
+def _operator(name: str) -> Callable[..., Any]:
+    member = getattr(torch.Tensor, name)
+
+    def operate(self: Lean, *other: Any) -> Any:
+        return self._call(member, *other)
+
+    operate.__name__ = name
+    operate.__doc__ = "The operator of tensors."
+    return operate
+
+
+for _name in (
+    "add", "radd", "sub", "rsub", "mul", "rmul", "truediv", "rtruediv", "pow", "rpow", "neg", "abs",
+    "matmul", "lt", "le", "gt", "ge",
+):  # fmt: skip
+    setattr(Lean, f"__{_name}__", _operator(f"__{_name}__"))

@@ -1,0 +1,72 @@
+"""Log-probabilities behind a linear head."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from .lean import Lean
+from .linear_logits import LinearLogits
+
+
+class LinearLogProbs(Lean):
+    """What :func:`torch.log_softmax` of :class:`xent.LinearLogits` along the classes gives.
+
+    Rows may be sliced and reshaped. ``gather`` along the classes and
+    :func:`torch.nn.functional.nll_loss` are lean.
+
+    Args:
+        logits: of which they are the log-probabilities.
+    """
+
+    lean: ClassVar[dict[Callable[..., Any], Callable[..., Any]]] = {}
+
+    def __init__(self, logits: LinearLogits) -> None:
+        self.logits = logits
+
+    @property
+    def shape(self) -> torch.Size:
+        """The shape, ``(..., V)``."""
+        return self.logits.shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the logits."""
+        return self.logits.dtype
+
+    @property
+    def hidden(self) -> Tensor:
+        """The features."""
+        return self.logits.hidden
+
+    @property
+    def requires_grad(self) -> bool:
+        """Whether the logits do."""
+        return self.logits.requires_grad
+
+    def reshape(self, *shape: Any) -> LinearLogProbs:
+        """Other axes for the rows; the last one, of the classes, stays."""
+        return LinearLogProbs(self.logits.reshape(*shape))
+
+    view = reshape
+
+    def to(self, *arguments: Any, **options: Any) -> LinearLogProbs:
+        """Another dtype of the result."""
+        return LinearLogProbs(self.logits.to(*arguments, **options))
+
+    def detach(self) -> LinearLogProbs:
+        """The same as constants."""
+        return LinearLogProbs(self.logits.detach())
+
+    def __getitem__(self, index: Any) -> LinearLogProbs | Tensor:
+        """Some of the rows. What takes classes out needs all numbers, and gets them."""
+        if self.logits.takes_classes(index):
+            return self.whole("indexing classes")[index]
+        return LinearLogProbs(self.logits.rows(index))
+
+    def materialize(self) -> Tensor:
+        """The log-probabilities as a tensor, with their gradient."""
+        return torch.log_softmax(self.logits.materialize(), -1)
