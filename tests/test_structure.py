@@ -22,6 +22,7 @@ PROJECT = Path(__file__).parents[1]
 FOUNDATION = {
     "_check",
     "_files",
+    "_series",
     "linear_logits",
     "row_statistics",
     "logits",
@@ -33,6 +34,7 @@ MIDDLE = {"engines", "hyperparameters", "measurement", "frames"}
 BELOW = {
     "_check": set(),
     "_files": set(),
+    "_series": set(),
     "row_statistics": set(),
     "logits": {"_check"},
     "linear_logits": {"_check"},
@@ -41,6 +43,7 @@ BELOW = {
     "engines": FOUNDATION,
     "hyperparameters": {*FOUNDATION, "engines"},
     "measurement": {*FOUNDATION, "engines"},
+    "log_probs": {*FOUNDATION, "engines", "measurement"},
     "frames": {*FOUNDATION, *MIDDLE},
     "losses": {*FOUNDATION, *MIDDLE},
     "information": {*FOUNDATION, "engines"},
