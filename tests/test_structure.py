@@ -24,6 +24,7 @@ FOUNDATION = {
     "_files",
     "lean",
     "linear_log_probs",
+    "_series",
     "linear_logits",
     "row_statistics",
     "logits",
@@ -35,6 +36,7 @@ MIDDLE = {"engines", "hyperparameters", "measurement", "frames"}
 BELOW = {
     "_check": set(),
     "_files": set(),
+    "_series": set(),
     "row_statistics": set(),
     "logits": {"_check"},
     "lean": set(),
@@ -46,6 +48,7 @@ BELOW = {
     "hyperparameters": {*FOUNDATION, "engines"},
     "measurement": {*FOUNDATION, "engines"},
     "class_functions": {*FOUNDATION, "engines", "measurement"},
+    "log_probs": {*FOUNDATION, "engines", "measurement"},
     "frames": {*FOUNDATION, *MIDDLE},
     "losses": {*FOUNDATION, *MIDDLE},
     "information": {*FOUNDATION, "engines"},

@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .._series import exp_beyond_line
 from ..softmax import log_softmax
 from .common import (
     Unit,
@@ -29,6 +30,9 @@ def entropy(p: Tensor, dim: int = -1, *, unit: Unit = "nat", from_logits: bool =
     r"""Entropy of a distribution: the mean information of a draw from it.
 
     .. math:: H(p) = -\sum_j p_j \log p_j
+
+    For the entropy of a model's predictions, in one pass over its logits, there is
+    :func:`xent.entropy`.
 
     Args:
         p: probabilities, any shape, summing to 1 along ``dim``; or logits.
@@ -354,19 +358,10 @@ def _log_ratio_of_logits(x: Tensor, y: Tensor, p: Tensor) -> Tensor:
 def _divergence(p: Tensor, difference: Tensor, log_ratio: Tensor) -> Tensor:
     """Sum of ``p log(p / q) - (p - q)``, which is at least 0 term by term."""
     near = log_ratio.abs() < 1
-    close = p * _exp_beyond_line(torch.where(near, log_ratio, 0.0))
+    close = p * exp_beyond_line(torch.where(near, log_ratio, 0.0))
     far = p * torch.where(near | (p == 0), 0.0, log_ratio)
     far = torch.where(log_ratio == torch.inf, log_ratio, far)  # also where p has underflowed
     return torch.where(near, close, far - difference).sum(-1)
-
-
-def _exp_beyond_line(x: Tensor) -> Tensor:
-    """``exp(-x) - 1 + x`` for x in [-1, 1], by its series: 19 terms reach the last bit."""
-    one = torch.ones_like(x)
-    tail = one
-    for k in range(20, 2, -1):
-        tail = torch.addcmul(one, tail, x, value=-1 / k)
-    return x * x / 2 * tail
 
 
 def _log(p: Tensor) -> Tensor:

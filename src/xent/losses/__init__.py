@@ -55,6 +55,8 @@ from .noise import (
     symmetric_noise_forward,
 )
 from .noise_matrix import flip_labels, pair_noise_matrix, symmetric_noise_matrix
+from .policy import group_advantages, grpo_loss, kl_estimate, ppo_loss, reinforce_loss
+from .preference import dpo_loss, sequence_log_prob
 from .robust import (
     bootstrap_loss,
     generalized_cross_entropy,
@@ -100,6 +102,7 @@ __all__ = [
     "cross_entropy",
     "deferred_weights",
     "distillation_loss",
+    "dpo_loss",
     "effective_number_weights",
     "entmax",
     "entmax_loss",
@@ -107,8 +110,11 @@ __all__ = [
     "focal_loss",
     "forward_corrected_cross_entropy",
     "generalized_cross_entropy",
+    "group_advantages",
+    "grpo_loss",
     "hard_bootstrap_loss",
     "hardest_loss",
+    "kl_estimate",
     "large_margin_loss",
     "ldam_loss",
     "linear_cross_entropy",
@@ -124,10 +130,13 @@ __all__ = [
     "pair_noise_matrix",
     "pc_softmax_loss",
     "poly1_loss",
+    "ppo_loss",
     "quality_focal_loss",
     "recall_loss",
     "reconstruction_excess",
+    "reinforce_loss",
     "reverse_cross_entropy",
+    "sequence_log_prob",
     "siglip_loss",
     "sigmoid_focal_loss",
     "smoothed_cross_entropy",

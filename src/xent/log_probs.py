@@ -1,0 +1,263 @@
+"""Log-probabilities of tokens and the entropy of predictions: what reinforcement learning asks.
+
+The classes are on the last axis here, as in :class:`torch.distributions.Categorical`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ._check import finite_number, is_tensor
+from .engines import measure
+from .engines.transforms import can_look_at
+from .linear_logits import LinearLogits
+from .logits import LogitTransform
+from .measurement import flatten, make_problem
+from .row_statistics import RowStatistics
+
+
+class TokenLogProbs(NamedTuple):
+    """What :func:`xent.token_log_probs` returns with ``entropy=True``; both in nats.
+
+    Attributes:
+        log_prob: log-probability of each target.
+        entropy: entropy of the prediction it was drawn from.
+    """
+
+    log_prob: Tensor
+    entropy: Tensor
+
+
+def token_log_probs(
+    input: Tensor,
+    target: Tensor,
+    *,
+    temperature: float | Tensor = 1.0,
+    ignore_index: int = -100,
+    shift: int = 0,
+    softcap: float | None = None,
+    class_bias: Tensor | None = None,
+    entropy: bool = False,
+    engine: str = "auto",
+) -> Tensor | TokenLogProbs:
+    r"""Log-probability of each target token, and the entropy of what it was drawn from.
+
+    .. math:: \log p_y = \log \mathrm{softmax}_y(z / T), \qquad H = -\sum_j p_j \log p_j
+
+    One pass over the logits for both, right to a few units in the last place however sure the
+    prediction, and with a :class:`xent.LinearLogits` never all logits at once. The classes are on
+    the *last* axis whatever the number of axes, unlike those of the losses.
+
+    Args:
+        input: logits, ``(..., V)``: a tensor, or :class:`xent.LinearLogits`. ``-inf`` masks a
+            class.
+        target: class indices, int64 or uint8, ``(...)``.
+        temperature: ``T``, which divides the logits, after softcap and bias, as in sampling. A
+            positive number, a 0-d tensor, or a tensor with a number for each row: ``(...)``, where
+            an axis may have length 1, ``(B, 1)`` say. With ``softcap`` a number, with
+            ``class_bias`` the same for all rows.
+        ignore_index: class index that marks rows to leave out. Their log-probability, entropy and
+            gradient are 0.
+        shift: how many places the targets are ahead: token ``t + shift`` is predicted by row ``t``
+            (1 in a causal model whose targets are its own input). Labels are moved, not logits.
+        softcap: replaces logits ``z`` by ``softcap * tanh(z / softcap)``.
+        class_bias: added to the logits after the softcap, ``(V,)``.
+        entropy: also return the entropy.
+        engine: ``"auto"``, ``"native"`` or ``"reference"``; see :func:`xent.explain`.
+
+    Returns:
+        In nats, ``(...)``, with ``shift`` ``(..., T - shift)``; ``-inf`` for a masked target. With
+        ``entropy``, :class:`TokenLogProbs` of two such tensors. Float64 for float64 logits, float32
+        for any other, also under autocast: ratios of rounded log-probabilities are noise.
+
+    Raises:
+        ValueError: for shapes that do not fit, a class index out of range, or a value an option
+            cannot take.
+        TypeError: for dtypes that do not fit.
+
+    Example:
+        >>> import torch, xent
+        >>> logits = torch.tensor([[[2.0, 0.0], [0.0, 30.0], [0.0, 0.0]]])  # (B, T, V)
+        >>> tokens = torch.tensor([[1, 0, 1]])
+        >>> log_prob, entropy = xent.token_log_probs(logits, tokens, shift=1, entropy=True)
+        >>> [f"{value:.4e}" for value in (*log_prob[0].tolist(), *entropy[0].tolist())]
+        ['-1.2693e-01', '-9.3576e-14', '3.6533e-01', '2.9009e-12']
+    """
+    if shift:
+        target = shift_labels(target, shift, ignore_index)
+    requests = ("entropy",) if entropy else ()
+    stats = _measure(
+        input, target, temperature, ignore_index, softcap, class_bias, requests, engine
+    )
+    fields = [stats.log_prob, stats.entropy] if entropy else [stats.log_prob]
+    kept = target.shape[-1] - shift if shift else None
+    log_prob, *others = (_rounded(x if kept is None else x[..., :kept], input) for x in fields)
+    return TokenLogProbs(log_prob, *others) if entropy else log_prob
+
+
+def entropy(
+    input: Tensor,
+    *,
+    temperature: float | Tensor = 1.0,
+    softcap: float | None = None,
+    class_bias: Tensor | None = None,
+    engine: str = "auto",
+) -> Tensor:
+    r"""Entropy of the predictions that logits make.
+
+    .. math:: H = -\sum_j p_j \log p_j, \qquad p = \mathrm{softmax}(z / T)
+
+    Keeps its digits down to the smallest. For the entropy of probabilities, and in bits, there is
+    :func:`xent.information.entropy`; for that of predictions along with the log-probability of a
+    token, :func:`xent.token_log_probs`.
+
+    Args:
+        input: logits, ``(..., V)``, the classes on the last axis: a tensor, or
+            :class:`xent.LinearLogits`, of which there are never all logits at once. ``-inf`` masks
+            a class.
+        temperature: divides the logits, as for :func:`xent.token_log_probs`.
+        softcap: replaces logits ``z`` by ``softcap * tanh(z / softcap)``.
+        class_bias: added to the logits after the softcap, ``(V,)``.
+        engine: ``"auto"``, ``"native"`` or ``"reference"``; see :func:`xent.explain`.
+
+    Returns:
+        In nats, ``(...)``, at most the logarithm of ``V``. Float64 for float64 logits, float32 for
+        any other.
+
+    Raises:
+        ValueError: for shapes that do not fit, or a value an option cannot take.
+        TypeError: for dtypes that do not fit.
+
+    Example:
+        >>> import torch, xent
+        >>> xent.entropy(torch.tensor([[0.0, 0.0], [2.0, 0.0], [-torch.inf, 0.0]]))
+        tensor([0.6931, 0.3653, 0.0000])
+    """
+    _check_logits(input)
+    if input.shape[-1] == 0:
+        raise ValueError(f"`input` must have a class, got shape {tuple(input.shape)}")
+    # Any class does for a target.
+    target = torch.zeros((), dtype=torch.int64, device=input.device).expand(input.shape[:-1])
+    stats = _measure(input, target, temperature, -100, softcap, class_bias, ("entropy",), engine)
+    return _rounded(stats.entropy, input)
+
+
+def shift_labels(labels: Tensor, k: int = 1, ignore_index: int = -100) -> Tensor:
+    """Labels moved ``k`` places to the left, for models whose position ``t`` predicts ``t + k``.
+
+    With them every loss is that of a causal model, and no logits are sliced, which would copy them.
+
+    Args:
+        labels: class indices, ``(..., T)``; those of ignored tokens move along.
+        k: how many places, from 0 to ``T``.
+        ignore_index: what the last ``k`` become.
+
+    Returns:
+        int64, ``(..., T)``.
+
+    Raises:
+        ValueError: if there is no axis to move along, or ``k`` is out of range.
+        TypeError: if ``labels`` are no integers.
+
+    Example:
+        >>> import torch, xent
+        >>> xent.shift_labels(torch.tensor([[5, 6, 7]]))
+        tensor([[   6,    7, -100]])
+    """
+    is_tensor("labels", labels)
+    if labels.is_floating_point() or labels.dtype == torch.bool:
+        raise TypeError(f"labels to shift must be class indices, got {labels.dtype}")
+    if labels.ndim == 0:
+        raise ValueError("labels to shift must have an axis of positions, (..., T); got one label")
+    if not isinstance(k, int) or not 0 <= k <= labels.shape[-1]:
+        raise ValueError(
+            f"labels can be shifted by 0 to {labels.shape[-1]} places, the length of their last "
+            f"axis; got {k!r}"
+        )
+    return torch.nn.functional.pad(labels[..., k:].to(torch.int64), (0, k), value=ignore_index)
+
+
+def _measure(
+    input: Any,
+    target: Tensor,
+    temperature: float | Tensor,
+    ignore_index: int,
+    softcap: float | None,
+    class_bias: Tensor | None,
+    requests: tuple[str, ...],
+    engine: str,
+) -> RowStatistics:
+    """The statistics of the rows of logits whose classes come last."""
+    _check_logits(input)
+    is_tensor("target", target)
+    rows, scale = input.shape[:-1], None
+    if target.shape != rows:
+        raise ValueError(
+            f"`target` must have shape {tuple(rows)} to hold one class index for each row of "
+            f"`input`, shape {tuple(input.shape)}, classes last; got {tuple(target.shape)}"
+        )
+    temperature = _read_temperature(temperature, rows)
+    if isinstance(input, LinearLogits):
+        input, target, _, scale, softcap = flatten(input, target, None, None, softcap)
+    elif input.is_contiguous():  # rows one after the other are what kernels are quickest on
+        input, target = input.view(rows.numel(), input.shape[-1]), target.reshape(-1)
+    elif input.ndim > 2:
+        input = input.movedim(-1, 1)
+    if isinstance(temperature, Tensor) and temperature.ndim:
+        temperature = temperature.expand(rows).reshape(target.shape)
+    scale = 1 / temperature if scale is None else scale / temperature
+    problem = make_problem(
+        input, target, None, ignore_index, scale, softcap, class_bias, requests, lean=True
+    )
+    problem = problem._replace(transform=_divided(problem.transform, temperature))
+    return measure(problem, engine).reshape(rows)
+
+
+def _divided(transform: LogitTransform, temperature: float | Tensor) -> LogitTransform:
+    """Cap and bias over the temperature, as the scale is: then it comes after them."""
+    cap, bias = transform.softcap, transform.class_bias
+    if not cap and bias is None:
+        return transform
+    if isinstance(temperature, Tensor) and (cap or temperature.ndim):
+        raise ValueError(
+            "`temperature` must be a number where logits have a softcap, and the same for all rows "
+            "with `class_bias`. Apply these to the logits first, or call once per temperature"
+        )
+    if bias is not None:
+        bias = bias.to(torch.promote_types(bias.dtype, torch.float32)) / temperature
+    return transform._replace(softcap=cap / temperature, class_bias=bias)
+
+
+def _check_logits(input: Any) -> None:
+    if not isinstance(input, LinearLogits):
+        is_tensor("input", input)
+    if input.ndim == 0:
+        raise ValueError("`input` must have a class axis, the last one: shape (..., V)")
+
+
+def _read_temperature(temperature: float | Tensor, rows: torch.Size) -> float | Tensor:
+    """Checked, and a tensor in float64."""
+    if not isinstance(temperature, Tensor):
+        if finite_number("temperature", temperature) <= 0:
+            raise ValueError(f"`temperature` must be positive, got {temperature}")
+        return temperature
+    # One number per sequence must say so: (B,) would pass for (T,) wherever B = T.
+    fits = temperature.ndim in (0, len(rows)) and all(
+        have in (1, want) for have, want in zip(temperature.shape, rows, strict=False)
+    )
+    if not fits:
+        raise ValueError(
+            f"`temperature` must be a number, 0-d, or have the axes of the rows, {tuple(rows)}, "
+            f"each of them in full or of length 1; got shape {tuple(temperature.shape)}. One for "
+            f"each sequence is temperature[:, None]"
+        )
+    if can_look_at(temperature) and not bool(((temperature > 0) & temperature.isfinite()).all()):
+        raise ValueError("`temperature` must be positive and finite in every row")
+    return temperature.to(torch.float64)
+
+
+def _rounded(x: Tensor, input: Tensor) -> Tensor:
+    return x.to(torch.promote_types(input.dtype, torch.float32))

@@ -1,0 +1,346 @@
+"""Policy gradients: losses of the log-probabilities that a policy gives to what it has sampled.
+
+:func:`xent.token_log_probs` makes the log-probabilities, ``(B, T)`` for tokens of sequences or
+``(N,)`` for single actions. Advantages are signed, so no weight is ever part of what a mean divides
+by: ``average`` and ``normalizer`` say that.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .._check import finite_number, is_tensor, one_of
+from .._series import exp_beyond_line
+from ..frames.dense_loss import wide_dtype
+from ..frames.reduction import Reduction
+from ..frames.token_loss import Average, Tokens, explained
+from ..hyperparameters import Range
+
+Estimator = Literal["k1", "k2", "k3"]
+
+# ---- what is made of samples --------------------------------------------------------------------
+
+
+def kl_estimate(log_prob: Tensor, reference: Tensor, *, estimator: Estimator = "k3") -> Tensor:
+    r"""Estimates of a Kullback-Leibler divergence from samples, token by token.
+
+    .. math:: k_1 = \log \frac{p}{r}, \qquad k_2 = \frac12 \log^2 \frac{p}{r}, \qquad
+        k_3 = \frac{r}{p} - 1 - \log \frac{r}{p}
+
+    for tokens drawn from the policy ``p``, and :math:`\mathrm{KL}(p \,\|\, r)`. The means of k1 and
+    k3 are the divergence; that of k2 only nearly, for policies that are close. k2 and k3 are never
+    negative, and keep their digits however close the policies are.
+
+    As a *loss*, on tokens of the policy itself, only k2 has the gradient of
+    :math:`\mathrm{KL}(p \,\|\, r)`. That of k3 is the gradient of :math:`\mathrm{KL}(r \,\|\, p)`,
+    the other way round, and that of k1 is 0 on average. In a *reward* it is k1 that is right.
+
+    Args:
+        log_prob: log-probabilities of the tokens, any shape, float32 or float64.
+        reference: the same under the other policy.
+        estimator: ``"k1"``, ``"k2"`` or ``"k3"``.
+
+    Returns:
+        In nats, in the shape and dtype of ``log_prob``; differentiable in both.
+
+    Raises:
+        ValueError: for shapes that differ, or an unknown estimator.
+        TypeError: for dtypes that do not fit.
+
+    Example:
+        >>> import torch, xent
+        >>> log_prob = torch.tensor([-1.0, -1.0], dtype=torch.float64)
+        >>> reference = log_prob + torch.tensor([1e-9, 1.0], dtype=torch.float64)
+        >>> [f"{k:.4e}" for k in xent.kl_estimate(log_prob, reference).tolist()]
+        ['5.0000e-19', '7.1828e-01']
+
+    References:
+        Schulman, *Approximating KL divergence*, 2020.
+    """
+    tokens = Tokens(log_prob)
+    log_ratio = tokens.log_prob - tokens.read("reference", reference)
+    return _estimate(log_ratio, estimator).to(log_prob.dtype)
+
+
+def _estimate(log_ratio: Tensor, estimator: str) -> Tensor:
+    one_of("estimator", estimator, ("k1", "k2", "k3"))
+    if estimator == "k1":
+        return log_ratio
+    if estimator == "k2":
+        return log_ratio.square() / 2
+    near = log_ratio.abs() < 1
+    close = exp_beyond_line(torch.where(near, log_ratio, 0.0))
+    far = torch.where(near, 1.0, log_ratio)
+    return torch.where(near, close, torch.expm1(-far) + far)
+
+
+def group_advantages(
+    reward: Tensor, group: int | Tensor, *, scale: bool = True, eps: float = 1e-4
+) -> Tensor:
+    r"""Rewards compared within groups: the answers to one prompt.
+
+    .. math:: A_i = \frac{R_i - \mathrm{mean}(R)}{\mathrm{std}(R) + \epsilon}
+
+    Where all rewards of a group are equal, or there is only one, advantages are exactly 0.
+
+    Args:
+        reward: ``(B,)``.
+        group: how many consecutive rewards make a group; or the group of each, integers ``(B,)``.
+        scale: divide by the standard deviation (with ``n - 1``). It makes easy and hard prompts
+            count more than others; Dr. GRPO leaves it out.
+        eps: added to the standard deviation.
+
+    Returns:
+        ``(B,)``, a constant, in the dtype of ``reward`` (of torch's default for integers).
+
+    Raises:
+        ValueError: for shapes that do not fit, or a negative ``eps``.
+        TypeError: if ``reward`` is no tensor, or ``group`` no integers.
+
+    Example:
+        >>> import torch, xent
+        >>> xent.group_advantages(torch.tensor([1.0, 0.0, 0.0, 5.0, 5.0, 5.0]), 3, scale=False)
+        tensor([ 0.6667, -0.3333, -0.3333,  0.0000,  0.0000,  0.0000])
+
+    References:
+        Shao et al., *DeepSeekMath*, 2024. Liu et al., *Understanding R1-Zero-like training*, 2025.
+    """
+    is_tensor("reward", reward)
+    Range(0).check("eps", eps, None)
+    if reward.ndim != 1:
+        raise ValueError(f"`reward` must have shape (B,), got {tuple(reward.shape)}")
+    index = _group_index(group, reward)
+    r = reward.detach().to(wide_dtype(reward))
+    none = r.new_zeros(index.numel())
+
+    def total(x: Tensor) -> Tensor:
+        return none.index_add(0, index, x)[index]
+
+    # Above the least, equal rewards are 0, and so is what their mean leaves.
+    r = r - none.scatter_reduce(0, index, r, "amin", include_self=False)[index]
+    count = total(torch.ones_like(r))
+    advantage = r - total(r) / count
+    if scale:
+        deviation = (total(advantage.square()) / (count - 1).clamp(min=1)).sqrt() + eps
+        advantage = advantage / torch.where(deviation == 0, 1.0, deviation)
+    return advantage.to(reward.dtype if reward.is_floating_point() else torch.get_default_dtype())
+
+
+def _group_index(group: int | Tensor, reward: Tensor) -> Tensor:
+    """The number of each reward's group, from 0 on."""
+    size = reward.numel()
+    if isinstance(group, Tensor):
+        if group.is_floating_point() or group.dtype == torch.bool:
+            raise TypeError(f"`group` must hold integers, got {group.dtype}")
+        if group.shape != reward.shape:
+            raise ValueError(
+                f"`group` must hold the group of each reward, shape {tuple(reward.shape)}; got "
+                f"{tuple(group.shape)}"
+            )
+        return torch.unique(group, return_inverse=True)[1]
+    if not isinstance(group, int) or isinstance(group, bool):
+        raise TypeError(f"`group` must be an integer or a tensor of them, got {group!r}")
+    if group < 1 or size % group:
+        raise ValueError(f"`group`, {group}, must divide the number of rewards, {size}")
+    return torch.arange(size, device=reward.device) // group
+
+
+# ---- losses -------------------------------------------------------------------------------------
+
+
+@explained
+def reinforce_loss(
+    log_prob: Tensor,
+    advantage: Tensor,
+    mask: Tensor | None = None,
+    *,
+    entropy: Tensor | None = None,
+    entropy_weight: float = 0.0,
+    average: Average = "token",
+    reduction: Reduction = "mean",
+    normalizer: float | Tensor | None = None,
+    empty: Literal["nan", "zero"] = "nan",
+) -> Tensor:
+    r"""The policy gradient: cross-entropy weighted by advantages.
+
+    .. math:: \ell = -A \log p
+
+    Its gradient in the logits is :math:`A (p - \text{onehot})` over what the mean divides by. Of
+    tokens, without entropy, the same as ``xent.cross_entropy(logits, target, row_weight=advantage,
+    normalizer="count")``, which behind a linear head saves a product of matrices. What a negative
+    advantage gains has no bound; ``xent.unlikelihood_loss``, of logits, pushes tokens down to 0
+    and no further.
+
+    Example:
+        >>> import torch, xent
+        >>> log_prob = torch.tensor([[-1.0, -2.0], [-3.0, 0.0]])
+        >>> mask = torch.tensor([[True, True], [True, False]])
+        >>> xent.reinforce_loss(log_prob, torch.tensor([1.0, -1.0]), mask)
+        tensor(0.)
+        >>> xent.reinforce_loss(log_prob, torch.tensor([1.0, -1.0]), mask, average="sequence")
+        tensor(-0.7500)
+
+    References:
+        Williams, *Simple statistical gradient-following algorithms for connectionist reinforcement
+        learning*, Machine Learning, 1992.
+    """
+    tokens = Tokens(log_prob, mask)
+    values = -tokens.advantage(advantage) * tokens.log_prob
+    values = values - _bonus(tokens, entropy, entropy_weight)
+    return tokens.reduce(values, average, reduction, normalizer, empty)
+
+
+@explained
+def ppo_loss(
+    log_prob: Tensor,
+    old_log_prob: Tensor | None,
+    advantage: Tensor,
+    mask: Tensor | None = None,
+    *,
+    clip: float | tuple[float, float] = 0.2,
+    dual_clip: float | None = None,
+    entropy: Tensor | None = None,
+    entropy_weight: float = 0.0,
+    average: Average = "token",
+    reduction: Reduction = "mean",
+    normalizer: float | Tensor | None = None,
+    empty: Literal["nan", "zero"] = "nan",
+) -> Tensor:
+    r"""Proximal policy optimisation: the gain of a policy, no further than it can be trusted.
+
+    .. math:: \ell = -\min\bigl(\rho A,\ \mathrm{clip}(\rho, 1 - c, 1 + c) A\bigr), \qquad
+        \rho = \frac{p}{p_{\text{old}}}
+
+    Clipped tokens have no gradient.
+
+    Args:
+        clip: ``c``, or ``(low, high)`` for a range from ``1 - low`` to ``1 + high`` (DAPO's
+            clip-higher: ``(0.2, 0.28)``).
+        dual_clip: the largest ratio that counts where the advantage is negative, above 1.
+
+    Example:
+        >>> import torch, xent
+        >>> old = torch.tensor([-1.0, -1.0, -1.0])
+        >>> new = (old + torch.tensor([0.0, 0.5, 0.5])).requires_grad_()
+        >>> loss = xent.ppo_loss(new, old, torch.tensor([1.0, 1.0, -1.0]), reduction="none")
+        >>> loss
+        tensor([-1.0000, -1.2000,  1.6487], grad_fn=<ToCopyBackward0>)
+        >>> torch.autograd.grad(loss.sum(), new)
+        (tensor([-1.0000,  0.0000,  1.6487]),)
+
+    References:
+        Schulman et al., *Proximal policy optimization algorithms*, 2017. Dual clip: Ye et al.,
+        *Mastering complex control in MOBA games*, AAAI 2020.
+    """
+    return grpo_loss(
+        log_prob, old_log_prob, advantage, mask, clip=clip, dual_clip=dual_clip, entropy=entropy,
+        entropy_weight=entropy_weight, average=average, reduction=reduction,
+        normalizer=normalizer, empty=empty,
+    )  # fmt: skip
+
+
+@explained
+def grpo_loss(
+    log_prob: Tensor,
+    old_log_prob: Tensor | None,
+    advantage: Tensor,
+    mask: Tensor | None = None,
+    *,
+    reference: Tensor | None = None,
+    kl_weight: float = 0.0,
+    kl_estimator: Estimator = "k3",
+    clip: float | tuple[float, float] = 0.2,
+    dual_clip: float | None = None,
+    ratio: Literal["token", "sequence"] = "token",
+    entropy: Tensor | None = None,
+    entropy_weight: float = 0.0,
+    average: Average = "sequence",
+    reduction: Reduction = "mean",
+    normalizer: float | Tensor | None = None,
+    empty: Literal["nan", "zero"] = "nan",
+) -> Tensor:
+    r"""Group relative policy optimisation: PPO's loss, held near a reference policy.
+
+    .. math:: \ell = -\min\bigl(\rho A,\ \mathrm{clip}(\rho, 1 - c, 1 + c) A\bigr)
+        + \beta\, k(p, p_{\text{ref}})
+
+    Its siblings by options: DAPO is ``average="token", clip=(0.2, 0.28)``; Dr. GRPO
+    ``average=L``, with ``group_advantages(..., scale=False)``; GSPO ``ratio="sequence",
+    clip=(3e-4, 4e-4)``.
+
+    Args:
+        reference: log-probabilities under the reference policy, in the shape of ``log_prob``; a
+            constant.
+        kl_weight: ``beta``, the weight of the divergence from the reference.
+        kl_estimator: of :func:`xent.kl_estimate`, which says what the gradient of each is.
+        clip: ``c``, or ``(low, high)`` for a range from ``1 - low`` to ``1 + high``.
+        dual_clip: the largest ratio that counts where the advantage is negative, above 1.
+        ratio: ``"token"``, or ``"sequence"``: all tokens of a sequence have the geometric mean of
+            their ratios, which is clipped as one.
+
+    Example:
+        >>> import torch, xent
+        >>> log_prob = torch.tensor([[-1.0, -2.0], [-3.0, -1.0]], requires_grad=True)
+        >>> advantage = xent.group_advantages(torch.tensor([1.0, 0.0]), 2, scale=False)
+        >>> reference = torch.full((2, 2), -2.0)
+        >>> loss = xent.grpo_loss(log_prob, None, advantage, reference=reference, kl_weight=0.1)
+        >>> f"{loss.item():.4f}"
+        '0.0364'
+
+    References:
+        Shao et al., *DeepSeekMath*, 2024 (GRPO). Yu et al., *DAPO*, 2025. Liu et al.,
+        *Understanding R1-Zero-like training*, 2025 (Dr. GRPO). Zheng et al., *Group sequence policy
+        optimization*, 2025 (GSPO).
+    """
+    one_of("ratio", ratio, ("token", "sequence"))
+    tokens = Tokens(log_prob, mask)
+    p, a = tokens.log_prob, tokens.advantage(advantage)
+    old = p if old_log_prob is None else tokens.read("old_log_prob", old_log_prob)
+    log_ratio = p - old.detach()
+    if ratio == "sequence":
+        tokens.need_sequences("ratio")
+        log_ratio = log_ratio.sum(-1, keepdim=True) / tokens.lengths().clamp(min=1)
+    values = -a * _clipped(log_ratio, a, clip, dual_clip).exp()
+    if finite_number("kl_weight", kl_weight):
+        if reference is None:
+            raise ValueError("`kl_weight` needs `reference`, log-probabilities to stay near to")
+        from_reference = p - tokens.read("reference", reference).detach()
+        values = values + kl_weight * _estimate(from_reference, kl_estimator)
+    values = values - _bonus(tokens, entropy, entropy_weight)
+    return tokens.reduce(values, average, reduction, normalizer, empty)
+
+
+def _clipped(
+    log_ratio: Tensor,
+    advantage: Tensor,
+    clip: float | tuple[float, float],
+    dual_clip: float | None,
+) -> Tensor:
+    """Bounded from above where more is better, from below where less is.
+
+    The logarithm is, since a ratio that has overflowed would take the gradient with it.
+    """
+    low, high = clip if isinstance(clip, tuple) and len(clip) == 2 else (clip, clip)
+    Range(0, 1).check("clip", low, None)
+    Range(0).check("clip", high, None)
+    if dual_clip is not None:
+        Range(1, open=True).check("dual_clip", dual_clip, None)
+    good = advantage >= 0
+    least = torch.full_like(advantage, math.log1p(-low) if low < 1 else -math.inf)
+    most = torch.full_like(advantage, math.log(dual_clip or math.inf))
+    least, most = least.masked_fill(good, -math.inf), most.masked_fill(good, math.log1p(high))
+    return log_ratio.clamp(least, most)
+
+
+def _bonus(tokens: Tokens, entropy: Tensor | None, weight: float) -> Tensor | float:
+    if not finite_number("entropy_weight", weight):
+        return 0.0
+    if entropy is None:
+        raise ValueError(
+            "`entropy_weight` needs `entropy`, which xent.token_log_probs(..., entropy=True) gives"
+        )
+    return weight * tokens.read("entropy", entropy)

@@ -1,0 +1,143 @@
+"""Learning from preferences: losses of the log-probabilities of whole answers, in pairs."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .._check import one_of
+from ..frames.dense_loss import wide_dtype
+from ..frames.reduction import Reduction, reduce_rows
+from ..frames.token_loss import Tokens, check_divisor, check_log_probs
+from ..hyperparameters import Range
+
+
+def sequence_log_prob(
+    log_prob: Tensor, mask: Tensor | None = None, *, mean: bool = False
+) -> Tensor:
+    """Log-probability of each sequence: what its tokens' add up to.
+
+    Args:
+        log_prob: of tokens, ``(..., T)``, float32 or float64, as :func:`xent.token_log_probs` gives
+            them. Ignored tokens are 0 there, and need no mask for the sum.
+        mask: bool, in the shape of ``log_prob``: which tokens count.
+        mean: divide by the number of tokens that count (all of them without ``mask``), as SimPO
+            does; NaN where there are none.
+
+    Returns:
+        In nats, ``(...)``, in the dtype of ``log_prob``.
+
+    Raises:
+        ValueError: for shapes that do not fit, or a mask that is not bool.
+        TypeError: for dtypes that do not fit.
+
+    Example:
+        >>> import torch, xent
+        >>> log_prob = torch.tensor([[-1.0, -2.0, -9.0]])
+        >>> xent.sequence_log_prob(log_prob, torch.tensor([[True, True, False]]))
+        tensor([-3.])
+    """
+    tokens = Tokens(log_prob, mask)
+    if log_prob.ndim == 0:
+        raise ValueError("`log_prob` must have an axis of tokens, (..., T); got a single number")
+    total = tokens.log_prob.sum(-1)
+    total = total / tokens.lengths()[..., 0] if mean else total
+    return total.to(log_prob.dtype)
+
+
+def dpo_loss(
+    chosen: Tensor,
+    rejected: Tensor,
+    reference_chosen: Tensor | None = None,
+    reference_rejected: Tensor | None = None,
+    *,
+    kind: Literal["sigmoid", "hinge", "ipo"] = "sigmoid",
+    beta: float = 0.1,
+    label_smoothing: float = 0.0,
+    margin: float = 0.0,
+    reduction: Reduction = "mean",
+    normalizer: float | Tensor | None = None,
+    empty: Literal["nan", "zero"] = "nan",
+) -> Tensor:
+    r"""Direct preference optimisation: the better of two answers, against a reference policy.
+
+    .. math:: \ell = -\log \sigma(\beta h - m), \qquad
+        h = \log \frac{p(\text{chosen})}{r(\text{chosen})}
+        - \log \frac{p(\text{rejected})}{r(\text{rejected})}
+
+    Siblings: with ``label_smoothing`` conservative DPO; without a reference, on log-probabilities
+    that are means (``sequence_log_prob(..., mean=True)``) and with a ``margin``, SimPO;
+    ``kind="hinge"`` is :math:`\max(0, 1 - \beta h)` (SLiC), ``kind="ipo"``
+    :math:`(h - 1 / (2 \beta))^2` (IPO).
+
+    Args:
+        chosen: log-probabilities of the better answers, ``(B,)``, float32 or float64; see
+            :func:`xent.sequence_log_prob`.
+        rejected: of the worse ones, in the same shape.
+        reference_chosen: of the better ones under the reference policy; a constant. None for no
+            reference, as if both answers were equally probable under it.
+        reference_rejected: likewise of the worse ones.
+        kind: the loss of ``h``.
+        beta: how strongly the reference holds, positive.
+        label_smoothing: how probable it is that a preference is the wrong way round, at most 0.5;
+            only with ``kind="sigmoid"``.
+        margin: ``m``, by how much the better answer has to lead; only with ``kind="sigmoid"``.
+        reduction: ``"none"``, ``"sum"`` or ``"mean"``, which divides by the number of pairs.
+        normalizer: what the mean divides by instead: a number or 0-d tensor.
+        empty: ``"nan"``, or ``"zero"``: the mean of no pairs.
+
+    Returns:
+        A scalar, or ``(B,)`` for ``reduction="none"``, in the dtype of ``chosen``.
+
+    Raises:
+        ValueError: for shapes that do not fit, half a reference, or a value an option cannot take.
+        TypeError: for dtypes that do not fit.
+
+    Example:
+        >>> import torch, xent
+        >>> chosen, rejected = torch.tensor([-10.0]), torch.tensor([-12.0])
+        >>> f"{xent.dpo_loss(chosen, rejected, chosen - 1, rejected + 1).item():.4f}"
+        '0.5981'
+        >>> f"{xent.dpo_loss(chosen / 5, rejected / 4, beta=2.0, margin=1.0).item():.4f}"
+        '0.3133'
+
+    References:
+        Rafailov et al., *Direct preference optimization*, NeurIPS 2023. Azar et al., *A general
+        theoretical paradigm to understand learning from human preferences*, AISTATS 2024 (IPO).
+        Zhao et al., *SLiC-HF*, 2023. Meng et al., *SimPO*, NeurIPS 2024.
+    """
+    one_of("kind", kind, ("sigmoid", "hinge", "ipo"))
+    Range(0, open=True).check("beta", beta, None)
+    Range(0, 0.5).check("label_smoothing", label_smoothing, None)
+    Range().check("margin", margin, None)
+    if kind != "sigmoid" and (label_smoothing or margin):
+        raise ValueError(f'`label_smoothing` and `margin` are for kind="sigmoid", not {kind!r}')
+    h = _lead("", chosen, rejected, chosen)
+    check_divisor(reduction, normalizer, empty, h.shape)
+    if reference_chosen is not None or reference_rejected is not None:
+        if reference_chosen is None or reference_rejected is None:
+            raise ValueError("pass both of `reference_chosen` and `reference_rejected`, or neither")
+        h = h - _lead("reference_", reference_chosen, reference_rejected, chosen).detach()
+    if kind == "hinge":
+        values = torch.relu(1 - beta * h)
+    elif kind == "ipo":
+        values = (h - 1 / (2 * beta)).square()
+    else:
+        x = beta * h - margin
+        values = -(1 - label_smoothing) * F.logsigmoid(x)
+        if label_smoothing:
+            values = values - label_smoothing * F.logsigmoid(-x)
+    return reduce_rows(
+        values, None, torch.ones_like(values), reduction=reduction, normalizer=normalizer,
+        row_weight=None, empty=empty,
+    ).to(chosen.dtype)  # fmt: skip
+
+
+def _lead(prefix: str, chosen: Tensor, rejected: Tensor, like: Tensor) -> Tensor:
+    """How much more probable the better answers are, as a log-ratio, wide."""
+    check_log_probs(f"{prefix}chosen", chosen, ("chosen", like))
+    check_log_probs(f"{prefix}rejected", rejected, ("chosen", like))
+    return chosen.to(wide_dtype(chosen)) - rejected.to(wide_dtype(rejected))
