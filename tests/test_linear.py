@@ -84,6 +84,30 @@ def test_module(out_features):
     torch.testing.assert_close(ours(h, y), torchs(h, y))
 
 
+@every_reduction
+@pytest.mark.parametrize("shift", [1, 3])
+def test_targets_ahead(reduction, shift):
+    """A causal model whose targets are its own input, without slicing features."""
+    h, w, b = head(28)
+    h, y = h.view(4, 7, 6), torch.randint(50, (4, 7))
+    y[1, 2:5] = -1
+    weight = torch.rand(4, 7)
+    options = {"reduction": reduction, "ignore_index": -1}
+    lean = xent.linear_cross_entropy(
+        h, w, y, linear_bias=b, shift=shift, row_weight=weight, **options
+    )
+    z = F.linear(h, w, b)[:, :-shift].movedim(-1, 1)
+    whole = xent.cross_entropy(z, y[:, shift:], row_weight=weight[:, shift:], **options)
+    torch.testing.assert_close(lean, whole)
+    for a, c in zip(grads(lean, (h, w, b)), grads(whole, (h, w, b)), strict=True):
+        torch.testing.assert_close(a, c)
+    module = xent.nn.LinearCrossEntropyLoss(6, 50, bias=True, shift=shift, **options).double()
+    found = module(h, y)
+    own = F.linear(h, module.linear.weight, module.linear.bias)[:, :-shift]
+    expected = F.cross_entropy(own.movedim(-1, 1), y[:, shift:], **options)
+    torch.testing.assert_close(found, expected)
+
+
 def test_one_row_and_many_axes():
     h, w, b = head(24, 5, 7)
     y = torch.randint(7, (2, 3, 4))
@@ -465,3 +489,8 @@ def test_bad_calls():
         xent.cross_entropy(torch.tanh(z / 3), torch.tensor([0, 1, 2]))
     with pytest.raises(ValueError, match="softcap already"):
         xent.cross_entropy(torch.tanh(z / 3) * 3, torch.tensor([0, 1, 2]), softcap=2.0)
+    h, w = z.hidden, z.weight
+    with pytest.raises(ValueError, match="can be shifted by 0 to 3"):
+        xent.linear_cross_entropy(h, w, torch.tensor([0, 1, 2]), shift=4)
+    with pytest.raises(ValueError, match="`shift` moves class indices"):
+        xent.linear_cross_entropy(h, w, torch.rand(3, 5), shift=1)

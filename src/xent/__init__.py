@@ -18,7 +18,7 @@ from .engines import Explanation
 from .frames.element_loss import Elements, element_loss
 from .frames.row_loss import row_loss
 from .linear_logits import LinearLogits
-from .log_probs import TokenLogProbs, entropy, shift_labels, token_log_probs
+from .log_probs import TokenLogProbs, entropy, token_log_probs
 from .losses import (
     YoloParts,
     adjust_logits,
@@ -101,6 +101,7 @@ from .losses import (
 from .measurement import explain, statistics
 from .row_statistics import RowStatistics
 from .softmax import log_softmax, softmax, softmax_jacobian
+from .targets import shift_labels
 
 try:
     __version__ = version("xent")

@@ -17,6 +17,7 @@ from .linear_logits import LinearLogits
 from .logits import LogitTransform
 from .measurement import flatten, make_problem
 from .row_statistics import RowStatistics
+from .targets import shift_labels
 
 
 class TokenLogProbs(NamedTuple):
@@ -143,41 +144,6 @@ def entropy(
     target = torch.zeros((), dtype=torch.int64, device=input.device).expand(input.shape[:-1])
     stats = _measure(input, target, temperature, -100, softcap, class_bias, ("entropy",), engine)
     return _rounded(stats.entropy, input)
-
-
-def shift_labels(labels: Tensor, k: int = 1, ignore_index: int = -100) -> Tensor:
-    """Labels moved ``k`` places to the left, for models whose position ``t`` predicts ``t + k``.
-
-    With them every loss is that of a causal model, and no logits are sliced, which would copy them.
-
-    Args:
-        labels: class indices, ``(..., T)``; those of ignored tokens move along.
-        k: how many places, from 0 to ``T``.
-        ignore_index: what the last ``k`` become.
-
-    Returns:
-        int64, ``(..., T)``.
-
-    Raises:
-        ValueError: if there is no axis to move along, or ``k`` is out of range.
-        TypeError: if ``labels`` are no integers.
-
-    Example:
-        >>> import torch, xent
-        >>> xent.shift_labels(torch.tensor([[5, 6, 7]]))
-        tensor([[   6,    7, -100]])
-    """
-    is_tensor("labels", labels)
-    if labels.is_floating_point() or labels.dtype == torch.bool:
-        raise TypeError(f"labels to shift must be class indices, got {labels.dtype}")
-    if labels.ndim == 0:
-        raise ValueError("labels to shift must have an axis of positions, (..., T); got one label")
-    if not isinstance(k, int) or not 0 <= k <= labels.shape[-1]:
-        raise ValueError(
-            f"labels can be shifted by 0 to {labels.shape[-1]} places, the length of their last "
-            f"axis; got {k!r}"
-        )
-    return torch.nn.functional.pad(labels[..., k:].to(torch.int64), (0, k), value=ignore_index)
 
 
 def _measure(

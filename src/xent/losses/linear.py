@@ -11,6 +11,7 @@ from .._check import is_tensor
 from ..frames.reduction import Reduction, reduce_rows
 from ..linear_log_probs import LinearLogProbs
 from ..linear_logits import MAX_WORKSPACE, LinearLogits
+from ..targets import shift_labels
 from .classification import cross_entropy
 
 
@@ -25,6 +26,7 @@ def linear_cross_entropy(
     ignore_index: int | None = None,
     label_smoothing: float = 0.0,
     options: Any = None,
+    shift: int = 0,
     normalizer: float | Tensor | str | None = None,
     row_weight: Tensor | None = None,
     z_loss: float = 0.0,
@@ -51,6 +53,9 @@ def linear_cross_entropy(
         label_smoothing: how much of each target is spread evenly over the classes.
         options: PyTorch's :class:`torch.nn.LinearCrossEntropyOptions`; accepted, and without an
             effect: what it chooses among is always at its most exact here, and lean.
+        shift: how many places the targets are ahead: row ``t`` of ``(..., T, D)`` predicts target
+            ``t + shift`` (1 in a causal model whose targets are its own input). Labels and
+            ``row_weight``, which are ``(..., T)``, are moved rather than features.
         normalizer: what ``"mean"`` divides by instead, as for :func:`cross_entropy`.
         row_weight: one number per row.
         z_loss: factor of the squared log-sum-exp.
@@ -59,7 +64,8 @@ def linear_cross_entropy(
         max_workspace: bytes that a chunk of logits may take.
 
     Returns:
-        In nats: a scalar, or the shape of the rows, in the dtype of ``input``.
+        In nats: a scalar, or the shape of the rows, with ``shift`` ``(..., T - shift)``; in the
+        dtype of ``input``.
 
     Raises:
         ValueError: for shapes that do not fit, or a class index out of range.
@@ -77,8 +83,11 @@ def linear_cross_entropy(
     """
     for name, tensor in (("input", input), ("linear_weight", linear_weight), ("target", target)):
         is_tensor(name, tensor)
+    ignore_index = -100 if ignore_index is None else ignore_index
+    if shift:
+        target, row_weight = _ahead(linear_weight, target, row_weight, shift, ignore_index)
     common: dict[str, Any] = {
-        "ignore_index": -100 if ignore_index is None else ignore_index,
+        "ignore_index": ignore_index,
         "label_smoothing": label_smoothing,
         "z_loss": z_loss,
         "logit_scale": logit_scale,
@@ -91,7 +100,7 @@ def linear_cross_entropy(
             row_weight=row_weight, **common,
         )  # fmt: skip
         assert isinstance(result, Tensor)
-        return result
+        return result[..., : -shift or None] if reduction == "none" else result
     heads = _heads(input, linear_weight, linear_bias, target, max_workspace)
     if row_weight is not None or normalizer is not None or isinstance(logit_scale, Tensor):
         raise ValueError(
@@ -111,6 +120,21 @@ def linear_cross_entropy(
     ).to(values[0].dtype)  # fmt: skip
     inner = linear_weight.shape[1:-1]
     return result.view(input.shape[0], *inner) if reduction == "none" else result
+
+
+def _ahead(
+    weight: Tensor, target: Tensor, row_weight: Tensor | None, shift: int, ignore_index: int
+) -> tuple[Tensor, Tensor | None]:
+    """Labels and the weights that belong to them, moved to the rows that predict them."""
+    if target.is_floating_point() or weight.ndim > 2:
+        raise ValueError(
+            "`shift` moves class indices of one head; soft targets and heads (C, d1, ..., D) "
+            "take targets that are moved already"
+        )
+    target = shift_labels(target, shift, ignore_index)
+    if row_weight is not None:
+        row_weight = torch.nn.functional.pad(row_weight[..., shift:], (0, shift))
+    return target, row_weight
 
 
 def _heads(

@@ -31,6 +31,7 @@ class LinearCrossEntropyLoss(torch.nn.Module):
         ignore_index: as for the function.
         label_smoothing: as for the function.
         options: accepted, as for the function.
+        shift: as for the function.
         z_loss: as for the function.
         logit_scale: as for the function, a number.
         softcap: as for the function.
@@ -66,6 +67,7 @@ class LinearCrossEntropyLoss(torch.nn.Module):
         ignore_index: int | None = None,
         label_smoothing: float = 0.0,
         options: Any = None,
+        shift: int = 0,
         z_loss: float = 0.0,
         logit_scale: float | None = None,
         softcap: float | None = None,
@@ -85,6 +87,7 @@ class LinearCrossEntropyLoss(torch.nn.Module):
         self.ignore_index, self.label_smoothing = ignore_index, label_smoothing
         self.options = options
         self.more: dict[str, Any] = {
+            "shift": shift,
             "z_loss": z_loss,
             "logit_scale": logit_scale,
             "softcap": softcap,
