@@ -18,6 +18,7 @@ from .binary import (
 )
 from .catalog import CATALOG, Member
 from .classification import cross_entropy
+from .contrastive import clip_loss, info_nce_loss, nt_xent_loss, sampled_cross_entropy
 from .detection import YoloParts, yolo_loss
 from .distillation import distillation_loss
 from .evolved import baikal_cma_loss, baikal_loss, ngl_loss, taylorglo_loss
@@ -94,6 +95,7 @@ __all__ = [
     "binary_cross_entropy_with_logits",
     "bootstrap_loss",
     "brier_loss",
+    "clip_loss",
     "complementary_loss",
     "confidence_penalty_loss",
     "continuous_bernoulli_loss",
@@ -114,6 +116,7 @@ __all__ = [
     "grpo_loss",
     "hard_bootstrap_loss",
     "hardest_loss",
+    "info_nce_loss",
     "kl_estimate",
     "large_margin_loss",
     "ldam_loss",
@@ -127,6 +130,7 @@ __all__ = [
     "nce_rce_loss",
     "ngl_loss",
     "normalized_cross_entropy",
+    "nt_xent_loss",
     "pair_noise_matrix",
     "pc_softmax_loss",
     "poly1_loss",
@@ -136,6 +140,7 @@ __all__ = [
     "reconstruction_excess",
     "reinforce_loss",
     "reverse_cross_entropy",
+    "sampled_cross_entropy",
     "sequence_log_prob",
     "siglip_loss",
     "sigmoid_focal_loss",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -10,9 +10,12 @@ from torch import Tensor
 from .._check import finite_number, is_tensor, one_of
 from ..engines import elements
 from ..engines.elements.problem import ElementProblem, Form
+from ..engines.transforms import transforms_active
 from ..frames.element_loss import Elements, element_loss, make_problem, power, product
+from ..frames.linear_head import Rows, reduce_by_chunks, want_gradient
 from ..frames.reduction import Reduction, check_reduction, reduce_rows
 from ..hyperparameters import Fraction, NonNegative
+from ..linear_logits import LinearLogits
 from ..targets import class_axis
 from .catalog import member
 
@@ -262,7 +265,8 @@ def siglip_loss(
     The mean divides by the number of rows, as in the paper, not by the number of pairs.
 
     Args:
-        similarity: scalar products of the normalised embeddings, ``(N, M)``.
+        similarity: scalar products of the normalised embeddings, ``(N, M)``; or
+            ``LinearLogits(image, text)``, of which there are never all at once.
         target: which pairs belong together, 0 or 1, in the shape of ``similarity``; None for row n
             and column n.
         scale: the inverse temperature, a number or a 0-d tensor to be learned.
@@ -292,7 +296,8 @@ def siglip_loss(
     References:
         Zhai et al., *Sigmoid loss for language image pre-training*, ICCV 2023.
     """
-    is_tensor("similarity", similarity)
+    if not isinstance(similarity, LinearLogits):
+        is_tensor("similarity", similarity)
     if similarity.ndim != 2:
         raise ValueError(f"`similarity` must have shape (N, M), got {tuple(similarity.shape)}")
     for name, value in (("scale", scale), ("bias", bias)):
@@ -301,9 +306,55 @@ def siglip_loss(
                 raise ValueError(f"`{name}` must be one number, got shape {tuple(value.shape)}")
         else:
             finite_number(name, value)
+    if isinstance(similarity, LinearLogits):
+        return _siglip_by_chunks(
+            similarity, target, scale, bias, engine, reduction=reduction, normalizer=normalizer,
+            row_weight=row_weight, empty=empty,
+        )  # fmt: skip
     if target is None:
         target = torch.eye(*similarity.shape, dtype=similarity.dtype, device=similarity.device)
     return multilabel_cross_entropy(
         similarity * scale + bias, target, row_weight=row_weight, reduction=reduction,
         normalizer=normalizer, empty=empty, engine=engine,
     )  # fmt: skip
+
+
+def _siglip_by_chunks(
+    similarity: LinearLogits,
+    target: Tensor | None,
+    scale: float | Tensor,
+    bias: float | Tensor,
+    engine: str,
+    *,
+    row_weight: Tensor | None,
+    **reduction: Any,
+) -> Tensor:
+    """The same with the pairs of some rows at a time; scale and bias are part of the head."""
+    if want_gradient(row_weight, target) or transforms_active():
+        whole = similarity.whole("a gradient of weights or targets, or a transform,")
+        return siglip_loss(
+            whole, target, scale=scale, bias=bias, row_weight=row_weight, engine=engine, **reduction
+        )
+    rows, columns = similarity.shape
+    row_weight = check_reduction(row_weight=row_weight, rows=similarity.shape[:1], **reduction)
+    if target is not None and target.shape != similarity.shape:
+        raise ValueError(
+            f"`target` must have the shape of `similarity`, {tuple(similarity.shape)}; got "
+            f"{tuple(target.shape)}"
+        )
+    own, cap = similarity.recorded()
+    if cap is not None:
+        raise ValueError("siglip_loss takes similarities without a softcap")
+    scale = torch.as_tensor(scale, device=similarity.device).reshape(())
+    bias = torch.as_tensor(bias, device=similarity.device).reshape(()).expand(columns)
+    source = similarity.bare().absorb(scale if own is None else scale * own, bias)
+    row, column = (torch.arange(n, device=source.device) for n in (rows, columns))
+
+    def rows_of(index: Any, z: Tensor) -> Rows:
+        match = row[index].unsqueeze(-1) == column if target is None else target[index]
+        values = multilabel_cross_entropy(z, match.to(z.dtype), reduction="none", engine=engine)
+        return values.double(), None, torch.ones_like(values, dtype=torch.float64)
+
+    return reduce_by_chunks((source,), None, rows_of, row_weight=row_weight, **reduction).to(
+        similarity.dtype
+    )

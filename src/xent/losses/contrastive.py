@@ -1,0 +1,347 @@
+"""Cross-entropy whose classes are other examples, or samples of the classes there are.
+
+Similarities are logits behind a linear head, the other examples its weight: a chunk of rows at a
+time, never N x N.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from .._check import finite_number, is_tensor, vector_of_classes
+from ..frames.dense_loss import explained
+from ..frames.linear_head import Rows, reduce_by_chunks
+from ..frames.reduction import Reduction, check_reduction, reduce_rows
+from ..linear_logits import MAX_WORKSPACE, LinearLogits
+from ..measurement import statistics
+from .classification import cross_entropy
+
+
+@explained
+def info_nce_loss(
+    query: Tensor,
+    key: Tensor,
+    target: Tensor | None = None,
+    *,
+    temperature: float | Tensor = 0.07,
+    normalize: bool = True,
+    ignore_index: int = -100,
+    reduction: Reduction = "mean",
+    normalizer: float | Tensor | str | None = None,
+    row_weight: Tensor | None = None,
+    empty: Literal["nan", "zero"] = "nan",
+    max_workspace: int = MAX_WORKSPACE,
+) -> Tensor:
+    r"""InfoNCE: which of many keys belongs to each query, as a matter of classification.
+
+    .. math:: \ell_n = -\log \frac{\exp(q_n \cdot k_{y_n} / T)}{\sum_m \exp(q_n \cdot k_m / T)}
+
+    The matrix of similarities is never there as a whole. ``log(M)`` less the loss estimates the
+    mutual information of query and key from below, and is never above ``log(M)``.
+
+    Args:
+        query: features, ``(N, D)``.
+        key: ``(M, D)``, of the same dtype. Keys beyond those that belong to a query are further
+            negatives: a queue, or those of other machines.
+        target: the number of the key of each query, int64, ``(N,)``; None for key n of query n.
+        temperature: ``T``, positive: a number, or a 0-d tensor to be learned.
+        normalize: divide features by their length, so that similarities are cosines.
+        ignore_index: number in ``target`` that marks queries to leave out.
+        reduction: ``"none"``, ``"sum"`` or ``"mean"``, which divides by the number of queries kept,
+            or by the sum of their ``row_weight``.
+        max_workspace: bytes that a chunk of similarities may take.
+
+    Returns:
+        In nats: a scalar, or ``(N,)`` for ``reduction="none"``, in the dtype of ``query``.
+
+    Example:
+        >>> import torch, xent
+        >>> image, text = torch.eye(4), torch.eye(4) + 0.5
+        >>> round(xent.info_nce_loss(image, text, temperature=0.5).item(), 4)
+        0.6655
+        >>> t = torch.tensor(0.5, requires_grad=True)
+        >>> xent.info_nce_loss(image, text, temperature=t).backward()
+        >>> round(t.grad.item(), 4)
+        1.1223
+
+    References:
+        van den Oord, Li & Vinyals, *Representation learning with contrastive predictive coding*,
+        2018. Poole et al., *On variational bounds of mutual information*, ICML 2019.
+    """
+    logits: Any = _similarities(("query", query), ("key", key), normalize, max_workspace)
+    result = cross_entropy(
+        logits, _paired(logits) if target is None else target, logit_scale=_inverse(temperature),
+        ignore_index=ignore_index, reduction=reduction, normalizer=normalizer,
+        row_weight=row_weight, empty=empty,
+    )  # fmt: skip
+    assert isinstance(result, Tensor)
+    return result
+
+
+@explained
+def clip_loss(
+    image: Tensor,
+    text: Tensor,
+    *,
+    logit_scale: float | Tensor = 1 / 0.07,
+    normalize: bool = True,
+    reduction: Reduction = "mean",
+    normalizer: float | Tensor | str | None = None,
+    row_weight: Tensor | None = None,
+    empty: Literal["nan", "zero"] = "nan",
+    max_workspace: int = MAX_WORKSPACE,
+) -> Tensor:
+    r"""The contrastive loss of CLIP: :func:`xent.info_nce_loss` both ways, and their mean.
+
+    .. math:: \ell_n = \tfrac12 \bigl( -\log \mathrm{softmax}_n(s\, x_n \cdot y_{1..N})
+        - \log \mathrm{softmax}_n(s\, y_n \cdot x_{1..N}) \bigr)
+
+    The matrix of similarities is never there as a whole, in neither direction.
+
+    Args:
+        image: features ``x``, ``(N, D)``.
+        text: features ``y``, ``(N, D)``; row n belongs to row n.
+        logit_scale: ``s``, the inverse temperature, positive: a number, or a 0-d tensor to be
+            learned (``log_scale.exp()`` of a parameter, say).
+        normalize: divide features by their length.
+        reduction: ``"none"``, ``"sum"`` or ``"mean"`` over the pairs.
+        max_workspace: bytes that a chunk of similarities may take.
+
+    Returns:
+        In nats: a scalar, or ``(N,)`` for ``reduction="none"``, in the dtype of ``image``.
+
+    Example:
+        >>> import torch, xent
+        >>> image, text = torch.eye(3), torch.eye(3).roll(1, 0) + 2 * torch.eye(3)
+        >>> round(xent.clip_loss(image, text, logit_scale=1.0).item(), 4)
+        0.717
+
+    References:
+        Radford et al., *Learning transferable visual models from natural language supervision*,
+        ICML 2021.
+    """
+    if isinstance(image, Tensor) and isinstance(text, Tensor) and image.shape != text.shape:
+        raise ValueError(
+            f"`image` and `text` must have the same shape, (N, D); got {tuple(image.shape)} and "
+            f"{tuple(text.shape)}"
+        )
+    temperature = _inverse(logit_scale, "logit_scale")
+    ways = [
+        info_nce_loss(
+            a, b, temperature=temperature, normalize=normalize, reduction=reduction,
+            normalizer=normalizer, row_weight=row_weight, empty=empty, max_workspace=max_workspace,
+        )
+        for a, b in ((image, text), (text, image))
+    ]  # fmt: skip
+    return (ways[0] + ways[1]) / 2
+
+
+@explained
+def nt_xent_loss(
+    view_a: Tensor,
+    view_b: Tensor,
+    *,
+    temperature: float | Tensor = 0.5,
+    normalize: bool = True,
+    reduction: Reduction = "mean",
+    normalizer: float | Tensor | str | None = None,
+    max_workspace: int = MAX_WORKSPACE,
+) -> Tensor:
+    r"""The loss of SimCLR: of all views of all examples, which is the other view of this one?
+
+    InfoNCE over ``2 N`` views, each of which is compared with all others but itself.
+
+    Args:
+        view_a: features of one view of each example, ``(N, D)``.
+        view_b: of the other, likewise.
+        temperature: divides the similarities: positive, a number or a 0-d tensor to be learned.
+        normalize: divide features by their length.
+        reduction: ``"none"``, ``"sum"`` or ``"mean"`` over all ``2 N`` views.
+        max_workspace: bytes that a chunk of similarities may take.
+
+    Returns:
+        In nats: a scalar, or ``(2 N,)`` for ``reduction="none"``, the views ``a`` first; in the
+        dtype of ``view_a``.
+
+    Example:
+        >>> import torch, xent
+        >>> round(xent.nt_xent_loss(torch.eye(3), torch.eye(3) + 0.5).item(), 4)
+        0.837
+
+    References:
+        Chen et al., *A simple framework for contrastive learning of visual representations*, ICML
+        2020.
+    """
+    is_tensor("view_a", view_a)
+    is_tensor("view_b", view_b)
+    if view_a.shape != view_b.shape:
+        raise ValueError(
+            f"`view_a` and `view_b` must have the same shape, (N, D); got {tuple(view_a.shape)} "
+            f"and {tuple(view_b.shape)}"
+        )
+    check_reduction(reduction, normalizer, None, "nan", view_a.shape[:1])
+    views = ("views", torch.cat([view_a, view_b]))
+    logits = _similarities(views, views, normalize, max_workspace)
+    one = torch.ones((), dtype=torch.float64, device=logits.device)
+    source = logits.absorb(_inverse(temperature) * one, None)
+    itself = torch.arange(source.shape[0], device=source.device)
+    other = itself.roll(len(view_a))
+
+    def rows_of(index: Any, z: Tensor) -> Rows:
+        apart = z.scatter(1, itself[index].unsqueeze(-1), -torch.inf)
+        values = cross_entropy(apart, other[index], reduction="none")
+        assert isinstance(values, Tensor)
+        return values.double(), None, torch.ones_like(values, dtype=torch.float64)
+
+    return reduce_by_chunks(
+        (source,), None, rows_of, reduction=reduction, normalizer=normalizer, row_weight=None,
+        empty="nan",
+    ).to(view_a.dtype)  # fmt: skip
+
+
+@explained
+def sampled_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    sampled: Tensor,
+    *,
+    bias: Tensor | None = None,
+    log_q: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: Reduction = "mean",
+    normalizer: float | Tensor | str | None = None,
+    row_weight: Tensor | None = None,
+    empty: Literal["nan", "zero"] = "nan",
+    max_workspace: int = MAX_WORKSPACE,
+) -> Tensor:
+    r"""Cross-entropy against a sample of the classes, for a vocabulary too large for all of them.
+
+    .. math:: \ell = -\log \frac{e^{z_y - \log q_y}}{e^{z_y - \log q_y}
+        + \sum_{j \in S,\, j \ne y} e^{z_j - \log q_j}}, \qquad z = W h + b
+
+    With ``log_q`` the sample stands for all classes in the right proportion, and the gradient tends
+    to that of :func:`xent.cross_entropy` as it grows. A row whose target is in the sample does not
+    compete with itself.
+
+    Args:
+        hidden: features, ``(..., D)``.
+        weight: of the whole head, ``(V, D)``; only sampled rows and those of targets are used.
+        target: class indices, int64, ``(...)``.
+        sampled: classes to compare with, int64, ``(S,)``, the same for all rows. One that was drawn
+            several times counts as often.
+        bias: ``(V,)``.
+        log_q: logarithm of the distribution the sample was drawn from, ``(V,)``, up to a constant.
+            None for no correction, as if that were uniform.
+        ignore_index: class index that marks rows to leave out.
+        reduction: ``"none"``, ``"sum"`` or ``"mean"``, which divides by the number of rows kept, or
+            by the sum of their ``row_weight``.
+        max_workspace: bytes that a chunk of logits may take.
+
+    Returns:
+        In nats: a scalar, or ``(...)`` for ``reduction="none"``, in the dtype of ``hidden``.
+
+    Example:
+        >>> import torch, xent
+        >>> hidden, weight = torch.eye(2), torch.tensor([[2.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
+        >>> target, some = torch.tensor([0, 1]), torch.tensor([1, 2])
+        >>> xent.sampled_cross_entropy(hidden, weight, target, some, reduction="none")
+        tensor([0.4076, 0.6931])
+
+    References:
+        Bengio & Senecal, *Quick training of probabilistic neural nets by importance sampling*,
+        AISTATS 2003. Jean et al., *On using very large target vocabulary for neural machine
+        translation*, ACL 2015.
+    """
+    every = LinearLogits(hidden, weight, bias)  # checks the shapes
+    classes = weight.shape[0]
+    is_tensor("sampled", sampled)
+    if sampled.ndim != 1 or sampled.numel() == 0 or sampled.dtype != torch.int64:
+        raise ValueError(
+            f"`sampled` must list at least one class, int64, (S,); got {sampled.dtype} of shape "
+            f"{tuple(sampled.shape)}"
+        )
+    rows = hidden.shape[:-1]
+    is_tensor("target", target)
+    if target.shape != rows or target.dtype not in (torch.int64, torch.uint8):
+        raise ValueError(
+            f"`target` must hold a class index for each row of `hidden`, shape {tuple(rows)}; got "
+            f"{target.dtype} of shape {tuple(target.shape)}"
+        )
+    row_weight = check_reduction(reduction, normalizer, row_weight, empty, rows)
+    kept = target != ignore_index
+    label = torch.where(kept, target.to(torch.int64), 0)
+    for name, x in (("target", label), ("sampled", sampled)):
+        if bool(((x < 0) | (x >= classes)).any()):
+            raise ValueError(f"`{name}` holds a class outside 0 to {classes - 1}")
+    few, counts = sampled.unique(return_counts=True)
+    correction = counts.double().log()
+    if log_q is not None:
+        vector_of_classes("log_q", log_q, classes, weight.device)
+        log_q = log_q.double()
+        correction = correction - log_q[few]
+    logits = LinearLogits(
+        hidden, weight[few], None if bias is None else bias[few], max_workspace=max_workspace
+    )
+    # Among the sampled classes the target is one of them, or absent; either way it is no rival.
+    place = torch.searchsorted(few, label).clamp(max=len(few) - 1)
+    place = torch.where(few[place] == label, place, len(few))
+    stats: Any = statistics(
+        logits, torch.where(kept, place, -1),  # pyright: ignore
+        ignore_index=-1, class_bias=correction, first_class=0,
+    )  # fmt: skip
+    wide = torch.promote_types(hidden.dtype, torch.float32)
+    z = (weight[label].to(wide) * hidden.to(wide)).sum(-1).double()
+    z = z if bias is None else z + bias[label]
+    z = z if log_q is None else z - log_q[label]
+    rest = torch.where(kept, stats.rest, 0)
+    values = -torch.nn.functional.logsigmoid(z - rest)
+    return reduce_rows(
+        values, kept, kept.to(values.dtype), reduction=reduction, normalizer=normalizer,
+        row_weight=row_weight, empty=empty,
+    ).to(every.dtype)  # fmt: skip
+
+
+def _similarities(
+    query: tuple[str, Tensor], key: tuple[str, Tensor], normalize: bool, max_workspace: int
+) -> LinearLogits:
+    for name, x in (query, key):
+        is_tensor(name, x)
+        if x.ndim != 2 or not x.is_floating_point():
+            raise ValueError(
+                f"`{name}` must hold features, floating point, (N, D); got {x.dtype} of shape "
+                f"{tuple(x.shape)}"
+            )
+    features = [
+        torch.nn.functional.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=-1).to(
+            x.dtype
+        )
+        if normalize
+        else x
+        for _, x in (query, key)
+    ]
+    return LinearLogits(*features, max_workspace=max_workspace)
+
+
+def _paired(logits: LinearLogits) -> Tensor:
+    """Key n for query n."""
+    queries, keys = logits.shape
+    if keys < queries:
+        raise ValueError(
+            f"{queries} queries need as many keys, got {keys}; say which belongs to which: `target`"
+        )
+    return torch.arange(queries, device=logits.device)
+
+
+def _inverse(x: float | Tensor, name: str = "temperature") -> float | Tensor:
+    """One over a number that must be positive, or a 0-d tensor of one."""
+    if isinstance(x, Tensor):
+        if x.numel() != 1:
+            raise ValueError(f"`{name}` must be one number, got shape {tuple(x.shape)}")
+        return 1 / x.reshape(())
+    if finite_number(name, x) <= 0:
+        raise ValueError(f"`{name}` must be positive, got {x}")
+    return 1 / x

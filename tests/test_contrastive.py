@@ -1,0 +1,239 @@
+"""Losses whose classes are other examples, or samples: those of the whole matrix, without it."""
+
+import mpmath
+import pytest
+import torch
+import torch.nn.functional as F
+
+import xent
+from xent.engines import heads
+
+every_reduction = pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch):
+    """Several chunks even of small problems."""
+    monkeypatch.setattr(heads, "MAX_ROWS", 5)
+
+
+def features(*shape):
+    return torch.randn(*shape, dtype=torch.float64, requires_grad=True)
+
+
+def learned(x):
+    return torch.tensor(x, dtype=torch.float64, requires_grad=True)
+
+
+def cosines(a, b):
+    return F.normalize(a, dim=-1) @ F.normalize(b, dim=-1).T
+
+
+def reduced(values, reduction):
+    return values if reduction == "none" else getattr(values, reduction)()
+
+
+def agree(found, expected, parts, rtol=1e-10):
+    torch.testing.assert_close(found, expected, rtol=rtol, atol=1e-13)
+    for a, b in zip(
+        torch.autograd.grad((found * 1.5).sum(), parts),
+        torch.autograd.grad((expected * 1.5).sum(), parts),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b, rtol=rtol, atol=1e-12)
+
+
+@every_reduction
+@pytest.mark.parametrize("normalize", [True, False])
+def test_info_nce(reduction, normalize):
+    a, b, t = features(12, 6), features(17, 6), learned(0.3)
+    weight = torch.rand(12, dtype=torch.float64)
+    options = {"temperature": t, "normalize": normalize, "row_weight": weight}
+    found = xent.info_nce_loss(a, b, reduction=reduction, **options)
+    z = (cosines(a, b) if normalize else a @ b.T) / t
+    values = F.cross_entropy(z, torch.arange(12), reduction="none") * weight
+    expected = values.sum() / weight.sum() if reduction == "mean" else reduced(values, reduction)
+    agree(found, expected, (a, b, t))
+
+
+def test_keys_in_any_order():
+    a, b = features(7, 4), features(9, 4)
+    y = torch.randperm(9)[:7]
+    y[2] = -100
+    found = xent.info_nce_loss(a, b, y, temperature=0.5)
+    agree(found, F.cross_entropy(cosines(a, b) / 0.5, y), (a, b))
+
+
+@every_reduction
+def test_clip(reduction):
+    a, b, log_scale = features(12, 6), features(12, 6), learned(2.0)
+    found = xent.clip_loss(a, b, logit_scale=log_scale.exp(), reduction=reduction)
+    z, y = cosines(a, b) * log_scale.exp(), torch.arange(12)
+    values = sum(F.cross_entropy(x, y, reduction="none") for x in (z, z.T)) / 2
+    agree(found, reduced(values, reduction), (a, b, log_scale))
+
+
+@every_reduction
+def test_nt_xent(reduction):
+    a, b, t = features(7, 4), features(7, 4), learned(0.4)
+    found = xent.nt_xent_loss(a, b, temperature=t, reduction=reduction)
+    both = torch.cat([a, b])
+    z = (cosines(both, both) / t).masked_fill(torch.eye(14).bool(), -torch.inf)
+    values = F.cross_entropy(z, torch.arange(14).roll(7), reduction="none")
+    agree(found, reduced(values, reduction), (a, b, t))
+
+
+@every_reduction
+@pytest.mark.parametrize("dense", [True, False])
+def test_siglip(reduction, dense):
+    a, b, t, c = features(12, 6), features(15, 6), learned(4.0), learned(-3.0)
+    target = (torch.rand(12, 15) < 0.2).double() if dense else None
+    weight = torch.rand(12, dtype=torch.float64)
+    options = {"scale": t, "bias": c, "reduction": reduction, "row_weight": weight}
+    lean = xent.siglip_loss(xent.LinearLogits(a, b) * 0.5, target, **options)
+    z = a @ b.T * 0.5 * t + c
+    y = torch.eye(12, 15, dtype=torch.float64) if target is None else target
+    values = F.binary_cross_entropy_with_logits(z, y, reduction="none").sum(1) * weight
+    expected = values.sum() / weight.sum() if reduction == "mean" else reduced(values, reduction)
+    agree(lean, expected, (a, b, t, c))
+
+
+def test_a_sure_pair_keeps_its_digits():
+    """A similarity of 1 against none, at a temperature of 1/60."""
+    found = xent.info_nce_loss(torch.eye(3), torch.eye(3), temperature=1 / 60)
+    truth = float(mpmath.log1p(2 * mpmath.exp(-mpmath.mpf(60))))
+    assert abs(found.item() - truth) <= 8 * 2**-24 * 60 * truth
+
+
+@pytest.mark.parametrize("correct", [True, False])
+@every_reduction
+def test_sampled_softmax(correct, reduction):
+    h, w, b = features(3, 4, 6), features(30, 6), features(30)
+    y = torch.randint(30, (3, 4))
+    y[1, 2] = -100
+    some = torch.cat([torch.randint(30, (9,)), y[0]])  # some targets are drawn, some twice
+    log_q = torch.randn(30) if correct else None
+    found = xent.sampled_cross_entropy(h, w, y, some, bias=b, log_q=log_q, reduction=reduction)
+    z = F.linear(h, w, b) - (0 if log_q is None else log_q)
+    rivals = z[..., some].masked_fill(some == y.unsqueeze(-1), -torch.inf)
+    own = z.gather(-1, y.clamp(min=0).unsqueeze(-1))
+    values = torch.where(y >= 0, -torch.log_softmax(torch.cat([own, rivals], -1), -1)[..., 0], 0)
+    expected = values.sum() / 11 if reduction == "mean" else reduced(values, reduction)
+    agree(found, expected, (h, w, b))
+
+
+def test_a_sample_of_all_classes_is_cross_entropy():
+    h, w = features(8, 4), features(11, 4)
+    y = torch.randint(11, (8,))
+    found = xent.sampled_cross_entropy(h, w, y, torch.randperm(11))
+    agree(found, F.cross_entropy(h @ w.T, y), (h, w))
+
+
+def test_the_correction_takes_the_bias_out():
+    """Over many samples from a skewed distribution, the mean of exp(lse) is that of all classes."""
+    h, w = torch.randn(1, 4).double(), torch.randn(12, 4).double()
+    q = torch.softmax(2 * torch.randn(12, dtype=torch.float64), 0)
+    generator, y = torch.Generator().manual_seed(0), torch.tensor([3])
+    size, total, draws = 6, [], 4000
+    for _ in range(draws):
+        some = torch.multinomial(q, size, replacement=True, generator=generator)
+        loss = xent.sampled_cross_entropy(h, w, y, some, log_q=(q * size).log())
+        odds = torch.expm1(loss)  # of all sampled rivals against the target, over its own share
+        total.append(odds / (q[3] * size))
+    total = torch.stack(total)
+    z = (h @ w.T)[0]
+    truth = (z.exp().sum() - z[3].exp()) / z[3].exp()
+    assert abs(total.mean() - truth) <= 4 * total.std() / draws**0.5
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda a, b: xent.info_nce_loss(a, b, temperature=0.3),
+        lambda a, b: xent.clip_loss(a, b, reduction="none").sum(),
+        lambda a, b: xent.nt_xent_loss(a, b, temperature=0.3),
+        lambda a, b: xent.siglip_loss(xent.LinearLogits(a, b), scale=2.0, bias=-1.0),
+        lambda a, b: xent.sampled_cross_entropy(a, b, torch.arange(6), torch.tensor([1, 2, 2])),
+    ],
+    ids=["info_nce", "clip", "nt_xent", "siglip", "sampled"],
+)
+def test_derivatives(loss):
+    a, b = features(6, 3), features(6, 3)
+    assert torch.autograd.gradcheck(loss, (a, b))
+    assert torch.autograd.gradgradcheck(loss, (a, b))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_narrow_types(dtype):
+    a, b = (torch.randn(40, 16).to(dtype) for _ in range(2))
+    wide = [x.double() for x in (a, b)]
+    for loss in (xent.info_nce_loss, xent.clip_loss, xent.nt_xent_loss):
+        options = {"normalize": False, **({} if loss is xent.clip_loss else {"temperature": 1.0})}
+        if loss is xent.clip_loss:
+            options["logit_scale"] = 1.0
+        found = loss(a, b, **options)
+        assert found.dtype == dtype
+        # Each way of the mean is rounded before the mean is.
+        truth = loss(*wide, **options).item()
+        assert abs(found.item() - truth) <= torch.finfo(dtype).eps * truth
+
+
+def test_no_matrix_of_pairs():
+    """The largest tensor that is made is a chunk."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Largest(TorchDispatchMode):
+        numel = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            for x in out if isinstance(out, (tuple, list)) else [out]:
+                if isinstance(x, torch.Tensor):
+                    self.numel = max(self.numel, x.untyped_storage().nbytes() // x.itemsize)
+            return out
+
+    n = 64
+    a, b = (torch.randn(n, 4, requires_grad=True) for _ in range(2))
+    for loss in (
+        lambda: xent.info_nce_loss(a, b),
+        lambda: xent.clip_loss(a, b, reduction="none").sum(),
+        lambda: xent.nt_xent_loss(a, b),
+        lambda: xent.siglip_loss(xent.LinearLogits(a, b)),
+    ):
+        with Largest() as seen:
+            loss().backward()
+        assert seen.numel < n * n / 2
+
+
+BAD = {
+    "shape": (lambda a: xent.info_nce_loss(a, a[0]), "`key` must hold features"),
+    "too few keys": (lambda a: xent.info_nce_loss(a, a[:2]), "need as many keys"),
+    "temperature": (lambda a: xent.info_nce_loss(a, a, temperature=0.0), "`temperature` must be"),
+    "two": (lambda a: xent.info_nce_loss(a, a, temperature=torch.ones(2)), "must be one number"),
+    "scale": (lambda a: xent.clip_loss(a, a, logit_scale=-1.0), "`logit_scale` must be positive"),
+    "pairs": (lambda a: xent.clip_loss(a, a[:2]), "must have the same shape"),
+    "views": (lambda a: xent.nt_xent_loss(a, a[:2]), "must have the same shape"),
+    "target": (
+        lambda a: xent.siglip_loss(xent.LinearLogits(a, a), torch.ones(4)), "shape of `similarity`",
+    ),
+    "cap": (lambda a: xent.siglip_loss(3 * torch.tanh(xent.LinearLogits(a, a) / 3)), "softcap"),
+    "nothing sampled": (
+        lambda a: xent.sampled_cross_entropy(a, a, torch.arange(5), torch.arange(0)), "`sampled`",
+    ),
+    "no such sample": (
+        lambda a: xent.sampled_cross_entropy(a, a, torch.arange(5), torch.tensor([5])), "outside",
+    ),
+    "no such target": (
+        lambda a: xent.sampled_cross_entropy(a, a, torch.arange(1, 6), torch.arange(2)), "outside",
+    ),
+    "targets": (
+        lambda a: xent.sampled_cross_entropy(a, a, torch.arange(2), torch.arange(2)), "`target`",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input(name):
+    call, message = BAD[name]
+    with pytest.raises(ValueError, match=message):
+        call(torch.randn(5, 4))
