@@ -10,6 +10,7 @@ refused, so this can be decoded and bits per byte is the length of a true code.
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 import sysconfig
 from array import array
@@ -134,6 +135,18 @@ def shuffle(streams: Sequence[Tensor], seed: int) -> Tensor:
     pieces = [piece for stream in streams for piece in stream.split(PIECE)]
     order = torch.randperm(len(pieces), generator=torch.Generator().manual_seed(seed))
     return torch.cat([pieces[i] for i in order.tolist()])
+
+
+def bits_per_byte(nats: float, classes: Tensor, sizes: Tensor) -> float:
+    """The length of the code, with the spelling of unknown tokens paid for.
+
+    Args:
+        nats: sum of the loss over the tokens.
+        classes: their classes.
+        sizes: how many bytes of text each of them stands for.
+    """
+    spelling = 8 * (sizes[classes == UNKNOWN] + 1).sum().item()  # each byte, and NUL at the end
+    return (nats / math.log(2) + spelling) / max(1, int(sizes.sum()))
 
 
 def _standard_library() -> list[Path]:
