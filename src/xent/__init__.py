@@ -14,6 +14,7 @@ from . import information, nn
 from ._check import TargetError
 from .diagnose import diagnose
 from .engines import Explanation
+from .evaluation import Evaluation, evaluate
 from .frames.element_loss import Elements, element_loss
 from .frames.row_loss import row_loss
 from .linear_logits import LinearLogits
@@ -100,6 +101,7 @@ except PackageNotFoundError:  # imported from a source tree that was never insta
 
 __all__ = [
     "Elements",
+    "Evaluation",
     "Explanation",
     "LinearLogits",
     "RowStatistics",
@@ -130,6 +132,7 @@ __all__ = [
     "element_loss",
     "entmax",
     "entmax_loss",
+    "evaluate",
     "explain",
     "flip_labels",
     "focal_loss",

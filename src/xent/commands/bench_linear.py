@@ -132,7 +132,7 @@ def _check_device(name: str) -> None:
 def _cells(args: argparse.Namespace) -> list[LinearCell]:
     """Every shape in every dtype asked for; by default what takes too long in bfloat16 not."""
     if args.shapes or args.dtypes or args.quick:
-        shapes = args.shapes or (QUICK_GRID if args.quick else GRID)
+        shapes: list[Shape] = args.shapes or (QUICK_GRID if args.quick else GRID)
         grid = [(shape, dtype) for shape in shapes for dtype in args.dtypes or DTYPES[:2]]
     else:
         grid = [(shape, "float32") for shape in GRID]
@@ -157,7 +157,7 @@ def measure_cell(cell: LinearCell, names: Sequence[str], rounds: int) -> dict[st
     """
     entries: dict[str, dict[str, Any]] = {name: {} for name in names}
     inputs = make_inputs(cell)
-    calls = _products(cell, *inputs[:2])
+    calls = _products(cell, inputs[0], inputs[1])
     bare = list(calls)
     for name in names:
         try:

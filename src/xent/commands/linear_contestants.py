@@ -60,9 +60,11 @@ def _lean(loss: Callable[..., Any]) -> Callable[[], Loss]:
 
 
 def _ignoring() -> Loss:
-    def loss(h: Tensor, w: Tensor, y: Tensor) -> Tensor:
+    lean = _lean(cross_entropy)()
+
+    def loss(h: Tensor, w: Tensor, y: Tensor) -> Any:
         few = torch.where(torch.arange(len(y), device=y.device) % 5 < 3, -100, y)
-        return cross_entropy(LinearLogits(h, w), few)
+        return lean(h, w, few)
 
     return loss
 

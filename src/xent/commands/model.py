@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from .. import LinearLogits, cross_entropy
 
 
-def _fused(logits: LinearLogits, target: Tensor, **options: Any) -> Tensor:
+def _fused(logits: LinearLogits, target: Tensor, **options: Any) -> Any:
     # The gradient may take the place of the logits: the product of matrices before them does not
     # read them again, and nobody else does.
     return cross_entropy(logits.materialize(), target, inplace_backward=True, **options)
@@ -23,7 +23,7 @@ def _plain(logits: LinearLogits, target: Tensor, **options: Any) -> Tensor:
 
 
 # From the logits that are not there yet to the loss: by chunks, or all of them at once.
-HEADS: dict[str, Callable[..., Tensor]] = {
+HEADS: dict[str, Callable[..., Any]] = {
     "lean": cross_entropy,
     "xent": _fused,
     "torch": _plain,

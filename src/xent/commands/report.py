@@ -56,8 +56,10 @@ def _share(share: float | None) -> str:
     return "not known" if share is None else f"{share:.1%}"
 
 
-FOOTNOTE = """\
+SPELLING = """\
 * Per token, all unknown tokens are one class, which flatters. Bits per byte pays for their spelling
-  too, 8 bits for each byte and 8 for the end: the length of a code that gives the text back.
+  too, 8 bits for each byte and 8 for the end: the length of a code that gives the text back."""
+FOOTNOTE = f"""\
+{SPELLING}
 ** From the features of the tokens to their gradient and that of the head: the three products of
   matrices with the embedding, and the cross-entropy between them."""

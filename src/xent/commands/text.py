@@ -15,7 +15,7 @@ import re
 import sysconfig
 from array import array
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -168,19 +168,36 @@ def _read_streams(
     skipped: list[Path] = []
     total = sum(path.stat().st_size for path in files)
     with bar(total=total, desc="reading", unit="B", unit_scale=True, leave=False) as progress:
-        for path in files:
-            try:
-                data = read_text(path)
-            except UserError:
-                if path in named:
-                    raise
-                skipped.append(path)
-                continue
+        for data in each_text(files, named, skipped):
             if data:
                 numbers = array("i", map(ids.__getitem__, [*TOKEN.findall(data.decode()), ""]))
                 streams[_hash(data)] = torch.frombuffer(numbers, dtype=torch.int32)
             progress.update(len(data))
     return streams, skipped
+
+
+def each_text(files: list[Path], named: frozenset[Path], skipped: list[Path]) -> Iterator[bytes]:
+    """The bytes of the files; those that are not text and were not named are skipped."""
+    for path in files:
+        try:
+            data = read_text(path)
+        except UserError:
+            if path in named:
+                raise
+            skipped.append(path)
+        else:
+            yield data
+
+
+def classify(texts: Iterable[bytes], vocabulary: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Texts in the classes of a vocabulary, and how many bytes each token stands for."""
+    ids = {token: k for k, token in enumerate(vocabulary)}
+    classes, sizes = array("i"), array("i")
+    for data in texts:
+        tokens = TOKEN.findall(data.decode())
+        classes.extend([*(ids.get(token, UNKNOWN) for token in tokens), END])
+        sizes.extend([*(len(token.encode()) for token in tokens), 0])
+    return torch.tensor(classes, dtype=torch.int32), torch.tensor(sizes, dtype=torch.int32)
 
 
 def read_text(path: Path) -> bytes:
