@@ -84,7 +84,7 @@ def test_the_truth_is_what_autograd_finds_in_float64(sure, monkeypatch):
     assert (exact(h, w, y).item() < 1e-6) == sure
 
 
-def test_memory_is_measured_in_a_process_of_its_own():
+def test_memory_is_measured_in_a_process_of_its_own(core):
     found = {"xent": {}, "torch": {}, "broken": {}}
     bench_linear._measure_memory(LinearCell(4096, 16, 2000, "float32", "cpu"), found, 1)
     logits = 4096 * 2000 * 4

@@ -131,7 +131,7 @@ def evaluate(
 
     The text is cut into windows of ``length`` tokens, ``stride`` apart; the last one ends with the
     text. Each token but the first is scored exactly once, in the first window that holds it, so
-    after at least ``length - stride`` others, as far as the text has them. Sums are float64.
+    after more than ``length - stride`` others, as far as the text has them. Sums are float64.
 
     If the model returns :class:`xent.LinearLogits`, the logits are never there as a whole, and
     what an earlier window has scored is not multiplied again.
@@ -180,7 +180,7 @@ def evaluate(
         Jelinek et al., *Perplexity, a measure of the difficulty of speech recognition tasks*, 1977.
         Calibration: Guo et al., *On calibration of modern neural networks*, ICML 2017.
     """
-    from .learn.reliability import bin_confidences
+    from .learn.reliability import bin_confidences  # `import xent` does without it
 
     labels = _check(tokens, labels, length, stride, batch, total_bytes)
     texts, labels = (x.reshape(-1, x.shape[-1]).long() for x in (tokens, labels))

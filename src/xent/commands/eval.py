@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..evaluation import Evaluation, evaluate
-from .console import UserError, progress_bar
+from .console import UserError, note, progress_bar
 from .model import LanguageModel
 from .plot import require_matplotlib, save_figure
 from .report import SPELLING
@@ -219,7 +219,8 @@ def _lean(model: Any) -> Callable[[Tensor], Any]:
         from ..integrations.transformers import lean  # pyright: ignore
 
         lean(model)
-    except (ImportError, TypeError):  # a head that is not linear, or quantised
+    except (ImportError, TypeError) as error:  # a head that is not linear, or quantised
+        note(f"all logits of a batch at once, because {error}")
         return lambda ids: model(input_ids=ids, use_cache=False)
     # Labels make it lean; the loss of no label costs nothing.
     return lambda ids: model(input_ids=ids, labels=torch.full_like(ids, IGNORED), use_cache=False)
