@@ -65,7 +65,7 @@ bench: $(VENV)/bench
 	mkdir -p benchmarks/results
 	$(BIN)/xent bench --memory --json benchmarks/results/cpu.json --markdown | tee benchmarks/results/cpu.txt
 	$(BIN)/python benchmarks/family.py | tee benchmarks/results/family.txt
-	$(BIN)/python benchmarks/linear.py | tee benchmarks/results/linear.txt
+	$(BIN)/xent bench linear --json benchmarks/results/linear.json --markdown | tee benchmarks/results/linear.txt
 
 docs: $(VENV)/installed
 	$(BIN)/python docs/build.py

@@ -30,8 +30,8 @@ from family_others import (
     optax_steps,
     step,
 )
-from xent.commands.bench import describe_machine
 from xent.commands.bench_report import machine_text
+from xent.commands.machine import describe_machine
 from xent.losses import CATALOG
 
 MIN_ROUNDS, SECONDS = 3, 4.0

@@ -136,7 +136,7 @@ def test_a_contestant_that_fails_is_reported_and_the_others_go_on(monkeypatch):
             try:
                 return getattr(self.bench, method)(*arguments)
             except RuntimeError as error:
-                raise ContestantError(contestants._in_one_line(error)) from None
+                raise ContestantError(contestants.in_one_line(error)) from None
 
     monkeypatch.setitem(CONTESTANTS, "broken", Contestant(_broken, (), "fails"))
     workers = {name: Here(name, 1) for name in ("xent", "broken")}

@@ -56,6 +56,7 @@ BELOW = {
     "learn": {*FOUNDATION, *MIDDLE, "losses", "information"},
     "integrations": {*FOUNDATION, *MIDDLE, "losses"},
     "plot": {*FOUNDATION, "losses"},
+    "evaluation": {*FOUNDATION, *MIDDLE, "learn"},
 }
 
 

@@ -15,6 +15,7 @@ from ._check import TargetError
 from .class_functions import sample
 from .diagnose import diagnose
 from .engines import Explanation
+from .evaluation import Evaluation, evaluate
 from .frames.element_loss import Elements, element_loss
 from .frames.row_loss import row_loss
 from .linear_logits import LinearLogits
@@ -114,6 +115,7 @@ except PackageNotFoundError:  # imported from a source tree that was never insta
 
 __all__ = [
     "Elements",
+    "Evaluation",
     "Explanation",
     "LinearLogits",
     "RowStatistics",
@@ -148,6 +150,7 @@ __all__ = [
     "entmax",
     "entmax_loss",
     "entropy",
+    "evaluate",
     "explain",
     "flip_labels",
     "focal_loss",

@@ -13,7 +13,8 @@ from .commands.console import UserError
 
 COMMANDS = {
     "info": "what is installed and which engine runs",
-    "train": "train a small language model, with this loss or with PyTorch's",
+    "train": "train a small language model behind a lean head, or with PyTorch's loss",
+    "eval": "perplexity, accuracy and calibration of a language model over text",
     "losses": "list the losses and what is known about them, or explain one",
     "plot": "draw losses and gradients against the probability of the target",
     "search": "look for a loss that suits your data, by evolution",

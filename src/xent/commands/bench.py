@@ -10,22 +10,19 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
-import platform
 import statistics
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from ..engines import native
 from .bench_report import LEGEND, cell_text, machine_text, markdown, memory_text, verdict
 from .console import UserError, progress_bar
 from .contestants import CONTESTANTS, MODES, Cell, ContestantError, Worker
+from .machine import cpu_seconds_of_all, describe_machine
 
 # From a toy batch over image classification to language models; the last is a short decode step.
 GRID = [(32, 10), (1024, 1000), (65536, 100), (2048, 32000), (1024, 128256), (8, 151936)]
@@ -42,7 +39,15 @@ MEMORY_FROM = 8 << 20  # bytes of logits; below, the process itself wobbles as m
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options of ``xent bench``."""
+    """Declare the options of ``xent bench``, and ``xent bench linear``."""
+    from . import bench_linear
+
+    subparsers = parser.add_subparsers(metavar="linear")
+    linear = subparsers.add_parser(
+        "linear", help="losses behind a linear head instead", description=bench_linear.PURPOSE
+    )
+    bench_linear.add_arguments(linear)
+    linear.set_defaults(run=bench_linear.run)
     switch = argparse.BooleanOptionalAction
     parser.add_argument("--quick", action="store_true", help="three shapes, few rounds, no memory")
     parser.add_argument(
@@ -52,13 +57,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES[:2]), metavar="DTYPE",
         help="of %(choices)s (default: float32 bfloat16)",
     )  # fmt: skip
-    parser.add_argument("--repeats", type=_positive, metavar="K", help="rounds (default: by time)")
+    parser.add_argument("--repeats", type=positive, metavar="K", help="rounds (default: by time)")
     parser.add_argument(
         "--patience", type=float, default=PATIENCE, metavar="SECONDS",
         help="per cell, for repeating rounds that other processes disturb (default: %(default)g)",
     )  # fmt: skip
     parser.add_argument(
-        "--threads", type=_positive, default=torch.get_num_threads(), help="default: %(default)s"
+        "--threads", type=positive, default=torch.get_num_threads(), help="default: %(default)s"
     )
     parser.add_argument(
         "--contestants", nargs="+", choices=tuple(CONTESTANTS), metavar="NAME",
@@ -104,10 +109,11 @@ def _shape(text: str) -> tuple[int, int]:
     rows, comma, classes = text.partition(",")
     if not comma:
         raise argparse.ArgumentTypeError(f"{text!r} is not N,V as in 1024,1000")
-    return _positive(rows), _positive(classes)
+    return positive(rows), positive(classes)
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """A whole number above 0 from the command line."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
     return int(text)
@@ -119,51 +125,6 @@ def _who_takes_part(asked: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     reasons = {name: CONTESTANTS[name].unavailable() for name in names}
     absent = {name: reason for name, reason in reasons.items() if reason is not None}
     return [name for name in names if name not in absent], absent
-
-
-# -- The machine -----------------------------------------------------------------------------------
-
-
-def describe_machine(threads: int) -> dict[str, Any]:
-    """What a reader must know to compare the figures with others."""
-    return {
-        "cpu": _cpu_model(),
-        "cores": os.cpu_count(),
-        "threads": threads,
-        "isa": native.isa,
-        "system": platform.system(),
-        "date": time.strftime("%Y-%m-%d"),
-        "versions": {"python": platform.python_version(), **_versions()},
-    }
-
-
-def _cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.processor() or platform.machine()
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in ("xent", "torch", "jax", "optax"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def _cpu_seconds_of_all() -> float | None:
-    """Seconds that all cores have spent on anything since the start; None where unknown."""
-    try:
-        fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
-    except OSError:
-        return None
-    idle, waiting = float(fields[3]), float(fields[4])
-    return (sum(map(float, fields)) - idle - waiting) / os.sysconf("SC_CLK_TCK")
 
 
 # -- Time and accuracy -----------------------------------------------------------------------------
@@ -227,7 +188,7 @@ def measure_cell(cell: Cell, workers: dict[str, Worker], plan: Plan) -> dict[str
     for name, mode in turns:
         times = [1e3 * one.seconds[name, mode] for one in rounds if (name, mode) in one.seconds]
         if times:
-            entries[name][mode] = _summary(times)
+            entries[name][mode] = summary(times)
     _compare(entries, plan.modes)
     known = [one.busy for one in rounds if one.busy is not None]
     busy = statistics.mean(known) if known else None
@@ -305,14 +266,14 @@ class _Race:
 
     def _clocks(self) -> tuple[float, float, float] | None:
         """Wall time, CPU time of all processes, CPU time of ours; None where unknown."""
-        everything = _cpu_seconds_of_all()
+        everything = cpu_seconds_of_all()
         if everything is None:
             return None
         ours = time.process_time() + sum(w.cpu_seconds() for w in self.workers.values())
         return time.perf_counter(), everything, ours
 
 
-def _summary(times: list[float]) -> dict[str, Any]:
+def summary(times: list[float]) -> dict[str, Any]:
     """Median and quartiles, with all the times they come from."""
     enough = times * 2 if len(times) == 1 else times  # quartiles of one time are that time
     low, middle, high = statistics.quantiles(enough, n=4, method="inclusive")

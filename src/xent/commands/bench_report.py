@@ -38,10 +38,15 @@ def cell_text(cell: dict[str, Any]) -> str:
 
 def _headline(cell: dict[str, Any]) -> str:
     rounds = len(cell["contestants"]["xent"].get("both", {}).get("ms_all", ()))
-    text = f"{_name(cell)}: {_size(_logit_bytes(cell))} of logits, {rounds} rounds"
-    if _disturbed(cell):
-        return f"{text}; DISTURBED: other processes kept {cell['others_busy']:.1f} cores busy"
-    return text
+    size = _size(_logit_bytes(cell))
+    return f"{_name(cell)}: {size} of logits, {rounds} rounds{disturbance(cell)}"
+
+
+def disturbance(cell: dict[str, Any]) -> str:
+    """What to add to a headline where other processes were busy meanwhile."""
+    if not _disturbed(cell):
+        return ""
+    return f"; DISTURBED: other processes kept {cell['others_busy']:.1f} cores busy"
 
 
 def _disturbed(cell: dict[str, Any]) -> bool:
@@ -56,9 +61,9 @@ def _logit_bytes(cell: dict[str, Any]) -> int:
 def _size(number: float) -> str:
     for unit in ("B", "KiB", "MiB"):
         if number < 1000:
-            return f"{_digits(number)} {unit}"
+            return f"{digits(number)} {unit}"
         number /= 1024
-    return f"{_digits(number)} GiB"
+    return f"{digits(number)} GiB"
 
 
 def _name(cell: dict[str, Any]) -> str:
@@ -73,7 +78,7 @@ def _time_table(entries: dict[str, dict[str, Any]], modes: Sequence[str]) -> str
     for name, entry in entries.items():
         if any(mode in entry for mode in modes):
             rows.append([name, *(text for mode in modes for text in _time_columns(entry, mode))])
-    return _aligned(rows)
+    return aligned(rows)
 
 
 def _time_columns(entry: dict[str, Any], mode: str) -> list[str]:
@@ -82,7 +87,7 @@ def _time_columns(entry: dict[str, Any], mode: str) -> list[str]:
         return [""] * 4
     low, high = time["ms_quartiles"]
     copies = f"{time['copies']:.1f}" if "copies" in time else ""
-    return [_digits(time["ms"]), f"{100 * (high - low) / time['ms']:.0f}%", _ratio(time), copies]
+    return [digits(time["ms"]), f"{100 * (high - low) / time['ms']:.0f}%", _ratio(time), copies]
 
 
 def _ratio(time: dict[str, Any]) -> str:
@@ -105,11 +110,12 @@ def _error_table(entries: dict[str, dict[str, Any]]) -> str:
         if "errors" in entry:
             found = entry["errors"]
             numbers = [found[batch][e] for batch in ("random", "confident") for e in ERRORS]
-            rows.append([name, *map(_error, numbers)])
-    return _aligned(rows)
+            rows.append([name, *map(error_text, numbers)])
+    return aligned(rows)
 
 
-def _error(number: float) -> str:
+def error_text(number: float) -> str:
+    """An error, with an exponent where it is small."""
     return f"{number:.2f}" if 0.01 <= number < 100 else f"{number:.1e}"
 
 
@@ -122,10 +128,10 @@ def memory_text(cells: list[dict[str, Any]]) -> str:
     rows = [["MiB beyond inputs", "logits", *names]]
     for cell in cells:
         entries = cell["contestants"]
-        size = _digits(_logit_bytes(cell) / 2**20)
+        size = digits(_logit_bytes(cell) / 2**20)
         rows.append([_name(cell), size, *(_memory(entries.get(n, {})) for n in names)])
     explanation = "(forward / forward+backward, the gradient included)"
-    return f"{_aligned(rows)}\n  {explanation}"
+    return f"{aligned(rows)}\n  {explanation}"
 
 
 def _memory(entry: dict[str, Any]) -> str:
@@ -176,7 +182,7 @@ def _markdown_row(cell: dict[str, Any], rivals: list[str]) -> list[str]:
     ours = entries["xent"].get("both", {})
     return [
         _name(cell) + (" \\*" if _disturbed(cell) else ""),
-        _digits(ours["ms"]) if ours else "-",
+        digits(ours["ms"]) if ours else "-",
         *(_markdown_ratio(entries[name], "both") for name in rivals),
         f"{ours['copies']:.1f}" if "copies" in ours else "-",
         *(_markdown_ratio(entries[name], "forward") for name in rivals),
@@ -191,12 +197,12 @@ def _markdown_ratio(entry: dict[str, Any], mode: str) -> str:
     return f"**{text}**" if _lost(time) else text
 
 
-def _digits(number: float) -> str:
+def digits(number: float) -> str:
     """Three significant digits without an exponent."""
     return f"{number:.0f}" if number >= 100 else f"{number:#.3g}".rstrip(".")
 
 
-def _aligned(rows: list[list[str]]) -> str:
+def aligned(rows: list[list[str]]) -> str:
     """Rows as lines: names to the left, figures to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from .console import UserError, note
+from .model import HEADS
 from .report import FOOTNOTE, draw, report
 from .run_folder import CHECKPOINT, CURVES, RECORD, RunFolder, load_record
 from .trainer import DEFAULT_MINUTES, Settings
 
 
 def compare(args: argparse.Namespace) -> int:
-    """Train with xent, then with torch for the same steps, and show both.
+    """Train with the first head, then with the others for the same steps, and show all.
 
     Args:
         args: the arguments of ``xent train``.
@@ -29,19 +30,18 @@ def compare(args: argparse.Namespace) -> int:
     if args.head or args.like:
         raise UserError("--compare runs every head; leave --head out")
     folder = RunFolder(args.out)
-    first, second = folder.path / "xent", folder.path / "torch"
+    first, *others = (folder.path / head for head in HEADS)
+    minutes = (args.minutes or DEFAULT_MINUTES) / len(HEADS)
+    budget, same = ["--minutes", str(minutes)], ["--like", str(first)]
     if args.steps:
-        budgets = {first: ["--steps", str(args.steps)], second: ["--steps", str(args.steps)]}
-    else:
-        minutes = (args.minutes or DEFAULT_MINUTES) / 2
-        budgets = {first: ["--minutes", str(minutes)], second: ["--like", str(first)]}
-    for out, budget in budgets.items():
-        code = _train(args, out, budget)
+        budget = same = ["--steps", str(args.steps)]
+    for out in (first, *others):
+        code = _train(args, out, budget if out == first else same)
         if code == 130:
             note("stopped; continue with the same command and --resume")
         if code:
             return code
-    return _conclude(args, folder, [load_record(first), load_record(second)])
+    return _conclude(args, folder, [load_record(out) for out in (first, *others)])
 
 
 def _train(args: argparse.Namespace, out: Path, budget: list[str]) -> int:
@@ -74,7 +74,8 @@ def _wait(child: subprocess.Popen) -> int:
 
 
 def _conclude(args: argparse.Namespace, folder: RunFolder, records: list[dict[str, Any]]) -> int:
-    _check_same(*records)
+    for other in records[1:]:
+        _check_same(records[0], other)
     results = {record["settings"]["head"]: record["results"] for record in records}
     failures = [folder.save(RECORD, json.dumps(results, indent=1).encode())]
     picture = draw(records)

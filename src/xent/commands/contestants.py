@@ -323,11 +323,12 @@ def _serve(pipe: Connection, name: str, threads: int) -> None:
         try:
             answer = (True, getattr(bench, method)(*arguments))
         except Exception as error:
-            answer = (False, _in_one_line(error))
+            answer = (False, in_one_line(error))
         pipe.send(answer)
 
 
-def _in_one_line(error: Exception) -> str:
+def in_one_line(error: Exception) -> str:
+    """What went wrong, without what follows the first line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0]}"[:200] if lines else type(error).__name__
 

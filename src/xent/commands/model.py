@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .. import cross_entropy
+from .. import LinearLogits, cross_entropy
 
-# The gradient may take the place of the logits: the matrix product before them does not read them
-# again, and nobody else does.
-HEADS: dict[str, Callable[..., Tensor]] = {
-    "xent": partial(cross_entropy, inplace_backward=True),  # pyright: ignore
-    "torch": F.cross_entropy,
+
+def _fused(logits: LinearLogits, target: Tensor, **options: Any) -> Any:
+    # The gradient may take the place of the logits: the product of matrices before them does not
+    # read them again, and nobody else does.
+    return cross_entropy(logits.materialize(), target, inplace_backward=True, **options)
+
+
+def _plain(logits: LinearLogits, target: Tensor, **options: Any) -> Tensor:
+    return F.cross_entropy(logits.materialize(), target, **options)
+
+
+# From the logits that are not there yet to the loss: by chunks, or all of them at once.
+HEADS: dict[str, Callable[..., Any]] = {
+    "lean": cross_entropy,
+    "xent": _fused,
+    "torch": _plain,
 }
 
 
@@ -37,15 +48,18 @@ class LanguageModel(nn.Module):
         nn.init.normal_(self.embedding.weight, std=dim**-0.5)
 
     def forward(self, tokens: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits of the next tokens, ``(length * batch, classes)``, and the new state.
+        """Features of the next tokens, ``(length, batch, dim)``, and the new state.
 
         Args:
             tokens: classes, ``(length, batch)``.
             state: what the model remembers of each lane, as :meth:`blank` or as returned.
         """
         states, state = self.gru(self.embedding(tokens), state)
-        features = self.projection(states).flatten(0, 1)
-        return F.linear(features, self.embedding.weight, self.bias), state.detach()
+        return self.projection(states), state.detach()
+
+    def logits(self, features: Tensor) -> LinearLogits:
+        """The logits that belong to features, ``(..., classes)``."""
+        return LinearLogits(features, self.embedding.weight, self.bias)
 
     def blank(self, batch: int) -> Tensor:
         """The state before any text."""

@@ -55,20 +55,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Draw, and say where the picture is."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise UserError("matplotlib is not installed (pip install 'xent[plot]')") from None
+    require_matplotlib()
     try:
         figure = _draw(args)
     except (ValueError, TypeError) as error:
         raise UserError(str(error)) from None
-    try:
-        figure.savefig(args.out)
-    except (OSError, ValueError) as error:  # no such folder; no such format
-        raise UserError(f"--out {args.out}: {error}") from None
+    save_figure(figure, args.out, "--out")
     print(args.out)
     return 0
+
+
+def require_matplotlib() -> None:
+    """Raise :class:`UserError` without it."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        raise UserError("matplotlib is not installed (pip install 'xent[plot]')") from None
+
+
+def save_figure(figure: Any, path: Path, option: str) -> None:
+    """Write a picture to the path that an option gave."""
+    try:
+        figure.savefig(path)
+    except (OSError, ValueError) as error:  # no such folder; no such format
+        raise UserError(f"{option} {path}: {error}") from None
 
 
 def _draw(args: argparse.Namespace) -> Figure:

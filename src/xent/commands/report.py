@@ -46,11 +46,20 @@ def _column(record: dict[str, Any]) -> dict[str, str]:
         "  bits per byte *": f"{r['bits_per_byte']:.4f}",
         "  unknown tokens *": f"{r['unknown_share']:.1%}",
         "tokens per second": f"{r['tokens_per_second']:,.0f}",
-        "share of time in the loss": f"{r['loss_share_of_time']:.1%}",
+        "share of time in head and loss **": _share(r.get("head_share_of_time")),
         "peak memory": "not known" if memory is None else f"{memory / 1e9:.2f} GB",
     }
 
 
-FOOTNOTE = """\
+def _share(share: float | None) -> str:
+    """A share of time; runs of earlier versions measured something else."""
+    return "not known" if share is None else f"{share:.1%}"
+
+
+SPELLING = """\
 * Per token, all unknown tokens are one class, which flatters. Bits per byte pays for their spelling
   too, 8 bits for each byte and 8 for the end: the length of a code that gives the text back."""
+FOOTNOTE = f"""\
+{SPELLING}
+** From the features of the tokens to their gradient and that of the head: the three products of
+  matrices with the embedding, and the cross-entropy between them."""

@@ -57,20 +57,24 @@ class RunFolder:
         return self.save(CHECKPOINT, data.getvalue())
 
 
-def load_checkpoint(folder: str | Path) -> dict[str, Any]:
+def load_checkpoint(folder: str | Path, option: str = "--resume") -> dict[str, Any]:
     """The state of a run.
+
+    Args:
+        folder: the folder of the run.
+        option: who asked for it, for the message.
 
     Raises:
         UserError: if there is none or it cannot be read.
     """
     path = Path(folder) / CHECKPOINT
     if not path.exists():
-        raise UserError(f"--resume: there is no {path}")
+        raise UserError(f"{option}: there is no {path}")
     try:
         return torch.load(path, weights_only=True)
     except Exception as error:  # torch raises many kinds for a damaged file
         reason = str(error).partition("\n")[0]
-        raise UserError(f"--resume: {path} is not a readable checkpoint: {reason}") from None
+        raise UserError(f"{option}: {path} is not a readable checkpoint: {reason}") from None
 
 
 def load_record(folder: str | Path) -> dict[str, Any]:

@@ -10,11 +10,12 @@ refused, so this can be decoded and bits per byte is the length of a true code.
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 import sysconfig
 from array import array
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -136,6 +137,18 @@ def shuffle(streams: Sequence[Tensor], seed: int) -> Tensor:
     return torch.cat([pieces[i] for i in order.tolist()])
 
 
+def bits_per_byte(nats: float, classes: Tensor, sizes: Tensor) -> float:
+    """The length of the code, with the spelling of unknown tokens paid for.
+
+    Args:
+        nats: sum of the loss over the tokens.
+        classes: their classes.
+        sizes: how many bytes of text each of them stands for.
+    """
+    spelling = 8 * (sizes[classes == UNKNOWN] + 1).sum().item()  # each byte, and NUL at the end
+    return (nats / math.log(2) + spelling) / max(1, int(sizes.sum()))
+
+
 def _standard_library() -> list[Path]:
     """Without its tests, which many distributions leave out and which are half of it."""
     root = Path(sysconfig.get_path("stdlib"))
@@ -155,19 +168,36 @@ def _read_streams(
     skipped: list[Path] = []
     total = sum(path.stat().st_size for path in files)
     with bar(total=total, desc="reading", unit="B", unit_scale=True, leave=False) as progress:
-        for path in files:
-            try:
-                data = read_text(path)
-            except UserError:
-                if path in named:
-                    raise
-                skipped.append(path)
-                continue
+        for data in each_text(files, named, skipped):
             if data:
                 numbers = array("i", map(ids.__getitem__, [*TOKEN.findall(data.decode()), ""]))
                 streams[_hash(data)] = torch.frombuffer(numbers, dtype=torch.int32)
             progress.update(len(data))
     return streams, skipped
+
+
+def each_text(files: list[Path], named: frozenset[Path], skipped: list[Path]) -> Iterator[bytes]:
+    """The bytes of the files; those that are not text and were not named are skipped."""
+    for path in files:
+        try:
+            data = read_text(path)
+        except UserError:
+            if path in named:
+                raise
+            skipped.append(path)
+        else:
+            yield data
+
+
+def classify(texts: Iterable[bytes], vocabulary: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Texts in the classes of a vocabulary, and how many bytes each token stands for."""
+    ids = {token: k for k, token in enumerate(vocabulary)}
+    classes, sizes = array("i"), array("i")
+    for data in texts:
+        tokens = TOKEN.findall(data.decode())
+        classes.extend([*(ids.get(token, UNKNOWN) for token in tokens), END])
+        sizes.extend([*(len(token.encode()) for token in tokens), 0])
+    return torch.tensor(classes, dtype=torch.int32), torch.tensor(sizes, dtype=torch.int32)
 
 
 def read_text(path: Path) -> bytes:

@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train, or with ``--compare`` train twice."""
+    """Train, or with ``--compare`` train with each head."""
     if args.compare:
         from .compare import compare
 
@@ -101,7 +101,8 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--head", choices=tuple(HEADS),
-        help=f"whose cross-entropy; the training is the same (default {default.head})",
+        help="lean: never all logits at once; xent and torch: the cross-entropy of each on logits "
+        f"in memory; the training is the same (default {default.head})",
     )  # fmt: skip
     for name, kind, text in options:
         text = f"{text} (default {getattr(default, name)})"
@@ -132,9 +133,11 @@ def _introduce(corpus: Corpus, settings: Settings) -> None:
         more = ", ..." if len(corpus.skipped) > 3 else ""
         note(f"left out as not text: {names}{more} ({len(corpus.skipped)} in all)")
     rows, classes = settings.batch * settings.length, len(corpus.vocabulary)
+    held = "a chunk of rows at a time" if settings.head == "lean" else "all at once"
     note(
         f"{corpus.files} files, {len(corpus.train):,} training tokens of {classes:,} classes; "
-        f"the logits of a step are {rows} x {classes:,}, {4e-6 * rows * classes:,.0f} MB"
+        f"the logits of a step are {rows} x {classes:,}, {4e-6 * rows * classes:,.0f} MB, "
+        f"{held}"
     )
 
 

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from .._check import label_out_of_range, one_of
+from .._check import label_out_of_range
 from ..information.common import read, widened
 from ..measurement import statistics
 from ..softmax import softmax
 from ..targets import class_axis, read_target
-
-Binning = Literal["width", "mass"]
+from .reliability import Binning, Reliability, bin_confidences
 
 
 def fit_temperature(input: Tensor, target: Tensor, *, ignore_index: int = -100) -> float:
@@ -117,44 +114,6 @@ def _root(f: Callable[[float], float]) -> float:
     return x
 
 
-@dataclass(frozen=True)
-class Reliability:
-    """Confidence against accuracy, bin by bin; prints as a table.
-
-    ``xent.plot.reliability`` draws it.
-
-    Attributes:
-        confidence: mean confidence of the rows of each bin, ``(bins,)``, float64; NaN if it is
-            empty.
-        accuracy: share of them that is right, likewise.
-        count: how many they are, int64.
-        edges: borders of the bins from 0 to 1, ``(bins + 1,)``; a bin contains its upper one.
-        ece: expected calibration error: the mean of ``|accuracy - confidence|`` over the bins,
-            weighted with their counts.
-    """
-
-    confidence: Tensor
-    accuracy: Tensor
-    count: Tensor
-    edges: Tensor
-    ece: float
-
-    @property
-    def mce(self) -> float:
-        """Maximum calibration error: the largest ``|accuracy - confidence|`` of a bin."""
-        return (self.accuracy - self.confidence)[self.count > 0].abs().max().item()
-
-    def __str__(self) -> str:
-        lines = ["          bin    count  confidence  accuracy"]
-        for k, count in enumerate(self.count.tolist()):
-            low, high = self.edges[k].item(), self.edges[k + 1].item()
-            line = f"{low:6.3f}-{high:.3f} {count:8d}"
-            if count:
-                line += f"  {self.confidence[k].item():10.4f}  {self.accuracy[k].item():8.4f}"
-            lines.append(line)
-        return "\n".join([*lines, f"ECE {self.ece:.4f}  MCE {self.mce:.4f}"])
-
-
 def reliability(
     input: Tensor,
     target: Tensor,
@@ -212,10 +171,10 @@ def reliability(
     p, labels = _predictions(input, target, from_logits, ignore_index)
     if label is None:
         confidence, predicted = p.max(-1)
-        return _table(confidence, predicted == labels, bins, binning)
+        return bin_confidences(confidence, predicted == labels, bins, binning)
     if not 0 <= label < p.shape[-1]:
         raise ValueError(f"`label` must be a class, 0 to {p.shape[-1] - 1}, got {label}")
-    return _table(p[:, label], labels == label, bins, binning)
+    return bin_confidences(p[:, label], labels == label, bins, binning)
 
 
 def calibration_error(
@@ -263,8 +222,8 @@ def calibration_error(
     p, labels = _predictions(input, target, from_logits, ignore_index)
     if not classwise:
         confidence, predicted = p.max(-1)
-        return _table(confidence, predicted == labels, bins, binning).ece
-    each = [_table(p[:, c], labels == c, bins, binning).ece for c in range(p.shape[-1])]
+        return bin_confidences(confidence, predicted == labels, bins, binning).ece
+    each = [bin_confidences(p[:, c], labels == c, bins, binning).ece for c in range(p.shape[-1])]
     return math.fsum(each) / len(each)
 
 
@@ -332,23 +291,3 @@ def _predictions(
         from_logits = not bool(((rows >= 0) & (rows <= 1)).all())
     p = read("input", rows, -1, from_logits)
     return softmax(p) if from_logits else p, labels
-
-
-def _table(confidence: Tensor, right: Tensor, bins: int, binning: str) -> Reliability:
-    one_of("binning", binning, ("width", "mass"))
-    if not isinstance(bins, int) or bins < 1:
-        raise ValueError(f"`bins` must be a whole number of at least 1, got {bins!r}")
-    n = confidence.shape[0]
-    edges = torch.linspace(0, 1, bins + 1, dtype=confidence.dtype, device=confidence.device)
-    if binning == "mass":
-        last = torch.arange(1, bins, device=confidence.device) * n // bins - 1  # row of each bin
-        edges[1:-1] = confidence.sort().values[last.clamp(min=0)]
-    which = torch.bucketize(confidence.contiguous(), edges[1:-1].contiguous())
-    count = torch.bincount(which, minlength=bins)
-    # What no bin divides by is NaN: an empty one has no mean.
-    mean, accuracy = (
-        torch.bincount(which, weights=x.to(confidence.dtype), minlength=bins) / count
-        for x in (confidence, right)
-    )
-    gaps = torch.where(count > 0, (accuracy - mean).abs(), 0.0)
-    return Reliability(mean, accuracy, count, edges, (count * gaps).sum().item() / n)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+from .canvas import LINES
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -42,7 +44,7 @@ def curves(
         ax = Figure(figsize=(8, 5), layout="constrained").subplots()
     records = [records] if isinstance(records, Mapping) else records
     for i, record in enumerate(records):
-        _draw(record, ax, over, f"C{i}", "-" if i == 0 else "--")
+        _draw(record, ax, over, i)
     ax.set_xlabel(over)
     ax.set_ylabel("loss, nats per token")
     ax.grid(alpha=0.3)
@@ -50,7 +52,9 @@ def curves(
     return ax
 
 
-def _draw(record: Record, ax: Axes, over: str, color: str, line: str) -> None:
+def _draw(record: Record, ax: Axes, over: str, number: int) -> None:
+    # Runs that differ in the head alone coincide: different dashes, and rings around the dots.
+    color, line = f"C{number}", LINES[number % len(LINES)]
     history, head = record["history"], record["settings"]["head"]
     loss = history["loss"]
     x = history["seconds"] if over == "seconds" else range(1, len(loss) + 1)
@@ -59,7 +63,7 @@ def _draw(record: Record, ax: Axes, over: str, color: str, line: str) -> None:
     points = history["validation"]
     ax.plot(
         [p[over] for p in points], [p["nats"] for p in points], "o", color=color,
-        markersize=5 if line == "-" else 9, markerfacecolor=color if line == "-" else "none",
+        markersize=5 + 4 * number, markerfacecolor="none" if number else color,
         label=f"{head}: validation",
     )  # fmt: skip
 

@@ -1,0 +1,266 @@
+"""``xent bench linear``: losses behind a linear head, beside the bare products of matrices."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .bench import DTYPES, PAUSE_SECONDS, positive, summary
+from .bench_report import aligned, digits, disturbance, error_text, machine_text
+from .console import UserError, progress_bar
+from .contestants import in_one_line
+from .linear_contestants import (
+    LINEAR_CONTESTANTS,
+    LinearCell,
+    both,
+    errors,
+    make_inputs,
+    memory,
+    products,
+)
+from .machine import cpu_seconds_of_all, describe_machine
+
+PURPOSE = "Loss and gradient behind a linear head: time, memory and error beside others."
+Shape = tuple[int, int, int]
+GRID: list[Shape] = [(1024, 512, 32000), (2048, 256, 50257), (512, 1024, 128256), (4096, 64, 8192)]
+QUICK_GRID: list[Shape] = [(512, 128, 8192)]
+NARROW_GRID: list[Shape] = [(1024, 512, 32000), (4096, 64, 8192)]  # what is also run in bfloat16
+ROUNDS = 5
+CELL_SECONDS = 60.0  # after which a cell has had rounds enough, though three at least
+LEGEND = """\
+A cell is rows, features and classes. Milliseconds of loss and gradient are medians of rounds in
+turn; "x products" divides them by those of the three bare products of matrices, in float32 where
+they are faster. MiB are those at the peak beyond inputs and gradients. Errors are against float64,
+relative, of the gradient to its largest entry; on random rows, and on rows sure of their targets.
+"""
+HEADINGS = ["", "ms", "x products", "MiB", "loss", "gradient", "sure: loss", "sure: gradient"]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of ``xent bench linear``."""
+    parser.add_argument("--quick", action="store_true", help="one small shape, no memory")
+    parser.add_argument(
+        "--shapes", type=_shape, nargs="+", metavar="N,D,V",
+        help="rows, features and classes, as in 1024,512,32000",
+    )  # fmt: skip
+    parser.add_argument(
+        "--dtypes", nargs="+", choices=DTYPES, metavar="DTYPE",
+        help="of %(choices)s (default: float32, and two shapes in bfloat16)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--repeats",
+        type=positive,
+        default=ROUNDS,
+        metavar="K",
+        help="rounds (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--threads", type=positive, default=torch.get_num_threads(), help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--device", default="cpu", help="where to measure, as in cuda (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--memory", action=argparse.BooleanOptionalAction,
+        help="measure memory (default: unless --quick)",
+    )  # fmt: skip
+    parser.add_argument("--json", type=Path, metavar="PATH", help="write everything measured here")
+    parser.add_argument("--markdown", action="store_true", help="also print a table for a README")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure, print, and return 0 unless xent itself failed somewhere."""
+    if args.json and not args.json.parent.is_dir():
+        raise UserError(f"--json {args.json}: no folder {args.json.parent}")
+    _check_device(args.device)
+    torch.set_num_threads(args.threads)
+    reasons = {name: one.unavailable(args.device) for name, one in LINEAR_CONTESTANTS.items()}
+    absent = {name: reason for name, reason in reasons.items() if reason is not None}
+    names = [name for name in reasons if name not in absent]
+    result: dict[str, Any] = {"machine": describe_machine(args.threads), "absent": absent}
+    if args.device != "cpu":
+        result["machine"]["device"] = torch.get_device_module(args.device).get_device_name()
+    print(machine_text(result["machine"]))
+    for name, reason in absent.items():
+        print(f"{name}, not here: {reason}")
+    print(LEGEND)
+    with_memory = not args.quick if args.memory is None else args.memory
+    result["cells"] = []
+    cells = _cells(args)
+    with progress_bar(quiet=False, total=len(cells), desc="measuring", unit="cell") as bar:
+        show = getattr(bar, "write", print)  # tqdm's own goes around the bar
+        for cell in cells:
+            bar.set_postfix_str(str(cell))
+            found = measure_cell(cell, names, args.repeats)
+            if with_memory:
+                _measure_memory(cell, found["contestants"], args.threads)
+            result["cells"].append(found)
+            show(f"\n{cell_text(found)}")
+            bar.update()
+    if args.markdown:
+        print(f"\n{markdown(result)}")
+    if args.json:
+        args.json.write_text(json.dumps(result, indent=1) + "\n")
+    ours = (cell["contestants"].get("xent", {"failed": ""}) for cell in result["cells"])
+    return int(any("failed" in entry for entry in ours))
+
+
+def _shape(text: str) -> Shape:
+    numbers = text.split(",")
+    if len(numbers) != 3:
+        raise argparse.ArgumentTypeError(f"{text!r} is not N,D,V as in 1024,512,32000")
+    rows, features, classes = map(positive, numbers)
+    return rows, features, classes
+
+
+def _check_device(name: str) -> None:
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {name}: {in_one_line(error)}") from None
+
+
+def _cells(args: argparse.Namespace) -> list[LinearCell]:
+    """Every shape in every dtype asked for; by default what takes too long in bfloat16 not."""
+    if args.shapes or args.dtypes or args.quick:
+        shapes: list[Shape] = args.shapes or (QUICK_GRID if args.quick else GRID)
+        grid = [(shape, dtype) for shape in shapes for dtype in args.dtypes or DTYPES[:2]]
+    else:
+        grid = [(shape, "float32") for shape in GRID]
+        grid += [(shape, "bfloat16") for shape in NARROW_GRID]
+    return [LinearCell(*shape, dtype, args.device) for shape, dtype in grid]
+
+
+# -- Measuring -------------------------------------------------------------------------------------
+
+
+def measure_cell(cell: LinearCell, names: Sequence[str], rounds: int) -> dict[str, Any]:
+    """Times and errors of one cell.
+
+    Args:
+        cell: the problem.
+        names: who takes part.
+        rounds: how often each is timed; fewer, though three at least, where that takes long.
+
+    Returns:
+        The cell with ``products``, the times of the bare ones in each dtype, and one entry per
+        contestant, as plain types; an entry has ``failed``, a reason, if something went wrong.
+    """
+    entries: dict[str, dict[str, Any]] = {name: {} for name in names}
+    inputs = make_inputs(cell)
+    calls = _products(cell, inputs[0], inputs[1])
+    bare = list(calls)
+    for name in names:
+        try:
+            loss = LINEAR_CONTESTANTS[name].load()
+            if LINEAR_CONTESTANTS[name].plain:
+                entries[name]["errors"] = errors(loss, cell)
+            both(loss, *inputs)
+        except Exception as error:  # whatever other libraries raise
+            entries[name]["failed"] = in_one_line(error)
+        else:
+            calls[name] = lambda loss=loss: both(loss, *inputs)
+    times, busy = _race(calls, rounds, cell.device)
+    yardsticks = {name: summary(times[name]) for name in bare}
+    least = min(one["ms"] for one in yardsticks.values())
+    for name in times.keys() - bare:
+        entries[name] |= summary(times[name])
+        entries[name]["ratio"] = entries[name]["ms"] / least
+    found = {"others_busy": busy, "products": yardsticks, "contestants": entries}
+    return {**cell._asdict(), **found}
+
+
+def _products(cell: LinearCell, hidden: Tensor, weight: Tensor) -> dict[str, Callable[[], None]]:
+    """The bare products, in the dtype of the cell and in float32."""
+    calls = {}
+    for dtype in dict.fromkeys((cell.dtype, "float32")):
+        h, w = (x.detach().to(getattr(torch, dtype)) for x in (hidden, weight))
+        calls[f"products, {dtype}"] = lambda h=h, w=w: products(h, w)
+    return calls
+
+
+def _race(
+    calls: dict[str, Callable[[], None]], rounds: int, device: str
+) -> tuple[dict[str, list[float]], float | None]:
+    """Milliseconds of each call, all in turn, and how many cores others kept busy meanwhile."""
+    found: dict[str, list[float]] = {name: [] for name in calls}
+    before, started, ours = cpu_seconds_of_all(), time.monotonic(), time.process_time()
+    deadline = started + CELL_SECONDS
+    for done in range(-1, rounds):  # the first one is for warming up
+        if done >= min(rounds, 3) and time.monotonic() > deadline:
+            break
+        for name, call in calls.items():
+            time.sleep(PAUSE_SECONDS)
+            start = time.perf_counter()
+            call()
+            _wait_for(device)
+            if done >= 0:
+                found[name].append(1e3 * (time.perf_counter() - start))
+    ours, wall = time.process_time() - ours, time.monotonic() - started
+    after = cpu_seconds_of_all()
+    if before is None or after is None:
+        return found, None
+    return found, max(0.0, after - before - ours) / wall
+
+
+def _wait_for(device: str) -> None:
+    if device != "cpu":
+        torch.accelerator.synchronize()
+
+
+def _measure_memory(cell: LinearCell, entries: dict[str, dict[str, Any]], threads: int) -> None:
+    """Add ``memory``, in bytes, each found in a process that has done nothing else."""
+    spawn = multiprocessing.get_context("spawn")
+    for name, entry in entries.items():
+        if "failed" not in entry:
+            try:
+                with ProcessPoolExecutor(1, spawn) as pool:
+                    entry["memory"] = pool.submit(memory, name, cell, threads).result()
+            except Exception as error:  # of the contestant, or the end of its process
+                entry["memory_failed"] = in_one_line(error)
+
+
+# -- What is printed -------------------------------------------------------------------------------
+
+
+def cell_text(cell: dict[str, Any]) -> str:
+    """The table of one cell."""
+    rows = [HEADINGS]
+    for name, one in cell["products"].items():
+        rows.append([name, digits(one["ms"]), *[""] * (len(HEADINGS) - 2)])
+    entries = cell["contestants"].items()
+    rows += [[name, *_columns(entry)] for name, entry in entries if "failed" not in entry]
+    failed = [f"  {name} failed: {entry['failed']}" for name, entry in entries if "failed" in entry]
+    return "\n".join([f"{_name(cell)}{disturbance(cell)}", aligned(rows), *failed])
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """All of it as one table for a README."""
+    lines = [f"| N, D, V | | {' | '.join(HEADINGS[1:])} |", f"|{'---|' * (len(HEADINGS) + 1)}"]
+    for cell in result["cells"]:
+        for name, entry in cell["contestants"].items():
+            if "failed" not in entry:
+                lines.append(f"| {' | '.join([_name(cell), name, *_columns(entry)])} |")
+    return "\n".join([*lines, "", machine_text(result["machine"]) + "."])
+
+
+def _name(cell: dict[str, Any]) -> str:
+    return f"{cell['rows']}, {cell['features']}, {cell['classes']} {cell['dtype']}"
+
+
+def _columns(entry: dict[str, Any]) -> list[str]:
+    memory_used = f"{entry['memory'] / 2**20:.0f}" if "memory" in entry else ""
+    wrong = [""] * 4
+    if "errors" in entry:
+        batches = (entry["errors"][name] for name in ("random", "sure"))
+        wrong = [error_text(one[name]) for one in batches for name in ("loss", "gradient")]
+    return [digits(entry["ms"]), f"{entry['ratio']:.2f}", memory_used, *wrong]

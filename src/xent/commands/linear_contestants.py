@@ -1,0 +1,187 @@
+"""The contestants of ``xent bench linear``, their problems, and the truth about them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..linear_logits import LinearLogits
+from ..losses import cross_entropy, focal_loss, smoothed_cross_entropy
+from .contestants import ERROR_ELEMENTS, in_one_line, peak_beyond_now, truth
+
+Loss = Callable[[Tensor, Tensor, Tensor], Any]  # of hidden (N, D), weight (V, D) and target (N,)
+SURE = 60.0  # logit of the target in a batch that is sure of it; the others have some 10 to 20
+
+
+class LinearCell(NamedTuple):
+    """One problem: features of ``(rows, features)`` behind a head of ``classes``."""
+
+    rows: int
+    features: int
+    classes: int
+    dtype: str
+    device: str
+
+    def __str__(self) -> str:
+        return f"{self.rows}, {self.features}, {self.classes} {self.dtype}"
+
+
+TINY = LinearCell(8, 16, 64, "float32", "cpu")
+
+
+class LinearContestant(NamedTuple):
+    """A way to compute a loss behind a linear head.
+
+    Attributes:
+        load: makes the loss, with the imports that it needs.
+        what: the call in words.
+        plain: whether it is cross-entropy and nothing else, so that its errors can be told.
+    """
+
+    load: Callable[[], Loss]
+    what: str
+    plain: bool = True
+
+    def unavailable(self, device: str) -> str | None:
+        """Why it cannot take part here, found by trying, or None."""
+        try:
+            both(self.load(), *make_inputs(TINY._replace(device=device)))
+        except Exception as error:
+            return in_one_line(error)
+        return None
+
+
+def _lean(loss: Callable[..., Any]) -> Callable[[], Loss]:
+    return lambda: lambda h, w, y: loss(LinearLogits(h, w), y)
+
+
+def _ignoring() -> Loss:
+    lean = _lean(cross_entropy)()
+
+    def loss(h: Tensor, w: Tensor, y: Tensor) -> Any:
+        few = torch.where(torch.arange(len(y), device=y.device) % 5 < 3, -100, y)
+        return lean(h, w, few)
+
+    return loss
+
+
+def _chunked() -> Loss:
+    options = torch.nn.LinearCrossEntropyOptions()
+    return lambda h, w, y: F.linear_cross_entropy(h, w, y, options=options)
+
+
+def _liger() -> Loss:
+    from liger_kernel.transformers.functional import (  # pyright: ignore
+        liger_fused_linear_cross_entropy,
+    )
+
+    return liger_fused_linear_cross_entropy
+
+
+def _cce() -> Loss:
+    from cut_cross_entropy import linear_cross_entropy  # pyright: ignore
+
+    return linear_cross_entropy
+
+
+def _quack() -> Loss:
+    from quack.linear_cross_entropy import chunked_linear_cross_entropy  # pyright: ignore
+
+    return chunked_linear_cross_entropy
+
+
+LINEAR_CONTESTANTS = {
+    "xent": LinearContestant(_lean(cross_entropy), "xent.cross_entropy of LinearLogits"),
+    "xent, 60 % ignored": LinearContestant(_ignoring, "3 of 5 rows with ignore_index", plain=False),
+    "xent, focal": LinearContestant(_lean(focal_loss), "xent.focal_loss", plain=False),
+    "xent, smoothing": LinearContestant(
+        _lean(smoothed_cross_entropy), "xent.smoothed_cross_entropy", plain=False
+    ),
+    "torch": LinearContestant(
+        lambda: lambda h, w, y: F.cross_entropy(F.linear(h, w), y), "F.linear and F.cross_entropy"
+    ),
+    "torch, chunked": LinearContestant(
+        _chunked, "F.linear_cross_entropy with LinearCrossEntropyOptions()"
+    ),
+    "liger": LinearContestant(_liger, "liger_fused_linear_cross_entropy"),
+    "cce": LinearContestant(_cce, "cut_cross_entropy.linear_cross_entropy"),
+    "quack": LinearContestant(_quack, "quack.linear_cross_entropy.chunked_linear_cross_entropy"),
+}
+
+
+def make_inputs(cell: LinearCell, *, sure: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    """Normal features and weights, uniform targets; ``sure`` turns features towards theirs."""
+    random = torch.Generator().manual_seed(cell.rows + cell.classes)
+    hidden = torch.randn(cell.rows, cell.features, generator=random)
+    weight = torch.randn(cell.classes, cell.features, generator=random) / cell.features**0.5
+    target = torch.randint(cell.classes, (cell.rows,), generator=random)
+    if sure:
+        weight /= weight.norm(dim=1, keepdim=True)
+        hidden = SURE * weight[target]
+    dtype = getattr(torch, cell.dtype)
+    hidden, weight = (x.to(cell.device, dtype).requires_grad_() for x in (hidden, weight))
+    return hidden, weight, target.to(cell.device)
+
+
+def products(hidden: Tensor, weight: Tensor) -> None:
+    """The three products of matrices that a loss with its gradient cannot do without."""
+    with torch.no_grad():
+        logits = hidden @ weight.T
+        _ = logits @ weight, logits.T @ hidden
+
+
+def both(loss: Loss, hidden: Tensor, weight: Tensor, target: Tensor) -> None:
+    """Loss and gradient, in fresh memory that is freed again."""
+    loss(hidden, weight, target).backward()
+    hidden.grad = weight.grad = None
+
+
+def errors(loss: Loss, cell: LinearCell) -> dict[str, dict[str, float]]:
+    """Errors against float64 on random rows and on sure ones, of no more rows than needed.
+
+    Returns:
+        For each, the relative error of the ``loss``, and the worst one of the ``gradient`` relative
+        to its largest entry, of features and weight.
+    """
+    cell = cell._replace(rows=max(1, min(cell.rows, ERROR_ELEMENTS // cell.classes)))
+    found = {}
+    for batch in ("random", "sure"):
+        h, w, y = make_inputs(cell, sure=batch == "sure")
+        value = loss(h, w, y)
+        gradients = torch.autograd.grad(value, (h, w))
+        h, w = h.detach().double(), w.detach().double()
+        true_value, over_logits = truth(h @ w.T, y)
+        true_gradients = over_logits @ w, over_logits.T @ h
+        wrong = [
+            ((g.double() - true).abs().max() / true.abs().max()).item()
+            for g, true in zip(gradients, true_gradients, strict=True)
+        ]
+        off = (value.detach().double() - true_value).abs() / true_value
+        found[batch] = {"loss": off.item(), "gradient": max(wrong)}
+    return found
+
+
+def memory(name: str, cell: LinearCell, threads: int) -> int:
+    """Bytes at the peak beyond inputs and gradients. Only a fresh process can say, on a CPU."""
+    torch.set_num_threads(threads)
+    loss = LINEAR_CONTESTANTS[name].load()
+    both(loss, *make_inputs(TINY._replace(device=cell.device, dtype=cell.dtype)))
+    h, w, y = make_inputs(cell)
+
+    def call() -> None:
+        loss(h, w, y).backward()
+
+    if cell.device == "cpu":
+        peak = peak_beyond_now(call)
+    else:
+        before = torch.accelerator.memory_allocated()
+        torch.accelerator.reset_peak_memory_stats()
+        call()
+        peak = torch.accelerator.max_memory_allocated() - before
+    assert h.grad is not None
+    assert w.grad is not None
+    return max(0, peak - h.grad.nbytes - w.grad.nbytes)

@@ -1,0 +1,120 @@
+"""Confidence against accuracy, bin by bin: the table behind a reliability diagram."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .._check import one_of
+
+Binning = Literal["width", "mass"]
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """Confidence against accuracy, bin by bin; prints as a table.
+
+    ``xent.plot.reliability`` draws it.
+
+    Attributes:
+        confidence: mean confidence of the rows of each bin, ``(bins,)``, float64; NaN if it is
+            empty.
+        accuracy: share of them that is right, likewise.
+        count: how many they are, int64.
+        edges: borders of the bins from 0 to 1, ``(bins + 1,)``; a bin contains its upper one.
+        ece: expected calibration error: the mean of ``|accuracy - confidence|`` over the bins,
+            weighted with their counts.
+    """
+
+    confidence: Tensor
+    accuracy: Tensor
+    count: Tensor
+    edges: Tensor
+    ece: float
+
+    @classmethod
+    def of_sums(
+        cls, confidence: Tensor, accuracy: Tensor, count: Tensor, edges: Tensor
+    ) -> Reliability:
+        """The table from the sums over the rows of each bin, of confidences and of right ones."""
+        # What no bin divides by is NaN: an empty one has no mean.
+        means, shares = confidence / count, accuracy / count
+        gaps = torch.where(count > 0, (shares - means).abs(), 0.0)
+        return cls(means, shares, count, edges, ((count * gaps).sum() / count.sum()).item())
+
+    def merge(self, other: Reliability) -> Reliability:
+        """The table of the rows of both, which must have the same bins.
+
+        Args:
+            other: a table of other rows.
+
+        Raises:
+            ValueError: if the bins differ.
+        """
+        if not torch.equal(self.edges, other.edges):
+            raise ValueError("merge: the two tables have different bins")
+
+        def total(name: str) -> Tensor:
+            means = (torch.where(t.count > 0, t.count * getattr(t, name), 0.0) for t in both)
+            return torch.stack([*means]).sum(0)
+
+        both = (self, other)
+        count = self.count + other.count
+        return Reliability.of_sums(total("confidence"), total("accuracy"), count, self.edges)
+
+    @property
+    def mce(self) -> float:
+        """Maximum calibration error: the largest ``|accuracy - confidence|`` of a bin."""
+        return (self.accuracy - self.confidence)[self.count > 0].abs().max().item()
+
+    def __str__(self) -> str:
+        lines = ["          bin    count  confidence  accuracy"]
+        for k, count in enumerate(self.count.tolist()):
+            low, high = self.edges[k].item(), self.edges[k + 1].item()
+            line = f"{low:6.3f}-{high:.3f} {count:8d}"
+            if count:
+                line += f"  {self.confidence[k].item():10.4f}  {self.accuracy[k].item():8.4f}"
+            lines.append(line)
+        return "\n".join([*lines, f"ECE {self.ece:.4f}  MCE {self.mce:.4f}"])
+
+
+def bin_confidences(
+    confidence: Tensor, right: Tensor, bins: int = 15, binning: Binning = "width"
+) -> Reliability:
+    """The table of :func:`xent.learn.calibration.reliability`, from confidences.
+
+    Args:
+        confidence: one for each row, in [0, 1], ``(N,)``.
+        right: whether the row is right, ``(N,)``.
+        bins: the number of bins.
+        binning: ``"width"`` or ``"mass"``; see :func:`xent.learn.calibration.reliability`.
+
+    Returns:
+        A :class:`Reliability`.
+
+    Raises:
+        ValueError: for an unknown ``binning``, or bins that are no positive whole number.
+
+    Example:
+        >>> import torch
+        >>> from xent.learn.reliability import bin_confidences
+        >>> bin_confidences(torch.tensor([0.5, 1.0]), torch.tensor([True, True]), bins=4).ece
+        0.25
+    """
+    one_of("binning", binning, ("width", "mass"))
+    if not isinstance(bins, int) or bins < 1:
+        raise ValueError(f"`bins` must be a whole number of at least 1, got {bins!r}")
+    n = confidence.shape[0]
+    edges = torch.linspace(0, 1, bins + 1, dtype=confidence.dtype, device=confidence.device)
+    if binning == "mass":
+        last = torch.arange(1, bins, device=confidence.device) * n // bins - 1  # row of each bin
+        edges[1:-1] = confidence.sort().values[last.clamp(min=0)]
+    which = torch.bucketize(confidence.contiguous(), edges[1:-1].contiguous())
+    total, rights = (
+        torch.bincount(which, weights=x.to(confidence.dtype), minlength=bins)
+        for x in (confidence, right)
+    )
+    return Reliability.of_sums(total, rights, torch.bincount(which, minlength=bins), edges)
