@@ -174,14 +174,18 @@ class LinearLogits:
         return self
 
     def __getitem__(self, index: Any) -> LinearLogits | Tensor:
-        """Some of the rows. What takes classes out needs the logits, and gets them."""
+        """Some of the rows, or a slice of the classes; other picks of classes need the logits."""
         parts = index if isinstance(index, tuple) else (index,)
         dots = any(p is Ellipsis for p in parts)
         used = sum(p is not None and p is not Ellipsis for p in parts)
         last = parts[-1] if parts else Ellipsis
         of_classes = last is not Ellipsis and (used >= self.ndim or (dots and len(parts) > 1))
         if of_classes and not (isinstance(last, slice) and last == slice(None)):
-            return self.whole("indexing classes")[index]
+            if not isinstance(last, slice):
+                return self.whole("indexing classes")[index]
+            bias = None if self.bias is None else self.bias[last]
+            some = self._with(weight=self.weight[last], bias=bias)
+            return some[(*parts[:-1], slice(None))]
         return self._rows(lambda x: x[index])
 
     def to(self, *arguments: Any, **options: Any) -> LinearLogits:
@@ -219,6 +223,21 @@ class LinearLogits:
             return self.whole("a division") / divisor
         cap = float(divisor) if isinstance(divisor, (int, float)) and divisor > 0 else None
         return self._with(scale=self.scale / divisor, undivided=self.scale, divisor=cap)
+
+    def __add__(self, other: Any) -> LinearLogits | Tensor:
+        """Plus a number for each class, which joins the bias; or plus logits of the same rows."""
+        if isinstance(other, LinearLogits):
+            return _sum(self, other)
+        plain = self.softcap is None and not isinstance(self.scale, Tensor) and self.scale == 1.0
+        if not plain or not _is_per_class(other, self.shape):
+            return self.whole("addition of a tensor") + other
+        extra = other.reshape(-1).to(self.hidden.dtype)
+        bias = extra if self.bias is None else self.bias + extra
+        return self._with(
+            bias=bias, divisor=None, dtype=torch.promote_types(self.dtype, other.dtype)
+        )
+
+    __radd__ = __add__
 
     def tanh(self) -> LinearLogits | Tensor:
         """Half of a softcap: recorded after a division, whose divisor is then the cap."""
@@ -262,6 +281,13 @@ class LinearLogits:
         )
         return self.materialize()
 
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        """The other methods of a tensor, on the whole logits; none that would change a copy."""
+        of_one_tensor = name.startswith(("_", "register_", "retain_", "record_", "data"))
+        if of_one_tensor or name.endswith("_") or not callable(getattr(Tensor, name, None)):
+            raise AttributeError(f"LinearLogits have no attribute {name!r}")
+        return lambda *args, **kwargs: getattr(self.whole(name), name)(*args, **kwargs)
+
     @classmethod
     def __torch_function__(
         cls,
@@ -286,7 +312,27 @@ def _product(a: Any, b: Any, *, out: None = None) -> Any:
     return a * b if isinstance(a, LinearLogits) else b * a
 
 
+def _added(a: Any, b: Any, *, out: None = None) -> Any:
+    return a + b if isinstance(a, LinearLogits) else b + a
+
+
+def _sum(a: LinearLogits, b: LinearLogits) -> LinearLogits | Tensor:
+    """Two heads over the same classes: one head whose features stand side by side."""
+    if a.shape != b.shape or a.softcap is not None or b.softcap is not None:
+        return a.whole("addition") + b.whole("addition")
+    hidden = torch.cat([a.hidden * a.scale, b.hidden * b.scale], -1)
+    biases = [x.bias * x.scale for x in (a, b) if x.bias is not None]
+    bias = sum(biases[1:], biases[0]).to(hidden.dtype) if biases else None
+    weight = torch.cat([a.weight, b.weight], -1)
+    joined = LinearLogits(hidden, weight, bias, max_workspace=a.max_workspace)
+    return joined._with(dtype=torch.promote_types(a.dtype, b.dtype))
+
+
 LinearLogits.lean |= {
+    torch.add: _added,
+    torch.Tensor.add: _added,
+    torch.Tensor.__add__: _added,
+    torch.Tensor.__radd__: _added,
     torch.tanh: LinearLogits.tanh,
     torch.mul: _product,
     torch.Tensor.mul: _product,
@@ -299,6 +345,11 @@ LinearLogits.lean |= {
 def _is_scalar(x: Any) -> bool:
     """A number, or a tensor that holds one."""
     return isinstance(x, (int, float)) or (isinstance(x, Tensor) and x.ndim == 0)
+
+
+def _is_per_class(x: Any, shape: torch.Size) -> bool:
+    """A vector over the classes, whatever axes of length one it has before them."""
+    return isinstance(x, Tensor) and x.ndim > 0 and x.numel() == x.shape[-1] == shape[-1]
 
 
 def _check(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
