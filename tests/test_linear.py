@@ -232,9 +232,10 @@ def test_a_number_for_each_class_joins_the_bias(extra):
             torch.testing.assert_close(loss, whole)
             torch.testing.assert_close(grads(loss, (h, w, added)), expected)
     z = 3 * torch.tanh(xent.LinearLogits(h, w) / 3)
-    for other in (1.0, torch.randn(12, 7), torch.randn(12, 1)):
-        with pytest.warns(UserWarning, match="addition"):
-            torch.testing.assert_close(z + other, z.materialize() + other)
+    for other in (1.0, torch.randn(12, 7), torch.randn(12, 1), torch.randn(1, 1, 7)):
+        for logits in (z, xent.LinearLogits(h, w)):
+            with pytest.warns(UserWarning, match="addition"):
+                torch.testing.assert_close(logits + other, logits.materialize() + other)
 
 
 def test_a_sum_of_two_heads_is_a_head():

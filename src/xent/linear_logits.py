@@ -349,7 +349,8 @@ def _is_scalar(x: Any) -> bool:
 
 def _is_per_class(x: Any, shape: torch.Size) -> bool:
     """A vector over the classes, whatever axes of length one it has before them."""
-    return isinstance(x, Tensor) and x.ndim > 0 and x.numel() == x.shape[-1] == shape[-1]
+    fits = isinstance(x, Tensor) and 0 < x.ndim <= len(shape)
+    return fits and x.numel() == x.shape[-1] == shape[-1]
 
 
 def _check(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
