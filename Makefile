@@ -4,8 +4,9 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check -q
 SOURCES = $(shell find src csrc -type f -not -name '*.so' -not -name '*.pyc') CMakeLists.txt pyproject.toml
-EXAMPLE_DEPENDENCIES = scipy scikit-learn cma lightgbm xgboost-cpu
-TEST_DEPENDENCIES = pytest pytest-xdist hypothesis mpmath numpy expecttest $(EXAMPLE_DEPENDENCIES)
+EXAMPLE_DEPENDENCIES = scipy scikit-learn cma lightgbm xgboost-cpu transformers
+TEST_DEPENDENCIES = pytest pytest-xdist hypothesis mpmath numpy expecttest peft accelerate \
+                    $(EXAMPLE_DEPENDENCIES)
 EXAMPLES = $(sort $(wildcard examples/*.py))
 
 .DEFAULT_GOAL := help

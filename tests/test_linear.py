@@ -243,6 +243,55 @@ def test_what_is_recorded():
     )
 
 
+@pytest.mark.parametrize("extra", [(7,), (1, 7), (1, 1, 7)])
+def test_a_number_for_each_class_joins_the_bias(extra):
+    h, w, b = head(12, 5, 7)
+    added, y = torch.randn(extra, dtype=torch.float64, requires_grad=True), torch.randint(7, (12,))
+    for bias in (None, b):
+        z = xent.LinearLogits(h.view(3, 4, 5), w, bias)
+        whole = F.cross_entropy((F.linear(h, w, bias).view(3, 4, 7) + added).view(-1, 7), y)
+        expected = grads(whole, (h, w, added))
+        for lean in (z + added, added + z, torch.add(z, added)):
+            loss = F.cross_entropy(lean.view(-1, 7), y)
+            torch.testing.assert_close(loss, whole)
+            torch.testing.assert_close(grads(loss, (h, w, added)), expected)
+    for other in (1.0, torch.randn(12, 7), torch.randn(12, 1), torch.randn(1, 1, 7)):
+        for logits in (3 * torch.tanh(xent.LinearLogits(h, w) / 3), xent.LinearLogits(h, w)):
+            with pytest.warns(UserWarning, match="addition"):
+                torch.testing.assert_close(logits + other, logits.materialize() + other)
+
+
+def test_a_sum_of_two_heads_is_a_head():
+    (h, w, b), (g, v, _) = head(12, 5, 7), head(12, 3, 7)
+    y = torch.randint(7, (12,))
+    lean = F.cross_entropy(2 * xent.LinearLogits(h, w, b) + xent.LinearLogits(g, v) * 0.5, y)
+    whole = F.cross_entropy(2 * F.linear(h, w, b) + F.linear(g, v) * 0.5, y)
+    torch.testing.assert_close(lean, whole)
+    torch.testing.assert_close(*(grads(x, (h, w, b, g, v)) for x in (lean, whole)))
+
+
+def test_a_slice_of_the_classes():
+    h, w, b = head(12, 5, 7)
+    y = torch.randint(3, (3, 2))
+    lean = xent.cross_entropy(xent.LinearLogits(h.view(3, 4, 5), w, b)[:, 1:3, 2:5], y)
+    whole = F.cross_entropy(F.linear(h, w, b).view(3, 4, 7)[:, 1:3, 2:5].reshape(-1, 3), y.view(-1))
+    torch.testing.assert_close(lean, whole)
+    torch.testing.assert_close(*(grads(x, (h, w, b)) for x in (lean, whole)))
+    z = xent.LinearLogits(h, w, b)
+    assert torch.equal(z[..., 1:4].materialize(), F.linear(h, w[1:4], b[1:4]))
+    assert z[..., :].weight is w
+
+
+def test_methods_of_a_tensor():
+    h, w, b = head(3, 5, 7)
+    z, whole = xent.LinearLogits(h, w, b), F.linear(h, w, b)
+    with pytest.warns(UserWarning, match="transpose needs all 21 logits"):
+        assert torch.equal(z.transpose(0, 1), whole.T)
+    for name in ("masked_fill_", "register_hook", "_version", "grad", "no_such_thing"):
+        with pytest.raises(AttributeError, match=name):  # a change of a copy would be lost
+            getattr(z, name)
+
+
 def learned(*shape):
     return (0.5 + torch.rand(shape, dtype=torch.float64)).requires_grad_()
 

@@ -7,7 +7,7 @@ Answers to PyTorch's functions and methods ``logsumexp``, ``argmax``, ``max``, `
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,8 +16,6 @@ from .engines import by_chunks, linear
 from .linear_log_probs import LinearLogProbs
 from .linear_logits import LinearLogits
 from .measurement import problem_of, statistics
-
-L = TypeVar("L", LinearLogits, LinearLogProbs)
 
 
 def sample(
@@ -83,7 +81,7 @@ def _by_chunks(logits: LinearLogits, function: Callable[[Tensor, Any], Any]) -> 
     ]
 
 
-def _along_classes(input: L, dim: int | None) -> bool:
+def _along_classes(input: LinearLogits | LinearLogProbs, dim: int | None) -> bool:
     return dim is not None and dim % input.ndim == input.ndim - 1
 
 
@@ -115,11 +113,14 @@ def _max(input: LinearLogits, dim: Any = None, keepdim: bool = False) -> Any:
     return torch.return_types.max(pair)
 
 
-def _argmax(input: L, dim: int | None = None, keepdim: bool = False) -> Tensor:
+def _argmax(
+    input: LinearLogits | LinearLogProbs, dim: int | None = None, keepdim: bool = False
+) -> Tensor:
     if not _along_classes(input, dim):
         return torch.argmax(input.whole("argmax"), dim, keepdim)
-    logits = input.logits if isinstance(input, LinearLogProbs) else input
-    found = torch.cat(_by_chunks(logits, lambda z, _: z.argmax(-1))).reshape(input.shape[:-1])
+    logits, sign = (input.logits, input.sign) if isinstance(input, LinearLogProbs) else (input, 1)
+    found = torch.cat(_by_chunks(logits, lambda z, _: (sign * z).argmax(-1)))
+    found = found.reshape(input.shape[:-1])
     return found.unsqueeze(-1) if keepdim else found
 
 
@@ -154,8 +155,30 @@ def _gather_log_probs(input: LinearLogProbs, dim: int, index: Tensor, **options:
         return torch.gather(input.whole("gather"), dim, index, **options)
     if index.shape == (*input.shape[:-1], 1):
         log_prob = statistics(logits, index[..., 0]).log_prob  # pyright: ignore
-        return log_prob.to(input.dtype).unsqueeze(-1)
-    return _gather(logits, dim, index) - _logsumexp(logits, -1, keepdim=True)
+        return input.sign * log_prob.to(input.dtype).unsqueeze(-1)
+    return input.sign * (_gather(logits, dim, index) - _logsumexp(logits, -1, keepdim=True))
+
+
+def _over_classes(name: str) -> Callable[..., Tensor]:
+    """``sum`` or ``mean`` of all log-probabilities of a row: what label smoothing is made of."""
+
+    def answer(
+        input: LinearLogProbs, dim: Any = None, keepdim: bool = False, *, dtype: Any = None
+    ) -> Tensor:
+        logits, classes = input.logits, input.shape[-1]
+        if not (isinstance(dim, int) and _along_classes(input, dim)) or not by_chunks(
+            problem_of(logits)
+        ):
+            arguments = () if dim is None else (dim, keepdim)
+            return getattr(torch, name)(input.whole(name), *arguments, dtype=dtype)
+        any_class = torch.zeros(input.shape[:-1], dtype=torch.int64, device=input.device)
+        s = statistics(logits, any_class, mean=True)  # pyright: ignore
+        masked = s.support < classes  # a class of probability 0 costs infinitely much
+        value = input.sign * torch.where(masked, -torch.inf, s.mean - s.lse)
+        value = value * classes if name == "sum" else value
+        return (value.unsqueeze(-1) if keepdim else value).to(dtype or input.dtype)
+
+    return answer
 
 
 def _register(answers: dict[Any, Any], name: str, answer: Callable[..., Any]) -> None:
@@ -169,5 +192,9 @@ for _name, _answer in (
     ("log_softmax", _log_softmax), ("gather", _gather),
 ):  # fmt: skip
     _register(LinearLogits.lean, _name, _answer)
-_register(LinearLogProbs.lean, "gather", _gather_log_probs)
-_register(LinearLogProbs.lean, "argmax", _argmax)
+for _name, _answer in (
+    ("gather", _gather_log_probs), ("mean", _over_classes("mean")),
+    ("sum", _over_classes("sum")),
+    ("argmax", _argmax), ("neg", LinearLogProbs.__neg__),
+):  # fmt: skip
+    _register(LinearLogProbs.lean, _name, _answer)

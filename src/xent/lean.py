@@ -120,10 +120,11 @@ class Lean(ABC):
         return f"{type(self).__name__}({tuple(self.shape)}, {self.dtype}, {self.device})"
 
     def __getattr__(self, name: str) -> Any:
-        """Any other attribute of a tensor."""
-        member = None if name.startswith("_") else getattr(torch.Tensor, name, None)
+        """Any other attribute of a tensor, but for those that would change or watch a copy."""
+        of_one_tensor = name.startswith(("_", "register_", "retain_", "record_", "data", "grad"))
+        member = None if of_one_tensor or name.endswith("_") else getattr(Tensor, name, None)
         if member is None:
-            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+            raise AttributeError(f"{type(self).__name__} have no attribute {name!r}")
         if name.startswith("new_"):
             return functools.partial(getattr(self.hidden, name), dtype=self.dtype)
         if name == "get_device" or (name.startswith("is_") and not callable(member)):

@@ -15,17 +15,18 @@ from .linear_logits import LinearLogits
 class LinearLogProbs(Lean):
     """What :func:`torch.log_softmax` of :class:`xent.LinearLogits` along the classes gives.
 
-    Rows may be sliced and reshaped. ``gather`` along the classes and
-    :func:`torch.nn.functional.nll_loss` are lean.
+    Rows may be sliced and reshaped. The sign, ``gather``, ``sum`` and ``mean`` along the classes
+    and :func:`torch.nn.functional.nll_loss` are lean.
 
     Args:
         logits: of which they are the log-probabilities.
+        sign: 1, or -1 for what they cost.
     """
 
     lean: ClassVar[dict[Callable[..., Any], Callable[..., Any]]] = {}
 
-    def __init__(self, logits: LinearLogits) -> None:
-        self.logits = logits
+    def __init__(self, logits: LinearLogits, sign: int = 1) -> None:
+        self.logits, self.sign = logits, sign
 
     @property
     def shape(self) -> torch.Size:
@@ -49,24 +50,28 @@ class LinearLogProbs(Lean):
 
     def reshape(self, *shape: Any) -> LinearLogProbs:
         """Other axes for the rows; the last one, of the classes, stays."""
-        return LinearLogProbs(self.logits.reshape(*shape))
+        return LinearLogProbs(self.logits.reshape(*shape), self.sign)
 
     view = reshape
 
     def to(self, *arguments: Any, **options: Any) -> LinearLogProbs:
         """Another dtype of the result."""
-        return LinearLogProbs(self.logits.to(*arguments, **options))
+        return LinearLogProbs(self.logits.to(*arguments, **options), self.sign)
 
     def detach(self) -> LinearLogProbs:
         """The same as constants."""
-        return LinearLogProbs(self.logits.detach())
+        return LinearLogProbs(self.logits.detach(), self.sign)
 
     def __getitem__(self, index: Any) -> LinearLogProbs | Tensor:
         """Some of the rows. What takes classes out needs all numbers, and gets them."""
         if self.logits.takes_classes(index):
             return self.whole("indexing classes")[index]
-        return LinearLogProbs(self.logits.rows(index))
+        return LinearLogProbs(self.logits.rows(index), self.sign)
 
     def materialize(self) -> Tensor:
         """The log-probabilities as a tensor, with their gradient."""
-        return torch.log_softmax(self.logits.materialize(), -1)
+        return self.sign * torch.log_softmax(self.logits.materialize(), -1)
+
+    def __neg__(self) -> LinearLogProbs:
+        """The other sign, which is recorded."""
+        return LinearLogProbs(self.logits, -self.sign)

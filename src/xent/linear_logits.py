@@ -124,16 +124,20 @@ class LinearLogits(Lean):
         return self.reshape(*shape)
 
     def __getitem__(self, index: Any) -> LinearLogits | Tensor:
-        """Some of the rows. What takes classes out needs the logits, and gets them."""
-        if self.takes_classes(index):
+        """Some of the rows, or a slice of the classes; other picks of classes need the logits."""
+        if not self.takes_classes(index):
+            return self.rows(index)
+        *rows, classes = index if isinstance(index, tuple) else (index,)
+        if not isinstance(classes, slice):
             return self.whole("indexing classes")[index]
-        return self.rows(index)
+        bias = None if self.bias is None else self.bias[classes]
+        return self._with(weight=self.weight[classes], bias=bias).rows((*rows, slice(None)))
 
     def takes_classes(self, index: Any) -> bool:
         """Whether an index says something about the last axis."""
         parts = index if isinstance(index, tuple) else (index,)
         dots = any(p is Ellipsis for p in parts)
-        used = sum(p is not None and p is not Ellipsis for p in parts)
+        used = sum(_axes(p) for p in parts)
         last = parts[-1] if parts else Ellipsis
         said = last is not Ellipsis and (used >= self.ndim or (dots and len(parts) > 1))
         return said and not (isinstance(last, slice) and last == slice(None))
@@ -173,6 +177,18 @@ class LinearLogits(Lean):
             return self.whole("a division") / divisor
         cap = float(divisor) if isinstance(divisor, (int, float)) and divisor > 0 else None
         return self._with(scale=self.scale / divisor, undivided=self.scale, divisor=cap)
+
+    def __add__(self, other: Any) -> LinearLogits | Tensor:
+        """Plus a number for each class, which joins the bias; or plus logits of the same rows."""
+        if isinstance(other, LinearLogits):
+            return _sum(self, other)
+        plain = self.softcap is None and not isinstance(self.scale, Tensor) and self.scale == 1.0
+        if not plain or not _is_per_class(other, self.shape):
+            return self.whole("addition of a tensor") + other
+        joined = self.absorb(None, other.reshape(-1))
+        return joined._with(divisor=None, dtype=torch.promote_types(self.dtype, other.dtype))
+
+    __radd__ = __add__
 
     def tanh(self) -> LinearLogits | Tensor:
         """Half of a softcap: recorded after a division, whose divisor is then the cap."""
@@ -236,7 +252,28 @@ def _product(a: Any, b: Any, *, out: None = None) -> Any:
     return a * b if isinstance(a, LinearLogits) else b * a
 
 
+def _added(a: Any, b: Any, *, out: None = None) -> Any:
+    return a + b if isinstance(a, LinearLogits) else b + a
+
+
+def _sum(a: LinearLogits, b: LinearLogits) -> LinearLogits | Tensor:
+    """Two heads over the same classes: one head whose features stand side by side."""
+    by_row = any(isinstance(x.scale, Tensor) and x.scale.ndim for x in (a, b))
+    if a.shape != b.shape or by_row or a.softcap is not None or b.softcap is not None:
+        return a.whole("addition") + b.whole("addition")
+    hidden = torch.cat([a.hidden * a.scale, b.hidden * b.scale], -1)
+    biases = [x.bias * x.scale for x in (a, b) if x.bias is not None]
+    bias = sum(biases[1:], biases[0]).to(hidden.dtype) if biases else None
+    weight = torch.cat([a.weight, b.weight], -1)
+    joined = LinearLogits(hidden, weight, bias, max_workspace=a.max_workspace)
+    return joined._with(dtype=torch.promote_types(a.dtype, b.dtype))
+
+
 LinearLogits.lean |= {
+    torch.add: _added,
+    torch.Tensor.add: _added,
+    torch.Tensor.__add__: _added,
+    torch.Tensor.__radd__: _added,
     torch.tanh: LinearLogits.tanh,
     torch.mul: _product,
     torch.Tensor.mul: _product,
@@ -249,6 +286,19 @@ LinearLogits.lean |= {
 def _is_scalar(x: Any) -> bool:
     """A number, or a tensor that holds one."""
     return isinstance(x, (int, float)) or (isinstance(x, Tensor) and x.ndim == 0)
+
+
+def _is_per_class(x: Any, shape: torch.Size) -> bool:
+    """A vector over the classes, whatever axes of length one it has before them."""
+    fits = isinstance(x, Tensor) and 0 < x.ndim <= len(shape)
+    return fits and x.numel() == x.shape[-1] == shape[-1]
+
+
+def _axes(index: Any) -> int:
+    """How many axes one part of an index is about."""
+    if isinstance(index, Tensor) and index.dtype == torch.bool:
+        return index.ndim
+    return 0 if index is None or index is Ellipsis else 1
 
 
 def _constant(x: Any) -> Any:

@@ -176,8 +176,8 @@ def _nll_of_log_probs(
     input: LinearLogProbs, target: Tensor, *arguments: Any, **options: Any
 ) -> Any:
     """Cross-entropy of the logits that these are the log-probabilities of."""
-    if input.ndim > 2:
-        whole = input.whole("nll_loss with the classes on axis 1")
+    if input.ndim > 2 or input.sign < 0:
+        whole = input.whole("nll_loss of these")
         return torch.nn.functional.nll_loss(whole, target, *arguments, **options)
     return _of_torch(input.logits, target, *arguments, **options)
 

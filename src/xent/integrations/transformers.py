@@ -1,0 +1,226 @@
+"""The losses of Hugging Face models without their logits, the models' own code unchanged.
+
+    lean(model)                # from now on, until unlean(model)
+    with lean(model):          # or for a while
+        model(input_ids, labels=labels).loss.backward()
+
+Only what the output head returns is another thing, :class:`xent.LinearLogits`. The model's forward
+scales, caps, shifts and flattens them as ever, and its cross-entropy is answered a chunk of rows at
+a time. Nothing is written per model.
+"""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+
+from ..linear_logits import MAX_WORKSPACE, LinearLogits
+
+
+class lean:
+    """Let a model of Transformers compute its loss without its logits.
+
+    It acts in training mode with gradients enabled, and whenever ``labels`` are given: then
+    ``outputs.logits`` are :class:`xent.LinearLogits`, or without gradients a tensor that is
+    computed when something looks at it. Otherwise, and so in ``generate``, the model is what it
+    was. Parameters and what is saved stay the same; copies and pickles are lean, too. After a new
+    head (``resize_token_embeddings``, an adapter on it) call it again.
+
+    As a context manager it gives the model, and undoes all of it at the end unless the model was
+    lean before. Called plainly it stays, until :func:`unlean`.
+
+    Args:
+        model: any model whose output head is a :class:`torch.nn.Linear`, tied or not: causal,
+            masked or sequence to sequence; or a PEFT model around one. A frozen head costs no
+            product for a gradient. ``torch.compile`` of the whole model computes all logits;
+            compile its body instead (``model.model.compile()``). Weights that are sharded over
+            processes (FSDP, ZeRO-3) are not tested.
+        max_workspace: bytes that a chunk of logits may take.
+
+    Raises:
+        TypeError: for a model without an output head, or with one that is not linear or quantised.
+        ValueError: for a model that is lean already, with another ``max_workspace``.
+
+    Example:
+        >>> import torch
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> from xent.integrations.transformers import lean
+        >>> sizes = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4}
+        >>> model = LlamaForCausalLM(LlamaConfig(vocab_size=32000, num_hidden_layers=1, **sizes))
+        >>> with lean(model.train()):
+        ...     model(torch.tensor([[1, 2, 3]])).logits
+        LinearLogits((1, 3, 32000), torch.float32, cpu)
+    """
+
+    def __init__(self, model: nn.Module, *, max_workspace: int = MAX_WORKSPACE) -> None:
+        self.model = model
+        owner = _owner(model)
+        heads = _linear_heads(owner)
+        hooks = getattr(owner, "_xent_hooks", None)
+        self.was_lean = hooks is not None and hooks.heads == heads
+        if not self.was_lean:
+            unlean(model)
+            owner._xent_hooks = _Hooks(owner, heads, max_workspace)  # pyright: ignore
+        elif hooks.max_workspace != max_workspace:  # pyright: ignore
+            raise ValueError(
+                f"this model is lean already, with another `max_workspace` than {max_workspace}; "
+                f"call unlean(model) first"
+            )
+
+    def __enter__(self) -> nn.Module:
+        return self.model
+
+    def __exit__(self, *_: object) -> None:
+        if not self.was_lean:
+            unlean(self.model)
+
+
+def unlean(model: nn.Module) -> None:
+    """Undo :class:`lean`. A model that is not lean stays as it is.
+
+    Args:
+        model: the model, or a copy of it.
+
+    Raises:
+        TypeError: if it is not a model of Transformers.
+    """
+    owner = _owner(model)
+    hooks = getattr(owner, "_xent_hooks", None)
+    if hooks is not None:
+        for handle in hooks.handles:
+            handle.remove()
+        del owner._xent_hooks
+
+
+class _Hooks:
+    """The hooks of a lean model: on its forward, where labels arrive, and on its head."""
+
+    def __init__(self, owner: nn.Module, heads: list[nn.Linear], max_workspace: int) -> None:
+        self.heads, self.max_workspace = heads, max_workspace
+        self.labels_given = self.met = False
+        self.handles = [
+            owner.register_forward_pre_hook(self.enter, with_kwargs=True),
+            owner.register_forward_hook(self.leave, always_call=True),
+            *(head.register_forward_pre_hook(self.stand_in) for head in heads),
+        ]
+
+    def enter(self, owner: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        # Set, not counted: what an interrupted call leaves behind is gone with the next one.
+        labels = kwargs.get("labels")
+        if labels is None and len(args) > 1:
+            names = inspect.signature(owner.forward).parameters
+            labels = dict(zip(names, args, strict=False)).get("labels")
+        self.labels_given, self.met = labels is not None, False
+
+    def leave(self, owner: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        given, self.labels_given = self.labels_given, False
+        if given and not self.met and output is not None:
+            warnings.warn(
+                f"{type(owner).__name__} did not call the head that lean(model) found, so it had "
+                f"all its logits. If the head is a new one, call lean(model) again",
+                stacklevel=2,
+            )
+        if not given or torch.is_grad_enabled():
+            return None
+        # Code that evaluates (that of Trainer, say) wants tensors, if it wants logits at all.
+        return tree_map_only(LinearLogits, _LateLogits, output)
+
+    def stand_in(self, head: nn.Module, args: tuple[Any, ...]) -> Any:
+        if args and (self.labels_given or (head.training and torch.is_grad_enabled())):
+            self.met = True
+            return _Hidden(args[0], self.max_workspace)
+        return None
+
+
+class _Hidden:
+    """The features on their way into the head, whose own forward makes LinearLogits of them."""
+
+    def __init__(self, tensor: Tensor, max_workspace: int) -> None:
+        self.tensor, self.max_workspace = tensor, max_workspace
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """The only function of a head is torch.nn.functional.linear."""
+        hidden, *parameters = args
+        parts = [None if x is None else _autocast(x) for x in (hidden.tensor, *parameters)]
+        return LinearLogits(*parts, max_workspace=hidden.max_workspace)  # pyright: ignore
+
+
+class _LateLogits(Tensor):
+    """Logits computed when something looks at them, for code that insists on a tensor."""
+
+    __torch_function__ = torch._C._disabled_torch_function_impl  # pyright: ignore
+    logits: LinearLogits | Tensor
+
+    @staticmethod
+    def __new__(cls, logits: LinearLogits) -> _LateLogits:
+        late = Tensor._make_wrapper_subclass(  # pyright: ignore
+            cls, logits.shape, dtype=logits.dtype, device=logits.device
+        )
+        late.logits = logits
+        return late
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        args, kwargs = tree_map_only(cls, cls.now, (args, kwargs or {}))
+        return func(*args, **kwargs)
+
+    def now(self) -> Tensor:
+        """Them, computed once."""
+        if isinstance(self.logits, LinearLogits):
+            self.logits = self.logits.materialize()
+        return self.logits
+
+
+def _autocast(x: Tensor) -> Tensor:
+    """What autocast makes of the arguments of a product of matrices."""
+    device = x.device.type
+    if not torch.is_autocast_enabled(device) or x.dtype == torch.float64:
+        return x
+    return x.to(torch.get_autocast_dtype(device))
+
+
+def _owner(model: nn.Module) -> nn.Module:
+    """The model of Transformers itself, where PEFT is around it: all calls end up there."""
+    inner = getattr(model, "get_base_model", None)
+    owner = model if inner is None else inner()
+    if not hasattr(owner, "get_output_embeddings"):
+        raise TypeError(
+            f"`model` must be a model of Transformers, or of PEFT around one; got "
+            f"{type(model).__name__}. Elsewhere, hand xent.LinearLogits(hidden, weight) to the loss"
+        )
+    return owner
+
+
+def _linear_heads(owner: nn.Module) -> list[nn.Linear]:
+    head, name = owner.get_output_embeddings(), type(owner).__name__  # pyright: ignore
+    if head is None:
+        raise TypeError(
+            f"{name} has no output head over a vocabulary (get_output_embeddings() is None). Take "
+            f"its class for language models; a head of a few classes has nothing to gain"
+        )
+    heads = _layers(head)
+    for layer in heads:
+        kind, weight = type(layer), getattr(layer, "weight", torch.empty(0, dtype=torch.bool))
+        plain = type(weight) in (Tensor, nn.Parameter) and weight.is_floating_point()
+        if not isinstance(layer, nn.Linear) or kind.forward is not nn.Linear.forward or not plain:
+            raise TypeError(
+                f"the output head of {name} must be a torch.nn.Linear with a floating point "
+                f"weight, got {layer}. Leave the head out of a quantisation (bitsandbytes: "
+                f"llm_int8_skip_modules), or hand xent.LinearLogits(hidden, weight) to the loss"
+            )
+    return heads
+
+
+def _layers(head: nn.Module) -> list[Any]:
+    """The layers whose results are logits, where PEFT has wrapped the head."""
+    if hasattr(head, "modules_to_save"):  # a trained copy beside the original
+        return [head.original_module, *head.modules_to_save.values()]  # pyright: ignore
+    if hasattr(head, "base_layer"):  # an adapter adds to what the layer gives
+        return [head.base_layer, *getattr(head, "lora_B", {}).values()]
+    return [head]
