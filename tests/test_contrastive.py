@@ -214,7 +214,7 @@ BAD = {
     "pairs": (lambda a: xent.clip_loss(a, a[:2]), "must have the same shape"),
     "views": (lambda a: xent.nt_xent_loss(a, a[:2]), "must have the same shape"),
     "target": (
-        lambda a: xent.siglip_loss(xent.LinearLogits(a, a), torch.ones(4)), "shape of `similarity`",
+        lambda a: xent.siglip_loss(xent.LinearLogits(a, a), torch.ones(4)), "`target` must have",
     ),
     "cap": (lambda a: xent.siglip_loss(3 * torch.tanh(xent.LinearLogits(a, a) / 3)), "softcap"),
     "nothing sampled": (

@@ -503,10 +503,62 @@ def test_a_teacher_without_gradient():
         torch.testing.assert_close(a, c)
 
 
-def test_sigmoid_losses_say_what_they_need():
-    h, w, b = head(12, 5, 7)
-    with pytest.raises(TypeError, match="must be a torch"):
-        xent.binary_cross_entropy_with_logits(xent.LinearLogits(h, w, b), torch.rand(12, 7))
+OF_LABELS = {
+    "binary": xent.binary_cross_entropy_with_logits,
+    "focal": functools.partial(xent.sigmoid_focal_loss, gamma=1.5),
+    "asymmetric": xent.asymmetric_loss,
+    "labels": xent.multilabel_cross_entropy,
+    "mean of labels": functools.partial(xent.multilabel_cross_entropy, labels="mean"),
+    "zlpr": xent.zlpr_loss,
+}
+
+
+@pytest.mark.parametrize("name", OF_LABELS)
+@every_reduction
+def test_sigmoid_losses(name, reduction):
+    """Every class a decision of its own, of a chunk of rows at a time."""
+    parts = head(36)
+    y = (torch.rand(4, 9, 50) < 0.2).double()
+    y[1, 2:5] = -1
+    options = {"reduction": reduction, "ignore_value": -1}
+    by_row = name in ("labels", "mean of labels", "zlpr")
+    weight = torch.rand(36, dtype=torch.float64)
+    if by_row:
+        options["row_weight"] = weight.view(4, 9)
+    elif name == "binary":
+        options |= {
+            "weight": torch.rand(50),
+            "pos_weight": torch.rand(9, 1),
+            "normalizer": "weight",
+        }
+        if reduction != "mean":
+            del options["normalizer"]
+    h = parts[0].view(4, 9, 6)
+    lean_logits = 3 * torch.tanh(xent.LinearLogits(h, *parts[1:]) / 3)
+    if reduction == "none" and not by_row:
+        with pytest.warns(UserWarning, match="a loss of each of them"):
+            lean = OF_LABELS[name](lean_logits, y, **options)
+    else:
+        lean = OF_LABELS[name](lean_logits, y, **options)
+    z = 3 * torch.tanh(F.linear(h, *parts[1:]) / 3)
+    if by_row:
+        z, y = z.view(36, 50), y.view(36, 50)
+        options["row_weight"] = weight
+    whole = OF_LABELS[name](z, y, **options).view(lean.shape)
+    torch.testing.assert_close(lean, whole, rtol=1e-11, atol=1e-13)
+    for a, c in zip(grads(lean, parts), grads(whole, parts), strict=True):
+        torch.testing.assert_close(a, c, rtol=1e-9, atol=1e-12)
+
+
+def test_learned_weights_of_labels_need_the_logits():
+    parts, y = head(12), (torch.rand(12, 50) < 0.2).double()
+    weight = torch.rand(50, dtype=torch.float64, requires_grad=True)
+    for loss in (xent.binary_cross_entropy_with_logits, xent.multilabel_cross_entropy):
+        with pytest.warns(UserWarning, match="needs all 600"):
+            lean = loss(xent.LinearLogits(*parts), y, weight)
+        whole = loss(F.linear(*parts), y, weight)
+        torch.testing.assert_close(lean, whole)
+        torch.testing.assert_close(grads(lean, (*parts, weight)), grads(whole, (*parts, weight)))
 
 
 BAD = {

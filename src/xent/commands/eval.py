@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..evaluation import Evaluation, evaluate
+from ..integrations.transformers import lean
 from .console import UserError, note, progress_bar
 from .model import LanguageModel
 from .plot import require_matplotlib, save_figure
@@ -216,10 +217,8 @@ def _tokenise(texts: list[bytes], tokenizer: Any) -> tuple[Tensor, Tensor, int]:
 def _lean(model: Any) -> Callable[[Tensor], Any]:
     """The model as a function of its tokens, lean where its head allows that."""
     try:
-        from ..integrations.transformers import lean  # pyright: ignore
-
         lean(model)
-    except (ImportError, TypeError) as error:  # a head that is not linear, or quantised
+    except TypeError as error:  # a head that is not linear, or quantised
         note(f"all logits of a batch at once, because {error}")
         return lambda ids: model(input_ids=ids, use_cache=False)
     # Labels make it lean; the loss of no label costs nothing.

@@ -22,8 +22,10 @@ from .._check import finite_number, is_tensor
 from ..engines import elements
 from ..engines.elements.problem import ElementProblem, Form
 from ..hyperparameters import Hyperparameters
+from ..linear_logits import LinearLogits
 from ..measurement import autocasts
 from .docstrings import complete
+from .element_head import sum_behind_head
 from .reduction import Reduction, check_reduction, stable_sum
 
 
@@ -187,6 +189,12 @@ def element_loss(
         settings = hyper.settings(hyperparameters, input)
         problem = make_problem(input, target, weight, pos_weight, ignore_value, not unnormalized)
         check_reduction(reduction, normalizer, None, empty, input.shape)
+        if isinstance(input, LinearLogits):
+            given = {"unnormalized": unnormalized} if unnormalized else {}
+            given |= {"ignore_value": ignore_value, "engine": engine, **hyperparameters}
+            summed = sum_behind_head(functools.partial(loss, **given), input, problem, reduction)
+            mean = reduction == "mean"
+            return summed / _divisor(problem, normalizer, empty) if mean else summed
         problem = problem._replace(
             body=lambda z, t, w: body(Elements(z, t, w), **settings),
             form=None if form is None else form(**settings),
@@ -218,6 +226,8 @@ def make_problem(
     bounded: bool = True,
 ) -> ElementProblem:
     """Check the tensors of a call against each other; the loss itself is still to be set."""
+    if isinstance(input, LinearLogits):  # for what is asked here, any tensor like them will do
+        input = input.hidden.new_empty((), dtype=input.dtype).expand(input.shape)
     is_tensor("input", input)
     is_tensor("target", target)
     if not input.is_floating_point():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, Literal
 
 import torch
@@ -10,9 +11,9 @@ from torch import Tensor
 from .._check import finite_number, is_tensor, one_of
 from ..engines import elements
 from ..engines.elements.problem import ElementProblem, Form
-from ..engines.transforms import transforms_active
+from ..engines.problem import Index
+from ..frames.element_head import labels_behind_head, reduce_values
 from ..frames.element_loss import Elements, element_loss, make_problem, power, product
-from ..frames.linear_head import Rows, reduce_by_chunks, want_gradient
 from ..frames.reduction import Reduction, check_reduction, reduce_rows
 from ..hyperparameters import Fraction, NonNegative
 from ..linear_logits import LinearLogits
@@ -80,6 +81,14 @@ def multilabel_cross_entropy(
     """
     one_of("labels", labels, ("sum", "mean"))
     problem = make_problem(input, target, weight, pos_weight, ignore_value)
+    if isinstance(input, LinearLogits):
+        loss = functools.partial(
+            multilabel_cross_entropy, labels=labels, ignore_value=ignore_value, engine=engine
+        )
+        return labels_behind_head(
+            loss, input, problem, row_weight=row_weight, reduction=reduction,
+            normalizer=normalizer, empty=empty,
+        )  # fmt: skip
     rows = _Rows(problem, row_weight, reduction, normalizer, empty)
     if labels == "mean":
         known = problem.kept()
@@ -143,6 +152,12 @@ def zlpr_loss(
         Su et al., *ZLPR: a novel loss for multi-label classification*, 2022.
     """
     problem = make_problem(input, target, None, None, ignore_value)
+    if isinstance(input, LinearLogits):
+        loss = functools.partial(zlpr_loss, ignore_value=ignore_value)
+        return labels_behind_head(
+            loss, input, problem, row_weight=row_weight, reduction=reduction,
+            normalizer=normalizer, empty=empty,
+        )  # fmt: skip
     rows = _Rows(problem, row_weight, reduction, normalizer, empty)
     elements.check_targets(problem)
     z, yes, no = problem.input.double(), problem.target.detach().double(), 1.0
@@ -330,31 +345,23 @@ def _siglip_by_chunks(
     **reduction: Any,
 ) -> Tensor:
     """The same with the pairs of some rows at a time; scale and bias are part of the head."""
-    if want_gradient(row_weight, target) or transforms_active():
-        whole = similarity.whole("a gradient of weights or targets, or a transform,")
-        return siglip_loss(
-            whole, target, scale=scale, bias=bias, row_weight=row_weight, engine=engine, **reduction
-        )
-    rows, columns = similarity.shape
-    row_weight = check_reduction(row_weight=row_weight, rows=similarity.shape[:1], **reduction)
-    if target is not None and target.shape != similarity.shape:
-        raise ValueError(
-            f"`target` must have the shape of `similarity`, {tuple(similarity.shape)}; got "
-            f"{tuple(target.shape)}"
-        )
     own, cap = similarity.recorded()
     if cap is not None:
         raise ValueError("siglip_loss takes similarities without a softcap")
+    rows, columns = similarity.shape
     scale = torch.as_tensor(scale, device=similarity.device).reshape(())
     bias = torch.as_tensor(bias, device=similarity.device).reshape(()).expand(columns)
-    source = similarity.bare().absorb(scale if own is None else scale * own, bias)
+    source: Any = similarity.bare().absorb(scale if own is None else scale * own, bias)
+    if target is not None:
+        return multilabel_cross_entropy(
+            source, target, row_weight=row_weight, engine=engine, **reduction
+        )
     row, column = (torch.arange(n, device=source.device) for n in (rows, columns))
 
-    def rows_of(index: Any, z: Tensor) -> Rows:
-        match = row[index].unsqueeze(-1) == column if target is None else target[index]
-        values = multilabel_cross_entropy(z, match.to(z.dtype), reduction="none", engine=engine)
-        return values.double(), None, torch.ones_like(values, dtype=torch.float64)
+    def values_of(z: Tensor, index: Index) -> Tensor:
+        match = (row[index].unsqueeze(-1) == column).to(z.dtype)
+        return multilabel_cross_entropy(z, match, reduction="none", engine=engine)
 
-    return reduce_by_chunks((source,), None, rows_of, row_weight=row_weight, **reduction).to(
-        similarity.dtype
-    )
+    row_weight = check_reduction(row_weight=row_weight, rows=similarity.shape[:1], **reduction)
+    result = reduce_values(source, values_of, None, row_weight=row_weight, **reduction)
+    return result.to(similarity.dtype)
