@@ -8,6 +8,9 @@ import torch.nn.functional as F
 
 import xent
 from xent.engines import heads
+from xent.losses import CATALOG
+
+from .catalog_cases import APART, case
 
 LOSSES = [
     xent.cross_entropy, xent.focal_loss, xent.smoothed_cross_entropy, xent.brier_loss,
@@ -501,6 +504,34 @@ def test_a_teacher_without_gradient():
     expected = torch.autograd.grad(sum(x.square().sum() for x in expected), student)
     for a, c in zip(twice, expected, strict=True):
         torch.testing.assert_close(a, c)
+
+
+MEMBERS = sorted(set(CATALOG) - set(APART))
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+def test_every_loss_of_the_catalog(name):
+    """The mean with its gradient; that no warning comes says that it was by chunks."""
+    member = case(name)
+    h, w, b = parts = head(24, 5, member.width(7))
+    y = torch.randint(5, (24,))
+    bits = F.one_hot(y % 2, 2).double()[:, : member.labels]
+    target = bits if member.labels else y
+    settings = member.settings(7)
+
+    def loss(logits, z):
+        return member.member.function(logits, *member.data(z, target)[1:], **settings)
+
+    z = F.linear(h, w, b)
+    if name == "forward_corrected_cross_entropy":
+        with pytest.warns(UserWarning, match="needs all 168"):
+            lean = loss(xent.LinearLogits(*parts), z.detach())
+    else:
+        lean = loss(xent.LinearLogits(*parts), z.detach())
+    whole = loss(z, z.detach())
+    torch.testing.assert_close(lean, whole, rtol=1e-12, atol=1e-13)
+    for a, c in zip(grads(lean, parts), grads(whole, parts), strict=True):
+        torch.testing.assert_close(a, c, rtol=1e-9, atol=1e-12)
 
 
 OF_LABELS = {

@@ -175,9 +175,7 @@ def _measure(
     if isinstance(temperature, Tensor) and temperature.ndim:
         temperature = temperature.expand(rows).reshape(target.shape)
     scale = 1 / temperature if scale is None else scale / temperature
-    problem = make_problem(
-        input, target, None, ignore_index, scale, softcap, class_bias, requests, lean=True
-    )
+    problem = make_problem(input, target, None, ignore_index, scale, softcap, class_bias, requests)
     problem = problem._replace(transform=_divided(problem.transform, temperature))
     return measure(problem, engine).reshape(rows)
 

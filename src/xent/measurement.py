@@ -88,7 +88,7 @@ def statistics(
         input, target, _, logit_scale, softcap = flatten(input, target, None, logit_scale, softcap)
     problem = make_problem(
         input, target, weight, ignore_index, logit_scale, softcap, class_bias, requests,
-        first_class=first_class, class_scale=class_scale, mean_weight=weight, lean=True,
+        first_class=first_class, class_scale=class_scale, mean_weight=weight,
     )  # fmt: skip
     stats = measure(problem, engine)
     return stats if shape is None else stats.reshape(shape)
@@ -133,7 +133,7 @@ def explain(
     if isinstance(input, LinearLogits):
         input, target, _, logit_scale, softcap = flatten(input, target, None, logit_scale, softcap)
     problem = make_problem(
-        input, target, weight, ignore_index, logit_scale, softcap, class_bias, (), lean=True
+        input, target, weight, ignore_index, logit_scale, softcap, class_bias, ()
     )
     return choose(problem, engine)
 
@@ -152,15 +152,8 @@ def make_problem(
     class_scale: Tensor | None = None,
     mean_weight: Tensor | None = None,
     target_table: Tensor | None = None,
-    lean: bool = False,
 ) -> Problem:
-    """Check the arguments of a call against each other, and put them the way engines take them.
-
-    ``lean`` says that logits behind a linear head may stay there.
-    """
-    if isinstance(input, LinearLogits) and not lean:
-        input = input.whole("this loss")
-        input = input.movedim(-1, 1) if input.ndim > 2 else input
+    """Check the arguments of a call against each other, and put them the way engines take them."""
     checked = read_target(input, target, ignore_index, first_class)
     axis = class_axis(input)
     rows = input.shape[:axis] + input.shape[axis + 1 :]
@@ -267,9 +260,7 @@ def problem_of(logits: LinearLogits) -> Problem:
     """Logits behind a head alone, with any target: rows on one axis, recorded scale and cap."""
     call = flatten(logits, None, None, None, None)
     anything = torch.zeros(call.input.shape[0], dtype=torch.int64, device=logits.device)
-    return make_problem(
-        call.input, anything, None, -100, call.logit_scale, call.softcap, None, (), lean=True
-    )
+    return make_problem(call.input, anything, None, -100, call.logit_scale, call.softcap, None, ())
 
 
 def flat_rows(rows: torch.Size, *values: Any) -> tuple[Any, ...]:

@@ -87,7 +87,7 @@ def dense_loss(body: Callable[..., Tensor]) -> Any:
             )
         settings = hyper.settings(hyperparameters, input)
         problem = make_problem(
-            input, target, weight, ignore_index, logit_scale, softcap, class_bias, (), lean=True
+            input, target, weight, ignore_index, logit_scale, softcap, class_bias, ()
         )
         row_weight = check_reduction(reduction, normalizer, row_weight, empty, problem.rows)
 

@@ -142,7 +142,7 @@ def row_loss(
             options.setdefault("mean_weight", weight)
         problem = make_problem(
             input, target, weight, ignore_index, softcap=softcap,
-            requests=_check_needs(asked(**settings)), lean=True, **options,
+            requests=_check_needs(asked(**settings)), **options,
         )  # fmt: skip
         row_weight = check_reduction(reduction, normalizer, row_weight, empty, problem.rows)
         if inplace_backward:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .._check import is_tensor, label_out_of_range
 from ..frames.reduction import Reduction, check_reduction, reduce_rows
+from ..linear_logits import LinearLogits
 from ..measurement import statistics
 from ..targets import class_axis
 from .catalog import member
@@ -68,12 +69,14 @@ def wordtree_cross_entropy(
     References:
         Redmon and Farhadi, *YOLO9000: better, faster, stronger*, CVPR 2017.
     """
-    is_tensor("input", input)
+    lean = isinstance(input, LinearLogits)
+    if not lean:
+        is_tensor("input", input)
     is_tensor("target", target)
     if target.dtype not in (torch.int64, torch.uint8):
         raise TypeError(f"`target` must hold node indices, int64, got {target.dtype}")
     tree = _word_tree(tuple(int(node) for node in parent))
-    axis = class_axis(input)
+    axis = input.ndim - 1 if lean else class_axis(input)
     if input.ndim == 0 or input.shape[axis] != len(tree.paths):
         raise ValueError(
             f"`parent` names {len(tree.paths)} nodes, but `input` of shape {tuple(input.shape)} "
@@ -97,7 +100,8 @@ def wordtree_cross_entropy(
             continue
         first, size = tree.spans[number]
         step = torch.where(group == number, path - first, -1).amax(-1)
-        siblings = input.narrow(axis, first, size)
+        some = slice(first, first + size)
+        siblings: Any = input[..., some] if lean else input.narrow(axis, first, size)
         values = values - statistics(siblings, step, ignore_index=-1).log_prob
     return reduce_rows(
         values, kept, kept.to(values.dtype), reduction=reduction, normalizer=normalizer,

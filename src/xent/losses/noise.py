@@ -20,6 +20,7 @@ from ..engines.transforms import can_look_at
 from ..frames.dense_loss import explained
 from ..frames.reduction import Reduction
 from ..frames.row_loss import row_loss
+from ..linear_logits import LinearLogits
 from ..row_statistics import RowStatistics
 from ..targets import class_axis
 from .catalog import member
@@ -77,6 +78,9 @@ def forward_corrected_cross_entropy(
         approach*, CVPR 2017. Learning the matrix: Sukhbaatar et al., *Training convolutional
         networks with noisy labels*, ICLR 2015 workshop.
     """
+    if isinstance(input, LinearLogits):  # beside a matrix (C, C) the logits are no burden
+        input = input.whole("forward_corrected_cross_entropy")
+        input = input.movedim(-1, 1) if input.ndim > 2 else input
     is_tensor("input", input)
     return _forward_corrected(
         input.detach(), target, weight, ignore_index=ignore_index, reduction=reduction,

@@ -168,9 +168,7 @@ def mixup_cross_entropy(
             input, target_a, row_weight, logit_scale, softcap
         )
     options = (weight, ignore_index, logit_scale, softcap, class_bias, ())
-    problem, other = (
-        make_problem(input, target, *options, lean=True) for target in (target_a, target_b)
-    )
+    problem, other = (make_problem(input, target, *options) for target in (target_a, target_b))
     if problem.target.soft or other.target.soft:
         raise ValueError(
             "`target_a` and `target_b` must be class indices. Probabilities mix by themselves: "
@@ -325,7 +323,6 @@ def sparse_cross_entropy(
         softcap,
         class_bias,
         (),
-        lean=True,
     )
     row_weight = check_reduction(reduction, normalizer, row_weight, empty, rows)
     q = torch.where(classes != ignore_index, q.movedim(axis, -1).to(wide_dtype(q)), 0)
