@@ -89,3 +89,14 @@ def exact(z: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     loss = torch.tensor([float(r[0]) for r in rows], dtype=torch.float64)
     grad = torch.tensor([[float(g) for g in r[1]] for r in rows], dtype=torch.float64)
     return loss, grad
+
+
+def head(n=37, d=6, v=50, dtype=torch.float64):
+    """Features, weight and bias of a linear head."""
+    parts = (torch.randn(n, d), torch.randn(v, d), torch.randn(v))
+    return tuple(x.to(dtype).requires_grad_() for x in parts)
+
+
+def grads(loss, parts, slope=1.5):
+    """The gradients of a multiple of a loss, or of the sum of losses."""
+    return torch.autograd.grad((loss * slope).sum(), parts, allow_unused=True)

@@ -1,16 +1,13 @@
 """Losses behind a linear head: the numbers of the whole logits, and every way to use them."""
 
-import functools
-
 import pytest
 import torch
 import torch.nn.functional as F
 
 import xent
 from xent.engines import heads
-from xent.losses import CATALOG
 
-from .catalog_cases import APART, case
+from .helpers import grads, head
 
 LOSSES = [
     xent.cross_entropy, xent.focal_loss, xent.smoothed_cross_entropy, xent.brier_loss,
@@ -26,15 +23,6 @@ both = pytest.mark.parametrize("engine", ["auto", "reference"])
 def small_chunks(monkeypatch):
     """Several chunks even of small problems."""
     monkeypatch.setattr(heads, "MAX_ROWS", 8)
-
-
-def head(n=37, d=6, v=50, dtype=torch.float64):
-    parts = (torch.randn(n, d), torch.randn(v, d), torch.randn(v))
-    return tuple(x.to(dtype).requires_grad_() for x in parts)
-
-
-def grads(loss, parts, slope=1.5):
-    return torch.autograd.grad((loss * slope).sum(), parts, allow_unused=True)
 
 
 @every_loss
@@ -401,195 +389,6 @@ def test_statistics_and_explain():
     stats = xent.statistics(deep, y[:36].view(3, 12))
     expected = xent.statistics(F.linear(h[:36], w, b) * 0.5, y[:36])
     torch.testing.assert_close(stats.log_prob, expected.log_prob.view(3, 12))
-
-
-def listed(z, y, **options):
-    classes = torch.stack([y, (y + 1) % 50], -1)
-    return xent.sparse_cross_entropy(
-        z, classes, torch.tensor([0.6, 0.3]).expand(*y.shape, 2), **options
-    )
-
-
-def mixed(z, y, **options):
-    lam = torch.linspace(0.1, 0.9, y.numel()).view(y.shape)
-    return xent.mixup_cross_entropy(z, y, (y + 1) % 50, lam, **options)
-
-
-WHOLE_ROWS = {
-    "sparsemax": xent.sparsemax_loss,
-    "bi-tempered": functools.partial(xent.bi_tempered_loss, t1=0.8, t2=1.3),
-    "listed": listed,
-    "tail": functools.partial(listed, tail="mass"),
-    "renormalized": functools.partial(listed, tail="renormalize"),
-    "mixed": mixed,
-}
-
-
-@pytest.mark.parametrize("name", WHOLE_ROWS)
-@every_reduction
-def test_losses_of_whole_rows(name, reduction):
-    """They need all logits of a row, but not all rows."""
-    h, w, b = parts = head(36)
-    y = torch.randint(50, (36,))
-    options = {"reduction": reduction, "row_weight": torch.rand(36), "softcap": 3.0}
-    lean = WHOLE_ROWS[name](xent.LinearLogits(*parts), y, **options)
-    whole = WHOLE_ROWS[name](F.linear(*parts), y, **options)
-    torch.testing.assert_close(lean, whole, rtol=1e-12, atol=1e-13)
-    for a, c in zip(grads(lean, parts), grads(whole, parts), strict=True):
-        torch.testing.assert_close(a, c, rtol=1e-10, atol=1e-12)
-    options = {"reduction": reduction}
-    folded = WHOLE_ROWS[name](xent.LinearLogits(h.view(4, 9, 6), w, b), y.view(4, 9), **options)
-    flat = WHOLE_ROWS[name](F.linear(*parts), y, **options)
-    torch.testing.assert_close(folded, flat.view(folded.shape))
-
-
-DISTILLATIONS = {
-    "forward": {"temperature": 2.0},
-    "reverse": {"divergence": "reverse", "temperature": 0.7},
-    "between": {"divergence": "jensen_shannon", "beta": 0.3},
-    "labels": {"alpha": 0.2, "temperature": 3.0},
-}
-
-
-@pytest.mark.parametrize("sides", ["both", "student", "teacher"])
-@pytest.mark.parametrize("name", DISTILLATIONS)
-@every_reduction
-def test_student_and_teacher(name, sides, reduction):
-    """Neither has all its logits at once; a teacher that is a tensor is read by chunks."""
-    student, teacher = head(36, 6, 20), head(36, 4, 20)
-    options = {"reduction": reduction, "row_mask": torch.rand(4, 9) < 0.7, **DISTILLATIONS[name]}
-    if name == "labels":
-        options["target"] = torch.randint(20, (4, 9))
-    learning = (
-        [student, teacher] if sides == "both" else [student if sides == "student" else teacher]
-    )
-    parts = [x for group in learning for x in group]
-
-    def logits(lean, h, w, b):
-        h = h.view(4, 9, -1)
-        made = xent.LinearLogits(h, w, b) if lean else F.linear(h, w, b)
-        return 2 * made if h.shape[-1] == 6 else 4 * torch.tanh(made / 4)
-
-    def pair(lean):
-        made = [logits(lean, *student), logits(lean, *teacher)]
-        if sides == "student":
-            made[1] = logits(False, *(x.detach() for x in teacher))
-        if sides == "teacher":
-            made[0] = logits(False, *(x.detach() for x in student))
-        return made
-
-    lean = xent.distillation_loss(*pair(True), **options)
-    z, v = (x.movedim(-1, 1) for x in pair(False))
-    whole = xent.distillation_loss(z, v, **options)
-    torch.testing.assert_close(lean, whole, rtol=1e-11, atol=1e-13)
-    for a, c in zip(grads(lean, parts), grads(whole, parts), strict=True):
-        torch.testing.assert_close(a, c, rtol=1e-9, atol=1e-12)
-
-
-def test_a_teacher_without_gradient():
-    student, teacher = head(12), head(12)
-    with torch.no_grad():
-        constant = xent.LinearLogits(*teacher)
-    assert not constant.requires_grad
-    xent.distillation_loss(xent.LinearLogits(*student), constant).backward()
-    assert teacher[0].grad is None
-    assert student[0].grad is not None
-    loss = xent.distillation_loss(xent.LinearLogits(*student), constant)
-    slope = torch.autograd.grad(loss, student, create_graph=True)
-    whole = xent.distillation_loss(F.linear(*student), F.linear(*teacher).detach())
-    expected = torch.autograd.grad(whole, student, create_graph=True)
-    for a, c in zip(slope, expected, strict=True):
-        torch.testing.assert_close(a, c)
-    twice = torch.autograd.grad(sum(x.square().sum() for x in slope), student)
-    expected = torch.autograd.grad(sum(x.square().sum() for x in expected), student)
-    for a, c in zip(twice, expected, strict=True):
-        torch.testing.assert_close(a, c)
-
-
-MEMBERS = sorted(set(CATALOG) - set(APART))
-
-
-@pytest.mark.parametrize("name", MEMBERS)
-def test_every_loss_of_the_catalog(name):
-    """The mean with its gradient; that no warning comes says that it was by chunks."""
-    member = case(name)
-    h, w, b = parts = head(24, 5, member.width(7))
-    y = torch.randint(5, (24,))
-    bits = F.one_hot(y % 2, 2).double()[:, : member.labels]
-    target = bits if member.labels else y
-    settings = member.settings(7)
-
-    def loss(logits, z):
-        return member.member.function(logits, *member.data(z, target)[1:], **settings)
-
-    z = F.linear(h, w, b)
-    if name == "forward_corrected_cross_entropy":
-        with pytest.warns(UserWarning, match="needs all 168"):
-            lean = loss(xent.LinearLogits(*parts), z.detach())
-    else:
-        lean = loss(xent.LinearLogits(*parts), z.detach())
-    whole = loss(z, z.detach())
-    torch.testing.assert_close(lean, whole, rtol=1e-12, atol=1e-13)
-    for a, c in zip(grads(lean, parts), grads(whole, parts), strict=True):
-        torch.testing.assert_close(a, c, rtol=1e-9, atol=1e-12)
-
-
-OF_LABELS = {
-    "binary": xent.binary_cross_entropy_with_logits,
-    "focal": functools.partial(xent.sigmoid_focal_loss, gamma=1.5),
-    "asymmetric": xent.asymmetric_loss,
-    "labels": xent.multilabel_cross_entropy,
-    "mean of labels": functools.partial(xent.multilabel_cross_entropy, labels="mean"),
-    "zlpr": xent.zlpr_loss,
-}
-
-
-@pytest.mark.parametrize("name", OF_LABELS)
-@every_reduction
-def test_sigmoid_losses(name, reduction):
-    """Every class a decision of its own, of a chunk of rows at a time."""
-    parts = head(36)
-    y = (torch.rand(4, 9, 50) < 0.2).double()
-    y[1, 2:5] = -1
-    options = {"reduction": reduction, "ignore_value": -1}
-    by_row = name in ("labels", "mean of labels", "zlpr")
-    weight = torch.rand(36, dtype=torch.float64)
-    if by_row:
-        options["row_weight"] = weight.view(4, 9)
-    elif name == "binary":
-        options |= {
-            "weight": torch.rand(50),
-            "pos_weight": torch.rand(9, 1),
-            "normalizer": "weight",
-        }
-        if reduction != "mean":
-            del options["normalizer"]
-    h = parts[0].view(4, 9, 6)
-    lean_logits = 3 * torch.tanh(xent.LinearLogits(h, *parts[1:]) / 3)
-    if reduction == "none" and not by_row:
-        with pytest.warns(UserWarning, match="a loss of each of them"):
-            lean = OF_LABELS[name](lean_logits, y, **options)
-    else:
-        lean = OF_LABELS[name](lean_logits, y, **options)
-    z = 3 * torch.tanh(F.linear(h, *parts[1:]) / 3)
-    if by_row:
-        z, y = z.view(36, 50), y.view(36, 50)
-        options["row_weight"] = weight
-    whole = OF_LABELS[name](z, y, **options).view(lean.shape)
-    torch.testing.assert_close(lean, whole, rtol=1e-11, atol=1e-13)
-    for a, c in zip(grads(lean, parts), grads(whole, parts), strict=True):
-        torch.testing.assert_close(a, c, rtol=1e-9, atol=1e-12)
-
-
-def test_learned_weights_of_labels_need_the_logits():
-    parts, y = head(12), (torch.rand(12, 50) < 0.2).double()
-    weight = torch.rand(50, dtype=torch.float64, requires_grad=True)
-    for loss in (xent.binary_cross_entropy_with_logits, xent.multilabel_cross_entropy):
-        with pytest.warns(UserWarning, match="needs all 600"):
-            lean = loss(xent.LinearLogits(*parts), y, weight)
-        whole = loss(F.linear(*parts), y, weight)
-        torch.testing.assert_close(lean, whole)
-        torch.testing.assert_close(grads(lean, (*parts, weight)), grads(whole, (*parts, weight)))
 
 
 BAD = {
