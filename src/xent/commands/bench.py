@@ -23,14 +23,13 @@ from .bench_report import LEGEND, cell_text, machine_text, markdown, memory_text
 from .console import UserError, progress_bar
 from .contestants import CONTESTANTS, MODES, Cell, ContestantError, Worker
 from .machine import cpu_seconds_of_all, describe_machine
+from .timing import DTYPES, PAUSE_SECONDS, positive, summary
 
 # From a toy batch over image classification to language models; the last is a short decode step.
 GRID = [(32, 10), (1024, 1000), (65536, 100), (2048, 32000), (1024, 128256), (8, 151936)]
 QUICK_GRID = [(32, 10), (1024, 1000), (8, 151936)]
-DTYPES = ("float32", "bfloat16", "float16")
 
 TURN_SECONDS = 0.04  # one turn repeats short calls for so long: far above the timer's resolution
-PAUSE_SECONDS = 0.01  # threads of OpenMP keep spinning for up to 6 ms after a turn
 CELL_SECONDS, QUICK_CELL_SECONDS = 6.0, 1.5  # what the rounds of one cell may take
 PATIENCE = 5.0  # more, where a machine is seldom idle
 QUIET = 0.15  # cores that others may keep busy in a round that counts as undisturbed
@@ -110,13 +109,6 @@ def _shape(text: str) -> tuple[int, int]:
     if not comma:
         raise argparse.ArgumentTypeError(f"{text!r} is not N,V as in 1024,1000")
     return positive(rows), positive(classes)
-
-
-def positive(text: str) -> int:
-    """A whole number above 0 from the command line."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
-    return int(text)
 
 
 def _who_takes_part(asked: Sequence[str]) -> tuple[list[str], dict[str, str]]:
@@ -271,13 +263,6 @@ class _Race:
             return None
         ours = time.process_time() + sum(w.cpu_seconds() for w in self.workers.values())
         return time.perf_counter(), everything, ours
-
-
-def summary(times: list[float]) -> dict[str, Any]:
-    """Median and quartiles, with all the times they come from."""
-    enough = times * 2 if len(times) == 1 else times  # quartiles of one time are that time
-    low, middle, high = statistics.quantiles(enough, n=4, method="inclusive")
-    return {"ms": middle, "ms_quartiles": [low, high], "ms_all": times}
 
 
 def _compare(entries: dict[str, dict[str, Any]], modes: tuple[str, ...]) -> None:

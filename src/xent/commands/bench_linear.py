@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .bench import DTYPES, PAUSE_SECONDS, positive, summary
 from .bench_report import aligned, digits, disturbance, error_text, machine_text
 from .console import UserError, progress_bar
 from .contestants import in_one_line
@@ -28,6 +27,7 @@ from .linear_contestants import (
     products,
 )
 from .machine import cpu_seconds_of_all, describe_machine
+from .timing import DTYPES, PAUSE_SECONDS, positive, summary
 
 PURPOSE = "Loss and gradient behind a linear head: time, memory and error beside others."
 Shape = tuple[int, int, int]
