@@ -120,12 +120,28 @@ def test_all_logits_are_kept_for_each_gradient_mode():
     assert lean.sum().requires_grad
 
 
-def test_many_classes_are_not_gathered_one_by_one():
-    lean, z, _ = head(d=6, v=20)
+@pytest.mark.parametrize("cap", [False, True])
+def test_many_classes_are_gathered_by_chunks(cap):
+    """When their weights would take more than the logits."""
+    lean, z, parts = head(cap)
     index = torch.randint(20, (3, 4, 9))
-    with pytest.warns(UserWarning, match="gather needs all"):
-        found = lean.gather(-1, index)
-    torch.testing.assert_close(found, z.gather(-1, index))
+    found, expected = lean.gather(-1, index), z.gather(-1, index)
+    torch.testing.assert_close(found, expected)
+    slopes = [torch.autograd.grad(x.square().sum(), parts) for x in (found, expected)]
+    torch.testing.assert_close(*slopes)
+    torch.testing.assert_close(lean.topk(15).values, z.topk(15).values)
+
+
+def test_no_rows():
+    lean, _, _ = head(shape=(0,))
+    none = torch.zeros(0, dtype=torch.int64)
+    assert lean.argmax(-1).shape == xent.sample(lean).shape == (0,)
+    assert lean.topk(3).values.shape == (0, 3)
+    assert lean.gather(-1, torch.zeros(0, 15).long()).shape == (0, 15)
+    assert lean.logsumexp(-1).shape == (0,)
+    assert xent.cross_entropy(lean, none, reduction="sum") == 0
+    assert xent.cross_entropy(lean, none).isnan()
+    assert xent.sparsemax_loss(lean, none, reduction="none").shape == (0,)
 
 
 def test_it_passes_for_a_tensor():

@@ -15,7 +15,7 @@ from torch import Tensor
 from .engines import by_chunks, linear
 from .linear_log_probs import LinearLogProbs
 from .linear_logits import LinearLogits
-from .measurement import problem_of, statistics
+from .measurement import flat_rows, problem_of, statistics
 
 
 def sample(
@@ -137,10 +137,25 @@ def _log_softmax(
 
 
 def _gather(input: LinearLogits, dim: int, index: Tensor, **options: Any) -> Tensor:
-    """Products with the weights of a few classes, rather than with all of them."""
-    few = index.shape[:-1] == input.shape[:-1] and _along_classes(input, dim)
-    if not few or index.shape[-1] * input.weight.shape[1] > input.weight.shape[0]:
+    if index.shape[:-1] != input.shape[:-1] or not _along_classes(input, dim):
         return torch.gather(input.whole("gather"), dim, index, **options)
+    if index.shape[-1] * input.weight.shape[1] <= input.weight.shape[0]:
+        return _few(input, index)
+    problem, (flat,) = problem_of(input), flat_rows(input.shape[:-1], index)
+    if not by_chunks(problem):
+        return torch.gather(input.whole("gather"), dim, index, **options)
+
+    def values_of(rows: Any, z: Tensor) -> Tensor:
+        part = problem.of_rows(rows, z)
+        return part.transform(part.logits).gather(-1, flat[rows])
+
+    assert isinstance(problem.logits, LinearLogits)
+    values = linear.row_values(linear.Rows((problem.logits,), None, values_of))
+    return values.to(input.dtype).reshape(index.shape)
+
+
+def _few(input: LinearLogits, index: Tensor) -> Tensor:
+    """Products with the weights of a few classes, rather than with all of them."""
     wide = torch.promote_types(input.weight.dtype, torch.float32)
     weight = torch.nn.functional.embedding(index, input.weight).to(wide)
     z = (weight @ input.hidden.to(wide).unsqueeze(-1))[..., 0]

@@ -64,7 +64,7 @@ class Chunks:
         if self.kept is not None:
             yield from self.kept.split(self.height)
             return
-        for start in range(0, self.rows, self.height):
+        for start in range(0, max(self.rows, 1), self.height):
             yield slice(start, min(start + self.height, self.rows))
 
 

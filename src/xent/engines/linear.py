@@ -144,7 +144,7 @@ def _grads(
 class Rows(NamedTuple):
     """A function of rows of logits behind one or several heads.
 
-    ``function(index, *logits)`` gives one value per row, or their sum.
+    ``function(index, *logits)`` gives values of each row, or their sum.
     """
 
     sources: tuple[LinearLogits, ...]
@@ -226,16 +226,19 @@ class _SumAhead(torch.autograd.Function):
 
 
 class _RowValues(torch.autograd.Function):
-    """One value per row, and its gradient from the logits of each chunk once more."""
+    """Values of each row, and their gradient from the logits of each chunk once more."""
 
     @staticmethod
     def forward(ctx: Any, rows: Rows, *tensors: Tensor | None) -> Tensor:
         ctx.rows, ctx.needed = rows, ctx.needs_input_grad[1:]
         ctx.save_for_backward(*tensors)
-        hidden = rows.sources[0].hidden
-        result = hidden.new_zeros(hidden.shape[0], dtype=torch.float64)
+        hidden, result = rows.sources[0].hidden, None
         for index, values in rows.values():
+            if result is None:
+                shape = (hidden.shape[0], *values.shape[1:])
+                result = hidden.new_zeros(shape, dtype=torch.float64)
             result[index] = values
+        assert result is not None
         return result
 
     @staticmethod
@@ -257,5 +260,5 @@ def sum_ahead(rows: Rows) -> Tensor:
 
 
 def row_values(rows: Rows) -> Tensor:
-    """``function(index, *logits)`` of every row, ``(N,)``, 0 for those not kept; differentiable."""
+    """``function(index, *logits)`` of every row, 0 for those not kept; differentiable."""
     return _RowValues.apply(rows, *rows.tensors)  # pyright: ignore
