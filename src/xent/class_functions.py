@@ -145,12 +145,14 @@ def _gather(input: LinearLogits, dim: int, index: Tensor, **options: Any) -> Ten
     if not by_chunks(problem):
         return torch.gather(input.whole("gather"), dim, index, **options)
 
+    question = problem.without_logits()
+
     def values_of(rows: Any, z: Tensor) -> Tensor:
-        part = problem.of_rows(rows, z)
+        part = question.of_rows(rows, z)
         return part.transform(part.logits).gather(-1, flat[rows])
 
     assert isinstance(problem.logits, LinearLogits)
-    values = linear.row_values(linear.Rows((problem.logits,), None, values_of))
+    values = linear.row_values(linear.Rows((problem.logits,), None, values_of, (flat,)))
     return values.to(input.dtype).reshape(index.shape)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
@@ -27,7 +28,8 @@ class LinearLogits(Lean):
 
     Args:
         hidden: ``(..., D)``: one row of features for each row of logits.
-        weight: ``(V, D)``, of the dtype of ``hidden``.
+        weight: ``(V, D)``, of the dtype of ``hidden``. Under autocast they may differ; the wider
+            one is taken.
         bias: ``(V,)``, of the same dtype, or None.
         max_workspace: bytes that a chunk of logits may take, or one row of them if that is more.
 
@@ -57,6 +59,7 @@ class LinearLogits(Lean):
         *,
         max_workspace: int = MAX_WORKSPACE,
     ) -> None:
+        hidden, weight, bias = _under_autocast(hidden, weight, bias)
         _check(hidden, weight, bias)
         if not isinstance(max_workspace, int) or max_workspace <= 0:
             raise ValueError(f"`max_workspace` must be a number of bytes, got {max_workspace!r}")
@@ -212,6 +215,10 @@ class LinearLogits(Lean):
             max_workspace=self.max_workspace,
         )._with(dtype=self.dtype)
 
+    def of(self, hidden: Any, weight: Any, bias: Any) -> LinearLogits:
+        """The same of other tensors; None for none of them yet."""
+        return self._with(hidden=hidden, weight=weight, bias=bias)
+
     def absorb(self, scale: Tensor | None, class_bias: Tensor | None) -> LinearLogits:
         """``scale * logits + class_bias`` of (N, V) as a head of its own, gradients and all.
 
@@ -303,6 +310,15 @@ def _axes(index: Any) -> int:
 
 def _constant(x: Any) -> Any:
     return x.detach() if isinstance(x, Tensor) else x
+
+
+def _under_autocast(*parts: Any) -> tuple[Any, ...]:
+    """Of one dtype, the widest of theirs, where autocast lets them differ."""
+    floats = [x for x in parts if isinstance(x, Tensor) and x.is_floating_point()]
+    if not any(torch.is_autocast_enabled(x.device.type) for x in floats):
+        return parts
+    widest = functools.reduce(torch.promote_types, (x.dtype for x in floats))
+    return tuple(x.to(widest) if any(x is y for y in floats) else x for x in parts)
 
 
 def _check(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:

@@ -30,7 +30,8 @@ class DifferentiableFields(torch.autograd.Function):
         """The fields of the table of statistics, and whether it is complete."""
         table, complete = engine.row_statistics(problem)
         ctx.save_for_backward(*problem.tensors(), table)
-        ctx.problem, ctx.engine, ctx.inplace_backward = problem, engine, inplace_backward
+        ctx.problem = problem.without_tensors()  # a loss that is kept must not keep the logits
+        ctx.engine, ctx.inplace_backward = engine, inplace_backward
         ctx.set_materialize_grads(False)
         return *table.unbind(0), complete
 

@@ -56,7 +56,8 @@ class Chunks:
     def __init__(self, sources: Sequence[LinearLogits], kept: Tensor | None) -> None:
         plans = [plan(source, len(sources)) for source in sources]
         self.rows, self.kept = sources[0].shape[0], kept
-        self.height = min(p.rows for p in plans)
+        count = self.rows if kept is None else kept.shape[0]
+        self.height = max(1, min(count, *(p.rows for p in plans)))
         self.heads = [Head(s, p, self.height) for s, p in zip(sources, plans, strict=True)]
 
     def __iter__(self) -> Iterator[Index]:

@@ -36,21 +36,23 @@ class _Fields(torch.autograd.Function):
         engine: ModuleType,
     ) -> tuple[Any, ...]:  # fmt: skip
         table, complete = _statistics(problem, engine)
-        ctx.save_for_backward(hidden, weight, bias, table)
-        ctx.problem, ctx.engine = problem, engine
+        ctx.save_for_backward(hidden, weight, bias, *problem.beside(), table)
+        ctx.source, ctx.problem = _emptied(problem.logits), problem.without_tensors()
+        ctx.engine = engine
         ctx.set_materialize_grads(False)
         return *table.unbind(0), complete
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         partials = grads[:-1]
-        *tensors, table = ctx.saved_tensors
-        needed = ctx.needs_input_grad[:3]
         if all(partial is None for partial in partials):
             return (None,) * 5
+        *tensors, table = ctx.saved_tensors  # raises if one was changed since
+        problem = ctx.problem.with_tensors((ctx.source.of(*tensors[:3]), *tensors[3:]))
+        needed = ctx.needs_input_grad[:3]
         if torch.is_grad_enabled() or any(is_batched(g) for g in partials if g is not None):
-            return *_whole_gradient(ctx.problem, tensors, table, partials, needed), None, None
-        return *_gradient(ctx.problem, table, partials, ctx.engine, needed), None, None
+            return *_whole_gradient(problem, tensors[:3], table, partials, needed), None, None
+        return *_gradient(problem, table, partials, ctx.engine, needed), None, None
 
 
 def measure_fields(problem: Problem, engine: ModuleType) -> tuple[Any, ...]:
@@ -58,6 +60,11 @@ def measure_fields(problem: Problem, engine: ModuleType) -> tuple[Any, ...]:
     source = problem.logits
     assert isinstance(source, LinearLogits)
     return _Fields.apply(source.hidden, source.weight, source.bias, problem, engine)  # pyright: ignore
+
+
+def _emptied(source: Any) -> LinearLogits:
+    """Without its tensors, which are saved: a loss that is kept must not keep them alive."""
+    return source.of(None, None, None)
 
 
 def kept_rows(problem: Problem) -> Tensor | None:
@@ -150,11 +157,31 @@ class Rows(NamedTuple):
     sources: tuple[LinearLogits, ...]
     kept: Tensor | None  # the rows that are looked at, by number; None for all
     function: Callable[..., Tensor]
+    beside: tuple[Tensor, ...] = ()  # what else it reads, which backward must find unchanged
 
     @property
     def tensors(self) -> list[Tensor | None]:
         """Features, weight and bias of each head."""
         return [t for s in self.sources for t in (s.hidden, s.weight, s.bias)]
+
+    @property
+    def none(self) -> bool:
+        """Whether no row is looked at."""
+        looked_at = self.sources[0].hidden if self.kept is None else self.kept
+        return looked_at.shape[0] == 0
+
+    def save(self, ctx: Any) -> None:
+        """For backward."""
+        ctx.save_for_backward(*self.tensors, *self.beside)
+        ctx.rows = self._replace(sources=tuple(map(_emptied, self.sources)), beside=())
+
+    @staticmethod
+    def saved(ctx: Any) -> Rows:
+        """What was saved; raises if a tensor was changed since."""
+        tensors, sources = ctx.saved_tensors, ctx.rows.sources
+        return ctx.rows._replace(
+            sources=tuple(s.of(*tensors[3 * k : 3 * k + 3]) for k, s in enumerate(sources))
+        )
 
     def values(self) -> Iterator[tuple[Index, Tensor]]:
         """Those of each chunk."""
@@ -185,21 +212,16 @@ class Rows(NamedTuple):
                 total = value.detach() if total is None else total + value.detach()
         return total, chunks.heads
 
-    def whole(
-        self, tensors: Sequence[Tensor | None], needed: Sequence[bool], grad: Tensor
-    ) -> list[Tensor | None]:
+    def whole(self, needed: Sequence[bool], grad: Tensor) -> list[Tensor | None]:
         """The gradient by way of all logits at once, differentiable itself if need be."""
         record = torch.is_grad_enabled()
         with torch.enable_grad():
             logits = []
-            for k, source in enumerate(self.sources):
-                hidden, weight, bias = tensors[3 * k : 3 * k + 3]
-                assert hidden is not None
-                assert weight is not None
-                z = torch.nn.functional.linear(hidden, weight, bias)
+            for source in self.sources:
+                z = torch.nn.functional.linear(source.hidden, source.weight, source.bias)
                 logits.append(z.to(source.dtype))
             value = self.function(..., *logits)
-            return _grads(value, tensors, needed, grad, record)
+            return _grads(value, self.tensors, needed, grad, record)
 
 
 class _SumAhead(torch.autograd.Function):
@@ -207,22 +229,22 @@ class _SumAhead(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, rows: Rows, *tensors: Tensor | None) -> Tensor:
-        ctx.rows, ctx.needed = rows, ctx.needs_input_grad[1:]
+        rows.save(ctx)
+        ctx.none, ctx.needed = rows.none, ctx.needs_input_grad[1:]
         total, ctx.heads = rows.differentiate(ctx.needed)
-        ctx.save_for_backward(*tensors)
         return rows.sources[0].hidden.new_zeros((), dtype=torch.float64) if total is None else total
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         (grad,) = grads
         if torch.is_grad_enabled() or is_batched(grad):
-            return None, *ctx.rows.whole(ctx.saved_tensors, ctx.needed, grad)
+            return None, *Rows.saved(ctx).whole(ctx.needed, grad)
         # They are handed over, for memory's sake; who asks once more pays for the products again.
         heads, ctx.heads = ctx.heads, None
         if heads is None:
-            _ = ctx.saved_tensors  # raises if they were changed meanwhile
-            _, heads = ctx.rows.differentiate(ctx.needed)
-        return None, *(part for head in heads for part in head.times(grad))
+            _, heads = Rows.saved(ctx).differentiate(ctx.needed)
+        factor = None if ctx.none else grad  # which for the mean of nothing is infinite
+        return None, *(part for head in heads for part in head.times(factor))
 
 
 class _RowValues(torch.autograd.Function):
@@ -230,8 +252,8 @@ class _RowValues(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, rows: Rows, *tensors: Tensor | None) -> Tensor:
-        ctx.rows, ctx.needed = rows, ctx.needs_input_grad[1:]
-        ctx.save_for_backward(*tensors)
+        rows.save(ctx)
+        ctx.needed = ctx.needs_input_grad[1:]
         hidden, result = rows.sources[0].hidden, None
         for index, values in rows.values():
             if result is None:
@@ -244,10 +266,10 @@ class _RowValues(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         (grad,) = grads
-        tensors = ctx.saved_tensors
+        rows = Rows.saved(ctx)
         if torch.is_grad_enabled() or is_batched(grad):
-            return None, *ctx.rows.whole(tensors, ctx.needed, grad)
-        _, heads = ctx.rows.differentiate(ctx.needed, grad)
+            return None, *rows.whole(ctx.needed, grad)
+        _, heads = rows.differentiate(ctx.needed, grad)
         return None, *(part for head in heads for part in head.times())
 
 

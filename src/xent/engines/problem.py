@@ -13,6 +13,7 @@ from ..logits import LogitTransform
 from ..row_statistics import field_mask, fields_of
 from ..targets import Target, class_axis
 
+_NOTHING = torch.empty(0)
 Index = slice | Tensor | EllipsisType  # some rows, or all
 
 
@@ -77,6 +78,14 @@ class Problem(NamedTuple):
         """Every tensor, in a fixed order, for those who must save them."""
         assert isinstance(self.logits, Tensor)
         return (self.logits, *self.beside())
+
+    def without_logits(self) -> Problem:
+        """The question about logits that come by rows."""
+        return self._replace(logits=_NOTHING)
+
+    def without_tensors(self) -> Problem:
+        """The question for whoever has the tensors elsewhere, and must not keep them alive."""
+        return self.with_tensors((_NOTHING, _NOTHING, *[None] * 6))
 
     def beside(self) -> tuple[Tensor | None, ...]:
         """Every tensor but the logits."""

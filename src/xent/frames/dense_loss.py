@@ -106,8 +106,8 @@ def dense_loss(body: Callable[..., Tensor]) -> Any:
             return values, kept, mass
 
         return reduce_problem(
-            problem, rows_of, shape, chunks=hyper.fit_chunks(settings), reduction=reduction,
-            normalizer=normalizer, row_weight=row_weight, empty=empty,
+            problem, rows_of, shape, tuple(settings.values()), chunks=hyper.fit_chunks(settings),
+            reduction=reduction, normalizer=normalizer, row_weight=row_weight, empty=empty,
         ).to(result_dtype(problem))  # fmt: skip
 
     shared = [

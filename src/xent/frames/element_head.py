@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -26,14 +26,15 @@ def sum_behind_head(
     if reduction == "none" or not by_chunks(alone) or want_gradient(*tensors.values()):
         each = "none" if reduction == "none" else "sum"
         return loss(input.whole("a loss of each of them"), **tensors, reduction=each)
-    tensors = _flat(tensors, input)
+    tensors, question = _flat(tensors, input), alone.without_logits()
 
     def sum_of(index: Index, z: Tensor) -> Tensor:
         some = {name: x[index] for name, x in tensors.items()}
-        return loss(_transformed(alone, index, z), **some, reduction="sum").double()
+        return loss(_transformed(question, index, z), **some, reduction="sum").double()
 
     assert isinstance(alone.logits, LinearLogits)
-    return linear.sum_ahead(linear.Rows((alone.logits,), None, sum_of)).to(problem.dtype)
+    rows = linear.Rows((alone.logits,), None, sum_of, tuple(tensors.values()))
+    return linear.sum_ahead(rows).to(problem.dtype)
 
 
 def labels_behind_head(
@@ -59,7 +60,9 @@ def labels_behind_head(
         def values_of(z: Tensor, index: Index) -> Tensor:
             return loss(z, **{k: x[index] for k, x in tensors.items()}, reduction="none")
 
-        result = reduce_values(input, values_of, kept, row_weight=row_weight, **reduction)
+        result = reduce_values(
+            input, values_of, kept, tuple(tensors.values()), row_weight=row_weight, **reduction
+        )
     result = result.to(problem.dtype)
     return result.reshape(shape) if reduction["reduction"] == "none" else result
 
@@ -68,18 +71,21 @@ def reduce_values(
     input: LinearLogits,
     values_of: Callable[[Tensor, Index], Tensor],
     kept: Tensor | None,
+    beside: Sequence[Tensor] = (),
     **reduction: Any,
 ) -> Tensor:
-    """Reduce ``values_of(logits, rows)`` of a chunk of rows after the other."""
+    """Reduce ``values_of(logits, rows)``, which reads ``beside``, of a chunk after the other."""
     alone = problem_of(input)
+    question = alone.without_logits()
 
     def rows_of(index: Index, z: Tensor) -> Rows:
-        values = values_of(_transformed(alone, index, z), index).double()
+        values = values_of(_transformed(question, index, z), index).double()
         here = None if kept is None else kept[index]
         return values, here, values.new_ones(values.shape) if here is None else here.double()
 
     assert isinstance(alone.logits, LinearLogits)
-    return reduce_by_chunks((alone.logits,), None, rows_of, **reduction)
+    read = (*alone.beside(), *beside)
+    return reduce_by_chunks((alone.logits,), None, rows_of, read, **reduction)
 
 
 def _beside(problem: ElementProblem) -> dict[str, Tensor]:

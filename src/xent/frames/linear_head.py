@@ -33,7 +33,8 @@ def reduce_problem(
         rows_of: what becomes of some of its rows; the second argument picks them out of tensors
             that are not part of the problem.
         shape: of the rows, if they were flattened because there is a head.
-        beside: those tensors. If one wants a gradient, all logits must be there at once.
+        beside: those tensors, among anything. If one wants a gradient, all logits must be there at
+            once.
         chunks: False if the rows cannot be told apart.
         **reduction: the options of :func:`reduce_rows`.
     """
@@ -44,10 +45,12 @@ def reduce_problem(
     if not (chunks and by_chunks(problem)) or want_gradient(*beside, reduction["row_weight"]):
         result = reduce_rows(*rows_of(with_all_logits(problem), ...), **reduction)
     else:
+        question = problem.without_logits()  # a loss that is kept must not keep the features
         result = reduce_by_chunks(
             (source,),
             linear.kept_rows(problem),
-            lambda index, z: rows_of(problem.of_rows(index, z), index),
+            lambda index, z: rows_of(question.of_rows(index, z), index),
+            (*problem.beside(), *beside),
             **reduction,
         )
     return result.reshape(shape) if reduction["reduction"] == "none" else result
@@ -57,6 +60,7 @@ def reduce_by_chunks(
     sources: Sequence[LinearLogits],
     kept: Tensor | None,
     rows_of: Callable[..., Rows],
+    beside: Sequence[Any],
     *,
     reduction: str,
     normalizer: float | Tensor | str | None,
@@ -65,9 +69,11 @@ def reduce_by_chunks(
 ) -> Tensor:
     """:func:`reduce_rows` of ``rows_of(index, *logits)`` over the chunks of some heads.
 
+    ``beside`` holds, among anything, the other tensors that it reads.
     A sum takes its gradient while the logits are there; values of rows compute them once more.
     """
     divisors: list[Tensor] = []
+    read = tuple(x for x in (*beside, row_weight) if isinstance(x, Tensor))
     given = not (normalizer is None or isinstance(normalizer, str))
 
     def values_of(index: Index, *z: Tensor) -> Tensor:
@@ -82,9 +88,9 @@ def reduce_by_chunks(
         return stable_sum(weigh(values, here, weight))
 
     if reduction == "none":
-        values = linear.row_values(linear.Rows(tuple(sources), kept, values_of))
+        values = linear.row_values(linear.Rows(tuple(sources), kept, values_of, read))
         return weigh(values, None, row_weight)
-    total = linear.sum_ahead(linear.Rows(tuple(sources), kept, sum_of))
+    total = linear.sum_ahead(linear.Rows(tuple(sources), kept, sum_of, read))
     if reduction == "sum":
         return total
     none = total.new_zeros(())

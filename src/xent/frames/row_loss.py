@@ -180,7 +180,9 @@ def row_loss(
                 # A chunk is nobody's but ours: its gradient takes the place of its logits.
                 return rows_of(part, measure(part, engine, part.logits.is_leaf))
 
-            result = reduce_problem(problem, rows_of_chunk, shape, **reduce)
+            result = reduce_problem(
+                problem, rows_of_chunk, shape, tuple(settings.values()), **reduce
+            )
             return result.to(result_dtype(problem))
         stats = measure(problem, engine, inplace_backward)
         result = reduce_rows(*rows_of(problem, stats), **reduce).to(result_dtype(problem))

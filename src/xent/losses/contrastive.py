@@ -197,7 +197,7 @@ def nt_xent_loss(
         return values.double(), None, torch.ones_like(values, dtype=torch.float64)
 
     return reduce_by_chunks(
-        (source,), None, rows_of, reduction=reduction, normalizer=normalizer, row_weight=None,
+        (source,), None, rows_of, (), reduction=reduction, normalizer=normalizer, row_weight=None,
         empty="nan",
     ).to(view_a.dtype)  # fmt: skip
 

@@ -154,6 +154,9 @@ def _reduce_by_chunks(
         ]
         result = reduce_rows(*rows_of(*whole, kept, target), **reduction)
     else:
+        sources = [side.logits for side in heads]
+        read = (*beside, target, *(x for side in heads for x in side.beside()))
+        sides = [side.without_logits() if isinstance(side, Problem) else side for side in sides]
 
         def some_rows(index: Index, *z: Tensor) -> Rows:
             chunks = iter(z)
@@ -165,9 +168,8 @@ def _reduce_by_chunks(
             ]
             return rows_of(*pair, kept[index], None if target is None else target[index])
 
-        sources = [side.logits for side in heads]
         numbers = None if bool(kept.all()) else kept.nonzero()[:, 0]
-        result = reduce_by_chunks(cast(Any, sources), numbers, some_rows, **reduction)
+        result = reduce_by_chunks(cast(Any, sources), numbers, some_rows, read, **reduction)
     return result.reshape(shape) if reduction["reduction"] == "none" else result
 
 

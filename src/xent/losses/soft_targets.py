@@ -342,7 +342,7 @@ def sparse_cross_entropy(
 
     dtype = torch.promote_types(result_dtype(problem), probabilities.dtype)
     return reduce_problem(
-        problem, rows_of, shape, (q,), reduction=reduction, normalizer=normalizer,
+        problem, rows_of, shape, (q, classes), reduction=reduction, normalizer=normalizer,
         row_weight=row_weight, empty=empty,
     ).to(torch.float32 if autocasts(input) and dtype.itemsize < 4 else dtype)  # fmt: skip
 
