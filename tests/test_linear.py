@@ -361,6 +361,22 @@ def test_narrow_types_are_rounded_once(dtype):
         assert bool((error <= bound + torch.finfo(dtype).smallest_normal).all())
 
 
+def test_products_in_16_bits_add_up_in_float32(monkeypatch):
+    """As on devices that have them; a sum in 16 bits would stop growing after a few chunks."""
+    narrow = heads.Plan(torch.bfloat16, 8, 1000)
+    monkeypatch.setattr(heads, "plan", lambda source, count=1: narrow)
+    parts, y = head(4096, 4, 6, torch.bfloat16), torch.zeros(4096, dtype=torch.int64)
+    parts[0].data.abs_()  # so that all chunks pull the same way
+    lean = xent.cross_entropy(xent.LinearLogits(*parts), y, reduction="sum")
+    wide = [x.detach().double().requires_grad_() for x in parts]
+    z = F.linear(*wide)
+    dz = torch.softmax(z, -1) - F.one_hot(y, 6)
+    # Logits, their gradient and each product are rounded, all relative to what is added up.
+    size = (dz.abs() + torch.softmax(z, -1) * z.abs()).T @ wide[0].abs()
+    error = grads(lean, parts, 1.0)[1].double() - dz.T @ wide[0]
+    assert bool((error.abs() <= 2 * torch.finfo(torch.bfloat16).eps * size).all())
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("max_workspace", [1, 1000, 10**9])
 def test_any_workspace(dtype, max_workspace, monkeypatch):

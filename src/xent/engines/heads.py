@@ -86,7 +86,7 @@ class Head:
         """The logits of some rows."""
         hidden = self.hidden(index)
         if self.buffer is None:
-            self.buffer = self.empty((self.height, self.source.shape[1]))
+            self.buffer = self.empty((self.height, self.source.shape[1]), self.dtype)
         z = self.buffer[: hidden.shape[0]]
         for part, weight in self.weights():
             torch.mm(hidden, weight.T, out=z[:, part])
@@ -94,11 +94,11 @@ class Head:
             z += self.source.bias.detach().to(self.dtype)
         return z.detach()
 
-    def empty(self, shape: Sequence[int]) -> Tensor:
-        """Memory in the type of the products; page faults would be a tenth of the time."""
+    def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """Memory; on a CPU page faults would be a tenth of the time."""
         if self.source.is_cpu:
-            return native.empty(shape, self.dtype)
-        return torch.empty(tuple(shape), dtype=self.dtype, device=self.source.device)
+            return native.empty(shape, dtype)
+        return torch.empty(tuple(shape), dtype=dtype, device=self.source.device)
 
     def weights(self) -> Iterator[tuple[slice, Tensor]]:
         """The weights, in the type of the products; narrow ones a block of classes at a time."""
@@ -119,7 +119,8 @@ class Head:
         """Prepare for the gradients of features, weight and bias that are needed."""
         for k, (tensor, wanted) in enumerate(zip(self.tensors, needed, strict=True)):
             if wanted and tensor is not None:
-                part = self.empty(tensor.shape)
+                # Added up over chunks, 16 bits would lose more with each of them.
+                part = self.empty(tensor.shape, torch.promote_types(self.dtype, torch.float32))
                 self.gradients[k] = part if k == 0 and every_row else part.zero_()
 
     def add(self, index: Index, dz: Tensor) -> None:
@@ -129,9 +130,11 @@ class Head:
             total = dz.new_zeros(dz.shape[0], hidden.shape[1])
             for part, w in self.weights():
                 total.addmm_(dz[:, part], w)
-            hidden[index] = total
-        if weight is not None:
+            hidden[index] = total.to(hidden.dtype)
+        if weight is not None and weight.dtype == dz.dtype:
             weight.addmm_(dz.T, self.hidden(index))
+        elif weight is not None:
+            weight += dz.T @ self.hidden(index)
         if bias is not None:
             bias += dz.sum(0)
 
