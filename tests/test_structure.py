@@ -40,7 +40,7 @@ BELOW = {
     "row_statistics": set(),
     "logits": {"_check"},
     "lean": set(),
-    "linear_logits": {"_check", "lean"},
+    "linear_logits": {"_check", "lean", "logits"},
     "linear_log_probs": {"lean", "linear_logits"},
     "targets": {"_check", "linear_logits"},
     "softmax": {"_check"},

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .engines import by_chunks, linear
+from .engines.transforms import can_look_at
 from .linear_log_probs import LinearLogProbs
 from .linear_logits import LinearLogits
 from .measurement import flat_rows, problem_of, statistics
@@ -73,6 +74,8 @@ def _by_chunks(logits: LinearLogits, function: Callable[[Tensor, Any], Any]) -> 
     problem = problem_of(logits.detach())
     source = problem.logits
     assert isinstance(source, LinearLogits)
+    if not by_chunks(problem):
+        return [function(problem.transform(source.materialize()), ...)]
     rows = linear.Rows((source,), None, lambda _, z: z)
     return [
         function(part.transform(part.logits), index)
@@ -127,19 +130,23 @@ def _argmax(
 def _log_softmax(
     input: LinearLogits,
     dim: int | None = None,
-    *_: Any,
+    *options: Any,
     dtype: torch.dtype | None = None,
-    **__: Any,
+    _stacklevel: int = 0,
 ) -> LinearLogProbs | Tensor:
+    # The function has a `_stacklevel` before the dtype, the method has not.
+    dtype = next((x for x in options if isinstance(x, torch.dtype)), dtype)
     if not _along_classes(input, dim):
         return torch.log_softmax(input.whole("log_softmax"), dim, dtype=dtype)  # pyright: ignore
-    return LinearLogProbs(input if dtype is None else input.to(dtype))
+    return LinearLogProbs(input if dtype is None else input._with(dtype=dtype))
 
 
 def _gather(input: LinearLogits, dim: int, index: Tensor, **options: Any) -> Tensor:
     if index.shape[:-1] != input.shape[:-1] or not _along_classes(input, dim):
         return torch.gather(input.whole("gather"), dim, index, **options)
-    if index.shape[-1] * input.weight.shape[1] <= input.weight.shape[0]:
+    classes, features = input.weight.shape
+    gathered = index.numel() * features * max(4, input.weight.itemsize)
+    if index.shape[-1] * features <= classes and gathered <= input.max_workspace:
         return _few(input, index)
     problem, (flat,) = problem_of(input), flat_rows(input.shape[:-1], index)
     if not by_chunks(problem):
@@ -159,7 +166,7 @@ def _gather(input: LinearLogits, dim: int, index: Tensor, **options: Any) -> Ten
 def _few(input: LinearLogits, index: Tensor) -> Tensor:
     """Products with the weights of a few classes, rather than with all of them."""
     wide = torch.promote_types(input.weight.dtype, torch.float32)
-    weight = torch.nn.functional.embedding(index, input.weight).to(wide)
+    weight = linear.rows_of_weight(input.weight, index).to(wide)
     z = (weight @ input.hidden.to(wide).unsqueeze(-1))[..., 0]
     if input.bias is not None:
         z = z + input.bias[index].to(wide)
@@ -170,6 +177,8 @@ def _gather_log_probs(input: LinearLogProbs, dim: int, index: Tensor, **options:
     logits = input.logits
     if not _along_classes(input, dim) or not by_chunks(problem_of(logits)):
         return torch.gather(input.whole("gather"), dim, index, **options)
+    if can_look_at(index) and bool(((index < 0) | (index >= input.shape[-1])).any()):
+        raise IndexError(f"gather: `index` must hold classes from 0 to {input.shape[-1] - 1}")
     if index.shape == (*input.shape[:-1], 1):
         log_prob = statistics(logits, index[..., 0]).log_prob  # pyright: ignore
         return input.sign * log_prob.to(input.dtype).unsqueeze(-1)

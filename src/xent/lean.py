@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -34,9 +35,10 @@ class Lean(ABC):
         """The same, kept for the next who needs them, with a warning which says what for."""
         if self._all is not None and self._all[0] == torch.is_grad_enabled():
             return self._all[1]
-        warnings.warn(
-            f"{reason} needs all {self.numel():,} logits of {self!r} at once", stacklevel=3
-        )
+        if not torch.compiler.is_compiling():
+            warnings.warn(
+                f"{reason} needs all {self.numel():,} logits of {self!r} at once", stacklevel=3
+            )
         self._all = torch.is_grad_enabled(), self.materialize()
         return self._all[1]
 
@@ -107,9 +109,17 @@ class Lean(ABC):
         """Itself, if it is there."""
         return self.to("cpu")
 
-    def flatten(self) -> Any:
-        """One axis of rows: ``(N, V)``."""
-        return self.reshape(-1, self.shape[-1])
+    def flatten(self, start_dim: int = 0, end_dim: int = -1) -> Any:
+        """Some axes of rows as one. With that of the classes it is about all numbers."""
+        start, end = start_dim % self.ndim, end_dim % self.ndim
+        if end == self.ndim - 1 and start < end:
+            return self.whole("flatten").flatten(start, end)
+        return self.reshape(*self.shape[:start], -1, *self.shape[end + 1 :])
+
+    def __bool__(self) -> bool:
+        raise RuntimeError(f"the truth of {self!r} is ambiguous")
+
+    __hash__ = object.__hash__  # of the thing, since == compares numbers
 
     def __len__(self) -> int:
         """The length of the first axis."""
@@ -145,10 +155,14 @@ class Lean(ABC):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         """A lean answer where there is one; the function of all the numbers elsewhere."""
+        kwargs, name = kwargs or {}, getattr(func, "__name__", str(func))
+        if kwargs.get("out") is not None:
+            raise TypeError(
+                f"{name}(out=) writes a tensor, and {cls.__name__} are none; leave out `out`"
+            )
         answer = cls.lean.get(func)
-        if answer is not None:
-            return answer(*args, **(kwargs or {}))
-        name = getattr(func, "__name__", str(func))
+        if answer is not None and _fits(answer, args, kwargs):
+            return answer(*args, **kwargs)
         if name.endswith("_") and not name.startswith("__"):
             raise TypeError(
                 f"{name} works in place, and {cls.__name__} have no place; use {name[:-1]}"
@@ -160,7 +174,16 @@ class Lean(ABC):
                 return type(x)(map(there, x))
             return x.whole(name) if isinstance(x, Lean) else x
 
-        return func(*map(there, args), **{k: there(v) for k, v in (kwargs or {}).items()})
+        return func(*map(there, args), **{k: there(v) for k, v in kwargs.items()})
+
+
+def _fits(answer: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether an answer knows these arguments."""
+    try:
+        inspect.signature(answer).bind(*args, **kwargs)
+    except TypeError:
+        return False
+    return True
 
 
 def _operator(name: str) -> Callable[..., Any]:
@@ -176,6 +199,6 @@ def _operator(name: str) -> Callable[..., Any]:
 
 for _name in (
     "add", "radd", "sub", "rsub", "mul", "rmul", "truediv", "rtruediv", "pow", "rpow", "neg", "abs",
-    "matmul", "lt", "le", "gt", "ge",
+    "matmul", "floordiv", "mod", "eq", "ne", "lt", "le", "gt", "ge",
 ):  # fmt: skip
     setattr(Lean, f"__{_name}__", _operator(f"__{_name}__"))

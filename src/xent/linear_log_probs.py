@@ -55,8 +55,11 @@ class LinearLogProbs(Lean):
     view = reshape
 
     def to(self, *arguments: Any, **options: Any) -> LinearLogProbs:
-        """Another dtype of the result."""
-        return LinearLogProbs(self.logits.to(*arguments, **options), self.sign)
+        """Another dtype of the result, floating point."""
+        logits = self.logits.to(*arguments, **options)
+        if isinstance(logits, Tensor):
+            raise TypeError("log-probabilities are no integers; cast .materialize(), if you must")
+        return LinearLogProbs(logits, self.sign)
 
     def detach(self) -> LinearLogProbs:
         """The same as constants."""
@@ -64,7 +67,7 @@ class LinearLogProbs(Lean):
 
     def __getitem__(self, index: Any) -> LinearLogProbs | Tensor:
         """Some of the rows. What takes classes out needs all numbers, and gets them."""
-        if self.logits.takes_classes(index):
+        if self.logits.spelled_out(index) is not None:
             return self.whole("indexing classes")[index]
         return LinearLogProbs(self.logits.rows(index), self.sign)
 

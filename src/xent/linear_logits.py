@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ._check import is_tensor
 from .lean import Lean
+from .logits import LogitTransform
 
 MAX_WORKSPACE = 128 << 20
 
@@ -84,7 +85,8 @@ class LinearLogits(Lean):
     @property
     def requires_grad(self) -> bool:
         """Whether anything they are made of does."""
-        return any(t.requires_grad for t in self.parts)
+        learned = isinstance(self.scale, Tensor) and self.scale.requires_grad
+        return learned or any(t.requires_grad for t in self.parts)
 
     @property
     def parts(self) -> tuple[Tensor, ...]:
@@ -97,13 +99,6 @@ class LinearLogits(Lean):
         other = object.__new__(LinearLogits)
         vars(other).update({**vars(self), **changes, "_all": None})
         return other
-
-    def _rows(self, change: Callable[[Tensor], Tensor]) -> LinearLogits:
-        """The same change to what has a line for each row, with the last axis a stand-in."""
-        scale = self.scale
-        if isinstance(scale, Tensor) and scale.ndim:
-            scale = change(scale.expand(self.shape[:-1]).unsqueeze(-1))[..., 0]
-        return self._with(hidden=change(self.hidden), scale=scale)
 
     def reshape(self, *shape: Any) -> LinearLogits:
         """Other axes for the rows; the last one, of the classes, stays."""
@@ -118,39 +113,43 @@ class LinearLogits(Lean):
             rows = math.prod(self.shape[:-1])
             if math.prod(sizes[:-1]) != rows:
                 raise ValueError(f"shape {sizes} does not hold the {rows} rows of {self!r}")
-        return self._rows(lambda x: x.reshape(*sizes[:-1], x.shape[-1]))
+        return self._with(hidden=self.hidden.reshape(*sizes[:-1], self.hidden.shape[-1]))
 
     def view(self, *shape: Any) -> LinearLogits:
-        """As :meth:`reshape`, or the dtype to be cast to."""
+        """As :meth:`reshape`."""
         if len(shape) == 1 and isinstance(shape[0], torch.dtype):
             raise TypeError("LinearLogits have no memory to see as another dtype")
         return self.reshape(*shape)
 
     def __getitem__(self, index: Any) -> LinearLogits | Tensor:
         """Some of the rows, or a slice of the classes; other picks of classes need the logits."""
-        if not self.takes_classes(index):
+        parts = self.spelled_out(index)
+        if parts is None:
             return self.rows(index)
-        *rows, classes = index if isinstance(index, tuple) else (index,)
+        *rows, classes = parts
         if not isinstance(classes, slice):
             return self.whole("indexing classes")[index]
         bias = None if self.bias is None else self.bias[classes]
         return self._with(weight=self.weight[classes], bias=bias).rows((*rows, slice(None)))
 
-    def takes_classes(self, index: Any) -> bool:
-        """Whether an index says something about the last axis."""
+    def spelled_out(self, index: Any) -> tuple[Any, ...] | None:
+        """An index with a part for every axis, if it says something about the classes."""
         parts = index if isinstance(index, tuple) else (index,)
-        dots = any(p is Ellipsis for p in parts)
-        used = sum(_axes(p) for p in parts)
-        last = parts[-1] if parts else Ellipsis
-        said = last is not Ellipsis and (used >= self.ndim or (dots and len(parts) > 1))
-        return said and not (isinstance(last, slice) and last == slice(None))
+        missing = self.ndim - sum(_axes(p) for p in parts)
+        at = next((k for k, p in enumerate(parts) if p is Ellipsis), len(parts))
+        parts = (*parts[:at], *[slice(None)] * missing, *parts[at + 1 :])
+        last = parts[-1] if parts else slice(None)
+        return None if isinstance(last, slice) and last == slice(None) else parts
 
     def rows(self, index: Any) -> LinearLogits:
         """Those that an index picks."""
-        return self._rows(lambda x: x[index])
+        return self._with(hidden=self.hidden[index])
 
-    def to(self, *arguments: Any, **options: Any) -> LinearLogits:
+    def to(self, *arguments: Any, **options: Any) -> LinearLogits | Tensor:
         """Another dtype of the result. The device is that of what they are made of."""
+        for other in arguments:
+            if isinstance(other, Tensor):
+                return self.to(other.device, other.dtype)
         dtypes = [a for a in (*arguments, options.get("dtype")) if isinstance(a, torch.dtype)]
         devices = [
             a for a in (*arguments, options.get("device")) if isinstance(a, (str, torch.device))
@@ -158,6 +157,8 @@ class LinearLogits(Lean):
         dtype, device = next(iter(dtypes), None), next(iter(devices), None)
         if device is not None and torch.device(device) != self.device:
             raise ValueError(f"{self!r} cannot move; move hidden and weight to {device}")
+        if dtype is not None and not dtype.is_floating_point:
+            return self.whole(f"a cast to {dtype}").to(dtype)
         return self if dtype is None else self._with(dtype=dtype)
 
     def __mul__(self, factor: Any) -> LinearLogits | Tensor:
@@ -208,12 +209,8 @@ class LinearLogits(Lean):
 
     def bare(self) -> LinearLogits:
         """``(N, V)`` of what was given, without what was recorded."""
-        return LinearLogits(
-            self.hidden.reshape(-1, self.hidden.shape[-1]),
-            self.weight,
-            self.bias,
-            max_workspace=self.max_workspace,
-        )._with(dtype=self.dtype)
+        hidden = self.hidden.reshape(-1, self.hidden.shape[-1])
+        return self._with(hidden=hidden, scale=1.0, softcap=None, divisor=None, undivided=1.0)
 
     def of(self, hidden: Any, weight: Any, bias: Any) -> LinearLogits:
         """The same of other tensors; None for none of them yet."""
@@ -224,30 +221,40 @@ class LinearLogits(Lean):
 
         A scale per row only where there is no bias yet.
         """
-        hidden, bias = self.hidden, self.bias
+        # In float32 at least: a factor of 16 bits would be off for all logits of a row alike.
+        wide = torch.promote_types(self.hidden.dtype, torch.float32)
+        hidden, bias = self.hidden, None if self.bias is None else self.bias.to(wide)
         if scale is not None:
-            hidden = (hidden * (scale.unsqueeze(-1) if scale.ndim else scale)).to(hidden.dtype)
-            bias = None if bias is None else (bias * scale).to(bias.dtype)
+            hidden = (hidden.to(wide) * (scale.unsqueeze(-1) if scale.ndim else scale)).to(wide)
+            if bias is not None:
+                masked = bias == -torch.inf  # which 0 times its slope must not undo
+                scaled = (bias.masked_fill(masked, 0) * scale).to(wide)
+                bias = torch.where(masked, bias, scaled)
         if class_bias is not None:
-            own = class_bias.to(hidden.dtype)
-            bias = own if bias is None else bias + own
+            bias = class_bias.to(wide) if bias is None else bias + class_bias.to(wide)
         return self._with(hidden=hidden, bias=bias)
 
     # ---- the logits themselves ------------------------------------------------------------------
 
     def materialize(self) -> Tensor:
         """The logits as a tensor, all ``N x V`` of them, with their gradient."""
-        return self.transform(torch.nn.functional.linear(self.hidden, self.weight, self.bias))
+        return self.transform(self.product())
+
+    def product(self) -> Tensor:
+        """The product of features and weight, in the wider of their dtypes, whatever autocast."""
+        wide = torch.promote_types(self.hidden.dtype, self.weight.dtype)
+        parts = (None if x is None else x.to(wide) for x in (self.hidden, self.weight, self.bias))
+        with torch.autocast(self.device.type, enabled=False):
+            return torch.nn.functional.linear(*parts)  # pyright: ignore
 
     def transform(self, z: Tensor) -> Tensor:
         """What was recorded, done to the products of some classes with every row."""
-        scale = self.scale
-        if isinstance(scale, Tensor) or scale != 1.0:
-            z = z * (scale.unsqueeze(-1) if isinstance(scale, Tensor) and scale.ndim else scale)
-        if self.softcap is not None:
-            z = torch.tanh(z / self.softcap)
-            z = z if self.capped else self.softcap * z
-        return z.to(self.dtype)
+        scale, cap = self.scale, self.softcap
+        if not isinstance(scale, Tensor):
+            one = scale == 1.0
+            scale = None if one else torch.tensor(scale, dtype=torch.float64, device=z.device)
+        z = LogitTransform(scale, cap or 0.0)(z)
+        return (z / cap if self.capped and cap else z).to(self.dtype)
 
     def detach(self) -> LinearLogits:
         """The same as constants."""
@@ -265,15 +272,14 @@ def _added(a: Any, b: Any, *, out: None = None) -> Any:
 
 def _sum(a: LinearLogits, b: LinearLogits) -> LinearLogits | Tensor:
     """Two heads over the same classes: one head whose features stand side by side."""
-    by_row = any(isinstance(x.scale, Tensor) and x.scale.ndim for x in (a, b))
-    if a.shape != b.shape or by_row or a.softcap is not None or b.softcap is not None:
+    if a.shape != b.shape or a.softcap is not None or b.softcap is not None:
         return a.whole("addition") + b.whole("addition")
     hidden = torch.cat([a.hidden * a.scale, b.hidden * b.scale], -1)
     biases = [x.bias * x.scale for x in (a, b) if x.bias is not None]
-    bias = sum(biases[1:], biases[0]).to(hidden.dtype) if biases else None
+    bias = sum(biases[1:], biases[0]) if biases else None
     weight = torch.cat([a.weight, b.weight], -1)
-    joined = LinearLogits(hidden, weight, bias, max_workspace=a.max_workspace)
-    return joined._with(dtype=torch.promote_types(a.dtype, b.dtype))
+    dtype = torch.promote_types(a.dtype, b.dtype)
+    return a._with(hidden=hidden, weight=weight, bias=bias, scale=1.0, divisor=None, dtype=dtype)
 
 
 LinearLogits.lean |= {

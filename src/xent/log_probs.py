@@ -14,7 +14,6 @@ from ._check import finite_number, is_tensor
 from .engines import measure
 from .engines.transforms import can_look_at
 from .linear_logits import LinearLogits
-from .logits import LogitTransform
 from .measurement import flatten, make_problem
 from .row_statistics import RowStatistics
 from .targets import shift_labels
@@ -175,24 +174,28 @@ def _measure(
     if isinstance(temperature, Tensor) and temperature.ndim:
         temperature = temperature.expand(rows).reshape(target.shape)
     scale = 1 / temperature if scale is None else scale / temperature
+    softcap, class_bias = _divided(softcap, class_bias, temperature)
     problem = make_problem(input, target, None, ignore_index, scale, softcap, class_bias, requests)
-    problem = problem._replace(transform=_divided(problem.transform, temperature))
     return measure(problem, engine).reshape(rows)
 
 
-def _divided(transform: LogitTransform, temperature: float | Tensor) -> LogitTransform:
+def _divided(
+    softcap: float | None, class_bias: Tensor | None, temperature: float | Tensor
+) -> tuple[float | None, Tensor | None]:
     """Cap and bias over the temperature, as the scale is: then it comes after them."""
-    cap, bias = transform.softcap, transform.class_bias
-    if not cap and bias is None:
-        return transform
-    if isinstance(temperature, Tensor) and (cap or temperature.ndim):
+    if softcap is None and class_bias is None:
+        return None, None
+    if isinstance(temperature, Tensor) and (softcap is not None or temperature.ndim):
         raise ValueError(
             "`temperature` must be a number where logits have a softcap, and the same for all rows "
             "with `class_bias`. Apply these to the logits first, or call once per temperature"
         )
-    if bias is not None:
-        bias = bias.to(torch.promote_types(bias.dtype, torch.float32)) / temperature
-    return transform._replace(softcap=cap / temperature, class_bias=bias)
+    if softcap is not None and finite_number("softcap", softcap) > 0:
+        softcap = softcap / float(temperature)
+    if isinstance(class_bias, Tensor) and class_bias.is_floating_point():
+        wide = torch.promote_types(class_bias.dtype, torch.float32)
+        class_bias = class_bias.to(wide) / temperature
+    return softcap, class_bias
 
 
 def _check_logits(input: Any) -> None:

@@ -13,18 +13,19 @@ float64, and rounded once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 
 from ..linear_logits import LinearLogits
 from . import reference
 from .heads import Chunks, Head
 from .problem import Index, Problem
-from .transforms import is_batched
+from .transforms import is_batched, transforms_active
 
 
 class _Fields(torch.autograd.Function):
@@ -124,11 +125,10 @@ def _whole_gradient(
     needed: Sequence[bool],
 ) -> list[Tensor | None]:
     """The same with all logits at once, differentiable itself."""
-    hidden, weight, bias = tensors
-    assert hidden is not None
-    assert weight is not None
+    source = problem.logits
+    assert isinstance(source, LinearLogits)
     with torch.enable_grad():
-        z = torch.nn.functional.linear(hidden, weight, bias)
+        z = source.product()
         dz = reference.row_gradient(problem._replace(logits=z), table, partials)
         return _grads(z, tensors, needed, dz, create_graph=True)
 
@@ -201,8 +201,10 @@ class Rows(NamedTuple):
                 wanting.append(head)
         for index in chunks:
             z = {head: head.logits(index).requires_grad_(head in wanting) for head in chunks.heads}
-            with torch.enable_grad():
+            # The hooks of a checkpoint around all this would compute it anew for every chunk.
+            with torch.enable_grad(), saved_tensors_hooks(lambda x: x, lambda x: x):
                 value = self.function(index, *z.values())
+            _refuse_other_leaves(value, z.values())
             grads = torch.autograd.grad(
                 value, [z[head] for head in wanting], None if slope is None else slope[index]
             )
@@ -216,10 +218,7 @@ class Rows(NamedTuple):
         """The gradient by way of all logits at once, differentiable itself if need be."""
         record = torch.is_grad_enabled()
         with torch.enable_grad():
-            logits = []
-            for source in self.sources:
-                z = torch.nn.functional.linear(source.hidden, source.weight, source.bias)
-                logits.append(z.to(source.dtype))
+            logits = [source.product().to(source.dtype) for source in self.sources]
             value = self.function(..., *logits)
             return _grads(value, self.tensors, needed, grad, record)
 
@@ -275,6 +274,8 @@ class _RowValues(torch.autograd.Function):
 
 def sum_ahead(rows: Rows) -> Tensor:
     """The sum of ``function(index, *logits)`` over chunks of rows, differentiable."""
+    if _needs_all(rows):
+        return _of_all(rows)
     if torch.is_grad_enabled() and any(s.requires_grad for s in rows.sources):
         return _SumAhead.apply(rows, *rows.tensors)  # pyright: ignore
     zero = rows.sources[0].hidden.new_zeros((), dtype=torch.float64)
@@ -283,4 +284,61 @@ def sum_ahead(rows: Rows) -> Tensor:
 
 def row_values(rows: Rows) -> Tensor:
     """``function(index, *logits)`` of every row, 0 for those not kept; differentiable."""
-    return _RowValues.apply(rows, *rows.tensors)  # pyright: ignore
+    return _of_all(rows) if _needs_all(rows) else _RowValues.apply(rows, *rows.tensors)  # pyright: ignore
+
+
+def _needs_all(rows: Rows) -> bool:
+    """Whether something besides the heads wants a gradient, or plain operations are needed."""
+    if transforms_active() or torch.compiler.is_compiling():
+        return True
+    return torch.is_grad_enabled() and any(x.requires_grad for x in rows.beside)
+
+
+def _of_all(rows: Rows) -> Tensor:
+    """The function of all logits at once; says so where it can."""
+    told = not (transforms_active() or torch.compiler.is_compiling())
+    reason = "a gradient of targets, scales, weights or options"
+    logits = (s.whole(reason) if told else s.materialize() for s in rows.sources)
+    return rows.function(..., *logits).double()
+
+
+def _refuse_other_leaves(value: Tensor, logits: Iterable[Tensor]) -> None:
+    """Raise if a loss reads tensors that nobody knows of, whose gradient would be lost."""
+    known, seen, ahead = {id(z) for z in logits}, set(), [value.grad_fn]
+    while ahead:
+        node = ahead.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        leaf = getattr(node, "variable", None)
+        if leaf is not None and id(leaf) not in known:
+            raise ValueError(
+                f"the loss reads a tensor of shape {tuple(leaf.shape)} that requires a gradient, "
+                f"which behind a linear head would be lost. Make it a hyperparameter of the loss, "
+                f'detach it, or use reduction="none"'
+            )
+        ahead += [parent for parent, _ in node.next_functions]
+
+
+class _RowsOfWeight(torch.autograd.Function):
+    """Some rows of a weight; what they get is added up in float32 at least, and rounded once."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, index: Tensor) -> Tensor:
+        ctx.save_for_backward(index)
+        ctx.shape, ctx.dtype = weight.shape, weight.dtype
+        return torch.nn.functional.embedding(index, weight)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (index,) = ctx.saved_tensors
+        wide = torch.promote_types(ctx.dtype, torch.float32)
+        flat = grads[0].to(wide).reshape(-1, ctx.shape[1])
+        return flat.new_zeros(ctx.shape).index_add(0, index.reshape(-1), flat).to(ctx.dtype), None
+
+
+def rows_of_weight(weight: Tensor, index: Tensor) -> Tensor:
+    """``weight[index]``, differentiable as often as one likes."""
+    if transforms_active() or torch.compiler.is_compiling():
+        return weight[index]
+    return _RowsOfWeight.apply(weight, index)  # pyright: ignore
