@@ -84,11 +84,8 @@ def measure(
     problem: Problem, engine: str = "auto", inplace_backward: bool = False
 ) -> RowStatistics:
     """The row statistics of a problem, differentiable with respect to its tensors."""
-    if isinstance(problem.logits, LinearLogits):
-        if not by_chunks(problem):
-            problem = with_all_logits(problem)
-        elif inplace_backward:
-            raise ValueError("inplace_backward=True is for logits; behind a head it is the rule")
+    if isinstance(problem.logits, LinearLogits) and not by_chunks(problem):
+        problem = with_all_logits(problem)
     plan = choose(problem, engine)
     complete = False
     compiling = torch.compiler.is_compiling()

@@ -73,8 +73,14 @@ def kept_rows(problem: Problem) -> Tensor | None:
     target = problem.target
     if not target.labelled:
         return None
-    kept = target.values != target.ignore_index
-    return None if bool(kept.all()) else kept.nonzero()[:, 0]
+    return numbers_of(target.values != target.ignore_index)
+
+
+def numbers_of(kept: Tensor | None) -> Tensor | None:
+    """Which rows are kept, by number; None if all are, or nobody may look."""
+    if kept is None or transforms_active() or torch.compiler.is_compiling() or bool(kept.all()):
+        return None
+    return kept.nonzero()[:, 0]
 
 
 def _chunks(problem: Problem) -> tuple[Chunks, Head]:

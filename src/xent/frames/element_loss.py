@@ -25,7 +25,7 @@ from ..hyperparameters import Hyperparameters
 from ..linear_logits import LinearLogits
 from ..measurement import autocasts
 from .docstrings import complete
-from .element_head import sum_behind_head
+from .element_head import sum_behind_head, tensors_of
 from .reduction import Reduction, check_reduction, stable_sum
 
 
@@ -190,11 +190,18 @@ def element_loss(
         problem = make_problem(input, target, weight, pos_weight, ignore_value, not unnormalized)
         check_reduction(reduction, normalizer, None, empty, input.shape)
         if isinstance(input, LinearLogits):
-            given = {"unnormalized": unnormalized} if unnormalized else {}
-            given |= {"ignore_value": ignore_value, "engine": engine, **hyperparameters}
-            summed = sum_behind_head(functools.partial(loss, **given), input, problem, reduction)
-            mean = reduction == "mean"
-            return summed / _divisor(problem, normalizer, empty) if mean else summed
+            same: dict[str, Any] = {"unnormalized": unnormalized} if unnormalized else {}
+            same |= {"ignore_value": ignore_value, "engine": engine, **hyperparameters}
+            if reduction == "none" or not hyper.fit_chunks(settings):
+                whole = input.whole("a loss of each of them")
+                return loss(
+                    whole, **tensors_of(problem), reduction=reduction, normalizer=normalizer,
+                    empty=empty, **same,
+                )  # fmt: skip
+            total = sum_behind_head(functools.partial(loss, **same), input, problem)
+            if reduction == "mean":
+                total = total / _divisor(problem, normalizer, empty)
+            return total.to(problem.dtype)
         problem = problem._replace(
             body=lambda z, t, w: body(Elements(z, t, w), **settings),
             form=None if form is None else form(**settings),

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..engines import by_chunks, linear, with_all_logits
+from ..engines import linear, with_all_logits
 from ..engines.problem import Index, Problem
 from ..linear_logits import LinearLogits
 from .reduction import by_divisor, divisor_of, reduce_rows, stable_sum, weigh
@@ -33,8 +33,8 @@ def reduce_problem(
         rows_of: what becomes of some of its rows; the second argument picks them out of tensors
             that are not part of the problem.
         shape: of the rows, if they were flattened because there is a head.
-        beside: those tensors, among anything. If one wants a gradient, all logits must be there at
-            once.
+        beside: those tensors, among anything. If one of them or of the problem's wants a gradient,
+            all logits are there at once.
         chunks: False if the rows cannot be told apart.
         **reduction: the options of :func:`reduce_rows`.
     """
@@ -42,7 +42,7 @@ def reduce_problem(
         return reduce_rows(*rows_of(problem, ...), **reduction)
     source = problem.logits
     assert isinstance(source, LinearLogits)
-    if not (chunks and by_chunks(problem)) or want_gradient(*beside, reduction["row_weight"]):
+    if not chunks:
         result = reduce_rows(*rows_of(with_all_logits(problem), ...), **reduction)
     else:
         question = problem.without_logits()  # a loss that is kept must not keep the features
@@ -73,7 +73,7 @@ def reduce_by_chunks(
     A sum takes its gradient while the logits are there; values of rows compute them once more.
     """
     divisors: list[Tensor] = []
-    read = tuple(x for x in (*beside, row_weight) if isinstance(x, Tensor))
+    read = tuple(x for x in beside if isinstance(x, Tensor))
     given = not (normalizer is None or isinstance(normalizer, str))
 
     def values_of(index: Index, *z: Tensor) -> Tensor:
@@ -84,12 +84,13 @@ def reduce_by_chunks(
         values, here, mass = rows_of(index, *z)
         weight = None if row_weight is None else row_weight[index]
         if not given:
-            divisors.append(divisor_of(here, mass, normalizer, weight).detach())
+            divisors.append(divisor_of(here, mass, normalizer, weight))
         return stable_sum(weigh(values, here, weight))
 
     if reduction == "none":
         values = linear.row_values(linear.Rows(tuple(sources), kept, values_of, read))
         return weigh(values, None, row_weight)
+    read = read if row_weight is None else (*read, row_weight)
     total = linear.sum_ahead(linear.Rows(tuple(sources), kept, sum_of, read))
     if reduction == "sum":
         return total

@@ -209,8 +209,8 @@ def _check_needs(names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _refuse_probabilities(name: str, input: Tensor, target: Tensor) -> None:
-    tensors = isinstance(input, Tensor) and isinstance(target, Tensor)
-    if tensors and target.is_floating_point() and target.shape == input.shape:
+    logits = isinstance(input, (Tensor, LinearLogits)) and isinstance(target, Tensor)
+    if logits and target.is_floating_point() and target.shape == input.shape:
         raise ValueError(
             f"{name} takes one class per row, but `target` has the shape of `input`, which makes "
             f"it probabilities. Pass class indices, target.argmax(1) say"
@@ -219,6 +219,8 @@ def _refuse_probabilities(name: str, input: Tensor, target: Tensor) -> None:
 
 def _refuse_shared_logits(input: Tensor) -> None:
     """Gradients may overwrite logits only where nobody else reads them."""
+    if isinstance(input, LinearLogits):
+        raise ValueError("inplace_backward=True is for logits; behind a linear head it is the rule")
     if not input.requires_grad:
         return
     owner = input if input._base is None else input._base

@@ -12,6 +12,7 @@ from ..engines.elements.problem import Form
 from ..frames.element_loss import Elements, check_unit_range, element_loss, power, product
 from ..frames.reduction import Reduction
 from ..hyperparameters import Fraction, NonNegative, Range
+from ..linear_logits import LinearLogits
 from .catalog import member
 from .classification import _legacy_reduction
 
@@ -168,6 +169,11 @@ def binary_cross_entropy(
         >>> xent.binary_cross_entropy(q, target, reduction="none")
         tensor([0.0000, 0.9163,    inf])
     """
+    if isinstance(input, LinearLogits):
+        raise TypeError(
+            "`input` must hold probabilities; logits behind a linear head are for "
+            "xent.binary_cross_entropy_with_logits"
+        )
     if isinstance(input, Tensor) and input.is_floating_point():
         hint = "logits are for xent.binary_cross_entropy_with_logits"
         check_unit_range("input", input, hint)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .._check import finite_number, is_tensor, vector_of_classes
+from ..engines.linear import rows_of_weight
 from ..frames.dense_loss import explained
 from ..frames.linear_head import Rows, reduce_by_chunks
 from ..frames.reduction import Reduction, check_reduction, reduce_rows
@@ -273,6 +274,7 @@ def sampled_cross_entropy(
         )
     row_weight = check_reduction(reduction, normalizer, row_weight, empty, rows)
     kept = target != ignore_index
+    hidden = torch.where(kept.unsqueeze(-1), hidden, 0)  # an ignored row must not leave a trace
     label = torch.where(kept, target.to(torch.int64), 0)
     for name, x in (("target", label), ("sampled", sampled)):
         if bool(((x < 0) | (x >= classes)).any()):
@@ -284,7 +286,10 @@ def sampled_cross_entropy(
         log_q = log_q.double()
         correction = correction - log_q[few]
     logits = LinearLogits(
-        hidden, weight[few], None if bias is None else bias[few], max_workspace=max_workspace
+        hidden,
+        rows_of_weight(weight, few),
+        None if bias is None else bias[few],
+        max_workspace=max_workspace,
     )
     # Among the sampled classes the target is one of them, or absent; either way it is no rival.
     place = torch.searchsorted(few, label).clamp(max=len(few) - 1)
@@ -294,7 +299,7 @@ def sampled_cross_entropy(
         ignore_index=-1, class_bias=correction, first_class=0,
     )  # fmt: skip
     wide = torch.promote_types(hidden.dtype, torch.float32)
-    z = (weight[label].to(wide) * hidden.to(wide)).sum(-1).double()
+    z = (rows_of_weight(weight, label).to(wide) * hidden.to(wide)).sum(-1).double()
     z = z if bias is None else z + bias[label]
     z = z if log_q is None else z - log_q[label]
     rest = torch.where(kept, stats.rest, 0)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from .._check import finite_number, is_tensor, one_of
-from ..engines import by_chunks, with_all_logits
+from ..engines import linear
 from ..engines.problem import Index, Problem
 from ..frames.dense_loss import explained
-from ..frames.linear_head import Rows, reduce_by_chunks, want_gradient
+from ..frames.linear_head import Rows, reduce_by_chunks
 from ..frames.reduction import Reduction, check_reduction, reduce_rows
 from ..hyperparameters import Range
 from ..linear_logits import LinearLogits
@@ -106,7 +106,9 @@ def distillation_loss(
     kept = _rows_kept(input, target, row_mask, ignore_index, rows)
     share = 0.0 if target is None else 0.5 if alpha is None else alpha
 
-    def rows_of(student: Tensor, teacher: Tensor, kept: Tensor, target: Tensor | None) -> Rows:
+    def rows_of(
+        student: Tensor, teacher: Tensor, kept: Tensor, target: Tensor | None, axis: int = 1
+    ) -> Rows:
         student = torch.where(kept.unsqueeze(axis), student, 0)
         teacher = torch.where(kept.unsqueeze(axis), teacher, 0)
         values = diverge(
@@ -126,10 +128,7 @@ def distillation_loss(
     dtype = torch.promote_types(input.dtype, teacher.dtype)
     dtype = torch.float32 if autocasts(input) and dtype.itemsize < 4 else dtype
     if not lean:
-        return reduce_rows(*rows_of(input, teacher, kept, target), **options).to(dtype)
-    if target is not None and target.shape == input.shape:
-        target = target.reshape(-1, target.shape[-1])
-    axis = 1
+        return reduce_rows(*rows_of(input, teacher, kept, target, axis), **options).to(dtype)
     return _reduce_by_chunks(input, teacher, rows_of, kept, target, **options).to(dtype)
 
 
@@ -148,28 +147,19 @@ def _reduce_by_chunks(
     sides = [_side(student), _side(teacher)]
     heads = [side for side in sides if isinstance(side, Problem)]
     beside = [side for side in sides if isinstance(side, Tensor)]
-    if not all(map(by_chunks, heads)) or want_gradient(*beside, target, weight):
-        whole = [
-            side if isinstance(side, Tensor) else _logits(with_all_logits(side)) for side in sides
+    sources: Any = [side.logits for side in heads]
+    read = (*beside, target, *(x for side in heads for x in side.beside()))
+    sides = [side.without_logits() if isinstance(side, Problem) else side for side in sides]
+
+    def some_rows(index: Index, *z: Tensor) -> Rows:
+        chunks = iter(z)
+        pair = [
+            side[index] if isinstance(side, Tensor) else _logits(side.of_rows(index, next(chunks)))
+            for side in sides
         ]
-        result = reduce_rows(*rows_of(*whole, kept, target), **reduction)
-    else:
-        sources = [side.logits for side in heads]
-        read = (*beside, target, *(x for side in heads for x in side.beside()))
-        sides = [side.without_logits() if isinstance(side, Problem) else side for side in sides]
+        return rows_of(*pair, kept[index], None if target is None else target[index])
 
-        def some_rows(index: Index, *z: Tensor) -> Rows:
-            chunks = iter(z)
-            pair = [
-                side[index]
-                if isinstance(side, Tensor)
-                else _logits(side.of_rows(index, next(chunks)))
-                for side in sides
-            ]
-            return rows_of(*pair, kept[index], None if target is None else target[index])
-
-        numbers = None if bool(kept.all()) else kept.nonzero()[:, 0]
-        result = reduce_by_chunks(cast(Any, sources), numbers, some_rows, read, **reduction)
+    result = reduce_by_chunks(sources, linear.numbers_of(kept), some_rows, read, **reduction)
     return result.reshape(shape) if reduction["reduction"] == "none" else result
 
 

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._check import is_tensor
-from ..frames.reduction import Reduction, reduce_rows
+from .._check import is_tensor, one_of
+from ..frames.reduction import Reduction
 from ..linear_log_probs import LinearLogProbs
 from ..linear_logits import MAX_WORKSPACE, LinearLogits
 from ..targets import shift_labels
@@ -107,19 +107,24 @@ def linear_cross_entropy(
             "with a weight (C, d1, ..., D) leave out `row_weight`, `normalizer` and a tensor for "
             "`logit_scale`; use reduction='none' and weigh the result"
         )
-    values, masses = [], []
-    for head in heads:
-        pair = cross_entropy(*head, weight, reduction="none", return_stats=True, **common)
-        assert isinstance(pair, tuple)
-        value, stats = pair
-        values.append(value)
-        masses.append(torch.ones_like(stats.mass) if stats.soft else stats.mass)
-    result = reduce_rows(
-        torch.stack(values, -1).double(), None, torch.stack(masses, -1), reduction=reduction,
-        normalizer=None, row_weight=None, empty="nan",
-    ).to(values[0].dtype)  # fmt: skip
-    inner = linear_weight.shape[1:-1]
-    return result.view(input.shape[0], *inner) if reduction == "none" else result
+    one_of("reduction", reduction, ("none", "mean", "sum"))
+    if reduction == "mean":
+        soft = heads[0][1].is_floating_point()
+        common["normalizer"] = (
+            len(heads) * len(input) if soft else _mass(target, weight, ignore_index)
+        )
+    values: list[Any] = [
+        cross_entropy(*head, weight, reduction=reduction, **common) for head in heads
+    ]
+    if reduction == "none":
+        return torch.stack(values, -1).view(input.shape[0], *linear_weight.shape[1:-1])
+    return torch.stack(values).double().sum().to(values[0].dtype)
+
+
+def _mass(target: Tensor, weight: Tensor | None, ignore_index: int) -> Tensor:
+    """What the mean over the rows of all heads divides by."""
+    kept = target[target != ignore_index].long()
+    return kept.new_tensor(kept.numel()).double() if weight is None else weight.double()[kept].sum()
 
 
 def _ahead(

@@ -20,6 +20,7 @@ from ..frames.reduction import Reduction, check_reduction
 from ..frames.row_loss import row_loss
 from ..hyperparameters import PerClass, Range
 from ..linear_logits import LinearLogits
+from ..logits import LogitTransform
 from ..measurement import autocasts, flat_rows, flatten, make_problem, result_dtype
 from ..row_statistics import RowStatistics
 from ..softmax import log_softmax
@@ -391,6 +392,10 @@ def _nll_with_tail(problem: Problem, listed: _Listed, q: Tensor, engine: str) ->
     # Gaps must not hide class 0: they repeat a class that is hidden anyhow.
     first = listed.present.to(torch.uint8).argmax(-1, keepdim=True)
     hidden = torch.where(listed.present, listed.classes, listed.classes.gather(-1, first))
+    if problem.differentiable_beyond_logits():  # a slope of 0 times the infinity put in below
+        z = problem.logits.movedim(problem.axis, -1).to(wide_dtype(problem.logits))
+        z = problem.transform(z).movedim(-1, problem.axis)
+        problem = problem._replace(logits=z, transform=LogitTransform())
     others = problem.logits.scatter(problem.axis, hidden.movedim(-1, problem.axis), -torch.inf)
     ignored = problem.target.ignore_index
     absent = problem.classes + (problem.classes == ignored)
