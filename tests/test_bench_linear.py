@@ -98,7 +98,7 @@ def _broken(h, w, y):
 
 
 def test_who_fails_is_reported_and_the_others_go_on(monkeypatch):
-    broken = LinearContestant(lambda: _broken, "fails")
+    broken = LinearContestant(lambda: _broken)
     monkeypatch.setitem(LINEAR_CONTESTANTS, "broken", broken)
     assert broken.unavailable("cpu") == "RuntimeError: no such luck"
     cell = LinearCell(3, 4, 5, "float32", "cpu")
@@ -112,7 +112,7 @@ def test_who_is_not_installed_says_so(monkeypatch):
     def load():
         import no_such_package  # noqa: F401
 
-    reason = LinearContestant(load, "absent").unavailable("cpu")
+    reason = LinearContestant(load).unavailable("cpu")
     assert reason == "ModuleNotFoundError: No module named 'no_such_package'"
 
 

@@ -1,7 +1,6 @@
 """Behind a linear head, at the edges: what a tensor of logits would do, LinearLogits do."""
 
 import copy
-import warnings
 
 import pytest
 import torch
@@ -267,3 +266,11 @@ def test_one_row_of_labels():
     q = torch.softmax(labels, 0)
     lean = xent.distillation_loss(xent.LinearLogits(h[0], w), labels, q)
     agree(lean, xent.distillation_loss(w @ h[0], labels, q), (h, w))
+
+
+def test_explain_says_when_all_logits_are_needed():
+    h, w, _ = head(6, 3, 5)
+    z, y = xent.LinearLogits(h, w), torch.arange(6) % 5
+    assert "by chunks of" in str(xent.explain(z, y))
+    weight = torch.rand(5, dtype=torch.float64, requires_grad=True)
+    assert "all logits at once" in str(xent.explain(z, y, weight=weight))

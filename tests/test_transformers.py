@@ -401,6 +401,23 @@ def test_trainer_evaluates(tmp_path):
     assert loss_only["eval_loss"] == ours["eval_loss"]
 
 
+def test_late_logits_pass_for_a_tensor():
+    model = make("LlamaForCausalLM").eval()
+    ids = torch.randint(97, (2, 5))
+    with torch.no_grad():
+        truth = model(ids, labels=ids).logits
+        with lean(model):
+            late = model(ids, labels=ids).logits
+    for found in (
+        late + 0,
+        torch.tensor(late.tolist()),
+        torch.from_numpy(late.cpu().numpy().copy()),
+    ):
+        torch.testing.assert_close(found, truth)
+    torch.testing.assert_close(copy.deepcopy(late), truth)
+    assert torch.equal(late.argmax(-1), truth.argmax(-1))
+
+
 def test_the_example():
     examples = doctest.DocTestFinder().find(lean, globs={})
     runner = doctest.DocTestRunner()

@@ -25,7 +25,8 @@ class LinearLogits(Lean):
     sliced and reshaped, and scaling (``logits * s``, ``logits / t``) and a softcap
     (``cap * torch.tanh(logits / cap)``) are recorded rather than computed. PyTorch functions on it
     either have a lean answer (``torch.nn.functional.cross_entropy``) or get the whole logits, with
-    a warning. Made under :func:`torch.no_grad` they are constants.
+    a warning. Made under :func:`torch.no_grad` they are constants. Nothing is computed before it is
+    asked for: once an optimizer has changed the weight, they are the logits of the new one.
 
     Args:
         hidden: ``(..., D)``: one row of features for each row of logits.

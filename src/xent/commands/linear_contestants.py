@@ -38,12 +38,10 @@ class LinearContestant(NamedTuple):
 
     Attributes:
         load: makes the loss, with the imports that it needs.
-        what: the call in words.
         plain: whether it is cross-entropy and nothing else, so that its errors can be told.
     """
 
     load: Callable[[], Loss]
-    what: str
     plain: bool = True
 
     def unavailable(self, device: str) -> str | None:
@@ -95,21 +93,15 @@ def _quack() -> Loss:
 
 
 LINEAR_CONTESTANTS = {
-    "xent": LinearContestant(_lean(cross_entropy), "xent.cross_entropy of LinearLogits"),
-    "xent, 60 % ignored": LinearContestant(_ignoring, "3 of 5 rows with ignore_index", plain=False),
-    "xent, focal": LinearContestant(_lean(focal_loss), "xent.focal_loss", plain=False),
-    "xent, smoothing": LinearContestant(
-        _lean(smoothed_cross_entropy), "xent.smoothed_cross_entropy", plain=False
-    ),
-    "torch": LinearContestant(
-        lambda: lambda h, w, y: F.cross_entropy(F.linear(h, w), y), "F.linear and F.cross_entropy"
-    ),
-    "torch, chunked": LinearContestant(
-        _chunked, "F.linear_cross_entropy with LinearCrossEntropyOptions()"
-    ),
-    "liger": LinearContestant(_liger, "liger_fused_linear_cross_entropy"),
-    "cce": LinearContestant(_cce, "cut_cross_entropy.linear_cross_entropy"),
-    "quack": LinearContestant(_quack, "quack.linear_cross_entropy.chunked_linear_cross_entropy"),
+    "xent": LinearContestant(_lean(cross_entropy)),
+    "xent, 60 % ignored": LinearContestant(_ignoring, plain=False),
+    "xent, focal": LinearContestant(_lean(focal_loss), plain=False),
+    "xent, smoothing": LinearContestant(_lean(smoothed_cross_entropy), plain=False),
+    "torch": LinearContestant(lambda: lambda h, w, y: F.cross_entropy(F.linear(h, w), y)),
+    "torch, chunked": LinearContestant(_chunked),
+    "liger": LinearContestant(_liger),
+    "cce": LinearContestant(_cce),
+    "quack": LinearContestant(_quack),
 }
 
 

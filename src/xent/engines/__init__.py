@@ -49,7 +49,10 @@ class Explanation(NamedTuple):
 def choose(problem: Problem, engine: str = "auto") -> Explanation:
     """Decide which engine computes a problem; raise if a named engine cannot."""
     reason = why_reference(engine, lambda: native.obstacle(problem))
-    head = heads.describe(problem.logits) if isinstance(problem.logits, LinearLogits) else None
+    head = None
+    if isinstance(problem.logits, LinearLogits):
+        chunked = by_chunks(problem)
+        head = heads.describe(problem.logits) if chunked else "autograd, all logits at once"
     if reason is not None:
         return Explanation("reference", reason, head or "autograd on plain tensor operations")
     return Explanation(

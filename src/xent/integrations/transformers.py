@@ -170,6 +170,20 @@ class _LateLogits(Tensor):
         args, kwargs = tree_map_only(cls, cls.now, (args, kwargs or {}))
         return func(*args, **kwargs)
 
+    def numpy(self, *args: Any, **kwargs: Any) -> Any:
+        """As an array."""
+        return self.now().numpy(*args, **kwargs)
+
+    def tolist(self) -> Any:
+        """As lists of numbers."""
+        return self.now().tolist()
+
+    def __array__(self, *args: Any) -> Any:
+        return self.now().__array__(*args)
+
+    def __deepcopy__(self, memo: Any) -> Tensor:
+        return self.now().clone()
+
     def now(self) -> Tensor:
         """Them, computed once."""
         if isinstance(self.logits, LinearLogits):
