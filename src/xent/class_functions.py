@@ -17,6 +17,7 @@ from .engines.transforms import can_look_at
 from .linear_log_probs import LinearLogProbs
 from .linear_logits import LinearLogits
 from .measurement import flat_rows, problem_of, statistics
+from .row_statistics import RowStatistics
 
 
 def sample(
@@ -77,23 +78,24 @@ def _by_chunks(logits: LinearLogits, function: Callable[[Tensor, Any], Any]) -> 
     if not by_chunks(problem):
         return [function(problem.transform(source.materialize()), ...)]
     rows = linear.Rows((source,), None, lambda _, z: z)
-    return [
-        function(part.transform(part.logits), index)
-        for index, z in rows.values()
-        for part in (problem.of_rows(index, z),)
-    ]
+    return [function(problem.of_rows(index, z).transformed(), index) for index, z in rows.values()]
 
 
 def _along_classes(input: LinearLogits | LinearLogProbs, dim: int | None) -> bool:
     return dim is not None and dim % input.ndim == input.ndim - 1
 
 
+def _statistics(input: LinearLogits, **requests: bool) -> RowStatistics:
+    """Those that depend on no target."""
+    any_class = torch.zeros(input.shape[:-1], dtype=torch.int64, device=input.device)
+    return statistics(input, any_class, **requests)  # pyright: ignore
+
+
 def _logsumexp(input: LinearLogits, dim: Any, keepdim: bool = False) -> Tensor:
     axes = dim if isinstance(dim, (tuple, list)) else (dim,)
     if len(axes) != 1 or not _along_classes(input, axes[0]) or not by_chunks(problem_of(input)):
         return torch.logsumexp(input.whole("logsumexp"), dim, keepdim)
-    any_class = torch.zeros(input.shape[:-1], dtype=torch.int64, device=input.device)
-    lse = statistics(input, any_class).lse.to(input.dtype)  # pyright: ignore
+    lse = _statistics(input).lse.to(input.dtype)
     return lse.unsqueeze(-1) if keepdim else lse
 
 
@@ -155,8 +157,7 @@ def _gather(input: LinearLogits, dim: int, index: Tensor, **options: Any) -> Ten
     question = problem.without_logits()
 
     def values_of(rows: Any, z: Tensor) -> Tensor:
-        part = question.of_rows(rows, z)
-        return part.transform(part.logits).gather(-1, flat[rows])
+        return question.of_rows(rows, z).transformed().gather(-1, flat[rows])
 
     assert isinstance(problem.logits, LinearLogits)
     values = linear.row_values(linear.Rows((problem.logits,), None, values_of, (flat,)))
@@ -197,8 +198,7 @@ def _over_classes(name: str) -> Callable[..., Tensor]:
         ):
             arguments = () if dim is None else (dim, keepdim)
             return getattr(torch, name)(input.whole(name), *arguments, dtype=dtype)
-        any_class = torch.zeros(input.shape[:-1], dtype=torch.int64, device=input.device)
-        s = statistics(logits, any_class, mean=True)  # pyright: ignore
+        s = _statistics(logits, mean=True)
         masked = s.support < classes  # a class of probability 0 costs infinitely much
         value = input.sign * torch.where(masked, -torch.inf, s.mean - s.lse)
         value = value * classes if name == "sum" else value

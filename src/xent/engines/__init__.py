@@ -130,27 +130,14 @@ def measure(
 
 
 def by_chunks(problem: Problem) -> bool:
-    """Whether logits behind a head may come by chunks, or all must be there at once.
-
-    That is where plain operations are needed: torch.func, forward-mode AD, compilation, gradients
-    of targets, scales or class weights.
-    """
-    return not (
-        transforms_active()
-        or torch.compiler.is_compiling()
-        or problem.differentiable_beyond_logits()
-    )
+    """Whether logits behind a head may come by chunks, or all must be there at once."""
+    return not linear.needs_all(problem.beside())
 
 
 def with_all_logits(problem: Problem) -> Problem:
-    """The same problem with the logits behind a head as a tensor; says so where it can."""
-    source = problem.logits
-    assert isinstance(source, LinearLogits)
-    if torch.compiler.is_compiling() or transforms_active():
-        return problem._replace(logits=source.materialize())
-    return problem._replace(
-        logits=source.whole("a gradient of targets, scales, weights or options")
-    )
+    """The same problem with the logits behind a head as a tensor."""
+    assert isinstance(problem.logits, LinearLogits)
+    return problem._replace(logits=linear.all_logits(problem.logits))
 
 
 def plain_cross_entropy(

@@ -280,7 +280,7 @@ class _RowValues(torch.autograd.Function):
 
 def sum_ahead(rows: Rows) -> Tensor:
     """The sum of ``function(index, *logits)`` over chunks of rows, differentiable."""
-    if _needs_all(rows):
+    if needs_all(rows.beside):
         return _of_all(rows)
     if torch.is_grad_enabled() and any(s.requires_grad for s in rows.sources):
         return _SumAhead.apply(rows, *rows.tensors)  # pyright: ignore
@@ -290,22 +290,30 @@ def sum_ahead(rows: Rows) -> Tensor:
 
 def row_values(rows: Rows) -> Tensor:
     """``function(index, *logits)`` of every row, 0 for those not kept; differentiable."""
-    return _of_all(rows) if _needs_all(rows) else _RowValues.apply(rows, *rows.tensors)  # pyright: ignore
+    return _of_all(rows) if needs_all(rows.beside) else _RowValues.apply(rows, *rows.tensors)  # pyright: ignore
 
 
-def _needs_all(rows: Rows) -> bool:
-    """Whether something besides the heads wants a gradient, or plain operations are needed."""
+def needs_all(beside: Iterable[Tensor | None]) -> bool:
+    """Whether all logits must be there at once, given the other tensors that are read.
+
+    That is where one of them wants a gradient, or plain operations are needed: torch.func,
+    forward-mode AD, compilation.
+    """
     if transforms_active() or torch.compiler.is_compiling():
         return True
-    return torch.is_grad_enabled() and any(x.requires_grad for x in rows.beside)
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in beside)
+
+
+def all_logits(source: LinearLogits) -> Tensor:
+    """The logits as a tensor; says so where it can."""
+    if transforms_active() or torch.compiler.is_compiling():
+        return source.materialize()
+    return source.whole("a gradient of targets, scales, weights or options")
 
 
 def _of_all(rows: Rows) -> Tensor:
-    """The function of all logits at once; says so where it can."""
-    told = not (transforms_active() or torch.compiler.is_compiling())
-    reason = "a gradient of targets, scales, weights or options"
-    logits = (s.whole(reason) if told else s.materialize() for s in rows.sources)
-    return rows.function(..., *logits).double()
+    """The function of all logits at once."""
+    return rows.function(..., *map(all_logits, rows.sources)).double()
 
 
 def _refuse_other_leaves(value: Tensor, logits: Iterable[Tensor]) -> None:

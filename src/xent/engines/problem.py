@@ -79,6 +79,10 @@ class Problem(NamedTuple):
         assert isinstance(self.logits, Tensor)
         return (self.logits, *self.beside())
 
+    def transformed(self) -> Tensor:
+        """The logits, classes last, after scale, cap and bias."""
+        return self.transform(self.logits)
+
     def without_logits(self) -> Problem:
         """The question about logits that come by rows."""
         return self._replace(logits=_NOTHING)

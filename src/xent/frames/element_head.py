@@ -89,5 +89,5 @@ def _flat(tensors: dict[str, Tensor], input: LinearLogits) -> dict[str, Tensor]:
 
 
 def _transformed(alone: Problem, index: Index, z: Tensor) -> Tensor:
-    part = alone.of_rows(index, z)
-    return part.transform(part.logits.to(torch.promote_types(z.dtype, torch.float32)))
+    wide = torch.promote_types(z.dtype, torch.float32)
+    return alone.of_rows(index, z.to(wide)).transformed()

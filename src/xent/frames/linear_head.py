@@ -97,10 +97,3 @@ def reduce_by_chunks(
     none = total.new_zeros(())
     divisor = divisor_of(None, none, normalizer, None) if given else sum(divisors, none)
     return by_divisor(total, divisor, empty)
-
-
-def want_gradient(*values: Any) -> bool:
-    """Whether one of them is a tensor that a gradient is wanted of."""
-    return torch.is_grad_enabled() and any(
-        isinstance(value, Tensor) and value.requires_grad for value in values
-    )

@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 
 from .._check import one_of
-from ..engines import by_chunks, measure
+from ..engines import linear, measure
 from ..engines.problem import Problem
 from ..hyperparameters import Hyperparameters
 from ..linear_logits import LinearLogits
 from ..measurement import flatten, make_problem, result_dtype
 from ..row_statistics import REQUESTS, RowStatistics
 from .docstrings import loss_docstring
-from .linear_head import Rows, reduce_problem, want_gradient
+from .linear_head import Rows, reduce_problem
 from .reduction import Reduction, check_reduction, reduce_rows
 
 Needs = str | tuple[str, ...] | Callable[..., tuple[str, ...]]
@@ -171,9 +171,8 @@ def row_loss(
         ahead = shape is not None and rowwise and reduction != "none" and not return_stats
         if (
             ahead
-            and by_chunks(problem)
             and hyper.fit_chunks(settings)
-            and not want_gradient(row_weight)
+            and not linear.needs_all((*problem.beside(), row_weight))
         ):
 
             def rows_of_chunk(part: Problem, _: Any) -> Rows:

@@ -154,7 +154,9 @@ def _reduce_by_chunks(
     def some_rows(index: Index, *z: Tensor) -> Rows:
         chunks = iter(z)
         pair = [
-            side[index] if isinstance(side, Tensor) else _logits(side.of_rows(index, next(chunks)))
+            side[index]
+            if isinstance(side, Tensor)
+            else side.of_rows(index, next(chunks)).transformed()
             for side in sides
         ]
         return rows_of(*pair, kept[index], None if target is None else target[index])
@@ -167,10 +169,6 @@ def _side(logits: Any) -> Problem | Tensor:
     """Student or teacher with its rows on one axis."""
     lean = isinstance(logits, LinearLogits)
     return problem_of(logits) if lean else logits.reshape(-1, logits.shape[-1])
-
-
-def _logits(problem: Problem) -> Tensor:
-    return problem.transform(problem.logits)
 
 
 def _check_teacher(input: Tensor, teacher: Tensor) -> None:

@@ -109,10 +109,8 @@ def linear_cross_entropy(
         )
     one_of("reduction", reduction, ("none", "mean", "sum"))
     if reduction == "mean":
-        soft = heads[0][1].is_floating_point()
-        common["normalizer"] = (
-            len(heads) * len(input) if soft else _mass(target, weight, ignore_index)
-        )
+        rows, soft = len(heads) * len(input), target.is_floating_point()
+        common["normalizer"] = rows if soft else _mass(target, weight, ignore_index)
     values: list[Any] = [
         cross_entropy(*head, weight, reduction=reduction, **common) for head in heads
     ]
