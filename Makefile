@@ -4,21 +4,21 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check -q
 SOURCES = $(shell find src csrc -type f -not -name '*.so' -not -name '*.pyc') CMakeLists.txt pyproject.toml
-EXAMPLE_DEPENDENCIES = scipy scikit-learn cma lightgbm xgboost-cpu transformers
+EXAMPLE_DEPENDENCIES = scipy scikit-learn cma lightgbm xgboost-cpu transformers gymnasium pyarrow numba
 TEST_DEPENDENCIES = pytest pytest-xdist hypothesis mpmath numpy expecttest peft accelerate \
+                    statsmodels cleanlab \
                     $(EXAMPLE_DEPENDENCIES)
-EXAMPLES = $(sort $(wildcard examples/*.py))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test examples bench docs lint format clean
+.PHONY: help demo test experiments bench docs lint format clean
 
 help:
 	@echo "make demo      train a language model for two minutes and show table and picture"
 	@echo "make test      the test suite, with the compiled core and without it"
-	@echo "make examples  every experiment under examples/: tables, pictures, and what they should show"
 	@echo "make bench     speed, memory and error beside PyTorch and its peers"
 	@echo "make docs      writes docs/reference.md anew"
 	@echo "make lint      ruff, pyright, clean sources"
+	@echo "make experiments   every example: tables, pictures, and what they must show, into docs/experiments"
 
 $(VENV)/python:
 	$(PYTHON) -c 'import sys; sys.exit("xent needs Python 3.10 or later; try make PYTHON=python3.11" if sys.version_info < (3, 10) else 0)'
@@ -59,8 +59,8 @@ test: $(VENV)/test
 	$(BIN)/python -m pytest -n 2 -q
 	XENT_NO_CORE=1 $(BIN)/python -m pytest -n 2 -q -m "not slow" $(REFERENCE_TESTS)
 
-examples: $(VENV)/examples
-	for example in $(EXAMPLES); do $(BIN)/python $$example || exit 1; done
+experiments: $(VENV)/examples
+	$(BIN)/python docs/experiments.py
 
 bench: $(VENV)/bench
 	mkdir -p benchmarks/results
@@ -68,7 +68,7 @@ bench: $(VENV)/bench
 	$(BIN)/python benchmarks/family.py | tee benchmarks/results/family.txt
 	$(BIN)/xent bench linear --json benchmarks/results/linear.json --markdown | tee benchmarks/results/linear.txt
 
-docs: $(VENV)/installed
+docs: $(VENV)/examples
 	$(BIN)/python docs/build.py
 
 lint: $(VENV)/lint

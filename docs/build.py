@@ -77,10 +77,12 @@ def public() -> Iterator[tuple[ModuleType, list[str]]]:
     """Every module for users and the public names in it that are not in `xent` already."""
     yield xent, [n for n in xent.__all__ if not inspect.ismodule(getattr(xent, n))]
     rooms = [importlib.import_module(path) for path in PACKAGES]
+    here = {name for room in rooms for name in names_of(room)}
+    yield from ((room, names_of(room)) for room in rooms)
     paths = [f"{room.__name__}.{m.name}" for room in rooms for m in iter_modules(room.__path__)]
     for path in (*MODULES, *sorted(paths)):
         module = importlib.import_module(path)
-        yield module, [name for name in names_of(module) if name not in xent.__all__]
+        yield module, [n for n in names_of(module) if n not in xent.__all__ and n not in here]
 
 
 def names_of(module: ModuleType) -> list[str]:
