@@ -1,0 +1,584 @@
+"""Softmax and logistic regression as estimators of scikit-learn, with any loss of the family."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from numbers import Integral, Real
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from scipy.sparse import issparse
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.utils.class_weight import compute_class_weight
+from sklearn.utils.metaestimators import available_if
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import (
+    _check_sample_weight,
+    check_is_fitted,
+    column_or_1d,
+    validate_data,
+)
+from torch import Tensor
+
+from .._check import one_of
+from ..losses import CATALOG, cross_entropy
+from ..softmax import log_softmax
+from .linear_objective import Design, Objective
+from .separation import SeparationWarning, separation
+from .solvers import SMOOTH, SOLVERS, Task
+
+DTYPES = (np.float64, np.float32)
+BINARY = "binary_cross_entropy_with_logits"
+
+
+class Criterion(NamedTuple):
+    """What is minimised of the scores.
+
+    Attributes:
+        mean_loss: of scores ``(N, K)``.
+        columns: K.
+        bound: the largest curvature of cross-entropy in the scores of a row.
+    """
+
+    mean_loss: Callable[[Tensor], Tensor]
+    columns: int
+    bound: float
+
+
+class Problem(NamedTuple):
+    """Rows, what is minimised of their scores, and the sum of their weights."""
+
+    design: Design
+    criterion: Criterion
+    total: float
+
+    def zeros(self) -> Tensor:
+        """No coefficients, ``(K, columns)``."""
+        return torch.zeros(self.criterion.columns, self.design.columns, dtype=torch.float64)
+
+    def objective(self, penalty: Tensor, anchor: Tensor) -> Objective:
+        """The mean loss with a penalty of the squares of the distances from an anchor."""
+        mean_loss, _, bound = self.criterion
+        return Objective(self.design, mean_loss, bound, penalty, anchor)
+
+
+class SoftmaxRegression(ClassifierMixin, BaseEstimator):
+    r"""Linear scores, a softmax, and any loss of one class per row.
+
+    .. math:: \min_{W, b}\ \frac1S \sum_n s_n\, \ell(W x_n + b,\, y_n)
+        + \frac1{CS} \Bigl(\frac{1 - \rho}2 \|W\|_2^2 + \rho \|W\|_1\Bigr),
+        \qquad S = \sum_n s_n
+
+    with :math:`\rho` = ``l1_ratio`` and weights :math:`s_n` of the rows. With cross-entropy it is
+    scikit-learn's ``LogisticRegression``: the same parameters, objective and coefficients. Two
+    classes have one score, that of the second; the first has the score 0.
+
+    L-BFGS and the Newton methods work in coordinates that undo the correlations of the features,
+    which takes them some twenty sweeps over the rows where it took hundreds.
+
+    Args:
+        C: inverse of the strength of the penalty; ``np.inf`` for none. If then the classes can be
+            separated, no best coefficients exist, and a ``SeparationWarning`` says so.
+        l1_ratio: how much of the penalty is l1, from 0 to 1; above 0 it takes a gradient solver.
+        loss: name of a loss of one class per row, or the function itself; its options by
+            ``functools.partial(xent.focal_loss, gamma=1.0)``.
+        solver: ``"lbfgs"``, ``"newton-cg"`` and ``"trust-region"`` (SciPy's, with our product of
+            the Hessian); ``"gradient-descent"`` with the step 1/L and ``"accelerated"``, which
+            take l1; ``"auto"`` chooses ``"accelerated"`` where there is l1, ``"newton-cg"`` for up
+            to 50,000 scores (rows times classes), else ``"lbfgs"``.
+        tol: no entry of the gradient is larger at the end, in coordinates of about unit curvature.
+        max_iter: most iterations; a ``ConvergenceWarning`` says that they were too few.
+        fit_intercept: whether there is an intercept b, which is not penalised.
+        class_weight: a dictionary class -> weight, ``"balanced"``, or None.
+        warm_start: whether ``fit`` begins with the coefficients that are there.
+        verbose: 1 shows the progress.
+
+    Attributes:
+        classes_: the classes, sorted.
+        coef_: W, ``(classes, features)``; ``(1, features)`` for two classes.
+        intercept_: b, ``(classes,)`` or ``(1,)``; zeros without one.
+        precision_: how sure the coefficients are: curvature of the summed loss along each, and that
+            of the penalty, ``(K, features + intercept)``.
+        n_iter_: iterations of the last fit.
+        history_: the objective after each of them, the start first.
+
+    Raises:
+        ValueError: for parameters out of range, one class only, NaN, and whatever does not fit.
+
+    Example:
+        >>> from sklearn.datasets import load_iris
+        >>> from xent.learn import SoftmaxRegression
+        >>> x, y = load_iris(return_X_y=True)
+        >>> model = SoftmaxRegression(C=10).fit(x, y)
+        >>> round(model.score(x, y), 3), model.coef_.shape
+        (0.98, (3, 4))
+
+    References:
+        Preconditioning by the bound of the Hessian: Böhning, *Multinomial logistic regression
+        algorithm*, 1992. Acceleration: Beck and Teboulle, *A fast iterative shrinkage-thresholding
+        algorithm*, 2009; its restart: O'Donoghue and Candès, 2015.
+    """
+
+    def __init__(
+        self,
+        C: float = 1.0,
+        *,
+        l1_ratio: float = 0.0,
+        loss: str | Callable[..., Any] = "cross_entropy",
+        solver: str = "auto",
+        tol: float = 1e-6,
+        max_iter: int = 1000,
+        fit_intercept: bool = True,
+        class_weight: dict[Any, float] | str | None = None,
+        warm_start: bool = False,
+        verbose: int = 0,
+    ) -> None:
+        self.C = C
+        self.l1_ratio = l1_ratio
+        self.loss = loss
+        self.solver = solver
+        self.tol = tol
+        self.max_iter = max_iter
+        self.fit_intercept = fit_intercept
+        self.class_weight = class_weight
+        self.warm_start = warm_start
+        self.verbose = verbose
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = True
+        return tags
+
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> SoftmaxRegression:
+        """Find the coefficients.
+
+        Args:
+            X: features, ``(rows, features)``: an array, a data frame, or a sparse matrix.
+            y: classes, ``(rows,)``.
+            sample_weight: weight of each row, ``(rows,)``; 2 counts it twice.
+
+        Returns:
+            Itself.
+        """
+        self._check_parameters()
+        X, y = self._read(X, y, reset=True)
+        self.classes_ = self._classes(y)
+        problem = self._problem(X, y, sample_weight)
+        self._classes(y[problem.design.weight.numpy() > 0])
+        start = problem.zeros()
+        if self.warm_start and hasattr(self, "coef_"):
+            start = self._coefficients(start)
+        strength = self._strength(start) / (self.C * problem.total)
+        l1 = self.l1_ratio * strength if self.l1_ratio > 0 and not self._unpenalised else None
+        objective = problem.objective((1 - self.l1_ratio) * strength, problem.zeros())
+        self._minimise(objective, l1, start)
+        self._remember(objective, self._strength(start) / self.C, problem.total)
+        if self._unpenalised:
+            self._look_for_separation(problem.design, y)
+        return self
+
+    @available_if(lambda self: self.l1_ratio == 0)
+    def partial_fit(
+        self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None
+    ) -> SoftmaxRegression:
+        """Learn from further rows; those before need not be kept.
+
+        What was learnt so far, by ``fit`` or here, is remembered as a normal distribution of each
+        coefficient; the new rows are fitted with that in the place of the penalty. The first call
+        does the same as ``fit``. Many rows per call are better than few.
+
+        Args:
+            X: features of the new rows.
+            y: their classes.
+            classes: all classes there will ever be; needed in the first call.
+            sample_weight: weight of each row.
+
+        Returns:
+            Itself.
+
+        References:
+            Chapelle and Li, *An empirical evaluation of Thompson sampling*, NeurIPS 2011.
+        """
+        self._check_parameters()
+        first = not hasattr(self, "precision_")
+        X, y = self._read(X, y, reset=first)
+        if first:
+            self.classes_ = self._all_classes(classes, y)
+        problem = self._problem(X, y, sample_weight)
+        start = problem.zeros() if first else self._coefficients(problem.zeros())
+        prior = self._strength(start) / self.C if first else torch.from_numpy(self.precision_)
+        objective = problem.objective(prior / problem.total, start)
+        self._minimise(objective, None, start)
+        self._remember(objective, prior, problem.total)
+        return self
+
+    def decision_function(self, X: Any) -> np.ndarray:
+        """The scores: ``(rows, classes)``, or ``(rows,)`` of the second of two classes.
+
+        Args:
+            X: features, ``(rows, features)``.
+        """
+        check_is_fitted(self)
+        X = validate_data(self, X, accept_sparse="csr", dtype=DTYPES, reset=False)
+        scores = np.asarray(X @ self.coef_.T) + self.intercept_
+        return scores[:, 0] if scores.shape[1] == 1 else scores
+
+    def predict(self, X: Any) -> np.ndarray:
+        """The class of each row, ``(rows,)``; of equal scores the first.
+
+        Args:
+            X: features, ``(rows, features)``.
+        """
+        scores = self.decision_function(X)
+        return self.classes_[(scores > 0).astype(int) if scores.ndim == 1 else scores.argmax(1)]
+
+    def predict_log_proba(self, X: Any) -> np.ndarray:
+        """Logarithms of the probabilities, ``(rows, classes)``, exact also where these are 0 or 1.
+
+        Args:
+            X: features, ``(rows, features)``.
+        """
+        return log_softmax(_logits(torch.from_numpy(self.decision_function(X)))).numpy()
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """The probabilities of the classes, ``(rows, classes)``.
+
+        Args:
+            X: features, ``(rows, features)``.
+        """
+        return np.exp(self.predict_log_proba(X))
+
+    # ---- what the two regressions do differently ------------------------------------------------
+
+    def _read(self, X: Any, y: Any, *, reset: bool) -> tuple[Any, np.ndarray]:
+        X, y = validate_data(self, X, y, accept_sparse="csr", dtype=DTYPES, reset=reset)
+        check_classification_targets(y)
+        return X, column_or_1d(y, warn=True)
+
+    def _classes(self, y: np.ndarray) -> np.ndarray:
+        classes = np.unique(y)
+        if len(classes) < 2:
+            raise ValueError(
+                f"y has one class only, {classes[0]!r}, in rows of a weight above 0; it takes two"
+            )
+        return classes
+
+    def _all_classes(self, classes: Any, y: np.ndarray) -> np.ndarray:
+        if classes is None:
+            raise ValueError("partial_fit: the first call must name all `classes`")
+        return self._classes(np.asarray(classes))
+
+    def _criterion(self, y: np.ndarray, weight: Tensor) -> Criterion:
+        """What is minimised of the scores of rows of these classes and weights."""
+        return softmax_criterion(
+            _loss_of(self.loss, "classes"), self._indices(y), weight, len(self.classes_)
+        )
+
+    def _decisions(self, scores: Tensor, y: np.ndarray) -> Iterator[tuple[str, Tensor, Tensor]]:
+        """What is decided independently: its name, scores and classes."""
+        yield "the classes", scores, self._indices(y)
+
+    # ---- what they share ------------------------------------------------------------------------
+
+    def _check_parameters(self) -> None:
+        positive = isinstance(self.C, Real) and self.C > 0
+        if not positive:
+            raise ValueError(
+                f"`C` must be a positive number, or np.inf for no penalty, got {self.C!r}"
+            )
+        if not (isinstance(self.l1_ratio, Real) and 0 <= self.l1_ratio <= 1):
+            raise ValueError(f"`l1_ratio` must be from 0 to 1, got {self.l1_ratio!r}")
+        if not (isinstance(self.tol, Real) and self.tol >= 0):
+            raise ValueError(f"`tol` must be at least 0, got {self.tol!r}")
+        if not (isinstance(self.max_iter, Integral) and self.max_iter >= 1):
+            raise ValueError(f"`max_iter` must be a whole number from 1 on, got {self.max_iter!r}")
+        one_of("solver", self.solver, SOLVERS)
+        if self.l1_ratio > 0 and self.solver in SMOOTH:
+            raise ValueError(
+                f"solver={self.solver!r} takes no l1_ratio above 0, got {self.l1_ratio}; "
+                "use solver='auto' or 'accelerated'"
+            )
+
+    def _problem(self, X: Any, y: np.ndarray, sample_weight: Any) -> Problem:
+        weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
+        if self.class_weight is not None:
+            weight = weight * self._weight_of_class(y, weight)
+        total = weight.sum()
+        if not 0 < total < math.inf:
+            raise ValueError(f"the weights of the rows add up to {total}; there is nothing to fit")
+        share = torch.from_numpy(weight / total)
+        design = Design(X, share, intercept=self.fit_intercept)
+        return Problem(design, self._criterion(y, share), total)
+
+    def _weight_of_class(self, y: np.ndarray, weight: np.ndarray) -> np.ndarray:
+        of_class = compute_class_weight(
+            self.class_weight, classes=self.classes_, y=y, sample_weight=weight
+        )
+        return of_class[np.searchsorted(self.classes_, y)]
+
+    def _strength(self, like: Tensor) -> Tensor:
+        """1 for what is penalised, 0 for the intercept, ``(K, columns)``."""
+        strength = torch.ones_like(like)
+        if self.fit_intercept:
+            strength[:, -1] = 0
+        return strength
+
+    def _coefficients(self, like: Tensor) -> Tensor:
+        """What was learnt so far, ``(K, columns)``."""
+        w = torch.from_numpy(self.coef_).double()
+        if self.fit_intercept:
+            w = torch.cat([w, torch.from_numpy(self.intercept_).double().unsqueeze(1)], 1)
+        if w.shape != like.shape:
+            raise ValueError(
+                f"warm_start: coefficients of shape {(*w.shape,)} do not fit {(*like.shape,)}; "
+                "features, classes and fit_intercept must be those of the fit before"
+            )
+        return w
+
+    def _minimise(self, objective: Objective, l1: Tensor | None, start: Tensor) -> None:
+        """Solve, and keep what came out."""
+        with _progress(self.verbose, self.max_iter) as report:
+            task = Task(objective, l1, self.tol, self.max_iter, report)
+            solution = task.solve(start, self.solver)
+        w = solution.w
+        if not bool(w.isfinite().all()):
+            raise ValueError("the loss is not finite; scale the features, or take another loss")
+        self.coef_ = w[:, : objective.design.features].numpy().copy()
+        self.intercept_ = w[:, -1].numpy().copy() if self.fit_intercept else np.zeros(len(w))
+        self.history_, self.n_iter_ = solution.history, max(solution.iterations, 1)
+        if not solution.converged:
+            warnings.warn(
+                f"{type(self).__name__}: not converged after {solution.iterations} iterations; "
+                "raise max_iter or tol, bring the features to one scale, or take another solver",
+                ConvergenceWarning,
+                stacklevel=3,
+            )
+
+    def _remember(self, objective: Objective, prior: Tensor, total: float) -> None:
+        """Keep how sure the coefficients are, for further rows."""
+        w = self._coefficients(prior)
+        self.precision_ = (prior + total * objective.hessian_diagonal(w)).numpy()
+
+    def _look_for_separation(self, design: Design, y: np.ndarray) -> None:
+        """Warn where no best coefficients exist."""
+        x = design.with_ones()
+        scores = design.scores(self._coefficients(torch.zeros(len(self.coef_), design.columns)))
+        for name, columns, target in self._decisions(scores, y):
+            kind = separation(x, columns, target)
+            if kind is not None:
+                warnings.warn(
+                    f"{type(self).__name__}: {name} can be separated "
+                    f"{'completely' if kind == 'complete' else 'in part'}, and C=inf penalises "
+                    "nothing: the loss has no minimum, and the coefficients grow with max_iter. "
+                    "Set C, for example C=1",
+                    SeparationWarning,
+                    stacklevel=3,
+                )
+
+    @property
+    def _unpenalised(self) -> bool:
+        return bool(np.isinf(self.C))
+
+    def _indices(self, y: np.ndarray) -> Tensor:
+        """The classes as indices."""
+        return torch.from_numpy(np.searchsorted(self.classes_, y))
+
+
+class LogisticRegression(SoftmaxRegression):
+    r"""Logistic regression of two classes, of several, or of labels that do not exclude each other.
+
+    Of two classes: one score and a sigmoid. Where y is a matrix of 0 and 1, ``(rows, labels)``,
+    that for each label, all in one fit. Of more classes a softmax, as in
+    :class:`SoftmaxRegression` and in scikit-learn's class of this name, whose parameters, objective
+    and coefficients it shares.
+
+    .. math:: \min_{W, b}\ \frac1S \sum_n s_n \sum_k \ell(w_k x_n + b_k,\, y_{nk})
+        + \frac1{CS} \Bigl(\frac{1 - \rho}2 \|W\|_2^2 + \rho \|W\|_1\Bigr)
+
+    Args:
+        C: as in :class:`SoftmaxRegression`.
+        l1_ratio: likewise.
+        loss: name of a loss of a logit and a number in [0, 1], such as ``"sigmoid_focal_loss"``, or
+            the function itself.
+        solver: as in :class:`SoftmaxRegression`.
+        tol: likewise.
+        max_iter: likewise.
+        fit_intercept: likewise.
+        class_weight: likewise; not for a matrix of labels.
+        warm_start: likewise.
+        verbose: likewise.
+
+    Attributes:
+        classes_: the two classes, sorted; of a matrix of labels, their indices.
+        coef_: ``(1, features)``; ``(labels, features)``.
+        intercept_: ``(1,)``; ``(labels,)``.
+        n_iter_: iterations of the last fit.
+        history_: the objective after each of them, the start first.
+
+    Example:
+        >>> from sklearn.datasets import load_breast_cancer
+        >>> from xent.learn import LogisticRegression
+        >>> x, y = load_breast_cancer(return_X_y=True)
+        >>> round(LogisticRegression().fit(x, y).score(x, y), 3)
+        0.958
+    """
+
+    def __init__(
+        self,
+        C: float = 1.0,
+        *,
+        l1_ratio: float = 0.0,
+        loss: str | Callable[..., Any] = BINARY,
+        solver: str = "auto",
+        tol: float = 1e-6,
+        max_iter: int = 1000,
+        fit_intercept: bool = True,
+        class_weight: dict[Any, float] | str | None = None,
+        warm_start: bool = False,
+        verbose: int = 0,
+    ) -> None:
+        super().__init__(
+            C, l1_ratio=l1_ratio, loss=loss, solver=solver, tol=tol, max_iter=max_iter,
+            fit_intercept=fit_intercept, class_weight=class_weight, warm_start=warm_start,
+            verbose=verbose,
+        )  # fmt: skip
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.classifier_tags.multi_label = True
+        return tags
+
+    def predict(self, X: Any) -> np.ndarray:
+        """The class of each row, ``(rows,)``, or its labels, ``(rows, labels)`` of 0 and 1.
+
+        Args:
+            X: features, ``(rows, features)``.
+        """
+        check_is_fitted(self)
+        if not self.multilabel_:
+            return super().predict(X)
+        scores = self.decision_function(X)
+        return (scores > 0).astype(int).reshape(len(scores), -1)
+
+    def predict_log_proba(self, X: Any) -> np.ndarray:
+        """Logarithms of the probabilities of the classes, or of each label.
+
+        Args:
+            X: features, ``(rows, features)``.
+        """
+        check_is_fitted(self)
+        if not self.multilabel_:
+            return super().predict_log_proba(X)
+        scores = torch.from_numpy(self.decision_function(X))
+        return torch.nn.functional.logsigmoid(scores).reshape(len(scores), -1).numpy()
+
+    def _read(self, X: Any, y: Any, *, reset: bool) -> tuple[Any, np.ndarray]:
+        y = y if issparse(y) else np.asarray(y)
+        multilabel = y.ndim == 2 and y.shape[1] > 1
+        if multilabel:
+            X, y = validate_data(
+                self, X, y, accept_sparse="csr", dtype=DTYPES, multi_output=True, reset=reset
+            )
+            y = y.toarray() if issparse(y) else y
+            if not np.isin(y, (0, 1)).all():
+                raise ValueError("y has several columns, but other entries than 0 and 1")
+        else:
+            X, y = super()._read(X, y, reset=reset)
+        if not reset and multilabel != self.multilabel_:
+            raise ValueError("y must be of the kind it was before: classes, or a matrix of labels")
+        self.multilabel_ = multilabel
+        return X, y
+
+    def _classes(self, y: np.ndarray) -> np.ndarray:
+        return np.arange(y.shape[1]) if self.multilabel_ and y.ndim == 2 else super()._classes(y)
+
+    def _all_classes(self, classes: Any, y: np.ndarray) -> np.ndarray:
+        return self._classes(y) if self.multilabel_ else super()._all_classes(classes, y)
+
+    def _criterion(self, y: np.ndarray, weight: Tensor) -> Criterion:
+        if len(self.classes_) > 2 and not self.multilabel_:
+            if self.loss != BINARY:
+                raise ValueError(
+                    f"`loss` is one of single logits, and y has {len(self.classes_)} classes; "
+                    "use SoftmaxRegression with a loss of one class per row"
+                )
+            return softmax_criterion(cross_entropy, self._indices(y), weight, len(self.classes_))
+        loss = _loss_of(self.loss, "binary")
+        target = self._indicators(y)
+
+        def mean_loss(scores: Tensor) -> Tensor:
+            return loss(scores, target, weight=weight.unsqueeze(1), reduction="sum")
+
+        return Criterion(mean_loss, target.shape[1], 0.25)
+
+    def _decisions(self, scores: Tensor, y: np.ndarray) -> Iterator[tuple[str, Tensor, Tensor]]:
+        if not self.multilabel_:
+            yield from super()._decisions(scores, y)
+            return
+        for label, column in enumerate(self._indicators(y).long().T):
+            yield f"label {label}", scores[:, label : label + 1], column
+
+    def _indicators(self, y: np.ndarray) -> Tensor:
+        """0 and 1, ``(rows, K)``."""
+        y = y if self.multilabel_ else (y == self.classes_[1])[:, None]
+        return torch.from_numpy(np.ascontiguousarray(y, np.float64))
+
+
+def softmax_criterion(
+    loss: Callable[..., Any], target: Tensor, weight: Tensor, classes: int
+) -> Criterion:
+    """A loss of one class per row; of two classes the first has the score 0."""
+
+    def mean_loss(scores: Tensor) -> Tensor:
+        return loss(_logits(scores), target, row_weight=weight, reduction="sum")
+
+    return Criterion(mean_loss, 1, 0.25) if classes == 2 else Criterion(mean_loss, classes, 0.5)
+
+
+def _logits(scores: Tensor) -> Tensor:
+    """Logits of all classes, from the scores that there are: one for two classes."""
+    if scores.ndim == 2 and scores.shape[1] > 1:
+        return scores
+    scores = scores.reshape(-1, 1)
+    return torch.cat([torch.zeros_like(scores), scores], 1)
+
+
+def _loss_of(loss: str | Callable[..., Any], targets: str) -> Callable[..., Any]:
+    """The function, of a loss whose targets are ``"classes"`` or ``"binary"``."""
+    what = "a loss of one class per row" if targets == "classes" else "a loss of single logits"
+    if isinstance(loss, str):
+        if loss not in CATALOG or CATALOG[loss].targets != targets:
+            names = ", ".join(n for n, member in CATALOG.items() if member.targets == targets)
+            raise ValueError(f"`loss` must be {what}, got {loss!r}; there are {names}")
+        return CATALOG[loss].function
+    option = "row_weight" if targets == "classes" else "weight"
+    if not callable(loss) or not {option, "reduction"} <= {*inspect.signature(loss).parameters}:
+        raise ValueError(
+            f"`loss` must be {what} that takes {option}= and reduction=, as those of xent do, "
+            f"got {loss!r}; a function of your own becomes one by @xent."
+            f"{'row_loss' if targets == 'classes' else 'element_loss'}"
+        )
+    return loss
+
+
+@contextmanager
+def _progress(verbose: int, iterations: int) -> Iterator[Callable[[float], None]]:
+    """Something to call with the objective after each iteration."""
+    if not verbose:
+        yield lambda objective: None
+        return
+    from tqdm import tqdm
+
+    with tqdm(total=iterations, unit="iteration") as bar:
+
+        def report(objective: float) -> None:
+            bar.set_postfix_str(f"objective {objective:.8f}", refresh=False)
+            bar.update()
+
+        yield report
