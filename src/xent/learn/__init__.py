@@ -7,7 +7,11 @@ Nothing here is loaded by ``import xent``. What is named below comes directly fr
 from importlib import import_module
 from typing import Any
 
-_MODULE_OF: dict[str, str] = {}
+_MODULE_OF: dict[str, str] = {
+    "TrainingRecord": "networks",
+    "predict_logits": "networks",
+    "train_classifier": "networks",
+}
 __all__ = sorted(_MODULE_OF)
 
 
