@@ -130,7 +130,7 @@ def draw(outcomes: list[Outcome], path: Path) -> None:
     left, middle = figure.subplots(1, 2, width_ratios=(1.2, 1))
     labels = [f"seed {k}" for k in range(len(outcomes))]
     curves([o.record.to_dict() for o in outcomes], left, labels=labels)
-    left.set(yscale="log", ylabel="cross-entropy, nats", title="the ring is where each returned to")
+    left.set(yscale="log", ylabel="cross-entropy, nats", title="a star is where each returned to")
     truth = numpy.concatenate([o.truth for o in outcomes])
     table = confusion_matrix(truth, numpy.concatenate([o.names for o in outcomes]), labels=WORDS)
     shade = numpy.where(numpy.eye(len(WORDS)), 0, table)  # the mistakes are what there is to see

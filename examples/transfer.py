@@ -142,7 +142,7 @@ def draw(percent: Tensor, path: Path) -> None:
         title=f"a network that knows 0 to 4 learns 5 to 9; {len(percent)} seeds",
     )  # fmt: skip
     ax.grid(alpha=0.3)
-    ax.legend(loc="lower right", bbox_to_anchor=(1, 0.1))
+    ax.legend(loc="lower right", bbox_to_anchor=(1, 0.12))
     path.parent.mkdir(parents=True, exist_ok=True)
     ax.figure.savefig(path, dpi=120)
 

@@ -4,17 +4,17 @@
 
 Needs scikit-learn, and matplotlib for the picture. Takes about a minute.
 
-The loss of an image is a bound on the bits it takes to send it, ELBO = reconstruction + KL. The
-reconstruction is a cross-entropy of pixels:
+The loss of an image is minus the evidence lower bound, -ELBO = reconstruction + KL, at least
+-log p(x): the bits it would take to send it. The reconstruction is a cross-entropy of pixels:
 
 - Bernoulli, ``xent.binary_cross_entropy_with_logits``. Of grey pixels it cannot fall below their
   entropy, so what counts is the excess over this floor.
 - Continuous Bernoulli, ``xent.continuous_bernoulli_loss``: a density of grey pixels, whose bits may
   be negative.
 
-Averaging many samples of the code inside the logarithm gives a tighter bound, which comes the
-closer to log p(x) the more there are (importance weights). The KL divergence is that of PyTorch's
-distributions, in closed form; a Monte Carlo estimate says the same.
+Averaging K samples of the code inside the logarithm, with importance weights, gives a tighter
+bound, which for large K comes to -log p(x). The KL divergence is that of PyTorch's distributions,
+in closed form; a Monte Carlo estimate says the same.
 """
 
 from __future__ import annotations
@@ -105,8 +105,8 @@ class Outcome(NamedTuple):
     model: Autoencoder
     reconstruction: float  # cross-entropy of the pixels
     kl: float
-    bounds: Tensor  # (len(SAMPLES),), from importance weights
-    error: float  # standard error of the first bound, which estimates the ELBO without a formula
+    bounds: Tensor  # (len(SAMPLES),), on -log p(x), from importance weights
+    error: float  # standard error of the first of them, which is -ELBO without a formula for KL
 
 
 def learn(pixel_loss: PixelLoss, x: Tensor, test: Tensor, seed: int) -> Outcome:
@@ -122,7 +122,7 @@ def learn(pixel_loss: PixelLoss, x: Tensor, test: Tensor, seed: int) -> Outcome:
 
 @torch.no_grad()
 def judge(model: Autoencoder, pixel_loss: PixelLoss, x: Tensor) -> Outcome:
-    """The parts of the ELBO, and the bounds from importance weights."""
+    """The parts of -ELBO, and the bounds from importance weights."""
     most, images = max(SAMPLES), len(x)
     reconstruction, log_weights = [], []
     for rows in x.split(50):
@@ -146,9 +146,9 @@ def judge(model: Autoencoder, pixel_loss: PixelLoss, x: Tensor) -> Outcome:
 
 
 def show(outcomes: dict[str, list[Outcome]], floor: float) -> str:
-    """The table: means over the seeds, and the standard deviation of the ELBO."""
-    titles = ["reconstruction", "excess", "KL", "ELBO", *(f"K = {k}" for k in SAMPLES[1:])]
-    lines = [f"{'':22}" + "".join(f"{title:>16}" for title in titles)]
+    """The table: means over the seeds, and the standard deviation of -ELBO."""
+    titles = ["reconstruction", "excess", "KL", "-ELBO", *(f"K = {k}" for k in SAMPLES[1:])]
+    lines = [f"{'':20}" + "".join(f"{title:>18}" for title in titles)]
     for name, found in outcomes.items():
         elbo = torch.tensor([o.reconstruction + o.kl for o in found])
         reconstruction = sum(o.reconstruction for o in found) / len(found)
@@ -159,7 +159,7 @@ def show(outcomes: dict[str, list[Outcome]], floor: float) -> str:
             f"{elbo.mean():.4f} ± {elbo.std():.4f}",
             *(f"{v:.4f}" for v in torch.stack([o.bounds for o in found]).mean(0)[1:].tolist()),
         ]
-        lines.append(f"{name:22}" + "".join(f"{cell:>16}" for cell in cells))
+        lines.append(f"{name:20}" + "".join(f"{cell:>18}" for cell in cells))
     return "\n".join(lines)
 
 
@@ -174,7 +174,7 @@ def check(
     whole = xent.binary_cross_entropy_with_logits(logits, x) / math.log(2)
     excess = xent.reconstruction_excess(logits, x) / math.log(2)
     claims = {
-        "with the KL divergence in closed form the ELBO is that of samples, to 4 standard errors": (
+        "with the KL divergence in closed form -ELBO is that of samples, to 4 standard errors": (
             all(abs(o.reconstruction + o.kl - o.bounds[0]) < 4 * o.error for o in everyone)
         ),
         "ten times the samples tighten the bound each time, with both losses and every seed": all(
@@ -186,7 +186,7 @@ def check(
         "xent.reconstruction_excess is the cross-entropy above its floor, to 1e-6": bool(
             abs(whole - floor - excess) < 1e-6
         ),
-        "Bernoulli: the ELBO, code included, is below the best single image's bits": all(
+        "Bernoulli: -ELBO, code included, is below the best single image's bits": all(
             o.reconstruction + o.kl < single for o in outcomes["Bernoulli"]
         ),
     }
@@ -210,16 +210,20 @@ def draw(outcomes: dict[str, list[Outcome]], test: Tensor, path: Path) -> None:
         lines[f"{name}: samples of the prior"] = pixels(model.decode(z))
     figure = Figure(figsize=(14, 5), layout="constrained")
     images, right = figure.subfigures(1, 2, width_ratios=(2, 1))
-    for line, (name, rows) in zip(images.subplots(len(lines), shown), lines.items(), strict=True):
-        for ax, image in zip(line, rows, strict=True):
-            ax.imshow(image.view(8, 8), cmap="gray", vmin=0, vmax=1)
-            ax.set_axis_off()
-        line[0].set_title(name, loc="left", fontsize=9)
+    for ax, (name, rows) in zip(images.subplots(len(lines)), lines.items(), strict=True):
+        strip = nn.functional.pad(rows.view(shown, 8, 8), (0, 1), value=1.0)
+        ax.imshow(strip.transpose(0, 1).flatten(1), cmap="gray", vmin=0, vmax=1)
+        ax.set_title(name, loc="left", fontsize=9)
+        ax.set_axis_off()
     for ax, (name, found) in zip(right.subplots(2, 1, sharex=True), outcomes.items(), strict=True):
         for seed, o in enumerate(found):
             ax.axhline(o.reconstruction + o.kl, color=f"C{seed}", linewidth=0.8, linestyle=":")
             ax.plot(SAMPLES, o.bounds, "o-", color=f"C{seed}", label=f"seed {seed}")
-        ax.set(xscale="log", ylabel="bits per pixel", title=f"{name}; dotted: the ELBO")
+        ax.set(
+            xscale="log",
+            ylabel="bits per pixel",
+            title=f"{name}: bounds on -log p(x); dotted: -ELBO",
+        )
         ax.grid(alpha=0.3)
         ax.legend(fontsize=8)
     ax.set_xlabel("samples of the code for each image, K")

@@ -422,10 +422,10 @@ def test_the_picture_shows_the_record():
     pytest.importorskip("matplotlib")
     _, _, record = overfitting(patience=4)
     ax = curves(record.to_dict())
-    training, validation, ring = ax.lines
+    training, validation, star = ax.lines
     assert list(training.get_ydata()) == [entry["loss"] for entry in record.epochs]
     assert list(validation.get_ydata()) == [entry["validation_loss"] for entry in record.epochs]
-    assert list(ring.get_xdata()) == [record.best_epoch]
+    assert list(star.get_xdata()) == [record.best_epoch]
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("epoch", "loss")
     ax = curves([record.to_dict()] * 2, over="seconds", labels=["a", "b"])
     labels = [text.get_text() for text in ax.get_legend().get_texts()]

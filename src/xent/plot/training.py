@@ -24,7 +24,7 @@ def curves(
 
     Args:
         records: what ``record.json`` of a run of ``xent train`` holds, or the ``to_dict()`` of a
-            :class:`xent.learn.TrainingRecord`, whose best epoch is ringed; or several of a kind.
+            :class:`xent.learn.TrainingRecord`, whose best epoch is starred; or several of a kind.
         ax: where to draw; by default a new figure that belongs to no window.
         over: the horizontal axis: ``"seconds"``, or what is counted in such records, steps or
             epochs, which is the default.
@@ -95,23 +95,20 @@ def _of_epochs(record: Record) -> _Run:
 
 
 def _draw(run: _Run, ax: Axes, timed: bool, prefix: str, number: int) -> None:
-    # Runs that differ in the head alone coincide: different dashes, and rings around the dots.
     color, line = f"C{number}", LINES[number % len(LINES)]
-    x = run.seconds if timed else range(1, len(run.loss) + 1)
-    loss = run.loss
-    if run.counted == "step":  # single batches, not means over an epoch
-        ax.plot(x, loss, color=color, alpha=0.2, linewidth=0.8)
+    x, loss = run.seconds if timed else range(1, len(run.loss) + 1), run.loss
+    dots: dict[str, Any] = {"color": color, "label": f"{prefix}validation", "markersize": 4}
+    if run.counted == "step":
+        ax.plot(x, loss, color=color, alpha=0.2, linewidth=0.8)  # single batches, no means
         loss = _smooth(loss)
+        # Runs that differ in the head alone coincide: different dashes, and rings around the dots.
+        dots |= {"markersize": 5 + 4 * number, "markerfacecolor": "none" if number else color}
     ax.plot(x, loss, line, color=color, label=f"{prefix}training")
-    if not run.validation:
-        return
-    at = [(seconds if timed else count, loss) for count, seconds, loss in run.validation]
-    ax.plot(
-        *zip(*at, strict=True), "o", color=color, label=f"{prefix}validation",
-        markersize=5 + 4 * number, markerfacecolor="none" if number else color,
-    )  # fmt: skip
+    at = [(seconds if timed else count, value) for count, seconds, value in run.validation]
+    if at:
+        ax.plot(*zip(*at, strict=True), "o", **dots)
     if run.best is not None:
-        ax.plot(*at[run.best], "o", color=color, markersize=12 + 4 * number, markerfacecolor="none")
+        ax.plot(*at[run.best], "*", color=color, markersize=16, markeredgecolor="white")
 
 
 def _smooth(values: Sequence[float]) -> list[float]:
