@@ -1,5 +1,6 @@
 """Training by backpropagation: exact means, early stopping, and nothing changed but the weights."""
 
+import inspect
 import json
 import math
 from functools import partial
@@ -13,7 +14,10 @@ import xent
 from xent.learn import predict_logits, train_classifier
 from xent.learn.batches import Batches
 from xent.learn.epoch_means import EpochMeans
+from xent.losses import CATALOG
 from xent.plot import curves
+
+from .catalog_cases import DATA, SETTINGS
 
 WEIGHT = torch.tensor([0.2, 1.0, 5.0])
 
@@ -52,6 +56,7 @@ CASES = {
     "ignored, PyTorch": (nn.functional.cross_entropy, INDICES),
     "another mark": (partial(xent.cross_entropy, ignore_index=255), VOID),
     "class weights": (partial(xent.cross_entropy, weight=WEIGHT), INDICES),
+    "bytes": (partial(xent.cross_entropy, weight=WEIGHT, ignore_index=255), VOID.byte()),
     "module": (xent.nn.FocalLoss(weight=WEIGHT, ignore_index=255), VOID),
     "PyTorch's module": (nn.CrossEntropyLoss(WEIGHT, label_smoothing=0.1), INDICES),
     "smoothed": (partial(xent.smoothed_cross_entropy, weight=WEIGHT), INDICES),
@@ -79,6 +84,30 @@ def test_the_mean_of_batches_is_the_mean_of_all_rows(name):
     for batch in Batches("data", (z, target), 4):
         means(batch)
     assert means.take("data")["loss"] == pytest.approx(expected, rel=1e-12)
+
+
+WHOLE_BATCHES = {"recall_loss", "hardest_loss"}  # their mean is no mean over rows
+OF_ROWS = [
+    name
+    for name, member in CATALOG.items()
+    if member.targets != "other" and name not in {*WHOLE_BATCHES, *DATA}
+]
+
+
+@pytest.mark.parametrize("name", OF_ROWS)
+def test_the_means_of_the_family(name):
+    """With class weights where a loss of classes takes them, and ignored rows."""
+    member = CATALOG[name]
+    settings = SETTINGS[name](3) if name in SETTINGS else {}
+    if member.targets == "classes" and "weight" in inspect.signature(member.function).parameters:
+        settings["weight"] = WEIGHT.double()
+    loss = partial(member.function, **settings)
+    target = INDICES if member.targets == "classes" else SOFT.double()
+    z = torch.randn(11, 3, dtype=torch.float64).clamp(-0.9, 0.9)  # cosines, for some
+    means = EpochMeans(nn.Identity(), loss)
+    for batch in Batches("data", (z, target), 4):
+        means(batch)
+    assert means.take("data")["loss"] == pytest.approx(loss(z, target).item(), rel=1e-9)
 
 
 def test_pixels_with_weights_of_their_own():
@@ -280,6 +309,25 @@ def test_noise_in_validation_is_the_same_each_time():
     assert len({entry["loss"] for entry in record.epochs}) == 3
 
 
+def test_logits_behind_a_head_stay_behind_it():
+    """Neither the loss nor the accuracy asks for all of them, which would warn."""
+
+    class Behind(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = linear()
+
+        def forward(self, x):
+            return xent.LinearLogits(x, self.head.weight, self.head.bias)
+
+    model, twin = Behind(), linear()
+    record = fit(model, blobs(), validation=blobs(seed=1), lr=0.1)
+    expected = fit(twin, blobs(), validation=blobs(seed=1), lr=0.1)
+    torch.testing.assert_close(model.head.weight, twin.weight)
+    for ours, theirs in zip(record.epochs, expected.epochs, strict=True):
+        assert ours["validation_accuracy"] == theirs["validation_accuracy"]
+
+
 # ---- when it ends -------------------------------------------------------------------------------
 
 
@@ -384,6 +432,11 @@ def test_progress_is_shown_unless_quiet(capsys):
         ({"loss": lambda z, y: 1.0}, TypeError, "one number; got float"),
         ({"loss": lambda z, y: z.detach().mean()}, ValueError, "no gradient"),
         ({"data": (blobs()[0], blobs()[1] + 1)}, ValueError, "3, which is out of bounds for 3"),
+        (
+            {"data": (blobs()[0], blobs()[1] + 1), "loss": xent.nn.FocalLoss(weight=WEIGHT)},
+            ValueError,
+            "3, which is out of bounds for 3",
+        ),
         ({"data": (blobs()[0], blobs()[1].float())}, TypeError, "target.long"),
         ({"data": (blobs()[0] / 0, blobs()[1])}, ValueError, "inputs that are not finite"),
         ({"loss": lambda z, y: z.sum() * torch.nan}, ValueError, "xent.diagnose"),

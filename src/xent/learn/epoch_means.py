@@ -57,16 +57,16 @@ class EpochMeans:
     def __call__(self, batch: list[Tensor]) -> Tensor | None:
         """The loss of a batch ``[x, y, ...]``; None if there is no row that counts."""
         x, *targets = batch
+        output = self.model(x)
+        loss = self.loss(output, *targets)  # first of all, as it says best what is wrong with them
         mass = float(self.count(*targets))
         if mass == 0:
             return None
-        output = self.model(x)
-        loss = self.loss(output, *targets)
         self._add("loss", mass * _checked(loss, x, output), mass)
-        if _are_classes(targets[0], output):
-            right = output.detach().argmax(class_axis(output)) == targets[0]
-            self._add_values("accuracy", right[targets[0] != self.ignore_index])
         with torch.no_grad():
+            if _are_classes(targets[0], output):
+                right = output.argmax(class_axis(output)) == targets[0]
+                self._add_values("accuracy", right[targets[0] != self.ignore_index])
             for name, metric in self.metrics.items():
                 self._add_values(name, metric(output, *targets))
         return loss
@@ -96,10 +96,11 @@ def _setting(loss: Callable[..., Any], name: str, default: Any) -> Any:
     """What a loss is set to: an attribute of a module, or the default of an argument."""
     if isinstance(loss, nn.Module):
         return getattr(loss, name, default)
-    parameter = inspect.signature(loss).parameters.get(name)  # also of a functools.partial
-    return (
-        default if parameter is None or parameter.default is parameter.empty else parameter.default
-    )
+    try:
+        found = inspect.signature(loss).parameters[name].default  # also of a functools.partial
+    except (KeyError, ValueError):  # no such argument, or a function in C, which does not say
+        return default
+    return default if found is inspect.Parameter.empty else found
 
 
 def _divisor_of(loss: Callable[..., Any], ignore_index: int) -> Callable[..., float]:
@@ -113,7 +114,7 @@ def _divisor_of(loss: Callable[..., Any], ignore_index: int) -> Callable[..., fl
         if target.is_floating_point():
             return target.numel() if ignore_value is None else (target != ignore_value).sum().item()
         kept = target[target != ignore_index]
-        return kept.numel() if weight is None else weight[kept].double().sum().item()
+        return kept.numel() if weight is None else weight[kept.long()].double().sum().item()
 
     return divisor
 
