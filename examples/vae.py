@@ -222,7 +222,7 @@ def draw(outcomes: dict[str, list[Outcome]], test: Tensor, path: Path) -> None:
         ax.set(
             xscale="log",
             ylabel="bits per pixel",
-            title=f"{name}: bounds on -log p(x); dotted: -ELBO",
+            title=f"{name}; dotted: -ELBO",
         )
         ax.grid(alpha=0.3)
         ax.legend(fontsize=8)
