@@ -1,6 +1,6 @@
 """Rare classes: what weights, priors and margins do for them.
 
-    python examples/imbalance.py [--seeds 8] [--out runs/imbalance]
+    python examples/imbalance.py [--seeds 8] [--picture runs/imbalance.png]
 
 Handwritten digits with a long tail: 120 rows of the most common class, 2 of the rarest, a balanced
 test set. One small network per loss and seed, all seeds side by side. Prints balanced accuracy, of
@@ -180,13 +180,13 @@ def main() -> None:
     """Run, print, draw, check."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--seeds", type=int, default=8)
-    parser.add_argument("--out", type=Path, default=Path("runs/imbalance"))
+    parser.add_argument("--picture", type=Path, default=Path("runs/imbalance.png"))
     args = parser.parse_args()
     torch.set_num_threads(1)  # the matrices are small: threads would wait more than they work
     start = time.perf_counter()
     results = experiment(args.seeds)
     show(results)
-    draw(results, args.out / "imbalance.png")
+    draw(results, args.picture)
     plain, balanced = results["cross-entropy"][:, 0], results["balanced softmax"][:, 0]
     gain = balanced - plain
     print(

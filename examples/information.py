@@ -1,15 +1,17 @@
 """What entropy is for: a coin, a table of counts, the length of a message, a loss in words.
 
-    python examples/information.py
+    python examples/information.py [--picture runs/information.png]
 
-Takes a second. The message is coded for real, by an arithmetic coder in exact integers: its length
-is the cross-entropy, to the bit.
+Needs matplotlib for the picture. Takes a second. The message is coded for real, by an arithmetic
+coder in exact integers: its length is the cross-entropy, to the bit.
 """
 
 from __future__ import annotations
 
+import argparse
 import math
 from itertools import accumulate
+from pathlib import Path
 
 import torch
 
@@ -127,8 +129,44 @@ def in_words() -> None:
     print(f"a perplexity of {math.exp(2.9):.2f} per token")
 
 
+def draw(path: Path) -> None:
+    """The entropy of a coin, and how the bits of a message add up, coded well and badly."""
+    from matplotlib.figure import Figure
+
+    left, right = Figure(figsize=(11, 4.2), layout="constrained").subplots(1, 2)
+    heads = torch.linspace(0, 1, 401, dtype=torch.float64)
+    coins = torch.stack([heads, 1 - heads], -1)
+    left.plot(heads, info.entropy(coins, unit="bit"), color="black", label="entropy of a toss")
+    for name, p in (("heads", heads[1:-1]), ("tails", 1 - heads[1:-1])):
+        left.plot(
+            heads[1:-1], info.information_content(p, unit="bit"), "--", label=f"if it is {name}"
+        )
+    left.set(xlabel="probability of heads", ylabel="information, bits", ylim=(0, 5))
+
+    text = torch.tensor(list(TEXT[:85]))
+    own = torch.bincount(torch.tensor(list(TEXT)), minlength=128).double()
+    for name, p in (
+        ("its own frequencies", own / own.sum()),
+        ("any ASCII", torch.full((128,), 1 / 128)),
+    ):
+        bits = info.information_content(p.double()[text], unit="bit")
+        right.step(range(1, len(text) + 1), bits.cumsum(0), where="mid", label=f"coded for {name}")
+    right.set_xticks(range(1, len(text) + 1), [chr(c) for c in text], fontsize=6)
+    right.set(xlabel="the message, character by character", ylabel="bits so far")
+    for ax in (left, right):
+        ax.grid(axis="y", alpha=0.3)
+        ax.legend()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    left.figure.savefig(path, dpi=120)
+    print(f"\npicture: {path}")
+
+
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--picture", type=Path, default=Path("runs/information.png"))
+    arguments = parser.parse_args()
     coin()
     table()
     message_length()
     in_words()
+    draw(arguments.picture)

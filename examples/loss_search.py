@@ -1,13 +1,14 @@
 """Find a loss: CMA-ES over functions of the row statistics, on scikit-learn's digits.
 
     python examples/loss_search.py [--generations 12] [--out runs/loss_search] [--resume]
+                                   [--picture runs/loss_search.png]
 
 Needs cma, scikit-learn, and matplotlib for the picture. Takes about a minute on two cores.
 
 Candidates are judged by networks that learn 300 rows, on 600 others. What the search finds is then
 compared with cross-entropy on the 897 rows that are left, with networks and batches that the
-search has not seen either. The folder keeps a picture of what was found and the record of the
-search, from which ``--resume`` goes on (with more generations, say).
+search has not seen either. The folder keeps the record of the search, from which ``--resume`` goes
+on (with more generations, say).
 """
 
 from __future__ import annotations
@@ -79,6 +80,7 @@ def draw(found: Found, path: Path) -> None:
     for ax in axes:
         ax.grid(alpha=0.3)
         ax.legend()
+    path.parent.mkdir(parents=True, exist_ok=True)
     axes[0].figure.savefig(path, dpi=120)
 
 
@@ -87,6 +89,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--generations", type=int, default=12)
     parser.add_argument("--out", type=Path, default=Path("runs/loss_search"))
+    parser.add_argument("--picture", type=Path, default=Path("runs/loss_search.png"))
     parser.add_argument("--resume", action="store_true", help="continue, not start anew")
     args = parser.parse_args()
 
@@ -106,8 +109,8 @@ def main() -> None:
         print(f"  {name:14} {of_seed.mean():.2f} +- {of_seed.std() / len(of_seed) ** 0.5:.2f}")
     gain = accuracy["found"] - accuracy["cross-entropy"]
     print(f"  better with {int((gain > 0).sum())} of {len(gain)}, by {gain.mean():.2f} on average")
-    draw(found, args.out / "loss_search.png")
-    print(f"record and picture: {args.out}")
+    draw(found, args.picture)
+    print(f"record: {args.out / RECORD}, picture: {args.picture}")
     assert gain.mean() >= 0, gain
 
 

@@ -11,6 +11,9 @@ _MODULE_OF: dict[str, str] = {
     "LogisticRegression": "linear_classifiers",
     "SeparationWarning": "separation",
     "SoftmaxRegression": "linear_classifiers",
+    "TrainingRecord": "networks",
+    "predict_logits": "networks",
+    "train_classifier": "networks",
 }
 __all__ = sorted(_MODULE_OF)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from .canvas import LINES
 
@@ -17,19 +17,24 @@ def curves(
     records: Record | Sequence[Record],
     ax: Axes | None = None,
     *,
-    over: Literal["step", "seconds"] = "step",
+    over: Literal["step", "epoch", "seconds"] | None = None,
+    labels: Sequence[str] | None = None,
 ) -> Axes:
-    """Training loss (line) and validation loss (dots) of one or more runs of ``xent train``.
+    """Training loss (line) and validation loss (dots) of one or more runs.
 
     Args:
-        records: what ``record.json`` of a run holds, or several of them.
+        records: what ``record.json`` of a run of ``xent train`` holds, or the ``to_dict()`` of a
+            :class:`xent.learn.TrainingRecord`, whose best epoch is starred; or several of a kind.
         ax: where to draw; by default a new figure that belongs to no window.
-        over: the horizontal axis.
+        over: the horizontal axis: ``"seconds"``, or what is counted in such records, steps or
+            epochs, which is the default.
+        labels: a name for each run; by default its head, or nothing.
 
     Returns:
         The axes; ``ax.figure.savefig("curves.png")`` writes them to a file.
 
     Raises:
+        ValueError: if ``over`` is not what these records count, or there are not as many labels.
         ImportError: if matplotlib is not installed.
 
     Example:
@@ -37,35 +42,73 @@ def curves(
         ...            "validation": [{"step": 2, "seconds": 0.2, "nats": 1.5}]}
         >>> curves({"settings": {"head": "xent"}, "history": history}).get_xlabel()
         'step'
+        >>> epochs = [{"epoch": 1, "seconds": 0.1, "loss": 2.0, "validation_loss": 2.1}]
+        >>> curves({"epochs": epochs, "best_epoch": 1}).get_xlabel()
+        'epoch'
     """
+    records = [records] if isinstance(records, Mapping) else records
+    runs = [_of_epochs(r) if "epochs" in r else _of_steps(r) for r in records]
+    counted = runs[0].counted if runs else "step"
+    if any(run.counted != counted for run in runs) or over not in (None, "seconds", counted):
+        raise ValueError(f"`over` cannot be {over!r} for all of these records")
+    if labels is not None and len(labels) != len(runs):
+        raise ValueError(f"`labels` must name each of the {len(runs)} runs, got {len(labels)}")
     if ax is None:
         from matplotlib.figure import Figure
 
         ax = Figure(figsize=(8, 5), layout="constrained").subplots()
-    records = [records] if isinstance(records, Mapping) else records
-    for i, record in enumerate(records):
-        _draw(record, ax, over, i)
-    ax.set_xlabel(over)
-    ax.set_ylabel("loss, nats per token")
+    for i, run in enumerate(runs):
+        label = labels[i] if labels is not None else run.label
+        _draw(run, ax, over == "seconds", f"{label}: " if label else "", i)
+    ax.set_xlabel(over or counted)
+    ax.set_ylabel(runs[0].unit if runs else "loss")
     ax.grid(alpha=0.3)
     ax.legend()
     return ax
 
 
-def _draw(record: Record, ax: Axes, over: str, number: int) -> None:
-    # Runs that differ in the head alone coincide: different dashes, and rings around the dots.
+class _Run(NamedTuple):
+    """What is drawn of a record; a point of validation is (count, seconds, loss)."""
+
+    label: str
+    counted: str
+    unit: str
+    loss: Sequence[float]
+    seconds: Sequence[float]
+    validation: list[tuple[float, float, float]]
+    best: int | None = None  # which point
+
+
+def _of_steps(record: Record) -> _Run:
+    history = record["history"]
+    points = [(p["step"], p["seconds"], p["nats"]) for p in history["validation"]]
+    loss, seconds = history["loss"], history["seconds"]
+    return _Run(record["settings"]["head"], "step", "loss, nats per token", loss, seconds, points)
+
+
+def _of_epochs(record: Record) -> _Run:
+    epochs, name = record["epochs"], "validation_loss"
+    points = [(e["epoch"], e["seconds"], e[name]) for e in epochs if name in e]
+    loss, seconds = [e["loss"] for e in epochs], [e["seconds"] for e in epochs]
+    best = record["best_epoch"]
+    return _Run("", "epoch", "loss", loss, seconds, points, best and best - 1)
+
+
+def _draw(run: _Run, ax: Axes, timed: bool, prefix: str, number: int) -> None:
     color, line = f"C{number}", LINES[number % len(LINES)]
-    history, head = record["history"], record["settings"]["head"]
-    loss = history["loss"]
-    x = history["seconds"] if over == "seconds" else range(1, len(loss) + 1)
-    ax.plot(x, loss, color=color, alpha=0.2, linewidth=0.8)
-    ax.plot(x, _smooth(loss), line, color=color, label=f"{head}: training")
-    points = history["validation"]
-    ax.plot(
-        [p[over] for p in points], [p["nats"] for p in points], "o", color=color,
-        markersize=5 + 4 * number, markerfacecolor="none" if number else color,
-        label=f"{head}: validation",
-    )  # fmt: skip
+    x, loss = run.seconds if timed else range(1, len(run.loss) + 1), run.loss
+    dots: dict[str, Any] = {"color": color, "label": f"{prefix}validation", "markersize": 4}
+    if run.counted == "step":
+        ax.plot(x, loss, color=color, alpha=0.2, linewidth=0.8)  # single batches, no means
+        loss = _smooth(loss)
+        # Runs that differ in the head alone coincide: different dashes, and rings around the dots.
+        dots |= {"markersize": 5 + 4 * number, "markerfacecolor": "none" if number else color}
+    ax.plot(x, loss, line, color=color, label=f"{prefix}training")
+    at = [(seconds if timed else count, value) for count, seconds, value in run.validation]
+    if at:
+        ax.plot(*zip(*at, strict=True), "o", **dots)
+    if run.best is not None:
+        ax.plot(*at[run.best], "*", color=color, markersize=16, markeredgecolor="white")
 
 
 def _smooth(values: Sequence[float]) -> list[float]:

@@ -1,0 +1,147 @@
+"""Means over all rows of a pass, from batches that are not all alike."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..targets import class_axis
+
+
+class EpochMeans:
+    """The loss of a model, batch by batch; and of all batches, the mean over their rows.
+
+    The mean of the means of the batches is another number, unless they are all alike. See
+    :func:`xent.learn.train_classifier` for what the arguments are.
+
+    Args:
+        model: maps ``x`` to what the loss takes.
+        loss: called with the output of the model and the targets.
+        metrics: functions called as the loss, by name, that return tensors of values.
+        count: what the mean of a batch divides by, called with the targets.
+
+    Raises:
+        ValueError: if the loss is set to return something else than a mean.
+
+    Example:
+        >>> import torch, xent
+        >>> from xent.learn.epoch_means import EpochMeans
+        >>> z, y = torch.randn(5, 3), torch.tensor([0, 1, 2, -100, 0])
+        >>> means = EpochMeans(torch.nn.Identity(), xent.cross_entropy)
+        >>> each = [means([z[:4], y[:4]]).item(), means([z[4:], y[4:]]).item()]
+        >>> whole = xent.cross_entropy(z, y).item()
+        >>> abs(means.take("data")["loss"] - whole) < 1e-6, abs(sum(each) / 2 - whole) < 1e-6
+        (True, False)
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Callable[..., Any],
+        metrics: Mapping[str, Callable[..., Tensor]] | None = None,
+        count: Callable[..., float] | None = None,
+    ) -> None:
+        reduction = _setting(loss, "reduction", "mean")
+        if reduction != "mean":
+            raise ValueError(f'`loss` must return a mean, reduction="mean", not {reduction!r}')
+        self.model, self.loss, self.metrics = model, loss, metrics or {}
+        self.ignore_index = _setting(loss, "ignore_index", -100)
+        self.count = count or _divisor_of(loss, self.ignore_index)
+        self.sums: dict[str, tuple[float, float]] = {}  # name: sum of the values, what to divide by
+
+    def __call__(self, batch: list[Tensor]) -> Tensor | None:
+        """The loss of a batch ``[x, y, ...]``; None if there is no row that counts."""
+        x, *targets = batch
+        output = self.model(x)
+        loss = self.loss(output, *targets)  # first of all, as it says best what is wrong with them
+        mass = float(self.count(*targets))
+        if mass == 0:
+            return None
+        self._add("loss", mass * _checked(loss, x, output), mass)
+        with torch.no_grad():
+            if _are_classes(targets[0], output):
+                right = output.argmax(class_axis(output)) == targets[0]
+                self._add_values("accuracy", right[targets[0] != self.ignore_index])
+            for name, metric in self.metrics.items():
+                self._add_values(name, metric(output, *targets))
+        return loss
+
+    def take(self, name: str) -> dict[str, float]:
+        """The means of the batches since the last time.
+
+        Args:
+            name: what the data are called, for the message if there was no row.
+        """
+        sums, self.sums = self.sums, {}
+        if not sums:
+            raise ValueError(
+                f"`{name}` holds no row to learn from: none at all, or all are ignored"
+            )
+        return {name: total / divisor for name, (total, divisor) in sums.items() if divisor}
+
+    def _add(self, name: str, total: float, divisor: float) -> None:
+        before = self.sums.get(name, (0.0, 0.0))
+        self.sums[name] = before[0] + total, before[1] + divisor
+
+    def _add_values(self, name: str, values: Tensor) -> None:
+        self._add(name, values.double().sum().item(), values.numel())
+
+
+def _setting(loss: Callable[..., Any], name: str, default: Any) -> Any:
+    """What a loss is set to: an attribute of a module, or the default of an argument."""
+    if isinstance(loss, nn.Module):
+        return getattr(loss, name, default)
+    try:
+        found = inspect.signature(loss).parameters[name].default  # also of a functools.partial
+    except (KeyError, ValueError):  # no such argument, or a function in C, which does not say
+        return default
+    return default if found is inspect.Parameter.empty else found
+
+
+def _divisor_of(loss: Callable[..., Any], ignore_index: int) -> Callable[..., float]:
+    """What the mean of a batch divides by, as a function of its targets."""
+    weight = _setting(loss, "weight", None)
+    ignore_value = _setting(loss, "ignore_value", None)
+    if _setting(loss, "normalizer", None) == "count":
+        weight = None
+
+    def divisor(target: Tensor, *others: Tensor) -> float:
+        if target.is_floating_point():
+            return target.numel() if ignore_value is None else (target != ignore_value).sum().item()
+        kept = target[target != ignore_index]
+        return kept.numel() if weight is None else weight[kept.long()].double().sum().item()
+
+    return divisor
+
+
+def _are_classes(target: Tensor, output: Any) -> bool:
+    """Whether the targets are class indices, and the output has logits of the classes."""
+    indices = target.dtype in (torch.int64, torch.uint8)
+    return indices and getattr(output, "ndim", 0) == target.ndim + 1
+
+
+def _checked(loss: Any, x: Tensor, output: Any) -> float:
+    """The loss as a number."""
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        got = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+        raise TypeError(
+            f"`loss` must return the mean of the batch, a tensor of one number; got {got}"
+        )
+    value = loss.item()
+    if math.isfinite(value):
+        return value
+    if not x.isfinite().all():
+        cause = "`data` holds inputs that are not finite"
+    elif isinstance(output, Tensor) and not output.isfinite().all():
+        cause = "the output of the model is not finite: a smaller `lr`, or less at the start"
+    else:
+        cause = "the output is finite, so look at the targets"
+    raise ValueError(
+        f"the loss is {value}, and no step was made with it; {cause}. "
+        f"xent.diagnose(model(x), y) names the classic mistakes in a batch"
+    )
