@@ -7,7 +7,10 @@ Nothing here is loaded by ``import xent``. What is named below comes directly fr
 from importlib import import_module
 from typing import Any
 
-_MODULE_OF: dict[str, str] = {}
+_MODULE_OF: dict[str, str] = {
+    "find_label_issues": "label_noise",
+    "label_quality": "label_noise",
+}
 __all__ = sorted(_MODULE_OF)
 
 
