@@ -8,8 +8,17 @@ from importlib import import_module
 from typing import Any
 
 _MODULE_OF: dict[str, str] = {
+    "FixedModel": "symbol_models",
+    "MixtureModel": "symbol_models",
+    "OrderModel": "symbol_models",
+    "decode": "coding",
+    "encode": "coding",
     "find_label_issues": "label_noise",
+    "fit_logit_weights": "mixtures",
+    "fit_mixture_weights": "mixtures",
     "label_quality": "label_noise",
+    "mixture_log_prob": "mixtures",
+    "quantize": "coding",
 }
 __all__ = sorted(_MODULE_OF)
 
