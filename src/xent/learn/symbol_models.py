@@ -54,8 +54,8 @@ class OrderModel:
         >>> model = OrderModel(1, symbols=2, gain=1)
         >>> for symbol in (0, 1, 0, 1, 0):
         ...     model.update(symbol)
-        >>> model.frequencies().tolist()  # of what follows a 0
-        [1, 3]
+        >>> model.frequencies().tolist()  # of what follows a 0, as which the beginning counts
+        [2, 3]
     """
 
     def __init__(self, order: int, symbols: int = 256, gain: int | None = None) -> None:
