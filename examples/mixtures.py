@@ -33,8 +33,12 @@ TRAINING_ROWS, FITTING_ROWS = 300, 300
 SEEN = (40, 40, 100, 100, 300)  # rows each network learns from
 MEMBERS = [*(f"network, {n} rows" for n in SEEN), "forest", "tree", "naive Bayes"]
 WAYS = (
-    "best single", "probabilities, equal", "probabilities, fitted", "logits, equal", "logits, fitted"
-)  # fmt: skip
+    "best single",
+    "probabilities, equal",
+    "probabilities, fitted",
+    "logits, equal",
+    "logits, fitted",
+)
 FLOOR = -30.0  # nats: logits have a mean only where they are finite
 
 
@@ -54,7 +58,9 @@ def members(x: Tensor, y: Tensor, seed: int) -> tuple[Tensor, Tensor]:
     for model in others:
         model.fit(x[:TRAINING_ROWS].numpy(), y[:TRAINING_ROWS].numpy())
         p.append(torch.tensor(model.predict_proba(x[TRAINING_ROWS:].numpy())))
-    return torch.cat([xent.log_softmax(logits, -1), torch.stack(p).double().log()]), y[TRAINING_ROWS:]
+    return torch.cat([xent.log_softmax(logits, -1), torch.stack(p).double().log()]), y[
+        TRAINING_ROWS:
+    ]
 
 
 def run(seed: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -172,7 +172,7 @@ def test_order_models_count():
     text = [0, 1, 2, 0, 1, 1, 0, 1]
     for symbol in text:
         model.update(symbol)
-    after = [b for a, b in zip(zip(text, text[1:], strict=False), text[2:], strict=False) if a == (0, 1)]
+    after = [text[n] for n in range(2, len(text)) if text[n - 2 : n] == [0, 1]]
     assert model.frequencies().tolist() == [1 + 5 * after.count(s) for s in range(3)]
 
 

@@ -10,7 +10,14 @@ import pytest
 import torch
 
 import xent
-from xent.learn import coding, find_label_issues, label_noise, label_quality, mixtures, symbol_models
+from xent.learn import (
+    coding,
+    find_label_issues,
+    label_noise,
+    label_quality,
+    mixtures,
+    symbol_models,
+)
 from xent.learn.label_noise import Filter, Score
 
 FILTERS, SCORES = get_args(Filter), get_args(Score)

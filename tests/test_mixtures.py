@@ -72,7 +72,12 @@ def test_log_prob_of_whole_distributions_and_its_gradient():
     assert w.grad.isfinite().all()
     inner = torch.tensor([0.2, 0.3, 0.5], dtype=F64, requires_grad=True)
     (slope,) = torch.autograd.grad(mixture_log_prob(log_p.detach(), inner, 0).sum(), inner)
-    close(slope, (log_p.detach().exp() / log_p.detach().exp().mul(inner.detach()[:, None, None]).sum(0)).sum((1, 2)))
+    close(
+        slope,
+        (log_p.detach().exp() / log_p.detach().exp().mul(inner.detach()[:, None, None]).sum(0)).sum(
+            (1, 2)
+        ),
+    )
 
 
 def test_no_mixture_is_worse_than_the_mean_of_its_members():
@@ -100,7 +105,12 @@ def test_probability_weights_are_the_best(members, sharpness):
     # Karush, Kuhn and Tucker: 1 for members that count, at most 1 for the others.
     ratio = (log_p.exp() / (log_p.exp() @ fit.weights)[:, None]).mean(0)
     assert ratio.max() <= 1 + 1e-8
-    close(ratio[fit.weights > 1e-6], torch.ones(int((fit.weights > 1e-6).sum()), dtype=F64), rtol=0, atol=1e-6)
+    close(
+        ratio[fit.weights > 1e-6],
+        torch.ones(int((fit.weights > 1e-6).sum()), dtype=F64),
+        rtol=0,
+        atol=1e-6,
+    )
     least = best_by_scipy(lambda w: -(log_p.exp() @ w).log().mean(), members)
     assert fit.cross_entropy <= least + 1e-9
     assert fit.cross_entropy == pytest.approx(-mixture_log_prob(log_p, fit.weights).mean().item())
@@ -186,7 +196,7 @@ def test_bad_input():
             fit(z, torch.full_like(y, -100))
         with pytest.raises(ValueError, match="out of bounds"):
             fit(z, y + 5)
-        with pytest.raises(ValueError, match="finite|NaN"):
+        with pytest.raises(ValueError, match=r"finite|NaN"):
             fit(z * math.nan, y)
     with pytest.raises(ValueError, match="impossible"):
         fit_mixture_weights(torch.tensor([[-1.0, -2.0], [-math.inf, -math.inf]]))

@@ -188,11 +188,13 @@ class _Interval:
 
     def close(self) -> tuple[bytes, int]:
         """The shortest binary fraction all of whose continuations lie in the interval."""
-        for bits in range(_WORD):
+        bits = 0
+        while True:
             step = 1 << (_WORD - bits)
             first = -(-self.low // step) * step
             if first + step <= self.low + self.width:
                 break
+            bits += 1
         self.low = first
         self._carry()
         window = self.low.to_bytes(_WORD // _BYTE, "big")

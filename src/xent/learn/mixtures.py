@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd.functional import hessian
 
 from .._check import is_tensor
-from ..losses import cross_entropy
+from ..measurement import statistics
 
 _STEPS, _ENOUGH = 500, 1e-9
 
@@ -173,7 +173,7 @@ def fit_logit_weights(logits: Tensor, target: Tensor) -> MixtureFit:
         )
 
     def loss(weights: Tensor) -> Tensor:
-        return cross_entropy(torch.tensordot(weights, logits, 1), target)
+        return -statistics(torch.tensordot(weights, logits, 1), target).log_prob.mean()
 
     weights, gap = _least_on_simplex(loss, len(logits))
     return MixtureFit(weights, loss(weights).item(), gap)
@@ -234,7 +234,7 @@ def _room(weights: Tensor, direction: Tensor) -> float:
 def _log_probs_of(logits: Tensor, target: Tensor) -> Tensor:
     """Log-probabilities (N, K) of what came, from logits (K, N, C)."""
     logits, target = _rows_with_target(logits, target)
-    return torch.stack([-cross_entropy(z, target, reduction="none") for z in logits], 1)
+    return torch.stack([statistics(z, target).log_prob for z in logits], 1)
 
 
 def _rows_with_target(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

@@ -64,10 +64,10 @@ class OrderModel:
                 f"`order` must be at least 0 and `symbols` at least 1, got {order} and {symbols}"
             )
         self._most = _HALF // symbols  # of one count, so that all may be coded
-        gain = min(4 ** (order + 1), 4096) if gain is None else gain
-        if not 1 <= gain <= self._most:
+        self._gain = min(4 ** (order + 1), 4096) if gain is None else gain
+        if not 1 <= self._gain <= self._most:
             raise ValueError(f"`gain` must be at least 1 and at most {self._most}, got {gain}")
-        self._symbols, self._contexts, self._gain = symbols, symbols**order, gain
+        self._symbols, self._contexts = symbols, symbols**order
         self._context = 0
         self._counts: dict[int, np.ndarray] = {}
 
