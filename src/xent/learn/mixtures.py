@@ -197,18 +197,31 @@ def _least_on_simplex(loss: Callable[[Tensor], Tensor], members: int) -> tuple[T
             break
         free = weights > 0
         free[best] = True
-        step, direction = 1.0, _newton_direction(hessian(loss, weights), slope, free)
+        direction = _newton_direction(hessian(loss, weights), slope, free)
         step = min(1.0, _room(weights, direction))
         if step == 0 or slope @ direction >= 0:
             direction, step = torch.nn.functional.one_hot(best, members) - weights, 1.0
-        while True:
-            moved = weights + step * direction
-            moved[(moved < 0) | (moved < 1e-15)] = 0.0  # what has reached the border stays there
-            if loss(moved) <= value + 1e-4 * step * (slope @ direction) + 1e-15 * value.abs():
-                break
-            step /= 2
-        weights = moved / moved.sum()
+        weights = _line_search(loss, weights, direction, step, value.item(), slope)
     return weights, max(gap, 0.0)
+
+
+def _line_search(
+    loss: Callable[[Tensor], Tensor],
+    weights: Tensor,
+    direction: Tensor,
+    step: float,
+    value: float,
+    slope: Tensor,
+) -> Tensor:
+    """The weights after the first of the steps, each half the one before, that gains enough."""
+    while True:
+        moved = weights + step * direction
+        moved[moved < 1e-15] = 0.0  # what has reached the border stays there
+        moved /= moved.sum()
+        enough = value + 1e-4 * step * (slope @ direction).item() + 1e-15 * abs(value)
+        if loss(moved).item() <= enough or step < 1e-18:
+            return moved
+        step /= 2
 
 
 def _newton_direction(curvature: Tensor, slope: Tensor, free: Tensor) -> Tensor:
