@@ -4,6 +4,8 @@
 
 Needs matplotlib for the picture. Takes a second. The message is coded for real, by an arithmetic
 coder in exact integers: its length is the cross-entropy, to the bit.
+Needs numpy. Takes a second. The message is coded for real, by an arithmetic coder: its length is
+the cross-entropy, to the bit. `examples/coding.py` has more of it.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from pathlib import Path
 import torch
 
 from xent import information as info
+from xent.learn import FixedModel, decode, encode
 
 TEXT = b"she sells sea shells by the sea shore; the shells she sells are sea shells for sure. " * 12
 
@@ -63,38 +66,6 @@ def table() -> None:
     print(f"Jensen-Shannon divergence of rainy and sunny habits: {far:.4f} of at most 1 bit")
 
 
-def encode(message: bytes, frequency: list[int]) -> tuple[int, int]:
-    """Arithmetic coding without rounding: (code, its length in bits).
-
-    The message is an interval ``[low, low + width) / total ** n``, narrowed by each symbol to its
-    share. The code is the shortest binary fraction that holds with all its continuations in it.
-    """
-    total, below = sum(frequency), [0, *accumulate(frequency)]
-    low, width, scale = 0, 1, 1
-    for symbol in message:
-        low = low * total + width * below[symbol]
-        width, scale = width * frequency[symbol], scale * total
-    length = (scale // width).bit_length()
-    while True:
-        code = -(-(low << length) // scale)
-        if (code + 1) * scale <= (low + width) << length:
-            return code, length
-        length += 1
-
-
-def decode(code: int, length: int, count: int, frequency: list[int]) -> bytes:
-    """The message that :func:`encode` turned into ``code``."""
-    total, below = sum(frequency), [0, *accumulate(frequency)]
-    symbols = [s for s, n in enumerate(frequency) for _ in range(n)]
-    rest, scale = code, 1 << length  # where in the interval the code lies, as rest / scale
-    message = bytearray()
-    for _ in range(count):
-        symbol = symbols[rest * total // scale]
-        message.append(symbol)
-        rest, scale = rest * total - below[symbol] * scale, scale * frequency[symbol]
-    return bytes(message)
-
-
 def message_length() -> None:
     """Code a text for its own frequencies, and for flat ones."""
     heading("The length of a message")
@@ -107,11 +78,12 @@ def message_length() -> None:
     for name, frequency in (("itself", own), ("any ASCII", flat)):
         q = frequency.double() / frequency.sum()
         bits = info.cross_entropy_of(p, q, unit="bit").item()
-        code, length = encode(TEXT, frequency.tolist())
-        assert decode(code, length, len(TEXT), frequency.tolist()) == TEXT
-        assert 0 <= length - bits * len(TEXT) + 1e-6 < 2
+        model = FixedModel(frequency.tolist())
+        code = encode(TEXT, model)
+        assert bytes(decode(code.data, model, len(TEXT))) == TEXT
+        assert 0 <= code.bits - bits * len(TEXT) + 1e-3 < 2
         print(
-            f"{name:12} {bits:10.4f} bits {bits * len(TEXT):13.1f} bits {length:9d}"
+            f"{name:12} {bits:10.4f} bits {bits * len(TEXT):13.1f} bits {code.bits:9d}"
             f" {info.perplexity(p, q).item():12.2f}"
         )
     waste = info.kl_divergence(p, flat.double() / flat.sum(), unit="bit").item()

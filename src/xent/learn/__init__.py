@@ -8,11 +8,22 @@ from importlib import import_module
 from typing import Any
 
 _MODULE_OF: dict[str, str] = {
+    "FixedModel": "symbol_models",
     "LogisticRegression": "linear_classifiers",
+    "MixtureModel": "symbol_models",
+    "OrderModel": "symbol_models",
     "SeparationWarning": "separation",
     "SoftmaxRegression": "linear_classifiers",
     "TrainingRecord": "networks",
+    "decode": "coding",
+    "encode": "coding",
+    "find_label_issues": "label_noise",
+    "fit_logit_weights": "mixtures",
+    "fit_mixture_weights": "mixtures",
+    "label_quality": "label_noise",
+    "mixture_log_prob": "mixtures",
     "predict_logits": "networks",
+    "quantize": "coding",
     "train_classifier": "networks",
 }
 __all__ = sorted(_MODULE_OF)

@@ -1,21 +1,30 @@
-"""Estimates of a noise matrix from the predictions of a model that was trained on noisy labels.
+"""What the predictions of a model trained on noisy labels say about the noise, and whose it is.
 
 Such a model predicts *labels*, ``p(label | x)``, not classes. What it says about rows whose class
-is beyond doubt is a row of the matrix; so an estimate needs such rows for every class, and a model
-that has not learnt its wrong labels by heart: predictions on held-out rows are best.
+is beyond doubt is a row of the noise matrix; so an estimate needs such rows for every class, and a
+model that has not learnt its wrong labels by heart: predictions on held-out rows are best.
 
     matrix = estimate_noise_matrix(xent.softmax(model(x)))
     loss = xent.forward_corrected_cross_entropy(logits, labels, matrix=matrix)
+
+    p = torch.tensor(cross_val_predict(classifier, x, labels, method="predict_proba"))
+    suspects = find_label_issues(p, labels)  # look at these rows first
 """
 
 from __future__ import annotations
 
 import math
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from .._check import finite_number, is_tensor
+from .._check import finite_number, is_tensor, one_of
+
+Filter = Literal[
+    "prune_by_noise_rate", "prune_by_class", "both", "confident_learning", "predicted_neq_given"
+]
+Score = Literal["self_confidence", "normalized_margin"]
 
 
 def estimate_noise_matrix(probabilities: Tensor, percentile: float = 97.0) -> Tensor:
@@ -90,20 +99,163 @@ def confident_noise_matrix(probabilities: Tensor, labels: Tensor) -> Tensor:
         Northcutt et al., *Confident learning: estimating uncertainty in dataset labels*, JAIR 2021.
     """
     p = _check_probabilities(probabilities)
-    classes = p.shape[1]
     labels = _check_labels(labels, p)
-    carried = torch.nn.functional.one_hot(labels, classes).to(p.dtype)  # (N, C)
-    frequency = carried.sum(0)
-    threshold = (carried * p).sum(0) / frequency
-    reached = torch.where(p >= threshold, p, -1.0)
-    sure, guess = reached.max(1)
-    belongs = torch.nn.functional.one_hot(guess, classes) * (sure >= 0).unsqueeze(1)
-    counts = carried.T @ belongs.to(p.dtype)  # (label, class)
+    counts = _confident_counts(_confident_guess(p, labels), labels, p.shape[1]).double()
     # Labels are as frequent as they are, however many of their rows are sure.
-    joint = counts / counts.sum(1, keepdim=True).clamp(min=1) * frequency.unsqueeze(1)
+    frequency = torch.bincount(labels).unsqueeze(1)
+    joint = counts / counts.sum(1, keepdim=True).clamp(min=1) * frequency
     total = joint.sum(0).unsqueeze(1)  # of each class
-    identity = torch.eye(classes, dtype=p.dtype, device=p.device)
+    identity = torch.eye(p.shape[1], dtype=p.dtype, device=p.device)
     return torch.where(total > 0, joint.T / total.clamp(min=torch.finfo(p.dtype).tiny), identity)
+
+
+def label_quality(
+    probabilities: Tensor, labels: Tensor, score: Score = "self_confidence"
+) -> Tensor:
+    r"""How well a label agrees with the prediction for its row; small for a suspect.
+
+    Args:
+        probabilities: predicted label probabilities of held-out rows, ``(N, C)``.
+        labels: the labels the rows carry, ``(N,)``, int64; each class at least once.
+        score: ``"self_confidence"``, the probability of the label :math:`p_y`; or
+            ``"normalized_margin"``, :math:`p_y - \max_{j \ne y} p_j`.
+
+    Returns:
+        ``(N,)``, float64, in [0, 1] or [-1, 1].
+
+    Raises:
+        ValueError: as :func:`find_label_issues`.
+        TypeError: for other dtypes.
+
+    Example:
+        >>> import torch
+        >>> from xent.learn import label_quality
+        >>> p = torch.tensor([[0.75, 0.25], [0.25, 0.75]])
+        >>> label_quality(p, torch.tensor([0, 1]), "normalized_margin")
+        tensor([0.5000, 0.5000], dtype=torch.float64)
+    """
+    one_of("score", score, get_args(Score))
+    p = _check_probabilities(probabilities)
+    return _quality(p, _check_labels(labels, p), score)
+
+
+def find_label_issues(
+    probabilities: Tensor,
+    labels: Tensor,
+    *,
+    filter_by: Filter = "prune_by_noise_rate",
+    rank_by: Score = "self_confidence",
+) -> Tensor:
+    r"""Rows whose label is probably wrong, by confident learning; the worst first.
+
+    Rows that are confidently of a class, as in :func:`confident_noise_matrix`, are counted by label
+    and class. Brought to the frequencies of the labels, the counts :math:`n_{ij}` say how many rows
+    labelled ``i`` are of class ``j``, and so how many to look for:
+
+    * ``"prune_by_noise_rate"``: for each ``i`` and ``j``, the :math:`n_{ij}` rows labelled ``i``
+      with the largest :math:`p_j - p_i`.
+    * ``"prune_by_class"``: for each ``i``, the :math:`\sum_{j \ne i} n_{ij}` rows labelled ``i``
+      with the smallest :math:`p_i`.
+    * ``"both"``: those that both find.
+    * ``"confident_learning"``: the rows that were counted off the diagonal.
+    * ``"predicted_neq_given"``: no counts, all rows whose label is not the most likely class.
+
+    A row whose label is the most likely class is never among them.
+
+    Args:
+        probabilities: predicted label probabilities of held-out rows, ``(N, C)``: a model that has
+            seen the label believes it. scikit-learn's ``cross_val_predict`` makes them.
+        labels: the labels the rows carry, ``(N,)``, int64; each class at least once.
+        filter_by: how the rows are found.
+        rank_by: the :func:`label_quality` by which they are sorted.
+
+    Returns:
+        Row numbers, int64, the least credible label first.
+
+    Raises:
+        ValueError: for anything but a matrix of probabilities, labels that do not fit, or an
+            unknown filter or score.
+        TypeError: for other dtypes.
+
+    Example:
+        >>> import torch
+        >>> from xent.learn import find_label_issues
+        >>> p = torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.2, 0.8], [0.3, 0.7], [0.9, 0.1]])
+        >>> find_label_issues(p, torch.tensor([0, 0, 1, 1, 1]))
+        tensor([4])
+
+    References:
+        Northcutt et al., *Confident learning: estimating uncertainty in dataset labels*, JAIR 2021.
+        The names of the filters and scores are those of its implementation, cleanlab.
+    """
+    one_of("filter_by", filter_by, get_args(Filter))
+    one_of("rank_by", rank_by, get_args(Score))
+    p = _check_probabilities(probabilities)
+    labels = _check_labels(labels, p)
+    found = _quality(p, labels, "normalized_margin") < 0
+    if filter_by != "predicted_neq_given":
+        guess = _confident_guess(p, labels)
+        joint = _whole_joint(_confident_counts(guess, labels, p.shape[1]), labels)
+        if filter_by == "confident_learning":
+            found &= (guess >= 0) & (guess != labels)
+        if filter_by in ("prune_by_noise_rate", "both"):
+            found &= _prune_by_noise_rate(p, labels, joint)
+        if filter_by in ("prune_by_class", "both"):
+            found &= _prune_by_class(p, labels, joint)
+    rows = found.nonzero().flatten()
+    return rows[_quality(p[rows], labels[rows], rank_by).argsort(stable=True)]
+
+
+def _quality(p: Tensor, labels: Tensor, score: Score) -> Tensor:
+    at_label = labels.unsqueeze(1)
+    given = p.gather(1, at_label).squeeze(1)
+    if score == "self_confidence":
+        return given
+    return given - p.scatter(1, at_label, -1.0).amax(1)
+
+
+def _confident_guess(p: Tensor, labels: Tensor) -> Tensor:
+    """The class each row confidently belongs to, or -1."""
+    carried = torch.nn.functional.one_hot(labels, p.shape[1]).to(p.dtype)  # (N, C)
+    threshold = (carried * p).sum(0) / carried.sum(0)
+    # A mean of equal numbers may be rounded up: none of them would reach it.
+    sure, guess = torch.where(p >= threshold - 1e-6, p, -1.0).max(1)
+    return torch.where(sure >= 0, guess, -1)
+
+
+def _confident_counts(guess: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """How many confident rows there are of each (label, class)."""
+    sure = guess >= 0
+    pairs = labels[sure] * classes + guess[sure]
+    return torch.bincount(pairs, minlength=classes**2).view(classes, classes)
+
+
+def _whole_joint(counts: Tensor, labels: Tensor) -> Tensor:
+    """Counts (label, class) brought to the frequencies of the labels, in whole rows."""
+    counts = counts + torch.diag(counts.diagonal() == 0)  # some row of a label is right
+    frequency, total = torch.bincount(labels).unsqueeze(1), counts.sum(1, keepdim=True)
+    whole, remainder = counts * frequency // total, counts * frequency % total
+    missing = frequency - whole.sum(1, keepdim=True)
+    rank = remainder.argsort(stable=True).argsort(stable=True)
+    return whole + (rank >= len(counts) - missing)  # one more where the largest remainders are
+
+
+def _prune_by_noise_rate(p: Tensor, labels: Tensor, joint: Tensor) -> Tensor:
+    found = torch.zeros_like(labels, dtype=torch.bool)
+    for i, of_label in enumerate(joint.tolist()):
+        rows = (labels == i).nonzero().flatten()
+        for j, n in enumerate(of_label):
+            if j != i:
+                found[rows[(p[rows, i] - p[rows, j]).argsort(stable=True)[:n]]] = True
+    return found
+
+
+def _prune_by_class(p: Tensor, labels: Tensor, joint: Tensor) -> Tensor:
+    found = torch.zeros_like(labels, dtype=torch.bool)
+    for i, of_label in enumerate(joint.tolist()):
+        rows = (labels == i).nonzero().flatten()
+        found[rows[p[rows, i].argsort(stable=True)[: sum(of_label) - of_label[i]]]] = True
+    return found
 
 
 def _check_probabilities(probabilities: Tensor) -> Tensor:

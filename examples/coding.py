@@ -1,0 +1,229 @@
+"""A loss in bits is a size in bits: real text, coded by models that learn while they read.
+
+    python examples/coding.py [--picture runs/coding.png]
+
+Needs matplotlib for the picture. Takes a minute or two.
+
+Two modules of Python's standard library, 200 kB, go through an arithmetic coder and come back to
+the last byte. The model counts what followed the last bytes (order 0, 1, 2), or mixes several
+orders with weights that follow the cross-entropy. The code is as long as the sum of -log2 q, to 2
+bits. At the end a network that has been trained on other modules codes a part, and its loss as
+``xent.cross_entropy`` gives it is the size of the code.
+"""
+
+from __future__ import annotations
+
+import argparse
+import bz2
+import lzma
+import math
+import sysconfig
+import time
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+import xent
+from xent.learn import (
+    MixtureModel,
+    OrderModel,
+    decode,
+    encode,
+    fit_mixture_weights,
+    quantize,
+)
+
+LIBRARY = Path(sysconfig.get_paths()["stdlib"])
+CODED, LEARNT_FROM = ("argparse.py", "typing.py"), ("ast.py", "inspect.py", "tarfile.py", "uuid.py")
+MODELS: dict[str, Callable[[], Any]] = {
+    "order 0": lambda: OrderModel(0),
+    "order 1": lambda: OrderModel(1),
+    "order 2": lambda: OrderModel(2),
+    "orders 0 to 2, mixed": lambda: MixtureModel([OrderModel(k) for k in range(3)]),
+    "orders 0 to 5, mixed": lambda: MixtureModel([OrderModel(k) for k in range(6)]),
+}
+OTHERS = {
+    "gzip": lambda data: zlib.compress(data, 9),
+    "bzip2": bz2.compress,
+    "lzma": lambda data: lzma.compress(data, preset=9),
+}
+CONTEXT, WIDTH, HIDDEN, STEPS, BATCH = 8, 16, 128, 1200, 512
+PART = 20_000  # bytes for the network, which reads them one by one
+
+
+class Watched:
+    """A model that keeps what each symbol cost, in bits."""
+
+    def __init__(self, model: Any) -> None:
+        self.model, self.bits = model, []
+
+    def frequencies(self) -> Any:
+        """Those of the model."""
+        self.now = self.model.frequencies()
+        return self.now
+
+    def update(self, symbol: int) -> None:
+        """Write down what it cost, and go on."""
+        self.bits.append(math.log2(self.now.sum() / self.now[symbol]))
+        self.model.update(symbol)
+
+
+class Network(nn.Module):
+    """The next byte from the last ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(256, WIDTH)
+        self.layers = nn.Sequential(
+            nn.Linear(CONTEXT * WIDTH, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, 256)
+        )
+
+    def forward(self, contexts: Tensor) -> Tensor:
+        """Logits (N, 256) from bytes (N, CONTEXT)."""
+        return self.layers(self.embedding(contexts).flatten(1))
+
+
+class Reader:
+    """A network as a model of symbols: both sides read byte by byte, so that both round alike."""
+
+    def __init__(self, network: Network) -> None:
+        self.network, self.last, self.nats = network, torch.zeros(1, CONTEXT, dtype=torch.long), 0.0
+
+    @torch.no_grad()
+    def frequencies(self) -> Any:
+        """Its probabilities in whole numbers."""
+        self.logits = self.network(self.last).double()
+        return quantize(xent.softmax(self.logits)[0])
+
+    def update(self, symbol: int) -> None:
+        """Add its loss, and move on by one byte."""
+        self.nats += xent.cross_entropy(self.logits, torch.tensor([symbol])).item()
+        self.last = torch.cat([self.last[:, 1:], torch.tensor([[symbol]])], 1)
+
+
+def read(names: tuple[str, ...]) -> bytes:
+    """Modules of the standard library, one after the other."""
+    return b"".join((LIBRARY / name).read_bytes() for name in names)
+
+
+def train() -> Network:
+    """A network that knows Python from other modules."""
+    torch.manual_seed(0)
+    text = torch.tensor(list(bytes(CONTEXT) + read(LEARNT_FROM)))
+    contexts, after = text.unfold(0, CONTEXT, 1)[:-1], text[CONTEXT:]
+    network = Network()
+    optimizer = torch.optim.Adam(network.parameters(), 3e-3)
+    for _ in tqdm(range(STEPS), "training", unit="step", leave=False):
+        rows = torch.randint(len(after), (BATCH,))
+        optimizer.zero_grad()
+        xent.cross_entropy(network(contexts[rows]), after[rows]).backward()
+        optimizer.step()
+    return network.eval()
+
+
+def there_and_back(name: str, data: bytes, make: Callable[[], Any]) -> Tensor:
+    """Code and decode; print a line; what each byte cost, in bits."""
+    watched, start = Watched(make()), time.process_time()
+    code = encode(tqdm(data, name, unit="B", unit_scale=True, leave=False), watched)
+    middle = time.process_time()
+    assert bytes(decode(code.data, make(), len(data))) == data
+    end = time.process_time()
+    excess = code.bits - code.information
+    print(
+        f"{name:22}{code.bits / len(data):10.4f}{code.information:14.1f}{code.bits:10,}"
+        f"{excess:8.2f}{middle - start:9.1f}{end - middle:8.1f}"
+    )
+    assert 0 <= excess + 0.05 < 2.05, f"{name}: {excess} bits more than the cross-entropy"
+    return torch.tensor(watched.bits, dtype=torch.float64)
+
+
+def draw(bits: dict[str, Tensor], sizes: dict[str, float], path: Path) -> None:
+    """Bits per byte along the text, and of the whole."""
+    from xent.plot.canvas import COLORS, new_axes
+
+    along, whole = new_axes(12, 4.6, columns=2)
+    window = 4000
+    for cost, colour in zip(bits.values(), COLORS, strict=False):
+        total = torch.cat([torch.zeros(1, dtype=cost.dtype), cost.cumsum(0)])
+        mean = (total[window:] - total[:-window])[::200] / window
+        along.plot(torch.arange(len(mean)) * 0.2 + window / 2000, mean, color=colour)
+    border = len((LIBRARY / CODED[0]).read_bytes()) / 1000
+    along.axvline(border, color="0.6", linestyle=":")
+    along.text(border, 0.1, f" {CODED[1]}", color="0.4")
+    along.text(border, 0.1, f"{CODED[0]} ", color="0.4", ha="right")
+    along.set(xlabel="kB", ylabel=f"bits per byte, mean of {window:,} bytes", ylim=(0, None))
+    along.grid(alpha=0.3)
+    along.set_title("along the text; colours as on the right", fontsize="medium")
+    places = range(len(sizes), 0, -1)
+    colours = [*COLORS[: len(bits)], *["0.7"] * (len(sizes) - len(bits))]
+    bars = whole.barh(places, list(sizes.values()), color=colours)
+    whole.bar_label(bars, fmt="%.3f", padding=3)
+    whole.set_yticks(list(places), list(sizes))
+    whole.set(xlabel="bits per byte, the whole text", xlim=(0, 1.12 * max(sizes.values())))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    along.figure.savefig(path)
+
+
+def main() -> None:
+    """Code with every model; print, check and draw."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--picture", type=Path, default=Path("runs/coding.png"))
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    data = read(CODED)
+    print(f"{', '.join(CODED)}: {len(data):,} bytes\n")
+    print(
+        f"{'':22}{'bits/byte':>10}{'sum -log2 q':>14}{'bits':>10}{'excess':>8}"
+        f"{'coded, s':>9}{'back, s':>8}"
+    )
+    bits = {name: there_and_back(name, data, make) for name, make in MODELS.items()}
+    sizes = {name: cost.mean().item() for name, cost in bits.items()}
+    for name, compress in OTHERS.items():
+        sizes[name] = 8 * len(compress(data)) / len(data)
+        print(f"{name:22}{sizes[name]:10.4f}")
+
+    members = torch.stack([bits[f"order {k}"] for k in range(3)], 1)
+    fit = fit_mixture_weights(-members * math.log(2))
+    fixed, shares = fit.cross_entropy / math.log(2), ", ".join(f"{w:.3f}" for w in fit.weights)
+    print(
+        f"\nthe best fixed weights of orders 0 to 2, in hindsight: {shares}: {fixed:.4f} bits/byte"
+    )
+
+    network, part = train(), data[:PART]
+    reader = Reader(network)
+    code = encode(part, reader)
+    assert bytes(decode(code.data, Reader(network), len(part))) == part
+    loss = reader.nats / math.log(2)
+    known = bits["orders 0 to 5, mixed"][:PART].sum()
+    print(
+        f"\na network that has read {', '.join(LEARNT_FROM)}, on the first {PART:,} bytes:\n"
+        f"its cross-entropy is {loss:.2f} bits, the code has {code.bits} "
+        f"({code.bits / PART:.3f} per byte; orders 0 to 5 needed {known / PART:.3f} there)\n"
+    )
+    assert -0.1 < code.bits - loss < 2.1
+    mixed = sizes["orders 0 to 5, mixed"]
+    claims = {
+        "weights that follow the text beat the best fixed ones": (
+            sizes["orders 0 to 2, mixed"] < fixed
+        ),
+        "every mixture is shorter than its members": mixed
+        < sizes["orders 0 to 2, mixed"]
+        < min(sizes[f"order {k}"] for k in range(3)),
+        "orders 0 to 5 take less than gzip and lzma": mixed < min(sizes["gzip"], sizes["lzma"]),
+    }
+    wrong = [claim for claim, holds in claims.items() if not holds]
+    assert not wrong, f"not borne out: {wrong}"
+    print("holds: every message came back, at most 2 bits longer than its cross-entropy")
+    for claim in claims:
+        print(f"holds: {claim}")
+    draw(bits, sizes, arguments.picture)
+    print(f"\n{arguments.picture}")
+
+
+if __name__ == "__main__":
+    main()

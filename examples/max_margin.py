@@ -1,0 +1,202 @@
+"""Where gradient descent goes when nothing is left to learn: the direction of the widest margin.
+
+    python examples/max_margin.py [--steps 100000] [--picture runs/max_margin.png]
+
+Needs scikit-learn, and matplotlib for the picture. Takes half a minute.
+
+Two kinds of iris are separable, so cross-entropy has no minimum: the weights of logistic regression
+grow for ever, and their direction turns, as slowly as 1 / log t, to that of the support vector
+machine. Weights of the classes change the way, not the end. The way can be shortened: normalised
+steps arrive in some hundred, as long as there is a gradient. Loss and gradient of a row that is
+sure come from its log-odds here; formed as ``1 - p`` they are 0 when p rounds to 1, and it stops.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from sklearn.datasets import load_iris
+from sklearn.svm import SVC
+from torch import Tensor
+from tqdm import tqdm
+
+import xent
+
+F64 = torch.float64
+# Weights of the rows of each kind.
+WEIGHTS = {
+    "alike": (1.0, 1.0),
+    "versicolor 100 times": (0.01, 1.0),
+    "setosa 100 times": (1.0, 0.01),
+}
+MARKS = (100, 1000, 10_000, 100_000)
+NORMALISED_STEPS = 600
+FORMS = {
+    f"{name}, {str(dtype)[6:]}": (loss, dtype)
+    for dtype in (torch.float32, F64)
+    for name, loss in (("1 - p", torch.nn.functional.cross_entropy), ("xent", xent.cross_entropy))
+}
+
+
+def flowers() -> tuple[Tensor, Tensor]:
+    """Two kinds of iris, ``(100, 4)``, centred, the second turned round; and which is which.
+
+    A row is on its side if its product with the weights is positive.
+    """
+    x, y = load_iris(return_X_y=True)
+    x, y = torch.tensor(x[:100], dtype=F64), torch.tensor(y[:100])
+    return (x - x.mean(0)) * (1 - 2 * y)[:, None], y
+
+
+def widest_margin(rows: Tensor) -> Tensor:
+    """The direction of the support vector machine without intercept, ``(4,)``."""
+    both = torch.cat([rows, -rows])  # symmetric, so that the intercept is 0
+    machine = SVC(kernel="linear", C=1e10, tol=1e-10)
+    machine.fit(both.numpy(), [1] * len(rows) + [-1] * len(rows))
+    weights = torch.tensor(machine.coef_[0])
+    return weights / weights.norm()
+
+
+def margin(weights: Tensor, rows: Tensor) -> Tensor:
+    """Distance of the row nearest to the border, negative on the wrong side."""
+    return (rows @ weights).amin() / weights.norm()
+
+
+def slow_way(rows: Tensor, kind: Tensor, goal: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+    """Gradient descent with each weighting, side by side: steps looked at, and angles to the goal.
+
+    The step is the largest that is sure not to overshoot; angles in radians, ``(looks, settings)``.
+    """
+    weight = torch.tensor(list(WEIGHTS.values()), dtype=F64)[:, kind]  # (settings, rows)
+    step = 4 / torch.linalg.matrix_norm(rows, 2) ** 2
+    w = torch.zeros(len(weight), rows.shape[1], dtype=F64, requires_grad=True)
+    right = torch.ones_like(weight)
+    looks = sorted({*MARKS, *torch.logspace(0, math.log10(steps), 120).long().tolist()})
+    angles = []
+    for t in tqdm(range(1, steps + 1), unit="step", leave=False, mininterval=1):
+        loss = xent.binary_cross_entropy_with_logits(
+            w @ rows.T, right, weight=weight, reduction="sum"
+        )
+        (slope,) = torch.autograd.grad(loss, w)
+        with torch.no_grad():
+            w -= step * slope
+        if t in looks:
+            angles.append(angle(w.detach(), goal))
+    return torch.tensor([t for t in looks if t <= steps]), torch.stack(angles)
+
+
+def angle(w: Tensor, goal: Tensor) -> Tensor:
+    """Angles of directions to the goal, by the sine: a cosine near 1 has no digits left."""
+    direction = w / w.norm(dim=-1, keepdim=True)
+    along = direction @ goal
+    return torch.atan2((direction - along[:, None] * goal).norm(dim=-1), along)
+
+
+def short_way(loss: Any, dtype: torch.dtype, rows: Tensor) -> Tensor:
+    """Steps of length 1 along the gradient, until it is 0: the margin after each."""
+    w = torch.zeros(rows.shape[1], dtype=dtype, requires_grad=True)
+    target, x, margins = torch.zeros(len(rows), dtype=torch.long), rows.to(dtype), []
+    for _ in range(NORMALISED_STEPS):
+        z = x @ w
+        value = loss(torch.stack([z, torch.zeros_like(z)], 1), target, reduction="sum")
+        (slope,) = torch.autograd.grad(value, w)
+        length = slope.double().norm()  # the squares of a small float32 are 0
+        if length == 0:
+            break
+        with torch.no_grad():
+            w -= (slope.double() / length).to(dtype)
+        margins.append(margin(w.detach().double(), rows))
+    return torch.stack(margins)
+
+
+def check(looks: Tensor, angles: Tensor, ratios: dict[str, Tensor]) -> list[str]:
+    """Assert the claims; they come back as sentences."""
+    at = {t: angles[looks == t][0] for t in MARKS}
+    plain, late = list(WEIGHTS).index("alike"), looks >= 100
+    pace = (angles[:, plain] * looks.log())[late]
+    steps = {name: len(ratio) for name, ratio in ratios.items()}
+    turned = (at[MARKS[-1]][0] - at[MARKS[-1]][1]).abs().item()
+    claims = {
+        "the angle falls at every look, with every weighting": bool(
+            (angles[late].diff(dim=0) < 0).all()
+        ),
+        f"angle * log t is in [1.8, 2.4] from step 100: {pace.min():.2f} to {pace.max():.2f}": bool(
+            ((pace > 1.8) & (pace < 2.4)).all()
+        ),
+        f"a weight of 100 on versicolor changes the angle by {turned:.4f} < .01": turned < 0.01,
+        "in float64, xent's normalised steps reach .999 of the widest margin": (
+            ratios["xent, float64"][-1].item() >= 0.999
+        ),
+        "1 - p stalls before xent, in float32 and in float64": all(
+            steps[f"1 - p, {d}"] < steps[f"xent, {d}"] for d in ("float32", "float64")
+        ),
+    }
+    wrong = [claim for claim, holds in claims.items() if not holds]
+    assert not wrong, f"not borne out: {wrong}"
+    return list(claims)
+
+
+def draw(looks: Tensor, angles: Tensor, ratios: dict[str, Tensor], path: Path) -> None:
+    """The slow way and the short one."""
+    from xent.plot.canvas import COLORS, new_axes
+
+    slow, short = new_axes(11, 4.4, columns=2)
+    for name, column, colour in zip(WEIGHTS, angles.T, COLORS, strict=False):
+        slow.plot(looks, column, color=colour, label=name)
+    slow.plot(looks[looks > 9], 2 / looks[looks > 9].log(), ":", color="0.5", label="2 / log t")
+    slow.set(xscale="log", xlabel="step t", ylabel="angle to the widest margin (rad)", ylim=(0, 1))
+    slow.set_title("gradient descent, classes weighted", fontsize="medium")
+    for (name, ratio), style, colour in zip(
+        ratios.items(), ("--", "--", "-", "-"), (*COLORS[1::-1], *COLORS[1::-1]), strict=True
+    ):
+        steps = torch.arange(1, len(ratio) + 1)
+        short.plot(steps, 1 - ratio, style, color=colour, label=name)
+        if len(ratio) < NORMALISED_STEPS:
+            short.plot(steps[-1:], 1 - ratio[-1:], "x", color=colour, markersize=9, mew=2)
+    short.set(
+        xscale="log", yscale="log", xlabel="step", ylabel="margin missing, share of the widest"
+    )
+    short.set_title("normalised steps; x: the gradient has become 0", fontsize="medium")
+    for ax in (slow, short):
+        ax.grid(alpha=0.3)
+        ax.legend()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    short.figure.savefig(path)
+
+
+def main() -> None:
+    """Go both ways; print, check and draw."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--steps", type=int, default=MARKS[-1], help="of plain gradient descent")
+    parser.add_argument("--picture", type=Path, default=Path("runs/max_margin.png"))
+    arguments = parser.parse_args()
+    if arguments.steps < MARKS[-1]:
+        parser.error(f"--steps must be at least {MARKS[-1]}: the claims are about that step")
+    torch.set_num_threads(1)
+    rows, kind = flowers()
+    goal = widest_margin(rows)
+    widest = margin(goal, rows)
+    looks, angles = slow_way(rows, kind, goal, arguments.steps)
+    ratios = {name: short_way(*form, rows) / widest for name, form in FORMS.items()}
+
+    print(f"iris, setosa and versicolor: the widest margin is {widest:.5f}\n")
+    print(f"{'angle to it at step':24}" + "".join(f"{t:>10,}" for t in MARKS))
+    for k, name in enumerate(WEIGHTS):
+        cells = [angles[looks == t][0, k].item() for t in MARKS]
+        print(f"{name:24}" + "".join(f"{cell:10.4f}" for cell in cells))
+    print("\nnormalised steps until the gradient is 0, and the share of the widest margin")
+    for name, ratio in ratios.items():
+        print(f"{name:24}{len(ratio):10d}{ratio[-1]:10.5f}")
+    print()
+    for claim in check(looks, angles, ratios):
+        print(f"holds: {claim}")
+    draw(looks, angles, ratios, arguments.picture)
+    print(f"\n{arguments.picture}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,162 @@
+"""What an ensemble is worth, and what weights that fit are worth beyond equal ones.
+
+    python examples/mixtures.py [--seeds 5] [--picture runs/mixtures.png]
+
+Needs scikit-learn, and matplotlib for the picture. Takes ten seconds.
+
+Eight classifiers of handwritten digits, good ones and bad ones: small networks that have seen 40,
+100 or 300 rows, a forest, a single tree, naive Bayes. They are mixed by probability or by logit,
+with equal weights or with those of least cross-entropy on 300 rows that none has seen; the other
+rows are for the test. A tree says 0 or 1, so its own cross-entropy is infinite; in a mixture it is
+of use.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import torch
+from sklearn.datasets import load_digits
+from sklearn.ensemble import RandomForestClassifier
+from sklearn.naive_bayes import GaussianNB
+from sklearn.tree import DecisionTreeClassifier
+from torch import Tensor
+from tqdm import tqdm
+
+import xent
+from xent.learn import fit_logit_weights, fit_mixture_weights, mixture_log_prob
+from xent.learn.small_networks import SmallNetworks
+
+TRAINING_ROWS, FITTING_ROWS = 300, 300
+SEEN = (40, 40, 100, 100, 300)  # rows each network learns from
+MEMBERS = [*(f"network, {n} rows" for n in SEEN), "forest", "tree", "naive Bayes"]
+WAYS = (
+    "best single",
+    "probabilities, equal",
+    "probabilities, fitted",
+    "logits, equal",
+    "logits, fitted",
+)
+FLOOR = -30.0  # nats: logits have a mean only where they are finite
+
+
+def members(x: Tensor, y: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    """Log-probabilities (K, N, C) of the rows behind those that train, and their classes."""
+    networks = SmallNetworks(64, 10, [100 * seed + k for k in range(len(SEEN))], hidden=32)
+    rows = torch.stack([torch.arange(TRAINING_ROWS) % n for n in SEEN])
+    networks.train(x[:TRAINING_ROWS], y[:TRAINING_ROWS], xent.cross_entropy, steps=300, rows=rows)
+    with torch.no_grad():
+        logits = networks.logits(x[TRAINING_ROWS:]).double()
+    others = [
+        RandomForestClassifier(50, random_state=seed),
+        DecisionTreeClassifier(random_state=seed),
+        GaussianNB(var_smoothing=1e-2),
+    ]
+    p = []
+    for model in others:
+        model.fit(x[:TRAINING_ROWS].numpy(), y[:TRAINING_ROWS].numpy())
+        p.append(torch.tensor(model.predict_proba(x[TRAINING_ROWS:].numpy())))
+    return torch.cat([xent.log_softmax(logits, -1), torch.stack(p).double().log()]), y[
+        TRAINING_ROWS:
+    ]
+
+
+def run(seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Test cross-entropy of each way (5,), weights (2, K), test cross-entropy of members (K,)."""
+    digits: Any = load_digits()
+    order = torch.randperm(len(digits.target), generator=torch.Generator().manual_seed(seed))
+    x = torch.tensor(digits.data, dtype=torch.float32)[order] / 16
+    log_p, y = members(x, torch.tensor(digits.target)[order], seed)
+    fitting, test = log_p[:, :FITTING_ROWS], log_p[:, FITTING_ROWS:]
+    y_fitting, y_test = y[:FITTING_ROWS], y[FITTING_ROWS:]
+    equal = torch.full((len(log_p),), 1 / len(log_p), dtype=torch.float64)
+
+    def single(log_p: Tensor, y: Tensor) -> Tensor:
+        return torch.stack([xent.cross_entropy(z, y) for z in log_p])
+
+    def mixed(weights: Tensor) -> Tensor:
+        return -mixture_log_prob(test[:, torch.arange(len(y_test)), y_test], weights, 0).mean()
+
+    def averaged(weights: Tensor) -> Tensor:
+        return xent.cross_entropy(torch.tensordot(weights, test.clamp(min=FLOOR), 1), y_test)
+
+    by_probability = fit_mixture_weights(fitting, y_fitting)
+    by_logit = fit_logit_weights(fitting.clamp(min=FLOOR), y_fitting)
+    assert max(by_probability.gap, by_logit.gap) < 1e-8
+    alone = single(test, y_test)
+    ways = torch.stack([
+        alone[single(fitting, y_fitting).argmin()],
+        mixed(equal), mixed(by_probability.weights), averaged(equal), averaged(by_logit.weights),
+    ])  # fmt: skip
+    return ways, torch.stack([by_probability.weights, by_logit.weights]), alone
+
+
+def check(ways: Tensor) -> list[str]:
+    """Assert the claims, for every seed; they come back as sentences."""
+    of = dict(zip(WAYS, ways.T, strict=True))  # (seeds,) each
+    claims = {
+        f"fitted {what} beat {other} with every seed": bool(
+            (of[f"{what}, fitted"] < of[other if " " in other else f"{what}, {other}"]).all()
+        )
+        for what in ("probabilities", "logits")
+        for other in ("equal", "best single")
+    }
+    wrong = [claim for claim, holds in claims.items() if not holds]
+    assert not wrong, f"not borne out: {wrong}"
+    return list(claims)
+
+
+def draw(ways: Tensor, weights: Tensor, path: Path) -> None:
+    """Cross-entropy of each way and seed, and the weights that fit."""
+    from xent.plot.canvas import COLORS, new_axes
+
+    left, right = new_axes(12, 4.4, columns=2)
+    places = torch.arange(len(WAYS)).flip(0)
+    for seed in ways:
+        left.plot(seed, places, "o-", color="0.8", markersize=4, linewidth=0.8)
+    left.errorbar(ways.mean(0), places, xerr=ways.std(0), fmt="o", color=COLORS[0], capsize=3)
+    left.set_yticks(places.tolist(), WAYS)
+    left.set(xlabel="test cross-entropy (nats)", title="mean and deviation; grey: each seed")
+    left.grid(axis="x", alpha=0.3)
+    places = torch.arange(len(MEMBERS)).flip(0)
+    for k, name in enumerate(("probabilities", "logits")):
+        right.barh(
+            places + 0.2 - 0.4 * k, weights[:, k].mean(0), 0.4, xerr=weights[:, k].std(0),
+            color=COLORS[k], label=name, capsize=2,
+        )  # fmt: skip
+    right.axvline(1 / len(MEMBERS), color="0.5", linestyle=":", label="equal")
+    right.set_yticks(places.tolist(), MEMBERS)
+    right.set(xlabel="weight", title="fitted weights", xlim=(0, None))
+    right.legend()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    left.figure.savefig(path)
+
+
+def main() -> None:
+    """Mix for every seed; print, check and draw."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--seeds", type=int, default=5, help="splits and starts, at least 2")
+    parser.add_argument("--picture", type=Path, default=Path("runs/mixtures.png"))
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    runs = [run(seed) for seed in tqdm(range(arguments.seeds), unit="seed", leave=False)]
+    ways, weights, alone = (torch.stack(part) for part in zip(*runs, strict=True))
+
+    print(f"Nats per row on unseen rows; mean and deviation of {arguments.seeds} seeds\n")
+    for name, column in zip(WAYS, ways.T, strict=True):
+        print(f"{name:24}{column.mean():8.4f} ± {column.std():.4f}")
+    print(f"\n{'member':24}{'nats':>8}{'weight by probability':>24}{'by logit':>12}")
+    for k, name in enumerate(MEMBERS):
+        of_one = f"{alone[:, k].mean():8.4f}{weights[:, 0, k].mean():24.3f}"
+        print(f"{name:24}{of_one}{weights[:, 1, k].mean():12.3f}")
+    print()
+    for claim in check(ways):
+        print(f"holds: {claim}")
+    draw(ways, weights, arguments.picture)
+    print(f"\n{arguments.picture}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,245 @@
+"""Arithmetic coding: a message as short as the cross-entropy of the model that predicts it.
+
+A model tells how often it expects each symbol next, in whole numbers; coder and decoder narrow an
+interval by the same integers, so what comes out is what went in, whatever the model. The length is
+the sum of ``-log2 q`` over the message plus less than 2 bits: a loss in bits is a size in bits.
+
+    code = encode(data, OrderModel(1))
+    assert bytes(decode(code.data, OrderModel(1), len(data))) == data
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Iterable
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+_WORD, _BYTE = 64, 8  # bits of the window in which the interval is narrowed
+_TOP = _WORD - _BYTE
+MOST = 1 << 32  # of all frequencies together: 24 bits below the narrowest interval
+
+
+class SymbolModel(Protocol):
+    """What predicts symbols 0, 1, ..., one after the other."""
+
+    def frequencies(self) -> Any:
+        """How often each symbol is expected next: whole numbers that sum to at most 2^32.
+
+        A symbol of frequency 0 cannot be coded. Two models that have seen the same symbols must say
+        the same, to the last digit.
+        """
+        ...
+
+    def update(self, symbol: int) -> None:
+        """Learn what came."""
+        ...
+
+
+class Code(NamedTuple):
+    """A message in bits.
+
+    Attributes:
+        data: the bits, filled up with zeros to whole bytes.
+        bits: how many they are.
+        information: the sum of ``-log2 q`` over the message, what it says to who knows the model.
+    """
+
+    data: bytes
+    bits: int
+    information: float
+
+
+def encode(symbols: Iterable[int], model: SymbolModel) -> Code:
+    r"""Code a message with the predictions of a model.
+
+    .. math:: \mathrm{bits} < 2 + \sum_t -\log_2 q(s_t \mid s_1, \dots, s_{t-1})
+
+    up to the rounding of the interval, less than 2^-23 bits per symbol.
+
+    Args:
+        symbols: the message, such as ``bytes``; each from 0 to one less than the frequencies.
+        model: what predicts it; its ``frequencies()`` is asked before each symbol, ``update()``
+            told after it.
+
+    Returns:
+        A :class:`Code`. It does not say where the message ends: keep the number of symbols, or
+        give the model a symbol for the end.
+
+    Raises:
+        ValueError: if the model gives a symbol no frequency, or frequencies that are none.
+        TypeError: if the frequencies are not whole.
+
+    Example:
+        >>> from xent.learn import FixedModel, encode
+        >>> code = encode([0] * 99 + [1], FixedModel([99, 1]))
+        >>> code.bits, round(code.information, 4)
+        (9, 8.0793)
+
+    References:
+        Witten, Neal & Cleary, *Arithmetic coding for data compression*, CACM 1987.
+        Carries in the output: Martin, *Range encoding: an algorithm for removing redundancy from a
+        digitised message*, 1979.
+    """
+    interval, information = _Interval(), 0.0
+    for symbol in map(operator.index, symbols):
+        below = _cumulative(model)
+        if not 0 <= symbol < len(below) - 1:
+            raise ValueError(f"the model knows symbols 0 to {len(below) - 2}, not {symbol}")
+        start, stop, total = below[[symbol, symbol + 1, -1]].tolist()
+        if start == stop:
+            raise ValueError(f"the model holds the symbol {symbol} for impossible: frequency 0")
+        interval.narrow(start, stop, total)
+        information += math.log2(total) - math.log2(stop - start)
+        model.update(symbol)
+    data, bits = interval.close()
+    return Code(data, bits, information)
+
+
+def decode(data: bytes, model: SymbolModel, count: int) -> list[int]:
+    """The message that :func:`encode` turned into ``data``.
+
+    The message is coded again on the way, and must give the same bytes. That finds nearly all that
+    can happen to a code: cut off, extended, a wrong number of symbols, damage that leads the model
+    astray. It cannot find damage that makes the code of another message of the same length and
+    nearly the same information; where that matters, add a checksum.
+
+    Args:
+        data: the code.
+        model: a model in the state in which :func:`encode` got its own.
+        count: the number of symbols.
+
+    Returns:
+        The symbols.
+
+    Raises:
+        ValueError: if ``data`` is not the code of a message of this length with this model.
+        TypeError: if the frequencies are not whole.
+
+    Example:
+        >>> from xent.learn import OrderModel, decode, encode
+        >>> code = encode(b"abracadabra", OrderModel(1))
+        >>> bytes(decode(code.data, OrderModel(1), 11))
+        b'abracadabra'
+    """
+    if count < 0:
+        raise ValueError(f"`count` must be at least 0, got {count}")
+    interval, symbols = _Interval(), []
+    read, offset = _WORD // _BYTE, int.from_bytes(data[: _WORD // _BYTE].ljust(8, b"\0"), "big")
+    for _ in range(count):
+        below = _cumulative(model)
+        total = below.item(-1)
+        # The last of the frequencies whose share of the interval starts at or before the code.
+        place = ((offset + 1) * total - 1) // interval.width
+        symbol = int(below.searchsorted(place, "right")) - 1
+        skipped, shifted = interval.narrow(below.item(symbol), below.item(symbol + 1), total)
+        offset -= skipped
+        for byte in data[read : read + shifted].ljust(shifted, b"\0"):
+            offset = offset << _BYTE | byte
+        read += shifted
+        symbols.append(symbol)
+        model.update(symbol)
+    if interval.close()[0] != data:
+        raise ValueError(
+            f"`data` is not the code of {count} symbols with this model: it is damaged or cut "
+            f"off, or `count` or `model` are not those it was made with"
+        )
+    return symbols
+
+
+class _Interval:
+    """What is left of [0, 1): ``low`` and ``width`` in units of the window, behind ``out``."""
+
+    def __init__(self) -> None:
+        self.out, self.low, self.width = bytearray(), 0, 1 << _WORD
+
+    def narrow(self, start: int, stop: int, total: int) -> tuple[int, int]:
+        """Keep the part from ``start`` to ``stop`` of ``total``; (units skipped, bytes shifted).
+
+        The parts lie side by side without a gap, so no bit is lost where the width does not divide.
+        """
+        skipped = self.width * start // total
+        self.low += skipped
+        self.width = self.width * stop // total - skipped
+        shifted = 0
+        while self.width >> _TOP == 0:
+            self._shift()
+            shifted += 1
+        return skipped, shifted
+
+    def _shift(self) -> None:
+        """Move the first byte of the window to the output."""
+        self._carry()
+        self.out.append(self.low >> _TOP)
+        self.low = (self.low & ((1 << _TOP) - 1)) << _BYTE
+        self.width <<= _BYTE
+
+    def _carry(self) -> None:
+        """Add what does not fit into the window to the bytes before it."""
+        if self.low >> _WORD:
+            self.low -= 1 << _WORD
+            last = len(self.out) - 1
+            while self.out[last] == 0xFF:
+                self.out[last] = 0
+                last -= 1
+            self.out[last] += 1
+
+    def close(self) -> tuple[bytes, int]:
+        """The shortest binary fraction all of whose continuations lie in the interval."""
+        bits = 0
+        while True:
+            step = 1 << (_WORD - bits)
+            first = -(-self.low // step) * step
+            if first + step <= self.low + self.width:
+                break
+            bits += 1
+        self.low = first
+        self._carry()
+        window = self.low.to_bytes(_WORD // _BYTE, "big")
+        return bytes(self.out + window[: -(-bits // _BYTE)]), _BYTE * len(self.out) + bits
+
+
+def _cumulative(model: SymbolModel) -> np.ndarray:
+    """The frequencies below each symbol and, in the end, all of them; checked."""
+    frequencies = np.asarray(model.frequencies())
+    if frequencies.dtype.kind not in "iu":
+        raise TypeError(f"frequencies must be whole numbers, got {frequencies.dtype}: quantize(p)")
+    below = np.zeros(len(frequencies) + 1, np.int64)
+    np.cumsum(frequencies, out=below[1:])
+    if frequencies.min() < 0 or not 0 < below[-1] <= MOST:
+        raise ValueError(
+            f"frequencies must be at least 0 and sum to 1 to 2^32, got a smallest of "
+            f"{frequencies.min()} and a sum of {below[-1]}; quantize(p) makes them of probabilities"
+        )
+    return below
+
+
+def quantize(probabilities: Any) -> np.ndarray:
+    """Frequencies for a coder from probabilities: none is 0, and none costs much more.
+
+    Args:
+        probabilities: one for each symbol, ``(n,)``, an array or tensor that sums to 1 up to
+            rounding; at most 2^24 symbols.
+
+    Returns:
+        ``(n,)``, int64; no symbol costs more than ``n / 2^31`` nats above its ``-log p``.
+
+    Raises:
+        ValueError: if they are no probabilities.
+
+    Example:
+        >>> from xent.learn import quantize
+        >>> quantize([0.5, 0.5, 0.0]).tolist()
+        [1073741825, 1073741825, 1]
+    """
+    p = np.asarray(probabilities, np.float64)
+    if p.ndim != 1 or not 0 < len(p) <= 1 << 24:
+        raise ValueError(f"`probabilities` must be one for each symbol; got shape {p.shape}")
+    if not (p.min() >= 0 and abs(p.sum() - 1) < 1e-3):
+        raise ValueError(
+            f"`probabilities` must be at least 0 and sum to 1, got {p.min():g} and {p.sum():g}. "
+            f"Logits: pass xent.softmax(logits)"
+        )
+    return (p * (MOST // 2)).astype(np.int64) + 1

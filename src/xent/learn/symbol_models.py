@@ -1,0 +1,163 @@
+"""Models of symbols that learn while they code, in exact arithmetic: the same on every machine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from .coding import MOST, SymbolModel
+
+_HALF = MOST // 2  # what a mixture shares out; at least 1 for each symbol comes on top
+
+
+class FixedModel:
+    """The same frequencies for every symbol.
+
+    Args:
+        frequencies: how often each symbol is expected, whole numbers.
+
+    Example:
+        >>> from xent.learn import FixedModel, decode, encode
+        >>> code = encode([2, 0, 2], FixedModel([1, 1, 2]))
+        >>> code.information, decode(code.data, FixedModel([1, 1, 2]), 3)
+        (4.0, [2, 0, 2])
+    """
+
+    def __init__(self, frequencies: Sequence[int] | np.ndarray) -> None:
+        self._frequencies = np.asarray(frequencies)
+
+    def frequencies(self) -> np.ndarray:
+        """What it was made with."""
+        return self._frequencies
+
+    def update(self, symbol: int) -> None:
+        """Nothing to learn."""
+
+
+class OrderModel:
+    """Counts of what followed the last symbols.
+
+    Args:
+        order: how many symbols make a context.
+        symbols: how many there are.
+        gain: what one occurrence counts, beside the 1 that every symbol starts with. 1 is Laplace's
+            rule of succession; by default ``4 ** (order + 1)``, at most 4096: the longer the
+            context, the more one occurrence says.
+
+    Raises:
+        ValueError: if ``order`` is negative, ``symbols`` less than 1, or ``gain`` less than 1 or
+            too large for so many symbols.
+
+    Example:
+        >>> from xent.learn import OrderModel
+        >>> model = OrderModel(1, symbols=2, gain=1)
+        >>> for symbol in (0, 1, 0, 1, 0):
+        ...     model.update(symbol)
+        >>> model.frequencies().tolist()  # of what follows a 0, as which the beginning counts
+        [2, 3]
+    """
+
+    def __init__(self, order: int, symbols: int = 256, gain: int | None = None) -> None:
+        if order < 0 or symbols < 1:
+            raise ValueError(
+                f"`order` must be at least 0 and `symbols` at least 1, got {order} and {symbols}"
+            )
+        self._most = _HALF // symbols  # of one count, so that all may be coded
+        self._gain = min(4 ** (order + 1), 4096) if gain is None else gain
+        if not 1 <= self._gain <= self._most:
+            raise ValueError(f"`gain` must be at least 1 and at most {self._most}, got {gain}")
+        self._symbols, self._contexts = symbols, symbols**order
+        self._context = 0
+        self._counts: dict[int, np.ndarray] = {}
+
+    def frequencies(self) -> np.ndarray:
+        """The counts behind the last symbols."""
+        counts = self._counts.get(self._context)
+        if counts is None:
+            counts = self._counts[self._context] = np.ones(self._symbols, np.int64)
+        return counts
+
+    def update(self, symbol: int) -> None:
+        """Count what came."""
+        counts = self.frequencies()
+        counts[symbol] += self._gain
+        if counts[symbol] > self._most:
+            counts += 1
+            counts >>= 1
+        self._context = (self._context * self._symbols + symbol) % self._contexts
+
+
+class MixtureModel:
+    r"""Several models mixed, with weights that follow what each is worth.
+
+    .. math:: q = \sum_k w_k q_k, \qquad w_k \leftarrow (1 - \eta) w_k + \eta\, w_k q_k(s) / q(s)
+
+    The step is that of expectation maximisation for the cross-entropy which
+    :func:`xent.learn.fit_mixture_weights` makes least, for one symbol. There is a set of weights
+    for each number of members that know nothing: all symbols are alike in a context never seen.
+
+    Args:
+        models: the members, of equally many symbols.
+        rate: the least step :math:`\eta`; until it is reached, the step is one over the number of
+            symbols that a set of weights has seen.
+
+    Raises:
+        ValueError: if there is no model, or ``rate`` is not between 0 and 1.
+
+    Example:
+        >>> from xent.learn import MixtureModel, OrderModel, encode
+        >>> text = b"to be or not to be, that is the question " * 20
+        >>> mixture = MixtureModel([OrderModel(order) for order in (0, 1, 2)])
+        >>> encode(text, mixture).bits < min(encode(text, OrderModel(k)).bits for k in (0, 1, 2))
+        True
+    """
+
+    def __init__(self, models: Sequence[SymbolModel], rate: float = 0.02) -> None:
+        if not models:
+            raise ValueError("`models` must hold at least one model")
+        if not 0 <= rate <= 1:
+            raise ValueError(f"`rate` must be at least 0 and at most 1, got {rate}")
+        self._models, self._rate = list(models), rate
+        self._sets = [_Weights([1 / len(models)] * len(models)) for _ in range(len(models) + 1)]
+        self._now, self._parts = self._sets[0], None
+
+    def frequencies(self) -> np.ndarray:
+        """Those of the members, each of which counts with its weight."""
+        counts = np.stack([model.frequencies() for model in self._models])
+        totals = counts.sum(1)
+        self._now = self._sets[np.count_nonzero(totals == counts[:, 0] * counts.shape[1])]
+        shares = [w * _HALF / n for w, n in zip(self._now.of, totals.tolist(), strict=True)]
+        self._parts = counts * np.array(shares)[:, None]
+        # One after the other: a sum along an axis may be taken in another order elsewhere.
+        total = self._parts[0].copy()
+        for part in self._parts[1:]:
+            total += part
+        return total.astype(np.int64) + 1
+
+    def update(self, symbol: int) -> None:
+        """Give weight to those that expected it, and tell all."""
+        if self._parts is None:
+            self.frequencies()
+        assert self._parts is not None
+        self._now.move(self._parts[:, symbol].tolist(), self._rate)
+        self._parts = None
+        for model in self._models:
+            model.update(symbol)
+
+
+class _Weights:
+    """Weights of the members, and how often they have been moved."""
+
+    def __init__(self, of: list[float]) -> None:
+        self.of, self.seen = of, 0
+
+    def move(self, parts: list[float], rate: float) -> None:
+        """A step towards what each part is of the whole, with a little for every member."""
+        self.seen += 1
+        step, total = max(rate, 1 / (self.seen + 1)), sum(parts)
+        some = 1e-3 / len(parts)  # so that none is lost for good
+        self.of = [
+            (1 - step) * w + step * (0.999 * part / total + some)
+            for w, part in zip(self.of, parts, strict=True)
+        ]
