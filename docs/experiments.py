@@ -34,7 +34,10 @@ def run(name: str) -> bool:
     start = time.perf_counter()
     options = ["--picture", str(OUT / f"{name}.png")] if draws(name) else []
     done = subprocess.run(
-        [sys.executable, EXAMPLES[name], *options], cwd=PROJECT, stdout=subprocess.PIPE, text=True
+        [sys.executable, EXAMPLES[name], *options],
+        cwd=PROJECT,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     print(f"{done.stdout}{name}: {time.perf_counter() - start:.0f} s\n", flush=True)
     if done.returncode == 0:

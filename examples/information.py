@@ -2,17 +2,14 @@
 
     python examples/information.py [--picture runs/information.png]
 
-Needs matplotlib for the picture. Takes a second. The message is coded for real, by an arithmetic
-coder in exact integers: its length is the cross-entropy, to the bit.
-Needs numpy. Takes a second. The message is coded for real, by an arithmetic coder: its length is
-the cross-entropy, to the bit. `examples/coding.py` has more of it.
+Needs numpy, and matplotlib for the picture. Takes a second. The message is coded for real, by an
+arithmetic coder: its length is the cross-entropy, to the bit. `examples/coding.py` has more of it.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
-from itertools import accumulate
 from pathlib import Path
 
 import torch
