@@ -7,7 +7,12 @@ Nothing here is loaded by ``import xent``. What is named below comes directly fr
 from importlib import import_module
 from typing import Any
 
-_MODULE_OF: dict[str, str] = {}
+_MODULE_OF: dict[str, str] = {
+    "Bernoulli": "search_distributions",
+    "Categorical": "search_distributions",
+    "CrossEntropyMethod": "cross_entropy_method",
+    "Gaussian": "search_distributions",
+}
 __all__ = sorted(_MODULE_OF)
 
 
