@@ -12,6 +12,10 @@ _MODULE_OF: dict[str, str] = {
     "Categorical": "search_distributions",
     "CrossEntropyMethod": "cross_entropy_method",
     "Gaussian": "search_distributions",
+    "PolicyScores": "policy_search",
+    "deep_cem": "policy_learning",
+    "evaluate_policy": "policy_search",
+    "reinforce": "policy_learning",
 }
 __all__ = sorted(_MODULE_OF)
 

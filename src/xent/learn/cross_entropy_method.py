@@ -21,6 +21,30 @@ from ..hyperparameters import Range
 from .search_distributions import SearchDistribution
 
 
+def elite_count(elite: float, of: int, name: str = "population") -> int:
+    """How many an elite is.
+
+    Args:
+        elite: a share, rounded up, or a whole number from 2.
+        of: how many there are.
+        name: what they are called, for the message.
+
+    Raises:
+        ValueError: for an elite of fewer than two, or of all.
+    """
+    if not isinstance(of, int) or isinstance(of, bool) or of < 3:
+        raise ValueError(f"`{name}` must be a whole number of at least 3, got {of!r}")
+    finite_number("elite", elite)
+    # Less a hair, so that a tenth of thirty is three.
+    count = elite if isinstance(elite, int) else math.ceil(elite * of - 1e-9)
+    if not 2 <= count < of:
+        raise ValueError(
+            f"an `elite` of {elite} of a `{name}` of {of} is {count}; it must be at least 2, which "
+            "have a spread, and fewer than all. A float is a share, an integer a number"
+        )
+    return count
+
+
 class Iteration(NamedTuple):
     """How one iteration went.
 
@@ -113,7 +137,7 @@ class CrossEntropyMethod:
         seed: int = 0,
         maximize: bool = True,
     ) -> None:
-        self.elite = _elite_count(population, elite)
+        self.elite = elite_count(elite, population)
         if not 0 <= finite_number("smoothing", smoothing) < 1:
             raise ValueError(f"`smoothing` must be at least 0 and less than 1, got {smoothing}")
         self.distribution = distribution
@@ -251,20 +275,6 @@ class CrossEntropyMethod:
         noise = self._noise(iteration) if callable(self._noise) else self._noise
         Range(0).check("noise", noise, None)
         return float(noise)
-
-
-def _elite_count(population: int, elite: float) -> int:
-    if not isinstance(population, int) or isinstance(population, bool) or population < 3:
-        raise ValueError(f"`population` must be a whole number of at least 3, got {population!r}")
-    finite_number("elite", elite)
-    # Less a hair, so that a tenth of thirty is three.
-    count = elite if isinstance(elite, int) else math.ceil(elite * population - 1e-9)
-    if not 2 <= count < population:
-        raise ValueError(
-            f"an `elite` of {elite} out of {population} is {count} points; it must be at least 2, "
-            "which have a spread, and fewer than all. A float is a share, an integer a number"
-        )
-    return count
 
 
 def _gains(points: Tensor, scores: Tensor | Sequence[float], maximize: bool) -> Tensor:
