@@ -15,6 +15,7 @@ _MODULE_OF: dict[str, str] = {
     "PolicyScores": "policy_search",
     "deep_cem": "policy_learning",
     "evaluate_policy": "policy_search",
+    "rare_event": "rare_events",
     "reinforce": "policy_learning",
 }
 __all__ = sorted(_MODULE_OF)

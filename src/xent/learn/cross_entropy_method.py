@@ -45,6 +45,35 @@ def elite_count(elite: float, of: int, name: str = "population") -> int:
     return count
 
 
+def read_scores(points: Tensor, scores: Tensor | Sequence[float], maximize: bool = True) -> Tensor:
+    """Scores in float64, the larger the better; those of failures are ``-inf``.
+
+    Args:
+        points: what was scored, ``(n, d)``.
+        scores: one for each.
+        maximize: whether large ones are good as they come.
+
+    Raises:
+        ValueError: for scores that do not fit the points, NaN, or infinitely good ones.
+    """
+    given = torch.as_tensor(scores).detach().to("cpu", torch.float64)
+    if given.shape != (len(points),):
+        raise ValueError(
+            f"`scores` must hold one number for each of the {len(points)} points, shape "
+            f"({len(points)},); got {tuple(given.shape)}"
+        )
+    gains = given if maximize else -given
+    wrong = (gains.isnan() | (gains == math.inf)).nonzero().flatten().tolist()
+    if wrong:
+        some = ", ".join(map(str, wrong[:10])) + (", ..." if len(wrong) > 10 else "")
+        worst = "-inf" if maximize else "inf"
+        raise ValueError(
+            f"`scores` must be numbers, {worst} for points that failed; NaN or infinitely good are "
+            f"those of points {some}"
+        )
+    return gains
+
+
 class Iteration(NamedTuple):
     """How one iteration went.
 
@@ -174,7 +203,7 @@ class CrossEntropyMethod:
             ValueError: for scores that do not fit the points, NaN, infinitely good ones, or if all
                 points failed.
         """
-        gains = _gains(points, scores, self.maximize)
+        gains = read_scores(points, scores, self.maximize)
         order = gains.argsort(descending=True, stable=True)[: self.elite]
         order = order[gains[order] > -math.inf]
         if not len(order):
@@ -275,26 +304,6 @@ class CrossEntropyMethod:
         noise = self._noise(iteration) if callable(self._noise) else self._noise
         Range(0).check("noise", noise, None)
         return float(noise)
-
-
-def _gains(points: Tensor, scores: Tensor | Sequence[float], maximize: bool) -> Tensor:
-    """The scores in float64, the larger the better."""
-    given = torch.as_tensor(scores).detach().to("cpu", torch.float64)
-    if given.shape != (len(points),):
-        raise ValueError(
-            f"`scores` must hold one number for each of the {len(points)} points, shape "
-            f"({len(points)},); got {tuple(given.shape)}"
-        )
-    gains = given if maximize else -given
-    wrong = (gains.isnan() | (gains == math.inf)).nonzero().flatten().tolist()
-    if wrong:
-        some = ", ".join(map(str, wrong[:10])) + (", ..." if len(wrong) > 10 else "")
-        worst = "-inf" if maximize else "inf"
-        raise ValueError(
-            f"`scores` must be numbers, {worst} for points that failed; NaN or infinitely good are "
-            f"those of points {some}"
-        )
-    return gains
 
 
 def _listed(sizes: dict[str, torch.Size]) -> str:

@@ -9,13 +9,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields, replace
-from typing import Any
 
 import torch
 from torch import Generator, Tensor
 from torch.distributions import MultivariateNormal, Normal
-
-from ..losses import binary_cross_entropy, cross_entropy
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +69,17 @@ class SearchDistribution(ABC):
             elite: points, ``(n, d)``.
             weights: one for each, not negative, ``(n,)``; by default equal ones.
         """
+
+    def tilt(self, elite: Tensor, weights: Tensor) -> SearchDistribution:
+        """The best fit whose ratio to this distribution stays bounded enough to be a weight.
+
+        What rare events are sampled from; the fit itself, unless a family says otherwise.
+
+        Args:
+            elite: points, ``(n, d)``.
+            weights: one for each, ``(n,)``.
+        """
+        return self.fit(elite, weights)
 
     @abstractmethod
     def log_prob(self, x: Tensor) -> Tensor:
@@ -155,6 +163,10 @@ class Gaussian(SearchDistribution):
             return Gaussian(mean, share @ apart.square())
         return Gaussian(mean, (apart.T * share) @ apart)
 
+    def tilt(self, elite: Tensor, weights: Tensor) -> Gaussian:
+        """The fit of the mean alone: weights under a narrower Gaussian may have no variance."""
+        return replace(self, mean=self.fit(elite, weights).mean)
+
     def log_prob(self, x: Tensor) -> Tensor:
         """Log-density of points ``(n, d)``, in nats, ``(n,)``.
 
@@ -219,9 +231,8 @@ class Bernoulli(SearchDistribution):
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Log-probability of points ``(n, d)``, in nats, ``(n,)``."""
-        x = x.to(self.probability.dtype)
-        each = binary_cross_entropy(self.probability.expand_as(x).contiguous(), x, reduction="none")
-        return -each.sum(-1)
+        one, zero = self.probability.log(), torch.log1p(-self.probability)
+        return torch.where(x == 1, one, zero).sum(-1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -278,9 +289,8 @@ class Categorical(SearchDistribution):
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Log-probability of points ``(n, d)``, in nats, ``(n,)``."""
-        logits = self.probability.log().expand(len(x), -1, -1)
-        each: Any = cross_entropy(logits.movedim(2, 1), x.long(), reduction="none")
-        return -each.sum(-1)
+        places = torch.arange(len(self.probability))
+        return self.probability.log()[places, x.long()].sum(-1)
 
 
 def _numbers(name: str, value: Tensor | float) -> Tensor:

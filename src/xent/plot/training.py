@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from .canvas import LINES
+from .canvas import LINES, new_axes, styles
 
 if TYPE_CHECKING:
+    import numpy as np
     from matplotlib.axes import Axes
 
 Record = Mapping[str, Any]
@@ -50,6 +51,68 @@ def curves(
     ax.grid(alpha=0.3)
     ax.legend()
     return ax
+
+
+def learning_curves(
+    runs: Mapping[str, Sequence[float] | Sequence[Sequence[float]]],
+    ax: Axes | None = None,
+    *,
+    window: int = 100,
+    target: float | None = None,
+    unit: str = "episode",
+) -> Axes:
+    """Returns against episodes, each the mean of the last ones, for one or more ways to learn.
+
+    Args:
+        runs: by name, the returns of one run, or of several, which share a colour. A single run
+            shows the returns themselves, too.
+        ax: where to draw; by default new axes.
+        window: how many returns a mean is of; 1 for the values as they are.
+        target: a line to reach.
+        unit: what the horizontal axis counts.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ValueError: for a window below 1.
+        ImportError: if matplotlib is not installed.
+
+    Example:
+        >>> from xent.plot import learning_curves
+        >>> ax = learning_curves({"two seeds": [[1, 2, 4], [0, 3, 5]]}, window=2, target=4)
+        >>> ax.lines[0].get_ydata().tolist()
+        [1.0, 1.5, 3.0]
+    """
+    if window < 1:
+        raise ValueError(f"`window` must be at least 1, got {window}")
+    ax = ax or new_axes(8, 5)[0]
+    for (name, given), (line, color) in zip(runs.items(), styles(), strict=False):
+        several = bool(given) and isinstance(given[0], Sequence)
+        each: Sequence[Any] = given if several else [given]
+        for k, returns in enumerate(each):
+            x = range(1, len(returns) + 1)
+            if len(runs) == len(each) == 1 and window > 1:
+                ax.plot(x, returns, ".", color="0.75", markersize=3, label="each")
+            label = name if k == 0 else None
+            ax.plot(x, _last_means(returns, window), line, color=color, label=label)
+    if target is not None:
+        ax.axhline(target, color="black", linewidth=0.8, label=f"{target:g}")
+    ax.set_xlabel(unit)
+    ax.set_ylabel(f"return, mean of the last {window}" if window > 1 else "return")
+    ax.grid(alpha=0.3)
+    ax.legend()
+    return ax
+
+
+def _last_means(values: Sequence[float], window: int) -> np.ndarray:
+    """The mean of up to ``window`` values that end at each."""
+    import numpy as np
+
+    sums = np.concatenate([[0.0], np.cumsum(np.asarray(values, dtype=float))])
+    ends = np.arange(1, len(values) + 1)
+    starts = np.maximum(ends - window, 0)
+    return (sums[ends] - sums[starts]) / (ends - starts)
 
 
 def _draw(record: Record, ax: Axes, over: str, number: int) -> None:
