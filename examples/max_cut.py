@@ -5,10 +5,11 @@
 Needs matplotlib for the picture. Takes about half a minute.
 
 A cut says for each node on which of two sides it stands, a point of bits; its weight is that of the
-edges between the sides. Small graphs with random weights have their optimum by trying all cuts. A
-large one has its optimum planted: two groups with light edges inside and heavy ones between them,
-of which no other cut can have more. Every seed is another graph. Beside it stand as many random
-cuts, and climbing: from random starts, move one node after the other as long as the cut gains.
+edges between the sides. Small random graphs have their optimum by trying all cuts. In large ones it
+is planted: two groups with lighter edges inside and heavier ones between them. Every seed is
+another graph. Beside the method stand as many random cuts, and climbing: from a hundred random
+starts, move the best node as long as the cut gains. Climbing is the better way here; that the
+method comes near it without knowing what a node is, from weights of cuts alone, is the point.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from tqdm import tqdm
 from xent.learn import Bernoulli, CrossEntropyMethod
 from xent.learn.cross_entropy_method import SearchResult
 
-SMALL, LARGE, GROUP = 16, 200, 90  # nodes, and how many stand on the first side of the large graph
+SMALL, LARGE, GROUP = 20, 200, 90  # nodes, and how many stand on the first side of the large graph
 INSIDE, BETWEEN = 4.0, 5.0  # weights within a group are uniform up to INSIDE, between them BETWEEN
 
 
@@ -43,27 +44,35 @@ def cut_weights(weights: Tensor, sides: Tensor) -> Tensor:
     return ((sides @ weights) * (1 - sides)).sum(1)
 
 
-def random_graph(nodes: int, generator: torch.Generator) -> tuple[Tensor, float]:
-    """Weights that may be negative, and the best of all cuts."""
-    upper = torch.randn(nodes, nodes, generator=generator, dtype=torch.float64).triu(1)
+def random_graph(generator: torch.Generator) -> tuple[Tensor, float]:
+    """Half of all edges, of random weights, and the best of all cuts."""
+    shape = (2, SMALL, SMALL)
+    weight, there = torch.rand(shape, generator=generator, dtype=torch.float64)
+    upper = torch.where(there < 0.5, weight, 0.0).triu(1)
+    numbers = torch.arange(2 ** (SMALL - 1))  # the last node stands on side 0
+    every = (numbers[:, None] >> torch.arange(SMALL)) & 1
     weights = upper + upper.T
-    numbers = torch.arange(2 ** (nodes - 1))  # the first node stands on side 0
-    every = (numbers[:, None] >> torch.arange(nodes)) & 1
     return weights, cut_weights(weights, every.double()).max().item()
 
 
 def planted_graph(generator: torch.Generator) -> tuple[Tensor, float]:
-    """Two hidden groups, and the weight of all edges between them.
-
-    Moving ``k`` nodes loses more of the edges between the groups than all edges inside can give:
-    each node has at most 109 neighbours inside, of weight 2 on average, against 90 or more of
-    weight 5 outside.
-    """
+    """Two hidden groups, and the weight of all edges between them."""
     upper = INSIDE * torch.rand(LARGE, LARGE, generator=generator, dtype=torch.float64).triu(1)
     side = (torch.randperm(LARGE, generator=generator) < GROUP).double()
-    apart = side[:, None] != side
-    weights = torch.where(apart, BETWEEN, upper + upper.T)
+    weights = torch.where(side[:, None] != side, BETWEEN, upper + upper.T)
     return weights, BETWEEN * GROUP * (LARGE - GROUP)
+
+
+def planted_is_best() -> bool:
+    """Whether no other cut can be heavier than the planted one.
+
+    Moving ``a`` nodes of one group and ``b`` of the other loses edges between the groups and gains
+    some inside, of weight INSIDE at most.
+    """
+    m, n = GROUP, LARGE - GROUP
+    a, b = torch.arange(m + 1)[:, None], torch.arange(n + 1)
+    lost, gained = a * (n - b) + b * (m - a), a * (m - a) + b * (n - b)
+    return bool((BETWEEN * lost >= INSIDE * gained).all())
 
 
 def search_cut(weights: Tensor, seed: int) -> SearchResult:
@@ -71,9 +80,9 @@ def search_cut(weights: Tensor, seed: int) -> SearchResult:
     start = torch.full((len(weights),), 0.5)
     start[0] = 0.0
     search = CrossEntropyMethod(
-        Bernoulli(start), population=max(200, 5 * len(weights)), smoothing=0.2, seed=seed
+        Bernoulli(start), population=500, elite=0.05, smoothing=0.7, seed=seed
     )
-    return search.run(lambda sides: cut_weights(weights, sides), 150, quiet=True)
+    return search.run(lambda sides: cut_weights(weights, sides), 60, quiet=True)
 
 
 def climb(weights: Tensor, sides: Tensor) -> float:
@@ -99,9 +108,8 @@ def experiment(seeds: int) -> dict[str, list[Found]]:
             found[name] = []
             for seed in range(seeds):
                 generator = torch.Generator().manual_seed(seed)
-                small = name.startswith("random")
-                graph = random_graph(SMALL, generator) if small else planted_graph(generator)
-                weights, optimum = graph
+                make = random_graph if name.startswith("random") else planted_graph
+                weights, optimum = make(generator)
                 search = search_cut(weights, seed)
                 shape = (search.evaluations, len(weights))
                 sides = torch.randint(2, shape, generator=generator).double()
@@ -141,12 +149,13 @@ def check(found: dict[str, list[Found]]) -> list[str]:
     """Assert the claims; they come back as sentences."""
     small, large = found.values()
     claims = {
+        "no cut can be heavier than the planted one, whatever the weights": planted_is_best(),
         "the planted optimum is found in every graph": all(map(reached, large)),
-        "the optimum by trying all cuts is found in most small graphs, and 97 % of it in all": (
-            sum(map(reached, small)) > len(small) / 2
-            and all(f.search.score > 0.97 * f.optimum for f in small)
+        "the optimum by trying all cuts is found in half of the small graphs, 95 % of it in all": (
+            sum(map(reached, small)) >= len(small) / 2
+            and all(f.search.score > 0.95 * f.optimum for f in small)
         ),
-        "no cut is heavier than the optimum": all(
+        "no cut that is found is heavier than the optimum": all(
             f.search.score <= f.optimum * (1 + 1e-12) for f in small + large
         ),
         "as many random cuts find less than 85 % of the planted optimum": all(
@@ -183,7 +192,7 @@ def draw(found: dict[str, list[Found]], path: Path) -> None:
 def main() -> None:
     """Run the experiment; print, check and draw."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--seeds", type=int, default=5, help="graphs of each kind")
+    parser.add_argument("--seeds", type=int, default=10, help="graphs of each kind")
     parser.add_argument("--picture", type=Path, default=Path("runs/max_cut.png"))
     arguments = parser.parse_args()
     start = time.perf_counter()
