@@ -1,4 +1,4 @@
-"""What ``xent reinforce`` and ``xent cem`` share: environments by id, policies, and what is kept."""
+"""What ``xent reinforce`` and ``xent cem`` share: environments, policies, and what is kept."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import Linear, Module, ReLU, Sequential
 
 from .console import UserError, note
+from .plot import save_figure
 from .run_folder import CURVES, RECORD, RunFolder
 
 FRESH_EPISODES = 100
@@ -150,8 +151,8 @@ def report(
 
         ax = learning_curves({args.command: curve}, target=target, **drawn)
         ax.set_title(args.env, fontsize="medium")
-        ax.figure.savefig(folder.path / CURVES)
-    except (ImportError, OSError) as problem:
+        save_figure(ax.figure, folder.path / CURVES, "--out")
+    except ImportError as problem:
         note(f"no picture: {problem}")
     if args.json:
         json.dump(record, sys.stdout, indent=2)
