@@ -6,14 +6,15 @@ Needs gymnasium, and matplotlib for the picture. Takes about three minutes on on
 
 A network of 4-128-2 learns CartPole-v1, which counts as solved when the last 100 episodes average
 475. Beside it learns the same network from the same loss, but divided by the sum of the weights, as
-``torch.nn.functional.cross_entropy`` divides by its class weights. Weights that are advantages are
-signed and sum to nearly nothing, so that mean has no scale, nor a sign that it keeps.
+``torch.nn.functional.cross_entropy`` divides by its class weights. Advantages are signed and sum
+to 0, give or take rounding, so that mean has no scale, nor a sign that it keeps.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
+from contextlib import suppress
 from pathlib import Path
 from unittest.mock import patch
 
@@ -25,7 +26,7 @@ import xent
 from xent.learn import evaluate_policy, reinforce
 from xent.learn.policy_learning import PolicyRecord
 
-ENVIRONMENT, TARGET, EPISODES = "CartPole-v1", 475.0, 800
+ENVIRONMENT, TARGET, EPISODES, MISTAKEN_EPISODES = "CartPole-v1", 475.0, 800, 300
 
 
 def network(seed: int) -> torch.nn.Module:
@@ -39,18 +40,32 @@ def divided_by_weights(log_prob: Tensor, advantage: Tensor, **_: object) -> Tens
     return -(advantage * log_prob).sum() / advantage.sum()
 
 
-def train(policy: torch.nn.Module, seed: int, mistaken: bool, bar: tqdm) -> PolicyRecord:
-    """One run; the mistake cannot be made through the options, so the loss itself is exchanged."""
-    before = bar.n
+def train(policy: torch.nn.Module, seed: int, bar: tqdm) -> PolicyRecord:
+    """One run of the real thing."""
+    return reinforce(
+        policy, ENVIRONMENT, target=TARGET, episodes=EPISODES, seed=seed, quiet=True,
+        callback=lambda record: bar.update(record.batch),
+    )  # fmt: skip
 
-    def show(record: PolicyRecord) -> None:
-        bar.update(before + len(record.returns) - bar.n)
 
-    options = {"target": TARGET, "episodes": EPISODES, "quiet": True, "callback": show}
-    if not mistaken:
-        return reinforce(policy, ENVIRONMENT, seed=seed, **options)
-    with patch("xent.learn.policy_learning.reinforce_loss", divided_by_weights):
-        return reinforce(policy, ENVIRONMENT, seed=seed, **options)
+def train_mistaken(policy: torch.nn.Module, seed: int, bar: tqdm) -> PolicyRecord:
+    """One run with the mistake, up to the NaN that a sum of exactly 0 makes."""
+    seen: list[PolicyRecord] = []
+
+    def keep(record: PolicyRecord) -> None:
+        seen[:] = [record]
+        bar.update(record.batch)
+
+    # No option leads there: the loss itself is exchanged.
+    with (
+        patch("xent.learn.policy_learning.reinforce_loss", divided_by_weights),
+        suppress(ValueError),
+    ):
+        reinforce(
+            policy, ENVIRONMENT, target=TARGET, episodes=MISTAKEN_EPISODES, seed=seed, quiet=True,
+            callback=keep,
+        )  # fmt: skip
+    return seen[0]
 
 
 def identity() -> float:
@@ -77,12 +92,14 @@ def main() -> None:
     right: list[PolicyRecord] = []
     wrong: list[PolicyRecord] = []
     greedy = []
-    with tqdm(total=2 * arguments.seeds * EPISODES, unit="ep", mininterval=5) as bar:
+    with tqdm(
+        total=arguments.seeds * (EPISODES + MISTAKEN_EPISODES), unit="ep", mininterval=5
+    ) as bar:
         for seed in range(arguments.seeds):
             policy = network(seed)
-            right.append(train(policy, seed, False, bar))
+            right.append(train(policy, seed, bar))
             greedy.append(evaluate_policy(policy, ENVIRONMENT))
-            wrong.append(train(network(seed), seed, True, bar))
+            wrong.append(train_mistaken(network(seed), seed, bar))
     print(f"{ENVIRONMENT}, mean return; solved: the last 100 episodes average {TARGET:g}\n")
     print("seed  solved after  likeliest actions, 100 fresh episodes  divided by the weights")
     for seed, (record, fresh, mistake) in enumerate(zip(right, greedy, wrong, strict=True)):
@@ -91,6 +108,7 @@ def main() -> None:
         print(
             f"{seed:4}  {after:>12}  {fresh.mean():29.1f} ± {error:<4.1f}  "
             f"{mistake.average():8.1f} after {len(mistake.returns)}"
+            f"{', then NaN' if len(mistake.returns) < MISTAKEN_EPISODES else ''}"
         )
     difference = identity()
     draw(right, wrong, arguments.picture)
