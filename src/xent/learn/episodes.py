@@ -159,14 +159,14 @@ class _Episode:
 
     def __init__(self, env: Any, number: int, seed: int) -> None:
         self.env, self.number = env, number
-        self.seen: Any = env.reset(seed=int(seed))[0]
+        self.seen = np.array(env.reset(seed=int(seed))[0])  # a copy: some reuse their array
         self.steps: list[tuple[Any, Any, float]] = []  # observation before, action, reward
         self.over = self.truncated = False
 
     def step(self, action: Any) -> None:
-        before = self.seen
-        self.seen, reward, terminated, cut, _ = self.env.step(action)
-        self.steps.append((before, action, float(reward)))
+        seen, reward, terminated, cut, _ = self.env.step(action)
+        self.steps.append((self.seen, action, float(reward)))
+        self.seen = np.array(seen)
         self.over, self.truncated = bool(terminated or cut), bool(cut and not terminated)
 
 
