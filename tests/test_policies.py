@@ -1,5 +1,7 @@
 """Policies that learn in gymnasium environments: episodes, REINFORCE, and the best of episodes."""
 
+import doctest
+import importlib
 import json
 import math
 
@@ -346,6 +348,19 @@ def test_bad_parameters():
         scores(torch.zeros(2, 3))
     with pytest.raises(ValueError, match="`episodes` must be a whole number of at least 1"):
         PolicyScores(network(), Corridor, episodes=0)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "cross_entropy_method", "episodes", "policy_learning", "policy_search", "rare_events",
+        "search_distributions",
+    ],
+)  # fmt: skip
+def test_the_examples_of_the_docstrings_run(name):
+    tested = doctest.testmod(importlib.import_module(f"xent.learn.{name}"))
+    assert tested.attempted > 0
+    assert tested.failed == 0
 
 
 # ---- the commands and the picture ---------------------------------------------------------------
