@@ -18,6 +18,8 @@ COMMANDS = {
     "losses": "list the losses and what is known about them, or explain one",
     "plot": "draw losses and gradients against the probability of the target",
     "search": "look for a loss that suits your data, by evolution",
+    "reinforce": "learn to act in a gymnasium environment, by weighted cross-entropy",
+    "cem": "learn to act in a gymnasium environment, by the cross-entropy method",
     "bench": "measure time, memory and accuracy against others",
 }
 

@@ -8,15 +8,22 @@ from importlib import import_module
 from typing import Any
 
 _MODULE_OF: dict[str, str] = {
+    "Bernoulli": "search_distributions",
+    "Categorical": "search_distributions",
+    "CrossEntropyMethod": "cross_entropy_method",
     "FixedModel": "symbol_models",
+    "Gaussian": "search_distributions",
     "LogisticRegression": "linear_classifiers",
     "MixtureModel": "symbol_models",
     "OrderModel": "symbol_models",
+    "PolicyScores": "policy_search",
     "SeparationWarning": "separation",
     "SoftmaxRegression": "linear_classifiers",
     "TrainingRecord": "networks",
     "decode": "coding",
+    "deep_cem": "policy_learning",
     "encode": "coding",
+    "evaluate_policy": "policy_search",
     "find_label_issues": "label_noise",
     "fit_logit_weights": "mixtures",
     "fit_mixture_weights": "mixtures",
@@ -24,6 +31,8 @@ _MODULE_OF: dict[str, str] = {
     "mixture_log_prob": "mixtures",
     "predict_logits": "networks",
     "quantize": "coding",
+    "rare_event": "rare_events",
+    "reinforce": "policy_learning",
     "train_classifier": "networks",
 }
 __all__ = sorted(_MODULE_OF)

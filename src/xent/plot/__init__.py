@@ -7,6 +7,6 @@ drawn.
 
 from .diagrams import binary_terms, jacobian, reliability
 from .family import loss_curves
-from .training import curves
+from .training import curves, learning_curves
 
-__all__ = ["binary_terms", "curves", "jacobian", "loss_curves", "reliability"]
+__all__ = ["binary_terms", "curves", "jacobian", "learning_curves", "loss_curves", "reliability"]

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from .canvas import LINES
+from .canvas import LINES, new_axes, styles
 
 if TYPE_CHECKING:
+    import numpy as np
     from matplotlib.axes import Axes
 
 Record = Mapping[str, Any]
@@ -109,6 +110,95 @@ def _draw(run: _Run, ax: Axes, timed: bool, prefix: str, number: int) -> None:
         ax.plot(*zip(*at, strict=True), "o", **dots)
     if run.best is not None:
         ax.plot(*at[run.best], "*", color=color, markersize=16, markeredgecolor="white")
+
+
+def _smooth(values: Sequence[float]) -> list[float]:
+    """A running mean over about 2 % of the run, started without bias towards zero."""
+    keep = 1 - 1 / max(1.0, 0.02 * len(values))
+    total = weight = 0.0
+    smooth = []
+    for value in values:
+        total, weight = keep * total + value, keep * weight + 1
+        smooth.append(total / weight)
+    return smooth
+
+
+def learning_curves(
+    runs: Mapping[str, Sequence[float] | Sequence[Sequence[float]]],
+    ax: Axes | None = None,
+    *,
+    window: int = 100,
+    target: float | None = None,
+    unit: str = "episode",
+) -> Axes:
+    """Returns against episodes, each the mean of the last ones, for one or more ways to learn.
+
+    Args:
+        runs: by name, the returns of one run, or of several, which share a colour. A single run
+            shows the returns themselves, too.
+        ax: where to draw; by default new axes.
+        window: how many returns a mean is of; 1 for the values as they are.
+        target: a line to reach.
+        unit: what the horizontal axis counts.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ValueError: for a window below 1.
+        ImportError: if matplotlib is not installed.
+
+    Example:
+        >>> from xent.plot import learning_curves
+        >>> ax = learning_curves({"two seeds": [[1, 2, 4], [0, 3, 5]]}, window=2, target=4)
+        >>> ax.lines[0].get_ydata().tolist()
+        [1.0, 1.5, 3.0]
+    """
+    if window < 1:
+        raise ValueError(f"`window` must be at least 1, got {window}")
+    ax = ax or new_axes(8, 5)[0]
+    for (name, given), (line, color) in zip(runs.items(), styles(), strict=False):
+        several = bool(given) and isinstance(given[0], Sequence)
+        each: Sequence[Any] = given if several else [given]
+        for k, returns in enumerate(each):
+            x = range(1, len(returns) + 1)
+            if len(runs) == len(each) == 1 and window > 1:
+                ax.plot(x, returns, ".", color="0.75", markersize=3, label="each")
+            label = name if k == 0 else None
+            ax.plot(x, _last_means(returns, window), line, color=color, label=label)
+    if target is not None:
+        ax.axhline(target, color="black", linewidth=0.8, label=f"{target:g}")
+    ax.set_xlabel(unit)
+    ax.set_ylabel(f"return, mean of the last {window}" if window > 1 else "return")
+    ax.grid(alpha=0.3)
+    ax.legend()
+    return ax
+
+
+def _last_means(values: Sequence[float], window: int) -> np.ndarray:
+    """The mean of up to ``window`` values that end at each."""
+    import numpy as np
+
+    sums = np.concatenate([[0.0], np.cumsum(np.asarray(values, dtype=float))])
+    ends = np.arange(1, len(values) + 1)
+    starts = np.maximum(ends - window, 0)
+    return (sums[ends] - sums[starts]) / (ends - starts)
+
+
+def _draw(record: Record, ax: Axes, over: str, number: int) -> None:
+    # Runs that differ in the head alone coincide: different dashes, and rings around the dots.
+    color, line = f"C{number}", LINES[number % len(LINES)]
+    history, head = record["history"], record["settings"]["head"]
+    loss = history["loss"]
+    x = history["seconds"] if over == "seconds" else range(1, len(loss) + 1)
+    ax.plot(x, loss, color=color, alpha=0.2, linewidth=0.8)
+    ax.plot(x, _smooth(loss), line, color=color, label=f"{head}: training")
+    points = history["validation"]
+    ax.plot(
+        [p[over] for p in points], [p["nats"] for p in points], "o", color=color,
+        markersize=5 + 4 * number, markerfacecolor="none" if number else color,
+        label=f"{head}: validation",
+    )  # fmt: skip
 
 
 def _smooth(values: Sequence[float]) -> list[float]:

@@ -1,0 +1,145 @@
+"""REINFORCE is weighted cross-entropy, and what its mean divides by decides.
+
+    python examples/reinforce.py [--seeds 5] [--picture runs/reinforce.png]
+
+Needs gymnasium, and matplotlib for the picture. Takes about three minutes on one core.
+
+A network of 4-128-2 learns CartPole-v1, which counts as solved when the last 100 episodes average
+475. Beside it learns the same network from the same loss, but divided by the sum of the weights, as
+``torch.nn.functional.cross_entropy`` divides by its class weights. Advantages are signed and sum
+to 0, give or take rounding, so that mean has no scale, nor a sign that it keeps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from contextlib import suppress
+from pathlib import Path
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+import xent
+from xent.learn import evaluate_policy, reinforce
+from xent.learn.policy_learning import PolicyRecord
+
+ENVIRONMENT, TARGET, EPISODES, MISTAKEN_EPISODES = "CartPole-v1", 475.0, 800, 300
+
+
+def network(seed: int) -> torch.nn.Module:
+    """A policy: from observations to logits."""
+    torch.manual_seed(seed)
+    return torch.nn.Sequential(torch.nn.Linear(4, 128), torch.nn.ReLU(), torch.nn.Linear(128, 2))
+
+
+def divided_by_weights(log_prob: Tensor, advantage: Tensor, **_: object) -> Tensor:
+    """The mistake: the mean of cross-entropies, weighted as if advantages were weights."""
+    return -(advantage * log_prob).sum() / advantage.sum()
+
+
+def train(policy: torch.nn.Module, seed: int, bar: tqdm) -> PolicyRecord:
+    """One run of the real thing."""
+    return reinforce(
+        policy, ENVIRONMENT, target=TARGET, episodes=EPISODES, seed=seed, quiet=True,
+        callback=lambda record: bar.update(record.batch),
+    )  # fmt: skip
+
+
+def train_mistaken(policy: torch.nn.Module, seed: int, bar: tqdm) -> PolicyRecord:
+    """One run with the mistake, up to the NaN that a sum of exactly 0 makes."""
+    seen: list[PolicyRecord] = []
+
+    def keep(record: PolicyRecord) -> None:
+        seen[:] = [record]
+        bar.update(record.batch)
+
+    # No option leads there: the loss itself is exchanged.
+    with (
+        patch("xent.learn.policy_learning.reinforce_loss", divided_by_weights),
+        suppress(ValueError),
+    ):
+        reinforce(
+            policy, ENVIRONMENT, target=TARGET, episodes=MISTAKEN_EPISODES, seed=seed, quiet=True,
+            callback=keep,
+        )  # fmt: skip
+    return seen[0]
+
+
+def identity() -> float:
+    """Largest difference between the gradient of weighted cross-entropy and A (p - onehot) / N."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(50, 4, generator=generator, dtype=torch.float64).requires_grad_()
+    actions = torch.randint(4, (50,), generator=generator)
+    advantage = torch.randn(50, generator=generator, dtype=torch.float64)
+    loss = xent.cross_entropy(logits, actions, row_weight=advantage, normalizer="count")
+    (gradient,) = torch.autograd.grad(loss, logits)
+    onehot = torch.nn.functional.one_hot(actions, 4)
+    expected = advantage[:, None] * (logits.detach().softmax(1) - onehot) / 50
+    return (gradient - expected).abs().max().item()
+
+
+def main() -> None:
+    """Run the experiment; print, check and draw."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--seeds", type=int, default=5, help="runs of each kind")
+    parser.add_argument("--picture", type=Path, default=Path("runs/reinforce.png"))
+    arguments = parser.parse_args()
+    start = time.perf_counter()
+    torch.set_num_threads(1)
+    right: list[PolicyRecord] = []
+    wrong: list[PolicyRecord] = []
+    greedy = []
+    with tqdm(
+        total=arguments.seeds * (EPISODES + MISTAKEN_EPISODES), unit="ep", mininterval=5
+    ) as bar:
+        for seed in range(arguments.seeds):
+            policy = network(seed)
+            right.append(train(policy, seed, bar))
+            greedy.append(evaluate_policy(policy, ENVIRONMENT))
+            wrong.append(train_mistaken(network(seed), seed, bar))
+    print(f"{ENVIRONMENT}, mean return; solved: the last 100 episodes average {TARGET:g}\n")
+    print("seed  solved after  likeliest actions, 100 fresh episodes  divided by the weights")
+    for seed, (record, fresh, mistake) in enumerate(zip(right, greedy, wrong, strict=True)):
+        after = f"{len(record.returns)} episodes" if record.solved else "never"
+        error = fresh.std().item() / len(fresh) ** 0.5
+        print(
+            f"{seed:4}  {after:>12}  {fresh.mean():29.1f} ± {error:<4.1f}  "
+            f"{mistake.average():8.1f} after {len(mistake.returns)}"
+            f"{', then NaN' if len(mistake.returns) < MISTAKEN_EPISODES else ''}"
+        )
+    difference = identity()
+    draw(right, wrong, arguments.picture)
+    claims = {
+        f"solved within {EPISODES} episodes with every seed": all(r.solved for r in right),
+        "divided by the sum of the weights it never is, nor comes to 200": not any(
+            r.solved or r.average() > 200 for r in wrong
+        ),
+        f"the gradient is A (p - onehot) / N; largest difference {difference:.0e}": (
+            difference < 1e-16
+        ),
+    }
+    failed = [claim for claim, holds in claims.items() if not holds]
+    assert not failed, f"not borne out: {failed}"
+    print("", *(f"holds: {claim}" for claim in claims), sep="\n")
+    print(f"\n{arguments.picture}, {time.perf_counter() - start:.0f} s")
+
+
+def draw(right: list[PolicyRecord], wrong: list[PolicyRecord], path: Path) -> None:
+    """Learning curves of all seeds, and the mistake."""
+    from xent.plot import learning_curves
+
+    runs = {
+        "weighted cross-entropy over the number of steps": [r.returns for r in right],
+        "over the sum of the weights": [r.returns for r in wrong],
+    }
+    ax = learning_curves(runs, target=TARGET)
+    ax.set_title(f"REINFORCE on {ENVIRONMENT}, {len(right)} seeds", fontsize="medium")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    ax.figure.savefig(path, dpi=130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""``xent cem``: learn to act in an environment by the cross-entropy method."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import torch
+
+from ..learn.cross_entropy_method import CrossEntropyMethod
+from ..learn.policy_search import PolicyScores
+from ..learn.search_distributions import Gaussian
+from .console import UserError, note, progress_bar
+from .environments import (
+    FRESH_EPISODES,
+    add_shared_arguments,
+    make_policy,
+    open_task,
+    report,
+    save_record,
+    settings_of,
+)
+from .run_folder import CHECKPOINT, RunFolder, load_checkpoint
+
+FRESH_SEED = 1_000_000  # away from that of the search
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of ``xent cem``."""
+    add_shared_arguments(parser, "runs/cem", hidden=0)
+    whole = {"type": int, "metavar": "N"}
+    number = {"type": float, "metavar": "X"}
+    parser.add_argument("--iterations", default=20, help="at most (%(default)s)", **whole)
+    parser.add_argument("--population", default=50, help="policies in each (%(default)s)", **whole)
+    parser.add_argument("--elite", default=0.2, help="share to fit to (%(default)s)", **number)
+    parser.add_argument("--variance", default=1.0, help="at the start (%(default)s)", **number)
+    parser.add_argument(
+        "--noise", default=0.0, help="variance added after each update (%(default)s)", **number
+    )
+    parser.add_argument(
+        "--episodes", default=1, help="to judge each policy by (%(default)s)", **whole
+    )
+    parser.add_argument("--bias", action="store_true", help="give the policy biases")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Search, and judge the centre on fresh episodes."""
+    task = open_task(args)
+    policy = make_policy(task, args.hidden, args.seed, args.bias)
+    folder = RunFolder(args.out)
+    try:
+        scores = PolicyScores(policy, task.make, episodes=args.episodes, seed=args.seed)
+        search = CrossEntropyMethod(
+            Gaussian(torch.zeros(scores.dimensions), args.variance),
+            population=args.population, elite=args.elite, noise=args.noise, seed=args.seed,
+        )  # fmt: skip
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    _continue(args, search, folder)
+    try:
+        _search(args, search, scores, folder, task.target)
+    except (ValueError, TypeError) as error:
+        raise UserError(str(error)) from None
+    judge = PolicyScores(policy, task.make, episodes=FRESH_EPISODES, seed=FRESH_SEED + args.seed)
+    fresh = judge.of_each_episode(search.result().centre[None])[0]
+    curve = [iteration.mean for iteration in search.history]
+    record = _record(args, search)
+    report(args, folder, record, fresh, curve, task.target, window=1, unit="iteration")
+    return 0
+
+
+def _continue(args: argparse.Namespace, search: CrossEntropyMethod, folder: RunFolder) -> None:
+    """Take up the run in the folder, if there is one and that is asked for."""
+    if not args.resume:
+        if (folder.path / CHECKPOINT).exists():
+            raise UserError(f"--out {folder.path} holds a run; --resume continues it")
+        return
+    state = load_checkpoint(folder.path)
+    free = ("iterations", "target")  # may change
+    now = {k: v for k, v in settings_of(args).items() if k not in free}
+    then = state.get("settings", {})
+    other = {k: then.get(k) for k, v in now.items() if then.get(k) != v}
+    if other or "search" not in state:
+        raise UserError(
+            f"--resume: {folder.path} was begun with {other}; continue it with the same"
+        )
+    search.load_state_dict(state["search"])
+
+
+def _search(
+    args: argparse.Namespace,
+    search: CrossEntropyMethod,
+    scores: PolicyScores,
+    folder: RunFolder,
+    target: float | None,
+) -> None:
+    """Iterate until the population averages the target, and save after each iteration."""
+    bar = progress_bar(args.quiet, total=args.iterations, initial=search.iteration, unit="it")
+    with bar:
+        while search.iteration < args.iterations and not search.stop():
+            if target is not None and search.history and search.history[-1].mean >= target:
+                break
+            points = search.ask()
+            search.tell(points, scores(points, search.iteration))
+            state = {"settings": settings_of(args), "search": search.state_dict()}
+            if problem := folder.save_checkpoint(state):
+                note(problem)
+            save_record(folder, _record(args, search))
+            last = search.history[-1]
+            bar.set_postfix_str(f"mean {last.mean:.4g}, best {last.best:.4g}")
+            bar.update()
+
+
+def _record(args: argparse.Namespace, search: CrossEntropyMethod) -> dict[str, Any]:
+    return {
+        "settings": settings_of(args),
+        "history": [iteration._asdict() for iteration in search.history],
+        "evaluations": search.evaluations,
+        "centre": search.distribution.centre.tolist(),
+    }

@@ -1,0 +1,162 @@
+"""What ``xent reinforce`` and ``xent cem`` share: environments, policies, and what is kept."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from math import prod
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import Linear, Module, ReLU, Sequential
+
+from .console import UserError, note
+from .plot import save_figure
+from .run_folder import CURVES, RECORD, RunFolder
+
+FRESH_EPISODES = 100
+
+
+class Task(NamedTuple):
+    """An environment to learn.
+
+    Attributes:
+        make: makes one, whose observations are vectors.
+        inputs: how long these are.
+        outputs: number of actions, or of numbers in one.
+        target: the return that counts as solved; None if nobody said.
+    """
+
+    make: Callable[[], Any]
+    inputs: int
+    outputs: int
+    target: float | None
+
+
+class _Floats(Module):
+    """Observations of integers as floating-point numbers."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.to(torch.get_default_dtype())
+
+
+def add_shared_arguments(parser: argparse.ArgumentParser, out: str, hidden: int) -> None:
+    """Declare the options that both commands have."""
+    parser.add_argument(
+        "--env", default="CartPole-v1", metavar="ID", help="gymnasium environment (%(default)s)"
+    )
+    parser.add_argument(
+        "--out", default=out, help="folder for record, picture and checkpoint (%(default)s)"
+    )
+    parser.add_argument("--resume", action="store_true", help="continue the run in --out")
+    parser.add_argument(
+        "--hidden", type=int, default=hidden, metavar="N",
+        help="hidden units of the policy, 0 for a linear one (%(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--target", type=float, help="stop at this return; default: what the environment calls so"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="(%(default)s)")
+    parser.add_argument("--quiet", action="store_true", help="no progress, only the result")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def open_task(args: argparse.Namespace) -> Task:
+    """The environment that ``--env`` names.
+
+    Raises:
+        UserError: if it cannot be made.
+    """
+    try:
+        import gymnasium
+        from gymnasium.wrappers import FlattenObservation
+    except ImportError:
+        raise UserError("gymnasium is not installed (pip install 'xent[learn]')") from None
+
+    def make() -> Any:
+        return FlattenObservation(gymnasium.make(args.env))
+
+    try:
+        env = make()
+    except (gymnasium.error.Error, ImportError, ValueError, NotImplementedError) as error:
+        raise UserError(f"--env {args.env}: {error}") from None
+    space = env.action_space
+    outputs = int(space.n) if isinstance(space, gymnasium.spaces.Discrete) else prod(space.shape)
+    target = env.spec.reward_threshold if args.target is None else args.target
+    env.close()
+    return Task(make, prod(env.observation_space.shape), outputs, target)
+
+
+def make_policy(task: Task, hidden: int, seed: int, bias: bool = True) -> Module:
+    """A network of one hidden layer, or a linear one.
+
+    Args:
+        task: whose inputs and outputs it has.
+        hidden: hidden units; 0 for none.
+        seed: of its start.
+        bias: whether its layers have biases.
+
+    Raises:
+        UserError: for a negative number of hidden units.
+    """
+    if hidden < 0:
+        raise UserError(f"--hidden must be at least 0, got {hidden}")
+    torch.manual_seed(seed)
+    if hidden == 0:
+        return Sequential(_Floats(), Linear(task.inputs, task.outputs, bias))
+    layers = Linear(task.inputs, hidden, bias), ReLU(), Linear(hidden, task.outputs, bias)
+    return Sequential(_Floats(), *layers)
+
+
+def settings_of(args: argparse.Namespace) -> dict[str, Any]:
+    """The options that decide what comes out, for the record."""
+    beside = ("command", "run", "out", "resume", "quiet", "json")
+    return {name: value for name, value in vars(args).items() if name not in beside}
+
+
+def save_record(folder: RunFolder, record: dict[str, Any]) -> None:
+    """Write ``record.json``, as far as the disk allows."""
+    if problem := folder.save(RECORD, json.dumps(record, indent=1).encode()):
+        note(problem)
+
+
+def report(
+    args: argparse.Namespace,
+    folder: RunFolder,
+    record: dict[str, Any],
+    fresh: Tensor,
+    curve: list[float],
+    target: float | None,
+    **drawn: Any,
+) -> None:
+    """Write the record and the picture, and print what was reached.
+
+    Args:
+        args: the options.
+        folder: where to write.
+        record: what to keep.
+        fresh: returns of fresh episodes, ``(episodes,)``.
+        curve: what to draw.
+        target: the return to reach.
+        **drawn: options of :func:`xent.plot.learning_curves`.
+    """
+    error = fresh.std().item() / len(fresh) ** 0.5
+    record["fresh"] = {"mean": fresh.mean().item(), "error": error, "episodes": len(fresh)}
+    save_record(folder, record)
+    try:
+        from ..plot import learning_curves
+
+        ax = learning_curves({args.command: curve}, target=target, **drawn)
+        ax.set_title(args.env, fontsize="medium")
+        save_figure(ax.figure, folder.path / CURVES, "--out")
+    except ImportError as problem:
+        note(f"no picture: {problem}")
+    if args.json:
+        json.dump(record, sys.stdout, indent=2)
+        print()
+        return
+    print(f"{args.env}: {fresh.mean():.1f} ± {error:.1f} over {len(fresh)} fresh episodes")
+    print(f"record, picture and checkpoint: {folder.path}")
