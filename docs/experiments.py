@@ -50,7 +50,9 @@ def draws(name: str) -> bool:
 
 def index() -> str:
     """The page that shows all results there are."""
-    parts = ["# Experiments\n\nWritten by `make experiments`; each fails if its claims do not hold."]
+    parts = [
+        "# Experiments\n\nWritten by `make experiments`; each fails if its claims do not hold."
+    ]
     for name, path in EXAMPLES.items():
         if (OUT / f"{name}.txt").exists():
             title = path.read_text(encoding="utf-8").partition("\n")[0].strip('"')

@@ -7,7 +7,17 @@ Nothing here is loaded by ``import xent``. What is named below comes directly fr
 from importlib import import_module
 from typing import Any
 
-_MODULE_OF: dict[str, str] = {}
+_MODULE_OF: dict[str, str] = {
+    "class_activation_map": "activation_maps",
+    "info_cam": "activation_maps",
+    "GaussianClasses": "gaussian_classes",
+    "InfoNCEBound": "mutual_information",
+    "Information": "mutual_information",
+    "MutualInformation": "mutual_information",
+    "info_nce_bound": "mutual_information",
+    "mutual_information_from_logits": "mutual_information",
+    "NetworkClassifier": "network_classifier",
+}
 __all__ = sorted(_MODULE_OF)
 
 
