@@ -18,6 +18,7 @@ COMMANDS = {
     "losses": "list the losses and what is known about them, or explain one",
     "plot": "draw losses and gradients against the probability of the target",
     "search": "look for a loss that suits your data, by evolution",
+    "mi": "how much the columns of a table tell about a class, in nats, from below",
     "bench": "measure time, memory and accuracy against others",
 }
 

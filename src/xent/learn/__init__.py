@@ -11,10 +11,10 @@ _MODULE_OF: dict[str, str] = {
     "class_activation_map": "activation_maps",
     "info_cam": "activation_maps",
     "GaussianClasses": "gaussian_classes",
-    "InfoNCEBound": "mutual_information",
-    "Information": "mutual_information",
+    "InfoNCEBound": "info_nce",
+    "info_nce_bound": "info_nce",
+    "InformationEstimate": "mutual_information",
     "MutualInformation": "mutual_information",
-    "info_nce_bound": "mutual_information",
     "mutual_information_from_logits": "mutual_information",
     "NetworkClassifier": "network_classifier",
 }

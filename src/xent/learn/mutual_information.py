@@ -11,7 +11,6 @@ equally common, is no bound unless they are.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,14 +22,12 @@ from torch import Tensor
 from .._check import finite_number, is_tensor
 from ..information import entropy_from_counts
 from ..information.common import NATS_PER_BIT
-from ..losses import cross_entropy, info_nce_loss, logit_adjusted_loss
+from ..losses import cross_entropy, logit_adjusted_loss
 from ..targets import read_target
-
-# ---- the estimate -------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
-class Information:
+class InformationEstimate:
     """An estimate of mutual information with what it is made of; prints as a table.
 
     ``xent.plot.information`` draws it.
@@ -97,7 +94,7 @@ class Information:
         lines = [
             f"information      {self.nats:.4f} nats = {self.bits:.4f} bits",
             f"interval         {low:.4f} to {high:.4f} nats ({self.confidence:.0%}, bootstrap)",
-            f"at most          {self.bound:.4f} nats = entropy of the label; share {self.share:.1%}",
+            f"at most          {self.bound:.4f} nats, the label's entropy; share {self.share:.1%}",
             f"cross-entropy    {self.cross_entropy:.4f} nats on {len(self.pointwise)} rows",
         ]
         if self.nats < 0:
@@ -138,7 +135,7 @@ class MutualInformation:
     confidence: float = 0.95
     seed: int = 0
 
-    def estimate(self, X: Any, y: Any, *, quiet: bool = False) -> Information:  # noqa: N803
+    def estimate(self, X: Any, y: Any, *, quiet: bool = False) -> InformationEstimate:
         """The mutual information of features and classes.
 
         Args:
@@ -147,7 +144,7 @@ class MutualInformation:
             quiet: no progress bar.
 
         Returns:
-            An :class:`Information`.
+            An :class:`InformationEstimate`.
 
         Raises:
             ValueError: if there is only one class, a class has fewer rows than folds, or the
@@ -160,22 +157,24 @@ class MutualInformation:
         from tqdm import tqdm
 
         classes, codes = np.unique(np.asarray(y), return_inverse=True)
+        if len(X) != len(codes):
+            raise ValueError(f"`X` has {len(X)} rows, `y` has {len(codes)}")
         _check_folds(classes, np.bincount(codes), self.folds)
         nll = torch.empty(len(codes), dtype=torch.float64)
         split = StratifiedKFold(self.folds, shuffle=True, random_state=self.seed).split(
             codes, codes
         )
         for train, test in tqdm(list(split), desc="folds", disable=quiet):
-            model = clone(self._classifier())
+            model: Any = clone(self._classifier())
             model.fit(_rows(X, train), np.asarray(y)[train])
             log_p = torch.from_numpy(_log_proba(model, _rows(X, test)))
             nll[test] = -log_p.gather(1, torch.from_numpy(codes[test])[:, None]).squeeze(1).double()
-        impossible = int(torch.isinf(nll).sum())
+        impossible = int((~nll.isfinite()).sum())
         if impossible:
             raise ValueError(
-                f"{type(self._classifier()).__name__} gives probability 0 to the class of "
-                f"{impossible} of {len(nll)} held-out rows, so its estimate is -inf; wrap it in "
-                f"sklearn.calibration.CalibratedClassifierCV, or take another classifier"
+                f"{type(model).__name__} gives probability 0 to the class of {impossible} of "
+                f"{len(nll)} held-out rows, so the estimate is -inf; wrap the classifier in "
+                f"sklearn.calibration.CalibratedClassifierCV, or take another"
             )
         return _information(nll, torch.from_numpy(codes), classes.tolist(), self)
 
@@ -195,7 +194,7 @@ def mutual_information_from_logits(
     bootstrap: int = 1000,
     confidence: float = 0.95,
     seed: int = 0,
-) -> Information:
+) -> InformationEstimate:
     r"""Mutual information of whatever logits were made from, and the labels.
 
     .. math:: I \ge H(Y) + \mathrm{E} \log \mathrm{softmax}_y(z), \qquad
@@ -214,7 +213,7 @@ def mutual_information_from_logits(
         seed: of the bootstrap.
 
     Returns:
-        An :class:`Information`.
+        An :class:`InformationEstimate`.
 
     Raises:
         ValueError: for shapes that do not fit, labels out of range or only one class in
@@ -228,7 +227,7 @@ def mutual_information_from_logits(
         >>> log_ratio = torch.where(torch.eye(2)[y] > 0, 2.0, -2.0)
         >>> found = mutual_information_from_logits(log_ratio, y, prior=torch.tensor([3.0, 1.0]))
         >>> round(found.nats, 4), round(found.bound, 4)
-        (0.5375, 0.5623)
+        (0.5444, 0.5623)
 
     References:
         Qin, Kim & Gedeon, *Rethinking softmax with cross-entropy: neural network classifier as
@@ -257,7 +256,7 @@ def mutual_information_from_logits(
 
 def _information(
     nll: Tensor, codes: Tensor, classes: Sequence[Any], settings: MutualInformation
-) -> Information:
+) -> InformationEstimate:
     """The estimate from the loss and the class of each row."""
     if not 0 < finite_number("confidence", settings.confidence) < 1:
         raise ValueError(f"`confidence` must be between 0 and 1, got {settings.confidence}")
@@ -266,7 +265,7 @@ def _information(
     n, counts = len(codes), torch.bincount(codes, minlength=len(classes))
     if int((counts > 0).sum()) < 2:
         raise ValueError("the labels are all of one class, about which there is nothing to know")
-    pointwise = -nll - (counts / n).double().log()[codes]
+    pointwise = -nll - (counts.double() / n).log()[codes]
     per_class = torch.zeros(len(classes), dtype=torch.float64).index_add(0, codes, pointwise) / n
     generator = torch.Generator().manual_seed(settings.seed)
     resampled = []
@@ -276,7 +275,7 @@ def _information(
         resampled.append(entropy_from_counts(drawn) - nll[rows].mean())
     tail = (1 - settings.confidence) / 2
     low, high = torch.stack(resampled).quantile(torch.tensor([tail, 1 - tail]).double()).tolist()
-    return Information(
+    return InformationEstimate(
         entropy_from_counts(counts).item(), nll.mean().item(), (low, high), settings.confidence,
         pointwise, tuple(classes), counts, per_class,
     )  # fmt: skip
@@ -292,11 +291,11 @@ def _check_folds(classes: np.ndarray, counts: np.ndarray, folds: int) -> None:
         )
 
 
-def _rows(X: Any, rows: np.ndarray) -> Any:  # noqa: N803
+def _rows(X: Any, rows: np.ndarray) -> Any:
     return X.iloc[rows] if hasattr(X, "iloc") else X[rows]
 
 
-def _log_proba(model: Any, X: Any) -> np.ndarray:  # noqa: N803
+def _log_proba(model: Any, X: Any) -> np.ndarray:
     with np.errstate(divide="ignore"):  # a probability of 0 is reported, with the way out
         if hasattr(model, "predict_log_proba"):
             return np.asarray(model.predict_log_proba(X))
@@ -306,89 +305,3 @@ def _log_proba(model: Any, X: Any) -> np.ndarray:  # noqa: N803
         f"`classifier` must have predict_log_proba or predict_proba; {type(model).__name__} has "
         f"neither"
     )
-
-
-# ---- InfoNCE ------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class InfoNCEBound:
-    """A lower bound of mutual information, and the most it could have said.
-
-    Attributes:
-        nats: ``log M`` less the InfoNCE loss; on average not above the mutual information.
-        keys: ``M``, how many keys each query chose from.
-    """
-
-    nats: float
-    keys: int
-
-    @property
-    def bits(self) -> float:
-        """The bound in bits."""
-        return self.nats / NATS_PER_BIT
-
-    @property
-    def cap(self) -> float:
-        """``log M`` in nats, above which the bound never is, whatever the truth."""
-        return math.log(self.keys)
-
-    def __str__(self) -> str:
-        return f"at least {self.nats:.4f} nats; cannot exceed log {self.keys} = {self.cap:.4f}"
-
-
-def info_nce_bound(
-    query: Tensor,
-    key: Tensor | None = None,
-    *,
-    target: Tensor | None = None,
-    temperature: float = 1.0,
-    normalize: bool = False,
-) -> InfoNCEBound:
-    r"""What two things that come in pairs tell of each other, at least, by InfoNCE.
-
-    .. math:: I(X; Y) \ge \log M - \mathrm{E}\Bigl[-\log
-        \frac{e^{f(x_n, y_n)}}{\sum_m e^{f(x_n, y_m)}}\Bigr]
-
-    Right on average for scores f that were not fitted to these pairs. It never exceeds
-    :math:`\log M`, so where it comes near, only more keys could tell more.
-
-    Args:
-        query: features ``(N, D)``, whose products with ``key`` are the scores; or without ``key``
-            the scores ``(N, M)`` of a critic of any form.
-        key: features, ``(M, D)``.
-        target: which key belongs to each query, ``(N,)``; None for key n of query n.
-        temperature: divides the scores.
-        normalize: divide features by their length first.
-
-    Returns:
-        An :class:`InfoNCEBound`.
-
-    Raises:
-        ValueError: for shapes that do not fit, or ``normalize`` without ``key``.
-        TypeError: for anything but floating-point tensors.
-
-    Example:
-        >>> import torch
-        >>> from xent.learn import info_nce_bound
-        >>> print(info_nce_bound(torch.eye(4), torch.eye(4), temperature=0.2))
-        at least 1.3663 nats; cannot exceed log 4 = 1.3863
-
-    References:
-        van den Oord, Li & Vinyals, *Representation learning with contrastive predictive coding*,
-        2018. Poole et al., *On variational bounds of mutual information*, ICML 2019.
-    """
-    if key is not None:
-        loss = info_nce_loss(query, key, target, temperature=temperature, normalize=normalize)
-        return InfoNCEBound(math.log(len(key)) - loss.item(), len(key))
-    is_tensor("query", query)
-    if normalize:
-        raise ValueError("`normalize` is about features; without `key`, `query` holds scores")
-    if query.ndim != 2 or (target is None and query.shape[0] > query.shape[1]):
-        raise ValueError(
-            f"`query` must hold scores (N, M), M at least N or `target` given; got "
-            f"{tuple(query.shape)}"
-        )
-    each = torch.arange(len(query)) if target is None else target
-    loss: Any = cross_entropy(query / temperature, each)
-    return InfoNCEBound(math.log(query.shape[1]) - loss.item(), query.shape[1])

@@ -16,7 +16,7 @@ from ..losses import cross_entropy
 from ..softmax import log_softmax
 from .small_networks import SmallNetworks
 
-FEWEST = 25  # steps between two looks at the held-out loss, where an epoch is shorter
+FEWEST = 5  # steps between two looks at the held-out loss, where an epoch is shorter
 
 
 class NetworkClassifier(ClassifierMixin, BaseEstimator):
@@ -33,7 +33,7 @@ class NetworkClassifier(ClassifierMixin, BaseEstimator):
             ``prior`` the logits are those of PC-softmax.
         batch: rows per step and network.
         lr: step size of Adam.
-        patience: after so many epochs in which the held-out loss has not fallen by ``tol``, the
+        patience: after so many steps in which the held-out loss has not fallen by ``tol``, the
             networks learn no more.
         tol: in nats.
         max_steps: the most steps.
@@ -59,7 +59,7 @@ class NetworkClassifier(ClassifierMixin, BaseEstimator):
         loss: Callable[..., Any] = cross_entropy,
         batch: int = 256,
         lr: float = 3e-3,
-        patience: int = 5,
+        patience: int = 500,
         tol: float = 1e-3,
         max_steps: int = 20_000,
         random_state: int = 0,
@@ -74,7 +74,7 @@ class NetworkClassifier(ClassifierMixin, BaseEstimator):
         self.max_steps = max_steps
         self.random_state = random_state
 
-    def fit(self, X: Any, y: Any) -> NetworkClassifier:  # noqa: N803
+    def fit(self, X: Any, y: Any) -> NetworkClassifier:
         """Learn.
 
         Args:
@@ -106,6 +106,11 @@ class NetworkClassifier(ClassifierMixin, BaseEstimator):
         first = self.random_state * self.networks
         seeds = range(first, first + self.networks)
         net = SmallNetworks(x.shape[1], len(self.classes_), seeds, hidden=self.hidden)
+        with (
+            torch.no_grad()
+        ):  # all start from the frequencies, so that nothing learnt tells nothing
+            net.parameters[2].zero_()
+            net.parameters[3].copy_((torch.bincount(y) / len(y)).log().expand_as(net.parameters[3]))
         self._net, best = net, [parameter.detach().clone() for parameter in net.parameters]
         least = self._held_out_loss(x, y, held)
         mark, marked = least.mean().item(), 0
@@ -119,7 +124,7 @@ class NetworkClassifier(ClassifierMixin, BaseEstimator):
                     kept[better] = parameter.detach()[better]
                 if least.mean().item() < mark - self.tol:
                     mark, marked = least.mean().item(), step
-            if step >= self.max_steps or step - marked >= self.patience * every:
+            if step >= self.max_steps or step - marked >= self.patience:
                 self.steps_ = step
                 break
         net.parameters = best
@@ -139,11 +144,11 @@ class NetworkClassifier(ClassifierMixin, BaseEstimator):
         z = self._net.logits(x[held])
         return self.loss(z.flatten(0, 1), y[held].flatten(), reduction="none").view_as(held).mean(1)
 
-    def _features(self, X: np.ndarray) -> Tensor:  # noqa: N803
+    def _features(self, X: np.ndarray) -> Tensor:
         return torch.from_numpy(((X - self._centre) / self._spread).astype(np.float32))
 
     @torch.no_grad()
-    def logits(self, X: Any) -> Tensor:  # noqa: N803
+    def logits(self, X: Any) -> Tensor:
         """Mean logits of the networks, ``(N, C)``.
 
         Args:
@@ -153,7 +158,7 @@ class NetworkClassifier(ClassifierMixin, BaseEstimator):
         X = validate_data(self, X, dtype=np.float64, reset=False)
         return self._net.logits(self._features(X)).double().mean(0)
 
-    def predict_log_proba(self, X: Any) -> np.ndarray:  # noqa: N803
+    def predict_log_proba(self, X: Any) -> np.ndarray:
         """Log-probabilities of the classes, ``(N, C)``, none of them of a 0.
 
         Args:
@@ -161,7 +166,7 @@ class NetworkClassifier(ClassifierMixin, BaseEstimator):
         """
         return log_softmax(self.logits(X)).numpy()
 
-    def predict_proba(self, X: Any) -> np.ndarray:  # noqa: N803
+    def predict_proba(self, X: Any) -> np.ndarray:
         """Probabilities of the classes, ``(N, C)``.
 
         Args:
@@ -169,10 +174,11 @@ class NetworkClassifier(ClassifierMixin, BaseEstimator):
         """
         return np.exp(self.predict_log_proba(X))
 
-    def predict(self, X: Any) -> np.ndarray:  # noqa: N803
+    def predict(self, X: Any) -> np.ndarray:
         """The most likely class of each row, ``(N,)``.
 
         Args:
             X: features, ``(N, F)``.
         """
-        return self.classes_[self.logits(X).argmax(1).numpy()]
+        best = self.logits(X).argmax(1).numpy()
+        return self.classes_[best]
