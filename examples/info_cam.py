@@ -30,7 +30,7 @@ from xent.learn import class_activation_map, info_cam
 from xent.plot import activation_map
 
 FRAME, DIGIT, SHRED, SHREDS = 40, 16, 6, 6  # pixels, and how many shreds
-EPOCHS, BATCH, LEARNING_RATE, TRAINING_ROWS = 12, 64, 4e-3, 1400
+EPOCHS, BATCH, LEARNING_RATE, TRAINING_ROWS, TUNING_ROWS = 10, 64, 4e-3, 1400, 300
 SHIFT = 5  # times a vector of standard normal numbers
 THRESHOLDS = torch.linspace(0.05, 0.8, 16).tolist()
 KINDS = ("CAM", "infoCAM", "infoCAM+", "CAM, shifted", "infoCAM, shifted")
@@ -164,7 +164,7 @@ def run(seed: int, digits: Tensor, labels: Tensor, bar: Any) -> tuple[Tensor, fl
     known, new = order[:TRAINING_ROWS], order[TRAINING_ROWS:]
     network = train(digits[known], labels[known], seed, bar)
     generator = torch.Generator().manual_seed(1000 + seed)
-    tuning = compose(digits[known], labels[known], generator)
+    tuning = compose(digits[known[:TUNING_ROWS]], labels[known[:TUNING_ROWS]], generator)
     test = compose(digits[new], labels[new], generator)
     tuning_maps, (maps, predicted) = (
         maps_of(network, tuning.images)[0],

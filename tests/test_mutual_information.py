@@ -224,6 +224,7 @@ def test_bad_logits():
         (masked, y, {}, "the loss of 1 rows is not finite"),
         (z, torch.zeros(4, dtype=torch.int64), {}, "all of one class"),
         (z, torch.tensor([0, 1, 3, 0]), {}, "out of bounds"),
+        (z, torch.tensor([0, 1, -100, 0]), {}, "`target` holds negative classes"),
         (z, y, {"prior": torch.ones(2)}, "`prior`"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -235,7 +236,7 @@ def test_bad_logits():
 
 @pytest.mark.slow
 def test_the_network_is_an_estimator_of_scikit_learn():
-    check_estimator(NetworkClassifier(hidden=16, networks=2, max_steps=500), on_skip=None)
+    check_estimator(NetworkClassifier(hidden=16, networks=2, max_steps=100), on_skip=None)
 
 
 def test_the_network_stops_where_the_held_out_loss_is_least():
@@ -427,7 +428,7 @@ def test_the_command_refuses(in_csv, tmp_path, capsys):
         ([], "name a table, or give --synthetic"),
         ([in_csv, "--synthetic"], "one of the two"),
         ([in_csv, "--target", "none"], "no column 'none'"),
-        ([in_csv, "--target", "good"], "fewer than the 5 `folds`"),
+        ([in_csv, "--target", "good"], "fewer than the 5 --folds"),
         (["--synthetic", "--dims", "0"], "--dims must be at least 1"),
         (["--synthetic", "--rows", "3"], "--rows"),
     ):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -78,7 +79,8 @@ def run(args: argparse.Namespace) -> int:
                 quiet = args.quiet or len(jobs) > 1
                 found[name] = estimator.estimate(job.x, job.y, quiet=quiet)
             except ValueError as error:
-                raise UserError(f"{name}: {error}") from None
+                message = re.sub(r"`(folds|bootstrap|confidence)`", r"--\1", str(error))
+                raise UserError(f"{name}: {message}") from None
             bar.update()
     if not args.synthetic:  # all columns first, then the most telling
         first, *others = found

@@ -238,6 +238,8 @@ def mutual_information_from_logits(
             f"`input` must hold logits (N, C) and `target` classes (N,); got {tuple(input.shape)} "
             f"and {tuple(target.shape)}"
         )
+    if bool((target < 0).any()):
+        raise ValueError("`target` holds negative classes; leave those rows out of both tensors")
     z = input.detach().double()
     if prior is None:
         nll = cross_entropy(z, target, reduction="none")

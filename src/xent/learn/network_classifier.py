@@ -94,7 +94,7 @@ class NetworkClassifier(ClassifierMixin, BaseEstimator):
         if len(y) < self.networks or self.networks < 2:
             raise ValueError(
                 f"`networks` must be at least 2 and at most the number of rows, of which each "
-                f"holds out a part; got {self.networks} for {len(y)} rows"
+                f"holds out a part; got {self.networks} for n_samples = {len(y)}"
             )
         spread = X.std(0)
         self._centre, self._spread = X.mean(0), np.where(spread > 0, spread, 1.0)
