@@ -399,6 +399,7 @@ def test_the_command_on_a_table(in_csv, tmp_path, capsys):
     told, progress = capsys.readouterr()
     assert "at most          0.69" in told
     assert not progress
+    assert json.loads((out / "record.json").read_text())["settings"]["target"] == "kind"
     assert cli.main([*call, "--each", "--target", "kind", "--json", "--quiet"]) == 0
     record = json.loads(capsys.readouterr().out)
     assert record == json.loads((out / "record.json").read_text())

@@ -107,7 +107,7 @@ def _jobs(args: argparse.Namespace) -> dict[str, Job]:
     if args.synthetic:
         return _synthetic(args)
     columns = read_table(args.table)
-    target = args.target or list(columns)[-1]
+    target = args.target = args.target or list(columns)[-1]  # the record names it
     x, y, _ = features_and_target(columns, target)
     jobs = {EVERYTHING: Job(x, y)}
     if args.each and len(columns) > 2:

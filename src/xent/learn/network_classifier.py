@@ -106,11 +106,9 @@ class NetworkClassifier(ClassifierMixin, BaseEstimator):
         first = self.random_state * self.networks
         seeds = range(first, first + self.networks)
         net = SmallNetworks(x.shape[1], len(self.classes_), seeds, hidden=self.hidden)
-        with (
-            torch.no_grad()
-        ):  # all start from the frequencies, so that nothing learnt tells nothing
+        with torch.no_grad():  # they start from the frequencies: nothing learnt, nothing told
             net.parameters[2].zero_()
-            net.parameters[3].copy_((torch.bincount(y) / len(y)).log().expand_as(net.parameters[3]))
+            net.parameters[3].add_((torch.bincount(y) / len(y)).log())
         self._net, best = net, [parameter.detach().clone() for parameter in net.parameters]
         least = self._held_out_loss(x, y, held)
         mark, marked = least.mean().item(), 0
@@ -131,9 +129,8 @@ class NetworkClassifier(ClassifierMixin, BaseEstimator):
 
     def _parts(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """Rows each network learns from, and those it holds out, ``(networks, n)`` each."""
-        shuffled = torch.randperm(
-            len(y), generator=torch.Generator().manual_seed(self.random_state)
-        )
+        generator = torch.Generator().manual_seed(self.random_state)
+        shuffled = torch.randperm(len(y), generator=generator)
         by_class = shuffled[y[shuffled].argsort(stable=True)]  # dealt out like cards
         held = by_class[: len(y) - len(y) % self.networks].view(-1, self.networks).T
         others = [torch.cat([held[:k], held[k + 1 :]]).flatten() for k in range(self.networks)]

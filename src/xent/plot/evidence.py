@@ -36,7 +36,7 @@ def information(estimate: Any, ax: Axes | None = None) -> Axes:
         '0.630 of at most 0.637 nats'
     """
     names = [str(name) for name in estimate.classes]
-    ax = ax or new_axes(6.4, 1.4 + 0.3 * len(names))[0]
+    ax = ax or new_axes(7.6, 1.4 + 0.3 * len(names))[0]
     p = estimate.counts.double() / estimate.counts.sum()
     ax.barh(names, torch.special.entr(p).tolist(), color="0.85", label="the most there is")
     ax.barh(names, estimate.per_class.tolist(), height=0.5, color=COLORS[0], label="found")
@@ -75,7 +75,7 @@ def information_bars(
         'mutual information (nats)'
     """
     names, found = list(estimates), list(estimates.values())
-    ax = ax or new_axes(6.4, 1.4 + 0.3 * len(names))[0]
+    ax = ax or new_axes(7.6, 1.4 + 0.3 * len(names))[0]
     nats = torch.tensor([one.nats for one in found])
     low, high = torch.tensor([one.interval for one in found]).T
     ax.barh(names, [one.bound for one in found], color="0.88", label="H(Y), the most there is")
