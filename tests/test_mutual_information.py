@@ -1,5 +1,7 @@
 """Mutual information by cross-entropy, InfoNCE, infoCAM, and the command ``xent mi``."""
 
+import doctest
+import importlib
 import json
 import math
 from functools import partial
@@ -74,7 +76,10 @@ def test_two_far_classes_tell_all_and_equal_ones_nothing():
 # ---- the estimate -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("counts", [(800,) * 5, (400, 800, 1200, 1600, 2000)])
+@pytest.mark.parametrize(
+    "counts",
+    [pytest.param((800,) * 5, marks=pytest.mark.slow), (400, 800, 1200, 1600, 2000)],
+)
 def test_the_default_network_comes_close_to_the_truth(counts):
     classes = GaussianClasses(2, counts)
     x, y = classes.sample(seed=3)
@@ -358,6 +363,28 @@ def test_bad_maps():
             info_cam(*arguments, **options)
     with pytest.raises(TypeError, match="`weight`"):
         info_cam(features, None, y)
+
+
+# ---- examples -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "learn.activation_maps",
+        "learn.gaussian_classes",
+        "learn.info_nce",
+        "learn.mutual_information",
+        "learn.network_classifier",
+        "plot.evidence",
+    ],
+)
+def test_the_examples_run(module):
+    if module.startswith("plot"):
+        pytest.importorskip("matplotlib")
+    report = doctest.testmod(importlib.import_module(f"xent.{module}"))
+    assert report.attempted
+    assert not report.failed
 
 
 # ---- pictures -----------------------------------------------------------------------------------
