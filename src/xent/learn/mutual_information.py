@@ -117,9 +117,11 @@ class MutualInformation:
 
     Example:
         >>> from sklearn.datasets import load_iris
+        >>> from sklearn.linear_model import LogisticRegression
         >>> from xent.learn import MutualInformation
         >>> x, y = load_iris(return_X_y=True)
-        >>> found = MutualInformation().estimate(x, y, quiet=True)
+        >>> linear = LogisticRegression(max_iter=1000)
+        >>> found = MutualInformation(linear).estimate(x, y, quiet=True)
         >>> found.nats > 0.9, round(found.bound, 4)
         (True, 1.0986)
 
