@@ -6,7 +6,8 @@ in the rows they see and, as the loss gets the rows of all of them at once, in t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import count, islice
 
 import torch
 from torch import Tensor
@@ -105,6 +106,33 @@ class SmallNetworks:
         Raises:
             ValueError: if ``x``, ``y`` and ``rows`` do not fit together.
         """
+        for _ in islice(self.training(x, y, loss, rows=rows, batch=batch, lr=lr), steps):
+            if after_step is not None:
+                after_step()
+
+    def training(
+        self,
+        x: Tensor,
+        y: Tensor,
+        loss: Callable[..., Tensor],
+        *,
+        rows: Tensor | None = None,
+        batch: int = 64,
+        lr: float = 3e-3,
+    ) -> Iterator[int]:
+        """The same without an end: one step each time the next number of steps is asked for.
+
+        Args:
+            x: as for :meth:`train`, like all others.
+            y: classes.
+            loss: the loss.
+            rows: which rows each network learns from.
+            batch: rows per step and network.
+            lr: step size of Adam.
+
+        Raises:
+            ValueError: at the first step, if ``x``, ``y`` and ``rows`` do not fit together.
+        """
         is_tensor("x", x)
         is_tensor("y", y)
         if x.ndim != 2 or y.shape != x.shape[:1]:
@@ -121,12 +149,11 @@ class SmallNetworks:
                 f"shape {tuple(rows.shape)}"
             )
         optimizer = torch.optim.Adam(self.parameters, lr=lr, fused=True)  # three times as fast
-        for _ in range(steps):
+        for step in count(1):
             drawn = [torch.randint(rows.shape[1], (batch,), generator=g) for g in self.generators]
             pick = rows.gather(1, torch.stack(drawn)[self.of_model])
             z = self.logits(x[pick])
             optimizer.zero_grad()
             (loss(z.flatten(0, 1), y[pick].flatten(), reduction="sum") / batch).backward()
             optimizer.step()
-            if after_step is not None:
-                after_step()
+            yield step

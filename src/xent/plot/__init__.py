@@ -6,7 +6,18 @@ drawn.
 """
 
 from .diagrams import binary_terms, jacobian, reliability
+from .evidence import activation_map, information, information_bars
 from .family import loss_curves
 from .training import curves, learning_curves
 
 __all__ = ["binary_terms", "curves", "jacobian", "learning_curves", "loss_curves", "reliability"]
+__all__ = [
+    "activation_map",
+    "binary_terms",
+    "curves",
+    "information",
+    "information_bars",
+    "jacobian",
+    "loss_curves",
+    "reliability",
+]

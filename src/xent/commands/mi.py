@@ -1,0 +1,205 @@
+"""``xent mi``: the mutual information of the columns of a table and a class."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from .console import UserError, note, progress_bar, table
+from .plot import require_matplotlib
+from .run_folder import RECORD, RunFolder
+from .table import features_and_target, read_table
+
+USAGE = "xent mi TABLE [--target COLUMN] [--each] [options]\n       xent mi --synthetic [options]"
+EPILOG = """\
+The estimate is the entropy of the class less the held-out cross-entropy of a classifier: on average
+a lower bound, close to the truth if the classifier's probabilities are. The interval is about the
+luck of the rows only. Below 0: nothing was found."""
+PICTURE, EVERYTHING = "information.png", "all columns"
+
+
+class Job(NamedTuple):
+    """Features and classes to be looked at, and their mutual information where it is known."""
+
+    x: Any
+    y: Any
+    truth: float | None = None
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of ``xent mi``."""
+    parser.usage, parser.epilog = USAGE, EPILOG
+    parser.add_argument("table", nargs="?", metavar="TABLE", help="CSV with names, or Parquet")
+    parser.add_argument("--target", metavar="COLUMN", help="the class (default: the last column)")
+    parser.add_argument("--each", action="store_true", help="each column by itself, too")
+    parser.add_argument(
+        "--synthetic", action="store_true", help="Gaussian classes whose information is known"
+    )
+    whole = {"type": int, "metavar": "N"}
+    parser.add_argument(
+        "--dims", nargs="+", default=[1, 2, 5, 10],
+        help="features of the synthetic sets (default 1 2 5 10)", **whole,
+    )  # fmt: skip
+    parser.add_argument("--rows", default=50_000, help="of a synthetic set (%(default)s)", **whole)
+    parser.add_argument(
+        "--classifier", choices=tuple(CLASSIFIERS), default="network", help="default: network"
+    )
+    parser.add_argument("--folds", default=5, help="of the cross-fitting (%(default)s)", **whole)
+    parser.add_argument("--bootstrap", default=1000, help="resamples (%(default)s)", **whole)
+    parser.add_argument(
+        "--confidence", type=float, default=0.95, metavar="P", help="of the interval (%(default)s)"
+    )
+    parser.add_argument("--seed", default=0, help="of everything random (%(default)s)", **whole)
+    parser.add_argument("--out", default="runs/mi", help="folder of the record (%(default)s)")
+    parser.add_argument("--quiet", action="store_true", help="no progress, only the result")
+    parser.add_argument("--json", action="store_true", help="print the record")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Estimate, print, and keep record and picture."""
+    require_matplotlib()
+    try:
+        from ..learn import MutualInformation
+
+        classifier = CLASSIFIERS[args.classifier](args.seed)
+    except ImportError as error:
+        raise UserError(f"{error.name} is not installed (pip install 'xent[learn]')") from None
+    estimator = MutualInformation(
+        classifier, folds=args.folds, bootstrap=args.bootstrap, confidence=args.confidence,
+        seed=args.seed,
+    )  # fmt: skip
+    jobs, folder, found = _jobs(args), RunFolder(args.out), {}
+    with progress_bar(args.quiet or len(jobs) == 1, total=len(jobs), unit="set") as bar:
+        for name, job in jobs.items():
+            try:
+                quiet = args.quiet or len(jobs) > 1
+                found[name] = estimator.estimate(job.x, job.y, quiet=quiet)
+            except ValueError as error:
+                message = re.sub(r"`(folds|bootstrap|confidence)`", r"--\1", str(error))
+                raise UserError(f"{name}: {message}") from None
+            bar.update()
+    if not args.synthetic:  # all columns first, then the most telling
+        first, *others = found
+        ranked = sorted(others, key=lambda name: -found[name].nats)
+        found = {name: found[name] for name in (first, *ranked)}
+    truth = {name: job.truth for name, job in jobs.items() if job.truth is not None}
+    record = _record(args, found, truth)
+    for failure in (
+        folder.save(RECORD, json.dumps(record, indent=2).encode()),
+        folder.save(PICTURE, _picture(found, truth)),
+    ):
+        if failure:
+            note(failure)
+    print(json.dumps(record, indent=2) if args.json else _text(found, truth, folder.path))
+    return 0
+
+
+# ---- what is looked at --------------------------------------------------------------------------
+
+
+def _jobs(args: argparse.Namespace) -> dict[str, Job]:
+    if args.synthetic == bool(args.table):
+        raise UserError("name a table, or give --synthetic: one of the two")
+    if args.synthetic:
+        return _synthetic(args)
+    columns = read_table(args.table)
+    target = args.target = args.target or list(columns)[-1]  # the record names it
+    x, y, _ = features_and_target(columns, target)
+    jobs = {EVERYTHING: Job(x, y)}
+    if args.each and len(columns) > 2:
+        for name in (name for name in columns if name != target):
+            pair = {name: columns[name], target: columns[target]}
+            jobs[name] = Job(features_and_target(pair, target)[0], y)
+    return jobs
+
+
+def _synthetic(args: argparse.Namespace) -> dict[str, Job]:
+    """The sets of Qin et al., made smaller or larger."""
+    from ..learn.gaussian_classes import BALANCED, IMBALANCED, GaussianClasses
+
+    jobs = {}
+    for kind, counts in (("balanced", BALANCED), ("imbalanced", IMBALANCED)):
+        scaled = [round(args.rows * n / sum(counts)) for n in counts]
+        for dims in args.dims:
+            try:
+                classes = GaussianClasses(dims, scaled)
+            except ValueError:
+                raise UserError(
+                    "--dims must be at least 1, and --rows enough for 5 classes"
+                ) from None
+            x, y = classes.sample(args.seed)
+            jobs[f"{kind}, d={dims}"] = Job(x.numpy(), y.numpy(), classes.mutual_information())
+    return jobs
+
+
+def _network(seed: int) -> Any:
+    from ..learn import NetworkClassifier
+
+    return NetworkClassifier(random_state=seed)
+
+
+def _linear(seed: int) -> Any:
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    return make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+
+
+def _trees(seed: int) -> Any:
+    from sklearn.ensemble import HistGradientBoostingClassifier
+
+    return HistGradientBoostingClassifier(random_state=seed).set_params(early_stopping=True)
+
+
+CLASSIFIERS: dict[str, Callable[[int], Any]] = {
+    "network": _network,
+    "linear": _linear,
+    "trees": _trees,
+}
+
+
+# ---- what is told -------------------------------------------------------------------------------
+
+
+def _record(
+    args: argparse.Namespace, found: dict[str, Any], truth: dict[str, float]
+) -> dict[str, Any]:
+    asked = ("table", "target", "synthetic", "classifier", "folds", "bootstrap", "seed")
+    estimates = {name: one.to_dict() for name, one in found.items()}
+    for name, nats in truth.items():
+        estimates[name]["truth"] = nats
+    return {"settings": {key: getattr(args, key) for key in asked}, "estimates": estimates}
+
+
+def _text(found: dict[str, Any], truth: dict[str, float], folder: Path) -> str:
+    where = f"\nrecord and picture: {folder}"
+    if len(found) == 1 and not truth:
+        return f"{next(iter(found.values()))}\n{where}"
+    lines = [["", "nats", "bits", "interval", "at most", "share", *(["truth"] if truth else [])]]
+    for name, one in found.items():
+        low, high = one.interval
+        cells = [f"{one.nats:.4f}", f"{one.bits:.4f}", f"{low:.4f} to {high:.4f}"]
+        cells += [f"{one.bound:.4f}", f"{one.share:.1%}"]
+        lines.append([name, *cells, *([f"{truth[name]:.4f}"] if truth else [])])
+    return f"{table(lines)}\n{where}"
+
+
+def _picture(found: dict[str, Any], truth: dict[str, float]) -> bytes:
+    """One estimate by its classes, several side by side."""
+    import io
+
+    from ..plot import information, information_bars
+
+    if len(found) == 1 and not truth:
+        ax = information(*found.values())
+    else:
+        ax = information_bars(found, truth or None)
+    data = io.BytesIO()
+    figure: Any = ax.figure
+    figure.savefig(data, format="png")
+    return data.getvalue()
