@@ -19,8 +19,8 @@ from torch import Tensor
 
 WHITENED = 4096  # features; more than these are only scaled, one by one
 ROWS_PER_FEATURE = 8  # are enough to know how features vary together
-PROBES = 4  # random directions that tell the curvature of a row
-STALE = 0.5  # of the curvature that coordinates were made for: time for new ones
+PROBES = 2  # random directions that tell the curvature of a row
+STALE = 0.1  # of the curvature that coordinates were made for: time for new ones
 
 
 class Design:
