@@ -7,7 +7,16 @@ Nothing here is loaded by ``import xent``. What is named below comes directly fr
 from importlib import import_module
 from typing import Any
 
-_MODULE_OF: dict[str, str] = {}
+_MODULE_OF: dict[str, str] = {
+    "Bernoulli": "search_distributions",
+    "Categorical": "search_distributions",
+    "CrossEntropyMethod": "cross_entropy_method",
+    "Gaussian": "search_distributions",
+    "PolicyScores": "policy_search",
+    "deep_cem": "policy_learning",
+    "evaluate_policy": "policy_search",
+    "reinforce": "policy_learning",
+}
 __all__ = sorted(_MODULE_OF)
 
 

@@ -1,0 +1,301 @@
+"""The cross-entropy method: search by drawing points and fitting to the best of them.
+
+search = CrossEntropyMethod(Gaussian(torch.zeros(22), 100.0), population=100, noise=4.0)
+while not search.stop() and search.iteration < 50:
+    points = search.ask()  # (100, 22)
+    search.tell(points, scores_of(points))  # one number for each
+search.result().centre
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .._check import finite_number
+from ..hyperparameters import Range
+from .search_distributions import SearchDistribution
+
+
+def elite_count(elite: float, of: int, name: str = "population") -> int:
+    """How many an elite is.
+
+    Args:
+        elite: a share, rounded up, or a whole number from 2.
+        of: how many there are.
+        name: what they are called, for the message.
+
+    Raises:
+        ValueError: for an elite of fewer than two, or of all.
+    """
+    if not isinstance(of, int) or isinstance(of, bool) or of < 3:
+        raise ValueError(f"`{name}` must be a whole number of at least 3, got {of!r}")
+    finite_number("elite", elite)
+    # Less a hair, so that a tenth of thirty is three.
+    count = elite if isinstance(elite, int) else math.ceil(elite * of - 1e-9)
+    if not 2 <= count < of:
+        raise ValueError(
+            f"an `elite` of {elite} of a `{name}` of {of} is {count}; it must be at least 2, which "
+            "have a spread, and fewer than all. A float is a share, an integer a number"
+        )
+    return count
+
+
+class Iteration(NamedTuple):
+    """How one iteration went.
+
+    Attributes:
+        best: the best score.
+        threshold: the worst score of the elite.
+        mean: the mean of all scores.
+        spread: the largest standard deviation of a coordinate after the update.
+    """
+
+    best: float
+    threshold: float
+    mean: float
+    spread: float
+
+
+class SearchResult(NamedTuple):
+    """What a search has found so far.
+
+    Attributes:
+        centre: the likeliest point of the distribution, ``(d,)``. Where scores are noisy it is
+            worth more than ``best``, which had luck.
+        best: the point with the best score of all, ``(d,)``; None before the first ``tell``.
+        score: its score.
+        distribution: what the next points would be drawn from.
+        evaluations: how many points have been scored.
+        history: one :class:`Iteration` for each.
+    """
+
+    centre: Tensor
+    best: Tensor | None
+    score: float
+    distribution: SearchDistribution
+    evaluations: int
+    history: list[Iteration]
+
+
+class CrossEntropyMethod:
+    r"""Search for the points with the best scores.
+
+    Points are drawn from a distribution, which is then fitted to the best of them: it moves to
+    the member of its family with the least cross-entropy from the elite.
+
+    .. math:: q_{t+1} = \arg\min_q\ -\sum_{x \in \text{elite}} \log q(x)
+
+    Args:
+        distribution: where to start, a :class:`Gaussian`, :class:`Bernoulli` or
+            :class:`Categorical`; wide enough to hold the points looked for.
+        population: how many points an iteration draws.
+        elite: how many of them the distribution is fitted to, as a share of the population, rounded
+            up, or as a whole number from 2. Of equal scores those drawn first are taken.
+        smoothing: the share of the old parameters in the new ones, from 0 up to 1. Literature
+            writes :math:`\alpha` for one minus it.
+        noise: variance added to each coordinate after an update, against a spread that vanishes too
+            soon: a number, or a function of the number of the iteration, 1 for the first. For
+            :class:`Gaussian`.
+        seed: of the points.
+        maximize: whether large scores are good; else small ones.
+
+    Raises:
+        ValueError: for a value that an option cannot take.
+        TypeError: for noise where the distribution has no variance of its own.
+
+    Example:
+        >>> import torch
+        >>> from xent.learn import CrossEntropyMethod, Gaussian
+        >>> goal = torch.tensor([3.0, -1.0])
+        >>> search = CrossEntropyMethod(Gaussian(torch.zeros(2), 100.0), elite=0.2, maximize=False)
+        >>> while not search.stop():
+        ...     points = search.ask()
+        ...     search.tell(points, (points - goal).square().sum(1))
+        >>> [round(x, 4) for x in search.result().centre.tolist()]
+        [3.0, -1.0]
+
+    References:
+        Rubinstein, *The cross-entropy method for combinatorial and continuous optimization*, 1999.
+        de Boer et al., *A tutorial on the cross-entropy method*, 2005.
+        Noise: Szita & Lorincz, *Learning Tetris using the noisy cross-entropy method*, Neural
+        Computation, 2006; there 4, or ``max(5 - t / 10, 0)``.
+    """
+
+    def __init__(
+        self,
+        distribution: SearchDistribution,
+        *,
+        population: int = 100,
+        elite: float = 0.1,
+        smoothing: float = 0.0,
+        noise: float | Callable[[int], float] = 0.0,
+        seed: int = 0,
+        maximize: bool = True,
+    ) -> None:
+        self.elite = elite_count(elite, population)
+        if not 0 <= finite_number("smoothing", smoothing) < 1:
+            raise ValueError(f"`smoothing` must be at least 0 and less than 1, got {smoothing}")
+        self.distribution = distribution
+        self.population = population
+        self.smoothing = smoothing
+        self.maximize = maximize
+        self.evaluations = 0
+        self.history: list[Iteration] = []
+        self._noise = noise
+        self._generator = torch.Generator().manual_seed(seed)
+        self._best: Tensor | None = None
+        self._score = -math.inf if maximize else math.inf
+        if self._variance(1):
+            distribution.widen(0.0)  # a family that cannot is refused now, not after the scores
+
+    @property
+    def iteration(self) -> int:
+        """How many iterations are done."""
+        return len(self.history)
+
+    def ask(self) -> Tensor:
+        """New points to score, ``(population, d)``."""
+        return self.distribution.sample(self.population, self._generator)
+
+    def tell(self, points: Tensor, scores: Tensor | Sequence[float]) -> None:
+        """Fit the distribution to the best of the points.
+
+        Args:
+            points: what :meth:`ask` gave, ``(n, d)``.
+            scores: one for each, ``(n,)``. A point that failed has the worst there is: ``-inf``,
+                or ``inf`` where small scores are good. It is never fitted to.
+
+        Raises:
+            ValueError: for scores that do not fit the points, NaN, infinitely good ones, or if all
+                points failed.
+        """
+        gains = _gains(points, scores, self.maximize)
+        order = gains.argsort(descending=True, stable=True)[: self.elite]
+        order = order[gains[order] > -math.inf]
+        if not len(order):
+            raise ValueError(
+                "`scores`: every point failed, so nothing is left to fit to; start from a "
+                "distribution that holds points which do not"
+            )
+        sign = 1 if self.maximize else -1
+        best, threshold = sign * gains[order[0]].item(), sign * gains[order[-1]].item()
+        if self._best is None or sign * best > sign * self._score:
+            self._best, self._score = points[order[0]].clone(), best
+        fitted = self.distribution.fit(points[order])
+        new = self.distribution.blend(fitted, 1 - self.smoothing) if self.smoothing else fitted
+        variance = self._variance(self.iteration + 1)
+        self.distribution = new.widen(variance) if variance else new
+        self.evaluations += len(points)
+        mean = sign * gains.mean().item()
+        self.history.append(Iteration(best, threshold, mean, self.distribution.spread))
+
+    def stop(self, tolerance: float = 1e-8) -> bool:
+        """Whether the distribution can draw nothing new: its spread is below the tolerance."""
+        return self.distribution.spread < tolerance
+
+    def result(self) -> SearchResult:
+        """What has been found so far."""
+        return SearchResult(
+            self.distribution.centre, self._best, self._score, self.distribution,
+            self.evaluations, list(self.history),
+        )  # fmt: skip
+
+    def run(
+        self,
+        function: Callable[[Tensor], Tensor | Sequence[float]],
+        iterations: int,
+        *,
+        target: float | None = None,
+        quiet: bool = False,
+    ) -> SearchResult:
+        """Ask and tell until the distribution collapses, the target is met or time is up.
+
+        Args:
+            function: from points ``(population, d)`` to their scores, ``(population,)``.
+            iterations: how many there may be, those done before included.
+            target: a mean score of the population that is good enough.
+            quiet: show no progress.
+
+        Returns:
+            The :class:`SearchResult`.
+        """
+        from tqdm import tqdm
+
+        sign = 1 if self.maximize else -1
+        with tqdm(total=iterations, initial=self.iteration, disable=quiet, unit="it") as bar:
+            while self.iteration < iterations and not self.stop():
+                points = self.ask()
+                self.tell(points, function(points))
+                last = self.history[-1]
+                bar.set_postfix_str(f"mean {last.mean:.4g}, best {self._score:.4g}")
+                bar.update()
+                if target is not None and sign * last.mean >= sign * target:
+                    break
+        return self.result()
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a search needs to go on, in tensors and numbers; for ``torch.save``."""
+        return {
+            "distribution": self.distribution.parameters(),
+            "generator": self._generator.get_state(),
+            "evaluations": self.evaluations,
+            "history": [list(iteration) for iteration in self.history],
+            "best": self._best,
+            "score": self._score,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a state: the next points are those that would have come there.
+
+        Args:
+            state: what :meth:`state_dict` of a search with the same options gave.
+
+        Raises:
+            ValueError: if it belongs to another family or another number of dimensions.
+        """
+        sizes = {name: x.shape for name, x in self.distribution.parameters().items()}
+        given = {name: x.shape for name, x in state["distribution"].items()}
+        if given != sizes:
+            kind = type(self.distribution).__name__
+            raise ValueError(
+                f"the state has parameters {_listed(given)}, this {kind} has {_listed(sizes)}"
+            )
+        self.distribution = type(self.distribution)(**state["distribution"])
+        self._generator.set_state(state["generator"])
+        self.evaluations = state["evaluations"]
+        self.history = [Iteration(*iteration) for iteration in state["history"]]
+        self._best, self._score = state["best"], state["score"]
+
+    def _variance(self, iteration: int) -> float:
+        noise = self._noise(iteration) if callable(self._noise) else self._noise
+        Range(0).check("noise", noise, None)
+        return float(noise)
+
+
+def _gains(points: Tensor, scores: Tensor | Sequence[float], maximize: bool) -> Tensor:
+    """The scores in float64, the larger the better."""
+    given = torch.as_tensor(scores).detach().to("cpu", torch.float64)
+    if given.shape != (len(points),):
+        raise ValueError(
+            f"`scores` must hold one number for each of the {len(points)} points, shape "
+            f"({len(points)},); got {tuple(given.shape)}"
+        )
+    gains = given if maximize else -given
+    wrong = (gains.isnan() | (gains == math.inf)).nonzero().flatten().tolist()
+    if wrong:
+        some = ", ".join(map(str, wrong[:10])) + (", ..." if len(wrong) > 10 else "")
+        worst = "-inf" if maximize else "inf"
+        raise ValueError(
+            f"`scores` must be numbers, {worst} for points that failed; NaN or infinitely good are "
+            f"those of points {some}"
+        )
+    return gains
+
+
+def _listed(sizes: dict[str, torch.Size]) -> str:
+    return ", ".join(f"{name} {tuple(size)}" for name, size in sizes.items())

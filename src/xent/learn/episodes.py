@@ -1,0 +1,276 @@
+"""Whole episodes of gymnasium environments, played side by side.
+
+Each episode has a seed of its own and a copy of the environment until its end, so that it is the
+same whatever plays beside it, and none is cut short for being long. A vector environment of
+gymnasium would begin the next one by itself, with a step in between that must not be learnt from.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Generator, Tensor
+from torch.nn import Module
+
+# From observations (k, ...) and the numbers of the episodes they are of, (k,), to actions.
+Act = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Episodes:
+    """Episodes one after the other, all steps of the first, then those of the second, ...
+
+    Attributes:
+        observations: what was seen before each step, ``(steps, ...)``.
+        actions: what was done, ``(steps, ...)``.
+        rewards: what it brought, ``(steps,)``, float64.
+        lengths: steps of each episode, ``(episodes,)``.
+        truncated: whether it was cut by a limit of time and not over by itself, ``(episodes,)``.
+            Its returns are those until then.
+    """
+
+    observations: Tensor
+    actions: Tensor
+    rewards: Tensor
+    lengths: Tensor
+    truncated: Tensor
+
+    @property
+    def returns(self) -> Tensor:
+        """The sum of the rewards of each episode, ``(episodes,)``."""
+        return self.rewards.new_zeros(len(self.lengths)).index_add(0, self.index, self.rewards)
+
+    @property
+    def index(self) -> Tensor:
+        """The number of the episode of each step, ``(steps,)``."""
+        return torch.arange(len(self.lengths)).repeat_interleave(self.lengths)
+
+    def discounted(self, gamma: float) -> Tensor:
+        r"""The return from each step on, ``(steps,)``: :math:`G_t = r_t + \gamma G_{t+1}`.
+
+        Args:
+            gamma: what a reward is worth one step later, from 0 to 1.
+        """
+        returns = []
+        for rewards in self.rewards.split(self.lengths.tolist()):
+            total, backward = 0.0, []
+            for reward in reversed(rewards.tolist()):
+                total = reward + gamma * total
+                backward.append(total)
+            returns += reversed(backward)
+        return torch.tensor(returns, dtype=self.rewards.dtype)
+
+
+class Stage:
+    """Copies of an environment to play episodes on, made as they are needed.
+
+    Args:
+        env: the id of a gymnasium environment, or a function that makes one. Episodes must come to
+            an end: ``gymnasium.wrappers.TimeLimit`` cuts those that do not.
+        copies: how many episodes are played side by side at most.
+
+    Raises:
+        TypeError: for an environment, of which there can be no copies, or anything else.
+        ValueError: for observations that make no array.
+
+    Example:
+        >>> import torch
+        >>> from xent.learn.episodes import Stage
+        >>> with Stage("CartPole-v1") as stage:
+        ...     played = stage.play(lambda seen, _: (seen[:, 2] > 0).long(), seeds=[0, 1, 2])
+        >>> torch.equal(played.returns, played.lengths.double())  # a reward of 1 for each step
+        True
+    """
+
+    def __init__(self, env: str | Callable[[], Any], copies: int = 64) -> None:
+        import gymnasium
+
+        if isinstance(env, str):
+            self._make: Callable[[], Any] = lambda: gymnasium.make(env)
+        elif callable(env):
+            self._make = env
+        else:
+            raise TypeError(
+                "`env` must be the id of a gymnasium environment, or a function that makes one, "
+                f"since copies of it are played on; got {type(env).__name__}"
+            )
+        self.copies = copies
+        self._envs = [self._make()]
+        if not isinstance(self._envs[0], gymnasium.Env):
+            raise TypeError(f"`env` must make a gymnasium.Env, made {type(self._envs[0]).__name__}")
+        self.observation_space = self._envs[0].observation_space
+        self.action_space = self._envs[0].action_space
+        if self.observation_space.shape is None:
+            raise ValueError(
+                f"observations of {self.observation_space} make no array; wrap the environment in "
+                "gymnasium.wrappers.FlattenObservation"
+            )
+
+    def play(self, act: Act, seeds: Sequence[int]) -> Episodes:
+        """One episode for each seed.
+
+        Args:
+            act: chooses actions, ``(k, ...)``, from the observations of ``k`` episodes, ``(k,
+                ...)``, and the numbers of these episodes, ``(k,)``.
+            seeds: of the environment in each episode.
+
+        Returns:
+            The :class:`Episodes`, in the order of the seeds.
+        """
+        if not seeds:
+            raise ValueError("`seeds` must hold at least one, for an episode")
+        while len(self._envs) < min(self.copies, len(seeds)):
+            self._envs.append(self._make())
+        free, waiting = list(self._envs), deque(enumerate(seeds))
+        playing: list[_Episode] = []
+        played: list[_Episode] = []
+        while waiting or playing:
+            while free and waiting:
+                playing.append(_Episode(free.pop(), *waiting.popleft()))
+            seen = _tensor(np.stack([episode.seen for episode in playing]))
+            actions = act(seen, torch.tensor([episode.number for episode in playing])).numpy()
+            for episode, action in zip(playing, actions, strict=True):
+                episode.step(action)
+            over = [episode for episode in playing if episode.over]
+            free += [episode.env for episode in over]
+            played += over
+            playing = [episode for episode in playing if not episode.over]
+        return _joined(sorted(played, key=lambda episode: episode.number))
+
+    def close(self) -> None:
+        """Close the environments."""
+        for env in self._envs:
+            env.close()
+
+    def __enter__(self) -> Stage:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+class _Episode:
+    """One episode on one copy of the environment."""
+
+    def __init__(self, env: Any, number: int, seed: int) -> None:
+        self.env, self.number = env, number
+        self.seen: Any = env.reset(seed=int(seed))[0]
+        self.steps: list[tuple[Any, Any, float]] = []  # observation before, action, reward
+        self.over = self.truncated = False
+
+    def step(self, action: Any) -> None:
+        before = self.seen
+        self.seen, reward, terminated, cut, _ = self.env.step(action)
+        self.steps.append((before, action, float(reward)))
+        self.over, self.truncated = bool(terminated or cut), bool(cut and not terminated)
+
+
+def _joined(played: list[_Episode]) -> Episodes:
+    every = [step for episode in played for step in episode.steps]
+    observations, actions, rewards = zip(*every, strict=True)
+    return Episodes(
+        _tensor(np.stack(observations)),
+        torch.from_numpy(np.stack(actions)),
+        torch.tensor(rewards, dtype=torch.float64),
+        torch.tensor([len(episode.steps) for episode in played]),
+        torch.tensor([episode.truncated for episode in played]),
+    )
+
+
+def sampled(policy: Module, space: Any, generator: Generator) -> Act:
+    """Actions drawn with the probabilities that a policy's logits give them.
+
+    Args:
+        policy: from observations ``(k, ...)`` to logits ``(k, actions)``.
+        space: the action space, which must be discrete.
+        generator: of random numbers, on the CPU.
+
+    Raises:
+        TypeError: for another action space.
+    """
+    check_discrete(space)
+
+    @torch.no_grad()
+    def act(seen: Tensor, _: Tensor) -> Tensor:
+        p = logits_of(policy, seen, space).softmax(-1).cpu()
+        return torch.multinomial(p, 1, generator=generator).squeeze(1) + int(space.start)
+
+    return act
+
+
+def greedy(output: Tensor, space: Any) -> Tensor:
+    """Actions that a policy prefers: of the largest logit, or for numbers its output in bounds.
+
+    Args:
+        output: of the policy, ``(k, actions)``, or ``(k, ...)`` for actions that are numbers.
+        space: the action space, ``Discrete`` or ``Box``.
+
+    Raises:
+        TypeError: for another action space.
+        ValueError: if ``output`` does not fit it.
+    """
+    from gymnasium.spaces import Box, Discrete
+
+    if isinstance(space, Discrete):
+        return _checked(output, int(space.n)).argmax(-1) + int(space.start)
+    if isinstance(space, Box):
+        low, high = torch.from_numpy(space.low), torch.from_numpy(space.high)
+        numbers = _checked(output, low.numel()).to(low.dtype)
+        return numbers.view(-1, *low.shape).clamp(low, high)
+    raise TypeError(f"a policy acts in Discrete or Box action spaces, not in {space}")
+
+
+def check_discrete(space: Any) -> Any:
+    """The action space; raise unless it is ``Discrete``."""
+    from gymnasium.spaces import Discrete
+
+    if not isinstance(space, Discrete):
+        raise TypeError(
+            f"logits choose among actions of a Discrete space, and this environment has {space}; "
+            "CrossEntropyMethod with PolicyScores takes Box, too"
+        )
+    return space
+
+
+def logits_of(policy: Module, seen: Tensor, space: Any) -> Tensor:
+    """The logits of a policy, on its device, checked.
+
+    Args:
+        policy: from observations ``(k, ...)`` to logits ``(k, actions)``.
+        seen: the observations.
+        space: the action space, ``Discrete``.
+
+    Raises:
+        TypeError: if the policy returns no tensor.
+        ValueError: for another shape, or NaN.
+    """
+    first = next(policy.parameters(), seen)
+    return _checked(policy(seen.to(first.device)), int(space.n))
+
+
+def _checked(output: Any, width: int) -> Tensor:
+    if not isinstance(output, Tensor):
+        raise TypeError(f"`policy` must return a tensor, returned {type(output).__name__}")
+    if output.ndim < 2 or output[0].numel() != width:
+        raise ValueError(
+            f"`policy` must return ({width},) numbers for each observation in this environment; "
+            f"returned shape {tuple(output.shape)}"
+        )
+    if bool(output.isnan().any()):
+        raise ValueError("`policy` returned NaN; was `lr` too large?")
+    return output
+
+
+def _tensor(array: np.ndarray) -> Tensor:
+    tensor = torch.from_numpy(array)
+    return tensor.to(torch.get_default_dtype()) if tensor.is_floating_point() else tensor
+
+
+def seeds_of(seed: int, round: int, count: int) -> list[int]:
+    """Seeds for the episodes of one round, which no other round or seed has."""
+    return np.random.SeedSequence((seed, round)).generate_state(count).tolist()

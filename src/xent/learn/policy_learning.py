@@ -1,0 +1,314 @@
+"""Policies that learn from whole episodes with cross-entropy: weighted, or of the best episodes.
+
+The cross-entropy of the actions taken, ``-log p(action | observation)``, is what both minimise.
+REINFORCE weights each action by what came after it; the cross-entropy method takes the actions of
+the best episodes as targets, all with weight 1.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+from .._files import write_whole
+from ..hyperparameters import Range
+from ..losses import cross_entropy, group_advantages, reinforce_loss
+from ..measurement import statistics
+from .cross_entropy_method import elite_count
+from .episodes import Episodes, Stage, check_discrete, logits_of, sampled, seeds_of
+
+# From a batch of episodes, the logits of its steps and the classes of their actions to a loss.
+BatchLoss = Callable[[Episodes, Tensor, Tensor], Tensor]
+WINDOW = 100  # episodes that must average the target
+
+
+@dataclass
+class PolicyRecord:
+    """How a policy has learnt.
+
+    Attributes:
+        batch: episodes per update.
+        returns: of each episode, in the order they were played.
+        loss: of each batch.
+        entropy: mean entropy of the policy in each batch, in nats.
+        solved: whether the last 100 episodes average the target.
+    """
+
+    batch: int
+    returns: list[float] = field(default_factory=list)
+    loss: list[float] = field(default_factory=list)
+    entropy: list[float] = field(default_factory=list)
+    solved: bool = False
+
+    def average(self, last: int = WINDOW) -> float:
+        """Mean return of the last episodes."""
+        recent = self.returns[-last:]
+        return sum(recent) / len(recent)
+
+
+def reinforce(
+    policy: Module,
+    env: str | Callable[[], Any],
+    *,
+    gamma: float = 0.99,
+    batch: int = 10,
+    lr: float = 1e-2,
+    entropy_weight: float = 0.0,
+    episodes: int = 1000,
+    target: float | None = None,
+    seed: int = 0,
+    callback: Callable[[PolicyRecord], object] | None = None,
+    checkpoint: str | Path | None = None,
+    resume: bool = False,
+    quiet: bool = False,
+) -> PolicyRecord:
+    r"""Policy gradient: cross-entropy of the actions taken, weighted by how well it went.
+
+    .. math:: L = \frac{1}{N} \sum_t A_t \bigl(-\log p(a_t \mid s_t)\bigr), \qquad
+        A_t = \frac{G_t - \mathrm{mean}(G)}{\mathrm{std}(G)}, \qquad G_t = r_t + \gamma G_{t+1}
+
+    over the N steps of a batch of episodes. Advantages are signed and sum to 0, so a mean must
+    divide by the number of steps; a weighted mean that divides by the sum of its weights divides by
+    0, give or take rounding.
+
+    Args:
+        policy: a module from observations ``(k, ...)`` to logits ``(k, actions)``; trained in
+            place, on the device it is on.
+        env: the id of a gymnasium environment with discrete actions, or a function that makes one.
+        gamma: what a reward is worth one step later, from 0 to 1.
+        batch: episodes per update.
+        lr: step size of Adam.
+        entropy_weight: how much of the policy's entropy is subtracted from the loss.
+        episodes: how many to play at most.
+        target: stop when the last 100 episodes average it.
+        seed: of episodes and actions; the start of the policy is the caller's.
+        callback: called with the record after each update.
+        checkpoint: a file to save the state in after each update.
+        resume: go on from ``checkpoint``, to the same bits as without the interruption.
+        quiet: show no progress.
+
+    Returns:
+        The :class:`PolicyRecord`.
+
+    Raises:
+        ValueError: for values that options cannot take, logits that do not fit the actions, or a
+            checkpoint of another training.
+        TypeError: for actions that are not discrete.
+
+    Example:
+        >>> import torch
+        >>> from xent.learn import reinforce
+        >>> policy = torch.nn.Linear(4, 2)
+        >>> record = reinforce(policy, "CartPole-v1", episodes=30, quiet=True)
+        >>> len(record.returns), len(record.loss)
+        (30, 3)
+
+    References:
+        Williams, *Simple statistical gradient-following algorithms for connectionist reinforcement
+        learning*, Machine Learning, 1992.
+    """
+    Range(0, 1).check("gamma", gamma, None)
+    Range(0).check("entropy_weight", entropy_weight, None)
+    settings = {"method": "reinforce", "gamma": gamma, "entropy_weight": entropy_weight}
+    loss = partial(_policy_gradient, gamma=gamma, entropy_weight=entropy_weight)
+    training = _Training(policy, loss, batch, lr, seed, settings, checkpoint, resume)
+    return training.run(env, episodes, target, callback, quiet)
+
+
+def deep_cem(
+    policy: Module,
+    env: str | Callable[[], Any],
+    *,
+    elite: float = 0.3,
+    batch: int = 16,
+    lr: float = 1e-2,
+    episodes: int = 1600,
+    target: float | None = None,
+    seed: int = 0,
+    callback: Callable[[PolicyRecord], object] | None = None,
+    checkpoint: str | Path | None = None,
+    resume: bool = False,
+    quiet: bool = False,
+) -> PolicyRecord:
+    r"""The cross-entropy method on actions: learn what was done in the best episodes.
+
+    .. math:: L = \frac{1}{N} \sum_{t \in \text{elite}} -\log p(a_t \mid s_t)
+
+    over the N steps of the best episodes of a batch: a step of the policy, as a distribution of
+    episodes, towards the least cross-entropy from the elite.
+
+    Args:
+        policy: a module from observations ``(k, ...)`` to logits ``(k, actions)``; trained in
+            place, on the device it is on.
+        env: the id of a gymnasium environment with discrete actions, or a function that makes one.
+        elite: the best episodes of a batch, as for :class:`CrossEntropyMethod`: a share, rounded
+            up, or a number of them.
+        batch: episodes per update.
+        lr: step size of Adam.
+        episodes: how many to play at most.
+        target: stop when the last 100 episodes average it.
+        seed: of episodes and actions; the start of the policy is the caller's.
+        callback: called with the record after each update.
+        checkpoint: a file to save the state in after each update.
+        resume: go on from ``checkpoint``, to the same bits as without the interruption.
+        quiet: show no progress.
+
+    Returns:
+        The :class:`PolicyRecord`.
+
+    Raises:
+        ValueError: for values that options cannot take, logits that do not fit the actions, or a
+            checkpoint of another training.
+        TypeError: for actions that are not discrete.
+
+    Example:
+        >>> import torch
+        >>> from xent.learn import deep_cem
+        >>> policy = torch.nn.Linear(4, 2)
+        >>> record = deep_cem(policy, "CartPole-v1", episodes=32, quiet=True)
+        >>> len(record.returns), len(record.loss)
+        (32, 2)
+
+    References:
+        Mannor, Rubinstein & Gat, *The cross entropy method for fast policy search*, ICML 2003.
+        Lapan, *Deep reinforcement learning hands-on*, 2018.
+    """
+    settings = {"method": "deep_cem", "elite": elite}
+    loss = partial(_elite_cross_entropy, count=elite_count(elite, batch, "batch"))
+    training = _Training(policy, loss, batch, lr, seed, settings, checkpoint, resume)
+    return training.run(env, episodes, target, callback, quiet)
+
+
+def _policy_gradient(
+    played: Episodes, logits: Tensor, classes: Tensor, gamma: float, entropy_weight: float
+) -> Tensor:
+    returns = played.discounted(gamma)
+    advantage = group_advantages(returns, len(returns)).to(logits.device)
+    s = statistics(logits, classes, entropy=True)
+    return reinforce_loss(s.log_prob, advantage, entropy=s.entropy, entropy_weight=entropy_weight)
+
+
+def _elite_cross_entropy(played: Episodes, logits: Tensor, classes: Tensor, count: int) -> Tensor:
+    best = played.returns.argsort(descending=True, stable=True)
+    kept = torch.isin(played.index, best[:count]).to(logits.device)
+    loss: Any = cross_entropy(logits[kept], classes[kept])
+    return loss
+
+
+class _Training:
+    """Episodes, loss, step, again; what both methods share."""
+
+    def __init__(
+        self,
+        policy: Module,
+        loss: BatchLoss,
+        batch: int,
+        lr: float,
+        seed: int,
+        settings: dict[str, Any],
+        checkpoint: str | Path | None,
+        resume: bool,
+    ) -> None:
+        if not isinstance(batch, int) or batch < 2:
+            raise ValueError(f"`batch` must be a whole number of at least 2, got {batch!r}")
+        Range(0, open=True).check("lr", lr, None)
+        self.policy, self.loss, self.seed = policy, loss, seed
+        self.optimizer = torch.optim.Adam(policy.parameters(), lr)
+        self.generator = torch.Generator().manual_seed(seed)
+        self.record = PolicyRecord(batch)
+        self.settings = {**settings, "batch": batch, "lr": lr, "seed": seed}
+        self.path = None if checkpoint is None else Path(checkpoint)
+        if resume:
+            self._load()
+        elif self.path and self.path.exists():
+            raise ValueError(f"{self.path} holds a training; resume=True continues it")
+
+    def run(
+        self,
+        env: str | Callable[[], Any],
+        episodes: int,
+        target: float | None,
+        callback: Callable[[PolicyRecord], object] | None,
+        quiet: bool,
+    ) -> PolicyRecord:
+        """Train until the target or the last whole batch of episodes."""
+        from tqdm import tqdm
+
+        record, batch = self.record, self.record.batch
+        if episodes < batch:
+            raise ValueError(f"`episodes` must be at least `batch`, {batch}, got {episodes}")
+        bar = tqdm(total=episodes, initial=len(record.returns), disable=quiet, unit="ep")
+        with Stage(env) as stage, bar:
+            check_discrete(stage.action_space)
+            while not self._solved(target) and len(record.returns) + batch <= episodes:
+                self._update(stage)
+                self._save()
+                bar.set_postfix_str(f"last {WINDOW}: {record.average():.4g}", refresh=False)
+                bar.update(batch)
+                if callback is not None:
+                    callback(record)
+        return record
+
+    def _update(self, stage: Stage) -> None:
+        """Play a batch of episodes, and take one step on it."""
+        record, space = self.record, check_discrete(stage.action_space)
+        seeds = seeds_of(self.seed, len(record.loss), record.batch)
+        played = stage.play(sampled(self.policy, space, self.generator), seeds)
+        logits = logits_of(self.policy, played.observations, space)
+        classes = (played.actions - int(space.start)).to(logits.device)
+        loss = self.loss(played, logits, classes)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        record.returns += played.returns.tolist()
+        record.loss.append(loss.item())
+        spread = statistics(logits.detach(), classes, entropy=True).entropy
+        record.entropy.append(spread.mean().item())
+
+    def _solved(self, target: float | None) -> bool:
+        record = self.record
+        if target is not None and len(record.returns) >= WINDOW:
+            record.solved = record.average() >= target
+        return record.solved
+
+    def _save(self) -> None:
+        if self.path is None:
+            return
+        data = io.BytesIO()
+        state = {
+            "settings": self.settings,
+            "record": asdict(self.record),
+            "policy": self.policy.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "generator": self.generator.get_state(),
+        }
+        torch.save(state, data)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(self.path, data.getvalue())
+
+    def _load(self) -> None:
+        if self.path is None:
+            raise ValueError("resume=True continues the training in `checkpoint`; say which one")
+        try:
+            state = torch.load(self.path, weights_only=True)
+            before = state["settings"]
+        except FileNotFoundError:
+            raise ValueError(f"resume=True: there is no {self.path}") from None
+        except Exception as error:  # torch raises many kinds for a damaged file
+            reason = str(error).partition("\n")[0]
+            raise ValueError(f"{self.path} is not a checkpoint of a training: {reason}") from None
+        if before != self.settings:
+            other = {k: v for k, v in before.items() if self.settings.get(k) != v}
+            raise ValueError(f"{self.path} was begun with {other}; continue it with the same")
+        self.policy.load_state_dict(state["policy"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.generator.set_state(state["generator"])
+        self.record = PolicyRecord(**state["record"])
