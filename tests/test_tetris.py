@@ -1,8 +1,9 @@
 """The example that learns Tetris: its game against a slow one that is plainly right."""
 
+import runpy
 import subprocess
 import sys
-from itertools import pairwise, product
+from itertools import islice, pairwise, product
 from pathlib import Path
 
 import numpy as np
@@ -271,29 +272,21 @@ WIDTH, HEIGHT, MASK = tetris._WIDTH, tetris._HEIGHT, tetris._MASK
 
 
 @njit
-def dellacherie(board, rows, landing_height, eroded):
-    """Pierre Dellacherie's value of a placement and the board after it, by cells."""
-    columns = len(board)
-    changes = holes = wells = 0
-    for c in range(columns):
-        below, depth, roofed = 1, 0, 0
-        for r in range(rows):
-            cell = board[c] >> r & 1
-            changes += cell != below
-            below = cell
-            left = board[c - 1] >> r & 1 if c > 0 else 1
-            changes += cell != left
-            if c == columns - 1:
-                changes += cell == 0
-        for r in range(rows - 1, -1, -1):
-            cell = board[c] >> r & 1
-            roofed |= cell
-            holes += roofed - cell
-            left = board[c - 1] >> r & 1 if c > 0 else 1
-            right = board[c + 1] >> r & 1 if c < columns - 1 else 1
-            depth = depth + 1 if left & right and not cell else 0
-            wells += depth
-    return eroded - landing_height - changes - 4 * holes - wells
+def dellacherie(board, rows):
+    """What a board is worth to Pierre Dellacherie's player: changes, holes and wells are bad."""
+    wall = (1 << rows) - 1
+    left, total = wall, 0
+    for c in range(len(board)):
+        here, right = board[c], board[c + 1] if c + 1 < len(board) else wall
+        total += tetris.bit_count(left ^ here)
+        total += tetris.bit_count((here << 1 | 1) & wall ^ here)
+        total += 4 * (tetris.height_of(here) - tetris.bit_count(here))
+        well = left & right & ~here
+        while well:  # cells one, two, ... deep
+            total += tetris.bit_count(well)
+            well &= well >> 1
+        left = here
+    return -total - tetris.bit_count(left ^ wall)
 
 
 @njit
@@ -301,34 +294,102 @@ def dellacherie_lines(rng, rows, columns):
     board, lines = np.zeros(columns, np.int64), 0
     while True:
         piece = rng.integers(0, 7)
-        best, chosen = -np.inf, (-1, -1, -1)
+        best, next_board, next_lines = -np.inf, board, 0
         for turn in range(4):
             width, height = WIDTH[piece, turn], HEIGHT[piece, turn]
             for left in range(columns - width + 1 if width else 0):
                 row = tetris.landing_row(board, piece, turn, left)
                 if row + height > rows:
                     continue
-                full, own = -1, 0
-                for c in range(columns):
-                    piece_here = left <= c < left + width
-                    full &= board[c] | (MASK[piece, turn, c - left] << row if piece_here else 0)
+                after, full, own = board.copy(), -1, 0
+                for k in range(width):
+                    after[left + k] |= MASK[piece, turn, k] << row
+                for column in after:
+                    full &= column
                 for k in range(width):
                     own += tetris.bit_count(MASK[piece, turn, k] << row & full)
-                after = board.copy()
-                eroded = own * tetris.put(after, piece, turn, left, row)
-                worth = dellacherie(after, rows, row + (height - 1) / 2, eroded)
+                cleared = tetris.clear_rows(after)
+                landing_height = row + (height - 1) / 2
+                worth = cleared * own - landing_height + dellacherie(after, rows)
                 if worth > best:
-                    best, chosen = worth, (turn, left, row)
-        if chosen[0] < 0:
+                    best, next_board, next_lines = worth, after, lines + cleared
+        if best == -np.inf:
             return lines
-        lines += tetris.put(board, piece, chosen[0], chosen[1], chosen[2])
+        board, lines = next_board, next_lines
 
 
+@pytest.mark.slow
 def test_a_known_player_plays_as_well_as_is_known():
     # Other simulators: 1,700 to 1,900 lines on 10 rows; details of the rules move it by a factor.
     rng = np.random.default_rng(0)
     lines = [dellacherie_lines(rng, 10, 10) for _ in range(10)]
     assert np.mean(lines) > 500
+
+
+# ---- the experiment -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def example():
+    sys.path.insert(0, str(EXAMPLES))
+    names = runpy.run_path(str(EXAMPLES / "tetris.py"))
+    sys.path.remove(str(EXAMPLES))
+    return names
+
+
+def test_the_experiment_in_small(example, tmp_path, monkeypatch, capsys):
+    picture = tmp_path / "new" / "tetris.png"
+    monkeypatch.setattr(sys, "argv", ["tetris.py", "--quick", "--picture", str(picture)])
+    example["main"]()
+    assert "holds: every player learnt clears 10 times" in capsys.readouterr().out
+    assert picture.stat().st_size > 10_000
+
+
+def test_a_search_repeats_by_seed_and_its_noise_is_that_of_its_schedule(example):
+    scale = example["QUICK"]._replace(rows=6, iterations=3, population=20, cut=50, cut_at_end=50)
+    jobs = [("no noise", 0), ("constant noise", 0), ("no noise", 0), ("no noise", 1)]
+    plain, noisy, again, other = example["learn_all"](jobs, scale, 0)
+    assert plain.weights.tolist() == again.weights.tolist()
+    assert plain.lines.tolist() == again.lines.tolist()
+    assert plain.curve == again.curve
+    assert plain.weights.tolist() != other.weights.tolist()
+    assert plain.curve[0] == noisy.curve[0]  # the noise comes after the first fit
+    assert plain.weights.tolist() != noisy.weights.tolist()
+    decreasing = example["NOISE"]["decreasing noise"]
+    assert [decreasing(t) for t in (1, 10, 50, 60)] == [4.9, 4, 0, 0]
+
+
+def test_the_check_fails_where_noise_does_not_help(example):
+    def courses(constant):
+        lines = {"no noise": [10, 20], "constant noise": constant, "decreasing noise": [900, 900]}
+        return {
+            name: [example["Course"](0.1, [], np.zeros(22), np.array([x, x])) for x in of_name]
+            for name, of_name in lines.items()
+        }
+
+    assert len(example["check"](courses([50, 100]), quick=False)) == 2
+    assert "10 ± 0             50 ± 0     5x            900 ± 0    90x" in example["show"](
+        courses([50, 100])
+    )
+    with pytest.raises(AssertionError, match="with each seed"):
+        example["check"](courses([50, 99]), quick=False)
+    with pytest.raises(AssertionError, match="those drawn at first"):
+        example["check"](courses([0.9, 100]), quick=True)
+
+
+def test_the_picture_shows_a_board_of_the_game(example):
+    weights, scale = np.array(GOOD), example["Scale"](rows=12)
+    board, pieces, lines = example["fullest_board"](weights, scale, pieces=200)
+    slow, fullest = SlowGame(12, 10), []
+    game = tetris.placements(weights, np.random.default_rng(0), rows=12)
+    for number, placement in enumerate(islice(game, 200), 1):
+        lines -= slow.put(*placement[:4]) if number <= pieces else 0
+        fullest.append(sum(map(sum, slow.cells)))
+        if number == pieces:
+            assert ((board >= 0) == slow.cells).all()
+            assert lines == 0
+            assert board[placement.row : placement.row + 4].max() >= 0
+    assert fullest.index(max(fullest)) + 1 == pieces
 
 
 # ---- bad input ----------------------------------------------------------------------------------
