@@ -10,8 +10,8 @@ board is worth the most afterwards (``games/tetris.py`` has the rules). Of 100 p
 Gaussian, each plays one game, and the Gaussian moves to the best ten. Without noise its variance is
 gone before the players are good. Three schedules of the variance that is added after each fit are
 compared: none, always 4, and max(5 - t / 10, 0) in iteration t. The player in the centre of the
-Gaussian is judged on fresh games. These are cut at a number of lines, as good players go on for
-long; a cut can only make the noisy searches look worse.
+Gaussian is judged on fresh games. Games are cut after a number of lines, as good players go on for
+long; that of the last judgement can only take from the gain by noise.
 
 References:
     Szita and Lorincz, *Learning Tetris using the noisy cross-entropy method*, Neural Computation,
@@ -27,7 +27,7 @@ from collections.abc import Callable
 from itertools import islice, product
 from multiprocessing import get_context
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -35,6 +35,9 @@ from tqdm import tqdm
 
 from games.tetris import PIECES, placements, play, shapes
 from xent.learn import CrossEntropyMethod, Gaussian
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 Noise = float | Callable[[int], float]
 NOISE: dict[str, Noise] = {
@@ -50,7 +53,6 @@ PIECE_COLORS = ("#3EC1D3", "#F2C230", "#A65FC0", "#5BB450", "#E0483E", "#3F6FD1"
 class Scale(NamedTuple):
     """How large the experiment is; ``cut`` is for games of the search and of its curve."""
 
-    seeds: int = 3
     rows: int = 20
     columns: int = 10
     population: int = 100
@@ -61,7 +63,7 @@ class Scale(NamedTuple):
     cut_at_end: int = 100_000
 
 
-QUICK = Scale(seeds=1, rows=10, iterations=10, cut=500, cut_at_end=500)
+QUICK = Scale(rows=10, iterations=10, cut=500, cut_at_end=500)
 
 
 class Course(NamedTuple):
@@ -101,9 +103,9 @@ def learn_all(jobs: list[tuple[str, int]], scale: Scale, place: int) -> list[Cou
         return [learn(NOISE[name], seed, scale, bar) for name, seed in jobs]
 
 
-def experiment(scale: Scale, processes: int) -> dict[str, list[Course]]:
+def experiment(scale: Scale, seeds: int, processes: int) -> dict[str, list[Course]]:
     """All searches; a list over the seeds for each schedule."""
-    jobs = [(name, seed) for seed, name in product(range(scale.seeds), NOISE)]
+    jobs = [(name, seed) for seed, name in product(range(seeds), NOISE)]
     parts = [(jobs[k::processes], scale, k) for k in range(processes)]
     if processes == 1:
         courses = [learn_all(*parts[0])]
@@ -115,7 +117,7 @@ def experiment(scale: Scale, processes: int) -> dict[str, list[Course]]:
         for (part, *_), some in zip(parts, courses, strict=True)
         for job, course in zip(part, some, strict=True)
     }
-    return {name: [of_job[name, seed] for seed in range(scale.seeds)] for name in NOISE}
+    return {name: [of_job[name, seed] for seed in range(seeds)] for name in NOISE}
 
 
 def show(courses: dict[str, list[Course]]) -> str:
@@ -125,7 +127,7 @@ def show(courses: dict[str, list[Course]]) -> str:
         mean = [course.lines.mean() for course in of_seed]
         error = [course.lines.std(ddof=1) / len(course.lines) ** 0.5 for course in of_seed]
         cells = [f"{m:,.0f} ± {e:,.0f}" for m, e in zip(mean, error, strict=True)]
-        cells[1:] = [f"{c} {m / mean[0]:5.0f}x" for c, m in zip(cells[1:], mean[1:], strict=True)]
+        cells[1:] = [f"{c} {m / mean[0]:6.1f}x" for c, m in zip(cells[1:], mean[1:], strict=True)]
         first = f"{seed:4}{of_seed[0].at_first:10.2f}"
         lines.append(first + "".join(f"{cell:>24}" for cell in cells))
     return "\n".join(lines)
@@ -154,7 +156,7 @@ def fullest_board(
 ) -> tuple[np.ndarray, int, int]:
     """The fullest board among the first of a game: its pieces (-1: empty), their number, lines."""
     board = np.full((scale.rows, scale.columns), -1)
-    fullest, at, lines_then, lines = board, 0, 0, 0
+    fullest, at, lines_then, lines = board.copy(), 0, 0, 0
     game = placements(weights, np.random.default_rng(0), rows=scale.rows)
     for number, (piece, turn, left, row, cleared) in enumerate(islice(game, pieces), 1):
         shape = shapes(PIECES[piece])[turn]
@@ -168,51 +170,54 @@ def fullest_board(
     return fullest, at, lines_then
 
 
-def draw(courses: dict[str, list[Course]], scale: Scale, path: Path) -> None:
-    """Lines by iteration, and the best player at work."""
-    from matplotlib.figure import Figure
-    from matplotlib.patches import BoxStyle, FancyBboxPatch
-
-    figure = Figure(figsize=(11.5, 6), layout="constrained")
-    curves, picture = figure.subplots(1, 2, width_ratios=[2.2, 1])
+def draw_curves(axes: Axes, courses: dict[str, list[Course]], scale: Scale) -> None:
+    """Lines by iteration."""
+    x = range(1, scale.iterations + 1)
     for name, of_name in courses.items():
-        for k, course in enumerate(of_name):
-            x = range(1, scale.iterations + 1)
-            label = name if k == 0 else None
-            curves.plot(x, course.curve, color=COLORS[name], linewidth=1.6, label=label)
-    curves.axhline(scale.cut, color="0.5", linestyle="--", linewidth=1)
-    curves.annotate(
+        lines = [axes.plot(x, c.curve, color=COLORS[name], linewidth=1.6)[0] for c in of_name]
+        lines[0].set_label(name)
+    axes.axhline(scale.cut, color="0.5", linestyle="--", linewidth=1)
+    axes.annotate(
         f"games are cut at {scale.cut:,} lines", (1, scale.cut), (0, 4),
         textcoords="offset points", color="0.35",
     )  # fmt: skip
-    curves.set_yscale("log")
-    curves.set(
-        xlabel="iteration", ylabel=f"lines per game, mean of {scale.games_of_curve} fresh games"
-    )
-    curves.set_title("The player in the centre of the Gaussian; a line per seed")
-    curves.grid(alpha=0.3)
-    curves.spines[["top", "right"]].set_visible(False)
-    curves.legend(loc="lower right", frameon=False)
+    axes.set_yscale("log")
+    axes.set_xlabel("iteration")
+    axes.set_ylabel(f"lines per game, mean of {scale.games_of_curve} fresh games")
+    axes.set_title("The player in the centre of the Gaussian; a line per seed")
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(loc="lower right", frameon=False)
 
+
+def draw_board(axes: Axes, weights: np.ndarray, scale: Scale) -> None:
+    """The player with these weights at work."""
+    from matplotlib.patches import BoxStyle, FancyBboxPatch
+
+    board, pieces, lines = fullest_board(weights, scale)
+    rounded = BoxStyle("Round", pad=0.04, rounding_size=0.1)
+    for row, column in np.argwhere(board >= 0):
+        box = FancyBboxPatch((column + 0.1, row + 0.1), 0.8, 0.8, boxstyle=rounded, linewidth=0)
+        box.set_facecolor(PIECE_COLORS[board[row, column]])
+        axes.add_patch(box)
+    axes.set(xlim=(0, scale.columns), ylim=(0, scale.rows), aspect="equal", facecolor="#171A21")
+    axes.set_xticks(range(scale.columns + 1), [])
+    axes.set_yticks(range(scale.rows + 1), [])
+    axes.tick_params(length=0)
+    axes.grid(color="#262B36", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.set_title(f"The best player's tightest spot:\npiece {pieces:,}, {lines:,} lines cleared")
+
+
+def draw(courses: dict[str, list[Course]], scale: Scale, path: Path) -> None:
+    """The curves, and the best player of all."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11.5, 6), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=[2.2, 1])
+    draw_curves(left, courses, scale)
     best = max((c for of_name in courses.values() for c in of_name), key=lambda c: c.lines.mean())
-    board, pieces, lines = fullest_board(best.weights, scale)
-    picture.set_facecolor("#171A21")
-    for (row, column), piece in np.ndenumerate(board):
-        if piece >= 0:
-            corner = (column + 0.1, row + 0.1)
-            rounded = BoxStyle("Round", pad=0.04, rounding_size=0.1)
-            box = FancyBboxPatch(corner, 0.8, 0.8, boxstyle=rounded, linewidth=0)
-            box.set_facecolor(PIECE_COLORS[piece])
-            picture.add_patch(box)
-    picture.set(xlim=(0, scale.columns), ylim=(0, scale.rows), aspect="equal")
-    picture.set_xticks(range(scale.columns + 1), [])
-    picture.set_yticks(range(scale.rows + 1), [])
-    picture.tick_params(length=0)
-    picture.grid(color="#262B36", linewidth=0.8)
-    picture.set_axisbelow(True)
-    picture.set_title(
-        f"The best player's tightest spot:\npiece {pieces:,}, {lines:,} lines cleared"
-    )
+    draw_board(right, best.weights, scale)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
 
@@ -220,14 +225,15 @@ def draw(courses: dict[str, list[Course]], scale: Scale, path: Path) -> None:
 def main() -> None:
     """Run the experiment; print, check and draw."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--seeds", type=int, help="3, or 1 with --quick")
-    parser.add_argument("--quick", action="store_true", help="a lower board and 10 iterations")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--quick", action="store_true", help="10 iterations on a lower board")
     parser.add_argument("--picture", type=Path, default=Path("runs/tetris.png"))
     arguments = parser.parse_args()
+    if arguments.seeds < 1:
+        parser.error(f"--seeds must be at least 1, got {arguments.seeds}")
     start = time.perf_counter()
     scale = QUICK if arguments.quick else Scale()
-    scale = scale._replace(seeds=arguments.seeds or scale.seeds)
-    courses = experiment(scale, processes=1 if arguments.quick else 2)
+    courses = experiment(scale, arguments.seeds, processes=1 if arguments.quick else 2)
     print(
         f"Lines per game on {scale.rows} x {scale.columns} after {scale.iterations} iterations: "
         f"mean and standard error of\n{scale.games_at_end} games, cut at {scale.cut_at_end:,}\n"
