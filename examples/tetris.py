@@ -10,8 +10,9 @@ board is worth the most afterwards (``games/tetris.py`` has the rules). Of 100 p
 Gaussian, each plays one game, and the Gaussian moves to the best ten. Without noise its variance is
 gone before the players are good. Three schedules of the variance that is added after each fit are
 compared: none, always 4, and max(5 - t / 10, 0) in iteration t. The player in the centre of the
-Gaussian is judged on fresh games. Games are cut after a number of lines, as good players go on for
-long; that of the last judgement can only take from the gain by noise.
+Gaussian is judged on fresh games. Now and then a search without noise is lucky, or one with noise
+is not; so each seed stands for three searches and their mean. Games are cut after a number of
+lines, as good players go on for long; in the last judgement this can only lessen the gain by noise.
 
 References:
     Szita and Lorincz, *Learning Tetris using the noisy cross-entropy method*, Neural Computation,
@@ -57,22 +58,27 @@ class Scale(NamedTuple):
     columns: int = 10
     population: int = 100
     iterations: int = 50
-    cut: int = 5_000
+    searches: int = 3  # per seed
+    cut: int = 3_000
     games_of_curve: int = 10
     games_at_end: int = 20
     cut_at_end: int = 100_000
 
 
-QUICK = Scale(rows=10, iterations=10, cut=500, cut_at_end=500)
+QUICK = Scale(rows=10, iterations=10, searches=1, cut=500, cut_at_end=500)
 
 
 class Course(NamedTuple):
-    """How one search went: its player after each iteration, and the last one on fresh games."""
+    """How one search went. Its player is the centre of the Gaussian; lines are means over games."""
 
-    at_first: float  # mean lines of the first players drawn
-    curve: list[float]  # mean lines of the centre of the Gaussian after each iteration
-    weights: np.ndarray
-    lines: np.ndarray  # of the last centre, one number per fresh game
+    at_first: float  # lines of the first players drawn
+    curve: list[float]  # of its player after each iteration, on fresh games
+    weights: np.ndarray  # of its last player
+    lines: float  # of its last player, on fresh games
+
+
+# For each schedule, seed and search.
+Courses = dict[str, list[list[Course]]]
 
 
 def learn(noise: Noise, seed: int, scale: Scale, bar: tqdm) -> Course:
@@ -81,16 +87,16 @@ def learn(noise: Noise, seed: int, scale: Scale, bar: tqdm) -> Course:
     start = Gaussian(torch.zeros(2 * scale.columns + 2), 100.0)
     search = CrossEntropyMethod(start, population=scale.population, noise=noise, seed=seed)
 
-    def judge(games: int, cut: int) -> np.ndarray:
+    def judge(games: int, cut: int) -> float:
         players = search.distribution.centre.expand(games, -1).numpy()
-        return play(players, of_judge, rows=scale.rows, most=cut)
+        return play(players, of_judge, rows=scale.rows, most=cut).mean().item()
 
     curve = []
     for _ in range(scale.iterations):
         players = search.ask()
         lines = play(players.numpy(), of_search, rows=scale.rows, most=scale.cut)
         search.tell(players, torch.from_numpy(lines))
-        curve.append(judge(scale.games_of_curve, scale.cut).mean().item())
+        curve.append(judge(scale.games_of_curve, scale.cut))
         bar.update()
     lines = judge(scale.games_at_end, scale.cut_at_end)
     return Course(search.history[0].mean, curve, search.distribution.centre.numpy(), lines)
@@ -103,48 +109,57 @@ def learn_all(jobs: list[tuple[str, int]], scale: Scale, place: int) -> list[Cou
         return [learn(NOISE[name], seed, scale, bar) for name, seed in jobs]
 
 
-def experiment(scale: Scale, seeds: int, processes: int) -> dict[str, list[Course]]:
-    """All searches; a list over the seeds for each schedule."""
-    jobs = [(name, seed) for seed, name in product(range(seeds), NOISE)]
-    parts = [(jobs[k::processes], scale, k) for k in range(processes)]
+def experiment(scale: Scale, seeds: int, processes: int) -> Courses:
+    """All searches; each has a seed of its own, those of the first seed the first ones."""
+    jobs = list(product(range(seeds * scale.searches), NOISE))
+    parts = [
+        ([(name, seed) for seed, name in jobs[k::processes]], scale, k) for k in range(processes)
+    ]
     if processes == 1:
-        courses = [learn_all(*parts[0])]
+        done = [learn_all(*parts[0])]
     else:
         with get_context("spawn").Pool(processes) as pool:
-            courses = pool.starmap(learn_all, parts)
-    of_job = {
-        job: course
-        for (part, *_), some in zip(parts, courses, strict=True)
-        for job, course in zip(part, some, strict=True)
+            done = pool.starmap(learn_all, parts)
+    course = {
+        job: c
+        for k, some in enumerate(done)
+        for job, c in zip(jobs[k::processes], some, strict=True)
     }
-    return {name: [of_job[name, seed] for seed in range(seeds)] for name in NOISE}
+    numbers = np.arange(seeds * scale.searches).reshape(seeds, scale.searches).tolist()
+    return {name: [[course[k, name] for k in of_seed] for of_seed in numbers] for name in NOISE}
 
 
-def show(courses: dict[str, list[Course]]) -> str:
-    """The table: mean lines, their standard error over the games, and the gain by noise."""
-    lines = [f"{'seed':>4}{'at first':>10}" + "".join(f"{name:>24}" for name in courses)]
-    for seed, of_seed in enumerate(zip(*courses.values(), strict=True)):
-        mean = [course.lines.mean() for course in of_seed]
-        error = [course.lines.std(ddof=1) / len(course.lines) ** 0.5 for course in of_seed]
-        cells = [f"{m:,.0f} ± {e:,.0f}" for m, e in zip(mean, error, strict=True)]
-        cells[1:] = [f"{c} {m / mean[0]:6.1f}x" for c, m in zip(cells[1:], mean[1:], strict=True)]
-        first = f"{seed:4}{of_seed[0].at_first:10.2f}"
-        lines.append(first + "".join(f"{cell:>24}" for cell in cells))
+def lines_of(courses: Courses) -> np.ndarray:
+    """Lines of the last players, by schedule, seed and search."""
+    return np.array([[[c.lines for c in some] for some in seeds] for seeds in courses.values()])
+
+
+def show(courses: Courses) -> str:
+    """The table: mean lines, the range of the searches, and the gain by noise."""
+    lines = [f"{'seed':>4}" + "".join(f"{name:>32}" for name in courses)]
+    for seed, of_seed in enumerate(lines_of(courses).swapaxes(0, 1)):
+        cells = [f"{x.mean():,.0f} ({x.min():,.0f} to {x.max():,.0f})" for x in of_seed]
+        gains = ["", *(f"{x.mean() / of_seed[0].mean():7.1f}x" for x in of_seed[1:])]
+        row = (f"{cell + gain:>32}" for cell, gain in zip(cells, gains, strict=True))
+        lines.append(f"{seed:4}" + "".join(row))
+    plain, *noisy = lines_of(courses)
+    gains = np.stack(noisy) / plain
+    lines.append(f"search by search, {(gains >= 5).sum()} of {gains.size} gain 5.0x or more")
     return "\n".join(lines)
 
 
-def check(courses: dict[str, list[Course]], quick: bool) -> list[str]:
+def check(courses: Courses, quick: bool) -> list[str]:
     """Assert the claims; they come back as sentences."""
+    every = [c for seeds in courses.values() for searches in seeds for c in searches]
+    plain, *noisy = lines_of(courses).mean(-1)
     claims = {
         "every player learnt clears 10 times as many lines as those drawn at first, or more": all(
-            c.lines.mean() >= 10 * c.at_first for of_name in courses.values() for c in of_name
+            c.lines >= 10 * c.at_first for c in every
         )
     }
     if not quick:
         claims["with each seed, either noise clears 5 times as many lines as none, or more"] = all(
-            c.lines.mean() >= 5 * plain.lines.mean()
-            for plain, *noisy in zip(*courses.values(), strict=True)
-            for c in noisy
+            (lines >= 5 * plain).all() for lines in noisy
         )
     wrong = [claim for claim, holds in claims.items() if not holds]
     assert not wrong, f"not borne out: {wrong}"
@@ -170,12 +185,14 @@ def fullest_board(
     return fullest, at, lines_then
 
 
-def draw_curves(axes: Axes, courses: dict[str, list[Course]], scale: Scale) -> None:
+def draw_curves(axes: Axes, courses: Courses, scale: Scale) -> None:
     """Lines by iteration."""
     x = range(1, scale.iterations + 1)
-    for name, of_name in courses.items():
-        lines = [axes.plot(x, c.curve, color=COLORS[name], linewidth=1.6)[0] for c in of_name]
-        lines[0].set_label(name)
+    for name, seeds in courses.items():
+        curves = np.array([course.curve for searches in seeds for course in searches])
+        axes.plot(x, curves.T, color=COLORS[name], linewidth=0.8, alpha=0.45)
+        middle = np.median(curves, axis=0)
+        axes.plot(x, middle, color=COLORS[name], linewidth=2.4, label=f"{name}, median")
     axes.axhline(scale.cut, color="0.5", linestyle="--", linewidth=1)
     axes.annotate(
         f"games are cut at {scale.cut:,} lines", (1, scale.cut), (0, 4),
@@ -184,7 +201,7 @@ def draw_curves(axes: Axes, courses: dict[str, list[Course]], scale: Scale) -> N
     axes.set_yscale("log")
     axes.set_xlabel("iteration")
     axes.set_ylabel(f"lines per game, mean of {scale.games_of_curve} fresh games")
-    axes.set_title("The player in the centre of the Gaussian; a line per seed")
+    axes.set_title("The player in the centre of the Gaussian; a thin line per search")
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(loc="lower right", frameon=False)
@@ -209,14 +226,15 @@ def draw_board(axes: Axes, weights: np.ndarray, scale: Scale) -> None:
     axes.set_title(f"The best player's tightest spot:\npiece {pieces:,}, {lines:,} lines cleared")
 
 
-def draw(courses: dict[str, list[Course]], scale: Scale, path: Path) -> None:
+def draw(courses: Courses, scale: Scale, path: Path) -> None:
     """The curves, and the best player of all."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11.5, 6), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=[2.2, 1])
     draw_curves(left, courses, scale)
-    best = max((c for of_name in courses.values() for c in of_name), key=lambda c: c.lines.mean())
+    every = [c for seeds in courses.values() for searches in seeds for c in searches]
+    best = max(every, key=lambda course: course.lines)
     draw_board(right, best.weights, scale)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
@@ -236,7 +254,8 @@ def main() -> None:
     courses = experiment(scale, arguments.seeds, processes=1 if arguments.quick else 2)
     print(
         f"Lines per game on {scale.rows} x {scale.columns} after {scale.iterations} iterations: "
-        f"mean and standard error of\n{scale.games_at_end} games, cut at {scale.cut_at_end:,}\n"
+        f"mean of {scale.games_at_end} games, cut at {scale.cut_at_end:,}.\n"
+        f"Searches per seed: {scale.searches}, in brackets worst and best; then the gain by noise\n"
     )
     print(show(courses), "\n")
     for claim in check(courses, arguments.quick):

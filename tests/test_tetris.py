@@ -356,8 +356,7 @@ def test_a_search_repeats_by_seed_and_its_noise_is_that_of_its_schedule(example)
     jobs = [("no noise", 0), ("constant noise", 0), ("no noise", 0), ("no noise", 1)]
     plain, noisy, again, other = example["learn_all"](jobs, scale, 0)
     assert plain.weights.tolist() == again.weights.tolist()
-    assert plain.lines.tolist() == again.lines.tolist()
-    assert plain.curve == again.curve
+    assert (plain.curve, plain.lines) == (again.curve, again.lines)
     assert plain.weights.tolist() != other.weights.tolist()
     assert plain.curve[0] == noisy.curve[0]  # the noise comes after the first fit
     assert plain.weights.tolist() != noisy.weights.tolist()
@@ -367,19 +366,36 @@ def test_a_search_repeats_by_seed_and_its_noise_is_that_of_its_schedule(example)
 
 def test_the_check_fails_where_noise_does_not_help(example):
     def courses(constant):
-        lines = {"no noise": [10, 20], "constant noise": constant, "decreasing noise": [900, 900]}
+        lines = {
+            "no noise": [[10, 30], [50, 10]],
+            "constant noise": constant,
+            "decreasing noise": [[900, 900], [900, 900]],
+        }
         return {
-            name: [example["Course"](0.1, [], np.zeros(22), np.array([x, x])) for x in of_name]
-            for name, of_name in lines.items()
+            name: [[example["Course"](0.1, [], np.zeros(22), x) for x in some] for some in seeds]
+            for name, seeds in lines.items()
         }
 
-    assert len(example["check"](courses([50, 100]), quick=False)) == 2
-    row = example["show"](courses([50, 100])).splitlines()[2].split()
-    assert row == ["1", "0.10", "20", "±", "0", "100", "±", "0", "5.0x", "900", "±", "0", "45.0x"]
+    enough = courses([[10, 190], [1, 299]])
+    assert len(example["check"](enough, quick=False)) == 2
+    wanted = ["1", "30 (10 to 50)", "150 (1 to 299) 5.0x", "900 (900 to 900) 30.0x"]
+    assert example["show"](enough).splitlines()[2].split() == " ".join(wanted).split()
+    assert example["show"](enough).endswith("search by search, 6 of 8 gain 5.0x or more")
     with pytest.raises(AssertionError, match="with each seed"):
-        example["check"](courses([50, 99]), quick=False)
+        example["check"](courses([[10, 190], [1, 298]]), quick=False)
     with pytest.raises(AssertionError, match="those drawn at first"):
-        example["check"](courses([0.9, 100]), quick=True)
+        example["check"](courses([[10, 190], [0.9, 299]]), quick=True)
+
+
+def test_all_searches_differ_and_come_back_in_order(example):
+    scale = example["QUICK"]._replace(rows=5, iterations=1, population=20, searches=2)
+    courses = example["experiment"](scale, seeds=2, processes=1)
+    assert list(courses) == list(example["NOISE"])
+    assert example["lines_of"](courses).shape == (3, 2, 2)
+    weights = [c.weights.tolist() for searches in courses["no noise"] for c in searches]
+    assert len(set(map(tuple, weights))) == 4
+    (third,) = example["learn_all"]([("no noise", 2)], scale, 0)
+    assert courses["no noise"][1][0].weights.tolist() == third.weights.tolist()
 
 
 def test_the_picture_shows_a_board_of_the_game(example):
@@ -407,8 +423,8 @@ def test_bad_input():
         (player[:, :21], {}, r"got \(1, 21\)"),
         (player[:, :8], {}, "4 or more"),
         (player * np.nan, {}, "`weights` must be finite"),
-        (player, {"rows": 3}, "`rows` must be from 4 to 60, got 3"),
-        (player, {"rows": 61}, "got 61"),
+        (player, {"rows": 3}, "`rows` must be from 4 to 63, got 3"),
+        (player, {"rows": 64}, "got 64"),
     ]
     for weights, options, message in cases:
         with pytest.raises(ValueError, match=message):
