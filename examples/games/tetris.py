@@ -183,7 +183,7 @@ def value(board: Board, weights: np.ndarray) -> float:
 @njit(cache=True)
 def choose(board: Board, rows: int, piece: int, weights: np.ndarray) -> tuple[int, int, int]:
     """Turn, leftmost column and row of the best legal placement; turn -1 if there is none."""
-    best, turn_of_best, left_of_best, row_of_best = -np.inf, -1, -1, -1
+    best, chosen = -np.inf, (-1, -1, -1)
     after = np.empty_like(board)
     for turn in range(4):
         width = _WIDTH[piece, turn]
@@ -191,13 +191,12 @@ def choose(board: Board, rows: int, piece: int, weights: np.ndarray) -> tuple[in
             row = landing_row(board, piece, turn, left)
             if row + _HEIGHT[piece, turn] > rows:
                 continue
-            for k in range(len(board)):  # a slice would cost a third of the time
-                after[k] = board[k]
+            after[:] = board
             put(after, piece, turn, left, row)
             worth = value(after, weights)
-            if turn_of_best < 0 or worth > best:
-                best, turn_of_best, left_of_best, row_of_best = worth, turn, left, row
-    return turn_of_best, left_of_best, row_of_best
+            if chosen[0] < 0 or worth > best:
+                best, chosen = worth, (turn, left, row)
+    return chosen
 
 
 @njit(cache=True)
