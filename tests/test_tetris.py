@@ -353,8 +353,8 @@ def test_the_experiment_in_small(example, tmp_path, monkeypatch, capsys):
 
 def test_a_search_repeats_by_seed_and_its_noise_is_that_of_its_schedule(example):
     scale = example["QUICK"]._replace(rows=6, iterations=3, population=20, cut=50, cut_at_end=50)
-    jobs = [("no noise", 0), ("constant noise", 0), ("no noise", 0), ("no noise", 1)]
-    plain, noisy, again, other = example["learn_all"](jobs, scale, 0)
+    jobs = [(0, "no noise"), (0, "constant noise"), (0, "no noise"), (1, "no noise")]
+    plain, noisy, again, other = (example["learn"](scale, *job) for job in jobs)
     assert plain.weights.tolist() == again.weights.tolist()
     assert (plain.curve, plain.lines) == (again.curve, again.lines)
     assert plain.weights.tolist() != other.weights.tolist()
@@ -394,7 +394,7 @@ def test_all_searches_differ_and_come_back_in_order(example):
     assert example["lines_of"](courses).shape == (3, 2, 2)
     weights = [c.weights.tolist() for searches in courses["no noise"] for c in searches]
     assert len(set(map(tuple, weights))) == 4
-    (third,) = example["learn_all"]([("no noise", 2)], scale, 0)
+    third = example["learn"](scale, 2, "no noise")
     assert courses["no noise"][1][0].weights.tolist() == third.weights.tolist()
 
 
