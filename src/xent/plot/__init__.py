@@ -10,7 +10,6 @@ from .evidence import activation_map, information, information_bars
 from .family import loss_curves
 from .training import curves, learning_curves
 
-__all__ = ["binary_terms", "curves", "jacobian", "learning_curves", "loss_curves", "reliability"]
 __all__ = [
     "activation_map",
     "binary_terms",
@@ -18,6 +17,7 @@ __all__ = [
     "information",
     "information_bars",
     "jacobian",
+    "learning_curves",
     "loss_curves",
     "reliability",
 ]
