@@ -1,8 +1,404 @@
+"""Softmax and logistic regression: against scikit-learn, their laws, and what they refuse."""
+
+import warnings
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from scipy.sparse import csr_array
+from sklearn.datasets import load_breast_cancer, load_digits, load_iris, load_wine
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression as Sklearn
+from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from xent.learn import LogisticRegression, SoftmaxRegression
+import xent
+from xent.learn import LogisticRegression, SeparationWarning, SoftmaxRegression
+from xent.learn.linear_objective import Design, Objective
+from xent.learn.solvers import FIRST_ORDER, SMOOTH
+
+BOTH = (SoftmaxRegression, LogisticRegression)
+LOADERS = (load_iris, load_wine, load_digits, load_breast_cancer)
 
 
 @parametrize_with_checks([SoftmaxRegression(), LogisticRegression()])
 def test_scikit_learn_checks(estimator, check):
     check(estimator)
+
+
+def standardised(load):
+    x, y = load(return_X_y=True)
+    return StandardScaler().fit_transform(x), y
+
+
+def objective(x, y, coef, intercept, *, C=1.0, l1_ratio=0.0, weight=None):
+    """The objective of the class docstring in plain NumPy, float64."""
+    weight = np.ones(len(y)) if weight is None else weight
+    scores = x @ coef.T + intercept
+    if scores.shape[1] == 1:
+        scores = np.hstack([np.zeros_like(scores), scores])
+    index = np.unique(y, return_inverse=True)[1]
+    losses = np.logaddexp.reduce(scores, 1) - scores[np.arange(len(y)), index]
+    squares, absolutes = np.square(coef).sum(), np.abs(coef).sum()
+    penalty = (1 - l1_ratio) / 2 * squares + l1_ratio * absolutes
+    return (weight @ losses + penalty / C) / weight.sum()
+
+
+def value_of(model, x, y, **options):
+    return objective(x, y, model.coef_, model.intercept_, **options)
+
+
+# ---- the same as scikit-learn -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("load", LOADERS)
+@pytest.mark.parametrize("solver", ["auto", "lbfgs", "trust-region"])
+def test_reaches_the_objective_of_scikit_learn(load, solver):
+    x, y = standardised(load)
+    theirs = Sklearn(solver="newton-cholesky", tol=1e-12, max_iter=100).fit(x, y)
+    ours = SoftmaxRegression(solver=solver).fit(x, y)
+    least = value_of(theirs, x, y)
+    assert value_of(ours, x, y) <= least * (1 + 1e-8)
+    assert value_of(ours, x, y) >= least * (1 - 1e-12)
+    assert ours.history_[-1] == pytest.approx(value_of(ours, x, y), rel=1e-9)
+
+
+@pytest.mark.parametrize("load", [load_iris, load_breast_cancer])
+def test_coefficients_and_predictions_are_those_of_scikit_learn(load):
+    x, y = load(return_X_y=True)  # not standardised: features from 0.01 to 4000
+    theirs = Sklearn(solver="newton-cholesky", tol=1e-12, max_iter=100).fit(x, y)
+    for kind in BOTH:
+        ours = kind().fit(x, y)
+        np.testing.assert_allclose(ours.coef_, theirs.coef_, rtol=1e-5, atol=1e-7)
+        np.testing.assert_allclose(ours.intercept_, theirs.intercept_, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(ours.predict_proba(x), theirs.predict_proba(x), atol=1e-7)
+        np.testing.assert_array_equal(ours.predict(x), theirs.predict(x))
+
+
+@pytest.mark.parametrize("solver", FIRST_ORDER)
+def test_first_order_solvers_converge(solver):
+    x, y = standardised(load_iris)
+    best = SoftmaxRegression(C=0.05).fit(x, y)
+    ours = SoftmaxRegression(C=0.05, solver=solver, max_iter=3000, tol=1e-5).fit(x, y)
+    assert value_of(ours, x, y, C=0.05) <= value_of(best, x, y, C=0.05) * (1 + 1e-8)
+    if solver == "gradient-descent":
+        assert (np.diff(ours.history_) <= 1e-15).all()
+
+
+@pytest.mark.parametrize("l1_ratio", [1.0, 0.4])
+@pytest.mark.parametrize("load", [load_iris, load_breast_cancer])
+def test_l1_and_elastic_net(load, l1_ratio):
+    x, y = standardised(load)
+    settings = {"C": 0.1, "l1_ratio": l1_ratio}
+    ours = SoftmaxRegression(**settings).fit(x, y)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        theirs = Sklearn(**settings, solver="saga", tol=1e-8, max_iter=3000).fit(x, y)
+    assert value_of(ours, x, y, **settings) <= value_of(theirs, x, y, **settings) * (1 + 1e-8)
+    assert (ours.coef_ == 0).sum() > 0
+
+
+def test_correlated_features_take_few_sweeps():
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((2000, 60)) @ np.diag(np.logspace(0, -3, 60))
+    x = x @ np.linalg.qr(rng.standard_normal((60, 60)))[0]
+    y = (x @ rng.standard_normal((60, 3)) + rng.gumbel(size=(2000, 3))).argmax(1)
+    exact = Sklearn(C=1e4, solver="newton-cholesky", tol=1e-12).fit(x, y)
+    ours = SoftmaxRegression(C=1e4, solver="lbfgs").fit(x, y)
+    assert value_of(ours, x, y, C=1e4) <= value_of(exact, x, y, C=1e4) * (1 + 1e-8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        theirs = Sklearn(C=1e4, tol=1e-9, max_iter=3 * ours.n_iter_).fit(x, y)
+    assert value_of(theirs, x, y, C=1e4) > value_of(exact, x, y, C=1e4) * (1 + 1e-8)
+
+
+# ---- laws ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def rows():
+    rng = np.random.default_rng(1)
+    x = rng.standard_normal((90, 4))
+    y = (x @ rng.standard_normal((4, 3)) + rng.gumbel(size=(90, 3))).argmax(1)
+    return x, y
+
+
+@pytest.mark.parametrize("kind", BOTH)
+def test_weights_are_repetitions(kind, rows):
+    x, y = rows
+    y = y if kind is SoftmaxRegression else (y == 2)
+    weight = np.random.default_rng(2).integers(0, 4, len(y))
+    weighted = kind().fit(x, y, sample_weight=weight)
+    repeated = kind().fit(x.repeat(weight, 0), y.repeat(weight))
+    np.testing.assert_allclose(weighted.coef_, repeated.coef_, atol=1e-8)
+
+
+def test_class_weights_are_row_weights(rows):
+    x, y = rows
+    of_class = {0: 2.0, 1: 0.5, 2: 1.0}
+    by_class = SoftmaxRegression(class_weight=of_class).fit(x, y)
+    by_row = SoftmaxRegression().fit(x, y, sample_weight=[of_class[label] for label in y])
+    np.testing.assert_allclose(by_class.coef_, by_row.coef_, atol=1e-9)
+    balanced = SoftmaxRegression(class_weight="balanced").fit(x, y)
+    theirs = Sklearn(class_weight="balanced", tol=1e-10).fit(x, y)
+    np.testing.assert_allclose(balanced.coef_, theirs.coef_, atol=1e-5)
+
+
+@pytest.mark.parametrize("settings", [{}, {"solver": "lbfgs"}, {"l1_ratio": 1.0}])
+def test_sparse_rows_are_dense_rows(rows, settings):
+    x, y = rows
+    x = np.where(np.abs(x) > 0.5, x, 0)
+    dense, sparse = (SoftmaxRegression(**settings).fit(rows, y) for rows in (x, csr_array(x)))
+    np.testing.assert_allclose(sparse.coef_, dense.coef_, atol=2e-5)
+    np.testing.assert_allclose(
+        sparse.predict_proba(csr_array(x)), dense.predict_proba(x), atol=1e-5
+    )
+
+
+def test_single_precision(rows):
+    x, y = rows
+    single = SoftmaxRegression().fit(x.astype(np.float32), y)
+    np.testing.assert_allclose(single.coef_, SoftmaxRegression().fit(x, y).coef_, atol=1e-4)
+
+
+def test_classes_may_change_places_and_names(rows):
+    x, y = rows
+    names = np.array(["b", "c", "a"])
+    plain, named = SoftmaxRegression().fit(x, y), SoftmaxRegression().fit(x, names[y])
+    assert named.classes_.tolist() == ["a", "b", "c"]
+    np.testing.assert_allclose(named.coef_[[1, 2, 0]], plain.coef_, atol=1e-7)
+    np.testing.assert_array_equal(named.predict(x), names[plain.predict(x)])
+
+
+def test_features_may_be_shifted_if_there_is_an_intercept(rows):
+    x, y = rows
+    plain, shifted = SoftmaxRegression().fit(x, y), SoftmaxRegression().fit(x + 10, y)
+    np.testing.assert_allclose(shifted.coef_, plain.coef_, atol=1e-6)
+    without = SoftmaxRegression(fit_intercept=False).fit(x, y)
+    assert without.intercept_.tolist() == [0, 0, 0]
+
+
+def test_labels_that_do_not_exclude_each_other_are_fits_side_by_side(rows):
+    x, y = rows
+    labels = np.stack([y == 0, y != 1, x[:, 0] + x[:, 1] > 0.3], 1).astype(int)
+    together = LogisticRegression().fit(x, labels)
+    for k, column in enumerate(labels.T):
+        alone = LogisticRegression().fit(x, column)
+        np.testing.assert_allclose(together.coef_[k], alone.coef_[0], atol=1e-6)
+        np.testing.assert_allclose(together.predict_proba(x)[:, k], alone.predict_proba(x)[:, 1])
+    assert together.predict(x).shape == labels.shape
+
+
+def test_probabilities_have_all_their_digits():
+    model = LogisticRegression().fit([[-1.0], [1.0]], [0, 1])
+    model.coef_, model.intercept_ = np.array([[1.0]]), np.zeros(1)
+    log_p = model.predict_log_proba([[800.0], [40.0]])
+    assert log_p[0].tolist() == [-800.0, 0.0]
+    assert log_p[1, 1] == pytest.approx(-np.exp(-40.0), rel=1e-12)
+
+
+# ---- any loss -----------------------------------------------------------------------------------
+
+
+def objective_of(kind, x, y, **settings):
+    """What an estimator minimises, as an objective of coefficients."""
+    model = kind(**settings)
+    x, y = model._read(x, y, reset=True)
+    model.classes_ = model._classes(y)
+    problem = model._problem(x, y, None)
+    penalty = model._strength(problem.zeros()) / (model.C * problem.total)
+    return problem.objective(penalty, problem.zeros())
+
+
+@pytest.mark.parametrize(
+    ("kind", "loss", "classes"),
+    [
+        (SoftmaxRegression, "cross_entropy", 3),
+        (SoftmaxRegression, partial(xent.focal_loss, gamma=1.0), 3),
+        (SoftmaxRegression, "generalized_cross_entropy", 2),
+        (LogisticRegression, "binary_cross_entropy_with_logits", 2),
+        (LogisticRegression, "sigmoid_focal_loss", 2),
+    ],
+)
+def test_gradient_and_hessian_are_differences(rows, kind, loss, classes):
+    x, y = rows
+    f = objective_of(kind, x, y % classes, loss=loss)
+    generator = torch.Generator().manual_seed(0)
+    w = torch.randn(f.penalty.shape, generator=generator, dtype=torch.float64)
+    u = torch.randn(f.penalty.shape, generator=generator, dtype=torch.float64)
+    h = 1e-5
+    (above, slope_above), (below, slope_below) = (f.value_and_gradient(w + s * u) for s in (h, -h))
+    _, gradient = f.value_and_gradient(w)
+    assert (gradient * u).sum().item() == pytest.approx((above - below) / (2 * h), rel=1e-8)
+    difference = (slope_above - slope_below) / (2 * h)
+    torch.testing.assert_close(f.hessian_product(w, u), difference, rtol=1e-6, atol=1e-9)
+
+
+def test_the_diagonal_of_the_hessian():
+    x = np.random.default_rng(0).standard_normal((4000, 3))
+    f = objective_of(SoftmaxRegression, x, np.arange(4000) % 4)
+    w = torch.randn(f.penalty.shape, generator=torch.Generator().manual_seed(1)).double()
+    exact = []
+    for place in range(w.numel()):
+        unit = torch.zeros(w.numel(), dtype=torch.float64)
+        unit[place] = 1
+        exact.append(
+            (f.hessian_product(w, unit.view_as(w)) - f.penalty * unit.view_as(w)).flatten()[place]
+        )
+    estimate = f.hessian_diagonal(w)
+    torch.testing.assert_close(estimate, torch.stack(exact).view_as(w), rtol=0.15, atol=2e-3)
+
+
+@pytest.mark.parametrize("loss", ["brier_loss", partial(xent.poly1_loss, epsilon=0.5)])
+def test_other_losses_end_where_their_gradient_is_zero(rows, loss):
+    x, y = rows
+    model = SoftmaxRegression(loss=loss).fit(x, y)
+    function = xent.brier_loss if loss == "brier_loss" else loss
+    w = torch.tensor(np.hstack([model.coef_, model.intercept_[:, None]]), requires_grad=True)
+    scores = torch.tensor(x) @ w[:, :4].T + w[:, 4]
+    total = function(scores, torch.tensor(y)) + w[:, :4].square().sum() / (2 * len(y))
+    (gradient,) = torch.autograd.grad(total, w)
+    assert gradient.abs().max() < 1e-7
+
+
+def test_a_loss_of_your_own(rows):
+    x, y = rows
+
+    @xent.row_loss
+    def half(s):
+        return -0.5 * s.log_prob
+
+    ours = SoftmaxRegression(C=2.0, loss=half).fit(x, y)
+    np.testing.assert_allclose(ours.coef_, SoftmaxRegression(C=1.0).fit(x, y).coef_, atol=1e-7)
+
+
+# ---- learning on --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", BOTH)
+def test_the_first_part_is_a_fit(kind, rows):
+    x, y = rows
+    parts = kind().partial_fit(x, y, classes=[0, 1, 2])
+    np.testing.assert_allclose(parts.coef_, kind().fit(x, y).coef_, atol=1e-8)
+
+
+def test_parts_come_near_the_whole():
+    x, y = standardised(load_digits)
+    order = np.random.default_rng(0).permutation(len(y))
+    (x, u), (y, v) = np.split(x[order], [1400]), np.split(y[order], [1400])
+    whole = SoftmaxRegression(C=0.1).fit(x, y)
+    parts = SoftmaxRegression(C=0.1)
+    after = []
+    for some in np.array_split(np.arange(len(y)), 7):
+        parts.partial_fit(x[some], y[some], classes=range(10))
+        after.append(-parts.predict_log_proba(u)[np.arange(len(v)), v].mean())
+    goal = -whole.predict_log_proba(u)[np.arange(len(v)), v].mean()
+    assert after[-1] < 1.5 * goal
+    assert after[-1] < after[0]
+
+
+def test_warm_start(rows):
+    x, y = rows
+    model = SoftmaxRegression(warm_start=True, solver="lbfgs").fit(x, y)
+    cold = model.n_iter_
+    assert model.fit(x, y).n_iter_ < cold
+    with pytest.raises(ValueError, match="warm_start"):
+        model.fit(x[:, :3], y)
+
+
+# ---- separable classes --------------------------------------------------------------------------
+
+
+def test_separable_classes_without_penalty_are_said():
+    x, y = load_iris(return_X_y=True)
+    with pytest.warns(SeparationWarning, match="completely"):
+        SoftmaxRegression(C=np.inf).fit(x[:100], y[:100])
+    with pytest.warns(SeparationWarning, match="in part"):  # only setosa stands apart
+        SoftmaxRegression(C=np.inf).fit(x, y)
+    SoftmaxRegression(C=np.inf).fit(x[50:], y[50:])  # the two others do not
+    SoftmaxRegression(C=1e3).fit(x, y)
+
+
+def test_a_feature_that_separates_a_few_rows_is_said(rows):
+    x, y = rows
+    x, y = np.column_stack([x, np.arange(90) < 7]), (y == 0).astype(int)
+    y[:7] = 1
+    with pytest.warns(SeparationWarning, match="in part"):
+        LogisticRegression(C=np.inf).fit(x, y)
+    labels = np.stack([y, np.arange(90) % 2], 1)
+    with pytest.warns(SeparationWarning, match="label 0"):
+        LogisticRegression(C=np.inf).fit(x, labels)
+
+
+# ---- what is refused ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"C": 0}, "`C`"),
+        ({"C": "1"}, "`C`"),
+        ({"C": np.nan}, "`C`"),
+        ({"l1_ratio": 1.5}, "`l1_ratio`"),
+        ({"tol": -1}, "`tol`"),
+        ({"max_iter": 0}, "`max_iter`"),
+        ({"solver": "sgd"}, "`solver`"),
+        ({"loss": "hinge"}, "there are cross_entropy"),
+        ({"loss": "sigmoid_focal_loss"}, "one class per row"),
+        ({"loss": torch.nn.functional.cross_entropy}, "row_weight="),
+        ({"class_weight": "even"}, "class_weight"),
+        *(({"solver": solver, "l1_ratio": 0.5}, "takes no l1_ratio") for solver in SMOOTH),
+    ],
+)
+def test_parameters_out_of_range(rows, settings, message):
+    with pytest.raises(ValueError, match=message):
+        SoftmaxRegression(**settings).fit(*rows)
+
+
+def test_data_that_does_not_fit(rows):
+    x, y = rows
+    for kind in BOTH:
+        with pytest.raises(ValueError, match="one class only"):
+            kind().fit(x, np.zeros(90))
+        with pytest.raises(ValueError, match="NaN"):
+            kind().fit(np.where(x > 2, np.nan, x), y)
+        with pytest.raises(ValueError, match="non-zero"):
+            kind().fit(x, y, sample_weight=np.zeros(90))
+        with pytest.raises(ValueError, match="must name all `classes`"):
+            kind().partial_fit(x, y)
+        with pytest.raises(ValueError, match=r"\[2\]"):
+            kind().partial_fit(x, y, classes=[0, 1])
+    with pytest.raises(ValueError, match="use SoftmaxRegression"):
+        LogisticRegression(loss="sigmoid_focal_loss").fit(x, y)
+    with pytest.raises(ValueError, match="0 and 1"):
+        LogisticRegression().fit(x, np.stack([y, y], 1))
+    with pytest.raises(ValueError, match="class_weight"):
+        LogisticRegression(class_weight="balanced").fit(x, np.stack([y == 0, y == 1], 1))
+    with pytest.raises(ValueError, match="of the kind it was"):
+        LogisticRegression().fit(x, y).partial_fit(x, np.stack([y == 0, y == 1], 1))
+    assert not hasattr(SoftmaxRegression(l1_ratio=1.0), "partial_fit")
+
+
+def test_too_few_iterations_are_said(rows):
+    with pytest.warns(ConvergenceWarning, match="max_iter"):
+        SoftmaxRegression(max_iter=2, solver="lbfgs").fit(*rows)
+
+
+def test_progress_is_shown(rows, capsys):
+    SoftmaxRegression(verbose=1).fit(*rows)
+    assert "objective" in capsys.readouterr().err
+
+
+def test_the_column_of_ones_is_not_stored_but_there():
+    x = np.arange(6.0).reshape(3, 2)
+    weight = torch.tensor([0.5, 0.25, 0.25], dtype=torch.float64)
+    for rows in (x, csr_array(x)):
+        design = Design(rows, weight, intercept=True)
+        ones = np.asarray(design.with_ones().todense() if design.sparse else design.with_ones())
+        w = torch.tensor([[1.0, 2.0, 3.0]], dtype=torch.float64)
+        assert design.scores(w).flatten().tolist() == (ones @ [1, 2, 3]).tolist()
+        assert design.mean_squares().tolist() == (weight.numpy() @ ones**2).tolist()
+        slopes = torch.tensor([[1.0], [-1.0], [2.0]], dtype=torch.float64)
+        assert design.pull_back(slopes).flatten().tolist() == (ones.T @ [1, -1, 2]).tolist()
+    assert isinstance(objective_of(SoftmaxRegression, x, [0, 1, 1]), Objective)

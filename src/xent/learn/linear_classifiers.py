@@ -90,7 +90,7 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
             ``functools.partial(xent.focal_loss, gamma=1.0)``.
         solver: ``"lbfgs"``, ``"newton-cg"`` and ``"trust-region"`` (SciPy's, with our product of
             the Hessian); ``"gradient-descent"`` with the step 1/L and ``"accelerated"``, which
-            take l1; ``"auto"`` chooses ``"accelerated"`` where there is l1, ``"newton-cg"`` for up
+            take l1; ``"auto"`` chooses ``"accelerated"`` where there is l1, a Newton method for up
             to 50,000 scores (rows times classes), else ``"lbfgs"``.
         tol: no entry of the gradient is larger at the end, in coordinates of about unit curvature.
         max_iter: most iterations; a ``ConvergenceWarning`` says that they were too few.
@@ -177,10 +177,10 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
         strength = self._strength(start) / (self.C * problem.total)
         l1 = self.l1_ratio * strength if self.l1_ratio > 0 and not self._unpenalised else None
         objective = problem.objective((1 - self.l1_ratio) * strength, problem.zeros())
-        self._minimise(objective, l1, start)
+        converged = self._minimise(objective, l1, start)
         self._remember(objective, self._strength(start) / self.C, problem.total)
-        if self._unpenalised:
-            self._look_for_separation(problem.design, y)
+        if not (self._unpenalised and self._warn_if_separable(problem.design, y)):
+            self._warn_unless(converged)
         return self
 
     @available_if(lambda self: self.l1_ratio == 0)
@@ -210,11 +210,13 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
         X, y = self._read(X, y, reset=first)
         if first:
             self.classes_ = self._all_classes(classes, y)
+        if y.ndim == 1 and len(unseen := np.setdiff1d(y, self.classes_)):
+            raise ValueError(f"partial_fit: y has {unseen[:5]}, not among {self.classes_}")
         problem = self._problem(X, y, sample_weight)
         start = problem.zeros() if first else self._coefficients(problem.zeros())
         prior = self._strength(start) / self.C if first else torch.from_numpy(self.precision_)
         objective = problem.objective(prior / problem.total, start)
-        self._minimise(objective, None, start)
+        self._warn_unless(self._minimise(objective, None, start))
         self._remember(objective, prior, problem.total)
         return self
 
@@ -341,8 +343,8 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
             )
         return w
 
-    def _minimise(self, objective: Objective, l1: Tensor | None, start: Tensor) -> None:
-        """Solve, and keep what came out."""
+    def _minimise(self, objective: Objective, l1: Tensor | None, start: Tensor) -> bool:
+        """Solve, and keep what came out; whether that has converged."""
         with _progress(self.verbose, self.max_iter) as report:
             task = Task(objective, l1, self.tol, self.max_iter, report)
             solution = task.solve(start, self.solver)
@@ -352,10 +354,13 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
         self.coef_ = w[:, : objective.design.features].numpy().copy()
         self.intercept_ = w[:, -1].numpy().copy() if self.fit_intercept else np.zeros(len(w))
         self.history_, self.n_iter_ = solution.history, max(solution.iterations, 1)
-        if not solution.converged:
+        return solution.converged
+
+    def _warn_unless(self, converged: bool) -> None:
+        if not converged:
             warnings.warn(
-                f"{type(self).__name__}: not converged after {solution.iterations} iterations; "
-                "raise max_iter or tol, bring the features to one scale, or take another solver",
+                f"{type(self).__name__}: not converged after {self.n_iter_} iterations; raise "
+                "max_iter or tol, bring the features to one scale, or take another solver",
                 ConvergenceWarning,
                 stacklevel=3,
             )
@@ -365,21 +370,24 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
         w = self._coefficients(prior)
         self.precision_ = (prior + total * objective.hessian_diagonal(w)).numpy()
 
-    def _look_for_separation(self, design: Design, y: np.ndarray) -> None:
-        """Warn where no best coefficients exist."""
+    def _warn_if_separable(self, design: Design, y: np.ndarray) -> bool:
+        """Warn where no best coefficients exist, and say whether it is so."""
         x = design.with_ones()
         scores = design.scores(self._coefficients(torch.zeros(len(self.coef_), design.columns)))
+        found = False
         for name, columns, target in self._decisions(scores, y):
             kind = separation(x, columns, target)
             if kind is not None:
+                found = True
+                how = "completely" if kind == "complete" else "in part"
                 warnings.warn(
-                    f"{type(self).__name__}: {name} can be separated "
-                    f"{'completely' if kind == 'complete' else 'in part'}, and C=inf penalises "
+                    f"{type(self).__name__}: {name} can be separated {how}, and C=inf penalises "
                     "nothing: the loss has no minimum, and the coefficients grow with max_iter. "
                     "Set C, for example C=1",
                     SeparationWarning,
                     stacklevel=3,
                 )
+        return found
 
     @property
     def _unpenalised(self) -> bool:
@@ -500,6 +508,14 @@ class LogisticRegression(SoftmaxRegression):
 
     def _all_classes(self, classes: Any, y: np.ndarray) -> np.ndarray:
         return self._classes(y) if self.multilabel_ else super()._all_classes(classes, y)
+
+    def _weight_of_class(self, y: np.ndarray, weight: np.ndarray) -> np.ndarray:
+        if self.multilabel_:
+            raise ValueError(
+                "`class_weight` has no meaning for a matrix of labels; set sample_weight, or a loss "
+                "with pos_weight: functools.partial(xent.binary_cross_entropy_with_logits, ...)"
+            )
+        return super()._weight_of_class(y, weight)
 
     def _criterion(self, y: np.ndarray, weight: Tensor) -> Criterion:
         if len(self.classes_) > 2 and not self.multilabel_:

@@ -176,8 +176,9 @@ class Gaussian(SearchDistribution):
         x = x.to(self.mean.dtype)
         try:
             if self.covariance.ndim == 1:
-                return Normal(self.mean, self.covariance.sqrt()).log_prob(x).sum(-1)
-            return MultivariateNormal(self.mean, self.covariance).log_prob(x)
+                scale = self.covariance.sqrt()
+                return Normal(self.mean, scale, validate_args=True).log_prob(x).sum(-1)
+            return MultivariateNormal(self.mean, self.covariance, validate_args=True).log_prob(x)
         except ValueError:
             raise ValueError(
                 "the covariance is singular, so there is no density: fit more points than "

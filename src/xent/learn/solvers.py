@@ -72,18 +72,23 @@ class Task:
     def solve(self, start: Tensor, solver: str) -> Solution:
         """Minimise from coefficients ``(K, columns)`` on, by one of ``SOLVERS``.
 
-        ``"auto"`` takes accelerated proximal gradients where there is l1, else Newton's method for
-        what is small, which needs the fewest steps where rows are sure, and L-BFGS for what is
-        large, which needs the fewest sweeps over the rows where they are not.
+        ``"auto"`` takes accelerated proximal gradients where there is l1. Else Newton's method for
+        what is small, which needs the fewest steps where rows are sure, with a trust region where
+        nothing keeps the coefficients from growing; and L-BFGS for what is large, which needs the
+        fewest sweeps over the rows where they are not.
         """
-        if solver == "auto" and self.l1 is not None:
-            solver = "accelerated"
-        elif solver == "auto":
-            scores = self.objective.design.rows * len(start)
-            solver = "newton-cg" if scores <= SMALL else "lbfgs"
+        if solver == "auto":
+            solver = self._choice(len(start))
         if solver in SMOOTH:
             return by_scipy(self, start, SMOOTH[solver])
         return by_gradients(self, start, accelerate=solver == "accelerated")
+
+    def _choice(self, columns: int) -> str:
+        if self.l1 is not None:
+            return "accelerated"
+        if self.objective.design.rows * columns > SMALL:
+            return "lbfgs"
+        return "newton-cg" if bool(self.objective.penalty.any()) else "trust-region"
 
 
 def by_scipy(task: Task, start: Tensor, method: str) -> Solution:

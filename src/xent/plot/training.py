@@ -183,30 +183,3 @@ def _last_means(values: Sequence[float], window: int) -> np.ndarray:
     ends = np.arange(1, len(values) + 1)
     starts = np.maximum(ends - window, 0)
     return (sums[ends] - sums[starts]) / (ends - starts)
-
-
-def _draw(record: Record, ax: Axes, over: str, number: int) -> None:
-    # Runs that differ in the head alone coincide: different dashes, and rings around the dots.
-    color, line = f"C{number}", LINES[number % len(LINES)]
-    history, head = record["history"], record["settings"]["head"]
-    loss = history["loss"]
-    x = history["seconds"] if over == "seconds" else range(1, len(loss) + 1)
-    ax.plot(x, loss, color=color, alpha=0.2, linewidth=0.8)
-    ax.plot(x, _smooth(loss), line, color=color, label=f"{head}: training")
-    points = history["validation"]
-    ax.plot(
-        [p[over] for p in points], [p["nats"] for p in points], "o", color=color,
-        markersize=5 + 4 * number, markerfacecolor="none" if number else color,
-        label=f"{head}: validation",
-    )  # fmt: skip
-
-
-def _smooth(values: Sequence[float]) -> list[float]:
-    """A running mean over about 2 % of the run, started without bias towards zero."""
-    keep = 1 - 1 / max(1.0, 0.02 * len(values))
-    total = weight = 0.0
-    smooth = []
-    for value in values:
-        total, weight = keep * total + value, keep * weight + 1
-        smooth.append(total / weight)
-    return smooth
