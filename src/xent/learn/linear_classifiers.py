@@ -512,8 +512,8 @@ class LogisticRegression(SoftmaxRegression):
     def _weight_of_class(self, y: np.ndarray, weight: np.ndarray) -> np.ndarray:
         if self.multilabel_:
             raise ValueError(
-                "`class_weight` has no meaning for a matrix of labels; set sample_weight, or a loss "
-                "with pos_weight: functools.partial(xent.binary_cross_entropy_with_logits, ...)"
+                "`class_weight` has no meaning for a matrix of labels; set sample_weight, or a "
+                "loss with pos_weight: partial(xent.binary_cross_entropy_with_logits, pos_weight=w)"
             )
         return super()._weight_of_class(y, weight)
 
