@@ -11,7 +11,10 @@ from typing import Any
 
 from ..engines import native
 
-PACKAGES = ("xent", "torch", "jax", "optax", "liger-kernel", "cut-cross-entropy", "quack-kernels")
+PACKAGES = (
+    "xent", "torch", "jax", "optax", "scikit-learn", "liger-kernel", "cut-cross-entropy",
+    "quack-kernels",
+)  # fmt: skip
 
 
 def describe_machine(threads: int) -> dict[str, Any]:
