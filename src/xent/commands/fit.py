@@ -5,19 +5,20 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import math
 import re
 import warnings
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from ..losses import CATALOG
+from ..losses import CATALOG, Member
+from ..losses.lookup import find
 from ..plot.loss_names import read_loss
 from .console import UserError, note
 from .fit_report import Judged, describe, describe_largest, largest, picture
+from .held_out import Rows, check_classes, indices, split
 from .plot import require_matplotlib
 from .run_folder import RECORD, RunFolder
 from .table import Encoding, column_of, listed, read_table, split_target
@@ -37,13 +38,6 @@ FITTING = {
     "test": 0.25, "test_data": None, "seed": 0,
 }  # fmt: skip
 KINDS = {"classes": "SoftmaxRegression", "binary": "LogisticRegression"}  # by targets of the loss
-
-
-class Rows(NamedTuple):
-    """Features ``(N, F)`` and classes ``(N,)``."""
-
-    x: np.ndarray
-    y: np.ndarray
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -93,15 +87,15 @@ def run(args: argparse.Namespace) -> int:
 def _fit(args: argparse.Namespace, columns: dict[str, np.ndarray]) -> int:
     args.target = args.target or list(columns)[-1]  # the record names it
     others, y = split_target(columns, args.target)
-    _check_classes(args.target, y)
+    check_classes(args.target, y)
     encoding = Encoding.of(others)
     whole = Rows(encoding.features(others), y)
     if args.test_data:
         other = read_table(args.test_data)
         train, test = whole, Rows(encoding.features(other), column_of(other, args.target))
     else:
-        train, test = _split(args, whole)
-    target = _indices(args.target, test.y, np.unique(train.y))
+        train, test = split(whole, args.test, args.seed, args.target)
+    target = indices(args.target, test.y, np.unique(train.y))
     model = _model(args, len(np.unique(train.y)))
     folder = RunFolder(args.out or "runs/fit")
     scaled, warned = _fit_standardised(model, train)
@@ -126,82 +120,11 @@ def _fit(args: argparse.Namespace, columns: dict[str, np.ndarray]) -> int:
     return 0
 
 
-def _check_classes(target: str, y: np.ndarray) -> None:
-    """Raise unless a column can be a class."""
-    if y.dtype.kind not in "biufO" or not all(
-        isinstance(v, (str, bool, int, float)) for v in y.tolist()
-    ):
-        raise UserError(f"column {target!r} holds {y.dtype}, not classes; name another --target")
-    values = np.unique(y)
-    if len(values) == 1:
-        raise UserError(
-            f"column {target!r} has one class only, {values.tolist()[0]!r}; it takes two"
-        )
-    if 2 * len(values) > len(y):
-        raise UserError(
-            f"column {target!r} has {len(values)} different values in {len(y)} rows: an identifier "
-            "or a quantity rather than a class; name another --target, or group the values"
-        )
-    if y.dtype.kind == "f" and (values % 1).any():
-        fraction = values[values % 1 != 0][0]
-        raise UserError(
-            f"column {target!r} holds numbers such as {fraction}: a quantity rather than a class; "
-            "name another --target, or group the values"
-        )
-
-
-def _split(args: argparse.Namespace, whole: Rows) -> tuple[Rows, Rows]:
-    """Rows to fit and to test on, the classes in the same shares."""
-    from sklearn.model_selection import train_test_split
-
-    if not 0 < args.test < 1:
-        raise UserError(
-            f"--test must be above 0 and below 1, got {args.test}; to fit on all rows, test on "
-            "others by --test-data"
-        )
-    classes, counts = np.unique(whole.y, return_counts=True)
-    if counts.min() == 1:
-        name = classes[counts.argmin()]
-        raise UserError(
-            f"class {name!r} of column {args.target!r} has a single row, which cannot be fitted "
-            "and tested on; leave it out, or give --test-data"
-        )
-    tested = math.ceil(args.test * len(whole.y))
-    if min(tested, len(whole.y) - tested) < len(classes):
-        raise UserError(
-            f"--test {args.test} of {len(whole.y)} rows are {tested}: too few to test on or too "
-            f"few left for {len(classes)} classes; choose another share, or give --test-data"
-        )
-    chosen = train_test_split(
-        np.arange(len(whole.y)), test_size=args.test, random_state=args.seed, stratify=whole.y
-    )
-    train, test = (Rows(whole.x[rows], whole.y[rows]) for rows in chosen)
-    return train, test
-
-
-def _indices(target: str, y: np.ndarray, classes: np.ndarray) -> list[int]:
-    """The classes of rows to test on as indices."""
-    index = {name: k for k, name in enumerate(classes.tolist())}
-    for row, name in enumerate(y.tolist()):
-        if name not in index:
-            raise UserError(
-                f"column {target!r}, row {row + 1} to test on: {name!r} is none of the classes "
-                f"that the model knows: {listed(index)}"
-            )
-    return [index[name] for name in y.tolist()]
-
-
 def _model(args: argparse.Namespace, classes: int) -> Any:
     """The classifier that is asked for, not yet fitted."""
     from .. import learn
 
-    try:
-        member, options = read_loss(args.loss)
-        if member.targets not in KINDS:
-            raise ValueError(f"{member.name} is no loss of a class per row")
-    except ValueError as error:
-        names = ", ".join(name for name, one in CATALOG.items() if one.targets in KINDS)
-        raise UserError(f"--loss: {error}; a classifier can be fitted with {names}") from None
+    member, options = _loss(args.loss)
     if member.targets == "binary" and classes > 2:
         raise UserError(f"--loss {member.name} is for two classes, and there are {classes}")
     return getattr(learn, KINDS[member.targets])(
@@ -209,6 +132,21 @@ def _model(args: argparse.Namespace, classes: int) -> Any:
         loss=partial(member.function, **options) if options else member.name,
         verbose=int(not args.quiet),
     )  # fmt: skip
+
+
+def _loss(word: str) -> tuple[Member, dict[str, Any]]:
+    """The loss that is named, and its hyperparameters."""
+    try:
+        member = find(word.partition(":")[0])
+        if member.targets not in KINDS:
+            raise ValueError(f"{member.name} is no loss of a class per row")
+    except ValueError as error:
+        names = ", ".join(name for name, one in CATALOG.items() if one.targets in KINDS)
+        raise UserError(f"--loss: {error}\na classifier can be fitted with {names}") from None
+    try:
+        return read_loss(word)
+    except ValueError as error:
+        raise UserError(f"--loss: {error}") from None
 
 
 def _fit_standardised(model: Any, rows: Rows) -> tuple[np.ndarray, list[str]]:
@@ -237,11 +175,10 @@ def _fit_standardised(model: Any, rows: Rows) -> tuple[np.ndarray, list[str]]:
 
 
 def _as_options(message: str) -> str:
-    """What the library says, with the names of the command."""
-    return re.sub(
-        r"`?\b(C|l1_ratio|max_iter)\b`?(?= must|=| or tol)",
-        lambda found: f"--{found[1].replace('_', '-')}", message,
-    )  # fmt: skip
+    """What the library says, with the names of the command and without options it has not."""
+    message = re.sub(r" or tol, bring the .*", "", message)
+    names = r"`?\b(C|l1_ratio|max_iter)\b`?(?= must|=|$)"
+    return re.sub(names, lambda found: f"--{found[1].replace('_', '-')}", message)
 
 
 def _save(model: Any, folder: RunFolder, about: dict[str, Any]) -> None:
@@ -260,20 +197,23 @@ def _use(args: argparse.Namespace, columns: dict[str, np.ndarray]) -> int:
     model, target, encoding = _load(args.model)
     x = encoding.features(columns)
     folder = RunFolder(args.out or "runs/predict")
+    named = args.target or target
     failure = folder.save(PREDICTIONS, _predictions(model, x))
     if failure:
         note(failure)
     record: dict[str, Any] = {
-        "settings": {"table": args.table, "model": args.model, "target": args.target or target},
+        "settings": {"table": args.table, "model": args.model, "target": named},
         "rows": {"predicted": len(x)},
-        "not_used": [name for name in columns if name not in {*encoding.columns, target}],
+        "not_used": [name for name in columns if name not in {*encoding.columns, named}],
     }
     text, judged = f"{len(x):,} predictions: {folder.path / PREDICTIONS}", None
     if args.target or target in columns:
-        y = column_of(columns, args.target or target)
-        judged = Judged.of(model, x, _indices(args.target or target, y, model.classes_))
+        y = column_of(columns, named)
+        judged = Judged.of(model, x, indices(named, y, model.classes_))
         record["test"] = judged.figures()
         text = f"{describe(record['test'])}\n\n{text}"
+    if record["not_used"]:
+        text += f"\nnot used: {listed(record['not_used'])}"
     _conclude(args, folder, record, text, judged)
     return 0
 
@@ -282,6 +222,7 @@ def _load(path: str) -> tuple[Any, str, Encoding]:
     """A model, the name of its target, and how its features are made."""
     from ..learn.saved_models import read_model
 
+    model: Any
     try:
         model, about = read_model(path)
     except OSError as error:
@@ -291,7 +232,7 @@ def _load(path: str) -> tuple[Any, str, Encoding]:
     try:
         target, encoding = str(about["target"]), Encoding(about["columns"])
         fits = len(encoding.names) == model.n_features_in_
-    except (KeyError, TypeError, AttributeError):
+    except (LookupError, TypeError, AttributeError):
         fits = False
     if not fits:
         raise UserError(
@@ -324,7 +265,7 @@ def _conclude(
     files = {RECORD: json.dumps(record, indent=2).encode()}
     if judged:
         nats = record["test"]["log_loss_nats"]
-        title = f"{Path(args.table).name}, {record['settings']['target']}: {nats:.4f} nats"
+        title = f"{Path(args.table).name}: {record['settings']['target']}, log loss {nats:.4f} nats"
         files[PICTURE] = picture(judged, title)
     for name, data in files.items():
         failure = folder.save(name, data)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .. import cross_entropy
 from ..information import report
+from ..information.common import NATS_PER_BIT
 from .console import table
 
 MOST_CLASSES = 12  # that a table has room for
@@ -56,7 +57,7 @@ class Judged(NamedTuple):
 
     def figures(self) -> dict[str, Any]:
         """The figures, each as a number that JSON can hold."""
-        losses = cross_entropy(self.log_probs, self.target, reduction="none")
+        losses: Any = cross_entropy(self.log_probs, self.target, reduction="none")
         told = report(losses.mean(), self.target)
         confusion, calibration = self.confusion(), self.reliability()
         rows, right = len(losses), int(confusion.diagonal().sum())
@@ -83,7 +84,7 @@ class Judged(NamedTuple):
 def describe(figures: dict[str, Any]) -> str:
     """The figures for people."""
     nats, entropy = figures["log_loss_nats"], figures["label_entropy_nats"]
-    error, bits = figures["log_loss_standard_error_nats"], figures["log_loss_bits"] / nats
+    error, bits = figures["log_loss_standard_error_nats"], 1 / NATS_PER_BIT
     lines = [
         [f"on {figures['rows']:,} rows", "this model", "frequencies only"],
         ["log loss, nats", f"{nats:.4f} +- {error:.4f}", f"{entropy:.4f}"],

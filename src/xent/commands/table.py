@@ -91,8 +91,8 @@ class Encoding(NamedTuple):
 
     def _feature(self, name: str, columns: dict[str, np.ndarray]) -> np.ndarray:
         column, values = column_of(columns, name), self.columns[name]
-        kind = _kind(name, column)
-        known = "numbers" if values is None else _kind(name, _array(values))
+        kind = kind_of(name, column)
+        known = "numbers" if values is None else kind_of(name, _array(values))
         if kind != known:
             raise UserError(f"column {name!r} holds {kind}; {known} are what was learnt from")
         if values is None:
@@ -156,6 +156,22 @@ def column_of(columns: dict[str, np.ndarray], name: str) -> np.ndarray:
     return columns[name]
 
 
+def kind_of(name: str, column: np.ndarray) -> str:
+    """Numbers, booleans or text; the name is for the message.
+
+    Raises:
+        UserError: if a column holds something else.
+    """
+    if column.dtype.kind in "iuf":
+        return "numbers"
+    if column.dtype.kind == "b":
+        return "booleans"
+    if all(isinstance(value, str) for value in column):
+        return "text"
+    kind = type(column[0]).__name__ if column.dtype.kind == "O" else column.dtype
+    raise UserError(f"column {name!r} holds {kind}, not numbers, text or booleans; leave it out")
+
+
 def listed(things: Iterable[Any], most: int = 12) -> str:
     """Things between commas; of many the first, and how many more."""
     words = [str(thing) for thing in things]
@@ -191,7 +207,7 @@ def _refuse_missing(name: str, column: np.ndarray) -> None:
 def _categories(name: str, column: np.ndarray) -> list[Any] | None:
     """The different values of a column of text or booleans, sorted; None for numbers."""
     _refuse_missing(name, column)
-    if _kind(name, column) == "numbers":
+    if kind_of(name, column) == "numbers":
         return None
     values = np.unique(column).tolist()
     if len(values) > MOST_CATEGORIES:
@@ -200,17 +216,6 @@ def _categories(name: str, column: np.ndarray) -> list[Any] | None:
             f"{MOST_CATEGORIES} make sense as features; leave it out, or group them"
         )
     return values
-
-
-def _kind(name: str, column: np.ndarray) -> str:
-    if column.dtype.kind in "iuf":
-        return "numbers"
-    if column.dtype.kind == "b":
-        return "booleans"
-    if all(isinstance(value, str) for value in column):
-        return "text"
-    kind = type(column[0]).__name__ if column.dtype.kind == "O" else column.dtype
-    raise UserError(f"column {name!r} holds {kind}, not numbers, text or booleans; leave it out")
 
 
 def _array(values: list[Any]) -> np.ndarray:

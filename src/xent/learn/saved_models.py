@@ -18,7 +18,9 @@ from ..losses import CATALOG
 from .linear_classifiers import LogisticRegression, SoftmaxRegression
 
 FORMAT, VERSION = "xent linear classifier", 1
-CLASSES = {cls.__name__: cls for cls in (SoftmaxRegression, LogisticRegression)}
+CLASSES: dict[str, type[Any]] = {
+    cls.__name__: cls for cls in (SoftmaxRegression, LogisticRegression)
+}
 TENSORS = {"float32": torch.float32, "float64": torch.float64, "int64": torch.int64}
 
 
@@ -64,7 +66,7 @@ def save_model(
             "parameters": {key: _plain(key, v) for key, v in model.get_params().items()},
             "classes": _plain_classes(model.classes_),
             "multilabel": _is_multilabel(model),
-            "features": model.n_features_in_,
+            "features": model.coef_.shape[1],
             "coef": model.coef_.tolist(),
             "intercept": model.intercept_.tolist(),
             "precision": None if precision is None else precision.tolist(),
@@ -129,11 +131,13 @@ def _model(saved: dict[str, Any]) -> SoftmaxRegression:
     """The classifier of a file, each part of which is looked at first."""
     _require(saved["class"] in CLASSES, f"there is no class {saved['class']!r}")
     parameters = {key: _restored(key, value) for key, value in saved["parameters"].items()}
-    model = CLASSES[saved["class"]](**parameters)
+    kind = CLASSES[saved["class"]]
+    model = kind(**parameters)
     model._check_parameters()
     model.classes_ = _restored_classes(saved["classes"])
-    if isinstance(model, LogisticRegression):
-        model.multilabel_ = bool(saved["multilabel"])
+    multilabel = bool(saved["multilabel"])
+    if kind is LogisticRegression:
+        model.multilabel_ = multilabel
     scores = len(model.classes_)
     if scores == 2 and not _is_multilabel(model):
         scores = 1
