@@ -20,6 +20,7 @@ COMMANDS = {
     "search": "look for a loss that suits your data, by evolution",
     "reinforce": "learn to act in a gymnasium environment, by weighted cross-entropy",
     "cem": "learn to act in a gymnasium environment, by the cross-entropy method",
+    "fit": "a linear classifier of a table with any loss: report, picture, a model to use again",
     "mi": "how much the columns of a table tell about a class, in nats, from below",
     "bench": "measure time, memory and accuracy against others",
 }

@@ -36,12 +36,14 @@ _MODULE_OF: dict[str, str] = {
     "info_cam": "activation_maps",
     "info_nce_bound": "info_nce",
     "label_quality": "label_noise",
+    "load_model": "saved_models",
     "mixture_log_prob": "mixtures",
     "mutual_information_from_logits": "mutual_information",
     "predict_logits": "networks",
     "quantize": "coding",
     "rare_event": "rare_events",
     "reinforce": "policy_learning",
+    "save_model": "saved_models",
     "train_classifier": "networks",
 }
 __all__ = sorted(_MODULE_OF)

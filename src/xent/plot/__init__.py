@@ -5,7 +5,7 @@ Without axes a picture makes its own, on a figure that belongs to no window;
 drawn.
 """
 
-from .diagrams import binary_terms, jacobian, reliability
+from .diagrams import binary_terms, confusion_matrix, jacobian, reliability
 from .evidence import activation_map, information, information_bars
 from .family import loss_curves
 from .training import curves, learning_curves
@@ -13,6 +13,7 @@ from .training import curves, learning_curves
 __all__ = [
     "activation_map",
     "binary_terms",
+    "confusion_matrix",
     "curves",
     "information",
     "information_bars",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -119,6 +120,54 @@ def reliability(table: Any, ax: Axes | None = None) -> Axes:
     ax.set_ylabel("accuracy")
     ax.set_title(f"expected calibration error {float(table.ece):.3f}", fontsize="medium")
     ax.legend(loc="upper left")
+    return ax
+
+
+def confusion_matrix(matrix: Any, labels: Sequence[Any], ax: Axes | None = None) -> Axes:
+    """How often each class is taken for which.
+
+    Args:
+        matrix: counts of rows, ``(K, K)``: row i, column j those of class i that are taken for j.
+        labels: what the K classes are called.
+        ax: where to draw; by default new axes.
+
+    Returns:
+        The axes. The colour is the share of the class, so that rare ones are seen as well; up to 12
+        classes the counts are written out.
+
+    Raises:
+        ValueError: if there is not one row and column for each label.
+        ImportError: if matplotlib is not installed.
+
+    Example:
+        >>> from xent.plot import confusion_matrix
+        >>> confusion_matrix([[8, 2], [1, 9]], ["cat", "dog"]).get_ylabel()
+        'class'
+    """
+    counts, classes = torch.as_tensor(matrix), len(labels)
+    if counts.shape != (classes, classes):
+        raise ValueError(
+            f"`matrix` must have a row and a column for each of the {classes} labels, got shape "
+            f"{tuple(counts.shape)}"
+        )
+    ax = ax or new_axes(6.2, 5.4)[0]
+    share = counts / counts.sum(1, keepdim=True).clamp(min=1)
+    image = ax.imshow(share.tolist(), cmap="Blues", vmin=0, vmax=1)
+    ax.figure.colorbar(image, ax=ax, label="share of the class")
+    step = -(-classes // 40)  # of more names than that every second, third, ...
+    ticks, names = range(0, classes, step), [str(label) for label in labels[::step]]
+    wide = sum(map(len, names)) > 40
+    ax.set_xticks(ticks, names, rotation=90 if wide else 0)
+    ax.set_yticks(ticks, names)
+    if classes <= 12:
+        for i, row in enumerate(counts.tolist()):
+            for j, count in enumerate(row):
+                color = "white" if share[i, j] > 0.6 else "black"
+                ax.text(j, i, f"{count:,}", ha="center", va="center", color=color)
+    right = counts.diagonal().sum() / counts.sum()
+    ax.set_xlabel("taken for")
+    ax.set_ylabel("class")
+    ax.set_title(f"{right:.1%} of {counts.sum():,} rows are right", fontsize="medium")
     return ax
 
 

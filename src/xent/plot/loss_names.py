@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..losses import CATALOG
-from ..losses.catalog import Targets
+from ..losses.catalog import Member, Targets
 from ..losses.lookup import find, near
 
 # Arguments that do not change the curve of a loss, or whose place is the call.
@@ -44,11 +44,21 @@ class Curve(NamedTuple):
 def read_curve(word: str) -> Curve:
     """The curve that ``name`` or ``name:key=value,key=value`` names.
 
+    Raises:
+        ValueError: as :func:`read_loss`.
+    """
+    member, given = read_loss(word)
+    label = ", ".join([member.name, *(f"{key}={_shown(value)}" for key, value in given.items())])
+    return make_curve(partial(member.function, **given), label)
+
+
+def read_loss(word: str) -> tuple[Member, dict[str, Any]]:
+    """The loss that ``name`` or ``name:key=value,key=value`` names, and its hyperparameters.
+
     Values are numbers, words or lists: ``logit_adjusted_loss:prior=[100,10,1]``.
 
     Raises:
-        ValueError: for a loss or a hyperparameter that does not exist, or a value that makes no
-            sense to it.
+        ValueError: for a loss or a hyperparameter that does not exist.
     """
     name, _, settings = word.partition(":")
     member = find(name)
@@ -60,8 +70,7 @@ def read_curve(word: str) -> Curve:
             raise ValueError(f"{part!r} in {word!r} is no `name=value`, like gamma=2")
         _check_known(member.name, key, hyperparameters(member.function))
         given[key] = _value(value)
-    label = ", ".join([member.name, *(f"{key}={_shown(value)}" for key, value in given.items())])
-    return make_curve(partial(member.function, **given), label)
+    return member, given
 
 
 def make_curve(loss: Callable[..., Any], label: str | None = None) -> Curve:

@@ -1,0 +1,274 @@
+"""``xent fit``: a linear classifier of a table, what it is worth, and its use on other tables."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import re
+import warnings
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..losses import CATALOG, Member
+from ..losses.lookup import find
+from ..plot.loss_names import read_loss
+from .console import UserError, note
+from .fit_report import Judged, describe, describe_largest, largest, picture
+from .held_out import Rows, check_classes, indices, split
+from .plot import require_matplotlib
+from .run_folder import RECORD, RunFolder
+from .table import Encoding, column_of, listed, read_table, split_target
+
+USAGE = """\
+xent fit TABLE [--target COLUMN] [options]
+       xent fit TABLE --model FILE [--target COLUMN] [--out FOLDER]"""
+EPILOG = """\
+Features are standardised for the fit, so the penalty is of coefficients per standard deviation; in
+the file the standardisation is part of the coefficients, and the model takes the columns as they
+are. With --model nothing is fitted: the file's predictions go to predictions.csv, and the report is
+made where the table has the target."""
+MODEL, PICTURE, PREDICTIONS = "model.json", "report.png", "predictions.csv"
+# What is about fitting, and its defaults; None while parsing, so that --model can refuse it.
+FITTING = {
+    "loss": "cross_entropy", "C": 1.0, "l1_ratio": 0.0, "class_weight": None, "max_iter": 1000,
+    "test": 0.25, "test_data": None, "seed": 0,
+}  # fmt: skip
+KINDS = {"classes": "SoftmaxRegression", "binary": "LogisticRegression"}  # by targets of the loss
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of ``xent fit``."""
+    parser.usage, parser.epilog = USAGE, EPILOG
+    add, number = parser.add_argument, {"type": float, "metavar": "X"}
+    add("table", metavar="TABLE", help="CSV with names, or Parquet")
+    add("--target", metavar="COLUMN", help="the class (default: the last column)")
+    add(
+        "--loss", metavar="LOSS",
+        help="name, with hyperparameters if you like: focal_loss:gamma=1 (default cross_entropy)",
+    )  # fmt: skip
+    add("--C", help="inverse strength of the penalty, inf for none (default 1)", **number)
+    add("--l1-ratio", help="how much of the penalty is l1, 0 to 1 (default 0)", **number)
+    add("--class-weight", choices=("balanced",), help="each class counts the same")
+    add("--max-iter", type=int, metavar="N", help="most iterations (default 1000)")
+    held_out = parser.add_mutually_exclusive_group()
+    held_out.add_argument("--test", help="share of the rows to test on (default 0.25)", **number)
+    held_out.add_argument("--test-data", metavar="TABLE", help="test on this table instead")
+    add("--seed", type=int, metavar="N", help="of the choice of rows to test on (default 0)")
+    add("--model", metavar="FILE", help="use the model.json of an earlier fit")
+    add("--out", help="folder (default runs/fit, with --model runs/predict)")
+    add("--quiet", action="store_true", help="no progress, only the result")
+    add("--json", action="store_true", help="print the record")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Fit and judge a model, or use one."""
+    require_matplotlib()
+    try:
+        from ..learn import saved_models  # noqa: F401
+    except ImportError as error:
+        raise UserError(f"{error.name} is not installed (pip install 'xent[learn]')") from None
+    given = [name for name in FITTING if getattr(args, name) is not None]
+    if args.model and given:
+        option = given[0].replace("_", "-")
+        raise UserError(f"--model is fitted already; leave --{option} out")
+    for name in FITTING.keys() - given:
+        setattr(args, name, FITTING[name])
+    columns = read_table(args.table)
+    return _use(args, columns) if args.model else _fit(args, columns)
+
+
+# ---- fitting ------------------------------------------------------------------------------------
+
+
+def _fit(args: argparse.Namespace, columns: dict[str, np.ndarray]) -> int:
+    args.target = args.target or list(columns)[-1]  # the record names it
+    others, y = split_target(columns, args.target)
+    check_classes(args.target, y)
+    encoding = Encoding.of(others)
+    whole = Rows(encoding.features(others), y)
+    if args.test_data:
+        other = read_table(args.test_data)
+        train, test = whole, Rows(encoding.features(other), column_of(other, args.target))
+    else:
+        train, test = split(whole, args.test, args.seed, args.target)
+    target = indices(args.target, test.y, np.unique(train.y))
+    model = _model(args, len(np.unique(train.y)))
+    folder = RunFolder(args.out or "runs/fit")
+    scaled, warned = _fit_standardised(model, train)
+    _save(model, folder, {"target": args.target, "columns": encoding.columns})
+    judged = Judged.of(model, test.x, target)
+    record = {
+        "settings": {key: getattr(args, key) for key in ("table", "target", *FITTING)},
+        "rows": {"fitted": len(train.y), "tested": len(test.y)},
+        "features": encoding.names,
+        "iterations": model.n_iter_,
+        "warnings": warned,
+        "test": judged.figures(),
+        "largest_coefficients": largest(scaled, encoding.names, judged.classes),
+    }
+    text = (
+        f"{type(model).__name__} by {args.loss}: {len(encoding.names)} features, "
+        f"{len(judged.classes)} classes, fitted on {len(train.y):,} rows\n\n"
+        f"{describe(record['test'])}\n\n{describe_largest(record['largest_coefficients'])}\n\n"
+        f"model, record and picture: {folder.path}"
+    )
+    _conclude(args, folder, record, text, judged)
+    return 0
+
+
+def _model(args: argparse.Namespace, classes: int) -> Any:
+    """The classifier that is asked for, not yet fitted."""
+    from .. import learn
+
+    member, options = _loss(args.loss)
+    if member.targets == "binary" and classes > 2:
+        raise UserError(f"--loss {member.name} is for two classes, and there are {classes}")
+    return getattr(learn, KINDS[member.targets])(
+        args.C, l1_ratio=args.l1_ratio, class_weight=args.class_weight, max_iter=args.max_iter,
+        loss=partial(member.function, **options) if options else member.name,
+        verbose=int(not args.quiet),
+    )  # fmt: skip
+
+
+def _loss(word: str) -> tuple[Member, dict[str, Any]]:
+    """The loss that is named, and its hyperparameters."""
+    try:
+        member = find(word.partition(":")[0])
+        if member.targets not in KINDS:
+            raise ValueError(f"{member.name} is no loss of a class per row")
+    except ValueError as error:
+        names = ", ".join(name for name, one in CATALOG.items() if one.targets in KINDS)
+        raise UserError(f"--loss: {error}\na classifier can be fitted with {names}") from None
+    try:
+        return read_loss(word)
+    except ValueError as error:
+        raise UserError(f"--loss: {error}") from None
+
+
+def _fit_standardised(model: Any, rows: Rows) -> tuple[np.ndarray, list[str]]:
+    """Fit on standardised features, then make the standardisation part of the coefficients.
+
+    Returns:
+        The coefficients per standard deviation, ``(K, F)``, and what the fit warned of.
+    """
+    from sklearn.preprocessing import StandardScaler
+
+    scaler = StandardScaler().fit(rows.x)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            model.fit(scaler.transform(rows.x), rows.y)
+        except (ValueError, TypeError) as error:
+            raise UserError(_as_options(str(error))) from None
+    warned = [_as_options(str(warning.message)) for warning in caught]
+    for text in warned:
+        note(text)
+    scaled = model.coef_.copy()
+    model.coef_ /= scaler.scale_
+    model.intercept_ -= model.coef_ @ scaler.mean_
+    del model.precision_  # it is about the other coordinates
+    return scaled, warned
+
+
+def _as_options(message: str) -> str:
+    """What the library says, with the names of the command and without options it has not."""
+    message = re.sub(r" or tol, bring the .*", "", message)
+    names = r"`?\b(C|l1_ratio|max_iter)\b`?(?= must|=|$)"
+    return re.sub(names, lambda found: f"--{found[1].replace('_', '-')}", message)
+
+
+def _save(model: Any, folder: RunFolder, about: dict[str, Any]) -> None:
+    from ..learn import save_model
+
+    try:
+        save_model(model.set_params(verbose=0), folder.path / MODEL, about)
+    except OSError as error:
+        raise UserError(f"cannot save {folder.path / MODEL}: {error.strerror}") from None
+
+
+# ---- using a model ------------------------------------------------------------------------------
+
+
+def _use(args: argparse.Namespace, columns: dict[str, np.ndarray]) -> int:
+    model, target, encoding = _load(args.model)
+    x = encoding.features(columns)
+    folder = RunFolder(args.out or "runs/predict")
+    named = args.target or target
+    failure = folder.save(PREDICTIONS, _predictions(model, x))
+    if failure:
+        note(failure)
+    record: dict[str, Any] = {
+        "settings": {"table": args.table, "model": args.model, "target": named},
+        "rows": {"predicted": len(x)},
+        "not_used": [name for name in columns if name not in {*encoding.columns, named}],
+    }
+    text, judged = f"{len(x):,} predictions: {folder.path / PREDICTIONS}", None
+    if args.target or target in columns:
+        y = column_of(columns, named)
+        judged = Judged.of(model, x, indices(named, y, model.classes_))
+        record["test"] = judged.figures()
+        text = f"{describe(record['test'])}\n\n{text}"
+    if record["not_used"]:
+        text += f"\nnot used: {listed(record['not_used'])}"
+    _conclude(args, folder, record, text, judged)
+    return 0
+
+
+def _load(path: str) -> tuple[Any, str, Encoding]:
+    """A model, the name of its target, and how its features are made."""
+    from ..learn.saved_models import read_model
+
+    model: Any
+    try:
+        model, about = read_model(path)
+    except OSError as error:
+        raise UserError(f"--model {path}: cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise UserError(f"--model: {error}") from None
+    try:
+        target, encoding = str(about["target"]), Encoding(about["columns"])
+        fits = len(encoding.names) == model.n_features_in_
+    except (LookupError, TypeError, AttributeError):
+        fits = False
+    if not fits:
+        raise UserError(
+            f"--model {path} does not say how its columns are made; xent fit did not write it"
+        )
+    return model, target, encoding
+
+
+def _predictions(model: Any, x: np.ndarray) -> bytes:
+    """The class of each row and the probabilities of all, as CSV."""
+    import pyarrow
+    from pyarrow import csv
+
+    columns = {"class": model.predict(x).tolist()}
+    for name, p in zip(model.classes_.tolist(), model.predict_proba(x).T, strict=True):
+        columns[f"P({name})"] = p
+    data = io.BytesIO()
+    csv.write_csv(pyarrow.table(columns), data)
+    return data.getvalue()
+
+
+# ---- what both end with -------------------------------------------------------------------------
+
+
+def _conclude(
+    args: argparse.Namespace, folder: RunFolder, record: dict[str, Any], text: str,
+    judged: Judged | None,
+) -> None:  # fmt: skip
+    """Keep record and picture, and print."""
+    files = {RECORD: json.dumps(record, indent=2).encode()}
+    if judged:
+        nats = record["test"]["log_loss_nats"]
+        title = f"{Path(args.table).name}: {record['settings']['target']}, log loss {nats:.4f} nats"
+        files[PICTURE] = picture(judged, title)
+    for name, data in files.items():
+        failure = folder.save(name, data)
+        if failure:
+            note(failure)
+    print(json.dumps(record, indent=2) if args.json else text)

@@ -1,0 +1,157 @@
+"""What a classifier is worth on rows it was not fitted on: figures, text, picture."""
+
+from __future__ import annotations
+
+import io
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .. import cross_entropy
+from ..information import report
+from ..information.common import NATS_PER_BIT
+from .console import table
+
+MOST_CLASSES = 12  # that a table has room for
+MOST_FEATURES = 5  # that are told of a class
+
+
+class Judged(NamedTuple):
+    """Rows whose classes are known, and what a classifier says about them.
+
+    Attributes:
+        classes: what they are called, K.
+        log_probs: their logarithmic probabilities, ``(N, K)``.
+        predicted: the index of the class that is predicted, ``(N,)``.
+        target: that of the true one.
+    """
+
+    classes: list[Any]
+    log_probs: Tensor
+    predicted: Tensor
+    target: Tensor
+
+    @classmethod
+    def of(cls, model: Any, x: np.ndarray, target: list[int]) -> Judged:
+        """What a classifier says about features ``(N, F)``."""
+        predicted = np.searchsorted(model.classes_, model.predict(x))
+        log_probs = torch.from_numpy(model.predict_log_proba(x))
+        return cls(
+            model.classes_.tolist(), log_probs, torch.from_numpy(predicted), torch.tensor(target)
+        )
+
+    def confusion(self) -> Tensor:
+        """Rows by true and by predicted class, ``(K, K)``."""
+        size = len(self.classes)
+        pairs = self.target * size + self.predicted
+        return torch.bincount(pairs, minlength=size * size).view(size, size)
+
+    def reliability(self) -> Any:
+        """Confidence against accuracy."""
+        from ..learn.calibration import reliability
+
+        return reliability(self.log_probs, self.target, from_logits=True)
+
+    def figures(self) -> dict[str, Any]:
+        """The figures, each as a number that JSON can hold."""
+        losses: Any = cross_entropy(self.log_probs, self.target, reduction="none")
+        told = report(losses.mean(), self.target)
+        confusion, calibration = self.confusion(), self.reliability()
+        rows, right = len(losses), int(confusion.diagonal().sum())
+        # Agresti and Coull's: with two rows more of either kind, so that "all right" is not sure.
+        rate = (right + 2) / (rows + 4)
+        return {
+            "rows": rows,
+            "log_loss_nats": told.nats,
+            "log_loss_bits": told.bits,
+            "log_loss_standard_error_nats": losses.std(correction=0).item() / math.sqrt(rows),
+            "label_entropy_nats": told.label_entropy,
+            "skill": told.skill if told.label_entropy else None,
+            "accuracy": right / rows,
+            "accuracy_standard_error": math.sqrt(rate * (1 - rate) / (rows + 4)),
+            "most_frequent_class": self.classes[int(confusion.sum(1).argmax())],
+            "most_frequent_share": confusion.sum(1).max().item() / rows,
+            "calibration_error": calibration.ece,
+            "most_calibration_error": calibration.mce,
+            "classes": self.classes,
+            "confusion": confusion.tolist(),
+        }
+
+
+def describe(figures: dict[str, Any]) -> str:
+    """The figures for people."""
+    nats, entropy = figures["log_loss_nats"], figures["label_entropy_nats"]
+    error, bits = figures["log_loss_standard_error_nats"], 1 / NATS_PER_BIT
+    lines = [
+        [f"on {figures['rows']:,} rows", "this model", "frequencies only"],
+        ["log loss, nats", f"{nats:.4f} +- {error:.4f}", f"{entropy:.4f}"],
+        ["log loss, bits", f"{bits * nats:.4f} +- {bits * error:.4f}", f"{bits * entropy:.4f}"],
+        [
+            "accuracy",
+            f"{figures['accuracy']:.2%} +- {figures['accuracy_standard_error']:.2%}",
+            f"{figures['most_frequent_share']:.2%} (always {figures['most_frequent_class']})",
+        ],
+    ]
+    skill = figures["skill"]
+    share = "" if skill is None else f"skill {skill:.4f} = 1 - log loss / that of the frequencies; "
+    calibration = f"expected calibration error {figures['calibration_error']:.4f}"
+    return f"{table(lines)}\n{share}{calibration}\n\n{_describe_confusion(figures)}"
+
+
+def _describe_confusion(figures: dict[str, Any]) -> str:
+    """A table, or of many classes what is most often taken for what."""
+    names, counts = [str(name) for name in figures["classes"]], figures["confusion"]
+    if len(names) <= MOST_CLASSES:
+        lines = [["class, and what it is taken for:", *names, "right"]]
+        for k, row in enumerate(counts):
+            right = f"{row[k] / sum(row):.1%}" if sum(row) else "no row"
+            lines.append([names[k], *map(str, row), right])
+        return table(lines)
+    pairs = [(n, i, j) for i, row in enumerate(counts) for j, n in enumerate(row) if n and i != j]
+    lines = [["class", "taken for", "rows"]]
+    lines += [[names[i], names[j], str(n)] for n, i, j in sorted(pairs, reverse=True)[:10]]
+    return f"the most frequent confusions of {len(names)} classes\n{table(lines)}"
+
+
+def largest(coefficients: np.ndarray, names: list[str], classes: list[Any]) -> dict[str, Any]:
+    """The features that say most about each class, ``{class: {feature: coefficient}}``.
+
+    Args:
+        coefficients: per standard deviation of the feature, ``(K, F)``; ``(1, F)`` of two classes.
+        names: of the features.
+        classes: all.
+    """
+    whose = classes[1:] if len(coefficients) == 1 else classes
+    found = {}
+    for name, row in zip(whose, coefficients, strict=True):
+        order = np.argsort(-np.abs(row), kind="stable")[:MOST_FEATURES]
+        found[str(name)] = {names[k]: float(row[k]) for k in order if row[k]}
+    return found
+
+
+def describe_largest(found: dict[str, Any]) -> str:
+    """The largest coefficients for people."""
+    lines = [["class", "largest coefficients, per standard deviation of the feature"]]
+    for name, row in [*found.items()][:MOST_CLASSES]:
+        words = ", ".join(f"{feature} {w:+.3f}" for feature, w in row.items())
+        lines.append([name, words or "all are 0"])
+    more = len(found) - MOST_CLASSES
+    return table(lines) + (f"\nand {more} more classes in the record" if more > 0 else "")
+
+
+def picture(judged: Judged, title: str) -> bytes:
+    """Reliability diagram and confusion matrix side by side, as PNG."""
+    from ..plot import confusion_matrix, reliability
+    from ..plot.canvas import new_axes
+
+    left, right = new_axes(12, 5.4, columns=2)
+    reliability(judged.reliability(), left)
+    confusion_matrix(judged.confusion(), judged.classes, right)
+    figure: Any = left.figure
+    figure.suptitle(title)
+    data = io.BytesIO()
+    figure.savefig(data, format="png")
+    return data.getvalue()
