@@ -51,8 +51,11 @@ class Design:
     def dense(self, columns: Tensor) -> Tensor:
         """Some columns of all rows, ``(N, M)``, float64."""
         features = columns[columns < self.features]
-        x = self.x[:, features.numpy()] if self.sparse else self.x[:, features]
-        x = torch.from_numpy(x.toarray()) if self.sparse else x
+        rows: Any = self.x
+        if self.sparse:
+            x = torch.from_numpy(rows[:, features.numpy()].toarray())
+        else:
+            x = rows[:, features]
         ones = torch.ones(self.rows, len(columns) - len(features), dtype=torch.float64)
         return torch.cat([x.double(), ones], 1)
 

@@ -68,8 +68,13 @@ class Shrunken:
         rows = self.objective.score_hessian(standard.to_coefficients(place))
         columns = [of_score.nonzero()[:, 0] for of_score in chosen]
         x = [(design.dense(j) - standard.means[j]) / standard.scale[j] for j in columns]
-        blocks = [[a.T @ (h[:, k, None] * b) for k, b in enumerate(x)] for a, h in zip(x, rows)]
-        return torch.cat([torch.cat(of_score, 1) for of_score in blocks]) + self.ridge[chosen].diag()
+        blocks = [
+            [a.T @ (h[:, k, None] * b) for k, b in enumerate(x)]
+            for a, h in zip(x, rows, strict=True)
+        ]
+        return (
+            torch.cat([torch.cat(of_score, 1) for of_score in blocks]) + self.ridge[chosen].diag()
+        )
 
 
 def by_gradients(task: Task, start: Tensor, *, accelerate: bool) -> Course:
@@ -148,7 +153,9 @@ def by_proximal_newton(task: Task, start: Tensor) -> Course:
     return f.standard.to_coefficients(at), history, violation <= task.tol
 
 
-def minimise_model(hessian: Tensor, gradient: Tensor, start: Tensor, l1: Tensor, tol: float) -> Tensor:
+def minimise_model(
+    hessian: Tensor, gradient: Tensor, start: Tensor, l1: Tensor, tol: float
+) -> Tensor:
     """The minimum of a quadratic function plus l1, of M entries, by accelerated gradients.
 
     Args:

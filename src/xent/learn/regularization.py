@@ -62,13 +62,11 @@ class RegularizationPath:
     def __str__(self) -> str:
         lines = [f"{'C':>11} {'lambda':>11} {'nonzero':>8} {'mean loss':>11} {'penalty':>11}"]
         rows = zip(self.Cs, self.lambdas, self.nonzero, self.loss, self.penalty, strict=True)
-        lines += [f"{c:11.4g} {l:11.4g} {n:8d} {f:11.6f} {p:11.6f}" for c, l, n, f, p in rows]
+        lines += [f"{c:11.4g} {s:11.4g} {n:8d} {f:11.6f} {p:11.6f}" for c, s, n, f, p in rows]
         return "\n".join(lines)
 
 
-def smallest_C(  # noqa: N802, as scikit-learn's C
-    estimator: SoftmaxRegression, X: Any, y: Any, sample_weight: Any = None
-) -> float:
+def smallest_C(estimator: SoftmaxRegression, X: Any, y: Any, sample_weight: Any = None) -> float:
     """The largest ``C`` at which l1 leaves no coefficient; any larger one leaves some.
 
     Exact for losses that are convex in the scores. For others no coefficient leaves zero by itself
@@ -191,7 +189,7 @@ class _Start:
         task = Task(objective, None, NULL_TOL, NULL_ITERATIONS, lambda value: None)
         return task.solve(alone.zeros(), "newton-cg").w[:, 0]
 
-    def smallest_C(self) -> float:  # noqa: N802
+    def smallest_C(self) -> float:
         """Where every condition of a minimum holds, one of them just so."""
         if self.model.l1_ratio == 0:
             raise ValueError(
@@ -204,7 +202,7 @@ class _Start:
         most = gradient[:, : self.problem.design.features].abs().max().item()
         return self.model.l1_ratio / (self.problem.total * most) if most > 0 else np.inf
 
-    def grid(self, Cs: int | Sequence[float]) -> np.ndarray:  # noqa: N803
+    def grid(self, Cs: int | Sequence[float]) -> np.ndarray:
         """The values of C, ascending."""
         if isinstance(Cs, Integral):
             if Cs < 1:

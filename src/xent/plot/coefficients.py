@@ -45,15 +45,14 @@ def coefficient_paths(
     ax = ax or new_axes(7.6, 4.6)[0]
     last = [max(abs(column)) for column in path.coef[-1].T]
     largest = sorted(range(features), key=lambda j: -last[j])[:named] if len(names) else []
+    ranks = {j: rank for rank, j in enumerate(largest)}
     for j in range(features):
         for k in range(classes):
-            rank = largest.index(j) if j in largest else None
-            of_feature = "0.75" if len(names) and rank is None else COLORS[(j if rank is None else rank) % 7]
-            ax.plot(
-                path.lambdas, path.coef[:, k, j], linewidth=1.2,
-                color=COLORS[k % 7] if classes > 1 else of_feature,
-                label=names[j] if rank is not None and k == 0 else None,
-            )  # fmt: skip
+            color = COLORS[(k if classes > 1 else ranks.get(j, j)) % len(COLORS)]
+            if len(names) and j not in ranks:
+                color = "0.75"
+            label = names[j] if j in ranks and k == 0 else None
+            ax.plot(path.lambdas, path.coef[:, k, j], linewidth=1.2, color=color, label=label)
     ax.set_xscale("log")
     ax.invert_xaxis()
     ax.set_xlabel("λ")
