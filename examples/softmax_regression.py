@@ -5,7 +5,7 @@
 Needs scikit-learn and statsmodels, and matplotlib for the picture. Takes about a minute.
 
 1. Solvers: how far the objective is above its minimum, over sweeps through the rows. A sweep is a
-   gradient or a product of the Hessian with a direction, either is two products of matrices; finding
+   gradient or a product of the Hessian with a direction, two products of matrices either; finding
    L or coordinates costs some, too. The step 1/L keeps below the bound that is proven for it.
 2. No penalty: the fits of statsmodels to two of its data sets.
 3. l1: how many coefficients are left at which share of the strength that leaves none.

@@ -180,7 +180,7 @@ def test_bad_input(estimator, Cs, error, message):
 )
 def test_converged_means_the_conditions_of_a_minimum(name, solver):
     x, y = data(name, 200 if name == "digits" else None)
-    lam = 0.2 * strongest(x, y[:, None] == np.unique(y))
+    lam = 0.5 * strongest(x, y[:, None] == np.unique(y))
     model = SoftmaxRegression(
         C=1 / (len(x) * lam), l1_ratio=1, solver=solver, tol=1e-5, max_iter=20_000
     )

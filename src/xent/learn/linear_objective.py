@@ -153,7 +153,7 @@ class Objective:
         return torch.stack([v * self.turns(w, v) for v in signs]).mean(0)
 
     def score_hessian(self, w: Tensor) -> Tensor:
-        """The second derivatives of the loss at ``w`` by each two scores of a row, ``(K, N, K)``."""
+        """The second derivatives of the loss at ``w`` by two scores of a row, ``(K, N, K)``."""
         columns = torch.eye(len(w), dtype=torch.float64).unsqueeze(1)
         return torch.stack([self.turns(w, v.expand(self.design.rows, -1)) for v in columns])
 
