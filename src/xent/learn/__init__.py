@@ -22,6 +22,7 @@ _MODULE_OF: dict[str, str] = {
     "NetworkClassifier": "network_classifier",
     "OrderModel": "symbol_models",
     "PolicyScores": "policy_search",
+    "RegularizationPath": "regularization",
     "SeparationWarning": "separation",
     "SoftmaxRegression": "linear_classifiers",
     "TrainingRecord": "networks",
@@ -42,8 +43,10 @@ _MODULE_OF: dict[str, str] = {
     "predict_logits": "networks",
     "quantize": "coding",
     "rare_event": "rare_events",
+    "regularization_path": "regularization",
     "reinforce": "policy_learning",
     "save_model": "saved_models",
+    "smallest_C": "regularization",
     "train_classifier": "networks",
 }
 __all__ = sorted(_MODULE_OF)

@@ -85,12 +85,13 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
     Args:
         C: inverse of the strength of the penalty; ``np.inf`` for none. If then the classes can be
             separated, no best coefficients exist, and a ``SeparationWarning`` says so.
-        l1_ratio: how much of the penalty is l1, from 0 to 1; above 0 it takes a gradient solver.
+        l1_ratio: how much of the penalty is l1, from 0 to 1; above 0 it takes a solver for l1.
         loss: name of a loss of one class per row, or the function itself; its options by
             ``functools.partial(xent.focal_loss, gamma=1.0)``.
         solver: ``"lbfgs"``, ``"newton-cg"`` and ``"trust-region"`` (SciPy's, with our product of
-            the Hessian); ``"gradient-descent"`` with the step 1/L and ``"accelerated"``, which
-            take l1; ``"auto"`` chooses ``"accelerated"`` where there is l1, a Newton method for up
+            the Hessian); ``"gradient-descent"`` with the step 1/L, ``"accelerated"`` and
+            ``"proximal-newton"``, which take l1; ``"auto"`` chooses the last where there is l1 and
+            up to 2000 coefficients, ``"accelerated"`` for more, without l1 a Newton method for up
             to 50,000 scores (rows times classes), else ``"lbfgs"``.
         tol: no entry of the gradient is larger at the end, in coordinates of about unit curvature.
         max_iter: most iterations; a ``ConvergenceWarning`` says that they were too few.

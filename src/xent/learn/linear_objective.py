@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.sparse import hstack
+from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
 
 WHITENED = 4096  # features; more than these are only scaled, one by one
@@ -46,6 +47,17 @@ class Design:
             return x
         ones = np.ones((self.rows, 1))
         return hstack([x, ones]).tocsr() if self.sparse else np.hstack([x, ones])
+
+    def dense(self, columns: Tensor) -> Tensor:
+        """Some columns of all rows, ``(N, M)``, float64."""
+        features = columns[columns < self.features]
+        rows: Any = self.x
+        if self.sparse:
+            x = torch.from_numpy(rows[:, features.numpy()].toarray())
+        else:
+            x = rows[:, features]
+        ones = torch.ones(self.rows, len(columns) - len(features), dtype=torch.float64)
+        return torch.cat([x.double(), ones], 1)
 
     def scores(self, w: Tensor) -> Tensor:
         """The products of all rows with coefficients ``(K, columns)``, ``(N, K)``, float64."""
@@ -139,6 +151,11 @@ class Objective:
         shape = (PROBES if len(w) > 1 else 1, self.design.rows, len(w))
         signs = torch.randint(2, shape, generator=generator, dtype=torch.float64) * 2 - 1
         return torch.stack([v * self.turns(w, v) for v in signs]).mean(0)
+
+    def score_hessian(self, w: Tensor) -> Tensor:
+        """The second derivatives of the loss at ``w`` by two scores of a row, ``(K, N, K)``."""
+        columns = torch.eye(len(w), dtype=torch.float64).unsqueeze(1)
+        return torch.stack([self.turns(w, v.expand(self.design.rows, -1)) for v in columns])
 
     def turns(self, w: Tensor, direction: Tensor) -> Tensor:
         """How the slopes of the scores at ``w`` change along a direction, both ``(N, K)``."""
@@ -237,3 +254,9 @@ class Standardising:
     def gradient(self, gradient: Tensor) -> Tensor:
         """The gradient by these coordinates, from that by coefficients."""
         return (gradient - self.means * gradient[:, -1:]) / self.scale
+
+
+def symmetric_operator(product: Callable[[np.ndarray], np.ndarray], size: int) -> Any:
+    """SciPy's operator of a symmetric matrix that is known by its products."""
+    operator: Any = LinearOperator  # whose stubs know only its subclasses
+    return operator((size, size), matvec=product, dtype=np.float64)

@@ -5,6 +5,7 @@ Without axes a picture makes its own, on a figure that belongs to no window;
 drawn.
 """
 
+from .coefficients import coefficient_paths
 from .diagrams import binary_terms, confusion_matrix, jacobian, reliability
 from .evidence import activation_map, information, information_bars
 from .family import loss_curves
@@ -13,6 +14,7 @@ from .training import curves, learning_curves
 __all__ = [
     "activation_map",
     "binary_terms",
+    "coefficient_paths",
     "confusion_matrix",
     "curves",
     "information",

@@ -1,0 +1,209 @@
+"""Minimisers for l1: gradient descent with shrinking, and Newton's method with shrinking."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from scipy.sparse.linalg import eigsh
+from torch import Tensor
+
+from .linear_objective import Design, Standardising, symmetric_operator
+
+if TYPE_CHECKING:
+    from .solvers import Task
+
+NOISE = 1e-12  # of an objective, relative: what a step may miss its promise by
+HALVINGS = 30  # of a step of Newton's method, before it is given up
+TINY = 1e-30  # instead of no curvature at all
+MODEL_ITERATIONS, MODEL_TOL = 1000, 0.01  # of the inner problem; the latter of the outer violation
+
+Course = tuple[Tensor, list[float], bool]  # coefficients, objective after each iteration, converged
+
+
+class Shrunken:
+    """An objective with l1, in the coordinates of :class:`Standardising`.
+
+    Args:
+        task: what is to be minimised.
+
+    Attributes:
+        l1: weight of the absolute value of each entry, ``(K, columns)``.
+    """
+
+    def __init__(self, task: Task) -> None:
+        self.objective = task.objective
+        self.standard = Standardising(self.objective.design)
+        l1 = torch.zeros_like(self.objective.penalty) if task.l1 is None else task.l1
+        self.l1 = l1 / self.standard.scale
+        self.ridge = self.objective.penalty / self.standard.scale.square()
+
+    def slope(self, place: Tensor) -> tuple[float, Tensor]:
+        """The smooth part and its gradient."""
+        value, gradient = self.objective.value_and_gradient(self.standard.to_coefficients(place))
+        return value, self.standard.gradient(gradient)
+
+    def absolute(self, place: Tensor) -> float:
+        """The other part, l1."""
+        return (self.l1 * place.abs()).sum().item()
+
+    def violation(self, place: Tensor, gradient: Tensor) -> float:
+        """How far the gradient of the smooth part is from what it is at a minimum.
+
+        There it is minus l1 times the sign of each entry; at an entry of 0, anything up to l1.
+        """
+        return _violation(place, gradient, self.l1)
+
+    def bound(self) -> float:
+        """Of the curvature, in any direction."""
+        design = self.objective.design
+        curvature = self.objective.bound * largest_curvature(design, self.standard)
+        return curvature + self.ridge.max().item()
+
+    def hessian(self, place: Tensor, chosen: Tensor) -> Tensor:
+        """Of the smooth part, by the M chosen of all entries, ``(M, M)``."""
+        design, standard = self.objective.design, self.standard
+        rows = self.objective.score_hessian(standard.to_coefficients(place))
+        columns = [of_score.nonzero()[:, 0] for of_score in chosen]
+        x = [(design.dense(j) - standard.means[j]) / standard.scale[j] for j in columns]
+        blocks = [
+            [a.T @ (h[:, k, None] * b) for k, b in enumerate(x)]
+            for a, h in zip(x, rows, strict=True)
+        ]
+        return (
+            torch.cat([torch.cat(of_score, 1) for of_score in blocks]) + self.ridge[chosen].diag()
+        )
+
+
+def by_gradients(task: Task, start: Tensor, *, accelerate: bool) -> Course:
+    r"""Descend by the gradient with the step 1/L, and shrink by l1 after each step.
+
+    L is an upper bound of the curvature: that of the loss in the scores times the largest
+    eigenvalue of the covariance of the standardised features. For losses more curved than
+    cross-entropy it is doubled where a step gains less than L promises. Accelerated by Nesterov's
+    momentum, which starts anew whenever the objective rises.
+    """
+    f = Shrunken(task)
+    bound = f.bound()
+    at = ahead = f.standard.from_coefficients(start)
+    momentum = 1.0
+    smooth, gradient = f.slope(at)
+    history, converged = [smooth + f.absolute(at)], f.violation(at, gradient) <= task.tol
+    while len(history) <= task.max_iter and not converged:
+        landed = shrink(ahead - gradient / bound, f.l1 / bound)
+        step = landed - ahead
+        landed_smooth, landed_gradient = f.slope(landed)
+        promised = smooth + ((gradient + bound / 2 * step) * step).sum().item()
+        if landed_smooth > promised + NOISE * abs(promised):
+            bound *= 2
+            continue
+        value = landed_smooth + f.absolute(landed)
+        if momentum > 1 and value > history[-1]:
+            ahead, momentum = at, 1.0
+            smooth, gradient = f.slope(at)
+            continue
+        converged = f.violation(landed, landed_gradient) <= task.tol
+        history.append(value)
+        task.report(value)
+        if accelerate:
+            following = (1 + math.sqrt(1 + 4 * momentum**2)) / 2
+            ahead, momentum = landed + (momentum - 1) / following * (landed - at), following
+            smooth, gradient = f.slope(ahead)
+        else:
+            ahead, smooth, gradient = landed, landed_smooth, landed_gradient
+        at = landed
+    return f.standard.to_coefficients(at), history, converged
+
+
+def by_proximal_newton(task: Task, start: Tensor) -> Course:
+    """Minimise the quadratic model of the smooth part, plus l1, again and again.
+
+    The model is of those coefficients only that are not 0, or would not stay 0, so its Hessian is
+    a small matrix; its minimum takes no sweep over the rows.
+    """
+    f = Shrunken(task)
+    at = f.standard.from_coefficients(start)
+    smooth, gradient = f.slope(at)
+    history, violation = [smooth + f.absolute(at)], f.violation(at, gradient)
+    while len(history) <= task.max_iter and violation > task.tol:
+        chosen = (at != 0) | (gradient.abs() > f.l1)
+        goal = torch.zeros_like(at).masked_scatter(
+            chosen,
+            minimise_model(
+                f.hessian(at, chosen), gradient[chosen], at[chosen], f.l1[chosen],
+                MODEL_TOL * violation,
+            ),
+        )  # fmt: skip
+        step = goal - at
+        promised = (gradient * step).sum().item() + f.absolute(goal) - f.absolute(at)
+        for halving in range(HALVINGS):
+            length = 0.5**halving
+            there = goal if halving == 0 else at + length * step
+            smooth, slope = f.slope(there)
+            value = smooth + f.absolute(there)
+            if value <= history[-1] + 1e-4 * length * promised + NOISE * abs(value):
+                break
+        else:
+            break
+        at, gradient, violation = there, slope, f.violation(there, slope)
+        history.append(value)
+        task.report(value)
+    return f.standard.to_coefficients(at), history, violation <= task.tol
+
+
+def minimise_model(
+    hessian: Tensor, gradient: Tensor, start: Tensor, l1: Tensor, tol: float
+) -> Tensor:
+    """The minimum of a quadratic function plus l1, of M entries, by accelerated gradients.
+
+    Args:
+        hessian: of the function, ``(M, M)``; where it is not convex, it is made so.
+        gradient: at the start.
+        start: where to begin.
+        l1: weight of the absolute value of each entry.
+        tol: the violation at the end.
+    """
+    curvatures = torch.linalg.eigvalsh(hessian)
+    lift = max(0.0, -curvatures[0].item())
+    hessian = hessian + lift * torch.eye(len(hessian))
+    most = curvatures[-1].item() + lift + TINY
+    at = ahead = start
+    momentum = 1.0
+    for _ in range(MODEL_ITERATIONS):
+        slope = gradient + hessian @ (ahead - start)
+        landed = shrink(ahead - slope / most, l1 / most)
+        if _violation(landed, gradient + hessian @ (landed - start), l1) <= tol:
+            return landed
+        if ((ahead - landed) * (landed - at)).sum() > 0:  # uphill
+            momentum = 1.0
+        following = (1 + math.sqrt(1 + 4 * momentum**2)) / 2
+        ahead, momentum = landed + (momentum - 1) / following * (landed - at), following
+        at = landed
+    return at
+
+
+def shrink(w: Tensor, by: Tensor) -> Tensor:
+    """Bring each entry nearer to 0, and those nearer than ``by`` to 0."""
+    return w.sign() * (w.abs() - by).clamp_min(0)
+
+
+def _violation(place: Tensor, gradient: Tensor, l1: Tensor) -> float:
+    slack = torch.where(place == 0, l1, 0.0)
+    return shrink(gradient + l1 * place.sign(), slack).abs().max().item()
+
+
+def largest_curvature(design: Design, standard: Standardising) -> float:
+    """The largest eigenvalue of the mean products of the standardised columns."""
+
+    def product(v: np.ndarray) -> np.ndarray:
+        direction = standard.to_coefficients(torch.from_numpy(v.reshape(1, -1).copy()))
+        weighted = design.scores(direction) * design.weight.unsqueeze(1)
+        return standard.gradient(design.pull_back(weighted)).flatten().numpy()
+
+    size = design.columns
+    if size < 3:  # too few for Lanczos
+        return float(np.linalg.eigvalsh(np.stack([product(e) for e in np.eye(size)]))[-1])
+    found = eigsh(symmetric_operator(product, size), k=1, v0=np.ones(size), maxiter=100 * size)
+    return float(found[0][0])
