@@ -344,7 +344,9 @@ def test_what_a_fit_warns_of_is_told(fit, tmp_path):
     assert told.err.endswith("not converged after 1 iterations; raise --max-iter\n")
     assert record["warnings"] == [told.err.strip()]
     path = write(tmp_path / "b.csv", table_of(load_iris(), slice(0, 100)))
-    assert "--C=inf penalises nothing" in fit(path, "--C", "inf")[1].err
+    record, told = fit(path, "--C", "inf")
+    assert "--C=inf penalises nothing" in told.err
+    assert record["settings"]["C"] == "inf"
 
 
 def test_another_table_to_test_on_and_many_classes(fit, tmp_path):
@@ -398,6 +400,7 @@ def rows(*lines, header="u,v,y"):
         (rows(*LINES), ["--test", "0.99"], "--test 0.99 of 60 rows are 60: too few"),
         (rows(*["1,2,a"] * 50, *["2,1,b"] * 2), ["--test", "0.9"], "no row of class 'b' to fit on"),
         (rows(*LINES), ["--C", "-1"], "--C must be a positive number"),
+        (rows(*LINES), ["--seed", "-1"], "--seed must be at least 0"),
         (rows(*LINES), ["--C", "nan"], "--C must be a positive number"),
         (rows(*LINES), ["--l1-ratio", "2"], "--l1-ratio must be from 0 to 1"),
         (rows(*LINES), ["--max-iter", "0"], "--max-iter must be a whole number from 1 on"),

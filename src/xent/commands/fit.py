@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import math
 import re
 import warnings
 from functools import partial
@@ -110,6 +111,8 @@ def _fit(args: argparse.Namespace, columns: dict[str, np.ndarray]) -> int:
         "test": judged.figures(),
         "largest_coefficients": largest(scaled, encoding.names, judged.classes),
     }
+    if math.isinf(args.C):
+        record["settings"]["C"] = "inf"  # JSON has no such number
     text = (
         f"{type(model).__name__} by {args.loss}: {len(encoding.names)} features, "
         f"{len(judged.classes)} classes, fitted on {len(train.y):,} rows\n\n"

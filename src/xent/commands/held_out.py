@@ -52,6 +52,8 @@ def split(whole: Rows, share: float, seed: int, target: str) -> tuple[Rows, Rows
             f"--test must be above 0 and below 1, got {share}; to fit on all rows, test on "
             "others by --test-data"
         )
+    if not 0 <= seed < 2**32:
+        raise UserError(f"--seed must be at least 0 and below 2^32, got {seed}")
     classes, counts = np.unique(whole.y, return_counts=True)
     if counts.min() == 1:
         name = classes.tolist()[counts.argmin()]
