@@ -4,9 +4,10 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check -q
 SOURCES = $(shell find src csrc -type f -not -name '*.so' -not -name '*.pyc') CMakeLists.txt pyproject.toml
-EXAMPLE_DEPENDENCIES = scipy scikit-learn cma lightgbm xgboost-cpu transformers gymnasium pyarrow numba
+EXAMPLE_DEPENDENCIES = scipy scikit-learn cma lightgbm xgboost-cpu transformers gymnasium pyarrow numba \
+                       statsmodels
 TEST_DEPENDENCIES = pytest pytest-xdist hypothesis mpmath numpy expecttest peft accelerate \
-                    statsmodels cleanlab \
+                    cleanlab \
                     $(EXAMPLE_DEPENDENCIES)
 
 .DEFAULT_GOAL := help

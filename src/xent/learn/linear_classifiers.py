@@ -79,8 +79,8 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
     scikit-learn's ``LogisticRegression``: the same parameters, objective and coefficients. Two
     classes have one score, that of the second; the first has the score 0.
 
-    L-BFGS and the Newton methods work in coordinates that undo the correlations of the features,
-    which takes them some twenty sweeps over the rows where it took hundreds.
+    L-BFGS and the Newton methods work in coordinates that undo the correlations of the features:
+    where these are strong, tens of sweeps over the rows do what took hundreds.
 
     Args:
         C: inverse of the strength of the penalty; ``np.inf`` for none. If then the classes can be
