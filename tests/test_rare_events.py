@@ -78,6 +78,8 @@ def test_bad_options():
         ({"smoothing": 1.0}, "`smoothing`"),
         ({"final": 1}, "`final` must be a whole number of at least 2"),
         ({"elite": 1.0}, "an `elite` of 1.0"),
+        ({"elite": 0.0}, "an `elite` of 0.0"),
+        ({"elite": math.nan}, "`elite` must be a finite number"),
     ]
     for options, message in cases:
         with pytest.raises(ValueError, match=message):
