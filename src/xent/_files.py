@@ -42,7 +42,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise
-    except OSError as error:
+    except (PermissionError, IsADirectoryError) as error:
         raise ValueError(f"{path} is not a readable checkpoint: {error.strerror}") from None
     except Exception:  # of many kinds, some with the bad advice to load it without `weights_only`
         raise ValueError(

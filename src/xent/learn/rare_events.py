@@ -75,8 +75,8 @@ def rare_event(
         seed: of the points.
 
     Returns:
-        A :class:`RareEvent`. Errors of some percent take hardly more points at ``1e-9`` than at
-        ``1e-3``.
+        A :class:`RareEvent`. The points that a relative error takes hardly grow as the event gets
+        rarer: for a sum of Gaussians they are twice as many at ``1e-9`` as at ``1e-3``.
 
     Raises:
         ValueError: for values that options cannot take, bad scores, or if the levels do not reach
