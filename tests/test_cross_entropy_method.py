@@ -63,6 +63,10 @@ def test_what_cannot_be_drawn_has_no_probability():
     assert Bernoulli(torch.tensor([0.0, 1.0])).log_prob(torch.eye(2)[:1]).item() == -math.inf
     sure = Categorical(torch.tensor([[1.0, 0.0]]))
     assert sure.log_prob(torch.tensor([[0], [1]])).tolist() == [0, -math.inf]
+    nowhere = torch.tensor([[0.5], [-1.0], [2.0]])
+    even = Categorical(torch.tensor([[0.5, 0.5]])), Bernoulli(torch.tensor([0.5]))
+    for family in even:
+        assert family.log_prob(nowhere).tolist() == [-math.inf] * 3
 
 
 def test_samples_have_the_moments_of_the_distribution(family):
@@ -129,6 +133,11 @@ def test_distributions_that_are_none():
         (lambda: Gaussian(torch.zeros(3), torch.ones(2)), r"shape \(3,\) or \(3, 3\)"),
         (lambda: Gaussian(torch.zeros(3), -1.0), "no negative variance"),
         (lambda: Gaussian(torch.zeros(2), torch.tensor([[1.0, 1], [0, 1]])), "symmetric"),
+        (lambda: Gaussian(torch.zeros(2), torch.tensor([[1.0, 2], [2, 1]])), "negative eigenvalue"),
+        (lambda: FAMILIES["full"].log_prob(points(2, 4)), r"`x` must have shape \(n, 3\)"),
+        (lambda: FAMILIES["diagonal"].log_prob(points(2, 1)), r"`x` must have shape \(n, 3\)"),
+        (lambda: FAMILIES["bits"].log_prob(points(2, 1)), r"`x` must have shape \(n, 3\)"),
+        (lambda: FAMILIES["full"].fit(points(0)), "`elite` must hold at least one point"),
         (lambda: Bernoulli(torch.tensor([1.1])), "from 0 to 1"),
         (lambda: Categorical(torch.tensor([0.5, 0.5])), r"shape \(d, k\)"),
         (lambda: Categorical(torch.tensor([[0.5, 0.4]])), "sum to 1"),
@@ -225,8 +234,25 @@ def test_points_that_failed_are_never_fitted_to():
     x = torch.tensor([[1.0], [3.0], [50.0], [60.0]])
     search.tell(x, [1.0, 2.0, -math.inf, -math.inf])
     assert search.distribution.mean.item() == 2
-    with pytest.raises(ValueError, match="every point failed"):
-        search.tell(x, [-math.inf] * 4)
+    before = search.state_dict()
+    for scores, left in (([-math.inf] * 4, 0), ([9.0] + [-math.inf] * 3, 1)):
+        with pytest.raises(ValueError, match=f"{left} of 4 points did not fail"):
+            search.tell(x, scores)
+    with pytest.raises(ValueError, match="`points` must be the 4 that `ask` gave, got 3"):
+        search.tell(x[:3], [1.0, 2.0, 3.0])
+    with pytest.raises(ValueError, match="must hold finite"):
+        search.tell(x * math.nan, [9.0] * 4)  # the best score so far is not that of no point
+    after = search.state_dict()
+    assert {k: str(v) for k, v in after.items()} == {k: str(v) for k, v in before.items()}
+    search.tell(x.numpy(), np.array([5.0, 6.0, 0.0, 0.0]))
+    assert search.result().best.item() == 3
+
+
+def test_a_schedule_of_noise_that_falls_below_zero_says_when():
+    search = CrossEntropyMethod(Gaussian(torch.zeros(3), 1.0), noise=lambda t: 3.0 - t)
+    with pytest.raises(ValueError, match=r"`noise` must be at least 0, got -1\.0 in iteration 4"):
+        search.run(bowl, 9, quiet=True)
+    assert search.iteration == len(search.result().history) == 3
 
 
 def test_ctrl_c_then_resume_to_the_same_bits():
@@ -253,6 +279,13 @@ def test_ctrl_c_then_resume_to_the_same_bits():
     other = CrossEntropyMethod(Gaussian(torch.zeros(2), 1.0))
     with pytest.raises(ValueError, match=r"mean \(3,\), covariance \(3, 3\), this Gaussian has"):
         other.load_state_dict(first.state_dict())
+    state = first.state_dict()
+    before = other.ask()
+    other = CrossEntropyMethod(Gaussian(torch.zeros(2), 1.0))
+    for broken in ([], {}, {**state, "generator": torch.zeros(3)}, {**state, "history": [[1.0]]}):
+        with pytest.raises(ValueError, match="`state` is not what `state_dict` gave"):
+            other.load_state_dict(broken)
+    assert torch.equal(other.ask(), before)
 
 
 def test_it_stops_at_a_target_and_shows_progress(capsys):
@@ -260,6 +293,13 @@ def test_it_stops_at_a_target_and_shows_progress(capsys):
     found = search.run(bowl, 100, target=-0.5)
     assert found.history[-1].mean >= -0.5 > found.history[-2].mean
     assert "best" in capsys.readouterr().err
+    assert search.run(bowl, 100, target=-0.5).evaluations == found.evaluations  # it is met
+    capsys.readouterr()
+    seen = []
+    down = CrossEntropyMethod(Gaussian(torch.zeros(3), 4.0), maximize=False)
+    options = {"target": 0.5, "quiet": True, "callback": seen.append}
+    assert down.run(lambda x: -bowl(x), 100, **options).evaluations == found.evaluations
+    assert [r.evaluations for r in seen] == [100 * k for k in range(1, len(found.history) + 1)]
     search.run(bowl, 100, quiet=True)
     assert capsys.readouterr().err == ""
 

@@ -140,6 +140,29 @@ def test_accuracy_and_metrics_are_means_of_rows():
     assert found["rank"] == pytest.approx(ranks.double().mean().item(), rel=1e-12)
 
 
+def test_a_metric_has_a_name_of_its_own():
+    """Added to the entry of the loss, it would be part of what early stopping looks at."""
+    for name in ("loss", "epoch", "seconds"):
+        with pytest.raises(ValueError, match=f"`metrics` must have other names than {name}"):
+            fit(linear(), blobs(), metrics={name: lambda z, y: z})
+    record = fit(linear(), blobs(), metrics={"accuracy": lambda z, y: torch.full((3,), 7.0)})
+    assert record.epochs[0]["accuracy"] == 7  # in the place of the other, not mixed with it
+    with pytest.raises(TypeError, match=r"metric 'half' must return a tensor of values, got 0\.5"):
+        fit(linear(), blobs(), metrics={"half": lambda z, y: 0.5})
+
+
+@pytest.mark.parametrize("mass", [-1.0, math.nan, math.inf])
+def test_a_count_that_is_none(mass):
+    with pytest.raises(ValueError, match=f"`count` must be positive.*got {mass}"):
+        fit(linear(), blobs(), count=lambda y: mass)
+
+
+def test_a_loss_that_is_none():
+    for loss in ("cross_entropy", None, nn.CrossEntropyLoss):
+        with pytest.raises(TypeError, match="`loss` must be a function or a module"):
+            fit(linear(), blobs(), loss)
+
+
 def test_a_batch_of_ignored_rows_is_passed_over():
     x, y = blobs(12)
     y[4:8] = -100
@@ -221,6 +244,31 @@ def test_a_dataset_is_shuffled_anew_each_epoch_and_seen_once():
         passes = [torch.cat([rows for rows, _ in batches])[:, 0] for _ in range(2)]
         assert all(torch.equal(order.sort().values, x[:, 0]) for order in passes)
         assert not torch.equal(*passes)
+
+
+def test_a_stream_of_rows_is_taken_in_its_order():
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            return zip(*blobs(10), strict=True)
+
+    model, twin = linear(), linear()
+    record = fit(model, Stream(), batch_size=4)
+    expected = fit(twin, DataLoader(TensorDataset(*blobs(10)), 4))
+    assert torch.equal(model.weight, twin.weight)
+    assert record.epochs[-1]["loss"] == expected.epochs[-1]["loss"]
+
+
+def test_batches_of_something_else():
+    x, y = blobs(4)
+    for rows, message in [
+        ([((x[0], x[0]), y[0])] * 4, r"batches of tensors, got \(list, Tensor\)"),
+        ([(x[0], "cat")] * 4, r"batches of tensors, got \(Tensor, tuple\)"),
+        (x, r"batches \(x, y\), got Tensor"),
+    ]:
+        with pytest.raises(TypeError, match=f"`data` must give {message}"):
+            fit(linear(), DataLoader(rows, 2))
+    with pytest.raises(ValueError, match="`data` holds no row to learn from"):
+        fit(linear(), DataLoader(TensorDataset(x, y), 5, drop_last=True))
 
 
 def test_the_seed_decides_and_nobody_else_notices():

@@ -9,6 +9,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from gymnasium.envs.classic_control import CartPoleEnv
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary
 
 import xent
@@ -181,8 +182,63 @@ def test_environments_and_policies_that_do_not_fit():
         reinforce(torch.nn.RNN(1, 2), Corridor, quiet=True)
     broken = network()
     broken[0].bias.data.fill_(math.nan)
-    with pytest.raises(ValueError, match="`policy` returned NaN"):
+    with pytest.raises(ValueError, match="`policy` returned NaN or infinity"):
         deep_cem(broken, Corridor, quiet=True)
+    broken[2].bias.data.fill_(math.inf)
+    with pytest.raises(ValueError, match="`policy` returned NaN or infinity"):
+        reinforce(broken, Corridor, quiet=True)
+
+    class OneAnswer(torch.nn.Linear):
+        def forward(self, input):
+            return super().forward(input)[:1]
+
+    with pytest.raises(ValueError, match="each of the 3 observations it gets at a time, gave 1"):
+        evaluate_policy(OneAnswer(1, 2), Corridor, 3)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_rewards_that_are_no_numbers_are_not_learnt_from(bad):
+    """As returns, NaN would be the largest of all: the best episodes there are."""
+
+    class Broken(Corridor):
+        def step(self, action):
+            seen, _, *rest = super().step(action)
+            return seen, bad, *rest
+
+    for learn in (reinforce, deep_cem):
+        with pytest.raises(ValueError, match=f"`env` must give finite rewards, gave {bad} for"):
+            learn(network(), Broken, quiet=True)
+
+
+def test_policies_in_double_precision():
+    for seed in range(2):
+        policy = network(seed).double()
+        assert reinforce(policy, Corridor, episodes=20, quiet=True).loss[0] != 0
+        vector = torch.nn.utils.parameters_to_vector(policy.parameters()).detach()
+        returns = PolicyScores(policy, Corridor, episodes=5, seed=3).of_each_episode(vector[None])
+        assert torch.equal(returns[0], evaluate_policy(policy, Corridor, 5, seed=3))
+
+
+def test_policies_are_judged_in_evaluation_mode():
+    """Dropout would draw, and a batch norm would count the observations."""
+    norm = torch.nn.BatchNorm1d(1)
+    policy = torch.nn.Sequential(norm, torch.nn.Dropout(0.9), network())
+    policy[1].eval()
+    before = torch.get_rng_state()
+    vector = torch.nn.utils.parameters_to_vector(policy.parameters()).detach()
+    returns = [evaluate_policy(policy, Corridor, 20) for _ in range(2)]
+    scores = PolicyScores(policy, Corridor, episodes=20, seed=1_000_000)
+    returns.append(scores.of_each_episode(vector[None])[0])
+    assert torch.equal(returns[0], returns[1])
+    assert torch.equal(returns[0], returns[2])
+    assert torch.equal(torch.get_rng_state(), before)
+    assert norm.num_batches_tracked == 0
+    assert [part.training for part in policy] == [True, False, True]
+
+
+def test_logits_in_the_shape_of_an_image_are_logits():
+    flat, tall = network(), torch.nn.Sequential(network(), torch.nn.Unflatten(1, (2, 1)))
+    assert torch.equal(evaluate_policy(flat, Corridor, 9), evaluate_policy(tall, Corridor, 9))
 
 
 # ---- learning -----------------------------------------------------------------------------------
@@ -269,9 +325,40 @@ def test_an_interrupted_training_goes_on_to_the_same_bits(learn, tmp_path):
         learn(other, Corridor, checkpoint=tmp_path / "none", resume=True, **options)
     with pytest.raises(ValueError, match="say which one"):
         learn(other, Corridor, resume=True, **options)
-    file.write_bytes(b"PK broken")
-    with pytest.raises(ValueError, match="is not a checkpoint"):
-        learn(other, Corridor, checkpoint=file, resume=True, **options)
+
+
+@pytest.mark.parametrize("learn", [reinforce, deep_cem])
+def test_checkpoints_that_do_not_fit(learn, tmp_path):
+    file = tmp_path / "a.pt"
+    options = {"checkpoint": file, "batch": 4, "episodes": 4, "quiet": True}
+    learn(network(inputs=4), "CartPole-v1", **options)
+    whole = torch.load(file, weights_only=True)
+    start = network(inputs=4)
+    before = start[0].weight.detach().clone()
+    resumed = {**options, "resume": True}
+    with pytest.raises(ValueError, match=r"begun with \{'env': 'CartPole-v1'\}"):
+        learn(start, CartPoleEnv, **resumed)
+    with pytest.raises(ValueError, match=r"a\.pt does not fit this policy: .* size mismatch"):
+        learn(torch.nn.Sequential(torch.nn.Linear(4, 2)), "CartPole-v1", **resumed)
+    cases = [
+        (b"PK broken", "is not a readable checkpoint: it is damaged"),
+        (file.read_bytes()[:-200], "is not a readable checkpoint: it is damaged"),
+        (b"", "is not a readable checkpoint"),
+        (torch.zeros(3), "holds a Tensor"),
+        ({"model": 1}, "is not a checkpoint of a policy's training"),
+        ({**whole, "settings": [1]}, "is not a checkpoint of a policy's training"),
+        ({**whole, "record": {"nothing": 1}}, "does not fit this policy"),
+        ({k: v for k, v in whole.items() if k != "optimizer"}, "does not fit this policy"),
+    ]
+    for content, message in cases:
+        if isinstance(content, bytes):
+            file.write_bytes(content)
+        else:
+            torch.save(content, file)
+        with pytest.raises(ValueError, match=message) as caught:
+            learn(start, "CartPole-v1", **resumed)
+        assert "weights_only" not in str(caught.value)
+    assert not torch.equal(before, whole["policy"]["0.weight"])
 
 
 def test_it_shows_progress_and_leaves_the_random_numbers_of_others_alone(capsys):
@@ -290,6 +377,7 @@ def test_bad_options():
     cases = [
         (reinforce, {"gamma": 1.5}, "`gamma` must be at least 0 and at most 1"),
         (reinforce, {"entropy_weight": -1.0}, "`entropy_weight` must be at least 0"),
+        (reinforce, {"seed": -1}, "`seed` must be a whole number of at least 0, got -1"),
         (reinforce, {"batch": 1}, "`batch` must be a whole number of at least 2"),
         (reinforce, {"lr": 0.0}, "`lr` must be greater than 0"),
         (reinforce, {"episodes": 9}, "`episodes` must be at least `batch`, 10, got 9"),
@@ -348,6 +436,8 @@ def test_bad_parameters():
         scores(torch.zeros(2, 3))
     with pytest.raises(ValueError, match="`episodes` must be a whole number of at least 1"):
         PolicyScores(network(), Corridor, episodes=0)
+    with pytest.raises(ValueError, match="`policy` has no parameters"):
+        PolicyScores(torch.nn.Identity(), Corridor)
 
 
 @pytest.mark.parametrize(
@@ -399,6 +489,66 @@ def test_the_command_cem(tmp_path, capsys):
     assert record["history"] == json.loads((whole / "record.json").read_text())["history"]
     assert record["evaluations"] == 80
     assert (parts / "curves.png").stat().st_size > 1000
+    file = parts / "checkpoint.pt"
+    state = torch.load(file, weights_only=True)
+    for broken, message in [
+        (torch.zeros(2), "holds a Tensor"),
+        ({"model": {}}, "holds no search of `xent cem`"),
+        ({**state, "search": {}}, "is not what `state_dict` gave: KeyError"),
+    ]:
+        torch.save(broken, file)
+        assert main([*call, "--out", str(parts), "--iterations", "5", "--resume"]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_commands_are_interrupted_and_go_on(tmp_path, capsys, monkeypatch):
+    """What each has saved before Ctrl-C is where the other starts."""
+    step = Corridor.step
+    gymnasium.register("Corridor-v0", Corridor, disable_env_checker=True)
+    try:
+        for command, size in (("cem", "--population"), ("reinforce", "--batch")):
+            played = []
+
+            def counted(self, action, played=played):
+                played.append(action)
+                if len(played) == 300:
+                    raise KeyboardInterrupt
+                return step(self, action)
+
+            length = "--iterations=40" if command == "cem" else "--episodes=400"
+            call = [command, "--env", "Corridor-v0", size, "10", length, "--target", "99"]
+            call += ["--quiet", "--out"]
+            monkeypatch.setattr(Corridor, "step", counted)
+            assert main([*call, str(tmp_path / command)]) == 130
+            assert "interrupted" in capsys.readouterr().err
+            half = json.loads((tmp_path / command / "record.json").read_text())
+            monkeypatch.setattr(Corridor, "step", step)
+            assert main([*call, str(tmp_path / command), "--resume"]) == 0
+            assert main([*call, str(tmp_path / "whole" / command)]) == 0
+            course = "history" if command == "cem" else "returns"
+            records = [
+                json.loads((folder / "record.json").read_text())[course]
+                for folder in (tmp_path / command, tmp_path / "whole" / command)
+            ]
+            assert records[0] == records[1]
+            assert 0 < len(half[course]) < len(records[0])
+            assert records[0][: len(half[course])] == half[course]
+    finally:
+        del gymnasium.registry["Corridor-v0"]
+
+
+def test_action_spaces_without_a_shape_are_refused(tmp_path, capsys):
+    class Odd(Corridor):
+        action_space = Dict({"a": Discrete(2)})
+
+    gymnasium.register("Odd-v0", Odd, disable_env_checker=True)
+    try:
+        for command in ("cem", "reinforce"):
+            words = [command, "--env", "Odd-v0", "--out", str(tmp_path / command), "--quiet"]
+            assert main(words) == 2
+            assert "Discrete" in capsys.readouterr().err
+    finally:
+        del gymnasium.registry["Odd-v0"]
 
 
 def test_commands_with_bad_options(tmp_path, capsys):
@@ -427,5 +577,8 @@ def test_learning_curves():
     assert [line.get_ydata().tolist() for line in ax.lines] == [[1, 2], [3], [4, 5]]
     assert ax.lines[0].get_color() == ax.lines[1].get_color() != ax.lines[2].get_color()
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("iteration", "return")
+    arrays = {"a": [np.arange(2), np.arange(3)], "b": torch.arange(4.0), "c": []}
+    ax = learning_curves(arrays, window=1)
+    assert [line.get_ydata().tolist() for line in ax.lines] == [[0, 1], [0, 1, 2], [0, 1, 2, 3], []]
     with pytest.raises(ValueError, match="`window`"):
         learning_curves({"a": [1.0]}, window=0)

@@ -65,6 +65,14 @@ def test_all_dimensions_are_paid_for():
     assert abs(found.probability - stats.binom(100, 0.5).sf(74)) < 4 * found.standard_error
 
 
+def test_rarer_events_take_twice_the_points_for_the_same_error():
+    nominal, ratios = Gaussian(torch.zeros(4), 1.0), []
+    for level in (stats.norm.isf(1e-3), stats.norm.isf(1e-9)):
+        found = [rare_event(lambda x: total(x) / 2, level, nominal, seed=s) for s in range(4)]
+        ratios.append(sum(f.standard_error / f.probability for f in found))
+    assert 1.5 < (ratios[1] / ratios[0]) ** 2 < 2.5  # points for the same relative error
+
+
 def test_the_same_seed_the_same_estimate():
     score, nominal, threshold, _ = CASES["coins"]
     one, again, other = (rare_event(score, threshold, nominal, seed=s) for s in (3, 3, 4))
@@ -78,6 +86,8 @@ def test_bad_options():
         ({"smoothing": 1.0}, "`smoothing`"),
         ({"final": 1}, "`final` must be a whole number of at least 2"),
         ({"elite": 1.0}, "an `elite` of 1.0"),
+        ({"elite": 0.0}, "an `elite` of 0.0"),
+        ({"elite": math.nan}, "`elite` must be a finite number"),
     ]
     for options, message in cases:
         with pytest.raises(ValueError, match=message):

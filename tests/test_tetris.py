@@ -28,14 +28,14 @@ class SlowGame:
 
     def landing_row(self, shape, left):
         """From above all, down one row at a time, until the next step would hit something."""
+        filled = np.argwhere(shape).tolist()
 
         def free(row):
             return row >= 0 and not any(
-                shape[r, c] and row + r < self.rows and self.cells[row + r][left + c]
-                for r, c in product(*map(range, shape.shape))
+                row + r < self.rows and self.cells[row + r][left + c] for r, c in filled
             )
 
-        row = self.rows
+        row = max((k + 1 for k, cells in enumerate(self.cells) if any(cells)), default=0)
         while free(row - 1):
             row -= 1
         return row

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from ..learn.cross_entropy_method import CrossEntropyMethod
+from ..learn.cross_entropy_method import CrossEntropyMethod, SearchResult
 from ..learn.policy_search import PolicyScores
 from ..learn.search_distributions import Gaussian
-from .console import UserError, note, progress_bar
+from .console import UserError, note
 from .environments import (
     FRESH_EPISODES,
     add_shared_arguments,
@@ -57,8 +57,18 @@ def run(args: argparse.Namespace) -> int:
     except ValueError as error:
         raise UserError(str(error)) from None
     _continue(args, search, folder)
+
+    def keep(_: SearchResult) -> None:
+        state = {"settings": settings_of(args), "search": search.state_dict()}
+        if problem := folder.save_checkpoint(state):
+            note(problem)
+        save_record(folder, _record(args, search))
+
     try:
-        _search(args, search, scores, folder, task.target)
+        search.run(
+            lambda points: scores(points, search.iteration), args.iterations, target=task.target,
+            callback=keep, quiet=args.quiet,
+        )  # fmt: skip
     except (ValueError, TypeError) as error:
         raise UserError(str(error)) from None
     judge = PolicyScores(policy, task.make, episodes=FRESH_EPISODES, seed=FRESH_SEED + args.seed)
@@ -76,39 +86,19 @@ def _continue(args: argparse.Namespace, search: CrossEntropyMethod, folder: RunF
             raise UserError(f"--out {folder.path} holds a run; --resume continues it")
         return
     state = load_checkpoint(folder.path)
+    then = state.get("settings")
+    if not isinstance(then, dict) or "search" not in state:
+        raise UserError(f"--resume: {folder.path} holds no search of `xent cem`")
     free = ("iterations", "target")  # may change
     now = {k: v for k, v in settings_of(args).items() if k not in free}
-    then = state.get("settings", {})
-    other = {k: then.get(k) for k, v in now.items() if then.get(k) != v}
-    if other or "search" not in state:
+    if other := {k: then.get(k) for k, v in now.items() if then.get(k) != v}:
         raise UserError(
             f"--resume: {folder.path} was begun with {other}; continue it with the same"
         )
-    search.load_state_dict(state["search"])
-
-
-def _search(
-    args: argparse.Namespace,
-    search: CrossEntropyMethod,
-    scores: PolicyScores,
-    folder: RunFolder,
-    target: float | None,
-) -> None:
-    """Iterate until the population averages the target, and save after each iteration."""
-    bar = progress_bar(args.quiet, total=args.iterations, initial=search.iteration, unit="it")
-    with bar:
-        while search.iteration < args.iterations and not search.stop():
-            if target is not None and search.history and search.history[-1].mean >= target:
-                break
-            points = search.ask()
-            search.tell(points, scores(points, search.iteration))
-            state = {"settings": settings_of(args), "search": search.state_dict()}
-            if problem := folder.save_checkpoint(state):
-                note(problem)
-            save_record(folder, _record(args, search))
-            last = search.history[-1]
-            bar.set_postfix_str(f"mean {last.mean:.4g}, best {last.best:.4g}")
-            bar.update()
+    try:
+        search.load_state_dict(state["search"])
+    except ValueError as error:
+        raise UserError(f"--resume: {folder.path}: {error}") from None
 
 
 def _record(args: argparse.Namespace, search: CrossEntropyMethod) -> dict[str, Any]:

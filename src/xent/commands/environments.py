@@ -84,7 +84,9 @@ def open_task(args: argparse.Namespace) -> Task:
     except (gymnasium.error.Error, ImportError, ValueError, NotImplementedError) as error:
         raise UserError(f"--env {args.env}: {error}") from None
     space = env.action_space
-    outputs = int(space.n) if isinstance(space, gymnasium.spaces.Discrete) else prod(space.shape)
+    # Spaces without a shape are refused by whoever acts in them.
+    discrete = isinstance(space, gymnasium.spaces.Discrete)
+    outputs = int(space.n) if discrete else prod(space.shape or ())
     target = env.spec.reward_threshold if args.target is None else args.target
     env.close()
     return Task(make, prod(env.observation_space.shape), outputs, target)

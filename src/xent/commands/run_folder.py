@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from .._files import write_whole
+from .._files import checkpoint_bytes, read_checkpoint, write_whole
 from .console import UserError
 
 CHECKPOINT, RECORD, CURVES = "checkpoint.pt", "record.json", "curves.png"
@@ -52,9 +49,7 @@ class RunFolder:
 
     def save_checkpoint(self, state: dict[str, Any]) -> str | None:
         """Write the state of a run, as :meth:`save`."""
-        data = io.BytesIO()  # torch.save into a file reports a full disk in many ways, this in one
-        torch.save(state, data)
-        return self.save(CHECKPOINT, data.getvalue())
+        return self.save(CHECKPOINT, checkpoint_bytes(state))
 
 
 def load_checkpoint(folder: str | Path, option: str = "--resume") -> dict[str, Any]:
@@ -68,13 +63,12 @@ def load_checkpoint(folder: str | Path, option: str = "--resume") -> dict[str, A
         UserError: if there is none or it cannot be read.
     """
     path = Path(folder) / CHECKPOINT
-    if not path.exists():
-        raise UserError(f"{option}: there is no {path}")
     try:
-        return torch.load(path, weights_only=True)
-    except Exception as error:  # torch raises many kinds for a damaged file
-        reason = str(error).partition("\n")[0]
-        raise UserError(f"{option}: {path} is not a readable checkpoint: {reason}") from None
+        return read_checkpoint(path)
+    except FileNotFoundError:
+        raise UserError(f"{option}: there is no {path}") from None
+    except ValueError as error:
+        raise UserError(f"{option}: {error}") from None
 
 
 def load_record(folder: str | Path) -> dict[str, Any]:

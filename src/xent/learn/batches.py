@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 Data = tuple[Tensor, ...] | Dataset | DataLoader
 
@@ -47,6 +47,8 @@ class Batches:
             data = data.tensors
         if isinstance(data, (tuple, list)):
             _check_tensors(name, data)
+        elif isinstance(data, IterableDataset):
+            data = DataLoader(data, batch_size)  # in the order in which it gives them
         elif isinstance(data, Dataset):
             if not len(data):  # pyright: ignore[reportArgumentType]
                 raise ValueError(f"`{name}` holds no row")
@@ -67,6 +69,9 @@ class Batches:
                     f"`{self.name}` must give batches (x, y), got {type(batch).__name__}; an "
                     f"autoencoder learns from (x, x)"
                 )
+            if not all(isinstance(part, Tensor) for part in batch):
+                kinds = ", ".join(type(part).__name__ for part in batch)
+                raise TypeError(f"`{self.name}` must give batches of tensors, got ({kinds})")
             yield [part.to(self.device, non_blocking=True) for part in batch]
 
     def _of_tensors(self, tensors: Sequence[Tensor]) -> Iterator[Sequence[Tensor]]:

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from .._check import finite_number
-from ..hyperparameters import Range
 from .search_distributions import SearchDistribution
 
 
@@ -195,30 +194,35 @@ class CrossEntropyMethod:
         """Fit the distribution to the best of the points.
 
         Args:
-            points: what :meth:`ask` gave, ``(n, d)``.
-            scores: one for each, ``(n,)``. A point that failed has the worst there is: ``-inf``,
-                or ``inf`` where small scores are good. It is never fitted to.
+            points: what :meth:`ask` gave, ``(population, d)``.
+            scores: one for each, ``(population,)``. A point that failed has the worst there is:
+                ``-inf``, or ``inf`` where small scores are good. It is never fitted to.
 
         Raises:
-            ValueError: for scores that do not fit the points, NaN, infinitely good ones, or if all
-                points failed.
+            ValueError: for other points, scores that do not fit them, NaN, infinitely good ones, or
+                if fewer than two points did not fail. The search stays as it was.
         """
+        points = torch.as_tensor(points)
+        if len(points) != self.population:
+            raise ValueError(
+                f"`points` must be the {self.population} that `ask` gave, got {len(points)}"
+            )
         gains = read_scores(points, scores, self.maximize)
         order = gains.argsort(descending=True, stable=True)[: self.elite]
         order = order[gains[order] > -math.inf]
-        if not len(order):
+        if len(order) < 2:
             raise ValueError(
-                "`scores`: every point failed, so nothing is left to fit to; start from a "
-                "distribution that holds points which do not"
+                f"`scores`: {len(order)} of {len(points)} points did not fail, and a spread is "
+                "that of 2 or more; start from a distribution that holds more of them"
             )
-        sign = 1 if self.maximize else -1
-        best, threshold = sign * gains[order[0]].item(), sign * gains[order[-1]].item()
-        if self._best is None or sign * best > sign * self._score:
-            self._best, self._score = points[order[0]].clone(), best
         fitted = self.distribution.fit(points[order])
         new = self.distribution.blend(fitted, 1 - self.smoothing) if self.smoothing else fitted
         variance = self._variance(self.iteration + 1)
         self.distribution = new.widen(variance) if variance else new
+        sign = 1 if self.maximize else -1
+        best, threshold = sign * gains[order[0]].item(), sign * gains[order[-1]].item()
+        if self._best is None or sign * best > sign * self._score:
+            self._best, self._score = points[order[0]].clone(), best
         self.evaluations += len(points)
         mean = sign * gains.mean().item()
         self.history.append(Iteration(best, threshold, mean, self.distribution.spread))
@@ -240,6 +244,7 @@ class CrossEntropyMethod:
         iterations: int,
         *,
         target: float | None = None,
+        callback: Callable[[SearchResult], object] | None = None,
         quiet: bool = False,
     ) -> SearchResult:
         """Ask and tell until the distribution collapses, the target is met or time is up.
@@ -248,6 +253,7 @@ class CrossEntropyMethod:
             function: from points ``(population, d)`` to their scores, ``(population,)``.
             iterations: how many there may be, those done before included.
             target: a mean score of the population that is good enough.
+            callback: called with the result so far after each iteration.
             quiet: show no progress.
 
         Returns:
@@ -255,16 +261,14 @@ class CrossEntropyMethod:
         """
         from tqdm import tqdm
 
-        sign = 1 if self.maximize else -1
         with tqdm(total=iterations, initial=self.iteration, disable=quiet, unit="it") as bar:
-            while self.iteration < iterations and not self.stop():
+            while self.iteration < iterations and not self.stop() and not self._meets(target):
                 points = self.ask()
                 self.tell(points, function(points))
-                last = self.history[-1]
-                bar.set_postfix_str(f"mean {last.mean:.4g}, best {self._score:.4g}")
+                bar.set_postfix_str(f"mean {self.history[-1].mean:.4g}, best {self._score:.4g}")
                 bar.update()
-                if target is not None and sign * last.mean >= sign * target:
-                    break
+                if callback is not None:
+                    callback(self.result())
         return self.result()
 
     def state_dict(self) -> dict[str, Any]:
@@ -285,24 +289,37 @@ class CrossEntropyMethod:
             state: what :meth:`state_dict` of a search with the same options gave.
 
         Raises:
-            ValueError: if it belongs to another family or another number of dimensions.
+            ValueError: if it belongs to another family or another number of dimensions, or is no
+                such state. The search stays as it was.
         """
         sizes = {name: x.shape for name, x in self.distribution.parameters().items()}
-        given = {name: x.shape for name, x in state["distribution"].items()}
+        generator = torch.Generator()
+        try:
+            given = {name: x.shape for name, x in state["distribution"].items()}
+            generator.set_state(state["generator"])
+            history = [Iteration(*iteration) for iteration in state["history"]]
+            evaluations, best, score = state["evaluations"], state["best"], state["score"]
+        except (LookupError, TypeError, AttributeError, RuntimeError) as error:
+            raise ValueError(f"`state` is not what `state_dict` gave: {error!r}") from None
         if given != sizes:
             kind = type(self.distribution).__name__
             raise ValueError(
                 f"the state has parameters {_listed(given)}, this {kind} has {_listed(sizes)}"
             )
         self.distribution = type(self.distribution)(**state["distribution"])
-        self._generator.set_state(state["generator"])
-        self.evaluations = state["evaluations"]
-        self.history = [Iteration(*iteration) for iteration in state["history"]]
-        self._best, self._score = state["best"], state["score"]
+        self._generator, self.history, self.evaluations = generator, history, evaluations
+        self._best, self._score = best, score
+
+    def _meets(self, target: float | None) -> bool:
+        if target is None or not self.history:
+            return False
+        mean = self.history[-1].mean
+        return mean >= target if self.maximize else mean <= target
 
     def _variance(self, iteration: int) -> float:
         noise = self._noise(iteration) if callable(self._noise) else self._noise
-        Range(0).check("noise", noise, None)
+        if finite_number("noise", noise) < 0:
+            raise ValueError(f"`noise` must be at least 0, got {noise} in iteration {iteration}")
         return float(noise)
 
 

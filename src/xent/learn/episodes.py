@@ -7,6 +7,7 @@ gymnasium would begin the next one by itself, with a step in between that must n
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -76,7 +77,7 @@ class Stage:
 
     Raises:
         TypeError: for an environment, of which there can be no copies, or anything else.
-        ValueError: for observations that make no array.
+        ValueError: for observations that make no array; later for rewards that are not finite.
 
     Example:
         >>> import torch
@@ -105,6 +106,8 @@ class Stage:
             raise TypeError(f"`env` must make a gymnasium.Env, made {type(self._envs[0]).__name__}")
         self.observation_space = self._envs[0].observation_space
         self.action_space = self._envs[0].action_space
+        spec = self._envs[0].spec
+        self.name: str | None = spec and spec.id  # None for one that nobody has registered
         if self.observation_space.shape is None:
             raise ValueError(
                 f"observations of {self.observation_space} make no array; wrap the environment in "
@@ -134,6 +137,11 @@ class Stage:
                 playing.append(_Episode(free.pop(), *waiting.popleft()))
             seen = _tensor(np.stack([episode.seen for episode in playing]))
             actions = act(seen, torch.tensor([episode.number for episode in playing])).numpy()
+            if len(actions) != len(playing):
+                raise ValueError(
+                    f"`policy` must answer each of the {len(playing)} observations it gets at a "
+                    f"time, gave {len(actions)} answers"
+                )
             for episode, action in zip(playing, actions, strict=True):
                 episode.step(action)
             over = [episode for episode in playing if episode.over]
@@ -165,6 +173,8 @@ class _Episode:
 
     def step(self, action: Any) -> None:
         seen, reward, terminated, cut, _ = self.env.step(action)
+        if not math.isfinite(reward):
+            raise ValueError(f"`env` must give finite rewards, gave {reward} for {action}")
         self.steps.append((self.seen, action, float(reward)))
         self.seen = np.array(seen)
         self.over, self.truncated = bool(terminated or cut), bool(cut and not terminated)
@@ -247,10 +257,16 @@ def logits_of(policy: Module, seen: Tensor, space: Any) -> Tensor:
 
     Raises:
         TypeError: if the policy returns no tensor.
-        ValueError: for another shape, or NaN.
+        ValueError: for another shape, or logits that give no probabilities.
     """
+    return _checked(policy(as_for(policy, seen)), int(space.n))
+
+
+def as_for(policy: Module, seen: Tensor) -> Tensor:
+    """Observations on the device of a policy; those of real numbers in its precision, too."""
     first = next(policy.parameters(), seen)
-    return _checked(policy(seen.to(first.device)), int(space.n))
+    real = first.is_floating_point() and seen.is_floating_point()
+    return seen.to(first) if real else seen.to(first.device)
 
 
 def _checked(output: Any, width: int) -> Tensor:
@@ -261,8 +277,12 @@ def _checked(output: Any, width: int) -> Tensor:
             f"`policy` must return ({width},) numbers for each observation in this environment; "
             f"returned shape {tuple(output.shape)}"
         )
-    if bool(output.isnan().any()):
-        raise ValueError("`policy` returned NaN; was `lr` too large?")
+    output = output.flatten(1)
+    if not bool(output.amax(1).isfinite().all()):  # -inf for some actions rules them out
+        raise ValueError(
+            "`policy` returned NaN or infinity; are the observations finite, and its parameters? "
+            "Else `lr` was too large"
+        )
     return output
 
 

@@ -26,7 +26,9 @@ class EpochMeans:
         count: what the mean of a batch divides by, called with the targets.
 
     Raises:
-        ValueError: if the loss is set to return something else than a mean.
+        ValueError: if the loss is set to return something else than a mean, or a metric has the
+            name of an entry that is there without it.
+        TypeError: for a loss that cannot be called with output and targets.
 
     Example:
         >>> import torch, xent
@@ -46,6 +48,13 @@ class EpochMeans:
         metrics: Mapping[str, Callable[..., Tensor]] | None = None,
         count: Callable[..., float] | None = None,
     ) -> None:
+        if not callable(loss) or isinstance(loss, type):
+            raise TypeError(
+                f"`loss` must be a function or a module, made, not its class; got {loss!r}"
+            )
+        taken = {"epoch", "seconds", "loss"} & {*(metrics or {})}
+        if taken:
+            raise ValueError(f"`metrics` must have other names than {', '.join(sorted(taken))}")
         reduction = _setting(loss, "reduction", "mean")
         if reduction != "mean":
             raise ValueError(f'`loss` must return a mean, reduction="mean", not {reduction!r}')
@@ -62,9 +71,11 @@ class EpochMeans:
         mass = float(self.count(*targets))
         if mass == 0:
             return None
+        if not 0 < mass < math.inf:
+            raise ValueError(f"`count` must be positive, or 0 for a batch to leave out; got {mass}")
         self._add("loss", mass * _checked(loss, x, output), mass)
         with torch.no_grad():
-            if _are_classes(targets[0], output):
+            if "accuracy" not in self.metrics and _are_classes(targets[0], output):
                 right = output.argmax(class_axis(output)) == targets[0]
                 self._add_values("accuracy", right[targets[0] != self.ignore_index])
             for name, metric in self.metrics.items():
@@ -89,6 +100,8 @@ class EpochMeans:
         self.sums[name] = before[0] + total, before[1] + divisor
 
     def _add_values(self, name: str, values: Tensor) -> None:
+        if not isinstance(values, Tensor):
+            raise TypeError(f"metric {name!r} must return a tensor of values, got {values!r}")
         self._add(name, values.double().sum().item(), values.numel())
 
 

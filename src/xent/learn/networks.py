@@ -97,7 +97,8 @@ def train_classifier(
             it has any, are trained along.
         validation: rows to measure after each epoch, as ``data``.
         epochs: how often to go through the data, at most.
-        batch_size: rows per step; a loader has its own.
+        batch_size: rows per step; a loader has its own. A batch norm cannot learn from one row: if
+            the last batch has but one, take another size or a loader with ``drop_last``.
         lr: step size.
         optimizer: called as ``optimizer(parameters, lr=lr)``; for instance
             ``functools.partial(torch.optim.SGD, momentum=0.9)``.
@@ -105,7 +106,7 @@ def train_classifier(
             weights of the lowest. None: do all epochs and keep the last weights.
         metrics: what else to measure, by name: functions called as the loss that return a tensor of
             values, which are averaged over all batches. Where the targets are class indices,
-            ``accuracy`` is measured without asking.
+            ``accuracy`` is measured without asking, unless it is the name of one of these.
         count: :math:`m_b`, called with what the loss gets after the logits. By default the entries
             that are not ignored, with the weights of their classes, as far as the loss says what is
             ignored (-100 if it does not) and what classes weigh; a lambda hides both.
@@ -120,7 +121,8 @@ def train_classifier(
     Raises:
         ValueError: if there is nothing to train or to learn from, if tensors or settings do not fit
             together, or as soon as a loss is not finite.
-        TypeError: for data that are no such thing, or a loss that returns no scalar.
+        TypeError: for data that are no such thing, or a loss that is no function or returns no
+            scalar.
 
     Example:
         >>> import torch
@@ -196,8 +198,7 @@ def predict_logits(model: nn.Module, x: Tensor, batch_size: int = 256) -> Tensor
     if x.ndim == 0 or len(x) == 0:
         raise ValueError(f"`x` holds no row: shape {tuple(x.shape)}")
     where = next((p.device for p in model.parameters()), x.device)
-    with _modes_kept(model):
-        model.eval()
+    with evaluation_mode(model):
         return torch.cat([model(rows.to(where)).to(x.device) for rows in x.split(batch_size)])
 
 
@@ -251,6 +252,14 @@ class _Best:
         if self.weights is not None:
             self.learner.load_state_dict(self.weights)
         return self.weights is not None
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """The whole model in evaluation mode; afterwards each part in the mode it came in."""
+    with _modes_kept(model):
+        model.eval()
+        yield
 
 
 @contextmanager

@@ -7,7 +7,6 @@ the best episodes as targets, all with weight 1.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from .._files import write_whole
+from .._files import checkpoint_bytes, read_checkpoint, write_whole
 from ..hyperparameters import Range
 from ..losses import cross_entropy, group_advantages, reinforce_loss
 from ..measurement import statistics
@@ -119,8 +118,8 @@ def reinforce(
     Range(0).check("entropy_weight", entropy_weight, None)
     settings = {"method": "reinforce", "gamma": gamma, "entropy_weight": entropy_weight}
     loss = partial(_policy_gradient, gamma=gamma, entropy_weight=entropy_weight)
-    training = _Training(policy, loss, batch, lr, seed, settings, checkpoint, resume)
-    return training.run(env, episodes, target, callback, quiet)
+    training = _Training(policy, loss, batch, lr, seed, settings)
+    return training.run(env, episodes, target, callback, checkpoint, resume, quiet)
 
 
 def deep_cem(
@@ -183,8 +182,8 @@ def deep_cem(
     """
     settings = {"method": "deep_cem", "elite": elite}
     loss = partial(_elite_cross_entropy, count=elite_count(elite, batch, "batch"))
-    training = _Training(policy, loss, batch, lr, seed, settings, checkpoint, resume)
-    return training.run(env, episodes, target, callback, quiet)
+    training = _Training(policy, loss, batch, lr, seed, settings)
+    return training.run(env, episodes, target, callback, checkpoint, resume, quiet)
 
 
 def _policy_gradient(
@@ -214,22 +213,17 @@ class _Training:
         lr: float,
         seed: int,
         settings: dict[str, Any],
-        checkpoint: str | Path | None,
-        resume: bool,
     ) -> None:
         if not isinstance(batch, int) or batch < 2:
             raise ValueError(f"`batch` must be a whole number of at least 2, got {batch!r}")
+        if not isinstance(seed, int) or seed < 0:
+            raise ValueError(f"`seed` must be a whole number of at least 0, got {seed!r}")
         Range(0, open=True).check("lr", lr, None)
         self.policy, self.loss, self.seed = policy, loss, seed
         self.optimizer = torch.optim.Adam(policy.parameters(), lr)
         self.generator = torch.Generator().manual_seed(seed)
         self.record = PolicyRecord(batch)
         self.settings = {**settings, "batch": batch, "lr": lr, "seed": seed}
-        self.path = None if checkpoint is None else Path(checkpoint)
-        if resume:
-            self._load()
-        elif self.path and self.path.exists():
-            raise ValueError(f"{self.path} holds a training; resume=True continues it")
 
     def run(
         self,
@@ -237,24 +231,33 @@ class _Training:
         episodes: int,
         target: float | None,
         callback: Callable[[PolicyRecord], object] | None,
+        checkpoint: str | Path | None,
+        resume: bool,
         quiet: bool,
     ) -> PolicyRecord:
         """Train until the target or the last whole batch of episodes."""
         from tqdm import tqdm
 
-        record, batch = self.record, self.record.batch
+        batch = self.record.batch
         if episodes < batch:
             raise ValueError(f"`episodes` must be at least `batch`, {batch}, got {episodes}")
-        bar = tqdm(total=episodes, initial=len(record.returns), disable=quiet, unit="ep")
-        with Stage(env) as stage, bar:
+        path = None if checkpoint is None else Path(checkpoint)
+        with Stage(env) as stage:
             check_discrete(stage.action_space)
-            while not self._solved(target) and len(record.returns) + batch <= episodes:
-                self._update(stage)
-                self._save()
-                bar.set_postfix_str(f"last {WINDOW}: {record.average():.4g}", refresh=False)
-                bar.update(batch)
-                if callback is not None:
-                    callback(record)
+            self.settings["env"] = stage.name
+            if resume:
+                self._load(path)
+            elif path and path.exists():
+                raise ValueError(f"{path} holds a training; resume=True continues it")
+            record = self.record
+            with tqdm(total=episodes, initial=len(record.returns), disable=quiet, unit="ep") as bar:
+                while not self._solved(target) and len(record.returns) + batch <= episodes:
+                    self._update(stage)
+                    self._save(path)
+                    bar.set_postfix_str(f"last {WINDOW}: {record.average():.4g}", refresh=False)
+                    bar.update(batch)
+                    if callback is not None:
+                        callback(record)
         return record
 
     def _update(self, stage: Stage) -> None:
@@ -279,10 +282,9 @@ class _Training:
             record.solved = record.average() >= target
         return record.solved
 
-    def _save(self) -> None:
-        if self.path is None:
+    def _save(self, path: Path | None) -> None:
+        if path is None:
             return
-        data = io.BytesIO()
         state = {
             "settings": self.settings,
             "record": asdict(self.record),
@@ -290,25 +292,27 @@ class _Training:
             "optimizer": self.optimizer.state_dict(),
             "generator": self.generator.get_state(),
         }
-        torch.save(state, data)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(self.path, data.getvalue())
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, checkpoint_bytes(state))
 
-    def _load(self) -> None:
-        if self.path is None:
+    def _load(self, path: Path | None) -> None:
+        if path is None:
             raise ValueError("resume=True continues the training in `checkpoint`; say which one")
         try:
-            state = torch.load(self.path, weights_only=True)
-            before = state["settings"]
+            state = read_checkpoint(path)
         except FileNotFoundError:
-            raise ValueError(f"resume=True: there is no {self.path}") from None
-        except Exception as error:  # torch raises many kinds for a damaged file
-            reason = str(error).partition("\n")[0]
-            raise ValueError(f"{self.path} is not a checkpoint of a training: {reason}") from None
-        if before != self.settings:
-            other = {k: v for k, v in before.items() if self.settings.get(k) != v}
-            raise ValueError(f"{self.path} was begun with {other}; continue it with the same")
-        self.policy.load_state_dict(state["policy"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.generator.set_state(state["generator"])
-        self.record = PolicyRecord(**state["record"])
+            raise ValueError(f"resume=True: there is no {path}") from None
+        before, now = state.get("settings"), self.settings
+        if not isinstance(before, dict) or "method" not in before:
+            raise ValueError(f"{path} is not a checkpoint of a policy's training")
+        if other := {k: before.get(k) for k in {**before, **now} if before.get(k) != now.get(k)}:
+            raise ValueError(f"{path} was begun with {other}; continue it with the same")
+        try:
+            record = PolicyRecord(**state["record"])
+            self.generator.set_state(state["generator"])
+            self.policy.load_state_dict(state["policy"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(f"{path} does not fit this policy: {reason}") from None
+        self.record = record

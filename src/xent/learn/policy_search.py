@@ -18,14 +18,16 @@ from torch import Tensor
 from torch.func import functional_call, vmap
 from torch.nn import Module
 
-from .episodes import Stage, greedy, seeds_of
+from .episodes import Stage, as_for, greedy, seeds_of
+from .networks import evaluation_mode
 
 
 class PolicyScores:
     """Scores vectors of parameters by the mean return of the policy that has them.
 
     The policy takes the action of its largest logit, or, where actions are numbers, its output
-    within their bounds. All vectors play at once, the policy vectorised over them.
+    within their bounds, in evaluation mode. All vectors play at once, the policy vectorised over
+    them.
 
     Args:
         policy: a module from observations ``(k, ...)`` to logits ``(k, actions)`` or actions ``(k,
@@ -36,6 +38,7 @@ class PolicyScores:
         seed: of the episodes.
 
     Raises:
+        ValueError: if the policy has no parameters.
         TypeError: if ``env`` is neither.
 
     Example:
@@ -56,6 +59,8 @@ class PolicyScores:
             raise ValueError(f"`episodes` must be a whole number of at least 1, got {episodes!r}")
         self.policy, self.episodes, self.seed = policy, episodes, seed
         self._shapes = {name: p.shape for name, p in policy.named_parameters()}
+        if not self._shapes:
+            raise ValueError("`policy` has no parameters to score")
         self._stage = Stage(env)
 
     @property
@@ -96,18 +101,20 @@ class PolicyScores:
 
         def act(seen: Tensor, which: Tensor) -> Tensor:
             whose = {name: p[which // self.episodes] for name, p in parameters.items()}
-            return greedy(vmap(output)(whose, seen.to(first.device)).cpu(), space)
+            return greedy(vmap(output)(whose, as_for(self.policy, seen)).cpu(), space)
 
         space = self._stage.action_space
         seeds = seeds_of(self.seed, round, len(points) * self.episodes)
-        return self._stage.play(act, seeds).returns.view(len(points), self.episodes)
+        with evaluation_mode(self.policy):
+            played = self._stage.play(act, seeds)
+        return played.returns.view(len(points), self.episodes)
 
 
 @torch.no_grad()
 def evaluate_policy(
     policy: Module, env: str | Callable[[], Any], episodes: int = 100, *, seed: int = 1_000_000
 ) -> Tensor:
-    """Returns of episodes in which the policy takes its preferred actions.
+    """Returns of episodes in which the policy, in evaluation mode, takes its preferred actions.
 
     Args:
         policy: as for :class:`PolicyScores`.
@@ -130,9 +137,8 @@ def evaluate_policy(
         >>> evaluate_policy(policy, "CartPole-v1", 3).min().item() > 100
         True
     """
-    with Stage(env) as stage:
-        device = next(policy.parameters(), torch.empty(0)).device
+    with Stage(env) as stage, evaluation_mode(policy):
         return stage.play(
-            lambda seen, _: greedy(policy(seen.to(device)).cpu(), stage.action_space),
+            lambda seen, _: greedy(policy(as_for(policy, seen)).cpu(), stage.action_space),
             seeds_of(seed, 0, episodes),
         ).returns

@@ -75,7 +75,8 @@ def rare_event(
         seed: of the points.
 
     Returns:
-        A :class:`RareEvent`. Errors of ten percent at ``1e-9`` take as many points as at ``1e-3``.
+        A :class:`RareEvent`. The points that a relative error takes hardly grow as the event gets
+        rarer: for a sum of Gaussians they are twice as many at ``1e-9`` as at ``1e-3``.
 
     Raises:
         ValueError: for values that options cannot take, bad scores, or if the levels do not reach
@@ -95,7 +96,8 @@ def rare_event(
         de Boer et al., *A tutorial on the cross-entropy method*, 2005.
     """
     if population is None:
-        population = max(1000, math.ceil(10 * len(nominal.centre) / elite))
+        share = elite if isinstance(elite, float) and 0 < elite < 1 else 1.0  # a wrong one: below
+        population = max(1000, math.ceil(10 * len(nominal.centre) / share))
     count = elite_count(elite, population)
     finite_number("threshold", threshold)
     if not 0 <= finite_number("smoothing", smoothing) < 1:

@@ -7,8 +7,10 @@ covariance of the elite, or its frequencies.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
@@ -126,6 +128,8 @@ class Gaussian(SearchDistribution):
             raise ValueError("`covariance` must hold no negative variance")
         if covariance.ndim == 2 and not torch.allclose(covariance, covariance.T):
             raise ValueError("`covariance` must be symmetric")
+        if covariance.ndim == 2 and not _is_semidefinite(covariance):
+            raise ValueError("`covariance` must have no negative eigenvalue")
         object.__setattr__(self, "mean", mean)
         object.__setattr__(self, "covariance", covariance)
 
@@ -173,17 +177,18 @@ class Gaussian(SearchDistribution):
         Raises:
             ValueError: for a singular covariance, which has no density.
         """
-        x = x.to(self.mean.dtype)
+        x = _points("x", x, len(self.mean))
         try:
             if self.covariance.ndim == 1:
-                scale = self.covariance.sqrt()
-                return Normal(self.mean, scale, validate_args=True).log_prob(x).sum(-1)
-            return MultivariateNormal(self.mean, self.covariance, validate_args=True).log_prob(x)
+                normal: Any = Normal(self.mean, self.covariance.sqrt(), validate_args=True)
+            else:
+                normal = MultivariateNormal(self.mean, self.covariance, validate_args=True)
         except ValueError:
             raise ValueError(
                 "the covariance is singular, so there is no density: fit more points than "
                 "dimensions, or add noise"
             ) from None
+        return normal.log_prob(x) if self.covariance.ndim == 2 else normal.log_prob(x).sum(-1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -232,8 +237,9 @@ class Bernoulli(SearchDistribution):
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Log-probability of points ``(n, d)``, in nats, ``(n,)``."""
+        x = _points("x", x, len(self.probability))
         one, zero = self.probability.log(), torch.log1p(-self.probability)
-        return torch.where(x == 1, one, zero).sum(-1)
+        return torch.where(x == 1, one, torch.where(x == 0, zero, -math.inf)).sum(-1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -281,8 +287,8 @@ class Categorical(SearchDistribution):
         """How often each choice is made in the elite ``(n, d)``."""
         places, choices = self.probability.shape
         x, share = _elite(elite, weights, places)
-        made = x.long()
-        if bool(((made != x) | (made < 0) | (made >= choices)).any()):
+        made, possible = self._choices(x)
+        if not bool(possible.all()):
             raise ValueError(f"`elite` must hold choices, integers from 0 to {choices - 1}")
         frequency = torch.zeros_like(self.probability)
         frequency.scatter_add_(1, made.T, share.expand(places, -1))
@@ -290,8 +296,14 @@ class Categorical(SearchDistribution):
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Log-probability of points ``(n, d)``, in nats, ``(n,)``."""
-        places = torch.arange(len(self.probability))
-        return self.probability.log()[places, x.long()].sum(-1)
+        made, possible = self._choices(_points("x", x, len(self.probability)))
+        each = self.probability.log().gather(1, made.clamp(0, self.probability.shape[1] - 1).T).T
+        return torch.where(possible, each, -math.inf).sum(-1)
+
+    def _choices(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Points as integers, and where these are choices that there are."""
+        made = x.long()
+        return made, (made == x) & (made >= 0) & (made < self.probability.shape[1])
 
 
 def _numbers(name: str, value: Tensor | float) -> Tensor:
@@ -305,11 +317,23 @@ def _variances(covariance: Tensor) -> Tensor:
     return covariance if covariance.ndim == 1 else covariance.diagonal()
 
 
+def _is_semidefinite(covariance: Tensor) -> bool:
+    values = torch.linalg.eigvalsh(covariance)
+    return bool(values[0] >= -1e-6 * values[-1])  # as exact as one computed in float32
+
+
+def _points(name: str, x: Tensor, d: int) -> Tensor:
+    """The points in float64, of the right dimension."""
+    if x.ndim != 2 or x.shape[1] != d:
+        raise ValueError(f"`{name}` must have shape (n, {d}), got {tuple(x.shape)}")
+    return x.to(torch.float64)
+
+
 def _elite(elite: Tensor, weights: Tensor | None, d: int) -> tuple[Tensor, Tensor]:
     """The points in float64, and each one's share of the weight."""
-    if elite.ndim != 2 or elite.shape[1] != d or not len(elite):
-        raise ValueError(f"`elite` must have shape (n, {d}), got {tuple(elite.shape)}")
-    x = elite.to(torch.float64)
+    x = _points("elite", elite, d)
+    if not len(x):
+        raise ValueError("`elite` must hold at least one point")
     if weights is None:
         return x, x.new_full((len(x),), 1 / len(x))
     w = _numbers("weights", weights)

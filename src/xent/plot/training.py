@@ -154,11 +154,13 @@ def learning_curves(
         >>> ax.lines[0].get_ydata().tolist()
         [1.0, 1.5, 3.0]
     """
+    import numpy as np
+
     if window < 1:
         raise ValueError(f"`window` must be at least 1, got {window}")
     ax = ax or new_axes(8, 5)[0]
     for (name, given), (line, color) in zip(runs.items(), styles(), strict=False):
-        several = bool(given) and isinstance(given[0], Sequence)
+        several = len(given) > 0 and np.ndim(given[0]) > 0
         each: Sequence[Any] = given if several else [given]
         for k, returns in enumerate(each):
             x = range(1, len(returns) + 1)
