@@ -561,6 +561,7 @@ def test_commands_with_bad_options(tmp_path, capsys):
         (["reinforce", "--resume"], "--resume"),
         (["cem", "--population", "2"], "`population`"),
         (["cem", "--noise", "-1"], "`noise`"),
+        (["cem", "--seed", "-1"], "`seed` must be"),
         (["cem", "--resume"], "--resume"),
     ]
     for words, message in cases:

@@ -293,4 +293,6 @@ def _tensor(array: np.ndarray) -> Tensor:
 
 def seeds_of(seed: int, round: int, count: int) -> list[int]:
     """Seeds for the episodes of one round, which no other round or seed has."""
+    if not isinstance(seed, int) or seed < 0:
+        raise ValueError(f"`seed` must be a whole number of at least 0, got {seed!r}")
     return np.random.SeedSequence((seed, round)).generate_state(count).tolist()

@@ -216,8 +216,6 @@ class _Training:
     ) -> None:
         if not isinstance(batch, int) or batch < 2:
             raise ValueError(f"`batch` must be a whole number of at least 2, got {batch!r}")
-        if not isinstance(seed, int) or seed < 0:
-            raise ValueError(f"`seed` must be a whole number of at least 0, got {seed!r}")
         Range(0, open=True).check("lr", lr, None)
         self.policy, self.loss, self.seed = policy, loss, seed
         self.optimizer = torch.optim.Adam(policy.parameters(), lr)
