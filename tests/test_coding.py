@@ -7,6 +7,7 @@ import typing
 from fractions import Fraction
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -255,3 +256,26 @@ def test_bad_messages_and_models(symbols, frequencies, error, words):
 def test_models_that_cannot_be(make, words):
     with pytest.raises(ValueError, match=words):
         make()
+
+
+@pytest.mark.parametrize(
+    ("frequencies", "match"),
+    [
+        ([2**63 - 1, 2**63 - 1, 4], "sum to 1 to"),  # which wraps around to 2
+        (np.array([], int), "one for each symbol"),
+        ([[1, 2], [3, 4]], "one for each symbol"),
+        (3, "one for each symbol"),
+    ],
+)
+def test_frequencies_of_other_shapes_and_sizes(frequencies, match):
+    with pytest.raises(ValueError, match=match):
+        encode([0], FixedModel(frequencies))
+
+
+def test_models_that_expect_nothing_or_count_in_fractions():
+    with pytest.raises(ValueError, match="above 0"):
+        encode([0], MixtureModel([FixedModel([0, 0]), OrderModel(0, 2)]))
+    with pytest.raises(TypeError):
+        OrderModel(0, gain=1.5)
+    with pytest.raises(TypeError):
+        OrderModel(0.5)

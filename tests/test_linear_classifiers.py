@@ -402,3 +402,44 @@ def test_the_column_of_ones_is_not_stored_but_there():
         slopes = torch.tensor([[1.0], [-1.0], [2.0]], dtype=torch.float64)
         assert design.pull_back(slopes).flatten().tolist() == (ones.T @ [1, -1, 2]).tolist()
     assert isinstance(objective_of(SoftmaxRegression, x, [0, 1, 1]), Objective)
+
+
+@pytest.mark.parametrize("solver", ["lbfgs", "newton-cg", "trust-region"])
+@pytest.mark.parametrize("unit", [1e8, 1e-8])
+def test_units_do_not_matter_without_a_penalty(solver, unit):
+    x, y = load_iris(return_X_y=True)
+    plain = SoftmaxRegression(np.inf, solver=solver, tol=1e-8).fit(x, y > 1)
+    other = SoftmaxRegression(np.inf, solver=solver, tol=1e-8).fit(x * unit, y > 1)
+    np.testing.assert_allclose(other.coef_ * unit, plain.coef_, rtol=1e-3)
+
+
+@pytest.mark.parametrize("solver", ["lbfgs", "newton-cg", "trust-region"])
+def test_features_far_from_0_have_the_same_slopes(solver):
+    """An intercept takes any offset, and is not penalised."""
+    x, y = load_iris(return_X_y=True)
+    plain = SoftmaxRegression(solver=solver).fit(x, y)
+    moved = SoftmaxRegression(solver=solver).fit(x + 1e5, y)
+    np.testing.assert_allclose(moved.coef_, plain.coef_, atol=1e-4)
+
+
+def test_single_precision_converges():
+    x, y = load_iris(return_X_y=True)
+    single = SoftmaxRegression().fit(x.astype(np.float32), y)  # a warning would be an error
+    np.testing.assert_allclose(single.coef_, SoftmaxRegression().fit(x, y).coef_, atol=1e-4)
+
+
+def test_rows_of_weight_0_do_not_hide_that_classes_are_separable():
+    x, y = np.array([[0.0], [1.0], [0.0], [1.0]]), np.array([0, 1, 1, 0])
+    with pytest.warns(SeparationWarning, match="completely"):
+        SoftmaxRegression(np.inf).fit(x, y, sample_weight=[1, 1, 0, 0])
+
+
+def test_a_feature_that_tells_nothing_gives_no_warning():
+    assert SoftmaxRegression(np.inf).fit(np.ones((10, 1)), np.arange(10) % 2).coef_ == 0
+
+
+def test_partial_fit_refuses_other_classes_than_before():
+    x, y = load_iris(return_X_y=True)
+    model = SoftmaxRegression().fit(x, y).partial_fit(x, y, classes=[2, 1, 0])
+    with pytest.raises(ValueError, match="`classes` must be those before"):
+        model.partial_fit(x, y, classes=[0, 1, 2, 3])

@@ -16,6 +16,8 @@ from xent import cli
 pytest.importorskip("sklearn")
 pytest.importorskip("scipy")
 
+from scipy import sparse
+from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.dummy import DummyClassifier
 from sklearn.linear_model import LogisticRegression, Perceptron
 from sklearn.neighbors import KNeighborsClassifier
@@ -462,3 +464,96 @@ def test_the_command_refuses(in_csv, tmp_path, capsys):
     ):
         assert cli.main(["mi", *words, *out]) == 2
         assert message in capsys.readouterr().err
+
+
+class Constant(ClassifierMixin, BaseEstimator):
+    """Says the frequencies to every row, times something, or in another order."""
+
+    def __init__(self, times: float = 1.0, step: int = 1) -> None:
+        self.times = times
+        self.step = step
+
+    def fit(self, X, y):
+        classes, counts = np.unique(y, return_counts=True)
+        self.classes_, self.p_ = classes[:: self.step], counts[:: self.step] / len(y)
+        return self
+
+    def predict_proba(self, X):
+        return np.tile(self.p_ * self.times, (X.shape[0], 1))
+
+
+LABELS = np.arange(60) % 3
+
+
+def test_what_does_not_sum_to_1_is_no_bound():
+    x = np.zeros((60, 1))
+    found = MutualInformation(Constant()).estimate(x, LABELS, quiet=True)
+    assert found.nats == pytest.approx(0, abs=1e-12)
+    for times in (2.0, 1.01):
+        with pytest.raises(ValueError, match="sum to 1"):
+            MutualInformation(Constant(times)).estimate(x, LABELS, quiet=True)
+
+
+def test_classes_in_another_order_or_number_are_refused():
+    for step in (-1, 2):
+        with pytest.raises(ValueError, match="sorted"):
+            MutualInformation(Constant(step=step)).estimate(np.zeros((60, 1)), LABELS, quiet=True)
+
+
+@pytest.mark.parametrize("form", [sparse.csr_array, sparse.coo_array, sparse.csc_matrix, list])
+def test_features_of_any_form(form):
+    x = np.random.default_rng(0).normal(size=(60, 2)) + LABELS[:, None]
+    estimator = MutualInformation(LogisticRegression(), bootstrap=2)
+    dense = estimator.estimate(x, LABELS, quiet=True)
+    other = estimator.estimate(form(x), LABELS[:, None], quiet=True)
+    assert other.nats == pytest.approx(dense.nats, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("labels", "match"),
+    [
+        (np.zeros(60), "all of one class"),
+        (np.array(["a", 1, None] * 20, object), "one kind, got NoneType, int, str"),
+        (np.where(LABELS == 1, np.nan, LABELS), "NaN"),
+        (np.eye(3)[LABELS], "1d array"),
+    ],
+)
+def test_labels_that_are_no_classes(labels, match):
+    with pytest.raises(ValueError, match=match):
+        MutualInformation(Constant()).estimate(np.zeros((60, 1)), labels, quiet=True)
+
+
+def test_a_feature_that_hardly_varies_says_nothing():
+    """The mean of equal numbers may miss them by a digit, which is not a spread."""
+    x = np.random.default_rng(0).normal(size=(60, 1))
+    constant = np.full((60, 1), 0.1)
+    assert constant.std() > 0
+    network = NetworkClassifier(networks=2, max_steps=50).fit(np.hstack([x, constant]), x[:, 0] > 0)
+    near, far = network.logits(np.array([[1.0, 0.1], [1.0, 0.2]]))
+    assert (near - far).abs().max() < 1
+
+
+def test_quadrature_sees_classes_far_apart():
+    """Of a third class that is never mistaken, all is known; what is left is that of the two."""
+    near = GaussianClasses(1, (10, 10), (0.0, 0.5)).mutual_information()
+    far = GaussianClasses(1, (10, 10, 10), (0.0, 0.5, 1e4)).mutual_information()
+    assert far == pytest.approx(math.log(3) - 2 / 3 * math.log(2) + 2 / 3 * near, abs=1e-9)
+    assert GaussianClasses(1, (5, 7), (2.0, 2.0)).mutual_information() == pytest.approx(0, abs=1e-9)
+    with pytest.raises(ValueError, match="finite"):
+        GaussianClasses(1, (5, 7), (0.0, math.nan))
+
+
+@pytest.mark.parametrize("scores", [torch.full((3, 3), torch.nan), torch.zeros(0, 3)])
+def test_info_nce_of_nothing(scores):
+    with pytest.raises(ValueError, match="finite"):
+        info_nce_bound(scores)
+
+
+def test_seeds_of_the_network():
+    x, y = np.random.default_rng(0).normal(size=(40, 2)), np.arange(40) % 2
+    for seed in (None, 3, np.int64(3)):
+        assert NetworkClassifier(max_steps=2, random_state=seed).fit(x, y).steps_ == 2
+    with pytest.raises(TypeError, match="integer"):
+        NetworkClassifier(random_state="a").fit(x, y)
+    with pytest.raises(ValueError, match="too large"):
+        NetworkClassifier().fit(x * 1e300, y)

@@ -206,9 +206,12 @@ def _cumulative(model: SymbolModel) -> np.ndarray:
     frequencies = np.asarray(model.frequencies())
     if frequencies.dtype.kind not in "iu":
         raise TypeError(f"frequencies must be whole numbers, got {frequencies.dtype}: quantize(p)")
+    if frequencies.ndim != 1 or not len(frequencies):
+        raise ValueError(f"frequencies must be one for each symbol; got shape {frequencies.shape}")
     below = np.zeros(len(frequencies) + 1, np.int64)
     np.cumsum(frequencies, out=below[1:])
-    if frequencies.min() < 0 or not 0 < below[-1] <= MOST:
+    # The largest by itself, too: a sum of such numbers may have wrapped around.
+    if frequencies.min() < 0 or frequencies.max() > MOST or not 0 < below[-1] <= MOST:
         raise ValueError(
             f"frequencies must be at least 0 and sum to 1 to 2^32, got a smallest of "
             f"{frequencies.min()} and a sum of {below[-1]}; quantize(p) makes them of probabilities"

@@ -43,10 +43,11 @@ class GaussianClasses:
     means: Sequence[float] = (0.0, 2.0, -2.0, 4.0, -4.0)
 
     def __post_init__(self) -> None:
-        if self.dims < 1 or len(self.counts) != len(self.means) or min(self.counts) < 1:
+        fits = self.dims >= 1 and len(self.counts) == len(self.means) and min(self.counts) >= 1
+        if not fits or not all(map(math.isfinite, self.means)):
             raise ValueError(
-                f"`dims` and all `counts` must be at least 1, and each class needs one of `means`; "
-                f"got {self}"
+                f"`dims` and all `counts` must be at least 1, and each class needs one of `means`, "
+                f"a finite number; got {self}"
             )
 
     @property
@@ -90,10 +91,10 @@ class GaussianClasses:
             density = joint.exp() / math.sqrt(2 * math.pi)
             return (density * log_softmax(joint)).sum().item()
 
-        places = sorted(mu * math.sqrt(self.dims) for mu in self.means)
-        value, _ = quad(
-            integrand, places[0] - 12, places[-1] + 12, points=places, limit=500, epsabs=1e-10
-        )
+        places = {mu * math.sqrt(self.dims) for mu in self.means}
+        # Where one class is far from the next, only what is near them must be seen.
+        ends = sorted({place + side for place in places for side in (-12, 0, 12)})
+        value, _ = quad(integrand, ends[0], ends[-1], points=ends[1:-1], limit=500, epsabs=1e-10)
         return self.entropy + value
 
     def _joint(self, t: Tensor) -> Tensor:

@@ -68,7 +68,8 @@ def info_nce_bound(
         An :class:`InfoNCEBound`.
 
     Raises:
-        ValueError: for shapes that do not fit, or ``normalize`` without ``key``.
+        ValueError: for shapes that do not fit, scores that are not finite, no pair, or
+            ``normalize`` without ``key``.
         TypeError: for anything but floating-point tensors.
 
     Example:
@@ -83,7 +84,7 @@ def info_nce_bound(
     """
     if key is not None:
         loss = info_nce_loss(query, key, target, temperature=temperature, normalize=normalize)
-        return InfoNCEBound(math.log(len(key)) - loss.item(), len(key))
+        return _bound(loss, len(key))
     is_tensor("query", query)
     if normalize:
         raise ValueError("`normalize` is about features; without `key`, `query` holds scores")
@@ -95,5 +96,12 @@ def info_nce_bound(
     if finite_number("temperature", temperature) <= 0:
         raise ValueError(f"`temperature` must be positive, got {temperature}")
     each = torch.arange(len(query)) if target is None else target
-    loss: Any = cross_entropy(query / temperature, each)
-    return InfoNCEBound(math.log(query.shape[1]) - loss.item(), query.shape[1])
+    return _bound(cross_entropy(query / temperature, each), query.shape[1])
+
+
+def _bound(loss: Any, keys: int) -> InfoNCEBound:
+    if not math.isfinite(loss.item()):
+        raise ValueError(
+            f"the loss is {loss.item()}: there must be pairs, and their scores must be finite"
+        )
+    return InfoNCEBound(math.log(keys) - loss.item(), keys)

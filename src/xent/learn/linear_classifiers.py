@@ -211,6 +211,8 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
         X, y = self._read(X, y, reset=first)
         if first:
             self.classes_ = self._all_classes(classes, y)
+        elif classes is not None and not np.array_equal(np.unique(classes), self.classes_):
+            raise ValueError(f"partial_fit: `classes` must be those before, {self.classes_}")
         if y.ndim == 1 and len(unseen := np.setdiff1d(y, self.classes_)):
             raise ValueError(f"partial_fit: y has {unseen[:5]}, not among {self.classes_}")
         problem = self._problem(X, y, sample_weight)
@@ -373,10 +375,10 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
 
     def _warn_if_separable(self, design: Design, y: np.ndarray) -> bool:
         """Warn where no best coefficients exist, and say whether it is so."""
-        x = design.with_ones()
         scores = design.scores(self._coefficients(torch.zeros(len(self.coef_), design.columns)))
-        found = False
-        for name, columns, target in self._decisions(scores, y):
+        seen = design.weight > 0  # the others are not in the loss
+        x, found = design.with_ones()[seen.numpy()], False
+        for name, columns, target in self._decisions(scores[seen], y[seen.numpy()]):
             kind = separation(x, columns, target)
             if kind is not None:
                 found = True

@@ -39,6 +39,8 @@ class Design:
         self.weight, self.intercept = weight, intercept
         self.rows, self.features = x.shape
         self.columns = self.features + intercept
+        # Relative, of a mean loss of the scores: in single precision, that of the scores.
+        self.noise = max(100 * np.finfo(np.float64).eps, float(np.finfo(x.dtype).eps))
 
     def with_ones(self) -> Any:
         """The rows with their column of ones, ``(N, columns)``, as arrays of NumPy or SciPy."""
@@ -90,13 +92,20 @@ class Design:
         """The weighted mean of the square of each column, ``(columns,)``."""
         return self.pull_back_squares(self.weight.unsqueeze(1))[0]
 
-    def products(self, weight: Tensor) -> Tensor:
+    def means(self) -> Tensor:
+        """What an intercept can take off each column: its weighted mean; else 0, ``(columns,)``."""
+        means = torch.zeros(self.columns, dtype=torch.float64)
+        if self.intercept:
+            means[:-1] = self.pull_back(self.weight.unsqueeze(1))[0, :-1]
+        return means
+
+    def products(self, weight: Tensor, means: Tensor) -> Tensor:
         """Sums of the products of columns over the rows, weighted ``(N,)``, ``(columns, columns)``.
 
-        Some rows of many stand for all.
+        Of columns less their means, ``(columns,)``. Some rows of many stand for all.
         """
         step = max(1, self.rows // (ROWS_PER_FEATURE * self.columns))
-        x, some = self.x[::step].double(), weight[::step]
+        x, some = self.x[::step].double() - means[: self.features], weight[::step]
         if self.intercept:
             x = torch.cat([x, x.new_ones(len(x), 1)], 1)
         return (x * (some * (weight.sum() / some.sum())).unsqueeze(1)).T @ x
@@ -187,9 +196,12 @@ class Whitening:
         self.curvature = rows.sum().item()
         self.factor: Tensor | None = None
         if not design.sparse and design.columns <= WHITENED and self.curvature > 0:
-            matrix = design.products(rows) + ridge.diag()
-            floor = 1e-10 * matrix.diagonal().mean()  # for columns that repeat
-            factor, failed = torch.linalg.cholesky_ex(matrix + floor * torch.eye(len(matrix)))
+            self.means = design.means()
+            matrix = design.products(rows, self.means) + ridge.diag()
+            diagonal = matrix.diagonal()
+            # For columns that repeat: a little of each, in whatever units; for zeros, anything.
+            floor = torch.where(diagonal > 0, 1e-10 * diagonal, 1.0)
+            factor, failed = torch.linalg.cholesky_ex(matrix + floor.diag())
             self.factor = factor if not failed else None
         if self.factor is None:
             scale = (design.pull_back_squares(rows.unsqueeze(1))[0] + ridge).sqrt()
@@ -207,16 +219,23 @@ class Whitening:
         """The coefficients at a place in these coordinates, ``(K, columns)``."""
         if self.factor is None:
             return v / self.scale
-        return torch.linalg.solve_triangular(self.factor, v, upper=False, left=False)
+        w = torch.linalg.solve_triangular(self.factor, v, upper=False, left=False)
+        w[:, -1] -= w @ self.means
+        return w
 
     def from_coefficients(self, w: Tensor) -> Tensor:
         """The place of coefficients."""
-        return w * self.scale if self.factor is None else w @ self.factor
+        if self.factor is None:
+            return w * self.scale
+        centred = w.clone()
+        centred[:, -1] += w @ self.means
+        return centred @ self.factor
 
     def gradient(self, gradient: Tensor) -> Tensor:
         """The gradient by these coordinates, from that by coefficients."""
         if self.factor is None:
             return gradient / self.scale
+        gradient = gradient - self.means * gradient[:, -1:]
         return torch.linalg.solve_triangular(self.factor.T, gradient, upper=True, left=False)
 
 
@@ -230,10 +249,7 @@ class Standardising:
     """
 
     def __init__(self, design: Design) -> None:
-        self.means = torch.zeros(design.columns, dtype=torch.float64)
-        squares = design.mean_squares()
-        if design.intercept:
-            self.means[:-1] = design.pull_back(design.weight.unsqueeze(1))[0, :-1]
+        self.means, squares = design.means(), design.mean_squares()
         spread = (squares - self.means.square()).clamp_min(0)
         # A column that hardly varies is left as it is.
         self.scale = torch.where(spread > 1e-12 * squares, spread, squares).sqrt()

@@ -141,7 +141,8 @@ class MutualInformation:
         """The mutual information of features and classes.
 
         Args:
-            X: features, ``(N, F)``: what the classifier takes, an array or a data frame.
+            X: features, ``(N, F)``: what the classifier takes, an array, a data frame or a sparse
+                matrix.
             y: classes, ``(N,)``, numbers or words.
             quiet: no progress bar.
 
@@ -150,17 +151,21 @@ class MutualInformation:
 
         Raises:
             ValueError: if there is only one class, a class has fewer rows than folds, or the
-                classifier gives probability 0 to what has come.
+                classifier gives probability 0 to what has come, or no probabilities of the classes
+                in their sorted order, which sum to 1.
             TypeError: if it has neither ``predict_log_proba`` nor ``predict_proba``.
             ImportError: without scikit-learn or tqdm.
         """
         from sklearn.base import clone
         from sklearn.model_selection import StratifiedKFold
+        from sklearn.utils import _safe_indexing, indexable
+        from sklearn.utils.validation import _num_samples
         from tqdm import tqdm
 
-        classes, codes = np.unique(np.asarray(y), return_inverse=True)
-        if len(X) != len(codes):
-            raise ValueError(f"`X` has {len(X)} rows, `y` has {len(codes)}")
+        (X,) = indexable(X)
+        if _num_samples(X) != _num_samples(y):
+            raise ValueError(f"`X` has {_num_samples(X)} rows, `y` has {_num_samples(y)}")
+        y, classes, codes = _read_classes(y)
         _check_folds(classes, np.bincount(codes), self.folds)
         nll = torch.empty(len(codes), dtype=torch.float64)
         split = StratifiedKFold(self.folds, shuffle=True, random_state=self.seed).split(
@@ -168,8 +173,8 @@ class MutualInformation:
         )
         for train, test in tqdm(list(split), desc="folds", disable=quiet):
             model: Any = clone(self._classifier())
-            model.fit(_rows(X, train), np.asarray(y)[train])
-            log_p = torch.from_numpy(_log_proba(model, _rows(X, test)))
+            model.fit(_safe_indexing(X, train), y[train])
+            log_p = torch.from_numpy(_log_proba(model, _safe_indexing(X, test), classes))
             nll[test] = -log_p.gather(1, torch.from_numpy(codes[test])[:, None]).squeeze(1).double()
         impossible = int((~nll.isfinite()).sum())
         if impossible:
@@ -295,17 +300,45 @@ def _check_folds(classes: np.ndarray, counts: np.ndarray, folds: int) -> None:
         )
 
 
-def _rows(X: Any, rows: np.ndarray) -> Any:
-    return X.iloc[rows] if hasattr(X, "iloc") else X[rows]
+def _read_classes(y: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The labels, their classes, and the class of each as an index."""
+    from sklearn.utils import assert_all_finite, column_or_1d
+
+    y = column_or_1d(y)
+    assert_all_finite(y, input_name="y")
+    try:
+        classes, codes = np.unique(y, return_inverse=True)
+    except TypeError:
+        kinds = ", ".join(sorted({type(label).__name__ for label in y}))
+        raise ValueError(f"`y` must hold labels of one kind, got {kinds}") from None
+    if len(classes) < 2:
+        raise ValueError("`y` is all of one class, about which there is nothing to know")
+    return y, classes, codes
 
 
-def _log_proba(model: Any, X: Any) -> np.ndarray:
+def _log_proba(model: Any, X: Any, classes: np.ndarray) -> np.ndarray:
+    """Log-probabilities of the classes, ``(N, C)``; without them, an estimate is no bound."""
+    name = type(model).__name__
     with np.errstate(divide="ignore"):  # a probability of 0 is reported, with the way out
         if hasattr(model, "predict_log_proba"):
-            return np.asarray(model.predict_log_proba(X))
-        if hasattr(model, "predict_proba"):
-            return np.log(model.predict_proba(X))
-    raise TypeError(
-        f"`classifier` must have predict_log_proba or predict_proba; {type(model).__name__} has "
-        f"neither"
-    )
+            log_p = np.asarray(model.predict_log_proba(X))
+        elif hasattr(model, "predict_proba"):
+            log_p = np.log(model.predict_proba(X))
+        else:
+            raise TypeError(
+                f"`classifier` must have predict_log_proba or predict_proba; {name} has neither"
+            )
+    if log_p.shape[1:] != classes.shape or not np.array_equal(
+        getattr(model, "classes_", classes), classes
+    ):
+        raise ValueError(
+            f"`classifier` must give probabilities of the {len(classes)} classes of `y`, sorted as "
+            f"numpy.unique sorts them; those of {name} are others or in another order"
+        )
+    off = abs(np.exp(log_p).sum(1) - 1).max()
+    if off > 1e-3:
+        raise ValueError(
+            f"`classifier` must give probabilities that sum to 1; those of {name} miss it by "
+            f"{off:.3g}"
+        )
+    return log_p

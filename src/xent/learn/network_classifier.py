@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from operator import index
 from typing import Any
 
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.preprocessing import StandardScaler
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
@@ -37,7 +39,7 @@ class NetworkClassifier(ClassifierMixin, BaseEstimator):
             networks learn no more.
         tol: in nats.
         max_steps: the most steps.
-        random_state: seed of the networks and of what they hold out.
+        random_state: seed of the networks and of what they hold out; None for any.
 
     Attributes:
         classes_: the classes, sorted.
@@ -62,7 +64,7 @@ class NetworkClassifier(ClassifierMixin, BaseEstimator):
         patience: int = 500,
         tol: float = 1e-3,
         max_steps: int = 20_000,
-        random_state: int = 0,
+        random_state: int | None = 0,
     ) -> None:
         self.hidden = hidden
         self.networks = networks
@@ -96,14 +98,19 @@ class NetworkClassifier(ClassifierMixin, BaseEstimator):
                 f"`networks` must be at least 2 and at most the number of rows, of which each "
                 f"holds out a part; got {self.networks} for n_samples = {len(y)}"
             )
-        spread = X.std(0)
-        self._centre, self._spread = X.mean(0), np.where(spread > 0, spread, 1.0)
+        with np.errstate(over="ignore", invalid="ignore"):
+            self._scaler = StandardScaler().fit(X)  # which leaves the scale of a constant as it is
+        scale: Any = self._scaler.scale_
+        if not np.isfinite(scale).all():
+            raise ValueError("the spread of the features of `X` is too large; scale them first")
+        seed = self.random_state
+        self._seed = int(np.random.default_rng().integers(1 << 31)) if seed is None else index(seed)
         self._learn(self._features(X), torch.from_numpy(codes))
         return self
 
     def _learn(self, x: Tensor, y: Tensor) -> None:
         learnt, held = self._parts(y)
-        first = self.random_state * self.networks
+        first = self._seed * self.networks
         seeds = range(first, first + self.networks)
         net = SmallNetworks(x.shape[1], len(self.classes_), seeds, hidden=self.hidden)
         with torch.no_grad():  # they start from the frequencies: nothing learnt, nothing told
@@ -129,7 +136,7 @@ class NetworkClassifier(ClassifierMixin, BaseEstimator):
 
     def _parts(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """Rows each network learns from, and those it holds out, ``(networks, n)`` each."""
-        generator = torch.Generator().manual_seed(self.random_state)
+        generator = torch.Generator().manual_seed(self._seed)
         shuffled = torch.randperm(len(y), generator=generator)
         by_class = shuffled[y[shuffled].argsort(stable=True)]  # dealt out like cards
         held = by_class[: len(y) - len(y) % self.networks].view(-1, self.networks).T
@@ -142,7 +149,7 @@ class NetworkClassifier(ClassifierMixin, BaseEstimator):
         return self.loss(z.flatten(0, 1), y[held].flatten(), reduction="none").view_as(held).mean(1)
 
     def _features(self, X: np.ndarray) -> Tensor:
-        return torch.from_numpy(((X - self._centre) / self._spread).astype(np.float32))
+        return torch.from_numpy(np.asarray(self._scaler.transform(X), np.float32))
 
     @torch.no_grad()
     def logits(self, X: Any) -> Tensor:

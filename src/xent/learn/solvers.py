@@ -98,20 +98,24 @@ class Task:
         return "newton-cg" if bool(self.objective.penalty.any()) else "trust-region"
 
 
+@np.errstate(divide="ignore", invalid="ignore", over="ignore")  # where nothing is left to gain
 def by_scipy(task: Task, start: Tensor, method: str) -> Solution:
     """Minimise a smooth objective by one of SciPy's methods, in whitened coordinates.
 
     New coordinates are taken when most of the curvature is gone.
     """
     objective, w = task.objective, start
-    history = [objective.value_and_gradient(start)[0]]
+    value, gradient = objective.value_and_gradient(start)
+    history = [value]
+    if not bool(gradient.any()):  # SciPy would divide by it
+        return Solution(start, history, converged=True)
     while True:
         white = Whitening(objective, w)
         left = task.max_iter - (len(history) - 1)
         result = _by_scipy_in(white, task, w, method, left, history)
         w = white.to_coefficients(torch.from_numpy(result.x).view(w.shape))
         # A line search fails where there is nothing to gain but noise; that is the end, too.
-        noise = 100 * EPS * max(abs(result.fun), 1e-3)
+        noise = objective.design.noise * max(abs(result.fun), 1e-3)
         converged = bool(result.success) or 0.5 * float(np.square(result.jac).sum()) <= noise
         spent = len(history) > task.max_iter
         if spent or result.nit == 0 or not (result.status == STOPPED or white.stale(w)):

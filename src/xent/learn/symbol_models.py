@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 
 import numpy as np
@@ -64,7 +65,8 @@ class OrderModel:
                 f"`order` must be at least 0 and `symbols` at least 1, got {order} and {symbols}"
             )
         self._most = _HALF // symbols  # of one count, so that all may be coded
-        self._gain = min(4 ** (order + 1), 4096) if gain is None else gain
+        order = operator.index(order)
+        self._gain = min(4 ** (order + 1), 4096) if gain is None else operator.index(gain)
         if not 1 <= self._gain <= self._most:
             raise ValueError(f"`gain` must be at least 1 and at most {self._most}, got {gain}")
         self._symbols, self._contexts = symbols, symbols**order
@@ -126,6 +128,8 @@ class MixtureModel:
         """Those of the members, each of which counts with its weight."""
         counts = np.stack([model.frequencies() for model in self._models])
         totals = counts.sum(1)
+        if totals.min() <= 0:
+            raise ValueError("each model must give some symbol a frequency above 0")
         self._now = self._sets[np.count_nonzero(totals == counts[:, 0] * counts.shape[1])]
         shares = [w * _HALF / n for w, n in zip(self._now.of, totals.tolist(), strict=True)]
         self._parts = counts * np.array(shares)[:, None]
