@@ -12,7 +12,7 @@ import re
 import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from pkgutil import iter_modules
+from pkgutil import walk_packages
 from types import ModuleType
 from typing import Any
 
@@ -79,7 +79,7 @@ def public() -> Iterator[tuple[ModuleType, list[str]]]:
     rooms = [importlib.import_module(path) for path in PACKAGES]
     here = {name for room in rooms for name in names_of(room)}
     yield from ((room, names_of(room)) for room in rooms)
-    paths = [f"{room.__name__}.{m.name}" for room in rooms for m in iter_modules(room.__path__)]
+    paths = [m.name for r in rooms for m in walk_packages(r.__path__, f"{r.__name__}.")]
     for path in (*MODULES, *sorted(paths)):
         module = importlib.import_module(path)
         yield module, [n for n in names_of(module) if n not in xent.__all__ and n not in here]

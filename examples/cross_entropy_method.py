@@ -22,7 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from xent.learn import CrossEntropyMethod, Gaussian, PolicyScores, deep_cem
-from xent.learn.policy_learning import PolicyRecord
+from xent.learn.policies.policy_learning import PolicyRecord
 
 ITERATIONS, FRESH_SEED = 8, 1_000_000
 SIZES = {"CartPole-v1": (4, 2), "Acrobot-v1": (6, 3)}

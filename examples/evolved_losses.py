@@ -23,7 +23,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import xent
-from xent.learn.small_networks import SmallNetworks
+from xent.learn.networks.small_networks import SmallNetworks
 
 STEPS, SEEDS, SIZES, TEST_ROWS = 1500, range(6), (500, 1200), 597
 

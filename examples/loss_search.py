@@ -24,7 +24,7 @@ from torch import Tensor
 
 import xent
 from xent.learn.loss_search import RECORD, Found, HeldOutAccuracy, search_loss
-from xent.learn.small_networks import SmallNetworks
+from xent.learn.networks.small_networks import SmallNetworks
 
 TRAINING_ROWS, JUDGING_ROWS, STEPS, BATCH, HIDDEN = 300, 600, 600, 32, 128
 FRESH_SEEDS = range(10_000, 10_016)

@@ -24,7 +24,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from xent.learn import Bernoulli, CrossEntropyMethod
-from xent.learn.cross_entropy_method import SearchResult
+from xent.learn.search.cross_entropy_method import SearchResult
 
 SMALL, LARGE, GROUP = 20, 200, 90  # nodes, and how many stand on the first side of the large graph
 INSIDE, BETWEEN = 4.0, 5.0  # weights within a group are uniform up to INSIDE, between them BETWEEN

@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 import xent
 from xent.learn import fit_logit_weights, fit_mixture_weights, mixture_log_prob
-from xent.learn.small_networks import SmallNetworks
+from xent.learn.networks.small_networks import SmallNetworks
 
 TRAINING_ROWS, FITTING_ROWS = 300, 300
 SEEN = (40, 40, 100, 100, 300)  # rows each network learns from

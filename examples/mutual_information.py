@@ -36,7 +36,7 @@ from xent.learn import (
     info_nce_bound,
     mutual_information_from_logits,
 )
-from xent.learn.gaussian_classes import BALANCED, IMBALANCED
+from xent.learn.evidence.gaussian_classes import BALANCED, IMBALANCED
 
 SETS = {
     f"{kind}, d={dims}": GaussianClasses(dims, counts)

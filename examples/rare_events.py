@@ -27,8 +27,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from xent.learn import Bernoulli, Gaussian, rare_event
-from xent.learn.rare_events import RareEvent
-from xent.learn.search_distributions import SearchDistribution
+from xent.learn.search.rare_events import RareEvent
+from xent.learn.search.search_distributions import SearchDistribution
 
 BRIDGE = torch.tensor([0.25, 0.4, 0.1, 0.3, 0.2], dtype=torch.float64)  # mean lengths of its edges
 

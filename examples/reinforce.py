@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 import xent
 from xent.learn import evaluate_policy, reinforce
-from xent.learn.policy_learning import PolicyRecord
+from xent.learn.policies.policy_learning import PolicyRecord
 
 ENVIRONMENT, TARGET, EPISODES, MISTAKEN_EPISODES = "CartPole-v1", 475.0, 800, 300
 
@@ -58,7 +58,7 @@ def train_mistaken(policy: torch.nn.Module, seed: int, bar: tqdm) -> PolicyRecor
 
     # No option leads there: the loss itself is exchanged.
     with (
-        patch("xent.learn.policy_learning.reinforce_loss", divided_by_weights),
+        patch("xent.learn.policies.policy_learning.reinforce_loss", divided_by_weights),
         suppress(ValueError),
     ):
         reinforce(

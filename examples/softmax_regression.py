@@ -41,10 +41,10 @@ from xent.learn import (
     regularization_path,
     smallest_C,
 )
-from xent.learn.linear_classifiers import softmax_criterion
-from xent.learn.linear_objective import Design, Objective
-from xent.learn.proximal import Shrunken
-from xent.learn.solvers import Task
+from xent.learn.regression.linear_classifiers import softmax_criterion
+from xent.learn.regression.linear_objective import Design, Objective
+from xent.learn.regression.proximal import Shrunken
+from xent.learn.regression.solvers import Task
 
 LAMBDA = 1e-2  # of the mean loss + lambda / 2 |W|^2
 MINIMA = {"iris": 0.2436772266, "wine": 0.0918197305, "digits": 0.26832493}

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import xent
 from xent.learn import FixedModel, MixtureModel, OrderModel, decode, encode, quantize
-from xent.learn.coding import MOST
+from xent.learn.coding.arithmetic import MOST
 
 SOURCES = b"".join(Path(str(m.__file__)).read_bytes() for m in (argparse, typing))
 

@@ -19,7 +19,7 @@ from sklearn.preprocessing import StandardScaler
 import xent
 from xent import cli
 from xent.learn import LogisticRegression, SoftmaxRegression, load_model, save_model
-from xent.learn.saved_models import read_model
+from xent.learn.regression.saved_models import read_model
 
 pa = pytest.importorskip("pyarrow")
 pytest.importorskip("matplotlib")
@@ -479,8 +479,8 @@ def test_models_of_others_and_places_that_cannot_be_written_to(tmp_path, capsys)
 
 def test_without_scikit_learn(monkeypatch, tmp_path, capsys):
     path = write(tmp_path / "a.csv", table_of(load_iris()))
-    monkeypatch.delattr("xent.learn.saved_models")
-    monkeypatch.delitem(sys.modules, "xent.learn.saved_models")
+    monkeypatch.delattr("xent.learn.regression.saved_models")
+    monkeypatch.delitem(sys.modules, "xent.learn.regression.saved_models")
     monkeypatch.setitem(sys.modules, "sklearn.utils.validation", None)
     assert cli.main(["fit", path]) == 2
     assert "pip install 'xent[learn]'" in capsys.readouterr().err

@@ -15,8 +15,8 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import xent
 from xent.learn import LogisticRegression, SeparationWarning, SoftmaxRegression
-from xent.learn.linear_objective import Design, Objective
-from xent.learn.solvers import FIRST_ORDER, SMOOTH
+from xent.learn.regression.linear_objective import Design, Objective
+from xent.learn.regression.solvers import FIRST_ORDER, SMOOTH
 
 BOTH = (SoftmaxRegression, LogisticRegression)
 LOADERS = (load_iris, load_wine, load_digits, load_breast_cancer)

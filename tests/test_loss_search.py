@@ -12,7 +12,7 @@ import xent
 from xent import cli
 from xent.learn.loss_formula import CROSS_ENTROPY, TERMS, Formula, weighted_sum
 from xent.learn.loss_search import RECORD, HeldOutAccuracy, search_loss
-from xent.learn.small_networks import SmallNetworks
+from xent.learn.networks.small_networks import SmallNetworks
 
 pytest.importorskip("cma")
 

@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import xent
 from xent.learn import predict_logits, train_classifier
-from xent.learn.batches import Batches
-from xent.learn.epoch_means import EpochMeans
+from xent.learn.networks.batches import Batches
+from xent.learn.networks.epoch_means import EpochMeans
 from xent.losses import CATALOG
 from xent.plot import curves
 

@@ -23,7 +23,7 @@ from xent.learn import (
     policy_learning,
     reinforce,
 )
-from xent.learn.episodes import Episodes, Stage, greedy, sampled, seeds_of
+from xent.learn.policies.episodes import Episodes, Stage, greedy, sampled, seeds_of
 from xent.plot import learning_curves
 
 

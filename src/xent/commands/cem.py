@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from ..learn.cross_entropy_method import CrossEntropyMethod, SearchResult
-from ..learn.policy_search import PolicyScores
-from ..learn.search_distributions import Gaussian
+from ..learn.policies.policy_search import PolicyScores
+from ..learn.search.cross_entropy_method import CrossEntropyMethod, SearchResult
+from ..learn.search.search_distributions import Gaussian
 from .console import UserError, note
 from .environments import (
     FRESH_EPISODES,

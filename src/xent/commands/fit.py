@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     """Fit and judge a model, or use one."""
     require_matplotlib()
     try:
-        from ..learn import saved_models  # noqa: F401
+        from ..learn.regression import saved_models  # noqa: F401
     except ImportError as error:
         raise UserError(f"{error.name} is not installed (pip install 'xent[learn]')") from None
     given = [name for name in FITTING if getattr(args, name) is not None]
@@ -223,7 +223,7 @@ def _use(args: argparse.Namespace, columns: dict[str, np.ndarray]) -> int:
 
 def _load(path: str) -> tuple[Any, str, Encoding]:
     """A model, the name of its target, and how its features are made."""
-    from ..learn.saved_models import read_model
+    from ..learn.regression.saved_models import read_model
 
     model: Any
     try:

@@ -119,7 +119,7 @@ def _jobs(args: argparse.Namespace) -> dict[str, Job]:
 
 def _synthetic(args: argparse.Namespace) -> dict[str, Job]:
     """The sets of Qin et al., made smaller or larger."""
-    from ..learn.gaussian_classes import BALANCED, IMBALANCED, GaussianClasses
+    from ..learn.evidence.gaussian_classes import BALANCED, IMBALANCED, GaussianClasses
 
     jobs = {}
     for kind, counts in (("balanced", BALANCED), ("imbalanced", IMBALANCED)):

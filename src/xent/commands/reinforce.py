@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from dataclasses import asdict
 
-from ..learn.policy_learning import PolicyRecord, reinforce
-from ..learn.policy_search import evaluate_policy
+from ..learn.policies.policy_learning import PolicyRecord, reinforce
+from ..learn.policies.policy_search import evaluate_policy
 from .console import UserError
 from .environments import (
     FRESH_EPISODES,

@@ -26,7 +26,7 @@ from torch import Tensor
 from .._files import write_whole
 from ..measurement import statistics
 from .loss_formula import CROSS_ENTROPY, TERMS, Formula, weighted_sum
-from .small_networks import SmallNetworks
+from .networks.small_networks import SmallNetworks
 
 RECORD = "search.json"
 

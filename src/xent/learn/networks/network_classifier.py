@@ -14,8 +14,8 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
-from ..losses import cross_entropy
-from ..softmax import log_softmax
+from ...losses import cross_entropy
+from ...softmax import log_softmax
 from .small_networks import SmallNetworks
 
 FEWEST = 5  # steps between two looks at the held-out loss, where an epoch is shorter

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..losses import cross_entropy
+from ...losses import cross_entropy
 from .batches import Batches, Data
 from .epoch_means import EpochMeans
 

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .._check import finite_number
+from ..._check import finite_number
 from .cross_entropy_method import elite_count, read_scores
 from .search_distributions import SearchDistribution
 

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from .._files import checkpoint_bytes, read_checkpoint, write_whole
-from ..hyperparameters import Range
-from ..losses import cross_entropy, group_advantages, reinforce_loss
-from ..measurement import statistics
-from .cross_entropy_method import elite_count
+from ..._files import checkpoint_bytes, read_checkpoint, write_whole
+from ...hyperparameters import Range
+from ...losses import cross_entropy, group_advantages, reinforce_loss
+from ...measurement import statistics
+from ..search.cross_entropy_method import elite_count
 from .episodes import Episodes, Stage, check_discrete, logits_of, sampled, seeds_of
 
 # From a batch of episodes, the logits of its steps and the classes of their actions to a loss.

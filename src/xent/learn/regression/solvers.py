@@ -1,8 +1,8 @@
 """Minimisers of the objective of a linear classifier: SciPy's, and those for l1.
 
 All stop where no entry of the gradient exceeds ``tol``, in coordinates in which the features have
-about unit size (:class:`~xent.learn.linear_objective.Whitening`), so that ``tol`` means the same in
-metres and in miles.
+about unit size (``Whitening``, ``Standardising``), so that ``tol`` means the same in metres and in
+miles.
 """
 
 from __future__ import annotations

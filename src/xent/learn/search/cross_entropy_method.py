@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .._check import finite_number
+from ..._check import finite_number
 from .search_distributions import SearchDistribution
 
 

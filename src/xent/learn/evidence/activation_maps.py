@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .._check import is_tensor, label_out_of_range, one_of
+from ..._check import is_tensor, label_out_of_range, one_of
 
 
 def class_activation_map(

@@ -26,9 +26,9 @@ from sklearn.utils.validation import (
 )
 from torch import Tensor
 
-from .._check import one_of
-from ..losses import CATALOG, cross_entropy
-from ..softmax import log_softmax
+from ..._check import one_of
+from ...losses import CATALOG, cross_entropy
+from ...softmax import log_softmax
 from .linear_objective import Design, Objective
 from .separation import SeparationWarning, separation
 from .solvers import SMOOTH, SOLVERS, Task

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..targets import class_axis
+from ...targets import class_axis
 
 
 class EpochMeans:
@@ -32,7 +32,7 @@ class EpochMeans:
 
     Example:
         >>> import torch, xent
-        >>> from xent.learn.epoch_means import EpochMeans
+        >>> from xent.learn.networks.epoch_means import EpochMeans
         >>> z, y = torch.randn(5, 3), torch.tensor([0, 1, 2, -100, 0])
         >>> means = EpochMeans(torch.nn.Identity(), xent.cross_entropy)
         >>> each = [means([z[:4], y[:4]]).item(), means([z[4:], y[4:]]).item()]

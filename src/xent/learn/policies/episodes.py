@@ -81,7 +81,7 @@ class Stage:
 
     Example:
         >>> import torch
-        >>> from xent.learn.episodes import Stage
+        >>> from xent.learn.policies.episodes import Stage
         >>> with Stage("CartPole-v1") as stage:
         ...     played = stage.play(lambda seen, _: (seen[:, 2] > 0).long(), seeds=[0, 1, 2])
         >>> torch.equal(played.returns, played.lengths.double())  # a reward of 1 for each step

@@ -12,7 +12,7 @@ from itertools import count, islice
 import torch
 from torch import Tensor
 
-from .._check import is_tensor
+from ..._check import is_tensor
 
 
 class SmallNetworks:
@@ -28,7 +28,7 @@ class SmallNetworks:
 
     Example:
         >>> import torch, xent
-        >>> from xent.learn.small_networks import SmallNetworks
+        >>> from xent.learn.networks.small_networks import SmallNetworks
         >>> x = torch.randn(300, 2, generator=torch.Generator().manual_seed(0))
         >>> y = (x[:, 0] * x[:, 1] > 0).long()
         >>> networks = SmallNetworks(2, 2, seeds=range(3))

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._check import finite_number, is_tensor
-from ..information.common import NATS_PER_BIT
-from ..losses import cross_entropy, info_nce_loss
+from ..._check import finite_number, is_tensor
+from ...information.common import NATS_PER_BIT
+from ...losses import cross_entropy, info_nce_loss
 
 
 @dataclass(frozen=True)

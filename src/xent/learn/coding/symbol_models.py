@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .coding import MOST, SymbolModel
+from .arithmetic import MOST, SymbolModel
 
 _HALF = MOST // 2  # what a mixture shares out; at least 1 for each symbol comes on top
 

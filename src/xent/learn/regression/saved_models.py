@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from sklearn.utils.validation import check_is_fitted
 
-from .._files import write_whole
-from ..losses import CATALOG
+from ..._files import write_whole
+from ...losses import CATALOG
 from .linear_classifiers import LogisticRegression, SoftmaxRegression
 
 FORMAT, VERSION = "xent linear classifier", 1

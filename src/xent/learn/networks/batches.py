@@ -28,7 +28,7 @@ class Batches:
 
     Example:
         >>> import torch
-        >>> from xent.learn.batches import Batches
+        >>> from xent.learn.networks.batches import Batches
         >>> for x, y in Batches("data", (torch.arange(3.0), torch.arange(3)), batch_size=2):
         ...     print(x, y)
         tensor([0., 1.]) tensor([0, 1])

@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.func import functional_call, vmap
 from torch.nn import Module
 
+from ..networks.training import evaluation_mode
 from .episodes import Stage, as_for, greedy, seeds_of
-from .networks import evaluation_mode
 
 
 class PolicyScores:

@@ -19,11 +19,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._check import finite_number, is_tensor
-from ..information import entropy_from_counts
-from ..information.common import NATS_PER_BIT
-from ..losses import cross_entropy, logit_adjusted_loss
-from ..targets import read_target
+from ..._check import finite_number, is_tensor
+from ...information import entropy_from_counts
+from ...information.common import NATS_PER_BIT
+from ...losses import cross_entropy, logit_adjusted_loss
+from ...targets import read_target
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,7 +188,7 @@ class MutualInformation:
     def _classifier(self) -> Any:
         if self.classifier is not None:
             return self.classifier
-        from .network_classifier import NetworkClassifier
+        from ..networks.network_classifier import NetworkClassifier
 
         return NetworkClassifier(random_state=self.seed)
 

@@ -1,0 +1,1 @@
+"""Messages coded by what a model expects of them."""

@@ -1,0 +1,1 @@
+"""What features tell about a class: mutual information, and where it is seen."""

@@ -1,0 +1,1 @@
+"""Policies of gymnasium environments, learnt by weighted cross-entropy."""

@@ -1,0 +1,1 @@
+"""Softmax and logistic regression: objective, solvers, paths, models in files."""

@@ -1,0 +1,1 @@
+"""The cross-entropy method: search and rare events."""
