@@ -434,10 +434,6 @@ def test_rows_of_weight_0_do_not_hide_that_classes_are_separable():
         SoftmaxRegression(np.inf).fit(x, y, sample_weight=[1, 1, 0, 0])
 
 
-def test_a_feature_that_tells_nothing_gives_no_warning():
-    assert SoftmaxRegression(np.inf).fit(np.ones((10, 1)), np.arange(10) % 2).coef_ == 0
-
-
 def test_partial_fit_refuses_other_classes_than_before():
     x, y = load_iris(return_X_y=True)
     model = SoftmaxRegression().fit(x, y).partial_fit(x, y, classes=[2, 1, 0])

@@ -105,10 +105,7 @@ def by_scipy(task: Task, start: Tensor, method: str) -> Solution:
     New coordinates are taken when most of the curvature is gone.
     """
     objective, w = task.objective, start
-    value, gradient = objective.value_and_gradient(start)
-    history = [value]
-    if not bool(gradient.any()):  # SciPy would divide by it
-        return Solution(start, history, converged=True)
+    history = [objective.value_and_gradient(start)[0]]
     while True:
         white = Whitening(objective, w)
         left = task.max_iter - (len(history) - 1)
