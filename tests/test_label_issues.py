@@ -10,14 +10,8 @@ import pytest
 import torch
 
 import xent
-from xent.learn import (
-    coding,
-    find_label_issues,
-    label_noise,
-    label_quality,
-    mixtures,
-    symbol_models,
-)
+from xent.learn import find_label_issues, label_noise, label_quality, mixtures
+from xent.learn.coding import arithmetic, symbol_models
 from xent.learn.label_noise import Filter, Score
 
 FILTERS, SCORES = get_args(Filter), get_args(Score)
@@ -175,7 +169,7 @@ def test_bad_input():
             function(p, torch.zeros_like(labels))
 
 
-@pytest.mark.parametrize("module", [label_noise, mixtures, coding, symbol_models])
+@pytest.mark.parametrize("module", [label_noise, mixtures, arithmetic, symbol_models])
 def test_the_examples_run(module):
     result = doctest.testmod(module)
     assert result.attempted > 3

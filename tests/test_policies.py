@@ -20,9 +20,9 @@ from xent.learn import (
     PolicyScores,
     deep_cem,
     evaluate_policy,
-    policy_learning,
     reinforce,
 )
+from xent.learn.policies import policy_learning
 from xent.learn.policies.episodes import Episodes, Stage, greedy, sampled, seeds_of
 from xent.plot import learning_curves
 
@@ -443,8 +443,8 @@ def test_bad_parameters():
 @pytest.mark.parametrize(
     "name",
     [
-        "cross_entropy_method", "episodes", "policy_learning", "policy_search", "rare_events",
-        "search_distributions",
+        "search.cross_entropy_method", "search.rare_events", "search.search_distributions",
+        "policies.episodes", "policies.policy_learning", "policies.policy_search",
     ],
 )  # fmt: skip
 def test_the_examples_of_the_docstrings_run(name):
