@@ -373,11 +373,11 @@ def test_bad_maps():
 @pytest.mark.parametrize(
     "module",
     [
-        "learn.activation_maps",
-        "learn.gaussian_classes",
-        "learn.info_nce",
-        "learn.mutual_information",
-        "learn.network_classifier",
+        "learn.evidence.activation_maps",
+        "learn.evidence.gaussian_classes",
+        "learn.evidence.info_nce",
+        "learn.evidence.mutual_information",
+        "learn.networks.network_classifier",
         "plot.evidence",
     ],
 )
