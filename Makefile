@@ -44,7 +44,7 @@ $(VENV)/lint: $(VENV)/test
 	@touch $@
 
 $(VENV)/bench: $(VENV)/installed
-	$(PIP) install -c constraints.txt jax optax
+	$(PIP) install -c constraints.txt jax optax ".[learn]"
 	$(PIP) install --no-deps kornia kornia_rs
 	@touch $@
 
@@ -67,6 +67,7 @@ bench: $(VENV)/bench
 	mkdir -p benchmarks/results
 	$(BIN)/xent bench --memory --json benchmarks/results/cpu.json --markdown | tee benchmarks/results/cpu.txt
 	$(BIN)/python benchmarks/family.py | tee benchmarks/results/family.txt
+	$(BIN)/python benchmarks/regression.py | tee benchmarks/results/regression.txt
 	$(BIN)/xent bench linear --json benchmarks/results/linear.json --markdown | tee benchmarks/results/linear.txt
 
 docs: $(VENV)/examples

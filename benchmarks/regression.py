@@ -89,7 +89,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--rows", type=int, default=20_000)
     parser.add_argument("--features", type=int, default=784)
-    parser.add_argument("--cap", type=int, default=400, help="iterations of scikit-learn, at most")
+    parser.add_argument("--cap", type=int, default=150, help="iterations of scikit-learn, at most")
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
     lines = [("features", "classes", "", "seconds", "ratio", "iterations", "gap")]

