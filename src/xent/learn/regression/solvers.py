@@ -118,7 +118,7 @@ def by_scipy(task: Task, start: Tensor, method: str) -> Solution:
     New coordinates are taken when most of the curvature is gone.
     """
     objective, w = task.objective, start
-    history = [objective.value_and_gradient(start)[0]]
+    history, converged = [objective.value_and_gradient(start)[0]], False
     while True:
         white = Whitening(objective, w)
         left = task.max_iter - (len(history) - 1)
@@ -126,7 +126,8 @@ def by_scipy(task: Task, start: Tensor, method: str) -> Solution:
         w = white.to_coefficients(torch.from_numpy(result.x).view(w.shape))
         # A line search fails where there is nothing to gain but noise; that is the end, too.
         noise = objective.design.noise * max(abs(result.fun), 1e-3)
-        converged = bool(result.success) or 0.5 * float(np.square(result.jac).sum()) <= noise
+        exhausted = 0.5 * float(np.square(result.jac).sum()) <= noise
+        converged = bool(result.success) or exhausted or (converged and result.nit == 0)
         spent = len(history) > task.max_iter
         if spent or result.nit == 0 or not (result.status == STOPPED or white.stale(w)):
             break
