@@ -41,10 +41,11 @@ from xent.learn import (
     regularization_path,
     smallest_C,
 )
-from xent.learn.regression.linear_classifiers import softmax_criterion
+from xent.learn.regression.criteria import softmax_criterion
 from xent.learn.regression.linear_objective import Design, Objective
 from xent.learn.regression.proximal import Shrunken
-from xent.learn.regression.solvers import Task
+from xent.learn.regression.solvers import solve
+from xent.learn.regression.task import Task
 
 LAMBDA = 1e-2  # of the mean loss + lambda / 2 |W|^2
 MINIMA = {"iris": 0.2436772266, "wine": 0.0918197305, "digits": 0.26832493}
@@ -126,7 +127,7 @@ def race() -> Race:
     courses: dict[str, Course] = {}
     for solver, max_iter in SOLVERS.items():
         task, start = digits_task(max_iter, courses.setdefault(solver, []))
-        solution = task.solve(start, solver)
+        solution = solve(task, start, solver)
     f, best = Shrunken(task), solution.w
     distance = f.standard.from_coefficients(best).square().sum().item()
     courses["scikit-learn's lbfgs"] = list(scikit_learn(task.objective))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -11,16 +10,12 @@ from scipy.sparse.linalg import eigsh
 from torch import Tensor
 
 from .linear_objective import Design, Standardising, symmetric_operator
-
-if TYPE_CHECKING:
-    from .solvers import Task
+from .task import Solution, Task
 
 NOISE = 1e-12  # of an objective, relative: what a step may miss its promise by
 HALVINGS = 30  # of a step of Newton's method, before it is given up
 TINY = 1e-30  # instead of no curvature at all
 MODEL_ITERATIONS, MODEL_TOL = 1000, 0.01  # of the inner problem; the latter of the outer violation
-
-Course = tuple[Tensor, list[float], bool]  # coefficients, objective after each iteration, converged
 
 
 class Shrunken:
@@ -77,7 +72,7 @@ class Shrunken:
         )
 
 
-def by_gradients(task: Task, start: Tensor, *, accelerate: bool) -> Course:
+def by_gradients(task: Task, start: Tensor, *, accelerate: bool) -> Solution:
     r"""Descend by the gradient with the step 1/L, and shrink by l1 after each step.
 
     L is an upper bound of the curvature: that of the loss in the scores times the largest
@@ -114,10 +109,10 @@ def by_gradients(task: Task, start: Tensor, *, accelerate: bool) -> Course:
         else:
             ahead, smooth, gradient = landed, landed_smooth, landed_gradient
         at = landed
-    return f.standard.to_coefficients(at), history, converged
+    return Solution(f.standard.to_coefficients(at), history, converged)
 
 
-def by_proximal_newton(task: Task, start: Tensor) -> Course:
+def by_proximal_newton(task: Task, start: Tensor) -> Solution:
     """Minimise the quadratic model of the smooth part, plus l1, again and again.
 
     The model is of those coefficients only that are not 0, or would not stay 0, so its Hessian is
@@ -150,7 +145,7 @@ def by_proximal_newton(task: Task, start: Tensor) -> Course:
         at, gradient, violation = there, slope, f.violation(there, slope)
         history.append(value)
         task.report(value)
-    return f.standard.to_coefficients(at), history, violation <= task.tol
+    return Solution(f.standard.to_coefficients(at), history, violation <= task.tol)
 
 
 def minimise_model(

@@ -20,9 +20,11 @@ import torch
 from sklearn.base import clone
 from torch import Tensor
 
-from .linear_classifiers import Problem, SoftmaxRegression
+from .criteria import Problem
 from .linear_objective import Design
-from .solvers import Task
+from .softmax_regression import SoftmaxRegression
+from .solvers import solve
+from .task import Task
 
 SPAN = 1000  # the weakest penalty of a path is so many times weaker than the strongest
 NULL_TOL, NULL_ITERATIONS = 1e-12, 1000
@@ -187,7 +189,7 @@ class _Start:
         alone = Problem(empty, self.problem.criterion, self.problem.total)
         objective = alone.objective(alone.zeros(), alone.zeros())
         task = Task(objective, None, NULL_TOL, NULL_ITERATIONS, lambda value: None)
-        return task.solve(alone.zeros(), "newton-cg").w[:, 0]
+        return solve(task, alone.zeros(), "newton-cg").w[:, 0]
 
     def smallest_C(self) -> float:
         """Where every condition of a minimum holds, one of them just so."""

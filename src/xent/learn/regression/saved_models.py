@@ -15,7 +15,8 @@ from sklearn.utils.validation import check_is_fitted
 
 from ..._files import write_whole
 from ...losses import CATALOG
-from .linear_classifiers import LogisticRegression, SoftmaxRegression
+from .logistic_regression import LogisticRegression
+from .softmax_regression import SoftmaxRegression
 
 FORMAT, VERSION = "xent linear classifier", 1
 CLASSES: dict[str, type[Any]] = {

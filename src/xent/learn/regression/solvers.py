@@ -7,8 +7,6 @@ miles.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -19,8 +17,9 @@ from scipy.sparse.linalg import cg
 from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
-from .linear_objective import Objective, Whitening, symmetric_operator
+from .linear_objective import Whitening, symmetric_operator
 from .proximal import by_gradients, by_proximal_newton
+from .task import Solution, Task
 
 EPS = float(np.finfo(np.float64).eps)
 SMALL = 50_000  # scores
@@ -34,71 +33,33 @@ FIRST_ORDER = ("gradient-descent", "accelerated")
 SOLVERS = ("auto", *SMOOTH, *FIRST_ORDER, "proximal-newton")
 
 
-@dataclass(frozen=True)
-class Solution:
-    """Where a solver stopped.
+def solve(task: Task, start: Tensor, solver: str) -> Solution:
+    """Minimise from coefficients ``(K, columns)`` on, by one of ``SOLVERS``.
 
-    Attributes:
-        w: coefficients, ``(K, columns)``.
-        history: the objective after each iteration, the start first.
-        converged: whether the gradient came down to ``tol``, or the objective to its last digit;
-            with l1, whether the conditions of a minimum hold to ``tol``.
+    Where there is l1, ``"auto"`` takes the proximal Newton method for few coefficients, whose
+    Hessian is at hand, and accelerated gradients for many. Else it takes Newton's method for
+    what is small, which needs the fewest steps where rows are sure, with a trust region where
+    nothing keeps the coefficients from growing; and L-BFGS for what is large, which needs the
+    fewest sweeps over the rows where they are not.
     """
+    if solver == "auto":
+        solver = _choice(task, start)
+    with _thread_pools().limit(limits={"libscipy_openblas": 1}):
+        if solver in SMOOTH:
+            return by_scipy(task, start, SMOOTH[solver])
+        if solver == "proximal-newton":
+            return by_proximal_newton(task, start)
+        return by_gradients(task, start, accelerate=solver == "accelerated")
 
-    w: Tensor
-    history: list[float]
-    converged: bool
 
-    @property
-    def iterations(self) -> int:
-        """How many there were."""
-        return len(self.history) - 1
-
-
-@dataclass(frozen=True)
-class Task:
-    """What is to be minimised, how exactly, and who wants to hear of it.
-
-    Attributes:
-        objective: the smooth part.
-        l1: weight of the absolute value of each coefficient, ``(K, columns)``, or None.
-        tol: largest entry of the gradient at the end.
-        max_iter: most iterations.
-        report: called with the objective after each iteration.
-    """
-
-    objective: Objective
-    l1: Tensor | None
-    tol: float
-    max_iter: int
-    report: Callable[[float], None]
-
-    def solve(self, start: Tensor, solver: str) -> Solution:
-        """Minimise from coefficients ``(K, columns)`` on, by one of ``SOLVERS``.
-
-        Where there is l1, ``"auto"`` takes the proximal Newton method for few coefficients, whose
-        Hessian is at hand, and accelerated gradients for many. Else it takes Newton's method for
-        what is small, which needs the fewest steps where rows are sure, with a trust region where
-        nothing keeps the coefficients from growing; and L-BFGS for what is large, which needs the
-        fewest sweeps over the rows where they are not.
-        """
-        if solver == "auto":
-            solver = self._choice(start)
-        with _thread_pools().limit(limits={"libscipy_openblas": 1}):
-            if solver in SMOOTH:
-                return by_scipy(self, start, SMOOTH[solver])
-            if solver == "proximal-newton":
-                return Solution(*by_proximal_newton(self, start))
-            return Solution(*by_gradients(self, start, accelerate=solver == "accelerated"))
-
-    def _choice(self, start: Tensor) -> str:
-        rows = self.objective.design.rows
-        if self.l1 is not None:
-            few = start.numel() <= min(FEW, ENTRIES // rows)
-            return "proximal-newton" if few else "accelerated"
-        if rows * len(start) > SMALL:
-            return "lbfgs"
-        return "newton-cg" if bool(self.objective.penalty.any()) else "trust-region"
+def _choice(task: Task, start: Tensor) -> str:
+    rows = task.objective.design.rows
+    if task.l1 is not None:
+        few = start.numel() <= min(FEW, ENTRIES // rows)
+        return "proximal-newton" if few else "accelerated"
+    if rows * len(start) > SMALL:
+        return "lbfgs"
+    return "newton-cg" if bool(task.objective.penalty.any()) else "trust-region"
 
 
 @cache

@@ -1,18 +1,16 @@
-"""Softmax and logistic regression as estimators of scikit-learn, with any loss of the family."""
+"""Softmax regression as an estimator of scikit-learn, with any loss of one class per row."""
 
 from __future__ import annotations
 
-import inspect
 import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from numbers import Integral, Real
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from scipy.sparse import issparse
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.class_weight import compute_class_weight
@@ -27,45 +25,14 @@ from sklearn.utils.validation import (
 from torch import Tensor
 
 from ..._check import one_of
-from ...losses import CATALOG, cross_entropy
 from ...softmax import log_softmax
+from .criteria import Criterion, Problem, logits_of, loss_of, softmax_criterion
 from .linear_objective import Design, Objective
 from .separation import SeparationWarning, separation
-from .solvers import SMOOTH, SOLVERS, Task
+from .solvers import SMOOTH, SOLVERS, solve
+from .task import Task
 
 DTYPES = (np.float64, np.float32)
-BINARY = "binary_cross_entropy_with_logits"
-
-
-class Criterion(NamedTuple):
-    """What is minimised of the scores.
-
-    Attributes:
-        mean_loss: of scores ``(N, K)``.
-        columns: K.
-        bound: the largest curvature of cross-entropy in the scores of a row.
-    """
-
-    mean_loss: Callable[[Tensor], Tensor]
-    columns: int
-    bound: float
-
-
-class Problem(NamedTuple):
-    """Rows, what is minimised of their scores, and the sum of their weights."""
-
-    design: Design
-    criterion: Criterion
-    total: float
-
-    def zeros(self) -> Tensor:
-        """No coefficients, ``(K, columns)``."""
-        return torch.zeros(self.criterion.columns, self.design.columns, dtype=torch.float64)
-
-    def objective(self, penalty: Tensor, anchor: Tensor) -> Objective:
-        """The mean loss with a penalty of the squares of the distances from an anchor."""
-        mean_loss, _, bound = self.criterion
-        return Objective(self.design, mean_loss, bound, penalty, anchor)
 
 
 class SoftmaxRegression(ClassifierMixin, BaseEstimator):
@@ -249,7 +216,7 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
         Args:
             X: features, ``(rows, features)``.
         """
-        return log_softmax(_logits(torch.from_numpy(self.decision_function(X)))).numpy()
+        return log_softmax(logits_of(torch.from_numpy(self.decision_function(X)))).numpy()
 
     def predict_proba(self, X: Any) -> np.ndarray:
         """The probabilities of the classes, ``(rows, classes)``.
@@ -282,7 +249,7 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
     def _criterion(self, y: np.ndarray, weight: Tensor) -> Criterion:
         """What is minimised of the scores of rows of these classes and weights."""
         return softmax_criterion(
-            _loss_of(self.loss, "classes"), self._indices(y), weight, len(self.classes_)
+            loss_of(self.loss, "classes"), self._indices(y), weight, len(self.classes_)
         )
 
     def _decisions(self, scores: Tensor, y: np.ndarray) -> Iterator[tuple[str, Tensor, Tensor]]:
@@ -350,7 +317,7 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
         """Solve, and keep what came out; whether that has converged."""
         with _progress(self.verbose, self.max_iter) as report:
             task = Task(objective, l1, self.tol, self.max_iter, report)
-            solution = task.solve(start, self.solver)
+            solution = solve(task, start, self.solver)
         w = solution.w
         if not bool(w.isfinite().all()):
             raise ValueError("the loss is not finite; scale the features, or take another loss")
@@ -399,191 +366,6 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
     def _indices(self, y: np.ndarray) -> Tensor:
         """The classes as indices."""
         return torch.from_numpy(np.searchsorted(self.classes_, y))
-
-
-class LogisticRegression(SoftmaxRegression):
-    r"""Logistic regression of two classes, of several, or of labels that do not exclude each other.
-
-    Of two classes: one score and a sigmoid. Where y is a matrix of 0 and 1, ``(rows, labels)``,
-    that for each label, all in one fit. Of more classes a softmax, as in
-    :class:`SoftmaxRegression` and in scikit-learn's class of this name, whose parameters, objective
-    and coefficients it shares.
-
-    .. math:: \min_{W, b}\ \frac1S \sum_n s_n \sum_k \ell(w_k x_n + b_k,\, y_{nk})
-        + \frac1{CS} \Bigl(\frac{1 - \rho}2 \|W\|_2^2 + \rho \|W\|_1\Bigr)
-
-    Args:
-        C: as in :class:`SoftmaxRegression`.
-        l1_ratio: likewise.
-        loss: name of a loss of a logit and a number in [0, 1], such as ``"sigmoid_focal_loss"``, or
-            the function itself.
-        solver: as in :class:`SoftmaxRegression`.
-        tol: likewise.
-        max_iter: likewise.
-        fit_intercept: likewise.
-        class_weight: likewise; not for a matrix of labels.
-        warm_start: likewise.
-        verbose: likewise.
-
-    Attributes:
-        classes_: the two classes, sorted; of a matrix of labels, their indices.
-        coef_: ``(1, features)``; ``(labels, features)``.
-        intercept_: ``(1,)``; ``(labels,)``.
-        n_iter_: iterations of the last fit.
-        history_: the objective after each of them, the start first.
-
-    Example:
-        >>> from sklearn.datasets import load_breast_cancer
-        >>> from xent.learn import LogisticRegression
-        >>> x, y = load_breast_cancer(return_X_y=True)
-        >>> round(LogisticRegression().fit(x, y).score(x, y), 3)
-        0.958
-    """
-
-    def __init__(
-        self,
-        C: float = 1.0,
-        *,
-        l1_ratio: float = 0.0,
-        loss: str | Callable[..., Any] = BINARY,
-        solver: str = "auto",
-        tol: float = 1e-6,
-        max_iter: int = 1000,
-        fit_intercept: bool = True,
-        class_weight: dict[Any, float] | str | None = None,
-        warm_start: bool = False,
-        verbose: int = 0,
-    ) -> None:
-        super().__init__(
-            C, l1_ratio=l1_ratio, loss=loss, solver=solver, tol=tol, max_iter=max_iter,
-            fit_intercept=fit_intercept, class_weight=class_weight, warm_start=warm_start,
-            verbose=verbose,
-        )  # fmt: skip
-
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.classifier_tags.multi_label = True
-        return tags
-
-    def predict(self, X: Any) -> np.ndarray:
-        """The class of each row, ``(rows,)``, or its labels, ``(rows, labels)`` of 0 and 1.
-
-        Args:
-            X: features, ``(rows, features)``.
-        """
-        check_is_fitted(self)
-        if not self.multilabel_:
-            return super().predict(X)
-        scores = self.decision_function(X)
-        return (scores > 0).astype(int).reshape(len(scores), -1)
-
-    def predict_log_proba(self, X: Any) -> np.ndarray:
-        """Logarithms of the probabilities of the classes, or of each label.
-
-        Args:
-            X: features, ``(rows, features)``.
-        """
-        check_is_fitted(self)
-        if not self.multilabel_:
-            return super().predict_log_proba(X)
-        scores = torch.from_numpy(self.decision_function(X))
-        return torch.nn.functional.logsigmoid(scores).reshape(len(scores), -1).numpy()
-
-    def _read(self, X: Any, y: Any, *, reset: bool) -> tuple[Any, np.ndarray]:
-        y = y if issparse(y) else np.asarray(y)
-        multilabel = y.ndim == 2 and y.shape[1] > 1
-        if multilabel:
-            X, y = validate_data(
-                self, X, y, accept_sparse="csr", dtype=DTYPES, multi_output=True, reset=reset
-            )
-            y = y.toarray() if issparse(y) else y
-            if not np.isin(y, (0, 1)).all():
-                raise ValueError("y has several columns, but other entries than 0 and 1")
-        else:
-            X, y = super()._read(X, y, reset=reset)
-        if not reset and multilabel != self.multilabel_:
-            raise ValueError("y must be of the kind it was before: classes, or a matrix of labels")
-        self.multilabel_ = multilabel
-        return X, y
-
-    def _classes(self, y: np.ndarray) -> np.ndarray:
-        return np.arange(y.shape[1]) if self.multilabel_ and y.ndim == 2 else super()._classes(y)
-
-    def _all_classes(self, classes: Any, y: np.ndarray) -> np.ndarray:
-        return self._classes(y) if self.multilabel_ else super()._all_classes(classes, y)
-
-    def _weight_of_class(self, y: np.ndarray, weight: np.ndarray) -> np.ndarray:
-        if self.multilabel_:
-            raise ValueError(
-                "`class_weight` has no meaning for a matrix of labels; set sample_weight, or a "
-                "loss with pos_weight: partial(xent.binary_cross_entropy_with_logits, pos_weight=w)"
-            )
-        return super()._weight_of_class(y, weight)
-
-    def _criterion(self, y: np.ndarray, weight: Tensor) -> Criterion:
-        if len(self.classes_) > 2 and not self.multilabel_:
-            if self.loss != BINARY:
-                raise ValueError(
-                    f"`loss` is one of single logits, and y has {len(self.classes_)} classes; "
-                    "use SoftmaxRegression with a loss of one class per row"
-                )
-            return softmax_criterion(cross_entropy, self._indices(y), weight, len(self.classes_))
-        loss = _loss_of(self.loss, "binary")
-        target = self._indicators(y)
-
-        def mean_loss(scores: Tensor) -> Tensor:
-            return loss(scores, target, weight=weight.unsqueeze(1), reduction="sum")
-
-        return Criterion(mean_loss, target.shape[1], 0.25)
-
-    def _decisions(self, scores: Tensor, y: np.ndarray) -> Iterator[tuple[str, Tensor, Tensor]]:
-        if not self.multilabel_:
-            yield from super()._decisions(scores, y)
-            return
-        for label, column in enumerate(self._indicators(y).long().T):
-            yield f"label {label}", scores[:, label : label + 1], column
-
-    def _indicators(self, y: np.ndarray) -> Tensor:
-        """0 and 1, ``(rows, K)``."""
-        y = y if self.multilabel_ else (y == self.classes_[1])[:, None]
-        return torch.from_numpy(np.ascontiguousarray(y, np.float64))
-
-
-def softmax_criterion(
-    loss: Callable[..., Any], target: Tensor, weight: Tensor, classes: int
-) -> Criterion:
-    """A loss of one class per row; of two classes the first has the score 0."""
-
-    def mean_loss(scores: Tensor) -> Tensor:
-        return loss(_logits(scores), target, row_weight=weight, reduction="sum")
-
-    return Criterion(mean_loss, 1, 0.25) if classes == 2 else Criterion(mean_loss, classes, 0.5)
-
-
-def _logits(scores: Tensor) -> Tensor:
-    """Logits of all classes, from the scores that there are: one for two classes."""
-    if scores.ndim == 2 and scores.shape[1] > 1:
-        return scores
-    scores = scores.reshape(-1, 1)
-    return torch.cat([torch.zeros_like(scores), scores], 1)
-
-
-def _loss_of(loss: str | Callable[..., Any], targets: str) -> Callable[..., Any]:
-    """The function, of a loss whose targets are ``"classes"`` or ``"binary"``."""
-    what = "a loss of one class per row" if targets == "classes" else "a loss of single logits"
-    if isinstance(loss, str):
-        if loss not in CATALOG or CATALOG[loss].targets != targets:
-            names = ", ".join(n for n, member in CATALOG.items() if member.targets == targets)
-            raise ValueError(f"`loss` must be {what}, got {loss!r}; there are {names}")
-        return CATALOG[loss].function
-    option = "row_weight" if targets == "classes" else "weight"
-    if not callable(loss) or not {option, "reduction"} <= {*inspect.signature(loss).parameters}:
-        raise ValueError(
-            f"`loss` must be {what} that takes {option}= and reduction=, as those of xent do, "
-            f"got {loss!r}; a function of your own becomes one by @xent."
-            f"{'row_loss' if targets == 'classes' else 'element_loss'}"
-        )
-    return loss
 
 
 @contextmanager

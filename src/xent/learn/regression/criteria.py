@@ -1,0 +1,81 @@
+"""What a linear classifier minimises of its scores: any loss of the family."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ...losses import CATALOG
+from .linear_objective import Design, Objective
+
+
+class Criterion(NamedTuple):
+    """What is minimised of the scores.
+
+    Attributes:
+        mean_loss: of scores ``(N, K)``.
+        columns: K.
+        bound: the largest curvature of cross-entropy in the scores of a row.
+    """
+
+    mean_loss: Callable[[Tensor], Tensor]
+    columns: int
+    bound: float
+
+
+class Problem(NamedTuple):
+    """Rows, what is minimised of their scores, and the sum of their weights."""
+
+    design: Design
+    criterion: Criterion
+    total: float
+
+    def zeros(self) -> Tensor:
+        """No coefficients, ``(K, columns)``."""
+        return torch.zeros(self.criterion.columns, self.design.columns, dtype=torch.float64)
+
+    def objective(self, penalty: Tensor, anchor: Tensor) -> Objective:
+        """The mean loss with a penalty of the squares of the distances from an anchor."""
+        mean_loss, _, bound = self.criterion
+        return Objective(self.design, mean_loss, bound, penalty, anchor)
+
+
+def softmax_criterion(
+    loss: Callable[..., Any], target: Tensor, weight: Tensor, classes: int
+) -> Criterion:
+    """A loss of one class per row; of two classes the first has the score 0."""
+
+    def mean_loss(scores: Tensor) -> Tensor:
+        return loss(logits_of(scores), target, row_weight=weight, reduction="sum")
+
+    return Criterion(mean_loss, 1, 0.25) if classes == 2 else Criterion(mean_loss, classes, 0.5)
+
+
+def logits_of(scores: Tensor) -> Tensor:
+    """Logits of all classes, from the scores that there are: one for two classes."""
+    if scores.ndim == 2 and scores.shape[1] > 1:
+        return scores
+    scores = scores.reshape(-1, 1)
+    return torch.cat([torch.zeros_like(scores), scores], 1)
+
+
+def loss_of(loss: str | Callable[..., Any], targets: str) -> Callable[..., Any]:
+    """The function, of a loss whose targets are ``"classes"`` or ``"binary"``."""
+    what = "a loss of one class per row" if targets == "classes" else "a loss of single logits"
+    if isinstance(loss, str):
+        if loss not in CATALOG or CATALOG[loss].targets != targets:
+            names = ", ".join(n for n, member in CATALOG.items() if member.targets == targets)
+            raise ValueError(f"`loss` must be {what}, got {loss!r}; there are {names}")
+        return CATALOG[loss].function
+    option = "row_weight" if targets == "classes" else "weight"
+    if not callable(loss) or not {option, "reduction"} <= {*inspect.signature(loss).parameters}:
+        raise ValueError(
+            f"`loss` must be {what} that takes {option}= and reduction=, as those of xent do, "
+            f"got {loss!r}; a function of your own becomes one by @xent."
+            f"{'row_loss' if targets == 'classes' else 'element_loss'}"
+        )
+    return loss
