@@ -50,6 +50,13 @@ class Design:
         ones = np.ones((self.rows, 1))
         return hstack([x, ones]).tocsr() if self.sparse else np.hstack([x, ones])
 
+    def joined(self, coef: np.ndarray, intercept: np.ndarray) -> Tensor:
+        """Coefficients ``(K, columns)`` from those of the features and ``(K,)`` of the ones."""
+        w = torch.from_numpy(coef).double()
+        if not self.intercept:
+            return w
+        return torch.cat([w, torch.from_numpy(intercept).double().unsqueeze(1)], 1)
+
     def dense(self, columns: Tensor) -> Tensor:
         """Some columns of all rows, ``(N, M)``, float64."""
         features = columns[columns < self.features]

@@ -16,7 +16,6 @@ from numbers import Integral
 from typing import Any
 
 import numpy as np
-import torch
 from sklearn.base import clone
 from torch import Tensor
 
@@ -198,10 +197,10 @@ class _Start:
                 "with l1_ratio=0 no strength of the penalty makes coefficients 0: give the values "
                 "of `Cs`, or set l1_ratio"
             )
-        zeros = self.problem.zeros()
+        zeros, design = self.problem.zeros(), self.problem.design
         objective = self.problem.objective(zeros, zeros)
-        _, gradient = objective.value_and_gradient(self._coefficients(self.coef, self.intercept))
-        most = gradient[:, : self.problem.design.features].abs().max().item()
+        _, gradient = objective.value_and_gradient(design.joined(self.coef, self.intercept))
+        most = gradient[:, : design.features].abs().max().item()
         return self.model.l1_ratio / (self.problem.total * most) if most > 0 else np.inf
 
     def grid(self, Cs: int | Sequence[float]) -> np.ndarray:
@@ -220,11 +219,6 @@ class _Start:
 
     def mean_loss(self, model: Any) -> float:
         """Of a fitted model, without penalty."""
-        w = self._coefficients(model.coef_, model.intercept_)
-        return self.problem.criterion.mean_loss(self.problem.design.scores(w)).item()
-
-    def _coefficients(self, coef: np.ndarray, intercept: np.ndarray) -> Tensor:
-        w = torch.from_numpy(coef)
-        if not self.problem.design.intercept:
-            return w
-        return torch.cat([w, torch.from_numpy(intercept).unsqueeze(1)], 1)
+        design = self.problem.design
+        w = design.joined(model.coef_, model.intercept_)
+        return self.problem.criterion.mean_loss(design.scores(w)).item()

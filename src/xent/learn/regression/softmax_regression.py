@@ -141,7 +141,7 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
         self._classes(y[problem.design.weight.numpy() > 0])
         start = problem.zeros()
         if self.warm_start and hasattr(self, "coef_"):
-            start = self._coefficients(start)
+            start = self._start_from(problem)
         strength = self._strength(start) / (self.C * problem.total)
         l1 = self.l1_ratio * strength if self.l1_ratio > 0 and not self._unpenalised else None
         objective = problem.objective((1 - self.l1_ratio) * strength, problem.zeros())
@@ -183,7 +183,7 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
         if y.ndim == 1 and len(unseen := np.setdiff1d(y, self.classes_)):
             raise ValueError(f"partial_fit: y has {unseen[:5]}, not among {self.classes_}")
         problem = self._problem(X, y, sample_weight)
-        start = problem.zeros() if first else self._coefficients(problem.zeros())
+        start = problem.zeros() if first else self._start_from(problem)
         prior = self._strength(start) / self.C if first else torch.from_numpy(self.precision_)
         objective = problem.objective(prior / problem.total, start)
         self._warn_unless(self._minimise(objective, None, start))
@@ -301,14 +301,16 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
             strength[:, -1] = 0
         return strength
 
-    def _coefficients(self, like: Tensor) -> Tensor:
+    def _learnt(self, design: Design) -> Tensor:
         """What was learnt so far, ``(K, columns)``."""
-        w = torch.from_numpy(self.coef_).double()
-        if self.fit_intercept:
-            w = torch.cat([w, torch.from_numpy(self.intercept_).double().unsqueeze(1)], 1)
-        if w.shape != like.shape:
+        return design.joined(self.coef_, self.intercept_)
+
+    def _start_from(self, problem: Problem) -> Tensor:
+        """What was learnt so far, if it fits the problem."""
+        w, shape = self._learnt(problem.design), problem.zeros().shape
+        if w.shape != shape:
             raise ValueError(
-                f"warm_start: coefficients of shape {(*w.shape,)} do not fit {(*like.shape,)}; "
+                f"warm_start: coefficients of shape {(*w.shape,)} do not fit {(*shape,)}; "
                 "features, classes and fit_intercept must be those of the fit before"
             )
         return w
@@ -337,12 +339,12 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
 
     def _remember(self, objective: Objective, prior: Tensor, total: float) -> None:
         """Keep how sure the coefficients are, for further rows."""
-        w = self._coefficients(prior)
-        self.precision_ = (prior + total * objective.hessian_diagonal(w)).numpy()
+        learnt = objective.hessian_diagonal(self._learnt(objective.design))
+        self.precision_ = (prior + total * learnt).numpy()
 
     def _warn_if_separable(self, design: Design, y: np.ndarray) -> bool:
         """Warn where no best coefficients exist, and say whether it is so."""
-        scores = design.scores(self._coefficients(torch.zeros(len(self.coef_), design.columns)))
+        scores = design.scores(self._learnt(design))
         seen = design.weight > 0  # the others are not in the loss
         x, found = design.with_ones()[seen.numpy()], False
         for name, columns, target in self._decisions(scores[seen], y[seen.numpy()]):
