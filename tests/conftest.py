@@ -1,13 +1,28 @@
 """What every test shares: fixed seeds, two threads, and the engines to run on."""
 
-import pytest
+import os
+
 import torch
+
+if not torch.cuda.is_available():  # Triton's kernels run in its interpreter, on CPU tensors
+    os.environ["TRITON_INTERPRET"] = "1"
+
+import pytest
 from hypothesis import settings
 
-from xent.engines import native
+from xent.engines import native, triton
 
 settings.register_profile("xent", deadline=None, derandomize=True, max_examples=60)
 settings.load_profile("xent")
+
+
+if triton.INTERPRETED:
+    from triton.runtime import interpreter
+
+    from .helpers import as_bfloat16
+
+    # It cuts float32 off to bfloat16, where a GPU rounds to nearest.
+    interpreter._convert_float = as_bfloat16(interpreter._convert_float)
 
 
 @pytest.fixture(autouse=True)
@@ -17,12 +32,25 @@ def _same_start():
     torch.set_num_threads(2)
 
 
+def _named(name: str) -> str:
+    """The engine of this name, if it can run here."""
+    if name == "native" and not native.available():
+        pytest.skip("the compiled core is not installed")
+    if name == "triton" and not triton.INTERPRETED:
+        pytest.skip("Triton's interpreter is not at hand")
+    return name
+
+
 @pytest.fixture(params=["native", "reference"])
 def engine(request) -> str:
     """Each engine by name; a pure-Python installation has only the reference."""
-    if request.param == "native" and not native.available():
-        pytest.skip("the compiled core is not installed")
-    return request.param
+    return _named(request.param)
+
+
+@pytest.fixture(params=["native", "triton"])
+def kernels(request) -> str:
+    """Each engine with kernels by name."""
+    return _named(request.param)
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@
 
 * ``reference`` is plain PyTorch: any device, any dtype, every transform. It is the specification.
 * ``native`` is C++ for CPU tensors.
+* ``triton`` is for GPUs; in Triton's interpreter, which is for tests, it takes CPU tensors.
 
 ``measure`` is the front door: it chooses, computes, and makes the result differentiable.
 """
@@ -12,6 +13,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import ModuleType
 from typing import NamedTuple
 
 import torch
@@ -20,12 +22,13 @@ from torch import Tensor
 from .._check import one_of
 from ..linear_logits import LinearLogits
 from ..row_statistics import RowStatistics
-from . import heads, linear, native, reference
+from . import heads, linear, native, reference, triton
 from .autograd import apply_plain, differentiable_fields
 from .problem import Problem
 from .transforms import transforms_active
 
-ENGINES = ("auto", "native", "reference")
+ENGINES = ("auto", "native", "triton", "reference")
+MODULES = {"native": native, "triton": triton, "reference": reference}
 _PLAIN_TENSORS = (Tensor, torch.nn.Parameter)
 
 
@@ -33,7 +36,7 @@ class Explanation(NamedTuple):
     """Which engine a call takes, and why.
 
     Attributes:
-        engine: ``"native"`` or ``"reference"``.
+        engine: ``"native"``, ``"triton"`` or ``"reference"``.
         reason: one sentence.
         gradient: how the gradient is found.
     """
@@ -48,7 +51,8 @@ class Explanation(NamedTuple):
 
 def choose(problem: Problem, engine: str = "auto") -> Explanation:
     """Decide which engine computes a problem; raise if a named engine cannot."""
-    reason = why_reference(engine, lambda: native.obstacle(problem))
+    kernels = kernels_for(problem.logits.device, engine)
+    reason = why_reference(engine, kernels, lambda: MODULES[kernels].obstacle(problem))
     head = None
     if isinstance(problem.logits, LinearLogits):
         chunked = by_chunks(problem)
@@ -56,29 +60,45 @@ def choose(problem: Problem, engine: str = "auto") -> Explanation:
     if reason is not None:
         return Explanation("reference", reason, head or "autograd on plain tensor operations")
     return Explanation(
-        "native",
-        f"CPU logits, {problem.logits.dtype}; {native.isa} kernels on PyTorch's threads",
+        kernels,
+        where_kernels_run(kernels, problem.logits),
         head or "recomputed from the logits in backward: one more sweep, nothing of N x V is kept",
     )
 
 
-def why_reference(engine: str, find_obstacle: Callable[[], str | None]) -> str | None:
-    """Why the reference computes what is asked of ``engine``, or None where the kernels do.
+def kernels_for(device: torch.device, engine: str) -> str:
+    """The engine whose kernels are to take tensors on a device, unless they cannot."""
+    one_of("engine", engine, ENGINES)
+    if engine in ("native", "triton"):
+        return engine
+    return "triton" if device.type in triton.DEVICES else "native"
+
+
+def where_kernels_run(kernels: str, logits: Tensor) -> str:
+    """The reason to give where kernels do the work."""
+    if kernels == "native":
+        return f"CPU logits, {logits.dtype}; {native.isa} kernels on PyTorch's threads"
+    interpreted = " in Triton's interpreter" if logits.device.type == "cpu" else ""
+    return f"logits on {logits.device.type}, {logits.dtype}; Triton kernels{interpreted}"
+
+
+def why_reference(engine: str, kernels: str, find_obstacle: Callable[[], str | None]) -> str | None:
+    """Why the reference computes what is asked of ``engine``, or None where ``kernels`` do.
 
     ``find_obstacle`` says what about the problem keeps the kernels from it. Raises where only they
     will do.
     """
-    one_of("engine", engine, ENGINES)
     if engine == "reference":
         return "as asked"
     obstacle = find_obstacle()
     if obstacle is None and transforms_active():
         obstacle = "torch.func or forward-mode AD is active, which needs plain tensor operations"
-    if engine == "auto" and obstacle is None and not native.fast:
+    if engine == "auto" and kernels == "native" and obstacle is None and not native.fast:
         obstacle = "this processor lacks fused multiply-add, and the kernels would emulate it"
-    if engine == "native" and obstacle is not None:
+    if engine == kernels and obstacle is not None:
         raise ValueError(
-            f'engine="native" cannot do this: {obstacle}. engine="auto" takes the reference engine'
+            f'engine="{engine}" cannot do this: {obstacle}. '
+            f'engine="auto" takes the reference engine'
         )
     return obstacle
 
@@ -97,10 +117,10 @@ def measure(
         or transforms_active()
         or (compiling and plan.engine == "reference")
     )
-    if plan.engine == "native" and compiling:
+    if plan.engine != "reference" and compiling:
         from .ops import table_op  # registers the operators; only compilers need them
 
-        values = table_op(problem, inplace_backward).unbind(0)
+        values = table_op(problem, plan.engine, inplace_backward).unbind(0)
     elif plain_operations:  # which transforms and compilers know how to take apart
         if inplace_backward:
             raise ValueError(
@@ -110,7 +130,7 @@ def measure(
             )
         values = reference.row_statistics(problem)[0].unbind(0)
     else:
-        module = native if plan.engine == "native" else reference
+        module = MODULES[plan.engine]
         if isinstance(problem.logits, LinearLogits):
             *values, complete = linear.measure_fields(problem, module)
         else:

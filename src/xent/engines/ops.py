@@ -1,4 +1,4 @@
-"""The native engine as torch operators, so that compilers see one opaque call each way.
+"""The engines with kernels as torch operators, so that compilers see one opaque call each way.
 
 `torch.compile(fullgraph=True)` and `torch.export` put these into their graphs. Eager code does not
 come here: an operator registered from Python costs three times a plain autograd.Function.
@@ -11,20 +11,21 @@ from torch import Tensor
 
 from ..logits import LogitTransform
 from ..targets import Target
-from . import native
+from . import native, triton
 from .problem import Problem
 
 REQUEST_SEPARATOR = ","
+_MODULES = {"native": native, "triton": triton}
 TENSORS = 8  # how many Problem.tensors() has; the operators take them first
 
 
-def table_op(problem: Problem, inplace_backward: bool) -> Tensor:
+def table_op(problem: Problem, engine: str, inplace_backward: bool) -> Tensor:
     """The table of statistics through the operator; differentiable."""
     if inplace_backward:
         raise ValueError(
             "inplace_backward=True cannot be compiled; leave the memory to the compiler"
         )
-    return row_statistics(*_flatten(problem))
+    return row_statistics(*_flatten(problem), engine)
 
 
 def _flatten(p: Problem) -> tuple:
@@ -58,7 +59,7 @@ def _problem(
     )
 
 
-@torch.library.custom_op("xent::row_statistics", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("xent::row_statistics", mutates_args=())
 def row_statistics(
     logits: Tensor,
     target: Tensor,
@@ -74,11 +75,12 @@ def row_statistics(
     sharded: bool,
     softcap: float,
     requests: str,
+    engine: str,
 ) -> Tensor:
     """The table of statistics, (fields, N...) in float64."""
     tensors = (logits, target, scale, class_bias, class_weight, class_scale, mean_weight, table)
     problem = _problem(tensors, soft, ignore_index, first_class, sharded, softcap, requests)
-    return native.row_statistics(problem)[0]
+    return _MODULES[engine].row_statistics(problem)[0]
 
 
 @row_statistics.register_fake
@@ -86,11 +88,12 @@ def _(
     logits, target, scale, class_bias, class_weight, class_scale, mean_weight, table, *settings
 ) -> Tensor:
     tensors = (logits, target, scale, class_bias, class_weight, class_scale, mean_weight, table)
-    shape = _problem(tensors, *settings).table_shape
+    *question, _ = settings
+    shape = _problem(tensors, *question).table_shape
     return logits.new_empty(shape, dtype=torch.float64)
 
 
-@torch.library.custom_op("xent::row_gradient", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("xent::row_gradient", mutates_args=())
 def row_gradient(
     statistics: Tensor,
     partials: Tensor,
@@ -108,11 +111,12 @@ def row_gradient(
     sharded: bool,
     softcap: float,
     requests: str,
+    engine: str,
 ) -> Tensor:
     """The gradient of the logits."""
     tensors = (logits, target, scale, class_bias, class_weight, class_scale, mean_weight, table)
     problem = _problem(tensors, soft, ignore_index, first_class, sharded, softcap, requests)
-    return native.row_gradient(problem, statistics, partials.unbind(0))
+    return _MODULES[engine].row_gradient(problem, statistics, partials.unbind(0))
 
 
 @row_gradient.register_fake

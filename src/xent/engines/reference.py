@@ -192,16 +192,19 @@ def _read_labels(p: Problem) -> tuple[Tensor, Tensor, Tensor]:
     ignored = labels == p.target.ignore_index
     here = labels - p.target.first_class
     present = (here >= 0) & (here < p.classes) & ~ignored
-    if not p.target.sharded:
-        _refuse_bad_labels(p, ignored | present)
+    check_labels(p)
     return torch.where(present, here, 0), present, ignored
 
 
-def _refuse_bad_labels(p: Problem, good: Tensor) -> None:
+def check_labels(p: Problem) -> None:
     """Raise on a label that does not exist, where looking at values is possible and free.
 
     Elsewhere (accelerators, transforms, compilation) the row has no target, so its loss is inf.
     """
-    if can_look_at(good) and not bool(good.all()):
+    if p.target.sharded or not p.target.labelled or not can_look_at(p.target.values):
+        return
+    here = p.target.values - p.target.first_class
+    good = (p.target.values == p.target.ignore_index) | (here >= 0) & (here < p.classes)
+    if not bool(good.all()):
         bad = int(p.target.values[~good].flatten()[0])
         raise label_out_of_range(bad, p.classes, p.target.ignore_index)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import Explanation, why_reference
+from .. import Explanation, kernels_for, why_reference
 from .. import native as rows
 from ..transforms import is_batched, transforms_active
 from . import native, reference
@@ -23,7 +23,8 @@ from .problem import TENSORS, ElementProblem, Form
 
 def choose(problem: ElementProblem, engine: str) -> Explanation:
     """Decide which engine computes a problem; raise if a named engine cannot."""
-    reason = why_reference(engine, lambda: _obstacle(problem))
+    kernels = kernels_for(problem.input.device, engine)
+    reason = why_reference(engine, kernels, lambda: _obstacle(problem))
     if reason is not None:
         return Explanation("reference", reason, _REFERENCE_GRADIENT)
     reason = f"CPU logits, {problem.input.dtype}; {rows.isa} kernel on PyTorch's threads"

@@ -1,0 +1,84 @@
+"""The Triton engine: the kernel pair for GPUs.
+
+Importing this package imports no Triton; the kernels are imported by the first call.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..problem import Problem
+from ..reference import check_labels
+
+INSTALLED = importlib.util.find_spec("triton") is not None
+# Set before the first call, it runs the kernels in Python, on CPU tensors: for tests.
+INTERPRETED = INSTALLED and os.environ.get("TRITON_INTERPRET") == "1"
+DEVICES = ("cuda", "xpu")  # AMD's GPUs are "cuda", too
+TYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def obstacle(problem: Problem) -> str | None:
+    """Why the engine cannot take a problem, or None if it can."""
+    foreign = obstacle_of(problem.parts)
+    if foreign is not None:
+        return foreign
+    if problem.logits.dtype not in TYPES:
+        return f"logits of {problem.logits.dtype}"
+    soft = problem.target.probabilities
+    if soft is not None and soft.dtype not in TYPES and problem.target.table is None:
+        return f"targets of {soft.dtype}"
+    if problem.logits.numel() == 0:
+        return "there are no logits"
+    if problem.differentiable_beyond_logits():
+        return "a target, scale, bias or weight requires a gradient, which only the reference gives"
+    return None
+
+
+def obstacle_of(tensors: Sequence[Tensor | None]) -> str | None:
+    """Why no kernel can read these tensors, or None if one can."""
+    if not INSTALLED:
+        return "Triton is not installed: pip install triton"
+    for tensor in tensors:
+        if tensor is None:
+            continue
+        if tensor.device.type not in DEVICES and not (tensor.is_cpu and INTERPRETED):
+            return f"the tensors are on {tensor.device}"
+        if type(tensor) not in (Tensor, torch.nn.Parameter) and not torch.compiler.is_compiling():
+            return f"{type(tensor).__name__} is a tensor subclass"
+        if tensor.layout is not torch.strided:
+            return f"the layout is {tensor.layout}"
+    return None
+
+
+def row_statistics(problem: Problem) -> tuple[Tensor, bool]:
+    """The table of statistics, (fields, N...) in float64.
+
+    And whether it is known that no row was ignored: never, as looking would mean to wait.
+    """
+    from .launch import Launch
+
+    check_labels(problem)
+    return Launch(problem).find(), False
+
+
+def row_gradient(
+    problem: Problem,
+    table: Tensor,
+    partials: Sequence[Tensor | None],
+    out: Tensor | None = None,
+) -> Tensor:
+    """The gradient with respect to the logits of the sum of every field times its partial.
+
+    ``out`` receives it; it may be the logits themselves.
+    """
+    from .launch import Launch, even
+
+    gradient = torch.empty_like(problem.logits) if out is None else out
+    written = even(gradient)
+    Launch(problem, written).differentiate(table, partials, written)
+    return gradient if written is gradient else gradient.copy_(written)

@@ -1,0 +1,111 @@
+"""Arithmetic of the kernels: exponentials of float32 logits, and float64 functions of rows.
+
+The sweep over the classes runs in float32, what is done once per row in float64. Nothing here calls
+a device library, so the same code runs in Triton's interpreter.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+INF = tl.constexpr(float("inf"))
+LOG2E = tl.constexpr(1.44269502162933349609375)  # log2(e) to the digits of float32
+ROUNDER = tl.constexpr(1.5 * 2**23)  # what is added to this has no digits behind the point
+EXPONENT = tl.constexpr(1.5 * 2**23 + 127)  # and to this: those of 2^x besides, in its lowest bits
+FAR = tl.constexpr(2.0**20)
+
+
+# ---- exponentials of logits ---------------------------------------------------------------------
+
+
+@triton.jit
+def base_of(largest, EXACT: tl.constexpr):
+    """(offset, whole) of a row for :func:`power`, in float32.
+
+    With an integer for a shift, ``2^(z log2(e) - whole)`` needs no subtraction, which would round.
+    Beyond some 2^20 there are not the digits for that, and where differences of logits are wanted
+    too, they must be exact: then the largest logit is subtracted first.
+    """
+    offset = tl.where(largest == -INF, 0.0, largest)
+    whole = tl.zeros_like(largest)
+    if not EXACT:
+        near = tl.abs(largest) < FAR
+        rounded = tl.fma(tl.where(near, largest, 0.0), LOG2E, ROUNDER) - ROUNDER
+        whole = tl.where(near, rounded, whole)
+        offset = tl.where(near, 0.0, offset)
+    return offset, whole
+
+
+@triton.jit
+def shift_of(offset, whole):
+    """The logit whose :func:`power` is 1, in float64."""
+    return offset.to(tl.float64) + whole.to(tl.float64) / LOG2E
+
+
+@triton.jit
+def power(x, whole, EXACT: tl.constexpr):
+    """``e^(x - whole / log2(e))`` for logits less their offset."""
+    if not EXACT:
+        return tl.exp2(tl.fma(x, LOG2E, -whole))
+    # Of a rounded product the fraction would be gone; so the whole part is taken off first.
+    vanished = (whole - 125.5) / LOG2E
+    near = tl.where(x > vanished, x, vanished)
+    biased = tl.fma(near, LOG2E, EXPONENT)
+    fraction = tl.fma(near, LOG2E, EXPONENT - biased)
+    scale = ((biased - whole).to(tl.int32, bitcast=True) << 23).to(tl.float32, bitcast=True)
+    e = tl.where(x == x, tl.exp2(fraction) * scale, x)
+    return tl.where(x < vanished, 0.0, e)
+
+
+@triton.jit
+def tanh(x):
+    """An odd polynomial near 0, where ``1 - e^-2x`` would cancel; the exponential beyond."""
+    a = tl.abs(x)
+    u = x * x
+    tail = tl.fma(u, 0.0021465029921655, -0.0081815862462787)
+    tail = tl.fma(u, tail, 0.0217025453461810)
+    tail = tl.fma(u, tail, -0.0539471308563843)
+    tail = tl.fma(u, tail, 0.1333320921396320)
+    tail = tl.fma(u, tail, -0.3333333089354224)
+    e = tl.exp2(a * (-2.0 * LOG2E))
+    beyond = (1.0 - e) / (1.0 + e)
+    return tl.where(a < 0.625, tl.fma(x * u, tail, x), tl.where(x < 0, -beyond, beyond))
+
+
+# ---- float64 ------------------------------------------------------------------------------------
+
+
+@triton.jit
+def times(factor, value):
+    """A product in which 0 times infinity is 0."""
+    return tl.where(factor == 0, 0.0, factor * tl.where(factor == 0, 0.0, value))
+
+
+@triton.jit
+def log1p_unit(u):
+    """``log(1 + u)`` for u in [0, 1]; what ``1 + u`` rounds away is put back to first order."""
+    total = 1.0 + u
+    return tl.log(total) + (u - (total - 1.0)) / total
+
+
+@triton.jit
+def overlap(d):
+    """``log(1 + e^-|d|)``, the part that log sigmoid(d) and log sigmoid(-d) share."""
+    return log1p_unit(tl.exp(-tl.abs(d)))
+
+
+@triton.jit
+def sigmoid(d):
+    """``1 / (1 + e^-d)`` with all digits of small values."""
+    e = tl.exp(-tl.abs(d))
+    return tl.where(d < 0, e, 1.0) / (1.0 + e)
+
+
+@triton.jit
+def one_minus_exp(x):
+    """``1 - e^-x`` for x >= 0; the error of the exponential cancels that of its logarithm."""
+    u = tl.exp(-x)
+    middle = (u > 0.01) & (u < 1.0)
+    log_u = tl.log(tl.where(middle, u, 0.5))
+    return tl.where(middle, (u - 1.0) * x / log_u, tl.where(u < 1.0, 1.0 - u, x))

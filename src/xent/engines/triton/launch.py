@@ -1,0 +1,229 @@
+"""From a problem to the numbers and tensors of a launch: strides, tiles, and what is wanted."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from ..problem import Problem
+from . import gradient, statistics
+from .gradient import Partials
+from .problem import Question, Rows, Transform
+
+COUNT = 128  # rows of a program that works on rows
+TILE = 8192  # numbers in a tile of rows that are longer
+SMALL_TILE = 4096  # and in one of several rows
+PER_WARP = 1024  # of them
+PANEL = 64  # rows side by side, where the classes are not
+VECTOR = 16  # bytes that a thread loads at once
+
+
+class Tiling(NamedTuple):
+    """How a matrix is cut up. It depends on the length of the rows alone, and so do the bits."""
+
+    rows: int
+    block: int
+    parts: int
+    warps: int
+
+    @classmethod
+    def of(cls, classes: int, panel: bool) -> Tiling:
+        """Whole rows, several of them if they are short; or tiles of a long row."""
+        most = SMALL_TILE // PANEL if panel else TILE
+        block = min(triton.next_power_of_2(classes), most)
+        rows = PANEL if panel else max(1, SMALL_TILE // block)
+        return cls(rows, block, triton.cdiv(classes, block), max(1, rows * block // PER_WARP))
+
+
+class Layout(NamedTuple):
+    """Where the rows of a tensor of logits lie: outer x inner rows, and the steps between them."""
+
+    outer_rows: int
+    inner_rows: int
+    steps: tuple[int, int, int]  # outer, inner, class
+
+    @classmethod
+    def of(cls, x: Tensor) -> Layout | None:
+        """The layout; None if the axes behind that of the classes do not step evenly."""
+        if x.ndim == 1:
+            return cls(1, 1, (0, 0, x.stride(0)))
+        if x.ndim == 2:
+            return cls(1, x.shape[0], (0, x.stride(0), x.stride(1)))
+        try:
+            flat = x.view(*x.shape[:2], -1)
+        except RuntimeError:
+            return None
+        step = flat.stride()
+        return cls(x.shape[0], flat.shape[2], (step[0], step[2], step[1]))
+
+
+def even(x: Tensor) -> Tensor:
+    """The tensor, or a copy of it whose rows step evenly."""
+    return x if Layout.of(x) is not None else x.contiguous()
+
+
+class Launch:
+    """A problem as its kernels take it."""
+
+    def __init__(self, problem: Problem, out: Tensor | None = None) -> None:
+        p = problem
+        self.problem = p
+        logits = even(p.logits)
+        layout = Layout.of(logits)
+        assert layout is not None
+        soft = p.target.probabilities
+        matrices = [m for m in (logits, out) if m is not None]
+        if soft is not None:
+            soft = soft.float() if soft.dtype == torch.float64 else soft
+            soft = even(soft) if p.target.table is None else soft
+            matrices.append(soft)
+        self.rows = p.rows.numel()
+        self.align = _common_alignment(matrices, p.classes)
+        panel = layout.steps[2] != 1 and layout.steps[1] == 1
+        self.tiling = Tiling.of(p.classes, panel)
+        self.tiles = layout.outer_rows * triton.cdiv(layout.inner_rows, self.tiling.rows)
+        self.tiles *= self.tiling.parts
+        labels = p.target.values.contiguous() if p.target.labelled else None
+        transform = p.transform
+        scale = transform.scale
+        if scale is not None and scale.ndim:
+            scale = scale.contiguous()
+        self.question = Question(
+            self._rows(logits),
+            layout.inner_rows,
+            p.classes // self.align,
+            self.tiling.parts,
+            Transform(
+                scale, 1 if scale is not None and scale.ndim else 0,
+                transform.softcap or None,
+                _vector(transform.class_scale), _vector(transform.class_bias),
+            ),
+            labels,
+            p.target.ignore_index,
+            p.target.first_class,
+            None if soft is None else self._rows(soft),
+            _vector(p.class_weight),
+            _vector(p.mean_weight),
+        )  # fmt: skip
+
+    def _rows(self, x: Tensor) -> Rows:
+        layout = Layout.of(x)
+        assert layout is not None
+        outer, inner, step = layout.steps
+        return Rows(x.detach(), outer // self.align, inner // self.align, step)
+
+    def find(self) -> Tensor:
+        """The table of statistics."""
+        p, t = self.problem, self.tiling
+        found = _found(p)
+        device = p.logits.device
+        parts = torch.empty((found.bit_count(), t.parts, self.rows), device=device)
+        table = torch.empty(p.table_shape, dtype=torch.float64, device=device)
+        launch(
+            statistics.sweep, self.tiles, device, self.question, parts, self.rows, FOUND=found,
+            ALIGN=self.align, ROWS=t.rows, BLOCK=t.block, num_warps=t.warps,
+        )  # fmt: skip
+        launch(
+            statistics.finish, triton.cdiv(self.rows, COUNT), device, self.question, parts, table,
+            self.rows, FOUND=found, FIELDS=p.mask, SHARDED=p.target.sharded, ALIGN=self.align,
+            BLOCK=t.block, COUNT=COUNT,
+        )  # fmt: skip
+        return table
+
+    def differentiate(self, table: Tensor, partials: Sequence[Tensor | None], out: Tensor) -> None:
+        """Write the gradient."""
+        p, t = self.problem, self.tiling
+        given = dict(zip(p.fields, partials, strict=True))
+        chosen = [_partial(given.get(name)) for name in Partials._fields]
+        slopes = Partials(*[at for at, _ in chosen])
+        steps = Partials(*[step for _, step in chosen])
+        needed = _needed(p, slopes)
+        device = p.logits.device
+        coefficients = torch.empty((needed.bit_count(), self.rows), device=device)
+        places = torch.empty((2, self.rows), dtype=torch.int32, device=device)
+        launch(
+            gradient.find_slopes, triton.cdiv(self.rows, COUNT), device, self.question,
+            table.contiguous(), slopes, steps, coefficients, places, self.rows, FIELDS=p.mask,
+            NEEDED=needed, ALIGN=self.align, COUNT=COUNT,
+        )  # fmt: skip
+        launch(
+            gradient.differentiate, self.tiles, device, self.question, coefficients, places,
+            self._rows(out), self.rows, NEEDED=needed, ALIGN=self.align, ROWS=t.rows,
+            BLOCK=t.block, num_warps=t.warps,
+        )  # fmt: skip
+
+
+def _found(p: Problem) -> int:
+    """What the tiles find out, as the bits of `statistics`."""
+    s = statistics
+    names = [s.LARGEST, s.SUM]
+    if p.target.soft:
+        names += [s.MASS, s.DEFICIT, s.PIVOT, s.PIVOT_CLASS, s.PIVOT_SOFT]
+    elif "top" in p.requests:
+        names += [s.TOP]
+    if "entropy" in p.requests:
+        names += [s.TIES, s.SPREAD]
+    if "mean" in p.requests:
+        names += [s.LEVEL, s.WEIGHT, s.SUPPORT]
+    if "squares" in p.requests or "cubes" in p.requests:
+        names += [s.SQUARES, s.CUBES]
+    return sum(1 << name.value for name in names)
+
+
+def _needed(p: Problem, slopes: Partials) -> int:
+    """The coefficients of the gradient, as the bits of `gradient`."""
+    g = gradient
+    names = [g.OFFSET, g.WHOLE, g.ALL, g.AT_PIVOT]
+    if slopes.entropy is not None:
+        names += [g.SPREAD]
+    if slopes.rest_squares is not None or slopes.rest_cubes is not None:
+        names += [g.SQUARE, g.CUBE]
+    if slopes.mean is not None:
+        names += [g.MEAN]
+    if p.target.soft:
+        names += [g.SOFT]
+    if slopes.rest_top_logit is not None:
+        names += [g.AT_TOP]
+    return sum(1 << name.value for name in names)
+
+
+def _partial(partial: Tensor | None) -> tuple[Tensor | None, int]:
+    """A partial derivative per row, and the step between rows."""
+    if partial is None:
+        return None, 0
+    if not any(partial.stride()):  # one number for all rows, expanded
+        return partial, 0
+    return partial.contiguous(), 1
+
+
+def _common_alignment(matrices: list[Tensor], classes: int) -> int:
+    """How many numbers of every matrix may be loaded at once."""
+    align = classes
+    for x in matrices:
+        layout = Layout.of(x)
+        assert layout is not None
+        align = math.gcd(align, VECTOR // x.element_size(), *layout.steps[:2])
+    return align
+
+
+def _vector(x: Tensor | None) -> Tensor | None:
+    """A vector of the classes in float32."""
+    return None if x is None else x.detach().float().contiguous()
+
+
+def launch(
+    kernel: Any, programs: int, device: torch.device, *arguments: Any, num_warps: int = 4,
+    **constants: Any,
+) -> None:  # fmt: skip
+    """Run a kernel on a device, in whatever context the caller is."""
+    here: Any = contextlib.nullcontext()
+    if device.type != "cpu":  # which is Triton's interpreter
+        here = torch.get_device_module(device).device(device)
+    with here:  # a * b + c is fused where it says so and nowhere else: same bits everywhere
+        kernel[(programs,)](*arguments, **constants, num_warps=num_warps, enable_fp_fusion=False)

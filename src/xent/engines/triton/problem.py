@@ -1,0 +1,188 @@
+"""What the kernels are told: tensors and how to walk them, as tuples that Triton takes as one.
+
+Rows are numbered ``outer * inner_rows + inner``; a tile is some rows of one ``outer`` and a run of
+classes. The programs of one launch go through the tiles of a row first.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+
+from .arithmetic import INF, LOG2E, tanh
+
+
+class Rows(NamedTuple):
+    """Rows in memory; the strides are in units of ALIGN elements, that of the classes in one.
+
+    Triton knows of alignment only whether 16 divides a number; a product with a constant tells it
+    the rest, or rows of 1000 numbers would be loaded one by one.
+    """
+
+    at: Any
+    outer: int
+    inner: int
+    step: int
+
+
+class Transform(NamedTuple):
+    """``z = softcap tanh(scale x / softcap) class_scale + class_bias``; None leaves it out."""
+
+    scale: Any
+    scale_step: int  # 1: one per row, 0: one for all
+    softcap: Any
+    class_scale: Any
+    class_bias: Any
+
+
+class Question(NamedTuple):
+    """Logits, what is done to them, and the target."""
+
+    logits: Rows
+    inner_rows: int
+    units: int  # classes by ALIGN
+    parts: int  # tiles in a row
+    transform: Transform
+    labels: Any  # int64, or None
+    ignore_index: int
+    first_class: int
+    soft: Any  # Rows of a soft target, or of a table with a line for each class, or None
+    class_weight: Any  # of an index target or a soft one
+    mean_weight: Any
+
+
+@triton.constexpr_function
+def holds(mask, bit):
+    """Whether a bit of a set is on."""
+    return bool(mask >> bit & 1)
+
+
+@triton.constexpr_function
+def slot(mask, bit):
+    """How many members of a set come before one of them."""
+    return bin(mask & ((1 << bit) - 1)).count("1")
+
+
+# ---- where a program is -------------------------------------------------------------------------
+
+
+@triton.jit
+def find_tile(q, tile, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    """(outer, inner row, row is there, part, classes) of a tile."""
+    part = tile % q.parts
+    strips = tl.cdiv(q.inner_rows, ROWS)
+    strip = tile // q.parts
+    outer = (strip // strips).to(tl.int64)
+    inner = (strip % strips) * ROWS + tl.arange(0, ROWS)
+    return outer, inner, inner < q.inner_rows, part, part * BLOCK + tl.arange(0, BLOCK)
+
+
+@triton.jit
+def read_labels(q, n, there, ALIGN: tl.constexpr):
+    """(class among these logits or -1, row counts) of rows; every row of a soft target counts."""
+    place = tl.full(n.shape, -1, tl.int64)
+    if q.labels is not None:
+        label = tl.load(q.labels + n, mask=there, other=q.ignore_index)
+        there = there & (label != q.ignore_index)
+        here = label - q.first_class
+        place = tl.where(there & (here >= 0) & (here < q.units * ALIGN), here, -1)
+    return place, there
+
+
+@triton.jit
+def addresses(rows, outer, inner, classes, ALIGN: tl.constexpr):
+    """Pointers to a tile."""
+    line = (outer * rows.outer + inner.to(tl.int64) * rows.inner) * ALIGN
+    return rows.at + line[:, None] + (classes.to(tl.int64) * rows.step)[None, :]
+
+
+# ---- logits -------------------------------------------------------------------------------------
+
+
+@triton.jit
+def scale_of_rows(t, n, there):
+    """The factor on the logits of each row."""
+    scale = tl.full(n.shape, 1.0, tl.float32)
+    if t.scale is not None:
+        scale = tl.load(t.scale + n * t.scale_step, mask=there, other=1.0).to(tl.float32)
+    return scale
+
+
+@triton.jit
+def terms_of_classes(t, classes, inside):
+    """Factor on the logits of each class, and what is added to them."""
+    factor = tl.full(classes.shape, 1.0, tl.float32)
+    bias = tl.zeros(classes.shape, tl.float32)
+    if t.class_scale is not None:
+        factor = tl.load(t.class_scale + classes, mask=inside, other=1.0)
+    if t.class_bias is not None:
+        bias = tl.load(t.class_bias + classes, mask=inside, other=0.0)
+    return factor, bias
+
+
+@triton.jit
+def transformed(t, z, scale, factor, bias):
+    """Logits after all that is done to them. A masked class stays masked by the cap."""
+    if t.scale is not None:
+        z *= scale
+    if t.softcap is not None:
+        z = tl.where(z == -INF, z, tanh(z * (1.0 / t.softcap)) * t.softcap)
+    if t.class_scale is not None:
+        z *= factor
+    if t.class_bias is not None:
+        z += bias
+    return z
+
+
+@triton.jit
+def slope_of_transform(t, x, scale, factor):
+    """What the last step of the chain rule multiplies by, but for the scale of the row."""
+    slope = tl.full(x.shape, 1.0, tl.float32) * factor
+    if t.softcap is not None:
+        e = tl.exp2(tl.abs(x * scale) * (-2.0 * LOG2E / t.softcap))
+        slope *= 4.0 * e / ((1.0 + e) * (1.0 + e))  # 1 - tanh^2
+    return slope
+
+
+@triton.jit
+def load_logits(q, outer, inner, n, there, classes, OTHER: tl.constexpr, ALIGN: tl.constexpr):
+    """(transformed logits of a tile in float32, OTHER where there are none; slope)."""
+    inside = classes < q.units * ALIGN
+    mask = there[:, None] & inside[None, :]
+    z = tl.load(addresses(q.logits, outer, inner, classes, ALIGN), mask=mask, other=OTHER)
+    z = z.to(tl.float32)
+    scale = scale_of_rows(q.transform, n, there)[:, None]
+    factor, bias = terms_of_classes(q.transform, classes, inside)
+    slope = slope_of_transform(q.transform, z, scale, factor[None, :])
+    z = transformed(q.transform, z, scale, factor[None, :], bias[None, :])
+    return tl.where(mask, z, OTHER), slope
+
+
+@triton.jit
+def load_pivots(q, n, place, found, ALIGN: tl.constexpr):
+    """The transformed logit of one class of each row, -inf where it is not found."""
+    place = tl.where(found, place, 0)
+    row = (n // q.inner_rows * q.logits.outer + n % q.inner_rows * q.logits.inner) * ALIGN
+    z = tl.load(q.logits.at + row + place * q.logits.step, mask=found, other=0.0).to(tl.float32)
+    factor, bias = terms_of_classes(q.transform, place, found)
+    z = transformed(q.transform, z, scale_of_rows(q.transform, n, found), factor, bias)
+    return tl.where(found, z, -INF)
+
+
+@triton.jit
+def load_soft(q, outer, inner, n, there, classes, place, ALIGN: tl.constexpr):
+    """The soft target of a tile, class weights included; 0 where there is none."""
+    inside = classes < q.units * ALIGN
+    mask = there[:, None] & inside[None, :]
+    if q.labels is None:
+        at = addresses(q.soft, outer, inner, classes, ALIGN)
+    else:
+        known = tl.where(place < 0, 0, place)
+        mask = mask & (place >= 0)[:, None]
+        at = addresses(q.soft, 0, known, classes, ALIGN)
+    soft = tl.load(at, mask=mask, other=0.0).to(tl.float32)
+    if q.class_weight is not None:
+        soft *= tl.load(q.class_weight + classes, mask=inside, other=0.0)[None, :]
+    return soft
