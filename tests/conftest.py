@@ -17,12 +17,9 @@ settings.load_profile("xent")
 
 
 if triton.INTERPRETED:
-    from triton.runtime import interpreter
+    from .interpreter import tame
 
-    from .helpers import as_bfloat16
-
-    # It cuts float32 off to bfloat16, where a GPU rounds to nearest.
-    interpreter._convert_float = as_bfloat16(interpreter._convert_float)
+    tame()
 
 
 @pytest.fixture(autouse=True)
@@ -44,6 +41,12 @@ def _named(name: str) -> str:
 @pytest.fixture(params=["native", "reference"])
 def engine(request) -> str:
     """Each engine by name; a pure-Python installation has only the reference."""
+    return _named(request.param)
+
+
+@pytest.fixture(params=["native", "triton", "reference"])
+def every_engine(request) -> str:
+    """Triton's among them, which in its interpreter takes milliseconds for each program."""
     return _named(request.param)
 
 

@@ -11,6 +11,11 @@ mpmath.mp.dps = 50
 HALF = (torch.bfloat16, torch.float16)
 
 
+def widest(engine: str) -> torch.dtype:
+    """The type with the most digits that an engine takes."""
+    return torch.float32 if engine == "triton" else torch.float64
+
+
 def spacing(value: Tensor, dtype: torch.dtype) -> Tensor:
     """One unit in the last place of ``dtype`` at each (float64) value."""
     info = torch.finfo(dtype)
@@ -100,17 +105,3 @@ def head(n=37, d=6, v=50, dtype=torch.float64):
 def grads(loss, parts, slope=1.5):
     """The gradients of a multiple of a loss, or of the sum of losses."""
     return torch.autograd.grad((loss * slope).sum(), parts, allow_unused=True)
-
-
-def as_bfloat16(convert):
-    """A conversion of numpy arrays between Triton's types, with torch's of bfloat16."""
-
-    def convert_rightly(data, of, to, rounding):
-        if of.is_fp32() and to.is_bf16():
-            return torch.from_numpy(data.copy()).bfloat16().view(torch.uint16).numpy()
-        if of.is_bf16() and to.is_fp32():
-            bits = torch.from_numpy(data.view("uint16").copy())
-            return bits.view(torch.bfloat16).float().view(torch.uint32).numpy()
-        return convert(data, of, to, rounding)
-
-    return convert_rightly

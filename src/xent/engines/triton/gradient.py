@@ -48,6 +48,7 @@ from .statistics import (
     F_SUPPORT,
     F_TARGET,
     F_TOP,
+    weight_of_class,
 )  # fmt: skip
 
 # The coefficients, and the bit of each in the set of those that are needed.
@@ -92,15 +93,6 @@ def partial(at, step, n, there):
     if at is not None:
         value = tl.load(at + n * step, mask=there, other=0.0)
     return value
-
-
-@triton.jit
-def weight_of_mean(q, place, there):
-    """What `mean` weighs a class by."""
-    weight = tl.full(place.shape, 1.0, tl.float64)
-    if q.mean_weight is not None:
-        weight = tl.load(q.mean_weight + place, mask=there, other=0.0).to(tl.float64)
-    return weight
 
 
 @triton.jit
@@ -188,7 +180,7 @@ def find_slopes(
         here = kept & (pivot >= 0) & (support > 0)
         if not IS_SOFT:
             here = here & (field(table, F_TARGET, n, rows, there, FIELDS) != -INF)
-        at_pivot += tl.where(here, mean * weight_of_mean(q, pivot, here), 0.0)
+        at_pivot += tl.where(here, mean * weight_of_class(q.mean_weight, pivot, here), 0.0)
 
     scale = tl.full([COUNT], 1.0, tl.float64)
     if q.transform.scale is not None:
@@ -202,7 +194,7 @@ def find_slopes(
         e = tl.exp(x)
         at_top = partial(partials.rest_top_logit, steps.rest_top_logit, n, there)
         at_top += e * (unit * (all_ + spread * x) + e * (square + e * cube))
-        at_top += mean * weight_of_mean(q, top, here)
+        at_top += mean * weight_of_class(q.mean_weight, top, here)
         put_coefficient(coefficients, AT_TOP, at_top * scale, n, rows, there, NEEDED)
 
     unit *= scale

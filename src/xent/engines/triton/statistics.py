@@ -180,10 +180,74 @@ def get_part(parts, quantity: tl.constexpr, at, step, there, FOUND: tl.constexpr
 
 
 @triton.jit
-def put(table, field: tl.constexpr, value, n, rows, there, FIELDS: tl.constexpr):
-    """Store one field of rows, if it is wanted."""
-    if holds(FIELDS, field):
-        tl.store(table + slot(FIELDS, field) * rows.to(tl.int64) + n, value, mask=there)
+def merge_tiles(
+    q, parts, rows, n, there, FOUND: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
+    """What the tiles of rows add up to: (row, peak, powers, mean), each a tuple.
+
+    ``row`` is what :func:`merge` merges; ``peak`` the largest logit of the rest, or the pivot of a
+    soft target: (logit, class, q).
+    """
+    step = q.parts * rows.to(tl.int64)
+    none = tl.zeros(n.shape, tl.float64)
+    row = none - INF, none, none, none, none, none
+    logit, class_, soft = none - INF, none, none
+    squares, cubes, level, weight, support = none, none, none, none, none
+    for part in range(q.parts):
+        at = part * rows.to(tl.int64) + n
+        largest = tl.load(parts + at, mask=there, other=-INF)
+        offset, whole = base_of(largest, exact_sums(FOUND))
+        tile = (
+            tl.where(largest == -INF, -INF, shift_of(offset, whole)),
+            get_part(parts, SUM, at, step, there, FOUND),
+            get_part(parts, TIES, at, step, there, FOUND),
+            get_part(parts, SPREAD, at, step, there, FOUND),
+            get_part(parts, MASS, at, step, there, FOUND),
+            get_part(parts, DEFICIT, at, step, there, FOUND),
+        )
+        before = row
+        row = merge(before, tile)
+        if holds(FOUND, SQUARES):
+            a = carried(before[1] + before[2], before[0], row[0])
+            b = carried(tile[1] + tile[2], tile[0], row[0])
+            squares = a * a * squares + b * b * get_part(parts, SQUARES, at, step, there, FOUND)
+            tile_cubes = get_part(parts, CUBES, at, step, there, FOUND)
+            cubes = a * a * a * cubes + b * b * b * tile_cubes
+        if holds(FOUND, LEVEL):
+            tile_weight = get_part(parts, WEIGHT, at, step, there, FOUND)
+            base = tl.where(largest == -INF, 0.0, largest).to(tl.float64)
+            level += get_part(parts, LEVEL, at, step, there, FOUND) + tile_weight * base
+            weight += tile_weight
+            support += get_part(parts, SUPPORT, at, step, there, FOUND)
+        if holds(FOUND, PIVOT):
+            tile_logit = get_part(parts, PIVOT, at, step, there, FOUND)
+            tile_soft = get_part(parts, PIVOT_SOFT, at, step, there, FOUND)
+            wins = tile_logit > logit
+            loser = tl.where(wins, logit, tile_logit)
+            row = merge(row, released(loser, tl.where(wins, soft, tile_soft), FOUND))
+            soft = tl.where(wins, tile_soft, soft)
+            place = get_part(parts, PIVOT_CLASS, at, step, there, FOUND)
+        else:
+            tile_logit = largest.to(tl.float64)
+            wins = tile_logit > logit
+            place = get_part(parts, TOP, at, step, there, FOUND)
+        class_ = tl.where(wins, part * BLOCK + place, class_)
+        logit = tl.where(wins, tile_logit, logit)
+    return row, (logit, class_, soft), (squares, cubes), (level, weight, support)
+
+
+@triton.jit
+def released(logit, soft, FOUND: tl.constexpr):
+    """A former pivot as one of the rest. Masked, it is nothing, but for what is wanted of it."""
+    none = tl.zeros(logit.shape, tl.float64)
+    one = tl.where(logit == -INF, 0.0, none + 1.0)
+    deficit = tl.where((logit == -INF) & (soft != 0), INF, none)
+    if holds(FOUND, TIES):
+        return logit, none, one, none, soft, deficit
+    return logit, one, none, none, soft, deficit
+
+
+# ---- the fields ---------------------------------------------------------------------------------
 
 
 @triton.jit
@@ -193,142 +257,108 @@ def finite_or_nan(logit):
 
 
 @triton.jit
+def put(sink, field: tl.constexpr, value, of_blank, FIELDS: tl.constexpr):
+    """Store one field of rows, if it is wanted; ``of_blank`` is that of a row without classes."""
+    table, rows, n, there, blank = sink
+    if holds(FIELDS, field):
+        at = table + slot(FIELDS, field) * rows.to(tl.int64) + n
+        tl.store(at, tl.where(blank, of_blank, value), mask=there)
+
+
+@triton.jit
 def finish(
     q, parts, table, rows,
     FOUND: tl.constexpr, FIELDS: tl.constexpr, SHARDED: tl.constexpr, ALIGN: tl.constexpr,
     BLOCK: tl.constexpr, COUNT: tl.constexpr,
 ):  # fmt: skip
     """Merge the tiles of COUNT rows and store their fields; a tile had BLOCK classes."""
-    SOFT: tl.constexpr = holds(FOUND, PIVOT)
     n = tl.program_id(0).to(tl.int64) * COUNT + tl.arange(0, COUNT)
     there = n < rows
     place, kept = read_labels(q, n, there, ALIGN)
-    step = q.parts * rows.to(tl.int64)
-    none = tl.zeros([COUNT], tl.float64)
-    row = none - INF, none, none, none, none, none
-    top_logit, top = none - INF, none
-    pivot, pivot_soft = none - INF, none
-    level, weight, support, squares, cubes = none, none, none, none, none
-    for part in range(q.parts):
-        at = part * rows.to(tl.int64) + n
-        largest = tl.load(parts + at, mask=there, other=-INF)
-        offset, whole = base_of(largest, exact_sums(FOUND))
-        total = get_part(parts, SUM, at, step, there, FOUND)
-        ties = get_part(parts, TIES, at, step, there, FOUND)
-        shift = tl.where(largest == -INF, -INF, shift_of(offset, whole))
-        tile = (
-            shift, total, ties, get_part(parts, SPREAD, at, step, there, FOUND),
-            get_part(parts, MASS, at, step, there, FOUND),
-            get_part(parts, DEFICIT, at, step, there, FOUND),
-        )  # fmt: skip
-        before, before_all = row[0], row[1] + row[2]
-        row = merge(row, tile)
-        if holds(FOUND, SQUARES):
-            mine, its = carried(before_all, before, row[0]), carried(total, shift, row[0])
-            squares = mine * mine * squares
-            squares += its * its * get_part(parts, SQUARES, at, step, there, FOUND)
-            cubes = mine * mine * mine * cubes
-            cubes += its * its * its * get_part(parts, CUBES, at, step, there, FOUND)
-        if holds(FOUND, TOP):
-            first = get_part(parts, TOP, at, step, there, FOUND) + part * BLOCK
-            top = tl.where(largest > top_logit, first, top)
-        top_logit = tl.maximum(top_logit, largest.to(tl.float64))
-        if holds(FOUND, LEVEL):
-            of_tile = get_part(parts, WEIGHT, at, step, there, FOUND)
-            base = tl.where(largest == -INF, 0.0, largest).to(tl.float64)
-            level += get_part(parts, LEVEL, at, step, there, FOUND) + of_tile * base
-            weight += of_tile
-            support += get_part(parts, SUPPORT, at, step, there, FOUND)
-        if SOFT:
-            # The smaller of two pivots joins the rest.
-            logit = get_part(parts, PIVOT, at, step, there, FOUND)
-            its = get_part(parts, PIVOT_SOFT, at, step, there, FOUND)
-            takes = logit > pivot
-            loser, loser_soft = tl.where(takes, pivot, logit), tl.where(takes, pivot_soft, its)
-            first = get_part(parts, PIVOT_CLASS, at, step, there, FOUND) + part * BLOCK
-            top = tl.where(takes, first, top)
-            pivot, pivot_soft = tl.where(takes, logit, pivot), tl.where(takes, its, pivot_soft)
-            one = tl.where(loser == -INF, 0.0, 1.0)
-            masked = (loser == -INF) & (loser_soft != 0)
-            nothing = tl.where(masked, INF, 0.0)
-            if holds(FOUND, TIES):
-                row = merge(row, (loser, none, one, none, loser_soft, nothing))
-            else:
-                row = merge(row, (loser, one, none, none, loser_soft, nothing))
-    shift, total, ties, spread, mass, deficit = row
-    if not SOFT:
+    row, peak, powers, mean = merge_tiles(q, parts, rows, n, there, FOUND, BLOCK)
+    shift, small, ties, spread, soft_mass, deficit = row
+    if holds(FOUND, PIVOT):
+        pivot = peak[0]
+    else:
         pivot = load_pivots(q, n, place, kept & (place >= 0), ALIGN).to(tl.float64)
-
-    # What follows from the sums.
-    all_ = total + ties
-    lost = total - (all_ - ties)
-    log_sum = tl.log(all_) + tl.where(all_ == 0, 0.0, lost / all_)
+    total = small + ties
+    log_sum = tl.log(total)
+    if holds(FOUND, TIES):  # what a few small terms beside a count would lose
+        log_sum += tl.where(total == 0, 0.0, (small - (total - ties)) / total)
     d = finite_or_nan(pivot) - shift - log_sum
     both = overlap(d)
     above = tl.where(d < 0, -d, 0.0) + both  # lse - pivot
     below = log_sum + tl.where(d < 0, 0.0, d) + both  # lse - shift
-    lse = tl.where(d < 0, shift + below, pivot + above)
-    if SOFT:
-        nll = times(pivot_soft, above) + deficit + times(mass, below)
-        flat = nll <= 0
-        log_odds = tl.where(flat, INF, -nll - tl.log(one_minus_exp(tl.where(flat, 1.0, nll))))
-        log_prob = -nll
-        if q.labels is not None:  # a label that is none has no target
-            log_prob = tl.where(place < 0, -INF, log_prob)
-        target = times(pivot_soft, pivot) + times(mass, shift) - deficit
-        mass = pivot_soft + mass
-        reached = tl.where(mass == 0, 0.0, -INF)
-        rest_top, rest_logit = top, pivot
-    else:
-        log_odds, log_prob, target = d, -above, finite_or_nan(pivot)
-        mass = tl.where(place >= 0, 1.0, none)
-        if q.class_weight is not None:
-            in_range = tl.where(place >= 0, place, 0)
-            its = tl.load(q.class_weight + in_range, mask=there & (place >= 0), other=0.0)
-            mass = its.to(tl.float64)
-        reached = none - INF
-        masked = (all_ == 0) & (pivot == -INF)
-        rest_top, rest_logit = top, tl.where(masked | (d == d), top_logit, float("nan"))
-        class_ = place.to(tl.float64)
-        tie = (pivot == top_logit) & (class_ < top)
-        top = tl.where(tie | (pivot > top_logit), class_, top)
-    surprise = below + tl.where(all_ > 0, spread / all_, 0.0)
-    entropy = times(sigmoid(d), above) + times(sigmoid(-d), surprise)
-    unit = tl.exp(-below)
 
-    # A shard without any unmasked class is the identity of the merge, and an ignored row one that
-    # is predicted with certainty.
-    blank = ~kept
-    log_odds = tl.where(blank, INF, log_odds)
-    log_prob, target = tl.where(blank, 0.0, log_prob), tl.where(blank, 0.0, target)
-    level_of_blank = none
-    support_of_blank = none + 1.0
-    mass = tl.where(blank, 0.0, mass)
+    # An ignored row is a row predicted with certainty; a shard without any unmasked class is the
+    # identity of the merge.
+    none = tl.zeros([COUNT], tl.float64)
+    blank, level, certain, reached, support = ~kept, none, none + INF, none, none + 1.0
+    blank_mass = none
     if SHARDED:
-        nothing = kept & (all_ == 0) & (pivot == -INF)
-        log_odds = tl.where(nothing, tl.where(reached == 0, INF, -INF), log_odds)
-        log_prob, target = tl.where(nothing, reached, log_prob), tl.where(nothing, reached, target)
-        level_of_blank = tl.where(nothing, -INF, level_of_blank)
-        support_of_blank = tl.where(nothing, 0.0, support_of_blank)
+        nothing = kept & (total == 0) & (pivot == -INF)
         blank = blank | nothing
-    put(table, F_SHIFT, tl.where(blank, level_of_blank, shift), n, rows, there, FIELDS)
-    put(table, F_SUM, tl.where(blank, 0.0, all_), n, rows, there, FIELDS)
-    put(table, F_LOG_ODDS, log_odds, n, rows, there, FIELDS)
-    put(table, F_LOG_PROB, log_prob, n, rows, there, FIELDS)
-    put(table, F_TARGET, target, n, rows, there, FIELDS)
-    put(table, F_LSE, tl.where(blank, level_of_blank, lse), n, rows, there, FIELDS)
-    put(table, F_MASS, mass, n, rows, there, FIELDS)
-    put(table, F_TOP, tl.where(blank, 0.0, top), n, rows, there, FIELDS)
-    put(table, F_TOP_LOGIT, tl.where(blank, level_of_blank, pivot), n, rows, there, FIELDS)
-    put(table, F_PIVOT_LOG_ODDS, tl.where(blank, level_of_blank, d), n, rows, there, FIELDS)
-    put(table, F_ENTROPY, tl.where(blank, 0.0, entropy), n, rows, there, FIELDS)
-    put(table, F_LOG_SUM, tl.where(blank, 0.0, log_sum), n, rows, there, FIELDS)
-    put(table, F_MEAN, tl.where(blank, 0.0, level / support), n, rows, there, FIELDS)
-    put(table, F_SUPPORT, tl.where(blank, support_of_blank, support), n, rows, there, FIELDS)
-    put(table, F_MEAN_MASS, tl.where(blank, 0.0, weight / support), n, rows, there, FIELDS)
-    put(table, F_REST_TOP, tl.where(blank, 0.0, rest_top), n, rows, there, FIELDS)
-    rest_logit = tl.where(blank, level_of_blank, rest_logit)
-    put(table, F_REST_TOP_LOGIT, rest_logit, n, rows, there, FIELDS)
-    squares, cubes = times(squares, unit * unit), times(cubes, unit * unit * unit)
-    put(table, F_REST_SQUARES, tl.where(blank, 0.0, squares), n, rows, there, FIELDS)
-    put(table, F_REST_CUBES, tl.where(blank, 0.0, cubes), n, rows, there, FIELDS)
+        level, support = tl.where(nothing, -INF, level), tl.where(nothing, 0.0, support)
+        if holds(FOUND, PIVOT):
+            blank_mass = tl.where(nothing, peak[2] + soft_mass, 0.0)
+            reached = tl.where(nothing & (blank_mass != 0), -INF, reached)
+        else:
+            reached = tl.where(nothing, -INF, reached)
+        certain = tl.where(nothing & (reached == -INF), -INF, certain)
+    sink = table, rows, n, there, blank
+    put(sink, F_SHIFT, shift, level, FIELDS)
+    put(sink, F_SUM, total, none, FIELDS)
+    put(sink, F_LOG_SUM, log_sum, none, FIELDS)
+    put(sink, F_LSE, tl.where(d < 0, shift + below, pivot + above), level, FIELDS)
+    if holds(FOUND, PIVOT):
+        own = peak[2]
+        nll = times(own, above) + deficit + times(soft_mass, below)
+        flat = nll <= 0
+        log_odds = -nll - tl.log(one_minus_exp(tl.where(flat, 1.0, nll)))
+        put(sink, F_LOG_ODDS, tl.where(flat, INF, log_odds), certain, FIELDS)
+        if q.labels is not None:  # of a label that is none there is no target
+            nll = tl.where(place < 0, INF, nll)
+        put(sink, F_LOG_PROB, -nll, reached, FIELDS)
+        target = times(own, pivot) + times(soft_mass, shift) - deficit
+        put(sink, F_TARGET, target, reached, FIELDS)
+        put(sink, F_MASS, own + soft_mass, blank_mass, FIELDS)
+        put(sink, F_TOP, peak[1], none, FIELDS)
+        put(sink, F_TOP_LOGIT, pivot, level, FIELDS)
+        put(sink, F_PIVOT_LOG_ODDS, d, level, FIELDS)
+    else:
+        put(sink, F_LOG_ODDS, d, certain, FIELDS)
+        put(sink, F_LOG_PROB, -above, reached, FIELDS)
+        put(sink, F_TARGET, finite_or_nan(pivot), reached, FIELDS)
+        put(
+            sink, F_MASS, weight_of_class(q.class_weight, place, there & (place >= 0)), none, FIELDS
+        )
+        if holds(FOUND, TOP):
+            logit, class_ = peak[0], place.to(tl.float64)
+            put(sink, F_REST_TOP, peak[1], none, FIELDS)
+            leads = (pivot > logit) | ((pivot == logit) & (class_ < peak[1]))
+            put(sink, F_TOP, tl.where(leads, class_, peak[1]), none, FIELDS)
+            # Comparisons have passed NaN over, the log-odds have not.
+            masked = (total == 0) & (pivot == -INF)
+            logit = tl.where(masked | (d == d), logit, float("nan"))
+            put(sink, F_REST_TOP_LOGIT, logit, level, FIELDS)
+    if holds(FOUND, SPREAD):
+        surprise = below + tl.where(total > 0, spread / total, 0.0)
+        entropy = times(sigmoid(d), above) + times(sigmoid(-d), surprise)
+        put(sink, F_ENTROPY, entropy, none, FIELDS)
+    if holds(FOUND, SQUARES):
+        unit = tl.exp(-below)
+        put(sink, F_REST_SQUARES, times(powers[0], unit * unit), none, FIELDS)
+        put(sink, F_REST_CUBES, times(powers[1], unit * unit * unit), none, FIELDS)
+    if holds(FOUND, LEVEL):
+        put(sink, F_MEAN, mean[0] / mean[2], none, FIELDS)
+        put(sink, F_MEAN_MASS, mean[1] / mean[2], none, FIELDS)
+        put(sink, F_SUPPORT, mean[2], support, FIELDS)
+
+
+@triton.jit
+def weight_of_class(weights, place, there):
+    """The weight of one class of each row, 1 without weights; 0 where it is not there."""
+    weight = tl.where(there, 1.0, tl.zeros(place.shape, tl.float64))
+    if weights is not None:
+        weight = tl.load(weights + place, mask=there, other=0.0).to(tl.float64)
+    return weight
