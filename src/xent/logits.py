@@ -63,7 +63,7 @@ def make_transform(
     elif logit_scale is not None:
         number = finite_number("logit_scale", logit_scale)
         if number != 1.0:
-            scale = torch.tensor(number, dtype=torch.float64, device=device)
+            scale = torch.full((), number, dtype=torch.float64, device=device)
     cap = 0.0
     if softcap is not None:
         cap = finite_number("softcap", softcap)

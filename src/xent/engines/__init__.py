@@ -22,7 +22,7 @@ from .._check import one_of
 from ..linear_logits import LinearLogits
 from ..row_statistics import RowStatistics
 from . import heads, linear, native, reference, triton
-from .autograd import apply_plain, differentiable_fields
+from .autograd import apply_plain, cross_entropy_ahead, differentiable_fields
 from .problem import Problem
 from .transforms import transforms_active
 
@@ -146,6 +146,32 @@ def measure(
         classes=problem.classes,
         complete=complete,
     )
+
+
+def sum_of_nll(
+    problem: Problem,
+    row_weight: Tensor | None,
+    find_divisor: Callable[[], Tensor | None],
+    engine: str = "auto",
+) -> Tensor | None:
+    """The sum of ``-log_prob * mass * row_weight`` by a divisor, its gradient found along with it.
+
+    None where no engine does it in one sweep: then :func:`measure`.
+    """
+    x, compiling = problem.logits, torch.compiler.is_compiling()
+    ahead = isinstance(x, Tensor) and x.requires_grad and torch.is_grad_enabled() and not compiling
+    if not ahead or problem.target.soft or problem.target.sharded or x.numel() == 0:
+        return None
+    if row_weight is not None and row_weight.requires_grad:
+        return None
+    if choose(problem, engine).engine != "triton":
+        return None
+    divisor = find_divisor()
+    if divisor is not None and divisor.requires_grad:
+        return None
+    if row_weight is not None:
+        row_weight = row_weight.contiguous()
+    return cross_entropy_ahead(x, problem, row_weight, divisor, triton)
 
 
 def by_chunks(problem: Problem) -> bool:

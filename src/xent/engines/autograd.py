@@ -69,6 +69,57 @@ def gradient(
     return result
 
 
+class CrossEntropyAhead(torch.autograd.Function):
+    """The sum of ``-log_prob * mass * row_weight`` by a divisor, and its gradient, in one sweep.
+
+    The gradient is that for slope 1, which a loss nearly always has. For any other it is computed
+    again, over the first; whether, is for the device to decide, as looking would mean to wait.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        logits: Tensor,
+        problem: Problem,
+        row_weight: Tensor | None,
+        divisor: Tensor | None,
+        engine: ModuleType,
+    ) -> Tensor:
+        """The loss, 0-d, in float64."""
+        (log_prob, mass), ctx.gradient = engine.cross_entropy(problem, row_weight, divisor)
+        ctx.save_for_backward(*problem.tensors(), row_weight, divisor)
+        ctx.problem = problem.without_tensors()
+        ctx.engine = engine
+        return _sum_of_nll(log_prob, mass, row_weight, divisor)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradient of the logits."""
+        (grad,) = grads
+        *tensors, row_weight, divisor = ctx.saved_tensors
+        problem = ctx.problem.with_tensors(tensors)
+        record = torch.is_grad_enabled()
+        if record or is_batched(grad):
+            with torch.enable_grad():
+                table, _ = reference.row_statistics(problem)
+                fields = dict(zip(problem.fields, table.unbind(0), strict=True))
+                loss = _sum_of_nll(fields["log_prob"], fields["mass"], row_weight, divisor)
+            (result,) = torch.autograd.grad(loss, problem.logits, grad, create_graph=record)
+            return result, None, None, None, None
+        # Handed over, not kept: the leaf may take the memory as its own.
+        gradient, ctx.gradient = ctx.gradient, None
+        result = ctx.engine.follow(problem, row_weight, divisor, grad, gradient)
+        return result, None, None, None, None
+
+
+def _sum_of_nll(
+    log_prob: Tensor, mass: Tensor, row_weight: Tensor | None, divisor: Tensor | None
+) -> Tensor:
+    values = -log_prob * mass
+    total = (values if row_weight is None else values * row_weight).sum()
+    return total if divisor is None else total / divisor
+
+
 class PlainCrossEntropy(torch.autograd.Function):
     """Mean or sum of ``-log p`` over rows of index targets, one call into the core each way.
 
@@ -102,5 +153,6 @@ class PlainCrossEntropy(torch.autograd.Function):
 
 # torch.autograd.Function.apply without its look for torch.func, which is done by then: 2.5 us.
 apply_plain = super(torch.autograd.Function, PlainCrossEntropy).apply  # pyright: ignore
+cross_entropy_ahead = super(torch.autograd.Function, CrossEntropyAhead).apply  # pyright: ignore
 differentiable_fields: Callable[..., tuple[Any, ...]]
 differentiable_fields = super(torch.autograd.Function, DifferentiableFields).apply  # pyright: ignore

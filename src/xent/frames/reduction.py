@@ -69,14 +69,19 @@ def divisor_of(
         return stable_sum(mass if row_weight is None else mass * row_weight)
     if isinstance(normalizer, str):
         return stable_sum(torch.ones_like(mass) if kept is None else torch.where(kept, 1.0, 0.0))
-    return torch.as_tensor(normalizer, dtype=mass.dtype, device=mass.device)
+    if isinstance(normalizer, Tensor):
+        return normalizer.to(mass)
+    return mass.new_full((), normalizer)  # which, unlike a copy, no device waits for
 
 
 def by_divisor(total: Tensor, divisor: Tensor, empty: str) -> Tensor:
     """The mean; of nothing it is NaN, or 0 if so wanted."""
-    if empty == "zero":
-        divisor = torch.where(divisor == 0, 1.0, divisor)
-    return total / divisor
+    return total / of_empty(divisor, empty)
+
+
+def of_empty(divisor: Tensor, empty: str) -> Tensor:
+    """The divisor, if so wanted 1 instead of 0."""
+    return torch.where(divisor == 0, 1.0, divisor) if empty == "zero" else divisor
 
 
 def check_reduction(

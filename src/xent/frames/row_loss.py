@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .._check import one_of
-from ..engines import linear, measure
+from ..engines import linear, measure, sum_of_nll
 from ..engines.problem import Problem
 from ..hyperparameters import Hyperparameters
 from ..linear_logits import LinearLogits
@@ -23,7 +23,7 @@ from ..measurement import flatten, make_problem, result_dtype
 from ..row_statistics import REQUESTS, RowStatistics
 from .docstrings import loss_docstring
 from .linear_head import Rows, reduce_problem
-from .reduction import Reduction, check_reduction, reduce_rows
+from .reduction import Reduction, check_reduction, divisor_of, of_empty, reduce_rows
 
 Needs = str | tuple[str, ...] | Callable[..., tuple[str, ...]]
 
@@ -40,6 +40,7 @@ def row_loss(
     soft: bool = True,
     own: Mapping[str, Callable[..., Any]] | None = None,
     rowwise: bool = True,
+    plain: Callable[..., bool] = lambda **_: False,
 ) -> Any:
     r"""Turn a few lines on row statistics into a loss. A decorator.
 
@@ -70,6 +71,9 @@ def row_loss(
             the soft target that stands for each class). The caller cannot set these.
         rowwise: what the body makes of a row depends on no other row. Behind a linear head it then
             sees a chunk of rows at a time.
+        plain: whether, with these hyperparameters, the body is ``s.nll`` and nothing else, or
+            ``-s.log_prob`` if it is not ``weighted``. Its gradient is known before the statistics
+            are, so that some engines find both in one sweep.
 
     Returns:
         The loss.
@@ -90,7 +94,13 @@ def row_loss(
     """
     if body is None:
         return functools.partial(
-            row_loss, needs=needs, weighted=weighted, soft=soft, own=own, rowwise=rowwise
+            row_loss,
+            needs=needs,
+            weighted=weighted,
+            soft=soft,
+            own=own,
+            rowwise=rowwise,
+            plain=plain,
         )
     parameters = list(inspect.signature(body).parameters.values())
     if not parameters:
@@ -183,6 +193,12 @@ def row_loss(
                 problem, rows_of_chunk, shape, tuple(settings.values()), **reduce
             )
             return result.to(result_dtype(problem))
+        if reduction != "none" and not (return_stats or inplace_backward) and plain(**settings):
+            total = sum_of_nll(
+                problem, row_weight, lambda: divisor_of_labels(problem, **reduce), engine
+            )
+            if total is not None:
+                return total.to(result_dtype(problem))
         stats = measure(problem, engine, inplace_backward)
         result = reduce_rows(*rows_of(problem, stats), **reduce).to(result_dtype(problem))
         if shape is not None:
@@ -205,6 +221,24 @@ def _check_needs(names: tuple[str, ...]) -> tuple[str, ...]:
     for name in names:
         one_of("needs", name, REQUESTS)
     return tuple(names)
+
+
+def divisor_of_labels(
+    problem: Problem, *, reduction: str, normalizer: float | Tensor | str | None,
+    row_weight: Tensor | None, empty: str,
+) -> Tensor | None:  # fmt: skip
+    """What a loss of class indices is divided by, before the statistics are known."""
+    if reduction == "sum":
+        return None
+    labels, weight = problem.target.values, problem.class_weight
+    kept = labels != problem.target.ignore_index
+    if weight is None and row_weight is None and not isinstance(normalizer, (int, float, Tensor)):
+        return of_empty(kept.sum(), empty)
+    mass = torch.where(kept, 1.0, 0.0).double()
+    if weight is not None:
+        inside = (labels >= 0) & (labels < weight.shape[0])
+        mass = torch.where(kept, weight.double()[torch.where(inside, labels, 0)], 0.0)
+    return of_empty(divisor_of(kept, mass, normalizer, row_weight), empty)
 
 
 def _refuse_probabilities(name: str, input: Tensor, target: Tensor) -> None:

@@ -126,7 +126,11 @@ def _needs(label_smoothing: float, z_loss: float) -> tuple[str, ...]:
     return ("mean",) if label_smoothing else ()
 
 
-@row_loss(needs=_needs, weighted=True)
+@row_loss(
+    needs=_needs,
+    weighted=True,
+    plain=lambda label_smoothing, z_loss: not (label_smoothing or z_loss),
+)
 def _cross_entropy(s: RowStatistics, label_smoothing: float = 0.0, z_loss: float = 0.0) -> Tensor:
     loss = s.nll
     if label_smoothing:

@@ -108,7 +108,7 @@ def _log_prior(prior: Tensor, tau: float = 1.0, **_: object) -> Tensor:
 
 
 @member(proper=False, convex=True)
-@row_loss(own={"class_bias": _log_prior}, weighted=True)
+@row_loss(own={"class_bias": _log_prior}, weighted=True, plain=lambda **_: True)
 def logit_adjusted_loss(s: RowStatistics, prior: Counts, tau: Number = 1.0) -> Tensor:
     r"""Cross-entropy of the logits plus the log-priors: trains for balanced classes.
 
@@ -187,7 +187,9 @@ def _vs_bias(counts: Tensor, tau: float = 1.0, **_: object) -> Tensor:
 
 
 @member(proper=False, convex=True)
-@row_loss(own={"class_scale": _vs_scale, "class_bias": _vs_bias}, weighted=True)
+@row_loss(
+    own={"class_scale": _vs_scale, "class_bias": _vs_bias}, weighted=True, plain=lambda **_: True
+)
 def vs_loss(
     s: RowStatistics, counts: Counts, gamma: NonNegative = 0.3, tau: Number = 1.0
 ) -> Tensor:

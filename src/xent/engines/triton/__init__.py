@@ -85,3 +85,42 @@ def row_gradient(
     written = even(gradient)
     Launch(problem, written).differentiate(table, partials, written)
     return gradient if written is gradient else gradient.copy_(written)
+
+
+def cross_entropy(
+    problem: Problem, row_weight: Tensor | None, divisor: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """What :func:`row_statistics` says of ``-log p`` of index targets, and its gradient.
+
+    Returns log-probabilities and masses, (2, N...), float64; and the gradient of the sum of
+    ``-log_prob * mass * row_weight`` by ``divisor``, a 0-d tensor.
+    """
+    from .launch import Launch, even
+
+    check_labels(problem)
+    gradient = torch.empty_like(problem.logits)
+    written = even(gradient)
+    table = Launch(problem, written).cross_entropy(row_weight, divisor, written)
+    return table, gradient if written is gradient else gradient.copy_(written)
+
+
+def follow(
+    problem: Problem,
+    row_weight: Tensor | None,
+    divisor: Tensor | None,
+    slope: Tensor,
+    gradient: Tensor | None,
+) -> Tensor:
+    """That gradient times ``slope``, a 0-d tensor that nobody waits for.
+
+    ``gradient`` is the one for slope 1, and is written over; without it there will be a new one.
+    """
+    from .launch import Launch, even
+
+    ready = gradient is not None
+    gradient = gradient if ready else torch.empty_like(problem.logits)
+    written = even(gradient)
+    Launch(problem, written).follow(
+        row_weight, divisor, slope, written, ready and written is gradient
+    )
+    return gradient if written is gradient else gradient.copy_(written)

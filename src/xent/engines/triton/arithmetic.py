@@ -11,9 +11,11 @@ import triton.language as tl
 
 INF = tl.constexpr(float("inf"))
 LOG2E = tl.constexpr(1.44269502162933349609375)  # log2(e) to the digits of float32
+LOG2E_REST = tl.constexpr(1.92596299e-08)  # and those it has not
 ROUNDER = tl.constexpr(1.5 * 2**23)  # what is added to this has no digits behind the point
 EXPONENT = tl.constexpr(1.5 * 2**23 + 127)  # and to this: those of 2^x besides, in its lowest bits
 FAR = tl.constexpr(2.0**20)
+ROOM = tl.constexpr(64.0)  # exponents that small numbers are lifted by
 
 
 # ---- exponentials of logits ---------------------------------------------------------------------
@@ -45,22 +47,48 @@ def shift_of(offset, whole):
 
 @triton.jit
 def power(x, whole, EXACT: tl.constexpr):
-    """``e^(x - whole / log2(e))`` for logits less their offset."""
+    """``e^(x - whole / log2(e))`` for logits less their offset; 0 below the normal numbers."""
+    e, fade = split_power(x, whole, EXACT)
+    return e * fade
+
+
+@triton.jit
+def split_power(x, whole, EXACT: tl.constexpr):
+    """The same as a product of two normal numbers, for products that reach down to subnormals."""
     if not EXACT:
-        return tl.exp2(tl.fma(x, LOG2E, -whole))
+        y = tl.fma(x, LOG2E, -whole)
+        low = y < -ROOM
+        return tl.exp2(tl.where(low, y + ROOM, y)), tl.where(low, 2.0**-ROOM, 1.0)
     # Of a rounded product the fraction would be gone; so the whole part is taken off first.
-    vanished = (whole - 125.5) / LOG2E
-    near = tl.where(x > vanished, x, vanished)
+    low = x < -ROOM / LOG2E
+    least = -190.0 / LOG2E
+    near = tl.where(x > least, x, least)
     biased = tl.fma(near, LOG2E, EXPONENT)
     fraction = tl.fma(near, LOG2E, EXPONENT - biased)
-    scale = ((biased - whole).to(tl.int32, bitcast=True) << 23).to(tl.float32, bitcast=True)
+    raised = biased + tl.where(low, ROOM, 0.0)
+    scale = (raised.to(tl.int32, bitcast=True) << 23).to(tl.float32, bitcast=True)
     e = tl.where(x == x, tl.exp2(fraction) * scale, x)
-    return tl.where(x < vanished, 0.0, e)
+    return tl.where(x < least, 0.0, e), tl.where(low, 2.0**-ROOM, 1.0)
+
+
+@triton.jit
+def gap_to(logit, offset, whole):
+    """How far a logit lies above a shift: (integer, fraction) of an exponent of 2.
+
+    As one number it would have lost the digits of its own exponential, by an ulp per nat.
+    """
+    x = logit - offset
+    biased = tl.fma(x, LOG2E, ROUNDER - whole)
+    floor = biased - ROUNDER
+    fraction = tl.fma(x, LOG2E, -(whole + floor)) + (x - whole / LOG2E) * LOG2E_REST
+    # Where the integer has lost its last digits, or is infinite, it says everything.
+    fraction = tl.where(tl.abs(x) > 4 * FAR, 0.0, fraction)
+    return floor, fraction
 
 
 @triton.jit
 def tanh(x):
-    """An odd polynomial near 0, where ``1 - e^-2x`` would cancel; the exponential beyond."""
+    """An odd polynomial near 0, the exponential beyond, where little is taken from 1."""
     a = tl.abs(x)
     u = x * x
     tail = tl.fma(u, 0.0021465029921655, -0.0081815862462787)
@@ -69,7 +97,7 @@ def tanh(x):
     tail = tl.fma(u, tail, 0.1333320921396320)
     tail = tl.fma(u, tail, -0.3333333089354224)
     e = tl.exp2(a * (-2.0 * LOG2E))
-    beyond = (1.0 - e) / (1.0 + e)
+    beyond = 1.0 - 2.0 * e / (1.0 + e)
     return tl.where(a < 0.625, tl.fma(x * u, tail, x), tl.where(x < 0, -beyond, beyond))
 
 

@@ -21,8 +21,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from .arithmetic import INF, base_of, one_minus_exp, overlap, shift_of, sigmoid, times
-from .arithmetic import power as power_of
+from .arithmetic import INF, base_of, one_minus_exp, overlap, shift_of, sigmoid, split_power, times
 from .problem import (
     addresses,
     find_tile,
@@ -62,8 +61,6 @@ CUBE = tl.constexpr(6)
 MEAN = tl.constexpr(7)
 SOFT = tl.constexpr(8)
 AT_TOP = tl.constexpr(9)
-
-LIFT = tl.constexpr(24)  # exponents that products of small exponentials are kept above the ground
 
 
 class Partials(NamedTuple):
@@ -199,18 +196,11 @@ def find_slopes(
 
     unit *= scale
     all_ = tl.where(kept, times(unit, all_), 0.0)
-    # Where exponentials are small but their multiple is not, both stay among the normal numbers.
-    lifted = tl.abs(all_) > 2.0**-80
-    if holds(NEEDED, SQUARE):
-        lifted = lifted & False
-    lift = tl.where(lifted, LIFT, 0).to(tl.float32)
-    down = tl.where(lifted, 2.0**-LIFT, 1.0)
     put_coefficient(coefficients, OFFSET, tl.where(kept, offset, 0.0), n, rows, there, NEEDED)
-    whole = tl.where(kept, whole - lift, 0.0)
-    put_coefficient(coefficients, WHOLE, whole, n, rows, there, NEEDED)
-    put_coefficient(coefficients, ALL, all_ * down, n, rows, there, NEEDED)
+    put_coefficient(coefficients, WHOLE, tl.where(kept, whole, 0.0), n, rows, there, NEEDED)
+    put_coefficient(coefficients, ALL, all_, n, rows, there, NEEDED)
     put_coefficient(coefficients, AT_PIVOT, at_pivot * scale, n, rows, there, NEEDED)
-    spread = tl.where(kept, unit * spread, 0.0) * down
+    spread = tl.where(kept, unit * spread, 0.0)
     put_coefficient(coefficients, SPREAD, spread, n, rows, there, NEEDED)
     square, cube = tl.where(kept, scale * square, 0.0), tl.where(kept, scale * cube, 0.0)
     put_coefficient(coefficients, SQUARE, square, n, rows, there, NEEDED)
@@ -258,18 +248,19 @@ def differentiate(
     outer, inner, there, _, classes = find_tile(q, tile, ROWS, BLOCK)
     n = outer * q.inner_rows + inner
     place, kept = read_labels(q, n, there, ALIGN)
-    z, slope = load_logits(q, outer, inner, n, kept, classes, 0.0, ALIGN)
+    z, slope = load_logits(q, outer, inner, n, kept, classes, 0.0, "", ALIGN)
     x = z - coefficient(coefficients, OFFSET, n, rows, there, NEEDED)
     whole = coefficient(coefficients, WHOLE, n, rows, there, NEEDED)
-    e = power_of(x, whole, holds(NEEDED, SPREAD))
+    e, fade = split_power(x, whole, holds(NEEDED, SPREAD))
     factor = coefficient(coefficients, ALL, n, rows, there, NEEDED)
     if holds(NEEDED, SPREAD):
         factor += coefficient(coefficients, SPREAD, n, rows, there, NEEDED) * x
         factor = tl.where(e == 0.0, 0.0, factor)
     if holds(NEEDED, SQUARE):
         cube = coefficient(coefficients, CUBE, n, rows, there, NEEDED)
-        factor += e * (coefficient(coefficients, SQUARE, n, rows, there, NEEDED) + e * cube)
-    g = e * factor
+        power = e * fade
+        factor += power * (coefficient(coefficients, SQUARE, n, rows, there, NEEDED) + power * cube)
+    g = e * (fade * factor)
     inside = classes < q.units * ALIGN
     if holds(NEEDED, MEAN):
         mean = coefficient(coefficients, MEAN, n, rows, there, NEEDED)

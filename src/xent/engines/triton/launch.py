@@ -11,8 +11,9 @@ import torch
 import triton
 from torch import Tensor
 
+from ...row_statistics import INDEX
 from ..problem import Problem
-from . import gradient, statistics
+from . import gradient, one_pass, statistics
 from .gradient import Partials
 from .problem import Question, Rows, Transform
 
@@ -20,6 +21,7 @@ COUNT = 128  # rows of a program that works on rows
 TILE = 8192  # numbers in a tile of rows that are longer
 SMALL_TILE = 4096  # and in one of several rows
 PER_WARP = 1024  # of them
+ON_CHIP = 32768  # numbers of a row that one program can hold
 PANEL = 64  # rows side by side, where the classes are not
 VECTOR = 16  # bytes that a thread loads at once
 
@@ -38,6 +40,13 @@ class Tiling(NamedTuple):
         most = SMALL_TILE // PANEL if panel else TILE
         block = min(triton.next_power_of_2(classes), most)
         rows = PANEL if panel else max(1, SMALL_TILE // block)
+        return cls(rows, block, triton.cdiv(classes, block), max(1, rows * block // PER_WARP))
+
+    @classmethod
+    def of_rows(cls, classes: int) -> Tiling:
+        """Whole rows as far as a program can hold them, for sweeps that see them twice."""
+        block = min(triton.next_power_of_2(classes), ON_CHIP)
+        rows = max(1, SMALL_TILE // block)
         return cls(rows, block, triton.cdiv(classes, block), max(1, rows * block // PER_WARP))
 
 
@@ -87,8 +96,8 @@ class Launch:
         self.align = _common_alignment(matrices, p.classes)
         panel = layout.steps[2] != 1 and layout.steps[1] == 1
         self.tiling = Tiling.of(p.classes, panel)
-        self.tiles = layout.outer_rows * triton.cdiv(layout.inner_rows, self.tiling.rows)
-        self.tiles *= self.tiling.parts
+        self.layout = layout
+        self.tiles = self._blocks(self.tiling) * self.tiling.parts
         labels = p.target.values.contiguous() if p.target.labelled else None
         transform = p.transform
         scale = transform.scale
@@ -118,23 +127,63 @@ class Launch:
         outer, inner, step = layout.steps
         return Rows(x.detach(), outer // self.align, inner // self.align, step)
 
+    def _blocks(self, t: Tiling) -> int:
+        return self.layout.outer_rows * triton.cdiv(self.layout.inner_rows, t.rows)
+
     def find(self) -> Tensor:
         """The table of statistics."""
         p, t = self.problem, self.tiling
         found = _found(p)
         device = p.logits.device
         parts = torch.empty((found.bit_count(), t.parts, self.rows), device=device)
-        table = torch.empty(p.table_shape, dtype=torch.float64, device=device)
         launch(
             statistics.sweep, self.tiles, device, self.question, parts, self.rows, FOUND=found,
             ALIGN=self.align, ROWS=t.rows, BLOCK=t.block, num_warps=t.warps,
         )  # fmt: skip
+        return self._finish(self.question, parts, found, p.mask, t.block)
+
+    def _finish(
+        self, question: Question, parts: Tensor, found: int, fields: int, block: int
+    ) -> Tensor:
+        p = self.problem
+        table = parts.new_empty((fields.bit_count(), *p.rows), dtype=torch.float64)
         launch(
-            statistics.finish, triton.cdiv(self.rows, COUNT), device, self.question, parts, table,
-            self.rows, FOUND=found, FIELDS=p.mask, SHARDED=p.target.sharded, ALIGN=self.align,
-            BLOCK=t.block, COUNT=COUNT,
+            statistics.finish, triton.cdiv(self.rows, COUNT), p.logits.device, question, parts,
+            table, self.rows, FOUND=found, FIELDS=fields, SHARDED=p.target.sharded,
+            ALIGN=self.align, BLOCK=block, COUNT=COUNT,
         )  # fmt: skip
         return table
+
+    def cross_entropy(
+        self, row_weight: Tensor | None, divisor: Tensor | None, out: Tensor
+    ) -> Tensor:
+        """Write the gradient of cross-entropy; log-probabilities and masses, (2, N...)."""
+        parts = torch.empty((2, 1, self.rows), device=out.device)
+        self._one_pass(row_weight, divisor, None, out, parts)
+        found = 1 << statistics.LARGEST.value | 1 << statistics.SUM.value
+        fields = 1 << INDEX["log_prob"] | 1 << INDEX["mass"]
+        question = self.question._replace(parts=1)
+        return self._finish(question, parts, found, fields, self.problem.classes)
+
+    def follow(
+        self, row_weight: Tensor | None, divisor: Tensor | None, slope: Tensor, out: Tensor,
+        ready: bool,
+    ) -> None:  # fmt: skip
+        """Write the gradient for another slope than 1; what is ``ready`` for 1 is left alone."""
+        self._one_pass(row_weight, divisor, slope, out, None, ready)
+
+    def _one_pass(
+        self, row_weight: Tensor | None, divisor: Tensor | None, slope: Tensor | None, out: Tensor,
+        parts: Tensor | None, ready: bool = False,
+    ) -> None:  # fmt: skip
+        t = Tiling.of_rows(self.problem.classes)
+        blocks = self._blocks(t)
+        launch(
+            one_pass.cross_entropy, min(blocks, _few(out.device)) if ready else blocks, out.device,
+            self.question._replace(parts=t.parts), row_weight, divisor, slope, self._rows(out),
+            parts, self.rows, blocks, READY=ready, ALIGN=self.align, ROWS=t.rows, BLOCK=t.block,
+            WHOLE=t.parts == 1, num_warps=t.warps,
+        )  # fmt: skip
 
     def differentiate(self, table: Tensor, partials: Sequence[Tensor | None], out: Tensor) -> None:
         """Write the gradient."""
@@ -191,6 +240,13 @@ def _needed(p: Problem, slopes: Partials) -> int:
     if slopes.rest_top_logit is not None:
         names += [g.AT_TOP]
     return sum(1 << name.value for name in names)
+
+
+def _few(device: torch.device) -> int:
+    """Programs enough to fill a device, and few enough to cost nothing where nothing is to do."""
+    if device.type != "cuda":
+        return 64
+    return 8 * torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def _partial(partial: Tensor | None) -> tuple[Tensor | None, int]:

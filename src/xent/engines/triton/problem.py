@@ -128,7 +128,7 @@ def transformed(t, z, scale, factor, bias):
     if t.scale is not None:
         z *= scale
     if t.softcap is not None:
-        z = tl.where(z == -INF, z, tanh(z * (1.0 / t.softcap)) * t.softcap)
+        z = tl.where(z == -INF, z, tanh(tl.div_rn(z, t.softcap)) * t.softcap)
     if t.class_scale is not None:
         z *= factor
     if t.class_bias is not None:
@@ -147,12 +147,15 @@ def slope_of_transform(t, x, scale, factor):
 
 
 @triton.jit
-def load_logits(q, outer, inner, n, there, classes, OTHER: tl.constexpr, ALIGN: tl.constexpr):
+def load_logits(
+    q, outer, inner, n, there, classes,
+    OTHER: tl.constexpr, POLICY: tl.constexpr, ALIGN: tl.constexpr,
+):  # fmt: skip
     """(transformed logits of a tile in float32, OTHER where there are none; slope)."""
     inside = classes < q.units * ALIGN
     mask = there[:, None] & inside[None, :]
-    z = tl.load(addresses(q.logits, outer, inner, classes, ALIGN), mask=mask, other=OTHER)
-    z = z.to(tl.float32)
+    at = addresses(q.logits, outer, inner, classes, ALIGN)
+    z = tl.load(at, mask=mask, other=OTHER, eviction_policy=POLICY).to(tl.float32)
     scale = scale_of_rows(q.transform, n, there)[:, None]
     factor, bias = terms_of_classes(q.transform, classes, inside)
     slope = slope_of_transform(q.transform, z, scale, factor[None, :])

@@ -93,7 +93,7 @@ def sweep(
     n = outer * q.inner_rows + inner
     at, step, stored = part.to(tl.int64) * rows + n, q.parts * rows.to(tl.int64), there
     place, there = read_labels(q, n, there, ALIGN)
-    z, _ = load_logits(q, outer, inner, n, there, classes, -INF, ALIGN)
+    z, _ = load_logits(q, outer, inner, n, there, classes, -INF, "", ALIGN)
     if holds(FOUND, PIVOT):
         pivot = tl.argmax(z, 1, tie_break_left=True)
         is_pivot = tl.arange(0, BLOCK)[None, :] == pivot[:, None]
