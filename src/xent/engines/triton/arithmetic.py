@@ -48,6 +48,8 @@ def shift_of(offset, whole):
 @triton.jit
 def power(x, whole, EXACT: tl.constexpr):
     """``e^(x - whole / log2(e))`` for logits less their offset; 0 below the normal numbers."""
+    if not EXACT:
+        return tl.exp2(tl.fma(x, LOG2E, -whole))
     e, fade = split_power(x, whole, EXACT)
     return e * fade
 

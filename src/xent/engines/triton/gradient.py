@@ -26,6 +26,7 @@ from .problem import (
     addresses,
     find_tile,
     holds,
+    is_class,
     load_logits,
     load_soft,
     read_labels,
@@ -103,12 +104,12 @@ def put_coefficient(to, name: tl.constexpr, value, n, rows, there, NEEDED: tl.co
 @triton.jit
 def find_slopes(
     q, table, partials, steps, coefficients, places, rows,
-    FIELDS: tl.constexpr, NEEDED: tl.constexpr, ALIGN: tl.constexpr, COUNT: tl.constexpr,
+    FIELDS: tl.constexpr, NEEDED: tl.constexpr, COUNT: tl.constexpr,
 ):  # fmt: skip
     """The coefficients of COUNT rows, and the places of pivot and top, (2, N) int32."""
     n = tl.program_id(0).to(tl.int64) * COUNT + tl.arange(0, COUNT)
     there = n < rows
-    place, kept = read_labels(q, n, there, ALIGN)
+    place, kept = read_labels(q, n, there)
     EXACT: tl.constexpr = holds(NEEDED, SPREAD)
     IS_SOFT: tl.constexpr = q.soft is not None
     shift = field(table, F_SHIFT, n, rows, there, FIELDS)
@@ -136,7 +137,7 @@ def find_slopes(
         # log_odds is a function of log_prob = sum_j q_j log p_j; its derivative is 1 / (1 - prob).
         flat = (of_odds == 0) | (nll <= 0)
         slope = of_prob + tl.where(flat, 0.0, of_odds / one_minus_exp(tl.where(flat, 1.0, nll)))
-        own = soft_of_pivot(q, n, pivot, place, kept, ALIGN)
+        own = soft_of_pivot(q, n, pivot, place, kept)
         all_ = (of_lse - slope * mass) * rest_p
         at_pivot = of_lse * pivot_p + slope * ((own - mass) + mass * rest_p) + of_target * own
         soft = slope + of_target
@@ -214,14 +215,14 @@ def find_slopes(
 
 
 @triton.jit
-def soft_of_pivot(q, n, pivot, place, kept, ALIGN: tl.constexpr):
+def soft_of_pivot(q, n, pivot, place, kept):
     """The soft target of the pivot."""
     if q.labels is None:
         row = n // q.inner_rows * q.soft.outer + n % q.inner_rows * q.soft.inner
     else:
         kept = kept & (place >= 0)
         row = tl.where(kept, place, 0) * q.soft.inner
-    own = tl.load(q.soft.at + row * ALIGN + pivot * q.soft.step, mask=kept, other=0.0)
+    own = tl.load(q.soft.at + row + pivot * q.soft.step, mask=kept, other=0.0)
     own = own.to(tl.float32)
     if q.class_weight is not None:
         own *= tl.load(q.class_weight + pivot, mask=kept, other=0.0)
@@ -245,10 +246,10 @@ def differentiate(
 ):  # fmt: skip
     """One program per tile, the last rows first: forward has left them in the cache."""
     tile = tl.num_programs(0) - 1 - tl.program_id(0)
-    outer, inner, there, _, classes = find_tile(q, tile, ROWS, BLOCK)
+    outer, inner, there, _, classes = find_tile(q, tile, ALIGN, ROWS, BLOCK)
     n = outer * q.inner_rows + inner
-    place, kept = read_labels(q, n, there, ALIGN)
-    z, slope = load_logits(q, outer, inner, n, kept, classes, 0.0, "", ALIGN)
+    place, kept = read_labels(q, n, there)
+    z, slope = load_logits(q, outer, inner, n, there, kept, classes, 0.0, "", ALIGN)
     x = z - coefficient(coefficients, OFFSET, n, rows, there, NEEDED)
     whole = coefficient(coefficients, WHOLE, n, rows, there, NEEDED)
     e, fade = split_power(x, whole, holds(NEEDED, SPREAD))
@@ -261,7 +262,7 @@ def differentiate(
         power = e * fade
         factor += power * (coefficient(coefficients, SQUARE, n, rows, there, NEEDED) + power * cube)
     g = e * (fade * factor)
-    inside = classes < q.units * ALIGN
+    inside = is_class(q, classes, ALIGN)
     if holds(NEEDED, MEAN):
         mean = coefficient(coefficients, MEAN, n, rows, there, NEEDED)
         if q.mean_weight is not None:

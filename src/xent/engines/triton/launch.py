@@ -20,8 +20,8 @@ from .problem import Question, Rows, Transform
 COUNT = 128  # rows of a program that works on rows
 TILE = 8192  # numbers in a tile of rows that are longer
 SMALL_TILE = 4096  # and in one of several rows
-PER_WARP = 1024  # of them
-ON_CHIP = 32768  # numbers of a row that one program can hold
+PER_WARP = 512  # of them: 16 a thread, which stay in registers
+ON_CHIP = 16384  # numbers of a row that one program can hold
 PANEL = 64  # rows side by side, where the classes are not
 VECTOR = 16  # bytes that a thread loads at once
 
@@ -43,8 +43,10 @@ class Tiling(NamedTuple):
         return cls(rows, block, triton.cdiv(classes, block), max(1, rows * block // PER_WARP))
 
     @classmethod
-    def of_rows(cls, classes: int) -> Tiling:
+    def of_rows(cls, classes: int, panel: bool) -> Tiling:
         """Whole rows as far as a program can hold them, for sweeps that see them twice."""
+        if panel:
+            return cls.of(classes, panel)
         block = min(triton.next_power_of_2(classes), ON_CHIP)
         rows = max(1, SMALL_TILE // block)
         return cls(rows, block, triton.cdiv(classes, block), max(1, rows * block // PER_WARP))
@@ -55,21 +57,27 @@ class Layout(NamedTuple):
 
     outer_rows: int
     inner_rows: int
+    classes: int
     steps: tuple[int, int, int]  # outer, inner, class
+
+    @property
+    def panel(self) -> bool:
+        """Whether rows lie side by side, and not classes."""
+        return self.steps[2] != 1 and self.steps[1] == 1
 
     @classmethod
     def of(cls, x: Tensor) -> Layout | None:
         """The layout; None if the axes behind that of the classes do not step evenly."""
         if x.ndim == 1:
-            return cls(1, 1, (0, 0, x.stride(0)))
+            return cls(1, 1, x.shape[0], (0, 0, x.stride(0)))
         if x.ndim == 2:
-            return cls(1, x.shape[0], (0, x.stride(0), x.stride(1)))
+            return cls(1, x.shape[0], x.shape[1], (0, x.stride(0), x.stride(1)))
         try:
             flat = x.view(*x.shape[:2], -1)
         except RuntimeError:
             return None
         step = flat.stride()
-        return cls(x.shape[0], flat.shape[2], (step[0], step[2], step[1]))
+        return cls(x.shape[0], flat.shape[2], flat.shape[1], (step[0], step[2], step[1]))
 
 
 def even(x: Tensor) -> Tensor:
@@ -93,9 +101,8 @@ class Launch:
             soft = even(soft) if p.target.table is None else soft
             matrices.append(soft)
         self.rows = p.rows.numel()
-        self.align = _common_alignment(matrices, p.classes)
-        panel = layout.steps[2] != 1 and layout.steps[1] == 1
-        self.tiling = Tiling.of(p.classes, panel)
+        self.align = _alignment(matrices)
+        self.tiling = Tiling.of(p.classes, layout.panel)
         self.layout = layout
         self.tiles = self._blocks(self.tiling) * self.tiling.parts
         labels = p.target.values.contiguous() if p.target.labelled else None
@@ -106,7 +113,7 @@ class Launch:
         self.question = Question(
             self._rows(logits),
             layout.inner_rows,
-            p.classes // self.align,
+            p.classes,
             self.tiling.parts,
             Transform(
                 scale, 1 if scale is not None and scale.ndim else 0,
@@ -124,8 +131,7 @@ class Launch:
     def _rows(self, x: Tensor) -> Rows:
         layout = Layout.of(x)
         assert layout is not None
-        outer, inner, step = layout.steps
-        return Rows(x.detach(), outer // self.align, inner // self.align, step)
+        return Rows(x.detach(), *layout.steps)
 
     def _blocks(self, t: Tiling) -> int:
         return self.layout.outer_rows * triton.cdiv(self.layout.inner_rows, t.rows)
@@ -150,7 +156,7 @@ class Launch:
         launch(
             statistics.finish, triton.cdiv(self.rows, COUNT), p.logits.device, question, parts,
             table, self.rows, FOUND=found, FIELDS=fields, SHARDED=p.target.sharded,
-            ALIGN=self.align, BLOCK=block, COUNT=COUNT,
+            BLOCK=block, COUNT=COUNT,
         )  # fmt: skip
         return table
 
@@ -176,7 +182,7 @@ class Launch:
         self, row_weight: Tensor | None, divisor: Tensor | None, slope: Tensor | None, out: Tensor,
         parts: Tensor | None, ready: bool = False,
     ) -> None:  # fmt: skip
-        t = Tiling.of_rows(self.problem.classes)
+        t = Tiling.of_rows(self.problem.classes, self.layout.panel)
         blocks = self._blocks(t)
         launch(
             one_pass.cross_entropy, min(blocks, _few(out.device)) if ready else blocks, out.device,
@@ -199,7 +205,7 @@ class Launch:
         launch(
             gradient.find_slopes, triton.cdiv(self.rows, COUNT), device, self.question,
             table.contiguous(), slopes, steps, coefficients, places, self.rows, FIELDS=p.mask,
-            NEEDED=needed, ALIGN=self.align, COUNT=COUNT,
+            NEEDED=needed, COUNT=COUNT,
         )  # fmt: skip
         launch(
             gradient.differentiate, self.tiles, device, self.question, coefficients, places,
@@ -258,14 +264,20 @@ def _partial(partial: Tensor | None) -> tuple[Tensor | None, int]:
     return partial.contiguous(), 1
 
 
-def _common_alignment(matrices: list[Tensor], classes: int) -> int:
-    """How many numbers of every matrix may be loaded at once."""
-    align = classes
-    for x in matrices:
-        layout = Layout.of(x)
+def _alignment(matrices: list[Tensor]) -> int:
+    """ALIGN of some matrices of one shape, or with a table of targets among them."""
+    layouts = [(x, Layout.of(x)) for x in matrices]
+    panels = [layout.panel for _, layout in layouts if layout is not None]
+    align = 0
+    for x, layout in layouts:
         assert layout is not None
-        align = math.gcd(align, VECTOR // x.element_size(), *layout.steps[:2])
-    return align
+        size = x.element_size()
+        own = (layout.inner_rows if panels[0] else layout.classes, VECTOR // size)
+        steps = layout.steps[::2] if panels[0] else layout.steps[:2]
+        align = math.gcd(align, x.data_ptr() // size, *own, *steps)
+    if any(panel != panels[0] for panel in panels):
+        return 1
+    return -align if panels[0] else align
 
 
 def _vector(x: Tensor | None) -> Tensor | None:

@@ -14,14 +14,16 @@ import triton
 import triton.language as tl
 
 from .arithmetic import INF, LOG2E, ROOM, base_of, gap_to, power, split_power
-from .problem import addresses, load_logits, load_pivots, read_labels
+from .problem import addresses, find_rows, is_class, load_logits, load_pivots, read_labels
 from .statistics import finite_or_nan, weight_of_class
 
 
 @triton.jit
-def load_rest(q, outer, inner, n, kept, place, classes, POLICY: tl.constexpr, ALIGN: tl.constexpr):
+def load_rest(
+    q, outer, inner, n, there, kept, place, classes, POLICY: tl.constexpr, ALIGN: tl.constexpr
+):
     """(every logit of a tile but the target's, slope of the transform)."""
-    z, slope = load_logits(q, outer, inner, n, kept, classes, -INF, POLICY, ALIGN)
+    z, slope = load_logits(q, outer, inner, n, there, kept, classes, -INF, POLICY, ALIGN)
     return tl.where(classes[None, :] == place[:, None], -INF, z), slope
 
 
@@ -67,13 +69,10 @@ def cross_entropy(
             blocks = tl.where(upstream == 1.0, 0, blocks)
     if divisor is not None:
         upstream = upstream / tl.load(divisor).to(tl.float64)
-    strips = tl.cdiv(q.inner_rows, ROWS)
     for block in range(tl.program_id(0), blocks, tl.num_programs(0)):
-        outer = (block // strips).to(tl.int64)
-        inner = (block % strips) * ROWS + tl.arange(0, ROWS)
+        outer, inner, there = find_rows(q, block, ALIGN, ROWS)
         n = outer * q.inner_rows + inner
-        there = inner < q.inner_rows
-        place, kept = read_labels(q, n, there, ALIGN)
+        place, kept = read_labels(q, n, there)
         factor = weight_of_class(q.class_weight, place, there & (place >= 0)) * upstream
         if row_weight is not None:
             factor *= tl.load(row_weight + n, mask=there, other=0.0)
@@ -81,13 +80,17 @@ def cross_entropy(
         if q.transform.scale is not None:
             scale = tl.load(q.transform.scale + n * q.transform.scale_step, mask=there, other=1.0)
         factor = tl.where(kept, factor * scale, 0.0).to(tl.float32)
-        pivot = finite_or_nan(load_pivots(q, n, place, kept & (place >= 0), ALIGN))
+        pivot = finite_or_nan(load_pivots(q, n, place, kept & (place >= 0)))
         classes = tl.arange(0, BLOCK)
         if WHOLE:
-            rest, outer_slope = load_rest(q, outer, inner, n, kept, place, classes, "", ALIGN)
+            rest, outer_slope = load_rest(
+                q, outer, inner, n, there, kept, place, classes, "", ALIGN
+            )
             largest = tl.max(rest, 1)
         else:
-            largest, total = sums_of_tiles(q, outer, inner, n, kept, place, ROWS, BLOCK, ALIGN)
+            largest, total = sums_of_tiles(
+                q, outer, inner, n, there, kept, place, ROWS, BLOCK, ALIGN
+            )
         offset, whole = base_of(largest, False)
         offset = tl.where(largest == -INF, pivot, offset)  # with nothing beside it, it is sure
         if WHOLE:
@@ -106,7 +109,7 @@ def cross_entropy(
                 # The last tiles first: they are the ones that were read last.
                 classes = (q.parts - 1 - part) * BLOCK + tl.arange(0, BLOCK)
                 rest, outer_slope = load_rest(
-                    q, outer, inner, n, kept, place, classes, "evict_first", ALIGN
+                    q, outer, inner, n, there, kept, place, classes, "evict_first", ALIGN
                 )
                 put_gradient(
                     q, out, outer, inner, there, kept, place, classes, rest, offset, whole,
@@ -116,14 +119,14 @@ def cross_entropy(
 
 @triton.jit
 def sums_of_tiles(
-    q, outer, inner, n, kept, place,
+    q, outer, inner, n, there, kept, place,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, ALIGN: tl.constexpr,
 ):  # fmt: skip
     """(largest, sum) of the rest of rows that are longer than a tile."""
     largest, total = tl.full([ROWS], -INF, tl.float32), tl.zeros([ROWS], tl.float32)
     for part in range(q.parts):
         classes = part * BLOCK + tl.arange(0, BLOCK)
-        rest, _ = load_rest(q, outer, inner, n, kept, place, classes, "evict_last", ALIGN)
+        rest, _ = load_rest(q, outer, inner, n, there, kept, place, classes, "evict_last", ALIGN)
         offset, whole = base_of(largest, False)
         largest = tl.maximum(largest, tl.max(rest, 1))
         to_offset, to_whole = base_of(largest, False)
@@ -143,6 +146,6 @@ def put_gradient(
     g = e * (fade * multiple[:, None])
     g = tl.where(classes[None, :] == place[:, None], at_pivot[:, None], g)
     g = tl.where(kept[:, None], tl.where(g == 0.0, g, g * slope), 0.0)
-    mask = there[:, None] & (classes < q.units * ALIGN)[None, :]
+    mask = there[:, None] & is_class(q, classes, ALIGN)[None, :]
     to = addresses(out, outer, inner, classes, ALIGN)
     tl.store(to, g.to(out.at.dtype.element_ty), mask=mask, eviction_policy="evict_first")

@@ -2,7 +2,15 @@
 
 Rows are numbered ``outer * inner_rows + inner``; a tile is some rows of one ``outer`` and a run of
 classes. The programs of one launch go through the tiles of a row first.
+
+ALIGN numbers lie side by side and may be loaded at once: classes of a row or, if it is negative, so
+many rows of a class, as in ``(N, C, d)``. Triton itself looks only whether 16 divides an address or
+a stride; so rows of 1000 numbers would be loaded one by one, and those of half a batch added up in
+another order than those of the whole.
 """
+
+# pyright: reportArgumentType=false
+# Type checkers do not know which numbers are constants of a kernel.
 
 from __future__ import annotations
 
@@ -15,11 +23,7 @@ from .arithmetic import INF, LOG2E, tanh
 
 
 class Rows(NamedTuple):
-    """Rows in memory; the strides are in units of ALIGN elements, that of the classes in one.
-
-    Triton knows of alignment only whether 16 divides a number; a product with a constant tells it
-    the rest, or rows of 1000 numbers would be loaded one by one.
-    """
+    """Rows in memory: the steps from one outer and inner index and from one class to the next."""
 
     at: Any
     outer: int
@@ -42,7 +46,7 @@ class Question(NamedTuple):
 
     logits: Rows
     inner_rows: int
-    units: int  # classes by ALIGN
+    classes: int
     parts: int  # tiles in a row
     transform: Transform
     labels: Any  # int64, or None
@@ -65,37 +69,68 @@ def slot(mask, bit):
     return bin(mask & ((1 << bit) - 1)).count("1")
 
 
+@triton.constexpr_function
+def along_row(align):
+    """How many classes of a row may be loaded at once."""
+    return max(align, 1)
+
+
+@triton.constexpr_function
+def across_rows(align):
+    """How many rows of a class may."""
+    return max(-align, 1)
+
+
 # ---- where a program is -------------------------------------------------------------------------
 
 
 @triton.jit
-def find_tile(q, tile, ROWS: tl.constexpr, BLOCK: tl.constexpr):
-    """(outer, inner row, row is there, part, classes) of a tile."""
-    part = tile % q.parts
-    strips = tl.cdiv(q.inner_rows, ROWS)
-    strip = tile // q.parts
-    outer = (strip // strips).to(tl.int64)
-    inner = (strip % strips) * ROWS + tl.arange(0, ROWS)
-    return outer, inner, inner < q.inner_rows, part, part * BLOCK + tl.arange(0, BLOCK)
+def multiple(x, UNIT: tl.constexpr):
+    """A number that UNIT divides, said so that the compiler sees it."""
+    return x // UNIT * UNIT
 
 
 @triton.jit
-def read_labels(q, n, there, ALIGN: tl.constexpr):
+def is_class(q, classes, ALIGN: tl.constexpr):
+    """Which places of a tile are classes."""
+    return classes < multiple(q.classes, along_row(ALIGN))
+
+
+@triton.jit
+def find_tile(q, tile, ALIGN: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    """(outer, inner row, row is there, part, classes) of a tile."""
+    part = tile % q.parts
+    outer, inner, there = find_rows(q, tile // q.parts, ALIGN, ROWS)
+    return outer, inner, there, part, part * BLOCK + tl.arange(0, BLOCK)
+
+
+@triton.jit
+def find_rows(q, strip, ALIGN: tl.constexpr, ROWS: tl.constexpr):
+    """(outer, inner row, row is there) of a strip of rows."""
+    strips = tl.cdiv(q.inner_rows, ROWS)
+    inner = (strip % strips) * ROWS + tl.arange(0, ROWS)
+    return (strip // strips).to(tl.int64), inner, inner < multiple(q.inner_rows, across_rows(ALIGN))
+
+
+@triton.jit
+def read_labels(q, n, there):
     """(class among these logits or -1, row counts) of rows; every row of a soft target counts."""
     place = tl.full(n.shape, -1, tl.int64)
     if q.labels is not None:
         label = tl.load(q.labels + n, mask=there, other=q.ignore_index)
         there = there & (label != q.ignore_index)
         here = label - q.first_class
-        place = tl.where(there & (here >= 0) & (here < q.units * ALIGN), here, -1)
+        place = tl.where(there & (here >= 0) & (here < q.classes), here, -1)
     return place, there
 
 
 @triton.jit
 def addresses(rows, outer, inner, classes, ALIGN: tl.constexpr):
     """Pointers to a tile."""
-    line = (outer * rows.outer + inner.to(tl.int64) * rows.inner) * ALIGN
-    return rows.at + line[:, None] + (classes.to(tl.int64) * rows.step)[None, :]
+    BYTES: tl.constexpr = rows.at.dtype.element_ty.primitive_bitwidth // 8
+    line = outer * rows.outer + inner.to(tl.int64) * rows.inner
+    at = rows.at + line[:, None] + (classes.to(tl.int64) * rows.step)[None, :]
+    return tl.multiple_of(at, [across_rows(ALIGN) * BYTES, along_row(ALIGN) * BYTES])
 
 
 # ---- logits -------------------------------------------------------------------------------------
@@ -148,14 +183,18 @@ def slope_of_transform(t, x, scale, factor):
 
 @triton.jit
 def load_logits(
-    q, outer, inner, n, there, classes,
+    q, outer, inner, n, there, kept, classes,
     OTHER: tl.constexpr, POLICY: tl.constexpr, ALIGN: tl.constexpr,
 ):  # fmt: skip
-    """(transformed logits of a tile in float32, OTHER where there are none; slope)."""
-    inside = classes < q.units * ALIGN
-    mask = there[:, None] & inside[None, :]
+    """(transformed logits of a tile in float32, OTHER where there are none; slope).
+
+    Rows that are left out are not read, unless they are loaded side by side.
+    """
+    inside = is_class(q, classes, ALIGN)
+    mask = kept[:, None] & inside[None, :]
+    read = there[:, None] & inside[None, :] if ALIGN < 0 else mask
     at = addresses(q.logits, outer, inner, classes, ALIGN)
-    z = tl.load(at, mask=mask, other=OTHER, eviction_policy=POLICY).to(tl.float32)
+    z = tl.load(at, mask=read, other=OTHER, eviction_policy=POLICY).to(tl.float32)
     scale = scale_of_rows(q.transform, n, there)[:, None]
     factor, bias = terms_of_classes(q.transform, classes, inside)
     slope = slope_of_transform(q.transform, z, scale, factor[None, :])
@@ -164,10 +203,10 @@ def load_logits(
 
 
 @triton.jit
-def load_pivots(q, n, place, found, ALIGN: tl.constexpr):
+def load_pivots(q, n, place, found):
     """The transformed logit of one class of each row, -inf where it is not found."""
     place = tl.where(found, place, 0)
-    row = (n // q.inner_rows * q.logits.outer + n % q.inner_rows * q.logits.inner) * ALIGN
+    row = n // q.inner_rows * q.logits.outer + n % q.inner_rows * q.logits.inner
     z = tl.load(q.logits.at + row + place * q.logits.step, mask=found, other=0.0).to(tl.float32)
     factor, bias = terms_of_classes(q.transform, place, found)
     z = transformed(q.transform, z, scale_of_rows(q.transform, n, found), factor, bias)
@@ -177,7 +216,7 @@ def load_pivots(q, n, place, found, ALIGN: tl.constexpr):
 @triton.jit
 def load_soft(q, outer, inner, n, there, classes, place, ALIGN: tl.constexpr):
     """The soft target of a tile, class weights included; 0 where there is none."""
-    inside = classes < q.units * ALIGN
+    inside = is_class(q, classes, ALIGN)
     mask = there[:, None] & inside[None, :]
     if q.labels is None:
         at = addresses(q.soft, outer, inner, classes, ALIGN)

@@ -25,7 +25,16 @@ from .arithmetic import (
     sigmoid,
     times,
 )  # fmt: skip
-from .problem import find_tile, holds, load_logits, load_pivots, load_soft, read_labels, slot
+from .problem import (
+    find_tile,
+    holds,
+    is_class,
+    load_logits,
+    load_pivots,
+    load_soft,
+    read_labels,
+    slot,
+)
 
 # What a tile finds out, and the bit of each in the set of what is wanted. All but the last four
 # are about the rest: every class but the pivot, which is the class of an index target or the
@@ -89,57 +98,57 @@ def sweep(
     FOUND: tl.constexpr, ALIGN: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One program per tile."""
-    outer, inner, there, part, classes = find_tile(q, tl.program_id(0), ROWS, BLOCK)
+    outer, inner, there, part, classes = find_tile(q, tl.program_id(0), ALIGN, ROWS, BLOCK)
     n = outer * q.inner_rows + inner
-    at, step, stored = part.to(tl.int64) * rows + n, q.parts * rows.to(tl.int64), there
-    place, there = read_labels(q, n, there, ALIGN)
-    z, _ = load_logits(q, outer, inner, n, there, classes, -INF, "", ALIGN)
+    at, step = part.to(tl.int64) * rows + n, q.parts * rows.to(tl.int64)
+    place, kept = read_labels(q, n, there)
+    z, _ = load_logits(q, outer, inner, n, there, kept, classes, -INF, "", ALIGN)
     if holds(FOUND, PIVOT):
         pivot = tl.argmax(z, 1, tie_break_left=True)
         is_pivot = tl.arange(0, BLOCK)[None, :] == pivot[:, None]
-        soft = load_soft(q, outer, inner, n, there, classes, place, ALIGN)
-        put_part(parts, PIVOT, tl.max(z, 1), at, step, stored, FOUND)
-        put_part(parts, PIVOT_CLASS, pivot, at, step, stored, FOUND)
+        soft = load_soft(q, outer, inner, n, kept, classes, place, ALIGN)
+        put_part(parts, PIVOT, tl.max(z, 1), at, step, there, FOUND)
+        put_part(parts, PIVOT_CLASS, pivot, at, step, there, FOUND)
         put_part(
-            parts, PIVOT_SOFT, tl.sum(tl.where(is_pivot, soft, 0.0), 1), at, step, stored, FOUND
+            parts, PIVOT_SOFT, tl.sum(tl.where(is_pivot, soft, 0.0), 1), at, step, there, FOUND
         )
         soft = tl.where(is_pivot, 0.0, soft)
     else:
         is_pivot = classes[None, :] == place[:, None]
     rest = tl.where(is_pivot, -INF, z)
     largest = tl.max(rest, 1)
-    put_part(parts, LARGEST, largest, at, step, stored, FOUND)
+    put_part(parts, LARGEST, largest, at, step, there, FOUND)
     if holds(FOUND, TOP):
-        put_part(parts, TOP, tl.argmax(rest, 1, tie_break_left=True), at, step, stored, FOUND)
+        put_part(parts, TOP, tl.argmax(rest, 1, tie_break_left=True), at, step, there, FOUND)
     EXACT: tl.constexpr = exact_sums(FOUND)
     offset, whole = base_of(largest, EXACT)
     x = rest - offset[:, None]
     e = power(x, whole[:, None], EXACT)
     if holds(FOUND, TIES):
         tie = x == 0.0
-        put_part(parts, TIES, tl.sum(tl.where(tie, 1.0, 0.0), 1), at, step, stored, FOUND)
-        put_part(parts, SUM, tl.sum(tl.where(tie, 0.0, e), 1), at, step, stored, FOUND)
+        put_part(parts, TIES, tl.sum(tl.where(tie, 1.0, 0.0), 1), at, step, there, FOUND)
+        put_part(parts, SUM, tl.sum(tl.where(tie, 0.0, e), 1), at, step, there, FOUND)
         spread = tl.sum(tl.where(e == 0.0, 0.0, -x * e), 1)
-        put_part(parts, SPREAD, spread, at, step, stored, FOUND)
+        put_part(parts, SPREAD, spread, at, step, there, FOUND)
     else:
-        put_part(parts, SUM, tl.sum(e, 1), at, step, stored, FOUND)
+        put_part(parts, SUM, tl.sum(e, 1), at, step, there, FOUND)
     if holds(FOUND, SQUARES):
-        put_part(parts, SQUARES, tl.sum(e * e, 1), at, step, stored, FOUND)
+        put_part(parts, SQUARES, tl.sum(e * e, 1), at, step, there, FOUND)
     if holds(FOUND, CUBES):
-        put_part(parts, CUBES, tl.sum(e * e * e, 1), at, step, stored, FOUND)
+        put_part(parts, CUBES, tl.sum(e * e * e, 1), at, step, there, FOUND)
     if holds(FOUND, MASS):
-        put_part(parts, MASS, tl.sum(soft, 1), at, step, stored, FOUND)
+        put_part(parts, MASS, tl.sum(soft, 1), at, step, there, FOUND)
         deficit = tl.sum(tl.where(soft == 0.0, 0.0, -x * soft), 1)
-        put_part(parts, DEFICIT, deficit, at, step, stored, FOUND)
+        put_part(parts, DEFICIT, deficit, at, step, there, FOUND)
     if holds(FOUND, LEVEL):
         here = tl.where(z == -INF, 0.0, 1.0)
-        put_part(parts, SUPPORT, tl.sum(here, 1), at, step, stored, FOUND)
+        put_part(parts, SUPPORT, tl.sum(here, 1), at, step, there, FOUND)
         if q.mean_weight is not None:
-            inside = classes < q.units * ALIGN
+            inside = is_class(q, classes, ALIGN)
             here *= tl.load(q.mean_weight + classes, mask=inside, other=0.0)[None, :]
-        put_part(parts, WEIGHT, tl.sum(here, 1), at, step, stored, FOUND)
+        put_part(parts, WEIGHT, tl.sum(here, 1), at, step, there, FOUND)
         gap = tl.where(z == -INF, 0.0, z - tl.where(largest == -INF, 0.0, largest)[:, None])
-        put_part(parts, LEVEL, tl.sum(here * gap, 1), at, step, stored, FOUND)
+        put_part(parts, LEVEL, tl.sum(here * gap, 1), at, step, there, FOUND)
 
 
 # ---- the merge ----------------------------------------------------------------------------------
@@ -268,19 +277,19 @@ def put(sink, field: tl.constexpr, value, of_blank, FIELDS: tl.constexpr):
 @triton.jit
 def finish(
     q, parts, table, rows,
-    FOUND: tl.constexpr, FIELDS: tl.constexpr, SHARDED: tl.constexpr, ALIGN: tl.constexpr,
-    BLOCK: tl.constexpr, COUNT: tl.constexpr,
+    FOUND: tl.constexpr, FIELDS: tl.constexpr, SHARDED: tl.constexpr, BLOCK: tl.constexpr,
+    COUNT: tl.constexpr,
 ):  # fmt: skip
     """Merge the tiles of COUNT rows and store their fields; a tile had BLOCK classes."""
     n = tl.program_id(0).to(tl.int64) * COUNT + tl.arange(0, COUNT)
     there = n < rows
-    place, kept = read_labels(q, n, there, ALIGN)
+    place, kept = read_labels(q, n, there)
     row, peak, powers, mean = merge_tiles(q, parts, rows, n, there, FOUND, BLOCK)
     shift, small, ties, spread, soft_mass, deficit = row
     if holds(FOUND, PIVOT):
         pivot = peak[0]
     else:
-        pivot = load_pivots(q, n, place, kept & (place >= 0), ALIGN).to(tl.float64)
+        pivot = load_pivots(q, n, place, kept & (place >= 0)).to(tl.float64)
     total = small + ties
     log_sum = tl.log(total)
     if holds(FOUND, TIES):  # what a few small terms beside a count would lose
