@@ -29,31 +29,34 @@ def _same_start():
     torch.set_num_threads(2)
 
 
-def _named(name: str) -> str:
-    """The engine of this name, if it can run here."""
+def _named(name: str, request) -> str:
+    """The engine of this name, if it can run this test here."""
     if name == "native" and not native.available():
         pytest.skip("the compiled core is not installed")
     if name == "triton" and not triton.INTERPRETED:
         pytest.skip("Triton's interpreter is not at hand")
+    wide = torch.float64 in request.node.callspec.params.values()
+    if name == "triton" and (wide or request.node.get_closest_marker("float64")):
+        pytest.skip("float64 is for the reference engine")
     return name
 
 
 @pytest.fixture(params=["native", "reference"])
 def engine(request) -> str:
     """Each engine by name; a pure-Python installation has only the reference."""
-    return _named(request.param)
+    return _named(request.param, request)
 
 
 @pytest.fixture(params=["native", "triton", "reference"])
 def every_engine(request) -> str:
     """Triton's among them, which in its interpreter takes milliseconds for each program."""
-    return _named(request.param)
+    return _named(request.param, request)
 
 
 @pytest.fixture(params=["native", "triton"])
 def kernels(request) -> str:
     """Each engine with kernels by name."""
-    return _named(request.param)
+    return _named(request.param, request)
 
 
 @pytest.fixture

@@ -14,6 +14,15 @@ LOSS_ULPS = GRAD_ULPS = 4
 # In float64 there is no wider type to hide in: exp (1 ulp), a sum over lanes and its folding (3),
 # sigmoid (2) and three products (1.5) add up.
 GRAD_ULPS_FLOAT64 = 8
+# The kernels for GPUs multiply by log2(e) to 24 digits: an eighth of an ulp per nat beside the half
+# of the product's rounding, which their instruction for powers of two leaves no room to avoid.
+CONSTANT = 1.25
+
+
+@pytest.fixture
+def engine(every_engine):
+    """Triton's kernels, too."""
+    return every_engine
 
 
 def check(z, y, engine):
@@ -21,6 +30,8 @@ def check(z, y, engine):
     loss, grad = value_and_grad(xent.cross_entropy, z, y, reduction="none", engine=engine)
     truth, slope = exact(z, y)
     loss_nats, grad_nats = 0.0, nats_below_top(z)
+    if engine == "triton":
+        grad_nats = grad_nats * CONSTANT
     if z.dtype == torch.float64:
         # The log-odds, float64 too, are rounded twice, which an exp(-d) multiplies by d nats.
         loss_nats, grad_nats = (-2 * torch.log(v.abs()).clamp(max=0) for v in (truth, slope))
@@ -98,6 +109,7 @@ def test_the_textbook_row(engine):
     assert loss.item() == pytest.approx(4.122307236380e-09, rel=1e-7)
 
 
+@pytest.mark.float64
 @pytest.mark.parametrize(
     ("logits", "label", "expected"),
     [
@@ -115,6 +127,7 @@ def test_golden_numbers(engine, logits, label, expected):
     assert loss == pytest.approx(expected, rel=4e-15)
 
 
+@pytest.mark.float64
 @pytest.mark.parametrize(
     ("p", "q", "expected"),
     [
@@ -138,6 +151,7 @@ def test_golden_numbers_of_soft_targets(engine, p, q, expected):
     assert xent.cross_entropy(z, q, engine=engine).item() == pytest.approx(expected, rel=4e-15)
 
 
+@pytest.mark.float64
 def test_optax_doctest(engine):
     z = torch.tensor([[1.2, -0.8, -0.5], [0.9, -1.2, 1.1]], dtype=torch.float64)
     a = xent.cross_entropy(z, torch.tensor([0, 1]), reduction="none", engine=engine)
@@ -169,38 +183,38 @@ def test_subnormal_gradients(engine):
     assert bool(((grad.double() - slope).abs() <= spacing(slope, torch.float32)).all())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("smoothing", [0.01, 0.1, 1.0])  # a little; usual; the uniform target
-def test_label_smoothing(engine, smoothing):
-    for dtype in (torch.float32, torch.float64):
-        z = (torch.randn(10, 12) * 4).to(dtype)
-        y = torch.randint(12, (10,))
-        z[0, y[0]] += 40
-        options = {"label_smoothing": smoothing, "reduction": "none", "engine": engine}
-        loss, grad = value_and_grad(xent.cross_entropy, z, y, **options)
-        for n in range(10):
-            eps = mpmath.mpf(smoothing)
-            q = [(1 - eps) * int(j == y[n]) + eps / 12 for j in range(12)]
-            truth, slope = exact_row(z[n], q)
-            truth = torch.tensor(float(truth), dtype=torch.float64)
-            assert ulps(loss[n], truth) <= LOSS_ULPS
-            # p_j - q_j cancels: an entry is known to some ulps of its terms
-            terms = torch.softmax(z[n].double(), 0) * (4 + nats_below_top(z[n]) / 2)
-            terms = terms + 4 * torch.tensor([float(v) for v in q], dtype=torch.float64)
-            slope = torch.tensor([float(g) for g in slope], dtype=torch.float64)
-            error = (grad[n].double() - slope).abs()
-            assert bool((error <= torch.finfo(dtype).eps * terms + spacing(slope, dtype)).all())
+def test_label_smoothing(engine, dtype, smoothing):
+    z = (torch.randn(10, 12) * 4).to(dtype)
+    y = torch.randint(12, (10,))
+    z[0, y[0]] += 40
+    options = {"label_smoothing": smoothing, "reduction": "none", "engine": engine}
+    loss, grad = value_and_grad(xent.cross_entropy, z, y, **options)
+    for n in range(10):
+        eps = mpmath.mpf(smoothing)
+        q = [(1 - eps) * int(j == y[n]) + eps / 12 for j in range(12)]
+        truth, slope = exact_row(z[n], q)
+        truth = torch.tensor(float(truth), dtype=torch.float64)
+        assert ulps(loss[n], truth) <= LOSS_ULPS
+        # p_j - q_j cancels: an entry is known to some ulps of its terms
+        terms = torch.softmax(z[n].double(), 0) * (4 + nats_below_top(z[n]) / 2)
+        terms = terms + 4 * torch.tensor([float(v) for v in q], dtype=torch.float64)
+        slope = torch.tensor([float(g) for g in slope], dtype=torch.float64)
+        error = (grad[n].double() - slope).abs()
+        assert bool((error <= torch.finfo(dtype).eps * terms + spacing(slope, dtype)).all())
 
 
-def test_soft_targets(engine):
-    for dtype in (torch.float32, torch.float64):
-        z = (torch.randn(10, 12) * 5).to(dtype)
-        q = torch.softmax(torch.randn(10, 12) * 2, 1).to(dtype)
-        loss = xent.cross_entropy(z, q, reduction="none", engine=engine)
-        truth = [
-            float(exact_row(a, [mpmath.mpf(v) for v in b.double().tolist()])[0])
-            for a, b in zip(z, q, strict=True)
-        ]
-        assert worst(loss, torch.tensor(truth, dtype=torch.float64)) <= LOSS_ULPS
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_soft_targets(engine, dtype):
+    z = (torch.randn(10, 12) * 5).to(dtype)
+    q = torch.softmax(torch.randn(10, 12) * 2, 1).to(dtype)
+    loss = xent.cross_entropy(z, q, reduction="none", engine=engine)
+    truth = [
+        float(exact_row(a, [mpmath.mpf(v) for v in b.double().tolist()])[0])
+        for a, b in zip(z, q, strict=True)
+    ]
+    assert worst(loss, torch.tensor(truth, dtype=torch.float64)) <= LOSS_ULPS
 
 
 def entropy_of(row):
@@ -236,6 +250,7 @@ def test_entropy_of_a_sure_row(engine, dtype, target, margin):
     assert bool((error <= 4 + nats_below_top(z).amax(1) / 2).all())
 
 
+@pytest.mark.float64
 def test_statistics_of_a_sure_row(engine):
     z = torch.tensor([[30.0, 0.0, 0.0]], dtype=torch.float64)
     s = xent.statistics(z, torch.tensor([0]), engine=engine)

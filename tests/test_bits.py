@@ -11,6 +11,12 @@ DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]  # both s
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
 
+@pytest.fixture
+def engine(every_engine):
+    """Triton's kernels, too."""
+    return every_engine
+
+
 def problem(dtype=torch.float32, n=37, v=300):
     """Some ordinary rows, and two with masked classes and a target that is out of reach."""
     z = (torch.randn(n, v) * 4).to(dtype)

@@ -23,6 +23,12 @@ logit = st.one_of(
 )
 
 
+@pytest.fixture
+def engine(every_engine):
+    """Triton's kernels, too."""
+    return every_engine
+
+
 @st.composite
 def split_rows(draw):
     """Logits (N, V), each row with something unmasked, a target, and where to cut the classes."""
@@ -130,6 +136,7 @@ def engine_name(request):
     return request.param
 
 
+@pytest.mark.float64
 @pytest.mark.parametrize("soft", [False, True])
 def test_the_identity_changes_nothing(engine, soft):
     z = torch.randn(3, 5, dtype=torch.float64)
@@ -141,6 +148,7 @@ def test_the_identity_changes_nothing(engine, soft):
     assert_same(nothing.merge(nothing), nothing)
 
 
+@pytest.mark.float64
 @pytest.mark.parametrize("soft", [False, True])
 def test_a_shard_whose_classes_are_all_masked(engine, soft):
     z = torch.tensor([[-torch.inf, -torch.inf, 1.0, 2.0]], dtype=torch.float64)
@@ -168,6 +176,7 @@ def test_top_breaks_ties_by_the_lowest_class(engine):
             assert merged.top.tolist() == [0]
 
 
+@pytest.mark.float64
 def test_class_weights_split_with_the_classes(engine):
     z = torch.randn(4, 6, dtype=torch.float64)
     w = torch.rand(6, dtype=torch.float64)
@@ -184,6 +193,7 @@ def test_class_weights_split_with_the_classes(engine):
         assert_same(left.merge(right), whole)
 
 
+@pytest.mark.float64
 @pytest.mark.parametrize("soft", [False, True])
 def test_merge_is_differentiable(engine, soft):
     z = torch.randn(3, 6, dtype=torch.float64, requires_grad=True)
@@ -200,6 +210,7 @@ def test_merge_is_differentiable(engine, soft):
     torch.testing.assert_close(parts, whole, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.float64
 @pytest.mark.parametrize("margin", [20.0, 60.0, 200.0])  # beyond fp32, fp64 rounding; deep tail
 def test_a_sure_prediction_keeps_its_digits_when_split(engine, margin):
     z = torch.zeros(1, 4, dtype=torch.float64)

@@ -10,11 +10,17 @@ from mpmath import mpf
 
 import xent
 
-from .helpers import ulps, value_and_grad, worst
+from .helpers import ulps, value_and_grad, widest, worst
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 
 N, C = 8, 6
+
+
+@pytest.fixture
+def engine(every_engine):
+    """Triton's kernels, too."""
+    return every_engine
 
 
 def logits(*shape):
@@ -77,6 +83,7 @@ def test_a_table_ignores_learns_and_refuses():
 # ---- mixtures -----------------------------------------------------------------------------------
 
 
+@pytest.mark.float64
 def test_mixup_is_two_cross_entropies(engine):
     z = logits(N, C, 3)
     a, b = torch.randint(C, (2, N, 3))
@@ -177,6 +184,7 @@ def lists(n=N, k=3):
     return z, classes, q
 
 
+@pytest.mark.float64
 def test_a_list_is_a_dense_target(engine):
     z, classes, q = lists()
     dense = torch.zeros_like(z).scatter(1, classes, q)
@@ -193,6 +201,19 @@ def test_a_list_is_a_dense_target(engine):
     torch.testing.assert_close(value, truth, rtol=1e-13, atol=0)
 
 
+@pytest.mark.parametrize("tail", ["ignore", "mass", "renormalize"])
+def test_lists_in_float32(tail, engine):
+    z, classes, q = (x.float() if x.is_floating_point() else x for x in lists())
+    options = {"tail": tail, "reduction": "none"}
+    value, grad = value_and_grad(xent.sparse_cross_entropy, z, classes, q, engine=engine, **options)
+    truth, slope = value_and_grad(
+        xent.sparse_cross_entropy, z.double(), classes, q.double(), engine="reference", **options
+    )
+    torch.testing.assert_close(value.double(), truth, rtol=1e-6, atol=0)
+    torch.testing.assert_close(grad.double(), slope, rtol=4e-6, atol=1e-6)
+
+
+@pytest.mark.float64
 def test_the_tail_is_one_class_more(engine):
     z, classes, q = lists()
     hidden = torch.zeros_like(z).scatter(1, classes, 1.0).bool()
@@ -237,6 +258,7 @@ def test_the_tail_has_every_digit(engine):
         assert worst(grad[:, 1], -slope, d.abs().double()) <= 4
 
 
+@pytest.mark.float64
 @pytest.mark.parametrize("tail", ["ignore", "mass", "renormalize"])
 def test_lists_of_different_lengths(tail, engine):
     z, classes, q = lists(4, 3)
@@ -261,11 +283,12 @@ def test_lists_of_different_lengths(tail, engine):
 
 @pytest.mark.parametrize("tail", ["ignore", "mass"])
 def test_lists_of_every_class_and_every_axis(tail, engine):
-    z = logits(2, C, 3)
+    z = logits(2, C, 3).to(widest(engine))
     q = torch.softmax(logits(2, C, 3), 1).float()
     everything = torch.arange(C)[None, :, None].expand(2, C, 3)
     value = xent.sparse_cross_entropy(z, everything, q, tail=tail, engine=engine)
-    torch.testing.assert_close(value, F.cross_entropy(z, q.double()), rtol=1e-6, atol=0)
+    truth = F.cross_entropy(z.double(), q.double())
+    torch.testing.assert_close(value.double(), truth, rtol=1e-6, atol=0)
     part = xent.sparse_cross_entropy(
         z, everything[:, :2], q[:, :2], tail=tail, reduction="none", engine=engine
     )

@@ -24,6 +24,8 @@ import triton.language as tl
 from .arithmetic import INF, base_of, one_minus_exp, overlap, shift_of, sigmoid, split_power, times
 from .problem import (
     addresses,
+    column,
+    find_some_rows,
     find_tile,
     holds,
     is_class,
@@ -79,9 +81,9 @@ class Partials(NamedTuple):
 
 
 @triton.jit
-def field(table, name: tl.constexpr, n, rows, there, FIELDS: tl.constexpr):
+def field(q, table, name: tl.constexpr, n, there, FIELDS: tl.constexpr):
     """A field of the table."""
-    return tl.load(table + slot(FIELDS, name) * rows.to(tl.int64) + n, mask=there, other=0.0)
+    return tl.load(table + column(q, slot(FIELDS, name), n), mask=there, other=0.0)
 
 
 @triton.jit
@@ -94,31 +96,32 @@ def partial(at, step, n, there):
 
 
 @triton.jit
-def put_coefficient(to, name: tl.constexpr, value, n, rows, there, NEEDED: tl.constexpr):
+def put_coefficient(sink, name: tl.constexpr, value, NEEDED: tl.constexpr):
     """Store one coefficient of rows, if it is needed."""
+    to, q, n, there = sink
     if holds(NEEDED, name):
-        at = to + slot(NEEDED, name) * rows.to(tl.int64) + n
+        at = to + column(q, slot(NEEDED, name), n)
         tl.store(at, value.to(tl.float32), mask=there)
 
 
 @triton.jit
 def find_slopes(
-    q, table, partials, steps, coefficients, places, rows,
+    q, table, partials, steps, coefficients, places,
     FIELDS: tl.constexpr, NEEDED: tl.constexpr, COUNT: tl.constexpr,
 ):  # fmt: skip
     """The coefficients of COUNT rows, and the places of pivot and top, (2, N) int32."""
-    n = tl.program_id(0).to(tl.int64) * COUNT + tl.arange(0, COUNT)
-    there = n < rows
+    n, there = find_some_rows(q, COUNT)
+    sink = coefficients, q, n, there
     place, kept = read_labels(q, n, there)
     EXACT: tl.constexpr = holds(NEEDED, SPREAD)
     IS_SOFT: tl.constexpr = q.soft is not None
-    shift = field(table, F_SHIFT, n, rows, there, FIELDS)
-    total = field(table, F_SUM, n, rows, there, FIELDS)
+    shift = field(q, table, F_SHIFT, n, there, FIELDS)
+    total = field(q, table, F_SUM, n, there, FIELDS)
     if IS_SOFT:
-        d = field(table, F_PIVOT_LOG_ODDS, n, rows, there, FIELDS)
-        pivot = field(table, F_TOP, n, rows, there, FIELDS).to(tl.int64)
+        d = field(q, table, F_PIVOT_LOG_ODDS, n, there, FIELDS)
+        pivot = field(q, table, F_TOP, n, there, FIELDS).to(tl.int64)
     else:
-        d = field(table, F_LOG_ODDS, n, rows, there, FIELDS)
+        d = field(q, table, F_LOG_ODDS, n, there, FIELDS)
         pivot = place
     pivot_p, rest_p = sigmoid(d), sigmoid(-d)
     # unit e_j = p_j / rest_p; without a sum, all the rest is masked
@@ -132,8 +135,8 @@ def find_slopes(
     of_target = partial(partials.target, steps.target, n, there)
     soft = tl.zeros([COUNT], tl.float64)
     if IS_SOFT:
-        mass = field(table, F_MASS, n, rows, there, FIELDS)
-        nll = -field(table, F_LOG_PROB, n, rows, there, FIELDS)
+        mass = field(q, table, F_MASS, n, there, FIELDS)
+        nll = -field(q, table, F_LOG_PROB, n, there, FIELDS)
         # log_odds is a function of log_prob = sum_j q_j log p_j; its derivative is 1 / (1 - prob).
         flat = (of_odds == 0) | (nll <= 0)
         slope = of_prob + tl.where(flat, 0.0, of_odds / one_minus_exp(tl.where(flat, 1.0, nll)))
@@ -149,10 +152,10 @@ def find_slopes(
     cube, mean = tl.zeros([COUNT], tl.float64), tl.zeros([COUNT], tl.float64)
     if holds(NEEDED, SPREAD):  # d H / d z_j = -p_j (log p_j + H)
         slope = partial(partials.entropy, steps.entropy, n, there)
-        entropy = field(table, F_ENTROPY, n, rows, there, FIELDS)
+        entropy = field(q, table, F_ENTROPY, n, there, FIELDS)
         both = overlap(d)
         above = tl.where(d < 0, -d, 0.0) + both
-        log_sum = field(table, F_LOG_SUM, n, rows, there, FIELDS)
+        log_sum = field(q, table, F_LOG_SUM, n, there, FIELDS)
         below = log_sum + tl.where(d < 0, 0.0, d) + both
         all_ += times(rest_p, slope * (below - entropy))
         at_pivot += times(pivot_p, slope * (above - entropy))
@@ -163,21 +166,21 @@ def find_slopes(
         p = unit * rest_p
         if partials.rest_squares is not None:
             of_squares = partial(partials.rest_squares, steps.rest_squares, n, there)
-            slope += 2 * of_squares * field(table, F_REST_SQUARES, n, rows, there, FIELDS)
+            slope += 2 * of_squares * field(q, table, F_REST_SQUARES, n, there, FIELDS)
             square = 2 * of_squares * p * p
         if partials.rest_cubes is not None:
             of_cubes = partial(partials.rest_cubes, steps.rest_cubes, n, there)
-            slope += 3 * of_cubes * field(table, F_REST_CUBES, n, rows, there, FIELDS)
+            slope += 3 * of_cubes * field(q, table, F_REST_CUBES, n, there, FIELDS)
             cube = 3 * of_cubes * p * p * p
         all_ -= rest_p * slope
         at_pivot -= pivot_p * slope
     if holds(NEEDED, MEAN):
-        support = field(table, F_SUPPORT, n, rows, there, FIELDS)
+        support = field(q, table, F_SUPPORT, n, there, FIELDS)
         slope = partial(partials.mean, steps.mean, n, there)
         mean = tl.where(support == 0, 0.0, slope / tl.where(support == 0, 1.0, support))
         here = kept & (pivot >= 0) & (support > 0)
         if not IS_SOFT:
-            here = here & (field(table, F_TARGET, n, rows, there, FIELDS) != -INF)
+            here = here & (field(q, table, F_TARGET, n, there, FIELDS) != -INF)
         at_pivot += tl.where(here, mean * weight_of_class(q.mean_weight, pivot, here), 0.0)
 
     scale = tl.full([COUNT], 1.0, tl.float64)
@@ -185,33 +188,33 @@ def find_slopes(
         scale = tl.load(q.transform.scale + n * q.transform.scale_step, mask=there, other=1.0)
     top = tl.full([COUNT], -1, tl.int64)
     if holds(NEEDED, AT_TOP):  # the likeliest of the rest has a partial derivative of its own
-        z = field(table, F_REST_TOP_LOGIT, n, rows, there, FIELDS)
+        z = field(q, table, F_REST_TOP_LOGIT, n, there, FIELDS)
         here = kept & (z != -INF)
-        top = tl.where(here, field(table, F_REST_TOP, n, rows, there, FIELDS).to(tl.int64), -1)
+        top = tl.where(here, field(q, table, F_REST_TOP, n, there, FIELDS).to(tl.int64), -1)
         x = tl.where(here, z, base) - base
         e = tl.exp(x)
         at_top = partial(partials.rest_top_logit, steps.rest_top_logit, n, there)
         at_top += e * (unit * (all_ + spread * x) + e * (square + e * cube))
         at_top += mean * weight_of_class(q.mean_weight, top, here)
-        put_coefficient(coefficients, AT_TOP, at_top * scale, n, rows, there, NEEDED)
+        put_coefficient(sink, AT_TOP, at_top * scale, NEEDED)
 
     unit *= scale
     all_ = tl.where(kept, times(unit, all_), 0.0)
-    put_coefficient(coefficients, OFFSET, tl.where(kept, offset, 0.0), n, rows, there, NEEDED)
-    put_coefficient(coefficients, WHOLE, tl.where(kept, whole, 0.0), n, rows, there, NEEDED)
-    put_coefficient(coefficients, ALL, all_, n, rows, there, NEEDED)
-    put_coefficient(coefficients, AT_PIVOT, at_pivot * scale, n, rows, there, NEEDED)
+    put_coefficient(sink, OFFSET, tl.where(kept, offset, 0.0), NEEDED)
+    put_coefficient(sink, WHOLE, tl.where(kept, whole, 0.0), NEEDED)
+    put_coefficient(sink, ALL, all_, NEEDED)
+    put_coefficient(sink, AT_PIVOT, at_pivot * scale, NEEDED)
     spread = tl.where(kept, unit * spread, 0.0)
-    put_coefficient(coefficients, SPREAD, spread, n, rows, there, NEEDED)
+    put_coefficient(sink, SPREAD, spread, NEEDED)
     square, cube = tl.where(kept, scale * square, 0.0), tl.where(kept, scale * cube, 0.0)
-    put_coefficient(coefficients, SQUARE, square, n, rows, there, NEEDED)
-    put_coefficient(coefficients, CUBE, cube, n, rows, there, NEEDED)
+    put_coefficient(sink, SQUARE, square, NEEDED)
+    put_coefficient(sink, CUBE, cube, NEEDED)
     mean, soft = tl.where(kept, scale * mean, 0.0), tl.where(kept, scale * soft, 0.0)
-    put_coefficient(coefficients, MEAN, mean, n, rows, there, NEEDED)
-    put_coefficient(coefficients, SOFT, soft, n, rows, there, NEEDED)
+    put_coefficient(sink, MEAN, mean, NEEDED)
+    put_coefficient(sink, SOFT, soft, NEEDED)
     tl.store(places + n, tl.where(kept, pivot, -1).to(tl.int32), mask=there)
     if holds(NEEDED, AT_TOP):
-        tl.store(places + rows.to(tl.int64) + n, top.to(tl.int32), mask=there)
+        tl.store(places + column(q, 1, n), top.to(tl.int32), mask=there)
 
 
 @triton.jit
@@ -233,50 +236,51 @@ def soft_of_pivot(q, n, pivot, place, kept):
 
 
 @triton.jit
-def coefficient(table, name: tl.constexpr, n, rows, there, NEEDED: tl.constexpr):
+def coefficient(source, name: tl.constexpr, NEEDED: tl.constexpr):
     """One coefficient of rows, beside their classes."""
-    at = table + slot(NEEDED, name) * rows.to(tl.int64) + n
-    return tl.load(at, mask=there, other=0.0)[:, None]
+    table, q, n, there = source
+    return tl.load(table + column(q, slot(NEEDED, name), n), mask=there, other=0.0)[:, None]
 
 
 @triton.jit
 def differentiate(
-    q, coefficients, places, out, rows,
+    q, coefficients, places, out,
     NEEDED: tl.constexpr, ALIGN: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One program per tile, the last rows first: forward has left them in the cache."""
     tile = tl.num_programs(0) - 1 - tl.program_id(0)
-    outer, inner, there, _, classes = find_tile(q, tile, ALIGN, ROWS, BLOCK)
-    n = outer * q.inner_rows + inner
+    rows, _, classes = find_tile(q, tile, ALIGN, ROWS, BLOCK)
+    n, outer, inner, there = rows
+    source = coefficients, q, n, there
     place, kept = read_labels(q, n, there)
     z, slope = load_logits(q, outer, inner, n, there, kept, classes, 0.0, "", ALIGN)
-    x = z - coefficient(coefficients, OFFSET, n, rows, there, NEEDED)
-    whole = coefficient(coefficients, WHOLE, n, rows, there, NEEDED)
+    x = z - coefficient(source, OFFSET, NEEDED)
+    whole = coefficient(source, WHOLE, NEEDED)
     e, fade = split_power(x, whole, holds(NEEDED, SPREAD))
-    factor = coefficient(coefficients, ALL, n, rows, there, NEEDED)
+    factor = coefficient(source, ALL, NEEDED)
     if holds(NEEDED, SPREAD):
-        factor += coefficient(coefficients, SPREAD, n, rows, there, NEEDED) * x
+        factor += coefficient(source, SPREAD, NEEDED) * x
         factor = tl.where(e == 0.0, 0.0, factor)
     if holds(NEEDED, SQUARE):
-        cube = coefficient(coefficients, CUBE, n, rows, there, NEEDED)
+        cube = coefficient(source, CUBE, NEEDED)
         power = e * fade
-        factor += power * (coefficient(coefficients, SQUARE, n, rows, there, NEEDED) + power * cube)
+        factor += power * (coefficient(source, SQUARE, NEEDED) + power * cube)
     g = e * (fade * factor)
     inside = is_class(q, classes, ALIGN)
     if holds(NEEDED, MEAN):
-        mean = coefficient(coefficients, MEAN, n, rows, there, NEEDED)
+        mean = coefficient(source, MEAN, NEEDED)
         if q.mean_weight is not None:
             mean = mean * tl.load(q.mean_weight + classes, mask=inside, other=0.0)[None, :]
         g += tl.where(z == -INF, 0.0, mean)
     if holds(NEEDED, SOFT):
         soft = load_soft(q, outer, inner, n, kept, classes, place, ALIGN)
-        g += coefficient(coefficients, SOFT, n, rows, there, NEEDED) * soft
+        g += coefficient(source, SOFT, NEEDED) * soft
     pivot = tl.load(places + n, mask=there, other=-1)[:, None]
-    at_pivot = coefficient(coefficients, AT_PIVOT, n, rows, there, NEEDED)
+    at_pivot = coefficient(source, AT_PIVOT, NEEDED)
     g = tl.where(classes[None, :] == pivot, at_pivot, g)
     if holds(NEEDED, AT_TOP):
-        top = tl.load(places + rows.to(tl.int64) + n, mask=there, other=-1)[:, None]
-        at_top = coefficient(coefficients, AT_TOP, n, rows, there, NEEDED)
+        top = tl.load(places + column(q, 1, n), mask=there, other=-1)[:, None]
+        at_top = coefficient(source, AT_TOP, NEEDED)
         g = tl.where(classes[None, :] == top, at_top, g)
     g = tl.where(g == 0.0, g, g * slope)
     to = addresses(out, outer, inner, classes, ALIGN)

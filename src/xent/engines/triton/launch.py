@@ -23,6 +23,7 @@ SMALL_TILE = 4096  # and in one of several rows
 PER_WARP = 512  # of them: 16 a thread, which stay in registers
 ON_CHIP = 16384  # numbers of a row that one program can hold
 PANEL = 64  # rows side by side, where the classes are not
+FEW = 16  # rows side by side for which a panel is not worth while
 VECTOR = 16  # bytes that a thread loads at once
 
 
@@ -62,8 +63,8 @@ class Layout(NamedTuple):
 
     @property
     def panel(self) -> bool:
-        """Whether rows lie side by side, and not classes."""
-        return self.steps[2] != 1 and self.steps[1] == 1
+        """Whether rows lie side by side, enough of them to be loaded together, and not classes."""
+        return self.steps[2] != 1 and self.steps[1] == 1 and self.inner_rows >= FEW
 
     @classmethod
     def of(cls, x: Tensor) -> Layout | None:
@@ -102,7 +103,7 @@ class Launch:
             matrices.append(soft)
         self.rows = p.rows.numel()
         self.align = _alignment(matrices)
-        self.tiling = Tiling.of(p.classes, layout.panel)
+        self.tiling = Tiling.of(p.classes, self.align < 0)
         self.layout = layout
         self.tiles = self._blocks(self.tiling) * self.tiling.parts
         labels = p.target.values.contiguous() if p.target.labelled else None
@@ -112,6 +113,7 @@ class Launch:
             scale = scale.contiguous()
         self.question = Question(
             self._rows(logits),
+            self.rows,
             layout.inner_rows,
             p.classes,
             self.tiling.parts,
@@ -134,6 +136,8 @@ class Launch:
         return Rows(x.detach(), *layout.steps)
 
     def _blocks(self, t: Tiling) -> int:
+        if self.align > 0:
+            return triton.cdiv(self.rows, t.rows)
         return self.layout.outer_rows * triton.cdiv(self.layout.inner_rows, t.rows)
 
     def find(self) -> Tensor:
@@ -143,7 +147,7 @@ class Launch:
         device = p.logits.device
         parts = torch.empty((found.bit_count(), t.parts, self.rows), device=device)
         launch(
-            statistics.sweep, self.tiles, device, self.question, parts, self.rows, FOUND=found,
+            statistics.sweep, self.tiles, device, self.question, parts, FOUND=found,
             ALIGN=self.align, ROWS=t.rows, BLOCK=t.block, num_warps=t.warps,
         )  # fmt: skip
         return self._finish(self.question, parts, found, p.mask, t.block)
@@ -155,7 +159,7 @@ class Launch:
         table = parts.new_empty((fields.bit_count(), *p.rows), dtype=torch.float64)
         launch(
             statistics.finish, triton.cdiv(self.rows, COUNT), p.logits.device, question, parts,
-            table, self.rows, FOUND=found, FIELDS=fields, SHARDED=p.target.sharded,
+            table, FOUND=found, FIELDS=fields, SHARDED=p.target.sharded,
             BLOCK=block, COUNT=COUNT,
         )  # fmt: skip
         return table
@@ -182,12 +186,12 @@ class Launch:
         self, row_weight: Tensor | None, divisor: Tensor | None, slope: Tensor | None, out: Tensor,
         parts: Tensor | None, ready: bool = False,
     ) -> None:  # fmt: skip
-        t = Tiling.of_rows(self.problem.classes, self.layout.panel)
+        t = Tiling.of_rows(self.problem.classes, self.align < 0)
         blocks = self._blocks(t)
         launch(
             one_pass.cross_entropy, min(blocks, _few(out.device)) if ready else blocks, out.device,
             self.question._replace(parts=t.parts), row_weight, divisor, slope, self._rows(out),
-            parts, self.rows, blocks, READY=ready, ALIGN=self.align, ROWS=t.rows, BLOCK=t.block,
+            parts, blocks, READY=ready, ALIGN=self.align, ROWS=t.rows, BLOCK=t.block,
             WHOLE=t.parts == 1, num_warps=t.warps,
         )  # fmt: skip
 
@@ -204,12 +208,12 @@ class Launch:
         places = torch.empty((2, self.rows), dtype=torch.int32, device=device)
         launch(
             gradient.find_slopes, triton.cdiv(self.rows, COUNT), device, self.question,
-            table.contiguous(), slopes, steps, coefficients, places, self.rows, FIELDS=p.mask,
+            table.contiguous(), slopes, steps, coefficients, places, FIELDS=p.mask,
             NEEDED=needed, COUNT=COUNT,
         )  # fmt: skip
         launch(
             gradient.differentiate, self.tiles, device, self.question, coefficients, places,
-            self._rows(out), self.rows, NEEDED=needed, ALIGN=self.align, ROWS=t.rows,
+            self._rows(out), NEEDED=needed, ALIGN=self.align, ROWS=t.rows,
             BLOCK=t.block, num_warps=t.warps,
         )  # fmt: skip
 

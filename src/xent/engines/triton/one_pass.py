@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from .arithmetic import INF, LOG2E, ROOM, base_of, gap_to, power, split_power
-from .problem import addresses, find_rows, is_class, load_logits, load_pivots, read_labels
+from .problem import addresses, column, find_rows, is_class, load_logits, load_pivots, read_labels
 from .statistics import finite_or_nan, weight_of_class
 
 
@@ -53,7 +53,7 @@ def coefficients(pivot, offset, whole, total, factor):
 
 @triton.jit
 def cross_entropy(
-    q, row_weight, divisor, slope, out, parts, rows, blocks,
+    q, row_weight, divisor, slope, out, parts, blocks,
     READY: tl.constexpr, WHOLE: tl.constexpr,
     ALIGN: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -70,8 +70,7 @@ def cross_entropy(
     if divisor is not None:
         upstream = upstream / tl.load(divisor).to(tl.float64)
     for block in range(tl.program_id(0), blocks, tl.num_programs(0)):
-        outer, inner, there = find_rows(q, block, ALIGN, ROWS)
-        n = outer * q.inner_rows + inner
+        n, outer, inner, there = find_rows(q, block, ALIGN, ROWS)
         place, kept = read_labels(q, n, there)
         factor = weight_of_class(q.class_weight, place, there & (place >= 0)) * upstream
         if row_weight is not None:
@@ -97,7 +96,7 @@ def cross_entropy(
             total = tl.sum(power(rest - offset[:, None], whole[:, None], False), 1)
         if parts is not None:
             tl.store(parts + n, largest, mask=there)
-            tl.store(parts + rows.to(tl.int64) + n, total, mask=there)
+            tl.store(parts + column(q, 1, n), total, mask=there)
         multiple, at_pivot = coefficients(pivot, offset, whole, total, factor)
         if WHOLE:
             put_gradient(

@@ -1,7 +1,7 @@
 """What the kernels are told: tensors and how to walk them, as tuples that Triton takes as one.
 
-Rows are numbered ``outer * inner_rows + inner``; a tile is some rows of one ``outer`` and a run of
-classes. The programs of one launch go through the tiles of a row first.
+Rows are numbered ``outer * inner_rows + inner``; a tile is some rows and a run of classes. The
+programs of one launch go through the tiles of a row first.
 
 ALIGN numbers lie side by side and may be loaded at once: classes of a row or, if it is negative, so
 many rows of a class, as in ``(N, C, d)``. Triton itself looks only whether 16 divides an address or
@@ -45,6 +45,7 @@ class Question(NamedTuple):
     """Logits, what is done to them, and the target."""
 
     logits: Rows
+    rows: int
     inner_rows: int
     classes: int
     parts: int  # tiles in a row
@@ -98,18 +99,36 @@ def is_class(q, classes, ALIGN: tl.constexpr):
 
 @triton.jit
 def find_tile(q, tile, ALIGN: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
-    """(outer, inner row, row is there, part, classes) of a tile."""
+    """(rows, part, classes) of a tile."""
     part = tile % q.parts
-    outer, inner, there = find_rows(q, tile // q.parts, ALIGN, ROWS)
-    return outer, inner, there, part, part * BLOCK + tl.arange(0, BLOCK)
+    return find_rows(q, tile // q.parts, ALIGN, ROWS), part, part * BLOCK + tl.arange(0, BLOCK)
 
 
 @triton.jit
 def find_rows(q, strip, ALIGN: tl.constexpr, ROWS: tl.constexpr):
-    """(outer, inner row, row is there) of a strip of rows."""
-    strips = tl.cdiv(q.inner_rows, ROWS)
-    inner = (strip % strips) * ROWS + tl.arange(0, ROWS)
-    return (strip // strips).to(tl.int64), inner, inner < multiple(q.inner_rows, across_rows(ALIGN))
+    """(number, outer, inner, whether it is there) of the rows of a strip."""
+    strip = tl.full([1], strip, tl.int64)
+    if ALIGN > 0:
+        n = strip * ROWS + tl.arange(0, ROWS)
+        return n, n // q.inner_rows, n % q.inner_rows, n < q.rows
+    else:  # rows that lie side by side, of one outer index
+        strips = tl.cdiv(q.inner_rows, ROWS)
+        outer, inner = strip // strips, strip % strips * ROWS + tl.arange(0, ROWS)
+        there = inner < multiple(q.inner_rows, across_rows(ALIGN))
+        return outer * q.inner_rows + inner, outer, inner, there
+
+
+@triton.jit
+def find_some_rows(q, COUNT: tl.constexpr):
+    """(number, whether it is there) of the rows of a program that sees no classes."""
+    n = tl.program_id(0).to(tl.int64) * COUNT + tl.arange(0, COUNT)
+    return n, n < q.rows
+
+
+@triton.jit
+def column(q, k, n):
+    """Where row n has its place in line k of a table with a column for each row."""
+    return tl.full([1], k, tl.int64) * q.rows + n
 
 
 @triton.jit
@@ -128,7 +147,7 @@ def read_labels(q, n, there):
 def addresses(rows, outer, inner, classes, ALIGN: tl.constexpr):
     """Pointers to a tile."""
     BYTES: tl.constexpr = rows.at.dtype.element_ty.primitive_bitwidth // 8
-    line = outer * rows.outer + inner.to(tl.int64) * rows.inner
+    line = outer * rows.outer + inner * rows.inner
     at = rows.at + line[:, None] + (classes.to(tl.int64) * rows.step)[None, :]
     return tl.multiple_of(at, [across_rows(ALIGN) * BYTES, along_row(ALIGN) * BYTES])
 

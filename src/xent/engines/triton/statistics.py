@@ -26,6 +26,8 @@ from .arithmetic import (
     times,
 )  # fmt: skip
 from .problem import (
+    column,
+    find_some_rows,
     find_tile,
     holds,
     is_class,
@@ -87,68 +89,68 @@ def exact_sums(found):
 
 
 @triton.jit
-def put_part(parts, quantity: tl.constexpr, value, place, step, there, FOUND: tl.constexpr):
+def put_part(sink, quantity: tl.constexpr, value, FOUND: tl.constexpr):
     """Store one quantity of a tile's rows."""
-    tl.store(parts + slot(FOUND, quantity) * step + place, value.to(tl.float32), mask=there)
+    parts, q, part, n, there = sink
+    at = parts + column(q, slot(FOUND, quantity) * q.parts + part, n)
+    tl.store(at, value.to(tl.float32), mask=there)
 
 
 @triton.jit
 def sweep(
-    q, parts, rows,
+    q, parts,
     FOUND: tl.constexpr, ALIGN: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One program per tile."""
-    outer, inner, there, part, classes = find_tile(q, tl.program_id(0), ALIGN, ROWS, BLOCK)
-    n = outer * q.inner_rows + inner
-    at, step = part.to(tl.int64) * rows + n, q.parts * rows.to(tl.int64)
+    rows, part, classes = find_tile(q, tl.program_id(0), ALIGN, ROWS, BLOCK)
+    n, outer, inner, there = rows
+    sink = parts, q, part, n, there
     place, kept = read_labels(q, n, there)
     z, _ = load_logits(q, outer, inner, n, there, kept, classes, -INF, "", ALIGN)
     if holds(FOUND, PIVOT):
         pivot = tl.argmax(z, 1, tie_break_left=True)
         is_pivot = tl.arange(0, BLOCK)[None, :] == pivot[:, None]
         soft = load_soft(q, outer, inner, n, kept, classes, place, ALIGN)
-        put_part(parts, PIVOT, tl.max(z, 1), at, step, there, FOUND)
-        put_part(parts, PIVOT_CLASS, pivot, at, step, there, FOUND)
-        put_part(
-            parts, PIVOT_SOFT, tl.sum(tl.where(is_pivot, soft, 0.0), 1), at, step, there, FOUND
-        )
+        put_part(sink, PIVOT, tl.max(z, 1), FOUND)
+        put_part(sink, PIVOT_CLASS, pivot, FOUND)
+        put_part(sink, PIVOT_SOFT, tl.sum(tl.where(is_pivot, soft, 0.0), 1), FOUND)
         soft = tl.where(is_pivot, 0.0, soft)
     else:
         is_pivot = classes[None, :] == place[:, None]
     rest = tl.where(is_pivot, -INF, z)
     largest = tl.max(rest, 1)
-    put_part(parts, LARGEST, largest, at, step, there, FOUND)
+    put_part(sink, LARGEST, largest, FOUND)
     if holds(FOUND, TOP):
-        put_part(parts, TOP, tl.argmax(rest, 1, tie_break_left=True), at, step, there, FOUND)
+        put_part(sink, TOP, tl.argmax(rest, 1, tie_break_left=True), FOUND)
     EXACT: tl.constexpr = exact_sums(FOUND)
     offset, whole = base_of(largest, EXACT)
     x = rest - offset[:, None]
     e = power(x, whole[:, None], EXACT)
     if holds(FOUND, TIES):
         tie = x == 0.0
-        put_part(parts, TIES, tl.sum(tl.where(tie, 1.0, 0.0), 1), at, step, there, FOUND)
-        put_part(parts, SUM, tl.sum(tl.where(tie, 0.0, e), 1), at, step, there, FOUND)
+        put_part(sink, TIES, tl.sum(tl.where(tie, 1.0, 0.0), 1), FOUND)
+        put_part(sink, SUM, tl.sum(tl.where(tie, 0.0, e), 1), FOUND)
         spread = tl.sum(tl.where(e == 0.0, 0.0, -x * e), 1)
-        put_part(parts, SPREAD, spread, at, step, there, FOUND)
+        put_part(sink, SPREAD, spread, FOUND)
     else:
-        put_part(parts, SUM, tl.sum(e, 1), at, step, there, FOUND)
+        put_part(sink, SUM, tl.sum(e, 1), FOUND)
     if holds(FOUND, SQUARES):
-        put_part(parts, SQUARES, tl.sum(e * e, 1), at, step, there, FOUND)
+        put_part(sink, SQUARES, tl.sum(e * e, 1), FOUND)
     if holds(FOUND, CUBES):
-        put_part(parts, CUBES, tl.sum(e * e * e, 1), at, step, there, FOUND)
+        put_part(sink, CUBES, tl.sum(e * e * e, 1), FOUND)
     if holds(FOUND, MASS):
-        put_part(parts, MASS, tl.sum(soft, 1), at, step, there, FOUND)
+        put_part(sink, MASS, tl.sum(soft, 1), FOUND)
         deficit = tl.sum(tl.where(soft == 0.0, 0.0, -x * soft), 1)
-        put_part(parts, DEFICIT, deficit, at, step, there, FOUND)
+        put_part(sink, DEFICIT, deficit, FOUND)
     if holds(FOUND, LEVEL):
         here = tl.where(z == -INF, 0.0, 1.0)
-        put_part(parts, SUPPORT, tl.sum(here, 1), at, step, there, FOUND)
+        put_part(sink, SUPPORT, tl.sum(here, 1), FOUND)
         if q.mean_weight is not None:
             inside = is_class(q, classes, ALIGN)
             here *= tl.load(q.mean_weight + classes, mask=inside, other=0.0)[None, :]
-        put_part(parts, WEIGHT, tl.sum(here, 1), at, step, there, FOUND)
+        put_part(sink, WEIGHT, tl.sum(here, 1), FOUND)
         gap = tl.where(z == -INF, 0.0, z - tl.where(largest == -INF, 0.0, largest)[:, None])
-        put_part(parts, LEVEL, tl.sum(here * gap, 1), at, step, there, FOUND)
+        put_part(sink, LEVEL, tl.sum(here * gap, 1), FOUND)
 
 
 # ---- the merge ----------------------------------------------------------------------------------
@@ -179,67 +181,65 @@ def merge(a, b):
 
 
 @triton.jit
-def get_part(parts, quantity: tl.constexpr, at, step, there, FOUND: tl.constexpr):
+def get_part(source, quantity: tl.constexpr, FOUND: tl.constexpr):
     """One quantity of a tile's rows in float64; 0 if it was not wanted."""
-    value = tl.zeros(at.shape, tl.float64)
+    parts, q, part, n, there = source
+    value = tl.zeros(n.shape, tl.float64)
     if holds(FOUND, quantity):
-        found = tl.load(parts + slot(FOUND, quantity) * step + at, mask=there, other=0.0)
-        value = found.to(tl.float64)
+        at = parts + column(q, slot(FOUND, quantity) * q.parts + part, n)
+        value = tl.load(at, mask=there, other=0.0).to(tl.float64)
     return value
 
 
 @triton.jit
-def merge_tiles(
-    q, parts, rows, n, there, FOUND: tl.constexpr, BLOCK: tl.constexpr
-):  # fmt: skip
+def merge_tiles(q, parts, n, there, FOUND: tl.constexpr, BLOCK: tl.constexpr):
     """What the tiles of rows add up to: (row, peak, powers, mean), each a tuple.
 
     ``row`` is what :func:`merge` merges; ``peak`` the largest logit of the rest, or the pivot of a
     soft target: (logit, class, q).
     """
-    step = q.parts * rows.to(tl.int64)
     none = tl.zeros(n.shape, tl.float64)
     row = none - INF, none, none, none, none, none
     logit, class_, soft = none - INF, none, none
     squares, cubes, level, weight, support = none, none, none, none, none
     for part in range(q.parts):
-        at = part * rows.to(tl.int64) + n
-        largest = tl.load(parts + at, mask=there, other=-INF)
+        source = parts, q, part, n, there
+        largest = tl.load(parts + column(q, part, n), mask=there, other=-INF)
         offset, whole = base_of(largest, exact_sums(FOUND))
         tile = (
             tl.where(largest == -INF, -INF, shift_of(offset, whole)),
-            get_part(parts, SUM, at, step, there, FOUND),
-            get_part(parts, TIES, at, step, there, FOUND),
-            get_part(parts, SPREAD, at, step, there, FOUND),
-            get_part(parts, MASS, at, step, there, FOUND),
-            get_part(parts, DEFICIT, at, step, there, FOUND),
+            get_part(source, SUM, FOUND),
+            get_part(source, TIES, FOUND),
+            get_part(source, SPREAD, FOUND),
+            get_part(source, MASS, FOUND),
+            get_part(source, DEFICIT, FOUND),
         )
         before = row
         row = merge(before, tile)
         if holds(FOUND, SQUARES):
             a = carried(before[1] + before[2], before[0], row[0])
             b = carried(tile[1] + tile[2], tile[0], row[0])
-            squares = a * a * squares + b * b * get_part(parts, SQUARES, at, step, there, FOUND)
-            tile_cubes = get_part(parts, CUBES, at, step, there, FOUND)
+            squares = a * a * squares + b * b * get_part(source, SQUARES, FOUND)
+            tile_cubes = get_part(source, CUBES, FOUND)
             cubes = a * a * a * cubes + b * b * b * tile_cubes
         if holds(FOUND, LEVEL):
-            tile_weight = get_part(parts, WEIGHT, at, step, there, FOUND)
+            tile_weight = get_part(source, WEIGHT, FOUND)
             base = tl.where(largest == -INF, 0.0, largest).to(tl.float64)
-            level += get_part(parts, LEVEL, at, step, there, FOUND) + tile_weight * base
+            level += get_part(source, LEVEL, FOUND) + tile_weight * base
             weight += tile_weight
-            support += get_part(parts, SUPPORT, at, step, there, FOUND)
+            support += get_part(source, SUPPORT, FOUND)
         if holds(FOUND, PIVOT):
-            tile_logit = get_part(parts, PIVOT, at, step, there, FOUND)
-            tile_soft = get_part(parts, PIVOT_SOFT, at, step, there, FOUND)
+            tile_logit = get_part(source, PIVOT, FOUND)
+            tile_soft = get_part(source, PIVOT_SOFT, FOUND)
             wins = tile_logit > logit
             loser = tl.where(wins, logit, tile_logit)
             row = merge(row, released(loser, tl.where(wins, soft, tile_soft), FOUND))
             soft = tl.where(wins, tile_soft, soft)
-            place = get_part(parts, PIVOT_CLASS, at, step, there, FOUND)
+            place = get_part(source, PIVOT_CLASS, FOUND)
         else:
             tile_logit = largest.to(tl.float64)
             wins = tile_logit > logit
-            place = get_part(parts, TOP, at, step, there, FOUND)
+            place = get_part(source, TOP, FOUND)
         class_ = tl.where(wins, part * BLOCK + place, class_)
         logit = tl.where(wins, tile_logit, logit)
     return row, (logit, class_, soft), (squares, cubes), (level, weight, support)
@@ -268,23 +268,22 @@ def finite_or_nan(logit):
 @triton.jit
 def put(sink, field: tl.constexpr, value, of_blank, FIELDS: tl.constexpr):
     """Store one field of rows, if it is wanted; ``of_blank`` is that of a row without classes."""
-    table, rows, n, there, blank = sink
+    table, q, n, there, blank = sink
     if holds(FIELDS, field):
-        at = table + slot(FIELDS, field) * rows.to(tl.int64) + n
+        at = table + column(q, slot(FIELDS, field), n)
         tl.store(at, tl.where(blank, of_blank, value), mask=there)
 
 
 @triton.jit
 def finish(
-    q, parts, table, rows,
+    q, parts, table,
     FOUND: tl.constexpr, FIELDS: tl.constexpr, SHARDED: tl.constexpr, BLOCK: tl.constexpr,
     COUNT: tl.constexpr,
 ):  # fmt: skip
     """Merge the tiles of COUNT rows and store their fields; a tile had BLOCK classes."""
-    n = tl.program_id(0).to(tl.int64) * COUNT + tl.arange(0, COUNT)
-    there = n < rows
+    n, there = find_some_rows(q, COUNT)
     place, kept = read_labels(q, n, there)
-    row, peak, powers, mean = merge_tiles(q, parts, rows, n, there, FOUND, BLOCK)
+    row, peak, powers, mean = merge_tiles(q, parts, n, there, FOUND, BLOCK)
     shift, small, ties, spread, soft_mass, deficit = row
     if holds(FOUND, PIVOT):
         pivot = peak[0]
@@ -314,7 +313,7 @@ def finish(
         else:
             reached = tl.where(nothing, -INF, reached)
         certain = tl.where(nothing & (reached == -INF), -INF, certain)
-    sink = table, rows, n, there, blank
+    sink = table, q, n, there, blank
     put(sink, F_SHIFT, shift, level, FIELDS)
     put(sink, F_SUM, total, none, FIELDS)
     put(sink, F_LOG_SUM, log_sum, none, FIELDS)
