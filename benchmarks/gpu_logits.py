@@ -191,8 +191,8 @@ def parser() -> argparse.ArgumentParser:
         **option,
         help="rows and classes (default: those of QuACK's page, and others)",
     )
-    add("--launches", **option, help="whose launches to look at; nothing for none")
-    add("--family", **option, help="what to measure the family on; nothing for none")
+    add("--launches", **option, help="whose launches to look at (with --shapes: none)")
+    add("--family", **option, help="what to measure the family on (with --shapes: nothing)")
     add("--rows", type=positive, metavar="K", help="no more rows than these, in every shape")
     add(
         "--dtypes", nargs="+", choices=DTYPES[:2], default=["bfloat16"], metavar="DTYPE",
@@ -223,7 +223,7 @@ def plan(args: argparse.Namespace) -> list[tuple[str, Cell]]:
     for part, (_, _, shapes) in PARTS.items():
         asked = getattr(args, part)
         if asked is None:
-            asked = TINY if args.interpret else shapes
+            asked = [] if args.cells else TINY if args.interpret else shapes
         dtypes = args.dtypes if part == "cells" else args.dtypes[:1]
         least = [(min(rows, args.rows or rows), classes) for rows, classes in asked]
         steps += [(part, Cell(*one, dtype)) for dtype in dtypes for one in dict.fromkeys(least)]

@@ -5,6 +5,9 @@ import math
 import os
 import subprocess
 import sys
+from contextlib import contextmanager
+from functools import partial
+from itertools import cycle
 from pathlib import Path
 
 import pytest
@@ -40,7 +43,7 @@ def command(*words: str) -> subprocess.CompletedProcess[str]:
 @pytest.fixture(scope="module")
 def outcome(tmp_path_factory):
     path = tmp_path_factory.mktemp("gpu") / "result.json"
-    words = ["--interpret", "--shapes", "2,20", "--launches", "2,20", "--family", "--repeats", "1"]
+    words = ["--interpret", "--shapes", "2,20", "--launches", "2,20", "--repeats", "1"]
     words += ["--contestants", *QUICK, "--markdown", "--quiet", "--json", str(path)]
     done = command(*words)
     assert done.returncode == 0, done.stderr
@@ -155,7 +158,7 @@ def test_the_plan():
         most = max(cell.rows for cell in cells if cell.classes == classes)
         assert most * classes >= 1 << 26
     words = ["--rows", "7", "--dtypes", "float32", "bfloat16", "--shapes", "9,5", "8,5", "3,6"]
-    few = gpu_logits.plan(parse([*words, "--launches", "--family", "4,4"]))
+    few = gpu_logits.plan(parse([*words, "--family", "4,4"]))
     shapes = [(7, 5), (3, 6)]
     assert few == [
         ("family", Cell(4, 4, "float32")),
@@ -318,20 +321,38 @@ def test_a_launch_that_fails_is_reported(setting, monkeypatch):
     assert "broken, forward, failed: RuntimeError: no such luck" in text
 
 
-def test_the_family_beside_cross_entropy(setting, monkeypatch):
-    def slow(z, y, engine):
-        return sum(F.cross_entropy(z, y) for _ in range(30))
+class Taximeter(Timer):
+    """A millisecond for every loss computed, and no clock."""
 
-    losses = {"cross_entropy": lambda z, y, engine: F.cross_entropy(z, y), "slow": slow}
-    monkeypatch.setattr(
-        gpu_logits, "members", lambda *where: losses | {"broken": lambda z, y, engine: broken(z, y)}
-    )
-    found = gpu_logits.measure_family(Cell(6, 9, "float32"), setting)
+    def __init__(self):
+        self.losses = 0
+
+    def loss(self, z, y, engine, times=1):
+        self.losses += times
+        return F.cross_entropy(z, y)
+
+    def milliseconds(self, turn):
+        turn.ready()
+        before = self.losses
+        turn.call()
+        return float(self.losses - before)
+
+
+def test_the_family_beside_cross_entropy(setting, monkeypatch):
+    meter = Taximeter()
+    losses = {
+        "cross_entropy": partial(meter.loss, times=2),
+        "slow": partial(meter.loss, times=5),
+        "broken": lambda z, y, engine: broken(z, y),
+    }
+    monkeypatch.setattr(gpu_logits, "members", lambda *where: losses)
+    found = gpu_logits.measure_family(Cell(6, 9, "float32"), setting._replace(timer=meter))
     assert found["failed"] == {"broken": "RuntimeError: no such luck"}
-    assert set(found["ms"]) == {"cross_entropy", "slow", "cross_entropy, z_loss=1e-4"}
-    rows = {line.split()[0]: line.split() for line in gpu_report.family_text(found).splitlines()}
-    assert rows["cross_entropy"][-1] == "1.00"
-    assert float(rows["slow"][-1]) > 3
+    assert found["ms"] == {"cross_entropy": 2, "slow": 5, "cross_entropy, z_loss=1e-4": 0}
+    lines = [line.split() for line in gpu_report.family_text(found).splitlines()]
+    assert ["cross_entropy", "2.00", "1.00"] in lines
+    assert ["slow", "5.00", "2.50"] in lines
+    assert ["broken", "failed:", "RuntimeError:", "no", "such", "luck"] in lines
 
 
 # ---- timing --------------------------------------------------------------------------------------
@@ -354,7 +375,7 @@ class Clockwork:
         self.diary, self.allocated, self.most = [], 100, 100
         monkeypatch.setattr(CudaTimer, "device", "cpu")
         monkeypatch.setattr(gpu_timing, "FLUSH_BYTES", 64)
-        clockwork, names = self, iter(("start", "end"))
+        clockwork, names = self, cycle(("start", "end"))
 
         class Event:
             def __init__(self, enable_timing):
@@ -416,3 +437,65 @@ def test_on_a_gpu_the_peak_is_counted_from_when_all_is_ready(monkeypatch):
         clockwork.allocate(-50)
 
     assert CudaTimer().peak(Turn(lambda: clockwork.allocate(1000), call)) == 50
+
+
+def test_on_a_gpu_a_graph_is_captured_after_warming_up_on_another_stream(monkeypatch):
+    clockwork = Clockwork(monkeypatch)
+
+    @contextmanager
+    def within(thing):
+        clockwork.diary.append(f"in {thing}")
+        yield
+        clockwork.diary.append(f"out of {thing}")
+
+    class Stream:
+        def __init__(self, name="side"):
+            self.name = name
+
+        def __str__(self):
+            return self.name
+
+        def wait_stream(self, other):
+            clockwork.diary.append(f"{self} after {other}")
+
+    class Graph:
+        replay = "replay"
+
+        def __str__(self):
+            return "graph"
+
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: Stream("main"))
+    monkeypatch.setattr(torch.cuda, "stream", within)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", within)
+    assert CudaTimer().captured(clockwork.note("call")) == "replay"
+    assert clockwork.diary == [
+        "side after main", "in side", *["call"] * gpu_timing.WARM_UP, "out of side",
+        "main after side", "in graph", "call", "out of graph",
+    ]  # fmt: skip
+
+
+def test_on_a_gpu_the_header_names_card_driver_and_cuda(monkeypatch):
+    Clockwork(monkeypatch)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H200")
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    answer = subprocess.CompletedProcess([], 0, stdout="580.10\n580.10\n")
+    monkeypatch.setattr(gpu_timing.subprocess, "run", lambda *words, **options: answer)
+    assert CudaTimer().describe() == "NVIDIA H200, driver 580.10, CUDA 13.0"
+
+    def missing(*words, **options):
+        raise FileNotFoundError
+
+    monkeypatch.setattr(gpu_timing.subprocess, "run", missing)
+    assert CudaTimer().describe() == "NVIDIA H200, driver unknown, CUDA 13.0"
+
+
+def test_where_there_is_a_gpu_it_is_taken(monkeypatch):
+    Clockwork(monkeypatch)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    args = gpu_logits.parser().parse_args(["--contestants", "torch"])
+    setting, absent = gpu_logits.setting_for(args)
+    assert isinstance(setting.timer, CudaTimer)
+    assert (setting.engine, setting.names, setting.rounds) == ("auto", ["xent", "torch"], 20)
+    assert absent == {}
