@@ -37,15 +37,15 @@ from xent.losses import CATALOG
 MIN_ROUNDS, SECONDS = 3, 4.0
 
 
-def members(targets: str, classes: int) -> dict[str, Loss]:
+def members(targets: str, classes: int, device: str = "cpu") -> dict[str, Loss]:
     """Every loss of such targets that one sweep serves, at its defaults.
 
     Those with a matrix of classes by classes are another matter: it may be larger than the logits;
     and the excess over the entropy of the target has no kernel, and takes 150 ns for an element.
     """
     required = {
-        "prior": torch.linspace(1, 2, classes),
-        "counts": torch.linspace(1, 2, classes),
+        "prior": torch.linspace(1, 2, classes, device=device),
+        "counts": torch.linspace(1, 2, classes, device=device),
         "rate": 0.2,
         "theta": (0.0, 0.0, 1.0, 1.0, 0.5, 0.5, 0.5, 0.5),
     }

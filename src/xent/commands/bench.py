@@ -23,7 +23,7 @@ from .bench_report import LEGEND, cell_text, machine_text, markdown, memory_text
 from .console import UserError, progress_bar
 from .contestants import CONTESTANTS, MODES, Cell, ContestantError, Worker
 from .machine import cpu_seconds_of_all, describe_machine
-from .timing import DTYPES, PAUSE_SECONDS, positive, summary
+from .timing import DTYPES, PAUSE_SECONDS, positive, shape, summary
 
 # From a toy batch over image classification to language models; the last is a short decode step.
 GRID = [(32, 10), (1024, 1000), (65536, 100), (2048, 32000), (1024, 128256), (8, 151936)]
@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     switch = argparse.BooleanOptionalAction
     parser.add_argument("--quick", action="store_true", help="three shapes, few rounds, no memory")
     parser.add_argument(
-        "--shapes", type=_shape, nargs="+", metavar="N,V", help="rows and classes, as in 1024,1000"
+        "--shapes", type=shape, nargs="+", metavar="N,V", help="rows and classes, as in 1024,1000"
     )
     parser.add_argument(
         "--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES[:2]), metavar="DTYPE",
@@ -102,13 +102,6 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         args.json.write_text(json.dumps(result, indent=1) + "\n")
     return int(any("both" not in found["contestants"]["xent"] for found in result["cells"]))
-
-
-def _shape(text: str) -> tuple[int, int]:
-    rows, comma, classes = text.partition(",")
-    if not comma:
-        raise argparse.ArgumentTypeError(f"{text!r} is not N,V as in 1024,1000")
-    return positive(rows), positive(classes)
 
 
 def _who_takes_part(asked: Sequence[str]) -> tuple[list[str], dict[str, str]]:

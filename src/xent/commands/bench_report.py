@@ -17,8 +17,9 @@ ERRORS = ("loss_ulps", "gradient", "target_entry")
 def machine_text(machine: dict[str, Any]) -> str:
     """One line on hardware and software."""
     versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
+    device = f"{machine['device']}; " if "device" in machine else ""
     return (
-        f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads, "
+        f"{device}{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads, "
         f"{machine['isa']}; {versions}; {machine['system']}, {machine['date']}"
     )
 
@@ -87,10 +88,11 @@ def _time_columns(entry: dict[str, Any], mode: str) -> list[str]:
         return [""] * 4
     low, high = time["ms_quartiles"]
     copies = f"{time['copies']:.1f}" if "copies" in time else ""
-    return [digits(time["ms"]), f"{100 * (high - low) / time['ms']:.0f}%", _ratio(time), copies]
+    return [digits(time["ms"]), f"{100 * (high - low) / time['ms']:.0f}%", ratio_text(time), copies]
 
 
-def _ratio(time: dict[str, Any]) -> str:
+def ratio_text(time: dict[str, Any]) -> str:
+    """How many times as long as xent, marked where xent is slower."""
     if "ratio" not in time:
         return ""
     return f"{time['ratio']:.2f}x" + (" LOSS" if _lost(time) else "")

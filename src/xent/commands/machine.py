@@ -12,8 +12,8 @@ from typing import Any
 from ..engines import native
 
 PACKAGES = (
-    "xent", "torch", "jax", "optax", "scikit-learn", "liger-kernel", "cut-cross-entropy",
-    "quack-kernels",
+    "xent", "torch", "triton", "jax", "optax", "scikit-learn", "liger-kernel", "cut-cross-entropy",
+    "quack-kernels", "flash-attn",
 )  # fmt: skip
 
 

@@ -17,6 +17,14 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def shape(text: str) -> tuple[int, int]:
+    """Rows and classes from the command line."""
+    rows, comma, classes = text.partition(",")
+    if not comma:
+        raise argparse.ArgumentTypeError(f"{text!r} is not N,V as in 1024,1000")
+    return positive(rows), positive(classes)
+
+
 def summary(times: list[float]) -> dict[str, Any]:
     """Median and quartiles, with all the times they come from."""
     enough = times * 2 if len(times) == 1 else times  # quartiles of one time are that time

@@ -1,0 +1,176 @@
+"""Cross-entropy of given logits as xent, PyTorch and others have it, and the truth about it.
+
+Those who take part where they can be imported: Liger overwrites its input with the gradient, on the
+way forward, and is given a fresh copy every time, untimed. flash-attn has no reduction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import xent
+from gpu_timing import WARM_UP, Turn
+from xent.commands.contestants import ERROR_ELEMENTS, Cell, in_one_line, truth
+
+Loss = Callable[..., Any]  # of logits (N, V) and labels (N,): their mean
+BY_ROW = "xent-by-row"
+
+
+class Contestant(NamedTuple):
+    """A way to compute the mean.
+
+    Attributes:
+        load: makes the loss, with the imports that it needs, given the engine xent is to take.
+        overwrites: whether it uses the logits up.
+    """
+
+    load: Callable[[str], Loss]
+    overwrites: bool = False
+
+    def unavailable(self, engine: str) -> str | None:
+        """Why it cannot take part here, or None."""
+        try:
+            self.load(engine)
+        except Exception as error:  # libraries for GPUs raise all kinds where there is none
+            return in_one_line(error)
+        return None
+
+
+def _xent(engine: str) -> Loss:
+    return partial(xent.cross_entropy, engine=engine)
+
+
+def _by_row(engine: str) -> Loss:
+    loss = _xent(engine)
+    return lambda z, y: loss(z, y, reduction="none").mean()
+
+
+def _compiled(engine: str) -> Loss:
+    torch.compiler.reset()  # else every call looks through the code of earlier shapes
+    return torch.compile(lambda z, y: F.cross_entropy(z, y), dynamic=False)
+
+
+def _liger(engine: str) -> Loss:
+    from liger_kernel.transformers.functional import liger_cross_entropy  # pyright: ignore
+
+    return liger_cross_entropy
+
+
+def _quack(engine: str) -> Loss:
+    from quack.cross_entropy import cross_entropy  # pyright: ignore
+
+    return partial(cross_entropy, reduction="mean")
+
+
+def _flash(engine: str) -> Loss:
+    from flash_attn.ops.triton.cross_entropy import cross_entropy_loss  # pyright: ignore
+
+    return lambda z, y: cross_entropy_loss(z, y)[0].mean()  # the other is the z-loss
+
+
+CONTESTANTS = {
+    "xent": Contestant(_xent),
+    BY_ROW: Contestant(_by_row),
+    "torch": Contestant(lambda engine: F.cross_entropy),
+    "compile": Contestant(_compiled),
+    "liger": Contestant(_liger, overwrites=True),
+    "quack": Contestant(_quack),
+    "flash-attn": Contestant(_flash),
+}
+
+
+class Task:
+    """A loss in front of logits, its memory in place: what is timed, what is checked."""
+
+    def __init__(self, loss: Loss, logits: Tensor, target: Tensor, overwrites: bool = False):
+        self.loss, self.logits, self.target = loss, logits, target
+        self.overwrites = overwrites
+        self.leaf = (logits.clone() if overwrites else logits.detach()).requires_grad_()
+        self.value: Any = None
+
+    def turn(self, mode: str) -> Turn:
+        """``forward``, ``backward`` or ``both``, to be timed."""
+        return Turn(partial(self.ready, mode), getattr(self, mode))
+
+    def warm_up(self, modes: Iterable[str]) -> None:
+        """Compile and tune all that these will need."""
+        for mode in modes:
+            for _ in range(WARM_UP):
+                self.ready(mode)
+                getattr(self, mode)()
+
+    def ready(self, mode: str) -> None:
+        """What comes first and is not timed."""
+        if self.overwrites:
+            with torch.no_grad():
+                self.leaf.copy_(self.logits)
+        self.value = self.loss(self.leaf, self.target) if mode == "backward" else None
+
+    def forward(self) -> Tensor:
+        """The loss, no gradient wanted."""
+        with torch.no_grad():
+            return self.loss(self.leaf.detach(), self.target)
+
+    def backward(self) -> Tensor:
+        """The gradient of a loss that is there."""
+        value, self.value = self.value, None
+        return torch.autograd.grad(value, self.leaf)[0]
+
+    def both(self) -> tuple[Tensor, Tensor]:
+        """Loss and gradient, as of logits within a model: nothing is accumulated or cloned."""
+        value = self.loss(self.leaf, self.target)
+        return value.detach(), torch.autograd.grad(value, self.leaf)[0]
+
+
+# ---- inputs and the truth ------------------------------------------------------------------------
+
+
+def make_inputs(cell: Cell, device: str) -> tuple[Tensor, Tensor]:
+    """Normal logits and uniform labels, drawn on the device."""
+    random = torch.Generator(device).manual_seed(cell.rows + cell.classes)
+    dtype = getattr(torch, cell.dtype)
+    shape = cell.rows, cell.classes
+    logits = torch.randn(shape, generator=random, device=device, dtype=dtype)
+    return logits, torch.randint(cell.classes, shape[:1], generator=random, device=device)
+
+
+class Truth(NamedTuple):
+    """In float64, a part of the rows at a time.
+
+    Attributes:
+        loss: the mean over all rows.
+        rows: the first ones and the last, where offsets of 32 bits would go wrong.
+        gradient: that of the loss, in these rows.
+    """
+
+    loss: Tensor
+    rows: Tensor
+    gradient: Tensor
+
+
+def truth_of(logits: Tensor, target: Tensor) -> Truth:
+    """The truth about logits of any size."""
+    part, rows = max(1, ERROR_ELEMENTS // logits.shape[1]), len(logits)
+    total = torch.zeros((), dtype=torch.float64, device=logits.device)
+    for z, y in zip(logits.split(part), target.split(part), strict=True):
+        total += truth(z, y)[0] * len(z)
+    half = max(1, part // 2)
+    numbers = torch.arange(rows, device=logits.device)
+    chosen = torch.cat([numbers[:half], numbers[-half:]]).unique()
+    gradient = truth(logits[chosen], target[chosen])[1] * (len(chosen) / rows)
+    return Truth(total / rows, chosen, gradient)
+
+
+def errors(loss: Tensor, gradient: Tensor, exact: Truth) -> dict[str, float]:
+    """Of the loss, relative; of the worst entry of the gradient, in units of its last place."""
+    info, size = torch.finfo(gradient.dtype), exact.gradient.abs()
+    ulp = info.eps * size.clamp(min=info.tiny).log2().floor().exp2()
+    wrong = (gradient[exact.rows].double() - exact.gradient).abs()
+    off = (loss.double() - exact.loss).abs() / exact.loss
+    return {"loss": off.item(), "gradient_ulps": (wrong / ulp).max().item()}
