@@ -47,6 +47,12 @@ def engine(request) -> str:
     return _named(request.param)
 
 
+@pytest.fixture(params=["native", "triton", "reference"])
+def any_engine(request) -> str:
+    """Each engine by name, for what Triton's kernels know: no float64, no second derivatives."""
+    return _named(request.param)
+
+
 @pytest.fixture(params=["native", "triton"])
 def kernels(request) -> str:
     """Each engine with kernels by name."""

@@ -56,6 +56,11 @@ def value_and_grad(loss, input: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor
     return value.detach(), grad
 
 
+def finest(engine: str) -> torch.dtype:
+    """The widest type that an engine knows."""
+    return torch.float32 if engine == "triton" else torch.float64
+
+
 def nats_below_top(z: Tensor, dim: int = -1) -> Tensor:
     """How far each logit lies below the largest of its row: the conditioning of its exp."""
     z = z.double()

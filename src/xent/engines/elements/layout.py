@@ -1,4 +1,4 @@
-"""How the elements of a dense tensor lie in memory, and what broadcasts to it as seen from there."""
+"""How the elements of a dense tensor lie in memory, and what broadcasts to them."""
 
 from __future__ import annotations
 

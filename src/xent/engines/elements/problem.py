@@ -54,7 +54,7 @@ class ElementProblem(NamedTuple):
         """The target that marks elements to leave out, as targets hold it, which may round it."""
         if self.ignore_value is None:
             return None
-        return torch.tensor(self.ignore_value, dtype=self.target.dtype).item()
+        return torch.tensor(self.ignore_value, dtype=self.target.dtype, device="cpu").item()
 
     def differentiable_beyond_input(self) -> bool:
         """Whether something other than the input wants a gradient."""

@@ -13,6 +13,7 @@ from .problem import ElementProblem
 from .reference import check_targets
 
 BLOCK = 2048  # elements that a program takes at once
+DOUBLE_BLOCK = 512  # in float64: of more, the registers do not hold what is between the steps
 PROGRAMS = 4096  # at most; each takes every so many blocks. The same everywhere, as the sum is
 
 
@@ -23,7 +24,7 @@ def loss(
     check_targets(problem)
     input = dense(problem.input)
     gradient = torch.empty_like(input) if ahead else None
-    sums = input.new_empty(_programs(input), dtype=torch.float64)
+    sums = input.new_empty(_grid(problem)[0], dtype=torch.float64)
     _sweep(problem, input, sums=sums, gradient=gradient, divisor=divisor)
     return (sums.sum() / divisor).to(problem.dtype), gradient
 
@@ -58,8 +59,13 @@ def gradient(
     return result
 
 
-def _programs(input: Tensor) -> int:
-    return max(1, min(-(-input.numel() // BLOCK), PROGRAMS))
+def _grid(problem: ElementProblem) -> tuple[int, int]:
+    """The number of programs, and of the elements that each takes at once."""
+    from ..triton.elements import in_double
+
+    assert problem.form is not None
+    block = DOUBLE_BLOCK if in_double(problem.form) else BLOCK
+    return max(1, min(-(-problem.input.numel() // block), PROGRAMS)), block
 
 
 def _sweep(
@@ -89,9 +95,10 @@ def _sweep(
     )  # fmt: skip
     *numbers, detached = form
     modulator, power = kernel.modulator_of(form)
+    programs, block = _grid(problem)
     launch(
-        kernel.sweep, _programs(input), input.device, question,
+        kernel.sweep, programs, input.device, question,
         kernel.Results(sums, values, gradient), number, *numbers,
         MODULATOR=modulator, POWER=power, DETACHED=bool(detached), DOUBLE=kernel.in_double(form),
-        UNLESS_ONE=unless_one, BLOCK=BLOCK,
+        UNLESS_ONE=unless_one, BLOCK=block,
     )  # fmt: skip

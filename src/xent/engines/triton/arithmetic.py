@@ -125,7 +125,7 @@ def log1p_unit(u):
         log = tl.log(total) + (u - (total - 1.0)) / total
     else:
         fit = tl.fma(u, LOG1P_OVER[0], LOG1P_OVER[1])
-        for k in tl.static_range(2, 11):
+        for k in tl.static_range(2, 11):  # pyright: ignore
             fit = tl.fma(fit, u, LOG1P_OVER[k])
         log = u * fit
     return log

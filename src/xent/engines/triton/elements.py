@@ -8,7 +8,7 @@ Programs stride over the blocks, so that there are so many of them and no more, 
 up by somebody else.
 """
 
-# pyright: reportArgumentType=false, reportAssignmentType=false
+# pyright: reportArgumentType=false, reportAssignmentType=false, reportInvalidTypeForm=false
 # Type checkers do not know which numbers are constants of a kernel.
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ class Operand(NamedTuple):
     @classmethod
     def of(cls, x: Tensor, repeat: int, period: int, count: int) -> Operand:
         """The operand of a problem of so many elements."""
+        if (repeat == 1 and period == count) or count == 0:  # then nothing is read
+            return cls(x, EACH)
         if period == 1:
             return cls(x, ONE)
-        if repeat == 1 and period == count:
-            return cls(x, EACH)
         return cls(x, ROUND, None if repeat == 1 else repeat, period)
 
 
@@ -57,7 +57,7 @@ class Question(NamedTuple):
 
     count: int
     logits: Any
-    target: Operand
+    target: Operand | None
     weight: Operand | None
     pos_weight: Operand | None
     ignored: float | None  # a target that marks elements to leave out
@@ -180,7 +180,7 @@ def evaluate(f, z, t, pos_weight, MODULATOR: tl.constexpr, POWER: tl.constexpr):
         error, turn, share = error_of(f, t, no, p, q)
         if MODULATOR == WHOLE:
             power = share  # times error^(gamma - 1)
-            for _ in tl.static_range(1, POWER):
+            for _ in tl.static_range(1, POWER):  # pyright: ignore
                 power *= error
             slope = power * (f.gamma * times(turn * p * q, value) + error * slope)
             value = power * times(error, value)
@@ -251,8 +251,7 @@ def sweep_block(
     else:
         value, slope = evaluate(f, z, t, pos_weight, MODULATOR, POWER)
     if q.upstream is not None:
-        if q.upstream.kind != ONE:
-            scale = scale * read(q.upstream, begin, j, there, REAL)
+        scale = scale * read(q.upstream, begin, j, there, REAL)
     if q.weight is not None:
         weight = read(q.weight, begin, j, there, REAL)
         value, scale = weight * value, weight * scale
@@ -276,16 +275,12 @@ def sweep(
     UNLESS_ONE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Whole blocks by strides, and what is left over by the program whose turn it is."""
+    if UNLESS_ONE:  # noqa: SIM102 - a constant, and the other may not be there
+        if tl.load(q.upstream.at) == 1.0:
+            return
     scale = 1.0 / tl.full([1], divisor, tl.float64)
     if q.divisor is not None:
         scale /= tl.load(q.divisor).to(tl.float64)
-    if q.upstream is not None:
-        if q.upstream.kind == ONE:
-            upstream = tl.load(q.upstream.at).to(tl.float64)
-            if UNLESS_ONE:
-                if upstream == 1.0:
-                    return
-            scale *= upstream
     REAL: tl.constexpr = tl.float64 if DOUBLE else tl.float32
     f = Numbers(
         tl.full([1], positive, REAL), tl.full([1], negative, REAL), tl.full([1], gamma, REAL),
