@@ -98,7 +98,7 @@ def _sweep(
     programs, block = _grid(problem)
     launch(
         kernel.sweep, programs, input.device, question,
-        kernel.Results(sums, values, gradient), number, *numbers,
+        kernel.Results(sums, values, gradient), number, *map(float, numbers),
         MODULATOR=modulator, POWER=power, DETACHED=bool(detached), DOUBLE=kernel.in_double(form),
         UNLESS_ONE=unless_one, BLOCK=block,
     )  # fmt: skip

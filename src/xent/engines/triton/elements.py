@@ -4,8 +4,8 @@ With ``e = exp(-|z|)`` both softplus(z) and softplus(-z) are a maximum plus ``lo
 probabilities a quotient by ``1 + e``. Every sum has terms of one sign only, so nothing cancels
 where targets are 0 or 1, and the smallest losses keep their digits.
 
-Programs stride over the blocks, so that there are so many of them and no more, whose sums are added
-up by somebody else.
+Programs stride over the blocks, so that there are a few thousand of them at most: as many sums are
+left to add up, and a launch that finds nothing to do is soon over.
 """
 
 # pyright: reportArgumentType=false, reportAssignmentType=false, reportInvalidTypeForm=false
@@ -35,7 +35,7 @@ ROUND = tl.constexpr(2)
 
 
 class Operand(NamedTuple):
-    """A tensor that broadcasts: element i is number ``i // repeat % period``; None repeats none."""
+    """A tensor that broadcasts: element i is number ``i // repeat % period``; no repeat is 1."""
 
     at: Any
     kind: Any
@@ -153,7 +153,7 @@ def halves_of(z):
 
 @triton.jit
 def error_of(f, t, no, p, q):
-    """(error, turn, share): of a modulator; d error / d z = turn p q."""
+    """(error, turn, share) of a modulator; d error / d z = turn p q."""
     other = f.side * no
     gap = t * q + other * p
     plain = t > f.plain_above
