@@ -1,8 +1,8 @@
 """Losses of single elements: what an engine is asked, the choice of one, and derivatives.
 
 A loss here is a function of one logit and its target, in [0, 1], for every element of a tensor.
-Its ``body``, plain operations in float64, is the specification; a ``form`` says what the
-kernels must do to compute the same. ``loss`` and ``values`` are the front doors.
+Its ``body``, plain operations in float64, is the specification; a ``form`` says what the kernels
+must do to compute the same. ``loss`` and ``values`` are the front doors.
 """
 
 from __future__ import annotations
