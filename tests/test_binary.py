@@ -11,10 +11,11 @@ import xent
 from xent.engines import native
 
 from .element_family import FAMILY, ElementLoss
-from .helpers import HALF, same_bits, spacing, ulps, value_and_grad
+from .helpers import HALF, same_bits, spacing, ulps, value_and_grad, widest
 
 EACH = pytest.mark.parametrize("loss", FAMILY, ids=lambda loss: loss.name)
 BCE = xent.binary_cross_entropy_with_logits
+FOCAL = FAMILY[1]
 MARGINS = [-100, -80, -40, -17.3, -5.25, -1, -0.3, -1e-3, 0, 1e-3, 0.3, 1, 5.25, 17.3, 40, 80, 100]
 
 
@@ -30,10 +31,12 @@ def grid(targets, dtype=torch.float64):
     return z.repeat(len(t)), t.repeat_interleave(len(z))
 
 
-def ask(loss: ElementLoss, engine: str) -> str:
-    """The engine by name, if the loss has it."""
-    if engine == "native" and not loss.kernel:
+def ask(loss: ElementLoss, engine: str, dtype: torch.dtype = torch.float32) -> str:
+    """The engine by name, if the loss has it, and it the type."""
+    if engine != "reference" and not loss.kernel:
         pytest.skip("has no kernel")
+    if engine == "triton" and dtype == torch.float64:
+        pytest.skip("knows no float64")
     return engine
 
 
@@ -50,10 +53,11 @@ def assert_close(actual, truth, scale, limit):
 
 @EACH
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-def test_hard_targets_to_the_last_digits(loss, engine, dtype):
+def test_hard_targets_to_the_last_digits(loss, every_engine, dtype):
     """Nothing cancels where the target is 0 or 1: a few ulp at every margin, down to subnormals."""
+    engine = ask(loss, every_engine, dtype)
     z, t = grid([0.0, 1.0], dtype)
-    value, grad = value_and_grad(loss, z, t, reduction="none", engine=ask(loss, engine))
+    value, grad = value_and_grad(loss, z, t, reduction="none", engine=engine)
     truth, slope = loss.truth(z, t)
     assert value.dtype == dtype
     # A power multiplies relative errors; through logarithms, by the nats that these hold.
@@ -72,11 +76,12 @@ def test_hard_targets_to_the_last_digits(loss, engine, dtype):
 
 @EACH
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-def test_targets_between(loss, engine, dtype):
+def test_targets_between(loss, every_engine, dtype):
+    engine = ask(loss, every_engine, dtype)
     z, t = grid([1e-6, 0.125, 0.5, 0.9, 1 - 2**-20], dtype)
     if "quality" in loss.name:
         z = z + 0.05  # not where the power has a corner
-    value, grad = value_and_grad(loss, z, t, reduction="none", engine=ask(loss, engine))
+    value, grad = value_and_grad(loss, z, t, reduction="none", engine=engine)
     truth, slope = loss.truth(z, t)
     one = torch.ones_like(truth)
     relative = dtype == torch.float64 or not loss.kernel
@@ -84,10 +89,10 @@ def test_targets_between(loss, engine, dtype):
     assert_close(grad, slope, one, 128 if dtype == torch.float64 else 8)
 
 
-def test_values_beside_the_smallest_numbers(engine):
+def test_values_beside_the_smallest_numbers(every_engine):
     """float32 down into its subnormal numbers, and on to 0."""
     z = torch.tensor([87.0, 88.5, 95.0, 103.0, 103.9, 120.0, 1e30])
-    value, grad = value_and_grad(BCE, z, torch.ones_like(z), reduction="none", engine=engine)
+    value, grad = value_and_grad(BCE, z, torch.ones_like(z), reduction="none", engine=every_engine)
     exact = [float(mpmath.log1p(mpmath.exp(-mpmath.mpf(v)))) for v in z.tolist()]
     truth = torch.tensor(exact, dtype=torch.float64)
     assert ulps(value, truth).max() <= 1
@@ -95,39 +100,38 @@ def test_values_beside_the_smallest_numbers(engine):
 
 
 @EACH
-def test_infinite_logits(loss, engine):
-    engine = ask(loss, engine)
+def test_infinite_logits(loss, every_engine):
+    engine = ask(loss, every_engine)
     inf = math.inf
-    z = torch.tensor([inf, -inf], dtype=torch.float64)
-    right, slope = value_and_grad(
-        loss, z, torch.tensor([1.0, 0.0]).double(), reduction="none", engine=engine
-    )
+    z = torch.tensor([inf, -inf], dtype=widest(engine))
+    t = torch.tensor([1.0, 0.0], dtype=z.dtype)
+    right, slope = value_and_grad(loss, z, t, reduction="none", engine=engine)
     if "continuous" in loss.name:
         assert right.tolist() == [-inf, -inf]  # all the density in one point
         return
     assert right.tolist() == [0, 0]
     assert slope.tolist() == [0, 0]
-    wrong = loss(z, torch.tensor([0.0, 1.0]).double(), reduction="none", engine=engine)
+    wrong = loss(z, 1 - t, reduction="none", engine=engine)
     bounded = loss.name.startswith("asymmetric") and loss.options.get("clip", 0.05) > 0
     assert wrong[0] < inf if bounded else wrong[0] == inf
     assert wrong[1] == inf
 
 
 @EACH
-def test_nan_stays_in_its_element(loss, engine):
+def test_nan_stays_in_its_element(loss, every_engine):
     z = torch.tensor([1.0, math.nan, -2.0, 3.0])
     t = torch.tensor([1.0, 0.0, 0.0, math.nan])
-    value, grad = value_and_grad(loss, z, t, reduction="none", engine=ask(loss, engine))
+    value, grad = value_and_grad(loss, z, t, reduction="none", engine=ask(loss, every_engine))
     for result in (value, grad):
         assert result.isnan().tolist() == [False, True, False, True]
 
 
 @EACH
 @pytest.mark.parametrize("dtype", HALF, ids=str)
-def test_half_precision_is_that_of_float32_rounded_once(loss, engine, dtype):
+def test_half_precision_is_that_of_float32_rounded_once(loss, every_engine, dtype):
     z, t = (2 * torch.randn(300)).to(dtype), torch.rand(300).to(dtype)
-    value, grad = value_and_grad(loss, z, t, reduction="none", engine=ask(loss, engine))
-    wide, slope = value_and_grad(loss, z.double(), t.double(), reduction="none", engine=engine)
+    value, grad = value_and_grad(loss, z, t, reduction="none", engine=ask(loss, every_engine))
+    wide, slope = value_and_grad(loss, z.double(), t.double(), reduction="none", engine="reference")
     assert value.dtype == dtype
     assert ulps(value, wide).max() <= 0.51
     assert (grad.double() - slope).abs().max() <= 2 * torch.finfo(dtype).eps
@@ -138,14 +142,16 @@ def test_half_precision_is_that_of_float32_rounded_once(loss, engine, dtype):
 
 
 @pytest.mark.parametrize("gamma", [None, 2.0, 1.5])
-def test_turning_probability_and_target_round_changes_nothing(engine, gamma):
-    z, t = torch.randn(50, dtype=torch.float64), torch.rand(50, dtype=torch.float64)
+def test_turning_probability_and_target_round_changes_nothing(every_engine, gamma):
+    dtype = widest(every_engine)
+    z, t = torch.randn(50, dtype=dtype), torch.randint(9, (50,)).to(dtype) / 8
+    eps = torch.finfo(dtype).eps
     options = {} if gamma is None else {"alpha": None, "gamma": gamma}
     loss = BCE if gamma is None else xent.sigmoid_focal_loss
-    a, da = value_and_grad(loss, z, t, reduction="none", engine=engine, **options)
-    b, db = value_and_grad(loss, -z, 1 - t, reduction="none", engine=engine, **options)
-    torch.testing.assert_close(a, b, rtol=1e-14, atol=0)
-    torch.testing.assert_close(da, -db, rtol=1e-13, atol=1e-16)
+    a, da = value_and_grad(loss, z, t, reduction="none", engine=every_engine, **options)
+    b, db = value_and_grad(loss, -z, 1 - t, reduction="none", engine=every_engine, **options)
+    torch.testing.assert_close(a, b, rtol=32 * eps, atol=0)
+    torch.testing.assert_close(da, -db, rtol=400 * eps, atol=eps / 2)
 
 
 def test_it_is_softmax_of_two_classes(engine):
@@ -160,8 +166,8 @@ def test_it_is_softmax_of_two_classes(engine):
 
 
 @EACH
-def test_ignored_elements_are_elements_left_out(loss, engine):
-    engine = ask(loss, engine)
+def test_ignored_elements_are_elements_left_out(loss, every_engine):
+    engine = ask(loss, every_engine)
     z, t = torch.randn(6, 5), torch.rand(6, 5)
     out = torch.rand(6, 5) < 0.4
     z = torch.where(out, torch.tensor([math.nan, math.inf, 1.0, -1e30, 0.0]), z)
@@ -185,23 +191,25 @@ def test_a_weight_is_a_repetition(loss, engine):
     torch.testing.assert_close(a, loss(z[again], t[again], engine=engine), rtol=1e-13, atol=0)
 
 
-def test_pos_weight_multiplies_the_targets_term(engine):
-    z, t = torch.randn(8, 3, dtype=torch.float64), torch.rand(8, 3, dtype=torch.float64)
-    w = torch.tensor([0.5, 2.0, 7.0], dtype=torch.float64)
-    a = BCE(z, t, pos_weight=w, reduction="none", engine=engine)
+def test_pos_weight_multiplies_the_targets_term(every_engine):
+    dtype = widest(every_engine)
+    z, t = torch.randn(8, 3, dtype=dtype), torch.rand(8, 3, dtype=dtype)
+    w = torch.tensor([0.5, 2.0, 7.0], dtype=dtype)
+    a = BCE(z, t, pos_weight=w, reduction="none", engine=every_engine)
     truth = -w * t * torch.sigmoid(z).log() - (1 - t) * torch.sigmoid(-z).log()
-    torch.testing.assert_close(a, truth, rtol=1e-13, atol=0)
+    torch.testing.assert_close(a, truth, rtol=64 * torch.finfo(dtype).eps, atol=0)
 
 
-def test_normalizers(engine):
-    z, t = torch.randn(4, 5, dtype=torch.float64), torch.rand(4, 5, dtype=torch.float64)
-    w = torch.rand(4, 1, dtype=torch.float64)
+def test_normalizers(every_engine):
+    engine, dtype = every_engine, widest(every_engine)
+    z, t = torch.randn(4, 5, dtype=dtype), torch.rand(4, 5, dtype=dtype)
+    w = torch.rand(4, 1, dtype=dtype)
     total = BCE(z, t, w, reduction="sum", engine=engine)
     for normalizer, divisor in (
         (None, 20), ("count", 20), ("weight", 5 * w.sum()), (7, 7), (torch.tensor(2.5), 2.5),
     ):  # fmt: skip
         mean = BCE(z, t, w, normalizer=normalizer, engine=engine)
-        torch.testing.assert_close(mean, total / divisor, rtol=1e-14, atol=0)
+        torch.testing.assert_close(mean, total / divisor, rtol=4 * torch.finfo(dtype).eps, atol=0)
     nothing = torch.full((3,), -1.0)
     assert BCE(torch.zeros(3), nothing, ignore_value=-1, engine=engine).isnan()
     assert BCE(torch.zeros(3), nothing, ignore_value=-1, empty="zero", engine=engine) == 0
@@ -214,7 +222,8 @@ def test_normalizers(engine):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("gamma", [0.1, 0.5, 1.0, 2.0, 2.5])
-def test_the_worst_mistake_is_not_turned_down(engine, gamma, dtype):
+def test_the_worst_mistake_is_not_turned_down(every_engine, gamma, dtype):
+    engine = ask(FOCAL, every_engine, dtype)
     z, t = torch.tensor([-100.0, 100.0], dtype=dtype), torch.tensor([1.0, 0.0], dtype=dtype)
     value, grad = value_and_grad(
         xent.sigmoid_focal_loss, z, t, alpha=None, gamma=gamma, reduction="none", engine=engine
@@ -248,17 +257,18 @@ def test_torchvision_formula(engine):
     torch.testing.assert_close(value, truth, rtol=1e-13, atol=1e-16)
 
 
-def test_the_focusing_factor_can_be_a_constant(engine):
-    z, t = torch.randn(100, dtype=torch.float64), torch.randint(2, (100,))
-    options = {"reduction": "none", "engine": engine}
+def test_the_focusing_factor_can_be_a_constant(every_engine):
+    z, t = torch.randn(100, dtype=widest(every_engine)), torch.randint(2, (100,))
+    eps = torch.finfo(z.dtype).eps
+    options = {"reduction": "none", "engine": every_engine}
     value, grad = value_and_grad(xent.asymmetric_loss, z, t, detach_focus=True, **options)
     assert same_bits(value, xent.asymmetric_loss(z, t, **options))
     with torch.no_grad():
-        p = torch.sigmoid(z)
+        p = torch.sigmoid(z.double())
         shifted = (p - 0.05).clamp(min=0)
         focus = torch.where(t == 1, 1 - p, shifted**4)
         slope = torch.where(t == 1, p - 1, torch.where(shifted > 0, p * (1 - p) / (1 - shifted), 0))
-    torch.testing.assert_close(grad, focus * slope, rtol=1e-12, atol=1e-15)
+    torch.testing.assert_close(grad.double(), focus * slope, rtol=4000 * eps, atol=4 * eps)
 
 
 @pytest.mark.skipif(not native.available(), reason="the compiled core is not installed")

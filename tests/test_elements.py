@@ -10,7 +10,7 @@ import xent
 from xent.engines import native
 
 from .element_family import FAMILY
-from .helpers import HALF, same_bits, ulps, value_and_grad
+from .helpers import HALF, same_bits, ulps, value_and_grad, widest
 from .test_parity import run
 
 EACH = pytest.mark.parametrize("loss", FAMILY, ids=lambda loss: loss.name)
@@ -33,28 +33,39 @@ def pair(*shape, dtype=torch.float64):
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-def test_parity(engine, shape, reduction):
-    z, t = pair(*shape)
+def test_parity(every_engine, shape, reduction):
+    dtype = widest(every_engine)
+    z, t = pair(*shape, dtype=dtype)
     for options in (
         {},
-        {"weight": torch.rand(shape).double()},
+        {"weight": torch.rand(shape).to(dtype)},
         {
-            "weight": torch.rand(shape[-1:]).double(),
-            "pos_weight": torch.rand(shape[:1] + (1,) * (len(shape) - 1)).double(),
+            "weight": torch.rand(shape[-1:]).to(dtype),
+            "pos_weight": torch.rand(shape[:1] + (1,) * (len(shape) - 1)).to(dtype),
         },
-        {"pos_weight": torch.tensor(3.0).double()},
+        {"pos_weight": torch.tensor(3.0).to(dtype)},
     ):
-        options["reduction"] = reduction
-        ours = run(lambda *a, **k: BCE(*a, engine=engine, **k), z, t, **options)
-        theirs = run(F.binary_cross_entropy_with_logits, z, t, **options)
-        for a, b in zip(ours, theirs, strict=True):
-            assert (a.shape, a.dtype) == (b.shape, b.dtype)
-            torch.testing.assert_close(a, b, rtol=1e-13, atol=1e-14, equal_nan=True)
+        assert_parity(every_engine, z, t, reduction=reduction, **options)
+
+
+def assert_parity(engine, z, t, **options):
+    """Value and gradient are those of torch in float64, in torch's shapes and types."""
+    eps = torch.finfo(z.dtype).eps
+    ours = run(lambda *a, **k: BCE(*a, engine=engine, **k), z, t, **options)
+    theirs = run(F.binary_cross_entropy_with_logits, z, t, **options)
+    wide = {k: v.double() if isinstance(v, torch.Tensor) else v for k, v in options.items()}
+    truth = run(F.binary_cross_entropy_with_logits, z.double(), t.double(), **wide)
+    for a, b, exact in zip(ours, theirs, truth, strict=True):
+        assert (a.shape, a.dtype) == (b.shape, b.dtype)
+        torch.testing.assert_close(a.double(), exact, rtol=400 * eps, atol=4 * eps, equal_nan=True)
 
 
 @pytest.mark.parametrize("a", [torch.float64, torch.float32, *HALF], ids=str)
 @pytest.mark.parametrize("b", [torch.float64, torch.float32, *HALF], ids=str)
-def test_dtypes_are_those_of_torch(engine, a, b):
+def test_dtypes_are_those_of_torch(every_engine, a, b):
+    engine = every_engine
+    if engine == "triton" and torch.float64 in (a, b):
+        pytest.skip("knows no float64")
     z, t = torch.randn(4, 3).to(a), torch.rand(4, 3).to(b)
     for reduction in ("mean", "none"):
         loss, grad = run(lambda *x, **k: BCE(*x, engine=engine, **k), z, t, reduction=reduction)
@@ -111,15 +122,12 @@ LAYOUTS = {
 
 @pytest.mark.parametrize("of_logits", LAYOUTS)
 @pytest.mark.parametrize("of_targets", ["plain", *LAYOUTS])
-def test_layouts(engine, of_logits, of_targets):
-    z, t = pair(2, 3, 4, 5)
+def test_layouts(every_engine, of_logits, of_targets):
+    z, t = pair(2, 3, 4, 5, dtype=widest(every_engine))
     z = LAYOUTS[of_logits](z)
     t = t if of_targets == "plain" else LAYOUTS[of_targets](t)
     for reduction in ("mean", "none"):
-        a = run(lambda *x, **k: BCE(*x, engine=engine, **k), z, t, reduction=reduction)
-        b = run(F.binary_cross_entropy_with_logits, z, t, reduction=reduction)
-        for x, y in zip(a, b, strict=True):
-            torch.testing.assert_close(x, y, rtol=1e-13, atol=1e-15)
+        assert_parity(every_engine, z, t, reduction=reduction)
 
 
 @pytest.mark.parametrize(
@@ -129,18 +137,15 @@ def test_layouts(engine, of_logits, of_targets):
     ids=str,
 )  # fmt: skip
 @pytest.mark.parametrize("layout", ["plain", "channels last"])
-def test_weights_broadcast(engine, shape, layout):
+def test_weights_broadcast(every_engine, shape, layout):
     """A map of weights over pixels, a factor per channel, whatever."""
-    z, t = pair(3, 4, 5, 6)
+    dtype = widest(every_engine)
+    z, t = pair(3, 4, 5, 6, dtype=dtype)
     if layout != "plain":
         z = LAYOUTS[layout](z)
-    w, pw = torch.rand(shape).double(), torch.rand(shape).double() * 5
+    w, pw = torch.rand(shape).to(dtype), torch.rand(shape).to(dtype) * 5
     for reduction in ("mean", "none"):
-        options = {"weight": w, "pos_weight": pw, "reduction": reduction}
-        a = run(lambda *x, **k: BCE(*x, engine=engine, **k), z, t, **options)
-        b = run(F.binary_cross_entropy_with_logits, z, t, **options)
-        for x, y in zip(a, b, strict=True):
-            torch.testing.assert_close(x, y, rtol=1e-13, atol=1e-15)
+        assert_parity(every_engine, z, t, weight=w, pos_weight=pw, reduction=reduction)
 
 
 def test_large_inputs_are_cut_into_pieces():
@@ -207,6 +212,12 @@ WRONG = {
     "no kernel": (
         lambda: xent.reconstruction_excess(Z, Y, engine="native"), ValueError, "cannot do this",
     ),
+    "no kernel for GPUs": (
+        lambda: xent.reconstruction_excess(Z, Y, engine="triton"), ValueError, "cannot do this",
+    ),
+    "float64 for GPUs": (
+        lambda: BCE(Z, Y, torch.ones(3).double(), engine="triton"), ValueError, "cannot do this",
+    ),
     "gamma": (lambda: xent.sigmoid_focal_loss(Z, Y, gamma=-1), ValueError, "`gamma`"),
     "alpha": (lambda: xent.sigmoid_focal_loss(Z, Y, alpha=-1), ValueError, "`alpha`"),
     "clip": (lambda: xent.asymmetric_loss(Z, Y, clip=1.5), ValueError, "`clip`"),
@@ -229,9 +240,9 @@ def test_bad_input(case):
         call()
 
 
-@pytest.mark.parametrize("engine", ["reference", "auto"])
 @pytest.mark.parametrize("size", [3, 200_000])
-def test_a_bad_target_is_found_wherever_it_is(engine, size):
+def test_a_bad_target_is_found_wherever_it_is(every_engine, size):
+    engine, size = every_engine, min(size, 5000) if every_engine == "triton" else size
     z, t = torch.zeros(size), torch.zeros(size)
     t[-1] = 1.5
     for loss in (BCE, xent.quality_focal_loss):
@@ -240,17 +251,27 @@ def test_a_bad_target_is_found_wherever_it_is(engine, size):
                 loss(z, t, reduction=reduction, engine=engine)
 
 
-def test_targets_outside_are_allowed_when_asked_for(engine):
+def test_targets_outside_are_allowed_when_asked_for(every_engine):
     z, t = torch.tensor([1.0, -1.0]), torch.tensor([2.0, 255.0])
-    value = BCE(z, t, reduction="none", unnormalized=True, engine=engine)
+    value = BCE(z, t, reduction="none", unnormalized=True, engine=every_engine)
     theirs = F.binary_cross_entropy_with_logits(z, t, reduction="none")
     torch.testing.assert_close(value, theirs)
 
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64], ids=str)
-def test_labels_of_any_type(engine, dtype):
+def test_labels_of_any_type(every_engine, dtype):
     z, y = torch.randn(5, 4), torch.randint(2, (5, 4))
-    assert same_bits(BCE(z, y.to(dtype), engine=engine), BCE(z, y.float(), engine=engine))
+    assert same_bits(
+        BCE(z, y.to(dtype), engine=every_engine), BCE(z, y.float(), engine=every_engine)
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, *HALF], ids=str)
+def test_a_mark_may_be_a_number_that_targets_round(every_engine, dtype):
+    z, t = torch.tensor([1.0, 2.0]).to(dtype), torch.tensor([0.1, 0.7]).to(dtype)
+    for loss in (BCE, xent.quality_focal_loss):  # in float32 and in float64
+        left = loss(z, t, ignore_value=0.1, reduction="none", engine=every_engine)
+        assert left.tolist() == [0, loss(z[1:], t[1:], engine=every_engine).item()]
 
 
 def test_a_loss_of_ones_own():

@@ -1,8 +1,8 @@
 """Losses of single elements: what an engine is asked, the choice of one, and derivatives.
 
 A loss here is a function of one logit and its target, in [0, 1], for every element of a tensor.
-Its ``body``, plain operations in float64, is the specification; a ``form`` says what the native
-kernel must do to compute the same. ``loss`` and ``values`` are the front doors.
+Its ``body``, plain operations in float64, is the specification; a ``form`` says what the kernels
+must do to compute the same. ``loss`` and ``values`` are the front doors.
 """
 
 from __future__ import annotations
@@ -14,28 +14,40 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import Explanation, kernels_for, why_reference
-from .. import native as rows
+from .. import MODULES as ROWS
+from .. import Explanation, kernels_for, where_kernels_run, why_reference
+from .. import native as native_rows
 from ..transforms import is_batched, transforms_active
-from . import native, reference
+from . import native, reference, triton
 from .problem import TENSORS, ElementProblem, Form
+
+MODULES = {"native": native, "triton": triton, "reference": reference}
 
 
 def choose(problem: ElementProblem, engine: str) -> Explanation:
     """Decide which engine computes a problem; raise if a named engine cannot."""
     kernels = kernels_for(problem.input.device, engine)
-    reason = why_reference(engine, kernels, lambda: _obstacle(problem))
+    reason = why_reference(engine, kernels, lambda: _obstacle(problem, kernels))
     if reason is not None:
         return Explanation("reference", reason, _REFERENCE_GRADIENT)
-    reason = f"CPU logits, {problem.input.dtype}; {rows.isa} kernel on PyTorch's threads"
-    return Explanation("native", reason, "in the same sweep as the loss, where that is one number")
+    reason = where_kernels_run(kernels, problem.input)
+    return Explanation(kernels, reason, "in the same sweep as the loss, where that is one number")
 
 
-def _obstacle(problem: ElementProblem) -> str | None:
-    obstacle = native.obstacle(problem)
-    if obstacle is None and problem.differentiable_beyond_input():
+def _obstacle(problem: ElementProblem, kernels: str) -> str | None:
+    """Why the kernel of an engine cannot take a problem, or None if it can."""
+    rows = ROWS[kernels]
+    foreign = rows.obstacle_of(problem.tensors)
+    if foreign is not None:
+        return foreign
+    if problem.form is None:
+        return "this loss has no kernel"
+    for tensor in problem.tensors:
+        if tensor is not None and tensor.dtype not in rows.TYPES:
+            return f"a tensor of {tensor.dtype}"
+    if problem.differentiable_beyond_input():
         return "a target or weight requires a gradient, which only the reference gives"
-    return obstacle
+    return None
 
 
 _REFERENCE_GRADIENT = "autograd on plain tensor operations, piece by piece"
@@ -43,28 +55,28 @@ _REFERENCE_GRADIENT = "autograd on plain tensor operations, piece by piece"
 
 def loss(problem: ElementProblem, divisor: float | Tensor, engine: str) -> Tensor:
     """The sum over all elements by ``divisor``, differentiable, 0-d."""
-    module = _module(problem, engine)
-    if module is None or (isinstance(divisor, Tensor) and _tracked(divisor)):
+    taken = _engine(problem, engine)
+    if taken is None or (isinstance(divisor, Tensor) and _tracked(divisor)):
         return reference.plain_loss(problem, divisor)
     if torch.compiler.is_compiling():
         from .ops import total_op  # registers the operators; only compilers need them
 
-        return (total_op(problem) / divisor).to(problem.dtype)
-    if problem.input.is_cpu:
+        return (total_op(problem, taken) / divisor).to(problem.dtype)
+    if not isinstance(divisor, Tensor) or divisor.is_cpu:
         divisor = float(divisor)
-    return reduce(problem, module, divisor)
+    return reduce(problem, MODULES[taken], divisor)
 
 
 def values(problem: ElementProblem, engine: str) -> Tensor:
     """One value per element, differentiable."""
-    module = _module(problem, engine)
-    if module is None:
+    taken = _engine(problem, engine)
+    if taken is None:
         return reference.plain_values(problem).to(problem.dtype)
     if torch.compiler.is_compiling():
         from .ops import values_op
 
-        return values_op(problem)
-    return map_values(problem, module)
+        return values_op(problem, taken)
+    return map_values(problem, MODULES[taken])
 
 
 def map_values(problem: ElementProblem, module: ModuleType) -> Tensor:
@@ -80,9 +92,7 @@ def reduce(problem: ElementProblem, module: ModuleType, divisor: float | Tensor)
     """The sum by ``divisor`` from an engine, with the gradient of its input."""
     if not _tracked(problem.input):
         return module.loss(problem, divisor, False)[0]
-    # On other devices than the CPU looking at the slope, whether it is 1, would cost waiting.
-    ahead = problem.input.is_cpu
-    result = _apply_reduction(problem.input, (problem, module, divisor, ahead))
+    result = _apply_reduction(problem.input, (problem, module, divisor))
     assert isinstance(result, Tensor)
     return result
 
@@ -98,7 +108,7 @@ def plain(
     if (
         type(input) not in _PLAIN_TENSORS
         or type(target) is not Tensor
-        or input.dtype not in rows.TYPES
+        or input.dtype not in native_rows.TYPES
         or target.dtype is not input.dtype
         or not (input.is_cpu and target.is_cpu)
         or input.shape != target.shape
@@ -107,7 +117,7 @@ def plain(
         or torch.compiler.is_compiling()
         or transforms_active()
         or torch.is_autocast_enabled("cpu")
-        or not rows.fast
+        or not native_rows.fast
     ):
         return None
     problem = ElementProblem(
@@ -122,16 +132,16 @@ _CROSS_ENTROPY = Form()
 _PLAIN_TENSORS = (Tensor, torch.nn.Parameter)
 
 
-def _module(problem: ElementProblem, engine: str) -> ModuleType | None:
+def _engine(problem: ElementProblem, engine: str) -> str | None:
     """The engine that computes a problem; None where plain operations must."""
-    plan = choose(problem, engine)
-    if plan.engine == "native":
-        return native
+    taken = choose(problem, engine).engine
+    if taken != "reference":
+        return taken
     takes_apart = torch.compiler.is_compiling() or transforms_active()
     if takes_apart or problem.differentiable_beyond_input() or reference.is_small(problem):
         check_targets(problem)
         return None
-    return reference
+    return taken
 
 
 def check_targets(problem: ElementProblem) -> None:
@@ -154,11 +164,11 @@ class ElementReduction(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, input: Tensor, question: tuple[ElementProblem, ModuleType, float | Tensor, bool]
+        ctx: Any, input: Tensor, question: tuple[ElementProblem, ModuleType, float | Tensor]
     ) -> Tensor:
         """The loss, 0-d. The question is one argument, because each costs time."""
-        problem, ctx.module, ctx.divisor, ahead = question
-        loss, ctx.gradient = ctx.module.loss(problem, ctx.divisor, ahead)
+        problem, ctx.module, ctx.divisor = question
+        loss, ctx.gradient = ctx.module.loss(problem, ctx.divisor, True)
         ctx.save_for_backward(*problem.tensors)
         ctx.settings = problem[TENSORS:]
         return loss
@@ -168,15 +178,15 @@ class ElementReduction(torch.autograd.Function):
         """The gradient of the input."""
         (grad,) = grads
         # Handed over, not kept: the leaf may take the memory as its own.
-        gradient, ctx.gradient = ctx.gradient, None
+        ahead, ctx.gradient = ctx.gradient, None
         differentiable = torch.is_grad_enabled() or is_batched(grad)
-        if gradient is not None and not differentiable and grad.item() == 1:
-            return gradient, None
+        if ahead is not None and not differentiable and ctx.module.fits(grad):
+            return ahead, None
         problem = ElementProblem(*ctx.saved_tensors, *ctx.settings)
         if differentiable:
             plain = lambda: reference.plain_loss(problem, ctx.divisor)  # noqa: E731
             return _plain_gradient(plain, problem.input, grad), None
-        return ctx.module.gradient(problem, grad, ctx.divisor), None
+        return ctx.module.gradient(problem, grad, ctx.divisor, ahead), None
 
 
 class ElementValues(torch.autograd.Function):

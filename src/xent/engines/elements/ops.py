@@ -7,18 +7,20 @@ import math
 import torch
 from torch import Tensor
 
-from . import native
+from . import native, triton
 from .problem import TENSORS, ElementProblem, Form
 
+_MODULES = {"native": native, "triton": triton}
 
-def total_op(problem: ElementProblem) -> Tensor:
+
+def total_op(problem: ElementProblem, engine: str) -> Tensor:
     """The sum over all elements through the operator, 0-d, float64; differentiable."""
-    return element_total(*_flatten(problem))
+    return element_total(*_flatten(problem), engine)
 
 
-def values_op(problem: ElementProblem) -> Tensor:
+def values_op(problem: ElementProblem, engine: str) -> Tensor:
     """One value per element through the operator; differentiable."""
-    return element_values(*_flatten(problem))
+    return element_values(*_flatten(problem), engine)
 
 
 def _flatten(p: ElementProblem) -> tuple:
@@ -47,7 +49,7 @@ def _no_body(*_: Tensor | None) -> Tensor:
     raise AssertionError("a compiled loss is computed by its kernel")
 
 
-@torch.library.custom_op("xent::element_total", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("xent::element_total", mutates_args=())
 def element_total(
     input: Tensor,
     target: Tensor,
@@ -57,10 +59,11 @@ def element_total(
     ignored: float,
     bounded: bool,
     dtype: torch.dtype,
+    engine: str,
 ) -> Tensor:
     """The sum over all elements, 0-d, float64."""
     problem = _problem((input, target, weight, pos_weight), form, ignored, bounded, dtype)
-    return native.loss(problem._replace(dtype=torch.float64), 1.0, ahead=False)[0]
+    return _MODULES[engine].loss(problem._replace(dtype=torch.float64), 1.0, ahead=False)[0]
 
 
 @element_total.register_fake
@@ -68,7 +71,7 @@ def _(input, *_rest) -> Tensor:
     return input.new_empty((), dtype=torch.float64)
 
 
-@torch.library.custom_op("xent::element_values", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("xent::element_values", mutates_args=())
 def element_values(
     input: Tensor,
     target: Tensor,
@@ -78,18 +81,19 @@ def element_values(
     ignored: float,
     bounded: bool,
     dtype: torch.dtype,
+    engine: str,
 ) -> Tensor:
     """One value per element."""
     problem = _problem((input, target, weight, pos_weight), form, ignored, bounded, dtype)
-    return native.values(problem)
+    return _MODULES[engine].values(problem)
 
 
 @element_values.register_fake
-def _(input, target, weight, pos_weight, form, ignored, bounded, dtype):
+def _(input, target, weight, pos_weight, form, ignored, bounded, dtype, engine):
     return torch.empty_like(input, dtype=dtype)
 
 
-@torch.library.custom_op("xent::element_gradient", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("xent::element_gradient", mutates_args=())
 def element_gradient(
     upstream: Tensor,
     input: Tensor,
@@ -100,10 +104,11 @@ def element_gradient(
     ignored: float,
     bounded: bool,
     dtype: torch.dtype,
+    engine: str,
 ) -> Tensor:
     """The gradient of the input for slopes ``upstream``, one number or one per element."""
     problem = _problem((input, target, weight, pos_weight), form, ignored, bounded, dtype)
-    return native.gradient(problem, upstream, 1.0)
+    return _MODULES[engine].gradient(problem, upstream, 1.0)
 
 
 @element_gradient.register_fake

@@ -50,6 +50,12 @@ class ElementProblem(NamedTuple):
         """Which elements count, None for all."""
         return None if self.ignore_value is None else self.target != self.ignore_value
 
+    def mark(self) -> float | None:
+        """The target that marks elements to leave out, as targets hold it, which may round it."""
+        if self.ignore_value is None:
+            return None
+        return torch.tensor(self.ignore_value, dtype=self.target.dtype, device="cpu").item()
+
     def differentiable_beyond_input(self) -> bool:
         """Whether something other than the input wants a gradient."""
         others = self.tensors[1:]

@@ -48,7 +48,11 @@ def plain_loss(problem: ElementProblem, divisor: float | Tensor) -> Tensor:
 def loss(
     problem: ElementProblem, divisor: float | Tensor, ahead: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """The same piece by piece; with ``ahead`` also its gradient."""
+    """The same piece by piece; with ``ahead`` also its gradient, on the CPU.
+
+    Elsewhere looking at the slope, whether it is 1, would cost waiting.
+    """
+    ahead = ahead and problem.input.is_cpu
     gradient = _empty(problem, problem.input.dtype) if ahead else None
     lines = []
     for begin, part in _pieces(problem):
@@ -65,6 +69,11 @@ def loss(
     return total.to(problem.dtype), gradient
 
 
+def fits(slope: Tensor) -> bool:
+    """Whether a gradient that was computed ahead, for slope 1, is the one for this slope."""
+    return slope.item() == 1
+
+
 def values(problem: ElementProblem) -> Tensor:
     """One value per element, piece by piece."""
     result = _empty(problem, problem.dtype)
@@ -75,9 +84,14 @@ def values(problem: ElementProblem) -> Tensor:
     return result.view(problem.input.shape)
 
 
-def gradient(problem: ElementProblem, upstream: Tensor, divisor: float | Tensor) -> Tensor:
-    """The gradient for slopes ``upstream`` by ``divisor``, a number or one per element."""
-    result = _empty(problem, problem.input.dtype)
+def gradient(
+    problem: ElementProblem, upstream: Tensor, divisor: float | Tensor, ahead: Tensor | None = None
+) -> Tensor:
+    """The gradient for slopes ``upstream`` by ``divisor``, a number or one per element.
+
+    One that was computed ahead gives its memory.
+    """
+    result = _empty(problem, problem.input.dtype) if ahead is None else ahead.view(-1)
     slopes = _wide(upstream)
     each = slopes.ndim > 0
     slopes = slopes.flatten() if each else slopes / divisor

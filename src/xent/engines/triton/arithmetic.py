@@ -1,4 +1,4 @@
-"""Arithmetic of the kernels: exponentials of float32 logits, and float64 functions of rows.
+"""Arithmetic of the kernels: exponentials of float32 logits, and functions of rows and elements.
 
 The sweep over the classes runs in float32, what is done once per row in float64. Nothing here calls
 a device library, so the same code runs in Triton's interpreter.
@@ -11,11 +11,19 @@ import triton.language as tl
 
 INF = tl.constexpr(float("inf"))
 LOG2E = tl.constexpr(1.44269502162933349609375)  # log2(e) to the digits of float32
-LOG2E_REST = tl.constexpr(1.92596299e-08)  # and those it has not
+LOG2E_LOW = tl.constexpr(1.925963033500904e-8)  # and the rest
 ROUNDER = tl.constexpr(1.5 * 2**23)  # what is added to this has no digits behind the point
+ROUNDER_BITS = tl.constexpr(0x4B400000)
 EXPONENT = tl.constexpr(1.5 * 2**23 + 127)  # and to this: those of 2^x besides, in its lowest bits
 FAR = tl.constexpr(2.0**20)
 ROOM = tl.constexpr(64.0)  # exponents that small numbers are lifted by
+LOWEST = tl.constexpr(-110.0)  # from here down e^x is 0 in float32
+# Minimax fit of log(1 + u) / u in [0, 1], the last power first; relative error 8e-10.
+LOG1P_OVER = tl.constexpr(
+    (0.00203024259141, -0.0134075368593, 0.0414782430224, -0.0824417732684, 0.124184377179,
+     -0.161056923308, 0.198907479586, -0.24987270907, 0.333325596283, -0.499999814337,
+     0.999999999257)
+)  # fmt: skip
 
 
 # ---- exponentials of logits ---------------------------------------------------------------------
@@ -82,7 +90,7 @@ def gap_to(logit, offset, whole):
     x = logit - offset
     biased = tl.fma(x, LOG2E, ROUNDER - whole)
     floor = biased - ROUNDER
-    fraction = tl.fma(x, LOG2E, -(whole + floor)) + (x - whole / LOG2E) * LOG2E_REST
+    fraction = tl.fma(x, LOG2E, -(whole + floor)) + (x - whole / LOG2E) * LOG2E_LOW
     # Where the integer has lost its last digits, or is infinite, it says everything.
     fraction = tl.where(tl.abs(x) > 4 * FAR, 0.0, fraction)
     return floor, fraction
@@ -103,7 +111,7 @@ def tanh(x):
     return tl.where(a < 0.625, tl.fma(x * u, tail, x), tl.where(x < 0, -beyond, beyond))
 
 
-# ---- float64 ------------------------------------------------------------------------------------
+# ---- float32 or float64 -------------------------------------------------------------------------
 
 
 @triton.jit
@@ -113,10 +121,46 @@ def times(factor, value):
 
 
 @triton.jit
+def decay(x):
+    """``e^x`` for x <= 0, right down into the subnormal numbers."""
+    if x.dtype == tl.float64:
+        e = tl.exp(x)
+    else:
+        near = tl.where(x < LOWEST, LOWEST, x)
+        rounded = tl.fma(near, LOG2E, ROUNDER)
+        fraction = tl.fma(near, LOG2E_LOW, tl.fma(near, LOG2E, ROUNDER - rounded))
+        # In two halves, so that no product but the last can round.
+        whole = rounded.to(tl.int32, bitcast=True) - ROUNDER_BITS
+        half = whole >> 1
+        e = tl.exp2(fraction) * power_of_two(half) * power_of_two(whole - half)
+    return e
+
+
+@triton.jit
+def power_of_two(k):
+    """``2^k`` in float32, among the normal numbers."""
+    return ((k + 127) << 23).to(tl.float32, bitcast=True)
+
+
+@triton.jit
 def log1p_unit(u):
-    """``log(1 + u)`` for u in [0, 1]; what ``1 + u`` rounds away is put back to first order."""
-    total = 1.0 + u
-    return tl.log(total) + (u - (total - 1.0)) / total
+    """``log(1 + u)`` for u in [0, 1].
+
+    In float64 what ``1 + u`` rounds away is put back to first order; in float32 the logarithms of
+    devices have no digits left beside 1.
+    """
+    if u.dtype == tl.float64:
+        total = 1.0 + u
+        log = tl.log(total) + (u - (total - 1.0)) / total
+    else:
+        fit = tl.fma(u, LOG1P_OVER[0], LOG1P_OVER[1])
+        for k in tl.static_range(2, 11):  # pyright: ignore
+            fit = tl.fma(fit, u, LOG1P_OVER[k])
+        log = u * fit
+    return log
+
+
+# ---- float64 ------------------------------------------------------------------------------------
 
 
 @triton.jit

@@ -1,0 +1,59 @@
+"""How the elements of a dense tensor lie in memory, and what broadcasts to them."""
+
+from __future__ import annotations
+
+import functools
+
+from torch import Tensor
+
+FOREVER = 1 << 62  # more elements than there are
+
+
+def dense(input: Tensor) -> Tensor:
+    """The input itself if it fills its memory without gaps, in whatever order of the axes."""
+    return input if input.is_contiguous() or Layout(input).is_dense() else input.contiguous()
+
+
+class Layout:
+    """The order in which the elements of a dense tensor lie in memory."""
+
+    def __init__(self, input: Tensor) -> None:
+        self.shape = input.shape
+        self.strides = input.stride()
+
+    @functools.cached_property
+    def order(self) -> list[int]:
+        """The axes, those with the largest steps first."""
+        # Of equal steps, those of the axes of one number do not matter.
+        return sorted(range(len(self.shape)), key=lambda axis: -self.strides[axis])
+
+    def is_dense(self) -> bool:
+        """Whether there is a number of the tensor in every place from the first to the last."""
+        step = 1
+        for axis in reversed(self.order):
+            if self.shape[axis] > 1 and self.strides[axis] != step:
+                return False
+            step *= self.shape[axis]
+        return True
+
+    def operand(self, x: Tensor) -> tuple[Tensor, int, int]:
+        """A tensor that broadcasts as (numbers in memory, repeat, period).
+
+        Element i in memory order is number ``i // repeat % period``. What does not repeat in so
+        simple a way is written out.
+        """
+        strides = x.stride()
+        if strides == self.strides and x.shape == self.shape:
+            return x, 1, max(x.numel(), 1)
+        if not any(strides):
+            return x, FOREVER, 1
+        wide = x.detach().expand(self.shape).permute(*self.order)
+        steps = [(n, step) for n, step in zip(wide.shape, wide.stride(), strict=True) if n > 1]
+        repeat = period = 1
+        while steps and steps[-1][1] == 0:
+            repeat *= steps.pop()[0]
+        while steps and steps[-1][1] == period:
+            period *= steps.pop()[0]
+        if any(step for _, step in steps):
+            return wide.contiguous(), 1, max(wide.numel(), 1)
+        return x, repeat, period
