@@ -33,8 +33,11 @@ def _named(name: str, request) -> str:
     """The engine of this name, if it can run this test here."""
     if name == "native" and not native.available():
         pytest.skip("the compiled core is not installed")
-    if name == "triton" and not triton.INTERPRETED:
-        pytest.skip("Triton's interpreter is not at hand")
+    if name == "triton" and torch.cuda.is_available():
+        request.addfinalizer(lambda: torch.set_default_device(None))
+        torch.set_default_device("cuda")
+    elif name == "triton" and not triton.INTERPRETED:
+        pytest.skip("Triton is not at hand")
     wide = torch.float64 in request.node.callspec.params.values()
     if name == "triton" and (wide or request.node.get_closest_marker("float64")):
         pytest.skip("float64 is for the reference engine")
