@@ -63,6 +63,12 @@ def kernels(request) -> str:
 
 
 @pytest.fixture
+def on_triton(request) -> None:
+    """For tests of what only Triton's kernels have; tensors are made where they run."""
+    _named("triton", request)
+
+
+@pytest.fixture
 def core():
     """For tests of what only the compiled core has."""
     if not native.available():

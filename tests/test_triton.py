@@ -16,9 +16,8 @@ from xent.engines import MODULES, transforms, triton
 from .helpers import exact, nats_below_top, same_bits, value_and_grad, worst
 
 pytest.importorskip("triton")
-pytestmark = pytest.mark.skipif(
-    not triton.INTERPRETED, reason="Triton's interpreter is not at hand"
-)
+pytestmark = pytest.mark.usefixtures("on_triton")
+interpreted = pytest.mark.skipif(not triton.INTERPRETED, reason="for Triton's interpreter")
 
 NATS = 1.25  # half an ulp per nat, and an eighth for log2(e): see test_accuracy
 ON_TRITON = {"engine": "triton"}
@@ -90,6 +89,7 @@ def test_every_layout(layout, reduction):
     torch.testing.assert_close(grad.double(), slope, rtol=2e-6, atol=1e-9)
 
 
+@interpreted
 def test_offsets_beyond_31_bits():
     try:
         memory = torch.empty(2**31 + 16, dtype=torch.bfloat16)  # of which two pages are touched
@@ -137,6 +137,7 @@ def takes(monkeypatch, name):
 def test_one_sweep_is_two(monkeypatch, options):
     ahead = takes(monkeypatch, "cross_entropy")
     z, y = torch.randn(8, 6) * 3, torch.randint(6, (8,))
+    options = {k: v.to(z.device) if isinstance(v, torch.Tensor) else v for k, v in options.items()}
     value, grad = value_and_grad(xent.cross_entropy, z, y, **options, **ON_TRITON)
     assert len(ahead) == 1
     same = {k: v.double() if isinstance(v, torch.Tensor) else v for k, v in options.items()}
@@ -214,6 +215,7 @@ def test_second_derivatives_go_by_the_reference():
     torch.testing.assert_close(twice.double(), expected, rtol=1e-5, atol=1e-7)
 
 
+@interpreted
 def test_a_loss_in_the_middle_of_a_model(monkeypatch):
     layer = torch.nn.Linear(5, 9)
     x, y = torch.randn(7, 5), torch.randint(9, (7,))
@@ -243,6 +245,7 @@ def test_inplace_backward_writes_over_the_logits():
 # ---- the choice ---------------------------------------------------------------------------------
 
 
+@interpreted
 def test_why_it_is_taken_or_not(monkeypatch):
     z, y = torch.randn(2, 3), torch.tensor([0, 1])
     assert "Triton kernels in Triton's interpreter" in str(xent.explain(z, y, engine="triton"))
@@ -296,6 +299,7 @@ CALLS = pytest.mark.parametrize(
 )
 
 
+@interpreted
 @CALLS
 def test_no_number_is_looked_at(monkeypatch, loss, options):
     """On a GPU whoever looked at a number would wait, and no graph be captured."""
@@ -318,6 +322,7 @@ def test_no_number_is_looked_at(monkeypatch, loss, options):
     assert bool(grad.any())
 
 
+@interpreted
 @CALLS
 def test_everything_is_on_the_device(monkeypatch, loss, options):
     """With tensors of a GPU that is not there: shapes and devices alone, and no kernel is run."""
