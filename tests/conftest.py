@@ -38,7 +38,8 @@ def _named(name: str, request) -> str:
         torch.set_default_device("cuda")
     elif name == "triton" and not triton.INTERPRETED:
         pytest.skip("Triton is not at hand")
-    wide = torch.float64 in request.node.callspec.params.values()
+    call = getattr(request.node, "callspec", None)  # of a parametrised test
+    wide = call is not None and torch.float64 in call.params.values()
     if name == "triton" and (wide or request.node.get_closest_marker("float64")):
         pytest.skip("float64 is for the reference engine")
     return name

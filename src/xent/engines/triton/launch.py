@@ -173,7 +173,7 @@ class Launch:
         found = 1 << statistics.LARGEST.value | 1 << statistics.SUM.value
         fields = 1 << INDEX["log_prob"] | 1 << INDEX["mass"]
         question = self.question._replace(parts=1)
-        return self._finish(question, parts, found, fields, self.problem.classes)
+        return self._finish(question, parts, found, fields, block=1)
 
     def follow(
         self, row_weight: Tensor | None, divisor: Tensor | None, slope: Tensor, out: Tensor,
