@@ -22,19 +22,7 @@ import triton
 import triton.language as tl
 
 from .arithmetic import INF, base_of, one_minus_exp, overlap, shift_of, sigmoid, split_power, times
-from .problem import (
-    addresses,
-    column,
-    find_some_rows,
-    find_tile,
-    holds,
-    is_class,
-    load_logits,
-    load_soft,
-    read_labels,
-    slot,
-)  # fmt: skip
-from .statistics import (
+from .fields import (
     F_ENTROPY,
     F_LOG_ODDS,
     F_LOG_PROB,
@@ -51,7 +39,18 @@ from .statistics import (
     F_TARGET,
     F_TOP,
     weight_of_class,
-)  # fmt: skip
+)
+from .problem import (
+    addresses,
+    column,
+    find_some_rows,
+    find_tile,
+    holds,
+    is_class,
+    load_logits,
+    load_soft,
+    slot,
+)
 
 # The coefficients, and the bit of each in the set of those that are needed.
 OFFSET = tl.constexpr(0)
@@ -110,9 +109,8 @@ def find_slopes(
     FIELDS: tl.constexpr, NEEDED: tl.constexpr, COUNT: tl.constexpr,
 ):  # fmt: skip
     """The coefficients of COUNT rows, and the places of pivot and top, (2, N) int32."""
-    n, there = find_some_rows(q, COUNT)
+    n, there, place, kept = find_some_rows(q, COUNT)
     sink = coefficients, q, n, there
-    place, kept = read_labels(q, n, there)
     EXACT: tl.constexpr = holds(NEEDED, SPREAD)
     IS_SOFT: tl.constexpr = q.soft is not None
     shift = field(q, table, F_SHIFT, n, there, FIELDS)
@@ -250,10 +248,9 @@ def differentiate(
     """One program per tile, the last rows first: forward has left them in the cache."""
     tile = tl.num_programs(0) - 1 - tl.program_id(0)
     rows, _, classes = find_tile(q, tile, ALIGN, ROWS, BLOCK)
-    n, outer, inner, there = rows
+    n, there, outer, inner, _, _ = rows
     source = coefficients, q, n, there
-    place, kept = read_labels(q, n, there)
-    z, slope = load_logits(q, outer, inner, n, there, kept, classes, 0.0, "", ALIGN)
+    z, slope = load_logits(q, rows, classes, 0.0, "", ALIGN)
     x = z - coefficient(source, OFFSET, NEEDED)
     whole = coefficient(source, WHOLE, NEEDED)
     e, fade = split_power(x, whole, holds(NEEDED, SPREAD))
@@ -273,7 +270,7 @@ def differentiate(
             mean = mean * tl.load(q.mean_weight + classes, mask=inside, other=0.0)[None, :]
         g += tl.where(z == -INF, 0.0, mean)
     if holds(NEEDED, SOFT):
-        soft = load_soft(q, outer, inner, n, kept, classes, place, ALIGN)
+        soft = load_soft(q, rows, classes, ALIGN)
         g += coefficient(source, SOFT, NEEDED) * soft
     pivot = tl.load(places + n, mask=there, other=-1)[:, None]
     at_pivot = coefficient(source, AT_PIVOT, NEEDED)

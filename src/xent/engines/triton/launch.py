@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ...row_statistics import INDEX
 from ..problem import Problem
-from . import gradient, one_pass, statistics
+from . import fields, gradient, one_pass, sweep
 from .gradient import Partials
 from .problem import Question, Rows, Transform
 
@@ -147,19 +147,19 @@ class Launch:
         device = p.logits.device
         parts = torch.empty((found.bit_count(), t.parts, self.rows), device=device)
         launch(
-            statistics.sweep, self.tiles, device, self.question, parts, FOUND=found,
+            sweep.sweep, self.tiles, device, self.question, parts, FOUND=found,
             ALIGN=self.align, ROWS=t.rows, BLOCK=t.block, num_warps=t.warps,
         )  # fmt: skip
         return self._finish(self.question, parts, found, p.mask, t.block)
 
     def _finish(
-        self, question: Question, parts: Tensor, found: int, fields: int, block: int
+        self, question: Question, parts: Tensor, found: int, mask: int, block: int
     ) -> Tensor:
         p = self.problem
-        table = parts.new_empty((fields.bit_count(), *p.rows), dtype=torch.float64)
+        table = parts.new_empty((mask.bit_count(), *p.rows), dtype=torch.float64)
         launch(
-            statistics.finish, triton.cdiv(self.rows, COUNT), p.logits.device, question, parts,
-            table, FOUND=found, FIELDS=fields, SHARDED=p.target.sharded,
+            fields.finish, triton.cdiv(self.rows, COUNT), p.logits.device, question, parts,
+            table, FOUND=found, FIELDS=mask, SHARDED=p.target.sharded,
             BLOCK=block, COUNT=COUNT,
         )  # fmt: skip
         return table
@@ -170,10 +170,10 @@ class Launch:
         """Write the gradient of cross-entropy; log-probabilities and masses, (2, N...)."""
         parts = torch.empty((2, 1, self.rows), device=out.device)
         self._one_pass(row_weight, divisor, None, out, parts)
-        found = 1 << statistics.LARGEST.value | 1 << statistics.SUM.value
-        fields = 1 << INDEX["log_prob"] | 1 << INDEX["mass"]
+        found = 1 << sweep.LARGEST.value | 1 << sweep.SUM.value
+        mask = 1 << INDEX["log_prob"] | 1 << INDEX["mass"]
         question = self.question._replace(parts=1)
-        return self._finish(question, parts, found, fields, block=1)
+        return self._finish(question, parts, found, mask, block=1)
 
     def follow(
         self, row_weight: Tensor | None, divisor: Tensor | None, slope: Tensor, out: Tensor,
@@ -219,8 +219,8 @@ class Launch:
 
 
 def _found(p: Problem) -> int:
-    """What the tiles find out, as the bits of `statistics`."""
-    s = statistics
+    """What the tiles find out, as the bits of `sweep`."""
+    s = sweep
     names = [s.LARGEST, s.SUM]
     if p.target.soft:
         names += [s.MASS, s.DEFICIT, s.PIVOT, s.PIVOT_CLASS, s.PIVOT_SOFT]

@@ -14,32 +14,24 @@ import triton
 import triton.language as tl
 
 from .arithmetic import INF, LOG2E, ROOM, base_of, gap_to, power, split_power
-from .problem import addresses, column, find_rows, is_class, load_logits, load_pivots, read_labels
-from .statistics import finite_or_nan, weight_of_class
+from .fields import finite_or_nan, weight_of_class
+from .problem import addresses, column, find_rows, is_class, load_logits, load_pivots
 
 
 @triton.jit
-def load_rest(
-    q, outer, inner, n, there, kept, place, classes, POLICY: tl.constexpr, ALIGN: tl.constexpr
-):
+def load_rest(q, rows, classes, POLICY: tl.constexpr, ALIGN: tl.constexpr):
     """(every logit of a tile but the target's, slope of the transform)."""
-    z, slope = load_logits(q, outer, inner, n, there, kept, classes, -INF, POLICY, ALIGN)
-    return tl.where(classes[None, :] == place[:, None], -INF, z), slope
+    z, slope = load_logits(q, rows, classes, -INF, POLICY, ALIGN)
+    return tl.where(classes[None, :] == rows[4][:, None], -INF, z), slope
 
 
 @triton.jit
-def relative(offset, whole, to_offset, to_whole):
-    """The distance of two shifts as an exponent of 2."""
-    return tl.fma(offset - to_offset, LOG2E, whole - to_whole)
-
-
-@triton.jit
-def coefficients(pivot, offset, whole, total, factor):
+def coefficients(pivot, base, total, factor):
     """(multiple of the exponentials, entry of the target) of rows, in float32.
 
     Of a sure row they may lie below the normal numbers, and are not rounded before the end.
     """
-    floor, fraction = gap_to(pivot, offset, whole)  # from the shift to the target
+    floor, fraction = gap_to(pivot, base[0], base[1])  # from the shift to the target
     sure = floor >= 0
     other = tl.exp2(-fraction) * tl.exp2(tl.where(sure, ROOM - floor, 0.0))
     down = tl.where(sure, 2.0**-ROOM, 1.0)
@@ -70,81 +62,76 @@ def cross_entropy(
     if divisor is not None:
         upstream = upstream / tl.load(divisor).to(tl.float64)
     for block in range(tl.program_id(0), blocks, tl.num_programs(0)):
-        n, outer, inner, there = find_rows(q, block, ALIGN, ROWS)
-        place, kept = read_labels(q, n, there)
-        factor = weight_of_class(q.class_weight, place, there & (place >= 0)) * upstream
-        if row_weight is not None:
-            factor *= tl.load(row_weight + n, mask=there, other=0.0)
-        scale = tl.full([ROWS], 1.0, tl.float64)
-        if q.transform.scale is not None:
-            scale = tl.load(q.transform.scale + n * q.transform.scale_step, mask=there, other=1.0)
-        factor = tl.where(kept, factor * scale, 0.0).to(tl.float32)
+        rows = find_rows(q, block, ALIGN, ROWS)
+        n, there, _, _, place, kept = rows
         pivot = finite_or_nan(load_pivots(q, n, place, kept & (place >= 0)))
-        classes = tl.arange(0, BLOCK)
         if WHOLE:
-            rest, outer_slope = load_rest(
-                q, outer, inner, n, there, kept, place, classes, "", ALIGN
-            )
+            classes = tl.arange(0, BLOCK)
+            rest, slope_of_cap = load_rest(q, rows, classes, "", ALIGN)
             largest = tl.max(rest, 1)
+            base = base_of_rest(largest, pivot)
+            total = tl.sum(power(rest - base[0][:, None], base[1][:, None], False), 1)
         else:
-            largest, total = sums_of_tiles(
-                q, outer, inner, n, there, kept, place, ROWS, BLOCK, ALIGN
-            )
-        offset, whole = base_of(largest, False)
-        offset = tl.where(largest == -INF, pivot, offset)  # with nothing beside it, it is sure
-        if WHOLE:
-            total = tl.sum(power(rest - offset[:, None], whole[:, None], False), 1)
+            largest, total = sums_of_tiles(q, rows, ROWS, BLOCK, ALIGN)
+            base = base_of_rest(largest, pivot)
         if parts is not None:
             tl.store(parts + n, largest, mask=there)
             tl.store(parts + column(q, 1, n), total, mask=there)
-        multiple, at_pivot = coefficients(pivot, offset, whole, total, factor)
+        factor = factor_of_rows(q, row_weight, rows) * upstream
+        slopes = coefficients(pivot, base, total, factor.to(tl.float32))
         if WHOLE:
-            put_gradient(
-                q, out, outer, inner, there, kept, place, classes, rest, offset, whole, multiple,
-                at_pivot, outer_slope, ALIGN,
-            )  # fmt: skip
+            put_gradient(q, out, rows, classes, rest, base, slopes, slope_of_cap, ALIGN)
         else:
             for part in range(q.parts):
                 # The last tiles first: they are the ones that were read last.
                 classes = (q.parts - 1 - part) * BLOCK + tl.arange(0, BLOCK)
-                rest, outer_slope = load_rest(
-                    q, outer, inner, n, there, kept, place, classes, "evict_first", ALIGN
-                )
-                put_gradient(
-                    q, out, outer, inner, there, kept, place, classes, rest, offset, whole,
-                    multiple, at_pivot, outer_slope, ALIGN,
-                )  # fmt: skip
+                rest, slope_of_cap = load_rest(q, rows, classes, "evict_first", ALIGN)
+                put_gradient(q, out, rows, classes, rest, base, slopes, slope_of_cap, ALIGN)
 
 
 @triton.jit
-def sums_of_tiles(
-    q, outer, inner, n, there, kept, place,
-    ROWS: tl.constexpr, BLOCK: tl.constexpr, ALIGN: tl.constexpr,
-):  # fmt: skip
+def base_of_rest(largest, pivot):
+    """(offset, whole) of rows; of one that has but its target, that is the likeliest by far."""
+    offset, whole = base_of(largest, False)
+    return tl.where(largest == -INF, pivot, offset), whole
+
+
+@triton.jit
+def factor_of_rows(q, row_weight, rows):
+    """What multiplies the gradient of each row, in float64; 0 where it does not count."""
+    n, there, _, _, place, kept = rows
+    factor = weight_of_class(q.class_weight, place, kept & (place >= 0))
+    if row_weight is not None:
+        factor *= tl.load(row_weight + n, mask=there, other=0.0)
+    if q.transform.scale is not None:
+        factor *= tl.load(q.transform.scale + n * q.transform.scale_step, mask=there, other=1.0)
+    return tl.where(kept, factor, 0.0)
+
+
+@triton.jit
+def sums_of_tiles(q, rows, ROWS: tl.constexpr, BLOCK: tl.constexpr, ALIGN: tl.constexpr):
     """(largest, sum) of the rest of rows that are longer than a tile."""
     largest, total = tl.full([ROWS], -INF, tl.float32), tl.zeros([ROWS], tl.float32)
     for part in range(q.parts):
         classes = part * BLOCK + tl.arange(0, BLOCK)
-        rest, _ = load_rest(q, outer, inner, n, there, kept, place, classes, "evict_last", ALIGN)
+        rest, _ = load_rest(q, rows, classes, "evict_last", ALIGN)
         offset, whole = base_of(largest, False)
         largest = tl.maximum(largest, tl.max(rest, 1))
         to_offset, to_whole = base_of(largest, False)
-        carried = tl.exp2(relative(offset, whole, to_offset, to_whole))
+        carried = tl.exp2(tl.fma(offset - to_offset, LOG2E, whole - to_whole))
         total = tl.where(total == 0.0, 0.0, total * carried)
         total += tl.sum(power(rest - to_offset[:, None], to_whole[:, None], False), 1)
     return largest, total
 
 
 @triton.jit
-def put_gradient(
-    q, out, outer, inner, there, kept, place, classes, rest, offset, whole, multiple, at_pivot,
-    slope, ALIGN: tl.constexpr,
-):  # fmt: skip
+def put_gradient(q, out, rows, classes, rest, base, slopes, slope_of_cap, ALIGN: tl.constexpr):
     """Store the gradient of a tile; rows that are left out have zeros."""
-    e, fade = split_power(rest - offset[:, None], whole[:, None], False)
-    g = e * (fade * multiple[:, None])
-    g = tl.where(classes[None, :] == place[:, None], at_pivot[:, None], g)
-    g = tl.where(kept[:, None], tl.where(g == 0.0, g, g * slope), 0.0)
+    _, there, outer, inner, place, kept = rows
+    e, fade = split_power(rest - base[0][:, None], base[1][:, None], False)
+    g = e * (fade * slopes[0][:, None])
+    g = tl.where(classes[None, :] == place[:, None], slopes[1][:, None], g)
+    g = tl.where(kept[:, None], tl.where(g == 0.0, g, g * slope_of_cap), 0.0)
     mask = there[:, None] & is_class(q, classes, ALIGN)[None, :]
     to = addresses(out, outer, inner, classes, ALIGN)
     tl.store(to, g.to(out.at.dtype.element_ty), mask=mask, eviction_policy="evict_first")

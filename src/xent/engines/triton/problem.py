@@ -106,23 +106,30 @@ def find_tile(q, tile, ALIGN: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.conste
 
 @triton.jit
 def find_rows(q, strip, ALIGN: tl.constexpr, ROWS: tl.constexpr):
-    """(number, outer, inner, whether it is there) of the rows of a strip."""
+    """The rows of a strip: (number, whether it is there, outer, inner, class, whether it counts).
+
+    The class is that of the label among these logits, or -1.
+    """
     strip = tl.full([1], strip, tl.int64)
     if ALIGN > 0:
         n = strip * ROWS + tl.arange(0, ROWS)
-        return n, n // q.inner_rows, n % q.inner_rows, n < q.rows
+        outer, inner = n // q.inner_rows, n % q.inner_rows
+        there = n < q.rows
     else:  # rows that lie side by side, of one outer index
         strips = tl.cdiv(q.inner_rows, ROWS)
         outer, inner = strip // strips, strip % strips * ROWS + tl.arange(0, ROWS)
         there = inner < multiple(q.inner_rows, across_rows(ALIGN))
-        return outer * q.inner_rows + inner, outer, inner, there
+        n = outer * q.inner_rows + inner
+    place, kept = read_labels(q, n, there)
+    return n, there, outer, inner, place, kept
 
 
 @triton.jit
 def find_some_rows(q, COUNT: tl.constexpr):
-    """(number, whether it is there) of the rows of a program that sees no classes."""
+    """(number, whether it is there, class, whether it counts) where classes are not looked at."""
     n = tl.program_id(0).to(tl.int64) * COUNT + tl.arange(0, COUNT)
-    return n, n < q.rows
+    place, kept = read_labels(q, n, n < q.rows)
+    return n, n < q.rows, place, kept
 
 
 @triton.jit
@@ -133,7 +140,7 @@ def column(q, k, n):
 
 @triton.jit
 def read_labels(q, n, there):
-    """(class among these logits or -1, row counts) of rows; every row of a soft target counts."""
+    """(class among these logits or -1, whether it counts); every row of a soft target counts."""
     place = tl.full(n.shape, -1, tl.int64)
     if q.labels is not None:
         label = tl.load(q.labels + n, mask=there, other=q.ignore_index)
@@ -202,13 +209,14 @@ def slope_of_transform(t, x, scale, factor):
 
 @triton.jit
 def load_logits(
-    q, outer, inner, n, there, kept, classes,
+    q, rows, classes,
     OTHER: tl.constexpr, POLICY: tl.constexpr, ALIGN: tl.constexpr,
 ):  # fmt: skip
     """(transformed logits of a tile in float32, OTHER where there are none; slope).
 
     Rows that are left out are not read, unless they are loaded side by side.
     """
+    n, there, outer, inner, _, kept = rows
     inside = is_class(q, classes, ALIGN)
     mask = kept[:, None] & inside[None, :]
     read = there[:, None] & inside[None, :] if ALIGN < 0 else mask
@@ -233,10 +241,11 @@ def load_pivots(q, n, place, found):
 
 
 @triton.jit
-def load_soft(q, outer, inner, n, there, classes, place, ALIGN: tl.constexpr):
+def load_soft(q, rows, classes, ALIGN: tl.constexpr):
     """The soft target of a tile, class weights included; 0 where there is none."""
+    _, _, outer, inner, place, kept = rows
     inside = is_class(q, classes, ALIGN)
-    mask = there[:, None] & inside[None, :]
+    mask = kept[:, None] & inside[None, :]
     if q.labels is None:
         at = addresses(q.soft, outer, inner, classes, ALIGN)
     else:

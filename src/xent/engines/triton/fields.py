@@ -1,10 +1,4 @@
-"""Forward: every tile of a row adds up its exponentials, then the sums of a row are merged.
-
-    logits --sweep--> parts, (quantities, tiles, N) float32 --finish--> table, (fields, N) float64
-
-A tile looks at nothing but itself and is the same whatever else is in the batch; so rows of any
-length, few or many, take the same way, and the same bits come out.
-"""
+"""The merge: from the sums of the tiles of a row to the fields of its statistics, in float64."""
 
 # pyright: reportArgumentType=false, reportAssignmentType=false
 # Type checkers do not know which numbers are constants of a kernel.
@@ -20,42 +14,28 @@ from .arithmetic import (
     base_of,
     one_minus_exp,
     overlap,
-    power,
     shift_of,
     sigmoid,
     times,
-)  # fmt: skip
-from .problem import (
-    column,
-    find_some_rows,
-    find_tile,
-    holds,
-    is_class,
-    load_logits,
-    load_pivots,
-    load_soft,
-    read_labels,
-    slot,
 )
-
-# What a tile finds out, and the bit of each in the set of what is wanted. All but the last four
-# are about the rest: every class but the pivot, which is the class of an index target or the
-# largest class of a soft one.
-LARGEST = tl.constexpr(0)  # logit of the rest
-SUM = tl.constexpr(1)  # of e^(z - shift)
-TIES = tl.constexpr(2)  # classes at the shift, where they are counted instead of added up
-SPREAD = tl.constexpr(3)  # of (shift - z) e^(z - shift)
-SQUARES = tl.constexpr(4)
-CUBES = tl.constexpr(5)
-TOP = tl.constexpr(6)  # the class of the largest logit
-MASS = tl.constexpr(7)  # of q_j
-DEFICIT = tl.constexpr(8)  # of q_j (shift - z_j)
-PIVOT = tl.constexpr(9)  # of a soft target: its logit,
-PIVOT_CLASS = tl.constexpr(10)  # its class within the tile,
-PIVOT_SOFT = tl.constexpr(11)  # and its q
-LEVEL = tl.constexpr(12)  # of c_j (z_j - offset), over all classes that are not masked
-WEIGHT = tl.constexpr(13)  # of c_j
-SUPPORT = tl.constexpr(14)  # of 1
+from .problem import column, find_some_rows, holds, load_pivots, slot
+from .sweep import (
+    CUBES,
+    DEFICIT,
+    LEVEL,
+    MASS,
+    PIVOT,
+    PIVOT_CLASS,
+    PIVOT_SOFT,
+    SPREAD,
+    SQUARES,
+    SUM,
+    SUPPORT,
+    TIES,
+    TOP,
+    WEIGHT,
+    exact_sums,
+)
 
 # The fields of the table.
 F_SHIFT = tl.constexpr(INDEX["shift"])
@@ -79,81 +59,7 @@ F_REST_SQUARES = tl.constexpr(INDEX["rest_squares"])
 F_REST_CUBES = tl.constexpr(INDEX["rest_cubes"])
 
 
-@triton.constexpr_function
-def exact_sums(found):
-    """Whether there are sums of z - shift, which must then be exact."""
-    return bool(found >> SPREAD.value & 1 or found >> MASS.value & 1)
-
-
-# ---- the sweep ----------------------------------------------------------------------------------
-
-
-@triton.jit
-def put_part(sink, quantity: tl.constexpr, value, FOUND: tl.constexpr):
-    """Store one quantity of a tile's rows."""
-    parts, q, part, n, there = sink
-    at = parts + column(q, slot(FOUND, quantity) * q.parts + part, n)
-    tl.store(at, value.to(tl.float32), mask=there)
-
-
-@triton.jit
-def sweep(
-    q, parts,
-    FOUND: tl.constexpr, ALIGN: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """One program per tile."""
-    rows, part, classes = find_tile(q, tl.program_id(0), ALIGN, ROWS, BLOCK)
-    n, outer, inner, there = rows
-    sink = parts, q, part, n, there
-    place, kept = read_labels(q, n, there)
-    z, _ = load_logits(q, outer, inner, n, there, kept, classes, -INF, "", ALIGN)
-    if holds(FOUND, PIVOT):
-        pivot = tl.argmax(z, 1, tie_break_left=True)
-        is_pivot = tl.arange(0, BLOCK)[None, :] == pivot[:, None]
-        soft = load_soft(q, outer, inner, n, kept, classes, place, ALIGN)
-        put_part(sink, PIVOT, tl.max(z, 1), FOUND)
-        put_part(sink, PIVOT_CLASS, pivot, FOUND)
-        put_part(sink, PIVOT_SOFT, tl.sum(tl.where(is_pivot, soft, 0.0), 1), FOUND)
-        soft = tl.where(is_pivot, 0.0, soft)
-    else:
-        is_pivot = classes[None, :] == place[:, None]
-    rest = tl.where(is_pivot, -INF, z)
-    largest = tl.max(rest, 1)
-    put_part(sink, LARGEST, largest, FOUND)
-    if holds(FOUND, TOP):
-        put_part(sink, TOP, tl.argmax(rest, 1, tie_break_left=True), FOUND)
-    EXACT: tl.constexpr = exact_sums(FOUND)
-    offset, whole = base_of(largest, EXACT)
-    x = rest - offset[:, None]
-    e = power(x, whole[:, None], EXACT)
-    if holds(FOUND, TIES):
-        tie = x == 0.0
-        put_part(sink, TIES, tl.sum(tl.where(tie, 1.0, 0.0), 1), FOUND)
-        put_part(sink, SUM, tl.sum(tl.where(tie, 0.0, e), 1), FOUND)
-        spread = tl.sum(tl.where(e == 0.0, 0.0, -x * e), 1)
-        put_part(sink, SPREAD, spread, FOUND)
-    else:
-        put_part(sink, SUM, tl.sum(e, 1), FOUND)
-    if holds(FOUND, SQUARES):
-        put_part(sink, SQUARES, tl.sum(e * e, 1), FOUND)
-    if holds(FOUND, CUBES):
-        put_part(sink, CUBES, tl.sum(e * e * e, 1), FOUND)
-    if holds(FOUND, MASS):
-        put_part(sink, MASS, tl.sum(soft, 1), FOUND)
-        deficit = tl.sum(tl.where(soft == 0.0, 0.0, -x * soft), 1)
-        put_part(sink, DEFICIT, deficit, FOUND)
-    if holds(FOUND, LEVEL):
-        here = tl.where(z == -INF, 0.0, 1.0)
-        put_part(sink, SUPPORT, tl.sum(here, 1), FOUND)
-        if q.mean_weight is not None:
-            inside = is_class(q, classes, ALIGN)
-            here *= tl.load(q.mean_weight + classes, mask=inside, other=0.0)[None, :]
-        put_part(sink, WEIGHT, tl.sum(here, 1), FOUND)
-        gap = tl.where(z == -INF, 0.0, z - tl.where(largest == -INF, 0.0, largest)[:, None])
-        put_part(sink, LEVEL, tl.sum(here * gap, 1), FOUND)
-
-
-# ---- the merge ----------------------------------------------------------------------------------
+# ---- sums of tiles ------------------------------------------------------------------------------
 
 
 @triton.jit
@@ -281,8 +187,7 @@ def finish(
     COUNT: tl.constexpr,
 ):  # fmt: skip
     """Merge the tiles of COUNT rows and store their fields; a tile had BLOCK classes."""
-    n, there = find_some_rows(q, COUNT)
-    place, kept = read_labels(q, n, there)
+    n, there, place, kept = find_some_rows(q, COUNT)
     row, peak, powers, mean = merge_tiles(q, parts, n, there, FOUND, BLOCK)
     shift, small, ties, spread, soft_mass, deficit = row
     if holds(FOUND, PIVOT):
