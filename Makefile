@@ -7,16 +7,17 @@ SOURCES = $(shell find src csrc -type f -not -name '*.so' -not -name '*.pyc') CM
 EXAMPLE_DEPENDENCIES = scipy scikit-learn cma lightgbm xgboost-cpu transformers gymnasium pyarrow numba \
                        statsmodels
 TEST_DEPENDENCIES = pytest pytest-xdist hypothesis mpmath numpy expecttest peft accelerate \
-                    cleanlab \
+                    cleanlab triton \
                     $(EXAMPLE_DEPENDENCIES)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test experiments bench docs lint format clean
+.PHONY: help demo test experiments bench bench-gpu docs lint format clean
 
 help:
 	@echo "make demo      train a language model for two minutes and show table and picture"
 	@echo "make test      the test suite, with the compiled core and without it"
 	@echo "make bench     speed, memory and error beside PyTorch and its peers"
+	@echo "make bench-gpu  the same for logits on a GPU, with the torch that is installed there"
 	@echo "make docs      writes docs/reference.md anew"
 	@echo "make lint      ruff, pyright, clean sources"
 	@echo "make experiments   every example: tables, pictures, and what they must show, into docs/experiments"
@@ -69,6 +70,11 @@ bench: $(VENV)/bench
 	$(BIN)/python benchmarks/family.py | tee benchmarks/results/family.txt
 	$(BIN)/python benchmarks/regression.py | tee benchmarks/results/regression.txt
 	$(BIN)/xent bench linear --json benchmarks/results/linear.json --markdown | tee benchmarks/results/linear.txt
+
+# In the environment that is active: PyTorch for this GPU is not what the constraints install.
+bench-gpu:
+	mkdir -p benchmarks/results
+	$(PYTHON) benchmarks/gpu_logits.py --json benchmarks/results/gpu_logits.json --markdown | tee benchmarks/results/gpu_logits.txt
 
 docs: $(VENV)/examples
 	$(BIN)/python docs/build.py

@@ -66,7 +66,7 @@ def token_log_probs(
         softcap: replaces logits ``z`` by ``softcap * tanh(z / softcap)``.
         class_bias: added to the logits after the softcap, ``(V,)``.
         entropy: also return the entropy.
-        engine: ``"auto"``, ``"native"`` or ``"reference"``; see :func:`xent.explain`.
+        engine: ``"auto"``, ``"native"``, ``"triton"`` or ``"reference"``; see :func:`xent.explain`.
 
     Returns:
         In nats, ``(...)``, with ``shift`` ``(..., T - shift)``; ``-inf`` for a masked target. With
@@ -121,7 +121,7 @@ def entropy(
         temperature: divides the logits, as for :func:`xent.token_log_probs`.
         softcap: replaces logits ``z`` by ``softcap * tanh(z / softcap)``.
         class_bias: added to the logits after the softcap, ``(V,)``.
-        engine: ``"auto"``, ``"native"`` or ``"reference"``; see :func:`xent.explain`.
+        engine: ``"auto"``, ``"native"``, ``"triton"`` or ``"reference"``; see :func:`xent.explain`.
 
     Returns:
         In nats, ``(...)``, at most the logarithm of ``V``. Float64 for float64 logits, float32 for

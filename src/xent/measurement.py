@@ -56,7 +56,7 @@ def statistics(
         first_class: for logits that are one shard of the classes: the number of the first one.
             Targets outside the shard are then absent rather than wrong, and the statistics of all
             shards :meth:`~xent.RowStatistics.merge` into those of the whole.
-        engine: ``"auto"``, ``"native"`` or ``"reference"``; see :func:`xent.explain`.
+        engine: ``"auto"``, ``"native"``, ``"triton"`` or ``"reference"``; see :func:`xent.explain`.
 
     Returns:
         :class:`xent.RowStatistics`, float64, in nats.

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from .. import __version__
-from ..engines import native
+from ..engines import native, triton
 from .console import table
 
 EXTRAS = {"plot": ("matplotlib", "numpy"), "train": ("tqdm",), "bench": ("jax", "optax")}
@@ -47,6 +47,7 @@ def collect() -> dict[str, Any]:
             "instruction_sets": native.isas(),
             "threaded": native.threaded,
         },
+        "triton": {"installed": triton.INSTALLED, "gpus": _gpus()},
         "extras": {
             extra: {module: importlib.util.find_spec(module) is not None for module in modules}
             for extra, modules in EXTRAS.items()
@@ -58,6 +59,7 @@ def describe(facts: dict[str, Any]) -> str:
     """The facts for people."""
     rows = [(name, str(facts[name])) for name in ("xent", "python", "torch", "platform", "threads")]
     rows.append(("compiled core", _describe_core(facts["core"])))
+    rows.append(("Triton, for GPUs", _describe_triton(facts["triton"])))
     rows += [(f"extra [{name}]", _describe_extra(mods)) for name, mods in facts["extras"].items()]
     text = table(rows)
     return text if facts["core"]["available"] else f"{text}\n\n{WITHOUT_CORE}"
@@ -69,6 +71,17 @@ def _describe_core(core: dict[str, Any]) -> str:
     pool = "on torch's threads" if core["threaded"] else "on one thread: torch's pool was not found"
     offered = ", ".join(core["instruction_sets"])
     return f"{core['instruction_set']} (this machine can run {offered}), {pool}"
+
+
+def _gpus() -> list[str]:
+    return [torch.cuda.get_device_name(k) for k in range(torch.cuda.device_count())]
+
+
+def _describe_triton(facts: dict[str, Any]) -> str:
+    gpus = ", ".join(facts["gpus"]) or "no GPU"
+    if facts["installed"]:
+        return f"installed; {gpus}"
+    return f"missing; on GPUs the reference engine does everything ({gpus})"
 
 
 def _describe_extra(modules: dict[str, bool]) -> str:

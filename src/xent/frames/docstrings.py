@@ -28,7 +28,8 @@ _ARGUMENTS = {
     "inplace_backward": "write the gradient over ``input``, which must be an intermediate result\n"
     "    that nobody reads any more.",
     "empty": '``"nan"`` as PyTorch, or ``"zero"``: the mean of no rows.',
-    "engine": '``"auto"``, ``"native"`` or ``"reference"``; see :func:`xent.explain`.',
+    "engine": '``"auto"``, ``"native"``, ``"triton"`` or ``"reference"``; see\n'
+    "    :func:`xent.explain`.",
 }
 
 _RETURNS = """\

@@ -337,7 +337,8 @@ _ARGUMENTS = {
     "normalizer": 'what the mean divides by instead: a number or 0-d tensor, ``"weight"`` for the\n'
     '    sum of the weights, ``"count"`` for the rule above.',
     "empty": '``"nan"`` as PyTorch, or ``"zero"``: the mean of no elements.',
-    "engine": '``"auto"``, ``"native"`` (where the loss has a kernel) or ``"reference"``.',
+    "engine": '``"auto"``, ``"native"`` or ``"triton"`` (where the loss has a kernel) or\n'
+    '    ``"reference"``.',
 }
 
 _RETURNS = """\

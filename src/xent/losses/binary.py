@@ -61,8 +61,8 @@ def binary_cross_entropy_with_logits(
         unnormalized: take targets outside [0, 1], too, as PyTorch does: the loss is then negative
             and unbounded where nobody expects it.
         empty: ``"nan"`` as PyTorch, or ``"zero"``: the mean of no elements.
-        engine: ``"auto"``, ``"native"`` or ``"reference"``. Where the loss is one number, the
-            native one computes its gradient in the same sweep.
+        engine: ``"auto"``, ``"native"``, ``"triton"`` or ``"reference"``. Where the loss is one
+            number, those with kernels compute its gradient in the same sweep.
 
     Returns:
         A scalar, or the shape of ``input`` for ``reduction="none"``, in the dtype of ``target`` as

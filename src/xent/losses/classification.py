@@ -76,7 +76,7 @@ def cross_entropy(
         inplace_backward: write the gradient over ``input``, which must be an intermediate result
             that nobody reads any more. Saves one tensor of N x C.
         empty: ``"nan"`` as PyTorch, or ``"zero"``: the mean of no rows.
-        engine: ``"auto"``, ``"native"`` or ``"reference"``; see :func:`xent.explain`.
+        engine: ``"auto"``, ``"native"``, ``"triton"`` or ``"reference"``; see :func:`xent.explain`.
 
     Returns:
         A scalar, or the shape of the rows for ``reduction="none"``, in the dtype of ``input``

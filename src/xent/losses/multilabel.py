@@ -59,7 +59,7 @@ def multilabel_cross_entropy(
         normalizer: what the mean divides by instead: a number or 0-d tensor, ``"count"`` for the
             number of rows kept, ``"weight"`` for the rule above.
         empty: ``"nan"`` as PyTorch, or ``"zero"``: the mean of no rows.
-        engine: ``"auto"``, ``"native"`` or ``"reference"``.
+        engine: ``"auto"``, ``"native"``, ``"triton"`` or ``"reference"``.
 
     Returns:
         A scalar, or the shape of the rows for ``reduction="none"``, in the dtype of ``input`` and
@@ -291,7 +291,7 @@ def siglip_loss(
         normalizer: what the mean divides by instead, as for :func:`multilabel_cross_entropy`: the
             rows of all machines, say.
         empty: ``"nan"`` as PyTorch, or ``"zero"``: the mean of no rows.
-        engine: ``"auto"``, ``"native"`` or ``"reference"``.
+        engine: ``"auto"``, ``"native"``, ``"triton"`` or ``"reference"``.
 
     Returns:
         A scalar, or ``(N,)`` for ``reduction="none"``, in the dtype of ``similarity`` (float32
