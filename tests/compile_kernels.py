@@ -90,8 +90,10 @@ def main() -> None:
 
     ce, none = xent.cross_entropy, {"reduction": "none"}
     call(ce, 4, 1000)
-    call(ce, 4, 128256)
     call(ce, 4, 1000, **none)
+    if not nvidia:
+        return
+    call(ce, 4, 128256)
     call(ce, 4, 128256, dtype=torch.float32, **none)
     call(ce, 4, 100, soft=True, **none)
     call(ce, 4, 21, 64, 64, softcap=5.0, logit_scale=2.0)

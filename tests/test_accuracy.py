@@ -71,7 +71,8 @@ def test_logits_beyond_the_reach_of_their_exponents(engine, classes):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_every_width(engine, dtype):
-    for classes in [*range(1, 70), 127, 129, 2047, 2048, 2049, 4100]:
+    few = 7 if engine == "triton" else 1  # whose interpreter is slow, and tiles powers of two
+    for classes in [*range(1, 70, few), 127, 129, 2047, 2048, 2049, 4100]:
         z = (torch.randn(5, classes) * 3).to(dtype)
         y = torch.randint(classes, (5,))
         loss, grad = value_and_grad(xent.cross_entropy, z, y, reduction="none", engine=engine)

@@ -115,11 +115,12 @@ def test_errors_of_xent_are_those_of_one_rounding(outcome, name):
 @pytest.mark.slow
 def test_all_that_runs_by_default(tmp_path):
     path = tmp_path / "result.json"
-    done = command("--interpret", "--quiet", "--rows", "2", "--json", str(path))
+    small = ("--shapes", "2,9", "--launches", "2,9", "--family", "2,9", "--repeats", "1")
+    small += ("--contestants", "xent", "xent-by-row", "torch")  # and no compiler
+    done = command("--interpret", "--quiet", *small, "--json", str(path))
     assert done.returncode == 0, done.stderr
     result = json.loads(path.read_text())
     assert result["failed"] == {}
-    assert "failed" not in result["cells"][0]["contestants"].get("compile", {})
     (family,) = result["family"]
     assert family["failed"] == {}
     assert {"focal_loss", "poly1_loss", "cross_entropy, z_loss=1e-4"} <= set(family["ms"])
