@@ -49,6 +49,7 @@ from .problem import (
     is_class,
     load_logits,
     load_soft,
+    scale_in_double,
     slot,
 )
 
@@ -80,14 +81,16 @@ class Partials(NamedTuple):
 
 
 @triton.jit
-def field(q, table, name: tl.constexpr, n, there, FIELDS: tl.constexpr):
+def field(source, name: tl.constexpr, FIELDS: tl.constexpr):
     """A field of the table."""
+    table, q, n, there = source
     return tl.load(table + column(q, slot(FIELDS, name), n), mask=there, other=0.0)
 
 
 @triton.jit
-def partial(at, step, n, there):
+def partial(source, at, step):
     """A partial derivative per row."""
+    _, _, n, there = source
     value = tl.zeros(n.shape, tl.float64)
     if at is not None:
         value = tl.load(at + n * step, mask=there, other=0.0)
@@ -110,109 +113,123 @@ def find_slopes(
 ):  # fmt: skip
     """The coefficients of COUNT rows, and the places of pivot and top, (2, N) int32."""
     n, there, place, kept = find_some_rows(q, COUNT)
-    sink = coefficients, q, n, there
-    EXACT: tl.constexpr = holds(NEEDED, SPREAD)
-    IS_SOFT: tl.constexpr = q.soft is not None
-    shift = field(q, table, F_SHIFT, n, there, FIELDS)
-    total = field(q, table, F_SUM, n, there, FIELDS)
-    if IS_SOFT:
-        d = field(q, table, F_PIVOT_LOG_ODDS, n, there, FIELDS)
-        pivot = field(q, table, F_TOP, n, there, FIELDS).to(tl.int64)
+    source = table, q, n, there
+    none = tl.zeros([COUNT], tl.float64)
+    if holds(NEEDED, SOFT):
+        d = field(source, F_PIVOT_LOG_ODDS, FIELDS)
+        pivot = field(source, F_TOP, FIELDS).to(tl.int64)
+        own = soft_of_pivot(q, n, pivot, place, kept)
+        all_, at_pivot, soft = slopes_of_soft(source, partials, steps, d, own, FIELDS)
     else:
-        d = field(q, table, F_LOG_ODDS, n, there, FIELDS)
-        pivot = place
-    pivot_p, rest_p = sigmoid(d), sigmoid(-d)
-    # unit e_j = p_j / rest_p; without a sum, all the rest is masked
-    offset, whole = base_of(shift.to(tl.float32), EXACT)
+        d, pivot, soft = field(source, F_LOG_ODDS, FIELDS), place, none
+        all_, at_pivot = slopes_of_index(source, partials, steps, d)
+
+    # unit e_j = p_j / (probability of the rest); without a sum, all the rest is masked
+    shift, total = field(source, F_SHIFT, FIELDS), field(source, F_SUM, FIELDS)
+    offset, whole = base_of(shift.to(tl.float32), holds(NEEDED, SPREAD))
     base = shift_of(offset, whole)
     gap = tl.where(shift == -INF, 0.0, base - shift)
     unit = tl.where(total == 0, 0.0, tl.exp(gap) / tl.where(total == 0, 1.0, total))
-    of_lse = partial(partials.lse, steps.lse, n, there)
-    of_odds = partial(partials.log_odds, steps.log_odds, n, there)
-    of_prob = partial(partials.log_prob, steps.log_prob, n, there)
-    of_target = partial(partials.target, steps.target, n, there)
-    soft = tl.zeros([COUNT], tl.float64)
-    if IS_SOFT:
-        mass = field(q, table, F_MASS, n, there, FIELDS)
-        nll = -field(q, table, F_LOG_PROB, n, there, FIELDS)
-        # log_odds is a function of log_prob = sum_j q_j log p_j; its derivative is 1 / (1 - prob).
-        flat = (of_odds == 0) | (nll <= 0)
-        slope = of_prob + tl.where(flat, 0.0, of_odds / one_minus_exp(tl.where(flat, 1.0, nll)))
-        own = soft_of_pivot(q, n, pivot, place, kept)
-        all_ = (of_lse - slope * mass) * rest_p
-        at_pivot = of_lse * pivot_p + slope * ((own - mass) + mass * rest_p) + of_target * own
-        soft = slope + of_target
-    else:
-        slope = of_odds + times(rest_p, of_prob)
-        all_ = of_lse * rest_p - slope
-        at_pivot = of_lse * pivot_p + slope + of_target
-    spread, square = tl.zeros([COUNT], tl.float64), tl.zeros([COUNT], tl.float64)
-    cube, mean = tl.zeros([COUNT], tl.float64), tl.zeros([COUNT], tl.float64)
-    if holds(NEEDED, SPREAD):  # d H / d z_j = -p_j (log p_j + H)
-        slope = partial(partials.entropy, steps.entropy, n, there)
-        entropy = field(q, table, F_ENTROPY, n, there, FIELDS)
-        both = overlap(d)
-        above = tl.where(d < 0, -d, 0.0) + both
-        log_sum = field(q, table, F_LOG_SUM, n, there, FIELDS)
-        below = log_sum + tl.where(d < 0, 0.0, d) + both
-        all_ += times(rest_p, slope * (below - entropy))
-        at_pivot += times(pivot_p, slope * (above - entropy))
-        spread = -slope * rest_p
+
+    spread, square, cube, mean = none, none, none, none
+    if holds(NEEDED, SPREAD):
+        more, more_at_pivot, spread = slopes_of_entropy(source, partials, steps, d, FIELDS)
+        all_, at_pivot = all_ + more, at_pivot + more_at_pivot
     if holds(NEEDED, SQUARE):
-        # d (sum over the rest of p_j^k) / d z_j = k p_j (p_j^(k - 1) [j in the rest] - sum)
-        slope = tl.zeros([COUNT], tl.float64)
-        p = unit * rest_p
-        if partials.rest_squares is not None:
-            of_squares = partial(partials.rest_squares, steps.rest_squares, n, there)
-            slope += 2 * of_squares * field(q, table, F_REST_SQUARES, n, there, FIELDS)
-            square = 2 * of_squares * p * p
-        if partials.rest_cubes is not None:
-            of_cubes = partial(partials.rest_cubes, steps.rest_cubes, n, there)
-            slope += 3 * of_cubes * field(q, table, F_REST_CUBES, n, there, FIELDS)
-            cube = 3 * of_cubes * p * p * p
-        all_ -= rest_p * slope
-        at_pivot -= pivot_p * slope
+        more, square, cube = slopes_of_powers(source, partials, steps, unit * sigmoid(-d), FIELDS)
+        all_, at_pivot = all_ + sigmoid(-d) * more, at_pivot + sigmoid(d) * more
     if holds(NEEDED, MEAN):
-        support = field(q, table, F_SUPPORT, n, there, FIELDS)
-        slope = partial(partials.mean, steps.mean, n, there)
-        mean = tl.where(support == 0, 0.0, slope / tl.where(support == 0, 1.0, support))
+        support = field(source, F_SUPPORT, FIELDS)
+        mean = partial(source, partials.mean, steps.mean)
+        mean = tl.where(support == 0, 0.0, mean / tl.where(support == 0, 1.0, support))
         here = kept & (pivot >= 0) & (support > 0)
-        if not IS_SOFT:
-            here = here & (field(q, table, F_TARGET, n, there, FIELDS) != -INF)
+        if not holds(NEEDED, SOFT):
+            here = here & (field(source, F_TARGET, FIELDS) != -INF)
         at_pivot += tl.where(here, mean * weight_of_class(q.mean_weight, pivot, here), 0.0)
 
-    scale = tl.full([COUNT], 1.0, tl.float64)
-    if q.transform.scale is not None:
-        scale = tl.load(q.transform.scale + n * q.transform.scale_step, mask=there, other=1.0)
-    top = tl.full([COUNT], -1, tl.int64)
+    scale = tl.where(kept, scale_in_double(q, n, there), 0.0)
+    sink = coefficients, q, n, there
     if holds(NEEDED, AT_TOP):  # the likeliest of the rest has a partial derivative of its own
-        z = field(q, table, F_REST_TOP_LOGIT, n, there, FIELDS)
+        z = field(source, F_REST_TOP_LOGIT, FIELDS)
         here = kept & (z != -INF)
-        top = tl.where(here, field(q, table, F_REST_TOP, n, there, FIELDS).to(tl.int64), -1)
+        top = tl.where(here, field(source, F_REST_TOP, FIELDS).to(tl.int64), -1)
         x = tl.where(here, z, base) - base
         e = tl.exp(x)
-        at_top = partial(partials.rest_top_logit, steps.rest_top_logit, n, there)
+        at_top = partial(source, partials.rest_top_logit, steps.rest_top_logit)
         at_top += e * (unit * (all_ + spread * x) + e * (square + e * cube))
         at_top += mean * weight_of_class(q.mean_weight, top, here)
         put_coefficient(sink, AT_TOP, at_top * scale, NEEDED)
-
-    unit *= scale
-    all_ = tl.where(kept, times(unit, all_), 0.0)
+        tl.store(places + column(q, 1, n), top.to(tl.int32), mask=there)
+    tl.store(places + n, tl.where(kept, pivot, -1).to(tl.int32), mask=there)
     put_coefficient(sink, OFFSET, tl.where(kept, offset, 0.0), NEEDED)
     put_coefficient(sink, WHOLE, tl.where(kept, whole, 0.0), NEEDED)
-    put_coefficient(sink, ALL, all_, NEEDED)
-    put_coefficient(sink, AT_PIVOT, at_pivot * scale, NEEDED)
-    spread = tl.where(kept, unit * spread, 0.0)
-    put_coefficient(sink, SPREAD, spread, NEEDED)
-    square, cube = tl.where(kept, scale * square, 0.0), tl.where(kept, scale * cube, 0.0)
-    put_coefficient(sink, SQUARE, square, NEEDED)
-    put_coefficient(sink, CUBE, cube, NEEDED)
-    mean, soft = tl.where(kept, scale * mean, 0.0), tl.where(kept, scale * soft, 0.0)
-    put_coefficient(sink, MEAN, mean, NEEDED)
-    put_coefficient(sink, SOFT, soft, NEEDED)
-    tl.store(places + n, tl.where(kept, pivot, -1).to(tl.int32), mask=there)
-    if holds(NEEDED, AT_TOP):
-        tl.store(places + column(q, 1, n), top.to(tl.int32), mask=there)
+    put_coefficient(sink, ALL, times(scale * unit, all_), NEEDED)
+    put_coefficient(sink, AT_PIVOT, times(scale, at_pivot), NEEDED)
+    put_coefficient(sink, SPREAD, times(scale * unit, spread), NEEDED)
+    put_coefficient(sink, SQUARE, times(scale, square), NEEDED)
+    put_coefficient(sink, CUBE, times(scale, cube), NEEDED)
+    put_coefficient(sink, MEAN, times(scale, mean), NEEDED)
+    put_coefficient(sink, SOFT, times(scale, soft), NEEDED)
+
+
+# ``all`` below is what the rest shares by probability, times the probability of the rest.
+
+
+@triton.jit
+def slopes_of_index(source, partials, steps, d):
+    """(all, entry of the pivot) by what every loss may look at, for an index target."""
+    of_lse = partial(source, partials.lse, steps.lse)
+    of_prob = partial(source, partials.log_prob, steps.log_prob)
+    slope = partial(source, partials.log_odds, steps.log_odds) + times(sigmoid(-d), of_prob)
+    at_pivot = of_lse * sigmoid(d) + slope + partial(source, partials.target, steps.target)
+    return of_lse * sigmoid(-d) - slope, at_pivot
+
+
+@triton.jit
+def slopes_of_soft(source, partials, steps, d, own, FIELDS: tl.constexpr):
+    """(all, entry of the pivot, soft) likewise for a soft target, which is ``own`` at the pivot."""
+    mass, nll = field(source, F_MASS, FIELDS), -field(source, F_LOG_PROB, FIELDS)
+    of_lse = partial(source, partials.lse, steps.lse)
+    of_odds = partial(source, partials.log_odds, steps.log_odds)
+    of_target = partial(source, partials.target, steps.target)
+    # log_odds is a function of log_prob = sum_j q_j log p_j; its derivative is 1 / (1 - prob).
+    flat = (of_odds == 0) | (nll <= 0)
+    slope = tl.where(flat, 0.0, of_odds / one_minus_exp(tl.where(flat, 1.0, nll)))
+    slope += partial(source, partials.log_prob, steps.log_prob)
+    at_pivot = of_lse * sigmoid(d) + slope * ((own - mass) + mass * sigmoid(-d)) + of_target * own
+    return (of_lse - slope * mass) * sigmoid(-d), at_pivot, slope + of_target
+
+
+@triton.jit
+def slopes_of_entropy(source, partials, steps, d, FIELDS: tl.constexpr):
+    """(all, entry of the pivot, spread): d H / d z_j = -p_j (log p_j + H)."""
+    slope = partial(source, partials.entropy, steps.entropy)
+    entropy = field(source, F_ENTROPY, FIELDS)
+    both = overlap(d)
+    above = tl.where(d < 0, -d, 0.0) + both
+    below = field(source, F_LOG_SUM, FIELDS) + tl.where(d < 0, 0.0, d) + both
+    all_ = times(sigmoid(-d), slope * (below - entropy))
+    return all_, times(sigmoid(d), slope * (above - entropy)), -slope * sigmoid(-d)
+
+
+@triton.jit
+def slopes_of_powers(source, partials, steps, unit, FIELDS: tl.constexpr):
+    """(what every class shares by probability, square, cube) for ``p_j = unit e_j``.
+
+    d (sum over the rest of p_j^k) / d z_j = k p_j (p_j^(k - 1) [j in the rest] - sum)
+    """
+    _, _, n, _ = source
+    shared = tl.zeros(n.shape, tl.float64)
+    square, cube = shared, shared
+    if partials.rest_squares is not None:
+        slope = 2 * partial(source, partials.rest_squares, steps.rest_squares)
+        shared -= slope * field(source, F_REST_SQUARES, FIELDS)
+        square = slope * unit * unit
+    if partials.rest_cubes is not None:
+        slope = 3 * partial(source, partials.rest_cubes, steps.rest_cubes)
+        shared -= slope * field(source, F_REST_CUBES, FIELDS)
+        cube = slope * unit * unit * unit
+    return shared, square, cube
 
 
 @triton.jit
@@ -223,8 +240,7 @@ def soft_of_pivot(q, n, pivot, place, kept):
     else:
         kept = kept & (place >= 0)
         row = tl.where(kept, place, 0) * q.soft.inner
-    own = tl.load(q.soft.at + row + pivot * q.soft.step, mask=kept, other=0.0)
-    own = own.to(tl.float32)
+    own = tl.load(q.soft.at + row + pivot * q.soft.step, mask=kept, other=0.0).to(tl.float32)
     if q.class_weight is not None:
         own *= tl.load(q.class_weight + pivot, mask=kept, other=0.0)
     return own.to(tl.float64)

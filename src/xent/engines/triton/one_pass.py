@@ -15,7 +15,15 @@ import triton.language as tl
 
 from .arithmetic import INF, LOG2E, ROOM, base_of, gap_to, power, split_power
 from .fields import finite_or_nan, weight_of_class
-from .problem import addresses, column, find_rows, is_class, load_logits, load_pivots
+from .problem import (
+    addresses,
+    column,
+    find_rows,
+    is_class,
+    load_logits,
+    load_pivots,
+    scale_in_double,
+)
 
 
 @triton.jit
@@ -103,9 +111,7 @@ def factor_of_rows(q, row_weight, rows):
     factor = weight_of_class(q.class_weight, place, kept & (place >= 0))
     if row_weight is not None:
         factor *= tl.load(row_weight + n, mask=there, other=0.0)
-    if q.transform.scale is not None:
-        factor *= tl.load(q.transform.scale + n * q.transform.scale_step, mask=there, other=1.0)
-    return tl.where(kept, factor, 0.0)
+    return tl.where(kept, factor * scale_in_double(q, n, there), 0.0)
 
 
 @triton.jit

@@ -163,11 +163,11 @@ def addresses(rows, outer, inner, classes, ALIGN: tl.constexpr):
 
 
 @triton.jit
-def scale_of_rows(t, n, there):
+def scale_in_double(q, n, there):
     """The factor on the logits of each row."""
-    scale = tl.full(n.shape, 1.0, tl.float32)
-    if t.scale is not None:
-        scale = tl.load(t.scale + n * t.scale_step, mask=there, other=1.0).to(tl.float32)
+    scale = tl.full(n.shape, 1.0, tl.float64)
+    if q.transform.scale is not None:
+        scale = tl.load(q.transform.scale + n * q.transform.scale_step, mask=there, other=1.0)
     return scale
 
 
@@ -222,7 +222,7 @@ def load_logits(
     read = there[:, None] & inside[None, :] if ALIGN < 0 else mask
     at = addresses(q.logits, outer, inner, classes, ALIGN)
     z = tl.load(at, mask=read, other=OTHER, eviction_policy=POLICY).to(tl.float32)
-    scale = scale_of_rows(q.transform, n, there)[:, None]
+    scale = scale_in_double(q, n, there).to(tl.float32)[:, None]
     factor, bias = terms_of_classes(q.transform, classes, inside)
     slope = slope_of_transform(q.transform, z, scale, factor[None, :])
     z = transformed(q.transform, z, scale, factor[None, :], bias[None, :])
@@ -236,7 +236,7 @@ def load_pivots(q, n, place, found):
     row = n // q.inner_rows * q.logits.outer + n % q.inner_rows * q.logits.inner
     z = tl.load(q.logits.at + row + place * q.logits.step, mask=found, other=0.0).to(tl.float32)
     factor, bias = terms_of_classes(q.transform, place, found)
-    z = transformed(q.transform, z, scale_of_rows(q.transform, n, found), factor, bias)
+    z = transformed(q.transform, z, scale_in_double(q, n, found).to(tl.float32), factor, bias)
     return tl.where(found, z, -INF)
 
 
