@@ -105,6 +105,46 @@ def test_offsets_beyond_31_bits():
         assert worst(grad, slope) <= 0.51
 
 
+EVERYTHING = {"entropy": True, "mean": True, "top": True}
+
+
+@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize("masked", [False, True])  # the second shard has no class to offer
+def test_shards_merge_to_the_whole(soft, masked):
+    z, y = torch.randn(5, 30) * 4, torch.randint(30, (5,))
+    y[0] = -100
+    if masked:
+        z[:, 10:17] = -math.inf
+        y = torch.where(y > 9, 3, y)
+    q = torch.softmax(torch.randn(5, 30), 1).masked_fill(z == -math.inf, 0)
+    target = q if soft else y
+    whole = xent.statistics(z.double(), target, engine="reference", **EVERYTHING)
+    merged = None
+    for cut in (slice(0, 10), slice(10, 17), slice(17, 30)):
+        part = xent.statistics(
+            z[:, cut], q[:, cut] if soft else y, first_class=cut.start, **ON_TRITON, **EVERYTHING
+        )
+        merged = part if merged is None else merged.merge(part)
+    for name in ("log_odds", "log_prob", "target", "lse", "mass", "entropy", "mean", "support"):
+        ours, theirs = getattr(merged, name), getattr(whole, name)
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6, msg=name)
+    assert torch.equal(merged.top, whole.top)
+
+
+def test_logits_behind_a_head():
+    hidden, weight = torch.randn(20, 6), torch.randn(30, 6)
+    y = torch.randint(30, (20,))
+    y[3] = -100
+    for options in ({}, {"reduction": "none"}, {"label_smoothing": 0.1, "softcap": 5.0}):
+        grads = []
+        for dtype, engine in ((torch.float32, "triton"), (torch.float64, "reference")):
+            h, w = (x.to(dtype).requires_grad_() for x in (hidden, weight))
+            loss = xent.cross_entropy(xent.LinearLogits(h, w), y, engine=engine, **options)
+            grads.append(torch.autograd.grad(loss.sum(), (h, w)))
+        for ours, theirs in zip(*grads, strict=True):
+            torch.testing.assert_close(ours.double(), theirs, rtol=1e-5, atol=1e-6)
+
+
 # ---- one sweep ----------------------------------------------------------------------------------
 
 

@@ -189,71 +189,30 @@ def finish(
     """Merge the tiles of COUNT rows and store their fields; a tile had BLOCK classes."""
     n, there, place, kept = find_some_rows(q, COUNT)
     row, peak, powers, mean = merge_tiles(q, parts, n, there, FOUND, BLOCK)
-    shift, small, ties, spread, soft_mass, deficit = row
     if holds(FOUND, PIVOT):
         pivot = peak[0]
     else:
         pivot = load_pivots(q, n, place, kept & (place >= 0)).to(tl.float64)
-    total = small + ties
-    log_sum = tl.log(total)
-    if holds(FOUND, TIES):  # what a few small terms beside a count would lose
-        log_sum += tl.where(total == 0, 0.0, (small - (total - ties)) / total)
-    d = finite_or_nan(pivot) - shift - log_sum
-    both = overlap(d)
-    above = tl.where(d < 0, -d, 0.0) + both  # lse - pivot
-    below = log_sum + tl.where(d < 0, 0.0, d) + both  # lse - shift
-
-    # An ignored row is a row predicted with certainty; a shard without any unmasked class is the
-    # identity of the merge.
-    none = tl.zeros([COUNT], tl.float64)
-    blank, level, certain, reached, support = ~kept, none, none + INF, none, none + 1.0
-    blank_mass = none
-    if SHARDED:
-        nothing = kept & (total == 0) & (pivot == -INF)
-        blank = blank | nothing
-        level, support = tl.where(nothing, -INF, level), tl.where(nothing, 0.0, support)
-        if holds(FOUND, PIVOT):
-            blank_mass = tl.where(nothing, peak[2] + soft_mass, 0.0)
-            reached = tl.where(nothing & (blank_mass != 0), -INF, reached)
-        else:
-            reached = tl.where(nothing, -INF, reached)
-        certain = tl.where(nothing & (reached == -INF), -INF, certain)
+    odds = odds_of(pivot, row, FOUND)
+    d, above, below, total, log_sum = odds
+    shift, _, _, spread, rest_mass, _ = row
+    mass = peak[2] + rest_mass
+    blanks = blank_rows(kept, pivot, total, mass, holds(FOUND, PIVOT), SHARDED)
+    blank, level, _, _, support = blanks
     sink = table, q, n, there, blank
+    none = tl.zeros([COUNT], tl.float64)
     put(sink, F_SHIFT, shift, level, FIELDS)
     put(sink, F_SUM, total, none, FIELDS)
     put(sink, F_LOG_SUM, log_sum, none, FIELDS)
     put(sink, F_LSE, tl.where(d < 0, shift + below, pivot + above), level, FIELDS)
     if holds(FOUND, PIVOT):
-        own = peak[2]
-        nll = times(own, above) + deficit + times(soft_mass, below)
-        flat = nll <= 0
-        log_odds = -nll - tl.log(one_minus_exp(tl.where(flat, 1.0, nll)))
-        put(sink, F_LOG_ODDS, tl.where(flat, INF, log_odds), certain, FIELDS)
-        if q.labels is not None:  # of a label that is none there is no target
-            nll = tl.where(place < 0, INF, nll)
-        put(sink, F_LOG_PROB, -nll, reached, FIELDS)
-        target = times(own, pivot) + times(soft_mass, shift) - deficit
-        put(sink, F_TARGET, target, reached, FIELDS)
-        put(sink, F_MASS, own + soft_mass, blank_mass, FIELDS)
-        put(sink, F_TOP, peak[1], none, FIELDS)
-        put(sink, F_TOP_LOGIT, pivot, level, FIELDS)
-        put(sink, F_PIVOT_LOG_ODDS, d, level, FIELDS)
+        known = (place >= 0) | (q.labels is None)  # of a label that is none there is no target
+        put_soft(sink, row, peak, odds, blanks, known, FIELDS)
     else:
-        put(sink, F_LOG_ODDS, d, certain, FIELDS)
-        put(sink, F_LOG_PROB, -above, reached, FIELDS)
-        put(sink, F_TARGET, finite_or_nan(pivot), reached, FIELDS)
-        put(
-            sink, F_MASS, weight_of_class(q.class_weight, place, there & (place >= 0)), none, FIELDS
-        )
+        weight = weight_of_class(q.class_weight, place, there & (place >= 0))
+        put_index(sink, pivot, odds, weight, blanks, FIELDS)
         if holds(FOUND, TOP):
-            logit, class_ = peak[0], place.to(tl.float64)
-            put(sink, F_REST_TOP, peak[1], none, FIELDS)
-            leads = (pivot > logit) | ((pivot == logit) & (class_ < peak[1]))
-            put(sink, F_TOP, tl.where(leads, class_, peak[1]), none, FIELDS)
-            # Comparisons have passed NaN over, the log-odds have not.
-            masked = (total == 0) & (pivot == -INF)
-            logit = tl.where(masked | (d == d), logit, float("nan"))
-            put(sink, F_REST_TOP_LOGIT, logit, level, FIELDS)
+            put_top(sink, pivot, place, peak, odds, level, FIELDS)
     if holds(FOUND, SPREAD):
         surprise = below + tl.where(total > 0, spread / total, 0.0)
         entropy = times(sigmoid(d), above) + times(sigmoid(-d), surprise)
@@ -266,6 +225,86 @@ def finish(
         put(sink, F_MEAN, mean[0] / mean[2], none, FIELDS)
         put(sink, F_MEAN_MASS, mean[1] / mean[2], none, FIELDS)
         put(sink, F_SUPPORT, mean[2], support, FIELDS)
+
+
+@triton.jit
+def odds_of(pivot, row, FOUND: tl.constexpr):
+    """(log-odds of the pivot, lse - pivot, lse - shift, sum of the rest, its logarithm)."""
+    shift, small, ties, _, _, _ = row
+    total = small + ties
+    log_sum = tl.log(total)
+    if holds(FOUND, TIES):  # what a few small terms beside a count would lose
+        log_sum += tl.where(total == 0, 0.0, (small - (total - ties)) / total)
+    d = finite_or_nan(pivot) - shift - log_sum
+    both = overlap(d)
+    above = tl.where(d < 0, -d, 0.0) + both
+    return d, above, log_sum + tl.where(d < 0, 0.0, d) + both, total, log_sum
+
+
+@triton.jit
+def blank_rows(kept, pivot, total, mass, SOFT: tl.constexpr, SHARDED: tl.constexpr):
+    """(which rows are blank, and of those: level, log-odds, log-probability, support).
+
+    An ignored row is a row predicted with certainty; a shard without any unmasked class is the
+    identity of the merge.
+    """
+    none = tl.zeros(pivot.shape, tl.float64)
+    blank, level, certain, reached, support = ~kept, none, none + INF, none, none + 1.0
+    if SHARDED:
+        nothing = kept & (total == 0) & (pivot == -INF)
+        blank = blank | nothing
+        level, support = tl.where(nothing, -INF, level), tl.where(nothing, 0.0, support)
+        missed = nothing
+        if SOFT:
+            missed = nothing & (mass != 0)
+        reached, certain = tl.where(missed, -INF, reached), tl.where(missed, -INF, certain)
+    return blank, level, certain, reached, support
+
+
+@triton.jit
+def put_index(sink, pivot, odds, weight, blanks, FIELDS: tl.constexpr):
+    """The fields of an index target."""
+    d, above, _, _, _ = odds
+    _, _, certain, reached, _ = blanks
+    put(sink, F_LOG_ODDS, d, certain, FIELDS)
+    put(sink, F_LOG_PROB, -above, reached, FIELDS)
+    put(sink, F_TARGET, finite_or_nan(pivot), reached, FIELDS)
+    put(sink, F_MASS, weight, 0.0, FIELDS)
+
+
+@triton.jit
+def put_top(sink, pivot, place, peak, odds, level, FIELDS: tl.constexpr):
+    """The largest logit of all, and of the rest; ties to the lowest class."""
+    d, _, _, total, _ = odds
+    logit, rest_class, _ = peak
+    class_ = place.to(tl.float64)
+    put(sink, F_REST_TOP, rest_class, 0.0, FIELDS)
+    leads = (pivot > logit) | ((pivot == logit) & (class_ < rest_class))
+    put(sink, F_TOP, tl.where(leads, class_, rest_class), 0.0, FIELDS)
+    # Comparisons have passed NaN over, the log-odds have not.
+    masked = (total == 0) & (pivot == -INF)
+    put(sink, F_REST_TOP_LOGIT, tl.where(masked | (d == d), logit, float("nan")), level, FIELDS)
+
+
+@triton.jit
+def put_soft(sink, row, peak, odds, blanks, known, FIELDS: tl.constexpr):
+    """The fields of a soft target; without one the loss is infinite."""
+    shift, _, _, _, mass, deficit = row
+    pivot, pivot_class, own = peak
+    d, above, below, _, _ = odds
+    _, level, certain, reached, _ = blanks
+    nll = times(own, above) + deficit + times(mass, below)
+    flat = nll <= 0
+    log_odds = -nll - tl.log(one_minus_exp(tl.where(flat, 1.0, nll)))
+    put(sink, F_LOG_ODDS, tl.where(flat, INF, log_odds), certain, FIELDS)
+    put(sink, F_LOG_PROB, tl.where(known, -nll, -INF), reached, FIELDS)
+    target = times(own, pivot) + times(mass, shift) - deficit
+    put(sink, F_TARGET, target, reached, FIELDS)
+    # A masked shard still has its share of the target, an ignored row has none.
+    put(sink, F_MASS, own + mass, tl.where(level == -INF, own + mass, 0.0), FIELDS)
+    put(sink, F_TOP, pivot_class, 0.0, FIELDS)
+    put(sink, F_TOP_LOGIT, pivot, level, FIELDS)
+    put(sink, F_PIVOT_LOG_ODDS, d, level, FIELDS)
 
 
 @triton.jit
