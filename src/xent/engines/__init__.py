@@ -51,7 +51,7 @@ class Explanation(NamedTuple):
 def choose(problem: Problem, engine: str = "auto") -> Explanation:
     """Decide which engine computes a problem; raise if a named engine cannot."""
     kernels = kernels_for(problem.logits.device, engine)
-    reason = why_reference(engine, kernels, lambda: MODULES[kernels].obstacle(problem))
+    reason = why_reference(engine, kernels, lambda: _obstacle(problem, kernels))
     head = None
     if isinstance(problem.logits, LinearLogits):
         chunked = by_chunks(problem)
@@ -63,6 +63,24 @@ def choose(problem: Problem, engine: str = "auto") -> Explanation:
         where_kernels_run(kernels, problem.logits),
         head or "recomputed from the logits in backward: one more sweep, nothing of N x V is kept",
     )
+
+
+def _obstacle(problem: Problem, kernels: str) -> str | None:
+    """Why the kernels of an engine cannot take a problem, or None if they can."""
+    module, logits, soft = MODULES[kernels], problem.logits.dtype, problem.target.probabilities
+    foreign = module.obstacle_of(problem.parts)
+    if foreign is not None:
+        return foreign
+    if logits not in module.TYPES:
+        return f"logits of {logits}"
+    if soft is not None and soft.dtype not in native.TYPES:
+        return f"targets of {soft.dtype}"
+    wide = soft is not None and soft.dtype == torch.float64 and logits != torch.float64
+    if wide and problem.target.table is None:
+        return "float64 targets beside narrower logits ask for float64 arithmetic"
+    if problem.differentiable_beyond_logits():
+        return "a target, scale, bias or weight requires a gradient, which only the reference gives"
+    return None
 
 
 def kernels_for(device: torch.device, engine: str) -> str:

@@ -83,23 +83,6 @@ def use_threads_of_torch() -> bool:
 threaded = use_threads_of_torch()
 
 
-def obstacle(problem: Problem) -> str | None:
-    """Why the engine cannot take a problem, or None if it can."""
-    foreign = obstacle_of(problem.parts)
-    if foreign is not None:
-        return foreign
-    if problem.logits.dtype not in TYPES:
-        return f"logits of {problem.logits.dtype}"
-    soft = problem.target.probabilities
-    if soft is not None and soft.dtype not in TYPES:
-        return f"targets of {soft.dtype}"
-    if problem.target.table is None and soft is not None and _wider(soft, problem.logits):
-        return "float64 targets beside narrower logits ask for float64 arithmetic"
-    if problem.differentiable_beyond_logits():
-        return "a target, scale, bias or weight requires a gradient, which only the reference gives"
-    return None
-
-
 def obstacle_of(tensors: Sequence[Tensor | None]) -> str | None:
     """Why no kernel can read these tensors, or None if one can."""
     if _core is None:

@@ -23,21 +23,6 @@ DEVICES = ("cuda", "xpu")  # AMD's GPUs are "cuda", too
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def obstacle(problem: Problem) -> str | None:
-    """Why the engine cannot take a problem, or None if it can."""
-    foreign = obstacle_of(problem.parts)
-    if foreign is not None:
-        return foreign
-    if problem.logits.dtype not in TYPES:
-        return f"logits of {problem.logits.dtype}"
-    soft = problem.target.probabilities
-    if soft is not None and soft.dtype not in TYPES and problem.target.table is None:
-        return f"targets of {soft.dtype}"
-    if problem.differentiable_beyond_logits():
-        return "a target, scale, bias or weight requires a gradient, which only the reference gives"
-    return None
-
-
 def obstacle_of(tensors: Sequence[Tensor | None]) -> str | None:
     """Why no kernel can read these tensors, or None if one can."""
     if not INSTALLED:
