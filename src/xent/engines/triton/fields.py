@@ -207,13 +207,17 @@ def finish(
     # identity of the merge.
     none = tl.zeros([COUNT], tl.float64)
     blank, level, certain, reached, support = ~kept, none, none + INF, none, none + 1.0
+    if holds(FOUND, PIVOT):
+        mass = peak[2] + soft_mass
+    else:
+        mass = weight_of_class(q.class_weight, place, kept & (place >= 0))
     blank_mass = none
     if SHARDED:
         nothing = kept & (total == 0) & (pivot == -INF)
         blank = blank | nothing
         level, support = tl.where(nothing, -INF, level), tl.where(nothing, 0.0, support)
+        blank_mass = tl.where(nothing, mass, 0.0)
         if holds(FOUND, PIVOT):
-            blank_mass = tl.where(nothing, peak[2] + soft_mass, 0.0)
             reached = tl.where(nothing & (blank_mass != 0), -INF, reached)
         else:
             reached = tl.where(nothing, -INF, reached)
@@ -222,6 +226,7 @@ def finish(
     put(sink, F_SHIFT, shift, level, FIELDS)
     put(sink, F_SUM, total, none, FIELDS)
     put(sink, F_LOG_SUM, log_sum, none, FIELDS)
+    put(sink, F_MASS, mass, blank_mass, FIELDS)
     put(sink, F_LSE, tl.where(d < 0, shift + below, pivot + above), level, FIELDS)
     if holds(FOUND, PIVOT):
         own = peak[2]
@@ -234,7 +239,6 @@ def finish(
         put(sink, F_LOG_PROB, -nll, reached, FIELDS)
         target = times(own, pivot) + times(soft_mass, shift) - deficit
         put(sink, F_TARGET, target, reached, FIELDS)
-        put(sink, F_MASS, own + soft_mass, blank_mass, FIELDS)
         put(sink, F_TOP, peak[1], none, FIELDS)
         put(sink, F_TOP_LOGIT, pivot, level, FIELDS)
         put(sink, F_PIVOT_LOG_ODDS, d, level, FIELDS)
@@ -242,9 +246,6 @@ def finish(
         put(sink, F_LOG_ODDS, d, certain, FIELDS)
         put(sink, F_LOG_PROB, -above, reached, FIELDS)
         put(sink, F_TARGET, finite_or_nan(pivot), reached, FIELDS)
-        put(
-            sink, F_MASS, weight_of_class(q.class_weight, place, there & (place >= 0)), none, FIELDS
-        )
         if holds(FOUND, TOP):
             logit, class_ = peak[0], place.to(tl.float64)
             put(sink, F_REST_TOP, peak[1], none, FIELDS)
