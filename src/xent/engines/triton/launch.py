@@ -146,7 +146,7 @@ class Launch:
         p, t = self.problem, self.tiling
         found = _found(p)
         device = p.logits.device
-        parts = torch.empty((found.bit_count(), t.parts, self.rows), device=device)
+        parts = _floats((found.bit_count(), t.parts, self.rows), device)
         launch(
             sweep.sweep, self.tiles, device, self.question, parts, FOUND=found,
             ALIGN=self.align, ROWS=t.rows, BLOCK=t.block, num_warps=t.warps,
@@ -169,7 +169,7 @@ class Launch:
         self, row_weight: Tensor | None, divisor: Tensor | None, out: Tensor
     ) -> Tensor:
         """Write the gradient of cross-entropy; log-probabilities and masses, (2, N...)."""
-        parts = torch.empty((2, 1, self.rows), device=out.device)
+        parts = _floats((2, 1, self.rows), out.device)
         self._one_pass(row_weight, divisor, None, out, parts)
         found = 1 << sweep.LARGEST.value | 1 << sweep.SUM.value
         mask = 1 << INDEX["log_prob"] | 1 << INDEX["mass"]
@@ -205,7 +205,7 @@ class Launch:
         steps = Partials(*[step for _, step in chosen])
         needed = _needed(p, slopes)
         device = p.logits.device
-        coefficients = torch.empty((needed.bit_count(), self.rows), device=device)
+        coefficients = _floats((needed.bit_count(), self.rows), device)
         places = torch.empty((2, self.rows), dtype=torch.int32, device=device)
         launch(
             gradient.find_slopes, triton.cdiv(self.rows, COUNT), device, self.question,
@@ -258,6 +258,11 @@ def _few(device: torch.device) -> int:
     if device.type != "cuda":
         return 64
     return 8 * torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def _floats(shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """Memory for float32, whatever the default dtype."""
+    return torch.empty(shape, dtype=torch.float32, device=device)
 
 
 def _partial(partial: Tensor | None) -> tuple[Tensor | None, int]:
