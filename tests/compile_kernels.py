@@ -18,6 +18,9 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
+if sys.argv[1] == "hip":  # before anybody asks
+    torch.version.hip = "7.0"
+
 import xent
 from xent.engines import triton as engine
 
@@ -57,7 +60,8 @@ def compile_instead(run):
     def report(self, *args, grid, warmup, **constants):
         kernel = run(self, *args, grid=grid, warmup=True, **constants)
         told = {k: v for k, v in constants.items() if isinstance(v, (int, bool))}
-        found = {"kernel": self.fn.__name__, "constants": told}
+        threads = kernel.metadata.num_warps * kernel.metadata.warp_size
+        found = {"kernel": self.fn.__name__, "constants": told, "threads": threads}
         if "cubin" in kernel.asm:
             found |= resources(kernel.asm["cubin"])
             found["wide loads"] = len(re.findall(r"ld\.global\S*\.v4", kernel.asm["ptx"]))
@@ -91,9 +95,9 @@ def main() -> None:
     ce, none = xent.cross_entropy, {"reduction": "none"}
     call(ce, 4, 1000)
     call(ce, 4, 1000, **none)
+    call(ce, 4, 128256)
     if not nvidia:
         return
-    call(ce, 4, 128256)
     call(ce, 4, 128256, dtype=torch.float32, **none)
     call(ce, 4, 100, soft=True, **none)
     call(ce, 4, 21, 64, 64, softcap=5.0, logit_scale=2.0)

@@ -30,6 +30,7 @@ KERNELS = {"sweep", "finish", "find_slopes", "differentiate", "cross_entropy"}
 def test_nvidia(tmp_path):
     kernels = compiled_for("cuda", "90", cache=tmp_path)
     assert {k["kernel"] for k in kernels} == KERNELS
+    assert max(k["threads"] for k in kernels) == 1024
     for kernel in kernels:
         assert kernel["STACK"] <= 16, kernel  # nothing of what a thread holds is spilled
         reads = kernel["kernel"] in ("sweep", "differentiate", "cross_entropy")
@@ -40,3 +41,4 @@ def test_nvidia(tmp_path):
 def test_amd(tmp_path):
     kernels = compiled_for("hip", "gfx942", cache=tmp_path)
     assert {k["kernel"] for k in kernels} == KERNELS
+    assert max(k["threads"] for k in kernels) == 1024

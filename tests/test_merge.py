@@ -157,6 +157,22 @@ def test_a_shard_whose_classes_are_all_masked(engine, soft):
 
 
 @pytest.mark.parametrize("soft", [False, True])
+def test_a_masked_target_among_masked_classes_keeps_its_mass(engine, soft):
+    z = torch.tensor([[-torch.inf, -torch.inf, 1.0, 2.0]])
+    y = torch.tensor([[0.0, 0.5, 0.0, 0.5]]) if soft else torch.tensor([1])
+    w = torch.tensor([2.0, 3.0, 1.0, 5.0])
+    a, b = (
+        xent.statistics(
+            z[:, cut], y[:, cut] if soft else y, weight=w[cut], first_class=cut.start, engine=engine
+        )
+        for cut in (slice(0, 2), slice(2, 4))
+    )
+    assert a.mass.tolist() == [1.5 if soft else 3.0]
+    assert a.merge(b).mass.tolist() == [4.0 if soft else 3.0]
+    assert a.merge(b).nll.tolist() == [torch.inf]
+
+
+@pytest.mark.parametrize("soft", [False, True])
 def test_top_is_the_global_class(engine, soft):
     z = torch.tensor([[1.0, 2.0, 5.0, 5.0]])
     y = torch.full((1, 4), 0.25) if soft else torch.tensor([10])

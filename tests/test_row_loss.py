@@ -260,3 +260,30 @@ def test_extra_axes(loss, engine):
     torch.testing.assert_close(value.flatten(), flat, rtol=1e-6, atol=1e-7)
     again = loss(z, y, reduction="none", engine=engine)
     assert same_bits(value, again)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("soft", [False, True])
+def test_the_default_dtype_is_for_others(every_engine, dtype, soft):
+    z, y, weight = torch.randn(301, 7), torch.randint(7, (301,)), torch.rand(7)
+    y[::300] = -100
+    target = torch.rand(301, 7) if soft else y
+
+    def run(loss, **options):
+        return value_and_grad(loss, z, target, engine=every_engine, **options)
+
+    calls = [
+        lambda: run(xent.cross_entropy),
+        lambda: run(xent.cross_entropy, weight=weight, normalizer="count"),
+        lambda: run(xent.cross_entropy, empty="zero"),
+        lambda: run(xent.cross_entropy, label_smoothing=0.1, reduction="none"),
+    ]
+    expected = [call() for call in calls]
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        found = [call() for call in calls]
+    finally:
+        torch.set_default_dtype(before)
+    for ours, right in zip(found, expected, strict=True):
+        assert all(same_bits(a, b) for a, b in zip(ours, right, strict=True))

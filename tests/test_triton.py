@@ -89,6 +89,17 @@ def test_every_layout(layout, reduction):
     torch.testing.assert_close(grad.double(), slope, rtol=2e-6, atol=1e-9)
 
 
+def test_what_lies_side_by_side():
+    from xent.engines.triton.launch import _alignment
+
+    z = torch.zeros(64, 64)
+    assert _alignment([z]) == 4
+    assert _alignment([z.t()]) == -4
+    assert _alignment([z, z.t()]) == 1
+    assert _alignment([z[:, ::2]]) == 1  # neither rows nor classes
+    assert _alignment([z.t(), z[:, ::2]]) == 1
+
+
 @interpreted
 def test_offsets_beyond_31_bits():
     try:
@@ -145,6 +156,56 @@ def test_logits_behind_a_head():
             grads.append(torch.autograd.grad(loss.sum(), (h, w)))
         for ours, theirs in zip(*grads, strict=True):
             torch.testing.assert_close(ours.double(), theirs, rtol=1e-5, atol=1e-6)
+
+
+# ---- rows without numbers -----------------------------------------------------------------------
+
+SUMS = [
+    lambda z, y: xent.cross_entropy(z, y, reduction="sum", **ON_TRITON),  # one sweep
+    lambda z, y: xent.statistics(z, y, top=True, entropy=True, **ON_TRITON).entropy.sum(),
+    lambda z, y: xent.cross_entropy(z, torch.ones_like(z), reduction="none", **ON_TRITON).sum(),
+]
+
+
+@pytest.mark.parametrize("loss", SUMS, ids=["one sweep", "entropy", "soft"])
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+@pytest.mark.parametrize("places", [[0], [8], [3, 4], slice(None)], ids=str)
+def test_a_broken_row_is_nan_and_the_others_know_nothing_of_it(loss, number, places):
+    z, y = torch.randn(3, 9), torch.tensor([2, 4, 8])
+    _, healthy = value_and_grad(loss, z, y)
+    z[1, places] = number
+    _, grad = value_and_grad(loss, z, y)
+    assert bool(grad[1].isnan().all())
+    assert same_bits(grad[[0, 2]], healthy[[0, 2]])
+
+
+@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize("v", [1, 9, 8200])
+def test_the_largest_class_exists_even_beside_nan(soft, v):
+    z = torch.randn(9, v)
+    for n, place in enumerate([0, 1, v // 2, v - 2, v - 1, slice(None)]):
+        z[n, place if isinstance(place, slice) else place % v] = math.nan
+    z[6] = -math.inf
+    z[7, : v - 1] = math.nan
+    z[8, v // 2] = 9
+    target = torch.ones_like(z) if soft else torch.zeros(9, dtype=torch.int64)
+    s = xent.statistics(z, target, top=True, **ON_TRITON)
+    for place in (s.top,) if soft else (s.top, s.rest_top):
+        assert bool(((place >= 0) & (place < v)).all())
+    assert s.top[8] == v // 2
+
+
+def test_a_row_of_masked_classes_has_no_gradient_in_either_way():
+    z, y = torch.randn(3, 9), torch.tensor([2, 4, 8])
+    z[1] = -math.inf
+    z[2, :8] = -math.inf  # none but its target
+    grads = [
+        value_and_grad(xent.cross_entropy, z, y, reduction=reduction, **ON_TRITON)[1]
+        for reduction in ("sum", "none")
+    ]
+    torch.testing.assert_close(*grads, rtol=1e-6, atol=0, equal_nan=True)
+    others = torch.arange(9) != y[:, None]
+    assert bool((grads[0][1:][others[1:]] == 0).all())
 
 
 # ---- one sweep ----------------------------------------------------------------------------------

@@ -68,7 +68,7 @@ def divisor_of(
     if normalizer is None or normalizer == "weight":
         return stable_sum(mass if row_weight is None else mass * row_weight)
     if isinstance(normalizer, str):
-        return stable_sum(torch.ones_like(mass) if kept is None else torch.where(kept, 1.0, 0.0))
+        return stable_sum(torch.ones_like(mass) if kept is None else kept.to(mass.dtype))
     if isinstance(normalizer, Tensor):
         return normalizer.to(mass)
     return mass.new_full((), normalizer)  # which, unlike a copy, no device waits for
@@ -81,7 +81,7 @@ def by_divisor(total: Tensor, divisor: Tensor, empty: str) -> Tensor:
 
 def of_empty(divisor: Tensor, empty: str) -> Tensor:
     """The divisor, if so wanted 1 instead of 0."""
-    return torch.where(divisor == 0, 1.0, divisor) if empty == "zero" else divisor
+    return torch.where(divisor == 0, 1, divisor) if empty == "zero" else divisor
 
 
 def check_reduction(

@@ -234,7 +234,7 @@ def divisor_of_labels(
     kept = labels != problem.target.ignore_index
     if weight is None and row_weight is None and not isinstance(normalizer, (int, float, Tensor)):
         return of_empty(kept.sum(), empty)
-    mass = torch.where(kept, 1.0, 0.0).double()
+    mass = kept.double()
     if weight is not None:
         inside = (labels >= 0) & (labels < weight.shape[0])
         mass = torch.where(kept, weight.double()[torch.where(inside, labels, 0)], 0.0)

@@ -196,7 +196,10 @@ def finish(
     odds = odds_of(pivot, row, FOUND)
     d, above, below, total, log_sum = odds
     shift, _, _, spread, rest_mass, _ = row
-    mass = peak[2] + rest_mass
+    if holds(FOUND, PIVOT):
+        mass = peak[2] + rest_mass
+    else:
+        mass = weight_of_class(q.class_weight, place, kept & (place >= 0))
     blanks = blank_rows(kept, pivot, total, mass, holds(FOUND, PIVOT), SHARDED)
     blank, level, _, _, support = blanks
     sink = table, q, n, there, blank
@@ -204,13 +207,14 @@ def finish(
     put(sink, F_SHIFT, shift, level, FIELDS)
     put(sink, F_SUM, total, none, FIELDS)
     put(sink, F_LOG_SUM, log_sum, none, FIELDS)
+    # A shard without classes still has its share of the target, an ignored row has none.
+    put(sink, F_MASS, mass, tl.where(level == -INF, mass, 0.0), FIELDS)
     put(sink, F_LSE, tl.where(d < 0, shift + below, pivot + above), level, FIELDS)
     if holds(FOUND, PIVOT):
         known = (place >= 0) | (q.labels is None)  # of a label that is none there is no target
         put_soft(sink, row, peak, odds, blanks, known, FIELDS)
     else:
-        weight = weight_of_class(q.class_weight, place, there & (place >= 0))
-        put_index(sink, pivot, odds, weight, blanks, FIELDS)
+        put_index(sink, pivot, odds, blanks, FIELDS)
         if holds(FOUND, TOP):
             put_top(sink, pivot, place, peak, odds, level, FIELDS)
     if holds(FOUND, SPREAD):
@@ -262,14 +266,13 @@ def blank_rows(kept, pivot, total, mass, SOFT: tl.constexpr, SHARDED: tl.constex
 
 
 @triton.jit
-def put_index(sink, pivot, odds, weight, blanks, FIELDS: tl.constexpr):
+def put_index(sink, pivot, odds, blanks, FIELDS: tl.constexpr):
     """The fields of an index target."""
     d, above, _, _, _ = odds
     _, _, certain, reached, _ = blanks
     put(sink, F_LOG_ODDS, d, certain, FIELDS)
     put(sink, F_LOG_PROB, -above, reached, FIELDS)
     put(sink, F_TARGET, finite_or_nan(pivot), reached, FIELDS)
-    put(sink, F_MASS, weight, 0.0, FIELDS)
 
 
 @triton.jit
@@ -300,8 +303,6 @@ def put_soft(sink, row, peak, odds, blanks, known, FIELDS: tl.constexpr):
     put(sink, F_LOG_PROB, tl.where(known, -nll, -INF), reached, FIELDS)
     target = times(own, pivot) + times(mass, shift) - deficit
     put(sink, F_TARGET, target, reached, FIELDS)
-    # A masked shard still has its share of the target, an ignored row has none.
-    put(sink, F_MASS, own + mass, tl.where(level == -INF, own + mass, 0.0), FIELDS)
     put(sink, F_TOP, pivot_class, 0.0, FIELDS)
     put(sink, F_TOP_LOGIT, pivot, level, FIELDS)
     put(sink, F_PIVOT_LOG_ODDS, d, level, FIELDS)

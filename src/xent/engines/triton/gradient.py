@@ -272,8 +272,7 @@ def differentiate(
     e, fade = split_power(x, whole, holds(NEEDED, SPREAD))
     factor = coefficient(source, ALL, NEEDED)
     if holds(NEEDED, SPREAD):
-        factor += coefficient(source, SPREAD, NEEDED) * x
-        factor = tl.where(e == 0.0, 0.0, factor)
+        factor += tl.where(e == 0.0, 0.0, coefficient(source, SPREAD, NEEDED) * x)
     if holds(NEEDED, SQUARE):
         cube = coefficient(source, CUBE, NEEDED)
         power = e * fade

@@ -20,7 +20,8 @@ from .problem import Question, Rows, Transform
 COUNT = 128  # rows of a program that works on rows
 TILE = 8192  # numbers in a tile of rows that are longer
 SMALL_TILE = 4096  # and in one of several rows
-PER_WARP = 512  # of them: 16 a thread, which stay in registers
+LANES = 64 if torch.version.hip else 32  # of a warp; a program has 1024 at most
+PER_WARP = 16 * LANES  # numbers: 16 a thread stay in registers
 ON_CHIP = 16384  # numbers of a row that one program can hold
 PANEL = 64  # rows side by side, where the classes are not
 FEW = 16  # rows side by side for which a panel is not worth while
@@ -99,7 +100,7 @@ class Launch:
         matrices = [m for m in (logits, out) if m is not None]
         if soft is not None:
             soft = soft.float() if soft.dtype == torch.float64 else soft
-            soft = even(soft) if p.target.table is None else soft
+            soft = even(soft) if p.target.table is None else soft.contiguous()
             matrices.append(soft)
         self.rows = p.rows.numel()
         self.align = _alignment(matrices)
@@ -145,7 +146,7 @@ class Launch:
         p, t = self.problem, self.tiling
         found = _found(p)
         device = p.logits.device
-        parts = torch.empty((found.bit_count(), t.parts, self.rows), device=device)
+        parts = _floats((found.bit_count(), t.parts, self.rows), device)
         launch(
             sweep.sweep, self.tiles, device, self.question, parts, FOUND=found,
             ALIGN=self.align, ROWS=t.rows, BLOCK=t.block, num_warps=t.warps,
@@ -168,7 +169,7 @@ class Launch:
         self, row_weight: Tensor | None, divisor: Tensor | None, out: Tensor
     ) -> Tensor:
         """Write the gradient of cross-entropy; log-probabilities and masses, (2, N...)."""
-        parts = torch.empty((2, 1, self.rows), device=out.device)
+        parts = _floats((2, 1, self.rows), out.device)
         self._one_pass(row_weight, divisor, None, out, parts)
         found = 1 << sweep.LARGEST.value | 1 << sweep.SUM.value
         mask = 1 << INDEX["log_prob"] | 1 << INDEX["mass"]
@@ -204,7 +205,7 @@ class Launch:
         steps = Partials(*[step for _, step in chosen])
         needed = _needed(p, slopes)
         device = p.logits.device
-        coefficients = torch.empty((needed.bit_count(), self.rows), device=device)
+        coefficients = _floats((needed.bit_count(), self.rows), device)
         places = torch.empty((2, self.rows), dtype=torch.int32, device=device)
         launch(
             gradient.find_slopes, triton.cdiv(self.rows, COUNT), device, self.question,
@@ -259,6 +260,11 @@ def _few(device: torch.device) -> int:
     return 8 * torch.cuda.get_device_properties(device).multi_processor_count
 
 
+def _floats(shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """Memory for float32, whatever the default dtype."""
+    return torch.empty(shape, dtype=torch.float32, device=device)
+
+
 def _partial(partial: Tensor | None) -> tuple[Tensor | None, int]:
     """A partial derivative per row, and the step between rows."""
     if partial is None:
@@ -270,17 +276,16 @@ def _partial(partial: Tensor | None) -> tuple[Tensor | None, int]:
 
 def _alignment(matrices: list[Tensor]) -> int:
     """ALIGN of some matrices of one shape, or with a table of targets among them."""
-    layouts = [(x, Layout.of(x)) for x in matrices]
-    panels = [layout.panel for _, layout in layouts if layout is not None]
+    layouts = [layout for x in matrices if (layout := Layout.of(x)) is not None]
+    panels = [layout.panel for layout in layouts]
     align = 0
-    for x, layout in layouts:
-        assert layout is not None
+    for x, layout in zip(matrices, layouts, strict=True):
         size = x.element_size()
         own = (layout.inner_rows if panels[0] else layout.classes, VECTOR // size)
         steps = layout.steps[::2] if panels[0] else layout.steps[:2]
         align = math.gcd(align, x.data_ptr() // size, *own, *steps)
-    if any(panel != panels[0] for panel in panels):
-        return 1
+    if not (all(panels) or all(layout.steps[2] == 1 for layout in layouts)):
+        return 1  # neither rows nor classes lie side by side everywhere
     return -align if panels[0] else align
 
 

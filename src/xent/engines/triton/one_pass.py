@@ -48,7 +48,8 @@ def coefficients(pivot, base, total, factor):
     unit = tl.where(sure, other, 1.0)
     rest = total * unit
     all_ = own + rest * down
-    return factor * (unit / all_) * down, -factor * (rest / all_) * down
+    of_rest = tl.where(total == 0.0, 0.0, factor * (unit / all_) * down)
+    return of_rest, -factor * (rest / all_) * down
 
 
 @triton.jit
@@ -101,7 +102,8 @@ def cross_entropy(
 def base_of_rest(largest, pivot):
     """(offset, whole) of rows; of one that has but its target, that is the likeliest by far."""
     offset, whole = base_of(largest, False)
-    return tl.where(largest == -INF, pivot, offset), whole
+    alone = (largest == -INF) & (pivot != -INF)
+    return tl.where(alone, pivot, offset), whole
 
 
 @triton.jit

@@ -56,6 +56,13 @@ def put_part(sink, quantity: tl.constexpr, value, FOUND: tl.constexpr):
 
 
 @triton.jit
+def first_place(values, largest, BLOCK: tl.constexpr):
+    """Where a row has its largest number first. Of tl.argmax NaN may make a place past the row."""
+    is_largest = values == largest[:, None]
+    return tl.min(tl.where(is_largest, tl.arange(0, BLOCK)[None, :], BLOCK - 1), 1)
+
+
+@triton.jit
 def sweep(
     q, parts,
     FOUND: tl.constexpr, ALIGN: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
@@ -66,10 +73,11 @@ def sweep(
     sink = parts, q, part, n, there
     z, _ = load_logits(q, rows, classes, -INF, "", ALIGN)
     if holds(FOUND, PIVOT):
-        pivot = tl.argmax(z, 1, tie_break_left=True)
+        peak = tl.max(z, 1)
+        pivot = first_place(z, peak, BLOCK)
         is_pivot = tl.arange(0, BLOCK)[None, :] == pivot[:, None]
         soft = load_soft(q, rows, classes, ALIGN)
-        put_part(sink, PIVOT, tl.max(z, 1), FOUND)
+        put_part(sink, PIVOT, peak, FOUND)
         put_part(sink, PIVOT_CLASS, pivot, FOUND)
         put_part(sink, PIVOT_SOFT, tl.sum(tl.where(is_pivot, soft, 0.0), 1), FOUND)
         soft = tl.where(is_pivot, 0.0, soft)
@@ -79,7 +87,7 @@ def sweep(
     largest = tl.max(rest, 1)
     put_part(sink, LARGEST, largest, FOUND)
     if holds(FOUND, TOP):
-        put_part(sink, TOP, tl.argmax(rest, 1, tie_break_left=True), FOUND)
+        put_part(sink, TOP, first_place(rest, largest, BLOCK), FOUND)
     EXACT: tl.constexpr = exact_sums(FOUND)
     offset, whole = base_of(largest, EXACT)
     x = rest - offset[:, None]
