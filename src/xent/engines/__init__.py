@@ -182,7 +182,7 @@ def sum_of_nll(
         return None
     if row_weight is not None and row_weight.requires_grad:
         return None
-    if choose(problem, engine).engine != "triton":
+    if kernels_for(x.device, engine) != "triton" or choose(problem, engine).engine != "triton":
         return None
     divisor = find_divisor()
     if divisor is not None and divisor.requires_grad:
