@@ -89,7 +89,7 @@ def main() -> None:
 
     def call(loss, *shape, dtype=torch.bfloat16, soft=False, **options):
         z = torch.zeros(shape, dtype=dtype, requires_grad=True)
-        y = torch.zeros(shape, dtype=dtype) if soft else torch.zeros(4, *shape[2:]).long()
+        y = torch.zeros(shape, dtype=dtype) if soft else torch.zeros(shape[0], *shape[2:]).long()
         loss(z, y, engine="triton", **options).sum().backward()
 
     ce, none = xent.cross_entropy, {"reduction": "none"}
@@ -102,6 +102,8 @@ def main() -> None:
     call(ce, 4, 100, soft=True, **none)
     call(ce, 4, 21, 64, 64, softcap=5.0, logit_scale=2.0)
     call(everything, 4, 1000)
+    call(ce, 1, 1)  # where every number is 1, and so a constant
+    call(everything, 1, 1)
     z = torch.zeros(4096, dtype=torch.bfloat16, requires_grad=True)
     for loss in (xent.binary_cross_entropy_with_logits, xent.sigmoid_focal_loss):
         loss(z, torch.zeros_like(z), engine="triton", reduction="sum").backward()

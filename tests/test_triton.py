@@ -282,6 +282,22 @@ def test_any_slope_and_a_second_backward(dtype):
     )
 
 
+@pytest.mark.parametrize("changed", ["logits", "labels", "row_weight", "normalizer"])
+def test_what_changes_before_backward_is_noticed(changed):
+    leaf = torch.randn(6, 50, requires_grad=True)
+    given = {
+        "logits": leaf * 1,
+        "labels": torch.randint(50, (6,)),
+        "row_weight": torch.rand(6, dtype=torch.float64),
+        "normalizer": torch.tensor(5.0, dtype=torch.float64),
+    }
+    z, y, row_weight, normalizer = given.values()
+    loss = xent.cross_entropy(z, y, row_weight=row_weight, normalizer=normalizer, **ON_TRITON)
+    given[changed].zero_()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
 def test_slopes_other_than_1_are_rounded_once():
     z, y = (torch.randn(20, 50) * 6).bfloat16(), torch.randint(50, (20,))
     _, grad = value_and_grad(

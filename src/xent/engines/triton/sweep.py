@@ -7,7 +7,7 @@ length, few or many, take the same way, and the same bits come out. This is the 
 in :mod:`.fields`.
 """
 
-# pyright: reportArgumentType=false, reportAssignmentType=false
+# pyright: reportArgumentType=false, reportAssignmentType=false, reportCallIssue=false
 # Type checkers do not know which numbers are constants of a kernel.
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ def put_part(sink, quantity: tl.constexpr, value, FOUND: tl.constexpr):
 @triton.jit
 def first_place(values, largest, BLOCK: tl.constexpr):
     """Where a row has its largest number first. Of tl.argmax NaN may make a place past the row."""
-    is_largest = values == largest[:, None]
-    return tl.min(tl.where(is_largest, tl.arange(0, BLOCK)[None, :], BLOCK - 1), 1)
+    places = tl.arange(0, BLOCK)
+    return tl.min(tl.where(values == largest[:, None], places[None, :], BLOCK - 1), 1)
 
 
 @triton.jit
