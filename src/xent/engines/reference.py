@@ -199,7 +199,7 @@ def _read_labels(p: Problem) -> tuple[Tensor, Tensor, Tensor]:
 def check_labels(p: Problem) -> None:
     """Raise on a label that does not exist, where looking at values is possible and free.
 
-    Elsewhere (accelerators, transforms, compilation) the row has no target, so its loss is inf.
+    Elsewhere (accelerators, transforms, compilation) the row has no target, and no finite loss.
     """
     if p.target.sharded or not p.target.labelled or not can_look_at(p.target.values):
         return
