@@ -74,7 +74,7 @@ def split_power(x, whole, EXACT: tl.constexpr):
     least = -190.0 / LOG2E
     near = tl.where(x > least, x, least)
     biased = tl.fma(near, LOG2E, EXPONENT)
-    fraction = tl.fma(near, LOG2E, EXPONENT - biased)
+    fraction = tl.fma(near, LOG2E, -(biased - EXPONENT))
     raised = biased + tl.where(low, ROOM, 0.0)
     scale = (raised.to(tl.int32, bitcast=True) << 23).to(tl.float32, bitcast=True)
     e = tl.where(x == x, tl.exp2(fraction) * scale, x)
@@ -88,7 +88,7 @@ def gap_to(logit, offset, whole):
     As one number it would have lost the digits of its own exponential, by an ulp per nat.
     """
     x = logit - offset
-    biased = tl.fma(x, LOG2E, ROUNDER - whole)
+    biased = tl.fma(x, LOG2E, -(whole - ROUNDER))
     floor = biased - ROUNDER
     fraction = tl.fma(x, LOG2E, -(whole + floor)) + (x - whole / LOG2E) * LOG2E_LOW
     # Where the integer has lost its last digits, or is infinite, it says everything.
@@ -128,7 +128,7 @@ def decay(x):
     else:
         near = tl.where(x < LOWEST, LOWEST, x)
         rounded = tl.fma(near, LOG2E, ROUNDER)
-        fraction = tl.fma(near, LOG2E_LOW, tl.fma(near, LOG2E, ROUNDER - rounded))
+        fraction = tl.fma(near, LOG2E_LOW, tl.fma(near, LOG2E, -(rounded - ROUNDER)))
         # In two halves, so that no product but the last can round.
         whole = rounded.to(tl.int32, bitcast=True) - ROUNDER_BITS
         half = whole >> 1

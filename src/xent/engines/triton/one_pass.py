@@ -41,7 +41,7 @@ def coefficients(pivot, base, total, factor):
     """
     floor, fraction = gap_to(pivot, base[0], base[1])  # from the shift to the target
     sure = floor >= 0
-    other = tl.exp2(-fraction) * tl.exp2(tl.where(sure, ROOM - floor, 0.0))
+    other = tl.exp2(-fraction) * tl.exp2(tl.where(sure, -(floor - ROOM), 0.0))
     down = tl.where(sure, 2.0**-ROOM, 1.0)
     # Sums relative to the target where it is the likeliest, to the shift where it is not.
     own = tl.where(sure, 1.0, tl.exp2(fraction) * tl.exp2(tl.where(sure, 0.0, floor)))
