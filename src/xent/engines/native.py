@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .._check import label_out_of_range
 from .problem import Problem
+from .transforms import unreadable
 
 if TYPE_CHECKING:
     from .. import _core
@@ -87,20 +88,7 @@ def obstacle_of(tensors: Sequence[Tensor | None]) -> str | None:
     """Why no kernel can read these tensors, or None if one can."""
     if _core is None:
         return "the compiled core is not installed (see `xent info`)"
-    for tensor in tensors:
-        if tensor is None:
-            continue
-        if tensor.device.type != "cpu":
-            return f"the tensors are on {tensor.device}"
-        if type(tensor) not in (Tensor, torch.nn.Parameter) and not torch.compiler.is_compiling():
-            return f"{type(tensor).__name__} is a tensor subclass"
-        if tensor.layout is not torch.strided:
-            return f"the layout is {tensor.layout}"
-    return None
-
-
-def _wider(a: Tensor, b: Tensor) -> bool:
-    return a.dtype == torch.float64 and b.dtype != torch.float64
+    return unreadable(tensors, ("cpu",))
 
 
 def row_statistics(problem: Problem) -> tuple[Tensor, bool]:
@@ -184,7 +172,7 @@ def _arguments(problem: Problem) -> tuple[list[Any], list[Tensor]]:
     soft, soft_copy = _NO_MATRIX, None
     if p.target.table is not None:
         table = p.target.table
-        table = table.to(sweep) if _wider(table, p.logits) else table
+        table = table.to(sweep) if table.dtype == torch.float64 else table
         keep.append(table)
         soft, soft_copy = _matrix(table, 1)
     elif p.target.soft:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -15,6 +16,10 @@ from torch import Tensor
 from .. import reference
 from ..problem import Problem
 from ..reference import check_labels
+from ..transforms import unreadable
+
+if TYPE_CHECKING:
+    from .launch import Launch
 
 INSTALLED = importlib.util.find_spec("triton") is not None
 # Set before the first call, it runs the kernels in Python, on CPU tensors: for tests.
@@ -27,16 +32,7 @@ def obstacle_of(tensors: Sequence[Tensor | None]) -> str | None:
     """Why no kernel can read these tensors, or None if one can."""
     if not INSTALLED:
         return "Triton is not installed: pip install triton"
-    for tensor in tensors:
-        if tensor is None:
-            continue
-        if tensor.device.type not in DEVICES and not (tensor.is_cpu and INTERPRETED):
-            return f"the tensors are on {tensor.device}"
-        if type(tensor) not in (Tensor, torch.nn.Parameter) and not torch.compiler.is_compiling():
-            return f"{type(tensor).__name__} is a tensor subclass"
-        if tensor.layout is not torch.strided:
-            return f"the layout is {tensor.layout}"
-    return None
+    return unreadable(tensors, (*DEVICES, "cpu") if INTERPRETED else DEVICES)
 
 
 def row_statistics(problem: Problem) -> tuple[Tensor, bool]:
@@ -62,14 +58,10 @@ def row_gradient(
 
     ``out`` receives it; it may be the logits themselves.
     """
-    from .launch import Launch, even
-
     gradient = torch.empty_like(problem.logits) if out is None else out
-    if gradient.numel() == 0:
-        return gradient
-    written = even(gradient)
-    Launch(problem, written).differentiate(table, partials, written)
-    return gradient if written is gradient else gradient.copy_(written)
+    if gradient.numel():
+        _fill(problem, gradient, lambda launch, to: launch.differentiate(table, partials, to))
+    return gradient
 
 
 def cross_entropy(
@@ -80,13 +72,12 @@ def cross_entropy(
     Returns log-probabilities and masses, (2, N...), float64; and the gradient of the sum of
     ``-log_prob * mass * row_weight`` by ``divisor``, a 0-d tensor.
     """
-    from .launch import Launch, even
-
     check_labels(problem)
     gradient = torch.empty_like(problem.logits)
-    written = even(gradient)
-    table = Launch(problem, written).cross_entropy(row_weight, divisor, written)
-    return table, gradient if written is gradient else gradient.copy_(written)
+    table = _fill(
+        problem, gradient, lambda launch, to: launch.cross_entropy(row_weight, divisor, to)
+    )
+    return table, gradient
 
 
 def follow(
@@ -100,12 +91,21 @@ def follow(
 
     ``gradient`` is the one for slope 1, and is written over; without it there will be a new one.
     """
-    from .launch import Launch, even
-
     ready = gradient is not None
     gradient = gradient if ready else torch.empty_like(problem.logits)
+    _fill(
+        problem, gradient,
+        lambda launch, to: launch.follow(row_weight, divisor, slope, to, ready),
+    )  # fmt: skip
+    return gradient
+
+
+def _fill(problem: Problem, gradient: Tensor, write: Callable[[Launch, Tensor], Any]) -> Any:
+    """Have a launch write a gradient, by way of a copy where its rows do not step evenly."""
+    from .launch import Launch, even
+
     written = even(gradient)
-    Launch(problem, written).follow(
-        row_weight, divisor, slope, written, ready and written is gradient
-    )
-    return gradient if written is gradient else gradient.copy_(written)
+    result = write(Launch(problem, written), written)
+    if written is not gradient:
+        gradient.copy_(written)
+    return result
