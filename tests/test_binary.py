@@ -217,6 +217,26 @@ def test_normalizers(every_engine):
     assert BCE(torch.zeros(0), torch.zeros(0), empty="zero", engine=engine) == 0
 
 
+@pytest.mark.parametrize("empty", ["nan", "zero"])
+def test_weights_of_ignored_elements_are_not_divided_by(every_engine, empty):
+    dtype = widest(every_engine)
+    z, t = torch.randn(4, 5, dtype=dtype), torch.rand(4, 5, dtype=dtype)
+    w = torch.rand(5, dtype=dtype) / 20  # the sum of all is below 1
+    t[1, :3], t[2] = -1, -1
+    kept = t != -1
+    rows = F.binary_cross_entropy_with_logits(z, t, w, reduction="none")
+    divisor = w.expand(4, 5)[kept].sum()
+    assert divisor < 1
+    options = {"ignore_value": -1, "empty": empty, "engine": every_engine}
+    mean = BCE(z, t, w, normalizer="weight", **options)
+    eps = torch.finfo(dtype).eps
+    torch.testing.assert_close(mean, rows[kept].sum() / divisor, rtol=8 * eps, atol=0)
+    mean = BCE(z, t, w, normalizer=0.25, **options)
+    torch.testing.assert_close(mean, rows[kept].sum() / 0.25, rtol=8 * eps, atol=0)
+    mean = BCE(z, t, w, **options)
+    torch.testing.assert_close(mean, rows[kept].sum() / 12, rtol=8 * eps, atol=0)
+
+
 # ---- modulators far out -------------------------------------------------------------------------
 
 

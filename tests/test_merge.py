@@ -1,5 +1,6 @@
 """Row statistics form a commutative monoid: any split of the classes merges to the whole."""
 
+import functools
 import itertools
 import math
 
@@ -146,6 +147,37 @@ def test_the_identity_changes_nothing(engine, soft):
     assert_same(s.merge(nothing), s)
     assert_same(nothing.merge(s), s)
     assert_same(nothing.merge(nothing), nothing)
+
+
+@pytest.mark.float64
+@pytest.mark.parametrize("edges", [[0, 3, 7], [0, 1, 2, 6, 7]])
+def test_what_is_asked_of_the_rest_merges_to_its_formula(engine, edges):
+    """Powers of probabilities, and the runner-up, by what softmax says of all classes."""
+    z = torch.randn(5, 7, dtype=torch.float64) * 2
+    z[1, :3] = -math.inf  # a part of which nothing is left
+    y = torch.tensor([0, 6, 3, 2, 5])
+    asked = {"top": True, "squares": True, "cubes": True}
+    parts = [
+        xent.statistics(z[:, a:b], y, first_class=a, engine=engine, **asked)
+        for a, b in itertools.pairwise(edges)
+    ]
+    rest = torch.ones_like(z).scatter(1, y[:, None], 0)
+    p = torch.softmax(z, 1) * rest
+    others = z.masked_fill(rest == 0, -math.inf)
+    nothing = RowStatistics.identity((5,), **asked)
+    for order in (parts, parts[::-1], [nothing, *parts], [*parts, nothing]):
+        merged = functools.reduce(RowStatistics.merge, order)
+        torch.testing.assert_close(merged.rest_squares, (p**2).sum(1), rtol=1e-14, atol=0)
+        torch.testing.assert_close(merged.rest_cubes, (p**3).sum(1), rtol=1e-14, atol=0)
+        assert torch.equal(merged.rest_top_logit, others.amax(1))
+        assert torch.equal(merged.rest_top, others.argmax(1))
+        assert torch.equal(merged.top_logit, z.amax(1))
+        assert torch.equal(merged.top, z.argmax(1))
+    for name, field in (("squares", "rest_squares"), ("cubes", "rest_cubes")):
+        s = xent.statistics(z, y, engine=engine, **{name: True})
+        empty = RowStatistics.identity((5,), **{name: True})
+        assert torch.equal(getattr(s.merge(empty), field), getattr(s, field))
+        assert not getattr(empty, field).any()
 
 
 @pytest.mark.float64

@@ -4,6 +4,7 @@ import doctest
 import importlib
 import json
 import math
+from functools import partial
 
 import gymnasium
 import numpy as np
@@ -286,6 +287,16 @@ def test_it_learns_to_go_right(learn):
         assert len(record.loss) == len(record.entropy) == len(record.returns) / record.batch
         assert record.entropy[-1] < record.entropy[0] < math.log(2) + 1e-6
         assert evaluate_policy(policy, endless, 5).tolist() == [7.0] * 5
+
+
+@pytest.mark.parametrize("learn", [reinforce, partial(deep_cem, elite=0.5)])
+def test_a_target_that_is_the_most_there_is_can_be_met(learn):
+    policy = network()
+    with torch.no_grad():
+        policy[2].bias.copy_(torch.tensor([-100.0, 100.0]))  # always to the right
+    record = learn(policy, endless, batch=10, episodes=200, target=7.0, quiet=True)
+    assert record.solved
+    assert record.returns == [7.0] * 100  # no sooner and no later
 
 
 def test_the_entropy_weight_keeps_a_policy_undecided():

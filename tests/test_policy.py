@@ -325,15 +325,27 @@ def test_constants_have_no_gradient(name):
 
 
 @every_loss
-def test_float32_is_worked_on_in_float64(name):
-    p, _, _, a = tokens(4, 5)
-    p, a = p.detach().float().requires_grad_(), a.float()
-    wide = p.detach().double().requires_grad_()
-    found, truth = LOSSES[name](p, a), LOSSES[name](wide, a.double())
+@pytest.mark.parametrize("average", ["token", "sequence", 8])
+def test_float32_is_worked_on_in_float64(name, average):
+    """Value and slopes are those of the formula in float64, rounded once."""
+    p, old, reference, a = (x.detach().float() for x in tokens(4, 5))
+    mask, h = a_mask(), torch.rand(4, 5)
+    p.requires_grad_(), h.requires_grad_()
+    options = {"entropy": h, "entropy_weight": 0.125, "average": average}
+    x, s, r, b = (t.detach().double() for t in (p, old, reference, a))
+    g = h.detach().double().requires_grad_()
+    x.requires_grad_()
+    if name == "reinforce":
+        found, values = xent.reinforce_loss(p, a, mask, **options), -b * x
+    else:
+        more = {"reference": reference, "kl_weight": 0.25} if name == "grpo" else {}
+        found = getattr(xent, f"{name}_loss")(p, old, a, mask, **more, **options)
+        values = written_out(x, s, b, r, 0.25 if name == "grpo" else 0.0, 0.2, 0.2, None)
+    truth = averaged(values - 0.125 * g, mask, average)
     assert found.dtype == torch.float32
-    # The case subtracts 0.1 in the dtype given, which moves ratios by units in the last place.
-    close(found.double(), truth, rtol=0, atol=2e-6)
-    close(grad(found, p).double(), grad(truth, wide), rtol=0, atol=2e-6)
+    assert ulps(found, truth) <= 0.5001
+    for narrow, wide in ((p, x), (h, g)):
+        assert ulps(grad(found, narrow), grad(truth, wide)).max() <= 0.5001
 
 
 @every_loss
@@ -409,6 +421,19 @@ def test_sure_preferences_keep_their_digits():
     assert ulps(loss[None], torch.tensor([float(exact)], dtype=torch.float64)).max() <= 1
     assert grad(loss, chosen).item() == pytest.approx(-0.1 * math.exp(-60), rel=1e-6)
     assert xent.dpo_loss(torch.tensor([0.0]), torch.tensor([-math.inf])) == 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_preferences_in_float32_are_worked_on_in_float64(kind):
+    options, formula = KINDS[kind]
+    pairs = torch.randn(4, 6) * 3 - 200  # log-probabilities of whole answers
+    chosen, rejected, *reference = (x.requires_grad_() for x in pairs.unbind())
+    x, y, r, s = (t.detach().double().requires_grad_() for t in (chosen, rejected, *reference))
+    found, truth = xent.dpo_loss(chosen, rejected, *reference, **options), formula(x - y - r + s)
+    assert found.dtype == torch.float32
+    assert ulps(found, truth.mean()) <= 0.5001
+    for narrow, wide in ((chosen, x), (rejected, y)):
+        assert ulps(grad(found, narrow), grad(truth.mean(), wide)).max() <= 0.5001
 
 
 # ---- what is refused ------------------------------------------------------------------------

@@ -1,12 +1,14 @@
 """The frame: what two lines on row statistics become."""
 
 import inspect
+import math
 
 import pytest
 import torch
 
 import xent
 from xent import RowStatistics
+from xent.frames.reduction import stable_sum
 
 from .helpers import same_bits, value_and_grad
 from .losses import above_average, entropy_regularised, focal
@@ -36,6 +38,39 @@ def test_two_lines_make_a_whole_loss(engine):
     close(focal(Z, Y, gamma=0.0, **call), -log_p().mean())
     assert focal(Z[:, :, None], Y[:, None], reduction="none", **call).shape == (6, 1)
     assert focal(Z.float(), Y, **call).dtype == torch.float32
+
+
+@pytest.mark.parametrize("rows", [0, 1, 4095, 4096, 4097, 8192, 3 * 4096 + 5])
+def test_sums_of_any_length(rows):
+    values = torch.randn(rows, dtype=torch.float64) + 1
+    error = stable_sum(values).item() - math.fsum(values.tolist())
+    assert abs(error) <= 1e-15 * values.abs().sum().item()
+
+
+def test_the_last_rows_of_many_count(engine):
+    """The sum takes whole blocks first; the rest holds nearly all of the loss here."""
+    z, y = torch.zeros(8197, 2, dtype=torch.float64), torch.zeros(8197, dtype=torch.int64)
+    z[8192:, 1] = torch.tensor([2e5, 3e5, 4e5, 5e5, 6e5])
+    total = 8192 * math.log(2) + 2e6
+    loss, grad = value_and_grad(xent.cross_entropy, z, y, engine=engine)
+    assert loss.item() == pytest.approx(total / 8197, rel=1e-14)
+    torch.testing.assert_close(
+        grad[8192:], torch.tensor([[-1.0, 1.0]]).double().repeat(5, 1) / 8197
+    )
+
+
+@pytest.mark.parametrize("divisor", [0.5, 2.0**-10, 1.0, 3.0])
+def test_what_to_do_with_nothing_leaves_small_divisors_alone(engine, divisor):
+    rows = -log_p()
+    share = torch.full((6,), divisor / 6, dtype=torch.float64)
+    for options, expected in (
+        ({"normalizer": divisor}, rows.sum() / divisor),
+        ({"normalizer": torch.tensor(divisor)}, rows.sum() / divisor),
+        ({"row_weight": share}, rows.mean()),
+        ({"weight": torch.full((5,), divisor / 6, dtype=torch.float64)}, rows.mean()),
+    ):
+        loss = xent.cross_entropy(Z, Y, empty="zero", engine=engine, **options)
+        torch.testing.assert_close(loss, expected, rtol=1e-14, atol=0)
 
 
 def test_gamma_zero_is_cross_entropy(engine):

@@ -294,7 +294,7 @@ def adapted(**options):
     return model
 
 
-@pytest.mark.parametrize(
+each_adapter = pytest.mark.parametrize(
     "options",
     [
         {"target_modules": ["q_proj", "v_proj"]},
@@ -303,6 +303,9 @@ def adapted(**options):
     ],
     ids=["frozen head", "copied head", "adapted head"],
 )
+
+
+@each_adapter
 def test_peft(options, monkeypatch):
     monkeypatch.setattr(heads, "MAX_ROWS", 8)
     model, inputs = adapted(**options), batch(8, 60)
@@ -320,6 +323,23 @@ def test_peft(options, monkeypatch):
             torch.testing.assert_close(model(**inputs).loss, ours[0], rtol=5e-7, atol=0)
         assert torch.equal(model.generate(**prompt), tokens)
     assert_same(ours, theirs, F32_EPS)
+
+
+@each_adapter
+def test_a_switched_off_adapter_leaves_the_head_that_was_there(options):
+    """As the reference policy of a training on preferences, say."""
+    model, inputs = adapted(**options), batch()
+    with torch.no_grad():  # as a training moves it away from the original
+        for key, p in model.named_parameters():
+            if "modules_to_save" in key:
+                p.add_(0.1)
+    base = make("LlamaForCausalLM", vocab_size=997)
+    theirs = loss_and_gradients(base, inputs)[0]
+    with lean(model), model.disable_adapter():
+        out = model(**inputs)
+        assert isinstance(out.logits, xent.LinearLogits)
+        torch.testing.assert_close(out.loss.detach(), theirs, rtol=4 * F32_EPS, atol=0)
+    assert loss_and_gradients(model, inputs)[0] != theirs
 
 
 def test_a_frozen_head_costs_no_gradient(monkeypatch):
