@@ -30,6 +30,7 @@ FOUNDATION = {
     "logits",
     "targets",
     "softmax",
+    "modes",
     "_core",
 }
 MIDDLE = {"engines", "hyperparameters", "measurement", "frames"}
@@ -38,9 +39,10 @@ BELOW = {
     "_files": set(),
     "_series": set(),
     "row_statistics": set(),
-    "logits": {"_check"},
-    "lean": set(),
-    "linear_logits": {"_check", "lean", "logits"},
+    "modes": set(),
+    "logits": {"_check", "modes"},
+    "lean": {"modes"},
+    "linear_logits": {"_check", "lean", "logits", "modes"},
     "linear_log_probs": {"lean", "linear_logits"},
     "targets": {"_check", "linear_logits"},
     "softmax": {"_check"},

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 import xent
-from xent.engines import MODULES, transforms, triton
+from xent import modes
+from xent.engines import MODULES, triton
 
 from .helpers import exact, nats_below_top, same_bits, value_and_grad, worst
 
@@ -428,7 +429,7 @@ def test_no_number_is_looked_at(monkeypatch, loss, options):
 
     loss(torch.randn(2, 3), torch.tensor([0, 1]), **ON_TRITON)  # what is imported or set up once
     z, y = torch.randn(6, 9, requires_grad=True), torch.randint(9, (6,))
-    for module in (transforms, *(MODULES.values()), xent.frames.reduction, xent.hyperparameters):
+    for module in (modes, *(MODULES.values()), xent.frames.reduction, xent.hyperparameters):
         monkeypatch.setattr(module, "can_look_at", lambda _: False, raising=False)
     from triton.runtime import interpreter  # which looks at the tensors of its language only
 
@@ -450,6 +451,7 @@ def test_everything_is_on_the_device(monkeypatch, loss, options):
     from xent.engines.triton import launch
 
     devices = []
+    monkeypatch.setattr(modes, "_a_tracer_is_active", lambda: False)
     monkeypatch.setattr(triton, "obstacle_of", lambda _: None)
     monkeypatch.setattr(launch, "_alignment", lambda _: 1)
     monkeypatch.setattr(

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from .engines import by_chunks, linear
-from .engines.transforms import can_look_at
 from .linear_log_probs import LinearLogProbs
 from .linear_logits import LinearLogits
 from .measurement import flat_rows, problem_of, statistics
+from .modes import can_look_at
 from .row_statistics import RowStatistics
 
 

@@ -18,8 +18,8 @@ from typing import Annotated, Any, get_type_hints
 from torch import Tensor
 
 from ._check import finite_number, vector_of_classes
-from .engines.transforms import can_look_at
 from .linear_logits import LinearLogits
+from .modes import can_look_at
 from .targets import class_axis
 
 

@@ -12,6 +12,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from .modes import compiling
+
 
 class Lean(ABC):
     """Stands for a tensor of ``(..., V)`` numbers that are never there as a whole.
@@ -35,7 +37,7 @@ class Lean(ABC):
         """The same, kept for the next who needs them, with a warning which says what for."""
         if self._all is not None and self._all[0] == torch.is_grad_enabled():
             return self._all[1]
-        if not torch.compiler.is_compiling():
+        if not compiling():
             warnings.warn(
                 f"{reason} needs all {self.numel():,} logits of {self!r} at once", stacklevel=3
             )

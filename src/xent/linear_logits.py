@@ -13,6 +13,7 @@ from torch import Tensor
 from ._check import is_tensor
 from .lean import Lean
 from .logits import LogitTransform
+from .modes import autocasts, without_autocast
 
 MAX_WORKSPACE = 128 << 20
 
@@ -245,7 +246,7 @@ class LinearLogits(Lean):
         """The product of features and weight, in the wider of their dtypes, whatever autocast."""
         wide = torch.promote_types(self.hidden.dtype, self.weight.dtype)
         parts = (None if x is None else x.to(wide) for x in (self.hidden, self.weight, self.bias))
-        with torch.autocast(self.device.type, enabled=False):
+        with without_autocast(self.hidden):
             return torch.nn.functional.linear(*parts)  # pyright: ignore
 
     def transform(self, z: Tensor) -> Tensor:
@@ -322,7 +323,7 @@ def _constant(x: Any) -> Any:
 def _under_autocast(*parts: Any) -> tuple[Any, ...]:
     """Of one dtype, the widest of theirs, where autocast lets them differ."""
     floats = [x for x in parts if isinstance(x, Tensor) and x.is_floating_point()]
-    if not any(torch.is_autocast_enabled(x.device.type) for x in floats):
+    if not any(autocasts(x) for x in floats):
         return parts
     widest = functools.reduce(torch.promote_types, (x.dtype for x in floats))
     return tuple(x.to(widest) if any(x is y for y in floats) else x for x in parts)

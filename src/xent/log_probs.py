@@ -12,9 +12,9 @@ from torch import Tensor
 
 from ._check import finite_number, is_tensor
 from .engines import measure
-from .engines.transforms import can_look_at
 from .linear_logits import LinearLogits
 from .measurement import flatten, make_problem
+from .modes import can_look_at
 from .row_statistics import RowStatistics
 from .targets import shift_labels
 

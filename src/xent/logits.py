@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ._check import finite_number, vector_of_classes
+from .modes import can_look_at
 
 
 class LogitTransform(NamedTuple):
@@ -81,9 +82,5 @@ def make_transform(
 
 def _refuse_unless_positive(class_scale: Tensor) -> None:
     """A factor of 0 or less would unmask a class at -inf. Looked at where that is free."""
-    if class_scale.device.type != "cpu" or torch.compiler.is_compiling():
-        return
-    if torch._C._are_functorch_transforms_active():
-        return
-    if not bool((class_scale > 0).all()):
+    if can_look_at(class_scale) and not bool((class_scale > 0).all()):
         raise ValueError("`class_scale` must be positive; turn logits round before the loss")

@@ -12,6 +12,7 @@ from .engines import Explanation, choose, measure
 from .engines.problem import Problem
 from .linear_logits import LinearLogits
 from .logits import LogitTransform, make_transform
+from .modes import autocasts
 from .row_statistics import INDEX_ONLY, REQUESTS, RowStatistics
 from .targets import class_axis, read_target
 
@@ -186,7 +187,7 @@ def make_problem(
                 f"expected `weight` of the logits' dtype {input.dtype} but found {weight.dtype}; "
                 f"call weight.to(input.dtype)"
             )
-    return Problem(input, checked, transform, weight, requests, mean_weight)
+    return Problem(input, checked, transform, weight, requests, mean_weight).settled()
 
 
 def _absorb(source: LinearLogits, transform: LogitTransform) -> tuple[Any, LogitTransform]:
@@ -202,13 +203,11 @@ def _absorb(source: LinearLogits, transform: LogitTransform) -> tuple[Any, Logit
     return source.absorb(scale, bias), transform._replace(scale=None, class_bias=None)
 
 
-def autocasts(input: Tensor) -> bool:
-    """Whether autocast is on; it computes losses in float32, and so do we, without the copy."""
-    return torch.is_autocast_enabled(input.device.type)
-
-
 def result_dtype(problem: Problem) -> torch.dtype:
-    """The dtype of a loss: what PyTorch's promotion makes of logits, soft targets and weights."""
+    """The dtype of a loss: what PyTorch's promotion makes of logits, soft targets and weights.
+
+    Autocast computes losses in float32, and so do we, without the copy.
+    """
     dtype = problem.logits.dtype
     if problem.target.soft and problem.target.table is None:
         dtype = torch.promote_types(dtype, problem.target.values.dtype)

@@ -20,15 +20,14 @@ from torch import Tensor
 
 from .._check import one_of
 from ..linear_logits import LinearLogits
+from ..modes import PLAIN_TENSORS, compiling, deferred, in_cpu_memory, plain_operations, settled
 from ..row_statistics import RowStatistics
 from . import heads, linear, native, reference, triton
 from .autograd import apply_plain, cross_entropy_ahead, differentiable_fields
 from .problem import Problem
-from .transforms import transforms_active
 
 ENGINES = ("auto", "native", "triton", "reference")
 MODULES = {"native": native, "triton": triton, "reference": reference}
-_PLAIN_TENSORS = (Tensor, torch.nn.Parameter)
 
 
 class Explanation(NamedTuple):
@@ -107,17 +106,16 @@ def why_reference(engine: str, kernels: str, find_obstacle: Callable[[], str | N
     """
     if engine == "reference":
         return "as asked"
-    obstacle = find_obstacle()
-    if obstacle is None and transforms_active():
-        obstacle = "torch.func or forward-mode AD is active, which needs plain tensor operations"
-    if engine == "auto" and kernels == "native" and obstacle is None and not native.fast:
-        obstacle = "this processor lacks fused multiply-add, and the kernels would emulate it"
-    if engine == kernels and obstacle is not None:
+    reason = find_obstacle()
+    if reason is None and not compiling() and plain_operations():
+        reason = "a transform or tracer of PyTorch is active, which needs plain tensor operations"
+    if engine == "auto" and kernels == "native" and reason is None and not native.fast:
+        reason = "this processor lacks fused multiply-add, and the kernels would emulate it"
+    if engine == kernels and reason is not None:
         raise ValueError(
-            f'engine="{engine}" cannot do this: {obstacle}. '
-            f'engine="auto" takes the reference engine'
+            f'engine="{engine}" cannot do this: {reason}. engine="auto" takes the reference engine'
         )
-    return obstacle
+    return reason
 
 
 def measure(
@@ -128,17 +126,14 @@ def measure(
         problem = with_all_logits(problem)
     plan = choose(problem, engine)
     complete = False
-    compiling = torch.compiler.is_compiling()
-    plain_operations = (
-        problem.differentiable_beyond_logits()
-        or transforms_active()
-        or (compiling and plan.engine == "reference")
+    by_operations = plan.engine == "reference" and (
+        deferred() or problem.differentiable_beyond_logits()
     )
-    if plan.engine != "reference" and compiling:
+    if plan.engine != "reference" and compiling():
         from .ops import table_op  # registers the operators; only compilers need them
 
         values = table_op(problem, plan.engine, inplace_backward).unbind(0)
-    elif plain_operations:  # which transforms and compilers know how to take apart
+    elif by_operations:  # which transforms and compilers know how to take apart
         if inplace_backward:
             raise ValueError(
                 "inplace_backward=True works for a plain backward pass to the logits only; "
@@ -159,7 +154,7 @@ def measure(
         problem.fields,
         problem.target.soft,
         problem.target.first_class,
-        constant_masses=not plain_operations,
+        constant_masses=not by_operations,
         label=problem.target.labels(),
         classes=problem.classes,
         complete=complete,
@@ -176,8 +171,10 @@ def sum_of_nll(
 
     None where no engine does it in one sweep: then :func:`measure`.
     """
-    x, compiling = problem.logits, torch.compiler.is_compiling()
-    ahead = isinstance(x, Tensor) and x.requires_grad and torch.is_grad_enabled() and not compiling
+    x = problem.logits
+    ahead = (
+        isinstance(x, Tensor) and x.requires_grad and torch.is_grad_enabled() and not compiling()
+    )
     if not ahead or problem.target.soft or problem.target.sharded or x.numel() == 0:
         return None
     if row_weight is not None and row_weight.requires_grad:
@@ -188,7 +185,8 @@ def sum_of_nll(
     if divisor is not None and divisor.requires_grad:
         return None
     if row_weight is not None:
-        row_weight = row_weight.contiguous()
+        row_weight = settled(row_weight).contiguous()
+    divisor = None if divisor is None else settled(divisor)
     return cross_entropy_ahead(x, problem, row_weight, divisor, triton)
 
 
@@ -212,11 +210,10 @@ def plain_cross_entropy(
     number. Every check here is part of what small batches cost.
     """
     if (
-        type(input) not in _PLAIN_TENSORS
+        type(input) not in PLAIN_TENSORS
         or type(target) is not Tensor
         or target.dtype is not torch.int64
         or input.dtype not in native.TYPES
-        or not (input.is_cpu and target.is_cpu)
         or input.ndim != 2
         or target.ndim != 1
         or input.shape[0] != target.shape[0]
@@ -224,8 +221,8 @@ def plain_cross_entropy(
         or not target.is_contiguous()
         or reduction not in ("mean", "sum")
         or type(ignore_index) is not int
-        or torch.compiler.is_compiling()
-        or transforms_active()
+        or deferred()
+        or not (in_cpu_memory(input) and in_cpu_memory(target))
         or torch.is_autocast_enabled("cpu")
         or not native.fast
     ):

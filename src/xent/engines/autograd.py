@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
+from ..modes import only_differentiable
 from ..targets import Target
 from . import native, reference
 from .problem import Problem
-from .transforms import is_batched
 
 
 class DifferentiableFields(torch.autograd.Function):
@@ -59,7 +59,7 @@ def gradient(
     inplace: bool,
 ) -> Tensor:
     """The gradient by ``engine``, or by the reference where it must be differentiable itself."""
-    if torch.is_grad_enabled() or any(is_batched(g) for g in partials if g is not None):
+    if only_differentiable(*partials):
         return reference.row_gradient(problem, table, partials)
     if not inplace:
         return engine.row_gradient(problem, table, partials)
@@ -98,8 +98,8 @@ class CrossEntropyAhead(torch.autograd.Function):
         (grad,) = grads
         *tensors, row_weight, divisor = ctx.saved_tensors
         problem = ctx.problem.with_tensors(tensors)
-        record = torch.is_grad_enabled()
-        if record or is_batched(grad):
+        if only_differentiable(grad):
+            record = torch.is_grad_enabled()
             with torch.enable_grad():
                 table, _ = reference.row_statistics(problem)
                 fields = dict(zip(problem.fields, table.unbind(0), strict=True))
@@ -139,9 +139,9 @@ class PlainCrossEntropy(torch.autograd.Function):
         """The gradient of the logits."""
         (grad,) = grads
         logits, labels = ctx.saved_tensors
-        record = torch.is_grad_enabled()
-        if not record and not is_batched(grad):
+        if not only_differentiable(grad):
             return native.plain_gradient(ctx.table, logits, labels, grad), None, None, None
+        record = torch.is_grad_enabled()
         with torch.enable_grad():
             problem = Problem(logits, Target(labels, False, ctx.table.ignore_index))
             table, _ = reference.row_statistics(problem)

@@ -22,10 +22,10 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from ..linear_logits import LinearLogits
+from ..modes import deferred, only_differentiable
 from . import reference
 from .heads import Chunks, Head
 from .problem import Index, Problem
-from .transforms import is_batched, transforms_active
 
 
 class _Fields(torch.autograd.Function):
@@ -51,7 +51,7 @@ class _Fields(torch.autograd.Function):
         *tensors, table = ctx.saved_tensors  # raises if one was changed since
         problem = ctx.problem.with_tensors((ctx.source.of(*tensors[:3]), *tensors[3:]))
         needed = ctx.needs_input_grad[:3]
-        if torch.is_grad_enabled() or any(is_batched(g) for g in partials if g is not None):
+        if only_differentiable(*partials):
             return *_whole_gradient(problem, tensors[:3], table, partials, needed), None, None
         return *_gradient(problem, table, partials, ctx.engine, needed), None, None
 
@@ -78,7 +78,7 @@ def kept_rows(problem: Problem) -> Tensor | None:
 
 def numbers_of(kept: Tensor | None) -> Tensor | None:
     """Which rows are kept, by number; None if all are, or nobody may look."""
-    if kept is None or transforms_active() or torch.compiler.is_compiling() or bool(kept.all()):
+    if kept is None or deferred() or bool(kept.all()):
         return None
     return kept.nonzero()[:, 0]
 
@@ -242,7 +242,7 @@ class _SumAhead(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         (grad,) = grads
-        if torch.is_grad_enabled() or is_batched(grad):
+        if only_differentiable(grad):
             return None, *Rows.saved(ctx).whole(ctx.needed, grad)
         # They are handed over, for memory's sake; who asks once more pays for the products again.
         heads, ctx.heads = ctx.heads, None
@@ -272,7 +272,7 @@ class _RowValues(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         (grad,) = grads
         rows = Rows.saved(ctx)
-        if torch.is_grad_enabled() or is_batched(grad):
+        if only_differentiable(grad):
             return None, *rows.whole(ctx.needed, grad)
         _, heads = rows.differentiate(ctx.needed, grad)
         return None, *(part for head in heads for part in head.times())
@@ -299,14 +299,14 @@ def needs_all(beside: Iterable[Tensor | None]) -> bool:
     That is where one of them wants a gradient, or plain operations are needed: torch.func,
     forward-mode AD, compilation.
     """
-    if transforms_active() or torch.compiler.is_compiling():
+    if deferred():
         return True
     return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in beside)
 
 
 def all_logits(source: LinearLogits) -> Tensor:
     """The logits as a tensor; says so where it can."""
-    if transforms_active() or torch.compiler.is_compiling():
+    if deferred():
         return source.materialize()
     return source.whole("a gradient of targets, scales, weights or options")
 
@@ -353,6 +353,6 @@ class _RowsOfWeight(torch.autograd.Function):
 
 def rows_of_weight(weight: Tensor, index: Tensor) -> Tensor:
     """``weight[index]``, differentiable as often as one likes."""
-    if transforms_active() or torch.compiler.is_compiling():
+    if deferred():
         return weight[index]
     return _RowsOfWeight.apply(weight, index)  # pyright: ignore

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from .._check import label_out_of_range
+from ..modes import obstacle
 from .problem import Problem
-from .transforms import unreadable
 
 if TYPE_CHECKING:
     from .. import _core
@@ -88,12 +88,12 @@ def obstacle_of(tensors: Sequence[Tensor | None]) -> str | None:
     """Why no kernel can read these tensors, or None if one can."""
     if _core is None:
         return "the compiled core is not installed (see `xent info`)"
-    return unreadable(tensors, ("cpu",))
+    return obstacle(tensors, ("cpu",))
 
 
 def row_statistics(problem: Problem) -> tuple[Tensor, bool]:
     """The table of statistics, (fields, N...) in float64, and whether no row was ignored."""
-    table = torch.empty(problem.table_shape, dtype=torch.float64)
+    table = torch.empty(problem.table_shape, dtype=torch.float64, device=problem.logits.device)
     arguments, keep = _arguments(problem)
     arguments += [table.data_ptr(), problem.mask]
     kept, has_bad_label, bad_label = _core.row_statistics(*arguments)
@@ -136,13 +136,13 @@ def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     """Memory; much of it from the core's buffer, which spares the page faults."""
     size = math.prod(shape) * dtype.itemsize
     if size < POOLED_BYTES or _core is None:
-        return torch.empty(shape, dtype=dtype)
+        return torch.empty(shape, dtype=dtype, device="cpu")
     buffer = _core.Buffer(size)
     view = (ctypes.c_char * size).from_address(buffer.address)
     setattr(view, "owner", buffer)  # noqa: B010 - lives as long as the tensor's storage
     storage = torch.frombuffer(view, dtype=dtype).untyped_storage()
     strides = torch.empty(shape, dtype=dtype, device="meta").stride()
-    return torch.empty(0, dtype=dtype).set_(storage, 0, torch.Size(shape), strides)
+    return torch.empty(0, dtype=dtype, device="cpu").set_(storage, 0, torch.Size(shape), strides)
 
 
 def _slopes(partial: Tensor | None, keep: list[Tensor]) -> tuple[int, int]:

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from ..linear_logits import LinearLogits
 from ..logits import LogitTransform
+from ..modes import settled
 from ..row_statistics import field_mask, fields_of
 from ..targets import Target, class_axis
 
-_NOTHING = torch.empty(0)
+_NOTHING = torch.empty(0, device="cpu")
 Index = slice | Tensor | EllipsisType  # some rows, or all
 
 
@@ -102,6 +103,14 @@ class Problem(NamedTuple):
             self.mean_weight,
             self.target.table,
         )
+
+    def settled(self) -> Problem:
+        """The same question of tensors whose pending negations are carried out."""
+        tensors = tuple(None if t is None else settled(t) for t in self.beside())
+        logits = self.logits
+        if isinstance(logits, Tensor):
+            logits = settled(logits)
+        return self.with_tensors((logits, *tensors))
 
     def with_tensors(self, tensors: tuple[Tensor | None, ...]) -> Problem:
         """The same question about other tensors, in the order of :meth:`tensors`."""

@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .._check import label_out_of_range
+from ..modes import can_look_at
 from ..row_statistics import logit_of_exp
 from .problem import Problem
-from .transforms import can_look_at
 
 INF = torch.inf
 

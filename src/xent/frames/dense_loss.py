@@ -17,10 +17,10 @@ from torch import Tensor
 
 from .._check import label_out_of_range
 from ..engines.problem import Problem
-from ..engines.transforms import can_look_at, transforms_active
 from ..hyperparameters import Hyperparameters
 from ..linear_logits import LinearLogits
 from ..measurement import flatten, make_problem, result_dtype
+from ..modes import can_look_at, deferred
 from .docstrings import loss_docstring
 from .linear_head import Rows, reduce_problem
 from .reduction import Reduction, check_reduction
@@ -176,7 +176,7 @@ def by_rows(function: Callable[..., Tensor], *tensors: Tensor | None) -> Tensor:
     assert logits is not None
     rows, classes = logits.shape[:-1], logits.shape[-1]
     height = max(1, CHUNK // max(1, classes))
-    if rows.numel() <= height or torch.compiler.is_compiling() or transforms_active():
+    if deferred() or rows.numel() <= height:
         return function(*tensors)
     count = -(-rows.numel() // height)
     parts = [

@@ -23,7 +23,7 @@ from ..engines import elements
 from ..engines.elements.problem import ElementProblem, Form
 from ..hyperparameters import Hyperparameters
 from ..linear_logits import LinearLogits
-from ..measurement import autocasts
+from ..modes import autocasts, can_look_at, settled
 from .docstrings import complete
 from .element_head import sum_behind_head, tensors_of
 from .reduction import Reduction, check_reduction, stable_sum
@@ -111,7 +111,7 @@ def _finite(value: Tensor) -> bool:
 
     ``torch.where`` costs ten multiplications, a sum one.
     """
-    if torch.compiler.is_compiling() or elements.transforms_active() or not value.is_cpu:
+    if not can_look_at(value):
         return False
     return math.isfinite(value.detach().sum())
 
@@ -255,10 +255,10 @@ def make_problem(
     dtype = torch.promote_types(input.dtype, target.dtype)
     if dtype.itemsize < 4 and autocasts(input):
         dtype = torch.float32
+    weights = _weight("weight", weight, input), _weight("pos_weight", pos_weight, input)
     return ElementProblem(
-        input, target, _weight("weight", weight, input), _weight("pos_weight", pos_weight, input),
-        _no_body, None, ignore_value, bounded, dtype,
-    )  # fmt: skip
+        settled(input), settled(target), *weights, _no_body, None, ignore_value, bounded, dtype
+    )
 
 
 def _no_body(*_: Tensor | None) -> Tensor:
@@ -289,12 +289,12 @@ def _weight(name: str, weight: Tensor | None, input: Tensor) -> Tensor | None:
         )
     if weight.device != input.device:
         raise ValueError(f"`{name}` is on {weight.device}, the logits are on {input.device}")
-    return weight if weight.is_floating_point() else weight.to(input.dtype)
+    return settled(weight if weight.is_floating_point() else weight.to(input.dtype))
 
 
 def check_unit_range(name: str, value: Tensor, hint: str) -> None:
     """Raise for a number outside [0, 1] or NaN; where looking costs no waiting."""
-    if not value.is_cpu or torch.compiler.is_compiling() or elements.transforms_active():
+    if not can_look_at(value):
         return
     inside = (value >= 0) & (value <= 1)
     if not bool(inside.all()):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .._check import finite_number, one_of
-from ..engines.transforms import can_look_at
+from ..modes import can_look_at, deferred
 
 Reduction = Literal["none", "mean", "sum"]
 
@@ -20,7 +20,7 @@ def stable_sum(values: Tensor) -> Tensor:
     """
     values = values.flatten()
     width = 4096
-    while values.numel() > width and not torch.compiler.is_compiling():
+    while not deferred() and values.numel() > width:
         whole = values.numel() // width * width
         rest = values[whole:].sum().unsqueeze(0) if whole < values.numel() else None
         values = values[:whole].view(-1, width).sum(-1)

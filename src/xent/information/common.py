@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .._check import is_tensor, one_of
-from ..engines import transforms_active
+from ..modes import can_look_at
 
 Unit = Literal["nat", "bit"]
 
@@ -32,11 +32,6 @@ def widened(x: Tensor) -> Tensor:
     return x.double() if x.device.type != "mps" else x.float()
 
 
-def unreadable() -> bool:
-    """Whether values must not decide anything now: somebody traces or transforms the call."""
-    return torch.compiler.is_compiling() or transforms_active()
-
-
 def read_pair(
     p: Tensor, q: Tensor, dim: int, from_logits: bool
 ) -> tuple[Tensor, Tensor, torch.dtype]:
@@ -54,7 +49,7 @@ def read(name: str, x: Tensor, dim: int, from_logits: bool) -> Tensor:
     """In float64, the classes last; checked."""
     check_axis(name, x, dim)
     wide = widened(x).movedim(dim, -1)
-    if not (from_logits or unreadable()):
+    if not from_logits and can_look_at(wide):
         _check_probabilities(name, wide, torch.finfo(x.dtype).eps)
     return wide
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from .._check import is_tensor, one_of
-from .common import Unit, in_unit, nats_per, unreadable, widened
+from ..modes import can_look_at
+from .common import Unit, in_unit, nats_per, widened
 
 Estimator = Literal["plug-in", "miller-madow"]
 
@@ -57,7 +58,7 @@ def entropy_from_counts(
         raise ValueError(f"`dim` must name one of the {counts.ndim} axes of `counts`, got {dim}")
     n_j = widened(counts).movedim(dim, -1)
     n = n_j.sum(-1, keepdim=True)
-    if not unreadable():
+    if can_look_at(n):
         if bool((n_j < 0).any()):
             raise ValueError(f"`counts` must not be negative, got {n_j.min().item():g}")
         if bool((n == 0).any()):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .._series import exp_beyond_line
+from ..modes import can_look_at
 from ..softmax import log_softmax
 from .common import (
     Unit,
@@ -21,7 +22,6 @@ from .common import (
     nats_per,
     read,
     read_pair,
-    unreadable,
     widened,
 )
 
@@ -277,7 +277,7 @@ def information_content(
         check_axis("p", p, dim)
         return in_unit(-log_softmax(widened(p), dim), unit, p.dtype)
     check_floating("p", p)
-    if not unreadable() and bool(((p < 0) | (p > 1)).any()):
+    if can_look_at(p) and bool(((p < 0) | (p > 1)).any()):
         raise ValueError(
             "`p` must hold probabilities between 0 and 1; for logits pass from_logits=True"
         )

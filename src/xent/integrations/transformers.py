@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from ..linear_logits import MAX_WORKSPACE, LinearLogits
+from ..modes import autocasts
 
 
 class lean:
@@ -193,10 +194,9 @@ class _LateLogits(Tensor):
 
 def _autocast(x: Tensor) -> Tensor:
     """What autocast makes of the arguments of a product of matrices."""
-    device = x.device.type
-    if not torch.is_autocast_enabled(device) or x.dtype == torch.float64:
+    if not autocasts(x) or x.dtype == torch.float64:
         return x
-    return x.to(torch.get_autocast_dtype(device))
+    return x.to(torch.get_autocast_dtype(x.device.type))
 
 
 def _owner(model: nn.Module) -> nn.Module:

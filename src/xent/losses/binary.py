@@ -13,6 +13,7 @@ from ..frames.element_loss import Elements, check_unit_range, element_loss, powe
 from ..frames.reduction import Reduction
 from ..hyperparameters import Fraction, NonNegative, Range
 from ..linear_logits import LinearLogits
+from ..modes import autocasts
 from .catalog import member
 from .classification import _legacy_reduction
 
@@ -98,8 +99,7 @@ def binary_cross_entropy_with_logits(
         engine=engine,
     )  # fmt: skip
     narrows = target.is_floating_point() and target.dtype.itemsize < loss.dtype.itemsize
-    autocast = torch.is_autocast_enabled(input.device.type)
-    return loss.to(target.dtype) if narrows and not autocast else loss
+    return loss.to(target.dtype) if narrows and not autocasts(input) else loss
 
 
 @element_loss(form=lambda: Form(), pos_weight=True, unnormalized=True)

@@ -16,7 +16,8 @@ from ..frames.linear_head import Rows, reduce_by_chunks
 from ..frames.reduction import Reduction, check_reduction, reduce_rows
 from ..hyperparameters import Range
 from ..linear_logits import LinearLogits
-from ..measurement import autocasts, flat_rows, problem_of
+from ..measurement import flat_rows, problem_of
+from ..modes import autocasts
 from ..targets import class_axis
 from .catalog import member
 from .classification import cross_entropy

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..engines.transforms import is_batched, transforms_active
 from ..frames.dense_loss import CHUNK, wide_dtype
+from ..modes import deferred, only_differentiable
 from .tsallis import bregman, log_softmax_t
 
 
@@ -26,7 +26,7 @@ def diverge(
         beta: share of the teacher in the mixture of Jensen-Shannon.
     """
     options = (temperature, divergence, beta)
-    if torch.compiler.is_compiling() or transforms_active():
+    if deferred():
         return _values(student, teacher, *options)
     return _Diverge.apply(student, teacher, *options)  # pyright: ignore
 
@@ -56,7 +56,7 @@ class _Diverge(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         student, teacher = ctx.saved_tensors
         needed = ctx.needs_input_grad[:2]
-        if torch.is_grad_enabled() or is_batched(grads[0]):
+        if only_differentiable(grads[0]):
             return *_differentiable(ctx, *grads), None, None, None
         slopes = [
             x.new_empty(x.shape) if n else None

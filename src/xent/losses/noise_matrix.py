@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from .._check import finite_number, is_tensor
-from ..engines.transforms import can_look_at
 from ..frames.dense_loss import wide_dtype
 from ..hyperparameters import PerClass, Range
+from ..modes import can_look_at
 from ..targets import class_axis
 
 

@@ -13,7 +13,6 @@ from torch import Tensor
 from .._check import is_tensor, one_of, vector_of_classes
 from ..engines import measure
 from ..engines.problem import Index, Problem
-from ..engines.transforms import can_look_at
 from ..frames.dense_loss import check_distribution, check_labels, explained, wide_dtype
 from ..frames.linear_head import Rows, reduce_problem
 from ..frames.reduction import Reduction, check_reduction
@@ -21,7 +20,8 @@ from ..frames.row_loss import row_loss
 from ..hyperparameters import PerClass, Range
 from ..linear_logits import LinearLogits
 from ..logits import LogitTransform
-from ..measurement import autocasts, flat_rows, flatten, make_problem, result_dtype
+from ..measurement import flat_rows, flatten, make_problem, result_dtype
+from ..modes import autocasts, can_look_at
 from ..row_statistics import RowStatistics
 from ..softmax import log_softmax
 from ..targets import Target, class_axis

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...modes import PLAIN_TENSORS, compiling, deferred, in_cpu_memory, only_differentiable
 from .. import MODULES as ROWS
 from .. import Explanation, kernels_for, where_kernels_run, why_reference
 from .. import native as native_rows
-from ..transforms import is_batched, transforms_active
 from . import native, reference, triton
 from .problem import TENSORS, ElementProblem, Form
 
@@ -58,7 +58,7 @@ def loss(problem: ElementProblem, divisor: float | Tensor, engine: str) -> Tenso
     taken = _engine(problem, engine)
     if taken is None or (isinstance(divisor, Tensor) and _tracked(divisor)):
         return reference.plain_loss(problem, divisor)
-    if torch.compiler.is_compiling():
+    if compiling():
         from .ops import total_op  # registers the operators; only compilers need them
 
         return (total_op(problem, taken) / divisor).to(problem.dtype)
@@ -72,7 +72,7 @@ def values(problem: ElementProblem, engine: str) -> Tensor:
     taken = _engine(problem, engine)
     if taken is None:
         return reference.plain_values(problem).to(problem.dtype)
-    if torch.compiler.is_compiling():
+    if compiling():
         from .ops import values_op
 
         return values_op(problem, taken)
@@ -106,16 +106,15 @@ def plain(
     batches cost.
     """
     if (
-        type(input) not in _PLAIN_TENSORS
+        type(input) not in PLAIN_TENSORS
         or type(target) is not Tensor
         or input.dtype not in native_rows.TYPES
         or target.dtype is not input.dtype
-        or not (input.is_cpu and target.is_cpu)
         or input.shape != target.shape
         or target.requires_grad
         or reduction not in ("mean", "sum", "none")
-        or torch.compiler.is_compiling()
-        or transforms_active()
+        or deferred()
+        or not (in_cpu_memory(input) and in_cpu_memory(target))
         or torch.is_autocast_enabled("cpu")
         or not native_rows.fast
     ):
@@ -129,7 +128,6 @@ def plain(
 
 
 _CROSS_ENTROPY = Form()
-_PLAIN_TENSORS = (Tensor, torch.nn.Parameter)
 
 
 def _engine(problem: ElementProblem, engine: str) -> str | None:
@@ -137,8 +135,7 @@ def _engine(problem: ElementProblem, engine: str) -> str | None:
     taken = choose(problem, engine).engine
     if taken != "reference":
         return taken
-    takes_apart = torch.compiler.is_compiling() or transforms_active()
-    if takes_apart or problem.differentiable_beyond_input() or reference.is_small(problem):
+    if deferred() or problem.differentiable_beyond_input() or reference.is_small(problem):
         check_targets(problem)
         return None
     return taken
@@ -146,7 +143,7 @@ def _engine(problem: ElementProblem, engine: str) -> str | None:
 
 def check_targets(problem: ElementProblem) -> None:
     """Raise for a target outside [0, 1], where its numbers can be looked at."""
-    if not (torch.compiler.is_compiling() or transforms_active()):
+    if not deferred():
         reference.check_targets(problem)
 
 
@@ -179,7 +176,7 @@ class ElementReduction(torch.autograd.Function):
         (grad,) = grads
         # Handed over, not kept: the leaf may take the memory as its own.
         ahead, ctx.gradient = ctx.gradient, None
-        differentiable = torch.is_grad_enabled() or is_batched(grad)
+        differentiable = only_differentiable(grad)
         if ahead is not None and not differentiable and ctx.module.fits(grad):
             return ahead, None
         problem = ElementProblem(*ctx.saved_tensors, *ctx.settings)
@@ -205,7 +202,7 @@ class ElementValues(torch.autograd.Function):
         """The gradient of the input."""
         (grad,) = grads
         problem = ElementProblem(*ctx.saved_tensors, *ctx.settings)
-        if torch.is_grad_enabled() or is_batched(grad):
+        if only_differentiable(grad):
             plain = lambda: reference.plain_values(problem).to(problem.dtype)  # noqa: E731
             return _plain_gradient(plain, problem.input, grad), None
         return ctx.module.gradient(problem, grad, 1.0), None

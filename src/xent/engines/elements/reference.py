@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from ...modes import deferred
 from .problem import ElementProblem
 
 # What PyTorch gives one thread. Pieces of whole multiples are cut into vectors alike by any number
@@ -162,7 +163,7 @@ def _spans(input: Tensor) -> Iterator[tuple[int, int]]:
 
 def _line_sums(values: Tensor) -> Tensor:
     """The sums of lines of values, and of what is left over."""
-    if torch.compiler.is_compiling():
+    if deferred():
         return values.sum().unsqueeze(0)
     whole = values.numel() // LINE * LINE
     sums = values[:whole].view(-1, LINE).sum(-1)

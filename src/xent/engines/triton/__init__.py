@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ...modes import obstacle
 from .. import reference
 from ..problem import Problem
 from ..reference import check_labels
-from ..transforms import unreadable
 
 if TYPE_CHECKING:
     from .launch import Launch
@@ -32,7 +32,7 @@ def obstacle_of(tensors: Sequence[Tensor | None]) -> str | None:
     """Why no kernel can read these tensors, or None if one can."""
     if not INSTALLED:
         return "Triton is not installed: pip install triton"
-    return unreadable(tensors, (*DEVICES, "cpu") if INTERPRETED else DEVICES)
+    return obstacle(tensors, (*DEVICES, "cpu") if INTERPRETED else DEVICES)
 
 
 def row_statistics(problem: Problem) -> tuple[Tensor, bool]:

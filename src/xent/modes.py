@@ -1,0 +1,166 @@
+"""Modes of PyTorch: when a tensor's memory may be read, and when values may be looked at.
+
+Kernels read memory, and checks look at values. Neither is possible while somebody records
+operations or takes tensors apart, nor with tensors whose numbers lie elsewhere or in another form.
+Every entry asks the functions of this page; what they turn away goes by plain tensor operations.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._C._functorch import (  # pyright: ignore[reportMissingImports]
+    is_legacy_batchedtensor,
+)
+from torch._ops import _len_torch_dispatch_stack_pre_dispatch
+from torch.utils._python_dispatch import _disable_current_modes, _get_current_dispatch_mode_stack
+
+PLAIN_TENSORS = (Tensor, torch.nn.Parameter)  # the types that the shortest ways take
+
+_TRACERS = (
+    torch._C._TorchDispatchModeKey.FAKE,
+    torch._C._TorchDispatchModeKey.PROXY,
+    torch._C._TorchDispatchModeKey.FUNCTIONAL,
+)
+
+
+# ---- modes --------------------------------------------------------------------------------------
+
+
+def compiling() -> bool:
+    """Whether torch.compile or torch.export is at work; both are shown operators of our own."""
+    return torch.compiler.is_compiling()
+
+
+def plain_operations() -> bool:
+    """Whether only plain tensor operations will do.
+
+    So it is under torch.func (vmap, grad, jvp, ...) and forward-mode AD, whose tensors have no
+    memory of their own, and under torch.jit.trace, make_fx, fake and functional tensors, which
+    record one operation after the other. Compilers are another matter: :func:`compiling`.
+    """
+    return (
+        torch._C._are_functorch_transforms_active()  # what autograd.Function itself asks
+        or torch.autograd.forward_ad._current_level >= 0
+        or torch._C._get_tracing_state() is not None
+        or (torch._C._len_torch_dispatch_stack() > 0 and _a_tracer_is_active())
+        or _len_torch_dispatch_stack_pre_dispatch() > 0
+    )
+
+
+def deferred() -> bool:
+    """Whether values cannot be looked at: they are still to come, or a transform hides them."""
+    return compiling() or plain_operations()
+
+
+def autocasts(tensor: Tensor) -> bool:
+    """Whether autocast is on for a tensor's device; some types of devices have none."""
+    device = tensor.device.type
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
+def without_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
+    """A context in which autocast is off for a tensor's device."""
+    device = tensor.device.type
+    if not torch.amp.is_autocast_available(device):
+        return contextlib.nullcontext()
+    return torch.autocast(device, enabled=False)
+
+
+def _a_tracer_is_active() -> bool:
+    # Other dispatch modes (counters of operations, selective checkpoints) leave memory alone.
+    return any(
+        getattr(mode, "_mode_key", None) in _TRACERS for mode in _get_current_dispatch_mode_stack()
+    )
+
+
+# ---- tensors ------------------------------------------------------------------------------------
+
+
+def _keys(tensor: Tensor) -> int:
+    """The dispatch keys of a tensor as bits."""
+    return torch._C._dispatch_keys(tensor).raw_repr()
+
+
+@functools.cache
+def _keys_of_memory(device: str) -> int:
+    """The keys of a fresh tensor on a type of device, whatever is active."""
+    with _disable_current_modes(), torch._C._DisableFuncTorch():
+        return _keys(torch.empty(0, device=device))
+
+
+_KEYS_BEYOND_CPU = ~_keys_of_memory("cpu")
+
+
+def in_cpu_memory(tensor: Tensor) -> bool:
+    """Whether a tensor is plain memory of the CPU, and there is some.
+
+    PyTorch's dispatcher marks whatever is not plain memory with a key of its own. A tensor with a
+    key that a fresh tensor lacks is turned away, whatever that key may be.
+    """
+    return not _keys(tensor) & _KEYS_BEYOND_CPU and bool(tensor.data_ptr())
+
+
+def unreadable(tensor: Tensor) -> str | None:
+    """Why a tensor's memory does not hold its numbers as they are, or None if it does."""
+    if compiling():  # the operators will read the tensors that are still to come
+        return None if tensor.layout is torch.strided else f"the layout is {tensor.layout}"
+    if in_cpu_memory(tensor):
+        return None
+    if tensor.layout is not torch.strided:
+        return f"the layout is {tensor.layout}"
+    if _keys(tensor) & ~_keys_of_memory(tensor.device.type):
+        return _reason(tensor)
+    if tensor.numel() and not tensor.data_ptr():
+        return "the tensor has no memory"
+    return None
+
+
+def _reason(tensor: Tensor) -> str:
+    if type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__:
+        return f"{type(tensor).__name__} is a tensor subclass that keeps its numbers elsewhere"
+    if tensor.is_neg():
+        return "the tensor waits to be negated (.resolve_neg() does it)"
+    return f"to PyTorch the tensor is more than memory: {torch._C._dispatch_keys(tensor)}"
+
+
+def obstacle(tensors: Sequence[Tensor | None], devices: Sequence[str]) -> str | None:
+    """Why kernels for some types of devices cannot read these tensors, or None if they can."""
+    for tensor in tensors:
+        if tensor is None:
+            continue
+        if tensor.device.type not in devices:
+            return f"the tensors are on {tensor.device}"
+        reason = unreadable(tensor)
+        if reason is not None:
+            return reason
+    return None
+
+
+def only_differentiable(*grads: Tensor | None) -> bool:
+    """Whether a backward pass must be plain operations, given the gradients that come in.
+
+    So it is where the pass is recorded for a second derivative or vectorised, by either of
+    torch's vmaps, and where kernels cannot read what comes in.
+    """
+    if torch.is_grad_enabled() or plain_operations():
+        return True
+    return any(
+        g is not None and (is_legacy_batchedtensor(g) or unreadable(g) is not None) for g in grads
+    )
+
+
+def can_look_at(values: Tensor) -> bool:
+    """Whether a check may read values: they are there, and looking waits for no device."""
+    return values.device.type == "cpu" and not deferred() and unreadable(settled(values)) is None
+
+
+def settled(tensor: Tensor) -> Tensor:
+    """The tensor with a pending negation carried out, so that kernels can read its memory."""
+    return tensor.resolve_neg() if not compiling() and tensor.is_neg() else tensor
