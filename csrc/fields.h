@@ -74,7 +74,9 @@ XENT_LANE double times(double factor, double value) { return factor == 0 ? 0.0 :
 // An infinite logit is an overflow upstream; it must not look like a sure prediction.
 double finite_or_nan(double logit) { return logit == kInfinity ? kNaN : logit; }
 
-// What follows from the sums.
+// What follows from the sums. An exponential of d would magnify the rounding of d: half a unit of
+// float64 per nat. So where the pivot leads, e^-d is formed from the sum and from the lead, whose
+// own rounding is known.
 struct Odds {
   double sum[kStrip], log_sum[kStrip];  // of the rest, relative to the shift
   double d[kStrip];                     // the log-odds of the pivot
@@ -82,25 +84,42 @@ struct Odds {
   double below[kStrip];                 // lse - shift
 
   Odds(const Rows& rows, int height, bool counted) {
-    double overlap[kStrip];
+    double lost[kStrip];  // pivot - shift = lead + lost
     for (int r = 0; r < height; ++r) sum[r] = rows.sum[r];
     if (counted)
       for (int r = 0; r < height; ++r) sum[r] += rows.tops[r];
     for (int r = 0; r < height; ++r) log_sum[r] = log_lane(sum[r]);
     if (counted)
       for (int r = 0; r < height; ++r) {
-        const double lost = rows.sum[r] - (sum[r] - rows.tops[r]);
-        log_sum[r] += sum[r] == 0 ? 0.0 : lost / sum[r];
+        const double rounded = rows.sum[r] - (sum[r] - rows.tops[r]);
+        log_sum[r] += sum[r] == 0 ? 0.0 : rounded / sum[r];
       }
     for (int r = 0; r < height; ++r) {
-      d[r] = finite_or_nan(rows.pivot[r]) - rows.shift[r] - log_sum[r];
+      const double pivot = finite_or_nan(rows.pivot[r]);
+      lead_[r] = pivot - rows.shift[r];
+      lost[r] = lost_in_difference(pivot, rows.shift[r], lead_[r]);
+      d[r] = lead_[r] - (log_sum[r] - lost[r]);
+      lead_[r] = d[r] == d[r] ? lead_[r] : kNaN;
     }
-    for (int r = 0; r < height; ++r) overlap[r] = overlap_lane(d[r]);
     for (int r = 0; r < height; ++r) {
-      above[r] = (d[r] < 0 ? -d[r] : 0.0) + overlap[r];
-      below[r] = log_sum[r] + (d[r] < 0 ? 0.0 : d[r]) + overlap[r];
+      const bool leads = lead_[r] > 0;
+      const double x = leads ? -lead_[r] : d[r];
+      ratio_[r] = exp_scaled(x, leads ? sum[r] - sum[r] * lost[r] : 1.0);
+    }
+    for (int r = 0; r < height; ++r) {
+      const double overlap = log1p_lane(ratio_[r]);
+      above[r] = overlap - (lead_[r] > 0 ? 0.0 : d[r]);
+      below[r] = overlap + (lead_[r] > 0 ? lead_[r] : log_sum[r]);
     }
   }
+
+  // The probabilities of the pivot and of the rest.
+  double pivot(int r) const { return (lead_[r] > 0 ? 1.0 : ratio_[r]) / (1.0 + ratio_[r]); }
+  double rest(int r) const { return (lead_[r] > 0 ? ratio_[r] : 1.0) / (1.0 + ratio_[r]); }
+
+ private:
+  double lead_[kStrip];   // of the pivot over the shift, rounded
+  double ratio_[kStrip];  // of the rest to the pivot where that leads, else the other way round
 };
 
 // ---- fields -------------------------------------------------------------------------------------
@@ -182,8 +201,7 @@ void finish_entropy(const xent::Statistics& s, const Rows& rows, const Odds& odd
   for (int r = 0; r < height; ++r) {
     const double sum = odds.sum[r];
     const double surprise = odds.below[r] + (sum > 0 ? rows.spread[r] / sum : 0.0);
-    value[r] = times(sigmoid_lane(odds.d[r]), odds.above[r]) +
-               times(sigmoid_lane(-odds.d[r]), surprise);
+    value[r] = times(odds.pivot(r), odds.above[r]) + times(odds.rest(r), surprise);
   }
   put(s.entropy, n, height, value);
 }
@@ -191,7 +209,7 @@ void finish_entropy(const xent::Statistics& s, const Rows& rows, const Odds& odd
 void finish_powers(const xent::Statistics& s, const Rows& rows, const Odds& odds, int64_t n,
                    int height) {
   double unit[kStrip], value[kStrip];
-  for (int r = 0; r < height; ++r) unit[r] = exp_scaled(-odds.below[r], 1.0);
+  for (int r = 0; r < height; ++r) unit[r] = odds.rest(r) / odds.sum[r];
   if (s.rest_squares)
     for (int r = 0; r < height; ++r) value[r] = times(rows.squares[r], unit[r] * unit[r]);
   put(s.rest_squares, n, height, value);

@@ -87,6 +87,13 @@ class SlopeFinder {
       pivot_[r] = (d[r] < 0 ? e : 1.0) / whole;
       rest_[r] = (d[r] < 0 ? 1.0 : e) / whole;
     }
+    // A small e^-d shows the rounding of d, half a unit of float64 per nat; what the probability
+    // leaves of 1 does not.
+    if (sizeof(Real) == 8 && !is_soft(p_))
+      for (int r = 0; r < height_; ++r) {
+        const double rest = one_minus_exp(-s_.log_prob[n_ + r]);
+        rest_[r] = d[r] > 0 ? rest : rest_[r];
+      }
     for (int r = 0; r < height_; ++r)
       out_.pivot[r] = is_soft(p_) ? int64_t(s_.top[n_ + r]) : label_[r].pivot;
   }

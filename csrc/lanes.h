@@ -202,8 +202,8 @@ XENT_LANE Real exp_clamped(Real x) {
   return exponential(low > x ? low : x).value();
 }
 
-// factor * e^x for x <= 0, right down into the subnormal numbers; 0 for x = -inf whatever the
-// factor.
+// factor * e^x where neither overflows, right down into the subnormal numbers; 0 for x = -inf
+// whatever the factor.
 template <class Real>
 XENT_LANE Real exp_scaled(Real x, Real factor) {
   constexpr Real low = Exp<Real>::vanished / Exp<Real>::log2e;
@@ -303,7 +303,7 @@ XENT_LANE double log_lane(double x) {
   return x > 0 ? finite : nothing;  // one condition at a time, or it is not vectorised
 }
 
-// log(1 + u) for u in [0, 1]; what 1 + u rounds away is put back to first order.
+// log(1 + u) for 0 <= u < 2^53; what 1 + u rounds away is put back to first order.
 XENT_LANE double log1p_lane(double u) {
   const double sum = 1.0 + u;
   return log_lane(sum) + (u - (sum - 1.0)) / sum;
@@ -314,9 +314,11 @@ XENT_LANE double overlap_lane(double d) {
   return log1p_lane(exp_scaled(d < 0 ? d : -d, 1.0));
 }
 
-XENT_LANE double sigmoid_lane(double d) {
-  const double e = exp_scaled(d < 0 ? d : -d, 1.0);
-  return (d < 0 ? e : 1.0) / (1.0 + e);
+// What a - b = difference has rounded away, exactly (Knuth); 0 where the difference is infinite.
+XENT_LANE double lost_in_difference(double a, double b, double difference) {
+  const double minus_b = difference - a;
+  const double lost = (a - (difference - minus_b)) - (b + minus_b);
+  return lost - lost == 0 ? lost : 0.0;
 }
 
 // 1 - e^-x for x >= 0, by way of tanh: nothing cancels near 0.

@@ -29,27 +29,78 @@ def check(z, y, engine):
     """Losses and gradients of every row within the contract's bounds."""
     loss, grad = value_and_grad(xent.cross_entropy, z, y, reduction="none", engine=engine)
     truth, slope = exact(z, y)
-    loss_nats, grad_nats = 0.0, nats_below_top(z)
-    if engine == "triton":
-        grad_nats = grad_nats * CONSTANT
-    if z.dtype == torch.float64:
-        # The log-odds, float64 too, are rounded twice, which an exp(-d) multiplies by d nats.
-        loss_nats, grad_nats = (-2 * torch.log(v.abs()).clamp(max=0) for v in (truth, slope))
-    assert worst(loss, truth, loss_nats) <= LOSS_ULPS
+    grad_nats = nats_below_top(z) * (CONSTANT if engine == "triton" else 1)
+    assert worst(loss, truth) <= LOSS_ULPS
     bound = GRAD_ULPS_FLOAT64 if z.dtype == torch.float64 else GRAD_ULPS
     assert worst(grad, slope, grad_nats) <= bound
+
+
+# From hopelessly wrong (the loss is the margin) to so sure that 1 - p underflows, first in float32.
+MARGINS = torch.tensor(
+    [-700, -300, -100, -88, -30, -16.7, -5, -0.5, 0, 0.5, 5, 12, 16.7, 18, 25, 36.9, 60, 80, 87,
+     100, 200, 300, 450, 600, 700, 720], dtype=torch.float64,
+)  # fmt: skip
+
+
+def at_margins(classes, dtype):
+    """Rows whose targets are at the margins before the largest of the others, and the targets."""
+    z = torch.randn(len(MARGINS), classes, dtype=torch.float64) * 2
+    y = torch.randint(classes, (len(MARGINS),))
+    others = z.scatter(1, y[:, None], -math.inf).amax(1)
+    return z.scatter(1, y[:, None], (others + MARGINS)[:, None]).to(dtype), y
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("classes", [2, 3, 10, 1000])  # one other; a few; a lane block; many
 def test_every_margin(engine, dtype, classes):
-    # from hopelessly wrong (the loss is the margin) to so sure that 1 - p underflows in float32
-    margins = [-100, -88, -30, -16.7, -5, -0.5, 0, 0.5, 5, 12, 16.7, 18, 25, 36.9, 60, 80, 87, 100]
-    z = torch.randn(len(margins), classes, dtype=torch.float64)
-    y = torch.randint(classes, (len(margins),))
-    others = z.scatter(1, y[:, None], -math.inf).amax(1)
-    z = z.scatter(1, y[:, None], (others + torch.tensor(margins).double())[:, None])
-    check(z.to(dtype), y, engine)
+    check(*at_margins(classes, dtype), engine)
+
+
+@pytest.mark.parametrize("classes", [2, 10, 100])  # one other; a panel; rows
+def test_every_margin_on_every_instruction_set(core, classes):
+    z, y = at_margins(classes, torch.float64)
+    truth, _ = exact(z, y)
+    chosen = core.isa
+    try:
+        for isa in core.isas():
+            core.set_isa(isa)
+            loss = xent.cross_entropy(z, y, reduction="none", engine="native")
+            assert worst(loss, truth) <= LOSS_ULPS, isa
+    finally:
+        core.set_isa(chosen)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("classes", [2, 10])
+def test_every_margin_of_a_soft_target(engine, dtype, classes):
+    z, y = at_margins(classes, dtype)
+    truth, _ = exact(z, y)
+    sure = torch.nn.functional.one_hot(y, classes).to(dtype)
+    loss = xent.cross_entropy(z, sure, reduction="none", engine=engine)
+    assert worst(loss, truth) <= LOSS_ULPS
+
+
+@pytest.mark.float64
+def test_probabilities_at_every_margin(engine):
+    # Exponentials of the log-odds after two roundings, half a unit per nat each.
+    z, y = at_margins(10, torch.float64)
+    s = xent.statistics(z, y, engine=engine)
+    _, slope = exact(z, y)
+    miss = -slope.gather(1, y[:, None])[:, 0]
+    others = z.scatter(1, y[:, None], -math.inf)
+    odds = [mpmath.exp(log_sum_exp(row) - z[n, y[n]].item()) for n, row in enumerate(others)]
+    prob = torch.tensor([float(1 / (1 + v)) for v in odds], dtype=torch.float64)
+    assert worst(s.miss, miss, -2 * torch.log(miss)) <= LOSS_ULPS
+    assert worst(s.prob, prob, -2 * torch.log(prob)) <= LOSS_ULPS
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("margin", [1.0, 2000.0])  # e^-2000 is 0, and 0 * NaN is NaN
+def test_no_margin_hides_nan(engine, dtype, margin):
+    z = torch.tensor([[margin, 0.0, math.nan]], dtype=dtype)
+    loss, grad = value_and_grad(xent.cross_entropy, z, torch.tensor([0]), engine=engine)
+    assert bool(loss.isnan())
+    assert bool(grad.isnan().all())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -218,9 +269,13 @@ def test_soft_targets(engine, dtype):
     assert worst(loss, torch.tensor(truth, dtype=torch.float64)) <= LOSS_ULPS
 
 
+def log_sum_exp(row):
+    return mpmath.log(mpmath.fsum(mpmath.exp(mpmath.mpf(v)) for v in row.double().tolist()))
+
+
 def entropy_of(row):
     values = [mpmath.mpf(v) for v in row.double().tolist()]
-    lse = mpmath.log(mpmath.fsum(mpmath.exp(v) for v in values))
+    lse = log_sum_exp(row)
     return float(mpmath.fsum(mpmath.exp(v - lse) * (lse - v) for v in values))
 
 

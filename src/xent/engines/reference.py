@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .._check import label_out_of_range
@@ -70,10 +69,22 @@ def row_statistics(problem: Problem) -> tuple[Tensor, bool]:
     log_sum = torch.where(empty, -INF, torch.log(tops) + torch.log1p(small / tops))
 
     shift, finite_shift = shift.to(wide), finite_shift.to(wide)
-    d = (pivot_logit - shift) - log_sum  # log-odds of the pivot
-    above = -F.logsigmoid(d)  # lse - pivot
-    below = torch.where(empty, 0.0, log_sum - F.logsigmoid(-torch.where(empty, 0.0, d)))
-    lse = torch.where(d < 0, finite_shift + below, pivot_logit + above)
+    lead = pivot_logit - shift
+    lost = _lost_in_difference(pivot_logit.detach(), shift.detach(), lead.detach())
+    d = lead - (log_sum - lost)  # log-odds of the pivot
+    # An exponential of d would magnify the rounding of d. Where the pivot leads, e^-d is formed
+    # from the sum and from the lead, whose own rounding is known.
+    trails, unlikely = lead < 0, d < 0
+    rest_sum = torch.where(empty, 0.0, sum_)
+    odds = torch.exp(torch.where(trails, 0.0, -lead)) * (rest_sum - rest_sum * lost)
+    ratio = torch.where(unlikely, torch.exp(torch.where(unlikely, d, 0.0)), odds)  # e^-|d|
+    overlap = torch.log1p(ratio)
+    above = torch.where(trails, overlap - d, torch.log1p(odds))  # lse - pivot
+    below = torch.where(unlikely, log_sum + overlap, lead + overlap)  # lse - shift
+    below = torch.where(empty, 0.0, below)
+    lse = torch.where(unlikely, finite_shift + below, pivot_logit + above)
+    pivot_prob = torch.where(unlikely, ratio, 1.0) / (1.0 + ratio)
+    rest_prob = torch.where(unlikely, 1.0, ratio) / (1.0 + ratio)
 
     fields: dict[str, Tensor] = {"shift": shift, "sum": sum_, "lse": lse}
     if q is None:
@@ -105,17 +116,16 @@ def row_statistics(problem: Problem) -> tuple[Tensor, bool]:
     for power, name in ((2, "squares"), (3, "cubes")):
         if name in p.requests:  # relative to the shift, so that nothing overflows
             total = torch.exp(-power * below_shift).sum(-1, dtype=wide)
-            # exp(shift - lse); the derivative of torch.sigmoid is formed from 1 - sigmoid
-            share = F.logsigmoid(-d).exp() / torch.where(empty, 1.0, sum_)
+            share = rest_prob / torch.where(empty, 1.0, sum_)  # exp(shift - lse)
             fields[f"rest_{name}"] = total * share**power
     if "entropy" in p.requests:
         masked = rest == -INF
         spread = (e * torch.where(masked, 0, below_shift)).sum(-1, dtype=wide)
         surprise = below + spread / torch.where(empty, 1.0, sum_)
         sure = d == INF  # nothing but the pivot, or nothing of the pivot
-        unlikely = d == -INF
-        in_pivot = torch.where(unlikely, 0.0, torch.sigmoid(d) * torch.where(unlikely, 0.0, above))
-        in_rest = torch.where(sure, 0.0, torch.sigmoid(-d) * torch.where(sure, 0.0, surprise))
+        hopeless = d == -INF
+        in_pivot = torch.where(hopeless, 0.0, pivot_prob * torch.where(hopeless, 0.0, above))
+        in_rest = torch.where(sure, 0.0, rest_prob * torch.where(sure, 0.0, surprise))
         fields |= {"entropy": in_pivot + in_rest, "log_sum": log_sum}
     if "mean" in p.requests:
         masked = z == -INF
@@ -176,6 +186,13 @@ def row_gradient(
 def _sweep(x: Tensor) -> Tensor:
     """Sums run in at least float32."""
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
+
+
+def _lost_in_difference(a: Tensor, b: Tensor, difference: Tensor) -> Tensor:
+    """What ``a - b`` has rounded away, exactly (Knuth); 0 where the difference is infinite."""
+    minus_b = difference - a
+    lost = (a - (difference - minus_b)) - (b + minus_b)
+    return torch.where(lost.isfinite(), lost, 0.0)
 
 
 def _largest(rest: Tensor) -> Tensor:
