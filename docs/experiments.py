@@ -1,60 +1,137 @@
 """Runs the examples and keeps what they print and draw: ``python docs/experiments.py [NAME ...]``.
 
 Each example is an experiment that fails where its claims are not borne out. Its output goes to
-``docs/experiments/NAME.txt``, its picture beside it, and ``docs/experiments/README.md`` shows all.
+``docs/experiments/NAME.txt``, its picture beside it, and ``docs/experiments/README.md`` shows all;
+``times.txt`` there is the table of a run of all. With ``--small`` each runs in its small form,
+which takes seconds, and nothing is kept. One that fails or lacks a package does not stop the
+others.
 """
 
 from __future__ import annotations
 
+import argparse
+import os
+import platform
+import re
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 PROJECT = Path(__file__).parents[1]
-EXAMPLES = {path.stem: path for path in sorted((PROJECT / "examples").glob("*.py"))}
+EXAMPLES = {
+    path.stem: path
+    for path in sorted((PROJECT / "examples").glob("*.py"))
+    if not path.stem.startswith("_")
+}
 OUT = PROJECT / "docs" / "experiments"
+# The last line of an error where a package is missing, as Python puts it, or as examples do.
+MISSING = re.compile(
+    r"^(?:ModuleNotFoundError: No module named '(\S+)'|.*needs (\S+): pip install)"
+)
 
 
-def main(names: list[str]) -> int:
-    """Run the examples of these names, or all; the number of those that failed."""
-    unknown = [name for name in names if name not in EXAMPLES]
+class Run(NamedTuple):
+    """One example: what it printed, how long it took, and how it ended."""
+
+    name: str
+    output: str
+    seconds: float
+    ended: str  # "passed", "failed", or "skipped: no PACKAGE"
+
+
+def main() -> int:
+    """Run the examples of these names, or all; 1 if one of them failed."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help="default: all")
+    parser.add_argument("--small", action="store_true", help="seconds each; keeps nothing")
+    chosen = parser.parse_args()
+    unknown = [name for name in chosen.names if name not in EXAMPLES]
     if unknown:
-        sys.exit(f"no example {', '.join(unknown)}; there are {', '.join(EXAMPLES)}")
-    OUT.mkdir(exist_ok=True)
-    failed = [name for name in names or EXAMPLES if not run(name)]
-    (OUT / "README.md").write_text(index(), encoding="utf-8")
-    print(f"{OUT / 'README.md'}; failed: {', '.join(failed) or 'none'}")
-    return len(failed)
+        parser.error(f"no example {', '.join(unknown)}; there are {', '.join(EXAMPLES)}")
+    with tempfile.TemporaryDirectory() as folder:
+        runs = [run(name, chosen.small, Path(folder)) for name in chosen.names or EXAMPLES]
+        table = times(runs)
+        if not chosen.small:
+            keep(runs, Path(folder))
+            if not chosen.names:
+                (OUT / "times.txt").write_text(f"{machine()}\n\n{table}\n", encoding="utf-8")
+            (OUT / "README.md").write_text(index(), encoding="utf-8")
+    print(table)
+    return int(any(run.ended == "failed" for run in runs))
 
 
-def run(name: str) -> bool:
-    """Run one example, and keep its output if it succeeds."""
+def run(name: str, small: bool, folder: Path) -> Run:
+    """Run one example, its picture into a folder."""
     print(f"{name} ...", flush=True)
+    options = ["--picture", str(folder / f"{name}.png")] if draws(name) else []
     start = time.perf_counter()
-    options = ["--picture", str(OUT / f"{name}.png")] if draws(name) else []
     done = subprocess.run(
-        [sys.executable, EXAMPLES[name], *options],
+        [sys.executable, EXAMPLES[name], *options, *(["--small"] if small else [])],
         cwd=PROJECT,
-        stdout=subprocess.PIPE,
+        capture_output=True,
         text=True,
+        encoding="utf-8",
+        env={**os.environ, "PYTHONIOENCODING": "utf-8"},
     )
-    print(f"{done.stdout}{name}: {time.perf_counter() - start:.0f} s\n", flush=True)
+    seconds = time.perf_counter() - start
+    last = (done.stderr.strip() or "no word").splitlines()[-1]
+    missing = MISSING.match(last)
     if done.returncode == 0:
-        output = done.stdout.replace(f"{PROJECT}/", "")
-        (OUT / f"{name}.txt").write_text(output, encoding="utf-8")
-    return done.returncode == 0
+        ended = "passed"
+    elif missing:
+        ended = f"skipped: no {missing[1] or missing[2]}"
+    else:
+        ended = "failed"
+    print(done.stdout, done.stderr if ended == "failed" else "", sep="")
+    print(f"{name}: {ended}, {seconds:.0f} s\n", flush=True)
+    return Run(name, done.stdout.replace(f"{folder}/", "docs/experiments/"), seconds, ended)
+
+
+def keep(runs: list[Run], folder: Path) -> None:
+    """Write down what those that passed have printed and drawn."""
+    OUT.mkdir(exist_ok=True)
+    for run in runs:
+        if run.ended == "passed":
+            (OUT / f"{run.name}.txt").write_text(run.output, encoding="utf-8")
+            picture = folder / f"{run.name}.png"
+            if picture.exists():
+                (OUT / picture.name).write_bytes(picture.read_bytes())
+
+
+def times(runs: list[Run]) -> str:
+    """The table of all runs: name, seconds, how it ended."""
+    lines = [f"{run.name:24}{run.seconds:7.0f} s  {run.ended}" for run in runs]
+    total = sum(run.seconds for run in runs)
+    passed = sum(run.ended == "passed" for run in runs)
+    return "\n".join([*lines, f"{'all':24}{total:7.0f} s  {passed} of {len(runs)} passed"])
+
+
+def machine() -> str:
+    """What they ran on."""
+    import torch
+
+    processor = platform.processor() or platform.machine()
+    cpu = Path("/proc/cpuinfo")
+    if cpu.exists():
+        processor = re.findall(r"model name\s*: (.*)", cpu.read_text()) or [processor]
+        processor = processor[0]
+    python = platform.python_version()
+    return f"{processor}, {os.cpu_count()} cores; Python {python}, PyTorch {torch.__version__}"
 
 
 def draws(name: str) -> bool:
     """Whether the example has a picture."""
-    return '"--picture"' in EXAMPLES[name].read_text(encoding="utf-8")
+    return "picture=False" not in EXAMPLES[name].read_text(encoding="utf-8")
 
 
 def index() -> str:
     """The page that shows all results there are."""
     parts = [
-        "# Experiments\n\nWritten by `make experiments`; each fails if its claims do not hold."
+        "# Experiments\n\nWritten by `make experiments`; each fails if its claims do not hold, and "
+        "takes a small form, `--small`, with claims of its own."
     ]
     for name, path in EXAMPLES.items():
         if (OUT / f"{name}.txt").exists():
@@ -63,8 +140,11 @@ def index() -> str:
             parts.append(f"```\n{(OUT / f'{name}.txt').read_text(encoding='utf-8').rstrip()}\n```")
         if (OUT / f"{name}.png").exists():
             parts.append(f"![{name}]({name}.png)")
+    if (OUT / "times.txt").exists():
+        text = (OUT / "times.txt").read_text(encoding="utf-8").rstrip()
+        parts.append(f"## How long they take\n\n```\n{text}\n```")
     return "\n\n".join(parts) + "\n"
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

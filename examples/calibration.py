@@ -1,6 +1,6 @@
 """An over-confident network, and the one number that mends it: temperature scaling.
 
-    python examples/calibration.py [--seeds 5] [--picture runs/calibration.png]
+    python examples/calibration.py [--small] [--seeds 5] [--seed 0] [--picture runs/calibration.png]
 
 Needs scikit-learn, and matplotlib for the picture. Takes a few seconds.
 
@@ -11,7 +11,6 @@ remaining 1197. Equal confidence for equal accuracy is the diagonal of the pictu
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import xent
+from _experiment import hold, options, save
 from xent.learn.calibration import (
     Reliability,
     brier_score,
@@ -100,38 +100,40 @@ def draw(outcome: Outcome, path: Path) -> None:
     for ax, table, name in zip(figure.subplots(1, 2), outcome.tables, names, strict=True):
         xent.plot.reliability(table, ax)
         ax.set_title(f"{name}: {ax.get_title()}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=100)
+    save(figure, path)
 
 
 def main() -> None:
-    """Print a line per seed and draw the first."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--picture", type=Path, default=Path("runs/calibration.png"))
-    arguments = parser.parse_args()
-
+    """Print a line per seed, check and draw the first."""
+    chosen = options(__file__, __doc__, seeds=(5, 2))
     torch.set_num_threads(1)  # the matrices are too small to share
     columns = ("nats", "ece", "adaptive", "brier")
-    outcomes = [run(seed) for seed in tqdm(range(arguments.seeds), leave=False)]
+    outcomes = [run(seed) for seed in tqdm(chosen.seeds, leave=False)]
     print(f"{'seed':>4} {'accuracy':>9} {'T':>6}" + "".join(f" {name:>17}" for name in columns))
-    for seed, outcome in enumerate(outcomes):
+    for seed, outcome in zip(chosen.seeds, outcomes, strict=True):
         pairs = [getattr(outcome, name) for name in columns]
         print(
             f"{seed:4d} {outcome.accuracy:9.4f} {outcome.temperature:6.2f}"
             + "".join(f"  {before:.4f} -> {after:.4f}" for before, after in pairs)
         )
-    draw(outcomes[0], arguments.picture)
-    print(f"reliability diagrams: {arguments.picture}")
-
-    for outcome in outcomes:
-        assert outcome.temperature > 1
-        for name in columns:
-            before, after = getattr(outcome, name)
-            assert after < before, f"temperature scaling made {name} worse"
     before, after = (sum(o.ece[k] for o in outcomes) / len(outcomes) for k in (0, 1))
-    print(f"mean expected calibration error {before:.4f} -> {after:.4f}")
-    assert after < before / 2
+    print(f"mean expected calibration error {before:.4f} -> {after:.4f}\n")
+    claims = {
+        "every network is surer than it is right: the temperature is above 1": all(
+            o.temperature > 1 for o in outcomes
+        ),
+        **{
+            f"the temperature lessens {name} with every seed": all(
+                after < before for before, after in (getattr(o, name) for o in outcomes)
+            )
+            for name in columns
+        },
+        "the mean expected calibration error is less than two thirds of what it was": (
+            after < before * 2 / 3
+        ),
+    }
+    hold(claims)
+    draw(outcomes[0], chosen.picture)
 
 
 if __name__ == "__main__":

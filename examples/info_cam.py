@@ -1,6 +1,6 @@
 """Where a classifier sees its evidence: class-activation maps and infoCAM on digits in a frame.
 
-    python examples/info_cam.py [--seeds 3] [--picture runs/info_cam.png]
+    python examples/info_cam.py [--small] [--seeds 3] [--seed 0] [--picture runs/info_cam.png]
 
 Needs scikit-learn and SciPy, and matplotlib for the picture. Takes about two minutes on two cores.
 
@@ -13,8 +13,6 @@ prediction, because softmax does not see it: plain maps lose their place, infoCA
 
 from __future__ import annotations
 
-import argparse
-import time
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,11 +24,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import xent
+from _experiment import hold, options, save
 from xent.learn import class_activation_map, info_cam
 from xent.plot import activation_map
 
 FRAME, DIGIT, SHRED, SHREDS = 40, 16, 6, 6  # pixels, and how many shreds
-EPOCHS, BATCH, LEARNING_RATE, TRAINING_ROWS, TUNING_ROWS = 10, 64, 4e-3, 1400, 300
+BATCH, LEARNING_RATE, TRAINING_ROWS = 64, 4e-3, 1400
 SHIFT = 5  # times a vector of standard normal numbers
 THRESHOLDS = torch.linspace(0.05, 0.8, 16).tolist()
 KINDS = ("CAM", "infoCAM", "infoCAM+", "CAM, shifted", "infoCAM, shifted")
@@ -86,15 +85,15 @@ class Network(nn.Module):
         return self.head(self.features(images).mean((2, 3)))
 
 
-def train(digits: Tensor, labels: Tensor, seed: int, bar: Any) -> Network:
+def train(digits: Tensor, labels: Tensor, seed: int, epochs: int, bar: Any) -> Network:
     """A network that has seen each digit in many places."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     network = Network().train()
-    steps = EPOCHS * (len(digits) // BATCH)
+    steps = epochs * (len(digits) // BATCH)
     optimizer = torch.optim.Adam(network.parameters())
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, steps)
-    for _ in range(EPOCHS):
+    for _ in range(epochs):
         scenes = compose(digits, labels, generator)
         order = torch.randperm(len(digits), generator=generator)
         for rows in order[: len(order) - len(order) % BATCH].view(-1, BATCH):
@@ -158,13 +157,15 @@ def overlap(a: list[int], b: list[int]) -> float:
     return common / (total - common)
 
 
-def run(seed: int, digits: Tensor, labels: Tensor, bar: Any) -> tuple[Tensor, float, Any]:
+def run(
+    seed: int, digits: Tensor, labels: Tensor, epochs: int, rows: int, bar: Any
+) -> tuple[Tensor, float, Any]:
     """(mean IoU and hit rate of each kind of map (kinds, 2), accuracy, what to draw) of a seed."""
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
-    known, new = order[:TRAINING_ROWS], order[TRAINING_ROWS:]
-    network = train(digits[known], labels[known], seed, bar)
+    known, new = order[:TRAINING_ROWS], order[TRAINING_ROWS:][:rows]
+    network = train(digits[known], labels[known], seed, epochs, bar)
     generator = torch.Generator().manual_seed(1000 + seed)
-    tuning = compose(digits[known[:TUNING_ROWS]], labels[known[:TUNING_ROWS]], generator)
+    tuning = compose(digits[known[:rows]], labels[known[:rows]], generator)
     test = compose(digits[new], labels[new], generator)
     tuning_maps, (maps, predicted) = (
         maps_of(network, tuning.images)[0],
@@ -194,13 +195,14 @@ def show(scores: Tensor, accuracy: Tensor) -> str:
     return "\n".join(lines)
 
 
-def check(scores: Tensor) -> list[str]:
-    """Assert the claims; they come back as sentences."""
+def claims(scores: Tensor, small: bool) -> dict[str, bool]:
+    """What must hold."""
     iou = dict(zip(KINDS, scores.mean(0)[:, 0].tolist(), strict=True))
     hits = dict(zip(KINDS, scores.mean(0)[:, 1].tolist(), strict=True))
-    claims = {
-        "infoCAM finds at least half of the digits (IoU 0.5) with no box ever shown": (
-            hits["infoCAM"] >= 0.5
+    enough = 0.1 if small else 0.5
+    return {
+        f"infoCAM finds {enough:.0%} of the digits or more (IoU 0.5) with no box ever shown": (
+            hits["infoCAM"] >= enough
         ),
         "it places digits no worse than plain maps": iou["infoCAM"] >= iou["CAM"] - 0.01,
         "adding one vector to all classes' weights leaves infoCAM's boxes where they are": (
@@ -210,9 +212,6 @@ def check(scores: Tensor) -> list[str]:
             iou["CAM, shifted"] < iou["CAM"] - 0.1
         ),
     }
-    missed = [claim for claim, holds in claims.items() if not holds]
-    assert not missed, f"not borne out: {missed}"
-    return list(claims)
 
 
 def draw(drawn: Any, path: Path) -> None:
@@ -242,29 +241,22 @@ def draw(drawn: Any, path: Path) -> None:
                 )  # fmt: skip
         row[0].set_ylabel(kind)
     figure.suptitle("orange: for the predicted class; dashed: the digit; blue: what the map says")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    save(figure, path, dpi=110)
 
 
 def main() -> None:
     """Run the experiment; print, check and draw."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--seeds", type=int, default=3, help="splits and starts, at least 2")
-    parser.add_argument("--picture", type=Path, default=Path("runs/info_cam.png"))
-    arguments = parser.parse_args()
-    start = time.perf_counter()
+    chosen = options(__file__, __doc__, seeds=(3, 2), epochs=(10, 2), rows=(300, 60))
     data: Any = load_digits()
     small = torch.tensor(data.images, dtype=torch.float32).unsqueeze(1) / 16
     digits = nn.functional.interpolate(small, (DIGIT, DIGIT), mode="bilinear").squeeze(1)
     labels = torch.tensor(data.target)
-    with tqdm(total=arguments.seeds * EPOCHS, unit="epoch") as bar:
-        each = [run(seed, digits, labels, bar) for seed in range(arguments.seeds)]
+    with tqdm(total=len(chosen.seeds) * chosen.epochs, unit="epoch") as bar:
+        each = [run(seed, digits, labels, chosen.epochs, chosen.rows, bar) for seed in chosen.seeds]
     scores, accuracy = torch.stack([s for s, _, _ in each]), torch.tensor([a for _, a, _ in each])
     print(show(scores, accuracy), "\n")
-    for claim in check(scores):
-        print(f"holds: {claim}")
-    draw(each[0][2], arguments.picture)
-    print(f"\n{arguments.picture}, {time.perf_counter() - start:.0f} s")
+    hold(claims(scores, chosen.small))
+    draw(each[0][2], chosen.picture)
 
 
 if __name__ == "__main__":

@@ -1,19 +1,20 @@
 """What entropy is for: a coin, a table of counts, the length of a message, a loss in words.
 
-    python examples/information.py [--picture runs/information.png]
+    python examples/information.py [--small] [--picture runs/information.png]
 
 Needs numpy, and matplotlib for the picture. Takes a second. The message is coded for real, by an
-arithmetic coder: its length is the cross-entropy, to the bit. `examples/coding.py` has more of it.
+arithmetic coder: its length is the cross-entropy, to two bits. `examples/coding.py` has more of it.
+With ``--small`` it is the same: a second is small.
 """
 
 from __future__ import annotations
 
-import argparse
 import math
 from pathlib import Path
 
 import torch
 
+from _experiment import hold, options, save
 from xent import information as info
 from xent.learn import FixedModel, decode, encode
 
@@ -25,7 +26,7 @@ def heading(text: str) -> None:
     print(f"\n{text}\n{'-' * len(text)}")
 
 
-def coin() -> None:
+def coin() -> dict[str, bool]:
     """A coin that nearly always shows heads says little, and its tails a lot."""
     heading("A coin")
     print("heads    information of heads, of tails    entropy (bits)")
@@ -36,13 +37,19 @@ def coin() -> None:
         print(f"{heads:5.2f} {of_heads:15.4f} {of_tails:15.4f} {entropy:20.10f}")
 
     print("\nn tosses, 3 in 10 of them heads: bits per toss to say which")
-    for n in (10, 100, 10**4, 10**6):
-        print(f"{n:9,d} {info.combinatorial_entropy(n, 3 * n // 10):10.6f}")
+    tosses = {n: info.combinatorial_entropy(n, 3 * n // 10) for n in (10, 100, 10**4, 10**6)}
+    for n, bits in tosses.items():
+        print(f"{n:9,d} {bits:10.6f}")
     limit = info.entropy(torch.tensor([0.3, 0.7], dtype=torch.float64), unit="bit").item()
     print(f"    limit {limit:10.6f}, the entropy of the coin")
+    gaps = [limit - bits for bits in tosses.values()]
+    return {
+        "the bits per toss rise to the entropy of the coin": gaps == sorted(gaps, reverse=True)
+        and 0 < gaps[-1] < 1e-4
+    }
 
 
-def table() -> None:
+def table() -> dict[str, bool]:
     """Two columns of a table: what each says, and what they say about each other."""
     heading("A table of counts")
     counts = torch.tensor([[30, 5], [10, 15], [2, 18]])
@@ -57,13 +64,22 @@ def table() -> None:
     ).item()
     print(f"H(sky) {sky:.4f}   H(umbrella) {umbrella:.4f}   H(both) {both:.4f} bits")
     print(f"H(both) as an estimate of where the counts came from: {adjusted:.4f} (Miller-Madow)")
-    print(f"what an umbrella says about the sky: {sky + umbrella - both:.4f} bits")
+    mutual = sky + umbrella - both
+    print(f"what an umbrella says about the sky: {mutual:.4f} bits")
     rows = counts / counts.sum(1, keepdim=True)
     far = info.jensen_shannon(rows[0], rows[2], unit="bit").item()
     print(f"Jensen-Shannon divergence of rainy and sunny habits: {far:.4f} of at most 1 bit")
+    joint = counts.double() / counts.sum()
+    apart = joint.sum(1, keepdim=True) * joint.sum(0)
+    known = info.kl_divergence(joint.flatten(), apart.flatten(), unit="bit").item()
+    return {
+        "what columns share is the divergence of the table from independent ones, to 1e-12 bits": (
+            abs(mutual - known) < 1e-12
+        )
+    }
 
 
-def message_length() -> None:
+def message_length() -> dict[str, bool]:
     """Code a text for its own frequencies, and for flat ones."""
     heading("The length of a message")
     text = torch.tensor(list(TEXT))
@@ -72,22 +88,32 @@ def message_length() -> None:
     p = own.double() / own.sum()
     print(f"{len(TEXT)} characters; entropy {info.entropy_from_samples(text, unit='bit'):.4f} bits")
     print("coded for     cross-entropy    expected length     coded   perplexity")
+    lengths = []
     for name, frequency in (("itself", own), ("any ASCII", flat)):
         q = frequency.double() / frequency.sum()
         bits = info.cross_entropy_of(p, q, unit="bit").item()
         model = FixedModel(frequency.tolist())
         code = encode(TEXT, model)
         assert bytes(decode(code.data, model, len(TEXT))) == TEXT
-        assert 0 <= code.bits - bits * len(TEXT) + 1e-3 < 2
+        lengths.append((code.bits, bits * len(TEXT)))
         print(
             f"{name:12} {bits:10.4f} bits {bits * len(TEXT):13.1f} bits {code.bits:9d}"
             f" {info.perplexity(p, q).item():12.2f}"
         )
     waste = info.kl_divergence(p, flat.double() / flat.sum(), unit="bit").item()
     print(f"the difference is the Kullback-Leibler divergence, {waste:.4f} bits per character")
+    (_, shortest), (_, longer) = lengths
+    return {
+        "a coded message is as long as its cross-entropy, and less than 2 bits longer": all(
+            0 <= coded - expected + 1e-3 < 2 for coded, expected in lengths
+        ),
+        "coded for other frequencies it is longer by the Kullback-Leibler divergence": (
+            abs(longer - shortest - waste * len(TEXT)) < 1e-6 * longer
+        ),
+    }
 
 
-def in_words() -> None:
+def in_words() -> dict[str, bool]:
     """The same loss, said in other ways."""
     heading("A loss of 0.25 nats on 1000 rows of three classes")
     print(info.report(0.25, counts=[500, 300, 200]))
@@ -96,6 +122,14 @@ def in_words() -> None:
     per_byte = info.bits_per_byte(2.9, tokens=1_000_000, bytes=4_300_000)
     print(f"2.9 nats per token of 4.3 bytes: {per_byte:.4f} bits per byte,", end=" ")
     print(f"a perplexity of {math.exp(2.9):.2f} per token")
+    return {
+        "a loss is minus the logarithm of what the target was given": (
+            abs(math.exp(-surprise) - 0.012) < 1e-15
+        ),
+        "bits per byte are nats over log 2, tokens over bytes": (
+            abs(per_byte - 2.9 / math.log(2) / 4.3) < 1e-12
+        ),
+    }
 
 
 def draw(path: Path) -> None:
@@ -125,17 +159,17 @@ def draw(path: Path) -> None:
     for ax in (left, right):
         ax.grid(axis="y", alpha=0.3)
         ax.legend()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    left.figure.savefig(path, dpi=120)
-    print(f"\npicture: {path}")
+    save(left.figure, path, dpi=120)
+
+
+def main() -> None:
+    """Print, check and draw."""
+    chosen = options(__file__, __doc__)
+    claims = coin() | table() | message_length() | in_words()
+    print()
+    hold(claims)
+    draw(chosen.picture)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--picture", type=Path, default=Path("runs/information.png"))
-    arguments = parser.parse_args()
-    coin()
-    table()
-    message_length()
-    in_words()
-    draw(arguments.picture)
+    main()

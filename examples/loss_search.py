@@ -1,19 +1,16 @@
 """Find a loss: CMA-ES over functions of the row statistics, on scikit-learn's digits.
 
-    python examples/loss_search.py [--generations 12] [--out runs/loss_search] [--resume]
-                                   [--picture runs/loss_search.png]
+    python examples/loss_search.py [--small] [--generations 12] [--seed 0] [--picture PATH]
 
 Needs cma, scikit-learn, and matplotlib for the picture. Takes about a minute on two cores.
 
 Candidates are judged by networks that learn 300 rows, on 600 others. What the search finds is then
 compared with cross-entropy on the 897 rows that are left, with networks and batches that the
-search has not seen either. The folder keeps the record of the search, from which ``--resume`` goes
-on (with more generations, say).
+search has not seen either.
 """
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,26 +20,29 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 
 import xent
-from xent.learn.loss_search import RECORD, Found, HeldOutAccuracy, search_loss
+from _experiment import hold, options, save
+from xent.learn.loss_search import Found, HeldOutAccuracy, search_loss
 from xent.learn.networks.small_networks import SmallNetworks
 
-TRAINING_ROWS, JUDGING_ROWS, STEPS, BATCH, HIDDEN = 300, 600, 600, 32, 128
-FRESH_SEEDS = range(10_000, 10_016)
+TRAINING_ROWS, JUDGING_ROWS, BATCH, HIDDEN = 300, 600, 32, 128
+FRESH_SEED = 10_000
 
 
-def digits() -> tuple[list[Tensor], list[Tensor]]:
+def digits(seed: int) -> tuple[list[Tensor], list[Tensor]]:
     """Features and classes of the rows to learn from, to judge by and to test on."""
     x, y = load_digits(return_X_y=True)
-    order = torch.randperm(len(y), generator=torch.Generator().manual_seed(0))
+    order = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))
     x, y = torch.tensor(x / 16, dtype=torch.float32)[order], torch.tensor(y)[order]
     parts = [TRAINING_ROWS, JUDGING_ROWS, len(y) - TRAINING_ROWS - JUDGING_ROWS]
     return list(x.split(parts)), list(y.split(parts))
 
 
-def test_accuracy(loss: Callable[..., Any], x: list[Tensor], y: list[Tensor]) -> Tensor:
+def test_accuracy(
+    loss: Callable[..., Any], x: list[Tensor], y: list[Tensor], seeds: range, steps: int
+) -> Tensor:
     """Percent right on the test rows, one number for each fresh seed."""
-    networks = SmallNetworks(64, 10, FRESH_SEEDS, hidden=HIDDEN)
-    networks.train(x[0], y[0], loss, steps=STEPS, batch=BATCH)
+    networks = SmallNetworks(64, 10, seeds, hidden=HIDDEN)
+    networks.train(x[0], y[0], loss, steps=steps, batch=BATCH)
     return 100 * networks.accuracy(x[2], y[2])
 
 
@@ -80,38 +80,42 @@ def draw(found: Found, path: Path) -> None:
     for ax in axes:
         ax.grid(alpha=0.3)
         ax.legend()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    axes[0].figure.savefig(path, dpi=120)
+    save(axes[0].figure, path, dpi=120)
 
 
 def main() -> None:
     """Search, print what was found, compare it on rows that nobody has seen."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--generations", type=int, default=12)
-    parser.add_argument("--out", type=Path, default=Path("runs/loss_search"))
-    parser.add_argument("--picture", type=Path, default=Path("runs/loss_search.png"))
-    parser.add_argument("--resume", action="store_true", help="continue, not start anew")
-    args = parser.parse_args()
-
-    x, y = digits()
-    judge = HeldOutAccuracy(
-        x[0], y[0], x[1], y[1], networks=3, hidden=HIDDEN, steps=STEPS, batch=BATCH
+    chosen = options(
+        __file__, __doc__, generations=(12, 2), steps=(600, 150), fresh=(16, 4), seed=(0, 0)
     )
-    if not args.resume:
-        (args.out / RECORD).unlink(missing_ok=True)
-    found = search_loss(judge, generations=args.generations, folder=args.out, resume=args.resume)
+    x, y = digits(chosen.seed)
+    judge = HeldOutAccuracy(
+        x[0], y[0], x[1], y[1], networks=3, hidden=HIDDEN, steps=chosen.steps, batch=BATCH
+    )
+    found = search_loss(judge, generations=chosen.generations, seed=chosen.seed)
     print(f"judged again, in percent: {100 * found.score:.2f}; cross-entropy ", end="")
     print(f"{100 * found.cross_entropy:.2f}\n\n{found.formula.source()}")
 
-    accuracy = {name: test_accuracy(loss, x, y) for name, loss in compared(found).items()}
-    print(f"accuracy on {len(y[2])} unseen rows, {len(FRESH_SEEDS)} fresh networks, in percent")
+    seeds = range(FRESH_SEED, FRESH_SEED + chosen.fresh)
+    accuracy = {
+        name: test_accuracy(loss, x, y, seeds, chosen.steps)
+        for name, loss in compared(found).items()
+    }
+    print(f"accuracy on {len(y[2])} unseen rows, {len(seeds)} fresh networks, in percent")
     for name, of_seed in accuracy.items():
         print(f"  {name:14} {of_seed.mean():.2f} +- {of_seed.std() / len(of_seed) ** 0.5:.2f}")
     gain = accuracy["found"] - accuracy["cross-entropy"]
-    print(f"  better with {int((gain > 0).sum())} of {len(gain)}, by {gain.mean():.2f} on average")
-    draw(found, args.picture)
-    print(f"record: {args.out / RECORD}, picture: {args.picture}")
-    assert gain.mean() >= 0, gain
+    print(
+        f"  better with {int((gain > 0).sum())} of {len(gain)}, by {gain.mean():.2f} on average\n"
+    )
+    least = -2 if chosen.small else 0  # two generations find nothing yet
+    hold({
+        f"on unseen rows the loss found gains {least} points or more over cross-entropy": (
+            gain.mean().item() >= least
+        ),
+        "and names 80 % or more with every network": bool((accuracy["found"] >= 80).all()),
+    })  # fmt: skip
+    draw(found, chosen.picture)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Calibration against direct formulas, against chance, and against torchmetrics."""
+"""Calibration against direct formulas, against chance, and against scikit-learn."""
 
 import doctest
 import inspect
@@ -6,8 +6,8 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 
-import xent
 from xent.learn import calibration
 from xent.learn.calibration import brier_score, calibration_error, fit_temperature, reliability
 
@@ -46,11 +46,11 @@ def test_temperature_is_where_the_loss_is_least(sharpness, dtype):
     assert t == pytest.approx(best_temperature(z.double(), y), rel=1e-12)
     assert t == pytest.approx(sharpness, rel=0.15)
     scale = torch.tensor(1 / t, dtype=F64, requires_grad=True)
-    loss = xent.cross_entropy(z.double(), y, logit_scale=scale)
+    loss = F.cross_entropy(scale * z.double(), y)
     (slope,) = torch.autograd.grad(loss, scale)
     assert abs(slope.item() / t) < 1e-13
     for other in (0.99, 1.01):
-        assert xent.cross_entropy(z.double(), y, logit_scale=other / t) > loss
+        assert F.cross_entropy(other / t * z.double(), y) > loss
 
 
 def test_temperature_takes_few_sweeps(monkeypatch):
@@ -67,22 +67,23 @@ def test_temperature_takes_few_sweeps(monkeypatch):
 
 def test_temperature_of_a_scaled_model_scales():
     z, y = predictions()
-    assert fit_temperature(7 * z, y) == pytest.approx(7 * fit_temperature(z, y), rel=1e-13)
-    assert fit_temperature(z + 100, y) == pytest.approx(fit_temperature(z, y), rel=1e-11)
+    best = best_temperature(z, y)
+    assert fit_temperature(7 * z, y) == pytest.approx(7 * best, rel=1e-12)
+    assert fit_temperature(z + 100, y) == pytest.approx(best, rel=1e-11)
 
 
 def test_temperature_knows_every_kind_of_input():
     z, y = predictions(rows=60)
-    t = fit_temperature(z, y)
+    t = best_temperature(z, y)
     image, labels = z.view(3, 20, 5).movedim(2, 1), y.view(3, 20)
-    assert fit_temperature(image, labels) == pytest.approx(t, rel=1e-13)
+    assert fit_temperature(image, labels) == pytest.approx(t, rel=1e-12)
     more = torch.cat([z, torch.full((1, 5), math.nan, dtype=F64)])
     ignored = torch.cat([y, torch.tensor([-100])])
-    assert fit_temperature(more, ignored) == pytest.approx(t, rel=1e-13)
+    assert fit_temperature(more, ignored) == pytest.approx(t, rel=1e-12)
     one_hot = torch.nn.functional.one_hot(y, 5).double()
-    assert fit_temperature(z, one_hot) == pytest.approx(t, rel=1e-13)
+    assert fit_temperature(z, one_hot) == pytest.approx(t, rel=1e-12)
     masked = torch.cat([z, torch.full((60, 1), -math.inf, dtype=F64)], 1)
-    assert fit_temperature(masked, y) == pytest.approx(t, rel=1e-13)
+    assert fit_temperature(masked, y) == pytest.approx(t, rel=1e-12)
     assert fit_temperature(z, torch.softmax(z / 3, 1)) == pytest.approx(3, rel=1e-10)
 
 
@@ -220,15 +221,21 @@ def test_a_calibrated_model_errs_by_chance_alone(binning):
     assert calibration_error(z / fit_temperature(z, y), y, 10, binning=binning) < 2 * found[8000]
 
 
-def test_agrees_with_torchmetrics():
-    functional = pytest.importorskip("torchmetrics.functional.classification")
-    peer = functional.multiclass_calibration_error
+def test_agrees_with_scikit_learn():
+    peer = pytest.importorskip("sklearn.calibration")
+    metrics = pytest.importorskip("sklearn.metrics")
     z, y = predictions(2000, sharpness=2.0)
     p = torch.softmax(z, 1)
+    top, predicted = p.max(1)
     for bins in (5, 15):
-        table = reliability(p, y, bins)
-        assert table.ece == pytest.approx(peer(p, y, 5, bins, "l1").item(), abs=1e-6)
-        assert table.mce == pytest.approx(peer(p, y, 5, bins, "max").item(), abs=1e-6)
+        for label, chance, came in [(None, top, predicted == y), (2, p[:, 2], y == 2)]:
+            table = reliability(p, y, bins, label=label)
+            filled = table.count > 0
+            accuracy, confidence = peer.calibration_curve(came, chance, n_bins=bins)
+            close(table.accuracy[filled], torch.tensor(accuracy), rtol=1e-12, atol=0)
+            close(table.confidence[filled], torch.tensor(confidence), rtol=1e-12, atol=0)
+    direct = sum(metrics.brier_score_loss(y == c, p[:, c]) for c in range(5))
+    assert brier_score(p, y) == pytest.approx(direct, rel=1e-12)
 
 
 # ---- input ----------------------------------------------------------------------------------
@@ -237,13 +244,21 @@ def test_agrees_with_torchmetrics():
 def test_logits_and_probabilities_tell_themselves_apart():
     z, y = predictions()
     p = torch.softmax(z, 1)
-    assert reliability(z, y).ece == pytest.approx(reliability(p, y).ece, rel=1e-12)
-    assert reliability(p, y, from_logits=True).ece != reliability(p, y).ece
+
+    def ece(p, y):
+        confidence, predicted = p.max(1)
+        return pytest.approx(counted(confidence, predicted == y, edges)[2], rel=1e-12)
+
+    bins = len(reliability(z, y).count)
+    edges = [k / bins for k in range(bins + 1)]
+    assert reliability(z, y).ece == ece(p, y)
+    assert reliability(p, y).ece == ece(p, y)
+    assert reliability(p, y, from_logits=True).ece == ece(torch.softmax(p, 1), y)
     image, labels = z.view(20, 20, 5).movedim(2, 1), y.view(20, 20)
-    assert reliability(image, labels).ece == reliability(z, y).ece
+    assert reliability(image, labels).ece == ece(p, y)
     y[:30] = -100
     z[:30] = math.nan
-    assert reliability(z, y).ece == reliability(z[30:], y[30:]).ece
+    assert reliability(z, y).ece == ece(p[30:], y[30:])
     assert reliability(z, y).count.sum() == 370
 
 

@@ -5,6 +5,7 @@ import math
 import mpmath
 import pytest
 import torch
+import torch.nn.functional as F
 from mpmath import mpf
 
 import xent
@@ -97,6 +98,12 @@ def test_focal_loss_of_a_certainty(gamma, engine):
     assert not grad.any()
 
 
+def focal_rows(z, y, gamma):
+    """The formula of focal loss, row by row."""
+    p = torch.softmax(z, 1).gather(1, y[:, None])[:, 0]
+    return -((1 - p) ** gamma) * p.log()
+
+
 # ---- limits -------------------------------------------------------------------------------------
 
 RAMP = torch.linspace(1.0, 3.0, 7, dtype=torch.float64)
@@ -117,7 +124,7 @@ LIMITS = [
 def test_limits_that_are_cross_entropy(loss, options, engine):
     z, y = torch.randn(9, 7, dtype=torch.float64), torch.randint(7, (9,))
     a, da = value_and_grad(loss, z, y, reduction="none", engine=engine, **options)
-    b, db = value_and_grad(xent.cross_entropy, z, y, reduction="none", engine=engine)
+    b, db = value_and_grad(F.cross_entropy, z, y, reduction="none")
     torch.testing.assert_close(a, b, rtol=1e-13, atol=1e-14)
     torch.testing.assert_close(da, db, rtol=1e-13, atol=1e-14)
 
@@ -125,19 +132,20 @@ def test_limits_that_are_cross_entropy(loss, options, engine):
 def test_more_limits(engine):
     z, y = torch.randn(9, 7, dtype=torch.float64), torch.randint(7, (9,))
     each = {"reduction": "none", "engine": engine}
-    ce = xent.cross_entropy(z, y, **each)
+    ce = F.cross_entropy(z, y, reduction="none")
     far = xent.taylor_cross_entropy(z, y, terms=2000, **each)
     torch.testing.assert_close(far, ce, rtol=1e-10, atol=0)
-    smooth = xent.cross_entropy(z, y, label_smoothing=0.3, **each)
+    smooth = F.cross_entropy(z, y, label_smoothing=0.3, reduction="none")
     torch.testing.assert_close(xent.smoothed_cross_entropy(z, y, smoothing=0.3, **each), smooth)
     vs = xent.vs_loss(z, y, counts=RAMP, gamma=0.0, **each)
-    torch.testing.assert_close(vs, xent.logit_adjusted_loss(z, y, prior=RAMP, **each))
+    adjusted = F.cross_entropy(z + torch.log(RAMP / RAMP.sum()), y, reduction="none")
+    torch.testing.assert_close(vs, adjusted)
 
 
 def test_temperature_is_a_scale(engine):
     z, y = torch.randn(9, 7, dtype=torch.float64), torch.randint(7, (9,))
     cold = xent.focal_loss(z, y, logit_scale=1 / 0.5, engine=engine)
-    torch.testing.assert_close(cold, xent.focal_loss(z / 0.5, y, engine=engine))
+    torch.testing.assert_close(cold, focal_rows(z / 0.5, y, gamma=2).mean())
 
 
 # ---- priors -------------------------------------------------------------------------------------
@@ -162,7 +170,7 @@ def test_adjusting_afterwards_undoes_the_prior():
     adjusted = xent.adjust_logits(z + torch.log(RAMP / RAMP.sum()).float(), counts)
     torch.testing.assert_close(adjusted, z)
     pixels = xent.adjust_logits(z[:, :, None, None].expand(-1, -1, 2, 3), counts)
-    torch.testing.assert_close(pixels[:, :, 1, 2], xent.adjust_logits(z, counts))
+    torch.testing.assert_close(pixels[:, :, 1, 2], z - torch.log(RAMP / RAMP.sum()).float())
     with pytest.raises(ValueError, match="positive number for each of the 7"):
         xent.adjust_logits(z, torch.tensor([1.0, 0, 1, 1, 1, 1, 1]))
 
@@ -173,8 +181,8 @@ def test_a_class_that_never_occurs_is_masked(engine):
     value, grad = value_and_grad(
         xent.logit_adjusted_loss, z, y, prior=prior, reduction="none", engine=engine
     )
-    two = xent.logit_adjusted_loss(
-        z[:, [0, 2]], torch.tensor([0, 1, 1, 0]), prior=prior[[0, 2]], reduction="none"
+    two = F.cross_entropy(
+        z[:, [0, 2]] + torch.log(prior[[0, 2]] / 3), torch.tensor([0, 1, 1, 0]), reduction="none"
     )
     torch.testing.assert_close(value, two)
     assert not grad[:, 1].any()
@@ -195,7 +203,7 @@ def test_effective_number_weights():
     )
     assert torch.equal(xent.effective_number_weights(some, beta=0.0), torch.ones_like(some))
     assert xent.deferred_weights(counts, 159) is None
-    assert torch.equal(xent.deferred_weights(counts, 160), xent.effective_number_weights(counts))
+    torch.testing.assert_close(xent.deferred_weights(counts, 160), truth, rtol=1e-13, atol=0)
 
 
 @pytest.mark.parametrize(
@@ -226,12 +234,9 @@ def test_margins_on_cosines(loss, engine):
     (slope,) = torch.autograd.grad(truth.sum(), leaf)
     torch.testing.assert_close(value, truth.detach(), rtol=1e-12, atol=1e-13)
     torch.testing.assert_close(grad, slope, rtol=1e-11, atol=1e-12)
-    assert (
-        torch.autograd.gradcheck(
-            lambda x: loss(x, y[:3], reduction="none", engine=engine), z[:3, :4].requires_grad_()
-        )
-        if int(y[:3].max()) < 4
-        else True
+    few = torch.randint(4, (3,))
+    assert torch.autograd.gradcheck(
+        lambda x: loss(x, few, reduction="none", engine=engine), z[:3, :4].requires_grad_()
     )
 
 
@@ -253,7 +258,7 @@ def test_a_margin_makes_it_harder_all_the_way():
         (xent.cosface_loss, {"scale": 8.0}),
     ):
         value = loss(z, y, reduction="none", **options)
-        plain = xent.cross_entropy(z, y, reduction="none", logit_scale=8.0)
+        plain = F.cross_entropy(8 * z, y, reduction="none")
         assert (value.diff() < 0).all()  # falls with the cosine, through every branch
         assert (value >= plain * (1 - 1e-12)).all()
     one = xent.large_margin_loss(z, y, reduction="none", scale=8.0, margin=1)
@@ -263,10 +268,12 @@ def test_a_margin_makes_it_harder_all_the_way():
 def test_large_margin_with_a_length_per_row():
     cos = torch.rand(5, 4, dtype=torch.float64) * 2 - 1
     y, lengths = torch.tensor([0, 1, 2, 3, 0]), torch.rand(5, dtype=torch.float64) * 9 + 1
-    together = xent.large_margin_loss(cos, y, scale=lengths, reduction="none")
-    for n in range(5):
-        alone = xent.large_margin_loss(cos[n], y[n], scale=lengths[n].item(), reduction="none")
-        torch.testing.assert_close(together[n], alone)
+    together = xent.large_margin_loss(cos, y, scale=lengths, margin=3, reduction="none")
+    theta = torch.acos(cos.gather(1, y[:, None]))
+    k = torch.floor(3 * theta / math.pi)
+    psi = (-1) ** k * torch.cos(3 * theta) - 2 * k
+    z = cos.scatter(1, y[:, None], psi) * lengths[:, None]
+    torch.testing.assert_close(together, F.cross_entropy(z, y, reduction="none"))
 
 
 # ---- batches ------------------------------------------------------------------------------------
@@ -296,11 +303,11 @@ def test_recall_loss_weighs_by_what_the_batch_misses(engine):
 def test_the_hardest_rows(keep, k):
     z, y = torch.randn(10, 5), torch.randint(5, (10,))
     y[[2, 5]] = -100
-    rows = xent.cross_entropy(z, y, reduction="none")[y >= 0]
+    rows = F.cross_entropy(z, y, reduction="none")[y >= 0]
     truth = rows.sort(descending=True).values[:k].mean()
     torch.testing.assert_close(xent.hardest_loss(z, y, keep), truth)
     focal = xent.hardest_loss(z, y, keep, loss=xent.focal_loss, gamma=1.0)
-    rows = xent.focal_loss(z, y, gamma=1.0, reduction="none")[y >= 0]
+    rows = focal_rows(z[y >= 0], y[y >= 0], gamma=1)
     torch.testing.assert_close(focal, rows.sort(descending=True).values[:k].mean())
 
 

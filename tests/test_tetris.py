@@ -340,7 +340,7 @@ def example():
 def test_the_experiment_in_small(example, tmp_path, monkeypatch, capsys):
     picture = tmp_path / "new" / "tetris.png"
     monkeypatch.setattr(
-        sys, "argv", ["tetris.py", "--quick", "--seeds", "1", "--picture", str(picture)]
+        sys, "argv", ["tetris.py", "--small", "--seeds", "1", "--picture", str(picture)]
     )
     example["main"]()
     assert "holds: every player learnt clears 10 times" in capsys.readouterr().out
@@ -352,7 +352,7 @@ def test_the_experiment_in_small(example, tmp_path, monkeypatch, capsys):
 
 
 def test_a_search_repeats_by_seed_and_its_noise_is_that_of_its_schedule(example):
-    scale = example["QUICK"]._replace(rows=6, iterations=3, population=20, cut=50, cut_at_end=50)
+    scale = example["SMALL"]._replace(rows=6, iterations=3, population=20, cut=50, cut_at_end=50)
     jobs = [(0, "no noise"), (0, "constant noise"), (0, "no noise"), (1, "no noise")]
     plain, noisy, again, other = (example["learn"](scale, *job) for job in jobs)
     assert plain.weights.tolist() == again.weights.tolist()
@@ -377,19 +377,19 @@ def test_the_check_fails_where_noise_does_not_help(example):
         }
 
     enough = courses([[10, 190], [1, 299]])
-    assert len(example["check"](enough, quick=False)) == 2
+    assert list(example["claims"](enough, small=False).values()) == [True, True]
     wanted = ["1", "30 (10 to 50)", "150 (1 to 299) 5.0x", "900 (900 to 900) 30.0x"]
     assert example["show"](enough).splitlines()[2].split() == " ".join(wanted).split()
     assert example["show"](enough).endswith("search by search, 6 of 8 gain 5.0x or more")
     with pytest.raises(AssertionError, match="with each seed"):
-        example["check"](courses([[10, 190], [1, 298]]), quick=False)
+        example["hold"](example["claims"](courses([[10, 190], [1, 298]]), small=False))
     with pytest.raises(AssertionError, match="those drawn at first"):
-        example["check"](courses([[10, 190], [0.9, 299]]), quick=True)
+        example["hold"](example["claims"](courses([[10, 190], [0.9, 299]]), small=True))
 
 
 def test_all_searches_differ_and_come_back_in_order(example):
-    scale = example["QUICK"]._replace(rows=5, iterations=1, population=20, searches=2)
-    courses = example["experiment"](scale, seeds=2, processes=1)
+    scale = example["SMALL"]._replace(rows=5, iterations=1, population=20, searches=2)
+    courses = example["experiment"](scale, seeds=range(2), processes=1)
     assert list(courses) == list(example["NOISE"])
     assert example["lines_of"](courses).shape == (3, 2, 2)
     weights = [c.weights.tolist() for searches in courses["no noise"] for c in searches]

@@ -1,0 +1,62 @@
+"""What the examples share: options with a small form, claims that fail where they do not hold."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def options(
+    file: str, doc: str | None, picture: bool = True, **sizes: tuple[int, int]
+) -> argparse.Namespace:
+    """Read the options of an example.
+
+    Args:
+        file: its ``__file__``, which names the picture.
+        doc: its docstring, whose first line is the description.
+        picture: whether there is an option ``--picture``.
+        sizes: options of whole numbers; of each the default, and the default with ``--small``. With
+            ``seeds``, how many there are, comes ``seed``, the first of them.
+
+    Returns:
+        All options, ``small`` among them; ``seeds`` is a range.
+    """
+    parser = argparse.ArgumentParser(description=(doc or "").partition("\n")[0])
+    parser.add_argument("--small", action="store_true", help="seconds, and claims for them")
+    if "seeds" in sizes:
+        sizes["seed"] = (0, 0)
+    for name, (default, small) in sizes.items():
+        parser.add_argument(f"--{name}", type=int, help=f"default {default}, small {small}")
+    if picture:
+        default = Path(f"runs/{Path(file).stem}.png")
+        parser.add_argument("--picture", type=Path, default=default)
+    chosen = parser.parse_args()
+    for name, values in sizes.items():
+        if getattr(chosen, name) is None:
+            setattr(chosen, name, values[chosen.small])
+        least = 0 if name == "seed" else 1
+        if getattr(chosen, name) < least:
+            parser.error(f"--{name} must be at least {least}, got {getattr(chosen, name)}")
+    if "seeds" in sizes:
+        chosen.seeds = range(chosen.seed, chosen.seed + chosen.seeds)
+    return chosen
+
+
+def hold(claims: dict[str, bool]) -> None:
+    """Print all claims, and fail if one does not hold."""
+    for claim, holds in claims.items():
+        print(f"{'holds' if holds else 'DOES NOT HOLD'}: {claim}")
+    missed = [claim for claim, holds in claims.items() if not holds]
+    if missed:
+        raise AssertionError(f"not borne out: {missed}")
+
+
+def save(figure: Figure, path: Path, dpi: int = 100) -> None:
+    """Write a picture, and say where it is."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=dpi)
+    print(f"\n{path}")
