@@ -51,14 +51,18 @@ def main() -> int:
     unknown = [name for name in chosen.names if name not in EXAMPLES]
     if unknown:
         parser.error(f"no example {', '.join(unknown)}; there are {', '.join(EXAMPLES)}")
-    with tempfile.TemporaryDirectory() as folder:
-        runs = [run(name, chosen.small, Path(folder)) for name in chosen.names or EXAMPLES]
-        table = times(runs)
-        if not chosen.small:
-            keep(runs, Path(folder))
-            if not chosen.names:
-                (OUT / "times.txt").write_text(f"{machine()}\n\n{table}\n", encoding="utf-8")
-            (OUT / "README.md").write_text(index(), encoding="utf-8")
+    runs = []
+    for name in chosen.names or EXAMPLES:
+        with tempfile.TemporaryDirectory() as folder:
+            runs.append(run(name, chosen.small, Path(folder)))
+            if runs[-1].ended == "passed" and not chosen.small:
+                keep(runs[-1], Path(folder))
+    table = times(runs)
+    if not chosen.small:
+        OUT.mkdir(exist_ok=True)
+        if not chosen.names:
+            (OUT / "times.txt").write_text(f"{machine()}\n\n{table}\n", encoding="utf-8")
+        (OUT / "README.md").write_text(index(), encoding="utf-8")
     print(table)
     return int(any(run.ended == "failed" for run in runs))
 
@@ -90,15 +94,13 @@ def run(name: str, small: bool, folder: Path) -> Run:
     return Run(name, done.stdout.replace(f"{folder}/", "docs/experiments/"), seconds, ended)
 
 
-def keep(runs: list[Run], folder: Path) -> None:
-    """Write down what those that passed have printed and drawn."""
+def keep(run: Run, folder: Path) -> None:
+    """Write down what an example has printed and drawn."""
     OUT.mkdir(exist_ok=True)
-    for run in runs:
-        if run.ended == "passed":
-            (OUT / f"{run.name}.txt").write_text(run.output, encoding="utf-8")
-            picture = folder / f"{run.name}.png"
-            if picture.exists():
-                (OUT / picture.name).write_bytes(picture.read_bytes())
+    (OUT / f"{run.name}.txt").write_text(run.output, encoding="utf-8")
+    picture = folder / f"{run.name}.png"
+    if picture.exists():
+        (OUT / picture.name).write_bytes(picture.read_bytes())
 
 
 def times(runs: list[Run]) -> str:

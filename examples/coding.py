@@ -177,7 +177,7 @@ def draw(bits: dict[str, Tensor], sizes: dict[str, float], path: Path) -> None:
 def main() -> None:
     """Code with every model; print, check and draw."""
     chosen = options(
-        __file__, __doc__, bytes=(10**6, 30_000), part=(20_000, 2000), steps=(1200, 200),
+        __file__, __doc__, bytes=(1_000_000, 30_000), part=(20_000, 2000), steps=(1200, 200),
         seed=(0, 0),
     )  # fmt: skip
     torch.set_num_threads(1)

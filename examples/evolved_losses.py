@@ -100,7 +100,7 @@ def claims(accuracy: dict[int, Tensor], small: bool) -> dict[str, bool]:
 
 def main() -> None:
     """Train, print the table, check it."""
-    chosen = options(__file__, __doc__, seeds=(6, 2), steps=(1500, 300))
+    chosen = options(__file__, __doc__, seeds=(6, 2), steps=(1500, 200))
     sizes, seeds, steps = SIZES[: 1 if chosen.small else None], chosen.seeds, chosen.steps
     with tqdm(total=steps * len(sizes), desc="steps", mininterval=1) as bar:
         accuracy = {size: test_accuracy(size, seeds, steps, bar.update) for size in sizes}

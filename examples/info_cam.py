@@ -13,6 +13,7 @@ prediction, because softmax does not see it: plain maps lose their place, infoCA
 
 from __future__ import annotations
 
+from argparse import Namespace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,7 +30,7 @@ from xent.learn import class_activation_map, info_cam
 from xent.plot import activation_map
 
 FRAME, DIGIT, SHRED, SHREDS = 40, 16, 6, 6  # pixels, and how many shreds
-BATCH, LEARNING_RATE, TRAINING_ROWS = 64, 4e-3, 1400
+BATCH, LEARNING_RATE = 64, 4e-3
 SHIFT = 5  # times a vector of standard normal numbers
 THRESHOLDS = torch.linspace(0.05, 0.8, 16).tolist()
 KINDS = ("CAM", "infoCAM", "infoCAM+", "CAM, shifted", "infoCAM, shifted")
@@ -158,12 +159,13 @@ def overlap(a: list[int], b: list[int]) -> float:
 
 
 def run(
-    seed: int, digits: Tensor, labels: Tensor, epochs: int, rows: int, bar: Any
+    seed: int, digits: Tensor, labels: Tensor, chosen: Namespace, bar: Any
 ) -> tuple[Tensor, float, Any]:
     """(mean IoU and hit rate of each kind of map (kinds, 2), accuracy, what to draw) of a seed."""
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
-    known, new = order[:TRAINING_ROWS], order[TRAINING_ROWS:][:rows]
-    network = train(digits[known], labels[known], seed, epochs, bar)
+    rows, known = chosen.rows, order[: chosen.training]
+    new = order[chosen.training :][:rows]
+    network = train(digits[known], labels[known], seed, chosen.epochs, bar)
     generator = torch.Generator().manual_seed(1000 + seed)
     tuning = compose(digits[known[:rows]], labels[known[:rows]], generator)
     test = compose(digits[new], labels[new], generator)
@@ -199,15 +201,19 @@ def claims(scores: Tensor, small: bool) -> dict[str, bool]:
     """What must hold."""
     iou = dict(zip(KINDS, scores.mean(0)[:, 0].tolist(), strict=True))
     hits = dict(zip(KINDS, scores.mean(0)[:, 1].tolist(), strict=True))
-    enough = 0.1 if small else 0.5
-    return {
-        f"infoCAM finds {enough:.0%} of the digits or more (IoU 0.5) with no box ever shown": (
-            hits["infoCAM"] >= enough
-        ),
-        "it places digits no worse than plain maps": iou["infoCAM"] >= iou["CAM"] - 0.01,
+    stays = {
         "adding one vector to all classes' weights leaves infoCAM's boxes where they are": (
             abs(iou["infoCAM, shifted"] - iou["infoCAM"]) < 0.005
+        )
+    }
+    if small:  # one epoch teaches no place
+        moves = "and moves those of plain maps"
+        return stays | {moves: abs(iou["CAM, shifted"] - iou["CAM"]) > 0.005}
+    return stays | {
+        "infoCAM finds at least half of the digits (IoU 0.5) with no box ever shown": (
+            hits["infoCAM"] >= 0.5
         ),
+        "it places digits no worse than plain maps": iou["infoCAM"] >= iou["CAM"] - 0.01,
         "the same takes more than 0.1 of the IoU from plain maps, at their best threshold": (
             iou["CAM, shifted"] < iou["CAM"] - 0.1
         ),
@@ -246,13 +252,15 @@ def draw(drawn: Any, path: Path) -> None:
 
 def main() -> None:
     """Run the experiment; print, check and draw."""
-    chosen = options(__file__, __doc__, seeds=(3, 2), epochs=(10, 2), rows=(300, 60))
+    chosen = options(
+        __file__, __doc__, seeds=(3, 2), training=(1400, 256), epochs=(10, 1), rows=(300, 40)
+    )
     data: Any = load_digits()
     small = torch.tensor(data.images, dtype=torch.float32).unsqueeze(1) / 16
     digits = nn.functional.interpolate(small, (DIGIT, DIGIT), mode="bilinear").squeeze(1)
     labels = torch.tensor(data.target)
     with tqdm(total=len(chosen.seeds) * chosen.epochs, unit="epoch") as bar:
-        each = [run(seed, digits, labels, chosen.epochs, chosen.rows, bar) for seed in chosen.seeds]
+        each = [run(seed, digits, labels, chosen, bar) for seed in chosen.seeds]
     scores, accuracy = torch.stack([s for s, _, _ in each]), torch.tensor([a for _, a, _ in each])
     print(show(scores, accuracy), "\n")
     hold(claims(scores, chosen.small))

@@ -253,7 +253,7 @@ def draw(accuracy: dict[str, Tensor], path: Path) -> None:
 
 def main() -> None:
     """Run the experiment; print, check and draw."""
-    chosen = options(__file__, __doc__, seeds=(5, 2), epochs=(120, 40))
+    chosen = options(__file__, __doc__, seeds=(5, 2), epochs=(120, 20))
     accuracy = experiment(SMALL if chosen.small else list(LOSSES), chosen.seeds, chosen.epochs)
     print(f"Clean test accuracy, %; mean and standard deviation of {len(chosen.seeds)} seeds\n")
     print(show(accuracy), "\n")

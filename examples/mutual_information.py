@@ -192,7 +192,7 @@ def draw(found: dict[str, Any], bounds: dict[tuple[int, int], Tensor], path: Pat
 
 def main() -> None:
     """Run the experiment; print, check and draw."""
-    chosen = options(__file__, __doc__, rows=(10**6, 3000), pairs=(65_536, 8192), seed=(0, 0))
+    chosen = options(__file__, __doc__, rows=(1_000_000, 3000), pairs=(65_536, 8192), seed=(0, 0))
     names = SMALL if chosen.small else tuple(SETS)
     one = partial(estimate, rows=chosen.rows, seed=chosen.seed)
     with get_context("spawn").Pool(2) as pool:

@@ -228,7 +228,7 @@ def draw(outcomes: dict[str, list[Outcome]], test: Tensor, path: Path) -> None:
 
 def main() -> None:
     """Train with both losses and every seed; print, check and draw."""
-    chosen = options(__file__, __doc__, seeds=(3, 1), epochs=(80, 40), images=(10**6, 100))
+    chosen = options(__file__, __doc__, seeds=(3, 1), epochs=(80, 40), images=(1_000_000, 100))
     torch.set_num_threads(1)  # the tensors are small
     x = torch.tensor(load_digits(return_X_y=True)[0], dtype=torch.float32) / 16
     x = x[torch.randperm(len(x), generator=torch.Generator().manual_seed(0))]
