@@ -20,6 +20,7 @@ import torch
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import cross_val_predict
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 from tqdm import tqdm
 
@@ -156,6 +157,7 @@ def main() -> None:
     """Run the experiment; print, check and draw."""
     chosen = options(__file__, __doc__, seeds=(5, 2))
     torch.set_num_threads(1)
+    threadpool_limits(1)  # the matrices of the classifiers are small, too
     each, kinds = [], ["sym .2", "asym .2"] if chosen.small else list(NOISE)
     for kind in tqdm(kinds, unit="kind", leave=False):
         matrix = NOISE[kind]

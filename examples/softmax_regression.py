@@ -28,6 +28,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 from tqdm import tqdm
 
@@ -390,6 +391,7 @@ def draw_separated(course: dict[int, tuple[float, float]], panel: Any) -> None:
 def main() -> None:
     """Run the experiment; print, check and draw."""
     chosen = options(__file__, __doc__, seeds=(5, 2))  # of the wrong labels
+    threadpool_limits(1)  # the matrices are small
     results = experiment(chosen.seeds)
     print(show(results), "\n")
     hold(claims(results))
