@@ -1,6 +1,5 @@
 """Losses as objectives of LightGBM and XGBoost: exact derivatives, parity with the built-in."""
 
-import doctest
 import math
 import pickle
 
@@ -10,7 +9,6 @@ import torch
 from torch import Tensor
 
 import xent
-from xent.integrations import boosting
 from xent.integrations.boosting import Objective
 
 np = pytest.importorskip("numpy")
@@ -387,12 +385,6 @@ def test_options_reach_the_loss():
     expected = plain.derivatives(z, y.double(), weight[y])
     for got, wanted in zip(heavy.derivatives(z, y.double()), expected, strict=True):
         torch.testing.assert_close(got, wanted)
-
-
-def test_the_examples_run():
-    report = doctest.testmod(boosting)
-    assert report.attempted > 0
-    assert report.failed == 0
 
 
 def test_the_factors_bound_the_curvature_as_told():

@@ -1,13 +1,11 @@
 """What the project says about itself: the reference page and ``xent losses``."""
 
-import doctest
 import importlib.util
 import json
 import re
 from pathlib import Path
 
 import pytest
-import torch
 
 import xent
 from xent.cli import main
@@ -104,13 +102,3 @@ def test_an_alias(capsys):
 def test_an_unknown_loss(capsys):
     assert main(["losses", "crossentropy"]) == 2
     assert "did you mean cross_entropy" in capsys.readouterr().err
-
-
-def test_the_readme_runs():
-    pytest.importorskip("transformers")
-    names = {"torch": torch, "xent": xent}
-    options = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
-    readme = str(DOCS.parent / "README.md")
-    found = doctest.testfile(readme, module_relative=False, optionflags=options, globs=names)
-    assert found.attempted > 20
-    assert found.failed == 0

@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 import xent
 from xent.nn.twins import Loss
@@ -118,51 +117,35 @@ print(json.dumps(sorted({name.split(".")[0] for name in set(sys.modules) - befor
 
 
 def test_the_import_is_quick():
+    """In time of the processor and beside PyTorch: a slow or busy machine is slow with both."""
     code = """
-import time, torch
-start = time.perf_counter()
+import time
+start = time.process_time()
+import torch
+between = time.process_time()
 import xent
-print(time.perf_counter() - start)
+print((time.process_time() - between) / (between - start))
 """
-    best = 1.0
-    for _ in range(3):  # a busy machine may stall any of them
-        best = min(best, sorted(float(python(code)) for _ in range(3))[1])
-        if best < 0.1:
-            break
-    assert best < 0.1
+    assert min(float(python(code)) for _ in range(5)) < 0.1
 
 
 @pytest.mark.parametrize("name", [n for n in xent.__all__ if n != "nn"])
-def test_every_public_symbol_has_an_example_that_runs(name):
+def test_every_public_symbol_has_an_example(name):
+    """The examples run in ``test_doctests``."""
     thing = getattr(xent, name)
-    assert inspect.getdoc(thing)
-    examples = doctest.DocTestFinder(recurse=False).find(thing, name, globs={})
-    examples = [test for test in examples if test.examples]
+    doc = inspect.getdoc(thing)
     plain = issubclass(thing, (tuple, Exception)) if inspect.isclass(thing) else False
-    assert examples or plain, f"{name} has no example"  # records and errors explain themselves
-    run_examples(examples)
+    assert doc
+    assert plain or doctest.DocTestParser().get_examples(doc), f"{name} has no example"
 
 
-def run_examples(examples):
-    torch.set_printoptions(profile="default")
-    runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS)
-    report = []
-    for test in examples:
-        runner.run(test, out=report.append)
-    assert runner.failures == 0, "".join(report)
-
-
-def test_every_module_twin_has_an_example_that_runs():
+def test_every_module_twin_has_an_example():
     """But those made from functions, which point to the examples there."""
     twins = [v for v in vars(xent.nn).values() if inspect.isclass(v) and v.__module__ == "xent.nn"]
     twins = [twin for twin in twins if not issubclass(twin, Loss)]
     assert twins
     for twin in twins:
-        examples = [
-            t for t in doctest.DocTestFinder(recurse=False).find(twin, globs={}) if t.examples
-        ]
-        assert examples, twin
-        run_examples(examples)
+        assert doctest.DocTestParser().get_examples(inspect.getdoc(twin) or ""), twin
 
 
 def test_every_public_function_says_what_it_takes_and_raises():

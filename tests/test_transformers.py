@@ -1,7 +1,6 @@
 """Hugging Face models without their logits: same losses, gradients and tokens as untouched."""
 
 import copy
-import doctest
 import pickle
 
 import pytest
@@ -436,15 +435,6 @@ def test_late_logits_pass_for_a_tensor():
         torch.testing.assert_close(found, truth)
     torch.testing.assert_close(copy.deepcopy(late), truth)
     assert torch.equal(late.argmax(-1), truth.argmax(-1))
-
-
-def test_the_example():
-    examples = doctest.DocTestFinder().find(lean, globs={})
-    runner = doctest.DocTestRunner()
-    for example in examples:
-        runner.run(example)
-    assert runner.tries
-    assert not runner.failures
 
 
 # ---- on and off --------------------------------------------------------------------------------

@@ -44,8 +44,8 @@ def entropy_from_counts(
     Example:
         >>> import torch
         >>> from xent.information import entropy_from_counts
-        >>> entropy_from_counts(torch.tensor([2, 1, 1, 0]), unit="bit").item()
-        1.5
+        >>> entropy_from_counts(torch.tensor([2, 1, 1, 0]), unit="bit")
+        tensor(1.5000, dtype=torch.float64)
 
     References:
         Miller, *Note on the bias of information estimates*, 1955.

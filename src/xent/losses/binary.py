@@ -299,11 +299,11 @@ def reconstruction_excess(e: Elements) -> Tensor:
 
     Example:
         >>> import torch, xent
-        >>> target = torch.tensor([0.25, 0.25, 0.0])
-        >>> logits = torch.tensor([0.25, 0.250001, 0.5]).logit()
+        >>> target = torch.tensor([0.25, 0.25, 0.0], dtype=torch.float64)
+        >>> logits = torch.tensor([0.25001, 0.250001, 0.5], dtype=torch.float64).logit()
         >>> values = xent.reconstruction_excess(logits, target, reduction="none")
         >>> [f"{v:.1e}" for v in values.tolist()]
-        ['3.7e-17', '2.7e-12', '6.9e-01']
+        ['2.7e-10', '2.7e-12', '6.9e-01']
     """
     yes = _excess(e.target, e.prob, e.log_prob, -e.residual)
     return yes + _excess(1 - e.target, e.miss, e.log_miss, e.residual)

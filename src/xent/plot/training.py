@@ -39,6 +39,7 @@ def curves(
         ImportError: if matplotlib is not installed.
 
     Example:
+        >>> from xent.plot import curves
         >>> history = {"loss": [2.0, 1.0], "seconds": [0.1, 0.2],
         ...            "validation": [{"step": 2, "seconds": 0.2, "nats": 1.5}]}
         >>> curves({"settings": {"head": "xent"}, "history": history}).get_xlabel()

@@ -201,7 +201,7 @@ class _Start:
         objective = self.problem.objective(zeros, zeros)
         _, gradient = objective.value_and_gradient(design.joined(self.coef, self.intercept))
         most = gradient[:, : design.features].abs().max().item()
-        return self.model.l1_ratio / (self.problem.total * most) if most > 0 else np.inf
+        return float(self.model.l1_ratio / (self.problem.total * most)) if most > 0 else np.inf
 
     def grid(self, Cs: int | Sequence[float]) -> np.ndarray:
         """The values of C, ascending."""
