@@ -1,6 +1,7 @@
 """Measuring sticks: distances in ulps, exact values from mpmath, and calls that give gradients."""
 
 import math
+import warnings
 
 import mpmath
 import torch
@@ -59,6 +60,14 @@ def value_and_grad(loss, input: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor
     value = loss(z, *args, **kwargs)
     (grad,) = torch.autograd.grad(value.sum(), z)
     return value.detach(), grad
+
+
+def opcheck(op, arguments) -> None:
+    """``torch.library.opcheck``, which in PyTorch 2.14 warns of what it does itself."""
+    with warnings.catch_warnings():
+        message = r"The \.grad attribute of a Tensor that is not a leaf"
+        warnings.filterwarnings("ignore", message, UserWarning, module=r"torch\.")
+        torch.library.opcheck(op, arguments)
 
 
 def nats_below_top(z: Tensor, dim: int = -1) -> Tensor:

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 
 import xent
 
-from .helpers import same_bits, value_and_grad
+from .helpers import opcheck, same_bits, value_and_grad
 from .losses import LOSSES, Loss
 
 # Dynamo itself warns on some Python versions; that is not ours to answer for.
@@ -93,7 +93,7 @@ def test_opcheck(kernels, op, soft, layout):
     else:
         table, _ = MODULES[kernels].row_statistics(problem)
         arguments = (table, torch.randn_like(table), *arguments)
-    torch.library.opcheck(getattr(torch.ops.xent, op).default, arguments)
+    opcheck(getattr(torch.ops.xent, op).default, arguments)
 
 
 # ---- modules --------------------------------------------------------------------------------
