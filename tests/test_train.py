@@ -178,7 +178,7 @@ def test_a_step_moves_as_autograd_in_float64_says(head, folder):
         torch.testing.assert_close(found[name].double(), clipped, rtol=1e-5, atol=1e-6)
 
 
-def test_it_learns_and_accounts_for_it(folder, tmp_path):
+def test_it_learns_and_accounts_for_it(folder, tmp_path, capsys):
     record = train(folder, tmp_path, "--steps", "60")
     losses, results = record["history"]["loss"], record["results"]
     assert sum(losses[-10:]) < 0.95 * sum(losses[:10])
@@ -190,6 +190,9 @@ def test_it_learns_and_accounts_for_it(folder, tmp_path):
     assert [p["step"] for p in record["history"]["validation"]] == list(range(6, 61, 6))
     assert {p.name for p in tmp_path.iterdir()} == {"checkpoint.pt", "record.json", "curves.png"}
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    told = capsys.readouterr().out.splitlines()
+    for kind, name in {"picture": "curves.png", "record": "record.json"}.items():
+        assert f"{kind}: {tmp_path / name}" in told
 
 
 def test_bits_per_byte_is_the_length_of_a_code(folder):

@@ -83,7 +83,8 @@ def _conclude(args: argparse.Namespace, folder: RunFolder, records: list[dict[st
         failures.append(folder.save(CURVES, picture))
     for failure in filter(None, failures):
         note(failure)
-    print(json.dumps(results, indent=2) if args.json else f"{report(records)}\n\n{FOOTNOTE}")
+    text = f"{report(records)}\n\n{FOOTNOTE}\n\n{folder.listed()}"
+    print(json.dumps(results, indent=2) if args.json else text)
     return 2 if folder.lost else 0
 
 

@@ -47,6 +47,12 @@ class RunFolder:
         self.lost.pop(name, None)
         return None
 
+    def listed(self) -> str:
+        """The picture and the other files that are there, each with its path on a line."""
+        names = {"picture": CURVES, "record": RECORD, "checkpoint": CHECKPOINT}
+        paths = {kind: self.path / name for kind, name in names.items()}
+        return "\n".join(f"{kind}: {path}" for kind, path in paths.items() if path.exists())
+
     def save_checkpoint(self, state: dict[str, Any]) -> str | None:
         """Write the state of a run, as :meth:`save`."""
         return self.save(CHECKPOINT, checkpoint_bytes(state))

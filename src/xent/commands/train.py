@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import platform
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
@@ -120,25 +121,30 @@ def _prepare(
     bar = partial(progress_bar, args.quiet or not sys.stderr.isatty())
     corpus = read_corpus(paths, settings.seed, settings.vocab, bar)
     if not args.quiet:
-        _introduce(corpus, settings)
+        _introduce(corpus, settings, paths)
     trainer = Trainer(settings, corpus, schedule)
     if saved:
         trainer.restore(saved)
     return trainer, paths
 
 
-def _introduce(corpus: Corpus, settings: Settings) -> None:
+def _introduce(corpus: Corpus, settings: Settings, paths: Sequence[str]) -> None:
     if corpus.skipped:
-        names = ", ".join(path.name for path in corpus.skipped[:3])
-        more = ", ..." if len(corpus.skipped) > 3 else ""
-        note(f"left out as not text: {names}{more} ({len(corpus.skipped)} in all)")
+        names = _some([path.name for path in corpus.skipped])
+        note(f"left out as not text: {names} ({len(corpus.skipped)} in all)")
+    source = _some(paths) or f"the standard library of Python {platform.python_version()}"
     rows, classes = settings.batch * settings.length, len(corpus.vocabulary)
     held = "a chunk of rows at a time" if settings.head == "lean" else "all at once"
     note(
-        f"{corpus.files} files, {len(corpus.train):,} training tokens of {classes:,} classes; "
-        f"the logits of a step are {rows} x {classes:,}, {4e-6 * rows * classes:,.0f} MB, "
+        f"{source}: {corpus.files} files, {len(corpus.train):,} training tokens of {classes:,} "
+        f"classes; the logits of a step are {rows} x {classes:,}, {4e-6 * rows * classes:,.0f} MB, "
         f"{held}"
     )
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first three names."""
+    return ", ".join([*names[:3], *(["..."] if len(names) > 3 else [])])
 
 
 def _conclude(record: dict[str, Any], folder: RunFolder, args: argparse.Namespace) -> int:
@@ -150,7 +156,7 @@ def _conclude(record: dict[str, Any], folder: RunFolder, args: argparse.Namespac
     if args.json:
         print(json.dumps(record["results"], indent=2))
     else:
-        print(f"{report([record])}\n\n{FOOTNOTE}")
+        print(f"{report([record])}\n\n{FOOTNOTE}\n\n{folder.listed()}")
     return 2 if folder.lost else 0
 
 
