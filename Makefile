@@ -10,12 +10,16 @@ TEST_DEPENDENCIES = pytest pytest-xdist hypothesis mpmath numpy expecttest peft 
                     cleanlab triton \
                     $(EXAMPLE_DEPENDENCIES)
 
+# What `make test` leaves out for its length.
+PARTS = test-slow test-processors test-examples test-pythons
+
 .DEFAULT_GOAL := help
-.PHONY: help demo test experiments bench bench-gpu docs lint format clean
+.PHONY: help demo test test-all $(PARTS) experiments bench bench-gpu docs lint format clean
 
 help:
 	@echo "make demo      train a language model for two minutes and show table and picture"
 	@echo "make test      the test suite, with the compiled core and without it"
+	@echo "make test-all  what is long: $(PARTS)"
 	@echo "make bench     speed, memory and error beside PyTorch and its peers"
 	@echo "make bench-gpu  the same for logits on a GPU, with the torch that is installed there"
 	@echo "make docs      writes docs/reference.md anew"
@@ -56,10 +60,32 @@ demo: $(VENV)/installed
 REFERENCE_TESTS = $(addprefix tests/test_,structure.py row_loss.py errors.py bad_input.py \
                     parity.py torch_samples.py compile.py linear.py)
 
-# Two processes, for the two cores of a small machine.
+# Two processes, for the two cores of a small machine; threads that wait leave the cores to the others.
+PYTEST = OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q
 test: $(VENV)/test
-	$(BIN)/python -m pytest -n 2 -q
-	XENT_NO_CORE=1 $(BIN)/python -m pytest -n 2 -q -m "not slow" -k "not triton" $(REFERENCE_TESTS)
+	$(PYTEST) -n 2 -m "not slow"
+	XENT_NO_CORE=1 $(PYTEST) -n 2 -m "not slow" -k "not triton" $(REFERENCE_TESTS)
+
+# All parts, whatever becomes of the first; says which of them failed.
+test-all:
+	@failed=; for part in $(PARTS); do \
+		echo "== $$part"; \
+		$(MAKE) --no-print-directory PYTHONS=--no-download $$part || failed="$$failed $$part"; \
+	done; \
+	if [ -n "$$failed" ]; then echo "failed:$$failed"; exit 1; fi; echo "all parts passed: $(PARTS)"
+
+test-slow: $(VENV)/test
+	$(PYTEST) -n 2 -m slow --ignore=tests/test_processors.py
+
+test-processors: $(VENV)/test
+	$(PYTEST) tests/test_processors.py
+
+test-examples: $(VENV)/examples
+	$(BIN)/python docs/experiments.py --small
+
+# By itself it downloads PyTorch, gigabytes, for the Pythons that need it; in test-all it leaves them out.
+test-pythons: $(VENV)/python
+	$(BIN)/python tests/other_pythons.py $(PYTHONS)
 
 experiments: $(VENV)/examples
 	$(BIN)/python docs/experiments.py
