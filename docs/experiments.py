@@ -27,6 +27,8 @@ EXAMPLES = {
     if not path.stem.startswith("_")
 }
 OUT = PROJECT / "docs" / "experiments"
+# Threads that wait leave the cores to other processes.
+QUIET_THREADS = {"OMP_WAIT_POLICY": "PASSIVE"}
 # The last line of an error where a package is missing, as Python puts it, or as examples do.
 MISSING = re.compile(
     r"^(?:ModuleNotFoundError: No module named '(\S+)'|.*needs (\S+): pip install)"
@@ -78,7 +80,7 @@ def run(name: str, small: bool, folder: Path) -> Run:
         capture_output=True,
         text=True,
         encoding="utf-8",
-        env={**os.environ, "PYTHONIOENCODING": "utf-8"},
+        env={**QUIET_THREADS, **os.environ, "PYTHONIOENCODING": "utf-8"},
     )
     seconds = time.perf_counter() - start
     last = (done.stderr.strip() or "no word").splitlines()[-1]

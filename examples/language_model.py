@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from _experiment import hold, options
+from xent.commands.report import FOOTNOTE, report
 
 HEADS = ("lean", "xent", "torch")
 TOKENS = 1024  # of a step: lanes times length, as the command has them
@@ -31,10 +32,10 @@ SAME = 2e-3  # nats: what the rounding of float32 may come to over the steps
 
 
 def train(steps: int, seed: int, paths: list[str], folder: Path) -> dict[str, Any]:
-    """Run the command, print its table; the record of each head."""
+    """Run the command; the record of each head."""
     command = [sys.executable, "-m", "xent", "train", "--compare", "--quiet"]
     command += ["--steps", str(steps), "--seed", str(seed), "--out", str(folder), *paths]
-    print(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
+    subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
     records = {head: (folder / head / "record.json").read_text("utf-8") for head in HEADS}
     return {head: json.loads(text) for head, text in records.items()}
 
@@ -64,6 +65,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         paths = [str(library / "json"), str(library / "email")] if chosen.small else []
         records = train(chosen.steps, chosen.seed, paths, Path(folder) / "run")
+        print(f"{report(list(records.values()))}\n\n{FOOTNOTE}\n")
         text, python = records["lean"]["text"], platform.python_version()
         print(
             f"{'json and email' if chosen.small else 'the library'} of Python {python}: "
