@@ -2,7 +2,9 @@
 
 import copy
 import io
+import multiprocessing
 import pickle
+from concurrent.futures import ProcessPoolExecutor
 
 import pytest
 import torch
@@ -150,12 +152,17 @@ class Losses(Dataset):
         return value_and_grad(xent.cross_entropy, z, torch.arange(30))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("start", ["fork", "spawn"])  # with the parent's thread pool gone; afresh
-@pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
-def test_data_loader_workers(start):
+def check_workers(start: str) -> None:
     here = [Losses()[k] for k in range(4)]
     loader = DataLoader(Losses(), batch_size=None, num_workers=2, multiprocessing_context=start)
     for (a, da), (b, db) in zip(loader, here, strict=True):
         assert same_bits(a, b)
         assert same_bits(da, db)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("start", ["fork", "spawn"])  # with the parent's thread pool gone; afresh
+def test_data_loader_workers(start):
+    """From a new process, as PyTorch does not fork where gradients were taken on threads."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as parent:
+        parent.submit(check_workers, start).result()
