@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -156,9 +156,26 @@ def only_differentiable(*grads: Tensor | None) -> bool:
     )
 
 
+def are_there(values: Tensor) -> bool:
+    """Whether values can be looked at, though it may mean to wait for a device."""
+    return not deferred() and unreadable(settled(values)) is None
+
+
 def can_look_at(values: Tensor) -> bool:
     """Whether a check may read values: they are there, and looking waits for no device."""
-    return values.device.type == "cpu" and not deferred() and unreadable(settled(values)) is None
+    return values.device.type == "cpu" and are_there(values)
+
+
+def refuse_where(wrong: Tensor, error: Callable[[], Exception], in_short: str) -> None:
+    """Raise ``error()`` if ``wrong`` holds anywhere.
+
+    Compiled code raises a RuntimeError that says ``in_short`` what is wrong. Where looking is
+    impossible or would wait for a device, nothing is raised.
+    """
+    if compiling() and wrong.device.type == "cpu":
+        torch._assert_async(torch.logical_not(wrong.any()), in_short)
+    elif can_look_at(wrong) and bool(wrong.any()):
+        raise error()
 
 
 def settled(tensor: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .._check import label_out_of_range
-from ..modes import can_look_at
+from ..modes import refuse_where
 from ..row_statistics import logit_of_exp
 from .problem import Problem
 
@@ -218,10 +218,13 @@ def check_labels(p: Problem) -> None:
 
     Elsewhere (accelerators, transforms, compilation) the row has no target, and no finite loss.
     """
-    if p.target.sharded or not p.target.labelled or not can_look_at(p.target.values):
+    labels, ignore_index = p.target.values, p.target.ignore_index
+    if p.target.sharded or not p.target.labelled or labels.device.type != "cpu":
         return
-    here = p.target.values - p.target.first_class
-    good = (p.target.values == p.target.ignore_index) | (here >= 0) & (here < p.classes)
-    if not bool(good.all()):
-        bad = int(p.target.values[~good].flatten()[0])
-        raise label_out_of_range(bad, p.classes, p.target.ignore_index)
+    here = labels - p.target.first_class
+    bad = (labels != ignore_index) & ((here < 0) | (here >= p.classes))
+    refuse_where(
+        bad,
+        lambda: label_out_of_range(int(labels[bad].flatten()[0]), p.classes, ignore_index),
+        f"`target` holds a class index that is out of bounds for {p.classes} classes",
+    )

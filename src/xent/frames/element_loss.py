@@ -23,7 +23,7 @@ from ..engines import elements
 from ..engines.elements.problem import ElementProblem, Form
 from ..hyperparameters import Hyperparameters
 from ..linear_logits import LinearLogits
-from ..modes import autocasts, can_look_at, settled
+from ..modes import autocasts, can_look_at, refuse_where, settled
 from .docstrings import complete
 from .element_head import sum_behind_head, tensors_of
 from .reduction import Reduction, check_reduction, stable_sum
@@ -294,13 +294,14 @@ def _weight(name: str, weight: Tensor | None, input: Tensor) -> Tensor | None:
 
 def check_unit_range(name: str, value: Tensor, hint: str) -> None:
     """Raise for a number outside [0, 1] or NaN; where looking costs no waiting."""
-    if not can_look_at(value):
-        return
-    inside = (value >= 0) & (value <= 1)
-    if not bool(inside.all()):
-        raise ValueError(
-            f"`{name}` holds {value[~inside][0].item():g}, but must lie between 0 and 1; {hint}"
-        )
+    outside = ~((value >= 0) & (value <= 1))
+    refuse_where(
+        outside,
+        lambda: ValueError(
+            f"`{name}` holds {value[outside][0].item():g}, but must lie between 0 and 1; {hint}"
+        ),
+        f"`{name}` must lie between 0 and 1",
+    )
 
 
 def _divisor(

@@ -13,6 +13,7 @@ from .._check import is_tensor, label_out_of_range
 from ..frames.reduction import Reduction, check_reduction, reduce_rows
 from ..linear_logits import LinearLogits
 from ..measurement import statistics
+from ..modes import are_there, refuse_where
 from ..targets import class_axis
 from .catalog import member
 
@@ -88,21 +89,26 @@ def wordtree_cross_entropy(
     row_weight = check_reduction(reduction, normalizer, row_weight, "nan", rows)
     kept = target != ignore_index
     wrong = kept & ((target < 0) | (target >= len(tree.paths)))
-    if bool(wrong.any()):
-        raise label_out_of_range(int(target[wrong][0]), len(tree.paths), ignore_index)
-
-    path = tree.paths.to(input.device)[torch.where(kept, target.long(), 0)]
-    path = torch.where(kept.unsqueeze(-1), path, -1)
-    group = torch.where(path >= 0, tree.group.to(input.device)[path], -1)
+    refuse_where(
+        wrong,
+        lambda: label_out_of_range(int(target[wrong][0]), len(tree.paths), ignore_index),
+        f"`target` holds a node that is out of bounds for {len(tree.paths)} nodes",
+    )
+    paths = torch.tensor(tree.paths, dtype=torch.int64, device=input.device)  # (C, depth)
+    groups = torch.tensor(tree.groups, dtype=torch.int64, device=input.device)  # (C,)
+    path = paths[torch.where(kept & ~wrong, target.long(), 0)]
+    path = torch.where(kept.unsqueeze(-1), path, -1)  # beyond the end of a path it is -1, too
+    group = torch.where(path >= 0, groups[path.clamp(min=0)], -1)
     values = torch.zeros(rows, dtype=torch.float64, device=input.device)
-    for number in group.unique().tolist():
-        if number < 0:  # beyond the end of a path
+    seen = set(group.unique().tolist()) if are_there(group) else range(len(tree.spans))
+    for number, (first, size) in enumerate(tree.spans):
+        if number not in seen:
             continue
-        first, size = tree.spans[number]
         step = torch.where(group == number, path - first, -1).amax(-1)
         some = slice(first, first + size)
         siblings: Any = input[..., some] if lean else input.narrow(axis, first, size)
         values = values - statistics(siblings, step, ignore_index=-1).log_prob
+    values = torch.where(wrong, torch.inf, values)
     return reduce_rows(
         values, kept, kept.to(values.dtype), reduction=reduction, normalizer=normalizer,
         row_weight=row_weight, empty="nan",
@@ -110,8 +116,9 @@ def wordtree_cross_entropy(
 
 
 class _WordTree(NamedTuple):
-    paths: Tensor  # (C, depth): each node, its parent and so on, then -1
-    group: Tensor  # (C,): which siblings it belongs to
+    # Numbers, no tensors: those would keep the device or mode that was active at the first call.
+    paths: list[list[int]]  # (C, depth): each node, its parent and so on, then -1
+    groups: list[int]  # (C,): which siblings a node belongs to
     spans: list[tuple[int, int]]  # of each group the first node and how many there are
 
 
@@ -140,6 +147,6 @@ def _word_tree(parent: tuple[int, ...]) -> _WordTree:
         spans[number] = (first, size + 1)
         group.append(number)
         paths.append([node, *(paths[above] if above >= 0 else [])])
-    depth = max(map(len, paths), default=0)
+    depth = max(0, *[len(path) for path in paths])
     padded = [path + [-1] * (depth - len(path)) for path in paths]
-    return _WordTree(torch.tensor(padded), torch.tensor(group), spans)
+    return _WordTree(padded, group, spans)

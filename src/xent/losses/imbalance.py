@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from .._check import finite_number, is_tensor
+from ..frames.dense_loss import wide_dtype
+from ..frames.reduction import stable_sum
 from ..frames.row_loss import row_loss
 from ..hyperparameters import Counts, NonNegative, Number, Positive
 from ..row_statistics import RowStatistics
@@ -342,6 +344,9 @@ def hardest_loss(
             f"`keep` must be a part in (0, 1], or a whole number of rows from 1 on; got {keep!r}"
         )
     rows = loss(input, target, ignore_index=ignore_index, reduction="none", **options).flatten()
-    kept = int((target != ignore_index).sum())
-    k = min(kept, int(keep)) if whole else -int(-keep * kept // 1)  # rounded up
-    return rows[target.flatten() != ignore_index].topk(k).values.mean()
+    kept = target.flatten() != ignore_index
+    count = kept.sum()  # which nobody looks at: no device waits, and graphs can hold it
+    k = count.clamp(max=int(keep)) if whole else (keep * count.to(wide_dtype(rows))).ceil()
+    largest = torch.where(kept, rows, -torch.inf).sort(descending=True).values
+    among = torch.arange(rows.shape[0], device=rows.device) < k
+    return (stable_sum(torch.where(among, largest, 0.0).to(wide_dtype(rows))) / k).to(rows.dtype)

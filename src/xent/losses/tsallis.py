@@ -7,8 +7,8 @@ are log and exp at ``t = 1``. From logits ``z`` come probabilities ``p_j = exp_t
 ``x_j = z_j - lambda``, where ``lambda`` makes them add up to 1: softmax at 1, with tails of powers
 above (tempered softmax), with zeros below (entmax of ``alpha = 2 - t``, sparsemax at 0).
 
-Classes are on the last axis, and everything is differentiable as often as one likes. Compilers
-leave the graph here: ``fullgraph=True`` is refused.
+Classes are on the last axis, and everything is differentiable as often as one likes. Compilers see
+operators (:mod:`xent.losses.tsallis_operators`).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from ..modes import are_there, compiling
 from ..softmax import log_softmax
 
 # Of the search for `lambda`. Three to ten are the rule, 25 were needed once for `t >= 0`; below 0,
@@ -43,6 +44,10 @@ def log_softmax_t(z: Tensor, t: float) -> Tensor:
 
     Where ``exp_t`` is 0, how far below it says how far the class is from being possible.
     """
+    if compiling():
+        from .tsallis_operators import log_softmax_t as operator
+
+        return operator(z, float(t))
     result = _LogSoftmax.apply(z, t)
     assert isinstance(result, Tensor)
     return result
@@ -71,8 +76,7 @@ def bregman(q: Tensor, log_p: Tensor, beta: float = 1.0, log_ratio: Tensor | Non
     listed = ~(q <= 0)  # NaN is listed, and stays NaN
     q_listed, log_p_listed = torch.where(listed, q, 1), torch.where(listed, log_p, 0)
     y = log_p_listed - q_listed.log() if log_ratio is None else torch.where(listed, log_ratio, 0)
-    at_q = _Divergence.apply(q_listed, log_p_listed, y, beta)
-    assert isinstance(at_q, Tensor)
+    at_q = _divergence_at_target(q_listed, log_p_listed, y, beta)
     log_p = torch.where(listed, 0, log_p)
     unlisted = (beta * log_p).exp() / beta
     if beta > 1:  # 0, but for its derivative by a target that is learned
@@ -93,12 +97,26 @@ def row_divergence(
     return bregman(torch.ones_like(at_label), at_label, beta) + others.sum(-1) / beta
 
 
+def shifted(z: Tensor, t: float) -> Tensor:
+    """``z - lambda``, without a derivative."""
+    top = z.amax(-1, keepdim=True)
+    z = torch.where(top.isfinite(), z - top, torch.nan)
+    return log_softmax(z) if t == 1 else _normalised(z, t)
+
+
+def shifted_gradient(x: Tensor, t: float, grad: Tensor) -> Tensor:
+    """The gradient of :func:`shifted` by ``z``, from its result ``x``."""
+    result = grad - _escort(x, t) * grad.sum(-1, keepdim=True)
+    # It adds up to 0, so the others know that of the likeliest class, with all its digits.
+    top = _is_top(x)
+    others = torch.where(top, 0, result).sum(-1, keepdim=True)
+    return torch.where(top, -others, result)
+
+
 class _LogSoftmax(Function):
     @staticmethod
     def forward(z: Tensor, t: float) -> Tensor:
-        top = z.amax(-1, keepdim=True)
-        z = torch.where(top.isfinite(), z - top, torch.nan)
-        return log_softmax(z) if t == 1 else _normalised(z, t)
+        return shifted(z, t)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -109,11 +127,7 @@ class _LogSoftmax(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # pyright: ignore
         (x,) = ctx.saved_tensors
-        result = grad - _escort(x, ctx.t) * grad.sum(-1, keepdim=True)
-        # It adds up to 0, so the others know that of the likeliest class, with all its digits.
-        top = _is_top(x)
-        others = torch.where(top, 0, result).sum(-1, keepdim=True)
-        return torch.where(top, -others, result), None
+        return shifted_gradient(x, ctx.t, grad), None
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:  # pyright: ignore
@@ -163,7 +177,7 @@ def _normalised(z: Tensor, t: float) -> Tensor:
         target = torch.where(astray & ~small, low + (high - low) / 2, target)
         last = (target - mu).abs()
         mu, done = torch.where(done, mu, target), done | small
-        if bool(done.all()):
+        if are_there(done) and bool(done.all()):
             break
     return z - mu
 
@@ -183,24 +197,40 @@ def _escort(x: Tensor, t: float) -> Tensor:
     return slope / slope.sum(-1, keepdim=True)
 
 
-class _Divergence(Function):
-    """:func:`bregman` where ``q > 0``, given ``y = log(p / q)`` as well as ``log p``.
+def _divergence_at_target(q: Tensor, log_p: Tensor, y: Tensor, beta: float) -> Tensor:
+    """:func:`divergence_at_target`, differentiable."""
+    if compiling():
+        from .tsallis_operators import divergence_at_target as operator
 
-    The derivatives are those by ``q`` and ``log p``; ``y`` follows them and has none of its own.
+        return operator(q, log_p, y, float(beta))
+    result = _Divergence.apply(q, log_p, y, beta)
+    assert isinstance(result, Tensor)
+    return result
+
+
+def divergence_at_target(q: Tensor, log_p: Tensor, y: Tensor, beta: float) -> Tensor:
+    """:func:`bregman` where ``q > 0``, given ``y = log(p / q)`` as well as ``log p``."""
+    gamma = beta - 1
+    near = (beta * y).abs() < 0.5
+    below = q**beta * torch.where(
+        near, _series(torch.where(near, y, 0), beta), _exp_integral(y, beta, gamma)
+    )
+    # The same, in terms of p, where q may be so small that its power is 0.
+    lost = (-y).exp() * _exp_integral(-y, gamma) - _exp_integral(-y, beta)
+    return torch.where(beta * y < 1, below, _power(log_p, beta) * lost)
+
+
+class _Divergence(Function):
+    """The derivatives of :func:`divergence_at_target` by ``q`` and ``log p``.
+
+    ``y`` follows them and has none of its own.
     """
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(q: Tensor, log_p: Tensor, y: Tensor, beta: float) -> Tensor:
-        gamma = beta - 1
-        near = (beta * y).abs() < 0.5
-        below = q**beta * torch.where(
-            near, _series(torch.where(near, y, 0), beta), _exp_integral(y, beta, gamma)
-        )
-        # The same, in terms of p, where q may be so small that its power is 0.
-        lost = (-y).exp() * _exp_integral(-y, gamma) - _exp_integral(-y, beta)
-        return torch.where(beta * y < 1, below, _power(log_p, beta) * lost)
+        return divergence_at_target(q, log_p, y, beta)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -211,24 +241,24 @@ class _Divergence(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, None, None]:  # pyright: ignore
         q, log_p, y = ctx.saved_tensors
-        by_q = grad * _by_target(q, log_p, y, ctx.beta) if ctx.needs_input_grad[0] else None
-        return by_q, grad * _by_log_p(q, log_p, y, ctx.beta), None, None
+        by_q = grad * by_target(q, log_p, y, ctx.beta) if ctx.needs_input_grad[0] else None
+        return by_q, grad * by_log_p(q, log_p, y, ctx.beta), None, None
 
     @staticmethod
     def jvp(ctx: Any, dq: Tensor | None, dlog_p: Tensor | None, *_: Any) -> Tensor:  # pyright: ignore
         q, log_p, y = ctx.saved_tensors
-        by_q = torch.zeros_like(y) if dq is None else _by_target(q, log_p, y, ctx.beta) * dq
-        return by_q if dlog_p is None else by_q + _by_log_p(q, log_p, y, ctx.beta) * dlog_p
+        by_q = torch.zeros_like(y) if dq is None else by_target(q, log_p, y, ctx.beta) * dq
+        return by_q if dlog_p is None else by_q + by_log_p(q, log_p, y, ctx.beta) * dlog_p
 
 
-def _by_log_p(q: Tensor, log_p: Tensor, y: Tensor, beta: float) -> Tensor:
+def by_log_p(q: Tensor, log_p: Tensor, y: Tensor, beta: float) -> Tensor:
     """The derivative of the divergence by ``log p``, ``p^(1 - t) (p - q)``."""
     near = y < 1
     gained = torch.where(near, q * torch.expm1(torch.where(near, y, 0)), log_p.exp() - q)
     return gained if beta == 1 else _power(log_p, beta - 1) * gained
 
 
-def _by_target(q: Tensor, log_p: Tensor, y: Tensor, beta: float) -> Tensor:
+def by_target(q: Tensor, log_p: Tensor, y: Tensor, beta: float) -> Tensor:
     """The derivative of the divergence by ``q``, ``log_t q - log_t p``."""
     gamma, near = beta - 1, y < 1
     if gamma == 0:

@@ -20,6 +20,7 @@ from .. import Explanation, kernels_for, where_kernels_run, why_reference
 from .. import native as native_rows
 from . import native, reference, triton
 from .problem import TENSORS, ElementProblem, Form
+from .reference import check_targets
 
 MODULES = {"native": native, "triton": triton, "reference": reference}
 
@@ -139,12 +140,6 @@ def _engine(problem: ElementProblem, engine: str) -> str | None:
         check_targets(problem)
         return None
     return taken
-
-
-def check_targets(problem: ElementProblem) -> None:
-    """Raise for a target outside [0, 1], where its numbers can be looked at."""
-    if not deferred():
-        reference.check_targets(problem)
 
 
 def _tracked(tensor: Tensor) -> bool:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ...modes import deferred
+from ...modes import deferred, refuse_where
 from .problem import ElementProblem
 
 # What PyTorch gives one thread. Pieces of whole multiples are cut into vectors alike by any number
@@ -107,15 +107,17 @@ def gradient(
 
 def check_targets(problem: ElementProblem) -> None:
     """Raise for a target outside [0, 1]; only on the CPU, where looking costs no waiting."""
-    target = problem.target
-    if not (problem.bounded and target.is_cpu):
+    if not problem.bounded or problem.target.device.type != "cpu":
         return
+    target, kept = problem.target, problem.kept()
     wrong = (target < 0) | (target > 1)
-    kept = problem.kept()
     if kept is not None:
-        wrong &= kept
-    if bool(wrong.any()):
-        raise problem.out_of_range(target[wrong][0].item())
+        wrong = wrong & kept
+    refuse_where(
+        wrong,
+        lambda: problem.out_of_range(target[wrong][0].item()),
+        "`target` must lie between 0 and 1",
+    )
 
 
 def _empty(problem: ElementProblem, dtype: torch.dtype) -> Tensor:
