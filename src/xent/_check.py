@@ -7,15 +7,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .modes import is_dtensor
+
 
 class TargetError(ValueError, IndexError):
     """A class index outside the classes there are. An IndexError too, as PyTorch raises."""
 
 
 def is_tensor(name: str, value: object) -> None:
-    """Raise unless ``value`` is a tensor."""
+    """Raise unless ``value`` is a tensor with a number in every place."""
     if not isinstance(value, Tensor):
         raise TypeError(f"`{name}` must be a torch.Tensor, got {type(value).__name__}")
+    if value.layout is torch.strided and not value.is_nested and not is_dtensor(value):
+        return
+    kind, inside = f"a tensor of layout {value.layout}", "to_dense()"
+    if is_dtensor(value):
+        kind, inside = "a DTensor", "to_local()"
+    elif value.is_nested:
+        kind, inside = "a nested tensor", "values()"
+    raise TypeError(
+        f"`{name}` is {kind}, but must be dense; pass {name}.{inside}. (xent.cross_entropy and "
+        f"its like take DTensors and nested tensors as they are.)"
+    )
 
 
 def finite_number(name: str, value: Any) -> float:

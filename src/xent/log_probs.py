@@ -15,6 +15,7 @@ from .engines import measure
 from .linear_logits import LinearLogits
 from .measurement import flatten, make_problem
 from .modes import can_look_at
+from .overrides import overridable
 from .row_statistics import RowStatistics
 from .targets import shift_labels
 
@@ -31,6 +32,7 @@ class TokenLogProbs(NamedTuple):
     entropy: Tensor
 
 
+@overridable
 def token_log_probs(
     input: Tensor,
     target: Tensor,
@@ -98,6 +100,7 @@ def token_log_probs(
     return TokenLogProbs(log_prob, *others) if entropy else log_prob
 
 
+@overridable
 def entropy(
     input: Tensor,
     *,

@@ -13,10 +13,12 @@ from .engines.problem import Problem
 from .linear_logits import LinearLogits
 from .logits import LogitTransform, make_transform
 from .modes import autocasts
+from .overrides import overridable
 from .row_statistics import INDEX_ONLY, REQUESTS, RowStatistics
 from .targets import class_axis, read_target
 
 
+@overridable
 def statistics(
     input: Tensor,
     target: Tensor,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -128,6 +129,12 @@ def _reason(tensor: Tensor) -> str:
     if tensor.is_neg():
         return "the tensor waits to be negated (.resolve_neg() does it)"
     return f"to PyTorch the tensor is more than memory: {torch._C._dispatch_keys(tensor)}"
+
+
+def is_dtensor(x: Any) -> bool:
+    """Whether something is a DTensor, which whoever has one has imported."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(x, module.DTensor)
 
 
 def obstacle(tensors: Sequence[Tensor | None], devices: Sequence[str]) -> str | None:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ._check import is_tensor
+from .overrides import overridable
 
 
 def check_logits(input: Tensor, dim: int) -> None:
@@ -19,6 +20,7 @@ def check_logits(input: Tensor, dim: int) -> None:
         raise ValueError(f"`dim` must name one of the {input.ndim} axes of `input`, got {dim}")
 
 
+@overridable
 def softmax(input: Tensor, dim: int = -1, *, dtype: torch.dtype | None = None) -> Tensor:
     r"""Probabilities from logits, :math:`p_j = e^{z_j} / \sum_k e^{z_k}`, without overflow.
 
@@ -44,6 +46,7 @@ def softmax(input: Tensor, dim: int = -1, *, dtype: torch.dtype | None = None) -
     return torch.softmax(input, dim, dtype=dtype)
 
 
+@overridable
 def log_softmax(input: Tensor, dim: int = -1, *, dtype: torch.dtype | None = None) -> Tensor:
     r"""Log-probabilities from logits, all digits kept: also that of a class with p near 1.
 
@@ -79,6 +82,7 @@ def log_softmax(input: Tensor, dim: int = -1, *, dtype: torch.dtype | None = Non
     return (gap - torch.log1p(rest)).to(x.dtype)
 
 
+@overridable
 def softmax_jacobian(input: Tensor, dim: int = -1) -> Tensor:
     r"""Jacobian of softmax, :math:`\partial p_i / \partial z_j = p_i (\delta_{ij} - p_j)`.
 

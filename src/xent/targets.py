@@ -79,6 +79,15 @@ def shift_labels(labels: Tensor, k: int = 1, ignore_index: int = -100) -> Tensor
     return torch.nn.functional.pad(labels[..., k:].to(torch.int64), (0, k), value=ignore_index)
 
 
+def densified(target: Tensor) -> Tensor:
+    """The target with its zeros written out, where it came without them."""
+    sparse = isinstance(target, Tensor) and target.layout in _SPARSE
+    return target.to_dense() if sparse else target
+
+
+_SPARSE = (torch.sparse_coo, torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc)
+
+
 def class_axis(input: Tensor) -> int:
     """Where the classes are: axis 0 of a single row, axis 1 of everything else."""
     return 0 if input.ndim == 1 else 1
@@ -90,6 +99,7 @@ def read_target(
     """Check a target against its logits; tell indices from probabilities as PyTorch does."""
     if not isinstance(input, LinearLogits):
         is_tensor("input", input)
+    target = densified(target)
     is_tensor("target", target)
     if input.ndim == 0:
         raise ValueError("`input` must have a class axis: shape (C,), (N, C) or (N, C, d1, ...)")

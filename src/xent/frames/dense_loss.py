@@ -21,9 +21,11 @@ from ..hyperparameters import Hyperparameters
 from ..linear_logits import LinearLogits
 from ..measurement import flatten, make_problem, result_dtype
 from ..modes import deferred, refuse_where
+from ..overrides import overridable
+from .containers import through_containers
 from .docstrings import loss_docstring
 from .linear_head import Rows, reduce_problem
-from .reduction import Reduction, check_reduction
+from .reduction import Reduction, check_reduction, divisor_of_rows
 
 CHUNK = 2**17  # numbers that a dense loss works on at a time; a megabyte each stays in the cache
 
@@ -117,7 +119,7 @@ def dense_loss(body: Callable[..., Tensor]) -> Any:
     ]
     loss.__signature__ = inspect.Signature([*shared, *hyper.parameters])  # pyright: ignore
     loss.__doc__ = loss_docstring(body, [p.name for p in shared], soft=True)
-    return loss
+    return overridable(through_containers(loss, divisor_of_rows, of_rows=True))
 
 
 def _read(problem: Problem) -> tuple[DenseRows, Tensor | None, Tensor]:
@@ -203,8 +205,8 @@ def wide_dtype(x: Tensor) -> torch.dtype:
 
 
 def explained(function: F) -> F:
-    """Explain in the docstring what all losses share, where it does not itself. A decorator."""
+    """Make a loss overridable, and explain in its docstring what all losses share. A decorator."""
     doc = function.__doc__ or ""
     names = [n for n in inspect.signature(function).parameters if f"    {n}: " not in doc]
     function.__doc__ = loss_docstring(function, names, soft=False)
-    return function
+    return overridable(function)

@@ -24,6 +24,9 @@ from ..engines.elements.problem import ElementProblem, Form
 from ..hyperparameters import Hyperparameters
 from ..linear_logits import LinearLogits
 from ..modes import autocasts, can_look_at, refuse_where, settled
+from ..overrides import overridable
+from ..targets import densified
+from .containers import through_containers
 from .docstrings import complete
 from .element_head import sum_behind_head, tensors_of
 from .reduction import Reduction, check_reduction, stable_sum
@@ -218,7 +221,7 @@ def element_loss(
     ]
     loss.__signature__ = inspect.Signature([*common, *hyper.parameters])  # pyright: ignore
     loss.__doc__ = element_docstring(body, [p.name for p in common])
-    return loss
+    return overridable(through_containers(loss, _divisor_of, of_rows=False))
 
 
 # ---- checks -------------------------------------------------------------------------------------
@@ -236,6 +239,7 @@ def make_problem(
     if isinstance(input, LinearLogits):  # for what is asked here, any tensor like them will do
         input = input.hidden.new_empty((), dtype=input.dtype).expand(input.shape)
     is_tensor("input", input)
+    target = densified(target)
     is_tensor("target", target)
     if not input.is_floating_point():
         raise TypeError(f"`input` must be floating point, got {input.dtype}; call .float()")
@@ -321,6 +325,14 @@ def _divisor(
         nothing = torch.as_tensor(divisor) == 0
         divisor = torch.where(nothing, 1, divisor)
     return divisor
+
+
+def _divisor_of(given: dict[str, Any]) -> Tensor:
+    """What the mean of a call with these arguments divides by, as a tensor."""
+    names = ("input", "target", "weight", "pos_weight", "ignore_value")
+    problem = make_problem(*(given.get(name) for name in names))  # pyright: ignore
+    divisor = _divisor(problem, given["normalizer"], "nan")
+    return torch.as_tensor(divisor, dtype=torch.float64, device=problem.input.device)
 
 
 # ---- what all of them explain -------------------------------------------------------------------

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from .._check import finite_number, one_of
 from ..modes import can_look_at, deferred
+from ..targets import class_axis, read_target
 
 Reduction = Literal["none", "mean", "sum"]
 
@@ -72,6 +74,28 @@ def divisor_of(
     if isinstance(normalizer, Tensor):
         return normalizer.to(mass)
     return mass.new_full((), normalizer)  # which, unlike a copy, no device waits for
+
+
+def mass_of_labels(
+    labels: Tensor, ignore_index: int, weight: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Which rows are kept, and the mass of each: 1, or the class weight of its label."""
+    kept = labels != ignore_index
+    if weight is None:
+        return kept, kept.double()
+    inside = (labels >= 0) & (labels < weight.shape[0])
+    return kept, torch.where(kept, weight.double()[torch.where(inside, labels, 0)], 0.0)
+
+
+def divisor_of_rows(given: Mapping[str, Any]) -> Tensor:
+    """What the mean of a loss of rows divides by, from the arguments of the call."""
+    input, weight = given["input"], given["weight"]
+    target = read_target(input, given["target"], given["ignore_index"])
+    if target.soft:
+        kept, mass = None, torch.ones_like(target.values.select(class_axis(input), 0)).double()
+    else:
+        kept, mass = mass_of_labels(target.values, target.ignore_index, weight)
+    return divisor_of(kept, mass, given["normalizer"], given["row_weight"])
 
 
 def by_divisor(total: Tensor, divisor: Tensor, empty: str) -> Tensor:

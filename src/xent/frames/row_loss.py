@@ -20,10 +20,20 @@ from ..engines.problem import Problem
 from ..hyperparameters import Hyperparameters
 from ..linear_logits import LinearLogits
 from ..measurement import flatten, make_problem, result_dtype
+from ..overrides import overridable
 from ..row_statistics import REQUESTS, RowStatistics
+from .containers import through_containers
 from .docstrings import loss_docstring
 from .linear_head import Rows, reduce_problem
-from .reduction import Reduction, check_reduction, divisor_of, of_empty, reduce_rows
+from .reduction import (
+    Reduction,
+    check_reduction,
+    divisor_of,
+    divisor_of_rows,
+    mass_of_labels,
+    of_empty,
+    reduce_rows,
+)
 
 Needs = str | tuple[str, ...] | Callable[..., tuple[str, ...]]
 
@@ -214,7 +224,7 @@ def row_loss(
     loss.__signature__ = inspect.Signature([*common, *hyper.parameters])  # pyright: ignore
     loss.__doc__ = loss_docstring(body, [p.name for p in common], soft)
     loss.needs = asked  # pyright: ignore
-    return loss
+    return overridable(through_containers(loss, divisor_of_rows, of_rows=True, rowwise=rowwise))
 
 
 def _check_needs(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -234,10 +244,7 @@ def divisor_of_labels(
     kept = labels != problem.target.ignore_index
     if weight is None and row_weight is None and not isinstance(normalizer, (int, float, Tensor)):
         return of_empty(kept.sum(), empty)
-    mass = kept.double()
-    if weight is not None:
-        inside = (labels >= 0) & (labels < weight.shape[0])
-        mass = torch.where(kept, weight.double()[torch.where(inside, labels, 0)], 0.0)
+    kept, mass = mass_of_labels(labels, problem.target.ignore_index, weight)
     return of_empty(divisor_of(kept, mass, normalizer, row_weight), empty)
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .._check import finite_number, is_tensor
+from ..overrides import overridable
 from .dense_loss import wide_dtype
 from .docstrings import complete
 from .reduction import check_reduction, reduce_rows
@@ -55,11 +56,11 @@ Raises:
 
 
 def explained(function: F) -> F:
-    """Explain in the docstring what these losses share. A decorator."""
+    """Make a loss overridable, and explain in its docstring what these share. A decorator."""
     doc = inspect.cleandoc(function.__doc__ or "")
     shared = {n: _SHARED[n] for n in inspect.signature(function).parameters if n in _SHARED}
     function.__doc__ = complete(doc, shared, _RETURNS, _RAISES)
-    return function
+    return overridable(function)
 
 
 class Tokens:

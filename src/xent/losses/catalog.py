@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, TypeVar
 
+from ..overrides import overridable
+
 F = TypeVar("F", bound=Callable[..., Any])
 Targets = Literal["classes", "soft", "binary", "other"]
 
@@ -70,7 +72,7 @@ def member(
     """Enter a loss into the catalog. A decorator; the facts are those of :class:`Member`."""
 
     def enter(function: F) -> F:
-        name = function.__name__
+        function, name = overridable(function), function.__name__
         assert name not in CATALOG, name
         CATALOG[name] = Member(
             name, function, targets, proper, bounded, convex, symmetric, second_pass

@@ -11,10 +11,12 @@ from .._check import is_tensor, one_of
 from ..frames.reduction import Reduction
 from ..linear_log_probs import LinearLogProbs
 from ..linear_logits import MAX_WORKSPACE, LinearLogits
+from ..overrides import overridable
 from ..targets import shift_labels
 from .classification import cross_entropy
 
 
+@overridable
 def linear_cross_entropy(
     input: Tensor,
     linear_weight: Tensor,

@@ -19,12 +19,14 @@ from ..frames.dense_loss import wide_dtype
 from ..frames.reduction import Reduction
 from ..frames.token_loss import Average, Tokens, explained
 from ..hyperparameters import Range
+from ..overrides import overridable
 
 Estimator = Literal["k1", "k2", "k3"]
 
 # ---- what is made of samples --------------------------------------------------------------------
 
 
+@overridable
 def kl_estimate(log_prob: Tensor, reference: Tensor, *, estimator: Estimator = "k3") -> Tensor:
     r"""Estimates of a Kullback-Leibler divergence from samples, token by token.
 

@@ -13,8 +13,10 @@ from ..frames.dense_loss import wide_dtype
 from ..frames.reduction import Reduction, reduce_rows
 from ..frames.token_loss import Tokens, check_divisor, check_log_probs
 from ..hyperparameters import Range
+from ..overrides import overridable
 
 
+@overridable
 def sequence_log_prob(
     log_prob: Tensor, mask: Tensor | None = None, *, mean: bool = False
 ) -> Tensor:
@@ -48,6 +50,7 @@ def sequence_log_prob(
     return total.to(log_prob.dtype)
 
 
+@overridable
 def dpo_loss(
     chosen: Tensor,
     rejected: Tensor,

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..frames.dense_loss import DenseRows, dense_loss
 from ..hyperparameters import Range
+from ..overrides import overridable
 from .catalog import member
 from .tempered import tempered_softmax
 from .tsallis import log_exp, log_softmax_t, row_divergence
@@ -20,6 +21,7 @@ from .tsallis import log_exp, log_softmax_t, row_divergence
 Alpha = Annotated[float, Range(1)]
 
 
+@overridable
 def sparsemax(input: Tensor, dim: int = -1) -> Tensor:
     r"""The point of the probability simplex that is nearest to the logits.
 
@@ -47,6 +49,7 @@ def sparsemax(input: Tensor, dim: int = -1) -> Tensor:
     return entmax(input, 2.0, dim)
 
 
+@overridable
 def entmax(input: Tensor, alpha: float = 1.5, dim: int = -1) -> Tensor:
     r"""Between softmax (``alpha = 1``) and sparsemax (2), and beyond.
 

@@ -14,11 +14,13 @@ from torch import Tensor
 from .._check import finite_number, one_of
 from ..frames.dense_loss import DenseRows, dense_loss, wide_dtype
 from ..hyperparameters import Fraction, NonNegative
+from ..overrides import overridable
 from ..softmax import check_logits
 from .catalog import member
 from .tsallis import log_exp, log_softmax_t, row_divergence, softmax_t
 
 
+@overridable
 def tempered_softmax(input: Tensor, t: float = 1.2, dim: int = -1) -> Tensor:
     r"""Probabilities whose tails fall off as a power, or that reach zero.
 

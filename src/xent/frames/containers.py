@@ -1,0 +1,248 @@
+"""Losses of tensors that hold other tensors: DTensors and nested tensors.
+
+The rows of a DTensor may lie on several ranks, those of a nested tensor come in sequences of
+different lengths. A loss of rows needs no rows but its own: it is computed of the tensors inside,
+and put where the rows came from. Only what a mean divides by is counted over all ranks; no logits
+are gathered.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from ..modes import PLAIN_TENSORS, can_look_at, is_dtensor
+from ..targets import class_axis
+
+F = TypeVar("F", bound=Callable[..., Any])
+Divisor = Callable[[dict[str, Any]], Tensor]
+
+
+class Container(Protocol):
+    """Takes tensors out of the kind that the logits are of, and puts results back."""
+
+    split: bool  # whether some of the rows are elsewhere
+
+    def inner(self, name: str, value: Any) -> Any:
+        """The tensor inside an argument; whatever is no such container stays as it is."""
+        ...
+
+    def rows(self, values: Tensor) -> Tensor:
+        """One value per row, or per element, as such a container."""
+        ...
+
+    def total(self, value: Tensor) -> Tensor:
+        """A sum over the rows that are here, as a sum over all."""
+        ...
+
+    def over_all(self, number: Tensor) -> Tensor:
+        """A number added up over the rows that are here, added up over all."""
+        ...
+
+
+def through_containers(loss: F, divisor: Divisor, *, of_rows: bool, rowwise: bool = True) -> F:
+    """Make a loss take DTensors and nested tensors.
+
+    Args:
+        loss: from ``input`` and ``target``, plain tensors, and options.
+        divisor: what ``loss`` divides a mean by, from its arguments by name.
+        of_rows: whether ``input`` has an axis of classes.
+        rowwise: whether a row's loss depends on no other row.
+    """
+    signature = inspect.signature(loss)
+
+    @functools.wraps(loss)
+    def entry(*args: Any, **kwargs: Any) -> Any:
+        input = args[0] if args else kwargs.get("input")
+        if type(input) in PLAIN_TENSORS or not isinstance(input, Tensor):
+            return loss(*args, **kwargs)
+        container = container_of(input, class_axis(input) if of_rows else None)
+        if container is None:
+            return loss(*args, **kwargs)
+        if not rowwise and container.split:
+            raise ValueError(
+                f"{loss.__name__} looks at all rows of a batch together, but those of `input` are "
+                f"split over ranks: call input.redistribute(placements=[Replicate()])"
+            )
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        given = bound.arguments
+        for option in ("return_stats", "inplace_backward"):
+            if given.get(option):
+                raise ValueError(f"`{option}` is for plain tensors, not for {_kind(input)}")
+        given |= {name: container.inner(name, value) for name, value in given.items()}
+        if given["reduction"] == "none":
+            return container.rows(loss(*bound.args, **bound.kwargs))
+        normalizer = given["normalizer"]
+        if given["reduction"] == "mean" and (normalizer is None or isinstance(normalizer, str)):
+            given["normalizer"] = container.over_all(divisor(given))
+        return container.total(loss(*bound.args, **bound.kwargs))
+
+    return entry  # pyright: ignore
+
+
+def container_of(input: Tensor, axis: int | None) -> Container | None:
+    """The container of logits whose classes are on an axis; None for tensors that are none."""
+    if is_dtensor(input):
+        return OnRanks(input, axis)
+    if input.is_nested:
+        return Ragged(input, axis)
+    return None
+
+
+def _kind(input: Tensor) -> str:
+    return "DTensors" if is_dtensor(input) else "nested tensors"
+
+
+class OnRanks:
+    """DTensors whose rows are on every rank, or split over ranks; each rank has all classes."""
+
+    def __init__(self, input: Any, axis: int | None) -> None:
+        from torch.distributed.tensor import Partial, Replicate, Shard
+
+        self.mesh, self.placements, self.shape = input.device_mesh, input.placements, input.shape
+        self.axis = axis
+        for place in self.placements:
+            if isinstance(place, Shard) and place.dim == axis:
+                raise ValueError(
+                    f"`input` is a DTensor whose classes, axis {axis}, are split over ranks. "
+                    f"Losses take DTensors that are replicated or split by rows: call "
+                    f"input.redistribute(placements=[Shard(0)]) or [Replicate()]"
+                )
+            if not isinstance(place, (Shard, Replicate)):
+                raise ValueError(
+                    f"`input` is a DTensor placed as {place}, whose numbers are still to be added "
+                    f"up: call input.redistribute(placements=[Replicate()])"
+                )
+        self.of_rows = tuple(self._without_classes(p) for p in self.placements)
+        self.of_sums = tuple(Partial() if isinstance(p, Shard) else p for p in self.placements)
+        self.split = any(isinstance(p, Shard) for p in self.placements)
+
+    def _without_classes(self, place: Any) -> Any:
+        from torch.distributed.tensor import Shard
+
+        behind = isinstance(place, Shard) and self.axis is not None and place.dim > self.axis
+        return Shard(place.dim - 1) if behind else place
+
+    def inner(self, name: str, value: Any) -> Any:
+        """The part of a DTensor that belongs to the rows of this rank."""
+        if not is_dtensor(value):
+            if isinstance(value, Tensor) and value.ndim and name in ("target", "row_weight"):
+                raise TypeError(
+                    f"`input` is a DTensor, so `{name}` must be one, too: "
+                    f"distribute_tensor({name}, input.device_mesh, ...)"
+                )
+            return value  # a vector of the classes, the same on all ranks
+        if value.device_mesh != self.mesh:
+            raise ValueError(f"`{name}` is on another device mesh than `input`")
+        if value.shape == self.shape:
+            return value.redistribute(placements=self.placements).to_local()
+        if value.shape == self.row_shape:
+            return value.redistribute(placements=self.of_rows).to_local()
+        from torch.distributed.tensor import Replicate
+
+        self._refuse_broadcast(name, value)
+        everywhere = [Replicate()] * len(self.placements)
+        # The gradient that each rank finds is that of its own rows.
+        return value.redistribute(placements=everywhere).to_local(grad_placements=self.of_sums)
+
+    @property
+    def row_shape(self) -> torch.Size:
+        """The shape of one value per row, or per element, over all ranks."""
+        if self.axis is None:
+            return self.shape
+        return self.shape[: self.axis] + self.shape[self.axis + 1 :]
+
+    def _refuse_broadcast(self, name: str, value: Tensor) -> None:
+        """Raise where a value has an axis of its own along which the rows are split."""
+        from torch.distributed.tensor import Shard
+
+        if self.axis is not None:
+            return
+        missing = len(self.shape) - value.ndim
+        split = [p.dim - missing for p in self.placements if isinstance(p, Shard)]
+        if any(dim >= 0 and value.shape[dim] != 1 for dim in split):
+            raise ValueError(
+                f"`{name}` of shape {tuple(value.shape)} has an axis along which `input` is split "
+                f"over ranks; expand it to the shape of `input`"
+            )
+
+    def rows(self, values: Tensor) -> Tensor:
+        """A DTensor with the values of this rank's rows."""
+        from torch.distributed.tensor import DTensor
+
+        shape = self.row_shape
+        steps = torch.empty(shape, device="meta").stride()
+        return DTensor.from_local(
+            values.contiguous(), self.mesh, self.of_rows, run_check=False, shape=shape, stride=steps
+        )
+
+    def total(self, value: Tensor) -> Tensor:
+        """A DTensor of what the ranks still have to add up."""
+        from torch.distributed.tensor import DTensor
+
+        return DTensor.from_local(value, self.mesh, self.of_sums, run_check=False)
+
+    def over_all(self, number: Tensor) -> Tensor:
+        """The number, added up over ranks with rows of their own."""
+        total: Any = self.total(number)
+        return total.full_tensor()
+
+
+class Ragged:
+    """Nested tensors in the jagged layout, whose rows stand one after the other in memory."""
+
+    split = False
+
+    def __init__(self, input: Any, axis: int | None) -> None:
+        if input.layout is not torch.jagged:
+            raise ValueError(
+                "nested tensors must have layout=torch.jagged: "
+                "torch.nested.nested_tensor(list(input.unbind()), layout=torch.jagged)"
+            )
+        if input._lengths is not None:
+            raise ValueError("`input` is a nested tensor with holes; call input.contiguous()")
+        ragged = input._ragged_idx
+        if axis is not None and axis == ragged:
+            raise ValueError(
+                f"the classes of `input` are on axis 1, which here is the one of different "
+                f"lengths, shape {tuple(input.shape)}; for classes on the last axis call "
+                f"input.transpose(1, -1)"
+            )
+        self.ragged, self.axis, self.offsets = ragged, axis, input.offsets()
+
+    def inner(self, name: str, value: Any) -> Any:
+        """The rows of a nested tensor, one after the other: the axis of lengths comes first."""
+        if not isinstance(value, Tensor) or not value.is_nested:
+            several = isinstance(value, Tensor) and value.ndim > (self.axis is not None)
+            if several or (name in ("target", "row_weight") and isinstance(value, Tensor)):
+                raise TypeError(
+                    f"`input` is a nested tensor, so `{name}` must be one, too: "
+                    f"torch.nested.nested_tensor_from_jagged({name}, offsets=input.offsets())"
+                )
+            return value
+        nested: Any = value
+        same = nested.offsets() is self.offsets or nested.offsets().shape == self.offsets.shape
+        if not same or (can_look_at(self.offsets) and not nested.offsets().equal(self.offsets)):
+            raise ValueError(f"`{name}` must have sequences of the same lengths as `input`")
+        # The axis of the batch is gone in memory, and the ragged one is where the rows are.
+        return nested.values().movedim(nested._ragged_idx - 1, 0)
+
+    def rows(self, values: Tensor) -> Tensor:
+        """A nested tensor of sequences of the same lengths."""
+        gone = self.axis is not None and self.ragged > self.axis
+        place = self.ragged - 1 - gone
+        return torch.nested.nested_tensor_from_jagged(
+            values.movedim(0, place), offsets=self.offsets, jagged_dim=place + 1
+        )
+
+    def total(self, value: Tensor) -> Tensor:
+        """The sum itself: all rows are here."""
+        return value
+
+    over_all = total
