@@ -14,7 +14,7 @@ from ._check import finite_number, is_tensor
 from .engines import measure
 from .linear_logits import LinearLogits
 from .measurement import flatten, make_problem
-from .modes import can_look_at
+from .modes import refuse_where
 from .overrides import overridable
 from .row_statistics import RowStatistics
 from .targets import shift_labels
@@ -224,8 +224,9 @@ def _read_temperature(temperature: float | Tensor, rows: torch.Size) -> float | 
             f"each of them in full or of length 1; got shape {tuple(temperature.shape)}. One for "
             f"each sequence is temperature[:, None]"
         )
-    if can_look_at(temperature) and not bool(((temperature > 0) & temperature.isfinite()).all()):
-        raise ValueError("`temperature` must be positive and finite in every row")
+    message = "`temperature` must be positive and finite in every row"
+    wrong = ~((temperature > 0) & temperature.isfinite())
+    refuse_where(wrong, lambda: ValueError(message), message)
     return temperature.to(torch.float64)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ._check import finite_number, vector_of_classes
-from .modes import can_look_at
+from .modes import refuse_where
 
 
 class LogitTransform(NamedTuple):
@@ -82,5 +82,5 @@ def make_transform(
 
 def _refuse_unless_positive(class_scale: Tensor) -> None:
     """A factor of 0 or less would unmask a class at -inf. Looked at where that is free."""
-    if can_look_at(class_scale) and not bool((class_scale > 0).all()):
-        raise ValueError("`class_scale` must be positive; turn logits round before the loss")
+    message = "`class_scale` must be positive; turn logits round before the loss"
+    refuse_where(~(class_scale > 0), lambda: ValueError(message), message)

@@ -215,11 +215,13 @@ class Ragged:
                 f"input.transpose(1, -1)"
             )
         self.ragged, self.axis, self.offsets = ragged, axis, input.offsets()
+        # The axes behind the rows, to which a plain tensor broadcasts: of classes there is one.
+        self.trailing = 1 if axis is not None else (input.ndim - 2) * (ragged == 1)
 
     def inner(self, name: str, value: Any) -> Any:
         """The rows of a nested tensor, one after the other: the axis of lengths comes first."""
         if not isinstance(value, Tensor) or not value.is_nested:
-            several = isinstance(value, Tensor) and value.ndim > (self.axis is not None)
+            several = isinstance(value, Tensor) and value.ndim > self.trailing
             if several or (name in ("target", "row_weight") and isinstance(value, Tensor)):
                 raise TypeError(
                     f"`input` is a nested tensor, so `{name}` must be one, too: "

@@ -17,6 +17,7 @@ from ..frames.dense_loss import wide_dtype
 from ..frames.reduction import stable_sum
 from ..frames.row_loss import row_loss
 from ..hyperparameters import Counts, NonNegative, Number, Positive
+from ..linear_logits import LinearLogits
 from ..row_statistics import RowStatistics
 from ..targets import class_axis
 from .catalog import member
@@ -338,6 +339,8 @@ def hardest_loss(
         Shrivastava et al., *Training region-based object detectors with online hard example
         mining*, CVPR 2016.
     """
+    if not isinstance(input, LinearLogits):
+        is_tensor("input", input)
     whole = isinstance(keep, int) and not isinstance(keep, bool)
     if not (whole and keep >= 1) and not 0 < finite_number("keep", keep) <= 1:
         raise ValueError(
