@@ -5,6 +5,7 @@ The classes are on the last axis here, as in :class:`torch.distributions.Categor
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -171,7 +172,7 @@ def _measure(
     if isinstance(input, LinearLogits):
         input, target, _, scale, softcap = flatten(input, target, None, None, softcap)
     elif input.is_contiguous():  # rows one after the other are what kernels are quickest on
-        input, target = input.view(rows.numel(), input.shape[-1]), target.reshape(-1)
+        input, target = input.view(math.prod(rows), input.shape[-1]), target.reshape(-1)
     elif input.ndim > 2:
         input = input.movedim(-1, 1)
     if isinstance(temperature, Tensor) and temperature.ndim:

@@ -15,7 +15,7 @@ from .logits import LogitTransform, make_transform
 from .modes import autocasts
 from .overrides import overridable
 from .row_statistics import INDEX_ONLY, REQUESTS, RowStatistics
-from .targets import class_axis, read_target
+from .targets import are_alike, class_axis, read_target
 
 
 @overridable
@@ -245,7 +245,7 @@ def flatten(
     if logit_scale is not None:
         scale = logit_scale if scale is None else scale * logit_scale
     if isinstance(target, Tensor):
-        soft = target.shape == input.shape and target.is_floating_point()
+        soft = target.is_floating_point() and are_alike(target, cast(Tensor, input))
         if not soft and target.shape != rows:
             raise ValueError(
                 f"`target` must have shape {tuple(rows)} to hold one class index for each row of "

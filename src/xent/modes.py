@@ -93,7 +93,7 @@ def _keys(tensor: Tensor) -> int:
 def _keys_of_memory(device: str) -> int:
     """The keys of a fresh tensor on a type of device, whatever is active."""
     with _disable_current_modes(), torch._C._DisableFuncTorch():
-        return _keys(torch.empty(0, device=device))
+        return _keys(torch.empty(0, dtype=torch.float32, device=device))
 
 
 _KEYS_BEYOND_CPU = ~_keys_of_memory("cpu")

@@ -255,11 +255,8 @@ class RowStatistics:
 
     def reshape(self, shape: tuple[int, ...]) -> RowStatistics:
         """The same with other axes for the rows."""
-        own = {
-            name: value.reshape(shape)
-            for name, value in vars(self).items()
-            if isinstance(value, Tensor)
-        }
+        names = ("log_odds", "log_prob", "target", "lse", "mass", "label")
+        own = {n: x.reshape(shape) for n in names if (x := getattr(self, n)) is not None}
         asked = {name: value.reshape(shape) for name, value in self.on_request.items()}
         return replace(self, **own, on_request=asked)
 

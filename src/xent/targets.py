@@ -88,6 +88,14 @@ def densified(target: Tensor) -> Tensor:
 _SPARSE = (torch.sparse_coo, torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc)
 
 
+def are_alike(target: Tensor, input: Tensor) -> bool:
+    """Whether a target holds a number for each logit.
+
+    The number of axes comes first: axes of which only one may grow are then never compared.
+    """
+    return target.ndim == input.ndim and target.shape == input.shape
+
+
 def class_axis(input: Tensor) -> int:
     """Where the classes are: axis 0 of a single row, axis 1 of everything else."""
     return 0 if input.ndim == 1 else 1
@@ -111,7 +119,7 @@ def read_target(
         raise TypeError(f"`ignore_index` must be an integer, got {ignore_index!r}")
     if input.device != target.device:
         raise ValueError(f"`input` is on {input.device} but `target` on {target.device}")
-    if target.shape == input.shape:
+    if are_alike(target, input):
         if input.shape[class_axis(input)] == 0:
             raise ValueError(
                 f"`input` must have a class for a soft target to speak of, got shape "

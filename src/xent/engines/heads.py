@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..linear_logits import LinearLogits
+from ..modes import are_there
 from . import native
 from .problem import Index
 
@@ -140,7 +141,7 @@ class Head:
 
     def times(self, factor: Tensor | None = None) -> list[Tensor | None]:
         """The gradients times a number, in the dtypes of what they belong to."""
-        if factor is not None and factor != 1:
+        if factor is not None and not (are_there(factor) and factor == 1):
             for part in self.gradients:
                 if part is not None:
                     part *= factor

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from ..linear_logits import LinearLogits
-from ..modes import deferred, only_differentiable
+from ..modes import are_there, deferred, only_differentiable
 from . import reference
 from .heads import Chunks, Head
 from .problem import Index, Problem
@@ -78,7 +78,7 @@ def kept_rows(problem: Problem) -> Tensor | None:
 
 def numbers_of(kept: Tensor | None) -> Tensor | None:
     """Which rows are kept, by number; None if all are, or nobody may look."""
-    if kept is None or deferred() or bool(kept.all()):
+    if kept is None or not are_there(kept) or bool(kept.all()):
         return None
     return kept.nonzero()[:, 0]
 
@@ -95,7 +95,9 @@ def _statistics(problem: Problem, engine: ModuleType) -> tuple[Tensor, bool]:
     table = torch.empty(problem.table_shape, dtype=torch.float64, device=head.source.device)
     if chunks.kept is not None:  # those of an ignored row, whatever its logits
         none = torch.zeros(1, problem.classes, dtype=head.dtype, device=table.device)
-        label = torch.full((1,), problem.target.ignore_index, device=table.device)
+        label = torch.full(
+            (1,), problem.target.ignore_index, dtype=torch.int64, device=table.device
+        )
         one = problem.of_rows(slice(0, 1), none)
         one = one._replace(target=one.target._replace(values=label))
         table[:] = engine.row_statistics(one)[0]

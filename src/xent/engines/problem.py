@@ -14,7 +14,7 @@ from ..modes import settled
 from ..row_statistics import field_mask, fields_of
 from ..targets import Target, class_axis
 
-_NOTHING = torch.empty(0, device="cpu")
+_NOTHING = torch.empty(0, dtype=torch.float32, device="cpu")
 Index = slice | Tensor | EllipsisType  # some rows, or all
 
 

@@ -177,7 +177,7 @@ class OnRanks:
         from torch.distributed.tensor import DTensor
 
         shape = self.row_shape
-        steps = torch.empty(shape, device="meta").stride()
+        steps = torch.empty(shape, dtype=values.dtype, device="meta").stride()
         return DTensor.from_local(
             values.contiguous(), self.mesh, self.of_rows, run_check=False, shape=shape, stride=steps
         )

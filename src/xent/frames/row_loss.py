@@ -22,6 +22,7 @@ from ..linear_logits import LinearLogits
 from ..measurement import flatten, make_problem, result_dtype
 from ..overrides import overridable
 from ..row_statistics import REQUESTS, RowStatistics
+from ..targets import are_alike
 from .containers import through_containers
 from .docstrings import loss_docstring
 from .linear_head import Rows, reduce_problem
@@ -250,7 +251,7 @@ def divisor_of_labels(
 
 def _refuse_probabilities(name: str, input: Tensor, target: Tensor) -> None:
     logits = isinstance(input, (Tensor, LinearLogits)) and isinstance(target, Tensor)
-    if logits and target.is_floating_point() and target.shape == input.shape:
+    if logits and target.is_floating_point() and are_alike(target, input):
         raise ValueError(
             f"{name} takes one class per row, but `target` has the shape of `input`, which makes "
             f"it probabilities. Pass class indices, target.argmax(1) say"

@@ -6,6 +6,7 @@ only their ratios matter.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -56,7 +57,7 @@ def effective_number_weights(counts: Tensor, beta: float = 0.9999) -> Tensor:
     if beta == 1:
         weights = 1 / n
     else:
-        weights = (1 - beta) / -torch.expm1(n * torch.log(torch.tensor(beta, dtype=n.dtype)))
+        weights = (1 - beta) / -torch.expm1(n * (math.log(beta) if beta else -math.inf))
     weights = torch.where(n > 0, weights, 0.0)
     return (weights * (n.numel() / weights.sum())).to(counts.dtype)
 

@@ -110,7 +110,7 @@ def symmetric_noise_matrix(classes: int, rate: float) -> Tensor:
                 [0.2500, 0.2500, 0.5000]], dtype=torch.float64)
     """
     _check_noise(classes, rate)
-    matrix = torch.full((classes, classes), rate / (classes - 1), dtype=torch.float64)
+    matrix = torch.full((classes, classes), rate / (classes - 1), dtype=torch.float64, device="cpu")
     return matrix.fill_diagonal_(1 - rate)
 
 
@@ -139,7 +139,7 @@ def pair_noise_matrix(classes: int, rate: float, flips: Mapping[int, int] | None
     _check_noise(classes, rate)
     if flips is None:
         flips = {c: (c + 1) % classes for c in range(classes)}
-    matrix = torch.eye(classes, dtype=torch.float64)
+    matrix = torch.eye(classes, dtype=torch.float64, device="cpu")
     for true, observed in flips.items():
         if not (0 <= true < classes and 0 <= observed < classes):
             raise ValueError(

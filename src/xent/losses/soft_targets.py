@@ -199,7 +199,7 @@ def _mixing_weight(lam: float | Tensor, problem: Problem) -> Tensor:
     """``lam`` for each row."""
     if not isinstance(lam, Tensor):
         Range(0, 1).check("lam", lam, None)
-        lam = torch.tensor(float(lam), device=problem.logits.device)
+        lam = torch.tensor(float(lam), dtype=torch.float64, device=problem.logits.device)
     if lam.ndim and lam.shape != problem.rows:
         raise ValueError(
             f"`lam` must be a number or one per row, shape {tuple(problem.rows)}; got shape "
@@ -242,10 +242,10 @@ def mixup(
     Range(0, open=True).check("alpha", alpha, None)
     if len(input) != len(target):
         raise ValueError(f"`input` has {len(input)} rows and `target` {len(target)}")
-    concentration = torch.tensor([alpha, alpha], dtype=torch.float64)
+    concentration = torch.tensor([alpha, alpha], dtype=torch.float64, device="cpu")
     drawn = torch._sample_dirichlet(concentration, generator)  # pyright: ignore
     lam = float(drawn[0])
-    order = torch.randperm(len(input), generator=generator).to(input.device)
+    order = torch.randperm(len(input), generator=generator, device="cpu").to(input.device)
     return lam * input + (1 - lam) * input[order], target, target[order], lam
 
 
@@ -377,7 +377,8 @@ def _check_lists(
 def _refuse_doubles(listed: _Listed) -> None:
     if not can_look_at(listed.classes):
         return
-    order = torch.arange(-1, -1 - listed.classes.shape[-1], -1)  # a class of its own for each gap
+    gaps = listed.classes.shape[-1]
+    order = torch.arange(-1, -1 - gaps, -1, device="cpu")  # a class of its own for each gap
     ranked = torch.where(listed.present, listed.classes, order).sort(-1).values
     double = ranked[..., 1:] == ranked[..., :-1]
     if bool(double.any()):

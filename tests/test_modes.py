@@ -1,0 +1,599 @@
+"""Kinds of tensors and modes of PyTorch, each with every entry: right, or a clear refusal.
+
+What a plain call computes is tested elsewhere. Here the same call in another mode, or of the same
+numbers in another kind of tensor, must give the same.
+"""
+
+import ast
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
+
+import xent
+from xent import modes
+
+from .entries import ENTRIES, ROWS, Entry
+
+HOUSE = Path(xent.__file__).parent
+every_entry = pytest.mark.parametrize("entry", ENTRIES, ids=str)
+
+
+def drawn(entry: Entry, seed: int = 0, rows: int = ROWS) -> tuple:
+    torch.manual_seed(seed)
+    return entry.inputs(rows)
+
+
+def gradient_of(entry: Entry, inputs: tuple) -> tuple[Tensor, Tensor]:
+    """The value, and the gradient of its sum by the first input."""
+    x = inputs[0].detach() if isinstance(inputs[0], Tensor) else inputs[0]
+    x.requires_grad_()
+    value = entry.function(x, *inputs[1:])
+    (grad,) = torch.autograd.grad(value.sum(), x)
+    return value.detach(), grad
+
+
+def close(actual, expected):
+    torch.testing.assert_close(actual, expected, rtol=2e-6, atol=2e-7)
+
+
+# ---- tensors whose memory is not what it seems ---------------------------------------------------
+
+
+def negated_later(x):
+    """A tensor with the numbers of ``x``, whose memory holds their negatives."""
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        return x
+    return torch._neg_view(-x)
+
+
+def conjugated(x):
+    """Likewise, as the imaginary part of a conjugate: every other number of its memory."""
+    if not isinstance(x, Tensor) or not x.is_floating_point() or x.dtype == torch.bfloat16:
+        return x
+    return torch.complex(-x, -x).conj().imag
+
+
+def in_strides(x):
+    return x.repeat_interleave(2, -1)[..., ::2] if isinstance(x, Tensor) and x.ndim else x
+
+
+def inside_a_storage(x):
+    if not isinstance(x, Tensor):
+        return x
+    memory = x.new_full((x.numel() + 7,), -7)
+    memory[3 : 3 + x.numel()] = x.reshape(-1)
+    return memory[3 : 3 + x.numel()].view(x.shape)
+
+
+def misaligned(x):
+    """At an address that is no multiple of the size of a number."""
+    if not isinstance(x, Tensor):
+        return x
+    raw = bytearray(x.numel() * x.itemsize + 1)
+    view = torch.frombuffer(raw, dtype=x.dtype, offset=1, count=x.numel()).view(x.shape)
+    return view.copy_(x)
+
+
+def transposed(x):
+    return x.t().contiguous().t() if isinstance(x, Tensor) and x.ndim == 2 else x
+
+
+def parameter(x):
+    return torch.nn.Parameter(x) if isinstance(x, Tensor) and x.is_floating_point() else x
+
+
+KINDS = (negated_later, conjugated, in_strides, inside_a_storage, misaligned, transposed, parameter)
+
+
+@every_entry
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_kinds_of_tensors(entry, kind):
+    inputs = drawn(entry)
+    value, grad = gradient_of(entry, inputs)
+    again, grad_again = gradient_of(entry, tuple(map(kind, inputs)))
+    close(again, value)
+    close(grad_again, grad)
+
+
+@every_entry
+def test_one_row_for_all(entry):
+    """Expanded tensors, whose rows are one row of memory."""
+    inputs = tuple(
+        x[:1].expand(ROWS, *x.shape[1:])
+        if isinstance(x, Tensor) and x.ndim and x.shape[0] == ROWS
+        else x
+        for x in drawn(entry)
+    )
+    plain = tuple(x.contiguous() if isinstance(x, Tensor) else x for x in inputs)
+    close(entry.function(*inputs), entry.function(*plain))
+
+
+def test_every_tensor_of_a_call_may_be_negated_later(every_engine):
+    """Weights, biases, scales, row weights, divisors and slopes, too."""
+    z, y = torch.randn(5, 4), torch.tensor([0, 3, 1, 2, 2])
+    options = {
+        "weight": torch.rand(4) + 0.1, "row_weight": torch.rand(5), "logit_scale": torch.rand(5),
+        "class_bias": torch.randn(4), "normalizer": torch.tensor(3.0),
+    }  # fmt: skip
+    for changed in (z, torch._neg_view(-z)):
+        later = [{name: torch._neg_view(-value)} for name, value in options.items()]
+        for replaced in ({}, *later):
+            x = changed.detach().requires_grad_()
+            value = xent.cross_entropy(x, y, **{**options, **replaced}, engine=every_engine)
+            (grad,) = torch.autograd.grad(value, x, torch._neg_view(torch.tensor(-2.0)))
+            if not replaced and changed is z:
+                expected = value, grad
+            close((value, grad), expected)
+
+
+@pytest.mark.parametrize("engine", ["native", "reference"])
+def test_slopes_negated_later(engine):
+    z, t = torch.randn(5, 4), torch.rand(5, 4)
+    for loss, shape in (
+        (xent.cross_entropy, (5,)),
+        (xent.binary_cross_entropy_with_logits, (5, 4)),
+    ):
+        slope = torch.randn(shape)
+        grads = []
+        for v in (slope, torch._neg_view(-slope)):
+            x = z.clone().requires_grad_()
+            value = loss(x, torch.softmax(t, 1), reduction="none", engine=engine)
+            grads += torch.autograd.grad(value, x, v)
+        close(grads[1], grads[0])
+
+
+def test_memory_that_was_freed_is_refused():
+    z = torch.randn(4, 5)
+    z.untyped_storage().resize_(0)
+    with pytest.raises(RuntimeError, match="storage"):
+        xent.cross_entropy(z, torch.tensor([0, 1, 2, 3]))
+    with pytest.raises(ValueError, match="no memory"):
+        xent.cross_entropy(z, torch.tensor([0, 1, 2, 3]), engine="native")
+
+
+def test_tensors_of_inference_mode():
+    with torch.inference_mode():
+        z, y = torch.randn(4, 5), torch.tensor([0, 1, 2, 3])
+        inside = xent.cross_entropy(z, y)
+    close(xent.cross_entropy(z, y), inside)
+    value, grad = gradient_of(Entry("", xent.cross_entropy, tuple), (z.clone(), y.clone()))
+    close(value, inside)
+    assert bool(grad.any())
+
+
+class Named(torch.Tensor):
+    """A subclass with a method of its own, and the memory of a tensor."""
+
+
+class Wrapped(torch.Tensor):
+    """A subclass whose numbers are in another tensor."""
+
+    @staticmethod
+    def __new__(cls, inner):
+        return torch.Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype)
+
+    def __init__(self, inner):
+        self.inner = inner
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        unwrap = lambda x: x.inner if isinstance(x, Wrapped) else x  # noqa: E731
+        args, kwargs = torch.utils._pytree.tree_map(unwrap, (args, kwargs or {}))
+        wrap = lambda x: Wrapped(x) if isinstance(x, Tensor) else x  # noqa: E731
+        return torch.utils._pytree.tree_map(wrap, func(*args, **kwargs))
+
+
+@every_entry
+def test_subclasses_keep_their_type(entry):
+    if entry.name == "statistics":
+        pytest.skip("answers with a record of tensors")
+    inputs = drawn(entry)
+    value = entry.function(*inputs)
+    again = entry.function(inputs[0].as_subclass(Named), *inputs[1:])
+    assert type(again) is Named
+    close(again.as_subclass(Tensor), value)
+
+
+@every_entry
+def test_subclasses_with_numbers_elsewhere(entry):
+    inputs = drawn(entry)
+    again = entry.function(*(Wrapped(x) if isinstance(x, Tensor) else x for x in inputs))
+    close(again.inner, entry.function(*inputs))
+
+
+# ---- defaults that are not ours to use -----------------------------------------------------------
+
+
+@every_entry
+def test_the_default_device_has_no_say(entry):
+    inputs = drawn(entry)
+    value, grad = gradient_of(entry, inputs)
+    with torch.device("meta"):
+        again, grad_again = gradient_of(entry, inputs)
+    assert again.device.type == grad_again.device.type == "cpu"
+    assert again.equal(value)
+    assert grad_again.equal(grad)
+
+
+@every_entry
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_the_default_dtype_has_no_say(entry, dtype):
+    inputs = drawn(entry)
+    value, grad = gradient_of(entry, inputs)
+    torch.set_default_dtype(dtype)
+    try:
+        again, grad_again = gradient_of(entry, inputs)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert again.dtype == value.dtype
+    assert again.equal(value)
+    assert grad_again.equal(grad)
+
+
+FACTORIES = {"empty", "zeros", "ones", "full", "arange", "tensor", "linspace", "eye", "rand"}
+AT_THE_TOP = {"learn", "commands", "plot", "integrations"}  # which choose devices themselves
+FILES = [f for f in sorted(HOUSE.rglob("*.py")) if not AT_THE_TOP & set(f.relative_to(HOUSE).parts)]
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(HOUSE)))
+def test_every_tensor_that_is_made_has_a_device(file):
+    """Without one it would be on the default device; without a dtype, of the default dtype."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        call = isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+        if not call or not isinstance(node.func.value, ast.Name) or node.func.value.id != "torch":
+            continue
+        if node.func.attr in FACTORIES:
+            told = {keyword.arg for keyword in node.keywords}
+            assert "device" in told, ast.unparse(node)
+            assert "dtype" in told or node.func.attr == "arange", ast.unparse(node)
+
+
+# ---- tracers -------------------------------------------------------------------------------------
+
+
+def tensors_only(entry: Entry, inputs: tuple):
+    """The tensors among the inputs, and a function of them."""
+    places = [k for k, x in enumerate(inputs) if isinstance(x, Tensor)]
+
+    def function(*tensors):
+        given = list(inputs)
+        for k, x in zip(places, tensors, strict=True):
+            given[k] = x
+        return entry.function(*given)
+
+    return tuple(inputs[k] for k in places), function
+
+
+@every_entry
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+def test_jit_trace(entry):
+    tensors, function = tensors_only(entry, drawn(entry))
+    traced = torch.jit.trace(function, tensors, check_trace=False)
+    others, function = tensors_only(entry, drawn(entry, seed=1))
+    close(traced(*others), function(*others))
+
+
+@every_entry
+@pytest.mark.parametrize("mode", ["real", "fake", "symbolic", "pre_dispatch"])
+def test_make_fx(entry, mode):
+    tensors, function = tensors_only(entry, drawn(entry))
+    options = {"pre_dispatch": True} if mode == "pre_dispatch" else {"tracing_mode": mode}
+    graph = make_fx(function, **options, _allow_non_fake_inputs=True)(*tensors)
+    rows = ROWS + 5 if mode == "symbolic" else ROWS
+    others, function = tensors_only(entry, drawn(entry, seed=1, rows=rows))
+    close(graph(*others), function(*others))
+
+
+@every_entry
+@pytest.mark.parametrize("kind", ["meta", "fake"])
+def test_shapes_without_numbers(entry, kind):
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    inputs = drawn(entry)
+    value, grad = gradient_of(entry, inputs)
+    if kind == "meta":
+        inputs = tuple(x.to("meta") if isinstance(x, Tensor) else x for x in inputs)
+        again, grad_again = gradient_of(entry, inputs)
+    else:
+        with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+            inputs = tuple(mode.from_tensor(x) if isinstance(x, Tensor) else x for x in inputs)
+            again, grad_again = gradient_of(entry, inputs)
+    assert (again.shape, again.dtype) == (value.shape, value.dtype)
+    assert (grad_again.shape, grad_again.dtype) == (grad.shape, grad.dtype)
+
+
+@every_entry
+def test_functionalize(entry):
+    """PyTorch has no rule there for functions with a gradient of their own, and says so."""
+    tensors, function = tensors_only(entry, drawn(entry))
+    try:
+        value = torch.func.functionalize(function)(*tensors)
+    except RuntimeError as refusal:
+        if "Functionalize rule for custom_function_call" not in str(refusal):
+            raise
+        return
+    close(value, function(*tensors))
+
+
+REFUSE_PROXIES = {
+    "focal_loss behind a head", "information.entropy", "information.kl_divergence",
+    "information.cross_entropy_of",
+}  # fmt: skip
+
+
+@every_entry
+def test_fx_symbolic_trace(entry):
+    """A loss is one call of the graph, as PyTorch's own; what is none says that it got a Proxy."""
+    tensors, function = tensors_only(entry, drawn(entry))
+    names = [f"x{k}" for k in range(len(tensors))]
+    space = {"function": function}
+    exec(f"def traced({', '.join(names)}): return function({', '.join(names)})", space)
+    if entry.name in ("statistics", "cross_entropy with options"):
+        pytest.skip("looks at attributes of what it gets")
+    if entry.name in REFUSE_PROXIES:
+        with pytest.raises((TypeError, AttributeError), match="Proxy"):
+            torch.fx.symbolic_trace(space["traced"])
+        return
+    graph = torch.fx.symbolic_trace(space["traced"])
+    others, function = tensors_only(entry, drawn(entry, seed=1))
+    close(graph(*others), function(*others))
+
+
+def test_modes_that_only_watch_leave_the_kernels_alone():
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False):
+        assert xent.explain(torch.randn(3, 4), torch.tensor([0, 1, 2])).engine != "reference" or (
+            not xent.engines.native.fast
+        )
+
+
+@pytest.mark.parametrize("name", ["native", "triton"])
+def test_a_named_engine_says_what_it_cannot_read(name):
+    z, y = torch.randn(3, 4), torch.tensor([0, 1, 2])
+    with pytest.raises(ValueError, match=r"engine=.* cannot do this: (Wrapped|the|Triton)"):
+        xent.cross_entropy(Wrapped(z), y, engine=name)
+    with pytest.raises(ValueError, match="cannot do this"):
+        make_fx(lambda x: xent.cross_entropy(x, y, engine=name))(z)
+
+
+def test_a_page_of_reasons():
+    x = torch.randn(3, 4)
+    assert modes.unreadable(x) is None
+    assert "negated" in modes.unreadable(torch._neg_view(x))
+    assert "sparse" in modes.unreadable(x.to_sparse())
+    assert "Wrapped" in modes.unreadable(Wrapped(x))
+    assert "ZeroTensor" in modes.unreadable(torch._efficientzerotensor((2, 3)))
+    assert "Functionalize" in modes.unreadable(torch._to_functional_tensor(x))
+    leaked = []
+    torch.func.grad(lambda a: (leaked.append(a), a.sum())[1])(x)
+    assert modes.unreadable(leaked[0]) is not None
+    assert not modes.can_look_at(x.to("meta"))
+
+
+# ---- other layouts -------------------------------------------------------------------------------
+
+
+LAYOUTS = {
+    "coo": lambda x: x.to_sparse(),
+    "csr": lambda x: x.to_sparse_csr(),
+    "csc": lambda x: x.to_sparse_csc(),
+    "mkldnn": lambda x: x.to_mkldnn(),
+}
+
+
+@every_entry
+@pytest.mark.parametrize("layout", ["coo", "mkldnn"])
+def test_sparse_logits_are_refused(entry, layout):
+    inputs = drawn(entry)
+    with pytest.raises(TypeError, match=r"must be dense; pass .*to_dense\(\)"):
+        entry.function(LAYOUTS[layout](inputs[0]), *inputs[1:])
+
+
+@pytest.mark.parametrize("layout", ["coo", "csr", "csc"])
+@pytest.mark.filterwarnings("ignore:Sparse C.. tensor support")
+def test_sparse_soft_targets(layout):
+    z, t = torch.randn(6, 9), torch.softmax(torch.randn(6, 9), 1)
+    t[t < 0.1] = 0
+    for loss in (xent.cross_entropy, xent.sparsemax_loss, xent.binary_cross_entropy_with_logits):
+        close(loss(z, LAYOUTS[layout](t)), loss(z, t))
+    with pytest.raises(TypeError, match="`weight` is a tensor of layout"):
+        xent.binary_cross_entropy_with_logits(z, t, LAYOUTS[layout](torch.rand(6, 9)))
+
+
+def jagged(values: Tensor, lengths: list[int]) -> Tensor:
+    offsets = torch.tensor([0, *lengths]).cumsum(0)
+    return torch.nested.nested_tensor_from_jagged(values, offsets=offsets)
+
+
+@pytest.fixture
+def sequences():
+    """Logits of sequences of different lengths, classes last, and in memory; labels likewise."""
+    z, y, lengths = torch.randn(8, 5), torch.randint(5, (8,)), [3, 1, 4]
+    y[2] = -100
+    nested = jagged(z, lengths)
+    return nested, torch.nested.nested_tensor_from_jagged(y, offsets=nested.offsets()), z, y
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("name", ["cross_entropy", "focal_loss", "sparsemax_loss", "recall_loss"])
+def test_nested_tensors_of_rows(sequences, name, reduction):
+    nested, labels, z, y = sequences
+    loss = getattr(xent, name)
+    weight = torch.rand(5)
+    nested.requires_grad_()
+    value = loss(nested.transpose(1, 2), labels, weight, reduction=reduction)
+    expected, grad = z.requires_grad_(), None
+    expected = loss(z, y, weight, reduction=reduction)
+    if reduction == "none":
+        assert value.shape == labels.shape
+        value = value.values()
+    close(value, expected)
+    (grad,) = torch.autograd.grad(expected.sum(), z)
+    value.sum().backward()
+    close(nested.grad.values(), grad)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_nested_tensors_of_elements(sequences, reduction):
+    nested, _, z, _ = sequences
+    t, w = torch.rand(8, 5), torch.rand(5)
+    target = torch.nested.nested_tensor_from_jagged(t, offsets=nested.offsets())
+    value = xent.binary_cross_entropy_with_logits(nested, target, pos_weight=w, reduction=reduction)
+    expected = torch.nn.functional.binary_cross_entropy_with_logits(
+        z, t, pos_weight=w, reduction=reduction
+    )
+    if reduction == "none":
+        assert value.shape == nested.shape
+        value = value.values()
+    close(value, expected)
+    turned = xent.binary_cross_entropy_with_logits(
+        nested.transpose(1, 2), target.transpose(1, 2), reduction="none"
+    )
+    plain = torch.nn.functional.binary_cross_entropy_with_logits(z, t, reduction="none")
+    close(turned.transpose(1, 2).values(), plain)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_nested_tensors_that_make_no_sense_are_refused(sequences):
+    nested, labels, z, y = sequences
+    with pytest.raises(ValueError, match=r"different lengths.*transpose\(1, -1\)"):
+        xent.cross_entropy(nested, labels)
+    with pytest.raises(TypeError, match="`target` must be one, too"):
+        xent.cross_entropy(nested.transpose(1, 2), y)
+    with pytest.raises(ValueError, match="sequences of the same lengths"):
+        xent.cross_entropy(nested.transpose(1, 2), jagged(y, [4, 1, 3]))
+    with pytest.raises(ValueError, match=r"layout=torch\.jagged"):
+        xent.cross_entropy(torch.nested.nested_tensor([z, z]), labels)
+    for call in (xent.token_log_probs, xent.statistics):
+        with pytest.raises(TypeError, match=r"`input` is a nested tensor.*values\(\)"):
+            call(nested, labels)
+
+
+# ---- DTensors ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    """Two dimensions of one rank each: what a rank does, without another process."""
+    import torch.distributed as dist
+    from torch.distributed.tensor import init_device_mesh
+
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield init_device_mesh("cpu", (1, 1))
+    dist.destroy_process_group()
+
+
+def test_dtensors(mesh):
+    from torch.distributed.tensor import Partial, Replicate, Shard, distribute_tensor
+
+    z, y, b = torch.randn(6, 4, 3), torch.randint(4, (6, 3)), torch.rand(6, 4, 3)
+    for rows in (Replicate(), Shard(0), Shard(2)):
+        of_labels = Shard(1) if rows == Shard(2) else rows
+        x = distribute_tensor(z, mesh, [rows, Replicate()]).requires_grad_()
+        target = distribute_tensor(y, mesh, [of_labels, Replicate()])
+        for reduction in ("mean", "sum", "none"):
+            value = xent.cross_entropy(x, target, reduction=reduction)
+            close(value.full_tensor(), xent.cross_entropy(z, y, reduction=reduction))
+        (grad,) = torch.autograd.grad(xent.focal_loss(x, target), x)
+        close(grad.full_tensor(), gradient_of(Entry("", xent.focal_loss, tuple), (z, y))[1])
+        soft = distribute_tensor(b, mesh, [rows, Replicate()])
+        value = xent.binary_cross_entropy_with_logits(x, soft)
+        close(value.full_tensor(), xent.binary_cross_entropy_with_logits(z, b))
+    by_class = distribute_tensor(z, mesh, [Shard(1), Replicate()])
+    with pytest.raises(ValueError, match="classes, axis 1, are split over ranks"):
+        xent.cross_entropy(by_class, target)
+    with pytest.raises(TypeError, match="`target` must be one, too"):
+        xent.cross_entropy(x, y)
+    with pytest.raises(ValueError, match="looks at all rows"):
+        xent.recall_loss(x, target)
+    with pytest.raises(TypeError, match="is a DTensor"):
+        xent.token_log_probs(x.movedim(1, -1), target)
+    local = torch.distributed.tensor.DTensor.from_local(z, mesh, [Partial(), Replicate()])
+    with pytest.raises(ValueError, match="still to be added"):
+        xent.cross_entropy(local, target)
+
+
+# ---- compilers -----------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@every_entry
+def test_one_graph_for_compilers(entry):
+    torch._dynamo.reset()
+    tensors, function = tensors_only(entry, drawn(entry))
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    close(compiled(*tensors), function(*tensors))
+    negated = tuple(map(negated_later, tensors))
+    close(compiled(*negated), function(*tensors))
+
+
+class Module(torch.nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, *tensors):
+        return self.function(*tensors)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@every_entry
+def test_export_with_any_number_of_rows(entry):
+    tensors, function = tensors_only(entry, drawn(entry))
+    batch = torch.export.Dim("batch")
+    axes = tuple({0: batch} if x.ndim and x.shape[0] == ROWS else None for x in tensors)
+    exported = torch.export.export(Module(function), tensors, dynamic_shapes=(axes,)).module()
+    others, function = tensors_only(entry, drawn(entry, seed=1, rows=5000))
+    close(exported(*others), function(*others))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("name", ["cross_entropy", "focal_loss", "sparsemax_loss"])
+def test_export_with_pictures_of_any_size(name):
+    n, height, width = (torch.export.Dim(axis) for axis in ("n", "height", "width"))
+    z, y = torch.randn(2, 3, 4, 5), torch.randint(3, (2, 4, 5))
+    shapes = ({0: n, 2: height, 3: width}, {0: n, 1: height, 2: width})
+    loss = getattr(xent, name)
+    exported = torch.export.export(Module(loss), (z, y), dynamic_shapes=(shapes,)).module()
+    z, y = torch.randn(3, 3, 40, 70), torch.randint(3, (3, 40, 70))
+    close(exported(z, y), loss(z, y))
+
+
+BAD = {
+    "labels": (lambda z: xent.sparsemax_loss(z, torch.tensor([0, 9])), "out of bounds"),
+    "distributions": (lambda z: xent.sparsemax_loss(z, torch.ones(2, 4)), "probabilities"),
+    "targets": (
+        lambda z: xent.binary_cross_entropy(z.sigmoid(), torch.full((2, 4), 1.5)), "between 0 and 1"
+    ),
+    "focal targets": (
+        lambda z: xent.binary_cross_entropy_with_logits(z, torch.full((2, 4), 1.5)), "0 and 1"
+    ),
+    "probabilities": (
+        lambda z: xent.binary_cross_entropy(z.exp() + 1, torch.zeros(2, 4)), "between 0 and 1"
+    ),
+    "temperatures": (
+        lambda z: xent.token_log_probs(z, torch.tensor([0, 1]), temperature=z[:, 0] * 0 - 1),
+        "positive",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("what", BAD)
+def test_compiled_code_refuses_what_eager_code_refuses(what):
+    torch._dynamo.reset()
+    function, message = BAD[what]
+    with pytest.raises((ValueError, IndexError), match=message):
+        function(torch.randn(2, 4))
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    with pytest.raises((ValueError, IndexError, RuntimeError), match=message):
+        compiled(torch.randn(2, 4))
