@@ -34,8 +34,17 @@ def _member(name: str) -> Entry:
     of = case(name)
     tree = name == "wordtree_cross_entropy"
     settings = of.settings(CLASSES - tree)
+    tensors = {name: value for name, value in settings.items() if isinstance(value, Tensor)}
+
+    def function(*data: Any) -> Tensor:
+        count = len(data) - len(tensors)
+        own = dict(zip(tensors, data[count:], strict=True))
+        return of.member.function(*data[:count], **{**settings, **own})
 
     def inputs(rows: int) -> tuple[Any, ...]:
+        return (*of_the_call(rows), *tensors.values())
+
+    def of_the_call(rows: int) -> tuple[Any, ...]:
         z = torch.randn(rows, CLASSES)
         if name == "binary_cross_entropy":
             return z.sigmoid(), torch.rand(rows, CLASSES)
@@ -45,7 +54,7 @@ def _member(name: str) -> Entry:
             return of.data(z, torch.softmax(torch.randn(rows, CLASSES), 1))
         return of.data(z, torch.randint(CLASSES - 2 * tree, (rows,)))
 
-    return Entry(name, lambda *data: of.member.function(*data, **settings), inputs)
+    return Entry(name, function, inputs)
 
 
 def _labels(rows: int) -> tuple[Any, ...]:

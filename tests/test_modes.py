@@ -399,6 +399,7 @@ def test_sparse_logits_are_refused(entry, layout):
 def test_sparse_soft_targets(layout):
     z, t = torch.randn(6, 9), torch.softmax(torch.randn(6, 9), 1)
     t[t < 0.1] = 0
+    t = t / t.sum(1, keepdim=True)
     for loss in (xent.cross_entropy, xent.sparsemax_loss, xent.binary_cross_entropy_with_logits):
         close(loss(z, LAYOUTS[layout](t)), loss(z, t))
     with pytest.raises(TypeError, match="`weight` is a tensor of layout"):
@@ -467,7 +468,7 @@ def test_nested_tensors_that_make_no_sense_are_refused(sequences):
         xent.cross_entropy(nested.transpose(1, 2), y)
     with pytest.raises(ValueError, match="sequences of the same lengths"):
         xent.cross_entropy(nested.transpose(1, 2), jagged(y, [4, 1, 3]))
-    with pytest.raises(ValueError, match=r"layout=torch\.jagged"):
+    with pytest.raises(TypeError, match=r"layout=torch\.jagged"):
         xent.cross_entropy(torch.nested.nested_tensor([z, z]), labels)
     for call in (xent.token_log_probs, xent.statistics):
         with pytest.raises(TypeError, match=r"`input` is a nested tensor.*values\(\)"):

@@ -25,6 +25,8 @@ def is_tensor(name: str, value: object) -> None:
         kind, inside = "a DTensor", "to_local()"
     elif value.is_nested:
         kind, inside = "a nested tensor", "values()"
+        if value.layout is torch.strided:
+            raise TypeError(f"`{name}` is nested; make it with layout=torch.jagged, or dense")
     raise TypeError(
         f"`{name}` is {kind}, but must be dense; pass {name}.{inside}. (xent.cross_entropy and "
         f"its like take DTensors and nested tensors as they are.)"

@@ -200,11 +200,6 @@ class Ragged:
     split = False
 
     def __init__(self, input: Any, axis: int | None) -> None:
-        if input.layout is not torch.jagged:
-            raise ValueError(
-                "nested tensors must have layout=torch.jagged: "
-                "torch.nested.nested_tensor(list(input.unbind()), layout=torch.jagged)"
-            )
         if input._lengths is not None:
             raise ValueError("`input` is a nested tensor with holes; call input.contiguous()")
         ragged = input._ragged_idx

@@ -298,6 +298,7 @@ def _weight(name: str, weight: Tensor | None, input: Tensor) -> Tensor | None:
 
 def check_unit_range(name: str, value: Tensor, hint: str) -> None:
     """Raise for a number outside [0, 1] or NaN; where looking costs no waiting."""
+    is_tensor(name, value)
     outside = ~((value >= 0) & (value <= 1))
     refuse_where(
         outside,

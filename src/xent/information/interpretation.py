@@ -143,11 +143,9 @@ def report(
     if target is not None:
         label_entropy, least = _about_labels(target, ignore_index)
     elif counts is not None:
-        counted = (
-            counts
-            if isinstance(counts, Tensor)
-            else torch.tensor(list(counts), dtype=torch.float64, device="cpu")
-        )
+        counted = counts
+        if not isinstance(counted, Tensor):
+            counted = torch.tensor(list(counted), dtype=torch.float64, device="cpu")
         label_entropy = entropy_from_counts(counted.flatten().double()).item()
     return Report(nats, least if floor is None else finite_number("floor", floor), label_entropy)
 

@@ -13,7 +13,7 @@ from .._check import is_tensor, label_out_of_range
 from ..frames.reduction import Reduction, check_reduction, reduce_rows
 from ..linear_logits import LinearLogits
 from ..measurement import statistics
-from ..modes import are_there, refuse_where
+from ..modes import are_there, compiling, refuse_where
 from ..targets import class_axis
 from .catalog import member
 
@@ -76,7 +76,8 @@ def wordtree_cross_entropy(
     is_tensor("target", target)
     if target.dtype not in (torch.int64, torch.uint8):
         raise TypeError(f"`target` must hold node indices, int64, got {target.dtype}")
-    tree = _word_tree(tuple(int(node) for node in parent))
+    grow = _grow if compiling() else _grow_once  # compilers keep the result themselves
+    tree = grow(tuple(int(node) for node in parent))
     axis = input.ndim - 1 if lean else class_axis(input)
     if input.ndim == 0 or input.shape[axis] != len(tree.paths):
         raise ValueError(
@@ -122,8 +123,7 @@ class _WordTree(NamedTuple):
     spans: list[tuple[int, int]]  # of each group the first node and how many there are
 
 
-@functools.lru_cache(maxsize=16)
-def _word_tree(parent: tuple[int, ...]) -> _WordTree:
+def _grow(parent: tuple[int, ...]) -> _WordTree:
     paths: list[list[int]] = []
     group: list[int] = []
     families: dict[int, int] = {}  # parent -> group
@@ -150,3 +150,6 @@ def _word_tree(parent: tuple[int, ...]) -> _WordTree:
     depth = max(0, *[len(path) for path in paths])
     padded = [path + [-1] * (depth - len(path)) for path in paths]
     return _WordTree(padded, group, spans)
+
+
+_grow_once = functools.lru_cache(maxsize=16)(_grow)
