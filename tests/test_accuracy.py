@@ -80,6 +80,20 @@ def test_every_margin_of_a_soft_target(engine, dtype, classes):
     assert worst(loss, truth) <= LOSS_ULPS
 
 
+@pytest.mark.parametrize(("soft", "additions"), [(False, 64), (True, 128)])
+def test_long_sums_have_the_rounding_of_their_lanes(engine, soft, additions):
+    # Each addition rounds a lane by up to half a unit; signs at random leave less than a quarter.
+    n, classes = (16 if engine == "triton" else 1000), 2048
+    z = torch.randn(n, classes) * 3
+    y = torch.randint(classes, (n,))
+    others = z.scatter(1, y[:, None], -math.inf)
+    z = z.scatter(1, y[:, None], others.logsumexp(1, keepdim=True) + torch.rand(n, 1) * 30 - 5)
+    odds = others.double().logsumexp(1) - z.gather(1, y[:, None])[:, 0].double()
+    target = torch.nn.functional.one_hot(y, classes).float() if soft else y
+    loss = xent.cross_entropy(z, target, reduction="none", engine=engine)
+    assert worst(loss, torch.log1p(torch.exp(odds))) <= LOSS_ULPS + additions / 8
+
+
 @pytest.mark.float64
 def test_probabilities_at_every_margin(engine):
     # Exponentials of the log-odds after two roundings, half a unit per nat each.
