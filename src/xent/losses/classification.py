@@ -144,7 +144,7 @@ def _cross_entropy(s: RowStatistics, label_smoothing: float = 0.0, z_loss: float
 def _legacy_reduction(size_average: bool | None, reduce: bool | None) -> Reduction:
     """What PyTorch's old pair of flags means."""
     warnings.warn(
-        "size_average and reduce are deprecated, please use reduction instead.", stacklevel=3
+        "size_average and reduce are deprecated, please use reduction instead.", stacklevel=4
     )
     if reduce is False:
         return "none"

@@ -147,7 +147,7 @@ def _grow(parent: tuple[int, ...]) -> _WordTree:
         spans[number] = (first, size + 1)
         group.append(number)
         paths.append([node, *(paths[above] if above >= 0 else [])])
-    depth = max(0, *[len(path) for path in paths])
+    depth = max([0, *[len(path) for path in paths]])
     padded = [path + [-1] * (depth - len(path)) for path in paths]
     return _WordTree(padded, group, spans)
 
