@@ -69,7 +69,8 @@ def row_statistics(problem: Problem) -> tuple[Tensor, bool]:
     log_sum = torch.where(empty, -INF, torch.log(tops) + torch.log1p(small / tops))
 
     shift, finite_shift = shift.to(wide), finite_shift.to(wide)
-    lead = pivot_logit - shift
+    # An infinite or NaN class makes all of its row NaN, the target's own gradient among it.
+    lead = (pivot_logit - shift) * torch.where(sum_.isnan(), sum_, 1.0).detach()
     lost = _lost_in_difference(pivot_logit.detach(), shift.detach(), lead.detach())
     d = lead - (log_sum - lost)  # log-odds of the pivot
     # An exponential of d would magnify the rounding of d. Where the pivot leads, e^-d is formed
