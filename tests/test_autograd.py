@@ -227,17 +227,19 @@ SHARED = {
     "view of a leaf": lambda leaf: leaf.view(6, 4),
     "part of a leaf": lambda leaf: leaf[:, 1:],
     "expanded": lambda leaf: (leaf[:1] * 1).expand(6, 4),
+    "twice the same row": lambda leaf: (leaf[:1] * 1).expand(2, 4),
     "rows that overlap": lambda leaf: (leaf.flatten()[:9] * 1).unfold(0, 4, 1),
+    "rows that overlap in part": lambda leaf: (leaf.flatten()[:19] * 1).unfold(0, 4, 3),
 }
 
 
 @pytest.mark.parametrize("name", SHARED)
 def test_inplace_backward_refuses_memory_that_others_read(name):
     leaf = torch.nn.Parameter(torch.randn(6, 4))
-    before = leaf.detach().clone()
-    y = torch.zeros(6, dtype=torch.int64)
+    before, logits = leaf.detach().clone(), SHARED[name](leaf)
+    y = torch.zeros(len(logits), dtype=torch.int64)
     with pytest.raises((ValueError, RuntimeError), match=r"inplace|in-place"):
-        xent.cross_entropy(SHARED[name](leaf), y, inplace_backward=True).backward()
+        xent.cross_entropy(logits, y, inplace_backward=True).backward()
     assert same_bits(leaf.detach(), before)
 
 

@@ -227,6 +227,12 @@ WRONG = {
     "logits for probabilities": (
         lambda: xent.binary_cross_entropy(Z + 2, Y), ValueError, "binary_cross_entropy_with_logits",
     ),
+    "one logit for a probability": (
+        lambda: xent.binary_cross_entropy(torch.tensor([0.0, 1.5, 1.0]), Y[0]), ValueError, "1.5",
+    ),
+    "one sign for a probability": (
+        lambda: xent.binary_cross_entropy(torch.tensor([0.0, -1.0, 1.0]), Y[0]), ValueError, "-1",
+    ),
     "nan probability": (
         lambda: xent.binary_cross_entropy(Z * torch.nan, Y), ValueError, "`input` holds nan",
     ),

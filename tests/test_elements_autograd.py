@@ -154,6 +154,10 @@ def test_autocast(loss):
     assert z.grad.dtype == torch.bfloat16
     wide = loss(z.detach().double(), t.double())
     torch.testing.assert_close(value.double(), wide, rtol=1e-6, atol=1e-8)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        value = loss(z.detach().double(), t.double())
+    assert value.dtype == torch.float64
+    assert torch.equal(value, wide)
 
 
 # ---- compilers ----------------------------------------------------------------------------------

@@ -182,3 +182,12 @@ def test_a_few_rows_at_a_time_are_the_same(loss, monkeypatch):
         with monkeypatch.context() as m:
             m.setattr("xent.frames.dense_loss.CHUNK", 15)
             assert all(map(torch.equal, everything(target), whole))
+
+
+def test_one_row_that_is_no_distribution_is_found(loss):
+    z, good = torch.randn(3, 3), [0.25, 0.75, 0.0]
+    loss(z, torch.tensor([good] * 3))
+    for bad in ([1.5, -0.25, -0.25], [0.5, 0.25, 0.0], [0.5, 0.5, 0.25], [math.nan, 0.5, 0.5]):
+        for target in ([good, good, bad], [bad, good, good]):
+            with pytest.raises(ValueError, match=r"`target` must hold .* adding up to 1; got sums"):
+                loss(z, torch.tensor(target))

@@ -200,6 +200,28 @@ def test_sigmoid_losses(name, reduction):
         torch.testing.assert_close(a, c, rtol=1e-9, atol=1e-12)
 
 
+def test_hyperparameters_of_each_element_need_the_logits():
+    scaled = xent.element_loss(lambda e, scale: scale * e.nll)
+    parts, y = head(6), (torch.rand(6, 50) < 0.2).double()
+    options = {"scale": torch.rand(6, 50, dtype=torch.float64), "ignore_value": -1}
+    values = options["scale"] * F.binary_cross_entropy_with_logits(
+        F.linear(*parts), y, reduction="none"
+    )
+    y[2, 3:9] = -1
+    values = torch.where(y == -1, 0, values)
+    for more, expected in (
+        ({"normalizer": 7}, values.sum() / 7),
+        ({"reduction": "sum"}, values.sum()),
+        ({"reduction": "none"}, values),
+    ):
+        with pytest.warns(UserWarning, match="needs all 300"):
+            lean = scaled(xent.LinearLogits(*parts), y, **options, **more)
+        torch.testing.assert_close(lean, expected, rtol=1e-12, atol=1e-14)
+    with pytest.warns(UserWarning, match="needs all 300"):
+        lean = scaled(xent.LinearLogits(*parts), torch.full_like(y, -1), empty="zero", **options)
+    assert lean == 0
+
+
 def test_learned_weights_of_labels_need_the_logits():
     parts, y = head(12), (torch.rand(12, 50) < 0.2).double()
     weight = torch.rand(50, dtype=torch.float64, requires_grad=True)

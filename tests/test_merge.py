@@ -173,6 +173,7 @@ def test_what_is_asked_of_the_rest_merges_to_its_formula(engine, edges):
         assert torch.equal(merged.rest_top, others.argmax(1))
         assert torch.equal(merged.top_logit, z.amax(1))
         assert torch.equal(merged.top, z.argmax(1))
+        assert merged.classes == 7
     for name, field in (("squares", "rest_squares"), ("cubes", "rest_cubes")):
         s = xent.statistics(z, y, engine=engine, **{name: True})
         empty = RowStatistics.identity((5,), **{name: True})

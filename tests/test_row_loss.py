@@ -8,6 +8,7 @@ import torch
 
 import xent
 from xent import RowStatistics
+from xent.frames.dense_loss import by_rows
 from xent.frames.reduction import stable_sum
 
 from .helpers import same_bits, value_and_grad
@@ -40,10 +41,10 @@ def test_two_lines_make_a_whole_loss(engine):
     assert focal(Z.float(), Y, **call).dtype == torch.float32
 
 
-@pytest.mark.parametrize("rows", [0, 1, 4095, 4096, 4097, 8192, 3 * 4096 + 5])
-def test_sums_of_any_length(rows):
-    values = torch.randn(rows, dtype=torch.float64) + 1
-    error = stable_sum(values).item() - math.fsum(values.tolist())
+@pytest.mark.parametrize("shape", [0, 1, 4095, 4096, 4097, 8192, 3 * 4096 + 5, (3, 4097)], ids=str)
+def test_sums_of_any_length(shape):
+    values = torch.randn(shape, dtype=torch.float64) + 1
+    error = stable_sum(values).item() - math.fsum(values.flatten().tolist())
     assert abs(error) <= 1e-15 * values.abs().sum().item()
 
 
@@ -57,6 +58,23 @@ def test_the_last_rows_of_many_count(engine):
     torch.testing.assert_close(
         grad[8192:], torch.tensor([[-1.0, 1.0]]).double().repeat(5, 1) / 8197
     )
+
+
+@pytest.mark.parametrize("rows", [1, 3, 4, 8])
+@pytest.mark.parametrize(("classes", "height"), [(1, 15), (4, 3), (20, 1)])
+def test_rows_are_worked_on_as_many_at_a_time_as_fit(rows, classes, height, monkeypatch):
+    monkeypatch.setattr("xent.frames.dense_loss.CHUNK", 15)
+    heights = []
+
+    def square(x, nothing, y):
+        heights.append(len(x))
+        assert nothing is None
+        return x.square().sum(-1) + y
+
+    z, y = torch.randn(rows, classes), torch.arange(rows)
+    torch.testing.assert_close(by_rows(square, z, None, y), z.square().sum(-1) + y)
+    whole, rest = divmod(rows, height)
+    assert heights == [height] * whole + [rest] * (rest > 0)
 
 
 @pytest.mark.parametrize("divisor", [0.5, 2.0**-10, 1.0, 3.0])
