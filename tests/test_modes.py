@@ -165,6 +165,23 @@ def test_tensors_of_inference_mode():
     assert bool(grad.any())
 
 
+def test_logits_changed_in_place_after_the_loss():
+    z, y, t = torch.randn(4, 5, requires_grad=True), torch.tensor([0, 1, 2, 3]), torch.rand(4, 5)
+    for loss, target in ((xent.cross_entropy, y), (xent.focal_loss, y)):
+        logits = z * 1
+        value = loss(logits, target)
+        with torch.no_grad():
+            logits.div_(2)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            value.backward()
+    logits = z * 1
+    value = xent.binary_cross_entropy_with_logits(logits, t)
+    with torch.no_grad():
+        logits.div_(2)
+    (grad,) = torch.autograd.grad(value, z)
+    close(grad, (z.detach().double().sigmoid() - t.double()).float() / 20)
+
+
 class Named(torch.Tensor):
     """A subclass with a method of its own, and the memory of a tensor."""
 
@@ -278,7 +295,13 @@ def test_jit_trace(entry):
 
 
 @every_entry
-@pytest.mark.parametrize("mode", ["real", "fake", "symbolic", "pre_dispatch"])
+@pytest.mark.parametrize(
+    "mode",
+    [
+        "symbolic",
+        *(pytest.param(m, marks=pytest.mark.slow) for m in ("real", "fake", "pre_dispatch")),
+    ],
+)
 def test_make_fx(entry, mode):
     tensors, function = tensors_only(entry, drawn(entry))
     options = {"pre_dispatch": True} if mode == "pre_dispatch" else {"tracing_mode": mode}
@@ -286,6 +309,27 @@ def test_make_fx(entry, mode):
     rows = ROWS + 5 if mode == "symbolic" else ROWS
     others, function = tensors_only(entry, drawn(entry, seed=1, rows=rows))
     close(graph(*others), function(*others))
+
+
+@pytest.mark.parametrize("mode", ["real", "pre_dispatch"])
+def test_make_fx_of_the_plainest_call(mode):
+    options = {"pre_dispatch": True} if mode == "pre_dispatch" else {"tracing_mode": mode}
+    for loss in (xent.cross_entropy, xent.focal_loss):
+        graph = make_fx(lambda z, y, loss=loss: loss(z, y), **options)(
+            torch.randn(6, 9), torch.randint(9, (6,))
+        )
+        z, y = torch.randn(6, 9), torch.randint(9, (6,))
+        close(graph(z, y), loss(z, y))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_aot_function():
+    from functorch.compile import aot_function, nop
+
+    for loss in (xent.cross_entropy, xent.focal_loss):
+        z, y = torch.randn(6, 9), torch.randint(9, (6,))
+        traced = aot_function(loss, nop)
+        close(traced(z, y), loss(z, y))
 
 
 @every_entry
@@ -519,6 +563,43 @@ def test_dtensors(mesh):
     local = torch.distributed.tensor.DTensor.from_local(z, mesh, [Partial(), Replicate()])
     with pytest.raises(ValueError, match="still to be added"):
         xent.cross_entropy(local, target)
+
+
+def on_two_ranks(rank: int, address: str) -> None:
+    import torch.distributed as dist
+    from torch.distributed.tensor import Replicate, Shard, distribute_tensor, init_device_mesh
+    from torch.distributed.tensor.debug import CommDebugMode
+
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
+    mesh = init_device_mesh("cpu", (2,))
+    torch.manual_seed(0)
+    z, y, w = torch.randn(5, 7, 3), torch.randint(7, (5, 3)), torch.rand(7)  # 3 rows and 2 rows
+    y[1] = -100
+    for place in (0, 2):
+        rows = Shard(min(place, 1))
+        for loss in (xent.cross_entropy, xent.focal_loss, xent.sparsemax_loss):
+            for reduction in ("mean", "sum", "none"):
+                x = distribute_tensor(z, mesh, [Shard(place)]).requires_grad_()
+                target = distribute_tensor(y, mesh, [rows])
+                weight = distribute_tensor(w, mesh, [Replicate()])
+                with CommDebugMode() as spoken:
+                    value = loss(x, target, weight, reduction=reduction)
+                counts = {op.__name__: n for op, n in spoken.get_comm_counts().items()}
+                assert sum(counts.values()) == (reduction == "mean"), counts
+                assert not any("gather" in op for op in counts), counts
+                (grad,) = torch.autograd.grad(value.sum(), x)
+                one = z.clone().requires_grad_()
+                expected = loss(one, y, w, reduction=reduction)
+                close(value.full_tensor(), expected)
+                close(grad.full_tensor(), torch.autograd.grad(expected.sum(), one)[0])
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_dtensors_over_two_ranks(tmp_path):
+    torch.multiprocessing.spawn(on_two_ranks, (f"file://{tmp_path}/store",), nprocs=2)
 
 
 # ---- compilers -----------------------------------------------------------------------------------

@@ -48,13 +48,15 @@ def softmax(input: Tensor, dim: int = -1, *, dtype: torch.dtype | None = None) -
 
 @overridable
 def log_softmax(input: Tensor, dim: int = -1, *, dtype: torch.dtype | None = None) -> Tensor:
-    r"""Log-probabilities from logits, all digits kept: also that of a class with p near 1.
+    r"""Log-probabilities from logits, with the digits of a class whose probability is near 1, too.
 
     .. math:: \log p_j = (z_j - z_k) - \log\Bigl(1 + \sum_{i \ne k} e^{z_i - z_k}\Bigr),
         \qquad k = \arg\max z
 
     Nothing cancels: both terms have the same sign. Subtracting the log-sum-exp instead gives 0
-    for the largest class from about 17 nats of margin on, in float32.
+    for the largest class from about 17 nats of margin on, in float32. What is lost is the rounding
+    of differences of logits, for the largest class half a unit in the last place per nat of its
+    lead; :func:`xent.cross_entropy` loses none of it.
 
     Args:
         input: logits, any shape. ``-inf`` masks a class, whose log-probability is ``-inf``.
