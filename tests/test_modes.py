@@ -294,14 +294,13 @@ def test_jit_trace(entry):
     close(traced(*others), function(*others))
 
 
+SLOW_TRACERS = [
+    pytest.param(m, marks=pytest.mark.slow) for m in ("symbolic", "fake", "pre_dispatch")
+]
+
+
 @every_entry
-@pytest.mark.parametrize(
-    "mode",
-    [
-        "symbolic",
-        *(pytest.param(m, marks=pytest.mark.slow) for m in ("real", "fake", "pre_dispatch")),
-    ],
-)
+@pytest.mark.parametrize("mode", ["real", *SLOW_TRACERS])
 def test_make_fx(entry, mode):
     tensors, function = tensors_only(entry, drawn(entry))
     options = {"pre_dispatch": True} if mode == "pre_dispatch" else {"tracing_mode": mode}
@@ -311,15 +310,13 @@ def test_make_fx(entry, mode):
     close(graph(*others), function(*others))
 
 
-@pytest.mark.parametrize("mode", ["real", "pre_dispatch"])
-def test_make_fx_of_the_plainest_call(mode):
+@pytest.mark.parametrize("mode", ["symbolic", "pre_dispatch"])
+@pytest.mark.parametrize("loss", [xent.cross_entropy, xent.focal_loss])
+def test_make_fx_of_the_plainest_call(loss, mode):
     options = {"pre_dispatch": True} if mode == "pre_dispatch" else {"tracing_mode": mode}
-    for loss in (xent.cross_entropy, xent.focal_loss):
-        graph = make_fx(lambda z, y, loss=loss: loss(z, y), **options)(
-            torch.randn(6, 9), torch.randint(9, (6,))
-        )
-        z, y = torch.randn(6, 9), torch.randint(9, (6,))
-        close(graph(z, y), loss(z, y))
+    graph = make_fx(lambda z, y: loss(z, y), **options)(torch.randn(6, 9), torch.randint(9, (6,)))
+    z, y = torch.randn(6, 9), torch.randint(9, (6,))
+    close(graph(z, y), loss(z, y))
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

@@ -124,7 +124,7 @@ def unreadable(tensor: Tensor) -> str | None:
 
 
 def _reason(tensor: Tensor) -> str:
-    if type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__:
+    if torch._C._dispatch_keys(tensor).has(torch._C.DispatchKey.Python):
         return f"{type(tensor).__name__} is a tensor subclass that keeps its numbers elsewhere"
     if tensor.is_neg():
         return "the tensor waits to be negated (.resolve_neg() does it)"
@@ -180,7 +180,7 @@ def refuse_where(wrong: Tensor, error: Callable[[], Exception], in_short: str) -
     impossible or would wait for a device, nothing is raised.
     """
     if compiling() and wrong.device.type == "cpu":
-        torch._assert_async(torch.logical_not(wrong.any()), in_short)
+        torch._assert_async(torch.logical_not(wrong.any()), in_short)  # pyright: ignore
     elif can_look_at(wrong) and bool(wrong.any()):
         raise error()
 

@@ -40,7 +40,7 @@ class Container(Protocol):
         """A sum over the rows that are here, as a sum over all."""
         ...
 
-    def over_all(self, number: Tensor) -> Tensor:
+    def over_all(self, value: Tensor) -> Tensor:
         """A number added up over the rows that are here, added up over all."""
         ...
 
@@ -188,9 +188,9 @@ class OnRanks:
 
         return DTensor.from_local(value, self.mesh, self.of_sums, run_check=False)
 
-    def over_all(self, number: Tensor) -> Tensor:
+    def over_all(self, value: Tensor) -> Tensor:
         """The number, added up over ranks with rows of their own."""
-        total: Any = self.total(number)
+        total: Any = self.total(value)
         return total.full_tensor()
 
 
