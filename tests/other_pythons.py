@@ -58,17 +58,26 @@ def candidates() -> Iterator[Path]:
     yield from sorted(versions.glob("*/bin/python"))
 
 
+def ask(path: Path) -> tuple[str, bool]:
+    """The version of a Python, empty if it does not start, and whether it makes environments."""
+    try:
+        said = subprocess.run([path, "-c", VERSION], capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired):
+        return "", False
+    version = said.stdout.strip()
+    return version if re.fullmatch(r"\d+\.\d+\.\d+", version) else "", said.returncode == 0
+
+
 def found() -> tuple[dict[str, Path], list[Row]]:
     """A Python for each version but ours, and those that are left out."""
     pythons, left_out = {}, []
     for path in candidates():
-        said = subprocess.run([path, "-c", VERSION], capture_output=True, text=True, check=False)
-        version = said.stdout.strip()
+        version, complete = ask(path)
         if not version:
             left_out.append(Row(str(path), "skipped", note="does not start"))
         elif tuple(map(int, version.split(".")))[:2] < LEAST:
             left_out.append(Row(str(path), "skipped", note=f"{version} is too old"))
-        elif said.returncode:
+        elif not complete:
             left_out.append(Row(str(path), "skipped", note=f"{version} makes no environments"))
         elif version != platform.python_version():
             pythons.setdefault(version, path)
