@@ -647,6 +647,16 @@ def test_export_with_pictures_of_any_size(name):
     close(exported(z, y), loss(z, y))
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("name", ["cross_entropy", "focal_loss", "brier_loss"])
+def test_compiled_code_may_use_transforms(name):
+    torch._dynamo.reset()
+    z, y = torch.randn(4, 5), torch.tensor([0, 1, 2, 4])
+    by_row = torch.func.vmap(torch.func.grad(getattr(xent, name)))
+    compiled = torch.compile(by_row, fullgraph=True, backend="aot_eager")
+    close(compiled(z, y), by_row(z, y))
+
+
 BAD = {
     "labels": (lambda z: xent.sparsemax_loss(z, torch.tensor([0, 9])), "out of bounds"),
     "distributions": (lambda z: xent.sparsemax_loss(z, torch.ones(2, 4)), "probabilities"),

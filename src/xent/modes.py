@@ -44,12 +44,17 @@ def plain_operations() -> bool:
 
     So it is under torch.func (vmap, grad, jvp, ...) and forward-mode AD, whose tensors have no
     memory of their own, and under torch.jit.trace, make_fx, fake and functional tensors, which
-    record one operation after the other. Compilers are another matter: :func:`compiling`.
+    record one operation after the other. Compilers are another matter, :func:`compiling`, though
+    the code that they compile may use torch.func.
     """
+    if torch._C._are_functorch_transforms_active():  # what autograd.Function itself asks
+        return True
+    if torch.autograd.forward_ad._current_level >= 0:
+        return True
+    if compiling():  # which uses tracers of its own
+        return False
     return (
-        torch._C._are_functorch_transforms_active()  # what autograd.Function itself asks
-        or torch.autograd.forward_ad._current_level >= 0
-        or torch._C._get_tracing_state() is not None
+        torch._C._get_tracing_state() is not None
         or (torch._C._len_torch_dispatch_stack() > 0 and _a_tracer_is_active())
         or _len_torch_dispatch_stack_pre_dispatch() > 0
     )
@@ -179,7 +184,7 @@ def refuse_where(wrong: Tensor, error: Callable[[], Exception], in_short: str) -
     Compiled code raises a RuntimeError that says ``in_short`` what is wrong. Where looking is
     impossible or would wait for a device, nothing is raised.
     """
-    if compiling() and wrong.device.type == "cpu":
+    if compiling() and not plain_operations() and wrong.device.type == "cpu":
         torch._assert_async(torch.logical_not(wrong.any()), in_short)  # pyright: ignore
     elif can_look_at(wrong) and bool(wrong.any()):
         raise error()

@@ -107,7 +107,7 @@ def why_reference(engine: str, kernels: str, find_obstacle: Callable[[], str | N
     if engine == "reference":
         return "as asked"
     reason = find_obstacle()
-    if reason is None and not compiling() and plain_operations():
+    if reason is None and plain_operations():
         reason = "a transform or tracer of PyTorch is active, which needs plain tensor operations"
     if engine == "auto" and kernels == "native" and reason is None and not native.fast:
         reason = "this processor lacks fused multiply-add, and the kernels would emulate it"
