@@ -251,9 +251,9 @@ def test_the_default_dtype_has_no_say(entry, dtype):
     assert grad_again.equal(grad)
 
 
-FACTORIES = {"empty", "zeros", "ones", "full", "arange", "tensor", "linspace", "eye", "rand"}
-AT_THE_TOP = {"learn", "commands", "plot", "integrations"}  # which choose devices themselves
-FILES = [f for f in sorted(HOUSE.rglob("*.py")) if not AT_THE_TOP & set(f.relative_to(HOUSE).parts)]
+OF_A_DTYPE = {"empty", "zeros", "ones", "full", "tensor", "linspace", "eye", "rand", "randn"}
+FACTORIES = {*OF_A_DTYPE, "arange", "as_tensor", "randint", "randperm"}
+FILES = [f for f in sorted(HOUSE.rglob("*.py")) if "commands" not in f.relative_to(HOUSE).parts]
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(HOUSE)))
@@ -266,7 +266,7 @@ def test_every_tensor_that_is_made_has_a_device(file):
         if node.func.attr in FACTORIES:
             told = {keyword.arg for keyword in node.keywords}
             assert "device" in told, ast.unparse(node)
-            assert "dtype" in told or node.func.attr == "arange", ast.unparse(node)
+            assert "dtype" in told or node.func.attr not in OF_A_DTYPE, ast.unparse(node)
 
 
 # ---- tracers -------------------------------------------------------------------------------------

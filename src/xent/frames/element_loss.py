@@ -29,7 +29,7 @@ from ..targets import densified
 from .containers import through_containers
 from .docstrings import complete
 from .element_head import sum_behind_head, tensors_of
-from .reduction import Reduction, check_reduction, stable_sum
+from .reduction import Reduction, check_reduction, of_empty, stable_sum
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def power(base: Tensor, exponent: float | Tensor) -> Tensor:
         return base**exponent
     zero = base == 0
     raised = torch.where(zero, 1.0, base) ** exponent
-    return torch.where(zero & torch.as_tensor(exponent > 0), 0.0, raised)
+    return torch.where(zero & (exponent > 0), 0.0, raised)
 
 
 def _finite(value: Tensor) -> bool:
@@ -323,8 +323,7 @@ def _divisor(
     else:
         divisor = problem.input.numel() if kept is None else kept.sum()
     if empty == "zero":
-        nothing = torch.as_tensor(divisor) == 0
-        divisor = torch.where(nothing, 1, divisor)
+        divisor = of_empty(divisor, empty) if isinstance(divisor, Tensor) else divisor or 1
     return divisor
 
 

@@ -220,7 +220,8 @@ def _linear_heads(owner: nn.Module) -> list[nn.Linear]:
         )
     heads = _layers(head)
     for layer in heads:
-        kind, weight = type(layer), getattr(layer, "weight", torch.empty(0, dtype=torch.bool))
+        none = torch.empty(0, dtype=torch.bool, device="cpu")
+        kind, weight = type(layer), getattr(layer, "weight", none)
         plain = type(weight) in (Tensor, nn.Parameter) and weight.is_floating_point()
         if not isinstance(layer, nn.Linear) or kind.forward is not nn.Linear.forward or not plain:
             raise TypeError(

@@ -83,7 +83,7 @@ class HeldOutAccuracy:
         )
         share = self.networks * self.batch  # rows of a formula
         numbers = torch.tensor(
-            [[*f.coefficients, *f.exponents] for f in formulas], dtype=torch.float64
+            [[*f.coefficients, *f.exponents] for f in formulas], dtype=torch.float64, device="cpu"
         )
         columns = numbers.repeat_interleave(share, 0).unbind(1)
 
@@ -236,8 +236,10 @@ def _strategy(population: int, sigma: float, seed: int) -> Any:
 def _replay(strategy: Any, tried: dict[str, Any]) -> None:
     """Bring the strategy to where it was after a generation: it is deterministic, given scores."""
     points = strategy.ask()
-    then = torch.tensor(tried["points"], dtype=torch.float64)
-    now = torch.tensor([list(map(float, point)) for point in points], dtype=torch.float64)
+    then = torch.tensor(tried["points"], dtype=torch.float64, device="cpu")
+    now = torch.tensor(
+        [list(map(float, point)) for point in points], dtype=torch.float64, device="cpu"
+    )
     if then.shape != now.shape or not torch.allclose(then, now, rtol=1e-6, atol=1e-9):
         raise ValueError(
             "the search cannot be continued here: this version of cma draws other candidates from "

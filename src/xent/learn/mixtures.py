@@ -185,7 +185,7 @@ def _least_on_simplex(loss: Callable[[Tensor], Tensor], members: int) -> tuple[T
     Newton's method among the weights that are not 0 and the most promising of the others; where
     that is blocked, a step towards the latter alone.
     """
-    weights = torch.full((members,), 1 / members, dtype=torch.float64)
+    weights = torch.full((members,), 1 / members, dtype=torch.float64, device="cpu")
     gap = torch.inf
     for _ in range(_STEPS):
         at = weights.clone().requires_grad_()
@@ -230,8 +230,11 @@ def _newton_direction(curvature: Tensor, slope: Tensor, free: Tensor) -> Tensor:
     curvature = curvature[free][:, free]
     # Members that are alike make it singular; the little that is added shares between them.
     ridge = 1e-10 * curvature.trace() + 1e-12
-    system = torch.ones(n + 1, n + 1, dtype=torch.float64)
-    system[:n, :n], system[n, n] = curvature + ridge * torch.eye(n), 0.0
+    system = torch.ones(n + 1, n + 1, dtype=torch.float64, device=curvature.device)
+    system[:n, :n], system[n, n] = (
+        curvature + ridge * torch.eye(n, dtype=curvature.dtype, device=curvature.device),
+        0.0,
+    )
     direction = torch.zeros_like(slope)
     right = torch.cat([-slope[free], slope.new_zeros(1)])
     direction[free] = torch.linalg.solve(system, right)[:n]

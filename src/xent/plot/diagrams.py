@@ -38,7 +38,7 @@ def binary_terms(target: float = 0.5, ax: Axes | None = None) -> Axes:
     if not 0 <= target <= 1:
         raise ValueError(f"`target` must be between 0 and 1, got {target}")
     ax = ax or new_axes(6.7, 4.6)[0]
-    p = torch.linspace(0.001, 0.999, 999, dtype=torch.float64)
+    p = torch.linspace(0.001, 0.999, 999, dtype=torch.float64, device="cpu")
     first = -torch.special.xlogy(target, p)
     second = -torch.special.xlog1py(1 - target, -p)
     t, rest = f"{target:g}", f"{1 - target:g}"
@@ -49,7 +49,11 @@ def binary_terms(target: float = 0.5, ax: Axes | None = None) -> Axes:
         label=f"second term, $-{rest}\\,\\log(1-p)$",
     )  # fmt: skip
     ax.plot(x, (first + second).tolist(), color=COLORS[2], linewidth=2, label="sum")
-    floor = torch.special.entr(torch.tensor([target, 1 - target])).sum().item()
+    floor = (
+        torch.special.entr(torch.tensor([target, 1 - target], dtype=torch.float64, device="cpu"))
+        .sum()
+        .item()
+    )
     ax.plot(
         [target], [floor], "o", color="black", zorder=5, clip_on=False,
         label=f"least at $p={t}$: {floor:.3f} nats",
@@ -91,7 +95,7 @@ def reliability(table: Any, ax: Axes | None = None) -> Axes:
     """
     ax = ax or new_axes(6, 5.4)[0]
     edges, confidence, accuracy, count = (
-        torch.as_tensor(getattr(table, name)).double()
+        torch.as_tensor(getattr(table, name), device="cpu").double()
         for name in ("edges", "confidence", "accuracy", "count")
     )
     there = count > 0
@@ -144,7 +148,7 @@ def confusion_matrix(matrix: Any, labels: Sequence[Any], ax: Axes | None = None)
         >>> confusion_matrix([[8, 2], [1, 9]], ["cat", "dog"]).get_ylabel()
         'class'
     """
-    counts, classes = torch.as_tensor(matrix), len(labels)
+    counts, classes = torch.as_tensor(matrix, device="cpu"), len(labels)
     if counts.shape != (classes, classes):
         raise ValueError(
             f"`matrix` must have a row and a column for each of the {classes} labels, got shape "

@@ -76,8 +76,8 @@ def information_bars(
     """
     names, found = list(estimates), list(estimates.values())
     ax = ax or new_axes(7.6, 1.4 + 0.3 * len(names))[0]
-    nats = torch.tensor([one.nats for one in found])
-    low, high = torch.tensor([one.interval for one in found]).T
+    nats = torch.tensor([one.nats for one in found], dtype=torch.float64, device="cpu")
+    low, high = torch.tensor([one.interval for one in found], dtype=torch.float64, device="cpu").T
     ax.barh(names, [one.bound for one in found], color="0.88", label="H(Y), the most there is")
     ax.errorbar(
         nats.tolist(), names, xerr=torch.stack([nats - low, high - nats]).clamp(min=0).tolist(),

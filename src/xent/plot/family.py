@@ -108,11 +108,11 @@ def _classes(chosen: list[Curve], classes: int | None) -> int:
 
 def _positions(over: Over) -> Tensor:
     """Log-odds of the target, evenly spaced as they or as probabilities."""
-    edge = torch.tensor(FARTHEST, dtype=torch.float64)
+    edge = torch.tensor(FARTHEST, dtype=torch.float64, device="cpu")
     if over == "log-odds":
-        return torch.linspace(-FARTHEST, FARTHEST, POINTS, dtype=torch.float64)
+        return torch.linspace(-FARTHEST, FARTHEST, POINTS, dtype=torch.float64, device="cpu")
     # Denser at both ends, where a logarithm turns.
-    turn = torch.linspace(0, math.pi, POINTS, dtype=torch.float64)
+    turn = torch.linspace(0, math.pi, POINTS, dtype=torch.float64, device="cpu")
     p = (1 - turn.cos()) / 2
     return torch.logit(p.clamp(torch.sigmoid(-edge).item(), torch.sigmoid(edge).item()))
 
@@ -121,22 +121,26 @@ def _sample(curve: Curve, log_odds: Tensor, classes: int, target: float) -> tupl
     """Loss and derivative at each log-odds, from one call per row: a loss may compare rows."""
     values, slopes = [], []
     for d in log_odds.unbind():
-        row = torch.zeros(1, 1 if curve.targets == "binary" else classes, dtype=torch.float64)
+        row = torch.zeros(
+            1, 1 if curve.targets == "binary" else classes, dtype=torch.float64, device="cpu"
+        )
         row[0, 0] = d if curve.targets == "binary" else d + math.log(classes - 1)
         row.requires_grad_()
         value = curve.call(row, _target(curve, row, target)).sum()
         (slope,) = torch.autograd.grad(value, row)
         values.append(value.item())
         slopes.append(slope[0, 0].item())
-    return torch.tensor(values, dtype=d.dtype), torch.tensor(slopes, dtype=d.dtype)
+    return torch.tensor(values, dtype=d.dtype, device="cpu"), torch.tensor(
+        slopes, dtype=d.dtype, device="cpu"
+    )
 
 
 def _target(curve: Curve, row: Tensor, target: float) -> Tensor:
     if curve.targets == "binary":
         return torch.full_like(row, target)
     if curve.targets == "soft":
-        return torch.eye(row.shape[1], dtype=row.dtype)[:1]
-    return torch.zeros(1, dtype=torch.int64)
+        return torch.eye(row.shape[1], dtype=row.dtype, device="cpu")[:1]
+    return torch.zeros(1, dtype=torch.int64, device="cpu")
 
 
 def _depends_on_classes(curve: Curve, log_odds: Tensor, classes: int, values: Tensor) -> bool:

@@ -124,7 +124,9 @@ def _value(text: str) -> Any:
         value = ast.literal_eval(text.strip())
     except (SyntaxError, ValueError):
         return text.strip()  # a word, which the loss checks
-    return torch.tensor(value, dtype=torch.float64) if isinstance(value, list) else value
+    return (
+        torch.tensor(value, dtype=torch.float64, device="cpu") if isinstance(value, list) else value
+    )
 
 
 def _shown(value: Any) -> str:

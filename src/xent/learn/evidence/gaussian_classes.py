@@ -53,7 +53,9 @@ class GaussianClasses:
     @property
     def entropy(self) -> float:
         """H(Y) in nats."""
-        return entropy_from_counts(torch.tensor(self.counts)).item()
+        return entropy_from_counts(
+            torch.tensor(self.counts, dtype=torch.int64, device="cpu")
+        ).item()
 
     def sample(self, seed: int = 0) -> tuple[Tensor, Tensor]:
         """Features ``(N, d)`` in float64 and classes ``(N,)``, exactly as many as ``counts`` say.
@@ -62,9 +64,13 @@ class GaussianClasses:
             seed: another one, other rows.
         """
         generator = torch.Generator().manual_seed(seed)
-        y = torch.arange(len(self.counts)).repeat_interleave(torch.tensor(self.counts))
-        noise = torch.randn(len(y), self.dims, dtype=torch.float64, generator=generator)
-        return noise + torch.tensor(self.means, dtype=torch.float64)[y, None], y
+        y = torch.arange(len(self.counts), device="cpu").repeat_interleave(
+            torch.tensor(self.counts, dtype=torch.int64, device="cpu")
+        )
+        noise = torch.randn(
+            len(y), self.dims, dtype=torch.float64, generator=generator, device="cpu"
+        )
+        return noise + torch.tensor(self.means, dtype=torch.float64, device="cpu")[y, None], y
 
     def log_posterior(self, x: Tensor) -> Tensor:
         """Log-probabilities of the classes, ``(N, C)``: what no classifier can better.
@@ -86,7 +92,7 @@ class GaussianClasses:
         from scipy.integrate import quad
 
         def integrand(t: float) -> float:
-            joint = self._joint(torch.tensor([t], dtype=torch.float64))
+            joint = self._joint(torch.tensor([t], dtype=torch.float64, device="cpu"))
             # Sum over the classes of p(c, t) log p(c | t), the rate of -H(Y | T).
             density = joint.exp() / math.sqrt(2 * math.pi)
             return (density * log_softmax(joint)).sum().item()
@@ -99,6 +105,6 @@ class GaussianClasses:
 
     def _joint(self, t: Tensor) -> Tensor:
         """Log of ``pi_c`` times the density of class c at ``t``, less a constant: ``(N, C)``."""
-        means = torch.tensor(self.means, dtype=torch.float64) * math.sqrt(self.dims)
-        prior = torch.tensor(self.counts, dtype=torch.float64)
+        means = torch.tensor(self.means, dtype=torch.float64, device="cpu") * math.sqrt(self.dims)
+        prior = torch.tensor(self.counts, dtype=torch.float64, device="cpu")
         return (prior / prior.sum()).log() - (t[:, None] - means).square() / 2

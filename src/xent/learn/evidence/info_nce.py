@@ -95,7 +95,7 @@ def info_nce_bound(
         )
     if finite_number("temperature", temperature) <= 0:
         raise ValueError(f"`temperature` must be positive, got {temperature}")
-    each = torch.arange(len(query)) if target is None else target
+    each = torch.arange(len(query), device=query.device) if target is None else target
     return _bound(cross_entropy(query / temperature, each), query.shape[1])
 
 

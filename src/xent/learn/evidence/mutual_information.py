@@ -167,7 +167,7 @@ class MutualInformation:
             raise ValueError(f"`X` has {_num_samples(X)} rows, `y` has {_num_samples(y)}")
         y, classes, codes = _read_classes(y)
         _check_folds(classes, np.bincount(codes), self.folds)
-        nll = torch.empty(len(codes), dtype=torch.float64)
+        nll = torch.empty(len(codes), dtype=torch.float64, device="cpu")
         split = StratifiedKFold(self.folds, shuffle=True, random_state=self.seed).split(
             codes, codes
         )
@@ -275,15 +275,22 @@ def _information(
     if int((counts > 0).sum()) < 2:
         raise ValueError("the labels are all of one class, about which there is nothing to know")
     pointwise = -nll - (counts.double() / n).log()[codes]
-    per_class = torch.zeros(len(classes), dtype=torch.float64).index_add(0, codes, pointwise) / n
+    per_class = (
+        torch.zeros(len(classes), dtype=torch.float64, device="cpu").index_add(0, codes, pointwise)
+        / n
+    )
     generator = torch.Generator().manual_seed(settings.seed)
     resampled = []
     for _ in range(settings.bootstrap):
-        rows = torch.randint(n, (n,), generator=generator)
+        rows = torch.randint(n, (n,), generator=generator, device="cpu")
         drawn = torch.bincount(codes[rows], minlength=len(classes))
         resampled.append(entropy_from_counts(drawn) - nll[rows].mean())
     tail = (1 - settings.confidence) / 2
-    low, high = torch.stack(resampled).quantile(torch.tensor([tail, 1 - tail]).double()).tolist()
+    low, high = (
+        torch.stack(resampled)
+        .quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64, device="cpu"))
+        .tolist()
+    )
     return InformationEstimate(
         entropy_from_counts(counts).item(), nll.mean().item(), (low, high), settings.confidence,
         pointwise, tuple(classes), counts, per_class,

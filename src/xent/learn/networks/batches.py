@@ -80,7 +80,7 @@ class Batches:
         if self.order is None:
             yield from zip(*(tensor.split(self.batch_size) for tensor in tensors), strict=True)
             return
-        for some in torch.randperm(rows, generator=self.order).split(self.batch_size):
+        for some in torch.randperm(rows, generator=self.order, device="cpu").split(self.batch_size):
             yield [tensor[some.to(tensor.device)] for tensor in tensors]
 
 

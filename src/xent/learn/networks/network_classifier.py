@@ -137,7 +137,7 @@ class NetworkClassifier(ClassifierMixin, BaseEstimator):
     def _parts(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """Rows each network learns from, and those it holds out, ``(networks, n)`` each."""
         generator = torch.Generator().manual_seed(self._seed)
-        shuffled = torch.randperm(len(y), generator=generator)
+        shuffled = torch.randperm(len(y), generator=generator, device="cpu")
         by_class = shuffled[y[shuffled].argsort(stable=True)]  # dealt out like cards
         held = by_class[: len(y) - len(y) % self.networks].view(-1, self.networks).T
         others = [torch.cat([held[:k], held[k + 1 :]]).flatten() for k in range(self.networks)]

@@ -42,17 +42,25 @@ class SmallNetworks:
     ) -> None:
         self.seeds = list(seeds)
         self.distinct = list(dict.fromkeys(self.seeds))
-        self.of_model = torch.tensor([self.distinct.index(seed) for seed in self.seeds])
+        self.of_model = torch.tensor(
+            [self.distinct.index(seed) for seed in self.seeds], dtype=torch.int64, device="cpu"
+        )
         # One generator per seed, so that a network's luck does not depend on its company.
         self.generators = [torch.Generator().manual_seed(seed) for seed in self.distinct]
-        first = [torch.randn(inputs, hidden, generator=g) for g in self.generators]
-        second = [torch.randn(hidden, classes, generator=g) for g in self.generators]
+        first = [
+            torch.randn(inputs, hidden, generator=g, dtype=torch.float32, device="cpu")
+            for g in self.generators
+        ]
+        second = [
+            torch.randn(hidden, classes, generator=g, dtype=torch.float32, device="cpu")
+            for g in self.generators
+        ]
         models = len(self.seeds)
         self.parameters = [
             torch.stack(first)[self.of_model] * (2 / inputs) ** 0.5,
-            torch.zeros(models, 1, hidden),
+            torch.zeros(models, 1, hidden, dtype=torch.float32, device="cpu"),
             torch.stack(second)[self.of_model] * (2 / hidden) ** 0.5,
-            torch.zeros(models, 1, classes),
+            torch.zeros(models, 1, classes, dtype=torch.float32, device="cpu"),
         ]
         for parameter in self.parameters:
             parameter.requires_grad_()
@@ -142,7 +150,7 @@ class SmallNetworks:
             )
         models = len(self.seeds)
         if rows is None:
-            rows = torch.arange(len(x)).expand(models, -1)
+            rows = torch.arange(len(x), device="cpu").expand(models, -1)
         if rows.ndim != 2 or len(rows) != models:
             raise ValueError(
                 f"`rows` must hold a line of row numbers for each of the {models} networks; got "
@@ -150,7 +158,10 @@ class SmallNetworks:
             )
         optimizer = torch.optim.Adam(self.parameters, lr=lr, fused=True)  # three times as fast
         for step in count(1):
-            drawn = [torch.randint(rows.shape[1], (batch,), generator=g) for g in self.generators]
+            drawn = [
+                torch.randint(rows.shape[1], (batch,), generator=g, device="cpu")
+                for g in self.generators
+            ]
             pick = rows.gather(1, torch.stack(drawn)[self.of_model])
             z = self.logits(x[pick])
             optimizer.zero_grad()

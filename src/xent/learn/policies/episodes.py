@@ -49,7 +49,7 @@ class Episodes:
     @property
     def index(self) -> Tensor:
         """The number of the episode of each step, ``(steps,)``."""
-        return torch.arange(len(self.lengths)).repeat_interleave(self.lengths)
+        return torch.arange(len(self.lengths), device="cpu").repeat_interleave(self.lengths)
 
     def discounted(self, gamma: float) -> Tensor:
         r"""The return from each step on, ``(steps,)``: :math:`G_t = r_t + \gamma G_{t+1}`.
@@ -64,7 +64,7 @@ class Episodes:
                 total = reward + gamma * total
                 backward.append(total)
             returns += reversed(backward)
-        return torch.tensor(returns, dtype=self.rewards.dtype)
+        return torch.tensor(returns, dtype=self.rewards.dtype, device="cpu")
 
 
 class Stage:
@@ -136,7 +136,12 @@ class Stage:
             while free and waiting:
                 playing.append(_Episode(free.pop(), *waiting.popleft()))
             seen = _tensor(np.stack([episode.seen for episode in playing]))
-            actions = act(seen, torch.tensor([episode.number for episode in playing])).numpy()
+            actions = act(
+                seen,
+                torch.tensor(
+                    [episode.number for episode in playing], dtype=torch.int64, device="cpu"
+                ),
+            ).numpy()
             if len(actions) != len(playing):
                 raise ValueError(
                     f"`policy` must answer each of the {len(playing)} observations it gets at a "
@@ -186,9 +191,9 @@ def _joined(played: list[_Episode]) -> Episodes:
     return Episodes(
         _tensor(np.stack(observations)),
         torch.from_numpy(np.stack(actions)),
-        torch.tensor(rewards, dtype=torch.float64),
-        torch.tensor([len(episode.steps) for episode in played]),
-        torch.tensor([episode.truncated for episode in played]),
+        torch.tensor(rewards, dtype=torch.float64, device="cpu"),
+        torch.tensor([len(episode.steps) for episode in played], dtype=torch.int64, device="cpu"),
+        torch.tensor([episode.truncated for episode in played], dtype=torch.bool, device="cpu"),
     )
 
 

@@ -36,7 +36,9 @@ class Problem(NamedTuple):
 
     def zeros(self) -> Tensor:
         """No coefficients, ``(K, columns)``."""
-        return torch.zeros(self.criterion.columns, self.design.columns, dtype=torch.float64)
+        return torch.zeros(
+            self.criterion.columns, self.design.columns, dtype=torch.float64, device="cpu"
+        )
 
     def objective(self, penalty: Tensor, anchor: Tensor) -> Objective:
         """The mean loss with a penalty of the squares of the distances from an anchor."""

@@ -65,7 +65,9 @@ class Design:
             x = torch.from_numpy(rows[:, features.numpy()].toarray())
         else:
             x = rows[:, features]
-        ones = torch.ones(self.rows, len(columns) - len(features), dtype=torch.float64)
+        ones = torch.ones(
+            self.rows, len(columns) - len(features), dtype=torch.float64, device="cpu"
+        )
         return torch.cat([x.double(), ones], 1)
 
     def scores(self, w: Tensor) -> Tensor:
@@ -101,7 +103,7 @@ class Design:
 
     def means(self) -> Tensor:
         """What an intercept can take off each column: its weighted mean; else 0, ``(columns,)``."""
-        means = torch.zeros(self.columns, dtype=torch.float64)
+        means = torch.zeros(self.columns, dtype=torch.float64, device="cpu")
         if self.intercept:
             means[:-1] = self.pull_back(self.weight.unsqueeze(1))[0, :-1]
         return means
@@ -165,12 +167,14 @@ class Objective:
         """
         generator = torch.Generator().manual_seed(0)
         shape = (PROBES if len(w) > 1 else 1, self.design.rows, len(w))
-        signs = torch.randint(2, shape, generator=generator, dtype=torch.float64) * 2 - 1
+        signs = (
+            torch.randint(2, shape, generator=generator, dtype=torch.float64, device="cpu") * 2 - 1
+        )
         return torch.stack([v * self.turns(w, v) for v in signs]).mean(0)
 
     def score_hessian(self, w: Tensor) -> Tensor:
         """The second derivatives of the loss at ``w`` by two scores of a row, ``(K, N, K)``."""
-        columns = torch.eye(len(w), dtype=torch.float64).unsqueeze(1)
+        columns = torch.eye(len(w), dtype=torch.float64, device="cpu").unsqueeze(1)
         return torch.stack([self.turns(w, v.expand(self.design.rows, -1)) for v in columns])
 
     def turns(self, w: Tensor, direction: Tensor) -> Tensor:

@@ -162,7 +162,7 @@ def minimise_model(
     """
     curvatures = torch.linalg.eigvalsh(hessian)
     lift = max(0.0, -curvatures[0].item())
-    hessian = hessian + lift * torch.eye(len(hessian))
+    hessian = hessian + lift * torch.eye(len(hessian), dtype=hessian.dtype, device=hessian.device)
     most = curvatures[-1].item() + lift + TINY
     at = ahead = start
     momentum = 1.0

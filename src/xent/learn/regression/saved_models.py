@@ -256,4 +256,4 @@ def _restored_option(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     _require(value["dtype"] in TENSORS, f"there are no numbers of type {value['dtype']!r}")
-    return torch.tensor(value["values"], dtype=TENSORS[value["dtype"]])
+    return torch.tensor(value["values"], dtype=TENSORS[value["dtype"]], device="cpu")

@@ -55,7 +55,7 @@ def read_scores(points: Tensor, scores: Tensor | Sequence[float], maximize: bool
     Raises:
         ValueError: for scores that do not fit the points, NaN, or infinitely good ones.
     """
-    given = torch.as_tensor(scores).detach().to("cpu", torch.float64)
+    given = torch.as_tensor(scores, dtype=torch.float64, device="cpu").detach()
     if given.shape != (len(points),):
         raise ValueError(
             f"`scores` must hold one number for each of the {len(points)} points, shape "
@@ -202,7 +202,7 @@ class CrossEntropyMethod:
             ValueError: for other points, scores that do not fit them, NaN, infinitely good ones, or
                 if fewer than two points did not fail. The search stays as it was.
         """
-        points = torch.as_tensor(points)
+        points = torch.as_tensor(points, device="cpu")
         if len(points) != self.population:
             raise ValueError(
                 f"`points` must be the {self.population} that `ask` gave, got {len(points)}"

@@ -151,7 +151,7 @@ class Gaussian(SearchDistribution):
 
     def sample(self, n: int, generator: Generator | None = None) -> Tensor:
         """Draw ``n`` points, ``(n, d)``, float64."""
-        z = torch.randn(n, len(self.mean), generator=generator, dtype=self.mean.dtype)
+        z = torch.randn(n, len(self.mean), generator=generator, dtype=self.mean.dtype, device="cpu")
         if self.covariance.ndim == 1:
             return self.mean + z * self.covariance.sqrt()
         # A root that a singular matrix has, too, unlike the one of Cholesky.
@@ -307,7 +307,7 @@ class Categorical(SearchDistribution):
 
 
 def _numbers(name: str, value: Tensor | float) -> Tensor:
-    numbers = torch.as_tensor(value).detach().to(torch.float64)
+    numbers = torch.as_tensor(value, dtype=torch.float64, device="cpu").detach()
     if not bool(numbers.isfinite().all()):
         raise ValueError(f"`{name}` must hold finite numbers")
     return numbers
