@@ -330,6 +330,25 @@ def test_aot_function():
 
 
 @every_entry
+def test_grad_and_vmap_of_torch_func(entry):
+    several = [drawn(entry, seed) for seed in (0, 1)]
+    places = [k for k, x in enumerate(several[0]) if isinstance(x, Tensor)]
+    axes = tuple(0 if k in places else None for k in range(len(several[0])))
+    stacked = tuple(
+        torch.stack([inputs[k] for inputs in several]) if k in places else x
+        for k, x in enumerate(several[0])
+    )
+    values = torch.func.vmap(entry.function, in_dims=axes)(*stacked)
+    slopes = torch.func.vmap(
+        torch.func.grad(lambda *inputs: entry.function(*inputs).sum()), in_dims=axes
+    )(*stacked)
+    for value, slope, inputs in zip(values, slopes, several, strict=True):
+        expected, grad = gradient_of(entry, inputs)
+        close(value, expected)
+        close(slope, grad)
+
+
+@every_entry
 @pytest.mark.parametrize("kind", ["meta", "fake"])
 def test_shapes_without_numbers(entry, kind):
     from torch._subclasses.fake_tensor import FakeTensorMode
