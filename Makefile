@@ -14,12 +14,13 @@ TEST_DEPENDENCIES = pytest pytest-xdist hypothesis mpmath numpy expecttest peft 
 PARTS = test-slow test-processors test-examples test-pythons
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all $(PARTS) experiments bench bench-gpu docs lint format clean
+.PHONY: help demo test test-all $(PARTS) mutants experiments bench bench-gpu docs lint format clean
 
 help:
 	@echo "make demo      train a language model for two minutes and show table and picture"
 	@echo "make test      the test suite, with the compiled core and without it"
 	@echo "make test-all  what is long: $(PARTS)"
+	@echo "make mutants   puts faults into the library, and counts those that the tests notice"
 	@echo "make bench     speed, memory and error beside PyTorch and its peers"
 	@echo "make bench-gpu  the same for logits on a GPU, with the torch that is installed there"
 	@echo "make docs      writes docs/reference.md anew"
@@ -38,6 +39,10 @@ $(VENV)/installed: $(VENV)/python $(SOURCES) constraints.txt
 
 $(VENV)/test: $(VENV)/installed
 	$(PIP) install -c constraints.txt $(TEST_DEPENDENCIES)
+	@touch $@
+
+$(VENV)/mutants: $(VENV)/test
+	$(PIP) install -c constraints.txt coverage
 	@touch $@
 
 $(VENV)/examples: $(VENV)/installed
@@ -86,6 +91,9 @@ test-examples: $(VENV)/examples
 # By itself it downloads PyTorch, gigabytes, for the Pythons that need it; in test-all it leaves them out.
 test-pythons: $(VENV)/python
 	$(BIN)/python tests/other_pythons.py $(PYTHONS)
+
+mutants: $(VENV)/mutants
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m tests.mutants
 
 experiments: $(VENV)/examples
 	$(BIN)/python docs/experiments.py

@@ -1,0 +1,1 @@
+"""Small faults put into the library on purpose: does a test notice?"""
