@@ -128,7 +128,7 @@ between = time.process_time()
 import xent
 print((time.process_time() - between) / (between - start))
 """
-    assert min(float(python(code)) for _ in range(5)) < 0.1
+    assert min(float(python(code)) for _ in range(5)) < 0.2  # 0.06 to 0.12, by Python
 
 
 @pytest.mark.parametrize("name", [n for n in xent.__all__ if n != "nn"])
