@@ -46,6 +46,7 @@ def tree(classes: int) -> dict[str, Any]:
 SETTINGS: dict[str, Callable[[int], dict[str, Any]]] = {
     "backward_corrected_cross_entropy": noise,
     "forward_corrected_cross_entropy": noise,
+    "kl_div": lambda _: {"reduction": "sum"},
     "ldam_loss": counts,
     "logit_adjusted_loss": prior,
     "structured_cross_entropy": table,
@@ -99,6 +100,8 @@ OF_A_BATCH = {"hardest_loss", "recall_loss"}
 # all possible targets exists, so their facts are tested where they are, or do not apply.
 APART: dict[str, str] = {
     "binary_cross_entropy": "that of the logits, on probabilities",
+    "kl_div": "log-probabilities for an input, element by element",
+    "nll_loss": "log-probabilities for an input",
     "yolo_loss": "a sum of others",
 }
 

@@ -48,6 +48,10 @@ def _member(name: str) -> Entry:
         z = torch.randn(rows, CLASSES)
         if name == "binary_cross_entropy":
             return z.sigmoid(), torch.rand(rows, CLASSES)
+        if name == "nll_loss":
+            return torch.log_softmax(z, 1), torch.randint(CLASSES, (rows,))
+        if name == "kl_div":
+            return torch.log_softmax(z, 1), torch.softmax(torch.randn(rows, CLASSES), 1)
         if of.labels:
             return z, (torch.rand(rows, CLASSES) > 0.5).float()
         if of.member.targets == "soft":

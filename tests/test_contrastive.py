@@ -209,7 +209,7 @@ BAD = {
     "shape": (lambda a: xent.info_nce_loss(a, a[0]), "`key` must hold features"),
     "too few keys": (lambda a: xent.info_nce_loss(a, a[:2]), "need as many keys"),
     "temperature": (lambda a: xent.info_nce_loss(a, a, temperature=0.0), "`temperature` must be"),
-    "two": (lambda a: xent.info_nce_loss(a, a, temperature=torch.ones(2)), "must be one number"),
+    "two": (lambda a: xent.info_nce_loss(a, a, temperature=torch.ones(2)), "must be a number"),
     "scale": (lambda a: xent.clip_loss(a, a, logit_scale=-1.0), "`logit_scale` must be positive"),
     "pairs": (lambda a: xent.clip_loss(a, a[:2]), "must have the same shape"),
     "views": (lambda a: xent.nt_xent_loss(a, a[:2]), "must have the same shape"),

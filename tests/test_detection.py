@@ -425,7 +425,7 @@ def test_bad_trees_and_targets():
         xent.wordtree_cross_entropy(z, torch.tensor([0, 4]), tree)
     with pytest.raises(ValueError, match="`target` must have shape"):
         xent.wordtree_cross_entropy(z, y[:1], tree)
-    with pytest.raises(TypeError, match="int64"):
+    with pytest.raises(TypeError, match="integers"):
         xent.wordtree_cross_entropy(z, y.double(), tree)
 
 

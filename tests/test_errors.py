@@ -11,8 +11,6 @@ Q = torch.softmax(Z, 1)
 
 # name: (input, target, options, part of the message)
 BAD = {
-    "int32 target": (Z, Y.int(), {}, "long"),
-    "int16 target": (Z, Y.short(), {}, "long"),
     "bool target": (Z, Y.bool(), {}, "long"),
     "float target without classes": (Z, Y.float(), {}, "long"),
     "integer one-hot": (Z, F.one_hot(Y, 5), {}, "argmax"),

@@ -10,6 +10,8 @@ import pytest
 import torch
 from mpmath import mpf
 
+import xent
+import xent.learn
 from xent import information
 from xent.information import (
     bits_per_byte,
@@ -405,7 +407,7 @@ def test_what_softmax_returns_is_a_distribution(dtype, classes):
     [
         (torch.tensor([0.5, 0.6]), r"`p` must sum to 1 along `dim`, got 1.1.*p.sum\(dim, keepdim"),
         (torch.tensor([0.33, 0.33, 0.33]).double(), "sum to 1"),
-        (torch.tensor([0.1, 0.2, 0.7]).float().double(), "in the precision it is used in"),
+        (torch.tensor([0.1, 0.2, 0.7001]).double(), "in the precision it is used in"),
         (torch.tensor([2.0, -1.0]), r"`p` holds -1, which is no probability.*from_logits=True"),
         (torch.tensor([0.5, 0.6], dtype=torch.bfloat16), "sum to 1"),
         (torch.zeros(3, 0), "sum to 1"),
@@ -415,6 +417,31 @@ def test_what_softmax_returns_is_a_distribution(dtype, classes):
 def test_what_is_no_distribution_is_refused(p, message):
     with pytest.raises(ValueError, match=message):
         entropy(p)
+
+
+def test_one_tolerance_for_what_sums_to_1():
+    """Numbers of float32 pass as float64, an honest mistake passes nowhere."""
+    z, y = torch.zeros(1, 3).double(), torch.tensor([0])
+    third = torch.tensor([0.1, 0.2, 0.7])
+    for p, passes in ((third.double(), True), (third.double() * (1 + 1e-4), False)):
+        rows, matrix = p.expand(1, 3), torch.stack([p, p.roll(1), p.roll(2)])
+        for call in (
+            lambda p=p: entropy(p),
+            lambda p=p: kl_divergence(p, p),
+            lambda rows=rows: xent.sparsemax_loss(z, rows),
+            lambda rows=rows: xent.sparse_cross_entropy(z, torch.tensor([[0, 1, 2]]), rows),
+            lambda m=matrix: xent.structured_cross_entropy(z, y, table=m),
+            lambda m=matrix: xent.forward_corrected_cross_entropy(z, y, matrix=m),
+            lambda p=p: xent.learn.mixture_log_prob(torch.zeros(3), p),
+            lambda p=p: xent.learn.quantize(p),
+            lambda p=p: xent.learn.Categorical(p[None]),
+            lambda m=matrix: xent.learn.label_quality(m, torch.arange(3)),
+        ):
+            if passes:
+                call()
+            else:
+                with pytest.raises(ValueError, match="sum to"):
+                    call()
 
 
 def test_other_bad_input():

@@ -128,7 +128,7 @@ def test_flipped_labels_follow_the_matrix():
         with pytest.raises(ValueError, match="labels"):
             xent.flip_labels(bad, EYE)
     with pytest.raises(TypeError, match="labels"):
-        xent.flip_labels(labels.int(), EYE)
+        xent.flip_labels(labels.double(), EYE)
 
 
 # ---- estimates ------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ PROJECT = Path(__file__).parents[1]
 # What each room may import of the house: only what lies below it.
 FOUNDATION = {
     "_check",
+    "_probabilities",
     "_files",
     "lean",
     "linear_log_probs",
@@ -40,6 +41,7 @@ BELOW = {
     "_series": set(),
     "row_statistics": set(),
     "modes": set(),
+    "_probabilities": {"modes"},
     "overrides": {"lean", "modes"},
     "logits": {"_check", "modes"},
     "lean": {"modes"},

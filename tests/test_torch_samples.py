@@ -13,6 +13,7 @@ ops = pytest.importorskip(
     "torch.testing._internal.common_methods_invocations", exc_type=ImportError
 )
 INFO = next(op for op in ops.op_db if op.name == "nn.functional.cross_entropy")
+LINEAR = [op for op in ops.op_db if op.name == "nn.functional.linear_cross_entropy"]
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, *HALF], ids=str)
@@ -33,6 +34,31 @@ def test_samples_of_torch_itself(engine, dtype):
         eps = 64 * torch.finfo(dtype).eps
         torch.testing.assert_close(value, expected, rtol=eps, atol=eps, equal_nan=True)
         torch.testing.assert_close(grad, slope, rtol=eps, atol=eps, equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, *HALF], ids=str)
+@pytest.mark.parametrize("info", LINEAR, ids=lambda info: info.variant_test_name)
+def test_samples_of_linear_cross_entropy(info, dtype):
+    """Against float64, since PyTorch's chunks round more than once in 16 bits."""
+    samples = list(info.sample_inputs("cpu", dtype, requires_grad=False))
+    assert len(samples) > 50
+    for sample in samples:
+        value = xent.linear_cross_entropy(sample.input, *sample.args, **sample.kwargs)
+        tensors, options = (sample.input, *sample.args), dict(sample.kwargs)
+        options.pop("options", None)
+        expected = F.linear_cross_entropy(*map(_wide, tensors), **_widened(options))
+        assert (value.shape, value.dtype) == (expected.shape, dtype)
+        eps = 64 * torch.finfo(dtype).eps
+        torch.testing.assert_close(value.double(), expected, rtol=eps, atol=eps, equal_nan=True)
+
+
+def _wide(x):
+    floating = isinstance(x, torch.Tensor) and x.is_floating_point()
+    return x.double() if floating else x
+
+
+def _widened(options):
+    return {name: _wide(x) for name, x in options.items()}
 
 
 def test_error_samples_of_torch_itself():

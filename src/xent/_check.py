@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import operator
+import sys
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -33,19 +36,146 @@ def is_tensor(name: str, value: object) -> None:
     )
 
 
+# ---- numbers ------------------------------------------------------------------------------------
+
+_SYMBOLS = (torch.SymInt, torch.SymFloat)  # numbers that stand for others while a graph is made
+_MOST = sys.float_info.max
+_NOT_NUMBERS = "bcmMSU"  # kinds of numpy's dtypes that become a float without a word
+
+
 def finite_number(name: str, value: Any) -> float:
-    """The value as a float; raise if it is none, or not finite."""
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not -torch.inf < value < torch.inf:
+    """The value as a float; raise if it is no number, or not finite.
+
+    A number is whatever has ``__float__`` or ``__index__`` and no axis, but no bool: Python's own,
+    those of numpy, fractions and decimals, 0-d tensors.
+    """
+    if isinstance(value, _SYMBOLS):
+        return value  # pyright: ignore[reportReturnType]
+    number = value if type(value) in (float, int) else _converted(name, value, float)
+    if number is None or not -_MOST <= number <= _MOST:
         raise ValueError(f"`{name}` must be a finite number, got {value!r}")
-    return float(value)
+    return float(number)
 
 
-def one_of(name: str, value: object, choices: tuple[str, ...]) -> None:
-    """Raise unless ``value`` is among the choices."""
+def number_or_nan(name: str, value: Any) -> float:
+    """The same, but NaN is one, too."""
+    number = _converted(name, value, float)
+    return number if number is not None and number != number else finite_number(name, value)
+
+
+def whole_number(name: str, value: Any) -> int:
+    """The value as an int; raise unless it has ``__index__`` and no axis, and is no bool."""
+    if isinstance(value, torch.SymInt):
+        return value  # pyright: ignore[reportReturnType]
+    number = value if type(value) is int else _converted(name, value, operator.index)
+    if number is None:
+        raise TypeError(f"`{name}` must be an integer, got {value!r}")
+    return number
+
+
+def is_whole(value: Any) -> bool:
+    """Whether a value is an integer of any library, and so counts something."""
+    return type(value) is int or _converted("", value, operator.index) is not None
+
+
+def scalar(name: str, value: Any, device: torch.device) -> float | Tensor:
+    """A finite number as a float; a 0-d tensor as it is, for options that keep its gradient."""
+    if not isinstance(value, Tensor):
+        return finite_number(name, value)
+    if value.ndim or value.dtype == torch.bool or value.is_complex():
+        raise ValueError(
+            f"`{name}` must be a number or a 0-d tensor, got {value.dtype} of shape "
+            f"{tuple(value.shape)}"
+        )
+    return at_hand(name, value, device)
+
+
+def at_hand(name: str, value: Tensor, device: torch.device) -> Tensor:
+    """Numbers that go along with logits on a device, there; from the CPU they may be sent."""
+    if value.is_complex():
+        raise TypeError(f"`{name}` must hold real numbers, got {value.dtype}")
+    if value.device.type not in ("cpu", device.type):
+        raise ValueError(
+            f"`{name}` is on {value.device}, the logits are on {device}; reading it there would "
+            f"wait for the device. Make it on {device}"
+        )
+    return value.to(device)
+
+
+def _converted(name: str, value: Any, convert: Callable[[Any], Any]) -> Any:
+    """The number that a value is; None if it is none. Raise if it must not be read."""
+    kind = getattr(getattr(value, "dtype", None), "kind", "")
+    axes = getattr(value, "ndim", 0)
+    has_number = hasattr(value, "__float__") or hasattr(value, "__index__")
+    if isinstance(value, bool) or axes or not has_number or (kind and kind in _NOT_NUMBERS):
+        return None
+    if isinstance(value, Tensor):
+        if value.dtype == torch.bool or value.is_complex():
+            return None
+        if value.requires_grad and torch.is_grad_enabled():
+            raise ValueError(
+                f"`{name}` requires a gradient, and would not get one; pass a number, {name}.item()"
+            )
+        if value.device.type != "cpu":
+            raise ValueError(
+                f"`{name}` is on {value.device}, and reading it would wait for the device; pass "
+                f"a number"
+            )
+    try:
+        return convert(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
+# ---- other arguments ----------------------------------------------------------------------------
+
+
+def one_of(name: str, value: Any, choices: tuple[str, ...]) -> Any:
+    """The value; raise unless it is among the choices."""
     if value not in choices:
         listed = ", ".join(repr(choice) for choice in choices)
         raise ValueError(f"`{name}` must be one of {listed}; {value!r} is not a valid value")
+    return value
+
+
+def class_indices(name: str, labels: Any) -> Tensor:
+    """Labels of any integer type as int64; raise for another type."""
+    is_tensor(name, labels)
+    if labels.dtype is torch.int64:
+        return labels
+    if labels.dtype not in _INTEGERS:
+        raise TypeError(
+            f"`{name}` must hold integers, as class indices are, but it is {labels.dtype}; call "
+            f"{name}.long()"
+        )
+    wide = labels.to(torch.int64)
+    if labels.dtype == torch.uint64:  # what int64 cannot hold is no class, nor a mark below 0
+        wide = torch.where(wide < 0, torch.iinfo(torch.int64).max, wide)
+    return wide
+
+
+_INTEGERS = (
+    torch.int64, torch.int32, torch.int16, torch.int8,
+    torch.uint8, torch.uint16, torch.uint32, torch.uint64,
+)  # fmt: skip
+
+
+def broadcasts_to(name: str, value: Tensor, input: Any) -> None:
+    """Raise unless numbers go along with those of the logits, one by one, on their device."""
+    try:
+        fits = torch.broadcast_shapes(value.shape, input.shape) == input.shape
+    except RuntimeError:
+        fits = False
+    if not fits:
+        axis = input.ndim - 2
+        per_class = input.ndim > 2 and value.shape == input.shape[1:2]
+        hint = f"; one per class is {name}.view(-1{', 1' * axis})" if per_class else ""
+        raise ValueError(
+            f"`{name}` must broadcast to the shape of `input`, {tuple(input.shape)}; got "
+            f"{tuple(value.shape)}{hint}"
+        )
+    if value.device != input.device:
+        raise ValueError(f"`{name}` is on {value.device}, the logits are on {input.device}")
 
 
 def vector_of_classes(name: str, value: object, classes: int, device: torch.device) -> None:
@@ -63,12 +193,14 @@ def vector_of_classes(name: str, value: object, classes: int, device: torch.devi
         raise ValueError(f"`{name}` is on {value.device}, the logits are on {device}")
 
 
-def label_out_of_range(label: int, classes: int, ignore_index: int) -> TargetError:
+def label_out_of_range(
+    label: int, classes: int, ignore_index: int, name: str = "target"
+) -> TargetError:
     """The error for a class index that does not exist."""
     hint = "are the labels off by one?" if label == classes else "check the labels"
     if label < 0:
         hint = f"to leave rows out, mark them with ignore_index={ignore_index}"
     return TargetError(
-        f"`target` holds the class index {label}, which is out of bounds for {classes} classes "
+        f"`{name}` holds the class index {label}, which is out of bounds for {classes} classes "
         f"(valid: 0 to {classes - 1}); {hint}. xent.diagnose(input, target) tells more"
     )

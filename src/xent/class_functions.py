@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._check import at_hand, is_tensor, scalar
 from .engines import by_chunks, linear
 from .linear_log_probs import LinearLogProbs
 from .linear_logits import LinearLogits
@@ -47,8 +48,24 @@ def sample(
         >>> xent.sample(logits, generator=torch.Generator().manual_seed(0))
         tensor([1, 0])
     """
+    if not isinstance(input, LinearLogits):
+        is_tensor("input", input)
+    if not input.is_floating_point() or input.ndim == 0:
+        raise TypeError(
+            f"`input` must hold floating-point logits, (..., V), got {input.dtype} of shape "
+            f"{tuple(input.shape)}"
+        )
     rows = input.shape[:-1]
-    t = torch.as_tensor(temperature, dtype=torch.float64, device=input.device)
+    if isinstance(temperature, Tensor) and temperature.ndim:
+        t = at_hand("temperature", temperature, input.device).to(torch.float64)
+        if t.ndim > len(rows) or any(n not in (1, m) for n, m in zip(t.shape[::-1], rows[::-1])):  # noqa: B905
+            raise ValueError(
+                f"`temperature` must be a number or one per row, shape {tuple(rows)}; got shape "
+                f"{tuple(t.shape)}"
+            )
+    else:
+        t = scalar("temperature", temperature, input.device)
+        t = torch.as_tensor(t, dtype=torch.float64, device=input.device)
     if not bool((t > 0).all()):
         raise ValueError(f"`temperature` must be positive, got {temperature}; argmax is its limit")
     t = t.expand(rows).reshape(-1)

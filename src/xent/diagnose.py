@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ._check import is_tensor
-from .targets import class_axis
+from ._check import class_indices, is_tensor, whole_number
+from ._probabilities import rounding
+from .targets import class_axis, read_target, shape_hint
 
-# How far a row of "probabilities" may be from summing to 1: half-precision softmax outputs are.
-SUM_TOLERANCE = 1e-2
+# How near to 1 the sums of logits look like probabilities, whatever they were computed in.
+LOOKS_LIKE_1 = 1e-2
 
 
 class Finding(NamedTuple):
@@ -69,22 +70,50 @@ def diagnose(input: Tensor, target: Tensor, *, ignore_index: int = -100) -> Diag
     """
     is_tensor("input", input)
     is_tensor("target", target)
+    refused = _refusal(input, target, ignore_index)
     if input.ndim == 0 or not input.is_floating_point():
-        return Diagnosis(
-            [
-                Finding(
-                    "not-logits",
-                    f"`input` is a {input.dtype} tensor of shape {tuple(input.shape)}",
-                    "pass floating-point scores with a class axis: (C,), (N, C) or (N, C, d1, ...)",
-                )
-            ]
-        )
+        problem = f"`input` is a {input.dtype} tensor of shape {tuple(input.shape)}"
+        fix = "pass floating-point scores with a class axis: (C,), (N, C) or (N, C, d1, ...)"
+        if refused is not None and "swapped" in refused.fix:
+            fix = refused.fix
+        return Diagnosis([Finding("not-logits", problem, fix)])
+    if input.device != target.device or input.is_meta:
+        meta = Finding("no-values", "`input` and `target` are on the meta device", "pass values")
+        return Diagnosis([refused or meta])
+    try:
+        ignore_index = whole_number("ignore_index", ignore_index)
+    except (TypeError, ValueError):
+        assert refused is not None
+        return Diagnosis([refused])
+    found = _findings(input, target, ignore_index)
+    if refused is not None:  # in the words of the losses
+        found = [f._replace(fix=refused.fix) if f.name == "target-dtype" else f for f in found]
+    if refused is not None and not {finding.name for finding in found} & _REFUSED:
+        found.append(refused)
+    return Diagnosis(found)
+
+
+# What names a refusal of the losses in its own words.
+_REFUSED = {"one-hot-integers", "target-dtype", "target-shape"}
+
+
+def _refusal(input: Tensor, target: Tensor, ignore_index: int) -> Finding | None:
+    """What every loss of classes says that refuses this pair, in its words."""
+    try:
+        read_target(input, target, ignore_index)
+    except (TypeError, ValueError) as error:
+        problem, _, fix = str(error).rpartition("; ")
+        return Finding("refused", problem or fix, fix if problem else "see xent.cross_entropy")
+    return None
+
+
+def _findings(input: Tensor, target: Tensor, ignore_index: int) -> list[Finding]:
     z = input.detach().movedim(class_axis(input), -1).double().cpu()  # (..., C)
     y = target.detach().cpu()
     found = [*_about_logits(z)]
     rows, classes = z.shape[:-1], z.shape[-1]
     if y.is_floating_point() and target.shape == input.shape:
-        found += _about_soft(y.movedim(class_axis(input), -1).double(), z)
+        found += _about_soft(y.movedim(class_axis(input), -1).double(), z, rounding(y.dtype))
     elif _is_one_hot(y, input.shape, classes):
         found.append(
             Finding(
@@ -105,8 +134,8 @@ def diagnose(input: Tensor, target: Tensor, *, ignore_index: int = -100) -> Diag
     elif y.shape != rows and not (input.ndim == 1 and y.numel() == 1):
         found.append(_about_shape(input, y, rows))
     else:
-        found += _about_labels(z, y.long().reshape(rows), ignore_index)
-    return Diagnosis(found)
+        found += _about_labels(z, class_indices("target", y).reshape(rows), ignore_index)
+    return found
 
 
 def _count(mask: Tensor) -> str:
@@ -144,7 +173,7 @@ def _about_logits(z: Tensor) -> Iterator[Finding]:
             "leave at least one class unmasked, or mark the row with ignore_index",
         )
     sums = z.sum(-1)
-    looks_like = (z >= 0).all(-1) & ((sums - 1).abs() < SUM_TOLERANCE)
+    looks_like = (z >= 0).all(-1) & ((sums - 1).abs() < LOOKS_LIKE_1)
     if z.shape[-1] > 1 and looks_like.all():
         floor = math.log(math.e + z.shape[-1] - 1) - 1
         yield Finding(
@@ -154,7 +183,7 @@ def _about_logits(z: Tensor) -> Iterator[Finding]:
             "pass the logits, the scores before softmax; or input.log() if they cannot be had",
         )
     logs = z.exp().sum(-1)
-    if z.shape[-1] > 1 and (z <= 0).all() and ((logs - 1).abs() < SUM_TOLERANCE).all():
+    if z.shape[-1] > 1 and (z <= 0).all() and ((logs - 1).abs() < LOOKS_LIKE_1).all():
         yield Finding(
             "log-softmax-as-logits",
             "every row of `input` holds log-probabilities. That gives the right loss, at the price "
@@ -163,7 +192,7 @@ def _about_logits(z: Tensor) -> Iterator[Finding]:
         )
 
 
-def _about_soft(q: Tensor, z: Tensor) -> Iterator[Finding]:
+def _about_soft(q: Tensor, z: Tensor, slack: float) -> Iterator[Finding]:
     if q.numel() == 0:
         return
     bad = ~q.isfinite().all(-1)
@@ -180,7 +209,7 @@ def _about_soft(q: Tensor, z: Tensor) -> Iterator[Finding]:
             f"{_count(negative)} of `target` hold negative values, first at row {_first(negative)}",
             "pass probabilities; if these are logits of a teacher, pass their softmax",
         )
-    off = ((q.sum(-1) - 1).abs() > SUM_TOLERANCE) & ~negative & ~bad
+    off = ((q.sum(-1) - 1).abs() > slack) & ~negative & ~bad
     if off.any():
         worst = q.sum(-1)[off][0].item()
         yield Finding(
@@ -264,22 +293,8 @@ def _about_shape(input: Tensor, y: Tensor, rows: torch.Size) -> Finding:
         f"`target` has shape {tuple(y.shape)}; class indices for `input` of shape "
         f"{tuple(input.shape)} have shape {tuple(rows)}"
     )
-    candidates: list[tuple[str, Callable[[], bool]]] = [
-        (
-            "target.squeeze(1)",
-            lambda: y.ndim > 1 and y.shape[1] == 1 and y.squeeze(1).shape == rows,
-        ),
-        (
-            "input.movedim(-1, 1), since the classes must come on axis 1",
-            lambda: input.ndim > 2 and y.shape == input.shape[:-1],
-        ),
-        (
-            "input.flatten(0, -2) and target.flatten()",
-            lambda: y.numel() == input.shape[:-1].numel(),
-        ),
-    ]
-    fix = next((f"pass {text}" for text, fits in candidates if fits()), "check the shapes")
-    return Finding("target-shape", problem, fix)
+    fix = shape_hint(input, y) if input.ndim > 1 else ""
+    return Finding("target-shape", problem, fix.removeprefix("; ") or "check the shapes")
 
 
 def _first(mask: Tensor) -> int | tuple[int, ...]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ._check import is_tensor
+from ._check import is_tensor, is_whole
 from .measurement import statistics
 
 if TYPE_CHECKING:
@@ -265,7 +265,7 @@ def _check(
     for name, (value, bound) in least.items():
         if value is None and name in ("stride", "total_bytes"):
             continue
-        if not isinstance(value, int) or value < bound:
+        if not is_whole(value) or value < bound:
             raise ValueError(f"`{name}` must be a whole number from {bound}, got {value!r}")
     if stride is not None and stride > length:
         raise ValueError(

@@ -17,7 +17,7 @@ from typing import Annotated, Any, get_type_hints
 
 from torch import Tensor
 
-from ._check import finite_number, vector_of_classes
+from ._check import broadcasts_to, finite_number, vector_of_classes
 from .linear_logits import LinearLogits
 from .modes import can_look_at
 from .targets import class_axis
@@ -31,8 +31,11 @@ class Rule(ABC):
     """
 
     @abstractmethod
-    def check(self, name: str, value: Any, input: Tensor | None) -> None:
-        """Raise unless ``value`` satisfies the rule; ``input`` are the logits, if there are any."""
+    def check(self, name: str, value: Any, input: Tensor | None) -> Any:
+        """The value for use, a number as Python's; raise unless it satisfies the rule.
+
+        ``input`` are the logits, if there are any.
+        """
 
     def __eq__(self, other: object) -> bool:
         return type(self) is type(other) and vars(self) == vars(other)
@@ -49,13 +52,14 @@ class Range(Rule):
     high: float = math.inf
     open: bool = False
 
-    def check(self, name: str, value: Any, input: Tensor | None) -> None:
-        """Raise unless ``value`` lies in the range."""
+    def check(self, name: str, value: Any, input: Tensor | None) -> Any:
+        """The number; raise unless it lies in the range."""
         if value is None:
-            return
+            return None
         number = finite_number(name, value)
         if not self.low <= number <= self.high or (self.open and number == self.low):
             raise ValueError(f"`{name}` must be {self}, got {value}")
+        return number
 
     def __str__(self) -> str:
         above = f"greater than {self.low:g}" if self.open else f"at least {self.low:g}"
@@ -67,20 +71,36 @@ class Range(Rule):
 
 
 @dataclass(frozen=True, eq=False)
+class PerElement(Range):
+    """Such a number, or a tensor of them that broadcasts to the logits and may be learned."""
+
+    def check(self, name: str, value: Any, input: Tensor | None) -> Any:
+        """The number or tensor; raise unless it is one."""
+        if not isinstance(value, Tensor) or (value.ndim == 0 and not value.requires_grad):
+            return super().check(name, value, input)
+        if not value.is_floating_point():
+            raise TypeError(f"`{name}` must be floating point, got {value.dtype}; call .float()")
+        if can_look_at(value) and not bool(((value >= self.low) & (value <= self.high)).all()):
+            raise ValueError(f"`{name}` must be {self}, in every entry")
+        if input is not None:
+            broadcasts_to(name, value, input)
+        return value
+
+
+@dataclass(frozen=True, eq=False)
 class PerClass(Rule):
     """One floating-point number for each class of the logits, none below ``low``."""
 
     low: float = -math.inf
 
-    def check(self, name: str, value: Any, input: Tensor | None) -> None:
-        """Raise unless ``value`` is such a vector."""
+    def check(self, name: str, value: Any, input: Tensor | None) -> Any:
+        """The vector; raise unless it is one."""
         if value is None or input is None:
-            return
+            return value
         vector_of_classes(name, value, input.shape[class_axis(input)], input.device)
-        if self.low == -math.inf or not can_look_at(value):
-            return
-        if bool((value < self.low).any()):
+        if self.low > -math.inf and can_look_at(value) and bool((value < self.low).any()):
             raise ValueError(f"`{name}` must hold no number below {self.low:g}")
+        return value
 
 
 Number = Annotated[float, Range()]
@@ -101,7 +121,13 @@ class Hyperparameters:
         self.names = frozenset(p.name for p in own)
         self.defaults = {p.name: p.default for p in own if p.default is not p.empty}
         self.required = [p.name for p in own if p.default is p.empty]
-        self.checks = _checks(body)
+        self.hints = _hints(body)
+        self.checks = [
+            (name, rule)
+            for name, hint in self.hints.items()
+            for rule in _rules(hint)
+            if isinstance(rule, Rule)
+        ]
         self.per_class = frozenset(n for n, rule in self.checks if isinstance(rule, PerClass))
 
     def settings(self, given: Mapping[str, Any], input: Tensor | None = None) -> dict[str, Any]:
@@ -114,10 +140,18 @@ class Hyperparameters:
                 raise TypeError(f"{self.name}() needs the keyword argument `{name}`")
         if not isinstance(input, (Tensor, LinearLogits)) or input.ndim == 0:
             input = None  # what is wrong with it is said where logits are read
+        settings = {**self.defaults, **given}
         for name, rule in self.checks:
             if name in given:
-                rule.check(name, given[name], input)
-        return {**self.defaults, **given}
+                if given[name] is None and not self.optional(name):
+                    raise TypeError(f"{self.name}() needs a value for `{name}`, got None")
+                settings[name] = rule.check(name, given[name], input)
+        return settings
+
+    def optional(self, name: str) -> bool:
+        """Whether None is a value of a hyperparameter."""
+        default = self.defaults.get(name, inspect.Parameter.empty)
+        return default is None or type(None) in getattr(self.hints[name], "__args__", ())
 
     def fit_chunks(self, settings: Mapping[str, Any]) -> bool:
         """Whether some rows can be looked at without the others.
@@ -130,17 +164,11 @@ class Hyperparameters:
         )
 
 
-def _checks(body: Callable[..., Any]) -> list[tuple[str, Any]]:
+def _hints(body: Callable[..., Any]) -> dict[str, Any]:
     try:
-        hints = get_type_hints(body, include_extras=True)
+        return get_type_hints(body, include_extras=True)
     except NameError:  # of a user's own names; there is nothing of ours among them
-        return []
-    return [
-        (name, rule)
-        for name, hint in hints.items()
-        for rule in _rules(hint)
-        if isinstance(rule, Rule)
-    ]
+        return {}
 
 
 def _rules(hint: Any) -> list[Any]:

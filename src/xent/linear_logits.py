@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ._check import is_tensor
+from ._check import is_tensor, whole_number
 from .lean import Lean
 from .logits import LogitTransform
 from .modes import autocasts, without_autocast
@@ -62,9 +62,10 @@ class LinearLogits(Lean):
         *,
         max_workspace: int = MAX_WORKSPACE,
     ) -> None:
-        hidden, weight, bias = _under_autocast(hidden, weight, bias)
-        _check(hidden, weight, bias)
-        if not isinstance(max_workspace, int) or max_workspace <= 0:
+        hidden, weight, bias = under_autocast(hidden, weight, bias)
+        check_head(hidden, weight, bias)
+        max_workspace = whole_number("max_workspace", max_workspace)
+        if max_workspace <= 0:
             raise ValueError(f"`max_workspace` must be a number of bytes, got {max_workspace!r}")
         self.max_workspace = max_workspace
         if not torch.is_grad_enabled():  # as logits computed here would be
@@ -218,6 +219,10 @@ class LinearLogits(Lean):
         """The same of other tensors; None for none of them yet."""
         return self._with(hidden=hidden, weight=weight, bias=bias)
 
+    def with_hidden(self, hidden: Tensor) -> LinearLogits:
+        """The same of other features."""
+        return self._with(hidden=hidden)
+
     def absorb(self, scale: Tensor | None, class_bias: Tensor | None) -> LinearLogits:
         """``scale * logits + class_bias`` of (N, V) as a head of its own, gradients and all.
 
@@ -320,7 +325,7 @@ def _constant(x: Any) -> Any:
     return x.detach() if isinstance(x, Tensor) else x
 
 
-def _under_autocast(*parts: Any) -> tuple[Any, ...]:
+def under_autocast(*parts: Any) -> tuple[Any, ...]:
     """Of one dtype, the widest of theirs, where autocast lets them differ."""
     floats = [x for x in parts if isinstance(x, Tensor) and x.is_floating_point()]
     if not any(autocasts(x) for x in floats):
@@ -329,25 +334,32 @@ def _under_autocast(*parts: Any) -> tuple[Any, ...]:
     return tuple(x.to(widest) if any(x is y for y in floats) else x for x in parts)
 
 
-def _check(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-    for name, x in (("hidden", hidden), ("weight", weight), ("bias", bias)):
-        if x is None and name == "bias":
+def check_head(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    names: tuple[str, str, str] = ("hidden", "weight", "bias"),
+) -> None:
+    """Raise unless these make a head; ``names`` are those that the caller has for them."""
+    first, second, third = names
+    for name, x in ((first, hidden), (second, weight), (third, bias)):
+        if x is None and name == third:
             continue
         is_tensor(name, x)
         assert x is not None
         if not x.is_floating_point():
             raise TypeError(f"`{name}` must be floating point, got {x.dtype}; call .float()")
         if x.dtype != hidden.dtype:
-            raise TypeError(f"`{name}` is {x.dtype} but `hidden` is {hidden.dtype}; make them one")
+            raise TypeError(f"`{name}` is {x.dtype} but `{first}` is {hidden.dtype}; make them one")
         if x.device != hidden.device:
-            raise ValueError(f"`{name}` is on {x.device} but `hidden` on {hidden.device}")
+            raise ValueError(f"`{name}` is on {x.device} but `{first}` on {hidden.device}")
     if weight.ndim != 2 or hidden.ndim == 0 or hidden.shape[-1] != weight.shape[1]:
         raise ValueError(
-            f"`hidden` (..., D) and `weight` (V, D) must agree in D; got shapes "
+            f"`{first}` (..., D) and `{second}` (V, D) must agree in D; got shapes "
             f"{tuple(hidden.shape)} and {tuple(weight.shape)}"
         )
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(
-            f"`bias` must have shape ({weight.shape[0]},), a number for each class; got "
+            f"`{third}` must have shape ({weight.shape[0]},), a number for each class; got "
             f"{tuple(bias.shape)}"
         )

@@ -11,14 +11,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ._check import finite_number, is_tensor
+from ._check import at_hand, class_indices, finite_number, is_tensor, scalar, whole_number
 from .engines import measure
 from .linear_logits import LinearLogits
 from .measurement import flatten, make_problem
 from .modes import refuse_where
 from .overrides import overridable
 from .row_statistics import RowStatistics
-from .targets import shift_labels
+from .targets import moved_labels
 
 
 class TokenLogProbs(NamedTuple):
@@ -57,7 +57,7 @@ def token_log_probs(
     Args:
         input: logits, ``(..., V)``: a tensor, or :class:`xent.LinearLogits`. ``-inf`` masks a
             class.
-        target: class indices, int64 or uint8, ``(...)``.
+        target: class indices of any integer type, ``(...)``.
         temperature: ``T``, which divides the logits, after softcap and bias, as in sampling. A
             positive number, a 0-d tensor, or a tensor with a number for each row: ``(...)``, where
             an axis may have length 1, ``(B, 1)`` say. With ``softcap`` a number, with
@@ -89,8 +89,10 @@ def token_log_probs(
         >>> [f"{value:.4e}" for value in (*log_prob[0].tolist(), *entropy[0].tolist())]
         ['-1.2693e-01', '-9.3576e-14', '3.6533e-01', '2.9009e-12']
     """
+    shift = whole_number("shift", shift)
+    ignore_index = whole_number("ignore_index", ignore_index)
     if shift:
-        target = shift_labels(target, shift, ignore_index)
+        target = moved_labels(("target", target), ("shift", shift), ignore_index)
     requests = ("entropy",) if entropy else ()
     stats = _measure(
         input, target, temperature, ignore_index, softcap, class_bias, requests, engine
@@ -164,11 +166,14 @@ def _measure(
     is_tensor("target", target)
     rows, scale = input.shape[:-1], None
     if target.shape != rows:
+        squeeze = "; pass target.squeeze(-1)" * (target.shape == (*rows, 1))
         raise ValueError(
             f"`target` must have shape {tuple(rows)} to hold one class index for each row of "
-            f"`input`, shape {tuple(input.shape)}, classes last; got {tuple(target.shape)}"
+            f"`input`, shape {tuple(input.shape)}, classes last; got {tuple(target.shape)}{squeeze}"
         )
-    temperature = _read_temperature(temperature, rows)
+    target = class_indices("target", target)
+    temperature = read_temperature(temperature, rows, input.device)
+    softcap = None if softcap is None else finite_number("softcap", softcap)
     if isinstance(input, LinearLogits):
         input, target, _, scale, softcap = flatten(input, target, None, None, softcap)
     elif input.is_contiguous():  # rows one after the other are what kernels are quickest on
@@ -194,7 +199,7 @@ def _divided(
             "`temperature` must be a number where logits have a softcap, and the same for all rows "
             "with `class_bias`. Apply these to the logits first, or call once per temperature"
         )
-    if softcap is not None and finite_number("softcap", softcap) > 0:
+    if softcap is not None and softcap > 0:
         softcap = softcap / float(temperature)
     if isinstance(class_bias, Tensor) and class_bias.is_floating_point():
         wide = torch.promote_types(class_bias.dtype, torch.float32)
@@ -209,10 +214,14 @@ def _check_logits(input: Any) -> None:
         raise ValueError("`input` must have a class axis, the last one: shape (..., V)")
 
 
-def _read_temperature(temperature: float | Tensor, rows: torch.Size) -> float | Tensor:
+def read_temperature(
+    temperature: float | Tensor, rows: torch.Size, device: torch.device
+) -> float | Tensor:
     """Checked, and a tensor in float64."""
+    if not isinstance(temperature, Tensor) or temperature.ndim == 0:
+        temperature = scalar("temperature", temperature, device)
     if not isinstance(temperature, Tensor):
-        if finite_number("temperature", temperature) <= 0:
+        if temperature <= 0:
             raise ValueError(f"`temperature` must be positive, got {temperature}")
         return temperature
     # One number per sequence must say so: (B,) would pass for (T,) wherever B = T.
@@ -228,7 +237,7 @@ def _read_temperature(temperature: float | Tensor, rows: torch.Size) -> float | 
     message = "`temperature` must be positive and finite in every row"
     wrong = ~((temperature > 0) & temperature.isfinite())
     refuse_where(wrong, lambda: ValueError(message), message)
-    return temperature.to(torch.float64)
+    return at_hand("temperature", temperature, device).to(torch.float64)
 
 
 def _rounded(x: Tensor, input: Tensor) -> Tensor:

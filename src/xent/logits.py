@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._check import finite_number, vector_of_classes
+from ._check import at_hand, finite_number, scalar, vector_of_classes
 from .modes import refuse_where
 
 
@@ -60,7 +60,9 @@ def make_transform(
                 f"`logit_scale` must be a number, a 0-d tensor or one number per row, shape "
                 f"{tuple(rows)}; got shape {tuple(logit_scale.shape)}"
             )
-        scale = logit_scale.to(torch.float64)
+        if logit_scale.ndim == 0:
+            scalar("logit_scale", logit_scale, device)
+        scale = at_hand("logit_scale", logit_scale, device).to(torch.float64)
     elif logit_scale is not None:
         number = finite_number("logit_scale", logit_scale)
         if number != 1.0:

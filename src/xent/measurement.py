@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from ._check import vector_of_classes
+from ._check import vector_of_classes, whole_number
 from .engines import Explanation, choose, measure
 from .engines.problem import Problem
 from .linear_logits import LinearLogits
@@ -41,7 +41,7 @@ def statistics(
 
     Args:
         input: logits, ``(C,)``, ``(N, C)`` or ``(N, C, d1, ...)``.
-        target: class indices (int64 or uint8) in the shape of the rows, ``()``, ``(N,)`` or
+        target: class indices of any integer type in the shape of the rows, ``()``, ``(N,)`` or
             ``(N, d1, ...)``; or probabilities in the shape of ``input``.
         weight: class weights, ``(C,)``. They scale ``mass``, soft targets and ``mean``.
         ignore_index: class index that marks rows to leave out.
@@ -155,9 +155,11 @@ def make_problem(
     class_scale: Tensor | None = None,
     mean_weight: Tensor | None = None,
     target_table: Tensor | None = None,
+    target_name: str = "target",
 ) -> Problem:
     """Check the arguments of a call against each other, and put them the way engines take them."""
-    checked = read_target(input, target, ignore_index, first_class)
+    first_class = None if first_class is None else whole_number("first_class", first_class)
+    checked = read_target(input, target, ignore_index, first_class, target_name)
     axis = class_axis(input)
     rows = input.shape[:axis] + input.shape[axis + 1 :]
     classes = input.shape[axis]
@@ -179,7 +181,7 @@ def make_problem(
         checked = checked._replace(table=target_table, soft=True)
     if checked.soft and set(requests) & set(INDEX_ONLY):
         raise ValueError("squares and cubes are known for class indices only, not for soft targets")
-    if mean_weight is not None:
+    if mean_weight is not None and mean_weight is not weight:
         vector_of_classes("mean_weight", mean_weight, classes, input.device)
     if weight is not None:
         vector_of_classes("weight", weight, classes, input.device)
@@ -247,10 +249,11 @@ def flatten(
     if isinstance(target, Tensor):
         soft = target.is_floating_point() and are_alike(target, cast(Tensor, input))
         if not soft and target.shape != rows:
+            squeeze = ". Pass target.squeeze(-1)" * (target.shape == (*rows, 1))
             raise ValueError(
                 f"`target` must have shape {tuple(rows)} to hold one class index for each row of "
                 f"logits behind a linear head, or the shape of the logits; got "
-                f"{tuple(target.shape)}"
+                f"{tuple(target.shape)}{squeeze}"
             )
     target, row_weight, scale = flat_rows(rows, target, row_weight, scale)
     cap = cap if softcap is None else softcap

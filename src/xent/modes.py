@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._C._functorch import (  # pyright: ignore[reportMissingImports]
+    get_unwrapped,
+    is_functorch_wrapped_tensor,
     is_legacy_batchedtensor,
 )
 from torch._ops import _len_torch_dispatch_stack_pre_dispatch
@@ -188,6 +190,20 @@ def refuse_where(wrong: Tensor, error: Callable[[], Exception], in_short: str) -
         torch._assert_async(torch.logical_not(wrong.any()), in_short)  # pyright: ignore
     elif can_look_at(wrong) and bool(wrong.any()):
         raise error()
+
+
+def behind_transforms(values: Tensor) -> Tensor | None:
+    """The numbers that torch.func has wrapped up, None where nobody may look at them either.
+
+    For checks of numbers one by one, which hold whatever axis a transform has taken away.
+    """
+    recorded = torch._C._get_tracing_state() is not None or _a_tracer_is_active()
+    if compiling() or recorded or _len_torch_dispatch_stack_pre_dispatch() > 0:
+        return None
+    while is_functorch_wrapped_tensor(values):
+        values = get_unwrapped(values)
+    with torch._C._DisableFuncTorch():
+        return values if in_cpu_memory(values) else None
 
 
 def settled(tensor: Tensor) -> Tensor:

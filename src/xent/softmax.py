@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._check import is_tensor
+from ._check import is_tensor, whole_number
 from .overrides import overridable
 
 
@@ -16,6 +16,7 @@ def check_logits(input: Tensor, dim: int) -> None:
         raise TypeError(
             f"`input` must hold floating-point logits, got {input.dtype}; call .float()"
         )
+    dim = whole_number("dim", dim)
     if not -max(input.ndim, 1) <= dim < max(input.ndim, 1):
         raise ValueError(f"`dim` must name one of the {input.ndim} axes of `input`, got {dim}")
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._check import is_tensor
+from ._check import class_indices, is_tensor, whole_number
 from .linear_logits import LinearLogits
 
 
@@ -50,7 +50,8 @@ def shift_labels(labels: Tensor, k: int = 1, ignore_index: int = -100) -> Tensor
     With them every loss is that of a causal model, and no logits are sliced, which would copy them.
 
     Args:
-        labels: class indices, ``(..., T)``; those of ignored tokens move along.
+        labels: class indices of any integer type, ``(..., T)``; those of ignored tokens move
+            along.
         k: how many places, from 0 to ``T``.
         ignore_index: what the last ``k`` become.
 
@@ -66,17 +67,21 @@ def shift_labels(labels: Tensor, k: int = 1, ignore_index: int = -100) -> Tensor
         >>> xent.shift_labels(torch.tensor([[5, 6, 7]]))
         tensor([[   6,    7, -100]])
     """
-    is_tensor("labels", labels)
-    if labels.is_floating_point() or labels.dtype == torch.bool:
-        raise TypeError(f"labels to shift must be class indices, got {labels.dtype}")
-    if labels.ndim == 0:
-        raise ValueError("labels to shift must have an axis of positions, (..., T); got one label")
-    if not isinstance(k, int) or not 0 <= k <= labels.shape[-1]:
+    return moved_labels(("labels", labels), ("k", k), ignore_index)
+
+
+def moved_labels(labels: tuple[str, Tensor], k: tuple[str, int], ignore_index: int) -> Tensor:
+    """:func:`shift_labels` of arguments by the names that the caller has for them."""
+    (name, values), places = labels, whole_number(*k)
+    values, ignore_index = class_indices(name, values), whole_number("ignore_index", ignore_index)
+    if values.ndim == 0:
+        raise ValueError(f"`{name}` must have an axis of positions, (..., T); got one label")
+    if not 0 <= places <= values.shape[-1]:
         raise ValueError(
-            f"labels can be shifted by 0 to {labels.shape[-1]} places, the length of their last "
-            f"axis; got {k!r}"
+            f"`{k[0]}` must be 0 to {values.shape[-1]} places, the length of the last axis of "
+            f"`{name}`; got {places}"
         )
-    return torch.nn.functional.pad(labels[..., k:].to(torch.int64), (0, k), value=ignore_index)
+    return torch.nn.functional.pad(values[..., places:], (0, places), value=ignore_index)
 
 
 def densified(target: Tensor) -> Tensor:
@@ -102,39 +107,44 @@ def class_axis(input: Tensor) -> int:
 
 
 def read_target(
-    input: Tensor, target: Tensor, ignore_index: int, first_class: int | None = None
+    input: Tensor,
+    target: Tensor,
+    ignore_index: int,
+    first_class: int | None = None,
+    name: str = "target",
 ) -> Target:
-    """Check a target against its logits; tell indices from probabilities as PyTorch does."""
+    """Check a target against its logits; tell indices from probabilities as PyTorch does.
+
+    ``name`` is what the caller calls the target.
+    """
     if not isinstance(input, LinearLogits):
         is_tensor("input", input)
     target = densified(target)
-    is_tensor("target", target)
+    is_tensor(name, target)
+    if not input.is_floating_point():
+        way_out = _swapped(input, target, name) or "call .float()"
+        raise TypeError(f"`input` must hold floating-point logits, got {input.dtype}; {way_out}")
     if input.ndim == 0:
         raise ValueError("`input` must have a class axis: shape (C,), (N, C) or (N, C, d1, ...)")
-    if not input.is_floating_point():
-        raise TypeError(
-            f"`input` must hold floating-point logits, got {input.dtype}; call .float()"
-        )
-    if not isinstance(ignore_index, int):
-        raise TypeError(f"`ignore_index` must be an integer, got {ignore_index!r}")
+    ignore_index = whole_number("ignore_index", ignore_index)
     if input.device != target.device:
-        raise ValueError(f"`input` is on {input.device} but `target` on {target.device}")
+        raise ValueError(f"`input` is on {input.device} but `{name}` on {target.device}")
     if are_alike(target, input):
         if input.shape[class_axis(input)] == 0:
             raise ValueError(
                 f"`input` must have a class for a soft target to speak of, got shape "
                 f"{tuple(input.shape)}"
             )
-        return _soft_target(target, ignore_index, first_class)
-    return _index_target(input, target, ignore_index, first_class)
+        return _soft_target(target, ignore_index, first_class, name)
+    return _index_target(input, target, ignore_index, first_class, name)
 
 
-def _soft_target(target: Tensor, ignore_index: int, first_class: int | None) -> Target:
+def _soft_target(target: Tensor, ignore_index: int, first_class: int | None, name: str) -> Target:
     if not target.is_floating_point():
         raise TypeError(
-            f"`target` has the shape of `input`, so it must hold class probabilities as floating "
-            f"point, but it is {target.dtype}. One-hot rows: pass target.float(), or "
-            f"target.argmax(1) for class indices"
+            f"`{name}` has the shape of `input`, so it must hold class probabilities as floating "
+            f"point, but it is {target.dtype}. One-hot rows: pass {name}.float(), or "
+            f"{name}.argmax(1) for class indices"
         )
     if ignore_index >= 0:
         raise ValueError(
@@ -145,32 +155,63 @@ def _soft_target(target: Tensor, ignore_index: int, first_class: int | None) -> 
 
 
 def _index_target(
-    input: Tensor, target: Tensor, ignore_index: int, first_class: int | None
+    input: Tensor, target: Tensor, ignore_index: int, first_class: int | None, name: str
 ) -> Target:
-    if target.dtype not in (torch.int64, torch.uint8):
-        raise TypeError(
-            f"expected target dtype to be Long or Byte class indices, but got {target.dtype}; call "
-            f"target.long(), or give probabilities the shape of `input`, {tuple(input.shape)}"
+    if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
+        way_out = _swapped(input, target, name) or (
+            f"call {name}.long(), or give probabilities the shape of `input`, {tuple(input.shape)}"
         )
+        raise TypeError(
+            f"expected `{name}` dtype to be Long or another integer type, of class indices, but "
+            f"got {target.dtype}; {way_out}"
+        )
+    labels = class_indices(name, target)
     if input.ndim == 1:
         if target.shape not in ((), (1,)):
             raise ValueError(
-                f"a single row of logits, shape {tuple(input.shape)}, takes a 0-d `target`; got "
-                f"shape {tuple(target.shape)}"
+                f"a single row of logits, `input` of shape {tuple(input.shape)}, takes a 0-d "
+                f"`{name}`; got shape {tuple(target.shape)}"
             )
-    else:
-        rows = input.shape[:1] + input.shape[2:]
-        if target.ndim and target.shape[0] != rows[0]:
-            raise ValueError(
-                f"Expected input batch_size ({rows[0]}) to match target batch_size "
-                f"({target.shape[0]})."
-            )
-        if target.shape != rows:
-            raise ValueError(
-                f"`target` must have shape {tuple(rows)} to hold one class index for each row of "
-                f"`input`, shape {tuple(input.shape)}; got {tuple(target.shape)}"
-            )
-    labels = target.to(torch.int64)
-    if input.ndim == 1:
         labels = labels.reshape(())
+    else:
+        refuse_other_rows(input, target, name)
     return Target(labels, False, ignore_index, first_class or 0, first_class is not None)
+
+
+def refuse_other_rows(input: Tensor, target: Tensor, name: str = "target") -> None:
+    """Raise unless class indices have the shape of the rows of (N, C, d1, ...) logits."""
+    rows = input.shape[:1] + input.shape[2:]
+    if target.shape == rows:
+        return
+    way_out = shape_hint(input, target, name)
+    if target.ndim and target.shape[0] != rows[0]:
+        raise ValueError(
+            f"Expected `input` batch_size ({rows[0]}) to match `{name}` batch_size "
+            f"({target.shape[0]}); got shapes {tuple(input.shape)} and {tuple(target.shape)}"
+            f"{way_out}"
+        )
+    raise ValueError(
+        f"`{name}` must have shape {tuple(rows)} to hold one class index for each row of "
+        f"`input`, shape {tuple(input.shape)}; got {tuple(target.shape)}{way_out}"
+    )
+
+
+def shape_hint(input: Tensor, target: Tensor, name: str = "target") -> str:
+    """What makes class indices and logits of different rows fit, as the end of a sentence."""
+    rows, shape = input.shape[:1] + input.shape[2:], target.shape
+    if len(shape) == len(rows) + 1 and shape[1] == 1 and shape[:1] + shape[2:] == rows:
+        return f"; pass {name}.squeeze(1)"
+    if input.ndim > 2 and shape == input.shape[:-1]:
+        return "; the classes must come on axis 1: pass input.movedim(-1, 1)"
+    if shape.numel() == input.shape[:-1].numel():
+        logits = "input.flatten(0, -2) and " if input.ndim > 2 else ""
+        return f"; pass {logits}{name}.flatten()"
+    return ""
+
+
+def _swapped(input: Tensor, target: Tensor, name: str) -> str:
+    """A question to whoever may have given the target first, as scikit-learn and Keras take it."""
+    rows = target.shape[:1] + target.shape[2:]
+    if target.is_floating_point() and (input.shape == rows or not input.is_floating_point()):
+        return f"are `input` and `{name}` swapped? The logits come first, then the targets"
+    return ""

@@ -130,10 +130,10 @@ class Head:
         if hidden is not None:
             total = dz.new_zeros(dz.shape[0], hidden.shape[1])
             for part, w in self.weights():
-                total.addmm_(dz[:, part], w)
+                torch.addmm(total, dz[:, part], w, out=total)  # which, unlike addmm_, is counted
             hidden[index] = total.to(hidden.dtype)
         if weight is not None and weight.dtype == dz.dtype:
-            weight.addmm_(dz.T, self.hidden(index))
+            torch.addmm(weight, dz.T, self.hidden(index), out=weight)
         elif weight is not None:
             weight += dz.T @ self.hidden(index)
         if bias is not None:

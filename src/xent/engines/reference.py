@@ -11,9 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .._check import label_out_of_range
-from ..modes import refuse_where
 from ..row_statistics import logit_of_exp
+from . import labels
 from .problem import Problem
 
 INF = torch.inf
@@ -206,9 +205,8 @@ def _largest(rest: Tensor) -> Tensor:
 
 def _read_labels(p: Problem) -> tuple[Tensor, Tensor, Tensor]:
     """(class within these logits, whether it is there, whether the row is ignored)."""
-    labels = p.target.values
-    ignored = labels == p.target.ignore_index
-    here = labels - p.target.first_class
+    ignored = p.target.values == p.target.ignore_index
+    here = p.target.values - p.target.first_class
     present = (here >= 0) & (here < p.classes) & ~ignored
     check_labels(p)
     return torch.where(present, here, 0), present, ignored
@@ -219,13 +217,6 @@ def check_labels(p: Problem) -> None:
 
     Elsewhere (accelerators, transforms, compilation) the row has no target, and no finite loss.
     """
-    labels, ignore_index = p.target.values, p.target.ignore_index
-    if p.target.sharded or not p.target.labelled or labels.device.type != "cpu":
-        return
-    here = labels - p.target.first_class
-    bad = (labels != ignore_index) & ((here < 0) | (here >= p.classes))
-    refuse_where(
-        bad,
-        lambda: label_out_of_range(int(labels[bad].flatten()[0]), p.classes, ignore_index),
-        f"`target` holds a class index that is out of bounds for {p.classes} classes",
-    )
+    if p.target.labelled and not p.target.sharded:
+        target = p.target
+        labels.check_labels(target.values, p.classes, target.ignore_index, target.first_class)

@@ -15,17 +15,18 @@ from typing import Any, Literal, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from .._check import label_out_of_range
+from .._probabilities import sums_to_1
+from ..engines.labels import check_labels
 from ..engines.problem import Problem
 from ..hyperparameters import Hyperparameters
 from ..linear_logits import LinearLogits
 from ..measurement import flatten, make_problem, result_dtype
-from ..modes import deferred, refuse_where
+from ..modes import deferred
 from ..overrides import overridable
 from .containers import through_containers
 from .docstrings import loss_docstring
 from .linear_head import Rows, reduce_problem
-from .reduction import Reduction, check_reduction, divisor_of_rows
+from .reduction import Reduction, check_reduction, divisor_of_rows, leave_out, rows_left_out
 
 CHUNK = 2**17  # numbers that a dense loss works on at a time; a megabyte each stays in the cache
 
@@ -91,7 +92,15 @@ def dense_loss(body: Callable[..., Tensor]) -> Any:
         problem = make_problem(
             input, target, weight, ignore_index, logit_scale, softcap, class_bias, ()
         )
-        row_weight = check_reduction(reduction, normalizer, row_weight, empty, problem.rows)
+        normalizer, row_weight = check_reduction(
+            reduction, normalizer, row_weight, empty, problem.rows, problem.logits.device
+        )
+        if problem.target.soft:
+            q, out = problem.target.values.movedim(problem.axis, -1), rows_left_out(row_weight)
+            if out is not None:
+                q = torch.where(out.unsqueeze(-1), 1 / problem.classes, q)
+            sums_to_1("target", q)
+        problem, normalizer = leave_out(problem, row_weight, normalizer)
 
         def rows_of(part: Problem, _: Any) -> Rows:
             rows, kept, known = _read(part)
@@ -129,45 +138,12 @@ def _read(problem: Problem) -> tuple[DenseRows, Tensor | None, Tensor]:
     values, ignore_index = problem.target.values, problem.target.ignore_index
     if problem.target.soft:
         q = values.movedim(problem.axis, -1)
-        check_distribution("target", q)
         return DenseRows(problem.transform(x), q.to(wide), None), None, values
     check_labels(values, problem.classes, ignore_index)
     kept, known = values != ignore_index, (values >= 0) & (values < problem.classes)
     # What an ignored row holds must not leave a trace, not even 0 * NaN in a gradient.
     z = problem.transform(torch.where(kept.unsqueeze(-1), x, 0))
     return DenseRows(z, None, torch.where(known, values, 0)), kept, known
-
-
-def check_labels(labels: Tensor, classes: int, ignore_index: int) -> None:
-    """Raise on a class index that does not exist, where looking is possible."""
-    bad = ((labels < 0) | (labels >= classes)) & (labels != ignore_index)
-    refuse_where(
-        bad,
-        lambda: label_out_of_range(int(labels[bad].flatten()[0]), classes, ignore_index),
-        f"`target` holds a class index that is out of bounds for {classes} classes",
-    )
-
-
-def check_distribution(name: str, q: Tensor, at_most: bool = False) -> None:
-    """Raise unless the last axis holds probabilities that add up to 1, or with ``at_most`` to less.
-
-    Not where looking at values is impossible or would wait for a device.
-    """
-    if q.device.type != "cpu" or q.numel() == 0:
-        return
-    slack = max(1e-3, 4 * torch.finfo(q.dtype).eps)
-    total = q.detach().sum(-1, dtype=torch.float64)
-    off = (total - 1).clamp(min=0) if at_most else (total - 1).abs()
-    wanted = (
-        f"`{name}` must hold probabilities, none negative and each row adding up to "
-        f"{'at most ' * at_most}1"
-    )
-
-    def error() -> ValueError:
-        found = f"sums from {total.min():.4g} to {total.max():.4g}, smallest entry {q.min():.4g}"
-        return ValueError(f"{wanted}; got {found}. Divide each row by its sum")
-
-    refuse_where((q < 0).any(-1) | ~(off <= slack), error, wanted)
 
 
 def by_rows(function: Callable[..., Tensor], *tensors: Tensor | None) -> Tensor:

@@ -12,7 +12,7 @@ from typing import Any
 
 _ARGUMENTS = {
     "input": "logits, ``(C,)``, ``(N, C)`` or ``(N, C, d1, ...)``; ``-inf`` masks a class.",
-    "target": "class indices, int64 or uint8, in the shape of the rows, ``()``, ``(N,)`` or\n"
+    "target": "class indices of any integer type, in the shape of the rows, ``()``, ``(N,)`` or\n"
     "    ``(N, d1, ...)``{soft}.",
     "weight": "class weights, ``(C,)``: each row counts as much as its target class.",
     "ignore_index": "class index that marks rows to leave out.",
@@ -20,7 +20,8 @@ _ARGUMENTS = {
     "    weight of the rows that are kept{rows}.",
     "normalizer": 'what the mean divides by instead: a number or 0-d tensor, ``"count"`` for the\n'
     '    number of rows kept, ``"weight"`` for the rule above.',
-    "row_weight": "factor on each row, in the shape of the rows; the mean divides by its sum, too.",
+    "row_weight": "factor on each row, in the shape of the rows; 0 leaves a row out, whatever it\n"
+    "    holds. The mean divides by its sum, too.",
     "logit_scale": "factor on the logits (an inverse temperature), a number or one per row.",
     "softcap": "replaces logits ``z`` by ``softcap * tanh(z / softcap)``, after the scale.",
     "class_bias": "added to the logits after scale and softcap, ``(C,)``.",

@@ -14,7 +14,7 @@ from ..engines.problem import Index, Problem
 from ..linear_logits import LinearLogits
 from ..measurement import flat_rows, problem_of
 from .linear_head import Rows, reduce_by_chunks
-from .reduction import check_reduction
+from .reduction import check_reduction, rows_left_out, rows_that_count
 
 Loss = Callable[..., Tensor]
 
@@ -22,6 +22,8 @@ Loss = Callable[..., Tensor]
 def sum_behind_head(loss: Loss, input: LinearLogits, problem: ElementProblem) -> Tensor:
     """The sum of a loss over all elements, float64."""
     alone, tensors = problem_of(input), _flat(tensors_of(problem), input)
+    known = problem.kept()
+    kept = None if known is None else linear.numbers_of(known.any(-1).flatten())
     question = alone.without_logits()
 
     def sum_of(index: Index, z: Tensor) -> Tensor:
@@ -30,7 +32,7 @@ def sum_behind_head(loss: Loss, input: LinearLogits, problem: ElementProblem) ->
 
     assert isinstance(alone.logits, LinearLogits)
     read = tuple(x for x in (*alone.beside(), *tensors.values()) if x is not None)
-    return linear.sum_ahead(linear.Rows((alone.logits,), None, sum_of, read))
+    return linear.sum_ahead(linear.Rows((alone.logits,), kept, sum_of, read))
 
 
 def labels_behind_head(
@@ -44,8 +46,15 @@ def labels_behind_head(
     """A loss of rows with several labels each."""
     shape = input.shape[:-1]
     tensors, known = _flat(tensors_of(problem), input), problem.kept()
-    row_weight = check_reduction(row_weight=row_weight, rows=shape, **reduction)
-    kept, row_weight = flat_rows(shape, None if known is None else known.any(-1), row_weight)
+    reduction["normalizer"], row_weight = check_reduction(
+        row_weight=row_weight, rows=shape, device=input.device, **reduction
+    )
+    kept = None if known is None else known.any(-1)
+    if kept is None and rows_left_out(row_weight) is not None:
+        kept = torch.ones(shape, dtype=torch.bool, device=input.device)
+    if kept is not None:
+        kept, reduction["normalizer"] = rows_that_count(kept, row_weight, reduction["normalizer"])
+    kept, row_weight = flat_rows(shape, kept, row_weight)
 
     def values_of(z: Tensor, index: Index) -> Tensor:
         return loss(z, **{k: x[index] for k, x in tensors.items()}, reduction="none")

@@ -18,10 +18,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from .._check import finite_number, is_tensor
+from .._check import broadcasts_to, finite_number, is_tensor, number_or_nan
 from ..engines import elements
 from ..engines.elements.problem import ElementProblem, Form
-from ..hyperparameters import Hyperparameters
+from ..hyperparameters import Hyperparameters, Range
 from ..linear_logits import LinearLogits
 from ..modes import autocasts, can_look_at, refuse_where, settled
 from ..overrides import overridable
@@ -29,7 +29,7 @@ from ..targets import densified
 from .containers import through_containers
 from .docstrings import complete
 from .element_head import sum_behind_head, tensors_of
-from .reduction import Reduction, check_reduction, of_empty, stable_sum
+from .reduction import Reduction, check_reduction, of_empty, rows_left_out, stable_sum
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,12 @@ class Elements:
         return self.target * self.miss - (1 - self.target) * self.prob
 
 
+_NO_SMOOTHING = 0.0  # as an object, which says whether another one is given
+
+# From a problem and the hyperparameters to what an engine is asked.
+Share = Callable[[ElementProblem, dict[str, Any]], tuple[ElementProblem, dict[str, Any]]]
+
+
 def product(factor: Tensor, value: Tensor) -> Tensor:
     """``factor * value``, where 0 times infinity is 0."""
     if _finite(value):
@@ -125,6 +131,8 @@ def element_loss(
     form: Callable[..., Form] | None = None,
     pos_weight: bool = False,
     unnormalized: bool = False,
+    label_smoothing: bool = False,
+    share: Share | None = None,
 ) -> Any:
     r"""Turn a few lines on single elements into a loss. A decorator.
 
@@ -144,6 +152,9 @@ def element_loss(
         form: how the native kernel computes the same, as a function of the hyperparameters.
         pos_weight: whether the loss takes ``pos_weight``, a factor on the targets, too.
         unnormalized: whether the loss can be told to take targets outside [0, 1].
+        label_smoothing: whether the loss takes ``label_smoothing``, which moves targets to 1/2.
+        share: makes hyperparameters that are tensors part of the weights of a problem. The mean
+            does not divide by them.
 
     Returns:
         The loss.
@@ -161,14 +172,17 @@ def element_loss(
     """
     if body is None:
         return functools.partial(
-            element_loss, form=form, pos_weight=pos_weight, unnormalized=unnormalized
-        )
+            element_loss, form=form, pos_weight=pos_weight, unnormalized=unnormalized,
+            label_smoothing=label_smoothing, share=share,
+        )  # fmt: skip
     if not inspect.signature(body).parameters:
         raise ValueError(
             f"@element_loss: {body.__name__}() must take the elements as its first parameter"
         )
     hyper = Hyperparameters(body)
-    optional = {"pos_weight": pos_weight, "unnormalized": unnormalized}
+    optional = {
+        "pos_weight": pos_weight, "unnormalized": unnormalized, "label_smoothing": label_smoothing,
+    }  # fmt: skip
     left_out = [name for name, offered in optional.items() if not offered]
 
     @functools.wraps(body)
@@ -179,6 +193,7 @@ def element_loss(
         *,
         pos_weight: Tensor | None = None,
         unnormalized: bool = False,
+        label_smoothing: float = _NO_SMOOTHING,
         ignore_value: float | None = None,
         reduction: Reduction = "mean",
         normalizer: float | Tensor | Literal["count", "weight"] | None = None,
@@ -186,32 +201,39 @@ def element_loss(
         engine: str = "auto",
         **hyperparameters: Any,
     ) -> Tensor:
-        for name, given in (("pos_weight", pos_weight is not None), ("unnormalized", unnormalized)):
-            if given and name in left_out:
+        given = {
+            "pos_weight": pos_weight is not None, "unnormalized": unnormalized,
+            "label_smoothing": label_smoothing is not _NO_SMOOTHING,
+        }  # fmt: skip
+        for name in left_out:
+            if given[name]:
                 raise TypeError(f"{body.__name__}() got an unexpected keyword argument {name!r}")
         settings = hyper.settings(hyperparameters, input)
         problem = make_problem(input, target, weight, pos_weight, ignore_value, not unnormalized)
-        check_reduction(reduction, normalizer, None, empty, input.shape)
+        read, _ = check_reduction(
+            reduction, normalizer, None, empty, input.shape, problem.input.device
+        )
+        divisor = _divisor(problem, read, empty) if reduction == "mean" else 1.0
+        problem = smooth(without_weightless(problem), label_smoothing)
+        if share is not None:
+            problem, settings = share(problem, settings)
         if isinstance(input, LinearLogits):
             same: dict[str, Any] = {"unnormalized": unnormalized} if unnormalized else {}
-            same |= {"ignore_value": ignore_value, "engine": engine, **hyperparameters}
+            same |= {"ignore_value": problem.ignore_value, "engine": engine, **settings}
             if reduction == "none" or not hyper.fit_chunks(settings):
-                whole = input.whole("a loss of each of them")
-                return loss(
-                    whole, **tensors_of(problem), reduction=reduction, normalizer=normalizer,
-                    empty=empty, **same,
+                result = loss(
+                    input.whole("a loss of each of them"), **tensors_of(problem),
+                    reduction="none" if reduction == "none" else "sum", **same,
                 )  # fmt: skip
-            total = sum_behind_head(functools.partial(loss, **same), input, problem)
-            if reduction == "mean":
-                total = total / _divisor(problem, normalizer, empty)
-            return total.to(problem.dtype)
+            else:
+                result = sum_behind_head(functools.partial(loss, **same), input, problem)
+            return (result / divisor if reduction == "mean" else result).to(problem.dtype)
         problem = problem._replace(
             body=lambda z, t, w: body(Elements(z, t, w), **settings),
             form=None if form is None else form(**settings),
         )
         if reduction == "none":
             return elements.values(problem, engine)
-        divisor = _divisor(problem, normalizer, empty) if reduction == "mean" else 1.0
         return elements.loss(problem, divisor, engine)
 
     common = [
@@ -242,7 +264,10 @@ def make_problem(
     target = densified(target)
     is_tensor("target", target)
     if not input.is_floating_point():
-        raise TypeError(f"`input` must be floating point, got {input.dtype}; call .float()")
+        way_out = "call .float()"
+        if target.is_floating_point():
+            way_out = "are `input` and `target` swapped? The logits come first, then the targets"
+        raise TypeError(f"`input` must be floating point, got {input.dtype}; {way_out}")
     if target.is_complex():
         raise TypeError(f"`target` must hold real numbers in [0, 1], got {target.dtype}")
     if target.shape != input.shape:
@@ -255,14 +280,46 @@ def make_problem(
     if not target.is_floating_point():  # labels 0 and 1 of any type
         target = target.to(input.dtype)
     if ignore_value is not None:
-        ignore_value = finite_number("ignore_value", ignore_value)
+        ignore_value = number_or_nan("ignore_value", ignore_value)
     dtype = torch.promote_types(input.dtype, target.dtype)
     if dtype.itemsize < 4 and autocasts(input):
         dtype = torch.float32
     weights = _weight("weight", weight, input), _weight("pos_weight", pos_weight, input)
-    return ElementProblem(
+    problem = ElementProblem(
         settled(input), settled(target), *weights, _no_body, None, ignore_value, bounded, dtype
     )
+    if ignore_value is not None and math.isnan(ignore_value):  # which nothing can be compared with
+        problem = mark_out(problem._replace(ignore_value=None), target.isnan())
+    return problem
+
+
+# Marks elements to leave out where the caller has no mark: exact in every type, and no target that
+# anybody would have.
+_MARK = -33024.0
+
+
+def mark_out(problem: ElementProblem, out: Tensor) -> ElementProblem:
+    """The problem without the elements ``out``, which leave no trace then, whatever they hold."""
+    mark = _MARK if problem.ignore_value is None else problem.ignore_value
+    return problem._replace(target=torch.where(out, mark, problem.target), ignore_value=mark)
+
+
+def without_weightless(problem: ElementProblem) -> ElementProblem:
+    """The problem without the elements of weight 0."""
+    out = rows_left_out(problem.weight)
+    return problem if out is None else mark_out(problem, out)
+
+
+def smooth(problem: ElementProblem, label_smoothing: float) -> ElementProblem:
+    """The problem whose targets have moved by so much of their way to 1/2."""
+    amount = finite_number("label_smoothing", label_smoothing)
+    Range(0, 1).check("label_smoothing", amount, None)
+    if not amount:
+        return problem
+    elements.check_targets(problem)  # which would not be seen any more
+    target = problem.target.to(torch.promote_types(problem.target.dtype, torch.float32))
+    moved, kept = target * (1 - amount) + amount / 2, problem.kept()
+    return problem._replace(target=moved if kept is None else torch.where(kept, moved, target))
 
 
 def _no_body(*_: Tensor | None) -> Tensor:
@@ -270,6 +327,12 @@ def _no_body(*_: Tensor | None) -> Tensor:
 
 
 def _shape_hint(input: Tensor, target: Tensor) -> str:
+    if target.ndim > 2 and target.movedim(-1, 1).shape == input.shape:
+        return "; the channels must come on axis 1: pass target.movedim(-1, 1)"
+    if target.ndim > 1 and target.shape[1] == 1 and target.squeeze(1).shape == input.shape:
+        return "; pass target.squeeze(1)"
+    if input.ndim > 1 and input.shape[1] == 1 and input.squeeze(1).shape == target.shape:
+        return "; pass target.unsqueeze(1)"
     if target.numel() == input.numel():
         return "; call target.reshape(input.shape), if the order is the same"
     if target.ndim < input.ndim:
@@ -282,17 +345,9 @@ def _weight(name: str, weight: Tensor | None, input: Tensor) -> Tensor | None:
     if weight is None:
         return None
     is_tensor(name, weight)
-    try:
-        fits = torch.broadcast_shapes(weight.shape, input.shape) == input.shape
-    except RuntimeError:
-        fits = False
-    if not fits:
-        raise ValueError(
-            f"`{name}` must broadcast to the shape of `input`, {tuple(input.shape)}; got "
-            f"{tuple(weight.shape)}"
-        )
-    if weight.device != input.device:
-        raise ValueError(f"`{name}` is on {weight.device}, the logits are on {input.device}")
+    broadcasts_to(name, weight, input)
+    if weight.is_complex():
+        raise TypeError(f"`{name}` must hold real numbers, got {weight.dtype}")
     return settled(weight if weight.is_floating_point() else weight.to(input.dtype))
 
 
@@ -341,10 +396,12 @@ _ARGUMENTS = {
     "input": "logits, of any shape.",
     "target": "probabilities of label 1 in the shape of ``input``, in [0, 1]; labels 0 and 1 may\n"
     "    also be booleans or integers.",
-    "weight": "factor on each element; broadcasts to the shape of ``input``.",
+    "weight": "factor on each element; broadcasts to the shape of ``input``. 0 leaves an element\n"
+    "    out, whatever it holds.",
     "pos_weight": "factor on the targets, the term of label 1; broadcasts likewise.",
     "unnormalized": "take targets outside [0, 1], too.",
-    "ignore_value": "target that marks elements to leave out, -1 say, or 255.",
+    "label_smoothing": "in [0, 1]: how far targets move towards 1/2.",
+    "ignore_value": "target that marks elements to leave out: -1 say, 255, or NaN.",
     "reduction": '``"none"``, ``"sum"`` or ``"mean"``. The mean divides by the number of elements\n'
     "    that are kept, whatever their weights.",
     "normalizer": 'what the mean divides by instead: a number or 0-d tensor, ``"weight"`` for the\n'

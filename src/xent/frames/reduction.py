@@ -8,7 +8,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from .._check import finite_number, one_of
+from .._check import at_hand, is_tensor, one_of, scalar
+from ..engines.problem import Problem
+from ..linear_logits import LinearLogits
 from ..modes import can_look_at, deferred
 from ..targets import class_axis, read_target
 
@@ -43,8 +45,8 @@ def reduce_rows(
 ) -> Tensor:
     """Weigh and add up one value per row.
 
-    Rows that are not ``kept`` count for nothing, whatever they hold. ``mass`` is what each row adds
-    to the divisor of the mean.
+    Rows that are not ``kept`` count for nothing, whatever they hold, and rows of weight 0 add
+    nothing. ``mass`` is what each row adds to the divisor of the mean.
     """
     values = weigh(values, kept, row_weight)
     if reduction == "none":
@@ -57,9 +59,73 @@ def reduce_rows(
 
 def weigh(values: Tensor, kept: Tensor | None, row_weight: Tensor | None) -> Tensor:
     """What each row adds to the sum."""
+    if row_weight is not None:
+        weighs = row_weight != 0
+        if _learned(row_weight):  # the slope of a weight is the value of its row, also at 0
+            weighs = weighs | values.isfinite()
+        kept = weighs if kept is None else kept & weighs
     if kept is not None:
         values = torch.where(kept, values, 0.0)
     return values if row_weight is None else values * row_weight
+
+
+# ---- rows of weight 0 ---------------------------------------------------------------------------
+
+
+def rows_left_out(row_weight: Tensor | None) -> Tensor | None:
+    """Which rows have weight 0, and are left out; None if none has, as far as anybody can look.
+
+    A weight that is learned has a gradient at 0, too, so that its row must be looked at.
+    """
+    if row_weight is None or _learned(row_weight):
+        return None
+    out = row_weight == 0
+    return None if can_look_at(out) and not bool(out.any()) else out
+
+
+def _learned(weight: Tensor) -> bool:
+    if weight.requires_grad and torch.is_grad_enabled():
+        return True
+    forward = torch.autograd.forward_ad
+    return forward._current_level >= 0 and forward.unpack_dual(weight).tangent is not None
+
+
+def rows_that_count(
+    kept: Tensor, row_weight: Tensor | None, normalizer: float | Tensor | str | None
+) -> tuple[Tensor, float | Tensor | str | None]:
+    """The rows kept whose weight is not 0, and the normaliser, which counts the others, too."""
+    out = rows_left_out(row_weight)
+    if out is None:
+        return kept, normalizer
+    count = isinstance(normalizer, str) and normalizer == "count"
+    return kept & ~out, kept.sum() if count else normalizer
+
+
+def leave_out(
+    problem: Problem, row_weight: Tensor | None, normalizer: float | Tensor | str | None
+) -> tuple[Problem, float | Tensor | str | None]:
+    """The problem without its rows of weight 0, and the normaliser, which counts them as before.
+
+    Nothing those rows hold leaves a trace then, in no engine: they are ignored. With probabilities
+    for a target there is no mark to ignore rows by, and 0 takes the place of what they hold.
+    """
+    out, target = rows_left_out(row_weight), problem.target
+    if out is None:
+        return problem, normalizer
+    if target.labelled:
+        kept = target.values != target.ignore_index
+        kept, normalizer = rows_that_count(kept, row_weight, normalizer)
+        labels = torch.where(kept, target.values, target.ignore_index)
+        return problem._replace(target=target._replace(values=labels)), normalizer
+    logits, axis = problem.logits, problem.axis
+    if isinstance(logits, LinearLogits):
+        logits = logits.with_hidden(torch.where(out.unsqueeze(-1), 0, logits.hidden))
+    elif can_look_at(logits) and bool(logits.detach().movedim(axis, -1)[out].isfinite().all()):
+        pass  # they are harmless, and copies of all logits cost more than the loss
+    else:
+        logits = torch.where(out.unsqueeze(axis), 0, logits)
+    target = target._replace(values=torch.where(out.unsqueeze(axis), 0, target.values))
+    return problem._replace(logits=logits, target=target), normalizer
 
 
 def divisor_of(
@@ -110,9 +176,9 @@ def of_empty(divisor: Tensor, empty: str) -> Tensor:
 
 def check_reduction(
     reduction: str, normalizer: float | Tensor | str | None, row_weight: Tensor | None, empty: str,
-    rows: torch.Size,
-) -> Tensor | None:  # fmt: skip
-    """Check the options of :func:`reduce_rows`; the row weights come back ready for use."""
+    rows: torch.Size, device: torch.device,
+) -> tuple[float | Tensor | str | None, Tensor | None]:  # fmt: skip
+    """Check the options of :func:`reduce_rows`; normaliser and row weights, ready for use."""
     one_of("reduction", reduction, ("none", "mean", "sum"))
     one_of("empty", empty, ("nan", "zero"))
     if normalizer is not None:
@@ -123,25 +189,21 @@ def check_reduction(
             )
         if isinstance(normalizer, str):
             one_of("normalizer", normalizer, ("weight", "count"))
-        elif isinstance(normalizer, Tensor):
-            if normalizer.ndim:
-                raise ValueError(
-                    f"`normalizer` must be a number or a 0-d tensor, got shape "
-                    f"{tuple(normalizer.shape)}"
-                )
         else:
-            finite_number("normalizer", normalizer)
+            normalizer = scalar("normalizer", normalizer, device)
     if row_weight is None:
-        return None
-    if not isinstance(row_weight, Tensor):
-        raise TypeError(f"`row_weight` must be a torch.Tensor, got {type(row_weight).__name__}")
+        return normalizer, None
+    is_tensor("row_weight", row_weight)
     if row_weight.shape != rows:
         raise ValueError(
             f"`row_weight` must hold one number per row, shape {tuple(rows)}; got shape "
             f"{tuple(row_weight.shape)}"
         )
+    row_weight = at_hand("row_weight", row_weight, device)
     _refuse_signed_mean(row_weight, reduction, normalizer)
-    return row_weight.to(torch.float64) if row_weight.device.type != "mps" else row_weight
+    if row_weight.device.type != "mps":
+        row_weight = row_weight.to(torch.float64)
+    return normalizer, row_weight
 
 
 def _refuse_signed_mean(row_weight: Tensor, reduction: str, normalizer: object) -> None:

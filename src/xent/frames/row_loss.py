@@ -31,6 +31,7 @@ from .reduction import (
     check_reduction,
     divisor_of,
     divisor_of_rows,
+    leave_out,
     mass_of_labels,
     of_empty,
     reduce_rows,
@@ -146,7 +147,7 @@ def row_loss(
         **hyperparameters: Any,
     ) -> Tensor | tuple[Tensor, RowStatistics]:
         if not soft:
-            _refuse_probabilities(body.__name__, input, target)
+            refuse_probabilities(body.__name__, input, target)
         shape = None
         if isinstance(input, LinearLogits):
             shape = input.shape[:-1]
@@ -165,7 +166,11 @@ def row_loss(
             input, target, weight, ignore_index, softcap=softcap,
             requests=_check_needs(asked(**settings)), **options,
         )  # fmt: skip
-        row_weight = check_reduction(reduction, normalizer, row_weight, empty, problem.rows)
+        normalizer, row_weight = check_reduction(
+            reduction, normalizer, row_weight, empty, problem.rows, problem.logits.device
+        )
+        every_row = problem  # those of weight 0 among them, which have statistics
+        problem, normalizer = leave_out(problem, row_weight, normalizer)
         if inplace_backward:
             _refuse_shared_logits(input)
 
@@ -179,7 +184,7 @@ def row_loss(
             if not (weighted or part.target.soft or weight is None):
                 values = values * stats.mass
             some = part.target.labelled and not stats.complete
-            kept = part.target.values != ignore_index if some else None
+            kept = part.target.values != part.target.ignore_index if some else None
             mass = stats.mass
             if part.target.soft:
                 mass = torch.ones_like(mass) if kept is None else kept.to(mass.dtype)
@@ -210,8 +215,10 @@ def row_loss(
             )
             if total is not None:
                 return total.to(result_dtype(problem))
-        stats = measure(problem, engine, inplace_backward)
+        apart = return_stats and problem is not every_row
+        stats = measure(problem, engine, inplace_backward and not apart)
         result = reduce_rows(*rows_of(problem, stats), **reduce).to(result_dtype(problem))
+        stats = measure(every_row, engine) if apart else stats
         if shape is not None:
             stats = stats.reshape(shape)
             result = result.reshape(shape) if reduction == "none" else result
@@ -249,7 +256,8 @@ def divisor_of_labels(
     return of_empty(divisor_of(kept, mass, normalizer, row_weight), empty)
 
 
-def _refuse_probabilities(name: str, input: Tensor, target: Tensor) -> None:
+def refuse_probabilities(name: str, input: Tensor, target: Tensor) -> None:
+    """Raise for a soft target."""
     logits = isinstance(input, (Tensor, LinearLogits)) and isinstance(target, Tensor)
     if logits and target.is_floating_point() and are_alike(target, input):
         raise ValueError(

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
-from .._check import finite_number, is_tensor
+from .._check import is_tensor, one_of
+from ..hyperparameters import Range
 from ..overrides import overridable
 from .dense_loss import wide_dtype
 from .docstrings import complete
@@ -80,6 +81,7 @@ class Tokens:
                     f"got {mask.dtype} of shape {tuple(mask.shape)}. Of zeros and ones make "
                     f"mask.bool()"
                 )
+            self.same_device("mask", mask)
         self.log_prob = self._kept(log_prob)
 
     def read(self, name: str, x: Tensor) -> Tensor:
@@ -90,6 +92,8 @@ class Tokens:
     def advantage(self, advantage: Tensor) -> Tensor:
         """That of each token, which may be given by sequence; a constant."""
         is_tensor("advantage", advantage)
+        if advantage.is_complex():
+            raise TypeError(f"`advantage` must hold real numbers, got {advantage.dtype}")
         shape = self.given.shape
         if advantage.shape == shape[:-1] and shape:
             advantage = advantage.unsqueeze(-1)
@@ -98,7 +102,13 @@ class Tokens:
                 f"`advantage` must have the shape of `log_prob`, {tuple(shape)}, or hold a number "
                 f"per sequence, {tuple(shape[:-1])}; got {tuple(advantage.shape)}"
             )
+        self.same_device("advantage", advantage)
         return self._kept(advantage.detach().expand(shape))
+
+    def same_device(self, name: str, x: Tensor) -> None:
+        """Raise unless a tensor is where the log-probabilities are."""
+        if x.device != self.given.device:
+            raise ValueError(f"`{name}` is on {x.device} but `log_prob` on {self.given.device}")
 
     def lengths(self) -> Tensor:
         """How many tokens each sequence keeps, ``(B, 1)``."""
@@ -126,7 +136,7 @@ class Tokens:
         empty: str,
     ) -> Tensor:
         """The mean over tokens, or over sequences of what their tokens add up to."""
-        check_divisor(reduction, normalizer, empty, values.shape)
+        normalizer = read_divisor(reduction, normalizer, empty, values)
         share = self._share(average)
         if share is not None and normalizer is None:
             normalizer = (self.lengths() > 0).sum()
@@ -137,16 +147,15 @@ class Tokens:
 
     def _share(self, average: Average) -> Tensor | None:
         """What each token adds to that of its sequence; None where sequences have no say."""
-        if average == "token":
-            return None
-        number = not isinstance(average, str)
-        if average != "sequence" and not (number and finite_number("average", average) > 0):
-            raise ValueError(
-                f'`average` must be "token", "sequence" or a positive length, got {average!r}'
-            )
+        if isinstance(average, str):
+            one_of("average", average, ("token", "sequence"))
+            if average == "token":
+                return None
+        else:
+            average = Range(0, open=True).check("average", average, None)
         self.need_sequences("average")
         length = self.lengths().clamp(min=1)
-        return 1 / (torch.full_like(length, average) if number else length)
+        return 1 / (length if isinstance(average, str) else torch.full_like(length, average))
 
     def _kept(self, x: Tensor) -> Tensor:
         x = x.to(wide_dtype(x))
@@ -168,10 +177,11 @@ def check_log_probs(name: str, x: Tensor, like: tuple[str, Tensor] | None = None
         )
 
 
-def check_divisor(
-    reduction: str, normalizer: float | Tensor | None, empty: str, shape: torch.Size
-) -> None:
-    """Raise unless a loss of log-probabilities can be reduced like that."""
+def read_divisor(
+    reduction: str, normalizer: float | Tensor | None, empty: str, values: Tensor
+) -> Any:
+    """The normaliser; raise unless a loss of log-probabilities can be reduced like that."""
     if isinstance(normalizer, str):
         raise ValueError(f"`normalizer` must be a number or a 0-d tensor, got {normalizer!r}")
-    check_reduction(reduction, normalizer, None, empty, shape)
+    shape, device = values.shape, values.device
+    return check_reduction(reduction, normalizer, None, empty, shape, device)[0]

@@ -8,7 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .._check import is_tensor, one_of
+from .._check import is_tensor, one_of, whole_number
+from .._probabilities import rounding
 from ..modes import can_look_at
 
 Unit = Literal["nat", "bit"]
@@ -50,24 +51,19 @@ def read(name: str, x: Tensor, dim: int, from_logits: bool) -> Tensor:
     check_axis(name, x, dim)
     wide = widened(x).movedim(dim, -1)
     if not from_logits and can_look_at(wide):
-        _check_probabilities(name, wide, torch.finfo(x.dtype).eps)
+        _check_probabilities(name, wide, rounding(x.dtype))
     return wide
 
 
-def _check_probabilities(name: str, p: Tensor, eps: float) -> None:
-    """Raise unless rows are distributions, up to what the dtype they came in can hold.
-
-    The tolerance is eps^(2/3), two thirds of the digits: 4e-11, 2e-5, 1e-2 and 4e-2 for float64,
-    float32, float16 and bfloat16. That is well above what softmax leaves, with any number of
-    classes, and below an honest mistake. NaN passes, and comes out as NaN.
-    """
+def _check_probabilities(name: str, p: Tensor, slack: float) -> None:
+    """Raise unless rows are distributions, up to rounding. NaN passes, and comes out as NaN."""
     if bool((p < 0).any()):
         raise ValueError(
             f"`{name}` holds {p.min().item():g}, which is no probability; for logits pass "
             f"from_logits=True"
         )
     total = p.sum(-1)
-    off = (total - 1).abs() > eps ** (2 / 3)
+    off = (total - 1).abs() > slack
     if bool(off.any()):
         raise ValueError(
             f"`{name}` must sum to 1 along `dim`, got {total[off].flatten()[0].item():.9g}. "
@@ -79,6 +75,7 @@ def _check_probabilities(name: str, p: Tensor, eps: float) -> None:
 def check_axis(name: str, x: Tensor, dim: int) -> None:
     """Raise unless ``dim`` is an axis of the floating-point tensor ``x``."""
     check_floating(name, x)
+    dim = whole_number("dim", dim)
     if x.ndim == 0 or not -x.ndim <= dim < x.ndim:
         raise ValueError(
             f"`dim` must name the axis of the classes among the {x.ndim} of `{name}`, got {dim}"

@@ -19,7 +19,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from .._check import finite_number, is_tensor, one_of
+from .._check import class_indices, finite_number, is_tensor, one_of
+from .._probabilities import sums_to_1
 
 Filter = Literal[
     "prune_by_noise_rate", "prune_by_class", "both", "confident_learning", "predicted_neq_given"
@@ -268,19 +269,12 @@ def _check_probabilities(probabilities: Tensor) -> Tensor:
             f"shape (N, C); got shape {tuple(probabilities.shape)}"
         )
     p = probabilities.detach().double()
-    off = (p.sum(1) - 1).abs().max().item()
-    if not (bool((p >= 0).all()) and off <= 1e-2):
-        raise ValueError(
-            "`probabilities` must be at least 0 and sum to 1 in every row. Logits: pass "
-            "xent.softmax(logits)"
-        )
+    sums_to_1("probabilities", p, probabilities.dtype)
     return p
 
 
 def _check_labels(labels: Tensor, p: Tensor) -> Tensor:
-    is_tensor("labels", labels)
-    if labels.dtype != torch.int64:
-        raise TypeError(f"`labels` must be int64, got {labels.dtype}; call .long()")
+    labels = class_indices("labels", labels)
     if labels.shape != p.shape[:1]:
         raise ValueError(
             f"`labels` must hold one class for each of the {p.shape[0]} rows, shape "

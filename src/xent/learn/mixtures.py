@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.autograd.functional import hessian
 
-from .._check import is_tensor
+from .._check import class_indices, is_tensor
+from .._probabilities import log_probabilities, sums_to_1
 from ..measurement import statistics
 
 _STEPS, _ENOUGH = 500, 1e-9
@@ -69,8 +70,8 @@ def mixture_log_prob(log_probs: Tensor, weights: Tensor, dim: int = -1) -> Tenso
             f"`weights` must hold one number for each of the {members} members along `dim`; got "
             f"shape {tuple(weights.shape)}"
         )
-    if bool((weights < 0).any()) or not abs(weights.sum().item() - 1) < 1e-3:
-        raise ValueError("`weights` must be at least 0 and sum to 1")
+    sums_to_1("weights", weights)
+    log_probabilities("log_probs", log_probs)
     there = weights > 0
     log_weights = torch.where(there, torch.where(there, weights, 1.0).log(), -torch.inf)
     return torch.logsumexp(log_probs.movedim(dim, -1) + log_weights.to(log_probs.dtype), -1)
@@ -116,6 +117,7 @@ def fit_mixture_weights(members: Tensor, target: Tensor | None = None) -> Mixtur
             f"`members` must be log-probabilities of what came, (N, K), or logits (K, N, C) with a "
             f"target; got shape {tuple(members.shape)}"
         )
+    log_probabilities("members", log_probs)
     log_probs = log_probs.detach().double()
     best = log_probs.amax(1, keepdim=True)
     if bool(log_probs.isnan().any() | best.isinf().any()):
@@ -262,8 +264,7 @@ def _rows_with_target(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
             f"logits of K members must have shape (K, N, C), with a `target` of shape (N,); got "
             f"{tuple(logits.shape)} and {tuple(target.shape)}"
         )
-    if target.is_floating_point():
-        raise TypeError(f"`target` must be class indices, got {target.dtype}")
+    target = class_indices("target", target)
     kept = target != -100
     if not bool(kept.any()) or len(logits) == 0:
         raise ValueError("there must be a member, and a row with a target")

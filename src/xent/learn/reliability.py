@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .._check import one_of
+from .._check import is_whole, one_of
 
 Binning = Literal["width", "mass"]
 
@@ -105,7 +105,7 @@ def bin_confidences(
         0.25
     """
     one_of("binning", binning, ("width", "mass"))
-    if not isinstance(bins, int) or bins < 1:
+    if not is_whole(bins) or bins < 1:
         raise ValueError(f"`bins` must be a whole number of at least 1, got {bins!r}")
     n = confidence.shape[0]
     edges = torch.linspace(0, 1, bins + 1, dtype=confidence.dtype, device=confidence.device)

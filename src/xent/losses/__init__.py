@@ -3,7 +3,8 @@
 # The catalog lists its members in this order: from the plainest to the most special.
 # isort: off
 from . import classification, modulated, imbalance, margin, robust, noise, soft_targets  # noqa: F401
-from . import distillation, binary, multilabel, tempered, sparse, evolved  # noqa: F401
+from . import distillation, log_probabilities, binary, multilabel, tempered  # noqa: F401
+from . import sparse, evolved  # noqa: F401
 from . import detection, hierarchy  # noqa: F401
 # isort: on
 
@@ -36,6 +37,7 @@ from .imbalance import (
     vs_loss,
 )
 from .linear import linear_cross_entropy
+from .log_probabilities import kl_div, nll_loss
 from .margin import arcface_loss, cosface_loss, large_margin_loss
 from .modulated import (
     brier_loss,
@@ -117,6 +119,7 @@ __all__ = [
     "hard_bootstrap_loss",
     "hardest_loss",
     "info_nce_loss",
+    "kl_div",
     "kl_estimate",
     "large_margin_loss",
     "ldam_loss",
@@ -129,6 +132,7 @@ __all__ = [
     "nce_mae_loss",
     "nce_rce_loss",
     "ngl_loss",
+    "nll_loss",
     "normalized_cross_entropy",
     "nt_xent_loss",
     "pair_noise_matrix",

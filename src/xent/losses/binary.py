@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
 
+from .._check import finite_number
 from ..engines import elements
-from ..engines.elements.problem import Form
+from ..engines.elements.problem import ElementProblem, Form
 from ..frames.element_loss import Elements, check_unit_range, element_loss, power, product
 from ..frames.reduction import Reduction
-from ..hyperparameters import Fraction, NonNegative, Range
+from ..hyperparameters import NonNegative, PerElement, Range
 from ..linear_logits import LinearLogits
 from ..modes import autocasts
 from .catalog import member
-from .classification import _legacy_reduction
+from .classification import _legacy_reduction, same_options
 
 # Every option that the plain case leaves alone, in the order of the signature.
-_PLAIN = (None, None, None, None, None, None, False, "nan", "auto")
+_PLAIN = (None, None, None, None, 0.0, None, None, False, "nan", "auto")
 
 
 @member("binary", proper=True, convex=True)
@@ -31,6 +32,7 @@ def binary_cross_entropy_with_logits(
     reduction: Reduction = "mean",
     pos_weight: Tensor | None = None,
     *,
+    label_smoothing: float = 0.0,
     ignore_value: float | None = None,
     normalizer: float | Tensor | Literal["count", "weight"] | None = None,
     unnormalized: bool = False,
@@ -50,13 +52,16 @@ def binary_cross_entropy_with_logits(
         target: probabilities of label 1 in the shape of ``input``, in [0, 1]; labels 0 and 1 may
             also be booleans or integers. Nothing is broadcast.
         weight: factor on each element; broadcasts to the shape of ``input``. A map of weights over
-            pixels, ``(N, 1, H, W)`` or ``(H, W)``, or a factor for each label, ``(C,)``.
+            pixels, ``(N, 1, H, W)`` or ``(H, W)``, or a factor for each label, ``(C,)``. 0 leaves
+            an element out, whatever it holds.
         size_average: deprecated in PyTorch; use ``reduction``.
         reduce: deprecated in PyTorch; use ``reduction``.
         reduction: ``"none"``, ``"sum"`` or ``"mean"``. The mean divides by the number of elements
             that are kept, whatever their weights.
         pos_weight: factor on the targets, the term of label 1; broadcasts likewise.
-        ignore_value: target that marks elements to leave out, -1 say, or 255.
+        label_smoothing: in [0, 1]: how far targets move towards 1/2, as in Keras: a label 1 becomes
+            ``1 - label_smoothing / 2``.
+        ignore_value: target that marks elements to leave out: -1 say, 255, or NaN.
         normalizer: what the mean divides by instead: a number or 0-d tensor, ``"weight"`` for the
             sum of the weights, ``"count"`` for the rule above.
         unnormalized: take targets outside [0, 1], too, as PyTorch does: the loss is then negative
@@ -83,11 +88,13 @@ def binary_cross_entropy_with_logits(
     References:
         Cox, *The regression analysis of binary sequences*, 1958.
     """
+    if type(label_smoothing) is not float:
+        label_smoothing = finite_number("label_smoothing", label_smoothing)
     options = (
-        weight, size_average, reduce, pos_weight, ignore_value, normalizer, unnormalized, empty,
-        engine,
+        weight, size_average, reduce, pos_weight, label_smoothing, ignore_value, normalizer,
+        unnormalized, empty, engine,
     )  # fmt: skip
-    if options == _PLAIN:
+    if same_options(options, _PLAIN):
         loss = elements.plain(input, target, reduction, _plain_body)
         if loss is not None:
             return loss
@@ -95,14 +102,14 @@ def binary_cross_entropy_with_logits(
         reduction = _legacy_reduction(size_average, reduce)
     loss = _cross_entropy(
         input, target, weight, pos_weight=pos_weight, unnormalized=unnormalized,
-        ignore_value=ignore_value, reduction=reduction, normalizer=normalizer, empty=empty,
-        engine=engine,
+        label_smoothing=label_smoothing, ignore_value=ignore_value, reduction=reduction,
+        normalizer=normalizer, empty=empty, engine=engine,
     )  # fmt: skip
     narrows = target.is_floating_point() and target.dtype.itemsize < loss.dtype.itemsize
     return loss.to(target.dtype) if narrows and not autocasts(input) else loss
 
 
-@element_loss(form=lambda: Form(), pos_weight=True, unnormalized=True)
+@element_loss(form=lambda: Form(), pos_weight=True, unnormalized=True, label_smoothing=True)
 def _cross_entropy(e: Elements) -> Tensor:
     return e.nll
 
@@ -121,6 +128,7 @@ def binary_cross_entropy(
     reduction: Reduction = "mean",
     *,
     eps: float = 0.0,
+    label_smoothing: float = 0.0,
     ignore_value: float | None = None,
     normalizer: float | Tensor | Literal["count", "weight"] | None = None,
     empty: Literal["nan", "zero"] = "nan",
@@ -148,7 +156,8 @@ def binary_cross_entropy(
             that are kept, whatever their weights.
         eps: probabilities are moved into ``[eps, 1 - eps]`` first, for a finite loss. The gradient
             is that of the formula there, so that it does not vanish.
-        ignore_value: target that marks elements to leave out.
+        label_smoothing: in [0, 1]: how far targets move towards 1/2.
+        ignore_value: target that marks elements to leave out: -1 say, 255, or NaN.
         normalizer: what the mean divides by instead, as for
             :func:`binary_cross_entropy_with_logits`.
         empty: ``"nan"`` as PyTorch, or ``"zero"``: the mean of no elements.
@@ -180,12 +189,13 @@ def binary_cross_entropy(
     if size_average is not None or reduce is not None:
         reduction = _legacy_reduction(size_average, reduce)
     return _of_probabilities(
-        input, target, weight, eps=eps, ignore_value=ignore_value, reduction=reduction,
-        normalizer=normalizer, empty=empty, engine=engine,
+        input, target, weight, eps=eps, label_smoothing=label_smoothing,
+        ignore_value=ignore_value, reduction=reduction, normalizer=normalizer, empty=empty,
+        engine=engine,
     )  # fmt: skip
 
 
-@element_loss
+@element_loss(label_smoothing=True)
 def _of_probabilities(e: Elements, eps: Annotated[float, Range(0, 0.5)] = 0.0) -> Tensor:
     q, t = e.input, e.target
     if eps:
@@ -200,10 +210,24 @@ def _shares(alpha: float | None, gamma: float) -> Form:
     return Form(gamma=gamma) if alpha is None else Form(alpha, 1 - alpha, gamma)
 
 
+def _weigh_by_shares(
+    problem: ElementProblem, settings: dict[str, Any]
+) -> tuple[ElementProblem, dict[str, Any]]:
+    """Shares that are no single number become weights of the elements."""
+    alpha, t = settings["alpha"], problem.target
+    if not isinstance(alpha, Tensor):
+        return problem, settings
+    share = alpha * t + (1 - alpha) * (1 - t)
+    weight = share if problem.weight is None else problem.weight * share
+    return problem._replace(weight=weight), {**settings, "alpha": None}
+
+
 @member("binary", proper=False, convex=False)
-@element_loss(form=_shares)
+@element_loss(form=_shares, share=_weigh_by_shares)
 def sigmoid_focal_loss(
-    e: Elements, alpha: Fraction | None = 0.25, gamma: NonNegative = 2.0
+    e: Elements,
+    alpha: Annotated[float | Tensor, PerElement(0, 1)] | None = 0.25,
+    gamma: NonNegative = 2.0,
 ) -> Tensor:
     r"""Sigmoid cross-entropy that pays less for what is already right.
 
@@ -216,7 +240,9 @@ def sigmoid_focal_loss(
     ``gamma`` below 1 either. Whole ``gamma`` up to 8 are fastest.
 
     Args:
-        alpha: share of the targets 1, in [0, 1]; None for no shares.
+        alpha: share of the targets 1, in [0, 1]; None for no shares. A number, or a tensor that
+            broadcasts to the shape of ``input``: ``(C,)`` for a share of each of the classes of
+            ``(N, C)``, ``(C, 1, 1)`` for those of ``(N, C, H, W)``.
         gamma: how strongly elements that are right are turned down; 0 is cross-entropy.
 
     Example:

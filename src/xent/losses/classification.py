@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -52,7 +52,7 @@ def cross_entropy(
     Args:
         input: logits, ``(C,)``, ``(N, C)`` or ``(N, C, d1, ...)``. ``-inf`` masks a class:
             probability and gradient are 0.
-        target: class indices, int64 or uint8, in the shape of the rows, ``()``, ``(N,)`` or
+        target: class indices of any integer type, in the shape of the rows, ``()``, ``(N,)`` or
             ``(N, d1, ...)``; or class probabilities in the shape of ``input``.
         weight: class weights, ``(C,)``.
         size_average: deprecated in PyTorch; use ``reduction``.
@@ -64,7 +64,8 @@ def cross_entropy(
             Classes masked by ``-inf`` take no part (PyTorch returns ``inf`` there).
         normalizer: what the mean divides by instead: a number or 0-d tensor (the global token
             count, say), ``"count"`` for the number of rows kept, ``"weight"`` for the rule above.
-        row_weight: factor on each row, in the shape of the rows; without ``normalizer`` the mean
+        row_weight: factor on each row, in the shape of the rows; 0 leaves a row out, whatever it
+            holds. Without ``normalizer`` the mean
             divides by the sum of row weight times class weight, so that a weight of 2 is a row
             that occurs twice.
         z_loss: coefficient of :math:`\mathrm{lse}^2`, which keeps logits from drifting.
@@ -101,25 +102,38 @@ def cross_entropy(
         Label smoothing: Szegedy et al., *Rethinking the Inception architecture*, CVPR 2016.
         z-loss: Chowdhery et al., *PaLM*, JMLR 2023.
     """
+    if type(label_smoothing) is not float:
+        label_smoothing = finite_number("label_smoothing", label_smoothing)
+    if type(z_loss) is not float:
+        z_loss = finite_number("z_loss", z_loss)
     options = (
         weight, size_average, reduce, label_smoothing, normalizer, row_weight, z_loss, logit_scale,
         softcap, class_bias, return_stats, inplace_backward, empty, engine,
     )  # fmt: skip
-    if options == _PLAIN:
+    if same_options(options, _PLAIN):
         loss = plain_cross_entropy(input, target, ignore_index, reduction)
         if loss is not None:
             return loss
     if size_average is not None or reduce is not None:
         reduction = _legacy_reduction(size_average, reduce)
-    finite_number("z_loss", z_loss)
-    if not 0.0 <= finite_number("label_smoothing", label_smoothing) <= 1.0:
-        raise ValueError(f"label_smoothing must be between 0.0 and 1.0. Got: {label_smoothing}")
+    z_loss = finite_number("z_loss", z_loss)
+    label_smoothing = finite_number("label_smoothing", label_smoothing)
+    if not 0.0 <= label_smoothing <= 1.0:
+        raise ValueError(f"`label_smoothing` must be between 0.0 and 1.0, got {label_smoothing}")
     return _cross_entropy(
         input, target, weight, ignore_index=ignore_index, reduction=reduction,
         normalizer=normalizer, row_weight=row_weight, logit_scale=logit_scale, softcap=softcap,
         class_bias=class_bias, return_stats=return_stats, inplace_backward=inplace_backward,
         empty=empty, engine=engine, label_smoothing=label_smoothing, z_loss=z_loss,
     )  # fmt: skip
+
+
+def same_options(options: tuple[Any, ...], plain: tuple[Any, ...]) -> bool:
+    """Whether all options are the plain ones; arrays, whose equality is no bool, never are."""
+    try:
+        return options == plain
+    except (ValueError, RuntimeError):
+        return False
 
 
 def _needs(label_smoothing: float, z_loss: float) -> tuple[str, ...]:

@@ -11,12 +11,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from .._check import finite_number, is_tensor, vector_of_classes
+from .._check import class_indices, is_tensor, scalar, vector_of_classes, whole_number
 from ..engines.linear import rows_of_weight
 from ..frames.dense_loss import explained
 from ..frames.linear_head import Rows, reduce_by_chunks
-from ..frames.reduction import Reduction, check_reduction, reduce_rows
-from ..linear_logits import MAX_WORKSPACE, LinearLogits
+from ..frames.reduction import Reduction, check_reduction, reduce_rows, rows_that_count
+from ..linear_logits import MAX_WORKSPACE, LinearLogits, check_head, under_autocast
 from ..measurement import statistics
 from .classification import cross_entropy
 
@@ -73,8 +73,9 @@ def info_nce_loss(
         2018. Poole et al., *On variational bounds of mutual information*, ICML 2019.
     """
     logits: Any = _similarities(("query", query), ("key", key), normalize, max_workspace)
+    temperature = _inverse(temperature, logits.device)
     result = cross_entropy(
-        logits, _paired(logits) if target is None else target, logit_scale=_inverse(temperature),
+        logits, _paired(logits) if target is None else target, logit_scale=temperature,
         ignore_index=ignore_index, reduction=reduction, normalizer=normalizer,
         row_weight=row_weight, empty=empty,
     )  # fmt: skip
@@ -129,7 +130,8 @@ def clip_loss(
             f"`image` and `text` must have the same shape, (N, D); got {tuple(image.shape)} and "
             f"{tuple(text.shape)}"
         )
-    temperature = _inverse(logit_scale, "logit_scale")
+    _check_features(("image", image), ("text", text))
+    temperature = _inverse(logit_scale, image.device, "logit_scale")
     ways = [
         info_nce_loss(
             a, b, temperature=temperature, normalize=normalize, reduction=reduction,
@@ -176,18 +178,19 @@ def nt_xent_loss(
         Chen et al., *A simple framework for contrastive learning of visual representations*, ICML
         2020.
     """
-    is_tensor("view_a", view_a)
-    is_tensor("view_b", view_b)
+    _check_features(("view_a", view_a), ("view_b", view_b))
     if view_a.shape != view_b.shape:
         raise ValueError(
             f"`view_a` and `view_b` must have the same shape, (N, D); got {tuple(view_a.shape)} "
             f"and {tuple(view_b.shape)}"
         )
-    check_reduction(reduction, normalizer, None, "nan", view_a.shape[:1])
+    normalizer, _ = check_reduction(
+        reduction, normalizer, None, "nan", view_a.shape[:1], view_a.device
+    )
     views = ("views", torch.cat([view_a, view_b]))
     logits = _similarities(views, views, normalize, max_workspace)
     one = torch.ones((), dtype=torch.float64, device=logits.device)
-    source = logits.absorb(_inverse(temperature) * one, None)
+    source = logits.absorb(_inverse(temperature, logits.device) * one, None)
     itself = torch.arange(source.shape[0], device=source.device)
     other = itself.roll(len(view_a))
 
@@ -259,23 +262,26 @@ def sampled_cross_entropy(
     """
     every = LinearLogits(hidden, weight, bias)  # checks the shapes
     classes = weight.shape[0]
-    is_tensor("sampled", sampled)
-    if sampled.ndim != 1 or sampled.numel() == 0 or sampled.dtype != torch.int64:
+    sampled, target = class_indices("sampled", sampled), class_indices("target", target)
+    ignore_index = whole_number("ignore_index", ignore_index)
+    if sampled.ndim != 1 or sampled.numel() == 0:
         raise ValueError(
-            f"`sampled` must list at least one class, int64, (S,); got {sampled.dtype} of shape "
-            f"{tuple(sampled.shape)}"
+            f"`sampled` must list at least one class, (S,); got shape {tuple(sampled.shape)}"
         )
     rows = hidden.shape[:-1]
-    is_tensor("target", target)
-    if target.shape != rows or target.dtype not in (torch.int64, torch.uint8):
+    if target.shape != rows:
+        squeeze = "; pass target.squeeze(-1)" * (target.shape == (*rows, 1))
         raise ValueError(
             f"`target` must hold a class index for each row of `hidden`, shape {tuple(rows)}; got "
-            f"{target.dtype} of shape {tuple(target.shape)}"
+            f"shape {tuple(target.shape)}{squeeze}"
         )
-    row_weight = check_reduction(reduction, normalizer, row_weight, empty, rows)
+    normalizer, row_weight = check_reduction(
+        reduction, normalizer, row_weight, empty, rows, hidden.device
+    )
     kept = target != ignore_index
+    kept, normalizer = rows_that_count(kept, row_weight, normalizer)
     hidden = torch.where(kept.unsqueeze(-1), hidden, 0)  # an ignored row must not leave a trace
-    label = torch.where(kept, target.to(torch.int64), 0)
+    label = torch.where(kept, target, 0)
     for name, x in (("target", label), ("sampled", sampled)):
         if bool(((x < 0) | (x >= classes)).any()):
             raise ValueError(f"`{name}` holds a class outside 0 to {classes - 1}")
@@ -310,9 +316,8 @@ def sampled_cross_entropy(
     ).to(every.dtype)  # fmt: skip
 
 
-def _similarities(
-    query: tuple[str, Tensor], key: tuple[str, Tensor], normalize: bool, max_workspace: int
-) -> LinearLogits:
+def _check_features(query: tuple[str, Tensor], key: tuple[str, Tensor]) -> None:
+    """Raise unless both are features (N, D) that can be multiplied."""
     for name, x in (query, key):
         is_tensor(name, x)
         if x.ndim != 2 or not x.is_floating_point():
@@ -320,6 +325,14 @@ def _similarities(
                 f"`{name}` must hold features, floating point, (N, D); got {x.dtype} of shape "
                 f"{tuple(x.shape)}"
             )
+    features, others, none = under_autocast(query[1], key[1], None)
+    check_head(features, others, none, (query[0], key[0], ""))
+
+
+def _similarities(
+    query: tuple[str, Tensor], key: tuple[str, Tensor], normalize: bool, max_workspace: int
+) -> LinearLogits:
+    _check_features(query, key)
     features = [
         torch.nn.functional.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=-1).to(
             x.dtype
@@ -341,12 +354,10 @@ def _paired(logits: LinearLogits) -> Tensor:
     return torch.arange(queries, device=logits.device)
 
 
-def _inverse(x: float | Tensor, name: str = "temperature") -> float | Tensor:
+def _inverse(x: float | Tensor, device: torch.device, name: str = "temperature") -> float | Tensor:
     """One over a number that must be positive, or a 0-d tensor of one."""
-    if isinstance(x, Tensor):
-        if x.numel() != 1:
-            raise ValueError(f"`{name}` must be one number, got shape {tuple(x.shape)}")
-        return 1 / x.reshape(())
-    if finite_number(name, x) <= 0:
+    one = x.reshape(()) if isinstance(x, Tensor) and x.numel() == 1 else x
+    one = scalar(name, one, device)
+    if not isinstance(one, Tensor) and one <= 0:
         raise ValueError(f"`{name}` must be positive, got {x}")
-    return 1 / x
+    return 1 / one

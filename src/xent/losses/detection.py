@@ -8,7 +8,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from .._check import finite_number, is_tensor, label_out_of_range, one_of
+from .._check import class_indices, finite_number, is_tensor, one_of
+from ..engines.labels import check_labels
 from ..frames.reduction import Reduction, check_reduction, stable_sum
 from .binary import binary_cross_entropy_with_logits
 from .catalog import member
@@ -88,8 +89,8 @@ def yolo_loss(
         input: the head, ``(B, A * (5 + C), H, W)``: for each of A anchors the channels x, y, w, h,
             objectness and C classes. Its parts are views; contiguous memory is not copied.
         responsible: which boxes answer for an object, bool, ``(B, A, H, W)``.
-        labels: their classes. Indices, int64 in the shape of ``responsible``; or in v3, where a box
-            may have any number of labels, 0 or 1 (or between) for each class,
+        labels: their classes. Indices, integers in the shape of ``responsible``; or in v3, where a
+            box may have any number of labels, 0 or 1 (or between) for each class,
             ``(B, A, C, H, W)``. Not read where no box is responsible.
         version: ``"v2"`` or ``"v3"``.
         iou: overlap of each predicted box with its object, ``(B, A, H, W)``, to be the target of
@@ -142,13 +143,15 @@ def yolo_loss(
     boxes = responsible.shape
     for name, value in (("iou", iou), ("best_iou", best_iou)):
         _check_shape(name, value, boxes)
-    check_reduction(reduction, normalizer, None, "nan", boxes)
-    if isinstance(normalizer, str):
-        raise ValueError(f"`normalizer` must be a number or a 0-d tensor, got {normalizer!r}")
+    given, _ = check_reduction(reduction, normalizer, None, "nan", boxes, input.device)
+    if isinstance(given, str):
+        raise ValueError(f"`normalizer` must be a number or a 0-d tensor, got {given!r}")
     if object_scale is None:
         object_scale = _OBJECT_SCALE[version]
     if ignore_above is None:
         ignore_above = _IGNORE_ABOVE[version]
+    ignore_above = finite_number("ignore_above", ignore_above)
+    truth_above = finite_number("truth_above", truth_above)
 
     left_alone = present = responsible
     if best_iou is not None:
@@ -173,7 +176,7 @@ def yolo_loss(
         return values
     sums = [stable_sum(part.double()) for part in values]
     if reduction == "mean":
-        divisor = boxes[0] if normalizer is None else normalizer
+        divisor = boxes[0] if given is None else given
         sums = [part / divisor for part in sums]
     return YoloParts(*(part.to(input.dtype) for part in sums))
 
@@ -205,9 +208,8 @@ def _classes(
             f"`labels` must have shape {tuple(boxes)} for one class per box{more}; got "
             f"{tuple(labels.shape)}{hint}"
         )
-    if labels.dtype not in (torch.int64, torch.uint8):
-        raise TypeError(f"`labels` must be class indices, int64, got {labels.dtype}")
-    index = torch.where(present, labels.long(), -100)
+    index = torch.where(present, class_indices("labels", labels), -100)
+    check_labels(index, classes, -100, name="labels")
     if tree is not None:
         loss = wordtree_cross_entropy(logits, index.flatten(0, 1), tree, reduction="none")
         return loss.view(boxes)
@@ -215,11 +217,8 @@ def _classes(
         loss = cross_entropy(logits, index.flatten(0, 1), reduction="none")
         assert isinstance(loss, Tensor)
         return loss.view(boxes)
-    wrong = present & ((index < 0) | (index >= classes))
-    if bool(wrong.any()):
-        raise label_out_of_range(int(index[wrong][0]), classes, -100)
     one_hot = torch.zeros(several, dtype=logits.dtype, device=logits.device)
-    one_hot.scatter_(2, index.clamp(min=0).unsqueeze(2), 1.0)
+    one_hot.scatter_(2, index.clamp(0, classes - 1).unsqueeze(2), 1.0)
     return _logistic(logits, one_hot, present)
 
 
@@ -230,10 +229,10 @@ def _center(
     boxes = present.shape
     if center is None:
         return logits.new_zeros(boxes)
-    if isinstance(scale, Tensor):
+    if isinstance(scale, Tensor) and scale.ndim:
         _check_shape("center_scale", scale, boxes)
     else:
-        finite_number("center_scale", scale)
+        scale = finite_number("center_scale", scale)
     _check_shape("center", center, torch.Size((*boxes[:2], 2, *boxes[2:])))
     target = torch.where(present.unsqueeze(2), center, 0.0)
     if bool(((target < 0) | (target > 1)).any()):

@@ -8,12 +8,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from .._check import finite_number, is_tensor, one_of
+from .._check import class_indices, finite_number, is_tensor, one_of, whole_number
 from ..engines import linear
 from ..engines.problem import Index, Problem
 from ..frames.dense_loss import explained
 from ..frames.linear_head import Rows, reduce_by_chunks
-from ..frames.reduction import Reduction, check_reduction, reduce_rows
+from ..frames.reduction import Reduction, check_reduction, reduce_rows, rows_that_count
 from ..hyperparameters import Range
 from ..linear_logits import LinearLogits
 from ..measurement import flat_rows, problem_of
@@ -93,18 +93,29 @@ def distillation_loss(
         generalised Jensen-Shannon).
     """
     _check_teacher(input, teacher)
-    Range(0, open=True).check("temperature", temperature, None)
+    temperature = Range(0, open=True).check("temperature", temperature, None)
     one_of("divergence", divergence, tuple(DIVERGENCES))
-    if not 0 < finite_number("beta", beta) < 1:
+    beta = finite_number("beta", beta)
+    if not 0 < beta < 1:
         raise ValueError(f"`beta` must be above 0 and below 1, got {beta}")
-    Range(0, 1).check("alpha", alpha, None)
+    alpha = Range(0, 1).check("alpha", alpha, None)
+    ignore_index = whole_number("ignore_index", ignore_index)
     if target is None and alpha is not None:
         raise ValueError("`alpha` is the share of the labels: pass them as `target`, too")
     lean = isinstance(input, LinearLogits) or isinstance(teacher, LinearLogits)
     axis = len(input.shape) - 1 if lean else class_axis(input)
     rows = input.shape[:axis] + input.shape[axis + 1 :]
-    row_weight = check_reduction(reduction, normalizer, row_weight, empty, rows)
+    normalizer, row_weight = check_reduction(
+        reduction, normalizer, row_weight, empty, rows, input.device
+    )
+    if target is not None:
+        is_tensor("target", target)
+    if target is not None and not target.is_floating_point():
+        target = class_indices("target", target)
     kept = _rows_kept(input, target, row_mask, ignore_index, rows)
+    kept, normalizer = rows_that_count(kept, row_weight, normalizer)
+    if target is not None and target.shape == rows:
+        target = torch.where(kept, target, ignore_index)
     share = 0.0 if target is None else 0.5 if alpha is None else alpha
 
     def rows_of(

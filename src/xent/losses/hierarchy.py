@@ -9,12 +9,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .._check import is_tensor, label_out_of_range
-from ..frames.reduction import Reduction, check_reduction, reduce_rows
+from .._check import class_indices, is_tensor, whole_number
+from ..engines.labels import check_labels
+from ..frames.reduction import Reduction, check_reduction, reduce_rows, rows_that_count
 from ..linear_logits import LinearLogits
 from ..measurement import statistics
-from ..modes import are_there, compiling, refuse_where
-from ..targets import class_axis
+from ..modes import are_there, compiling
+from ..targets import class_axis, shape_hint
 from .catalog import member
 
 
@@ -41,7 +42,7 @@ def wordtree_cross_entropy(
     Args:
         input: logits of the nodes, ``(C,)``, ``(N, C)`` or ``(N, C, d1, ...)``. The siblings are
             read in place.
-        target: node of each row, int64, in the shape of the rows.
+        target: node of each row, an integer, in the shape of the rows.
         parent: the parent of each node, -1 for roots: C numbers, in darknet's order. A parent comes
             before its children, and siblings stand next to each other.
         ignore_index: node index that marks rows to leave out.
@@ -73,9 +74,10 @@ def wordtree_cross_entropy(
     lean = isinstance(input, LinearLogits)
     if not lean:
         is_tensor("input", input)
-    is_tensor("target", target)
-    if target.dtype not in (torch.int64, torch.uint8):
-        raise TypeError(f"`target` must hold node indices, int64, got {target.dtype}")
+    if not input.is_floating_point():
+        raise TypeError(f"`input` must hold floating-point logits, got {input.dtype}")
+    target = class_indices("target", target)
+    ignore_index = whole_number("ignore_index", ignore_index)
     grow = _grow if compiling() else _grow_once  # compilers keep the result themselves
     tree = grow(tuple(int(node) for node in parent))
     axis = input.ndim - 1 if lean else class_axis(input)
@@ -86,18 +88,19 @@ def wordtree_cross_entropy(
         )
     rows = input.shape[:axis] + input.shape[axis + 1 :]
     if target.shape != rows:
-        raise ValueError(f"`target` must have shape {tuple(rows)}, got {tuple(target.shape)}")
-    row_weight = check_reduction(reduction, normalizer, row_weight, "nan", rows)
-    kept = target != ignore_index
-    wrong = kept & ((target < 0) | (target >= len(tree.paths)))
-    refuse_where(
-        wrong,
-        lambda: label_out_of_range(int(target[wrong][0]), len(tree.paths), ignore_index),
-        f"`target` holds a node that is out of bounds for {len(tree.paths)} nodes",
+        hint = "" if lean else shape_hint(input, target)
+        raise ValueError(f"`target` must have shape {tuple(rows)}, got {tuple(target.shape)}{hint}")
+    normalizer, row_weight = check_reduction(
+        reduction, normalizer, row_weight, "nan", rows, input.device
     )
+    kept = target != ignore_index
+    kept, normalizer = rows_that_count(kept, row_weight, normalizer)
+    nodes = len(tree.paths)
+    check_labels(torch.where(kept, target, ignore_index), nodes, ignore_index)
     paths = torch.tensor(tree.paths, dtype=torch.int64, device=input.device)  # (C, depth)
     groups = torch.tensor(tree.groups, dtype=torch.int64, device=input.device)  # (C,)
-    path = paths[torch.where(kept & ~wrong, target.long(), 0)]
+    known = kept & (target >= 0) & (target < nodes)
+    path = paths[torch.where(known, target, 0)]
     path = torch.where(kept.unsqueeze(-1), path, -1)  # beyond the end of a path it is -1, too
     group = torch.where(path >= 0, groups[path.clamp(min=0)], -1)
     values = torch.zeros(rows, dtype=torch.float64, device=input.device)
@@ -109,7 +112,7 @@ def wordtree_cross_entropy(
         some = slice(first, first + size)
         siblings: Any = input[..., some] if lean else input.narrow(axis, first, size)
         values = values - statistics(siblings, step, ignore_index=-1).log_prob
-    values = torch.where(wrong, torch.inf, values)
+    values = torch.where(kept & ~known, torch.inf, values)
     return reduce_rows(
         values, kept, kept.to(values.dtype), reduction=reduction, normalizer=normalizer,
         row_weight=row_weight, empty="nan",

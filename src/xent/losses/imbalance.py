@@ -13,12 +13,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._check import finite_number, is_tensor
+from .._check import (
+    at_hand,
+    class_indices,
+    finite_number,
+    is_tensor,
+    is_whole,
+    whole_number,
+)
 from ..frames.dense_loss import wide_dtype
 from ..frames.reduction import stable_sum
 from ..frames.row_loss import row_loss
-from ..hyperparameters import Counts, NonNegative, Number, Positive
+from ..hyperparameters import Counts, NonNegative, Number, Positive, Range
 from ..linear_logits import LinearLogits
+from ..modes import can_look_at
 from ..row_statistics import RowStatistics
 from ..targets import class_axis
 from .catalog import member
@@ -50,9 +58,8 @@ def effective_number_weights(counts: Tensor, beta: float = 0.9999) -> Tensor:
     References:
         Cui et al., *Class-balanced loss based on effective number of samples*, CVPR 2019.
     """
-    _check_counts(counts)
-    if not 0 <= finite_number("beta", beta) <= 1:
-        raise ValueError(f"`beta` must be between 0 and 1, got {beta}")
+    _check_counts("counts", counts)
+    beta = Range(0, 1).check("beta", beta, None)
     n = counts.double()
     if beta == 1:
         weights = 1 / n
@@ -93,14 +100,17 @@ def deferred_weights(
     return effective_number_weights(counts, beta) if epoch >= start else None
 
 
-def _check_counts(counts: Tensor) -> None:
-    is_tensor("counts", counts)
+def _check_counts(name: str, counts: Tensor) -> None:
+    is_tensor(name, counts)
     if not counts.is_floating_point():
-        raise TypeError(f"`counts` must be floating point, got {counts.dtype}; call .float()")
-    if counts.ndim != 1 or bool((counts < 0).any()) or not bool((counts > 0).any()):
+        raise TypeError(f"`{name}` must be floating point, got {counts.dtype}; call .float()")
+    wrong = counts.ndim != 1
+    if not wrong and can_look_at(counts):
+        wrong = bool((counts < 0).any()) or not bool((counts > 0).any())
+    if wrong:
         raise ValueError(
-            f"`counts` must hold one number of rows per class, none negative and not all 0; got "
-            f"{counts.tolist() if counts.numel() < 20 else tuple(counts.shape)}"
+            f"`{name}` must hold one number of rows per class, none negative and not all 0; got "
+            f"{counts.tolist() if counts.numel() < 20 and counts.is_cpu else tuple(counts.shape)}"
         )
 
 
@@ -172,9 +182,15 @@ def adjust_logits(input: Tensor, prior: Tensor, tau: float = 1.0) -> Tensor:
         Menon et al., *Long-tail learning via logit adjustment*, ICLR 2021.
     """
     is_tensor("input", input)
-    _check_counts(prior)
+    if not input.is_floating_point() or input.ndim == 0:
+        raise TypeError(
+            f"`input` must hold floating-point logits, (C,), (N, C) or (N, C, d1, ...); got "
+            f"{input.dtype} of shape {tuple(input.shape)}"
+        )
+    _check_counts("prior", prior)
+    tau, prior = finite_number("tau", tau), at_hand("prior", prior, input.device)
     axis = class_axis(input)
-    if prior.numel() != input.shape[axis] or not bool((prior > 0).all()):
+    if prior.numel() != input.shape[axis] or (can_look_at(prior) and not bool((prior > 0).all())):
         raise ValueError(
             f"`prior` must hold a positive number for each of the {input.shape[axis]} classes"
         )
@@ -342,13 +358,21 @@ def hardest_loss(
     """
     if not isinstance(input, LinearLogits):
         is_tensor("input", input)
-    whole = isinstance(keep, int) and not isinstance(keep, bool)
-    if not (whole and keep >= 1) and not 0 < finite_number("keep", keep) <= 1:
+    for name in ("reduction", "normalizer", "return_stats"):
+        if name in options:
+            raise TypeError(
+                f"hardest_loss() is the mean of the hardest rows and takes no `{name}`; for values "
+                f"of all rows call the `loss` itself"
+            )
+    whole = is_whole(keep)
+    keep = whole_number("keep", keep) if whole else finite_number("keep", keep)
+    if not (whole and keep >= 1) and not 0 < keep <= 1:
         raise ValueError(
             f"`keep` must be a part in (0, 1], or a whole number of rows from 1 on; got {keep!r}"
         )
+    ignore_index = whole_number("ignore_index", ignore_index)
     rows = loss(input, target, ignore_index=ignore_index, reduction="none", **options).flatten()
-    kept = target.flatten() != ignore_index
+    kept = class_indices("target", target).flatten() != ignore_index
     count = kept.sum()  # which nobody looks at: no device waits, and graphs can hold it
     k = count.clamp(max=int(keep)) if whole else (keep * count.to(wide_dtype(rows))).ceil()
     largest = torch.where(kept, rows, -torch.inf).sort(descending=True).values

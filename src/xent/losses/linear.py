@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._check import is_tensor, one_of
+from .._check import class_indices, is_tensor, one_of, whole_number
 from ..frames.reduction import Reduction
 from ..linear_log_probs import LinearLogProbs
-from ..linear_logits import MAX_WORKSPACE, LinearLogits
+from ..linear_logits import MAX_WORKSPACE, LinearLogits, check_head, under_autocast
 from ..overrides import overridable
-from ..targets import shift_labels
+from ..targets import moved_labels
 from .classification import cross_entropy
 
 
@@ -85,7 +85,10 @@ def linear_cross_entropy(
     """
     for name, tensor in (("input", input), ("linear_weight", linear_weight), ("target", target)):
         is_tensor(name, tensor)
-    ignore_index = -100 if ignore_index is None else ignore_index
+    ignore_index = -100 if ignore_index is None else whole_number("ignore_index", ignore_index)
+    shift = whole_number("shift", shift)
+    if not target.is_floating_point():
+        target = class_indices("target", target)
     if shift:
         target, row_weight = _ahead(linear_weight, target, row_weight, shift, ignore_index)
     common: dict[str, Any] = {
@@ -96,13 +99,15 @@ def linear_cross_entropy(
         "softcap": softcap,
     }
     if linear_weight.ndim <= 2:
+        hidden, head, bias = under_autocast(input, linear_weight, linear_bias)
+        check_head(hidden, head, bias, ("input", "linear_weight", "linear_bias"))
         logits: Any = LinearLogits(input, linear_weight, linear_bias, max_workspace=max_workspace)
         result = cross_entropy(
             logits, target, weight, reduction=reduction, normalizer=normalizer,
             row_weight=row_weight, **common,
         )  # fmt: skip
         assert isinstance(result, Tensor)
-        return result[..., : -shift or None] if reduction == "none" else result
+        return result[..., :-shift] if shift and reduction == "none" else result
     heads = _heads(input, linear_weight, linear_bias, target, max_workspace)
     if row_weight is not None or normalizer is not None or isinstance(logit_scale, Tensor):
         raise ValueError(
@@ -123,7 +128,7 @@ def linear_cross_entropy(
 
 def _mass(target: Tensor, weight: Tensor | None, ignore_index: int) -> Tensor:
     """What the mean over the rows of all heads divides by."""
-    kept = target[target != ignore_index].long()
+    kept = target[target != ignore_index]
     return kept.new_tensor(kept.numel()).double() if weight is None else weight.double()[kept].sum()
 
 
@@ -136,7 +141,7 @@ def _ahead(
             "`shift` moves class indices of one head; soft targets and heads (C, d1, ..., D) "
             "take targets that are moved already"
         )
-    target = shift_labels(target, shift, ignore_index)
+    target = moved_labels(("target", target), ("shift", shift), ignore_index)
     if row_weight is not None:
         row_weight = torch.nn.functional.pad(row_weight[..., shift:], (0, shift))
     return target, row_weight

@@ -10,20 +10,43 @@ logits; the losses set it themselves.
 from __future__ import annotations
 
 import math
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from .._check import at_hand, finite_number, scalar
 from ..frames.row_loss import row_loss
-from ..hyperparameters import NonNegative, Positive, Range
+from ..hyperparameters import NonNegative, Positive, Range, Rule
 from ..row_statistics import RowStatistics
+from ..targets import class_axis
 from .catalog import member
 
 
 def _scale(scale: float | Tensor, **_: object) -> float | Tensor:
     return scale
+
+
+class _PerRow(Rule):
+    """A number, or a tensor with one for each row."""
+
+    def check(self, name: str, value: Any, input: Tensor | None) -> Any:
+        """The number or tensor; raise unless it is one."""
+        if not isinstance(value, Tensor):
+            return finite_number(name, value)
+        if input is None:
+            return value
+        axis = class_axis(input)
+        rows = input.shape[:axis] + input.shape[axis + 1 :]
+        if value.ndim and value.shape != rows:
+            raise ValueError(
+                f"`{name}` must be a number or one per row, shape {tuple(rows)}; got shape "
+                f"{tuple(value.shape)}"
+            )
+        return (
+            at_hand(name, value, input.device) if value.ndim else scalar(name, value, input.device)
+        )
 
 
 OWN_SCALE = {"logit_scale": _scale}
@@ -96,7 +119,9 @@ def arcface_loss(
 @member(proper=False, convex=False)
 @row_loss(soft=False, own=OWN_SCALE)
 def large_margin_loss(
-    s: RowStatistics, margin: Annotated[int, Range(1)] = 4, scale: float | Tensor = 1.0
+    s: RowStatistics,
+    margin: Annotated[int, Range(1)] = 4,
+    scale: Annotated[float | Tensor, _PerRow()] = 1.0,
 ) -> Tensor:
     r"""Cross-entropy with the target's angle multiplied; large-margin softmax, SphereFace.
 

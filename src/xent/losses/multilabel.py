@@ -8,13 +8,22 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from .._check import finite_number, is_tensor, one_of
+from .._check import is_tensor, one_of, scalar
 from ..engines import elements
 from ..engines.elements.problem import ElementProblem, Form
 from ..engines.problem import Index
 from ..frames.element_head import labels_behind_head, reduce_values
-from ..frames.element_loss import Elements, element_loss, make_problem, power, product
-from ..frames.reduction import Reduction, check_reduction, reduce_rows
+from ..frames.element_loss import (
+    Elements,
+    element_loss,
+    make_problem,
+    mark_out,
+    power,
+    product,
+    smooth,
+    without_weightless,
+)
+from ..frames.reduction import Reduction, check_reduction, reduce_rows, rows_left_out
 from ..hyperparameters import Fraction, NonNegative
 from ..linear_logits import LinearLogits
 from ..targets import class_axis
@@ -29,6 +38,7 @@ def multilabel_cross_entropy(
     *,
     labels: Literal["sum", "mean"] = "sum",
     pos_weight: Tensor | None = None,
+    label_smoothing: float = 0.0,
     ignore_value: float | None = None,
     row_weight: Tensor | None = None,
     reduction: Reduction = "mean",
@@ -49,11 +59,13 @@ def multilabel_cross_entropy(
         input: logits, ``(C,)``, ``(N, C)`` or ``(N, C, d1, ...)``: one per label.
         target: probabilities of the labels in the shape of ``input``, in [0, 1]; 0 and 1 may also
             be booleans or integers.
-        weight: factor on each element; broadcasts to the shape of ``input``.
+        weight: factor on each element; broadcasts to the shape of ``input``. 0 leaves an element
+            out, whatever it holds.
         labels: ``"sum"`` or ``"mean"`` over the labels of a row; the mean is over those known.
         pos_weight: factor on the targets, the term of label 1; broadcasts likewise.
-        ignore_value: target that marks labels nobody knows, -1 say. A row without known labels is
-            left out.
+        label_smoothing: in [0, 1]: how far targets move towards 1/2.
+        ignore_value: target that marks labels nobody knows, -1 say, or NaN. A row without known
+            labels is left out.
         row_weight: factor on each row, in the shape of the rows; the mean divides by its sum.
         reduction: ``"none"``, ``"sum"`` or ``"mean"`` over the rows.
         normalizer: what the mean divides by instead: a number or 0-d tensor, ``"count"`` for the
@@ -81,22 +93,30 @@ def multilabel_cross_entropy(
     """
     one_of("labels", labels, ("sum", "mean"))
     problem = make_problem(input, target, weight, pos_weight, ignore_value)
+    problem = smooth(problem, label_smoothing)
     if isinstance(input, LinearLogits):
         loss = functools.partial(
-            multilabel_cross_entropy, labels=labels, ignore_value=ignore_value, engine=engine
-        )
+            multilabel_cross_entropy, labels=labels, ignore_value=problem.ignore_value,
+            engine=engine,
+        )  # fmt: skip
+        logits: LinearLogits = input
+        known = without_weightless(problem).kept()
+        if known is not None:  # no product may meet what a row holds that has nothing to say
+            hidden = torch.where(known.any(-1, keepdim=True), logits.hidden, 0)
+            logits = logits.with_hidden(hidden)
         return labels_behind_head(
-            loss, input, problem, row_weight=row_weight, reduction=reduction,
+            loss, logits, problem, row_weight=row_weight, reduction=reduction,
             normalizer=normalizer, empty=empty,
         )  # fmt: skip
     rows = _Rows(problem, row_weight, reduction, normalizer, empty)
+    problem = rows.problem
     if labels == "mean":
         known = problem.kept()
         number = input.shape[rows.axis] if known is None else known.sum(rows.axis, keepdim=True)
         share = torch.ones((), dtype=torch.float64, device=input.device) / number
         problem = problem._replace(weight=share if weight is None else weight * share)
     wide = torch.promote_types(problem.dtype, torch.float32)
-    problem = problem._replace(body=_cross_entropy, form=Form(), dtype=wide)
+    problem = without_weightless(problem)._replace(body=_cross_entropy, form=Form(), dtype=wide)
     return rows.reduce(elements.values(problem, engine).sum(rows.axis, dtype=torch.float64))
 
 
@@ -153,12 +173,13 @@ def zlpr_loss(
     """
     problem = make_problem(input, target, None, None, ignore_value)
     if isinstance(input, LinearLogits):
-        loss = functools.partial(zlpr_loss, ignore_value=ignore_value)
+        loss = functools.partial(zlpr_loss, ignore_value=problem.ignore_value)
         return labels_behind_head(
             loss, input, problem, row_weight=row_weight, reduction=reduction,
             normalizer=normalizer, empty=empty,
         )  # fmt: skip
     rows = _Rows(problem, row_weight, reduction, normalizer, empty)
+    problem = rows.problem
     elements.check_targets(problem)
     z, yes, no = problem.input.double(), problem.target.detach().double(), 1.0
     known = problem.kept()
@@ -190,12 +211,17 @@ class _Rows:
         shape = problem.input.shape
         if not shape:
             raise ValueError("`input` must have an axis of labels: (C,), (N, C) or (N, C, d1, ...)")
-        self.axis = class_axis(problem.input)
+        self.problem, self.axis = problem, class_axis(problem.input)
         self.shape = shape[: self.axis] + shape[self.axis + 1 :]
         self.dtype = problem.dtype
         known = problem.kept()
         self.kept = None if known is None else known.any(self.axis)
-        row_weight = check_reduction(reduction, normalizer, row_weight, empty, self.shape)
+        normalizer, row_weight = check_reduction(
+            reduction, normalizer, row_weight, empty, self.shape, problem.input.device
+        )
+        out = rows_left_out(row_weight)
+        if out is not None:
+            self.problem = mark_out(problem, out.unsqueeze(self.axis))
         self.options = {
             "reduction": reduction, "normalizer": normalizer, "row_weight": row_weight,
             "empty": empty,
@@ -315,12 +341,21 @@ def siglip_loss(
         is_tensor("similarity", similarity)
     if similarity.ndim != 2:
         raise ValueError(f"`similarity` must have shape (N, M), got {tuple(similarity.shape)}")
-    for name, value in (("scale", scale), ("bias", bias)):
-        if isinstance(value, Tensor):
-            if value.numel() != 1:
-                raise ValueError(f"`{name}` must be one number, got shape {tuple(value.shape)}")
-        else:
-            finite_number(name, value)
+    if not similarity.is_floating_point():
+        raise TypeError(f"`similarity` must be floating point, got {similarity.dtype}")
+    if target is not None:
+        is_tensor("target", target)
+        if target.shape != similarity.shape or target.device != similarity.device:
+            raise ValueError(
+                f"`target` must have the shape of `similarity`, {tuple(similarity.shape)}, on "
+                f"{similarity.device}; got {tuple(target.shape)} on {target.device}"
+            )
+    scale, bias = (
+        value.reshape(()) if isinstance(value, Tensor) and value.numel() == 1 else value
+        for value in (scale, bias)
+    )
+    device = similarity.device
+    scale, bias = scalar("scale", scale, device), scalar("bias", bias, device)
     if isinstance(similarity, LinearLogits):
         return _siglip_by_chunks(
             similarity, target, scale, bias, engine, reduction=reduction, normalizer=normalizer,
@@ -349,8 +384,8 @@ def _siglip_by_chunks(
     if cap is not None:
         raise ValueError("siglip_loss takes similarities without a softcap")
     rows, columns = similarity.shape
-    scale = torch.as_tensor(scale, device=similarity.device).reshape(())
-    bias = torch.as_tensor(bias, device=similarity.device).reshape(()).expand(columns)
+    scale = _as_tensor(scale, similarity)
+    bias = _as_tensor(bias, similarity).expand(columns)
     source: Any = similarity.bare().absorb(scale if own is None else scale * own, bias)
     if target is not None:
         return multilabel_cross_entropy(
@@ -362,6 +397,14 @@ def _siglip_by_chunks(
         match = (row[index].unsqueeze(-1) == column).to(z.dtype)
         return multilabel_cross_entropy(z, match, reduction="none", engine=engine)
 
-    row_weight = check_reduction(row_weight=row_weight, rows=similarity.shape[:1], **reduction)
+    reduction["normalizer"], row_weight = check_reduction(
+        row_weight=row_weight, rows=similarity.shape[:1], device=similarity.device, **reduction
+    )
     result = reduce_values(source, values_of, None, row_weight=row_weight, **reduction)
     return result.to(similarity.dtype)
+
+
+def _as_tensor(x: float | Tensor, like: LinearLogits) -> Tensor:
+    """0-d; of a number in float64, whatever torch's default dtype."""
+    dtype = None if isinstance(x, Tensor) else torch.float64
+    return torch.as_tensor(x, dtype=dtype, device=like.device).reshape(())

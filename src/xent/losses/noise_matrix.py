@@ -12,7 +12,8 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
-from .._check import finite_number, is_tensor
+from .._check import class_indices, is_tensor, whole_number
+from .._probabilities import sums_to_1
 from ..frames.dense_loss import wide_dtype
 from ..hyperparameters import PerClass, Range
 from ..modes import can_look_at
@@ -22,8 +23,8 @@ from ..targets import class_axis
 class _Stochastic(PerClass):
     """A noise matrix for the classes of the logits."""
 
-    def check(self, name: str, value: Any, input: Tensor | None) -> None:
-        """Raise unless ``value`` is one."""
+    def check(self, name: str, value: Any, input: Tensor | None) -> Any:
+        """The matrix; raise unless it is one."""
         is_tensor(name, value)
         classes = value.shape[-1:].numel() if input is None else _classes(input)
         if value.shape != (classes, classes):
@@ -35,33 +36,29 @@ class _Stochastic(PerClass):
             raise TypeError(f"`{name}` must be floating point, got {value.dtype}; call .float()")
         if input is not None and value.device != input.device:
             raise ValueError(f"`{name}` is on {value.device}, the logits are on {input.device}")
-        if not can_look_at(value):
-            return
-        if not bool((value >= 0).all()):
-            raise ValueError(f"`{name}` must hold probabilities; it has entries below 0 or NaN")
-        off = (value.detach().double().sum(1) - 1).abs().max().item()
-        if off > max(1e-6, 8 * torch.finfo(value.dtype).eps):
-            raise ValueError(
-                f"every row of `{name}` must sum to 1, since {name}[i, j] is the probability of "
-                f"the label j where class i is true; one is off by {off:.3g}. Counts: divide by "
-                f"{name}.sum(1, keepdim=True). The other way round: pass {name}.T"
-            )
+        hint = (
+            f". Since {name}[i, j] is the probability of the label j where class i is true, it is "
+            f"rows that sum to 1; the other way round, pass {name}.T"
+        )
+        sums_to_1(name, value, hint=hint)
+        return value
 
 
 class _BelowChance(Range):
     """A rate of labels exchanged uniformly at random that leaves the true one the most likely."""
 
-    def check(self, name: str, value: Any, input: Tensor | None) -> None:
-        """Raise unless ``value`` is one."""
-        super().check(name, value, input)
+    def check(self, name: str, value: Any, input: Tensor | None) -> Any:
+        """The rate; raise unless it is one."""
+        rate = super().check(name, value, input)
         if input is None:
-            return
+            return rate
         classes = _classes(input)
-        if classes > 1 and value >= 1 - 1 / classes:
+        if classes > 1 and rate >= 1 - 1 / classes:
             raise ValueError(
                 f"`{name}` must be less than {1 - 1 / classes:.6g} for {classes} classes, got "
                 f"{value}: from there on the true class is not the most likely label"
             )
+        return rate
 
 
 def _classes(input: Tensor) -> int:
@@ -109,8 +106,9 @@ def symmetric_noise_matrix(classes: int, rate: float) -> Tensor:
                 [0.2500, 0.5000, 0.2500],
                 [0.2500, 0.2500, 0.5000]], dtype=torch.float64)
     """
-    _check_noise(classes, rate)
-    matrix = torch.full((classes, classes), rate / (classes - 1), dtype=torch.float64, device="cpu")
+    classes, rate = _check_noise(classes, rate)
+    stray = rate / (classes - 1)
+    matrix = torch.full((classes, classes), stray, dtype=torch.float64, device="cpu")
     return matrix.fill_diagonal_(1 - rate)
 
 
@@ -136,7 +134,7 @@ def pair_noise_matrix(classes: int, rate: float, flips: Mapping[int, int] | None
                 [0.0000, 1.0000, 0.0000],
                 [0.2500, 0.0000, 0.7500]], dtype=torch.float64)
     """
-    _check_noise(classes, rate)
+    classes, rate = _check_noise(classes, rate)
     if flips is None:
         flips = {c: (c + 1) % classes for c in range(classes)}
     matrix = torch.eye(classes, dtype=torch.float64, device="cpu")
@@ -151,11 +149,11 @@ def pair_noise_matrix(classes: int, rate: float, flips: Mapping[int, int] | None
     return matrix
 
 
-def _check_noise(classes: int, rate: float) -> None:
-    if not isinstance(classes, int) or classes < 2:
+def _check_noise(classes: int, rate: float) -> tuple[int, float]:
+    classes = whole_number("classes", classes)
+    if classes < 2:
         raise ValueError(f"`classes` must be a whole number of at least 2, got {classes!r}")
-    if not 0 <= finite_number("rate", rate) <= 1:
-        raise ValueError(f"`rate` must be at least 0 and at most 1, got {rate}")
+    return classes, Range(0, 1).check("rate", rate, None)
 
 
 def flip_labels(
@@ -164,7 +162,7 @@ def flip_labels(
     """Labels as noise would change them: each drawn from the row of its class.
 
     Args:
-        labels: true classes, int64, any shape.
+        labels: true classes, integers, any shape.
         matrix: the noise matrix, ``(C, C)``; rows sum to 1.
         generator: source of randomness; by default torch's global one.
 
@@ -180,10 +178,8 @@ def flip_labels(
         >>> xent.flip_labels(torch.tensor([0, 1, 2]), xent.pair_noise_matrix(3, 1.0))
         tensor([1, 2, 0])
     """
-    is_tensor("labels", labels)
     _Stochastic().check("matrix", matrix, None)
-    if labels.dtype != torch.int64:
-        raise TypeError(f"`labels` must be int64, got {labels.dtype}; call .long()")
+    labels = class_indices("labels", labels)
     if labels.numel() == 0:
         return labels.clone()
     low, high = int(labels.min()), int(labels.max())

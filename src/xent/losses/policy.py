@@ -8,12 +8,12 @@ by: ``average`` and ``normalizer`` say that.
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from .._check import finite_number, is_tensor, one_of
+from .._check import class_indices, finite_number, is_tensor, one_of, whole_number
 from .._series import exp_beyond_line
 from ..frames.dense_loss import wide_dtype
 from ..frames.reduction import Reduction
@@ -68,8 +68,8 @@ def kl_estimate(log_prob: Tensor, reference: Tensor, *, estimator: Estimator = "
     return _estimate(log_ratio, estimator).to(log_prob.dtype)
 
 
-def _estimate(log_ratio: Tensor, estimator: str) -> Tensor:
-    one_of("estimator", estimator, ("k1", "k2", "k3"))
+def _estimate(log_ratio: Tensor, estimator: str, name: str = "estimator") -> Tensor:
+    one_of(name, estimator, ("k1", "k2", "k3"))
     if estimator == "k1":
         return log_ratio
     if estimator == "k2":
@@ -97,7 +97,7 @@ def group_advantages(
         eps: added to the standard deviation.
 
     Returns:
-        ``(B,)``, a constant, in the dtype of ``reward`` (of torch's default for integers).
+        ``(B,)``, a constant, in the dtype of ``reward`` (float32 for integers).
 
     Raises:
         ValueError: for shapes that do not fit, or a negative ``eps``.
@@ -112,7 +112,7 @@ def group_advantages(
         Shao et al., *DeepSeekMath*, 2024. Liu et al., *Understanding R1-Zero-like training*, 2025.
     """
     is_tensor("reward", reward)
-    Range(0).check("eps", eps, None)
+    eps = Range(0).check("eps", eps, None)
     if reward.ndim != 1:
         raise ValueError(f"`reward` must have shape (B,), got {tuple(reward.shape)}")
     index = _group_index(group, reward)
@@ -129,23 +129,21 @@ def group_advantages(
     if scale:
         deviation = (total(advantage.square()) / (count - 1).clamp(min=1)).sqrt() + eps
         advantage = advantage / torch.where(deviation == 0, 1.0, deviation)
-    return advantage.to(reward.dtype if reward.is_floating_point() else torch.get_default_dtype())
+    return advantage.to(reward.dtype if reward.is_floating_point() else torch.float32)
 
 
 def _group_index(group: int | Tensor, reward: Tensor) -> Tensor:
     """The number of each reward's group, from 0 on."""
     size = reward.numel()
-    if isinstance(group, Tensor):
-        if group.is_floating_point() or group.dtype == torch.bool:
-            raise TypeError(f"`group` must hold integers, got {group.dtype}")
+    if isinstance(group, Tensor) and group.ndim:
+        group = class_indices("group", group)
         if group.shape != reward.shape:
             raise ValueError(
                 f"`group` must hold the group of each reward, shape {tuple(reward.shape)}; got "
                 f"{tuple(group.shape)}"
             )
         return torch.unique(group, return_inverse=True)[1]
-    if not isinstance(group, int) or isinstance(group, bool):
-        raise TypeError(f"`group` must be an integer or a tensor of them, got {group!r}")
+    group = whole_number("group", group)
     if group < 1 or size % group:
         raise ValueError(f"`group`, {group}, must divide the number of rewards, {size}")
     return torch.arange(size, device=reward.device) // group
@@ -307,11 +305,12 @@ def grpo_loss(
         tokens.need_sequences("ratio")
         log_ratio = log_ratio.sum(-1, keepdim=True) / tokens.lengths().clamp(min=1)
     values = -a * _clipped(log_ratio, a, clip, dual_clip).exp()
-    if finite_number("kl_weight", kl_weight):
+    kl_weight = finite_number("kl_weight", kl_weight)
+    if kl_weight:
         if reference is None:
             raise ValueError("`kl_weight` needs `reference`, log-probabilities to stay near to")
         from_reference = p - tokens.read("reference", reference).detach()
-        values = values + kl_weight * _estimate(from_reference, kl_estimator)
+        values = values + kl_weight * _estimate(from_reference, kl_estimator, "kl_estimator")
     values = values - _bonus(tokens, entropy, entropy_weight)
     return tokens.reduce(values, average, reduction, normalizer, empty)
 
@@ -326,11 +325,9 @@ def _clipped(
 
     The logarithm is, since a ratio that has overflowed would take the gradient with it.
     """
-    low, high = clip if isinstance(clip, tuple) and len(clip) == 2 else (clip, clip)
-    Range(0, 1).check("clip", low, None)
-    Range(0).check("clip", high, None)
-    if dual_clip is not None:
-        Range(1, open=True).check("dual_clip", dual_clip, None)
+    pair: Any = clip if isinstance(clip, tuple) and len(clip) == 2 else (clip, clip)
+    low, high = Range(0, 1).check("clip", pair[0], None), Range(0).check("clip", pair[1], None)
+    dual_clip = Range(1, open=True).check("dual_clip", dual_clip, None)
     good = advantage >= 0
     least = torch.full_like(advantage, math.log1p(-low) if low < 1 else -math.inf)
     most = torch.full_like(advantage, math.log(dual_clip or math.inf))
@@ -339,7 +336,8 @@ def _clipped(
 
 
 def _bonus(tokens: Tokens, entropy: Tensor | None, weight: float) -> Tensor | float:
-    if not finite_number("entropy_weight", weight):
+    weight = finite_number("entropy_weight", weight)
+    if not weight:
         return 0.0
     if entropy is None:
         raise ValueError(

@@ -11,7 +11,7 @@ from torch import Tensor
 from .._check import one_of
 from ..frames.dense_loss import wide_dtype
 from ..frames.reduction import Reduction, reduce_rows
-from ..frames.token_loss import Tokens, check_divisor, check_log_probs
+from ..frames.token_loss import Tokens, check_log_probs, read_divisor
 from ..hyperparameters import Range
 from ..overrides import overridable
 
@@ -113,13 +113,13 @@ def dpo_loss(
         Zhao et al., *SLiC-HF*, 2023. Meng et al., *SimPO*, NeurIPS 2024.
     """
     one_of("kind", kind, ("sigmoid", "hinge", "ipo"))
-    Range(0, open=True).check("beta", beta, None)
-    Range(0, 0.5).check("label_smoothing", label_smoothing, None)
-    Range().check("margin", margin, None)
+    beta = Range(0, open=True).check("beta", beta, None)
+    label_smoothing = Range(0, 0.5).check("label_smoothing", label_smoothing, None)
+    margin = Range().check("margin", margin, None)
     if kind != "sigmoid" and (label_smoothing or margin):
         raise ValueError(f'`label_smoothing` and `margin` are for kind="sigmoid", not {kind!r}')
     h = _lead("", chosen, rejected, chosen)
-    check_divisor(reduction, normalizer, empty, h.shape)
+    normalizer = read_divisor(reduction, normalizer, empty, h)
     if reference_chosen is not None or reference_rejected is not None:
         if reference_chosen is None or reference_rejected is None:
             raise ValueError("pass both of `reference_chosen` and `reference_rejected`, or neither")

@@ -10,12 +10,21 @@ from typing import Annotated, Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from .._check import is_tensor, one_of, vector_of_classes
+from .._check import (
+    class_indices,
+    is_tensor,
+    one_of,
+    scalar,
+    vector_of_classes,
+    whole_number,
+)
+from .._probabilities import sums_to_1
 from ..engines import measure
+from ..engines.labels import check_labels
 from ..engines.problem import Index, Problem
-from ..frames.dense_loss import check_distribution, check_labels, explained, wide_dtype
+from ..frames.dense_loss import explained, wide_dtype
 from ..frames.linear_head import Rows, reduce_problem
-from ..frames.reduction import Reduction, check_reduction
+from ..frames.reduction import Reduction, check_reduction, rows_that_count
 from ..frames.row_loss import row_loss
 from ..hyperparameters import PerClass, Range
 from ..linear_logits import LinearLogits
@@ -31,8 +40,8 @@ from .catalog import member
 class _SoftTargets(PerClass):
     """A soft target for each class."""
 
-    def check(self, name: str, value: Any, input: Tensor | None) -> None:
-        """Raise unless ``value`` is a square of rows that add up to 1."""
+    def check(self, name: str, value: Any, input: Tensor | None) -> Any:
+        """The table; raise unless it is a square of rows that add up to 1."""
         is_tensor(name, value)
         classes = value.shape[-1] if input is None else input.shape[class_axis(input)]
         if value.shape != (classes, classes):
@@ -42,7 +51,8 @@ class _SoftTargets(PerClass):
             )
         if input is not None:
             vector_of_classes(name, value[0], classes, input.device)
-        check_distribution(name, value)
+        sums_to_1(name, value)
+        return value
 
 
 @member(proper=False, convex=True)
@@ -89,7 +99,7 @@ class _Listed(NamedTuple):
 
 def _look_up(problem: Problem, classes: Tensor, ignore_index: int) -> _Listed:
     """The logits of ``classes``, (N..., K), among which ``ignore_index`` stands for none."""
-    check_labels(classes, problem.classes, ignore_index)
+    check_labels(classes, problem.classes, ignore_index, name="classes")
     present = (classes != ignore_index) & (classes >= 0) & (classes < problem.classes)
     classes = torch.where(present, classes, 0)
     x = problem.logits.movedim(problem.axis, -1).gather(-1, classes)
@@ -147,7 +157,7 @@ def mixup_cross_entropy(
     :math:`1 - \lambda`: if one of its classes is ignored, the other still counts for its part.
 
     Args:
-        target_a: class indices, int64 or uint8, in the shape of the rows.
+        target_a: class indices of any integer type, in the shape of the rows.
         target_b: likewise.
         lam: how much of a row is ``a``, in [0, 1]; a number or one per row.
 
@@ -168,17 +178,27 @@ def mixup_cross_entropy(
         input, target_a, row_weight, logit_scale, softcap = flatten(
             input, target_a, row_weight, logit_scale, softcap
         )
+    ignore_index = whole_number("ignore_index", ignore_index)
     options = (weight, ignore_index, logit_scale, softcap, class_bias, ())
-    problem, other = (make_problem(input, target, *options) for target in (target_a, target_b))
+    problem, other = (
+        make_problem(input, target, *options, target_name=name)
+        for name, target in (("target_a", target_a), ("target_b", target_b))
+    )
     if problem.target.soft or other.target.soft:
         raise ValueError(
             "`target_a` and `target_b` must be class indices. Probabilities mix by themselves: "
             "cross_entropy(input, lam * target_a + (1 - lam) * target_b)"
         )
-    row_weight = check_reduction(reduction, normalizer, row_weight, empty, problem.rows)
+    normalizer, row_weight = check_reduction(
+        reduction, normalizer, row_weight, empty, problem.rows, problem.logits.device
+    )
     lam = _mixing_weight(lam, problem)
+    for name, target in (("target_a", problem.target), ("target_b", other.target)):
+        check_labels(target.values, problem.classes, ignore_index, name=name)
     both = torch.stack([problem.target.values, other.target.values], -1)
     kept = (both != ignore_index).any(-1)
+    kept, normalizer = rows_that_count(kept, row_weight, normalizer)
+    both = torch.where(kept.unsqueeze(-1), both, ignore_index)
     marked = problem.target._replace(values=_mark(kept, ignore_index))
     problem = problem._replace(target=marked)
 
@@ -197,9 +217,11 @@ def mixup_cross_entropy(
 
 def _mixing_weight(lam: float | Tensor, problem: Problem) -> Tensor:
     """``lam`` for each row."""
+    if isinstance(lam, Tensor) and lam.ndim == 0:
+        scalar("lam", lam, problem.logits.device)
     if not isinstance(lam, Tensor):
-        Range(0, 1).check("lam", lam, None)
-        lam = torch.tensor(float(lam), dtype=torch.float64, device=problem.logits.device)
+        lam = Range(0, 1).check("lam", lam, None)
+        lam = torch.tensor(lam, dtype=torch.float64, device=problem.logits.device)
     if lam.ndim and lam.shape != problem.rows:
         raise ValueError(
             f"`lam` must be a number or one per row, shape {tuple(problem.rows)}; got shape "
@@ -239,7 +261,7 @@ def mixup(
         tensor([1., 1., 1.])
         >>> loss = xent.mixup_cross_entropy(x, *ab, lam)
     """
-    Range(0, open=True).check("alpha", alpha, None)
+    alpha = Range(0, open=True).check("alpha", alpha, None)
     if len(input) != len(target):
         raise ValueError(f"`input` has {len(input)} rows and `target` {len(target)}")
     concentration = torch.tensor([alpha, alpha], dtype=torch.float64, device="cpu")
@@ -278,7 +300,7 @@ def sparse_cross_entropy(
     ``"ignore"`` the student learns to give the others nothing.
 
     Args:
-        classes: int64, like ``input`` with K in the place of the classes: ``(K,)``, ``(N, K)``,
+        classes: integers, like ``input`` with K in the place of the classes: ``(K,)``, ``(N, K)``,
             ``(N, K, d1, ...)``. No class twice in a row.
         probabilities: in the shape of ``classes``, adding up to at most 1 in a row.
         weight: class weights, ``(C,)``, factors on the probabilities; not with ``tail="mass"``.
@@ -299,6 +321,8 @@ def sparse_cross_entropy(
         0.8089
     """
     one_of("tail", tail, ("ignore", "mass", "renormalize"))
+    ignore_index = whole_number("ignore_index", ignore_index)
+    classes = class_indices("classes", classes)
     shape = None
     if isinstance(input, LinearLogits):
         shape = input.shape[:-1]
@@ -306,15 +330,22 @@ def sparse_cross_entropy(
         input, _, row_weight, logit_scale, softcap = flatten(
             input, None, row_weight, logit_scale, softcap
         )
-    axis, q = _check_lists(input, classes, probabilities, ignore_index)
+    axis = _check_lists(input, classes, probabilities)
     if tail == "mass" and weight is not None:
         raise ValueError(
             '`weight` has a number for each class, and tail="mass" a target of many classes '
             "together. Leave one of the two out"
         )
     rows = input.shape[:axis] + input.shape[axis + 1 :]
-    classes = classes.to(torch.int64).movedim(axis, -1)
+    normalizer, row_weight = check_reduction(
+        reduction, normalizer, row_weight, empty, rows, input.device
+    )
+    classes = classes.movedim(axis, -1)
     kept = (classes != ignore_index).any(-1)
+    kept, normalizer = rows_that_count(kept, row_weight, normalizer)
+    classes = torch.where(kept.unsqueeze(-1), classes, ignore_index)
+    q = torch.where(classes != ignore_index, probabilities.movedim(axis, -1), 0)
+    sums_to_1("probabilities", q, at_most=True)
     problem = make_problem(
         input,
         _mark(kept, ignore_index),
@@ -325,8 +356,7 @@ def sparse_cross_entropy(
         class_bias,
         (),
     )
-    row_weight = check_reduction(reduction, normalizer, row_weight, empty, rows)
-    q = torch.where(classes != ignore_index, q.movedim(axis, -1).to(wide_dtype(q)), 0)
+    q = q.to(wide_dtype(q))
     if tail == "renormalize":
         q = q / torch.where(kept, q.sum(-1), 1).unsqueeze(-1)
 
@@ -348,10 +378,8 @@ def sparse_cross_entropy(
     ).to(torch.float32 if autocasts(input) and dtype.itemsize < 4 else dtype)  # fmt: skip
 
 
-def _check_lists(
-    input: Tensor, classes: Tensor, probabilities: Tensor, ignore_index: int
-) -> tuple[int, Tensor]:
-    """The axis of the classes, and the probabilities; raise unless the lists fit the logits."""
+def _check_lists(input: Tensor, classes: Tensor, probabilities: Tensor) -> int:
+    """The axis of the classes; raise unless the lists fit the logits."""
     for name, value in (("input", input), ("classes", classes), ("probabilities", probabilities)):
         if not isinstance(value, LinearLogits):
             is_tensor(name, value)
@@ -365,13 +393,12 @@ def _check_lists(
             f"with K in the place of the classes; got {tuple(classes.shape)} and "
             f"{tuple(probabilities.shape)}"
         )
-    if classes.dtype not in (torch.int64, torch.uint8):
-        raise TypeError(f"`classes` must be int64 class indices, got {classes.dtype}")
+    for name, value in (("classes", classes), ("probabilities", probabilities)):
+        if value.device != input.device:
+            raise ValueError(f"`input` is on {input.device} but `{name}` on {value.device}")
     if not probabilities.is_floating_point():
         raise TypeError(f"`probabilities` must be floating point, got {probabilities.dtype}")
-    q = torch.where(classes == ignore_index, 0, probabilities)
-    check_distribution("probabilities", q.movedim(axis, -1), at_most=True)
-    return axis, q
+    return axis
 
 
 def _refuse_doubles(listed: _Listed) -> None:

@@ -80,7 +80,7 @@ def entmax(input: Tensor, alpha: float = 1.5, dim: int = -1) -> Tensor:
     References:
         Peters, Niculae & Martins, *Sparse sequence-to-sequence models*, ACL 2019.
     """
-    Range(1).check("alpha", alpha, None)
+    alpha = Range(1).check("alpha", alpha, None)
     return tempered_softmax(input, 2 - alpha, dim)
 
 

@@ -55,9 +55,9 @@ def tempered_softmax(input: Tensor, t: float = 1.2, dim: int = -1) -> Tensor:
         Amid et al., *Robust bi-tempered logistic loss based on Bregman divergences*, NeurIPS 2019.
     """
     check_logits(input, dim)
-    finite_number("t", t)
+    t = finite_number("t", t)
     z = torch.atleast_1d(input).to(wide_dtype(input)).movedim(dim, -1)
-    return softmax_t(z, float(t)).movedim(-1, dim).reshape(input.shape).to(input.dtype)
+    return softmax_t(z, t).movedim(-1, dim).reshape(input.shape).to(input.dtype)
 
 
 @member(proper=True, bounded=True, convex=False, second_pass=True)

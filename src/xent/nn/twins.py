@@ -15,11 +15,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from .._check import is_tensor, one_of
+from .._check import is_tensor, number_or_nan, one_of, whole_number
 from ..engines import ENGINES
 from ..hyperparameters import Hyperparameters
 from ..losses import cross_entropy, linear_cross_entropy
 from ..losses.lookup import members
+
+Rule = Callable[[str, Any], Any]
 
 # What belongs to one batch, and so to `forward`.
 PER_CALL = (
@@ -31,6 +33,8 @@ PER_CALL = (
 _BASES = {
     "binary_cross_entropy": torch.nn.BCELoss,
     "binary_cross_entropy_with_logits": torch.nn.BCEWithLogitsLoss,
+    "kl_div": torch.nn.KLDivLoss,
+    "nll_loss": torch.nn.NLLLoss,
 }
 _LEGACY = ("size_average", "reduce")  # which PyTorch's constructors make a reduction of
 
@@ -75,16 +79,18 @@ class Loss(torch.nn.Module):
                 f"{module}() takes its settings by name, {next(iter(self.settings))}=..."
             )
         by_place = dict(zip(self.by_place, placed, strict=False))
-        for name, value in (*by_place.items(), *given.items()):
+        for name in (*by_place, *given):
             if name not in self.settings and name not in self.by_place:
                 raise TypeError(self._unexpected(name))
             if name in by_place and name in given:
                 raise TypeError(f"{module}() got multiple values for argument {name!r}")
+        settings = {**by_place, **given}
+        for name, value in settings.items():
             for rule in _rules(self.function).get(name, ()):
-                rule(name, value)
+                settings[name] = value = rule(name, value)
             if value is not None and _is_tensor(name, self.function):
                 is_tensor(name, value)
-        return {**by_place, **given}
+        return settings
 
     def _unexpected(self, name: str) -> str:
         module = type(self).__name__
@@ -215,15 +221,21 @@ def _hints(function: Callable[..., Any]) -> dict[str, Any]:
 
 
 @cache
-def _rules(function: Callable[..., Any]) -> dict[str, list[Callable[[str, Any], None]]]:
-    """What can be said about a setting before there are logits."""
-    rules: dict[str, list[Callable[[str, Any], None]]] = {
-        "engine": [lambda name, value: one_of(name, value, ENGINES)]
-    }
+def _rules(function: Callable[..., Any]) -> dict[str, list[Rule]]:
+    """What can be said about a setting before there are logits; each gives the value for use."""
+    rules: dict[str, list[Rule]] = {"engine": [lambda name, value: one_of(name, value, ENGINES)]}
     for name, hint in _hints(function).items():
         if typing.get_origin(hint) is typing.Literal:
             choices = typing.get_args(hint)
             rules[name] = [lambda name, value, choices=choices: one_of(name, value, choices)]
+        elif hint in (int, "int"):
+            rules[name] = [whole_number]
+        elif hint in (float, "float", float | None, "float | None"):
+            rules[name] = [_number]
     for name, rule in Hyperparameters(inspect.unwrap(function)).checks:
         rules.setdefault(name, []).append(lambda n, value, rule=rule: rule.check(n, value, None))
     return rules
+
+
+def _number(name: str, value: Any) -> Any:
+    return None if value is None else number_or_nan(name, value)

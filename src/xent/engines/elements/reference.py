@@ -36,7 +36,10 @@ def plain_values(problem: ElementProblem) -> Tensor:
     pos_weight = None if problem.pos_weight is None else _wide(problem.pos_weight)
     values = problem.body(z, t, pos_weight)
     if problem.weight is not None:
-        values = values * _wide(problem.weight)
+        weight = _wide(problem.weight)
+        if weight.requires_grad:  # learned, so that elements of weight 0 are looked at, too
+            values = torch.where((weight == 0) & ~values.isfinite(), 0.0, values)
+        values = values * weight
     return values if kept is None else torch.where(kept, values, 0.0)
 
 

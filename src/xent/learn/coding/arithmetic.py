@@ -17,6 +17,8 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from ..._probabilities import rounding
+
 _WORD, _BYTE = 64, 8  # bits of the window in which the interval is narrowed
 _TOP = _WORD - _BYTE
 MOST = 1 << 32  # of all frequencies together: 24 bits below the narrowest interval
@@ -240,7 +242,7 @@ def quantize(probabilities: Any) -> np.ndarray:
     p = np.asarray(probabilities, np.float64)
     if p.ndim != 1 or not 0 < len(p) <= 1 << 24:
         raise ValueError(f"`probabilities` must be one for each symbol; got shape {p.shape}")
-    if not (p.min() >= 0 and abs(p.sum() - 1) < 1e-3):
+    if not (p.min() >= 0 and abs(p.sum() - 1) <= rounding()):
         raise ValueError(
             f"`probabilities` must be at least 0 and sum to 1, got {p.min():g} and {p.sum():g}. "
             f"Logits: pass xent.softmax(logits)"

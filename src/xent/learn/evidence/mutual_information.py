@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ..._check import finite_number, is_tensor
+from ..._probabilities import rounding
 from ...information import entropy_from_counts
 from ...information.common import NATS_PER_BIT
 from ...losses import cross_entropy, logit_adjusted_loss
@@ -343,7 +344,7 @@ def _log_proba(model: Any, X: Any, classes: np.ndarray) -> np.ndarray:
             f"numpy.unique sorts them; those of {name} are others or in another order"
         )
     off = abs(np.exp(log_p).sum(1) - 1).max()
-    if off > 1e-3:
+    if off > rounding():
         raise ValueError(
             f"`classifier` must give probabilities that sum to 1; those of {name} miss it by "
             f"{off:.3g}"

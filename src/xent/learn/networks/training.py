@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ..._check import is_whole
 from ...losses import cross_entropy
 from .batches import Batches, Data
 from .epoch_means import EpochMeans
@@ -285,7 +286,7 @@ def _random_numbers(seed: int, device: torch.device | str) -> Iterator[None]:
 def _check_settings(epochs: int, batch_size: int, patience: int | None, validation: object) -> None:
     counts = {"epochs": epochs, "batch_size": batch_size, "patience": patience}
     for name, value in counts.items():
-        if value is not None and (not isinstance(value, int) or value < 1):
+        if value is not None and (not is_whole(value) or value < 1):
             raise ValueError(f"`{name}` must be a whole number of at least 1, got {value!r}")
     if patience is not None and validation is None:
         raise ValueError("`patience` waits for the validation loss; give `validation` rows as well")

@@ -18,6 +18,8 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import Module
 
+from ..._check import is_whole
+
 # From observations (k, ...) and the numbers of the episodes they are of, (k,), to actions.
 Act = Callable[[Tensor, Tensor], Tensor]
 
@@ -298,6 +300,6 @@ def _tensor(array: np.ndarray) -> Tensor:
 
 def seeds_of(seed: int, round: int, count: int) -> list[int]:
     """Seeds for the episodes of one round, which no other round or seed has."""
-    if not isinstance(seed, int) or seed < 0:
+    if not is_whole(seed) or seed < 0:
         raise ValueError(f"`seed` must be a whole number of at least 0, got {seed!r}")
-    return np.random.SeedSequence((seed, round)).generate_state(count).tolist()
+    return np.random.SeedSequence((int(seed), round)).generate_state(count).tolist()

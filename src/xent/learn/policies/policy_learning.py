@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
+from ..._check import is_whole
 from ..._files import checkpoint_bytes, read_checkpoint, write_whole
 from ...hyperparameters import Range
 from ...losses import cross_entropy, group_advantages, reinforce_loss
@@ -214,9 +215,9 @@ class _Training:
         seed: int,
         settings: dict[str, Any],
     ) -> None:
-        if not isinstance(batch, int) or batch < 2:
+        if not is_whole(batch) or batch < 2:
             raise ValueError(f"`batch` must be a whole number of at least 2, got {batch!r}")
-        Range(0, open=True).check("lr", lr, None)
+        batch, lr = int(batch), Range(0, open=True).check("lr", lr, None)
         self.policy, self.loss, self.seed = policy, loss, seed
         self.optimizer = torch.optim.Adam(policy.parameters(), lr)
         self.generator = torch.Generator().manual_seed(seed)

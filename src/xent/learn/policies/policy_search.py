@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.func import functional_call, vmap
 from torch.nn import Module
 
+from ..._check import is_whole
 from ..networks.training import evaluation_mode
 from .episodes import Stage, as_for, greedy, seeds_of
 
@@ -55,7 +56,7 @@ class PolicyScores:
     def __init__(
         self, policy: Module, env: str | Callable[[], Any], *, episodes: int = 1, seed: int = 0
     ) -> None:
-        if not isinstance(episodes, int) or episodes < 1:
+        if not is_whole(episodes) or episodes < 1:
             raise ValueError(f"`episodes` must be a whole number of at least 1, got {episodes!r}")
         self.policy, self.episodes, self.seed = policy, episodes, seed
         self._shapes = {name: p.shape for name, p in policy.named_parameters()}

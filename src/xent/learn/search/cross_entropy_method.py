@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..._check import finite_number
+from ..._check import finite_number, is_whole
 from .search_distributions import SearchDistribution
 
 
@@ -31,11 +31,11 @@ def elite_count(elite: float, of: int, name: str = "population") -> int:
     Raises:
         ValueError: for an elite of fewer than two, or of all.
     """
-    if not isinstance(of, int) or isinstance(of, bool) or of < 3:
+    if not is_whole(of) or of < 3:
         raise ValueError(f"`{name}` must be a whole number of at least 3, got {of!r}")
     finite_number("elite", elite)
     # Less a hair, so that a tenth of thirty is three.
-    count = elite if isinstance(elite, int) else math.ceil(elite * of - 1e-9)
+    count = int(elite) if is_whole(elite) else math.ceil(float(elite) * of - 1e-9)
     if not 2 <= count < of:
         raise ValueError(
             f"an `elite` of {elite} of a `{name}` of {of} is {count}; it must be at least 2, which "

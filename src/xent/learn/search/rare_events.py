@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..._check import finite_number
+from ..._check import finite_number, is_whole
 from .cross_entropy_method import elite_count, read_scores
 from .search_distributions import SearchDistribution
 
@@ -96,13 +96,14 @@ def rare_event(
         de Boer et al., *A tutorial on the cross-entropy method*, 2005.
     """
     if population is None:
-        share = elite if isinstance(elite, float) and 0 < elite < 1 else 1.0  # a wrong one: below
+        part = not is_whole(elite) and 0 < finite_number("elite", elite) < 1
+        share = elite if part else 1.0  # a wrong one: below
         population = max(1000, math.ceil(10 * len(nominal.centre) / share))
     count = elite_count(elite, population)
     finite_number("threshold", threshold)
     if not 0 <= finite_number("smoothing", smoothing) < 1:
         raise ValueError(f"`smoothing` must be at least 0 and less than 1, got {smoothing}")
-    if not isinstance(final, int) or final < 2:
+    if not is_whole(final) or final < 2:
         raise ValueError(f"`final` must be a whole number of at least 2, got {final!r}")
     generator = torch.Generator().manual_seed(seed)
     sampling, levels = nominal, [-math.inf]

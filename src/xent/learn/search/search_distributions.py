@@ -16,6 +16,8 @@ import torch
 from torch import Generator, Tensor
 from torch.distributions import MultivariateNormal, Normal
 
+from ..._probabilities import sums_to_1
+
 
 @dataclass(frozen=True, eq=False)
 class SearchDistribution(ABC):
@@ -262,10 +264,9 @@ class Categorical(SearchDistribution):
 
     def __post_init__(self) -> None:
         p = _numbers("probability", self.probability)
-        if p.ndim != 2 or not p.numel() or bool((p < 0).any()):
-            raise ValueError("`probability` must hold no negative number, shape (d, k)")
-        if not torch.allclose(p.sum(1), p.new_ones(len(p)), atol=1e-6):
-            raise ValueError("`probability`: each line must sum to 1")
+        if p.ndim != 2 or not p.numel():
+            raise ValueError("`probability` must have shape (d, k)")
+        sums_to_1("probability", p)
         object.__setattr__(self, "probability", p / p.sum(1, keepdim=True))
 
     @property

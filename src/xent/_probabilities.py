@@ -1,0 +1,79 @@
+"""What counts as probabilities: checks that every room shares, with one tolerance for rounding.
+
+Values are looked at where that is possible and free.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .modes import refuse_where
+
+
+def rounding(dtype: torch.dtype = torch.float32) -> float:
+    """How far the sum of a distribution may be from 1, and a log-probability above 0.
+
+    It is ``eps^(2/3)``, two thirds of the digits that a type has: 2e-5, 1e-2 and 4e-2 for float32,
+    float16 and bfloat16. That is well above what softmax leaves, with any number of classes, and
+    below an honest mistake. Float64 is given no less than float32, in which its numbers may have
+    been computed.
+    """
+    return max(torch.finfo(dtype).eps, torch.finfo(torch.float32).eps) ** (2 / 3)
+
+
+def sums_to_1(
+    name: str, p: Tensor, dtype: torch.dtype | None = None, *, at_most: bool = False, hint: str = ""
+) -> None:
+    """Raise unless the last axis holds a distribution, or with ``at_most`` a part of one.
+
+    Args:
+        name: of the argument.
+        p: the numbers.
+        dtype: in which they were given, if that is another than theirs.
+        at_most: whether sums below 1 are allowed.
+        hint: a further way out.
+    """
+    if p.device.type != "cpu" or p.numel() == 0:
+        return
+    p = p.detach()
+    total = p.sum(-1, dtype=torch.float64)
+    off = (total - 1).clamp(min=0) if at_most else (total - 1).abs()
+    wanted = (
+        f"`{name}` must hold probabilities, none below 0 or NaN, and each row must sum to "
+        f"{'at most ' * at_most}1"
+    )
+
+    def error() -> ValueError:
+        found = f"sums from {total.min():.6g} to {total.max():.6g}, smallest entry {p.min():.4g}"
+        return ValueError(
+            f"{wanted}; got {found}. Divide each row by its sum, or take the softmax of logits"
+            f"{hint}"
+        )
+
+    refuse_where((p < 0).any(-1) | ~(off <= rounding(dtype or p.dtype)), error, wanted)
+
+
+def probabilities(name: str, p: Tensor, counted: Tensor | None = None) -> None:
+    """Raise for a number outside [0, 1] where ``counted``."""
+    bad = (p < 0) | (p > 1 + rounding(p.dtype))
+    wanted = f"`{name}` must hold probabilities between 0 and 1"
+    _refuse(p, bad, counted, wanted, "of logits take the softmax")
+
+
+def log_probabilities(name: str, x: Tensor, counted: Tensor | None = None) -> None:
+    """Raise for a number above 0 where ``counted``."""
+    wanted = f"`{name}` must hold log-probabilities, which are at most 0"
+    hint = "of probabilities take the logarithm, of logits xent.log_softmax"
+    _refuse(x, x > rounding(x.dtype), counted, wanted, hint)
+
+
+def _refuse(x: Tensor, bad: Tensor, counted: Tensor | None, wanted: str, hint: str) -> None:
+    if x.device.type != "cpu":
+        return
+    bad = (bad if counted is None else bad & counted).detach()
+
+    def error() -> ValueError:
+        return ValueError(f"{wanted}, but it holds {x.detach()[bad][0].item():.6g}; {hint}")
+
+    refuse_where(bad, error, wanted)

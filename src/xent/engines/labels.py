@@ -1,0 +1,45 @@
+"""Labels that do not exist: looked for where looking is possible and free."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .._check import TargetError, label_out_of_range
+from ..modes import behind_transforms, compiling, plain_operations, refuse_where
+
+
+def check_labels(
+    labels: Tensor, classes: int, ignore_index: int, first_class: int = 0, name: str = "target"
+) -> None:
+    """Raise on a class index that does not exist.
+
+    Where nobody may look (accelerators, tracers) such a row has no target, and no finite loss.
+    Under torch.func the labels behind the wrappers are looked at: each is right or wrong by itself.
+    """
+    if labels.device.type != "cpu":
+        return
+    if not compiling() and plain_operations():
+        seen = behind_transforms(labels)
+        if seen is None:
+            return
+        with torch._C._DisableFuncTorch():
+            bad = _unknown(seen, classes, ignore_index, first_class)
+            if bool(bad.any()):
+                raise _error(seen[bad], classes, ignore_index, name)
+        return
+    bad = _unknown(labels, classes, ignore_index, first_class)
+    refuse_where(
+        bad,
+        lambda: _error(labels[bad], classes, ignore_index, name),
+        f"`{name}` holds a class index that is out of bounds for {classes} classes",
+    )
+
+
+def _unknown(labels: Tensor, classes: int, ignore_index: int, first_class: int) -> Tensor:
+    here = labels - first_class if first_class else labels
+    return ((here < 0) | (here >= classes)) & (labels != ignore_index)
+
+
+def _error(bad: Tensor, classes: int, ignore_index: int, name: str) -> TargetError:
+    return label_out_of_range(int(bad.flatten()[0]), classes, ignore_index, name)

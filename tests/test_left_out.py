@@ -1,0 +1,182 @@
+"""Rows and elements of weight 0 are left out, whatever they hold, by every engine and reduction."""
+
+import math
+
+import pytest
+import torch
+
+import xent
+from xent.losses import CATALOG
+
+from .catalog_cases import APART, OF_A_BATCH, OF_LABELS, SETTINGS, case
+from .helpers import head
+
+N, C = 6, 4
+HOLES = {"nan": math.nan, "inf": math.inf, "masked": -math.inf, "overflown": 1e300}
+WEIGHT = torch.tensor([1.0, 0.0, 0.5, 2.0, 0.0, 1.0])
+KEPT = WEIGHT != 0
+BY_ROW = [
+    n for n, m in CATALOG.items()
+    if n not in {*APART, *OF_A_BATCH, *OF_LABELS} and m.targets != "binary"
+    and n != "continuous_bernoulli_loss"
+]  # fmt: skip
+OF_ELEMENTS = [n for n, m in CATALOG.items() if m.targets == "binary"] + [
+    "continuous_bernoulli_loss"
+]
+
+
+def logits(name, hole, dtype=torch.float64):
+    """Logits of rows, and the same with something else in the rows of weight 0."""
+    z = 0.5 * torch.randn(N, case(name).width(C), dtype=dtype)
+    return z, torch.where(KEPT[:, None], z, torch.tensor(hole, dtype=dtype))
+
+
+def both(loss, z, holed):
+    """Loss and gradient of whole rows and of rows with holes."""
+    found = []
+    for x in (z, holed):
+        x = x.clone().requires_grad_()
+        value = loss(x)
+        (slope,) = torch.autograd.grad(value.sum(), x)
+        found += [value.detach(), slope]
+    return found
+
+
+def check(loss, z, holed):
+    """As if the rows held something harmless, and without a gradient there."""
+    value, slope, with_holes, holed_slope = both(loss, z, holed)
+    assert value.isfinite().all()
+    assert torch.equal(value, with_holes)
+    assert torch.equal(slope, holed_slope)
+    assert (slope[~KEPT] == 0).all()
+
+
+@pytest.mark.parametrize("hole", HOLES.values(), ids=HOLES)
+@pytest.mark.parametrize("name", BY_ROW)
+def test_every_loss_of_rows(name, hole):
+    z, holed = logits(name, hole)
+    c, function = case(name), CATALOG[name].function
+    settings = SETTINGS.get(name, lambda _: {})(C)
+    y = torch.arange(N) % C
+    for reduction in ("none", "sum", "mean"):
+        check(
+            lambda x, r=reduction: function(
+                *c.data(x, y), reduction=r, row_weight=WEIGHT, **settings
+            ),
+            z, holed,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(OF_LABELS))
+def test_every_loss_of_labels(name):
+    z, function = 0.5 * torch.randn(N, C).double(), CATALOG[name].function
+    y = (torch.randn(N, C) > 0).double()
+    for hole in HOLES.values():
+        holed = torch.where(KEPT[:, None], z, torch.tensor(hole).double())
+        check(lambda x: function(x, y, row_weight=WEIGHT), z, holed)
+
+
+@pytest.mark.parametrize("name", OF_ELEMENTS)
+def test_every_loss_of_elements(name):
+    function, y = CATALOG[name].function, torch.rand(N, C).double()
+    z = torch.randn(N, C).double()
+    for hole in HOLES.values():
+        holed = torch.where(KEPT[:, None], z, torch.tensor(hole).double())
+        for reduction in ("none", "sum", "mean"):
+            check(
+                lambda x, r=reduction: function(x, y, WEIGHT.double()[:, None], reduction=r),
+                z, holed,
+            )  # fmt: skip
+    value = function(z, y, WEIGHT.double()[:, None])
+    assert value == function(z, y, WEIGHT.double()[:, None], reduction="sum") / (N * C)
+
+
+@pytest.mark.parametrize("hole", [math.nan, -math.inf])
+def test_every_engine(every_engine, hole):
+    z, holed = logits("cross_entropy", hole, torch.float32)
+    y, soft = torch.arange(N) % C, torch.softmax(torch.randn(N, C), 1)
+    for target in (y, soft):
+        options = {"engine": every_engine, "row_weight": WEIGHT}
+        check(lambda x, t=target, o=options: xent.cross_entropy(x, t, **o), z, holed)
+    t, weight = torch.rand(N, C), WEIGHT[:, None]
+    check(
+        lambda x: xent.binary_cross_entropy_with_logits(x, t, weight, engine=every_engine),
+        z, holed,
+    )  # fmt: skip
+
+
+def test_what_else_a_row_holds():
+    """A label that does not exist, probabilities that are none, a target that is NaN."""
+    z, y = torch.randn(N, C), torch.arange(N) % C
+    bad = torch.where(KEPT, y, 77)
+    assert xent.cross_entropy(z, bad, row_weight=WEIGHT) == xent.cross_entropy(
+        z, y, row_weight=WEIGHT
+    )
+    soft = torch.softmax(z, 1)
+    for loss in (xent.cross_entropy, xent.sparsemax_loss):
+        none = torch.where(KEPT[:, None], soft, math.nan)
+        assert loss(z, none, row_weight=WEIGHT) == loss(z, soft, row_weight=WEIGHT)
+    t = torch.rand(N, C)
+    none, weight = torch.where(KEPT[:, None], t, math.nan), WEIGHT[:, None]
+    loss = xent.binary_cross_entropy_with_logits
+    assert loss(z, none, weight) == loss(z, t, weight)
+
+
+def test_counts_and_statistics_go_on_as_they_were():
+    """A row of weight 0 is a row all the same: an advantage of 0, say."""
+    z, y = torch.randn(N, C).double(), torch.arange(N) % C
+    options = {"row_weight": WEIGHT, "normalizer": "count"}
+    total = xent.cross_entropy(z, y, row_weight=WEIGHT, reduction="sum")
+    assert xent.cross_entropy(z, y, **options) == total / N
+    loss, stats = xent.cross_entropy(z, y, return_stats=True, **options)
+    assert loss == total / N
+    torch.testing.assert_close(stats.log_prob, xent.statistics(z, y).log_prob, rtol=0, atol=0)
+    for name in ("mixup_cross_entropy", "sparse_cross_entropy", "distillation_loss"):
+        function, data = CATALOG[name].function, case(name).data(z, y)
+        total = function(*data, row_weight=WEIGHT, reduction="sum")
+        torch.testing.assert_close(function(*data, **options), total / N)
+
+
+def test_a_weight_that_is_learned_has_its_slope_at_0():
+    z, y = torch.randn(N, C).double(), torch.arange(N) % C
+    weight = WEIGHT.double().requires_grad_()
+    (slope,) = torch.autograd.grad(
+        xent.cross_entropy(z, y, row_weight=weight, reduction="sum"), weight
+    )
+    torch.testing.assert_close(slope, xent.cross_entropy(z, y, reduction="none"))
+    weight = WEIGHT.double()[:, None].requires_grad_()
+    t, loss = torch.rand(N, C).double(), xent.binary_cross_entropy_with_logits
+    (slope,) = torch.autograd.grad(loss(z, t, weight, reduction="sum"), weight)
+    torch.testing.assert_close(slope[:, 0], loss(z, t, reduction="none").sum(1))
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "sparsemax_loss", "multilabel_cross_entropy"])
+def test_behind_a_head(loss):
+    hidden, weight, bias = (x.detach() for x in head(N, 3, C))
+    y, soft = torch.arange(N) % C, torch.softmax(torch.randn(N, C).double(), 1)
+    targets = [soft] if loss == "multilabel_cross_entropy" else [y, soft]
+    for target in targets:
+
+        def run(x, t=target):
+            w = weight.clone().requires_grad_()
+            value = CATALOG[loss].function(xent.LinearLogits(x, w, bias), t, row_weight=WEIGHT)
+            assert torch.autograd.grad(value, w, retain_graph=True)[0].isfinite().all()
+            return value
+
+        check(run, hidden, torch.where(KEPT[:, None], hidden, math.nan))
+
+
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+def test_elements_behind_a_head(reduction):
+    hidden, weight, bias = (x.detach() for x in head(N, 3, C))
+    t = torch.rand(N, C).double()
+
+    def run(x):
+        w = weight.clone().requires_grad_()
+        value = xent.sigmoid_focal_loss(
+            xent.LinearLogits(x, w, bias), t, WEIGHT[:, None].double(), reduction=reduction
+        )
+        assert torch.autograd.grad(value, w, retain_graph=True)[0].isfinite().all()
+        return value
+
+    check(run, hidden, torch.where(KEPT[:, None], hidden, math.nan))
