@@ -162,7 +162,10 @@ def claims(found: dict[str, list[Found]], seeds: range) -> dict[str, bool]:
         f"planted graphs of {TRIED} nodes have no heavier cut than the planted one": (
             planted_is_best(seeds)
         ),
-        "in large ones the method finds it every time": all(map(reached, large)),
+        "in large ones the method comes to 98 % of it every time, and finds it in half or more": (
+            all(f.search.score >= 0.98 * f.optimum for f in large)
+            and sum(map(reached, large)) >= len(large) / 2
+        ),
         "in every random graph the method finds 95 % of the optimum or more": all(
             f.search.score > 0.95 * f.optimum for f in small
         ),
