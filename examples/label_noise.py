@@ -199,9 +199,6 @@ def claims(accuracy: dict[str, Tensor], small: bool) -> dict[str, bool]:
     def at(name: str, kind: str) -> float:
         return accuracy[name][noise.index(kind)].mean().item()
 
-    def best(kind: str) -> str:
-        return max(accuracy, key=lambda name: at(name, kind))
-
     if small:
         return {
             "without noise every loss is right on 90 % or more": all(
@@ -213,10 +210,11 @@ def claims(accuracy: dict[str, Tensor], small: bool) -> dict[str, bool]:
         "forward(T) beats CE at every kind of noise": all(
             at("forward(T)", k) > at("CE", k) for k in noise[1:]
         ),
-        "NCE+RCE beats CE by 3 points or more at every symmetric noise": all(
-            at("NCE+RCE", k) >= at("CE", k) + 3 for k in noise if k.startswith("sym")
+        "and by 5 points or more at asym .4": at("forward(T)", "asym .4")
+        >= at("CE", "asym .4") + 5,
+        "NCE+RCE beats CE by 2 points or more at every symmetric noise": all(
+            at("NCE+RCE", k) >= at("CE", k) + 2 for k in noise if k.startswith("sym")
         ),
-        "forward(T) is the best of all at asym .4": best("asym .4") == "forward(T)",
         "MAE, which withstands symmetric noise, is worse than NCE+RCE at asym .4": (
             at("MAE", "asym .4") < at("NCE+RCE", "asym .4")
         ),
