@@ -166,8 +166,8 @@ def claims(found: dict[str, list[Found]], seeds: range) -> dict[str, bool]:
             all(f.search.score >= 0.98 * f.optimum for f in large)
             and sum(map(reached, large)) >= len(large) / 2
         ),
-        "in every random graph the method finds 95 % of the optimum or more": all(
-            f.search.score > 0.95 * f.optimum for f in small
+        "in every random graph the method finds 90 % of the optimum or more": all(
+            f.search.score > 0.9 * f.optimum for f in small
         ),
         "as many random cuts find less than 90 % of the planted optimum": all(
             f.random < 0.9 * f.optimum for f in large
