@@ -25,7 +25,7 @@ from xent.learn.policies.policy_learning import PolicyRecord
 
 FRESH_SEED = 1_000_000
 SIZES = {"CartPole-v1": (4, 2), "Acrobot-v1": (6, 3)}
-SOLVED = {"CartPole-v1": 500.0, "Acrobot-v1": -100.0}
+GOOD = {"CartPole-v1": 475.0, "Acrobot-v1": -120.0}  # returns that every seed must come to
 TARGET = 475.0  # of the policy that learns actions
 
 
@@ -90,7 +90,7 @@ def claims(
     searches: dict[str, list[Search]], records: list[PolicyRecord], target: float, small: bool
 ) -> dict[str, bool]:
     """What must hold."""
-    goal = {"CartPole-v1": 50.0, "Acrobot-v1": -400.0} if small else SOLVED
+    goal = {"CartPole-v1": 50.0, "Acrobot-v1": -400.0} if small else GOOD
     return {
         **{
             f"{env}: 100 fresh episodes return {goal[env]:g} or better on average, every seed": all(
@@ -112,7 +112,7 @@ def draw(searches: dict[str, list[Search]], records: list[PolicyRecord], path: P
     for panel, (env, found) in zip(panels, searches.items(), strict=False):
         learning_curves(
             {"mean of the population": [s.means for s in found]}, panel, window=1,
-            target=SOLVED[env], unit="iteration",
+            target=GOOD[env], unit="iteration",
         )  # fmt: skip
         panel.set_title(f"{env}, parameters", fontsize="medium")
     learning_curves({"policy": [r.returns for r in records]}, panels[2], target=TARGET)
