@@ -10,6 +10,7 @@ import pytest
 PROJECT = Path(__file__).parents[1]
 RUNNER = runpy.run_path(str(PROJECT / "docs" / "experiments.py"))
 EXAMPLES = RUNNER["EXAMPLES"]
+OUT = RUNNER["OUT"]
 SHARED = runpy.run_path(str(PROJECT / "examples" / "_experiment.py"))
 
 
@@ -26,6 +27,17 @@ def test_an_example_has_a_small_form_and_claims(name):
     assert smaller or "With ``--small`` it is the same" in text
     assert any(call.func.id == "hold" for call in called)
     assert f"python examples/{name}.py [--small]" in text
+
+
+def test_what_every_example_printed_and_drew_is_kept():
+    kept = {path.name for path in OUT.iterdir()} - {"README.md", "times.txt"}
+    pictures = {f"{name}.png" for name in EXAMPLES if RUNNER["draws"](name)}
+    assert kept == {f"{name}.txt" for name in EXAMPLES} | pictures
+    for name in EXAMPLES:
+        text = (OUT / f"{name}.txt").read_text(encoding="utf-8")
+        assert "\nholds: " in text
+        assert "DOES NOT HOLD" not in text
+    assert (OUT / "README.md").read_text(encoding="utf-8") == RUNNER["index"]()
 
 
 def test_a_claim_that_does_not_hold_is_an_error(capsys):
