@@ -112,7 +112,11 @@ def power(base: Tensor, exponent: float | Tensor) -> Tensor:
         return base**exponent
     zero = base == 0
     raised = torch.where(zero, 1.0, base) ** exponent
-    return torch.where(zero & (exponent > 0), 0.0, raised)
+    if isinstance(exponent, Tensor):
+        zero = zero & (exponent > 0)
+    elif exponent <= 0:
+        return raised
+    return torch.where(zero, 0.0, raised)
 
 
 def _finite(value: Tensor) -> bool:
