@@ -129,6 +129,11 @@ class Hyperparameters:
             if isinstance(rule, Rule)
         ]
         self.per_class = frozenset(n for n, rule in self.checks if isinstance(rule, PerClass))
+        self.optional = frozenset(  # found here, as compilers cannot look at annotations
+            name
+            for name, hint in self.hints.items()
+            if self.defaults.get(name, ...) is None or type(None) in getattr(hint, "__args__", ())
+        )
 
     def settings(self, given: Mapping[str, Any], input: Tensor | None = None) -> dict[str, Any]:
         """Every hyperparameter by name: what is given, checked, and defaults for the others."""
@@ -143,15 +148,10 @@ class Hyperparameters:
         settings = {**self.defaults, **given}
         for name, rule in self.checks:
             if name in given:
-                if given[name] is None and not self.optional(name):
+                if given[name] is None and name not in self.optional:
                     raise TypeError(f"{self.name}() needs a value for `{name}`, got None")
                 settings[name] = rule.check(name, given[name], input)
         return settings
-
-    def optional(self, name: str) -> bool:
-        """Whether None is a value of a hyperparameter."""
-        default = self.defaults.get(name, inspect.Parameter.empty)
-        return default is None or type(None) in getattr(self.hints[name], "__args__", ())
 
     def fit_chunks(self, settings: Mapping[str, Any]) -> bool:
         """Whether some rows can be looked at without the others.
