@@ -123,7 +123,7 @@ def test_the_empty_message():
 )
 def test_two_hundred_kilobytes_of_real_text(make):
     code = encode(SOURCES, make())
-    assert len(SOURCES) > 200_000
+    assert len(SOURCES) > 150_000  # as much as the Python has
     assert bytes(decode(code.data, make(), len(SOURCES))) == SOURCES
     assert -0.1 < code.bits - code.information < 2
 

@@ -8,6 +8,7 @@ import pytest
 pytest.importorskip("sklearn")
 pytest.importorskip("scipy")
 
+import sklearn
 from scipy.sparse import csr_array
 from sklearn.datasets import load_breast_cancer, load_digits, load_iris, load_wine
 from sklearn.linear_model import LogisticRegression as ScikitLearn
@@ -16,6 +17,8 @@ from sklearn.preprocessing import StandardScaler
 
 from xent.learn import LogisticRegression, SoftmaxRegression, regularization_path, smallest_C
 
+# Before 1.8 scikit-learn heeds `l1_ratio` only with `penalty`, which it refuses by now.
+OLD = tuple(map(int, sklearn.__version__.split(".")[:2])) < (1, 8)
 LOADERS = {
     "breast_cancer": load_breast_cancer,
     "iris": load_iris,
@@ -210,7 +213,13 @@ def test_objective_is_that_of_scikit_learn(name, l1_ratio):
     C = 1 / (len(x) * lam)
     ours = SoftmaxRegression(C=C, l1_ratio=l1_ratio, tol=1e-9).fit(x, y)
     theirs = ScikitLearn(
-        C=C, l1_ratio=l1_ratio, solver="saga", tol=1e-7, max_iter=20_000, random_state=0
+        C=C,
+        l1_ratio=l1_ratio,
+        solver="saga",
+        tol=1e-7,
+        max_iter=20_000,
+        random_state=0,
+        **({"penalty": "elasticnet"} if OLD else {}),
     ).fit(x, y)
     values = [objective(model, x, y, lam, l1_ratio) for model in (ours, theirs)]
     assert values[0] == pytest.approx(values[1], abs=1e-8)
@@ -222,7 +231,12 @@ def test_without_intercept_it_is_liblinear():
     x, y = data("breast_cancer")
     ours = SoftmaxRegression(C=0.05, l1_ratio=1, fit_intercept=False, tol=1e-9).fit(x, y)
     theirs = ScikitLearn(
-        C=0.05, l1_ratio=1, solver="liblinear", fit_intercept=False, tol=1e-10, max_iter=10_000
+        C=0.05,
+        solver="liblinear",
+        fit_intercept=False,
+        tol=1e-10,
+        max_iter=10_000,
+        **({"penalty": "l1"} if OLD else {"l1_ratio": 1}),
     ).fit(x, y)
     assert ours.coef_ == pytest.approx(theirs.coef_, abs=1e-5)
 
