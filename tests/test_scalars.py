@@ -68,7 +68,7 @@ def test_every_option_of_every_loss(name, option):
         torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
     hyper = Hyperparameters(inspect.unwrap(CATALOG[name].function))
     optional = inspect.signature(CATALOG[name].function).parameters[option].default is None
-    optional = optional or (option in hyper.names and hyper.optional(option))
+    optional = optional or option in hyper.optional
     vector = isinstance(dict(hyper.checks).get(option), PerElement)
     for what, wrong in NEITHER.items():
         if (wrong is None and optional) or (vector and what == "a tensor with an axis"):
