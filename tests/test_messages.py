@@ -163,6 +163,7 @@ def test_the_way_out_of_the_sigmoid_family():
         (IMAGE, LAST, "movedim(-1, 1)"),
         (X[:, 0], X[:, :1], "squeeze(1)"),
         (Y, X[:, 0], "swapped"),
+        (T, X, "swapped"),
         (X, Y, "cross_entropy"),
     ):
         said = message(loss, {"input": input, "target": target})

@@ -68,6 +68,8 @@ class ElementProblem(NamedTuple):
             hint = "for labels 1 and -1 pass (target + 1) / 2"
         elif 1 < value <= 255:
             hint = "for pixels of 0 to 255 divide by 255; class indices are for xent.cross_entropy"
+        if value % 1 > 0 and bool(((self.input >= 0) & (self.input <= 1)).all()):
+            hint = "are `input` and `target` swapped? The logits come first, then the targets"
         message = f"`target` holds {value:g}, but must lie between 0 and 1; {hint}"
         message += ". To leave elements out, mark them with ignore_value"
         if self.form == Form():
