@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 import xent
+from xent.learn.networks.epoch_means import EpochMeans
 from xent.losses import CATALOG
 
 Z = 2 * torch.randn(6, 4, generator=torch.Generator().manual_seed(5))
@@ -53,6 +54,15 @@ def test_nan_marks_labels_of_rows(name, mark):
         function(logits, HOLED, ignore_value=mark),
         function(hidden @ weight.T, marked, ignore_value=-1),
     )
+
+
+def test_means_over_batches_know_the_mark():
+    """Batches of 2, 2 and 2 rows with different numbers of known targets."""
+    loss = xent.nn.BCEWithLogitsLoss(ignore_value=math.nan)
+    means = EpochMeans(torch.nn.Identity(), loss)
+    for batch in zip(Z.split(2), HOLED.split(2), strict=True):
+        means([*batch])
+    assert means.take("data")["loss"] == pytest.approx(loss(Z, HOLED).item(), rel=1e-6)
 
 
 def test_nan_is_nan_where_it_is_no_mark(engine):

@@ -46,6 +46,7 @@ CALLS = {
     "flip_labels": lambda y: xent.flip_labels(y, torch.eye(4).double()),
     "find_label_issues": lambda y: find_label_issues(P, y),
     "fit_mixture_weights": lambda y: fit_mixture_weights(X[None].expand(2, 6, 4), y).weights,
+    "report": lambda y: torch.tensor(xent.information.report(0.25, y).label_entropy),
     "diagnose": lambda y: torch.tensor(len(xent.diagnose(X, y))),
 }  # fmt: skip
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .._check import finite_number, is_tensor
+from .._check import class_indices, finite_number, is_tensor, whole_number
 from ..targets import class_axis
 from .common import NATS_PER_BIT
 from .counts import entropy_from_counts
@@ -159,7 +159,9 @@ def _about_labels(target: Tensor, ignore_index: int) -> tuple[float, float]:
         each = entropy(target, axis).double().mean().item()
         average = target.double().movedim(axis, -1).flatten(0, -2).mean(0)
         return entropy_from_counts(average).item(), each
-    counts = target[target != ignore_index].unique(return_counts=True)[1]
+    labels = class_indices("target", target)
+    kept = labels != whole_number("ignore_index", ignore_index)
+    counts = labels[kept].unique(return_counts=True)[1]
     return entropy_from_counts(counts).item(), 0.0
 
 

@@ -76,8 +76,9 @@ class EpochMeans:
         self._add("loss", mass * _checked(loss, x, output), mass)
         with torch.no_grad():
             if "accuracy" not in self.metrics and _are_classes(targets[0], output):
-                right = output.argmax(class_axis(output)) == targets[0]
-                self._add_values("accuracy", right[targets[0] != self.ignore_index])
+                labels = targets[0].long()
+                right = output.argmax(class_axis(output)) == labels
+                self._add_values("accuracy", right[labels != self.ignore_index])
             for name, metric in self.metrics.items():
                 self._add_values(name, metric(output, *targets))
         return loss
@@ -125,16 +126,20 @@ def _divisor_of(loss: Callable[..., Any], ignore_index: int) -> Callable[..., fl
 
     def divisor(target: Tensor, *others: Tensor) -> float:
         if target.is_floating_point():
-            return target.numel() if ignore_value is None else (target != ignore_value).sum().item()
-        kept = target[target != ignore_index]
-        return kept.numel() if weight is None else weight[kept.long()].double().sum().item()
+            if ignore_value is None:
+                return target.numel()
+            marked = target.isnan() if math.isnan(ignore_value) else target == ignore_value
+            return (~marked).sum().item()
+        labels = target.long()
+        kept = labels[labels != ignore_index]
+        return kept.numel() if weight is None else weight[kept].double().sum().item()
 
     return divisor
 
 
 def _are_classes(target: Tensor, output: Any) -> bool:
     """Whether the targets are class indices, and the output has logits of the classes."""
-    indices = target.dtype in (torch.int64, torch.uint8)
+    indices = not (target.is_floating_point() or target.is_complex() or target.dtype == torch.bool)
     return indices and getattr(output, "ndim", 0) == target.ndim + 1
 
 
