@@ -270,7 +270,7 @@ def make_problem(
     if not input.is_floating_point():
         way_out = "call .float()"
         if target.is_floating_point():
-            way_out = "are `input` and `target` swapped? The logits come first, then the targets"
+            way_out += "; or are `input` and `target` swapped? The logits come first"
         raise TypeError(f"`input` must be floating point, got {input.dtype}; {way_out}")
     if target.is_complex():
         raise TypeError(f"`target` must hold real numbers in [0, 1], got {target.dtype}")
@@ -334,7 +334,7 @@ def _shape_hint(input: Tensor, target: Tensor) -> str:
     if target.ndim > 2 and target.movedim(-1, 1).shape == input.shape:
         return "; the channels must come on axis 1: pass target.movedim(-1, 1)"
     if target.ndim > 1 and target.shape[1] == 1 and target.squeeze(1).shape == input.shape:
-        return "; pass target.squeeze(1)"
+        return "; pass target.squeeze(1), as target.reshape(input.shape) does"
     if input.ndim > 1 and input.shape[1] == 1 and input.squeeze(1).shape == target.shape:
         return "; pass target.unsqueeze(1)"
     if target.numel() == input.numel():

@@ -113,8 +113,9 @@ def distillation_loss(
     if target is not None and not target.is_floating_point():
         target = class_indices("target", target)
     kept = _rows_kept(input, target, row_mask, ignore_index, rows)
-    kept, normalizer = rows_that_count(kept, row_weight, normalizer)
-    if target is not None and target.shape == rows:
+    unweighted = kept
+    kept, normalizer = rows_that_count(unweighted, row_weight, normalizer)
+    if kept is not unweighted and target is not None and target.shape == rows:
         target = torch.where(kept, target, ignore_index)
     share = 0.0 if target is None else 0.5 if alpha is None else alpha
 

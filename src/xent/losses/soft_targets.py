@@ -197,8 +197,10 @@ def mixup_cross_entropy(
         check_labels(target.values, problem.classes, ignore_index, name=name)
     both = torch.stack([problem.target.values, other.target.values], -1)
     kept = (both != ignore_index).any(-1)
-    kept, normalizer = rows_that_count(kept, row_weight, normalizer)
-    both = torch.where(kept.unsqueeze(-1), both, ignore_index)
+    labelled = kept
+    kept, normalizer = rows_that_count(labelled, row_weight, normalizer)
+    if kept is not labelled:
+        both = torch.where(kept.unsqueeze(-1), both, ignore_index)
     marked = problem.target._replace(values=_mark(kept, ignore_index))
     problem = problem._replace(target=marked)
 
@@ -342,8 +344,10 @@ def sparse_cross_entropy(
     )
     classes = classes.movedim(axis, -1)
     kept = (classes != ignore_index).any(-1)
-    kept, normalizer = rows_that_count(kept, row_weight, normalizer)
-    classes = torch.where(kept.unsqueeze(-1), classes, ignore_index)
+    listed = kept
+    kept, normalizer = rows_that_count(listed, row_weight, normalizer)
+    if kept is not listed:
+        classes = torch.where(kept.unsqueeze(-1), classes, ignore_index)
     q = torch.where(classes != ignore_index, probabilities.movedim(axis, -1), 0)
     sums_to_1("probabilities", q, at_most=True)
     problem = make_problem(
