@@ -215,6 +215,17 @@ def test_normalizers(every_engine):
     assert BCE(torch.zeros(3), nothing, ignore_value=-1, empty="zero", engine=engine) == 0
     assert BCE(torch.zeros(0), torch.zeros(0), engine=engine).isnan()
     assert BCE(torch.zeros(0), torch.zeros(0), empty="zero", engine=engine) == 0
+    same = BCE(z, t, engine=engine)
+    assert BCE(z, t, empty="zero", engine=engine) == same
+    assert BCE(z, t, normalizer="weight", engine=engine) == same
+
+
+def test_weights_are_added_up_in_float64(engine):
+    z, t = torch.randn(4, 5, dtype=torch.float64), torch.rand(4, 5, dtype=torch.float64)
+    w = torch.tensor([1e8, 1.0, 1.0, 1.0, 1.0])  # of which float32 would lose the last ones
+    total = BCE(z, t, w, reduction="sum", engine=engine)
+    mean = BCE(z, t, w, normalizer="weight", engine=engine)
+    torch.testing.assert_close(mean, total / (4e8 + 16), rtol=1e-15, atol=0)
 
 
 @pytest.mark.parametrize("empty", ["nan", "zero"])

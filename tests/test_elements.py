@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 import xent
 from xent.engines import native
+from xent.frames.element_loss import power, product
 
 from .element_family import FAMILY
 from .helpers import HALF, same_bits, ulps, value_and_grad, widest
@@ -204,6 +205,10 @@ WRONG = {
     "list of targets": (lambda: BCE(Z, [0.0]), TypeError, "`target` must be a torch.Tensor"),
     "integer logits": (lambda: BCE(Z.long(), Y), TypeError, r"call \.float\(\)"),
     "complex": (lambda: BCE(Z, Y + 0j), TypeError, "real"),
+    "fewer rows": (lambda: BCE(Z, Y[:2]), ValueError, "nothing is broadcast here$"),
+    "another device": (lambda: BCE(Z, Y.to("meta")), ValueError, "on cpu but `target` on meta"),
+    "weight elsewhere": (lambda: BCE(Z, Y, Y.to("meta")), ValueError, "`weight` is on meta"),
+    "list of weights": (lambda: BCE(Z, Y, [1.0]), TypeError, "`weight` must be a torch.Tensor"),
     "class indices": (lambda: BCE(Z, torch.zeros(4).long()), ValueError, "xent.cross_entropy"),
     "reduction": (lambda: BCE(Z, Y, reduction="avg"), ValueError, "reduction"),
     "normalizer": (lambda: BCE(Z, Y, reduction="sum", normalizer=3), ValueError, "normalizer"),
@@ -228,10 +233,10 @@ WRONG = {
         lambda: xent.binary_cross_entropy(Z + 2, Y), ValueError, "binary_cross_entropy_with_logits",
     ),
     "one logit for a probability": (
-        lambda: xent.binary_cross_entropy(torch.tensor([0.0, 1.5, 1.0]), Y[0]), ValueError, "1.5",
+        lambda: xent.binary_cross_entropy(torch.tensor([0.0, 1.0, 1.5]), Y[0]), ValueError, "1.5",
     ),
     "one sign for a probability": (
-        lambda: xent.binary_cross_entropy(torch.tensor([0.0, -1.0, 1.0]), Y[0]), ValueError, "-1",
+        lambda: xent.binary_cross_entropy(torch.tensor([0.0, 1.0, -1.0]), Y[0]), ValueError, "-1",
     ),
     "nan probability": (
         lambda: xent.binary_cross_entropy(Z * torch.nan, Y), ValueError, "`input` holds nan",
@@ -255,6 +260,38 @@ def test_a_bad_target_is_found_wherever_it_is(every_engine, size):
         for reduction in ("mean", "none"):
             with pytest.raises(ValueError, match=r"holds 1\.5"):
                 loss(z, t, reduction=reduction, engine=engine)
+
+
+def test_whole_numbers_are_weights(every_engine):
+    z, t = pair(4, 3, dtype=torch.float32)
+    for name in ("weight", "pos_weight"):
+        found = BCE(z, t, **{name: torch.tensor([1, 0, 3])}, engine=every_engine)
+        wide = {name: torch.tensor([1.0, 0.0, 3.0]).double()}
+        truth = F.binary_cross_entropy_with_logits(z.double(), t.double(), **wide)
+        torch.testing.assert_close(found.double(), truth, rtol=4e-7, atol=0)
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_powers_and_products_at_the_edge(batched):
+    """0 times infinity is 0, and a power of 0 has no slope, where nobody can look, too."""
+    run = torch.vmap if batched else lambda function: function
+    inf = torch.inf
+    factor = torch.tensor([0.0, 2.0, 0.0, 0.5, -1.0], dtype=torch.float64)
+    value = torch.tensor([inf, inf, -inf, 3.0, inf], dtype=torch.float64)
+    for some in (slice(None), slice(3, 4)):
+        truth = torch.tensor([0.0, inf, 0.0, 1.5, -inf], dtype=torch.float64)[some]
+        assert torch.equal(run(product)(factor[some], value[some]), truth)
+    base = torch.tensor([0.0, 0.25, 4.0], dtype=torch.float64, requires_grad=True)
+    for exponent, powers, slopes in (
+        (0.5, [0.0, 0.5, 2.0], [0.0, 1.0, 0.25]),
+        (2.0, [0.0, 0.0625, 16.0], [0.0, 0.5, 8.0]),
+        (0.0, [1.0, 1.0, 1.0], [0.0, 0.0, 0.0]),
+    ):
+        for some in (slice(None), slice(1, None)):
+            raised = run(lambda x, e=exponent: power(x, torch.full_like(x, e)))(base[some])
+            (slope,) = torch.autograd.grad(raised.sum(), base)
+            assert raised.tolist() == powers[some]
+            assert slope[some].tolist() == slopes[some]
 
 
 def test_targets_outside_are_allowed_when_asked_for(every_engine):

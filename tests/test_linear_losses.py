@@ -170,6 +170,7 @@ def test_sigmoid_losses(name, reduction):
     parts = head(36)
     y = (torch.rand(4, 9, 50) < 0.2).double()
     y[1, 2:5] = -1
+    y[2, 3:6, 10:30] = -1  # rows that keep some labels
     options = {"reduction": reduction, "ignore_value": -1}
     by_row = name in ("labels", "mean of labels", "zlpr")
     weight = torch.rand(36, dtype=torch.float64)
@@ -220,6 +221,26 @@ def test_hyperparameters_of_each_element_need_the_logits():
     with pytest.warns(UserWarning, match="needs all 300"):
         lean = scaled(xent.LinearLogits(*parts), torch.full_like(y, -1), empty="zero", **options)
     assert lean == 0
+
+
+def test_dtypes_of_sigmoid_losses():
+    parts, y = head(36, dtype=torch.float32), (torch.rand(36, 50) < 0.2).float()
+    for loss in (xent.binary_cross_entropy_with_logits, xent.multilabel_cross_entropy):
+        for reduction in ("mean", "sum"):
+            assert loss(xent.LinearLogits(*parts), y, reduction=reduction).dtype == torch.float32
+
+
+@pytest.mark.filterwarnings("ignore:a gradient of .* needs all 600 logits")
+def test_learned_row_weights_of_a_dense_loss():
+    parts, y = head(12), torch.randint(50, (12,))
+    weight = torch.rand(12, dtype=torch.float64, requires_grad=True)
+    for reduction in ("mean", "sum", "none"):
+        whole = xent.sparsemax_loss(F.linear(*parts), y, row_weight=weight, reduction=reduction)
+        logits = xent.LinearLogits(*parts)
+        lean = xent.sparsemax_loss(logits, y, row_weight=weight, reduction=reduction)
+        torch.testing.assert_close(lean, whole, rtol=1e-12, atol=1e-14)
+        for a, b in zip(grads(lean, (*parts, weight)), grads(whole, (*parts, weight)), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-13)
 
 
 def test_learned_weights_of_labels_need_the_logits():

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 import xent
 from xent import RowStatistics
+from xent.row_statistics import logit_of_exp
 
 FLOATS = ("log_odds", "log_prob", "target", "lse", "mass", "entropy", "mean", "mean_mass")
 EXACT = ("support", "top", "top_logit")
@@ -147,6 +148,40 @@ def test_the_identity_changes_nothing(engine, soft):
     assert_same(s.merge(nothing), s)
     assert_same(nothing.merge(s), s)
     assert_same(nothing.merge(nothing), nothing)
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_classes_that_are_masked_come_before_no_classes(soft):
+    z = torch.full((1, 3), -torch.inf, dtype=torch.float64)
+    y = torch.full((1, 3), 1 / 3, dtype=torch.float64) if soft else torch.tensor([8])
+    s = xent.statistics(z, y, first_class=4, top=True)
+    nothing = RowStatistics.identity((1,), soft=soft, top=True)
+    for merged in (s.merge(nothing), nothing.merge(s)):
+        assert merged.top.tolist() == [4]
+        assert merged.top_logit.tolist() == [-torch.inf]
+
+
+def test_the_identity_stands_where_it_is_told():
+    nothing = RowStatistics.identity((2,), device="meta", squares=True, cubes=True, **EVERYTHING)
+    tensors = [x for x in vars(nothing).values() if isinstance(x, torch.Tensor)]
+    for x in (*tensors, *nothing.on_request.values()):
+        assert x.is_meta
+        assert x.dtype in (torch.float64, torch.int64)
+        assert x.shape == (2,)
+
+
+def test_certainty_has_a_slope():
+    """Rounded to 0, a log-probability has infinite log-odds, and no NaN for a gradient."""
+    x = torch.tensor([0.0, 1e-300, -1.0, -800.0], dtype=torch.float64, requires_grad=True)
+    d = logit_of_exp(x)
+    (slope,) = torch.autograd.grad(d.sum(), x)
+    assert d[:2].tolist() == [torch.inf] * 2
+    assert slope[:2].tolist() == [0.0] * 2
+    truth = [-math.log(math.e - 1), -800.0]
+    torch.testing.assert_close(d[2:].tolist(), truth, rtol=1e-15, atol=0)
+    torch.testing.assert_close(
+        slope[2:].tolist(), [1 / (1 - math.exp(-1)), 1.0], rtol=1e-14, atol=0
+    )
 
 
 @pytest.mark.float64

@@ -119,6 +119,12 @@ jobs = [
 assert dict(processes.each(jobs, 2)) == {
     "survives": 0, "is noticed": 1, "crashes": -signal.SIGSEGV, "waits": processes.LATE,
 }
+try:
+    list(processes.each([("divides", lambda: 1 / 0, 9)], 2))
+except RuntimeError as error:
+    assert "divides could not be run" in str(error)
+else:
+    raise AssertionError("a job that raises passes for one that ends")
 """
 
 

@@ -145,7 +145,7 @@ def written_out(p, old, a, reference, kl_weight, low, high, dual):
     return -gain + kl_weight * ((-d).exp() - 1 + d)
 
 
-@pytest.mark.parametrize("average", ["token", "sequence", 8])
+@pytest.mark.parametrize("average", ["token", "sequence", 8, 0.5])
 @pytest.mark.parametrize("normalizer", [None, 7.5])
 @pytest.mark.parametrize("masked", [False, True])
 def test_grpo_written_out(average, normalizer, masked):
@@ -444,6 +444,9 @@ BAD = {
     "list": ({"log_prob": [1.0]}, TypeError, "torch.Tensor"),
     "old": ({"old_log_prob": P[:2]}, ValueError, "`old_log_prob` must have the shape"),
     "advantage": ({"advantage": torch.ones(4)}, ValueError, "number per sequence"),
+    "list of advantages": ({"advantage": [1.0]}, TypeError, "`advantage` must be a torch.Tensor"),
+    "list as a mask": ({"mask": [True]}, TypeError, "`mask` must be a torch.Tensor"),
+    "old list": ({"old_log_prob": [1.0]}, TypeError, "`old_log_prob` must be a torch.Tensor"),
     "mask": ({"mask": torch.ones(3, 4)}, ValueError, r"mask\.bool\(\)"),
     "mask of rows": ({"mask": torch.ones(3).bool()}, ValueError, "in the shape"),
     "clip": ({"clip": -0.1}, ValueError, "`clip` must be at least 0"),

@@ -322,3 +322,43 @@ def test_a_table_of_another_size():
     loss = xent.row_loss(own={"target_table": lambda: torch.eye(3)})(lambda s: -s.log_prob)
     with pytest.raises(ValueError, match="row for each class"):
         loss(torch.randn(2, 6), torch.tensor([0, 1]))
+
+
+# ---- what statistics know beside numbers ------------------------------------------------------
+
+
+def test_numbers_of_the_target_class(engine):
+    z, y = torch.randn(4, 3), torch.tensor([0, 2, -1, 1])
+    s = xent.statistics(z, y, ignore_index=-1, engine=engine)
+    values = torch.tensor([5.0, 7.0, 11.0], requires_grad=True)
+    found = s.of_label(values)
+    assert found.dtype == s.mass.dtype
+    assert found.tolist() == [5.0, 11.0, 0.0, 7.0]
+    assert torch.autograd.grad(found.sum(), values)[0].tolist() == [1.0, 1.0, 1.0]
+    assert s.of_label(values[:2]).tolist() == [5.0, 0.0, 0.0, 7.0]  # a class that has no number
+    assert s.of_label(values[:1]).tolist() == [5.0, 0.0, 0.0, 0.0]
+    soft = xent.statistics(z, torch.softmax(z, 1), engine=engine)
+    with pytest.raises(ValueError, match="soft targets have no single class"):
+        soft.of_label(values)
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_what_is_constant_has_no_gradient(engine, soft):
+    z = torch.randn(4, 3, requires_grad=True)
+    y = torch.softmax(torch.randn(4, 3), 1) if soft else torch.tensor([0, 2, 1, 1])
+    s = xent.statistics(z, y, weight=torch.rand(3), mean=True, top=True, engine=engine)
+    assert not any(x.requires_grad for x in (s.mass, s.mean_mass, s.support))
+    assert s.top_logit.requires_grad is not soft
+    assert s.top.dtype == torch.int64
+    assert s.classes == 3
+    assert s.soft is soft
+    if not soft:
+        assert s.rest_top.dtype == torch.int64
+        assert torch.equal(s.label, y)
+
+
+def test_statistics_take_the_shape_of_the_rows():
+    s = xent.statistics(torch.randn(6, 3), torch.arange(6) % 3, **REQUESTS).reshape((2, 3))
+    own = [x for x in vars(s).values() if isinstance(x, torch.Tensor)]
+    assert len(own) == 6  # with the label
+    assert all(x.shape == (2, 3) for x in (*own, *s.on_request.values()))

@@ -7,6 +7,7 @@ import os
 import resource
 import signal
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from multiprocessing.connection import wait
@@ -17,6 +18,7 @@ from typing import Any
 # What tests import but for the library itself, which is what changes.
 PRELOADED = ("mpmath", "numpy", "pytest", "torch")
 LATE = "late"
+BROKEN = 70  # the exit code of a job that has raised
 PATIENCE = 20  # how much longer than its seconds of the processor a job may take by the clock
 
 Work = Callable[[], int]
@@ -32,6 +34,9 @@ def each(jobs: Iterable[tuple[Any, Work, int]], count: int) -> Iterator[tuple[An
 
     Yields:
         Name and exit code, negative after a signal, or ``"late"``.
+
+    Raises:
+        RuntimeError: if a job raises; what it has raised is where it writes.
     """
     for name in PRELOADED:
         __import__(name)
@@ -52,7 +57,8 @@ def each(jobs: Iterable[tuple[Any, Work, int]], count: int) -> Iterator[tuple[An
                 if late or not process.is_alive():
                     _end(process)
                     del running[process]
-                    code = process.exitcode
+                    if (code := process.exitcode) == BROKEN:
+                        raise RuntimeError(f"{name} could not be run")
                     yield name, LATE if late or code == -signal.SIGXCPU else code
     finally:
         for process in running:
@@ -69,7 +75,11 @@ def _end(process: BaseProcess) -> None:
 def _alone(work: Work, seconds: int) -> None:
     os.setsid()
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
-    code = work()
+    code = BROKEN
+    try:
+        code = work()
+    except BaseException:
+        traceback.print_exc()
     os._exit(code)  # threads that a test has left behind are not waited for
 
 
