@@ -189,5 +189,5 @@ def test_one_row_that_is_no_distribution_is_found(loss):
     loss(z, torch.tensor([good] * 3))
     for bad in ([1.5, -0.25, -0.25], [0.5, 0.25, 0.0], [0.5, 0.5, 0.25], [math.nan, 0.5, 0.5]):
         for target in ([good, good, bad], [bad, good, good]):
-            with pytest.raises(ValueError, match=r"`target` must hold .* adding up to 1; got sums"):
+            with pytest.raises(ValueError, match=r"`target` must hold .* must sum to 1; got sums"):
                 loss(z, torch.tensor(target))
