@@ -437,7 +437,7 @@ def test_bad_calls():
     with pytest.raises(ValueError, match="softcap already"):
         xent.cross_entropy(torch.tanh(z / 3) * 3, torch.tensor([0, 1, 2]), softcap=2.0)
     h, w = z.hidden, z.weight
-    with pytest.raises(ValueError, match="`shift` must be 0 to 3 places"):
+    with pytest.raises(ValueError, match=r"`shift` must be 0 to 3 places"):
         xent.linear_cross_entropy(h, w, torch.tensor([0, 1, 2]), shift=4)
     with pytest.raises(ValueError, match="`shift` moves class indices"):
         xent.linear_cross_entropy(h, w, torch.rand(3, 5), shift=1)
