@@ -16,7 +16,8 @@ from .processes import written_to
 OPTIONS = ("-q", "-p", "no:cacheprovider", "-p", "no:xdist")
 # Files of tests that look at docstrings and signatures, which are made on import.
 OF_IMPORTS = ("test_docs", "test_doctests", "test_structure")
-MINE = ("-m", "not slow", "-k", "not triton")  # what Triton's interpreter runs is many times slower
+# Triton's interpreter is many times slower: of its tests those of what only it runs.
+MINE = ("-m", "not slow", "-k", "not triton or test_triton or test_elements_triton")
 
 
 class Watch:
