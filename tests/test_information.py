@@ -620,3 +620,11 @@ def test_public_names_explain_themselves(name):
         assert doctest.DocTestParser().get_examples(thing.__doc__ or "")
         for part in ("Args:", "Returns:", "Raises:", *inspect.signature(thing).parameters):
             assert part in (thing.__doc__ or ""), part
+
+
+def test_what_sums_to_nearly_1_is_divided_by_its_sum():
+    for off in (4e-7, -4e-7):
+        p = torch.tensor([0.2, 0.3, 0.5 + off], dtype=torch.float64)
+        q = p / p.sum()
+        truth = -(q * q.log()).sum()
+        torch.testing.assert_close(information.entropy(p), truth, rtol=1e-15, atol=0)
