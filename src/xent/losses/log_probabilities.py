@@ -201,7 +201,7 @@ def kl_div(
         warnings.warn(
             "reduction='mean' divides by the number of elements, rows times classes; the mean "
             "divergence of the rows is reduction='batchmean'",
-            stacklevel=2,
+            stacklevel=3,
         )
         total = total / values.new_tensor(input.numel())
     elif reduction == "batchmean":
