@@ -294,6 +294,15 @@ def test_merge_is_differentiable(engine, soft):
     torch.testing.assert_close(parts, whole, rtol=1e-12, atol=1e-14)
 
 
+def test_a_target_of_no_mass_on_a_shard_has_its_slope():
+    z, q = torch.randn(3, 5).double(), torch.tensor([[0.0, 0.0, 0.2, 0.3, 0.5]] * 3).double()
+    q.requires_grad_()
+    left = xent.statistics(z[:, :2], q[:, :2], first_class=0)
+    right = xent.statistics(z[:, 2:], q[:, 2:], first_class=2)
+    (slope,) = torch.autograd.grad(left.merge(right).log_prob.sum(), q)
+    torch.testing.assert_close(slope, torch.log_softmax(z, 1))
+
+
 @pytest.mark.float64
 @pytest.mark.parametrize("margin", [20.0, 60.0, 200.0])  # beyond fp32, fp64 rounding; deep tail
 def test_a_sure_prediction_keeps_its_digits_when_split(engine, margin):

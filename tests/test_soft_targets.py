@@ -337,3 +337,14 @@ def test_a_bad_list_is_told():
         xent.sparse_cross_entropy(z, classes, q, torch.ones(C).double(), tail="mass")
     with pytest.raises(TypeError, match="class indices"):
         xent.sparse_cross_entropy(z, classes.double(), q)
+
+
+def test_a_target_of_0_has_a_slope_for_every_class():
+    """The likeliest class among them, which is kept apart from the others."""
+    z = torch.tensor([[3.0, 0.0, 1.0], [0.0, 3.0, -torch.inf]], dtype=torch.float64)
+    q = torch.tensor([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]], dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(xent.cross_entropy(z, q, reduction="sum"), q)
+    truth = -torch.log_softmax(z, 1)
+    torch.testing.assert_close(slope[0], truth[0])
+    torch.testing.assert_close(slope[1, :2], truth[1, :2])
+    assert slope.isfinite().all()

@@ -331,8 +331,8 @@ class RowStatistics:
         mass = a.mass + b.mass
         if a.soft:
             # Each side's log_prob is relative to its own lse.
-            log_prob = (a.log_prob - _times(a.mass, lse - a.lse)) + (
-                b.log_prob - _times(b.mass, lse - b.lse)
+            log_prob = (a.log_prob - product(a.mass, lse - a.lse)) + (
+                b.log_prob - product(b.mass, lse - b.lse)
             )
             target = a.target + b.target
             log_odds = logit_of_exp(log_prob)
@@ -373,7 +373,7 @@ class RowStatistics:
     def _entropy_within(self, lse: Tensor) -> Tensor:
         """What these classes contribute to the entropy of a larger set with this ``lse``."""
         log_share = self._log_share(lse)
-        return _times(log_share.exp(), self.entropy - log_share)
+        return product(log_share.exp(), self.entropy - log_share)
 
     def _log_share(self, lse: Tensor) -> Tensor:
         """Log of the probability that these classes have in a larger set with this ``lse``."""
@@ -396,7 +396,7 @@ def logit_of_exp(log_prob: Tensor) -> Tensor:
     return torch.where(certain, torch.inf, x - torch.log(-torch.expm1(x)))
 
 
-def _times(factor: Tensor, value: Tensor) -> Tensor:
-    """``factor * value`` where 0 times anything is 0."""
-    zero = factor == 0
-    return factor * torch.where(zero, 0.0, value)
+def product(factor: Tensor, value: Tensor) -> Tensor:
+    """``factor * value`` where 0 times infinity is 0; a factor of 0 keeps its derivative."""
+    void = (factor == 0) & ~value.isfinite()
+    return factor * torch.where(void, 0.0, value)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..row_statistics import logit_of_exp
+from ..row_statistics import logit_of_exp, product
 from . import labels
 from .problem import Problem
 
@@ -99,10 +99,10 @@ def row_statistics(problem: Problem) -> tuple[Tensor, bool]:
         unseen = (rest == -INF) & (q_rest == 0)  # 0 * inf = 0
         deficit = (q_rest * torch.where(unseen, 0, below_shift)).sum(-1, dtype=wide)
         rest_mass = q_rest.sum(-1, dtype=wide)
-        nll = torch.where(q_pivot == 0, 0.0, q_pivot * above) + deficit + rest_mass * below
+        nll = product(q_pivot, above) + deficit + rest_mass * below
         fields["log_prob"] = -nll
         fields["log_odds"] = logit_of_exp(-nll)
-        target = torch.where(q_pivot == 0, 0.0, q_pivot * pivot_logit)
+        target = product(q_pivot, pivot_logit)
         fields["target"] = target + rest_mass * finite_shift - deficit
         fields |= {"mass": q_pivot + rest_mass, "pivot_log_odds": d, "top": pivot.to(wide)}
 
