@@ -156,6 +156,23 @@ def test_smoothed_labels(every_engine, amount):
         torch.testing.assert_close(a, b.to(a.dtype), rtol=2e-6, atol=1e-8)
 
 
+@pytest.mark.parametrize(("amount", "mark"), [(1.0, 0.5), (0.5, 0.25), (0.1, 0.3)])
+def test_a_mark_is_looked_for_before_targets_are_smoothed(amount, mark, every_engine):
+    """No label moves onto a mark, and a mark that its type rounds is one after it, too."""
+    for dtype in (torch.float32, torch.bfloat16):
+        marked = torch.where(KNOWN, T, mark).to(dtype)
+        value, slope = with_gradient(
+            xent.binary_cross_entropy_with_logits, Z, marked, ignore_value=mark,
+            label_smoothing=amount, engine=every_engine, reduction="none",
+        )  # fmt: skip
+        smooth = T * (1 - amount) + amount / 2
+        expected = torch.where(
+            KNOWN, F.binary_cross_entropy_with_logits(Z, smooth, reduction="none"), 0
+        )
+        torch.testing.assert_close(value, expected.to(dtype))
+        torch.testing.assert_close(slope, torch.where(KNOWN, Z.sigmoid() - smooth, 0))
+
+
 def test_smoothing_elsewhere():
     moved = T * 0.8 + 0.1
     each = F.binary_cross_entropy_with_logits(Z, moved, reduction="none")

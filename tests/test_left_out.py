@@ -122,6 +122,42 @@ def test_what_else_a_row_holds():
     assert loss(z, none, weight) == loss(z, t, weight)
 
 
+def test_what_else_a_mixture_and_a_probability_hold():
+    z, y = torch.randn(N, C).double(), torch.arange(N) % C
+    lam, bad = torch.rand(N), torch.where(KEPT, y, 77)
+    no_lam = torch.where(KEPT, lam, math.nan)
+    for reduction in ("none", "sum", "mean"):
+        options = {"row_weight": WEIGHT, "reduction": reduction}
+        torch.testing.assert_close(
+            xent.mixup_cross_entropy(z, bad, y.flip(0), no_lam, **options),
+            xent.mixup_cross_entropy(z, y, y.flip(0), lam, **options), rtol=0, atol=0,
+        )  # fmt: skip
+    with pytest.raises(ValueError, match="`lam`"):
+        xent.mixup_cross_entropy(z, y, y, no_lam)
+    with pytest.raises(xent.TargetError, match="`target_b`"):
+        xent.mixup_cross_entropy(z, y, bad, lam)
+    q, t, weight = torch.rand(N, C).double(), torch.rand(N, C).double(), WEIGHT.double()[:, None]
+    for hole in (math.nan, 7.0):
+        holed = torch.where(KEPT[:, None], q, hole)
+        check(lambda x: xent.binary_cross_entropy(x, t, weight), q, holed)
+        with pytest.raises(ValueError, match="`input` holds"):
+            xent.binary_cross_entropy(holed, t)
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_queries_of_weight_0_and_those_ignored(normalize):
+    """The length of a query that is left out is no number to divide by."""
+    query, key = torch.randn(2, N, 3).double()
+    target = torch.where(KEPT, torch.arange(N), -100)
+    for options in ({"row_weight": WEIGHT}, {"target": target}, {"target": target.int()}):
+        for hole in HOLES.values():
+            holed = torch.where(KEPT[:, None], query, torch.tensor(hole).double())
+            check(
+                lambda x, o=options: xent.info_nce_loss(x, key, normalize=normalize, **o),
+                query, holed,
+            )  # fmt: skip
+
+
 def test_counts_and_statistics_go_on_as_they_were():
     """A row of weight 0 is a row all the same: an advantage of 0, say."""
     z, y = torch.randn(N, C).double(), torch.arange(N) % C

@@ -106,6 +106,12 @@ def test_numbers_and_what_is_none():
             finite_number("x", wrong)
         with pytest.raises(TypeError, match="`x` must be an integer"):
             whole_number("x", wrong)
+    for wrong in (2**63, -(2**63) - 1, 10**400):
+        with pytest.raises(ValueError, match="`x` must be an integer of 64 bits"):
+            whole_number("x", wrong)
+        for loss in (xent.cross_entropy, xent.focal_loss, xent.nll_loss, xent.sparsemax_loss):
+            with pytest.raises(ValueError, match="`ignore_index` must be an integer of 64 bits"):
+                loss(P, Y, ignore_index=wrong)
     for wrong in (np.nan, np.inf, 10**400, torch.tensor(torch.inf)):
         with pytest.raises(ValueError, match="finite"):
             finite_number("x", wrong)

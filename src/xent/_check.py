@@ -40,6 +40,7 @@ def is_tensor(name: str, value: object) -> None:
 
 _SYMBOLS = (torch.SymInt, torch.SymFloat)  # numbers that stand for others while a graph is made
 _MOST = sys.float_info.max
+INT64 = range(-(2**63), 2**63)  # the whole numbers that tensors hold
 _NOT_NUMBERS = "bcmMSU"  # kinds of numpy's dtypes that become a float without a word
 
 
@@ -64,12 +65,14 @@ def number_or_nan(name: str, value: Any) -> float:
 
 
 def whole_number(name: str, value: Any) -> int:
-    """The value as an int; raise unless it has ``__index__`` and no axis, and is no bool."""
+    """The value as an int of 64 bits; raise unless it has ``__index__`` and no axis; no bool."""
     if isinstance(value, torch.SymInt):
         return value  # pyright: ignore[reportReturnType]
     number = value if type(value) is int else _converted(name, value, operator.index)
     if number is None:
         raise TypeError(f"`{name}` must be an integer, got {value!r}")
+    if number not in INT64:
+        raise ValueError(f"`{name}` must be an integer of 64 bits, got {value!r}")
     return number
 
 
@@ -197,7 +200,7 @@ def label_out_of_range(
     label: int, classes: int, ignore_index: int, name: str = "target"
 ) -> TargetError:
     """The error for a class index that does not exist."""
-    hint = "are the labels off by one?" if label == classes else "check the labels"
+    hint = "the labels may be off by one" if label == classes else "check the labels"
     if label < 0:
         hint = f"to leave rows out, mark them with ignore_index={ignore_index}"
     return TargetError(

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .._check import one_of
+from .._check import INT64, one_of
 from ..linear_logits import LinearLogits
 from ..modes import PLAIN_TENSORS, compiling, deferred, in_cpu_memory, plain_operations, settled
 from ..row_statistics import RowStatistics
@@ -221,6 +221,7 @@ def plain_cross_entropy(
         or not target.is_contiguous()
         or reduction not in ("mean", "sum")
         or type(ignore_index) is not int
+        or ignore_index not in INT64
         or deferred()
         or not (in_cpu_memory(input) and in_cpu_memory(target))
         or torch.is_autocast_enabled("cpu")

@@ -323,7 +323,8 @@ def smooth(problem: ElementProblem, label_smoothing: float) -> ElementProblem:
     elements.check_targets(problem)  # which would not be seen any more
     target = problem.target.to(torch.promote_types(problem.target.dtype, torch.float32))
     moved, kept = target * (1 - amount) + amount / 2, problem.kept()
-    return problem._replace(target=moved if kept is None else torch.where(kept, moved, target))
+    problem = problem._replace(target=moved, ignore_value=None)
+    return problem if kept is None else mark_out(problem, ~kept)  # no target moves onto this mark
 
 
 def _no_body(*_: Tensor | None) -> Tensor:
@@ -355,10 +356,13 @@ def _weight(name: str, weight: Tensor | None, input: Tensor) -> Tensor | None:
     return settled(weight if weight.is_floating_point() else weight.to(input.dtype))
 
 
-def check_unit_range(name: str, value: Tensor, hint: str) -> None:
-    """Raise for a number outside [0, 1] or NaN; where looking costs no waiting."""
+def check_unit_range(name: str, value: Tensor, hint: str, weight: Tensor | None) -> None:
+    """Raise for a number outside [0, 1] or NaN of a weight; where looking costs no waiting."""
     is_tensor(name, value)
     outside = ~((value >= 0) & (value <= 1))
+    out = rows_left_out(_weight("weight", weight, value))
+    if out is not None:
+        outside = outside & ~out
     refuse_where(
         outside,
         lambda: ValueError(

@@ -185,7 +185,7 @@ def binary_cross_entropy(
         )
     if isinstance(input, Tensor) and input.is_floating_point():
         hint = "logits are for xent.binary_cross_entropy_with_logits"
-        check_unit_range("input", input, hint)
+        check_unit_range("input", input, hint, weight)
     if size_average is not None or reduce is not None:
         reduction = _legacy_reduction(size_average, reduce)
     return _of_probabilities(

@@ -15,7 +15,13 @@ from .._check import class_indices, is_tensor, scalar, vector_of_classes, whole_
 from ..engines.linear import rows_of_weight
 from ..frames.dense_loss import explained
 from ..frames.linear_head import Rows, reduce_by_chunks
-from ..frames.reduction import Reduction, check_reduction, reduce_rows, rows_that_count
+from ..frames.reduction import (
+    Reduction,
+    check_reduction,
+    reduce_rows,
+    rows_left_out,
+    rows_that_count,
+)
 from ..linear_logits import MAX_WORKSPACE, LinearLogits, check_head, under_autocast
 from ..measurement import statistics
 from .classification import cross_entropy
@@ -72,6 +78,9 @@ def info_nce_loss(
         van den Oord, Li & Vinyals, *Representation learning with contrastive predictive coding*,
         2018. Poole et al., *On variational bounds of mutual information*, ICML 2019.
     """
+    _check_features(("query", query), ("key", key))
+    if normalize:
+        query = _without_left_out(query, target, row_weight, ignore_index)
     logits: Any = _similarities(("query", query), ("key", key), normalize, max_workspace)
     temperature = _inverse(temperature, logits.device)
     result = cross_entropy(
@@ -342,6 +351,26 @@ def _similarities(
         for _, x in (query, key)
     ]
     return LinearLogits(*features, max_workspace=max_workspace)
+
+
+def _without_left_out(
+    query: Tensor, target: Tensor | None, row_weight: Tensor | None, ignore_index: int
+) -> Tensor:
+    """The queries with 0 for those that are left out: their lengths leave no trace then.
+
+    What is wrong with the other arguments is said where they are read.
+    """
+
+    def of_queries(x: Tensor | None) -> bool:
+        return isinstance(x, Tensor) and x.shape == query.shape[:1] and x.device == query.device
+
+    out = rows_left_out(row_weight) if of_queries(row_weight) else None
+    if out is not None:
+        query = torch.where(out.unsqueeze(1), 0, query)
+    if of_queries(target):
+        marked = class_indices("target", target) == whole_number("ignore_index", ignore_index)
+        query = torch.where(marked.unsqueeze(1), 0, query)
+    return query
 
 
 def _paired(logits: LinearLogits) -> Tensor:

@@ -193,14 +193,17 @@ def mixup_cross_entropy(
         reduction, normalizer, row_weight, empty, problem.rows, problem.logits.device
     )
     lam = _mixing_weight(lam, problem)
-    for name, target in (("target_a", problem.target), ("target_b", other.target)):
-        check_labels(target.values, problem.classes, ignore_index, name=name)
     both = torch.stack([problem.target.values, other.target.values], -1)
     kept = (both != ignore_index).any(-1)
     labelled = kept
     kept, normalizer = rows_that_count(labelled, row_weight, normalizer)
     if kept is not labelled:
         both = torch.where(kept.unsqueeze(-1), both, ignore_index)
+        lam = torch.where(kept, lam, 0)
+    for name, labels in zip(("target_a", "target_b"), both.unbind(-1), strict=True):
+        check_labels(labels, problem.classes, ignore_index, name=name)
+    if can_look_at(lam) and not bool(((lam >= 0) & (lam <= 1)).all()):
+        raise ValueError("`lam` must be at least 0 and at most 1 in every row")
     marked = problem.target._replace(values=_mark(kept, ignore_index))
     problem = problem._replace(target=marked)
 
@@ -229,8 +232,6 @@ def _mixing_weight(lam: float | Tensor, problem: Problem) -> Tensor:
             f"`lam` must be a number or one per row, shape {tuple(problem.rows)}; got shape "
             f"{tuple(lam.shape)}"
         )
-    if can_look_at(lam) and not bool(((lam >= 0) & (lam <= 1)).all()):
-        raise ValueError("`lam` must be at least 0 and at most 1 in every row")
     return lam.to(wide_dtype(lam)).expand(problem.rows)
 
 
