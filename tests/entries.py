@@ -86,6 +86,10 @@ def _with_options(z: Tensor, y: Tensor) -> Tensor:
     )  # fmt: skip
 
 
+def _sampled(rows: int) -> tuple[Any, ...]:
+    return *_head(rows), torch.tensor([3, 1, 3, 8, 8])
+
+
 def _behind_a_head(hidden: Tensor, weight: Tensor, y: Tensor) -> Tensor:
     return xent.focal_loss(xent.LinearLogits(hidden, weight), y)
 
@@ -101,6 +105,7 @@ ENTRIES = [
     Entry("cross_entropy with options", _with_options, _labels),
     Entry("cross_entropy by row", lambda *x: xent.cross_entropy(*x, reduction="none"), _labels),
     Entry("linear_cross_entropy", xent.linear_cross_entropy, _head),
+    Entry("sampled_cross_entropy", xent.sampled_cross_entropy, _sampled),
     Entry("focal_loss behind a head", _behind_a_head, _head),
     Entry("token_log_probs", xent.token_log_probs, _labels),
     Entry("entropy", lambda z, y: xent.entropy(z), _labels),

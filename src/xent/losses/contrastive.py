@@ -24,6 +24,7 @@ from ..frames.reduction import (
 )
 from ..linear_logits import MAX_WORKSPACE, LinearLogits, check_head, under_autocast
 from ..measurement import statistics
+from ..modes import are_there, behind_transforms, compiling, refuse_where
 from .classification import cross_entropy
 
 
@@ -292,10 +293,20 @@ def sampled_cross_entropy(
     hidden = torch.where(kept.unsqueeze(-1), hidden, 0)  # an ignored row must not leave a trace
     label = torch.where(kept, target, 0)
     for name, x in (("target", label), ("sampled", sampled)):
-        if bool(((x < 0) | (x >= classes)).any()):
-            raise ValueError(f"`{name}` holds a class outside 0 to {classes - 1}")
-    few, counts = sampled.unique(return_counts=True)
-    correction = counts.double().log()
+        wrong = (x < 0) | (x >= classes)
+        error = ValueError(f"`{name}` holds a class outside 0 to {classes - 1}")
+        if compiling():
+            refuse_where(wrong, lambda error=error: error, str(error))
+            continue
+        seen = wrong if are_there(wrong) else behind_transforms(wrong)
+        if seen is not None and bool(seen.any()):
+            raise error
+    # A class drawn again stands behind its first place, with a count of 0: no shape depends on it.
+    few = sampled.sort().values
+    first = torch.searchsorted(few, few)
+    correction = (torch.searchsorted(few, few, right=True) - first).double().log()
+    again = first != torch.arange(few.shape[0], device=few.device)
+    correction = torch.where(again, -torch.inf, correction)
     if log_q is not None:
         vector_of_classes("log_q", log_q, classes, weight.device)
         log_q = log_q.double()
@@ -307,8 +318,8 @@ def sampled_cross_entropy(
         max_workspace=max_workspace,
     )
     # Among the sampled classes the target is one of them, or absent; either way it is no rival.
-    place = torch.searchsorted(few, label).clamp(max=len(few) - 1)
-    place = torch.where(few[place] == label, place, len(few))
+    place = torch.searchsorted(few, label).clamp(max=few.shape[0] - 1)
+    place = torch.where(few[place] == label, place, few.shape[0])
     stats: Any = statistics(
         logits, torch.where(kept, place, -1),  # pyright: ignore
         ignore_index=-1, class_bias=correction, first_class=0,
