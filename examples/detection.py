@@ -266,7 +266,7 @@ def main() -> None:
 
 
 def claims(scores: dict[Version, tuple[float, float, float]], small: bool) -> dict[str, bool]:
-    """What must hold: shares that both versions must come to."""
+    """Claims by their words, each with whether it holds: shares that both versions must come to."""
     precision, recall, named = (0.6, 0.4, 0.7) if small else (0.85, 0.8, 0.9)
     worst = [min(column) for column in zip(*scores.values(), strict=True)]
     return {

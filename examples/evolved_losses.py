@@ -85,7 +85,10 @@ def draw(path: Path) -> None:
 
 
 def claims(accuracy: dict[int, Tensor], small: bool) -> dict[str, bool]:
-    """What must hold; how long the networks of the small form learn is no test of a loss."""
+    """Claims by their words, each with whether it holds.
+
+    How long the networks of the small form learn is no test of a loss.
+    """
     means = [dict(zip(LOSSES, a.mean(1).tolist(), strict=True)) for a in accuracy.values()]
     learnt = {"every loss is right on 80 % or more": all(min(of.values()) >= 80 for of in means)}
     if small:

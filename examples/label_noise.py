@@ -193,7 +193,7 @@ def show(accuracy: dict[str, Tensor]) -> str:
 
 
 def claims(accuracy: dict[str, Tensor], small: bool) -> dict[str, bool]:
-    """What must hold, of means over the seeds."""
+    """Claims by their words, each with whether it holds, of means over the seeds."""
     noise = list(NOISE)
 
     def at(name: str, kind: str) -> float:

@@ -80,7 +80,7 @@ def show(kinds: list[str], names: list[str], figures: Tensor, digits: int) -> st
 def claims(
     kinds: list[str], distance: Tensor, precision: Tensor, recall: Tensor
 ) -> dict[str, bool]:
-    """What must hold, of means over the seeds."""
+    """Claims by their words, each with whether it holds, of means over the seeds."""
     distance, precision, recall = (x.mean(1) for x in (distance, precision, recall))
     at = list(ESTIMATES).index
     none, anchors, counts = (

@@ -94,7 +94,7 @@ def run(seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def claims(ways: Tensor, gaps: Tensor) -> dict[str, bool]:
-    """What must hold, with every seed."""
+    """Claims by their words, each with whether it holds, with every seed."""
     of = dict(zip(WAYS, ways.T, strict=True))  # (seeds,) each
     beaten = {
         f"fitted {what} beat equal with every seed": bool(

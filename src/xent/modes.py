@@ -53,13 +53,7 @@ def plain_operations() -> bool:
         return True
     if torch.autograd.forward_ad._current_level >= 0:
         return True
-    if compiling():  # which uses tracers of its own
-        return False
-    return (
-        torch._C._get_tracing_state() is not None
-        or (torch._C._len_torch_dispatch_stack() > 0 and _a_tracer_is_active())
-        or _len_torch_dispatch_stack_pre_dispatch() > 0
-    )
+    return not compiling() and _recorded()  # compilers use tracers of their own
 
 
 def deferred() -> bool:
@@ -79,6 +73,15 @@ def without_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
     if not torch.amp.is_autocast_available(device):
         return contextlib.nullcontext()
     return torch.autocast(device, enabled=False)
+
+
+def _recorded() -> bool:
+    """Whether a tracer records the operations."""
+    return (
+        torch._C._get_tracing_state() is not None
+        or (torch._C._len_torch_dispatch_stack() > 0 and _a_tracer_is_active())
+        or _len_torch_dispatch_stack_pre_dispatch() > 0
+    )
 
 
 def _a_tracer_is_active() -> bool:
@@ -197,8 +200,7 @@ def behind_transforms(values: Tensor) -> Tensor | None:
 
     For checks of numbers one by one, which hold whatever axis a transform has taken away.
     """
-    recorded = torch._C._get_tracing_state() is not None or _a_tracer_is_active()
-    if compiling() or recorded or _len_torch_dispatch_stack_pre_dispatch() > 0:
+    if compiling() or _recorded():
         return None
     while is_functorch_wrapped_tensor(values):
         values = get_unwrapped(values)

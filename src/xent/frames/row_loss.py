@@ -248,11 +248,11 @@ def divisor_of_labels(
     """What a loss of class indices is divided by, before the statistics are known."""
     if reduction == "sum":
         return None
-    labels, weight = problem.target.values, problem.class_weight
-    kept = labels != problem.target.ignore_index
+    labels, ignore_index = problem.target.values, problem.target.ignore_index
+    weight = problem.class_weight
     if weight is None and row_weight is None and not isinstance(normalizer, (int, float, Tensor)):
-        return of_empty(kept.sum(), empty)
-    kept, mass = mass_of_labels(labels, problem.target.ignore_index, weight)
+        return of_empty((labels != ignore_index).sum(), empty)
+    kept, mass = mass_of_labels(labels, ignore_index, weight)
     return of_empty(divisor_of(kept, mass, normalizer, row_weight), empty)
 
 
