@@ -89,7 +89,7 @@ def show(searches: dict[str, list[Search]], records: list[PolicyRecord], target:
 def claims(
     searches: dict[str, list[Search]], records: list[PolicyRecord], target: float, small: bool
 ) -> dict[str, bool]:
-    """What must hold."""
+    """Claims by their words, each with whether it holds."""
     goal = {"CartPole-v1": 50.0, "Acrobot-v1": -400.0} if small else GOOD
     return {
         **{

@@ -111,7 +111,7 @@ def difference(outcome: Outcome) -> float:
 
 
 def claims(by_index: list[Outcome], by_row: list[Outcome]) -> dict[str, bool]:
-    """What must hold."""
+    """Claims by their words, each with whether it holds."""
     encoders = LabelEncoder().fit(WORDS), LabelBinarizer().fit(WORDS)
     tie = torch.zeros(1, len(WORDS))  # all ten are equal, and "eight" comes first
     least = [min(e["validation_loss"] for e in o.record.epochs) for o in by_index]

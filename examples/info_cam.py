@@ -198,7 +198,7 @@ def show(scores: Tensor, accuracy: Tensor) -> str:
 
 
 def claims(scores: Tensor, small: bool) -> dict[str, bool]:
-    """What must hold."""
+    """Claims by their words, each with whether it holds."""
     iou = dict(zip(KINDS, scores.mean(0)[:, 0].tolist(), strict=True))
     hits = dict(zip(KINDS, scores.mean(0)[:, 1].tolist(), strict=True))
     stays = {

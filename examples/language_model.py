@@ -41,7 +41,7 @@ def train(steps: int, seed: int, paths: list[str], folder: Path) -> dict[str, An
 
 
 def claims(records: dict[str, Any], small: bool) -> dict[str, bool]:
-    """What must hold."""
+    """Claims by their words, each with whether it holds."""
     classes = records["lean"]["text"]["classes"]
     nats = [records[head]["results"]["nats_per_token"] for head in HEADS]
     found = {

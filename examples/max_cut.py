@@ -156,7 +156,7 @@ def reached(found: Found) -> bool:
 
 
 def claims(found: dict[str, list[Found]], seeds: range) -> dict[str, bool]:
-    """What must hold."""
+    """Claims by their words, each with whether it holds."""
     small, large = found.values()
     return {
         f"planted graphs of {TRIED} nodes have no heavier cut than the planted one": (

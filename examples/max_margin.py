@@ -114,7 +114,7 @@ def short_way(loss: Any, dtype: torch.dtype, rows: Tensor) -> Tensor:
 
 
 def claims(looks: Tensor, angles: Tensor, ratios: dict[str, Tensor]) -> dict[str, bool]:
-    """What must hold."""
+    """Claims by their words, each with whether it holds."""
     names, late = list(WEIGHTS), looks >= 100
     pace = (angles[:, names.index("alike")] * looks.log())[late]
     steps = {name: len(ratio) for name, ratio in ratios.items()}

@@ -120,7 +120,7 @@ def mean_and_error(x: Tensor) -> str:
 def claims(
     found: dict[str, Any], bounds: dict[tuple[int, int], Tensor], small: bool
 ) -> dict[str, bool]:
-    """What must hold."""
+    """Claims by their words, each with whether it holds."""
     tolerance, too_much = (0.1, 0.02) if small else (0.02, 0.1)  # nats
     truth = {name: SETS[name].mutual_information() for name in found}
     crossed = {name: of_set[0] for name, of_set in found.items()}

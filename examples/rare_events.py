@@ -187,7 +187,7 @@ def show(rows: list[Row]) -> str:
 
 
 def claims(rows: list[Row]) -> dict[str, bool]:
-    """What must hold."""
+    """Claims by their words, each with whether it holds."""
     tutorial = next(r for r in rows if r.name.endswith("bridge") and r.threshold == 2.0)
     rarest = min(rows, key=lambda r: r.exact)
     count = sum(len(r.estimates) for r in rows)

@@ -183,7 +183,7 @@ def show(outcomes: dict[str, list[Outcome]]) -> str:
 
 
 def claims(outcomes: dict[str, list[Outcome]], scenes: Scenes, small: bool) -> dict[str, bool]:
-    """What must hold."""
+    """Claims by their words, each with whether it holds."""
     plain, boundary, without, mistaken = outcomes.values()
     logits = torch.randn(8, len(CLASSES), SIZE, SIZE, requires_grad=True)
     marked = scenes.marked[:8]

@@ -290,7 +290,7 @@ def show(results: Results) -> str:
 
 
 def claims(results: Results) -> dict[str, bool]:
-    """What must hold."""
+    """Claims by their words, each with whether it holds."""
     courses, minimum, bound = results.race
     steps = [value - minimum for _, value in courses["gradient-descent"]]
     to = {name: sweeps_to(course, minimum + 1e-8) for name, course in courses.items()}

@@ -136,7 +136,7 @@ def show(courses: Courses) -> str:
 
 
 def claims(courses: Courses, small: bool) -> dict[str, bool]:
-    """What must hold."""
+    """Claims by their words, each with whether it holds."""
     every = [c for seeds in courses.values() for searches in seeds for c in searches]
     plain, *noisy = lines_of(courses).mean(-1)
     of_players = {

@@ -101,7 +101,7 @@ def show(percent: Tensor) -> str:
 
 
 def claims(percent: Tensor, small: bool) -> dict[str, bool]:
-    """What must hold."""
+    """Claims by their words, each with whether it holds."""
     frozen, tuned, scratch = percent.unbind(1)  # (seeds, numbers of rows)
     gain = tuned - scratch  # the same rows and the same test, so seeds compare in pairs
     if small:

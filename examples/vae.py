@@ -166,7 +166,7 @@ def show(outcomes: dict[str, list[Outcome]], floor: float) -> str:
 def claims(
     outcomes: dict[str, list[Outcome]], test: Tensor, floor: float, single: float
 ) -> dict[str, bool]:
-    """What must hold."""
+    """Claims by their words, each with whether it holds."""
     everyone = [o for found in outcomes.values() for o in found]
     model, x = outcomes["Bernoulli"][0].model, test.double()
     logits = model.decode(model.posterior(test).mean).double()
