@@ -8,6 +8,7 @@ import torch
 
 import xent
 from xent import RowStatistics
+from xent.frames import row_loss as row_loss_module
 from xent.frames.dense_loss import by_rows
 from xent.frames.reduction import stable_sum
 
@@ -39,6 +40,26 @@ def test_two_lines_make_a_whole_loss(engine):
     close(focal(Z, Y, gamma=0.0, **call), -log_p().mean())
     assert focal(Z[:, :, None], Y[:, None], reduction="none", **call).shape == (6, 1)
     assert focal(Z.float(), Y, **call).dtype == torch.float32
+
+
+def test_a_plain_loss_asks_for_its_sum_alone(monkeypatch):
+    """Some engines find the sum and the gradient in one sweep, where the option comes through."""
+    asked = []
+    summed = row_loss_module.sum_of_nll
+    monkeypatch.setattr(
+        row_loss_module, "sum_of_nll", lambda *given: asked.append(1) or summed(*given)
+    )
+
+    @xent.row_loss(weighted=True, plain=lambda smooth: not smooth)
+    def smoothed(s, smooth=0.0):
+        return s.nll - smooth * s.log_prob
+
+    smoothed(Z, Y)
+    assert asked
+    asked.clear()
+    smoothed(Z, Y, smooth=0.5)
+    smoothed(Z, Y, reduction="none")
+    assert not asked
 
 
 @pytest.mark.parametrize("shape", [0, 1, 4095, 4096, 4097, 8192, 3 * 4096 + 5, (3, 4097)], ids=str)
