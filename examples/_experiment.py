@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import statistics
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from numpy import ndarray
+    from torch import Tensor
 
 
 def options(
@@ -44,6 +47,13 @@ def options(
     if "seeds" in sizes:
         chosen.seeds = range(chosen.seed, chosen.seed + chosen.seeds)
     return chosen
+
+
+def over_seeds(values: Tensor | ndarray, digits: int = 1) -> str:
+    """Mean ± standard deviation of one value per seed; of a single seed the value alone."""
+    each = values.tolist()
+    mean = f"{statistics.mean(each):.{digits}f}"
+    return mean if len(each) == 1 else f"{mean} ± {statistics.stdev(each):.{digits}f}"
 
 
 def hold(claims: dict[str, bool]) -> None:

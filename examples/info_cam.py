@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import xent
-from _experiment import hold, options, save
+from _experiment import hold, options, over_seeds, save
 from xent.learn import class_activation_map, info_cam
 from xent.plot import activation_map
 
@@ -189,11 +189,11 @@ def show(scores: Tensor, accuracy: Tensor) -> str:
     for kind, row in zip(KINDS, scores.unbind(1), strict=True):
         iou, hits = row.unbind(1)
         cells = (
-            f"{iou.mean():.3f} ± {iou.std():.3f}",
-            f"{100 * hits.mean():.1f} ± {100 * hits.std():.1f} %",
+            over_seeds(iou, 3),
+            f"{over_seeds(100 * hits)} %",
         )
         lines.append(f"{kind:20}{cells[0]:>14}{cells[1]:>22}")
-    lines.append(f"digits named right: {100 * accuracy.mean():.1f} ± {100 * accuracy.std():.1f} %")
+    lines.append(f"digits named right: {over_seeds(100 * accuracy)} %")
     return "\n".join(lines)
 
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import xent
-from _experiment import hold, options, save
+from _experiment import hold, options, over_seeds, save
 from xent.learn.label_noise import estimate_noise_matrix
 
 EARLY_EPOCHS, BATCH, LEARNING_RATE, HIDDEN = 10, 64, 2e-3, 128
@@ -187,8 +187,7 @@ def show(accuracy: dict[str, Tensor]) -> str:
     head = f"{'':16}" + "".join(f"{name:>13}" for name in NOISE)
     lines = [head]
     for name, row in accuracy.items():
-        cells = (f"{c.mean():5.1f} ± {c.std():3.1f}" for c in row)
-        lines.append(f"{name:16}" + "".join(f"{cell:>13}" for cell in cells))
+        lines.append(f"{name:16}" + "".join(f"{over_seeds(cell):>13}" for cell in row))
     return "\n".join(lines)
 
 

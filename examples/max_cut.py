@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from _experiment import hold, options, save
+from _experiment import hold, options, over_seeds, save
 from xent.learn import Bernoulli, CrossEntropyMethod
 from xent.learn.search.cross_entropy_method import SearchResult
 
@@ -137,7 +137,7 @@ def show(found: dict[str, list[Found]]) -> str:
     for name, each in found.items():
         shares = torch.tensor([[f.search.score, f.random, f.climbing] for f in each])
         shares = 100 * shares / torch.tensor([f.optimum for f in each])[:, None]
-        cells = (f"{c.mean():9.2f} ± {c.std():3.1f}" for c in shares.unbind(1))
+        cells = (over_seeds(c, 2) for c in shares.unbind(1))
         lines.append(f"{name:22}  " + "  ".join(f"{cell:>15}" for cell in cells))
     for name, each in found.items():
         points = sum(f.search.evaluations for f in each) / len(each)

@@ -25,7 +25,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import xent
-from _experiment import hold, options, save
+from _experiment import hold, options, over_seeds, save
 from xent.learn import find_label_issues
 from xent.learn.label_noise import Filter, confident_noise_matrix, estimate_noise_matrix
 
@@ -70,9 +70,7 @@ def show(kinds: list[str], names: list[str], figures: Tensor, digits: int) -> st
     """A table of mean and standard deviation, of (kind of noise, seed, name)."""
     lines = [f"{'':20}" + "".join(f"{kind:>16}" for kind in kinds)]
     for k, name in enumerate(names):
-        cells = (
-            f"{c.mean():{digits + 3}.{digits}f} ± {c.std():.{digits}f}" for c in figures[..., k]
-        )
+        cells = (over_seeds(of_kind, digits) for of_kind in figures[..., k])
         lines.append(f"{name:20}" + "".join(f"{cell:>16}" for cell in cells))
     return "\n".join(lines)
 

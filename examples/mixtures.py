@@ -25,7 +25,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import xent
-from _experiment import hold, options, save
+from _experiment import hold, options, over_seeds, save
 from xent.learn import fit_logit_weights, fit_mixture_weights, mixture_log_prob
 from xent.learn.networks.small_networks import SmallNetworks
 
@@ -147,7 +147,7 @@ def main() -> None:
 
     print(f"Nats per row on unseen rows; mean and deviation of {len(chosen.seeds)} seeds\n")
     for name, column in zip(WAYS, ways.T, strict=True):
-        print(f"{name:24}{column.mean():8.4f} ± {column.std():.4f}")
+        print(f"{name:24}{over_seeds(column, 4):>17}")
     print(f"\n{'member':24}{'nats':>8}{'weight by probability':>24}{'by logit':>12}")
     for k, name in enumerate(MEMBERS):
         of_one = f"{alone[:, k].mean():8.4f}{weights[:, 0, k].mean():24.3f}"

@@ -33,7 +33,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import xent
-from _experiment import hold, options, save
+from _experiment import hold, options, over_seeds, save
 from xent.learn import (
     RegularizationPath,
     SeparationWarning,
@@ -284,8 +284,7 @@ def show(results: Results) -> str:
     lines += ["", "Digits with wrong labels: accuracy on right ones, %", ""]
     lines.append(f"{'':28}" + "".join(f"{rate:>13.0%}" for rate in NOISE))
     for loss, of_loss in zip(LOSSES, results.accuracy, strict=True):
-        cells = (f"{a.mean():.1f} ± {a.std(ddof=1):.1f}" for a in of_loss)
-        lines.append(f"{loss:28}" + "".join(f"{cell:>13}" for cell in cells))
+        lines.append(f"{loss:28}" + "".join(f"{over_seeds(cell):>13}" for cell in of_loss))
     return "\n".join(lines)
 
 

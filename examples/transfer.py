@@ -21,7 +21,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from _experiment import hold, options, save
+from _experiment import hold, options, over_seeds, save
 from xent.learn import predict_logits, train_classifier
 from xent.plot.canvas import COLORS
 
@@ -95,8 +95,7 @@ def show(percent: Tensor) -> str:
     """The table: mean and standard deviation over the seeds."""
     lines = [f"{'rows of each digit':28}" + "".join(f"{n:>13}" for n in ROWS)]
     for name, row in zip(WAYS, percent.unbind(1), strict=True):
-        cells = (f"{c.mean():5.1f} ± {c.std():4.1f}" for c in row.T)
-        lines.append(f"{name:28}" + "".join(f"{cell:>13}" for cell in cells))
+        lines.append(f"{name:28}" + "".join(f"{over_seeds(cell):>13}" for cell in row.T))
     return "\n".join(lines)
 
 

@@ -31,7 +31,7 @@ from torch.distributions import Normal, kl_divergence
 from tqdm import tqdm
 
 import xent
-from _experiment import hold, options, save
+from _experiment import hold, options, over_seeds, save
 from xent.learn import train_classifier
 
 PIXELS, HIDDEN, CODE = 64, 128, 8
@@ -155,7 +155,7 @@ def show(outcomes: dict[str, list[Outcome]], floor: float) -> str:
             f"{reconstruction:.4f}",
             f"{reconstruction - floor:.4f}" if name == "Bernoulli" else "",
             f"{sum(o.kl for o in found) / len(found):.4f}",
-            f"{elbo.mean():.4f} ± {elbo.std():.4f}",
+            over_seeds(elbo, 4),
             *(f"{v:.4f}" for v in torch.stack([o.bounds for o in found]).mean(0)[1:].tolist()),
         ]
         lines.append(f"{name:20}" + "".join(f"{cell:>18}" for cell in cells))
