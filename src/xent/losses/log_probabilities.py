@@ -147,8 +147,8 @@ def kl_div(
         size_average: deprecated in PyTorch; use ``reduction``.
         reduce: deprecated in PyTorch; use ``reduction``.
         reduction: ``"none"``, ``"sum"``, ``"batchmean"``, which divides by the length of the first
-            axis and is the mean divergence of rows ``(N, C)``, or ``"mean"``, which divides by the
-            number of elements and is not: as in PyTorch, it warns.
+            axis (a 0-d input by 1) and is the mean divergence of rows ``(N, C)``, or ``"mean"``,
+            which divides by the number of elements and is not: as in PyTorch, it warns.
         log_target: whether ``target`` holds logarithms.
         weight: factor on each element; broadcasts to the shape of ``input``: ``(C,)`` for class
             weights of ``(N, C)``. 0 leaves an element out, whatever it holds.
@@ -204,9 +204,7 @@ def kl_div(
             stacklevel=3,
         )
         total = total / values.new_tensor(input.numel())
-    elif reduction == "batchmean":
-        if input.ndim == 0:
-            raise ValueError("`reduction` batchmean needs an axis of rows, but `input` is 0-d")
+    elif reduction == "batchmean" and input.ndim:
         total = total / values.new_tensor(input.shape[0])
     return total.to(dtype)
 
