@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import xent
-from xent.engines import heads
+from xent.engines import heads, native
 
 from .helpers import same_bits
 from .linear_heads import exact_gradients, grads, logit_error, rounding, within
@@ -194,6 +194,17 @@ def test_memory_beyond_the_gradients(way, n, d, v, size, dtype, core):
     chunk = max(size, rows * v * 4)  # one row is the least
     features = 2 * rows * d * 4  # of a chunk, widened, and their gradient
     assert memory.peak <= gradients + chunk + features + 200 * n
+
+
+@pytest.mark.parametrize("size", [1 << 20, 4 << 20])
+def test_without_the_core_a_chunk_and_its_copies_fit_the_workspace(size, monkeypatch):
+    monkeypatch.setattr(native, "fast", False)
+    h, w = torch.randn(200, 8).requires_grad_(), torch.randn(3000, 8).requires_grad_()
+    y = torch.randint(3000, (200,))
+    with Memory(h, w, y) as memory:
+        z = xent.LinearLogits(h, w, max_workspace=size)
+        xent.cross_entropy(z, y, engine="reference").backward()
+    assert memory.peak <= 4 * (h.numel() + w.numel()) + size
 
 
 @pytest.mark.parametrize("way", ["mean", "none", "tokens"])

@@ -14,6 +14,8 @@ from . import native
 from .problem import Index
 
 MAX_ROWS = 384  # of a chunk: more leave the caches, fewer than half of it make thin products
+# The reference engine holds about eight times the memory of a chunk, most of it in float64.
+REFERENCE_COPIES = 8
 
 
 class Plan(NamedTuple):
@@ -30,6 +32,8 @@ def plan(source: LinearLogits, heads: int = 1) -> Plan:
     narrow = source.is_cpu and source.weight.dtype in (torch.bfloat16, torch.float16)
     dtype = torch.float32 if narrow else source.weight.dtype
     budget = source.max_workspace // heads // (2 if narrow else 1)  # half for wider weights
+    if source.is_cpu and not native.fast:
+        budget //= REFERENCE_COPIES
     rows, block = (
         max(1, budget // max(1, width * dtype.itemsize)) for width in source.weight.shape
     )
