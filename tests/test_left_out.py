@@ -216,3 +216,27 @@ def test_elements_behind_a_head(reduction):
         return value
 
     check(run, hidden, torch.where(KEPT[:, None], hidden, math.nan))
+
+
+@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize("behind_head", [False, True])
+def test_scales_of_rows_left_out(soft, behind_head):
+    """A temperature of NaN, and one that is learned, where a row does not count."""
+    z = torch.randn(N, C, dtype=torch.float64)
+    y = torch.rand(N, C).double().softmax(1) if soft else torch.arange(N) % C
+    if not soft:
+        y[0] = -100
+    scale = torch.rand(N, dtype=torch.float64) + 0.5
+    counts = KEPT if soft else KEPT & (y != -100)
+    holed = torch.where(counts, scale, math.nan).requires_grad_()
+    logits = xent.LinearLogits(z, torch.eye(C, dtype=z.dtype)) if behind_head else z
+    loss = xent.cross_entropy(logits, y, row_weight=WEIGHT.double(), logit_scale=holed)
+    loss.backward()
+    s = scale.clone().requires_grad_()
+    q = y if soft else torch.nn.functional.one_hot(y.clamp(min=0), C).double()
+    rows = -(q * torch.log_softmax(z * s[:, None], 1)).sum(1)
+    weight = WEIGHT.double() * counts
+    expected = (weight * rows).sum() / weight.sum()
+    expected.backward()
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(holed.grad, s.grad)

@@ -27,6 +27,12 @@ class LogitTransform(NamedTuple):
         """The tensors among the settings, which may ask for gradients of their own."""
         return tuple(t for t in (self.scale, self.class_bias, self.class_scale) if t is not None)
 
+    def without_scale_of(self, rows: Tensor) -> LogitTransform:
+        """The same, but 1 for the scale of some rows, a mask: NaN there has no gradient, then."""
+        if self.scale is None or not self.scale.ndim:
+            return self
+        return self._replace(scale=torch.where(rows, 1.0, self.scale))
+
     def __call__(self, x: Tensor) -> Tensor:
         """Apply to logits whose classes are on the last axis."""
         z = x

@@ -24,12 +24,13 @@ def row_statistics(problem: Problem) -> tuple[Tensor, bool]:
     And whether it is known that no row was ignored: never here, where looking may not be free.
     """
     p = problem
-    x = _sweep(p.logits).movedim(p.axis, -1)  # (N, V)
+    x, transform = _sweep(p.logits).movedim(p.axis, -1), p.transform  # (N, V)
     if p.target.labelled:
         # What an ignored row holds must not leave a trace, not even 0 * NaN in a gradient.
         ignored = p.target.values == p.target.ignore_index
         x = torch.where(ignored.unsqueeze(-1), 0, x)
-    z = p.transform(x)  # (N, V)
+        transform = transform.without_scale_of(ignored)
+    z = transform(x)  # (N, V)
     wide = torch.float32 if z.device.type == "mps" else torch.float64
     weight = None if p.class_weight is None else p.class_weight.to(z.dtype)  # (V,)
     if p.target.soft:

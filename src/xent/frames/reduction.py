@@ -125,7 +125,8 @@ def leave_out(
     else:
         logits = torch.where(out.unsqueeze(axis), 0, logits)
     target = target._replace(values=torch.where(out.unsqueeze(axis), 0, target.values))
-    return problem._replace(logits=logits, target=target), normalizer
+    transform = problem.transform.without_scale_of(out)
+    return problem._replace(logits=logits, target=target, transform=transform), normalizer
 
 
 def divisor_of(
