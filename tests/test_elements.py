@@ -206,6 +206,8 @@ WRONG = {
     "integer logits": (lambda: BCE(Z.long(), Y), TypeError, r"call \.float\(\)"),
     "complex": (lambda: BCE(Z, Y + 0j), TypeError, "real"),
     "fewer rows": (lambda: BCE(Z, Y[:2]), ValueError, "nothing is broadcast here$"),
+    "fewer channels": (lambda: BCE(Z[:, :1], Y), ValueError, "nothing is broadcast here$"),
+    "fewer of both": (lambda: BCE(Z[:2, :1], Y[:1]), ValueError, "nothing is broadcast here$"),
     "another device": (lambda: BCE(Z, Y.to("meta")), ValueError, "on cpu but `target` on meta"),
     "weight elsewhere": (lambda: BCE(Z, Y, Y.to("meta")), ValueError, "`weight` is on meta"),
     "list of weights": (lambda: BCE(Z, Y, [1.0]), TypeError, "`weight` must be a torch.Tensor"),

@@ -10,7 +10,7 @@ import xent
 from xent import RowStatistics
 from xent.frames import row_loss as row_loss_module
 from xent.frames.dense_loss import by_rows
-from xent.frames.reduction import stable_sum
+from xent.frames.reduction import check_reduction, stable_sum
 
 from .helpers import same_bits, value_and_grad
 from .losses import above_average, entropy_regularised, focal
@@ -60,6 +60,15 @@ def test_a_plain_loss_asks_for_its_sum_alone(monkeypatch):
     smoothed(Z, Y, smooth=0.5)
     smoothed(Z, Y, reduction="none")
     assert not asked
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.bfloat16, torch.float32], ids=str)
+def test_row_weights_are_read_in_float64(dtype):
+    given = torch.tensor([1, 0, 1]).to(dtype)
+    _, weight = check_reduction("sum", None, given, "nan", given.shape, given.device)
+    assert weight is not None
+    assert weight.tolist() == [1, 0, 1]
+    assert weight.dtype == torch.float64
 
 
 @pytest.mark.parametrize("shape", [0, 1, 4095, 4096, 4097, 8192, 3 * 4096 + 5, (3, 4097)], ids=str)
