@@ -423,6 +423,8 @@ def test_bad_trees_and_targets():
     tree = [-1, -1, 0, 0]
     with pytest.raises(IndexError, match="out of bounds"):
         xent.wordtree_cross_entropy(z, torch.tensor([0, 4]), tree)
+    with pytest.raises(ValueError, match="names 4 nodes"):
+        xent.wordtree_cross_entropy(z[0, 0], y[0], tree)
     with pytest.raises(ValueError, match="`target` must have shape"):
         xent.wordtree_cross_entropy(z, y[:1], tree)
     with pytest.raises(TypeError, match="integers"):

@@ -173,6 +173,9 @@ def test_adjusting_afterwards_undoes_the_prior():
     torch.testing.assert_close(pixels[:, :, 1, 2], z - torch.log(RAMP / RAMP.sum()).float())
     with pytest.raises(ValueError, match="positive number for each of the 7"):
         xent.adjust_logits(z, torch.tensor([1.0, 0, 1, 1, 1, 1, 1]))
+    for bad in (z[0, 0], z.long()):
+        with pytest.raises(TypeError, match="`input` must hold floating-point logits"):
+            xent.adjust_logits(bad, counts)
 
 
 def test_a_class_that_never_occurs_is_masked(engine):
