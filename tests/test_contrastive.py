@@ -122,6 +122,15 @@ def test_sampled_softmax(correct, reduction):
     agree(found, expected, (h, w, b))
 
 
+def test_sampled_softmax_takes_the_workspace():
+    h, w = features(8, 4), features(11, 4)
+    y, some = torch.randint(11, (8,)), torch.randperm(11)
+    found = xent.sampled_cross_entropy(h, w, y, some, max_workspace=1)
+    agree(found, F.cross_entropy(h @ w.T, y), (h, w))
+    with pytest.raises(ValueError, match="`max_workspace`"):
+        xent.sampled_cross_entropy(h, w, y, some, max_workspace=0)
+
+
 def test_a_sample_of_all_classes_is_cross_entropy():
     h, w = features(8, 4), features(11, 4)
     y = torch.randint(11, (8,))

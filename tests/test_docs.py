@@ -102,3 +102,7 @@ def test_an_alias(capsys):
 def test_an_unknown_loss(capsys):
     assert main(["losses", "crossentropy"]) == 2
     assert "did you mean cross_entropy" in capsys.readouterr().err
+    assert main(["losses", "bceww"]) == 2  # first letters, or a part
+    assert "did you mean" not in capsys.readouterr().err
+    assert main(["losses", "bcewl"]) == 2
+    assert "binary_cross_entropy_with_logits" in capsys.readouterr().err

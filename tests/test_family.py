@@ -200,6 +200,8 @@ def test_effective_number_weights():
     raw = [(1 - beta) / (1 - beta ** int(n)) for n in counts[:3].tolist()]
     truth = torch.tensor([float(4 * w / sum(raw)) for w in raw] + [0.0], dtype=torch.float64)
     torch.testing.assert_close(xent.effective_number_weights(counts), truth, rtol=1e-13, atol=0)
+    narrow = xent.effective_number_weights(counts.float())
+    torch.testing.assert_close(narrow.double(), truth, rtol=2**-24, atol=0)
     some = counts[:3]
     torch.testing.assert_close(
         xent.effective_number_weights(some, beta=1.0), 3 / some / (1 / some).sum()

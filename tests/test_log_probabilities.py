@@ -100,6 +100,16 @@ def test_kl_div_is_that_of_torch(shape, dtype, log_target):
               [x, t])  # fmt: skip
 
 
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+def test_nll_loss_behind_a_head(reduction):
+    h, w, c = torch.randn(4, 3).double(), torch.randn(5, 3).double(), torch.rand(5).double()
+    y = torch.tensor([0, 4, -1, 2])
+    options = {"ignore_index": -1, "reduction": reduction}
+    log_p = F.log_softmax(xent.LinearLogits(h, w), -1)
+    found = xent.nll_loss(log_p, y, c, **options)
+    torch.testing.assert_close(found, F.nll_loss(F.log_softmax(h @ w.T, -1), y, c, **options))
+
+
 def test_kl_div_by_place():
     x, t = log_probs((4, 5)), log_probs((4, 5))
     expected = F.kl_div(x, t, None, None, "sum", True)

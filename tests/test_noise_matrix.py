@@ -184,3 +184,13 @@ def test_bad_predictions():
             confident_noise_matrix(p, bad)
     with pytest.raises(TypeError, match="labels"):
         confident_noise_matrix(p, Y.float())
+
+
+def test_rows_of_any_shape_behind_a_head():
+    h, w = torch.randn(2, 3, 6, dtype=torch.float64), torch.randn(C, 6, dtype=torch.float64)
+    y = torch.tensor([[0, 1, 2], [3, 4, 0]])
+    with pytest.warns(UserWarning, match="needs all 30 logits"):
+        found = FORWARD(xent.LinearLogits(h, w), y, matrix=ANY, reduction="none")
+    z = (h @ w.T).flatten(0, 1)
+    expected = FORWARD(z, y.flatten(), matrix=ANY, reduction="none")
+    torch.testing.assert_close(found, expected.view(2, 3))
