@@ -282,6 +282,7 @@ def test_bad_heads():
         ("normalizer", {"normalizer": "count"}, "normalizer"),
         ("normalizer", {"normalizer": 2.0, "reduction": "sum"}, "normalizer"),
         ("object_scale", {"object_scale": math.nan}, "finite"),
+        ("truth_above", {"truth_above": math.nan}, "finite"),
         ("tree", {"tree": TREE, "version": "v3"}, "tree"),
     ):
         for version in ("v2", "v3"):

@@ -9,6 +9,7 @@ import pytest
 
 import xent
 from xent.cli import main
+from xent.frames.docstrings import loss_docstring
 from xent.losses import CATALOG
 from xent.losses.lookup import members
 
@@ -106,3 +107,22 @@ def test_an_unknown_loss(capsys):
     assert "did you mean" not in capsys.readouterr().err
     assert main(["losses", "bcewl"]) == 2
     assert "binary_cross_entropy_with_logits" in capsys.readouterr().err
+
+
+def test_a_loss_of_all_logits_says_that_it_takes_probabilities():
+    for loss in (xent.sparsemax_loss, xent.bi_tempered_loss):
+        assert "or class probabilities in the shape of ``input``" in (loss.__doc__ or "")
+
+
+def test_a_loss_that_says_what_it_raises_keeps_its_words():
+    doc = loss_docstring(_strict, ["input"], soft=True) or ""
+    assert "KeyError: always." in doc
+    assert doc.count("Raises:") == 1
+
+
+def _strict(s):
+    """A loss.
+
+    Raises:
+        KeyError: always.
+    """

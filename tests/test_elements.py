@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 import xent
 from xent.engines import native
+from xent.engines.elements.problem import Form
 from xent.frames.element_loss import power, product
 
 from .element_family import FAMILY
@@ -334,3 +335,14 @@ def test_a_loss_of_ones_own():
     assert copy.copy(squared.__doc__).startswith("The Brier score.")
     with pytest.raises(ValueError, match="first parameter"):
         xent.element_loss(lambda: None)
+
+
+def test_the_form_of_a_loss_comes_through(core):
+    """What the native kernel computes: the body is for the others."""
+
+    @xent.element_loss(form=lambda: Form())
+    def own(e):
+        raise AssertionError("the kernel does not need the body")
+
+    z, t = torch.randn(40), torch.rand(40)
+    torch.testing.assert_close(own(z, t), F.binary_cross_entropy_with_logits(z, t))

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 
 import xent
 from xent.losses import CATALOG
@@ -240,3 +241,29 @@ def test_scales_of_rows_left_out(soft, behind_head):
     expected.backward()
     torch.testing.assert_close(loss, expected)
     torch.testing.assert_close(holed.grad, s.grad)
+
+
+def test_soft_targets_of_rows_left_out():
+    z, q = torch.randn(N, C).double(), torch.softmax(torch.randn(N, C).double(), 1)
+    for hole in HOLES.values():
+        holed = torch.where(KEPT[:, None], q, torch.tensor(hole).double())
+        for options in ({}, {"label_smoothing": 0.1}, {"engine": "reference"}):
+            options = {"row_weight": WEIGHT, "reduction": "sum", **options}
+            both = []
+            for target in (q, holed):
+                x = z.clone().requires_grad_()
+                value = xent.cross_entropy(x, target, **options)
+                both.append((value.detach(), *torch.autograd.grad(value, x)))
+            for whole, left in zip(*both, strict=True):
+                assert torch.equal(whole, left)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
+def test_a_weight_of_0_has_a_slope_forward():
+    """A derivative by a weight in forward mode looks at rows of weight 0, too."""
+    z, y = torch.randn(N, C).double(), torch.arange(N) % C
+    with forward_ad.dual_level():
+        weight = forward_ad.make_dual(WEIGHT.double(), torch.ones(N).double())
+        loss = xent.cross_entropy(z, y, row_weight=weight, reduction="sum")
+        slope = forward_ad.unpack_dual(loss).tangent
+    torch.testing.assert_close(slope, torch.nn.functional.cross_entropy(z, y, reduction="sum"))

@@ -252,3 +252,10 @@ def test_learned_weights_of_labels_need_the_logits():
         whole = loss(F.linear(*parts), y, weight)
         torch.testing.assert_close(lean, whole)
         torch.testing.assert_close(grads(lean, (*parts, weight)), grads(whole, (*parts, weight)))
+
+
+def test_the_sigmoid_family_has_the_dtype_of_the_logits():
+    h, w = torch.randn(4, 3), torch.randn(5, 3)
+    z = xent.LinearLogits(h, w).to(torch.bfloat16)
+    loss = xent.binary_cross_entropy_with_logits(z, torch.rand(4, 5).bfloat16())
+    assert z.dtype == loss.dtype == torch.bfloat16

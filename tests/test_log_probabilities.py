@@ -110,6 +110,18 @@ def test_nll_loss_behind_a_head(reduction):
     torch.testing.assert_close(found, F.nll_loss(F.log_softmax(h @ w.T, -1), y, c, **options))
 
 
+def test_kl_div_of_what_weighs_nothing():
+    x, t, w = log_probs((2, 5)), log_probs((2, 5)).exp(), torch.ones(2, 5).double()
+    x[0, 1] = t[1, 2] = math.nan
+    w[0, 1] = w[1, 2] = 0
+    x.requires_grad_()
+    value = xent.kl_div(x, t, reduction="none", weight=w)
+    value.sum().backward()
+    truth = torch.where(w == 0, 0, t * (t.log() - x.detach()))
+    torch.testing.assert_close(value, truth)
+    torch.testing.assert_close(x.grad, torch.where(w == 0, 0, -t))
+
+
 def test_kl_div_by_place():
     x, t = log_probs((4, 5)), log_probs((4, 5))
     expected = F.kl_div(x, t, None, None, "sum", True)

@@ -526,6 +526,8 @@ def test_nested_tensors_that_make_no_sense_are_refused(sequences):
         xent.cross_entropy(nested, labels)
     with pytest.raises(TypeError, match="`target` must be one, too"):
         xent.cross_entropy(nested.transpose(1, 2), y)
+    with pytest.raises(TypeError, match="`logit_scale` must be one, too"):
+        xent.cross_entropy(nested.transpose(1, 2), labels, logit_scale=torch.ones(3, 4))
     with pytest.raises(ValueError, match="sequences of the same lengths"):
         xent.cross_entropy(nested.transpose(1, 2), jagged(y, [4, 1, 3]))
     with pytest.raises(TypeError, match=r"layout=torch\.jagged"):

@@ -236,6 +236,18 @@ def test_on_policy_sequences():
     close(found, grad(xent.reinforce_loss(p, a, mask, average="sequence"), p))
 
 
+@pytest.mark.parametrize("clip", [0.1, 0.2, 0.3])
+def test_the_range_of_the_ratio_is_clip(clip):
+    """Ratios of 1.05, 1.15 and 1.25, each wanted higher: those outside have no gradient."""
+    ratio = torch.tensor([[1.05, 1.15, 1.25]], dtype=torch.float64)
+    p = ratio.log().requires_grad_()
+    for loss in (xent.ppo_loss, xent.grpo_loss):
+        value = loss(p, torch.zeros(1, 3).double(), torch.ones(1).double(), clip=clip,
+                     average="token", reduction="sum")  # fmt: skip
+        close(value, -ratio.clamp(max=1 + clip).sum())
+        close(grad(value, p), torch.where(ratio > 1 + clip, 0, -ratio))
+
+
 def test_clipped_tokens_have_no_gradient():
     old = torch.full((6,), -2.0, dtype=torch.float64)
     d = torch.tensor([0.5, 0.5, -0.5, -0.5, 800.0, 800.0], dtype=torch.float64)

@@ -201,6 +201,17 @@ def test_a_list_is_a_dense_target(engine):
     torch.testing.assert_close(value, truth, rtol=1e-13, atol=0)
 
 
+@pytest.mark.float64
+def test_a_list_without_mass_costs_nothing(engine):
+    z, classes, q = lists(3)
+    q[1] = 0
+    options = {"reduction": "none", "engine": engine}
+    value, grad = value_and_grad(xent.sparse_cross_entropy, z, classes, q, **options)
+    assert value[1] == 0
+    assert (value[[0, 2]] > 0).all()
+    assert (grad[1] == 0).all()
+
+
 @pytest.mark.parametrize("tail", ["ignore", "mass", "renormalize"])
 def test_lists_in_float32(tail, engine):
     z, classes, q = (x.float() if x.is_floating_point() else x for x in lists())
