@@ -66,8 +66,7 @@ class EpochMeans:
     def __call__(self, batch: list[Tensor]) -> Tensor | None:
         """The loss of a batch ``[x, y, ...]``; None if there is no row that counts."""
         x, *targets = batch
-        output = self.model(x)
-        loss = self.loss(output, *targets)  # first of all, as it says best what is wrong with them
+        output, loss = self._loss_of(batch)  # first of all, as it says best what is wrong with them
         mass = float(self.count(*targets))
         if mass == 0:
             return None
@@ -82,6 +81,15 @@ class EpochMeans:
             for name, metric in self.metrics.items():
                 self._add_values(name, metric(output, *targets))
         return loss
+
+    def loss_of(self, batch: list[Tensor]) -> Tensor:
+        """The loss of a batch that has been counted."""
+        return self._loss_of(batch)[1]
+
+    def _loss_of(self, batch: list[Tensor]) -> tuple[Any, Any]:
+        x, *targets = batch
+        output = self.model(x)
+        return output, self.loss(output, *targets)
 
     def take(self, name: str) -> dict[str, float]:
         """The means of the batches since the last time.

@@ -18,6 +18,7 @@ from ..._check import is_whole
 from ...losses import cross_entropy
 from .batches import Batches, Data
 from .epoch_means import EpochMeans
+from .steps import Step
 
 Entry = dict[str, float]
 EVALUATION = 4  # without gradients a batch may be so many times as large
@@ -62,7 +63,7 @@ def train_classifier(
     validation: Data | None = None,
     epochs: int = 20,
     batch_size: int = 32,
-    lr: float = 1e-3,
+    lr: float | None = None,
     optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.AdamW,
     patience: int | None = None,
     metrics: Mapping[str, Callable[..., Tensor]] | None = None,
@@ -100,9 +101,12 @@ def train_classifier(
         epochs: how often to go through the data, at most.
         batch_size: rows per step; a loader has its own. A batch norm cannot learn from one row: if
             the last batch has but one, take another size or a loader with ``drop_last``.
-        lr: step size.
+        lr: step size; by default 1e-3, but the optimiser's own for one that must have a closure,
+            as L-BFGS, and that of a ``functools.partial`` which names it.
         optimizer: called as ``optimizer(parameters, lr=lr)``; for instance
-            ``functools.partial(torch.optim.SGD, momentum=0.9)``.
+            ``functools.partial(torch.optim.SGD, momentum=0.9)``. One that asks for the loss again
+            within a step, as ``torch.optim.LBFGS``, gets it of the same batch with the same random
+            numbers; make that batch all rows.
         patience: stop after so many epochs without a lower validation loss, and go back to the
             weights of the lowest. None: do all epochs and keep the last weights.
         metrics: what else to measure, by name: functions called as the loss that return a tensor of
@@ -150,7 +154,8 @@ def train_classifier(
     held_out = None
     if validation is not None:
         held_out = Batches("validation", validation, EVALUATION * batch_size, where)
-    means, step = EpochMeans(model, loss, metrics, count), optimizer(parameters, lr=lr)
+    means = EpochMeans(model, loss, metrics, count)
+    step = Step(means, optimizer, parameters, lr)
     best, stopped = _Best(learner, keep=patience is not None), "epochs"
     entries: list[Entry] = []
     bar, start = tqdm(total=epochs, desc="epochs", disable=quiet), perf_counter()
@@ -203,9 +208,7 @@ def predict_logits(model: nn.Module, x: Tensor, batch_size: int = 256) -> Tensor
         return torch.cat([model(rows.to(where)).to(x.device) for rows in x.split(batch_size)])
 
 
-def _train(
-    learner: nn.Module, means: EpochMeans, batches: Batches, optimizer: torch.optim.Optimizer
-) -> Entry:
+def _train(learner: nn.Module, means: EpochMeans, batches: Batches, step: Step) -> Entry:
     """One epoch: a step for each batch."""
     learner.train()
     for part in learner.modules():
@@ -213,13 +216,7 @@ def _train(
         if frozen and all(frozen):
             part.eval()
     for batch in batches:
-        loss = means(batch)
-        if loss is not None:
-            if not loss.requires_grad:
-                raise ValueError("`loss` has no gradient; compute it from the output of the model")
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+        step(batch)
     return means.take(batches.name)
 
 
