@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from xent.learn import calibration
 from xent.learn.calibration import brier_score, calibration_error, fit_temperature, reliability
+from xent.learn.reliability import bin_confidences
 
 F64 = torch.float64
 close = torch.testing.assert_close
@@ -142,6 +143,51 @@ def test_the_table_of_equal_widths(bins):
     assert calibration_error(z, y, bins) == table.ece
     assert f"ECE {table.ece:.4f}" in str(table)
     assert len(str(table).splitlines()) == bins + 2
+
+
+@pytest.mark.parametrize("kept", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("binned", ["reliability", "bin_confidences"])
+def test_a_border_belongs_to_the_bin_below_however_it_was_rounded(kept, binned):
+    """And what is above it by more than that to the bin above."""
+    for bins in range(2, 26):
+        for k in range(1, bins):
+            border = torch.tensor(k / bins, dtype=torch.float64).to(kept)
+            step = torch.finfo(torch.promote_types(kept, torch.float16)).eps
+            step = max(step, torch.finfo(torch.float32).eps) if kept != torch.bfloat16 else 2**-7
+            p = torch.stack([border, (border.double() * (1 + step)).to(kept)])
+            if binned == "reliability":
+                count = reliability(
+                    torch.stack([p, 1 - p], 1), torch.zeros(2).long(), bins, label=0
+                ).count
+            else:
+                count = bin_confidences(p, torch.ones(2).bool(), bins).count
+            assert count.nonzero().flatten().tolist() == [k - 1, k], (bins, k, p)
+
+
+def test_float32_kept_in_float64_stays_in_its_bin():
+    for bins in range(2, 26):
+        p = (torch.arange(1, bins, dtype=torch.float64) / bins).float()
+        rows, y = torch.stack([p, 1 - p], 1), torch.zeros(bins - 1).long()
+        kept, given = (reliability(r, y, bins, label=0).count for r in (rows.double(), rows))
+        assert kept.tolist() == given.tolist() == [1] * (bins - 1) + [0]
+
+
+def test_the_ends():
+    p = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.05, 0.95]], dtype=torch.float64)
+    for binning in ("width", "mass"):
+        table = reliability(p, torch.tensor([0, 0, 0]), 10, label=0, binning=binning)
+        assert table.count.sum() == 3
+        assert table.count[-1] >= 1
+        assert table.count[0] == (2 if binning == "width" else table.count[0])
+        assert table.ece == pytest.approx((1 + 0.95) / 3)
+
+
+def test_equal_confidences_share_a_bin_of_equal_mass():
+    p = torch.tensor([0.5] * 6 + [0.7] * 6 + [0.9] * 3).double()
+    right = torch.tensor([True] * 3 + [False] * 3 + [True] * 9)
+    table = bin_confidences(p, right, 5, "mass")
+    assert sorted(n for n in table.count.tolist() if n) == [3, 6, 6]
+    assert table.ece == pytest.approx((6 * 0 + 6 * 0.3 + 3 * 0.1) / 15)
 
 
 @pytest.mark.parametrize("rows", [7, 60, 61])

@@ -136,8 +136,9 @@ def reliability(
         input: logits or probabilities, ``(C,)``, ``(N, C)`` or ``(N, C, d1, ...)``.
         target: class indices in the shape of the rows.
         bins: the number of bins.
-        binning: ``"width"``: bins of equal width; or ``"mass"``: with equally many rows each
-            (adaptive ECE), as far as equal confidences, which stay together, allow it.
+        binning: ``"width"``: bins of equal width, each with its upper border; or ``"mass"``: with
+            equally many rows each (adaptive ECE), as far as equal confidences, which stay together,
+            allow it.
         label: look at the probability of this class and whether it is the target, instead of the
             most likely class of each row.
         from_logits: whether ``input`` holds logits. By default numbers that are all in [0, 1] are
@@ -168,13 +169,13 @@ def reliability(
         Equal mass: Nguyen & O'Connor, *Posterior calibration and exploratory analysis for natural
         language processing models*, EMNLP 2015.
     """
-    p, labels = _predictions(input, target, from_logits, ignore_index)
+    p, labels, dtype = _predictions(input, target, from_logits, ignore_index)
     if label is None:
         confidence, predicted = p.max(-1)
-        return bin_confidences(confidence, predicted == labels, bins, binning)
+        return bin_confidences(confidence, predicted == labels, bins, binning, dtype)
     if not 0 <= label < p.shape[-1]:
         raise ValueError(f"`label` must be a class, 0 to {p.shape[-1] - 1}, got {label}")
-    return bin_confidences(p[:, label], labels == label, bins, binning)
+    return bin_confidences(p[:, label], labels == label, bins, binning, dtype)
 
 
 def calibration_error(
@@ -219,11 +220,12 @@ def calibration_error(
         Naeini et al., *Obtaining well calibrated probabilities using Bayesian binning*, AAAI 2015.
         Classwise: Kull et al., *Beyond temperature scaling*, NeurIPS 2019.
     """
-    p, labels = _predictions(input, target, from_logits, ignore_index)
+    p, labels, dtype = _predictions(input, target, from_logits, ignore_index)
     if not classwise:
         confidence, predicted = p.max(-1)
-        return bin_confidences(confidence, predicted == labels, bins, binning).ece
-    each = [bin_confidences(p[:, c], labels == c, bins, binning).ece for c in range(p.shape[-1])]
+        return bin_confidences(confidence, predicted == labels, bins, binning, dtype).ece
+    of_classes = ((p[:, c], labels == c) for c in range(p.shape[-1]))
+    each = [bin_confidences(*rows, bins, binning, dtype).ece for rows in of_classes]
     return math.fsum(each) / len(each)
 
 
@@ -263,15 +265,18 @@ def brier_score(
     References:
         Brier, *Verification of forecasts expressed in terms of probability*, 1950.
     """
-    p, labels = _predictions(input, target, from_logits, ignore_index)
+    p, labels, _ = _predictions(input, target, from_logits, ignore_index)
     came = torch.nn.functional.one_hot(labels, p.shape[-1])
     return (p - came).square().sum(-1).mean().item()
 
 
 def _predictions(
     input: Tensor, target: Tensor, from_logits: bool | None, ignore_index: int
-) -> tuple[Tensor, Tensor]:
-    """Probabilities (n, C) in float64 and classes (n,) of the rows that are kept."""
+) -> tuple[Tensor, Tensor, torch.dtype]:
+    """Probabilities (n, C) in float64 and classes (n,) of the rows that are kept.
+
+    And the dtype in which the probabilities were computed.
+    """
     checked = read_target(input, target, ignore_index)
     if checked.soft:
         raise ValueError(
@@ -290,4 +295,4 @@ def _predictions(
     if from_logits is None:
         from_logits = not bool(((rows >= 0) & (rows <= 1)).all())
     p = read("input", rows, -1, from_logits)
-    return softmax(p) if from_logits else p, labels
+    return (softmax(p), labels, p.dtype) if from_logits else (p, labels, input.dtype)

@@ -24,7 +24,8 @@ class Reliability:
             empty.
         accuracy: share of them that is right, likewise.
         count: how many they are, int64.
-        edges: borders of the bins from 0 to 1, ``(bins + 1,)``; a bin contains its upper one.
+        edges: borders of the bins from 0 to 1, ``(bins + 1,)``; a bin contains its upper one, or
+            what that is rounded to in the dtype of the confidences, float32 at most.
         ece: expected calibration error: the mean of ``|accuracy - confidence|`` over the bins,
             weighted with their counts.
     """
@@ -82,7 +83,11 @@ class Reliability:
 
 
 def bin_confidences(
-    confidence: Tensor, right: Tensor, bins: int = 15, binning: Binning = "width"
+    confidence: Tensor,
+    right: Tensor,
+    bins: int = 15,
+    binning: Binning = "width",
+    dtype: torch.dtype | None = None,
 ) -> Reliability:
     """The table of :func:`xent.learn.calibration.reliability`, from confidences.
 
@@ -91,6 +96,7 @@ def bin_confidences(
         right: whether the row is right, ``(N,)``.
         bins: the number of bins.
         binning: ``"width"`` or ``"mass"``; see :func:`xent.learn.calibration.reliability`.
+        dtype: in which the confidences were computed, if that is another than theirs.
 
     Returns:
         A :class:`Reliability`.
@@ -107,14 +113,22 @@ def bin_confidences(
     one_of("binning", binning, ("width", "mass"))
     if not is_whole(bins) or bins < 1:
         raise ValueError(f"`bins` must be a whole number of at least 1, got {bins!r}")
-    n = confidence.shape[0]
-    edges = torch.linspace(0, 1, bins + 1, dtype=confidence.dtype, device=confidence.device)
+    # A border is a confidence of the rows, or else a fraction, to be rounded as they were.
+    edges = torch.arange(bins + 1, dtype=torch.float64, device=confidence.device) / bins
+    edges, at = edges.to(confidence.dtype), _precision(dtype or confidence.dtype)
     if binning == "mass":
-        last = torch.arange(1, bins, device=confidence.device) * n // bins - 1  # row of each bin
+        # The row that each bin but the last one ends with.
+        last = torch.arange(1, bins, device=confidence.device) * len(confidence) // bins - 1
         edges[1:-1] = confidence.sort().values[last.clamp(min=0)]
-    which = torch.bucketize(confidence.contiguous(), edges[1:-1].contiguous())
+        at = confidence.dtype
+    which = torch.bucketize(confidence.to(at).contiguous(), edges[1:-1].to(at).contiguous())
     total, rights = (
         torch.bincount(which, weights=x.to(confidence.dtype), minlength=bins)
         for x in (confidence, right)
     )
     return Reliability.of_sums(total, rights, torch.bincount(which, minlength=bins), edges)
+
+
+def _precision(dtype: torch.dtype) -> torch.dtype:
+    """In which confidences meet borders: that of float64 may be float32 kept in more digits."""
+    return torch.float32 if dtype == torch.float64 else dtype
