@@ -179,6 +179,40 @@ def test_the_start_is_the_best_constant():
     assert objective.init_score(label, rows=5).shape == (5, 3)
 
 
+def test_the_start_of_soft_labels_with_weights():
+    objective = Objective(BINARY_CE, "xgboost")
+    label, weight = [0.3, 0.7, 1.0], np.float32([1, 2, 0.5])
+    share = (0.3 + 1.4 + 0.5) / 3.5
+    assert objective.start(label, weight) == pytest.approx(math.log(share / (1 - share)))
+    gradient, _ = objective.derivatives(
+        torch.from_numpy(objective.init_score(label, weight)),
+        torch.tensor(label, dtype=torch.float64),
+        torch.from_numpy(weight).double(),
+    )
+    assert abs(gradient.sum()) < 1e-15
+    of_classes = Objective(xent.cross_entropy, "xgboost")
+    assert of_classes.start([0, 1, 1], weight) == objective.start([0, 1, 1], weight)
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        ([-1, 1, 1], r"got -1; of -1 and 1 make \(label \+ 1\) / 2"),
+        ([1, 2, 3], r"`label` has no rows of class \[0\]"),
+        ([1, 1], r"`label` has no rows of class \[0\]"),
+        ([0.5, 1.5], r"`label` must hold whole numbers.*got 0.5"),
+        ([0, math.nan], r"`label` must hold whole numbers"),
+        (["a", "b"], r"`label` must hold numbers.*return_inverse"),
+        ([], "`label` has no rows"),
+    ],
+)
+@pytest.mark.parametrize("loss", [xent.cross_entropy, BINARY_CE])
+def test_labels_to_start_from_that_are_no_classes(label, message, loss):
+    for library in ("xgboost", "lightgbm"):
+        with pytest.raises(ValueError, match=message):
+            Objective(loss, library).start(label)
+
+
 def test_probabilities():
     objective = Objective(xent.cross_entropy, "lightgbm")
     np.testing.assert_allclose(objective.probabilities([0.0, 2.0]), [0.5, 1 / (1 + math.exp(-2))])

@@ -171,17 +171,29 @@ class Objective:
         probability.
 
         Args:
-            label: labels of the training rows, 0 to K - 1. Two classes have one score.
+            label: labels of the training rows, 0 to K - 1. Two classes have one score. For a loss
+                of a target in [0, 1] such numbers.
             sample_weight: one factor per row.
 
         Raises:
-            ValueError: if a class between the others has no rows, and so no finite score.
+            ValueError: for labels that are no classes; if a class between the others has no rows,
+                and so no finite score.
         """
         label = _column("label", label)
-        weight = None
+        weight = torch.ones_like(label)
         if sample_weight is not None:  # both libraries keep weights in float32
             weight = _column("sample_weight", sample_weight, len(label)).float().double()
-        share = torch.bincount(_classes(label), weight, minlength=2).to(torch.float64)
+        if self.targets == "binary" and bool(((label >= 0) & (label <= 1)).all()):
+            of_1 = (weight * label).sum()
+            share = torch.stack([weight.sum() - of_1, of_1])
+        else:
+            classes = _classes(label)
+            if bool((classes < 0).any()):
+                raise ValueError(
+                    f"`label` must hold the classes 0 to K - 1, got {classes.min().item()}; of -1 "
+                    "and 1 make (label + 1) / 2"
+                )
+            share = torch.bincount(classes, weight, minlength=2)
         share = share / share.sum()
         if not bool((share > 0).all()):
             raise ValueError(
@@ -311,7 +323,11 @@ def _array(values: Any) -> Tensor:
 
 
 def _column(name: str, values: Any, rows: int | None = None) -> Tensor:
-    column = _array(values)
+    try:
+        column = _array(values)
+    except (TypeError, ValueError) as error:
+        hint = "; np.unique(label, return_inverse=True)[1] numbers the classes"
+        raise ValueError(f"`{name}` must hold numbers: {error}{hint * (name == 'label')}") from None
     if column.ndim != 1 or rows not in (None, len(column)):
         wanted = "(N,)" if rows is None else f"({rows},)"
         raise ValueError(f"`{name}` must have shape {wanted}, got {tuple(column.shape)}")
@@ -320,8 +336,11 @@ def _column(name: str, values: Any, rows: int | None = None) -> Tensor:
 
 def _classes(label: Tensor) -> Tensor:
     whole = label.long()
-    if not bool((whole == label).all()):
-        raise ValueError("`label` must hold whole numbers, the classes 0 to K - 1")
+    if bool((bad := whole != label).any()):
+        raise ValueError(
+            "`label` must hold whole numbers, the classes 0 to K - 1, got "
+            f"{label[bad][0].item():g}; with one score a loss of a target in [0, 1] takes fractions"
+        )
     return whole
 
 
