@@ -168,6 +168,23 @@ def test_quantize():
 # ---- models -----------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("symbols", "message"), [("abc", r"encode\(text\.encode"), ([0.0], "got 0.0"), ([None], "None")]
+)
+def test_symbols_that_are_none(symbols, message):
+    with pytest.raises(TypeError, match=message):
+        encode(symbols, OrderModel(0))
+
+
+def test_data_and_counts_that_are_none():
+    with pytest.raises(TypeError, match="must be bytes"):
+        decode("abc", OrderModel(0), 3)
+    with pytest.raises(ValueError, match="`count`"):
+        decode(b"abc", OrderModel(0), 2.5)
+    code = encode(b"abc", OrderModel(0))
+    assert decode(memoryview(code.data), OrderModel(0), 3) == [*b"abc"]
+
+
 def test_order_models_count():
     model = OrderModel(2, symbols=3, gain=5)
     text = [0, 1, 2, 0, 1, 1, 0, 1]

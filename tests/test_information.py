@@ -583,6 +583,13 @@ def test_report_on_soft_labels():
         report(1.0, 2 * q)
 
 
+def test_report_of_labels_that_are_all_the_same():
+    for said in (report(0.1, torch.tensor([1, 1, 1])), report(0.1, counts=[0, 3])):
+        assert math.isnan(said.skill)
+        assert "nan" not in str(said)
+        assert "all labels are the same" in str(said)
+
+
 def test_report_without_labels_and_at_the_edges():
     said = report(0.0)
     assert said.skill is None

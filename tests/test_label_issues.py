@@ -119,6 +119,50 @@ def test_agrees_with_cleanlab(kind):
             assert ours.tolist() == found.tolist(), (name, score)
 
 
+@pytest.mark.parametrize("name", FILTERS)
+def test_classes_without_labels_and_near_ties_are_as_in_cleanlab(name):
+    """Where no row reaches several thresholds but not that of its likeliest class."""
+    pytest.importorskip("cleanlab")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from cleanlab.filter import find_label_issues as theirs
+    sets = [
+        (torch.tensor(p, dtype=torch.float64), torch.tensor(labels))
+        for p, labels in (
+            ([[0.1, 0.7, 0.2], [0.1, 0.8, 0.1], [0.7, 0.2, 0.1], [0.8, 0.1, 0.1]], [0, 0, 1, 1]),
+            ([[0.4999999, 0.5000001], [0.5, 0.5], [0.9, 0.1], [0.1, 0.9]], [0, 0, 0, 1]),
+            ([[0.49999, 0.50001], [0.5, 0.5], [0.9, 0.1], [0.1, 0.9]], [0, 0, 0, 1]),
+        )
+    ]  # fmt: skip
+    for p, labels in sets:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = theirs(
+                labels.numpy(), p.numpy(), filter_by=name, n_jobs=1,
+                return_indices_ranked_by="self_confidence",
+            )  # fmt: skip
+        assert find_label_issues(p, labels, filter_by=name).tolist() == found.tolist()
+
+
+def test_how_often_the_rows_are_those_of_cleanlab():
+    """README says it: all but one in a thousand, on random predictions."""
+    pytest.importorskip("cleanlab")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from cleanlab.filter import find_label_issues as theirs
+    rows = differing = 0
+    for seed in range(20):
+        p, labels = small(seed, classes=3 + seed % 4, rows=100 + 10 * seed)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            mask = theirs(labels.numpy(), p.numpy(), n_jobs=1)
+        found = set(mask.nonzero()[0].tolist())
+        rows += len(found)
+        differing += len(found ^ set(find_label_issues(p, labels).tolist()))
+    assert rows > 500
+    assert differing <= 0.01 * rows
+
+
 def test_finds_wrong_labels_of_digits():
     p, labels, wrong = digits("sym .2")
     found = find_label_issues(p, labels)
@@ -163,5 +207,9 @@ def test_bad_input():
             function(p, labels[:-1])
         with pytest.raises(TypeError, match="integers"):
             function(p, labels.double())
-        with pytest.raises(ValueError, match="do not occur"):
-            function(p, torch.zeros_like(labels))
+        with pytest.raises(ValueError, match="classes, 0 to 3"):
+            function(p, labels + 1)
+        with pytest.raises(TypeError, match=r"torch\.from_numpy\(probabilities\)"):
+            function(p.numpy(), labels)
+        with pytest.raises(TypeError, match=r"torch\.tensor\(labels\)"):
+            function(p, labels.tolist())

@@ -20,7 +20,11 @@ class TargetError(ValueError, IndexError):
 def is_tensor(name: str, value: object) -> None:
     """Raise unless ``value`` is a tensor with a number in every place."""
     if not isinstance(value, Tensor):
-        raise TypeError(f"`{name}` must be a torch.Tensor, got {type(value).__name__}")
+        make = "from_numpy" if type(value).__module__ == "numpy" else "tensor"
+        raise TypeError(
+            f"`{name}` must be a torch.Tensor, got {type(value).__name__}; pass "
+            f"torch.{make}({name})"
+        )
     if value.layout is torch.strided and not value.is_nested and not is_dtensor(value):
         return
     kind, inside = f"a tensor of layout {value.layout}", "to_dense()"

@@ -53,7 +53,10 @@ class Report:
 
     @property
     def skill(self) -> float | None:
-        """``1 - loss / H(Y)``, McFadden's R^2: 0 for knowing the frequencies only, 1 for all."""
+        """``1 - loss / H(Y)``, McFadden's R^2: 0 for knowing the frequencies only, 1 for all.
+
+        NaN where H(Y) is 0: nothing can be known about labels that are all the same.
+        """
         if self.label_entropy is None:
             return None
         return 1 - self.nats / self.label_entropy if self.label_entropy else math.nan
@@ -73,10 +76,11 @@ class Report:
             f"probability      {self.probability:.4f} of the target, geometric mean",
         ]
         if self.label_entropy is not None:
-            lines += [
-                f"label entropy    {self.label_entropy:.4f} nats",
-                f"skill            {self.skill:.4f} = 1 - loss / label entropy (McFadden's R^2)",
-            ]
+            skill = "none, as all labels are the same"
+            if self.label_entropy:
+                skill = f"{self.skill:.4f} = 1 - loss / label entropy (McFadden's R^2)"
+            lines.append(f"label entropy    {self.label_entropy:.4f} nats")
+            lines.append(f"skill            {skill}")
         lines.append(f"excess           {self.excess:.4f} nats over the floor of {self.floor:.4f}")
         if self.label_entropy is not None:
             lines.append(

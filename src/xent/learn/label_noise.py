@@ -27,6 +27,8 @@ Filter = Literal[
 ]
 Score = Literal["self_confidence", "normalized_margin"]
 
+TIE = 1e-6  # probabilities that differ by no more are taken for equal
+
 
 def estimate_noise_matrix(probabilities: Tensor, percentile: float = 97.0) -> Tensor:
     r"""Noise matrix from anchor points: the rows that are the surest of each class.
@@ -77,7 +79,8 @@ def confident_noise_matrix(probabilities: Tensor, labels: Tensor) -> Tensor:
 
     Args:
         probabilities: predicted label probabilities of held-out rows, ``(N, C)``.
-        labels: the labels the rows carry, ``(N,)``, int64; each class at least once.
+        labels: the labels the rows carry, ``(N,)``, int64. A class that no label has has no
+            threshold, and no row is confidently of it.
 
     Returns:
         ``(C, C)``, float64; rows sum to 1. Entry ``[i, j]`` estimates the probability of the label
@@ -103,7 +106,7 @@ def confident_noise_matrix(probabilities: Tensor, labels: Tensor) -> Tensor:
     labels = _check_labels(labels, p)
     counts = _confident_counts(_confident_guess(p, labels), labels, p.shape[1]).double()
     # Labels are as frequent as they are, however many of their rows are sure.
-    frequency = torch.bincount(labels).unsqueeze(1)
+    frequency = torch.bincount(labels, minlength=p.shape[1]).unsqueeze(1)
     joint = counts / counts.sum(1, keepdim=True).clamp(min=1) * frequency
     total = joint.sum(0).unsqueeze(1)  # of each class
     identity = torch.eye(p.shape[1], dtype=p.dtype, device=p.device)
@@ -117,7 +120,7 @@ def label_quality(
 
     Args:
         probabilities: predicted label probabilities of held-out rows, ``(N, C)``.
-        labels: the labels the rows carry, ``(N,)``, int64; each class at least once.
+        labels: the labels the rows carry, ``(N,)``, int64.
         score: ``"self_confidence"``, the probability of the label :math:`p_y`; or
             ``"normalized_margin"``, :math:`p_y - \max_{j \ne y} p_j`.
 
@@ -161,12 +164,13 @@ def find_label_issues(
     * ``"confident_learning"``: the rows that were counted off the diagonal.
     * ``"predicted_neq_given"``: no counts, all rows whose label is not the most likely class.
 
-    A row whose label is the most likely class is never among them.
+    A row whose label is the most likely class, or less likely by no more than 1e-6, is never among
+    them.
 
     Args:
         probabilities: predicted label probabilities of held-out rows, ``(N, C)``: a model that has
             seen the label believes it. scikit-learn's ``cross_val_predict`` makes them.
-        labels: the labels the rows carry, ``(N,)``, int64; each class at least once.
+        labels: the labels the rows carry, ``(N,)``, int64; a class may be without a row.
         filter_by: how the rows are found.
         rank_by: the :func:`label_quality` by which they are sorted.
 
@@ -187,13 +191,16 @@ def find_label_issues(
 
     References:
         Northcutt et al., *Confident learning: estimating uncertainty in dataset labels*, JAIR 2021.
-        The names of the filters and scores are those of its implementation, cleanlab.
+        The names of the filters and scores are those of its implementation, cleanlab. A row that
+        reaches several thresholds counts for the likeliest of those classes, as in the article;
+        cleanlab counts it for the likeliest of all, and rounds counts with equal remainders in
+        another order.
     """
     one_of("filter_by", filter_by, get_args(Filter))
     one_of("rank_by", rank_by, get_args(Score))
     p = _check_probabilities(probabilities)
     labels = _check_labels(labels, p)
-    found = _quality(p, labels, "normalized_margin") < 0
+    found = _quality(p, labels, "normalized_margin") < -TIE
     if filter_by != "predicted_neq_given":
         guess = _confident_guess(p, labels)
         joint = _whole_joint(_confident_counts(guess, labels, p.shape[1]), labels)
@@ -218,9 +225,9 @@ def _quality(p: Tensor, labels: Tensor, score: Score) -> Tensor:
 def _confident_guess(p: Tensor, labels: Tensor) -> Tensor:
     """The class each row confidently belongs to, or -1."""
     carried = torch.nn.functional.one_hot(labels, p.shape[1]).to(p.dtype)  # (N, C)
-    threshold = (carried * p).sum(0) / carried.sum(0)
+    threshold = (carried * p).sum(0) / carried.sum(0)  # NaN, which no row reaches, without labels
     # A mean of equal numbers may be rounded up: none of them would reach it.
-    sure, guess = torch.where(p >= threshold - 1e-6, p, -1.0).max(1)
+    sure, guess = torch.where(p >= threshold - TIE, p, -1.0).max(1)
     return torch.where(sure >= 0, guess, -1)
 
 
@@ -234,7 +241,8 @@ def _confident_counts(guess: Tensor, labels: Tensor, classes: int) -> Tensor:
 def _whole_joint(counts: Tensor, labels: Tensor) -> Tensor:
     """Counts (label, class) brought to the frequencies of the labels, in whole rows."""
     counts = counts + torch.diag(counts.diagonal() == 0)  # some row of a label is right
-    frequency, total = torch.bincount(labels).unsqueeze(1), counts.sum(1, keepdim=True)
+    frequency = torch.bincount(labels, minlength=len(counts)).unsqueeze(1)
+    total = counts.sum(1, keepdim=True)
     whole, remainder = counts * frequency // total, counts * frequency % total
     missing = frequency - whole.sum(1, keepdim=True)
     rank = remainder.argsort(stable=True).argsort(stable=True)
@@ -283,7 +291,4 @@ def _check_labels(labels: Tensor, p: Tensor) -> Tensor:
     classes = p.shape[1]
     if bool(((labels < 0) | (labels >= classes)).any()):
         raise ValueError(f"`labels` must be classes, 0 to {classes - 1}")
-    missing = (torch.bincount(labels, minlength=classes) == 0).nonzero().flatten().tolist()
-    if missing:
-        raise ValueError(f"`labels` must hold each class at least once; {missing} do not occur")
     return labels

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from ..._check import is_whole
 from ..._probabilities import rounding
 
 _WORD, _BYTE = 64, 8  # bits of the window in which the interval is narrowed
@@ -72,7 +73,7 @@ def encode(symbols: Iterable[int], model: SymbolModel) -> Code:
 
     Raises:
         ValueError: if the model gives a symbol no frequency, or frequencies that are none.
-        TypeError: if the frequencies are not whole.
+        TypeError: for symbols or frequencies that are not whole numbers.
 
     Example:
         >>> from xent.learn import FixedModel, encode
@@ -86,7 +87,7 @@ def encode(symbols: Iterable[int], model: SymbolModel) -> Code:
         digitised message*, 1979.
     """
     interval, information = _Interval(), 0.0
-    for symbol in map(operator.index, symbols):
+    for symbol in map(_symbol, symbols):
         below = _cumulative(model)
         if not 0 <= symbol < len(below) - 1:
             raise ValueError(f"the model knows symbols 0 to {len(below) - 2}, not {symbol}")
@@ -118,7 +119,7 @@ def decode(data: bytes, model: SymbolModel, count: int) -> list[int]:
 
     Raises:
         ValueError: if ``data`` is not the code of a message of this length with this model.
-        TypeError: if the frequencies are not whole.
+        TypeError: if ``data`` is not bytes, or the frequencies are not whole.
 
     Example:
         >>> from xent.learn import OrderModel, decode, encode
@@ -126,8 +127,11 @@ def decode(data: bytes, model: SymbolModel, count: int) -> list[int]:
         >>> bytes(decode(code.data, OrderModel(1), 11))
         b'abracadabra'
     """
-    if count < 0:
-        raise ValueError(f"`count` must be at least 0, got {count}")
+    if not is_whole(count) or count < 0:
+        raise ValueError(f"`count` must be a whole number of at least 0, got {count!r}")
+    if not isinstance(data, bytes | bytearray | memoryview):
+        raise TypeError(f"`data` must be bytes, as the `data` of a Code, got {type(data).__name__}")
+    data = bytes(data)
     interval, symbols = _Interval(), []
     read, offset = _WORD // _BYTE, int.from_bytes(data[: _WORD // _BYTE].ljust(8, b"\0"), "big")
     for _ in range(count):
@@ -149,6 +153,16 @@ def decode(data: bytes, model: SymbolModel, count: int) -> list[int]:
             f"off, or `count` or `model` are not those it was made with"
         )
     return symbols
+
+
+def _symbol(symbol: Any) -> int:
+    try:
+        return operator.index(symbol)
+    except TypeError:
+        hint = "; of a text encode its bytes, encode(text.encode(), model)"
+        raise TypeError(
+            f"symbols must be integers, got {symbol!r}{hint * isinstance(symbol, str)}"
+        ) from None
 
 
 class _Interval:
