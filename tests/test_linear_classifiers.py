@@ -451,3 +451,19 @@ def test_partial_fit_refuses_other_classes_than_before():
     model = SoftmaxRegression().fit(x, y).partial_fit(x, y, classes=[2, 1, 0])
     with pytest.raises(ValueError, match="`classes` must be those before"):
         model.partial_fit(x, y, classes=[0, 1, 2, 3])
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize("estimator", BOTH)
+def test_the_curvature_of_rows_is_taken_in_blocks(estimator, sparse, monkeypatch):
+    from xent.learn.regression import linear_objective
+
+    monkeypatch.setattr(linear_objective, "BLOCK", 7)
+    generator = np.random.default_rng(0)
+    x, y = generator.normal(size=(40, 3)), generator.integers(2, size=40)
+    model = estimator().fit(x, y)
+    problem = model._problem(csr_array(x) if sparse else x, y, np.arange(40.0))
+    w = torch.tensor([[0.3, -1.0, 2.0, 0.5]], dtype=torch.float64)
+    found = problem.objective(torch.zeros_like(w), w).score_curvature(w)
+    p = torch.sigmoid(torch.from_numpy(x) @ w[0, :3] + 0.5)
+    assert torch.allclose(found[:, 0], p * (1 - p) * torch.arange(40.0) / 780, rtol=1e-12, atol=0)

@@ -17,12 +17,12 @@ class Criterion(NamedTuple):
     """What is minimised of the scores.
 
     Attributes:
-        mean_loss: of scores ``(N, K)``.
+        mean_loss: of scores ``(N, K)``; of some rows, given as a slice, what they add to it.
         columns: K.
         bound: the largest curvature of cross-entropy in the scores of a row.
     """
 
-    mean_loss: Callable[[Tensor], Tensor]
+    mean_loss: Callable[..., Tensor]
     columns: int
     bound: float
 
@@ -51,8 +51,8 @@ def softmax_criterion(
 ) -> Criterion:
     """A loss of one class per row; of two classes the first has the score 0."""
 
-    def mean_loss(scores: Tensor) -> Tensor:
-        return loss(logits_of(scores), target, row_weight=weight, reduction="sum")
+    def mean_loss(scores: Tensor, rows: slice = slice(None)) -> Tensor:
+        return loss(logits_of(scores), target[rows], row_weight=weight[rows], reduction="sum")
 
     return Criterion(mean_loss, 1, 0.25) if classes == 2 else Criterion(mean_loss, classes, 0.5)
 

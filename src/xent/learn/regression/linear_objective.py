@@ -21,6 +21,8 @@ from torch import Tensor
 WHITENED = 4096  # features; more than these are only scaled, one by one
 ROWS_PER_FEATURE = 8  # are enough to know how features vary together
 PROBES = 2  # random directions that tell the curvature of a row
+ALL = slice(None)
+BLOCK = 1 << 16  # rows whose curvature is taken at once, as each takes 600 bytes meanwhile
 STALE = 0.1  # of the curvature that coordinates were made for: time for new ones
 
 
@@ -70,13 +72,14 @@ class Design:
         )
         return torch.cat([x.double(), ones], 1)
 
-    def scores(self, w: Tensor) -> Tensor:
-        """The products of all rows with coefficients ``(K, columns)``, ``(N, K)``, float64."""
+    def scores(self, w: Tensor, rows: slice = ALL) -> Tensor:
+        """The products of rows with coefficients ``(K, columns)``, ``(N, K)``, float64."""
         slopes = w[:, : self.features].T.contiguous()  # a third of the time of strides
+        x: Any = self.x if rows == ALL else self.x[rows]
         if self.sparse:
-            scores = torch.from_numpy(self.x @ slopes.numpy())
+            scores = torch.from_numpy(x @ slopes.numpy())
         else:
-            scores = (self.x @ slopes.to(self.x.dtype)).double()
+            scores = (x @ slopes.to(x.dtype)).double()
         return scores + w[:, -1] if self.intercept else scores
 
     def pull_back(self, slopes: Tensor) -> Tensor:
@@ -126,14 +129,15 @@ class Objective:
 
     Args:
         design: the rows.
-        loss: the mean loss of scores ``(N, K)``.
+        loss: the mean loss of scores ``(N, K)``, of all rows or of those of a slice that comes
+            second.
         bound: the largest curvature of cross-entropy in the scores of a row.
         penalty: weight of the square of each coefficient, ``(K, columns)``.
         anchor: where the penalty is 0, likewise.
     """
 
     design: Design
-    loss: Callable[[Tensor], Tensor]
+    loss: Callable[..., Tensor]
     bound: float
     penalty: Tensor
     anchor: Tensor
@@ -166,11 +170,17 @@ class Objective:
         Exact for K = 1; else estimated from random directions, right in the mean.
         """
         generator = torch.Generator().manual_seed(0)
-        shape = (PROBES if len(w) > 1 else 1, self.design.rows, len(w))
-        signs = (
-            torch.randint(2, shape, generator=generator, dtype=torch.float64, device="cpu") * 2 - 1
-        )
-        return torch.stack([v * self.turns(w, v) for v in signs]).mean(0)
+        curvature = []
+        for first in range(0, self.design.rows, BLOCK):
+            rows = slice(first, first + BLOCK)
+            scores, slopes = self._slopes(w, rows)
+            shape = (PROBES if len(w) > 1 else 1, *scores.shape)
+            signs = torch.randint(
+                2, shape, generator=generator, dtype=torch.float64, device="cpu"
+            ).mul_(2).sub_(1)  # fmt: skip
+            turns = [torch.autograd.grad(slopes, scores, v, retain_graph=True)[0] for v in signs]
+            curvature.append((signs * torch.stack(turns)).mean(0))
+        return torch.cat(curvature)
 
     def score_hessian(self, w: Tensor) -> Tensor:
         """The second derivatives of the loss at ``w`` by two scores of a row, ``(K, N, K)``."""
@@ -180,11 +190,16 @@ class Objective:
     def turns(self, w: Tensor, direction: Tensor) -> Tensor:
         """How the slopes of the scores at ``w`` change along a direction, both ``(N, K)``."""
         if self._at is None or not torch.equal(self._at[0], w):  # a solver asks many times
-            scores = self.design.scores(w).requires_grad_()
-            (slopes,) = torch.autograd.grad(self.loss(scores), scores, create_graph=True)
-            self._at = w.clone(), scores, slopes
+            self._at = None  # one graph at a time
+            self._at = w.clone(), *self._slopes(w, ALL)
         _, scores, slopes = self._at
         return torch.autograd.grad(slopes, scores, direction, retain_graph=True)[0]
+
+    def _slopes(self, w: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
+        """Scores of some rows at ``w``, and the slopes of the loss in them with their graph."""
+        scores = self.design.scores(w, rows).requires_grad_()
+        (slopes,) = torch.autograd.grad(self.loss(scores, rows), scores, create_graph=True)
+        return scores, slopes
 
 
 class Whitening:

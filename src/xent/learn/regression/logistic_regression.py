@@ -151,8 +151,8 @@ class LogisticRegression(SoftmaxRegression):
         loss = loss_of(self.loss, "binary")
         target = self._indicators(y)
 
-        def mean_loss(scores: Tensor) -> Tensor:
-            return loss(scores, target, weight=weight.unsqueeze(1), reduction="sum")
+        def mean_loss(scores: Tensor, rows: slice = slice(None)) -> Tensor:
+            return loss(scores, target[rows], weight=weight[rows].unsqueeze(1), reduction="sum")
 
         return Criterion(mean_loss, target.shape[1], 0.25)
 
