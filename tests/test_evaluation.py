@@ -356,7 +356,7 @@ def test_what_is_refused(trained, folder, tmp_path, capsys):
     assert "RUN: there is no" in refusal(capsys, tmp_path / "nowhere", text)
     assert "no such file or folder" in refusal(capsys, trained, tmp_path / "missing.txt")
     assert "no text in" in refusal(capsys, trained, empty)
-    assert "`length` must be a whole number from 2" in refusal(capsys, trained, text, "--length", 1)
+    assert "--length must be a whole number from 2" in refusal(capsys, trained, text, "--length", 1)
     assert "`stride` must be" in refusal(capsys, trained, text, "--stride", 0)
     assert "--device nonsense" in refusal(capsys, trained, text, "--device", "nonsense")
     plot = tmp_path / "no" / "r.png"

@@ -22,6 +22,7 @@ FOUNDATION = {
     "_check",
     "_probabilities",
     "_files",
+    "_printable",
     "lean",
     "linear_log_probs",
     "_series",
@@ -38,6 +39,8 @@ MIDDLE = {"engines", "hyperparameters", "measurement", "frames"}
 BELOW = {
     "_check": {"modes"},
     "_files": set(),
+    "_printable": set(),
+    "_start": set(),
     "_series": set(),
     "row_statistics": set(),
     "modes": set(),

@@ -396,24 +396,42 @@ def test_a_loss_that_is_not_finite_ends_the_run(tmp_path, capsys, folder):
 
 
 def test_a_full_disk_loses_no_results(tmp_path, capsys, folder, monkeypatch):
-    train(folder, tmp_path, "--steps", "3")
-    before = (tmp_path / "checkpoint.pt").read_bytes()
-    capsys.readouterr()
+    """What could not be saved is an exit code all the same; what was saved before is kept."""
+    write_whole, saved = run_folder.write_whole, tmp_path / "checkpoint.pt"
 
     def full(path: Path, data: bytes) -> None:
-        if data:
+        if data and saved.exists():
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write_whole(path, data)
 
     monkeypatch.setattr(run_folder, "write_whole", full)
-    command = ["train", str(folder), "--out", str(tmp_path), *SMALL, "--steps", "3"]
-    monkeypatch.setattr(run_folder.Path, "unlink", lambda self, **_: None)
+    command = ["train", str(folder), "--out", str(tmp_path), *SMALL, "--steps", "20"]
     assert main(command) == 2
     out, err = capsys.readouterr()
     assert "perplexity" in out
-    assert (
-        f"cannot save {tmp_path / 'checkpoint.pt'}: No space left on device; the one before" in err
-    )
-    assert (tmp_path / "checkpoint.pt").read_bytes() == before
+    assert "record:" not in out
+    assert f"cannot save {saved}: No space left on device; the one before is kept; the tr" in err
+    assert "xent train: cannot save" in err.splitlines()[-1]
+    assert err.count("the training goes on") == 1
+    state = torch.load(saved, weights_only=True)
+    assert 0 < len(state["history"]["loss"]) < 20
+
+
+def test_a_run_that_is_killed_is_not_taken_for_the_one_before(tmp_path, capsys, folder):
+    """Nothing is removed before the new run has its text, and then everything of the old one."""
+    train(folder, tmp_path, "--steps", "3")
+    assert main(["train", str(tmp_path / "nowhere"), "--out", str(tmp_path)]) == 2
+    assert {"checkpoint.pt", "record.json"} <= {path.name for path in tmp_path.iterdir()}
+    with pytest.MonkeyPatch.context() as patch:
+
+        def killed(self: trainer.Trainer) -> float:
+            raise SystemExit(137)
+
+        patch.setattr(trainer.Trainer, "advance", killed)
+        with pytest.raises(SystemExit):
+            train(folder, tmp_path, "--steps", "5")
+    assert list(tmp_path.iterdir()) == []
+    assert "there is no" in refusal(capsys, "--resume", "--out", tmp_path)
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):

@@ -8,6 +8,9 @@ Reading order: ``row_statistics`` (the idea), ``engines/reference`` (the specifi
 ``csrc/``.
 """
 
+from . import _start as _start  # first: from here on Ctrl-C is one line
+
+# isort: split
 from importlib.metadata import PackageNotFoundError, version
 
 from . import information, nn

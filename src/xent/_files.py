@@ -11,7 +11,15 @@ import torch
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Replace a file at once: a kill or a full disk leaves the one before."""
+    """Replace a file at once: a kill or a full disk leaves the one before.
+
+    What is no file, as a device or a pipe, is written to as it is; so is what a link points to.
+    """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        with path.open("wb") as device:
+            device.write(data)
+        return
+    path = path.resolve()
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with temporary.open("wb") as file:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib
-import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
-from . import __version__
-from .commands.console import UserError
+from . import __version__, _start
+from .commands.arguments import Parser
+from .commands.console import UserError, abandon, note
 
 COMMANDS = {
     "info": "what is installed and which engine runs",
@@ -33,34 +36,38 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments after the command's name; by default those of this process.
 
     Returns:
-        The exit code: 0, 2 for input that cannot be used, 130 after Ctrl-C, 1 if the reader of the
-        output went away.
+        The exit code: 0, 2 for input that cannot be used and output that cannot be written, 130
+        after Ctrl-C or a SIGTERM, 1 if the reader of the output went away.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    args = _parser(words).parse_args(words)
-    try:
-        code = args.run(args)
-        sys.stdout.flush()
-        return code
-    except UserError as error:
-        print(f"xent {args.command}: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"xent {args.command}: interrupted", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        # As the Python manual advises: the interpreter flushes stdout once more when it exits.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+    who = " ".join(["xent", *(word for word in words[:1] if word in COMMANDS)])
+    with _one_line_each(who), _stopped_by_sigterm():
+        try:
+            parser = _parser(words)
+            _start.release()  # whatever happens from here on, this function handles it
+            args = parser.parse_args(words)
+            if args.command is None:
+                parser.error("name a COMMAND; xent --help lists them")
+            return args.run(args)
+        except UserError as error:
+            note(f"{who}: {error}")
+            return 2
+        except KeyboardInterrupt:
+            note(f"{who}: interrupted")
+            return 130
+        except BrokenPipeError:
+            abandon(sys.stdout)
+            abandon(sys.stderr)
+            return 1
 
 
-def _parser(words: list[str]) -> argparse.ArgumentParser:
+def _parser(words: list[str]) -> Parser:
     """The parser; only the chosen subcommand is imported, so that help is quick."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="xent", description="Cross-entropy and its family: exact, fused and memory-lean."
     )
     parser.add_argument("--version", action="version", version=f"xent {__version__}")
-    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name, purpose in COMMANDS.items():
         text = f"{purpose[0].upper()}{purpose[1:]}."
         subparser = subparsers.add_parser(name, help=purpose, description=text)
@@ -69,3 +76,24 @@ def _parser(words: list[str]) -> argparse.ArgumentParser:
             module.add_arguments(subparser)
             subparser.set_defaults(run=module.run)
     return parser
+
+
+@contextmanager
+def _one_line_each(who: str) -> Iterator[None]:
+    """Within it a warning is one line, without the place in the source."""
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_, **__: note(f"{who}: warning: {message}")
+        yield
+
+
+@contextmanager
+def _stopped_by_sigterm() -> Iterator[None]:
+    """Within it a SIGTERM does what Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():  # others get no signals
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler) or signal.SIG_DFL
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

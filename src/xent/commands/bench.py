@@ -19,10 +19,12 @@ from typing import Any, NamedTuple
 
 import torch
 
+from .arguments import finite
 from .bench_report import LEGEND, cell_text, machine_text, markdown, memory_text, verdict
-from .console import UserError, progress_bar
+from .console import UserError, progress_bar, say
 from .contestants import CONTESTANTS, MODES, Cell, ContestantError, Worker
 from .machine import cpu_seconds_of_all, describe_machine
+from .run_folder import write_output
 from .timing import DTYPES, PAUSE_SECONDS, positive, shape, summary
 
 # From a toy batch over image classification to language models; the last is a short decode step.
@@ -58,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--repeats", type=positive, metavar="K", help="rounds (default: by time)")
     parser.add_argument(
-        "--patience", type=float, default=PATIENCE, metavar="SECONDS",
+        "--patience", type=finite, default=PATIENCE, metavar="SECONDS",
         help="per cell, for repeating rounds that other processes disturb (default: %(default)g)",
     )  # fmt: skip
     parser.add_argument(
@@ -84,10 +86,10 @@ def run(args: argparse.Namespace) -> int:
     cells = [Cell(rows, classes, dtype) for rows, classes in shapes for dtype in args.dtypes]
     names, absent = _who_takes_part(args.contestants)
     result: dict[str, Any] = {"machine": describe_machine(args.threads), "absent": absent}
-    print(machine_text(result["machine"]))
+    say(machine_text(result["machine"]))
     for name, reason in absent.items():
-        print(f"{name} does not take part: {reason}")
-    print(LEGEND)
+        say(f"{name} does not take part: {reason}")
+    say(LEGEND)
 
     modes = MODES if args.forward_only else MODES[:1]
     seconds = QUICK_CELL_SECONDS if args.quick else CELL_SECONDS
@@ -95,12 +97,12 @@ def run(args: argparse.Namespace) -> int:
     result["cells"] = _measure_cells(cells, names, args.threads, plan)
     if args.memory or (args.memory is None and not args.quick):
         _measure_memory(result["cells"], names, args.threads)
-        print(f"\n{memory_text(result['cells'])}")
-    print(f"\n{verdict(result['cells'])}")
+        say(f"\n{memory_text(result['cells'])}")
+    say(f"\n{verdict(result['cells'])}")
     if args.markdown:
-        print(f"\n{markdown(result)}")
+        say(f"\n{markdown(result)}")
     if args.json:
-        args.json.write_text(json.dumps(result, indent=1) + "\n")
+        write_output(args.json, f"{json.dumps(result, indent=1)}\n".encode(), "--json")
     return int(any("both" not in found["contestants"]["xent"] for found in result["cells"]))
 
 
@@ -138,11 +140,11 @@ def _measure_cells(
     found = []
     try:
         with progress_bar(quiet=False, total=len(cells), desc="measuring", unit="cell") as bar:
-            show = getattr(bar, "write", print)  # tqdm's own goes around the bar
             for cell in cells:
                 bar.set_postfix_str(str(cell))
                 found.append(measure_cell(cell, workers, plan))
-                show(f"\n{cell_text(found[-1])}")
+                with bar.external_write_mode():
+                    say(f"\n{cell_text(found[-1])}")
                 bar.update()
     finally:
         for worker in workers.values():

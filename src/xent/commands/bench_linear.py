@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .bench_report import aligned, digits, disturbance, error_text, machine_text
-from .console import UserError, progress_bar
+from .console import UserError, progress_bar, say
 from .contestants import in_one_line
 from .linear_contestants import (
     LINEAR_CONTESTANTS,
@@ -27,6 +27,7 @@ from .linear_contestants import (
     products,
 )
 from .machine import cpu_seconds_of_all, describe_machine
+from .run_folder import write_output
 from .timing import DTYPES, PAUSE_SECONDS, positive, summary
 
 PURPOSE = "Loss and gradient behind a linear head: time, memory and error beside others."
@@ -89,27 +90,27 @@ def run(args: argparse.Namespace) -> int:
     result: dict[str, Any] = {"machine": describe_machine(args.threads), "absent": absent}
     if args.device != "cpu":
         result["machine"]["device"] = torch.get_device_module(args.device).get_device_name()
-    print(machine_text(result["machine"]))
+    say(machine_text(result["machine"]))
     for name, reason in absent.items():
-        print(f"{name}, not here: {reason}")
-    print(LEGEND)
+        say(f"{name}, not here: {reason}")
+    say(LEGEND)
     with_memory = not args.quick if args.memory is None else args.memory
     result["cells"] = []
     cells = _cells(args)
     with progress_bar(quiet=False, total=len(cells), desc="measuring", unit="cell") as bar:
-        show = getattr(bar, "write", print)  # tqdm's own goes around the bar
         for cell in cells:
             bar.set_postfix_str(str(cell))
             found = measure_cell(cell, names, args.repeats)
             if with_memory:
                 _measure_memory(cell, found["contestants"], args.threads)
             result["cells"].append(found)
-            show(f"\n{cell_text(found)}")
+            with bar.external_write_mode():
+                say(f"\n{cell_text(found)}")
             bar.update()
     if args.markdown:
-        print(f"\n{markdown(result)}")
+        say(f"\n{markdown(result)}")
     if args.json:
-        args.json.write_text(json.dumps(result, indent=1) + "\n")
+        write_output(args.json, f"{json.dumps(result, indent=1)}\n".encode(), "--json")
     ours = (cell["contestants"].get("xent", {"failed": ""}) for cell in result["cells"])
     return int(any("failed" in entry for entry in ours))
 

@@ -10,17 +10,19 @@ import torch
 from ..learn.policies.policy_search import PolicyScores
 from ..learn.search.cross_entropy_method import CrossEntropyMethod, SearchResult
 from ..learn.search.search_distributions import Gaussian
-from .console import UserError, note
+from .arguments import finite
+from .console import UserError, as_options, note
 from .environments import (
     FRESH_EPISODES,
+    Task,
     add_shared_arguments,
+    begin,
     make_policy,
     open_task,
     report,
-    save_record,
     settings_of,
 )
-from .run_folder import CHECKPOINT, RunFolder, load_checkpoint
+from .run_folder import RECORD, RunFolder, load_checkpoint
 
 FRESH_SEED = 1_000_000  # away from that of the search
 
@@ -29,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``xent cem``."""
     add_shared_arguments(parser, "runs/cem", hidden=0)
     whole = {"type": int, "metavar": "N"}
-    number = {"type": float, "metavar": "X"}
+    number = {"type": finite, "metavar": "X"}
     parser.add_argument("--iterations", default=20, help="at most (%(default)s)", **whole)
     parser.add_argument("--population", default=50, help="policies in each (%(default)s)", **whole)
     parser.add_argument("--elite", default=0.2, help="share to fit to (%(default)s)", **number)
@@ -47,7 +49,6 @@ def run(args: argparse.Namespace) -> int:
     """Search, and judge the centre on fresh episodes."""
     task = open_task(args)
     policy = make_policy(task, args.hidden, args.seed, args.bias)
-    folder = RunFolder(args.out)
     try:
         scores = PolicyScores(policy, task.make, episodes=args.episodes, seed=args.seed)
         search = CrossEntropyMethod(
@@ -55,14 +56,35 @@ def run(args: argparse.Namespace) -> int:
             population=args.population, elite=args.elite, noise=args.noise, seed=args.seed,
         )  # fmt: skip
     except ValueError as error:
-        raise UserError(str(error)) from None
-    _continue(args, search, folder)
+        raise UserError(as_options(str(error), vars(args))) from None
+    with RunFolder(args.out) as folder:
+        begin(args, folder)
+        if args.resume:
+            _continue(args, search, folder)
+        _search(args, task, scores, search, folder)
+        judge = PolicyScores(
+            policy, task.make, episodes=FRESH_EPISODES, seed=FRESH_SEED + args.seed
+        )
+        fresh = judge.of_each_episode(search.result().centre[None])[0]
+        curve = [iteration.mean for iteration in search.history]
+        record = _record(args, search)
+        report(args, folder, record, fresh, curve, task.target, window=1, unit="iteration")
+    return 0
+
+
+def _search(
+    args: argparse.Namespace, task: Task, scores: PolicyScores, search: CrossEntropyMethod,
+    folder: RunFolder,
+) -> None:  # fmt: skip
+    told: set[str] = set()
 
     def keep(_: SearchResult) -> None:
         state = {"settings": settings_of(args), "search": search.state_dict()}
-        if problem := folder.save_checkpoint(state):
-            note(problem)
-        save_record(folder, _record(args, search))
+        failure = folder.save_checkpoint(state)
+        if failure and failure not in told:
+            told.add(failure)
+            note(f"{failure}; the search goes on")
+        folder.save_json(RECORD, _record(args, search))
 
     try:
         search.run(
@@ -70,21 +92,11 @@ def run(args: argparse.Namespace) -> int:
             callback=keep, quiet=args.quiet,
         )  # fmt: skip
     except (ValueError, TypeError) as error:
-        raise UserError(str(error)) from None
-    judge = PolicyScores(policy, task.make, episodes=FRESH_EPISODES, seed=FRESH_SEED + args.seed)
-    fresh = judge.of_each_episode(search.result().centre[None])[0]
-    curve = [iteration.mean for iteration in search.history]
-    record = _record(args, search)
-    report(args, folder, record, fresh, curve, task.target, window=1, unit="iteration")
-    return 0
+        raise UserError(as_options(str(error), vars(args))) from None
 
 
 def _continue(args: argparse.Namespace, search: CrossEntropyMethod, folder: RunFolder) -> None:
-    """Take up the run in the folder, if there is one and that is asked for."""
-    if not args.resume:
-        if (folder.path / CHECKPOINT).exists():
-            raise UserError(f"--out {folder.path} holds a run; --resume continues it")
-        return
+    """Take up the run in the folder."""
     state = load_checkpoint(folder.path)
     then = state.get("settings")
     if not isinstance(then, dict) or "search" not in state:

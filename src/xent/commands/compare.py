@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import signal
 import subprocess
 import sys
@@ -11,10 +10,11 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from .console import UserError, note
+from .console import UserError, note, say, say_json
 from .model import HEADS
 from .report import FOOTNOTE, draw, report
 from .run_folder import CHECKPOINT, CURVES, RECORD, RunFolder, load_record
+from .text import find_files
 from .trainer import DEFAULT_MINUTES, Settings
 
 
@@ -29,19 +29,21 @@ def compare(args: argparse.Namespace) -> int:
     """
     if args.head or args.like:
         raise UserError("--compare runs every head; leave --head out")
-    folder = RunFolder(args.out)
-    first, *others = (folder.path / head for head in HEADS)
-    minutes = (args.minutes or DEFAULT_MINUTES) / len(HEADS)
-    budget, same = ["--minutes", str(minutes)], ["--like", str(first)]
-    if args.steps:
-        budget = same = ["--steps", str(args.steps)]
-    for out in (first, *others):
-        code = _train(args, out, budget if out == first else same)
-        if code == 130:
-            note("stopped; continue with the same command and --resume")
-        if code:
-            return code
-    return _conclude(args, folder, [load_record(out) for out in (first, *others)])
+    find_files(args.paths)  # what names no text removes nothing
+    with RunFolder(args.out) as folder:
+        folder.begin(RECORD, CURVES)
+        first, *others = (folder.path / head for head in HEADS)
+        minutes = (args.minutes or DEFAULT_MINUTES) / len(HEADS)
+        budget, same = ["--minutes", str(minutes)], ["--like", str(first)]
+        if args.steps:
+            budget = same = ["--steps", str(args.steps)]
+        for out in (first, *others):
+            code = _train(args, out, budget if out == first else same)
+            if code == 130:
+                note("stopped; continue with the same command and --resume")
+            if code:
+                return code
+        return _conclude(args, folder, [load_record(out) for out in (first, *others)])
 
 
 def _train(args: argparse.Namespace, out: Path, budget: list[str]) -> int:
@@ -77,15 +79,15 @@ def _conclude(args: argparse.Namespace, folder: RunFolder, records: list[dict[st
     for other in records[1:]:
         _check_same(records[0], other)
     results = {record["settings"]["head"]: record["results"] for record in records}
-    failures = [folder.save(RECORD, json.dumps(results, indent=1).encode())]
+    folder.save_json(RECORD, results)
     picture = draw(records)
     if picture:
-        failures.append(folder.save(CURVES, picture))
-    for failure in filter(None, failures):
-        note(failure)
-    text = f"{report(records)}\n\n{FOOTNOTE}\n\n{folder.listed()}"
-    print(json.dumps(results, indent=2) if args.json else text)
-    return 2 if folder.lost else 0
+        folder.save(CURVES, picture)
+    if args.json:
+        say_json(results)
+    else:
+        say(f"{report(records)}\n\n{FOOTNOTE}\n\n{folder.listed()}")
+    return 0
 
 
 def _check_same(one: dict[str, Any], two: dict[str, Any]) -> None:

@@ -1,24 +1,90 @@
-"""What the subcommands say and how: notes, progress bars, tables, and errors without traceback."""
+"""What the subcommands say and how: results, notes, progress bars, tables, errors."""
 
 from __future__ import annotations
 
+import json
+import os
+import re
 import sys
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
+from typing import IO, Any
+
+from .._printable import one_line, printable
 
 
 class UserError(Exception):
-    """Input that cannot be used; the command prints the message and exits with code 2."""
+    """Input that cannot be used, or output that cannot be written: a message and exit code 2."""
+
+
+def say(text: str) -> None:
+    """Print a result.
+
+    Raises:
+        UserError: if it cannot be written, as on a full disk.
+        BrokenPipeError: if nobody reads any more.
+    """
+    _say(printable(text))
+
+
+def say_json(value: Any) -> None:
+    """Print a result as JSON, which has escape sequences of its own; errors as of :func:`say`."""
+    _say(json.dumps(value, indent=2).replace("\x7f", "\\u007f"))
+
+
+def _say(text: str) -> None:
+    if sys.stdout is None:
+        raise UserError("the result has no place: stdout is closed")
+    try:
+        _write(sys.stdout, text)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        abandon(sys.stdout)
+        raise UserError(f"the result cannot be written to stdout: {error.strerror}") from None
 
 
 def note(text: str) -> None:
-    """One line for the person at the terminal; stdout is for results."""
-    print(text, file=sys.stderr, flush=True)
+    """One line for the person at the terminal, if there is one; stdout is for results."""
+    if sys.stderr is not None:
+        with suppress(OSError):
+            _write(sys.stderr, printable(text))
+
+
+def _write(stream: IO[str], text: str) -> None:
+    """Print with escape sequences for what the encoding of a stream lacks."""
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    print(text.encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
+
+
+def abandon(stream: IO[str] | None) -> None:
+    """Let what is left in a stream that cannot be written to go nowhere.
+
+    The interpreter flushes it once more when it exits, and would complain.
+    """
+    with suppress(AttributeError, OSError):  # closed; no file of the system
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # pyright: ignore
+
+
+def as_options(message: str, names: Iterable[str]) -> str:
+    """What the library says, with the names of its arguments as the options of a command.
+
+    Args:
+        message: of an exception or a warning.
+        names: the arguments that are options, in backticks or not.
+    """
+    words = "|".join(map(re.escape, names))
+    message = message.replace("resume=True", "--resume").replace("np.inf", "inf")
+    return re.sub(
+        rf"`(?:{words})`|(?<![-\w])(?:{words})(?= must|=|$)",
+        lambda found: f"--{found[0].strip('`').replace('_', '-')}",
+        message,
+    )
 
 
 def progress_bar(quiet: bool, **options: Any) -> Any:
     """A tqdm bar, or one that shows nothing where that is asked for or tqdm is not installed."""
-    if quiet:
+    if quiet or sys.stderr is None:
         return _NoBar()
     try:
         from tqdm import tqdm
@@ -43,9 +109,13 @@ class _NoBar:
     def set_postfix_str(self, text: str, refresh: bool = True) -> None:
         pass
 
+    def external_write_mode(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
 
 def table(rows: Sequence[Sequence[str]]) -> str:
     """Rows of equally many cells as aligned lines."""
+    rows = [[one_line(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
     return "\n".join(lines)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from collections.abc import Callable
 from math import prod
 from typing import Any, NamedTuple
@@ -13,9 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn import Linear, Module, ReLU, Sequential
 
-from .console import UserError, note
-from .plot import save_figure
-from .run_folder import CURVES, RECORD, RunFolder
+from ..plot.canvas import rendered, shown
+from .arguments import finite
+from .console import UserError, note, say, say_json
+from .run_folder import CHECKPOINT, CURVES, RECORD, RunFolder
 
 FRESH_EPISODES = 100
 
@@ -49,7 +48,7 @@ def add_shared_arguments(parser: argparse.ArgumentParser, out: str, hidden: int)
         "--env", default="CartPole-v1", metavar="ID", help="gymnasium environment (%(default)s)"
     )
     parser.add_argument(
-        "--out", default=out, help="folder for record, picture and checkpoint (%(default)s)"
+        "--out", default=out, help="folder for checkpoint, record and picture (%(default)s)"
     )
     parser.add_argument("--resume", action="store_true", help="continue the run in --out")
     parser.add_argument(
@@ -57,7 +56,10 @@ def add_shared_arguments(parser: argparse.ArgumentParser, out: str, hidden: int)
         help="hidden units of the policy, 0 for a linear one (%(default)s)",
     )  # fmt: skip
     parser.add_argument(
-        "--target", type=float, help="stop at this return; default: what the environment calls so"
+        "--target",
+        type=finite,
+        metavar="RETURN",
+        help="stop at this return; default: what the environment calls so",
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="(%(default)s)")
     parser.add_argument("--quiet", action="store_true", help="no progress, only the result")
@@ -119,10 +121,17 @@ def settings_of(args: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in vars(args).items() if name not in beside}
 
 
-def save_record(folder: RunFolder, record: dict[str, Any]) -> None:
-    """Write ``record.json``, as far as the disk allows."""
-    if problem := folder.save(RECORD, json.dumps(record, indent=1).encode()):
-        note(problem)
+def begin(args: argparse.Namespace, folder: RunFolder) -> None:
+    """Make way for a new run.
+
+    Raises:
+        UserError: if the folder holds a run, which may have taken hours.
+    """
+    if args.resume:
+        return
+    if (folder.path / CHECKPOINT).exists():
+        raise UserError(f"--out {folder.path} holds a run; --resume continues it")
+    folder.begin(RECORD, CURVES)
 
 
 def report(
@@ -147,18 +156,17 @@ def report(
     """
     error = fresh.std().item() / len(fresh) ** 0.5
     record["fresh"] = {"mean": fresh.mean().item(), "error": error, "episodes": len(fresh)}
-    save_record(folder, record)
+    folder.save_json(RECORD, record)
     try:
         from ..plot import learning_curves
 
         ax = learning_curves({args.command: curve}, target=target, **drawn)
-        ax.set_title(args.env, fontsize="medium")
-        save_figure(ax.figure, folder.path / CURVES, "--out")
+        ax.set_title(shown(args.env), fontsize="medium")
+        folder.save(CURVES, rendered(ax.figure))
     except ImportError as problem:
         note(f"no picture: {problem}")
     if args.json:
-        json.dump(record, sys.stdout, indent=2)
-        print()
+        say_json(record)
         return
-    print(f"{args.env}: {fresh.mean():.1f} ± {error:.1f} over {len(fresh)} fresh episodes")
-    print(f"record, picture and checkpoint: {folder.path}")
+    said = f"{args.env}: {fresh.mean():.1f} ± {error:.1f} over {len(fresh)} fresh episodes"
+    say(f"{said}\n{folder.listed()}")

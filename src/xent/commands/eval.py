@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from ..evaluation import Evaluation, evaluate
 from ..integrations.transformers import lean
-from .console import UserError, note, progress_bar
+from .console import UserError, as_options, note, progress_bar, say, say_json
 from .model import LanguageModel
 from .plot import require_matplotlib, save_figure
 from .report import SPELLING
@@ -92,19 +91,19 @@ def run(args: argparse.Namespace) -> int:
             device=args.device, progress=show and find_spec("tqdm") is not None,
         )  # fmt: skip
     except ValueError as error:
-        raise UserError(str(error)) from None
+        raise UserError(as_options(str(error), vars(args))) from None
     _report(found, _with_unknown(found, subject), args)
     return 0
 
 
 def _report(found: Evaluation, unknown: dict[str, float], args: argparse.Namespace) -> None:
     if args.json:
-        print(json.dumps(found.to_dict() | unknown, indent=2))
+        say_json(found.to_dict() | unknown)
     else:
-        print(found)
+        say(str(found))
         if unknown:
-            print(f"bits per byte *           {unknown['bits_per_byte']:.4f}")
-            print(f"unknown tokens *          {unknown['unknown_share']:.1%}\n\n{SPELLING}")
+            say(f"bits per byte *           {unknown['bits_per_byte']:.4f}")
+            say(f"unknown tokens *          {unknown['unknown_share']:.1%}\n\n{SPELLING}")
     if args.plot:
         from ..plot import reliability
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import math
 import re
 import warnings
@@ -16,8 +15,9 @@ import numpy as np
 
 from ..losses import CATALOG, Member
 from ..losses.lookup import find
+from ..plot.canvas import shown
 from ..plot.loss_names import read_loss
-from .console import UserError, note
+from .console import UserError, as_options, note, say, say_json
 from .fit_report import Judged, describe, describe_largest, largest, picture
 from .held_out import Rows, check_classes, indices, split
 from .plot import require_matplotlib
@@ -98,9 +98,13 @@ def _fit(args: argparse.Namespace, columns: dict[str, np.ndarray]) -> int:
         train, test = split(whole, args.test, args.seed, args.target)
     target = indices(args.target, test.y, np.unique(train.y))
     model = _model(args, len(np.unique(train.y)))
+    from ..learn.regression.saved_models import model_bytes
+
     folder = RunFolder(args.out or "runs/fit")
+    folder.begin(MODEL, RECORD, PICTURE)
     scaled, warned = _fit_standardised(model, train)
-    _save(model, folder, {"target": args.target, "columns": encoding.columns})
+    about = {"target": args.target, "columns": encoding.columns}
+    folder.save(MODEL, model_bytes(model.set_params(verbose=0), about))
     judged = Judged.of(model, test.x, target)
     record = {
         "settings": {key: getattr(args, key) for key in ("table", "target", *FITTING)},
@@ -116,8 +120,7 @@ def _fit(args: argparse.Namespace, columns: dict[str, np.ndarray]) -> int:
     text = (
         f"{type(model).__name__} by {args.loss}: {len(encoding.names)} features, "
         f"{len(judged.classes)} classes, fitted on {len(train.y):,} rows\n\n"
-        f"{describe(record['test'])}\n\n{describe_largest(record['largest_coefficients'])}\n\n"
-        f"model, record and picture: {folder.path}"
+        f"{describe(record['test'])}\n\n{describe_largest(record['largest_coefficients'])}"
     )
     _conclude(args, folder, record, text, judged)
     return 0
@@ -179,18 +182,7 @@ def _fit_standardised(model: Any, rows: Rows) -> tuple[np.ndarray, list[str]]:
 
 def _as_options(message: str) -> str:
     """What the library says, with the names of the command and without options it has not."""
-    message = re.sub(r" or tol, bring the .*", "", message)
-    names = r"`?\b(C|l1_ratio|max_iter)\b`?(?= must|=|$)"
-    return re.sub(names, lambda found: f"--{found[1].replace('_', '-')}", message)
-
-
-def _save(model: Any, folder: RunFolder, about: dict[str, Any]) -> None:
-    from ..learn import save_model
-
-    try:
-        save_model(model.set_params(verbose=0), folder.path / MODEL, about)
-    except OSError as error:
-        raise UserError(f"cannot save {folder.path / MODEL}: {error.strerror}") from None
+    return as_options(re.sub(r" or tol, bring the .*", "", message), FITTING)
 
 
 # ---- using a model ------------------------------------------------------------------------------
@@ -200,16 +192,15 @@ def _use(args: argparse.Namespace, columns: dict[str, np.ndarray]) -> int:
     model, target, encoding = _load(args.model)
     x = encoding.features(columns)
     folder = RunFolder(args.out or "runs/predict")
+    folder.begin(PREDICTIONS, RECORD, PICTURE)
     named = args.target or target
     failure = folder.save(PREDICTIONS, _predictions(model, x))
-    if failure:
-        note(failure)
     record: dict[str, Any] = {
         "settings": {"table": args.table, "model": args.model, "target": named},
         "rows": {"predicted": len(x)},
         "not_used": [name for name in columns if name not in {*encoding.columns, named}],
     }
-    text, judged = f"{len(x):,} predictions: {folder.path / PREDICTIONS}", None
+    text, judged = failure or f"{len(x):,} predictions", None
     if args.target or target in columns:
         y = column_of(columns, named)
         judged = Judged.of(model, x, indices(named, y, model.classes_))
@@ -265,13 +256,13 @@ def _conclude(
     judged: Judged | None,
 ) -> None:  # fmt: skip
     """Keep record and picture, and print."""
-    files = {RECORD: json.dumps(record, indent=2).encode()}
+    folder.save_json(RECORD, record)
     if judged:
         nats = record["test"]["log_loss_nats"]
-        title = f"{Path(args.table).name}: {record['settings']['target']}, log loss {nats:.4f} nats"
-        files[PICTURE] = picture(judged, title)
-    for name, data in files.items():
-        failure = folder.save(name, data)
-        if failure:
-            note(failure)
-    print(json.dumps(record, indent=2) if args.json else text)
+        table, target = shown(Path(args.table).name), shown(record["settings"]["target"])
+        folder.save(PICTURE, picture(judged, f"{table}: {target}, log loss {nats:.4f} nats"))
+    with folder:  # what is lost is an error in the end
+        if args.json:
+            say_json(record)
+        else:
+            say(f"{text}\n\n{folder.listed()}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from typing import Any, NamedTuple
 
@@ -145,13 +144,11 @@ def describe_largest(found: dict[str, Any]) -> str:
 def picture(judged: Judged, title: str) -> bytes:
     """Reliability diagram and confusion matrix side by side, as PNG."""
     from ..plot import confusion_matrix, reliability
-    from ..plot.canvas import new_axes
+    from ..plot.canvas import new_axes, rendered
 
     left, right = new_axes(12, 5.4, columns=2)
     reliability(judged.reliability(), left)
     confusion_matrix(judged.confusion(), judged.classes, right)
     figure: Any = left.figure
     figure.suptitle(title)
-    data = io.BytesIO()
-    figure.savefig(data, format="png")
-    return data.getvalue()
+    return rendered(figure)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import platform
 from typing import Any
 
@@ -12,7 +11,7 @@ import torch
 
 from .. import __version__
 from ..engines import native, triton
-from .console import table
+from .console import say, say_json, table
 
 EXTRAS = {"plot": ("matplotlib", "numpy"), "train": ("tqdm",), "bench": ("jax", "optax")}
 WITHOUT_CORE = """\
@@ -29,7 +28,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print what is installed."""
     facts = collect()
-    print(json.dumps(facts, indent=2) if args.json else describe(facts))
+    if args.json:
+        say_json(facts)
+    else:
+        say(describe(facts))
     return 0
 
 

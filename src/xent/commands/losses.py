@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import inspect
-import json
 import textwrap
 from typing import Any
 
 from ..losses import CATALOG, Member
 from ..losses.lookup import bare_signature, find, members
-from .console import UserError, table
+from .console import UserError, say, say_json, table
 
 FACTS = ("proper", "bounded", "convex", "symmetric", "second_pass")
 LEGEND = """\
@@ -42,11 +41,11 @@ def run(args: argparse.Namespace) -> int:
             raise UserError(f"{error} (xent losses lists all)") from None
     if args.json:
         facts = [facts_of(member) for member in chosen]
-        print(json.dumps(facts if args.name is None else facts[0], indent=2))
+        say_json(facts if args.name is None else facts[0])
     elif args.name is None:
-        print(f"{overview(chosen)}\n\n{LEGEND}")
+        say(f"{overview(chosen)}\n\n{LEGEND}")
     else:
-        print(explanation(chosen[0]))
+        say(explanation(chosen[0]))
     return 0
 
 

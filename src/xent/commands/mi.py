@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
-import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from .console import UserError, note, progress_bar, table
+from .arguments import finite
+from .console import UserError, as_options, progress_bar, say, say_json, table
 from .plot import require_matplotlib
 from .run_folder import RECORD, RunFolder
 from .table import features_and_target, read_table
@@ -51,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--folds", default=5, help="of the cross-fitting (%(default)s)", **whole)
     parser.add_argument("--bootstrap", default=1000, help="resamples (%(default)s)", **whole)
     parser.add_argument(
-        "--confidence", type=float, default=0.95, metavar="P", help="of the interval (%(default)s)"
+        "--confidence", type=finite, default=0.95, metavar="P", help="of the interval (%(default)s)"
     )
     parser.add_argument("--seed", default=0, help="of everything random (%(default)s)", **whole)
     parser.add_argument("--out", default="runs/mi", help="folder of the record (%(default)s)")
@@ -72,30 +70,37 @@ def run(args: argparse.Namespace) -> int:
         classifier, folds=args.folds, bootstrap=args.bootstrap, confidence=args.confidence,
         seed=args.seed,
     )  # fmt: skip
-    jobs, folder, found = _jobs(args), RunFolder(args.out), {}
+    jobs = _jobs(args)
+    with RunFolder(args.out) as folder:
+        folder.begin(RECORD, PICTURE)
+        found = _estimate(args, estimator, jobs)
+        truth = {name: job.truth for name, job in jobs.items() if job.truth is not None}
+        record = _record(args, found, truth)
+        folder.save_json(RECORD, record)
+        folder.save(PICTURE, _picture(found, truth))
+        if args.json:
+            say_json(record)
+        else:
+            say(f"{_text(found, truth)}\n\n{folder.listed()}")
+    return 0
+
+
+def _estimate(args: argparse.Namespace, estimator: Any, jobs: dict[str, Job]) -> dict[str, Any]:
+    """An estimate of each job, all columns first and then the most telling."""
+    found = {}
     with progress_bar(args.quiet or len(jobs) == 1, total=len(jobs), unit="set") as bar:
         for name, job in jobs.items():
             try:
                 quiet = args.quiet or len(jobs) > 1
                 found[name] = estimator.estimate(job.x, job.y, quiet=quiet)
             except ValueError as error:
-                message = re.sub(r"`(folds|bootstrap|confidence)`", r"--\1", str(error))
-                raise UserError(f"{name}: {message}") from None
+                raise UserError(f"{name}: {as_options(str(error), vars(args))}") from None
             bar.update()
-    if not args.synthetic:  # all columns first, then the most telling
-        first, *others = found
-        ranked = sorted(others, key=lambda name: -found[name].nats)
-        found = {name: found[name] for name in (first, *ranked)}
-    truth = {name: job.truth for name, job in jobs.items() if job.truth is not None}
-    record = _record(args, found, truth)
-    for failure in (
-        folder.save(RECORD, json.dumps(record, indent=2).encode()),
-        folder.save(PICTURE, _picture(found, truth)),
-    ):
-        if failure:
-            note(failure)
-    print(json.dumps(record, indent=2) if args.json else _text(found, truth, folder.path))
-    return 0
+    if args.synthetic:
+        return found
+    first, *others = found
+    ranked = sorted(others, key=lambda name: -found[name].nats)
+    return {name: found[name] for name in (first, *ranked)}
 
 
 # ---- what is looked at --------------------------------------------------------------------------
@@ -176,30 +181,25 @@ def _record(
     return {"settings": {key: getattr(args, key) for key in asked}, "estimates": estimates}
 
 
-def _text(found: dict[str, Any], truth: dict[str, float], folder: Path) -> str:
-    where = f"\nrecord and picture: {folder}"
+def _text(found: dict[str, Any], truth: dict[str, float]) -> str:
     if len(found) == 1 and not truth:
-        return f"{next(iter(found.values()))}\n{where}"
+        return str(next(iter(found.values())))
     lines = [["", "nats", "bits", "interval", "at most", "share", *(["truth"] if truth else [])]]
     for name, one in found.items():
         low, high = one.interval
         cells = [f"{one.nats:.4f}", f"{one.bits:.4f}", f"{low:.4f} to {high:.4f}"]
         cells += [f"{one.bound:.4f}", f"{one.share:.1%}"]
         lines.append([name, *cells, *([f"{truth[name]:.4f}"] if truth else [])])
-    return f"{table(lines)}\n{where}"
+    return table(lines)
 
 
 def _picture(found: dict[str, Any], truth: dict[str, float]) -> bytes:
     """One estimate by its classes, several side by side."""
-    import io
-
     from ..plot import information, information_bars
+    from ..plot.canvas import rendered
 
     if len(found) == 1 and not truth:
         ax = information(*found.values())
     else:
         ax = information_bars(found, truth or None)
-    data = io.BytesIO()
-    figure: Any = ax.figure
-    figure.savefig(data, format="png")
-    return data.getvalue()
+    return rendered(ax.figure)

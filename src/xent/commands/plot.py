@@ -10,8 +10,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..losses.lookup import find, members
+from ..plot.canvas import rendered
 from ..plot.loss_names import hyperparameters
-from .console import UserError
+from .arguments import finite
+from .console import UserError, say
+from .run_folder import write_output
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -28,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage, parser.epilog = USAGE, EPILOG
     parser.add_argument("losses", nargs="*", metavar="LOSS", help="draw these and their gradients")
     parser.add_argument(
-        "--terms", type=float, metavar="T",
+        "--terms", type=finite, metavar="T",
         help="draw the log terms of binary cross-entropy with target T",
     )  # fmt: skip
     parser.add_argument(
@@ -40,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--classes", type=int, metavar="C", help="number of classes (default 10)")
     parser.add_argument(
-        "--target", type=float, default=1.0, metavar="T", help="of sigmoid losses (default 1)"
+        "--target", type=finite, default=1.0, metavar="T", help="of sigmoid losses (default 1)"
     )
     parser.add_argument(
         "--out", type=Path, default=Path("plot.png"), metavar="FILE",
@@ -61,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     except (ValueError, TypeError) as error:
         raise UserError(str(error)) from None
     save_figure(figure, args.out, "--out")
-    print(args.out)
+    say(str(args.out))
     return 0
 
 
@@ -76,9 +79,10 @@ def require_matplotlib() -> None:
 def save_figure(figure: Any, path: Path, option: str) -> None:
     """Write a picture to the path that an option gave."""
     try:
-        figure.savefig(path)
-    except (OSError, ValueError) as error:  # no such folder; no such format
+        data = rendered(figure, path.suffix[1:] or "png", dpi="figure")
+    except ValueError as error:  # no such format
         raise UserError(f"{option} {path}: {error}") from None
+    write_output(path, data, option)
 
 
 def _draw(args: argparse.Namespace) -> Figure:

@@ -7,24 +7,25 @@ from dataclasses import asdict
 
 from ..learn.policies.policy_learning import PolicyRecord, reinforce
 from ..learn.policies.policy_search import evaluate_policy
-from .console import UserError
+from .arguments import finite
+from .console import UserError, as_options
 from .environments import (
     FRESH_EPISODES,
     add_shared_arguments,
+    begin,
     make_policy,
     open_task,
     report,
-    save_record,
     settings_of,
 )
-from .run_folder import CHECKPOINT, RunFolder
+from .run_folder import CHECKPOINT, RECORD, RunFolder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``xent reinforce``."""
     add_shared_arguments(parser, "runs/reinforce", hidden=128)
     whole = {"type": int, "metavar": "N"}
-    number = {"type": float, "metavar": "X"}
+    number = {"type": finite, "metavar": "X"}
     parser.add_argument("--episodes", default=1000, help="at most (%(default)s)", **whole)
     parser.add_argument("--batch", default=10, help="episodes per update (%(default)s)", **whole)
     parser.add_argument("--lr", default=1e-2, help="step size of Adam (%(default)s)", **number)
@@ -36,22 +37,25 @@ def run(args: argparse.Namespace) -> int:
     """Learn, and judge on fresh episodes."""
     task = open_task(args)
     policy = make_policy(task, args.hidden, args.seed)
-    folder = RunFolder(args.out)
     settings = settings_of(args)
+    with RunFolder(args.out) as folder:
+        begin(args, folder)
 
-    def keep(record: PolicyRecord) -> None:
-        save_record(folder, {"settings": settings, **asdict(record)})
+        def keep(record: PolicyRecord) -> None:
+            folder.save_json(RECORD, {"settings": settings, **asdict(record)})
 
-    try:
-        record = reinforce(
-            policy, task.make, gamma=args.gamma, batch=args.batch, lr=args.lr,
-            entropy_weight=args.entropy, episodes=args.episodes, target=task.target,
-            seed=args.seed, callback=keep, checkpoint=folder.path / CHECKPOINT,
-            resume=args.resume, quiet=args.quiet,
-        )  # fmt: skip
-    except (ValueError, TypeError, ImportError, OSError, RuntimeError) as error:
-        raise UserError(str(error).replace("resume=True", "--resume")) from None
-    fresh = evaluate_policy(policy, task.make, FRESH_EPISODES)
-    whole = {"settings": settings, **asdict(record)}
-    report(args, folder, whole, fresh, record.returns, task.target)
+        try:
+            record = reinforce(
+                policy, task.make, gamma=args.gamma, batch=args.batch, lr=args.lr,
+                entropy_weight=args.entropy, episodes=args.episodes, target=task.target,
+                seed=args.seed, callback=keep, checkpoint=folder.path / CHECKPOINT,
+                resume=args.resume, quiet=args.quiet,
+            )  # fmt: skip
+        except (ValueError, TypeError, ImportError, OSError, RuntimeError) as error:
+            message = str(error).replace("entropy_weight", "entropy")
+            raise UserError(as_options(message, settings)) from None
+        folder.wrote(CHECKPOINT)
+        fresh = evaluate_policy(policy, task.make, FRESH_EPISODES)
+        whole = {"settings": settings, **asdict(record)}
+        report(args, folder, whole, fresh, record.returns, task.target)
     return 0

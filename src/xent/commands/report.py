@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,14 +23,13 @@ def draw(records: Sequence[dict[str, Any]]) -> bytes | None:
         note("no picture: matplotlib is not installed (pip install 'xent[plot]')")
         return None
     from ..plot import curves
+    from ..plot.canvas import rendered
 
     panels = ("step", "seconds") if len(records) > 1 else ("step",)
     figure = Figure(figsize=(7 * len(panels), 5), layout="constrained")
     for ax, over in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         curves(records, ax, over=over)
-    data = io.BytesIO()
-    figure.savefig(data, format="png", dpi=120)
-    return data.getvalue()
+    return rendered(figure, dpi=120)
 
 
 def _column(record: dict[str, Any]) -> dict[str, str]:

@@ -13,7 +13,9 @@ CHECKPOINT, RECORD, CURVES = "checkpoint.pt", "record.json", "curves.png"
 
 
 class RunFolder:
-    """Where a run keeps its checkpoint, record and picture.
+    """Where a run keeps its files: ``with RunFolder(path) as folder:``.
+
+    A file that cannot be saved ends no work, but where the block ends, an error says which it was.
 
     Args:
         path: the folder; made if it is not there.
@@ -24,6 +26,7 @@ class RunFolder:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self.written: list[str] = []  # by this run
         self.lost: dict[str, str] = {}  # files that could not be saved, and why
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -31,6 +34,28 @@ class RunFolder:
             (self.path / ".writable").unlink()
         except OSError as error:
             raise UserError(f"--out {path}: cannot be written to: {error.strerror}") from None
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, kind: object, *error: object) -> None:
+        if kind is None and self.lost:
+            raise UserError("; ".join(self.lost.values()))
+
+    def begin(self, *names: str) -> None:
+        """Remove what an earlier run left under the names that this one is going to write.
+
+        A run that is interrupted then leaves nothing that could be taken for its own.
+
+        Raises:
+            UserError: if something is in the way.
+        """
+        for name in names:
+            try:
+                (self.path / name).unlink(missing_ok=True)
+            except OSError as error:
+                reason = f"{self.path / name} cannot be replaced: {error.strerror}"
+                raise UserError(f"--out {self.path}: {reason}") from None
 
     def save(self, name: str, data: bytes) -> str | None:
         """Write a file; what came before stays if that fails.
@@ -41,21 +66,43 @@ class RunFolder:
         try:
             write_whole(self.path / name, data)
         except OSError as error:
-            self.lost[name] = error.strerror or str(error)
-            kept = "; the one before is kept" if (self.path / name).exists() else ""
-            return f"cannot save {self.path / name}: {self.lost[name]}{kept}"
-        self.lost.pop(name, None)
+            kept = "; the one before is kept" if name in self.written else ""
+            reason = error.strerror or str(error)
+            self.lost[name] = f"cannot save {self.path / name}: {reason}{kept}"
+            return self.lost[name]
+        self.wrote(name)
         return None
 
+    def wrote(self, name: str) -> None:
+        """Know a file of this run that is there, whoever wrote it."""
+        self.lost.pop(name, None)
+        if name not in self.written:
+            self.written.append(name)
+
     def listed(self) -> str:
-        """The picture and the other files that are there, each with its path on a line."""
-        names = {"picture": CURVES, "record": RECORD, "checkpoint": CHECKPOINT}
-        paths = {kind: self.path / name for kind, name in names.items()}
-        return "\n".join(f"{kind}: {path}" for kind, path in paths.items() if path.exists())
+        """The files of this run, each with what it is on a line."""
+        paths = [self.path / name for name in self.written]
+        return "\n".join(f"{'picture' if p.suffix == '.png' else p.stem}: {p}" for p in paths)
+
+    def save_json(self, name: str, value: Any) -> str | None:
+        """Write plain types, as :meth:`save`."""
+        return self.save(name, json.dumps(value, indent=1).encode())
 
     def save_checkpoint(self, state: dict[str, Any]) -> str | None:
         """Write the state of a run, as :meth:`save`."""
         return self.save(CHECKPOINT, checkpoint_bytes(state))
+
+
+def write_output(path: Path, data: bytes, option: str) -> None:
+    """Write a file that an option names.
+
+    Raises:
+        UserError: if it cannot be written.
+    """
+    try:
+        write_whole(path, data)
+    except OSError as error:
+        raise UserError(f"{option} {path}: cannot be written: {error.strerror}") from None
 
 
 def load_checkpoint(folder: str | Path, option: str = "--resume") -> dict[str, Any]:

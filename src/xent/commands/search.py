@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +12,7 @@ from torch import Tensor
 
 from ..learn.loss_formula import CROSS_ENTROPY, Formula
 from ..learn.loss_search import RECORD, Found, HeldOutAccuracy, search_loss
-from .console import UserError, table
+from .console import UserError, as_options, say, say_json, table
 
 FRESH = 1_000_000  # rounds from here on are for the test; no search gets that far
 FEWEST = 40  # rows
@@ -58,8 +56,7 @@ def run(args: argparse.Namespace) -> int:
             folder=args.out, resume=args.resume, quiet=args.quiet,
         )  # fmt: skip
     except (ValueError, ImportError, OSError) as error:
-        message = str(error).replace("resume=True", "--resume")
-        raise UserError(message) from None
+        raise UserError(as_options(str(error), vars(args))) from None
     fresh = replace(judge, held_out_x=w, held_out_y=t, networks=12)
     test = fresh.of_each_network([Formula.at(CROSS_ENTROPY), found.formula], FRESH)
     _report(args, found, test, len(t))
@@ -76,8 +73,7 @@ def _report(args: argparse.Namespace, found: Found, test: Tensor, rows: int) -> 
             "judged": {"found": found.score, "cross-entropy": found.cross_entropy},
             "test": {"found": best, "cross-entropy": plain, "rows": rows},
         }
-        json.dump(result, sys.stdout, indent=2)
-        print()
+        say_json(result)
         return
     wins = int((test[1] > test[0]).sum())
     lines = [("accuracy in percent", "found", "cross-entropy")]
@@ -86,8 +82,10 @@ def _report(args: argparse.Namespace, found: Found, test: Tensor, rows: int) -> 
         (f"on {rows} unseen rows", best, plain),
     ):
         lines.append((where, f"{100 * a:.2f}", f"{100 * b:.2f}"))
-    print(f"{found.formula.source()}\n{table(lines)}")
-    print(f"\nbetter with {wins} of {test.shape[1]} fresh networks; record: {args.out}/{RECORD}")
+    say(
+        f"{found.formula.source()}\n{table(lines)}\n\nbetter with {wins} of {test.shape[1]} fresh "
+        f"networks\n\nrecord: {Path(args.out, RECORD)}"
+    )
 
 
 def _digits() -> tuple[Tensor, Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import platform
 import signal
@@ -15,7 +14,7 @@ import torch
 from .. import __version__
 from .console import UserError, note, progress_bar
 from .report import draw
-from .run_folder import CURVES, RECORD, RunFolder
+from .run_folder import CHECKPOINT, CURVES, RECORD, RunFolder
 from .trainer import Trainer
 
 SAVE_EVERY = 60.0  # seconds; and after each evaluation
@@ -42,6 +41,8 @@ class Session:
             The record of the run; its ``results`` are empty if it was stopped.
         """
         with self.stop:
+            if not self.trainer.step:  # a kill must not bring an earlier run back
+                self.folder.begin(CHECKPOINT, RECORD, CURVES)
             self._train()
             if not self.stop and not self.trainer.results:
                 self.trainer.finish()
@@ -84,7 +85,7 @@ class Session:
                 bar.set_postfix_str(self._status(loss), refresh=False)
                 bar.update(100 * trainer.progress() - bar.n)
                 if trainer.just_checked() or perf_counter() - saved > SAVE_EVERY:
-                    self._save_checkpoint()
+                    self._tell(self._save_checkpoint())
                     saved = perf_counter()
 
     def _status(self, loss: float) -> str:
@@ -94,26 +95,22 @@ class Session:
         validation = f", validation {checks[-1]['nats']:.3f}" if checks else ""
         return f"step {trainer.step}, loss {loss:.3f}{validation}, {speed:,.0f} tokens/s"
 
-    def _save_checkpoint(self) -> None:
-        state = {**self.trainer.state(), "paths": self.paths}
-        self._tell(self.folder.save_checkpoint(state))
+    def _save_checkpoint(self) -> str | None:
+        return self.folder.save_checkpoint({**self.trainer.state(), "paths": self.paths})
 
     def _save_record(self) -> dict[str, Any]:
         record = self.record()
-        self._tell(self.folder.save(RECORD, json.dumps(record, indent=1).encode()))
+        self.folder.save_json(RECORD, record)
         picture = draw([record])
         if picture:
-            self._tell(self.folder.save(CURVES, picture))
+            self.folder.save(CURVES, picture)
         return record
 
     def _tell(self, failure: str | None) -> None:
-        """Report a failed save; while the training goes on, each kind once."""
-        if failure and self.trainer.progress() < 1 and not self.stop:
-            if failure not in self.told:
-                note(f"\n{failure}; the training goes on")
+        """Report once that a checkpoint cannot be saved on the way."""
+        if failure and failure not in self.told:
             self.told.add(failure)
-        elif failure:
-            note(failure)
+            note(f"\n{failure}; the training goes on")
 
 
 class StopSignals:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
-import math
 import platform
 import sys
 from collections.abc import Callable, Sequence
@@ -15,7 +13,8 @@ from typing import Any
 
 import torch
 
-from .console import UserError, note, progress_bar
+from .arguments import amount, whole
+from .console import UserError, note, progress_bar, say, say_json
 from .model import HEADS
 from .report import FOOTNOTE, report
 from .run_folder import CHECKPOINT, RunFolder, load_checkpoint, load_record
@@ -36,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--compare", action="store_true", help="train with each head in turn and compare"
     )
     _add_settings(parser)
-    parser.add_argument("--threads", type=_whole, help="threads (default: torch's choice)")
+    parser.add_argument("--threads", type=whole, help="threads (default: torch's choice)")
     parser.add_argument("--quiet", action="store_true", help="no progress, only the result")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
@@ -49,15 +48,15 @@ def run(args: argparse.Namespace) -> int:
         return compare(args)
     saved = load_checkpoint(args.out) if args.resume else None
     settings = settle(args, saved)
-    folder = RunFolder(args.out)
     if args.threads:
         torch.set_num_threads(args.threads)
-    trainer, paths = _prepare(args, settings, saved)
-    if not (args.resume or args.quiet) and (folder.path / CHECKPOINT).exists():
-        note(f"this run takes the place of the one in {folder.path}")
-    saved = None  # its tensors are copied by now
-    record = Session(trainer, folder, paths, args.quiet).run()
-    return _conclude(record, folder, args)
+    with RunFolder(args.out) as folder:
+        trainer, paths = _prepare(args, settings, saved)
+        if not (args.resume or args.quiet) and (folder.path / CHECKPOINT).exists():
+            note(f"this run takes the place of the one in {folder.path}")
+        saved = None  # its tensors are copied by now
+        record = Session(trainer, folder, paths, args.quiet).run()
+        return _conclude(record, folder, args)
 
 
 def settle(args: argparse.Namespace, saved: dict[str, Any] | None) -> Settings:
@@ -86,19 +85,19 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     """The options that decide the outcome; their defaults stand in :class:`Settings`."""
     budget = parser.add_mutually_exclusive_group()
     budget.add_argument(
-        "--minutes", type=_amount, help=f"time to train for (default {DEFAULT_MINUTES:g})"
+        "--minutes", type=amount, help=f"time to train for (default {DEFAULT_MINUTES:g})"
     )
-    budget.add_argument("--steps", type=_whole, help="number of steps, instead of --minutes")
+    budget.add_argument("--steps", type=whole, help="number of steps, instead of --minutes")
     # A run with the schedule of another one; this is how --compare makes both runs the same.
     budget.add_argument("--like", metavar="RUN", help=argparse.SUPPRESS)
     default = Settings()
     options: tuple[tuple[str, Callable[[str], Any], str], ...] = (
         ("seed", int, "decides initial weights and validation files"),
-        ("dim", _whole, "width of the embedding"),
-        ("batch", _whole, "lanes of text side by side"),
-        ("length", _whole, "tokens per lane and step"),
-        ("vocab", partial(_whole, least=3), "largest number of classes"),
-        ("lr", _amount, "largest learning rate"),
+        ("dim", whole, "width of the embedding"),
+        ("batch", whole, "lanes of text side by side"),
+        ("length", whole, "tokens per lane and step"),
+        ("vocab", partial(whole, least=3), "largest number of classes"),
+        ("lr", amount, "largest learning rate"),
     )
     parser.add_argument(
         "--head", choices=tuple(HEADS),
@@ -151,29 +150,11 @@ def _conclude(record: dict[str, Any], folder: RunFolder, args: argparse.Namespac
     """Say how it went; the exit code."""
     if not record["results"]:
         step = len(record["history"]["loss"])
-        note(f"stopped after step {step}; continue: xent train --resume --out {folder.path}")
+        if CHECKPOINT not in folder.lost:
+            note(f"stopped after step {step}; continue: xent train --resume --out {folder.path}")
         return 130
     if args.json:
-        print(json.dumps(record["results"], indent=2))
+        say_json(record["results"])
     else:
-        print(f"{report([record])}\n\n{FOOTNOTE}\n\n{folder.listed()}")
-    return 2 if folder.lost else 0
-
-
-def _whole(text: str, least: int = 1) -> int:
-    """A whole number from the command line."""
-    number = int(text) if text.lstrip("+-").isdecimal() else None
-    if number is None or number < least:
-        raise argparse.ArgumentTypeError(f"expected a whole number from {least}, got {text!r}")
-    return number
-
-
-def _amount(text: str) -> float:
-    """A positive number from the command line."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not 0 < number < math.inf:
-        raise argparse.ArgumentTypeError(f"expected a number greater than 0, got {text!r}")
-    return number
+        say(f"{report([record])}\n\n{FOOTNOTE}\n\n{folder.listed()}")
+    return 0

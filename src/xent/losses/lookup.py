@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Any
 
@@ -35,9 +35,15 @@ def find(name: str) -> Member:
     raise ValueError(f"there is no loss {name!r}{near(plain, members())}")
 
 
-def near(name: str, known: object) -> str:
+def near(name: str, known: Iterable[str]) -> str:
     """A question about the names that look like this one; empty if none does."""
-    names = sorted(known)  # pyright: ignore[reportArgumentType]
+    close = nearest(name, known)
+    return f"; did you mean {' or '.join(close)}?" if close else ""
+
+
+def nearest(name: str, known: Iterable[str]) -> list[str]:
+    """Up to three names that look like this one, the nearest first."""
+    names = sorted(known)
     close = difflib.get_close_matches(name, names, 3, 0.5)
     initials = ["".join(word[:1] for word in n.split("_")) for n in names]
     close += [
@@ -45,7 +51,7 @@ def near(name: str, known: object) -> str:
         for n, letters in zip(names, initials, strict=True)
         if name and n not in close and (name in n or letters.startswith(name))
     ][: 3 - len(close)]
-    return f"; did you mean {' or '.join(close)}?" if close else ""
+    return close
 
 
 def bare_signature(function: Callable[..., Any]) -> inspect.Signature:

@@ -1,10 +1,15 @@
-"""What the pictures share: axes of their own, and colours that everyone can tell apart."""
+"""What the pictures share: axes of their own, colours for everyone, and text of others as text."""
 
 from __future__ import annotations
 
+import io
+import warnings
 from collections.abc import Iterator
+from functools import cache
 from itertools import cycle
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from .._printable import one_line
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -12,6 +17,7 @@ if TYPE_CHECKING:
 # The palette of Okabe and Ito, dark ones first; its yellow is too faint for a line on white.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 LINES = ("-", "--", "-.", ":")  # so that of curves that coincide both are seen
+LONGEST = 40  # characters of a name; more would leave no room for the picture
 
 
 def styles() -> Iterator[tuple[str, str]]:
@@ -25,3 +31,60 @@ def new_axes(width: float, height: float, columns: int = 1) -> list[Axes]:
 
     figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
     return list(figure.subplots(1, columns, squeeze=False)[0])
+
+
+def shown(name: object, most: int = LONGEST) -> str:
+    """A name of the user's as text that Matplotlib draws as it is; the middle of a long one is cut.
+
+    Matplotlib reads what stands between dollars as a formula, and lists no name that begins with an
+    underscore. Letters that no installed font has are written as escape sequences, which can be
+    told apart where empty boxes cannot.
+    """
+    text = one_line(str(name))
+    if len(text) > most:
+        text = f"{text[: most // 2]}…{text[-(most // 2) :]}"
+    text = "".join(c if ord(c) < 128 or _family_with(c) else ascii(c)[1:-1] for c in text)
+    text = text.replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text
+
+
+def rendered(figure: Any, format: str = "png", **options: Any) -> bytes:
+    """A picture as the content of a file.
+
+    Args:
+        figure: of Matplotlib.
+        format: of the file, as its suffix names it.
+        **options: of its ``savefig``.
+
+    Raises:
+        ValueError: if there is no such format.
+    """
+    from matplotlib.text import Text
+
+    data = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")  # of the first drawing
+        figure.draw_without_rendering()  # so that the labels of ticks are there
+        for text in figure.findobj(Text):
+            families = map(_family_with, filter(lambda c: ord(c) > 127, text.get_text()))
+            text.set_family([*dict.fromkeys([*text.get_family(), *filter(None, families)])])
+        figure.savefig(data, format=format, **options)
+    return data.getvalue()
+
+
+@cache
+def _family_with(character: str) -> str | None:
+    """The name of an installed font that can draw a character, Matplotlib's own first."""
+    from matplotlib import font_manager
+
+    own = font_manager.findfont(font_manager.FontProperties())
+    fonts = sorted(font_manager.fontManager.ttflist, key=lambda font: font.fname != own)
+    for entry in fonts:
+        try:
+            font = font_manager.get_font(entry.fname)
+        except (OSError, RuntimeError):  # the list may be older than the fonts
+            continue
+        # Fonts of pictures in one size, as those of emoji are, have no outlines to draw.
+        if font.scalable and font.get_char_index(ord(character)):
+            return entry.name
+    return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from .canvas import COLORS, new_axes
+from .canvas import COLORS, new_axes, shown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -51,7 +51,7 @@ def coefficient_paths(
             color = COLORS[(k if classes > 1 else ranks.get(j, j)) % len(COLORS)]
             if len(names) and j not in ranks:
                 color = "0.75"
-            label = names[j] if j in ranks and k == 0 else None
+            label = shown(names[j]) if j in ranks and k == 0 else None
             ax.plot(path.lambdas, path.coef[:, k, j], linewidth=1.2, color=color, label=label)
     ax.set_xscale("log")
     ax.invert_xaxis()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .canvas import COLORS, new_axes
+from .canvas import COLORS, new_axes, shown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,11 +35,12 @@ def information(estimate: Any, ax: Axes | None = None) -> Axes:
         >>> information(mutual_information_from_logits(5 * torch.eye(2)[y], y)).get_title()
         '0.630 of at most 0.637 nats'
     """
-    names = [str(name) for name in estimate.classes]
-    ax = ax or new_axes(7.6, 1.4 + 0.3 * len(names))[0]
+    rows = range(len(estimate.classes))
+    ax = ax or new_axes(7.6, 1.4 + 0.3 * len(rows))[0]
     p = estimate.counts.double() / estimate.counts.sum()
-    ax.barh(names, torch.special.entr(p).tolist(), color="0.85", label="the most there is")
-    ax.barh(names, estimate.per_class.tolist(), height=0.5, color=COLORS[0], label="found")
+    ax.barh(rows, torch.special.entr(p).tolist(), color="0.85", label="the most there is")
+    ax.barh(rows, estimate.per_class.tolist(), height=0.5, color=COLORS[0], label="found")
+    ax.set_yticks(rows, [shown(name) for name in estimate.classes])
     ax.axvline(0, color="black", linewidth=0.8)
     ax.invert_yaxis()
     ax.set_xlabel("nats")
@@ -74,22 +75,23 @@ def information_bars(
         >>> information_bars({"x": found}).get_xlabel()
         'mutual information (nats)'
     """
-    names, found = list(estimates), list(estimates.values())
-    ax = ax or new_axes(7.6, 1.4 + 0.3 * len(names))[0]
+    found, rows = list(estimates.values()), range(len(estimates))
+    ax = ax or new_axes(7.6, 1.4 + 0.3 * len(rows))[0]
     nats = torch.tensor([one.nats for one in found], dtype=torch.float64, device="cpu")
     low, high = torch.tensor([one.interval for one in found], dtype=torch.float64, device="cpu").T
-    ax.barh(names, [one.bound for one in found], color="0.88", label="H(Y), the most there is")
+    ax.barh(rows, [one.bound for one in found], color="0.88", label="H(Y), the most there is")
     ax.errorbar(
-        nats.tolist(), names, xerr=torch.stack([nats - low, high - nats]).clamp(min=0).tolist(),
+        nats.tolist(), rows, xerr=torch.stack([nats - low, high - nats]).clamp(min=0).tolist(),
         fmt="o", color=COLORS[0], markersize=4, capsize=3,
         label=f"estimate, {found[0].confidence:.0%} interval",
     )  # fmt: skip
     if truth is not None:
-        known = [name for name in names if name in truth]
+        known = {row: truth[name] for row, name in enumerate(estimates) if name in truth}
         ax.plot(
-            [truth[name] for name in known], known, "D", color=COLORS[1], markersize=9,
+            list(known.values()), list(known), "D", color=COLORS[1], markersize=9,
             fillstyle="none", label="truth",
         )  # fmt: skip
+    ax.set_yticks(rows, [shown(name) for name in estimates])
     ax.invert_yaxis()
     ax.set_xlabel("mutual information (nats)")
     ax.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))  # outside, on nothing

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from .canvas import LINES, new_axes, styles
+from .canvas import LINES, new_axes, shown, styles
 
 if TYPE_CHECKING:
     import numpy as np
@@ -61,7 +61,7 @@ def curves(
         ax = Figure(figsize=(8, 5), layout="constrained").subplots()
     for i, run in enumerate(runs):
         label = labels[i] if labels is not None else run.label
-        _draw(run, ax, over == "seconds", f"{label}: " if label else "", i)
+        _draw(run, ax, over == "seconds", f"{shown(label)}: " if label else "", i)
     ax.set_xlabel(over or counted)
     ax.set_ylabel(runs[0].unit if runs else "loss")
     ax.grid(alpha=0.3)
@@ -167,7 +167,7 @@ def learning_curves(
             x = range(1, len(returns) + 1)
             if len(runs) == len(each) == 1 and window > 1:
                 ax.plot(x, returns, ".", color="0.75", markersize=3, label="each")
-            label = name if k == 0 else None
+            label = shown(name) if k == 0 else None
             ax.plot(x, _last_means(returns, window), line, color=color, label=label)
     if target is not None:
         ax.axhline(target, color="black", linewidth=0.8, label=f"{target:g}")

@@ -54,12 +54,17 @@ def save_model(
         >>> bool((again.predict_proba(x) == model.predict_proba(x)).all())
         True
     """
+    write_whole(Path(path), model_bytes(model, about))
+
+
+def model_bytes(model: SoftmaxRegression, about: Mapping[str, Any] | None = None) -> bytes:
+    """The content of the file that :func:`save_model` writes."""
     if CLASSES.get(type(model).__name__) is not type(model):
         raise TypeError(f"save_model takes one of {', '.join(CLASSES)}, got {type(model).__name__}")
     check_is_fitted(model)
     names = getattr(model, "feature_names_in_", None)
     precision = getattr(model, "precision_", None)
-    text = json.dumps(
+    return json.dumps(
         {
             "format": FORMAT,
             "version": VERSION,
@@ -78,8 +83,7 @@ def save_model(
         },
         allow_nan=False,
         indent=1,
-    )
-    write_whole(Path(path), text.encode())
+    ).encode()
 
 
 def load_model(path: str | Path) -> SoftmaxRegression:

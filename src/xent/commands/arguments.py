@@ -1,0 +1,90 @@
+"""The arguments of commands: kinds of numbers, and a parser that knows what typos mean."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Iterable, Sequence
+from typing import IO, Any, NoReturn
+
+from ..losses.lookup import near, nearest
+from .console import note, say
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that asks whether a near word was meant, and prints what a terminal can show."""
+
+    def parse_known_args(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> tuple[Any, list[str]]:
+        """Parse, or say which word cannot be understood; nothing is ever left over."""
+        for word in self._own(args or ()):
+            if word.startswith("--") and " " not in word and not self._begins_option(word):
+                self._refuse_option(word)
+        found, rest = super().parse_known_args(args, namespace)
+        if rest and rest[0].startswith("-"):
+            self._refuse_option(rest[0])
+        if rest:
+            self.error(f"there is no use for {' '.join(map(repr, rest))}; leave it out")
+        return found, rest
+
+    def _own(self, words: Iterable[str]) -> Iterable[str]:
+        """The words as far as they are for this parser and no command below it."""
+        for word in words:
+            if word == "--" or (self._subparsers and not word.startswith("-")):
+                return
+            yield word
+
+    def _begins_option(self, word: str) -> bool:
+        """Whether a word is an option, or the beginning of one, which argparse takes as well."""
+        name = word.partition("=")[0]
+        return any(option.startswith(name) for option in self._option_string_actions)
+
+    def _refuse_option(self, word: str) -> NoReturn:
+        name = word.partition("=")[0]
+        known = {o.strip("-").replace("_", "-") for o in self._option_string_actions}
+        meant = [f"--{one}" for one in nearest(name.strip("-").replace("_", "-"), known)]
+        hint = f"did you mean {' or '.join(meant)}?" if meant else f"{self.prog} --help lists them"
+        self.error(f"there is no option {name}; {hint}")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """As argparse, with a suggestion."""
+        if action.choices is not None and value not in action.choices:
+            words = [str(choice) for choice in action.choices]
+            hint = near(str(value), words)
+            raise argparse.ArgumentError(
+                action, f"invalid choice: {value!r}{hint} (choose from {', '.join(words)})"
+            )
+
+    def _print_message(self, message: str, file: IO[str] | None = None) -> None:
+        if message:
+            tell = say if file is sys.stdout else note
+            tell(message.removesuffix("\n"))
+
+
+def whole(text: str, least: int = 1) -> int:
+    """A whole number from the command line."""
+    number = int(text) if text.lstrip("+-").isdecimal() else None
+    if number is None or number < least:
+        raise argparse.ArgumentTypeError(f"expected a whole number from {least}, got {text!r}")
+    return number
+
+
+def finite(text: str) -> float:
+    """A number from the command line that is neither NaN nor infinite."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise argparse.ArgumentTypeError(f"expected a finite number, got {text!r}")
+    return number
+
+
+def amount(text: str) -> float:
+    """A positive number from the command line."""
+    number = finite(text)
+    if number <= 0:
+        raise argparse.ArgumentTypeError(f"expected a number greater than 0, got {text!r}")
+    return number
