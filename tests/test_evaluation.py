@@ -191,9 +191,9 @@ def test_it_prints_and_is_plain(capsys):
     [
         ({"length": 1}, "`length` must be a whole number from 2, got 1"),
         ({"length": 8.0}, "`length` must be"),
-        ({"stride": 0}, "`stride` must be"),
-        ({"length": 4, "stride": 5}, "`stride` must be at most `length`, 4"),
-        ({"batch": 0}, "`batch` must be"),
+        ({"stride": 0}, "--stride must be"),
+        ({"length": 4, "stride": 5}, "--stride must be at most `length`, 4"),
+        ({"batch": 0}, "--batch must be"),
         ({"total_bytes": 0}, "`total_bytes` must be"),
         ({"bins": 0}, "`bins` must be"),
         ({"labels": torch.zeros(3, dtype=torch.int64)}, "shape of `tokens`"),
@@ -357,7 +357,7 @@ def test_what_is_refused(trained, folder, tmp_path, capsys):
     assert "no such file or folder" in refusal(capsys, trained, tmp_path / "missing.txt")
     assert "no text in" in refusal(capsys, trained, empty)
     assert "--length must be a whole number from 2" in refusal(capsys, trained, text, "--length", 1)
-    assert "`stride` must be" in refusal(capsys, trained, text, "--stride", 0)
+    assert "--stride must be" in refusal(capsys, trained, text, "--stride", 0)
     assert "--device nonsense" in refusal(capsys, trained, text, "--device", "nonsense")
     plot = tmp_path / "no" / "r.png"
     capsys.readouterr()
