@@ -355,10 +355,12 @@ def test_tables_that_are_none(tmp_path, capsys):
     good = write_table(path)
     text = path.read_text()
     for broken, message in (
-        ("", "0 rows"),
-        (text.replace("\n", "\nnan,1,2,x\n", 1), "row 1: wanted 3 finite numbers and a class"),
-        (text + "\n1,2,x", "row 151"),
-        ("\n".join(f"{k},1,{k}" for k in range(60)), "60 classes in 60 rows"),
+        ("", "cannot be read"),
+        ("\n".join(text.splitlines()[:30]), "29 rows; a search takes at least 40"),
+        (text.replace("\n", "\ninf,1,2,x\n", 1), "row 1 is infinite"),
+        (text + "\n1,2,x", "Expected 4 columns, got 3"),
+        ("\n".join(f"{k},1,{k}" for k in range(60)), "60 different values in 60 rows"),
+        ("\n".join(f"{k},1,{k // 2}" for k in range(60)), "30 classes in 60 rows"),
     ):
         path.write_text(broken)
         assert cli.main(["search", good, "--out", str(tmp_path / "run")]) == 2

@@ -460,7 +460,7 @@ def test_the_command_refuses(in_csv, tmp_path, capsys):
         ([], "name a table, or give --synthetic"),
         ([in_csv, "--synthetic"], "one of the two"),
         ([in_csv, "--target", "none"], "no column 'none'"),
-        ([in_csv, "--target", "good"], "fewer than the 5 --folds"),
+        ([in_csv, "--target", "good"], "a quantity rather than a class"),
         (["--synthetic", "--dims", "0"], "--dims must be at least 1"),
         (["--synthetic", "--rows", "3"], "--rows"),
     ):

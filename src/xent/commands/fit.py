@@ -17,12 +17,15 @@ from ..losses import CATALOG, Member
 from ..losses.lookup import find
 from ..plot.canvas import shown
 from ..plot.loss_names import read_loss
+from .columns import BOOLEANS, NUMBERS, TEXT, kind_of, listed
 from .console import UserError, as_options, note, say, say_json
+from .features import MISSING, Encoding, classes_of, prepared
 from .fit_report import Judged, describe, describe_largest, largest, picture
-from .held_out import Rows, check_classes, indices, split
+from .held_out import Rows, indices, split
 from .plot import require_matplotlib
 from .run_folder import RECORD, RunFolder
-from .table import Encoding, column_of, listed, read_table, split_target
+from .table import Table, column_of, read_table, release
+from .table_options import LEARNING, add_table_arguments, reading_of, table_to_learn_from
 
 USAGE = """\
 xent fit TABLE [--target COLUMN] [options]
@@ -45,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``xent fit``."""
     parser.usage, parser.epilog = USAGE, EPILOG
     add, number = parser.add_argument, {"type": float, "metavar": "X"}
-    add("table", metavar="TABLE", help="CSV with names, or Parquet")
+    add("table", metavar="TABLE", help="CSV, or Parquet: a file or a folder")
     add("--target", metavar="COLUMN", help="the class (default: the last column)")
     add(
         "--loss", metavar="LOSS",
@@ -63,6 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--out", help="folder (default runs/fit, with --model runs/predict)")
     add("--quiet", action="store_true", help="no progress, only the result")
     add("--json", action="store_true", help="print the record")
+    add_table_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -72,30 +76,22 @@ def run(args: argparse.Namespace) -> int:
         from ..learn.regression import saved_models  # noqa: F401
     except ImportError as error:
         raise UserError(f"{error.name} is not installed (pip install 'xent[learn]')") from None
-    given = [name for name in FITTING if getattr(args, name) is not None]
+    given = [name for name in (*FITTING, *LEARNING) if getattr(args, name) is not None]
     if args.model and given:
         option = given[0].replace("_", "-")
         raise UserError(f"--model is fitted already; leave --{option} out")
     for name in FITTING.keys() - given:
         setattr(args, name, FITTING[name])
-    columns = read_table(args.table)
-    return _use(args, columns) if args.model else _fit(args, columns)
+    args.missing = args.missing or MISSING[0]
+    return _use(args) if args.model else _fit(args)
 
 
 # ---- fitting ------------------------------------------------------------------------------------
 
 
-def _fit(args: argparse.Namespace, columns: dict[str, np.ndarray]) -> int:
-    args.target = args.target or list(columns)[-1]  # the record names it
-    others, y = split_target(columns, args.target)
-    check_classes(args.target, y)
-    encoding = Encoding.of(others)
-    whole = Rows(encoding.features(others), y)
-    if args.test_data:
-        other = read_table(args.test_data)
-        train, test = whole, Rows(encoding.features(other), column_of(other, args.target))
-    else:
-        train, test = split(whole, args.test, args.seed, args.target)
+def _fit(args: argparse.Namespace) -> int:
+    train, test, encoding, args.target, notes = _rows(args)
+    release()
     target = indices(args.target, test.y, np.unique(train.y))
     model = _model(args, len(np.unique(train.y)))
     from ..learn.regression.saved_models import model_bytes
@@ -103,27 +99,49 @@ def _fit(args: argparse.Namespace, columns: dict[str, np.ndarray]) -> int:
     folder = RunFolder(args.out or "runs/fit")
     folder.begin(MODEL, RECORD, PICTURE)
     scaled, warned = _fit_standardised(model, train)
-    about = {"target": args.target, "columns": encoding.columns}
+    about = {"target": args.target, "columns": encoding.plain()}
     folder.save(MODEL, model_bytes(model.set_params(verbose=0), about))
     judged = Judged.of(model, test.x, target)
+    names = encoding.names
     record = {
-        "settings": {key: getattr(args, key) for key in ("table", "target", *FITTING)},
+        "settings": {key: getattr(args, key) for key in ("table", "target", "missing", *FITTING)},
         "rows": {"fitted": len(train.y), "tested": len(test.y)},
-        "features": encoding.names,
+        "notes": notes,
+        "features": names,
         "iterations": model.n_iter_,
         "warnings": warned,
         "test": judged.figures(),
-        "largest_coefficients": largest(scaled, encoding.names, judged.classes),
+        "largest_coefficients": largest(scaled, names, judged.classes),
     }
     if math.isinf(args.C):
         record["settings"]["C"] = "inf"  # JSON has no such number
     text = (
-        f"{type(model).__name__} by {args.loss}: {len(encoding.names)} features, "
+        f"{type(model).__name__} by {args.loss} predicts {args.target!r}: {len(names)} features, "
         f"{len(judged.classes)} classes, fitted on {len(train.y):,} rows\n\n"
         f"{describe(record['test'])}\n\n{describe_largest(record['largest_coefficients'])}"
     )
     _conclude(args, folder, record, text, judged)
     return 0
+
+
+def _rows(args: argparse.Namespace) -> tuple[Rows, Rows, Encoding, str, list[str]]:
+    """Rows to fit on and to test on, how features are made, the target, and what was said."""
+    reading = reading_of(args)
+    table, y = table_to_learn_from(args.table, reading, args.missing)
+    if args.test_data:
+        other = reading._replace(target=table.target, about=f"{args.test_data}: ")
+        kinds = {name: kind_of(column) for name, column in table.columns.items()}
+        train, test = table, prepared(read_table(args.test_data, other, kinds), args.missing)
+        table.said += test.said
+        test.said = table.said
+    else:
+        train, test = map(table.take, split(y, args.test, args.seed, table.target))
+        test.about = "rows to test on: "
+    encoding = Encoding.of(train, table.with_gaps)
+    learnt, held_out = encoding.features(train), encoding.features(test)
+    test.say_each(held_out.unseen)
+    train, test = Rows(learnt.x, classes_of(train)), Rows(held_out.x, classes_of(test))
+    return train, test, encoding, table.target, table.said
 
 
 def _model(args: argparse.Namespace, classes: int) -> Any:
@@ -158,12 +176,14 @@ def _loss(word: str) -> tuple[Member, dict[str, Any]]:
 def _fit_standardised(model: Any, rows: Rows) -> tuple[np.ndarray, list[str]]:
     """Fit on standardised features, then make the standardisation part of the coefficients.
 
+    The rows are standardised in place.
+
     Returns:
         The coefficients per standard deviation, ``(K, F)``, and what the fit warned of.
     """
     from sklearn.preprocessing import StandardScaler
 
-    scaler = StandardScaler().fit(rows.x)
+    scaler = StandardScaler(copy=False).fit(rows.x)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
@@ -188,28 +208,53 @@ def _as_options(message: str) -> str:
 # ---- using a model ------------------------------------------------------------------------------
 
 
-def _use(args: argparse.Namespace, columns: dict[str, np.ndarray]) -> int:
+def _use(args: argparse.Namespace) -> int:
     model, target, encoding = _load(args.model)
-    x = encoding.features(columns)
+    named = args.target or target
+    kinds = encoding.kinds | {named: _kind_of_classes(model)}
+    table = read_table(args.table, reading_of(args)._replace(target=named), kinds)
+    features = encoding.features(table)
+    table.say_each(features.missing + features.unseen)
     folder = RunFolder(args.out or "runs/predict")
     folder.begin(PREDICTIONS, RECORD, PICTURE)
-    named = args.target or target
-    failure = folder.save(PREDICTIONS, _predictions(model, x))
+    failure = folder.save(PREDICTIONS, _predictions(model, features.x))
     record: dict[str, Any] = {
         "settings": {"table": args.table, "model": args.model, "target": named},
-        "rows": {"predicted": len(x)},
-        "not_used": [name for name in columns if name not in {*encoding.columns, named}],
+        "rows": {"predicted": len(table)},
+        "not_used": table.unused,
     }
-    text, judged = failure or f"{len(x):,} predictions", None
-    if args.target or target in columns:
-        y = column_of(columns, named)
-        judged = Judged.of(model, x, indices(named, y, model.classes_))
+    text, judged = failure or f"{len(table):,} predictions", None
+    if args.target or named in table.columns:
+        judged = _judged(model, features.x, table)
+    if judged:
         record["test"] = judged.figures()
         text = f"{describe(record['test'])}\n\n{text}"
+    record["notes"] = table.said
     if record["not_used"]:
         text += f"\nnot used: {listed(record['not_used'])}"
     _conclude(args, folder, record, text, judged)
     return 0
+
+
+def _kind_of_classes(model: Any) -> str:
+    kind = model.classes_.dtype.kind
+    return NUMBERS if kind in "iuf" else BOOLEANS if kind == "b" else TEXT
+
+
+def _judged(model: Any, x: np.ndarray, table: Table) -> Judged | None:
+    """What the model is worth on the rows whose class it knows; None if there is none."""
+    y = column_of(table, table.target).to_pylist()
+    index = {name: k for k, name in enumerate(model.classes_.tolist())}
+    known = np.array([name in index for name in y])
+    if not known.all():
+        others = listed({repr(name): None for name in y if name not in index}, 5)
+        table.say(
+            f"column {table.target!r}: {(~known).sum():,} of {len(y):,} rows hold no class that "
+            f"the model knows, but {others}; they are not judged"
+        )
+    if not known.any():
+        return None
+    return Judged.of(model, x[known], [index[name] for name in y if name in index])
 
 
 def _load(path: str) -> tuple[Any, str, Encoding]:
@@ -224,9 +269,9 @@ def _load(path: str) -> tuple[Any, str, Encoding]:
     except ValueError as error:
         raise UserError(f"--model: {error}") from None
     try:
-        target, encoding = str(about["target"]), Encoding(about["columns"])
+        target, encoding = str(about["target"]), Encoding.read(about["columns"])
         fits = len(encoding.names) == model.n_features_in_
-    except (LookupError, TypeError, AttributeError):
+    except (LookupError, TypeError, ValueError):
         fits = False
     if not fits:
         raise UserError(

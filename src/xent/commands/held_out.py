@@ -7,8 +7,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .columns import listed
 from .console import UserError
-from .table import kind_of, listed
+from .table import Table
+
+MOST_CLASSES, MOST_LOOKED_AT = 20, 500  # of columns that are named as possible targets
 
 
 class Rows(NamedTuple):
@@ -18,29 +21,66 @@ class Rows(NamedTuple):
     y: np.ndarray
 
 
-def check_classes(target: str, y: np.ndarray) -> None:
-    """Raise :class:`UserError` unless a column, the one named target, can be a class."""
-    kind_of(target, y)
-    values = np.unique(y)
+def say_target(table: Table, y: np.ndarray, named: str | None, quiet: bool) -> None:
+    """Say what will be predicted, ``(N,)``.
+
+    Args:
+        table: the table.
+        y: its target.
+        named: the target as it was asked for; None if it was guessed.
+        quiet: it is kept for the record only.
+
+    Raises:
+        UserError: if it cannot be a class.
+    """
+    _check_classes(table, y)
+    values, counts = np.unique(y, return_counts=True)
+    order = np.argsort(-counts, kind="stable")
+    words = [f"{values.tolist()[k]!r} ({counts[k]:,} rows)" for k in order]
+    guess = "" if named else ", the last column (--target names another)"
+    line = f"the target is {table.target!r}{guess}: {len(values)} classes, {listed(words, 4)}"
+    (table.said.append if quiet else table.say)(line)
+
+
+def _check_classes(table: Table, y: np.ndarray) -> None:
+    """Raise :class:`UserError` unless the target can be a class."""
+    values, target = np.unique(y), table.target
     if len(values) == 1:
         raise UserError(
             f"column {target!r} has one class only, {values.tolist()[0]!r}; it takes two"
         )
+    way = "name another --target, or group the values" + _others(table)
     if 2 * len(values) > len(y):
         raise UserError(
             f"column {target!r} has {len(values)} different values in {len(y)} rows: an identifier "
-            "or a quantity rather than a class; name another --target, or group the values"
+            f"or a quantity rather than a class; {way}"
         )
     if y.dtype.kind == "f" and (values % 1).any():
         fraction = values[values % 1 != 0][0]
         raise UserError(
             f"column {target!r} holds numbers such as {fraction}: a quantity rather than a class; "
-            "name another --target, or group the values"
+            f"{way}"
         )
 
 
-def split(whole: Rows, share: float, seed: int, target: str) -> tuple[Rows, Rows]:
-    """Rows to fit on and a share to test on, the classes as frequent in both.
+def _others(table: Table) -> str:
+    """Columns with few values, which may be what somebody wants to predict."""
+    few = []
+    for name in table.features[:MOST_LOOKED_AT]:
+        values = table.columns[name].unique().drop_null()
+        if 2 <= len(values) <= MOST_CLASSES and 2 * len(values) <= len(table):
+            few.append(repr(name))
+    return f" (columns with few values: {listed(few)})" if few else ""
+
+
+def split(y: np.ndarray, share: float, seed: int, target: str) -> tuple[np.ndarray, np.ndarray]:
+    """The numbers of rows to fit on and of a share to test on, the classes as frequent in both.
+
+    Args:
+        y: the classes of all rows.
+        share: of the rows to test on.
+        seed: of the choice.
+        target: the name of the classes.
 
     Raises:
         UserError: if that cannot be.
@@ -54,24 +94,23 @@ def split(whole: Rows, share: float, seed: int, target: str) -> tuple[Rows, Rows
         )
     if not 0 <= seed < 2**32:
         raise UserError(f"--seed must be at least 0 and below 2^32, got {seed}")
-    classes, counts = np.unique(whole.y, return_counts=True)
+    classes, counts = np.unique(y, return_counts=True)
     if counts.min() == 1:
         name = classes.tolist()[counts.argmin()]
         raise UserError(
             f"class {name!r} of column {target!r} has a single row, which cannot be fitted "
             "and tested on; leave it out, or give --test-data"
         )
-    tested = math.ceil(share * len(whole.y))
-    if min(tested, len(whole.y) - tested) < len(classes):
+    tested = math.ceil(share * len(y))
+    if min(tested, len(y) - tested) < len(classes):
         raise UserError(
-            f"--test {share} of {len(whole.y)} rows are {tested}: too few to test on or too "
+            f"--test {share} of {len(y)} rows are {tested}: too few to test on or too "
             f"few left for {len(classes)} classes; choose another share, or give --test-data"
         )
-    chosen = train_test_split(
-        np.arange(len(whole.y)), test_size=share, random_state=seed, stratify=whole.y
+    train, test = train_test_split(
+        np.arange(len(y)), test_size=share, random_state=seed, stratify=y
     )
-    train, test = (Rows(whole.x[rows], whole.y[rows]) for rows in chosen)
-    lost = np.setdiff1d(whole.y, train.y).tolist()
+    lost = np.setdiff1d(y, y[train]).tolist()
     if lost:
         raise UserError(f"--test {share} leaves no row of class {lost[0]!r} to fit on")
     return train, test

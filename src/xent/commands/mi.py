@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 
 from .arguments import finite
 from .console import UserError, as_options, progress_bar, say, say_json, table
+from .features import Encoding
 from .plot import require_matplotlib
 from .run_folder import RECORD, RunFolder
-from .table import features_and_target, read_table
+from .table_options import add_table_arguments, reading_of, table_to_learn_from
 
 USAGE = "xent mi TABLE [--target COLUMN] [--each] [options]\n       xent mi --synthetic [options]"
 EPILOG = """\
@@ -31,7 +32,9 @@ class Job(NamedTuple):
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``xent mi``."""
     parser.usage, parser.epilog = USAGE, EPILOG
-    parser.add_argument("table", nargs="?", metavar="TABLE", help="CSV with names, or Parquet")
+    parser.add_argument(
+        "table", nargs="?", metavar="TABLE", help="CSV, or Parquet: a file or a folder"
+    )
     parser.add_argument("--target", metavar="COLUMN", help="the class (default: the last column)")
     parser.add_argument("--each", action="store_true", help="each column by itself, too")
     parser.add_argument(
@@ -55,6 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", default="runs/mi", help="folder of the record (%(default)s)")
     parser.add_argument("--quiet", action="store_true", help="no progress, only the result")
     parser.add_argument("--json", action="store_true", help="print the record")
+    add_table_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -70,6 +74,7 @@ def run(args: argparse.Namespace) -> int:
         classifier, folds=args.folds, bootstrap=args.bootstrap, confidence=args.confidence,
         seed=args.seed,
     )  # fmt: skip
+    args.notes = []
     jobs = _jobs(args)
     with RunFolder(args.out) as folder:
         folder.begin(RECORD, PICTURE)
@@ -111,14 +116,13 @@ def _jobs(args: argparse.Namespace) -> dict[str, Job]:
         raise UserError("name a table, or give --synthetic: one of the two")
     if args.synthetic:
         return _synthetic(args)
-    columns = read_table(args.table)
-    target = args.target = args.target or list(columns)[-1]  # the record names it
-    x, y, _ = features_and_target(columns, target)
+    columns, y = table_to_learn_from(args.table, reading_of(args), args.missing)
+    args.target, args.notes = columns.target, columns.said  # for the record
+    encoding = Encoding.of(columns)
+    x = encoding.features(columns).x
     jobs = {EVERYTHING: Job(x, y)}
-    if args.each and len(columns) > 2:
-        for name in (name for name in columns if name != target):
-            pair = {name: columns[name], target: columns[target]}
-            jobs[name] = Job(features_and_target(pair, target)[0], y)
+    if args.each and len(columns.features) > 1:
+        jobs |= {name: Job(x[:, encoding.part(name)], y) for name in columns.features}
     return jobs
 
 
@@ -178,7 +182,8 @@ def _record(
     estimates = {name: one.to_dict() for name, one in found.items()}
     for name, nats in truth.items():
         estimates[name]["truth"] = nats
-    return {"settings": {key: getattr(args, key) for key in asked}, "estimates": estimates}
+    settings = {key: getattr(args, key) for key in asked}
+    return {"settings": settings, "notes": args.notes, "estimates": estimates}
 
 
 def _text(found: dict[str, Any], truth: dict[str, float]) -> str:

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import argparse
-import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..learn.loss_formula import CROSS_ENTROPY, Formula
 from ..learn.loss_search import RECORD, Found, HeldOutAccuracy, search_loss
 from .console import UserError, as_options, say, say_json, table
+from .features import Encoding
+from .run_folder import RECORD as RESULT
+from .run_folder import RunFolder
+from .table import Reading
+from .table_options import add_table_arguments, reading_of, table_to_learn_from
 
 FRESH = 1_000_000  # rounds from here on are for the test; no search gets that far
 FEWEST = 40  # rows
@@ -21,9 +28,10 @@ FEWEST = 40  # rows
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``xent search``."""
     parser.add_argument(
-        "data", nargs="?", metavar="CSV",
-        help="a table of numbers, the class in the last column; default: scikit-learn's digits",
+        "data", nargs="?", metavar="TABLE",
+        help="CSV, or Parquet: a file or a folder; default: scikit-learn's digits",
     )  # fmt: skip
+    parser.add_argument("--target", metavar="COLUMN", help="the class (default: the last column)")
     parser.add_argument("--out", default="runs/search", help="folder for the record (%(default)s)")
     parser.add_argument("--resume", action="store_true", help="continue the search in --out")
     whole = {"type": int, "metavar": "N"}
@@ -34,6 +42,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", default=0, help="of search and split (%(default)s)", **whole)
     parser.add_argument("--quiet", action="store_true", help="no progress, only the result")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    add_table_arguments(parser)
+
+
+class LabelledRows(NamedTuple):
+    """Features ``(N, F)`` in float32 and classes ``(N,)``, and where they come from."""
+
+    x: Tensor
+    y: Tensor
+    target: str | None = None
+    said: Sequence[str] = ()
 
 
 def run(args: argparse.Namespace) -> int:
@@ -41,7 +59,8 @@ def run(args: argparse.Namespace) -> int:
     for name in ("steps", "hidden"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name} must be at least 1, got {getattr(args, name)}")
-    x, y = read_csv(Path(args.data)) if args.data else _digits()
+    rows = read_csv(args.data, reading_of(args), args.missing) if args.data else _digits()
+    x, y = rows.x, rows.y
     order = torch.randperm(len(y), generator=torch.Generator().manual_seed(args.seed))
     third = len(y) // 3
     sizes = [third, third, len(y) - 2 * third]  # to learn from, to judge by, to test on
@@ -59,22 +78,23 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(as_options(str(error), vars(args))) from None
     fresh = replace(judge, held_out_x=w, held_out_y=t, networks=12)
     test = fresh.of_each_network([Formula.at(CROSS_ENTROPY), found.formula], FRESH)
-    _report(args, found, test, len(t))
+    _report(args, found, test, rows, len(t))
     return 0
 
 
-def _report(args: argparse.Namespace, found: Found, test: Tensor, rows: int) -> None:
-    """Print what was found and what it is worth."""
+def _report(
+    args: argparse.Namespace, found: Found, test: Tensor, data: LabelledRows, rows: int
+) -> None:
+    """Keep and print what was found and what it is worth."""
     plain, best = test.mean(1).tolist()
-    if args.json:
-        result = {
-            "formula": str(found.formula),
-            "source": found.formula.source(),
-            "judged": {"found": found.score, "cross-entropy": found.cross_entropy},
-            "test": {"found": best, "cross-entropy": plain, "rows": rows},
-        }
-        say_json(result)
-        return
+    result = {
+        "settings": {"table": args.data, "target": data.target, "seed": args.seed},
+        "notes": [*data.said],
+        "formula": str(found.formula),
+        "source": found.formula.source(),
+        "judged": {"found": found.score, "cross-entropy": found.cross_entropy},
+        "test": {"found": best, "cross-entropy": plain, "rows": rows},
+    }
     wins = int((test[1] > test[0]).sum())
     lines = [("accuracy in percent", "found", "cross-entropy")]
     for where, a, b in (
@@ -82,54 +102,45 @@ def _report(args: argparse.Namespace, found: Found, test: Tensor, rows: int) -> 
         (f"on {rows} unseen rows", best, plain),
     ):
         lines.append((where, f"{100 * a:.2f}", f"{100 * b:.2f}"))
-    say(
-        f"{found.formula.source()}\n{table(lines)}\n\nbetter with {wins} of {test.shape[1]} fresh "
-        f"networks\n\nrecord: {Path(args.out, RECORD)}"
-    )
+    with RunFolder(args.out) as folder:
+        folder.save_json(RESULT, result)
+        if args.json:
+            say_json(result)
+            return
+        say(
+            f"{found.formula.source()}\n{table(lines)}\n\nbetter with {wins} of {test.shape[1]} "
+            f"fresh networks\n\nsearch: {Path(args.out, RECORD)}\n{folder.listed()}"
+        )
 
 
-def _digits() -> tuple[Tensor, Tensor]:
+def _digits() -> LabelledRows:
     try:
         from sklearn.datasets import load_digits
     except ImportError:
         raise UserError("name a CSV file, or install scikit-learn for its digits") from None
     x, y = load_digits(return_X_y=True)
-    return torch.tensor(x, dtype=torch.float32), torch.tensor(y)
+    return LabelledRows(torch.tensor(x, dtype=torch.float32), torch.tensor(y))
 
 
-def read_csv(path: Path) -> tuple[Tensor, Tensor]:
-    """Features and classes of a table; a first line of names is passed over.
+def read_csv(
+    path: str | Path, reading: Reading | None = None, missing: str | None = None
+) -> LabelledRows:
+    """Features and classes of a table, CSV or Parquet, as tensors.
 
     Args:
-        path: the file. Classes may be any words or numbers.
+        path: the file.
+        reading: how to read it.
+        missing: what to do about gaps, as by ``--missing``.
 
     Raises:
-        UserError: if it cannot be read, or holds something else.
+        UserError: if it cannot be read or used, or has too few rows.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from None
-    cells = [[cell.strip() for cell in line.split(",")] for line in lines if line.strip()]
-    if cells and not all(map(_is_number, cells[0][:-1])):
-        cells = cells[1:]
-    if len(cells) < FEWEST:
-        raise UserError(f"{path} has {len(cells)} rows; a search takes at least {FEWEST}")
-    width = len(cells[0])
-    for number, row in enumerate(cells, 1):
-        if len(row) != width or width < 2 or not all(map(_is_number, row[:-1])):
-            raise UserError(f"{path}, row {number}: wanted {width - 1} finite numbers and a class")
-    names = sorted({row[-1] for row in cells})
-    if not 2 <= len(names) <= len(cells) // 3:
-        raise UserError(
-            f"{path} has {len(names)} classes in {len(cells)} rows; the class must come last"
-        )
-    x = torch.tensor([[float(cell) for cell in row[:-1]] for row in cells])
-    return x, torch.tensor([names.index(row[-1]) for row in cells])
-
-
-def _is_number(text: str) -> bool:
-    try:
-        return math.isfinite(float(text))
-    except ValueError:
-        return False
+    table, y = table_to_learn_from(path, reading or Reading(), missing)
+    if len(y) < FEWEST:
+        raise UserError(f"{path} has {len(y)} rows; a search takes at least {FEWEST}")
+    names, classes = np.unique(y, return_inverse=True)
+    if 3 * len(names) > len(y):
+        raise UserError(f"{path} has {len(names)} classes in {len(y)} rows, too many to learn")
+    x = Encoding.of(table).features(table).x
+    x = torch.tensor(x, dtype=torch.float32)
+    return LabelledRows(x, torch.tensor(classes), table.target, table.said)

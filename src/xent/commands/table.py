@@ -1,222 +1,285 @@
-"""Tables of features and classes: CSV and Parquet, read with pyarrow."""
+"""Tables of features and classes: CSV, its relatives and Parquet, read with pyarrow.
+
+Whatever is guessed about a table is said, in one line each.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+import shlex
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from .console import UserError
+from .columns import NUMBERS, cast, listed, plain
+from .console import UserError, note
+from .delimited import Format, read_delimited
+from .parquet_files import is_parquet, read_parquet
+from .written_numbers import MOST_STRANGERS
 
-MOST_CATEGORIES = 256  # of a text column; more are names or sentences rather than categories
-
-
-def read_table(path: str | Path) -> dict[str, np.ndarray]:
-    """The columns of a table by name.
-
-    Args:
-        path: a Parquet file (``.parquet``, ``.pq``), or a CSV file whose first line has the names.
-            In a CSV file an empty cell, ``NA``, ``nan`` or ``null`` is missing, unless quoted.
-
-    Returns:
-        For each name an array ``(N,)``: numbers and booleans as they are, text as objects. A
-        missing number is NaN, other missing cells are None.
-
-    Raises:
-        UserError: if the file cannot be read, has no row or names a column twice.
-    """
-    try:
-        import pyarrow
-        from pyarrow import csv, parquet
-    except ImportError:
-        raise UserError("pyarrow is not installed (pip install 'xent[learn]')") from None
-    path = Path(path)
-    try:
-        if path.suffix in (".parquet", ".pq"):
-            table = parquet.read_table(path)
-        else:
-            missing = csv.ConvertOptions(strings_can_be_null=True, quoted_strings_can_be_null=False)
-            table = csv.read_csv(path, convert_options=missing)
-    except (OSError, pyarrow.ArrowException) as error:
-        raise UserError(f"{path} cannot be read: {error}") from None
-    twice = sorted({name for name in table.column_names if table.column_names.count(name) > 1})
-    if twice:
-        raise UserError(f"{path} has more than one column {twice[0]!r}")
-    if not table.num_rows:
-        raise UserError(f"{path} has no rows")
-    return {name: _as_numpy(table.column(name)) for name in table.column_names}
+UNNAMED = re.compile(r"|Unnamed: \d+|__index_level_\d+__")  # the last two are what pandas writes
+FEWEST_COUNTED = 20  # rows that a column must count to be no feature
+MOST_SAID = 12  # columns with the same peculiarity; the record has all
 
 
-class Encoding(NamedTuple):
-    """How the columns of a table become features: learnt from one table, the same for others.
-
-    Numbers are taken as they are. Of text and booleans each value is a feature ``NAME=VALUE``, 1
-    where it occurs.
+class Reading(NamedTuple):
+    """How a table is to be read.
 
     Attributes:
-        columns: by name the values of the column, sorted; None for a column of numbers.
+        form: how a text file is written, as far as that is known.
+        gaps: values that stand for a missing one, besides the usual marks.
+        drop: names of columns to leave out.
+        keep: names of columns that are no index, whatever they look like.
+        target: the name of the column to predict; by default the last one.
+        quiet: no progress.
+        about: what begins each line about the table.
     """
 
-    columns: dict[str, list[Any] | None]
-
-    @classmethod
-    def of(cls, columns: dict[str, np.ndarray]) -> Encoding:
-        """The encoding of these columns.
-
-        Raises:
-            UserError: if a value is missing or infinite, or a column holds something else.
-        """
-        return cls({name: _categories(name, column) for name, column in columns.items()})
-
-    @property
-    def names(self) -> list[str]:
-        """What each feature is called."""
-        return [
-            feature
-            for name, values in self.columns.items()
-            for feature in ([name] if values is None else [f"{name}={value}" for value in values])
-        ]
-
-    def features(self, columns: dict[str, np.ndarray]) -> np.ndarray:
-        """The features of a table, ``(N, F)`` in float64; columns that are not known are left out.
-
-        Raises:
-            UserError: if a column is not there or is of another kind, or a value is missing,
-                infinite or unknown.
-        """
-        parts = [self._feature(name, columns) for name in self.columns]
-        return np.hstack([part.astype(np.float64) for part in parts])
-
-    def _feature(self, name: str, columns: dict[str, np.ndarray]) -> np.ndarray:
-        column, values = column_of(columns, name), self.columns[name]
-        kind = kind_of(name, column)
-        known = "numbers" if values is None else kind_of(name, _array(values))
-        if kind != known:
-            raise UserError(f"column {name!r} holds {kind}; {known} are what was learnt from")
-        if values is None:
-            return column[:, None]
-        found = column[:, None] == _array(values)
-        unknown = ~found.any(1)
-        if unknown.any():
-            row = unknown.argmax()
-            raise UserError(
-                f"column {name!r}, row {row + 1}: {column[row]!r} was not there to learn from; "
-                f"known are {listed(values)}"
-            )
-        return found
+    form: Format = Format()
+    gaps: tuple[str, ...] = ()
+    drop: tuple[str, ...] = ()
+    keep: tuple[str, ...] = ()
+    target: str | None = None
+    quiet: bool = True
+    about: str = ""
 
 
-def features_and_target(
-    columns: dict[str, np.ndarray], target: str
-) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """A table as what a classifier learns from.
+class Table:
+    """Columns of numbers, text, booleans and whatever else a file may hold.
 
     Args:
-        columns: the columns by name.
-        target: the name of the one that is to be predicted.
+        columns: by name, as chunked arrays of Arrow.
+        target: the name of the column to predict.
+        said: what was said about the table so far.
+        about: what begins each line about it.
+        rows: the number of each row in the file, from 1; by default all in turn.
+        unused: names of columns that the file has besides.
+    """
+
+    def __init__(
+        self, columns: dict[str, Any], target: str, said: list[str], about: str = "",
+        rows: Any = None, unused: Iterable[str] = (),
+    ) -> None:  # fmt: skip
+        self.columns, self.target, self.said, self.about = columns, target, said, about
+        self.rows = np.arange(1, len(self) + 1) if rows is None else rows
+        self.unused = [*unused]
+
+    def __len__(self) -> int:
+        return len(next(iter(self.columns.values()), ()))
+
+    @property
+    def features(self) -> list[str]:
+        """The names of all columns but the target."""
+        return [name for name in self.columns if name != self.target]
+
+    def say(self, text: str) -> None:
+        """Tell people one thing, and keep it for the record."""
+        self.say_each([text])
+
+    def say_each(self, lines: list[str]) -> None:
+        """Tell people the same of several columns; all of it is kept, not all is printed."""
+        lines = [f"{self.about}{line}" for line in lines]
+        for line in lines[:MOST_SAID]:
+            note(line)
+        if len(lines) > MOST_SAID:
+            note(f"and likewise {len(lines) - MOST_SAID} more columns, each in the record")
+        self.said += lines
+
+    @property
+    def with_gaps(self) -> list[str]:
+        """The names of features that have missing values."""
+        return [name for name in self.features if self.columns[name].null_count]
+
+    def take(self, rows: np.ndarray) -> Table:
+        """Some rows, by number or by a mask; what is said about them is said about all."""
+        import pyarrow
+
+        rows = np.flatnonzero(rows) if rows.dtype == bool else rows
+        some = pyarrow.table(self.columns).take(pyarrow.array(rows))
+        columns = dict(zip(self.columns, some.columns, strict=True))
+        return self._with(columns, self.rows[rows])
+
+    def without(self, names: Iterable[str]) -> Table:
+        """The table less some columns."""
+        names = set(names)
+        kept = {name: column for name, column in self.columns.items() if name not in names}
+        return self._with(kept, self.rows)
+
+    def _with(self, columns: dict[str, Any], rows: np.ndarray) -> Table:
+        return Table(columns, self.target, self.said, self.about, rows, self.unused)
+
+
+def read_table(
+    path: str | Path, reading: Reading | None = None, kinds: Mapping[str, str] | None = None
+) -> Table:
+    """Read a table from a file.
+
+    Args:
+        path: a Parquet file, a folder of them, or delimited text: separator, decimal mark, encoding
+            and header are guessed where they are not given.
+        reading: what is known about it.
+        kinds: of the columns that a model knows, by name: ``"numbers"``, ``"text"`` or
+            ``"booleans"``. With it, they are read as that, and nothing is left out.
 
     Returns:
-        ``(X, y, names)``: the features ``(N, F)`` as by :class:`Encoding`, the target ``(N,)`` as
-        it is, and what each feature is called.
+        The table. Columns of numbers with few other values are numbers, the others missing.
 
     Raises:
-        UserError: if there is no such column or no other, a value is missing or infinite, or a
-            column holds something else.
+        UserError: if the file cannot be read, has no row, names a column twice or lacks one.
     """
-    others, y = split_target(columns, target)
-    encoding = Encoding.of(others)
-    return encoding.features(others), y, encoding.names
+    reading, path = reading or Reading(), Path(path)
+    names, columns, decimal, said = _content(path, reading, kinds or {})
+    twice = [name for name, count in Counter(names).items() if count > 1 and name]
+    if twice:
+        raise UserError(f"{path} has more than one column {twice[0]!r}")
+    if not columns or not len(columns[0]):
+        raise UserError(f"{path} has no rows")
+    called = [name or f"column{k}" for k, name in enumerate(names, 1)]
+    unnamed = {called[k]: k + 1 for k, name in enumerate(names) if UNNAMED.fullmatch(name)}
+    columns = dict(zip(called, columns, strict=True))
+    table = Table(columns, reading.target or "", [], reading.about)
+    for text in said:
+        table.say(text)
+    return (
+        _as_known(table, reading, kinds, decimal)
+        if kinds
+        else _guess(table, reading, unnamed, decimal)
+    )
 
 
-def split_target(
-    columns: dict[str, np.ndarray], target: str
-) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """The columns to learn from, and the one that is to be predicted.
+def _content(
+    path: Path, reading: Reading, kinds: Mapping[str, str]
+) -> tuple[list[str], list[Any], str, list[str]]:
+    """Names and columns of a file, its decimal mark, and what is to be said."""
+    try:
+        import pyarrow
+    except ImportError:
+        raise UserError("pyarrow is not installed (pip install 'xent[learn]')") from None
+    try:
+        if is_parquet(path):
+            table, said = read_parquet(path)
+            return table.column_names, table.columns, ".", said
+        text = frozenset(name for name, kind in kinds.items() if kind != NUMBERS)
+        found = read_delimited(path, reading.form, frozenset(kinds), text, reading.quiet)
+        return found.names, found.table.columns, found.decimal, found.said
+    except (OSError, pyarrow.ArrowException) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path} cannot be read: {reason}") from None
 
-    Raises:
-        UserError: if there is no such column or no other, or one of its values is missing.
-    """
-    y = column_of(columns, target)
-    if len(columns) < 2:
-        raise UserError(f"{target!r} is the only column; are the cells separated by commas?")
-    return {name: column for name, column in columns.items() if name != target}, y
+
+def release() -> None:
+    """Give back the memory of tables that are done with, before a fit that needs as much."""
+    import pyarrow
+
+    pyarrow.default_memory_pool().release_unused()
 
 
-def column_of(columns: dict[str, np.ndarray], name: str) -> np.ndarray:
-    """A column that is there, without missing values.
+# ---- a table to learn from ----------------------------------------------------------------------
+
+
+def _guess(table: Table, reading: Reading, unnamed: dict[str, int], decimal: str) -> Table:
+    """The table without what is no feature, its target chosen and its numbers read."""
+    dropped = _names(table, "--drop", reading.drop)
+    kept = {*_names(table, "--keep", reading.keep), reading.target}
+    table = table.without(dropped)
+    for name, place in unnamed.items():
+        if name in kept or name not in table.columns:
+            continue
+        column = table.columns[name]
+        empty = column.null_count == len(column)
+        if empty or len(column.unique()) == len(column):
+            what = "holds nothing" if empty else "has another value in each row, as an index has"
+            table.say(f"column {place} has no name and {what}; it is left out{keep_it(name)}")
+            table = table.without([name])
+        else:
+            table.say(f"column {place} has no name; it is called {name!r}")
+    if not table.columns:
+        raise UserError("no column is left")
+    table.target = reading.target or next(reversed(table.columns))
+    column_of(table, table.target)
+    lines = []
+    for name, column in table.columns.items():
+        most = 0.0 if name == table.target else MOST_STRANGERS
+        table.columns[name], said = plain(column, reading.gaps, decimal, most)
+        lines += [f"column {name!r} {said}"] if said else []
+    table.say_each(lines)
+    table.say_each([
+        f"column {name!r} counts the rows; if that is all it does, leave it out by --drop "
+        f"{quoted(name)}"
+        for name in table.features
+        if name not in kept and _counts_rows(table.columns[name])
+    ])  # fmt: skip
+    return table
+
+
+def keep_it(name: str) -> str:
+    """How to keep a column that is left out."""
+    return f" (--keep {quoted(name)} keeps it)"
+
+
+def quoted(name: str) -> str:
+    """A name as a shell takes it."""
+    return shlex.quote(name)
+
+
+def _names(table: Table, option: str, words: Iterable[str]) -> list[str]:
+    """The columns that an option names, each by a word or several between commas."""
+    found = []
+    for word in words:
+        parts = [word] if word in table.columns else word.split(",")
+        for part in parts:
+            if part not in table.columns:
+                there = listed(table.columns)
+                raise UserError(f"{option}: there is no column {part!r}; there are {there}")
+        found += parts
+    return found
+
+
+def _counts_rows(column: Any) -> bool:
+    """Whether a column is 1, 2, 3, ... or begins with 0."""
+    from pyarrow import types
+
+    if not types.is_integer(column.type) or column.null_count or len(column) < FEWEST_COUNTED:
+        return False
+    first, last = column[0].as_py(), column[-1].as_py()
+    if first not in (0, 1) or last - first != len(column) - 1:
+        return False
+    return bool((np.diff(column.to_numpy()) == 1).all())
+
+
+# ---- a table for a model ------------------------------------------------------------------------
+
+
+def _as_known(table: Table, reading: Reading, kinds: Mapping[str, str], decimal: str) -> Table:
+    """The columns that a model knows, as what they were."""
+    table = table.without(_names(table, "--drop", reading.drop))
+    unused = [name for name in table.columns if name not in kinds]
+    table = table.without(unused)
+    table.unused = unused
+    lines = []
+    for name, kind in kinds.items():
+        if name == table.target and name not in table.columns:
+            continue
+        most = 1.0 if kind == NUMBERS else None
+        column, strange = plain(column_of(table, name), reading.gaps, decimal, most)
+        table.columns[name], other = cast(name, column, kind)
+        lines += [f"column {name!r} {said}" for said in (strange, other) if said]
+    table.say_each(lines)
+    return table
+
+
+# ---- columns -----------------------------------------------------------------------------------
+
+
+def column_of(table: Table, name: str) -> Any:
+    """A column that is there.
 
     Raises:
         UserError: if it is not.
     """
-    if name not in columns:
-        raise UserError(f"there is no column {name!r}; there are {listed(columns)}")
-    _refuse_missing(name, columns[name])
-    return columns[name]
-
-
-def kind_of(name: str, column: np.ndarray) -> str:
-    """Numbers, booleans or text; the name is for the message.
-
-    Raises:
-        UserError: if a column holds something else.
-    """
-    if column.dtype.kind in "iuf":
-        return "numbers"
-    if column.dtype.kind == "b":
-        return "booleans"
-    if all(isinstance(value, str) for value in column):
-        return "text"
-    kind = type(column[0]).__name__ if column.dtype.kind == "O" else column.dtype
-    raise UserError(f"column {name!r} holds {kind}, not numbers, text or booleans; leave it out")
-
-
-def listed(things: Iterable[Any], most: int = 12) -> str:
-    """Things between commas; of many the first, and how many more."""
-    words = [str(thing) for thing in things]
-    more = f" and {len(words) - most} more" if len(words) > most else ""
-    return ", ".join(words[:most]) + more
-
-
-def _as_numpy(column: Any) -> np.ndarray:
-    """An arrow column, decimals and dictionaries as what they stand for."""
-    from pyarrow import float64, types
-
-    if types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
-    elif types.is_decimal(column.type):
-        column = column.cast(float64())
-    return column.to_numpy()
-
-
-def _refuse_missing(name: str, column: np.ndarray) -> None:
-    if column.dtype.kind == "f":
-        missing = np.isnan(column)
-        if np.isinf(column).any():
-            raise UserError(f"column {name!r}: row {np.isinf(column).argmax() + 1} is infinite")
-    else:
-        missing = np.array([value is None for value in column])
-    if missing.any():
-        raise UserError(
-            f"column {name!r}: {missing.sum()} of {len(column)} values are missing, the first in "
-            f"row {missing.argmax() + 1}; fill them, or leave out the rows or the column"
-        )
-
-
-def _categories(name: str, column: np.ndarray) -> list[Any] | None:
-    """The different values of a column of text or booleans, sorted; None for numbers."""
-    _refuse_missing(name, column)
-    if kind_of(name, column) == "numbers":
-        return None
-    values = np.unique(column).tolist()
-    if len(values) > MOST_CATEGORIES:
-        raise UserError(
-            f"column {name!r} is text with {len(values)} different values, at most "
-            f"{MOST_CATEGORIES} make sense as features; leave it out, or group them"
-        )
-    return values
-
-
-def _array(values: list[Any]) -> np.ndarray:
-    return np.array(values, dtype=bool if isinstance(values[0], bool) else object)
+    if name not in table.columns:
+        raise UserError(f"there is no column {name!r}; there are {listed(table.columns)}")
+    return table.columns[name]

@@ -1,0 +1,144 @@
+"""Columns of tables: their kinds, and columns as what they stand for or as a model knows them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from .console import UserError
+from .written_numbers import Strangers, numbers_of
+
+NUMBERS, TEXT, BOOLEANS, NOTHING = "numbers", "text", "booleans", "nothing"
+
+
+def kind_of(column: Any) -> str:
+    """Numbers, text, booleans, nothing, or what Arrow calls another type."""
+    from pyarrow import types
+
+    type = column.type
+    if types.is_integer(type) or types.is_floating(type):
+        return NUMBERS
+    if types.is_string(type):
+        return TEXT
+    return {"bool": BOOLEANS, "null": NOTHING}.get(str(type), str(type))
+
+
+def plain(column: Any, gaps: Sequence[str], decimal: str, most: float | None) -> tuple[Any, str]:
+    """A column as one of few types, missing values as null, text as numbers where it holds them.
+
+    Args:
+        column: by Arrow.
+        gaps: values that stand for a missing one.
+        decimal: the decimal mark of the file.
+        most: the largest share of other values in a column of numbers; None for text as it is.
+
+    Returns:
+        The column, and what there is to say about it, if anything.
+    """
+    import pyarrow
+    import pyarrow.compute as pc
+    from pyarrow import types
+
+    type = column.type
+    declared = types.is_dictionary(type)  # as categories
+    if declared:
+        column = column.cast(type.value_type)
+        type = column.type
+    if types.is_decimal(type) or types.is_float16(type):
+        column = column.cast(pyarrow.float32() if types.is_float16(type) else pyarrow.float64())
+    elif types.is_large_string(type) or str(type) == "string_view":
+        column = column.cast(pyarrow.string())
+    kind = kind_of(column)
+    if kind == NUMBERS:
+        marks = [float(word) for word in gaps if _is_float(word)]
+        if marks:
+            marked = pc.is_in(column.cast(pyarrow.float64()), pyarrow.array(marks))
+            column = pc.if_else(marked, None, column)
+        floating = types.is_floating(column.type)
+        return (pc.if_else(pc.is_nan(column), None, column) if floating else column), ""
+    if kind != TEXT:
+        return column, ""
+    found = None if declared or most is None else numbers_of(column, gaps, decimal, most)
+    if found is None:
+        column = pc.utf8_trim_whitespace(column)
+        return pc.if_else(pc.is_in(column, pyarrow.array(["", *gaps])), None, column), ""
+    said = _strange(found.missing, found.written)
+    return _whole(found.column), f"holds numbers; {said}" if said else ""
+
+
+def _is_float(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
+
+
+def _whole(column: Any) -> Any:
+    """Numbers as integers where all are."""
+    import pyarrow
+    import pyarrow.compute as pc
+
+    whole = pc.all(pc.equal(pc.floor(column), column)).as_py()
+    return (
+        column.cast(pyarrow.int64()) if whole and pc.max(pc.abs(column)).as_py() < 2**53 else column
+    )
+
+
+def _strange(missing: Strangers, written: Strangers) -> str:
+    """Which values of a column are no plain numbers, and what they are taken for."""
+    parts = []
+    if missing.rows:
+        parts.append(f"taken as missing: {_examples(missing)}")
+    if written.rows:
+        parts.append(f"written in another way: {_examples(written)}")
+    return "; ".join(parts)
+
+
+def _examples(strangers: Strangers) -> str:
+    words, rows = [], 0
+    for text, number, count, first in strangers.examples:
+        value = "" if np.isnan(number) else f" = {number:.15g}"
+        where = f"row {first}" if count == 1 else f"{count:,} rows, the first {first}"
+        words.append(f"{text!r}{value} ({where})")
+        rows += count
+    more = strangers.values - len(words)
+    tail = f" and {more:,} more in {strangers.rows - rows:,} rows" if more else ""
+    return ", ".join(words) + tail
+
+
+def cast(name: str, column: Any, kind: str) -> tuple[Any, str]:
+    """A column as the kind that a model knows, and what there is to say about it, if anything.
+
+    Raises:
+        UserError: if it is another.
+    """
+    import pyarrow
+    import pyarrow.compute as pc
+
+    types = {NUMBERS: pyarrow.float64(), TEXT: pyarrow.string(), BOOLEANS: pyarrow.bool_()}
+    found = kind_of(column)
+    if found == kind:
+        return column, ""
+    if found == NOTHING or (found in types and kind == TEXT):
+        return pc.cast(column, types[kind]), ""
+    if found == BOOLEANS:
+        return pc.cast(column, pyarrow.int8()), ""
+    if found in types and kind == BOOLEANS:
+        words = pc.utf8_lower(pc.cast(column, pyarrow.string()))
+        which = pc.index_in(words, pyarrow.array(["false", "true", "0", "1"]))
+        others = column.filter(pc.and_(which.is_null(), column.is_valid()))
+        if len(others) < len(column) - column.null_count or not len(others):
+            words = listed(map(repr, others.unique().to_pylist()), 5)
+            said = f"holds booleans; taken as missing: {words}" if words else ""
+            return pc.equal(pc.bit_wise_and(which, 1), 1), said
+    raise UserError(f"column {name!r} holds {found}; {kind} are what was learnt from")
+
+
+def listed(things: Iterable[Any], most: int = 12) -> str:
+    """Things between commas; of many the first, and how many more."""
+    words = [str(thing) for thing in things]
+    more = f" and {len(words) - most} more" if len(words) > most else ""
+    return ", ".join(words[:most]) + more

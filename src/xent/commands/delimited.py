@@ -1,0 +1,310 @@
+"""Delimited text (CSV and its relatives) as an Arrow table, and what was guessed about it."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+import re
+from collections import Counter
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+from .console import UserError, progress_bar
+
+SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars", " ": "blanks"}
+BLOCK = 1 << 24  # bytes parsed at a time; of 1 MB, wide tables take three times as long
+SAMPLE_BYTES, SAMPLE_LINES = 1 << 22, 100  # what guesses are made from
+NUMBER = re.compile(r"[+-]?(\d+([.,]\d*)?|[.,]\d+)([eE][+-]?\d+)?%?")
+DECIMAL_COMMA, DECIMAL_POINT = re.compile(r"[+-]?\d+,\d+"), re.compile(r"[+-]?\d+\.\d+")
+CONTROL = re.compile("[\0-\x08\x0e-\x1f\x7f]")
+MARKS = {  # byte order marks, and what they stand for; the longer ones first
+    codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16",
+}  # fmt: skip
+OTHER_FILES = {
+    b"PK\x03\x04": "a zip archive or an Excel file", b"\xd0\xcf\x11\xe0": "an Excel file",
+    b"ARROW1": "a Feather file", b"\x89HDF": "an HDF5 file", b"%PDF": "a PDF file",
+    b"SQLite format 3": "an SQLite database", b"\xfd7zXZ": "a file compressed by xz",
+}  # fmt: skip
+
+
+class Format(NamedTuple):
+    """How the cells of a text are written; None is what shall be guessed.
+
+    Attributes:
+        separator: what stands between two cells.
+        decimal: the decimal mark, a point or a comma.
+        encoding: as Python calls it.
+        header: whether the first line has the names.
+    """
+
+    separator: str | None = None
+    decimal: str | None = None
+    encoding: str | None = None
+    header: bool | None = None
+
+
+class Delimited(NamedTuple):
+    """The content of a file.
+
+    Attributes:
+        table: the cells, by Arrow.
+        names: of the columns, without blanks around them; empty where the file has none.
+        decimal: the decimal mark.
+        said: what was guessed, a line each.
+    """
+
+    table: Any
+    names: list[str]
+    decimal: str
+    said: list[str]
+
+
+def read_delimited(
+    path: Path,
+    form: Format,
+    known: frozenset[str] = frozenset(),
+    text: frozenset[str] = frozenset(),
+    quiet: bool = True,
+) -> Delimited:
+    """The content of a file, compressed or not.
+
+    Args:
+        path: the file.
+        form: what is known about it.
+        known: names of columns that a file with a header has.
+        text: those of them that hold text, whatever their cells look like.
+        quiet: no progress.
+
+    Raises:
+        UserError: if it cannot be read.
+        OSError: likewise.
+    """
+    encoding = form.encoding or _encoding(path)
+    try:
+        found = _read(path, form._replace(encoding=encoding), known, text, quiet)
+    except UnicodeDecodeError as error:
+        if form.encoding:
+            raise UserError(f"{path} is not --encoding {encoding}: {error.reason}") from None
+        encoding = "cp1252"
+        try:
+            found = _read(path, form._replace(encoding=encoding), known, text, quiet)
+        except UnicodeDecodeError:
+            raise UserError(f"{path} is neither UTF-8 nor cp1252; name its --encoding") from None
+    except LookupError:
+        raise UserError(f"--encoding: Python knows none called {encoding!r}") from None
+    if not form.encoding and not encoding.startswith("utf-8"):
+        found.said.insert(0, f"the text is read as {encoding}; --encoding names another")
+    return found
+
+
+# ---- bytes --------------------------------------------------------------------------------------
+
+
+def _open(path: Path) -> tuple[BinaryIO, Any]:
+    """The file, and its content: another stream if it is compressed."""
+    import pyarrow
+
+    file = path.open("rb")
+    compression = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd", ".lz4": "lz4"}
+    kind = compression.get(path.suffix.lower())
+    return file, pyarrow.CompressedInputStream(file, kind) if kind else file
+
+
+def _encoding(path: Path) -> str:
+    """What the first bytes say; UTF-8 where they say nothing."""
+    file, content = _open(path)
+    with file:
+        start = content.read(1000)
+    for magic, kind in OTHER_FILES.items():
+        if start.startswith(magic):
+            raise UserError(f"{path} is {kind}, no table; save the table as CSV or Parquet")
+    for mark, encoding in MARKS.items():
+        if start.startswith(mark):
+            return encoding
+    odd, even = start[1::2].count(0), start[::2].count(0)
+    if max(odd, even) > len(start) // 4:  # ASCII in two bytes each
+        return "utf-16-le" if odd > even else "utf-16-be"
+    return "utf-8"
+
+
+class _Utf8(io.RawIOBase):
+    """A file as UTF-8, whatever it is in, that moves a progress bar by its bytes."""
+
+    def __init__(self, path: Path, encoding: str, bar: Any) -> None:
+        self.decoder = codecs.getincrementaldecoder(encoding)()
+        self.file, self.content = _open(path)
+        self.bar = bar
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        while True:
+            raw = self.content.read(max(1, size // 4))  # no encoding makes more than three of one
+            text = self.decoder.decode(raw, final=not raw)
+            self.bar.update(self.file.tell() - self.bar.n)
+            if text or not raw:
+                return text.encode()
+
+    def close(self) -> None:
+        self.file.close()
+        super().close()
+
+
+# ---- guesses ------------------------------------------------------------------------------------
+
+
+def _sample(path: Path, encoding: str) -> str:
+    """The first lines, whole ones."""
+    file, content = _open(path)
+    with file:
+        raw = content.read(SAMPLE_BYTES)
+    text = codecs.getincrementaldecoder(encoding)().decode(raw, final=len(raw) < SAMPLE_BYTES)
+    if found := CONTROL.search(text):
+        raise UserError(f"{path} is no table of text: it holds the control character {found[0]!r}")
+    lines = text.splitlines(keepends=True)
+    if len(raw) == SAMPLE_BYTES and len(lines) > 1:
+        del lines[-1]  # it may be cut
+    return "".join(lines[:SAMPLE_LINES])
+
+
+def _rows(sample: str, separator: str) -> list[list[str]]:
+    """The cells of each line that is not blank; nothing if it cannot be cut that way."""
+    try:
+        rows = csv.reader(io.StringIO(sample, newline=""), delimiter=separator)
+        return [[cell.strip() for cell in row] for row in rows if row]
+    except csv.Error:  # a "cell" of 128 KB
+        return []
+
+
+def _separator(sample: str) -> str:
+    """What cuts most lines into the same number of cells, and these into most numbers."""
+
+    def fit(separator: str) -> tuple[float, float, int]:
+        rows = _rows(sample, separator)
+        if not rows:
+            return 0, 0, 0
+        width, lines = Counter(map(len, rows)).most_common(1)[0]
+        if width < 2:
+            return 0, 0, 0
+        cells = [cell for row in rows for cell in row]
+        return lines / len(rows), sum(map(_is_number, cells)) / len(cells), width
+
+    best = max((",", ";", "\t", "|"), key=fit)
+    if fit(best)[0]:
+        return best
+    widths = {len(row) for row in _rows(sample, " ")[1:]}  # names may be one fewer
+    return " " if len(widths) == 1 and widths != {1} else ","
+
+
+def _is_number(cell: str) -> bool:
+    return NUMBER.fullmatch(cell) is not None
+
+
+def _decimal(rows: list[list[str]], separator: str) -> str:
+    """The decimal mark; a comma only where it does not separate."""
+    cells = [cell for row in rows for cell in row]
+    commas, points = (
+        sum(pattern.fullmatch(cell) is not None for cell in cells)
+        for pattern in (DECIMAL_COMMA, DECIMAL_POINT)
+    )
+    return "," if separator != "," and commas > points else "."
+
+
+def _has_header(first: list[str], body: list[list[str]]) -> bool:
+    """Whether the first line has names: not if it looks as the others do, numbers below numbers.
+
+    Whole numbers in even steps are names all the same, such as years.
+    """
+    columns = list(zip(*(row for row in body if len(row) == len(first)), strict=False))
+    numeric = [k for k, cells in enumerate(columns) if all(map(_is_number, filter(None, cells)))]
+    numeric = [k for k in numeric if any(columns[k])]
+    above = [first[k] for k in numeric if first[k]]
+    if not above or not all(map(_is_number, above)):
+        return True
+    if len(above) < 3 or not all(map(str.isdigit, above)):
+        return False
+    steps = {int(b) - int(a) for a, b in pairwise(above)}
+    return len(steps) == 1 and steps != {0}
+
+
+def _odd_names(sample: str, first: list[str], body: list[list[str]]) -> list[str]:
+    """The names in a first line that has not as many cells as the others; empty if it has."""
+    widths = {len(row) for row in body}
+    if len(widths) != 1 or len(first) in widths:
+        return []
+    width = widths.pop()
+    for separator in SEPARATORS:  # names with other marks between them than the rows have
+        names = _rows(sample, separator)[:1]
+        if names and len(names[0]) == width:
+            return names[0]
+    if len(first) == width - 1:  # an index, as R writes it, or each row ends with a separator
+        return ["", *first] if any(row[-1] for row in body) else [*first, ""]
+    return []
+
+
+# ---- reading ------------------------------------------------------------------------------------
+
+
+def _read(
+    path: Path, form: Format, known: frozenset[str], text: frozenset[str], quiet: bool
+) -> Delimited:
+    import pyarrow
+    from pyarrow import csv as arrow
+
+    encoding = form.encoding or "utf-8"
+    sample, said = _sample(path, encoding), []
+    separator = form.separator or _separator(sample)
+    rows = _rows(sample, separator) or [[]]
+    first, *body = rows
+    decimal = form.decimal or _decimal(body, separator)
+    if separator == decimal:
+        raise UserError(f"the separator and the decimal mark are both {decimal!r}")
+    marks = []
+    if not form.separator and separator != ",":
+        marks.append(f"{SEPARATORS[separator]} between the cells (--separator names another mark)")
+    if not form.decimal and decimal != ".":
+        marks.append("decimal commas (--decimal . for points)")
+    if marks:
+        said.append(f"the table has {' and '.join(marks)}")
+    header = form.header
+    if header is None:
+        header = bool(known & set(first)) or _has_header(first, body)
+        if not header:
+            said.append(
+                "the first line holds numbers, so it counts as a row, and the columns are called "
+                f"column1 to column{len(first)}; --header takes it for names"
+            )
+        elif first and all(map(_is_number, first)):
+            said.append("the names in the first line are numbers; --no-header takes it for a row")
+    options: dict[str, Any] = {"block_size": BLOCK, "autogenerate_column_names": not header}
+    names = first if header else [f"column{k}" for k in range(1, len(first) + 1)]
+    given = header and _odd_names(sample, first, body)
+    if given:
+        names = given
+        options |= {"skip_rows": 1, "column_names": [f"{k}" for k in range(len(names))]}
+    convert: dict[str, Any] = {
+        "strings_can_be_null": True, "quoted_strings_can_be_null": False, "decimal_point": decimal,
+    }  # fmt: skip
+    if text and header:
+        lines = csv.reader(io.StringIO(sample, newline=""), delimiter=separator)
+        raw = options.get("column_names") or next(lines)
+        pairs = zip(raw, names, strict=False)
+        convert["column_types"] = {there: pyarrow.string() for there, name in pairs if name in text}
+    shown = {
+        "total": path.stat().st_size,
+        "unit": "B",
+        "unit_scale": True,
+        "desc": "reading",
+        "delay": 1,
+    }
+    with progress_bar(quiet, leave=False, **shown) as bar, _Utf8(path, encoding, bar) as file:
+        table = arrow.read_csv(
+            pyarrow.PythonFile(file, mode="r"), arrow.ReadOptions(**options),
+            arrow.ParseOptions(delimiter=separator, newlines_in_values=True),
+            arrow.ConvertOptions(**convert),
+        )  # fmt: skip
+    return Delimited(table, names, decimal, said)

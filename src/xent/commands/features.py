@@ -1,0 +1,325 @@
+"""How the columns of a table become features: learnt once, the same for every other table."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Container
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .columns import BOOLEANS, NOTHING, NUMBERS, TEXT, kind_of, listed
+from .console import UserError
+from .table import Table, column_of, keep_it, quoted
+
+MOST_CATEGORIES = 256  # of a text column; more are names or sentences rather than categories
+MISSING = ("fill", "drop", "refuse")  # what to do about gaps
+KINDS = (NUMBERS, TEXT, BOOLEANS)
+
+
+class Column(NamedTuple):
+    """How one column becomes features: a number as it is, each category a feature that is 0 or 1.
+
+    Attributes:
+        kind: numbers, text or booleans.
+        values: the categories, sorted; none of numbers.
+        gaps: whether a further feature marks missing values.
+        means: of the features over the rows that were learnt from. They stand for what a row does
+            not tell: a number that is missing, a category that was never seen.
+    """
+
+    kind: str
+    values: list[Any]
+    gaps: bool
+    means: list[float]
+
+    @classmethod
+    def of(cls, column: Any, gaps: bool) -> Column:
+        """Learn from the values of a column, of one of the three kinds and not empty."""
+        kind = kind_of(column)
+        values = [] if kind == NUMBERS else sorted(column.drop_null().unique().to_pylist())
+        new = cls(kind, values, gaps, [0.0] * (max(1, len(values)) + gaps))
+        features = np.empty((len(column), len(new.means)))
+        new.fill(column, features)
+        means = features.mean(0)
+        if kind == NUMBERS:
+            means[0] *= len(column) / (len(column) - column.null_count)  # nulls were 0
+        return new._replace(means=means.tolist())
+
+    def names(self, name: str) -> list[str]:
+        """What the features are called, given the name of the column."""
+        found = [f"{name}={value}" for value in self.values] or [name]
+        return [*found, f"{name} is missing"] if self.gaps else found
+
+    def fill(self, column: Any, out: np.ndarray) -> np.ndarray:
+        """Write the features of a column into ``out``, ``(N, F)``.
+
+        Returns:
+            ``(N,)``: whether the value is there, but was not there to learn from.
+        """
+        missing = column.is_null().to_numpy()
+        if self.kind == NUMBERS:
+            numbers = column.cast("float64").to_numpy()
+            strange = np.isinf(numbers)
+            out[:, 0] = np.where(missing | strange, self.means[0], numbers)
+        else:
+            import pyarrow
+            import pyarrow.compute as pc
+
+            codes = pc.index_in(column, pyarrow.array(self.values)).fill_null(-1).to_numpy()
+            strange = (codes < 0) & ~missing
+            out[:, : len(self.values)] = codes[:, None] == np.arange(len(self.values))
+            out[strange if self.gaps else codes < 0] = self.means
+        if self.gaps:
+            out[:, -1] = np.where(strange, self.means[-1], missing)
+        return strange
+
+
+class Features(NamedTuple):
+    """The features of a table, and what is to be said about its values.
+
+    Attributes:
+        x: ``(N, F)``.
+        missing: a line for each column with missing values.
+        unseen: a line for each column with values that were not there to learn from.
+    """
+
+    x: np.ndarray
+    missing: list[str]
+    unseen: list[str]
+
+
+class Encoding(NamedTuple):
+    """How the columns of a table become features: learnt from one table, the same for others.
+
+    Attributes:
+        columns: by name.
+    """
+
+    columns: dict[str, Column]
+
+    @classmethod
+    def of(cls, table: Table, marked: Container[str] = ()) -> Encoding:
+        """Learn from all columns but the target.
+
+        Args:
+            table: what :func:`prepared` left.
+            marked: the columns that get a feature for gaps, besides those that have some.
+
+        Raises:
+            UserError: if a column holds nothing.
+        """
+        columns = {}
+        for name in table.features:
+            column = table.columns[name]
+            if column.null_count == len(column):
+                raise UserError(
+                    f"column {name!r} holds nothing in the rows to learn from; leave it out by "
+                    f"--drop {quoted(name)}"
+                )
+            columns[name] = Column.of(column, name in marked or column.null_count > 0)
+        return cls(columns)
+
+    @classmethod
+    def read(cls, saved: Any) -> Encoding:
+        """The encoding that :meth:`plain` was.
+
+        Raises:
+            ValueError: if it is something else.
+        """
+        columns = {name: Column(**column) for name, column in dict(saved).items()}
+        for name, (kind, values, gaps, means) in columns.items():
+            types = {NUMBERS: (), TEXT: (str,), BOOLEANS: (bool,)}[kind]
+            good = isinstance(values, list) and isinstance(gaps, bool) and isinstance(means, list)
+            good = good and all(type(value) in types for value in values)
+            good = good and (bool(values) or kind == NUMBERS)
+            good = good and len(means) == max(1, len(values)) + gaps
+            if not good or not all(type(m) is float and math.isfinite(m) for m in means):
+                raise ValueError(f"column {name!r} cannot be read")
+        return cls(columns)
+
+    def plain(self) -> dict[str, Any]:
+        """The encoding as JSON can hold it."""
+        return {name: column._asdict() for name, column in self.columns.items()}
+
+    @property
+    def kinds(self) -> dict[str, str]:
+        """The kind of each column."""
+        return {name: column.kind for name, column in self.columns.items()}
+
+    @property
+    def names(self) -> list[str]:
+        """What each feature is called; no two alike."""
+        wanted = [one for name, column in self.columns.items() for one in column.names(name)]
+        names = set(wanted)
+        if len(names) == len(wanted):
+            return wanted
+        found, used = [], set()
+        for one in wanted:
+            number = 1
+            while one in used or (number > 1 and one in names):
+                number += 1
+                one = f"{one.removesuffix(f' ({number - 1})')} ({number})"
+            used.add(one)
+            found.append(one)
+        return found
+
+    def features(self, table: Table) -> Features:
+        """The features of a table; columns that are not known are left out.
+
+        Raises:
+            UserError: if a column is not there.
+        """
+        x = np.empty((len(table), sum(len(column.means) for column in self.columns.values())))
+        missing, unseen, start = [], [], 0
+        for name, column in self.columns.items():
+            values = column_of(table, name)
+            stop = start + len(column.means)
+            strange = column.fill(values, x[:, start:stop])
+            if values.null_count:
+                missing.append(f"{_gaps(table, name)}; {_filled(name, column.kind, column.gaps)}")
+            if strange.any():
+                unseen.append(_unseen(table, name, strange))
+            start = stop
+        return Features(x, missing, unseen)
+
+    def part(self, name: str) -> slice:
+        """Which features are those of a column."""
+        widths = [len(column.means) for column in self.columns.values()]
+        k = list(self.columns).index(name)
+        return slice(sum(widths[:k]), sum(widths[: k + 1]))
+
+
+# ---- what is left out, and what is missing ------------------------------------------------------
+
+
+def prepared(table: Table, missing: str, keep: Container[str] | None = None) -> Table:
+    """The part of a table that can be learnt from, or judged by; each thing left out is said.
+
+    Args:
+        table: what was read.
+        missing: what to do about gaps in features, one of :data:`MISSING`. Rows without a target
+            are left out, if they are not refused.
+        keep: columns of text that are no names, whatever they look like; None keeps all.
+
+    Raises:
+        UserError: if nothing is left, a column cannot be used, or gaps are refused.
+    """
+    if keep is not None:
+        table = _without_names(table, keep)
+    if not table.features:
+        raise UserError(
+            f"{table.target!r} is the only column that can be used; what separates the cells can "
+            "be said by --separator"
+        )
+    for name in table.columns:
+        _check(table, name)
+    return _without_gaps(_with_target(table, missing), missing)
+
+
+def classes_of(table: Table) -> np.ndarray:
+    """The target, ``(N,)``, text as objects; it has no gaps."""
+    return column_of(table, table.target).to_numpy()
+
+
+def _check(table: Table, name: str) -> None:
+    column, kind = table.columns[name], kind_of(table.columns[name])
+    if column.null_count == len(column):
+        kind = NOTHING
+    if kind not in KINDS:
+        way = f"leave it out by --drop {quoted(name)}"
+        if name == table.target:
+            way = "name another --target"
+        raise UserError(f"column {name!r} holds {kind}, not numbers, text or booleans; {way}")
+    if str(column.type) in ("double", "float"):
+        infinite = np.isinf(column.to_numpy())
+        if infinite.any():
+            raise UserError(
+                f"column {name!r}: row {table.rows[infinite.argmax()]} is infinite; --na-values "
+                "inf takes that for missing"
+            )
+
+
+def _without_names(table: Table, keep: Container[str]) -> Table:
+    """The table without columns of text that have nearly as many values as rows."""
+    left_out, said = [], []
+    for name in (name for name in table.features if name not in keep):
+        column = table.columns[name]
+        if kind_of(column) != TEXT:
+            continue
+        counts = column.drop_null().value_counts().field("counts").to_numpy()
+        if 2 * (counts == 1).sum() > counts.sum() or len(counts) > MOST_CATEGORIES:
+            left_out.append(name)
+            said.append(
+                f"column {name!r} has {len(counts):,} different texts in {counts.sum():,} rows, as "
+                f"names have; it is left out{keep_it(name)}"
+            )
+    table.say_each(said)
+    return table.without(left_out)
+
+
+def _with_target(table: Table, missing: str) -> Table:
+    """The rows that have a target."""
+    column = column_of(table, table.target)
+    if not column.null_count:
+        return table
+    said = _gaps(table, table.target, ", the target")
+    if missing == "refuse":
+        raise UserError(f"{said}; --missing fill and --missing drop leave these rows out")
+    table.say(f"{said}; these rows are left out")
+    return table.take(column.is_valid().to_numpy())
+
+
+def _without_gaps(table: Table, missing: str) -> Table:
+    """The rows that are not left out for a gap in a feature."""
+    names = table.with_gaps
+    if missing == "refuse" and names:
+        raise UserError(
+            f"{_gaps(table, names[0])}; --missing fill puts the mean there, --missing drop leaves "
+            f"out the rows, --drop {quoted(names[0])} the column"
+        )
+    if missing == "fill":
+        table.say_each(
+            [
+                f"{_gaps(table, name)}; {_filled(name, kind_of(table.columns[name]), True)}"
+                for name in names
+            ]
+        )
+    if missing == "drop" and names:
+        whole = np.logical_and.reduce([table.columns[name].is_valid().to_numpy() for name in names])
+        where = f"in {'column' if len(names) == 1 else 'columns'} {listed(map(repr, names))}"
+        if not whole.any():
+            raise UserError(f"no row is without a gap {where}; --drop some columns")
+        table.say(f"{(~whole).sum():,} of {len(table):,} rows have gaps {where}; they are left out")
+        return table.take(whole)
+    return table
+
+
+def _gaps(table: Table, name: str, role: str = "") -> str:
+    """How many values of a column are missing, and where the first one is."""
+    missing = table.columns[name].is_null().to_numpy()
+    return (
+        f"column {name!r}{role}: {missing.sum()} of {len(missing)} values are missing, the first "
+        f"in row {table.rows[missing.argmax()]}"
+    )
+
+
+def _filled(name: str, kind: str, marked: bool) -> str:
+    """What stands for a gap."""
+    if not marked:
+        return "the average of what was learnt from stands there"
+    if kind == NUMBERS:
+        return f"the mean stands there, and the feature '{name} is missing' marks it"
+    return f"the category '{name} is missing' stands there"
+
+
+def _unseen(table: Table, name: str, strange: np.ndarray) -> str:
+    """Which values were not there to learn from."""
+    rows = np.flatnonzero(strange)
+    values = table.columns[name].take(rows).value_counts().to_pylist()
+    values.sort(key=lambda one: -one["counts"])
+    words = listed([f"{one['values']!r} ({one['counts']:,})" for one in values], 5)
+    return (
+        f"column {name!r}: not there to learn from: {words}, in {len(rows):,} of {len(strange):,} "
+        f"rows, the first {table.rows[rows[0]]}; the average of what was learnt from stands there"
+    )

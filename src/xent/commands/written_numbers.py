@@ -1,0 +1,154 @@
+"""Text that stands for numbers: ``1,234``, ``5%``, ``1.234,5``, and marks of what is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+MOST_STRANGERS = 0.1  # of the values of a column of numbers
+MOST_EXAMPLES = 5  # that are told of
+GAPS = frozenset([
+    "", "?", "-", "--", "---", ".", "..", "...", "\u2013", "\u2014", "*", "na", "n/a", "n.a.",
+    "nan", "null", "none", "nil", "missing", "unknown", "#n/a", "#na", "#value!", "#div/0!", "#ref!",
+    "#null!",
+])  # fmt: skip
+# A number with a decimal point, and one with a decimal comma; the other mark groups three digits.
+POINT = r"^-?((\d+|[1-9]\d{0,2}(,\d{3})+)(\.\d*)?|\.\d+)([eE][+-]?\d+)?$"
+COMMA = r"^-?((\d+|[1-9]\d{0,2}(\.\d{3})+)(,\d*)?|,\d+)([eE][+-]?\d+)?$"
+GROUPED = r"^-?\d{1,3}([ '\x{2019}\x{a0}\x{2009}\x{202f}]\d{3})+([.,]\d+)?$"
+PLAIN = r"^-?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
+
+
+class Stranger(NamedTuple):
+    """A value that is not written as plain numbers are.
+
+    Attributes:
+        text: how it is written.
+        number: what it stands for, NaN where it is missing or no number.
+        rows: how often it occurs.
+        first: the first row, from 1.
+    """
+
+    text: str
+    number: float
+    rows: int
+    first: int
+
+
+class Strangers(NamedTuple):
+    """Values of one kind that are not plain numbers.
+
+    Attributes:
+        rows: how many rows have one.
+        values: how many different ones there are.
+        examples: the most frequent ones.
+    """
+
+    rows: int
+    values: int
+    examples: list[Stranger]
+
+
+class Numbers(NamedTuple):
+    """A column of text as numbers.
+
+    Attributes:
+        column: an Arrow array of float64; null where there is no number.
+        missing: values that stand for no number.
+        written: values that are numbers, written in another way.
+    """
+
+    column: Any
+    missing: Strangers
+    written: Strangers
+
+
+def numbers_of(
+    column: Any, gaps: Sequence[str] = (), decimal: str = ".", most: float = MOST_STRANGERS
+) -> Numbers | None:
+    """The numbers of a column of text.
+
+    What a comma or a point means is taken from the values that leave no doubt, as ``1.234,5`` and
+    ``0,5`` do; for ``1,234``, which leaves one, it is what most of these say.
+
+    Args:
+        column: text, by Arrow.
+        gaps: values that count as missing besides :data:`GAPS`.
+        decimal: the decimal mark where the column leaves a doubt.
+        most: the largest share of values that may be neither a number nor a gap.
+
+    Returns:
+        None if the column holds something else.
+    """
+    import pyarrow
+    import pyarrow.compute as pc
+
+    coded = column.dictionary_encode().unify_dictionaries()
+    words = coded.chunk(0).dictionary
+    codes = np.concatenate([
+        chunk.indices.fill_null(-1).to_numpy(zero_copy_only=False) for chunk in coded.chunks
+    ])  # fmt: skip
+    counts = np.bincount(codes[codes >= 0], minlength=len(words))
+    trimmed = pc.utf8_trim_whitespace(words)
+    known = pyarrow.array([*GAPS, *(word.lower() for word in gaps)])
+    gap = pc.is_in(pc.utf8_lower(trimmed), known).to_numpy(zero_copy_only=False)
+    values = _values(trimmed, counts, decimal)
+    values[gap] = np.nan
+    number = ~np.isnan(values)
+    strange = counts[~number & ~gap].sum()
+    nothing = not number.any() and strange > 0
+    if nothing or strange > most * (counts[number].sum() + strange):
+        return None
+    plain = pc.match_substring_regex(trimmed, PLAIN).to_numpy(zero_copy_only=False)
+    there, rows = np.unique(codes, return_index=True)
+    firsts = np.zeros(len(words), int)
+    firsts[there[there >= 0]] = rows[there >= 0] + 1
+
+    def strangers(which: np.ndarray) -> Strangers:
+        found = np.flatnonzero(which)
+        most = found[np.argsort(-counts[found], kind="stable")[:MOST_EXAMPLES]]
+        examples = [
+            Stranger(words[int(k)].as_py(), float(values[k]), int(counts[k]), int(firsts[k]))
+            for k in most
+        ]
+        return Strangers(int(counts[found].sum()), len(found), examples)
+
+    numbers = np.append(values, np.nan)[codes]  # -1, the null, is the last
+    column = pyarrow.chunked_array([pyarrow.array(numbers, from_pandas=True)])
+    empty = pc.equal(trimmed, "").to_numpy(zero_copy_only=False)
+    return Numbers(column, strangers(~number & ~empty), strangers(number & ~plain))
+
+
+def _values(words: Any, counts: np.ndarray, decimal: str) -> np.ndarray:
+    """What the words stand for, NaN for what is no number."""
+    import pyarrow.compute as pc
+
+    def matches(pattern: str) -> np.ndarray:
+        return pc.match_substring_regex(words, pattern).to_numpy(zero_copy_only=False)
+
+    percent = pc.ends_with(words, "%").to_numpy(zero_copy_only=False)
+    for old, new in (
+        (r"^\+", ""),
+        ("^[\u2212\u2013]", "-"),
+        (r"\s*%$", ""),
+        (r"^(-?)\p{Sc}\s*|\s*\p{Sc}$", r"\1"),
+    ):
+        words = pc.replace_substring_regex(words, old, new)
+    together = pc.replace_substring_regex(words, r"[^-\d.,]", "")
+    words = pc.if_else(matches(GROUPED), together, words)
+    point, comma = matches(POINT), matches(COMMA)
+    sure_point, sure_comma = counts[point & ~comma].sum(), counts[comma & ~point].sum()
+    if sure_point != sure_comma:
+        decimal = "." if sure_point > sure_comma else ","
+    by_comma = comma & (~point | (decimal == ","))
+    plain = pc.if_else(
+        by_comma,
+        pc.replace_substring(pc.replace_substring(words, ".", ""), ",", "."),
+        pc.replace_substring(words, ",", ""),
+    )
+    readable = point | comma
+    plain = pc.if_else(readable, plain, None)
+    values = pc.cast(plain, "float64").to_numpy(zero_copy_only=False)
+    return np.where(percent, values / 100, values)
