@@ -11,8 +11,8 @@ MOST_STRANGERS = 0.1  # of the values of a column of numbers
 MOST_EXAMPLES = 5  # that are told of
 GAPS = frozenset([
     "", "?", "-", "--", "---", ".", "..", "...", "\u2013", "\u2014", "*", "na", "n/a", "n.a.",
-    "nan", "null", "none", "nil", "missing", "unknown", "#n/a", "#na", "#value!", "#div/0!", "#ref!",
-    "#null!",
+    "nan", "null", "none", "nil", "missing", "unknown", "#n/a", "#na", "#value!", "#div/0!",
+    "#ref!", "#null!",
 ])  # fmt: skip
 # A number with a decimal point, and one with a decimal comma; the other mark groups three digits.
 POINT = r"^-?((\d+|[1-9]\d{0,2}(,\d{3})+)(\.\d*)?|\.\d+)([eE][+-]?\d+)?$"
