@@ -274,6 +274,26 @@ def test_first_lines_of_another_length(read):
     }
 
 
+def test_a_line_that_names_the_separator(read):
+    assert read('"sep=;"\r\na;y\r\n1;p\r\n2;q\r\n')[0] == {"a": [1, 2], "y": ["p", "q"]}
+    assert read("sep=|\n1.5|p\n1|q\n")[0] == {"column1": [1.5, 1], "column2": ["p", "q"]}
+
+
+@pytest.mark.parametrize(
+    "text", [lines("a,y", "1,25,p", "1,75,q"), lines("My table", "a,y", "1,p")]
+)
+def test_first_lines_that_do_not_belong_to_the_others(text, read):
+    with pytest.raises(UserError, match="is there a title above the names, or another --separator"):
+        read(text)
+
+
+def test_question_marks_in_text_are_gaps(read):
+    assert read(lines("a,y", "u,?", "?,q", "v,p"))[0] == {
+        "a": ["u", None, "v"],
+        "y": [None, "q", "p"],
+    }
+
+
 def test_a_column_that_counts_rows_is_named_and_kept(read):
     found, said = read(lines("id,y", *(f"{k},{'pq'[k % 2]}" for k in range(1, 31))))
     assert len(found) == 2

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from .console import UserError
-from .written_numbers import Strangers, numbers_of
+from .written_numbers import Strangers, compute, numbers_of
 
 NUMBERS, TEXT, BOOLEANS, NOTHING = "numbers", "text", "booleans", "nothing"
 
@@ -38,9 +38,9 @@ def plain(column: Any, gaps: Sequence[str], decimal: str, most: float | None) ->
         The column, and what there is to say about it, if anything.
     """
     import pyarrow
-    import pyarrow.compute as pc
     from pyarrow import types
 
+    pc = compute()
     type = column.type
     declared = types.is_dictionary(type)  # as categories
     if declared:
@@ -63,7 +63,7 @@ def plain(column: Any, gaps: Sequence[str], decimal: str, most: float | None) ->
     found = None if declared or most is None else numbers_of(column, gaps, decimal, most)
     if found is None:
         column = pc.utf8_trim_whitespace(column)
-        return pc.if_else(pc.is_in(column, pyarrow.array(["", *gaps])), None, column), ""
+        return pc.if_else(pc.is_in(column, pyarrow.array(["", "?", *gaps])), None, column), ""
     said = _strange(found.missing, found.written)
     return _whole(found.column), f"holds numbers; {said}" if said else ""
 
@@ -79,12 +79,12 @@ def _is_float(word: str) -> bool:
 def _whole(column: Any) -> Any:
     """Numbers as integers where all are."""
     import pyarrow
-    import pyarrow.compute as pc
 
+    pc = compute()
     whole = pc.all(pc.equal(pc.floor(column), column)).as_py()
-    return (
-        column.cast(pyarrow.int64()) if whole and pc.max(pc.abs(column)).as_py() < 2**53 else column
-    )
+    if not whole or pc.max(pc.abs(column)).as_py() >= 2**53:
+        return column
+    return column.cast(pyarrow.int64())
 
 
 def _strange(missing: Strangers, written: Strangers) -> str:
@@ -116,8 +116,8 @@ def cast(name: str, column: Any, kind: str) -> tuple[Any, str]:
         UserError: if it is another.
     """
     import pyarrow
-    import pyarrow.compute as pc
 
+    pc = compute()
     types = {NUMBERS: pyarrow.float64(), TEXT: pyarrow.string(), BOOLEANS: pyarrow.bool_()}
     found = kind_of(column)
     if found == kind:

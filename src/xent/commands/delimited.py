@@ -14,11 +14,13 @@ from typing import Any, BinaryIO, NamedTuple
 from .console import UserError, progress_bar
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars", " ": "blanks"}
+USUAL = tuple(SEPARATORS)[:-1]  # all but blanks, of which text has many
 BLOCK = 1 << 24  # bytes parsed at a time; of 1 MB, wide tables take three times as long
 SAMPLE_BYTES, SAMPLE_LINES = 1 << 22, 100  # what guesses are made from
 NUMBER = re.compile(r"[+-]?(\d+([.,]\d*)?|[.,]\d+)([eE][+-]?\d+)?%?")
 DECIMAL_COMMA, DECIMAL_POINT = re.compile(r"[+-]?\d+,\d+"), re.compile(r"[+-]?\d+\.\d+")
 CONTROL = re.compile("[\0-\x08\x0e-\x1f\x7f]")
+SEPARATOR_LINE = re.compile(r'"?sep=(.)"?\r?\n')  # which some programs write for Excel
 MARKS = {  # byte order marks, and what they stand for; the longer ones first
     codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32",
     codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16",
@@ -175,7 +177,7 @@ def _rows(sample: str, separator: str) -> list[list[str]]:
     """The cells of each line that is not blank; nothing if it cannot be cut that way."""
     try:
         rows = csv.reader(io.StringIO(sample, newline=""), delimiter=separator)
-        return [[cell.strip() for cell in row] for row in rows if row]
+        return [row for row in rows if row]
     except csv.Error:  # a "cell" of 128 KB
         return []
 
@@ -190,14 +192,18 @@ def _separator(sample: str) -> str:
         width, lines = Counter(map(len, rows)).most_common(1)[0]
         if width < 2:
             return 0, 0, 0
-        cells = [cell for row in rows for cell in row]
+        cells = [cell.strip() for row in rows for cell in row]
         return lines / len(rows), sum(map(_is_number, cells)) / len(cells), width
 
-    best = max((",", ";", "\t", "|"), key=fit)
+    best = max(USUAL, key=fit)
     if fit(best)[0]:
         return best
     widths = {len(row) for row in _rows(sample, " ")[1:]}  # names may be one fewer
     return " " if len(widths) == 1 and widths != {1} else ","
+
+
+def _stripped(row: list[str]) -> list[str]:
+    return [cell.strip() for cell in row]
 
 
 def _is_number(cell: str) -> bool:
@@ -237,29 +243,50 @@ def _odd_names(sample: str, first: list[str], body: list[list[str]]) -> list[str
     if len(widths) != 1 or len(first) in widths:
         return []
     width = widths.pop()
-    for separator in SEPARATORS:  # names with other marks between them than the rows have
+    for separator in USUAL:  # names with other marks between them than the rows have
         names = _rows(sample, separator)[:1]
         if names and len(names[0]) == width:
-            return names[0]
-    if len(first) == width - 1:  # an index, as R writes it, or each row ends with a separator
-        return ["", *first] if any(row[-1] for row in body) else [*first, ""]
-    return []
+            return _stripped(names[0])
+    if len(first) != width - 1:
+        return []
+    if not any(row[-1] for row in body):  # each ends with a separator
+        return [*first, ""]
+    return ["", *first] if len({row[0] for row in body}) == len(body) else []  # as R's row names
 
 
-# ---- reading ------------------------------------------------------------------------------------
+class _Guess(NamedTuple):
+    """What is known about a text once its first lines were looked at.
+
+    Attributes:
+        separator: between cells.
+        decimal: the decimal mark.
+        header: whether there is a line with names.
+        names: of the columns.
+        raw: the first line as it is.
+        called: what Arrow is to call the columns; empty where it finds their names itself.
+        before: lines to pass over.
+        said: what was guessed.
+    """
+
+    separator: str
+    decimal: str
+    header: bool
+    names: list[str]
+    raw: list[str]
+    called: list[str]
+    before: int
+    said: list[str]
 
 
-def _read(
-    path: Path, form: Format, known: frozenset[str], text: frozenset[str], quiet: bool
-) -> Delimited:
-    import pyarrow
-    from pyarrow import csv as arrow
-
-    encoding = form.encoding or "utf-8"
-    sample, said = _sample(path, encoding), []
+def _guess(sample: str, form: Format, known: frozenset[str]) -> _Guess:
+    """What the first lines say, where the format does not."""
+    before, said = 0, []
+    if found := SEPARATOR_LINE.match(sample):
+        sample, before = sample[found.end() :], 1
+        form = form._replace(separator=form.separator or found[1])
     separator = form.separator or _separator(sample)
-    rows = _rows(sample, separator) or [[]]
-    first, *body = rows
+    raw, *body = _rows(sample, separator) or [[]]
+    first, body = _stripped(raw), [*map(_stripped, body)]
     decimal = form.decimal or _decimal(body, separator)
     if separator == decimal:
         raise UserError(f"the separator and the decimal mark are both {decimal!r}")
@@ -280,31 +307,43 @@ def _read(
             )
         elif first and all(map(_is_number, first)):
             said.append("the names in the first line are numbers; --no-header takes it for a row")
-    options: dict[str, Any] = {"block_size": BLOCK, "autogenerate_column_names": not header}
     names = first if header else [f"column{k}" for k in range(1, len(first) + 1)]
-    given = header and _odd_names(sample, first, body)
-    if given:
-        names = given
-        options |= {"skip_rows": 1, "column_names": [f"{k}" for k in range(len(names))]}
-    convert: dict[str, Any] = {
-        "strings_can_be_null": True, "quoted_strings_can_be_null": False, "decimal_point": decimal,
-    }  # fmt: skip
-    if text and header:
-        lines = csv.reader(io.StringIO(sample, newline=""), delimiter=separator)
-        raw = options.get("column_names") or next(lines)
-        pairs = zip(raw, names, strict=False)
-        convert["column_types"] = {there: pyarrow.string() for there, name in pairs if name in text}
-    shown = {
-        "total": path.stat().st_size,
-        "unit": "B",
-        "unit_scale": True,
-        "desc": "reading",
-        "delay": 1,
-    }
-    with progress_bar(quiet, leave=False, **shown) as bar, _Utf8(path, encoding, bar) as file:
+    called = []
+    if header and (others := _odd_names(sample, first, body)):
+        names, called, before = others, [f"{k}" for k in range(len(others))], before + 1
+    return _Guess(separator, decimal, header, names, raw, called, before, said)
+
+
+# ---- reading ------------------------------------------------------------------------------------
+
+
+def _read(
+    path: Path, form: Format, known: frozenset[str], text: frozenset[str], quiet: bool
+) -> Delimited:
+    import pyarrow
+    from pyarrow import csv as arrow
+
+    encoding = form.encoding or "utf-8"
+    guess = _guess(_sample(path, encoding), form, known)
+    options: dict[str, Any] = {"skip_rows": guess.before}
+    if guess.called:
+        options["column_names"] = guess.called
+    else:
+        options["autogenerate_column_names"] = not guess.header
+    raw = guess.called or guess.raw
+    strings = [there for there, name in zip(raw, guess.names, strict=False) if name in text]
+    shown = {"total": path.stat().st_size, "unit": "B", "unit_scale": True, "desc": "reading"}
+    with (
+        progress_bar(quiet, leave=False, delay=1, **shown) as bar,
+        _Utf8(path, encoding, bar) as file,
+    ):
         table = arrow.read_csv(
-            pyarrow.PythonFile(file, mode="r"), arrow.ReadOptions(**options),
-            arrow.ParseOptions(delimiter=separator, newlines_in_values=True),
-            arrow.ConvertOptions(**convert),
+            pyarrow.PythonFile(file, mode="r"),
+            arrow.ReadOptions(block_size=BLOCK, **options),
+            arrow.ParseOptions(delimiter=guess.separator, newlines_in_values=True),
+            arrow.ConvertOptions(
+                strings_can_be_null=True, quoted_strings_can_be_null=False,
+                decimal_point=guess.decimal, column_types=dict.fromkeys(strings, pyarrow.string()),
+            ),
         )  # fmt: skip
-    return Delimited(table, names, decimal, said)
+    return Delimited(table, guess.names, guess.decimal, guess.said)

@@ -11,6 +11,7 @@ import numpy as np
 from .columns import BOOLEANS, NOTHING, NUMBERS, TEXT, kind_of, listed
 from .console import UserError
 from .table import Table, column_of, keep_it, quoted
+from .written_numbers import compute
 
 MOST_CATEGORIES = 256  # of a text column; more are names or sentences rather than categories
 MISSING = ("fill", "drop", "refuse")  # what to do about gaps
@@ -64,9 +65,8 @@ class Column(NamedTuple):
             out[:, 0] = np.where(missing | strange, self.means[0], numbers)
         else:
             import pyarrow
-            import pyarrow.compute as pc
 
-            codes = pc.index_in(column, pyarrow.array(self.values)).fill_null(-1).to_numpy()
+            codes = compute().index_in(column, pyarrow.array(self.values)).fill_null(-1).to_numpy()
             strange = (codes < 0) & ~missing
             out[:, : len(self.values)] = codes[:, None] == np.arange(len(self.values))
             out[strange if self.gaps else codes < 0] = self.means

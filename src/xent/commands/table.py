@@ -166,7 +166,9 @@ def _content(
         found = read_delimited(path, reading.form, frozenset(kinds), text, reading.quiet)
         return found.names, found.table.columns, found.decimal, found.said
     except (OSError, pyarrow.ArrowException) as error:
-        reason = getattr(error, "strerror", None) or error
+        reason = getattr(error, "strerror", None) or str(error)
+        if "CSV parse error: Expected" in reason:
+            reason += "; is there a title above the names, or another --separator?"
         raise UserError(f"{path} cannot be read: {reason}") from None
 
 
@@ -192,7 +194,8 @@ def _guess(table: Table, reading: Reading, unnamed: dict[str, int], decimal: str
         empty = column.null_count == len(column)
         if empty or len(column.unique()) == len(column):
             what = "holds nothing" if empty else "has another value in each row, as an index has"
-            table.say(f"column {place} has no name and {what}; it is left out{keep_it(name)}")
+            way = "" if empty else keep_it(name)
+            table.say(f"column {place} has no name and {what}; it is left out{way}")
             table = table.without([name])
         else:
             table.say(f"column {place} has no name; it is called {name!r}")

@@ -65,6 +65,13 @@ class Numbers(NamedTuple):
     written: Strangers
 
 
+def compute() -> Any:
+    """Arrow's functions of columns, which type checkers do not see: it makes them when imported."""
+    import pyarrow.compute
+
+    return pyarrow.compute
+
+
 def numbers_of(
     column: Any, gaps: Sequence[str] = (), decimal: str = ".", most: float = MOST_STRANGERS
 ) -> Numbers | None:
@@ -83,7 +90,8 @@ def numbers_of(
         None if the column holds something else.
     """
     import pyarrow
-    import pyarrow.compute as pc
+
+    pc = compute()
 
     coded = column.dictionary_encode().unify_dictionaries()
     words = coded.chunk(0).dictionary
@@ -123,7 +131,7 @@ def numbers_of(
 
 def _values(words: Any, counts: np.ndarray, decimal: str) -> np.ndarray:
     """What the words stand for, NaN for what is no number."""
-    import pyarrow.compute as pc
+    pc = compute()
 
     def matches(pattern: str) -> np.ndarray:
         return pc.match_substring_regex(words, pattern).to_numpy(zero_copy_only=False)
