@@ -247,7 +247,7 @@ def _odd_names(sample: str, first: list[str], body: list[list[str]]) -> list[str
         names = _rows(sample, separator)[:1]
         if names and len(names[0]) == width:
             return _stripped(names[0])
-    if len(first) != width - 1:
+    if len(first) != width - 1 or len(first) == 1:  # one cell alone is a title
         return []
     if not any(row[-1] for row in body):  # each ends with a separator
         return [*first, ""]

@@ -107,9 +107,8 @@ def split(y: np.ndarray, share: float, seed: int, target: str) -> tuple[np.ndarr
             f"--test {share} of {len(y)} rows are {tested}: too few to test on or too "
             f"few left for {len(classes)} classes; choose another share, or give --test-data"
         )
-    train, test = train_test_split(
-        np.arange(len(y)), test_size=share, random_state=seed, stratify=y
-    )
+    parts = train_test_split(np.arange(len(y)), test_size=share, random_state=seed, stratify=y)
+    train, test = map(np.asarray, parts)
     lost = np.setdiff1d(y, y[train]).tolist()
     if lost:
         raise UserError(f"--test {share} leaves no row of class {lost[0]!r} to fit on")
