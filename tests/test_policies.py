@@ -568,11 +568,11 @@ def test_commands_with_bad_options(tmp_path, capsys):
         (["reinforce", "--env", "Nope-v1"], "--env Nope-v1"),
         (["reinforce", "--env", "Pendulum-v1"], "Discrete"),
         (["reinforce", "--hidden", "-1"], "--hidden must be at least 0"),
-        (["reinforce", "--gamma", "2"], "`gamma`"),
+        (["reinforce", "--gamma", "2"], "--gamma"),
         (["reinforce", "--resume"], "--resume"),
-        (["cem", "--population", "2"], "`population`"),
-        (["cem", "--noise", "-1"], "`noise`"),
-        (["cem", "--seed", "-1"], "`seed` must be"),
+        (["cem", "--population", "2"], "--population"),
+        (["cem", "--noise", "-1"], "--noise"),
+        (["cem", "--seed", "-1"], "--seed must be"),
         (["cem", "--resume"], "--resume"),
     ]
     for words, message in cases:

@@ -19,8 +19,9 @@ from .console import UserError, as_options, note, progress_bar, say, say_json
 from .model import LanguageModel
 from .plot import require_matplotlib, save_figure
 from .report import SPELLING
-from .run_folder import load_checkpoint
+from .run_folder import CHECKPOINT, load_checkpoint
 from .text import UNKNOWN, bits_per_byte, classify, each_text, find_files, read_corpus
+from .trainer import check_state
 
 USAGE = "xent eval RUN [TEXT ...] [options]\n       xent eval --hf MODEL TEXT [TEXT ...] [options]"
 EPILOG = """\
@@ -129,6 +130,7 @@ def _run(args: argparse.Namespace, bar: Callable[..., Any]) -> Subject:
         raise UserError("name the folder of a run, or a model with --hf")
     folder, *paths = args.words
     saved = load_checkpoint(folder, "RUN")
+    check_state(saved, f"RUN: {Path(folder, CHECKPOINT)}")
     if paths:
         tokens, sizes = classify(_texts(paths), saved["vocabulary"])
     else:

@@ -1,7 +1,8 @@
 """Text files as two streams of tokens, with the bytes accounted for.
 
 A token is a word (names come apart at underscores), a number or a run of punctuation, each with the
-space before it, or a stretch of white space; joined, the tokens are the text again. The classes are
+space before it, or a stretch of white space; of scripts without spaces between words, as Chinese
+and Thai, it is a character. Joined, the tokens are the text again. The classes are
 the tokens that the training part has twice or more. Any other token is ``<unk>`` followed by its
 spelling, one byte after the other, and a NUL byte, at 8 bits each: text that holds NUL bytes is
 refused, so this can be decoded and bits per byte is the length of a true code.
@@ -25,7 +26,25 @@ from torch import Tensor
 
 from .console import UserError
 
-TOKEN = re.compile(r" ?[^\W\d_]+| ?_+| ?\d+|\s*\n *| ?[^\w\s]+|\s+")
+# Characters of scripts that have no spaces between words: by Unicode Annex 14 those whose lines
+# break between any two characters (ID, CJ) or where a dictionary says (SA). Surrogates aside.
+UNSPACED = (
+    "\u0e00-\u0fff"  # Thai, Lao, Tibetan
+    "\u1000-\u109f\ua9e0-\ua9ff\uaa60-\uaa7f"  # Myanmar
+    "\u1780-\u17ff\u19e0-\u19ff"  # Khmer
+    "\u1950-\u19df\u1a20-\u1aaf\uaa80-\uaadf"  # Tai Le, New Tai Lue, Tai Tham, Tai Viet
+    "\u1b00-\u1b7f\ua980-\ua9df"  # Balinese, Javanese
+    "\u2e80-\u2fdf\u3005-\u3007\u3021-\u3029\u3031-\u3035\u3038-\u303c"  # Chinese: radicals, marks
+    "\u3041-\u30fa\u30fc-\u312f\u31a0-\u31bf\u31f0-\u31ff"  # kana, Bopomofo
+    "\u3400-\u4dbf\u4e00-\ua4cf\uf900-\ufaff\uff66-\uff9f"  # Chinese, Yi, kana of half width
+    "\U00011700-\U0001174f\U00016fe0-\U00018d8f\U0001b000-\U0001b2ff"  # Ahom, Tangut, old kana
+    "\U00020000-\U0003fffd"  # Chinese
+)
+UNSPACED_TOKEN = re.compile(f"[{UNSPACED}]")
+TOKEN = re.compile(
+    rf"[{UNSPACED}]| ?[^\W\d_{UNSPACED}]+| ?_+| ?[^\D{UNSPACED}]+|\s*\n *"
+    rf"| ?[^\w\s{UNSPACED}]+|\s+"
+)
 UNKNOWN, END = 0, 1  # the first two classes: a token without a class, the end of a file
 SPECIAL = ["<unk>", "<end>"]  # the pattern never matches these as one token
 SUFFIXES = {

@@ -19,8 +19,11 @@ from .model import HEADS
 from .report import FOOTNOTE, report
 from .run_folder import CHECKPOINT, RunFolder, load_checkpoint, load_record
 from .session import Session
-from .text import Corpus, read_corpus
-from .trainer import DEFAULT_MINUTES, Settings, Trainer
+from .text import UNKNOWN, UNSPACED_TOKEN, Corpus, read_corpus
+from .trainer import DEFAULT_MINUTES, Settings, Trainer, check_state
+
+UNSPACED_SHARE = 0.01  # from which on it is said how such text comes apart
+UNKNOWN_SHARE = 0.2  # from which on the perplexity is about the tokens that are known
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,6 +50,8 @@ def run(args: argparse.Namespace) -> int:
 
         return compare(args)
     saved = load_checkpoint(args.out) if args.resume else None
+    if saved:
+        check_state(saved, f"--resume: {Path(args.out, CHECKPOINT)}")
     settings = settle(args, saved)
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -121,6 +126,13 @@ def _prepare(
     corpus = read_corpus(paths, settings.seed, settings.vocab, bar)
     if not args.quiet:
         _introduce(corpus, settings, paths)
+    unknown = (corpus.valid == UNKNOWN).double().mean().item()
+    if unknown > UNKNOWN_SHARE:
+        note(
+            f"{unknown:.0%} of the validation tokens are unknown: words that the training text has "
+            "less than twice, or more of them than --vocab. The perplexity says little; bits per "
+            "byte pay for their spelling"
+        )
     trainer = Trainer(settings, corpus, schedule)
     if saved:
         trainer.restore(saved)
@@ -139,6 +151,13 @@ def _introduce(corpus: Corpus, settings: Settings, paths: Sequence[str]) -> None
         f"classes; the logits of a step are {rows} x {classes:,}, {4e-6 * rows * classes:,.0f} MB, "
         f"{held}"
     )
+    of_unspaced = [bool(UNSPACED_TOKEN.fullmatch(token)) for token in corpus.vocabulary]
+    share = corpus.counts[torch.tensor(of_unspaced)].sum().item() / len(corpus.train)
+    if share > UNSPACED_SHARE:
+        note(
+            f"{share:.0%} of the tokens are single characters, of scripts that have no spaces "
+            "between words"
+        )
 
 
 def _some(names: Sequence[str]) -> str:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 import sys
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from time import perf_counter
+from types import NoneType
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .._files import fits
 from .console import UserError
 from .model import HEADS, LanguageModel, make_lanes
 from .text import UNKNOWN, Corpus, bits_per_byte
@@ -18,7 +21,10 @@ from .text import UNKNOWN, Corpus, bits_per_byte
 DEFAULT_MINUTES = 2.0
 WARMUP = 0.05  # share of the budget over which the learning rate rises
 CLIP = 1.0  # largest norm of the gradient
-HISTORY = ("loss", "progress", "seconds", "validation")
+HISTORY = {
+    "loss": [float], "progress": [float], "seconds": [float],
+    "validation": [{"step": int, "seconds": float, "nats": float}],
+}  # fmt: skip
 CHECKS = 10  # evaluations on the way
 CHECK_SIZE, FINAL_SIZE = 8, 64  # validation text on the way and at the end, in sizes of a step
 
@@ -50,6 +56,55 @@ class Settings:
     vocab: int = 50_000
     lr: float = 0.015
     like: str | None = None
+
+
+# What every checkpoint holds beside tensors, which the settings decide.
+STATE = {
+    "settings": {
+        "head": str, "minutes": (float, NoneType), "steps": (int, NoneType), "seed": int,
+        "dim": int, "batch": int, "length": int, "vocab": int, "lr": float, "like": (str, NoneType),
+    },
+    "text": str,
+    "vocabulary": [str],
+    "model": dict,
+    "optimizer": dict,
+    "history": HISTORY,
+    "times": {"elapsed": float, "steps": float},
+    "results": dict,
+    "paths": [str],
+}  # fmt: skip
+
+
+RESULTS = {
+    "steps": int, "training_tokens": int, "nats_per_token": float, "bits_per_token": float,
+    "perplexity": float, "bits_per_byte": float, "unknown_share": float,
+    "tokens_per_second": float, "seconds": float, "peak_memory_bytes": (int, NoneType),
+}  # fmt: skip
+
+
+def check_state(state: dict[str, Any], source: object) -> None:
+    """Look whether a checkpoint is one of ``xent train``, with a model that its settings describe.
+
+    Args:
+        state: what was read.
+        source: where, for the message.
+
+    Raises:
+        UserError: if it is not.
+    """
+    settings: dict[str, Any] = state.get("settings", {})
+    if (
+        fits(state, STATE)
+        and settings.keys() == STATE["settings"].keys()
+        and settings["head"] in HEADS
+        and min(settings["dim"], settings["batch"], settings["length"]) > 0
+        and (not state["results"] or fits(state["results"], RESULTS))
+    ):
+        with suppress(RuntimeError, OverflowError), torch.device("meta"):  # takes no memory
+            model = LanguageModel(torch.ones(len(state["vocabulary"])), settings["dim"])
+            if fits(state["model"], model.state_dict()):
+                return
+    raise UserError(f"{source} is not a checkpoint of xent train, or is damaged")
 
 
 class Trainer:
@@ -175,12 +230,27 @@ class Trainer:
         """Continue where :meth:`state` was taken."""
         if state["text"] != self.corpus.fingerprint:
             raise UserError("--resume: the text is not the one that the checkpoint was trained on")
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        torch.set_rng_state(state["random"])
+        if state["vocabulary"] != self.corpus.vocabulary:
+            raise UserError("--resume: an earlier version began this run, with other tokens")
+        try:
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self._check_restored(state["memory"])
+            torch.set_rng_state(state["random"])
+        except (LookupError, TypeError, ValueError, RuntimeError, AttributeError):
+            raise UserError("--resume: the checkpoint is damaged; begin anew") from None
         self.memory, self.history = state["memory"], state["history"]
         # Earlier versions timed the loss without the products of matrices, which is not the same.
         self.times, self.results = {"head": math.nan} | state["times"], state["results"]
+
+    def _check_restored(self, memory: Any) -> None:
+        """Raise :class:`ValueError` unless the next step finds what it needs."""
+        if not fits(memory, self.memory):
+            raise ValueError("the memory is of another model")
+        for parameter, kept in self.optimizer.state.items():
+            form = {"step": torch.tensor(0.0), "exp_avg": parameter, "exp_avg_sq": parameter}
+            if not fits(kept, form):
+                raise ValueError("the optimizer is of other parameters")
 
     def _train(self, progress: float) -> float:
         for group in self.optimizer.param_groups:
