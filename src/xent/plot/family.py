@@ -19,6 +19,7 @@ Over = Literal["prob", "log-odds"]
 
 POINTS = 193
 FARTHEST = 8.0  # log-odds at the edge of the picture
+UNLIKE = 10.0  # from this ratio of their sizes on, a curve beside another is flat
 
 
 def loss_curves(
@@ -65,17 +66,23 @@ def loss_curves(
     value_axis, slope_axis = new_axes(9.5, 4.4, 2) if axes is None else axes
     log_odds = _positions(over)
     across = torch.sigmoid(log_odds) if over == "prob" else log_odds
-    depends, shown = False, []
+    depends, shown, sloped = False, [], []
     for curve, (line, color) in zip(chosen, styles(), strict=False):
         values, slopes = _sample(curve, log_odds, count, target)
         look = {"linestyle": line, "color": color, "linewidth": 1.8}
         value_axis.plot(across.tolist(), values.tolist(), label=curve.label, **look)
         slope_axis.plot(across.tolist(), slopes.tolist(), label=curve.label, **look)
-        shown.append(values[(across >= 0.01) & (across <= 0.99)])
+        inside = (across >= 0.01) & (across <= 0.99) if over == "prob" else slice(None)
+        shown.append(values[inside])
+        sloped.append(slopes[inside])
         depends = depends or _depends_on_classes(curve, log_odds, count, values)
     if over == "prob":  # at the ends a loss without bound would leave no room for the others
         _fit(value_axis, torch.cat(shown))
+    unlike = _scale(value_axis, shown), _scale(slope_axis, sloped)
     _label(value_axis, slope_axis, chosen, over, target, count if depends else None)
+    for ax, logarithmic in zip((value_axis, slope_axis), unlike, strict=True):
+        if logarithmic:
+            ax.set_ylabel(f"{ax.get_ylabel()}, logarithmic far from 0")
     return value_axis, slope_axis
 
 
@@ -160,6 +167,31 @@ def _fit(ax: Axes, values: Tensor) -> None:
     least, most = min(0.0, values.min().item()), values.max().item()
     margin = 0.04 * (most - least)
     ax.set_ylim(least - margin, most + margin)
+
+
+def _scale(ax: Axes, curves: list[Tensor]) -> bool:
+    """Make curves of unlike sizes readable: linear about 0, logarithmic far from it.
+
+    Returns:
+        Whether that was needed.
+    """
+    curves = [values[values.isfinite()] for values in curves]
+    sizes = [size for values in curves if (size := values.abs().max().item()) > 0]
+    if not sizes or max(sizes) <= UNLIKE * min(sizes):
+        return False
+    width = min(sizes) / 2
+    ax.set_yscale("asinh", linear_width=width)
+    ends = [sign * max((sign * values).max().item() for values in curves) for sign in (-1, 1)]
+    low, high = (1.2 * end + sign * 0.2 * width for end, sign in zip(ends, (-1, 1), strict=True))
+    low, high = min(low, -0.2 * width), max(high, 0.2 * width)
+    ax.set_ylim(low, high)
+    decades = range(math.floor(math.log10(width)), math.ceil(math.log10(max(-low, high))))
+    steps = (1, 2, 5) if len(decades) < 4 else (1,)
+    sizes = [step * 10.0**k for k in decades for step in steps if step * 10.0**k >= 0.8 * width]
+    ticks = [x for x in (0.0, *sizes, *(-size for size in sizes)) if low < x < high]
+    ax.set_yticks(ticks, [f"{x:g}".replace("-", "\N{MINUS SIGN}") for x in ticks])
+    ax.minorticks_off()
+    return True
 
 
 def _label(
