@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from functools import cache
 
 # What acts on a terminal, hides, or turns the direction of writing; but emoji and Persian are
 # spelt with joiners, and icons are characters of private use.
@@ -29,6 +30,26 @@ def printable(text: str) -> str:
     return text.translate(_LINES)
 
 
-def one_line(text: str) -> str:
-    """As :func:`printable`, with line breaks and tabs as escape sequences, too."""
-    return text.translate(_ONE_LINE)
+def one_line(text: str, most: int | None = None) -> str:
+    """As :func:`printable`, with line breaks and tabs as escape sequences, too.
+
+    Args:
+        text: of others.
+        most: of a longer text the middle is left out.
+    """
+    text = text.translate(_ONE_LINE)
+    if most is None or len(text) <= most:
+        return text
+    return f"{text[: most // 2]}…{text[-(most // 2) :]}"
+
+
+def columns(text: str) -> int:
+    """How many columns of a terminal a text takes: Chinese characters take two, marks none."""
+    return sum(_columns_of(character) for character in text)
+
+
+@cache
+def _columns_of(character: str) -> int:
+    if unicodedata.category(character) in ("Mn", "Me", "Cf"):
+        return 0
+    return 1 + (unicodedata.east_asian_width(character) in "WF")

@@ -10,7 +10,9 @@ from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import IO, Any
 
-from .._printable import one_line, printable
+from .._printable import columns, one_line, printable
+
+WIDEST = 48  # characters of a cell of a table
 
 
 class UserError(Exception):
@@ -114,8 +116,11 @@ class _NoBar:
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of equally many cells as aligned lines."""
-    rows = [[one_line(cell) for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
-    return "\n".join(lines)
+    """Rows of equally many cells as aligned lines; only the last cell of a line may be long."""
+    rows = [[*(one_line(cell, WIDEST) for cell in row[:-1]), one_line(row[-1])] for row in rows]
+    widths = [max(map(columns, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(_padded, row, widths)).rstrip() for row in rows)
+
+
+def _padded(cell: str, width: int) -> str:
+    return cell + " " * (width - columns(cell))

@@ -40,10 +40,8 @@ def shown(name: object, most: int = LONGEST) -> str:
     underscore. Letters that no installed font has are written as escape sequences, which can be
     told apart where empty boxes cannot.
     """
-    text = one_line(str(name))
-    if len(text) > most:
-        text = f"{text[: most // 2]}…{text[-(most // 2) :]}"
-    text = "".join(c if ord(c) < 128 or _family_with(c) else ascii(c)[1:-1] for c in text)
+    known = (c if ord(c) < 128 or _family_with(c) else ascii(c)[1:-1] for c in str(name))
+    text = one_line("".join(known), most)
     text = text.replace("$", r"\$")
     return f" {text}" if text.startswith("_") else text
 
@@ -77,9 +75,11 @@ def _family_with(character: str) -> str | None:
     """The name of an installed font that can draw a character, Matplotlib's own first."""
     from matplotlib import font_manager
 
-    own = font_manager.findfont(font_manager.FontProperties())
-    fonts = sorted(font_manager.fontManager.ttflist, key=lambda font: font.fname != own)
+    own = font_manager.get_font(font_manager.findfont(font_manager.FontProperties())).family_name
+    fonts = sorted(font_manager.fontManager.ttflist, key=lambda font: font.name != own)
     for entry in fonts:
+        if entry.name.startswith("Last Resort"):  # which has a box for everything
+            continue
         try:
             font = font_manager.get_font(entry.fname)
         except (OSError, RuntimeError):  # the list may be older than the fonts

@@ -159,7 +159,7 @@ def confusion_matrix(matrix: Any, labels: Sequence[Any], ax: Axes | None = None)
     image = ax.imshow(share.tolist(), cmap="Blues", vmin=0, vmax=1)
     ax.figure.colorbar(image, ax=ax, label="share of the class")
     step = -(-classes // 40)  # of more names than that every second, third, ...
-    ticks, names = range(0, classes, step), [shown(label, 24) for label in labels[::step]]
+    ticks, names = range(0, classes, step), [shown(label, 20) for label in labels[::step]]
     wide = sum(map(len, names)) > 40
     ax.set_xticks(ticks, names, rotation=90 if wide else 0)
     ax.set_yticks(ticks, names)
