@@ -6,6 +6,7 @@ import argparse
 import math
 import sys
 from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 from typing import IO, Any, NoReturn
 
 from ..losses.lookup import near, nearest
@@ -44,8 +45,10 @@ class Parser(argparse.ArgumentParser):
     def _refuse_option(self, word: str) -> NoReturn:
         name = word.partition("=")[0]
         known = {o.strip("-").replace("_", "-") for o in self._option_string_actions}
-        meant = [f"--{one}" for one in nearest(name.strip("-").replace("_", "-"), known)]
-        hint = f"did you mean {' or '.join(meant)}?" if meant else f"{self.prog} --help lists them"
+        bare = name.strip("-").replace("_", "-")
+        close = get_close_matches(bare, known, 3, 0.75) or nearest(bare, known)
+        meant = " or ".join(f"--{one}" for one in close)
+        hint = f"did you mean {meant}?" if meant else f"{self.prog} --help lists them"
         self.error(f"there is no option {name}; {hint}")
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
