@@ -4,8 +4,10 @@ r"""Probabilities of events too rare to wait for, by sampling where they happen.
 
 Drawn from another distribution ``v``, the event is common, and each point counts with its
 likelihood ratio ``u(x) / v(x)``. The best ``v`` of a family has the least cross-entropy from the
-distribution given the event. It is found by levels, each a quantile of the scores under the one
-before.
+distribution given the event. An event may have several places, so ``v`` is a mixture with a
+component or more for each. It is fitted to a population that multilevel splitting leads into the
+event from two sides: from the nominal distribution, and from a flattened one, which finds places
+that the scores do not lead to.
 """
 
 from __future__ import annotations
@@ -15,34 +17,54 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from ..._check import finite_number, is_whole
-from .cross_entropy_method import elite_count, read_scores
+from .cross_entropy_method import elite_count
+from .proposals import Proposal, grow
 from .search_distributions import SearchDistribution
+from .splitting import Counted, Population, pool
 
-MOST_LEVELS = 100
+FLATTENED = 1 / 9  # the power of the density: three times the standard deviation of a Gaussian
+MOST_REFITS = 6  # of the mixture, each to a population redrawn by the one before
+LEAST_GAIN = 0.1  # nats of the second moment, for a further one
+PER_COMPONENT = 100  # points of that population
+FEWEST = 20  # effective points; with fewer there is no number
+DEVIATIONS = 2.5758  # of a normal distribution, between which 99 % lie
+MARGIN = DEVIATIONS / 2  # of a standard error, so that two of them hold as much
+DOUBT = 0.05  # how often the bound may be exceeded
 
 
 class RareEvent(NamedTuple):
-    """The probability of a rare event.
+    """The probability of a rare event, or why there is none.
 
     Attributes:
-        probability: the estimate, without bias.
-        standard_error: of it.
-        effective: how many equally weighted points of the event would tell as much. Below a
-            hundred or so, the standard error is not to be relied on either.
-        levels: the thresholds on the way, the last that of the event.
+        probability: the estimate, without bias; NaN where the draws cannot tell.
+        standard_error: the error that is claimed, with a margin: two of it hold the true
+            probability in 99 of 100 runs (where those of a normal distribution hold it in 95), if
+            no place of the event was missed. NaN where the draws cannot tell.
+        interval: what two standard errors are about the estimate, as factors since an estimate that
+            is too small claims too small an error. From 0 to ``bound`` where the draws cannot tell.
+        bound: what the true probability exceeds in at most 5 of 100 runs, *whatever the score*. It
+            rests on the points alone that were drawn from the nominal distribution: if none of
+            them is in the event, a bound of ``b`` takes ``3 / b`` of them.
+        effective: how many equally weighted points of the event would tell as much.
+        levels: the thresholds on the way from the nominal distribution. The last is that of the
+            event, unless none but points of the flattened distribution got there.
         distribution: what the points of the estimate were drawn from.
         evaluations: how many points were scored in all.
+        message: why there is no number; empty where there is one.
     """
 
     probability: float
     standard_error: float
+    interval: tuple[float, float]
+    bound: float
     effective: float
     levels: list[float]
-    distribution: SearchDistribution
+    distribution: Proposal | SearchDistribution
     evaluations: int
+    message: str
 
 
 def rare_event(
@@ -51,8 +73,9 @@ def rare_event(
     nominal: SearchDistribution,
     *,
     population: int | None = None,
-    elite: float = 0.1,
-    smoothing: float = 0.1,
+    elite: float = 0.2,
+    smoothing: float = 0.05,
+    defensive: float = 0.1,
     final: int = 10_000,
     seed: int = 0,
 ) -> RareEvent:
@@ -62,70 +85,197 @@ def rare_event(
         \qquad x_i \sim v
 
     Args:
-        score: from points ``(n, d)`` to their scores, ``(n,)``; large ones are rare.
+        score: from points ``(n, d)`` to their scores, ``(n,)``, for any ``n``; large ones are rare.
         threshold: what makes the event.
-        nominal: the distribution ``u`` that points really have. ``v`` is one of its
-            :meth:`~SearchDistribution.tilt`.
-        population: points per level; by default 1000, or 10 in the elite for each dimension if
-            that is more. With fewer, the errors of all its parameters multiply in the weights.
+        nominal: the distribution ``u`` that points really have. ``v`` is a mixture of its
+            :meth:`~SearchDistribution.tilt`, of up to 64, as the places of the event need.
+        population: points that are led into the event from each of two sides; by default 2000, or
+            10 for each dimension if that is more. More of them hold more places.
         elite: the share of them that reaches the next level, or how many.
-        smoothing: the share of the old parameters in the new ones. More than 0 keeps a choice that
-            was not seen among the elite possible; without it the estimate could miss its share.
+        smoothing: the share of the nominal parameters in those of each component, more than 0. It
+            keeps a choice possible that was not seen; without it the estimate could miss its share.
+        defensive: the share of ``v`` that is ``u`` itself, so that no point counts more than one
+            over it.
         final: points for the estimate, drawn apart.
         seed: of the points.
 
     Returns:
-        A :class:`RareEvent`. The points that a relative error takes hardly grow as the event gets
-        rarer: for a sum of Gaussians they are twice as many at ``1e-9`` as at ``1e-3``.
+        A :class:`RareEvent`. Where the draws cannot tell, its ``probability`` is NaN, and its
+        ``message`` says why. An estimate takes 100,000 to 400,000 evaluations: ``final`` of them
+        for the number, all others to find every place of the event. Both hardly grow as the event
+        gets rarer.
 
     Raises:
-        ValueError: for values that options cannot take, bad scores, or if the levels do not reach
-            the threshold.
+        ValueError: for values that options cannot take, or bad scores.
+
+    Note:
+        No sampling excludes a place that its draws have never met. A place is found if scores rise
+        towards it from where points are likely, or if it is likely under the nominal distribution
+        with three times the standard deviation (:meth:`~SearchDistribution.flatten` says what that
+        is for a family). Whatever was missed is in ``bound``.
 
     Example:
         >>> import torch
-        >>> from xent.learn import Gaussian, rare_event
-        >>> nominal = Gaussian(torch.zeros(4), 1.0)
-        >>> found = rare_event(lambda x: x.sum(1) / 2, 5.0, nominal)  # truth: 2.8665e-07
-        >>> abs(found.probability - 2.8665e-07) < 4 * found.standard_error < 4e-08
+        >>> from xent.learn import Bernoulli, Gaussian, rare_event
+        >>> nominal = Gaussian(torch.zeros(5), 1.0)
+        >>> found = rare_event(lambda x: x.amax(1), 4.5, nominal)  # truth: 1.6988e-05
+        >>> found.interval[0] < 1.6988e-05 < found.interval[1]
         True
+        >>> found.standard_error < 0.05 * found.probability
+        True
+        >>> found = rare_event(lambda x: x.sum(1), 21.0, Bernoulli(torch.full((20,), 0.5)))
+        >>> found.probability, round(found.bound, 5)
+        (nan, 0.00025)
+        >>> found.message
+        'the scores reach 20, not 21: the event may be impossible, or too rare to be found'
 
     References:
         Rubinstein, *Optimization of computer simulation models with rare events*, European Journal
         of Operational Research, 1997.
         de Boer et al., *A tutorial on the cross-entropy method*, 2005.
+        Hesterberg, *Weighted average importance sampling and defensive mixture distributions*,
+        Technometrics, 1995.
+        Owen & Zhou, *Safe and effective importance sampling*, Journal of the American Statistical
+        Association, 2000.
+        Botev & Kroese, *Efficient Monte Carlo simulation via the generalized splitting method*,
+        Statistics and Computing, 2012.
     """
     if population is None:
-        part = not is_whole(elite) and 0 < finite_number("elite", elite) < 1
-        share = elite if part else 1.0  # a wrong one: below
-        population = max(1000, math.ceil(10 * len(nominal.centre) / share))
-    count = elite_count(elite, population)
+        population = max(2000, 10 * len(nominal.centre))
+    survivors = elite_count(elite, population)
     finite_number("threshold", threshold)
-    if not 0 <= finite_number("smoothing", smoothing) < 1:
-        raise ValueError(f"`smoothing` must be at least 0 and less than 1, got {smoothing}")
+    for name, share in (("smoothing", smoothing), ("defensive", defensive)):
+        if not 0 < finite_number(name, share) < 1:
+            raise ValueError(f"`{name}` must be more than 0 and less than 1, got {share}")
     if not is_whole(final) or final < 2:
         raise ValueError(f"`final` must be a whole number of at least 2, got {final!r}")
     generator = torch.Generator().manual_seed(seed)
-    sampling, levels = nominal, [-math.inf]
-    while levels[-1] < threshold:
-        if len(levels) > MOST_LEVELS:
-            raise ValueError(
-                f"after {MOST_LEVELS} levels the scores reach {levels[-1]:g}, not {threshold:g}: "
-                "the event may be impossible, or `population` too small for it"
-            )
-        x = sampling.sample(population, generator)
-        scores = read_scores(x, score(x))
-        levels.append(min(threshold, scores.topk(count).values[-1].item()))
-        reached = x[scores >= levels[-1]]
-        log_ratio = nominal.log_prob(reached) - sampling.log_prob(reached)
-        tilted = nominal.tilt(reached, (log_ratio - log_ratio.max()).exp())
-        sampling = sampling.blend(tilted, 1 - smoothing)
-    x = sampling.sample(final, generator)
-    hit = read_scores(x, score(x)) >= threshold
-    log_ratio = nominal.log_prob(x) - sampling.log_prob(x)
-    weight = torch.where(hit, log_ratio.exp(), 0.0)
-    effective = (weight.sum().square() / weight.square().sum()).item() if hit.any() else 0.0
+    counted = Counted(score)
+    first = Population(nominal, 1.0, counted, population, smoothing, generator)
+    hits = int((first.scores >= threshold).sum())
+    inside = None
+    if hits < survivors:
+        flat = Population(nominal, FLATTENED, counted, population, smoothing, generator)
+        inside = _lead_into(threshold, [first, flat], survivors)
+    if inside is None:
+        distribution = nominal
+        found = _plain_estimate(counted, threshold, nominal, final, generator)
+    else:
+        start = Proposal.start(nominal, defensive, smoothing)
+        distribution = _fit(start, inside, generator)
+        found = _weighted_estimate(counted, threshold, distribution, inside, final, generator)
+    levels = first.levels or [float(threshold)]
+    bound = _chernoff(hits + found.hits, population + found.drawn, DOUBT)[1]
+    p, error, interval = found.probability, MARGIN * found.deviation, found.interval
+    effective, message = (p / found.deviation) ** 2, ""
+    if effective < FEWEST:
+        p, error, interval = math.nan, math.nan, (0.0, bound)
+        message = (
+            f"the scores reach {counted.best:g}, not {threshold:g}: the event may be impossible, "
+            "or too rare to be found"
+            if counted.best < threshold
+            else f"the draws amount to {effective:.1f} points of the event, and a number takes "
+            f"{FEWEST}: it has more places than `population` holds, or `final` is too small"
+        )
     return RareEvent(
-        weight.mean().item(), weight.std().item() / math.sqrt(final), effective, levels[1:],
-        sampling, population * (len(levels) - 1) + final,
-    )  # fmt: skip
+        p, error, interval, bound, effective, levels, distribution, counted.evaluations, message
+    )
+
+
+class _Estimate(NamedTuple):
+    """A number with its errors, and how many points of the nominal distribution were hits."""
+
+    probability: float
+    deviation: float
+    interval: tuple[float, float]
+    hits: int
+    drawn: int
+
+
+def _lead_into(
+    threshold: float, populations: list[Population], survivors: int
+) -> Population | None:
+    """Points of the event, about as the nominal distribution has them; None if none get there."""
+    inside = [one for one in populations if one.climb(threshold, survivors)]
+    for one in inside:
+        one.cool()
+    return pool(inside) if inside else None
+
+
+def _fit(proposal: Proposal, inside: Population, generator: Generator) -> Proposal:
+    """Fit a mixture to a population, redraw that from the mixture, and so on while it helps."""
+    best, least = proposal, math.inf
+    for _ in range(MOST_REFITS):
+        proposal = grow(proposal, inside.points, inside.around, generator)
+        inside.enlarge(PER_COMPONENT * len(proposal.components))
+        inside.redraw(proposal)
+        moment = proposal.log_weight(inside.points).exp().mean().log().item()
+        gain = least - moment
+        if gain > 0:
+            best, least = proposal, moment
+        if gain < LEAST_GAIN:
+            break
+    return best
+
+
+def _plain_estimate(
+    counted: Counted, threshold: float, nominal: SearchDistribution, n: int, generator: Generator
+) -> _Estimate:
+    """The share of plain draws in the event."""
+    hits = int((counted(nominal.sample(n, generator)) >= threshold).sum())
+    # As if one more had hit and one more had missed: none of all has an error, too.
+    p = (hits + 1) / (n + 2)
+    error = math.sqrt(p * (1 - p) / n)
+    return _Estimate(hits / n, error, _chernoff(hits, n, 0.01), hits, n)
+
+
+def _weighted_estimate(
+    counted: Counted,
+    threshold: float,
+    proposal: Proposal,
+    inside: Population,
+    n: int,
+    generator: Generator,
+) -> _Estimate:
+    """The mean weight of points drawn from a mixture."""
+    parts = proposal.sample_parts(n, generator)
+    hit = [counted(x) >= threshold for x in parts]
+    x, hits = torch.cat(parts), torch.cat(hit)
+    weight = torch.where(hits, proposal.log_weight(x).exp(), 0.0)
+    p = weight.mean().item()
+    if not p:
+        return _Estimate(p, math.inf, (0.0, 1.0), 0, len(hit[-1]))
+    # Relative to the estimate from here on: squares of what is rare underflow.
+    square = (weight / p - 1).square()
+    # Where weights vary much, the largest are not among those drawn: two errors more of their
+    # variance; and no less than points say that came to the event by another way.
+    variance = square.mean().item() + 2 * square.std().item() / math.sqrt(n)
+    elsewhere = (proposal.log_weight(inside.points) - math.log(p)).exp().mean().item() - 1
+    error = math.sqrt(max(variance, elsewhere) / n)
+    factor = math.exp(min(DEVIATIONS * error, 700.0))
+    interval = p / factor, min(p * factor, 1.0)
+    return _Estimate(p, p * error, interval, int(hit[-1].sum()), len(hit[-1]))
+
+
+def _chernoff(hits: int, n: int, doubt: float) -> tuple[float, float]:
+    """Between which the probability of a hit lies, but for so much doubt at each end.
+
+    A share of hits as far from its probability as ``n`` times their divergence says happens with no
+    more than ``exp(-n divergence)``.
+    """
+    share, most = hits / n, -math.log(doubt) / n
+
+    def divergence(p: float) -> float:
+        parts = ((share, p), (1 - share, 1 - p))
+        return sum(a * math.log(a / b) for a, b in parts if a > 0)
+
+    ends = []
+    for end in (0.0, 1.0):
+        near, far = share, end
+        for _ in range(100):
+            middle = (near + far) / 2
+            if middle in (near, far):
+                break
+            near, far = (middle, far) if divergence(middle) < most else (near, middle)
+        ends.append(far)
+    return ends[0], ends[1]

@@ -1,0 +1,135 @@
+"""Mixtures to draw a rare event from: as many components as it has places.
+
+A mixture is fitted to points of the event by expectation and maximisation, which lowers its
+cross-entropy from them step by step. How many components it has is decided by points that it was
+not fitted to.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Generator, Tensor
+
+from .search_distributions import SearchDistribution
+
+MOST_COMPONENTS = 64
+STEPS = 3  # of expectation and maximisation whenever components were added
+PATIENCE = 2  # how often components may be added in vain
+LEAST_GAIN = 0.05  # nats; less is in vain
+
+
+@dataclass(frozen=True, eq=False)
+class Proposal:
+    """A mixture of tilts of a distribution, and a part of the distribution itself.
+
+    That part, the *defensive* one, bounds how much a point may count: the ratio of the two
+    densities is nowhere more than one over its share.
+
+    Args:
+        nominal: the distribution.
+        components: its tilts.
+        shares: how likely each is among them, ``(k,)``; they sum to 1.
+        defensive: the share of the distribution itself.
+        smoothing: the share of its parameters in those of each tilt.
+    """
+
+    nominal: SearchDistribution
+    components: list[SearchDistribution]
+    shares: Tensor
+    defensive: float
+    smoothing: float
+
+    @classmethod
+    def start(cls, nominal: SearchDistribution, defensive: float, smoothing: float) -> Proposal:
+        """The mixture of the distribution alone."""
+        return cls(nominal, [nominal], torch.ones(1, dtype=torch.float64), defensive, smoothing)
+
+    def sample(self, n: int, generator: Generator | None = None) -> Tensor:
+        """Draw ``n`` points, ``(n, d)``, those of a part side by side, the defensive ones last."""
+        return torch.cat(self.sample_parts(n, generator))
+
+    def sample_parts(self, n: int, generator: Generator | None = None) -> list[Tensor]:
+        """Draw ``n`` points, a tensor for each part, the defensive one last."""
+        defensive = self.shares.new_tensor([self.defensive])
+        shares = torch.cat([self.shares * (1 - self.defensive), defensive])
+        drawn = torch.multinomial(shares, n, replacement=True, generator=generator)
+        counts = drawn.bincount(minlength=len(shares)).tolist()
+        parts = zip([*self.components, self.nominal], counts, strict=True)
+        return [part.sample(count, generator) for part, count in parts]
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Log-probability or log-density of points ``(n, d)``, in nats, ``(n,)``."""
+        tilted = self._joint(x).logsumexp(1) + math.log1p(-self.defensive)
+        return torch.logaddexp(tilted, self.nominal.log_prob(x) + math.log(self.defensive))
+
+    def log_weight(self, x: Tensor) -> Tensor:
+        """Logarithm of what a point counts when drawn from here, ``(n,)``."""
+        return self.nominal.log_prob(x) - self.log_prob(x)
+
+    def tilt(self, x: Tensor, weights: Tensor) -> SearchDistribution:
+        """The tilt to weighted points, smoothed."""
+        return self.nominal.blend(self.nominal.tilt(x, weights), 1 - self.smoothing)
+
+    def add(self, components: list[SearchDistribution]) -> Proposal:
+        """The mixture with further components, all of the mean share."""
+        k, added = len(self.components), len(components)
+        shares = torch.cat([self.shares * k, self.shares.new_ones(added)]) / (k + added)
+        return replace(self, components=[*self.components, *components], shares=shares)
+
+    def refit(self, x: Tensor) -> Proposal:
+        """One step of expectation and maximisation on points ``(n, d)``."""
+        parts = self._joint(x).softmax(1)
+        mass = parts.sum(0)
+        kept = (mass >= min(2.0, mass.max().item())).nonzero().flatten()
+        components = [self.tilt(x, parts[:, k]) for k in kept.tolist()]
+        return replace(self, components=components, shares=mass[kept] / mass[kept].sum())
+
+    def _joint(self, x: Tensor) -> Tensor:
+        return torch.stack([c.log_prob(x) for c in self.components], 1) + self.shares.log()
+
+
+def grow(
+    proposal: Proposal, x: Tensor, around: Callable[[Tensor], Tensor], generator: Generator
+) -> Proposal:
+    r"""Fit a mixture to points of an event, and add components where it holds them worst.
+
+    As long as that lowers the cross-entropy from the half of the points that it is not fitted to,
+    or the second moment of their weights, :math:`E[u / v]`: that is the variance of an estimate.
+
+    Args:
+        proposal: the mixture to start from.
+        x: points of the event, about as the nominal distribution has them, ``(n, d)``.
+        around: more points of the event near one, ``(1, d)``; a new component is fitted to these.
+        generator: for which of the points the next components start at.
+    """
+    _, which = x.unique(dim=0, return_inverse=True)  # equal points are held out together
+    held_out = (torch.rand(len(x), generator=generator) < 0.5)[which]
+    copies = x[:0]
+    best, least_moment, least_entropy, vain = proposal, math.inf, math.inf, 0
+    while True:
+        fitted = x if held_out.all() else torch.cat([x[~held_out], copies])
+        for _ in range(STEPS):
+            proposal = proposal.refit(fitted)
+        log_weight = proposal.log_weight(x[held_out] if held_out.any() else x)
+        moment = log_weight.logsumexp(0).item() - math.log(len(log_weight))
+        entropy = log_weight.mean().item()
+        vain += 1
+        if moment < least_moment - LEAST_GAIN:
+            best, least_moment, vain = proposal, moment, 0
+        if entropy < least_entropy - LEAST_GAIN:
+            least_entropy, vain = entropy, 0
+        room = MOST_COMPONENTS - len(proposal.components)
+        if vain > PATIENCE or not room:
+            return best
+        held_badly = proposal.log_weight(x).softmax(0)
+        count = min(1 + len(proposal.components) // 4, room, int(held_badly.count_nonzero()))
+        worst = torch.multinomial(held_badly, count, generator=generator)
+        held_out &= ~torch.isin(which, which[worst])
+        places = [around(x[[k]]) for k in worst.tolist()]
+        copies = torch.cat([copies, *places])
+        even = torch.ones(len(places[0]), dtype=torch.float64)
+        proposal = proposal.add([proposal.tilt(place, even) for place in places])

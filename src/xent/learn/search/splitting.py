@@ -1,0 +1,201 @@
+"""Multilevel splitting: a population of points that is led into an event too rare to draw.
+
+The population is kept as points would be drawn given that their scores reach a level. The next
+level is one that some of them reach; these are copied, and the copies move by Metropolis steps that
+stay above the level. Unlike a fitted distribution, a population holds many places at once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from copy import copy
+
+import torch
+from torch import Generator, Tensor
+
+from .cross_entropy_method import read_scores
+from .proposals import Proposal
+from .search_distributions import SearchDistribution
+
+MOST_LEVELS = 100
+ROUNDS = 2  # of moves after each level
+SMALLEST_STEP = 0.05
+COPIES = 64  # of a point whose surroundings are asked for, and
+COPY_ROUNDS = 6  # of their moves
+REDRAWS = 3
+
+
+class Counted:
+    """A score that counts the points it is asked about, and knows the best answer."""
+
+    def __init__(self, score: Callable[[Tensor], Tensor | Sequence[float]]) -> None:
+        self._score = score
+        self.evaluations = 0
+        self.best = -math.inf
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Scores in float64, ``(n,)``, of points ``(n, d)``."""
+        if not len(x):
+            return torch.zeros(0, dtype=torch.float64)
+        scores = read_scores(x, self._score(x))
+        self.evaluations += len(x)
+        self.best = max(self.best, scores.max().item())
+        return scores
+
+
+class Population:
+    """Points of a distribution, or a flattened one, given that their scores reach a level.
+
+    Args:
+        nominal: the distribution.
+        power: of its density; less than 1 flattens it.
+        score: what makes the levels.
+        size: how many points.
+        smoothing: the share of the parameters of the distribution in what is fitted to points.
+        generator: of all that is drawn.
+    """
+
+    def __init__(
+        self,
+        nominal: SearchDistribution,
+        power: float,
+        score: Counted,
+        size: int,
+        smoothing: float,
+        generator: Generator,
+    ) -> None:
+        self.levels: list[float] = []
+        self._nominal = nominal
+        self._power = power
+        self._law = self._at(power)
+        self._level = -math.inf
+        self._score = score
+        self._smoothing = smoothing
+        self._generator = generator
+        self.points = self._law.sample(size, generator)
+        self.scores = score(self.points)
+
+    def climb(self, threshold: float, survivors: int) -> bool:
+        """Raise the level to the threshold; whether it got there.
+
+        Args:
+            threshold: the last level.
+            survivors: how many reach the next level, if their scores differ.
+        """
+        while self._level < threshold:
+            level = self._next_level(survivors)
+            if level is None or len(self.levels) == MOST_LEVELS:
+                return False
+            self._level = min(level, threshold)
+            self.levels.append(self._level)
+            self._resample((self.scores >= self._level).double())
+            self.move(ROUNDS)
+        return True
+
+    def cool(self) -> None:
+        """Go over from the flattened distribution to the distribution itself, in even steps."""
+        while self._power < 1:
+            power = 1.0
+            while _effective(self._log_ratio(power)) < 0.5 and power > self._power + 1e-3:
+                power = (self._power + power) / 2
+            weights = self._log_ratio(power).softmax(0)
+            self._power, self._law = power, self._at(power)
+            self._resample(weights)
+            self.move(ROUNDS)
+
+    def around(self, point: Tensor) -> Tensor:
+        """Points of the population near one of them, ``(1, d)``: copies that have moved."""
+        here = copy(self)
+        here.points = point.expand(COPIES, -1).clone()
+        here.scores = torch.full((COPIES,), self._level, dtype=torch.float64)
+        here.move(COPY_ROUNDS)
+        return here.points
+
+    def enlarge(self, size: int) -> None:
+        """Copy points until there are so many."""
+        if size > len(self.points):
+            self._choose(torch.arange(size) % len(self.points))
+
+    def redraw(self, proposal: Proposal) -> None:
+        """Metropolis steps to points of a mixture, wherever these are, and some nearby."""
+        for _ in range(REDRAWS):
+            drawn = proposal.sample(len(self.points), self._generator)
+            drawn = drawn[torch.randperm(len(drawn), generator=self._generator)]
+            self._accept(drawn, proposal.log_weight(drawn) - proposal.log_weight(self.points))
+        self.move(1)
+
+    def move(self, rounds: int) -> None:
+        """Metropolis steps at all scales, which keep the distribution given the level."""
+        fitted = self._law.blend(self._law.fit(self.points), 1 - self._smoothing)
+        for _ in range(rounds):
+            size = SMALLEST_STEP ** self._uniform(len(self.points), 1)
+            self._accept(self._law.step(self.points, size, self._generator), torch.zeros(()))
+            for proposal in (self._law, fitted):
+                self._swap(proposal)
+
+    def _swap(self, proposal: SearchDistribution) -> None:
+        """Swap some coordinates with those of a drawn point, from one of them to all."""
+        n, d = self.points.shape
+        drawn = proposal.sample(n, self._generator)
+        swap = self._uniform(n, d) < d ** -self._uniform(n, 1)
+        swap.scatter_(1, (self._uniform(n, 1) * d).long(), True)
+        new = torch.where(swap, drawn, self.points)
+        rest = torch.where(swap, self.points, drawn)
+        # Hastings, of the pair: one point under the law, the other under the proposal.
+        log_ratio = (
+            self._law.log_prob(new) - self._law.log_prob(self.points)
+            + proposal.log_prob(rest) - proposal.log_prob(drawn)
+        )  # fmt: skip
+        self._accept(new, log_ratio)
+
+    def _accept(self, new: Tensor, log_ratio: Tensor) -> None:
+        """Move where Metropolis does and the score stays above the level."""
+        likely = self._uniform(len(new)).log() < log_ratio
+        tried = (likely & (new != self.points).any(1)).nonzero().flatten()
+        scores = self._score(new[tried])
+        high = scores >= self._level
+        moved = tried[high]
+        self.points[moved], self.scores[moved] = new[moved], scores[high]
+
+    def _next_level(self, survivors: int) -> float | None:
+        """The score that so many reach; where that is no progress, the next one above, if any."""
+        level = self.scores.topk(survivors).values[-1].item()
+        if level > self._level:
+            return level
+        above = self.scores[self.scores > self._level]
+        return above.min().item() if len(above) else None
+
+    def _resample(self, weights: Tensor) -> None:
+        """Copy points in proportion to their weights, as evenly as whole numbers can."""
+        n = len(weights)
+        ends = weights.cumsum(0) / weights.sum() * n
+        at = torch.arange(n) + self._uniform(1)
+        self._choose(torch.searchsorted(ends, at, right=True).clamp(max=n - 1))
+
+    def _at(self, power: float) -> SearchDistribution:
+        return self._nominal if power == 1 else self._nominal.flatten(power)
+
+    def _log_ratio(self, power: float) -> Tensor:
+        return self._at(power).log_prob(self.points) - self._law.log_prob(self.points)
+
+    def _choose(self, index: Tensor) -> None:
+        index = index[torch.randperm(len(index), generator=self._generator)]
+        self.points, self.scores = self.points[index], self.scores[index]
+
+    def _uniform(self, *shape: int) -> Tensor:
+        return torch.rand(*shape, dtype=torch.float64, generator=self._generator)
+
+
+def pool(populations: list[Population]) -> Population:
+    """The points of several populations of one distribution at one level, in no order."""
+    one = copy(populations[0])
+    one.points = torch.cat([each.points for each in populations])
+    one.scores = torch.cat([each.scores for each in populations])
+    one._choose(torch.arange(len(one.points)))
+    return one
+
+
+def _effective(log_weights: Tensor) -> float:
+    """The share of equally weighted points that would tell as much."""
+    return 1 / (len(log_weights) * log_weights.softmax(0).square().sum().item())
