@@ -204,8 +204,9 @@ def test_decimal_commas(read):
     found, _ = read(text, decimal=".", separator=";")  # the column says itself what 1,234 is
     assert found["a"] == [0.5, 1.234, 2]
     assert read(lines("a;y", "1,234;p"), decimal=".")[0]["a"] == [1234]
-    with pytest.raises(UserError, match="both ','"):
-        read(text, separator=",", decimal=",")
+    for separator in (";", ","):  # 3.750 is what the sure ones make of it
+        text = lines("a;b;y", '"39,1";3.750;p', '"40,25";4.500;q').replace(";", separator)
+        assert read(text)[0] == {"a": [39.1, 40.25], "b": [3750, 4500], "y": ["p", "q"]}
 
 
 def test_cells_with_other_separators_in_them(read):

@@ -73,5 +73,7 @@ def test_strangers_are_counted_and_located():
     ]  # fmt: skip
     assert all(math.isnan(one.number) for one in found.missing.examples)
     assert [one[:] for one in found.written.examples] == [("5%", 0.05, 1, 3), ("1,000", 1000, 1, 9)]
+    thousands = numbers_of(column("3.750", "1.250"), decimal=",")
+    assert [one[:2] for one in thousands.written.examples] == [("3.750", 3750), ("1.250", 1250)]
     many = numbers_of(column(*map(str, range(200)), *(f"x{k}" for k in range(20))))
     assert (many.missing.rows, many.missing.values, len(many.missing.examples)) == (20, 20, 5)

@@ -16,9 +16,9 @@ from .console import UserError, progress_bar
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars", " ": "blanks"}
 USUAL = tuple(SEPARATORS)[:-1]  # all but blanks, of which text has many
 BLOCK = 1 << 24  # bytes parsed at a time; of 1 MB, wide tables take three times as long
-SAMPLE_BYTES, SAMPLE_LINES = 1 << 22, 100  # what guesses are made from
+SAMPLE_BYTES, SAMPLE_LINES, SAMPLE_CELLS = 1 << 22, 100, 100_000  # what guesses are made from
+FEWEST_LINES = 5  # however many cells they have
 NUMBER = re.compile(r"[+-]?(\d+([.,]\d*)?|[.,]\d+)([eE][+-]?\d+)?%?")
-DECIMAL_COMMA, DECIMAL_POINT = re.compile(r"[+-]?\d+,\d+"), re.compile(r"[+-]?\d+\.\d+")
 CONTROL = re.compile("[\0-\x08\x0e-\x1f\x7f]")
 SEPARATOR_LINE = re.compile(r'"?sep=(.)"?\r?\n')  # which some programs write for Excel
 MARKS = {  # byte order marks, and what they stand for; the longer ones first
@@ -176,8 +176,13 @@ def _sample(path: Path, encoding: str) -> str:
 def _rows(sample: str, separator: str) -> list[list[str]]:
     """The cells of each line that is not blank; nothing if it cannot be cut that way."""
     try:
-        rows = csv.reader(io.StringIO(sample, newline=""), delimiter=separator)
-        return [row for row in rows if row]
+        found, cells = [], 0
+        for row in csv.reader(io.StringIO(sample, newline=""), delimiter=separator):
+            found += [row] if row else []
+            cells += len(row)
+            if cells > SAMPLE_CELLS and len(found) > FEWEST_LINES:
+                break
+        return found
     except csv.Error:  # a "cell" of 128 KB
         return []
 
@@ -210,14 +215,21 @@ def _is_number(cell: str) -> bool:
     return NUMBER.fullmatch(cell) is not None
 
 
-def _decimal(rows: list[list[str]], separator: str) -> str:
-    """The decimal mark; a comma only where it does not separate."""
+def _decimal(rows: list[list[str]]) -> str:
+    """The decimal mark that most numbers have; those that may be thousands only if all may be."""
     cells = [cell for row in rows for cell in row]
-    commas, points = (
-        sum(pattern.fullmatch(cell) is not None for cell in cells)
-        for pattern in (DECIMAL_COMMA, DECIMAL_POINT)
-    )
-    return "," if separator != "," and commas > points else "."
+
+    def count(pattern: str) -> int:
+        return sum(re.fullmatch(pattern, cell) is not None for cell in cells)
+
+    def numbers(mark: str) -> tuple[int, int]:
+        found = count(rf"[+-]?\d+{mark}\d+")
+        return found - count(rf"[+-]?[1-9]\d?\d?{mark}\d{{3}}"), found
+
+    commas, points = numbers(","), numbers(r"\.")
+    if commas[0] or points[0]:
+        return "," if commas[0] > points[0] else "."
+    return "," if commas[1] > points[1] else "."
 
 
 def _has_header(first: list[str], body: list[list[str]]) -> bool:
@@ -287,9 +299,7 @@ def _guess(sample: str, form: Format, known: frozenset[str]) -> _Guess:
     separator = form.separator or _separator(sample)
     raw, *body = _rows(sample, separator) or [[]]
     first, body = _stripped(raw), [*map(_stripped, body)]
-    decimal = form.decimal or _decimal(body, separator)
-    if separator == decimal:
-        raise UserError(f"the separator and the decimal mark are both {decimal!r}")
+    decimal = form.decimal or _decimal(body)
     marks = []
     if not form.separator and separator != ",":
         marks.append(f"{SEPARATORS[separator]} between the cells (--separator names another mark)")

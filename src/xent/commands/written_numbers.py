@@ -109,7 +109,8 @@ def numbers_of(
     nothing = not number.any() and strange > 0
     if nothing or strange > most * (counts[number].sum() + strange):
         return None
-    plain = pc.match_substring_regex(trimmed, PLAIN).to_numpy(zero_copy_only=False)
+    at_sight = pc.if_else(pc.match_substring_regex(trimmed, PLAIN), trimmed, None)
+    plain = pc.cast(at_sight, "float64").to_numpy(zero_copy_only=False) == values
     there, rows = np.unique(codes, return_index=True)
     firsts = np.zeros(len(words), int)
     firsts[there[there >= 0]] = rows[there >= 0] + 1
