@@ -2,6 +2,8 @@
 
 import json
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -253,3 +255,23 @@ def test_a_target_that_is_none_leads_to_the_others(fit, tmp_path, capsys):
     assert cli.main(["fit", "a.csv"]) == 2
     assert "a quantity rather than a class" in (said := capsys.readouterr().err)
     assert "(columns with few values: 'n', 'c')" in said
+
+
+# ---- the page ------------------------------------------------------------------------------------
+
+
+def test_the_page_shows_what_is_said(tmp_path, monkeypatch, capsys):
+    page = (Path(__file__).parents[1] / "docs/tables.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    for name, text in re.findall(r"```csv (\S+)\n(.*?)```", page, re.DOTALL):
+        encoding = "cp1252" if name == "penguins.csv" else "utf-8"
+        (tmp_path / name).write_text(text, encoding=encoding)
+    for words, shown in re.findall(r"```console\n\$ xent (.*?)\n(.*?)```", page, re.DOTALL):
+        assert cli.main(words.split()) == 0
+        told = capsys.readouterr()
+        said = iter(re.split(r"[\r\n]+", told.err + told.out))
+        for line in shown.splitlines():
+            start = line.removesuffix("...")
+            assert any(one == line or (start != line and one.startswith(start)) for one in said), (
+                line
+            )

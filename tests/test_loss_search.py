@@ -367,5 +367,7 @@ def test_tables_that_are_none(tmp_path, capsys):
         assert message in capsys.readouterr().err
     assert cli.main(["search", str(tmp_path / "none.csv")]) == 2
     assert "cannot be read" in capsys.readouterr().err
+    assert cli.main(["search", "--decimal", ","]) == 2
+    assert "--decimal is about a table; name one" in capsys.readouterr().err
     assert cli.main(["search", good, "--steps", "0"]) == 2
     assert "--steps" in capsys.readouterr().err

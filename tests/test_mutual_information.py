@@ -463,6 +463,7 @@ def test_the_command_refuses(in_csv, tmp_path, capsys):
         ([in_csv, "--target", "good"], "a quantity rather than a class"),
         (["--synthetic", "--dims", "0"], "--dims must be at least 1"),
         (["--synthetic", "--rows", "3"], "--rows"),
+        (["--synthetic", "--drop", "a"], "--drop is about a table; with --synthetic there is none"),
     ):
         assert cli.main(["mi", *words, *out]) == 2
         assert message in capsys.readouterr().err

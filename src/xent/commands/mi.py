@@ -11,7 +11,12 @@ from .console import UserError, as_options, progress_bar, say, say_json, table
 from .features import Encoding
 from .plot import require_matplotlib
 from .run_folder import RECORD, RunFolder
-from .table_options import add_table_arguments, reading_of, table_to_learn_from
+from .table_options import (
+    add_table_arguments,
+    reading_of,
+    refuse_table_options,
+    table_to_learn_from,
+)
 
 USAGE = "xent mi TABLE [--target COLUMN] [--each] [options]\n       xent mi --synthetic [options]"
 EPILOG = """\
@@ -115,6 +120,7 @@ def _jobs(args: argparse.Namespace) -> dict[str, Job]:
     if args.synthetic == bool(args.table):
         raise UserError("name a table, or give --synthetic: one of the two")
     if args.synthetic:
+        refuse_table_options(args, "with --synthetic there is none")
         return _synthetic(args)
     columns, y = table_to_learn_from(args.table, reading_of(args), args.missing)
     args.target, args.notes = columns.target, columns.said  # for the record

@@ -19,7 +19,12 @@ from .features import Encoding
 from .run_folder import RECORD as RESULT
 from .run_folder import RunFolder
 from .table import Reading
-from .table_options import add_table_arguments, reading_of, table_to_learn_from
+from .table_options import (
+    add_table_arguments,
+    reading_of,
+    refuse_table_options,
+    table_to_learn_from,
+)
 
 FRESH = 1_000_000  # rounds from here on are for the test; no search gets that far
 FEWEST = 40  # rows
@@ -59,6 +64,8 @@ def run(args: argparse.Namespace) -> int:
     for name in ("steps", "hidden"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name} must be at least 1, got {getattr(args, name)}")
+    if not args.data:
+        refuse_table_options(args, "name one")
     rows = read_csv(args.data, reading_of(args), args.missing) if args.data else _digits()
     x, y = rows.x, rows.y
     order = torch.randperm(len(y), generator=torch.Generator().manual_seed(args.seed))

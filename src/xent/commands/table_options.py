@@ -14,6 +14,7 @@ from .held_out import say_target
 from .table import Reading, Table, read_table
 
 LEARNING = ("missing", "keep")  # options about a table to learn from
+OPTIONS = ("separator", "decimal", "encoding", "header", "na_values", "drop", *LEARNING)
 ESCAPES = {"\\t": "\t", "tab": "\t"} | {
     word: mark for mark, name in SEPARATORS.items() for word in (name, name.removesuffix("s"))
 }
@@ -26,7 +27,7 @@ def add_table_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add = group.add_argument
     add("--separator", metavar="MARK", help="between two cells: , ; | tab blank")
-    add("--decimal", choices=(".", ","), help="the decimal mark")
+    add("--decimal", choices=(".", ","), metavar="MARK", help="in numbers: . or ,")
     add("--encoding", metavar="NAME", help="of the text: utf-8, cp1252, utf-16, ...")
     add(
         "--header", action=argparse.BooleanOptionalAction,
@@ -44,8 +45,15 @@ def add_table_arguments(parser: argparse.ArgumentParser) -> None:
     add("--drop", nargs="+", action="extend", metavar="COLUMN", help="leave these columns out")
     add(
         "--keep", nargs="+", action="extend", metavar="COLUMN",
-        help="keep these, which would be left out as row numbers, an index, or names",
+        help="keep these, which would be left out as an index or as names",
     )  # fmt: skip
+
+
+def refuse_table_options(args: argparse.Namespace, where: str) -> None:
+    """Raise :class:`UserError` if an option about a table is given where there is none."""
+    for name in OPTIONS:
+        if getattr(args, name) is not None:
+            raise UserError(f"--{name.replace('_', '-')} is about a table; {where}")
 
 
 def reading_of(args: argparse.Namespace) -> Reading:
