@@ -5,6 +5,7 @@ import gzip
 import sys
 from datetime import date
 from decimal import Decimal
+from time import process_time
 
 import numpy as np
 import pytest
@@ -301,6 +302,19 @@ def test_a_column_that_counts_rows_is_named_and_kept(read):
     assert said == [
         "column 'id' counts the rows; if that is all it does, leave it out by --drop id"
     ]
+
+
+def test_the_time_grows_with_the_columns_and_not_with_their_square(read):
+    names = [f"x{k}" for k in range(6000)]
+    text = lines(",".join(names), *(",".join(f"{k}.{i}" for k in range(6000)) for i in range(3)))
+    begin = process_time()
+    assert len(read(text)[0]) == 6000
+    assert process_time() - begin < 5  # seconds; it was 14
+
+
+def test_values_that_are_named_as_missing(read):
+    found, _ = read(lines("a,b,y", "-99,inf,p", "1,2.5,gone"), gaps=("-99", "inf", "gone"))
+    assert found == {"a": [None, 1], "b": [None, 2.5], "y": ["p", None]}
 
 
 def test_columns_that_are_dropped(read):
