@@ -166,8 +166,8 @@ def test_unseen_categories_gaps_and_infinities_count_as_the_average():
     ]))  # fmt: skip
     assert [line.split(":")[0] for line in missing] == ["column 'a'", "column 'c'", "column 'b'"]
     assert "the average of what was learnt from stands there" in missing[0]
-    assert "not there to learn from: inf (1), in 1 of 3 rows, the first 2" in unseen[0]
-    assert "not there to learn from: 'w' (1), in 1 of 3 rows, the first 1" in unseen[1]
+    assert "not there to learn from: inf (1), in 1 of 3 rows, the first row 2" in unseen[0]
+    assert "not there to learn from: 'w' (1), in 1 of 3 rows, the first row 1" in unseen[1]
 
 
 def test_one_odd_row_does_not_stop_the_others(fit, tmp_path):

@@ -101,7 +101,7 @@ def _examples(strangers: Strangers) -> str:
     words, rows = [], 0
     for text, number, count, first in strangers.examples:
         value = "" if np.isnan(number) else f" = {number:.15g}"
-        where = f"row {first}" if count == 1 else f"{count:,} rows, the first {first}"
+        where = f"row {first}" if count == 1 else f"{count:,} rows, the first row {first}"
         words.append(f"{text!r}{value} ({where})")
         rows += count
     more = strangers.values - len(words)

@@ -321,5 +321,6 @@ def _unseen(table: Table, name: str, strange: np.ndarray) -> str:
     words = listed([f"{one['values']!r} ({one['counts']:,})" for one in values], 5)
     return (
         f"column {name!r}: not there to learn from: {words}, in {len(rows):,} of {len(strange):,} "
-        f"rows, the first {table.rows[rows[0]]}; the average of what was learnt from stands there"
+        f"rows, the first row {table.rows[rows[0]]}; the average of what was learnt from stands "
+        "there"
     )
