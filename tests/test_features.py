@@ -57,6 +57,7 @@ def gapped(rows):
 
 
 def test_gaps_are_filled_and_marked_as_scikit_learn_does(fit, tmp_path):
+    pytest.importorskip("pandas")
     columns, other = gapped(300), gapped(100)
     for name, some in (("a.parquet", columns), ("b.parquet", other)):
         parquet.write_table(pa.table(some), tmp_path / name)
