@@ -109,7 +109,7 @@ def test_what_else_is_done_about_gaps():
     assert (kept.rows.tolist(), len(kept.said)) == ([1], 2)
     assert "column 'y', the target: 1 of 4 values are missing, the first in row 4" in kept.said[0]
     assert "2 of 3 rows have gaps in columns 'a', 'b'; they are left out" in kept.said[1]
-    kept = prepared(gaps(), "fill")
+    kept = prepared(gaps(), "fill", ())
     assert (kept.rows.tolist(), len(kept.said)) == ([1, 2, 3], 3)
     assert classes_of(kept).tolist() == ["p", "q", "p"]
     with pytest.raises(UserError, match="'y', the target: 1 of 4 values are missing"):
@@ -124,7 +124,7 @@ def test_what_else_is_done_about_gaps():
 
 def test_many_columns_with_gaps_are_told_of_in_short(capsys):
     columns = {f"x{k}": pa.array([None, 1.0, 2.0]) for k in range(40)}
-    said = prepared(table(**columns, y=pa.array([1, 2, 1])), "fill").said
+    said = prepared(table(**columns, y=pa.array([1, 2, 1])), "fill", ()).said
     told = capsys.readouterr().err.splitlines()
     assert (len(said), len(told)) == (40, 13)
     assert told[-1] == "and likewise 28 more columns, each in the record"

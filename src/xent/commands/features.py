@@ -156,12 +156,11 @@ class Encoding(NamedTuple):
             return wanted
         found, used = [], set()
         for one in wanted:
-            number = 1
-            while one in used or (number > 1 and one in names):
-                number += 1
-                one = f"{one.removesuffix(f' ({number - 1})')} ({number})"
-            used.add(one)
-            found.append(one)
+            name, number = one, 2
+            while name in used or (name != one and name in names):
+                name, number = f"{one} ({number})", number + 1
+            used.add(name)
+            found.append(name)
         return found
 
     def features(self, table: Table) -> Features:
@@ -200,7 +199,8 @@ def prepared(table: Table, missing: str, keep: Container[str] | None = None) -> 
         table: what was read.
         missing: what to do about gaps in features, one of :data:`MISSING`. Rows without a target
             are left out, if they are not refused.
-        keep: columns of text that are no names, whatever they look like; None keeps all.
+        keep: columns of text that are no names, whatever they look like; None for a table that is
+            not learnt from: it keeps all, and its gaps are for the encoding to tell of.
 
     Raises:
         UserError: if nothing is left, a column cannot be used, or gaps are refused.
@@ -214,7 +214,15 @@ def prepared(table: Table, missing: str, keep: Container[str] | None = None) -> 
         )
     for name in table.columns:
         _check(table, name)
-    return _without_gaps(_with_target(table, missing), missing)
+    table = _with_target(table, missing)
+    if missing != "fill":
+        return _without_gaps(table, missing)
+    if keep is not None:
+        kinds = {name: kind_of(table.columns[name]) for name in table.with_gaps}
+        table.say_each(
+            [f"{_gaps(table, name)}; {_filled(name, kinds[name], True)}" for name in kinds]
+        )
+    return table
 
 
 def classes_of(table: Table) -> np.ndarray:
@@ -271,28 +279,21 @@ def _with_target(table: Table, missing: str) -> Table:
 
 
 def _without_gaps(table: Table, missing: str) -> Table:
-    """The rows that are not left out for a gap in a feature."""
+    """The rows without a gap in a feature, or an error if there is one."""
     names = table.with_gaps
-    if missing == "refuse" and names:
+    if not names:
+        return table
+    if missing == "refuse":
         raise UserError(
             f"{_gaps(table, names[0])}; --missing fill puts the mean there, --missing drop leaves "
             f"out the rows, --drop {quoted(names[0])} the column"
         )
-    if missing == "fill":
-        table.say_each(
-            [
-                f"{_gaps(table, name)}; {_filled(name, kind_of(table.columns[name]), True)}"
-                for name in names
-            ]
-        )
-    if missing == "drop" and names:
-        whole = np.logical_and.reduce([table.columns[name].is_valid().to_numpy() for name in names])
-        where = f"in {'column' if len(names) == 1 else 'columns'} {listed(map(repr, names))}"
-        if not whole.any():
-            raise UserError(f"no row is without a gap {where}; --drop some columns")
-        table.say(f"{(~whole).sum():,} of {len(table):,} rows have gaps {where}; they are left out")
-        return table.take(whole)
-    return table
+    whole = np.logical_and.reduce([table.columns[name].is_valid().to_numpy() for name in names])
+    where = f"in {'column' if len(names) == 1 else 'columns'} {listed(map(repr, names))}"
+    if not whole.any():
+        raise UserError(f"no row is without a gap {where}; --drop some columns")
+    table.say(f"{(~whole).sum():,} of {len(table):,} rows have gaps {where}; they are left out")
+    return table.take(whole)
 
 
 def _gaps(table: Table, name: str, role: str = "") -> str:

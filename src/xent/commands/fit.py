@@ -139,6 +139,8 @@ def _rows(args: argparse.Namespace) -> tuple[Rows, Rows, Encoding, str, list[str
         test.about = "rows to test on: "
     encoding = Encoding.of(train, table.with_gaps)
     learnt, held_out = encoding.features(train), encoding.features(test)
+    if args.test_data:  # those of the table are told of already
+        test.say_each(held_out.missing)
     test.say_each(held_out.unseen)
     train, test = Rows(learnt.x, classes_of(train)), Rows(held_out.x, classes_of(test))
     return train, test, encoding, table.target, table.said
@@ -214,7 +216,8 @@ def _use(args: argparse.Namespace) -> int:
     kinds = encoding.kinds | {named: _kind_of_classes(model)}
     table = read_table(args.table, reading_of(args)._replace(target=named), kinds)
     features = encoding.features(table)
-    table.say_each(features.missing + features.unseen)
+    table.say_each(features.missing)
+    table.say_each(features.unseen)
     folder = RunFolder(args.out or "runs/predict")
     folder.begin(PREDICTIONS, RECORD, PICTURE)
     failure = folder.save(PREDICTIONS, _predictions(model, features.x))

@@ -21,7 +21,7 @@ from .parquet_files import is_parquet, read_parquet
 from .written_numbers import MOST_STRANGERS
 
 UNNAMED = re.compile(r"|Unnamed: \d+|__index_level_\d+__")  # the last two are what pandas writes
-FEWEST_COUNTED = 20  # rows that a column must count to be no feature
+FEWEST_COUNTED = 20  # rows that a column must count for it to be told
 MOST_SAID = 12  # columns with the same peculiarity; the record has all
 
 
@@ -143,11 +143,9 @@ def read_table(
     table = Table(columns, reading.target or "", [], reading.about)
     for text in said:
         table.say(text)
-    return (
-        _as_known(table, reading, kinds, decimal)
-        if kinds
-        else _guess(table, reading, unnamed, decimal)
-    )
+    if kinds:
+        return _as_known(table, reading, kinds, decimal)
+    return _guess(table, reading, unnamed, decimal)
 
 
 def _content(
