@@ -200,7 +200,7 @@ def test_decimal_commas(read):
     assert found == {"a": [0.5, 1.234, 2], "b": [1234.5, 7.5, 1], "y": ["p", "q", "p"]}
     assert said[0] == (
         "the table has semicolons between the cells (--separator names another mark) and decimal "
-        "commas (--decimal . for points)"
+        "commas in 'a', 'b' (--decimal . for points)"
     )
     found, _ = read(text, decimal=".", separator=";")  # the column says itself what 1,234 is
     assert found["a"] == [0.5, 1.234, 2]
@@ -208,6 +208,14 @@ def test_decimal_commas(read):
     for separator in (";", ","):  # 3.750 is what the sure ones make of it
         text = lines("a;b;y", '"39,1";3.750;p', '"40,25";4.500;q').replace(";", separator)
         assert read(text)[0] == {"a": [39.1, 40.25], "b": [3750, 4500], "y": ["p", "q"]}
+
+
+def test_one_column_of_decimal_commas_between_commas(read):
+    found, said = read(lines("a,b,y", '"1,25",1.234,p', '"2,5",2.5,q'))
+    assert found == {"a": [1.25, 2.5], "b": [1.234, 2.5], "y": ["p", "q"]}
+    assert said == [
+        "column 'a' holds numbers; written in another way: '1,25' = 1.25 (row 1), '2,5' = 2.5 (row 2)"
+    ]
 
 
 def test_cells_with_other_separators_in_them(read):

@@ -7,10 +7,12 @@ import csv
 import io
 import re
 from collections import Counter
+from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+from .columns import listed
 from .console import UserError, progress_bar
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars", " ": "blanks"}
@@ -18,6 +20,7 @@ USUAL = tuple(SEPARATORS)[:-1]  # all but blanks, of which text has many
 BLOCK = 1 << 24  # bytes parsed at a time; of 1 MB, wide tables take three times as long
 SAMPLE_BYTES, SAMPLE_LINES, SAMPLE_CELLS = 1 << 22, 100, 100_000  # what guesses are made from
 FEWEST_LINES = 5  # however many cells they have
+THOUSANDS = re.compile(r"[+-]?[1-9]\d?\d?[.,]\d{3}")  # perhaps, and perhaps a decimal fraction
 NUMBER = re.compile(r"[+-]?(\d+([.,]\d*)?|[.,]\d+)([eE][+-]?\d+)?%?")
 CONTROL = re.compile("[\0-\x08\x0e-\x1f\x7f]")
 SEPARATOR_LINE = re.compile(r'"?sep=(.)"?\r?\n')  # which some programs write for Excel
@@ -215,21 +218,28 @@ def _is_number(cell: str) -> bool:
     return NUMBER.fullmatch(cell) is not None
 
 
-def _decimal(rows: list[list[str]]) -> str:
-    """The decimal mark that most numbers have; those that may be thousands only if all may be."""
+def _decimal(rows: list[list[str]], separator: str) -> str:
+    """The decimal mark that most numbers have; those that may be thousands only if all may be.
+
+    Between commas it is one only where no number has a point: else some columns may be odd.
+    """
     cells = [cell for row in rows for cell in row]
+    commas, points = (_numbers_with(mark, cells) for mark in (",", "."))
+    sure_commas, sure_points = (
+        len(found) - sum(THOUSANDS.fullmatch(cell) is not None for cell in found)
+        for found in (commas, points)
+    )
+    if separator == ",":
+        return "," if sure_commas and not sure_points else "."
+    if sure_commas or sure_points:
+        return "," if sure_commas > sure_points else "."
+    return "," if len(commas) > len(points) else "."
 
-    def count(pattern: str) -> int:
-        return sum(re.fullmatch(pattern, cell) is not None for cell in cells)
 
-    def numbers(mark: str) -> tuple[int, int]:
-        found = count(rf"[+-]?\d+{mark}\d+")
-        return found - count(rf"[+-]?[1-9]\d?\d?{mark}\d{{3}}"), found
-
-    commas, points = numbers(","), numbers(r"\.")
-    if commas[0] or points[0]:
-        return "," if commas[0] > points[0] else "."
-    return "," if commas[1] > points[1] else "."
+def _numbers_with(mark: str, cells: Iterable[str]) -> list[str]:
+    """The cells that are digits, a mark and digits."""
+    pattern = re.compile(rf"[+-]?\d+{re.escape(mark)}\d+")
+    return [cell for cell in cells if pattern.fullmatch(cell)]
 
 
 def _has_header(first: list[str], body: list[list[str]]) -> bool:
@@ -299,14 +309,7 @@ def _guess(sample: str, form: Format, known: frozenset[str]) -> _Guess:
     separator = form.separator or _separator(sample)
     raw, *body = _rows(sample, separator) or [[]]
     first, body = _stripped(raw), [*map(_stripped, body)]
-    decimal = form.decimal or _decimal(body)
-    marks = []
-    if not form.separator and separator != ",":
-        marks.append(f"{SEPARATORS[separator]} between the cells (--separator names another mark)")
-    if not form.decimal and decimal != ".":
-        marks.append("decimal commas (--decimal . for points)")
-    if marks:
-        said.append(f"the table has {' and '.join(marks)}")
+    decimal = form.decimal or _decimal(body, separator)
     header = form.header
     if header is None:
         header = bool(known & set(first)) or _has_header(first, body)
@@ -321,6 +324,15 @@ def _guess(sample: str, form: Format, known: frozenset[str]) -> _Guess:
     called = []
     if header and (others := _odd_names(sample, first, body)):
         names, called, before = others, [f"{k}" for k in range(len(others))], before + 1
+    marks = []
+    if not form.separator and separator != ",":
+        marks.append(f"{SEPARATORS[separator]} between the cells (--separator names another mark)")
+    if not form.decimal and decimal != ".":
+        columns = zip(names, zip(*body, strict=False), strict=False)
+        where = listed([repr(name) for name, cells in columns if _numbers_with(",", cells)], 5)
+        marks.append(f"decimal commas in {where} (--decimal . for points)")
+    if marks:
+        said.insert(0, f"the table has {' and '.join(marks)}")
     return _Guess(separator, decimal, header, names, raw, called, before, said)
 
 
