@@ -214,7 +214,8 @@ def test_one_column_of_decimal_commas_between_commas(read):
     found, said = read(lines("a,b,y", '"1,25",1.234,p', '"2,5",2.5,q'))
     assert found == {"a": [1.25, 2.5], "b": [1.234, 2.5], "y": ["p", "q"]}
     assert said == [
-        "column 'a' holds numbers; written in another way: '1,25' = 1.25 (row 1), '2,5' = 2.5 (row 2)"
+        "column 'a' holds numbers; written in another way: '1,25' = 1.25 (row 1), '2,5' = 2.5 "
+        "(row 2)"
     ]
 
 
@@ -295,6 +296,15 @@ def test_a_line_that_names_the_separator(read):
 def test_first_lines_that_do_not_belong_to_the_others(text, read):
     with pytest.raises(UserError, match="is there a title above the names, or another --separator"):
         read(text)
+
+
+def test_text_that_is_mostly_numbers(read):
+    found, said = read(lines("a,y", "1,0", "2,1", "A,x", "3,0"))
+    assert found == {"a": ["1", "2", "A", "3"], "y": ["0", "1", "x", "0"]}
+    assert said == [
+        "column 'a' stays text; no numbers are 'A' (row 3)",
+        "column 'y' stays text; no numbers are 'x' (row 3)",
+    ]
 
 
 def test_question_marks_in_text_are_gaps(read):

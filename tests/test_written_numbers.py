@@ -46,9 +46,12 @@ def test_at_most_one_in_ten_may_be_something_else(gaps):
     some = [str(k) for k in range(90)] + ["?"] * gaps
     found = numbers_of(column(*some, *["x"] * 10))
     assert found.column.to_pylist() == [*range(90), *[None] * (gaps + 10)]
-    assert numbers_of(column(*some, *["x"] * 11)) is None
+    text = numbers_of(column(*some, *["x"] * 11))
+    assert text.column is None
+    assert text.missing == (11, 1, [("x", pytest.approx(math.nan, nan_ok=True), 11, 91 + gaps)])
     assert numbers_of(column(*some, *["x"] * 11), most=1.0) is not None
-    assert numbers_of(column(*some, "x"), most=0.0) is None
+    assert numbers_of(column(*some, "x"), most=0.0).column is None
+    assert numbers_of(column("1", "x", "y"), most=1.0).column.to_pylist() == [1, None, None]
 
 
 def test_words_are_no_numbers():

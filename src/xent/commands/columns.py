@@ -61,9 +61,10 @@ def plain(column: Any, gaps: Sequence[str], decimal: str, most: float | None) ->
     if kind != TEXT:
         return column, ""
     found = None if declared or most is None else numbers_of(column, gaps, decimal, most)
-    if found is None:
+    if found is None or found.column is None:
         column = pc.utf8_trim_whitespace(column)
-        return pc.if_else(pc.is_in(column, pyarrow.array(["", "?", *gaps])), None, column), ""
+        said = f"stays text; no numbers are {_examples(found.missing)}" if found else ""
+        return pc.if_else(pc.is_in(column, pyarrow.array(["", "?", *gaps])), None, column), said
     said = _strange(found.missing, found.written)
     return _whole(found.column), f"holds numbers; {said}" if said else ""
 

@@ -55,8 +55,9 @@ class Numbers(NamedTuple):
     """A column of text as numbers.
 
     Attributes:
-        column: an Arrow array of float64; null where there is no number.
-        missing: values that stand for no number.
+        column: an Arrow array of float64, null where there is no number; None if too many values
+            are something else for that.
+        missing: values that stand for no number; without a column, those that are no gaps either.
         written: values that are numbers, written in another way.
     """
 
@@ -87,7 +88,7 @@ def numbers_of(
         most: the largest share of values that may be neither a number nor a gap.
 
     Returns:
-        None if the column holds something else.
+        None if the column holds more other values than numbers.
     """
     import pyarrow
 
@@ -106,9 +107,10 @@ def numbers_of(
     values[gap] = np.nan
     number = ~np.isnan(values)
     strange = counts[~number & ~gap].sum()
-    nothing = not number.any() and strange > 0
-    if nothing or strange > most * (counts[number].sum() + strange):
+    numbers = counts[number].sum()
+    if strange and (not numbers or strange > max(most, 0.5) * (numbers + strange)):
         return None
+    usable = strange <= most * (numbers + strange)
     at_sight = pc.if_else(pc.match_substring_regex(trimmed, PLAIN), trimmed, None)
     plain = pc.cast(at_sight, "float64").to_numpy(zero_copy_only=False) == values
     there, rows = np.unique(codes, return_index=True)
@@ -124,8 +126,10 @@ def numbers_of(
         ]
         return Strangers(int(counts[found].sum()), len(found), examples)
 
-    numbers = np.append(values, np.nan)[codes]  # -1, the null, is the last
-    column = pyarrow.chunked_array([pyarrow.array(numbers, from_pandas=True)])
+    if not usable:
+        return Numbers(None, strangers(~number & ~gap), strangers(number & ~plain))
+    whole = np.append(values, np.nan)[codes]  # -1, the null, is the last
+    column = pyarrow.chunked_array([pyarrow.array(whole, from_pandas=True)])
     empty = pc.equal(trimmed, "").to_numpy(zero_copy_only=False)
     return Numbers(column, strangers(~number & ~empty), strangers(number & ~plain))
 
