@@ -91,6 +91,19 @@ def test_rarer_events_take_hardly_more_points_for_the_same_error():
     assert 1.2 < (ratios[1] / ratios[0]) ** 2 < 3  # points for the same relative error
 
 
+def test_ten_times_as_many_are_drawn_where_few_tell_little():
+    exact = TAIL(3.998) - TAIL(4.002)
+    found = rare_event(
+        lambda x: -(x[:, 0] - 4).abs(), -0.002, normal(1), population=500, final=2000
+    )
+    assert found.interval[0] < exact < found.interval[1]
+    assert 20 < found.effective < 100
+    assert len(found.distribution.sample(10)) == 10
+    more = rare_event(lambda x: x[:, 0], 4, normal(1), population=500, final=2000)
+    assert more.effective > 100
+    assert found.bound < more.bound  # of 2500 nominal points in place of 700
+
+
 def test_the_same_seed_the_same_estimate():
     score, nominal, threshold, _ = CASES["coins"]
     one, again, other = (rare_event(score, threshold, nominal, seed=s) for s in (3, 3, 4))

@@ -29,7 +29,9 @@ FLATTENED = 1 / 9  # the power of the density: three times the standard deviatio
 MOST_REFITS = 6  # of the mixture, each to a population redrawn by the one before
 LEAST_GAIN = 0.1  # nats of the second moment, for a further one
 PER_COMPONENT = 100  # points of that population
-FEWEST = 20  # effective points; with fewer there is no number
+ENOUGH = 100  # effective points; with fewer there are drawn
+MORE = 10  # times as many, and
+FEWEST = 20  # is what a number takes
 DEVIATIONS = 2.5758  # of a normal distribution, between which 99 % lie
 MARGIN = DEVIATIONS / 2  # of a standard error, so that two of them hold as much
 DOUBT = 0.05  # how often the bound may be exceeded
@@ -96,7 +98,8 @@ def rare_event(
             keeps a choice possible that was not seen; without it the estimate could miss its share.
         defensive: the share of ``v`` that is ``u`` itself, so that no point counts more than one
             over it.
-        final: points for the estimate, drawn apart.
+        final: points for the estimate, drawn apart; ten times as many anew where these tell less
+            than 100 hits of equal weight would.
         seed: of the points.
 
     Returns:
@@ -163,23 +166,28 @@ def rare_event(
     else:
         start = Proposal.start(nominal, defensive, smoothing)
         distribution = _fit(start, inside, generator)
-        found = _weighted_estimate(counted, threshold, distribution, inside, final, generator)
+        for times in (1, MORE):  # of which only the last count: to choose among both has a bias
+            draw = (counted, threshold, distribution, final, times, generator)
+            found = _weighted_estimate(inside, *draw)
+            if found.effective >= ENOUGH:
+                break
     levels = first.levels or [float(threshold)]
     bound = _chernoff(hits + found.hits, population + found.drawn, DOUBT)[1]
     p, error, interval = found.probability, MARGIN * found.deviation, found.interval
-    effective, message = (p / found.deviation) ** 2, ""
-    if effective < FEWEST:
+    message = ""
+    if found.effective < FEWEST:
         p, error, interval = math.nan, math.nan, (0.0, bound)
         message = (
             f"the scores reach {counted.best:g}, not {threshold:g}: the event may be impossible, "
             "or too rare to be found"
             if counted.best < threshold
-            else f"the draws amount to {effective:.1f} points of the event, and a number takes "
-            f"{FEWEST}: it has more places than `population` holds, or `final` is too small"
+            else f"the draws amount to {found.effective:.1f} points of the event, and a number "
+            f"takes {FEWEST}: it has more places than `population` holds, or `final` is too small"
         )
     return RareEvent(
-        p, error, interval, bound, effective, levels, distribution, counted.evaluations, message
-    )
+        p, error, interval, bound, found.effective, levels, distribution, counted.evaluations,
+        message,
+    )  # fmt: skip
 
 
 class _Estimate(NamedTuple):
@@ -190,6 +198,11 @@ class _Estimate(NamedTuple):
     interval: tuple[float, float]
     hits: int
     drawn: int
+
+    @property
+    def effective(self) -> float:
+        """How many equally weighted points of the event would tell as much."""
+        return (self.probability / self.deviation) ** 2
 
 
 def _lead_into(
@@ -230,21 +243,26 @@ def _plain_estimate(
 
 
 def _weighted_estimate(
+    inside: Population,
     counted: Counted,
     threshold: float,
     proposal: Proposal,
-    inside: Population,
     n: int,
+    times: int,
     generator: Generator,
 ) -> _Estimate:
-    """The mean weight of points drawn from a mixture."""
-    parts = proposal.sample_parts(n, generator)
-    hit = [counted(x) >= threshold for x in parts]
-    x, hits = torch.cat(parts), torch.cat(hit)
-    weight = torch.where(hits, proposal.log_weight(x).exp(), 0.0)
+    """The mean weight of points drawn from a mixture, some times ``n`` of them."""
+    weights, hits, drawn = [], 0, 0
+    for _ in range(times):
+        parts = proposal.sample_parts(n, generator)
+        hit = [counted(x) >= threshold for x in parts]
+        weight = proposal.log_weight(torch.cat(parts)).exp()
+        weights.append(torch.where(torch.cat(hit), weight, 0.0))
+        hits, drawn = hits + int(hit[-1].sum()), drawn + len(hit[-1])
+    weight, n = torch.cat(weights), times * n
     p = weight.mean().item()
     if not p:
-        return _Estimate(p, math.inf, (0.0, 1.0), 0, len(hit[-1]))
+        return _Estimate(p, math.inf, (0.0, 1.0), hits, drawn)
     # Relative to the estimate from here on: squares of what is rare underflow.
     square = (weight / p - 1).square()
     # Where weights vary much, the largest are not among those drawn: two errors more of their
@@ -254,7 +272,7 @@ def _weighted_estimate(
     error = math.sqrt(max(variance, elsewhere) / n)
     factor = math.exp(min(DEVIATIONS * error, 700.0))
     interval = p / factor, min(p * factor, 1.0)
-    return _Estimate(p, p * error, interval, int(hit[-1].sum()), len(hit[-1]))
+    return _Estimate(p, p * error, interval, hits, drawn)
 
 
 def _chernoff(hits: int, n: int, doubt: float) -> tuple[float, float]:
