@@ -1,8 +1,8 @@
 """Rare events: probabilities down to 1e-13 beside the exact ones, from one place and from many.
 
-    python examples/rare_events.py [--small] [--seeds 20] [--seed 0] [--picture PATH]
+    python examples/rare_events.py [--small] [--seeds 10] [--seed 0] [--picture PATH]
 
-Needs scipy, and matplotlib for the picture. Takes two minutes.
+Needs scipy, and matplotlib for the picture. Takes a minute.
 
 Problems whose probabilities are known: a sum of Gaussians, which is large in one way; the largest
 of five and the sum of two absolute values, which are large in five and in four; the number of ones
@@ -275,7 +275,7 @@ def draw(rows: list[Row], path: Path) -> None:
 
 def main() -> None:
     """Run the experiment; print, check and draw."""
-    chosen = options(__file__, __doc__, seeds=(20, 1))
+    chosen = options(__file__, __doc__, seeds=(10, 1))
     torch.set_num_threads(1)
     rows = experiment(chosen.seeds)
     print(f"{len(chosen.seeds)} estimates each; held: the interval of 99 % has the truth\n")

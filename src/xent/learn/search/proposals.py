@@ -70,6 +70,10 @@ class Proposal:
         """Logarithm of what a point counts when drawn from here, ``(n,)``."""
         return self.nominal.log_prob(x) - self.log_prob(x)
 
+    def component_of(self, x: Tensor) -> Tensor:
+        """The component that each point most likely is of, ``(n,)``."""
+        return self._joint(x).argmax(1)
+
     def tilt(self, x: Tensor, weights: Tensor) -> SearchDistribution:
         """The tilt to weighted points, smoothed."""
         return self.nominal.blend(self.nominal.tilt(x, weights), 1 - self.smoothing)
@@ -106,7 +110,10 @@ def grow(
         around: more points of the event near one, ``(1, d)``; a new component is fitted to these.
         generator: for which of the points the next components start at.
     """
-    _, which = x.unique(dim=0, return_inverse=True)  # equal points are held out together
+    # Equal points are held out together, unless the event is but so few points.
+    distinct, which = x.unique(dim=0, return_inverse=True)
+    if len(distinct) <= MOST_COMPONENTS:
+        which = torch.arange(len(x))
     held_out = (torch.rand(len(x), generator=generator) < 0.5)[which]
     copies = x[:0]
     best, least_moment, least_entropy, vain = proposal, math.inf, math.inf, 0

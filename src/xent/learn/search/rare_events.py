@@ -45,8 +45,9 @@ class RareEvent(NamedTuple):
         standard_error: the error that is claimed, with a margin: two of it hold the true
             probability in 99 of 100 runs (where those of a normal distribution hold it in 95), if
             no place of the event was missed. NaN where the draws cannot tell.
-        interval: what two standard errors are about the estimate, as factors since an estimate that
-            is too small claims too small an error. From 0 to ``bound`` where the draws cannot tell.
+        interval: what lies two standard errors about the estimate, above it as a factor, since an
+            estimate that is too small claims too small an error. From 0 to ``bound`` where the
+            draws cannot tell.
         bound: what the true probability exceeds in at most 5 of 100 runs, *whatever the score*. It
             rests on the points alone that were drawn from the nominal distribution: if none of
             them is in the event, a bound of ``b`` takes ``3 / b`` of them.
@@ -156,19 +157,26 @@ def rare_event(
     counted = Counted(score)
     first = Population(nominal, 1.0, counted, population, smoothing, generator)
     hits = int((first.scores >= threshold).sum())
-    inside = None
+    inside = []
     if hits < survivors:
-        flat = Population(nominal, FLATTENED, counted, population, smoothing, generator)
-        inside = _lead_into(threshold, [first, flat], survivors)
-    if inside is None:
+        start = (counted, population, smoothing, generator)
+        sides = [first, Population(nominal, FLATTENED, *start)]
+        inside = [side for side in sides if side.climb(threshold, survivors)]
+        if len(inside) == 1:  # once more from there: two that know nothing of each other
+            again = Population(nominal, 1.0 if inside[0] is first else FLATTENED, *start)
+            inside += [again] if again.climb(threshold, survivors) else []
+    if len(inside) < 2:
         distribution = nominal
         found = _plain_estimate(counted, threshold, nominal, final, generator)
     else:
-        start = Proposal.start(nominal, defensive, smoothing)
-        distribution = _fit(start, inside, generator)
+        for side in inside:
+            side.cool()
+        both = pool(inside)
+        distribution = _fit(Proposal.start(nominal, defensive, smoothing), both, generator)
         for times in (1, MORE):  # of which only the last count: to choose among both has a bias
-            draw = (counted, threshold, distribution, final, times, generator)
-            found = _weighted_estimate(inside, *draw)
+            found = _weighted_estimate(
+                counted, threshold, distribution, both, inside, (times, final), generator
+            )
             if found.effective >= ENOUGH:
                 break
     levels = first.levels or [float(threshold)]
@@ -205,16 +213,6 @@ class _Estimate(NamedTuple):
         return (self.probability / self.deviation) ** 2
 
 
-def _lead_into(
-    threshold: float, populations: list[Population], survivors: int
-) -> Population | None:
-    """Points of the event, about as the nominal distribution has them; None if none get there."""
-    inside = [one for one in populations if one.climb(threshold, survivors)]
-    for one in inside:
-        one.cool()
-    return pool(inside) if inside else None
-
-
 def _fit(proposal: Proposal, inside: Population, generator: Generator) -> Proposal:
     """Fit a mixture to a population, redraw that from the mixture, and so on while it helps."""
     best, least = proposal, math.inf
@@ -243,36 +241,61 @@ def _plain_estimate(
 
 
 def _weighted_estimate(
-    inside: Population,
     counted: Counted,
     threshold: float,
     proposal: Proposal,
-    n: int,
-    times: int,
+    inside: Population,
+    sides: list[Population],
+    size: tuple[int, int],
     generator: Generator,
 ) -> _Estimate:
-    """The mean weight of points drawn from a mixture, some times ``n`` of them."""
-    weights, hits, drawn = [], 0, 0
-    for _ in range(times):
-        parts = proposal.sample_parts(n, generator)
+    """The mean weight of points drawn from a mixture, in so many batches of so many."""
+    weights, places, hits, drawn = [], [], 0, 0
+    for _ in range(size[0]):
+        parts = proposal.sample_parts(size[1], generator)
         hit = [counted(x) >= threshold for x in parts]
-        weight = proposal.log_weight(torch.cat(parts)).exp()
-        weights.append(torch.where(torch.cat(hit), weight, 0.0))
+        x = torch.cat(parts)
+        weights.append(torch.where(torch.cat(hit), proposal.log_weight(x).exp(), 0.0))
+        places.append(proposal.component_of(x))
         hits, drawn = hits + int(hit[-1].sum()), drawn + len(hit[-1])
-    weight, n = torch.cat(weights), times * n
+    weight, place = torch.cat(weights), torch.cat(places)
     p = weight.mean().item()
     if not p:
         return _Estimate(p, math.inf, (0.0, 1.0), hits, drawn)
     # Relative to the estimate from here on: squares of what is rare underflow.
-    square = (weight / p - 1).square()
+    weight = weight / p
+    square = (weight - 1).square()
     # Where weights vary much, the largest are not among those drawn: two errors more of their
     # variance; and no less than points say that came to the event by another way.
-    variance = square.mean().item() + 2 * square.std().item() / math.sqrt(n)
+    variance = square.mean().item() + 2 * square.std().item() / math.sqrt(len(weight))
     elsewhere = (proposal.log_weight(inside.points) - math.log(p)).exp().mean().item() - 1
-    error = math.sqrt(max(variance, elsewhere) / n)
-    factor = math.exp(min(DEVIATIONS * error, 700.0))
-    interval = p / factor, min(p * factor, 1.0)
+    mass = place.bincount(weight, minlength=len(proposal.components))
+    unseen = _unseen(mass, *(proposal.component_of(side.points) for side in sides))
+    error = math.hypot(math.sqrt(max(variance, elsewhere) / len(weight)), unseen)
+    beyond = DEVIATIONS * error
+    interval = p * max(1 - beyond, 0.0), min(p * math.exp(min(beyond, 700.0)), 1.0)
     return _Estimate(p, p * error, interval, hits, drawn)
+
+
+def _unseen(mass: Tensor, *places: Tensor) -> float:
+    """How much of the event neither of two populations has found, over what they have.
+
+    If one has found half of what the other has, it found half of all: so are animals counted, by
+    marking some and catching others. Where each lacks something of the other, an upper estimate.
+
+    Args:
+        mass: of each component's place.
+        places: where the points of each population are.
+    """
+    one, other = (place.bincount(minlength=len(mass)) > 0 for place in places)
+    product = 1.0
+    for side in (one, other):
+        lacks = (mass[side & ~(one & other)].sum() / mass[side].sum()).item()
+        if not lacks:
+            return 0.0
+        count = (mass[side].sum().square() / mass[side].square().sum()).item()
+        product *= min(lacks + math.sqrt(lacks * (1 - lacks) / count) + 1 / count, 1.0)
+    return product / (1 - product) if product < 1 else math.inf
 
 
 def _chernoff(hits: int, n: int, doubt: float) -> tuple[float, float]:

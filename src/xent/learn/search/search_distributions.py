@@ -192,17 +192,20 @@ class Gaussian(SearchDistribution):
         return Gaussian(mean, (apart.T * share) @ apart)
 
     def tilt(self, elite: Tensor, weights: Tensor) -> Gaussian:
-        """The fit, its variances no further from these than is sure, and none less than half."""
-        fitted = self.fit(elite, weights)
-        effective = (weights.sum().square() / weights.square().sum()).item()
+        """The fit, no further from this than is sure, and no variance less than half."""
+        fitted, effective = self.fit(elite, weights), _effective(weights)
         if self.covariance.ndim == 1:
+            shift = _sure_shift(fitted.mean - self.mean, fitted.covariance / effective)
             stretch = _sure_stretch(fitted.covariance / self.covariance, 2 / effective)
-            return replace(fitted, covariance=stretch * self.covariance)
+            return Gaussian(self.mean + shift, stretch * self.covariance)
         root = torch.linalg.cholesky(self.covariance)
         inverse = torch.linalg.inv(root)
         values, vectors = torch.linalg.eigh(inverse @ fitted.covariance @ inverse.T)
-        axes = root @ vectors * _sure_stretch(values, len(self.mean) / effective).sqrt()
-        return replace(fitted, covariance=axes @ axes.T)
+        away = vectors.T @ inverse @ (fitted.mean - self.mean)
+        axes = root @ vectors
+        shift = axes @ _sure_shift(away, values / effective)
+        axes = axes * _sure_stretch(values, len(self.mean) / effective).sqrt()
+        return Gaussian(self.mean + shift, axes @ axes.T)
 
     def flatten(self, power: float) -> Gaussian:
         """The Gaussian whose variances are those of this one over the power."""
@@ -277,6 +280,12 @@ class Bernoulli(SearchDistribution):
             raise ValueError("`elite` must hold bits, 0 or 1")
         return Bernoulli((share @ x).clamp(0, 1))
 
+    def tilt(self, elite: Tensor, weights: Tensor) -> Bernoulli:
+        """The fit, no further from this than is sure."""
+        p = self.probability
+        shift = self.fit(elite, weights).probability - p
+        return Bernoulli(p + _sure_shift(shift, p * (1 - p) / _effective(weights)))
+
     def flatten(self, power: float) -> Bernoulli:
         """The bits whose log-odds are those of these times the power."""
         return Bernoulli(torch.sigmoid(power * torch.logit(self.probability)))
@@ -342,6 +351,13 @@ class Categorical(SearchDistribution):
         frequency.scatter_add_(1, made.T, share.expand(places, -1))
         return Categorical(frequency)
 
+    def tilt(self, elite: Tensor, weights: Tensor) -> Categorical:
+        """The fit, no further from this than is sure."""
+        p = self.probability
+        shift = self.fit(elite, weights).probability - p
+        sure = p + _sure_shift(shift, p * (1 - p) / _effective(weights))
+        return Categorical(sure / sure.sum(1, keepdim=True))
+
     def flatten(self, power: float) -> Categorical:
         """The choices whose log-probabilities differ by the power times as much."""
         return Categorical((power * self.probability.log()).softmax(1))
@@ -363,6 +379,16 @@ def _numbers(name: str, value: Tensor | float) -> Tensor:
     if not bool(numbers.isfinite().all()):
         raise ValueError(f"`{name}` must hold finite numbers")
     return numbers
+
+
+def _effective(weights: Tensor) -> float:
+    """How many points of equal weight tell as much."""
+    return (weights.sum().square() / weights.square().sum()).item()
+
+
+def _sure_shift(shift: Tensor, variance: Tensor) -> Tensor:
+    """Shifts less the standard deviation of their noise."""
+    return shift.sign() * (shift.abs() - variance.sqrt()).clamp(min=0)
 
 
 def _sure_stretch(ratio: Tensor, noise: float) -> Tensor:

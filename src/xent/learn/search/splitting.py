@@ -19,6 +19,7 @@ from .proposals import Proposal
 from .search_distributions import SearchDistribution
 
 MOST_LEVELS = 100
+MOST_GATHERINGS = 10  # of points that reach a level
 ROUNDS = 2  # of moves after each level
 SMALLEST_STEP = 0.05
 COPIES = 64  # of a point whose surroundings are asked for, and
@@ -89,7 +90,7 @@ class Population:
                 return False
             self._level = min(level, threshold)
             self.levels.append(self._level)
-            self._resample((self.scores >= self._level).double())
+            self._gather(survivors)
             self.move(ROUNDS)
         return True
 
@@ -113,9 +114,9 @@ class Population:
         return here.points
 
     def enlarge(self, size: int) -> None:
-        """Copy points until there are so many."""
-        if size > len(self.points):
-            self._choose(torch.arange(size) % len(self.points))
+        """Copy points until there are so many, if there are fewer, and shuffle them."""
+        order = torch.randperm(len(self.points), generator=self._generator)
+        self._choose(order[torch.arange(max(size, len(order))) % len(order)])
 
     def redraw(self, proposal: Proposal) -> None:
         """Metropolis steps to points of a mixture, wherever these are, and some nearby."""
@@ -165,6 +166,23 @@ class Population:
             return level
         above = self.scores[self.scores > self._level]
         return above.min().item() if len(above) else None
+
+    def _gather(self, survivors: int) -> None:
+        """Copy the points that reach the new level; if these are few, those of more moves, too.
+
+        Copies of few points hold few places.
+        """
+        size, level, found = len(self.points), self._level, []
+        self._level = self.levels[-2] if len(self.levels) > 1 else -math.inf
+        for _ in range(MOST_GATHERINGS):
+            high = self.scores >= level
+            found.append((self.points[high], self.scores[high]))
+            if sum(len(scores) for _, scores in found) >= survivors:
+                break
+            self.move(1)
+        self._level = level
+        self.points, self.scores = (torch.cat(parts) for parts in zip(*found, strict=True))
+        self.enlarge(size)
 
     def _resample(self, weights: Tensor) -> None:
         """Copy points in proportion to their weights, as evenly as whole numbers can."""
