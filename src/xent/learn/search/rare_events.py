@@ -105,7 +105,7 @@ def rare_event(
 
     Returns:
         A :class:`RareEvent`. Where the draws cannot tell, its ``probability`` is NaN, and its
-        ``message`` says why. An estimate takes 100,000 to 400,000 evaluations: ``final`` of them
+        ``message`` says why. An estimate takes 100,000 to 500,000 evaluations: ``final`` of them
         for the number, all others to find every place of the event. Both hardly grow as the event
         gets rarer.
 

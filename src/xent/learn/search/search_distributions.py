@@ -16,6 +16,7 @@ from torch import Generator, Tensor
 from torch.distributions import MultivariateNormal
 
 from ..._probabilities import sums_to_1
+from .tilts import effective_count, sure_shift, sure_stretch
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,18 +194,18 @@ class Gaussian(SearchDistribution):
 
     def tilt(self, elite: Tensor, weights: Tensor) -> Gaussian:
         """The fit, no further from this than is sure, and no variance less than half."""
-        fitted, effective = self.fit(elite, weights), _effective(weights)
+        fitted, effective = self.fit(elite, weights), effective_count(weights)
         if self.covariance.ndim == 1:
-            shift = _sure_shift(fitted.mean - self.mean, fitted.covariance / effective)
-            stretch = _sure_stretch(fitted.covariance / self.covariance, 2 / effective)
+            shift = sure_shift(fitted.mean - self.mean, fitted.covariance / effective)
+            stretch = sure_stretch(fitted.covariance / self.covariance, 2 / effective)
             return Gaussian(self.mean + shift, stretch * self.covariance)
         root = torch.linalg.cholesky(self.covariance)
         inverse = torch.linalg.inv(root)
         values, vectors = torch.linalg.eigh(inverse @ fitted.covariance @ inverse.T)
         away = vectors.T @ inverse @ (fitted.mean - self.mean)
         axes = root @ vectors
-        shift = axes @ _sure_shift(away, values / effective)
-        axes = axes * _sure_stretch(values, len(self.mean) / effective).sqrt()
+        shift = axes @ sure_shift(away, values / effective)
+        axes = axes * sure_stretch(values, len(self.mean) / effective).sqrt()
         return Gaussian(self.mean + shift, axes @ axes.T)
 
     def flatten(self, power: float) -> Gaussian:
@@ -284,7 +285,7 @@ class Bernoulli(SearchDistribution):
         """The fit, no further from this than is sure."""
         p = self.probability
         shift = self.fit(elite, weights).probability - p
-        return Bernoulli(p + _sure_shift(shift, p * (1 - p) / _effective(weights)))
+        return Bernoulli(p + sure_shift(shift, p * (1 - p) / effective_count(weights)))
 
     def flatten(self, power: float) -> Bernoulli:
         """The bits whose log-odds are those of these times the power."""
@@ -355,7 +356,7 @@ class Categorical(SearchDistribution):
         """The fit, no further from this than is sure."""
         p = self.probability
         shift = self.fit(elite, weights).probability - p
-        sure = p + _sure_shift(shift, p * (1 - p) / _effective(weights))
+        sure = p + sure_shift(shift, p * (1 - p) / effective_count(weights))
         return Categorical(sure / sure.sum(1, keepdim=True))
 
     def flatten(self, power: float) -> Categorical:
@@ -379,22 +380,6 @@ def _numbers(name: str, value: Tensor | float) -> Tensor:
     if not bool(numbers.isfinite().all()):
         raise ValueError(f"`{name}` must hold finite numbers")
     return numbers
-
-
-def _effective(weights: Tensor) -> float:
-    """How many points of equal weight tell as much."""
-    return (weights.sum().square() / weights.square().sum()).item()
-
-
-def _sure_shift(shift: Tensor, variance: Tensor) -> Tensor:
-    """Shifts less the standard deviation of their noise."""
-    return shift.sign() * (shift.abs() - variance.sqrt()).clamp(min=0)
-
-
-def _sure_stretch(ratio: Tensor, noise: float) -> Tensor:
-    """Ratios of variances, as near to 1 as noise allows; below a half weights have no variance."""
-    luck = (1 + math.sqrt(noise)) ** 2
-    return torch.maximum(ratio / luck, (ratio * luck).clamp(min=0.5, max=1))
 
 
 def _variances(covariance: Tensor) -> Tensor:
