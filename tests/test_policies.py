@@ -359,6 +359,7 @@ def test_checkpoints_that_do_not_fit(learn, tmp_path):
         ({"model": 1}, "is not a checkpoint of a policy's training"),
         ({**whole, "settings": [1]}, "is not a checkpoint of a policy's training"),
         ({**whole, "record": {"nothing": 1}}, "does not fit this policy"),
+        ({**whole, "record": {**whole["record"], "returns": ["x"]}}, "does not fit this policy"),
         ({k: v for k, v in whole.items() if k != "optimizer"}, "does not fit this policy"),
     ]
     for content, message in cases:
@@ -506,6 +507,8 @@ def test_the_command_cem(tmp_path, capsys):
         (torch.zeros(2), "holds a Tensor"),
         ({"model": {}}, "holds no search of `xent cem`"),
         ({**state, "search": {}}, "is not what `state_dict` gave: KeyError"),
+        ({**state, "search": {**state["search"], "evaluations": "x"}}, "is not what `state_dict`"),
+        ({**state, "search": {**state["search"], "history": [["x"] * 4]}}, "is not what"),
     ]:
         torch.save(broken, file)
         assert main([*call, "--out", str(parts), "--iterations", "5", "--resume"]) == 2

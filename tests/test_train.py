@@ -66,10 +66,63 @@ def train(folder: Path, out: Path, *options: str) -> dict:
         "", "a b", " \n \n  ",  # nothing, the simplest, white space alone
         "  x = 1.5e-3  # été\n\n\tif (a):\r\n",  # code
         "²½ _a__b1 \u2003 \x0c ##!? 日本語 12ab",  # letters and digits beyond a-z and 0-9
+        "".join(map(chr, (*range(1, 0xD800), *range(0xE000, 0x40000)))),
     ],
 )  # fmt: skip
 def test_tokens_joined_are_the_text(text):
     assert "".join(TOKEN.findall(text)) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens"),
+    [
+        ("我的猫,cat 12。", ["我", "的", "猫", ",", "cat", " 12", "。"]),
+        ("これはネコ", list("これはネコ")),
+        ("แมว ก็", ["แ", "ม", "ว", " ", "ก", "็"]),
+        ("\u1781\u17d2\u1798\u17c2\u179a", list("\u1781\u17d2\u1798\u17c2\u179a")),
+        ("고양이 a", ["고양이", " a"]),  # Korean and Hindi have spaces
+        ("кот\u0301 हिन्दी", ["кот", "\u0301", " ह", "ि", "न", "्", "द", "ी"]),
+    ],
+)
+def test_scripts_without_spaces_come_apart_by_characters(text, tokens):
+    assert TOKEN.findall(text) == tokens
+
+
+@pytest.mark.parametrize(
+    ("first", "count"), [(0x4E00, 800), (0x3041, 80), (0x0E01, 46), (0x1780, 50), (0x1000, 50)],
+    ids=["Chinese", "Japanese", "Thai", "Khmer", "Burmese"],
+)  # fmt: skip
+def test_text_without_spaces_is_learnt(first, count, tmp_path, capsys):
+    """Nearly no token is unknown, and a code of this text is shorter than its bytes."""
+    draw = random.Random(0)
+    letters = [chr(first + k) for k in range(count)]
+    weights = [1 / (k + 1) for k in range(count)]
+    lines = ("".join(draw.choices(letters, weights, k=draw.randint(8, 25))) for _ in range(900))
+    (tmp_path / "t.txt").write_text("。\n".join(lines), encoding="utf-8")
+    command = [
+        "train",
+        str(tmp_path / "t.txt"),
+        "--out",
+        str(tmp_path),
+        *SMALL[:-1],
+        "--steps",
+        "5",
+    ]
+    assert main([*command, "--json"]) == 0
+    out, err = capsys.readouterr()
+    found, record = json.loads(out), json.loads((tmp_path / "record.json").read_text())
+    assert record["text"]["classes"] > count / 2
+    assert found["unknown_share"] < 0.02
+    assert found["bits_per_byte"] < 4
+    assert "scripts that have no spaces between words" in err
+
+
+def test_text_of_which_much_is_unknown_says_so(tmp_path, capsys):
+    draw = random.Random(0)
+    lines = ("".join(draw.choices("ACGT", k=40)) for _ in range(900))
+    (tmp_path / "t.txt").write_text("\n".join(lines))
+    train(tmp_path / "t.txt", tmp_path, "--steps", "2")
+    assert "of the validation tokens are unknown" in capsys.readouterr().err
 
 
 def test_the_standard_library_is_covered_by_tokens():

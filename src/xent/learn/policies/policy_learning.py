@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from ..._check import is_whole
-from ..._files import checkpoint_bytes, read_checkpoint, write_whole
+from ..._files import checkpoint_bytes, fits, read_checkpoint, write_whole
 from ...hyperparameters import Range
 from ...losses import cross_entropy, group_advantages, reinforce_loss
 from ...measurement import statistics
@@ -28,6 +28,8 @@ from .episodes import Episodes, Stage, check_discrete, logits_of, sampled, seeds
 # From a batch of episodes, the logits of its steps and the classes of their actions to a loss.
 BatchLoss = Callable[[Episodes, Tensor, Tensor], Tensor]
 WINDOW = 100  # episodes that must average the target
+# What the record of a checkpoint must be.
+RECORD = {"batch": int, "returns": [float], "loss": [float], "entropy": [float], "solved": bool}
 
 
 @dataclass
@@ -307,6 +309,8 @@ class _Training:
         if other := {k: before.get(k) for k in {**before, **now} if before.get(k) != now.get(k)}:
             raise ValueError(f"{path} was begun with {other}; continue it with the same")
         try:
+            if not fits(state["record"], RECORD):
+                raise TypeError("the record holds something else")
             record = PolicyRecord(**state["record"])
             self.generator.set_state(state["generator"])
             self.policy.load_state_dict(state["policy"])

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..._check import finite_number, is_whole
+from ..._files import fits
 from .search_distributions import SearchDistribution
 
 
@@ -299,6 +300,9 @@ class CrossEntropyMethod:
             generator.set_state(state["generator"])
             history = [Iteration(*iteration) for iteration in state["history"]]
             evaluations, best, score = state["evaluations"], state["best"], state["score"]
+            plain = {"evaluations": int, "score": float, "best": (torch.Tensor, type(None))}
+            if not fits(state, plain) or not fits([list(one) for one in history], [[float]]):
+                raise TypeError("it holds something else")
         except (LookupError, TypeError, AttributeError, RuntimeError) as error:
             raise ValueError(f"`state` is not what `state_dict` gave: {error!r}") from None
         if given != sizes:
