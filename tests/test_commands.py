@@ -20,7 +20,6 @@ from xent.commands import console, info, run_folder
 from xent.commands.console import UserError, as_options, note, say, say_json, table
 from xent.commands.run_folder import RunFolder
 
-COMMAND = [sys.executable, "-m", "xent"]
 PLACES = Path(console.__file__).parent
 
 
@@ -148,7 +147,7 @@ def test_what_is_no_option_is_left_to_argparse(capsys):
 # --- what is written
 
 
-def test_what_is_not_saved_is_an_error_in_the_end(tmp_path, monkeypatch):
+def test_what_is_not_saved_is_an_error_in_the_end(tmp_path, monkeypatch, capsys):
     def full(path: Path, data: bytes) -> None:
         if path.name == "b":
             raise OSError(28, "No space left on device")
@@ -161,12 +160,14 @@ def test_what_is_not_saved_is_an_error_in_the_end(tmp_path, monkeypatch):
             assert folder.save("a.png", b"1") is None
             assert "No space left" in str(folder.save("b", b"2"))
             folder.save_json("record.json", {"c": 3})
-            assert folder.listed() == f"picture: {tmp_path}/a.png\nrecord: {tmp_path}/record.json"
+            folder.say("done")
             if fails:
                 raise KeyError
 
     with pytest.raises(UserError, match=r"cannot save .*b: No space left"):
         work(fails=False)
+    told = f"done\n\npicture: {tmp_path}/a.png\nrecord: {tmp_path}/record.json\n"
+    assert capsys.readouterr().out == told
     with pytest.raises(KeyError):  # what ended the work is what is told
         work(fails=True)
 
@@ -270,3 +271,55 @@ def test_every_command_explains_itself(capsys):
     for name in COMMANDS:
         assert code_of(name, "--help") == 0
         assert f"usage: xent {name}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (OSError(28, "No space left on device", "a/b"), "a/b: No space left on device"),
+        (OSError(5, "Input/output error"), "[Errno 5] Input/output error"),
+        (MemoryError(), "not enough memory"),
+    ],
+)
+def test_what_the_system_refuses_is_one_line(error, told, monkeypatch, capsys):
+    def run(args):
+        raise error
+
+    monkeypatch.setattr(info, "run", run)
+    assert main(["info"]) == 2
+    assert capsys.readouterr().err == f"xent info: {told}\n"
+
+
+@pytest.mark.parametrize("command", ["fit", "mi", "train", "cem", "reinforce", "search", "plot"])
+def test_every_command_says_what_a_full_disk_took(command, tmp_path, monkeypatch, capsys):
+    """What has content fits nowhere; an empty file does, as on a real one."""
+    for package in ("gymnasium", "sklearn", "pyarrow", "cma", "matplotlib"):
+        pytest.importorskip(package)
+    table, text, out = tmp_path / "t.csv", tmp_path / "t.txt", tmp_path / "out"
+    table.write_text("x,y\n" + "".join(f"{k % 7},{'uv'[k % 2]}\n" for k in range(80)))
+    text.write_text("hello world, this is it.\n" * 500)
+    words = {
+        "fit": [table], "mi": [table, "--classifier", "linear", "--bootstrap", 20],
+        "train": [text, "--steps", 2, "--dim", 8, "--batch", 2, "--length", 4],
+        "cem": ["--iterations", 1, "--population", 4, "--elite", 0.5],
+        "reinforce": ["--episodes", 10],
+        "search": [table, "--generations", 1, "--population", 4, "--steps", 3, "--hidden", 4],
+        "plot": ["focal"],
+    }[command]  # fmt: skip
+    sync = os.fsync
+
+    def full(file: int) -> None:
+        if os.fstat(file).st_size:
+            raise OSError(28, "No space left on device")
+        sync(file)
+
+    monkeypatch.setattr(os, "fsync", full)
+    where = tmp_path / "plot.png" if command == "plot" else out
+    quiet = [] if command == "plot" else ["--quiet"]
+    assert code_of(command, *words, *quiet, "--out", where) == 2
+    told, err = capsys.readouterr()
+    assert err.splitlines()[-1].startswith(f"xent {command}: ")
+    assert "No space left on device" in err.splitlines()[-1]
+    assert str(where) in err.splitlines()[-1]
+    assert str(where) not in told
+    assert not list(out.glob("*"))

@@ -35,8 +35,10 @@ def write_whole(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            error.filename, error.filename2 = str(path), None  # a full disk names none
         raise
 
 
@@ -85,8 +87,8 @@ def _check_archive(path: Path) -> None:
         packed = any(member.compress_type != zipfile.ZIP_STORED for member in members)
         if packed or sum(member.file_size for member in members) > path.stat().st_size:
             raise ValueError("its parts are larger than the file")
-        pickles = [member for member in members if member.filename.endswith(".pkl")]
-        for operation, name, _ in pickletools.genops(archive.read(*pickles)):
+        [content] = [member for member in members if member.filename.endswith(".pkl")]
+        for operation, name, _ in pickletools.genops(archive.read(content)):
             known = operation.name != "GLOBAL" or GLOBALS.fullmatch(str(name))
             if not known or operation.proto > 2:
                 raise ValueError("it holds other things than tensors and plain types")

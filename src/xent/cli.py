@@ -52,13 +52,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         except UserError as error:
             note(f"{who}: {error}")
             return 2
-        except KeyboardInterrupt:
-            note(f"{who}: interrupted")
-            return 130
         except BrokenPipeError:
             abandon(sys.stdout)
             abandon(sys.stderr)
             return 1
+        except OSError as error:
+            named = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+            note(f"{who}: {named}")
+            return 2
+        except MemoryError:
+            note(f"{who}: not enough memory")
+            return 2
+        except KeyboardInterrupt:
+            note(f"{who}: interrupted")
+            return 130
 
 
 def _parser(words: list[str]) -> Parser:

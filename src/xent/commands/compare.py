@@ -10,7 +10,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from .console import UserError, note, say, say_json
+from .console import UserError, note, say_json
 from .model import HEADS
 from .report import FOOTNOTE, draw, report
 from .run_folder import CHECKPOINT, CURVES, RECORD, RunFolder, load_record
@@ -86,7 +86,7 @@ def _conclude(args: argparse.Namespace, folder: RunFolder, records: list[dict[st
     if args.json:
         say_json(results)
     else:
-        say(f"{report(records)}\n\n{FOOTNOTE}\n\n{folder.listed()}")
+        folder.say(f"{report(records)}\n\n{FOOTNOTE}")
     return 0
 
 

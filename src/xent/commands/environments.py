@@ -13,7 +13,7 @@ from torch.nn import Linear, Module, ReLU, Sequential
 
 from ..plot.canvas import rendered, shown
 from .arguments import finite
-from .console import UserError, note, say, say_json
+from .console import UserError, note, say_json
 from .run_folder import CHECKPOINT, CURVES, RECORD, RunFolder
 
 FRESH_EPISODES = 100
@@ -168,5 +168,4 @@ def report(
     if args.json:
         say_json(record)
         return
-    said = f"{args.env}: {fresh.mean():.1f} ± {error:.1f} over {len(fresh)} fresh episodes"
-    say(f"{said}\n{folder.listed()}")
+    folder.say(f"{args.env}: {fresh.mean():.1f} ± {error:.1f} over {len(fresh)} fresh episodes")

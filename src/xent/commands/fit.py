@@ -18,7 +18,7 @@ from ..losses.lookup import find
 from ..plot.canvas import shown
 from ..plot.loss_names import read_loss
 from .columns import BOOLEANS, NUMBERS, TEXT, kind_of, listed
-from .console import UserError, as_options, note, say, say_json
+from .console import UserError, as_options, note, say_json
 from .features import MISSING, Encoding, classes_of, prepared
 from .fit_report import Judged, describe, describe_largest, largest, picture
 from .held_out import Rows, indices, split
@@ -313,4 +313,4 @@ def _conclude(
         if args.json:
             say_json(record)
         else:
-            say(f"{text}\n\n{folder.listed()}")
+            folder.say(text)

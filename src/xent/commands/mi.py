@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from .arguments import finite
-from .console import UserError, as_options, progress_bar, say, say_json, table
+from .console import UserError, as_options, progress_bar, say_json, table
 from .features import Encoding
 from .plot import require_matplotlib
 from .run_folder import RECORD, RunFolder
@@ -91,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
         if args.json:
             say_json(record)
         else:
-            say(f"{_text(found, truth)}\n\n{folder.listed()}")
+            folder.say(_text(found, truth))
     return 0
 
 

@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
                 seed=args.seed, callback=keep, checkpoint=folder.path / CHECKPOINT,
                 resume=args.resume, quiet=args.quiet,
             )  # fmt: skip
-        except (ValueError, TypeError, ImportError, OSError, RuntimeError) as error:
+        except (ValueError, TypeError, ImportError, RuntimeError) as error:
             message = str(error).replace("entropy_weight", "entropy")
             raise UserError(as_options(message, settings)) from None
         folder.wrote(CHECKPOINT)

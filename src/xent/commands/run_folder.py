@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .._files import checkpoint_bytes, read_checkpoint, write_whole
-from .console import UserError
+from .console import UserError, say
 
 CHECKPOINT, RECORD, CURVES = "checkpoint.pt", "record.json", "curves.png"
 
@@ -79,10 +79,11 @@ class RunFolder:
         if name not in self.written:
             self.written.append(name)
 
-    def listed(self) -> str:
-        """The files of this run, each with what it is on a line."""
+    def say(self, text: str) -> None:
+        """Print a result, and the files of this run, each with what it is on a line."""
         paths = [self.path / name for name in self.written]
-        return "\n".join(f"{'picture' if p.suffix == '.png' else p.stem}: {p}" for p in paths)
+        files = [f"{'picture' if p.suffix == '.png' else p.stem}: {p}" for p in paths]
+        say("\n".join([text, *([""] if files else []), *files]))
 
     def save_json(self, name: str, value: Any) -> str | None:
         """Write plain types, as :meth:`save`."""

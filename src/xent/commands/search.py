@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..learn.loss_formula import CROSS_ENTROPY, Formula
 from ..learn.loss_search import RECORD, Found, HeldOutAccuracy, search_loss
-from .console import UserError, as_options, say, say_json, table
+from .console import UserError, as_options, say_json, table
 from .features import Encoding
 from .run_folder import RECORD as RESULT
 from .run_folder import RunFolder
@@ -75,13 +75,15 @@ def run(args: argparse.Namespace) -> int:
     low = x.amin(0)
     span = torch.where(x.amax(0) > low, x.amax(0) - low, 1.0)
     x, u, w = ((part - low) / span for part in (x, u, w))  # from 0 to 1 where we learn
+    if args.resume or not Path(args.out, RECORD).exists():  # else the search refuses to begin
+        RunFolder(args.out).begin(RESULT)
     judge = HeldOutAccuracy(x, y, u, v, hidden=args.hidden, steps=args.steps)
     try:
         found = search_loss(
             judge, generations=args.generations, population=args.population, seed=args.seed,
             folder=args.out, resume=args.resume, quiet=args.quiet,
         )  # fmt: skip
-    except (ValueError, ImportError, OSError) as error:
+    except (ValueError, ImportError) as error:
         raise UserError(as_options(str(error), vars(args))) from None
     fresh = replace(judge, held_out_x=w, held_out_y=t, networks=12)
     test = fresh.of_each_network([Formula.at(CROSS_ENTROPY), found.formula], FRESH)
@@ -114,9 +116,10 @@ def _report(
         if args.json:
             say_json(result)
             return
-        say(
+        folder.wrote(RECORD)
+        folder.say(
             f"{found.formula.source()}\n{table(lines)}\n\nbetter with {wins} of {test.shape[1]} "
-            f"fresh networks\n\nsearch: {Path(args.out, RECORD)}\n{folder.listed()}"
+            "fresh networks"
         )
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from .arguments import amount, whole
-from .console import UserError, note, progress_bar, say, say_json
+from .console import UserError, note, progress_bar, say_json
 from .model import HEADS
 from .report import FOOTNOTE, report
 from .run_folder import CHECKPOINT, RunFolder, load_checkpoint, load_record
@@ -175,5 +175,5 @@ def _conclude(record: dict[str, Any], folder: RunFolder, args: argparse.Namespac
     if args.json:
         say_json(record["results"])
     else:
-        say(f"{report([record])}\n\n{FOOTNOTE}\n\n{folder.listed()}")
+        folder.say(f"{report([record])}\n\n{FOOTNOTE}")
     return 0
