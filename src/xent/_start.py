@@ -1,6 +1,8 @@
-"""Ctrl-C while the command ``xent`` is still loading: one line instead of a traceback.
+"""Ctrl-C and SIGTERM in the command ``xent``: one line, also while modules are being loaded.
 
 The package is imported before the command's own code can catch anything, and that takes seconds.
+PyTorch loads more modules when they are first used. An exception in the middle of that is lost in
+some of them, and ends the process with a dump in others.
 """
 
 from __future__ import annotations
@@ -10,36 +12,36 @@ import signal
 import sys
 import threading
 from pathlib import PurePath
+from types import FrameType
+from typing import Any
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-def stop(number: int, frame: object) -> None:
-    """End the process; nothing has begun that would have to be put in order."""
-    os.write(2, b"xent: interrupted\n")
-    os._exit(130)
+def interrupt(number: int, frame: FrameType | None) -> None:
+    """Raise ``KeyboardInterrupt``, or end the command where modules are being loaded."""
+    while frame is not None and COMMAND:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            os.write(2, b"xent: interrupted\n")
+            os._exit(130)
+        frame = frame.f_back
+    raise KeyboardInterrupt
 
 
 def is_command() -> bool:
     """Whether this process is the command: the script ``xent``, or ``python -m xent``.
 
-    While Python looks for the module that ``-m`` names, the script is called ``-m``.
+    While Python looks for the module that ``-m`` names, the script is called ``-m``. The processes
+    that the command starts have the same name.
     """
-    return bool(sys.argv) and (sys.argv[0] == "-m" or PurePath(sys.argv[0]).stem == "xent")
+    processes: Any = sys.modules.get("multiprocessing.process")
+    child = processes is not None and processes.parent_process() is not None
+    named = bool(sys.argv) and (sys.argv[0] == "-m" or PurePath(sys.argv[0]).stem == "xent")
+    return named and not child
 
 
-def guard() -> None:
-    """Handle Ctrl-C by :func:`stop` if this process is the command, and nobody else handles it."""
-    if (
-        is_command()
-        and threading.current_thread() is threading.main_thread()
-        and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    ):
-        signal.signal(signal.SIGINT, stop)
-
-
-def release() -> None:
-    """Give Ctrl-C back to Python, which raises ``KeyboardInterrupt``."""
-    if signal.getsignal(signal.SIGINT) is stop:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-guard()
+COMMAND = is_command() and threading.current_thread() is threading.main_thread()
+if COMMAND:
+    for one in SIGNALS:
+        if signal.getsignal(one) is not signal.SIG_IGN:
+            signal.signal(one, interrupt)

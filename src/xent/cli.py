@@ -44,7 +44,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     with _one_line_each(who), _stopped_by_sigterm():
         try:
             parser = _parser(words)
-            _start.release()  # whatever happens from here on, this function handles it
             args = parser.parse_args(words)
             if args.command is None:
                 parser.error("name a COMMAND; xent --help lists them")
@@ -99,7 +98,7 @@ def _stopped_by_sigterm() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():  # others get no signals
         yield
         return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler) or signal.SIG_DFL
+    before = signal.signal(signal.SIGTERM, _start.interrupt) or signal.SIG_DFL
     try:
         yield
     finally:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import signal
 import subprocess
 import sys
 from dataclasses import fields
@@ -62,17 +61,13 @@ def _train(args: argparse.Namespace, out: Path, budget: list[str]) -> int:
 
 
 def _wait(child: subprocess.Popen) -> int:
-    """Wait for the child, which stops of itself when Ctrl-C or a SIGTERM reaches it."""
-    asked = signal.signal(signal.SIGTERM, lambda *_: child.terminate())
-    try:
-        while True:
-            try:
-                code = child.wait()
-                return code if code >= 0 else 128 - code  # killed: the number that a shell reports
-            except KeyboardInterrupt:  # the terminal sends Ctrl-C to the child too
-                continue
-    finally:
-        signal.signal(signal.SIGTERM, asked)
+    """Wait for the child, which stops of itself when it is told that this process was."""
+    while True:
+        try:
+            code = child.wait()
+            return code if code >= 0 else 128 - code  # killed: the number that a shell reports
+        except KeyboardInterrupt:  # by Ctrl-C, of which a terminal tells the child too, or SIGTERM
+            child.terminate()
 
 
 def _conclude(args: argparse.Namespace, folder: RunFolder, records: list[dict[str, Any]]) -> int:

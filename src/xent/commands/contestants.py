@@ -318,13 +318,14 @@ def _serve(pipe: Connection, name: str, threads: int) -> None:
     while True:
         try:
             method, arguments = pipe.recv()
-        except EOFError:
+        except (EOFError, ConnectionError):
             return
         try:
             answer = (True, getattr(bench, method)(*arguments))
         except Exception as error:
             answer = (False, in_one_line(error))
-        pipe.send(answer)
+        with contextlib.suppress(ConnectionError):  # the next request tells that the parent is gone
+            pipe.send(answer)
 
 
 def in_one_line(error: Exception) -> str:
