@@ -34,7 +34,8 @@ MORE = 10  # times as many, and
 FEWEST = 20  # is what a number takes
 DEVIATIONS = 2.5758  # of a normal distribution, between which 99 % lie
 MARGIN = DEVIATIONS / 2  # of a standard error, so that two of them hold as much
-DOUBT = 0.05  # how often the bound may be exceeded
+DOUBT = 0.05  # how often the bound may be exceeded,
+PLAIN_DOUBT = 0.01  # and each end of an interval of plain draws
 
 
 class RareEvent(NamedTuple):
@@ -237,7 +238,7 @@ def _plain_estimate(
     # As if one more had hit and one more had missed: none of all has an error, too.
     p = (hits + 1) / (n + 2)
     error = math.sqrt(p * (1 - p) / n)
-    return _Estimate(hits / n, error, _chernoff(hits, n, 0.01), hits, n)
+    return _Estimate(hits / n, error, _chernoff(hits, n, PLAIN_DOUBT), hits, n)
 
 
 def _weighted_estimate(
