@@ -14,7 +14,7 @@ import torch
 from .. import __version__
 from .console import UserError, note, progress_bar
 from .report import draw
-from .run_folder import CHECKPOINT, CURVES, RECORD, RunFolder
+from .run_folder import CURVES, RECORD, RunFolder
 from .trainer import Trainer
 
 SAVE_EVERY = 60.0  # seconds; and after each evaluation
@@ -41,8 +41,6 @@ class Session:
             The record of the run; its ``results`` are empty if it was stopped.
         """
         with self.stop:
-            if not self.trainer.step:  # a kill must not bring an earlier run back
-                self.folder.begin(CHECKPOINT, RECORD, CURVES)
             self._train()
             if not self.stop and not self.trainer.results:
                 self.trainer.finish()

@@ -17,10 +17,10 @@ from .arguments import amount, whole
 from .console import UserError, note, progress_bar, say_json
 from .model import HEADS
 from .report import FOOTNOTE, report
-from .run_folder import CHECKPOINT, RunFolder, load_checkpoint, load_record
+from .run_folder import CHECKPOINT, CURVES, RECORD, RunFolder, load_checkpoint, load_record
 from .session import Session
 from .text import UNKNOWN, UNSPACED_TOKEN, Corpus, read_corpus
-from .trainer import DEFAULT_MINUTES, Settings, Trainer, check_state
+from .trainer import DEFAULT_MINUTES, Settings, Trainer, check_state, require_enough
 
 UNSPACED_SHARE = 0.01  # from which on it is said how such text comes apart
 UNKNOWN_SHARE = 0.2  # from which on the perplexity is about the tokens that are known
@@ -56,9 +56,7 @@ def run(args: argparse.Namespace) -> int:
     if args.threads:
         torch.set_num_threads(args.threads)
     with RunFolder(args.out) as folder:
-        trainer, paths = _prepare(args, settings, saved)
-        if not (args.resume or args.quiet) and (folder.path / CHECKPOINT).exists():
-            note(f"this run takes the place of the one in {folder.path}")
+        trainer, paths = _prepare(args, settings, saved, folder)
         saved = None  # its tensors are copied by now
         record = Session(trainer, folder, paths, args.quiet).run()
         return _conclude(record, folder, args)
@@ -115,7 +113,7 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
 
 
 def _prepare(
-    args: argparse.Namespace, settings: Settings, saved: dict[str, Any] | None
+    args: argparse.Namespace, settings: Settings, saved: dict[str, Any] | None, folder: RunFolder
 ) -> tuple[Trainer, list[str]]:
     """The trainer, new or restored, and where its text comes from."""
     paths = [str(Path(path).absolute()) for path in args.paths]
@@ -133,6 +131,12 @@ def _prepare(
             "less than twice, or more of them than --vocab. The perplexity says little; bits per "
             "byte pay for their spelling"
         )
+    require_enough(settings, corpus)
+    if not saved:
+        if not args.quiet and (folder.path / CHECKPOINT).exists():
+            note(f"this run takes the place of the one in {folder.path}")
+        # At once, and before PyTorch loads half of itself: a kill must not bring that one back.
+        folder.begin(CHECKPOINT, RECORD, CURVES)
     trainer = Trainer(settings, corpus, schedule)
     if saved:
         trainer.restore(saved)

@@ -119,7 +119,6 @@ class Trainer:
     def __init__(
         self, settings: Settings, corpus: Corpus, schedule: list[float] | None = None
     ) -> None:
-        _require_enough(settings, corpus)
         torch.manual_seed(settings.seed)
         self.settings, self.corpus, self.schedule = settings, corpus, schedule
         self.model = LanguageModel(corpus.counts, settings.dim)
@@ -296,7 +295,8 @@ def peak_memory() -> int | None:
     return peak if sys.platform == "darwin" else 1024 * peak  # others count in KiB
 
 
-def _require_enough(settings: Settings, corpus: Corpus) -> None:
+def require_enough(settings: Settings, corpus: Corpus) -> None:
+    """Raise :class:`UserError` unless a text fills a step of training and one of validation."""
     training, validation = settings.batch * (settings.length + 1), 2 * settings.batch
     if len(corpus.train) < training or len(corpus.valid) < validation:
         raise UserError(
