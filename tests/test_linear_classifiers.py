@@ -410,7 +410,9 @@ def test_the_column_of_ones_is_not_stored_but_there():
         ones = np.asarray(design.with_ones().todense() if design.sparse else design.with_ones())
         w = torch.tensor([[1.0, 2.0, 3.0]], dtype=torch.float64)
         assert design.scores(w).flatten().tolist() == (ones @ [1, 2, 3]).tolist()
-        assert design.mean_squares().tolist() == (weight.numpy() @ ones**2).tolist()
+        for means in (torch.zeros(3).double(), torch.tensor([1.0, -2.0, 0.0]).double()):
+            squares = weight.numpy() @ (ones - means.numpy()) ** 2
+            assert design.mean_squares(means).tolist() == squares.tolist()
         slopes = torch.tensor([[1.0], [-1.0], [2.0]], dtype=torch.float64)
         assert design.pull_back(slopes).flatten().tolist() == (ones.T @ [1, -1, 2]).tolist()
     assert isinstance(objective_of(SoftmaxRegression, x, [0, 1, 1]), Objective)

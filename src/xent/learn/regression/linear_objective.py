@@ -8,22 +8,21 @@ The scores are linear in W, so gradient and Hessian of any loss are pulled back 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from scipy.sparse import hstack
-from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
 
-WHITENED = 4096  # features; more than these are only scaled, one by one
 ROWS_PER_FEATURE = 8  # are enough to know how features vary together
 PROBES = 2  # random directions that tell the curvature of a row
 ALL = slice(None)
 BLOCK = 1 << 16  # rows whose curvature is taken at once, as each takes 600 bytes meanwhile
-STALE = 0.1  # of the curvature that coordinates were made for: time for new ones
+SMALL = 4_000_000  # entries: rows are made dense and double
+OFFSET_ROWS, FAR = 1000, 100.0  # rows that tell an offset, and how many times their quartiles' gap
 
 
 class Design:
@@ -33,6 +32,10 @@ class Design:
         x: features, ``(N, F)``: a NumPy array, or a sparse array of SciPy in CSR format.
         weight: of each row, ``(N,)``, with sum 1.
         intercept: whether there is a column of ones, as the last one.
+
+    Attributes:
+        grain: how the rows were rounded when they were given, relative.
+        offsets: what has been taken off each feature since, ``(F,)``.
     """
 
     def __init__(self, x: Any, weight: Tensor, *, intercept: bool) -> None:
@@ -41,6 +44,8 @@ class Design:
         self.weight, self.intercept = weight, intercept
         self.rows, self.features = x.shape
         self.columns = self.features + intercept
+        self.grain = float(np.finfo(x.dtype).eps)
+        self.offsets = torch.zeros(self.features, dtype=torch.float64, device="cpu")
         # Relative, of a mean loss of the scores: in single precision, that of the scores.
         self.noise = max(100 * np.finfo(np.float64).eps, float(np.finfo(x.dtype).eps))
 
@@ -92,17 +97,75 @@ class Design:
             return gradient
         return torch.cat([gradient, slopes.sum(0).unsqueeze(1)], 1)
 
+    def absolute(self) -> Design:
+        """The rows without their signs."""
+        x = abs(self.x) if self.sparse else self.x.abs().numpy()
+        return Design(x, self.weight, intercept=self.intercept)
+
+    def doubled(self) -> Iterator[tuple[slice, Design]]:
+        """The rows by parts in double precision, whatever theirs is."""
+        for some in self.blocks():
+            part = self.x[some]
+            rows = part.astype(np.float64) if self.sparse else part.double().numpy()
+            yield some, Design(rows, self.weight[some], intercept=self.intercept)
+
     def pull_back_squares(self, weights: Tensor) -> Tensor:
         """From weights of the scores, ``(N, K)``, sums of squared columns, ``(K, columns)``."""
         if self.sparse:
             sums = torch.from_numpy((self.x.multiply(self.x).T @ weights.numpy()).T)
         else:
-            sums = (weights.to(self.x.dtype).T @ self.x.square()).double()
+            sums = sum(weights[some].T @ self.x[some].double().square() for some in self.blocks())
         return torch.cat([sums, weights.sum(0).unsqueeze(1)], 1) if self.intercept else sums
 
-    def mean_squares(self) -> Tensor:
-        """The weighted mean of the square of each column, ``(columns,)``."""
-        return self.pull_back_squares(self.weight.unsqueeze(1))[0]
+    def mean_squares(self, means: Tensor) -> Tensor:
+        """The weighted mean of the square of each column less its mean, ``(columns,)``."""
+        weight = self.weight.unsqueeze(1)
+        if self.sparse:  # where nothing is stored, the square is that of the mean
+            features = means[: self.features].numpy()
+            moved = self.x.copy()
+            moved.data = np.square(moved.data - features[moved.indices])
+            stored = self.x.copy()
+            stored.data = np.ones_like(stored.data)
+            rest = 1 - stored.T @ weight.numpy()
+            squares = moved.T @ weight.numpy() + rest.clip(0) * np.square(features)[:, None]
+            found = torch.from_numpy(squares[:, 0])
+        else:
+            found = sum(
+                weight[some, 0] @ (self.x[some].double() - means[: self.features]).square()
+                for some in self.blocks()
+            )
+        return torch.cat([found, self.weight.sum().unsqueeze(0)]) if self.intercept else found
+
+    def blocks(self) -> Iterator[slice]:
+        """Rows, so many at a time that they can be copied."""
+        return (slice(k, k + BLOCK) for k in range(0, self.rows, BLOCK))
+
+    def far_offsets(self) -> Tensor:
+        """What is to be taken off each feature that lies far from 0 for what it varies, else 0.
+
+        The median, so that a column of one value is left with exact zeros, and a few codes for
+        missing values move nothing; of some rows, as it is only a place to stand on.
+        """
+        if self.sparse or not self.intercept:
+            return torch.zeros(self.features, dtype=torch.float64, device="cpu")
+        some = self.x[:: max(1, self.rows // OFFSET_ROWS)].double().numpy()
+        quartiles = np.quantile(some, (0.25, 0.5, 0.75), axis=0, method="lower")
+        low, middle, high = torch.from_numpy(quartiles)
+        return torch.where(middle.abs() > FAR * (high - low), middle, 0.0)
+
+    def prepared(self, offsets: Tensor) -> Design:
+        """The rows with less of each feature; dense and in double precision if they are few."""
+        x: Any = self.x
+        if self.rows * self.features <= SMALL:
+            x = torch.from_numpy(x.toarray()) if self.sparse else x
+            x = x.double()
+        if bool(offsets.any()):
+            x = x - offsets.to(x.dtype)
+        if x is self.x:
+            return self
+        near = Design(x.numpy(), self.weight, intercept=self.intercept)
+        near.grain, near.offsets = self.grain, offsets
+        return near
 
     def means(self) -> Tensor:
         """What an intercept can take off each column: its weighted mean; else 0, ``(columns,)``."""
@@ -143,6 +206,36 @@ class Objective:
     anchor: Tensor
     _at: tuple[Tensor, Tensor, Tensor] | None = field(default=None, init=False)
 
+    def value(self, w: Tensor) -> float:
+        """The objective at coefficients ``(K, columns)``, in double precision."""
+        with torch.no_grad():
+            parts = [self.loss(rows.scores(w), some) for some, rows in self.design.doubled()]
+        loss = torch.stack(parts).sum().item()
+        return loss + 0.5 * (self.penalty * (w - self.anchor).square()).sum().item()
+
+    def slopes(self, w: Tensor) -> Tensor:
+        """How the loss at ``w`` changes with each score, ``(N, K)``, in double precision."""
+        slopes = []
+        for some, rows in self.design.doubled():
+            scores = rows.scores(w).requires_grad_()
+            slopes.append(torch.autograd.grad(self.loss(scores, some), scores)[0])
+        return torch.cat(slopes)
+
+    def gradient(self, w: Tensor) -> Tensor:
+        """The gradient at ``w``, ``(K, columns)``, in double precision."""
+        slopes = self.slopes(w)
+        parts = [rows.pull_back(slopes[some]) for some, rows in self.design.doubled()]
+        return torch.stack(parts).sum(0) + self.penalty * (w - self.anchor)
+
+    def rounding(self, w: Tensor) -> float:
+        """About how far the objective is above what it would be, had ``w`` more digits.
+
+        Where scores are small differences of large products, the coefficients cannot say them.
+        """
+        unit = 0.5 * float(np.finfo(np.float64).eps)
+        sizes = torch.cat([rows.absolute().scores(w.abs()) for _, rows in self.design.doubled()])
+        return 0.5 * (self.score_curvature(w).abs() * (unit * sizes).square()).sum().item()
+
     def value_and_gradient(self, w: Tensor) -> tuple[float, Tensor]:
         """The objective and its gradient at coefficients ``(K, columns)``."""
         scores = self.design.scores(w).requires_grad_()
@@ -171,8 +264,7 @@ class Objective:
         """
         generator = torch.Generator().manual_seed(0)
         curvature = []
-        for first in range(0, self.design.rows, BLOCK):
-            rows = slice(first, first + BLOCK)
+        for rows in self.design.blocks():
             scores, slopes = self._slopes(w, rows)
             shape = (PROBES if len(w) > 1 else 1, *scores.shape)
             signs = torch.randint(
@@ -184,8 +276,15 @@ class Objective:
 
     def score_hessian(self, w: Tensor) -> Tensor:
         """The second derivatives of the loss at ``w`` by two scores of a row, ``(K, N, K)``."""
-        columns = torch.eye(len(w), dtype=torch.float64, device="cpu").unsqueeze(1)
-        return torch.stack([self.turns(w, v.expand(self.design.rows, -1)) for v in columns])
+        columns, blocks = torch.eye(len(w), dtype=torch.float64, device="cpu").unsqueeze(1), []
+        for some in self.design.blocks():
+            scores, slopes = self._slopes(w, some)
+            turns = [
+                torch.autograd.grad(slopes, scores, v.expand_as(scores), retain_graph=True)[0]
+                for v in columns
+            ]
+            blocks.append(torch.stack(turns))
+        return torch.cat(blocks, 1)
 
     def turns(self, w: Tensor, direction: Tensor) -> Tensor:
         """How the slopes of the scores at ``w`` change along a direction, both ``(N, K)``."""
@@ -200,105 +299,3 @@ class Objective:
         scores = self.design.scores(w, rows).requires_grad_()
         (slopes,) = torch.autograd.grad(self.loss(scores, rows), scores, create_graph=True)
         return scores, slopes
-
-
-class Whitening:
-    r"""Coordinates in which the Hessian at some coefficients is near the identity: :math:`V = W L`.
-
-    :math:`L L^\top` are the products of the columns, summed over the rows with the curvature of the
-    loss in each, plus the penalty. A solver that knows nothing of the Hessian needs hundreds of
-    sweeps over features that vary together; in these coordinates, tens. The objective is
-    about half the square of the gradient in them above its minimum. Sparse rows and very many
-    columns are only scaled.
-
-    Args:
-        objective: the objective.
-        w: the coefficients, ``(K, columns)``.
-    """
-
-    def __init__(self, objective: Objective, w: Tensor) -> None:
-        self.objective, design = objective, objective.design
-        rows, ridge = self._row_curvature(w), objective.penalty.mean(0)
-        self.curvature = rows.sum().item()
-        self.factor: Tensor | None = None
-        if not design.sparse and design.columns <= WHITENED and self.curvature > 0:
-            self.means = design.means()
-            matrix = design.products(rows, self.means) + ridge.diag()
-            diagonal = matrix.diagonal()
-            # For columns that repeat: a little of each, in whatever units; for zeros, anything.
-            floor = torch.where(diagonal > 0, 1e-10 * diagonal, 1.0)
-            factor, failed = torch.linalg.cholesky_ex(matrix + floor.diag())
-            self.factor = factor if not failed else None
-        if self.factor is None:
-            scale = (design.pull_back_squares(rows.unsqueeze(1))[0] + ridge).sqrt()
-            self.scale = torch.where(scale > 0, scale, 1.0)
-
-    def stale(self, w: Tensor) -> bool:
-        """Whether the loss is far less curved at ``w``, as it is once most rows are sure."""
-        return self._row_curvature(w).sum().item() < STALE * self.curvature
-
-    def _row_curvature(self, w: Tensor) -> Tensor:
-        """Of the loss in each row, ``(N,)``; without its sign where the loss is not convex."""
-        return self.objective.score_curvature(w).mean(1).abs()
-
-    def to_coefficients(self, v: Tensor) -> Tensor:
-        """The coefficients at a place in these coordinates, ``(K, columns)``."""
-        if self.factor is None:
-            return v / self.scale
-        w = torch.linalg.solve_triangular(self.factor, v, upper=False, left=False)
-        w[:, -1] -= w @ self.means
-        return w
-
-    def from_coefficients(self, w: Tensor) -> Tensor:
-        """The place of coefficients."""
-        if self.factor is None:
-            return w * self.scale
-        centred = w.clone()
-        centred[:, -1] += w @ self.means
-        return centred @ self.factor
-
-    def gradient(self, gradient: Tensor) -> Tensor:
-        """The gradient by these coordinates, from that by coefficients."""
-        if self.factor is None:
-            return gradient / self.scale
-        gradient = gradient - self.means * gradient[:, -1:]
-        return torch.linalg.solve_triangular(self.factor.T, gradient, upper=True, left=False)
-
-
-class Standardising:
-    """Coordinates in which features have mean 0, if there is an intercept, and mean square 1.
-
-    Each coefficient stays by itself, as l1 wants it; only the intercept takes what the means add.
-
-    Args:
-        design: the rows, which are not changed.
-    """
-
-    def __init__(self, design: Design) -> None:
-        self.means, squares = design.means(), design.mean_squares()
-        spread = (squares - self.means.square()).clamp_min(0)
-        # A column that hardly varies is left as it is.
-        self.scale = torch.where(spread > 1e-12 * squares, spread, squares).sqrt()
-        self.scale = torch.where(self.scale > 0, self.scale, 1.0)
-
-    def to_coefficients(self, v: Tensor) -> Tensor:
-        """The coefficients at a place in these coordinates, ``(K, columns)``."""
-        w = v / self.scale
-        w[:, -1] -= w @ self.means
-        return w
-
-    def from_coefficients(self, w: Tensor) -> Tensor:
-        """The place of coefficients."""
-        v = w.clone()
-        v[:, -1] += w @ self.means
-        return v * self.scale
-
-    def gradient(self, gradient: Tensor) -> Tensor:
-        """The gradient by these coordinates, from that by coefficients."""
-        return (gradient - self.means * gradient[:, -1:]) / self.scale
-
-
-def symmetric_operator(product: Callable[[np.ndarray], np.ndarray], size: int) -> Any:
-    """SciPy's operator of a symmetric matrix that is known by its products."""
-    operator: Any = LinearOperator  # whose stubs know only its subclasses
-    return operator((size, size), matvec=product, dtype=np.float64)

@@ -9,7 +9,8 @@ import torch
 from scipy.sparse.linalg import eigsh
 from torch import Tensor
 
-from .linear_objective import Design, Standardising, symmetric_operator
+from .coordinates import Standardising, symmetric_operator
+from .linear_objective import Design
 from .task import Solution, Task
 
 NOISE = 1e-12  # of an objective, relative: what a step may miss its promise by
@@ -44,12 +45,27 @@ class Shrunken:
         """The other part, l1."""
         return (self.l1 * place.abs()).sum().item()
 
-    def violation(self, place: Tensor, gradient: Tensor) -> float:
-        """How far the gradient of the smooth part is from what it is at a minimum.
+    def violation(self, place: Tensor, gradient: Tensor) -> Tensor:
+        """How far the gradient of the smooth part is from what it is at a minimum, by entry.
 
         There it is minus l1 times the sign of each entry; at an entry of 0, anything up to l1.
         """
         return _violation(place, gradient, self.l1)
+
+    def judged(self, place: Tensor, gradient: Tensor) -> tuple[float, float]:
+        """The largest violation, and what is left above the minimum, both by the curvature here.
+
+        Of each entry by itself: 1 is the curvature at which the former is measured.
+        """
+        diagonal = self.objective.hessian_diagonal(self.standard.to_coefficients(place))
+        diagonal = diagonal / self.standard.scale.square() + self.ridge
+        relative = self.violation(place, gradient) / diagonal.clamp_min(TINY).sqrt()
+        return relative.max().item(), 0.5 * relative.square().sum().item()
+
+    def converged(self, place: Tensor, gradient: Tensor, tol: float) -> bool:
+        """Whether no violation is above ``tol``, by the standardised features and the curvature."""
+        near = self.violation(place, gradient).max().item() <= tol  # which costs nothing
+        return near and self.judged(place, gradient)[0] <= tol
 
     def bound(self) -> float:
         """Of the curvature, in any direction."""
@@ -85,7 +101,7 @@ def by_gradients(task: Task, start: Tensor, *, accelerate: bool) -> Solution:
     at = ahead = f.standard.from_coefficients(start)
     momentum = 1.0
     smooth, gradient = f.slope(at)
-    history, converged = [smooth + f.absolute(at)], f.violation(at, gradient) <= task.tol
+    history, converged = [smooth + f.absolute(at)], f.converged(at, gradient, task.tol)
     while len(history) <= task.max_iter and not converged:
         landed = shrink(ahead - gradient / bound, f.l1 / bound)
         step = landed - ahead
@@ -99,7 +115,7 @@ def by_gradients(task: Task, start: Tensor, *, accelerate: bool) -> Solution:
             ahead, momentum = at, 1.0
             smooth, gradient = f.slope(at)
             continue
-        converged = f.violation(landed, landed_gradient) <= task.tol
+        converged = f.converged(landed, landed_gradient, task.tol)
         history.append(value)
         task.report(value)
         if accelerate:
@@ -109,7 +125,8 @@ def by_gradients(task: Task, start: Tensor, *, accelerate: bool) -> Solution:
         else:
             ahead, smooth, gradient = landed, landed_smooth, landed_gradient
         at = landed
-    return Solution(f.standard.to_coefficients(at), history, converged)
+    left = 0.0 if converged else f.judged(at, f.slope(at)[1])[1]
+    return Solution(f.standard.to_coefficients(at), history, left)
 
 
 def by_proximal_newton(task: Task, start: Tensor) -> Solution:
@@ -121,7 +138,7 @@ def by_proximal_newton(task: Task, start: Tensor) -> Solution:
     f = Shrunken(task)
     at = f.standard.from_coefficients(start)
     smooth, gradient = f.slope(at)
-    history, violation = [smooth + f.absolute(at)], f.violation(at, gradient)
+    history, (violation, left) = [smooth + f.absolute(at)], f.judged(at, gradient)
     while len(history) <= task.max_iter and violation > task.tol:
         chosen = (at != 0) | (gradient.abs() > f.l1)
         goal = torch.zeros_like(at).masked_scatter(
@@ -142,10 +159,11 @@ def by_proximal_newton(task: Task, start: Tensor) -> Solution:
                 break
         else:
             break
-        at, gradient, violation = there, slope, f.violation(there, slope)
+        at, gradient = there, slope
+        violation, left = f.judged(at, gradient)
         history.append(value)
         task.report(value)
-    return Solution(f.standard.to_coefficients(at), history, violation <= task.tol)
+    return Solution(f.standard.to_coefficients(at), history, left)
 
 
 def minimise_model(
@@ -153,13 +171,18 @@ def minimise_model(
 ) -> Tensor:
     """The minimum of a quadratic function plus l1, of M entries, by accelerated gradients.
 
+    In units in which each entry has curvature 1.
+
     Args:
         hessian: of the function, ``(M, M)``; where it is not convex, it is made so.
         gradient: at the start.
         start: where to begin.
         l1: weight of the absolute value of each entry.
-        tol: the violation at the end.
+        tol: the violation at the end, in those units.
     """
+    unit = hessian.diagonal().abs().clamp_min(TINY).sqrt()
+    hessian, gradient, l1 = hessian / unit.outer(unit), gradient / unit, l1 / unit
+    start = start * unit
     curvatures = torch.linalg.eigvalsh(hessian)
     lift = max(0.0, -curvatures[0].item())
     hessian = hessian + lift * torch.eye(len(hessian), dtype=hessian.dtype, device=hessian.device)
@@ -169,14 +192,14 @@ def minimise_model(
     for _ in range(MODEL_ITERATIONS):
         slope = gradient + hessian @ (ahead - start)
         landed = shrink(ahead - slope / most, l1 / most)
-        if _violation(landed, gradient + hessian @ (landed - start), l1) <= tol:
-            return landed
+        if _violation(landed, gradient + hessian @ (landed - start), l1).max() <= tol:
+            break
         if ((ahead - landed) * (landed - at)).sum() > 0:  # uphill
             momentum = 1.0
         following = (1 + math.sqrt(1 + 4 * momentum**2)) / 2
         ahead, momentum = landed + (momentum - 1) / following * (landed - at), following
         at = landed
-    return at
+    return landed / unit
 
 
 def shrink(w: Tensor, by: Tensor) -> Tensor:
@@ -184,9 +207,10 @@ def shrink(w: Tensor, by: Tensor) -> Tensor:
     return w.sign() * (w.abs() - by).clamp_min(0)
 
 
-def _violation(place: Tensor, gradient: Tensor, l1: Tensor) -> float:
+def _violation(place: Tensor, gradient: Tensor, l1: Tensor) -> Tensor:
+    """How far each entry is from the conditions of a minimum."""
     slack = torch.where(place == 0, l1, 0.0)
-    return shrink(gradient + l1 * place.sign(), slack).abs().max().item()
+    return shrink(gradient + l1 * place.sign(), slack).abs()
 
 
 def largest_curvature(design: Design, standard: Standardising) -> float:

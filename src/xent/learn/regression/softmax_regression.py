@@ -30,9 +30,10 @@ from .criteria import Criterion, Problem, logits_of, loss_of, softmax_criterion
 from .linear_objective import Design, Objective
 from .separation import SeparationWarning, separation
 from .solvers import SMOOTH, SOLVERS, solve
-from .task import Task
+from .task import Task, enough
 
 DTYPES = (np.float64, np.float32)
+UNSAID = 1e-9  # nats above the minimum that nobody needs to hear of
 
 
 class SoftmaxRegression(ClassifierMixin, BaseEstimator):
@@ -145,10 +146,10 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
         strength = self._strength(start) / (self.C * problem.total)
         l1 = self.l1_ratio * strength if self.l1_ratio > 0 and not self._unpenalised else None
         objective = problem.objective((1 - self.l1_ratio) * strength, problem.zeros())
-        converged = self._minimise(objective, l1, start)
+        left = self._minimise(objective, l1, start)
         self._remember(objective, self._strength(start) / self.C, problem.total)
-        if not (self._unpenalised and self._warn_if_separable(problem.design, y)):
-            self._warn_unless(converged)
+        if not (self._unpenalised and self._warn_if_separable(problem.design, y, left)):
+            self._warn_if_left(left)
         return self
 
     @available_if(lambda self: self.l1_ratio == 0)
@@ -186,7 +187,7 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
         start = problem.zeros() if first else self._start_from(problem)
         prior = self._strength(start) / self.C if first else torch.from_numpy(self.precision_)
         objective = problem.objective(prior / problem.total, start)
-        self._warn_unless(self._minimise(objective, None, start))
+        self._warn_if_left(self._minimise(objective, None, start))
         self._remember(objective, prior, problem.total)
         return self
 
@@ -315,8 +316,9 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
             )
         return w
 
-    def _minimise(self, objective: Objective, l1: Tensor | None, start: Tensor) -> bool:
-        """Solve, and keep what came out; whether that has converged."""
+    def _minimise(self, objective: Objective, l1: Tensor | None, start: Tensor) -> float:
+        """Solve, and keep what came out; how far that is above the minimum, 0 if it has converged.
+        """
         with _progress(self.verbose, self.max_iter) as report:
             task = Task(objective, l1, self.tol, self.max_iter, report)
             solution = solve(task, start, self.solver)
@@ -326,13 +328,20 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
         self.coef_ = w[:, : objective.design.features].numpy().copy()
         self.intercept_ = w[:, -1].numpy().copy() if self.fit_intercept else np.zeros(len(w))
         self.history_, self.n_iter_ = solution.history, max(solution.iterations, 1)
-        return solution.converged
+        done = solution.left <= max(enough(task, w, solution.history[-1]), UNSAID)
+        return 0.0 if done else solution.left
 
-    def _warn_unless(self, converged: bool) -> None:
-        if not converged:
+    def _warn_if_left(self, left: float) -> None:
+        if left > 0:
+            way_out = (
+                "raise max_iter"
+                if self.n_iter_ >= self.max_iter
+                else "more iterations would not help, but features nearer to 0 and to each other "
+                "in size, a penalty (C), or another solver"
+            )
             warnings.warn(
-                f"{type(self).__name__}: not converged after {self.n_iter_} iterations; raise "
-                "max_iter or tol, bring the features to one scale, or take another solver",
+                f"{type(self).__name__}: not converged after {self.n_iter_} iterations: the "
+                f"objective is about {left:.2g} nats above its minimum; {way_out}",
                 ConvergenceWarning,
                 stacklevel=3,
             )
@@ -342,8 +351,9 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
         learnt = objective.hessian_diagonal(self._learnt(objective.design))
         self.precision_ = (prior + total * learnt).numpy()
 
-    def _warn_if_separable(self, design: Design, y: np.ndarray) -> bool:
+    def _warn_if_separable(self, design: Design, y: np.ndarray, left: float) -> bool:
         """Warn where no best coefficients exist, and say whether it is so."""
+        far = f", here about {left:.2g} nats above its limit" if left > 0 else ""
         scores = design.scores(self._learnt(design))
         seen = design.weight > 0  # the others are not in the loss
         x, found = design.with_ones()[seen.numpy()], False
@@ -354,8 +364,8 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
                 how = "completely" if kind == "complete" else "in part"
                 warnings.warn(
                     f"{type(self).__name__}: {name} can be separated {how}, and C=inf penalises "
-                    "nothing: the loss has no minimum, and the coefficients grow with max_iter. "
-                    "Set C, for example C=1",
+                    f"nothing: the loss has no minimum{far}, and the coefficients grow without "
+                    "bound. Set C, for example C=1",
                     SeparationWarning,
                     stacklevel=3,
                 )

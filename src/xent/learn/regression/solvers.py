@@ -1,12 +1,13 @@
-"""Minimisers of the objective of a linear classifier: SciPy's, and those for l1.
+"""Minimisers of the objective of a linear classifier: Newton's method, SciPy's, and those for l1.
 
-All stop where no entry of the gradient exceeds ``tol``, in coordinates in which the features have
-about unit size (``Whitening``, ``Standardising``), so that ``tol`` means the same in metres and in
-miles.
+All stop where no entry of the gradient exceeds ``tol``, in coordinates in which the objective has
+about unit curvature where they stop, so that ``tol`` means the same in metres and in miles. What
+they say is left above the minimum is judged there, by the gradient in double precision.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -17,39 +18,68 @@ from scipy.sparse.linalg import cg
 from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
-from .linear_objective import Whitening, symmetric_operator
+from .coordinates import Whitening, symmetric_operator
+from .newton import by_newton
 from .proximal import by_gradients, by_proximal_newton
-from .task import Solution, Task
+from .task import Solution, Task, enough
 
 EPS = float(np.finfo(np.float64).eps)
 SMALL = 50_000  # scores
-FEW = 2000  # coefficients
+FEW, FULL = 2000, 1000  # coefficients, with l1 and without
+WORK = 4e9  # products that a Hessian in full may take
 ENTRIES = 20_000_000  # rows times coefficients
 STAGE = 40  # iterations between looks at the curvature
 STOPPED = 99  # what SciPy calls a run that its callback ended
 
 SMOOTH = {"lbfgs": "L-BFGS-B", "newton-cg": "Newton-CG", "trust-region": "trust-krylov"}
 FIRST_ORDER = ("gradient-descent", "accelerated")
-SOLVERS = ("auto", *SMOOTH, *FIRST_ORDER, "proximal-newton")
+SOLVERS = ("auto", "newton", *SMOOTH, *FIRST_ORDER, "proximal-newton")
 
 
 def solve(task: Task, start: Tensor, solver: str) -> Solution:
     """Minimise from coefficients ``(K, columns)`` on, by one of ``SOLVERS``.
 
     Where there is l1, ``"auto"`` takes the proximal Newton method for few coefficients, whose
-    Hessian is at hand, and accelerated gradients for many. Else it takes Newton's method for
-    what is small, which needs the fewest steps where rows are sure, with a trust region where
-    nothing keeps the coefficients from growing; and L-BFGS for what is large, which needs the
-    fewest sweeps over the rows where they are not.
+    Hessian is at hand, and accelerated gradients for many. Else it takes Newton's method, with the
+    Hessian in full for few coefficients and by its products for few rows, which needs the fewest
+    steps where rows are sure; and L-BFGS for what is large, which needs the fewest sweeps over the
+    rows where they are not.
+
+    Features far from 0 are moved there first, if a free intercept can take that, and come back at
+    the end.
     """
+    objective, design = task.objective, task.objective.design
+    free = design.intercept and not bool(objective.penalty[:, -1].any())
+    offsets = design.far_offsets() if free else design.offsets
+    near = replace(objective, design=design.prepared(offsets))
+    with _thread_pools().limit(limits={"libscipy_openblas": 1}):
+        solution = _minimise(replace(task, objective=near), _moved(start, offsets), solver)
+    w = _moved(solution.w, -offsets)
+    lost = objective.rounding(w)
+    if bool(offsets.any()):
+        lost = max(lost, objective.value(w) - near.value(solution.w))
+    return replace(solution, w=w, left=solution.left + lost)
+
+
+def _moved(w: Tensor, offsets: Tensor) -> Tensor:
+    """Coefficients of features that have so much less, with the same scores."""
+    if not bool(offsets.any()):
+        return w
+    slopes = w[:, :-1]
+    return torch.cat([slopes, w[:, -1:] + (slopes @ offsets).unsqueeze(1)], 1)
+
+
+def _minimise(task: Task, start: Tensor, solver: str) -> Solution:
     if solver == "auto":
         solver = _choice(task, start)
-    with _thread_pools().limit(limits={"libscipy_openblas": 1}):
-        if solver in SMOOTH:
-            return by_scipy(task, start, SMOOTH[solver])
-        if solver == "proximal-newton":
-            return by_proximal_newton(task, start)
-        return by_gradients(task, start, accelerate=solver == "accelerated")
+    if solver == "newton":
+        return by_newton(task, start)
+    if solver in SMOOTH:
+        solution = by_scipy(task, start, SMOOTH[solver])
+        return by_newton(task, solution.w, solution.history) if _full(task, start) else solution
+    if solver == "proximal-newton":
+        return by_proximal_newton(task, start)
+    return by_gradients(task, start, accelerate=solver == "accelerated")
 
 
 def _choice(task: Task, start: Tensor) -> str:
@@ -57,9 +87,22 @@ def _choice(task: Task, start: Tensor) -> str:
     if task.l1 is not None:
         few = start.numel() <= min(FEW, ENTRIES // rows)
         return "proximal-newton" if few else "accelerated"
+    if _full(task, start):
+        return "newton"
     if rows * len(start) > SMALL:
         return "lbfgs"
     return "newton-cg" if bool(task.objective.penalty.any()) else "trust-region"
+
+
+def _full(task: Task, start: Tensor) -> bool:
+    """Whether the Hessian is at hand."""
+    design, size = task.objective.design, start.numel()
+    return (
+        not design.sparse
+        and design.x.dtype == torch.float64
+        and size <= FULL
+        and design.rows * len(start) ** 2 * size**2 <= WORK
+    )
 
 
 @cache
@@ -76,29 +119,26 @@ def _thread_pools() -> ThreadpoolController:
 def by_scipy(task: Task, start: Tensor, method: str) -> Solution:
     """Minimise a smooth objective by one of SciPy's methods, in whitened coordinates.
 
-    New coordinates are taken when most of the curvature is gone.
+    New coordinates are taken when most of the curvature is gone, and as long as that gains more
+    than rounding while the gradient says that something is left.
     """
     objective, w = task.objective, start
-    history, converged = [objective.value_and_gradient(start)[0]], False
+    history = [objective.value(start)]
     while True:
+        before = history[-1]
         white = Whitening(objective, w)
-        left = task.max_iter - (len(history) - 1)
-        result = _by_scipy_in(white, task, w, method, left, history)
+        result = _by_scipy_in(white, task, w, method, task.max_iter - len(history) + 1, history)
         w = white.to_coefficients(torch.from_numpy(result.x).view(w.shape))
-        # A line search fails where there is nothing to gain but noise; that is the end, too.
-        noise = objective.design.noise * max(abs(result.fun), 1e-3)
-        exhausted = 0.5 * float(np.square(result.jac).sum()) <= noise
-        converged = bool(result.success) or exhausted or (converged and result.nit == 0)
-        spent = len(history) > task.max_iter
-        if spent or result.nit == 0 or not (result.status == STOPPED or white.stale(w)):
-            break
-    if method != "L-BFGS-B":
-        w = newton_step(white, w)
-    return Solution(w, history, converged)
+        w, left = newton_step(Whitening(objective, w), w)
+        value = history[-1] = objective.value(w)
+        spent, gained = len(history) > task.max_iter, before - value
+        noise = objective.design.noise * max(abs(value), 1e-3)
+        if left <= enough(task, w, value) or spent or not gained > noise:
+            return Solution(w, history, left)
 
 
-def newton_step(white: Whitening, w: Tensor) -> Tensor:
-    """One full step, judged by the gradient.
+def newton_step(white: Whitening, w: Tensor) -> tuple[Tensor, float]:
+    """One full step, judged by the gradient; and what is left above the minimum afterwards.
 
     A line search ends where the objective shows no change, at half the digits of the coefficients.
     """
@@ -109,12 +149,22 @@ def newton_step(white: Whitening, w: Tensor) -> Tensor:
         return white.gradient(objective.hessian_product(w, direction)).flatten().numpy()
 
     def slope(w: Tensor) -> np.ndarray:
-        return white.gradient(objective.value_and_gradient(w)[1]).flatten().numpy()
+        return white.gradient(objective.gradient(w)).flatten().numpy()
+
+    def solved(gradient: np.ndarray) -> tuple[np.ndarray, float]:
+        """The step, and what it gains at most: what it leaves has about unit curvature."""
+        operator = symmetric_operator(product, gradient.size)
+        step, _ = cg(operator, -gradient, rtol=1e-6, maxiter=100)
+        rest = gradient + operator @ step
+        return step, 0.5 * (abs(float(gradient @ step)) + float(rest @ rest))
 
     gradient = slope(w)
-    step, _ = cg(symmetric_operator(product, gradient.size), -gradient, rtol=1e-6, maxiter=100)
+    step, left = solved(gradient)
     there = w + white.to_coefficients(torch.from_numpy(step).view(w.shape))
-    return there if np.abs(slope(there)).max() < np.abs(gradient).max() else w
+    after = slope(there)
+    if np.abs(after).max() < np.abs(gradient).max():
+        return there, solved(after)[1]
+    return w, left
 
 
 def _by_scipy_in(

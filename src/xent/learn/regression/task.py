@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 from torch import Tensor
 
 from .linear_objective import Objective
+
+DIGITS = 100 * float(np.finfo(np.float64).eps)  # of an objective, relative: the last that count
 
 
 @dataclass(frozen=True)
@@ -17,13 +20,13 @@ class Solution:
     Attributes:
         w: coefficients, ``(K, columns)``.
         history: the objective after each iteration, the start first.
-        converged: whether the gradient came down to ``tol``, or the objective to its last digit;
-            with l1, whether the conditions of a minimum hold to ``tol``.
+        left: about how far the objective is above its minimum, in nats, by its gradient in
+            coordinates of unit curvature.
     """
 
     w: Tensor
     history: list[float]
-    converged: bool
+    left: float
 
     @property
     def iterations(self) -> int:
@@ -48,3 +51,8 @@ class Task:
     tol: float
     max_iter: int
     report: Callable[[float], None]
+
+
+def enough(task: Task, w: Tensor, value: float) -> float:
+    """What may be left of an objective: a gradient of ``tol`` in each entry, or its last digits."""
+    return max(0.5 * w.numel() * task.tol**2, DIGITS * max(abs(value), 1e-3))

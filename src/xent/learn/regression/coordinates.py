@@ -1,0 +1,119 @@
+"""Coordinates in which the objective of a linear classifier is easier to minimise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.sparse.linalg import LinearOperator
+from torch import Tensor
+
+from .linear_objective import Design, Objective
+
+WHITENED = 4096  # features; more than these are only scaled, one by one
+ROUNDED = 1e-13  # of the mean of a column: less than that is no spread
+STALE = 0.1  # of the curvature that coordinates were made for: time for new ones
+
+
+class Whitening:
+    r"""Coordinates in which the Hessian at some coefficients is near the identity: :math:`V = W L`.
+
+    :math:`L L^\top` are the products of the columns, summed over the rows with the curvature of the
+    loss in each, plus the penalty. A solver that knows nothing of the Hessian needs hundreds of
+    sweeps over features that vary together; in these coordinates, tens. The objective is
+    about half the square of the gradient in them above its minimum. Sparse rows and very many
+    columns are only scaled.
+
+    Args:
+        objective: the objective.
+        w: the coefficients, ``(K, columns)``.
+    """
+
+    def __init__(self, objective: Objective, w: Tensor) -> None:
+        self.objective, design = objective, objective.design
+        rows, ridge = self._row_curvature(w), objective.penalty.mean(0)
+        self.curvature = rows.sum().item()
+        self.factor: Tensor | None = None
+        if not design.sparse and design.columns <= WHITENED and self.curvature > 0:
+            self.means = design.means()
+            matrix = design.products(rows, self.means) + ridge.diag()
+            diagonal = matrix.diagonal()
+            # For columns that repeat: a little of each, in whatever units; for constants, anything.
+            least = self.curvature * (ROUNDED * self.means).square()
+            floor = torch.where(diagonal > least, 1e-10 * diagonal, 1.0)
+            factor, failed = torch.linalg.cholesky_ex(matrix + floor.diag())
+            self.factor = factor if not failed else None
+        if self.factor is None:
+            scale = (design.pull_back_squares(rows.unsqueeze(1))[0] + ridge).sqrt()
+            self.scale = torch.where(scale > 0, scale, 1.0)
+
+    def stale(self, w: Tensor) -> bool:
+        """Whether the loss is far less curved at ``w``, as it is once most rows are sure."""
+        return self._row_curvature(w).sum().item() < STALE * self.curvature
+
+    def _row_curvature(self, w: Tensor) -> Tensor:
+        """Of the loss in each row, ``(N,)``; without its sign where the loss is not convex."""
+        return self.objective.score_curvature(w).mean(1).abs()
+
+    def to_coefficients(self, v: Tensor) -> Tensor:
+        """The coefficients at a place in these coordinates, ``(K, columns)``."""
+        if self.factor is None:
+            return v / self.scale
+        w = torch.linalg.solve_triangular(self.factor, v, upper=False, left=False)
+        w[:, -1] -= w @ self.means
+        return w
+
+    def from_coefficients(self, w: Tensor) -> Tensor:
+        """The place of coefficients."""
+        if self.factor is None:
+            return w * self.scale
+        centred = w.clone()
+        centred[:, -1] += w @ self.means
+        return centred @ self.factor
+
+    def gradient(self, gradient: Tensor) -> Tensor:
+        """The gradient by these coordinates, from that by coefficients."""
+        if self.factor is None:
+            return gradient / self.scale
+        gradient = gradient - self.means * gradient[:, -1:]
+        return torch.linalg.solve_triangular(self.factor.T, gradient, upper=True, left=False)
+
+
+class Standardising:
+    """Coordinates in which features have mean 0, if there is an intercept, and mean square 1.
+
+    Each coefficient stays by itself, as l1 wants it; only the intercept takes what the means add.
+
+    Args:
+        design: the rows, which are not changed.
+    """
+
+    def __init__(self, design: Design) -> None:
+        self.means = design.means()
+        spread = design.mean_squares(self.means).sqrt()
+        # What is left of a constant column is how its mean was rounded.
+        self.scale = torch.where(spread > ROUNDED * self.means.abs(), spread, 1.0)
+
+    def to_coefficients(self, v: Tensor) -> Tensor:
+        """The coefficients at a place in these coordinates, ``(K, columns)``."""
+        w = v / self.scale
+        w[:, -1] -= w @ self.means
+        return w
+
+    def from_coefficients(self, w: Tensor) -> Tensor:
+        """The place of coefficients."""
+        v = w.clone()
+        v[:, -1] += w @ self.means
+        return v * self.scale
+
+    def gradient(self, gradient: Tensor) -> Tensor:
+        """The gradient by these coordinates, from that by coefficients."""
+        return (gradient - self.means * gradient[:, -1:]) / self.scale
+
+
+def symmetric_operator(product: Callable[[np.ndarray], np.ndarray], size: int) -> Any:
+    """SciPy's operator of a symmetric matrix that is known by its products."""
+    operator: Any = LinearOperator  # whose stubs know only its subclasses
+    return operator((size, size), matvec=product, dtype=np.float64)

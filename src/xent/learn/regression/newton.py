@@ -1,0 +1,256 @@
+r"""Newton's method with the Hessian in full, for few coefficients, and what it says of the end.
+
+The second derivatives of a loss by the scores of a row are sums of squares of differences between
+scores, so the Hessian is a sum of squares of rows. Their QR decomposition, not the products of
+columns, finds the coordinates in which it is the identity: two columns may agree in 12 digits and
+still be two. In those coordinates the gradient g is the step, and says what is left:
+
+.. math:: f(W) - \min f \approx \tfrac12\, |g|^2
+
+Where a loss is not convex, the eigenvalues of its Hessian in those coordinates count without their
+signs, so that each step leads down.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .linear_objective import Objective
+from .task import DIGITS, Solution, Task, enough
+
+EPS = float(np.finfo(np.float64).eps)
+ROUNDED = 20 * EPS  # of the largest singular value: less is how the decomposition was rounded
+RANK = 1e3 * EPS  # likewise: less has too few digits for a coordinate
+TRIALS = 12  # of a step, each held back more than the one before
+FIRST_DAMPING = 1e-2  # of a step that was too long, in units of the curvature
+FAIR, GOOD = 1e-4, 0.5  # shares of what the model promised
+MOVING = 0.5  # nats: a score that a step changes so much may lose its curvature
+PATIENCE = 3  # steps without a gain, or less left, before what is left is rounding
+
+
+class Model:
+    """The quadratic model of an objective about some coefficients.
+
+    Args:
+        objective: the objective, of a dense design in double precision.
+        w: the coefficients, ``(K, columns)``.
+        without: scores of rows that are left out, ``(N, K)``.
+
+    Attributes:
+        left: about how far the objective is above its minimum, in nats.
+        hidden: how far besides, along what is only how the rows were rounded.
+    """
+
+    def __init__(self, objective: Objective, w: Tensor, without: Tensor | None = None) -> None:
+        self.objective, self.design, self.w = objective, objective.design, w
+        blocks, slopes = objective.score_hessian(w), objective.slopes(w)  # (K, N, K) and (N, K)
+        if not bool(blocks.isfinite().all()):
+            raise ValueError("the loss is not finite; scale the features, or take another loss")
+        if without is not None:
+            blocks, slopes = _left_out(blocks, slopes, without)
+        self.parts = _parts(blocks)
+        if not self.parts:  # each row is sure: what it may curve at most
+            most = objective.bound * self.design.weight
+            self.parts = [(most, unit) for unit in torch.eye(len(w), dtype=torch.float64)]
+        # A softmax is the same for scores that all move alike, so classes stay about their mean.
+        self.alike = all(direction.sum() == 0 for _, direction in self.parts)
+        self.idle = ~objective.penalty.any(0) if self.alike else torch.tensor(False, device="cpu")
+        self.curvature = torch.stack([weight.abs() for weight, _ in self.parts]).sum(0)
+        self.means = self._means()
+        self.map, grains = self._maps()
+        self.slopes = self._pulled(slopes, w, self.map)
+        self.values, self.vectors = torch.ones_like(self.slopes), None
+        if any(bool((weight < 0).any()) for weight, _ in self.parts):
+            values, self.vectors = torch.linalg.eigh(self._hessian())
+            self.values = values.abs().clamp_min(RANK)
+            self.slopes = self.vectors.T @ self.slopes
+        self.left = 0.5 * (self.slopes.square() / self.values).sum().item()
+        self.hidden = 0.5 * self._pulled(slopes, w, grains).square().sum().item()
+
+    def step(self, damping: float) -> tuple[Tensor, float]:
+        """Where the model is least, held back by the damping; and what it promises to gain."""
+        length = self.slopes / (self.values + damping)
+        gain = (self.slopes - 0.5 * self.values * length) @ length
+        v = length if self.vectors is None else self.vectors @ length
+        step = -self._back(self.map) @ v
+        return step - torch.where(self.idle, step.mean(0), 0.0), gain.item()
+
+    def certified(self) -> float:
+        """What is left, if what has all the curvature may hide what the rest would gain.
+
+        Far out, a row may be nearly sure and still hold the coefficients, until a step frees them.
+        So the scores that a step would move are left out. By that the loss falls no more than these
+        classes cost, by cross-entropy; what others would gain, their own model says.
+        """
+        if self.vectors is not None:
+            return self.left
+        weight, slopes = self.design.weight.unsqueeze(1), self.objective.slopes(self.w)
+        steps = self.design.scores(self.step(0.0)[0])
+        if bool(self.alike):  # against the score of the class, whose slope alone is negative
+            steps = steps - steps.gather(1, slopes.argmin(1, keepdim=True))
+            slopes = slopes.clamp(min=0)
+        moving = steps.abs() > MOVING
+        if not bool(moving.any()):
+            return self.left
+        chance = torch.where(moving, slopes.abs() / weight, 0.0).clamp(max=1 - EPS)
+        lost = -(weight * torch.log1p(-chance)).sum().item()
+        return max(self.left, lost + Model(self.objective, self.w, moving).left)
+
+    def size(self, w: Tensor) -> float:
+        """The square of the gradient at other coefficients, in these coordinates."""
+        return self._pulled(self.objective.slopes(w), w, self.map).square().sum().item()
+
+    def _means(self) -> Tensor:
+        """Of the columns under the curvature, if an intercept that is free can take them off."""
+        if not self.design.intercept or bool(self.objective.penalty[:, -1].any()):
+            return torch.zeros(self.design.features, dtype=torch.float64, device="cpu")
+        return self.curvature @ self.design.x / self.curvature.sum()
+
+    def _rows(self, some: slice, means: Tensor, ones: float = 1.0) -> Tensor:
+        """Rows less the means, with their column of ones."""
+        x = self.design.x[some] - means
+        return torch.nn.functional.pad(x, (0, 1), value=ones) if self.design.intercept else x
+
+    def _back(self, coordinates: Tensor) -> Tensor:
+        """To coefficients of columns as they are, from those of columns less their means."""
+        if not self.design.intercept:
+            return coordinates
+        shift = torch.einsum("f,kfr->kr", self.means, coordinates[:, :-1])
+        return torch.cat([coordinates[:, :-1], coordinates[:, -1:] - shift.unsqueeze(1)], 1)
+
+    def _maps(self) -> tuple[Tensor, Tensor]:
+        """To coefficients, ``(K, columns, r)``, from coordinates in which the Hessian is identity.
+
+        Those that are only how the rows were rounded, as of a feature in two units, come apart.
+        """
+        largest = [self._rows(some, self.means).abs().amax(0) for some in self.design.blocks()]
+        unit = torch.stack(largest).amax(0)
+        unit = torch.where(unit > 0, unit, 1.0).expand(self.w.shape)
+        triangle = (self.objective.penalty.sqrt() / unit).flatten().diag()
+        given = torch.zeros_like(unit)
+        for some in self.design.blocks():
+            rows = self._rows(some, self.means) / unit[0]
+            before = (self._rows(some, -self.design.offsets, 0.0) / unit[0]).square()
+            for weight, direction in self.parts:
+                root = weight[some].abs().sqrt().unsqueeze(1)
+                block = torch.kron(direction.unsqueeze(0), root * rows)
+                triangle = torch.linalg.qr(torch.cat([triangle, block]), mode="r").R
+                given = given + direction.square().outer(weight[some].abs() @ before)
+        length = triangle.norm(dim=0)
+        length = torch.where(length > 0, length, 1.0)
+        _, values, vectors = torch.linalg.svd(triangle / length)
+        grain = (vectors.square() @ (given.flatten() / length.square())).sqrt() * self.design.grain
+        real, grain = values > ROUNDED * values[0], grain.clamp_min(RANK * values[0].item())
+        maps = vectors.T / values.clamp_min(EPS) / (length * unit.flatten()).unsqueeze(1)
+        kept, grains = maps[:, real & (values > grain)], maps[:, real & (values <= grain)]
+        return kept.view(*self.w.shape, -1), grains.view(*self.w.shape, -1)
+
+    def _pulled(self, slopes: Tensor, w: Tensor, coordinates: Tensor) -> Tensor:
+        """The gradient by such coordinates at ``w``, ``(r,)``, from the slopes of the scores."""
+        pull = self.objective.penalty * (w - self.objective.anchor)
+        pulled = torch.einsum("kf,kfr->r", pull, self._back(coordinates))
+        for some in self.design.blocks():
+            rows = self._rows(some, self.means)
+            for of_score, to in zip(slopes[some].T, coordinates, strict=True):
+                pulled = pulled + of_score @ (rows @ to)
+        return pulled
+
+    def _hessian(self) -> Tensor:
+        """By these coordinates, ``(r, r)``."""
+        back = self._back(self.map).flatten(0, 1)
+        hessian = back.T @ (self.objective.penalty.reshape(-1, 1) * back)
+        for some in self.design.blocks():
+            rows = self._rows(some, self.means)
+            for weight, direction in self.parts:
+                scores = rows @ torch.einsum("k,kfr->fr", direction, self.map)
+                hessian = hessian + scores.T @ (weight[some].unsqueeze(1) * scores)
+        return hessian
+
+
+def _left_out(blocks: Tensor, slopes: Tensor, which: Tensor) -> tuple[Tensor, Tensor]:
+    """Second and first derivatives by the scores, without some scores of rows, ``(N, K)``.
+
+    What they took from other scores of the row is given back.
+    """
+    blocks, slopes = blocks.clone(), slopes.clone()
+    taken = torch.where(which, slopes, 0.0)
+    alike = slopes.sum(1).abs() <= 100 * EPS * slopes.abs().amax(1)
+    slopes = slopes - taken
+    lowest = slopes.argmin(1, keepdim=True)
+    back = torch.where(alike, taken.sum(1), 0.0).unsqueeze(1)
+    slopes = slopes.scatter_add(1, lowest, back)
+    for k in range(len(blocks)):
+        for j in range(k):
+            gone = which[:, k] | which[:, j]
+            shared = torch.where(gone, blocks[k, :, j], 0.0)
+            for a, b in ((k, j), (j, k)):
+                blocks[a, :, b] -= shared
+                blocks[a, :, a] += shared
+        if len(blocks) == 1 or not bool(alike.all()):
+            blocks[k, :, k] = torch.where(which[:, k], 0.0, blocks[k, :, k])
+    return blocks, slopes
+
+
+def _parts(blocks: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Second derivatives by two scores of a row, ``(K, N, K)``, as sums of squares of differences.
+
+    Each part has a weight for each row, ``(N,)``, and a direction among the scores, ``(K,)``. Of a
+    softmax it is the product of two probabilities and the difference of their scores, which has all
+    its digits.
+    """
+    unit = torch.eye(len(blocks), dtype=torch.float64, device="cpu")
+    parts = []
+    for k, block in enumerate(blocks):
+        own = block[:, k] + (block.sum(1) - block[:, k])
+        own = torch.where(own.abs() > 100 * EPS * block[:, k].abs(), own, 0.0)
+        parts.append((own, unit[k]))
+        parts += [(-block[:, j], unit[k] - unit[j]) for j in range(k)]
+    return [(weight, direction) for weight, direction in parts if bool(weight.any())]
+
+
+def by_newton(task: Task, start: Tensor, history: list[float] | None = None) -> Solution:
+    """Minimise by Newton's method, each step held back until it gains what was promised.
+
+    The last step is judged by the gradient, as the objective shows no change there.
+
+    Args:
+        task: what is to be minimised, over a dense design in double precision.
+        start: where to begin, ``(K, columns)``.
+        history: the objective at each iteration of another method before.
+    """
+    objective, w, damping = task.objective, start, 0.0
+    value = objective.value(w)
+    history = history or [value]
+    before, idle = torch.inf, 0
+    while True:
+        model, limit = Model(objective, w), enough(task, w, value)
+        left = model.left
+        if left <= limit:
+            left = model.certified()
+        idle, before = idle + (model.left > 0.5 * before), model.left
+        if left <= limit or len(history) > task.max_iter or idle == PATIENCE:
+            break
+        noise = DIGITS * max(abs(value), 1e-3)
+        for trial in range(TRIALS):
+            step, promised = model.step(damping)
+            there = objective.value(w + step)
+            if value - there >= FAIR * promised - noise:
+                break
+            damping = max(damping, FIRST_DAMPING) * 10.0**trial
+        else:
+            break
+        if value - there >= GOOD * promised:
+            damping = damping / 10 if damping > FIRST_DAMPING else 0.0
+        idle = 0 if value - there > noise else idle
+        w, value = w + step, there
+        history.append(value)
+        task.report(value)
+    step, _ = model.step(0.0)
+    if left <= limit and model.size(w + step) < model.size(w):
+        w = w + step
+        history[-1] = objective.value(w)
+    return Solution(w, history, left + model.hidden)
+
+
