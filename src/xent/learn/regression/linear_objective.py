@@ -40,7 +40,7 @@ class Design:
 
     def __init__(self, x: Any, weight: Tensor, *, intercept: bool) -> None:
         self.sparse = not isinstance(x, np.ndarray)
-        self.x = x if self.sparse else torch.from_numpy(np.require(x, requirements=["C", "W"]))
+        self.x: Any = x if self.sparse else torch.from_numpy(np.require(x, requirements=["C", "W"]))
         self.weight, self.intercept = weight, intercept
         self.rows, self.features = x.shape
         self.columns = self.features + intercept
@@ -114,7 +114,8 @@ class Design:
         if self.sparse:
             sums = torch.from_numpy((self.x.multiply(self.x).T @ weights.numpy()).T)
         else:
-            sums = sum(weights[some].T @ self.x[some].double().square() for some in self.blocks())
+            parts = [weights[s].T @ self.x[s].double().square() for s in self.blocks()]
+            sums = torch.stack(parts).sum(0)
         return torch.cat([sums, weights.sum(0).unsqueeze(1)], 1) if self.intercept else sums
 
     def mean_squares(self, means: Tensor) -> Tensor:
@@ -130,10 +131,11 @@ class Design:
             squares = moved.T @ weight.numpy() + rest.clip(0) * np.square(features)[:, None]
             found = torch.from_numpy(squares[:, 0])
         else:
-            found = sum(
-                weight[some, 0] @ (self.x[some].double() - means[: self.features]).square()
+            parts = [
+                self.weight[some] @ (self.x[some].double() - means[: self.features]).square()
                 for some in self.blocks()
-            )
+            ]
+            found = torch.stack(parts).sum(0)
         return torch.cat([found, self.weight.sum().unsqueeze(0)]) if self.intercept else found
 
     def blocks(self) -> Iterator[slice]:

@@ -26,6 +26,7 @@ RANK = 1e3 * EPS  # likewise: less has too few digits for a coordinate
 TRIALS = 12  # of a step, each held back more than the one before
 FIRST_DAMPING = 1e-2  # of a step that was too long, in units of the curvature
 FAIR, GOOD = 1e-4, 0.5  # shares of what the model promised
+CONSTANT = 8.0  # times the rounding of a column: less than that is no spread
 MOVING = 0.5  # nats: a score that a step changes so much may lose its curvature
 PATIENCE = 3  # steps without a gain, or less left, before what is left is rounding
 
@@ -138,10 +139,12 @@ class Model:
                 block = torch.kron(direction.unsqueeze(0), root * rows)
                 triangle = torch.linalg.qr(torch.cat([triangle, block]), mode="r").R
                 given = given + direction.square().outer(weight[some].abs() @ before)
-        length = triangle.norm(dim=0)
+        length, given = triangle.norm(dim=0), given.flatten().sqrt()
+        constant = length <= CONSTANT * self.design.grain * given  # where there is curvature
+        triangle = torch.where(constant, 0.0, triangle)
         length = torch.where(length > 0, length, 1.0)
         _, values, vectors = torch.linalg.svd(triangle / length)
-        grain = (vectors.square() @ (given.flatten() / length.square())).sqrt() * self.design.grain
+        grain = (vectors.square() @ (given / length).square()).sqrt() * self.design.grain
         real, grain = values > ROUNDED * values[0], grain.clamp_min(RANK * values[0].item())
         maps = vectors.T / values.clamp_min(EPS) / (length * unit.flatten()).unsqueeze(1)
         kept, grains = maps[:, real & (values > grain)], maps[:, real & (values <= grain)]
@@ -248,9 +251,9 @@ def by_newton(task: Task, start: Tensor, history: list[float] | None = None) -> 
         history.append(value)
         task.report(value)
     step, _ = model.step(0.0)
-    if left <= limit and model.size(w + step) < model.size(w):
+    if left > limit:
+        left = max(left, model.certified())
+    elif model.size(w + step) < model.size(w):
         w = w + step
         history[-1] = objective.value(w)
     return Solution(w, history, left + model.hidden)
-
-

@@ -56,13 +56,17 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
         l1_ratio: how much of the penalty is l1, from 0 to 1; above 0 it takes a solver for l1.
         loss: name of a loss of one class per row, or the function itself; its options by
             ``functools.partial(xent.focal_loss, gamma=1.0)``.
-        solver: ``"lbfgs"``, ``"newton-cg"`` and ``"trust-region"`` (SciPy's, with our product of
-            the Hessian); ``"gradient-descent"`` with the step 1/L, ``"accelerated"`` and
-            ``"proximal-newton"``, which take l1; ``"auto"`` chooses the last where there is l1 and
-            up to 2000 coefficients, ``"accelerated"`` for more, without l1 a Newton method for up
-            to 50,000 scores (rows times classes), else ``"lbfgs"``.
-        tol: no entry of the gradient is larger at the end, in coordinates of about unit curvature.
-        max_iter: most iterations; a ``ConvergenceWarning`` says that they were too few.
+        solver: ``"newton"``, with the Hessian in full; ``"lbfgs"``, ``"newton-cg"`` and
+            ``"trust-region"`` (SciPy's, with our product of the Hessian), which end with
+            ``"newton"`` where that is at hand; ``"gradient-descent"`` with the step 1/L,
+            ``"accelerated"`` and ``"proximal-newton"``, which take l1; ``"auto"`` chooses the last
+            where there is l1 and up to 2000 coefficients, ``"accelerated"`` for more, without l1
+            ``"newton"`` for few coefficients, another Newton method for up to 50,000 scores (rows
+            times classes), else ``"lbfgs"``.
+        tol: no entry of the gradient is larger at the end, in coordinates of about unit curvature,
+            so the objective is about ``tol**2`` nats above its minimum.
+        max_iter: most iterations; a ``ConvergenceWarning`` says how far from the minimum they
+            ended, and so it does where rounding hides more than 1e-9 nats.
         fit_intercept: whether there is an intercept b, which is not penalised.
         class_weight: a dictionary class -> weight, ``"balanced"``, or None.
         warm_start: whether ``fit`` begins with the coefficients that are there.
@@ -272,7 +276,7 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
         if not (isinstance(self.max_iter, Integral) and self.max_iter >= 1):
             raise ValueError(f"`max_iter` must be a whole number from 1 on, got {self.max_iter!r}")
         one_of("solver", self.solver, SOLVERS)
-        if self.l1_ratio > 0 and self.solver in SMOOTH:
+        if self.l1_ratio > 0 and self.solver in ("newton", *SMOOTH):
             raise ValueError(
                 f"solver={self.solver!r} takes no l1_ratio above 0, got {self.l1_ratio}; "
                 "use solver='auto' or 'accelerated'"
@@ -317,7 +321,10 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
         return w
 
     def _minimise(self, objective: Objective, l1: Tensor | None, start: Tensor) -> float:
-        """Solve, and keep what came out; how far that is above the minimum, 0 if it has converged.
+        """Solve, and keep what came out.
+
+        Returns:
+            How far that is above the minimum, in nats; 0 if it has converged.
         """
         with _progress(self.verbose, self.max_iter) as report:
             task = Task(objective, l1, self.tol, self.max_iter, report)

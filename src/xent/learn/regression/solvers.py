@@ -48,7 +48,8 @@ def solve(task: Task, start: Tensor, solver: str) -> Solution:
     Features far from 0 are moved there first, if a free intercept can take that, and come back at
     the end.
     """
-    objective, design = task.objective, task.objective.design
+    objective = task.objective
+    design = objective.design.prepared(objective.design.offsets)
     free = design.intercept and not bool(objective.penalty[:, -1].any())
     offsets = design.far_offsets() if free else design.offsets
     near = replace(objective, design=design.prepared(offsets))
@@ -73,6 +74,11 @@ def _minimise(task: Task, start: Tensor, solver: str) -> Solution:
     if solver == "auto":
         solver = _choice(task, start)
     if solver == "newton":
+        if not _wide(task):
+            raise ValueError(
+                "solver='newton' takes rows of more than 4 million entries only if they are dense "
+                "and in double precision; use solver='auto'"
+            )
         return by_newton(task, start)
     if solver in SMOOTH:
         solution = by_scipy(task, start, SMOOTH[solver])
@@ -96,13 +102,15 @@ def _choice(task: Task, start: Tensor) -> str:
 
 def _full(task: Task, start: Tensor) -> bool:
     """Whether the Hessian is at hand."""
-    design, size = task.objective.design, start.numel()
-    return (
-        not design.sparse
-        and design.x.dtype == torch.float64
-        and size <= FULL
-        and design.rows * len(start) ** 2 * size**2 <= WORK
-    )
+    size = start.numel()
+    products = task.objective.design.rows * len(start) ** 2 * size**2
+    return _wide(task) and size <= FULL and products <= WORK
+
+
+def _wide(task: Task) -> bool:
+    """Whether the rows are dense and in double precision."""
+    design = task.objective.design
+    return not design.sparse and design.x.dtype == torch.float64
 
 
 @cache
@@ -134,7 +142,7 @@ def by_scipy(task: Task, start: Tensor, method: str) -> Solution:
         spent, gained = len(history) > task.max_iter, before - value
         noise = objective.design.noise * max(abs(value), 1e-3)
         if left <= enough(task, w, value) or spent or not gained > noise:
-            return Solution(w, history, left)
+            return Solution(w, history, min(left, abs(value)))  # no loss here falls below 0
 
 
 def newton_step(white: Whitening, w: Tensor) -> tuple[Tensor, float]:
