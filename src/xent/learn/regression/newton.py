@@ -28,6 +28,7 @@ FIRST_DAMPING = 1e-2  # of a step that was too long, in units of the curvature
 FAIR, GOOD = 1e-4, 0.5  # shares of what the model promised
 CONSTANT = 8.0  # times the rounding of a column: less than that is no spread
 MOVING = 0.5  # nats: a score that a step changes so much may lose its curvature
+NEAR = 1e-3  # nats: from here on what a model says is left is looked at twice
 PATIENCE = 3  # steps without a gain, or less left, before what is left is rounding
 
 
@@ -126,8 +127,10 @@ class Model:
 
         Those that are only how the rows were rounded, as of a feature in two units, come apart.
         """
-        largest = [self._rows(some, self.means).abs().amax(0) for some in self.design.blocks()]
-        unit = torch.stack(largest).amax(0)
+        low, high = (edge - self.means for edge in torch.aminmax(self.design.x, dim=0))
+        unit = torch.maximum(low.abs(), high.abs())
+        if self.design.intercept:
+            unit = torch.nn.functional.pad(unit, (0, 1), value=1.0)
         unit = torch.where(unit > 0, unit, 1.0).expand(self.w.shape)
         triangle = (self.objective.penalty.sqrt() / unit).flatten().diag()
         given = torch.zeros_like(unit)
@@ -152,6 +155,8 @@ class Model:
 
     def _pulled(self, slopes: Tensor, w: Tensor, coordinates: Tensor) -> Tensor:
         """The gradient by such coordinates at ``w``, ``(r,)``, from the slopes of the scores."""
+        if coordinates.shape[-1] == 0:
+            return torch.zeros(0, dtype=torch.float64, device="cpu")
         pull = self.objective.penalty * (w - self.objective.anchor)
         pulled = torch.einsum("kf,kfr->r", pull, self._back(coordinates))
         for some in self.design.blocks():
@@ -251,9 +256,9 @@ def by_newton(task: Task, start: Tensor, history: list[float] | None = None) -> 
         history.append(value)
         task.report(value)
     step, _ = model.step(0.0)
-    if left > limit:
+    if limit < left < NEAR:
         left = max(left, model.certified())
-    elif model.size(w + step) < model.size(w):
+    elif left <= limit and model.size(w + step) < model.size(w):
         w = w + step
         history[-1] = objective.value(w)
     return Solution(w, history, left + model.hidden)
