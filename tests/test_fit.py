@@ -341,7 +341,8 @@ def test_other_losses_penalties_and_weights(fit, tmp_path):
 def test_what_a_fit_warns_of_is_told(fit, tmp_path):
     path = write(tmp_path / "a.csv", table_of(load_iris()))
     record, told = fit(path, "--max-iter", 1)
-    assert told.err.endswith("not converged after 1 iterations; raise --max-iter\n")
+    assert "not converged after 1 iterations: the objective is about 0.09" in told.err
+    assert told.err.endswith("nats above its minimum; raise --max-iter\n")
     assert record["warnings"] == [told.err.strip()]
     path = write(tmp_path / "b.csv", table_of(load_iris(), slice(0, 100)))
     record, told = fit(path, "--C", "inf")
