@@ -45,7 +45,8 @@ def loss_curves(
         target: for sigmoid losses: the target of the element, in [0, 1].
 
     Returns:
-        Both axes.
+        Both axes. Where one curve is more than ten times as large as another, the axis is
+        logarithmic far from 0, so that both can be read.
 
     Raises:
         ValueError: for a name that is no loss or hyperparameter of one, for losses that no single
