@@ -191,9 +191,9 @@ def test_it_prints_and_is_plain(capsys):
     [
         ({"length": 1}, "`length` must be a whole number from 2, got 1"),
         ({"length": 8.0}, "`length` must be"),
-        ({"stride": 0}, "--stride must be"),
-        ({"length": 4, "stride": 5}, "--stride must be at most `length`, 4"),
-        ({"batch": 0}, "--batch must be"),
+        ({"stride": 0}, "`stride` must be"),
+        ({"length": 4, "stride": 5}, "`stride` must be at most `length`, 4"),
+        ({"batch": 0}, "`batch` must be"),
         ({"total_bytes": 0}, "`total_bytes` must be"),
         ({"bins": 0}, "`bins` must be"),
         ({"labels": torch.zeros(3, dtype=torch.int64)}, "shape of `tokens`"),
