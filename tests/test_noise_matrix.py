@@ -179,7 +179,7 @@ def test_bad_predictions():
         estimate_noise_matrix(Y)
     with pytest.raises(ValueError, match="percentile"):
         estimate_noise_matrix(p, 101)
-    for bad in (Y[:3], Y + 1, Y.clamp(max=3)):
+    for bad in (Y[:3], Y + 1):
         with pytest.raises(ValueError, match="labels"):
             confident_noise_matrix(p, bad)
     with pytest.raises(TypeError, match="labels"):

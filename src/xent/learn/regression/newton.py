@@ -55,10 +55,16 @@ class Model:
         self.parts = _parts(blocks)
         if not self.parts:  # each row is sure: what it may curve at most
             most = objective.bound * self.design.weight
-            self.parts = [(most, unit) for unit in torch.eye(len(w), dtype=torch.float64)]
+            self.parts = [
+                (most, unit) for unit in torch.eye(len(w), dtype=torch.float64, device="cpu")
+            ]
         # A softmax is the same for scores that all move alike, so classes stay about their mean.
         self.alike = all(direction.sum() == 0 for _, direction in self.parts)
-        self.idle = ~objective.penalty.any(0) if self.alike else torch.tensor(False, device="cpu")
+        self.idle = (
+            ~objective.penalty.any(0)
+            if self.alike
+            else torch.tensor(False, dtype=torch.bool, device="cpu")
+        )
         self.curvature = torch.stack([weight.abs() for weight, _ in self.parts]).sum(0)
         self.means = self._means()
         self.map, grains = self._maps()

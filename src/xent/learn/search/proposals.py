@@ -46,7 +46,13 @@ class Proposal:
     @classmethod
     def start(cls, nominal: SearchDistribution, defensive: float, smoothing: float) -> Proposal:
         """The mixture of the distribution alone."""
-        return cls(nominal, [nominal], torch.ones(1, dtype=torch.float64), defensive, smoothing)
+        return cls(
+            nominal,
+            [nominal],
+            torch.ones(1, dtype=torch.float64, device="cpu"),
+            defensive,
+            smoothing,
+        )
 
     def sample(self, n: int, generator: Generator | None = None) -> Tensor:
         """Draw ``n`` points, ``(n, d)``, those of a part side by side, the defensive ones last."""
@@ -113,8 +119,10 @@ def grow(
     # Equal points are held out together, unless the event is but so few points.
     distinct, which = x.unique(dim=0, return_inverse=True)
     if len(distinct) <= MOST_COMPONENTS:
-        which = torch.arange(len(x))
-    held_out = (torch.rand(len(x), generator=generator) < 0.5)[which]
+        which = torch.arange(len(x), device="cpu")
+    held_out = (torch.rand(len(x), dtype=torch.float64, device="cpu", generator=generator) < 0.5)[
+        which
+    ]
     copies = x[:0]
     best, least_moment, least_entropy, vain = proposal, math.inf, math.inf, 0
     while True:
@@ -138,5 +146,5 @@ def grow(
         held_out &= ~torch.isin(which, which[worst])
         places = [around(x[[k]]) for k in worst.tolist()]
         copies = torch.cat([copies, *places])
-        even = torch.ones(len(places[0]), dtype=torch.float64)
+        even = torch.ones(len(places[0]), dtype=torch.float64, device="cpu")
         proposal = proposal.add([proposal.tilt(place, even) for place in places])

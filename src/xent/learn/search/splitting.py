@@ -38,7 +38,7 @@ class Counted:
     def __call__(self, x: Tensor) -> Tensor:
         """Scores in float64, ``(n,)``, of points ``(n, d)``."""
         if not len(x):
-            return torch.zeros(0, dtype=torch.float64)
+            return torch.zeros(0, dtype=torch.float64, device="cpu")
         scores = read_scores(x, self._score(x))
         self.evaluations += len(x)
         self.best = max(self.best, scores.max().item())
@@ -109,20 +109,20 @@ class Population:
         """Points of the population near one of them, ``(1, d)``: copies that have moved."""
         here = copy(self)
         here.points = point.expand(COPIES, -1).clone()
-        here.scores = torch.full((COPIES,), self._level, dtype=torch.float64)
+        here.scores = torch.full((COPIES,), self._level, dtype=torch.float64, device="cpu")
         here.move(COPY_ROUNDS)
         return here.points
 
     def enlarge(self, size: int) -> None:
         """Copy points until there are so many, if there are fewer, and shuffle them."""
-        order = torch.randperm(len(self.points), generator=self._generator)
-        self._choose(order[torch.arange(max(size, len(order))) % len(order)])
+        order = torch.randperm(len(self.points), device="cpu", generator=self._generator)
+        self._choose(order[torch.arange(max(size, len(order)), device="cpu") % len(order)])
 
     def redraw(self, proposal: Proposal) -> None:
         """Metropolis steps to points of a mixture, wherever these are, and some nearby."""
         for _ in range(REDRAWS):
             drawn = proposal.sample(len(self.points), self._generator)
-            drawn = drawn[torch.randperm(len(drawn), generator=self._generator)]
+            drawn = drawn[torch.randperm(len(drawn), device="cpu", generator=self._generator)]
             self._accept(drawn, proposal.log_weight(drawn) - proposal.log_weight(self.points))
         self.move(1)
 
@@ -131,7 +131,10 @@ class Population:
         fitted = self._law.blend(self._law.fit(self.points), 1 - self._smoothing)
         for _ in range(rounds):
             size = SMALLEST_STEP ** self._uniform(len(self.points), 1)
-            self._accept(self._law.step(self.points, size, self._generator), torch.zeros(()))
+            self._accept(
+                self._law.step(self.points, size, self._generator),
+                torch.zeros((), dtype=torch.float64, device="cpu"),
+            )
             for proposal in (self._law, fitted):
                 self._swap(proposal)
 
@@ -188,7 +191,7 @@ class Population:
         """Copy points in proportion to their weights, as evenly as whole numbers can."""
         n = len(weights)
         ends = weights.cumsum(0) / weights.sum() * n
-        at = torch.arange(n) + self._uniform(1)
+        at = torch.arange(n, device="cpu") + self._uniform(1)
         self._choose(torch.searchsorted(ends, at, right=True).clamp(max=n - 1))
 
     def _at(self, power: float) -> SearchDistribution:
@@ -198,11 +201,11 @@ class Population:
         return self._at(power).log_prob(self.points) - self._law.log_prob(self.points)
 
     def _choose(self, index: Tensor) -> None:
-        index = index[torch.randperm(len(index), generator=self._generator)]
+        index = index[torch.randperm(len(index), device="cpu", generator=self._generator)]
         self.points, self.scores = self.points[index], self.scores[index]
 
     def _uniform(self, *shape: int) -> Tensor:
-        return torch.rand(*shape, dtype=torch.float64, generator=self._generator)
+        return torch.rand(*shape, dtype=torch.float64, device="cpu", generator=self._generator)
 
 
 def pool(populations: list[Population]) -> Population:
@@ -210,7 +213,7 @@ def pool(populations: list[Population]) -> Population:
     one = copy(populations[0])
     one.points = torch.cat([each.points for each in populations])
     one.scores = torch.cat([each.scores for each in populations])
-    one._choose(torch.arange(len(one.points)))
+    one._choose(torch.arange(len(one.points), device="cpu"))
     return one
 
 
