@@ -1,6 +1,8 @@
 """Rare events beside their exact probabilities."""
 
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +12,8 @@ from xent.learn import Bernoulli, Categorical, Gaussian, rare_event
 from xent.learn.search.proposals import Proposal
 from xent.learn.search.rare_events import _chernoff, _unseen
 from xent.learn.search.splitting import Counted, Population
+
+RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "rare_events.txt"
 
 
 @pytest.fixture(autouse=True)
@@ -81,6 +85,14 @@ def test_estimates_have_no_bias_and_the_errors_they_claim(case):
         assert f.levels == sorted(f.levels)
         assert f.levels[-1] == threshold or case == "scores of 0 and 1"
         assert not f.message
+
+
+def test_in_the_kept_table_the_errors_hold_the_truth():
+    text = RESULTS.read_text(encoding="utf-8")
+    rows = re.findall(r"^\S.{36} (?:tuned)? +\d+ +\S+ +(\d+) +(\d+) +\d+ +(\d+) ", text, re.M)
+    assert len(rows) == text.count("\n") - 1
+    for runs, held, none in (map(int, row) for row in rows):
+        assert held + none >= stats.binom(runs, 0.99).ppf(1e-4)  # of 100, 95
 
 
 @pytest.mark.slow
