@@ -1,6 +1,7 @@
 """What every test shares: fixed seeds, two threads, and the engines to run on."""
 
 import os
+import signal
 
 import torch
 
@@ -14,6 +15,11 @@ from xent.engines import native, triton
 
 settings.register_profile("xent", deadline=None, derandomize=True, max_examples=60)
 settings.load_profile("xent")
+
+
+# A shell that starts the tests in the background has Ctrl-C ignored; here it is sent on purpose.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 if triton.INTERPRETED:

@@ -19,6 +19,7 @@ from sklearn.preprocessing import StandardScaler
 
 import xent
 from xent import cli
+from xent.commands.fit_report import largest
 from xent.learn import LogisticRegression, SoftmaxRegression, load_model, save_model
 from xent.learn.regression.saved_models import read_model
 
@@ -497,3 +498,10 @@ def test_a_confusion_matrix_is_drawn():
     assert len(many.get_xticks()) == 34
     with pytest.raises(ValueError, match=r"each of the 3 labels, got shape \(2, 2\)"):
         confusion_matrix([[1, 0], [0, 1]], "abc")
+
+
+def test_coefficients_that_differ_by_rounding_stay_in_their_order():
+    """Which of two categories has the last bit more depends on the processor."""
+    for last_bit in (-1, 0, 1):
+        row = np.array([[1.0, 0.1, -0.1 * (1 + last_bit * 2**-52), 2.0]])
+        assert [*largest(row, list("abcd"), ["no", "yes"])["yes"]] == ["d", "a", "b", "c"]

@@ -126,7 +126,9 @@ def largest(coefficients: np.ndarray, names: list[str], classes: list[Any]) -> d
     whose = classes[1:] if len(coefficients) == 1 else classes
     found = {}
     for name, row in zip(whose, coefficients, strict=True):
-        order = np.argsort(-np.abs(row), kind="stable")[:MOST_FEATURES]
+        # Those that differ by rounding alone, as those of two categories, stay in their order.
+        sizes = np.array([float(f"{abs(w):.6g}") for w in row])
+        order = np.argsort(-sizes, kind="stable")[:MOST_FEATURES]
         found[str(name)] = {names[k]: float(row[k]) for k in order if row[k]}
     return found
 
