@@ -1,5 +1,6 @@
 """Softmax and logistic regression: against scikit-learn, their laws, and what they refuse."""
 
+import math
 import warnings
 from functools import partial
 
@@ -16,6 +17,7 @@ from sklearn.utils.estimator_checks import estimator_checks_generator
 
 import xent
 from xent.learn import LogisticRegression, SeparationWarning, SoftmaxRegression
+from xent.learn.regression.criteria import softmax_criterion
 from xent.learn.regression.linear_objective import Design, Objective
 from xent.learn.regression.solvers import FIRST_ORDER, SMOOTH
 
@@ -472,3 +474,20 @@ def test_the_curvature_of_rows_is_taken_in_blocks(estimator, sparse, monkeypatch
     found = problem.objective(torch.zeros_like(w), w).score_curvature(w)
     p = torch.sigmoid(torch.from_numpy(x) @ w[0, :3] + 0.5)
     assert torch.allclose(found[:, 0], p * (1 - p) * torch.arange(40.0) / 780, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 5])
+def test_the_curvature_of_cross_entropy_is_that_of_autograd(classes):
+    y, weight = torch.randint(classes, (20,)), torch.rand(20, dtype=torch.float64)
+    criterion = softmax_criterion(xent.cross_entropy, y, weight, classes)
+    assert criterion.curvature is not None
+    scores = 4 * torch.randn(20, criterion.columns, dtype=torch.float64)
+    whole = torch.autograd.functional.hessian(criterion.mean_loss, scores)
+    rows = torch.arange(20)
+    truth = whole.movedim(2, 1)[rows, rows].movedim(1, 0)  # (K, N, K)
+    torch.testing.assert_close(criterion.curvature(scores), truth, rtol=1e-12, atol=1e-15)
+    sure = torch.tensor([[40.0] + [0.0] * (criterion.columns - 1)], dtype=torch.float64)
+    own = criterion.curvature(sure, slice(1)) / weight[0]
+    others = max(criterion.columns - 1, 1)
+    assert own[0, 0, 0].item() == pytest.approx(others * math.exp(-40), rel=1e-14)
+    assert softmax_criterion(xent.focal_loss, y, weight, classes).curvature is None

@@ -19,7 +19,7 @@ from ..plot.canvas import shown
 from ..plot.loss_names import read_loss
 from .columns import BOOLEANS, NUMBERS, TEXT, kind_of, listed
 from .console import UserError, as_options, note, say_json
-from .features import MISSING, Encoding, classes_of, prepared
+from .features import MISSING, Encoding, classes_of, distinct, prepared
 from .fit_report import Judged, describe, describe_largest, largest, picture
 from .held_out import Rows, indices, split
 from .plot import require_matplotlib
@@ -92,8 +92,9 @@ def run(args: argparse.Namespace) -> int:
 def _fit(args: argparse.Namespace) -> int:
     train, test, encoding, args.target, notes = _rows(args)
     release()
-    target = indices(args.target, test.y, np.unique(train.y))
-    model = _model(args, len(np.unique(train.y)))
+    classes, _, _ = distinct(train.y)
+    target = indices(args.target, test.y, classes)
+    model = _model(args, len(classes))
     from ..learn.regression.saved_models import model_bytes
 
     folder = RunFolder(args.out or "runs/fit")

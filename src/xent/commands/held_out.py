@@ -9,6 +9,7 @@ import numpy as np
 
 from .columns import listed
 from .console import UserError
+from .features import distinct
 from .table import Table
 
 MOST_CLASSES, MOST_LOOKED_AT = 20, 500  # of columns that are named as possible targets
@@ -33,8 +34,8 @@ def say_target(table: Table, y: np.ndarray, named: str | None, quiet: bool) -> N
     Raises:
         UserError: if it cannot be a class.
     """
-    _check_classes(table, y)
-    values, counts = np.unique(y, return_counts=True)
+    values, counts, _ = distinct(y)
+    _check_classes(table, y, values)
     order = np.argsort(-counts, kind="stable")
     words = [f"{values.tolist()[k]!r} ({counts[k]:,} rows)" for k in order]
     guess = "" if named else ", the last column (--target names another)"
@@ -42,9 +43,9 @@ def say_target(table: Table, y: np.ndarray, named: str | None, quiet: bool) -> N
     (table.said.append if quiet else table.say)(line)
 
 
-def _check_classes(table: Table, y: np.ndarray) -> None:
+def _check_classes(table: Table, y: np.ndarray, values: np.ndarray) -> None:
     """Raise :class:`UserError` unless the target can be a class."""
-    values, target = np.unique(y), table.target
+    target = table.target
     if len(values) == 1:
         raise UserError(
             f"column {target!r} has one class only, {values.tolist()[0]!r}; it takes two"
@@ -94,7 +95,7 @@ def split(y: np.ndarray, share: float, seed: int, target: str) -> tuple[np.ndarr
         )
     if not 0 <= seed < 2**32:
         raise UserError(f"--seed must be at least 0 and below 2^32, got {seed}")
-    classes, counts = np.unique(y, return_counts=True)
+    classes, counts, codes = distinct(y)
     if counts.min() == 1:
         name = classes.tolist()[counts.argmin()]
         raise UserError(
@@ -107,7 +108,7 @@ def split(y: np.ndarray, share: float, seed: int, target: str) -> tuple[np.ndarr
             f"--test {share} of {len(y)} rows are {tested}: too few to test on or too "
             f"few left for {len(classes)} classes; choose another share, or give --test-data"
         )
-    parts = train_test_split(np.arange(len(y)), test_size=share, random_state=seed, stratify=y)
+    parts = train_test_split(np.arange(len(y)), test_size=share, random_state=seed, stratify=codes)
     train, test = map(np.asarray, parts)
     lost = np.setdiff1d(y, y[train]).tolist()
     if lost:

@@ -199,6 +199,8 @@ class Objective:
         bound: the largest curvature of cross-entropy in the scores of a row.
         penalty: weight of the square of each coefficient, ``(K, columns)``.
         anchor: where the penalty is 0, likewise.
+        curvature: of scores and a slice, the second derivatives of the loss by two scores of a
+            row, ``(K, N, K)``, if they are known.
     """
 
     design: Design
@@ -206,6 +208,7 @@ class Objective:
     bound: float
     penalty: Tensor
     anchor: Tensor
+    curvature: Callable[..., Tensor] | None = None
     _at: tuple[Tensor, Tensor, Tensor] | None = field(default=None, init=False)
 
     def value(self, w: Tensor) -> float:
@@ -264,13 +267,14 @@ class Objective:
 
         Exact for K = 1; else estimated from random directions, right in the mean.
         """
+        if len(w) == 1:
+            return self.score_hessian(w)[0]
         generator = torch.Generator().manual_seed(0)
         curvature = []
         for rows in self.design.blocks():
             scores, slopes = self._slopes(w, rows)
-            shape = (PROBES if len(w) > 1 else 1, *scores.shape)
             signs = torch.randint(
-                2, shape, generator=generator, dtype=torch.float64, device="cpu"
+                2, (PROBES, *scores.shape), generator=generator, dtype=torch.float64, device="cpu"
             ).mul_(2).sub_(1)  # fmt: skip
             turns = [torch.autograd.grad(slopes, scores, v, retain_graph=True)[0] for v in signs]
             curvature.append((signs * torch.stack(turns)).mean(0))
@@ -278,6 +282,9 @@ class Objective:
 
     def score_hessian(self, w: Tensor) -> Tensor:
         """The second derivatives of the loss at ``w`` by two scores of a row, ``(K, N, K)``."""
+        if self.curvature is not None:
+            parts = self.design.blocks()
+            return torch.cat([self.curvature(self.design.scores(w, p), p) for p in parts], 1)
         columns, blocks = torch.eye(len(w), dtype=torch.float64, device="cpu").unsqueeze(1), []
         for some in self.design.blocks():
             scores, slopes = self._slopes(w, some)

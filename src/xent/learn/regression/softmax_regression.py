@@ -239,7 +239,8 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
         return X, column_or_1d(y, warn=True)
 
     def _classes(self, y: np.ndarray) -> np.ndarray:
-        classes = np.unique(y)
+        # Sorting all words takes seconds where there are millions.
+        classes = np.unique(y) if y.dtype != object else np.array(sorted({*y.tolist()}), object)
         if len(classes) < 2:
             raise ValueError(
                 f"y has one class only, {classes[0]!r}, in rows of a weight above 0; it takes two"
