@@ -41,7 +41,7 @@ from xent.learn import (
     regularization_path,
     smallest_C,
 )
-from xent.learn.regression.criteria import softmax_criterion
+from xent.learn.regression.criteria import Problem, softmax_criterion
 from xent.learn.regression.linear_objective import Design, Objective
 from xent.learn.regression.proximal import Shrunken
 from xent.learn.regression.solvers import solve
@@ -108,13 +108,12 @@ def digits_task(max_iter: int, course: Course) -> tuple[Task, Tensor]:
     x, y = standardised(load_digits)
     share = torch.full((len(x),), 1 / len(x), dtype=torch.float64)
     design = CountedDesign(x, share, intercept=True)
-    mean_loss, classes, bound = softmax_criterion(
-        xent.cross_entropy, torch.from_numpy(y), share, 10
-    )
-    start = torch.zeros(classes, design.columns, dtype=torch.float64)
+    criterion = softmax_criterion(xent.cross_entropy, torch.from_numpy(y), share, 10)
+    problem = Problem(design, criterion, total=1.0)
+    start = problem.zeros()
     penalty = torch.full_like(start, LAMBDA)
     penalty[:, -1] = 0
-    objective = Objective(design, mean_loss, bound, penalty, start)
+    objective = problem.objective(penalty, start)
 
     def report(value: float) -> None:
         course.append((design.sweeps, value))
