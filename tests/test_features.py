@@ -276,3 +276,17 @@ def test_the_page_shows_what_is_said(tmp_path, monkeypatch, capsys):
             assert any(one == line or (start != line and one.startswith(start)) for one in said), (
                 line
             )
+
+
+@pytest.mark.parametrize("type", ["int64", "uint64"])
+def test_whole_numbers_that_doubles_do_not_hold(type):
+    large = [2**60 + 1, 2**60 + 3, 5]
+    made = table(h=pa.array(large, type), y=pa.array(["a", "b", "a"]))
+    encoding = Encoding.of(made)
+    assert encoding.features(made).x[:, 0].tolist() == [float(h) for h in large]
+
+
+def test_numbers_too_large_to_be_squared_are_named():
+    made = table(h=pa.array([1e308, 1.0, 2.0]), y=pa.array(["a", "b", "a"]))
+    with pytest.raises(UserError, match=r"'h': row 1 holds 1e\+308, too large to be squared"):
+        prepared(made, "fill")

@@ -391,3 +391,32 @@ def test_columns_that_are_no_features(text, message, tmp_path):
     (tmp_path / "a.csv").write_text(text)
     with pytest.raises(UserError, match=message):
         prepared(read_table(tmp_path / "a.csv"), "fill", ())
+
+
+def test_an_unnamed_column_takes_no_name_of_another(read):
+    found, _ = read(lines(",column1,z,y", "3,0,0.3,a", "3,1,0.5,b", "4,0,0.1,a"))
+    assert found == {
+        "column1_": [3, 3, 4], "column1": [0, 1, 0], "z": [0.3, 0.5, 0.1], "y": ["a", "b", "a"],
+    }  # fmt: skip
+
+
+def test_words_above_the_same_words_are_no_names(read):
+    found, said = read(lines("blue,small,a", "red,big,b", "blue,small,a", "red,small,b", times=3))
+    assert found["column1"][:3] == ["blue", "red", "blue"]
+    assert "the first line has words of the others, so it counts as a row" in said[0]
+    named, said = read(lines("colour,small,a", "red,big,b", "blue,small,a", times=3))
+    assert [*named] == ["colour", "small", "a"]
+    assert said == []
+
+
+def test_quotes_behind_a_blank_are_quotes(read):
+    found, said = read(lines('"h", "x", "y"', '"0", "2.5", "a"', '"1", "3.5", "b"', times=3))
+    assert found == {"h": [0, 1] * 3, "x": [2.5, 3.5] * 3, "y": ["a", "b"] * 3}
+    assert not any('"' in line for line in said)
+
+
+def test_the_decimal_mark_of_a_doubt_is_that_of_the_first_table(read):
+    text = lines("p;q", "3.750;39", "4.125;40")
+    assert read(text)[0]["p"] == [3.75, 4.125]
+    assert read(text, doubt=",")[0]["p"] == [3750, 4125]
+    assert read(lines("p;q", "3.75;39"), doubt=",")[0]["p"] == [3.75]

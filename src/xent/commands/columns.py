@@ -54,12 +54,13 @@ def plain(column: Any, gaps: Sequence[str], decimal: str, most: float | None) ->
     if kind == NUMBERS:
         marks = [float(word) for word in gaps if _is_float(word)]
         if marks:
-            marked = pc.is_in(column.cast(pyarrow.float64()), pyarrow.array(marks))
+            marked = pc.is_in(column.cast(pyarrow.float64(), safe=False), pyarrow.array(marks))
             column = pc.if_else(marked, None, column)
         floating = types.is_floating(column.type)
         return (pc.if_else(pc.is_nan(column), None, column) if floating else column), ""
     if kind != TEXT:
         return column, ""
+    column = pc.replace_substring_regex(column, r'^\s+"([^"]*)"\s*$', r"\1")  # a, "b", "c"
     found = None if declared or most is None else numbers_of(column, gaps, decimal, most)
     if found is None or found.column is None:
         column = pc.utf8_trim_whitespace(column)

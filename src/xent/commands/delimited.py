@@ -22,6 +22,7 @@ SAMPLE_BYTES, SAMPLE_LINES, SAMPLE_CELLS = 1 << 22, 100, 100_000  # what guesses
 FEWEST_LINES = 5  # however many cells they have
 THOUSANDS = re.compile(r"[+-]?[1-9]\d?\d?[.,]\d{3}")  # perhaps, and perhaps a decimal fraction
 NUMBER = re.compile(r"[+-]?(\d+([.,]\d*)?|[.,]\d+)([eE][+-]?\d+)?%?")
+BLANK_QUOTED = re.compile(r'^\s+"([^"]*)"\s*$')
 CONTROL = re.compile("[\0-\x08\x0e-\x1f\x7f]")
 SEPARATOR_LINE = re.compile(r'"?sep=(.)"?\r?\n')  # which some programs write for Excel
 MARKS = {  # byte order marks, and what they stand for; the longer ones first
@@ -49,6 +50,7 @@ class Format(NamedTuple):
     decimal: str | None = None
     encoding: str | None = None
     header: bool | None = None
+    doubt: str | None = None  # the decimal mark where the numbers leave a doubt
 
 
 class Delimited(NamedTuple):
@@ -211,14 +213,15 @@ def _separator(sample: str) -> str:
 
 
 def _stripped(row: list[str]) -> list[str]:
-    return [cell.strip() for cell in row]
+    """Without blanks, and without quotes behind a blank, which no reader takes for quotes."""
+    return [BLANK_QUOTED.sub(r"\1", cell).strip() for cell in row]
 
 
 def _is_number(cell: str) -> bool:
     return NUMBER.fullmatch(cell) is not None
 
 
-def _decimal(rows: list[list[str]], separator: str) -> str:
+def _decimal(rows: list[list[str]], separator: str, doubt: str | None = None) -> str:
     """The decimal mark that most numbers have; those that may be thousands only if all may be.
 
     Between commas it is one only where no number has a point: else some columns may be odd.
@@ -233,7 +236,7 @@ def _decimal(rows: list[list[str]], separator: str) -> str:
         return "," if sure_commas and not sure_points else "."
     if sure_commas or sure_points:
         return "," if sure_commas > sure_points else "."
-    return "," if len(commas) > len(points) else "."
+    return doubt or ("," if len(commas) > len(points) else ".")
 
 
 def _numbers_with(mark: str, cells: Iterable[str]) -> list[str]:
@@ -251,7 +254,10 @@ def _has_header(first: list[str], body: list[list[str]]) -> bool:
     numeric = [k for k, cells in enumerate(columns) if all(map(_is_number, filter(None, cells)))]
     numeric = [k for k in numeric if any(columns[k])]
     above = [first[k] for k in numeric if first[k]]
-    if not above or not all(map(_is_number, above)):
+    if not above:  # words over words: all of them, or one twice, are values of their columns
+        found = [name in cells for name, cells in zip(first, columns, strict=False)]
+        return not found or not all(found)
+    if not all(map(_is_number, above)):
         return True
     if len(above) < 3 or not all(map(str.isdigit, above)):
         return False
@@ -309,14 +315,15 @@ def _guess(sample: str, form: Format, known: frozenset[str]) -> _Guess:
     separator = form.separator or _separator(sample)
     raw, *body = _rows(sample, separator) or [[]]
     first, body = _stripped(raw), [*map(_stripped, body)]
-    decimal = form.decimal or _decimal(body, separator)
+    decimal = form.decimal or _decimal(body, separator, form.doubt)
     header = form.header
     if header is None:
         header = bool(known & set(first)) or _has_header(first, body)
         if not header:
+            why = "holds numbers" if any(map(_is_number, first)) else "has words of the others"
             said.append(
-                "the first line holds numbers, so it counts as a row, and the columns are called "
-                f"column1 to column{len(first)}; --header takes it for names"
+                f"the first line {why}, so it counts as a row, and the columns are called column1 "
+                f"to column{len(first)}; --header takes it for names"
             )
         elif first and all(map(_is_number, first)):
             said.append("the names in the first line are numbers; --no-header takes it for a row")

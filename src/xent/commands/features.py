@@ -13,6 +13,7 @@ from .console import UserError
 from .table import Table, column_of, keep_it, quoted
 from .written_numbers import compute
 
+VAST = 1e150  # beyond, squares overflow
 MOST_CATEGORIES = 256  # of a text column; more are names or sentences rather than categories
 MISSING = ("fill", "drop", "refuse")  # what to do about gaps
 KINDS = (NUMBERS, TEXT, BOOLEANS)
@@ -60,7 +61,7 @@ class Column(NamedTuple):
         """
         missing = column.is_null().to_numpy()
         if self.kind == NUMBERS:
-            numbers = column.cast("float64").to_numpy()
+            numbers = column.cast("float64", safe=False).to_numpy()
             strange = np.isinf(numbers)
             out[:, 0] = np.where(missing | strange, self.means[0], numbers)
         else:
@@ -256,11 +257,18 @@ def _check(table: Table, name: str) -> None:
             way = "name another --target"
         raise UserError(f"column {name!r} holds {kind}, not numbers, text or booleans; {way}")
     if str(column.type) in ("double", "float"):
-        infinite = np.isinf(column.to_numpy())
+        values = column.to_numpy()
+        infinite, vast = np.isinf(values), np.abs(values) > VAST
         if infinite.any():
             raise UserError(
                 f"column {name!r}: row {table.rows[infinite.argmax()]} is infinite; --na-values "
                 "inf takes that for missing"
+            )
+        if vast.any():
+            row = vast.argmax()
+            raise UserError(
+                f"column {name!r}: row {table.rows[row]} holds {values[row]:g}, too large to be "
+                f"squared; --na-values {values[row]:g} takes that for missing"
             )
 
 

@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _fit(args: argparse.Namespace) -> int:
-    train, test, encoding, args.target, notes = _rows(args)
+    train, test, encoding, args.target, decimal, notes = _rows(args)
     release()
     classes, _, _ = distinct(train.y)
     target = indices(args.target, test.y, classes)
@@ -100,7 +100,7 @@ def _fit(args: argparse.Namespace) -> int:
     folder = RunFolder(args.out or "runs/fit")
     folder.begin(MODEL, RECORD, PICTURE)
     scaled, warned = _fit_standardised(model, train)
-    about = {"target": args.target, "columns": encoding.plain()}
+    about = {"target": args.target, "decimal": decimal, "columns": encoding.plain()}
     folder.save(MODEL, model_bytes(model.set_params(verbose=0), about))
     judged = Judged.of(model, test.x, target)
     names = encoding.names
@@ -125,12 +125,13 @@ def _fit(args: argparse.Namespace) -> int:
     return 0
 
 
-def _rows(args: argparse.Namespace) -> tuple[Rows, Rows, Encoding, str, list[str]]:
-    """Rows to fit on and to test on, how features are made, the target, and what was said."""
+def _rows(args: argparse.Namespace) -> tuple[Rows, Rows, Encoding, str, str, list[str]]:
+    """Rows to fit on and to test on, how features are made, target, decimal mark, what was said."""
     reading = reading_of(args)
     table, y = table_to_learn_from(args.table, reading, args.missing)
     if args.test_data:
-        other = reading._replace(target=table.target, about=f"{args.test_data}: ")
+        form = reading.form._replace(doubt=table.decimal)
+        other = reading._replace(form=form, target=table.target, about=f"{args.test_data}: ")
         kinds = {name: kind_of(column) for name, column in table.columns.items()}
         train, test = table, prepared(read_table(args.test_data, other, kinds), args.missing)
         table.said += test.said
@@ -144,7 +145,7 @@ def _rows(args: argparse.Namespace) -> tuple[Rows, Rows, Encoding, str, list[str
         test.say_each(held_out.missing)
     test.say_each(held_out.unseen)
     train, test = Rows(learnt.x, classes_of(train)), Rows(held_out.x, classes_of(test))
-    return train, test, encoding, table.target, table.said
+    return train, test, encoding, table.target, table.decimal, table.said
 
 
 def _model(args: argparse.Namespace, classes: int) -> Any:
@@ -212,10 +213,12 @@ def _as_options(message: str) -> str:
 
 
 def _use(args: argparse.Namespace) -> int:
-    model, target, encoding = _load(args.model)
+    model, target, encoding, decimal = _load(args.model)
     named = args.target or target
     kinds = encoding.kinds | {named: _kind_of_classes(model)}
-    table = read_table(args.table, reading_of(args)._replace(target=named), kinds)
+    reading = reading_of(args)
+    reading = reading._replace(target=named, form=reading.form._replace(doubt=decimal))
+    table = read_table(args.table, reading, kinds)
     features = encoding.features(table)
     table.say_each(features.missing)
     table.say_each(features.unseen)
@@ -261,8 +264,8 @@ def _judged(model: Any, x: np.ndarray, table: Table) -> Judged | None:
     return Judged.of(model, x[known], [index[name] for name in y if name in index])
 
 
-def _load(path: str) -> tuple[Any, str, Encoding]:
-    """A model, the name of its target, and how its features are made."""
+def _load(path: str) -> tuple[Any, str, Encoding, str | None]:
+    """A model, the name of its target, how its features are made, and a decimal comma."""
     from ..learn.regression.saved_models import read_model
 
     model: Any
@@ -281,7 +284,7 @@ def _load(path: str) -> tuple[Any, str, Encoding]:
         raise UserError(
             f"--model {path} does not say how its columns are made; xent fit did not write it"
         )
-    return model, target, encoding
+    return model, target, encoding, "," if about.get("decimal") == "," else None
 
 
 def _predictions(model: Any, x: np.ndarray) -> bytes:
@@ -289,8 +292,12 @@ def _predictions(model: Any, x: np.ndarray) -> bytes:
     import pyarrow
     from pyarrow import csv
 
+    chances = model.predict_proba(x)
+    unclear = np.flatnonzero(~np.isfinite(chances).all(1))
+    if len(unclear):
+        raise UserError(f"row {unclear[0] + 1} has no probabilities: its values are too large")
     columns = {"class": model.predict(x).tolist()}
-    for name, p in zip(model.classes_.tolist(), model.predict_proba(x).T, strict=True):
+    for name, p in zip(model.classes_.tolist(), chances.T, strict=True):
         columns[f"P({name})"] = p
     data = io.BytesIO()
     csv.write_csv(pyarrow.table(columns), data)

@@ -57,13 +57,15 @@ class Table:
         about: what begins each line about it.
         rows: the number of each row in the file, from 1; by default all in turn.
         unused: names of columns that the file has besides.
+        decimal: the mark in the numbers of the file.
     """
 
     def __init__(
         self, columns: dict[str, Any], target: str, said: list[str], about: str = "",
-        rows: Any = None, unused: Iterable[str] = (),
+        rows: Any = None, unused: Iterable[str] = (), decimal: str = ".",
     ) -> None:  # fmt: skip
         self.columns, self.target, self.said, self.about = columns, target, said, about
+        self.decimal = decimal
         self.rows = np.arange(1, len(self) + 1) if rows is None else rows
         self.unused = [*unused]
 
@@ -109,7 +111,9 @@ class Table:
         return self._with(kept, self.rows)
 
     def _with(self, columns: dict[str, Any], rows: np.ndarray) -> Table:
-        return Table(columns, self.target, self.said, self.about, rows, self.unused)
+        return Table(
+            columns, self.target, self.said, self.about, rows, self.unused, self.decimal
+        )
 
 
 def read_table(
@@ -137,15 +141,22 @@ def read_table(
         raise UserError(f"{path} has more than one column {twice[0]!r}")
     if not columns or not len(columns[0]):
         raise UserError(f"{path} has no rows")
-    called = [name or f"column{k}" for k, name in enumerate(names, 1)]
+    called = [name or _free(f"column{k}", names) for k, name in enumerate(names, 1)]
     unnamed = {called[k]: k + 1 for k, name in enumerate(names) if UNNAMED.fullmatch(name)}
     columns = dict(zip(called, columns, strict=True))
-    table = Table(columns, reading.target or "", [], reading.about)
+    table = Table(columns, reading.target or "", [], reading.about, decimal=decimal)
     for text in said:
         table.say(text)
     if kinds:
         return _as_known(table, reading, kinds, decimal)
     return _guess(table, reading, unnamed, decimal)
+
+
+def _free(name: str, names: list[str]) -> str:
+    """The name, with a line behind it for each column that has it already."""
+    while name in names:
+        name += "_"
+    return name
 
 
 def _content(

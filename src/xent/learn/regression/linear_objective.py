@@ -216,7 +216,8 @@ class Objective:
         with torch.no_grad():
             parts = [self.loss(rows.scores(w), some) for some, rows in self.design.doubled()]
         loss = torch.stack(parts).sum().item()
-        return loss + 0.5 * (self.penalty * (w - self.anchor).square()).sum().item()
+        apart = w - self.anchor  # whose square may be infinite where nothing is penalised
+        return loss + 0.5 * (self.penalty * apart * apart).sum().item()
 
     def slopes(self, w: Tensor) -> Tensor:
         """How the loss at ``w`` changes with each score, ``(N, K)``, in double precision."""

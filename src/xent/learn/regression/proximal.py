@@ -15,6 +15,8 @@ from .task import Solution, Task
 
 NOISE = 1e-12  # of an objective, relative: what a step may miss its promise by
 HALVINGS = 30  # of a step of Newton's method, before it is given up
+JOINT, JOINT_ENTRIES = 1000, 20_000_000  # entries, and times the rows: judged together
+RANK = 1e-13  # of the largest eigenvalue of the Hessian: less is rounding
 TINY = 1e-30  # instead of no curvature at all
 MODEL_ITERATIONS, MODEL_TOL = 1000, 0.01  # of the inner problem; the latter of the outer violation
 
@@ -61,6 +63,26 @@ class Shrunken:
         diagonal = diagonal / self.standard.scale.square() + self.ridge
         relative = self.violation(place, gradient) / diagonal.clamp_min(TINY).sqrt()
         return relative.max().item(), 0.5 * relative.square().sum().item()
+
+    def left(self, place: Tensor, gradient: Tensor) -> float:
+        """What is left above the minimum, by the Hessian of all entries where it is at hand."""
+        _, alone = self.judged(place, gradient)
+        rows = self.objective.design.rows
+        if place.numel() > JOINT or rows * place.numel() > JOINT_ENTRIES:
+            return alone
+        violation = self.violation(place, gradient)
+        chosen = (place != 0) | (violation > 0)
+        if not bool(chosen.any()):
+            return alone
+        signed = (gradient + self.l1 * place.sign()).sign() * violation
+        hessian = self.hessian(place, chosen)
+        if not bool(hessian.isfinite().all()):
+            return alone
+        unit = hessian.diagonal().abs().clamp_min(TINY).sqrt()
+        values, vectors = torch.linalg.eigh(hessian / unit.outer(unit))
+        along = vectors.T @ (signed[chosen] / unit)
+        real = values > RANK * values[-1]
+        return max(alone, 0.5 * (along[real].square() / values[real]).sum().item())
 
     def converged(self, place: Tensor, gradient: Tensor, tol: float) -> bool:
         """Whether no violation is above ``tol``, by the standardised features and the curvature."""
@@ -125,7 +147,7 @@ def by_gradients(task: Task, start: Tensor, *, accelerate: bool) -> Solution:
         else:
             ahead, smooth, gradient = landed, landed_smooth, landed_gradient
         at = landed
-    left = 0.0 if converged else f.judged(at, f.slope(at)[1])[1]
+    left = f.left(at, f.slope(at)[1])
     return Solution(f.standard.to_coefficients(at), history, left)
 
 
@@ -163,7 +185,7 @@ def by_proximal_newton(task: Task, start: Tensor) -> Solution:
         violation, left = f.judged(at, gradient)
         history.append(value)
         task.report(value)
-    return Solution(f.standard.to_coefficients(at), history, left)
+    return Solution(f.standard.to_coefficients(at), history, f.left(at, gradient))
 
 
 def minimise_model(

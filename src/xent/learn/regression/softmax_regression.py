@@ -340,7 +340,7 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
         return 0.0 if done else solution.left
 
     def _warn_if_left(self, left: float) -> None:
-        if left > 0:
+        if not left <= 0:  # NaN, too
             way_out = (
                 "raise max_iter"
                 if self.n_iter_ >= self.max_iter

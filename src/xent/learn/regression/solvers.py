@@ -19,6 +19,7 @@ from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 from .coordinates import Whitening, symmetric_operator
+from .linear_objective import Design
 from .newton import by_newton
 from .proximal import by_gradients, by_proximal_newton
 from .task import Solution, Task, enough
@@ -82,7 +83,10 @@ def _minimise(task: Task, start: Tensor, solver: str) -> Solution:
         return by_newton(task, start)
     if solver in SMOOTH:
         solution = by_scipy(task, start, SMOOTH[solver])
-        return by_newton(task, solution.w, solution.history) if _full(task, start) else solution
+        if _full(task, start):
+            return by_newton(task, solution.w, solution.history)
+        wide = _widened(task, start)
+        return by_newton(wide, solution.w, solution.history) if wide is not None else solution
     if solver == "proximal-newton":
         return by_proximal_newton(task, start)
     return by_gradients(task, start, accelerate=solver == "accelerated")
@@ -105,6 +109,18 @@ def _full(task: Task, start: Tensor) -> bool:
     size = start.numel()
     products = task.objective.design.rows * len(start) ** 2 * size**2
     return _wide(task) and size <= FULL and products <= WORK
+
+
+def _widened(task: Task, start: Tensor) -> Task | None:
+    """The task in double precision and dense, where a copy of the rows is small enough."""
+    design = task.objective.design
+    if design.rows * design.features > ENTRIES:
+        return None
+    x = torch.from_numpy(design.x.toarray()) if design.sparse else design.x
+    near = Design(x.double().numpy(), design.weight, intercept=design.intercept)
+    near.grain, near.offsets = design.grain, design.offsets
+    wide = replace(task, objective=replace(task.objective, design=near))
+    return wide if _full(wide, start) else None
 
 
 def _wide(task: Task) -> bool:
