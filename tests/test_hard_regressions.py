@@ -237,3 +237,60 @@ def test_spread_about_the_mean_of_sparse_rows_is_that_of_dense_ones():
     for rows in (x, csr_array(x)):
         design = Design(rows, weight, intercept=True)
         assert design.mean_squares(design.means()).tolist()[:2] == pytest.approx(exact, rel=1e-6)
+
+
+@pytest.fixture
+def years():
+    """Powers of years, which nearly are multiples of each other."""
+    x = np.random.default_rng(0).normal(size=(300, 4))
+    chance = 1 / (1 + np.exp(-x @ [1, -0.5, 0.3, 0]))
+    y = (np.random.default_rng(1).random(300) < chance).astype(int)
+    powers = [np.linspace(1950, 2020, 300) ** k for k in (1, 2, 3)]
+    return np.column_stack([x, *powers]), y
+
+
+@pytest.mark.parametrize(
+    ("solver", "penalty"),
+    [("auto", {"C": 1e6, "l1_ratio": 0.9}), ("accelerated", {"C": np.inf}),
+     ("gradient-descent", {"C": np.inf}), ("accelerated", {"C": 1.0, "l1_ratio": 1.0})],
+)  # fmt: skip
+def test_much_left_along_a_direction_of_little_curvature(years, solver, penalty):
+    """Each entry of the gradient is small there."""
+    x, y = years
+    model = SoftmaxRegression(solver=solver, max_iter=200, **penalty)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        model.fit(x, y)
+    ratio, n = penalty.get("l1_ratio", 0.0), len(x)
+
+    def objective_of(one):
+        size = np.abs(one.coef_).sum() * ratio + 0.5 * np.square(one.coef_).sum() * (1 - ratio)
+        return mean_loss(one, x, y) + (0 if penalty["C"] == np.inf else size / (penalty["C"] * n))
+
+    free = SoftmaxRegression(C=np.inf).fit(x, y)  # for weak penalties as good as the best
+    above = objective_of(model) - objective_of(free)
+    assert above < 1e-8 or any("nats above" in str(one.message) for one in said)
+
+
+@pytest.mark.parametrize("scale", [1e-160, 1e-290, 1e-305])
+def test_a_tiny_column_does_not_stop_the_others(rows, scale):
+    x, y = rows[0][:, None], rows[1]
+    small = scale * np.random.default_rng(2).normal(size=len(x))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = SoftmaxRegression(C=np.inf).fit(np.c_[x, small], y)
+        alone = SoftmaxRegression(C=np.inf).fit(x, y)
+    assert mean_loss(model, np.c_[x, small], y) <= mean_loss(alone, x, y) + 1e-8
+
+
+@pytest.mark.slow
+def test_one_value_far_out_in_many_rows_of_float32():
+    random = np.random.default_rng(1)
+    x = random.normal(size=(60_000, 70)).astype(np.float32)
+    y = (random.random(60_000) < 1 / (1 + np.exp(x[:, 6] - x[:, 5]))).astype(int)
+    x[0, 3] = 1e8
+    model = SoftmaxRegression(C=np.inf).fit(x, y)
+    without = np.delete(x, 0, 0), np.delete(y, 0)
+    best = SoftmaxRegression(C=np.inf).fit(without[0].astype(np.float64), without[1])
+    # The row far out costs nothing or log 2, and the others cannot be better than alone.
+    assert 60_000 * mean_loss(model, x, y) <= 59_999 * mean_loss(best, *without) + np.log(2) + 1e-4

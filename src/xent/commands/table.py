@@ -111,9 +111,7 @@ class Table:
         return self._with(kept, self.rows)
 
     def _with(self, columns: dict[str, Any], rows: np.ndarray) -> Table:
-        return Table(
-            columns, self.target, self.said, self.about, rows, self.unused, self.decimal
-        )
+        return Table(columns, self.target, self.said, self.about, rows, self.unused, self.decimal)
 
 
 def read_table(

@@ -11,12 +11,13 @@ from torch import Tensor
 
 from .coordinates import Standardising, symmetric_operator
 from .linear_objective import Design
-from .task import Solution, Task
+from .task import UNSAID, Solution, Task
 
 NOISE = 1e-12  # of an objective, relative: what a step may miss its promise by
 HALVINGS = 30  # of a step of Newton's method, before it is given up
 JOINT, JOINT_ENTRIES = 1000, 20_000_000  # entries, and times the rows: judged together
 RANK = 1e-13  # of the largest eigenvalue of the Hessian: less is rounding
+LEAST_TOL = 1e-14  # of a violation: less is rounding
 TINY = 1e-30  # instead of no curvature at all
 MODEL_ITERATIONS, MODEL_TOL = 1000, 0.01  # of the inner problem; the latter of the outer violation
 
@@ -32,7 +33,7 @@ class Shrunken:
     """
 
     def __init__(self, task: Task) -> None:
-        self.objective = task.objective
+        self.objective, self.tol = task.objective, task.tol
         self.standard = Standardising(self.objective.design)
         l1 = torch.zeros_like(self.objective.penalty) if task.l1 is None else task.l1
         self.l1 = l1 / self.standard.scale
@@ -84,10 +85,19 @@ class Shrunken:
         real = values > RANK * values[-1]
         return max(alone, 0.5 * (along[real].square() / values[real]).sum().item())
 
-    def converged(self, place: Tensor, gradient: Tensor, tol: float) -> bool:
-        """Whether no violation is above ``tol``, by the standardised features and the curvature."""
-        near = self.violation(place, gradient).max().item() <= tol  # which costs nothing
-        return near and self.judged(place, gradient)[0] <= tol
+    def converged(self, place: Tensor, gradient: Tensor) -> bool:
+        """Whether no violation is above ``tol``, and no more is left than anybody needs to hear of.
+
+        Violations are those of the standardised features, and relative to the curvature. Each may
+        be small, and much be left along a direction of little curvature; then ``tol`` is a tenth.
+        """
+        near = self.violation(place, gradient).max().item() <= self.tol  # which costs nothing
+        if not near or self.judged(place, gradient)[0] > self.tol:
+            return False
+        if self.tol < LEAST_TOL or self.left(place, gradient) <= UNSAID:
+            return True
+        self.tol /= 10
+        return False
 
     def bound(self) -> float:
         """Of the curvature, in any direction."""
@@ -123,7 +133,7 @@ def by_gradients(task: Task, start: Tensor, *, accelerate: bool) -> Solution:
     at = ahead = f.standard.from_coefficients(start)
     momentum = 1.0
     smooth, gradient = f.slope(at)
-    history, converged = [smooth + f.absolute(at)], f.converged(at, gradient, task.tol)
+    history, converged = [smooth + f.absolute(at)], f.converged(at, gradient)
     while len(history) <= task.max_iter and not converged:
         landed = shrink(ahead - gradient / bound, f.l1 / bound)
         step = landed - ahead
@@ -137,7 +147,7 @@ def by_gradients(task: Task, start: Tensor, *, accelerate: bool) -> Solution:
             ahead, momentum = at, 1.0
             smooth, gradient = f.slope(at)
             continue
-        converged = f.converged(landed, landed_gradient, task.tol)
+        converged = f.converged(landed, landed_gradient)
         history.append(value)
         task.report(value)
         if accelerate:
@@ -160,8 +170,9 @@ def by_proximal_newton(task: Task, start: Tensor) -> Solution:
     f = Shrunken(task)
     at = f.standard.from_coefficients(start)
     smooth, gradient = f.slope(at)
-    history, (violation, left) = [smooth + f.absolute(at)], f.judged(at, gradient)
-    while len(history) <= task.max_iter and violation > task.tol:
+    history = [smooth + f.absolute(at)]
+    while len(history) <= task.max_iter and not f.converged(at, gradient):
+        violation, _ = f.judged(at, gradient)
         chosen = (at != 0) | (gradient.abs() > f.l1)
         goal = torch.zeros_like(at).masked_scatter(
             chosen,
@@ -181,10 +192,11 @@ def by_proximal_newton(task: Task, start: Tensor) -> Solution:
                 break
         else:
             break
-        at, gradient = there, slope
-        violation, left = f.judged(at, gradient)
+        at, gradient, gain = there, slope, history[-1] - value
         history.append(value)
         task.report(value)
+        if f.tol < task.tol and gain < 10 * UNSAID:
+            break  # the inner problem is too hard for its iterations; what is left is said
     return Solution(f.standard.to_coefficients(at), history, f.left(at, gradient))
 
 

@@ -30,10 +30,9 @@ from .criteria import Criterion, Problem, logits_of, loss_of, softmax_criterion
 from .linear_objective import Design, Objective
 from .separation import SeparationWarning, separation
 from .solvers import SMOOTH, SOLVERS, solve
-from .task import Task, enough
+from .task import UNSAID, Task, enough
 
 DTYPES = (np.float64, np.float32)
-UNSAID = 1e-9  # nats above the minimum that nobody needs to hear of
 
 
 class SoftmaxRegression(ClassifierMixin, BaseEstimator):

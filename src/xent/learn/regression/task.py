@@ -12,6 +12,8 @@ from .linear_objective import Objective
 
 DIGITS = 100 * float(np.finfo(np.float64).eps)  # of an objective, relative: the last that count
 
+UNSAID = 1e-9  # nats above the minimum that nobody needs to hear of
+
 
 @dataclass(frozen=True)
 class Solution:
