@@ -1,4 +1,4 @@
-"""Whether the errors that `rare_event` claims are those that it makes: 42 truths, 100 seeds each.
+"""Coverage of the errors that `rare_event` claims: 42 known truths, 100 seeds each.
 
     python benchmarks/rare_events.py [--seeds 100] [NAME ...]
 
@@ -28,7 +28,7 @@ from xent.learn.search.search_distributions import SearchDistribution
 
 
 class Problem(NamedTuple):
-    """What to estimate, and the truth."""
+    """A probability to estimate, and its true value."""
 
     score: Callable[[Tensor], Tensor]
     threshold: float
@@ -103,7 +103,7 @@ def waits(x: Tensor) -> Tensor:
 
 
 def most_equal(x: Tensor) -> Tensor:
-    """How many dice show the face that most show."""
+    """Number of dice that show the most frequent face."""
     return torch.stack([(x == face).sum(1) for face in range(6)]).amax(0).double()
 
 
@@ -237,7 +237,7 @@ PROBLEMS = TUNED | HELD_OUT
 
 
 def estimate(name: str, seed: int) -> RareEvent:
-    """One run."""
+    """Estimate a problem once."""
     problem = PROBLEMS[name]
     return rare_event(problem.score, problem.threshold, problem.nominal, seed=seed)
 

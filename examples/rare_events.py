@@ -67,7 +67,7 @@ class Exponential(SearchDistribution):
 
 
 class Problem(NamedTuple):
-    """What to estimate, and the truth."""
+    """A probability to estimate, and its true value."""
 
     score: Callable[[Tensor], Tensor]
     nominal: SearchDistribution
@@ -201,7 +201,7 @@ def show(rows: list[Row]) -> str:
 
 
 def impossible() -> RareEvent:
-    """What is said of an event that cannot happen."""
+    """Estimate an event that cannot happen."""
     return rare_event(lambda x: x.sum(1), 41.0, PROBLEMS["ones among 40 coins"].nominal)
 
 

@@ -110,7 +110,7 @@ def _check_tensors(state: Any, most: int) -> None:
 
 
 def fits(value: Any, form: Any) -> bool:
-    """Whether plain types from a file are of a form.
+    """Tell whether plain types from a file are of a form.
 
     Args:
         value: what was read.

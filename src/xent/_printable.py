@@ -12,7 +12,7 @@ JOINERS = "\u200c\u200d"
 
 
 class _Escapes(dict[int, str]):
-    """By code point the character, or its escape sequence as source text has it."""
+    """Characters by code point, or their escape sequences as source text has them."""
 
     def __missing__(self, code: int) -> str:
         character = chr(code)
@@ -44,7 +44,7 @@ def one_line(text: str, most: int | None = None) -> str:
 
 
 def columns(text: str) -> int:
-    """How many columns of a terminal a text takes: Chinese characters take two, marks none."""
+    """Width of a text on a terminal: Chinese characters take two columns, marks none."""
     return sum(_columns_of(character) for character in text)
 
 

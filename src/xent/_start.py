@@ -29,7 +29,7 @@ def interrupt(number: int, frame: FrameType | None) -> None:
 
 
 def is_command() -> bool:
-    """Whether this process is the command: the script ``xent``, or ``python -m xent``.
+    """Tell whether this process is the command: the script ``xent``, or ``python -m xent``.
 
     While Python looks for the module that ``-m`` names, the script is called ``-m``. The processes
     that the command starts have the same name.

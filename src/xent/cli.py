@@ -86,7 +86,7 @@ def _parser(words: list[str]) -> Parser:
 
 @contextmanager
 def _one_line_each(who: str) -> Iterator[None]:
-    """Within it a warning is one line, without the place in the source."""
+    """Print each warning as one line, without the place in the source."""
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_, **__: note(f"{who}: warning: {message}")
         yield
@@ -94,7 +94,7 @@ def _one_line_each(who: str) -> Iterator[None]:
 
 @contextmanager
 def _stopped_by_sigterm() -> Iterator[None]:
-    """Within it a SIGTERM does what Ctrl-C does."""
+    """Let a SIGTERM do what Ctrl-C does."""
     if threading.current_thread() is not threading.main_thread():  # others get no signals
         yield
         return

@@ -76,7 +76,7 @@ def without_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
 
 
 def _recorded() -> bool:
-    """Whether a tracer records the operations."""
+    """Tell whether a tracer records the operations."""
     return (
         torch._C._get_tracing_state() is not None
         or (torch._C._len_torch_dispatch_stack() > 0 and _a_tracer_is_active())

@@ -38,7 +38,7 @@ class Parser(argparse.ArgumentParser):
             yield word
 
     def _begins_option(self, word: str) -> bool:
-        """Whether a word is an option, or the beginning of one, which argparse takes as well."""
+        """Tell whether a word is an option or, as argparse also takes, the beginning of one."""
         name = word.partition("=")[0]
         return any(option.startswith(name) for option in self._option_string_actions)
 
@@ -52,7 +52,7 @@ class Parser(argparse.ArgumentParser):
         self.error(f"there is no option {name}; {hint}")
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
-        """As argparse, with a suggestion."""
+        """Check a choice as argparse does, with a suggestion."""
         if action.choices is not None and value not in action.choices:
             words = [str(choice) for choice in action.choices]
             hint = near(str(value), words)

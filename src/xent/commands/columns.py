@@ -90,7 +90,7 @@ def _whole(column: Any) -> Any:
 
 
 def _strange(missing: Strangers, written: Strangers) -> str:
-    """Which values of a column are no plain numbers, and what they are taken for."""
+    """Sentence about values that are no plain numbers, and what each is taken for."""
     parts = []
     if missing.rows:
         parts.append(f"taken as missing: {_examples(missing)}")

@@ -1,4 +1,4 @@
-"""What the subcommands say and how: results, notes, progress bars, tables, errors."""
+"""Output of the subcommands: results, notes, progress bars, tables, errors."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _say(text: str) -> None:
 
 
 def note(text: str) -> None:
-    """One line for the person at the terminal, if there is one; stdout is for results."""
+    """Print a line for the person at the terminal, if there is one; stdout is for results."""
     if sys.stderr is not None:
         with suppress(OSError):
             _write(sys.stderr, printable(text))
@@ -69,7 +69,7 @@ def abandon(stream: IO[str] | None) -> None:
 
 
 def as_options(message: str, names: Iterable[str]) -> str:
-    """What the library says, with the names of its arguments as the options of a command.
+    """Message of the library, with the names of its arguments as the options of a command.
 
     Args:
         message: of an exception or a warning.

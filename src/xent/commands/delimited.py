@@ -37,7 +37,7 @@ OTHER_FILES = {
 
 
 class Format(NamedTuple):
-    """How the cells of a text are written; None is what shall be guessed.
+    """Format of the cells of a text; None is what shall be guessed.
 
     Attributes:
         separator: what stands between two cells.
@@ -121,7 +121,7 @@ def _open(path: Path) -> tuple[BinaryIO, Any]:
 
 
 def _encoding(path: Path) -> str:
-    """What the first bytes say; UTF-8 where they say nothing."""
+    """Encoding that the first bytes show; UTF-8 where they show none."""
     file, content = _open(path)
     with file:
         start = content.read(1000)
@@ -193,7 +193,7 @@ def _rows(sample: str, separator: str) -> list[list[str]]:
 
 
 def _separator(sample: str) -> str:
-    """What cuts most lines into the same number of cells, and these into most numbers."""
+    """Separator that cuts most lines into the same number of cells, and most cells into numbers."""
 
     def fit(separator: str) -> tuple[float, float, int]:
         rows = _rows(sample, separator)
@@ -246,7 +246,7 @@ def _numbers_with(mark: str, cells: Iterable[str]) -> list[str]:
 
 
 def _has_header(first: list[str], body: list[list[str]]) -> bool:
-    """Whether the first line has names: not if it looks as the others do, numbers below numbers.
+    """Tell whether the first line has names: not if it looks as the others do.
 
     Whole numbers in even steps are names all the same, such as years.
     """
@@ -283,7 +283,7 @@ def _odd_names(sample: str, first: list[str], body: list[list[str]]) -> list[str
 
 
 class _Guess(NamedTuple):
-    """What is known about a text once its first lines were looked at.
+    """Properties of a text, known once its first lines were looked at.
 
     Attributes:
         separator: between cells.
@@ -307,7 +307,7 @@ class _Guess(NamedTuple):
 
 
 def _guess(sample: str, form: Format, known: frozenset[str]) -> _Guess:
-    """What the first lines say, where the format does not."""
+    """Guess from the first lines whatever the format leaves open."""
     before, said = 0, []
     if found := SEPARATOR_LINE.match(sample):
         sample, before = sample[found.end() :], 1

@@ -1,4 +1,4 @@
-"""How the columns of a table become features: learnt once, the same for every other table."""
+"""Features from the columns of a table: learnt once, the same for every other table."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ KINDS = (NUMBERS, TEXT, BOOLEANS)
 
 
 class Column(NamedTuple):
-    """How one column becomes features: a number as it is, each category a feature that is 0 or 1.
+    """Rule by which one column becomes features: a number as it is, each category 0 or 1.
 
     Attributes:
         kind: numbers, text or booleans.
@@ -49,7 +49,7 @@ class Column(NamedTuple):
         return new._replace(means=means.tolist())
 
     def names(self, name: str) -> list[str]:
-        """What the features are called, given the name of the column."""
+        """Names of the features, given the name of the column."""
         found = [f"{name}={value}" for value in self.values] or [name]
         return [*found, f"{name} is missing"] if self.gaps else found
 
@@ -91,7 +91,7 @@ class Features(NamedTuple):
 
 
 class Encoding(NamedTuple):
-    """How the columns of a table become features: learnt from one table, the same for others.
+    """Rule by which columns become features: learnt from one table, the same for others.
 
     Attributes:
         columns: by name.
@@ -150,7 +150,7 @@ class Encoding(NamedTuple):
 
     @property
     def names(self) -> list[str]:
-        """What each feature is called; no two alike."""
+        """Names of the features; no two alike."""
         wanted = [one for name, column in self.columns.items() for one in column.names(name)]
         names = set(wanted)
         if len(names) == len(wanted):
@@ -184,7 +184,7 @@ class Encoding(NamedTuple):
         return Features(x, missing, unseen)
 
     def part(self, name: str) -> slice:
-        """Which features are those of a column."""
+        """Slice of the features that belong to a column."""
         widths = [len(column.means) for column in self.columns.values()]
         k = list(self.columns).index(name)
         return slice(sum(widths[:k]), sum(widths[: k + 1]))
@@ -321,7 +321,7 @@ def _without_gaps(table: Table, missing: str) -> Table:
 
 
 def _gaps(table: Table, name: str, role: str = "") -> str:
-    """How many values of a column are missing, and where the first one is."""
+    """Sentence about how many values of a column are missing, and where the first one is."""
     missing = table.columns[name].is_null().to_numpy()
     return (
         f"column {name!r}{role}: {missing.sum()} of {len(missing)} values are missing, the first "
@@ -330,7 +330,7 @@ def _gaps(table: Table, name: str, role: str = "") -> str:
 
 
 def _filled(name: str, kind: str, marked: bool) -> str:
-    """What stands for a gap."""
+    """Sentence about the value that stands for a gap."""
     if not marked:
         return "the average of what was learnt from stands there"
     if kind == NUMBERS:
@@ -339,7 +339,7 @@ def _filled(name: str, kind: str, marked: bool) -> str:
 
 
 def _unseen(table: Table, name: str, strange: np.ndarray) -> str:
-    """Which values were not there to learn from."""
+    """Sentence about values that were not there to learn from."""
     rows = np.flatnonzero(strange)
     values = table.columns[name].take(rows).value_counts().to_pylist()
     values.sort(key=lambda one: -one["counts"])

@@ -249,7 +249,7 @@ def _kind_of_classes(model: Any) -> str:
 
 
 def _judged(model: Any, x: np.ndarray, table: Table) -> Judged | None:
-    """What the model is worth on the rows whose class it knows; None if there is none."""
+    """Judge the model on the rows whose class it knows; None if there is no such row."""
     y = column_of(table, table.target).to_pylist()
     index = {name: k for k, name in enumerate(model.classes_.tolist())}
     known = np.array([name in index for name in y])

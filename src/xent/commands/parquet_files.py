@@ -11,7 +11,7 @@ MAGIC, SUFFIXES = b"PAR1", (".parquet", ".pq")
 
 
 def is_parquet(path: Path) -> bool:
-    """Whether a file says that it is Parquet, by its first bytes or by its name; or a folder."""
+    """Tell whether a path is a folder, or a Parquet file by its first bytes or its name."""
     if path.is_dir() or path.suffix.lower() in SUFFIXES:
         return True
     with path.open("rb") as file:

@@ -13,7 +13,7 @@ CHECKPOINT, RECORD, CURVES = "checkpoint.pt", "record.json", "curves.png"
 
 
 class RunFolder:
-    """Where a run keeps its files: ``with RunFolder(path) as folder:``.
+    """The folder where a run keeps its files: ``with RunFolder(path) as folder:``.
 
     A file that cannot be saved ends no work, but where the block ends, an error says which it was.
 

@@ -26,7 +26,7 @@ MOST_SAID = 12  # columns with the same peculiarity; the record has all
 
 
 class Reading(NamedTuple):
-    """How a table is to be read.
+    """Instructions for reading a table.
 
     Attributes:
         form: how a text file is written, as far as that is known.
@@ -226,7 +226,7 @@ def _guess(table: Table, reading: Reading, unnamed: dict[str, int], decimal: str
 
 
 def keep_it(name: str) -> str:
-    """How to keep a column that is left out."""
+    """Words that tell how to keep a column that is left out."""
     return f" (--keep {quoted(name)} keeps it)"
 
 
@@ -249,7 +249,7 @@ def _names(table: Table, option: str, words: Iterable[str]) -> list[str]:
 
 
 def _counts_rows(column: Any) -> bool:
-    """Whether a column is 1, 2, 3, ... or begins with 0."""
+    """Tell whether a column is 1, 2, 3, ... or begins with 0."""
     from pyarrow import types
 
     if not types.is_integer(column.type) or column.null_count or len(column) < FEWEST_COUNTED:

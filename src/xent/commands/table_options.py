@@ -57,7 +57,7 @@ def refuse_table_options(args: argparse.Namespace, where: str) -> None:
 
 
 def reading_of(args: argparse.Namespace) -> Reading:
-    """How the table is to be read, by the options and --target.
+    """The :class:`Reading` that the options and --target ask for.
 
     Raises:
         UserError: if a separator has more than one character.

@@ -135,7 +135,7 @@ def numbers_of(
 
 
 def _values(words: Any, counts: np.ndarray, decimal: str) -> np.ndarray:
-    """What the words stand for, NaN for what is no number."""
+    """Numbers that the words stand for; NaN for a word that is no number."""
     pc = compute()
 
     def matches(pattern: str) -> np.ndarray:

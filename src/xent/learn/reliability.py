@@ -130,5 +130,5 @@ def bin_confidences(
 
 
 def _precision(dtype: torch.dtype) -> torch.dtype:
-    """In which confidences meet borders: that of float64 may be float32 kept in more digits."""
+    """Type in which confidences meet borders: float64 may hold float32 in more digits."""
     return torch.float32 if dtype == torch.float64 else dtype

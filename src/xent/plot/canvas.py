@@ -1,4 +1,4 @@
-"""What the pictures share: axes of their own, colours for everyone, and text of others as text."""
+"""Parts that the pictures share: axes, colours for everyone, and text of others as text."""
 
 from __future__ import annotations
 

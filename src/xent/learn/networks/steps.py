@@ -1,4 +1,4 @@
-"""One step of any optimiser, those included that ask for the loss more than once."""
+"""Steps of any optimiser, those included that ask for the loss more than once."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Step:
         self.takes_closure = _closure_of(self.optimizer) is not None
 
     def __call__(self, batch: list[Tensor]) -> None:
-        """One step, unless no row of the batch counts."""
+        """Take one step, unless no row of the batch counts."""
         state = _random_state(self.device)
         loss: Tensor | None = self.means(batch)
         if loss is None:

@@ -50,11 +50,11 @@ class Whitening:
             self.scale = torch.where(scale > 0, scale, 1.0)
 
     def stale(self, w: Tensor) -> bool:
-        """Whether the loss is far less curved at ``w``, as it is once most rows are sure."""
+        """Tell whether the loss is far less curved at ``w``, as it is once most rows are sure."""
         return self._row_curvature(w).sum().item() < STALE * self.curvature
 
     def _row_curvature(self, w: Tensor) -> Tensor:
-        """Of the loss in each row, ``(N,)``; without its sign where the loss is not convex."""
+        """Curvature of the loss in each row, ``(N,)``; its size where the loss is not convex."""
         return self.objective.score_curvature(w).mean(1).abs()
 
     def to_coefficients(self, v: Tensor) -> Tensor:

@@ -143,7 +143,7 @@ class Design:
         return (slice(k, k + BLOCK) for k in range(0, self.rows, BLOCK))
 
     def far_offsets(self) -> Tensor:
-        """What is to be taken off each feature that lies far from 0 for what it varies, else 0.
+        """Offset of each feature that lies far from 0 for what it varies; else 0.
 
         The median, so that a column of one value is left with exact zeros, and a few codes for
         missing values move nothing; of some rows, as it is only a place to stand on.
@@ -220,7 +220,7 @@ class Objective:
         return loss + 0.5 * (self.penalty * apart * apart).sum().item()
 
     def slopes(self, w: Tensor) -> Tensor:
-        """How the loss at ``w`` changes with each score, ``(N, K)``, in double precision."""
+        """Derivative of the loss at ``w`` by each score, ``(N, K)``, in double precision."""
         slopes = []
         for some, rows in self.design.doubled():
             scores = rows.scores(w).requires_grad_()

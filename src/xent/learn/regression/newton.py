@@ -78,7 +78,7 @@ class Model:
         self.hidden = 0.5 * self._pulled(slopes, w, grains).square().sum().item()
 
     def step(self, damping: float) -> tuple[Tensor, float]:
-        """Where the model is least, held back by the damping; and what it promises to gain."""
+        """Step to where the model is least, held back by the damping; and the gain it promises."""
         length = self.slopes / (self.values + damping)
         gain = (self.slopes - 0.5 * self.values * length) @ length
         v = length if self.vectors is None else self.vectors @ length
@@ -86,7 +86,7 @@ class Model:
         return step - torch.where(self.idle, step.mean(0), 0.0), gain.item()
 
     def certified(self) -> float:
-        """What is left, if what has all the curvature may hide what the rest would gain.
+        """Nats left, where rows with all the curvature may hide what the others would gain.
 
         Far out, a row may be nearly sure and still hold the coefficients, until a step frees them.
         So the scores that a step would move are left out. By that the loss falls no more than these
@@ -111,7 +111,7 @@ class Model:
         return self._pulled(self.objective.slopes(w), w, self.map).square().sum().item()
 
     def _means(self) -> Tensor:
-        """Of the columns under the curvature, if an intercept that is free can take them off."""
+        """Means of the columns under the curvature, if a free intercept can take the means off."""
         if not self.design.intercept or bool(self.objective.penalty[:, -1].any()):
             return torch.zeros(self.design.features, dtype=torch.float64, device="cpu")
         return self.curvature @ self.design.x / self.curvature.sum()

@@ -49,7 +49,7 @@ class Shrunken:
         return (self.l1 * place.abs()).sum().item()
 
     def violation(self, place: Tensor, gradient: Tensor) -> Tensor:
-        """How far the gradient of the smooth part is from what it is at a minimum, by entry.
+        """Distance of the gradient of the smooth part from a gradient at a minimum, by entry.
 
         There it is minus l1 times the sign of each entry; at an entry of 0, anything up to l1.
         """
@@ -66,7 +66,7 @@ class Shrunken:
         return relative.max().item(), 0.5 * relative.square().sum().item()
 
     def left(self, place: Tensor, gradient: Tensor) -> float:
-        """What is left above the minimum, by the Hessian of all entries where it is at hand."""
+        """Nats left above the minimum, by the Hessian of all entries where that is small."""
         _, alone = self.judged(place, gradient)
         rows = self.objective.design.rows
         if place.numel() > JOINT or rows * place.numel() > JOINT_ENTRIES:
@@ -86,7 +86,7 @@ class Shrunken:
         return max(alone, 0.5 * (along[real].square() / values[real]).sum().item())
 
     def converged(self, place: Tensor, gradient: Tensor) -> bool:
-        """Whether no violation is above ``tol``, and no more is left than anybody needs to hear of.
+        """Tell whether no violation is above ``tol``, and at most ``UNSAID`` nats are left.
 
         Violations are those of the standardised features, and relative to the curvature. Each may
         be small, and much be left along a direction of little curvature; then ``tol`` is a tenth.
@@ -242,7 +242,7 @@ def shrink(w: Tensor, by: Tensor) -> Tensor:
 
 
 def _violation(place: Tensor, gradient: Tensor, l1: Tensor) -> Tensor:
-    """How far each entry is from the conditions of a minimum."""
+    """Distance of each entry from the conditions of a minimum."""
     slack = torch.where(place == 0, l1, 0.0)
     return shrink(gradient + l1 * place.sign(), slack).abs()
 

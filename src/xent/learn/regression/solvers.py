@@ -105,7 +105,7 @@ def _choice(task: Task, start: Tensor) -> str:
 
 
 def _full(task: Task, start: Tensor) -> bool:
-    """Whether the Hessian is at hand."""
+    """Tell whether the Hessian is at hand."""
     size = start.numel()
     products = task.objective.design.rows * len(start) ** 2 * size**2
     return _wide(task) and size <= FULL and products <= WORK
@@ -124,7 +124,7 @@ def _widened(task: Task, start: Tensor) -> Task | None:
 
 
 def _wide(task: Task) -> bool:
-    """Whether the rows are dense and in double precision."""
+    """Tell whether the rows are dense and in double precision."""
     design = task.objective.design
     return not design.sparse and design.x.dtype == torch.float64
 

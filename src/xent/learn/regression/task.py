@@ -56,5 +56,5 @@ class Task:
 
 
 def enough(task: Task, w: Tensor, value: float) -> float:
-    """What may be left of an objective: a gradient of ``tol`` in each entry, or its last digits."""
+    """Nats that may be left: by a gradient of ``tol`` in each entry, or by the last digits."""
     return max(0.5 * w.numel() * task.tol**2, DIGITS * max(abs(value), 1e-3))

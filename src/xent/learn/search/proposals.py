@@ -91,7 +91,7 @@ class Proposal:
         return replace(self, components=[*self.components, *components], shares=shares)
 
     def refit(self, x: Tensor) -> Proposal:
-        """One step of expectation and maximisation on points ``(n, d)``."""
+        """Take one step of expectation and maximisation on points ``(n, d)``."""
         parts = self._joint(x).softmax(1)
         mass = parts.sum(0)
         kept = (mass >= min(2.0, mass.max().item())).nonzero().flatten()

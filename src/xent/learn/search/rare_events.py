@@ -210,7 +210,7 @@ class _Estimate(NamedTuple):
 
     @property
     def effective(self) -> float:
-        """How many equally weighted points of the event would tell as much."""
+        """Number of equally weighted points of the event that would tell as much."""
         return (self.probability / self.deviation) ** 2
 
 
@@ -279,7 +279,7 @@ def _weighted_estimate(
 
 
 def _unseen(mass: Tensor, *places: Tensor) -> float:
-    """How much of the event neither of two populations has found, over what they have.
+    """Share of the event that neither of two populations has found, over the share they have found.
 
     If one has found half of what the other has, it found half of all: so are animals counted, by
     marking some and catching others. Where each lacks something of the other, an upper estimate.

@@ -1,4 +1,4 @@
-"""How far a fit to few points is to be trusted.
+"""Limits on how far a fit to few points is trusted.
 
 A parameter that differs by luck makes weights vary for nothing, in each dimension anew; so a tilt
 differs from its distribution only as far as is sure.
@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 def effective_count(weights: Tensor) -> float:
-    """How many points of equal weight tell as much."""
+    """Number of points of equal weight that tell as much."""
     return (weights.sum().square() / weights.square().sum()).item()
 
 
