@@ -10,6 +10,7 @@ import numpy as np
 from .console import UserError
 from .written_numbers import Strangers, compute, numbers_of
 
+QUOTED_AFTER_BLANK = r'^\s+"([^"]*)"\s*$'  # as in: a, "b", "c"
 NUMBERS, TEXT, BOOLEANS, NOTHING = "numbers", "text", "booleans", "nothing"
 
 
@@ -60,7 +61,7 @@ def plain(column: Any, gaps: Sequence[str], decimal: str, most: float | None) ->
         return (pc.if_else(pc.is_nan(column), None, column) if floating else column), ""
     if kind != TEXT:
         return column, ""
-    column = pc.replace_substring_regex(column, r'^\s+"([^"]*)"\s*$', r"\1")  # a, "b", "c"
+    column = pc.replace_substring_regex(column, QUOTED_AFTER_BLANK, r"\1")
     found = None if declared or most is None else numbers_of(column, gaps, decimal, most)
     if found is None or found.column is None:
         column = pc.utf8_trim_whitespace(column)

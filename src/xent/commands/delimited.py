@@ -12,7 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from .columns import listed
+from .columns import QUOTED_AFTER_BLANK, listed
 from .console import UserError, progress_bar
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars", " ": "blanks"}
@@ -22,7 +22,6 @@ SAMPLE_BYTES, SAMPLE_LINES, SAMPLE_CELLS = 1 << 22, 100, 100_000  # what guesses
 FEWEST_LINES = 5  # however many cells they have
 THOUSANDS = re.compile(r"[+-]?[1-9]\d?\d?[.,]\d{3}")  # perhaps, and perhaps a decimal fraction
 NUMBER = re.compile(r"[+-]?(\d+([.,]\d*)?|[.,]\d+)([eE][+-]?\d+)?%?")
-BLANK_QUOTED = re.compile(r'^\s+"([^"]*)"\s*$')
 CONTROL = re.compile("[\0-\x08\x0e-\x1f\x7f]")
 SEPARATOR_LINE = re.compile(r'"?sep=(.)"?\r?\n')  # which some programs write for Excel
 MARKS = {  # byte order marks, and what they stand for; the longer ones first
@@ -44,13 +43,14 @@ class Format(NamedTuple):
         decimal: the decimal mark, a point or a comma.
         encoding: as Python calls it.
         header: whether the first line has the names.
+        doubt: the decimal mark where the numbers leave a doubt.
     """
 
     separator: str | None = None
     decimal: str | None = None
     encoding: str | None = None
     header: bool | None = None
-    doubt: str | None = None  # the decimal mark where the numbers leave a doubt
+    doubt: str | None = None
 
 
 class Delimited(NamedTuple):
@@ -214,7 +214,7 @@ def _separator(sample: str) -> str:
 
 def _stripped(row: list[str]) -> list[str]:
     """Without blanks, and without quotes behind a blank, which no reader takes for quotes."""
-    return [BLANK_QUOTED.sub(r"\1", cell).strip() for cell in row]
+    return [re.sub(QUOTED_AFTER_BLANK, r"\1", cell).strip() for cell in row]
 
 
 def _is_number(cell: str) -> bool:

@@ -110,7 +110,7 @@ def split(y: np.ndarray, share: float, seed: int, target: str) -> tuple[np.ndarr
         )
     parts = train_test_split(np.arange(len(y)), test_size=share, random_state=seed, stratify=codes)
     train, test = map(np.asarray, parts)
-    lost = np.setdiff1d(y, y[train]).tolist()
+    lost = classes[np.bincount(codes[train], minlength=len(classes)) == 0].tolist()
     if lost:
         raise UserError(f"--test {share} leaves no row of class {lost[0]!r} to fit on")
     return train, test

@@ -17,6 +17,7 @@ from torch import Generator, Tensor
 from .cross_entropy_method import read_scores
 from .proposals import Proposal
 from .search_distributions import SearchDistribution
+from .tilts import effective_count
 
 MOST_LEVELS = 100
 MOST_GATHERINGS = 10  # of points that reach a level
@@ -219,4 +220,4 @@ def pool(populations: list[Population]) -> Population:
 
 def _effective(log_weights: Tensor) -> float:
     """The share of equally weighted points that would tell as much."""
-    return 1 / (len(log_weights) * log_weights.softmax(0).square().sum().item())
+    return effective_count(log_weights.softmax(0)) / len(log_weights)
