@@ -120,3 +120,16 @@ ENTRIES = [
     Entry("information.kl_divergence", kl_divergence, _distributions),
     Entry("information.cross_entropy_of", cross_entropy_of, _distributions),
 ]
+
+
+def gradient_of(entry: Entry, inputs: tuple) -> tuple[Tensor, Tensor]:
+    """The value, and the gradient of its sum by the first input."""
+    x = inputs[0].detach() if isinstance(inputs[0], Tensor) else inputs[0]
+    x.requires_grad_()
+    value = entry.function(x, *inputs[1:])
+    (grad,) = torch.autograd.grad(value.sum(), x)
+    return value.detach(), grad
+
+
+def close(actual, expected):
+    torch.testing.assert_close(actual, expected, rtol=2e-6, atol=2e-7)
