@@ -11,7 +11,8 @@ if not torch.cuda.is_available():  # Triton's kernels run in its interpreter, on
 import pytest
 from hypothesis import settings
 
-from xent.engines import native, triton
+from xent.engines import core as native
+from xent.engines import triton
 
 settings.register_profile("xent", deadline=None, derandomize=True, max_examples=60)
 settings.load_profile("xent")

@@ -28,7 +28,7 @@ PACKAGES = ["numpy", "matplotlib", "triton", "pytest", "hypothesis", "mpmath", "
 VERSION = 'import sys; print("%d.%d.%d" % sys.version_info[:3]); import venv, ensurepip'
 FACTS = """
 from importlib.metadata import version
-from xent.engines import native
+from xent.engines import core as native
 print(version("torch"), version("triton"), "yes" if native.available() else "no")
 """
 

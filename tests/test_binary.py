@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 import xent
-from xent.engines import native
+from xent.engines import core as native
 
 from .element_family import FAMILY, ElementLoss
 from .helpers import HALF, same_bits, spacing, ulps, value_and_grad, widest

@@ -9,7 +9,7 @@ import pytest
 import xent
 from xent.cli import main
 from xent.commands import info
-from xent.engines import native
+from xent.engines import core as native
 from xent.plot import curves
 
 

@@ -80,8 +80,9 @@ def test_export():
 @pytest.mark.parametrize("soft", [False, True])
 @pytest.mark.parametrize("layout", ["contiguous", "permuted"])
 def test_opcheck(kernels, op, soft, layout):
-    from xent.engines import MODULES, ops
-    from xent.engines.problem import Problem
+    from xent.engines.rows import MODULES
+    from xent.engines.rows import operators as ops
+    from xent.engines.rows.problem import Problem
     from xent.targets import Target
 
     z = torch.randn(3, 5, 2)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 import xent
-from xent.engines import heads
+from xent.heads import chunks as heads
 
 every_reduction = pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 import xent
-from xent.engines import native
+from xent.engines import core as native
 from xent.engines.elements.problem import Form
 from xent.frames.element_loss import power, product
 

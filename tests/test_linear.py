@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 import xent
-from xent.engines import heads
+from xent.heads import chunks as heads
 
 from .helpers import grads, head
 

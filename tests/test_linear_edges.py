@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 import xent
-from xent.engines import heads
+from xent.heads import chunks as heads
 
 from .helpers import grads, head
 

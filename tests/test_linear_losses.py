@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 import xent
-from xent.engines import heads
+from xent.heads import chunks as heads
 from xent.losses import CATALOG
 
 from .catalog_cases import APART, case

@@ -10,7 +10,7 @@ from torch.distributions import Categorical
 
 import xent
 from xent import log_probs
-from xent.engines import heads
+from xent.heads import chunks as heads
 
 from .helpers import spacing, ulps, worst
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import xent
-from xent import modes
+from xent.engines import modes
 
 from .entries import ENTRIES, ROWS, Entry, close, gradient_of
 
@@ -394,7 +394,7 @@ def test_modes_that_only_watch_leave_the_kernels_alone():
 
     with FlopCounterMode(display=False):
         assert xent.explain(torch.randn(3, 4), torch.tensor([0, 1, 2])).engine != "reference" or (
-            not xent.engines.native.fast
+            not xent.engines.core.fast
         )
 
 

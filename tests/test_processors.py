@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from xent.engines import native
+from xent.engines import core as native
 
 pytestmark = pytest.mark.slow
 KERNELS = {  # ours, PyTorch's, and those of its products

@@ -17,87 +17,61 @@ from xent.nn.twins import Loss
 HOUSE = Path(xent.__file__).parent
 PROJECT = Path(__file__).parents[1]
 
-# What each room may import of the house: only what lies below it.
-FOUNDATION = {
-    "_check",
-    "_probabilities",
-    "_files",
-    "_printable",
-    "lean",
-    "linear_log_probs",
-    "_series",
-    "linear_logits",
-    "row_statistics",
-    "logits",
-    "targets",
-    "softmax",
-    "modes",
-    "overrides",
-    "_core",
-}
-MIDDLE = {"engines", "hyperparameters", "measurement", "frames"}
-BELOW = {
-    "_check": {"modes"},
-    "_files": set(),
-    "_printable": set(),
-    "_start": set(),
-    "_series": set(),
-    "row_statistics": set(),
-    "modes": set(),
-    "_probabilities": {"modes"},
-    "overrides": {"lean", "modes"},
-    "logits": {"_check", "modes"},
-    "lean": {"modes"},
-    "linear_logits": {"_check", "lean", "logits", "modes"},
-    "linear_log_probs": {"lean", "linear_logits"},
-    "targets": {"_check", "linear_logits"},
-    "softmax": {"_check", "overrides"},
-    "engines": FOUNDATION,
-    "hyperparameters": {*FOUNDATION, "engines"},
-    "measurement": {*FOUNDATION, "engines"},
-    "class_functions": {*FOUNDATION, "engines", "measurement"},
-    "log_probs": {*FOUNDATION, "engines", "measurement"},
-    "frames": {*FOUNDATION, *MIDDLE},
-    "losses": {*FOUNDATION, *MIDDLE},
-    "information": {*FOUNDATION, "engines"},
-    "nn": {*FOUNDATION, *MIDDLE, "losses"},
-    "learn": {*FOUNDATION, *MIDDLE, "losses", "information"},
-    "integrations": {*FOUNDATION, *MIDDLE, "losses"},
-    "plot": {*FOUNDATION, "losses"},
-    "evaluation": {*FOUNDATION, *MIDDLE, "learn"},
-}
+# The rooms of the house from the ground up. A room imports what lies below it, and nothing else.
+FLOORS = [
+    {"_core"},
+    {"engines.modes"},
+    {"_check", "_files", "_printable", "_start", "_series", "row_statistics"},
+    {"_probabilities", "logits", "heads.stand_in"},
+    {"overrides", "heads.logits"},
+    {"heads.log_probs", "targets", "softmax"},
+    {"engines"},
+    {"heads", "hyperparameters"},
+    {"measurement", "information"},
+    {"log_probs", "heads.answers", "frames"},
+    {"losses"},
+    {"nn", "plot", "integrations"},
+    {"learn"},
+    {"evaluation", "diagnose"},
+]
+FLOOR = {room: k for k, rooms in enumerate(FLOORS) for room in rooms}
+# What may look at all of the house: its doors.
+DOORS = {"", "__main__", "cli", "commands"}
+
+
+def room_of(module: str) -> str:
+    """The room that a module lies in: its longest name that a floor knows."""
+    while module and module not in FLOOR and module not in DOORS:
+        module = module.rpartition(".")[0]
+    return module
 
 
 def imports_of(file: Path) -> set[str]:
-    """The rooms of the house that a file imports."""
+    """The modules of the house that a file imports, by their names within it."""
     package = ("xent", *file.relative_to(HOUSE).with_suffix("").parts)
     found = set()
     for node in ast.walk(ast.parse(file.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.level:
-            module = (*package[: -node.level], *(node.module or "").split("."))
-        elif isinstance(node, ast.ImportFrom):
-            module = tuple((node.module or "").split("."))
-        else:
-            for alias in node.names if isinstance(node, ast.Import) else ():
-                if alias.name.split(".")[0] == "xent":
-                    found.add(alias.name.split(".")[1] if "." in alias.name else "xent")
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        if not isinstance(node, ast.ImportFrom):
             continue
-        module = tuple(part for part in module if part)
-        if module[:1] == ("xent",):
-            found |= {module[1]} if len(module) > 1 else {alias.name for alias in node.names}
-    return found
+        base = package[: -node.level] if node.level else ()
+        module = ".".join([*base, *([node.module] if node.module else [])])
+        found |= {f"{module}.{alias.name}" for alias in node.names}
+    return {name.partition(".")[2] for name in found if name.partition(".")[0] == "xent"}
 
 
-@pytest.mark.parametrize("room", BELOW)
+@pytest.mark.parametrize("room", FLOOR)
 def test_imports_run_downwards(room):
-    files = (
-        [HOUSE / f"{room}.py"]
-        if (HOUSE / f"{room}.py").exists()
-        else list((HOUSE / room).rglob("*.py"))
-    )
-    assert files
+    place = HOUSE / room.replace(".", "/")
+    if room == "_core":
+        return
+    files = [place.with_suffix(".py")] if not place.is_dir() else list(place.rglob("*.py"))
     for file in files:
-        assert imports_of(file) - {room} <= BELOW[room], file
+        own = room_of(".".join(file.relative_to(HOUSE).with_suffix("").parts))
+        for module in imports_of(file):
+            other = room_of(module)
+            assert other == own or FLOOR[other] < FLOOR[own], f"{file} imports {module}"
 
 
 def python(code: str, *flags: str) -> str:
@@ -205,7 +179,7 @@ def test_instruction_sets(core):
 
 
 def test_the_environment_chooses_the_instruction_set(core):
-    code = "from xent.engines import native; print(native.isa)"
+    code = "from xent.engines import core as native; print(native.isa)"
     env = {"XENT_ISA": "baseline", "PYTHONPATH": str(HOUSE.parent)}
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env=env, check=True
@@ -217,7 +191,7 @@ def test_without_the_core_the_reference_does_everything():
     code = """
 import os; os.environ["XENT_NO_CORE"] = "1"
 import torch, xent
-from xent.engines import native
+from xent.engines import core as native
 assert not native.available()
 z = torch.tensor([[10.0, -10.0, -10.0]])
 print(xent.explain(z, torch.tensor([0])).engine, f"{xent.cross_entropy(z, torch.tensor([0])):.6e}")

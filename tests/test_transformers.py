@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import xent
-from xent.engines import heads
+from xent.heads import chunks as heads
 from xent.integrations.transformers import lean, unlean
 
 transformers = pytest.importorskip("transformers")

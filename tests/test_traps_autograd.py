@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import xent
-from xent.engines import heads
+from xent.heads import chunks as heads
 
 from .linear_heads import (
     WAYS,

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import xent
-from xent import modes
-from xent.engines import MODULES, triton
+from xent.engines import modes, triton
+from xent.engines.rows import MODULES
 
 from .helpers import exact, nats_below_top, same_bits, value_and_grad, worst
 
@@ -214,13 +214,13 @@ def test_a_row_of_masked_classes_has_no_gradient_in_either_way():
 
 def takes(monkeypatch, name):
     """Counts the calls of a function of the engine."""
-    calls, real = [], getattr(triton, name)
+    calls, real = [], getattr(MODULES["triton"], name)
 
     def counted(*args):
         calls.append(args)
         return real(*args)
 
-    monkeypatch.setattr(triton, name, counted)
+    monkeypatch.setattr(MODULES["triton"], name, counted)
     return calls
 
 
@@ -309,18 +309,18 @@ def test_slopes_other_than_1_are_rounded_once():
 
 
 def test_what_is_ready_is_left_alone():
-    from xent.engines.problem import Problem
+    from xent.engines.rows.problem import Problem
     from xent.targets import Target
 
     problem = Problem(torch.randn(5, 7), Target(torch.randint(7, (5,)), False, -100))
     divisor = torch.tensor(4)
-    _, right = triton.cross_entropy(problem, None, divisor)
+    _, right = MODULES["triton"].cross_entropy(problem, None, divisor)
     known = torch.full_like(right, 7.0)  # no gradient: it shows whether anything is written
-    assert triton.follow(problem, None, divisor, torch.tensor(1.0), known) is known
+    assert MODULES["triton"].follow(problem, None, divisor, torch.tensor(1.0), known) is known
     assert bool((known == 7).all())
-    assert triton.follow(problem, None, divisor, torch.tensor(-2.0), known) is known
+    assert MODULES["triton"].follow(problem, None, divisor, torch.tensor(-2.0), known) is known
     torch.testing.assert_close(known, -2 * right, rtol=2e-7, atol=0)
-    assert same_bits(triton.follow(problem, None, divisor, torch.tensor(1.0), None), right)
+    assert same_bits(MODULES["triton"].follow(problem, None, divisor, torch.tensor(1.0), None), right)
 
 
 def test_second_derivatives_go_by_the_reference():

@@ -3,8 +3,8 @@
     import xent
     loss = xent.cross_entropy(logits, target)        # instead of torch.nn.functional.cross_entropy
 
-Reading order: ``row_statistics`` (the idea), ``engines/reference`` (the specification),
-``frames`` (what makes a loss), ``losses`` (the family); for the speed ``engines/native`` and
+Reading order: ``row_statistics`` (the idea), ``engines/rows/reference`` (the specification),
+``frames`` (what makes a loss), ``losses`` (the family); for the speed ``engines/rows/native`` and
 ``csrc/``.
 """
 
@@ -15,13 +15,13 @@ from importlib.metadata import PackageNotFoundError, version
 
 from . import information, nn
 from ._check import TargetError
-from .class_functions import sample
 from .diagnose import diagnose
-from .engines import Explanation
+from .engines.choice import Explanation
 from .evaluation import Evaluation, evaluate
 from .frames.element_loss import Elements, element_loss
 from .frames.row_loss import row_loss
-from .linear_logits import LinearLogits
+from .heads.answers import sample
+from .heads.logits import LinearLogits
 from .log_probs import TokenLogProbs, entropy, token_log_probs
 from .losses import (
     YoloParts,

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .modes import is_dtensor
+from .engines.modes import is_dtensor
 
 
 class TargetError(ValueError, IndexError):

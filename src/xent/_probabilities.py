@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .modes import refuse_where
+from .engines.modes import refuse_where
 
 
 def rounding(dtype: torch.dtype = torch.float32) -> float:

@@ -18,8 +18,8 @@ from typing import Annotated, Any, get_type_hints
 from torch import Tensor
 
 from ._check import broadcasts_to, finite_number, vector_of_classes
-from .linear_logits import LinearLogits
-from .modes import can_look_at
+from .engines.modes import can_look_at
+from .heads.logits import LinearLogits
 from .targets import class_axis
 
 

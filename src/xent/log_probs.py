@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from ._check import at_hand, class_indices, finite_number, is_tensor, scalar, whole_number
-from .engines import measure
-from .linear_logits import LinearLogits
+from .engines.modes import refuse_where
+from .heads.logits import LinearLogits
+from .heads.measure import measure
 from .measurement import flatten, make_problem
-from .modes import refuse_where
 from .overrides import overridable
 from .row_statistics import RowStatistics
 from .targets import moved_labels

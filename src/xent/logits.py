@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ._check import at_hand, finite_number, scalar, vector_of_classes
-from .modes import refuse_where
+from .engines.modes import refuse_where
 
 
 class LogitTransform(NamedTuple):

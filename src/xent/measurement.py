@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from ._check import vector_of_classes, whole_number
-from .engines import Explanation, choose, measure
-from .engines.problem import Problem
-from .linear_logits import LinearLogits
+from .engines.choice import Explanation
+from .engines.modes import autocasts
+from .engines.rows.problem import Problem
+from .heads.logits import LinearLogits
+from .heads.measure import choose, measure
 from .logits import LogitTransform, make_transform
-from .modes import autocasts
 from .overrides import overridable
 from .row_statistics import INDEX_ONLY, REQUESTS, RowStatistics
 from .targets import are_alike, class_axis, read_target

@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 
 from torch.overrides import handle_torch_function, has_torch_function
 
-from .lean import Lean
-from .modes import compiling
+from .engines.modes import compiling
+from .heads.stand_in import Lean
 
 F = TypeVar("F", bound=Callable[..., Any])
 

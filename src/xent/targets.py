@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ._check import class_indices, is_tensor, whole_number
-from .linear_logits import LinearLogits
+from .heads.logits import LinearLogits
 
 
 class Target(NamedTuple):

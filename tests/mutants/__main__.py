@@ -24,7 +24,7 @@ from .judges import Touching, judge, watch
 from .processes import LATE, each
 
 ROOT = Path(__file__).parents[2]
-ROOMS = ("frames", "losses", "row_statistics.py", "engines/linear.py", "information")
+ROOMS = ("frames", "losses", "row_statistics.py", "heads", "information")
 # Tests of what stands on top of these rooms: they train, plot or talk, and are slow.
 FAR = (
     "bench", "bench_linear", "cli", "coding", "cross_entropy_method", "evaluation", "fit",

@@ -28,7 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..engines import native
+from ..engines import core
 from ..losses import cross_entropy
 
 MODES = ("both", "forward")  # forward+backward, and forward alone without a graph
@@ -213,7 +213,7 @@ def errors(
 def _release_memory() -> None:
     """Hand freed memory back to the system, so that it is not taken for memory in use."""
     gc.collect()
-    native.trim()
+    core.trim()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
     if trim is not None:
         trim(0)

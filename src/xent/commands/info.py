@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from .. import __version__
-from ..engines import native, triton
+from ..engines import core, triton
 from .console import say, say_json, table
 
 EXTRAS = {"plot": ("matplotlib", "numpy"), "train": ("tqdm",), "bench": ("jax", "optax")}
@@ -44,10 +44,10 @@ def collect() -> dict[str, Any]:
         "platform": platform.platform(),
         "threads": torch.get_num_threads(),
         "core": {
-            "available": native.available(),
-            "instruction_set": native.isa,
-            "instruction_sets": native.isas(),
-            "threaded": native.threaded,
+            "available": core.available(),
+            "instruction_set": core.isa,
+            "instruction_sets": core.isas(),
+            "threaded": core.threaded,
         },
         "triton": {"installed": triton.INSTALLED, "gpus": _gpus()},
         "extras": {

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..linear_logits import LinearLogits
+from ..heads.logits import LinearLogits
 from ..losses import cross_entropy, focal_loss, smoothed_cross_entropy
 from .contestants import ERROR_ELEMENTS, in_one_line, peak_beyond_now, truth
 

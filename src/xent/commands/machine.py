@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from ..engines import native
+from ..engines import core
 
 PACKAGES = (
     "xent", "torch", "triton", "jax", "optax", "scikit-learn", "liger-kernel", "cut-cross-entropy",
@@ -23,7 +23,7 @@ def describe_machine(threads: int) -> dict[str, Any]:
         "cpu": _cpu_model(),
         "cores": os.cpu_count(),
         "threads": threads,
-        "isa": native.isa,
+        "isa": core.isa,
         "system": platform.system(),
         "date": time.strftime("%Y-%m-%d"),
         "versions": {"python": platform.python_version(), **_versions()},

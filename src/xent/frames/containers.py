@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from ..modes import PLAIN_TENSORS, can_look_at, is_dtensor
+from ..engines.modes import PLAIN_TENSORS, can_look_at, is_dtensor
 from ..targets import class_axis
 
 F = TypeVar("F", bound=Callable[..., Any])

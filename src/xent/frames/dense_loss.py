@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from .._probabilities import sums_to_1
-from ..engines.labels import check_labels
-from ..engines.problem import Problem
+from ..engines.modes import deferred
+from ..engines.rows.labels import check_labels
+from ..engines.rows.problem import Problem
+from ..heads.logits import LinearLogits
 from ..hyperparameters import Hyperparameters
-from ..linear_logits import LinearLogits
 from ..measurement import flatten, make_problem, result_dtype
-from ..modes import deferred
 from ..overrides import overridable
 from .containers import through_containers
 from .docstrings import loss_docstring

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..engines import linear
 from ..engines.elements.problem import ElementProblem
-from ..engines.problem import Index, Problem
-from ..linear_logits import LinearLogits
+from ..engines.rows.problem import Index, Problem
+from ..heads import gradients as linear
+from ..heads.logits import LinearLogits
 from ..measurement import flat_rows, problem_of
 from .linear_head import Rows, reduce_by_chunks
 from .reduction import check_reduction, rows_left_out, rows_that_count

@@ -21,9 +21,9 @@ from torch import Tensor
 from .._check import broadcasts_to, finite_number, is_tensor, number_or_nan
 from ..engines import elements
 from ..engines.elements.problem import ElementProblem, Form
+from ..engines.modes import autocasts, can_look_at, refuse_where, settled
+from ..heads.logits import LinearLogits
 from ..hyperparameters import Hyperparameters, Range
-from ..linear_logits import LinearLogits
-from ..modes import autocasts, can_look_at, refuse_where, settled
 from ..overrides import overridable
 from ..targets import densified
 from .containers import through_containers

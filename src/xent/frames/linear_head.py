@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..engines import linear, with_all_logits
-from ..engines.problem import Index, Problem
-from ..linear_logits import LinearLogits
+from ..engines.rows.problem import Index, Problem
+from ..heads import gradients as linear
+from ..heads.logits import LinearLogits
+from ..heads.measure import with_all_logits
 from .reduction import by_divisor, divisor_of, reduce_rows, stable_sum, weigh
 
 # (values, which rows are kept, what each adds to the divisor of the mean)

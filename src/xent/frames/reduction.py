@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from .._check import at_hand, is_tensor, one_of, scalar
-from ..engines.problem import Problem
-from ..linear_logits import LinearLogits
-from ..modes import can_look_at, deferred
+from ..engines.modes import can_look_at, deferred
+from ..engines.rows.problem import Problem
+from ..heads.logits import LinearLogits
 from ..targets import class_axis, read_target
 
 Reduction = Literal["none", "mean", "sum"]

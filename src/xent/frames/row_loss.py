@@ -15,10 +15,12 @@ import torch
 from torch import Tensor
 
 from .._check import one_of
-from ..engines import linear, measure, sum_of_nll
-from ..engines.problem import Problem
+from ..engines.rows import sum_of_nll
+from ..engines.rows.problem import Problem
+from ..heads import gradients as linear
+from ..heads.logits import LinearLogits
+from ..heads.measure import measure
 from ..hyperparameters import Hyperparameters
-from ..linear_logits import LinearLogits
 from ..measurement import flatten, make_problem, result_dtype
 from ..overrides import overridable
 from ..row_statistics import REQUESTS, RowStatistics

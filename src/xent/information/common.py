@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .._check import is_tensor, one_of, whole_number
 from .._probabilities import rounding
-from ..modes import can_look_at
+from ..engines.modes import can_look_at
 
 Unit = Literal["nat", "bit"]
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .._check import is_tensor, one_of
-from ..modes import can_look_at
+from ..engines.modes import can_look_at
 from .common import Unit, in_unit, nats_per, widened
 
 Estimator = Literal["plug-in", "miller-madow"]

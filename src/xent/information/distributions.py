@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .._series import exp_beyond_line
-from ..modes import can_look_at
+from ..engines.modes import can_look_at
 from ..softmax import log_softmax
 from .common import (
     Unit,

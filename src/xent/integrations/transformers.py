@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from ..linear_logits import MAX_WORKSPACE, LinearLogits
-from ..modes import autocasts
+from ..engines.modes import autocasts
+from ..heads.logits import MAX_WORKSPACE, LinearLogits
 
 
 class lean:

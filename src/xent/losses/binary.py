@@ -10,11 +10,11 @@ from torch import Tensor
 from .._check import finite_number
 from ..engines import elements
 from ..engines.elements.problem import ElementProblem, Form
+from ..engines.modes import autocasts
 from ..frames.element_loss import Elements, check_unit_range, element_loss, power, product
 from ..frames.reduction import Reduction
+from ..heads.logits import LinearLogits
 from ..hyperparameters import NonNegative, PerElement, Range
-from ..linear_logits import LinearLogits
-from ..modes import autocasts
 from .catalog import member
 from .classification import _legacy_reduction, same_options
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from .._check import finite_number
-from ..engines import plain_cross_entropy
+from ..engines.rows import plain_cross_entropy
 from ..frames.reduction import Reduction
 from ..frames.row_loss import row_loss
 from ..row_statistics import RowStatistics

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .._check import class_indices, is_tensor, scalar, vector_of_classes, whole_number
-from ..engines.linear import rows_of_weight
+from ..engines.modes import are_there, behind_transforms, compiling, refuse_where
 from ..frames.dense_loss import explained
 from ..frames.linear_head import Rows, reduce_by_chunks
 from ..frames.reduction import (
@@ -22,9 +22,9 @@ from ..frames.reduction import (
     rows_left_out,
     rows_that_count,
 )
-from ..linear_logits import MAX_WORKSPACE, LinearLogits, check_head, under_autocast
+from ..heads.gradients import rows_of_weight
+from ..heads.logits import MAX_WORKSPACE, LinearLogits, check_head, under_autocast
 from ..measurement import statistics
-from ..modes import are_there, behind_transforms, compiling, refuse_where
 from .classification import cross_entropy
 
 

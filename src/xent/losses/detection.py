@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .._check import class_indices, finite_number, is_tensor, one_of
-from ..engines.labels import check_labels
+from ..engines.rows.labels import check_labels
 from ..frames.reduction import Reduction, check_reduction, stable_sum
 from .binary import binary_cross_entropy_with_logits
 from .catalog import member

@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 
 from .._check import class_indices, finite_number, is_tensor, one_of, whole_number
-from ..engines import linear
-from ..engines.problem import Index, Problem
+from ..engines.modes import autocasts
+from ..engines.rows.problem import Index, Problem
 from ..frames.dense_loss import explained
 from ..frames.linear_head import Rows, reduce_by_chunks
 from ..frames.reduction import Reduction, check_reduction, reduce_rows, rows_that_count
+from ..heads import gradients as linear
+from ..heads.logits import LinearLogits
 from ..hyperparameters import Range
-from ..linear_logits import LinearLogits
 from ..measurement import flat_rows, problem_of
-from ..modes import autocasts
 from ..targets import class_axis
 from .catalog import member
 from .classification import cross_entropy

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..engines.modes import deferred, only_differentiable
 from ..frames.dense_loss import CHUNK, wide_dtype
-from ..modes import deferred, only_differentiable
 from .tsallis import bregman, log_softmax_t
 
 

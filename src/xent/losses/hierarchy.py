@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from .._check import class_indices, is_tensor, whole_number
-from ..engines.labels import check_labels
+from ..engines.modes import are_there, compiling
+from ..engines.rows.labels import check_labels
 from ..frames.reduction import Reduction, check_reduction, reduce_rows, rows_that_count
-from ..linear_logits import LinearLogits
+from ..heads.logits import LinearLogits
 from ..measurement import statistics
-from ..modes import are_there, compiling
 from ..targets import class_axis, shape_hint
 from .catalog import member
 

@@ -21,12 +21,12 @@ from .._check import (
     is_whole,
     whole_number,
 )
+from ..engines.modes import can_look_at
 from ..frames.dense_loss import wide_dtype
 from ..frames.reduction import stable_sum
 from ..frames.row_loss import row_loss
+from ..heads.logits import LinearLogits
 from ..hyperparameters import Counts, NonNegative, Number, Positive, Range
-from ..linear_logits import LinearLogits
-from ..modes import can_look_at
 from ..row_statistics import RowStatistics
 from ..targets import class_axis
 from .catalog import member

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from .._check import class_indices, is_tensor, one_of, whole_number
 from ..frames.reduction import Reduction
-from ..linear_log_probs import LinearLogProbs
-from ..linear_logits import MAX_WORKSPACE, LinearLogits, check_head, under_autocast
+from ..heads.log_probs import LinearLogProbs
+from ..heads.logits import MAX_WORKSPACE, LinearLogits, check_head, under_autocast
 from ..overrides import overridable
 from ..targets import moved_labels
 from .classification import cross_entropy

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .._check import broadcasts_to, is_tensor, one_of
 from .._probabilities import log_probabilities, probabilities
-from ..engines.labels import check_labels
+from ..engines.rows.labels import check_labels
 from ..frames.dense_loss import wide_dtype
 from ..frames.reduction import (
     Reduction,
@@ -26,7 +26,7 @@ from ..frames.reduction import (
     weigh,
 )
 from ..frames.row_loss import refuse_probabilities
-from ..linear_log_probs import LinearLogProbs
+from ..heads.log_probs import LinearLogProbs
 from ..measurement import autocasts, make_problem, result_dtype
 from .catalog import member
 from .classification import _legacy_reduction, cross_entropy

@@ -11,7 +11,7 @@ from torch import Tensor
 from .._check import is_tensor, one_of, scalar
 from ..engines import elements
 from ..engines.elements.problem import ElementProblem, Form
-from ..engines.problem import Index
+from ..engines.rows.problem import Index
 from ..frames.element_head import labels_behind_head, reduce_values
 from ..frames.element_loss import (
     Elements,
@@ -24,8 +24,8 @@ from ..frames.element_loss import (
     without_weightless,
 )
 from ..frames.reduction import Reduction, check_reduction, reduce_rows, rows_left_out
+from ..heads.logits import LinearLogits
 from ..hyperparameters import Fraction, NonNegative
-from ..linear_logits import LinearLogits
 from ..targets import class_axis
 from .catalog import member
 

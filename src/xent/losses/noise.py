@@ -16,11 +16,11 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from .._check import is_tensor
+from ..engines.modes import can_look_at
 from ..frames.dense_loss import explained
 from ..frames.reduction import Reduction
 from ..frames.row_loss import row_loss
-from ..linear_logits import LinearLogits
-from ..modes import can_look_at
+from ..heads.logits import LinearLogits
 from ..row_statistics import RowStatistics
 from ..targets import class_axis
 from .catalog import member

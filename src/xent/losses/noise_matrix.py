@@ -14,9 +14,9 @@ from torch import Tensor
 
 from .._check import class_indices, is_tensor, whole_number
 from .._probabilities import sums_to_1
+from ..engines.modes import can_look_at
 from ..frames.dense_loss import wide_dtype
 from ..hyperparameters import PerClass, Range
-from ..modes import can_look_at
 from ..targets import class_axis
 
 

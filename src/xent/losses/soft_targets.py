@@ -19,18 +19,18 @@ from .._check import (
     whole_number,
 )
 from .._probabilities import sums_to_1
-from ..engines import measure
-from ..engines.labels import check_labels
-from ..engines.problem import Index, Problem
+from ..engines.modes import autocasts, can_look_at
+from ..engines.rows.labels import check_labels
+from ..engines.rows.problem import Index, Problem
 from ..frames.dense_loss import explained, wide_dtype
 from ..frames.linear_head import Rows, reduce_problem
 from ..frames.reduction import Reduction, check_reduction, rows_that_count
 from ..frames.row_loss import row_loss
+from ..heads.logits import LinearLogits
+from ..heads.measure import measure
 from ..hyperparameters import PerClass, Range
-from ..linear_logits import LinearLogits
 from ..logits import LogitTransform
 from ..measurement import flat_rows, flatten, make_problem, result_dtype
-from ..modes import autocasts, can_look_at
 from ..row_statistics import RowStatistics
 from ..softmax import log_softmax
 from ..targets import Target, class_axis

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from ..modes import are_there, compiling
+from ..engines.modes import are_there, compiling
 from ..softmax import log_softmax
 
 # Of the search for `lambda`. Three to ten are the rule, 25 were needed once for `t >= 0`; below 0,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..frames.reduction import Reduction
-from ..linear_logits import MAX_WORKSPACE
+from ..heads.logits import MAX_WORKSPACE
 from ..losses import linear_cross_entropy
 
 

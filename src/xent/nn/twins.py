@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .._check import is_tensor, number_or_nan, one_of, whole_number
-from ..engines import ENGINES
+from ..engines.choice import ENGINES
 from ..hyperparameters import Hyperparameters
 from ..losses import cross_entropy, linear_cross_entropy
 from ..losses.lookup import members

@@ -14,10 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...modes import PLAIN_TENSORS, compiling, deferred, in_cpu_memory, only_differentiable
-from .. import MODULES as ROWS
-from .. import Explanation, kernels_for, where_kernels_run, why_reference
-from .. import native as native_rows
+from .. import core
+from ..choice import KERNELS, Explanation, kernels_for, where_kernels_run, why_reference
+from ..modes import PLAIN_TENSORS, compiling, deferred, in_cpu_memory, only_differentiable
 from . import native, reference, triton
 from .problem import TENSORS, ElementProblem, Form
 from .reference import check_targets
@@ -37,14 +36,14 @@ def choose(problem: ElementProblem, engine: str) -> Explanation:
 
 def _obstacle(problem: ElementProblem, kernels: str) -> str | None:
     """Why the kernel of an engine cannot take a problem, or None if it can."""
-    rows = ROWS[kernels]
-    foreign = rows.obstacle_of(problem.tensors)
+    there = KERNELS[kernels]
+    foreign = there.obstacle_of(problem.tensors)
     if foreign is not None:
         return foreign
     if problem.form is None:
         return "this loss has no kernel"
     for tensor in problem.tensors:
-        if tensor is not None and tensor.dtype not in rows.TYPES:
+        if tensor is not None and tensor.dtype not in there.TYPES:
             return f"a tensor of {tensor.dtype}"
     if problem.differentiable_beyond_input():
         return "a target or weight requires a gradient, which only the reference gives"
@@ -60,7 +59,7 @@ def loss(problem: ElementProblem, divisor: float | Tensor, engine: str) -> Tenso
     if taken is None or (isinstance(divisor, Tensor) and _tracked(divisor)):
         return reference.plain_loss(problem, divisor)
     if compiling():
-        from .ops import total_op  # registers the operators; only compilers need them
+        from .operators import total_op  # registers the operators; only compilers need them
 
         return (total_op(problem, taken) / divisor).to(problem.dtype)
     if not isinstance(divisor, Tensor) or divisor.is_cpu:
@@ -74,7 +73,7 @@ def values(problem: ElementProblem, engine: str) -> Tensor:
     if taken is None:
         return reference.plain_values(problem).to(problem.dtype)
     if compiling():
-        from .ops import values_op
+        from .operators import values_op
 
         return values_op(problem, taken)
     return map_values(problem, MODULES[taken])
@@ -109,7 +108,7 @@ def plain(
     if (
         type(input) not in PLAIN_TENSORS
         or type(target) is not Tensor
-        or input.dtype not in native_rows.TYPES
+        or input.dtype not in core.TYPES
         or target.dtype is not input.dtype
         or input.shape != target.shape
         or target.requires_grad
@@ -117,7 +116,7 @@ def plain(
         or deferred()
         or not (in_cpu_memory(input) and in_cpu_memory(target))
         or torch.is_autocast_enabled("cpu")
-        or not native_rows.fast
+        or not core.fast
     ):
         return None
     problem = ElementProblem(

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from .. import native as rows
+from .. import core
 from .layout import Layout, dense
 from .problem import ElementProblem
 
@@ -19,7 +19,7 @@ def loss(problem: ElementProblem, divisor: float, ahead: bool) -> tuple[Tensor, 
     """The sum over all elements by ``divisor``; with ``ahead`` also its gradient."""
     input = dense(problem.input)
     loss = input.new_empty((), dtype=problem.dtype)
-    gradient = rows.empty_like(input) if ahead else None
+    gradient = core.empty_like(input) if ahead else None
     _sweep(problem, input, loss=loss, gradient=gradient, divisor=divisor)
     return loss, gradient
 
@@ -45,7 +45,7 @@ def gradient(
     One that was computed ahead gives its memory.
     """
     input = dense(problem.input)
-    result = rows.empty_like(input) if ahead is None else ahead
+    result = core.empty_like(input) if ahead is None else ahead
     if upstream.ndim:
         _sweep(problem, input, gradient=result, upstream=upstream, divisor=divisor)
     else:
@@ -73,19 +73,19 @@ def _sweep(
             return ONES
         held, repeat, period = layout.operand(x)
         keep.append(held)  # as long as the address is used
-        return held.data_ptr(), rows.TYPES[held.dtype], repeat, period
+        return held.data_ptr(), core.TYPES[held.dtype], repeat, period
 
-    has_bad_target, bad_target = rows._core.element_sweep(
+    has_bad_target, bad_target = core._core.element_sweep(
         count,
-        (input.data_ptr(), rows.TYPES[input.dtype], 1, count),
+        (input.data_ptr(), core.TYPES[input.dtype], 1, count),
         operand(problem.target),
         operand(problem.weight),
         operand(problem.pos_weight),
         form,
         math.nan if mark is None else mark,
-        NOWHERE if loss is None else (loss.data_ptr(), rows.TYPES[loss.dtype]),
-        NOWHERE if values is None else (values.data_ptr(), rows.TYPES[values.dtype]),
-        NOWHERE if gradient is None else (gradient.data_ptr(), rows.TYPES[gradient.dtype]),
+        NOWHERE if loss is None else (loss.data_ptr(), core.TYPES[loss.dtype]),
+        NOWHERE if values is None else (values.data_ptr(), core.TYPES[values.dtype]),
+        NOWHERE if gradient is None else (gradient.data_ptr(), core.TYPES[gradient.dtype]),
         operand(upstream),
         slope,
         divisor,

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ...modes import deferred, refuse_where
+from ..modes import deferred, refuse_where
 from .problem import ElementProblem
 
 # What PyTorch gives one thread. Pieces of whole multiples are cut into vectors alike by any number

@@ -18,7 +18,7 @@ from .arithmetic import (
     sigmoid,
     times,
 )
-from .problem import column, find_some_rows, holds, load_pivots, slot
+from .memory import column, find_some_rows, holds, load_pivots, slot
 from .sweep import (
     CUBES,
     DEFICIT,

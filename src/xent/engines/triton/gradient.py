@@ -40,7 +40,7 @@ from .fields import (
     F_TOP,
     weight_of_class,
 )
-from .problem import (
+from .memory import (
     addresses,
     column,
     find_some_rows,

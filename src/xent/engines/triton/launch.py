@@ -12,10 +12,10 @@ import triton
 from torch import Tensor
 
 from ...row_statistics import INDEX
-from ..problem import Problem
+from ..rows.problem import Problem
 from . import fields, gradient, one_pass, sweep
 from .gradient import Partials
-from .problem import Question, Rows, Transform
+from .memory import Question, Rows, Transform
 
 # Chosen so that registers hold what a thread works on (tests/test_gpu_compile.py looks), and loads
 # enough are under way; no GPU has timed them yet (benchmarks/gpu_logits.py does).

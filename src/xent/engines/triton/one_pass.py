@@ -15,7 +15,7 @@ import triton.language as tl
 
 from .arithmetic import INF, LOG2E, ROOM, base_of, gap_to, power, split_power
 from .fields import finite_or_nan, weight_of_class
-from .problem import (
+from .memory import (
     addresses,
     column,
     find_rows,

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 
 from .arithmetic import INF, base_of, power
-from .problem import column, find_tile, holds, is_class, load_logits, load_soft, slot
+from .memory import column, find_tile, holds, is_class, load_logits, load_soft, slot
 
 # What a tile finds out, and the bit of each in the set of what is wanted. All but the last four
 # are about the rest: every class but the pivot, which is the class of an index target or the

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..row_statistics import logit_of_exp, product
+from ...row_statistics import logit_of_exp, product
 from . import labels
 from .problem import Problem
 

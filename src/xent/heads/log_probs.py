@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from .lean import Lean
-from .linear_logits import LinearLogits
+from .logits import LinearLogits
+from .stand_in import Lean
 
 
 class LinearLogProbs(Lean):

@@ -8,10 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..linear_logits import LinearLogits
-from ..modes import are_there
-from . import native
-from .problem import Index
+from ..engines import core
+from ..engines.modes import are_there
+from ..engines.rows.problem import Index
+from .logits import LinearLogits
 
 MAX_ROWS = 384  # of a chunk: more leave the caches, fewer than half of it make thin products
 # The reference engine holds about eight times the memory of a chunk, most of it in float64.
@@ -32,7 +32,7 @@ def plan(source: LinearLogits, heads: int = 1) -> Plan:
     narrow = source.is_cpu and source.weight.dtype in (torch.bfloat16, torch.float16)
     dtype = torch.float32 if narrow else source.weight.dtype
     budget = source.max_workspace // heads // (2 if narrow else 1)  # half for wider weights
-    if source.is_cpu and not native.fast:
+    if source.is_cpu and not core.fast:
         budget //= REFERENCE_COPIES
     rows, block = (
         max(1, budget // max(1, width * dtype.itemsize)) for width in source.weight.shape
@@ -102,7 +102,7 @@ class Head:
     def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """Memory; on a CPU page faults would be a tenth of the time."""
         if self.source.is_cpu:
-            return native.empty(shape, dtype)
+            return core.empty(shape, dtype)
         return torch.empty(tuple(shape), dtype=dtype, device=self.source.device)
 
     def weights(self) -> Iterator[tuple[slice, Tensor]]:

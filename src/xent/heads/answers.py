@@ -12,13 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._check import at_hand, is_tensor, scalar
-from .engines import by_chunks, linear
-from .linear_log_probs import LinearLogProbs
-from .linear_logits import LinearLogits
-from .measurement import flat_rows, problem_of, statistics
-from .modes import can_look_at
-from .row_statistics import RowStatistics
+from .._check import at_hand, is_tensor, scalar
+from ..engines.modes import can_look_at
+from ..measurement import flat_rows, problem_of, statistics
+from ..row_statistics import RowStatistics
+from . import gradients as linear
+from .log_probs import LinearLogProbs
+from .logits import LinearLogits
+from .measure import by_chunks
 
 
 def sample(

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
+from ...targets import Target
 from ..modes import only_differentiable
-from ..targets import Target
 from . import native, reference
 from .problem import Problem
 

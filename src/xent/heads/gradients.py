@@ -21,11 +21,11 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from ..linear_logits import LinearLogits
-from ..modes import are_there, deferred, only_differentiable
-from . import reference
-from .heads import Chunks, Head
-from .problem import Index, Problem
+from ..engines.modes import are_there, deferred, only_differentiable
+from ..engines.rows import reference
+from ..engines.rows.problem import Index, Problem
+from .chunks import Chunks, Head
+from .logits import LinearLogits
 
 
 class _Fields(torch.autograd.Function):

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from .modes import compiling
+from ..engines.modes import compiling
 
 
 class Lean(ABC):

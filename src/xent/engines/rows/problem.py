@@ -8,11 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..linear_logits import LinearLogits
-from ..logits import LogitTransform
+from ...logits import LogitTransform
+from ...row_statistics import field_mask, fields_of
+from ...targets import Target, class_axis
 from ..modes import settled
-from ..row_statistics import field_mask, fields_of
-from ..targets import Target, class_axis
 
 _NOTHING = torch.empty(0, dtype=torch.float32, device="cpu")
 Index = slice | Tensor | EllipsisType  # some rows, or all
@@ -68,16 +67,8 @@ class Problem(NamedTuple):
         known = (target.values >= 0) & (target.values < target.table.shape[0])
         return target.table[torch.where(known, target.values, 0)].movedim(-1, self.axis)
 
-    @property
-    def parts(self) -> tuple[Tensor | None, ...]:
-        """Every tensor, those that logits behind a head are made of among them."""
-        logits = self.logits
-        own = logits.parts if isinstance(logits, LinearLogits) else (logits,)
-        return (*own, *self.beside())
-
     def tensors(self) -> tuple[Tensor | None, ...]:
         """Every tensor, in a fixed order, for those who must save them."""
-        assert isinstance(self.logits, Tensor)
         return (self.logits, *self.beside())
 
     def transformed(self) -> Tensor:
@@ -108,7 +99,7 @@ class Problem(NamedTuple):
         """The same question of tensors whose pending negations are carried out."""
         tensors = tuple(None if t is None else settled(t) for t in self.beside())
         logits = self.logits
-        if isinstance(logits, Tensor):
+        if isinstance(logits, Tensor):  # a head has settled its own
             logits = settled(logits)
         return self.with_tensors((logits, *tensors))
 

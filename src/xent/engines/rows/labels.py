@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .._check import TargetError, label_out_of_range
+from ..._check import TargetError, label_out_of_range
 from ..modes import behind_transforms, compiling, plain_operations, refuse_where
 
 

@@ -1,94 +1,19 @@
-"""The C++ engine: hands addresses of CPU tensors to the kernel pair of ``csrc/``."""
+"""The native engine for losses of rows: hands addresses to the kernels of ``csrc/``."""
 
 from __future__ import annotations
 
-import ctypes
-import math
-import os
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .._check import label_out_of_range
-from ..modes import obstacle
+from ..._check import label_out_of_range
+from .. import core
 from .problem import Problem
 
-if TYPE_CHECKING:
-    from .. import _core
-else:
-    try:
-        if os.environ.get("XENT_NO_CORE"):
-            raise ImportError("XENT_NO_CORE is set")
-        from .. import _core
-    except ImportError:  # a pure-Python installation: the reference engine does everything
-        _core = None
-
-TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
-POOLED_BYTES = 32 << 20  # below, malloc keeps what it was given back
 BEYOND = 32  # zeros after a vector of the classes that is read by whole cache lines
 _NO_MATRIX = (0, 0, 0, 1, 0, 1)
-
-
-def available() -> bool:
-    """Whether the compiled core is installed."""
-    return _core is not None
-
-
-def isas() -> list[str]:
-    """The instruction sets that this machine can run, best last."""
-    return _core.isas() if _core is not None else []
-
-
-def set_isa(name: str) -> None:
-    """Choose one of :func:`isas`; for tests and measurements."""
-    global isa, fast
-    if _core is None:
-        raise RuntimeError("the compiled core of xent is not installed")
-    _core.set_isa(name)
-    isa, fast = _core.isa(), _core.fused()
-
-
-# The instruction set in use, and whether it beats plain PyTorch: not without fused multiply-add.
-# Constants rather than calls, for the sake of torch.compile, which cannot look into the core.
-isa = _core.isa() if _core is not None else "none"
-fast = _core is not None and _core.fused()
-
-
-def trim() -> None:
-    """Give back the memory that is kept for the next large gradient."""
-    if _core is not None:
-        _core.trim()
-
-
-def use_threads_of_torch() -> bool:
-    """Run rows on torch's own thread pool, so that torch.set_num_threads rules here too.
-
-    Its C entry is part of torch's stable interface; without it one thread does the work.
-    """
-    if _core is None:
-        return False
-    folder = Path(torch.__file__).parent / "lib"
-    for name in ("libtorch_cpu.so", "libtorch_cpu.dylib", "torch_cpu.dll"):
-        try:
-            entry = ctypes.CDLL(str(folder / name)).torch_parallel_for
-        except (OSError, AttributeError):
-            continue
-        _core.set_parallel_for(ctypes.cast(entry, ctypes.c_void_p).value or 0)
-        return True
-    return False
-
-
-threaded = use_threads_of_torch()
-
-
-def obstacle_of(tensors: Sequence[Tensor | None]) -> str | None:
-    """Why no kernel can read these tensors, or None if one can."""
-    if _core is None:
-        return "the compiled core is not installed (see `xent info`)"
-    return obstacle(tensors, ("cpu",))
 
 
 def row_statistics(problem: Problem) -> tuple[Tensor, bool]:
@@ -96,7 +21,7 @@ def row_statistics(problem: Problem) -> tuple[Tensor, bool]:
     table = torch.empty(problem.table_shape, dtype=torch.float64, device=problem.logits.device)
     arguments, keep = _arguments(problem)
     arguments += [table.data_ptr(), problem.mask]
-    kept, has_bad_label, bad_label = _core.row_statistics(*arguments)
+    kept, has_bad_label, bad_label = core._core.row_statistics(*arguments)
     del keep
     if has_bad_label:
         raise label_out_of_range(bad_label, problem.classes, problem.target.ignore_index)
@@ -114,35 +39,17 @@ def row_gradient(
     ``out``, which may be the logits themselves, receives it.
     """
     if out is None:
-        out = empty_like(problem.logits)
+        out = core.empty_like(problem.logits)
     table = table.contiguous()
     arguments, keep = _arguments(problem)
     matrix, whole = _matrix(out, problem.axis, may_copy=False)
     slopes = [_slopes(partial, keep) for partial in partials]
     arguments += [table.data_ptr(), problem.mask, slopes, matrix]
-    _core.row_gradient(*arguments)
+    core._core.row_gradient(*arguments)
     del keep
     if whole is not None:
         out.copy_(whole)
     return out
-
-
-def empty_like(x: Tensor) -> Tensor:
-    """Memory for a gradient of ``x``, laid out like it."""
-    return empty(x.shape, x.dtype) if x.is_contiguous() else torch.empty_like(x)
-
-
-def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """Memory; much of it from the core's buffer, which spares the page faults."""
-    size = math.prod(shape) * dtype.itemsize
-    if size < POOLED_BYTES or _core is None:
-        return torch.empty(shape, dtype=dtype, device="cpu")
-    buffer = _core.Buffer(size)
-    view = (ctypes.c_char * size).from_address(buffer.address)
-    setattr(view, "owner", buffer)  # noqa: B010 - lives as long as the tensor's storage
-    storage = torch.frombuffer(view, dtype=dtype).untyped_storage()
-    strides = torch.empty(shape, dtype=dtype, device="meta").stride()
-    return torch.empty(0, dtype=dtype, device="cpu").set_(storage, 0, torch.Size(shape), strides)
 
 
 def _slopes(partial: Tensor | None, keep: list[Tensor]) -> tuple[int, int]:
@@ -214,7 +121,7 @@ def _matrix(x: Tensor, axis: int, may_copy: bool = True) -> tuple[tuple, Tensor 
     else:
         flat = x
     step = flat.stride()
-    kind = TYPES[x.dtype]
+    kind = core.TYPES[x.dtype]
     if x.ndim == 1:
         return (flat.data_ptr(), kind, 0, 1, 0, step[0]), copy
     if flat.ndim == 2:
@@ -222,14 +129,12 @@ def _matrix(x: Tensor, axis: int, may_copy: bool = True) -> tuple[tuple, Tensor 
     return (flat.data_ptr(), kind, step[0], flat.shape[2], step[2], step[1]), copy
 
 
-def plain_loss(
-    logits: Tensor, labels: Tensor, ignore_index: int, mean: bool
-) -> tuple[Tensor, _core.PlainTable]:
+def plain_loss(logits: Tensor, labels: Tensor, ignore_index: int, mean: bool) -> tuple[Tensor, Any]:
     """Mean or sum of ``-log p`` over contiguous (N, V) rows, and what its gradient needs."""
     rows, classes = logits.shape
     loss = logits.new_empty(())
-    table = _core.plain_loss(
-        logits.data_ptr(), TYPES[logits.dtype], rows, classes,
+    table = core._core.plain_loss(
+        logits.data_ptr(), core.TYPES[logits.dtype], rows, classes,
         labels.data_ptr(), ignore_index, mean, loss.data_ptr(),
     )  # fmt: skip
     if isinstance(table, int):
@@ -237,12 +142,10 @@ def plain_loss(
     return loss, table
 
 
-def plain_gradient(
-    table: _core.PlainTable, logits: Tensor, labels: Tensor, slope: Tensor
-) -> Tensor:
+def plain_gradient(table: Any, logits: Tensor, labels: Tensor, slope: Tensor) -> Tensor:
     """The gradient of :func:`plain_loss` times ``slope``, a number as a 0-d tensor."""
-    gradient = empty_like(logits)
-    _core.plain_gradient(
+    gradient = core.empty_like(logits)
+    core._core.plain_gradient(
         table, logits.data_ptr(), labels.data_ptr(), slope.data_ptr(), gradient.data_ptr()
     )
     return gradient

@@ -10,10 +10,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ._check import is_tensor, whole_number
-from .lean import Lean
-from .logits import LogitTransform
-from .modes import autocasts, without_autocast
+from .._check import is_tensor, whole_number
+from ..engines.modes import autocasts, without_autocast
+from ..logits import LogitTransform
+from .stand_in import Lean
 
 MAX_WORKSPACE = 128 << 20
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..logits import LogitTransform
-from ..targets import Target
+from ...logits import LogitTransform
+from ...targets import Target
 from . import native, triton
 from .problem import Problem
 

@@ -1,0 +1,69 @@
+"""The choice of an engine: from a device to an engine, from an obstacle to a sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .._check import one_of
+from . import core, triton
+from .modes import plain_operations
+
+ENGINES = ("auto", "native", "triton", "reference")
+KERNELS = {"native": core, "triton": triton}  # what says which tensors the kernels can take
+
+
+class Explanation(NamedTuple):
+    """Which engine a call takes, and why.
+
+    Attributes:
+        engine: ``"native"``, ``"triton"`` or ``"reference"``.
+        reason: one sentence.
+        gradient: how the gradient is found.
+    """
+
+    engine: str
+    reason: str
+    gradient: str
+
+    def __str__(self) -> str:
+        return f"engine: {self.engine} ({self.reason})\ngradient: {self.gradient}"
+
+
+def kernels_for(device: torch.device, engine: str) -> str:
+    """The engine whose kernels are to take tensors on a device, unless they cannot."""
+    one_of("engine", engine, ENGINES)
+    if engine in ("native", "triton"):
+        return engine
+    return "triton" if device.type in triton.DEVICES else "native"
+
+
+def where_kernels_run(kernels: str, logits: Tensor) -> str:
+    """The reason to give where kernels do the work."""
+    if kernels == "native":
+        return f"CPU logits, {logits.dtype}; {core.isa} kernels on PyTorch's threads"
+    interpreted = " in Triton's interpreter" if logits.device.type == "cpu" else ""
+    return f"logits on {logits.device.type}, {logits.dtype}; Triton kernels{interpreted}"
+
+
+def why_reference(engine: str, kernels: str, find_obstacle: Callable[[], str | None]) -> str | None:
+    """Why the reference computes what is asked of ``engine``, or None where ``kernels`` do.
+
+    ``find_obstacle`` says what about the problem keeps the kernels from it. Raises where only they
+    will do.
+    """
+    if engine == "reference":
+        return "as asked"
+    reason = find_obstacle()
+    if reason is None and plain_operations():
+        reason = "a transform or tracer of PyTorch is active, which needs plain tensor operations"
+    if engine == "auto" and kernels == "native" and reason is None and not core.fast:
+        reason = "this processor lacks fused multiply-add, and the kernels would emulate it"
+    if engine == kernels and reason is not None:
+        raise ValueError(
+            f'engine="{engine}" cannot do this: {reason}. engine="auto" takes the reference engine'
+        )
+    return reason

@@ -1,0 +1,105 @@
+"""The compiled core: whether it is installed, its instruction sets, threads and memory."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from .modes import obstacle
+
+if TYPE_CHECKING:
+    from .. import _core
+else:
+    try:
+        if os.environ.get("XENT_NO_CORE"):
+            raise ImportError("XENT_NO_CORE is set")
+        from .. import _core
+    except ImportError:  # a pure-Python installation: the reference engine does everything
+        _core = None
+
+TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+POOLED_BYTES = 32 << 20  # below, malloc keeps what it was given back
+
+
+def available() -> bool:
+    """Whether the compiled core is installed."""
+    return _core is not None
+
+
+def isas() -> list[str]:
+    """The instruction sets that this machine can run, best last."""
+    return _core.isas() if _core is not None else []
+
+
+def set_isa(name: str) -> None:
+    """Choose one of :func:`isas`; for tests and measurements."""
+    global isa, fast
+    if _core is None:
+        raise RuntimeError("the compiled core of xent is not installed")
+    _core.set_isa(name)
+    isa, fast = _core.isa(), _core.fused()
+
+
+# The instruction set in use, and whether it beats plain PyTorch: not without fused multiply-add.
+# Constants rather than calls, for the sake of torch.compile, which cannot look into the core.
+isa = _core.isa() if _core is not None else "none"
+fast = _core is not None and _core.fused()
+
+
+def trim() -> None:
+    """Give back the memory that is kept for the next large gradient."""
+    if _core is not None:
+        _core.trim()
+
+
+def use_threads_of_torch() -> bool:
+    """Run rows on torch's own thread pool, so that torch.set_num_threads rules here too.
+
+    Its C entry is part of torch's stable interface; without it one thread does the work.
+    """
+    if _core is None:
+        return False
+    folder = Path(torch.__file__).parent / "lib"
+    for name in ("libtorch_cpu.so", "libtorch_cpu.dylib", "torch_cpu.dll"):
+        try:
+            entry = ctypes.CDLL(str(folder / name)).torch_parallel_for
+        except (OSError, AttributeError):
+            continue
+        _core.set_parallel_for(ctypes.cast(entry, ctypes.c_void_p).value or 0)
+        return True
+    return False
+
+
+threaded = use_threads_of_torch()
+
+
+def obstacle_of(tensors: Sequence[Tensor | None]) -> str | None:
+    """Why no kernel can read these tensors, or None if one can."""
+    if _core is None:
+        return "the compiled core is not installed (see `xent info`)"
+    return obstacle(tensors, ("cpu",))
+
+
+def empty_like(x: Tensor) -> Tensor:
+    """Memory for a gradient of ``x``, laid out like it."""
+    return empty(x.shape, x.dtype) if x.is_contiguous() else torch.empty_like(x)
+
+
+def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Memory; much of it from the core's buffer, which spares the page faults."""
+    size = math.prod(shape) * dtype.itemsize
+    if size < POOLED_BYTES or _core is None:
+        return torch.empty(shape, dtype=dtype, device="cpu")
+    buffer = _core.Buffer(size)
+    view = (ctypes.c_char * size).from_address(buffer.address)
+    setattr(view, "owner", buffer)  # noqa: B010 - lives as long as the tensor's storage
+    storage = torch.frombuffer(view, dtype=dtype).untyped_storage()
+    strides = torch.empty(shape, dtype=dtype, device="meta").stride()
+    return torch.empty(0, dtype=dtype, device="cpu").set_(storage, 0, torch.Size(shape), strides)
