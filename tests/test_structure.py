@@ -61,7 +61,7 @@ def imports_of(file: Path) -> set[str]:
     return {name.partition(".")[2] for name in found if name.partition(".")[0] == "xent"}
 
 
-@pytest.mark.parametrize("room", FLOOR)
+@pytest.mark.parametrize("room", sorted(FLOOR))
 def test_imports_run_downwards(room):
     place = HOUSE / room.replace(".", "/")
     if room == "_core":

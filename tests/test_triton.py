@@ -320,7 +320,9 @@ def test_what_is_ready_is_left_alone():
     assert bool((known == 7).all())
     assert MODULES["triton"].follow(problem, None, divisor, torch.tensor(-2.0), known) is known
     torch.testing.assert_close(known, -2 * right, rtol=2e-7, atol=0)
-    assert same_bits(MODULES["triton"].follow(problem, None, divisor, torch.tensor(1.0), None), right)
+    assert same_bits(
+        MODULES["triton"].follow(problem, None, divisor, torch.tensor(1.0), None), right
+    )
 
 
 def test_second_derivatives_go_by_the_reference():
