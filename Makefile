@@ -101,14 +101,14 @@ experiments: $(VENV)/examples
 bench: $(VENV)/bench
 	mkdir -p benchmarks/results
 	$(BIN)/xent bench --memory --json benchmarks/results/cpu.json --markdown | tee benchmarks/results/cpu.txt
-	$(BIN)/python benchmarks/family.py | tee benchmarks/results/family.txt
-	$(BIN)/python benchmarks/regression.py | tee benchmarks/results/regression.txt
+	$(BIN)/python -m benchmarks.family | tee benchmarks/results/family.txt
+	$(BIN)/python -m benchmarks.regression | tee benchmarks/results/regression.txt
 	$(BIN)/xent bench linear --json benchmarks/results/linear.json --markdown | tee benchmarks/results/linear.txt
 
 # In the environment that is active: PyTorch for this GPU is not what the constraints install.
 bench-gpu:
 	mkdir -p benchmarks/results
-	$(PYTHON) benchmarks/gpu_logits.py --json benchmarks/results/gpu_logits.json --markdown | tee benchmarks/results/gpu_logits.txt
+	$(PYTHON) -m benchmarks.gpu.logits --json benchmarks/results/gpu_logits.json --markdown | tee benchmarks/results/gpu_logits.txt
 
 docs: $(VENV)/examples
 	$(BIN)/python docs/build.py

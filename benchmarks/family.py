@@ -1,6 +1,6 @@
 """Every loss of the family beside plain cross-entropy, and beside what people use today.
 
-    python benchmarks/family.py [--shapes 2048,32000 65536,100] [--dtypes float32 bfloat16]
+    python -m benchmarks.family [--shapes 2048,32000 65536,100] [--dtypes float32 bfloat16]
 
 One run, everybody in turn, round after round, medians of forward and backward. ``ratio`` is the
 time of the loss over that of the first, cross-entropy on the same logits; then how many times as
@@ -21,7 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from family_others import (
+from xent.losses import CATALOG
+
+from .family_others import (
     TEXTBOOK,
     TEXTBOOK_BINARY,
     Loss,
@@ -30,9 +32,8 @@ from family_others import (
     optax_steps,
     step,
 )
-from xent.commands.bench_report import machine_text
-from xent.commands.machine import describe_machine
-from xent.losses import CATALOG
+from .harness.machine import describe_machine
+from .harness.report import machine_text
 
 MIN_ROUNDS, SECONDS = 3, 4.0
 

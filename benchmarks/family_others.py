@@ -139,7 +139,7 @@ def step(loss: Loss, z: Tensor, y: Tensor) -> Step:
 
 def kornia_steps(z: Tensor, y: Tensor) -> dict[str, Step]:
     """What kornia has, on these tensors."""
-    from kornia.losses import binary_focal_loss_with_logits, focal_loss
+    from kornia.losses import binary_focal_loss_with_logits, focal_loss  # pyright: ignore
 
     def focal(z: Tensor, y: Tensor) -> Tensor:
         return focal_loss(z, y, alpha=None, gamma=2.0, reduction="mean")
@@ -154,9 +154,9 @@ def kornia_steps(z: Tensor, y: Tensor) -> dict[str, Step]:
 
 def optax_steps(z: Tensor, y: Tensor) -> dict[str, Step]:
     """What optax has, on arrays of its own: no conversion is timed."""
-    import jax
-    import jax.numpy as jnp
-    import optax
+    import jax  # pyright: ignore
+    import jax.numpy as jnp  # pyright: ignore
+    import optax  # pyright: ignore
 
     def poly1(z: Any, y: Any) -> Any:
         hot = jax.nn.one_hot(y, z.shape[1])

@@ -1,4 +1,4 @@
-"""Softmax regression beside scikit-learn: ``python benchmarks/regression.py``.
+"""Softmax regression beside scikit-learn: ``python -m benchmarks.regression``.
 
 20,000 rows of 784 features, independent ones and such as vary together, 10 and 100 classes. What
 counts is the time to the least objective, to 1e-8 of it: scikit-learn's L-BFGS gets the loosest
@@ -20,10 +20,10 @@ import torch
 from sklearn.linear_model import LogisticRegression as Sklearn
 from sklearn.metrics import log_loss
 
-from xent.commands.bench_report import machine_text
-from xent.commands.console import table
-from xent.commands.machine import describe_machine
 from xent.learn import SoftmaxRegression
+
+from .harness.machine import describe_machine
+from .harness.report import aligned, machine_text
 
 GAP, LADDER = 1e-8, (1e-4, 1e-5, 1e-6, 1e-7)
 
@@ -99,7 +99,7 @@ def main() -> None:
             kind = "vary together" if together else "independent"
             lines += [(kind, str(classes), *row) for row in compare(x, y, args.cap, args.repeats)]
     print(f"{args.rows:,} rows, {args.features} features, C=1; medians of {args.repeats} runs\n")
-    print(table(lines))
+    print(aligned(lines))
     print(f"\n{machine_text(describe_machine(torch.get_num_threads()))}")
 
 

@@ -27,8 +27,8 @@ ROOT = Path(__file__).parents[2]
 ROOMS = ("frames", "losses", "row_statistics.py", "heads", "information")
 # Tests of what stands on top of these rooms: they train, plot or talk, and are slow.
 FAR = (
-    "bench", "bench_linear", "cli", "coding", "cross_entropy_method", "evaluation", "fit",
-    "gpu_benchmark", "linear_classifiers", "loss_search", "mutual_information", "networks", "plot",
+    "cli", "coding", "cross_entropy_method", "evaluation", "fit",
+    "linear_classifiers", "loss_search", "mutual_information", "networks", "plot",
     "policies", "rare_events", "regularization", "table", "tetris", "train",
 )  # fmt: skip
 EQUIVALENT = Path(__file__).with_name("equivalent.txt")

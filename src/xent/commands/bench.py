@@ -1,303 +1,42 @@
-"""``xent bench``: time, memory and accuracy against others, in one run and in turns.
-
-For every cell of a grid of shapes and dtypes all contestants measure in turn, round after round, so
-that a slow minute of the machine hits all of them; medians are compared. Losses are printed like
-wins.
-"""
+"""``xent bench``: runs the benchmarks of a checkout; the installed package does not hold them."""
 
 from __future__ import annotations
 
 import argparse
-import json
-import math
-import statistics
-import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+import importlib
+import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import ModuleType
 
-import torch
+from .console import UserError
 
-from .arguments import finite
-from .bench_report import LEGEND, cell_text, machine_text, markdown, memory_text, verdict
-from .console import UserError, progress_bar, say
-from .contestants import CONTESTANTS, MODES, Cell, ContestantError, Worker
-from .machine import cpu_seconds_of_all, describe_machine
-from .run_folder import write_output
-from .timing import DTYPES, PAUSE_SECONDS, positive, shape, summary
-
-# From a toy batch over image classification to language models; the last is a short decode step.
-GRID = [(32, 10), (1024, 1000), (65536, 100), (2048, 32000), (1024, 128256), (8, 151936)]
-QUICK_GRID = [(32, 10), (1024, 1000), (8, 151936)]
-
-TURN_SECONDS = 0.04  # one turn repeats short calls for so long: far above the timer's resolution
-CELL_SECONDS, QUICK_CELL_SECONDS = 6.0, 1.5  # what the rounds of one cell may take
-PATIENCE = 5.0  # more, where a machine is seldom idle
-QUIET = 0.15  # cores that others may keep busy in a round that counts as undisturbed
-ROUNDS = (5, 25)  # at least and at most
-MEMORY_FROM = 8 << 20  # bytes of logits; below, the process itself wobbles as much
+HARNESS = Path("benchmarks", "harness", "logits.py")
+CHECKOUT = Path(__file__).resolve().parents[3]  # if this file lies in src/xent/commands of one
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``xent bench``, and ``xent bench linear``."""
-    from . import bench_linear
-
-    subparsers = parser.add_subparsers(metavar="linear")
-    linear = subparsers.add_parser(
-        "linear", help="losses behind a linear head instead", description=bench_linear.PURPOSE
-    )
-    bench_linear.add_arguments(linear)
-    linear.set_defaults(run=bench_linear.run)
-    switch = argparse.BooleanOptionalAction
-    parser.add_argument("--quick", action="store_true", help="three shapes, few rounds, no memory")
-    parser.add_argument(
-        "--shapes", type=shape, nargs="+", metavar="N,V", help="rows and classes, as in 1024,1000"
-    )
-    parser.add_argument(
-        "--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES[:2]), metavar="DTYPE",
-        help="of %(choices)s (default: float32 bfloat16)",
-    )  # fmt: skip
-    parser.add_argument("--repeats", type=positive, metavar="K", help="rounds (default: by time)")
-    parser.add_argument(
-        "--patience", type=finite, default=PATIENCE, metavar="SECONDS",
-        help="per cell, for repeating rounds that other processes disturb (default: %(default)g)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--threads", type=positive, default=torch.get_num_threads(), help="default: %(default)s"
-    )
-    parser.add_argument(
-        "--contestants", nargs="+", choices=tuple(CONTESTANTS), metavar="NAME",
-        default=list(CONTESTANTS), help="of %(choices)s (default: all); xent always takes part",
-    )  # fmt: skip
-    parser.add_argument(
-        "--forward-only", action=switch, default=True, help="also time forward alone (default: yes)"
-    )
-    parser.add_argument("--memory", action=switch, help="measure memory (default: unless --quick)")
-    parser.add_argument("--json", type=Path, metavar="PATH", help="write everything measured here")
-    parser.add_argument("--markdown", action="store_true", help="also print a table for a README")
+    _harness().add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Measure, print, and return 0 unless xent itself failed somewhere."""
-    if args.json and not args.json.parent.is_dir():
-        raise UserError(f"--json {args.json}: no folder {args.json.parent}")
-    shapes = args.shapes or (QUICK_GRID if args.quick else GRID)
-    cells = [Cell(rows, classes, dtype) for rows, classes in shapes for dtype in args.dtypes]
-    names, absent = _who_takes_part(args.contestants)
-    result: dict[str, Any] = {"machine": describe_machine(args.threads), "absent": absent}
-    say(machine_text(result["machine"]))
-    for name, reason in absent.items():
-        say(f"{name} does not take part: {reason}")
-    say(LEGEND)
-
-    modes = MODES if args.forward_only else MODES[:1]
-    seconds = QUICK_CELL_SECONDS if args.quick else CELL_SECONDS
-    plan = Plan(modes, args.repeats, seconds, args.patience)
-    result["cells"] = _measure_cells(cells, names, args.threads, plan)
-    if args.memory or (args.memory is None and not args.quick):
-        _measure_memory(result["cells"], names, args.threads)
-        say(f"\n{memory_text(result['cells'])}")
-    say(f"\n{verdict(result['cells'])}")
-    if args.markdown:
-        say(f"\n{markdown(result)}")
-    if args.json:
-        write_output(args.json, f"{json.dumps(result, indent=1)}\n".encode(), "--json")
-    return int(any("both" not in found["contestants"]["xent"] for found in result["cells"]))
+    return _harness().run(args)
 
 
-def _who_takes_part(asked: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """Who can, in the order of the registry, and the reasons of the others."""
-    names = [name for name in CONTESTANTS if name in asked or name == "xent"]
-    reasons = {name: CONTESTANTS[name].unavailable() for name in names}
-    absent = {name: reason for name, reason in reasons.items() if reason is not None}
-    return [name for name in names if name not in absent], absent
+def _harness() -> ModuleType:
+    """Import the harness from the checkout of this file, or from one in the current folder.
 
-
-# -- Time and accuracy -----------------------------------------------------------------------------
-
-
-class Plan(NamedTuple):
-    """How to measure.
-
-    Attributes:
-        modes: of :data:`MODES`, what to time.
-        repeats: rounds; None for as many as ``seconds`` allow.
-        seconds: what the rounds of one cell may take.
-        patience: seconds per cell to spend on repeating rounds that other processes disturbed.
+    Raises:
+        UserError: if there is neither.
     """
-
-    modes: tuple[str, ...]
-    repeats: int | None
-    seconds: float
-    patience: float
-
-
-def _measure_cells(
-    cells: list[Cell], names: list[str], threads: int, plan: Plan
-) -> list[dict[str, Any]]:
-    workers = {name: Worker(name, threads) for name in names}
-    found = []
-    try:
-        with progress_bar(quiet=False, total=len(cells), desc="measuring", unit="cell") as bar:
-            for cell in cells:
-                bar.set_postfix_str(str(cell))
-                found.append(measure_cell(cell, workers, plan))
-                with bar.external_write_mode():
-                    say(f"\n{cell_text(found[-1])}")
-                bar.update()
-    finally:
-        for worker in workers.values():
-            worker.close()
-    return found
-
-
-def measure_cell(cell: Cell, workers: dict[str, Worker], plan: Plan) -> dict[str, Any]:
-    """All figures of one cell but the memory.
-
-    Args:
-        cell: the problem.
-        workers: who takes part.
-        plan: what to time and how long.
-
-    Returns:
-        The cell with one entry per contestant, as plain types; an entry has ``failed``, a reason,
-        if something went wrong.
-    """
-    entries: dict[str, dict[str, Any]] = {name: {} for name in workers}
-    offered = _ask_all(workers, entries, "prepare", cell, plan.modes)
-    errors = _ask_all({name: workers[name] for name in offered}, entries, "errors")
-    for name, found in errors.items():
-        if found:
-            entries[name]["errors"] = found
-    turns = [(name, mode) for mode in plan.modes for name in errors if mode in offered[name]]
-    rounds = _Race(workers, entries, turns).run(plan)
-    for name, mode in turns:
-        times = [1e3 * one.seconds[name, mode] for one in rounds if (name, mode) in one.seconds]
-        if times:
-            entries[name][mode] = summary(times)
-    _compare(entries, plan.modes)
-    known = [one.busy for one in rounds if one.busy is not None]
-    busy = statistics.mean(known) if known else None
-    return {**cell._asdict(), "others_busy": busy, "contestants": entries}
-
-
-def _ask_all(
-    workers: dict[str, Worker], entries: dict[str, dict], method: str, *arguments: Any
-) -> dict[str, Any]:
-    """Ask all at once, for what is not timed; who fails is left out, with the reason noted."""
-    answers = {}
-    for worker in workers.values():
-        worker.send(method, *arguments)
-    for name, worker in workers.items():
-        try:
-            answers[name] = worker.receive()
-        except ContestantError as error:
-            entries[name]["failed"] = str(error)
-    return answers
-
-
-class _Round(NamedTuple):
-    busy: float | None  # cores that other processes kept busy; None where that is unknown
-    seconds: dict[tuple[str, str], float]  # per call, of every contestant and mode
-
-    @property
-    def quiet(self) -> bool:
-        return self.busy is None or self.busy <= QUIET
-
-
-class _Race:
-    """The contestants of one cell, taking turns."""
-
-    def __init__(
-        self, workers: dict[str, Worker], entries: dict[str, dict], turns: list[tuple[str, str]]
-    ):
-        self.workers, self.entries, self.turns = workers, entries, turns
-        self.fastest: dict[tuple[str, str], float] = {}
-
-    def run(self, plan: Plan) -> list[_Round]:
-        """As many rounds as planned: the least disturbed ones, whatever their times are."""
-        for _ in range(2):  # not counted: the second knows how many calls fill a turn
-            self._round()
-        expected = sum(max(TURN_SECONDS, s) + PAUSE_SECONDS for s in self.fastest.values())
-        wanted = min(max(round(plan.seconds / (expected or 1)), ROUNDS[0]), ROUNDS[1])
-        wanted = plan.repeats or wanted
-        deadline = time.monotonic() + wanted * expected + plan.patience
-        rounds = [self._round() for _ in range(wanted)]
-        while sum(one.quiet for one in rounds) < wanted and time.monotonic() < deadline:
-            rounds.append(self._round())
-        return sorted(rounds, key=lambda one: one.busy or 0.0)[:wanted]
-
-    def _round(self) -> _Round:
-        before = self._clocks()
-        seconds = {turn: s for turn in self.turns if (s := self._turn(*turn)) is not None}
-        after = self._clocks()
-        if before is None or after is None:
-            return _Round(None, seconds)
-        wall, everything, ours = (b - a for a, b in zip(before, after, strict=True))
-        return _Round(max(0.0, (everything - ours) / wall), seconds)
-
-    def _turn(self, name: str, mode: str) -> float | None:
-        """Seconds per call; None from those who have failed."""
-        if "failed" in self.entries[name]:
-            return None
-        time.sleep(PAUSE_SECONDS)
-        calls = math.ceil(TURN_SECONDS / self.fastest.get((name, mode), TURN_SECONDS))
-        try:
-            seconds = self.workers[name].ask("seconds", mode, calls)
-        except ContestantError as error:
-            self.entries[name]["failed"] = str(error)
-            return None
-        self.fastest[name, mode] = min(seconds, self.fastest.get((name, mode), seconds))
-        return seconds
-
-    def _clocks(self) -> tuple[float, float, float] | None:
-        """Wall time, CPU time of all processes, CPU time of ours; None where unknown."""
-        everything = cpu_seconds_of_all()
-        if everything is None:
-            return None
-        ours = time.process_time() + sum(w.cpu_seconds() for w in self.workers.values())
-        return time.perf_counter(), everything, ours
-
-
-def _compare(entries: dict[str, dict[str, Any]], modes: tuple[str, ...]) -> None:
-    """Add the ratio to xent (above 1: xent is faster) and the number of plain copies."""
-    copy = entries.get("copy", {}).get("both")
-    for mode in modes:
-        ours = entries["xent"].get(mode)
-        for entry in entries.values():
-            if mode in entry and ours and entry is not entries.get("copy"):
-                entry[mode]["ratio"] = entry[mode]["ms"] / ours["ms"]
-            if mode in entry and copy:
-                entry[mode]["copies"] = entry[mode]["ms"] / copy["ms"]
-
-
-# -- Memory ----------------------------------------------------------------------------------------
-
-
-def _measure_memory(found: list[dict[str, Any]], names: list[str], threads: int) -> None:
-    """Add ``memory`` to the entries, each found in a process that has done nothing else."""
-    jobs = []
-    for result in found:
-        cell = Cell(result["rows"], result["classes"], result["dtype"])
-        if cell.logit_bytes >= MEMORY_FROM:
-            entries = result["contestants"]
-            jobs += [(cell, name, entries[name]) for name in names if "forward" in entries[name]]
-
-    def measure(job: tuple[Cell, str, dict[str, Any]]) -> None:
-        cell, name, entry = job
-        worker = Worker(name, threads)
-        try:
-            worker.ask("prepare", cell, MODES)
-            entry["memory"] = worker.ask("memory")
-        except ContestantError as error:
-            entry["memory_failed"] = str(error)
-        finally:
-            worker.close()
-
-    with (
-        ThreadPoolExecutor(max_workers=2) as pool,  # nothing is timed here
-        progress_bar(quiet=False, total=len(jobs), desc="memory", unit="process") as bar,
-    ):
-        for _ in pool.map(measure, jobs):
-            bar.update()
+    for root in (CHECKOUT, Path.cwd()):
+        if (root / HARNESS).is_file():
+            if str(root) not in sys.path:
+                sys.path.insert(0, str(root))  # worker processes inherit the path
+            return importlib.import_module("benchmarks.harness.logits")
+    raise UserError(
+        "the benchmarks come with the repository, not with the installed package: get its sources "
+        "(or `pip download --no-deps --no-binary xent xent`, and unpack), and run this command in "
+        f"their folder, the one that holds {HARNESS.parts[0]}/"
+    )

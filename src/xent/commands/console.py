@@ -7,7 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import suppress
 from typing import IO, Any
 
 from .._printable import columns, one_line, printable
@@ -110,9 +110,6 @@ class _NoBar:
 
     def set_postfix_str(self, text: str, refresh: bool = True) -> None:
         pass
-
-    def external_write_mode(self) -> AbstractContextManager[None]:
-        return nullcontext()
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:

@@ -18,7 +18,7 @@ from .gradient import Partials
 from .memory import Question, Rows, Transform
 
 # Chosen so that registers hold what a thread works on (tests/test_gpu_compile.py looks), and loads
-# enough are under way; no GPU has timed them yet (benchmarks/gpu_logits.py does).
+# enough are under way; no GPU has timed them yet (benchmarks/gpu/logits.py does).
 COUNT = 128  # rows of a program that works on rows
 TILE = 8192  # numbers in a tile of rows that are longer
 SMALL_TILE = 4096  # and in one of several rows

@@ -2,14 +2,18 @@
 
 import json
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
 
+from benchmarks.harness import contestants, logits, memory
+from benchmarks.harness.contestants import CONTESTANTS, Cell, Contestant
+from benchmarks.harness.report import cell_text, in_one_line, markdown, memory_text, verdict
+from benchmarks.harness.worker import ContestantError, Workbench, Worker
 from xent import cli
-from xent.commands import bench, contestants
-from xent.commands.bench_report import cell_text, markdown, memory_text, verdict
-from xent.commands.contestants import CONTESTANTS, Cell, Contestant, ContestantError, Worker
+from xent.commands import bench
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +132,7 @@ def test_a_contestant_that_fails_is_reported_and_the_others_go_on(monkeypatch):
 
         def send(self, method, *arguments):
             if not hasattr(self, "bench"):
-                self.bench = contestants.Workbench(CONTESTANTS[self.name])
+                self.bench = Workbench(CONTESTANTS[self.name])
             self.request = method, arguments
 
         def receive(self):
@@ -136,12 +140,12 @@ def test_a_contestant_that_fails_is_reported_and_the_others_go_on(monkeypatch):
             try:
                 return getattr(self.bench, method)(*arguments)
             except RuntimeError as error:
-                raise ContestantError(contestants.in_one_line(error)) from None
+                raise ContestantError(in_one_line(error)) from None
 
     monkeypatch.setitem(CONTESTANTS, "broken", Contestant(_broken, (), "fails"))
     workers = {name: Here(name, 1) for name in ("xent", "broken")}
-    plan = bench.Plan(("both",), repeats=2, seconds=1.0, patience=0.0)
-    found = bench.measure_cell(Cell(3, 4, "float32"), workers, plan)
+    plan = logits.Plan(("both",), repeats=2, seconds=1.0, patience=0.0)
+    found = logits.measure_cell(Cell(3, 4, "float32"), workers, plan)
     assert found["contestants"]["broken"] == {"failed": "RuntimeError: no such luck"}
     assert len(found["contestants"]["xent"]["both"]["ms_all"]) == 2
     assert "broken failed: RuntimeError: no such luck" in cell_text(found)
@@ -162,7 +166,7 @@ def test_a_worker_that_dies_is_reported_and_starts_again():
 def test_who_is_not_installed_is_left_out(monkeypatch):
     build = CONTESTANTS["torch"].build
     monkeypatch.setitem(CONTESTANTS, "absent", Contestant(build, ("no_such_package",), ""))
-    names, absent = bench._who_takes_part(["absent", "copy"])
+    names, absent = logits.who_takes_part(["absent", "copy"])
     assert names == ["xent", "copy"]
     assert absent == {"absent": "not installed: no_such_package"}
 
@@ -175,8 +179,43 @@ def test_arguments_that_make_no_sense(words, capsys):
 
 
 def test_a_json_path_without_folder_is_refused_before_the_work(tmp_path, capsys):
-    assert cli.main(["bench", "--json", str(tmp_path / "no" / "result.json")]) == 2
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["bench", "--json", str(tmp_path / "no" / "result.json")])
+    assert stopped.value.code == 2
     assert "no folder" in capsys.readouterr().err
+
+
+# -- the checkout ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("words", [[], ["--help"], ["linear"]])
+def test_without_a_checkout_one_line_says_where_the_benchmarks_are(
+    words, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(bench, "CHECKOUT", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["bench", *words]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("xent bench: the benchmarks come with the repository")
+    assert "pip download" in line
+
+
+def test_the_installed_command_finds_the_checkout_it_is_run_in(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(bench, "CHECKOUT", tmp_path)
+    monkeypatch.chdir(Path(__file__).parents[2])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["bench", "--help"])
+    assert stopped.value.code == 0
+    assert "--patience" in capsys.readouterr().out
+
+
+def test_only_one_module_reads_what_is_private():
+    """The benchmarks are a user's programs: each name is public, but for those of `internals`."""
+    root = Path(logits.__file__).parents[1]
+    private = re.compile(r"^\s*(?:from|import) xent\.(?!losses |learn |nn |information )", re.M)
+    files = {file.relative_to(root).as_posix() for file in root.rglob("*.py")}
+    found = {name for name in files if private.search((root / name).read_text())}
+    assert found == {"harness/internals.py"}
 
 
 # -- memory ----------------------------------------------------------------------------------------
@@ -189,7 +228,7 @@ def test_the_peak_is_found_even_if_it_is_gone():
         block = torch.ones(size // 4)
         del block
 
-    found = contestants.peak_beyond_now(peak)
+    found = memory.peak_beyond_now(peak)
     assert size * 0.9 < found < size * 1.5
 
 

@@ -1,4 +1,4 @@
-"""What a reader of figures must know about the machine, and what it is doing meanwhile."""
+"""The machine that figures come from, and how busy its processors are meanwhile."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from ..engines import core
+from .internals import instruction_set
 
 PACKAGES = (
     "xent", "torch", "triton", "jax", "optax", "scikit-learn", "liger-kernel", "cut-cross-entropy",
@@ -18,12 +18,12 @@ PACKAGES = (
 
 
 def describe_machine(threads: int) -> dict[str, Any]:
-    """What a reader must know to compare the figures with others."""
+    """Return hardware, versions and date, which a reader needs to compare figures."""
     return {
         "cpu": _cpu_model(),
         "cores": os.cpu_count(),
         "threads": threads,
-        "isa": core.isa,
+        "isa": instruction_set(),
         "system": platform.system(),
         "date": time.strftime("%Y-%m-%d"),
         "versions": {"python": platform.python_version(), **_versions()},
@@ -50,7 +50,7 @@ def _versions() -> dict[str, str]:
 
 
 def cpu_seconds_of_all() -> float | None:
-    """Seconds that all cores have spent on anything since the start; None where unknown."""
+    """Return seconds of work of all cores since the system started; None where unknown."""
     try:
         fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
     except OSError:

@@ -1,4 +1,4 @@
-"""What ``xent bench`` prints: tables of its results, wins and losses alike."""
+"""The tables that ``xent bench`` prints: wins and losses alike."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ERRORS = ("loss_ulps", "gradient", "target_entry")
 
 
 def machine_text(machine: dict[str, Any]) -> str:
-    """One line on hardware and software."""
+    """Return one line on hardware and software."""
     versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
     device = f"{machine['device']}; " if "device" in machine else ""
     return (
@@ -25,7 +25,7 @@ def machine_text(machine: dict[str, Any]) -> str:
 
 
 def cell_text(cell: dict[str, Any]) -> str:
-    """The tables of one cell: time, then errors."""
+    """Return the tables of one cell: time, then errors."""
     entries = cell["contestants"]
     modes = [mode for mode in TITLES if any(mode in entry for entry in entries.values())]
     parts = [_headline(cell)]
@@ -44,14 +44,14 @@ def _headline(cell: dict[str, Any]) -> str:
 
 
 def disturbance(cell: dict[str, Any]) -> str:
-    """What to add to a headline where other processes were busy meanwhile."""
+    """Return an addition to a headline where other processes were busy meanwhile, or nothing."""
     if not _disturbed(cell):
         return ""
     return f"; DISTURBED: other processes kept {cell['others_busy']:.1f} cores busy"
 
 
 def _disturbed(cell: dict[str, Any]) -> bool:
-    """Whether others took a share of the processor that an idle system does not need."""
+    """Return whether others took a share of the processor that an idle system does not need."""
     return cell["others_busy"] is not None and cell["others_busy"] > 0.15
 
 
@@ -92,14 +92,14 @@ def _time_columns(entry: dict[str, Any], mode: str) -> list[str]:
 
 
 def ratio_text(time: dict[str, Any]) -> str:
-    """How many times as long as xent, marked where xent is slower."""
+    """Return how many times as long as xent a contestant takes, marked where xent is slower."""
     if "ratio" not in time:
         return ""
     return f"{time['ratio']:.2f}x" + (" LOSS" if _lost(time) else "")
 
 
 def _lost(time: dict[str, Any]) -> bool:
-    """Whether xent is slower by more than the second digit shows."""
+    """Return whether xent is slower by more than the second digit shows."""
     return round(time["ratio"], 2) < 1
 
 
@@ -117,12 +117,12 @@ def _error_table(entries: dict[str, dict[str, Any]]) -> str:
 
 
 def error_text(number: float) -> str:
-    """An error, with an exponent where it is small."""
+    """Return an error as text, with an exponent where the error is small."""
     return f"{number:.2f}" if 0.01 <= number < 100 else f"{number:.1e}"
 
 
 def memory_text(cells: list[dict[str, Any]]) -> str:
-    """Peak memory beyond the inputs, in MiB: forward / forward+backward."""
+    """Return a table of peak memory beyond the inputs, in MiB: forward / forward+backward."""
     cells = [c for c in cells if any("memory" in e for e in c["contestants"].values())]
     if not cells:
         return "no memory to measure: the logits are too small"
@@ -143,7 +143,7 @@ def _memory(entry: dict[str, Any]) -> str:
 
 
 def verdict(cells: list[dict[str, Any]]) -> str:
-    """How often xent is faster, and every case in which it is not."""
+    """Return a count of comparisons in which xent is faster, and every case in which it is not."""
     rivals = list(_rivals(cells))
     lost = [text for text, time in rivals if _lost(time)]
     lines = [f"xent is at least as fast in {len(rivals) - len(lost)} of {len(rivals)} comparisons."]
@@ -162,7 +162,7 @@ def _rivals(cells: list[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """A compact table for a README."""
+    """Return a compact table for a README."""
     cells = result["cells"]
     rivals = [n for n in cells[0]["contestants"] if n not in ("xent", "copy")]
     titles = ["logits", "xent, ms", *rivals, "copies", *(f"{n}, forward" for n in rivals)]
@@ -199,13 +199,19 @@ def _markdown_ratio(entry: dict[str, Any], mode: str) -> str:
     return f"**{text}**" if _lost(time) else text
 
 
+def in_one_line(error: Exception) -> str:
+    """Return the kind of an error and the first line of its message."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0]}"[:200] if lines else type(error).__name__
+
+
 def digits(number: float) -> str:
-    """Three significant digits without an exponent."""
+    """Return a number with three significant digits and no exponent."""
     return f"{number:.0f}" if number >= 100 else f"{number:#.3g}".rstrip(".")
 
 
-def aligned(rows: list[list[str]]) -> str:
-    """Rows as lines: names to the left, figures to the right."""
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Return rows as lines: names to the left, figures to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for first, *others in rows:

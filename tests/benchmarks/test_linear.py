@@ -6,9 +6,9 @@ import math
 import pytest
 import torch
 
+from benchmarks.harness import linear, linear_contestants
+from benchmarks.harness.linear_contestants import LINEAR_CONTESTANTS, LinearCell, LinearContestant
 from xent import cli
-from xent.commands import bench_linear, linear_contestants
-from xent.commands.linear_contestants import LINEAR_CONTESTANTS, LinearCell, LinearContestant
 
 HERE = ["xent", "xent, 60 % ignored", "xent, focal", "xent, smoothing", "torch", "torch, chunked"]
 
@@ -56,13 +56,13 @@ def test_errors_of_xent_are_those_of_one_rounding(result):
 
 
 def test_the_table(result):
-    text = bench_linear.cell_text(result["cells"][0])
+    text = linear.cell_text(result["cells"][0])
     assert text.startswith("6, 8, 40 float32")
     assert all(name in text for name in HERE)
-    rows = [r for r in bench_linear.markdown(result).splitlines() if r.startswith("| 6, 8, 40")]
+    rows = [r for r in linear.markdown(result).splitlines() if r.startswith("| 6, 8, 40")]
     assert len(rows) == sum(len(cell["contestants"]) for cell in result["cells"])
     busy = {**result["cells"][0], "others_busy": 1.5}
-    assert "DISTURBED" in bench_linear.cell_text(busy)
+    assert "DISTURBED" in linear.cell_text(busy)
 
 
 @pytest.mark.parametrize("sure", [False, True])
@@ -86,7 +86,7 @@ def test_the_truth_is_what_autograd_finds_in_float64(sure, monkeypatch):
 
 def test_memory_is_measured_in_a_process_of_its_own(core):
     found = {"xent": {}, "torch": {}, "broken": {}}
-    bench_linear._measure_memory(LinearCell(4096, 16, 2000, "float32", "cpu"), found, 1)
+    linear.measure_memory(LinearCell(4096, 16, 2000, "float32", "cpu"), found, 1)
     logits = 4096 * 2000 * 4
     assert found["torch"]["memory"] > logits  # the logits, and their gradient
     assert found["xent"]["memory"] < logits / 2  # 384 rows of them, and page faults of libraries
@@ -102,10 +102,10 @@ def test_who_fails_is_reported_and_the_others_go_on(monkeypatch):
     monkeypatch.setitem(LINEAR_CONTESTANTS, "broken", broken)
     assert broken.unavailable("cpu") == "RuntimeError: no such luck"
     cell = LinearCell(3, 4, 5, "float32", "cpu")
-    found = bench_linear.measure_cell(cell, ["xent", "broken"], rounds=1)
+    found = linear.measure_cell(cell, ["xent", "broken"], rounds=1)
     assert found["contestants"]["broken"] == {"failed": "RuntimeError: no such luck"}
     assert len(found["contestants"]["xent"]["ms_all"]) == 1
-    assert "broken failed: RuntimeError: no such luck" in bench_linear.cell_text(found)
+    assert "broken failed: RuntimeError: no such luck" in linear.cell_text(found)
 
 
 def test_who_is_not_installed_says_so(monkeypatch):
@@ -123,19 +123,29 @@ def test_arguments_that_make_no_sense(words, capsys):
     assert " is not " in capsys.readouterr().err
 
 
-def test_what_is_refused_before_the_work(tmp_path, capsys):
-    assert cli.main(["bench", "linear", "--json", str(tmp_path / "no" / "result.json")]) == 2
-    assert "no folder" in capsys.readouterr().err
-    assert cli.main(["bench", "linear", "--device", "nonsense"]) == 2
-    assert "--device nonsense" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (
+            ["--json", "/no/such/folder/result.json"],
+            "argument --json: '/no/such/folder/result.json'",
+        ),
+        (["--device", "nonsense"], "argument --device: PyTorch has no device 'nonsense' here"),
+    ],
+)
+def test_what_is_refused_before_the_work(words, reason, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["bench", "linear", *words])
+    assert stopped.value.code == 2
+    assert reason in capsys.readouterr().err
 
 
 def test_the_default_grid_has_bfloat16_where_it_is_quick():
     parser = __import__("argparse").ArgumentParser()
-    bench_linear.add_arguments(parser)
-    cells = bench_linear._cells(parser.parse_args([]))
+    linear.add_arguments(parser)
+    cells = linear.cells_for(parser.parse_args([]))
     assert [c.dtype for c in cells] == ["float32"] * 4 + ["bfloat16"] * 2
-    quick = bench_linear._cells(parser.parse_args(["--quick"]))
+    quick = linear.cells_for(parser.parse_args(["--quick"]))
     assert [c.dtype for c in quick] == ["float32", "bfloat16"]
-    asked = bench_linear._cells(parser.parse_args(["--shapes", "1,2,3", "--dtypes", "float16"]))
+    asked = linear.cells_for(parser.parse_args(["--shapes", "1,2,3", "--dtypes", "float16"]))
     assert asked == [LinearCell(1, 2, 3, "float16", "cpu")]

@@ -13,7 +13,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 
-from xent.commands.timing import summary
+from ..harness.timing import summary
 
 FLUSH_BYTES = 2 << 30  # far more than any cache; an H200 writes them in half a millisecond
 WARM_UP = 3  # calls ahead of the first that counts: they compile and tune

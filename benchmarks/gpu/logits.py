@@ -1,8 +1,8 @@
 """Cross-entropy of given logits on a GPU, beside its peers, in one run of five minutes.
 
-    python benchmarks/gpu_logits.py [--json PATH] [--markdown]
-    python benchmarks/gpu_logits.py --shapes 8192,128256 --dtypes bfloat16 float32
-    python benchmarks/gpu_logits.py --interpret     # no GPU: tiny shapes, to see the form
+    python -m benchmarks.gpu.logits [--json PATH] [--markdown]
+    python -m benchmarks.gpu.logits --shapes 8192,128256 --dtypes bfloat16 float32
+    python -m benchmarks.gpu.logits --interpret     # no GPU: tiny shapes, to see the form
 
 First what a call costs where launches take longer than the work, and that replayed as a CUDA graph;
 then the family beside cross-entropy; then everybody on every shape, for which the time may run out.
@@ -20,21 +20,25 @@ if "--interpret" in sys.argv:  # Triton looks when it is imported
 
 import argparse
 import gc
-import json
 import shlex
 import statistics
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
 import xent
-from family import inputs, members
-from gpu_contestants import BY_ROW, CONTESTANTS, Task, errors, make_inputs, truth_of
-from gpu_report import LEGEND, cell_text, family_text, launches_text, summary_text
-from gpu_timing import (
+
+from ..family import inputs, members
+from ..harness.contestants import Cell
+from ..harness.machine import describe_machine
+from ..harness.options import DTYPES, output_file, positive, seconds, shape, write_json
+from ..harness.report import digits, in_one_line, machine_text, markdown
+from ..harness.timing import announce, summary
+from .contestants import BY_ROW, CONTESTANTS, Task, errors, make_inputs, truth_of
+from .report import LEGEND, cell_text, family_text, launches_text, summary_text
+from .timing import (
     COPY_SWEEPS,
     SWEEPS,
     Budget,
@@ -45,12 +49,6 @@ from gpu_timing import (
     gigabytes_per_second,
     race,
 )
-from xent._files import write_whole
-from xent.commands.bench_report import digits, machine_text, markdown
-from xent.commands.console import UserError, note, progress_bar
-from xent.commands.contestants import Cell, in_one_line
-from xent.commands.machine import describe_machine
-from xent.commands.timing import DTYPES, positive, shape, summary
 
 LARGE, MANY, SMALL = (8192, 128256), (65536, 100), (4096, 1000)
 WIDTHS = [(32768, 1 << k) for k in range(8, 17)] + [(16384, 1 << 17), (8192, 1 << 18)]
@@ -81,10 +79,6 @@ class Setting(NamedTuple):
 
 def setting_for(args: argparse.Namespace) -> tuple[Setting, dict[str, str]]:
     """The GPU's, or the interpreter's where it is asked for; and why others do not take part."""
-    if not args.interpret and not torch.cuda.is_available():
-        raise UserError(
-            "PyTorch finds no GPU here; --interpret runs tiny shapes on the CPU, for the form only"
-        )
     engine = "triton" if args.interpret else "auto"
     asked = [name for name in CONTESTANTS if name in args.contestants or name == "xent"]
     reasons = {name: CONTESTANTS[name].unavailable(engine) for name in asked}
@@ -182,7 +176,9 @@ PARTS = {
 def parser() -> argparse.ArgumentParser:
     """The options; no abbreviations, as ``--interpret`` is looked for before this."""
     found = argparse.ArgumentParser(
-        prog="gpu_logits.py", description=(__doc__ or "").partition("\n")[0], allow_abbrev=False
+        prog="benchmarks.gpu.logits",
+        description=(__doc__ or "").partition("\n")[0],
+        allow_abbrev=False,
     )
     add, option = found.add_argument, {"type": shape, "nargs": "*", "metavar": "N,V"}
     add(
@@ -204,12 +200,12 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     add("--repeats", type=positive, metavar="K", help="rounds, if time allows (default: 20)")
     add(
-        "--seconds", type=float, default=285.0,
+        "--seconds", type=seconds, default=285.0,
         help="begin nothing that would end later than this (default: %(default)g)",
     )  # fmt: skip
-    add("--json", type=Path, metavar="PATH", help="write everything measured here")
+    add("--json", type=output_file, metavar="PATH", help="write everything measured here")
     add("--markdown", action="store_true", help="also print a table for a README")
-    add("--quiet", action="store_true", help="no progress bar")
+    add("--quiet", action="store_true", help="no word on what is measured next")
     add(
         "--interpret", action="store_true",
         help="tiny shapes on the CPU, in Triton's interpreter: the form and the errors, no times",
@@ -245,20 +241,18 @@ def run(args: argparse.Namespace, command: str) -> dict[str, Any]:
     result: dict[str, Any] = {"machine": machine, "command": command, "absent": absent}
     result |= {"flush_ms": flush, "failed": {}} | {part: [] for part in PARTS}
     steps = plan(args)
-    with progress_bar(args.quiet, total=len(steps), desc="measuring", unit="shape") as bar:
-        show = getattr(bar, "write", print)  # tqdm's own goes around the bar
-        for part, cell in budget.within(steps):
-            bar.set_postfix_str(f"{part}, {cell}")
-            measure, text, _ = PARTS[part]
-            try:
-                result[part].append(measure(cell, setting))
-            except Exception as error:  # the other steps are worth having
-                result["failed"][f"{part}, {cell}"] = in_one_line(error)
-            else:
-                show(f"\n{text(result[part][-1])}")
-            gc.collect()
-            timer.release()
-            bar.update()
+    for done, (part, cell) in enumerate(budget.within(steps)):
+        if not args.quiet:
+            announce(done, len(steps), f"{part}, {cell}")
+        measure, text, _ = PARTS[part]
+        try:
+            result[part].append(measure(cell, setting))
+        except Exception as error:  # the other steps are worth having
+            result["failed"][f"{part}, {cell}"] = in_one_line(error)
+        else:
+            print(f"\n{text(result[part][-1])}", flush=True)
+        gc.collect()
+        timer.release()
     result["left_out"] = [f"{part}, {cell}" for part, cell in budget.left_out]
     return result
 
@@ -266,14 +260,13 @@ def run(args: argparse.Namespace, command: str) -> dict[str, Any]:
 def main(words: Sequence[str] | None = None) -> int:
     """Run, print what it comes to, and return 0 unless xent failed somewhere."""
     words = sys.argv[1:] if words is None else words
-    args = parser().parse_args(words)
-    try:
-        if args.json and not args.json.parent.is_dir():
-            raise UserError(f"--json {args.json}: no folder {args.json.parent}")
-        result = run(args, shlex.join(["python", "benchmarks/gpu_logits.py", *words]))
-    except UserError as error:
-        note(f"gpu_logits.py: {error}")
-        return 2
+    options = parser()
+    args = options.parse_args(words)
+    if not args.interpret and not torch.cuda.is_available():
+        options.error(
+            "PyTorch finds no GPU here; --interpret runs tiny shapes on the CPU, for the form only"
+        )
+    result = run(args, shlex.join(["python", "-m", "benchmarks.gpu.logits", *words]))
     if result["cells"]:
         print(f"\n{summary_text(result['cells'])}")
     for step in result["left_out"]:
@@ -283,7 +276,7 @@ def main(words: Sequence[str] | None = None) -> int:
     if args.markdown and result["cells"]:
         print(f"\n{markdown(result)}")
     if args.json:
-        write_whole(args.json, (json.dumps(result, indent=1) + "\n").encode())
+        write_json(args.json, result)
     ours = (cell["contestants"]["xent"] for cell in result["cells"])
     return int(bool(result["failed"]) or any("failed" in entry for entry in ours))
 

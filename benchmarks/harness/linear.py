@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .bench_report import aligned, digits, disturbance, error_text, machine_text
-from .console import UserError, progress_bar, say
-from .contestants import in_one_line
 from .linear_contestants import (
     LINEAR_CONTESTANTS,
     LinearCell,
@@ -27,14 +22,15 @@ from .linear_contestants import (
     products,
 )
 from .machine import cpu_seconds_of_all, describe_machine
-from .run_folder import write_output
-from .timing import DTYPES, PAUSE_SECONDS, positive, summary
+from .options import DTYPES, device, head_shape, output_file, positive, write_json
+from .report import aligned, digits, disturbance, error_text, in_one_line, machine_text
+from .timing import PAUSE_SECONDS, announce, summary
 
 PURPOSE = "Loss and gradient behind a linear head: time, memory and error beside others."
 Shape = tuple[int, int, int]
 GRID: list[Shape] = [(1024, 512, 32000), (2048, 256, 50257), (512, 1024, 128256), (4096, 64, 8192)]
 QUICK_GRID: list[Shape] = [(512, 128, 8192)]
-NARROW_GRID: list[Shape] = [(1024, 512, 32000), (4096, 64, 8192)]  # what is also run in bfloat16
+NARROW_GRID: list[Shape] = [(1024, 512, 32000), (4096, 64, 8192)]  # also run in bfloat16
 ROUNDS = 5
 CELL_SECONDS = 60.0  # after which a cell has had rounds enough, though three at least
 LEGEND = """\
@@ -50,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``xent bench linear``."""
     parser.add_argument("--quick", action="store_true", help="one small shape, no memory")
     parser.add_argument(
-        "--shapes", type=_shape, nargs="+", metavar="N,D,V",
+        "--shapes", type=head_shape, nargs="+", metavar="N,D,V",
         help="rows, features and classes, as in 1024,512,32000",
     )  # fmt: skip
     parser.add_argument(
@@ -68,21 +64,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--threads", type=positive, default=torch.get_num_threads(), help="default: %(default)s"
     )
     parser.add_argument(
-        "--device", default="cpu", help="where to measure, as in cuda (default: %(default)s)"
+        "--device", type=device, default="cpu", help="as in cuda (default: %(default)s)"
     )
     parser.add_argument(
         "--memory", action=argparse.BooleanOptionalAction,
         help="measure memory (default: unless --quick)",
     )  # fmt: skip
-    parser.add_argument("--json", type=Path, metavar="PATH", help="write everything measured here")
+    parser.add_argument(
+        "--json", type=output_file, metavar="PATH", help="write everything measured here"
+    )
     parser.add_argument("--markdown", action="store_true", help="also print a table for a README")
 
 
 def run(args: argparse.Namespace) -> int:
     """Measure, print, and return 0 unless xent itself failed somewhere."""
-    if args.json and not args.json.parent.is_dir():
-        raise UserError(f"--json {args.json}: no folder {args.json.parent}")
-    _check_device(args.device)
     torch.set_num_threads(args.threads)
     reasons = {name: one.unavailable(args.device) for name, one in LINEAR_CONTESTANTS.items()}
     absent = {name: reason for name, reason in reasons.items() if reason is not None}
@@ -90,48 +85,30 @@ def run(args: argparse.Namespace) -> int:
     result: dict[str, Any] = {"machine": describe_machine(args.threads), "absent": absent}
     if args.device != "cpu":
         result["machine"]["device"] = torch.get_device_module(args.device).get_device_name()
-    say(machine_text(result["machine"]))
+    print(machine_text(result["machine"]))
     for name, reason in absent.items():
-        say(f"{name}, not here: {reason}")
-    say(LEGEND)
+        print(f"{name}, not here: {reason}")
+    print(LEGEND, flush=True)
     with_memory = not args.quick if args.memory is None else args.memory
     result["cells"] = []
-    cells = _cells(args)
-    with progress_bar(quiet=False, total=len(cells), desc="measuring", unit="cell") as bar:
-        for cell in cells:
-            bar.set_postfix_str(str(cell))
-            found = measure_cell(cell, names, args.repeats)
-            if with_memory:
-                _measure_memory(cell, found["contestants"], args.threads)
-            result["cells"].append(found)
-            with bar.external_write_mode():
-                say(f"\n{cell_text(found)}")
-            bar.update()
+    cells = cells_for(args)
+    for done, cell in enumerate(cells):
+        announce(done, len(cells), cell)
+        found = measure_cell(cell, names, args.repeats)
+        if with_memory:
+            measure_memory(cell, found["contestants"], args.threads)
+        result["cells"].append(found)
+        print(f"\n{cell_text(found)}", flush=True)
     if args.markdown:
-        say(f"\n{markdown(result)}")
+        print(f"\n{markdown(result)}")
     if args.json:
-        write_output(args.json, f"{json.dumps(result, indent=1)}\n".encode(), "--json")
+        write_json(args.json, result)
     ours = (cell["contestants"].get("xent", {"failed": ""}) for cell in result["cells"])
     return int(any("failed" in entry for entry in ours))
 
 
-def _shape(text: str) -> Shape:
-    numbers = text.split(",")
-    if len(numbers) != 3:
-        raise argparse.ArgumentTypeError(f"{text!r} is not N,D,V as in 1024,512,32000")
-    rows, features, classes = map(positive, numbers)
-    return rows, features, classes
-
-
-def _check_device(name: str) -> None:
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {name}: {in_one_line(error)}") from None
-
-
-def _cells(args: argparse.Namespace) -> list[LinearCell]:
-    """Every shape in every dtype asked for; by default what takes too long in bfloat16 not."""
+def cells_for(args: argparse.Namespace) -> list[LinearCell]:
+    """Return every shape in every dtype asked for; by default bfloat16 where that is quick."""
     if args.shapes or args.dtypes or args.quick:
         shapes: list[Shape] = args.shapes or (QUICK_GRID if args.quick else GRID)
         grid = [(shape, dtype) for shape in shapes for dtype in args.dtypes or DTYPES[:2]]
@@ -145,15 +122,15 @@ def _cells(args: argparse.Namespace) -> list[LinearCell]:
 
 
 def measure_cell(cell: LinearCell, names: Sequence[str], rounds: int) -> dict[str, Any]:
-    """Times and errors of one cell.
+    """Measure times and errors of one cell.
 
     Args:
         cell: the problem.
-        names: who takes part.
+        names: the contestants.
         rounds: how often each is timed; fewer, though three at least, where that takes long.
 
     Returns:
-        The cell with ``products``, the times of the bare ones in each dtype, and one entry per
+        The cell with ``products``, the times of the bare products in each dtype, and one entry per
         contestant, as plain types; an entry has ``failed``, a reason, if something went wrong.
     """
     entries: dict[str, dict[str, Any]] = {name: {} for name in names}
@@ -181,7 +158,7 @@ def measure_cell(cell: LinearCell, names: Sequence[str], rounds: int) -> dict[st
 
 
 def _products(cell: LinearCell, hidden: Tensor, weight: Tensor) -> dict[str, Callable[[], None]]:
-    """The bare products, in the dtype of the cell and in float32."""
+    """Return calls of the bare products, in the dtype of the cell and in float32."""
     calls = {}
     for dtype in dict.fromkeys((cell.dtype, "float32")):
         h, w = (x.detach().to(getattr(torch, dtype)) for x in (hidden, weight))
@@ -192,7 +169,7 @@ def _products(cell: LinearCell, hidden: Tensor, weight: Tensor) -> dict[str, Cal
 def _race(
     calls: dict[str, Callable[[], None]], rounds: int, device: str
 ) -> tuple[dict[str, list[float]], float | None]:
-    """Milliseconds of each call, all in turn, and how many cores others kept busy meanwhile."""
+    """Time each call in turn; return milliseconds, and how many cores others kept busy."""
     found: dict[str, list[float]] = {name: [] for name in calls}
     before, started, ours = cpu_seconds_of_all(), time.monotonic(), time.process_time()
     deadline = started + CELL_SECONDS
@@ -218,8 +195,8 @@ def _wait_for(device: str) -> None:
         torch.accelerator.synchronize()
 
 
-def _measure_memory(cell: LinearCell, entries: dict[str, dict[str, Any]], threads: int) -> None:
-    """Add ``memory``, in bytes, each found in a process that has done nothing else."""
+def measure_memory(cell: LinearCell, entries: dict[str, dict[str, Any]], threads: int) -> None:
+    """Add ``memory``, in bytes, each measured in a process that has done nothing else."""
     spawn = multiprocessing.get_context("spawn")
     for name, entry in entries.items():
         if "failed" not in entry:
@@ -230,11 +207,11 @@ def _measure_memory(cell: LinearCell, entries: dict[str, dict[str, Any]], thread
                 entry["memory_failed"] = in_one_line(error)
 
 
-# -- What is printed -------------------------------------------------------------------------------
+# -- Tables ----------------------------------------------------------------------------------------
 
 
 def cell_text(cell: dict[str, Any]) -> str:
-    """The table of one cell."""
+    """Return the table of one cell."""
     rows = [HEADINGS]
     for name, one in cell["products"].items():
         rows.append([name, digits(one["ms"]), *[""] * (len(HEADINGS) - 2)])
@@ -245,7 +222,7 @@ def cell_text(cell: dict[str, Any]) -> str:
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """All of it as one table for a README."""
+    """Return all cells as one table for a README."""
     lines = [f"| N, D, V | | {' | '.join(HEADINGS[1:])} |", f"|{'---|' * (len(HEADINGS) + 1)}"]
     for cell in result["cells"]:
         for name, entry in cell["contestants"].items():

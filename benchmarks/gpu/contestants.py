@@ -15,8 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import xent
-from gpu_timing import WARM_UP, Turn
-from xent.commands.contestants import ERROR_ELEMENTS, Cell, in_one_line, truth
+
+from ..harness.contestants import ERROR_ELEMENTS, Cell, truth
+from ..harness.report import in_one_line
+from .timing import WARM_UP, Turn
 
 Loss = Callable[..., Any]  # of logits (N, V) and labels (N,): their mean
 BY_ROW = "xent-by-row"

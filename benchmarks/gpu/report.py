@@ -1,4 +1,4 @@
-"""What ``gpu_logits.py`` prints: tables of its results, losses beside wins."""
+"""The tables that ``benchmarks.gpu.logits`` prints, losses beside wins."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import math
 import statistics
 from typing import Any
 
-from gpu_contestants import BY_ROW
-from gpu_timing import FLUSH_BYTES, SWEEPS
-from xent.commands.bench_report import aligned, digits, error_text, ratio_text, verdict
-from xent.commands.contestants import Cell
+from ..harness.contestants import Cell
+from ..harness.report import aligned, digits, error_text, ratio_text, verdict
+from .contestants import BY_ROW
+from .timing import FLUSH_BYTES, SWEEPS
 
 LEGEND = f"""\
 Milliseconds are medians over rounds in which all take turns, by CUDA events, of calls queued behind

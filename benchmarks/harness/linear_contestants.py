@@ -9,12 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..heads.logits import LinearLogits
-from ..losses import cross_entropy, focal_loss, smoothed_cross_entropy
-from .contestants import ERROR_ELEMENTS, in_one_line, peak_beyond_now, truth
+from xent import LinearLogits
+from xent.losses import cross_entropy, focal_loss, smoothed_cross_entropy
+
+from .contestants import ERROR_ELEMENTS, truth
+from .memory import peak_beyond_now
+from .report import in_one_line
 
 Loss = Callable[[Tensor, Tensor, Tensor], Any]  # of hidden (N, D), weight (V, D) and target (N,)
-SURE = 60.0  # logit of the target in a batch that is sure of it; the others have some 10 to 20
+SURE = 60.0  # logit of the target in the sure batch; the other logits reach some 10 to 20
 
 
 class LinearCell(NamedTuple):
@@ -45,7 +48,7 @@ class LinearContestant(NamedTuple):
     plain: bool = True
 
     def unavailable(self, device: str) -> str | None:
-        """Why it cannot take part here, found by trying, or None."""
+        """Try the contestant; return why it cannot take part here, or None."""
         try:
             both(self.load(), *make_inputs(TINY._replace(device=device)))
         except Exception as error:
@@ -106,7 +109,7 @@ LINEAR_CONTESTANTS = {
 
 
 def make_inputs(cell: LinearCell, *, sure: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-    """Normal features and weights, uniform targets; ``sure`` turns features towards theirs."""
+    """Draw normal features and weights, uniform targets; ``sure``: features near their targets."""
     random = torch.Generator().manual_seed(cell.rows + cell.classes)
     hidden = torch.randn(cell.rows, cell.features, generator=random)
     weight = torch.randn(cell.classes, cell.features, generator=random) / cell.features**0.5
@@ -120,20 +123,20 @@ def make_inputs(cell: LinearCell, *, sure: bool = False) -> tuple[Tensor, Tensor
 
 
 def products(hidden: Tensor, weight: Tensor) -> None:
-    """The three products of matrices that a loss with its gradient cannot do without."""
+    """Compute the three products of matrices that loss and gradient need."""
     with torch.no_grad():
         logits = hidden @ weight.T
         _ = logits @ weight, logits.T @ hidden
 
 
 def both(loss: Loss, hidden: Tensor, weight: Tensor, target: Tensor) -> None:
-    """Loss and gradient, in fresh memory that is freed again."""
+    """Compute loss and gradient, in fresh memory that is freed again."""
     loss(hidden, weight, target).backward()
     hidden.grad = weight.grad = None
 
 
 def errors(loss: Loss, cell: LinearCell) -> dict[str, dict[str, float]]:
-    """Errors against float64 on random rows and on sure ones, of no more rows than needed.
+    """Measure errors against float64 on random rows and on sure rows, no more rows than needed.
 
     Returns:
         For each, the relative error of the ``loss``, and the worst one of the ``gradient`` relative
@@ -158,7 +161,7 @@ def errors(loss: Loss, cell: LinearCell) -> dict[str, dict[str, float]]:
 
 
 def memory(name: str, cell: LinearCell, threads: int) -> int:
-    """Bytes at the peak beyond inputs and gradients. Only a fresh process can say, on a CPU."""
+    """Measure bytes at the peak beyond inputs and gradients; on a CPU, in a fresh process only."""
     torch.set_num_threads(threads)
     loss = LINEAR_CONTESTANTS[name].load()
     both(loss, *make_inputs(TINY._replace(device=cell.device, dtype=cell.dtype)))

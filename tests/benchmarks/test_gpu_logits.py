@@ -1,4 +1,4 @@
-"""``benchmarks/gpu_logits.py`` without a GPU: its form, its truth and its arithmetic."""
+"""``benchmarks/gpu/logits.py`` without a GPU: its form, its truth and its arithmetic."""
 
 import json
 import math
@@ -14,17 +14,25 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from xent.commands.contestants import Cell
+from benchmarks.gpu import contestants as gpu_contestants
+from benchmarks.gpu import logits as gpu_logits
+from benchmarks.gpu import report as gpu_report
+from benchmarks.gpu import timing as gpu_timing
+from benchmarks.gpu.contestants import BY_ROW, CONTESTANTS, Contestant, Task
+from benchmarks.gpu.timing import (
+    SWEEPS,
+    Budget,
+    CudaTimer,
+    Timer,
+    Turn,
+    figures,
+    gigabytes_per_second,
+    race,
+)
+from benchmarks.harness.contestants import Cell
 from xent.engines import triton
 
-sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
-
-import gpu_contestants
-import gpu_logits
-import gpu_report
-import gpu_timing
-from gpu_contestants import BY_ROW, CONTESTANTS, Contestant, Task
-from gpu_timing import SWEEPS, Budget, CudaTimer, Timer, Turn, figures, gigabytes_per_second, race
+ROOT = Path(__file__).parents[2]
 
 interpreter = pytest.mark.skipif(not triton.INTERPRETED, reason="Triton's interpreter is not here")
 QUICK = [name for name in CONTESTANTS if name != "compile"]
@@ -33,8 +41,8 @@ QUICK = [name for name in CONTESTANTS if name != "compile"]
 def command(*words: str) -> subprocess.CompletedProcess[str]:
     """A process of its own, which is to find the interpreter by itself."""
     env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    words = (sys.executable, gpu_logits.__file__, *words)
-    return subprocess.run(words, capture_output=True, text=True, env=env)
+    words = (sys.executable, "-m", "benchmarks.gpu.logits", *words)
+    return subprocess.run(words, capture_output=True, text=True, env=env, cwd=ROOT)
 
 
 # ---- the whole of it, in the interpreter ---------------------------------------------------------
@@ -128,18 +136,23 @@ def test_all_that_runs_by_default(tmp_path):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_one_line_says_so(capsys):
-    assert gpu_logits.main([]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
+    with pytest.raises(SystemExit) as stopped:
+        gpu_logits.main([])
+    assert stopped.value.code == 2
+    line = capsys.readouterr().err.splitlines()[-1]
     assert "no GPU" in line
     assert "--interpret" in line
 
 
-def test_a_file_that_cannot_be_written_is_noticed_first(capsys):
-    assert gpu_logits.main(["--json", "/no/such/folder/x.json"]) == 2
-    assert "no folder /no/such/folder" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("words", [["--shapes", "5"], ["--rows", "0"], ["--dtypes", "float64"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--shapes", "5"],
+        ["--rows", "0"],
+        ["--dtypes", "float64"],
+        ["--json", "/no/such/folder/x.json"],
+    ],
+)
 def test_arguments_that_make_no_sense(words, capsys):
     with pytest.raises(SystemExit) as stopped:
         gpu_logits.main(words)

@@ -1,0 +1,1 @@
+"""Speed, memory and errors of xent beside others; run from the root of a checkout (README.md)."""

@@ -1,0 +1,1 @@
+"""Measurements on a GPU; README.md says how a run goes."""

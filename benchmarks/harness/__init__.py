@@ -1,0 +1,1 @@
+"""The harness of ``xent bench``: contestants, their processes, timing, memory, reports."""
