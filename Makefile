@@ -23,7 +23,7 @@ help:
 	@echo "make mutants   puts faults into the library, and counts those that the tests notice"
 	@echo "make bench     speed, memory and error beside PyTorch and its peers"
 	@echo "make bench-gpu  the same for logits on a GPU, with the torch that is installed there"
-	@echo "make docs      writes docs/reference.md anew"
+	@echo "make docs      writes docs/reference.md and docs/architecture.svg anew"
 	@echo "make lint      ruff, pyright, clean sources"
 	@echo "make experiments   every example: tables, pictures, and what they must show, into docs/experiments"
 
@@ -112,6 +112,7 @@ bench-gpu:
 
 docs: $(VENV)/examples
 	$(BIN)/python docs/build.py
+	$(BIN)/python docs/architecture.py
 
 lint: $(VENV)/lint
 	$(BIN)/ruff check .

@@ -155,7 +155,7 @@ def mean_loss(z: Tensor, y: Tensor, loss: Loss = nll) -> Tensor:
     return RowLoss.apply(z[kept], y[kept], loss).mean()
 
 
-# ---- 7. Behind a linear head, without the logits (src/xent/linear_logits.py) -------------------
+# ---- 7. Behind a linear head, without the logits (src/xent/heads) ------------------------------
 
 
 class HeadLoss(torch.autograd.Function):

@@ -16,12 +16,16 @@ from xent.losses.lookup import members
 DOCS = Path(__file__).parents[1] / "docs"
 
 
-@pytest.fixture(scope="module")
-def build():
-    spec = importlib.util.spec_from_file_location("build", DOCS / "build.py")
+def script(name):
+    spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def build():
+    return script("build")
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +64,11 @@ def test_every_loss_has_a_formula(page):
     for name in CATALOG:
         (section,) = (s for s in sections if s.startswith(f"{name}\n"))
         assert "```math" in section, f"{name} has no formula"
+
+
+def test_the_drawing_is_that_of_the_imports():
+    drawn = (DOCS / "architecture.svg").read_text(encoding="utf-8")
+    assert drawn == script("architecture").picture(), "run python docs/architecture.py"
 
 
 # ---- xent losses ----------------------------------------------------------------------------
