@@ -11,6 +11,7 @@ import inspect
 import re
 import textwrap
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from pkgutil import walk_packages
 from types import ModuleType
@@ -24,7 +25,7 @@ from xent.nn.twins import modules
 
 PAGE = Path(__file__).with_name("reference.md")
 # What is public beside `xent` itself: these, and every module in the two packages.
-MODULES = ("xent.losses", "xent.plot")
+MODULES = ("xent.losses", "xent.policy", "xent.information", "xent.plot")
 PACKAGES = ("xent.learn", "xent.integrations")
 
 _TITLES = re.compile(
@@ -34,13 +35,16 @@ _TITLES = re.compile(
 HEAD = """\
 # Reference
 
-Written by `docs/build.py` from the docstrings; do not edit. `python -m pydoc xent.focal_loss` shows
-the same with every argument explained, `xent losses` the table in a terminal.
+Written by `docs/build.py` from the docstrings; do not edit.
+`python -m pydoc xent.losses.focal_loss` shows the same with every argument explained,
+`xent losses` the table in a terminal.
 """
 FACTS_HEAD = """\
 ## Losses
 
-Facts at default hyperparameters, each checked with numbers by `tests/test_catalog.py`.
+All of them stand in `xent.losses`; `linear_cross_entropy` and those that replace functions of
+PyTorch (`cross_entropy`, `nll_loss`, `kl_div`, the two binary ones) stand in `xent`, too. Facts at
+default hyperparameters, each checked with numbers by `tests/test_catalog.py`.
 
 - **targets**: *classes*, one class per row (most take distributions, too); *soft*, a distribution
   per row; *binary*, a number in [0, 1] per logit; *other*, see there.
@@ -63,26 +67,54 @@ def page() -> str:
     parts = [HEAD, FACTS_HEAD, _table(list(CATALOG.values()))]
     parts += [_entry(member.name, member.function, member) for member in CATALOG.values()]
     parts += ["## Modules\n", _markdown(inspect.cleandoc(xent.nn.__doc__ or "")), _modules()]
-    told = {*members(), *CATALOG}
     for module, names in public():
-        names = [name for name in names if name not in told]
+        names = [name for name in names if not _is_loss(module, name)]
         if names:
             parts.append(f"## {module.__name__}\n\n{_introduction(module)}")
-            prefix = "" if module is xent else f"{module.__name__}."
-            parts += [_entry(f"{prefix}{name}", getattr(module, name)) for name in names]
+            parts += [_entry(heading(module, name), getattr(module, name)) for name in names]
     return "\n\n".join(part.strip("\n") for part in parts) + "\n"
 
 
 def public() -> Iterator[tuple[ModuleType, list[str]]]:
-    """Every module for users and the public names in it that are not in `xent` already."""
-    yield xent, [n for n in xent.__all__ if not inspect.ismodule(getattr(xent, n))]
+    """Every module for users, and the public names in it that no module before has."""
     rooms = [importlib.import_module(path) for path in PACKAGES]
-    here = {name for room in rooms for name in names_of(room)}
-    yield from ((room, names_of(room)) for room in rooms)
-    paths = [m.name for r in rooms for m in walk_packages(r.__path__, f"{r.__name__}.")]
-    for path in (*MODULES, *sorted(paths)):
+    paths = sorted(m.name for r in rooms for m in walk_packages(r.__path__, f"{r.__name__}."))
+    told: list[Any] = []
+    for path in ("xent", *MODULES, *PACKAGES, *paths):
         module = importlib.import_module(path)
-        yield module, [n for n in names_of(module) if n not in xent.__all__ and n not in here]
+        new = {name: getattr(module, name) for name in names_of(module)}
+        new = {n: x for n, x in new.items() if not inspect.ismodule(x) and not _is_in(told, x)}
+        told += new.values()
+        yield module, list(new)
+
+
+def _is_in(things: list[Any], thing: Any) -> bool:
+    return any(thing is one for one in things)
+
+
+def _is_loss(module: ModuleType, name: str) -> bool:
+    """Whether a name is explained among the losses."""
+    return module in (xent, xent.losses) and name in members()
+
+
+def heading(module: ModuleType, name: str) -> str:
+    """What stands above the entry of a name."""
+    return name if module is xent or _is_loss(module, name) else f"{module.__name__}.{name}"
+
+
+@cache
+def _anchors() -> dict[str, str]:
+    """Where a link to a name leads, by ``xent.name`` or ``xent.losses.name``."""
+    losses = {f"xent.losses.{n}": member.name for n, member in members().items()}
+    drop_ins = {f"xent.{n}": n for n in CATALOG if n in xent.__all__}
+    others = {
+        f"{module.__name__}.{name}": heading(module, name)
+        for module, names in public()
+        for name in names
+        if not _is_loss(module, name)
+    }
+    every = {**losses, **drop_ins, **others}
+    return {name: title.lower().replace(".", "") for name, title in every.items()}
 
 
 def names_of(module: ModuleType) -> list[str]:
@@ -187,9 +219,10 @@ def _fence(match: re.Match[str]) -> str:
 
 
 def _link(match: re.Match[str]) -> str:
-    name = match[1].rpartition(".")[2]
-    known = name in dict(public())[xent] and match[1] in (name, f"xent.{name}")
-    return f"[`{match[1]}`](#{name.lower()})" if known else f"`{match[1]}`"
+    # A name without a place is of `xent`, or a loss.
+    places = ("", "xent.", "xent.losses.")
+    found = [place + match[1] for place in places if place + match[1] in _anchors()]
+    return f"[`{match[1]}`](#{_anchors()[found[0]]})" if found else f"`{match[1]}`"
 
 
 if __name__ == "__main__":

@@ -112,9 +112,9 @@ def wrong_labels(seeds: range) -> dict[str, bool]:
     """Print the second table; what must hold."""
     losses = {
         "cross_entropy": (xent.cross_entropy, {}),
-        "focal_loss": (xent.focal_loss, {"gamma": 2.0}),
+        "focal_loss": (xent.losses.focal_loss, {"gamma": 2.0}),
         "label_smoothing": (xent.cross_entropy, {"label_smoothing": 0.2}),
-        "generalized CE": (xent.generalized_cross_entropy, {"q": 0.5}),
+        "generalized CE": (xent.losses.generalized_cross_entropy, {"q": 0.5}),
         "capped, one's own": (capped_loss, {"cap": 2.0}),
     }
     print(

@@ -6,7 +6,8 @@ Needs matplotlib for the picture. Takes about half a minute.
 
 Images of 48 x 48 pixels hold up to three squares: filled, hollow or striped, warm or cold. A small
 convolutional network predicts two anchors in each cell of a 6 x 6 grid. Everything that is a
-cross-entropy is one call of ``xent.yolo_loss``; width and height are a regression and stay here.
+cross-entropy is one call of ``xent.losses.yolo_loss``; width and height are a regression and stay
+here.
 """
 
 from __future__ import annotations
@@ -124,7 +125,7 @@ def loss_parts(output: Tensor, scene: Scene, version: Version) -> dict[str, Tens
         iou = overlap(predicted_boxes(head).unsqueeze(-2), scene.boxes[:, None, None, None])
         iou = iou.nan_to_num(0)
     one_label = targets.labels[:, :, :TEXTURES].argmax(2)
-    parts = xent.yolo_loss(
+    parts = xent.losses.yolo_loss(
         output,
         targets.responsible,
         one_label if version == "v2" else targets.labels,

@@ -29,12 +29,12 @@ SIZES, TEST_ROWS = (500, 1200), 597
 
 LOSSES: dict[str, Callable[..., Any]] = {
     "cross-entropy": xent.cross_entropy,
-    "label smoothing 0.1": xent.smoothed_cross_entropy,
-    "poly-1 (2)": xent.poly1_loss,
-    "Baikal": xent.baikal_loss,
-    "Baikal CMA": xent.baikal_cma_loss,
-    "TaylorGLO (MNIST)": xent.taylorglo_loss,
-    "NGL": xent.ngl_loss,
+    "label smoothing 0.1": xent.losses.smoothed_cross_entropy,
+    "poly-1 (2)": xent.losses.poly1_loss,
+    "Baikal": xent.losses.baikal_loss,
+    "Baikal CMA": xent.losses.baikal_cma_loss,
+    "TaylorGLO (MNIST)": xent.losses.taylorglo_loss,
+    "NGL": xent.losses.ngl_loss,
 }
 
 

@@ -104,24 +104,24 @@ def contestants() -> dict[str, tuple[Callable[[int], Loss], bool, Tensor | None]
         return lambda step: loss
 
     inverse = len(COUNTS) / COUNTS / (1 / COUNTS).sum()
-    effective = xent.effective_number_weights(COUNTS, beta=0.99)
+    effective = xent.losses.effective_number_weights(COUNTS, beta=0.99)
     ce = always(rows(xent.cross_entropy))
 
     def ldam(step: int) -> Loss:
-        weight = xent.deferred_weights(COUNTS, step, start=STEPS * 4 // 5, beta=0.99)
-        return rows(xent.ldam_loss, weight, counts=COUNTS)
+        weight = xent.losses.deferred_weights(COUNTS, step, start=STEPS * 4 // 5, beta=0.99)
+        return rows(xent.losses.ldam_loss, weight, counts=COUNTS)
 
     return {
         "cross-entropy": (ce, False, None),
         "weights 1/n": (always(rows(xent.cross_entropy, inverse)), False, None),
         "effective number": (always(rows(xent.cross_entropy, effective)), False, None),
-        "focal": (always(rows(xent.focal_loss)), False, None),
-        "recall": (always(batches(xent.recall_loss)), False, None),
-        "hardest half": (always(batches(xent.hardest_loss, 0.5)), False, None),
+        "focal": (always(rows(xent.losses.focal_loss)), False, None),
+        "recall": (always(batches(xent.losses.recall_loss)), False, None),
+        "hardest half": (always(batches(xent.losses.hardest_loss, 0.5)), False, None),
         "LDAM, deferred": (ldam, True, None),
-        "VS": (always(rows(xent.vs_loss, counts=COUNTS)), False, None),
+        "VS": (always(rows(xent.losses.vs_loss, counts=COUNTS)), False, None),
         "balanced softmax": (
-            always(rows(xent.balanced_softmax_loss, prior=COUNTS)), False, None,
+            always(rows(xent.losses.balanced_softmax_loss, prior=COUNTS)), False, None,
         ),
         "adjusted afterwards": (ce, False, COUNTS),
     }  # fmt: skip
@@ -142,7 +142,7 @@ def experiment(seeds: range, names: list[str]) -> dict[str, Tensor]:
         loss_at, cosine, prior = contestants()[name]
         logits = train(loss_at, x, y, cosine)(test_x).detach()
         if prior is not None:
-            logits = xent.adjust_logits(logits.mT, prior).mT
+            logits = xent.losses.adjust_logits(logits.mT, prior).mT
         recall = recalls(logits, test_y)
         found[name] = 100 * torch.stack([recall.mean(1), recall[:, -3:].mean(1)], 1)
     return found

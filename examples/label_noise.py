@@ -33,8 +33,8 @@ CLASSES, TRAINING_ROWS = 10, 1200
 ALIKE = {7: 1, 2: 7, 5: 6, 6: 5, 3: 8}
 NOISE = {
     "none": torch.eye(CLASSES, dtype=torch.float64),
-    **{f"sym .{k}": xent.symmetric_noise_matrix(CLASSES, k / 10) for k in (2, 4, 6)},
-    **{f"asym .{k}": xent.pair_noise_matrix(CLASSES, k / 10, ALIKE) for k in (2, 4)},
+    **{f"sym .{k}": xent.losses.symmetric_noise_matrix(CLASSES, k / 10) for k in (2, 4, 6)},
+    **{f"asym .{k}": xent.losses.pair_noise_matrix(CLASSES, k / 10, ALIKE) for k in (2, 4)},
 }
 
 # (logits (M, B, C), labels (M, B), noise matrices (M, C, C)) of M networks -> sum of their losses
@@ -65,17 +65,17 @@ def told(loss: Callable[..., Any]) -> Loss:
 
 LOSSES = {
     "CE": blind(xent.cross_entropy),
-    "forward(T)": told(xent.forward_corrected_cross_entropy),
-    "forward(T-hat)": told(xent.forward_corrected_cross_entropy),
-    "backward(T)": told(xent.backward_corrected_cross_entropy),
+    "forward(T)": told(xent.losses.forward_corrected_cross_entropy),
+    "forward(T-hat)": told(xent.losses.forward_corrected_cross_entropy),
+    "backward(T)": told(xent.losses.backward_corrected_cross_entropy),
     "smoothing .1": blind(xent.cross_entropy, label_smoothing=0.1),
-    "bootstrap, hard": blind(xent.hard_bootstrap_loss),
-    "GCE .7": blind(xent.generalized_cross_entropy),
-    "MAE": blind(xent.mae_loss),
-    "SCE": blind(xent.symmetric_cross_entropy),
-    "NCE+RCE": blind(xent.nce_rce_loss),
-    "NCE+MAE": blind(xent.nce_mae_loss),
-    "NCE": blind(xent.normalized_cross_entropy),
+    "bootstrap, hard": blind(xent.losses.hard_bootstrap_loss),
+    "GCE .7": blind(xent.losses.generalized_cross_entropy),
+    "MAE": blind(xent.losses.mae_loss),
+    "SCE": blind(xent.losses.symmetric_cross_entropy),
+    "NCE+RCE": blind(xent.losses.nce_rce_loss),
+    "NCE+MAE": blind(xent.losses.nce_mae_loss),
+    "NCE": blind(xent.losses.normalized_cross_entropy),
 }
 SMALL = ["CE", "forward(T)", "forward(T-hat)", "GCE .7"]  # those of the small form
 
@@ -91,7 +91,7 @@ class Data:
         train, test = order[:, :TRAINING_ROWS], order[:, TRAINING_ROWS:]
         self.x, self.test_x, self.test_y = x[train], x[test], y[test]  # (S, N, 64), ...
         labels = [
-            xent.flip_labels(y[rows], matrix, generator)
+            xent.losses.flip_labels(y[rows], matrix, generator)
             for matrix in NOISE.values()
             for rows, generator in zip(train, generators, strict=True)
         ]

@@ -31,8 +31,8 @@ from xent.learn.label_noise import Filter, confident_noise_matrix, estimate_nois
 
 ALIKE = {7: 1, 2: 7, 5: 6, 6: 5, 3: 8}
 NOISE = {
-    **{f"sym .{k}": xent.symmetric_noise_matrix(10, k / 10) for k in (2, 4, 6)},
-    **{f"asym .{k}": xent.pair_noise_matrix(10, k / 10, ALIKE) for k in (2, 4)},
+    **{f"sym .{k}": xent.losses.symmetric_noise_matrix(10, k / 10) for k in (2, 4, 6)},
+    **{f"asym .{k}": xent.losses.pair_noise_matrix(10, k / 10, ALIKE) for k in (2, 4)},
 }
 ESTIMATES = {
     "no noise": lambda p, labels: torch.eye(10, dtype=torch.float64),
@@ -47,7 +47,7 @@ X, Y = DIGITS.data / 16, torch.tensor(DIGITS.target)
 
 def spoilt(matrix: Tensor, seed: int) -> tuple[Tensor, Tensor]:
     """Noisy labels, and for each row the prediction of a classifier that has not seen it."""
-    labels = xent.flip_labels(Y, matrix, torch.Generator().manual_seed(seed))
+    labels = xent.losses.flip_labels(Y, matrix, torch.Generator().manual_seed(seed))
     classifier = LogisticRegression(C=0.1, max_iter=1000)
     p = cross_val_predict(classifier, X, labels.numpy(), cv=5, method="predict_proba")
     return labels, torch.tensor(p)

@@ -69,10 +69,10 @@ def softmax_into_bce(logits: Tensor, target: Tensor) -> Tensor:
 
 
 WAYS = {
-    "multilabel_cross_entropy": Way(xent.multilabel_cross_entropy, positive),
-    "asymmetric_loss": Way(xent.asymmetric_loss, positive),
-    "sigmoid_focal_loss": Way(xent.sigmoid_focal_loss, positive),
-    "zlpr_loss": Way(xent.zlpr_loss, positive),
+    "multilabel_cross_entropy": Way(xent.losses.multilabel_cross_entropy, positive),
+    "asymmetric_loss": Way(xent.losses.asymmetric_loss, positive),
+    "sigmoid_focal_loss": Way(xent.losses.sigmoid_focal_loss, positive),
+    "zlpr_loss": Way(xent.losses.zlpr_loss, positive),
     "cross_entropy, labels shared out": Way(shared_out, above_half, False),
     "softmax into binary_cross_entropy": Way(softmax_into_bce, above_half, False),
 }

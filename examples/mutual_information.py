@@ -57,7 +57,7 @@ def estimate(name: str, rows: int, seed: int) -> Any:
         x.numpy(), y.numpy(), test_size=0.2, stratify=y.numpy(), random_state=seed
     )
     prior = torch.tensor(SETS[name].counts, dtype=torch.float64)
-    loss = partial(xent.logit_adjusted_loss, prior=prior)
+    loss = partial(xent.losses.logit_adjusted_loss, prior=prior)
     corrected = NetworkClassifier(loss=loss).fit(train, of_train)
     logits, known = corrected.logits(test), SETS[name].log_posterior(torch.from_numpy(test))
     of_test = torch.from_numpy(of_test)

@@ -6,8 +6,8 @@ Needs scikit-learn, and matplotlib for the picture. Takes less than a minute.
 
 Binary cross-entropy of grey pixels cannot reach 0: its least value is the entropy of the pixels,
 0.2134 nats each on these handwritten digits. A loss of 0.26 sounds poor and is within 0.05 of
-perfect; ``xent.reconstruction_excess`` says so, with the same gradient. Two other ways to train the
-same network stand beside it, and the best single image for a yardstick.
+perfect; ``xent.losses.reconstruction_excess`` says so, with the same gradient. Two other ways to
+train the same network stand beside it, and the best single image for a yardstick.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Way(NamedTuple):
 
 WAYS = {
     "binary_cross_entropy_with_logits": Way(xent.binary_cross_entropy_with_logits),
-    "continuous_bernoulli_loss": Way(xent.continuous_bernoulli_loss, continuous_mean),
+    "continuous_bernoulli_loss": Way(xent.losses.continuous_bernoulli_loss, continuous_mean),
     "squared error": Way(squared),
 }
 
@@ -82,7 +82,7 @@ def judge(pixels: Tensor, x: Tensor) -> Outcome:
     pixels = pixels.double()
     return Outcome(
         xent.binary_cross_entropy(pixels, x).item(),
-        xent.reconstruction_excess(pixels.logit(), x).item(),
+        xent.losses.reconstruction_excess(pixels.logit(), x).item(),
         pixels,
     )
 

@@ -302,7 +302,7 @@ def library() -> dict[str, bool]:
     y[::7] = IGNORED
     pairs = {
         "cross_entropy": (mean_loss(z, y), xent.cross_entropy(z, y)),
-        "focal_loss": (mean_loss(z, y, focal), xent.focal_loss(z, y, gamma=2.0)),
+        "focal_loss": (mean_loss(z, y, focal), xent.losses.focal_loss(z, y, gamma=2.0)),
     }
     numbers = {}
     for name, (tiny, xents) in pairs.items():

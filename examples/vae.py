@@ -9,8 +9,8 @@ The loss of an image is minus the evidence lower bound, -ELBO = reconstruction +
 
 - Bernoulli, ``xent.binary_cross_entropy_with_logits``. Of grey pixels it cannot fall below their
   entropy, so what counts is the excess over this floor.
-- Continuous Bernoulli, ``xent.continuous_bernoulli_loss``: a density of grey pixels, whose bits may
-  be negative.
+- Continuous Bernoulli, ``xent.losses.continuous_bernoulli_loss``: a density of grey pixels, whose
+  bits may be negative.
 
 Averaging K samples of the code inside the logarithm, with importance weights, gives a tighter
 bound, which for large K comes to -log p(x). The KL divergence is that of PyTorch's distributions,
@@ -92,7 +92,7 @@ def divergence(code: Code, x: Tensor) -> Tensor:
 WAYS: dict[str, tuple[PixelLoss, Callable[[Tensor], Tensor]]] = {
     "Bernoulli": (xent.binary_cross_entropy_with_logits, torch.sigmoid),
     "continuous Bernoulli": (
-        xent.continuous_bernoulli_loss,
+        xent.losses.continuous_bernoulli_loss,
         lambda logits: torch.distributions.ContinuousBernoulli(logits=logits).mean,
     ),
 }
@@ -171,7 +171,7 @@ def claims(
     model, x = outcomes["Bernoulli"][0].model, test.double()
     logits = model.decode(model.posterior(test).mean).double()
     whole = xent.binary_cross_entropy_with_logits(logits, x) / math.log(2)
-    excess = xent.reconstruction_excess(logits, x) / math.log(2)
+    excess = xent.losses.reconstruction_excess(logits, x) / math.log(2)
     return {
         "with the KL divergence in closed form -ELBO is that of samples, to 4 standard errors": (
             all(abs(o.reconstruction + o.kl - o.bounds[0]) < 4 * o.error for o in everyone)
@@ -182,7 +182,7 @@ def claims(
         "but the last ten times less than the first": all(
             o.bounds.diff()[-1].abs() < o.bounds.diff()[0].abs() for o in everyone
         ),
-        "xent.reconstruction_excess is the cross-entropy above its floor, to 1e-6": bool(
+        "xent.losses.reconstruction_excess is the cross-entropy above its floor, to 1e-6": bool(
             abs(whole - floor - excess) < 1e-6
         ),
         "Bernoulli: -ELBO, code included, is below the best single image's bits": all(

@@ -50,8 +50,8 @@ SETTINGS: dict[str, Callable[[int], dict[str, Any]]] = {
     "ldam_loss": counts,
     "logit_adjusted_loss": prior,
     "structured_cross_entropy": table,
-    "symmetric_noise_backward": rate,
-    "symmetric_noise_forward": rate,
+    "backward_corrected_symmetric_noise_loss": rate,
+    "forward_corrected_symmetric_noise_loss": rate,
     "vs_loss": counts,
     "wordtree_cross_entropy": tree,
 }

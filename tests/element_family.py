@@ -98,7 +98,7 @@ def loss(
     name: str, formula: Callable[..., Any], kernel: bool = False, **options: Any
 ) -> ElementLoss:
     label = name + "".join(f" {k}={v}" for k, v in options.items())
-    return ElementLoss(label, getattr(xent, name), formula, options, kernel)
+    return ElementLoss(label, getattr(xent.losses, name), formula, options, kernel)
 
 
 FAMILY = [

@@ -91,7 +91,7 @@ def _sampled(rows: int) -> tuple[Any, ...]:
 
 
 def _behind_a_head(hidden: Tensor, weight: Tensor, y: Tensor) -> Tensor:
-    return xent.focal_loss(xent.LinearLogits(hidden, weight), y)
+    return xent.losses.focal_loss(xent.LinearLogits(hidden, weight), y)
 
 
 def _statistics(z: Tensor, y: Tensor) -> Tensor:
@@ -105,7 +105,7 @@ ENTRIES = [
     Entry("cross_entropy with options", _with_options, _labels),
     Entry("cross_entropy by row", lambda *x: xent.cross_entropy(*x, reduction="none"), _labels),
     Entry("linear_cross_entropy", xent.linear_cross_entropy, _head),
-    Entry("sampled_cross_entropy", xent.sampled_cross_entropy, _sampled),
+    Entry("sampled_cross_entropy", xent.losses.sampled_cross_entropy, _sampled),
     Entry("focal_loss behind a head", _behind_a_head, _head),
     Entry("token_log_probs", xent.token_log_probs, _labels),
     Entry("entropy", lambda z, y: xent.entropy(z), _labels),
@@ -115,7 +115,9 @@ ENTRIES = [
     Entry("softmax_jacobian", lambda z, y: xent.softmax_jacobian(z), _labels),
     Entry("entmax", lambda z, y: xent.entmax(z), _labels),
     Entry("tempered_softmax", lambda z, y: xent.tempered_softmax(z), _labels),
-    Entry("info_nce_loss", xent.info_nce_loss, lambda n: (torch.randn(n, 4), torch.randn(n, 4))),
+    Entry(
+        "info_nce_loss", xent.losses.info_nce_loss, lambda n: (torch.randn(n, 4), torch.randn(n, 4))
+    ),
     Entry("information.entropy", lambda p, q: entropy(p), _distributions),
     Entry("information.kl_divergence", kl_divergence, _distributions),
     Entry("information.cross_entropy_of", cross_entropy_of, _distributions),

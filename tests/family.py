@@ -108,37 +108,37 @@ def member(name, call, formula, **facts) -> Loss:
 
 
 FAMILY = [
-    member("poly1", xent.poly1_loss, poly1),
-    member("taylor", xent.taylor_cross_entropy, taylor(2)),
-    member("taylor of 6", xent.taylor_cross_entropy, taylor(6), options={"terms": 6}),
-    member("smoothed", xent.smoothed_cross_entropy, smoothed(0.1), offset=True),
+    member("poly1", xent.losses.poly1_loss, poly1),
+    member("taylor", xent.losses.taylor_cross_entropy, taylor(2)),
+    member("taylor of 6", xent.losses.taylor_cross_entropy, taylor(6), options={"terms": 6}),
+    member("smoothed", xent.losses.smoothed_cross_entropy, smoothed(0.1), offset=True),
     member(
-        "smoothed to a prior", xent.smoothed_cross_entropy, smoothed(0.3),
+        "smoothed to a prior", xent.losses.smoothed_cross_entropy, smoothed(0.3),
         per_class=("prior", "weight"), options={"smoothing": 0.3}, offset=True,
     ),
     member(
-        "smoothed below zero", xent.smoothed_cross_entropy, smoothed(-0.5),
+        "smoothed below zero", xent.losses.smoothed_cross_entropy, smoothed(-0.5),
         options={"smoothing": -0.5}, offset=True, cancels=True,
     ),
-    member("confidence penalty", xent.confidence_penalty_loss, penalty),
-    member("complementary", xent.complementary_loss, complementary),
-    member("brier", xent.brier_loss, brier),
-    member("crammer-singer", xent.crammer_singer_loss, hinge),
-    member("cosface", xent.cosface_loss, cosface, options={"scale": 8.0}),
+    member("confidence penalty", xent.losses.confidence_penalty_loss, penalty),
+    member("complementary", xent.losses.complementary_loss, complementary),
+    member("brier", xent.losses.brier_loss, brier),
+    member("crammer-singer", xent.losses.crammer_singer_loss, hinge),
+    member("cosface", xent.losses.cosface_loss, cosface, options={"scale": 8.0}),
     member(
-        "logit adjusted", xent.logit_adjusted_loss, adjusted, per_class=("prior",),
+        "logit adjusted", xent.losses.logit_adjusted_loss, adjusted, per_class=("prior",),
         options={"tau": 0.8}, soft=True, offset=True,
     ),
     member(
-        "vector scaling", xent.vs_loss, vector_scaling, per_class=("counts",), soft=True,
+        "vector scaling", xent.losses.vs_loss, vector_scaling, per_class=("counts",), soft=True,
         shift_invariant=False,
     ),
-    member("ldam", xent.ldam_loss, ldam, per_class=("counts",), options={"scale": 8.0}),
+    member("ldam", xent.losses.ldam_loss, ldam, per_class=("counts",), options={"scale": 8.0}),
 ]  # fmt: skip
 
 # Whose logits must be cosines.
 COSINES = [
-    member("arcface", xent.arcface_loss, arcface, options={"scale": 8.0}),
-    member("large margin", xent.large_margin_loss, large_margin,
+    member("arcface", xent.losses.arcface_loss, arcface, options={"scale": 8.0}),
+    member("large margin", xent.losses.large_margin_loss, large_margin,
            options={"scale": 8.0, "margin": 3}),
 ]  # fmt: skip

@@ -49,12 +49,12 @@ def tokens(h, w, b, y, r):
 
 def listed(h, w, b, y, r):
     z, q = xent.LinearLogits(h, w, b), LISTED.expand(*y.shape, 2)
-    return xent.sparse_cross_entropy(z, two_classes(y), q, reduction=r)
+    return xent.losses.sparse_cross_entropy(z, two_classes(y), q, reduction=r)
 
 
 def distilled(h, w, b, y, r):
     z, t = xent.LinearLogits(h, w, b), TEACHER[: len(h)]
-    return xent.distillation_loss(z, t, temperature=2, row_mask=y != -100, reduction=r)
+    return xent.losses.distillation_loss(z, t, temperature=2, row_mask=y != -100, reduction=r)
 
 
 def two_classes(y):
@@ -86,8 +86,8 @@ def brier(z, y):
 WAYS = {
     "function": (function, lambda z, y: -log_p(z, y)[:, 0]),
     "smoothed": (behind(xent.cross_entropy, label_smoothing=0.1), smoothed),
-    "focal": (behind(xent.focal_loss), focal),
-    "brier": (behind(xent.brier_loss), brier),
+    "focal": (behind(xent.losses.focal_loss), focal),
+    "brier": (behind(xent.losses.brier_loss), brier),
     "tokens": (tokens, lambda z, y: -log_p(z, y)[:, 0]),
     "listed": (listed, lambda z, y: -(LISTED * log_p(z, two_classes(y))).sum(-1)),
     "distilled": (distilled, divergence),

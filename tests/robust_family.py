@@ -77,24 +77,41 @@ def member(name, call, formula, **facts) -> Loss:
 
 
 ROBUST = [
-    member("bootstrap", xent.bootstrap_loss, bootstrap, soft=True),
-    member("hard bootstrap", xent.hard_bootstrap_loss, hard_bootstrap),
-    member("gce", xent.generalized_cross_entropy, generalized),
+    member("bootstrap", xent.losses.bootstrap_loss, bootstrap, soft=True),
+    member("hard bootstrap", xent.losses.hard_bootstrap_loss, hard_bootstrap),
+    member("gce", xent.losses.generalized_cross_entropy, generalized),
     member(
-        "truncated gce", xent.truncated_generalized_cross_entropy, truncated,
+        "truncated gce",
+        xent.losses.truncated_generalized_cross_entropy,
+        truncated,
         options={"threshold": 0.1},
     ),
-    member("mae", xent.mae_loss, mae),
-    member("reverse", xent.reverse_cross_entropy, reverse),
-    member("symmetric", xent.symmetric_cross_entropy, symmetric),
-    member("normalized", xent.normalized_cross_entropy, lambda z, y, s: share(z, y), offset=True),
+    member("mae", xent.losses.mae_loss, mae),
+    member("reverse", xent.losses.reverse_cross_entropy, reverse),
+    member("symmetric", xent.losses.symmetric_cross_entropy, symmetric),
     member(
-        "nce+rce", xent.nce_rce_loss, lambda z, y, s: share(z, y) + reverse(z, y, s), offset=True
+        "normalized", xent.losses.normalized_cross_entropy, lambda z, y, s: share(z, y), offset=True
     ),
-    member("nce+mae", xent.nce_mae_loss, lambda z, y, s: share(z, y) + mae(z, y, s), offset=True),
-    member("noise forward", xent.symmetric_noise_forward, noisy, options={"rate": 0.3}),
     member(
-        "noise backward", xent.symmetric_noise_backward, unbiased, options={"rate": 0.1},
+        "nce+rce",
+        xent.losses.nce_rce_loss,
+        lambda z, y, s: share(z, y) + reverse(z, y, s),
         offset=True,
     ),
-]  # fmt: skip
+    member(
+        "nce+mae", xent.losses.nce_mae_loss, lambda z, y, s: share(z, y) + mae(z, y, s), offset=True
+    ),
+    member(
+        "noise forward",
+        xent.losses.forward_corrected_symmetric_noise_loss,
+        noisy,
+        options={"rate": 0.3},
+    ),
+    member(
+        "noise backward",
+        xent.losses.backward_corrected_symmetric_noise_loss,
+        unbiased,
+        options={"rate": 0.1},
+        offset=True,
+    ),
+]

@@ -147,7 +147,7 @@ def test_turning_probability_and_target_round_changes_nothing(every_engine, gamm
     z, t = torch.randn(50, dtype=dtype), torch.randint(9, (50,)).to(dtype) / 8
     eps = torch.finfo(dtype).eps
     options = {} if gamma is None else {"alpha": None, "gamma": gamma}
-    loss = BCE if gamma is None else xent.sigmoid_focal_loss
+    loss = BCE if gamma is None else xent.losses.sigmoid_focal_loss
     a, da = value_and_grad(loss, z, t, reduction="none", engine=every_engine, **options)
     b, db = value_and_grad(loss, -z, 1 - t, reduction="none", engine=every_engine, **options)
     torch.testing.assert_close(a, b, rtol=32 * eps, atol=0)
@@ -160,8 +160,8 @@ def test_it_is_softmax_of_two_classes(engine):
     a = BCE(z, y, reduction="none", engine=engine)
     b = xent.cross_entropy(torch.stack([torch.zeros_like(z), z], 1), y, reduction="none")
     torch.testing.assert_close(a, b, rtol=1e-14, atol=0)
-    c = xent.sigmoid_focal_loss(z, y, alpha=None, reduction="none", engine=engine)
-    d = xent.focal_loss(torch.stack([torch.zeros_like(z), z], 1), y, reduction="none")
+    c = xent.losses.sigmoid_focal_loss(z, y, alpha=None, reduction="none", engine=engine)
+    d = xent.losses.focal_loss(torch.stack([torch.zeros_like(z), z], 1), y, reduction="none")
     torch.testing.assert_close(c, d, rtol=1e-13, atol=0)
 
 
@@ -257,7 +257,13 @@ def test_the_worst_mistake_is_not_turned_down(every_engine, gamma, dtype):
     engine = ask(FOCAL, every_engine, dtype)
     z, t = torch.tensor([-100.0, 100.0], dtype=dtype), torch.tensor([1.0, 0.0], dtype=dtype)
     value, grad = value_and_grad(
-        xent.sigmoid_focal_loss, z, t, alpha=None, gamma=gamma, reduction="none", engine=engine
+        xent.losses.sigmoid_focal_loss,
+        z,
+        t,
+        alpha=None,
+        gamma=gamma,
+        reduction="none",
+        engine=engine,
     )
     torch.testing.assert_close(value, torch.full_like(value, 100.0))
     torch.testing.assert_close(grad, torch.tensor([-1.0, 1.0], dtype=dtype))
@@ -267,8 +273,8 @@ def test_the_worst_mistake_is_not_turned_down(every_engine, gamma, dtype):
 def test_powers_below_one_where_the_probability_is_one(engine, z):
     x = torch.tensor([z, -z], dtype=torch.float64)
     y = torch.tensor([1.0, 0.0], dtype=torch.float64)
-    for loss in (xent.sigmoid_focal_loss, xent.quality_focal_loss):
-        focal = loss is xent.sigmoid_focal_loss
+    for loss in (xent.losses.sigmoid_focal_loss, xent.losses.quality_focal_loss):
+        focal = loss is xent.losses.sigmoid_focal_loss
         options = {"gamma": 0.5, "alpha": None} if focal else {"beta": 0.5}
         value, grad = value_and_grad(loss, x, y, reduction="none", engine=engine, **options)
         miss = math.exp(-z)
@@ -284,7 +290,7 @@ def test_torchvision_formula(engine):
     p_t = p * t + (1 - p) * (1 - t)
     ce = F.binary_cross_entropy_with_logits(z, t, reduction="none")
     truth = (0.25 * t + 0.75 * (1 - t)) * ce * (1 - p_t) ** 2
-    value = xent.sigmoid_focal_loss(z, t, reduction="none", engine=engine)
+    value = xent.losses.sigmoid_focal_loss(z, t, reduction="none", engine=engine)
     torch.testing.assert_close(value, truth, rtol=1e-13, atol=1e-16)
 
 
@@ -292,8 +298,8 @@ def test_the_focusing_factor_can_be_a_constant(every_engine):
     z, t = torch.randn(100, dtype=widest(every_engine)), torch.randint(2, (100,))
     eps = torch.finfo(z.dtype).eps
     options = {"reduction": "none", "engine": every_engine}
-    value, grad = value_and_grad(xent.asymmetric_loss, z, t, detach_focus=True, **options)
-    assert same_bits(value, xent.asymmetric_loss(z, t, **options))
+    value, grad = value_and_grad(xent.losses.asymmetric_loss, z, t, detach_focus=True, **options)
+    assert same_bits(value, xent.losses.asymmetric_loss(z, t, **options))
     with torch.no_grad():
         p = torch.sigmoid(z.double())
         shifted = (p - 0.05).clamp(min=0)
@@ -310,11 +316,11 @@ def test_every_instruction_set_gives_the_same_bits():
     calls = [
         lambda x: BCE(x, t, w, pos_weight=pw, engine="native"),
         lambda x: BCE(x, t, w, pos_weight=pw, reduction="none", engine="native"),
-        lambda x: xent.sigmoid_focal_loss(x, t.to(x.dtype), engine="native"),
-        lambda x: xent.sigmoid_focal_loss(x, t.to(x.dtype), gamma=0.7, engine="native"),
-        lambda x: xent.quality_focal_loss(x, t.to(x.dtype), engine="native"),
-        lambda x: xent.varifocal_loss(x, t.to(x.dtype), engine="native"),
-        lambda x: xent.asymmetric_loss(x, t.to(x.dtype), engine="native"),
+        lambda x: xent.losses.sigmoid_focal_loss(x, t.to(x.dtype), engine="native"),
+        lambda x: xent.losses.sigmoid_focal_loss(x, t.to(x.dtype), gamma=0.7, engine="native"),
+        lambda x: xent.losses.quality_focal_loss(x, t.to(x.dtype), engine="native"),
+        lambda x: xent.losses.varifocal_loss(x, t.to(x.dtype), engine="native"),
+        lambda x: xent.losses.asymmetric_loss(x, t.to(x.dtype), engine="native"),
     ]
     results = {}
     try:

@@ -36,7 +36,7 @@ def focal_formula(z: Tensor, y: int) -> Tensor:
 
 FORMULAS = {
     "cross_entropy": (xent.cross_entropy, lambda z, y: -torch.log_softmax(z, -1)[y]),
-    "focal": (xent.focal_loss, focal_formula),
+    "focal": (xent.losses.focal_loss, focal_formula),
     "home-made": (home_made, home_made_formula),
 }
 
@@ -110,18 +110,20 @@ def test_the_factor_of_the_library(library, factor):
 
 def test_hessians_are_positive_where_the_loss_is_not_convex():
     z, y = batch(200, 3)
-    unbounded = Objective(xent.focal_loss, "lightgbm", min_hessian=-math.inf)
+    unbounded = Objective(xent.losses.focal_loss, "lightgbm", min_hessian=-math.inf)
     _, free = unbounded.derivatives(z, y.double())
     assert (free < 0).any()
     for scores in (z, z[:, 0]):
-        _, hessian = Objective(xent.focal_loss, "lightgbm").derivatives(scores, (y > 0).double())
+        _, hessian = Objective(xent.losses.focal_loss, "lightgbm").derivatives(
+            scores, (y > 0).double()
+        )
         assert (hessian > 0).all()
         assert hessian.isfinite().all()
 
 
 def test_derivatives_stay_finite_far_out():
     z = torch.tensor([[100.0, 0.0, -100.0]]).double().repeat(3, 1)
-    for loss in (xent.cross_entropy, xent.focal_loss, home_made):
+    for loss in (xent.cross_entropy, xent.losses.focal_loss, home_made):
         objective = Objective(loss, "xgboost")
         for scores in (z, z[:, 0], -z[:, 0]):
             gradient, hessian = objective.derivatives(scores, torch.tensor([0.0, 1.0, 1.0]))
@@ -132,7 +134,7 @@ def test_derivatives_stay_finite_far_out():
 def test_sample_weights_scale_both():
     z, y = batch(7, 3)
     weight = np.linspace(0.0, 2.0, 7)
-    objective = Objective(xent.focal_loss, "lightgbm", gamma=1.0)
+    objective = Objective(xent.losses.focal_loss, "lightgbm", gamma=1.0)
     gradient, hessian = objective(y.numpy(), z.numpy())
     weighted = objective(y.numpy(), z.numpy(), weight)
     np.testing.assert_array_equal(weighted[0], gradient * weight[:, None])
@@ -153,8 +155,8 @@ def test_a_loss_of_one_logit_asks_each_class_against_the_rest(loss):
 
 def test_the_sigmoid_family_sees_one_score_as_the_softmax_family_does():
     z, y = torch.linspace(-5, 5, 11).double(), torch.tensor([0.0, 1.0] * 6)[:11].double()
-    one = Objective(xent.sigmoid_focal_loss, "xgboost", alpha=None, gamma=2.0)
-    two = Objective(xent.focal_loss, "xgboost", gamma=2.0)
+    one = Objective(xent.losses.sigmoid_focal_loss, "xgboost", alpha=None, gamma=2.0)
+    two = Objective(xent.losses.focal_loss, "xgboost", gamma=2.0)
     for a, b in zip(one.derivatives(z, y), two.derivatives(z, y), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-15)
 
@@ -342,7 +344,7 @@ def test_estimators_of_xgboost(name):
 # ---- other losses train ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("loss", [xent.focal_loss, home_made])
+@pytest.mark.parametrize("loss", [xent.losses.focal_loss, home_made])
 @pytest.mark.parametrize("name", ["breast_cancer", "wine"])
 def test_other_losses_train(loss, name):
     lightgbm, xgboost = pytest.importorskip("lightgbm"), pytest.importorskip("xgboost")
@@ -409,7 +411,7 @@ def test_shapes_that_do_not_fit():
 
 def test_options_reach_the_loss():
     z, y = batch(5, 3)
-    objective = Objective(xent.focal_loss, "xgboost", gamma=0.0)
+    objective = Objective(xent.losses.focal_loss, "xgboost", gamma=0.0)
     plain = Objective(xent.cross_entropy, "xgboost")
     torch.testing.assert_close(
         objective.derivatives(z, y.double())[0], plain.derivatives(z, y.double())[0]

@@ -31,7 +31,7 @@ def sequences():
 @pytest.mark.parametrize("name", ["cross_entropy", "focal_loss", "sparsemax_loss", "recall_loss"])
 def test_nested_tensors_of_rows(sequences, name, reduction):
     nested, labels, z, y = sequences
-    loss = getattr(xent, name)
+    loss = getattr(xent.losses, name)
     weight = torch.rand(5)
     nested.requires_grad_()
     value = loss(nested.transpose(1, 2), labels, weight, reduction=reduction)
@@ -111,8 +111,8 @@ def test_dtensors(mesh):
         for reduction in ("mean", "sum", "none"):
             value = xent.cross_entropy(x, target, reduction=reduction)
             close(value.full_tensor(), xent.cross_entropy(z, y, reduction=reduction))
-        (grad,) = torch.autograd.grad(xent.focal_loss(x, target), x)
-        close(grad.full_tensor(), gradient_of(Entry("", xent.focal_loss, tuple), (z, y))[1])
+        (grad,) = torch.autograd.grad(xent.losses.focal_loss(x, target), x)
+        close(grad.full_tensor(), gradient_of(Entry("", xent.losses.focal_loss, tuple), (z, y))[1])
         soft = distribute_tensor(b, mesh, [rows, Replicate()])
         value = xent.binary_cross_entropy_with_logits(x, soft)
         close(value.full_tensor(), xent.binary_cross_entropy_with_logits(z, b))
@@ -122,7 +122,7 @@ def test_dtensors(mesh):
     with pytest.raises(TypeError, match="`target` must be one, too"):
         xent.cross_entropy(x, y)
     with pytest.raises(ValueError, match="looks at all rows"):
-        xent.recall_loss(x, target)
+        xent.losses.recall_loss(x, target)
     with pytest.raises(TypeError, match="is a DTensor"):
         xent.token_log_probs(x.movedim(1, -1), target)
     local = torch.distributed.tensor.DTensor.from_local(z, mesh, [Partial(), Replicate()])
@@ -144,7 +144,7 @@ def on_two_ranks(rank: int, address: str) -> None:
     y[1] = -100
     for place in (0, 2):
         rows = Shard(min(place, 1))
-        for loss in (xent.cross_entropy, xent.focal_loss, xent.sparsemax_loss):
+        for loss in (xent.cross_entropy, xent.losses.focal_loss, xent.losses.sparsemax_loss):
             for reduction in ("mean", "sum", "none"):
                 x = distribute_tensor(z, mesh, [Shard(place)]).requires_grad_()
                 target = distribute_tensor(y, mesh, [rows])

@@ -49,7 +49,7 @@ def test_info_nce(reduction, normalize):
     a, b, t = features(12, 6), features(17, 6), learned(0.3)
     weight = torch.rand(12, dtype=torch.float64)
     options = {"temperature": t, "normalize": normalize, "row_weight": weight}
-    found = xent.info_nce_loss(a, b, reduction=reduction, **options)
+    found = xent.losses.info_nce_loss(a, b, reduction=reduction, **options)
     z = (cosines(a, b) if normalize else a @ b.T) / t
     values = F.cross_entropy(z, torch.arange(12), reduction="none") * weight
     expected = values.sum() / weight.sum() if reduction == "mean" else reduced(values, reduction)
@@ -60,14 +60,14 @@ def test_keys_in_any_order():
     a, b = features(7, 4), features(9, 4)
     y = torch.randperm(9)[:7]
     y[2] = -100
-    found = xent.info_nce_loss(a, b, y, temperature=0.5)
+    found = xent.losses.info_nce_loss(a, b, y, temperature=0.5)
     agree(found, F.cross_entropy(cosines(a, b) / 0.5, y), (a, b))
 
 
 @every_reduction
 def test_clip(reduction):
     a, b, log_scale = features(12, 6), features(12, 6), learned(2.0)
-    found = xent.clip_loss(a, b, logit_scale=log_scale.exp(), reduction=reduction)
+    found = xent.losses.clip_loss(a, b, logit_scale=log_scale.exp(), reduction=reduction)
     z, y = cosines(a, b) * log_scale.exp(), torch.arange(12)
     values = sum(F.cross_entropy(x, y, reduction="none") for x in (z, z.T)) / 2
     agree(found, reduced(values, reduction), (a, b, log_scale))
@@ -76,7 +76,7 @@ def test_clip(reduction):
 @every_reduction
 def test_nt_xent(reduction):
     a, b, t = features(7, 4), features(7, 4), learned(0.4)
-    found = xent.nt_xent_loss(a, b, temperature=t, reduction=reduction)
+    found = xent.losses.nt_xent_loss(a, b, temperature=t, reduction=reduction)
     both = torch.cat([a, b])
     z = (cosines(both, both) / t).masked_fill(torch.eye(14).bool(), -torch.inf)
     values = F.cross_entropy(z, torch.arange(14).roll(7), reduction="none")
@@ -90,7 +90,7 @@ def test_siglip(reduction, dense):
     target = (torch.rand(12, 15) < 0.2).double() if dense else None
     weight = torch.rand(12, dtype=torch.float64)
     options = {"scale": t, "bias": c, "reduction": reduction, "row_weight": weight}
-    lean = xent.siglip_loss(xent.LinearLogits(a, b) * 0.5, target, **options)
+    lean = xent.losses.siglip_loss(xent.LinearLogits(a, b) * 0.5, target, **options)
     z = a @ b.T * 0.5 * t + c
     y = torch.eye(12, 15, dtype=torch.float64) if target is None else target
     values = F.binary_cross_entropy_with_logits(z, y, reduction="none").sum(1) * weight
@@ -100,7 +100,7 @@ def test_siglip(reduction, dense):
 
 def test_a_sure_pair_keeps_its_digits():
     """A similarity of 1 against none, at a temperature of 1/60."""
-    found = xent.info_nce_loss(torch.eye(3), torch.eye(3), temperature=1 / 60)
+    found = xent.losses.info_nce_loss(torch.eye(3), torch.eye(3), temperature=1 / 60)
     truth = float(mpmath.log1p(2 * mpmath.exp(-mpmath.mpf(60))))
     assert abs(found.item() - truth) <= 8 * 2**-24 * 60 * truth
 
@@ -113,7 +113,9 @@ def test_sampled_softmax(correct, reduction):
     y[1, 2] = -100
     some = torch.cat([torch.randint(30, (9,)), y[0]])  # some targets are drawn, some twice
     log_q = torch.randn(30) if correct else None
-    found = xent.sampled_cross_entropy(h, w, y, some, bias=b, log_q=log_q, reduction=reduction)
+    found = xent.losses.sampled_cross_entropy(
+        h, w, y, some, bias=b, log_q=log_q, reduction=reduction
+    )
     z = F.linear(h, w, b) - (0 if log_q is None else log_q)
     rivals = z[..., some].masked_fill(some == y.unsqueeze(-1), -torch.inf)
     own = z.gather(-1, y.clamp(min=0).unsqueeze(-1))
@@ -125,16 +127,16 @@ def test_sampled_softmax(correct, reduction):
 def test_sampled_softmax_takes_the_workspace():
     h, w = features(8, 4), features(11, 4)
     y, some = torch.randint(11, (8,)), torch.randperm(11)
-    found = xent.sampled_cross_entropy(h, w, y, some, max_workspace=1)
+    found = xent.losses.sampled_cross_entropy(h, w, y, some, max_workspace=1)
     agree(found, F.cross_entropy(h @ w.T, y), (h, w))
     with pytest.raises(ValueError, match="`max_workspace`"):
-        xent.sampled_cross_entropy(h, w, y, some, max_workspace=0)
+        xent.losses.sampled_cross_entropy(h, w, y, some, max_workspace=0)
 
 
 def test_a_sample_of_all_classes_is_cross_entropy():
     h, w = features(8, 4), features(11, 4)
     y = torch.randint(11, (8,))
-    found = xent.sampled_cross_entropy(h, w, y, torch.randperm(11))
+    found = xent.losses.sampled_cross_entropy(h, w, y, torch.randperm(11))
     agree(found, F.cross_entropy(h @ w.T, y), (h, w))
 
 
@@ -146,7 +148,7 @@ def test_the_correction_takes_the_bias_out():
     size, total, draws = 6, [], 4000
     for _ in range(draws):
         some = torch.multinomial(q, size, replacement=True, generator=generator)
-        loss = xent.sampled_cross_entropy(h, w, y, some, log_q=(q * size).log())
+        loss = xent.losses.sampled_cross_entropy(h, w, y, some, log_q=(q * size).log())
         odds = torch.expm1(loss)  # of all sampled rivals against the target, over its own share
         total.append(odds / (q[3] * size))
     total = torch.stack(total)
@@ -158,11 +160,13 @@ def test_the_correction_takes_the_bias_out():
 @pytest.mark.parametrize(
     "loss",
     [
-        lambda a, b: xent.info_nce_loss(a, b, temperature=0.3),
-        lambda a, b: xent.clip_loss(a, b, reduction="none").sum(),
-        lambda a, b: xent.nt_xent_loss(a, b, temperature=0.3),
-        lambda a, b: xent.siglip_loss(xent.LinearLogits(a, b), scale=2.0, bias=-1.0),
-        lambda a, b: xent.sampled_cross_entropy(a, b, torch.arange(6), torch.tensor([1, 2, 2])),
+        lambda a, b: xent.losses.info_nce_loss(a, b, temperature=0.3),
+        lambda a, b: xent.losses.clip_loss(a, b, reduction="none").sum(),
+        lambda a, b: xent.losses.nt_xent_loss(a, b, temperature=0.3),
+        lambda a, b: xent.losses.siglip_loss(xent.LinearLogits(a, b), scale=2.0, bias=-1.0),
+        lambda a, b: xent.losses.sampled_cross_entropy(
+            a, b, torch.arange(6), torch.tensor([1, 2, 2])
+        ),
     ],
     ids=["info_nce", "clip", "nt_xent", "siglip", "sampled"],
 )
@@ -176,9 +180,12 @@ def test_derivatives(loss):
 def test_narrow_types(dtype):
     a, b = (torch.randn(40, 16).to(dtype) for _ in range(2))
     wide = [x.double() for x in (a, b)]
-    for loss in (xent.info_nce_loss, xent.clip_loss, xent.nt_xent_loss):
-        options = {"normalize": False, **({} if loss is xent.clip_loss else {"temperature": 1.0})}
-        if loss is xent.clip_loss:
+    for loss in (xent.losses.info_nce_loss, xent.losses.clip_loss, xent.losses.nt_xent_loss):
+        options = {
+            "normalize": False,
+            **({} if loss is xent.losses.clip_loss else {"temperature": 1.0}),
+        }
+        if loss is xent.losses.clip_loss:
             options["logit_scale"] = 1.0
         found = loss(a, b, **options)
         assert found.dtype == dtype
@@ -204,10 +211,10 @@ def test_no_matrix_of_pairs():
     n = 64
     a, b = (torch.randn(n, 4, requires_grad=True) for _ in range(2))
     for loss in (
-        lambda: xent.info_nce_loss(a, b),
-        lambda: xent.clip_loss(a, b, reduction="none").sum(),
-        lambda: xent.nt_xent_loss(a, b),
-        lambda: xent.siglip_loss(xent.LinearLogits(a, b)),
+        lambda: xent.losses.info_nce_loss(a, b),
+        lambda: xent.losses.clip_loss(a, b, reduction="none").sum(),
+        lambda: xent.losses.nt_xent_loss(a, b),
+        lambda: xent.losses.siglip_loss(xent.LinearLogits(a, b)),
     ):
         with Largest() as seen:
             loss().backward()
@@ -215,30 +222,47 @@ def test_no_matrix_of_pairs():
 
 
 BAD = {
-    "shape": (lambda a: xent.info_nce_loss(a, a[0]), "`key` must hold features"),
-    "too few keys": (lambda a: xent.info_nce_loss(a, a[:2]), "need as many keys"),
-    "temperature": (lambda a: xent.info_nce_loss(a, a, temperature=0.0), "`temperature` must be"),
-    "two": (lambda a: xent.info_nce_loss(a, a, temperature=torch.ones(2)), "must be a number"),
-    "scale": (lambda a: xent.clip_loss(a, a, logit_scale=-1.0), "`logit_scale` must be positive"),
-    "pairs": (lambda a: xent.clip_loss(a, a[:2]), "must have the same shape"),
-    "views": (lambda a: xent.nt_xent_loss(a, a[:2]), "must have the same shape"),
-    "target": (
-        lambda a: xent.siglip_loss(xent.LinearLogits(a, a), torch.ones(4)), "`target` must have",
+    "shape": (lambda a: xent.losses.info_nce_loss(a, a[0]), "`key` must hold features"),
+    "too few keys": (lambda a: xent.losses.info_nce_loss(a, a[:2]), "need as many keys"),
+    "temperature": (
+        lambda a: xent.losses.info_nce_loss(a, a, temperature=0.0),
+        "`temperature` must be",
     ),
-    "cap": (lambda a: xent.siglip_loss(3 * torch.tanh(xent.LinearLogits(a, a) / 3)), "softcap"),
+    "two": (
+        lambda a: xent.losses.info_nce_loss(a, a, temperature=torch.ones(2)),
+        "must be a number",
+    ),
+    "scale": (
+        lambda a: xent.losses.clip_loss(a, a, logit_scale=-1.0),
+        "`logit_scale` must be positive",
+    ),
+    "pairs": (lambda a: xent.losses.clip_loss(a, a[:2]), "must have the same shape"),
+    "views": (lambda a: xent.losses.nt_xent_loss(a, a[:2]), "must have the same shape"),
+    "target": (
+        lambda a: xent.losses.siglip_loss(xent.LinearLogits(a, a), torch.ones(4)),
+        "`target` must have",
+    ),
+    "cap": (
+        lambda a: xent.losses.siglip_loss(3 * torch.tanh(xent.LinearLogits(a, a) / 3)),
+        "softcap",
+    ),
     "nothing sampled": (
-        lambda a: xent.sampled_cross_entropy(a, a, torch.arange(5), torch.arange(0)), "`sampled`",
+        lambda a: xent.losses.sampled_cross_entropy(a, a, torch.arange(5), torch.arange(0)),
+        "`sampled`",
     ),
     "no such sample": (
-        lambda a: xent.sampled_cross_entropy(a, a, torch.arange(5), torch.tensor([5])), "outside",
+        lambda a: xent.losses.sampled_cross_entropy(a, a, torch.arange(5), torch.tensor([5])),
+        "outside",
     ),
     "no such target": (
-        lambda a: xent.sampled_cross_entropy(a, a, torch.arange(1, 6), torch.arange(2)), "outside",
+        lambda a: xent.losses.sampled_cross_entropy(a, a, torch.arange(1, 6), torch.arange(2)),
+        "outside",
     ),
     "targets": (
-        lambda a: xent.sampled_cross_entropy(a, a, torch.arange(2), torch.arange(2)), "`target`",
+        lambda a: xent.losses.sampled_cross_entropy(a, a, torch.arange(2), torch.arange(2)),
+        "`target`",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", BAD)

@@ -82,7 +82,7 @@ def by_the_rules(scene, version, rescore, scales, ignore_above, truth_above=1.0,
 
 def call(arguments):
     arguments = dict(arguments)
-    return xent.yolo_loss(arguments.pop("input"), **arguments)
+    return xent.losses.yolo_loss(arguments.pop("input"), **arguments)
 
 
 def ours(scene, **options):
@@ -174,10 +174,10 @@ def test_two_labels_fit_into_v3_and_not_into_v2():
     z[0, 5:7] = 30.0
     here, both = torch.ones(1, 1, 1, 1, dtype=torch.bool), torch.zeros(1, 1, C, 1, 1)
     both[0, 0, :2] = 1.0
-    assert xent.yolo_loss(z, here, both, version="v3").classes < 1e-12
+    assert xent.losses.yolo_loss(z, here, both, version="v3").classes < 1e-12
     for label in (0, 1):
         target = torch.full((1, 1, 1, 1), label)
-        loss = xent.yolo_loss(z, here, target, version="v2").classes
+        loss = xent.losses.yolo_loss(z, here, target, version="v2").classes
         assert loss.item() == pytest.approx(math.log(2), rel=1e-12)
 
 
@@ -218,7 +218,7 @@ def test_the_iou_is_a_constant():
     data = scene()
     iou = data["iou"].clone().requires_grad_()
     z = data["input"].clone().requires_grad_()
-    loss = xent.yolo_loss(z, data["responsible"], data["labels"], iou=iou * 1.0).total
+    loss = xent.losses.yolo_loss(z, data["responsible"], data["labels"], iou=iou * 1.0).total
     loss.backward()
     assert iou.grad is None
 
@@ -246,7 +246,7 @@ def test_gradcheck(version):
     z = data["input"][:1, :, :2, :2].clone().requires_grad_()
 
     def total(x):
-        return xent.yolo_loss(x, **keep, version=version).total
+        return xent.losses.yolo_loss(x, **keep, version=version).total
 
     assert torch.autograd.gradcheck(total, z, fast_mode=True)
     assert torch.autograd.gradgradcheck(total, z, fast_mode=True)
@@ -318,19 +318,19 @@ def test_every_node_as_a_target():
     z = 4 * uniform(len(TREE), len(TREE)) - 2
     target = torch.arange(len(TREE))
     x = z.clone().requires_grad_()
-    losses = xent.wordtree_cross_entropy(x, target, TREE, reduction="none")
+    losses = xent.losses.wordtree_cross_entropy(x, target, TREE, reduction="none")
     (gradient,) = torch.autograd.grad(losses.sum(), x)
     y = z.clone().requires_grad_()
     truth = torch.stack([-node_log_prob(row, node) for node, row in enumerate(y)])
     (truth_gradient,) = torch.autograd.grad(truth.sum(), y)
     close(losses, truth.detach())
     close(gradient, truth_gradient)
-    close(xent.wordtree_cross_entropy(z, target, TREE), truth.detach().mean())
+    close(xent.losses.wordtree_cross_entropy(z, target, TREE), truth.detach().mean())
 
 
 def test_the_probabilities_of_siblings_sum_to_1():
     z = 4 * uniform(len(TREE)) - 2
-    log_p = -xent.wordtree_cross_entropy(
+    log_p = -xent.losses.wordtree_cross_entropy(
         z.expand(len(TREE), -1), torch.arange(len(TREE)), TREE, reduction="none"
     )
     for above in sorted(set(TREE)):
@@ -343,7 +343,9 @@ def test_the_probabilities_of_siblings_sum_to_1():
 
 def test_gradient_stays_among_the_siblings_of_the_path():
     z = (4 * uniform(1, len(TREE)) - 2).requires_grad_()
-    loss = xent.wordtree_cross_entropy(z, torch.tensor([9]), TREE)  # 9, its parent 4, its root 0
+    loss = xent.losses.wordtree_cross_entropy(
+        z, torch.tensor([9]), TREE
+    )  # 9, its parent 4, its root 0
     (gradient,) = torch.autograd.grad(loss, z)
     on_the_way = {k for node in (9, 4, 0) for k in siblings(node)}
     for k in range(len(TREE)):
@@ -360,17 +362,17 @@ def test_a_flat_tree_is_cross_entropy():
     y[0, 0] = -100
     weight = uniform(6, 2, 3, seed=2)
     for options in ({}, {"reduction": "sum"}, {"row_weight": weight}, {"normalizer": 3.0}):
-        flat = xent.wordtree_cross_entropy(z, y, [-1] * 5, **options)
+        flat = xent.losses.wordtree_cross_entropy(z, y, [-1] * 5, **options)
         plain = xent.cross_entropy(z, y, **options)
         close(flat, plain)
-    single = xent.wordtree_cross_entropy(z[0, :, 0, 0], y[1, 0, 0], [-1] * 5)
+    single = xent.losses.wordtree_cross_entropy(z[0, :, 0, 0], y[1, 0, 0], [-1] * 5)
     close(single, xent.cross_entropy(z[0, :, 0, 0], y[1, 0, 0]))
 
 
 def test_sure_of_every_step_in_float32():
     for margin in (0.0, 20.0, 80.0):
         z = torch.tensor([[margin, 0.0, 0.0, margin, 0.0]])
-        loss = xent.wordtree_cross_entropy(z, torch.tensor([3]), [-1, -1, -1, 0, 0])
+        loss = xent.losses.wordtree_cross_entropy(z, torch.tensor([3]), [-1, -1, -1, 0, 0])
         m = mpmath.mpf(margin)
         truth = mpmath.log1p(2 * mpmath.exp(-m)) + mpmath.log1p(mpmath.exp(-m))
         assert ulps(loss, torch.tensor(float(truth), dtype=torch.float64)) <= 4
@@ -381,7 +383,7 @@ def test_the_tree_of_a_head():
     z = 4 * uniform(B, A * (5 + nodes), H, W) - 2
     responsible = uniform(B, A, H, W, seed=1) < 0.3
     labels = (nodes * uniform(B, A, H, W, seed=2)).long()
-    part = xent.yolo_loss(
+    part = xent.losses.yolo_loss(
         z, responsible, labels, version="v2", tree=TREE, class_scale=2.0, reduction="none"
     ).classes
     for b, a, i, j in cells():
@@ -395,7 +397,7 @@ def test_gradcheck_of_a_tree():
     target = torch.tensor([10, -100, 8])
 
     def loss(x):
-        return xent.wordtree_cross_entropy(x, target, TREE)
+        return xent.losses.wordtree_cross_entropy(x, target, TREE)
 
     assert torch.autograd.gradcheck(loss, z, fast_mode=True)
     assert torch.autograd.gradgradcheck(loss, z, fast_mode=True)
@@ -404,10 +406,10 @@ def test_gradcheck_of_a_tree():
 def test_no_rows_and_ignored_rows():
     z = uniform(2, len(TREE)).requires_grad_()
     ignored = torch.tensor([-100, -100])
-    assert xent.wordtree_cross_entropy(z, ignored, TREE).isnan()
-    total = xent.wordtree_cross_entropy(z, ignored, TREE, reduction="sum")
+    assert xent.losses.wordtree_cross_entropy(z, ignored, TREE).isnan()
+    total = xent.losses.wordtree_cross_entropy(z, ignored, TREE, reduction="sum")
     assert total.item() == 0
-    assert xent.wordtree_cross_entropy(z[:0], ignored[:0], TREE, reduction="sum").item() == 0
+    assert xent.losses.wordtree_cross_entropy(z[:0], ignored[:0], TREE, reduction="sum").item() == 0
 
 
 def test_bad_trees_and_targets():
@@ -420,16 +422,16 @@ def test_bad_trees_and_targets():
         ([], "names 0 nodes"),
     ):
         with pytest.raises(ValueError, match=message):
-            xent.wordtree_cross_entropy(z, y, tree)
+            xent.losses.wordtree_cross_entropy(z, y, tree)
     tree = [-1, -1, 0, 0]
     with pytest.raises(IndexError, match="out of bounds"):
-        xent.wordtree_cross_entropy(z, torch.tensor([0, 4]), tree)
+        xent.losses.wordtree_cross_entropy(z, torch.tensor([0, 4]), tree)
     with pytest.raises(ValueError, match="names 4 nodes"):
-        xent.wordtree_cross_entropy(z[0, 0], y[0], tree)
+        xent.losses.wordtree_cross_entropy(z[0, 0], y[0], tree)
     with pytest.raises(ValueError, match="`target` must have shape"):
-        xent.wordtree_cross_entropy(z, y[:1], tree)
+        xent.losses.wordtree_cross_entropy(z, y[:1], tree)
     with pytest.raises(TypeError, match="integers"):
-        xent.wordtree_cross_entropy(z, y.double(), tree)
+        xent.losses.wordtree_cross_entropy(z, y.double(), tree)
 
 
 # ---- facts ----------------------------------------------------------------------------------
@@ -442,8 +444,14 @@ def test_facts_of_the_catalog():
     target = torch.arange(len(TREE))
     z = 4 * uniform(len(TREE), len(TREE)) - 2
     calls = {
-        "yolo_loss": (lambda x: xent.yolo_loss(x, **head, version="v2").total, data["input"]),
-        "wordtree_cross_entropy": (lambda x: xent.wordtree_cross_entropy(x, target, TREE), z),
+        "yolo_loss": (
+            lambda x: xent.losses.yolo_loss(x, **head, version="v2").total,
+            data["input"],
+        ),
+        "wordtree_cross_entropy": (
+            lambda x: xent.losses.wordtree_cross_entropy(x, target, TREE),
+            z,
+        ),
     }
     for name, (call, point) in calls.items():
         facts = CATALOG[name]
@@ -459,6 +467,6 @@ def test_facts_of_the_catalog():
     # Proper: the gradient of the expected loss is 0 at the true probabilities of the leaves.
     leaves = [k for k in range(len(TREE)) if k not in TREE]
     x = z[:1].expand(len(leaves), -1).clone().requires_grad_()
-    losses = xent.wordtree_cross_entropy(x, torch.tensor(leaves), TREE, reduction="none")
+    losses = xent.losses.wordtree_cross_entropy(x, torch.tensor(leaves), TREE, reduction="none")
     (gradient,) = torch.autograd.grad((losses * (-losses).exp().detach()).sum(), x)
     assert gradient.sum(0).abs().max() < 1e-15

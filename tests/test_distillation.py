@@ -76,13 +76,15 @@ def exact(z, v, kind, beta, temperature=1.0):
 def test_distillation_is_the_textbook_formula(kind, beta, temperature):
     z, v = logits(N, C), logits(N, C)
     value, grad = value_and_grad(
-        xent.distillation_loss, z, v, divergence=kind, beta=beta, temperature=temperature,
+        xent.losses.distillation_loss, z, v, divergence=kind, beta=beta, temperature=temperature,
         keep_gradient_size=False, reduction="none",
     )  # fmt: skip
     truth, slope = value_and_grad(direct, z, v, kind, beta, temperature)
     torch.testing.assert_close(value, truth, rtol=1e-13, atol=1e-14)
     torch.testing.assert_close(grad, slope, rtol=1e-13, atol=1e-14)
-    scaled = xent.distillation_loss(z, v, divergence=kind, beta=beta, temperature=temperature)
+    scaled = xent.losses.distillation_loss(
+        z, v, divergence=kind, beta=beta, temperature=temperature
+    )
     torch.testing.assert_close(scaled, truth.mean() * temperature**2, rtol=1e-13, atol=0)
 
 
@@ -95,7 +97,7 @@ def test_every_digit_of_a_student_near_its_teacher(kind, beta, distance, size):
     z = v + (distance * noise * 2.0**45).round() / 2.0**45 + 3.0
     z[0] = v[0] + 3.0
     value, grad = value_and_grad(
-        xent.distillation_loss, z, v, divergence=kind, beta=beta, temperature=2.0,
+        xent.losses.distillation_loss, z, v, divergence=kind, beta=beta, temperature=2.0,
         keep_gradient_size=False, reduction="none",
     )  # fmt: skip
     truth, slope = exact(z, v, kind, beta, 2.0)
@@ -113,7 +115,7 @@ def test_every_digit_in_float32(kind, beta):
     z = torch.stack([d, torch.zeros_like(d), -0.5 * d], 1)
     for v in (torch.zeros_like(z), -z, z * 1.0001, z.flip(1)):
         value, grad = value_and_grad(
-            xent.distillation_loss, z, v, divergence=kind, beta=beta, reduction="none"
+            xent.losses.distillation_loss, z, v, divergence=kind, beta=beta, reduction="none"
         )
         truth, slope = exact(z, v, kind, beta)
         assert worst(value, truth) <= 1
@@ -127,7 +129,7 @@ def test_distillation_is_differentiable_by_both(kind, beta):
     z, v = logits(3, 4).requires_grad_(), logits(3, 4).requires_grad_()
 
     def loss(z, v):
-        return xent.distillation_loss(z, v, divergence=kind, beta=beta, temperature=1.5)
+        return xent.losses.distillation_loss(z, v, divergence=kind, beta=beta, temperature=1.5)
 
     assert torch.autograd.gradcheck(loss, (z, v), check_forward_ad=True)
     assert torch.autograd.gradgradcheck(loss, (z, v))
@@ -142,16 +144,16 @@ def test_distillation_is_differentiable_by_both(kind, beta):
 def test_masked_classes_of_student_and_teacher(kind, beta):
     z, v = logits(4, 5), logits(4, 5)
     options = {"divergence": kind, "beta": beta, "reduction": "none"}
-    fewer, slope = value_and_grad(xent.distillation_loss, z[:, 1:], v[:, 1:], **options)
+    fewer, slope = value_and_grad(xent.losses.distillation_loss, z[:, 1:], v[:, 1:], **options)
     z[:, 0] = v[:, 0] = -math.inf
-    value, grad = value_and_grad(xent.distillation_loss, z, v, **options)
+    value, grad = value_and_grad(xent.losses.distillation_loss, z, v, **options)
     torch.testing.assert_close(value, fewer, rtol=1e-14, atol=0)
     torch.testing.assert_close(grad[:, 1:], slope, rtol=1e-13, atol=1e-15)
     assert not grad[:, 0].any()
     # Classes that only one of the two has.
     for mine, theirs, infinite in ((0.3, -math.inf, "reverse"), (-math.inf, 0.3, "forward")):
         z[:, 0], v[:, 0] = mine, theirs
-        value, grad = value_and_grad(xent.distillation_loss, z, v, **options)
+        value, grad = value_and_grad(xent.losses.distillation_loss, z, v, **options)
         if kind == infinite:
             assert value.isinf().all()
             continue
@@ -165,7 +167,12 @@ def test_divergences_of_certainties_are_finite():
     z = torch.tensor([[1000.0, 0.0, -1000.0], [0.0, 0.0, 0.0]])
     for kind, beta in KINDS:
         value, grad = value_and_grad(
-            xent.distillation_loss, z, z.flip(1), divergence=kind, beta=beta, reduction="none"
+            xent.losses.distillation_loss,
+            z,
+            z.flip(1),
+            divergence=kind,
+            beta=beta,
+            reduction="none",
         )
         assert value.isfinite().all()
         assert grad.isfinite().all()
@@ -179,10 +186,10 @@ def test_divergences_of_certainties_are_finite():
 
 def test_jensen_shannon_is_symmetric_at_one_half():
     z, v = logits(N, C), logits(N, C)
-    a = xent.distillation_loss(z, v, divergence="jensen_shannon")
-    torch.testing.assert_close(a, xent.distillation_loss(v, z, divergence="jensen_shannon"))
-    small = xent.distillation_loss(z, v, divergence="jensen_shannon", beta=1e-9) / 1e-9
-    torch.testing.assert_close(small, xent.distillation_loss(z, v), rtol=1e-7, atol=0)
+    a = xent.losses.distillation_loss(z, v, divergence="jensen_shannon")
+    torch.testing.assert_close(a, xent.losses.distillation_loss(v, z, divergence="jensen_shannon"))
+    small = xent.losses.distillation_loss(z, v, divergence="jensen_shannon", beta=1e-9) / 1e-9
+    torch.testing.assert_close(small, xent.losses.distillation_loss(z, v), rtol=1e-7, atol=0)
 
 
 def test_the_student_learns_from_labels_too():
@@ -191,16 +198,16 @@ def test_the_student_learns_from_labels_too():
     kept = y != -100
     soft, hard = direct(z, v, "forward", 0.5)[kept], F.cross_entropy(z[kept], y[kept])
     for alpha, share in ((None, 0.5), (0.0, 0.0), (0.3, 0.3), (1.0, 1.0)):
-        value = xent.distillation_loss(z, v, y, alpha=alpha)
+        value = xent.losses.distillation_loss(z, v, y, alpha=alpha)
         truth = (1 - share) * soft.mean() + share * hard
         torch.testing.assert_close(value, truth, rtol=1e-13, atol=1e-14)
-    dense = xent.distillation_loss(z, v, torch.softmax(v, -1), alpha=1.0)
+    dense = xent.losses.distillation_loss(z, v, torch.softmax(v, -1), alpha=1.0)
     torch.testing.assert_close(dense, F.cross_entropy(z, torch.softmax(v, -1)))
 
 
 def test_rows_of_a_distillation():
     z, v = logits(2, C, 4), logits(2, C, 4)
-    each = xent.distillation_loss(z, v, reduction="none")
+    each = xent.losses.distillation_loss(z, v, reduction="none")
     truth = direct(z.movedim(1, -1), v.movedim(1, -1), "forward", 0.5)
     torch.testing.assert_close(each, truth, rtol=1e-13, atol=1e-14)
     mask = torch.rand(2, 4) > 0.4
@@ -208,22 +215,22 @@ def test_rows_of_a_distillation():
     garbage = z.clone().movedim(1, -1)
     garbage[~mask] = math.nan
     garbage = garbage.movedim(-1, 1)
-    value, grad = value_and_grad(xent.distillation_loss, garbage, v, row_mask=mask)
+    value, grad = value_and_grad(xent.losses.distillation_loss, garbage, v, row_mask=mask)
     torch.testing.assert_close(value, truth[mask].mean(), rtol=1e-13, atol=0)
     assert grad.isfinite().all()
     assert not grad.movedim(1, -1)[~mask].any()
-    weighted = xent.distillation_loss(z, v, None, mask, row_weight=w)
+    weighted = xent.losses.distillation_loss(z, v, None, mask, row_weight=w)
     truth_weighted = (truth * w)[mask].sum() / w[mask].double().sum()
     torch.testing.assert_close(weighted, truth_weighted, rtol=1e-12, atol=0)
-    total = xent.distillation_loss(z, v, row_mask=mask, normalizer=7)
+    total = xent.losses.distillation_loss(z, v, row_mask=mask, normalizer=7)
     torch.testing.assert_close(total, truth[mask].sum() / 7, rtol=1e-13, atol=0)
     none = torch.zeros(2, 4, dtype=torch.bool)
-    assert xent.distillation_loss(z, v, row_mask=none).isnan()
-    assert xent.distillation_loss(z, v, row_mask=none, empty="zero") == 0
-    single = xent.distillation_loss(z[0, :, 0], v[0, :, 0])
+    assert xent.losses.distillation_loss(z, v, row_mask=none).isnan()
+    assert xent.losses.distillation_loss(z, v, row_mask=none, empty="zero") == 0
+    single = xent.losses.distillation_loss(z[0, :, 0], v[0, :, 0])
     torch.testing.assert_close(single, truth[0, 0], rtol=1e-13, atol=0)
-    assert xent.distillation_loss(z.bfloat16(), v.bfloat16()).dtype == torch.bfloat16
-    assert xent.distillation_loss(z.bfloat16(), v.float()).dtype == torch.float32
+    assert xent.losses.distillation_loss(z.bfloat16(), v.bfloat16()).dtype == torch.bfloat16
+    assert xent.losses.distillation_loss(z.bfloat16(), v.float()).dtype == torch.float32
 
 
 @EACH_KIND
@@ -231,18 +238,18 @@ def test_gradients_of_any_axes(kind, beta):
     z, v = (torch.randn(2, 5, 3, dtype=torch.float64, requires_grad=True) for _ in range(2))
     options = {"divergence": kind, "beta": beta, "reduction": "sum"}
     flat = [x.movedim(1, -1).reshape(-1, 5) for x in (z, v)]
-    found = torch.autograd.grad(xent.distillation_loss(z, v, **options), (z, v))
-    expected = torch.autograd.grad(xent.distillation_loss(*flat, **options), (z, v))
+    found = torch.autograd.grad(xent.losses.distillation_loss(z, v, **options), (z, v))
+    expected = torch.autograd.grad(xent.losses.distillation_loss(*flat, **options), (z, v))
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b)
 
 
 def test_a_few_rows_at_a_time_are_the_same(monkeypatch):
     z, v = logits(7, C).requires_grad_(), logits(7, C).requires_grad_()
-    whole = xent.distillation_loss(z, v, reduction="none")
+    whole = xent.losses.distillation_loss(z, v, reduction="none")
     slopes = torch.autograd.grad(whole.sum(), (z, v))
     monkeypatch.setattr("xent.losses.divergence.CHUNK", 2 * C)
-    parts = xent.distillation_loss(z, v, reduction="none")
+    parts = xent.losses.distillation_loss(z, v, reduction="none")
     assert torch.equal(parts, whole)
     assert all(map(torch.equal, torch.autograd.grad(parts.sum(), (z, v)), slopes))
 
@@ -259,8 +266,8 @@ def test_a_bad_teacher_is_told():
         ({"reduction": "batchmean"}, "reduction"),
     ):
         with pytest.raises(ValueError, match=message):
-            xent.distillation_loss(z, z, **options)
+            xent.losses.distillation_loss(z, z, **options)
     with pytest.raises(ValueError, match="same rows and classes"):
-        xent.distillation_loss(z, z[:, :3])
+        xent.losses.distillation_loss(z, z[:, :3])
     with pytest.raises(TypeError, match="floating-point logits"):
-        xent.distillation_loss(z, torch.ones(3, 4, dtype=torch.int64))
+        xent.losses.distillation_loss(z, torch.ones(3, 4, dtype=torch.int64))

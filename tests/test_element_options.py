@@ -90,7 +90,7 @@ def focal(z, t, alpha, gamma):
 def test_a_share_for_each_class(every_engine, target):
     for alpha in (ALPHA, torch.rand(6, 1), torch.rand(6, 4), ALPHA[:1]):
         options = {"alpha": alpha, "gamma": 2.0, "reduction": "none", "engine": every_engine}
-        found = with_gradient(xent.sigmoid_focal_loss, Z, target, **options)
+        found = with_gradient(xent.losses.sigmoid_focal_loss, Z, target, **options)
         expected = with_gradient(lambda z, t=target, a=alpha: focal(z, t, a, 2.0), Z)
         for a, b in zip(found, expected, strict=True):
             torch.testing.assert_close(a, b.to(a.dtype), rtol=2e-6, atol=1e-7)
@@ -100,29 +100,29 @@ def test_a_share_and_what_else_there_is():
     weight = torch.rand(6, 4)
     each = focal(Z, T, ALPHA, 1.5) * weight
     options = {"alpha": ALPHA, "gamma": 1.5}
-    found = xent.sigmoid_focal_loss(Z, T, weight, **options)
+    found = xent.losses.sigmoid_focal_loss(Z, T, weight, **options)
     torch.testing.assert_close(found, each.mean().float())
-    found = xent.sigmoid_focal_loss(Z, T, weight, normalizer="weight", **options)
+    found = xent.losses.sigmoid_focal_loss(Z, T, weight, normalizer="weight", **options)
     torch.testing.assert_close(found, (each.sum() / weight.double().sum()).float())
-    found = xent.sigmoid_focal_loss(Z, HOLED, weight, ignore_value=math.nan, **options)
+    found = xent.losses.sigmoid_focal_loss(Z, HOLED, weight, ignore_value=math.nan, **options)
     torch.testing.assert_close(found, each[KNOWN].mean().float())
     logits = xent.LinearLogits(Z, torch.eye(4))
-    torch.testing.assert_close(xent.sigmoid_focal_loss(logits, T, weight, **options),
+    torch.testing.assert_close(xent.losses.sigmoid_focal_loss(logits, T, weight, **options),
                                each.mean().float())  # fmt: skip
     maps = Z.view(1, 4, 2, 3), T.view(1, 4, 2, 3)
     torch.testing.assert_close(
-        xent.sigmoid_focal_loss(*maps, alpha=ALPHA[:, None, None]),
+        xent.losses.sigmoid_focal_loss(*maps, alpha=ALPHA[:, None, None]),
         focal(*maps, ALPHA[:, None, None], 2.0).mean().float(),
     )
     module = xent.nn.SigmoidFocalLoss(alpha=ALPHA, gamma=1.5)
-    assert module(Z, T) == xent.sigmoid_focal_loss(Z, T, **options)
+    assert module(Z, T) == xent.losses.sigmoid_focal_loss(Z, T, **options)
     assert [name for name, _ in module.named_buffers()] == ["alpha"]
 
 
 def test_a_share_that_is_learned():
     alpha = ALPHA.double().requires_grad_()
     assert torch.autograd.gradcheck(
-        lambda a: xent.sigmoid_focal_loss(Z.double(), T.double(), alpha=a), alpha
+        lambda a: xent.losses.sigmoid_focal_loss(Z.double(), T.double(), alpha=a), alpha
     )
 
 
@@ -132,9 +132,9 @@ def test_bad_shares():
         (torch.tensor([1, 0, 1, 0]), "floating point"), (1.5, "at most 1"),
     ):  # fmt: skip
         with pytest.raises((TypeError, ValueError), match=f"`alpha`.*{words}"):
-            xent.sigmoid_focal_loss(Z, T, alpha=alpha)
+            xent.losses.sigmoid_focal_loss(Z, T, alpha=alpha)
     with pytest.raises(ValueError, match=r"alpha\.view\(-1, 1, 1\)"):
-        xent.sigmoid_focal_loss(Z.view(2, 4, 3, 1), T.view(2, 4, 3, 1), alpha=ALPHA)
+        xent.losses.sigmoid_focal_loss(Z.view(2, 4, 3, 1), T.view(2, 4, 3, 1), alpha=ALPHA)
 
 
 # ---- smoothing ----------------------------------------------------------------------------------
@@ -179,7 +179,9 @@ def test_smoothing_elsewhere():
     p = torch.sigmoid(Z)
     options = {"label_smoothing": 0.2}
     torch.testing.assert_close(xent.binary_cross_entropy(p, T, **options), each.mean())
-    torch.testing.assert_close(xent.multilabel_cross_entropy(Z, T, **options), each.sum(1).mean())
+    torch.testing.assert_close(
+        xent.losses.multilabel_cross_entropy(Z, T, **options), each.sum(1).mean()
+    )
     for mark in (math.nan, -1.0):
         holed = torch.where(KNOWN, T, mark)
         torch.testing.assert_close(
@@ -203,4 +205,4 @@ def test_bad_smoothing():
     with pytest.raises(ValueError, match=r"`target` holds 1\.05"):  # which smoothing would hide
         loss(Z, 1.05 * T, label_smoothing=0.2)
     with pytest.raises(TypeError, match="unexpected keyword argument 'label_smoothing'"):
-        xent.sigmoid_focal_loss(Z, T, label_smoothing=0.0)
+        xent.losses.sigmoid_focal_loss(Z, T, label_smoothing=0.0)

@@ -104,7 +104,7 @@ def test_samples_of_torch_itself(name, dtype):
     samples = list(INFOS[name].sample_inputs("cpu", dtype, requires_grad=False))
     assert len(samples) > 5
     for sample in samples:
-        ours = run(getattr(xent, name), sample.input, *sample.args, **sample.kwargs)
+        ours = run(getattr(xent.losses, name), sample.input, *sample.args, **sample.kwargs)
         theirs = run(getattr(F, name), sample.input, *sample.args, **sample.kwargs)
         for a, b in zip(ours, theirs, strict=True):
             assert (a.shape, a.dtype) == (b.shape, b.dtype)
@@ -197,8 +197,16 @@ WRONG = {
     "byte pixels": (lambda: BCE(Z, (Y + 128).byte()), ValueError, "divide by 255"),
     "signs": (lambda: BCE(Z, Y - 1), ValueError, r"\(target \+ 1\) / 2"),
     "just above": (lambda: BCE(Z, Y + 1.001), ValueError, "holds 1.001.*unnormalized"),
-    "focal above": (lambda: xent.sigmoid_focal_loss(Z, Y + 2), ValueError, "between 0 and 1"),
-    "quality above": (lambda: xent.quality_focal_loss(Z, Y + 2), ValueError, "between 0 and 1"),
+    "focal above": (
+        lambda: xent.losses.sigmoid_focal_loss(Z, Y + 2),
+        ValueError,
+        "between 0 and 1",
+    ),
+    "quality above": (
+        lambda: xent.losses.quality_focal_loss(Z, Y + 2),
+        ValueError,
+        "between 0 and 1",
+    ),
     "weight": (lambda: BCE(Z, Y, torch.ones(4)), ValueError, "`weight` must broadcast"),
     "big weight": (lambda: BCE(Z, Y, torch.ones(2, 4, 3)), ValueError, "`weight` must broadcast"),
     "pos_weight": (lambda: BCE(Z, Y, pos_weight=torch.ones(2)), ValueError, "`pos_weight` must"),
@@ -218,33 +226,51 @@ WRONG = {
     "ignore_value": (lambda: BCE(Z, Y, ignore_value="x"), ValueError, "ignore_value"),
     "engine": (lambda: BCE(Z, Y, engine="cuda"), ValueError, "engine"),
     "no kernel": (
-        lambda: xent.reconstruction_excess(Z, Y, engine="native"), ValueError, "cannot do this",
+        lambda: xent.losses.reconstruction_excess(Z, Y, engine="native"),
+        ValueError,
+        "cannot do this",
     ),
     "no kernel for GPUs": (
-        lambda: xent.reconstruction_excess(Z, Y, engine="triton"), ValueError, "cannot do this",
+        lambda: xent.losses.reconstruction_excess(Z, Y, engine="triton"),
+        ValueError,
+        "cannot do this",
     ),
     "float64 for GPUs": (
-        lambda: BCE(Z, Y, torch.ones(3).double(), engine="triton"), ValueError, "cannot do this",
+        lambda: BCE(Z, Y, torch.ones(3).double(), engine="triton"),
+        ValueError,
+        "cannot do this",
     ),
-    "gamma": (lambda: xent.sigmoid_focal_loss(Z, Y, gamma=-1), ValueError, "`gamma`"),
-    "alpha": (lambda: xent.sigmoid_focal_loss(Z, Y, alpha=-1), ValueError, "`alpha`"),
-    "clip": (lambda: xent.asymmetric_loss(Z, Y, clip=1.5), ValueError, "`clip`"),
+    "gamma": (lambda: xent.losses.sigmoid_focal_loss(Z, Y, gamma=-1), ValueError, "`gamma`"),
+    "alpha": (lambda: xent.losses.sigmoid_focal_loss(Z, Y, alpha=-1), ValueError, "`alpha`"),
+    "clip": (lambda: xent.losses.asymmetric_loss(Z, Y, clip=1.5), ValueError, "`clip`"),
     "eps": (lambda: xent.binary_cross_entropy(Z, Y, eps=0.7), ValueError, "`eps`"),
-    "unknown": (lambda: xent.sigmoid_focal_loss(Z, Y, delta=1), TypeError, "delta"),
-    "not offered": (lambda: xent.sigmoid_focal_loss(Z, Y, pos_weight=Z), TypeError, "pos_weight"),
+    "unknown": (lambda: xent.losses.sigmoid_focal_loss(Z, Y, delta=1), TypeError, "delta"),
+    "not offered": (
+        lambda: xent.losses.sigmoid_focal_loss(Z, Y, pos_weight=Z),
+        TypeError,
+        "pos_weight",
+    ),
     "logits for probabilities": (
-        lambda: xent.binary_cross_entropy(Z + 2, Y), ValueError, "binary_cross_entropy_with_logits",
+        lambda: xent.binary_cross_entropy(Z + 2, Y),
+        ValueError,
+        "binary_cross_entropy_with_logits",
     ),
     "one logit for a probability": (
-        lambda: xent.binary_cross_entropy(torch.tensor([0.0, 1.0, 1.5]), Y[0]), ValueError, "1.5",
+        lambda: xent.binary_cross_entropy(torch.tensor([0.0, 1.0, 1.5]), Y[0]),
+        ValueError,
+        "1.5",
     ),
     "one sign for a probability": (
-        lambda: xent.binary_cross_entropy(torch.tensor([0.0, 1.0, -1.0]), Y[0]), ValueError, "-1",
+        lambda: xent.binary_cross_entropy(torch.tensor([0.0, 1.0, -1.0]), Y[0]),
+        ValueError,
+        "-1",
     ),
     "nan probability": (
-        lambda: xent.binary_cross_entropy(Z * torch.nan, Y), ValueError, "`input` holds nan",
+        lambda: xent.binary_cross_entropy(Z * torch.nan, Y),
+        ValueError,
+        "`input` holds nan",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", WRONG)
@@ -259,7 +285,7 @@ def test_a_bad_target_is_found_wherever_it_is(every_engine, size):
     engine, size = every_engine, min(size, 5000) if every_engine == "triton" else size
     z, t = torch.zeros(size), torch.zeros(size)
     t[-1] = 1.5
-    for loss in (BCE, xent.quality_focal_loss):
+    for loss in (BCE, xent.losses.quality_focal_loss):
         for reduction in ("mean", "none"):
             with pytest.raises(ValueError, match=r"holds 1\.5"):
                 loss(z, t, reduction=reduction, engine=engine)
@@ -315,7 +341,7 @@ def test_labels_of_any_type(every_engine, dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, *HALF], ids=str)
 def test_a_mark_may_be_a_number_that_targets_round(every_engine, dtype):
     z, t = torch.tensor([1.0, 2.0]).to(dtype), torch.tensor([0.1, 0.7]).to(dtype)
-    for loss in (BCE, xent.quality_focal_loss):  # in float32 and in float64
+    for loss in (BCE, xent.losses.quality_focal_loss):  # in float32 and in float64
         left = loss(z, t, ignore_value=0.1, reduction="none", engine=every_engine)
         assert left.tolist() == [0, loss(z[1:], t[1:], engine=every_engine).item()]
 

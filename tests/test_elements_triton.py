@@ -81,7 +81,7 @@ def focal(z, t, gamma=2.0):
 def test_any_number_of_elements(count, gamma, small_blocks):
     z, t = torch.randn(count), torch.randint(2, (count,)).float()
     options = {"gamma": gamma, "reduction": "sum"}
-    value, grad = value_and_grad(xent.sigmoid_focal_loss, z, t, engine="triton", **options)
+    value, grad = value_and_grad(xent.losses.sigmoid_focal_loss, z, t, engine="triton", **options)
     truth, slope = value_and_grad(focal, z.double(), t.double(), gamma)
     assert ulps(value, truth) <= 2
     assert not count or ulps(grad, slope).max() <= 12
@@ -162,7 +162,7 @@ def test_a_divisor_on_the_device():
 
 def test_slopes_in_a_sum_of_losses():
     z, t = torch.randn(300, requires_grad=True), torch.randint(2, (300,)).float()
-    one, two = BCE(z, t, engine="triton"), xent.sigmoid_focal_loss(z, t, engine="triton")
+    one, two = BCE(z, t, engine="triton"), xent.losses.sigmoid_focal_loss(z, t, engine="triton")
     (grad,) = torch.autograd.grad(one + 3 * two, z)
     x = z.detach().double().requires_grad_()
     plain = F.binary_cross_entropy_with_logits(x, t.double())

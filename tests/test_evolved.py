@@ -67,13 +67,13 @@ def ngl(z, y, _=None):
 
 
 def ngl_loss(input, target, engine=None, **options):
-    return xent.ngl_loss(input, target, **options)
+    return xent.losses.ngl_loss(input, target, **options)
 
 
 EVOLVED = [
-    Loss("baikal", xent.baikal_loss, baikal, soft=False, offset=True),
-    Loss("baikal cma", xent.baikal_cma_loss, baikal_cma, soft=False, offset=True),
-    Loss("taylorglo", xent.taylorglo_loss, taylorglo(CROSS_ENTROPY), soft=False,
+    Loss("baikal", xent.losses.baikal_loss, baikal, soft=False, offset=True),
+    Loss("baikal cma", xent.losses.baikal_cma_loss, baikal_cma, soft=False, offset=True),
+    Loss("taylorglo", xent.losses.taylorglo_loss, taylorglo(CROSS_ENTROPY), soft=False,
          options={"theta": CROSS_ENTROPY}),
     Loss("ngl", ngl_loss, ngl),
 ]  # fmt: skip
@@ -166,8 +166,8 @@ def exact_taylorglo(z, y):
 
 
 EXACT = {
-    "baikal": (xent.baikal_loss, exact_baikal),
-    "taylorglo": (xent.taylorglo_loss, exact_taylorglo),
+    "baikal": (xent.losses.baikal_loss, exact_baikal),
+    "taylorglo": (xent.losses.taylorglo_loss, exact_taylorglo),
     "ngl": (ngl_loss, exact_ngl),
 }
 
@@ -199,8 +199,8 @@ def test_fifty_digits_at_every_margin(name, engine):
 
 def test_ngl_of_one_class():
     # A certain class that is the target, and what impossible classes beside it add.
-    alone = xent.ngl_loss(torch.zeros(1, 1), torch.tensor([0]))
-    two = xent.ngl_loss(torch.tensor([[100.0, 0.0]]), torch.tensor([0]))
+    alone = xent.losses.ngl_loss(torch.zeros(1, 1), torch.tensor([0]))
+    two = xent.losses.ngl_loss(torch.tensor([[100.0, 0.0]]), torch.tensor([0]))
     assert abs(alone.item() - 0.71954) < 5e-6
     assert abs(2 * two.item() - 0.71954 - 10.5848) < 5e-5
 
@@ -210,7 +210,7 @@ def test_the_polynomial_the_authors_write_for_cross_entropy():
     z, y = torch.randn(20, 7, dtype=torch.float64), torch.randint(7, (20,))
     p, x = torch.softmax(z, -1), labels(z, y)
     published = 0.166667 - p + 2 * p * p - 1.33333 * p**3 + x * (2.19315 - 4 * p + 2 * p * p)
-    loss = xent.taylorglo_loss(z, y, theta=CROSS_ENTROPY, reduction="none")
+    loss = xent.losses.taylorglo_loss(z, y, theta=CROSS_ENTROPY, reduction="none")
     gaps = published.sum(-1) - loss
     assert (gaps - gaps.mean()).abs().max() < 1e-5  # of which they print six digits
 
@@ -220,7 +220,7 @@ def test_every_parameter_of_taylorglo_that_can_steer_does():
     theta = torch.tensor(MNIST, dtype=torch.float64)
 
     def slope(theta):
-        return torch.func.grad(lambda x: xent.taylorglo_loss(x, y, theta=theta))(z)
+        return torch.func.grad(lambda x: xent.losses.taylorglo_loss(x, y, theta=theta))(z)
 
     steering = torch.func.jacfwd(slope)(theta).abs().amax((0, 1))  # per parameter
     assert steering[2] == 0  # multiplies the sum of the probabilities
@@ -230,17 +230,19 @@ def test_every_parameter_of_taylorglo_that_can_steer_does():
 def test_theta_may_be_learnt():
     z, y = torch.randn(5, 4, dtype=torch.float64), torch.randint(4, (5,))
     theta = torch.tensor(CROSS_ENTROPY, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda t: xent.taylorglo_loss(z, y, theta=t), theta)
+    assert torch.autograd.gradcheck(lambda t: xent.losses.taylorglo_loss(z, y, theta=t), theta)
     batch = torch.stack([theta.detach(), torch.tensor(MNIST, dtype=torch.float64)])
-    both = torch.func.vmap(lambda t: xent.taylorglo_loss(z, y, theta=t))(batch)
+    both = torch.func.vmap(lambda t: xent.losses.taylorglo_loss(z, y, theta=t))(batch)
     for row, value in zip(batch.tolist(), both, strict=True):
-        torch.testing.assert_close(value, xent.taylorglo_loss(z, y, theta=row))
+        torch.testing.assert_close(value, xent.losses.taylorglo_loss(z, y, theta=row))
 
 
 def test_baikal_cma_of_ones_is_baikal():
     z, y = torch.randn(9, 5, dtype=torch.float64) * 9, torch.randint(5, (9,))
-    ones = xent.baikal_cma_loss(z, y, coefficients=(1,) * 6, reduction="none")
-    torch.testing.assert_close(ones, xent.baikal_loss(z, y, reduction="none"), rtol=1e-14, atol=0)
+    ones = xent.losses.baikal_cma_loss(z, y, coefficients=(1,) * 6, reduction="none")
+    torch.testing.assert_close(
+        ones, xent.losses.baikal_loss(z, y, reduction="none"), rtol=1e-14, atol=0
+    )
 
 
 # ---- finite, smooth, differentiable in every mode -----------------------------------------------
@@ -257,7 +259,7 @@ def test_finite_at_a_hundred(loss, dtype):
         assert grad[1, 0] < 0
 
 
-@pytest.mark.parametrize("call", [xent.baikal_loss, xent.baikal_cma_loss])
+@pytest.mark.parametrize("call", [xent.losses.baikal_loss, xent.losses.baikal_cma_loss])
 def test_the_tangent_takes_over_smoothly(call):
     nats = torch.tensor([19.999, 20.0, 20.001, 25.0, 30.0], dtype=torch.float64)
     z = torch.stack([torch.zeros_like(nats), torch.log(torch.expm1(nats))], 1)
@@ -318,7 +320,7 @@ NAMES = ("baikal_loss", "baikal_cma_loss", "taylorglo_loss", "ngl_loss")
 
 @pytest.mark.parametrize("name", NAMES)
 def test_facts(name):
-    fact, call = CATALOG[name], getattr(xent, name)
+    fact, call = CATALOG[name], getattr(xent.losses, name)
     q = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
     assert not fact.proper
     assert (least_expected(call, q) - q).abs().max() > 0.02
@@ -348,25 +350,25 @@ def test_bad_input():
     for name in NAMES:
         if name != "ngl_loss":
             with pytest.raises(ValueError, match="one class per row"):
-                getattr(xent, name)(z, torch.softmax(z, 1))
+                getattr(xent.losses, name)(z, torch.softmax(z, 1))
         with pytest.raises(ValueError, match="out of bounds"):
-            getattr(xent, name)(z, y + 2)
+            getattr(xent.losses, name)(z, y + 2)
         with pytest.raises(TypeError, match="unexpected keyword"):
-            getattr(xent, name)(z, y, gamma=1)
+            getattr(xent.losses, name)(z, y, gamma=1)
     for theta in ((1.0,) * 7, 3.0, "eight ch", torch.ones(7), torch.ones(8, dtype=torch.int64)):
         with pytest.raises(ValueError, match="`theta` must hold 8"):
-            xent.taylorglo_loss(z, y, theta=theta)
+            xent.losses.taylorglo_loss(z, y, theta=theta)
     with pytest.raises(ValueError, match="`theta` must be a finite number"):
-        xent.taylorglo_loss(z, y, theta=(float("nan"),) * 8)
+        xent.losses.taylorglo_loss(z, y, theta=(float("nan"),) * 8)
     for bad in ((1, 1, 0, 1, 1, 1), (1, 1, 1, 1, 1, 0)):
         with pytest.raises(ValueError, match="positive third"):
-            xent.baikal_cma_loss(z, y, coefficients=bad)
+            xent.losses.baikal_cma_loss(z, y, coefficients=bad)
     with pytest.raises(ValueError, match="`coefficients` must hold 6"):
-        xent.baikal_cma_loss(z, y, coefficients=(1, 2, 3, 4))
+        xent.losses.baikal_cma_loss(z, y, coefficients=(1, 2, 3, 4))
     with pytest.raises(ValueError, match="`alpha`"):
-        xent.ngl_loss(z, y, alpha=float("inf"))
+        xent.losses.ngl_loss(z, y, alpha=float("inf"))
     with pytest.raises(ValueError, match="reduction"):
-        xent.ngl_loss(z, y, reduction="average")
+        xent.losses.ngl_loss(z, y, reduction="average")
 
 
 def test_ngl_of_soft_targets():
@@ -374,21 +376,23 @@ def test_ngl_of_soft_targets():
     q = torch.softmax(q, -1)
     p = torch.softmax(z, -1)
     expected = (torch.exp(ALPHA - p - p * q) - torch.cos(torch.cos(torch.sin(p)))).mean(-1)
-    torch.testing.assert_close(xent.ngl_loss(z, q, reduction="none"), expected)
+    torch.testing.assert_close(xent.losses.ngl_loss(z, q, reduction="none"), expected)
 
 
 def test_ngl_weighs_and_counts_as_the_frame_does():
     z, y = torch.randn(6, 4, dtype=torch.float64), torch.tensor([0, 1, 2, 3, -100, 1])
     w = torch.tensor([1.0, 2.0, 0.5, 3.0], dtype=torch.float64)
-    rows = xent.ngl_loss(z, y, w, reduction="none")
+    rows = xent.losses.ngl_loss(z, y, w, reduction="none")
     assert rows[4] == 0
     kept = y >= 0
     torch.testing.assert_close(rows[kept], ngl(z[kept], y[kept]) * w[y[kept]])
-    mean = xent.ngl_loss(z, y, w)
+    mean = xent.losses.ngl_loss(z, y, w)
     torch.testing.assert_close(mean, rows.sum() / w[y[kept]].sum())
-    torch.testing.assert_close(xent.ngl_loss(z, y, w, normalizer="count"), rows.sum() / 5)
+    torch.testing.assert_close(xent.losses.ngl_loss(z, y, w, normalizer="count"), rows.sum() / 5)
     picture = z.T.reshape(1, 4, 2, 3)
-    torch.testing.assert_close(xent.ngl_loss(picture, y.view(1, 2, 3), w), mean)
-    capped = xent.ngl_loss(z, y, logit_scale=2.0, softcap=3.0, class_bias=w, reduction="none")
+    torch.testing.assert_close(xent.losses.ngl_loss(picture, y.view(1, 2, 3), w), mean)
+    capped = xent.losses.ngl_loss(
+        z, y, logit_scale=2.0, softcap=3.0, class_bias=w, reduction="none"
+    )
     shown = 3 * torch.tanh(2 * z / 3) + w
     torch.testing.assert_close(capped[kept], ngl(shown[kept], y[kept]))

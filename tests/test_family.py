@@ -22,13 +22,13 @@ WIDE = 1e-13
 # ---- functions of the log-odds, against 50 digits -----------------------------------------------
 
 LOG_ODDS = {  # loss of (p, q = 1 - p), hyperparameters
-    "focal": (xent.focal_loss, {}, lambda p, q: -(q**2) * mpmath.log(p)),
+    "focal": (xent.losses.focal_loss, {}, lambda p, q: -(q**2) * mpmath.log(p)),
     "focal below 1": (
-        xent.focal_loss, {"gamma": 0.5}, lambda p, q: -mpmath.sqrt(q) * mpmath.log(p)
+        xent.losses.focal_loss, {"gamma": 0.5}, lambda p, q: -mpmath.sqrt(q) * mpmath.log(p)
     ),
-    "poly1": (xent.poly1_loss, {}, lambda p, q: -mpmath.log(p) + 2 * q),
-    "taylor": (xent.taylor_cross_entropy, {}, lambda p, q: q + q**2 / 2),
-    "complementary": (xent.complementary_loss, {}, lambda p, q: -mpmath.log(q)),
+    "poly1": (xent.losses.poly1_loss, {}, lambda p, q: -mpmath.log(p) + 2 * q),
+    "taylor": (xent.losses.taylor_cross_entropy, {}, lambda p, q: q + q**2 / 2),
+    "complementary": (xent.losses.complementary_loss, {}, lambda p, q: -mpmath.log(q)),
 }  # fmt: skip
 
 
@@ -64,17 +64,23 @@ def test_the_brier_score_of_two_classes(engine):
     d = torch.arange(-80, 80.5, 0.5)
     z = torch.stack([d, torch.zeros_like(d)], 1)
     y = torch.zeros(len(z), dtype=torch.int64)
-    value, grad = value_and_grad(xent.brier_loss, z, y, reduction="none", engine=engine)
+    value, grad = value_and_grad(xent.losses.brier_loss, z, y, reduction="none", engine=engine)
     p, q = torch.sigmoid(d.double()), torch.sigmoid(-d.double())
     assert worst(value, 2 * q**2) <= LOSS_ULPS
     torch.testing.assert_close(grad[:, 0].double(), -4 * p * q**2, rtol=1e-5, atol=1e-7)
 
 
 FINITE = [
-    xent.focal_loss, xent.poly1_loss, xent.taylor_cross_entropy, xent.smoothed_cross_entropy,
-    xent.confidence_penalty_loss, xent.complementary_loss, xent.brier_loss,
-    xent.crammer_singer_loss, xent.recall_loss,
-]  # fmt: skip
+    xent.losses.focal_loss,
+    xent.losses.poly1_loss,
+    xent.losses.taylor_cross_entropy,
+    xent.losses.smoothed_cross_entropy,
+    xent.losses.confidence_penalty_loss,
+    xent.losses.complementary_loss,
+    xent.losses.brier_loss,
+    xent.losses.crammer_singer_loss,
+    xent.losses.recall_loss,
+]
 
 
 @pytest.mark.parametrize("loss", FINITE, ids=lambda loss: loss.__name__)
@@ -92,7 +98,12 @@ def test_nothing_overflows(loss, size, engine):
 def test_focal_loss_of_a_certainty(gamma, engine):
     z = torch.tensor([[0.0, -math.inf], [300.0, -300.0]])
     value, grad = value_and_grad(
-        xent.focal_loss, z, torch.tensor([0, 0]), gamma=gamma, reduction="none", engine=engine
+        xent.losses.focal_loss,
+        z,
+        torch.tensor([0, 0]),
+        gamma=gamma,
+        reduction="none",
+        engine=engine,
     )
     assert not value.any()
     assert not grad.any()
@@ -108,15 +119,15 @@ def focal_rows(z, y, gamma):
 
 RAMP = torch.linspace(1.0, 3.0, 7, dtype=torch.float64)
 LIMITS = [
-    (xent.focal_loss, {"gamma": 0.0}),
-    (xent.poly1_loss, {"epsilon": 0.0}),
-    (xent.smoothed_cross_entropy, {"smoothing": 0.0, "prior": RAMP}),
-    (xent.confidence_penalty_loss, {"beta": 0.0}),
-    (xent.logit_adjusted_loss, {"prior": RAMP, "tau": 0.0}),
-    (xent.logit_adjusted_loss, {"prior": torch.ones_like(RAMP)}),
-    (xent.vs_loss, {"counts": RAMP, "tau": 0.0, "gamma": 0.0}),
-    (xent.cosface_loss, {"margin": 0.0, "scale": 1.0}),
-    (xent.ldam_loss, {"counts": RAMP, "max_margin": 0.0, "scale": 1.0}),
+    (xent.losses.focal_loss, {"gamma": 0.0}),
+    (xent.losses.poly1_loss, {"epsilon": 0.0}),
+    (xent.losses.smoothed_cross_entropy, {"smoothing": 0.0, "prior": RAMP}),
+    (xent.losses.confidence_penalty_loss, {"beta": 0.0}),
+    (xent.losses.logit_adjusted_loss, {"prior": RAMP, "tau": 0.0}),
+    (xent.losses.logit_adjusted_loss, {"prior": torch.ones_like(RAMP)}),
+    (xent.losses.vs_loss, {"counts": RAMP, "tau": 0.0, "gamma": 0.0}),
+    (xent.losses.cosface_loss, {"margin": 0.0, "scale": 1.0}),
+    (xent.losses.ldam_loss, {"counts": RAMP, "max_margin": 0.0, "scale": 1.0}),
 ]
 
 
@@ -133,18 +144,20 @@ def test_more_limits(engine):
     z, y = torch.randn(9, 7, dtype=torch.float64), torch.randint(7, (9,))
     each = {"reduction": "none", "engine": engine}
     ce = F.cross_entropy(z, y, reduction="none")
-    far = xent.taylor_cross_entropy(z, y, terms=2000, **each)
+    far = xent.losses.taylor_cross_entropy(z, y, terms=2000, **each)
     torch.testing.assert_close(far, ce, rtol=1e-10, atol=0)
     smooth = F.cross_entropy(z, y, label_smoothing=0.3, reduction="none")
-    torch.testing.assert_close(xent.smoothed_cross_entropy(z, y, smoothing=0.3, **each), smooth)
-    vs = xent.vs_loss(z, y, counts=RAMP, gamma=0.0, **each)
+    torch.testing.assert_close(
+        xent.losses.smoothed_cross_entropy(z, y, smoothing=0.3, **each), smooth
+    )
+    vs = xent.losses.vs_loss(z, y, counts=RAMP, gamma=0.0, **each)
     adjusted = F.cross_entropy(z + torch.log(RAMP / RAMP.sum()), y, reduction="none")
     torch.testing.assert_close(vs, adjusted)
 
 
 def test_temperature_is_a_scale(engine):
     z, y = torch.randn(9, 7, dtype=torch.float64), torch.randint(7, (9,))
-    cold = xent.focal_loss(z, y, logit_scale=1 / 0.5, engine=engine)
+    cold = xent.losses.focal_loss(z, y, logit_scale=1 / 0.5, engine=engine)
     torch.testing.assert_close(cold, focal_rows(z / 0.5, y, gamma=2).mean())
 
 
@@ -152,8 +165,12 @@ def test_temperature_is_a_scale(engine):
 
 
 def test_one_loss_has_three_names():
-    assert xent.balanced_softmax_loss is xent.pc_softmax_loss is xent.logit_adjusted_loss
-    assert xent.unlikelihood_loss is xent.complementary_loss
+    assert (
+        xent.losses.balanced_softmax_loss
+        is xent.losses.pc_softmax_loss
+        is xent.losses.logit_adjusted_loss
+    )
+    assert xent.losses.unlikelihood_loss is xent.losses.complementary_loss
 
 
 def test_the_balanced_softmax_and_the_corrected_one_differ_by_a_constant(engine):
@@ -161,28 +178,28 @@ def test_the_balanced_softmax_and_the_corrected_one_differ_by_a_constant(engine)
     z, y = torch.randn(9, 7, dtype=torch.float64), torch.randint(7, (9,))
     log_prior = torch.log(RAMP / RAMP.sum())
     corrected = torch.logsumexp(z + log_prior, 1) - z.gather(1, y[:, None])[:, 0]
-    balanced = xent.balanced_softmax_loss(z, y, prior=RAMP, reduction="none", engine=engine)
+    balanced = xent.losses.balanced_softmax_loss(z, y, prior=RAMP, reduction="none", engine=engine)
     torch.testing.assert_close(corrected, balanced + log_prior[y], rtol=1e-14, atol=1e-14)
 
 
 def test_adjusting_afterwards_undoes_the_prior():
     z, counts = torch.randn(9, 7), RAMP.float() * 10
-    adjusted = xent.adjust_logits(z + torch.log(RAMP / RAMP.sum()).float(), counts)
+    adjusted = xent.losses.adjust_logits(z + torch.log(RAMP / RAMP.sum()).float(), counts)
     torch.testing.assert_close(adjusted, z)
-    pixels = xent.adjust_logits(z[:, :, None, None].expand(-1, -1, 2, 3), counts)
+    pixels = xent.losses.adjust_logits(z[:, :, None, None].expand(-1, -1, 2, 3), counts)
     torch.testing.assert_close(pixels[:, :, 1, 2], z - torch.log(RAMP / RAMP.sum()).float())
     with pytest.raises(ValueError, match="positive number for each of the 7"):
-        xent.adjust_logits(z, torch.tensor([1.0, 0, 1, 1, 1, 1, 1]))
+        xent.losses.adjust_logits(z, torch.tensor([1.0, 0, 1, 1, 1, 1, 1]))
     for bad in (z[0, 0], z.long()):
         with pytest.raises(TypeError, match="`input` must hold floating-point logits"):
-            xent.adjust_logits(bad, counts)
+            xent.losses.adjust_logits(bad, counts)
 
 
 def test_a_class_that_never_occurs_is_masked(engine):
     prior = torch.tensor([1.0, 0.0, 2.0])
     z, y = torch.randn(4, 3), torch.tensor([0, 2, 2, 0])
     value, grad = value_and_grad(
-        xent.logit_adjusted_loss, z, y, prior=prior, reduction="none", engine=engine
+        xent.losses.logit_adjusted_loss, z, y, prior=prior, reduction="none", engine=engine
     )
     two = F.cross_entropy(
         z[:, [0, 2]] + torch.log(prior[[0, 2]] / 3), torch.tensor([0, 1, 1, 0]), reduction="none"
@@ -199,16 +216,18 @@ def test_effective_number_weights():
     beta = mpf("0.9999")
     raw = [(1 - beta) / (1 - beta ** int(n)) for n in counts[:3].tolist()]
     truth = torch.tensor([float(4 * w / sum(raw)) for w in raw] + [0.0], dtype=torch.float64)
-    torch.testing.assert_close(xent.effective_number_weights(counts), truth, rtol=1e-13, atol=0)
-    narrow = xent.effective_number_weights(counts.float())
+    torch.testing.assert_close(
+        xent.losses.effective_number_weights(counts), truth, rtol=1e-13, atol=0
+    )
+    narrow = xent.losses.effective_number_weights(counts.float())
     torch.testing.assert_close(narrow.double(), truth, rtol=2**-24, atol=0)
     some = counts[:3]
     torch.testing.assert_close(
-        xent.effective_number_weights(some, beta=1.0), 3 / some / (1 / some).sum()
+        xent.losses.effective_number_weights(some, beta=1.0), 3 / some / (1 / some).sum()
     )
-    assert torch.equal(xent.effective_number_weights(some, beta=0.0), torch.ones_like(some))
-    assert xent.deferred_weights(counts, 159) is None
-    torch.testing.assert_close(xent.deferred_weights(counts, 160), truth, rtol=1e-13, atol=0)
+    assert torch.equal(xent.losses.effective_number_weights(some, beta=0.0), torch.ones_like(some))
+    assert xent.losses.deferred_weights(counts, 159) is None
+    torch.testing.assert_close(xent.losses.deferred_weights(counts, 160), truth, rtol=1e-13, atol=0)
 
 
 @pytest.mark.parametrize(
@@ -216,14 +235,14 @@ def test_effective_number_weights():
 )
 def test_counts_that_are_none(counts):
     with pytest.raises(ValueError, match="`counts`"):
-        xent.effective_number_weights(torch.tensor(counts))
+        xent.losses.effective_number_weights(torch.tensor(counts))
 
 
 def test_more_bad_counts():
     with pytest.raises(TypeError, match=r"call .float\(\)"):
-        xent.effective_number_weights(torch.tensor([1, 2]))
+        xent.losses.effective_number_weights(torch.tensor([1, 2]))
     with pytest.raises(ValueError, match=r"`beta` must be at least 0 and at most 1, got 1\.1"):
-        xent.effective_number_weights(torch.ones(2), beta=1.1)
+        xent.losses.effective_number_weights(torch.ones(2), beta=1.1)
 
 
 # ---- cosines ------------------------------------------------------------------------------------
@@ -258,22 +277,22 @@ def test_a_margin_makes_it_harder_all_the_way():
     z = torch.stack([cos, torch.zeros_like(cos)], 1)
     y = torch.zeros(len(z), dtype=torch.int64)
     for loss, options in (
-        (xent.arcface_loss, {"scale": 8.0}),
-        (xent.large_margin_loss, {"scale": 8.0, "margin": 4}),
-        (xent.cosface_loss, {"scale": 8.0}),
+        (xent.losses.arcface_loss, {"scale": 8.0}),
+        (xent.losses.large_margin_loss, {"scale": 8.0, "margin": 4}),
+        (xent.losses.cosface_loss, {"scale": 8.0}),
     ):
         value = loss(z, y, reduction="none", **options)
         plain = F.cross_entropy(8 * z, y, reduction="none")
         assert (value.diff() < 0).all()  # falls with the cosine, through every branch
         assert (value >= plain * (1 - 1e-12)).all()
-    one = xent.large_margin_loss(z, y, reduction="none", scale=8.0, margin=1)
+    one = xent.losses.large_margin_loss(z, y, reduction="none", scale=8.0, margin=1)
     torch.testing.assert_close(one, plain)
 
 
 def test_large_margin_with_a_length_per_row():
     cos = torch.rand(5, 4, dtype=torch.float64) * 2 - 1
     y, lengths = torch.tensor([0, 1, 2, 3, 0]), torch.rand(5, dtype=torch.float64) * 9 + 1
-    together = xent.large_margin_loss(cos, y, scale=lengths, margin=3, reduction="none")
+    together = xent.losses.large_margin_loss(cos, y, scale=lengths, margin=3, reduction="none")
     theta = torch.acos(cos.gather(1, y[:, None]))
     k = torch.floor(3 * theta / math.pi)
     psi = (-1) ** k * torch.cos(3 * theta) - 2 * k
@@ -293,13 +312,13 @@ def test_recall_loss_weighs_by_what_the_batch_misses(engine):
         ((wrong & (y == c)).sum() + 1.0) / ((y == c).sum() + 1.0) for c in range(5)
     ]).double()  # fmt: skip
     truth = -torch.log_softmax(z, 1)[torch.arange(60), y.clamp(min=0)] * weights[y.clamp(min=0)]
-    value = xent.recall_loss(z, y, reduction="none", engine=engine)
+    value = xent.losses.recall_loss(z, y, reduction="none", engine=engine)
     torch.testing.assert_close(value, truth * kept)
-    mean = xent.recall_loss(z, y, engine=engine)
+    mean = xent.losses.recall_loss(z, y, engine=engine)
     torch.testing.assert_close(mean, truth[kept].mean())
     # A class that is ignored does not spoil the counts of the class with its number.
     ignored = torch.where(kept, y, 4)
-    again = xent.recall_loss(z, ignored, ignore_index=4, reduction="none", engine=engine)
+    again = xent.losses.recall_loss(z, ignored, ignore_index=4, reduction="none", engine=engine)
     known = kept & (y != 4)
     torch.testing.assert_close(again[known], value[known])
 
@@ -310,8 +329,8 @@ def test_the_hardest_rows(keep, k):
     y[[2, 5]] = -100
     rows = F.cross_entropy(z, y, reduction="none")[y >= 0]
     truth = rows.sort(descending=True).values[:k].mean()
-    torch.testing.assert_close(xent.hardest_loss(z, y, keep), truth)
-    focal = xent.hardest_loss(z, y, keep, loss=xent.focal_loss, gamma=1.0)
+    torch.testing.assert_close(xent.losses.hardest_loss(z, y, keep), truth)
+    focal = xent.losses.hardest_loss(z, y, keep, loss=xent.losses.focal_loss, gamma=1.0)
     rows = focal_rows(z[y >= 0], y[y >= 0], gamma=1)
     torch.testing.assert_close(focal, rows.sort(descending=True).values[:k].mean())
 
@@ -319,25 +338,25 @@ def test_the_hardest_rows(keep, k):
 @pytest.mark.parametrize("keep", [0, 0.0, -0.5, 1.5, math.nan, True])
 def test_a_part_that_is_none(keep):
     with pytest.raises(ValueError, match="`keep` must be"):
-        xent.hardest_loss(torch.randn(3, 2), torch.tensor([0, 1, 1]), keep)
+        xent.losses.hardest_loss(torch.randn(3, 2), torch.tensor([0, 1, 1]), keep)
 
 
 # ---- hyperparameters out of range ---------------------------------------------------------------
 
 Z, Y = torch.randn(4, 3), torch.tensor([0, 1, 2, 0])
 BAD = [
-    (xent.focal_loss, "gamma", -0.1, "at least 0"),
-    (xent.focal_loss, "gamma", math.inf, "finite number"),
-    (xent.focal_loss, "gamma", "2", "finite number"),
-    (xent.poly1_loss, "epsilon", -1.5, "at least -1"),
-    (xent.taylor_cross_entropy, "terms", 0, "at least 1"),
-    (xent.taylor_cross_entropy, "terms", 1.5, "whole number"),
-    (xent.smoothed_cross_entropy, "smoothing", 1.1, "at most 1"),
-    (xent.smoothed_cross_entropy, "prior", torch.ones(2), "3 classes"),
-    (xent.smoothed_cross_entropy, "prior", torch.tensor([1.0, -1, 1]), "no number below 0"),
-    (xent.arcface_loss, "margin", 2.0, "at least 0 and at most 1.5708"),
-    (xent.cosface_loss, "scale", 0.0, "greater than 0"),
-    (xent.large_margin_loss, "margin", 2.5, "whole number"),
+    (xent.losses.focal_loss, "gamma", -0.1, "at least 0"),
+    (xent.losses.focal_loss, "gamma", math.inf, "finite number"),
+    (xent.losses.focal_loss, "gamma", "2", "finite number"),
+    (xent.losses.poly1_loss, "epsilon", -1.5, "at least -1"),
+    (xent.losses.taylor_cross_entropy, "terms", 0, "at least 1"),
+    (xent.losses.taylor_cross_entropy, "terms", 1.5, "whole number"),
+    (xent.losses.smoothed_cross_entropy, "smoothing", 1.1, "at most 1"),
+    (xent.losses.smoothed_cross_entropy, "prior", torch.ones(2), "3 classes"),
+    (xent.losses.smoothed_cross_entropy, "prior", torch.tensor([1.0, -1, 1]), "no number below 0"),
+    (xent.losses.arcface_loss, "margin", 2.0, "at least 0 and at most 1.5708"),
+    (xent.losses.cosface_loss, "scale", 0.0, "greater than 0"),
+    (xent.losses.large_margin_loss, "margin", 2.5, "whole number"),
 ]
 
 
@@ -350,8 +369,8 @@ def test_hyperparameters_out_of_range(loss, name, value, message):
 
 def test_hyperparameters_that_are_missing_or_unknown():
     with pytest.raises(TypeError, match="needs the keyword argument `prior`"):
-        xent.logit_adjusted_loss(Z, Y)
+        xent.losses.logit_adjusted_loss(Z, Y)
     with pytest.raises(TypeError, match="unexpected keyword argument 'gama'"):
-        xent.focal_loss(Z, Y, gama=1.0)
+        xent.losses.focal_loss(Z, Y, gama=1.0)
     with pytest.raises(TypeError, match="sets `class_bias` itself"):
-        xent.logit_adjusted_loss(Z, Y, prior=torch.ones(3), class_bias=torch.ones(3))
+        xent.losses.logit_adjusted_loss(Z, Y, prior=torch.ones(3), class_bias=torch.ones(3))

@@ -83,10 +83,13 @@ def test_a_model_that_came_back_learns_on(tmp_path):
 @pytest.mark.parametrize(
     "parameters",
     [
-        {"C": math.inf, "loss": xent.brier_loss, "fit_intercept": False, "max_iter": 5},
+        {"C": math.inf, "loss": xent.losses.brier_loss, "fit_intercept": False, "max_iter": 5},
         {"C": np.float64(0.1), "max_iter": np.int64(500), "solver": "lbfgs"},
-        {"class_weight": {0: 1.0, 1: 2.0, 2: 0.5}, "loss": partial(xent.focal_loss, gamma=1.5)},
-        {"loss": partial(xent.logit_adjusted_loss, prior=torch.tensor([1.0, 2.0, 3.0]))},
+        {
+            "class_weight": {0: 1.0, 1: 2.0, 2: 0.5},
+            "loss": partial(xent.losses.focal_loss, gamma=1.5),
+        },
+        {"loss": partial(xent.losses.logit_adjusted_loss, prior=torch.tensor([1.0, 2.0, 3.0]))},
     ],
 )
 def test_parameters_come_back(parameters, tmp_path):
@@ -202,7 +205,7 @@ def test_what_cannot_be_saved_says_so(tmp_path):
         save(model)
     save(model.set_params(loss="cross_entropy"))
     with pytest.raises(TypeError, match="`loss: gamma` cannot be saved"):
-        save(model.set_params(loss=partial(xent.focal_loss, gamma=object())))
+        save(model.set_params(loss=partial(xent.losses.focal_loss, gamma=object())))
     with pytest.raises(TypeError, match="`tol` cannot be saved"):
         save(model.set_params(loss="cross_entropy", tol=object()))
     model.set_params(tol=1e-6).classes_ = np.array(["2020-01-01", "2020-01-02", "2021"], "M8[D]")

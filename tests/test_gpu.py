@@ -51,7 +51,9 @@ def test_more_than_2_31_logits():
         assert worst(grad[last].scatter(1, y[last, None], 0), hidden) <= 0.51
 
 
-@pytest.mark.parametrize("loss", [xent.cross_entropy, xent.focal_loss, xent.poly1_loss])
+@pytest.mark.parametrize(
+    "loss", [xent.cross_entropy, xent.losses.focal_loss, xent.losses.poly1_loss]
+)
 @pytest.mark.parametrize("options", [{}, {"reduction": "none"}], ids=["mean", "none"])
 def test_cuda_graphs(loss, options):
     z = torch.randn(256, 1000, device="cuda", requires_grad=True)
@@ -78,9 +80,9 @@ def test_cuda_graphs(loss, options):
 def test_inductor():
     z = torch.randn(64, 500, device="cuda")
     y = torch.randint(500, (64,), device="cuda")
-    compiled = torch.compile(lambda z, y: xent.focal_loss(z, y), fullgraph=True)
+    compiled = torch.compile(lambda z, y: xent.losses.focal_loss(z, y), fullgraph=True)
     for ours, theirs in zip(
-        value_and_grad(compiled, z, y), value_and_grad(xent.focal_loss, z, y), strict=True
+        value_and_grad(compiled, z, y), value_and_grad(xent.losses.focal_loss, z, y), strict=True
     ):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-8)
 
@@ -92,6 +94,6 @@ def test_no_call_waits():
     torch.cuda.set_sync_debug_mode("error")
     try:
         xent.cross_entropy(z, y).backward()
-        xent.focal_loss(z, y, reduction="none").sum().backward()
+        xent.losses.focal_loss(z, y, reduction="none").sum().backward()
     finally:
         torch.cuda.set_sync_debug_mode("default")

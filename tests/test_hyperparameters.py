@@ -65,7 +65,7 @@ def test_rules_of_the_catalog_are_those_of_its_modules():
     bodies = {name: inspect.unwrap(member.function) for name, member in CATALOG.items()}
     rules = {name: dict(Hyperparameters(body).checks) for name, body in bodies.items()}
     assert sum(map(len, rules.values())) > 40
-    assert type(rules["symmetric_noise_forward"]["rate"]).__name__ == "_BelowChance"
+    assert type(rules["forward_corrected_symmetric_noise_loss"]["rate"]).__name__ == "_BelowChance"
     assert type(rules["forward_corrected_cross_entropy"]["matrix"]).__name__ == "_Stochastic"
     assert type(rules["structured_cross_entropy"]["table"]).__name__ == "_SoftTargets"
     assert rules["smoothed_cross_entropy"]["prior"] == PerClass(0)

@@ -16,8 +16,8 @@ FILTERS, SCORES = get_args(Filter), get_args(Score)
 COUNTED = ("prune_by_noise_rate", "prune_by_class", "both")
 ALIKE = {7: 1, 2: 7, 5: 6, 6: 5, 3: 8}
 NOISE = {
-    "sym .2": xent.symmetric_noise_matrix(10, 0.2),
-    "asym .4": xent.pair_noise_matrix(10, 0.4, ALIKE),
+    "sym .2": xent.losses.symmetric_noise_matrix(10, 0.2),
+    "asym .4": xent.losses.pair_noise_matrix(10, 0.4, ALIKE),
 }
 
 
@@ -29,7 +29,9 @@ def digits(kind, seed=0):
     from sklearn.model_selection import cross_val_predict
 
     x, y = datasets.load_digits(return_X_y=True)
-    labels = xent.flip_labels(torch.tensor(y), NOISE[kind], torch.Generator().manual_seed(seed))
+    labels = xent.losses.flip_labels(
+        torch.tensor(y), NOISE[kind], torch.Generator().manual_seed(seed)
+    )
     classifier = LogisticRegression(C=0.1, max_iter=1000)
     p = cross_val_predict(classifier, x / 16, labels.numpy(), cv=3, method="predict_proba")
     return torch.tensor(p), labels, labels != torch.tensor(y)

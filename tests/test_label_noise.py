@@ -13,16 +13,16 @@ from .helpers import nats_below_top, value_and_grad, worst
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 
-FORWARD = xent.forward_corrected_cross_entropy
-BACKWARD = xent.backward_corrected_cross_entropy
+FORWARD = xent.losses.forward_corrected_cross_entropy
+BACKWARD = xent.losses.backward_corrected_cross_entropy
 CORRECTED = pytest.mark.parametrize("loss", [FORWARD, BACKWARD], ids=["forward", "backward"])
 
 C = 5
 Z = torch.randn(40, C, generator=torch.Generator().manual_seed(1)).double() * 3
 Y = torch.arange(40) % C
 EYE = torch.eye(C, dtype=torch.float64)
-SYMMETRIC = xent.symmetric_noise_matrix(C, 0.3)
-PAIR = xent.pair_noise_matrix(C, 0.4)
+SYMMETRIC = xent.losses.symmetric_noise_matrix(C, 0.3)
+PAIR = xent.losses.pair_noise_matrix(C, 0.4)
 ANY = torch.softmax(
     torch.randn(C, C, generator=torch.Generator().manual_seed(2)).double() + 3 * EYE, 1
 )
@@ -62,10 +62,10 @@ def test_no_noise_is_cross_entropy_for_the_surest_row(loss):
 
 @pytest.mark.parametrize("rate", [0.0, 1e-12, 0.2, 0.6])
 def test_symmetric_shortcuts(rate):
-    matrix = xent.symmetric_noise_matrix(C, rate)
+    matrix = xent.losses.symmetric_noise_matrix(C, rate)
     for shortcut, general in (
-        (xent.symmetric_noise_forward, FORWARD),
-        (xent.symmetric_noise_backward, BACKWARD),
+        (xent.losses.forward_corrected_symmetric_noise_loss, FORWARD),
+        (xent.losses.backward_corrected_symmetric_noise_loss, BACKWARD),
     ):
         a, da = value_and_grad(shortcut, Z, Y, rate=rate, reduction="none")
         b, db = value_and_grad(general, Z, Y, matrix=matrix, reduction="none")
@@ -73,8 +73,8 @@ def test_symmetric_shortcuts(rate):
         torch.testing.assert_close(da, db, rtol=1e-13, atol=1e-13)
     smoothing = -rate * C / (C - 1 - rate * C)
     torch.testing.assert_close(
-        xent.symmetric_noise_backward(Z, Y, rate=rate),
-        xent.smoothed_cross_entropy(Z, Y, smoothing=smoothing),
+        xent.losses.backward_corrected_symmetric_noise_loss(Z, Y, rate=rate),
+        xent.losses.smoothed_cross_entropy(Z, Y, smoothing=smoothing),
         rtol=1e-13, atol=1e-13,
     )  # fmt: skip
 
@@ -93,7 +93,7 @@ def exact_forward(z, matrix, y):
     return (torch.tensor(v, dtype=torch.float64) for v in (values, grads))
 
 
-NEARLY = xent.symmetric_noise_matrix(C, 2.0**-40)
+NEARLY = xent.losses.symmetric_noise_matrix(C, 2.0**-40)
 
 
 @pytest.mark.parametrize(
@@ -124,13 +124,19 @@ def test_forward_at_every_margin(matrix, dtype):
 def test_symmetric_forward_at_every_margin(rate):
     z = torch.tensor([[m, 0.0, -0.75, -4.5] for m in (-80.0, -17.5, 0.25, 16.0, 33.0, 80.0)])
     y = torch.zeros(len(z)).long()
-    matrix = xent.symmetric_noise_matrix(4, rate)
+    matrix = xent.losses.symmetric_noise_matrix(4, rate)
     true_value, true_grad = exact_forward(z, matrix, 0)
-    value, grad = value_and_grad(xent.symmetric_noise_forward, z, y, rate=rate, reduction="none")
+    value, grad = value_and_grad(
+        xent.losses.forward_corrected_symmetric_noise_loss, z, y, rate=rate, reduction="none"
+    )
     assert worst(value, true_value) <= 4
     assert worst(grad, true_grad, nats_below_top(z)) <= 4
     value, grad = value_and_grad(
-        xent.symmetric_noise_forward, z.double(), y, rate=rate, reduction="none"
+        xent.losses.forward_corrected_symmetric_noise_loss,
+        z.double(),
+        y,
+        rate=rate,
+        reduction="none",
     )
     torch.testing.assert_close(value, true_value, rtol=1e-13, atol=0)
     torch.testing.assert_close(grad, true_grad, rtol=1e-13, atol=0)
@@ -201,7 +207,7 @@ def test_the_matrix_can_be_learnt():
 @CORRECTED
 def test_derivatives_of_every_kind(loss):
     z, y = torch.randn(2, 3, dtype=torch.float64), torch.tensor([0, 2])
-    matrix = xent.pair_noise_matrix(3, 0.3)
+    matrix = xent.losses.pair_noise_matrix(3, 0.3)
 
     def rows(x, t=matrix):
         return loss(x, y, matrix=t, reduction="none")
@@ -305,7 +311,7 @@ def test_forward_with_masked_classes():
 def test_far_out_and_broken_logits():
     for height in (1e2, 1e4):
         z = torch.tensor([[height, -height, 0.0], [-height, height, 0.0], [0.0, -height, 0.0]])
-        for matrix in (torch.eye(3).double(), xent.pair_noise_matrix(3, 0.3)):
+        for matrix in (torch.eye(3).double(), xent.losses.pair_noise_matrix(3, 0.3)):
             for loss in (FORWARD, BACKWARD):
                 value, grad = value_and_grad(
                     loss, z, torch.zeros(3).long(), matrix=matrix, reduction="none"
@@ -327,4 +333,4 @@ def test_an_entry_rounded_to_above_one():
 
 def test_backward_has_no_lower_bound():
     z = torch.tensor([[0.0, -60.0, 0.0]])
-    assert BACKWARD(z, torch.tensor([0]), matrix=xent.symmetric_noise_matrix(3, 0.4)) < -20
+    assert BACKWARD(z, torch.tensor([0]), matrix=xent.losses.symmetric_noise_matrix(3, 0.4)) < -20

@@ -26,10 +26,12 @@ CALLS = {
         )
         for name in CLASSES
     },
-    "mixup_cross_entropy": lambda y: xent.mixup_cross_entropy(X, y, Y.flip(0).to(y.dtype), 0.3),
-    "sparse_cross_entropy": lambda y: xent.sparse_cross_entropy(X, y[:, None], P[:, :1]),
-    "hardest_loss": lambda y: xent.hardest_loss(X, y),
-    "wordtree_cross_entropy": lambda y: xent.wordtree_cross_entropy(X, y, [-1, -1, 0, 0]),
+    "mixup_cross_entropy": lambda y: xent.losses.mixup_cross_entropy(
+        X, y, Y.flip(0).to(y.dtype), 0.3
+    ),
+    "sparse_cross_entropy": lambda y: xent.losses.sparse_cross_entropy(X, y[:, None], P[:, :1]),
+    "hardest_loss": lambda y: xent.losses.hardest_loss(X, y),
+    "wordtree_cross_entropy": lambda y: xent.losses.wordtree_cross_entropy(X, y, [-1, -1, 0, 0]),
     "nll_loss": lambda y: xent.nll_loss(P.log(), y),
     "linear_cross_entropy": lambda y: xent.linear_cross_entropy(X, X[:4], y),
     "several heads": lambda y: xent.linear_cross_entropy(
@@ -39,16 +41,16 @@ CALLS = {
     "shift_labels": lambda y: xent.shift_labels(y),
     "shifted": lambda y: xent.token_log_probs(X, y, shift=1),
     "statistics": lambda y: xent.statistics(X, y).log_prob,
-    "distillation_loss": lambda y: xent.distillation_loss(X, X + 1, y),
-    "info_nce_loss": lambda y: xent.info_nce_loss(X, X, y),
-    "sampled_cross_entropy": lambda y: xent.sampled_cross_entropy(X, X[:4], y, y[:2]),
-    "group_advantages": lambda y: xent.group_advantages(X[:, 0], y),
-    "flip_labels": lambda y: xent.flip_labels(y, torch.eye(4).double()),
+    "distillation_loss": lambda y: xent.losses.distillation_loss(X, X + 1, y),
+    "info_nce_loss": lambda y: xent.losses.info_nce_loss(X, X, y),
+    "sampled_cross_entropy": lambda y: xent.losses.sampled_cross_entropy(X, X[:4], y, y[:2]),
+    "group_advantages": lambda y: xent.policy.group_advantages(X[:, 0], y),
+    "flip_labels": lambda y: xent.losses.flip_labels(y, torch.eye(4).double()),
     "find_label_issues": lambda y: find_label_issues(P, y),
     "fit_mixture_weights": lambda y: fit_mixture_weights(X[None].expand(2, 6, 4), y).weights,
     "report": lambda y: torch.tensor(xent.information.report(0.25, y).label_entropy),
     "diagnose": lambda y: torch.tensor(len(xent.diagnose(X, y))),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", CALLS)
@@ -90,9 +92,9 @@ def test_under_transforms(bad):
     per_row = torch.func.vmap(lambda a, b: xent.cross_entropy(a, b))
     for call in (
         lambda t: per_row(X, t),
-        lambda t: torch.func.vmap(torch.func.grad(lambda a, b: xent.focal_loss(a, b)))(X, t),
+        lambda t: torch.func.vmap(torch.func.grad(lambda a, b: xent.losses.focal_loss(a, b)))(X, t),
         lambda t: torch.func.grad(lambda a: xent.cross_entropy(a, t))(X),
-        lambda t: torch.func.vmap(lambda a, b: xent.sparsemax_loss(a, b))(X, t),
+        lambda t: torch.func.vmap(lambda a, b: xent.losses.sparsemax_loss(a, b))(X, t),
         lambda t: torch.func.vmap(lambda a, b: xent.nll_loss(a, b))(P.log(), t),
     ):  # fmt: skip
         with pytest.raises(IndexError, match="out of bounds"):

@@ -83,15 +83,17 @@ def member(name, loss, formula, per_class=(), **options):
 
 
 DENSE = [
-    member("bi-tempered", xent.bi_tempered_loss, bi_tempered(0.8, 1.2)),
-    member("bi-tempered, weight", xent.bi_tempered_loss, bi_tempered(0.8, 1.2), ("weight",)),
-    member("bi-tempered, both 1", xent.bi_tempered_loss, bi_tempered(1, 1), t1=1.0, t2=1.0),
-    member("bi-tempered, heavy", xent.bi_tempered_loss, bi_tempered(0.3, 2.5), t1=0.3, t2=2.5),
-    member("sparsemax", xent.sparsemax_loss, entmax(2)),
-    member("entmax", xent.entmax_loss, entmax(1.5)),
-    member("entmax, weight", xent.entmax_loss, entmax(1.5), ("weight",)),
-    member("entmax of 1.25", xent.entmax_loss, entmax(1.25), alpha=1.25),
-    member("entmax of 1.8", xent.entmax_loss, entmax(1.8), alpha=1.8),
+    member("bi-tempered", xent.losses.bi_tempered_loss, bi_tempered(0.8, 1.2)),
+    member("bi-tempered, weight", xent.losses.bi_tempered_loss, bi_tempered(0.8, 1.2), ("weight",)),
+    member("bi-tempered, both 1", xent.losses.bi_tempered_loss, bi_tempered(1, 1), t1=1.0, t2=1.0),
+    member(
+        "bi-tempered, heavy", xent.losses.bi_tempered_loss, bi_tempered(0.3, 2.5), t1=0.3, t2=2.5
+    ),
+    member("sparsemax", xent.losses.sparsemax_loss, entmax(2)),
+    member("entmax", xent.losses.entmax_loss, entmax(1.5)),
+    member("entmax, weight", xent.losses.entmax_loss, entmax(1.5), ("weight",)),
+    member("entmax of 1.25", xent.losses.entmax_loss, entmax(1.25), alpha=1.25),
+    member("entmax of 1.8", xent.losses.entmax_loss, entmax(1.8), alpha=1.8),
 ]
 
 pytestmark = [

@@ -114,7 +114,7 @@ def test_what_else_a_row_holds():
         z, y, row_weight=WEIGHT
     )
     soft = torch.softmax(z, 1)
-    for loss in (xent.cross_entropy, xent.sparsemax_loss):
+    for loss in (xent.cross_entropy, xent.losses.sparsemax_loss):
         none = torch.where(KEPT[:, None], soft, math.nan)
         assert loss(z, none, row_weight=WEIGHT) == loss(z, soft, row_weight=WEIGHT)
     t = torch.rand(N, C)
@@ -130,13 +130,13 @@ def test_what_else_a_mixture_and_a_probability_hold():
     for reduction in ("none", "sum", "mean"):
         options = {"row_weight": WEIGHT, "reduction": reduction}
         torch.testing.assert_close(
-            xent.mixup_cross_entropy(z, bad, y.flip(0), no_lam, **options),
-            xent.mixup_cross_entropy(z, y, y.flip(0), lam, **options), rtol=0, atol=0,
+            xent.losses.mixup_cross_entropy(z, bad, y.flip(0), no_lam, **options),
+            xent.losses.mixup_cross_entropy(z, y, y.flip(0), lam, **options), rtol=0, atol=0,
         )  # fmt: skip
     with pytest.raises(ValueError, match="`lam`"):
-        xent.mixup_cross_entropy(z, y, y, no_lam)
+        xent.losses.mixup_cross_entropy(z, y, y, no_lam)
     with pytest.raises(xent.TargetError, match="`target_b`"):
-        xent.mixup_cross_entropy(z, y, bad, lam)
+        xent.losses.mixup_cross_entropy(z, y, bad, lam)
     q, t, weight = torch.rand(N, C).double(), torch.rand(N, C).double(), WEIGHT.double()[:, None]
     for hole in (math.nan, 7.0):
         holed = torch.where(KEPT[:, None], q, hole)
@@ -154,7 +154,7 @@ def test_queries_of_weight_0_and_those_ignored(normalize):
         for hole in HOLES.values():
             holed = torch.where(KEPT[:, None], query, torch.tensor(hole).double())
             check(
-                lambda x, o=options: xent.info_nce_loss(x, key, normalize=normalize, **o),
+                lambda x, o=options: xent.losses.info_nce_loss(x, key, normalize=normalize, **o),
                 query, holed,
             )  # fmt: skip
 
@@ -210,7 +210,7 @@ def test_elements_behind_a_head(reduction):
 
     def run(x):
         w = weight.clone().requires_grad_()
-        value = xent.sigmoid_focal_loss(
+        value = xent.losses.sigmoid_focal_loss(
             xent.LinearLogits(x, w, bias), t, WEIGHT[:, None].double(), reduction=reduction
         )
         assert torch.autograd.grad(value, w, retain_graph=True)[0].isfinite().all()

@@ -10,10 +10,17 @@ from xent.heads import chunks as heads
 from .helpers import grads, head
 
 LOSSES = [
-    xent.cross_entropy, xent.focal_loss, xent.smoothed_cross_entropy, xent.brier_loss,
-    xent.recall_loss, xent.confidence_penalty_loss, xent.crammer_singer_loss,
-    xent.generalized_cross_entropy, xent.mae_loss, xent.poly1_loss,
-]  # fmt: skip
+    xent.cross_entropy,
+    xent.losses.focal_loss,
+    xent.losses.smoothed_cross_entropy,
+    xent.losses.brier_loss,
+    xent.losses.recall_loss,
+    xent.losses.confidence_penalty_loss,
+    xent.losses.crammer_singer_loss,
+    xent.losses.generalized_cross_entropy,
+    xent.losses.mae_loss,
+    xent.losses.poly1_loss,
+]
 every_loss = pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss.__name__)
 every_reduction = pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 both = pytest.mark.parametrize("engine", ["auto", "reference"])
@@ -102,15 +109,17 @@ def test_targets_ahead(reduction, shift):
 def test_one_row_and_many_axes():
     h, w, b = head(24, 5, 7)
     y = torch.randint(7, (2, 3, 4))
-    deep = xent.focal_loss(xent.LinearLogits(h.view(2, 3, 4, 5), w, b), y, reduction="none")
-    flat = xent.focal_loss(F.linear(h, w, b), y.view(-1), reduction="none")
+    deep = xent.losses.focal_loss(xent.LinearLogits(h.view(2, 3, 4, 5), w, b), y, reduction="none")
+    flat = xent.losses.focal_loss(F.linear(h, w, b), y.view(-1), reduction="none")
     torch.testing.assert_close(deep, flat.view(2, 3, 4))
     one = xent.linear_cross_entropy(h[0], w, y[0, 0, 0], linear_bias=b)
     torch.testing.assert_close(one, F.cross_entropy(F.linear(h[0], w, b), y[0, 0, 0]))
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
-@pytest.mark.parametrize("loss", [xent.cross_entropy, xent.focal_loss], ids=["plain", "focal"])
+@pytest.mark.parametrize(
+    "loss", [xent.cross_entropy, xent.losses.focal_loss], ids=["plain", "focal"]
+)
 def test_autograd(loss):
     h, w, b = head(9, 3, 5)
     y = torch.randint(5, (9,))
@@ -176,11 +185,11 @@ def test_ignored_rows_are_not_multiplied(monkeypatch):
     seen = []
     hidden = heads.Head.hidden
     monkeypatch.setattr(heads.Head, "hidden", lambda g, i: (seen.append(x := hidden(g, i)), x)[1])
-    loss = xent.focal_loss(xent.LinearLogits(h, w, b), y)
+    loss = xent.losses.focal_loss(xent.LinearLogits(h, w, b), y)
     loss.backward()
     assert {x.shape[0] for x in seen} == {5}
     assert all(bool(x.grad.isfinite().all()) for x in (h, w, b))
-    torch.testing.assert_close(loss, xent.focal_loss(F.linear(h[:5], w, b), y[:5]))
+    torch.testing.assert_close(loss, xent.losses.focal_loss(F.linear(h[:5], w, b), y[:5]))
 
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])
@@ -307,7 +316,7 @@ def test_learned_scales_and_biases(name, reduction):
     y = torch.randint(7, (12,))
     extra = [x for x in options.values() if isinstance(x, torch.Tensor)]
     parts = [x for x in (h, w, b, *extra) if x is not None]
-    lean = xent.focal_loss(xent.LinearLogits(h, w, b), y, **options)
+    lean = xent.losses.focal_loss(xent.LinearLogits(h, w, b), y, **options)
     z = F.linear(h, w, b)
     scale = options.get("logit_scale", 1.0)
     z = z * (scale.unsqueeze(-1) if isinstance(scale, torch.Tensor) and scale.ndim else scale)

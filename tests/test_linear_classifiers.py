@@ -228,7 +228,7 @@ def objective_of(kind, x, y, **settings):
     ("kind", "loss", "classes"),
     [
         (SoftmaxRegression, "cross_entropy", 3),
-        (SoftmaxRegression, partial(xent.focal_loss, gamma=1.0), 3),
+        (SoftmaxRegression, partial(xent.losses.focal_loss, gamma=1.0), 3),
         (SoftmaxRegression, "generalized_cross_entropy", 2),
         (LogisticRegression, "binary_cross_entropy_with_logits", 2),
         (LogisticRegression, "sigmoid_focal_loss", 2),
@@ -263,11 +263,11 @@ def test_the_diagonal_of_the_hessian():
     torch.testing.assert_close(estimate, torch.stack(exact).view_as(w), rtol=0.15, atol=2e-3)
 
 
-@pytest.mark.parametrize("loss", ["brier_loss", partial(xent.poly1_loss, epsilon=0.5)])
+@pytest.mark.parametrize("loss", ["brier_loss", partial(xent.losses.poly1_loss, epsilon=0.5)])
 def test_other_losses_end_where_their_gradient_is_zero(rows, loss):
     x, y = rows
     model = SoftmaxRegression(loss=loss).fit(x, y)
-    function = xent.brier_loss if loss == "brier_loss" else loss
+    function = xent.losses.brier_loss if loss == "brier_loss" else loss
     w = torch.tensor(np.hstack([model.coef_, model.intercept_[:, None]]), requires_grad=True)
     scores = torch.tensor(x) @ w[:, :4].T + w[:, 4]
     total = function(scores, torch.tensor(y)) + w[:, :4].square().sum() / (2 * len(y))
@@ -490,4 +490,4 @@ def test_the_curvature_of_cross_entropy_is_that_of_autograd(classes):
     own = criterion.curvature(sure, slice(1)) / weight[0]
     others = max(criterion.columns - 1, 1)
     assert own[0, 0, 0].item() == pytest.approx(others * math.exp(-40), rel=1e-14)
-    assert softmax_criterion(xent.focal_loss, y, weight, classes).curvature is None
+    assert softmax_criterion(xent.losses.focal_loss, y, weight, classes).curvature is None

@@ -54,7 +54,7 @@ def test_few_classes_add_up_in_float32(ask):
         "gather": lambda: z.gather(-1, none).float().sum(),
         "max": lambda: z.max(-1).values.float().sum(),
         "topk": lambda: z.topk(1).values.float().sum(),
-        "sampled": lambda: -64 * xent.sampled_cross_entropy(
+        "sampled": lambda: -64 * xent.losses.sampled_cross_entropy(
             h, w, none[:, 0], torch.arange(64), reduction="sum"
         ).float() / 63,
     }[ask]()  # fmt: skip
@@ -73,14 +73,14 @@ def test_learned_row_weights_and_targets_of_pairs():
             if reduction != "none"
             else (torch.enable_grad())
         ):
-            lean = xent.siglip_loss(xent.LinearLogits(a, b), **options)
-        agree(lean, xent.siglip_loss(a @ b.T, **options), (a, b, weight))
+            lean = xent.losses.siglip_loss(xent.LinearLogits(a, b), **options)
+        agree(lean, xent.losses.siglip_loss(a @ b.T, **options), (a, b, weight))
 
 
 TRANSFORMED = {
-    "nt_xent": lambda a, b: xent.nt_xent_loss(a, b),
-    "siglip": lambda a, b: xent.siglip_loss(xent.LinearLogits(a, b)),
-    "sparsemax": lambda a, b: xent.sparsemax_loss(xent.LinearLogits(a, b), torch.arange(6)),
+    "nt_xent": lambda a, b: xent.losses.nt_xent_loss(a, b),
+    "siglip": lambda a, b: xent.losses.siglip_loss(xent.LinearLogits(a, b)),
+    "sparsemax": lambda a, b: xent.losses.sparsemax_loss(xent.LinearLogits(a, b), torch.arange(6)),
     "binary": lambda a, b: xent.binary_cross_entropy_with_logits(
         xent.LinearLogits(a, b), torch.eye(6, dtype=torch.float64)
     ),
@@ -136,7 +136,7 @@ def test_a_mean_is_no_sum_that_overflows():
 def test_probabilities_are_refused_where_they_make_no_sense():
     h, w, _ = head(13, 6, 9)
     q = torch.softmax(torch.randn(13, 9), -1).double()
-    for loss in (xent.mae_loss, xent.crammer_singer_loss, xent.recall_loss):
+    for loss in (xent.losses.mae_loss, xent.losses.crammer_singer_loss, xent.losses.recall_loss):
         with pytest.raises(ValueError, match="takes one class per row"):
             loss(xent.LinearLogits(h, w), q)
     with pytest.raises(TypeError, match="must hold probabilities"):
@@ -191,10 +191,10 @@ def test_a_mask_stays_a_mask():
     agree(lean, F.cross_entropy((F.linear(h, w, b)[:, kept]) * s, y - 1), (h, s))
     listed, q = torch.stack([y, (y + 1) % 9], -1), torch.tensor([0.5, 0.2]).expand(13, 2)
     options = {"tail": "mass", "logit_scale": s}
-    lean = xent.sparse_cross_entropy(xent.LinearLogits(h, w), listed, q, **options)
-    whole = xent.sparse_cross_entropy(h @ w.T, listed, q, **options)
+    lean = xent.losses.sparse_cross_entropy(xent.LinearLogits(h, w), listed, q, **options)
+    whole = xent.losses.sparse_cross_entropy(h @ w.T, listed, q, **options)
     agree(lean, whole, (h, w, s))
-    again = xent.sparse_cross_entropy(h @ w.T, listed, q, **options)
+    again = xent.losses.sparse_cross_entropy(h @ w.T, listed, q, **options)
     assert grads(again, (s,))[0].isfinite()
 
 
@@ -237,10 +237,12 @@ def test_ignored_rows_of_samples_and_labels_leave_no_trace():
     bad.requires_grad_()
     y = torch.randint(9, (8,))
     y[2] = -100
-    xent.sampled_cross_entropy(bad, w, y, torch.arange(4)).backward()
+    xent.losses.sampled_cross_entropy(bad, w, y, torch.arange(4)).backward()
     labels = torch.rand(8, 9, dtype=torch.float64)
     labels[2] = -1
-    xent.multilabel_cross_entropy(xent.LinearLogits(bad, w), labels, ignore_value=-1).backward()
+    xent.losses.multilabel_cross_entropy(
+        xent.LinearLogits(bad, w), labels, ignore_value=-1
+    ).backward()
     assert bool(w.grad.isfinite().all())
     assert bool(bad.grad.isfinite().all())
 
@@ -261,11 +263,11 @@ def test_a_checkpoint_runs_twice_whatever_the_chunks():
 def test_one_row_of_labels():
     h, w, _ = head(1, 4, 9)
     labels = torch.rand(9, dtype=torch.float64)
-    for loss in (xent.binary_cross_entropy_with_logits, xent.multilabel_cross_entropy):
+    for loss in (xent.binary_cross_entropy_with_logits, xent.losses.multilabel_cross_entropy):
         agree(loss(xent.LinearLogits(h[0], w), labels), loss(w @ h[0], labels), (h, w))
     q = torch.softmax(labels, 0)
-    lean = xent.distillation_loss(xent.LinearLogits(h[0], w), labels, q)
-    agree(lean, xent.distillation_loss(w @ h[0], labels, q), (h, w))
+    lean = xent.losses.distillation_loss(xent.LinearLogits(h[0], w), labels, q)
+    agree(lean, xent.losses.distillation_loss(w @ h[0], labels, q), (h, w))
 
 
 def test_explain_says_when_all_logits_are_needed():

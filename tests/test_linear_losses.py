@@ -24,19 +24,19 @@ def small_chunks(monkeypatch):
 
 def listed(z, y, **options):
     classes = torch.stack([y, (y + 1) % 50], -1)
-    return xent.sparse_cross_entropy(
+    return xent.losses.sparse_cross_entropy(
         z, classes, torch.tensor([0.6, 0.3]).expand(*y.shape, 2), **options
     )
 
 
 def mixed(z, y, **options):
     lam = torch.linspace(0.1, 0.9, y.numel()).view(y.shape)
-    return xent.mixup_cross_entropy(z, y, (y + 1) % 50, lam, **options)
+    return xent.losses.mixup_cross_entropy(z, y, (y + 1) % 50, lam, **options)
 
 
 WHOLE_ROWS = {
-    "sparsemax": xent.sparsemax_loss,
-    "bi-tempered": functools.partial(xent.bi_tempered_loss, t1=0.8, t2=1.3),
+    "sparsemax": xent.losses.sparsemax_loss,
+    "bi-tempered": functools.partial(xent.losses.bi_tempered_loss, t1=0.8, t2=1.3),
     "listed": listed,
     "tail": functools.partial(listed, tail="mass"),
     "renormalized": functools.partial(listed, tail="renormalize"),
@@ -97,9 +97,9 @@ def test_student_and_teacher(name, sides, reduction):
             made[0] = logits(False, *(x.detach() for x in student))
         return made
 
-    lean = xent.distillation_loss(*pair(True), **options)
+    lean = xent.losses.distillation_loss(*pair(True), **options)
     z, v = (x.movedim(-1, 1) for x in pair(False))
-    whole = xent.distillation_loss(z, v, **options)
+    whole = xent.losses.distillation_loss(z, v, **options)
     torch.testing.assert_close(lean, whole, rtol=1e-11, atol=1e-13)
     for a, c in zip(grads(lean, parts), grads(whole, parts), strict=True):
         torch.testing.assert_close(a, c, rtol=1e-9, atol=1e-12)
@@ -110,12 +110,12 @@ def test_a_teacher_without_gradient():
     with torch.no_grad():
         constant = xent.LinearLogits(*teacher)
     assert not constant.requires_grad
-    xent.distillation_loss(xent.LinearLogits(*student), constant).backward()
+    xent.losses.distillation_loss(xent.LinearLogits(*student), constant).backward()
     assert teacher[0].grad is None
     assert student[0].grad is not None
-    loss = xent.distillation_loss(xent.LinearLogits(*student), constant)
+    loss = xent.losses.distillation_loss(xent.LinearLogits(*student), constant)
     slope = torch.autograd.grad(loss, student, create_graph=True)
-    whole = xent.distillation_loss(F.linear(*student), F.linear(*teacher).detach())
+    whole = xent.losses.distillation_loss(F.linear(*student), F.linear(*teacher).detach())
     expected = torch.autograd.grad(whole, student, create_graph=True)
     for a, c in zip(slope, expected, strict=True):
         torch.testing.assert_close(a, c)
@@ -155,11 +155,11 @@ def test_every_loss_of_the_catalog(name):
 
 OF_LABELS = {
     "binary": xent.binary_cross_entropy_with_logits,
-    "focal": functools.partial(xent.sigmoid_focal_loss, gamma=1.5),
-    "asymmetric": xent.asymmetric_loss,
-    "labels": xent.multilabel_cross_entropy,
-    "mean of labels": functools.partial(xent.multilabel_cross_entropy, labels="mean"),
-    "zlpr": xent.zlpr_loss,
+    "focal": functools.partial(xent.losses.sigmoid_focal_loss, gamma=1.5),
+    "asymmetric": xent.losses.asymmetric_loss,
+    "labels": xent.losses.multilabel_cross_entropy,
+    "mean of labels": functools.partial(xent.losses.multilabel_cross_entropy, labels="mean"),
+    "zlpr": xent.losses.zlpr_loss,
 }
 
 
@@ -225,7 +225,7 @@ def test_hyperparameters_of_each_element_need_the_logits():
 
 def test_dtypes_of_sigmoid_losses():
     parts, y = head(36, dtype=torch.float32), (torch.rand(36, 50) < 0.2).float()
-    for loss in (xent.binary_cross_entropy_with_logits, xent.multilabel_cross_entropy):
+    for loss in (xent.binary_cross_entropy_with_logits, xent.losses.multilabel_cross_entropy):
         for reduction in ("mean", "sum"):
             assert loss(xent.LinearLogits(*parts), y, reduction=reduction).dtype == torch.float32
 
@@ -235,9 +235,11 @@ def test_learned_row_weights_of_a_dense_loss():
     parts, y = head(12), torch.randint(50, (12,))
     weight = torch.rand(12, dtype=torch.float64, requires_grad=True)
     for reduction in ("mean", "sum", "none"):
-        whole = xent.sparsemax_loss(F.linear(*parts), y, row_weight=weight, reduction=reduction)
+        whole = xent.losses.sparsemax_loss(
+            F.linear(*parts), y, row_weight=weight, reduction=reduction
+        )
         logits = xent.LinearLogits(*parts)
-        lean = xent.sparsemax_loss(logits, y, row_weight=weight, reduction=reduction)
+        lean = xent.losses.sparsemax_loss(logits, y, row_weight=weight, reduction=reduction)
         torch.testing.assert_close(lean, whole, rtol=1e-12, atol=1e-14)
         for a, b in zip(grads(lean, (*parts, weight)), grads(whole, (*parts, weight)), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-13)
@@ -246,7 +248,7 @@ def test_learned_row_weights_of_a_dense_loss():
 def test_learned_weights_of_labels_need_the_logits():
     parts, y = head(12), (torch.rand(12, 50) < 0.2).double()
     weight = torch.rand(50, dtype=torch.float64, requires_grad=True)
-    for loss in (xent.binary_cross_entropy_with_logits, xent.multilabel_cross_entropy):
+    for loss in (xent.binary_cross_entropy_with_logits, xent.losses.multilabel_cross_entropy):
         with pytest.warns(UserWarning, match="needs all 600"):
             lean = loss(xent.LinearLogits(*parts), y, weight)
         whole = loss(F.linear(*parts), y, weight)

@@ -40,23 +40,27 @@ def good_calls():
             data = (z, T[:, :width])
         calls[name] = (member.function, data, settings)
     calls |= {
-        "yolo_loss": (xent.yolo_loss, (HEAD, RESPONSIBLE, RESPONSIBLE.long()), {}),
-        "siglip_loss": (xent.siglip_loss, (X @ X.T, torch.eye(6)), {}),
+        "yolo_loss": (xent.losses.yolo_loss, (HEAD, RESPONSIBLE, RESPONSIBLE.long()), {}),
+        "siglip_loss": (xent.losses.siglip_loss, (X @ X.T, torch.eye(6)), {}),
         "kl_div": (xent.kl_div, (P, P.exp()), {"reduction": "sum"}),
         "nll_loss": (xent.nll_loss, (P, Y), {}),
         "binary_cross_entropy": (xent.binary_cross_entropy, (T, T), {}),
         "linear_cross_entropy": (xent.linear_cross_entropy, (X, X, Y), {"linear_bias": X[:, 0]}),
-        "info_nce_loss": (xent.info_nce_loss, (X, X, Y), {}),
-        "clip_loss": (xent.clip_loss, (X, X), {}),
-        "nt_xent_loss": (xent.nt_xent_loss, (X, X + 1), {}),
-        "sampled_cross_entropy": (xent.sampled_cross_entropy, (X, X, Y, Y), {"bias": X[:, 0]}),
-        "reinforce_loss": (xent.reinforce_loss, (P, X), {}),
-        "ppo_loss": (xent.ppo_loss, (P, P, X), {}),
-        "grpo_loss": (xent.grpo_loss, (P, P, X), {"reference": P, "kl_weight": 0.1}),
-        "kl_estimate": (xent.kl_estimate, (P, P), {}),
-        "dpo_loss": (xent.dpo_loss, (P[0], P[1]), {}),
-        "sequence_log_prob": (xent.sequence_log_prob, (P,), {}),
-        "group_advantages": (xent.group_advantages, (X[:, 0], 2), {}),
+        "info_nce_loss": (xent.losses.info_nce_loss, (X, X, Y), {}),
+        "clip_loss": (xent.losses.clip_loss, (X, X), {}),
+        "nt_xent_loss": (xent.losses.nt_xent_loss, (X, X + 1), {}),
+        "sampled_cross_entropy": (
+            xent.losses.sampled_cross_entropy,
+            (X, X, Y, Y),
+            {"bias": X[:, 0]},
+        ),
+        "reinforce_loss": (xent.policy.reinforce_loss, (P, X), {}),
+        "ppo_loss": (xent.policy.ppo_loss, (P, P, X), {}),
+        "grpo_loss": (xent.policy.grpo_loss, (P, P, X), {"reference": P, "kl_weight": 0.1}),
+        "kl_estimate": (xent.policy.kl_estimate, (P, P), {}),
+        "dpo_loss": (xent.policy.dpo_loss, (P[0], P[1]), {}),
+        "sequence_log_prob": (xent.policy.sequence_log_prob, (P,), {}),
+        "group_advantages": (xent.policy.group_advantages, (X[:, 0], 2), {}),
         "token_log_probs": (xent.token_log_probs, (X, Y), {}),
         "entropy": (xent.entropy, (X,), {}),
         "shift_labels": (xent.shift_labels, (Y,), {}),
@@ -65,11 +69,11 @@ def good_calls():
         "sample": (xent.sample, (X,), {}),
         "entmax": (xent.entmax, (X,), {}),
         "softmax": (xent.softmax, (X,), {}),
-        "adjust_logits": (xent.adjust_logits, (X, T[0]), {}),
-        "effective_number_weights": (xent.effective_number_weights, (T[0],), {}),
-        "flip_labels": (xent.flip_labels, (Y, torch.eye(4)), {}),
-        "mixup": (xent.mixup, (X, Y), {}),
-    }  # fmt: skip
+        "adjust_logits": (xent.losses.adjust_logits, (X, T[0]), {}),
+        "effective_number_weights": (xent.losses.effective_number_weights, (T[0],), {}),
+        "flip_labels": (xent.losses.flip_labels, (Y, torch.eye(4)), {}),
+        "mixup": (xent.losses.mixup, (X, Y), {}),
+    }
     return {k: v for k, v in calls.items() if v is not None}
 
 
@@ -140,7 +144,12 @@ WAYS_OUT = {
     "one-hot": (X, torch.nn.functional.one_hot(Y, 4), "argmax"),
     "floats": (X, Y.float(), "long()"),
 }
-LOSSES = [xent.cross_entropy, xent.focal_loss, xent.sparsemax_loss, xent.hardest_loss]
+LOSSES = [
+    xent.cross_entropy,
+    xent.losses.focal_loss,
+    xent.losses.sparsemax_loss,
+    xent.losses.hardest_loss,
+]
 
 
 @pytest.mark.parametrize("name", WAYS_OUT)
@@ -150,7 +159,7 @@ def test_the_way_out_is_said(name):
     for loss in LOSSES:
         said = message(loss, {"input": input, "target": target})
         assert said is not None, loss.__name__
-        if loss is not xent.hardest_loss or "one-hot" not in name:
+        if loss is not xent.losses.hardest_loss or "one-hot" not in name:
             assert words in said, said
     found = xent.diagnose(input, target)
     assert any(words in finding.fix for finding in found), str(found)
@@ -172,7 +181,12 @@ def test_the_way_out_of_the_sigmoid_family():
 
 
 def test_class_weights_are_weight():
-    for loss in (xent.cross_entropy, xent.focal_loss, xent.sparsemax_loss, xent.nll_loss):
+    for loss in (
+        xent.cross_entropy,
+        xent.losses.focal_loss,
+        xent.losses.sparsemax_loss,
+        xent.nll_loss,
+    ):
         for weight in (torch.ones(3), [1.0] * 4, torch.ones(4).long(), torch.ones(1, 4)):
             said = message(loss, {"input": P, "target": Y, "weight": weight})
             assert said is not None
@@ -181,7 +195,7 @@ def test_class_weights_are_weight():
 
 def test_a_mean_of_the_hardest_rows_has_no_reduction():
     for option, value in (("reduction", "sum"), ("normalizer", 3), ("return_stats", True)):
-        said = message(xent.hardest_loss, {"input": X, "target": Y, option: value})
+        said = message(xent.losses.hardest_loss, {"input": X, "target": Y, option: value})
         assert said is not None
         assert "hardest_loss()" in said
         assert f"`{option}`" in said
@@ -219,7 +233,7 @@ def test_what_the_losses_refuse_is_diagnosed(name):
 
 def test_distributions_that_the_losses_refuse_are_diagnosed():
     for q in (T.softmax(1) * 1.001, T.softmax(1) - 0.5, T.softmax(1) * torch.nan):
-        assert message(xent.sparsemax_loss, {"input": X, "target": q}) is not None
+        assert message(xent.losses.sparsemax_loss, {"input": X, "target": q}) is not None
         assert any(f.name.startswith("soft-target") for f in xent.diagnose(X, q))
     assert not xent.diagnose(X, T.softmax(1))
     assert not xent.diagnose(X, T.bfloat16().softmax(1))  # whose sums are off by its rounding

@@ -153,7 +153,7 @@ def test_tensors_of_inference_mode():
 
 def test_logits_changed_in_place_after_the_loss():
     z, y, t = torch.randn(4, 5, requires_grad=True), torch.tensor([0, 1, 2, 3]), torch.rand(4, 5)
-    for loss, target in ((xent.cross_entropy, y), (xent.focal_loss, y)):
+    for loss, target in ((xent.cross_entropy, y), (xent.losses.focal_loss, y)):
         logits = z * 1
         value = loss(logits, target)
         with torch.no_grad():
@@ -297,7 +297,7 @@ def test_make_fx(entry, mode):
 
 
 @pytest.mark.parametrize("mode", ["symbolic", "pre_dispatch"])
-@pytest.mark.parametrize("loss", [xent.cross_entropy, xent.focal_loss])
+@pytest.mark.parametrize("loss", [xent.cross_entropy, xent.losses.focal_loss])
 def test_make_fx_of_the_plainest_call(loss, mode):
     options = {"pre_dispatch": True} if mode == "pre_dispatch" else {"tracing_mode": mode}
     graph = make_fx(lambda z, y: loss(z, y), **options)(torch.randn(6, 9), torch.randint(9, (6,)))
@@ -309,7 +309,7 @@ def test_make_fx_of_the_plainest_call(loss, mode):
 def test_aot_function():
     from functorch.compile import aot_function, nop
 
-    for loss in (xent.cross_entropy, xent.focal_loss):
+    for loss in (xent.cross_entropy, xent.losses.focal_loss):
         z, y = torch.randn(6, 9), torch.randint(9, (6,))
         traced = aot_function(loss, nop)
         close(traced(z, y), loss(z, y))
@@ -446,7 +446,11 @@ def test_sparse_soft_targets(layout):
     z, t = torch.randn(6, 9), torch.softmax(torch.randn(6, 9), 1)
     t[t < 0.1] = 0
     t = t / t.sum(1, keepdim=True)
-    for loss in (xent.cross_entropy, xent.sparsemax_loss, xent.binary_cross_entropy_with_logits):
+    for loss in (
+        xent.cross_entropy,
+        xent.losses.sparsemax_loss,
+        xent.binary_cross_entropy_with_logits,
+    ):
         close(loss(z, LAYOUTS[layout](t)), loss(z, t))
     with pytest.raises(TypeError, match="`weight` is a tensor of layout"):
         xent.binary_cross_entropy_with_logits(z, t, LAYOUTS[layout](torch.rand(6, 9)))
@@ -494,7 +498,7 @@ def test_export_with_pictures_of_any_size(name):
     n, height, width = (torch.export.Dim(axis) for axis in ("n", "height", "width"))
     z, y = torch.randn(2, 3, 4, 5), torch.randint(3, (2, 4, 5))
     shapes = ({0: n, 2: height, 3: width}, {0: n, 1: height, 2: width})
-    loss = getattr(xent, name)
+    loss = getattr(xent.losses, name)
     exported = torch.export.export(Module(loss), (z, y), dynamic_shapes=(shapes,)).module()
     z, y = torch.randn(3, 3, 40, 70), torch.randint(3, (3, 40, 70))
     close(exported(z, y), loss(z, y))
@@ -505,14 +509,14 @@ def test_export_with_pictures_of_any_size(name):
 def test_compiled_code_may_use_transforms(name):
     torch._dynamo.reset()
     z, y = torch.randn(4, 5), torch.tensor([0, 1, 2, 4])
-    by_row = torch.func.vmap(torch.func.grad(getattr(xent, name)))
+    by_row = torch.func.vmap(torch.func.grad(getattr(xent.losses, name)))
     compiled = torch.compile(by_row, fullgraph=True, backend="aot_eager")
     close(compiled(z, y), by_row(z, y))
 
 
 BAD = {
-    "labels": (lambda z: xent.sparsemax_loss(z, torch.tensor([0, 9])), "out of bounds"),
-    "distributions": (lambda z: xent.sparsemax_loss(z, torch.ones(2, 4)), "probabilities"),
+    "labels": (lambda z: xent.losses.sparsemax_loss(z, torch.tensor([0, 9])), "out of bounds"),
+    "distributions": (lambda z: xent.losses.sparsemax_loss(z, torch.ones(2, 4)), "probabilities"),
     "targets": (
         lambda z: xent.binary_cross_entropy(z.sigmoid(), torch.full((2, 4), 1.5)), "between 0 and 1"
     ),

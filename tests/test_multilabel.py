@@ -12,7 +12,7 @@ import xent
 from .helpers import ulps, value_and_grad
 
 BCE = xent.binary_cross_entropy_with_logits
-ML = xent.multilabel_cross_entropy
+ML = xent.losses.multilabel_cross_entropy
 
 
 def rows(*shape):
@@ -88,7 +88,9 @@ def test_zlpr_against_50_digits():
     z = torch.tensor([[3.0, -2.0, 60.0], [-80.0, 90.0, 0.7], [50.0, 50.0, -50.0], [-100, -90, -80]])
     t = torch.tensor([[1.0, 0.0, 1.0], [0.0, 1.0, 0.5], [1.0, 1.0, 0.0], [0.0, 0.0, 0.0]])
     for dtype, limit in ((torch.float64, 1e-14), (torch.float32, 3e-7)):
-        value, grad = value_and_grad(xent.zlpr_loss, z.to(dtype), t.to(dtype), reduction="none")
+        value, grad = value_and_grad(
+            xent.losses.zlpr_loss, z.to(dtype), t.to(dtype), reduction="none"
+        )
         for n in range(len(z)):
             x, y = [[mpmath.mpf(v) for v in row.tolist()] for row in (z[n], t[n])]
             above = [(1 - b) * mpmath.exp(a) for a, b in zip(x, y, strict=True)]
@@ -108,24 +110,28 @@ def test_zlpr_of_one_label_is_two_softmax_losses():
     others = torch.cat([zero, z.masked_fill(t.bool(), -torch.inf)], 1)
     mine = torch.cat([zero, -z.gather(1, y[:, None])], 1)
     truth = torch.logsumexp(others, 1) + torch.logsumexp(mine, 1)
-    torch.testing.assert_close(xent.zlpr_loss(z, t, reduction="none"), truth, rtol=1e-13, atol=0)
+    torch.testing.assert_close(
+        xent.losses.zlpr_loss(z, t, reduction="none"), truth, rtol=1e-13, atol=0
+    )
 
 
 def test_zlpr_masks_unknown_labels_and_extra_axes():
     z, t = rows(3, 5, 2)
-    whole = xent.zlpr_loss(z, t, reduction="none")
+    whole = xent.losses.zlpr_loss(z, t, reduction="none")
     assert whole.shape == (3, 2)
     marked = t.clone()
     marked[:, 3:] = -1
     z[:, 3:] = torch.nan
-    value, grad = value_and_grad(xent.zlpr_loss, z, marked, ignore_value=-1, reduction="none")
-    few = xent.zlpr_loss(z[:, :3], t[:, :3], reduction="none")
+    value, grad = value_and_grad(
+        xent.losses.zlpr_loss, z, marked, ignore_value=-1, reduction="none"
+    )
+    few = xent.losses.zlpr_loss(z[:, :3], t[:, :3], reduction="none")
     torch.testing.assert_close(value, few, rtol=1e-13, atol=0)
     assert not grad[:, 3:].any()
     z = torch.tensor([[-math.inf, 1.0]]).double()  # a masked class
     t = torch.tensor([[0.0, 1.0]]).double()
-    alone = xent.zlpr_loss(z[:, 1:], t[:, 1:])
-    value, grad = value_and_grad(xent.zlpr_loss, z, t)
+    alone = xent.losses.zlpr_loss(z[:, 1:], t[:, 1:])
+    value, grad = value_and_grad(xent.losses.zlpr_loss, z, t)
     torch.testing.assert_close(value, alone)
     assert grad[0, 0] == 0
 
@@ -134,7 +140,11 @@ def test_zlpr_masks_unknown_labels_and_extra_axes():
 def test_derivatives_of_zlpr_and_multilabel():
     z, t = rows(3, 4)
     z.requires_grad_()
-    for loss in (xent.zlpr_loss, ML, lambda x, y: xent.siglip_loss(x, y, bias=-1.0, scale=2.0)):
+    for loss in (
+        xent.losses.zlpr_loss,
+        ML,
+        lambda x, y: xent.losses.siglip_loss(x, y, bias=-1.0, scale=2.0),
+    ):
         assert torch.autograd.gradcheck(lambda x, f=loss: f(x, t), z)
         assert torch.autograd.gradgradcheck(lambda x, f=loss: f(x, t), z)
         value, grad = value_and_grad(loss, z, t)
@@ -160,7 +170,7 @@ def test_siglip_is_the_double_sum_over_pairs_by_the_rows(engine):
         for m in range(5):
             sign = 1 if n == m else -1
             total -= math.log(1 / (1 + math.exp(-sign * (scale * x[n, m].item() + bias))))
-    value = xent.siglip_loss(x, scale=scale, bias=bias, engine=engine)
+    value = xent.losses.siglip_loss(x, scale=scale, bias=bias, engine=engine)
     assert math.isclose(value.item(), total / 5, rel_tol=1e-13)
 
 
@@ -168,11 +178,11 @@ def test_siglip_learns_its_temperature_and_takes_any_pairs(engine):
     x, t = torch.rand(3, 6), torch.randint(2, (3, 6))
     scale = torch.tensor(10.0, requires_grad=True)
     bias = torch.tensor(-10.0, requires_grad=True)
-    xent.siglip_loss(x, t, scale=scale, bias=bias, engine=engine).backward()
+    xent.losses.siglip_loss(x, t, scale=scale, bias=bias, engine=engine).backward()
     p = torch.sigmoid(10 * x - 10)
     torch.testing.assert_close(bias.grad, (p - t).sum() / 3)
     torch.testing.assert_close(scale.grad, ((p - t) * x).sum() / 3)
-    assert xent.siglip_loss(x, t, reduction="none").shape == (3,)
+    assert xent.losses.siglip_loss(x, t, reduction="none").shape == (3,)
 
 
 WRONG = {
@@ -180,15 +190,22 @@ WRONG = {
     "scalar": (lambda: ML(torch.zeros(()), torch.zeros(())), "axis of labels"),
     "one row of targets": (lambda: ML(torch.zeros(2, 3), torch.zeros(3)), "shape"),
     "row_weight": (
-        lambda: ML(torch.zeros(2, 3), torch.zeros(2, 3), row_weight=torch.ones(3)), "`row_weight`",
+        lambda: ML(torch.zeros(2, 3), torch.zeros(2, 3), row_weight=torch.ones(3)),
+        "`row_weight`",
     ),
     "target": (lambda: ML(torch.zeros(2, 3), torch.ones(2, 3) * 2), "between 0 and 1"),
-    "zlpr target": (lambda: xent.zlpr_loss(torch.zeros(2, 3), torch.ones(2, 3) * 2), "between 0"),
-    "zlpr classes": (lambda: xent.zlpr_loss(torch.zeros(2, 3), torch.ones(2).long()), "shape"),
-    "no matrix": (lambda: xent.siglip_loss(torch.zeros(3)), r"\(N, M\)"),
-    "scale": (lambda: xent.siglip_loss(torch.zeros(3, 3), scale=torch.ones(3)), "`scale`"),
-    "bias": (lambda: xent.siglip_loss(torch.zeros(3, 3), bias=math.inf), "`bias`"),
-}  # fmt: skip
+    "zlpr target": (
+        lambda: xent.losses.zlpr_loss(torch.zeros(2, 3), torch.ones(2, 3) * 2),
+        "between 0",
+    ),
+    "zlpr classes": (
+        lambda: xent.losses.zlpr_loss(torch.zeros(2, 3), torch.ones(2).long()),
+        "shape",
+    ),
+    "no matrix": (lambda: xent.losses.siglip_loss(torch.zeros(3)), r"\(N, M\)"),
+    "scale": (lambda: xent.losses.siglip_loss(torch.zeros(3, 3), scale=torch.ones(3)), "`scale`"),
+    "bias": (lambda: xent.losses.siglip_loss(torch.zeros(3, 3), bias=math.inf), "`bias`"),
+}
 
 
 @pytest.mark.parametrize("case", WRONG)

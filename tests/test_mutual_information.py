@@ -194,7 +194,7 @@ def test_pc_softmax_is_balanced_softmax_up_to_the_prior():
     prior = torch.bincount(y).double()
     pi = prior / prior.sum()
     pc = z[torch.arange(50), y].exp() / (pi * z.exp()).sum(1)
-    balanced = xent.balanced_softmax_loss(z, y, prior=prior, reduction="none")
+    balanced = xent.losses.balanced_softmax_loss(z, y, prior=prior, reduction="none")
     torch.testing.assert_close(-pc.log(), balanced + pi.log()[y], rtol=1e-13, atol=1e-13)
     found = mutual_information_from_logits(z, y, prior=prior)
     torch.testing.assert_close(found.pointwise, pc.log(), rtol=1e-13, atol=1e-13)
@@ -208,7 +208,7 @@ def test_a_network_trained_as_pc_softmax_tells_the_information():
     classes = GaussianClasses(1, (1000, 2000, 5000), (0, 2, 4))
     x, y = classes.sample(seed=0)
     prior = torch.tensor(classes.counts, dtype=torch.float64)
-    loss = partial(xent.logit_adjusted_loss, prior=prior)
+    loss = partial(xent.losses.logit_adjusted_loss, prior=prior)
     logits = NetworkClassifier(loss=loss, networks=2).fit(x.numpy(), y.numpy()).logits
     new, labels = classes.sample(seed=1)
     found = mutual_information_from_logits(logits(new.numpy()), labels, prior=prior)

@@ -59,14 +59,14 @@ CASES = {
     "bytes": (partial(xent.cross_entropy, weight=WEIGHT, ignore_index=255), VOID.byte()),
     "module": (xent.nn.FocalLoss(weight=WEIGHT, ignore_index=255), VOID),
     "PyTorch's module": (nn.CrossEntropyLoss(WEIGHT, label_smoothing=0.1), INDICES),
-    "smoothed": (partial(xent.smoothed_cross_entropy, weight=WEIGHT), INDICES),
+    "smoothed": (partial(xent.losses.smoothed_cross_entropy, weight=WEIGHT), INDICES),
     "per row": (partial(xent.cross_entropy, weight=WEIGHT, normalizer="count"), INDICES),
     "soft": (partial(xent.cross_entropy, weight=WEIGHT), SOFT),
-    "multi-label": (xent.multilabel_cross_entropy, (SOFT > 0.3).float()),
+    "multi-label": (xent.losses.multilabel_cross_entropy, (SOFT > 0.3).float()),
     "multi-label, weighted": (
         partial(xent.binary_cross_entropy_with_logits, weight=WEIGHT), (SOFT > 0.3).float(),
     ),
-    "multi-label with holes": (partial(xent.sigmoid_focal_loss, ignore_value=-1.0), HOLES),
+    "multi-label with holes": (partial(xent.losses.sigmoid_focal_loss, ignore_value=-1.0), HOLES),
     "one's own": (lambda z, y: (z - y).square().mean(), SOFT),
 }  # fmt: skip
 

@@ -87,7 +87,9 @@ def test_options_of_one_call():
     value = module(z, y, normalizer=5.0, row_weight=torch.rand(3), gamma=2.0)
     torch.manual_seed(0)
     z, weight = torch.randn(3, 4), torch.rand(3)
-    assert same_bits(value, xent.focal_loss(z, y, normalizer=5.0, row_weight=weight, gamma=2.0))
+    assert same_bits(
+        value, xent.losses.focal_loss(z, y, normalizer=5.0, row_weight=weight, gamma=2.0)
+    )
     assert module.gamma == 1.0
     assert isinstance(module(input=z, target=y, return_stats=True)[1], xent.RowStatistics)
 
@@ -143,7 +145,7 @@ def test_names():
     assert class_name("focal_loss") == "FocalLoss"
     assert class_name("balanced_softmax_loss") == "BalancedSoftmaxLoss"
     assert class_name("ldam_loss") == "LDAMLoss"
-    assert xent.nn.PCSoftmaxLoss.function is xent.logit_adjusted_loss
+    assert xent.nn.PCSoftmaxLoss.function is xent.losses.logit_adjusted_loss
     assert len(set(xent.nn.__all__)) == len(xent.nn.__all__)
 
 
@@ -157,7 +159,7 @@ def test_a_module_can_be_extended():
 
     z, y = torch.randn(3, 4), torch.tensor([0, 1, 2])
     assert issubclass(Halved, Loss)
-    torch.testing.assert_close(Halved()(z, y), xent.focal_loss(z, y, gamma=1.0) / 2)
+    torch.testing.assert_close(Halved()(z, y), xent.losses.focal_loss(z, y, gamma=1.0) / 2)
 
 
 # ---- modules that PyTorch has, too ------------------------------------------------------------

@@ -10,16 +10,16 @@ from xent.learn.label_noise import confident_noise_matrix, estimate_noise_matrix
 
 from .helpers import same_bits
 
-FORWARD = xent.forward_corrected_cross_entropy
-BACKWARD = xent.backward_corrected_cross_entropy
+FORWARD = xent.losses.forward_corrected_cross_entropy
+BACKWARD = xent.losses.backward_corrected_cross_entropy
 CORRECTED = pytest.mark.parametrize("loss", [FORWARD, BACKWARD], ids=["forward", "backward"])
 
 C = 5
 Z = torch.randn(40, C, generator=torch.Generator().manual_seed(1)).double() * 3
 Y = torch.arange(40) % C
 EYE = torch.eye(C, dtype=torch.float64)
-SYMMETRIC = xent.symmetric_noise_matrix(C, 0.3)
-PAIR = xent.pair_noise_matrix(C, 0.4)
+SYMMETRIC = xent.losses.symmetric_noise_matrix(C, 0.3)
+PAIR = xent.losses.pair_noise_matrix(C, 0.4)
 ANY = torch.softmax(
     torch.randn(C, C, generator=torch.Generator().manual_seed(2)).double() + 3 * EYE, 1
 )
@@ -36,7 +36,7 @@ MATRICES = pytest.mark.parametrize(
     ("matrix", "words"),
     [
         (torch.full((C, C), 1 / C).double(), "singular"),
-        (xent.symmetric_noise_matrix(C, 0.8 - 1e-9), "max_condition"),
+        (xent.losses.symmetric_noise_matrix(C, 0.8 - 1e-9), "max_condition"),
         (torch.eye(4), "each class"),
         (torch.ones(C), "each class"),
         (2 * EYE, "sum to 1"),
@@ -70,7 +70,7 @@ def test_other_bad_arguments(loss):
 
 
 def test_the_condition_is_a_choice():
-    matrix = xent.symmetric_noise_matrix(C, 0.8 - 1e-9)
+    matrix = xent.losses.symmetric_noise_matrix(C, 0.8 - 1e-9)
     for loss in (FORWARD, BACKWARD):
         for limit in (1e12, None):
             assert loss(Z, Y, matrix=matrix, max_condition=limit).isfinite()
@@ -78,7 +78,13 @@ def test_the_condition_is_a_choice():
     assert FORWARD(Z, Y, matrix=torch.full((C, C), 0.2), max_condition=None).isfinite()
 
 
-@pytest.mark.parametrize("loss", [xent.symmetric_noise_forward, xent.symmetric_noise_backward])
+@pytest.mark.parametrize(
+    "loss",
+    [
+        xent.losses.forward_corrected_symmetric_noise_loss,
+        xent.losses.backward_corrected_symmetric_noise_loss,
+    ],
+)
 def test_rates_out_of_range(loss):
     for rate in (-0.1, 0.8, 1.0, math.nan):
         with pytest.raises(ValueError, match="rate"):
@@ -91,7 +97,7 @@ def test_rates_out_of_range(loss):
 
 def test_matrices():
     flips = {7: 1, 2: 7, 5: 6, 6: 5, 3: 8}
-    matrix = xent.pair_noise_matrix(10, 0.4, flips)
+    matrix = xent.losses.pair_noise_matrix(10, 0.4, flips)
     for i in range(10):
         row = torch.zeros(10, dtype=torch.float64)
         row[i] = 0.6 if i in flips else 1.0
@@ -99,13 +105,13 @@ def test_matrices():
             row[flips[i]] = 0.4
         torch.testing.assert_close(matrix[i], row)
     torch.testing.assert_close(
-        xent.pair_noise_matrix(3, 0.2)[2], torch.tensor([0.2, 0, 0.8]).double()
+        xent.losses.pair_noise_matrix(3, 0.2)[2], torch.tensor([0.2, 0, 0.8]).double()
     )
     for bad in (
-        lambda: xent.symmetric_noise_matrix(1, 0.2),
-        lambda: xent.symmetric_noise_matrix(3, 1.2),
-        lambda: xent.pair_noise_matrix(3, -0.2),
-        lambda: xent.pair_noise_matrix(3, 0.2, {0: 3}),
+        lambda: xent.losses.symmetric_noise_matrix(1, 0.2),
+        lambda: xent.losses.symmetric_noise_matrix(3, 1.2),
+        lambda: xent.losses.pair_noise_matrix(3, -0.2),
+        lambda: xent.losses.pair_noise_matrix(3, 0.2, {0: 3}),
     ):
         with pytest.raises(ValueError, match=r"classes|rate|flips"):
             bad()
@@ -114,21 +120,21 @@ def test_matrices():
 def test_flipped_labels_follow_the_matrix():
     labels = torch.arange(C).repeat(20000).view(100, -1)
     generator = torch.Generator().manual_seed(5)
-    observed = xent.flip_labels(labels, ANY, generator)
+    observed = xent.losses.flip_labels(labels, ANY, generator)
     assert observed.shape == labels.shape
     counts = torch.zeros(C, C).double()
     counts.index_put_((labels.flatten(), observed.flatten()), torch.ones(1).double(), True)
     # 20,000 draws each: five standard deviations.
     assert ((counts / 20000 - ANY).abs() <= 5 * (ANY * (1 - ANY) / 20000).sqrt()).all()
-    again = xent.flip_labels(labels, ANY, torch.Generator().manual_seed(5))
+    again = xent.losses.flip_labels(labels, ANY, torch.Generator().manual_seed(5))
     assert same_bits(again, observed)
-    assert same_bits(xent.flip_labels(labels, EYE), labels)
-    assert xent.flip_labels(labels[:0], EYE).shape == labels[:0].shape
+    assert same_bits(xent.losses.flip_labels(labels, EYE), labels)
+    assert xent.losses.flip_labels(labels[:0], EYE).shape == labels[:0].shape
     for bad in (labels - 1, labels + 1):
         with pytest.raises(ValueError, match="labels"):
-            xent.flip_labels(bad, EYE)
+            xent.losses.flip_labels(bad, EYE)
     with pytest.raises(TypeError, match="labels"):
-        xent.flip_labels(labels.double(), EYE)
+        xent.losses.flip_labels(labels.double(), EYE)
 
 
 # ---- estimates ------------------------------------------------------------------------------
@@ -162,7 +168,7 @@ def test_confident_counts_give_the_matrix_back(matrix):
     clean = population(40000)
     generator = torch.Generator().manual_seed(8)
     classes = torch.multinomial(clean, 1, generator=generator)[:, 0]
-    labels = xent.flip_labels(classes, matrix, generator)
+    labels = xent.losses.flip_labels(classes, matrix, generator)
     estimate = confident_noise_matrix(clean @ matrix, labels)
     torch.testing.assert_close(estimate.sum(1), torch.ones(C).double())
     torch.testing.assert_close(estimate, matrix, rtol=0, atol=0.04)

@@ -98,7 +98,7 @@ def test_functions_partials_modules_and_axes():
     def doubled(input, target):
         return 2 * xent.cross_entropy(input, target)
 
-    losses = (doubled, partial(xent.focal_loss, gamma=0.5), xent.nn.FocalLoss(gamma=3.0))
+    losses = (doubled, partial(xent.losses.focal_loss, gamma=0.5), xent.nn.FocalLoss(gamma=3.0))
     drawn = loss_curves(*losses, axes=axes)
     assert drawn[0] is axes[0]
     assert drawn[1] is axes[1]
@@ -143,8 +143,8 @@ def test_names_and_values():
         read_curve("focal:gamma=2,weight=[1,2.5]").label == "focal_loss, gamma=2, weight=[1, 2.5]"
     )
     assert make_curve(xent.cross_entropy).label == "cross_entropy"
-    assert "gamma" in hyperparameters(xent.focal_loss)
-    assert not {"input", "target", "engine"} & set(hyperparameters(xent.focal_loss))
+    assert "gamma" in hyperparameters(xent.losses.focal_loss)
+    assert not {"input", "target", "engine"} & set(hyperparameters(xent.losses.focal_loss))
 
 
 # ---- diagrams -------------------------------------------------------------------------------

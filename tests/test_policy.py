@@ -12,9 +12,9 @@ import xent
 from .helpers import ulps
 
 LOSSES = {
-    "reinforce": lambda p, a, *rest, **o: xent.reinforce_loss(p, a, *rest, **o),
-    "ppo": lambda p, a, *rest, **o: xent.ppo_loss(p, p.detach() - 0.1, a, *rest, **o),
-    "grpo": lambda p, a, *rest, **o: xent.grpo_loss(
+    "reinforce": lambda p, a, *rest, **o: xent.policy.reinforce_loss(p, a, *rest, **o),
+    "ppo": lambda p, a, *rest, **o: xent.policy.ppo_loss(p, p.detach() - 0.1, a, *rest, **o),
+    "grpo": lambda p, a, *rest, **o: xent.policy.grpo_loss(
         p, p.detach() - 0.1, a, *rest, reference=p.detach() - 0.3, kl_weight=0.2, **o
     ),
 }
@@ -56,7 +56,7 @@ def test_estimates_are_exact(d, dtype):
     exact = {"k1": x, "k2": x**2 / 2, "k3": mpmath.exp(-x) - 1 + x}
     slope = {"k1": mpmath.mpf(1), "k2": x, "k3": -mpmath.expm1(-x)}
     for name, value in exact.items():
-        found = xent.kl_estimate(p, r, estimator=name)
+        found = xent.policy.kl_estimate(p, r, estimator=name)
         truth, by_p = (torch.tensor([float(v)], dtype=torch.float64) for v in (value, slope[name]))
         assert ulps(found, truth).max() <= 4
         assert ulps(grad(found.sum(), p), by_p).max() <= 4
@@ -72,9 +72,9 @@ def test_what_estimates_tell_on_average():
     backward = (log_r.exp() * (log_r - log_p)).sum()
     expected = {
         name: (
-            (p * xent.kl_estimate(log_p, log_r, estimator=name)).sum(),
+            (p * xent.policy.kl_estimate(log_p, log_r, estimator=name)).sum(),
             # Of a loss on samples: they are drawn first, so their probability has no gradient.
-            grad((p.detach() * xent.kl_estimate(log_p, log_r, estimator=name)).sum(), z),
+            grad((p.detach() * xent.policy.kl_estimate(log_p, log_r, estimator=name)).sum(), z),
         )
         for name in ("k1", "k2", "k3")
     }
@@ -85,7 +85,7 @@ def test_what_estimates_tell_on_average():
     close(expected["k2"][1], grad(forward, z))
     close(expected["k3"][1], grad(backward, z))
     # In a reward, k1 gives the gradient of the divergence by REINFORCE.
-    reward = -xent.kl_estimate(log_p, log_r, estimator="k1").detach()
+    reward = -xent.policy.kl_estimate(log_p, log_r, estimator="k1").detach()
     close(grad((p.detach() * reward * log_p).sum(), z), -grad(forward, z))
 
 
@@ -97,28 +97,30 @@ def test_what_estimates_tell_on_average():
 def test_advantages_by_a_loop(scale, eps):
     reward = torch.randn(12, dtype=torch.float64)
     group = torch.tensor([7, 3, 3, -1, 7, 7, 3, -1, 7, 3, 7, 50])
-    found = xent.group_advantages(reward, group, scale=scale, eps=eps)
+    found = xent.policy.group_advantages(reward, group, scale=scale, eps=eps)
     for g in (7, 3, -1, 50):
         own = reward[group == g]
         expected = own - own.mean()
         if scale and len(own) > 1:
             expected = expected / (own.std() + eps)
         close(found[group == g], expected)
-    by_size = xent.group_advantages(reward, 4, scale=scale, eps=eps)
-    close(by_size, xent.group_advantages(reward, torch.arange(12) // 4, scale=scale, eps=eps))
+    by_size = xent.policy.group_advantages(reward, 4, scale=scale, eps=eps)
+    close(
+        by_size, xent.policy.group_advantages(reward, torch.arange(12) // 4, scale=scale, eps=eps)
+    )
 
 
 @pytest.mark.parametrize("eps", [1e-4, 0.0])
 def test_equal_rewards_have_no_advantage(eps):
-    found = xent.group_advantages(torch.tensor([0.1, 0.1, 0.1, 0.7, 0.7, 0.7]), 3, eps=eps)
+    found = xent.policy.group_advantages(torch.tensor([0.1, 0.1, 0.1, 0.7, 0.7, 0.7]), 3, eps=eps)
     assert not found.any()  # the mean of three times 0.1 is another number
 
 
 def test_rewards_of_right_and_wrong():
-    close(xent.group_advantages(torch.tensor([1, 0, 0, 1]), 2, scale=False),
+    close(xent.policy.group_advantages(torch.tensor([1, 0, 0, 1]), 2, scale=False),
           torch.tensor([0.5, -0.5, -0.5, 0.5]))  # fmt: skip
     reward = torch.rand(4, requires_grad=True)
-    assert not xent.group_advantages(reward, 2).requires_grad
+    assert not xent.policy.group_advantages(reward, 2).requires_grad
 
 
 # ---- the losses, written out ----------------------------------------------------------------
@@ -152,7 +154,7 @@ def test_grpo_written_out(average, normalizer, masked):
     p, old, reference, a = tokens(4, 5)
     mask = a_mask() if masked else torch.ones(4, 5, dtype=torch.bool)
     for low, high, dual in ((0.2, 0.2, None), (0.2, 0.28, 1.5), (0.0, 0.0, None), (1.0, 5.0, 3.0)):
-        found = xent.grpo_loss(
+        found = xent.policy.grpo_loss(
             p, old, a, mask if masked else None, reference=reference, kl_weight=0.3,
             clip=(low, high), dual_clip=dual, average=average, normalizer=normalizer,
         )  # fmt: skip
@@ -165,7 +167,7 @@ def test_grpo_written_out(average, normalizer, masked):
 def test_ppo_written_out():
     p, old, reference, a = tokens(4, 5)
     mask, h = a_mask(), torch.rand(4, 5, dtype=torch.float64, requires_grad=True)
-    found = xent.ppo_loss(p, old, a, mask, clip=0.1, entropy=h, entropy_weight=0.01)
+    found = xent.policy.ppo_loss(p, old, a, mask, clip=0.1, entropy=h, entropy_weight=0.01)
     values = written_out(p, old, a, reference, 0.0, 0.1, 0.1, None) - 0.01 * h
     expected = averaged(values, mask, "token")
     close(found, expected)
@@ -176,7 +178,7 @@ def test_ppo_written_out():
 def test_sequence_ratio_written_out():
     p, old, _, _ = tokens(4, 5)
     a, mask = torch.randn(4, dtype=torch.float64), a_mask()
-    found = xent.grpo_loss(p, old, a, mask, ratio="sequence", clip=(0.02, 0.04))
+    found = xent.policy.grpo_loss(p, old, a, mask, ratio="sequence", clip=(0.02, 0.04))
     losses = []
     for k in (0, 1, 3):
         rho = (p - old)[k][mask[k]].mean().exp()
@@ -207,7 +209,7 @@ def test_the_policy_gradient(engine):
     z = torch.randn(9, 6, dtype=torch.float64, requires_grad=True)
     y, r = torch.randint(6, (9,)), torch.randn(9, dtype=torch.float64)
     r -= r.mean()  # whose sum, that of the weights, is 0
-    loss = xent.reinforce_loss(xent.token_log_probs(z, y, engine=engine), r)
+    loss = xent.policy.reinforce_loss(xent.token_log_probs(z, y, engine=engine), r)
     truth = r[:, None] * (z.softmax(1) - torch.nn.functional.one_hot(y, 6)) / 9
     close(grad(loss, z), truth.detach())
     weighted = xent.cross_entropy(z, y, row_weight=r, normalizer="count", engine=engine)
@@ -221,19 +223,21 @@ def test_on_policy_all_are_reinforce(average, clip):
     p, _, _, a = tokens(4, 5)
     mask = a_mask()
     options = {"average": average}
-    slope = grad(xent.reinforce_loss(p, a, mask, **options), p)
+    slope = grad(xent.policy.reinforce_loss(p, a, mask, **options), p)
     for old in (None, p.detach(), p):  # a policy that is not detached is a constant all the same
-        for loss in (xent.ppo_loss, xent.grpo_loss):
+        for loss in (xent.policy.ppo_loss, xent.policy.grpo_loss):
             value = loss(p, old, a, mask, clip=clip, **options)
-            assert torch.equal(value, xent.reinforce_loss(-torch.ones_like(p), -a, mask, **options))
+            assert torch.equal(
+                value, xent.policy.reinforce_loss(-torch.ones_like(p), -a, mask, **options)
+            )
             assert torch.equal(grad(value, p), slope)
 
 
 def test_on_policy_sequences():
     p, _, _, _ = tokens(4, 5)
     a, mask = torch.randn(4, dtype=torch.float64), a_mask()
-    found = grad(xent.grpo_loss(p, None, a, mask, ratio="sequence"), p)
-    close(found, grad(xent.reinforce_loss(p, a, mask, average="sequence"), p))
+    found = grad(xent.policy.grpo_loss(p, None, a, mask, ratio="sequence"), p)
+    close(found, grad(xent.policy.reinforce_loss(p, a, mask, average="sequence"), p))
 
 
 @pytest.mark.parametrize("clip", [0.1, 0.2, 0.3])
@@ -241,7 +245,7 @@ def test_the_range_of_the_ratio_is_clip(clip):
     """Ratios of 1.05, 1.15 and 1.25, each wanted higher: those outside have no gradient."""
     ratio = torch.tensor([[1.05, 1.15, 1.25]], dtype=torch.float64)
     p = ratio.log().requires_grad_()
-    for loss in (xent.ppo_loss, xent.grpo_loss):
+    for loss in (xent.policy.ppo_loss, xent.policy.grpo_loss):
         value = loss(p, torch.zeros(1, 3).double(), torch.ones(1).double(), clip=clip,
                      average="token", reduction="sum")  # fmt: skip
         close(value, -ratio.clamp(max=1 + clip).sum())
@@ -253,12 +257,12 @@ def test_clipped_tokens_have_no_gradient():
     d = torch.tensor([0.5, 0.5, -0.5, -0.5, 800.0, 800.0], dtype=torch.float64)
     a = torch.tensor([1.0, -1.0, 1.0, -1.0, 1.0, 0.0], dtype=torch.float64)
     p = (old + d).requires_grad_()
-    loss = xent.ppo_loss(p, old, a, reduction="none")
+    loss = xent.policy.ppo_loss(p, old, a, reduction="none")
     bounds = [-1.2, math.exp(0.5), -math.exp(-0.5), 0.8, -1.2, 0.0]
     close(loss, torch.tensor(bounds, dtype=torch.float64))
     slopes = [0.0, math.exp(0.5), -math.exp(-0.5), 0.0, 0.0, 0.0]
     close(grad(loss.sum(), p), torch.tensor(slopes, dtype=torch.float64))
-    dual = xent.ppo_loss(p, old, -a.abs(), dual_clip=3.0, reduction="none")
+    dual = xent.policy.ppo_loss(p, old, -a.abs(), dual_clip=3.0, reduction="none")
     assert dual[4].item() == pytest.approx(3.0, rel=1e-15)
     assert grad(dual.sum(), p)[4] == 0
 
@@ -324,10 +328,10 @@ def test_advantages_by_sequence_and_single_actions(name):
 def test_constants_have_no_gradient(name):
     p, old, reference, a = (x.detach().requires_grad_() for x in tokens(4, 5))
     if name == "reinforce":
-        loss, constants = xent.reinforce_loss(p, a), [a]
+        loss, constants = xent.policy.reinforce_loss(p, a), [a]
     else:
         options = {"reference": reference, "kl_weight": 0.1} if name == "grpo" else {}
-        loss = getattr(xent, f"{name}_loss")(p, old, a, **options)
+        loss = getattr(xent.policy, f"{name}_loss")(p, old, a, **options)
         constants = [old, a, reference]
     assert all(
         g is None
@@ -348,10 +352,10 @@ def test_float32_is_worked_on_in_float64(name, average):
     g = h.detach().double().requires_grad_()
     x.requires_grad_()
     if name == "reinforce":
-        found, values = xent.reinforce_loss(p, a, mask, **options), -b * x
+        found, values = xent.policy.reinforce_loss(p, a, mask, **options), -b * x
     else:
         more = {"reference": reference, "kl_weight": 0.25} if name == "grpo" else {}
-        found = getattr(xent, f"{name}_loss")(p, old, a, mask, **more, **options)
+        found = getattr(xent.policy, f"{name}_loss")(p, old, a, mask, **more, **options)
         values = written_out(x, s, b, r, 0.25 if name == "grpo" else 0.0, 0.2, 0.2, None)
     truth = averaged(values - 0.125 * g, mask, average)
     assert found.dtype == torch.float32
@@ -369,9 +373,9 @@ def test_derivatives_and_transforms(name):
 
     def f(x):
         if name == "reinforce":
-            return xent.reinforce_loss(x, a, mask, average="sequence")
+            return xent.policy.reinforce_loss(x, a, mask, average="sequence")
         more = {"reference": old - 0.2, "kl_weight": 0.5} if name == "grpo" else {}
-        return getattr(xent, f"{name}_loss")(x, old, a, mask, average="sequence", **more)
+        return getattr(xent.policy, f"{name}_loss")(x, old, a, mask, average="sequence", **more)
 
     assert torch.autograd.gradcheck(f, p)
     assert torch.autograd.gradgradcheck(f, p)
@@ -388,13 +392,13 @@ def test_derivatives_and_transforms(name):
 def test_sequence_log_prob():
     p, _, _, _ = tokens(4, 5)
     mask = a_mask()
-    total = xent.sequence_log_prob(p, mask)
-    mean = xent.sequence_log_prob(p, mask, mean=True)
+    total = xent.policy.sequence_log_prob(p, mask)
+    mean = xent.policy.sequence_log_prob(p, mask, mean=True)
     for k in range(4):
         close(total[k], p[k][mask[k]].sum())
         close(mean[k], p[k][mask[k]].mean(), rtol=1e-13)
-    close(xent.sequence_log_prob(p), p.sum(1))
-    close(xent.sequence_log_prob(p, mean=True), p.mean(1))
+    close(xent.policy.sequence_log_prob(p), p.sum(1))
+    close(xent.policy.sequence_log_prob(p, mean=True), p.mean(1))
 
 
 KINDS = {
@@ -417,22 +421,26 @@ def test_preferences_written_out(kind, referenced):
     chosen.requires_grad_(), rejected.requires_grad_()
     reference = reference if referenced else []
     h = chosen - rejected - (reference[0] - reference[1] if referenced else 0)
-    found = xent.dpo_loss(chosen, rejected, *reference, **options)
+    found = xent.policy.dpo_loss(chosen, rejected, *reference, **options)
     expected = formula(h).mean()
     close(found, expected)
     for x in (chosen, rejected):
         close(grad(found, x), grad(expected, x))
-    close(xent.dpo_loss(chosen, rejected, *reference, reduction="none", **options), formula(h))
-    close(xent.dpo_loss(chosen, rejected, *reference, normalizer=10, **options), expected * 0.6)
+    close(
+        xent.policy.dpo_loss(chosen, rejected, *reference, reduction="none", **options), formula(h)
+    )
+    close(
+        xent.policy.dpo_loss(chosen, rejected, *reference, normalizer=10, **options), expected * 0.6
+    )
 
 
 def test_sure_preferences_keep_their_digits():
     chosen = torch.tensor([600.0], requires_grad=True)
-    loss = xent.dpo_loss(chosen, torch.zeros(1))
+    loss = xent.policy.dpo_loss(chosen, torch.zeros(1))
     exact = mpmath.log1p(mpmath.exp(-mpmath.mpf(0.1) * 600))
     assert ulps(loss[None], torch.tensor([float(exact)], dtype=torch.float64)).max() <= 1
     assert grad(loss, chosen).item() == pytest.approx(-0.1 * math.exp(-60), rel=1e-6)
-    assert xent.dpo_loss(torch.tensor([0.0]), torch.tensor([-math.inf])) == 0
+    assert xent.policy.dpo_loss(torch.tensor([0.0]), torch.tensor([-math.inf])) == 0
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -441,7 +449,10 @@ def test_preferences_in_float32_are_worked_on_in_float64(kind):
     pairs = torch.randn(4, 6) * 3 - 200  # log-probabilities of whole answers
     chosen, rejected, *reference = (x.requires_grad_() for x in pairs.unbind())
     x, y, r, s = (t.detach().double().requires_grad_() for t in (chosen, rejected, *reference))
-    found, truth = xent.dpo_loss(chosen, rejected, *reference, **options), formula(x - y - r + s)
+    found, truth = (
+        xent.policy.dpo_loss(chosen, rejected, *reference, **options),
+        formula(x - y - r + s),
+    )
     assert found.dtype == torch.float32
     assert ulps(found, truth.mean()) <= 0.5001
     for narrow, wide in ((chosen, x), (rejected, y)):
@@ -485,7 +496,7 @@ def test_bad_input(name):
     changed, error, words = BAD[name]
     arguments = {"log_prob": P, "old_log_prob": P, "advantage": A, **changed}
     with pytest.raises(error, match=words):
-        xent.grpo_loss(**arguments)
+        xent.policy.grpo_loss(**arguments)
 
 
 def test_single_actions_have_no_sequences():
@@ -495,7 +506,7 @@ def test_single_actions_have_no_sequences():
         {"average": "token", "ratio": "sequence"},
     ):
         with pytest.raises(ValueError, match="speaks of sequences"):
-            xent.grpo_loss(P[0], None, A[0], **options)
+            xent.policy.grpo_loss(P[0], None, A[0], **options)
 
 
 def test_bad_groups():
@@ -506,11 +517,11 @@ def test_bad_groups():
         (torch.ones(3, dtype=torch.int64), ValueError, "group of each"),
     ):  # fmt: skip
         with pytest.raises(error, match=words):
-            xent.group_advantages(reward, group)
+            xent.policy.group_advantages(reward, group)
     with pytest.raises(ValueError, match=r"shape \(B,\)"):
-        xent.group_advantages(torch.ones(2, 3), 3)
+        xent.policy.group_advantages(torch.ones(2, 3), 3)
     with pytest.raises(ValueError, match="eps"):
-        xent.group_advantages(reward, 3, eps=-1.0)
+        xent.policy.group_advantages(reward, 3, eps=-1.0)
 
 
 BAD_PAIRS = {
@@ -529,6 +540,6 @@ BAD_PAIRS = {
 def test_bad_pairs(name):
     changed, error, words = BAD_PAIRS[name]
     with pytest.raises(error, match=words):
-        xent.dpo_loss(**{"chosen": P[0], "rejected": P[0], **changed})
+        xent.policy.dpo_loss(**{"chosen": P[0], "rejected": P[0], **changed})
     with pytest.raises(ValueError, match="axis of tokens"):
-        xent.sequence_log_prob(torch.tensor(-1.0))
+        xent.policy.sequence_log_prob(torch.tensor(-1.0))

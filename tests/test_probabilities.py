@@ -96,7 +96,7 @@ def test_excess_near_the_floor():
     with mpmath.workdps(80):
         for relative in near:
             logit = torch.logit(t * (1 - relative))
-            value = xent.reconstruction_excess(logit, t, reduction="none")
+            value = xent.losses.reconstruction_excess(logit, t, reduction="none")
             for v, x, y in zip(value.tolist(), logit.tolist(), t.tolist(), strict=True):
                 p, y = 1 / (1 + mpmath.exp(-mpmath.mpf(x))), mpmath.mpf(y)
                 truth = y * mpmath.log(y / p) + (1 - y) * mpmath.log((1 - y) / (1 - p))
@@ -107,7 +107,7 @@ def test_excess_near_the_floor():
 def test_excess_is_cross_entropy_less_entropy():
     z, t = torch.randn(500, dtype=torch.float64) * 3, torch.rand(500, dtype=torch.float64)
     entropy = -torch.xlogy(t, t) - torch.xlogy(1 - t, 1 - t)
-    excess, slope = value_and_grad(xent.reconstruction_excess, z, t, reduction="none")
+    excess, slope = value_and_grad(xent.losses.reconstruction_excess, z, t, reduction="none")
     truth, same = value_and_grad(BCE, z, t, reduction="none")
     torch.testing.assert_close(excess, truth - entropy, rtol=0, atol=1e-14)
     torch.testing.assert_close(slope, same, rtol=0, atol=1e-14)
@@ -118,11 +118,11 @@ def test_continuous_bernoulli_is_a_density():
     x = torch.linspace(0, 1, 20001, dtype=torch.float64)
     for z in (-30.0, -1.0, -1e-9, 0.0, 1e-3, 0.999, 1.001, 5.0):
         density = torch.exp(
-            -xent.continuous_bernoulli_loss(torch.full_like(x, z), x, reduction="none")
+            -xent.losses.continuous_bernoulli_loss(torch.full_like(x, z), x, reduction="none")
         )
         assert abs(torch.trapezoid(density, x).item() - 1) < 1e-5
     theirs = torch.distributions.ContinuousBernoulli(logits=torch.tensor(1.5).double())
     torch.testing.assert_close(
-        xent.continuous_bernoulli_loss(torch.full_like(x, 1.5), x, reduction="none"),
+        xent.losses.continuous_bernoulli_loss(torch.full_like(x, 1.5), x, reduction="none"),
         -theirs.log_prob(x),
     )

@@ -33,20 +33,22 @@ def share(p, y):
 
 # On the probabilities, in 100 digits; 1 - p as it is written in textbooks.
 EXACT = {
-    xent.bootstrap_loss: lambda p, y: (
+    xent.losses.bootstrap_loss: lambda p, y: (
         -mpf(0.95) * log(p[y]) - (1 - mpf(0.95)) * mpmath.fsum(v * log(v) for v in p)
     ),
-    xent.hard_bootstrap_loss: lambda p, y: -mpf(0.8) * log(p[y]) - (1 - mpf(0.8)) * log(max(p)),
-    xent.generalized_cross_entropy: lambda p, y: (1 - p[y] ** mpf(0.7)) / mpf(0.7),
-    xent.truncated_generalized_cross_entropy: lambda p, y: (
+    xent.losses.hard_bootstrap_loss: lambda p, y: (
+        -mpf(0.8) * log(p[y]) - (1 - mpf(0.8)) * log(max(p))
+    ),
+    xent.losses.generalized_cross_entropy: lambda p, y: (1 - p[y] ** mpf(0.7)) / mpf(0.7),
+    xent.losses.truncated_generalized_cross_entropy: lambda p, y: (
         (1 - max(p[y], mpf(0.5)) ** mpf(0.7)) / mpf(0.7)
     ),
-    xent.mae_loss: lambda p, y: mpmath.fsum(abs(v - (j == y)) for j, v in enumerate(p)),
-    xent.reverse_cross_entropy: lambda p, y: FLOOR * (1 - p[y]),
-    xent.symmetric_cross_entropy: lambda p, y: -mpf(0.1) * log(p[y]) + FLOOR * (1 - p[y]),
-    xent.normalized_cross_entropy: share,
-    xent.nce_rce_loss: lambda p, y: share(p, y) + FLOOR * (1 - p[y]),
-    xent.nce_mae_loss: lambda p, y: share(p, y) + 2 * (1 - p[y]),
+    xent.losses.mae_loss: lambda p, y: mpmath.fsum(abs(v - (j == y)) for j, v in enumerate(p)),
+    xent.losses.reverse_cross_entropy: lambda p, y: FLOOR * (1 - p[y]),
+    xent.losses.symmetric_cross_entropy: lambda p, y: -mpf(0.1) * log(p[y]) + FLOOR * (1 - p[y]),
+    xent.losses.normalized_cross_entropy: share,
+    xent.losses.nce_rce_loss: lambda p, y: share(p, y) + FLOOR * (1 - p[y]),
+    xent.losses.nce_mae_loss: lambda p, y: share(p, y) + 2 * (1 - p[y]),
 }
 MEMBERS = pytest.mark.parametrize("loss", EXACT, ids=lambda loss: loss.__name__)
 
@@ -149,26 +151,32 @@ def same(loss, other, scale=1.0, rtol=1e-13, **options):
 
 
 def test_limits():
-    same(xent.generalized_cross_entropy, xent.cross_entropy, q=0)
-    same(xent.generalized_cross_entropy, xent.cross_entropy, q=1e-15, rtol=1e-12)
-    same(xent.generalized_cross_entropy, xent.mae_loss, q=1, scale=0.5)
-    same(xent.truncated_generalized_cross_entropy, xent.generalized_cross_entropy, threshold=0)
-    same(xent.bootstrap_loss, xent.cross_entropy, beta=1)
-    same(xent.hard_bootstrap_loss, xent.cross_entropy, beta=1)
-    same(xent.reverse_cross_entropy, xent.mae_loss, scale=A / 2)
-    same(xent.symmetric_cross_entropy, xent.cross_entropy, alpha=1, beta=0)
-    same(xent.symmetric_cross_entropy, xent.reverse_cross_entropy, alpha=0)
-    same(xent.nce_rce_loss, xent.normalized_cross_entropy, beta=0)
-    same(xent.nce_rce_loss, xent.reverse_cross_entropy, alpha=0)
-    same(xent.nce_mae_loss, xent.mae_loss, alpha=0)
+    same(xent.losses.generalized_cross_entropy, xent.cross_entropy, q=0)
+    same(xent.losses.generalized_cross_entropy, xent.cross_entropy, q=1e-15, rtol=1e-12)
+    same(xent.losses.generalized_cross_entropy, xent.losses.mae_loss, q=1, scale=0.5)
+    same(
+        xent.losses.truncated_generalized_cross_entropy,
+        xent.losses.generalized_cross_entropy,
+        threshold=0,
+    )
+    same(xent.losses.bootstrap_loss, xent.cross_entropy, beta=1)
+    same(xent.losses.hard_bootstrap_loss, xent.cross_entropy, beta=1)
+    same(xent.losses.reverse_cross_entropy, xent.losses.mae_loss, scale=A / 2)
+    same(xent.losses.symmetric_cross_entropy, xent.cross_entropy, alpha=1, beta=0)
+    same(xent.losses.symmetric_cross_entropy, xent.losses.reverse_cross_entropy, alpha=0)
+    same(xent.losses.nce_rce_loss, xent.losses.normalized_cross_entropy, beta=0)
+    same(xent.losses.nce_rce_loss, xent.losses.reverse_cross_entropy, alpha=0)
+    same(xent.losses.nce_mae_loss, xent.losses.mae_loss, alpha=0)
     # Reverse cross-entropy is the mean absolute error in other units: 2 against -log floor.
-    same(xent.nce_mae_loss, lambda *a, **k: xent.nce_rce_loss(*a, beta=2 / A, **k))
+    same(xent.losses.nce_mae_loss, lambda *a, **k: xent.losses.nce_rce_loss(*a, beta=2 / A, **k))
 
 
 def test_near_cross_entropy_keeps_its_digits():
     z = torch.tensor([[30.0, 0.0], [36.0, 0.0]])
     for q in (1e-8, 0.3, 1.0):
-        value = xent.generalized_cross_entropy(z, torch.tensor([0, 0]), q=q, reduction="none")
+        value = xent.losses.generalized_cross_entropy(
+            z, torch.tensor([0, 0]), q=q, reduction="none"
+        )
         truth = [
             float((1 - (1 / (1 + mpmath.exp(-m))) ** mpf(q)) / mpf(q)) for m in (mpf(30), mpf(36))
         ]
@@ -179,13 +187,13 @@ def test_bootstrapping_is_a_target_made_of_label_and_prediction():
     p = torch.softmax(Z, 1)
     hot = torch.nn.functional.one_hot(Y, 13).double()
     mixed = xent.cross_entropy(Z, 0.95 * hot + 0.05 * p, reduction="none")
-    torch.testing.assert_close(xent.bootstrap_loss(Z, Y, reduction="none"), mixed)
+    torch.testing.assert_close(xent.losses.bootstrap_loss(Z, Y, reduction="none"), mixed)
     soft = torch.softmax(Z.flip(1), 1)
     mixed = xent.cross_entropy(Z, 0.95 * soft + 0.05 * p, reduction="none")
-    torch.testing.assert_close(xent.bootstrap_loss(Z, soft, reduction="none"), mixed)
+    torch.testing.assert_close(xent.losses.bootstrap_loss(Z, soft, reduction="none"), mixed)
     predicted = torch.nn.functional.one_hot(Z.argmax(1), 13).double()
     mixed = xent.cross_entropy(Z, 0.8 * hot + 0.2 * predicted, reduction="none")
-    torch.testing.assert_close(xent.hard_bootstrap_loss(Z, Y, reduction="none"), mixed)
+    torch.testing.assert_close(xent.losses.hard_bootstrap_loss(Z, Y, reduction="none"), mixed)
 
 
 def test_truncation_prunes():
@@ -193,9 +201,11 @@ def test_truncation_prunes():
     believed = p > 0.2
     assert 0 < believed.sum() < 64
     value, grad = value_and_grad(
-        xent.truncated_generalized_cross_entropy, Z, Y, threshold=0.2, reduction="none"
+        xent.losses.truncated_generalized_cross_entropy, Z, Y, threshold=0.2, reduction="none"
     )
-    plain, plain_grad = value_and_grad(xent.generalized_cross_entropy, Z, Y, reduction="none")
+    plain, plain_grad = value_and_grad(
+        xent.losses.generalized_cross_entropy, Z, Y, reduction="none"
+    )
     assert same_bits(value[believed], plain[believed])
     assert same_bits(grad[believed], plain_grad[believed])
     assert not grad[~believed].any()
@@ -223,9 +233,9 @@ def test_symmetric_losses_add_up_to_a_constant(loss):
 
 def test_the_constants():
     for loss, total in (
-        (xent.mae_loss, 2 * 12),
-        (xent.reverse_cross_entropy, A * 12),
-        (xent.normalized_cross_entropy, 1.0),
+        (xent.losses.mae_loss, 2 * 12),
+        (xent.losses.reverse_cross_entropy, A * 12),
+        (xent.losses.normalized_cross_entropy, 1.0),
     ):
         torch.testing.assert_close(
             over_labels(loss, Z), torch.full((64,), total, dtype=torch.float64)
@@ -243,7 +253,7 @@ def test_bounded_losses_have_a_bound(loss):
 @pytest.mark.parametrize("loss", SYMMETRIC, ids=lambda loss: loss.__name__)
 def test_uniform_noise_does_not_move_the_slope(loss):
     # What makes symmetric losses robust: noise scales the mean loss and adds a constant.
-    matrix = xent.symmetric_noise_matrix(13, 0.4)
+    matrix = xent.losses.symmetric_noise_matrix(13, 0.4)
     _, clean = value_and_grad(loss, Z, Y, reduction="none")
     noisy = torch.zeros_like(Z)
     for label in range(13):
@@ -285,14 +295,14 @@ def test_none_is_proper():
 @pytest.mark.parametrize(
     ("loss", "options"),
     [
-        (xent.bootstrap_loss, {"beta": 1.1}),
-        (xent.hard_bootstrap_loss, {"beta": -0.1}),
-        (xent.generalized_cross_entropy, {"q": 1.5}),
-        (xent.truncated_generalized_cross_entropy, {"threshold": math.nan}),
-        (xent.reverse_cross_entropy, {"label_floor": 0.0}),
-        (xent.symmetric_cross_entropy, {"alpha": -1.0}),
-        (xent.nce_rce_loss, {"beta": math.inf}),
-        (xent.nce_mae_loss, {"alpha": "1"}),
+        (xent.losses.bootstrap_loss, {"beta": 1.1}),
+        (xent.losses.hard_bootstrap_loss, {"beta": -0.1}),
+        (xent.losses.generalized_cross_entropy, {"q": 1.5}),
+        (xent.losses.truncated_generalized_cross_entropy, {"threshold": math.nan}),
+        (xent.losses.reverse_cross_entropy, {"label_floor": 0.0}),
+        (xent.losses.symmetric_cross_entropy, {"alpha": -1.0}),
+        (xent.losses.nce_rce_loss, {"beta": math.inf}),
+        (xent.losses.nce_mae_loss, {"alpha": "1"}),
     ],
 )
 def test_hyperparameters_out_of_range(loss, options):

@@ -109,7 +109,12 @@ def test_numbers_and_what_is_none():
     for wrong in (2**63, -(2**63) - 1, 10**400):
         with pytest.raises(ValueError, match="`x` must be an integer of 64 bits"):
             whole_number("x", wrong)
-        for loss in (xent.cross_entropy, xent.focal_loss, xent.nll_loss, xent.sparsemax_loss):
+        for loss in (
+            xent.cross_entropy,
+            xent.losses.focal_loss,
+            xent.nll_loss,
+            xent.losses.sparsemax_loss,
+        ):
             with pytest.raises(ValueError, match="`ignore_index` must be an integer of 64 bits"):
                 loss(P, Y, ignore_index=wrong)
     for wrong in (np.nan, np.inf, 10**400, torch.tensor(torch.inf)):
@@ -129,8 +134,11 @@ OTHERS = {
     ),
     "shift": (lambda **o: xent.linear_cross_entropy(X[None], X, Y[None], **o), {"shift": 1}),
     "nll_loss": (lambda **o: xent.nll_loss(P, Y, **o), {"ignore_index": 1, "normalizer": 2.0}),
-    "hardest_loss": (lambda **o: xent.hardest_loss(X, Y, **o), {"keep": 0.5, "ignore_index": 1}),
-    "hardest rows": (lambda **o: xent.hardest_loss(X, Y, **o), {"keep": 2}),
+    "hardest_loss": (
+        lambda **o: xent.losses.hardest_loss(X, Y, **o),
+        {"keep": 0.5, "ignore_index": 1},
+    ),
+    "hardest rows": (lambda **o: xent.losses.hardest_loss(X, Y, **o), {"keep": 2}),
     "shift_labels": (lambda **o: xent.shift_labels(Y, **o), {"k": 1, "ignore_index": -1}),
     "token_log_probs": (
         lambda **o: xent.token_log_probs(X, Y, **o),
@@ -138,44 +146,56 @@ OTHERS = {
     ),
     "entropy": (lambda **o: xent.entropy(X, **o), {"temperature": 0.5, "softcap": 4.0}),
     "statistics": (
-        lambda **o: xent.statistics(X, Y, **o).log_prob, {"ignore_index": 1, "softcap": 4.0},
+        lambda **o: xent.statistics(X, Y, **o).log_prob,
+        {"ignore_index": 1, "softcap": 4.0},
     ),
     "distillation_loss": (
-        lambda **o: xent.distillation_loss(X, X + 1, Y, **o),
+        lambda **o: xent.losses.distillation_loss(X, X + 1, Y, **o),
         {"temperature": 2.0, "alpha": 0.25, "beta": 0.25, "ignore_index": 1},
     ),
     "info_nce_loss": (
-        lambda **o: xent.info_nce_loss(X, X, **o), {"temperature": 0.5, "ignore_index": 1},
+        lambda **o: xent.losses.info_nce_loss(X, X, **o),
+        {"temperature": 0.5, "ignore_index": 1},
     ),
-    "clip_loss": (lambda **o: xent.clip_loss(X, X, **o), {"logit_scale": 2.0}),
-    "nt_xent_loss": (lambda **o: xent.nt_xent_loss(X, X + 1, **o), {"temperature": 0.5}),
-    "siglip_loss": (lambda **o: xent.siglip_loss(X, **o), {"scale": 0.5, "bias": -0.5}),
+    "clip_loss": (lambda **o: xent.losses.clip_loss(X, X, **o), {"logit_scale": 2.0}),
+    "nt_xent_loss": (lambda **o: xent.losses.nt_xent_loss(X, X + 1, **o), {"temperature": 0.5}),
+    "siglip_loss": (lambda **o: xent.losses.siglip_loss(X, **o), {"scale": 0.5, "bias": -0.5}),
     "siglip_loss behind a head": (
-        lambda **o: xent.siglip_loss(xent.LinearLogits(X, X), **o), {"scale": 0.5, "bias": -0.5},
+        lambda **o: xent.losses.siglip_loss(xent.LinearLogits(X, X), **o),
+        {"scale": 0.5, "bias": -0.5},
     ),
     "sampled_cross_entropy": (
-        lambda **o: xent.sampled_cross_entropy(X, X, Y, Y, **o), {"ignore_index": 1},
+        lambda **o: xent.losses.sampled_cross_entropy(X, X, Y, Y, **o),
+        {"ignore_index": 1},
     ),
-    "group_advantages": (lambda **o: xent.group_advantages(X[:, 0], **o), {"group": 2}),
-    "its eps": (lambda **o: xent.group_advantages(X[:, 0], 2, **o), {"eps": 0.5}),
+    "group_advantages": (lambda **o: xent.policy.group_advantages(X[:, 0], **o), {"group": 2}),
+    "its eps": (lambda **o: xent.policy.group_advantages(X[:, 0], 2, **o), {"eps": 0.5}),
     "grpo_loss": (
-        lambda **o: xent.grpo_loss(P, P - 1, X, reference=P, entropy=X, **o),
-        {"clip": 0.25, "dual_clip": 2.0, "kl_weight": 0.5, "entropy_weight": 0.5, "average": 4.0,
-         "normalizer": 2.0},
+        lambda **o: xent.policy.grpo_loss(P, P - 1, X, reference=P, entropy=X, **o),
+        {
+            "clip": 0.25,
+            "dual_clip": 2.0,
+            "kl_weight": 0.5,
+            "entropy_weight": 0.5,
+            "average": 4.0,
+            "normalizer": 2.0,
+        },
     ),
     "dpo_loss": (
-        lambda **o: xent.dpo_loss(P[0], P[1], **o),
+        lambda **o: xent.policy.dpo_loss(P[0], P[1], **o),
         {"beta": 0.5, "label_smoothing": 0.25, "margin": 0.5},
     ),
     "tempered_softmax": (lambda **o: xent.tempered_softmax(X, **o), {"t": 1.5}),
     "entmax": (lambda **o: xent.entmax(X, **o), {"alpha": 1.5}),
     "mixup_cross_entropy": (
-        lambda **o: xent.mixup_cross_entropy(X, Y, Y.flip(0), **o), {"lam": 0.25},
+        lambda **o: xent.losses.mixup_cross_entropy(X, Y, Y.flip(0), **o),
+        {"lam": 0.25},
     ),
     "effective_number_weights": (
-        lambda **o: xent.effective_number_weights(X[0].abs(), **o), {"beta": 0.5},
+        lambda **o: xent.losses.effective_number_weights(X[0].abs(), **o),
+        {"beta": 0.5},
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(
@@ -200,7 +220,7 @@ def test_settings_of_modules():
     """They are kept as Python's numbers, or a module that moves would take them along."""
     focal = xent.nn.FocalLoss(gamma=torch.tensor(1.5), ignore_index=np.int64(1))
     assert (focal.gamma, focal.ignore_index, list(focal.buffers())) == (1.5, 1, [])
-    assert focal(X, Y) == xent.focal_loss(X, Y, gamma=1.5, ignore_index=1)
+    assert focal(X, Y) == xent.losses.focal_loss(X, Y, gamma=1.5, ignore_index=1)
     loss = xent.nn.CrossEntropyLoss(ignore_index=torch.tensor(1), label_smoothing=np.float32(0.25))
     assert loss(X, Y) == xent.cross_entropy(X, Y, ignore_index=1, label_smoothing=0.25)
     with pytest.raises(TypeError, match="`ignore_index`"):

@@ -98,7 +98,9 @@ def test_the_loss_and_its_gradient_are_exact(alpha, size):
     y = torch.randint(5, (6,))
     hot = torch.nn.functional.one_hot(y, 5).double()
     for target, q in ((y, hot), (soft, soft)):
-        value, grad = value_and_grad(xent.entmax_loss, z, target, alpha=alpha, reduction="none")
+        value, grad = value_and_grad(
+            xent.losses.entmax_loss, z, target, alpha=alpha, reduction="none"
+        )
         rows = zip(z.tolist(), q.tolist(), strict=True)
         truth = torch.tensor([float(exact_loss(*row, alpha)) for row in rows], dtype=torch.float64)
         # A soft target adds up to 1 but for a rounding, which the two forms price differently.
@@ -117,7 +119,7 @@ def test_every_digit_at_every_margin(alpha, dtype):
     d = d.to(dtype)
     z = torch.stack([d, torch.zeros_like(d)], 1)
     y = torch.zeros(len(d), dtype=torch.int64)
-    value, grad = value_and_grad(xent.entmax_loss, z, y, alpha=alpha, reduction="none")
+    value, grad = value_and_grad(xent.losses.entmax_loss, z, y, alpha=alpha, reduction="none")
 
     def exact(margin):
         m = mpf(margin)
@@ -156,13 +158,13 @@ def test_limits():
     z, y = torch.randn(6, 7, dtype=torch.float64) * 3, torch.randint(7, (6,))
     ce, dce = value_and_grad(xent.cross_entropy, z, y, reduction="none")
     for alpha, tolerance in ((1.0, 1e-14), (1 + 1e-13, 1e-11), (1 + 1e-6, 1e-4)):
-        value, grad = value_and_grad(xent.entmax_loss, z, y, alpha=alpha, reduction="none")
+        value, grad = value_and_grad(xent.losses.entmax_loss, z, y, alpha=alpha, reduction="none")
         torch.testing.assert_close(value, ce, rtol=tolerance, atol=0)
         torch.testing.assert_close(grad, dce, rtol=tolerance, atol=1e-15)
     torch.testing.assert_close(xent.entmax(z, 1.0), torch.softmax(z, -1), rtol=1e-13, atol=0)
     assert torch.equal(xent.entmax(z, 2.0), xent.sparsemax(z))
     a, b = (f(z, y, reduction="none", **k) for f, k in (
-        (xent.sparsemax_loss, {}), (xent.entmax_loss, {"alpha": 2.0})
+        (xent.losses.sparsemax_loss, {}), (xent.losses.entmax_loss, {"alpha": 2.0})
     ))  # fmt: skip
     assert torch.equal(a, b)
     hard = xent.entmax(z, 1000.0)
@@ -184,7 +186,7 @@ def test_values_by_hand():
 def test_a_margin_is_enough():
     for alpha in (1.5, 2.0, 3.0):
         z = torch.tensor([[1 / (alpha - 1), 0.0, -3.0]], dtype=torch.float64)
-        value, grad = value_and_grad(xent.entmax_loss, z, torch.tensor([0]), alpha=alpha)
+        value, grad = value_and_grad(xent.losses.entmax_loss, z, torch.tensor([0]), alpha=alpha)
         assert value == 0
         assert not grad.any()
 
@@ -192,7 +194,7 @@ def test_a_margin_is_enough():
 @pytest.mark.parametrize("alpha", ALPHAS)
 def test_the_gradient_adds_up_to_nothing(alpha):
     z, y = 4 * torch.randn(20, 9, dtype=torch.float64), torch.randint(9, (20,))
-    _, grad = value_and_grad(xent.entmax_loss, z, y, alpha=alpha, reduction="sum")
+    _, grad = value_and_grad(xent.losses.entmax_loss, z, y, alpha=alpha, reduction="sum")
     assert grad.sum(-1).abs().max() < 1e-15
     assert (grad.gather(1, y[:, None]) <= 0).all()
 
@@ -215,7 +217,7 @@ def test_a_learned_target_gets_its_gradient():
     logits = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
     for alpha in (1.0, 1.5, 2.0, 3.0):
         assert torch.autograd.gradcheck(
-            lambda v, a=alpha: xent.entmax_loss(z, torch.softmax(v, -1), alpha=a), logits
+            lambda v, a=alpha: xent.losses.entmax_loss(z, torch.softmax(v, -1), alpha=a), logits
         )
 
 
@@ -243,7 +245,7 @@ def test_bad_input():
         with pytest.raises(ValueError, match="alpha"):
             xent.entmax(torch.randn(3), alpha)
         with pytest.raises(ValueError, match="alpha"):
-            xent.entmax_loss(torch.randn(2, 3), torch.tensor([0, 1]), alpha=alpha)
+            xent.losses.entmax_loss(torch.randn(2, 3), torch.tensor([0, 1]), alpha=alpha)
 
 
 def test_the_entmax_package_agrees():
@@ -255,8 +257,9 @@ def test_the_entmax_package_agrees():
         theirs = peer.entmax_bisect(z, alpha, n_iter=100)
         torch.testing.assert_close(xent.entmax(z, alpha), theirs, rtol=1e-11, atol=1e-14)
     for ours, theirs in (
-        (xent.sparsemax_loss, peer.sparsemax_loss), (xent.entmax_loss, peer.entmax15_loss)
-    ):  # fmt: skip
+        (xent.losses.sparsemax_loss, peer.sparsemax_loss),
+        (xent.losses.entmax_loss, peer.entmax15_loss),
+    ):
         a, da = value_and_grad(ours, z, y, reduction="none")
         b, db = value_and_grad(theirs, z, y)
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)

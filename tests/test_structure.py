@@ -29,7 +29,7 @@ FLOORS = [
     {"heads", "hyperparameters"},
     {"measurement", "information"},
     {"log_probs", "heads.answers", "frames"},
-    {"losses"},
+    {"losses", "policy"},
     {"nn", "plot", "integrations"},
     {"learn"},
     {"evaluation", "diagnose"},
@@ -110,10 +110,19 @@ print((time.process_time() - between) / (between - start))
     assert min(float(python(code)) for _ in range(5)) < 0.2  # 0.06 to 0.12, by Python
 
 
-@pytest.mark.parametrize("name", [n for n in xent.__all__ if n != "nn"])
+# What is public, by the name that users write.
+PUBLIC = {
+    f"{room.__name__}.{name}": getattr(room, name)
+    for room in (xent, xent.losses, xent.policy, xent.information)
+    for name in room.__all__
+    if not inspect.ismodule(getattr(room, name)) and name != "CATALOG"
+}
+
+
+@pytest.mark.parametrize("name", PUBLIC)
 def test_every_public_symbol_has_an_example(name):
     """The examples run in ``test_doctests``."""
-    thing = getattr(xent, name)
+    thing = PUBLIC[name]
     doc = inspect.getdoc(thing)
     plain = issubclass(thing, (tuple, Exception)) if inspect.isclass(thing) else False
     assert doc
@@ -130,8 +139,7 @@ def test_every_module_twin_has_an_example():
 
 
 def test_every_public_function_says_what_it_takes_and_raises():
-    for name in xent.__all__:
-        thing = getattr(xent, name)
+    for name, thing in PUBLIC.items():
         if inspect.isfunction(thing):
             doc = inspect.getdoc(thing)
             assert "Args:" in doc, name
@@ -139,15 +147,54 @@ def test_every_public_function_says_what_it_takes_and_raises():
                 assert f"{parameter}:" in doc, f"{name} does not explain {parameter}"
 
 
-def test_all_lists_what_is_public():
+@pytest.mark.parametrize("room", [xent, xent.losses, xent.policy, xent.information])
+def test_all_lists_what_is_public(room):
     public = {
         name
-        for name, value in vars(xent).items()
+        for name, value in vars(room).items()
         if not name.startswith("_") and getattr(value, "__module__", "").startswith("xent")
     }
-    assert public <= set(xent.__all__)
-    assert all(hasattr(xent, name) for name in xent.__all__)
-    assert xent.__all__ == sorted(xent.__all__)
+    assert public <= set(room.__all__)
+    assert all(hasattr(room, name) for name in room.__all__)
+    assert room.__all__ == sorted(room.__all__)
+    assert set(room.__all__) <= set(dir(room))
+
+
+def test_packages_are_imported_at_their_first_use():
+    code = """
+import sys, xent
+packages = "integrations", "learn", "plot"
+assert not any(f"xent.{name}" in sys.modules for name in packages)
+assert set(packages) <= set(dir(xent))
+print(xent.learn.mixture_log_prob.__name__, xent.plot.loss_curves.__name__)
+print(xent.learn.calibration.__name__, xent.integrations.boosting.__name__)
+"""
+    words = [
+        "mixture_log_prob",
+        "loss_curves",
+        "xent.learn.calibration",
+        "xent.integrations.boosting",
+    ]
+    assert python(code).split() == words
+
+
+@pytest.mark.parametrize("room", ["losses", "policy", "nn", "information", "learn", "plot"])
+def test_a_name_that_stands_in_a_package_is_told(room):
+    names = set(getattr(xent, room).__all__) - set(xent.__all__)
+    assert names
+    for name in names:
+        with pytest.raises(AttributeError) as error:
+            getattr(xent, name)
+        assert f"`xent.{name}` is `xent.{room}.{name}`" in str(error.value)
+        assert error.value.name == name
+
+
+def test_a_name_that_is_none_is_no_attribute():
+    with pytest.raises(AttributeError, match="did you mean cross_entropy"):
+        xent.crossentropy  # noqa: B018
+    assert not hasattr(xent, "__wrapped__")
+    assert not hasattr(xent.learn, "nothing")
+    assert not hasattr(xent.integrations, "nothing")
 
 
 # ---- the compiled core ----------------------------------------------------------------------

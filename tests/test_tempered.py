@@ -65,7 +65,9 @@ def exact(z, q, t1, t2):
 def test_the_numbers_of_the_authors():
     def loss(*temperatures, z=ACTIVATIONS, q=LABELS, **options):
         t1, t2 = temperatures
-        return xent.bi_tempered_loss(z, q, t1=t1, t2=t2, reduction="none", **options).tolist()
+        return xent.losses.bi_tempered_loss(
+            z, q, t1=t1, t2=t2, reduction="none", **options
+        ).tolist()
 
     close = {"abs": 1e-5, "rel": 0}
     assert loss(0.5, 1.5) == pytest.approx([0.02301914, 0.18972909, 0.93874922], **close)
@@ -82,7 +84,7 @@ def test_the_numbers_of_the_authors():
         assert smoothed == pytest.approx(loss(0.5, 1.5, q=truth), **close)
     # Theirs is of one target per row; these are the ones that give the three numbers.
     smoothed = [
-        xent.bi_tempered_loss(
+        xent.losses.bi_tempered_loss(
             ACTIVATIONS[k], torch.tensor(y), t1=0.5, t2=1.5, label_smoothing=0.1,
             smoothed_over="others",
         ).item()
@@ -107,7 +109,7 @@ def test_value_and_gradient_are_exact(t1, t2):
     hot = torch.nn.functional.one_hot(y, 5).double()
     for target, q in ((y, hot), (soft, soft)):
         value, grad = value_and_grad(
-            xent.bi_tempered_loss, z, target, t1=t1, t2=t2, reduction="none"
+            xent.losses.bi_tempered_loss, z, target, t1=t1, t2=t2, reduction="none"
         )
         truth, slope = exact(z, q, t1, t2)
         torch.testing.assert_close(value, truth, rtol=1e-13, atol=1e-16)
@@ -138,7 +140,7 @@ def test_every_digit_at_every_margin(t1, t2, dtype):
         d = torch.arange(-4.75, 5, 0.5, dtype=dtype)
     z = torch.stack([d, torch.zeros_like(d), torch.zeros_like(d) - 1], 1)
     y = torch.zeros(len(d), dtype=torch.int64)
-    value, grad = value_and_grad(xent.bi_tempered_loss, z, y, t1=t1, t2=t2, reduction="none")
+    value, grad = value_and_grad(xent.losses.bi_tempered_loss, z, y, t1=t1, t2=t2, reduction="none")
     truth, slope = exact(z, torch.eye(3)[y].double(), t1, t2)
     if dtype == torch.float64:
         torch.testing.assert_close(value, truth, rtol=1e-13, atol=0)
@@ -158,7 +160,7 @@ def test_the_limits_are_continuous():
         for step in (0.0, 1e-12, 1e-8, 1e-5):
             for t1, t2 in ((1 - step, 1 + step), (1 - step, 1 - step), (1.0, 1 + step)):
                 value, grad = value_and_grad(
-                    xent.bi_tempered_loss, z, target, t1=t1, t2=t2, reduction="none"
+                    xent.losses.bi_tempered_loss, z, target, t1=t1, t2=t2, reduction="none"
                 )
                 allowed = 1e-13 + 200 * step
                 torch.testing.assert_close(value, ce, rtol=allowed, atol=1e-15)
@@ -169,8 +171,8 @@ def test_the_limits_are_continuous():
 def test_equal_temperatures_are_an_entmax_loss(t):
     z = torch.randn(8, 5, dtype=torch.float64)
     y = z.argmax(-1)  # what has a chance: entmax has a price for what has none
-    truth = xent.entmax_loss(z, y, alpha=2 - t, reduction="none")
-    value = xent.bi_tempered_loss(z, y, t1=t, t2=t, reduction="none")
+    truth = xent.losses.entmax_loss(z, y, alpha=2 - t, reduction="none")
+    value = xent.losses.bi_tempered_loss(z, y, t1=t, t2=t, reduction="none")
     torch.testing.assert_close(value, truth, rtol=1e-14, atol=0)
 
 
@@ -178,7 +180,7 @@ def test_the_bound():
     z = torch.tensor([[0.0, 1e30, 0.0], [0.0, 5.0, 5.0], [-math.inf, 0.0, 0.0]])
     for t1, t2 in ((0.8, 1.2), (0.5, 1.0), (0.0, 2.0), (0.5, 0.5)):
         value, grad = value_and_grad(
-            xent.bi_tempered_loss, z, torch.zeros(3, dtype=torch.int64), t1=t1, t2=t2,
+            xent.losses.bi_tempered_loss, z, torch.zeros(3, dtype=torch.int64), t1=t1, t2=t2,
             reduction="none",
         )  # fmt: skip
         assert value[0].item() == pytest.approx(1 / (1 - t1), rel=1e-5)
@@ -198,8 +200,8 @@ def test_label_smoothing_is_a_soft_target():
     ):
         smoothed = {"label_smoothing": 0.2, "smoothed_over": over, "reduction": "none"}
         for given in (y, hot):
-            value, grad = value_and_grad(xent.bi_tempered_loss, z, given, **smoothed)
-            truth, slope = value_and_grad(xent.bi_tempered_loss, z, target, reduction="none")
+            value, grad = value_and_grad(xent.losses.bi_tempered_loss, z, given, **smoothed)
+            truth, slope = value_and_grad(xent.losses.bi_tempered_loss, z, target, reduction="none")
             torch.testing.assert_close(value, truth, rtol=1e-12, atol=0)
             torch.testing.assert_close(grad, slope, rtol=1e-12, atol=1e-15)
 
@@ -216,35 +218,35 @@ def test_a_learned_target_gets_its_gradient():
     v = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
 
     def loss(v, t1, t2, **options):
-        return xent.bi_tempered_loss(z, torch.softmax(v, -1), t1=t1, t2=t2, **options)
+        return xent.losses.bi_tempered_loss(z, torch.softmax(v, -1), t1=t1, t2=t2, **options)
 
     for t1, t2 in ((0.8, 1.2), (1.0, 1.0), (0.0, 2.0)):
         assert torch.autograd.gradcheck(lambda v, a=t1, b=t2: loss(v, a, b), v)
     assert torch.autograd.gradgradcheck(lambda v: loss(v, 0.8, 1.2), v)
     # A class that the target leaves out: its derivative is the limit from inside.
     q = torch.tensor([[0.5, 0.5, 0.0, 0.0]], dtype=torch.float64, requires_grad=True)
-    (slope,) = torch.autograd.grad(xent.bi_tempered_loss(z[:1], q), q)
+    (slope,) = torch.autograd.grad(xent.losses.bi_tempered_loss(z[:1], q), q)
     near = torch.tensor([[0.5, 0.5, 1e-60, 1e-60]], dtype=torch.float64, requires_grad=True)
-    (limit,) = torch.autograd.grad(xent.bi_tempered_loss(z[:1], near), near)
+    (limit,) = torch.autograd.grad(xent.losses.bi_tempered_loss(z[:1], near), near)
     torch.testing.assert_close(slope, limit, rtol=1e-9, atol=0)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_compiles():
     z, y = torch.randn(4, 5), torch.tensor([0, 1, 2, 4])
-    compiled = torch.compile(xent.bi_tempered_loss, backend="eager")
-    torch.testing.assert_close(compiled(z, y), xent.bi_tempered_loss(z, y))
+    compiled = torch.compile(xent.losses.bi_tempered_loss, backend="eager")
+    torch.testing.assert_close(compiled(z, y), xent.losses.bi_tempered_loss(z, y))
 
 
 def test_bad_input():
     z, y = torch.randn(2, 3), torch.tensor([0, 1])
     for name, value in (("t1", 1.1), ("t1", -0.1), ("t2", -1.0), ("t2", math.inf)):
         with pytest.raises(ValueError, match=name):
-            xent.bi_tempered_loss(z, y, **{name: value})
+            xent.losses.bi_tempered_loss(z, y, **{name: value})
     with pytest.raises(ValueError, match="label_smoothing"):
-        xent.bi_tempered_loss(z, y, label_smoothing=1.5)
+        xent.losses.bi_tempered_loss(z, y, label_smoothing=1.5)
     with pytest.raises(ValueError, match="smoothed_over"):
-        xent.bi_tempered_loss(z, y, label_smoothing=0.5, smoothed_over="rest")
+        xent.losses.bi_tempered_loss(z, y, label_smoothing=0.5, smoothed_over="rest")
     with pytest.raises(ValueError, match="`t`"):
         xent.tempered_softmax(z, math.nan)
     with pytest.raises(TypeError, match=r"torch\.Tensor"):

@@ -21,7 +21,7 @@ tiny = SimpleNamespace(**runpy.run_path(str(FILE)))
 sys.path.remove(str(FILE.parent))
 
 INF, EPS = float("inf"), torch.finfo(torch.float64).eps
-LOSSES = [(tiny.nll, xent.cross_entropy), (tiny.focal, xent.focal_loss)]
+LOSSES = [(tiny.nll, xent.cross_entropy), (tiny.focal, xent.losses.focal_loss)]
 every_loss = pytest.mark.parametrize(("ours", "xents"), LOSSES, ids=["nll", "focal"])
 
 

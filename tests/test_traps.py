@@ -91,10 +91,10 @@ def test_a_second_backward_adds_four_times_the_gradient(way, reduction):
 READ = {
     "labels": lambda z, x: xent.cross_entropy(z, x, reduction="none"),
     "labels of tokens": xent.token_log_probs,
-    "class bias": lambda z, x: xent.focal_loss(z, y0(), class_bias=x, reduction="none"),
+    "class bias": lambda z, x: xent.losses.focal_loss(z, y0(), class_bias=x, reduction="none"),
     "class weights": lambda z, x: xent.cross_entropy(z, y0(), x, reduction="none"),
-    "teacher": lambda z, x: xent.distillation_loss(z, x, reduction="none"),
-    "list": lambda z, x: xent.sparse_cross_entropy(
+    "teacher": lambda z, x: xent.losses.distillation_loss(z, x, reduction="none"),
+    "list": lambda z, x: xent.losses.sparse_cross_entropy(
         z, x, LISTED.double().expand(N, 2), reduction="none"
     ),
     "weights, second backward": lambda z, x: xent.cross_entropy(z, y0(), x),
@@ -258,7 +258,7 @@ def test_a_batch_without_labels_spoils_the_weights(way, reduction, n):
     assert bool(loss.isnan()) if reduction == "mean" else not bool(loss.any())
     assert not any(bool(g.any()) for g in grads(loss.sum(), parts))
     if way in ("focal", "smoothed"):
-        loss = xent.focal_loss(xent.LinearLogits(*parts), y, empty="zero")
+        loss = xent.losses.focal_loss(xent.LinearLogits(*parts), y, empty="zero")
         assert loss.item() == 0
         assert not any(bool(g.any()) for g in grads(loss, parts))
 
@@ -290,9 +290,9 @@ def test_micro_batches_weigh_alike_whatever_they_hold(divisor, loss):
         if loss == "function":
             value = xent.linear_cross_entropy(h, parts[1], target, linear_bias=parts[2], **options)
         elif loss == "focal":
-            value = xent.focal_loss(xent.LinearLogits(h, *parts[1:]), target, **options)
+            value = xent.losses.focal_loss(xent.LinearLogits(h, *parts[1:]), target, **options)
         else:
-            value = xent.distillation_loss(
+            value = xent.losses.distillation_loss(
                 xent.LinearLogits(h, *parts[1:]), TEACHER[part], temperature=2.0,
                 row_mask=target != -100, **options,
             )  # fmt: skip
@@ -327,7 +327,10 @@ def by_teacher(z, x, y):
 
 
 BESIDE = {
-    "teacher": (lambda z, x, y: xent.distillation_loss(z, x, row_mask=y != -100), by_teacher),
+    "teacher": (
+        lambda z, x, y: xent.losses.distillation_loss(z, x, row_mask=y != -100),
+        by_teacher,
+    ),
     "weight": (
         lambda z, x, y: xent.cross_entropy(z, y, x, reduction="sum"),
         lambda z, x, y: -(x[y.clamp(min=0)] * log_p(z, y)[:, 0])[y >= 0].sum(),

@@ -119,7 +119,9 @@ def test_a_loss_that_is_kept_keeps_its_tensors(way, reduction):
     refs = [StorageWeakRef(t.untyped_storage()) for t in (h, logits)]
     kept = [lean(way, (h, w, b), labels(), reduction).sum()]
     if way in ("smoothed", "focal", "brier"):  # the same of logits
-        loss = {"focal": xent.focal_loss, "brier": xent.brier_loss}.get(way, xent.cross_entropy)
+        loss = {"focal": xent.losses.focal_loss, "brier": xent.losses.brier_loss}.get(
+            way, xent.cross_entropy
+        )
         kept.append(loss(logits, labels(), reduction=reduction).sum())
     sum(kept).backward()
     del h, logits
@@ -290,5 +292,5 @@ def test_a_teacher_is_worked_for():
     (h, w, _), teacher = head(), head()
     with Products() as products:
         z, t = xent.LinearLogits(h, w), xent.LinearLogits(*(x.detach() for x in teacher))
-        xent.distillation_loss(z, t).backward()
+        xent.losses.distillation_loss(z, t).backward()
     assert products.work == 4 * N * V * D

@@ -258,9 +258,11 @@ def test_losses_that_take_one_sweep(monkeypatch, loss):
     counts = torch.tensor([90.0, 9.0, 1.0])
     name = "prior" if loss == "logit_adjusted_loss" else "counts"
     z, y = torch.randn(5, 3), torch.randint(3, (5,))
-    value, grad = value_and_grad(getattr(xent, loss), z, y, **{name: counts}, **ON_TRITON)
+    value, grad = value_and_grad(getattr(xent.losses, loss), z, y, **{name: counts}, **ON_TRITON)
     assert len(ahead) == 1
-    expected, slope = value_and_grad(getattr(xent, loss), z.double(), y, **{name: counts.double()})
+    expected, slope = value_and_grad(
+        getattr(xent.losses, loss), z.double(), y, **{name: counts.double()}
+    )
     torch.testing.assert_close(value.double(), expected, rtol=1e-6, atol=0)
     torch.testing.assert_close(grad.double(), slope, rtol=4e-6, atol=1e-8)
 
@@ -411,10 +413,10 @@ CALLS = [
     (xent.cross_entropy, {"reduction": "none"}),
     (xent.cross_entropy, {"label_smoothing": 0.1, "z_loss": 1e-4, "empty": "zero"}),
     (xent.cross_entropy, {"ignore_index": 3, "normalizer": 7, "softcap": 5.0, "logit_scale": 2.0}),
-    (xent.focal_loss, {}),
-    (xent.poly1_loss, {}),
-    (xent.generalized_cross_entropy, {}),
-    (xent.crammer_singer_loss, {}),
+    (xent.losses.focal_loss, {}),
+    (xent.losses.poly1_loss, {}),
+    (xent.losses.generalized_cross_entropy, {}),
+    (xent.losses.crammer_singer_loss, {}),
 ]
 CALLS = pytest.mark.parametrize(
     ("loss", "options"), CALLS, ids=lambda x: "+".join(x) if isinstance(x, dict) else x.__name__

@@ -3,6 +3,11 @@
     import xent
     loss = xent.cross_entropy(logits, target)        # instead of torch.nn.functional.cross_entropy
 
+Here stand PyTorch's functions that ours replace, softmax and its relatives, and what everybody
+needs for a loss of their own. The family is :mod:`xent.losses`, losses of log-probabilities are
+:mod:`xent.policy`, modules :mod:`xent.nn`. :mod:`xent.learn`, :mod:`xent.plot` and
+:mod:`xent.integrations` are imported when they are first used.
+
 Reading order: ``row_statistics`` (the idea), ``engines/rows/reference`` (the specification),
 ``frames`` (what makes a loss), ``losses`` (the family); for the speed ``engines/rows/native`` and
 ``csrc/``.
@@ -11,9 +16,11 @@ Reading order: ``row_statistics`` (the idea), ``engines/rows/reference`` (the sp
 from . import _start as _start  # first: from here on Ctrl-C is one line
 
 # isort: split
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
 
-from . import information, nn
+from . import information, losses, nn, policy
 from ._check import TargetError
 from .diagnose import diagnose
 from .engines.choice import Explanation
@@ -24,94 +31,22 @@ from .heads.answers import sample
 from .heads.logits import LinearLogits
 from .log_probs import TokenLogProbs, entropy, token_log_probs
 from .losses import (
-    YoloParts,
-    adjust_logits,
-    arcface_loss,
-    asymmetric_loss,
-    backward_corrected_cross_entropy,
-    baikal_cma_loss,
-    baikal_loss,
-    balanced_softmax_loss,
-    bi_tempered_loss,
     binary_cross_entropy,
     binary_cross_entropy_with_logits,
-    bootstrap_loss,
-    brier_loss,
-    clip_loss,
-    complementary_loss,
-    confidence_penalty_loss,
-    continuous_bernoulli_loss,
-    cosface_loss,
-    crammer_singer_loss,
     cross_entropy,
-    deferred_weights,
-    distillation_loss,
-    dpo_loss,
-    effective_number_weights,
-    entmax,
-    entmax_loss,
-    flip_labels,
-    focal_loss,
-    forward_corrected_cross_entropy,
-    generalized_cross_entropy,
-    group_advantages,
-    grpo_loss,
-    hard_bootstrap_loss,
-    hardest_loss,
-    info_nce_loss,
     kl_div,
-    kl_estimate,
-    large_margin_loss,
-    ldam_loss,
     linear_cross_entropy,
-    logit_adjusted_loss,
-    mae_loss,
-    mixup,
-    mixup_cross_entropy,
-    multilabel_cross_entropy,
-    nce_mae_loss,
-    nce_rce_loss,
-    ngl_loss,
     nll_loss,
-    normalized_cross_entropy,
-    nt_xent_loss,
-    pair_noise_matrix,
-    pc_softmax_loss,
-    poly1_loss,
-    ppo_loss,
-    quality_focal_loss,
-    recall_loss,
-    reconstruction_excess,
-    reinforce_loss,
-    reverse_cross_entropy,
-    sampled_cross_entropy,
-    sequence_log_prob,
-    siglip_loss,
-    sigmoid_focal_loss,
-    smoothed_cross_entropy,
-    sparse_cross_entropy,
-    sparsemax,
-    sparsemax_loss,
-    structured_cross_entropy,
-    symmetric_cross_entropy,
-    symmetric_noise_backward,
-    symmetric_noise_forward,
-    symmetric_noise_matrix,
-    taylor_cross_entropy,
-    taylorglo_loss,
-    tempered_softmax,
-    truncated_generalized_cross_entropy,
-    unlikelihood_loss,
-    varifocal_loss,
-    vs_loss,
-    wordtree_cross_entropy,
-    yolo_loss,
-    zlpr_loss,
 )
+from .losses.sparse import entmax, sparsemax
+from .losses.tempered import tempered_softmax
 from .measurement import explain, statistics
 from .row_statistics import RowStatistics
 from .softmax import log_softmax, softmax, softmax_jacobian
 from .targets import shift_labels
+
+if TYPE_CHECKING:
+    from . import integrations, learn, plot
 
 try:
     __version__ = version("xent")
@@ -126,102 +61,61 @@ __all__ = [
     "RowStatistics",
     "TargetError",
     "TokenLogProbs",
-    "YoloParts",
-    "adjust_logits",
-    "arcface_loss",
-    "asymmetric_loss",
-    "backward_corrected_cross_entropy",
-    "baikal_cma_loss",
-    "baikal_loss",
-    "balanced_softmax_loss",
-    "bi_tempered_loss",
     "binary_cross_entropy",
     "binary_cross_entropy_with_logits",
-    "bootstrap_loss",
-    "brier_loss",
-    "clip_loss",
-    "complementary_loss",
-    "confidence_penalty_loss",
-    "continuous_bernoulli_loss",
-    "cosface_loss",
-    "crammer_singer_loss",
     "cross_entropy",
-    "deferred_weights",
     "diagnose",
-    "distillation_loss",
-    "dpo_loss",
-    "effective_number_weights",
     "element_loss",
     "entmax",
-    "entmax_loss",
     "entropy",
     "evaluate",
     "explain",
-    "flip_labels",
-    "focal_loss",
-    "forward_corrected_cross_entropy",
-    "generalized_cross_entropy",
-    "group_advantages",
-    "grpo_loss",
-    "hard_bootstrap_loss",
-    "hardest_loss",
-    "info_nce_loss",
     "information",
+    "integrations",
     "kl_div",
-    "kl_estimate",
-    "large_margin_loss",
-    "ldam_loss",
+    "learn",
     "linear_cross_entropy",
     "log_softmax",
-    "logit_adjusted_loss",
-    "mae_loss",
-    "mixup",
-    "mixup_cross_entropy",
-    "multilabel_cross_entropy",
-    "nce_mae_loss",
-    "nce_rce_loss",
-    "ngl_loss",
+    "losses",
     "nll_loss",
     "nn",
-    "normalized_cross_entropy",
-    "nt_xent_loss",
-    "pair_noise_matrix",
-    "pc_softmax_loss",
-    "poly1_loss",
-    "ppo_loss",
-    "quality_focal_loss",
-    "recall_loss",
-    "reconstruction_excess",
-    "reinforce_loss",
-    "reverse_cross_entropy",
+    "plot",
+    "policy",
     "row_loss",
     "sample",
-    "sampled_cross_entropy",
-    "sequence_log_prob",
     "shift_labels",
-    "siglip_loss",
-    "sigmoid_focal_loss",
-    "smoothed_cross_entropy",
     "softmax",
     "softmax_jacobian",
-    "sparse_cross_entropy",
     "sparsemax",
-    "sparsemax_loss",
     "statistics",
-    "structured_cross_entropy",
-    "symmetric_cross_entropy",
-    "symmetric_noise_backward",
-    "symmetric_noise_forward",
-    "symmetric_noise_matrix",
-    "taylor_cross_entropy",
-    "taylorglo_loss",
     "tempered_softmax",
     "token_log_probs",
-    "truncated_generalized_cross_entropy",
-    "unlikelihood_loss",
-    "varifocal_loss",
-    "vs_loss",
-    "wordtree_cross_entropy",
-    "yolo_loss",
-    "zlpr_loss",
 ]
+_AT_FIRST_USE = ("integrations", "learn", "plot")
+
+
+def __getattr__(name: str) -> Any:
+    """A package at its first use. For a name that stands in one, an error that says where."""
+    if name in _AT_FIRST_USE:
+        return import_module(f".{name}", __name__)
+    place = "" if name.startswith("_") else _place_of(name)
+    raise AttributeError(f"module 'xent' has no attribute {name!r}{place}", name=name)
+
+
+def _place_of(name: str) -> str:
+    """Where a name stands that is not here, or which names look like it."""
+    from .losses.lookup import near
+
+    for room in ("losses", "policy", "nn", "information", "learn", "plot"):
+        if name in _names_in(room):
+            return f"; `xent.{name}` is `xent.{room}.{name}`"
+    return near(name, __all__)
+
+
+def _names_in(room: str) -> list[str]:
+    """The public names of a package."""
+    return import_module(f".{room}", __name__).__all__
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

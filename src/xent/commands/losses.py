@@ -99,6 +99,6 @@ def explanation(member: Member) -> str:
     names = f"\nalso known as {', '.join(aliases(member))}" if aliases(member) else ""
     facts = [(fact.replace("_", " "), "yes" if getattr(member, fact) else "no") for fact in FACTS]
     facts = [("targets", member.targets), *facts, ("needs", ", ".join(needs(member)) or "nothing")]
-    call = textwrap.wrap(f"xent.{member.name}{bare_signature(member.function)}", 96)
+    call = textwrap.wrap(f"xent.losses.{member.name}{bare_signature(member.function)}", 96)
     head = "\n    ".join(call) + names
     return f"{head}\n\n{table(facts)}\n\n{inspect.getdoc(member.function)}"

@@ -47,8 +47,8 @@ class LinearLogits(Lean):
         >>> logits.shape
         torch.Size([6, 10])
         >>> target = torch.arange(6)
-        >>> lean = xent.focal_loss(logits, target)
-        >>> torch.allclose(lean, xent.focal_loss(hidden @ weight.T, target))
+        >>> lean = xent.losses.focal_loss(logits, target)
+        >>> torch.allclose(lean, xent.losses.focal_loss(hidden @ weight.T, target))
         True
     """
 

@@ -25,6 +25,12 @@ class Report:
         floor: the least it can be, in nats: 0 for class labels, the mean entropy of soft ones.
         label_entropy: H(Y) in nats, the loss of always predicting the frequencies of the labels;
             None if they are not known.
+
+    Example:
+        >>> from xent.information import Report
+        >>> result = Report(0.5, label_entropy=2.0)
+        >>> round(result.perplexity, 4), round(result.probability, 4), result.excess
+        (1.6487, 0.6065, 0.5)
     """
 
     nats: float

@@ -1,6 +1,6 @@
 """Losses as objectives of gradient boosting, for LightGBM and XGBoost.
 
-    objective = Objective(xent.focal_loss, "lightgbm", gamma=2.0)
+    objective = Objective(xent.losses.focal_loss, "lightgbm", gamma=2.0)
     data = lightgbm.Dataset(X, y, init_score=objective.init_score(y))
     model = lightgbm.train({"objective": objective, "num_class": 3}, data)
     scores = model.predict(X, raw_score=True) + objective.start(y)

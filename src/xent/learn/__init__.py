@@ -5,6 +5,7 @@ Nothing here is loaded by ``import xent``. What is named below comes directly fr
 """
 
 from importlib import import_module
+from pkgutil import iter_modules
 from typing import Any
 
 _MODULE_OF: dict[str, str] = {
@@ -50,12 +51,15 @@ _MODULE_OF: dict[str, str] = {
     "train_classifier": "networks.training",
 }
 __all__ = sorted(_MODULE_OF)
+_MODULES = [module.name for module in iter_modules(__path__)]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _MODULE_OF:
+    if name not in _MODULE_OF and name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
+        if name in _MODULES:
+            return import_module(f".{name}", __name__)
         return getattr(import_module(f".{_MODULE_OF[name]}", __name__), name)
     except ModuleNotFoundError as error:
         raise ImportError(
@@ -64,4 +68,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return sorted({*globals(), *__all__, *_MODULES})

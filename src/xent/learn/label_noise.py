@@ -5,7 +5,7 @@ is beyond doubt is a row of the noise matrix; so an estimate needs such rows for
 model that has not learnt its wrong labels by heart: predictions on held-out rows are best.
 
     matrix = estimate_noise_matrix(xent.softmax(model(x)))
-    loss = xent.forward_corrected_cross_entropy(logits, labels, matrix=matrix)
+    loss = xent.losses.forward_corrected_cross_entropy(logits, labels, matrix=matrix)
 
     p = torch.tensor(cross_val_predict(classifier, x, labels, method="predict_proba"))
     suspects = find_label_issues(p, labels)  # look at these rows first

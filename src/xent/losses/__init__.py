@@ -1,4 +1,4 @@
-"""The family. A body is a few lines on the row statistics."""
+"""The family of losses. A body is a few lines on the row statistics."""
 
 # The catalog lists its members in this order: from the plainest to the most special.
 # isort: off
@@ -53,13 +53,11 @@ from .modulated import (
 from .multilabel import asymmetric_loss, multilabel_cross_entropy, siglip_loss, zlpr_loss
 from .noise import (
     backward_corrected_cross_entropy,
+    backward_corrected_symmetric_noise_loss,
     forward_corrected_cross_entropy,
-    symmetric_noise_backward,
-    symmetric_noise_forward,
+    forward_corrected_symmetric_noise_loss,
 )
 from .noise_matrix import flip_labels, pair_noise_matrix, symmetric_noise_matrix
-from .policy import group_advantages, grpo_loss, kl_estimate, ppo_loss, reinforce_loss
-from .preference import dpo_loss, sequence_log_prob
 from .robust import (
     bootstrap_loss,
     generalized_cross_entropy,
@@ -78,8 +76,8 @@ from .soft_targets import (
     sparse_cross_entropy,
     structured_cross_entropy,
 )
-from .sparse import entmax, entmax_loss, sparsemax, sparsemax_loss
-from .tempered import bi_tempered_loss, tempered_softmax
+from .sparse import entmax_loss, sparsemax_loss
+from .tempered import bi_tempered_loss
 
 __all__ = [
     "CATALOG",
@@ -89,6 +87,7 @@ __all__ = [
     "arcface_loss",
     "asymmetric_loss",
     "backward_corrected_cross_entropy",
+    "backward_corrected_symmetric_noise_loss",
     "baikal_cma_loss",
     "baikal_loss",
     "balanced_softmax_loss",
@@ -106,21 +105,17 @@ __all__ = [
     "cross_entropy",
     "deferred_weights",
     "distillation_loss",
-    "dpo_loss",
     "effective_number_weights",
-    "entmax",
     "entmax_loss",
     "flip_labels",
     "focal_loss",
     "forward_corrected_cross_entropy",
+    "forward_corrected_symmetric_noise_loss",
     "generalized_cross_entropy",
-    "group_advantages",
-    "grpo_loss",
     "hard_bootstrap_loss",
     "hardest_loss",
     "info_nce_loss",
     "kl_div",
-    "kl_estimate",
     "large_margin_loss",
     "ldam_loss",
     "linear_cross_entropy",
@@ -138,28 +133,21 @@ __all__ = [
     "pair_noise_matrix",
     "pc_softmax_loss",
     "poly1_loss",
-    "ppo_loss",
     "quality_focal_loss",
     "recall_loss",
     "reconstruction_excess",
-    "reinforce_loss",
     "reverse_cross_entropy",
     "sampled_cross_entropy",
-    "sequence_log_prob",
     "siglip_loss",
     "sigmoid_focal_loss",
     "smoothed_cross_entropy",
     "sparse_cross_entropy",
-    "sparsemax",
     "sparsemax_loss",
     "structured_cross_entropy",
     "symmetric_cross_entropy",
-    "symmetric_noise_backward",
-    "symmetric_noise_forward",
     "symmetric_noise_matrix",
     "taylor_cross_entropy",
     "taylorglo_loss",
-    "tempered_softmax",
     "truncated_generalized_cross_entropy",
     "unlikelihood_loss",
     "varifocal_loss",

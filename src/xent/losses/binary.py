@@ -43,7 +43,7 @@ def binary_cross_entropy_with_logits(
 
     A drop-in for :func:`torch.nn.functional.binary_cross_entropy_with_logits` with all its digits.
     With targets between 0 and 1 its least value is their entropy, not 0; see
-    :func:`xent.reconstruction_excess`.
+    :func:`xent.losses.reconstruction_excess`.
 
     .. math:: \ell = w \bigl(-w_+ \, t \log \sigma(z) - (1 - t) \log \sigma(-z)\bigr)
 
@@ -248,7 +248,7 @@ def sigmoid_focal_loss(
     Example:
         >>> import torch, xent
         >>> logits = torch.tensor([2.0, -2.0, 100.0])
-        >>> xent.sigmoid_focal_loss(logits, torch.tensor([1, 1, 0]), reduction="none")
+        >>> xent.losses.sigmoid_focal_loss(logits, torch.tensor([1, 1, 0]), reduction="none")
         tensor([4.5089e-04, 4.1252e-01, 7.5000e+01])
 
     References:
@@ -274,7 +274,7 @@ def quality_focal_loss(e: Elements, beta: NonNegative = 2.0) -> Tensor:
     Example:
         >>> import torch, xent
         >>> logits = torch.tensor([0.0, 2.0])
-        >>> xent.quality_focal_loss(logits, torch.tensor([0.5, 0.5]), reduction="none")
+        >>> xent.losses.quality_focal_loss(logits, torch.tensor([0.5, 0.5]), reduction="none")
         tensor([0.0000, 0.1634])
 
     References:
@@ -300,7 +300,7 @@ def varifocal_loss(e: Elements, alpha: NonNegative = 0.75, gamma: NonNegative = 
     Example:
         >>> import torch, xent
         >>> logits = torch.tensor([0.0, 0.0])
-        >>> xent.varifocal_loss(logits, torch.tensor([0.5, 0.0]), reduction="none")
+        >>> xent.losses.varifocal_loss(logits, torch.tensor([0.5, 0.0]), reduction="none")
         tensor([0.3466, 0.1300])
 
     References:
@@ -327,7 +327,7 @@ def reconstruction_excess(e: Elements) -> Tensor:
         >>> import torch, xent
         >>> target = torch.tensor([0.25, 0.25, 0.0], dtype=torch.float64)
         >>> logits = torch.tensor([0.25001, 0.250001, 0.5], dtype=torch.float64).logit()
-        >>> values = xent.reconstruction_excess(logits, target, reduction="none")
+        >>> values = xent.losses.reconstruction_excess(logits, target, reduction="none")
         >>> [f"{v:.1e}" for v in values.tolist()]
         ['2.7e-10', '2.7e-12', '6.9e-01']
     """
@@ -366,7 +366,8 @@ def continuous_bernoulli_loss(e: Elements) -> Tensor:
     Example:
         >>> import torch, xent
         >>> logits = torch.tensor([0.0, 1e-3, 40.0])
-        >>> xent.continuous_bernoulli_loss(logits, torch.tensor([0.3, 0.3, 1.0]), reduction="none")
+        >>> target = torch.tensor([0.3, 0.3, 1.0])
+        >>> xent.losses.continuous_bernoulli_loss(logits, target, reduction="none")
         tensor([ 0.0000e+00,  2.0004e-04, -3.6889e+00])
 
     References:

@@ -18,7 +18,7 @@ class Member(NamedTuple):
     """A loss and the facts about it, at its default hyperparameters.
 
     Attributes:
-        name: its name in :mod:`xent`.
+        name: its name in :mod:`xent.losses`.
         function: the loss.
         targets: ``"classes"`` if it takes one class per row (most take soft targets, too),
             ``"soft"`` if a distribution per row, ``"binary"`` if a number in [0, 1] per logit,

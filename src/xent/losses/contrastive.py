@@ -68,10 +68,10 @@ def info_nce_loss(
     Example:
         >>> import torch, xent
         >>> image, text = torch.eye(4), torch.eye(4) + 0.5
-        >>> round(xent.info_nce_loss(image, text, temperature=0.5).item(), 4)
+        >>> round(xent.losses.info_nce_loss(image, text, temperature=0.5).item(), 4)
         0.6655
         >>> t = torch.tensor(0.5, requires_grad=True)
-        >>> xent.info_nce_loss(image, text, temperature=t).backward()
+        >>> xent.losses.info_nce_loss(image, text, temperature=t).backward()
         >>> round(t.grad.item(), 4)
         1.1223
 
@@ -106,7 +106,7 @@ def clip_loss(
     empty: Literal["nan", "zero"] = "nan",
     max_workspace: int = MAX_WORKSPACE,
 ) -> Tensor:
-    r"""The contrastive loss of CLIP: :func:`xent.info_nce_loss` both ways, and their mean.
+    r"""The contrastive loss of CLIP: :func:`xent.losses.info_nce_loss` both ways, and their mean.
 
     .. math:: \ell_n = \tfrac12 \bigl( -\log \mathrm{softmax}_n(s\, x_n \cdot y_{1..N})
         - \log \mathrm{softmax}_n(s\, y_n \cdot x_{1..N}) \bigr)
@@ -128,7 +128,7 @@ def clip_loss(
     Example:
         >>> import torch, xent
         >>> image, text = torch.eye(3), torch.eye(3).roll(1, 0) + 2 * torch.eye(3)
-        >>> round(xent.clip_loss(image, text, logit_scale=1.0).item(), 4)
+        >>> round(xent.losses.clip_loss(image, text, logit_scale=1.0).item(), 4)
         0.717
 
     References:
@@ -181,7 +181,7 @@ def nt_xent_loss(
 
     Example:
         >>> import torch, xent
-        >>> round(xent.nt_xent_loss(torch.eye(3), torch.eye(3) + 0.5).item(), 4)
+        >>> round(xent.losses.nt_xent_loss(torch.eye(3), torch.eye(3) + 0.5).item(), 4)
         0.837
 
     References:
@@ -262,7 +262,7 @@ def sampled_cross_entropy(
         >>> import torch, xent
         >>> hidden, weight = torch.eye(2), torch.tensor([[2.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
         >>> target, some = torch.tensor([0, 1]), torch.tensor([1, 2])
-        >>> xent.sampled_cross_entropy(hidden, weight, target, some, reduction="none")
+        >>> xent.losses.sampled_cross_entropy(hidden, weight, target, some, reduction="none")
         tensor([0.4076, 0.6931])
 
     References:

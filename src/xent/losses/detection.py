@@ -128,7 +128,7 @@ def yolo_loss(
         >>> responsible = torch.zeros(1, 2, 4, 4, dtype=torch.bool)
         >>> responsible[0, 0, 1, 2] = True
         >>> labels = torch.full((1, 2, 4, 4), 2)
-        >>> parts = xent.yolo_loss(head, responsible, labels, version="v2")
+        >>> parts = xent.losses.yolo_loss(head, responsible, labels, version="v2")
         >>> [round(part.item(), 4) for part in parts]
         [24.9533, 1.0986, 0.0]
 

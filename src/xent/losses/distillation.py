@@ -82,9 +82,11 @@ def distillation_loss(
     Example:
         >>> import torch, xent
         >>> teacher = torch.tensor([[3.0, 1.0, 0.0]])
-        >>> f"{xent.distillation_loss(teacher + torch.tensor([0, 0, 1e-3]), teacher).item():.4e}"
+        >>> near = teacher + torch.tensor([0, 0, 1e-3])
+        >>> f"{xent.losses.distillation_loss(near, teacher).item():.4e}"
         '2.0129e-08'
-        >>> round(xent.distillation_loss(torch.zeros(1, 3), teacher, temperature=2.0).item(), 4)
+        >>> far = xent.losses.distillation_loss(torch.zeros(1, 3), teacher, temperature=2.0)
+        >>> round(far.item(), 4)
         0.7706
 
     References:

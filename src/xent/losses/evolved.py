@@ -46,7 +46,7 @@ def baikal_loss(s: RowStatistics) -> Tensor:
     Example:
         >>> import torch, xent
         >>> logits = torch.tensor([[2.0, 0.0], [0.0, 2.0], [0.0, 200.0]])
-        >>> xent.baikal_loss(logits, torch.tensor([0, 0, 0]), reduction="none")
+        >>> xent.losses.baikal_loss(logits, torch.tensor([0, 0, 0]), reduction="none")
         tensor([1.6946e+00, 5.3215e+00, 4.3907e+10])
 
     References:
@@ -70,7 +70,7 @@ def baikal_cma_loss(
         + \frac{c_3 c_4}{c_5} \frac{1}{C p_y}\Bigr)
 
     Only :math:`c_0 c_1` and :math:`c_0 c_3 c_4 / c_5` steer a training; six ones give
-    :func:`xent.baikal_loss`, whose tangent beyond 20 nats holds here, too.
+    :func:`xent.losses.baikal_loss`, whose tangent beyond 20 nats holds here, too.
 
     Args:
         coefficients: :math:`c_0, \dots, c_5`; :math:`c_2` positive and :math:`c_5` not zero.
@@ -78,7 +78,7 @@ def baikal_cma_loss(
     Example:
         >>> import torch, xent
         >>> logits, target = torch.tensor([[2.0, 0.0], [0.0, 2.0]]), torch.tensor([0, 0])
-        >>> xent.baikal_cma_loss(logits, target, reduction="none")
+        >>> xent.losses.baikal_cma_loss(logits, target, reduction="none")
         tensor([ 4.6906, 22.6556])
 
     References:
@@ -133,7 +133,7 @@ def taylorglo_loss(
         >>> import torch, xent
         >>> theta = (0.5, 0.5, 1.0, -1.0, 4 / 3, 2.0, -2.0, 0.0)
         >>> logits, target = torch.tensor([[2.0, 0.0], [0.0, 2.0]]), torch.tensor([0, 0])
-        >>> xent.taylorglo_loss(logits, target, theta=theta, reduction="none")
+        >>> xent.losses.taylorglo_loss(logits, target, theta=theta, reduction="none")
         tensor([-1.3049,  0.2183])
 
     References:
@@ -183,7 +183,7 @@ def ngl_loss(rows: DenseRows, alpha: Number = 2.4092) -> Tensor:
     Example:
         >>> import torch, xent
         >>> logits = torch.tensor([[200.0, 0.0], [0.0, 200.0]])
-        >>> xent.ngl_loss(logits, torch.tensor([0, 0]), reduction="none")
+        >>> xent.losses.ngl_loss(logits, torch.tensor([0, 0]), reduction="none")
         tensor([5.6521, 6.9457])
 
     References:

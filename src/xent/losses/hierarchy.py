@@ -63,9 +63,9 @@ def wordtree_cross_entropy(
         >>> import torch, xent
         >>> parent = [-1, -1, 0, 0]  # animal, plant; dog and cat are animals
         >>> logits = torch.tensor([[0.0, 0.0, 1.0, 1.0]])
-        >>> xent.wordtree_cross_entropy(logits, torch.tensor([2]), parent)  # log 2 + log 2
+        >>> xent.losses.wordtree_cross_entropy(logits, torch.tensor([2]), parent)  # log 2 + log 2
         tensor(1.3863)
-        >>> xent.wordtree_cross_entropy(logits, torch.tensor([1]), parent)  # log 2
+        >>> xent.losses.wordtree_cross_entropy(logits, torch.tensor([1]), parent)  # log 2
         tensor(0.6931)
 
     References:

@@ -52,7 +52,7 @@ def effective_number_weights(counts: Tensor, beta: float = 0.9999) -> Tensor:
 
     Example:
         >>> import torch, xent
-        >>> xent.effective_number_weights(torch.tensor([100.0, 10.0]), beta=0.99)
+        >>> xent.losses.effective_number_weights(torch.tensor([100.0, 10.0]), beta=0.99)
         tensor([0.2621, 1.7379])
 
     References:
@@ -90,7 +90,8 @@ def deferred_weights(
     Example:
         >>> import torch, xent
         >>> counts = torch.tensor([100.0, 10.0])
-        >>> xent.deferred_weights(counts, epoch=3), xent.deferred_weights(counts, 170, beta=0.99)
+        >>> late = xent.losses.deferred_weights(counts, epoch=170, beta=0.99)
+        >>> xent.losses.deferred_weights(counts, epoch=3), late
         (None, tensor([0.2621, 1.7379]))
 
     References:
@@ -129,7 +130,8 @@ def logit_adjusted_loss(s: RowStatistics, prior: Counts, tau: Number = 1.0) -> T
     .. math:: \ell = -\log \frac{\pi_y^\tau e^{z_y}}{\sum_j \pi_j^\tau e^{z_j}}
 
     What the model then predicts, without the priors, is the posterior as if all classes were
-    equally common. ``xent.balanced_softmax_loss`` and ``xent.pc_softmax_loss`` are the same
+    equally common. ``xent.losses.balanced_softmax_loss`` and ``xent.losses.pc_softmax_loss`` are
+    the same
     function: the balanced softmax is this at ``tau=1``, and the probability-corrected softmax
     differs from it by the constant :math:`\log \pi_y` of each row.
 
@@ -141,7 +143,8 @@ def logit_adjusted_loss(s: RowStatistics, prior: Counts, tau: Number = 1.0) -> T
     Example:
         >>> import torch, xent
         >>> prior = torch.tensor([90.0, 10.0])
-        >>> loss = xent.logit_adjusted_loss(torch.zeros(1, 2), torch.tensor([1]), prior=prior)
+        >>> logits, label = torch.zeros(1, 2), torch.tensor([1])
+        >>> loss = xent.losses.logit_adjusted_loss(logits, label, prior=prior)
         >>> f"{loss.item():.4f}"
         '2.3026'
 
@@ -175,7 +178,7 @@ def adjust_logits(input: Tensor, prior: Tensor, tau: float = 1.0) -> Tensor:
     Example:
         >>> import torch, xent
         >>> logits, prior = torch.tensor([[1.0, 0.0]]), torch.tensor([90.0, 10.0])
-        >>> xent.adjust_logits(logits, prior).argmax(1)
+        >>> xent.losses.adjust_logits(logits, prior).argmax(1)
         tensor([1])
 
     References:
@@ -229,7 +232,7 @@ def vs_loss(
     Example:
         >>> import torch, xent
         >>> counts = torch.tensor([90.0, 10.0])
-        >>> loss = xent.vs_loss(torch.tensor([[1.0, 1.0]]), torch.tensor([1]), counts=counts)
+        >>> loss = xent.losses.vs_loss(torch.tensor([[1.0, 1.0]]), torch.tensor([1]), counts=counts)
         >>> f"{loss.item():.4f}"
         '2.7463'
 
@@ -252,7 +255,7 @@ def ldam_loss(
 
     .. math:: \psi = s (\cos\theta_y - m_y), \qquad m_j = m \, (n_j / n_{\min})^{-1/4}
 
-    The paper trains without weights first and then with :func:`xent.deferred_weights`.
+    The paper trains without weights first and then with :func:`xent.losses.deferred_weights`.
 
     Args:
         counts: rows per class, ``(C,)``. A class without rows has the margin of the rarest.
@@ -262,7 +265,8 @@ def ldam_loss(
     Example:
         >>> import torch, xent
         >>> counts = torch.tensor([90.0, 10.0])
-        >>> loss = xent.ldam_loss(torch.tensor([[0.5, 0.6]]), torch.tensor([1]), counts=counts)
+        >>> logits, label = torch.tensor([[0.5, 0.6]]), torch.tensor([1])
+        >>> loss = xent.losses.ldam_loss(logits, label, counts=counts)
         >>> f"{loss.item():.4f}"
         '12.0000'
 
@@ -296,7 +300,7 @@ def recall_loss(s: RowStatistics, smoothing: NonNegative = 1.0) -> Tensor:
     Example:
         >>> import torch, xent
         >>> logits = torch.tensor([[2.0, 0.0], [2.0, 0.0], [2.0, 0.0]])
-        >>> xent.recall_loss(logits, torch.tensor([0, 0, 1]), reduction="none")
+        >>> xent.losses.recall_loss(logits, torch.tensor([0, 0, 1]), reduction="none")
         tensor([0.0423, 0.0423, 2.1269])
 
     References:
@@ -349,7 +353,7 @@ def hardest_loss(
     Example:
         >>> import torch, xent
         >>> logits = torch.tensor([[2.0, 0.0], [0.0, 2.0], [0.0, 0.0]])
-        >>> f"{xent.hardest_loss(logits, torch.tensor([0, 0, 0]), keep=2).item():.4f}"
+        >>> f"{xent.losses.hardest_loss(logits, torch.tensor([0, 0, 0]), keep=2).item():.4f}"
         '1.4100'
 
     References:

@@ -1,6 +1,7 @@
 """Losses of log-probabilities, under the names and with the arguments they have in PyTorch.
 
-Where there are logits, :func:`xent.cross_entropy` and :func:`xent.distillation_loss` have more
+Where there are logits, :func:`xent.cross_entropy` and :func:`xent.losses.distillation_loss` have
+more
 digits: a log-probability in float32 cannot tell 1 - 1e-9 from 1.
 """
 
@@ -134,7 +135,7 @@ def kl_div(
     A drop-in for :func:`torch.nn.functional.kl_div` without NaN: a target of 0 counts 0, whatever
     is predicted for it (PyTorch: NaN where the prediction is 0, too, or the target is given as a
     logarithm). For divergences of whole distributions there is
-    :func:`xent.information.kl_divergence`, for logits :func:`xent.distillation_loss`.
+    :func:`xent.information.kl_divergence`, for logits :func:`xent.losses.distillation_loss`.
 
     .. math:: \ell = t \, (\log t - \log p), \qquad 0 \log 0 = 0
 

@@ -74,7 +74,7 @@ def cosface_loss(s: RowStatistics, margin: NonNegative = 0.35, scale: Positive =
     Example:
         >>> import torch, xent
         >>> cosines = torch.tensor([[0.8, 0.3, -0.2]])
-        >>> f"{xent.cosface_loss(cosines, torch.tensor([0]), scale=10.0).item():.4f}"
+        >>> f"{xent.losses.cosface_loss(cosines, torch.tensor([0]), scale=10.0).item():.4f}"
         '0.2026'
 
     References:
@@ -102,7 +102,7 @@ def arcface_loss(
     Example:
         >>> import torch, xent
         >>> cosines = torch.tensor([[0.8, 0.3, -0.2]])
-        >>> f"{xent.arcface_loss(cosines, torch.tensor([0]), scale=10.0).item():.4f}"
+        >>> f"{xent.losses.arcface_loss(cosines, torch.tensor([0]), scale=10.0).item():.4f}"
         '0.2781'
 
     References:
@@ -137,7 +137,7 @@ def large_margin_loss(
     Example:
         >>> import torch, xent
         >>> cosines = torch.tensor([[0.8, 0.3, -0.2]])
-        >>> loss = xent.large_margin_loss(cosines, torch.tensor([0]), margin=2, scale=10.0)
+        >>> loss = xent.losses.large_margin_loss(cosines, torch.tensor([0]), margin=2, scale=10.0)
         >>> f"{loss.item():.4f}"
         '0.8018'
 

@@ -33,7 +33,7 @@ def focal_loss(s: RowStatistics, gamma: NonNegative = 2.0) -> Tensor:
     Example:
         >>> import torch, xent
         >>> logits = torch.tensor([[2.0, 0.0], [0.0, 2.0]])
-        >>> xent.focal_loss(logits, torch.tensor([0, 0]), reduction="none")
+        >>> xent.losses.focal_loss(logits, torch.tensor([0, 0]), reduction="none")
         tensor([0.0018, 1.6501])
 
     References:
@@ -56,7 +56,7 @@ def poly1_loss(s: RowStatistics, epsilon: Annotated[float, Range(-1)] = 2.0) -> 
 
     Example:
         >>> import torch, xent
-        >>> f"{xent.poly1_loss(torch.tensor([[2.0, 0.0]]), torch.tensor([0])).item():.4f}"
+        >>> f"{xent.losses.poly1_loss(torch.tensor([[2.0, 0.0]]), torch.tensor([0])).item():.4f}"
         '0.3653'
 
     References:
@@ -79,7 +79,8 @@ def taylor_cross_entropy(s: RowStatistics, terms: Annotated[int, Range(1)] = 2) 
 
     Example:
         >>> import torch, xent
-        >>> f"{xent.taylor_cross_entropy(torch.tensor([[2.0, 0.0]]), torch.tensor([0])).item():.4f}"
+        >>> logits, label = torch.tensor([[2.0, 0.0]]), torch.tensor([0])
+        >>> f"{xent.losses.taylor_cross_entropy(logits, label).item():.4f}"
         '0.1263'
 
     References:
@@ -108,8 +109,8 @@ def smoothed_cross_entropy(
 
     What :func:`xent.cross_entropy` does with ``label_smoothing``, and beyond: any prior ``u``; a
     negative amount, which sharpens (and undoes uniform label noise, see
-    :func:`xent.symmetric_noise_backward`); and class weights that weigh whole rows by their target,
-    where PyTorch's rule lets the weights of the other classes in.
+    :func:`xent.losses.backward_corrected_symmetric_noise_loss`); and class weights that weigh whole
+    rows by their target, where PyTorch's rule lets the weights of the other classes in.
 
     Args:
         smoothing: the amount, at most 1. Below 0 the loss is not bounded from below.
@@ -119,10 +120,10 @@ def smoothed_cross_entropy(
     Example:
         >>> import torch, xent
         >>> logits, target = torch.tensor([[2.0, 0.0]]), torch.tensor([0])
-        >>> f"{xent.smoothed_cross_entropy(logits, target, smoothing=0.1).item():.4f}"
+        >>> f"{xent.losses.smoothed_cross_entropy(logits, target, smoothing=0.1).item():.4f}"
         '0.2269'
         >>> prior = torch.tensor([3.0, 1.0])
-        >>> f"{xent.smoothed_cross_entropy(logits, target, prior=prior).item():.4f}"
+        >>> f"{xent.losses.smoothed_cross_entropy(logits, target, prior=prior).item():.4f}"
         '0.1769'
 
     References:
@@ -146,7 +147,7 @@ def confidence_penalty_loss(s: RowStatistics, beta: NonNegative = 0.1) -> Tensor
     Example:
         >>> import torch, xent
         >>> logits, target = torch.tensor([[2.0, 0.0]]), torch.tensor([0])
-        >>> f"{xent.confidence_penalty_loss(logits, target).item():.4f}"
+        >>> f"{xent.losses.confidence_penalty_loss(logits, target).item():.4f}"
         '0.0904'
 
     References:
@@ -164,11 +165,12 @@ def complementary_loss(s: RowStatistics) -> Tensor:
     .. math:: \ell = -\log(1 - p)
 
     The target names a class that is wrong: a complementary label, or a token that should not be
-    said. ``xent.unlikelihood_loss`` is the same function.
+    said. ``xent.losses.unlikelihood_loss`` is the same function.
 
     Example:
         >>> import torch, xent
-        >>> f"{xent.complementary_loss(torch.tensor([[2.0, 0.0]]), torch.tensor([1])).item():.4f}"
+        >>> logits, label = torch.tensor([[2.0, 0.0]]), torch.tensor([1])
+        >>> f"{xent.losses.complementary_loss(logits, label).item():.4f}"
         '0.1269'
 
     References:
@@ -190,7 +192,7 @@ def brier_loss(s: RowStatistics) -> Tensor:
 
     Example:
         >>> import torch, xent
-        >>> f"{xent.brier_loss(torch.tensor([[2.0, 0.0]]), torch.tensor([0])).item():.4f}"
+        >>> f"{xent.losses.brier_loss(torch.tensor([[2.0, 0.0]]), torch.tensor([0])).item():.4f}"
         '0.0284'
 
     References:
@@ -212,7 +214,7 @@ def crammer_singer_loss(s: RowStatistics, margin: NonNegative = 1.0) -> Tensor:
 
     Example:
         >>> import torch, xent
-        >>> xent.crammer_singer_loss(
+        >>> xent.losses.crammer_singer_loss(
         ...     torch.tensor([[2.0, 0.0], [0.5, 0.0]]), torch.tensor([0, 0]), reduction="none"
         ... )
         tensor([0.0000, 0.5000])

@@ -86,9 +86,9 @@ def multilabel_cross_entropy(
         >>> import torch, xent
         >>> logits = torch.tensor([[2.0, -1.0, 0.0], [0.0, 0.0, 0.0]])
         >>> target = torch.tensor([[1, 0, 1], [0, 0, 1]])
-        >>> xent.multilabel_cross_entropy(logits, target, reduction="none")
+        >>> xent.losses.multilabel_cross_entropy(logits, target, reduction="none")
         tensor([1.1333, 2.0794])
-        >>> xent.multilabel_cross_entropy(logits, target, labels="mean", reduction="none")
+        >>> xent.losses.multilabel_cross_entropy(logits, target, labels="mean", reduction="none")
         tensor([0.3778, 0.6931])
     """
     one_of("labels", labels, ("sum", "mean"))
@@ -165,7 +165,7 @@ def zlpr_loss(
         >>> import torch, xent
         >>> logits = torch.tensor([[3.0, -3.0, -3.0], [0.0, 0.0, 0.0]])
         >>> target = torch.tensor([[1, 0, 0], [1, 1, 0]])
-        >>> xent.zlpr_loss(logits, target, reduction="none")
+        >>> xent.losses.zlpr_loss(logits, target, reduction="none")
         tensor([0.1435, 1.7918])
 
     References:
@@ -265,7 +265,7 @@ def asymmetric_loss(
     Example:
         >>> import torch, xent
         >>> logits = torch.tensor([2.0, 0.0, -4.0])
-        >>> xent.asymmetric_loss(logits, torch.tensor([1, 0, 0]), reduction="none")
+        >>> xent.losses.asymmetric_loss(logits, torch.tensor([1, 0, 0]), reduction="none")
         tensor([0.0151, 0.0245, 0.0000])
 
     References:
@@ -331,7 +331,7 @@ def siglip_loss(
     Example:
         >>> import torch, xent
         >>> similarity = torch.tensor([[0.9, 0.1], [0.2, 0.8]])
-        >>> round(xent.siglip_loss(similarity).item(), 4)
+        >>> round(xent.losses.siglip_loss(similarity).item(), 4)
         1.7203
 
     References:

@@ -59,8 +59,8 @@ def forward_corrected_cross_entropy(
         matrix: ``T``, ``(C, C)``: ``T[i, j]`` is the probability of the label ``j`` where the class
             is ``i``. Rows sum to 1.
         max_condition: largest condition number accepted, as for
-            :func:`xent.backward_corrected_cross_entropy`: beyond, different clean posteriors look
-            alike. None does not look, which spares an inversion.
+            :func:`xent.losses.backward_corrected_cross_entropy`: beyond, different clean posteriors
+            look alike. None does not look, which spares an inversion.
 
     Returns:
         In nats: a scalar, or the shape of the rows for ``reduction="none"``, in the dtype of
@@ -70,7 +70,8 @@ def forward_corrected_cross_entropy(
         >>> import torch, xent
         >>> logits, labels = torch.tensor([[20.0, 0.0], [20.0, 0.0]]), torch.tensor([0, 1])
         >>> matrix = torch.tensor([[0.8, 0.2], [0.0, 1.0]])
-        >>> xent.forward_corrected_cross_entropy(logits, labels, matrix=matrix, reduction="none")
+        >>> loss = xent.losses.forward_corrected_cross_entropy
+        >>> loss(logits, labels, matrix=matrix, reduction="none")
         tensor([0.2231, 1.6094])
 
     References:
@@ -151,7 +152,7 @@ def backward_corrected_cross_entropy(
         >>> import torch, xent
         >>> matrix = torch.tensor([[0.8, 0.2], [0.1, 0.9]], dtype=torch.float64)
         >>> logits = torch.tensor([[2.0, 0.0], [2.0, 0.0]], dtype=torch.float64)
-        >>> noisy = xent.backward_corrected_cross_entropy(
+        >>> noisy = xent.losses.backward_corrected_cross_entropy(
         ...     logits, torch.tensor([0, 1]), matrix=matrix, reduction="none"
         ... )
         >>> matrix @ noisy  # averaged over the label, for each class
@@ -166,13 +167,14 @@ def backward_corrected_cross_entropy(
 
 @member(proper=False, bounded=True, convex=False)
 @row_loss(needs="mean", soft=False)
-def symmetric_noise_forward(s: RowStatistics, rate: NoiseRate) -> Tensor:
+def forward_corrected_symmetric_noise_loss(s: RowStatistics, rate: NoiseRate) -> Tensor:
     r"""Forward correction for labels that are exchanged uniformly at random.
 
     .. math:: \ell = -\log\Bigl((1 - \eta) \, p + \frac{\eta}{C - 1} (1 - p)\Bigr)
 
-    :func:`xent.forward_corrected_cross_entropy` with :func:`xent.symmetric_noise_matrix`, at the
-    price of cross-entropy. ``C`` counts the classes that are not masked by ``-inf``.
+    :func:`xent.losses.forward_corrected_cross_entropy` with
+    :func:`xent.losses.symmetric_noise_matrix`, at the price of cross-entropy. ``C`` counts the
+    classes that are not masked by ``-inf``.
 
     Args:
         rate: ``eta``, the share of labels that are wrong, each other class being as likely; less
@@ -181,7 +183,8 @@ def symmetric_noise_forward(s: RowStatistics, rate: NoiseRate) -> Tensor:
     Example:
         >>> import torch, xent
         >>> logits, labels = torch.tensor([[20.0, 0.0], [20.0, 0.0]]), torch.tensor([0, 1])
-        >>> xent.symmetric_noise_forward(logits, labels, rate=0.2, reduction="none")
+        >>> loss = xent.losses.forward_corrected_symmetric_noise_loss
+        >>> loss(logits, labels, rate=0.2, reduction="none")
         tensor([0.2231, 1.6094])
 
     References:
@@ -196,14 +199,15 @@ def symmetric_noise_forward(s: RowStatistics, rate: NoiseRate) -> Tensor:
 
 @member(proper=False, convex=True)
 @row_loss(needs="mean", soft=False)
-def symmetric_noise_backward(s: RowStatistics, rate: NoiseRate) -> Tensor:
+def backward_corrected_symmetric_noise_loss(s: RowStatistics, rate: NoiseRate) -> Tensor:
     r"""Backward correction for labels that are exchanged uniformly at random.
 
     .. math:: \ell = -(1 - \epsilon) \log p_y - \frac{\epsilon}{C} \sum_j \log p_j, \qquad
         \epsilon = -\frac{\eta C}{C - 1 - \eta C}
 
-    Label smoothing by a negative amount. :func:`xent.backward_corrected_cross_entropy` with
-    :func:`xent.symmetric_noise_matrix`. ``C`` counts the classes that are not masked by ``-inf``.
+    Label smoothing by a negative amount. :func:`xent.losses.backward_corrected_cross_entropy` with
+    :func:`xent.losses.symmetric_noise_matrix`. ``C`` counts the classes that are not masked by
+    ``-inf``.
 
     Args:
         rate: ``eta``, the share of labels that are wrong, each other class being as likely; less
@@ -212,7 +216,8 @@ def symmetric_noise_backward(s: RowStatistics, rate: NoiseRate) -> Tensor:
     Example:
         >>> import torch, xent
         >>> logits, labels = torch.tensor([[2.0, 0.0], [2.0, 0.0]]), torch.tensor([0, 1])
-        >>> xent.symmetric_noise_backward(logits, labels, rate=0.2, reduction="none")
+        >>> loss = xent.losses.backward_corrected_symmetric_noise_loss
+        >>> loss(logits, labels, rate=0.2, reduction="none")
         tensor([-0.5397,  2.7936])
 
     References:

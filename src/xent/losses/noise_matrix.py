@@ -101,7 +101,7 @@ def symmetric_noise_matrix(classes: int, rate: float) -> Tensor:
 
     Example:
         >>> import xent
-        >>> xent.symmetric_noise_matrix(3, 0.5)
+        >>> xent.losses.symmetric_noise_matrix(3, 0.5)
         tensor([[0.5000, 0.2500, 0.2500],
                 [0.2500, 0.5000, 0.2500],
                 [0.2500, 0.2500, 0.5000]], dtype=torch.float64)
@@ -129,7 +129,7 @@ def pair_noise_matrix(classes: int, rate: float, flips: Mapping[int, int] | None
 
     Example:
         >>> import xent
-        >>> xent.pair_noise_matrix(3, 0.25, {2: 0})
+        >>> xent.losses.pair_noise_matrix(3, 0.25, {2: 0})
         tensor([[1.0000, 0.0000, 0.0000],
                 [0.0000, 1.0000, 0.0000],
                 [0.2500, 0.0000, 0.7500]], dtype=torch.float64)
@@ -175,7 +175,7 @@ def flip_labels(
 
     Example:
         >>> import torch, xent
-        >>> xent.flip_labels(torch.tensor([0, 1, 2]), xent.pair_noise_matrix(3, 1.0))
+        >>> xent.losses.flip_labels(torch.tensor([0, 1, 2]), xent.losses.pair_noise_matrix(3, 1.0))
         tensor([1, 2, 0])
     """
     _Stochastic().check("matrix", matrix, None)

@@ -39,7 +39,7 @@ def bootstrap_loss(s: RowStatistics, beta: Fraction = 0.95) -> Tensor:
     Example:
         >>> import torch, xent
         >>> logits = torch.tensor([[2.0, 0.0], [0.0, 2.0]])
-        >>> xent.bootstrap_loss(logits, torch.tensor([0, 0]), reduction="none")
+        >>> xent.losses.bootstrap_loss(logits, torch.tensor([0, 0]), reduction="none")
         tensor([0.1388, 2.0388])
 
     References:
@@ -61,7 +61,7 @@ def hard_bootstrap_loss(s: RowStatistics, beta: Fraction = 0.8) -> Tensor:
     Example:
         >>> import torch, xent
         >>> logits = torch.tensor([[2.0, 0.0], [0.0, 2.0]])
-        >>> xent.hard_bootstrap_loss(logits, torch.tensor([0, 0]), reduction="none")
+        >>> xent.losses.hard_bootstrap_loss(logits, torch.tensor([0, 0]), reduction="none")
         tensor([0.1269, 1.7269])
 
     References:
@@ -87,7 +87,7 @@ def generalized_cross_entropy(s: RowStatistics, q: Fraction = 0.7) -> Tensor:
     Example:
         >>> import torch, xent
         >>> logits = torch.tensor([[2.0, 0.0], [0.0, 20.0]])
-        >>> xent.generalized_cross_entropy(logits, torch.tensor([0, 0]), reduction="none")
+        >>> xent.losses.generalized_cross_entropy(logits, torch.tensor([0, 0]), reduction="none")
         tensor([0.1215, 1.4286])
 
     References:
@@ -108,20 +108,22 @@ def truncated_generalized_cross_entropy(
 
     A row whose label has a probability below the threshold ``k`` has no gradient: it counts as
     wrongly labelled. An untrained model therefore learns nothing from it. The authors train with
-    :func:`xent.generalized_cross_entropy` first, then prune by a look at all rows every few epochs:
-    ``row_weight=xent.statistics(logits, labels).prob > threshold``, of the best model so far.
+    :func:`xent.losses.generalized_cross_entropy` first, then prune by a look at all rows every few
+    epochs: ``row_weight=xent.statistics(logits, labels).prob > threshold``, of the best model so
+    far.
 
     Args:
-        q: as in :func:`xent.generalized_cross_entropy`.
+        q: as in :func:`xent.losses.generalized_cross_entropy`.
         threshold: ``k``, in [0, 1]; 0 truncates nothing.
 
     Example:
         >>> import torch, xent
         >>> logits, labels = torch.tensor([[2.0, 0.0], [0.0, 2.0]]), torch.tensor([0, 0])
-        >>> xent.truncated_generalized_cross_entropy(logits, labels, reduction="none")
+        >>> xent.losses.truncated_generalized_cross_entropy(logits, labels, reduction="none")
         tensor([0.1215, 0.5492])
         >>> believed = xent.statistics(logits, labels).prob > 0.5
-        >>> f"{xent.generalized_cross_entropy(logits, labels, row_weight=believed).item():.4f}"
+        >>> loss = xent.losses.generalized_cross_entropy(logits, labels, row_weight=believed)
+        >>> f"{loss.item():.4f}"
         '0.1215'
 
     References:
@@ -155,7 +157,7 @@ def mae_loss(s: RowStatistics) -> Tensor:
     Example:
         >>> import torch, xent
         >>> logits = torch.tensor([[2.0, 0.0], [0.0, 20.0]])
-        >>> xent.mae_loss(logits, torch.tensor([0, 0]), reduction="none")
+        >>> xent.losses.mae_loss(logits, torch.tensor([0, 0]), reduction="none")
         tensor([0.2384, 2.0000])
 
     References:
@@ -180,7 +182,7 @@ def reverse_cross_entropy(s: RowStatistics, label_floor: Floor = 1e-4) -> Tensor
     Example:
         >>> import torch, xent
         >>> logits = torch.tensor([[2.0, 0.0], [0.0, 20.0]])
-        >>> xent.reverse_cross_entropy(logits, torch.tensor([0, 0]), reduction="none")
+        >>> xent.losses.reverse_cross_entropy(logits, torch.tensor([0, 0]), reduction="none")
         tensor([1.0979, 9.2103])
 
     References:
@@ -206,12 +208,12 @@ def symmetric_cross_entropy(
     Args:
         alpha: weight of cross-entropy, which learns fast.
         beta: weight of reverse cross-entropy, which is robust.
-        label_floor: ``f`` of :func:`xent.reverse_cross_entropy`.
+        label_floor: ``f`` of :func:`xent.losses.reverse_cross_entropy`.
 
     Example:
         >>> import torch, xent
         >>> logits = torch.tensor([[2.0, 0.0], [0.0, 20.0]])
-        >>> xent.symmetric_cross_entropy(logits, torch.tensor([0, 0]), reduction="none")
+        >>> xent.losses.symmetric_cross_entropy(logits, torch.tensor([0, 0]), reduction="none")
         tensor([ 1.1106, 11.2103])
 
     References:
@@ -233,7 +235,7 @@ def normalized_cross_entropy(s: RowStatistics) -> Tensor:
     Example:
         >>> import torch, xent
         >>> logits = torch.tensor([[2.0, 0.0], [0.0, 20.0]])
-        >>> xent.normalized_cross_entropy(logits, torch.tensor([0, 0]), reduction="none")
+        >>> xent.losses.normalized_cross_entropy(logits, torch.tensor([0, 0]), reduction="none")
         tensor([0.0563, 1.0000])
 
     References:
@@ -265,15 +267,15 @@ def nce_rce_loss(
     one lowers the others; together they underfit less than either.
 
     Args:
-        alpha: weight of :func:`xent.normalized_cross_entropy`.
-        beta: weight of :func:`xent.reverse_cross_entropy`. For a hundred classes the authors take
-            ``alpha=10, beta=0.1``.
-        label_floor: ``f`` of :func:`xent.reverse_cross_entropy`.
+        alpha: weight of :func:`xent.losses.normalized_cross_entropy`.
+        beta: weight of :func:`xent.losses.reverse_cross_entropy`. For a hundred classes the authors
+            take ``alpha=10, beta=0.1``.
+        label_floor: ``f`` of :func:`xent.losses.reverse_cross_entropy`.
 
     Example:
         >>> import torch, xent
         >>> logits = torch.tensor([[2.0, 0.0], [0.0, 20.0]])
-        >>> xent.nce_rce_loss(logits, torch.tensor([0, 0]), reduction="none")
+        >>> xent.losses.nce_rce_loss(logits, torch.tensor([0, 0]), reduction="none")
         tensor([ 1.1542, 10.2103])
 
     References:
@@ -290,14 +292,14 @@ def nce_mae_loss(s: RowStatistics, alpha: NonNegative = 1.0, beta: NonNegative =
     .. math:: \ell = \alpha \, \mathrm{NCE} + \beta \, \mathrm{MAE}
 
     Args:
-        alpha: weight of :func:`xent.normalized_cross_entropy`.
-        beta: weight of :func:`xent.mae_loss`, which is ``2 (1 - p)``; the authors' program leaves
-            out the 2, so that its ``beta`` is twice this one.
+        alpha: weight of :func:`xent.losses.normalized_cross_entropy`.
+        beta: weight of :func:`xent.losses.mae_loss`, which is ``2 (1 - p)``; the authors' program
+            leaves out the 2, so that its ``beta`` is twice this one.
 
     Example:
         >>> import torch, xent
         >>> logits = torch.tensor([[2.0, 0.0], [0.0, 20.0]])
-        >>> xent.nce_mae_loss(logits, torch.tensor([0, 0]), reduction="none")
+        >>> xent.losses.nce_mae_loss(logits, torch.tensor([0, 0]), reduction="none")
         tensor([0.2947, 3.0000])
 
     References:

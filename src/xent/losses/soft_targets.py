@@ -76,7 +76,7 @@ def structured_cross_entropy(s: RowStatistics, table: Annotated[Tensor, _SoftTar
         >>> order = torch.tensor([[0.9, 0.1, 0.0], [0.1, 0.8, 0.1], [0.0, 0.1, 0.9]])
         >>> logits = torch.tensor([[2.0, 0.0, -2.0], [2.0, -2.0, 0.0]])
         >>> y = torch.tensor([0, 0])
-        >>> xent.structured_cross_entropy(logits, y, table=order, reduction="none")
+        >>> xent.losses.structured_cross_entropy(logits, y, table=order, reduction="none")
         tensor([0.3429, 0.5429])
 
     References:
@@ -165,7 +165,7 @@ def mixup_cross_entropy(
         >>> import torch, xent
         >>> logits = torch.tensor([[2.0, 0.0], [0.0, 2.0]])
         >>> a, b = torch.tensor([0, 1]), torch.tensor([1, 1])
-        >>> xent.mixup_cross_entropy(logits, a, b, 0.75, reduction="none")
+        >>> xent.losses.mixup_cross_entropy(logits, a, b, 0.75, reduction="none")
         tensor([0.6269, 0.1269])
 
     References:
@@ -251,7 +251,7 @@ def mixup(
 
     Returns:
         ``(mixed, target_a, target_b, lam)``: the mixture
-        :math:`\lambda x + (1 - \lambda) x'` and what :func:`xent.mixup_cross_entropy` needs.
+        :math:`\lambda x + (1 - \lambda) x'` and what :func:`xent.losses.mixup_cross_entropy` needs.
 
     Raises:
         ValueError: if ``alpha`` is not positive, or the rows of the two differ in number.
@@ -259,10 +259,10 @@ def mixup(
     Example:
         >>> import torch, xent
         >>> _ = torch.manual_seed(0)
-        >>> x, *ab, lam = xent.mixup(torch.eye(3), torch.tensor([0, 1, 2]), alpha=1.0)
+        >>> x, *ab, lam = xent.losses.mixup(torch.eye(3), torch.tensor([0, 1, 2]), alpha=1.0)
         >>> x.sum(1)
         tensor([1., 1., 1.])
-        >>> loss = xent.mixup_cross_entropy(x, *ab, lam)
+        >>> loss = xent.losses.mixup_cross_entropy(x, *ab, lam)
     """
     alpha = Range(0, open=True).check("alpha", alpha, None)
     if len(input) != len(target):
@@ -318,9 +318,9 @@ def sparse_cross_entropy(
         >>> import torch, xent
         >>> logits = torch.tensor([[2.0, 1.0, 0.0, -1.0]])
         >>> classes, q = torch.tensor([[0, 1]]), torch.tensor([[0.7, 0.2]])
-        >>> round(xent.sparse_cross_entropy(logits, classes, q).item(), 4)
+        >>> round(xent.losses.sparse_cross_entropy(logits, classes, q).item(), 4)
         0.5962
-        >>> round(xent.sparse_cross_entropy(logits, classes, q, tail="mass").item(), 4)
+        >>> round(xent.losses.sparse_cross_entropy(logits, classes, q, tail="mass").item(), 4)
         0.8089
     """
     one_of("tail", tail, ("ignore", "mass", "renormalize"))

@@ -98,7 +98,7 @@ def sparsemax_loss(rows: DenseRows) -> Tensor:
     Example:
         >>> import torch, xent
         >>> logits = torch.tensor([[1.0, 0.0], [0.5, 0.0], [0.0, 3.0]])
-        >>> xent.sparsemax_loss(logits, torch.tensor([0, 0, 0]), reduction="none")
+        >>> xent.losses.sparsemax_loss(logits, torch.tensor([0, 0, 0]), reduction="none")
         tensor([0.0000, 0.0625, 3.0000])
 
     References:
@@ -116,7 +116,7 @@ def entmax_loss(rows: DenseRows, alpha: Alpha = 1.5) -> Tensor:
         \sum_j \bigl(q_j^\alpha - p_j^\alpha\bigr), \qquad p = \mathrm{entmax}_\alpha(z)
 
     ``alpha = 1`` is cross-entropy less the entropy of the target, 2 is
-    :func:`xent.sparsemax_loss`. Exactly 0 once the logit of the target is
+    :func:`xent.losses.sparsemax_loss`. Exactly 0 once the logit of the target is
     :math:`1 / (\alpha - 1)` above all others. Least in expectation where ``p`` (not softmax) is the
     true distribution. Computed in float64 tensors of the size of the logits.
 
@@ -126,7 +126,7 @@ def entmax_loss(rows: DenseRows, alpha: Alpha = 1.5) -> Tensor:
     Example:
         >>> import torch, xent
         >>> logits = torch.tensor([[2.0, 0.0], [0.5, 0.0], [0.0, 3.0]])
-        >>> xent.entmax_loss(logits, torch.tensor([0, 0, 0]), reduction="none")
+        >>> xent.losses.entmax_loss(logits, torch.tensor([0, 0, 0]), reduction="none")
         tensor([0.0000, 0.1844, 3.0000])
 
     References:

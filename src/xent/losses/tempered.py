@@ -95,7 +95,7 @@ def bi_tempered_loss(
     Example:
         >>> import torch, xent
         >>> logits, target = torch.tensor([[2.0, 0.0], [0.0, 200.0]]), torch.tensor([0, 0])
-        >>> xent.bi_tempered_loss(logits, target, reduction="none")
+        >>> xent.losses.bi_tempered_loss(logits, target, reduction="none")
         tensor([0.1096, 4.8780])
 
     References:

@@ -201,7 +201,7 @@ def _docstring(
         told.append(f"    {p.name}: as for the function{kind}.")
     name = function.__name__
     lines = [
-        f"Module of :func:`xent.{name}`, which holds the formula and explains the arguments.",
+        f"Module of :func:`xent.losses.{name}`, which holds the formula and explains arguments.",
         "",
         "Args:",
         *told,

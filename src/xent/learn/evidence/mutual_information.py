@@ -209,13 +209,14 @@ def mutual_information_from_logits(
         \text{PC-softmax:}\quad I \ge \mathrm{E} \log \frac{e^{z_y}}{\sum_j \pi_j e^{z_j}}
 
     The two are the same with :math:`z + \log \pi` for z, if :math:`\pi` are the frequencies of
-    ``target``: the loss of PC-softmax is :func:`xent.logit_adjusted_loss` plus :math:`\log \pi_y`.
+    ``target``: the loss of PC-softmax is :func:`xent.losses.logit_adjusted_loss` plus
+    :math:`\log \pi_y`.
 
     Args:
         input: logits ``(N, C)``, of rows that the model was not trained on.
         target: classes, ``(N,)``.
-        prior: for a model trained with :func:`xent.logit_adjusted_loss` (PC-softmax, balanced
-            softmax): how often each class occurs, ``(C,)``, counts or probabilities.
+        prior: for a model trained with :func:`xent.losses.logit_adjusted_loss` (PC-softmax,
+            balanced softmax): how often each class occurs, ``(C,)``, counts or probabilities.
         bootstrap: resamples for the interval.
         confidence: probability that the interval is made for.
         seed: of the bootstrap.

@@ -31,8 +31,8 @@ class NetworkClassifier(ClassifierMixin, BaseEstimator):
     Args:
         hidden: hidden units of each network.
         networks: how many. Each holds out another part of the rows, one in ``networks``.
-        loss: any of :mod:`xent` that takes classes; with :func:`xent.logit_adjusted_loss` and a
-            ``prior`` the logits are those of PC-softmax.
+        loss: any of :mod:`xent` that takes classes; with :func:`xent.losses.logit_adjusted_loss`
+            and a ``prior`` the logits are those of PC-softmax.
         batch: rows per step and network.
         lr: step size of Adam.
         patience: after so many steps in which the held-out loss has not fallen by ``tol``, the

@@ -82,8 +82,8 @@ def train_classifier(
     .. math:: L = \sum_b m_b L_b \Big/ \sum_b m_b, \qquad
         m_b = \sum_{n \in b,\ y_n \ne \mathrm{ignored}} w_{y_n} .
 
-    (Losses that compare the rows of a batch, :func:`xent.recall_loss` or contrastive ones, have no
-    such mean; theirs depends on the batches.)
+    (Losses that compare the rows of a batch, :func:`xent.losses.recall_loss` or contrastive ones,
+    have no such mean; theirs depends on the batches.)
 
     Only what requires a gradient is trained. A part whose parameters are all frozen stays in
     evaluation mode, so that its batch norms keep their statistics. Afterwards all parts are in the

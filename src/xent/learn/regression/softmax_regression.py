@@ -54,7 +54,7 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
             separated, no best coefficients exist, and a ``SeparationWarning`` says so.
         l1_ratio: how much of the penalty is l1, from 0 to 1; above 0 it takes a solver for l1.
         loss: name of a loss of one class per row, or the function itself; its options by
-            ``functools.partial(xent.focal_loss, gamma=1.0)``.
+            ``functools.partial(xent.losses.focal_loss, gamma=1.0)``.
         solver: ``"newton"``, with the Hessian in full; ``"lbfgs"``, ``"newton-cg"`` and
             ``"trust-region"`` (SciPy's, with our product of the Hessian), which end with
             ``"newton"`` where that is at hand; ``"gradient-descent"`` with the step 1/L,

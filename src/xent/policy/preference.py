@@ -39,7 +39,7 @@ def sequence_log_prob(
     Example:
         >>> import torch, xent
         >>> log_prob = torch.tensor([[-1.0, -2.0, -9.0]])
-        >>> xent.sequence_log_prob(log_prob, torch.tensor([[True, True, False]]))
+        >>> xent.policy.sequence_log_prob(log_prob, torch.tensor([[True, True, False]]))
         tensor([-3.])
     """
     tokens = Tokens(log_prob, mask)
@@ -78,7 +78,7 @@ def dpo_loss(
 
     Args:
         chosen: log-probabilities of the better answers, ``(B,)``, float32 or float64; see
-            :func:`xent.sequence_log_prob`.
+            :func:`xent.policy.sequence_log_prob`.
         rejected: of the worse ones, in the same shape.
         reference_chosen: of the better ones under the reference policy; a constant. None for no
             reference, as if both answers were equally probable under it.
@@ -102,9 +102,9 @@ def dpo_loss(
     Example:
         >>> import torch, xent
         >>> chosen, rejected = torch.tensor([-10.0]), torch.tensor([-12.0])
-        >>> f"{xent.dpo_loss(chosen, rejected, chosen - 1, rejected + 1).item():.4f}"
+        >>> f"{xent.policy.dpo_loss(chosen, rejected, chosen - 1, rejected + 1).item():.4f}"
         '0.5981'
-        >>> f"{xent.dpo_loss(chosen / 5, rejected / 4, beta=2.0, margin=1.0).item():.4f}"
+        >>> f"{xent.policy.dpo_loss(chosen / 5, rejected / 4, beta=2.0, margin=1.0).item():.4f}"
         '0.3133'
 
     References:

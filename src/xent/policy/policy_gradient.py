@@ -57,7 +57,7 @@ def kl_estimate(log_prob: Tensor, reference: Tensor, *, estimator: Estimator = "
         >>> import torch, xent
         >>> log_prob = torch.tensor([-1.0, -1.0], dtype=torch.float64)
         >>> reference = log_prob + torch.tensor([1e-9, 1.0], dtype=torch.float64)
-        >>> [f"{k:.4e}" for k in xent.kl_estimate(log_prob, reference).tolist()]
+        >>> [f"{k:.4e}" for k in xent.policy.kl_estimate(log_prob, reference).tolist()]
         ['5.0000e-19', '7.1828e-01']
 
     References:
@@ -105,7 +105,8 @@ def group_advantages(
 
     Example:
         >>> import torch, xent
-        >>> xent.group_advantages(torch.tensor([1.0, 0.0, 0.0, 5.0, 5.0, 5.0]), 3, scale=False)
+        >>> rewards = torch.tensor([1.0, 0.0, 0.0, 5.0, 5.0, 5.0])
+        >>> xent.policy.group_advantages(rewards, 3, scale=False)
         tensor([ 0.6667, -0.3333, -0.3333,  0.0000,  0.0000,  0.0000])
 
     References:
@@ -172,16 +173,17 @@ def reinforce_loss(
     Its gradient in the logits is :math:`A (p - \text{onehot})` over what the mean divides by. Of
     tokens, without entropy, the same as ``xent.cross_entropy(logits, target, row_weight=advantage,
     normalizer="count")``, which behind a linear head saves a product of matrices. What a negative
-    advantage gains has no bound; ``xent.unlikelihood_loss``, of logits, pushes tokens down to 0
-    and no further.
+    advantage gains has no bound; ``xent.losses.unlikelihood_loss``, of logits, pushes tokens down
+    to 0 and no further.
 
     Example:
         >>> import torch, xent
         >>> log_prob = torch.tensor([[-1.0, -2.0], [-3.0, 0.0]])
         >>> mask = torch.tensor([[True, True], [True, False]])
-        >>> xent.reinforce_loss(log_prob, torch.tensor([1.0, -1.0]), mask)
+        >>> xent.policy.reinforce_loss(log_prob, torch.tensor([1.0, -1.0]), mask)
         tensor(0.)
-        >>> xent.reinforce_loss(log_prob, torch.tensor([1.0, -1.0]), mask, average="sequence")
+        >>> advantage = torch.tensor([1.0, -1.0])
+        >>> xent.policy.reinforce_loss(log_prob, advantage, mask, average="sequence")
         tensor(-0.7500)
 
     References:
@@ -226,7 +228,7 @@ def ppo_loss(
         >>> import torch, xent
         >>> old = torch.tensor([-1.0, -1.0, -1.0])
         >>> new = (old + torch.tensor([0.0, 0.5, 0.5])).requires_grad_()
-        >>> loss = xent.ppo_loss(new, old, torch.tensor([1.0, 1.0, -1.0]), reduction="none")
+        >>> loss = xent.policy.ppo_loss(new, old, torch.tensor([1.0, 1.0, -1.0]), reduction="none")
         >>> loss
         tensor([-1.0000, -1.2000,  1.6487], grad_fn=<ToCopyBackward0>)
         >>> torch.autograd.grad(loss.sum(), new)
@@ -276,7 +278,7 @@ def grpo_loss(
         reference: log-probabilities under the reference policy, in the shape of ``log_prob``; a
             constant.
         kl_weight: ``beta``, the weight of the divergence from the reference.
-        kl_estimator: of :func:`xent.kl_estimate`, which says what the gradient of each is.
+        kl_estimator: of :func:`xent.policy.kl_estimate`, which says what the gradient of each is.
         clip: ``c``, or ``(low, high)`` for a range from ``1 - low`` to ``1 + high``.
         dual_clip: the largest ratio that counts where the advantage is negative, above 1.
         ratio: ``"token"``, or ``"sequence"``: all tokens of a sequence have the geometric mean of
@@ -285,9 +287,10 @@ def grpo_loss(
     Example:
         >>> import torch, xent
         >>> log_prob = torch.tensor([[-1.0, -2.0], [-3.0, -1.0]], requires_grad=True)
-        >>> advantage = xent.group_advantages(torch.tensor([1.0, 0.0]), 2, scale=False)
+        >>> advantage = xent.policy.group_advantages(torch.tensor([1.0, 0.0]), 2, scale=False)
         >>> reference = torch.full((2, 2), -2.0)
-        >>> loss = xent.grpo_loss(log_prob, None, advantage, reference=reference, kl_weight=0.1)
+        >>> options = {"reference": reference, "kl_weight": 0.1}
+        >>> loss = xent.policy.grpo_loss(log_prob, None, advantage, **options)
         >>> f"{loss.item():.4f}"
         '0.0364'
 

@@ -1,0 +1,17 @@
+"""Losses of log-probabilities: policy gradients, preferences, and what is made of samples for them.
+
+:func:`xent.token_log_probs` makes the log-probabilities that these functions take.
+"""
+
+from .policy_gradient import group_advantages, grpo_loss, kl_estimate, ppo_loss, reinforce_loss
+from .preference import dpo_loss, sequence_log_prob
+
+__all__ = [
+    "dpo_loss",
+    "group_advantages",
+    "grpo_loss",
+    "kl_estimate",
+    "ppo_loss",
+    "reinforce_loss",
+    "sequence_log_prob",
+]
