@@ -23,9 +23,8 @@ import torch
 PROJECT = Path(__file__).parents[1]
 sys.path.insert(0, str(PROJECT))
 
-from tests.test_structure import DOORS, HOUSE, imports_of, room_of  # noqa: E402
-
 import xent  # noqa: E402
+from tests.test_structure import DOORS, HOUSE, imports_of, room_of  # noqa: E402
 
 PICTURE = Path(__file__).with_name("architecture.svg")
 
