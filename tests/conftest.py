@@ -82,3 +82,19 @@ def core():
     if not native.available():
         pytest.skip("the compiled core is not installed")
     return native
+
+
+def pytest_addoption(parser):
+    """Declare the option of `make check`."""
+    parser.addoption("--one-case", action="store_true", help="run one case of each test function")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Keep the first case of each test function, if ``--one-case`` asks for that."""
+    if not config.getoption("--one-case"):
+        return
+    first = {}
+    for item in items:
+        first.setdefault((item.path, item.nodeid.partition("[")[0]), item)
+    config.hook.pytest_deselected(items=[x for x in items if x not in first.values()])
+    items[:] = first.values()

@@ -16,6 +16,7 @@ from xent.nn.twins import Loss
 
 HOUSE = Path(xent.__file__).parent
 PROJECT = Path(__file__).parents[1]
+SOURCES = [*HOUSE.rglob("*.py"), *(PROJECT / "benchmarks").rglob("*.py")]
 
 # The rooms of the house from the ground up. A room imports what lies below it, and nothing else.
 FLOORS = [
@@ -25,6 +26,10 @@ FLOORS = [
     {"_probabilities", "logits", "heads.stand_in"},
     {"overrides", "heads.logits"},
     {"heads.log_probs", "targets", "softmax"},
+    {"engines.core", "engines.rows.problem", "engines.elements.problem"},
+    {"engines.triton"},
+    {"engines.choice"},
+    {"engines.rows", "engines.elements"},
     {"engines"},
     {"heads", "hyperparameters"},
     {"measurement", "information"},
@@ -72,6 +77,58 @@ def test_imports_run_downwards(room):
         for module in imports_of(file):
             other = room_of(module)
             assert other == own or FLOOR[other] < FLOOR[own], f"{file} imports {module}"
+
+
+# ---- sizes ----------------------------------------------------------------------------------
+
+LONGEST_BODY, LONGEST_FILE = 50, 400  # lines; a docstring does not count
+
+
+def bodies_of(file: Path) -> dict[str, int]:
+    """Lines of the body of each function of a file, by name."""
+    found = {}
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            body = node.body[ast.get_docstring(node) is not None :]
+            lines = body[-1].end_lineno - body[0].lineno + 1 if body else 0
+            found[node.name] = max(lines, found.get(node.name, 0))
+    return found
+
+
+# Too long still; whoever shortens one takes it out here.
+LONG_BODIES = {
+    "reference.row_statistics", "gradient.find_slopes", "dense_loss.dense_loss",
+    "element_loss.element_loss", "row_loss.row_loss", "row_loss.loss", "rare_events.rare_event",
+    "contrastive.sampled_cross_entropy", "distillation.distillation_loss",
+    "soft_targets.sparse_cross_entropy",
+}  # fmt: skip
+LONG_FILES = {
+    "element_loss.py", "softmax_regression.py", "search_distributions.py", "contrastive.py",
+    "multilabel.py", "soft_targets.py", "row_statistics.py",
+}  # fmt: skip
+
+
+def test_no_body_of_a_function_is_long():
+    long = {
+        f"{file.stem}.{name}": lines
+        for file in SOURCES
+        for name, lines in bodies_of(file).items()
+        if lines > LONGEST_BODY
+    }
+    assert long.keys() <= LONG_BODIES, long
+
+
+def test_no_file_is_long():
+    sources = [*SOURCES, *(PROJECT / "csrc").glob("*.*")]
+    lengths = {file.name: len(file.read_text().splitlines()) for file in sources}
+    long = {name: lines for name, lines in lengths.items() if lines > LONGEST_FILE}
+    assert long.keys() <= LONG_FILES, long
+
+
+def test_the_measure_of_a_body(tmp_path):
+    file = tmp_path / "module.py"
+    file.write_text('def f():\n    """Text,\n    more."""\n    x = (\n        1)\n    return x\n')
+    assert bodies_of(file) == {"f": 3}
 
 
 def python(code: str, *flags: str) -> str:
