@@ -12,19 +12,22 @@ TEST_DEPENDENCIES = pytest pytest-xdist hypothesis mpmath numpy expecttest peft 
 
 # What `make test` leaves out for its length.
 PARTS = test-slow test-processors test-examples test-pythons
+LINTERS = ruff pyright clang-format
+LINTS = $(addprefix lint-,$(LINTERS))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all $(PARTS) mutants experiments bench bench-gpu docs lint format clean
+.PHONY: help demo check test test-all $(PARTS) mutants experiments bench bench-gpu docs lint $(LINTS) format clean
 
 help:
 	@echo "make demo      train a language model for two minutes and show table and picture"
+	@echo "make check     lint, types and a part of the tests, in a minute and a half: for whoever works on it"
 	@echo "make test      the test suite, with the compiled core and without it"
 	@echo "make test-all  what is long: $(PARTS)"
 	@echo "make mutants   puts faults into the library, and counts those that the tests notice"
 	@echo "make bench     speed, memory and error beside PyTorch and its peers"
 	@echo "make bench-gpu  the same for logits on a GPU, with the torch that is installed there"
 	@echo "make docs      writes docs/reference.md and docs/architecture.svg anew"
-	@echo "make lint      ruff, pyright, clean sources"
+	@echo "make lint      ruff, pyright and clang-format; make format mends what they can"
 	@echo "make experiments   every example: tables, pictures, and what they must show, into docs/experiments"
 
 $(VENV)/python:
@@ -49,8 +52,14 @@ $(VENV)/examples: $(VENV)/installed
 	$(PIP) install -c constraints.txt $(EXAMPLE_DEPENDENCIES)
 	@touch $@
 
-$(VENV)/lint: $(VENV)/test
-	$(PIP) install -c constraints.txt ruff pyright
+# Of the versions in constraints.txt, as wheels, which bring all they need: pyright has its node.
+LINTER = $(PIP) install --only-binary :all: -c constraints.txt
+$(VENV)/ruff $(VENV)/clang-format: $(VENV)/python constraints.txt
+	$(LINTER) $(@F)
+	@touch $@
+
+$(VENV)/pyright: $(VENV)/test
+	$(LINTER) "pyright[nodejs]"
 	@touch $@
 
 $(VENV)/bench: $(VENV)/installed
@@ -60,6 +69,13 @@ $(VENV)/bench: $(VENV)/installed
 
 demo: $(VENV)/installed
 	$(BIN)/xent train --minutes 2 --out runs/demo
+
+# One case of each test function, on one core, while the linters have the other.
+check: $(VENV)/test $(addprefix $(VENV)/,$(LINTERS))
+	@$(MAKE) --no-print-directory -j 2 --output-sync=target test-quick $(LINTS)
+
+test-quick: $(VENV)/test
+	$(PYTEST) -m "not slow" --one-case
 
 # Where a missing core could show. The laws run on the reference engine either way.
 REFERENCE_TESTS = $(addprefix tests/test_,structure.py row_loss.py errors.py bad_input.py \
@@ -114,14 +130,23 @@ docs: $(VENV)/examples
 	$(BIN)/python docs/build.py
 	$(BIN)/python docs/architecture.py
 
-lint: $(VENV)/lint
+lint: $(LINTS)
+
+lint-ruff: $(VENV)/ruff
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright --pythonpath $(BIN)/python
 
-format: $(VENV)/lint
+lint-pyright: $(VENV)/pyright
+	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright --pythonpath $(BIN)/python
+
+CPP = $(wildcard csrc/*.h csrc/*.cpp)
+lint-clang-format: $(VENV)/clang-format
+	$(BIN)/clang-format --dry-run -Werror $(CPP)
+
+format: $(VENV)/ruff $(VENV)/clang-format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CPP)
 
 clean:
 	rm -rf build dist $(VENV)

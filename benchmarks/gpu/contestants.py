@@ -1,7 +1,7 @@
 """Cross-entropy of given logits as xent, PyTorch and others have it, and the truth about it.
 
-Those who take part where they can be imported: Liger overwrites its input with the gradient, on the
-way forward, and is given a fresh copy every time, untimed. flash-attn has no reduction.
+A contestant takes part where its library can be imported. Liger overwrites its input with the
+gradient, on the way forward, and gets a fresh copy every time, untimed. flash-attn has no mean.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Contestant(NamedTuple):
     overwrites: bool = False
 
     def unavailable(self, engine: str) -> str | None:
-        """Why it cannot take part here, or None."""
+        """Return why the contestant cannot take part here, or None."""
         try:
             self.load(engine)
         except Exception as error:  # libraries for GPUs raise all kinds where there is none
@@ -88,7 +88,7 @@ CONTESTANTS = {
 
 
 class Task:
-    """A loss in front of logits, its memory in place: what is timed, what is checked."""
+    """Calls to time and to check, of one loss with its logits in place."""
 
     def __init__(self, loss: Loss, logits: Tensor, target: Tensor, overwrites: bool = False):
         self.loss, self.logits, self.target = loss, logits, target
@@ -97,35 +97,35 @@ class Task:
         self.value: Any = None
 
     def turn(self, mode: str) -> Turn:
-        """``forward``, ``backward`` or ``both``, to be timed."""
+        """Return the turn of ``forward``, ``backward`` or ``both``."""
         return Turn(partial(self.ready, mode), getattr(self, mode))
 
     def warm_up(self, modes: Iterable[str]) -> None:
-        """Compile and tune all that these will need."""
+        """Compile and tune what the modes need."""
         for mode in modes:
             for _ in range(WARM_UP):
                 self.ready(mode)
                 getattr(self, mode)()
 
     def ready(self, mode: str) -> None:
-        """What comes first and is not timed."""
+        """Do what comes before a call and is not timed."""
         if self.overwrites:
             with torch.no_grad():
                 self.leaf.copy_(self.logits)
         self.value = self.loss(self.leaf, self.target) if mode == "backward" else None
 
     def forward(self) -> Tensor:
-        """The loss, no gradient wanted."""
+        """Compute the loss alone."""
         with torch.no_grad():
             return self.loss(self.leaf.detach(), self.target)
 
     def backward(self) -> Tensor:
-        """The gradient of a loss that is there."""
+        """Compute the gradient of a loss that :meth:`ready` has computed."""
         value, self.value = self.value, None
         return torch.autograd.grad(value, self.leaf)[0]
 
     def both(self) -> tuple[Tensor, Tensor]:
-        """Loss and gradient, as of logits within a model: nothing is accumulated or cloned."""
+        """Compute loss and gradient, as within a model: nothing is accumulated or cloned."""
         value = self.loss(self.leaf, self.target)
         return value.detach(), torch.autograd.grad(value, self.leaf)[0]
 
@@ -134,7 +134,7 @@ class Task:
 
 
 def make_inputs(cell: Cell, device: str) -> tuple[Tensor, Tensor]:
-    """Normal logits and uniform labels, drawn on the device."""
+    """Draw normal logits and uniform labels on the device."""
     random = torch.Generator(device).manual_seed(cell.rows + cell.classes)
     dtype = getattr(torch, cell.dtype)
     shape = cell.rows, cell.classes
@@ -143,7 +143,7 @@ def make_inputs(cell: Cell, device: str) -> tuple[Tensor, Tensor]:
 
 
 class Truth(NamedTuple):
-    """In float64, a part of the rows at a time.
+    """Loss and gradient in float64.
 
     Attributes:
         loss: the mean over all rows.
@@ -157,7 +157,7 @@ class Truth(NamedTuple):
 
 
 def truth_of(logits: Tensor, target: Tensor) -> Truth:
-    """The truth about logits of any size."""
+    """Compute the truth about logits of any size, a part of the rows at a time."""
     part, rows = max(1, ERROR_ELEMENTS // logits.shape[1]), len(logits)
     total = torch.zeros((), dtype=torch.float64, device=logits.device)
     for z, y in zip(logits.split(part), target.split(part), strict=True):
@@ -170,7 +170,7 @@ def truth_of(logits: Tensor, target: Tensor) -> Truth:
 
 
 def errors(loss: Tensor, gradient: Tensor, exact: Truth) -> dict[str, float]:
-    """Of the loss, relative; of the worst entry of the gradient, in units of its last place."""
+    """Measure the relative error of the loss, and of the gradient, in units of the last place."""
     info, size = torch.finfo(gradient.dtype), exact.gradient.abs()
     ulp = info.eps * size.clamp(min=info.tiny).log2().floor().exp2()
     wrong = (gradient[exact.rows].double() - exact.gradient).abs()

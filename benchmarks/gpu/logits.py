@@ -10,18 +10,11 @@ then the family beside cross-entropy; then everybody on every shape, for which t
 
 from __future__ import annotations
 
-import os
-import sys
-import warnings
-
-if "--interpret" in sys.argv:  # Triton looks when it is imported
-    os.environ["TRITON_INTERPRET"] = "1"
-    warnings.filterwarnings("ignore", module="triton.runtime.interpreter")  # numpy, on infinities
-
 import argparse
 import gc
 import shlex
 import statistics
+import sys
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -47,6 +40,7 @@ from .timing import (
     Turn,
     figures,
     gigabytes_per_second,
+    nothing,
     race,
 )
 
@@ -55,10 +49,6 @@ WIDTHS = [(32768, 1 << k) for k in range(8, 17)] + [(16384, 1 << 17), (8192, 1 <
 TALL = [(1 << 18, 256), (1 << 17, 512), (1 << 20, 100)]  # few classes, and enough to do
 TINY = [(4, 40)]  # for the interpreter
 GRAPHS = ("xent", BY_ROW, "torch")  # who is captured; others wait for the GPU within a call
-
-
-def nothing() -> None:
-    """What comes ahead of a call that needs nothing."""
 
 
 class Setting(NamedTuple):
@@ -78,7 +68,7 @@ class Setting(NamedTuple):
 
 
 def setting_for(args: argparse.Namespace) -> tuple[Setting, dict[str, str]]:
-    """The GPU's, or the interpreter's where it is asked for; and why others do not take part."""
+    """Return the setting for the GPU or the interpreter, and why contestants do not take part."""
     engine = "triton" if args.interpret else "auto"
     asked = [name for name in CONTESTANTS if name in args.contestants or name == "xent"]
     reasons = {name: CONTESTANTS[name].unavailable(engine) for name in asked}
@@ -92,7 +82,7 @@ def setting_for(args: argparse.Namespace) -> tuple[Setting, dict[str, str]]:
 
 
 def measure_cell(cell: Cell, setting: Setting) -> dict[str, Any]:
-    """Everybody on one problem: times, rates, errors and memory, as ``xent bench`` has them."""
+    """Measure every contestant on one problem: times, rates, errors and memory."""
     timer = setting.timer
     logits, target = make_inputs(cell, timer.device)
     exact, copied = truth_of(logits, target), torch.empty_like(logits)
@@ -125,7 +115,7 @@ def measure_cell(cell: Cell, setting: Setting) -> dict[str, Any]:
 
 
 def measure_launches(cell: Cell, setting: Setting) -> dict[str, Any]:
-    """Milliseconds per call, called one by one and replayed as a graph."""
+    """Measure milliseconds per call, called one by one and replayed as a graph."""
     logits, target = make_inputs(cell, setting.timer.device)
     found: dict[str, Any] = {}
     for name in (name for name in GRAPHS if name in setting.names):
@@ -143,7 +133,7 @@ def measure_launches(cell: Cell, setting: Setting) -> dict[str, Any]:
 
 
 def measure_family(cell: Cell, setting: Setting) -> dict[str, Any]:
-    """Milliseconds of loss and gradient for every loss of one class per row, by its defaults."""
+    """Measure milliseconds of loss and gradient for every loss of one class per row."""
     timer = setting.timer
     logits, target = make_inputs(cell, timer.device)
     losses: dict[str, Any] = {**members("classes", cell.classes, timer.device)}
@@ -174,11 +164,9 @@ PARTS = {
 
 
 def parser() -> argparse.ArgumentParser:
-    """The options; no abbreviations, as ``--interpret`` is looked for before this."""
+    """Return the parser of the options."""
     found = argparse.ArgumentParser(
-        prog="benchmarks.gpu.logits",
-        description=(__doc__ or "").partition("\n")[0],
-        allow_abbrev=False,
+        prog="benchmarks.gpu.logits", description=(__doc__ or "").partition("\n")[0]
     )
     add, option = found.add_argument, {"type": shape, "nargs": "*", "metavar": "N,V"}
     add(
@@ -214,7 +202,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def plan(args: argparse.Namespace) -> list[tuple[str, Cell]]:
-    """Every part of the run with each of its cells, in order."""
+    """Return every part of the run with each of its cells, in order."""
     steps = []
     for part, (_, _, shapes) in PARTS.items():
         asked = getattr(args, part)
@@ -227,7 +215,7 @@ def plan(args: argparse.Namespace) -> list[tuple[str, Cell]]:
 
 
 def run(args: argparse.Namespace, command: str) -> dict[str, Any]:
-    """Measure everything for which there is time, and print it on the way."""
+    """Measure whatever there is time for, and print it on the way."""
     budget: Budget[tuple[str, Cell]] = Budget(args.seconds)
     setting, absent = setting_for(args)
     timer = setting.timer
@@ -258,7 +246,7 @@ def run(args: argparse.Namespace, command: str) -> dict[str, Any]:
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Run, print what it comes to, and return 0 unless xent failed somewhere."""
+    """Run, print the result, and return 0 unless xent failed somewhere."""
     words = sys.argv[1:] if words is None else words
     options = parser()
     args = options.parse_args(words)

@@ -24,7 +24,7 @@ overwrites the logits and gets a fresh copy every time, which is not timed."""
 
 
 def cell_text(found: dict[str, Any]) -> str:
-    """The tables of one cell: times and rates, then errors and memory."""
+    """Return the tables of one cell: times and rates, then errors and memory."""
     entries = found["contestants"]
     times = [
         ["", "forward", *[""] * 3, "backward", *[""] * 2, "both", *[""] * 4],
@@ -38,7 +38,7 @@ def cell_text(found: dict[str, Any]) -> str:
             middle = [ratio_text(forward), *_rates(backward)]
             times.append([name, *_rates(forward), *middle, *_rates(both), *one_pass])
             wrong = map(error_text, entry["errors"].values())
-            rest.append([name, *wrong, *map(_mib, entry["memory"].values())])
+            rest.append([name, *wrong, *map(mebibytes, entry["memory"].values())])
     failed = [f"  {name} failed: {e['failed']}" for name, e in entries.items() if "failed" in e]
     return "\n".join([_headline(found), aligned(times), aligned(rest), *failed])
 
@@ -50,7 +50,8 @@ def _rates(time: dict[str, Any]) -> list[str]:
     return [digits(time["ms"]), digits(time["gb_s"]), f"{time['of_copy']:.0f}"]
 
 
-def _mib(peak: int | None) -> str:
+def mebibytes(peak: int | None) -> str:
+    """Return bytes as MiB, or a dash where nobody counts them."""
     return "-" if peak is None else f"{peak / 2**20:.1f}"
 
 
@@ -67,7 +68,7 @@ def _headline(found: dict[str, Any]) -> str:
 
 
 def launches_text(found: dict[str, Any]) -> str:
-    """Microseconds per call, called and replayed."""
+    """Return a table of microseconds per call, called and replayed."""
     rows = [["", "forward", "", "both", ""], ["", *("called", "replayed") * 2]]
     failed = []
     for name, entry in found["contestants"].items():
@@ -82,7 +83,7 @@ def launches_text(found: dict[str, Any]) -> str:
 
 
 def family_text(found: dict[str, Any]) -> str:
-    """Every loss as a multiple of cross-entropy."""
+    """Return a table of every loss as a multiple of cross-entropy."""
     base = found["ms"].get("cross_entropy", math.nan)
     rows = [[f"{_cell(found)}: loss and gradient", "ms", "ratio"]]
     rows += [[name, digits(ms), f"{ms / base:.2f}"] for name, ms in found["ms"].items()]
@@ -91,7 +92,7 @@ def family_text(found: dict[str, Any]) -> str:
 
 
 def summary_text(cells: list[dict[str, Any]]) -> str:
-    """Geometric means of everybody's time over that of xent, and every case in which xent loses."""
+    """Return geometric means of times over those of xent, and every case in which xent loses."""
     rows = [["times over those of xent:", "forward", "", "both", ""]]
     rows.append(["", *("geometric mean", "xent faster in") * 2])
     for name, dtype in {(name, c["dtype"]): 0 for c in cells for name in c["contestants"]}:

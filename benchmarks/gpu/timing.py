@@ -1,4 +1,4 @@
-"""How calls are timed on a GPU, and what the times are measured by: bytes and a plain copy.
+"""Times of calls on a GPU, and their measures: bytes moved, and a plain copy.
 
 :class:`CudaTimer` asks the GPU; its base :class:`Timer` goes through the same motions on a CPU, by
 the clock on the wall, so that everything but the GPU itself can be tried without one.
@@ -29,10 +29,14 @@ T = TypeVar("T")
 
 
 class Turn(NamedTuple):
-    """What is timed, and what must be done before each time."""
+    """A call to time, and a call to make before each time."""
 
     ready: Callable[[], object]
     call: Callable[[], object]
+
+
+def nothing() -> None:
+    """Do nothing: what must come before a call that needs nothing."""
 
 
 class Timer:
@@ -42,7 +46,7 @@ class Timer:
     calls = 2  # in a burst
 
     def describe(self) -> str:
-        """What the times are of."""
+        """Return the name of the device."""
         return "TRITON'S INTERPRETER ON A CPU: THE TIMES MEAN NOTHING"
 
     def flush(self) -> None:
@@ -52,10 +56,10 @@ class Timer:
         """Wait until the device is done."""
 
     def release(self) -> None:
-        """Give memory back that nobody uses any more."""
+        """Give unused memory back."""
 
     def milliseconds(self, turn: Turn) -> float:
-        """One call, from flushed caches."""
+        """Time one call, from flushed caches."""
         turn.ready()
         self.flush()
         start = time.perf_counter()
@@ -63,7 +67,7 @@ class Timer:
         return 1e3 * (time.perf_counter() - start)
 
     def burst(self, call: Callable[[], object]) -> float:
-        """Milliseconds per call of many, one right after the other, by the clock on the wall."""
+        """Time many calls in a row by the clock on the wall; return milliseconds per call."""
         call()
         self.wait()
         start = time.perf_counter()
@@ -73,11 +77,11 @@ class Timer:
         return 1e3 * (time.perf_counter() - start) / self.calls
 
     def peak(self, turn: Turn) -> int | None:
-        """Bytes by which memory grows at most during a call; None where nobody counts them."""
+        """Return the bytes by which memory grows during a call; None where nobody counts them."""
         return None
 
     def captured(self, call: Callable[[], object]) -> Callable[[], object]:
-        """The call as a graph to be replayed; the call itself where there are no graphs."""
+        """Return the call as a graph to replay; the call itself where there are no graphs."""
         return call
 
 
@@ -92,7 +96,7 @@ class CudaTimer(Timer):
         self.start, self.end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
 
     def describe(self) -> str:
-        """The card, its driver and CUDA."""
+        """Return the card, its driver and CUDA."""
         query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
         try:
             answer = subprocess.run(query, capture_output=True, text=True, check=True, timeout=20)
@@ -114,7 +118,7 @@ class CudaTimer(Timer):
         torch.cuda.empty_cache()
 
     def milliseconds(self, turn: Turn) -> float:
-        """One call, from event to event; the host waits after the second only."""
+        """Time one call, from event to event; the host waits after the second only."""
         turn.ready()
         self.flush()
         self.start.record()
@@ -124,7 +128,7 @@ class CudaTimer(Timer):
         return self.start.elapsed_time(self.end)
 
     def peak(self, turn: Turn) -> int | None:
-        """As PyTorch's allocator counts it."""
+        """Return the bytes that PyTorch's allocator counts."""
         turn.ready()
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
@@ -132,7 +136,7 @@ class CudaTimer(Timer):
         return torch.cuda.max_memory_allocated() - before
 
     def captured(self, call: Callable[[], object]) -> Callable[[], object]:
-        """The call as a CUDA graph, warmed up on a stream of its own."""
+        """Return the call as a CUDA graph, warmed up on a stream of its own."""
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
@@ -146,7 +150,7 @@ class CudaTimer(Timer):
 
 
 def race(turns: Mapping[K, Turn], timer: Timer, rounds: int) -> dict[K, list[float]]:
-    """Milliseconds of each, all in turn, round after round."""
+    """Time all calls in turn, round after round; return milliseconds of each."""
     found: dict[K, list[float]] = {key: [] for key in turns}
     deadline = time.monotonic() + CELL_SECONDS
     for done in range(-1, rounds):  # the first one is for warming up
@@ -159,16 +163,16 @@ def race(turns: Mapping[K, Turn], timer: Timer, rounds: int) -> dict[K, list[flo
     return found
 
 
-# ---- what the times are measured by --------------------------------------------------------------
+# ---- measures of times ---------------------------------------------------------------------------
 
 
 def gigabytes_per_second(sweeps: int, logit_bytes: int, ms: float) -> float:
-    """The rate at which so many sweeps over the logits move their bytes; a giga is 10^9."""
+    """Return the rate at which so many sweeps move the bytes of the logits; a giga is 10^9."""
     return sweeps * logit_bytes / ms / 1e6
 
 
 def figures(mode: str, times: list[float], logit_bytes: int, copy_ms: float) -> dict[str, Any]:
-    """Median and quartiles of milliseconds, and what they mean beside a copy of the logits.
+    """Return median and quartiles of milliseconds, and their measures beside a copy.
 
     Returns:
         With ``summary``'s: ``gb_s`` by :data:`SWEEPS`, ``of_copy`` in percent of the copy's own
@@ -184,14 +188,14 @@ def figures(mode: str, times: list[float], logit_bytes: int, copy_ms: float) -> 
 
 
 class Budget(Generic[T]):
-    """Seconds for everything together, and the steps there was no time for."""
+    """Seconds for all steps together, and the steps that found no time."""
 
     def __init__(self, seconds: float):
         self.end = time.monotonic() + seconds
         self.left_out: list[T] = []
 
     def within(self, steps: Iterable[T]) -> Iterator[T]:
-        """The steps that end in time, if each takes as long as the longest so far."""
+        """Yield the steps that end in time if each takes as long as the longest so far."""
         longest = 0.0
         for step in steps:
             start = time.monotonic()

@@ -6,6 +6,9 @@ public name, since it serves measurements only.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from xent.engines import core
 
 
@@ -17,3 +20,16 @@ def instruction_set() -> str:
 def release_memory() -> None:
     """Free the memory that the library keeps for the next large gradient."""
     core.trim()
+
+
+@contextmanager
+def launch_sizes(**sizes: int) -> Iterator[None]:
+    """Launch the kernels for GPUs with other sizes, such as ``TILE=4096``, within the block."""
+    from xent.engines.triton import launch  # which imports Triton
+
+    before = {name: getattr(launch, name) for name in sizes}  # fails for names that are gone
+    vars(launch).update(sizes)
+    try:
+        yield
+    finally:
+        vars(launch).update(before)
