@@ -212,7 +212,9 @@ def test_the_installed_command_finds_the_checkout_it_is_run_in(tmp_path, monkeyp
 def test_only_one_module_reads_what_is_private():
     """The benchmarks are a user's programs: each name is public, but for those of `internals`."""
     root = Path(logits.__file__).parents[1]
-    private = re.compile(r"^\s*(?:from|import) xent\.(?!losses |policy |learn |nn |information )", re.M)
+    private = re.compile(
+        r"^\s*(?:from|import) xent\.(?!losses |policy |learn |nn |information )", re.M
+    )
     files = {file.relative_to(root).as_posix() for file in root.rglob("*.py")}
     found = {name for name in files if private.search((root / name).read_text())}
     assert found == {"harness/internals.py"}
