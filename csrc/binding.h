@@ -49,6 +49,7 @@ inline void prefer_huge_pages(uintptr_t address, int64_t bytes) {
 #endif
 }
 
+void bind_loss(nanobind::module_& m);
 void bind_elements(nanobind::module_& m);
 
 }  // namespace xent

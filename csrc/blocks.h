@@ -8,8 +8,8 @@
 namespace {
 
 using xent::Matrix;
-using xent::Partial;
 using xent::Partials;
+using xent::PerRow;
 using xent::Problem;
 using xent::size_of;
 using xent::Type;

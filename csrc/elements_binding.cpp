@@ -6,9 +6,8 @@
 #include <tuple>
 #include <vector>
 
-#include "binding.h"
+#include "arguments.h"
 #include "elements.h"
-#include "lanes.h"
 
 namespace nb = nanobind;
 using namespace xent;
@@ -40,15 +39,6 @@ double sum_of(std::vector<double>& part) {
   for (size_t n = part.size(); n > 1; n = (n + 1) / 2)
     for (size_t i = 0; i < n / 2; ++i) part[i] += part[n - 1 - i];
   return part.empty() ? 0.0 : part[0];
-}
-
-void write(double value, const Output& out) {
-  switch (out.type) {
-    case Type::f64: return narrow(value, *static_cast<double*>(out.data));
-    case Type::f32: return narrow(float(value), *static_cast<float*>(out.data));
-    case Type::bf16: return narrow(float(value), *static_cast<bf16*>(out.data));
-    case Type::f16: return narrow(float(value), *static_cast<f16*>(out.data));
-  }
 }
 
 // Whether there is a target outside [0, 1], and one. The sum of all values by the divisor, the
@@ -89,7 +79,7 @@ std::tuple<bool, double> sweep(int64_t count, const OperandArguments& logits,
     for_range(blocks, kGrain / kElementBlock,
               [&](int64_t begin, int64_t end) { kernels->elements(e, begin, end); });
   }
-  if (total.data) write(sum_of(partial) / divisor, total);
+  if (total.data) write_scalar(uintptr_t(total.data), total.type, sum_of(partial) / divisor);
   return {e.has_bad_target, e.bad_target};
 }
 

@@ -31,7 +31,7 @@ unsigned terms_of(const Problem& p, const Partials& f) {
          (f.rest_cubes.at ? kPowers : 0u) | (is_soft(p) ? kSoft : 0u) | (capped ? kSlope : 0u);
 }
 
-void get(const Partial& f, int64_t n, int height, double* out) {
+void get(const PerRow& f, int64_t n, int height, double* out) {
   if (f.at && f.step)
     for (int r = 0; r < height; ++r) out[r] = f.at[n + r];
   else

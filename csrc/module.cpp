@@ -20,9 +20,8 @@
 #include <variant>
 #include <vector>
 
+#include "arguments.h"
 #include "binding.h"
-#include "lanes.h"
-#include "rows.h"
 
 namespace nb = nanobind;
 using namespace xent;
@@ -73,88 +72,21 @@ void set_isa(const std::string& name) {
   throw nb::value_error((message + " on this machine, got '" + name + "'").c_str());
 }
 
-// ---- threads ------------------------------------------------------------------------------------
-
-template <class Function>
-void for_rows(int64_t rows, int64_t classes, Function function) {
-  for_range(rows, kGrain / (classes > 0 ? classes : 1) + 1, function);
-}
-
-// ---- the problem as Python tells it -------------------------------------------------------------
-
-// (address, type, outer step, inner count, inner step, class step), steps in elements
-using MatrixArguments = std::tuple<uintptr_t, int, int64_t, int64_t, int64_t, int64_t>;
-
-Matrix make_matrix(const MatrixArguments& m, int64_t rows) {
-  auto [data, type, outer_step, inner, inner_step, class_step] = m;
-  if (inner == 1) {  // one row per outer index: let the outer index be the inner one
-    inner = rows > 0 ? rows : 1;
-    inner_step = outer_step;
-  }
-  return {pointer<void>(data), Type(type), inner, outer_step, inner_step, class_step};
-}
-
-// (scale, one per row?, softcap, class scale, class bias)
-using TransformArguments = std::tuple<uintptr_t, bool, double, uintptr_t, uintptr_t>;
-// (class weight, weight of the mean)
-using WeightArguments = std::tuple<uintptr_t, uintptr_t>;
-// (address or 0, ignore_index, first class, sharded?)
-using LabelArguments = std::tuple<uintptr_t, int64_t, int64_t, bool>;
-
-Problem make_problem(const MatrixArguments& logits, int64_t rows, int64_t classes,
-                     const LabelArguments& labels, const MatrixArguments& soft,
-                     const TransformArguments& transform, const WeightArguments& weights) {
-  Problem p{};
-  p.logits = make_matrix(logits, rows);
-  p.soft = make_matrix(soft, std::get<0>(labels) ? classes : rows);
-  p.rows = rows;
-  p.classes = classes;
-  p.labels = pointer<const int64_t>(std::get<0>(labels));
-  p.ignore_index = std::get<1>(labels);
-  p.first_class = std::get<2>(labels);
-  p.sharded = std::get<3>(labels);
-  p.scale = pointer<const double>(std::get<0>(transform));
-  p.scale_step = std::get<1>(transform);
-  p.softcap = std::get<2>(transform);
-  p.class_scale = pointer<const void>(std::get<3>(transform));
-  p.class_bias = pointer<const void>(std::get<4>(transform));
-  p.class_weight = pointer<const void>(std::get<0>(weights));
-  p.mean_weight = pointer<const void>(std::get<1>(weights));
-  return p;
-}
-
-// The fields whose bits are set, one after the other in a table of `rows` each. The order is that
-// of row_statistics.FIELDS.
-Statistics make_statistics(uintptr_t table, int64_t rows, unsigned fields) {
-  double* field[kFields];
-  int64_t row = 0;
-  for (int k = 0; k < kFields; ++k)
-    field[k] = fields >> k & 1 ? pointer<double>(table) + row++ * rows : nullptr;
-  Statistics statistics;
-  static_assert(sizeof statistics == sizeof field);
-  std::memcpy(&statistics, field, sizeof field);
-  return statistics;
-}
+// ---- the two functions of the engine ------------------------------------------------------------
 
 // (address or 0, step) for each of them
 using PartialArguments = std::vector<std::tuple<uintptr_t, int64_t>>;
 
 Partials make_partials(const PartialArguments& partials, unsigned fields) {
-  Partial field[kFields] = {};
+  PerRow field[kFields] = {};
   size_t row = 0;
   for (int k = 0; k < kFields; ++k)
     if (fields >> k & 1) {
       auto [address, step] = partials.at(row++);
       field[k] = {pointer<const double>(address), step};
     }
-#define XENT_PARTIAL(name) field[offsetof(Statistics, name) / sizeof(double*)]
-  return {XENT_PARTIAL(log_odds),       XENT_PARTIAL(log_prob),     XENT_PARTIAL(target),
-          XENT_PARTIAL(lse),            XENT_PARTIAL(entropy),      XENT_PARTIAL(mean),
-          XENT_PARTIAL(rest_top_logit), XENT_PARTIAL(rest_squares), XENT_PARTIAL(rest_cubes)};
-#undef XENT_PARTIAL
+  return partials_of(field);
 }
-
-// ---- the two functions of the engine ------------------------------------------------------------
 
 // The number of rows kept, and a label out of range if there is one.
 using Answer = std::tuple<int64_t, bool, int64_t>;
@@ -162,8 +94,7 @@ using Answer = std::tuple<int64_t, bool, int64_t>;
 Answer run_statistics(Problem& p) {
   {
     nb::gil_scoped_release release;
-    for_rows(p.rows, p.classes,
-             [&](int64_t begin, int64_t end) { kernels->row_statistics(p, begin, end); });
+    for_rows(p, [&](int64_t begin, int64_t end) { kernels->row_statistics(p, begin, end); });
   }
   return {p.kept, p.has_bad_label, p.bad_label};
 }
@@ -214,20 +145,10 @@ class Buffer {
   Block block_;
 };
 
-// A gradient that no cache could hold, of rows long enough for whole cache lines, which must begin
-// with a number.
-bool worth_streaming(const Matrix& gradient, int64_t row_bytes, int64_t rows) {
-  const bool aligned = uintptr_t(gradient.data) % size_of(gradient.type) == 0;
-  return aligned && row_bytes >= 16384 && row_bytes * rows >= int64_t{8} << 20;
-}
-
-void run_gradient(Problem& p) {
+void run_gradient(Problem& p, const MatrixArguments& gradient) {
   nb::gil_scoped_release release;
-  const int64_t row_bytes = p.classes * size_of(p.gradient.type);
-  p.streams = worth_streaming(p.gradient, row_bytes, p.rows);
-  prefer_huge_pages(uintptr_t(p.gradient.data), p.rows * row_bytes);
-  for_rows(p.rows, p.classes,
-           [&](int64_t begin, int64_t end) { kernels->row_gradient(p, begin, end); });
+  set_gradient(p, gradient);
+  for_rows(p, [&](int64_t begin, int64_t end) { kernels->row_gradient(p, begin, end); });
 }
 
 Answer row_statistics(const MatrixArguments& logits, int64_t rows, int64_t classes,
@@ -235,7 +156,7 @@ Answer row_statistics(const MatrixArguments& logits, int64_t rows, int64_t class
                       const TransformArguments& transform, const WeightArguments& weights,
                       uintptr_t statistics, unsigned fields) {
   Problem p = make_problem(logits, rows, classes, labels, soft, transform, weights);
-  p.statistics = make_statistics(statistics, rows, fields);
+  p.statistics = statistics_in(pointer<double>(statistics), rows, fields);
   return run_statistics(p);
 }
 
@@ -245,10 +166,9 @@ void row_gradient(const MatrixArguments& logits, int64_t rows, int64_t classes,
                   uintptr_t statistics, unsigned fields, const PartialArguments& partials,
                   const MatrixArguments& gradient) {
   Problem p = make_problem(logits, rows, classes, labels, soft, transform, weights);
-  p.statistics = make_statistics(statistics, rows, fields);
+  p.statistics = statistics_in(pointer<double>(statistics), rows, fields);
   p.partials = make_partials(partials, fields);
-  p.gradient = make_matrix(gradient, rows);
-  run_gradient(p);
+  run_gradient(p, gradient);
 }
 
 // ---- the plain case in one call -----------------------------------------------------------------
@@ -260,25 +180,8 @@ void row_gradient(const MatrixArguments& logits, int64_t rows, int64_t classes,
 constexpr int kPlainCount = 4;  // shift, sum, log_odds, log_prob
 constexpr unsigned kPlainFields = (1u << kPlainCount) - 1;
 
-template <class Function>
-auto with_type(Type type, Function function) {
-  switch (type) {
-    case Type::f32: return function(float{});
-    case Type::bf16: return function(bf16{});
-    case Type::f16: return function(f16{});
-    default: return function(double{});
-  }
-}
-
 double read_scalar(uintptr_t data, Type type) {
   return with_type(type, [=](auto kind) { return double(widen(*pointer<decltype(kind)>(data))); });
-}
-
-void write_scalar(uintptr_t data, Type type, double value) {
-  if (type == Type::f64) return narrow(value, *pointer<double>(data));
-  with_type(type, [=](auto kind) {
-    if constexpr (sizeof kind < 8) narrow(float(value), *pointer<decltype(kind)>(data));
-  });
 }
 
 // What the gradient needs of the forward pass. Lives in the core, because a tensor would cost more
@@ -292,17 +195,15 @@ struct PlainTable {
 
   Problem problem(uintptr_t logits, uintptr_t labels) {
     Problem p{};
-    p.logits = matrix(logits);
+    p.logits = make_matrix(matrix(logits), rows);
     p.rows = rows;
     p.classes = classes;
     p.labels = pointer<const int64_t>(labels);
     p.ignore_index = ignore_index;
-    p.statistics = make_statistics(uintptr_t(fields.data()), rows, kPlainFields);
+    p.statistics = statistics_in(fields.data(), rows, kPlainFields);
     return p;
   }
-  Matrix matrix(uintptr_t data) const {
-    return make_matrix({data, int(type), classes, 1, 0, 1}, rows);
-  }
+  MatrixArguments matrix(uintptr_t data) const { return {data, int(type), classes, 1, 0, 1}; }
   double divisor() const { return mean ? double(kept) : 1.0; }
 };
 
@@ -339,8 +240,7 @@ void plain_gradient(PlainTable& table, uintptr_t logits, uintptr_t labels, uintp
   Problem p = table.problem(logits, labels);
   const double slope = -read_scalar(grad_output, table.type) / table.divisor();
   p.partials.log_prob = {&slope, 0};
-  p.gradient = table.matrix(gradient);
-  run_gradient(p);
+  run_gradient(p, table.matrix(gradient));
 }
 
 }  // namespace
@@ -371,5 +271,6 @@ NB_MODULE(_core, m) {
       .def_prop_ro("divisor", &PlainTable::divisor, "What the sum over rows was divided by.");
   m.def("plain_loss", &plain_loss);
   m.def("plain_gradient", &plain_gradient);
+  bind_loss(m);
   bind_elements(m);
 }

@@ -8,18 +8,24 @@
 // dtype, layout and transform shares the loops that follow. Sums run over lanes in a fixed order
 // and are added up per block in float64: the bits depend on the row alone.
 //
-//   lanes.h          the arithmetic of one lane
+//   loss:  statistics of a strip -> its program -> the program backwards -> gradient (loss.h)
+//
+//   lanes.h          the arithmetic of one lane;  elementary.h  functions for every argument
 //   memory.h         runs of numbers between memory and the cache
 //   blocks.h         the same for blocks of rows, whatever their strides and transforms
 //   layouts.h        the loops over a block, which is a strip of rows
 //   terms.h          what a loss may ask for
 //   statistics.h     the forward sweep;   fields.h    from its sums to the fields
 //   differentiate.h  the backward sweep;  gradient.h  from the fields to its coefficients
+//   sweeps.h         both sweeps of a strip
+//   program.h        what a loss makes of the fields;  operations.h  the table of what it may do
+//   scaling.h        another slope for a gradient
 #include "rows.h"
 
-#include "differentiate.h"
 #include "elements.h"
-#include "statistics.h"
+#include "program.h"
+#include "scaling.h"
+#include "sweeps.h"
 
 #ifndef XENT_VARIANT
 #define XENT_VARIANT baseline
@@ -31,239 +37,129 @@
 
 namespace {
 
-// Panels are for rows that are very short, or lie side by side in memory and nothing needs them one
-// by one.
-constexpr int64_t kShort = 16;
-
-bool fits_panels(const Problem& p) {
-  if (is_soft(p)) return false;
-  const bool transformed = p.scale || p.softcap > 0 || p.class_scale || p.class_bias;
-  return adjacent(p) ? p.classes <= kShort : !transformed;
-}
-
-// How the rows of a strip are cut into blocks that fill a tile.
-struct Cut {
-  int height, width, pitch;
-
-  Cut(const Problem& p, bool panels, int strip_height) {
-    if (panels || !adjacent(p)) {
-      // Where classes are not adjacent, rows are loaded together, or every cache line would be
-      // fetched once for each row it holds a number of.
-      height = strip_height;
-      width = pitch = kTile / kStrip;
-    } else {
-      width = int(p.classes < kTile ? p.classes : kTile);
-      pitch = padded(width > 0 ? width : 1);
-      height = kTile / pitch < strip_height ? kTile / pitch : strip_height;
-    }
-  }
-
-  template <class Visit>
-  void for_blocks(const Problem& p, int strip_height, Visit visit) const {
-    for (int from = 0; from < strip_height; from += height)
-      for (int64_t first = 0; first < p.classes; first += width) {
-        const int64_t rows = strip_height - from, classes = p.classes - first;
-        visit(Block{from, int(rows < height ? rows : height), first,
-                    int(classes < width ? classes : width), pitch});
-      }
-  }
-
-  // Where the block lies that will be loaded after this one.
-  Ahead next(const Problem& p, const Strip& strip, const Block& b) const {
-    return p.classes > width ? ahead_at(strip, b.r, b.first + width)
-                             : ahead_at(strip, b.r + height, b.first);
-  }
-};
-
-bool any_kept(const Label* label, const Block& b) {
-  for (int r = b.r; r < b.r + b.height; ++r)
-    if (label[r].kind == Kind::kept) return true;
-  return false;
-}
-
-template <class Real>
-struct Tiles {
-  alignas(64) Real logits[kTile + xent::kBeyond] = {};  // a cache line may end beyond its row
-  alignas(64) Real panel[kTile] = {};
-  alignas(64) Real soft[kTile + xent::kBeyond];
-  alignas(64) Real ones[kTile + xent::kBeyond];
-  alignas(64) Real caps[kTile + xent::kBeyond];
-};
-
-// What lies beside a block: soft targets, if there are any, and weights, where they are looked at.
-template <unsigned set, class Real>
-Beside<Real> load_beside(const Problem& p, int64_t n, const Label* label, const Block& b,
-                         Tiles<Real>& tiles) {
-  if (is_soft(p)) {
-    int64_t line[kStrip];
-    for (int r = 0; r < b.height; ++r)  // any will do for an ignored row
-      line[r] = label[b.r + r].pivot < 0 ? 0 : label[b.r + r].pivot;
-    load_soft(p, n, p.labels ? line : nullptr, b, tiles.soft);
-  }
-  const Real* weight = static_cast<const Real*>(p.mean_weight);
-  if ((set & kWeights) && !weight)
-    for (int j = 0; j < b.width + xent::kBeyond; ++j) tiles.ones[j] = j < b.width ? 1 : 0;
-  return {tiles.soft, weight ? weight + b.first : tiles.ones, {}};
-}
-
-// ---- statistics ---------------------------------------------------------------------------------
-
-unsigned terms_of(const Problem& p, const xent::Statistics& s) {
-  return (s.mean ? kMean | (p.mean_weight ? kWeights : 0u) : 0u) | (s.entropy ? kEntropy : 0u) |
-         (s.rest_squares ? kSquares : 0u) | (s.rest_cubes ? kPowers : 0u) |
-         (is_soft(p) ? kSoft : 0u);
-}
-
-// float64 is rare, and kernels are not small.
-template <class Real>
-struct StatisticsSets
-    : Compiled<kPlain, kMean, kMean | kWeights, kEntropy, kSquares, kPowers, kSoft> {};
-template <>
-struct StatisticsSets<double> : Compiled<kPlain> {};
-
-template <unsigned set, class Real>
-void sweep(const Problem& p, const Strip& strip, int64_t n, int height, const Label* label,
-           Rows& rows, Tiles<Real>& tiles) {
-  const bool panels = fits_panels(p);
-  const Cut cut(p, panels, height);
-  Real* const no_slope = nullptr;
-  cut.for_blocks(p, height, [&](const Block& b) {
-    if constexpr (!(set & kSoft))
-      if (panels) {
-        load_panel(p, strip, n, b, tiles.logits, no_slope, tiles.panel);
-        const PanelLayout<Real> block{tiles.panel, b.height, b.width};
-        return absorb<set>(p, rows, block, load_beside<set>(p, n, label, b, tiles), label, b,
-                           ahead_of_panel(strip, kStrip, b.first));
-      }
-    if (!any_kept(label, b)) return;
-    load_logits(p, strip, n, b, Real(-kInfinity), tiles.logits, no_slope);
-    const RowsLayout<Real> block{tiles.logits, b.height, b.width, b.pitch};
-    absorb<set>(p, rows, block, load_beside<set>(p, n, label, b, tiles), label, b,
-                cut.next(p, strip, b));
-  });
-}
-
 template <class Real>
 void row_statistics(Problem& p, int64_t begin, int64_t end) {
   Tiles<Real> tiles;
   Label label[kStrip];
-  using Sets = StatisticsSets<Real>;
-  const xent::Statistics& s = p.statistics;
-  const unsigned terms = Sets::find(terms_of(p, s));
+  const StatisticsSweep<Real> statistics(p);
   int64_t kept = 0;
   for (int64_t n = begin; n < end;) {
     const int height = strip_height(p, n, end);
-    const Strip strip(p.logits, n);
     for (int r = 0; r < height; ++r) label[r] = read_label(p, n + r);
-    Sets::with(terms, [&](auto set) {
-      Rows rows(set.value, s.rest_top);
-      sweep<set.value>(p, strip, n, height, label, rows, tiles);
-      const Odds odds(rows, height, set.value & kEntropy);
-      finish<Real>(p, rows, odds, label, n, height);
-      if (p.sharded)
-        for (int r = 0; r < height; ++r)
-          if (odds.sum[r] == 0 && rows.pivot[r] == -kInfinity)
-            finish_nothing(s, is_soft(p), s.mass[n + r], n + r);
-    });
+    statistics.run(p, n, height, label, tiles);
     for (int r = 0; r < height; ++r) {
-      if (label[r].kind == Kind::kept) {
-        ++kept;
-        continue;
-      }
-      finish_ignored(s, n + r);
-      if (label[r].kind == Kind::bad) {
-        __atomic_store_n(&p.bad_label, p.labels[n + r], __ATOMIC_RELAXED);
-        __atomic_store_n(&p.has_bad_label, true, __ATOMIC_RELAXED);
-      }
+      kept += label[r].kind == Kind::kept;
+      if (label[r].kind != Kind::bad) continue;
+      __atomic_store_n(&p.bad_label, p.labels[n + r], __ATOMIC_RELAXED);
+      __atomic_store_n(&p.has_bad_label, true, __ATOMIC_RELAXED);
     }
     n += height;
   }
   __atomic_fetch_add(&p.kept, kept, __ATOMIC_RELAXED);
 }
 
-// ---- gradient -----------------------------------------------------------------------------------
-
-template <class Real>
-struct GradientSets
-    : Compiled<kPlain, kMean, kMean | kWeights, kEntropy, kSquares, kPowers, kSoft, kSlope> {};
-template <>
-struct GradientSets<double> : Compiled<kPlain> {};
-
-// The gradient of ignored rows, whose logits need not be read.
-template <class Real>
-void store_zeros(const Strip& out, const Block& b, Real* tile) {
-  for (int j = 0; j < b.height * b.pitch; ++j) tile[j] = 0;
-  store(out, b, tile);
-}
-
-// By way of a tile, or of a panel.
-template <unsigned set, class Real>
-void differentiate_by_tile(const Problem& p, const Strip& strip, const Strip& out, int64_t n,
-                            const Block& b, bool panels, const Label* label,
-                            const Slopes<Real>& slopes, Tiles<Real>& tiles, const Ahead& next) {
-  const auto run = [&](const auto& block) {
-    differentiate<set>(slopes, block, b.r, load_beside<set>(p, n, label, b, tiles), next,
-                       [&](auto step) { block.map(step); });
-    put_pivots(slopes, b, [&](int r, int64_t j, Real g) { block.at(r, j) = g; });
-  };
-  if constexpr (!(set & kSoft))
-    if (panels) {
-      load_panel(p, strip, n, b, tiles.logits, tiles.caps, tiles.panel);
-      run(PanelLayout<Real>{tiles.panel, b.height, b.width});
-      return store_panel(p, out, b, tiles.panel, tiles.logits, outer_slopes(p, b, tiles.caps));
-    }
-  if constexpr (is_all(set)) {
-    load_logits(p, strip, n, b, Real(kInfinity), tiles.logits, tiles.caps);
-    run(RowsLayout<Real>{tiles.logits, b.height, b.width, b.pitch});
-    store_rows(out, b, tiles.logits, outer_slopes(p, b, tiles.caps));
-  }
-}
-
-// Straight from the tile to where the gradient goes.
-template <unsigned set, class Real>
-void differentiate_directly(const Problem& p, const Strip& strip, const Strip& out, int64_t n,
-                            const Block& b, const Label* label, const Slopes<Real>& slopes,
-                            Tiles<Real>& tiles, const Ahead& next) {
-  load_logits(p, strip, n, b, Real(kInfinity), tiles.logits, tiles.caps);
-  Beside<Real> beside = load_beside<set>(p, n, label, b, tiles);
-  beside.outer = outer_slopes(p, b, tiles.caps);
-  const RowsLayout<Real> block{tiles.logits, b.height, b.width, b.pitch};
-  differentiate_to_any<set>(out, b, p.streams, slopes, block, beside, next);
-}
-
 template <class Real>
 void row_gradient(const Problem& p, int64_t begin, int64_t end) {
   Tiles<Real> tiles;
   Label label[kStrip];
-  Slopes<Real> slopes{};
-  const bool panels = fits_panels(p), direct = !panels && p.gradient.class_stride == 1;
-  using Sets = GradientSets<Real>;
-  const unsigned wanted = terms_of(p, p.partials);
-  const unsigned terms = direct   ? Sets::find(wanted)
-                         : panels ? Sets::find(wanted & ~kSlope)
-                                  : all_of(wanted);
+  GradientSweep<Real> gradient(p);
   for (int64_t n = begin; n < end;) {
     const int height = strip_height(p, n, end);
-    const Strip strip(p.logits, n), out(p.gradient, n);
-    const Cut cut(p, panels, height);
     for (int r = 0; r < height; ++r) label[r] = read_label(p, n + r);
-    SlopeFinder<Real>(terms, p, n, height, label, slopes).find();
-    Sets::with(terms, [&](auto set) {
-      cut.for_blocks(p, height, [&](const Block& b) {
-        if (!panels && !any_kept(label, b)) return store_zeros(out, b, tiles.logits);
-        const Ahead next = panels ? ahead_of_panel(strip, kStrip, b.first) : cut.next(p, strip, b);
-        if constexpr (!is_all(set.value))
-          if (direct)
-            return differentiate_directly<set.value>(p, strip, out, n, b, label, slopes, tiles,
-                                                     next);
-        if constexpr (set.value != kSlope)
-          differentiate_by_tile<set.value>(p, strip, out, n, b, panels, label, slopes, tiles, next);
-      });
-    });
+    gradient.run(p, n, height, label, tiles);
     n += height;
   }
   if (p.streams) finish_streams();
 }
+
+// ---- a loss and its gradient --------------------------------------------------------------------
+
+// A matrix from some row on, within an outer index.
+Matrix from_row(const Matrix& m, int64_t row) {
+  if (!m.data) return m;
+  return {Strip(m, row).data, m.type, kStrip, 0, m.inner_stride, m.class_stride};
+}
+
+// A problem from row n on, which is row 0 of `strip`.
+void move_to(const Problem& p, int64_t n, Problem& strip) {
+  strip.logits = from_row(p.logits, n);
+  strip.gradient = from_row(p.gradient, n);
+  if (p.labels)
+    strip.labels = p.labels + n;
+  else
+    strip.soft = from_row(p.soft, n);
+  if (p.scale) strip.scale = p.scale + n * p.scale_step;
+}
+
+template <class Real>
+class LossSweep {
+ public:
+  explicit LossSweep(const Loss& loss)
+      : loss_(loss), tape_(loss), strip_(with_tables(loss.problem, tape_)), statistics_(strip_),
+        gradient_(strip_), tallest_(tallest(loss.problem)) {}
+
+  void run(int64_t begin, int64_t end) {
+    const Problem& p = loss_.problem;
+    for (int64_t n = begin; n < end;) {
+      const int fits = strip_height(p, n, end), height = fits < tallest_ ? fits : tallest_;
+      move_to(p, n, strip_);
+      read_labels(n, height);
+      statistics_.run(strip_, 0, height, label_, tiles_);
+      evaluate(n, height);
+      if (p.gradient.data) {
+        tape_.differentiate(seed_);
+        gradient_.run(strip_, 0, height, label_, tiles_);
+      }
+      n += height;
+    }
+    if (p.streams) finish_streams();
+  }
+
+ private:
+  static Problem with_tables(const Problem& p, Tape& tape) {
+    Problem strip = p;
+    strip.statistics = tape.statistics();
+    strip.partials = tape.partials();
+    return strip;
+  }
+
+  // Of long rows a few, which the second sweep then finds in the cache. What short rows share is
+  // computed for all of a strip: with fewer they would take several times as long.
+  static int tallest(const Problem& p) {
+    constexpr int64_t room = int64_t{256} << 10;
+    const int64_t bytes = p.classes * size_of(p.logits.type);
+    if (!p.gradient.data || !adjacent(p) || bytes * kStrip <= room) return kStrip;
+    return bytes < room ? int(room / bytes) : 1;
+  }
+
+  double weight(int64_t row) const { return loss_.row_weight ? loss_.row_weight[row] : 1.0; }
+
+  void read_labels(int64_t n, int height) {
+    for (int r = 0; r < height; ++r) {
+      label_[r] = read_label(strip_, r);
+      if (weight(n + r) == 0) label_[r] = {Kind::ignored, -1};
+    }
+  }
+
+  void evaluate(int64_t n, int height) {
+    const double* value = tape_.evaluate(n, height);
+    for (int r = 0; r < height; ++r) {
+      const bool kept = label_[r].kind == Kind::kept;
+      loss_.values[n + r] = kept ? value[r] * weight(n + r) : 0.0;
+      seed_[r] = kept ? loss_.seed * weight(n + r) : 0.0;
+    }
+  }
+
+  const Loss& loss_;
+  Tape tape_;
+  Problem strip_;  // the rows at hand, with row 0 the first
+  const StatisticsSweep<Real> statistics_;
+  GradientSweep<Real> gradient_;
+  const int tallest_;
+  Tiles<Real> tiles_;
+  Label label_[kStrip];
+  double seed_[kStrip] = {};
+};
 
 bool sweeps_in_double(const Problem& p) { return p.logits.type == Type::f64; }
 
@@ -276,10 +172,15 @@ void gradient_entry(const Problem& p, int64_t begin, int64_t end) {
   sweeps_in_double(p) ? row_gradient<double>(p, begin, end) : row_gradient<float>(p, begin, end);
 }
 
+void loss_entry(const Loss& loss, int64_t begin, int64_t end) {
+  sweeps_in_double(loss.problem) ? LossSweep<double>(loss).run(begin, end)
+                                 : LossSweep<float>(loss).run(begin, end);
+}
+
 }  // namespace
 
 namespace xent {
 extern const Kernels XENT_TABLE(XENT_VARIANT);
 const Kernels XENT_TABLE(XENT_VARIANT) = {XENT_NAME(XENT_VARIANT), statistics_entry, gradient_entry,
-                                            XENT_VARIANT::sweep_elements};
+                                          loss_entry, XENT_VARIANT::sweep_elements, scale_entry};
 }  // namespace xent

@@ -3,6 +3,7 @@
 // No torch, no Python, no C++ standard library: only plain structs and pointers.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 namespace xent {
@@ -51,15 +52,52 @@ struct Statistics {
 };
 constexpr int kFields = sizeof(Statistics) / sizeof(double*);
 
-// d loss / d statistic: float64 per row, or one for all of them (step 0); null stands for zero.
-struct Partial {
+// The fields whose bits are set, one after the other in a table of `rows` each; else null.
+// The order is that of row_statistics.FIELDS.
+static inline Statistics statistics_in(double* table, int64_t rows, uint32_t fields) {
+  double* field[kFields];
+  for (int k = 0; k < kFields; ++k) {
+    const bool wanted = fields >> k & 1;
+    field[k] = wanted ? table : nullptr;
+    table += wanted ? rows : 0;
+  }
+  Statistics statistics;
+  static_assert(sizeof statistics == sizeof field, "one pointer per field");
+  __builtin_memcpy(&statistics, field, sizeof field);
+  return statistics;
+}
+
+// float64 per row, or one for all of them (step 0).
+struct PerRow {
   const double* at;
   int64_t step;
 };
 
+// The statistics that have a derivative.
+#define XENT_DIFFERENTIABLE(each)                                                             \
+  each(log_odds) each(log_prob) each(target) each(lse) each(entropy) each(mean)               \
+  each(rest_top_logit) each(rest_squares) each(rest_cubes)
+#define XENT_FIELD(name) (offsetof(Statistics, name) / sizeof(double*))
+
+// d loss / d statistic; null stands for zero.
 struct Partials {
-  Partial log_odds, log_prob, target, lse, entropy, mean, rest_top_logit, rest_squares, rest_cubes;
+#define XENT_MEMBER(name) PerRow name;
+  XENT_DIFFERENTIABLE(XENT_MEMBER)
+#undef XENT_MEMBER
 };
+
+// Out of one for each field.
+static inline Partials partials_of(const PerRow* field) {
+#define XENT_PARTIAL(name) field[XENT_FIELD(name)],
+  return {XENT_DIFFERENTIABLE(XENT_PARTIAL)};
+#undef XENT_PARTIAL
+}
+
+static inline bool is_differentiable(int field) {
+#define XENT_BIT(name) | uint32_t{1} << XENT_FIELD(name)
+  return (0 XENT_DIFFERENTIABLE(XENT_BIT)) >> field & 1;
+#undef XENT_BIT
+}
 
 // How far beyond the last class the sweeps look, which go by whole vectors.
 constexpr int kBeyond = 32;
@@ -96,6 +134,7 @@ struct Problem {
 };
 
 struct Elements;  // elements.h
+struct Loss;      // loss.h
 
 // Rows [begin, end) of a problem. Row-wise work never looks at another row, so any split of the
 // rows over calls and threads gives the same bits.
@@ -103,7 +142,9 @@ struct Kernels {
   const char* name;
   void (*row_statistics)(Problem&, int64_t begin, int64_t end);
   void (*row_gradient)(const Problem&, int64_t begin, int64_t end);
+  void (*loss)(const Loss&, int64_t begin, int64_t end);
   void (*elements)(Elements&, int64_t begin, int64_t end);  // blocks of them
+  bool (*scale)(void* data, Type, int64_t begin, int64_t end, int exponent, bool surely);
 };
 
 extern const Kernels baseline_kernels;

@@ -260,6 +260,8 @@ def test_a_name_that_is_none_is_no_attribute():
 def test_the_stub_lists_what_the_core_has(core):
     stub = ast.parse((HOUSE / "_core.pyi").read_text())
     told = {node.name for node in stub.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+    constants = [node.target for node in stub.body if isinstance(node, ast.AnnAssign)]
+    told |= {name.id for name in constants if isinstance(name, ast.Name)}
     assert told == {name for name in dir(core._core) if not name.startswith("_")}
 
 

@@ -9,6 +9,11 @@ Labels = tuple[int, int, int, bool]
 Transform = tuple[int, bool, float, int, int]
 Weights = tuple[int, int]
 
+# A loss of rows: (operation, a, b, c, constant), the operation as its place in OPERATIONS;
+# (0 sum, 1 number, 2 weight or 3 count; the number; whether 1 takes the place of 0).
+Instruction = tuple[int, int, int, int, float]
+Divisor = tuple[int, float, bool]
+
 # Element-wise: (address or 0 for ones, type, repeat, period), (address or 0, type), and
 # the settings of csrc/elements.h.
 Operand = tuple[int, int, int, int]
@@ -25,6 +30,11 @@ class PlainTable:
     def ignore_index(self) -> int: ...
     @property
     def divisor(self) -> float: ...
+
+OPERATIONS: list[str]
+
+class Program:
+    def __init__(self, instructions: list[Instruction]) -> None: ...
 
 def fused() -> bool: ...
 def trim() -> None: ...
@@ -56,6 +66,25 @@ def row_gradient(
     partials: list[tuple[int, int]],
     gradient: Matrix,
 ) -> None: ...
+def loss(
+    program: Program,
+    logits: Matrix,
+    rows: int,
+    classes: int,
+    labels: Labels,
+    soft: Matrix,
+    transform: Transform,
+    weights: Weights,
+    fields: int,
+    inputs: list[tuple[int, int]],
+    row_weight: int,
+    divisor: Divisor,
+    slope: float,
+    result: int,
+    result_type: int,
+    gradient: Matrix,
+) -> tuple[int, bool, int, float]: ...
+def scale_exactly(address: int, type: int, count: int, slope: float) -> bool: ...
 def plain_loss(
     logits: int,
     type: int,

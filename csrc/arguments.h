@@ -1,0 +1,98 @@
+// The arguments of the binding: plain numbers, tuples of them, and what the kernels are told.
+#pragma once
+
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/tuple.h>
+
+#include <cstdint>
+#include <tuple>
+
+#include "binding.h"
+#include "lanes.h"
+#include "rows.h"
+
+namespace xent {
+namespace {
+
+// (address, type, outer step, inner count, inner step, class step), steps in elements
+using MatrixArguments = std::tuple<uintptr_t, int, int64_t, int64_t, int64_t, int64_t>;
+
+inline Matrix make_matrix(const MatrixArguments& m, int64_t rows) {
+  auto [data, type, outer_step, inner, inner_step, class_step] = m;
+  if (inner == 1) {  // one row per outer index: let the outer index be the inner one
+    inner = rows > 0 ? rows : 1;
+    inner_step = outer_step;
+  }
+  return {pointer<void>(data), Type(type), inner, outer_step, inner_step, class_step};
+}
+
+// (scale, one per row?, softcap, class scale, class bias)
+using TransformArguments = std::tuple<uintptr_t, bool, double, uintptr_t, uintptr_t>;
+// (class weight, weight of the mean)
+using WeightArguments = std::tuple<uintptr_t, uintptr_t>;
+// (address or 0, ignore_index, first class, sharded?)
+using LabelArguments = std::tuple<uintptr_t, int64_t, int64_t, bool>;
+
+inline Problem make_problem(const MatrixArguments& logits, int64_t rows, int64_t classes,
+                            const LabelArguments& labels, const MatrixArguments& soft,
+                            const TransformArguments& transform, const WeightArguments& weights) {
+  Problem p{};
+  p.logits = make_matrix(logits, rows);
+  p.soft = make_matrix(soft, std::get<0>(labels) ? classes : rows);
+  p.rows = rows;
+  p.classes = classes;
+  p.labels = pointer<const int64_t>(std::get<0>(labels));
+  p.ignore_index = std::get<1>(labels);
+  p.first_class = std::get<2>(labels);
+  p.sharded = std::get<3>(labels);
+  p.scale = pointer<const double>(std::get<0>(transform));
+  p.scale_step = std::get<1>(transform);
+  p.softcap = std::get<2>(transform);
+  p.class_scale = pointer<const void>(std::get<3>(transform));
+  p.class_bias = pointer<const void>(std::get<4>(transform));
+  p.class_weight = pointer<const void>(std::get<0>(weights));
+  p.mean_weight = pointer<const void>(std::get<1>(weights));
+  return p;
+}
+
+// Below this many numbers a second thread costs more than it saves.
+template <class Function>
+void for_rows(const Problem& p, Function function) {
+  for_range(p.rows, kGrain / (p.classes > 0 ? p.classes : 1) + 1, function);
+}
+
+// A gradient that no cache could hold, of rows long enough for whole cache lines, which must begin
+// with a number.
+inline bool worth_streaming(const Matrix& gradient, int64_t row_bytes, int64_t rows) {
+  const bool aligned = uintptr_t(gradient.data) % size_of(gradient.type) == 0;
+  return aligned && row_bytes >= 16384 && row_bytes * rows >= int64_t{8} << 20;
+}
+
+// Says where the gradient of a problem goes.
+inline void set_gradient(Problem& p, const MatrixArguments& gradient) {
+  p.gradient = make_matrix(gradient, p.rows);
+  const int64_t row_bytes = p.classes * size_of(p.gradient.type);
+  p.streams = worth_streaming(p.gradient, row_bytes, p.rows);
+  prefer_huge_pages(uintptr_t(p.gradient.data), p.rows * row_bytes);
+}
+
+// function(number of this type)
+template <class Function>
+auto with_type(Type type, Function function) {
+  switch (type) {
+    case Type::f32: return function(float{});
+    case Type::bf16: return function(bf16{});
+    case Type::f16: return function(f16{});
+    default: return function(double{});
+  }
+}
+
+inline void write_scalar(uintptr_t data, Type type, double value) {
+  if (type == Type::f64) return narrow(value, *pointer<double>(data));
+  with_type(type, [=](auto kind) {
+    if constexpr (sizeof kind < 8) narrow(float(value), *pointer<decltype(kind)>(data));
+  });
+}
+
+}  // namespace
+}  // namespace xent

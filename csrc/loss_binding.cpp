@@ -1,0 +1,292 @@
+// A loss of rows as Python calls it: its program, what its sum is divided by, one call for the loss
+// and the gradient.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
+
+#include <atomic>
+#include <cmath>
+#include <memory>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "arguments.h"
+#include "loss.h"
+
+namespace nb = nanobind;
+using namespace xent;
+
+namespace {
+
+// ---- the program --------------------------------------------------------------------------------
+
+// What the table of operations says of each.
+struct Kind {
+  const char* name;
+  int operands;  // registers
+  int sloped;    // of the operands: 1 stands for a, 2 for b, 4 for c
+};
+
+const Kind kinds[] = {
+#define XENT_SOURCE(name) {#name, 0, 0},
+#define XENT_ONE(name, ...) {#name, 1, 1},
+#define XENT_FLAT_ONE(name, ...) {#name, 1, 0},
+#define XENT_TWO(name, ...) {#name, 2, 3},
+#define XENT_FLAT_TWO(name, ...) {#name, 2, 0},
+#define XENT_THREE(name) {#name, 3, 6},
+    XENT_SOURCES(XENT_SOURCE) XENT_UNARY(XENT_ONE) XENT_FLAT_UNARY(XENT_FLAT_ONE)
+        XENT_BINARY(XENT_TWO) XENT_FLAT_BINARY(XENT_FLAT_TWO) XENT_CHOICE(XENT_THREE)};
+constexpr int kOperations = sizeof kinds / sizeof kinds[0];
+
+std::vector<std::string> operations() {
+  std::vector<std::string> names;
+  for (const Kind& kind : kinds) names.emplace_back(kind.name);
+  return names;
+}
+
+// (operation, a, b, c, constant)
+using InstructionArguments = std::tuple<int, int, int, int, double>;
+
+class Program {
+ public:
+  explicit Program(const std::vector<InstructionArguments>& instructions) {
+    if (instructions.empty() || instructions.size() > kInstructions)
+      throw nb::value_error(("a program has 1 to " + std::to_string(kInstructions) +
+                             " instructions, got " + std::to_string(instructions.size()))
+                                .c_str());
+    for (const auto& [operation, a, b, c, constant] : instructions)
+      add({Operation(operation), a, b, c, constant, false});
+    leave_out_what_nobody_reads();
+  }
+
+  const Instruction* steps() const { return steps_; }
+  int length() const { return length_; }
+  uint32_t fields() const { return fields_; }
+  size_t inputs() const { return inputs_; }
+
+ private:
+  static const Kind& kind_of(const Instruction& step) { return kinds[int(step.operation)]; }
+
+  void add(Instruction step) {
+    const int code = int(step.operation), operand[] = {step.a, step.b, step.c};
+    if (code < 0 || code >= kOperations) refuse("no operation has the code", code);
+    for (int k = 0; k < kinds[code].operands; ++k) {
+      if (operand[k] < 0 || operand[k] >= length_) refuse("not a register before it:", operand[k]);
+      if (kinds[code].sloped >> k & 1) step.varies |= steps_[operand[k]].varies;
+    }
+    if (step.operation == Operation::field) {
+      if (step.a < 0 || step.a >= kFields) refuse("no field has the number", step.a);
+      fields_ |= uint32_t{1} << step.a;
+      step.varies = is_differentiable(step.a);
+    }
+    if (step.operation == Operation::input) {
+      if (step.a < 0) refuse("no input has the number", step.a);
+      if (size_t(step.a) >= inputs_) inputs_ = size_t(step.a) + 1;
+    }
+    if (kinds[code].operands < 3) step.c = 0;
+    if (kinds[code].operands < 2) step.b = 0;
+    steps_[length_++] = step;
+  }
+
+  void refuse(const char* what, int number) const {
+    const std::string where = "instruction " + std::to_string(length_) + ": ";
+    throw nb::value_error((where + what + " " + std::to_string(number)).c_str());
+  }
+
+  // Slopes go only where the value comes from.
+  void leave_out_what_nobody_reads() {
+    bool read[kInstructions] = {};
+    read[length_ - 1] = true;
+    for (int k = length_ - 1; k >= 0; --k) {
+      Instruction& step = steps_[k];
+      step.varies &= read[k];
+      const int operand[] = {step.a, step.b, step.c};
+      for (int i = 0; step.varies && i < kind_of(step).operands; ++i)
+        if (kind_of(step).sloped >> i & 1) read[operand[i]] = true;
+    }
+  }
+
+  Instruction steps_[kInstructions];
+  int length_ = 0;
+  uint32_t fields_ = 0;
+  size_t inputs_ = 0;
+};
+
+// ---- the divisor --------------------------------------------------------------------------------
+
+enum class Divide { by_nothing, by_number, by_weight, by_count };
+// (kind, number, whether 1 takes the place of 0)
+using DivisorArguments = std::tuple<int, double, bool>;
+
+// What is known of some rows before their logits are read.
+struct Census {
+  int64_t rows = 0;  // that are not marked to be ignored
+  int64_t kept = 0;  // those of them whose weight is not 0
+  double mass = 0;   // their weights times those of their classes
+  int64_t bad = -1;  // the first of them with a label out of range
+
+  void add(const Census& later) {
+    rows += later.rows;
+    kept += later.kept;
+    mass += later.mass;
+    if (bad < 0) bad = later.bad;
+  }
+};
+
+constexpr int64_t kCensusBlock = 4096;  // rows whose weights are one sum, whatever the threads
+
+// Class weights are numbers of the sweep's type.
+template <class Real>
+Census count(const Loss& loss, int64_t begin, int64_t end) {
+  const Problem& p = loss.problem;
+  const Real* class_weight = p.labels ? static_cast<const Real*>(p.class_weight) : nullptr;
+  Census found;
+  for (int64_t n = begin; n < end; ++n) {
+    const int64_t label = p.labels ? p.labels[n] : 0;
+    const double weight = loss.row_weight ? loss.row_weight[n] : 1.0;
+    if (p.labels && label == p.ignore_index) continue;
+    ++found.rows;
+    if (weight == 0) continue;
+    ++found.kept;
+    if (uint64_t(label) >= uint64_t(p.classes)) {
+      if (found.bad < 0) found.bad = n;
+      continue;
+    }
+    found.mass += (class_weight && !p.soft.data ? double(class_weight[label]) : 1.0) * weight;
+  }
+  return found;
+}
+
+Census count_all(const Loss& loss) {
+  const Problem& p = loss.problem;
+  const int64_t blocks = (p.rows + kCensusBlock - 1) / kCensusBlock;
+  std::vector<Census> part(blocks);
+  for_range(blocks, kGrain / kCensusBlock, [&](int64_t begin, int64_t end) {
+    for (int64_t b = begin; b < end; ++b) {
+      const int64_t from = b * kCensusBlock, to = from + kCensusBlock;
+      const int64_t last = to < p.rows ? to : p.rows;
+      part[b] = p.logits.type == Type::f64 ? count<double>(loss, from, last)
+                                           : count<float>(loss, from, last);
+    }
+  });
+  Census all;
+  for (const Census& one : part) all.add(one);
+  return all;
+}
+
+double divisor_of(const Census& census, const DivisorArguments& divisor) {
+  const auto [kind, number, never_zero] = divisor;
+  double value = 1;
+  switch (Divide(kind)) {
+    case Divide::by_nothing: return 1;
+    case Divide::by_number: value = number; break;
+    case Divide::by_weight: value = census.mass; break;
+    case Divide::by_count: value = double(census.rows); break;
+  }
+  return never_zero && value == 0 ? 1 : value;
+}
+
+// ---- the loss -----------------------------------------------------------------------------------
+
+// In a fixed order, whatever the number of threads.
+double sum_of(const double* value, int64_t n) {
+  constexpr int lanes = 8;
+  double lane[lanes] = {}, sum = 0;
+  int64_t i = 0;
+  for (; i + lanes <= n; i += lanes)
+    for (int k = 0; k < lanes; ++k) lane[k] += value[i + k];
+  for (; i < n; ++i) lane[0] += value[i];
+  for (double part : lane) sum += part;
+  return sum;
+}
+
+// (address, step) for each of them
+using InputArguments = std::vector<std::tuple<uintptr_t, int64_t>>;
+
+std::vector<PerRow> make_inputs(const InputArguments& inputs) {
+  std::vector<PerRow> made;
+  for (const auto& [address, step] : inputs) made.push_back({pointer<const double>(address), step});
+  return made;
+}
+
+void check(const Program& program, uint32_t fields, size_t inputs) {
+  if (program.fields() & ~fields)
+    throw nb::value_error("the program reads fields that are not computed");
+  if (program.inputs() > inputs)
+    throw nb::value_error(("the program reads " + std::to_string(program.inputs()) +
+                           " inputs, got " + std::to_string(inputs))
+                              .c_str());
+}
+
+// How many rows were kept, a label out of range if there is one, and what the sum was divided by.
+// The loss and the gradient, `slope` times that of the loss, are computed if they have somewhere to
+// go, and if no label is out of range.
+std::tuple<int64_t, bool, int64_t, double> run(
+    const Program& program, const MatrixArguments& logits, int64_t rows, int64_t classes,
+    const LabelArguments& labels, const MatrixArguments& soft, const TransformArguments& transform,
+    const WeightArguments& weights, uint32_t fields, const InputArguments& inputs,
+    uintptr_t row_weight, const DivisorArguments& divisor, double slope, uintptr_t result,
+    int result_type, const MatrixArguments& gradient) {
+  check(program, fields, inputs.size());
+  const std::vector<PerRow> given = make_inputs(inputs);
+  Loss loss{};
+  loss.problem = make_problem(logits, rows, classes, labels, soft, transform, weights);
+  loss.fields = fields;
+  loss.program = program.steps();
+  loss.length = program.length();
+  loss.inputs = given.data();
+  loss.row_weight = pointer<const double>(row_weight);
+  nb::gil_scoped_release release;
+  const Census census = count_all(loss);
+  const double divide_by = divisor_of(census, divisor);
+  if (census.bad >= 0) return {census.kept, true, loss.problem.labels[census.bad], divide_by};
+  loss.seed = slope / divide_by;
+  if (std::get<0>(gradient)) set_gradient(loss.problem, gradient);
+  const std::unique_ptr<double[]> values(new double[rows]);
+  loss.values = values.get();
+  for_rows(loss.problem, [&](int64_t begin, int64_t end) { kernels->loss(loss, begin, end); });
+  if (result) write_scalar(result, Type(result_type), sum_of(loss.values, rows) / divide_by);
+  return {census.kept, false, 0, divide_by};
+}
+
+// ---- another slope ------------------------------------------------------------------------------
+
+constexpr int64_t kScaleBlock = 8192;
+
+// Multiplies contiguous numbers by a slope if it is a power of two and all of them stay what
+// computing them with that slope would have given. If not, they are left as they are.
+bool scale_exactly(uintptr_t address, int type, int64_t count, double slope) {
+  int exponent = 0;
+  if (std::frexp(slope, &exponent) != 0.5) return false;
+  if (--exponent == 0) return true;
+  const int64_t blocks = (count + kScaleBlock - 1) / kScaleBlock;
+  const auto scale = [&](int64_t b, int by, bool surely) {
+    const int64_t begin = b * kScaleBlock, end = begin + kScaleBlock;
+    const int64_t last = end < count ? end : count;
+    return kernels->scale(pointer<void>(address), Type(type), begin, last, by, surely);
+  };
+  nb::gil_scoped_release release;
+  std::vector<char> done(blocks);
+  std::atomic<bool> exact{true};
+  for_range(blocks, kGrain / kScaleBlock, [&](int64_t begin, int64_t end) {
+    for (int64_t b = begin; b < end && exact; ++b) {
+      done[b] = scale(b, exponent, false);
+      if (!done[b]) exact = false;
+    }
+  });
+  for (int64_t b = 0; b < blocks && !exact; ++b)
+    if (done[b]) scale(b, -exponent, true);
+  return exact;
+}
+
+}  // namespace
+
+void xent::bind_loss(nb::module_& m) {
+  m.attr("OPERATIONS") = operations();
+  nb::class_<Program>(m, "Program", "The value of a row, in steps of one operation each.")
+      .def(nb::init<const std::vector<InstructionArguments>&>(), nb::arg("instructions"));
+  m.def("loss", &run);
+  m.def("scale_exactly", &scale_exactly);
+}
