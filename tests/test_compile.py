@@ -82,15 +82,14 @@ def test_export():
 def test_opcheck(kernels, op, soft, layout):
     from xent.engines.rows import MODULES
     from xent.engines.rows import operators as ops
-    from xent.engines.rows.problem import Problem
-    from xent.targets import Target
+    from xent.engines.rows.problem import Problem, Settings, Tensors
 
     z = torch.randn(3, 5, 2)
     y = torch.softmax(torch.randn(3, 5, 2), 1) if soft else torch.randint(5, (3, 2))
     if layout == "permuted":
         z = z.transpose(0, 2).contiguous().transpose(0, 2)
-    problem = Problem(z, Target(y, soft, -100), requests=("entropy", "mean", "top"))
-    arguments = (*ops._flatten(problem), kernels)
+    problem = Problem(Tensors(z, y), Settings(soft, requests=("entropy", "mean", "top")))
+    arguments = ops.question(problem, kernels)
     if op == "row_statistics":
         arguments[0].requires_grad_()
     else:

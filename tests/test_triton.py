@@ -311,10 +311,9 @@ def test_slopes_other_than_1_are_rounded_once():
 
 
 def test_what_is_ready_is_left_alone():
-    from xent.engines.rows.problem import Problem
-    from xent.targets import Target
+    from xent.engines.rows.problem import Problem, Settings, Tensors
 
-    problem = Problem(torch.randn(5, 7), Target(torch.randint(7, (5,)), False, -100))
+    problem = Problem(Tensors(torch.randn(5, 7), torch.randint(7, (5,))), Settings(False))
     divisor = torch.tensor(4)
     _, right = MODULES["triton"].cross_entropy(problem, None, divisor)
     known = torch.full_like(right, 7.0)  # no gradient: it shows whether anything is written

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ._check import broadcasts_to, finite_number, vector_of_classes
 from .engines.modes import can_look_at
-from .heads.logits import LinearLogits
+from .heads.stand_in import Lean
 from .targets import class_axis
 
 
@@ -143,7 +143,7 @@ class Hyperparameters:
         for name in self.required:
             if name not in given:
                 raise TypeError(f"{self.name}() needs the keyword argument `{name}`")
-        if not isinstance(input, (Tensor, LinearLogits)) or input.ndim == 0:
+        if not isinstance(input, (Tensor, Lean)) or input.ndim == 0:
             input = None  # what is wrong with it is said where logits are read
         settings = {**self.defaults, **given}
         for name, rule in self.checks:

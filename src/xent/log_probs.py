@@ -13,9 +13,9 @@ from torch import Tensor
 
 from ._check import at_hand, class_indices, finite_number, is_tensor, scalar, whole_number
 from .engines.modes import refuse_where
-from .heads.logits import LinearLogits
+from .heads.logits import are_logits
 from .heads.measure import measure
-from .measurement import flatten, make_problem
+from .heads.problem import flatten, make_problem
 from .overrides import overridable
 from .row_statistics import RowStatistics
 from .targets import moved_labels
@@ -174,8 +174,8 @@ def _measure(
     target = class_indices("target", target)
     temperature = read_temperature(temperature, rows, input.device)
     softcap = None if softcap is None else finite_number("softcap", softcap)
-    if isinstance(input, LinearLogits):
-        input, target, _, scale, softcap = flatten(input, target, None, None, softcap)
+    if not isinstance(input, Tensor):
+        input, target, scale, softcap = flatten(input, target, None, softcap)
     elif input.is_contiguous():  # rows one after the other are what kernels are quickest on
         input, target = input.view(math.prod(rows), input.shape[-1]), target.reshape(-1)
     elif input.ndim > 2:
@@ -208,8 +208,7 @@ def _divided(
 
 
 def _check_logits(input: Any) -> None:
-    if not isinstance(input, LinearLogits):
-        is_tensor("input", input)
+    are_logits("input", input)
     if input.ndim == 0:
         raise ValueError("`input` must have a class axis, the last one: shape (..., V)")
 

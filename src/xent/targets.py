@@ -8,14 +8,13 @@ import torch
 from torch import Tensor
 
 from ._check import class_indices, is_tensor, whole_number
-from .heads.logits import LinearLogits
 
 
 class Target(NamedTuple):
     """A checked target.
 
     ``values`` holds class indices in the shape of the rows, int64, or probabilities in the shape
-    of the logits. With a ``table`` the target of a row is the soft one in the line of its class.
+    of the logits.
     """
 
     values: Tensor
@@ -23,25 +22,6 @@ class Target(NamedTuple):
     ignore_index: int
     first_class: int = 0  # the number of the first class of these logits; for shards
     sharded: bool = False
-    table: Tensor | None = None  # (V, V)
-
-    @property
-    def labelled(self) -> bool:
-        """Whether ``values`` are class indices, among which rows may be ignored."""
-        return not self.soft or self.table is not None
-
-    @property
-    def probabilities(self) -> Tensor | None:
-        """Those of a soft target: a row for each row of logits, or for each class."""
-        return (self.values if self.table is None else self.table) if self.soft else None
-
-    def labels(self) -> Tensor | None:
-        """The class of each row, negative where it is ignored."""
-        if not self.labelled:
-            return None
-        if self.ignore_index < 0:
-            return self.values
-        return torch.where(self.values == self.ignore_index, -1, self.values)
 
 
 def shift_labels(labels: Tensor, k: int = 1, ignore_index: int = -100) -> Tensor:
@@ -102,7 +82,9 @@ def are_alike(target: Tensor, input: Tensor) -> bool:
 
 
 def class_axis(input: Tensor) -> int:
-    """Where the classes are: axis 0 of a single row, axis 1 of everything else."""
+    """Axis of the classes: 0 of a single row, 1 of any other tensor, the last behind a head."""
+    if not isinstance(input, Tensor):
+        return input.ndim - 1
     return 0 if input.ndim == 1 else 1
 
 
@@ -117,8 +99,6 @@ def read_target(
 
     ``name`` is what the caller calls the target.
     """
-    if not isinstance(input, LinearLogits):
-        is_tensor("input", input)
     target = densified(target)
     is_tensor(name, target)
     if not input.is_floating_point():

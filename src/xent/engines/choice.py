@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from .._check import one_of
 from . import core, triton
@@ -41,12 +40,12 @@ def kernels_for(device: torch.device, engine: str) -> str:
     return "triton" if device.type in triton.DEVICES else "native"
 
 
-def where_kernels_run(kernels: str, logits: Tensor) -> str:
+def where_kernels_run(kernels: str, device: torch.device, dtype: torch.dtype) -> str:
     """The reason to give where kernels do the work."""
     if kernels == "native":
-        return f"CPU logits, {logits.dtype}; {core.isa} kernels on PyTorch's threads"
-    interpreted = " in Triton's interpreter" if logits.device.type == "cpu" else ""
-    return f"logits on {logits.device.type}, {logits.dtype}; Triton kernels{interpreted}"
+        return f"CPU logits, {dtype}; {core.isa} kernels on PyTorch's threads"
+    interpreted = " in Triton's interpreter" if device.type == "cpu" else ""
+    return f"logits on {device.type}, {dtype}; Triton kernels{interpreted}"
 
 
 def why_reference(engine: str, kernels: str, find_obstacle: Callable[[], str | None]) -> str | None:

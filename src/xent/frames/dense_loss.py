@@ -19,14 +19,20 @@ from .._probabilities import sums_to_1
 from ..engines.modes import deferred
 from ..engines.rows.labels import check_labels
 from ..engines.rows.problem import Problem
-from ..heads.logits import LinearLogits
+from ..heads.problem import make_problem
 from ..hyperparameters import Hyperparameters
-from ..measurement import flatten, make_problem, result_dtype
 from ..overrides import overridable
+from .by_chunks import reduce_problem
 from .containers import through_containers
 from .docstrings import loss_docstring
-from .linear_head import Rows, reduce_problem
-from .reduction import Reduction, check_reduction, divisor_of_rows, leave_out, rows_left_out
+from .reduction import (
+    Reduction,
+    RowValues,
+    divisor_of_rows,
+    leave_out,
+    read_reduction,
+    rows_left_out,
+)
 
 CHUNK = 2**17  # numbers that a dense loss works on at a time; a megabyte each stays in the cache
 
@@ -82,27 +88,22 @@ def dense_loss(body: Callable[..., Tensor]) -> Any:
         empty: Literal["nan", "zero"] = "nan",
         **hyperparameters: Any,
     ) -> Tensor:
-        shape = None
-        if isinstance(input, LinearLogits):
-            shape = input.shape[:-1]
-            input, target, row_weight, logit_scale, softcap = flatten(
-                input, target, row_weight, logit_scale, softcap
-            )
         settings = hyper.settings(hyperparameters, input)
         problem = make_problem(
-            input, target, weight, ignore_index, logit_scale, softcap, class_bias, ()
+            input, target, weight, ignore_index, logit_scale, softcap, class_bias
         )
-        normalizer, row_weight = check_reduction(
-            reduction, normalizer, row_weight, empty, problem.rows, problem.logits.device
+        reduce = read_reduction(
+            reduction, normalizer, problem.flat(row_weight), empty, problem.rows, problem.device
         )
-        if problem.target.soft:
-            q, out = problem.target.values.movedim(problem.axis, -1), rows_left_out(row_weight)
+        if problem.settings.soft:
+            q = problem.tensors.target.movedim(problem.axis, -1)
+            out = rows_left_out(reduce.row_weight)
             if out is not None:
                 q = torch.where(out.unsqueeze(-1), 1 / problem.classes, q)
             sums_to_1("target", q)
-        problem, normalizer = leave_out(problem, row_weight, normalizer)
+        problem, reduce = leave_out(problem, reduce)
 
-        def rows_of(part: Problem, _: Any) -> Rows:
+        def values_of(part: Problem, _: Any) -> RowValues:
             rows, kept, known = _read(part)
             values = by_rows(lambda *some: body(DenseRows(*some), **settings), *rows)
             mass = torch.ones_like(values)
@@ -114,12 +115,11 @@ def dense_loss(body: Callable[..., Tensor]) -> Any:
                 expected = rows.expected(weight.to(values.dtype))
                 values = values * expected
                 mass = mass if kept is None else torch.where(kept, expected, 0)
-            return values, kept, mass
+            return RowValues(values, kept, mass)
 
         return reduce_problem(
-            problem, rows_of, shape, tuple(settings.values()), chunks=hyper.fit_chunks(settings),
-            reduction=reduction, normalizer=normalizer, row_weight=row_weight, empty=empty,
-        ).to(result_dtype(problem))  # fmt: skip
+            problem, values_of, reduce, tuple(settings.values()), chunks=hyper.fit_chunks(settings)
+        ).to(problem.result_dtype())
 
     shared = [
         p
@@ -135,8 +135,8 @@ def _read(problem: Problem) -> tuple[DenseRows, Tensor | None, Tensor]:
     """The rows, and for class indices which of them are kept, and which have a class there is."""
     wide = wide_dtype(problem.logits)
     x = problem.logits.movedim(problem.axis, -1).to(wide)
-    values, ignore_index = problem.target.values, problem.target.ignore_index
-    if problem.target.soft:
+    values, ignore_index = problem.tensors.target, problem.settings.ignore_index
+    if problem.settings.soft:
         q = values.movedim(problem.axis, -1)
         return DenseRows(problem.transform(x), q.to(wide), None), None, values
     check_labels(values, problem.classes, ignore_index)

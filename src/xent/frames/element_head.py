@@ -10,11 +10,11 @@ from torch import Tensor
 
 from ..engines.elements.problem import ElementProblem
 from ..engines.rows.problem import Index, Problem
-from ..heads import gradients as linear
+from ..heads import gradients
 from ..heads.logits import LinearLogits
-from ..measurement import flat_rows, problem_of
-from .linear_head import Rows, reduce_by_chunks
-from .reduction import check_reduction, rows_left_out, rows_that_count
+from ..heads.problem import flat_rows, problem_of
+from .by_chunks import reduce_by_chunks
+from .reduction import Reduce, RowValues, read_reduction, rows_left_out
 
 Loss = Callable[..., Tensor]
 
@@ -23,16 +23,15 @@ def sum_behind_head(loss: Loss, input: LinearLogits, problem: ElementProblem) ->
     """The sum of a loss over all elements, float64."""
     alone, tensors = problem_of(input), _flat(tensors_of(problem), input)
     known = problem.kept()
-    kept = None if known is None else linear.numbers_of(known.any(-1).flatten())
-    question = alone.without_logits()
+    kept = None if known is None else gradients.numbers_of(known.any(-1).flatten())
+    question = alone.with_source(None)
 
     def sum_of(index: Index, z: Tensor) -> Tensor:
         some = {name: x[index] for name, x in tensors.items()}
         return loss(_transformed(question, index, z), **some, reduction="sum").double()
 
-    assert isinstance(alone.logits, LinearLogits)
-    read = tuple(x for x in (*alone.beside(), *tensors.values()) if x is not None)
-    return linear.sum_ahead(linear.Rows((alone.logits,), kept, sum_of, read))
+    read = tuple(x for x in (*alone.others, *tensors.values()) if x is not None)
+    return gradients.sum_ahead(gradients.Rows((alone.source,), kept, sum_of, read))
 
 
 def labels_behind_head(
@@ -46,44 +45,42 @@ def labels_behind_head(
     """A loss of rows with several labels each."""
     shape = input.shape[:-1]
     tensors, known = _flat(tensors_of(problem), input), problem.kept()
-    reduction["normalizer"], row_weight = check_reduction(
-        row_weight=row_weight, rows=shape, device=input.device, **reduction
-    )
+    reduce = read_reduction(row_weight=row_weight, rows=shape, device=input.device, **reduction)
     kept = None if known is None else known.any(-1)
-    if kept is None and rows_left_out(row_weight) is not None:
+    if kept is None and rows_left_out(reduce.row_weight) is not None:
         kept = torch.ones(shape, dtype=torch.bool, device=input.device)
     if kept is not None:
-        kept, reduction["normalizer"] = rows_that_count(kept, row_weight, reduction["normalizer"])
-    kept, row_weight = flat_rows(shape, kept, row_weight)
+        kept, reduce = reduce.counting(kept)
+    kept, row_weight = flat_rows(shape, kept, reduce.row_weight)
+    reduce = reduce._replace(row_weight=row_weight)
 
     def values_of(z: Tensor, index: Index) -> Tensor:
         return loss(z, **{k: x[index] for k, x in tensors.items()}, reduction="none")
 
-    result = reduce_values(
-        input, values_of, kept, tuple(tensors.values()), row_weight=row_weight, **reduction
-    ).to(problem.dtype)
-    return result.reshape(shape) if reduction["reduction"] == "none" else result
+    result = reduce_values(input, values_of, kept, tuple(tensors.values()), reduce)
+    result = result.to(problem.dtype)
+    return result.reshape(shape) if reduce.reduction == "none" else result
 
 
 def reduce_values(
     input: LinearLogits,
     values_of: Callable[[Tensor, Index], Tensor],
     kept: Tensor | None,
-    beside: Sequence[Tensor] = (),
-    **reduction: Any,
+    beside: Sequence[Tensor],
+    reduce: Reduce,
 ) -> Tensor:
     """Reduce ``values_of(logits, rows)`` of a chunk after the other, which reads ``beside``."""
     alone = problem_of(input)
-    question = alone.without_logits()
+    question = alone.with_source(None)
 
-    def rows_of(index: Index, z: Tensor) -> Rows:
+    def rows_of(index: Index, z: Tensor) -> RowValues:
         values = values_of(_transformed(question, index, z), index).double()
         here = None if kept is None else kept[index]
-        return values, here, values.new_ones(values.shape) if here is None else here.double()
+        mass = values.new_ones(values.shape) if here is None else here.double()
+        return RowValues(values, here, mass)
 
-    assert isinstance(alone.logits, LinearLogits)
-    read = (*alone.beside(), *beside)
-    return reduce_by_chunks((alone.logits,), linear.numbers_of(kept), rows_of, read, **reduction)
+    read = (*alone.others, *beside)
+    return reduce_by_chunks((alone.source,), gradients.numbers_of(kept), rows_of, read, reduce)
 
 
 def tensors_of(problem: ElementProblem) -> dict[str, Tensor]:

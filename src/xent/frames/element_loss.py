@@ -29,7 +29,7 @@ from ..targets import densified
 from .containers import through_containers
 from .docstrings import complete
 from .element_head import sum_behind_head, tensors_of
-from .reduction import Reduction, check_reduction, of_empty, rows_left_out, stable_sum
+from .reduction import Reduction, of_empty, read_reduction, rows_left_out, stable_sum
 
 
 @dataclass(frozen=True)
@@ -214,10 +214,8 @@ def element_loss(
                 raise TypeError(f"{body.__name__}() got an unexpected keyword argument {name!r}")
         settings = hyper.settings(hyperparameters, input)
         problem = make_problem(input, target, weight, pos_weight, ignore_value, not unnormalized)
-        read, _ = check_reduction(
-            reduction, normalizer, None, empty, input.shape, problem.input.device
-        )
-        divisor = _divisor(problem, read, empty) if reduction == "mean" else 1.0
+        read = read_reduction(reduction, normalizer, None, empty, input.shape, problem.input.device)
+        divisor = _divisor(problem, read.normalizer, empty) if reduction == "mean" else 1.0
         problem = smooth(without_weightless(problem), label_smoothing)
         if share is not None:
             problem, settings = share(problem, settings)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,10 +11,114 @@ from torch import Tensor
 from .._check import at_hand, is_tensor, one_of, scalar
 from ..engines.modes import can_look_at, deferred
 from ..engines.rows.problem import Problem
-from ..heads.logits import LinearLogits
+from ..heads.problem import HeadProblem
 from ..targets import class_axis, read_target
 
 Reduction = Literal["none", "mean", "sum"]
+Normalizer = float | Tensor | str | None
+
+
+class RowValues(NamedTuple):
+    """What a loss makes of some rows."""
+
+    values: Tensor  # (N...), one per row, float64
+    kept: Tensor | None  # (N...), bool: rows that are not ignored; None for all
+    mass: Tensor  # (N...), what each row adds to the divisor of the mean
+
+
+class Reduce(NamedTuple):
+    """How values of rows become the result: the checked options of a call."""
+
+    reduction: str
+    normalizer: Normalizer
+    row_weight: Tensor | None  # (N...), float64 where the device has it
+    empty: str
+
+    def of(self, rows: RowValues) -> Tensor:
+        """The result.
+
+        Rows that are not kept count for nothing, whatever they hold, and rows of weight 0 add
+        nothing.
+        """
+        values = weigh(rows.values, rows.kept, self.row_weight)
+        if self.reduction == "none":
+            return values
+        total = stable_sum(values)
+        return total if self.reduction == "sum" else self.by(total, self.divisor(rows))
+
+    def divisor(self, rows: RowValues) -> Tensor:
+        """What the mean divides by."""
+        return divisor_of(rows.kept, rows.mass, self.normalizer, self.row_weight)
+
+    def by(self, total: Tensor, divisor: Tensor) -> Tensor:
+        """The mean; of nothing the mean is NaN, or 0 if so wanted."""
+        return total / of_empty(divisor, self.empty)
+
+    def counting(self, kept: Tensor) -> tuple[Tensor, Reduce]:
+        """The rows kept whose weight is not 0, and options whose normaliser counts the others too.
+
+        Returns ``kept`` itself where no row has weight 0, as far as anybody can look.
+        """
+        out = rows_left_out(self.row_weight)
+        if out is None:
+            return kept, self
+        count = self.normalizer == "count" if isinstance(self.normalizer, str) else False
+        return kept & ~out, self._replace(normalizer=kept.sum()) if count else self
+
+
+def read_reduction(
+    reduction: str,
+    normalizer: Normalizer,
+    row_weight: Tensor | None,
+    empty: str,
+    rows: torch.Size,
+    device: torch.device,
+) -> Reduce:
+    """Check the options of a reduction over ``rows``, a shape."""
+    one_of("reduction", reduction, ("none", "mean", "sum"))
+    one_of("empty", empty, ("nan", "zero"))
+    if normalizer is not None:
+        normalizer = _read_normalizer(normalizer, reduction, device)
+    if row_weight is not None:
+        row_weight = _read_row_weight(row_weight, rows, device)
+        _refuse_signed_mean(row_weight, reduction, normalizer)
+    return Reduce(reduction, normalizer, row_weight, empty)
+
+
+def _read_normalizer(
+    normalizer: float | Tensor | str, reduction: str, device: torch.device
+) -> float | Tensor | str:
+    if reduction != "mean":
+        raise ValueError(
+            f'`normalizer` replaces what reduction="mean" divides by; with '
+            f"reduction={reduction!r} nothing is divided. Leave one of the two out"
+        )
+    if isinstance(normalizer, str):
+        one_of("normalizer", normalizer, ("weight", "count"))
+        return normalizer
+    return scalar("normalizer", normalizer, device)
+
+
+def _read_row_weight(row_weight: Tensor, rows: torch.Size, device: torch.device) -> Tensor:
+    is_tensor("row_weight", row_weight)
+    if row_weight.shape != rows:
+        raise ValueError(
+            f"`row_weight` must hold one number per row, shape {tuple(rows)}; got shape "
+            f"{tuple(row_weight.shape)}"
+        )
+    row_weight = at_hand("row_weight", row_weight, device)
+    return row_weight if row_weight.device.type == "mps" else row_weight.to(torch.float64)
+
+
+def _refuse_signed_mean(row_weight: Tensor, reduction: str, normalizer: object) -> None:
+    """A mean over signed weights divides by their sum, which may be anything, even zero."""
+    if reduction != "mean" or normalizer is not None or not can_look_at(row_weight):
+        return
+    if bool((row_weight < 0).any()):
+        raise ValueError(
+            '`row_weight` has negative entries, and reduction="mean" would divide by their sum. '
+            'Say what to divide by: normalizer="count" for the number of rows, or a number'
+        )
 
 
 def stable_sum(values: Tensor) -> Tensor:
@@ -31,30 +135,6 @@ def stable_sum(values: Tensor) -> Tensor:
         if rest is not None:  # half the time of the usual reduction is slicing
             values = torch.cat([values, rest])
     return values.sum()
-
-
-def reduce_rows(
-    values: Tensor,
-    kept: Tensor | None,
-    mass: Tensor,
-    *,
-    reduction: str,
-    normalizer: float | Tensor | str | None,
-    row_weight: Tensor | None,
-    empty: str,
-) -> Tensor:
-    """Weigh and add up one value per row.
-
-    Rows that are not ``kept`` count for nothing, whatever they hold, and rows of weight 0 add
-    nothing. ``mass`` is what each row adds to the divisor of the mean.
-    """
-    values = weigh(values, kept, row_weight)
-    if reduction == "none":
-        return values
-    total = stable_sum(values)
-    if reduction == "sum":
-        return total
-    return by_divisor(total, divisor_of(kept, mass, normalizer, row_weight), empty)
 
 
 def weigh(values: Tensor, kept: Tensor | None, row_weight: Tensor | None) -> Tensor:
@@ -90,49 +170,40 @@ def _learned(weight: Tensor) -> bool:
     return forward._current_level >= 0 and forward.unpack_dual(weight).tangent is not None
 
 
-def rows_that_count(
-    kept: Tensor, row_weight: Tensor | None, normalizer: float | Tensor | str | None
-) -> tuple[Tensor, float | Tensor | str | None]:
-    """The rows kept whose weight is not 0, and the normaliser, which counts the others, too."""
-    out = rows_left_out(row_weight)
-    if out is None:
-        return kept, normalizer
-    count = isinstance(normalizer, str) and normalizer == "count"
-    return kept & ~out, kept.sum() if count else normalizer
-
-
-def leave_out(
-    problem: Problem, row_weight: Tensor | None, normalizer: float | Tensor | str | None
-) -> tuple[Problem, float | Tensor | str | None]:
-    """The problem without its rows of weight 0, and the normaliser, which counts them as before.
+def leave_out(problem: Problem, reduce: Reduce) -> tuple[Problem, Reduce]:
+    """The problem without its rows of weight 0, and options that still count these.
 
     Nothing those rows hold leaves a trace then, in no engine: they are ignored. With probabilities
     for a target there is no mark to ignore rows by, and 0 takes the place of what they hold.
     """
-    out, target = rows_left_out(row_weight), problem.target
+    out = rows_left_out(reduce.row_weight)
     if out is None:
-        return problem, normalizer
-    if target.labelled:
-        kept = target.values != target.ignore_index
-        kept, normalizer = rows_that_count(kept, row_weight, normalizer)
-        labels = torch.where(kept, target.values, target.ignore_index)
-        return problem._replace(target=target._replace(values=labels)), normalizer
-    logits, axis = problem.logits, problem.axis
-    if isinstance(logits, LinearLogits):
-        logits = logits.with_hidden(torch.where(out.unsqueeze(-1), 0, logits.hidden))
-    elif can_look_at(logits) and bool(logits.detach().movedim(axis, -1)[out].isfinite().all()):
-        pass  # they are harmless, and copies of all logits cost more than the loss
-    else:
-        logits = torch.where(out.unsqueeze(axis), 0, logits)
-    target = target._replace(values=torch.where(out.unsqueeze(axis), 0, target.values))
-    transform = problem.transform.without_scale_of(out)
-    return problem._replace(logits=logits, target=target, transform=transform), normalizer
+        return problem, reduce
+    target, kept = problem.tensors.target, problem.kept()
+    if kept is not None:
+        kept, reduce = reduce.counting(kept)
+        ignored = problem.settings.ignore_index
+        return problem.replace(target=torch.where(kept, target, ignored)), reduce
+    axis, transform = problem.axis, problem.transform.without_scale_of(out)
+    target = torch.where(out.unsqueeze(axis), 0, target)
+    problem = problem.replace(target=target, scale=transform.scale)
+    if isinstance(problem, HeadProblem):
+        source = problem.source
+        hidden = torch.where(out.unsqueeze(-1), 0, source.hidden)
+        return problem.with_source(source.with_hidden(hidden)), reduce
+    logits = problem.logits
+    harmless = can_look_at(logits) and logits.detach().movedim(axis, -1)[out].isfinite().all()
+    if harmless:  # and a copy of all logits costs more than the loss
+        return problem, reduce
+    return problem.replace(logits=torch.where(out.unsqueeze(axis), 0, logits)), reduce
+
+
+# ---- divisors -----------------------------------------------------------------------------------
 
 
 def divisor_of(
-    kept: Tensor | None, mass: Tensor, normalizer: float | Tensor | str | None,
-    row_weight: Tensor | None,
-) -> Tensor:  # fmt: skip
+    kept: Tensor | None, mass: Tensor, normalizer: Normalizer, row_weight: Tensor | None
+) -> Tensor:
     """What the mean divides by."""
     if normalizer is None or normalizer == "weight":
         return stable_sum(mass if row_weight is None else mass * row_weight)
@@ -141,6 +212,11 @@ def divisor_of(
     if isinstance(normalizer, Tensor):
         return normalizer.to(mass)
     return mass.new_full((), normalizer)  # which, unlike a copy, no device waits for
+
+
+def of_empty(divisor: Tensor, empty: str) -> Tensor:
+    """The divisor, if so wanted 1 instead of 0."""
+    return torch.where(divisor == 0, 1, divisor) if empty == "zero" else divisor
 
 
 def mass_of_labels(
@@ -154,6 +230,20 @@ def mass_of_labels(
     return kept, torch.where(kept, weight.double()[torch.where(inside, labels, 0)], 0.0)
 
 
+def divisor_of_labels(problem: Problem, reduce: Reduce) -> Tensor | None:
+    """What a loss of class indices is divided by, before the statistics are known; None for 1."""
+    if reduce.reduction == "sum":
+        return None
+    labels, ignore_index = problem.tensors.target, problem.settings.ignore_index
+    weight, row_weight, normalizer = (
+        problem.tensors.class_weight, reduce.row_weight, reduce.normalizer,
+    )  # fmt: skip
+    if weight is None and row_weight is None and not isinstance(normalizer, (int, float, Tensor)):
+        return of_empty((labels != ignore_index).sum(), reduce.empty)
+    kept, mass = mass_of_labels(labels, ignore_index, weight)
+    return of_empty(divisor_of(kept, mass, normalizer, row_weight), reduce.empty)
+
+
 def divisor_of_rows(given: Mapping[str, Any]) -> Tensor:
     """What the mean of a loss of rows divides by, from the arguments of the call."""
     input, weight = given["input"], given["weight"]
@@ -163,56 +253,3 @@ def divisor_of_rows(given: Mapping[str, Any]) -> Tensor:
     else:
         kept, mass = mass_of_labels(target.values, target.ignore_index, weight)
     return divisor_of(kept, mass, given["normalizer"], given["row_weight"])
-
-
-def by_divisor(total: Tensor, divisor: Tensor, empty: str) -> Tensor:
-    """The mean; of nothing it is NaN, or 0 if so wanted."""
-    return total / of_empty(divisor, empty)
-
-
-def of_empty(divisor: Tensor, empty: str) -> Tensor:
-    """The divisor, if so wanted 1 instead of 0."""
-    return torch.where(divisor == 0, 1, divisor) if empty == "zero" else divisor
-
-
-def check_reduction(
-    reduction: str, normalizer: float | Tensor | str | None, row_weight: Tensor | None, empty: str,
-    rows: torch.Size, device: torch.device,
-) -> tuple[float | Tensor | str | None, Tensor | None]:  # fmt: skip
-    """Check the options of :func:`reduce_rows`; normaliser and row weights, ready for use."""
-    one_of("reduction", reduction, ("none", "mean", "sum"))
-    one_of("empty", empty, ("nan", "zero"))
-    if normalizer is not None:
-        if reduction != "mean":
-            raise ValueError(
-                f'`normalizer` replaces what reduction="mean" divides by; with '
-                f"reduction={reduction!r} nothing is divided. Leave one of the two out"
-            )
-        if isinstance(normalizer, str):
-            one_of("normalizer", normalizer, ("weight", "count"))
-        else:
-            normalizer = scalar("normalizer", normalizer, device)
-    if row_weight is None:
-        return normalizer, None
-    is_tensor("row_weight", row_weight)
-    if row_weight.shape != rows:
-        raise ValueError(
-            f"`row_weight` must hold one number per row, shape {tuple(rows)}; got shape "
-            f"{tuple(row_weight.shape)}"
-        )
-    row_weight = at_hand("row_weight", row_weight, device)
-    _refuse_signed_mean(row_weight, reduction, normalizer)
-    if row_weight.device.type != "mps":
-        row_weight = row_weight.to(torch.float64)
-    return normalizer, row_weight
-
-
-def _refuse_signed_mean(row_weight: Tensor, reduction: str, normalizer: object) -> None:
-    """A mean over signed weights divides by their sum, which may be anything, even zero."""
-    if reduction != "mean" or normalizer is not None or not can_look_at(row_weight):
-        return
-    if bool((row_weight < 0).any()):
-        raise ValueError(
-            '`row_weight` has negative entries, and reduction="mean" would divide by their sum. '
-            'Say what to divide by: normalizer="count" for the number of rows, or a number'
-        )

@@ -17,26 +17,24 @@ from torch import Tensor
 from .._check import one_of
 from ..engines.rows import sum_of_nll
 from ..engines.rows.problem import Problem
-from ..heads import gradients as linear
-from ..heads.logits import LinearLogits
+from ..heads import gradients
 from ..heads.measure import measure
+from ..heads.problem import HeadProblem, make_problem
+from ..heads.stand_in import Lean
 from ..hyperparameters import Hyperparameters
-from ..measurement import flatten, make_problem, result_dtype
 from ..overrides import overridable
 from ..row_statistics import REQUESTS, RowStatistics
 from ..targets import are_alike
+from .by_chunks import reduce_problem
 from .containers import through_containers
 from .docstrings import loss_docstring
-from .linear_head import Rows, reduce_problem
 from .reduction import (
     Reduction,
-    check_reduction,
-    divisor_of,
+    RowValues,
+    divisor_of_labels,
     divisor_of_rows,
     leave_out,
-    mass_of_labels,
-    of_empty,
-    reduce_rows,
+    read_reduction,
 )
 
 Needs = str | tuple[str, ...] | Callable[..., tuple[str, ...]]
@@ -150,12 +148,6 @@ def row_loss(
     ) -> Tensor | tuple[Tensor, RowStatistics]:
         if not soft:
             refuse_probabilities(body.__name__, input, target)
-        shape = None
-        if isinstance(input, LinearLogits):
-            shape = input.shape[:-1]
-            input, target, row_weight, logit_scale, softcap = flatten(
-                input, target, row_weight, logit_scale, softcap
-            )
         settings = hyper.settings(hyperparameters, input)
         options: dict[str, Any] = {"logit_scale": logit_scale, "class_bias": class_bias}
         for name, set_by in sets.items():
@@ -168,63 +160,57 @@ def row_loss(
             input, target, weight, ignore_index, softcap=softcap,
             requests=_check_needs(asked(**settings)), **options,
         )  # fmt: skip
-        normalizer, row_weight = check_reduction(
-            reduction, normalizer, row_weight, empty, problem.rows, problem.logits.device
+        reduce = read_reduction(
+            reduction, normalizer, problem.flat(row_weight), empty, problem.rows, problem.device
         )
         every_row = problem  # those of weight 0 among them, which have statistics
-        problem, normalizer = leave_out(problem, row_weight, normalizer)
+        problem, reduce = leave_out(problem, reduce)
         if inplace_backward:
             _refuse_shared_logits(input)
 
-        def rows_of(part: Problem, stats: RowStatistics) -> Rows:
+        def rows_of(part: Problem, stats: RowStatistics) -> RowValues:
             values = body(stats, **settings)
             if values.shape != part.rows:
                 raise ValueError(
                     f"{body.__name__} must return one value per row, shape {tuple(part.rows)}; it "
                     f"returned shape {tuple(values.shape)}"
                 )
-            if not (weighted or part.target.soft or weight is None):
+            if not (weighted or part.settings.soft or weight is None):
                 values = values * stats.mass
-            some = part.target.labelled and not stats.complete
-            kept = part.target.values != part.target.ignore_index if some else None
-            mass = stats.mass
-            if part.target.soft:
+            kept, mass = None if stats.complete else part.kept(), stats.mass
+            if part.settings.soft:
                 mass = torch.ones_like(mass) if kept is None else kept.to(mass.dtype)
-            return values, kept, mass
+            return RowValues(values, kept, mass)
 
-        reduce: dict[str, Any] = {
-            "reduction": reduction, "normalizer": normalizer, "row_weight": row_weight,
-            "empty": empty,
-        }  # fmt: skip
-        ahead = shape is not None and rowwise and reduction != "none" and not return_stats
+        ahead = isinstance(problem, HeadProblem) and rowwise and not return_stats
         if (
             ahead
+            and reduction != "none"
             and hyper.fit_chunks(settings)
-            and not linear.needs_all((*problem.beside(), row_weight))
+            and not gradients.needs_all((*problem.others, reduce.row_weight))
         ):
 
-            def rows_of_chunk(part: Problem, _: Any) -> Rows:
+            def rows_of_chunk(part: Problem, _: Any) -> RowValues:
                 # A chunk is nobody's but ours: its gradient takes the place of its logits.
                 return rows_of(part, measure(part, engine, part.logits.is_leaf))
 
-            result = reduce_problem(
-                problem, rows_of_chunk, shape, tuple(settings.values()), **reduce
-            )
-            return result.to(result_dtype(problem))
+            result = reduce_problem(problem, rows_of_chunk, reduce, tuple(settings.values()))
+            return result.to(problem.result_dtype())
         if reduction != "none" and not (return_stats or inplace_backward) and plain(**settings):
-            total = sum_of_nll(
-                problem, row_weight, lambda: divisor_of_labels(problem, **reduce), engine
-            )
+            total = None
+            if not isinstance(problem, HeadProblem):
+                total = sum_of_nll(
+                    problem, reduce.row_weight, lambda: divisor_of_labels(problem, reduce), engine
+                )
             if total is not None:
-                return total.to(result_dtype(problem))
+                return total.to(problem.result_dtype())
         apart = return_stats and problem is not every_row
         stats = measure(problem, engine, inplace_backward and not apart)
-        result = reduce_rows(*rows_of(problem, stats), **reduce).to(result_dtype(problem))
-        stats = measure(every_row, engine) if apart else stats
-        if shape is not None:
-            stats = stats.reshape(shape)
-            result = result.reshape(shape) if reduction == "none" else result
-        return (result, stats) if return_stats else result
+        result = reduce.of(rows_of(problem, stats)).to(problem.result_dtype())
+        result = problem.unflat(result) if reduction == "none" else result
+        if not return_stats:
+            return result
+        return result, problem.unflat(measure(every_row, engine) if apart else stats)
 
     common = [
         p
@@ -243,24 +229,9 @@ def _check_needs(names: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(names)
 
 
-def divisor_of_labels(
-    problem: Problem, *, reduction: str, normalizer: float | Tensor | str | None,
-    row_weight: Tensor | None, empty: str,
-) -> Tensor | None:  # fmt: skip
-    """What a loss of class indices is divided by, before the statistics are known."""
-    if reduction == "sum":
-        return None
-    labels, ignore_index = problem.target.values, problem.target.ignore_index
-    weight = problem.class_weight
-    if weight is None and row_weight is None and not isinstance(normalizer, (int, float, Tensor)):
-        return of_empty((labels != ignore_index).sum(), empty)
-    kept, mass = mass_of_labels(labels, ignore_index, weight)
-    return of_empty(divisor_of(kept, mass, normalizer, row_weight), empty)
-
-
 def refuse_probabilities(name: str, input: Tensor, target: Tensor) -> None:
     """Raise for a soft target."""
-    logits = isinstance(input, (Tensor, LinearLogits)) and isinstance(target, Tensor)
+    logits = isinstance(input, (Tensor, Lean)) and isinstance(target, Tensor)
     if logits and target.is_floating_point() and are_alike(target, input):
         raise ValueError(
             f"{name} takes one class per row, but `target` has the shape of `input`, which makes "
@@ -270,7 +241,7 @@ def refuse_probabilities(name: str, input: Tensor, target: Tensor) -> None:
 
 def _refuse_shared_logits(input: Tensor) -> None:
     """Gradients may overwrite logits only where nobody else reads them."""
-    if isinstance(input, LinearLogits):
+    if isinstance(input, Lean):
         raise ValueError("inplace_backward=True is for logits; behind a linear head it is the rule")
     if not input.requires_grad:
         return

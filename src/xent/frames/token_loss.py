@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from ..hyperparameters import Range
 from ..overrides import overridable
 from .dense_loss import wide_dtype
 from .docstrings import complete
-from .reduction import check_reduction, reduce_rows
+from .reduction import Reduce, RowValues, read_reduction
 
 Average = Literal["token", "sequence"] | float
 F = TypeVar("F", bound=Callable[..., Tensor])
@@ -136,14 +136,13 @@ class Tokens:
         empty: str,
     ) -> Tensor:
         """The mean over tokens, or over sequences of what their tokens add up to."""
-        normalizer = read_divisor(reduction, normalizer, empty, values)
+        reduce = read_reduction_of_tokens(reduction, normalizer, empty, values)
         share = self._share(average)
-        if share is not None and normalizer is None:
-            normalizer = (self.lengths() > 0).sum()
-        return reduce_rows(
-            values, self.mask, self.counted(), reduction=reduction, normalizer=normalizer,
-            row_weight=None if reduction == "none" else share, empty=empty,
-        ).to(self.given.dtype)  # fmt: skip
+        if share is not None and reduce.normalizer is None:
+            reduce = reduce._replace(normalizer=(self.lengths() > 0).sum())
+        if reduction != "none":
+            reduce = reduce._replace(row_weight=share)
+        return reduce.of(RowValues(values, self.mask, self.counted())).to(self.given.dtype)
 
     def _share(self, average: Average) -> Tensor | None:
         """What each token adds to that of its sequence; None where sequences have no say."""
@@ -177,11 +176,10 @@ def check_log_probs(name: str, x: Tensor, like: tuple[str, Tensor] | None = None
         )
 
 
-def read_divisor(
+def read_reduction_of_tokens(
     reduction: str, normalizer: float | Tensor | None, empty: str, values: Tensor
-) -> Any:
-    """The normaliser; raise unless a loss of log-probabilities can be reduced like that."""
+) -> Reduce:
+    """The options; raise unless a loss of log-probabilities can be reduced like that."""
     if isinstance(normalizer, str):
         raise ValueError(f"`normalizer` must be a number or a 0-d tensor, got {normalizer!r}")
-    shape, device = values.shape, values.device
-    return check_reduction(reduction, normalizer, None, empty, shape, device)[0]
+    return read_reduction(reduction, normalizer, None, empty, values.shape, values.device)

@@ -12,14 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._check import at_hand, is_tensor, scalar
+from .._check import at_hand, scalar
 from ..engines.modes import can_look_at
-from ..measurement import flat_rows, problem_of, statistics
+from ..measurement import statistics
 from ..row_statistics import RowStatistics
-from . import gradients as linear
+from . import gradients
 from .log_probs import LinearLogProbs
-from .logits import LinearLogits
+from .logits import LinearLogits, are_logits
 from .measure import by_chunks
+from .problem import flat_rows, problem_of
 
 
 def sample(
@@ -49,8 +50,7 @@ def sample(
         >>> xent.sample(logits, generator=torch.Generator().manual_seed(0))
         tensor([1, 0])
     """
-    if not isinstance(input, LinearLogits):
-        is_tensor("input", input)
+    are_logits("input", input)
     if not input.is_floating_point() or input.ndim == 0:
         raise TypeError(
             f"`input` must hold floating-point logits, (..., V), got {input.dtype} of shape "
@@ -91,11 +91,9 @@ def sample(
 def _by_chunks(logits: LinearLogits, function: Callable[[Tensor, Any], Any]) -> list[Any]:
     """``function(logits, rows)`` of some rows after the others."""
     problem = problem_of(logits.detach())
-    source = problem.logits
-    assert isinstance(source, LinearLogits)
     if not by_chunks(problem):
-        return [function(problem.transform(source.materialize()), ...)]
-    rows = linear.Rows((source,), None, lambda _, z: z)
+        return [function(problem.transform(problem.source.materialize()), ...)]
+    rows = gradients.Rows((problem.source,), None, lambda _, z: z)
     return [function(problem.of_rows(index, z).transformed(), index) for index, z in rows.values()]
 
 
@@ -172,20 +170,20 @@ def _gather(input: LinearLogits, dim: int, index: Tensor, **options: Any) -> Ten
     if not by_chunks(problem):
         return torch.gather(input.whole("gather"), dim, index, **options)
 
-    question = problem.without_logits()
+    question = problem.with_source(None)
 
     def values_of(rows: Any, z: Tensor) -> Tensor:
         return question.of_rows(rows, z).transformed().gather(-1, flat[rows])
 
-    assert isinstance(problem.logits, LinearLogits)
-    values = linear.row_values(linear.Rows((problem.logits,), None, values_of, (flat,)))
+    rows = gradients.Rows((problem.source,), None, values_of, (flat,))
+    values = gradients.row_values(rows)
     return values.to(input.dtype).reshape(index.shape)
 
 
 def _few(input: LinearLogits, index: Tensor) -> Tensor:
     """Products with the weights of a few classes, rather than with all of them."""
     wide = torch.promote_types(input.weight.dtype, torch.float32)
-    weight = linear.rows_of_weight(input.weight, index).to(wide)
+    weight = gradients.rows_of_weight(input.weight, index).to(wide)
     z = (weight @ input.hidden.to(wide).unsqueeze(-1))[..., 0]
     if input.bias is not None:
         z = z + input.bias[index].to(wide)

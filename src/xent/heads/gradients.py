@@ -23,9 +23,10 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from ..engines.modes import are_there, deferred, only_differentiable
 from ..engines.rows import reference
-from ..engines.rows.problem import Index, Problem
+from ..engines.rows.problem import Index, Problem, Tensors
 from .chunks import Chunks, Head
 from .logits import LinearLogits
+from .problem import HeadProblem
 
 
 class _Fields(torch.autograd.Function):
@@ -33,12 +34,12 @@ class _Fields(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, problem: Problem,
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, problem: HeadProblem,
         engine: ModuleType,
     ) -> tuple[Any, ...]:  # fmt: skip
         table, complete = _statistics(problem, engine)
-        ctx.save_for_backward(hidden, weight, bias, *problem.beside(), table)
-        ctx.source, ctx.problem = _emptied(problem.logits), problem.without_tensors()
+        ctx.save_for_backward(hidden, weight, bias, *problem.others, table)
+        ctx.source, ctx.settings = _emptied(problem.source), problem.settings
         ctx.engine = engine
         ctx.set_materialize_grads(False)
         return *table.unbind(0), complete
@@ -49,17 +50,19 @@ class _Fields(torch.autograd.Function):
         if all(partial is None for partial in partials):
             return (None,) * 5
         *tensors, table = ctx.saved_tensors  # raises if one was changed since
-        problem = ctx.problem.with_tensors((ctx.source.of(*tensors[:3]), *tensors[3:]))
+        source = ctx.source.of(*tensors[:3])
+        problem = HeadProblem(
+            source, Tensors(tensors[0], *tensors[3:]), ctx.settings, source.shape[:-1]
+        )
         needed = ctx.needs_input_grad[:3]
         if only_differentiable(*partials):
             return *_whole_gradient(problem, tensors[:3], table, partials, needed), None, None
         return *_gradient(problem, table, partials, ctx.engine, needed), None, None
 
 
-def measure_fields(problem: Problem, engine: ModuleType) -> tuple[Any, ...]:
+def measure_fields(problem: HeadProblem, engine: ModuleType) -> tuple[Any, ...]:
     """The fields one by one, differentiable, and whether no row was ignored."""
-    source = problem.logits
-    assert isinstance(source, LinearLogits)
+    source = problem.source
     return _Fields.apply(source.hidden, source.weight, source.bias, problem, engine)  # pyright: ignore
 
 
@@ -70,10 +73,7 @@ def _emptied(source: Any) -> LinearLogits:
 
 def kept_rows(problem: Problem) -> Tensor | None:
     """The rows that are not ignored, by number; None for all."""
-    target = problem.target
-    if not target.labelled:
-        return None
-    return numbers_of(target.values != target.ignore_index)
+    return numbers_of(problem.kept())
 
 
 def numbers_of(kept: Tensor | None) -> Tensor | None:
@@ -83,23 +83,20 @@ def numbers_of(kept: Tensor | None) -> Tensor | None:
     return kept.nonzero()[:, 0]
 
 
-def _chunks(problem: Problem) -> tuple[Chunks, Head]:
-    source = problem.logits
-    assert isinstance(source, LinearLogits)
-    chunks = Chunks((source,), kept_rows(problem))
+def _chunks(problem: HeadProblem) -> tuple[Chunks, Head]:
+    chunks = Chunks((problem.source,), kept_rows(problem))
     return chunks, chunks.heads[0]
 
 
-def _statistics(problem: Problem, engine: ModuleType) -> tuple[Tensor, bool]:
+def _statistics(problem: HeadProblem, engine: ModuleType) -> tuple[Tensor, bool]:
     chunks, head = _chunks(problem)
     table = torch.empty(problem.table_shape, dtype=torch.float64, device=head.source.device)
     if chunks.kept is not None:  # those of an ignored row, whatever its logits
         none = torch.zeros(1, problem.classes, dtype=head.dtype, device=table.device)
         label = torch.full(
-            (1,), problem.target.ignore_index, dtype=torch.int64, device=table.device
+            (1,), problem.settings.ignore_index, dtype=torch.int64, device=table.device
         )
-        one = problem.of_rows(slice(0, 1), none)
-        one = one._replace(target=one.target._replace(values=label))
+        one = problem.of_rows(slice(0, 1), none).replace(target=label)
         table[:] = engine.row_statistics(one)[0]
     for index in chunks:
         table[:, index] = engine.row_statistics(problem.of_rows(index, head.logits(index)))[0]
@@ -107,7 +104,7 @@ def _statistics(problem: Problem, engine: ModuleType) -> tuple[Tensor, bool]:
 
 
 def _gradient(
-    problem: Problem,
+    problem: HeadProblem,
     table: Tensor,
     partials: Sequence[Tensor | None],
     engine: ModuleType,
@@ -126,18 +123,16 @@ def _gradient(
 
 
 def _whole_gradient(
-    problem: Problem,
+    problem: HeadProblem,
     tensors: Sequence[Tensor | None],
     table: Tensor,
     partials: Sequence[Tensor | None],
     needed: Sequence[bool],
 ) -> list[Tensor | None]:
     """The same with all logits at once, differentiable itself."""
-    source = problem.logits
-    assert isinstance(source, LinearLogits)
     with torch.enable_grad():
-        z = source.product()
-        dz = reference.row_gradient(problem._replace(logits=z), table, partials)
+        z = problem.source.product()
+        dz = reference.row_gradient(problem.with_logits(z), table, partials)
         return _grads(z, tensors, needed, dz, create_graph=True)
 
 

@@ -303,6 +303,21 @@ LinearLogits.lean |= {
 }
 
 
+def are_logits(name: str, x: Any) -> None:
+    """Raise unless an argument is a tensor, or logits behind a head."""
+    if not isinstance(x, LinearLogits):
+        is_tensor(name, x)
+
+
+def whole_logits(function: str, input: Any) -> Tensor:
+    """The logits of a call as a tensor, classes on axis 1, for a function that needs them all."""
+    if isinstance(input, LinearLogits):
+        input = input.whole(function)
+        input = input.movedim(-1, 1) if input.ndim > 2 else input
+    is_tensor("input", input)
+    return input
+
+
 def _is_scalar(x: Any) -> bool:
     """A number, or a tensor that holds one."""
     return isinstance(x, (int, float)) or (isinstance(x, Tensor) and x.ndim == 0)

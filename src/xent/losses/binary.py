@@ -13,7 +13,7 @@ from ..engines.elements.problem import ElementProblem, Form
 from ..engines.modes import autocasts
 from ..frames.element_loss import Elements, check_unit_range, element_loss, power, product
 from ..frames.reduction import Reduction
-from ..heads.logits import LinearLogits
+from ..heads.stand_in import Lean
 from ..hyperparameters import NonNegative, PerElement, Range
 from .catalog import member
 from .classification import _legacy_reduction, same_options
@@ -178,7 +178,7 @@ def binary_cross_entropy(
         >>> xent.binary_cross_entropy(q, target, reduction="none")
         tensor([0.0000, 0.9163,    inf])
     """
-    if isinstance(input, LinearLogits):
+    if isinstance(input, Lean):
         raise TypeError(
             "`input` must hold probabilities; logits behind a linear head are for "
             "xent.binary_cross_entropy_with_logits"

@@ -13,15 +13,9 @@ from torch import Tensor
 
 from .._check import class_indices, is_tensor, scalar, vector_of_classes, whole_number
 from ..engines.modes import are_there, behind_transforms, compiling, refuse_where
+from ..frames.by_chunks import reduce_by_chunks
 from ..frames.dense_loss import explained
-from ..frames.linear_head import Rows, reduce_by_chunks
-from ..frames.reduction import (
-    Reduction,
-    check_reduction,
-    reduce_rows,
-    rows_left_out,
-    rows_that_count,
-)
+from ..frames.reduction import Reduction, RowValues, read_reduction, rows_left_out
 from ..heads.gradients import rows_of_weight
 from ..heads.logits import MAX_WORKSPACE, LinearLogits, check_head, under_autocast
 from ..measurement import statistics
@@ -194,9 +188,7 @@ def nt_xent_loss(
             f"`view_a` and `view_b` must have the same shape, (N, D); got {tuple(view_a.shape)} "
             f"and {tuple(view_b.shape)}"
         )
-    normalizer, _ = check_reduction(
-        reduction, normalizer, None, "nan", view_a.shape[:1], view_a.device
-    )
+    reduce = read_reduction(reduction, normalizer, None, "nan", view_a.shape[:1], view_a.device)
     views = ("views", torch.cat([view_a, view_b]))
     logits = _similarities(views, views, normalize, max_workspace)
     one = torch.ones((), dtype=torch.float64, device=logits.device)
@@ -204,16 +196,13 @@ def nt_xent_loss(
     itself = torch.arange(source.shape[0], device=source.device)
     other = itself.roll(len(view_a))
 
-    def rows_of(index: Any, z: Tensor) -> Rows:
+    def values_of(index: Any, z: Tensor) -> RowValues:
         apart = z.scatter(1, itself[index].unsqueeze(-1), -torch.inf)
         values = cross_entropy(apart, other[index], reduction="none")
         assert isinstance(values, Tensor)
-        return values.double(), None, torch.ones_like(values, dtype=torch.float64)
+        return RowValues(values.double(), None, torch.ones_like(values, dtype=torch.float64))
 
-    return reduce_by_chunks(
-        (source,), None, rows_of, (), reduction=reduction, normalizer=normalizer, row_weight=None,
-        empty="nan",
-    ).to(view_a.dtype)  # fmt: skip
+    return reduce_by_chunks((source,), None, values_of, (), reduce).to(view_a.dtype)
 
 
 @explained
@@ -285,11 +274,8 @@ def sampled_cross_entropy(
             f"`target` must hold a class index for each row of `hidden`, shape {tuple(rows)}; got "
             f"shape {tuple(target.shape)}{squeeze}"
         )
-    normalizer, row_weight = check_reduction(
-        reduction, normalizer, row_weight, empty, rows, hidden.device
-    )
-    kept = target != ignore_index
-    kept, normalizer = rows_that_count(kept, row_weight, normalizer)
+    reduce = read_reduction(reduction, normalizer, row_weight, empty, rows, hidden.device)
+    kept, reduce = reduce.counting(target != ignore_index)
     hidden = torch.where(kept.unsqueeze(-1), hidden, 0)  # an ignored row must not leave a trace
     label = torch.where(kept, target, 0)
     for name, x in (("target", label), ("sampled", sampled)):
@@ -330,10 +316,7 @@ def sampled_cross_entropy(
     z = z if log_q is None else z - log_q[label]
     rest = torch.where(kept, stats.rest, 0)
     values = -torch.nn.functional.logsigmoid(z - rest)
-    return reduce_rows(
-        values, kept, kept.to(values.dtype), reduction=reduction, normalizer=normalizer,
-        row_weight=row_weight, empty=empty,
-    ).to(every.dtype)  # fmt: skip
+    return reduce.of(RowValues(values, kept, kept.to(values.dtype))).to(every.dtype)
 
 
 def _check_features(query: tuple[str, Tensor], key: tuple[str, Tensor]) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .._check import class_indices, finite_number, is_tensor, one_of
 from ..engines.rows.labels import check_labels
-from ..frames.reduction import Reduction, check_reduction, stable_sum
+from ..frames.reduction import Reduction, read_reduction, stable_sum
 from .binary import binary_cross_entropy_with_logits
 from .catalog import member
 from .classification import cross_entropy
@@ -143,7 +143,7 @@ def yolo_loss(
     boxes = responsible.shape
     for name, value in (("iou", iou), ("best_iou", best_iou)):
         _check_shape(name, value, boxes)
-    given, _ = check_reduction(reduction, normalizer, None, "nan", boxes, input.device)
+    given = read_reduction(reduction, normalizer, None, "nan", boxes, input.device).normalizer
     if isinstance(given, str):
         raise ValueError(f"`normalizer` must be a number or a 0-d tensor, got {given!r}")
     if object_scale is None:

@@ -10,14 +10,14 @@ from torch import Tensor
 
 from .._check import class_indices, finite_number, is_tensor, one_of, whole_number
 from ..engines.modes import autocasts
-from ..engines.rows.problem import Index, Problem
+from ..engines.rows.problem import Index
+from ..frames.by_chunks import reduce_by_chunks
 from ..frames.dense_loss import explained
-from ..frames.linear_head import Rows, reduce_by_chunks
-from ..frames.reduction import Reduction, check_reduction, reduce_rows, rows_that_count
-from ..heads import gradients as linear
-from ..heads.logits import LinearLogits
+from ..frames.reduction import Reduce, Reduction, RowValues, read_reduction
+from ..heads.gradients import numbers_of
+from ..heads.logits import are_logits
+from ..heads.problem import HeadProblem, flat_rows, problem_of
 from ..hyperparameters import Range
-from ..measurement import flat_rows, problem_of
 from ..targets import class_axis
 from .catalog import member
 from .classification import cross_entropy
@@ -104,26 +104,24 @@ def distillation_loss(
     ignore_index = whole_number("ignore_index", ignore_index)
     if target is None and alpha is not None:
         raise ValueError("`alpha` is the share of the labels: pass them as `target`, too")
-    lean = isinstance(input, LinearLogits) or isinstance(teacher, LinearLogits)
+    lean = not (isinstance(input, Tensor) and isinstance(teacher, Tensor))
     axis = len(input.shape) - 1 if lean else class_axis(input)
     rows = input.shape[:axis] + input.shape[axis + 1 :]
-    normalizer, row_weight = check_reduction(
-        reduction, normalizer, row_weight, empty, rows, input.device
-    )
+    reduce = read_reduction(reduction, normalizer, row_weight, empty, rows, input.device)
     if target is not None:
         is_tensor("target", target)
     if target is not None and not target.is_floating_point():
         target = class_indices("target", target)
     kept = _rows_kept(input, target, row_mask, ignore_index, rows)
     unweighted = kept
-    kept, normalizer = rows_that_count(unweighted, row_weight, normalizer)
+    kept, reduce = reduce.counting(unweighted)
     if kept is not unweighted and target is not None and target.shape == rows:
         target = torch.where(kept, target, ignore_index)
     share = 0.0 if target is None else 0.5 if alpha is None else alpha
 
-    def rows_of(
+    def values_of(
         student: Tensor, teacher: Tensor, kept: Tensor, target: Tensor | None, axis: int = 1
-    ) -> Rows:
+    ) -> RowValues:
         student = torch.where(kept.unsqueeze(axis), student, 0)
         teacher = torch.where(kept.unsqueeze(axis), teacher, 0)
         values = diverge(
@@ -135,38 +133,34 @@ def distillation_loss(
             hard = cross_entropy(student, target, ignore_index=ignore_index, reduction="none")
             assert isinstance(hard, Tensor)
             values = (1 - share) * values + share * torch.where(kept, hard, 0)
-        return values, kept, kept.to(values.dtype)
+        return RowValues(values, kept, kept.to(values.dtype))
 
-    options: dict[str, Any] = {
-        "reduction": reduction, "normalizer": normalizer, "row_weight": row_weight, "empty": empty,
-    }  # fmt: skip
     dtype = torch.promote_types(input.dtype, teacher.dtype)
     dtype = torch.float32 if autocasts(input) and dtype.itemsize < 4 else dtype
     if not lean:
-        return reduce_rows(*rows_of(input, teacher, kept, target, axis), **options).to(dtype)
-    return _reduce_by_chunks(input, teacher, rows_of, kept, target, **options).to(dtype)
+        return reduce.of(values_of(input, teacher, kept, target, axis)).to(dtype)
+    return _reduce_by_chunks(input, teacher, values_of, kept, target, reduce).to(dtype)
 
 
 def _reduce_by_chunks(
     student: Tensor,
     teacher: Tensor,
-    rows_of: Callable[..., Rows],
+    values_of: Callable[..., RowValues],
     kept: Tensor,
     target: Tensor | None,
-    **reduction: Any,
+    reduce: Reduce,
 ) -> Tensor:
     """The loss where at least one of the two has its logits behind a head."""
     shape = student.shape[:-1]
-    kept, target, weight = flat_rows(shape, kept, target, reduction["row_weight"])
-    reduction["row_weight"] = weight
+    kept, target, weight = flat_rows(shape, kept, target, reduce.row_weight)
     sides = [_side(student), _side(teacher)]
-    heads = [side for side in sides if isinstance(side, Problem)]
-    beside = [side for side in sides if isinstance(side, Tensor)]
-    sources: Any = [side.logits for side in heads]
-    read = (*beside, target, *(x for side in heads for x in side.beside()))
-    sides = [side.without_logits() if isinstance(side, Problem) else side for side in sides]
+    heads = [side for side in sides if isinstance(side, HeadProblem)]
+    tensors = [side for side in sides if isinstance(side, Tensor)]
+    sources = [side.source for side in heads]
+    read = (*tensors, target, *(x for side in heads for x in side.others))
+    sides = [side if isinstance(side, Tensor) else side.with_source(None) for side in sides]
 
-    def some_rows(index: Index, *z: Tensor) -> Rows:
+    def some_rows(index: Index, *z: Tensor) -> RowValues:
         chunks = iter(z)
         pair = [
             side[index]
@@ -174,22 +168,24 @@ def _reduce_by_chunks(
             else side.of_rows(index, next(chunks)).transformed()
             for side in sides
         ]
-        return rows_of(*pair, kept[index], None if target is None else target[index])
+        return values_of(*pair, kept[index], None if target is None else target[index])
 
-    result = reduce_by_chunks(sources, linear.numbers_of(kept), some_rows, read, **reduction)
-    return result.reshape(shape) if reduction["reduction"] == "none" else result
+    result = reduce_by_chunks(
+        sources, numbers_of(kept), some_rows, read, reduce._replace(row_weight=weight)
+    )
+    return result.reshape(shape) if reduce.reduction == "none" else result
 
 
-def _side(logits: Any) -> Problem | Tensor:
+def _side(logits: Any) -> HeadProblem | Tensor:
     """Student or teacher with its rows on one axis."""
-    lean = isinstance(logits, LinearLogits)
-    return problem_of(logits) if lean else logits.reshape(-1, logits.shape[-1])
+    if isinstance(logits, Tensor):
+        return logits.reshape(-1, logits.shape[-1])
+    return problem_of(logits)
 
 
 def _check_teacher(input: Tensor, teacher: Tensor) -> None:
     for name, value in (("input", input), ("teacher", teacher)):
-        if not isinstance(value, LinearLogits):
-            is_tensor(name, value)
+        are_logits(name, value)
         if not value.is_floating_point():
             raise TypeError(f"`{name}` must hold floating-point logits, got {value.dtype}")
     if input.ndim == 0 or input.shape != teacher.shape:

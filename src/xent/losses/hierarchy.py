@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .._check import class_indices, is_tensor, whole_number
+from .._check import class_indices, whole_number
 from ..engines.modes import are_there, compiling
 from ..engines.rows.labels import check_labels
-from ..frames.reduction import Reduction, check_reduction, reduce_rows, rows_that_count
-from ..heads.logits import LinearLogits
+from ..frames.reduction import Reduction, RowValues, read_reduction
+from ..heads.logits import are_logits
 from ..measurement import statistics
 from ..targets import class_axis, shape_hint
 from .catalog import member
@@ -71,16 +71,15 @@ def wordtree_cross_entropy(
     References:
         Redmon and Farhadi, *YOLO9000: better, faster, stronger*, CVPR 2017.
     """
-    lean = isinstance(input, LinearLogits)
-    if not lean:
-        is_tensor("input", input)
+    are_logits("input", input)
+    lean = not isinstance(input, Tensor)
     if not input.is_floating_point():
         raise TypeError(f"`input` must hold floating-point logits, got {input.dtype}")
     target = class_indices("target", target)
     ignore_index = whole_number("ignore_index", ignore_index)
     grow = _grow if compiling() else _grow_once  # compilers keep the result themselves
     tree = grow(tuple(int(node) for node in parent))
-    axis = input.ndim - 1 if lean else class_axis(input)
+    axis = class_axis(input)
     if input.ndim == 0 or input.shape[axis] != len(tree.paths):
         raise ValueError(
             f"`parent` names {len(tree.paths)} nodes, but `input` of shape {tuple(input.shape)} "
@@ -90,11 +89,8 @@ def wordtree_cross_entropy(
     if target.shape != rows:
         hint = "" if lean else shape_hint(input, target)
         raise ValueError(f"`target` must have shape {tuple(rows)}, got {tuple(target.shape)}{hint}")
-    normalizer, row_weight = check_reduction(
-        reduction, normalizer, row_weight, "nan", rows, input.device
-    )
-    kept = target != ignore_index
-    kept, normalizer = rows_that_count(kept, row_weight, normalizer)
+    reduce = read_reduction(reduction, normalizer, row_weight, "nan", rows, input.device)
+    kept, reduce = reduce.counting(target != ignore_index)
     nodes = len(tree.paths)
     check_labels(torch.where(kept, target, ignore_index), nodes, ignore_index)
     paths = torch.tensor(tree.paths, dtype=torch.int64, device=input.device)  # (C, depth)
@@ -113,10 +109,7 @@ def wordtree_cross_entropy(
         siblings: Any = input[..., some] if lean else input.narrow(axis, first, size)
         values = values - statistics(siblings, step, ignore_index=-1).log_prob
     values = torch.where(kept & ~known, torch.inf, values)
-    return reduce_rows(
-        values, kept, kept.to(values.dtype), reduction=reduction, normalizer=normalizer,
-        row_weight=row_weight, empty="nan",
-    ).to(input.dtype)  # fmt: skip
+    return reduce.of(RowValues(values, kept, kept.to(values.dtype))).to(input.dtype)
 
 
 class _WordTree(NamedTuple):

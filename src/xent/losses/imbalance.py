@@ -25,7 +25,7 @@ from ..engines.modes import can_look_at
 from ..frames.dense_loss import wide_dtype
 from ..frames.reduction import stable_sum
 from ..frames.row_loss import row_loss
-from ..heads.logits import LinearLogits
+from ..heads.logits import are_logits
 from ..hyperparameters import Counts, NonNegative, Number, Positive, Range
 from ..row_statistics import RowStatistics
 from ..targets import class_axis
@@ -360,8 +360,7 @@ def hardest_loss(
         Shrivastava et al., *Training region-based object detectors with online hard example
         mining*, CVPR 2016.
     """
-    if not isinstance(input, LinearLogits):
-        is_tensor("input", input)
+    are_logits("input", input)
     for name in ("reduction", "normalizer", "return_stats"):
         if name in options:
             raise TypeError(

@@ -15,20 +15,21 @@ from torch import Tensor
 
 from .._check import broadcasts_to, is_tensor, one_of
 from .._probabilities import log_probabilities, probabilities
+from ..engines.modes import autocasts
 from ..engines.rows.labels import check_labels
 from ..frames.dense_loss import wide_dtype
 from ..frames.reduction import (
     Reduction,
-    check_reduction,
+    RowValues,
     leave_out,
-    reduce_rows,
+    read_reduction,
     rows_left_out,
     stable_sum,
     weigh,
 )
 from ..frames.row_loss import refuse_probabilities
 from ..heads.log_probs import LinearLogProbs
-from ..measurement import autocasts, make_problem, result_dtype
+from ..heads.problem import make_problem
 from .catalog import member
 from .classification import _legacy_reduction, cross_entropy
 
@@ -98,12 +99,10 @@ def nll_loss(
             assert isinstance(result, Tensor)
             return result
         input = input.whole("nll_loss")
-    problem = make_problem(input, target, weight, ignore_index, None, None, None, ())
-    normalizer, row_weight = check_reduction(
-        reduction, normalizer, row_weight, empty, problem.rows, input.device
-    )
-    problem, normalizer = leave_out(problem, row_weight, normalizer)
-    labels, ignored = problem.target.values, problem.target.ignore_index
+    problem = make_problem(input, target, weight, ignore_index)
+    how = read_reduction(reduction, normalizer, row_weight, empty, problem.rows, input.device)
+    problem, how = leave_out(problem, how)
+    labels, ignored = problem.tensors.target, problem.settings.ignore_index
     check_labels(labels, problem.classes, ignored)
     kept, known = labels != ignored, (labels >= 0) & (labels < problem.classes)
     log_p = input.movedim(problem.axis, -1)
@@ -113,10 +112,8 @@ def nll_loss(
     mass = torch.ones_like(values) if weight is None else weight.to(values.dtype)[label]
     # Where labels cannot be looked at, one that does not exist has a loss of infinity.
     values = torch.where(known, values * mass, torch.inf)
-    return reduce_rows(
-        values, kept, torch.where(kept, mass, 0.0), reduction=reduction, normalizer=normalizer,
-        row_weight=row_weight, empty=empty,
-    ).to(result_dtype(problem))  # fmt: skip
+    rows = RowValues(values, kept, torch.where(kept, mass, 0.0))
+    return how.of(rows).to(problem.result_dtype())
 
 
 @member("other", proper=True, convex=True, second_pass=True)

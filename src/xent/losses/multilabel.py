@@ -23,8 +23,8 @@ from ..frames.element_loss import (
     smooth,
     without_weightless,
 )
-from ..frames.reduction import Reduction, check_reduction, reduce_rows, rows_left_out
-from ..heads.logits import LinearLogits
+from ..frames.reduction import Reduction, RowValues, read_reduction, rows_left_out
+from ..heads.logits import LinearLogits, are_logits
 from ..hyperparameters import Fraction, NonNegative
 from ..targets import class_axis
 from .catalog import member
@@ -94,7 +94,7 @@ def multilabel_cross_entropy(
     one_of("labels", labels, ("sum", "mean"))
     problem = make_problem(input, target, weight, pos_weight, ignore_value)
     problem = smooth(problem, label_smoothing)
-    if isinstance(input, LinearLogits):
+    if not isinstance(input, Tensor):
         loss = functools.partial(
             multilabel_cross_entropy, labels=labels, ignore_value=problem.ignore_value,
             engine=engine,
@@ -172,7 +172,7 @@ def zlpr_loss(
         Su et al., *ZLPR: a novel loss for multi-label classification*, 2022.
     """
     problem = make_problem(input, target, None, None, ignore_value)
-    if isinstance(input, LinearLogits):
+    if not isinstance(input, Tensor):
         loss = functools.partial(zlpr_loss, ignore_value=problem.ignore_value)
         return labels_behind_head(
             loss, input, problem, row_weight=row_weight, reduction=reduction,
@@ -216,21 +216,17 @@ class _Rows:
         self.dtype = problem.dtype
         known = problem.kept()
         self.kept = None if known is None else known.any(self.axis)
-        normalizer, row_weight = check_reduction(
+        self.options = read_reduction(
             reduction, normalizer, row_weight, empty, self.shape, problem.input.device
         )
-        out = rows_left_out(row_weight)
+        out = rows_left_out(self.options.row_weight)
         if out is not None:
             self.problem = mark_out(problem, out.unsqueeze(self.axis))
-        self.options = {
-            "reduction": reduction, "normalizer": normalizer, "row_weight": row_weight,
-            "empty": empty,
-        }  # fmt: skip
 
     def reduce(self, values: Tensor) -> Tensor:
         """What the caller asked for, from one value per row."""
         mass = torch.ones_like(values) if self.kept is None else self.kept.to(values.dtype)
-        return reduce_rows(values, self.kept, mass, **self.options).to(self.dtype)
+        return self.options.of(RowValues(values, self.kept, mass)).to(self.dtype)
 
 
 def _with_margin(gamma_neg: float, gamma_pos: float, clip: float, detach_focus: bool) -> Form:
@@ -337,8 +333,7 @@ def siglip_loss(
     References:
         Zhai et al., *Sigmoid loss for language image pre-training*, ICCV 2023.
     """
-    if not isinstance(similarity, LinearLogits):
-        is_tensor("similarity", similarity)
+    are_logits("similarity", similarity)
     if similarity.ndim != 2:
         raise ValueError(f"`similarity` must have shape (N, M), got {tuple(similarity.shape)}")
     if not similarity.is_floating_point():
@@ -356,7 +351,7 @@ def siglip_loss(
     )
     device = similarity.device
     scale, bias = scalar("scale", scale, device), scalar("bias", bias, device)
-    if isinstance(similarity, LinearLogits):
+    if not isinstance(similarity, Tensor):
         return _siglip_by_chunks(
             similarity, target, scale, bias, engine, reduction=reduction, normalizer=normalizer,
             row_weight=row_weight, empty=empty,
@@ -397,11 +392,10 @@ def _siglip_by_chunks(
         match = (row[index].unsqueeze(-1) == column).to(z.dtype)
         return multilabel_cross_entropy(z, match, reduction="none", engine=engine)
 
-    reduction["normalizer"], row_weight = check_reduction(
+    reduce = read_reduction(
         row_weight=row_weight, rows=similarity.shape[:1], device=similarity.device, **reduction
     )
-    result = reduce_values(source, values_of, None, row_weight=row_weight, **reduction)
-    return result.to(similarity.dtype)
+    return reduce_values(source, values_of, None, (), reduce).to(similarity.dtype)
 
 
 def _as_tensor(x: float | Tensor, like: LinearLogits) -> Tensor:

@@ -15,12 +15,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from .._check import is_tensor
 from ..engines.modes import can_look_at
 from ..frames.dense_loss import explained
 from ..frames.reduction import Reduction
 from ..frames.row_loss import row_loss
-from ..heads.logits import LinearLogits
+from ..heads.logits import whole_logits
 from ..row_statistics import RowStatistics
 from ..targets import class_axis
 from .catalog import member
@@ -79,10 +78,7 @@ def forward_corrected_cross_entropy(
         approach*, CVPR 2017. Learning the matrix: Sukhbaatar et al., *Training convolutional
         networks with noisy labels*, ICLR 2015 workshop.
     """
-    if isinstance(input, LinearLogits):  # beside a matrix (C, C) the logits are no burden
-        input = input.whole("forward_corrected_cross_entropy")
-        input = input.movedim(-1, 1) if input.ndim > 2 else input
-    is_tensor("input", input)
+    input = whole_logits("forward_corrected_cross_entropy", input)  # no burden beside (C, C)
     return _forward_corrected(
         input.detach(), target, weight, ignore_index=ignore_index, reduction=reduction,
         normalizer=normalizer, row_weight=row_weight, empty=empty,

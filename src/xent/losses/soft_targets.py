@@ -22,18 +22,17 @@ from .._probabilities import sums_to_1
 from ..engines.modes import autocasts, can_look_at
 from ..engines.rows.labels import check_labels
 from ..engines.rows.problem import Index, Problem
+from ..frames.by_chunks import reduce_problem
 from ..frames.dense_loss import explained, wide_dtype
-from ..frames.linear_head import Rows, reduce_problem
-from ..frames.reduction import Reduction, check_reduction, rows_that_count
+from ..frames.reduction import Reduction, RowValues, read_reduction
 from ..frames.row_loss import row_loss
-from ..heads.logits import LinearLogits
+from ..heads.logits import are_logits
 from ..heads.measure import measure
+from ..heads.problem import make_problem
 from ..hyperparameters import PerClass, Range
-from ..logits import LogitTransform
-from ..measurement import flat_rows, flatten, make_problem, result_dtype
 from ..row_statistics import RowStatistics
 from ..softmax import log_softmax
-from ..targets import Target, class_axis
+from ..targets import class_axis
 from .catalog import member
 
 
@@ -104,7 +103,7 @@ def _look_up(problem: Problem, classes: Tensor, ignore_index: int) -> _Listed:
     classes = torch.where(present, classes, 0)
     x = problem.logits.movedim(problem.axis, -1).gather(-1, classes)
     x = torch.where(present, x.to(wide_dtype(x)), 0)
-    bias = problem.transform.class_bias
+    bias = problem.tensors.class_bias
     transform = problem.transform._replace(class_bias=None if bias is None else bias[classes])
     return _Listed(classes, present, torch.where(present, transform(x), -torch.inf))
 
@@ -120,8 +119,9 @@ def _nll_of_listed(problem: Problem, listed: _Listed, mass: Tensor, engine: str)
     height = torch.where(listed.present, height, -torch.inf)
     pivot = height.argmax(-1, keepdim=True)
     label = listed.classes.gather(-1, pivot)
-    label = torch.where(listed.present.gather(-1, pivot), label, problem.target.ignore_index)
-    s = measure(problem._replace(target=problem.target._replace(values=label[..., 0])), engine)
+    ignored = problem.settings.ignore_index
+    label = torch.where(listed.present.gather(-1, pivot), label, ignored)
+    s = measure(problem.replace(target=label[..., 0]), engine)
     used = mass != 0  # 0 times an infinite loss is 0
     at_pivot = listed.logits.gather(-1, pivot)
     gap = torch.where(used, at_pivot - torch.where(used, listed.logits, 0), 0)
@@ -171,32 +171,23 @@ def mixup_cross_entropy(
     References:
         Zhang et al., *mixup: beyond empirical risk minimization*, ICLR 2018.
     """
-    shape = None
-    if isinstance(input, LinearLogits):
-        shape = input.shape[:-1]
-        lam, target_b = flat_rows(shape, lam, target_b)
-        input, target_a, row_weight, logit_scale, softcap = flatten(
-            input, target_a, row_weight, logit_scale, softcap
-        )
     ignore_index = whole_number("ignore_index", ignore_index)
-    options = (weight, ignore_index, logit_scale, softcap, class_bias, ())
+    options = (weight, ignore_index, logit_scale, softcap, class_bias)
     problem, other = (
         make_problem(input, target, *options, target_name=name)
         for name, target in (("target_a", target_a), ("target_b", target_b))
     )
-    if problem.target.soft or other.target.soft:
+    if problem.settings.soft or other.settings.soft:
         raise ValueError(
             "`target_a` and `target_b` must be class indices. Probabilities mix by themselves: "
             "cross_entropy(input, lam * target_a + (1 - lam) * target_b)"
         )
-    normalizer, row_weight = check_reduction(
-        reduction, normalizer, row_weight, empty, problem.rows, problem.logits.device
-    )
-    lam = _mixing_weight(lam, problem)
-    both = torch.stack([problem.target.values, other.target.values], -1)
-    kept = (both != ignore_index).any(-1)
-    labelled = kept
-    kept, normalizer = rows_that_count(labelled, row_weight, normalizer)
+    row_weight = problem.flat(row_weight)
+    reduce = read_reduction(reduction, normalizer, row_weight, empty, problem.rows, problem.device)
+    lam = _mixing_weight(problem.flat(lam), problem)
+    both = torch.stack([problem.tensors.target, other.tensors.target], -1)
+    labelled = (both != ignore_index).any(-1)
+    kept, reduce = reduce.counting(labelled)
     if kept is not labelled:
         both = torch.where(kept.unsqueeze(-1), both, ignore_index)
         lam = torch.where(kept, lam, 0)
@@ -204,29 +195,26 @@ def mixup_cross_entropy(
         check_labels(labels, problem.classes, ignore_index, name=name)
     if can_look_at(lam) and not bool(((lam >= 0) & (lam <= 1)).all()):
         raise ValueError("`lam` must be at least 0 and at most 1 in every row")
-    marked = problem.target._replace(values=_mark(kept, ignore_index))
-    problem = problem._replace(target=marked)
+    problem = problem.replace(target=_mark(kept, ignore_index))
 
-    def rows_of(part: Problem, index: Index) -> Rows:
+    def values_of(part: Problem, index: Index) -> RowValues:
         listed = _look_up(part, both[index], ignore_index)
         mass = torch.where(listed.present, torch.stack([lam[index], 1 - lam[index]], -1), 0)
         if weight is not None:
             mass = mass * weight.to(mass.dtype)[listed.classes]
-        return _nll_of_listed(part, listed, mass, engine), kept[index], mass.sum(-1)
+        values = _nll_of_listed(part, listed, mass, engine)
+        return RowValues(values, kept[index], mass.sum(-1))
 
-    return reduce_problem(
-        problem, rows_of, shape, (lam,), reduction=reduction, normalizer=normalizer,
-        row_weight=row_weight, empty=empty,
-    ).to(result_dtype(problem))  # fmt: skip
+    return reduce_problem(problem, values_of, reduce, (lam,)).to(problem.result_dtype())
 
 
 def _mixing_weight(lam: float | Tensor, problem: Problem) -> Tensor:
     """``lam`` for each row."""
     if isinstance(lam, Tensor) and lam.ndim == 0:
-        scalar("lam", lam, problem.logits.device)
+        scalar("lam", lam, problem.device)
     if not isinstance(lam, Tensor):
         lam = Range(0, 1).check("lam", lam, None)
-        lam = torch.tensor(lam, dtype=torch.float64, device=problem.logits.device)
+        lam = torch.tensor(lam, dtype=torch.float64, device=problem.device)
     if lam.ndim and lam.shape != problem.rows:
         raise ValueError(
             f"`lam` must be a number or one per row, shape {tuple(problem.rows)}; got shape "
@@ -326,46 +314,30 @@ def sparse_cross_entropy(
     one_of("tail", tail, ("ignore", "mass", "renormalize"))
     ignore_index = whole_number("ignore_index", ignore_index)
     classes = class_indices("classes", classes)
-    shape = None
-    if isinstance(input, LinearLogits):
-        shape = input.shape[:-1]
-        classes, probabilities = flat_rows(shape, classes, probabilities)
-        input, _, row_weight, logit_scale, softcap = flatten(
-            input, None, row_weight, logit_scale, softcap
-        )
     axis = _check_lists(input, classes, probabilities)
     if tail == "mass" and weight is not None:
         raise ValueError(
             '`weight` has a number for each class, and tail="mass" a target of many classes '
             "together. Leave one of the two out"
         )
-    rows = input.shape[:axis] + input.shape[axis + 1 :]
-    normalizer, row_weight = check_reduction(
-        reduction, normalizer, row_weight, empty, rows, input.device
-    )
     classes = classes.movedim(axis, -1)
-    kept = (classes != ignore_index).any(-1)
-    listed = kept
-    kept, normalizer = rows_that_count(listed, row_weight, normalizer)
+    listed = (classes != ignore_index).any(-1)
+    reduce = read_reduction(reduction, normalizer, row_weight, empty, listed.shape, input.device)
+    kept, reduce = reduce.counting(listed)
     if kept is not listed:
         classes = torch.where(kept.unsqueeze(-1), classes, ignore_index)
     q = torch.where(classes != ignore_index, probabilities.movedim(axis, -1), 0)
     sums_to_1("probabilities", q, at_most=True)
     problem = make_problem(
-        input,
-        _mark(kept, ignore_index),
-        weight,
-        ignore_index,
-        logit_scale,
-        softcap,
-        class_bias,
-        (),
+        input, _mark(kept, ignore_index), weight, ignore_index, logit_scale, softcap, class_bias
     )
+    classes, q, kept = (problem.flat(x) for x in (classes, q, kept))
+    reduce = reduce._replace(row_weight=problem.flat(reduce.row_weight))
     q = q.to(wide_dtype(q))
     if tail == "renormalize":
         q = q / torch.where(kept, q.sum(-1), 1).unsqueeze(-1)
 
-    def rows_of(part: Problem, index: Index) -> Rows:
+    def values_of(part: Problem, index: Index) -> RowValues:
         listed = _look_up(part, classes[index], ignore_index)
         _refuse_doubles(listed)
         here = kept[index]
@@ -374,20 +346,18 @@ def sparse_cross_entropy(
         else:
             mass = q[index] if weight is None else q[index] * weight.to(q.dtype)[listed.classes]
             values = _nll_of_listed(part, listed, mass, engine)
-        return values, here, here.to(values.dtype)
+        return RowValues(values, here, here.to(values.dtype))
 
-    dtype = torch.promote_types(result_dtype(problem), probabilities.dtype)
-    return reduce_problem(
-        problem, rows_of, shape, (q, classes), reduction=reduction, normalizer=normalizer,
-        row_weight=row_weight, empty=empty,
-    ).to(torch.float32 if autocasts(input) and dtype.itemsize < 4 else dtype)  # fmt: skip
+    dtype = torch.promote_types(problem.result_dtype(), probabilities.dtype)
+    dtype = torch.float32 if autocasts(input) and dtype.itemsize < 4 else dtype
+    return reduce_problem(problem, values_of, reduce, (q, classes)).to(dtype)
 
 
 def _check_lists(input: Tensor, classes: Tensor, probabilities: Tensor) -> int:
     """The axis of the classes; raise unless the lists fit the logits."""
-    for name, value in (("input", input), ("classes", classes), ("probabilities", probabilities)):
-        if not isinstance(value, LinearLogits):
-            is_tensor(name, value)
+    are_logits("input", input)
+    for name, value in (("classes", classes), ("probabilities", probabilities)):
+        is_tensor(name, value)
     axis = class_axis(input)
     shape = [*input.shape]
     if classes.ndim == input.ndim:
@@ -428,13 +398,14 @@ def _nll_with_tail(problem: Problem, listed: _Listed, q: Tensor, engine: str) ->
     if problem.differentiable_beyond_logits():  # a slope of 0 times the infinity put in below
         z = problem.logits.movedim(problem.axis, -1).to(wide_dtype(problem.logits))
         z = problem.transform(z).movedim(-1, problem.axis)
-        problem = problem._replace(logits=z, transform=LogitTransform())
+        problem = problem.without_transform(z)
     others = problem.logits.scatter(problem.axis, hidden.movedim(-1, problem.axis), -torch.inf)
-    ignored = problem.target.ignore_index
+    ignored = problem.settings.ignore_index
     absent = problem.classes + (problem.classes == ignored)
-    label = torch.where(problem.target.values == ignored, ignored, absent)
-    shard = Target(label, False, ignored, sharded=True)
-    rest = measure(problem._replace(logits=others, target=shard), engine).lse.unsqueeze(-1)
+    label = torch.where(problem.tensors.target == ignored, ignored, absent)
+    shard = problem.settings._replace(sharded=True)
+    rest = Problem(problem.tensors._replace(logits=others, target=label), shard)
+    rest = measure(rest, engine).lse.unsqueeze(-1)
     empty = rest == -torch.inf  # every class is listed: what is missing from 1 was rounded off
     spare = torch.where(empty, 0, (1 - q.sum(-1, keepdim=True)).clamp(min=0))
     q, z = torch.cat([q, spare], -1), torch.cat([listed.logits, rest], -1)

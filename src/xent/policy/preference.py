@@ -10,8 +10,8 @@ from torch import Tensor
 
 from .._check import one_of
 from ..frames.dense_loss import wide_dtype
-from ..frames.reduction import Reduction, reduce_rows
-from ..frames.token_loss import Tokens, check_log_probs, read_divisor
+from ..frames.reduction import Reduction, RowValues
+from ..frames.token_loss import Tokens, check_log_probs, read_reduction_of_tokens
 from ..hyperparameters import Range
 from ..overrides import overridable
 
@@ -119,7 +119,7 @@ def dpo_loss(
     if kind != "sigmoid" and (label_smoothing or margin):
         raise ValueError(f'`label_smoothing` and `margin` are for kind="sigmoid", not {kind!r}')
     h = _lead("", chosen, rejected, chosen)
-    normalizer = read_divisor(reduction, normalizer, empty, h)
+    reduce = read_reduction_of_tokens(reduction, normalizer, empty, h)
     if reference_chosen is not None or reference_rejected is not None:
         if reference_chosen is None or reference_rejected is None:
             raise ValueError("pass both of `reference_chosen` and `reference_rejected`, or neither")
@@ -133,10 +133,7 @@ def dpo_loss(
         values = -(1 - label_smoothing) * F.logsigmoid(x)
         if label_smoothing:
             values = values - label_smoothing * F.logsigmoid(-x)
-    return reduce_rows(
-        values, None, torch.ones_like(values), reduction=reduction, normalizer=normalizer,
-        row_weight=None, empty=empty,
-    ).to(chosen.dtype)  # fmt: skip
+    return reduce.of(RowValues(values, None, torch.ones_like(values))).to(chosen.dtype)
 
 
 def _lead(prefix: str, chosen: Tensor, rejected: Tensor, like: Tensor) -> Tensor:

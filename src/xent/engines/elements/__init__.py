@@ -30,7 +30,7 @@ def choose(problem: ElementProblem, engine: str) -> Explanation:
     reason = why_reference(engine, kernels, lambda: _obstacle(problem, kernels))
     if reason is not None:
         return Explanation("reference", reason, _REFERENCE_GRADIENT)
-    reason = where_kernels_run(kernels, problem.input)
+    reason = where_kernels_run(kernels, problem.input.device, problem.input.dtype)
     return Explanation(kernels, reason, "in the same sweep as the loss, where that is one number")
 
 

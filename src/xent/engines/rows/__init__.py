@@ -24,21 +24,20 @@ MODULES = {"native": native, "triton": triton, "reference": reference}
 
 def choose(problem: Problem, engine: str = "auto") -> Explanation:
     """Decide which engine computes a problem; raise if a named engine cannot."""
-    kernels = kernels_for(problem.logits.device, engine)
-    tensors = problem.tensors()
-    reason = why_reference(engine, kernels, lambda: obstacle_of(problem, tensors, kernels))
+    kernels = kernels_for(problem.device, engine)
+    reason = why_reference(engine, kernels, lambda: obstacle_of(problem, problem.tensors, kernels))
     if reason is not None:
         return Explanation("reference", reason, "autograd on plain tensor operations")
     return Explanation(
         kernels,
-        where_kernels_run(kernels, problem.logits),
+        where_kernels_run(kernels, problem.device, problem.dtype),
         "recomputed from the logits in backward: one more sweep, nothing of N x V is kept",
     )
 
 
 def obstacle_of(problem: Problem, tensors: Sequence[Tensor | None], kernels: str) -> str | None:
     """Why the kernels of an engine cannot take a problem made of ``tensors``; None if they can."""
-    there, logits, soft = KERNELS[kernels], problem.logits.dtype, problem.target.probabilities
+    there, logits, soft = KERNELS[kernels], problem.dtype, problem.probabilities
     foreign = there.obstacle_of(tensors)
     if foreign is not None:
         return foreign
@@ -47,7 +46,7 @@ def obstacle_of(problem: Problem, tensors: Sequence[Tensor | None], kernels: str
     if soft is not None and soft.dtype not in core.TYPES:
         return f"targets of {soft.dtype}"
     wide = soft is not None and soft.dtype == torch.float64 and logits != torch.float64
-    if wide and problem.target.table is None:
+    if wide and problem.tensors.target_table is None:
         return "float64 targets beside narrower logits ask for float64 arithmetic"
     if problem.differentiable_beyond_logits():
         return "a target, scale, bias or weight requires a gradient, which only the reference gives"
@@ -89,10 +88,10 @@ def named(
     return RowStatistics.from_fields(
         values,
         problem.fields,
-        problem.target.soft,
-        problem.target.first_class,
+        problem.settings.soft,
+        problem.settings.first_class,
         constant_masses=constant_masses,
-        label=problem.target.labels(),
+        label=problem.labels(),
         classes=problem.classes,
         complete=complete,
     )
@@ -112,7 +111,7 @@ def sum_of_nll(
     ahead = (
         isinstance(x, Tensor) and x.requires_grad and torch.is_grad_enabled() and not compiling()
     )
-    if not ahead or problem.target.soft or problem.target.sharded or x.numel() == 0:
+    if not ahead or problem.settings.soft or problem.settings.sharded or x.numel() == 0:
         return None
     if row_weight is not None and row_weight.requires_grad:
         return None

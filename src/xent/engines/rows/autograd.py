@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from ...targets import Target
 from ..modes import only_differentiable
 from . import native, reference
-from .problem import Problem
+from .problem import Problem, Settings, Tensors
 
 
 class DifferentiableFields(torch.autograd.Function):
@@ -29,8 +28,8 @@ class DifferentiableFields(torch.autograd.Function):
     ) -> tuple[Any, ...]:
         """The fields of the table of statistics, and whether it is complete."""
         table, complete = engine.row_statistics(problem)
-        ctx.save_for_backward(*problem.tensors(), table)
-        ctx.problem = problem.without_tensors()  # a loss that is kept must not keep the logits
+        ctx.save_for_backward(*problem.tensors, table)
+        ctx.settings = problem.settings  # a loss that is kept must not keep the logits
         ctx.engine, ctx.inplace_backward = engine, inplace_backward
         ctx.set_materialize_grads(False)
         return *table.unbind(0), complete
@@ -42,7 +41,7 @@ class DifferentiableFields(torch.autograd.Function):
         if all(partial is None for partial in partials):
             return None, None, None, None
         *tensors, table = ctx.saved_tensors
-        problem = ctx.problem.with_tensors(tensors)
+        problem = Problem(Tensors(*tensors), ctx.settings)
         return (
             gradient(problem, table, partials, ctx.engine, ctx.inplace_backward),
             None,
@@ -87,8 +86,8 @@ class CrossEntropyAhead(torch.autograd.Function):
     ) -> Tensor:
         """The loss, 0-d, in float64."""
         (log_prob, mass), ctx.gradient = engine.cross_entropy(problem, row_weight, divisor)
-        ctx.save_for_backward(*problem.tensors(), row_weight, divisor)
-        ctx.problem = problem.without_tensors()
+        ctx.save_for_backward(*problem.tensors, row_weight, divisor)
+        ctx.settings = problem.settings
         ctx.engine = engine
         return _sum_of_nll(log_prob, mass, row_weight, divisor)
 
@@ -97,7 +96,7 @@ class CrossEntropyAhead(torch.autograd.Function):
         """The gradient of the logits."""
         (grad,) = grads
         *tensors, row_weight, divisor = ctx.saved_tensors
-        problem = ctx.problem.with_tensors(tensors)
+        problem = Problem(Tensors(*tensors), ctx.settings)
         if only_differentiable(grad):
             record = torch.is_grad_enabled()
             with torch.enable_grad():
@@ -143,7 +142,7 @@ class PlainCrossEntropy(torch.autograd.Function):
             return native.plain_gradient(ctx.table, logits, labels, grad), None, None, None
         record = torch.is_grad_enabled()
         with torch.enable_grad():
-            problem = Problem(logits, Target(labels, False, ctx.table.ignore_index))
+            problem = Problem(Tensors(logits, labels), Settings(False, ctx.table.ignore_index))
             table, _ = reference.row_statistics(problem)
             log_prob = table[problem.fields.index("log_prob")]
             loss = (-log_prob.sum() / ctx.table.divisor).to(logits.dtype)

@@ -24,7 +24,7 @@ def row_statistics(problem: Problem) -> tuple[Tensor, bool]:
     kept, has_bad_label, bad_label = core._core.row_statistics(*arguments)
     del keep
     if has_bad_label:
-        raise label_out_of_range(bad_label, problem.classes, problem.target.ignore_index)
+        raise label_out_of_range(bad_label, problem.classes, problem.settings.ignore_index)
     return table, kept == problem.rows.numel()
 
 
@@ -75,29 +75,28 @@ def _arguments(problem: Problem) -> tuple[list[Any], list[Tensor]]:
         keep.append(torch.nn.functional.pad(tensor, (0, beyond)) if beyond else tensor)
         return keep[-1].data_ptr()
 
-    logits, copy = _matrix(p.logits, p.axis)
+    t, s = p.tensors, p.settings
+    logits, copy = _matrix(t.logits, p.axis)
     soft, soft_copy = _NO_MATRIX, None
-    if p.target.table is not None:
-        table = p.target.table
+    if t.target_table is not None:
+        table = t.target_table
         table = table.to(sweep) if table.dtype == torch.float64 else table
         keep.append(table)
         soft, soft_copy = _matrix(table, 1)
-    elif p.target.soft:
-        soft, soft_copy = _matrix(p.target.values, p.axis)
-    keep += [t for t in (copy, soft_copy) if t is not None]
-    labels = address(p.target.values, torch.int64) if p.target.labelled else 0
-    scale = p.transform.scale
+    elif s.soft:
+        soft, soft_copy = _matrix(t.target, p.axis)
+    keep += [x for x in (copy, soft_copy) if x is not None]
+    labels = address(t.target, torch.int64) if p.labelled else 0
     transform = (
-        address(scale, torch.float64),
-        scale is not None and scale.ndim > 0,
-        p.transform.softcap,
-        address(p.transform.class_scale, beyond=BEYOND),
-        address(p.transform.class_bias),
+        address(t.scale, torch.float64),
+        t.scale is not None and t.scale.ndim > 0,
+        s.softcap,
+        address(t.class_scale, beyond=BEYOND),
+        address(t.class_bias),
     )
-    weights = (address(p.class_weight), address(p.mean_weight, beyond=BEYOND))
-    rows = p.rows.numel()
-    target = (labels, p.target.ignore_index, p.target.first_class, p.target.sharded)
-    return [logits, rows, p.classes, target, soft, transform, weights], keep
+    weights = (address(t.class_weight), address(t.mean_weight, beyond=BEYOND))
+    target = (labels, s.ignore_index, s.first_class, s.sharded)
+    return [logits, p.rows.numel(), p.classes, target, soft, transform, weights], keep
 
 
 def _matrix(x: Tensor, axis: int, may_copy: bool = True) -> tuple[tuple, Tensor | None]:

@@ -2,21 +2,28 @@
 
 `torch.compile(fullgraph=True)` and `torch.export` put these into their graphs. Eager code does not
 come here: an operator registered from Python costs three times a plain autograd.Function.
+
+The schemas are made of the fields of :class:`Tensors` and :class:`Settings`.
 """
 
 from __future__ import annotations
 
+from typing import Any, get_type_hints
+
 import torch
 from torch import Tensor
 
-from ...logits import LogitTransform
-from ...targets import Target
 from . import native, triton
-from .problem import Problem
+from .problem import Problem, Settings, Tensors
 
-REQUEST_SEPARATOR = ","
 _MODULES = {"native": native, "triton": triton}
-TENSORS = 8  # how many Problem.tensors() has; the operators take them first
+_SEPARATOR = ","  # operators take no tuples of names
+_TENSORS = [
+    f"Tensor{'?' if name in Tensors._field_defaults else ''} {name}" for name in Tensors._fields
+]
+_TYPES = {bool: "bool", int: "SymInt", float: "float"}
+_SETTINGS = [f"{_TYPES.get(kind, 'str')} {name}" for name, kind in get_type_hints(Settings).items()]
+_QUESTION = ", ".join([*_TENSORS, *_SETTINGS, "str engine"])
 
 
 def table_op(problem: Problem, engine: str, inplace_backward: bool) -> Tensor:
@@ -25,114 +32,70 @@ def table_op(problem: Problem, engine: str, inplace_backward: bool) -> Tensor:
         raise ValueError(
             "inplace_backward=True cannot be compiled; leave the memory to the compiler"
         )
-    return row_statistics(*_flatten(problem), engine)
+    return row_statistics(*question(problem, engine))
 
 
-def _flatten(p: Problem) -> tuple:
-    t = p.target
-    return (
-        *p.tensors(),
-        t.soft, t.ignore_index, t.first_class, t.sharded,
-        p.transform.softcap, REQUEST_SEPARATOR.join(p.requests),
-    )  # fmt: skip
+def question(problem: Problem, engine: str) -> tuple[Any, ...]:
+    """The arguments of an operator that stand for a problem and its engine."""
+    *settings, requests = problem.settings
+    return (*problem.tensors, *settings, _SEPARATOR.join(requests), engine)
 
 
-def _problem(
-    tensors: tuple[Tensor | None, ...],
-    soft: bool,
-    ignore_index: int,
-    first_class: int,
-    sharded: bool,
-    softcap: float,
-    requests: str,
-) -> Problem:
-    logits, target, scale, bias, weight, class_scale, mean_weight, table = tensors
-    assert logits is not None
-    assert target is not None
-    return Problem(
-        logits,
-        Target(target, soft, ignore_index, first_class, sharded, table),
-        LogitTransform(scale, softcap, bias, class_scale),
-        weight,
-        tuple(r for r in requests.split(REQUEST_SEPARATOR) if r),
-        mean_weight,
-    )
+def _read(given: tuple[Any, ...]) -> tuple[Problem, Any]:
+    """The problem and the engine that the arguments of an operator stand for."""
+    count = len(Tensors._fields)
+    *settings, requests, engine = given[count:]
+    names = tuple(name for name in requests.split(_SEPARATOR) if name)
+    problem = Problem(Tensors(*given[:count]), Settings(*settings, requests=names))
+    return problem, _MODULES[engine]
 
 
-@torch.library.custom_op("xent::row_statistics", mutates_args=())
-def row_statistics(
-    logits: Tensor,
-    target: Tensor,
-    scale: Tensor | None,
-    class_bias: Tensor | None,
-    class_weight: Tensor | None,
-    class_scale: Tensor | None,
-    mean_weight: Tensor | None,
-    table: Tensor | None,
-    soft: bool,
-    ignore_index: int,
-    first_class: int,
-    sharded: bool,
-    softcap: float,
-    requests: str,
-    engine: str,
-) -> Tensor:
+def _row_statistics(*given: Any) -> Tensor:
     """The table of statistics, (fields, N...) in float64."""
-    tensors = (logits, target, scale, class_bias, class_weight, class_scale, mean_weight, table)
-    problem = _problem(tensors, soft, ignore_index, first_class, sharded, softcap, requests)
-    return _MODULES[engine].row_statistics(problem)[0]
+    problem, engine = _read(given)
+    return engine.row_statistics(problem)[0]
+
+
+row_statistics = torch.library.custom_op(
+    "xent::row_statistics", _row_statistics, mutates_args=(), schema=f"({_QUESTION}) -> Tensor"
+)
 
 
 @row_statistics.register_fake
-def _(
-    logits, target, scale, class_bias, class_weight, class_scale, mean_weight, table, *settings
-) -> Tensor:
-    tensors = (logits, target, scale, class_bias, class_weight, class_scale, mean_weight, table)
-    *question, _ = settings
-    shape = _problem(tensors, *question).table_shape
-    return logits.new_empty(shape, dtype=torch.float64)
+def _(logits: Tensor, *rest: Any) -> Tensor:
+    problem, _ = _read((logits, *rest))
+    return logits.new_empty(problem.table_shape, dtype=torch.float64)
 
 
-@torch.library.custom_op("xent::row_gradient", mutates_args=())
-def row_gradient(
-    statistics: Tensor,
-    partials: Tensor,
-    logits: Tensor,
-    target: Tensor,
-    scale: Tensor | None,
-    class_bias: Tensor | None,
-    class_weight: Tensor | None,
-    class_scale: Tensor | None,
-    mean_weight: Tensor | None,
-    table: Tensor | None,
-    soft: bool,
-    ignore_index: int,
-    first_class: int,
-    sharded: bool,
-    softcap: float,
-    requests: str,
-    engine: str,
-) -> Tensor:
+def _row_gradient(statistics: Tensor, partials: Tensor, *given: Any) -> Tensor:
     """The gradient of the logits."""
-    tensors = (logits, target, scale, class_bias, class_weight, class_scale, mean_weight, table)
-    problem = _problem(tensors, soft, ignore_index, first_class, sharded, softcap, requests)
-    return _MODULES[engine].row_gradient(problem, statistics, partials.unbind(0))
+    problem, engine = _read(given)
+    return engine.row_gradient(problem, statistics, partials.unbind(0))
+
+
+row_gradient = torch.library.custom_op(
+    "xent::row_gradient",
+    _row_gradient,
+    mutates_args=(),
+    schema=f"(Tensor statistics, Tensor partials, {_QUESTION}) -> Tensor",
+)
 
 
 @row_gradient.register_fake
-def _(statistics, partials, logits, *rest) -> Tensor:
+def _(statistics: Tensor, partials: Tensor, logits: Tensor, *rest: Any) -> Tensor:
     return torch.empty_like(logits)
 
 
-def _setup_context(ctx, inputs, output) -> None:
-    ctx.save_for_backward(*inputs[:TENSORS], output)
-    ctx.settings = inputs[TENSORS:]
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    count = len(Tensors._fields)
+    ctx.save_for_backward(*inputs[:count], output)
+    ctx.settings = inputs[count:]
 
 
-def _backward(ctx, partials: Tensor) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, partials: Tensor) -> tuple[Tensor | None, ...]:
     *tensors, table = ctx.saved_tensors
     gradient = row_gradient(table, partials, *tensors, *ctx.settings)
-    return (gradient,) + (None,) * (TENSORS - 1 + len(ctx.settings))
+    return (gradient,) + (None,) * (len(tensors) - 1 + len(ctx.settings))
 
 
 row_statistics.register_autograd(_backward, setup_context=_setup_context)

@@ -1,53 +1,103 @@
-"""What an engine is asked: logits, what is done to them, the target, and which statistics."""
+"""What an engine is asked about rows of logits: a record of tensors and a record of settings."""
 
 from __future__ import annotations
 
 from types import EllipsisType
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from ...logits import LogitTransform
-from ...row_statistics import field_mask, fields_of
-from ...targets import Target, class_axis
-from ..modes import settled
+from ...row_statistics import RowStatistics, field_mask, fields_of
+from ...targets import class_axis
+from ..modes import autocasts
 
-_NOTHING = torch.empty(0, dtype=torch.float32, device="cpu")
 Index = slice | Tensor | EllipsisType  # some rows, or all
+Shaped = TypeVar("Shaped", Tensor, RowStatistics)
 
 
-class Problem(NamedTuple):
-    """One call's question. The tensors have been checked against each other."""
+class Tensors(NamedTuple):
+    """The tensors of a problem.
 
-    # (C,), (N, C) or (N, C, d1, ...); or (N, C) LinearLogits, which have what is asked of them here
-    logits: Tensor
-    target: Target
-    transform: LogitTransform = LogitTransform()
+    Operators for compilers take the tensors in this order, and autograd saves them in it.
+    """
+
+    logits: Tensor  # (C,), (N, C) or (N, C, d1, ...)
+    target: Tensor  # classes of the rows, int64, or probabilities in the shape of the logits
+    scale: Tensor | None = None  # float64, 0-d or one number per row
+    class_bias: Tensor | None = None  # (C,)
     class_weight: Tensor | None = None  # (C,)
+    class_scale: Tensor | None = None  # (C,)
+    mean_weight: Tensor | None = None  # (C,): how `mean` weighs the classes
+    target_table: Tensor | None = None  # (C, C): the probabilities that stand for each class
+
+
+class Settings(NamedTuple):
+    """The numbers and names of a problem; operators for compilers take them after the tensors."""
+
+    soft: bool  # whether the targets are probabilities
+    ignore_index: int = -100
+    first_class: int = 0  # number of the first class of these logits; for shards
+    sharded: bool = False  # whether targets may be classes of other shards
+    softcap: float = 0.0  # 0: none
     requests: tuple[str, ...] = ()
-    mean_weight: Tensor | None = None  # (C,): what `mean` weighs the classes by
+
+
+class Problem:
+    """One call's question. The tensors have been checked against each other.
+
+    Attributes:
+        tensors: what is asked about.
+        settings: what is asked.
+        logits: the first of the tensors.
+        axis: axis of the classes.
+        classes: number of classes.
+        rows: shape of the rows, that of the logits without the class axis.
+        mask: the fields to compute, as bits.
+    """
+
+    __slots__ = ("axis", "classes", "logits", "mask", "rows", "settings", "tensors")
+
+    def __init__(self, tensors: Tensors, settings: Settings) -> None:
+        self.tensors, self.settings, self.logits = tensors, settings, tensors.logits
+        self.mask = field_mask(settings.soft, settings.requests)
+        shape, axis = tensors.logits.shape, class_axis(tensors.logits)
+        self.axis, self.classes, self.rows = axis, shape[axis], shape[:axis] + shape[axis + 1 :]
+
+    # ---- what a caller sees of rows; behind a head that is another shape ------------------------
 
     @property
-    def axis(self) -> int:
-        """The axis of the classes."""
-        return class_axis(self.logits)
+    def dtype(self) -> torch.dtype:
+        """The dtype of the logits."""
+        return self.logits.dtype
 
     @property
-    def classes(self) -> int:
-        """How many there are."""
-        return self.logits.shape[self.axis]
+    def device(self) -> torch.device:
+        """Where the logits are."""
+        return self.tensors.target.device
 
-    @property
-    def rows(self) -> torch.Size:
-        """The shape of the rows: that of the logits without the class axis."""
-        shape = self.logits.shape
-        return shape[: self.axis] + shape[self.axis + 1 :]
+    def result_dtype(self) -> torch.dtype:
+        """The dtype of a loss: what PyTorch's promotion makes of logits, targets and weights.
 
-    @property
-    def mask(self) -> int:
-        """The fields to compute, as bits."""
-        return field_mask(self.target.soft, self.requests)
+        Autocast computes losses in float32, and so do we, without the copy.
+        """
+        dtype, t = self.dtype, self.tensors
+        if self.settings.soft and t.target_table is None:
+            dtype = torch.promote_types(dtype, t.target.dtype)
+            if t.class_weight is not None:
+                dtype = torch.promote_types(dtype, t.class_weight.dtype)
+        return torch.float32 if autocasts(t.target) and dtype.itemsize < 4 else dtype
+
+    def flat(self, x: Any) -> Any:
+        """An argument of the call whose first axes are those of the rows, as engines take it."""
+        return x
+
+    def unflat(self, x: Shaped) -> Shaped:
+        """What holds one number per row, in the shape of the caller's rows."""
+        return x
+
+    # ---- what an engine reads -------------------------------------------------------------------
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -59,78 +109,73 @@ class Problem(NamedTuple):
         """The shape of the table of statistics."""
         return (len(self.fields), *self.rows)
 
-    def soft_target(self) -> Tensor:
-        """The soft target in the shape of the logits, looked up if it comes as a table."""
-        target = self.target
-        if target.table is None:
-            return target.values
-        known = (target.values >= 0) & (target.values < target.table.shape[0])
-        return target.table[torch.where(known, target.values, 0)].movedim(-1, self.axis)
+    @property
+    def labelled(self) -> bool:
+        """Whether ``target`` holds classes, among which rows may be ignored."""
+        return not self.settings.soft or self.tensors.target_table is not None
 
-    def tensors(self) -> tuple[Tensor | None, ...]:
-        """Every tensor, in a fixed order, for those who must save them."""
-        return (self.logits, *self.beside())
+    @property
+    def probabilities(self) -> Tensor | None:
+        """The probabilities of a soft target: one line for each row, or for each class."""
+        if not self.settings.soft:
+            return None
+        table = self.tensors.target_table
+        return self.tensors.target if table is None else table
+
+    @property
+    def transform(self) -> LogitTransform:
+        """What is done to the logits."""
+        t = self.tensors
+        return LogitTransform(t.scale, self.settings.softcap, t.class_bias, t.class_scale)
 
     def transformed(self) -> Tensor:
         """The logits, classes last, after scale, cap and bias."""
         return self.transform(self.logits)
 
-    def without_logits(self) -> Problem:
-        """The question about logits that come by rows."""
-        return self._replace(logits=_NOTHING)
+    def soft_target(self) -> Tensor:
+        """The soft target in the shape of the logits, looked up if it comes as a table."""
+        target, table = self.tensors.target, self.tensors.target_table
+        if table is None:
+            return target
+        known = (target >= 0) & (target < table.shape[0])
+        return table[torch.where(known, target, 0)].movedim(-1, self.axis)
 
-    def without_tensors(self) -> Problem:
-        """The question for whoever has the tensors elsewhere, and must not keep them alive."""
-        return self.with_tensors((_NOTHING, _NOTHING, *[None] * 6))
+    def labels(self) -> Tensor | None:
+        """The class of each row, negative where the row is ignored; None without classes."""
+        if not self.labelled:
+            return None
+        target, ignore_index = self.tensors.target, self.settings.ignore_index
+        return target if ignore_index < 0 else torch.where(target == ignore_index, -1, target)
 
-    def beside(self) -> tuple[Tensor | None, ...]:
+    def kept(self) -> Tensor | None:
+        """Which rows are not ignored; None where none can be."""
+        return self.tensors.target != self.settings.ignore_index if self.labelled else None
+
+    def replace(self, **tensors: Tensor | None) -> Problem:
+        """The same question about other tensors, given by name."""
+        return Problem(self.tensors._replace(**tensors), self.settings)
+
+    @property
+    def others(self) -> tuple[Tensor | None, ...]:
         """Every tensor but the logits."""
-        return (
-            self.target.values,
-            self.transform.scale,
-            self.transform.class_bias,
-            self.class_weight,
-            self.transform.class_scale,
-            self.mean_weight,
-            self.target.table,
-        )
+        return self.tensors[1:]
 
-    def settled(self) -> Problem:
-        """The same question of tensors whose pending negations are carried out."""
-        tensors = tuple(None if t is None else settled(t) for t in self.beside())
-        logits = self.logits
-        if isinstance(logits, Tensor):  # a head has settled its own
-            logits = settled(logits)
-        return self.with_tensors((logits, *tensors))
-
-    def with_tensors(self, tensors: tuple[Tensor | None, ...]) -> Problem:
-        """The same question about other tensors, in the order of :meth:`tensors`."""
-        logits, target, scale, bias, weight, class_scale, mean_weight, table = tensors
-        assert logits is not None
-        assert target is not None
-        return self._replace(
-            logits=logits,
-            target=self.target._replace(values=target, table=table),
-            transform=self.transform._replace(
-                scale=scale, class_bias=bias, class_scale=class_scale
-            ),
-            class_weight=weight,
-            mean_weight=mean_weight,
-        )
+    def without_transform(self, logits: Tensor) -> Problem:
+        """The question about logits to which nothing is done any more."""
+        plain = self.tensors._replace(logits=logits, scale=None, class_bias=None, class_scale=None)
+        return Problem(plain, self.settings._replace(softcap=0.0))
 
     def differentiable_beyond_logits(self) -> bool:
         """Whether something other than the logits wants a gradient."""
-        others = self.beside()
-        return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in others)
+        wanted = (t is not None and t.requires_grad for t in self.others)
+        return torch.is_grad_enabled() and any(wanted)
 
     def of_rows(self, index: Index, logits: Tensor) -> Problem:
         """The question about some of the rows of ``(N, C)`` logits, which come along."""
-        target, transform = self.target, self.transform
-        scale = transform.scale
+        scale = self.tensors.scale
         if scale is not None and scale.ndim:
-            transform = transform._replace(scale=scale[index])
-        return self._replace(
-            logits=logits,
-            target=target._replace(values=target.values[index]),
-            transform=transform,
+            scale = scale[index]
+        target = self.tensors.target[index]
+        return Problem(
+            self.tensors._replace(logits=logits, target=target, scale=scale), self.settings
         )

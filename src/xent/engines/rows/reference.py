@@ -25,21 +25,21 @@ def row_statistics(problem: Problem) -> tuple[Tensor, bool]:
     """
     p = problem
     x, transform = _sweep(p.logits).movedim(p.axis, -1), p.transform  # (N, V)
-    if p.target.labelled:
+    if p.labelled:
         # What an ignored row holds must not leave a trace, not even 0 * NaN in a gradient.
-        ignored = p.target.values == p.target.ignore_index
+        ignored = p.tensors.target == p.settings.ignore_index
         x = torch.where(ignored.unsqueeze(-1), 0, x)
         transform = transform.without_scale_of(ignored)
     z = transform(x)  # (N, V)
     wide = torch.float32 if z.device.type == "mps" else torch.float64
-    weight = None if p.class_weight is None else p.class_weight.to(z.dtype)  # (V,)
-    if p.target.soft:
+    weight = None if p.tensors.class_weight is None else p.tensors.class_weight.to(z.dtype)  # (V,)
+    if p.settings.soft:
         q = _sweep(p.soft_target()).movedim(p.axis, -1)  # (N, V)
         q = q if weight is None else q * weight
         pivot = z.detach().argmax(-1)  # (N,)
         ignored = torch.zeros_like(pivot, dtype=torch.bool)
         present = torch.ones_like(ignored)
-        if p.target.table is not None:
+        if p.tensors.target_table is not None:
             _, _, ignored = _read_labels(p)
     else:
         q = None
@@ -107,7 +107,7 @@ def row_statistics(problem: Problem) -> tuple[Tensor, bool]:
         fields["target"] = target + rest_mass * finite_shift - deficit
         fields |= {"mass": q_pivot + rest_mass, "pivot_log_odds": d, "top": pivot.to(wide)}
 
-    if "top" in p.requests:
+    if "top" in p.settings.requests:
         top_logit, top = z.detach().max(-1)
         fields |= {"top": top.to(wide), "top_logit": top_logit.to(wide)}
         if q is None:
@@ -115,11 +115,11 @@ def row_statistics(problem: Problem) -> tuple[Tensor, bool]:
             fields["rest_top"] = rest_top[..., 0].to(wide)
             fields["rest_top_logit"] = rest.gather(-1, rest_top)[..., 0].to(wide)
     for power, name in ((2, "squares"), (3, "cubes")):
-        if name in p.requests:  # relative to the shift, so that nothing overflows
+        if name in p.settings.requests:  # relative to the shift, so that nothing overflows
             total = torch.exp(-power * below_shift).sum(-1, dtype=wide)
             share = rest_prob / torch.where(empty, 1.0, sum_)  # exp(shift - lse)
             fields[f"rest_{name}"] = total * share**power
-    if "entropy" in p.requests:
+    if "entropy" in p.settings.requests:
         masked = rest == -INF
         spread = (e * torch.where(masked, 0, below_shift)).sum(-1, dtype=wide)
         surprise = below + spread / torch.where(empty, 1.0, sum_)
@@ -128,9 +128,10 @@ def row_statistics(problem: Problem) -> tuple[Tensor, bool]:
         in_pivot = torch.where(hopeless, 0.0, pivot_prob * torch.where(hopeless, 0.0, above))
         in_rest = torch.where(sure, 0.0, rest_prob * torch.where(sure, 0.0, surprise))
         fields |= {"entropy": in_pivot + in_rest, "log_sum": log_sum}
-    if "mean" in p.requests:
+    if "mean" in p.settings.requests:
         masked = z == -INF
-        c = torch.ones_like(z) if p.mean_weight is None else p.mean_weight.to(z.dtype).expand_as(z)
+        c = p.tensors.mean_weight
+        c = torch.ones_like(z) if c is None else c.to(z.dtype).expand_as(z)
         c = torch.where(masked, 0, c)  # (N, V)
         gap = torch.where(masked, 0, finite_shift.to(z.dtype).unsqueeze(-1) - z)
         support = (~masked).sum(-1).to(wide)
@@ -140,10 +141,10 @@ def row_statistics(problem: Problem) -> tuple[Tensor, bool]:
 
     names = p.fields
     rows = [fields[n] for n in names]
-    if p.target.sharded:
+    if p.settings.sharded:
         # A shard without any unmasked class is the identity of the merge.
         nothing = empty & (pivot_logit == -INF)
-        reached = torch.where(fields["mass"] == 0, 0.0 if p.target.soft else -INF, -INF)
+        reached = torch.where(fields["mass"] == 0, 0.0 if p.settings.soft else -INF, -INF)
         blank: dict[str, float | Tensor] = {
             "shift": -INF,
             "lse": -INF,
@@ -176,7 +177,7 @@ def row_gradient(
     record = torch.is_grad_enabled()
     logits = problem.logits if record else problem.logits.detach().requires_grad_()
     with torch.enable_grad():
-        table, _ = row_statistics(problem._replace(logits=logits))
+        table, _ = row_statistics(problem.replace(logits=logits))
         pairs = zip(table.unbind(0), partials, strict=True)
     pairs = [(field, slope) for field, slope in pairs if slope is not None]
     fields, slopes = zip(*pairs, strict=True)
@@ -206,8 +207,8 @@ def _largest(rest: Tensor) -> Tensor:
 
 def _read_labels(p: Problem) -> tuple[Tensor, Tensor, Tensor]:
     """(class within these logits, whether it is there, whether the row is ignored)."""
-    ignored = p.target.values == p.target.ignore_index
-    here = p.target.values - p.target.first_class
+    ignored = p.tensors.target == p.settings.ignore_index
+    here = p.tensors.target - p.settings.first_class
     present = (here >= 0) & (here < p.classes) & ~ignored
     check_labels(p)
     return torch.where(present, here, 0), present, ignored
@@ -218,6 +219,6 @@ def check_labels(p: Problem) -> None:
 
     Elsewhere (accelerators, transforms, compilation) the row has no target, and no finite loss.
     """
-    if p.target.labelled and not p.target.sharded:
-        target = p.target
-        labels.check_labels(target.values, p.classes, target.ignore_index, target.first_class)
+    if p.labelled and not p.settings.sharded:
+        s = p.settings
+        labels.check_labels(p.tensors.target, p.classes, s.ignore_index, s.first_class)

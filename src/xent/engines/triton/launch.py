@@ -98,18 +98,18 @@ class Launch:
         logits = even(p.logits)
         layout = Layout.of(logits)
         assert layout is not None
-        soft = p.target.probabilities
+        soft = p.probabilities
         matrices = [m for m in (logits, out) if m is not None]
         if soft is not None:
             soft = soft.float() if soft.dtype == torch.float64 else soft
-            soft = even(soft) if p.target.table is None else soft.contiguous()
+            soft = even(soft) if p.tensors.target_table is None else soft.contiguous()
             matrices.append(soft)
         self.rows = p.rows.numel()
         self.align = _alignment(matrices)
         self.tiling = Tiling.of(p.classes, self.align < 0)
         self.layout = layout
         self.tiles = self._blocks(self.tiling) * self.tiling.parts
-        labels = p.target.values.contiguous() if p.target.labelled else None
+        labels = p.tensors.target.contiguous() if p.labelled else None
         transform = p.transform
         scale = transform.scale
         if scale is not None and scale.ndim:
@@ -126,11 +126,11 @@ class Launch:
                 _vector(transform.class_scale), _vector(transform.class_bias),
             ),
             labels,
-            p.target.ignore_index,
-            p.target.first_class,
+            p.settings.ignore_index,
+            p.settings.first_class,
             None if soft is None else self._rows(soft),
-            _vector(p.class_weight),
-            _vector(p.mean_weight),
+            _vector(p.tensors.class_weight),
+            _vector(p.tensors.mean_weight),
         )  # fmt: skip
 
     def _rows(self, x: Tensor) -> Rows:
@@ -162,7 +162,7 @@ class Launch:
         table = parts.new_empty((mask.bit_count(), *p.rows), dtype=torch.float64)
         launch(
             fields.finish, triton.cdiv(self.rows, COUNT), p.logits.device, question, parts,
-            table, FOUND=found, FIELDS=mask, SHARDED=p.target.sharded,
+            table, FOUND=found, FIELDS=mask, SHARDED=p.settings.sharded,
             BLOCK=block, COUNT=COUNT,
         )  # fmt: skip
         return table
@@ -225,15 +225,15 @@ def _found(p: Problem) -> int:
     """What the tiles find out, as the bits of `sweep`."""
     s = sweep
     names = [s.LARGEST, s.SUM]
-    if p.target.soft:
+    if p.settings.soft:
         names += [s.MASS, s.DEFICIT, s.PIVOT, s.PIVOT_CLASS, s.PIVOT_SOFT]
-    elif "top" in p.requests:
+    elif "top" in p.settings.requests:
         names += [s.TOP]
-    if "entropy" in p.requests:
+    if "entropy" in p.settings.requests:
         names += [s.TIES, s.SPREAD]
-    if "mean" in p.requests:
+    if "mean" in p.settings.requests:
         names += [s.LEVEL, s.WEIGHT, s.SUPPORT]
-    if "squares" in p.requests or "cubes" in p.requests:
+    if "squares" in p.settings.requests or "cubes" in p.settings.requests:
         names += [s.SQUARES, s.CUBES]
     return sum(1 << name.value for name in names)
 
@@ -248,7 +248,7 @@ def _needed(p: Problem, slopes: Partials) -> int:
         names += [g.SQUARE, g.CUBE]
     if slopes.mean is not None:
         names += [g.MEAN]
-    if p.target.soft:
+    if p.settings.soft:
         names += [g.SOFT]
     if slopes.rest_top_logit is not None:
         names += [g.AT_TOP]

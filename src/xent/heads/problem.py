@@ -1,0 +1,212 @@
+"""The door: a call is read here, whether its logits are a tensor or lie behind a linear head.
+
+Behind a head a problem has no logits, only their source; whoever goes through the source a chunk
+of rows at a time asks for the problem ``of_rows``.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor
+
+from .._check import is_tensor, vector_of_classes, whole_number
+from ..engines.modes import autocasts, settled
+from ..engines.rows.problem import Problem, Settings, Shaped, Tensors
+from ..logits import make_transform
+from ..row_statistics import INDEX_ONLY, field_mask
+from ..targets import are_alike, class_axis, read_target
+from .logits import LinearLogits
+
+_NOTHING = torch.empty(0, dtype=torch.float32, device="cpu")  # in the place of logits to come
+
+
+class HeadProblem(Problem):
+    """A question about logits behind a head, ``(N, V)``.
+
+    Attributes:
+        source: the head, with one axis of rows and nothing recorded.
+        shape: shape of the caller's rows, which are on one axis here.
+    """
+
+    __slots__ = ("_dtype", "shape", "source")
+
+    def __init__(
+        self, source: LinearLogits, tensors: Tensors, settings: Settings, shape: torch.Size
+    ) -> None:
+        self.source, self.shape, self._dtype = source, shape, source.dtype
+        self.logits, self.settings = _NOTHING, settings
+        self.tensors = tensors._replace(logits=_NOTHING)
+        self.mask = field_mask(settings.soft, settings.requests)
+        self.axis, self.rows, self.classes = 1, source.shape[:1], source.shape[1]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype that the logits would have."""
+        return self._dtype
+
+    def flat(self, x: Any) -> Any:
+        """A tensor whose first axes are those of the caller's rows, with one axis in their place.
+
+        Anything else stays as it is.
+        """
+        (x,) = flat_rows(self.shape, x)
+        return x
+
+    def unflat(self, x: Shaped) -> Shaped:
+        """What holds one number per row, in the shape of the caller's rows."""
+        return x.reshape(self.shape)
+
+    def replace(self, **tensors: Tensor | None) -> HeadProblem:
+        """The same question about other tensors, given by name."""
+        return HeadProblem(self.source, self.tensors._replace(**tensors), self.settings, self.shape)
+
+    def with_source(self, source: Any) -> HeadProblem:
+        """The same question about another head of the same shape, or None: to be held no longer."""
+        other = object.__new__(HeadProblem)
+        for name in ("_dtype", "axis", "classes", "logits", "mask", "rows", "settings", "shape"):
+            setattr(other, name, getattr(self, name))
+        other.tensors, other.source = self.tensors, source
+        return other
+
+    def with_logits(self, logits: Tensor) -> Problem:
+        """The question about all logits, ``(N, V)``, as a tensor."""
+        return Problem(self.tensors._replace(logits=logits), self.settings)
+
+
+def make_problem(
+    input: Tensor | LinearLogits,
+    target: Tensor,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    logit_scale: float | Tensor | None = None,
+    softcap: float | None = None,
+    class_bias: Tensor | None = None,
+    requests: tuple[str, ...] = (),
+    *,
+    first_class: int | None = None,
+    class_scale: Tensor | None = None,
+    mean_weight: Tensor | None = None,
+    target_table: Tensor | None = None,
+    target_name: str = "target",
+) -> Problem:
+    """Check the arguments of a call against each other, and put them the way engines take them.
+
+    A head is opened: its rows come on one axis, and what it has recorded joins the options.
+    """
+    z: Any = input  # of which only shape, dtype and device are read
+    if isinstance(input, LinearLogits):
+        z, target, logit_scale, softcap = flatten(input, target, logit_scale, softcap)
+    else:
+        is_tensor("input", input)
+    first_class = None if first_class is None else whole_number("first_class", first_class)
+    checked = read_target(z, target, ignore_index, first_class, target_name)
+    axis = class_axis(z)
+    rows, classes = z.shape[:axis] + z.shape[axis + 1 :], z.shape[axis]
+    scale, cap, bias, class_scale = make_transform(
+        logit_scale, softcap, class_bias, rows, classes, z.device, class_scale
+    )
+    soft = checked.soft or target_table is not None
+    if target_table is not None:
+        _check_table(target_table, classes, z.device, first_class)
+    if soft and set(requests) & set(INDEX_ONLY):
+        raise ValueError("squares and cubes are known for class indices only, not for soft targets")
+    if mean_weight is not None and mean_weight is not weight:
+        vector_of_classes("mean_weight", mean_weight, classes, z.device)
+    if weight is not None:
+        _check_weight(weight, z, classes, soft)
+    others = (checked.values, scale, bias, weight, class_scale, mean_weight, target_table)
+    others = [t if t is None else settled(t) for t in others]
+    settings = Settings(
+        soft, checked.ignore_index, checked.first_class, checked.sharded, cap, requests
+    )
+    if not isinstance(z, LinearLogits):
+        return Problem(Tensors(settled(z), *others), settings)  # pyright: ignore
+    source, tensors = _absorb(z, Tensors(_NOTHING, *others), cap)  # pyright: ignore
+    return HeadProblem(source, tensors, settings, input.shape[:-1])
+
+
+def _check_table(
+    table: Tensor, classes: int, device: torch.device, first_class: int | None
+) -> None:
+    if first_class is not None:
+        raise ValueError("a table of targets needs all classes; with `first_class` leave it out")
+    if table.shape != (classes, classes) or table.device != device:
+        raise ValueError(
+            f"`target_table` must have a row for each class, shape ({classes}, {classes}), on "
+            f"{device}; got shape {tuple(table.shape)} on {table.device}"
+        )
+
+
+def _check_weight(weight: Tensor, input: Tensor, classes: int, soft: bool) -> None:
+    """Raise unless these are class weights of the dtype that PyTorch asks for."""
+    vector_of_classes("weight", weight, classes, input.device)
+    if not (weight.dtype == input.dtype or soft or autocasts(input)):
+        raise TypeError(
+            f"expected `weight` of the logits' dtype {input.dtype} but found {weight.dtype}; "
+            f"call weight.to(input.dtype)"
+        )
+
+
+class Flat(NamedTuple):
+    """A call on logits behind a head: rows on one axis, what was recorded among the options."""
+
+    source: LinearLogits
+    target: Tensor
+    logit_scale: float | Tensor | None
+    softcap: float | None
+
+
+def flatten(
+    input: LinearLogits, target: Any, logit_scale: float | Tensor | None, softcap: float | None
+) -> Flat:
+    """Put the rows of a call on one axis, and what the head has recorded among the options."""
+    rows = input.shape[:-1]
+    scale, cap = input.recorded()
+    if cap is not None and (softcap is not None or logit_scale is not None):
+        raise ValueError(
+            "these LinearLogits have a softcap already; leave out `softcap` and `logit_scale`"
+        )
+    if logit_scale is not None:
+        scale = logit_scale if scale is None else scale * logit_scale
+    if isinstance(target, Tensor):
+        soft = target.is_floating_point() and are_alike(target, cast(Tensor, input))
+        if not soft and target.shape != rows:
+            squeeze = ". Pass target.squeeze(-1)" * (target.shape == (*rows, 1))
+            raise ValueError(
+                f"`target` must have shape {tuple(rows)} to hold one class index for each row of "
+                f"logits behind a linear head, or the shape of the logits; got "
+                f"{tuple(target.shape)}{squeeze}"
+            )
+    target, scale = flat_rows(rows, target, scale)
+    return Flat(input.bare(), target, scale, cap if softcap is None else softcap)
+
+
+def flat_rows(rows: torch.Size, *values: Any) -> tuple[Any, ...]:
+    """Tensors whose first axes are those of the rows, with one axis in their place."""
+    return tuple(
+        x.reshape(-1, *x.shape[len(rows) :])
+        if isinstance(x, Tensor) and x.shape[: len(rows)] == rows
+        else x
+        for x in values
+    )
+
+
+def problem_of(logits: LinearLogits) -> HeadProblem:
+    """The problem of logits behind a head alone, whose target is any class."""
+    any_class = torch.zeros(logits.shape[:-1], dtype=torch.int64, device=logits.device)
+    return cast(HeadProblem, make_problem(logits, any_class))
+
+
+def _absorb(source: LinearLogits, tensors: Tensors, softcap: float) -> tuple[LinearLogits, Tensors]:
+    """Make a scale or bias that wants a gradient part of the head, which has one by chunks."""
+    scale, bias = tensors.scale, tensors.class_bias
+    wanted = [t is not None and t.requires_grad for t in (scale, bias)]
+    capped = softcap or tensors.class_scale is not None
+    per_row = scale is not None and scale.ndim and source.bias is not None
+    if not torch.is_grad_enabled() or not any(wanted) or per_row or (capped and wanted[1]):
+        return source, tensors
+    if capped:
+        return source.absorb(scale, None), tensors._replace(scale=None)
+    return source.absorb(scale, bias), tensors._replace(scale=None, class_bias=None)
