@@ -343,7 +343,7 @@ def test_a_loss_in_the_middle_of_a_model(monkeypatch):
     layer = torch.nn.Linear(5, 9)
     x, y = torch.randn(7, 5), torch.randint(9, (7,))
     grads = []
-    for engine in ("triton", "native" if MODULES["native"].available() else "reference"):
+    for engine in ("triton", "native" if core.available() else "reference"):
         layer.zero_grad()
         a = xent.cross_entropy(layer(x), y, engine=engine)
         b = xent.cross_entropy(layer(2 * x), y, reduction="sum", engine=engine)
