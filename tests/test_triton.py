@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import xent
-from xent.engines import modes, triton
+from xent.engines import core, modes, triton
 from xent.engines.rows import MODULES
 
 from .helpers import exact, nats_below_top, same_bits, value_and_grad, worst
