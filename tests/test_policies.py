@@ -455,7 +455,7 @@ def test_bad_parameters():
 @pytest.mark.parametrize(
     "name",
     [
-        "search.cross_entropy_method", "search.rare_events", "search.search_distributions",
+        "search.cross_entropy_method", "search.rare_events", "search.gaussians", "search.choices",
         "policies.episodes", "policies.policy_learning", "policies.policy_search",
     ],
 )  # fmt: skip

@@ -9,7 +9,7 @@ import torch
 
 from ..learn.policies.policy_search import PolicyScores
 from ..learn.search.cross_entropy_method import CrossEntropyMethod, SearchResult
-from ..learn.search.search_distributions import Gaussian
+from ..learn.search.gaussians import Gaussian
 from .arguments import finite
 from .console import UserError, as_options, note
 from .environments import (

@@ -9,11 +9,11 @@ from pkgutil import iter_modules
 from typing import Any
 
 _MODULE_OF: dict[str, str] = {
-    "Bernoulli": "search.search_distributions",
-    "Categorical": "search.search_distributions",
+    "Bernoulli": "search.choices",
+    "Categorical": "search.choices",
     "CrossEntropyMethod": "search.cross_entropy_method",
     "FixedModel": "coding.symbol_models",
-    "Gaussian": "search.search_distributions",
+    "Gaussian": "search.gaussians",
     "GaussianClasses": "evidence.gaussian_classes",
     "InfoNCEBound": "evidence.info_nce",
     "InformationEstimate": "evidence.mutual_information",

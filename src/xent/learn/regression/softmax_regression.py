@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from numbers import Integral, Real
 from typing import Any
 
@@ -30,7 +29,7 @@ from .criteria import Criterion, Problem, logits_of, loss_of, softmax_criterion
 from .linear_objective import Design, Objective
 from .separation import SeparationWarning, separation
 from .solvers import SMOOTH, SOLVERS, solve
-from .task import UNSAID, Task, enough
+from .task import UNSAID, Task, enough, progress
 
 DTYPES = (np.float64, np.float32)
 
@@ -326,7 +325,7 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
         Returns:
             How far that is above the minimum, in nats; 0 if it has converged.
         """
-        with _progress(self.verbose, self.max_iter) as report:
+        with progress(self.verbose, self.max_iter) as report:
             task = Task(objective, l1, self.tol, self.max_iter, report)
             solution = solve(task, start, self.solver)
         w = solution.w
@@ -385,20 +384,3 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
     def _indices(self, y: np.ndarray) -> Tensor:
         """The classes as indices."""
         return torch.from_numpy(np.searchsorted(self.classes_, y))
-
-
-@contextmanager
-def _progress(verbose: int, iterations: int) -> Iterator[Callable[[float], None]]:
-    """Something to call with the objective after each iteration."""
-    if not verbose:
-        yield lambda objective: None
-        return
-    from tqdm import tqdm
-
-    with tqdm(total=iterations, unit="iteration") as bar:
-
-        def report(objective: float) -> None:
-            bar.set_postfix_str(f"objective {objective:.8f}", refresh=False)
-            bar.update()
-
-        yield report

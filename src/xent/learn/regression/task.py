@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,3 +59,20 @@ class Task:
 def enough(task: Task, w: Tensor, value: float) -> float:
     """Nats that may be left: by a gradient of ``tol`` in each entry, or by the last digits."""
     return max(0.5 * w.numel() * task.tol**2, DIGITS * max(abs(value), 1e-3))
+
+
+@contextmanager
+def progress(verbose: int, iterations: int) -> Iterator[Callable[[float], None]]:
+    """Give a function to call with the objective after each iteration; a bar shows it if asked."""
+    if not verbose:
+        yield lambda objective: None
+        return
+    from tqdm import tqdm
+
+    with tqdm(total=iterations, unit="iteration") as bar:
+
+        def report(objective: float) -> None:
+            bar.set_postfix_str(f"objective {objective:.8f}", refresh=False)
+            bar.update()
+
+        yield report

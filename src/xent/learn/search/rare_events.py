@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -148,30 +149,20 @@ def rare_event(
     if population is None:
         population = max(2000, 10 * len(nominal.centre))
     survivors = elite_count(elite, population)
-    finite_number("threshold", threshold)
-    for name, share in (("smoothing", smoothing), ("defensive", defensive)):
-        if not 0 < finite_number(name, share) < 1:
-            raise ValueError(f"`{name}` must be more than 0 and less than 1, got {share}")
-    if not is_whole(final) or final < 2:
-        raise ValueError(f"`final` must be a whole number of at least 2, got {final!r}")
+    _check(threshold, smoothing, defensive, final)
     generator = torch.Generator().manual_seed(seed)
     counted = Counted(score)
-    first = Population(nominal, 1.0, counted, population, smoothing, generator)
+    side = partial(
+        Population, nominal, score=counted, size=population, smoothing=smoothing,
+        generator=generator,
+    )  # fmt: skip
+    first = side(power=1.0)
     hits = int((first.scores >= threshold).sum())
-    inside = []
-    if hits < survivors:
-        start = (counted, population, smoothing, generator)
-        sides = [first, Population(nominal, FLATTENED, *start)]
-        inside = [side for side in sides if side.climb(threshold, survivors)]
-        if len(inside) == 1:  # once more from there: two that know nothing of each other
-            again = Population(nominal, 1.0 if inside[0] is first else FLATTENED, *start)
-            inside += [again] if again.climb(threshold, survivors) else []
+    inside = [] if hits >= survivors else _led_inside(first, side, threshold, survivors)
     if len(inside) < 2:
         distribution = nominal
         found = _plain_estimate(counted, threshold, nominal, final, generator)
     else:
-        for side in inside:
-            side.cool()
         both = pool(inside)
         distribution = _fit(Proposal.start(nominal, defensive, smoothing), both, generator)
         for times in (1, MORE):  # of which only the last count: to choose among both has a bias
@@ -180,23 +171,68 @@ def rare_event(
             )
             if found.effective >= ENOUGH:
                 break
-    levels = first.levels or [float(threshold)]
     bound = _chernoff(hits + found.hits, population + found.drawn, DOUBT)[1]
-    p, error, interval = found.probability, MARGIN * found.deviation, found.interval
-    message = ""
-    if found.effective < FEWEST:
-        p, error, interval = math.nan, math.nan, (0.0, bound)
+    answer = RareEvent(
+        found.probability, MARGIN * found.deviation, found.interval, bound, found.effective,
+        first.levels or [float(threshold)], distribution, counted.evaluations, message="",
+    )  # fmt: skip
+    return answer if found.effective >= FEWEST else _no_number(answer, counted.best, threshold)
+
+
+def _check(threshold: float, smoothing: float, defensive: float, final: int) -> None:
+    """Raise unless the options are what they must be."""
+    finite_number("threshold", threshold)
+    for name, share in (("smoothing", smoothing), ("defensive", defensive)):
+        if not 0 < finite_number(name, share) < 1:
+            raise ValueError(f"`{name}` must be more than 0 and less than 1, got {share}")
+    if not is_whole(final) or final < 2:
+        raise ValueError(f"`final` must be a whole number of at least 2, got {final!r}")
+
+
+def _led_inside(
+    first: Population, side: Callable[..., Population], threshold: float, survivors: int
+) -> list[Population]:
+    """Lead populations into the event, from the nominal distribution and from a flattened one.
+
+    Args:
+        first: a population of the nominal distribution.
+        side: makes a population, of the density to a ``power``.
+        threshold: what makes the event.
+        survivors: how many points reach the next level.
+
+    Returns:
+        Two populations in the event, drawn apart from each other; fewer if the event was not
+        reached. Where only one of the two distributions reaches it, a second population of that
+        distribution is tried.
+    """
+    sides = {1.0: first, FLATTENED: side(power=FLATTENED)}
+    inside = {power: each for power, each in sides.items() if each.climb(threshold, survivors)}
+    found = list(inside.values())
+    if len(inside) == 1:
+        again = side(power=next(iter(inside)))
+        found += [again] if again.climb(threshold, survivors) else []
+    if len(found) == 2:
+        for each in found:
+            each.cool()
+    return found
+
+
+def _no_number(answer: RareEvent, best: float, threshold: float) -> RareEvent:
+    """Return an answer that says why there is no probability, with the bound alone."""
+    if best < threshold:
         message = (
-            f"the scores reach {counted.best:g}, not {threshold:g}: the event may be impossible, "
+            f"the scores reach {best:g}, not {threshold:g}: the event may be impossible, "
             "or too rare to be found"
-            if counted.best < threshold
-            else f"the draws amount to {found.effective:.1f} points of the event, and a number "
+        )
+    else:
+        message = (
+            f"the draws amount to {answer.effective:.1f} points of the event, and a number "
             f"takes {FEWEST}: it has more places than `population` holds, or `final` is too small"
         )
-    return RareEvent(
-        p, error, interval, bound, found.effective, levels, distribution, counted.evaluations,
-        message,
-    )  # fmt: skip
+    interval = (0.0, answer.bound)
+    return answer._replace(
+        probability=math.nan, standard_error=math.nan, interval=interval, message=message
+    )
 
 
 class _Estimate(NamedTuple):
