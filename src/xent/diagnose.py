@@ -98,7 +98,7 @@ _REFUSED = {"one-hot-integers", "target-dtype", "target-shape"}
 
 
 def _refusal(input: Tensor, target: Tensor, ignore_index: int) -> Finding | None:
-    """What every loss of classes says that refuses this pair, in its words."""
+    """Return the error that every loss of classes raises for this pair, as a finding."""
     try:
         read_target(input, target, ignore_index)
     except (TypeError, ValueError) as error:

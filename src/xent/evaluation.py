@@ -1,4 +1,4 @@
-"""What a causal language model is worth: perplexity, accuracy and calibration over a text."""
+"""Evaluation of causal language models: perplexity, accuracy and calibration over a text."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What :func:`xent.evaluate` found; prints as a table.
+    """Result of :func:`xent.evaluate`; prints as a table.
 
     Attributes:
         tokens: how many tokens were scored.
@@ -225,7 +225,7 @@ class Window(NamedTuple):
 
 
 def _windows(positions: int, width: int, stride: int) -> Iterator[tuple[int, int]]:
-    """Where each window starts, and up to where an earlier one has scored."""
+    """Yield the start of each window, and the position up to which earlier windows have scored."""
     done = 0
     for start in (*range(0, positions - width, stride), positions - width):
         yield start, done
@@ -233,7 +233,7 @@ def _windows(positions: int, width: int, stride: int) -> Iterator[tuple[int, int
 
 
 def _goal(labels: Tensor, window: Window, width: int, ignore_index: int) -> Tensor:
-    """What follows each token of a window, unless it has been scored."""
+    """Return the token after each token of a window; ``ignore_index`` where it is scored already."""
     _, start, done = window
     goal = labels[start + 1 : start + 1 + width].clone()
     goal[: done - start] = ignore_index
@@ -290,7 +290,7 @@ def _logits_of(output: Any, shape: torch.Size) -> Any:
 
 
 def _device_of(model: Any) -> torch.device | None:
-    """That of the parameters, if there are any."""
+    """Return the device of the parameters of a model, or None if it has none."""
     parameters = model.parameters() if isinstance(model, torch.nn.Module) else iter(())
     return next((p.device for p in parameters), None)
 

@@ -1,7 +1,8 @@
-"""What is learnt or fitted with the losses; each tool in a module that only its use imports.
+"""Tools that learn or fit with the losses; each is imported when it is used.
 
-Nothing here is loaded by ``import xent``. What is named below comes directly from here,
-``from xent.learn import SoftmaxRegression``; more stands in the modules. Extra: ``xent[learn]``.
+``import xent`` loads none of them. The names below are imported from here, as in
+``from xent.learn import SoftmaxRegression``; the modules hold more. They need the extra
+``xent[learn]``.
 """
 
 from importlib import import_module

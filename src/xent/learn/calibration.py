@@ -1,4 +1,4 @@
-"""Whether probabilities mean what they say, and the one number that makes them."""
+"""Calibration: whether probabilities are right, and the temperature that makes them so."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def fit_temperature(input: Tensor, target: Tensor, *, ignore_index: int = -100) 
 
 
 def _root(f: Callable[[float], float]) -> float:
-    """Where f, negative on the left and positive on the right, is 0: by Illinois' method."""
+    """Return the root of f, negative on the left and positive on the right (Illinois method)."""
     low = high = 0.0
     f_low = f_high = f(0.0)
     for step in (1.0, 2.0, 4.0, 8.0, 16.0, 32.0):

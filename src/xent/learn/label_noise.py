@@ -1,4 +1,4 @@
-"""What the predictions of a model trained on noisy labels say about the noise, and whose it is.
+"""Label noise, estimated from the predictions of a model: its matrix, and the rows that have it.
 
 Such a model predicts *labels*, ``p(label | x)``, not classes. What it says about rows whose class
 is beyond doubt is a row of the noise matrix; so an estimate needs such rows for every class, and a
@@ -116,7 +116,7 @@ def confident_noise_matrix(probabilities: Tensor, labels: Tensor) -> Tensor:
 def label_quality(
     probabilities: Tensor, labels: Tensor, score: Score = "self_confidence"
 ) -> Tensor:
-    r"""How well a label agrees with the prediction for its row; small for a suspect.
+    r"""Score how well the label of each row agrees with its prediction; a suspect has a low score.
 
     Args:
         probabilities: predicted label probabilities of held-out rows, ``(N, C)``.
@@ -232,7 +232,7 @@ def _confident_guess(p: Tensor, labels: Tensor) -> Tensor:
 
 
 def _confident_counts(guess: Tensor, labels: Tensor, classes: int) -> Tensor:
-    """How many confident rows there are of each (label, class)."""
+    """Count the confident rows of each pair (label, class), ``(C, C)``."""
     sure = guess >= 0
     pairs = labels[sure] * classes + guess[sure]
     return torch.bincount(pairs, minlength=classes**2).view(classes, classes)

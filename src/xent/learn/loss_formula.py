@@ -32,7 +32,7 @@ class Term(NamedTuple):
 
     @property
     def has_exponent(self) -> bool:
-        """Whether there is an exponent to find."""
+        """True if the formula has an exponent to fit."""
         return "{e}" in self.code
 
 

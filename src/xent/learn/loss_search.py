@@ -97,7 +97,7 @@ class HeldOutAccuracy:
 
 
 class Found(NamedTuple):
-    """What a search found.
+    """Result of a search for losses.
 
     Attributes:
         formula: the loss that did best when the finalists were judged again.

@@ -182,10 +182,10 @@ def fit_logit_weights(logits: Tensor, target: Tensor) -> MixtureFit:
 
 
 def _least_on_simplex(loss: Callable[[Tensor], Tensor], members: int) -> tuple[Tensor, float]:
-    """Where a convex function of weights is least, and how much less it may be elsewhere.
+    """Minimise a convex function of weights; return the weights and a bound on what is left.
 
-    Newton's method among the weights that are not 0 and the most promising of the others; where
-    that is blocked, a step towards the latter alone.
+    Newton's method moves the weights that are not 0 and the most promising of the others. Where a
+    weight at 0 blocks that, a step goes towards the most promising one alone.
     """
     weights = torch.full((members,), 1 / members, dtype=torch.float64, device="cpu")
     gap = torch.inf
@@ -227,7 +227,7 @@ def _line_search(
 
 
 def _newton_direction(curvature: Tensor, slope: Tensor, free: Tensor) -> Tensor:
-    """Where Newton's method would go from here if only these weights could move, sum kept."""
+    """Return the Newton step of the free weights that keeps the sum of all weights."""
     n = int(free.sum())
     curvature = curvature[free][:, free]
     # Members that are alike make it singular; the little that is added shares between them.
@@ -244,7 +244,7 @@ def _newton_direction(curvature: Tensor, slope: Tensor, free: Tensor) -> Tensor:
 
 
 def _room(weights: Tensor, direction: Tensor) -> float:
-    """How long a step in this direction may be until a weight is 0."""
+    """Return how long a step in this direction may be before a weight is 0."""
     falling = direction < 0
     return (weights[falling] / -direction[falling]).min().item() if bool(falling.any()) else 1.0
 

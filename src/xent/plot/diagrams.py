@@ -128,7 +128,7 @@ def reliability(table: Any, ax: Axes | None = None) -> Axes:
 
 
 def confusion_matrix(matrix: Any, labels: Sequence[Any], ax: Axes | None = None) -> Axes:
-    """How often each class is taken for which.
+    """Draw a confusion matrix: how many rows of each class are taken for each class.
 
     Args:
         matrix: counts of rows, ``(K, K)``: row i, column j those of class i that are taken for j.

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def information(estimate: Any, ax: Axes | None = None) -> Axes:
-    """What each class adds to an estimate of mutual information, of the most it could.
+    """Draw what each class adds to an estimate of mutual information, and the most it could add.
 
     Args:
         estimate: an :class:`xent.learn.InformationEstimate`.

@@ -152,7 +152,7 @@ def _target(curve: Curve, row: Tensor, target: float) -> Tensor:
 
 
 def _depends_on_classes(curve: Curve, log_odds: Tensor, classes: int, values: Tensor) -> bool:
-    """Whether the loss is more than a function of the log-odds of the target."""
+    """Return True if the loss is more than a function of the log-odds of the target."""
     if curve.targets == "binary":
         return False
     if curve.classes is not None:

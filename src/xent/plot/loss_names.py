@@ -24,7 +24,7 @@ _NOT_DRAWN = {
 
 
 class Curve(NamedTuple):
-    """What to draw.
+    """A loss to draw.
 
     Attributes:
         label: for the legend.

@@ -70,7 +70,7 @@ def curves(
 
 
 class _Run(NamedTuple):
-    """What is drawn of a record; a point of validation is (count, seconds, loss)."""
+    """The curves of a record; a point of validation is (count, seconds, loss)."""
 
     label: str
     counted: str

@@ -26,10 +26,10 @@ MOST = 1 << 32  # of all frequencies together: 24 bits below the narrowest inter
 
 
 class SymbolModel(Protocol):
-    """What predicts symbols 0, 1, ..., one after the other."""
+    """A model that predicts the symbols 0, 1, ..., one after the other."""
 
     def frequencies(self) -> Any:
-        """How often each symbol is expected next: whole numbers that sum to at most 2^32.
+        """Return the expected frequency of each symbol: whole numbers that sum to at most 2^32.
 
         A symbol of frequency 0 cannot be coded. Two models that have seen the same symbols must say
         the same, to the last digit.
@@ -166,7 +166,7 @@ def _symbol(symbol: Any) -> int:
 
 
 class _Interval:
-    """What is left of [0, 1): ``low`` and ``width`` in units of the window, behind ``out``."""
+    """The part of [0, 1) left; ``low`` and ``width`` in units of the window after ``out``."""
 
     def __init__(self) -> None:
         self.out, self.low, self.width = bytearray(), 0, 1 << _WORD

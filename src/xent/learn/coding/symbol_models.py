@@ -13,7 +13,7 @@ _HALF = MOST // 2  # what a mixture shares out; at least 1 for each symbol comes
 
 
 class FixedModel:
-    """The same frequencies for every symbol.
+    """A model that expects the same frequencies at every step.
 
     Args:
         frequencies: how often each symbol is expected, whole numbers.
@@ -29,7 +29,7 @@ class FixedModel:
         self._frequencies = np.asarray(frequencies)
 
     def frequencies(self) -> np.ndarray:
-        """What it was made with."""
+        """Return the frequencies that the model was made with."""
         return self._frequencies
 
     def update(self, symbol: int) -> None:
@@ -125,7 +125,7 @@ class MixtureModel:
         self._now, self._parts = self._sets[0], None
 
     def frequencies(self) -> np.ndarray:
-        """Those of the members, each of which counts with its weight."""
+        """Return the frequencies of the members, added up with the weight of each member."""
         counts = np.stack([model.frequencies() for model in self._models])
         totals = counts.sum(1)
         if totals.min() <= 0:

@@ -1,1 +1,1 @@
-"""What features tell about a class: mutual information, and where it is seen."""
+"""Evidence of features about a class: mutual information, and maps of where it is seen."""

@@ -1,4 +1,4 @@
-r"""Where in an image a classifier sees its evidence: class-activation maps, and infoCAM.
+r"""Class-activation maps and infoCAM: the places of an image that a classifier decides by.
 
 For networks whose last layers are the mean over all places and one linear layer: there a logit is
 the mean of what each place contributes, :math:`z_c = b_c + \frac{1}{HW} \sum_{h,w} w_c \cdot
@@ -19,7 +19,7 @@ from ..._check import is_tensor, label_out_of_range, one_of
 def class_activation_map(
     features: Tensor, weight: Tensor, target: Tensor, *, bias: Tensor | None = None
 ) -> Tensor:
-    r"""What each place contributes to the logit of a class: :math:`w_c \cdot f(h, w)`.
+    r"""Return what each place adds to the logit of a class: :math:`w_c \cdot f(h, w)`.
 
     Args:
         features: of the last layer before the mean over all places, ``(N, D, H, W)``.
@@ -58,7 +58,7 @@ def info_cam(
     bias: Tensor | None = None,
     against: Literal["others", "lowest"] = "others",
 ) -> Tensor:
-    r"""What each place contributes to a class beyond others: the evidence in nats.
+    r"""Return the evidence of each place for a class against the others, in nats.
 
     .. math:: \Bigl(w_c - \frac{1}{C - 1} \sum_{j \ne c} w_j\Bigr) \cdot f(h, w)
 

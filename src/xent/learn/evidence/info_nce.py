@@ -48,7 +48,7 @@ def info_nce_bound(
     temperature: float = 1.0,
     normalize: bool = False,
 ) -> InfoNCEBound:
-    r"""What two things that come in pairs tell of each other, at least, by InfoNCE.
+    r"""Estimate a lower bound of the mutual information of pairs, by InfoNCE.
 
     .. math:: I(X; Y) \ge \log M - \mathrm{E}\Bigl[-\log
         \frac{e^{f(x_n, y_n)}}{\sum_m e^{f(x_n, y_m)}}\Bigr]

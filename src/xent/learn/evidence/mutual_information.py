@@ -75,7 +75,7 @@ class InformationEstimate:
         return self.nats / self.entropy
 
     def to_dict(self) -> dict[str, Any]:
-        """What JSON can hold of it: all but the values of single rows."""
+        """Return the estimate as a dictionary for JSON, without the values of single rows."""
         return {
             "nats": self.nats,
             "bits": self.bits,

@@ -115,7 +115,7 @@ class EpochMeans:
 
 
 def _setting(loss: Callable[..., Any], name: str, default: Any) -> Any:
-    """What a loss is set to: an attribute of a module, or the default of an argument."""
+    """Return the setting of a loss: an attribute of a module, or the default of an argument."""
     if isinstance(loss, nn.Module):
         return getattr(loss, name, default)
     try:
@@ -126,7 +126,7 @@ def _setting(loss: Callable[..., Any], name: str, default: Any) -> Any:
 
 
 def _divisor_of(loss: Callable[..., Any], ignore_index: int) -> Callable[..., float]:
-    """What the mean of a batch divides by, as a function of its targets."""
+    """Return a function from the targets of a batch to the divisor of its mean."""
     weight = _setting(loss, "weight", None)
     ignore_value = _setting(loss, "ignore_value", None)
     if _setting(loss, "normalizer", None) == "count":
@@ -146,7 +146,7 @@ def _divisor_of(loss: Callable[..., Any], ignore_index: int) -> Callable[..., fl
 
 
 def _are_classes(target: Tensor, output: Any) -> bool:
-    """Whether the targets are class indices, and the output has logits of the classes."""
+    """True if the targets are class indices, and the output has logits of the classes."""
     indices = not (target.is_floating_point() or target.is_complex() or target.dtype == torch.bool)
     return indices and getattr(output, "ndim", 0) == target.ndim + 1
 

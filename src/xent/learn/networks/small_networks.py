@@ -128,7 +128,7 @@ class SmallNetworks:
         batch: int = 64,
         lr: float = 3e-3,
     ) -> Iterator[int]:
-        """The same without an end: one step each time the next number of steps is asked for.
+        """Train without an end: each ``next`` takes a step and returns the number of steps.
 
         Args:
             x: as for :meth:`train`, like all others.

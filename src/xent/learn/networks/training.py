@@ -26,7 +26,7 @@ EVALUATION = 4  # without gradients a batch may be so many times as large
 
 @dataclass(frozen=True)
 class TrainingRecord:
-    """What :func:`train_classifier` did; prints as a line, and ``xent.plot.curves`` draws it.
+    """Record of :func:`train_classifier`; prints as a line, and ``xent.plot.curves`` draws it.
 
     Attributes:
         epochs: an entry for each finished epoch: ``epoch``, ``seconds`` since the start, ``loss``,
@@ -182,7 +182,7 @@ def train_classifier(
 
 @torch.no_grad()
 def predict_logits(model: nn.Module, x: Tensor, batch_size: int = 256) -> Tensor:
-    """What a model says about many rows, in evaluation mode and without gradients.
+    """Compute the logits of many rows, batch by batch, in evaluation mode and without gradients.
 
     Args:
         model: maps rows to a tensor; it stays on its device and comes back in the mode it had.
@@ -222,7 +222,10 @@ def _train(learner: nn.Module, means: EpochMeans, batches: Batches, step: Step) 
 
 @torch.no_grad()
 def _evaluate(learner: nn.Module, means: EpochMeans, batches: Batches) -> Entry:
-    """The same without steps. What the model draws is the same each time, so losses compare."""
+    """Measure a model on the validation rows, without steps.
+
+    Random numbers start from the same seed each time, so that losses of epochs compare.
+    """
     learner.eval()
     with _random_numbers(0, batches.device):
         for batch in batches:

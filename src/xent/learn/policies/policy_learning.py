@@ -35,7 +35,7 @@ RECORD = {"batch": int, "returns": [float], "loss": [float], "entropy": [float],
 
 @dataclass
 class PolicyRecord:
-    """How a policy has learnt.
+    """Record of how a policy learnt.
 
     Attributes:
         batch: episodes per update.

@@ -1,4 +1,4 @@
-"""What a linear classifier minimises of its scores: any loss of the family."""
+"""Criteria of linear classifiers: the mean of any loss, as a function of the scores."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .linear_objective import Design, Objective
 
 
 class Criterion(NamedTuple):
-    """What is minimised of the scores.
+    """A mean loss as a function of the scores, with bounds of its curvature.
 
     Attributes:
         mean_loss: of scores ``(N, K)``; of some rows, given as a slice, what they add to it.

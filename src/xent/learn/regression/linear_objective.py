@@ -170,7 +170,7 @@ class Design:
         return near
 
     def means(self) -> Tensor:
-        """What an intercept can take off each column: its weighted mean; else 0, ``(columns,)``."""
+        """The weighted mean of each column, ``(columns,)``; 0 where there is no intercept."""
         means = torch.zeros(self.columns, dtype=torch.float64, device="cpu")
         if self.intercept:
             means[:-1] = self.pull_back(self.weight.unsqueeze(1))[0, :-1]
@@ -297,7 +297,7 @@ class Objective:
         return torch.cat(blocks, 1)
 
     def turns(self, w: Tensor, direction: Tensor) -> Tensor:
-        """How the slopes of the scores at ``w`` change along a direction, both ``(N, K)``."""
+        """Return the change of the slopes at ``w`` along a direction of scores, both ``(N, K)``."""
         if self._at is None or not torch.equal(self._at[0], w):  # a solver asks many times
             self._at = None  # one graph at a time
             self._at = w.clone(), *self._slopes(w, ALL)

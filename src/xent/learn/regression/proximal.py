@@ -100,13 +100,13 @@ class Shrunken:
         return False
 
     def bound(self) -> float:
-        """Of the curvature, in any direction."""
+        """Upper bound of the curvature in any direction."""
         design = self.objective.design
         curvature = self.objective.bound * largest_curvature(design, self.standard)
         return curvature + self.ridge.max().item()
 
     def hessian(self, place: Tensor, chosen: Tensor) -> Tensor:
-        """Of the smooth part, by the M chosen of all entries, ``(M, M)``."""
+        """Return the Hessian of the smooth part by the M chosen entries, ``(M, M)``."""
         design, standard = self.objective.design, self.standard
         rows = self.objective.score_hessian(standard.to_coefficients(place))
         columns = [of_score.nonzero()[:, 0] for of_score in chosen]

@@ -1,4 +1,4 @@
-r"""How coefficients of a linear classifier leave zero as its penalty grows weaker.
+r"""Regularization paths: coefficients of a linear classifier as its penalty grows weaker.
 
 With l1 there is a strength from which on all of them are 0. The gradient of the mean loss there,
 :math:`G`, is that of a model that knows the classes' frequencies only, and the conditions of a
@@ -57,7 +57,7 @@ class RegularizationPath:
 
     @property
     def objective(self) -> np.ndarray:
-        """What was minimised, ``(n,)``."""
+        """The objective at each strength, loss plus penalty, ``(n,)``."""
         return self.loss + self.penalty
 
     def __str__(self) -> str:
@@ -191,7 +191,7 @@ class _Start:
         return solve(task, alone.zeros(), "newton-cg").w[:, 0]
 
     def smallest_C(self) -> float:
-        """Where every condition of a minimum holds, one of them just so."""
+        """Return the largest C at which all coefficients are 0."""
         if self.model.l1_ratio == 0:
             raise ValueError(
                 "with l1_ratio=0 no strength of the penalty makes coefficients 0: give the values "
@@ -218,7 +218,7 @@ class _Start:
         return grid
 
     def mean_loss(self, model: Any) -> float:
-        """Of a fitted model, without penalty."""
+        """Return the mean loss of a fitted model, without the penalty."""
         design = self.problem.design
         w = design.joined(model.coef_, model.intercept_)
         return self.problem.criterion.mean_loss(design.scores(w)).item()

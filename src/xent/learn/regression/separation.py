@@ -1,4 +1,4 @@
-"""Whether classes can be separated by linear scores, so that no best coefficients exist."""
+"""Separation: finds out if linear scores can separate the classes, so that no best fit exists."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class SeparationWarning(UserWarning):
 
 
 def separation(x: Any, scores: Tensor, target: Tensor) -> Literal["complete", "partial"] | None:
-    """Whether some linear scores are right about every row, or never wrong and somewhere right.
+    """Decide whether linear scores can separate the classes, completely or in part.
 
     Args:
         x: the rows with their column of ones, ``(N, columns)``, dense or sparse.

@@ -251,13 +251,13 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
         return self._classes(np.asarray(classes))
 
     def _criterion(self, y: np.ndarray, weight: Tensor) -> Criterion:
-        """What is minimised of the scores of rows of these classes and weights."""
+        """Return the criterion for rows of these classes and weights."""
         return softmax_criterion(
             loss_of(self.loss, "classes"), self._indices(y), weight, len(self.classes_)
         )
 
     def _decisions(self, scores: Tensor, y: np.ndarray) -> Iterator[tuple[str, Tensor, Tensor]]:
-        """What is decided independently: its name, scores and classes."""
+        """Yield each independent decision: its name, its scores and its classes."""
         yield "the classes", scores, self._indices(y)
 
     # ---- what they share ------------------------------------------------------------------------
@@ -306,11 +306,11 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
         return strength
 
     def _learnt(self, design: Design) -> Tensor:
-        """What was learnt so far, ``(K, columns)``."""
+        """Return the fitted coefficients with the intercept as a column, ``(K, columns)``."""
         return design.joined(self.coef_, self.intercept_)
 
     def _start_from(self, problem: Problem) -> Tensor:
-        """What was learnt so far, if it fits the problem."""
+        """Return the fitted coefficients as a start, or raise unless they fit the problem."""
         w, shape = self._learnt(problem.design), problem.zeros().shape
         if w.shape != shape:
             raise ValueError(

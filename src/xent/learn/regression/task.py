@@ -1,4 +1,4 @@
-"""What a solver is given, and what it returns."""
+"""The task that a solver is given, and the solution that it returns."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ UNSAID = 1e-9  # nats above the minimum that nobody needs to hear of
 
 @dataclass(frozen=True)
 class Solution:
-    """Where a solver stopped.
+    """Coefficients at which a solver stopped.
 
     Attributes:
         w: coefficients, ``(K, columns)``.
@@ -33,13 +33,13 @@ class Solution:
 
     @property
     def iterations(self) -> int:
-        """How many there were."""
+        """Number of iterations."""
         return len(self.history) - 1
 
 
 @dataclass(frozen=True)
 class Task:
-    """What is to be minimised, how exactly, and who wants to hear of it.
+    """An objective to minimise, how exactly, and a function that reports progress.
 
     Attributes:
         objective: the smooth part.

@@ -52,7 +52,7 @@ class Bernoulli(SearchDistribution):
         return torch.bernoulli(self.probability.expand(n, -1), generator=generator)
 
     def fit(self, elite: Tensor, weights: Tensor | None = None) -> Bernoulli:
-        """How often each place is 1 in the elite ``(n, d)``."""
+        """Return bits with the frequency of a 1 in each place of the elite ``(n, d)``."""
         x, share = shares_of(elite, weights, len(self.probability))
         if bool(((x != 0) & (x != 1)).any()):
             raise ValueError("`elite` must hold bits, 0 or 1")
@@ -119,7 +119,7 @@ class Categorical(SearchDistribution):
         return drawn.T.contiguous()
 
     def fit(self, elite: Tensor, weights: Tensor | None = None) -> Categorical:
-        """How often each choice is made in the elite ``(n, d)``."""
+        """Return choices with the frequency of each choice in the elite ``(n, d)``."""
         places, choices = self.probability.shape
         x, share = shares_of(elite, weights, places)
         made, possible = self._choices(x)

@@ -22,7 +22,7 @@ from .search_distributions import SearchDistribution
 
 
 def elite_count(elite: float, of: int, name: str = "population") -> int:
-    """How many an elite is.
+    """Return the number of points in an elite.
 
     Args:
         elite: a share, rounded up, or a whole number from 2.
@@ -75,7 +75,7 @@ def read_scores(points: Tensor, scores: Tensor | Sequence[float], maximize: bool
 
 
 class Iteration(NamedTuple):
-    """How one iteration went.
+    """Scores of one iteration.
 
     Attributes:
         best: the best score.
@@ -91,7 +91,7 @@ class Iteration(NamedTuple):
 
 
 class SearchResult(NamedTuple):
-    """What a search has found so far.
+    """Best points and distribution of a search so far.
 
     Attributes:
         centre: the likeliest point of the distribution, ``(d,)``. Where scores are noisy it is
@@ -184,7 +184,7 @@ class CrossEntropyMethod:
 
     @property
     def iteration(self) -> int:
-        """How many iterations are done."""
+        """Number of iterations that are done."""
         return len(self.history)
 
     def ask(self) -> Tensor:
@@ -229,11 +229,11 @@ class CrossEntropyMethod:
         self.history.append(Iteration(best, threshold, mean, self.distribution.spread))
 
     def stop(self, tolerance: float = 1e-8) -> bool:
-        """Whether the distribution can draw nothing new: its spread is below the tolerance."""
+        """True if the distribution can draw nothing new: its spread is below the tolerance."""
         return self.distribution.spread < tolerance
 
     def result(self) -> SearchResult:
-        """What has been found so far."""
+        """Return the best points and the distribution so far."""
         return SearchResult(
             self.distribution.centre, self._best, self._score, self.distribution,
             self.evaluations, list(self.history),

@@ -1,4 +1,4 @@
-"""What the cross-entropy method draws from: families whose best fit to a sample is known.
+"""Distributions that the cross-entropy method draws from; their best fit has a closed form.
 
 To fit a family to an elite is to minimise the cross-entropy from the elite to the family,
 ``-sum_i w_i log q(x_i)``. For the families here the minimum is that of the moments: the mean and
