@@ -103,7 +103,7 @@ def __getattr__(name: str) -> Any:
 
 
 def _place_of(name: str) -> str:
-    """Where a name stands that is not here, or which names look like it."""
+    """Return where a name stands that is not at the top, or which names look like it."""
     from .losses.lookup import near
 
     for room in ("losses", "policy", "nn", "information", "learn", "plot"):

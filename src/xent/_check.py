@@ -63,7 +63,7 @@ def finite_number(name: str, value: Any) -> float:
 
 
 def number_or_nan(name: str, value: Any) -> float:
-    """The same, but NaN is one, too."""
+    """Return a number as :func:`finite_number` does, or NaN."""
     number = _converted(name, value, float)
     return number if number is not None and number != number else finite_number(name, value)
 
@@ -81,7 +81,7 @@ def whole_number(name: str, value: Any) -> int:
 
 
 def is_whole(value: Any) -> bool:
-    """Whether a value is an integer of any library, and so counts something."""
+    """True if a value is an integer of any library."""
     return type(value) is int or _converted("", value, operator.index) is not None
 
 

@@ -50,7 +50,7 @@ def checkpoint_bytes(state: dict[str, Any]) -> bytes:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """What :func:`checkpoint_bytes` was given, on the CPU.
+    """Read what :func:`checkpoint_bytes` wrote, onto the CPU.
 
     Whoever wrote the file, nothing of it is executed, and what is read takes no more memory than a
     few times the file.

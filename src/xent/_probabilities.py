@@ -1,4 +1,4 @@
-"""What counts as probabilities: checks that every room shares, with one tolerance for rounding.
+"""Checks of probabilities that every room shares, with one tolerance for rounding.
 
 Values are looked at where that is possible and free.
 """
@@ -12,7 +12,7 @@ from .engines.modes import refuse_where
 
 
 def rounding(dtype: torch.dtype = torch.float32) -> float:
-    """How far the sum of a distribution may be from 1, and a log-probability above 0.
+    """Tolerance: the sum of a distribution may be so far from 1, a log-probability so far above 0.
 
     It is ``eps^(2/3)``, two thirds of the digits that a type has: 2e-5, 1e-2 and 4e-2 for float32,
     float16 and bfloat16. That is well above what softmax leaves, with any number of classes, and

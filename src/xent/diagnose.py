@@ -1,4 +1,4 @@
-"""The classic mistakes around cross-entropy, named in words."""
+"""Diagnosis of the classic mistakes around cross-entropy."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LOOKS_LIKE_1 = 1e-2
 
 
 class Finding(NamedTuple):
-    """One mistake.
+    """One mistake, and its fix.
 
     Attributes:
         name: a short identifier, such as ``"softmax-as-logits"``.

@@ -55,12 +55,12 @@ class Evaluation:
 
     @property
     def perplexity(self) -> float:
-        """``exp`` of the mean cross-entropy; of all tokens alike it is their number."""
+        """``exp`` of the mean cross-entropy: so many equally likely tokens are as hard to guess."""
         return math.inf if self.bits_per_token >= 1024 else 2**self.bits_per_token
 
     @property
     def bits_per_byte(self) -> float | None:
-        """Bits over bytes of text, to compare models of different tokens; None without bytes."""
+        """Bits per byte of text, which compares models of different tokens; None without bytes."""
         return self.nats / math.log(2) / self.total_bytes if self.total_bytes else None
 
     @property
@@ -81,7 +81,7 @@ class Evaluation:
         return self.reliability.ece
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it as plain types, ready for JSON."""
+        """Return all figures as plain types, for JSON."""
         table = self.reliability
         bins = {"edges": table.edges.tolist(), "count": table.count.tolist()}
         for name in ("confidence", "accuracy"):  # of an empty bin None, which JSON has
@@ -233,7 +233,7 @@ def _windows(positions: int, width: int, stride: int) -> Iterator[tuple[int, int
 
 
 def _goal(labels: Tensor, window: Window, width: int, ignore_index: int) -> Tensor:
-    """Return the token after each token of a window; ``ignore_index`` where it is scored already."""
+    """Return the token after each token of a window; ``ignore_index`` where it has been scored."""
     _, start, done = window
     goal = labels[start + 1 : start + 1 + width].clone()
     goal[: done - start] = ignore_index
@@ -244,7 +244,7 @@ def _check(
     tokens: Tensor, labels: Tensor | None, length: int, stride: int | None, batch: int,
     total_bytes: int | None,
 ) -> Tensor:  # fmt: skip
-    """Refuse what makes no sense; the labels."""
+    """Check the arguments, and return the labels."""
     labels = tokens if labels is None else labels
     for name, x in (("tokens", tokens), ("labels", labels)):
         is_tensor(name, x)
@@ -297,7 +297,7 @@ def _device_of(model: Any) -> torch.device | None:
 
 @contextmanager
 def _evaluation_mode(model: Any) -> Iterator[None]:
-    """No dropout meanwhile; afterwards every module is as it was."""
+    """Keep the model in evaluation mode, and put every module back afterwards."""
     modules = list(model.modules()) if isinstance(model, torch.nn.Module) else []
     before = [module.training for module in modules]
     for module in modules:

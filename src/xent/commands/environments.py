@@ -1,4 +1,4 @@
-"""What ``xent reinforce`` and ``xent cem`` share: environments, policies, and what is kept."""
+"""Environments, policies and records that ``xent reinforce`` and ``xent cem`` share."""
 
 from __future__ import annotations
 

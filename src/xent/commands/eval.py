@@ -32,7 +32,7 @@ LENGTH, IGNORED = 1024, -100
 
 
 class Subject(NamedTuple):
-    """What is evaluated: a model, and a text in its tokens.
+    """A model to evaluate, and a text in the tokens of the model.
 
     Attributes:
         model: from ids, ``(B, T)``, to logits.
@@ -112,7 +112,7 @@ def _report(found: Evaluation, unknown: dict[str, float], args: argparse.Namespa
 
 
 def _with_unknown(found: Evaluation, subject: Subject) -> dict[str, float]:
-    """What a model with unknown tokens needs to say besides: their share, their spelling."""
+    """Return figures of unknown tokens: bits per byte with their spelling, and their share."""
     if subject.sizes is None:
         return {}
     classes, sizes = subject.tokens[1:], subject.sizes[1:]

@@ -205,7 +205,7 @@ def _fit_standardised(model: Any, rows: Rows) -> tuple[np.ndarray, list[str]]:
 
 
 def _as_options(message: str) -> str:
-    """What the library says, with the names of the command and without options it has not."""
+    """Return a message of the library in the words of the command, without options it lacks."""
     return as_options(re.sub(r" or tol, bring the .*", "", message), FITTING)
 
 

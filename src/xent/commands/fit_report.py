@@ -1,4 +1,4 @@
-"""What a classifier is worth on rows it was not fitted on: figures, text, picture."""
+"""Report of a classifier on rows that it was not fitted on: figures, text, picture."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Judged(NamedTuple):
 
     @classmethod
     def of(cls, model: Any, x: np.ndarray, target: list[int]) -> Judged:
-        """What a classifier says about features ``(N, F)``."""
+        """Return the predictions of a classifier for features ``(N, F)``."""
         predicted = np.searchsorted(model.classes_, model.predict(x))
         log_probs = torch.from_numpy(model.predict_log_proba(x))
         return cls(

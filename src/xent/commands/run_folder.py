@@ -126,7 +126,7 @@ def load_checkpoint(folder: str | Path, option: str = "--resume") -> dict[str, A
 
 
 def load_record(folder: str | Path) -> dict[str, Any]:
-    """What ``record.json`` of a run holds.
+    """Return the content of ``record.json`` of a run.
 
     Raises:
         UserError: if it cannot be read.

@@ -48,7 +48,7 @@ class Session:
             return self._save_record()
 
     def record(self) -> dict[str, Any]:
-        """What ``record.json`` holds."""
+        """Return the content of ``record.json``."""
         corpus = self.trainer.corpus
         return {
             "settings": asdict(self.trainer.settings),

@@ -31,7 +31,7 @@ CHECK_SIZE, FINAL_SIZE = 8, 64  # validation text on the way and at the end, in 
 
 @dataclass(frozen=True)
 class Settings:
-    """What decides the outcome of a run, besides the text.
+    """Settings of a run; together with the text, these decide its outcome.
 
     Attributes:
         head: of :data:`~xent.commands.model.HEADS`, how the logits become a loss.
@@ -164,7 +164,7 @@ class Trainer:
         return loss
 
     def just_checked(self) -> bool:
-        """Whether the last step ended with an evaluation."""
+        """True if the last step ended with an evaluation."""
         checks = self.history["validation"]
         return bool(checks) and checks[-1]["step"] == self.step
 

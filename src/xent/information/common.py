@@ -1,4 +1,4 @@
-"""What the room shares: units, precision, and how probability vectors are read and checked."""
+"""Units and precision of information, and checks of probability vectors, for this room."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NATS_PER_BIT = math.log(2)
 
 
 def nats_per(unit: str) -> float:
-    """How many nats make one of the unit."""
+    """Return the number of nats in one unit."""
     one_of("unit", unit, ("nat", "bit"))
     return NATS_PER_BIT if unit == "bit" else 1.0
 

@@ -223,7 +223,7 @@ def jensen_shannon_distance(
 def perplexity(
     p: Tensor, q: Tensor | None = None, dim: int = -1, *, from_logits: bool = False
 ) -> Tensor:
-    r"""How many equally likely classes would be as hard to guess: :math:`e^{H(p)}`.
+    r"""Perplexity: so many equally likely classes would be as hard to guess, :math:`e^{H(p)}`.
 
     Args:
         p: probabilities, any shape, summing to 1 along ``dim``; or logits.
@@ -252,7 +252,7 @@ def perplexity(
 def information_content(
     p: Tensor, dim: int = -1, *, unit: Unit = "nat", from_logits: bool = False
 ) -> Tensor:
-    r"""What it says that an event has occurred: :math:`-\log p`, element by element.
+    r"""Information of the news that an event has occurred: :math:`-\log p`, element by element.
 
     Args:
         p: probabilities, any shape, of any events: they need not sum to 1. Or logits.

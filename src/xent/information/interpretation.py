@@ -1,4 +1,4 @@
-"""What a mean loss says, in words that do not depend on the number of classes."""
+"""Interpretation of a mean loss, in words that do not depend on the number of classes."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Report:
 
     @property
     def perplexity(self) -> float:
-        """How many equally likely classes would be as hard to guess."""
+        """Perplexity: so many equally likely classes would be as hard to guess."""
         return math.exp(self.nats) if self.nats < 709 else math.inf
 
     @property

@@ -288,7 +288,7 @@ class Metric:
 
 
 def _targets_of(loss: Callable[..., Any]) -> str:
-    """What a loss takes as targets, from the catalog or because the frame made it."""
+    """Return the kind of targets that a loss takes, from the catalog or from its frame."""
     entry = next((member for member in CATALOG.values() if member.function is loss), None)
     found = entry.targets if entry else "classes" if hasattr(loss, "needs") else None
     if found not in ("classes", "binary"):

@@ -193,7 +193,7 @@ class _LateLogits(Tensor):
 
 
 def _autocast(x: Tensor) -> Tensor:
-    """What autocast makes of the arguments of a product of matrices."""
+    """Cast an argument of a product of matrices as autocast would."""
     if not autocasts(x) or x.dtype == torch.float64:
         return x
     return x.to(torch.get_autocast_dtype(x.device.type))

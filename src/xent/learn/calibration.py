@@ -124,7 +124,7 @@ def reliability(
     from_logits: bool | None = None,
     ignore_index: int = -100,
 ) -> Reliability:
-    r"""The table behind a reliability diagram: how often a confidence of so much is right.
+    r"""Table of a reliability diagram: for each bin of confidence, how often predictions are right.
 
     .. math:: \mathrm{ECE} = \sum_b \frac{n_b}{n}
         \bigl| \mathrm{accuracy}_b - \mathrm{confidence}_b \bigr|
@@ -236,7 +236,7 @@ def brier_score(
     from_logits: bool | None = None,
     ignore_index: int = -100,
 ) -> float:
-    r"""Mean squared distance of the probabilities from what came.
+    r"""Brier score: mean squared distance of the probabilities from the classes that came.
 
     .. math:: \frac{1}{N} \sum_n \sum_j (p_{n, j} - [j = y_n])^2
 

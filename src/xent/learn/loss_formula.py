@@ -1,4 +1,4 @@
-"""A small language of losses: weighted sums of terms that every row has at hand.
+"""A small language of losses: weighted sums of terms of the row statistics.
 
 It is what :mod:`xent.learn.loss_search` searches, and what it found can be printed in.
 """
@@ -86,7 +86,7 @@ class Formula:
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """The statistics to ask for."""
+        """The statistics that the loss needs on request."""
         used = zip(TERMS, self.coefficients, strict=True)
         return tuple(need for term, c in used if c for need in term.needs)
 

@@ -129,7 +129,7 @@ def cross_entropy(
 
 
 def same_options(options: tuple[Any, ...], plain: tuple[Any, ...]) -> bool:
-    """Whether all options are the plain ones; arrays, whose equality is no bool, never are."""
+    """True if all options are the plain ones; arrays, whose equality is no bool, never are."""
     try:
         return options == plain
     except (ValueError, RuntimeError):
@@ -156,7 +156,7 @@ def _cross_entropy(s: RowStatistics, label_smoothing: float = 0.0, z_loss: float
 
 
 def _legacy_reduction(size_average: bool | None, reduce: bool | None) -> Reduction:
-    """What PyTorch's old pair of flags means."""
+    """Return the reduction that PyTorch's old pair of flags means."""
     warnings.warn(
         "size_average and reduce are deprecated, please use reduction instead.", stacklevel=4
     )

@@ -241,7 +241,7 @@ def _center(
 
 
 def _check_head(input: Tensor, responsible: Tensor) -> int:
-    """How many classes the head has."""
+    """Check the arguments, and return the number of classes of the head."""
     is_tensor("input", input)
     is_tensor("responsible", responsible)
     if not input.is_floating_point():

@@ -43,7 +43,7 @@ def distillation_loss(
     row_weight: Tensor | None = None,
     empty: Literal["nan", "zero"] = "nan",
 ) -> Tensor:
-    r"""How far a student is from a teacher, both given by their logits.
+    r"""Divergence of a student from a teacher, both given by their logits.
 
     With :math:`q = \mathrm{softmax}(\text{teacher} / T)` and
     :math:`p = \mathrm{softmax}(\text{input} / T)`, :math:`T^2` times one of

@@ -127,7 +127,7 @@ def linear_cross_entropy(
 
 
 def _mass(target: Tensor, weight: Tensor | None, ignore_index: int) -> Tensor:
-    """What the mean over the rows of all heads divides by."""
+    """Return the divisor of the mean over the rows of all heads."""
     kept = target[target != ignore_index]
     return kept.new_tensor(kept.numel()).double() if weight is None else weight.double()[kept].sum()
 

@@ -224,7 +224,7 @@ class _Rows:
             self.problem = mark_out(problem, out.unsqueeze(self.axis))
 
     def reduce(self, values: Tensor) -> Tensor:
-        """What the caller asked for, from one value per row."""
+        """Reduce the values of the rows as the caller asked."""
         mass = torch.ones_like(values) if self.kept is None else self.kept.to(values.dtype)
         return self.options.of(RowValues(values, self.kept, mass)).to(self.dtype)
 
@@ -374,7 +374,7 @@ def _siglip_by_chunks(
     row_weight: Tensor | None,
     **reduction: Any,
 ) -> Tensor:
-    """The same with the pairs of some rows at a time; scale and bias are part of the head."""
+    """Compute the loss with the pairs of some rows at a time; scale and bias join the head."""
     own, cap = similarity.recorded()
     if cap is not None:
         raise ValueError("siglip_loss takes similarities without a softcap")

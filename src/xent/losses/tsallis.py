@@ -59,7 +59,7 @@ def softmax_t(z: Tensor, t: float) -> Tensor:
 
 
 def bregman(q: Tensor, log_p: Tensor, beta: float = 1.0, log_ratio: Tensor | None = None) -> Tensor:
-    r"""What each class adds to the Bregman divergence of ``p`` from ``q``, without cancellation.
+    r"""Terms of the Bregman divergence of ``p`` from ``q``, one per class, without cancellation.
 
     .. math:: q \bigl(\log_t q - \log_t p\bigr) - \frac{q^\beta - p^\beta}{\beta}, \qquad
         \beta = 2 - t
@@ -141,7 +141,7 @@ class _LogSoftmax(Function):
 
 
 def _is_top(x: Tensor) -> Tensor:
-    """Where the largest entry is, the first of several."""
+    """Mark the largest entry of each row, the first of several."""
     return torch.arange(x.shape[-1], device=x.device) == x.detach().argmax(-1, keepdim=True)
 
 

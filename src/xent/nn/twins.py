@@ -51,7 +51,7 @@ _SPELLING = {
 
 
 class Loss(torch.nn.Module):
-    """What the modules of :mod:`xent.nn` that are made from functions have in common.
+    """Base class of the modules of :mod:`xent.nn` that are made from functions.
 
     The settings are attributes. Tensors among them are buffers; of these only ``weight`` and
     ``pos_weight`` are saved with the module, as in PyTorch: a setting is given, not loaded.
@@ -176,7 +176,7 @@ def make_module(function: Callable[..., Any]) -> type[Loss]:
 
 
 def _belongs_to_the_call(p: inspect.Parameter, function: Callable[..., Any]) -> bool:
-    """Whether an argument is data: a tensor given by its place, or known as such."""
+    """True if an argument is data: a tensor given by its place, or known as such."""
     if p.name in PER_CALL or p.kind is p.VAR_KEYWORD:
         return True
     hint = _hints(function).get(p.name)
@@ -185,7 +185,7 @@ def _belongs_to_the_call(p: inspect.Parameter, function: Callable[..., Any]) -> 
 
 
 def _is_tensor(name: str, function: Callable[..., Any]) -> bool:
-    """Whether an argument is a tensor or nothing."""
+    """True if an argument is a tensor or nothing."""
     return _hints(function).get(name) in (Tensor, Tensor | None, "Tensor | None")
 
 
@@ -222,7 +222,7 @@ def _hints(function: Callable[..., Any]) -> dict[str, Any]:
 
 @cache
 def _rules(function: Callable[..., Any]) -> dict[str, list[Rule]]:
-    """What can be said about a setting before there are logits; each gives the value for use."""
+    """Return the checks of each setting that need no logits; a check returns the value for use."""
     rules: dict[str, list[Rule]] = {"engine": [lambda name, value: one_of(name, value, ENGINES)]}
     for name, hint in _hints(function).items():
         if typing.get_origin(hint) is typing.Literal:

@@ -1,4 +1,4 @@
-"""Pictures: axes in, axes out.
+"""Pictures of losses and results: every function takes Matplotlib axes and returns them.
 
 Without axes a picture makes its own, on a figure that belongs to no window;
 ``ax.figure.savefig("picture.png")`` writes it to a file. matplotlib is imported when a picture is

@@ -1,4 +1,4 @@
-"""Parts that the pictures share: axes, colours for everyone, and text of others as text."""
+"""Parts that the pictures share: axes, colours that all readers can tell apart, text."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def new_axes(width: float, height: float, columns: int = 1) -> list[Axes]:
 
 
 def shown(name: object, most: int = LONGEST) -> str:
-    """A name of the user's as text that Matplotlib draws as it is; the middle of a long one is cut.
+    """Return a name as text that Matplotlib draws unchanged; the middle of a long one is cut.
 
     Matplotlib reads what stands between dollars as a formula, and lists no name that begins with an
     underscore. Letters that no installed font has are written as escape sequences, which can be

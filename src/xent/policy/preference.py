@@ -137,7 +137,7 @@ def dpo_loss(
 
 
 def _lead(prefix: str, chosen: Tensor, rejected: Tensor, like: Tensor) -> Tensor:
-    """How much more probable the better answers are, as a log-ratio, wide."""
+    """Return the log-ratio of chosen over rejected answers, in a wide dtype."""
     check_log_probs(f"{prefix}chosen", chosen, ("chosen", like))
     check_log_probs(f"{prefix}rejected", rejected, ("chosen", like))
     return chosen.to(wide_dtype(chosen)) - rejected.to(wide_dtype(rejected))

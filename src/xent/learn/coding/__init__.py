@@ -1,1 +1,1 @@
-"""Messages coded by what a model expects of them."""
+"""Coding: messages as short as the cross-entropy of a model."""

@@ -37,7 +37,7 @@ class SymbolModel(Protocol):
         ...
 
     def update(self, symbol: int) -> None:
-        """Learn what came."""
+        """Learn from the symbol that came."""
         ...
 
 

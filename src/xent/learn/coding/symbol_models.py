@@ -33,11 +33,11 @@ class FixedModel:
         return self._frequencies
 
     def update(self, symbol: int) -> None:
-        """Nothing to learn."""
+        """Do nothing: the frequencies are fixed."""
 
 
 class OrderModel:
-    """Counts of what followed the last symbols.
+    """A model that counts the symbols after each context of the last ones.
 
     Args:
         order: how many symbols make a context.
@@ -74,14 +74,14 @@ class OrderModel:
         self._counts: dict[int, np.ndarray] = {}
 
     def frequencies(self) -> np.ndarray:
-        """The counts behind the last symbols."""
+        """Return the counts of the present context."""
         counts = self._counts.get(self._context)
         if counts is None:
             counts = self._counts[self._context] = np.ones(self._symbols, np.int64)
         return counts
 
     def update(self, symbol: int) -> None:
-        """Count what came."""
+        """Count the symbol that came."""
         counts = self.frequencies()
         counts[symbol] += self._gain
         if counts[symbol] > self._most:
@@ -91,7 +91,7 @@ class OrderModel:
 
 
 class MixtureModel:
-    r"""Several models mixed, with weights that follow what each is worth.
+    r"""A mixture of models, whose weights follow how well each predicts.
 
     .. math:: q = \sum_k w_k q_k, \qquad w_k \leftarrow (1 - \eta) w_k + \eta\, w_k q_k(s) / q(s)
 
@@ -140,7 +140,7 @@ class MixtureModel:
         return total.astype(np.int64) + 1
 
     def update(self, symbol: int) -> None:
-        """Give weight to those that expected it, and tell all."""
+        """Move weight to the members that expected the symbol, and pass the symbol on to all."""
         if self._parts is None:
             self.frequencies()
         assert self._parts is not None

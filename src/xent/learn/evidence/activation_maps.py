@@ -111,7 +111,7 @@ def _project(features: Tensor, w: Tensor, b: Tensor) -> Tensor:
 
 
 def _check(features: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None) -> Tensor:
-    """The bias, 0 if there is none."""
+    """Check the arguments, and return the bias, 0 if there is none."""
     for name, value in (("features", features), ("weight", weight), ("target", target)):
         is_tensor(name, value)
     if features.ndim != 4 or weight.ndim != 2 or features.shape[1] != weight.shape[1]:

@@ -1,4 +1,4 @@
-"""Mutual information of what comes in pairs, from below, by InfoNCE."""
+"""A lower bound of the mutual information of pairs, by InfoNCE."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ...losses import cross_entropy, info_nce_loss
 
 @dataclass(frozen=True)
 class InfoNCEBound:
-    """A lower bound of mutual information, and the most it could have said.
+    """A lower bound of mutual information, and the cap that it cannot exceed.
 
     Attributes:
         nats: ``log M`` less the InfoNCE loss; on average not above the mutual information.
@@ -33,7 +33,7 @@ class InfoNCEBound:
 
     @property
     def cap(self) -> float:
-        """``log M`` in nats, above which the bound never is, whatever the truth."""
+        """``log M`` in nats, the largest value that the bound can take."""
         return math.log(self.keys)
 
     def __str__(self) -> str:

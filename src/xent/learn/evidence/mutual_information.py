@@ -1,4 +1,4 @@
-r"""Mutual information of features and classes, from below, by cross-entropy.
+r"""Mutual information of features and classes, bounded from below by cross-entropy.
 
 A classifier that predicts :math:`q(y \mid x)` has on rows it was not trained on a cross-entropy of
 at least :math:`H(Y \mid X)`, so what it saves over guessing by frequency is information:
@@ -71,7 +71,7 @@ class InformationEstimate:
 
     @property
     def share(self) -> float:
-        """The part of what there is to know about the label that the features tell, at most 1."""
+        """Share of H(Y) that the features tell, at most 1."""
         return self.nats / self.entropy
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Rows in batches, where they are wanted: from tensors, datasets and loaders alike."""
+"""Batches of rows on a device, from tensors, datasets and loaders alike."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from ...targets import class_axis
 
 
 class EpochMeans:
-    """The loss of a model, batch by batch; and of all batches, the mean over their rows.
+    """Loss of a model batch by batch, and the mean over the rows of all batches.
 
     The mean of the means of the batches is another number, unless they are all alike. See
     :func:`xent.learn.train_classifier` for what the arguments are.

@@ -77,7 +77,7 @@ class NetworkClassifier(ClassifierMixin, BaseEstimator):
         self.random_state = random_state
 
     def fit(self, X: Any, y: Any) -> NetworkClassifier:
-        """Learn.
+        """Train the networks.
 
         Args:
             X: features, ``(N, F)``.
@@ -163,7 +163,7 @@ class NetworkClassifier(ClassifierMixin, BaseEstimator):
         return self._net.logits(self._features(X)).double().mean(0)
 
     def predict_log_proba(self, X: Any) -> np.ndarray:
-        """Log-probabilities of the classes, ``(N, C)``, none of them of a 0.
+        """Log-probabilities of the classes, ``(N, C)``; none is ``-inf``.
 
         Args:
             X: features, ``(N, F)``.

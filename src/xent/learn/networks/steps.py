@@ -1,4 +1,4 @@
-"""Steps of any optimiser, those included that ask for the loss more than once."""
+"""Steps of any optimiser, also of those that ask for the loss more than once."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def _random_state(device: torch.device) -> list[Any]:
 
 @contextmanager
 def _random_numbers_from(state: list[Any], device: torch.device) -> Iterator[None]:
-    """Random numbers from this state on; afterwards those before go on."""
+    """Draw random numbers from this state, and restore the state before afterwards."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.set_rng_state(state[0])
         for own in state[1:]:

@@ -1,4 +1,4 @@
-"""Networks by backpropagation: one plain loop for every loss, and a record of what it did."""
+"""Training by backpropagation: one plain loop for every loss, and a record of it."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class TrainingRecord:
     restored: bool
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it as plain types, ready for JSON."""
+        """Return the record as plain types, for JSON."""
         return asdict(self)
 
     def __str__(self) -> str:
@@ -257,7 +257,7 @@ class _Best:
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """The whole model in evaluation mode; afterwards each part in the mode it came in."""
+    """Keep the model in evaluation mode, and put each part back into its mode afterwards."""
     with _modes_kept(model):
         model.eval()
         yield
@@ -265,7 +265,7 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _modes_kept(model: nn.Module) -> Iterator[None]:
-    """Each part of the model leaves in the mode it came in, training or evaluation."""
+    """Put each part of the model back into its mode afterwards, training or evaluation."""
     modes = [(part, part.training) for part in model.modules()]
     try:
         yield
@@ -276,7 +276,7 @@ def _modes_kept(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _random_numbers(seed: int, device: torch.device | str) -> Iterator[None]:
-    """Random numbers of one's own; those of everybody else go on afterwards."""
+    """Draw random numbers from a seed, and restore the state of the generators afterwards."""
     device = torch.device(device)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)

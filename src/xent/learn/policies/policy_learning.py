@@ -1,4 +1,4 @@
-"""Policies that learn from whole episodes with cross-entropy: weighted, or of the best episodes.
+"""Policies that learn with cross-entropy, weighted or of the best of whole episodes.
 
 The cross-entropy of the actions taken, ``-log p(action | observation)``, is what both minimise.
 REINFORCE weights each action by what came after it; the cross-entropy method takes the actions of

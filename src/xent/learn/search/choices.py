@@ -65,7 +65,7 @@ class Bernoulli(SearchDistribution):
         return Bernoulli(p + sure_shift(shift, p * (1 - p) / effective_count(weights)))
 
     def flatten(self, power: float) -> Bernoulli:
-        """The bits whose log-odds are those of these times the power."""
+        """Return the bits with the log-odds of these times the power."""
         return Bernoulli(torch.sigmoid(power * torch.logit(self.probability)))
 
     def log_prob(self, x: Tensor) -> Tensor:
@@ -137,7 +137,7 @@ class Categorical(SearchDistribution):
         return Categorical(sure / sure.sum(1, keepdim=True))
 
     def flatten(self, power: float) -> Categorical:
-        """The choices whose log-probabilities differ by the power times as much."""
+        """Return the choices with log-probabilities times the power, normalised."""
         return Categorical((power * self.probability.log()).softmax(1))
 
     def log_prob(self, x: Tensor) -> Tensor:

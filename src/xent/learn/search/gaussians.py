@@ -94,7 +94,7 @@ class Gaussian(SearchDistribution):
         return Gaussian(mean, (apart.T * share) @ apart)
 
     def tilt(self, elite: Tensor, weights: Tensor) -> Gaussian:
-        """The fit, no further from this than is sure, and no variance less than half."""
+        """Return the fit, moved only as far as is sure, with no variance less than half."""
         fitted, effective = self.fit(elite, weights), effective_count(weights)
         if self.covariance.ndim == 1:
             shift = sure_shift(fitted.mean - self.mean, fitted.covariance / effective)
@@ -110,11 +110,11 @@ class Gaussian(SearchDistribution):
         return Gaussian(self.mean + shift, axes @ axes.T)
 
     def flatten(self, power: float) -> Gaussian:
-        """The Gaussian whose variances are those of this one over the power."""
+        """Return the Gaussian with the variances of this one divided by the power."""
         return replace(self, covariance=self.covariance / power)
 
     def step(self, x: Tensor, size: Tensor, generator: Generator | None = None) -> Tensor:
-        """Points nearer to the mean, with the variance put back that this took."""
+        """Return points moved towards the mean, with fresh noise that restores the variance."""
         fresh = self.sample(len(x), generator) - self.mean
         return self.mean + (1 - size.square()).sqrt() * (x - self.mean) + size * fresh
 

@@ -73,11 +73,11 @@ class Proposal:
         return torch.logaddexp(tilted, self.nominal.log_prob(x) + math.log(self.defensive))
 
     def log_weight(self, x: Tensor) -> Tensor:
-        """Logarithm of what a point counts when drawn from here, ``(n,)``."""
+        """Logarithm of the importance weight of points drawn from the mixture, ``(n,)``."""
         return self.nominal.log_prob(x) - self.log_prob(x)
 
     def component_of(self, x: Tensor) -> Tensor:
-        """The component that each point most likely is of, ``(n,)``."""
+        """Return the likeliest component of each point, ``(n,)``."""
         return self._joint(x).argmax(1)
 
     def tilt(self, x: Tensor, weights: Tensor) -> SearchDistribution:

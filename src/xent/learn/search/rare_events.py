@@ -269,7 +269,7 @@ def _fit(proposal: Proposal, inside: Population, generator: Generator) -> Propos
 def _plain_estimate(
     counted: Counted, threshold: float, nominal: SearchDistribution, n: int, generator: Generator
 ) -> _Estimate:
-    """The share of plain draws in the event."""
+    """Estimate the probability by the share of plain draws in the event."""
     hits = int((counted(nominal.sample(n, generator)) >= threshold).sum())
     # As if one more had hit and one more had missed: none of all has an error, too.
     p = (hits + 1) / (n + 2)
@@ -286,7 +286,7 @@ def _weighted_estimate(
     size: tuple[int, int],
     generator: Generator,
 ) -> _Estimate:
-    """The mean weight of points drawn from a mixture, in so many batches of so many."""
+    """Estimate the probability by the mean weight of points drawn from a mixture."""
     weights, places, hits, drawn = [], [], 0, 0
     for _ in range(size[0]):
         parts = proposal.sample_parts(size[1], generator)
@@ -336,7 +336,7 @@ def _unseen(mass: Tensor, *places: Tensor) -> float:
 
 
 def _chernoff(hits: int, n: int, doubt: float) -> tuple[float, float]:
-    """Between which the probability of a hit lies, but for so much doubt at each end.
+    """Return the interval of the probability of a hit, with so much doubt at each end.
 
     A share of hits as far from its probability as ``n`` times their divergence says happens with no
     more than ``exp(-n divergence)``.

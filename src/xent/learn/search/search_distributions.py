@@ -91,7 +91,7 @@ class SearchDistribution(ABC):
         return self
 
     def step(self, x: Tensor, size: Tensor, generator: Generator | None = None) -> Tensor:
-        """Points nearby, by a step that is reversible under this distribution.
+        """Return points nearby, by a step that is reversible under this distribution.
 
         The points themselves, unless a family says otherwise.
 

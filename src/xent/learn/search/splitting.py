@@ -79,7 +79,7 @@ class Population:
         self.scores = score(self.points)
 
     def climb(self, threshold: float, survivors: int) -> bool:
-        """Raise the level to the threshold; whether it got there.
+        """Raise the level to the threshold, and return True if it got there.
 
         Args:
             threshold: the last level.
@@ -96,7 +96,7 @@ class Population:
         return True
 
     def cool(self) -> None:
-        """Go over from the flattened distribution to the distribution itself, in even steps."""
+        """Move from the flattened distribution to the distribution itself, in even steps."""
         while self._power < 1:
             power = 1.0
             while _effective(self._log_ratio(power)) < 0.5 and power > self._power + 1e-3:
@@ -120,7 +120,7 @@ class Population:
         self._choose(order[torch.arange(max(size, len(order)), device="cpu") % len(order)])
 
     def redraw(self, proposal: Proposal) -> None:
-        """Metropolis steps to points of a mixture, wherever these are, and some nearby."""
+        """Take Metropolis steps to points of a mixture, and some to points nearby."""
         for _ in range(REDRAWS):
             drawn = proposal.sample(len(self.points), self._generator)
             drawn = drawn[torch.randperm(len(drawn), device="cpu", generator=self._generator)]
@@ -128,7 +128,7 @@ class Population:
         self.move(1)
 
     def move(self, rounds: int) -> None:
-        """Metropolis steps at all scales, which keep the distribution given the level."""
+        """Take Metropolis steps at all scales, which keep the distribution given the level."""
         fitted = self._law.blend(self._law.fit(self.points), 1 - self._smoothing)
         for _ in range(rounds):
             size = SMALLEST_STEP ** self._uniform(len(self.points), 1)
@@ -155,7 +155,7 @@ class Population:
         self._accept(new, log_ratio)
 
     def _accept(self, new: Tensor, log_ratio: Tensor) -> None:
-        """Move where Metropolis does and the score stays above the level."""
+        """Accept the moves that Metropolis accepts and whose score stays above the level."""
         likely = self._uniform(len(new)).log() < log_ratio
         tried = (likely & (new != self.points).any(1)).nonzero().flatten()
         scores = self._score(new[tried])
