@@ -51,8 +51,9 @@ _NOT_NUMBERS = "bcmMSU"  # kinds of numpy's dtypes that become a float without a
 def finite_number(name: str, value: Any) -> float:
     """The value as a float; raise if it is no number, or not finite.
 
-    A number is whatever has ``__float__`` or ``__index__`` and no axis, but no bool: Python's own,
-    those of numpy, fractions and decimals, 0-d tensors.
+    A number has ``__float__`` or ``__index__`` and no axis, and is no bool: Python's own numbers,
+    those of numpy, fractions and decimals, 0-d tensors. ``float(value)`` alone would also take
+    text, ``True``, arrays with an axis, complex scalars, and tensors, whose gradient is then lost.
     """
     if isinstance(value, _SYMBOLS):
         return value  # pyright: ignore[reportReturnType]

@@ -52,8 +52,10 @@ def checkpoint_bytes(state: dict[str, Any]) -> bytes:
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """Read what :func:`checkpoint_bytes` wrote, onto the CPU.
 
-    Whoever wrote the file, nothing of it is executed, and what is read takes no more memory than a
-    few times the file.
+    Whoever wrote the file, nothing of it is executed, and it is read into no more memory than a few
+    times its size. ``torch.load(weights_only=True)`` executes nothing either, but a few bytes may
+    ask it for a tensor of any size, and it unpacks compressed data. So only the names that our own
+    checkpoints need are let through, and sizes are checked.
 
     Raises:
         FileNotFoundError: if there is no such file.

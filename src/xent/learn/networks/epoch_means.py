@@ -16,8 +16,9 @@ from ...targets import class_axis
 class EpochMeans:
     """Loss of a model batch by batch, and the mean over the rows of all batches.
 
-    The mean of the means of the batches is another number, unless they are all alike. See
-    :func:`xent.learn.train_classifier` for what the arguments are.
+    The mean of the means of the batches is another number unless the batches are all alike. So a
+    batch counts by the divisor of its own mean, which ignored rows and class weights change. See
+    :func:`xent.learn.train_classifier` for the arguments.
 
     Args:
         model: maps ``x`` to what the loss takes.

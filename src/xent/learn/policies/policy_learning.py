@@ -3,6 +3,9 @@
 The cross-entropy of the actions taken, ``-log p(action | observation)``, is what both minimise.
 REINFORCE weights each action by what came after it; the cross-entropy method takes the actions of
 the best episodes as targets, all with weight 1.
+
+The weights of REINFORCE have both signs, so their sum must not normalise the loss: divided by it,
+CartPole ends at 10 to 44 instead of 500.
 """
 
 from __future__ import annotations

@@ -22,8 +22,8 @@ class Whitening:
 
     :math:`L L^\top` are the products of the columns, summed over the rows with the curvature of the
     loss in each, plus the penalty. A solver that knows nothing of the Hessian needs hundreds of
-    sweeps over features that vary together; in these coordinates, tens. The objective is
-    about half the square of the gradient in them above its minimum. Sparse rows and very many
+    sweeps over features that vary together; in these coordinates, tens. The objective is above its
+    minimum by about half the square of the gradient in these coordinates. Sparse rows and very many
     columns are only scaled.
 
     Args:

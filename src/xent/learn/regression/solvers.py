@@ -162,9 +162,10 @@ def by_scipy(task: Task, start: Tensor, method: str) -> Solution:
 
 
 def newton_step(white: Whitening, w: Tensor) -> tuple[Tensor, float]:
-    """One full step, judged by the gradient; and what is left above the minimum afterwards.
+    """Take one full Newton step; return the coefficients and the nats left above the minimum.
 
-    A line search ends where the objective shows no change, at half the digits of the coefficients.
+    The gradient judges the step and not the objective: a line search ends where the objective shows
+    no change, and there the coefficients have only half of their digits.
     """
     objective = white.objective
 

@@ -5,6 +5,9 @@ while not search.stop() and search.iteration < 50:
     points = search.ask()  # (100, 22)
     search.tell(points, scores_of(points))  # one number for each
 search.result().centre
+
+Without noise the distribution collapses too early: Tetris players found so are 23 to 36 times
+worse. One such search in nine is lucky all the same, so compare means of several searches.
 """
 
 from __future__ import annotations

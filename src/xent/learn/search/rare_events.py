@@ -8,6 +8,11 @@ distribution given the event. An event may have several places, so ``v`` is a mi
 component or more for each. It is fitted to a population that multilevel splitting leads into the
 event from two sides: from the nominal distribution, and from a flattened one, which finds places
 that the scores do not lead to.
+
+A sample does not see the places that its distribution misses: a rare event in two places, drawn
+from one of them, comes out at half, with an error of 2 %. So the weights are also taken at points
+that reached the event by another way (splitting), and the larger error counts. A missed place then
+makes the error many times as large as the estimate, and no number is given.
 """
 
 from __future__ import annotations

@@ -3,6 +3,12 @@
 The population is kept as points would be drawn given that their scores reach a level. The next
 level is one that some of them reach; these are copied, and the copies move by Metropolis steps that
 stay above the level. Unlike a fitted distribution, a population holds many places at once.
+
+Copies of few points hold few places: of 40 equal places a population of 2000 holds 20 after ten
+levels. From the distribution with three times the standard deviation one level is enough, and all
+40 are there. Where neither holds all (7 of 7 dice of 20 faces equal: 0.15 of the truth, with an
+error of 1 %), two populations are compared: the places that only one of them has found tell how
+many both have missed.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Limits on how far a fit to few points is trusted.
 
-A parameter that differs by luck makes weights vary for nothing, in each dimension anew; so a tilt
-differs from its distribution only as far as is sure.
+A fit to few points differs from the true parameters by luck, and importance weights then vary for
+nothing, in each dimension anew: of 55 bits fitted to 64 points, luck alone makes the second moment
+of the weights 2.4 times as large. So a tilt moves its parameters only as far as is sure.
 """
 
 from __future__ import annotations
@@ -23,6 +24,11 @@ def sure_shift(shift: Tensor, variance: Tensor) -> Tensor:
 
 
 def sure_stretch(ratio: Tensor, noise: float) -> Tensor:
-    """Ratios of variances, as near to 1 as noise allows; below a half weights have no variance."""
+    """Return ratios of variances as near to 1 as noise allows, and at least one half.
+
+    Take an event that is bounded at 2 sigma in a direction. A proposal with the nominal variance
+    makes the second moment of the weights 3.3 times as large, a proposal with half of it 2.4 times,
+    and with a third of it the second moment is infinite. In five directions that is 390 or 83.
+    """
     luck = (1 + math.sqrt(noise)) ** 2
     return torch.maximum(ratio / luck, (ratio * luck).clamp(min=0.5, max=1))
