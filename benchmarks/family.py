@@ -39,10 +39,10 @@ MIN_ROUNDS, SECONDS = 3, 4.0
 
 
 def members(targets: str, classes: int, device: str = "cpu") -> dict[str, Loss]:
-    """Every loss of such targets that one sweep serves, at its defaults.
+    """Return the losses of such targets that need one sweep, at their defaults.
 
-    Those with a matrix of classes by classes are another matter: it may be larger than the logits;
-    and the excess over the entropy of the target has no kernel, and takes 150 ns for an element.
+    Losses with a matrix of classes by classes are left out, since the matrix may be larger than the
+    logits; so is the excess over the entropy of the target, without a kernel (150 ns an element).
     """
     required = {
         "prior": torch.linspace(1, 2, classes, device=device),
@@ -64,7 +64,7 @@ def members(targets: str, classes: int, device: str = "cpu") -> dict[str, Loss]:
 
 
 def contestants(targets: str, z: Tensor, y: Tensor) -> Iterator[tuple[str, str, Step]]:
-    """(loss, who, one step)."""
+    """Yield names of loss and contestant, and one step."""
     textbook = TEXTBOOK if targets == "classes" else TEXTBOOK_BINARY
     for name, loss in members(targets, z.shape[1]).items():
         yield name, "xent", step(loss, *inputs(name, z, y))
@@ -82,12 +82,12 @@ def contestants(targets: str, z: Tensor, y: Tensor) -> Iterator[tuple[str, str, 
 
 
 def inputs(name: str, z: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Margins are for cosines, which they scale: those of random vectors with 256 numbers."""
+    """Return the inputs of a loss; margins want cosines, as of random vectors with 256 numbers."""
     return (z / 16 if name in ("cosface_loss", "arcface_loss", "ldam_loss") else z), y
 
 
 def measure(calls: dict[Any, Step]) -> dict[Any, float]:
-    """Median seconds of each, in turns; never of the first call after somebody else's memory."""
+    """Time all in turn; return median seconds, the first call after another's memory left out."""
     for call in calls.values():
         call()
     times: dict[Any, list[float]] = {key: [] for key in calls}
@@ -102,7 +102,7 @@ def measure(calls: dict[Any, Step]) -> dict[Any, float]:
 
 
 def table(seconds: dict[tuple[str, str], float]) -> str:
-    """One line per loss."""
+    """Return one line per loss."""
     base = next(time for (_, who), time in seconds.items() if who == "xent")
     others = list(dict.fromkeys(who for _, who in seconds if who != "xent"))
     lines = [f"{'':36}{'ms':>9}{'ratio':>8}" + "".join(f"{who:>10}" for who in others)]

@@ -95,7 +95,7 @@ TEXTBOOK: dict[str, Loss] = {
 
 
 def torch_sigmoid_focal(z: Tensor, y: Tensor) -> Tensor:
-    """As in torchvision."""
+    """Focal loss as torchvision has it."""
     p, ce = torch.sigmoid(z), F.binary_cross_entropy_with_logits(z, y, reduction="none")
     right = p * y + (1 - p) * (1 - y)
     return ((0.25 * y + 0.75 * (1 - y)) * (1 - right) ** 2 * ce).mean()
@@ -107,7 +107,7 @@ def torch_quality_focal(z: Tensor, y: Tensor) -> Tensor:
 
 
 def torch_asymmetric(z: Tensor, y: Tensor) -> Tensor:
-    """As its authors wrote it, less the clamping."""
+    """Asymmetric loss as its authors wrote it, without the clamping."""
     p = torch.sigmoid(z)
     not_p = (1 - p + 0.05).clamp(max=1)
     loss = y * torch.log(p) + (1 - y) * torch.log(not_p)
@@ -138,7 +138,7 @@ def step(loss: Loss, z: Tensor, y: Tensor) -> Step:
 
 
 def kornia_steps(z: Tensor, y: Tensor) -> dict[str, Step]:
-    """What kornia has, on these tensors."""
+    """Return steps of the losses that kornia has, on these tensors."""
     from kornia.losses import binary_focal_loss_with_logits, focal_loss  # pyright: ignore
 
     def focal(z: Tensor, y: Tensor) -> Tensor:
@@ -153,7 +153,7 @@ def kornia_steps(z: Tensor, y: Tensor) -> dict[str, Step]:
 
 
 def optax_steps(z: Tensor, y: Tensor) -> dict[str, Step]:
-    """What optax has, on arrays of its own: no conversion is timed."""
+    """Return steps of the losses that optax has, on its own arrays: no conversion is timed."""
     import jax  # pyright: ignore
     import jax.numpy as jnp  # pyright: ignore
     import optax  # pyright: ignore

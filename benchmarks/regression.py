@@ -29,7 +29,7 @@ GAP, LADDER = 1e-8, (1e-4, 1e-5, 1e-6, 1e-7)
 
 
 class Fit(NamedTuple):
-    """How a fit went: seconds, iterations, objective."""
+    """The outcome of a fit: seconds, iterations, objective."""
 
     seconds: float
     iterations: int

@@ -52,12 +52,12 @@ GRAPHS = ("xent", BY_ROW, "torch")  # who is captured; others wait for the GPU w
 
 
 class Setting(NamedTuple):
-    """Where and how everything is measured.
+    """Device, contestants and rounds of a measurement.
 
     Attributes:
         timer: of the device.
-        engine: which xent is to take.
-        names: who takes part.
+        engine: the engine that xent takes.
+        names: the contestants.
         rounds: at most.
     """
 

@@ -80,7 +80,7 @@ def defaults(member: Member) -> dict[str, Any]:
 
 
 def overview(chosen: list[Member]) -> str:
-    """All losses by the room they live in, facts as marks."""
+    """Return a table of all losses by their modules, facts as marks."""
     rows: list[tuple[str, ...]] = [
         ("", "targets", "proper", "bounded", "convex", "symmetric", "2nd pass", "needs")
     ]
