@@ -41,11 +41,11 @@ from xent.learn import (
     regularization_path,
     smallest_C,
 )
-from xent.learn.regression.criteria import Problem, softmax_criterion
+from xent.learn.regression.criteria import LinearProblem, softmax_criterion
 from xent.learn.regression.linear_objective import Design, Objective
 from xent.learn.regression.proximal import Shrunken
 from xent.learn.regression.solvers import solve
-from xent.learn.regression.task import Task
+from xent.learn.regression.task import SolverTask
 
 LAMBDA = 1e-2  # of the mean loss + lambda / 2 |W|^2
 MINIMA = {"iris": 0.2436772266, "wine": 0.0918197305, "digits": 0.26832493}
@@ -103,13 +103,13 @@ def minima() -> dict[str, float]:
     return fits
 
 
-def digits_task(max_iter: int, course: Course) -> tuple[Task, Tensor]:
+def digits_task(max_iter: int, course: Course) -> tuple[SolverTask, Tensor]:
     """The objective on digits, whose course is written down, and where to begin."""
     x, y = standardised(load_digits)
     share = torch.full((len(x),), 1 / len(x), dtype=torch.float64)
     design = CountedDesign(x, share, intercept=True)
     criterion = softmax_criterion(xent.cross_entropy, torch.from_numpy(y), share, 10)
-    problem = Problem(design, criterion, total=1.0)
+    problem = LinearProblem(design, criterion, total=1.0)
     start = problem.zeros()
     penalty = torch.full_like(start, LAMBDA)
     penalty[:, -1] = 0
@@ -118,7 +118,7 @@ def digits_task(max_iter: int, course: Course) -> tuple[Task, Tensor]:
     def report(value: float) -> None:
         course.append((design.sweeps, value))
 
-    return Task(objective, None, 1e-7, max_iter, report), start
+    return SolverTask(objective, None, 1e-7, max_iter, report), start
 
 
 def race() -> Race:

@@ -14,11 +14,11 @@ from .arguments import finite
 from .console import UserError, as_options, note
 from .environments import (
     FRESH_EPISODES,
-    Task,
+    Environment,
     add_shared_arguments,
     begin,
     make_policy,
-    open_task,
+    open_environment,
     report,
     settings_of,
 )
@@ -47,10 +47,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Search, and judge the centre on fresh episodes."""
-    task = open_task(args)
-    policy = make_policy(task, args.hidden, args.seed, args.bias)
+    environment = open_environment(args)
+    policy = make_policy(environment, args.hidden, args.seed, args.bias)
     try:
-        scores = PolicyScores(policy, task.make, episodes=args.episodes, seed=args.seed)
+        scores = PolicyScores(policy, environment.make, episodes=args.episodes, seed=args.seed)
         search = CrossEntropyMethod(
             Gaussian(torch.zeros(scores.dimensions), args.variance),
             population=args.population, elite=args.elite, noise=args.noise, seed=args.seed,
@@ -61,21 +61,24 @@ def run(args: argparse.Namespace) -> int:
         begin(args, folder)
         if args.resume:
             _continue(args, search, folder)
-        _search(args, task, scores, search, folder)
+        _search(args, environment, scores, search, folder)
         judge = PolicyScores(
-            policy, task.make, episodes=FRESH_EPISODES, seed=FRESH_SEED + args.seed
+            policy, environment.make, episodes=FRESH_EPISODES, seed=FRESH_SEED + args.seed
         )
         fresh = judge.of_each_episode(search.result().centre[None])[0]
         curve = [iteration.mean for iteration in search.history]
         record = _record(args, search)
-        report(args, folder, record, fresh, curve, task.target, window=1, unit="iteration")
+        report(args, folder, record, fresh, curve, environment.target, window=1, unit="iteration")
     return 0
 
 
 def _search(
-    args: argparse.Namespace, task: Task, scores: PolicyScores, search: CrossEntropyMethod,
+    args: argparse.Namespace,
+    environment: Environment,
+    scores: PolicyScores,
+    search: CrossEntropyMethod,
     folder: RunFolder,
-) -> None:  # fmt: skip
+) -> None:
     told: set[str] = set()
 
     def keep(_: SearchResult) -> None:
@@ -88,8 +91,8 @@ def _search(
 
     try:
         search.run(
-            lambda points: scores(points, search.iteration), args.iterations, target=task.target,
-            callback=keep, quiet=args.quiet,
+            lambda points: scores(points, search.iteration), args.iterations,
+            target=environment.target, callback=keep, quiet=args.quiet,
         )  # fmt: skip
     except (ValueError, TypeError) as error:
         raise UserError(as_options(str(error), vars(args))) from None

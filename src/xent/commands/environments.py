@@ -19,7 +19,7 @@ from .run_folder import CHECKPOINT, CURVES, RECORD, RunFolder
 FRESH_EPISODES = 100
 
 
-class Task(NamedTuple):
+class Environment(NamedTuple):
     """An environment to learn.
 
     Attributes:
@@ -66,7 +66,7 @@ def add_shared_arguments(parser: argparse.ArgumentParser, out: str, hidden: int)
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
-def open_task(args: argparse.Namespace) -> Task:
+def open_environment(args: argparse.Namespace) -> Environment:
     """The environment that ``--env`` names.
 
     Raises:
@@ -91,14 +91,14 @@ def open_task(args: argparse.Namespace) -> Task:
     outputs = int(space.n) if discrete else prod(space.shape or ())
     target = env.spec.reward_threshold if args.target is None else args.target
     env.close()
-    return Task(make, prod(env.observation_space.shape), outputs, target)
+    return Environment(make, prod(env.observation_space.shape), outputs, target)
 
 
-def make_policy(task: Task, hidden: int, seed: int, bias: bool = True) -> Module:
+def make_policy(environment: Environment, hidden: int, seed: int, bias: bool = True) -> Module:
     """A network of one hidden layer, or a linear one.
 
     Args:
-        task: whose inputs and outputs it has.
+        environment: whose inputs and outputs it has.
         hidden: hidden units; 0 for none.
         seed: of its start.
         bias: whether its layers have biases.
@@ -110,8 +110,12 @@ def make_policy(task: Task, hidden: int, seed: int, bias: bool = True) -> Module
         raise UserError(f"--hidden must be at least 0, got {hidden}")
     torch.manual_seed(seed)
     if hidden == 0:
-        return Sequential(_Floats(), Linear(task.inputs, task.outputs, bias))
-    layers = Linear(task.inputs, hidden, bias), ReLU(), Linear(hidden, task.outputs, bias)
+        return Sequential(_Floats(), Linear(environment.inputs, environment.outputs, bias))
+    layers = (
+        Linear(environment.inputs, hidden, bias),
+        ReLU(),
+        Linear(hidden, environment.outputs, bias),
+    )
     return Sequential(_Floats(), *layers)
 
 

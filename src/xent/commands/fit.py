@@ -21,7 +21,7 @@ from .columns import BOOLEANS, NUMBERS, TEXT, kind_of, listed
 from .console import UserError, as_options, note, say_json
 from .features import MISSING, Encoding, classes_of, distinct, prepared
 from .fit_report import Judged, describe, describe_largest, largest, picture
-from .held_out import Rows, indices, split
+from .held_out import LabelledRows, indices, split
 from .plot import require_matplotlib
 from .run_folder import RECORD, RunFolder
 from .table import Table, column_of, read_table, release
@@ -125,7 +125,9 @@ def _fit(args: argparse.Namespace) -> int:
     return 0
 
 
-def _rows(args: argparse.Namespace) -> tuple[Rows, Rows, Encoding, str, str, list[str]]:
+def _rows(
+    args: argparse.Namespace,
+) -> tuple[LabelledRows, LabelledRows, Encoding, str, str, list[str]]:
     """Rows to fit on and to test on, how features are made, target, decimal mark, what was said."""
     reading = reading_of(args)
     table, y = table_to_learn_from(args.table, reading, args.missing)
@@ -144,8 +146,9 @@ def _rows(args: argparse.Namespace) -> tuple[Rows, Rows, Encoding, str, str, lis
     if args.test_data:  # those of the table are told of already
         test.say_each(held_out.missing)
     test.say_each(held_out.unseen)
-    train, test = Rows(learnt.x, classes_of(train)), Rows(held_out.x, classes_of(test))
-    return train, test, encoding, table.target, table.decimal, table.said
+    fitted = LabelledRows(learnt.x, classes_of(train))
+    tested = LabelledRows(held_out.x, classes_of(test))
+    return fitted, tested, encoding, table.target, table.decimal, table.said
 
 
 def _model(args: argparse.Namespace, classes: int) -> Any:
@@ -177,7 +180,7 @@ def _loss(word: str) -> tuple[Member, dict[str, Any]]:
         raise UserError(f"--loss: {error}") from None
 
 
-def _fit_standardised(model: Any, rows: Rows) -> tuple[np.ndarray, list[str]]:
+def _fit_standardised(model: Any, rows: LabelledRows) -> tuple[np.ndarray, list[str]]:
     """Fit on standardised features, then make the standardisation part of the coefficients.
 
     The rows are standardised in place.

@@ -14,7 +14,7 @@ from .environments import (
     add_shared_arguments,
     begin,
     make_policy,
-    open_task,
+    open_environment,
     report,
     settings_of,
 )
@@ -35,8 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Learn, and judge on fresh episodes."""
-    task = open_task(args)
-    policy = make_policy(task, args.hidden, args.seed)
+    environment = open_environment(args)
+    policy = make_policy(environment, args.hidden, args.seed)
     settings = settings_of(args)
     with RunFolder(args.out) as folder:
         begin(args, folder)
@@ -46,8 +46,8 @@ def run(args: argparse.Namespace) -> int:
 
         try:
             record = reinforce(
-                policy, task.make, gamma=args.gamma, batch=args.batch, lr=args.lr,
-                entropy_weight=args.entropy, episodes=args.episodes, target=task.target,
+                policy, environment.make, gamma=args.gamma, batch=args.batch, lr=args.lr,
+                entropy_weight=args.entropy, episodes=args.episodes, target=environment.target,
                 seed=args.seed, callback=keep, checkpoint=folder.path / CHECKPOINT,
                 resume=args.resume, quiet=args.quiet,
             )  # fmt: skip
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
             message = str(error).replace("entropy_weight", "entropy")
             raise UserError(as_options(message, settings)) from None
         folder.wrote(CHECKPOINT)
-        fresh = evaluate_policy(policy, task.make, FRESH_EPISODES)
+        fresh = evaluate_policy(policy, environment.make, FRESH_EPISODES)
         whole = {"settings": settings, **asdict(record)}
-        report(args, folder, whole, fresh, record.returns, task.target)
+        report(args, folder, whole, fresh, record.returns, environment.target)
     return 0

@@ -31,7 +31,7 @@ class Criterion(NamedTuple):
     curvature: Callable[..., Tensor] | None = None
 
 
-class Problem(NamedTuple):
+class LinearProblem(NamedTuple):
     """Rows, what is minimised of their scores, and the sum of their weights."""
 
     design: Design

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from .linear_objective import Objective
-from .task import DIGITS, Solution, Task, enough
+from .task import DIGITS, Solution, SolverTask, enough
 
 EPS = float(np.finfo(np.float64).eps)
 ROUNDED = 20 * EPS  # of the largest singular value: less is how the decomposition was rounded
@@ -224,7 +224,7 @@ def _parts(blocks: Tensor) -> list[tuple[Tensor, Tensor]]:
     return [(weight, direction) for weight, direction in parts if bool(weight.any())]
 
 
-def by_newton(task: Task, start: Tensor, history: list[float] | None = None) -> Solution:
+def by_newton(task: SolverTask, start: Tensor, history: list[float] | None = None) -> Solution:
     """Minimise by Newton's method, each step held back until it gains what was promised.
 
     The last step is judged by the gradient, as the objective shows no change there.

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .coordinates import Standardising, symmetric_operator
 from .linear_objective import Design
-from .task import UNSAID, Solution, Task
+from .task import UNSAID, Solution, SolverTask
 
 NOISE = 1e-12  # of an objective, relative: what a step may miss its promise by
 HALVINGS = 30  # of a step of Newton's method, before it is given up
@@ -32,7 +32,7 @@ class Shrunken:
         l1: weight of the absolute value of each entry, ``(K, columns)``.
     """
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: SolverTask) -> None:
         self.objective, self.tol = task.objective, task.tol
         self.standard = Standardising(self.objective.design)
         l1 = torch.zeros_like(self.objective.penalty) if task.l1 is None else task.l1
@@ -120,7 +120,7 @@ class Shrunken:
         )
 
 
-def by_gradients(task: Task, start: Tensor, *, accelerate: bool) -> Solution:
+def by_gradients(task: SolverTask, start: Tensor, *, accelerate: bool) -> Solution:
     r"""Descend by the gradient with the step 1/L, and shrink by l1 after each step.
 
     L is an upper bound of the curvature: that of the loss in the scores times the largest
@@ -161,7 +161,7 @@ def by_gradients(task: Task, start: Tensor, *, accelerate: bool) -> Solution:
     return Solution(f.standard.to_coefficients(at), history, left)
 
 
-def by_proximal_newton(task: Task, start: Tensor) -> Solution:
+def by_proximal_newton(task: SolverTask, start: Tensor) -> Solution:
     """Minimise the quadratic model of the smooth part, plus l1, again and again.
 
     The model is of those coefficients only that are not 0, or would not stay 0, so its Hessian is

@@ -19,11 +19,11 @@ import numpy as np
 from sklearn.base import clone
 from torch import Tensor
 
-from .criteria import Problem
+from .criteria import LinearProblem
 from .linear_objective import Design
 from .softmax_regression import SoftmaxRegression
 from .solvers import solve
-from .task import Task
+from .task import SolverTask
 
 SPAN = 1000  # the weakest penalty of a path is so many times weaker than the strongest
 NULL_TOL, NULL_ITERATIONS = 1e-12, 1000
@@ -174,7 +174,7 @@ class _Start:
         self.model._check_parameters()
         X, y = self.model._read(X, y, reset=True)
         self.model.classes_ = self.model._classes(y)
-        self.problem: Problem = self.model._problem(X, y, sample_weight)
+        self.problem: LinearProblem = self.model._problem(X, y, sample_weight)
         design = self.problem.design
         self.coef = np.zeros((self.problem.criterion.columns, design.features))
         self.intercept = np.zeros(len(self.coef))
@@ -185,9 +185,9 @@ class _Start:
         """By a fit to rows without features."""
         weight = self.problem.design.weight
         empty = Design(np.zeros((len(weight), 0)), weight, intercept=True)
-        alone = Problem(empty, self.problem.criterion, self.problem.total)
+        alone = LinearProblem(empty, self.problem.criterion, self.problem.total)
         objective = alone.objective(alone.zeros(), alone.zeros())
-        task = Task(objective, None, NULL_TOL, NULL_ITERATIONS, lambda value: None)
+        task = SolverTask(objective, None, NULL_TOL, NULL_ITERATIONS, lambda value: None)
         return solve(task, alone.zeros(), "newton-cg").w[:, 0]
 
     def smallest_C(self) -> float:

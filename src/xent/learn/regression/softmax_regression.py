@@ -25,11 +25,11 @@ from torch import Tensor
 
 from ..._check import one_of
 from ...softmax import log_softmax
-from .criteria import Criterion, Problem, logits_of, loss_of, softmax_criterion
+from .criteria import Criterion, LinearProblem, logits_of, loss_of, softmax_criterion
 from .linear_objective import Design, Objective
 from .separation import SeparationWarning, separation
 from .solvers import SMOOTH, SOLVERS, solve
-from .task import UNSAID, Task, enough, progress
+from .task import UNSAID, SolverTask, enough, progress
 
 DTYPES = (np.float64, np.float32)
 
@@ -281,7 +281,7 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
                 "use solver='auto' or 'accelerated'"
             )
 
-    def _problem(self, X: Any, y: np.ndarray, sample_weight: Any) -> Problem:
+    def _problem(self, X: Any, y: np.ndarray, sample_weight: Any) -> LinearProblem:
         weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
         if self.class_weight is not None:
             weight = weight * self._weight_of_class(y, weight)
@@ -290,7 +290,7 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
             raise ValueError(f"the weights of the rows add up to {total}; there is nothing to fit")
         share = torch.from_numpy(weight / total)
         design = Design(X, share, intercept=self.fit_intercept)
-        return Problem(design, self._criterion(y, share), total)
+        return LinearProblem(design, self._criterion(y, share), total)
 
     def _weight_of_class(self, y: np.ndarray, weight: np.ndarray) -> np.ndarray:
         of_class = compute_class_weight(
@@ -309,7 +309,7 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
         """Return the fitted coefficients with the intercept as a column, ``(K, columns)``."""
         return design.joined(self.coef_, self.intercept_)
 
-    def _start_from(self, problem: Problem) -> Tensor:
+    def _start_from(self, problem: LinearProblem) -> Tensor:
         """Return the fitted coefficients as a start, or raise unless they fit the problem."""
         w, shape = self._learnt(problem.design), problem.zeros().shape
         if w.shape != shape:
@@ -326,7 +326,7 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
             How far that is above the minimum, in nats; 0 if it has converged.
         """
         with progress(self.verbose, self.max_iter) as report:
-            task = Task(objective, l1, self.tol, self.max_iter, report)
+            task = SolverTask(objective, l1, self.tol, self.max_iter, report)
             solution = solve(task, start, self.solver)
         w = solution.w
         if not bool(w.isfinite().all()):

@@ -22,7 +22,7 @@ from .coordinates import Whitening, symmetric_operator
 from .linear_objective import Design
 from .newton import by_newton
 from .proximal import by_gradients, by_proximal_newton
-from .task import Solution, Task, enough
+from .task import Solution, SolverTask, enough
 
 EPS = float(np.finfo(np.float64).eps)
 SMALL = 50_000  # scores
@@ -37,7 +37,7 @@ FIRST_ORDER = ("gradient-descent", "accelerated")
 SOLVERS = ("auto", "newton", *SMOOTH, *FIRST_ORDER, "proximal-newton")
 
 
-def solve(task: Task, start: Tensor, solver: str) -> Solution:
+def solve(task: SolverTask, start: Tensor, solver: str) -> Solution:
     """Minimise from coefficients ``(K, columns)`` on, by one of ``SOLVERS``.
 
     Where there is l1, ``"auto"`` takes the proximal Newton method for few coefficients, whose
@@ -71,7 +71,7 @@ def _moved(w: Tensor, offsets: Tensor) -> Tensor:
     return torch.cat([slopes, w[:, -1:] + (slopes @ offsets).unsqueeze(1)], 1)
 
 
-def _minimise(task: Task, start: Tensor, solver: str) -> Solution:
+def _minimise(task: SolverTask, start: Tensor, solver: str) -> Solution:
     if solver == "auto":
         solver = _choice(task, start)
     if solver == "newton":
@@ -92,7 +92,7 @@ def _minimise(task: Task, start: Tensor, solver: str) -> Solution:
     return by_gradients(task, start, accelerate=solver == "accelerated")
 
 
-def _choice(task: Task, start: Tensor) -> str:
+def _choice(task: SolverTask, start: Tensor) -> str:
     rows = task.objective.design.rows
     if task.l1 is not None:
         few = start.numel() <= min(FEW, ENTRIES // rows)
@@ -104,14 +104,14 @@ def _choice(task: Task, start: Tensor) -> str:
     return "newton-cg" if bool(task.objective.penalty.any()) else "trust-region"
 
 
-def _full(task: Task, start: Tensor) -> bool:
+def _full(task: SolverTask, start: Tensor) -> bool:
     """Tell whether the Hessian is at hand."""
     size = start.numel()
     products = task.objective.design.rows * len(start) ** 2 * size**2
     return _wide(task) and size <= FULL and products <= WORK
 
 
-def _widened(task: Task, start: Tensor) -> Task | None:
+def _widened(task: SolverTask, start: Tensor) -> SolverTask | None:
     """The task in double precision and dense, where a copy of the rows is small enough."""
     design = task.objective.design
     if design.rows * design.features > ENTRIES:
@@ -123,7 +123,7 @@ def _widened(task: Task, start: Tensor) -> Task | None:
     return wide if _full(wide, start) else None
 
 
-def _wide(task: Task) -> bool:
+def _wide(task: SolverTask) -> bool:
     """Tell whether the rows are dense and in double precision."""
     design = task.objective.design
     return not design.sparse and design.x.dtype == torch.float64
@@ -140,7 +140,7 @@ def _thread_pools() -> ThreadpoolController:
 
 
 @np.errstate(divide="ignore", invalid="ignore", over="ignore")  # where nothing is left to gain
-def by_scipy(task: Task, start: Tensor, method: str) -> Solution:
+def by_scipy(task: SolverTask, start: Tensor, method: str) -> Solution:
     """Minimise a smooth objective by one of SciPy's methods, in whitened coordinates.
 
     New coordinates are taken when most of the curvature is gone, and as long as that gains more
@@ -193,7 +193,12 @@ def newton_step(white: Whitening, w: Tensor) -> tuple[Tensor, float]:
 
 
 def _by_scipy_in(
-    white: Whitening, task: Task, start: Tensor, method: str, max_iter: int, history: list[float]
+    white: Whitening,
+    task: SolverTask,
+    start: Tensor,
+    method: str,
+    max_iter: int,
+    history: list[float],
 ) -> Any:
     """Minimise in these coordinates until the end, or until they are stale."""
     objective = task.objective

@@ -38,7 +38,7 @@ class Solution:
 
 
 @dataclass(frozen=True)
-class Task:
+class SolverTask:
     """An objective to minimise, how exactly, and a function that reports progress.
 
     Attributes:
@@ -56,7 +56,7 @@ class Task:
     report: Callable[[float], None]
 
 
-def enough(task: Task, w: Tensor, value: float) -> float:
+def enough(task: SolverTask, w: Tensor, value: float) -> float:
     """Nats that may be left: by a gradient of ``tol`` in each entry, or by the last digits."""
     return max(0.5 * w.numel() * task.tol**2, DIGITS * max(abs(value), 1e-3))
 
