@@ -13,7 +13,7 @@ from ._check import class_indices, is_tensor, whole_number
 from ._probabilities import rounding
 from .targets import class_axis, read_target, shape_hint
 
-# How near to 1 the sums of logits look like probabilities, whatever they were computed in.
+# Sums of logits this near to 1 look like probabilities, in any dtype.
 LOOKS_LIKE_1 = 1e-2
 
 
@@ -42,7 +42,7 @@ class Diagnosis(list[Finding]):
 
 
 def diagnose(input: Tensor, target: Tensor, *, ignore_index: int = -100) -> Diagnosis:
-    """Look for the classic mistakes in a batch of logits and targets, and say how to mend them.
+    """Look for the classic mistakes in a batch of logits and targets, and say how to correct them.
 
     Reads every value, so call it once when something looks wrong, not in the training loop. It
     never raises on bad values: they are what it reports.

@@ -84,7 +84,7 @@ class Evaluation:
         """Return all figures as plain types, for JSON."""
         table = self.reliability
         bins = {"edges": table.edges.tolist(), "count": table.count.tolist()}
-        for name in ("confidence", "accuracy"):  # of an empty bin None, which JSON has
+        for name in ("confidence", "accuracy"):  # None for an empty bin, because JSON has no NaN
             means = getattr(table, name).tolist()
             bins[name] = [m if n else None for m, n in zip(means, bins["count"], strict=True)]
         names = ("tokens", "nats_per_token", "bits_per_token", "perplexity", "bits_per_byte")
@@ -180,7 +180,7 @@ def evaluate(
         Jelinek et al., *Perplexity, a measure of the difficulty of speech recognition tasks*, 1977.
         Calibration: Guo et al., *On calibration of modern neural networks*, ICML 2017.
     """
-    from .learn.reliability import bin_confidences  # `import xent` does without it
+    from .learn.reliability import bin_confidences  # not needed by `import xent`
 
     labels = _check(tokens, labels, length, stride, batch, total_bytes)
     texts, labels = (x.reshape(-1, x.shape[-1]).long() for x in (tokens, labels))

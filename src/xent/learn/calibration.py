@@ -106,7 +106,7 @@ def _root(f: Callable[[float], float]) -> float:
             break
         if y < 0:
             low, f_low = x, y
-            f_high /= 2 if last < 0 else 1  # the same end twice: pull the secant over the root
+            f_high /= 2 if last < 0 else 1  # same end twice: pull the secant over
         else:
             high, f_high = x, y
             f_low /= 2 if last > 0 else 1

@@ -105,10 +105,10 @@ def confident_noise_matrix(probabilities: Tensor, labels: Tensor) -> Tensor:
     p = _check_probabilities(probabilities)
     labels = _check_labels(labels, p)
     counts = _confident_counts(_confident_guess(p, labels), labels, p.shape[1]).double()
-    # Labels are as frequent as they are, however many of their rows are sure.
+    # The frequency of a label does not depend on how many of its rows are confident.
     frequency = torch.bincount(labels, minlength=p.shape[1]).unsqueeze(1)
     joint = counts / counts.sum(1, keepdim=True).clamp(min=1) * frequency
-    total = joint.sum(0).unsqueeze(1)  # of each class
+    total = joint.sum(0).unsqueeze(1)  # total of each class
     identity = torch.eye(p.shape[1], dtype=p.dtype, device=p.device)
     return torch.where(total > 0, joint.T / total.clamp(min=torch.finfo(p.dtype).tiny), identity)
 
@@ -225,8 +225,8 @@ def _quality(p: Tensor, labels: Tensor, score: Score) -> Tensor:
 def _confident_guess(p: Tensor, labels: Tensor) -> Tensor:
     """The class each row confidently belongs to, or -1."""
     carried = torch.nn.functional.one_hot(labels, p.shape[1]).to(p.dtype)  # (N, C)
-    threshold = (carried * p).sum(0) / carried.sum(0)  # NaN, which no row reaches, without labels
-    # A mean of equal numbers may be rounded up: none of them would reach it.
+    threshold = (carried * p).sum(0) / carried.sum(0)  # NaN for a label without rows
+    # The mean of equal numbers may be rounded up, and then none of them would reach it.
     sure, guess = torch.where(p >= threshold - TIE, p, -1.0).max(1)
     return torch.where(sure >= 0, guess, -1)
 
@@ -240,7 +240,7 @@ def _confident_counts(guess: Tensor, labels: Tensor, classes: int) -> Tensor:
 
 def _whole_joint(counts: Tensor, labels: Tensor) -> Tensor:
     """Counts (label, class) brought to the frequencies of the labels, in whole rows."""
-    counts = counts + torch.diag(counts.diagonal() == 0)  # some row of a label is right
+    counts = counts + torch.diag(counts.diagonal() == 0)  # at least one row of each label is right
     frequency = torch.bincount(labels, minlength=len(counts)).unsqueeze(1)
     total = counts.sum(1, keepdim=True)
     whole, remainder = counts * frequency // total, counts * frequency % total

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..frames.row_loss import row_loss
 from ..row_statistics import RowStatistics
 
-DIGITS = 4  # significant ones of the numbers in a formula; what is printed is what was judged
+DIGITS = 4  # significant digits of the numbers in a formula, judged as they are printed
 
 
 class Term(NamedTuple):
@@ -44,7 +44,7 @@ TERMS = (
     Term("({e} * s.log_prob).exp()", lambda s, e: (e * s.log_prob).exp()),
 )
 EXPONENTS = sum(term.has_exponent for term in TERMS)
-CROSS_ENTROPY = (1.0, *[0.0] * (len(TERMS) + EXPONENTS - 1))  # as a point of the search
+CROSS_ENTROPY = (1.0, *[0.0] * (len(TERMS) + EXPONENTS - 1))  # a point of the search
 
 
 @dataclass(frozen=True)

@@ -198,7 +198,7 @@ def search_loss(
     final = _finalists(tried, strategy.mean, finalists)
     each = [_scores(judge, final, len(tried) + k) for k in range(rounds)]
     means = [sum(of_round) / rounds for of_round in zip(*each, strict=True)]
-    # The sort is stable, so of equals cross-entropy comes first.
+    # The sort is stable, so cross-entropy comes first among equal scores.
     ranked = sorted(zip(final, means, strict=True), key=lambda pair: -pair[1])
     record.save(tried, ranked)
     history = [(max(t["scores"]), sum(t["scores"]) / population) for t in tried]

@@ -125,7 +125,7 @@ def fit_mixture_weights(members: Tensor, target: Tensor | None = None) -> Mixtur
             "`members` hold NaN or inf, or a row that all of them hold for impossible (-inf): no "
             "mixture has a finite cross-entropy there"
         )
-    relative = (log_probs - best).exp()  # so that no row vanishes
+    relative = (log_probs - best).exp()  # keeps each row away from underflow
 
     def excess(weights: Tensor) -> Tensor:
         return -(relative @ weights).log().mean()
@@ -218,7 +218,7 @@ def _line_search(
     """The weights after the first of the steps, each half the one before, that gains enough."""
     while True:
         moved = weights + step * direction
-        moved[moved < 1e-15] = 0.0  # what has reached the border stays there
+        moved[moved < 1e-15] = 0.0  # a weight that has reached 0 stays there
         moved /= moved.sum()
         enough = value + 1e-4 * step * (slope @ direction).item() + 1e-15 * abs(value)
         if loss(moved).item() <= enough or step < 1e-18:
@@ -230,7 +230,7 @@ def _newton_direction(curvature: Tensor, slope: Tensor, free: Tensor) -> Tensor:
     """Return the Newton step of the free weights that keeps the sum of all weights."""
     n = int(free.sum())
     curvature = curvature[free][:, free]
-    # Members that are alike make it singular; the little that is added shares between them.
+    # Equal members make the matrix singular; the small ridge shares the weight between them.
     ridge = 1e-10 * curvature.trace() + 1e-12
     system = torch.ones(n + 1, n + 1, dtype=torch.float64, device=curvature.device)
     system[:n, :n], system[n, n] = (

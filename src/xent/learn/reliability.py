@@ -41,7 +41,7 @@ class Reliability:
         cls, confidence: Tensor, accuracy: Tensor, count: Tensor, edges: Tensor
     ) -> Reliability:
         """The table from the sums over the rows of each bin, of confidences and of right ones."""
-        # What no bin divides by is NaN: an empty one has no mean.
+        # An empty bin has no mean: 0 / 0 is NaN.
         means, shares = confidence / count, accuracy / count
         gaps = torch.where(count > 0, (shares - means).abs(), 0.0)
         return cls(means, shares, count, edges, ((count * gaps).sum() / count.sum()).item())
@@ -113,11 +113,11 @@ def bin_confidences(
     one_of("binning", binning, ("width", "mass"))
     if not is_whole(bins) or bins < 1:
         raise ValueError(f"`bins` must be a whole number of at least 1, got {bins!r}")
-    # A border is a confidence of the rows, or else a fraction, to be rounded as they were.
+    # A border is a confidence of a row, or a fraction that is rounded as confidences are.
     edges = torch.arange(bins + 1, dtype=torch.float64, device=confidence.device) / bins
     edges, at = edges.to(confidence.dtype), _precision(dtype or confidence.dtype)
     if binning == "mass":
-        # The row that each bin but the last one ends with.
+        # The last row of each bin but the last bin.
         last = torch.arange(1, bins, device=confidence.device) * len(confidence) // bins - 1
         edges[1:-1] = confidence.sort().values[last.clamp(min=0)]
         at = confidence.dtype

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 # The palette of Okabe and Ito, dark ones first; its yellow is too faint for a line on white.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-LINES = ("-", "--", "-.", ":")  # so that of curves that coincide both are seen
-LONGEST = 40  # characters of a name; more would leave no room for the picture
+LINES = ("-", "--", "-.", ":")  # curves that coincide are both seen
+LONGEST = 40  # most characters of a name, so that the picture has room
 
 
 def styles() -> Iterator[tuple[str, str]]:
@@ -61,8 +61,8 @@ def rendered(figure: Any, format: str = "png", **options: Any) -> bytes:
 
     data = io.BytesIO()
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from")  # of the first drawing
-        figure.draw_without_rendering()  # so that the labels of ticks are there
+        warnings.filterwarnings("ignore", "Glyph .* missing from")  # warnings of the first drawing
+        figure.draw_without_rendering()  # makes the labels of ticks
         for text in figure.findobj(Text):
             families = map(_family_with, filter(lambda c: ord(c) > 127, text.get_text()))
             text.set_family([*dict.fromkeys([*text.get_family(), *filter(None, families)])])
@@ -78,7 +78,7 @@ def _family_with(character: str) -> str | None:
     own = font_manager.get_font(font_manager.findfont(font_manager.FontProperties())).family_name
     fonts = sorted(font_manager.fontManager.ttflist, key=lambda font: font.name != own)
     for entry in fonts:
-        if entry.name.startswith("Last Resort"):  # which has a box for everything
+        if entry.name.startswith("Last Resort"):  # this font draws a box for every character
             continue
         try:
             font = font_manager.get_font(entry.fname)

@@ -158,7 +158,7 @@ def confusion_matrix(matrix: Any, labels: Sequence[Any], ax: Axes | None = None)
     share = counts / counts.sum(1, keepdim=True).clamp(min=1)
     image = ax.imshow(share.tolist(), cmap="Blues", vmin=0, vmax=1)
     ax.figure.colorbar(image, ax=ax, label="share of the class")
-    step = -(-classes // 40)  # of more names than that every second, third, ...
+    step = -(-classes // 40)  # with more than 40 names only every second, third, ... is shown
     ticks, names = range(0, classes, step), [shown(label, 20) for label in labels[::step]]
     wide = sum(map(len, names)) > 40
     ax.set_xticks(ticks, names, rotation=90 if wide else 0)

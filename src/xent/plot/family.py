@@ -19,7 +19,7 @@ Over = Literal["prob", "log-odds"]
 
 POINTS = 193
 FARTHEST = 8.0  # log-odds at the edge of the picture
-UNLIKE = 10.0  # from this ratio of their sizes on, a curve beside another is flat
+UNLIKE = 10.0  # ratio of sizes from which the smaller curve would look flat
 
 
 def loss_curves(
@@ -77,7 +77,7 @@ def loss_curves(
         shown.append(values[inside])
         sloped.append(slopes[inside])
         depends = depends or _depends_on_classes(curve, log_odds, count, values)
-    if over == "prob":  # at the ends a loss without bound would leave no room for the others
+    if over == "prob":  # near the ends an unbounded loss would leave no room for other curves
         _fit(value_axis, torch.cat(shown))
     unlike = _scale(value_axis, shown), _scale(slope_axis, sloped)
     _label(value_axis, slope_axis, chosen, over, target, count if depends else None)
@@ -119,7 +119,7 @@ def _positions(over: Over) -> Tensor:
     edge = torch.tensor(FARTHEST, dtype=torch.float64, device="cpu")
     if over == "log-odds":
         return torch.linspace(-FARTHEST, FARTHEST, POINTS, dtype=torch.float64, device="cpu")
-    # Denser at both ends, where a logarithm turns.
+    # Points are denser at both ends, where a logarithm turns.
     turn = torch.linspace(0, math.pi, POINTS, dtype=torch.float64, device="cpu")
     p = (1 - turn.cos()) / 2
     return torch.logit(p.clamp(torch.sigmoid(-edge).item(), torch.sigmoid(edge).item()))
@@ -213,7 +213,7 @@ def _label(
             ax.set_xlim(0, 1)
     binary = all(curve.targets == "binary" for curve in chosen)
     notes = ["loss of an element" if binary else "loss of a row"]
-    if any(curve.classes for curve in chosen):  # the classes differ, so it matters which
+    if any(curve.classes for curve in chosen):  # the classes differ, so the note says which
         notes[0] = "loss of a row of class 0"
     if target != 1:
         notes.append(f"target {target:g}")

@@ -78,7 +78,7 @@ def make_curve(loss: Callable[..., Any], label: str | None = None) -> Curve:
     function, given = loss, {}
     if isinstance(loss, partial):
         function, given = loss.func, loss.keywords
-    function = getattr(function, "function", function)  # of a module
+    function = getattr(function, "function", function)  # the function of a module
     name = getattr(function, "__name__", type(loss).__name__)
     if label is None:
         settings = (f"{key}={_shown(value)}" for key, value in given.items())

@@ -78,7 +78,7 @@ class _Run(NamedTuple):
     loss: Sequence[float]
     seconds: Sequence[float]
     validation: list[tuple[float, float, float]]
-    best: int | None = None  # which point
+    best: int | None = None  # index of the best point
 
 
 def _of_steps(record: Record) -> _Run:

@@ -22,7 +22,7 @@ from ..._probabilities import rounding
 
 _WORD, _BYTE = 64, 8  # bits of the window in which the interval is narrowed
 _TOP = _WORD - _BYTE
-MOST = 1 << 32  # of all frequencies together: 24 bits below the narrowest interval
+MOST = 1 << 32  # largest sum of the frequencies, 24 bits below the narrowest interval
 
 
 class SymbolModel(Protocol):
@@ -137,7 +137,7 @@ def decode(data: bytes, model: SymbolModel, count: int) -> list[int]:
     for _ in range(count):
         below = _cumulative(model)
         total = below.item(-1)
-        # The last of the frequencies whose share of the interval starts at or before the code.
+        # The last symbol whose share of the interval starts at or before the code.
         place = ((offset + 1) * total - 1) // interval.width
         symbol = int(below.searchsorted(place, "right")) - 1
         skipped, shifted = interval.narrow(below.item(symbol), below.item(symbol + 1), total)
@@ -226,7 +226,7 @@ def _cumulative(model: SymbolModel) -> np.ndarray:
         raise ValueError(f"frequencies must be one for each symbol; got shape {frequencies.shape}")
     below = np.zeros(len(frequencies) + 1, np.int64)
     np.cumsum(frequencies, out=below[1:])
-    # The largest by itself, too: a sum of such numbers may have wrapped around.
+    # The largest frequency is checked, too, as a sum of such numbers may wrap around.
     if frequencies.min() < 0 or frequencies.max() > MOST or not 0 < below[-1] <= MOST:
         raise ValueError(
             f"frequencies must be at least 0 and sum to 1 to 2^32, got a smallest of "

@@ -9,7 +9,7 @@ import numpy as np
 
 from .arithmetic import MOST, SymbolModel
 
-_HALF = MOST // 2  # what a mixture shares out; at least 1 for each symbol comes on top
+_HALF = MOST // 2  # sum that a mixture shares out; at least 1 for each symbol is added
 
 
 class FixedModel:
@@ -64,7 +64,7 @@ class OrderModel:
             raise ValueError(
                 f"`order` must be at least 0 and `symbols` at least 1, got {order} and {symbols}"
             )
-        self._most = _HALF // symbols  # of one count, so that all may be coded
+        self._most = _HALF // symbols  # largest count, so that all counts together can be coded
         order = operator.index(order)
         self._gain = min(4 ** (order + 1), 4096) if gain is None else operator.index(gain)
         if not 1 <= self._gain <= self._most:
@@ -134,7 +134,7 @@ class MixtureModel:
         self._now = self._sets[np.count_nonzero(totals == counts[:, 0] * counts.shape[1])]
         shares = [w * _HALF / n for w, n in zip(self._now.of, totals.tolist(), strict=True)]
         self._parts = counts * np.array(shares)[:, None]
-        # One after the other: a sum along an axis may be taken in another order elsewhere.
+        # Added one after the other: other machines may sum along an axis in another order.
         total = self._parts[0].copy()
         for part in self._parts[1:]:
             total += part
@@ -161,7 +161,7 @@ class _Weights:
         """A step towards what each part is of the whole, with a little for every member."""
         self.seen += 1
         step, total = max(rate, 1 / (self.seen + 1)), sum(parts)
-        some = 1e-3 / len(parts)  # so that none is lost for good
+        some = 1e-3 / len(parts)  # keeps the weight of each member above 0
         self.of = [
             (1 - step) * w + step * (0.999 * part / total + some)
             for w, part in zip(self.of, parts, strict=True)

@@ -98,7 +98,7 @@ class GaussianClasses:
             return (density * log_softmax(joint)).sum().item()
 
         places = {mu * math.sqrt(self.dims) for mu in self.means}
-        # Where one class is far from the next, only what is near them must be seen.
+        # Where classes are far apart, points are needed only near each class.
         ends = sorted({place + side for place in places for side in (-12, 0, 12)})
         value, _ = quad(integrand, ends[0], ends[-1], points=ends[1:-1], limit=500, epsabs=1e-10)
         return self.entropy + value

@@ -48,7 +48,7 @@ class Batches:
         if isinstance(data, (tuple, list)):
             _check_tensors(name, data)
         elif isinstance(data, IterableDataset):
-            data = DataLoader(data, batch_size)  # in the order in which it gives them
+            data = DataLoader(data, batch_size)  # keeps the order of the data set
         elif isinstance(data, Dataset):
             if not len(data):  # pyright: ignore[reportArgumentType]
                 raise ValueError(f"`{name}` holds no row")
@@ -75,7 +75,7 @@ class Batches:
             yield [part.to(self.device, non_blocking=True) for part in batch]
 
     def _of_tensors(self, tensors: Sequence[Tensor]) -> Iterator[Sequence[Tensor]]:
-        # A loader would take the rows one by one, which for small networks is most of the time.
+        # A DataLoader takes rows one by one. For small networks that is most of the time.
         rows = len(tensors[0])
         if self.order is None:
             yield from zip(*(tensor.split(self.batch_size) for tensor in tensors), strict=True)

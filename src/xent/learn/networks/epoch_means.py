@@ -62,12 +62,12 @@ class EpochMeans:
         self.model, self.loss, self.metrics = model, loss, metrics or {}
         self.ignore_index = _setting(loss, "ignore_index", -100)
         self.count = count or _divisor_of(loss, self.ignore_index)
-        self.sums: dict[str, tuple[float, float]] = {}  # name: sum of the values, what to divide by
+        self.sums: dict[str, tuple[float, float]] = {}  # name: sum of the values, divisor
 
     def __call__(self, batch: list[Tensor]) -> Tensor | None:
         """The loss of a batch ``[x, y, ...]``; None if there is no row that counts."""
         x, *targets = batch
-        output, loss = self._loss_of(batch)  # first of all, as it says best what is wrong with them
+        output, loss = self._loss_of(batch)  # first, because its errors say best what is wrong
         mass = float(self.count(*targets))
         if mass == 0:
             return None
@@ -121,7 +121,7 @@ def _setting(loss: Callable[..., Any], name: str, default: Any) -> Any:
         return getattr(loss, name, default)
     try:
         found = inspect.signature(loss).parameters[name].default  # also of a functools.partial
-    except (KeyError, ValueError):  # no such argument, or a function in C, which does not say
+    except (KeyError, ValueError):  # no such argument, or a function in C, which has no signature
         return default
     return default if found is inspect.Parameter.empty else found
 

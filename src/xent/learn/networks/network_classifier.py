@@ -18,7 +18,7 @@ from ...losses import cross_entropy
 from ...softmax import log_softmax
 from .small_networks import SmallNetworks
 
-FEWEST = 5  # steps between two looks at the held-out loss, where an epoch is shorter
+FEWEST = 5  # least number of steps between two measurements of the held-out loss
 
 
 class NetworkClassifier(ClassifierMixin, BaseEstimator):
@@ -99,7 +99,7 @@ class NetworkClassifier(ClassifierMixin, BaseEstimator):
                 f"holds out a part; got {self.networks} for n_samples = {len(y)}"
             )
         with np.errstate(over="ignore", invalid="ignore"):
-            self._scaler = StandardScaler().fit(X)  # which leaves the scale of a constant as it is
+            self._scaler = StandardScaler().fit(X)  # leaves the scale of a constant column as it is
         scale: Any = self._scaler.scale_
         if not np.isfinite(scale).all():
             raise ValueError("the spread of the features of `X` is too large; scale them first")
@@ -113,7 +113,7 @@ class NetworkClassifier(ClassifierMixin, BaseEstimator):
         first = self._seed * self.networks
         seeds = range(first, first + self.networks)
         net = SmallNetworks(x.shape[1], len(self.classes_), seeds, hidden=self.hidden)
-        with torch.no_grad():  # they start from the frequencies: nothing learnt, nothing told
+        with torch.no_grad():  # they start from the class frequencies
             net.parameters[2].zero_()
             net.parameters[3].add_((torch.bincount(y) / len(y)).log())
         self._net, best = net, [parameter.detach().clone() for parameter in net.parameters]
@@ -138,7 +138,7 @@ class NetworkClassifier(ClassifierMixin, BaseEstimator):
         """Rows each network learns from, and those it holds out, ``(networks, n)`` each."""
         generator = torch.Generator().manual_seed(self._seed)
         shuffled = torch.randperm(len(y), generator=generator, device="cpu")
-        by_class = shuffled[y[shuffled].argsort(stable=True)]  # dealt out like cards
+        by_class = shuffled[y[shuffled].argsort(stable=True)]  # class by class, to deal them out
         held = by_class[: len(y) - len(y) % self.networks].view(-1, self.networks).T
         others = [torch.cat([held[:k], held[k + 1 :]]).flatten() for k in range(self.networks)]
         return torch.stack(others), held

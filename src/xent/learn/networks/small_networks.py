@@ -45,7 +45,7 @@ class SmallNetworks:
         self.of_model = torch.tensor(
             [self.distinct.index(seed) for seed in self.seeds], dtype=torch.int64, device="cpu"
         )
-        # One generator per seed, so that a network's luck does not depend on its company.
+        # One generator per seed: a network draws the same numbers whatever networks are beside it.
         self.generators = [torch.Generator().manual_seed(seed) for seed in self.distinct]
         first = [
             torch.randn(inputs, hidden, generator=g, dtype=torch.float32, device="cpu")

@@ -55,7 +55,7 @@ class Step:
         told = [loss]
 
         def closure() -> Any:  # a tensor, as all of PyTorch's optimisers take
-            if told[-1].grad_fn is None:  # used up
+            if told[-1].grad_fn is None:  # its graph has been used
                 with _random_numbers_from(state, self.device):
                     told.append(self.means.loss_of(batch))
             self.optimizer.zero_grad()

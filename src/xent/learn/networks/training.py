@@ -21,7 +21,7 @@ from .epoch_means import EpochMeans
 from .steps import Step
 
 Entry = dict[str, float]
-EVALUATION = 4  # without gradients a batch may be so many times as large
+EVALUATION = 4  # how many times larger a batch may be where there are no gradients
 
 
 @dataclass(frozen=True)

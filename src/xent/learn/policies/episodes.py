@@ -20,7 +20,7 @@ from torch.nn import Module
 
 from ..._check import is_whole
 
-# From observations (k, ...) and the numbers of the episodes they are of, (k,), to actions.
+# (observations (k, ...), numbers of their episodes (k,)) -> actions
 Act = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -109,7 +109,7 @@ class Stage:
         self.observation_space = self._envs[0].observation_space
         self.action_space = self._envs[0].action_space
         spec = self._envs[0].spec
-        self.name: str | None = spec and spec.id  # None for one that nobody has registered
+        self.name: str | None = spec and spec.id  # None for an environment that is not registered
         if self.observation_space.shape is None:
             raise ValueError(
                 f"observations of {self.observation_space} make no array; wrap the environment in "
@@ -174,7 +174,7 @@ class _Episode:
 
     def __init__(self, env: Any, number: int, seed: int) -> None:
         self.env, self.number = env, number
-        self.seen = np.array(env.reset(seed=int(seed))[0])  # a copy: some reuse their array
+        self.seen = np.array(env.reset(seed=int(seed))[0])  # a copy: some environments reuse it
         self.steps: list[tuple[Any, Any, float]] = []  # observation before, action, reward
         self.over = self.truncated = False
 
@@ -285,7 +285,7 @@ def _checked(output: Any, width: int) -> Tensor:
             f"returned shape {tuple(output.shape)}"
         )
     output = output.flatten(1)
-    if not bool(output.amax(1).isfinite().all()):  # -inf for some actions rules them out
+    if not bool(output.amax(1).isfinite().all()):  # -inf rules out single actions
         raise ValueError(
             "`policy` returned NaN or infinity; are the observations finite, and its parameters? "
             "Else `lr` was too large"

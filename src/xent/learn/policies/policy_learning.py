@@ -29,10 +29,10 @@ from ...policy import group_advantages, reinforce_loss
 from ..search.cross_entropy_method import elite_count
 from .episodes import Episodes, Stage, check_discrete, logits_of, sampled, seeds_of
 
-# From a batch of episodes, the logits of its steps and the classes of their actions to a loss.
+# (episodes, logits of all steps, classes of the actions) -> loss
 BatchLoss = Callable[[Episodes, Tensor, Tensor], Tensor]
 WINDOW = 100  # episodes that must average the target
-# What the record of a checkpoint must be.
+# The form that the record of a checkpoint must have.
 RECORD = {"batch": int, "returns": [float], "loss": [float], "entropy": [float], "solved": bool}
 
 

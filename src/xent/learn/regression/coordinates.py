@@ -12,9 +12,9 @@ from torch import Tensor
 
 from .linear_objective import Design, Objective
 
-WHITENED = 4096  # features; more than these are only scaled, one by one
-ROUNDED = 1e-13  # of the mean of a column: less than that is no spread
-STALE = 0.1  # of the curvature that coordinates were made for: time for new ones
+WHITENED = 4096  # most features that are whitened; more are only scaled, one by one
+ROUNDED = 1e-13  # share of the mean of a column below which its spread is none
+STALE = 0.1  # share of their curvature below which coordinates are made anew
 
 
 class Whitening:
@@ -40,7 +40,7 @@ class Whitening:
             self.means = design.means()
             matrix = design.products(rows, self.means) + ridge.diag()
             diagonal = matrix.diagonal()
-            # For columns that repeat: a little of each, in whatever units; for constants, anything.
+            # A small ridge relative to each column, for equal columns; any for constants.
             least = self.curvature * (ROUNDED * self.means).square()
             floor = torch.where(diagonal > least, 1e-10 * diagonal, 1.0)
             factor, failed = torch.linalg.cholesky_ex(matrix + floor.diag())
@@ -93,7 +93,7 @@ class Standardising:
     def __init__(self, design: Design) -> None:
         self.means = design.means()
         spread = design.mean_squares(self.means).sqrt()
-        # What is left of a constant column is how its mean was rounded.
+        # A constant column minus its mean is only rounding.
         self.scale = torch.where(spread > ROUNDED * self.means.abs(), spread, 1.0)
 
     def to_coefficients(self, v: Tensor) -> Tensor:
@@ -115,5 +115,5 @@ class Standardising:
 
 def symmetric_operator(product: Callable[[np.ndarray], np.ndarray], size: int) -> Any:
     """SciPy's operator of a symmetric matrix that is known by its products."""
-    operator: Any = LinearOperator  # whose stubs know only its subclasses
+    operator: Any = LinearOperator  # its stubs know only subclasses
     return operator((size, size), matvec=product, dtype=np.float64)

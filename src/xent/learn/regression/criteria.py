@@ -73,7 +73,7 @@ def _softmax_curvature(scores: Tensor) -> Tensor:
     pairs = -p.T.unsqueeze(2) * p  # (K, N, K)
     own = torch.diagonal(pairs, dim1=0, dim2=2)  # (N, K)
     own.zero_()
-    own.copy_(-pairs.sum(2).T)  # 1 - p would lose the digits of what is nearly sure
+    own.copy_(-pairs.sum(2).T)  # 1 - p would lose the digits of a nearly sure class
     return pairs
 
 

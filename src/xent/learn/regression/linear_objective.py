@@ -17,12 +17,12 @@ import torch
 from scipy.sparse import hstack
 from torch import Tensor
 
-ROWS_PER_FEATURE = 8  # are enough to know how features vary together
-PROBES = 2  # random directions that tell the curvature of a row
+ROWS_PER_FEATURE = 8  # rows per feature that tell how features vary together
+PROBES = 2  # random directions that estimate the curvature of a row
 ALL = slice(None)
-BLOCK = 1 << 16  # rows whose curvature is taken at once, as each takes 600 bytes meanwhile
-SMALL = 4_000_000  # entries: rows are made dense and double
-OFFSET_ROWS, FAR = 1000, 100.0  # rows that tell an offset, and how many times their quartiles' gap
+BLOCK = 1 << 16  # rows whose curvature is computed at once; each takes 600 bytes meanwhile
+SMALL = 4_000_000  # entries up to which rows are made dense and double
+OFFSET_ROWS, FAR = 1000, 100.0  # rows that tell an offset; quartile gaps that make it far
 
 
 class Design:
@@ -46,7 +46,7 @@ class Design:
         self.columns = self.features + intercept
         self.grain = float(np.finfo(x.dtype).eps)
         self.offsets = torch.zeros(self.features, dtype=torch.float64, device="cpu")
-        # Relative, of a mean loss of the scores: in single precision, that of the scores.
+        # Relative rounding of the mean loss: in single precision, the rounding of the scores.
         self.noise = max(100 * np.finfo(np.float64).eps, float(np.finfo(x.dtype).eps))
 
     def with_ones(self) -> Any:
@@ -121,7 +121,7 @@ class Design:
     def mean_squares(self, means: Tensor) -> Tensor:
         """The weighted mean of the square of each column less its mean, ``(columns,)``."""
         weight = self.weight.unsqueeze(1)
-        if self.sparse:  # where nothing is stored, the square is that of the mean
+        if self.sparse:  # an entry that is not stored lies at minus the mean
             features = means[: self.features].numpy()
             moved = self.x.copy()
             moved.data = np.square(moved.data - features[moved.indices])
@@ -216,7 +216,7 @@ class Objective:
         with torch.no_grad():
             parts = [self.loss(rows.scores(w), some) for some, rows in self.design.doubled()]
         loss = torch.stack(parts).sum().item()
-        apart = w - self.anchor  # whose square may be infinite where nothing is penalised
+        apart = w - self.anchor  # its square may be infinite where nothing is penalised
         return loss + 0.5 * (self.penalty * apart * apart).sum().item()
 
     def slopes(self, w: Tensor) -> Tensor:

@@ -21,14 +21,14 @@ from .linear_objective import Objective
 from .task import DIGITS, Solution, SolverTask, enough
 
 EPS = float(np.finfo(np.float64).eps)
-ROUNDED = 20 * EPS  # of the largest singular value: less is how the decomposition was rounded
-RANK = 1e3 * EPS  # likewise: less has too few digits for a coordinate
-TRIALS = 12  # of a step, each held back more than the one before
-FIRST_DAMPING = 1e-2  # of a step that was too long, in units of the curvature
-FAIR, GOOD = 1e-4, 0.5  # shares of what the model promised
-CONSTANT = 8.0  # times the rounding of a column: less than that is no spread
+ROUNDED = 20 * EPS  # share of the largest singular value below which others are rounding
+RANK = 1e3 * EPS  # share below which a singular value has too few digits for a coordinate
+TRIALS = 12  # most trials of a step, each more damped than the one before
+FIRST_DAMPING = 1e-2  # first damping of a step that was too long, in units of the curvature
+FAIR, GOOD = 1e-4, 0.5  # gain of a fair and of a good step, as shares of what the model promised
+CONSTANT = 8.0  # times the rounding of a column, below which its spread is none
 MOVING = 0.5  # nats: a score that a step changes so much may lose its curvature
-NEAR = 1e-3  # nats: from here on what a model says is left is looked at twice
+NEAR = 1e-3  # nats left above which the estimate of the model is checked again
 PATIENCE = 3  # steps without a gain, or less left, before what is left is rounding
 
 
@@ -53,7 +53,7 @@ class Model:
         if without is not None:
             blocks, slopes = _left_out(blocks, slopes, without)
         self.parts = _parts(blocks)
-        if not self.parts:  # each row is sure: what it may curve at most
+        if not self.parts:  # each row is sure: take the largest curvature that it can have
             most = objective.bound * self.design.weight
             self.parts = [
                 (most, unit) for unit in torch.eye(len(w), dtype=torch.float64, device="cpu")

@@ -13,13 +13,13 @@ from .coordinates import Standardising, symmetric_operator
 from .linear_objective import Design
 from .task import UNSAID, Solution, SolverTask
 
-NOISE = 1e-12  # of an objective, relative: what a step may miss its promise by
-HALVINGS = 30  # of a step of Newton's method, before it is given up
-JOINT, JOINT_ENTRIES = 1000, 20_000_000  # entries, and times the rows: judged together
-RANK = 1e-13  # of the largest eigenvalue of the Hessian: less is rounding
-LEAST_TOL = 1e-14  # of a violation: less is rounding
-TINY = 1e-30  # instead of no curvature at all
-MODEL_ITERATIONS, MODEL_TOL = 1000, 0.01  # of the inner problem; the latter of the outer violation
+NOISE = 1e-12  # relative rounding of an objective, by which a step may miss its promise
+HALVINGS = 30  # halvings of a Newton step before it is given up
+JOINT, JOINT_ENTRIES = 1000, 20_000_000  # entries, and entries times rows, that are judged together
+RANK = 1e-13  # share of the largest eigenvalue of the Hessian below which others are rounding
+LEAST_TOL = 1e-14  # violation below which all is rounding
+TINY = 1e-30  # least curvature
+MODEL_ITERATIONS, MODEL_TOL = 1000, 0.01  # limits of the inner problem, as a share of the violation
 
 
 class Shrunken:
@@ -91,7 +91,7 @@ class Shrunken:
         Violations are those of the standardised features, and relative to the curvature. Each may
         be small, and much be left along a direction of little curvature; then ``tol`` is a tenth.
         """
-        near = self.violation(place, gradient).max().item() <= self.tol  # which costs nothing
+        near = self.violation(place, gradient).max().item() <= self.tol  # costs nothing more
         if not near or self.judged(place, gradient)[0] > self.tol:
             return False
         if self.tol < LEAST_TOL or self.left(place, gradient) <= UNSAID:
@@ -196,7 +196,7 @@ def by_proximal_newton(task: SolverTask, start: Tensor) -> Solution:
         history.append(value)
         task.report(value)
         if f.tol < task.tol and gain < 10 * UNSAID:
-            break  # the inner problem is too hard for its iterations; what is left is said
+            break  # the inner problem needs more iterations; the caller warns of what is left
     return Solution(f.standard.to_coefficients(at), history, f.left(at, gradient))
 
 
@@ -256,7 +256,7 @@ def largest_curvature(design: Design, standard: Standardising) -> float:
         return standard.gradient(design.pull_back(weighted)).flatten().numpy()
 
     size = design.columns
-    if size < 3:  # too few for Lanczos
+    if size < 3:  # too small for the Lanczos method
         return float(np.linalg.eigvalsh(np.stack([product(e) for e in np.eye(size)]))[-1])
     found = eigsh(symmetric_operator(product, size), k=1, v0=np.ones(size), maxiter=100 * size)
     return float(found[0][0])

@@ -25,7 +25,7 @@ from .softmax_regression import SoftmaxRegression
 from .solvers import solve
 from .task import SolverTask
 
-SPAN = 1000  # the weakest penalty of a path is so many times weaker than the strongest
+SPAN = 1000  # the strongest penalty of a path over the weakest
 NULL_TOL, NULL_ITERATIONS = 1e-12, 1000
 
 

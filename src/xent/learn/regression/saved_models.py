@@ -197,7 +197,7 @@ def _restored_classes(plain: dict[str, Any]) -> np.ndarray:
     _require(dtype.kind in "biufUO", f"there are no classes of {dtype}")
     kind: type | tuple[type, ...] = {"b": bool, "f": float, "U": str, "O": str}.get(dtype.kind, int)
     _require(all(isinstance(value, kind) for value in values), f"`classes` are not {dtype}")
-    # Of words the length is theirs: a file could name any, and have that much memory taken.
+    # The length of words is taken from the words: a file could claim any length, and memory.
     classes = np.array(values, dtype=str if dtype.kind == "U" else dtype)
     ascending = len(classes) > 1 and bool((classes[:-1] < classes[1:]).all())
     _require(ascending and classes.tolist() == values, "`classes` are not two or more, ascending")

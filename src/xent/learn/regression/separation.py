@@ -10,8 +10,8 @@ from scipy.optimize import linprog
 from scipy.sparse import csr_array, eye_array, kron, vstack
 from torch import Tensor
 
-LARGE = 8.0  # margins above this, in nats, are a reason to ask the linear program
-ENTRIES = 3_000_000  # the most a linear program may have
+LARGE = 8.0  # nats of margin above which the linear program is asked
+ENTRIES = 3_000_000  # most entries of a linear program
 
 
 class SeparationWarning(UserWarning):
@@ -52,7 +52,7 @@ def separation(x: Any, scores: Tensor, target: Tensor) -> Literal["complete", "p
             if len(rows := np.flatnonzero(target.numpy() == label))
         ]
     )
-    scale = abs(constraints).max(axis=0).toarray().ravel()  # of a column, for the solver
+    scale = abs(constraints).max(axis=0).toarray().ravel()  # scale of each column, for the solver
     constraints = constraints.multiply(1 / np.where(scale > 0, scale, 1.0)).tocsr()
     best = linprog(
         -constraints.sum(axis=0), A_ub=-constraints, b_ub=np.zeros(constraints.shape[0]),

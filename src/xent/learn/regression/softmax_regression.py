@@ -237,7 +237,7 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
         return X, column_or_1d(y, warn=True)
 
     def _classes(self, y: np.ndarray) -> np.ndarray:
-        # Sorting all words takes seconds where there are millions.
+        # Sorting millions of words takes seconds; a set does not.
         classes = np.unique(y) if y.dtype != object else np.array(sorted({*y.tolist()}), object)
         if len(classes) < 2:
             raise ValueError(
@@ -361,7 +361,7 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
         """Warn where no best coefficients exist, and say whether it is so."""
         far = f", here about {left:.2g} nats above its limit" if left > 0 else ""
         scores = design.scores(self._learnt(design))
-        seen = design.weight > 0  # the others are not in the loss
+        seen = design.weight > 0  # rows of weight 0 are not in the loss
         x, found = design.with_ones()[seen.numpy()], False
         for name, columns, target in self._decisions(scores[seen], y[seen.numpy()]):
             kind = separation(x, columns, target)

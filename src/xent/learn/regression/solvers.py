@@ -25,12 +25,12 @@ from .proximal import by_gradients, by_proximal_newton
 from .task import Solution, SolverTask, enough
 
 EPS = float(np.finfo(np.float64).eps)
-SMALL = 50_000  # scores
-FEW, FULL = 2000, 1000  # coefficients, with l1 and without
-WORK = 4e9  # products that a Hessian in full may take
-ENTRIES = 20_000_000  # rows times coefficients
-STAGE = 40  # iterations between looks at the curvature
-STOPPED = 99  # what SciPy calls a run that its callback ended
+SMALL = 50_000  # scores (rows times classes) up to which a Newton method is chosen
+FEW, FULL = 2000, 1000  # coefficients up to which the full Hessian is chosen, with l1 and without
+WORK = 4e9  # products that a full Hessian may take
+ENTRIES = 20_000_000  # rows times coefficients that a full Hessian may take
+STAGE = 40  # iterations between checks of the curvature
+STOPPED = 99  # SciPy's status of a run that its callback ended
 
 SMOOTH = {"lbfgs": "L-BFGS-B", "newton-cg": "Newton-CG", "trust-region": "trust-krylov"}
 FIRST_ORDER = ("gradient-descent", "accelerated")

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from .linear_objective import Objective
 
-DIGITS = 100 * float(np.finfo(np.float64).eps)  # of an objective, relative: the last that count
+DIGITS = 100 * float(np.finfo(np.float64).eps)  # relative rounding of an objective
 
-UNSAID = 1e-9  # nats above the minimum that nobody needs to hear of
+UNSAID = 1e-9  # nats above the minimum that need no warning
 
 
 @dataclass(frozen=True)

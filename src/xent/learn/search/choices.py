@@ -72,7 +72,7 @@ class Bernoulli(SearchDistribution):
         """Log-probability of points ``(n, d)``, in nats, ``(n,)``."""
         x = points_of("x", x, len(self.probability))
         one, zero = self.probability.log(), torch.log1p(-self.probability)
-        if bool((one.isfinite() & zero.isfinite()).all()):  # a third of the time of what follows
+        if bool((one.isfinite() & zero.isfinite()).all()):  # a third of the time of the form below
             bits = ((x == 0) | (x == 1)).all(1)
             return torch.where(bits, x @ (one - zero) + zero.sum(), -math.inf)
         return torch.where(x == 1, one, torch.where(x == 0, zero, -math.inf)).sum(-1)

@@ -3,7 +3,7 @@
 search = CrossEntropyMethod(Gaussian(torch.zeros(22), 100.0), population=100, noise=4.0)
 while not search.stop() and search.iteration < 50:
     points = search.ask()  # (100, 22)
-    search.tell(points, scores_of(points))  # one number for each
+    search.tell(points, scores_of(points))  # one score for each point
 search.result().centre
 
 Without noise the distribution collapses too early: Tetris players found so are 23 to 36 times
@@ -38,7 +38,7 @@ def elite_count(elite: float, of: int, name: str = "population") -> int:
     if not is_whole(of) or of < 3:
         raise ValueError(f"`{name}` must be a whole number of at least 3, got {of!r}")
     finite_number("elite", elite)
-    # Less a hair, so that a tenth of thirty is three.
+    # Slightly less, so that rounding does not make a tenth of thirty four.
     count = int(elite) if is_whole(elite) else math.ceil(float(elite) * of - 1e-9)
     if not 2 <= count < of:
         raise ValueError(
@@ -183,7 +183,7 @@ class CrossEntropyMethod:
         self._best: Tensor | None = None
         self._score = -math.inf if maximize else math.inf
         if self._variance(1):
-            distribution.widen(0.0)  # a family that cannot is refused now, not after the scores
+            distribution.widen(0.0)  # refuses a family without a variance at once
 
     @property
     def iteration(self) -> int:

@@ -80,7 +80,7 @@ class Gaussian(SearchDistribution):
         z = torch.randn(n, len(self.mean), generator=generator, dtype=self.mean.dtype, device="cpu")
         if self.covariance.ndim == 1:
             return self.mean + z * self.covariance.sqrt()
-        # A root that a singular matrix has, too, unlike the one of Cholesky.
+        # A singular matrix has this root, but no Cholesky factor.
         values, vectors = torch.linalg.eigh(self.covariance)
         return self.mean + (z * values.clamp(min=0).sqrt()) @ vectors.T
 
@@ -144,4 +144,4 @@ def _variances(covariance: Tensor) -> Tensor:
 
 def _is_semidefinite(covariance: Tensor) -> bool:
     values = torch.linalg.eigvalsh(covariance)
-    return bool(values[0] >= -1e-6 * values[-1])  # as exact as one computed in float32
+    return bool(values[0] >= -1e-6 * values[-1])  # the precision of float32

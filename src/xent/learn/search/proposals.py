@@ -17,9 +17,9 @@ from torch import Generator, Tensor
 from .search_distributions import SearchDistribution
 
 MOST_COMPONENTS = 64
-STEPS = 3  # of expectation and maximisation whenever components were added
-PATIENCE = 2  # how often components may be added in vain
-LEAST_GAIN = 0.05  # nats; less is in vain
+STEPS = 3  # steps of expectation and maximisation after components are added
+PATIENCE = 2  # how often components may be added without a gain
+LEAST_GAIN = 0.05  # nats; less is no gain
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,7 +116,7 @@ def grow(
         around: more points of the event near one, ``(1, d)``; a new component is fitted to these.
         generator: for which of the points the next components start at.
     """
-    # Equal points are held out together, unless the event is but so few points.
+    # Equal points are held out together, unless the event has only a few points.
     distinct, which = x.unique(dim=0, return_inverse=True)
     if len(distinct) <= MOST_COMPONENTS:
         which = torch.arange(len(x), device="cpu")

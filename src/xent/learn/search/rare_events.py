@@ -32,16 +32,16 @@ from .search_distributions import SearchDistribution
 from .splitting import Counted, Population, pool
 
 FLATTENED = 1 / 9  # the power of the density: three times the standard deviation of a Gaussian
-MOST_REFITS = 6  # of the mixture, each to a population redrawn by the one before
-LEAST_GAIN = 0.1  # nats of the second moment, for a further one
-PER_COMPONENT = 100  # points of that population
-ENOUGH = 100  # effective points; with fewer there are drawn
-MORE = 10  # times as many, and
-FEWEST = 20  # is what a number takes
-DEVIATIONS = 2.5758  # of a normal distribution, between which 99 % lie
-MARGIN = DEVIATIONS / 2  # of a standard error, so that two of them hold as much
-DOUBT = 0.05  # how often the bound may be exceeded,
-PLAIN_DOUBT = 0.01  # and each end of an interval of plain draws
+MOST_REFITS = 6  # fits of the mixture, each to a population that the fit before has redrawn
+LEAST_GAIN = 0.1  # nats of the second moment that a further fit must gain
+PER_COMPONENT = 100  # points of the population for each component
+ENOUGH = 100  # effective points of an estimate; with fewer it is drawn anew
+MORE = 10  # how many times as many points that takes
+FEWEST = 20  # effective points; with fewer there is no estimate
+DEVIATIONS = 2.5758  # standard deviations about the mean that hold 99 % of a normal distribution
+MARGIN = DEVIATIONS / 2  # factor of a standard error, so that two of them hold 99 %
+DOUBT = 0.05  # how often the bound may be exceeded
+PLAIN_DOUBT = 0.01  # how often each end of an interval of plain draws may be exceeded
 
 
 class RareEvent(NamedTuple):
@@ -170,7 +170,7 @@ def rare_event(
     else:
         both = pool(inside)
         distribution = _fit(Proposal.start(nominal, defensive, smoothing), both, generator)
-        for times in (1, MORE):  # of which only the last count: to choose among both has a bias
+        for times in (1, MORE):  # only the last counts: choosing would be biased
             found = _weighted_estimate(
                 counted, threshold, distribution, both, inside, (times, final), generator
             )
@@ -276,7 +276,7 @@ def _plain_estimate(
 ) -> _Estimate:
     """Estimate the probability by the share of plain draws in the event."""
     hits = int((counted(nominal.sample(n, generator)) >= threshold).sum())
-    # As if one more had hit and one more had missed: none of all has an error, too.
+    # One more hit and one more miss are added, so that zero hits have an error, too.
     p = (hits + 1) / (n + 2)
     error = math.sqrt(p * (1 - p) / n)
     return _Estimate(hits / n, error, _chernoff(hits, n, PLAIN_DOUBT), hits, n)
@@ -304,11 +304,11 @@ def _weighted_estimate(
     p = weight.mean().item()
     if not p:
         return _Estimate(p, math.inf, (0.0, 1.0), hits, drawn)
-    # Relative to the estimate from here on: squares of what is rare underflow.
+    # From here on relative to the estimate: squares of small weights would underflow.
     weight = weight / p
     square = (weight - 1).square()
-    # Where weights vary much, the largest are not among those drawn: two errors more of their
-    # variance; and no less than points say that came to the event by another way.
+    # Where weights vary much, the largest were not drawn. So the variance is raised by two of its
+    # errors, and to the variance at points that reached the event by another way.
     variance = square.mean().item() + 2 * square.std().item() / math.sqrt(len(weight))
     elsewhere = (proposal.log_weight(inside.points) - math.log(p)).exp().mean().item() - 1
     mass = place.bincount(weight, minlength=len(proposal.components))

@@ -26,11 +26,11 @@ from .search_distributions import SearchDistribution
 from .tilts import effective_count
 
 MOST_LEVELS = 100
-MOST_GATHERINGS = 10  # of points that reach a level
-ROUNDS = 2  # of moves after each level
+MOST_GATHERINGS = 10  # most rounds that collect points at a new level
+ROUNDS = 2  # rounds of moves after each level
 SMALLEST_STEP = 0.05
-COPIES = 64  # of a point whose surroundings are asked for, and
-COPY_ROUNDS = 6  # of their moves
+COPIES = 64  # copies of a point that explore its surroundings
+COPY_ROUNDS = 6  # rounds of moves of these copies
 REDRAWS = 3
 
 
@@ -153,7 +153,7 @@ class Population:
         swap.scatter_(1, (self._uniform(n, 1) * d).long(), True)
         new = torch.where(swap, drawn, self.points)
         rest = torch.where(swap, self.points, drawn)
-        # Hastings, of the pair: one point under the law, the other under the proposal.
+        # Hastings ratio of the pair: one point under the law, the other under the proposal.
         log_ratio = (
             self._law.log_prob(new) - self._law.log_prob(self.points)
             + proposal.log_prob(rest) - proposal.log_prob(drawn)
