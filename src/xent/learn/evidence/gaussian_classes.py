@@ -1,4 +1,4 @@
-"""Classes of which the mutual information is known: Gaussians in a row, by quadrature."""
+"""Synthetic classes with known mutual information: Gaussians on a line, by quadrature."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class GaussianClasses:
         return noise + torch.tensor(self.means, dtype=torch.float64, device="cpu")[y, None], y
 
     def log_posterior(self, x: Tensor) -> Tensor:
-        """Log-probabilities of the classes, ``(N, C)``: what no classifier can better.
+        """Log-probabilities of the classes, ``(N, C)``, which no classifier can improve.
 
         Args:
             x: features, ``(N, d)``.

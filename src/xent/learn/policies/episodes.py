@@ -70,7 +70,7 @@ class Episodes:
 
 
 class Stage:
-    """Copies of an environment to play episodes on, made as they are needed.
+    """Copies of an environment for episodes, made when they are needed.
 
     Args:
         env: the id of a gymnasium environment, or a function that makes one. Episodes must come to
@@ -117,7 +117,7 @@ class Stage:
             )
 
     def play(self, act: Act, seeds: Sequence[int]) -> Episodes:
-        """One episode for each seed.
+        """Play one episode for each seed.
 
         Args:
             act: chooses actions, ``(k, ...)``, from the observations of ``k`` episodes, ``(k,
@@ -221,7 +221,7 @@ def sampled(policy: Module, space: Any, generator: Generator) -> Act:
 
 
 def greedy(output: Tensor, space: Any) -> Tensor:
-    """Actions that a policy prefers: of the largest logit, or for numbers its output in bounds.
+    """Actions that a policy prefers: the largest logit, or for numbers the output within bounds.
 
     Args:
         output: of the policy, ``(k, actions)``, or ``(k, ...)`` for actions that are numbers.
@@ -243,7 +243,7 @@ def greedy(output: Tensor, space: Any) -> Tensor:
 
 
 def check_discrete(space: Any) -> Any:
-    """The action space; raise unless it is ``Discrete``."""
+    """Return the action space, or raise unless it is ``Discrete``."""
     from gymnasium.spaces import Discrete
 
     if not isinstance(space, Discrete):
@@ -255,7 +255,7 @@ def check_discrete(space: Any) -> Any:
 
 
 def logits_of(policy: Module, seen: Tensor, space: Any) -> Tensor:
-    """The logits of a policy, on its device, checked.
+    """Compute and check the logits of a policy, on the device of the policy.
 
     Args:
         policy: from observations ``(k, ...)`` to logits ``(k, actions)``.
@@ -270,7 +270,7 @@ def logits_of(policy: Module, seen: Tensor, space: Any) -> Tensor:
 
 
 def as_for(policy: Module, seen: Tensor) -> Tensor:
-    """Observations on the device of a policy; those of real numbers in its precision, too."""
+    """Return observations on the device of a policy, real numbers also in its precision."""
     first = next(policy.parameters(), seen)
     real = first.is_floating_point() and seen.is_floating_point()
     return seen.to(first) if real else seen.to(first.device)

@@ -76,7 +76,7 @@ def reinforce(
     resume: bool = False,
     quiet: bool = False,
 ) -> PolicyRecord:
-    r"""Policy gradient: cross-entropy of the actions taken, weighted by how well it went.
+    r"""Policy gradient: cross-entropy of the actions taken, weighted by the advantage of each.
 
     .. math:: L = \frac{1}{N} \sum_t A_t \bigl(-\log p(a_t \mid s_t)\bigr), \qquad
         A_t = \frac{G_t - \mathrm{mean}(G)}{\mathrm{std}(G)}, \qquad G_t = r_t + \gamma G_{t+1}
@@ -144,7 +144,7 @@ def deep_cem(
     resume: bool = False,
     quiet: bool = False,
 ) -> PolicyRecord:
-    r"""The cross-entropy method on actions: learn what was done in the best episodes.
+    r"""The cross-entropy method on actions: learn the actions of the best episodes.
 
     .. math:: L = \frac{1}{N} \sum_{t \in \text{elite}} -\log p(a_t \mid s_t)
 
@@ -210,7 +210,7 @@ def _elite_cross_entropy(played: Episodes, logits: Tensor, classes: Tensor, coun
 
 
 class _Training:
-    """Episodes, loss, step, again; what both methods share."""
+    """The loop that both methods share: episodes, loss, step."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Policies by their parameters: what each of many vectors of them earns in an environment.
+"""Scores of policies by their parameters: the mean return of each of many vectors.
 
     scores = PolicyScores(torch.nn.Linear(4, 2), "CartPole-v1")
     search = CrossEntropyMethod(Gaussian(torch.zeros(scores.dimensions), 1.0), population=50)
@@ -24,7 +24,7 @@ from .episodes import Stage, as_for, greedy, seeds_of
 
 
 class PolicyScores:
-    """Scores vectors of parameters by the mean return of the policy that has them.
+    """Score of a vector of parameters: the mean return of the policy with these parameters.
 
     The policy takes the action of its largest logit, or, where actions are numbers, its output
     within their bounds, in evaluation mode. All vectors play at once, the policy vectorised over
@@ -115,7 +115,7 @@ class PolicyScores:
 def evaluate_policy(
     policy: Module, env: str | Callable[[], Any], episodes: int = 100, *, seed: int = 1_000_000
 ) -> Tensor:
-    """Returns of episodes in which the policy, in evaluation mode, takes its preferred actions.
+    """Return the returns of episodes in which a policy takes its preferred actions.
 
     Args:
         policy: as for :class:`PolicyScores`.

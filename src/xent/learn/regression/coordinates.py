@@ -54,7 +54,7 @@ class Whitening:
         return self._row_curvature(w).sum().item() < STALE * self.curvature
 
     def _row_curvature(self, w: Tensor) -> Tensor:
-        """Curvature of the loss in each row, ``(N,)``; its size where the loss is not convex."""
+        """Return the curvature of the loss in each row, ``(N,)``, as an absolute value."""
         return self.objective.score_curvature(w).mean(1).abs()
 
     def to_coefficients(self, v: Tensor) -> Tensor:
@@ -114,6 +114,6 @@ class Standardising:
 
 
 def symmetric_operator(product: Callable[[np.ndarray], np.ndarray], size: int) -> Any:
-    """SciPy's operator of a symmetric matrix that is known by its products."""
+    """Return SciPy's operator of a symmetric matrix, given a function for its products."""
     operator: Any = LinearOperator  # its stubs know only subclasses
     return operator((size, size), matvec=product, dtype=np.float64)

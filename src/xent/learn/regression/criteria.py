@@ -32,20 +32,20 @@ class Criterion(NamedTuple):
 
 
 class LinearProblem(NamedTuple):
-    """Rows, what is minimised of their scores, and the sum of their weights."""
+    """Rows, the criterion of their scores, and the sum of their weights."""
 
     design: Design
     criterion: Criterion
     total: float
 
     def zeros(self) -> Tensor:
-        """No coefficients, ``(K, columns)``."""
+        """Coefficients that are all 0, ``(K, columns)``."""
         return torch.zeros(
             self.criterion.columns, self.design.columns, dtype=torch.float64, device="cpu"
         )
 
     def objective(self, penalty: Tensor, anchor: Tensor) -> Objective:
-        """The mean loss with a penalty of the squares of the distances from an anchor."""
+        """Return the mean loss plus a penalty on squared distances from an anchor."""
         mean_loss, _, bound, curvature = self.criterion
         return Objective(self.design, mean_loss, bound, penalty, anchor, curvature)
 
@@ -53,7 +53,7 @@ class LinearProblem(NamedTuple):
 def softmax_criterion(
     loss: Callable[..., Any], target: Tensor, weight: Tensor, classes: int
 ) -> Criterion:
-    """A loss of one class per row; of two classes the first has the score 0."""
+    """Return the criterion of a loss of one class per row; of two classes the first has score 0."""
 
     def mean_loss(scores: Tensor, rows: slice = slice(None)) -> Tensor:
         return loss(logits_of(scores), target[rows], row_weight=weight[rows], reduction="sum")
@@ -78,7 +78,7 @@ def _softmax_curvature(scores: Tensor) -> Tensor:
 
 
 def logits_of(scores: Tensor) -> Tensor:
-    """Logits of all classes, from the scores that there are: one for two classes."""
+    """Return the logits of all classes from the scores: two classes have one score."""
     if scores.ndim == 2 and scores.shape[1] > 1:
         return scores
     scores = scores.reshape(-1, 1)
@@ -86,7 +86,7 @@ def logits_of(scores: Tensor) -> Tensor:
 
 
 def loss_of(loss: str | Callable[..., Any], targets: str) -> Callable[..., Any]:
-    """The function, of a loss whose targets are ``"classes"`` or ``"binary"``."""
+    """Return the function of a loss whose targets are ``"classes"`` or ``"binary"``."""
     what = "a loss of one class per row" if targets == "classes" else "a loss of single logits"
     if isinstance(loss, str):
         if loss not in CATALOG or CATALOG[loss].targets != targets:

@@ -88,7 +88,7 @@ class Design:
         return scores + w[:, -1] if self.intercept else scores
 
     def pull_back(self, slopes: Tensor) -> Tensor:
-        """From slopes of the scores, ``(N, K)``, to those of the coefficients, ``(K, columns)``."""
+        """Turn slopes of the scores, ``(N, K)``, into slopes of the coefficients, ``(K, columns)``."""
         if self.sparse:
             gradient = torch.from_numpy((self.x.T @ slopes.numpy()).T)
         else:
@@ -103,14 +103,14 @@ class Design:
         return Design(x, self.weight, intercept=self.intercept)
 
     def doubled(self) -> Iterator[tuple[slice, Design]]:
-        """The rows by parts in double precision, whatever theirs is."""
+        """Yield the rows by parts, in double precision."""
         for some in self.blocks():
             part = self.x[some]
             rows = part.astype(np.float64) if self.sparse else part.double().numpy()
             yield some, Design(rows, self.weight[some], intercept=self.intercept)
 
     def pull_back_squares(self, weights: Tensor) -> Tensor:
-        """From weights of the scores, ``(N, K)``, sums of squared columns, ``(K, columns)``."""
+        """Return sums of squared columns, ``(K, columns)``, weighted by ``(N, K)``."""
         if self.sparse:
             sums = torch.from_numpy((self.x.multiply(self.x).T @ weights.numpy()).T)
         else:
@@ -139,14 +139,14 @@ class Design:
         return torch.cat([found, self.weight.sum().unsqueeze(0)]) if self.intercept else found
 
     def blocks(self) -> Iterator[slice]:
-        """Rows, so many at a time that they can be copied."""
+        """Yield slices of rows that are small enough to be copied."""
         return (slice(k, k + BLOCK) for k in range(0, self.rows, BLOCK))
 
     def far_offsets(self) -> Tensor:
-        """Offset of each feature that lies far from 0 for what it varies; else 0.
+        """Return an offset for each feature that is far from 0 compared with its spread, else 0.
 
-        The median, so that a column of one value is left with exact zeros, and a few codes for
-        missing values move nothing; of some rows, as it is only a place to stand on.
+        The offset is a median, so that a column of one value becomes exact zeros, and a few codes
+        for missing values change nothing. Some of the rows are enough to find it.
         """
         if self.sparse or not self.intercept:
             return torch.zeros(self.features, dtype=torch.float64, device="cpu")
@@ -156,7 +156,7 @@ class Design:
         return torch.where(middle.abs() > FAR * (high - low), middle, 0.0)
 
     def prepared(self, offsets: Tensor) -> Design:
-        """The rows with less of each feature; dense and in double precision if they are few."""
+        """Return the rows less an offset of each feature, dense and double if they are few."""
         x: Any = self.x
         if self.rows * self.features <= SMALL:
             x = torch.from_numpy(x.toarray()) if self.sparse else x
@@ -234,7 +234,7 @@ class Objective:
         return torch.stack(parts).sum(0) + self.penalty * (w - self.anchor)
 
     def rounding(self, w: Tensor) -> float:
-        """About how far the objective is above what it would be, had ``w`` more digits.
+        """Estimate how much the rounding of ``w`` adds to the objective.
 
         Where scores are small differences of large products, the coefficients cannot say them.
         """
@@ -305,7 +305,7 @@ class Objective:
         return torch.autograd.grad(slopes, scores, direction, retain_graph=True)[0]
 
     def _slopes(self, w: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
-        """Scores of some rows at ``w``, and the slopes of the loss in them with their graph."""
+        """Return scores of some rows at ``w``, and the slopes of the loss with their graph."""
         scores = self.design.scores(w, rows).requires_grad_()
         (slopes,) = torch.autograd.grad(self.loss(scores, rows), scores, create_graph=True)
         return scores, slopes

@@ -164,6 +164,6 @@ class LogisticRegression(SoftmaxRegression):
             yield f"label {label}", scores[:, label : label + 1], column
 
     def _indicators(self, y: np.ndarray) -> Tensor:
-        """0 and 1, ``(rows, K)``."""
+        """Return the labels as 0 and 1, ``(rows, K)``."""
         y = y if self.multilabel_ else (y == self.classes_[1])[:, None]
         return torch.from_numpy(np.ascontiguousarray(y, np.float64))

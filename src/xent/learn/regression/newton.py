@@ -1,4 +1,4 @@
-r"""Newton's method with the Hessian in full, for few coefficients, and what it says of the end.
+r"""Newton's method with the full Hessian, for few coefficients, and its bound of what is left.
 
 The second derivatives of a loss by the scores of a row are sums of squares of differences between
 scores, so the Hessian is a sum of squares of rows. Their QR decomposition, not the products of
@@ -78,7 +78,7 @@ class Model:
         self.hidden = 0.5 * self._pulled(slopes, w, grains).square().sum().item()
 
     def step(self, damping: float) -> tuple[Tensor, float]:
-        """Step to where the model is least, held back by the damping; and the gain it promises."""
+        """Return the damped step to the minimum of the model, and the gain that it promises."""
         length = self.slopes / (self.values + damping)
         gain = (self.slopes - 0.5 * self.values * length) @ length
         v = length if self.vectors is None else self.vectors @ length
@@ -86,7 +86,7 @@ class Model:
         return step - torch.where(self.idle, step.mean(0), 0.0), gain.item()
 
     def certified(self) -> float:
-        """Nats left, where rows with all the curvature may hide what the others would gain.
+        """Estimate the nats left, where rows of large curvature may hide a gain of the others.
 
         Far out, a row may be nearly sure and still hold the coefficients, until a step frees them.
         So the scores that a step would move are left out. By that the loss falls no more than these
@@ -122,14 +122,14 @@ class Model:
         return torch.nn.functional.pad(x, (0, 1), value=ones) if self.design.intercept else x
 
     def _back(self, coordinates: Tensor) -> Tensor:
-        """To coefficients of columns as they are, from those of columns less their means."""
+        """Return coefficients of the columns from coefficients of the columns less their means."""
         if not self.design.intercept:
             return coordinates
         shift = torch.einsum("f,kfr->kr", self.means, coordinates[:, :-1])
         return torch.cat([coordinates[:, :-1], coordinates[:, -1:] - shift.unsqueeze(1)], 1)
 
     def _maps(self) -> tuple[Tensor, Tensor]:
-        """To coefficients, ``(K, columns, r)``, from coordinates in which the Hessian is identity.
+        """Return maps to coefficients, ``(K, columns, r)``, from coordinates with Hessian identity.
 
         Those that are only how the rows were rounded, as of a feature in two units, come apart.
         """
@@ -160,7 +160,7 @@ class Model:
         return kept.view(*self.w.shape, -1), grains.view(*self.w.shape, -1)
 
     def _pulled(self, slopes: Tensor, w: Tensor, coordinates: Tensor) -> Tensor:
-        """The gradient by such coordinates at ``w``, ``(r,)``, from the slopes of the scores."""
+        """Turn slopes of the scores at ``w`` into the gradient by coordinates, ``(r,)``."""
         if coordinates.shape[-1] == 0:
             return torch.zeros(0, dtype=torch.float64, device="cpu")
         pull = self.objective.penalty * (w - self.objective.anchor)
@@ -172,7 +172,7 @@ class Model:
         return pulled
 
     def _hessian(self) -> Tensor:
-        """By these coordinates, ``(r, r)``."""
+        """Return the Hessian by these coordinates, ``(r, r)``."""
         back = self._back(self.map).flatten(0, 1)
         hessian = back.T @ (self.objective.penalty.reshape(-1, 1) * back)
         for some in self.design.blocks():
@@ -184,7 +184,7 @@ class Model:
 
 
 def _left_out(blocks: Tensor, slopes: Tensor, which: Tensor) -> tuple[Tensor, Tensor]:
-    """Second and first derivatives by the scores, without some scores of rows, ``(N, K)``.
+    """Return second and first derivatives by the scores, without some scores of rows, ``(N, K)``.
 
     What they took from other scores of the row is given back.
     """
@@ -225,7 +225,7 @@ def _parts(blocks: Tensor) -> list[tuple[Tensor, Tensor]]:
 
 
 def by_newton(task: SolverTask, start: Tensor, history: list[float] | None = None) -> Solution:
-    """Minimise by Newton's method, each step held back until it gains what was promised.
+    """Minimise by Newton's method; each step is damped until it gains what the model promised.
 
     The last step is judged by the gradient, as the objective shows no change there.
 

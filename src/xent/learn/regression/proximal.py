@@ -45,7 +45,7 @@ class Shrunken:
         return value, self.standard.gradient(gradient)
 
     def absolute(self, place: Tensor) -> float:
-        """The other part, l1."""
+        """The l1 part of the objective."""
         return (self.l1 * place.abs()).sum().item()
 
     def violation(self, place: Tensor, gradient: Tensor) -> Tensor:
@@ -56,7 +56,7 @@ class Shrunken:
         return _violation(place, gradient, self.l1)
 
     def judged(self, place: Tensor, gradient: Tensor) -> tuple[float, float]:
-        """The largest violation, and what is left above the minimum, both by the curvature here.
+        """Return the largest violation and the nats left, both by the curvature here.
 
         Of each entry by itself: 1 is the curvature at which the former is measured.
         """
@@ -203,7 +203,7 @@ def by_proximal_newton(task: SolverTask, start: Tensor) -> Solution:
 def minimise_model(
     hessian: Tensor, gradient: Tensor, start: Tensor, l1: Tensor, tol: float
 ) -> Tensor:
-    """The minimum of a quadratic function plus l1, of M entries, by accelerated gradients.
+    """Minimise a quadratic function of M entries plus l1, by accelerated gradients.
 
     In units in which each entry has curvature 1.
 
@@ -237,7 +237,7 @@ def minimise_model(
 
 
 def shrink(w: Tensor, by: Tensor) -> Tensor:
-    """Bring each entry nearer to 0, and those nearer than ``by`` to 0."""
+    """Move each entry towards 0 by ``by``, and entries nearer than that to 0."""
     return w.sign() * (w.abs() - by).clamp_min(0)
 
 

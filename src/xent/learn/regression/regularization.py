@@ -155,7 +155,7 @@ def regularization_path(
 
 
 class _Start:
-    """A copy of an estimator that has read the rows, and the best it can do without coefficients.
+    """A copy of an estimator with its rows, and the best model without coefficients.
 
     Attributes:
         model: the copy.
@@ -182,7 +182,7 @@ class _Start:
             self.intercept = self._best_intercept().numpy()
 
     def _best_intercept(self) -> Tensor:
-        """By a fit to rows without features."""
+        """Return the best intercept, by a fit to rows without features."""
         weight = self.problem.design.weight
         empty = Design(np.zeros((len(weight), 0)), weight, intercept=True)
         alone = LinearProblem(empty, self.problem.criterion, self.problem.total)

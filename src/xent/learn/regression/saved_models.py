@@ -28,7 +28,7 @@ TENSORS = {"float32": torch.float32, "float64": torch.float64, "int64": torch.in
 def save_model(
     model: SoftmaxRegression, path: str | Path, about: Mapping[str, Any] | None = None
 ) -> None:
-    """Write a fitted classifier as JSON; what stood there before stays if that fails.
+    """Write a fitted classifier as JSON; a file that was there stays if the writing fails.
 
     Args:
         model: the classifier. A loss that is a function must be one of :mod:`xent`, or a
@@ -106,7 +106,7 @@ def load_model(path: str | Path) -> SoftmaxRegression:
 
 
 def read_model(path: str | Path) -> tuple[SoftmaxRegression, dict[str, Any]]:
-    """As :func:`load_model`, together with what the model was saved with.
+    """Read a model as :func:`load_model` does, with the notes that were saved with it.
 
     Args:
         path: the file.
@@ -133,7 +133,7 @@ def read_model(path: str | Path) -> tuple[SoftmaxRegression, dict[str, Any]]:
 
 
 def _model(saved: dict[str, Any]) -> SoftmaxRegression:
-    """The classifier of a file, each part of which is looked at first."""
+    """Return the classifier of a file, after a check of each part."""
     _require(saved["class"] in CLASSES, f"there is no class {saved['class']!r}")
     parameters = {key: _restored(key, value) for key, value in saved["parameters"].items()}
     kind = CLASSES[saved["class"]]
@@ -173,7 +173,7 @@ def _is_multilabel(model: SoftmaxRegression) -> bool:
 
 
 def _matrix(name: str, value: Any, shape: tuple[int, ...]) -> np.ndarray:
-    """Finite numbers of this shape."""
+    """Return finite numbers of this shape, or raise."""
     array = np.array(value, dtype=object)  # rows of different lengths are no matrix, but no error
     _require(array.shape == shape, f"`{name}` has the shape {array.shape}, wanted {shape}")
     numbers = all(type(one) in (int, float) and math.isfinite(one) for one in array.flat)
@@ -208,7 +208,7 @@ def _restored_classes(plain: dict[str, Any]) -> np.ndarray:
 
 
 def _plain(name: str, value: Any) -> Any:
-    """A parameter as JSON."""
+    """Return a parameter as JSON."""
     if isinstance(value, np.generic):
         value = value.item()
     if name == "loss" and callable(value):
@@ -231,7 +231,7 @@ def _restored(name: str, value: Any) -> Any:
 
 
 def _plain_loss(loss: Callable[..., Any]) -> dict[str, Any]:
-    """A function by its name in the catalog, and its options."""
+    """Return the name of a loss in the catalog, and its options."""
     simple = isinstance(loss, partial) and not loss.args
     function, options = (loss.func, loss.keywords) if simple else (loss, {})
     name = getattr(function, "__name__", "")

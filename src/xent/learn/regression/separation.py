@@ -15,7 +15,7 @@ ENTRIES = 3_000_000  # most entries of a linear program
 
 
 class SeparationWarning(UserWarning):
-    """The classes can be separated and nothing penalises coefficients: there are no best ones.
+    """Warning: the classes can be separated and no penalty is set, so there is no best fit.
 
     The loss falls for ever while they grow. Where the solver stopped is arbitrary; only the
     direction means something.

@@ -158,7 +158,7 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
     def partial_fit(
         self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None
     ) -> SoftmaxRegression:
-        """Learn from further rows; those before need not be kept.
+        """Learn from further rows; earlier rows need not be kept.
 
         What was learnt so far, by ``fit`` or here, is remembered as a normal distribution of each
         coefficient; the new rows are fitted with that in the place of the penalty. The first call
@@ -299,7 +299,7 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
         return of_class[np.searchsorted(self.classes_, y)]
 
     def _strength(self, like: Tensor) -> Tensor:
-        """1 for what is penalised, 0 for the intercept, ``(K, columns)``."""
+        """Return 1 for penalised coefficients and 0 for the intercept, ``(K, columns)``."""
         strength = torch.ones_like(like)
         if self.fit_intercept:
             strength[:, -1] = 0
@@ -320,7 +320,7 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
         return w
 
     def _minimise(self, objective: Objective, l1: Tensor | None, start: Tensor) -> float:
-        """Solve, and keep what came out.
+        """Run the solver, and keep the coefficients.
 
         Returns:
             How far that is above the minimum, in nats; 0 if it has converged.
@@ -353,12 +353,12 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
             )
 
     def _remember(self, objective: Objective, prior: Tensor, total: float) -> None:
-        """Keep how sure the coefficients are, for further rows."""
+        """Keep the precision of the coefficients, for further rows."""
         learnt = objective.hessian_diagonal(self._learnt(objective.design))
         self.precision_ = (prior + total * learnt).numpy()
 
     def _warn_if_separable(self, design: Design, y: np.ndarray, left: float) -> bool:
-        """Warn where no best coefficients exist, and say whether it is so."""
+        """Warn if no best coefficients exist, and return True if so."""
         far = f", here about {left:.2g} nats above its limit" if left > 0 else ""
         scores = design.scores(self._learnt(design))
         seen = design.weight > 0  # rows of weight 0 are not in the loss
@@ -382,5 +382,5 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
         return bool(np.isinf(self.C))
 
     def _indices(self, y: np.ndarray) -> Tensor:
-        """The classes as indices."""
+        """Return the classes as indices."""
         return torch.from_numpy(np.searchsorted(self.classes_, y))

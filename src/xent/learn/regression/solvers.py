@@ -64,7 +64,7 @@ def solve(task: SolverTask, start: Tensor, solver: str) -> Solution:
 
 
 def _moved(w: Tensor, offsets: Tensor) -> Tensor:
-    """Coefficients of features that have so much less, with the same scores."""
+    """Return coefficients for features less an offset that give the same scores."""
     if not bool(offsets.any()):
         return w
     slopes = w[:, :-1]
@@ -105,7 +105,7 @@ def _choice(task: SolverTask, start: Tensor) -> str:
 
 
 def _full(task: SolverTask, start: Tensor) -> bool:
-    """Tell whether the Hessian is at hand."""
+    """Return True if the full Hessian is small enough."""
     size = start.numel()
     products = task.objective.design.rows * len(start) ** 2 * size**2
     return _wide(task) and size <= FULL and products <= WORK
@@ -131,10 +131,10 @@ def _wide(task: SolverTask) -> bool:
 
 @cache
 def _thread_pools() -> ThreadpoolController:
-    """The pools of NumPy and SciPy, whose threads wait for work by spinning.
+    """Return the thread pools of NumPy and SciPy, whose threads wait for work by spinning.
 
-    Between our products they would take the cores from PyTorch's: left alone, 2.7 times as long for
-    20,000 x 784 on two cores.
+    Between our products the spinning threads would take the cores from PyTorch: 2.7 times the time
+    for 20,000 x 784 on two cores.
     """
     return ThreadpoolController()
 
@@ -177,7 +177,7 @@ def newton_step(white: Whitening, w: Tensor) -> tuple[Tensor, float]:
         return white.gradient(objective.gradient(w)).flatten().numpy()
 
     def solved(gradient: np.ndarray) -> tuple[np.ndarray, float]:
-        """The step, and what it gains at most: what it leaves has about unit curvature."""
+        """Return the step, and an upper bound of its gain, as the curvature is about 1 here."""
         operator = symmetric_operator(product, gradient.size)
         step, _ = cg(operator, -gradient, rtol=1e-6, maxiter=100)
         rest = gradient + operator @ step

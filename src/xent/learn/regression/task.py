@@ -57,13 +57,13 @@ class SolverTask:
 
 
 def enough(task: SolverTask, w: Tensor, value: float) -> float:
-    """Nats that may be left: by a gradient of ``tol`` in each entry, or by the last digits."""
+    """Return the nats that may be left: a gradient of ``tol`` in each entry, or rounding."""
     return max(0.5 * w.numel() * task.tol**2, DIGITS * max(abs(value), 1e-3))
 
 
 @contextmanager
 def progress(verbose: int, iterations: int) -> Iterator[Callable[[float], None]]:
-    """Give a function to call with the objective after each iteration; a bar shows it if asked."""
+    """Yield a function to call with the objective after each iteration; verbose shows a bar."""
     if not verbose:
         yield lambda objective: None
         return

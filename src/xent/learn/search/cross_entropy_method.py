@@ -54,7 +54,7 @@ def read_scores(points: Tensor, scores: Tensor | Sequence[float], maximize: bool
     Args:
         points: what was scored, ``(n, d)``.
         scores: one for each.
-        maximize: whether large ones are good as they come.
+        maximize: whether large scores are good.
 
     Raises:
         ValueError: for scores that do not fit the points, NaN, or infinitely good ones.

@@ -17,7 +17,7 @@ from torch import Generator, Tensor
 class SearchDistribution(ABC):
     """A family of distributions of points; its fields are parameters that may be averaged.
 
-    A family of one's own is a frozen dataclass with these methods.
+    Your own family is a frozen dataclass with these methods.
     """
 
     def parameters(self) -> dict[str, Tensor]:
