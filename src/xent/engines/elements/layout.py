@@ -1,4 +1,4 @@
-"""How the elements of a dense tensor lie in memory, and what broadcasts to them."""
+"""The order of the elements of a dense tensor in memory, and tensors that broadcast to it."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import functools
 
 from torch import Tensor
 
-FOREVER = 1 << 62  # more elements than there are
+FOREVER = 1 << 62  # more elements than any tensor has
 
 
 def dense(input: Tensor) -> Tensor:
-    """The input itself if it fills its memory without gaps, in whatever order of the axes."""
-    return input if input.is_contiguous() or Layout(input).is_dense() else input.contiguous()
+    """Return the input, or a copy if the input does not fill its memory without gaps."""
+    return input if input.is_contiguous() or MemoryOrder(input).is_dense() else input.contiguous()
 
 
-class Layout:
-    """The order in which the elements of a dense tensor lie in memory."""
+class MemoryOrder:
+    """The order of the elements of a dense tensor in memory."""
 
     def __init__(self, input: Tensor) -> None:
         self.shape = input.shape
@@ -24,11 +24,11 @@ class Layout:
     @functools.cached_property
     def order(self) -> list[int]:
         """The axes, those with the largest steps first."""
-        # Of equal steps, those of the axes of one number do not matter.
+        # Axes of length 1 may have any step; their place does not matter.
         return sorted(range(len(self.shape)), key=lambda axis: -self.strides[axis])
 
     def is_dense(self) -> bool:
-        """Whether there is a number of the tensor in every place from the first to the last."""
+        """Return whether the tensor has a number in every place from its first to its last."""
         step = 1
         for axis in reversed(self.order):
             if self.shape[axis] > 1 and self.strides[axis] != step:
@@ -37,10 +37,10 @@ class Layout:
         return True
 
     def operand(self, x: Tensor) -> tuple[Tensor, int, int]:
-        """A tensor that broadcasts as (numbers in memory, repeat, period).
+        """Return a tensor that broadcasts as (numbers in memory, repeat, period).
 
-        Element i in memory order is number ``i // repeat % period``. What does not repeat in so
-        simple a way is written out.
+        Element i in memory order is number ``i // repeat % period``. A tensor that does not repeat
+        in this way is copied, element by element.
         """
         strides = x.stride()
         if strides == self.strides and x.shape == self.shape:

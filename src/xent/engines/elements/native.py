@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 
 from .. import core
-from .layout import Layout, dense
+from .layout import MemoryOrder, dense
 from .problem import ElementProblem
 
 ONES = (0, 0, 1, 1)  # the operand that is 1 everywhere
-NOWHERE = (0, 0)  # the output that is not wanted
+NOWHERE = (0, 0)  # an output that is not wanted
 
 
 def loss(problem: ElementProblem, divisor: float, ahead: bool) -> tuple[Tensor, Tensor | None]:
-    """The sum over all elements by ``divisor``; with ``ahead`` also its gradient."""
+    """Return the sum over all elements by ``divisor``; with ``ahead`` also its gradient."""
     input = dense(problem.input)
     loss = input.new_empty((), dtype=problem.dtype)
     gradient = core.empty_like(input) if ahead else None
@@ -25,12 +25,12 @@ def loss(problem: ElementProblem, divisor: float, ahead: bool) -> tuple[Tensor, 
 
 
 def fits(slope: Tensor) -> bool:
-    """Whether a gradient that was computed ahead, for slope 1, is the one for this slope."""
+    """Return whether a gradient that was computed with the loss, for slope 1, fits this slope."""
     return slope.item() == 1
 
 
 def values(problem: ElementProblem) -> Tensor:
-    """One value per element."""
+    """Return one value per element."""
     input = dense(problem.input)
     result = torch.empty_like(input, dtype=problem.dtype)
     _sweep(problem, input, values=result)
@@ -40,9 +40,9 @@ def values(problem: ElementProblem) -> Tensor:
 def gradient(
     problem: ElementProblem, upstream: Tensor, divisor: float, ahead: Tensor | None = None
 ) -> Tensor:
-    """The gradient for slopes ``upstream`` by ``divisor``, a number or one per element.
+    """Return the gradient for slopes ``upstream`` (0-d or one per element), divided by ``divisor``.
 
-    One that was computed ahead gives its memory.
+    ``ahead``, a gradient that was computed with the loss, is overwritten.
     """
     input = dense(problem.input)
     result = core.empty_like(input) if ahead is None else ahead
@@ -63,15 +63,15 @@ def _sweep(
     slope: float = 1.0,
     divisor: float = 1.0,
 ) -> None:
-    """One pass of the kernel, into what is not None."""
-    layout, keep, form = Layout(input), [], problem.form
+    """Run the kernel once; it writes every result that is not None."""
+    order, keep, form = MemoryOrder(input), [], problem.form
     assert form is not None
     count, mark = input.numel(), problem.mark()
 
     def operand(x: Tensor | None) -> tuple[int, int, int, int]:
         if x is None:
             return ONES
-        held, repeat, period = layout.operand(x)
+        held, repeat, period = order.operand(x)
         keep.append(held)  # as long as the address is used
         return held.data_ptr(), core.TYPES[held.dtype], repeat, period
 

@@ -1,8 +1,8 @@
 """The reference engine for losses of single elements: plain operations in float64.
 
-Whole tensors of intermediate results in float64 would take ten times the memory of the logits and
-several times the time, so what need not be differentiated twice is computed piece by piece, in the
-caches.
+Intermediate results of a whole tensor in float64 would take ten times the memory of the logits and
+several times the time. So values, and gradients that need no second derivative, are computed piece
+by piece, in the caches.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from torch import Tensor
 from ..modes import deferred, refuse_where
 from .problem import ElementProblem
 
-# What PyTorch gives one thread. Pieces of whole multiples are cut into vectors alike by any number
-# of threads, so they have the same bits.
+# PyTorch gives a thread 32768 elements at least. Any number of threads cuts whole multiples of them
+# into the same vectors, so the bits are the same.
 PIECE = 32768
-PIECE_ELSEWHERE = 1 << 24  # on accelerators, whose caches do not hold a piece that keeps them busy
-LINE = 4096  # values added up in one sum
+PIECE_ELSEWHERE = 1 << 24  # on accelerators, which a piece that fits their caches would not fill
+LINE = 4096  # values of one partial sum
 
 
 def is_small(problem: ElementProblem) -> bool:
-    """Whether a problem fits into one piece, where plain operations cost least."""
+    """Return whether a problem fits into one piece, where plain operations cost least."""
     return problem.input.numel() <= PIECE
 
 
 def plain_values(problem: ElementProblem) -> Tensor:
-    """One value per element, in float64, in operations that transforms can take apart."""
+    """Return one value per element, in float64, by operations that transforms can differentiate."""
     z, t = _wide(problem.input), _wide(problem.target)
     kept = problem.kept()
     if kept is not None:
@@ -37,14 +37,14 @@ def plain_values(problem: ElementProblem) -> Tensor:
     values = problem.body(z, t, pos_weight)
     if problem.weight is not None:
         weight = _wide(problem.weight)
-        if weight.requires_grad:  # learned, so that elements of weight 0 are looked at, too
+        if weight.requires_grad:  # a learned weight of 0 has a gradient, unless the value is NaN
             values = torch.where((weight == 0) & ~values.isfinite(), 0.0, values)
         values = values * weight
     return values if kept is None else torch.where(kept, values, 0.0)
 
 
 def plain_loss(problem: ElementProblem, divisor: float | Tensor) -> Tensor:
-    """The sum over all elements by ``divisor``, 0-d, likewise."""
+    """Return the sum over all elements, divided by ``divisor``, 0-d, by such operations."""
     lines = _line_sums(plain_values(problem).flatten())
     return (_total(lines) / divisor).to(problem.dtype)
 
@@ -52,9 +52,9 @@ def plain_loss(problem: ElementProblem, divisor: float | Tensor) -> Tensor:
 def loss(
     problem: ElementProblem, divisor: float | Tensor, ahead: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """The same piece by piece; with ``ahead`` also its gradient, on the CPU.
+    """Return that sum piece by piece; on the CPU and with ``ahead`` also its gradient.
 
-    Elsewhere looking at the slope, whether it is 1, would cost waiting.
+    On other devices the question whether the slope is 1 would have to wait for the device.
     """
     ahead = ahead and problem.input.is_cpu
     gradient = _empty(problem, problem.input.dtype) if ahead else None
@@ -74,12 +74,12 @@ def loss(
 
 
 def fits(slope: Tensor) -> bool:
-    """Whether a gradient that was computed ahead, for slope 1, is the one for this slope."""
+    """Return whether a gradient that was computed with the loss, for slope 1, fits this slope."""
     return slope.item() == 1
 
 
 def values(problem: ElementProblem) -> Tensor:
-    """One value per element, piece by piece."""
+    """Return one value per element, computed piece by piece."""
     result = _empty(problem, problem.dtype)
     for begin, part in _pieces(problem):
         with torch.no_grad():
@@ -91,9 +91,9 @@ def values(problem: ElementProblem) -> Tensor:
 def gradient(
     problem: ElementProblem, upstream: Tensor, divisor: float | Tensor, ahead: Tensor | None = None
 ) -> Tensor:
-    """The gradient for slopes ``upstream`` by ``divisor``, a number or one per element.
+    """Return the gradient for slopes ``upstream`` (0-d or one per element), divided by ``divisor``.
 
-    One that was computed ahead gives its memory.
+    ``ahead``, a gradient that was computed with the loss, is overwritten.
     """
     result = _empty(problem, problem.input.dtype) if ahead is None else ahead.view(-1)
     slopes = _wide(upstream)
@@ -109,7 +109,7 @@ def gradient(
 
 
 def check_targets(problem: ElementProblem) -> None:
-    """Raise for a target outside [0, 1]; only on the CPU, where looking costs no waiting."""
+    """Raise for a target outside [0, 1]; only on the CPU, where a look need not wait."""
     if not problem.bounded or problem.target.device.type != "cpu":
         return
     target, kept = problem.target, problem.kept()
@@ -124,15 +124,17 @@ def check_targets(problem: ElementProblem) -> None:
 
 
 def _empty(problem: ElementProblem, dtype: torch.dtype) -> Tensor:
+    """Return memory for one number per element, a vector."""
     return torch.empty(problem.input.numel(), dtype=dtype, device=problem.input.device)
 
 
 def _wide(x: Tensor) -> Tensor:
+    """Return the tensor in float64, where the device has it."""
     return x.to(torch.float32 if x.device.type == "mps" else torch.float64)
 
 
 def _pieces(problem: ElementProblem) -> Iterator[tuple[int, ElementProblem]]:
-    """The problem cut up: where each piece begins, and the piece, whose input is a leaf."""
+    """Yield the first element of each piece of a problem, and the piece; its input is a leaf."""
     flat = [_flat(x, problem.input) for x in problem.tensors]
     for begin, end in _spans(problem.input):
         input, target, *weights = (x[begin:end] if x is not None and x.ndim else x for x in flat)
@@ -146,7 +148,7 @@ def _pieces(problem: ElementProblem) -> Iterator[tuple[int, ElementProblem]]:
 
 
 def _flat(x: Tensor | None, input: Tensor) -> Tensor | None:
-    """The elements of a tensor that broadcasts, one after the other; 0-d if all are one."""
+    """Return the elements of a tensor that broadcasts as a vector; 0-d if it is one number."""
     if x is None:
         return None
     if x.numel() == 1 and x is not input:
@@ -155,19 +157,19 @@ def _flat(x: Tensor | None, input: Tensor) -> Tensor | None:
 
 
 def _spans(input: Tensor) -> Iterator[tuple[int, int]]:
+    """Yield the bounds of each piece; whole multiples of PIECE come before the rest."""
     count = input.numel()
     piece = PIECE * torch.get_num_threads() if input.is_cpu else PIECE_ELSEWHERE
     begin = 0
     while begin < count:
         left = count - begin
-        # Of the rest first what is a whole multiple.
         size = min(piece, left // PIECE * PIECE or left)
         yield begin, begin + size
         begin += size
 
 
 def _line_sums(values: Tensor) -> Tensor:
-    """The sums of lines of values, and of what is left over."""
+    """Return the sums of lines of values, and of the incomplete line behind them."""
     if deferred():
         return values.sum().unsqueeze(0)
     whole = values.numel() // LINE * LINE
@@ -176,6 +178,7 @@ def _line_sums(values: Tensor) -> Tensor:
 
 
 def _total(lines: Tensor) -> Tensor:
+    """Return the sum of partial sums, again by lines."""
     while lines.numel() > LINE:
         lines = _line_sums(lines)
     return lines.sum()

@@ -1,26 +1,31 @@
-"""The Triton engine for losses of single elements: launches the kernel for what is wanted.
+"""The Triton engine for losses of single elements: launches the kernel of ``engines/triton/``.
 
-Nothing here waits for the device: whoever would look at a number has the kernel look.
+Nothing here waits for the device: where a decision needs a number, the kernel looks at the number.
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
-from .layout import Layout, dense
-from .problem import ElementProblem
+from .layout import MemoryOrder, dense
+from .problem import ElementProblem, Form
 from .reference import check_targets
 
+if TYPE_CHECKING:
+    from ..triton.elements import Operand
+
 BLOCK = 2048  # elements that a program takes at once
-DOUBLE_BLOCK = 512  # in float64: of more, the registers do not hold what is between the steps
-PROGRAMS = 4096  # at most; each takes every so many blocks. The same everywhere, as the sum is
+DOUBLE_BLOCK = 512  # the same in float64: registers hold no more between the steps
+PROGRAMS = 4096  # at most, on every device: the number of programs decides the bits of the sum
 
 
 def loss(
     problem: ElementProblem, divisor: float | Tensor, ahead: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """The sum over all elements by ``divisor``; with ``ahead`` also its gradient."""
+    """Return the sum over all elements by ``divisor``; with ``ahead`` also its gradient."""
     check_targets(problem)
     input = dense(problem.input)
     gradient = torch.empty_like(input) if ahead else None
@@ -30,12 +35,12 @@ def loss(
 
 
 def fits(slope: Tensor) -> bool:
-    """Whether a gradient that was computed ahead will do. Only :func:`gradient` can tell."""
+    """Return False: only the device knows whether the slope is 1; see :func:`gradient`."""
     return False
 
 
 def values(problem: ElementProblem) -> Tensor:
-    """One value per element."""
+    """Return one value per element."""
     check_targets(problem)
     input = dense(problem.input)
     result = torch.empty_like(input, dtype=problem.dtype)
@@ -46,9 +51,10 @@ def values(problem: ElementProblem) -> Tensor:
 def gradient(
     problem: ElementProblem, upstream: Tensor, divisor: float | Tensor, ahead: Tensor | None = None
 ) -> Tensor:
-    """The gradient for slopes ``upstream`` by ``divisor``, a number or one per element.
+    """Return the gradient for slopes ``upstream`` (0-d or one per element), divided by ``divisor``.
 
-    One that was computed ahead, for slope 1, is overwritten unless that is the slope.
+    ``ahead`` is the gradient for slope 1, computed with the loss. The kernel leaves ``ahead`` alone
+    if the slope is 1, and overwrites it otherwise.
     """
     input = dense(problem.input)
     result = torch.empty_like(input) if ahead is None else ahead
@@ -59,12 +65,48 @@ def gradient(
     return result
 
 
-def _grid(problem: ElementProblem) -> tuple[int, int]:
-    """The number of programs, and of the elements that each takes at once."""
-    from ..triton.elements import in_double
+def _modulator(form: Form) -> tuple[str, int]:
+    """Return the modulator of the log terms, and its power if that is whole.
 
+    "plain": none; "whole": error^gamma for a whole gamma; "any": for any gamma; "margin": with a
+    margin.
+    """
+    if form.margin >= 0:
+        return "margin", 0
+    if form == Form(side=form.side):
+        return "plain", 0
+    if form.gamma in range(1, 9):
+        return "whole", int(form.gamma)
+    return "any", 0
+
+
+def _in_double(form: Form) -> bool:
+    """Return whether float32 would lose its digits.
+
+    Powers that go through logarithms lose digits, and so does a difference of target and
+    probability.
+    """
+    return _modulator(form)[0] in ("any", "margin") or form.side < 0
+
+
+def _operand(x: Tensor | None, order: MemoryOrder, count: int) -> Operand | None:
+    """Return a tensor that broadcasts to ``count`` elements as the kernel takes it."""
+    from ..triton.elements import EACH, ONE, PERIODIC, REPEATED, Operand
+
+    if x is None:
+        return None
+    numbers, repeat, period = order.operand(x)
+    if (repeat == 1 and period == count) or count == 0:  # without elements nothing is read
+        return Operand(numbers, EACH)
+    if period == 1:
+        return Operand(numbers, ONE)
+    return Operand(numbers, PERIODIC if repeat == 1 else REPEATED, repeat, period)
+
+
+def _grid(problem: ElementProblem) -> tuple[int, int]:
+    """Return the number of programs, and of the elements that each takes at once."""
     assert problem.form is not None
-    block = DOUBLE_BLOCK if in_double(problem.form) else BLOCK
+    block = DOUBLE_BLOCK if _in_double(problem.form) else BLOCK
     return max(1, min(-(-problem.input.numel() // block), PROGRAMS)), block
 
 
@@ -78,27 +120,25 @@ def _sweep(
     divisor: float | Tensor = 1.0,
     unless_one: bool = False,
 ) -> None:
-    """One pass of the kernel, into what is not None."""
+    """Run the kernel once; it writes every result that is not None."""
     from ..triton import elements as kernel
     from ..triton.launch import launch
 
-    p, layout, count, form = problem, Layout(input), input.numel(), problem.form
+    p, order, count, form = problem, MemoryOrder(input), input.numel(), problem.form
     assert form is not None
-
-    def operand(x: Tensor | None) -> kernel.Operand | None:
-        return None if x is None else kernel.Operand.of(*layout.operand(x), count)
-
     number, at = (1.0, divisor) if isinstance(divisor, Tensor) else (divisor, None)
-    question = kernel.Question(
-        count, input, operand(p.target), operand(p.weight), operand(p.pos_weight), p.mark(),
-        operand(upstream), at,
-    )  # fmt: skip
+    target, weight, pos_weight, slopes = (
+        _operand(x, order, count) for x in (p.target, p.weight, p.pos_weight, upstream)
+    )
+    arguments = kernel.ElementArguments(
+        count, input, target, weight, pos_weight, p.mark(), slopes, at
+    )
     *numbers, detached = form
-    modulator, power = kernel.modulator_of(form)
+    modulator, power = _modulator(form)
     programs, block = _grid(problem)
     launch(
-        kernel.sweep, programs, input.device, question,
+        kernel.sweep, programs, input.device, arguments,
         kernel.Results(sums, values, gradient), number, *map(float, numbers),
-        MODULATOR=modulator, POWER=power, DETACHED=bool(detached), DOUBLE=kernel.in_double(form),
+        MODULATOR=modulator, POWER=power, DETACHED=bool(detached), DOUBLE=_in_double(form),
         UNLESS_ONE=unless_one, BLOCK=block,
     )  # fmt: skip

@@ -1,23 +1,28 @@
 """Arithmetic of the kernels: exponentials of float32 logits, and functions of rows and elements.
 
-The sweep over the classes runs in float32, what is done once per row in float64. Nothing here calls
-a device library, so the same code runs in Triton's interpreter.
+Sums over the classes run in float32, everything that is computed once per row in float64. Nothing
+here calls a device library, so the same code runs in Triton's interpreter.
 """
 
+# pyright: reportArgumentType=false
+# Type checkers do not know which numbers are constants of a kernel.
+
 from __future__ import annotations
+
+from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
 
 INF = tl.constexpr(float("inf"))
 LOG2E = tl.constexpr(1.44269502162933349609375)  # log2(e) to the digits of float32
-LOG2E_LOW = tl.constexpr(1.925963033500904e-8)  # and the rest
-ROUNDER = tl.constexpr(1.5 * 2**23)  # what is added to this has no digits behind the point
+LOG2E_LOW = tl.constexpr(1.925963033500904e-8)  # log2(e) less that
+ROUNDER = tl.constexpr(1.5 * 2**23)  # x + ROUNDER has no digits behind the point
 ROUNDER_BITS = tl.constexpr(0x4B400000)
-EXPONENT = tl.constexpr(1.5 * 2**23 + 127)  # and to this: those of 2^x besides, in its lowest bits
+EXPONENT = tl.constexpr(1.5 * 2**23 + 127)  # x + EXPONENT holds the bits of 2^x in its lowest bits
 FAR = tl.constexpr(2.0**20)
-ROOM = tl.constexpr(64.0)  # exponents that small numbers are lifted by
-LOWEST = tl.constexpr(-110.0)  # from here down e^x is 0 in float32
+ROOM = tl.constexpr(64.0)  # exponents by which small numbers are lifted
+LOWEST = tl.constexpr(-110.0)  # e^x is 0 in float32 for x below this
 # Minimax fit of log(1 + u) / u in [0, 1], the last power first; relative error 8e-10.
 LOG1P_OVER = tl.constexpr(
     (0.00203024259141, -0.0134075368593, 0.0414782430224, -0.0824417732684, 0.124184377179,
@@ -29,47 +34,54 @@ LOG1P_OVER = tl.constexpr(
 # ---- exponentials of logits ---------------------------------------------------------------------
 
 
+class Base(NamedTuple):
+    """What :func:`power` is relative to: ``shift = offset + exponent / log2(e)``, in two parts."""
+
+    offset: Any  # a logit
+    exponent: Any  # an integer, of 2
+
+
 @triton.jit
 def base_of(largest, EXACT: tl.constexpr):
-    """(offset, whole) of a row for :func:`power`, in float32.
+    """Return the base of rows with this largest logit, in float32.
 
-    With an integer for a shift, ``2^(z log2(e) - whole)`` needs no subtraction, which would round.
-    Beyond some 2^20 there are not the digits for that, and where differences of logits are wanted
-    too, they must be exact: then the largest logit is subtracted first.
+    With an integer exponent and no offset, ``2^(z log2(e) - exponent)`` is one fused operation, and
+    nothing is rounded before the exponential. Float32 lacks the digits for that beyond 2^20. EXACT
+    asks for exact differences of logits. In both cases the largest logit is the offset.
     """
     offset = tl.where(largest == -INF, 0.0, largest)
-    whole = tl.zeros_like(largest)
+    exponent = tl.zeros_like(largest)
     if not EXACT:
         near = tl.abs(largest) < FAR
         rounded = tl.fma(tl.where(near, largest, 0.0), LOG2E, ROUNDER) - ROUNDER
-        whole = tl.where(near, rounded, whole)
+        exponent = tl.where(near, rounded, exponent)
         offset = tl.where(near, 0.0, offset)
-    return offset, whole
+    return Base(offset, exponent)
 
 
 @triton.jit
-def shift_of(offset, whole):
-    """The logit whose :func:`power` is 1, in float64."""
-    return offset.to(tl.float64) + whole.to(tl.float64) / LOG2E
+def shift_of(base):
+    """Return the logit whose :func:`power` is 1, in float64."""
+    return base.offset.to(tl.float64) + base.exponent.to(tl.float64) / LOG2E
 
 
 @triton.jit
-def power(x, whole, EXACT: tl.constexpr):
-    """``e^(x - whole / log2(e))`` for logits less their offset; 0 below the normal numbers."""
+def power(x, exponent, EXACT: tl.constexpr):
+    """Return ``e^(z - shift)`` for ``x = z - offset``; 0 below the normal numbers."""
     if not EXACT:
-        return tl.exp2(tl.fma(x, LOG2E, -whole))
-    e, fade = split_power(x, whole, EXACT)
+        return tl.exp2(tl.fma(x, LOG2E, -exponent))
+    e, fade = split_power(x, exponent, EXACT)
     return e * fade
 
 
 @triton.jit
-def split_power(x, whole, EXACT: tl.constexpr):
-    """The same as a product of two normal numbers, for products that reach down to subnormals."""
+def split_power(x, exponent, EXACT: tl.constexpr):
+    """Return :func:`power` as two normal numbers, whose product with a third may be subnormal."""
     if not EXACT:
-        y = tl.fma(x, LOG2E, -whole)
+        y = tl.fma(x, LOG2E, -exponent)
         low = y < -ROOM
         return tl.exp2(tl.where(low, y + ROOM, y)), tl.where(low, 2.0**-ROOM, 1.0)
-    # Of a rounded product the fraction would be gone; so the whole part is taken off first.
+    # A product x log2(e) that is rounded has lost its fraction; so the integer is taken off first.
     low = x < -ROOM / LOG2E
     least = -190.0 / LOG2E
     near = tl.where(x > least, x, least)
@@ -82,15 +94,15 @@ def split_power(x, whole, EXACT: tl.constexpr):
 
 
 @triton.jit
-def gap_to(logit, offset, whole):
-    """How far a logit lies above a shift: (integer, fraction) of an exponent of 2.
+def gap_to(logit, base):
+    """Return ``(logit - shift) log2(e)`` as (integer, fraction), in float32.
 
-    As one number it would have lost the digits of its own exponential, by an ulp per nat.
+    One number would lose the digits of its own exponential, a unit in the last place per nat.
     """
-    x = logit - offset
-    biased = tl.fma(x, LOG2E, -(whole - ROUNDER))
+    x, exponent = logit - base.offset, base.exponent
+    biased = tl.fma(x, LOG2E, -(exponent - ROUNDER))
     floor = biased - ROUNDER
-    fraction = tl.fma(x, LOG2E, -(whole + floor)) + (x - whole / LOG2E) * LOG2E_LOW
+    fraction = tl.fma(x, LOG2E, -(exponent + floor)) + (x - exponent / LOG2E) * LOG2E_LOW
     # Where the integer has lost its last digits, or is infinite, it says everything.
     fraction = tl.where(tl.abs(x) > 4 * FAR, 0.0, fraction)
     return floor, fraction
@@ -98,7 +110,7 @@ def gap_to(logit, offset, whole):
 
 @triton.jit
 def tanh(x):
-    """An odd polynomial near 0, the exponential beyond, where little is taken from 1."""
+    """Return the hyperbolic tangent: a polynomial near 0, the exponential beyond."""
     a = tl.abs(x)
     u = x * x
     tail = tl.fma(u, 0.0021465029921655, -0.0081815862462787)
@@ -115,14 +127,20 @@ def tanh(x):
 
 
 @triton.jit
-def times(factor, value):
-    """A product in which 0 times infinity is 0."""
+def constant(x):
+    """Return ``x``: a kernel records no derivatives."""
+    return x
+
+
+@triton.jit
+def product(factor, value):
+    """Return ``factor * value``, where 0 times infinity is 0."""
     return tl.where(factor == 0, 0.0, factor * tl.where(factor == 0, 0.0, value))
 
 
 @triton.jit
 def decay(x):
-    """``e^x`` for x <= 0, right down into the subnormal numbers."""
+    """Return ``e^x`` for x <= 0, down to the subnormal numbers."""
     if x.dtype == tl.float64:
         e = tl.exp(x)
     else:
@@ -130,24 +148,24 @@ def decay(x):
         rounded = tl.fma(near, LOG2E, ROUNDER)
         fraction = tl.fma(near, LOG2E_LOW, tl.fma(near, LOG2E, -(rounded - ROUNDER)))
         # In two halves, so that no product but the last can round.
-        whole = rounded.to(tl.int32, bitcast=True) - ROUNDER_BITS
-        half = whole >> 1
-        e = tl.exp2(fraction) * power_of_two(half) * power_of_two(whole - half)
+        exponent = rounded.to(tl.int32, bitcast=True) - ROUNDER_BITS
+        half = exponent >> 1
+        e = tl.exp2(fraction) * power_of_two(half) * power_of_two(exponent - half)
     return e
 
 
 @triton.jit
 def power_of_two(k):
-    """``2^k`` in float32, among the normal numbers."""
+    """Return ``2^k`` in float32, for a k whose result is a normal number."""
     return ((k + 127) << 23).to(tl.float32, bitcast=True)
 
 
 @triton.jit
-def log1p_unit(u):
-    """``log(1 + u)`` for u in [0, 1].
+def log1p(u):
+    """Return ``log(1 + u)`` for u >= 0; for u in [0, 1] in float32.
 
-    In float64 what ``1 + u`` rounds away is put back to first order; in float32 the logarithms of
-    devices have no digits left beside 1.
+    In float64 the rounding of ``1 + u`` is put back to first order. In float32 the logarithms of
+    devices have no digits left near 1, so a polynomial takes their place.
     """
     if u.dtype == tl.float64:
         total = 1.0 + u
@@ -164,22 +182,17 @@ def log1p_unit(u):
 
 
 @triton.jit
-def overlap(d):
-    """``log(1 + e^-|d|)``, the part that log sigmoid(d) and log sigmoid(-d) share."""
-    return log1p_unit(tl.exp(-tl.abs(d)))
-
-
-@triton.jit
-def sigmoid(d):
-    """``1 / (1 + e^-d)`` with all digits of small values."""
-    e = tl.exp(-tl.abs(d))
-    return tl.where(d < 0, e, 1.0) / (1.0 + e)
-
-
-@triton.jit
 def one_minus_exp(x):
-    """``1 - e^-x`` for x >= 0; the error of the exponential cancels that of its logarithm."""
+    """Return ``1 - e^-x`` for x >= 0; the error of the exponential cancels that of its log."""
     u = tl.exp(-x)
     middle = (u > 0.01) & (u < 1.0)
     log_u = tl.log(tl.where(middle, u, 0.5))
     return tl.where(middle, (u - 1.0) * x / log_u, tl.where(u < 1.0, 1.0 - u, x))
+
+
+@triton.jit
+def logit_of_exp(log_prob):
+    """Return ``logit(exp(log_prob))``, infinite from 0 on."""
+    certain = log_prob >= 0
+    x = tl.where(certain, -1.0, log_prob)
+    return tl.where(certain, INF, x - tl.log(one_minus_exp(-x)))

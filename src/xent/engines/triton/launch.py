@@ -1,4 +1,4 @@
-"""From a problem to the numbers and tensors of a launch: strides, tiles, and what is wanted."""
+"""From a problem to the arguments of its kernels: strides, tiles, and what the kernels compute."""
 
 from __future__ import annotations
 
@@ -11,44 +11,43 @@ import torch
 import triton
 from torch import Tensor
 
-from ...row_statistics import INDEX
 from ..rows.problem import Problem
 from . import fields, gradient, one_pass, sweep
 from .gradient import Partials
-from .memory import Question, Rows, Transform
+from .memory import KernelArguments, Strided, Transform
 
-# Chosen so that registers hold what a thread works on (tests/test_gpu_compile.py looks), and loads
-# enough are under way; no GPU has timed them yet (benchmarks/gpu/logits.py does).
-COUNT = 128  # rows of a program that works on rows
-TILE = 8192  # numbers in a tile of rows that are longer
-SMALL_TILE = 4096  # and in one of several rows
-LANES = 64 if torch.version.hip else 32  # of a warp; a program has 1024 at most
+# Chosen so that nothing spills out of the registers (tests/test_gpu_compile.py) and enough loads
+# are in flight; no GPU has timed these numbers yet (benchmarks/gpu/logits.py does).
+COUNT = 128  # rows of a program that works on rows alone
+TILE = 8192  # numbers in a tile of one row
+SMALL_TILE = 4096  # numbers in a tile of several rows
+LANES = 64 if torch.version.hip else 32  # threads of a warp; a program has 1024 threads at most
 PER_WARP = 16 * LANES  # numbers: 16 a thread stay in registers
 ON_CHIP = 16384  # numbers of a row that one program can hold
-PANEL = 64  # rows side by side, where the classes are not
-FEW = 16  # rows side by side for which a panel is not worth while
+PANEL = 64  # rows of a tile where rows lie next to each other
+FEW = 16  # rows next to each other from which on a panel pays
 VECTOR = 16  # bytes that a thread loads at once
 
 
 class Tiling(NamedTuple):
-    """How a matrix is cut up. It depends on the length of the rows alone, and so do the bits."""
+    """How a matrix is cut into tiles. The length of the rows alone decides, and so do the bits."""
 
     rows: int
     block: int
-    parts: int
+    tiles: int  # in a row
     warps: int
 
     @classmethod
     def of(cls, classes: int, panel: bool) -> Tiling:
-        """Whole rows, several of them if they are short; or tiles of a long row."""
+        """Return tiles of whole rows, several if the rows are short, or parts of a long row."""
         most = SMALL_TILE // PANEL if panel else TILE
         block = min(triton.next_power_of_2(classes), most)
         rows = PANEL if panel else max(1, SMALL_TILE // block)
         return cls(rows, block, triton.cdiv(classes, block), max(1, rows * block // PER_WARP))
 
     @classmethod
-    def of_rows(cls, classes: int, panel: bool) -> Tiling:
-        """Whole rows as far as a program can hold them, for sweeps that see them twice."""
+    def for_two_looks(cls, classes: int, panel: bool) -> Tiling:
+        """Return tiles of whole rows, as far as one program can hold a row."""
         if panel:
             return cls.of(classes, panel)
         block = min(triton.next_power_of_2(classes), ON_CHIP)
@@ -56,7 +55,7 @@ class Tiling(NamedTuple):
         return cls(rows, block, triton.cdiv(classes, block), max(1, rows * block // PER_WARP))
 
 
-class Layout(NamedTuple):
+class RowLayout(NamedTuple):
     """Where the rows of a tensor of logits lie: outer x inner rows, and the steps between them."""
 
     outer_rows: int
@@ -66,12 +65,12 @@ class Layout(NamedTuple):
 
     @property
     def panel(self) -> bool:
-        """Whether rows lie side by side, enough of them to be loaded together, and not classes."""
+        """True if rows lie next to each other and classes do not, and there are enough rows."""
         return self.steps[2] != 1 and self.steps[1] == 1 and self.inner_rows >= FEW
 
     @classmethod
-    def of(cls, x: Tensor) -> Layout | None:
-        """The layout; None if the axes behind that of the classes do not step evenly."""
+    def of(cls, x: Tensor) -> RowLayout | None:
+        """Return the layout; None if the axes behind that of the classes do not step evenly."""
         if x.ndim == 1:
             return cls(1, 1, x.shape[0], (0, 0, x.stride(0)))
         if x.ndim == 2:
@@ -85,18 +84,18 @@ class Layout(NamedTuple):
 
 
 def even(x: Tensor) -> Tensor:
-    """The tensor, or a copy of it whose rows step evenly."""
-    return x if Layout.of(x) is not None else x.contiguous()
+    """Return the tensor, or a copy whose rows step evenly."""
+    return x if RowLayout.of(x) is not None else x.contiguous()
 
 
 class Launch:
-    """A problem as its kernels take it."""
+    """A problem in the form that its kernels take."""
 
     def __init__(self, problem: Problem, out: Tensor | None = None) -> None:
         p = problem
         self.problem = p
         logits = even(p.logits)
-        layout = Layout.of(logits)
+        layout = RowLayout.of(logits)
         assert layout is not None
         soft = p.probabilities
         matrices = [m for m in (logits, out) if m is not None]
@@ -108,167 +107,173 @@ class Launch:
         self.align = _alignment(matrices)
         self.tiling = Tiling.of(p.classes, self.align < 0)
         self.layout = layout
-        self.tiles = self._blocks(self.tiling) * self.tiling.parts
-        labels = p.tensors.target.contiguous() if p.labelled else None
-        transform = p.transform
-        scale = transform.scale
-        if scale is not None and scale.ndim:
-            scale = scale.contiguous()
-        self.question = Question(
-            self._rows(logits),
-            self.rows,
-            layout.inner_rows,
-            p.classes,
-            self.tiling.parts,
-            Transform(
-                scale, 1 if scale is not None and scale.ndim else 0,
-                transform.softcap or None,
-                _vector(transform.class_scale), _vector(transform.class_bias),
-            ),
-            labels,
-            p.settings.ignore_index,
-            p.settings.first_class,
-            None if soft is None else self._rows(soft),
-            _vector(p.tensors.class_weight),
-            _vector(p.tensors.mean_weight),
-        )  # fmt: skip
-
-    def _rows(self, x: Tensor) -> Rows:
-        layout = Layout.of(x)
-        assert layout is not None
-        return Rows(x.detach(), *layout.steps)
+        self.programs = self._blocks(self.tiling) * self.tiling.tiles
+        self.arguments = KernelArguments(
+            logits=_strided(logits),
+            rows=self.rows,
+            inner_rows=layout.inner_rows,
+            classes=p.classes,
+            tiles=self.tiling.tiles,
+            transform=_transform(p),
+            labels=p.tensors.target.contiguous() if p.labelled else None,
+            ignore_index=p.settings.ignore_index,
+            first_class=p.settings.first_class,
+            soft=None if soft is None else _strided(soft),
+            class_weight=_vector(p.tensors.class_weight),
+            mean_weight=_vector(p.tensors.mean_weight),
+        )
 
     def _blocks(self, t: Tiling) -> int:
+        """Return the number of blocks of rows."""
         if self.align > 0:
             return triton.cdiv(self.rows, t.rows)
         return self.layout.outer_rows * triton.cdiv(self.layout.inner_rows, t.rows)
 
     def find(self) -> Tensor:
-        """The table of statistics."""
+        """Return the table of statistics, (fields, N...), float64."""
         p, t = self.problem, self.tiling
-        found = _found(p)
+        names = _sums(p)
         device = p.logits.device
-        parts = _floats((found.bit_count(), t.parts, self.rows), device)
+        sums = _floats((len(names), t.tiles, self.rows), device)
         launch(
-            sweep.sweep, self.tiles, device, self.question, parts, FOUND=found,
+            sweep.sweep, self.programs, device, self.arguments, sums, SUMS=" ".join(names),
             ALIGN=self.align, ROWS=t.rows, BLOCK=t.block, num_warps=t.warps,
         )  # fmt: skip
-        return self._finish(self.question, parts, found, p.mask, t.block)
+        return self._finish(self.arguments, sums, " ".join(names), p.fields, t.block)
 
     def _finish(
-        self, question: Question, parts: Tensor, found: int, mask: int, block: int
-    ) -> Tensor:
+        self, arguments: KernelArguments, sums: Tensor, names: str, wanted: Sequence[str],
+        block: int,
+    ) -> Tensor:  # fmt: skip
         p = self.problem
-        table = parts.new_empty((mask.bit_count(), *p.rows), dtype=torch.float64)
+        table = sums.new_empty((len(wanted), *p.rows), dtype=torch.float64)
         launch(
-            fields.finish, triton.cdiv(self.rows, COUNT), p.logits.device, question, parts,
-            table, FOUND=found, FIELDS=mask, SHARDED=p.settings.sharded,
-            BLOCK=block, COUNT=COUNT,
+            fields.finish, triton.cdiv(self.rows, COUNT), p.logits.device, arguments, sums, table,
+            SUMS=names, FIELDS=" ".join(wanted), SHARDED=p.settings.sharded, BLOCK=block,
+            COUNT=COUNT,
         )  # fmt: skip
         return table
 
     def cross_entropy(
         self, row_weight: Tensor | None, divisor: Tensor | None, out: Tensor
     ) -> Tensor:
-        """Write the gradient of cross-entropy; log-probabilities and masses, (2, N...)."""
-        parts = _floats((2, 1, self.rows), out.device)
-        self._one_pass(row_weight, divisor, None, out, parts)
-        found = 1 << sweep.LARGEST.value | 1 << sweep.SUM.value
-        mask = 1 << INDEX["log_prob"] | 1 << INDEX["mass"]
-        question = self.question._replace(parts=1)
-        return self._finish(question, parts, found, mask, block=1)
+        """Write the gradient of cross-entropy; return log-probabilities and masses, (2, N...)."""
+        sums = _floats((2, 1, self.rows), out.device)
+        self._one_pass(row_weight, divisor, None, out, sums)
+        arguments = self.arguments._replace(tiles=1)
+        return self._finish(arguments, sums, one_pass.SUMS.value, ("log_prob", "mass"), block=1)
 
     def follow(
         self, row_weight: Tensor | None, divisor: Tensor | None, slope: Tensor, out: Tensor,
         ready: bool,
     ) -> None:  # fmt: skip
-        """Write the gradient for another slope than 1; what is ``ready`` for 1 is left alone."""
+        """Write the gradient for ``slope``; if ``ready``, ``out`` holds the one for slope 1."""
         self._one_pass(row_weight, divisor, slope, out, None, ready)
 
     def _one_pass(
         self, row_weight: Tensor | None, divisor: Tensor | None, slope: Tensor | None, out: Tensor,
-        parts: Tensor | None, ready: bool = False,
+        sums: Tensor | None, ready: bool = False,
     ) -> None:  # fmt: skip
-        t = Tiling.of_rows(self.problem.classes, self.align < 0)
+        t = Tiling.for_two_looks(self.problem.classes, self.align < 0)
         blocks = self._blocks(t)
         launch(
             one_pass.cross_entropy, min(blocks, _few(out.device)) if ready else blocks, out.device,
-            self.question._replace(parts=t.parts), row_weight, divisor, slope, self._rows(out),
-            parts, blocks, READY=ready, ALIGN=self.align, ROWS=t.rows, BLOCK=t.block,
-            WHOLE=t.parts == 1, num_warps=t.warps,
+            self.arguments._replace(tiles=t.tiles), row_weight, divisor, slope, _strided(out),
+            sums, blocks, READY=ready, ALIGN=self.align, ROWS=t.rows, BLOCK=t.block,
+            WHOLE=t.tiles == 1, num_warps=t.warps,
         )  # fmt: skip
 
     def differentiate(self, table: Tensor, partials: Sequence[Tensor | None], out: Tensor) -> None:
-        """Write the gradient."""
+        """Write the gradient of the sum of every field times its partial derivative."""
         p, t = self.problem, self.tiling
         given = dict(zip(p.fields, partials, strict=True))
         chosen = [_partial(given.get(name)) for name in Partials._fields]
         slopes = Partials(*[at for at, _ in chosen])
         steps = Partials(*[step for _, step in chosen])
-        needed = _needed(p, slopes)
+        names = _coefficients(p, slopes)
         device = p.logits.device
-        coefficients = _floats((needed.bit_count(), self.rows), device)
+        coefficients = _floats((len(names), self.rows), device)
         places = torch.empty((2, self.rows), dtype=torch.int32, device=device)
         launch(
-            gradient.find_slopes, triton.cdiv(self.rows, COUNT), device, self.question,
-            table.contiguous(), slopes, steps, coefficients, places, FIELDS=p.mask,
-            NEEDED=needed, COUNT=COUNT,
+            gradient.find_coefficients, triton.cdiv(self.rows, COUNT), device, self.arguments,
+            table.contiguous(), slopes, steps, coefficients, places, FIELDS=" ".join(p.fields),
+            NAMES=" ".join(names), COUNT=COUNT,
         )  # fmt: skip
         launch(
-            gradient.differentiate, self.tiles, device, self.question, coefficients, places,
-            self._rows(out), NEEDED=needed, ALIGN=self.align, ROWS=t.rows,
-            BLOCK=t.block, num_warps=t.warps,
+            gradient.differentiate, self.programs, device, self.arguments, coefficients, places,
+            _strided(out), NAMES=" ".join(names), ALIGN=self.align, ROWS=t.rows, BLOCK=t.block,
+            num_warps=t.warps,
         )  # fmt: skip
 
 
-def _found(p: Problem) -> int:
-    """What the tiles find out, as the bits of `sweep`."""
-    s = sweep
-    names = [s.LARGEST, s.SUM]
+def _sums(p: Problem) -> list[str]:
+    """Return the names of what the tiles sum up, of `sweep.SUMMED`."""
+    names = ["largest", "small"]
     if p.settings.soft:
-        names += [s.MASS, s.DEFICIT, s.PIVOT, s.PIVOT_CLASS, s.PIVOT_SOFT]
+        names += ["rest_mass", "deficit", "pivot", "pivot_class", "pivot_soft"]
     elif "top" in p.settings.requests:
-        names += [s.TOP]
+        names += ["rest_top"]
     if "entropy" in p.settings.requests:
-        names += [s.TIES, s.SPREAD]
+        names += ["ties", "spread"]
     if "mean" in p.settings.requests:
-        names += [s.LEVEL, s.WEIGHT, s.SUPPORT]
+        names += ["weighted_sum", "weight", "support"]
     if "squares" in p.settings.requests or "cubes" in p.settings.requests:
-        names += [s.SQUARES, s.CUBES]
-    return sum(1 << name.value for name in names)
+        names += ["squares", "cubes"]
+    return names
 
 
-def _needed(p: Problem, slopes: Partials) -> int:
-    """The coefficients of the gradient, as the bits of `gradient`."""
-    g = gradient
-    names = [g.OFFSET, g.WHOLE, g.ALL, g.AT_PIVOT]
+def _coefficients(p: Problem, slopes: Partials) -> list[str]:
+    """Return the names of the coefficients that the gradient needs."""
+    names = [*gradient.ALWAYS]
     if slopes.entropy is not None:
-        names += [g.SPREAD]
+        names += ["spread"]
     if slopes.rest_squares is not None or slopes.rest_cubes is not None:
-        names += [g.SQUARE, g.CUBE]
+        names += ["square", "cube"]
     if slopes.mean is not None:
-        names += [g.MEAN]
+        names += ["mean"]
     if p.settings.soft:
-        names += [g.SOFT]
+        names += ["soft"]
     if slopes.rest_top_logit is not None:
-        names += [g.AT_TOP]
-    return sum(1 << name.value for name in names)
+        names += ["at_top"]
+    return names
 
 
 def _few(device: torch.device) -> int:
-    """Programs enough to fill a device, and few enough to cost nothing where nothing is to do."""
+    """Return a number of programs that fills a device, and costs nothing if there is no work."""
     if device.type != "cuda":
         return 64
     return 8 * torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def _floats(shape: tuple[int, ...], device: torch.device) -> Tensor:
-    """Memory for float32, whatever the default dtype."""
+    """Return memory for float32, whatever the default dtype is."""
     return torch.empty(shape, dtype=torch.float32, device=device)
 
 
+def _strided(x: Tensor) -> Strided:
+    """Return a matrix of rows as its address and steps."""
+    layout = RowLayout.of(x)
+    assert layout is not None
+    return Strided(x.detach(), *layout.steps)
+
+
+def _transform(p: Problem) -> Transform:
+    """Return the transform of the logits, with vectors that lie in one piece."""
+    t, scale, per_row = p.transform, p.transform.scale, 0
+    if scale is not None and scale.ndim:
+        scale, per_row = scale.contiguous(), 1
+    return Transform(
+        scale, per_row, t.softcap or None, _vector(t.class_scale), _vector(t.class_bias)
+    )
+
+
+def _vector(x: Tensor | None) -> Tensor | None:
+    """Return a vector of the classes in float32."""
+    return None if x is None else x.detach().float().contiguous()
+
+
 def _partial(partial: Tensor | None) -> tuple[Tensor | None, int]:
-    """A partial derivative per row, and the step between rows."""
+    """Return a partial derivative of each row, and the step between rows."""
     if partial is None:
         return None, 0
     if not any(partial.stride()):  # one number for all rows, expanded
@@ -277,8 +282,8 @@ def _partial(partial: Tensor | None) -> tuple[Tensor | None, int]:
 
 
 def _alignment(matrices: list[Tensor]) -> int:
-    """ALIGN of some matrices of one shape, or with a table of targets among them."""
-    layouts = [layout for x in matrices if (layout := Layout.of(x)) is not None]
+    """Return ALIGN of matrices of one shape; one of them may be a table of targets instead."""
+    layouts = [layout for x in matrices if (layout := RowLayout.of(x)) is not None]
     panels = [layout.panel for layout in layouts]
     align = 0
     for x, layout in zip(matrices, layouts, strict=True):
@@ -287,22 +292,17 @@ def _alignment(matrices: list[Tensor]) -> int:
         steps = layout.steps[::2] if panels[0] else layout.steps[:2]
         align = math.gcd(align, x.data_ptr() // size, *own, *steps)
     if not (all(panels) or all(layout.steps[2] == 1 for layout in layouts)):
-        return 1  # neither rows nor classes lie side by side everywhere
+        return 1  # neither rows nor classes lie next to each other everywhere
     return -align if panels[0] else align
-
-
-def _vector(x: Tensor | None) -> Tensor | None:
-    """A vector of the classes in float32."""
-    return None if x is None else x.detach().float().contiguous()
 
 
 def launch(
     kernel: Any, programs: int, device: torch.device, *arguments: Any, num_warps: int = 4,
     **constants: Any,
 ) -> None:  # fmt: skip
-    """Run a kernel on a device, in whatever context the caller is."""
+    """Run a kernel on a device, whatever the current device is."""
     here: Any = contextlib.nullcontext()
     if device.type != "cpu":  # which is Triton's interpreter
         here = torch.get_device_module(device).device(device)
-    with here:  # a * b + c is fused where it says so and nowhere else: same bits everywhere
+    with here:  # a * b + c is fused where a kernel says fma and nowhere else: same bits everywhere
         kernel[(programs,)](*arguments, **constants, num_warps=num_warps, enable_fp_fusion=False)

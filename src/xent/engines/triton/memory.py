@@ -1,12 +1,12 @@
-"""What the kernels are told: tensors and how to walk them, as tuples that Triton takes as one.
+"""Arguments of the kernels, and how kernels load from tensors and store to them.
 
-Rows are numbered ``outer * inner_rows + inner``; a tile is some rows and a run of classes. The
-programs of one launch go through the tiles of a row first.
+Rows are numbered ``outer * inner_rows + inner``. A tile is some rows and a run of classes; one
+program works on one tile, and programs with consecutive numbers on the tiles of one row.
 
-ALIGN numbers lie side by side and may be loaded at once: classes of a row or, if it is negative, so
-many rows of a class, as in ``(N, C, d)``. Triton itself looks only whether 16 divides an address or
-a stride; so rows of 1000 numbers would be loaded one by one, and those of half a batch added up in
-another order than those of the whole.
+ALIGN numbers lie next to each other and may be loaded at once: classes of a row or, if ALIGN is
+negative, rows of a class, as in ``(N, C, d)``. Triton itself only asks whether 16 divides an
+address or a stride. So rows of 1000 numbers would be loaded one number at a time, and those of half
+a batch would be added up in another order than those of the whole batch.
 """
 
 # pyright: reportArgumentType=false
@@ -22,8 +22,8 @@ import triton.language as tl
 from .arithmetic import INF, LOG2E, tanh
 
 
-class Rows(NamedTuple):
-    """Rows in memory: the steps from one outer and inner index and from one class to the next."""
+class Strided(NamedTuple):
+    """A matrix in memory: its address, and the steps between outer rows, inner rows and classes."""
 
     at: Any
     outer: int
@@ -32,7 +32,7 @@ class Rows(NamedTuple):
 
 
 class Transform(NamedTuple):
-    """``z = softcap tanh(scale x / softcap) class_scale + class_bias``; None leaves it out."""
+    """``z = softcap tanh(scale x / softcap) class_scale + class_bias``; None leaves a part out."""
 
     scale: Any
     scale_step: int  # 1: one per row, 0: one for all
@@ -41,121 +41,166 @@ class Transform(NamedTuple):
     class_bias: Any
 
 
-class Question(NamedTuple):
-    """Logits, what is done to them, and the target."""
+class KernelArguments(NamedTuple):
+    """Logits, their transform, and the target."""
 
-    logits: Rows
+    logits: Strided
     rows: int
     inner_rows: int
     classes: int
-    parts: int  # tiles in a row
+    tiles: int  # in a row
     transform: Transform
     labels: Any  # int64, or None
     ignore_index: int
     first_class: int
-    soft: Any  # Rows of a soft target, or of a table with a line for each class, or None
+    soft: Any  # Strided: a soft target, or with labels a table with a line for each class; or None
     class_weight: Any  # of an index target or a soft one
     mean_weight: Any
 
 
-@triton.constexpr_function
-def holds(mask, bit):
-    """Whether a bit of a set is on."""
-    return bool(mask >> bit & 1)
+class Rows(NamedTuple):
+    """Rows that a program works on: (ROWS,) each."""
+
+    n: Any  # number
+    mask: Any  # whether the row exists
+    outer: Any
+    inner: Any
+    label: Any  # class among these logits, or line of a table of soft targets; -1: none
+    kept: Any  # whether the row exists and is not ignored
+
+
+class Columns(NamedTuple):
+    """Columns of a table with a column for each row, and one line (or one a tile) for each name."""
+
+    at: Any
+    columns: Any  # in the table
+    n: Any  # those meant here
+    mask: Any
+    tiles: Any  # lines for each name
+    tile: Any  # the one of these lines that is meant
+
+
+# Tables have a line for each of some names: a string with blanks between the names.
 
 
 @triton.constexpr_function
-def slot(mask, bit):
-    """How many members of a set come before one of them."""
-    return bin(mask & ((1 << bit) - 1)).count("1")
+def has(names, name):
+    """Return whether a table has a line of this name."""
+    return name in names.split()
+
+
+@triton.constexpr_function
+def line_of(names, name):
+    """Return the number of the line of this name."""
+    return names.split().index(name)
 
 
 @triton.constexpr_function
 def along_row(align):
-    """How many classes of a row may be loaded at once."""
+    """Return the number of classes of a row that may be loaded as one vector."""
     return max(align, 1)
 
 
 @triton.constexpr_function
 def across_rows(align):
-    """How many rows of a class may."""
+    """Return the number of rows of a class that may be loaded as one vector."""
     return max(-align, 1)
 
 
-# ---- where a program is -------------------------------------------------------------------------
+# ---- tables -------------------------------------------------------------------------------------
+
+
+@triton.jit
+def address_in(table, name: tl.constexpr, NAMES: tl.constexpr):
+    """Return the addresses of one line."""
+    line = line_of(NAMES, name) * table.tiles + table.tile
+    return table.at + tl.full([1], line, tl.int64) * table.columns + table.n
+
+
+@triton.jit
+def get(table, name: tl.constexpr, NAMES: tl.constexpr):
+    """Load one line in float64; 0 if the table lacks the line."""
+    value = tl.zeros(table.n.shape, tl.float64)
+    if has(NAMES, name):
+        value = tl.load(address_in(table, name, NAMES), mask=table.mask, other=0.0).to(tl.float64)
+    return value
+
+
+@triton.jit
+def put(table, name: tl.constexpr, value, NAMES: tl.constexpr):
+    """Store one line, if the table has the line."""
+    if has(NAMES, name):
+        at = address_in(table, name, NAMES)
+        tl.store(at, value.to(table.at.dtype.element_ty), mask=table.mask)
+
+
+# ---- the place of a program ---------------------------------------------------------------------
 
 
 @triton.jit
 def multiple(x, UNIT: tl.constexpr):
-    """A number that UNIT divides, said so that the compiler sees it."""
+    """Return ``x``, which UNIT divides, in a form that tells the compiler so."""
     return x // UNIT * UNIT
 
 
 @triton.jit
-def is_class(q, classes, ALIGN: tl.constexpr):
-    """Which places of a tile are classes."""
-    return classes < multiple(q.classes, along_row(ALIGN))
+def is_class(args, classes, ALIGN: tl.constexpr):
+    """Return which places of a tile are classes."""
+    return classes < multiple(args.classes, along_row(ALIGN))
 
 
 @triton.jit
-def find_tile(q, tile, ALIGN: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
-    """(rows, part, classes) of a tile."""
-    part = tile % q.parts
-    return find_rows(q, tile // q.parts, ALIGN, ROWS), part, part * BLOCK + tl.arange(0, BLOCK)
+def find_tile(args, program, ALIGN: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    """Return (rows, number of the tile in its row, classes) of a program."""
+    tile = program % args.tiles
+    classes = tile * BLOCK + tl.arange(0, BLOCK)
+    return find_rows(args, program // args.tiles, ALIGN, ROWS), tile, classes
 
 
 @triton.jit
-def find_rows(q, strip, ALIGN: tl.constexpr, ROWS: tl.constexpr):
-    """The rows of a strip: (number, whether it is there, outer, inner, class, whether it counts).
-
-    The class is that of the label among these logits, or -1.
-    """
-    strip = tl.full([1], strip, tl.int64)
+def find_rows(args, block, ALIGN: tl.constexpr, ROWS: tl.constexpr):
+    """Return the rows of a block of ROWS rows."""
+    block = tl.full([1], block, tl.int64)
     if ALIGN > 0:
-        n = strip * ROWS + tl.arange(0, ROWS)
-        outer, inner = n // q.inner_rows, n % q.inner_rows
-        there = n < q.rows
-    else:  # rows that lie side by side, of one outer index
-        strips = tl.cdiv(q.inner_rows, ROWS)
-        outer, inner = strip // strips, strip % strips * ROWS + tl.arange(0, ROWS)
-        there = inner < multiple(q.inner_rows, across_rows(ALIGN))
-        n = outer * q.inner_rows + inner
-    place, kept = read_labels(q, n, there)
-    return n, there, outer, inner, place, kept
+        n = block * ROWS + tl.arange(0, ROWS)
+        outer, inner = n // args.inner_rows, n % args.inner_rows
+        mask = n < args.rows
+    else:  # rows that lie next to each other, of one outer index
+        blocks = tl.cdiv(args.inner_rows, ROWS)
+        outer, inner = block // blocks, block % blocks * ROWS + tl.arange(0, ROWS)
+        mask = inner < multiple(args.inner_rows, across_rows(ALIGN))
+        n = outer * args.inner_rows + inner
+    label, kept = read_labels(args, n, mask)
+    return Rows(n, mask, outer, inner, label, kept)
 
 
 @triton.jit
-def find_some_rows(q, COUNT: tl.constexpr):
-    """(number, whether it is there, class, whether it counts) where classes are not looked at."""
+def find_some_rows(args, COUNT: tl.constexpr):
+    """Return the COUNT rows of a program that works on rows alone."""
     n = tl.program_id(0).to(tl.int64) * COUNT + tl.arange(0, COUNT)
-    place, kept = read_labels(q, n, n < q.rows)
-    return n, n < q.rows, place, kept
+    mask = n < args.rows
+    label, kept = read_labels(args, n, mask)
+    return Rows(n, mask, n // args.inner_rows, n % args.inner_rows, label, kept)
 
 
 @triton.jit
-def column(q, k, n):
-    """Where row n has its place in line k of a table with a column for each row."""
-    return tl.full([1], k, tl.int64) * q.rows + n
-
-
-@triton.jit
-def read_labels(q, n, there):
-    """(class among these logits or -1, whether it counts); every row of a soft target counts."""
+def read_labels(args, n, mask):
+    """Return (label, kept) of rows; every row of a soft target is kept."""
     place = tl.full(n.shape, -1, tl.int64)
-    if q.labels is not None:
-        label = tl.load(q.labels + n, mask=there, other=q.ignore_index)
-        there = there & (label != q.ignore_index)
-        here = label - q.first_class
-        place = tl.where(there & (here >= 0) & (here < q.classes), here, -1)
-    return place, there
+    if args.labels is not None:
+        label = tl.load(args.labels + n, mask=mask, other=args.ignore_index)
+        mask = mask & (label != args.ignore_index)
+        here = label - args.first_class
+        place = tl.where(mask & (here >= 0) & (here < args.classes), here, -1)
+    return place, mask
 
 
 @triton.jit
-def addresses(rows, outer, inner, classes, ALIGN: tl.constexpr):
-    """Pointers to a tile."""
-    BYTES: tl.constexpr = rows.at.dtype.element_ty.primitive_bitwidth // 8
-    line = outer * rows.outer + inner * rows.inner
-    at = rows.at + line[:, None] + (classes.to(tl.int64) * rows.step)[None, :]
+def addresses(matrix, outer, inner, classes, ALIGN: tl.constexpr):
+    """Return the addresses of a tile, (ROWS, BLOCK)."""
+    BYTES: tl.constexpr = matrix.at.dtype.element_ty.primitive_bitwidth // 8
+    row = outer * matrix.outer + inner * matrix.inner
+    at = matrix.at + row[:, None] + (classes.to(tl.int64) * matrix.step)[None, :]
     return tl.multiple_of(at, [across_rows(ALIGN) * BYTES, along_row(ALIGN) * BYTES])
 
 
@@ -163,29 +208,29 @@ def addresses(rows, outer, inner, classes, ALIGN: tl.constexpr):
 
 
 @triton.jit
-def scale_in_double(q, n, there):
-    """The factor on the logits of each row."""
+def scale_in_double(args, n, mask):
+    """Return the factor on the logits of each row, in float64."""
     scale = tl.full(n.shape, 1.0, tl.float64)
-    if q.transform.scale is not None:
-        scale = tl.load(q.transform.scale + n * q.transform.scale_step, mask=there, other=1.0)
+    if args.transform.scale is not None:
+        scale = tl.load(args.transform.scale + n * args.transform.scale_step, mask=mask, other=1.0)
     return scale
 
 
 @triton.jit
-def terms_of_classes(t, classes, inside):
-    """Factor on the logits of each class, and what is added to them."""
+def factor_and_bias(t, classes, mask):
+    """Return the class scale and the class bias of some classes."""
     factor = tl.full(classes.shape, 1.0, tl.float32)
     bias = tl.zeros(classes.shape, tl.float32)
     if t.class_scale is not None:
-        factor = tl.load(t.class_scale + classes, mask=inside, other=1.0)
+        factor = tl.load(t.class_scale + classes, mask=mask, other=1.0)
     if t.class_bias is not None:
-        bias = tl.load(t.class_bias + classes, mask=inside, other=0.0)
+        bias = tl.load(t.class_bias + classes, mask=mask, other=0.0)
     return factor, bias
 
 
 @triton.jit
 def transformed(t, z, scale, factor, bias):
-    """Logits after all that is done to them. A masked class stays masked by the cap."""
+    """Return the transformed logits. A masked class stays masked under the cap."""
     if t.scale is not None:
         z *= scale
     if t.softcap is not None:
@@ -199,7 +244,7 @@ def transformed(t, z, scale, factor, bias):
 
 @triton.jit
 def slope_of_transform(t, x, scale, factor):
-    """What the last step of the chain rule multiplies by, but for the scale of the row."""
+    """Return the derivative of the transform by ``x``, without the scale of the row."""
     slope = tl.full(x.shape, 1.0, tl.float32) * factor
     if t.softcap is not None:
         e = tl.exp2(tl.abs(x * scale) * (-2.0 * LOG2E / t.softcap))
@@ -209,50 +254,73 @@ def slope_of_transform(t, x, scale, factor):
 
 @triton.jit
 def load_logits(
-    q, rows, classes,
+    args, rows, classes,
     OTHER: tl.constexpr, POLICY: tl.constexpr, ALIGN: tl.constexpr,
 ):  # fmt: skip
-    """(transformed logits of a tile in float32, OTHER where there are none; slope).
+    """Return (transformed logits of a tile, slope of the transform), (ROWS, BLOCK) in float32.
 
-    Rows that are left out are not read, unless they are loaded side by side.
+    OTHER stands in ignored rows and behind the last class. Ignored rows are not read, unless rows
+    are loaded as vectors.
     """
-    n, there, outer, inner, _, kept = rows
-    inside = is_class(q, classes, ALIGN)
-    mask = kept[:, None] & inside[None, :]
-    read = there[:, None] & inside[None, :] if ALIGN < 0 else mask
-    at = addresses(q.logits, outer, inner, classes, ALIGN)
+    class_mask = is_class(args, classes, ALIGN)
+    mask = rows.kept[:, None] & class_mask[None, :]
+    read = rows.mask[:, None] & class_mask[None, :] if ALIGN < 0 else mask
+    at = addresses(args.logits, rows.outer, rows.inner, classes, ALIGN)
     z = tl.load(at, mask=read, other=OTHER, eviction_policy=POLICY).to(tl.float32)
-    scale = scale_in_double(q, n, there).to(tl.float32)[:, None]
-    factor, bias = terms_of_classes(q.transform, classes, inside)
-    slope = slope_of_transform(q.transform, z, scale, factor[None, :])
-    z = transformed(q.transform, z, scale, factor[None, :], bias[None, :])
+    scale = scale_in_double(args, rows.n, rows.mask).to(tl.float32)[:, None]
+    factor, bias = factor_and_bias(args.transform, classes, class_mask)
+    slope = slope_of_transform(args.transform, z, scale, factor[None, :])
+    z = transformed(args.transform, z, scale, factor[None, :], bias[None, :])
     return tl.where(mask, z, OTHER), slope
 
 
 @triton.jit
-def load_pivots(q, n, place, found):
-    """The transformed logit of one class of each row, -inf where it is not found."""
-    place = tl.where(found, place, 0)
-    row = n // q.inner_rows * q.logits.outer + n % q.inner_rows * q.logits.inner
-    z = tl.load(q.logits.at + row + place * q.logits.step, mask=found, other=0.0).to(tl.float32)
-    factor, bias = terms_of_classes(q.transform, place, found)
-    z = transformed(q.transform, z, scale_in_double(q, n, found).to(tl.float32), factor, bias)
-    return tl.where(found, z, -INF)
+def load_label_logits(args, rows):
+    """Return the transformed logit of the label of each row, (ROWS,); -inf without a label."""
+    mask = rows.kept & (rows.label >= 0)
+    label = tl.where(mask, rows.label, 0)
+    at = args.logits.at + rows.outer * args.logits.outer + rows.inner * args.logits.inner
+    z = tl.load(at + label * args.logits.step, mask=mask, other=0.0).to(tl.float32)
+    factor, bias = factor_and_bias(args.transform, label, mask)
+    scale = scale_in_double(args, rows.n, mask).to(tl.float32)
+    return tl.where(mask, transformed(args.transform, z, scale, factor, bias), -INF)
 
 
 @triton.jit
-def load_soft(q, rows, classes, ALIGN: tl.constexpr):
-    """The soft target of a tile, class weights included; 0 where there is none."""
-    _, _, outer, inner, place, kept = rows
-    inside = is_class(q, classes, ALIGN)
-    mask = kept[:, None] & inside[None, :]
-    if q.labels is None:
-        at = addresses(q.soft, outer, inner, classes, ALIGN)
+def load_soft(args, rows, classes, ALIGN: tl.constexpr):
+    """Return the soft target of a tile with class weights, (ROWS, BLOCK); 0 where none is known."""
+    class_mask = is_class(args, classes, ALIGN)
+    mask = rows.kept[:, None] & class_mask[None, :]
+    if args.labels is None:
+        at = addresses(args.soft, rows.outer, rows.inner, classes, ALIGN)
     else:
-        known = tl.where(place < 0, 0, place)
-        mask = mask & (place >= 0)[:, None]
-        at = addresses(q.soft, 0, known, classes, ALIGN)
+        mask = mask & (rows.label >= 0)[:, None]
+        at = addresses(args.soft, 0, tl.where(rows.label < 0, 0, rows.label), classes, ALIGN)
     soft = tl.load(at, mask=mask, other=0.0).to(tl.float32)
-    if q.class_weight is not None:
-        soft *= tl.load(q.class_weight + classes, mask=inside, other=0.0)[None, :]
+    if args.class_weight is not None:
+        soft *= tl.load(args.class_weight + classes, mask=class_mask, other=0.0)[None, :]
     return soft
+
+
+@triton.jit
+def soft_of_pivots(args, rows, pivot):
+    """Return the soft target of one class of each row with class weights, float64, (ROWS,)."""
+    mask = rows.kept
+    if args.labels is None:
+        row = rows.outer * args.soft.outer + rows.inner * args.soft.inner
+    else:
+        mask = mask & (rows.label >= 0)
+        row = tl.where(mask, rows.label, 0) * args.soft.inner
+    own = tl.load(args.soft.at + row + pivot * args.soft.step, mask=mask, other=0.0).to(tl.float32)
+    if args.class_weight is not None:
+        own *= tl.load(args.class_weight + pivot, mask=mask, other=0.0)
+    return own.to(tl.float64)
+
+
+@triton.jit
+def weights_of(weights, classes, mask):
+    """Return the weight of one class of each row, float64: 1 without weights, 0 outside a mask."""
+    weight = tl.where(mask, 1.0, tl.zeros(classes.shape, tl.float64))
+    if weights is not None:
+        weight = tl.load(weights + classes, mask=mask, other=0.0).to(tl.float64)
+    return weight

@@ -1,8 +1,8 @@
-"""Cross-entropy and its gradient in one sweep: every logit is read once, every slope written once.
+"""Cross-entropy and its gradient in one kernel: every logit is read once, every slope written once.
 
-It needs a loss that is one number, whose slope by the log-probability of each row is known before
-the sweep. A row that one program can hold stays on the chip between its sum and its gradient; of a
-longer one the second look finds in the L2 cache what the first has left there.
+The loss must be one number whose derivative by the log-probability of each row is known before the
+sweep. A row that one program can hold stays on the chip between its sum and its gradient. A longer
+row is read twice, the second time from the L2 cache.
 """
 
 # pyright: reportArgumentType=false, reportAssignmentType=false
@@ -13,55 +13,34 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .arithmetic import INF, LOG2E, ROOM, base_of, gap_to, power, split_power
-from .fields import finite_or_nan, weight_of_class
+from .algebra import finite_or_nan
+from .arithmetic import INF, LOG2E, ROOM, Base, base_of, gap_to, power, split_power
 from .memory import (
+    Columns,
     addresses,
-    column,
     find_rows,
     is_class,
+    load_label_logits,
     load_logits,
-    load_pivots,
+    put,
     scale_in_double,
+    weights_of,
 )
 
-
-@triton.jit
-def load_rest(q, rows, classes, POLICY: tl.constexpr, ALIGN: tl.constexpr):
-    """(every logit of a tile but the target's, slope of the transform)."""
-    z, slope = load_logits(q, rows, classes, -INF, POLICY, ALIGN)
-    return tl.where(classes[None, :] == rows[4][:, None], -INF, z), slope
-
-
-@triton.jit
-def coefficients(pivot, base, total, factor):
-    """(multiple of the exponentials, entry of the target) of rows, in float32.
-
-    Of a sure row they may lie below the normal numbers, and are not rounded before the end.
-    """
-    floor, fraction = gap_to(pivot, base[0], base[1])  # from the shift to the target
-    sure = floor >= 0
-    other = tl.exp2(-fraction) * tl.exp2(tl.where(sure, -(floor - ROOM), 0.0))
-    down = tl.where(sure, 2.0**-ROOM, 1.0)
-    # Sums relative to the target where it is the likeliest, to the shift where it is not.
-    own = tl.where(sure, 1.0, tl.exp2(fraction) * tl.exp2(tl.where(sure, 0.0, floor)))
-    unit = tl.where(sure, other, 1.0)
-    rest = total * unit
-    all_ = own + rest * down
-    of_rest = tl.where(total == 0.0, 0.0, factor * (unit / all_) * down)
-    return of_rest, -factor * (rest / all_) * down
+SUMS = tl.constexpr("largest small")  # of the rest of each row, for `fields.finish`
 
 
 @triton.jit
 def cross_entropy(
-    q, row_weight, divisor, slope, out, parts, blocks,
+    args, row_weight, divisor, slope, out, sums, blocks,
     READY: tl.constexpr, WHOLE: tl.constexpr,
     ALIGN: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Programs stride over blocks of ROWS rows.
+    """Store gradient and sums of blocks of ROWS rows; program k takes block k, k + programs, ...
 
-    ``parts`` receives (largest, sum) of the rest of each row, or is None. ``slope`` is that of the
-    loss, or None for 1; if it is 1 and the gradient READY, nothing is left to do.
+    ``sums`` receives the sums of the rest of each row, or is None. ``slope`` is the derivative by
+    the loss, or None for 1. If it is 1 and the gradient is READY, the kernel writes nothing. WHOLE
+    says that a tile holds a whole row.
     """
     upstream = 1.0
     if slope is not None:
@@ -71,75 +50,102 @@ def cross_entropy(
     if divisor is not None:
         upstream = upstream / tl.load(divisor).to(tl.float64)
     for block in range(tl.program_id(0), blocks, tl.num_programs(0)):
-        rows = find_rows(q, block, ALIGN, ROWS)
-        n, there, _, _, place, kept = rows
-        pivot = finite_or_nan(load_pivots(q, n, place, kept & (place >= 0)))
+        rows = find_rows(args, block, ALIGN, ROWS)
+        target = finite_or_nan(load_label_logits(args, rows))
         if WHOLE:
             classes = tl.arange(0, BLOCK)
-            rest, slope_of_cap = load_rest(q, rows, classes, "", ALIGN)
+            rest, slope_of_cap = load_rest(args, rows, classes, "", ALIGN)
             largest = tl.max(rest, 1)
-            base = base_of_rest(largest, pivot)
-            total = tl.sum(power(rest - base[0][:, None], base[1][:, None], False), 1)
+            base = base_of_rest(largest, target)
+            e = power(rest - base.offset[:, None], base.exponent[:, None], False)
+            small = tl.sum(e, 1)
         else:
-            largest, total = sums_of_tiles(q, rows, ROWS, BLOCK, ALIGN)
-            base = base_of_rest(largest, pivot)
-        if parts is not None:
-            tl.store(parts + n, largest, mask=there)
-            tl.store(parts + column(q, 1, n), total, mask=there)
-        factor = factor_of_rows(q, row_weight, rows) * upstream
-        slopes = coefficients(pivot, base, total, factor.to(tl.float32))
+            largest, small = sums_of_tiles(args, rows, ROWS, BLOCK, ALIGN)
+            base = base_of_rest(largest, target)
+        if sums is not None:
+            to = Columns(sums, args.rows, rows.n, rows.mask, 1, 0)
+            put(to, "largest", largest, SUMS)
+            put(to, "small", small, SUMS)
+        factor = factor_of_rows(args, row_weight, rows) * upstream
+        slopes = coefficients(target, base, small, factor.to(tl.float32))
         if WHOLE:
-            put_gradient(q, out, rows, classes, rest, base, slopes, slope_of_cap, ALIGN)
+            put_gradient(args, out, rows, classes, rest, base, slopes, slope_of_cap, ALIGN)
         else:
-            for part in range(q.parts):
+            for tile in range(args.tiles):
                 # The last tiles first: they are the ones that were read last.
-                classes = (q.parts - 1 - part) * BLOCK + tl.arange(0, BLOCK)
-                rest, slope_of_cap = load_rest(q, rows, classes, "evict_first", ALIGN)
-                put_gradient(q, out, rows, classes, rest, base, slopes, slope_of_cap, ALIGN)
+                classes = (args.tiles - 1 - tile) * BLOCK + tl.arange(0, BLOCK)
+                rest, slope_of_cap = load_rest(args, rows, classes, "evict_first", ALIGN)
+                put_gradient(args, out, rows, classes, rest, base, slopes, slope_of_cap, ALIGN)
 
 
 @triton.jit
-def base_of_rest(largest, pivot):
-    """(offset, whole) of rows; of one that has but its target, that is the likeliest by far."""
-    offset, whole = base_of(largest, False)
-    alone = (largest == -INF) & (pivot != -INF)
-    return tl.where(alone, pivot, offset), whole
+def load_rest(args, rows, classes, POLICY: tl.constexpr, ALIGN: tl.constexpr):
+    """Return (logits of a tile, -inf in the place of the target; slope of the transform)."""
+    z, slope = load_logits(args, rows, classes, -INF, POLICY, ALIGN)
+    return tl.where(classes[None, :] == rows.label[:, None], -INF, z), slope
 
 
 @triton.jit
-def factor_of_rows(q, row_weight, rows):
-    """What multiplies the gradient of each row, in float64; 0 where it does not count."""
-    n, there, _, _, place, kept = rows
-    factor = weight_of_class(q.class_weight, place, kept & (place >= 0))
-    if row_weight is not None:
-        factor *= tl.load(row_weight + n, mask=there, other=0.0)
-    return tl.where(kept, factor * scale_in_double(q, n, there), 0.0)
+def base_of_rest(largest, target):
+    """Return the base of the exponentials of rows; the target's logit where there is no rest."""
+    base = base_of(largest, False)
+    alone = (largest == -INF) & (target != -INF)
+    return Base(tl.where(alone, target, base.offset), base.exponent)
 
 
 @triton.jit
-def sums_of_tiles(q, rows, ROWS: tl.constexpr, BLOCK: tl.constexpr, ALIGN: tl.constexpr):
-    """(largest, sum) of the rest of rows that are longer than a tile."""
+def sums_of_tiles(args, rows, ROWS: tl.constexpr, BLOCK: tl.constexpr, ALIGN: tl.constexpr):
+    """Return (largest logit, sum of exponentials) of the rest of rows longer than a tile."""
     largest, total = tl.full([ROWS], -INF, tl.float32), tl.zeros([ROWS], tl.float32)
-    for part in range(q.parts):
-        classes = part * BLOCK + tl.arange(0, BLOCK)
-        rest, _ = load_rest(q, rows, classes, "evict_last", ALIGN)
-        offset, whole = base_of(largest, False)
+    for tile in range(args.tiles):
+        classes = tile * BLOCK + tl.arange(0, BLOCK)
+        rest, _ = load_rest(args, rows, classes, "evict_last", ALIGN)
+        base = base_of(largest, False)
         largest = tl.maximum(largest, tl.max(rest, 1))
-        to_offset, to_whole = base_of(largest, False)
-        carried = tl.exp2(tl.fma(offset - to_offset, LOG2E, whole - to_whole))
+        new = base_of(largest, False)
+        offset, exponent = base.offset - new.offset, base.exponent - new.exponent
+        carried = tl.exp2(tl.fma(offset, LOG2E, exponent))
         total = tl.where(total == 0.0, 0.0, total * carried)
-        total += tl.sum(power(rest - to_offset[:, None], to_whole[:, None], False), 1)
+        total += tl.sum(power(rest - new.offset[:, None], new.exponent[:, None], False), 1)
     return largest, total
 
 
 @triton.jit
-def put_gradient(q, out, rows, classes, rest, base, slopes, slope_of_cap, ALIGN: tl.constexpr):
-    """Store the gradient of a tile; rows that are left out have zeros."""
-    _, there, outer, inner, place, kept = rows
-    e, fade = split_power(rest - base[0][:, None], base[1][:, None], False)
+def factor_of_rows(args, row_weight, rows):
+    """Return the factor on the gradient of each row, in float64; 0 for an ignored row."""
+    factor = weights_of(args.class_weight, rows.label, rows.kept & (rows.label >= 0))
+    if row_weight is not None:
+        factor *= tl.load(row_weight + rows.n, mask=rows.mask, other=0.0)
+    return tl.where(rows.kept, factor * scale_in_double(args, rows.n, rows.mask), 0.0)
+
+
+@triton.jit
+def coefficients(target, base, total, factor):
+    """Return (coefficient of the exponentials, entry of the target) of rows, in float32.
+
+    The gradient of a confident row may lie below the normal numbers, and is only rounded at the
+    end.
+    """
+    floor, fraction = gap_to(target, base)  # (target - shift) log2(e)
+    leads = floor >= 0
+    other = tl.exp2(-fraction) * tl.exp2(tl.where(leads, -(floor - ROOM), 0.0))
+    down = tl.where(leads, 2.0**-ROOM, 1.0)
+    # Everything is relative to the target where it leads, and to the shift where it does not.
+    own = tl.where(leads, 1.0, tl.exp2(fraction) * tl.exp2(tl.where(leads, 0.0, floor)))
+    unit = tl.where(leads, other, 1.0)
+    rest = total * unit
+    all_ = own + rest * down
+    of_rest = tl.where(total == 0.0, 0.0, factor * (unit / all_) * down)
+    return of_rest, -factor * (rest / all_) * down
+
+
+@triton.jit
+def put_gradient(args, out, rows, classes, rest, base, slopes, slope_of_cap, ALIGN: tl.constexpr):
+    """Store the gradient of a tile; ignored rows have zeros."""
+    e, fade = split_power(rest - base.offset[:, None], base.exponent[:, None], False)
     g = e * (fade * slopes[0][:, None])
-    g = tl.where(classes[None, :] == place[:, None], slopes[1][:, None], g)
-    g = tl.where(kept[:, None], tl.where(g == 0.0, g, g * slope_of_cap), 0.0)
-    mask = there[:, None] & is_class(q, classes, ALIGN)[None, :]
-    to = addresses(out, outer, inner, classes, ALIGN)
+    g = tl.where(classes[None, :] == rows.label[:, None], slopes[1][:, None], g)
+    g = tl.where(rows.kept[:, None], tl.where(g == 0.0, g, g * slope_of_cap), 0.0)
+    mask = rows.mask[:, None] & is_class(args, classes, ALIGN)[None, :]
+    to = addresses(out, rows.outer, rows.inner, classes, ALIGN)
     tl.store(to, g.to(out.at.dtype.element_ty), mask=mask, eviction_policy="evict_first")

@@ -1,10 +1,10 @@
-"""Forward: every tile of a row adds up its exponentials, then the sums of a row are merged.
+"""Forward, first kernel: every tile of a row adds up its exponentials.
 
-    logits --sweep--> parts, (quantities, tiles, N) float32 --finish--> table, (fields, N) float64
+    logits --sweep--> sums, (names, tiles, N) float32 --finish--> table, (fields, N) float64
 
-A tile looks at nothing but itself and is the same whatever else is in the batch; so rows of any
-length, few or many, take the same way, and the same bits come out. This is the sweep; the merge is
-in :mod:`.fields`.
+A tile depends on nothing but its own logits. So rows of any length, few or many, are summed in the
+same way, with the same bits. The second kernel, which merges the tiles of a row, is in
+:mod:`.fields`.
 """
 
 # pyright: reportArgumentType=false, reportAssignmentType=false, reportCallIssue=false
@@ -16,104 +16,107 @@ import triton
 import triton.language as tl
 
 from .arithmetic import INF, base_of, power
-from .memory import column, find_tile, holds, is_class, load_logits, load_soft, slot
+from .memory import Columns, find_tile, has, is_class, load_logits, load_soft, put
 
-# What a tile finds out, and the bit of each in the set of what is wanted. All but the last four
-# are about the rest: every class but the pivot, which is the class of an index target or the
-# largest class of a soft one.
-LARGEST = tl.constexpr(0)  # logit of the rest
-SUM = tl.constexpr(1)  # of e^(z - shift)
-TIES = tl.constexpr(2)  # classes at the shift, where they are counted instead of added up
-SPREAD = tl.constexpr(3)  # of (shift - z) e^(z - shift)
-SQUARES = tl.constexpr(4)
-CUBES = tl.constexpr(5)
-TOP = tl.constexpr(6)  # the class of the largest logit
-MASS = tl.constexpr(7)  # of q_j
-DEFICIT = tl.constexpr(8)  # of q_j (shift - z_j)
-PIVOT = tl.constexpr(9)  # of a soft target: its logit,
-PIVOT_CLASS = tl.constexpr(10)  # its class within the tile,
-PIVOT_SOFT = tl.constexpr(11)  # and its q
-LEVEL = tl.constexpr(12)  # of c_j (z_j - offset), over all classes that are not masked
-WEIGHT = tl.constexpr(13)  # of c_j
-SUPPORT = tl.constexpr(14)  # of 1
+# What a tile may sum up. All but the last three are about the rest: every class but the pivot,
+# which is the class of an index target, or under a soft target the largest logit of the tile.
+SUMMED = {
+    "largest": "logit of the rest",
+    "small": "sum of e^(z - shift)",
+    "ties": "classes at the shift, where they are counted instead of added to `small`",
+    "spread": "sum of (shift - z) e^(z - shift)",
+    "squares": "sum of e^2(z - shift)",
+    "cubes": "sum of e^3(z - shift)",
+    "rest_top": "place of the largest logit in the tile",
+    "rest_mass": "sum of q_j",
+    "deficit": "sum of q_j (shift - z_j)",
+    "pivot": "under a soft target: logit of the pivot",
+    "pivot_class": "place of the pivot in the tile",
+    "pivot_soft": "q of the pivot",
+    "weighted_sum": "sum of c_j (z_j - largest), over all classes that are not masked",
+    "weight": "sum of c_j",
+    "support": "number of classes that are not masked",
+}
 
 
 @triton.constexpr_function
-def exact_sums(found):
-    """Whether there are sums of z - shift, which must then be exact."""
-    return bool(found >> SPREAD.value & 1 or found >> MASS.value & 1)
-
-
-# ---- the sweep ----------------------------------------------------------------------------------
-
-
-@triton.jit
-def put_part(sink, quantity: tl.constexpr, value, FOUND: tl.constexpr):
-    """Store one quantity of a tile's rows."""
-    parts, q, part, n, there = sink
-    at = parts + column(q, slot(FOUND, quantity) * q.parts + part, n)
-    tl.store(at, value.to(tl.float32), mask=there)
+def exact_sums(names):
+    """Return whether some sum needs z - shift, which must then be exact."""
+    return "spread" in names.split() or "deficit" in names.split()
 
 
 @triton.jit
 def first_place(values, largest, BLOCK: tl.constexpr):
-    """Where a row has its largest number first. Of tl.argmax NaN may make a place past the row."""
+    """Return the first place of the largest number of each row.
+
+    The result of tl.argmax may lie outside a row with NaN.
+    """
     places = tl.arange(0, BLOCK)
     return tl.min(tl.where(values == largest[:, None], places[None, :], BLOCK - 1), 1)
 
 
 @triton.jit
 def sweep(
-    q, parts,
-    FOUND: tl.constexpr, ALIGN: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    args, sums,
+    SUMS: tl.constexpr, ALIGN: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One program per tile."""
-    rows, part, classes = find_tile(q, tl.program_id(0), ALIGN, ROWS, BLOCK)
-    n, there, _, _, place, _ = rows
-    sink = parts, q, part, n, there
-    z, _ = load_logits(q, rows, classes, -INF, "", ALIGN)
-    if holds(FOUND, PIVOT):
+    """Sum up one tile per program."""
+    rows, tile, classes = find_tile(args, tl.program_id(0), ALIGN, ROWS, BLOCK)
+    to = Columns(sums, args.rows, rows.n, rows.mask, args.tiles, tile)
+    z, _ = load_logits(args, rows, classes, -INF, "", ALIGN)  # (ROWS, BLOCK)
+    if has(SUMS, "pivot"):
         peak = tl.max(z, 1)
         pivot = first_place(z, peak, BLOCK)
         is_pivot = tl.arange(0, BLOCK)[None, :] == pivot[:, None]
-        soft = load_soft(q, rows, classes, ALIGN)
-        put_part(sink, PIVOT, peak, FOUND)
-        put_part(sink, PIVOT_CLASS, pivot, FOUND)
-        put_part(sink, PIVOT_SOFT, tl.sum(tl.where(is_pivot, soft, 0.0), 1), FOUND)
+        soft = load_soft(args, rows, classes, ALIGN)
+        put(to, "pivot", peak, SUMS)
+        put(to, "pivot_class", pivot, SUMS)
+        put(to, "pivot_soft", tl.sum(tl.where(is_pivot, soft, 0.0), 1), SUMS)
         soft = tl.where(is_pivot, 0.0, soft)
     else:
-        is_pivot = classes[None, :] == place[:, None]
+        is_pivot = classes[None, :] == rows.label[:, None]
     rest = tl.where(is_pivot, -INF, z)
-    largest = tl.max(rest, 1)
-    put_part(sink, LARGEST, largest, FOUND)
-    if holds(FOUND, TOP):
-        put_part(sink, TOP, first_place(rest, largest, BLOCK), FOUND)
-    EXACT: tl.constexpr = exact_sums(FOUND)
-    offset, whole = base_of(largest, EXACT)
-    x = rest - offset[:, None]
-    e = power(x, whole[:, None], EXACT)
-    if holds(FOUND, TIES):
+    largest = tl.max(rest, 1)  # (ROWS,)
+    put(to, "largest", largest, SUMS)
+    if has(SUMS, "rest_top"):
+        put(to, "rest_top", first_place(rest, largest, BLOCK), SUMS)
+    x = sum_powers(to, rest, largest, SUMS)
+    if has(SUMS, "deficit"):
+        put(to, "rest_mass", tl.sum(soft, 1), SUMS)
+        put(to, "deficit", tl.sum(tl.where(soft == 0.0, 0.0, -x * soft), 1), SUMS)
+    if has(SUMS, "support"):
+        sum_logits(args, to, z, largest, classes, SUMS, ALIGN)
+
+
+@triton.jit
+def sum_powers(to, rest, largest, SUMS: tl.constexpr):
+    """Store the sums of exponentials of the rest; return the rest less the offset of its base."""
+    EXACT: tl.constexpr = exact_sums(SUMS)
+    base = base_of(largest, EXACT)
+    x = rest - base.offset[:, None]
+    e = power(x, base.exponent[:, None], EXACT)
+    if has(SUMS, "ties"):
         tie = x == 0.0
-        put_part(sink, TIES, tl.sum(tl.where(tie, 1.0, 0.0), 1), FOUND)
-        put_part(sink, SUM, tl.sum(tl.where(tie, 0.0, e), 1), FOUND)
-        spread = tl.sum(tl.where(e == 0.0, 0.0, -x * e), 1)
-        put_part(sink, SPREAD, spread, FOUND)
+        put(to, "ties", tl.sum(tl.where(tie, 1.0, 0.0), 1), SUMS)
+        put(to, "small", tl.sum(tl.where(tie, 0.0, e), 1), SUMS)
+        put(to, "spread", tl.sum(tl.where(e == 0.0, 0.0, -x * e), 1), SUMS)
     else:
-        put_part(sink, SUM, tl.sum(e, 1), FOUND)
-    if holds(FOUND, SQUARES):
-        put_part(sink, SQUARES, tl.sum(e * e, 1), FOUND)
-    if holds(FOUND, CUBES):
-        put_part(sink, CUBES, tl.sum(e * e * e, 1), FOUND)
-    if holds(FOUND, MASS):
-        put_part(sink, MASS, tl.sum(soft, 1), FOUND)
-        deficit = tl.sum(tl.where(soft == 0.0, 0.0, -x * soft), 1)
-        put_part(sink, DEFICIT, deficit, FOUND)
-    if holds(FOUND, LEVEL):
-        here = tl.where(z == -INF, 0.0, 1.0)
-        put_part(sink, SUPPORT, tl.sum(here, 1), FOUND)
-        if q.mean_weight is not None:
-            inside = is_class(q, classes, ALIGN)
-            here *= tl.load(q.mean_weight + classes, mask=inside, other=0.0)[None, :]
-        put_part(sink, WEIGHT, tl.sum(here, 1), FOUND)
-        gap = tl.where(z == -INF, 0.0, z - tl.where(largest == -INF, 0.0, largest)[:, None])
-        put_part(sink, LEVEL, tl.sum(here * gap, 1), FOUND)
+        put(to, "small", tl.sum(e, 1), SUMS)
+    if has(SUMS, "squares"):
+        put(to, "squares", tl.sum(e * e, 1), SUMS)
+    if has(SUMS, "cubes"):
+        put(to, "cubes", tl.sum(e * e * e, 1), SUMS)
+    return x
+
+
+@triton.jit
+def sum_logits(args, to, z, largest, classes, SUMS: tl.constexpr, ALIGN: tl.constexpr):
+    """Store the weighted sum of the logits that are not masked."""
+    weight = tl.where(z == -INF, 0.0, 1.0)
+    put(to, "support", tl.sum(weight, 1), SUMS)
+    if args.mean_weight is not None:
+        mask = is_class(args, classes, ALIGN)
+        weight *= tl.load(args.mean_weight + classes, mask=mask, other=0.0)[None, :]
+    put(to, "weight", tl.sum(weight, 1), SUMS)
+    gap = tl.where(z == -INF, 0.0, z - tl.where(largest == -INF, 0.0, largest)[:, None])
+    put(to, "weighted_sum", tl.sum(weight * gap, 1), SUMS)
