@@ -114,7 +114,8 @@ def odds_of(pivot: Tensor, shift: Tensor, small: Tensor, ties: Tensor) -> Odds:
 
     ``ties`` counts the classes whose logit is the shift, ``small`` adds up all others, so that
     ``total = ties + small`` says more than its own digits. An engine that does not count classes
-    passes ``ties = 0``.
+    passes ``ties = 0``. The total is 0 or, as the shift is close to the largest logit, close to 1
+    or larger.
     """
     pivot = finite_or_nan(pivot)
     total = small + ties

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ...row_statistics import product
 from . import algebra, labels
 from .algebra import INF, Odds
 from .problem import Problem
@@ -222,7 +223,7 @@ def _top(rows: Rows) -> Fields:
 def _sum_of_powers(k: int, sums: Sums, odds: Odds) -> Tensor:
     """Return the sum over the rest of ``p_j ** k``, relative to the shift: nothing overflows."""
     total = torch.exp(-k * sums.gap).sum(-1, dtype=odds.total.dtype)
-    return total * algebra.unit_of(odds) ** k
+    return product(total, algebra.unit_of(odds) ** k)
 
 
 def _mean(p: Problem, rows: Rows, sums: Sums) -> Fields:

@@ -199,7 +199,7 @@ def evaluate_margin(f, z, t, pos_weight, DETACHED: tl.constexpr):
 
 
 @triton.jit
-def put(to, numbers, mask):
+def store_block(to, numbers, mask):
     """Store a block, rounded to float32 first and then to the dtype of the result."""
     at = to + tl.arange(0, numbers.shape[0])
     tl.store(at, numbers.to(tl.float32).to(to.dtype.element_ty), mask=mask)
@@ -232,9 +232,9 @@ def sweep_block(
         ignored = t == args.ignored
         value, slope = tl.where(ignored, 0.0, value), tl.where(ignored, 0.0, slope)
     if out.value is not None:
-        put(out.value + begin, value, mask)
+        store_block(out.value + begin, value, mask)
     if out.gradient is not None:
-        put(out.gradient + begin, slope, mask)
+        store_block(out.gradient + begin, slope, mask)
     return value.to(tl.float64)
 
 
