@@ -88,7 +88,7 @@ class Design:
         return scores + w[:, -1] if self.intercept else scores
 
     def pull_back(self, slopes: Tensor) -> Tensor:
-        """Turn slopes of the scores, ``(N, K)``, into slopes of the coefficients, ``(K, columns)``."""
+        """Turn slopes of scores, ``(N, K)``, into slopes of coefficients, ``(K, columns)``."""
         if self.sparse:
             gradient = torch.from_numpy((self.x.T @ slopes.numpy()).T)
         else:
