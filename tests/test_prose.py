@@ -46,3 +46,11 @@ def test_files_that_a_page_names_are_there(page):
     named = {*quoted, *linked}
     assert len(named) > 3
     assert not {name for name in named if not any((f / name).exists() for f in folders)}
+
+
+def test_the_page_of_the_rooms_names_every_room():
+    text = (PROJECT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    rooms = {p.name + "/" * p.is_dir() for p in HOUSE.iterdir() if p.suffix in ("", ".py")}
+    rooms -= {"__init__.py", "__main__.py", "__pycache__/"}
+    assert len(rooms) > 20
+    assert not {room for room in rooms if f"`{room}`" not in text}
