@@ -9,6 +9,8 @@ import torch.nn.functional as F
 
 import xent
 
+from .registry import formulas
+
 N, D, V = 37, 6, 50
 LISTED = torch.tensor([0.6, 0.3])
 TEACHER = torch.linspace(-2, 3, N * V, dtype=torch.float64).view(V, N).T.sin() * 3
@@ -65,11 +67,6 @@ def log_p(z, y):
     return torch.log_softmax(z, -1).gather(-1, y.clamp(min=0).view(len(y), -1))
 
 
-def focal(z, y):
-    x = log_p(z, y)[:, 0]
-    return -((1 - x.exp()) ** 2) * x
-
-
 def divergence(z, y):
     p, q = torch.log_softmax(z / 2, -1), torch.log_softmax(TEACHER[: len(z)] / 2, -1)
     return 4 * F.kl_div(p, q, log_target=True, reduction="none").sum(-1)
@@ -79,16 +76,17 @@ def smoothed(z, y):
     return F.cross_entropy(z, y, label_smoothing=0.1, reduction="none")
 
 
-def brier(z, y):
-    return (torch.softmax(z, -1) - F.one_hot(y.clamp(min=0), V)).square().sum(-1)
+def by_formula(formula):
+    """Of the registry, which knows of no ignored rows."""
+    return lambda z, y: formula(z, y.clamp(min=0), {})
 
 
 WAYS = {
-    "function": (function, lambda z, y: -log_p(z, y)[:, 0]),
+    "function": (function, by_formula(formulas.cross_entropy())),
     "smoothed": (behind(xent.cross_entropy, label_smoothing=0.1), smoothed),
-    "focal": (behind(xent.losses.focal_loss), focal),
-    "brier": (behind(xent.losses.brier_loss), brier),
-    "tokens": (tokens, lambda z, y: -log_p(z, y)[:, 0]),
+    "focal": (behind(xent.focal_loss), by_formula(formulas.focal)),
+    "brier": (behind(xent.brier_loss), by_formula(formulas.brier)),
+    "tokens": (tokens, by_formula(formulas.cross_entropy())),
     "listed": (listed, lambda z, y: -(LISTED * log_p(z, two_classes(y))).sum(-1)),
     "distilled": (distilled, divergence),
 }

@@ -9,9 +9,9 @@ from torch.utils.checkpoint import checkpoint
 import xent
 
 from .helpers import same_bits
-from .losses import LOSSES, Loss
+from .registry import BASIC, Loss
 
-every_loss = pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss.name)
+every_loss = pytest.mark.parametrize("loss", BASIC, ids=lambda loss: loss.name)
 # What torch itself warns of on the way, from its forward-mode formulas.
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 

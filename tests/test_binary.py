@@ -10,12 +10,12 @@ import torch.nn.functional as F
 import xent
 from xent.engines import core as native
 
-from .element_family import FAMILY, ElementLoss
 from .helpers import HALF, same_bits, spacing, ulps, value_and_grad, widest
+from .registry import ELEMENTS, ElementLoss
 
-EACH = pytest.mark.parametrize("loss", FAMILY, ids=lambda loss: loss.name)
+EACH = pytest.mark.parametrize("loss", ELEMENTS, ids=lambda loss: loss.name)
 BCE = xent.binary_cross_entropy_with_logits
-FOCAL = FAMILY[1]
+FOCAL = ELEMENTS[1]
 MARGINS = [-100, -80, -40, -17.3, -5.25, -1, -0.3, -1e-3, 0, 1e-3, 0.3, 1, 5.25, 17.3, 40, 80, 100]
 
 

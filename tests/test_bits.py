@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from .helpers import same_bits, value_and_grad
-from .losses import LOSSES, Loss
+from .registry import BASIC, Loss
 
-every_loss = pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss.name)
+every_loss = pytest.mark.parametrize("loss", BASIC, ids=lambda loss: loss.name)
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]  # both sweeps, each storage
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
@@ -48,13 +48,13 @@ def test_any_neighbours(core, v):
     # What makes one row of a strip harder (huge, masked, ignored, underflowing) is its own affair.
     z = torch.randn(32, v)
     y = torch.randint(v, (32,))
-    alone = both(LOSSES[0].call, z, y, engine="native")
+    alone = both(BASIC[0].call, z, y, engine="native")
     z[3] += 1e9
     z[8] = torch.nan
     y[11] = -100
     z[13, 1:] = -torch.inf
     z[17] *= 60
-    beside = both(LOSSES[0].call, z, y, engine="native")
+    beside = both(BASIC[0].call, z, y, engine="native")
     kept = torch.ones(32, dtype=torch.bool)
     kept[[3, 8, 11, 13, 17]] = False
     assert all(same_bits(a[kept], b[kept]) for a, b in zip(alone, beside, strict=True))
@@ -66,9 +66,9 @@ def test_a_gradient_too_large_for_the_caches(core, dtype):
     v = 8197 * 4 // torch.tensor([], dtype=dtype).element_size()
     z, y = problem(dtype, n=300, v=v)
     assert z.nbytes > 8 << 20
-    value, grad = both(LOSSES[0].call, z, y, engine="native")
+    value, grad = both(BASIC[0].call, z, y, engine="native")
     parts = [
-        both(LOSSES[0].call, a, b, engine="native")
+        both(BASIC[0].call, a, b, engine="native")
         for a, b in zip(z.split(100), y.split(100), strict=True)
     ]
     assert same_bits(torch.cat([p[0] for p in parts]), value)
@@ -146,7 +146,7 @@ def test_any_layout_of_extra_axes(loss: Loss, engine, dtype):
 @pytest.mark.parametrize("reduction", ["mean", "none"])  # plain path and frame
 @every_dtype
 def test_any_layout_of_a_matrix(engine, dtype, reduction):
-    loss = LOSSES[0].call
+    loss = BASIC[0].call
     z, y = problem(dtype)
     rows = z[:1].expand(37, -1)  # one row, read 37 times
     column = z[:, :1].expand(-1, 300)  # one number per row, read 300 times
@@ -172,7 +172,7 @@ def test_any_layout_of_a_matrix(engine, dtype, reduction):
 
 @every_dtype
 def test_strided_labels_and_soft_targets(engine, dtype):
-    loss = LOSSES[0].call
+    loss = BASIC[0].call
     z, y = problem(dtype)
     twice = torch.stack([y, torch.full_like(y, 999)], 1)[:, 0]
     for reduction in ("mean", "none"):
@@ -198,8 +198,8 @@ def test_plain_call_and_frame_give_the_same_bits(core):
     for dtype in DTYPES:
         z, y = problem(dtype)
         for reduction in ("mean", "sum"):
-            plain = value_and_grad(LOSSES[0].call, z, y, reduction=reduction)
-            frame = value_and_grad(LOSSES[0].call, z, y, reduction=reduction, engine="native")
+            plain = value_and_grad(BASIC[0].call, z, y, reduction=reduction)
+            frame = value_and_grad(BASIC[0].call, z, y, reduction=reduction, engine="native")
             # The sums over rows may group differently: one rounding of the result.
             torch.testing.assert_close(plain[0], frame[0], rtol=torch.finfo(dtype).eps, atol=0)
             torch.testing.assert_close(plain[1], frame[1], rtol=torch.finfo(dtype).eps, atol=0)

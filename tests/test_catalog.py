@@ -9,18 +9,9 @@ import xent
 from xent.losses import CATALOG
 from xent.row_statistics import REQUESTS
 
-from .catalog_cases import (
-    APART,
-    DATA,
-    OF_A_BATCH,
-    OF_COSINES,
-    OF_LABELS,
-    PREDICTIONS,
-    SETTINGS,
-    case,
-)
+from .registry import APART, ENTRIES, OF_A_BATCH, OF_ELEMENTS, REGISTRY
 
-NAMES = [name for name in CATALOG if name not in APART]
+NAMES = [name for name in REGISTRY if name not in APART]
 ALONE = [name for name in NAMES if name not in OF_A_BATCH]
 EACH = pytest.mark.parametrize("name", NAMES)
 
@@ -45,22 +36,25 @@ def some_logits(c, outcomes, n=60):
 @pytest.mark.parametrize("name", CATALOG)
 def test_every_member_can_be_called(name):
     """Otherwise the other tests here could not see it."""
-    if name in {*APART, *DATA}:
+    entry = REGISTRY[name]
+    if entry.apart or entry.follows:
         return
     parameters = list(inspect.signature(CATALOG[name].function).parameters.values())[2:]
     needed = {p.name for p in parameters if p.default is p.empty and p.kind is not p.VAR_KEYWORD}
-    missing = sorted(needed - set(SETTINGS[name](3) if name in SETTINGS else {}))
-    where = "in tests/catalog_cases.py"
-    assert not missing, f"{name} needs {missing}: add it to SETTINGS (or DATA) {where}"
+    missing = sorted(needed - entry.arguments(3).keys())
+    assert not missing, f"{name} needs {missing}: name them in tests/registry/family.py"
     if CATALOG[name].targets == "other":
-        known = name in OF_A_BATCH or case(name).labels
-        assert known, f"{name} has other targets: add it to OF_LABELS, DATA or APART {where}"
+        known = entry.batch or entry.labels
+        assert known, f"{name} has other targets: say which in tests/registry/family.py"
 
 
-def test_the_cases_are_those_of_the_catalog():
-    assert {*SETTINGS, *DATA, *PREDICTIONS, *OF_COSINES, *OF_LABELS, *APART, *OF_A_BATCH} <= set(
-        CATALOG
-    )
+def test_every_member_has_one_entry():
+    assert sorted(entry.name for entry in ENTRIES) == sorted(CATALOG)
+
+
+def test_binary_members_have_one_label():
+    binary = {name for name, member in CATALOG.items() if member.targets == "binary"}
+    assert binary <= set(OF_ELEMENTS)
 
 
 # ---- proper: the best prediction is the truth -----------------------------------------------
@@ -83,12 +77,12 @@ def logits_of(c, p):
 
 def inside(c, u):
     """Logits that a loss is made for, from free ones."""
-    return u.tanh() if c.member.name in OF_COSINES else u
+    return u.tanh() if c.cosines else u
 
 
 def minimise(c, p, start, steps):
     """Logits of locally least expected loss under each ``p``; the problems are solved as one."""
-    u = (start.clamp(-0.99, 0.99).atanh() if c.member.name in OF_COSINES else start).clone()
+    u = (start.clamp(-0.99, 0.99).atanh() if c.cosines else start).clone()
     u.requires_grad_()
     optimizer = torch.optim.LBFGS(
         [u], max_iter=steps, history_size=30, tolerance_grad=1e-11, tolerance_change=1e-16,
@@ -112,12 +106,12 @@ def risk(c, p, z):
 @pytest.mark.parametrize("name", [n for n in NAMES if CATALOG[n].proper])
 def test_proper(name):
     """From anywhere the least expected loss is found at the truth, and costs as much."""
-    c = case(name)
+    c = REGISTRY[name]
     for p in distributions(c):
         start = torch.randn(len(p), c.width(p.shape[1]), dtype=torch.float64)
         for z in (minimise(c, p, size * start, 150) for size in (0.0, 1.0)):
             torch.testing.assert_close(c.predictions(z), p, atol=1e-3, rtol=0)
-        if name in PREDICTIONS:
+        if c.predicts:
             continue  # the truth may have no logits of its own
         true = logits_of(c, p).requires_grad_()
         cost = risk(c, p, true)
@@ -129,12 +123,12 @@ def test_proper(name):
 @pytest.mark.parametrize("name", [n for n in ALONE if not CATALOG[n].proper])
 def test_not_proper(name):
     """Some prediction other than the truth costs less than the truth, however that is shifted."""
-    c = case(name)
+    c = REGISTRY[name]
     for p in distributions(c):
         true = logits_of(c, p)
         shifts = torch.zeros(1) if c.labels else torch.linspace(-20, 20, 161)
         costs = torch.stack([risk(c, p, true + shift) for shift in shifts])
-        if name in OF_COSINES:
+        if c.cosines:
             reached = [(true + shift).abs().amax(1) <= 1 for shift in shifts]
             costs = torch.where(torch.stack(reached), costs, torch.inf)
         honest, best = costs.min(0)
@@ -168,7 +162,7 @@ def test_not_proper_over_a_batch(name):
 
 @EACH
 def test_bounded(name):
-    c = case(name)
+    c = REGISTRY[name]
     outcomes = outcomes_of(c)
     ahead = torch.eye(c.width(outcomes), dtype=torch.float64)[:1]
     directions = torch.cat([ahead, -ahead, some_logits(c, outcomes, 30).sign() * 0.5])
@@ -207,7 +201,7 @@ def largest_sag(loss, z):
 
 @pytest.mark.parametrize("name", ALONE)
 def test_convex(name):
-    c = case(name)
+    c = REGISTRY[name]
     outcomes = outcomes_of(c)
     z = some_logits(c, outcomes)
     curvature = least_curvature(c, z, outcomes)
@@ -233,7 +227,7 @@ def test_convex_over_a_batch(name):
 
 @EACH
 def test_symmetric(name):
-    c = case(name)
+    c = REGISTRY[name]
     outcomes = outcomes_of(c)
     totals = c.values(some_logits(c, outcomes), outcomes).sum(1)
     spread = (totals.max() - totals.min()).item() / (1 + totals.abs().max().item())
@@ -249,7 +243,7 @@ def test_symmetric(name):
 def settings_of(name):
     body = inspect.signature(inspect.unwrap(CATALOG[name].function)).parameters
     defaults = {p.name: p.default for p in list(body.values())[1:] if p.default is not p.empty}
-    return {**defaults, **case(name).settings(4)}
+    return {**defaults, **REGISTRY[name].arguments(4)}
 
 
 @pytest.mark.parametrize("name", [n for n in CATALOG if hasattr(CATALOG[n].function, "needs")])
@@ -268,7 +262,7 @@ def test_needs_are_what_the_body_reads(name):
 @EACH
 def test_second_pass(name, core):
     """A loss of one pass keeps nothing of the size of the logits but the logits themselves."""
-    c = case(name)
+    c = REGISTRY[name]
     if c.labels or name in OF_A_BATCH:
         pytest.skip("has kernels of its own, or none")
     classes, kept = 256, []
@@ -282,6 +276,6 @@ def test_second_pass(name, core):
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        c.member.function(*c.data(z, target), reduction="none", **c.settings(classes))
+        c.function(*c.data(z, target), reduction="none", **c.arguments(classes))
     large = [n for n in kept if n == z.numel()]
     assert CATALOG[name].second_pass == bool(large)

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 import xent
 
 from .helpers import opcheck, same_bits, value_and_grad
-from .losses import LOSSES, Loss
+from .registry import BASIC, Loss
 
 # Dynamo itself warns on some Python versions; that is not ours to answer for.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -24,7 +24,7 @@ def _fresh_compiler():
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss.name)
+@pytest.mark.parametrize("loss", BASIC, ids=lambda loss: loss.name)
 @pytest.mark.parametrize("soft", [False, True])
 def test_fullgraph(loss: Loss, soft):
     z = torch.randn(6, 9)

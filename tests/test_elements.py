@@ -11,11 +11,11 @@ from xent.engines import core as native
 from xent.engines.elements.problem import Form
 from xent.frames.element_loss import power, product
 
-from .element_family import FAMILY
 from .helpers import HALF, same_bits, ulps, value_and_grad, widest
+from .registry import ELEMENTS
 from .test_parity import run
 
-EACH = pytest.mark.parametrize("loss", FAMILY, ids=lambda loss: loss.name)
+EACH = pytest.mark.parametrize("loss", ELEMENTS, ids=lambda loss: loss.name)
 BCE = xent.binary_cross_entropy_with_logits
 SHAPES = [(), (5,), (4, 5), (2, 3, 4), (2, 3, 4, 2), (0, 5), (1, 1), (3, 700)]
 
@@ -173,7 +173,7 @@ def test_a_gradient_past_the_caches(core, dtype):
     assert same_bits(grad[-4000:], tail)
 
 
-@pytest.mark.parametrize("loss", [FAMILY[k] for k in (0, 1, 4, 7, 10)], ids=lambda x: x.name)
+@pytest.mark.parametrize("loss", [ELEMENTS[k] for k in (0, 1, 4, 7, 10)], ids=lambda x: x.name)
 def test_same_bits_for_any_number_of_threads(loss, engine):
     if engine == "native" and not loss.kernel:
         pytest.skip("has no kernel")

@@ -13,15 +13,15 @@ from xent.engines import triton as rows
 from xent.engines.elements import triton as engine
 from xent.engines.elements.problem import ElementProblem, Form
 
-from .element_family import FAMILY
 from .helpers import same_bits, ulps, value_and_grad
+from .registry import ELEMENTS
 
 triton = pytest.importorskip("triton")
 tl = triton.language
 pytestmark = pytest.mark.skipif(not rows.INTERPRETED, reason="Triton's interpreter is not at hand")
 divided = pytest.importorskip("xent.engines.triton.elements").divided
 KERNELS = pytest.mark.parametrize(
-    "loss", [loss for loss in FAMILY if loss.kernel], ids=lambda loss: loss.name
+    "loss", [loss for loss in ELEMENTS if loss.kernel], ids=lambda loss: loss.name
 )
 BCE = xent.binary_cross_entropy_with_logits
 

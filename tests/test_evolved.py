@@ -1,7 +1,5 @@
 """The evolved losses against their published formulas, written out class by class."""
 
-import inspect
-
 import mpmath
 import pytest
 import torch
@@ -9,95 +7,16 @@ import torch
 import xent
 from xent.losses import CATALOG
 
-from . import test_laws
 from .helpers import nats_below_top, value_and_grad
-from .losses import Loss
+from .registry import settings_of
+from .registry.formulas import ALPHA, CROSS_ENTROPY, hot, ngl, polynomial
 
 # PyTorch scripts its own decompositions for forward-mode AD.
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 mp = mpmath.mp
-CMA = (2.7279, 0.9863, 1.5352, -1.1135, 1.3716, -0.8411)
 MNIST = (-10.9408, 7.5216, 8.2896, 0.2415, 7.8726, 8.9666, 2.0184, 7.0513)
-CROSS_ENTROPY = (0.5, 0.5, 1.0, -1.0, 4 / 3, 2.0, -2.0, 0.0)  # expanded around (1/2, 1/2)
-ALPHA = 2.4092
-
-
-def labels(z, y):
-    return torch.nn.functional.one_hot(y, z.shape[-1]).to(z.dtype)
-
-
-def baikal(z, y, _=None):
-    p = torch.softmax(z, -1)
-    return -(p.log() - labels(z, y) / p).mean(-1)
-
-
-def baikal_cma(z, y, _=None):
-    p = torch.softmax(z, -1)
-    c0, c1, c2, c3, c4, c5 = CMA
-    return -(c0 * (c1 * (c2 * p).log() - c3 * (c4 * labels(z, y)) / (c5 * p))).mean(-1)
-
-
-def polynomial(x, p, theta):
-    """The terms of third order that depend on the prediction, one by one."""
-    t0, t1, t2, t3, t4, t5, t6, t7 = theta
-    u, v = x - t0, p - t1
-    return t2 * v + t3 * v**2 + t4 * v**3 + t5 * u * v + t6 * u * v**2 + t7 * u**2 * v
-
-
-def trivial(classes, theta):
-    """What the polynomials of all classes add up to whatever is predicted: their constants, and the
-    slope of a class of label 0 at p = 0, as often as there is probability."""
-    p = torch.zeros((), dtype=torch.float64, requires_grad=True)
-    (slope,) = torch.autograd.grad(polynomial(0.0, p, theta), p)
-    constants = polynomial(1.0, 0.0, theta) + (classes - 1) * polynomial(0.0, 0.0, theta)
-    return constants + slope
-
-
-def taylorglo(theta):
-    def formula(z, y, _=None):
-        terms = polynomial(labels(z, y), torch.softmax(z, -1), theta)
-        return trivial(z.shape[-1], theta) - terms.sum(-1)
-
-    return formula
-
-
-def ngl(z, y, _=None):
-    p = torch.softmax(z, -1)
-    return (torch.exp(ALPHA - p - p * labels(z, y)) - torch.cos(torch.cos(torch.sin(p)))).mean(-1)
-
-
-def ngl_loss(input, target, engine=None, **options):
-    return xent.losses.ngl_loss(input, target, **options)
-
-
-EVOLVED = [
-    Loss("baikal", xent.losses.baikal_loss, baikal, soft=False, offset=True),
-    Loss("baikal cma", xent.losses.baikal_cma_loss, baikal_cma, soft=False, offset=True),
-    Loss("taylorglo", xent.losses.taylorglo_loss, taylorglo(CROSS_ENTROPY), soft=False,
-         options={"theta": CROSS_ENTROPY}),
-    Loss("ngl", ngl_loss, ngl),
-]  # fmt: skip
-LAWS = [
-    law
-    for name, law in vars(test_laws).items()
-    if name.startswith("test_") and set(inspect.signature(law).parameters) == {"loss", "engine"}
-]
-
-
-def skip_what_the_core_lacks(name, engine):
-    if name == "taylorglo" and engine == "native":
-        z = torch.zeros(1, 2)
-        try:
-            xent.statistics(z, torch.tensor([0]), squares=True, cubes=True, engine="native")
-        except ValueError as error:
-            pytest.skip(str(error))
-
-
-@pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__[5:])
-@pytest.mark.parametrize("loss", EVOLVED, ids=lambda loss: loss.name)
-def test_laws_of_every_loss(loss, law, engine):
-    skip_what_the_core_lacks(loss.name, engine)
-    law(loss, engine)
+NAMES = ("baikal_loss", "baikal_cma_loss", "taylorglo_loss", "ngl_loss")
+every_setting = pytest.mark.parametrize("loss", settings_of(*NAMES), ids=lambda loss: loss.name)
 
 
 # ---- fifty digits -------------------------------------------------------------------------------
@@ -166,22 +85,22 @@ def exact_taylorglo(z, y):
 
 
 EXACT = {
-    "baikal": (xent.losses.baikal_loss, exact_baikal),
-    "taylorglo": (xent.losses.taylorglo_loss, exact_taylorglo),
-    "ngl": (ngl_loss, exact_ngl),
+    "baikal_loss": (exact_baikal, {}),
+    "taylorglo_loss": (exact_taylorglo, {"theta": MNIST}),
+    "ngl_loss": (exact_ngl, {}),
 }
 
 
 @pytest.mark.parametrize("name", EXACT)
 def test_fifty_digits_at_every_margin(name, engine):
-    skip_what_the_core_lacks(name, engine)
-    call, exact = EXACT[name]
+    call, (exact, settings) = settings_of(name)[0], EXACT[name]
+    options = {"reduction": "none", "engine": engine, **settings}
     margins = torch.tensor([-80.0, -40, -25, -19, -8, -2, 0.5, 2, 8, 16, 25, 40, 80])
     z = torch.randn(len(margins), 5) * 0.5
     z[:, 2] = z[:, [0, 1, 3, 4]].amax(1) + margins
     y = torch.full((len(margins),), 2)
-    value, grad = value_and_grad(call, z, y, reduction="none", engine=engine)
-    wide, wide_grad = value_and_grad(call, z.double(), y, reduction="none", engine=engine)
+    value, grad = value_and_grad(call, z, y, **options)
+    wide, wide_grad = value_and_grad(call, z.double(), y, **options)
     for row, of_row in enumerate(z.double()):
         truth, size, slopes, sizes = exact(of_row, 2)
         # Each probability is an exponential, whose argument is rounded once.
@@ -208,7 +127,7 @@ def test_ngl_of_one_class():
 def test_the_polynomial_the_authors_write_for_cross_entropy():
     # Its terms multiplied out, as they stand in the experiments published with the paper.
     z, y = torch.randn(20, 7, dtype=torch.float64), torch.randint(7, (20,))
-    p, x = torch.softmax(z, -1), labels(z, y)
+    p, x = torch.softmax(z, -1), hot(z, y)
     published = 0.166667 - p + 2 * p * p - 1.33333 * p**3 + x * (2.19315 - 4 * p + 2 * p * p)
     loss = xent.losses.taylorglo_loss(z, y, theta=CROSS_ENTROPY, reduction="none")
     gaps = published.sum(-1) - loss
@@ -248,7 +167,7 @@ def test_baikal_cma_of_ones_is_baikal():
 # ---- finite, smooth, differentiable in every mode -----------------------------------------------
 
 
-@pytest.mark.parametrize("loss", EVOLVED, ids=lambda loss: loss.name)
+@every_setting
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_finite_at_a_hundred(loss, dtype):
     z = torch.tensor([[100.0, -100, 0], [-100, 100, 0], [100, 100, -100]], dtype=dtype)
@@ -270,7 +189,7 @@ def test_the_tangent_takes_over_smoothly(call):
     assert (grad[1:, 0] / grad[1, 0] - 1).abs().max() < 1e-6
 
 
-@pytest.mark.parametrize("loss", EVOLVED, ids=lambda loss: loss.name)
+@every_setting
 def test_derivatives_of_every_mode(loss):
     z = torch.randn(4, 5, dtype=torch.float64, requires_grad=True)
     y, tangent = torch.randint(5, (4,)), torch.randn(4, 5, dtype=torch.float64)
@@ -288,7 +207,7 @@ def test_derivatives_of_every_mode(loss):
     torch.testing.assert_close(rows, call(z).detach())
 
 
-@pytest.mark.parametrize("loss", EVOLVED, ids=lambda loss: loss.name)
+@every_setting
 def test_compiles_in_one_graph(loss):
     z, y = torch.randn(4, 5), torch.randint(5, (4,))
     compiled = torch.compile(lambda x: loss(x, y), fullgraph=True, backend="eager")
@@ -313,9 +232,6 @@ def least_expected(call, q):
 
     optimiser.step(step)
     return torch.softmax(z.detach(), 0)
-
-
-NAMES = ("baikal_loss", "baikal_cma_loss", "taylorglo_loss", "ngl_loss")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -385,8 +301,8 @@ def test_ngl_weighs_and_counts_as_the_frame_does():
     rows = xent.losses.ngl_loss(z, y, w, reduction="none")
     assert rows[4] == 0
     kept = y >= 0
-    torch.testing.assert_close(rows[kept], ngl(z[kept], y[kept]) * w[y[kept]])
-    mean = xent.losses.ngl_loss(z, y, w)
+    torch.testing.assert_close(rows[kept], ngl(z[kept], y[kept], {}) * w[y[kept]])
+    mean = xent.ngl_loss(z, y, w)
     torch.testing.assert_close(mean, rows.sum() / w[y[kept]].sum())
     torch.testing.assert_close(xent.losses.ngl_loss(z, y, w, normalizer="count"), rows.sum() / 5)
     picture = z.T.reshape(1, 4, 2, 3)
@@ -395,4 +311,4 @@ def test_ngl_weighs_and_counts_as_the_frame_does():
         z, y, logit_scale=2.0, softcap=3.0, class_bias=w, reduction="none"
     )
     shown = 3 * torch.tanh(2 * z / 3) + w
-    torch.testing.assert_close(capped[kept], ngl(shown[kept], y[kept]))
+    torch.testing.assert_close(capped[kept], ngl(shown[kept], y[kept], {}))

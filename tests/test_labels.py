@@ -8,7 +8,7 @@ import xent
 from xent.learn import find_label_issues, fit_mixture_weights
 from xent.losses import CATALOG
 
-from .catalog_cases import APART, SETTINGS
+from .registry import APART, REGISTRY
 
 TYPES = [
     torch.int8, torch.int16, torch.int32, torch.int64,
@@ -22,7 +22,7 @@ CLASSES = [n for n, m in CATALOG.items() if m.targets == "classes" and n not in 
 CALLS = {
     **{
         name: lambda y, name=name: CATALOG[name].function(
-            0.5 * X, y, **SETTINGS.get(name, lambda _: {})(4)
+            0.5 * X, y, **REGISTRY[name].arguments(4)
         )
         for name in CLASSES
     },

@@ -1,16 +1,14 @@
-"""Laws that every loss obeys on every engine; tests/losses.py lists the losses."""
+"""Laws that every loss obeys on every engine; tests/registry lists the losses."""
 
 import math
 
 import pytest
 import torch
 
-from .family import FAMILY
 from .helpers import nats_below_top, same_bits, ulps, value_and_grad, widest, worst
-from .losses import LOSSES, Loss
-from .robust_family import ROBUST
+from .registry import BASIC, ROWS, Loss
 
-pytestmark = pytest.mark.parametrize("loss", LOSSES + FAMILY + ROBUST, ids=lambda loss: loss.name)
+pytestmark = pytest.mark.parametrize("loss", ROWS, ids=lambda loss: loss.name)
 
 N, V = 6, 9
 
@@ -198,7 +196,7 @@ def test_the_mean_of_no_rows(loss: Loss, engine):
 
 @pytest.mark.parametrize("shape", [(), (5,), (2, 3), (2, 3, 2)])  # K = none, 1, 2, 3 extra axes
 def test_extra_axes_are_more_rows(loss: Loss, engine, shape):
-    if engine == "triton" and (len(shape) in (1, 3) or loss not in LOSSES):
+    if engine == "triton" and (len(shape) in (1, 3) or loss not in BASIC):
         pytest.skip("none and two of them: the interpreter is slow")
     z = torch.randn(4, V, *shape)
     y = torch.randint(V, (4, *shape))

@@ -1,6 +1,5 @@
 """The laws for losses that need all logits of a row at once, and have no choice of engine."""
 
-import functools
 import math
 
 import pytest
@@ -8,7 +7,7 @@ import torch
 
 import xent
 
-from .losses import Loss
+from .registry import DENSE
 from .test_laws import (  # noqa: F401
     test_a_constant_added_to_the_logits_changes_nothing,
     test_a_masked_class_is_a_class_that_is_not_there,
@@ -23,78 +22,6 @@ from .test_laws import (  # noqa: F401
     test_the_order_of_the_classes_does_not_matter,
     test_value_and_gradient_are_those_of_the_formula,
 )
-
-
-def plain(loss, **options):
-    """The loss as the laws call one, with an engine that it does not have."""
-
-    @functools.wraps(loss)
-    def call(*args, engine=None, **kwargs):
-        return loss(*args, **{**options, **kwargs})
-
-    return call
-
-
-def log_t(p, t):
-    return torch.log(p) if t == 1 else (p ** (1 - t) - 1) / (1 - t)
-
-
-def exp_t(x, t):
-    return torch.exp(x) if t == 1 else (1 + (1 - t) * x).clamp(min=0) ** (1 / (1 - t))
-
-
-def tempered(z, t):
-    """Probabilities with a normaliser from 200 bisections and a step of Newton for its gradient."""
-    z = z - z.detach().amax(-1, keepdim=True)
-    low = torch.zeros_like(z[..., :1])
-    high = low - log_t(torch.tensor(1 / z.shape[-1], dtype=z.dtype), t)
-    for _ in range(200):
-        middle = (low + high) / 2
-        above = exp_t(z.detach() - middle, t).sum(-1, keepdim=True) > 1
-        low, high = torch.where(above, middle, low), torch.where(above, high, middle)
-    p = exp_t(z - low, t)
-    slope = torch.where(p > 0, p**t, 0).sum(-1, keepdim=True).detach()
-    return exp_t(z - low - (p.sum(-1, keepdim=True) - 1) / slope, t)
-
-
-def bi_tempered(t1, t2):
-    def formula(z, y, s):
-        q = torch.nn.functional.one_hot(y, z.shape[1]).double()
-        p = tempered(z, t2)
-        loss = (p ** (2 - t1) - q ** (2 - t1)) / (2 - t1)
-        row = s.get("weight", torch.ones(z.shape[1])).double()[y]
-        return row * (loss.sum(-1) - log_t(p.gather(1, y[:, None])[:, 0], t1))
-
-    return formula
-
-
-def entmax(alpha):
-    def formula(z, y, s):
-        p = tempered(z, 2 - alpha)
-        row = s.get("weight", torch.ones(z.shape[1])).double()[y]
-        inner = ((p - torch.nn.functional.one_hot(y, z.shape[1])) * z).sum(-1)
-        return row * (inner + (1 - (p**alpha).sum(-1)) / (alpha * (alpha - 1)))
-
-    return formula
-
-
-def member(name, loss, formula, per_class=(), **options):
-    return Loss(name, plain(loss, **options), formula, per_class, offset=True)
-
-
-DENSE = [
-    member("bi-tempered", xent.losses.bi_tempered_loss, bi_tempered(0.8, 1.2)),
-    member("bi-tempered, weight", xent.losses.bi_tempered_loss, bi_tempered(0.8, 1.2), ("weight",)),
-    member("bi-tempered, both 1", xent.losses.bi_tempered_loss, bi_tempered(1, 1), t1=1.0, t2=1.0),
-    member(
-        "bi-tempered, heavy", xent.losses.bi_tempered_loss, bi_tempered(0.3, 2.5), t1=0.3, t2=2.5
-    ),
-    member("sparsemax", xent.losses.sparsemax_loss, entmax(2)),
-    member("entmax", xent.losses.entmax_loss, entmax(1.5)),
-    member("entmax, weight", xent.losses.entmax_loss, entmax(1.5), ("weight",)),
-    member("entmax of 1.25", xent.losses.entmax_loss, entmax(1.25), alpha=1.25),
-    member("entmax of 1.8", xent.losses.entmax_loss, entmax(1.8), alpha=1.8),
-]
 
 pytestmark = [
     pytest.mark.parametrize("loss", DENSE, ids=lambda loss: loss.name),

@@ -9,26 +9,19 @@ from torch.autograd import forward_ad
 import xent
 from xent.losses import CATALOG
 
-from .catalog_cases import APART, OF_A_BATCH, OF_LABELS, SETTINGS, case
 from .helpers import head
+from .registry import APART, OF_A_BATCH, OF_ELEMENTS, OF_LABELS, REGISTRY
 
 N, C = 6, 4
 HOLES = {"nan": math.nan, "inf": math.inf, "masked": -math.inf, "overflown": 1e300}
 WEIGHT = torch.tensor([1.0, 0.0, 0.5, 2.0, 0.0, 1.0])
 KEPT = WEIGHT != 0
-BY_ROW = [
-    n for n, m in CATALOG.items()
-    if n not in {*APART, *OF_A_BATCH, *OF_LABELS} and m.targets != "binary"
-    and n != "continuous_bernoulli_loss"
-]  # fmt: skip
-OF_ELEMENTS = [n for n, m in CATALOG.items() if m.targets == "binary"] + [
-    "continuous_bernoulli_loss"
-]
+BY_ROW = [n for n in REGISTRY if n not in {*APART, *OF_A_BATCH, *OF_LABELS, *OF_ELEMENTS}]
 
 
 def logits(name, hole, dtype=torch.float64):
     """Logits of rows, and the same with something else in the rows of weight 0."""
-    z = 0.5 * torch.randn(N, case(name).width(C), dtype=dtype)
+    z = 0.5 * torch.randn(N, REGISTRY[name].width(C), dtype=dtype)
     return z, torch.where(KEPT[:, None], z, torch.tensor(hole, dtype=dtype))
 
 
@@ -56,8 +49,8 @@ def check(loss, z, holed):
 @pytest.mark.parametrize("name", BY_ROW)
 def test_every_loss_of_rows(name, hole):
     z, holed = logits(name, hole)
-    c, function = case(name), CATALOG[name].function
-    settings = SETTINGS.get(name, lambda _: {})(C)
+    c, function = REGISTRY[name], CATALOG[name].function
+    settings = REGISTRY[name].arguments(C)
     y = torch.arange(N) % C
     for reduction in ("none", "sum", "mean"):
         check(
@@ -169,7 +162,7 @@ def test_counts_and_statistics_go_on_as_they_were():
     assert loss == total / N
     torch.testing.assert_close(stats.log_prob, xent.statistics(z, y).log_prob, rtol=0, atol=0)
     for name in ("mixup_cross_entropy", "sparse_cross_entropy", "distillation_loss"):
-        function, data = CATALOG[name].function, case(name).data(z, y)
+        function, data = CATALOG[name].function, REGISTRY[name].data(z, y)
         total = function(*data, row_weight=WEIGHT, reduction="sum")
         torch.testing.assert_close(function(*data, **options), total / N)
 

@@ -8,10 +8,9 @@ import torch.nn.functional as F
 
 import xent
 from xent.heads import chunks as heads
-from xent.losses import CATALOG
 
-from .catalog_cases import APART, case
 from .helpers import grads, head
+from .registry import APART, REGISTRY
 
 every_reduction = pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 
@@ -125,21 +124,21 @@ def test_a_teacher_without_gradient():
         torch.testing.assert_close(a, c)
 
 
-MEMBERS = sorted(set(CATALOG) - set(APART))
+MEMBERS = sorted(REGISTRY.keys() - APART)
 
 
 @pytest.mark.parametrize("name", MEMBERS)
 def test_every_loss_of_the_catalog(name):
     """The mean with its gradient; that no warning comes says that it was by chunks."""
-    member = case(name)
-    h, w, b = parts = head(24, 5, member.width(7))
+    entry = REGISTRY[name]
+    h, w, b = parts = head(24, 5, entry.width(7))
     y = torch.randint(5, (24,))
-    bits = F.one_hot(y % 2, 2).double()[:, : member.labels]
-    target = bits if member.labels else y
-    settings = member.settings(7)
+    bits = F.one_hot(y % 2, 2).double()[:, : entry.labels]
+    target = bits if entry.labels else y
+    settings = entry.arguments(7)
 
     def loss(logits, z):
-        return member.member.function(logits, *member.data(z, target)[1:], **settings)
+        return entry.function(logits, *entry.data(z, target)[1:], **settings)
 
     z = F.linear(h, w, b)
     if name == "forward_corrected_cross_entropy":

@@ -9,7 +9,7 @@ import torch
 import xent
 from xent.losses import CATALOG
 
-from .catalog_cases import SETTINGS, case
+from .registry import REGISTRY
 from .test_errors import BAD
 
 X = torch.randn(6, 4, generator=torch.Generator().manual_seed(3))
@@ -26,7 +26,7 @@ def good_calls():
     for name, member in CATALOG.items():
         if name in {"yolo_loss", "siglip_loss", "kl_div", "nll_loss", "binary_cross_entropy"}:
             continue
-        c, settings = case(name), SETTINGS.get(name, lambda _: {})(4)
+        c, settings = REGISTRY[name], REGISTRY[name].arguments(4)
         width = c.width(4)
         z = X[:, :width] if width <= 4 else torch.cat([X, X[:, :1]], 1)
         if name == "hardest_loss" or name == "wordtree_cross_entropy":

@@ -15,13 +15,13 @@ from torch.fx.experimental.proxy_tensor import make_fx
 import xent
 from xent.engines import modes
 
-from .entries import ENTRIES, ROWS, Entry, close, gradient_of
+from .registry.calls import CALLS, ROWS, Call, close, gradient_of
 
 HOUSE = Path(xent.__file__).parent
-every_entry = pytest.mark.parametrize("entry", ENTRIES, ids=str)
+every_entry = pytest.mark.parametrize("entry", CALLS, ids=str)
 
 
-def drawn(entry: Entry, seed: int = 0, rows: int = ROWS) -> tuple:
+def drawn(entry: Call, seed: int = 0, rows: int = ROWS) -> tuple:
     torch.manual_seed(seed)
     return entry.inputs(rows)
 
@@ -146,7 +146,7 @@ def test_tensors_of_inference_mode():
         z, y = torch.randn(4, 5), torch.tensor([0, 1, 2, 3])
         inside = xent.cross_entropy(z, y)
     close(xent.cross_entropy(z, y), inside)
-    value, grad = gradient_of(Entry("", xent.cross_entropy, tuple), (z.clone(), y.clone()))
+    value, grad = gradient_of(Call("", xent.cross_entropy, tuple), (z.clone(), y.clone()))
     close(value, inside)
     assert bool(grad.any())
 
@@ -258,7 +258,7 @@ def test_every_tensor_that_is_made_has_a_device(file):
 # ---- tracers -------------------------------------------------------------------------------------
 
 
-def tensors_only(entry: Entry, inputs: tuple):
+def tensors_only(entry: Call, inputs: tuple):
     """The tensors among the inputs, and a function of them."""
     places = [k for k, x in enumerate(inputs) if isinstance(x, Tensor)]
 

@@ -17,7 +17,7 @@ from xent.learn.networks.epoch_means import EpochMeans
 from xent.losses import CATALOG
 from xent.plot import curves
 
-from .catalog_cases import DATA, SETTINGS
+from .registry import OF_A_BATCH, OTHERWISE_CALLED, REGISTRY
 
 WEIGHT = torch.tensor([0.2, 1.0, 5.0])
 
@@ -86,13 +86,12 @@ def test_the_mean_of_batches_is_the_mean_of_all_rows(name):
     assert means.take("data")["loss"] == pytest.approx(expected, rel=1e-12)
 
 
-WHOLE_BATCHES = {"recall_loss", "hardest_loss"}  # their mean is no mean over rows
 # With a table or a matrix, class weights are not those of the labels; `count` would have to say so.
 NO_WEIGHTS = {"structured_cross_entropy", "backward_corrected_cross_entropy"}
 OF_ROWS = [
     name
     for name, member in CATALOG.items()
-    if member.targets != "other" and name not in {*WHOLE_BATCHES, *DATA}
+    if member.targets != "other" and name not in OF_A_BATCH | OTHERWISE_CALLED
 ]
 
 
@@ -100,7 +99,7 @@ OF_ROWS = [
 def test_the_means_of_the_family(name):
     """With class weights where a loss of classes takes them, and ignored rows."""
     member = CATALOG[name]
-    settings = SETTINGS[name](3) if name in SETTINGS else {}
+    settings = REGISTRY[name].arguments(3)
     weighted = "weight" in inspect.signature(member.function).parameters
     if member.targets == "classes" and weighted and name not in NO_WEIGHTS:
         settings["weight"] = WEIGHT.double()

@@ -8,20 +8,19 @@ import pytest
 import torch
 
 import xent
-from xent.losses import CATALOG
 from xent.nn.twins import Loss, class_name, modules
 
-from .catalog_cases import APART, case
 from .helpers import same_bits
+from .registry import APART, REGISTRY
 
-NAMES = [name for name in xent.nn.__all__ if modules()[name].__name__ in CATALOG.keys() - APART]
+NAMES = [name for name in xent.nn.__all__ if modules()[name].__name__ in REGISTRY.keys() - APART]
 CLASSES = 4
 
 
 def example(name):
     """A module of a name, and what to call it with."""
-    c = case(modules()[name].__name__)
-    settings = c.settings(CLASSES)
+    c = REGISTRY[modules()[name].__name__]
+    settings = c.arguments(CLASSES)
     targets = c.targets(CLASSES)
     z = torch.randn(len(targets), c.width(CLASSES), dtype=torch.float64)
     return getattr(xent.nn, name)(**settings), c.data(z, targets), settings

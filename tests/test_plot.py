@@ -17,7 +17,7 @@ from xent.cli import main
 from xent.losses import CATALOG
 from xent.plot.loss_names import hyperparameters, make_curve, read_curve
 
-from .catalog_cases import SETTINGS
+from .registry import REGISTRY
 
 pytest.importorskip("matplotlib")
 
@@ -109,8 +109,9 @@ def test_functions_partials_modules_and_axes():
 def test_every_loss_of_single_rows_has_a_curve(name, monkeypatch):
     monkeypatch.setattr("xent.plot.family.POINTS", 17)
     function, classes = CATALOG[name].function, 4
-    if name in SETTINGS:
-        function = partial(function, **SETTINGS[name](classes))
+    arguments = REGISTRY[name].arguments(classes)
+    if arguments:
+        function = partial(function, **arguments)
     value, slope = loss_curves(function, classes=classes)
     for ax in (value, slope):
         (line,) = lines(ax).values()

@@ -9,7 +9,7 @@ import torch
 import xent
 
 from .helpers import nats_below_top, same_bits, ulps, value_and_grad, widest, worst
-from .requests import REQUESTING, Loss
+from .registry import REQUESTING, Loss
 
 every_loss = pytest.mark.parametrize("loss", REQUESTING, ids=lambda loss: loss.name)
 REQUESTS = {"entropy": True, "mean": True, "top": True, "squares": True, "cubes": True}

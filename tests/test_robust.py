@@ -1,6 +1,6 @@
 """Robust losses at every margin, in the limits of their hyperparameters, and what they promise.
 
-The laws of every loss (tests/test_laws.py) run over tests/robust_family.py.
+The laws of every loss (tests/test_laws.py) run over tests/registry.
 """
 
 import math
@@ -14,13 +14,15 @@ import xent
 from xent.losses import CATALOG
 
 from .helpers import nats_below_top, same_bits, value_and_grad, worst
-from .robust_family import ROBUST, A
+from .registry import settings_of
+from .registry.formulas import FLOOR
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 
+ROBUST = [name for name, member in CATALOG.items() if member.room in ("robust", "noise")]
 Z = torch.randn(64, 13, generator=torch.Generator().manual_seed(1)).double() * 3
 Y = torch.arange(64) % 13
-FLOOR = mpmath.log(mpf(10) ** 4)
+EXACT_FLOOR = mpmath.log(mpf(10) ** 4)
 
 
 def log(p):
@@ -43,12 +45,12 @@ EXACT = {
     xent.losses.truncated_generalized_cross_entropy: lambda p, y: (
         (1 - max(p[y], mpf(0.5)) ** mpf(0.7)) / mpf(0.7)
     ),
-    xent.losses.mae_loss: lambda p, y: mpmath.fsum(abs(v - (j == y)) for j, v in enumerate(p)),
-    xent.losses.reverse_cross_entropy: lambda p, y: FLOOR * (1 - p[y]),
-    xent.losses.symmetric_cross_entropy: lambda p, y: -mpf(0.1) * log(p[y]) + FLOOR * (1 - p[y]),
-    xent.losses.normalized_cross_entropy: share,
-    xent.losses.nce_rce_loss: lambda p, y: share(p, y) + FLOOR * (1 - p[y]),
-    xent.losses.nce_mae_loss: lambda p, y: share(p, y) + 2 * (1 - p[y]),
+    xent.mae_loss: lambda p, y: mpmath.fsum(abs(v - (j == y)) for j, v in enumerate(p)),
+    xent.reverse_cross_entropy: lambda p, y: EXACT_FLOOR * (1 - p[y]),
+    xent.symmetric_cross_entropy: lambda p, y: -mpf(0.1) * log(p[y]) + EXACT_FLOOR * (1 - p[y]),
+    xent.normalized_cross_entropy: share,
+    xent.nce_rce_loss: lambda p, y: share(p, y) + EXACT_FLOOR * (1 - p[y]),
+    xent.nce_mae_loss: lambda p, y: share(p, y) + 2 * (1 - p[y]),
 }
 MEMBERS = pytest.mark.parametrize("loss", EXACT, ids=lambda loss: loss.__name__)
 
@@ -122,7 +124,7 @@ def test_one_class_and_a_masked_target(loss):
     assert not grad.isnan().any()
 
 
-@pytest.mark.parametrize("loss", ROBUST, ids=lambda loss: loss.name)
+@pytest.mark.parametrize("loss", settings_of(*ROBUST), ids=lambda loss: loss.name)
 def test_derivatives_of_every_kind(loss):
     z = torch.randn(2, 3, dtype=torch.float64)
     y = torch.tensor([0, 2])
@@ -151,24 +153,20 @@ def same(loss, other, scale=1.0, rtol=1e-13, **options):
 
 
 def test_limits():
-    same(xent.losses.generalized_cross_entropy, xent.cross_entropy, q=0)
-    same(xent.losses.generalized_cross_entropy, xent.cross_entropy, q=1e-15, rtol=1e-12)
-    same(xent.losses.generalized_cross_entropy, xent.losses.mae_loss, q=1, scale=0.5)
-    same(
-        xent.losses.truncated_generalized_cross_entropy,
-        xent.losses.generalized_cross_entropy,
-        threshold=0,
-    )
-    same(xent.losses.bootstrap_loss, xent.cross_entropy, beta=1)
-    same(xent.losses.hard_bootstrap_loss, xent.cross_entropy, beta=1)
-    same(xent.losses.reverse_cross_entropy, xent.losses.mae_loss, scale=A / 2)
-    same(xent.losses.symmetric_cross_entropy, xent.cross_entropy, alpha=1, beta=0)
-    same(xent.losses.symmetric_cross_entropy, xent.losses.reverse_cross_entropy, alpha=0)
-    same(xent.losses.nce_rce_loss, xent.losses.normalized_cross_entropy, beta=0)
-    same(xent.losses.nce_rce_loss, xent.losses.reverse_cross_entropy, alpha=0)
-    same(xent.losses.nce_mae_loss, xent.losses.mae_loss, alpha=0)
+    same(xent.generalized_cross_entropy, xent.cross_entropy, q=0)
+    same(xent.generalized_cross_entropy, xent.cross_entropy, q=1e-15, rtol=1e-12)
+    same(xent.generalized_cross_entropy, xent.mae_loss, q=1, scale=0.5)
+    same(xent.truncated_generalized_cross_entropy, xent.generalized_cross_entropy, threshold=0)
+    same(xent.bootstrap_loss, xent.cross_entropy, beta=1)
+    same(xent.hard_bootstrap_loss, xent.cross_entropy, beta=1)
+    same(xent.reverse_cross_entropy, xent.mae_loss, scale=FLOOR / 2)
+    same(xent.symmetric_cross_entropy, xent.cross_entropy, alpha=1, beta=0)
+    same(xent.symmetric_cross_entropy, xent.reverse_cross_entropy, alpha=0)
+    same(xent.nce_rce_loss, xent.normalized_cross_entropy, beta=0)
+    same(xent.nce_rce_loss, xent.reverse_cross_entropy, alpha=0)
+    same(xent.nce_mae_loss, xent.mae_loss, alpha=0)
     # Reverse cross-entropy is the mean absolute error in other units: 2 against -log floor.
-    same(xent.losses.nce_mae_loss, lambda *a, **k: xent.losses.nce_rce_loss(*a, beta=2 / A, **k))
+    same(xent.nce_mae_loss, lambda *a, **k: xent.nce_rce_loss(*a, beta=2 / FLOOR, **k))
 
 
 def test_near_cross_entropy_keeps_its_digits():
@@ -233,9 +231,9 @@ def test_symmetric_losses_add_up_to_a_constant(loss):
 
 def test_the_constants():
     for loss, total in (
-        (xent.losses.mae_loss, 2 * 12),
-        (xent.losses.reverse_cross_entropy, A * 12),
-        (xent.losses.normalized_cross_entropy, 1.0),
+        (xent.mae_loss, 2 * 12),
+        (xent.reverse_cross_entropy, FLOOR * 12),
+        (xent.normalized_cross_entropy, 1.0),
     ):
         torch.testing.assert_close(
             over_labels(loss, Z), torch.full((64,), total, dtype=torch.float64)

@@ -13,7 +13,7 @@ from xent._check import finite_number, is_whole, whole_number
 from xent.hyperparameters import Hyperparameters, PerElement, Range
 from xent.losses import CATALOG
 
-from .catalog_cases import APART, OF_A_BATCH, case
+from .registry import APART, OF_A_BATCH, REGISTRY
 
 NUMBERS = {
     "float32": np.float32, "array": np.array, "tensor": torch.tensor, "fraction": Fraction,
@@ -45,13 +45,13 @@ def options_of(name):
 
 
 CALLS = [
-    (name, option) for name in CATALOG if name not in {*APART, *OF_A_BATCH}
+    (name, option) for name in CATALOG if name not in APART | OF_A_BATCH
     for option in options_of(name)
 ]  # fmt: skip
 
 
 def call(name, option, value):
-    c, settings = case(name), case(name).settings(4)
+    c, settings = REGISTRY[name], REGISTRY[name].arguments(4)
     z = torch.randn(5, c.width(4), generator=torch.Generator().manual_seed(1)).double()
     y = c.targets(4)
     y = y.repeat(5, *[1] * (y.ndim - 1))[:5]

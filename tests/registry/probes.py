@@ -1,17 +1,42 @@
-"""Losses that ask for one statistic each, or set one option of their own, with their formulas."""
+"""Losses of a user's own: together they ask for every statistic and set every option of a frame."""
 
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot, softplus
 
 import xent
 
-from .losses import Loss, parts
+from .formulas import entropy, log_p_y, nll, others, p_y, target
+from .records import Loss
+
+
+@xent.row_loss(needs="entropy")
+def entropy_regularised(s, beta=0.1):
+    """Cross-entropy that pays for being sure."""
+    return -s.log_prob - beta * s.entropy
+
+
+@xent.row_loss(needs="mean")
+def above_average(s):
+    """How far the target lies below the mean logit: a loss of target and mean, without lse."""
+    return softplus(s.mean - s.target)
+
+
+@xent.row_loss(needs=("entropy", "mean"))
+def everything(s, a=0.3):
+    """Touches every differentiable statistic at once."""
+    return (
+        s.lse.square() * 0.01
+        - s.log_prob
+        + a * s.entropy * s.prob
+        + (s.lse - s.mean) * s.rest.tanh()
+    )
 
 
 @xent.row_loss(needs="top", soft=False)
 def runner_up(s):
     """How far the likeliest other class comes near the target."""
-    return torch.nn.functional.softplus(s.rest_top_logit - s.target)
+    return softplus(s.rest_top_logit - s.target)
 
 
 @xent.row_loss(needs="squares", soft=False)
@@ -47,7 +72,7 @@ def scaled(s, counts):
 @xent.row_loss(needs="mean", own={"mean_weight": lambda counts: _scale(counts)})
 def weighted_mean(s, counts):
     """The mean logit with weights that no other part of the loss sees."""
-    return torch.nn.functional.softplus(s.mean - s.target)
+    return softplus(s.mean - s.target)
 
 
 @xent.row_loss(own={"target_table": lambda shift: _table(shift)})
@@ -61,52 +86,69 @@ def _table(shift: Tensor) -> Tensor:
     return torch.eye(shift.numel(), dtype=shift.dtype) * 1.5 - shift / shift.numel() * 0.5
 
 
-def _others(z: Tensor, y: Tensor) -> Tensor:
-    chosen = torch.nn.functional.one_hot(y, z.shape[1]).bool()
-    return z.masked_fill(chosen, -torch.inf)
+# ---- their formulas -----------------------------------------------------------------------------
+
+
+def _entropy_regularised(z, y, _):
+    return nll(z, y) - 0.1 * entropy(z)
+
+
+def _above_average(z, y, _):
+    return softplus(z.mean(-1) - target(z, y))
+
+
+def _everything(z, y, _):
+    lse, rest = torch.logsumexp(z, -1), torch.logsumexp(others(z, y), -1)
+    value = lse.square() * 0.01 + nll(z, y) + 0.3 * entropy(z) * p_y(z, y)
+    return value + (lse - z.mean(-1)) * rest.tanh()
 
 
 def _powers(z: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     p = torch.softmax(z, -1)
-    p = p * (1 - torch.nn.functional.one_hot(y, z.shape[1]).double())
+    p = p * (1 - one_hot(y, z.shape[1]).double())
     return p.square().sum(-1), (p**3).sum(-1)
 
 
 def _runner_up(z, y, _):
-    return torch.nn.functional.softplus(_others(z, y).max(-1).values - parts(z, y)[2])
+    return softplus(others(z, y).max(-1).values - target(z, y))
 
 
 def _squared(z, y, _):
-    return (1 - parts(z, y)[1].exp()) ** 2 + _powers(z, y)[0]
+    return (1 - p_y(z, y)) ** 2 + _powers(z, y)[0]
 
 
 def _cubed(z, y, _):
     squares, cubes = _powers(z, y)
-    return -parts(z, y)[1] * (1 + squares) + cubes
+    return nll(z, y) * (1 + squares) + cubes
 
 
 def _all_requests(z, y, _):
-    log_p, log_p_y, _target = parts(z, y)
     squares, cubes = _powers(z, y)
-    entropy = -(log_p.exp() * log_p).sum(-1)
-    gap = (_others(z, y).max(-1).values - z.mean(-1)).tanh()
-    return -log_p_y * (1 + squares + 0.5 * cubes) + 0.3 * entropy * log_p_y.exp() + 0.2 * gap
+    gap = (others(z, y).max(-1).values - z.mean(-1)).tanh()
+    value = nll(z, y) * (1 + squares + 0.5 * cubes)
+    return value + 0.3 * entropy(z) * p_y(z, y) + 0.2 * gap
 
 
 def _scaled(z, y, s):
-    return -parts(z * _scale(s["counts"].double()), y)[1]
+    return -log_p_y(z * _scale(s["counts"].double()), y)
 
 
 def _weighted_mean(z, y, s):
-    mean = (z * _scale(s["counts"].double())).mean(-1)
-    return torch.nn.functional.softplus(mean - parts(z, y)[2])
+    return softplus((z * _scale(s["counts"].double())).mean(-1) - target(z, y))
 
 
 def _looked_up(z, y, s):
     return -(_table(s["shift"].double())[y] * torch.log_softmax(z, -1)).sum(-1)
 
 
-REQUESTING = [
+# ---- on what every loss has, entropy and mean -------------------------------------------------
+OF_STATISTICS = (
+    Loss("entropy", entropy_regularised, _entropy_regularised),
+    Loss("mean", above_average, _above_average, offset=True),
+    Loss("everything", everything, _everything, shift_invariant=False),
+)
+# ---- on what is asked for beyond, and options of their own ------------------------------------
+OF_REQUESTS = (
     Loss("runner-up", runner_up, _runner_up, soft=False),
     Loss("squares", squared, _squared, soft=False),
     Loss("squares and cubes", cubed, _cubed, soft=False),
@@ -114,4 +156,4 @@ REQUESTING = [
     Loss("class_scale", scaled, _scaled, ("counts",), shift_invariant=False),
     Loss("mean_weight", weighted_mean, _weighted_mean, ("counts",), shift_invariant=False),
     Loss("target_table", looked_up, _looked_up, ("shift",), soft=False),
-]
+)

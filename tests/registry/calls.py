@@ -1,4 +1,4 @@
-"""Every entry of the library that takes logits or probabilities, with inputs that suit it."""
+"""Every function of the library that takes logits or probabilities, with inputs that suit it."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from torch import Tensor
 
 import xent
 from xent.information import cross_entropy_of, entropy, kl_divergence
-from xent.losses import CATALOG
 
-from .catalog_cases import case
+from .family import ENTRIES
+from .records import Entry
 
 ROWS, CLASSES = 6, 9
 
 
 @dataclass(frozen=True)
-class Entry:
+class Call:
     """A function of tensors, and inputs for it."""
 
     name: str
@@ -30,16 +30,15 @@ class Entry:
         return self.name
 
 
-def _member(name: str) -> Entry:
-    of = case(name)
-    tree = name == "wordtree_cross_entropy"
-    settings = of.settings(CLASSES - tree)
+def _member(entry: Entry) -> Call:
+    name, tree = entry.name, entry.more_logits
+    settings = entry.arguments(CLASSES - tree)
     tensors = {name: value for name, value in settings.items() if isinstance(value, Tensor)}
 
     def function(*data: Any) -> Tensor:
         count = len(data) - len(tensors)
         own = dict(zip(tensors, data[count:], strict=True))
-        return of.member.function(*data[:count], **{**settings, **own})
+        return entry.function(*data[:count], **{**settings, **own})
 
     def inputs(rows: int) -> tuple[Any, ...]:
         return (*of_the_call(rows), *tensors.values())
@@ -52,13 +51,13 @@ def _member(name: str) -> Entry:
             return torch.log_softmax(z, 1), torch.randint(CLASSES, (rows,))
         if name == "kl_div":
             return torch.log_softmax(z, 1), torch.softmax(torch.randn(rows, CLASSES), 1)
-        if of.labels:
+        if entry.labels:
             return z, (torch.rand(rows, CLASSES) > 0.5).float()
-        if of.member.targets == "soft":
-            return of.data(z, torch.softmax(torch.randn(rows, CLASSES), 1))
-        return of.data(z, torch.randint(CLASSES - 2 * tree, (rows,)))
+        if entry.member.targets == "soft":
+            return entry.data(z, torch.softmax(torch.randn(rows, CLASSES), 1))
+        return entry.data(z, torch.randint(CLASSES - 2 * tree, (rows,)))
 
-    return Entry(name, function, inputs)
+    return Call(name, function, inputs)
 
 
 def _labels(rows: int) -> tuple[Any, ...]:
@@ -99,36 +98,34 @@ def _statistics(z: Tensor, y: Tensor) -> Tensor:
     return s.log_prob + s.entropy + s.mean + s.rest_squares + s.rest_top_logit
 
 
-ENTRIES = [
-    *(_member(name) for name in CATALOG if name != "yolo_loss"),  # a sum of others
-    Entry("cross_entropy of distributions", xent.cross_entropy, _soft),
-    Entry("cross_entropy with options", _with_options, _labels),
-    Entry("cross_entropy by row", lambda *x: xent.cross_entropy(*x, reduction="none"), _labels),
-    Entry("linear_cross_entropy", xent.linear_cross_entropy, _head),
-    Entry("sampled_cross_entropy", xent.losses.sampled_cross_entropy, _sampled),
-    Entry("focal_loss behind a head", _behind_a_head, _head),
-    Entry("token_log_probs", xent.token_log_probs, _labels),
-    Entry("entropy", lambda z, y: xent.entropy(z), _labels),
-    Entry("statistics", _statistics, _labels),
-    Entry("softmax", lambda z, y: xent.softmax(z), _labels),
-    Entry("log_softmax", lambda z, y: xent.log_softmax(z), _labels),
-    Entry("softmax_jacobian", lambda z, y: xent.softmax_jacobian(z), _labels),
-    Entry("entmax", lambda z, y: xent.entmax(z), _labels),
-    Entry("tempered_softmax", lambda z, y: xent.tempered_softmax(z), _labels),
-    Entry(
-        "info_nce_loss", xent.losses.info_nce_loss, lambda n: (torch.randn(n, 4), torch.randn(n, 4))
-    ),
-    Entry("information.entropy", lambda p, q: entropy(p), _distributions),
-    Entry("information.kl_divergence", kl_divergence, _distributions),
-    Entry("information.cross_entropy_of", cross_entropy_of, _distributions),
+CALLS = [
+    *(_member(entry) for entry in ENTRIES if entry.name != "yolo_loss"),  # a sum of others
+    Call("cross_entropy of distributions", xent.cross_entropy, _soft),
+    Call("cross_entropy with options", _with_options, _labels),
+    Call("cross_entropy by row", lambda *x: xent.cross_entropy(*x, reduction="none"), _labels),
+    Call("linear_cross_entropy", xent.linear_cross_entropy, _head),
+    Call("sampled_cross_entropy", xent.sampled_cross_entropy, _sampled),
+    Call("focal_loss behind a head", _behind_a_head, _head),
+    Call("token_log_probs", xent.token_log_probs, _labels),
+    Call("entropy", lambda z, y: xent.entropy(z), _labels),
+    Call("statistics", _statistics, _labels),
+    Call("softmax", lambda z, y: xent.softmax(z), _labels),
+    Call("log_softmax", lambda z, y: xent.log_softmax(z), _labels),
+    Call("softmax_jacobian", lambda z, y: xent.softmax_jacobian(z), _labels),
+    Call("entmax", lambda z, y: xent.entmax(z), _labels),
+    Call("tempered_softmax", lambda z, y: xent.tempered_softmax(z), _labels),
+    Call("info_nce_loss", xent.info_nce_loss, lambda n: (torch.randn(n, 4), torch.randn(n, 4))),
+    Call("information.entropy", lambda p, q: entropy(p), _distributions),
+    Call("information.kl_divergence", kl_divergence, _distributions),
+    Call("information.cross_entropy_of", cross_entropy_of, _distributions),
 ]
 
 
-def gradient_of(entry: Entry, inputs: tuple) -> tuple[Tensor, Tensor]:
+def gradient_of(call: Call, inputs: tuple) -> tuple[Tensor, Tensor]:
     """The value, and the gradient of its sum by the first input."""
     x = inputs[0].detach() if isinstance(inputs[0], Tensor) else inputs[0]
     x.requires_grad_()
-    value = entry.function(x, *inputs[1:])
+    value = call.function(x, *inputs[1:])
     (grad,) = torch.autograd.grad(value.sum(), x)
     return value.detach(), grad
 
