@@ -22,8 +22,11 @@ from typing import NamedTuple
 
 PROJECT = Path(__file__).parents[1]
 LEAST = (3, 10)
-NAMES = "hyperparameters structure errors nn noise_matrix compile doctests"
-FILES = [f"tests/test_{name}.py" for name in NAMES.split()]
+FILES = [
+    "tests/test_hyperparameters.py", "tests/test_structure.py", "tests/test_errors.py",
+    "tests/test_nn.py", "tests/test_noise_matrix.py", "tests/test_compile.py",
+    "tests/test_doctests.py",
+]  # fmt: skip
 PACKAGES = ["numpy", "matplotlib", "triton", "pytest", "hypothesis", "mpmath", "expecttest"]
 VERSION = 'import sys; print("%d.%d.%d" % sys.version_info[:3]); import venv, ensurepip'
 FACTS = """

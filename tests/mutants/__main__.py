@@ -24,13 +24,10 @@ from .judges import Touching, judge, watch
 from .processes import LATE, each
 
 ROOT = Path(__file__).parents[2]
+TESTS = ROOT / "tests"
 ROOMS = ("frames", "losses", "row_statistics.py", "heads", "information")
 # Tests of what stands on top of these rooms: they train, plot or talk, and are slow.
-FAR = (
-    "cli", "coding", "cross_entropy_method", "evaluation", "fit",
-    "linear_classifiers", "loss_search", "mutual_information", "networks", "plot",
-    "policies", "rare_events", "regularization", "table", "tetris", "train",
-)  # fmt: skip
+FAR = ("benchmarks", "commands", "examples", "learn", "plot", "test_cli.py", "test_evaluation.py")
 EQUIVALENT = Path(__file__).with_name("equivalent.txt")
 CONTROLS = 5  # mutants whose tests run on the unchanged library first
 LATE_AFTER = 120  # seconds of the processor
@@ -79,7 +76,7 @@ def main() -> None:
     options = parser.parse_args()
     package = Path(importlib.util.find_spec("xent").origin).parent  # which does not import it
     files = [file for room in options.rooms for file in _python_files(package / room)]
-    tests = sorted((ROOT / "tests").glob("*.py"))
+    tests = _python_files(TESTS)
     folder = ROOT / "build" / "mutants" / _digest([*_python_files(package), *tests])
 
     order = [Mutant(package, file, change) for file in files for change in changes(file)]
@@ -87,7 +84,7 @@ def main() -> None:
     known = set(EQUIVALENT.read_text().splitlines())
     order = [mutant for mutant in order if str(mutant) not in known]
     sample = order[: options.sample]
-    near = [file for file in tests if file.match("test_*") and file.stem[5:] not in FAR]
+    near = [file for file in tests if file.match("test_*") and _room(file) not in FAR]
     _watch(near, package, folder / "coverage", options.jobs)
     touching = Touching.read(folder / "coverage", files)
     chosen = {m: touching.quickest(m.file, m.change.lines, options.seconds) for m in sample}
@@ -99,6 +96,16 @@ def _python_files(path: Path) -> list[Path]:
     return sorted(path.rglob("*.py")) if path.is_dir() else [path]
 
 
+def _room(tests: Path) -> str:
+    """The folder of a file of tests, or the file itself where it is in none."""
+    return tests.relative_to(TESTS).parts[0]
+
+
+def _name(tests: Path) -> str:
+    """One word for a file of tests: others have the same name in another folder."""
+    return ".".join(tests.relative_to(TESTS).with_suffix("").parts)
+
+
 def _digest(files: list[Path]) -> str:
     text = b"".join(file.read_bytes() for file in files)
     return hashlib.sha256(text).hexdigest()[:12]
@@ -107,11 +114,12 @@ def _digest(files: list[Path]) -> str:
 def _watch(tests: list[Path], package: Path, folder: Path, count: int) -> None:
     """Find out which lines each test runs, file by file, where that is not known yet."""
     folder.mkdir(parents=True, exist_ok=True)
-    left = [file for file in tests if not (folder / f"{file.stem}.json").exists()]
-    jobs = [(file, partial(watch, file, package, folder), 3600) for file in left]
+    notes = {file: folder / _name(file) for file in tests}
+    left = [file for file in tests if not Path(f"{notes[file]}.json").exists()]
+    jobs = [(file, partial(watch, file, package, notes[file]), 3600) for file in left]
     for file, code in tqdm(each(jobs, count), "coverage", len(jobs)):
         if code:
-            raise SystemExit(f"{file.name}: {code}; see {folder / file.stem}.log")
+            raise SystemExit(f"{file}: {code}; see {notes[file]}.log")
 
 
 def _check_controls(chosen: Chosen, folder: Path, count: int) -> None:

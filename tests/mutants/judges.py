@@ -17,7 +17,7 @@ OPTIONS = ("-q", "-p", "no:cacheprovider", "-p", "no:xdist")
 # Files of tests that look at docstrings and signatures, which are made on import.
 OF_IMPORTS = ("test_docs", "test_doctests", "test_structure")
 # Triton's interpreter is many times slower: of its tests those of what only it runs.
-MINE = ("-m", "not slow", "-k", "not triton or test_triton or test_elements_triton")
+MINE = ("-m", "not slow", "-k", "not triton or test_triton")
 
 
 class Watch:
@@ -38,13 +38,13 @@ class Watch:
             self.failed.add(report.nodeid)
 
 
-def watch(tests: Path, package: Path, folder: Path) -> int:
-    """Run a file of tests; leave behind which lines of the library each of them runs."""
+def watch(tests: Path, package: Path, notes: Path) -> int:
+    """Run a file of tests; files that begin with ``notes`` say which lines each of them runs."""
     import coverage
     import pytest
 
-    written_to(folder / f"{tests.stem}.log")
-    data = str(folder / f"{tests.stem}.coverage")
+    written_to(Path(f"{notes}.log"))
+    data = f"{notes}.coverage"
     measured = coverage.Coverage(data, include=[f"{package}/*"], config_file=False)
     measured.start()
     plugin = Watch(measured)
@@ -52,7 +52,7 @@ def watch(tests: Path, package: Path, folder: Path) -> int:
     measured.stop()
     measured.save()
     passed = {test: t for test, t in plugin.seconds.items() if test not in plugin.failed}
-    (folder / f"{tests.stem}.json").write_text(json.dumps(passed))
+    Path(f"{notes}.json").write_text(json.dumps(passed))
     return 0
 
 
