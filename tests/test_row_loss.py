@@ -13,15 +13,9 @@ from xent.frames.dense_loss import by_rows
 from xent.frames.reduction import read_reduction, stable_sum
 
 from .helpers import same_bits, value_and_grad
-from .registry.probes import above_average, entropy_regularised
+from .registry.probes import above_average, entropy_regularised, focal
 
 Z, Y = torch.randn(6, 5, generator=torch.Generator().manual_seed(0)).double(), torch.arange(6) % 5
-
-
-@xent.row_loss
-def focal(s, gamma=2.0):
-    """A loss of the log-odds alone."""
-    return -(torch.sigmoid(-s.log_odds) ** gamma) * s.log_prob
 
 
 def log_p():

@@ -24,8 +24,8 @@ def settings_of(*names: str) -> list:
 
 # ---- losses in one setting, with their formulas -------------------------------------------------
 
-# Cross-entropy with each option, focal loss, and losses of a user's own: for what frames do.
-BASIC: list[Loss] = [*settings_of("cross_entropy", "focal_loss"), *OF_STATISTICS]
+# Cross-entropy with each option, and losses of a user's own: for what frames do.
+BASIC: list[Loss] = [*settings_of("cross_entropy"), *OF_STATISTICS]
 _EVERY = settings_of(*REGISTRY)
 ELEMENTS: list[ElementLoss] = [loss for loss in _EVERY if isinstance(loss, ElementLoss)]
 _ROWS: list[Loss] = [loss for loss in _EVERY if isinstance(loss, Loss)]

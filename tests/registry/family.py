@@ -125,11 +125,7 @@ ENTRIES = [
             options={"label_smoothing": 0.1, "z_loss": 0.01, "softcap": 5.0, "logit_scale": 1.3},
         ),
     ),
-    rows(
-        "focal_loss",
-        setting("focal", F.focal),
-        setting("focal+weight", F.focal, "weight", weighted=False),
-    ),
+    rows("focal_loss", hard("focal loss", F.focal, "weight")),
     rows("poly1_loss", hard("poly1", F.poly1)),
     rows(
         "taylor_cross_entropy",

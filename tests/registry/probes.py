@@ -6,8 +6,15 @@ from torch.nn.functional import one_hot, softplus
 
 import xent
 
+from . import formulas
 from .formulas import entropy, log_p_y, nll, others, p_y, target
 from .records import Loss
+
+
+@xent.row_loss
+def focal(s, gamma=2.0):
+    """A loss of the log-odds alone."""
+    return -(torch.sigmoid(-s.log_odds) ** gamma) * s.log_prob
 
 
 @xent.row_loss(needs="entropy")
@@ -143,6 +150,8 @@ def _looked_up(z, y, s):
 
 # ---- on what every loss has, entropy and mean -------------------------------------------------
 OF_STATISTICS = (
+    Loss("focal", focal, formulas.focal),
+    Loss("focal+weight", focal, formulas.focal, ("weight",), weighted=False),
     Loss("entropy", entropy_regularised, _entropy_regularised),
     Loss("mean", above_average, _above_average, offset=True),
     Loss("everything", everything, _everything, shift_invariant=False),

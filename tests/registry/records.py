@@ -35,7 +35,6 @@ class Loss:
     shift_invariant: bool = True
     weighted: bool = True  # whether one-hot targets see the class weights as index targets do
     soft: bool = True  # whether it takes soft targets at all
-    raw: bool = False  # whether the formula takes logits without their scale and bias
     offset: bool = False  # whether it subtracts numbers of the height of the logits
     cancels: bool = False  # whether it is a difference of terms several times as large
     engines: bool = True  # whether it can be told which engine to run on
@@ -57,8 +56,6 @@ class Loss:
     def truth(self, input: Tensor, target: Tensor) -> Tensor:
         """One value per row of (N, V) logits and (N,) classes, in float64."""
         s = self.settings(input.shape[1], input.dtype)
-        if self.raw:
-            return self.formula(input.double(), target, s)
         z = input.double() * s.get("logit_scale", 1.0)
         if "softcap" in s:
             z = s["softcap"] * torch.tanh(z / s["softcap"])
