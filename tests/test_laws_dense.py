@@ -30,7 +30,12 @@ pytestmark = [
 
 
 @pytest.fixture
-def engine():
+def every_engine():
+    """None to choose."""
+
+
+@pytest.fixture
+def engine(every_engine):
     """None to choose."""
 
 

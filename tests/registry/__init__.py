@@ -33,6 +33,8 @@ _ROWS: list[Loss] = [loss for loss in _EVERY if isinstance(loss, Loss)]
 ANGULAR: list[Loss] = settings_of("arcface_loss", "large_margin_loss")
 # Losses of row statistics, on every engine; and those that need all logits of a row at once.
 ROWS = BASIC + [loss for loss in _ROWS if loss.engines and loss not in BASIC + ANGULAR]
+# Of these one for each set of statistics that it asks for, and each option that it sets.
+KINDS = BASIC + settings_of("brier_loss", "crammer_singer_loss", "taylorglo_loss")
 DENSE = [loss for loss in _ROWS if not loss.engines]
 REQUESTING: list[Loss] = list(OF_REQUESTS)
 
@@ -45,7 +47,7 @@ OF_LABELS = {name for name, entry in REGISTRY.items() if entry.labels > 1}
 OTHERWISE_CALLED = {name for name, entry in REGISTRY.items() if entry.follows}
 
 __all__ = [
-    "ANGULAR", "APART", "BASIC", "DENSE", "ELEMENTS", "ENTRIES", "OF_A_BATCH", "OF_ELEMENTS",
-    "OF_LABELS", "OTHERWISE_CALLED", "REGISTRY", "REQUESTING", "ROWS", "ElementLoss", "Entry",
-    "Loss", "settings_of",
+    "ANGULAR", "APART", "BASIC", "DENSE", "ELEMENTS", "ENTRIES", "KINDS", "OF_A_BATCH",
+    "OF_ELEMENTS", "OF_LABELS", "OTHERWISE_CALLED", "REGISTRY", "REQUESTING", "ROWS",
+    "ElementLoss", "Entry", "Loss", "settings_of",
 ]  # fmt: skip
