@@ -84,8 +84,8 @@ def by_formula(formula):
 WAYS = {
     "function": (function, by_formula(formulas.cross_entropy())),
     "smoothed": (behind(xent.cross_entropy, label_smoothing=0.1), smoothed),
-    "focal": (behind(xent.focal_loss), by_formula(formulas.focal)),
-    "brier": (behind(xent.brier_loss), by_formula(formulas.brier)),
+    "focal": (behind(xent.losses.focal_loss), by_formula(formulas.focal)),
+    "brier": (behind(xent.losses.brier_loss), by_formula(formulas.brier)),
     "tokens": (tokens, by_formula(formulas.cross_entropy())),
     "listed": (listed, lambda z, y: -(LISTED * log_p(z, two_classes(y))).sum(-1)),
     "distilled": (distilled, divergence),

@@ -111,8 +111,8 @@ def test_dtensors(mesh):
         for reduction in ("mean", "sum", "none"):
             value = xent.cross_entropy(x, target, reduction=reduction)
             close(value.full_tensor(), xent.cross_entropy(z, y, reduction=reduction))
-        (grad,) = torch.autograd.grad(xent.focal_loss(x, target), x)
-        close(grad.full_tensor(), gradient_of(Call("", xent.focal_loss, tuple), (z, y))[1])
+        (grad,) = torch.autograd.grad(xent.losses.focal_loss(x, target), x)
+        close(grad.full_tensor(), gradient_of(Call("", xent.losses.focal_loss, tuple), (z, y))[1])
         soft = distribute_tensor(b, mesh, [rows, Replicate()])
         value = xent.binary_cross_entropy_with_logits(x, soft)
         close(value.full_tensor(), xent.binary_cross_entropy_with_logits(z, b))

@@ -302,7 +302,7 @@ def test_ngl_weighs_and_counts_as_the_frame_does():
     assert rows[4] == 0
     kept = y >= 0
     torch.testing.assert_close(rows[kept], ngl(z[kept], y[kept], {}) * w[y[kept]])
-    mean = xent.ngl_loss(z, y, w)
+    mean = xent.losses.ngl_loss(z, y, w)
     torch.testing.assert_close(mean, rows.sum() / w[y[kept]].sum())
     torch.testing.assert_close(xent.losses.ngl_loss(z, y, w, normalizer="count"), rows.sum() / 5)
     picture = z.T.reshape(1, 4, 2, 3)

@@ -21,9 +21,7 @@ CLASSES = [n for n, m in CATALOG.items() if m.targets == "classes" and n not in 
 
 CALLS = {
     **{
-        name: lambda y, name=name: CATALOG[name].function(
-            0.5 * X, y, **REGISTRY[name].arguments(4)
-        )
+        name: lambda y, name=name: CATALOG[name].function(0.5 * X, y, **REGISTRY[name].arguments(4))
         for name in CLASSES
     },
     "mixup_cross_entropy": lambda y: xent.losses.mixup_cross_entropy(

@@ -45,12 +45,14 @@ EXACT = {
     xent.losses.truncated_generalized_cross_entropy: lambda p, y: (
         (1 - max(p[y], mpf(0.5)) ** mpf(0.7)) / mpf(0.7)
     ),
-    xent.mae_loss: lambda p, y: mpmath.fsum(abs(v - (j == y)) for j, v in enumerate(p)),
-    xent.reverse_cross_entropy: lambda p, y: EXACT_FLOOR * (1 - p[y]),
-    xent.symmetric_cross_entropy: lambda p, y: -mpf(0.1) * log(p[y]) + EXACT_FLOOR * (1 - p[y]),
-    xent.normalized_cross_entropy: share,
-    xent.nce_rce_loss: lambda p, y: share(p, y) + EXACT_FLOOR * (1 - p[y]),
-    xent.nce_mae_loss: lambda p, y: share(p, y) + 2 * (1 - p[y]),
+    xent.losses.mae_loss: lambda p, y: mpmath.fsum(abs(v - (j == y)) for j, v in enumerate(p)),
+    xent.losses.reverse_cross_entropy: lambda p, y: EXACT_FLOOR * (1 - p[y]),
+    xent.losses.symmetric_cross_entropy: lambda p, y: (
+        -mpf(0.1) * log(p[y]) + EXACT_FLOOR * (1 - p[y])
+    ),
+    xent.losses.normalized_cross_entropy: share,
+    xent.losses.nce_rce_loss: lambda p, y: share(p, y) + EXACT_FLOOR * (1 - p[y]),
+    xent.losses.nce_mae_loss: lambda p, y: share(p, y) + 2 * (1 - p[y]),
 }
 MEMBERS = pytest.mark.parametrize("loss", EXACT, ids=lambda loss: loss.__name__)
 
@@ -153,20 +155,26 @@ def same(loss, other, scale=1.0, rtol=1e-13, **options):
 
 
 def test_limits():
-    same(xent.generalized_cross_entropy, xent.cross_entropy, q=0)
-    same(xent.generalized_cross_entropy, xent.cross_entropy, q=1e-15, rtol=1e-12)
-    same(xent.generalized_cross_entropy, xent.mae_loss, q=1, scale=0.5)
-    same(xent.truncated_generalized_cross_entropy, xent.generalized_cross_entropy, threshold=0)
-    same(xent.bootstrap_loss, xent.cross_entropy, beta=1)
-    same(xent.hard_bootstrap_loss, xent.cross_entropy, beta=1)
-    same(xent.reverse_cross_entropy, xent.mae_loss, scale=FLOOR / 2)
-    same(xent.symmetric_cross_entropy, xent.cross_entropy, alpha=1, beta=0)
-    same(xent.symmetric_cross_entropy, xent.reverse_cross_entropy, alpha=0)
-    same(xent.nce_rce_loss, xent.normalized_cross_entropy, beta=0)
-    same(xent.nce_rce_loss, xent.reverse_cross_entropy, alpha=0)
-    same(xent.nce_mae_loss, xent.mae_loss, alpha=0)
+    same(xent.losses.generalized_cross_entropy, xent.cross_entropy, q=0)
+    same(xent.losses.generalized_cross_entropy, xent.cross_entropy, q=1e-15, rtol=1e-12)
+    same(xent.losses.generalized_cross_entropy, xent.losses.mae_loss, q=1, scale=0.5)
+    same(
+        xent.losses.truncated_generalized_cross_entropy,
+        xent.losses.generalized_cross_entropy,
+        threshold=0,
+    )
+    same(xent.losses.bootstrap_loss, xent.cross_entropy, beta=1)
+    same(xent.losses.hard_bootstrap_loss, xent.cross_entropy, beta=1)
+    same(xent.losses.reverse_cross_entropy, xent.losses.mae_loss, scale=FLOOR / 2)
+    same(xent.losses.symmetric_cross_entropy, xent.cross_entropy, alpha=1, beta=0)
+    same(xent.losses.symmetric_cross_entropy, xent.losses.reverse_cross_entropy, alpha=0)
+    same(xent.losses.nce_rce_loss, xent.losses.normalized_cross_entropy, beta=0)
+    same(xent.losses.nce_rce_loss, xent.losses.reverse_cross_entropy, alpha=0)
+    same(xent.losses.nce_mae_loss, xent.losses.mae_loss, alpha=0)
     # Reverse cross-entropy is the mean absolute error in other units: 2 against -log floor.
-    same(xent.nce_mae_loss, lambda *a, **k: xent.nce_rce_loss(*a, beta=2 / FLOOR, **k))
+    same(
+        xent.losses.nce_mae_loss, lambda *a, **k: xent.losses.nce_rce_loss(*a, beta=2 / FLOOR, **k)
+    )
 
 
 def test_near_cross_entropy_keeps_its_digits():
@@ -231,9 +239,9 @@ def test_symmetric_losses_add_up_to_a_constant(loss):
 
 def test_the_constants():
     for loss, total in (
-        (xent.mae_loss, 2 * 12),
-        (xent.reverse_cross_entropy, FLOOR * 12),
-        (xent.normalized_cross_entropy, 1.0),
+        (xent.losses.mae_loss, 2 * 12),
+        (xent.losses.reverse_cross_entropy, FLOOR * 12),
+        (xent.losses.normalized_cross_entropy, 1.0),
     ):
         torch.testing.assert_close(
             over_labels(loss, Z), torch.full((64,), total, dtype=torch.float64)

@@ -104,7 +104,7 @@ CALLS = [
     Call("cross_entropy with options", _with_options, _labels),
     Call("cross_entropy by row", lambda *x: xent.cross_entropy(*x, reduction="none"), _labels),
     Call("linear_cross_entropy", xent.linear_cross_entropy, _head),
-    Call("sampled_cross_entropy", xent.sampled_cross_entropy, _sampled),
+    Call("sampled_cross_entropy", xent.losses.sampled_cross_entropy, _sampled),
     Call("focal_loss behind a head", _behind_a_head, _head),
     Call("token_log_probs", xent.token_log_probs, _labels),
     Call("entropy", lambda z, y: xent.entropy(z), _labels),
@@ -114,7 +114,9 @@ CALLS = [
     Call("softmax_jacobian", lambda z, y: xent.softmax_jacobian(z), _labels),
     Call("entmax", lambda z, y: xent.entmax(z), _labels),
     Call("tempered_softmax", lambda z, y: xent.tempered_softmax(z), _labels),
-    Call("info_nce_loss", xent.info_nce_loss, lambda n: (torch.randn(n, 4), torch.randn(n, 4))),
+    Call(
+        "info_nce_loss", xent.losses.info_nce_loss, lambda n: (torch.randn(n, 4), torch.randn(n, 4))
+    ),
     Call("information.entropy", lambda p, q: entropy(p), _distributions),
     Call("information.kl_divergence", kl_divergence, _distributions),
     Call("information.cross_entropy_of", cross_entropy_of, _distributions),

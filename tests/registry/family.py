@@ -188,12 +188,12 @@ ENTRIES = [
     rows("forward_corrected_cross_entropy", arguments=noise),
     rows("backward_corrected_cross_entropy", arguments=noise),
     rows(
-        "symmetric_noise_forward",
+        "forward_corrected_symmetric_noise_loss",
         hard("noise forward", F.noise_forward, options={"rate": 0.3}),
         arguments=rate,
     ),
     rows(
-        "symmetric_noise_backward",
+        "backward_corrected_symmetric_noise_loss",
         hard("noise backward", F.noise_backward, options={"rate": 0.1}, offset=True),
         arguments=rate,
     ),
