@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import xent
+from xent.engines.elements import operators
 
 from .helpers import opcheck, value_and_grad, widest
 from .test_elements import BCE, EACH, LAYOUTS, pair
@@ -199,8 +200,6 @@ def test_fullgraph_dynamic_shapes_and_bad_targets(kernels, reduction):
 @pytest.mark.parametrize("op", ["element_total", "element_values", "element_gradient"])
 @pytest.mark.parametrize("layout", ["plain", "channels last"])
 def test_opcheck(kernels, op, layout):
-    from xent.engines.elements import ops
-
     z, t = pair(2, 3, 4, 2, dtype=torch.float32)
     if layout != "plain":
         z = LAYOUTS[layout](z)
@@ -210,4 +209,4 @@ def test_opcheck(kernels, op, layout):
         arguments = [torch.randn_like(z), *arguments]
     else:
         z.requires_grad_()
-    opcheck(getattr(ops, op), arguments)
+    opcheck(getattr(operators, op), arguments)
