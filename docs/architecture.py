@@ -1,9 +1,10 @@
 """Draws the rooms of the library from its imports: ``python docs/architecture.py``.
 
 The picture is ``docs/architecture.svg``. Its rooms are those of ``tests/test_structure.py``, where
-a test keeps imports running downwards. An arrow is an import; an arrow that a longer way of arrows
-implies is left out. The numbers are the road of a logit, found by running a loss. A test compares
-the picture on disk with what this script draws.
+a test keeps imports running downwards; rooms of one folder are drawn as one where that makes no
+circle. An arrow is an import; an arrow that a longer way of arrows implies is left out. The numbers
+are the road of a logit, found by running a loss. A test compares the picture on disk with what this
+script draws.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import ast
 import sys
 import textwrap
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from html import escape
 from itertools import accumulate, pairwise
 from pathlib import Path
@@ -36,9 +38,9 @@ Graph = dict[str, set[str]]
 
 def rooms() -> Graph:
     """Return every room with the rooms that its files import."""
-    graph: Graph = {"_core": set()}
+    graph: Graph = {"_core": set()}  # a library, no file of Python
     for file in sorted(HOUSE.rglob("*.py")):
-        others = {room_of(module) for module in imports_of(file)}
+        others = {module if module in graph else room_of(module) for module in imports_of(file)}
         graph.setdefault(home(file), set()).update(others - {home(file)})
     return graph
 
@@ -59,6 +61,27 @@ def tools(graph: Graph) -> set[str]:
 def within(graph: Graph, kept: set[str]) -> Graph:
     """Return the part of a graph that lies between these rooms."""
     return {room: graph[room] & kept for room in sorted(kept)}
+
+
+def folders(graph: Graph) -> dict[str, str]:
+    """Return the room that each room is drawn in: its folder, unless that made a circle."""
+    drawn = {room: room for room in graph}
+    for room in sorted(graph, key=lambda room: (-depth(graph, room), room)):
+        trial = {**drawn, room: room.partition(".")[0]}
+        try:
+            TopologicalSorter(joined(graph, trial)).prepare()
+        except CycleError:
+            continue
+        drawn = trial
+    return drawn
+
+
+def joined(graph: Graph, drawn: dict[str, str]) -> Graph:
+    """Return the graph of the rooms that these rooms are drawn in."""
+    found: Graph = {}
+    for room, others in graph.items():
+        found.setdefault(drawn[room], set()).update(drawn[other] for other in others)
+    return {room: found[room] - {room} for room in sorted(found)}
 
 
 def reduced(graph: Graph) -> Graph:
@@ -137,7 +160,7 @@ def modules_of(file: Path) -> set[str]:
 # ---- places --------------------------------------------------------------------------------------
 
 BOX, HEIGHT, GAP, FLOOR = 214, 64, 16, 108  # of a room, between rooms, from floor to floor
-WIDTH = 4 * BOX + 10 * GAP
+WIDTH = 4 * BOX + 10 * GAP  # of the picture, if no floor needs more
 
 
 class Spot(NamedTuple):
@@ -162,8 +185,8 @@ def ways(graph: Graph, floor: dict[str, int]) -> Iterator[list[Spot]]:
             yield [Spot(floor[room], room), *points, Spot(floor[other], other)]
 
 
-def places(spots: list[Spot], arrows: list[list[Spot]]) -> dict[Spot, float]:
-    """Return the middle of each spot: near to its neighbours, and nothing on top of another.
+def places(spots: list[Spot], arrows: list[list[Spot]]) -> tuple[dict[Spot, float], int]:
+    """Return the middle of each spot, near to its neighbours, and the width of the picture.
 
     Sweeps up and down the floors order the spots by the mean place of their neighbours, as layered
     drawings of graphs do (Sugiyama, Tagawa and Toda 1981).
@@ -174,17 +197,18 @@ def places(spots: list[Spot], arrows: list[list[Spot]]) -> dict[Spot, float]:
             near.setdefault(upper, []).append(lower)
             near.setdefault(lower, []).append(upper)
     storeys = [[s for s in near if s.floor == k] for k in range(1 + max(s.floor for s in near))]
-    place = {s: WIDTH * (k + 1) / (len(row) + 1) for row in storeys for k, s in enumerate(row)}
+    width = max(WIDTH, *(sum(s.width + GAP for s in row) + GAP for row in storeys))
+    place = {s: width * (k + 1) / (len(row) + 1) for row in storeys for k, s in enumerate(row)}
     for sweep in range(60):
         for row in storeys if sweep % 2 else reversed(storeys):
             wish = {s: fmean(place[n] for n in near[s]) if near[s] else place[s] for s in row}
             order = sorted(row, key=lambda s: (wish[s], s))
-            found = spread([s.width for s in order], [wish[s] for s in order])
+            found = spread([s.width for s in order], [wish[s] for s in order], width)
             place.update(zip(order, found, strict=True))
-    return place
+    return place, width
 
 
-def spread(widths: list[int], wish: list[float]) -> list[float]:
+def spread(widths: list[int], wish: list[float], width: int) -> list[float]:
     """Return places in this order, with gaps, at the least squares from the wished places."""
     offset = list(accumulate([0.0, *((a + b) / 2 + GAP for a, b in pairwise(widths))]))
     blocks: list[list[float]] = []  # spots that touch move together, to the mean of their wishes
@@ -192,7 +216,7 @@ def spread(widths: list[int], wish: list[float]) -> list[float]:
         blocks.append([w - o])
         while len(blocks) > 1 and fmean(blocks[-2]) >= fmean(blocks[-1]):
             blocks[-2:] = [blocks[-2] + blocks[-1]]
-    low, high = GAP + widths[0] / 2, WIDTH - GAP - widths[-1] / 2 - offset[-1]
+    low, high = GAP + widths[0] / 2, width - GAP - widths[-1] / 2 - offset[-1]
     means = [min(max(fmean(block), low), high) for block in blocks for _ in block]
     return [mean + o for mean, o in zip(means, offset, strict=True)]
 
@@ -273,13 +297,15 @@ def lines(arrows: list[list[Spot]], place: dict[Spot, float], roof: int) -> Iter
         yield line([*points, (to_x, roof - FLOOR * end.floor - 2)])
 
 
-def strip(y: int, title: str, names: list[str], fill: str = OTHER) -> Iterator[str]:
-    """Draw a line of small rooms without arrows, with a title before them."""
+def strip(
+    y: int, title: str, names: list[str], fill: str = OTHER, places: int = 7
+) -> Iterator[str]:
+    """Draw a line of small rooms without arrows, with a title and room for so many."""
     yield label(GAP, y + 17, title, 12)
-    wide = min(122, (WIDTH - 130 - GAP) // len(names))
+    wide = (WIDTH - 130 - GAP) // max(places, len(names))
     for k, name in enumerate(names):
         yield rectangle(130 + wide * k, y, wide - 6, 26, fill)
-        size = 11 if len(name) < 15 else 9.5
+        size = 11 if len(name) < wide // 8 else 9.5
         yield label(127 + wide * (k + 0.5), y + 17, name, size, f'{BOLD} text-anchor="middle"')
 
 
@@ -293,24 +319,28 @@ def engines(y: int) -> Iterator[str]:
     for folder, files in zip(("rows", "elements"), grid, strict=True):
         own = [name for name in files if name not in both]
         lists[f"engines/{folder}/"] = [*both, *own]
+    most = max(map(len, lists.values()))
     for k, folder in enumerate(sorted(lists)):
-        yield from strip(y + 14 + 34 * k, folder, lists[folder], FILL["engines"])
+        yield from strip(y + 14 + 34 * k, folder, lists[folder], FILL["engines"], most)
 
 
 def picture() -> str:
     """Return the drawing of the house: doors, rooms on their floors, tools, engines."""
     graph = rooms()
     tool = tools(graph)
-    graph = reduced(within(graph, graph.keys() - tool - DOORS))
+    graph = within(graph, graph.keys() - tool - DOORS)
+    drawn = folders(graph)
+    passed = list(dict.fromkeys(drawn[room] for room in road() if room in drawn))
+    number = {room: k for k, room in enumerate(passed, 1)}
+    graph = reduced(joined(graph, drawn))
     floor = floors(graph)
-    number = {room: k for k, room in enumerate([r for r in road() if r in graph], 1)}
     arrows = list(ways(graph, floor))
-    place = places([Spot(floor[room], room) for room in graph], arrows)
+    place, width = places([Spot(floor[room], room) for room in graph], arrows)
     roof = 152 + FLOOR * max(floor.values())
     below = roof + HEIGHT + 34
     height = below + 34 + 40 + 4 * 34 + GAP
     parts = [
-        START.format(width=WIDTH, height=height, ink=INK, pale=PALE),
+        START.format(width=width, height=height, ink=INK, pale=PALE),
         label(GAP, 30, "The rooms of xent, and the road of a logit", 20, BOLD),
         *(label(GAP, 50 + 16 * k, text, 12) for k, text in enumerate(LEGEND)),
         label(GAP, 84, " \u2192 ".join(number), 13, f'{BOLD} fill="{RED}"'),
