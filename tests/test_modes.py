@@ -280,13 +280,18 @@ def test_jit_trace(entry):
     close(traced(*others), function(*others))
 
 
-SLOW_TRACERS = [
-    pytest.param(m, marks=pytest.mark.slow) for m in ("symbolic", "fake", "pre_dispatch")
-]
+# Of these a graph has thousands of operations, the steps of a search for the normaliser.
+SEARCHING = {"bi_tempered_loss", "entmax", "entmax_loss", "sparsemax_loss", "tempered_softmax"}
+TRACED = [
+    pytest.param(
+        entry, mode, id=f"{mode}-{entry}",
+        marks=[pytest.mark.slow] if mode != "real" or entry.name in SEARCHING else [],
+    )
+    for mode in ("real", "symbolic", "fake", "pre_dispatch") for entry in CALLS
+]  # fmt: skip
 
 
-@every_entry
-@pytest.mark.parametrize("mode", ["real", *SLOW_TRACERS])
+@pytest.mark.parametrize(("entry", "mode"), TRACED)
 def test_make_fx(entry, mode):
     tensors, function = tensors_only(entry, drawn(entry))
     options = {"pre_dispatch": True} if mode == "pre_dispatch" else {"tracing_mode": mode}

@@ -159,7 +159,7 @@ between = time.process_time()
 import xent
 print((time.process_time() - between) / (between - start))
 """
-    assert min(float(python(code)) for _ in range(5)) < 0.2  # 0.06 to 0.12, by Python
+    assert any(float(python(code)) < 0.2 for _ in range(5))  # 0.06 to 0.12, by Python
 
 
 # What is public, by the name that users write.
