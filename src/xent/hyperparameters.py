@@ -24,7 +24,7 @@ from .targets import class_axis
 
 
 class Rule(ABC):
-    """What a hyperparameter must satisfy: the base of all rules.
+    """A condition on a hyperparameter: the base class of all rules.
 
     Rules of two classes are never equal. Python before 3.11.4 gives ``Annotated[float, rule]`` from
     a cache, where a rule that is equal to another would be replaced by it.
@@ -154,7 +154,7 @@ class Hyperparameters:
         return settings
 
     def fit_chunks(self, settings: Mapping[str, Any]) -> bool:
-        """Whether some rows can be looked at without the others.
+        """True if some rows can be computed without the others.
 
         Not with tensors that may hold a number per row, or that want a gradient themselves.
         """
@@ -172,6 +172,6 @@ def _hints(body: Callable[..., Any]) -> dict[str, Any]:
 
 
 def _rules(hint: Any) -> list[Any]:
-    """What is annotated, also inside ``... | None``."""
+    """Return the rules of an annotation, also inside ``... | None``."""
     nested = [rule for part in getattr(hint, "__args__", ()) for rule in _rules(part)]
     return [*getattr(hint, "__metadata__", ()), *nested]

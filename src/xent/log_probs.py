@@ -22,7 +22,7 @@ from .targets import moved_labels
 
 
 class TokenLogProbs(NamedTuple):
-    """What :func:`xent.token_log_probs` returns with ``entropy=True``; both in nats.
+    """Result of :func:`xent.token_log_probs` with ``entropy=True``; both in nats.
 
     Attributes:
         log_prob: log-probability of each target.

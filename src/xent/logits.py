@@ -1,4 +1,4 @@
-"""What is done to logits before any loss sees them: scales, softcap, class bias."""
+"""Transforms of logits before a loss sees them: scales, softcap, class bias."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class LogitTransform(NamedTuple):
         return tuple(t for t in (self.scale, self.class_bias, self.class_scale) if t is not None)
 
     def without_scale_of(self, rows: Tensor) -> LogitTransform:
-        """The same, but 1 for the scale of some rows, a mask: NaN there has no gradient, then."""
+        """Return the transform with scale 1 for masked rows, so that NaN there has no gradient."""
         if self.scale is None or not self.scale.ndim:
             return self
         return self._replace(scale=torch.where(rows, 1.0, self.scale))

@@ -1,4 +1,4 @@
-"""What a user may ask of rows of logits without a loss: their statistics, and which engine runs."""
+"""Statistics of rows of logits without a loss, and the engine that a call takes."""
 
 from __future__ import annotations
 

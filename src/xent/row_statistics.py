@@ -107,7 +107,7 @@ _AS_THEY_ARE = (
 
 @dataclass(frozen=True)
 class RowStatistics:
-    r"""What a loss may know about each row of logits; natural logarithms throughout.
+    r"""Statistics of each row of logits, all that a loss may use; in natural logarithms.
 
     Every attribute has the shape of the target without its class axis, in float64, and is
     differentiable with respect to the logits unless marked *constant*. With :meth:`merge` and
@@ -254,7 +254,7 @@ class RowStatistics:
         )
 
     def reshape(self, shape: tuple[int, ...]) -> RowStatistics:
-        """The same with other axes for the rows."""
+        """Return the statistics with other axes for the rows."""
         names = ("log_odds", "log_prob", "target", "lse", "mass", "label")
         own = {n: x.reshape(shape) for n in names if (x := getattr(self, n)) is not None}
         asked = {name: value.reshape(shape) for name, value in self.on_request.items()}
@@ -371,7 +371,7 @@ class RowStatistics:
         return merged
 
     def _entropy_within(self, lse: Tensor) -> Tensor:
-        """What these classes contribute to the entropy of a larger set with this ``lse``."""
+        """Return the part of these classes in the entropy of a larger set with this ``lse``."""
         log_share = self._log_share(lse)
         return product(log_share.exp(), self.entropy - log_share)
 
@@ -384,7 +384,7 @@ Peak = tuple[Tensor, Tensor]
 
 
 def _larger(a: Peak, b: Peak) -> Peak:
-    """Of two (class, logit), the one with the larger logit; of equals that of the lower class."""
+    """Return the pair (class, logit) of the larger logit; of equal logits the lower class."""
     first = (a[1] > b[1]) | ((a[1] == b[1]) & (a[0] < b[0]))
     return torch.where(first, a[0], b[0]), torch.where(first, a[1], b[1])
 

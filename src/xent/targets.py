@@ -74,7 +74,7 @@ _SPARSE = (torch.sparse_coo, torch.sparse_csr, torch.sparse_csc, torch.sparse_bs
 
 
 def are_alike(target: Tensor, input: Tensor) -> bool:
-    """Whether a target holds a number for each logit.
+    """True if a target holds a number for each logit.
 
     The number of axes comes first: axes of which only one may grow are then never compared.
     """
@@ -177,7 +177,7 @@ def refuse_other_rows(input: Tensor, target: Tensor, name: str = "target") -> No
 
 
 def shape_hint(input: Tensor, target: Tensor, name: str = "target") -> str:
-    """What makes class indices and logits of different rows fit, as the end of a sentence."""
+    """Return how to make class indices and logits of different rows fit, to end a sentence."""
     rows, shape = input.shape[:1] + input.shape[2:], target.shape
     if len(shape) == len(rows) + 1 and shape[1] == 1 and shape[:1] + shape[2:] == rows:
         return f"; pass {name}.squeeze(1)"

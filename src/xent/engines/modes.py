@@ -37,12 +37,12 @@ _TRACERS = (
 
 
 def compiling() -> bool:
-    """Whether torch.compile or torch.export is at work; both are shown operators of our own."""
+    """True under torch.compile or torch.export; both are shown operators of our own."""
     return torch.compiler.is_compiling()
 
 
 def plain_operations() -> bool:
-    """Whether only plain tensor operations will do.
+    """True if only plain tensor operations are possible.
 
     So it is under torch.func (vmap, grad, jvp, ...) and forward-mode AD, whose tensors have no
     memory of their own, and under torch.jit.trace, make_fx, fake and functional tensors, which
@@ -57,12 +57,12 @@ def plain_operations() -> bool:
 
 
 def deferred() -> bool:
-    """Whether values cannot be looked at: they are still to come, or a transform hides them."""
+    """True if values cannot be looked at: they do not exist yet, or a transform hides them."""
     return compiling() or plain_operations()
 
 
 def autocasts(tensor: Tensor) -> bool:
-    """Whether autocast is on for a tensor's device; some types of devices have none."""
+    """True if autocast is on for the device of a tensor; some types of devices have none."""
     device = tensor.device.type
     return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
@@ -110,7 +110,7 @@ _KEYS_BEYOND_CPU = ~_keys_of_memory("cpu")
 
 
 def in_cpu_memory(tensor: Tensor) -> bool:
-    """Whether a tensor is plain memory of the CPU, and there is some.
+    """True if a tensor is plain memory of the CPU, and has some.
 
     PyTorch's dispatcher marks whatever is not plain memory with a key of its own. A tensor with a
     key that a fresh tensor lacks is turned away, whatever that key may be.
@@ -142,7 +142,7 @@ def _reason(tensor: Tensor) -> str:
 
 
 def is_dtensor(x: Any) -> bool:
-    """Whether something is a DTensor, which whoever has one has imported."""
+    """True if something is a DTensor; then its module has been imported."""
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(x, module.DTensor)
 
@@ -161,7 +161,7 @@ def obstacle(tensors: Sequence[Tensor | None], devices: Sequence[str]) -> str | 
 
 
 def only_differentiable(*grads: Tensor | None) -> bool:
-    """Whether a backward pass must be plain operations, given the gradients that come in.
+    """True if a backward pass must be plain operations, given the incoming gradients.
 
     So it is where the pass is recorded for a second derivative or vectorised, by either of
     torch's vmaps, and where kernels cannot read what comes in.
@@ -174,12 +174,12 @@ def only_differentiable(*grads: Tensor | None) -> bool:
 
 
 def are_there(values: Tensor) -> bool:
-    """Whether values can be looked at, though it may mean to wait for a device."""
+    """True if values can be looked at, even if that means to wait for a device."""
     return not deferred() and unreadable(settled(values)) is None
 
 
 def can_look_at(values: Tensor) -> bool:
-    """Whether a check may read values: they are there, and looking waits for no device."""
+    """True if a check may read values: they exist, and reading waits for no device."""
     return values.device.type == "cpu" and are_there(values)
 
 

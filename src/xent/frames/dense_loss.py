@@ -40,7 +40,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class DenseRows(NamedTuple):
-    """What a dense loss is given, in float64 where the device has it, with one of two targets."""
+    """Rows for a dense loss, in float64 where the device has it, with one of two targets."""
 
     logits: Tensor  # (N..., C), after scale, softcap and bias; -inf masks a class
     soft: Tensor | None  # (N..., C), each row a distribution
@@ -56,7 +56,7 @@ class DenseRows(NamedTuple):
         return (classes == self.label.unsqueeze(-1)).to(self.logits.dtype)
 
     def expected(self, values: Tensor) -> Tensor:
-        """What the target expects of one value per class, (N..., C) or (C,)."""
+        """Return the mean under the target of one value per class, (N..., C) or (C,)."""
         if self.label is None:
             return (self.target * values).sum(-1)
         values = values.expand_as(self.logits)
@@ -176,7 +176,7 @@ def by_rows(function: Callable[..., Tensor], *tensors: Tensor | None) -> Tensor:
 
 
 def wide_dtype(x: Tensor) -> torch.dtype:
-    """What rows are worked on in: float64 where the device has it."""
+    """Return the dtype for work on rows: float64 where the device has it."""
     return torch.float32 if x.device.type == "mps" else torch.float64
 
 

@@ -34,7 +34,7 @@ from .reduction import Reduction, of_empty, read_reduction, rows_left_out, stabl
 
 @dataclass(frozen=True)
 class Elements:
-    """What a loss may know about each element: logits and targets, and what follows from them.
+    """Elements of a loss: logits and targets, and the numbers that follow from both.
 
     Everything has the shape of ``input`` and is float64. No difference of nearly equal numbers is
     taken: ``miss`` is not ``1 - prob``, and so has all its digits where ``prob`` is nearly 1.
@@ -120,7 +120,7 @@ def power(base: Tensor, exponent: float | Tensor) -> Tensor:
 
 
 def _finite(value: Tensor) -> bool:
-    """Whether there is nothing to guard against, as far as anybody can look.
+    """True if all values are known to be finite.
 
     ``torch.where`` costs ten multiplications, a sum one.
     """
@@ -373,7 +373,7 @@ def check_unit_range(name: str, value: Tensor, hint: str, weight: Tensor | None)
 def _divisor(
     problem: ElementProblem, normalizer: float | Tensor | str | None, empty: str
 ) -> float | Tensor:
-    """What the mean divides by: the number of elements that are kept, unless told otherwise."""
+    """Return the divisor of the mean: by default the number of elements that are kept."""
     if normalizer is not None and not isinstance(normalizer, str):
         return normalizer
     kept = problem.kept()
@@ -389,7 +389,7 @@ def _divisor(
 
 
 def _divisor_of(given: dict[str, Any]) -> Tensor:
-    """What the mean of a call with these arguments divides by, as a tensor."""
+    """Return the divisor of the mean of a call with these arguments, as a tensor."""
     names = ("input", "target", "weight", "pos_weight", "ignore_value")
     problem = make_problem(*(given.get(name) for name in names))  # pyright: ignore
     divisor = _divisor(problem, given["normalizer"], "nan")

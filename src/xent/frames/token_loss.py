@@ -90,7 +90,7 @@ class Tokens:
         return self._kept(x)
 
     def advantage(self, advantage: Tensor) -> Tensor:
-        """That of each token, which may be given by sequence; a constant."""
+        """Return the advantage of each token as a constant; it may be given by sequence."""
         is_tensor("advantage", advantage)
         if advantage.is_complex():
             raise TypeError(f"`advantage` must hold real numbers, got {advantage.dtype}")
@@ -111,7 +111,7 @@ class Tokens:
             raise ValueError(f"`{name}` is on {x.device} but `log_prob` on {self.given.device}")
 
     def lengths(self) -> Tensor:
-        """How many tokens each sequence keeps, ``(B, 1)``."""
+        """Return the number of tokens that each sequence keeps, ``(B, 1)``."""
         return self.counted().sum(-1, keepdim=True)
 
     def counted(self) -> Tensor:
@@ -145,7 +145,7 @@ class Tokens:
         return reduce.of(RowValues(values, self.mask, self.counted())).to(self.given.dtype)
 
     def _share(self, average: Average) -> Tensor | None:
-        """What each token adds to that of its sequence; None where sequences have no say."""
+        """Return the share of each token in its sequence; None if sequences do not matter."""
         if isinstance(average, str):
             one_of("average", average, ("token", "sequence"))
             if average == "token":

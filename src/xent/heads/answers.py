@@ -1,4 +1,4 @@
-"""What people ask of logits along the classes, a chunk at a time behind a linear head.
+"""Functions of logits along the classes, computed a chunk at a time behind a linear head.
 
 Answers to PyTorch's functions and methods ``logsumexp``, ``argmax``, ``max``, ``topk``,
 ``log_softmax`` and ``gather``; and :func:`sample`, which takes tensors, too.
@@ -102,7 +102,7 @@ def _along_classes(input: LinearLogits | LinearLogProbs, dim: int | None) -> boo
 
 
 def _statistics(input: LinearLogits, **requests: bool) -> RowStatistics:
-    """Those that depend on no target."""
+    """Return the statistics that depend on no target."""
     any_class = torch.zeros(input.shape[:-1], dtype=torch.int64, device=input.device)
     return statistics(input, any_class, **requests)  # pyright: ignore
 

@@ -27,7 +27,7 @@ class Plan(NamedTuple):
 
 
 def plan(source: LinearLogits, heads: int = 1) -> Plan:
-    """How one of several heads that share the workspace is gone through."""
+    """Plan the chunks of one of several heads that share the workspace."""
     # On most CPUs products of 16-bit numbers take a hundred times as long.
     narrow = source.is_cpu and source.weight.dtype in (torch.bfloat16, torch.float16)
     dtype = torch.float32 if narrow else source.weight.dtype
@@ -41,7 +41,7 @@ def plan(source: LinearLogits, heads: int = 1) -> Plan:
 
 
 def describe(source: LinearLogits) -> str:
-    """How the gradient is found, in words."""
+    """Describe in words how the gradient is computed."""
     dtype, rows, _ = plan(source)
     megabytes = rows * source.shape[-1] * dtype.itemsize / 2**20
     return (
@@ -129,7 +129,7 @@ class Head:
                 self.gradients[k] = part if k == 0 and every_row else part.zero_()
 
     def add(self, index: Index, dz: Tensor) -> None:
-        """What the gradient of some rows' logits adds to them."""
+        """Add the gradient of the logits of some rows to the gradients of the head."""
         hidden, weight, bias = self.gradients
         if hidden is not None:
             total = dz.new_zeros(dz.shape[0], hidden.shape[1])

@@ -110,7 +110,7 @@ def _gradient(
     engine: ModuleType,
     needed: Sequence[bool],
 ) -> list[Tensor | None]:
-    """Of features, weight and bias, the logits being computed once more."""
+    """Return gradients of hidden, weight and bias; recomputes the logits of each chunk."""
     chunks, head = _chunks(problem)
     head.want(needed, chunks.kept is None)
     for index in chunks:
@@ -129,7 +129,7 @@ def _whole_gradient(
     partials: Sequence[Tensor | None],
     needed: Sequence[bool],
 ) -> list[Tensor | None]:
-    """The same with all logits at once, differentiable itself."""
+    """Return gradients with all logits at once; they can be differentiated again."""
     with torch.enable_grad():
         z = problem.source.product()
         dz = reference.row_gradient(problem.with_logits(z), table, partials)
@@ -169,7 +169,7 @@ class Rows(NamedTuple):
 
     @property
     def none(self) -> bool:
-        """Whether no row is looked at."""
+        """True if there is no row to read."""
         looked_at = self.sources[0].hidden if self.kept is None else self.kept
         return looked_at.shape[0] == 0
 
@@ -180,14 +180,14 @@ class Rows(NamedTuple):
 
     @staticmethod
     def saved(ctx: Any) -> Rows:
-        """What was saved; raises if a tensor was changed since."""
+        """Return the saved tensors as chunks of rows; raise if a tensor was changed since."""
         tensors, sources = ctx.saved_tensors, ctx.rows.sources
         return ctx.rows._replace(
             sources=tuple(s.of(*tensors[3 * k : 3 * k + 3]) for k, s in enumerate(sources))
         )
 
     def values(self) -> Iterator[tuple[Index, Tensor]]:
-        """Those of each chunk."""
+        """Yield the index and the values of each chunk."""
         chunks = Chunks(self.sources, self.kept)
         for index in chunks:
             yield index, self.function(index, *(head.logits(index) for head in chunks.heads))
@@ -291,9 +291,9 @@ def row_values(rows: Rows) -> Tensor:
 
 
 def needs_all(beside: Iterable[Tensor | None]) -> bool:
-    """Whether all logits must be there at once, given the other tensors that are read.
+    """True if all logits must be in memory at once, given the other tensors that are read.
 
-    That is where one of them wants a gradient, or plain operations are needed: torch.func,
+    That is so if one of these wants a gradient, or plain operations are needed: torch.func,
     forward-mode AD, compilation.
     """
     if deferred():

@@ -13,7 +13,7 @@ from .stand_in import Lean
 
 
 class LinearLogProbs(Lean):
-    """What :func:`torch.log_softmax` of :class:`xent.LinearLogits` along the classes gives.
+    """Result of :func:`torch.log_softmax` of :class:`xent.LinearLogits` along the classes.
 
     Rows may be sliced and reshaped. The sign, ``gather``, ``sum`` and ``mean`` along the classes
     and :func:`torch.nn.functional.nll_loss` are lean.
@@ -35,7 +35,7 @@ class LinearLogProbs(Lean):
 
     @property
     def dtype(self) -> torch.dtype:
-        """That of the logits."""
+        """The dtype of the logits."""
         return self.logits.dtype
 
     @property
@@ -45,7 +45,7 @@ class LinearLogProbs(Lean):
 
     @property
     def requires_grad(self) -> bool:
-        """Whether the logits do."""
+        """True if the logits require a gradient."""
         return self.logits.requires_grad
 
     def reshape(self, *shape: Any) -> LinearLogProbs:
@@ -62,7 +62,7 @@ class LinearLogProbs(Lean):
         return LinearLogProbs(logits, self.sign)
 
     def detach(self) -> LinearLogProbs:
-        """The same as constants."""
+        """Return these log-probabilities as constants."""
         return LinearLogProbs(self.logits.detach(), self.sign)
 
     def __getitem__(self, index: Any) -> LinearLogProbs | Tensor:

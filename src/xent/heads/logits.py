@@ -87,7 +87,7 @@ class LinearLogits(Lean):
 
     @property
     def requires_grad(self) -> bool:
-        """Whether anything they are made of does."""
+        """True if a part of the head requires a gradient."""
         learned = isinstance(self.scale, Tensor) and self.scale.requires_grad
         return learned or any(t.requires_grad for t in self.parts)
 
@@ -145,7 +145,7 @@ class LinearLogits(Lean):
         return None if isinstance(last, slice) and last == slice(None) else parts
 
     def rows(self, index: Any) -> LinearLogits:
-        """Those that an index picks."""
+        """Return the rows that an index picks."""
         return self._with(hidden=self.hidden[index])
 
     def to(self, *arguments: Any, **options: Any) -> LinearLogits | Tensor:
@@ -216,11 +216,11 @@ class LinearLogits(Lean):
         return self._with(hidden=hidden, scale=1.0, softcap=None, divisor=None, undivided=1.0)
 
     def of(self, hidden: Any, weight: Any, bias: Any) -> LinearLogits:
-        """The same of other tensors; None for none of them yet."""
+        """Return a copy of this head with other tensors, or None for those to be set later."""
         return self._with(hidden=hidden, weight=weight, bias=bias)
 
     def with_hidden(self, hidden: Tensor) -> LinearLogits:
-        """The same of other features."""
+        """Return a copy of this head with other features."""
         return self._with(hidden=hidden)
 
     def absorb(self, scale: Tensor | None, class_bias: Tensor | None) -> LinearLogits:
@@ -255,7 +255,7 @@ class LinearLogits(Lean):
             return torch.nn.functional.linear(*parts)  # pyright: ignore
 
     def transform(self, z: Tensor) -> Tensor:
-        """What was recorded, done to the products of some classes with every row."""
+        """Apply the recorded scale and cap to products with the weight, ``(N, some classes)``."""
         scale, cap = self.scale, self.softcap
         if not isinstance(scale, Tensor):
             one = scale == 1.0
@@ -264,7 +264,7 @@ class LinearLogits(Lean):
         return (z / cap if self.capped and cap else z).to(self.dtype)
 
     def detach(self) -> LinearLogits:
-        """The same as constants."""
+        """Return a copy of this head whose tensors are constants."""
         names = ("hidden", "weight", "bias", "scale")
         return self._with(**{name: _constant(getattr(self, name)) for name in names})
 
@@ -330,7 +330,7 @@ def _is_per_class(x: Any, shape: torch.Size) -> bool:
 
 
 def _axes(index: Any) -> int:
-    """How many axes one part of an index is about."""
+    """Return the number of axes that one part of an index covers."""
     if isinstance(index, Tensor) and index.dtype == torch.bool:
         return index.ndim
     return 0 if index is None or index is Ellipsis else 1
@@ -341,7 +341,7 @@ def _constant(x: Any) -> Any:
 
 
 def under_autocast(*parts: Any) -> tuple[Any, ...]:
-    """Of one dtype, the widest of theirs, where autocast lets them differ."""
+    """Under autocast, cast all tensors to the widest of their dtypes."""
     floats = [x for x in parts if isinstance(x, Tensor) and x.is_floating_point()]
     if not any(autocasts(x) for x in floats):
         return parts

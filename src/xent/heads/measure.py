@@ -40,12 +40,12 @@ def measure(
 
 
 def by_chunks(problem: Problem) -> bool:
-    """Whether logits behind a head may come by chunks, or all must be there at once."""
+    """True if logits behind a head may come by chunks, False if all must be there at once."""
     return not gradients.needs_all(problem.others)
 
 
 def with_all_logits(problem: Problem) -> Problem:
-    """The same problem with logits that are a tensor, if they lie behind a head."""
+    """Return the problem with its logits as a tensor, also if they lie behind a head."""
     if not isinstance(problem, HeadProblem):
         return problem
     return problem.with_logits(gradients.all_logits(problem.source))

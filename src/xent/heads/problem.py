@@ -55,15 +55,15 @@ class HeadProblem(Problem):
         return x
 
     def unflat(self, x: Shaped) -> Shaped:
-        """What holds one number per row, in the shape of the caller's rows."""
+        """Reshape one number per row to the shape of the caller's rows."""
         return x.reshape(self.shape)
 
     def replace(self, **tensors: Tensor | None) -> HeadProblem:
-        """The same question about other tensors, given by name."""
+        """Return the same problem with other tensors, given by name."""
         return HeadProblem(self.source, self.tensors._replace(**tensors), self.settings, self.shape)
 
     def with_source(self, source: Any) -> HeadProblem:
-        """The same question about another head of the same shape, or None: to be held no longer."""
+        """Return the same problem with another head of this shape, or None to release the head."""
         other = object.__new__(HeadProblem)
         for name in ("_dtype", "axis", "classes", "logits", "mask", "rows", "settings", "shape"):
             setattr(other, name, getattr(self, name))

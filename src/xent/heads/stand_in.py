@@ -1,4 +1,4 @@
-"""What stands for a tensor without holding its numbers."""
+"""Stand-ins for tensors that do not hold the numbers."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Lean(ABC):
         """All the numbers as a tensor."""
 
     def whole(self, reason: str) -> Tensor:
-        """The same, kept for the next who needs them, with a warning which says what for."""
+        """Materialise once, keep the result, and warn which operation needed it."""
         if self._all is not None and self._all[0] == torch.is_grad_enabled():
             return self._all[1]
         if not compiling():
@@ -48,12 +48,12 @@ class Lean(ABC):
 
     @property
     def ndim(self) -> int:
-        """How many axes they have."""
+        """The number of axes."""
         return len(self.shape)
 
     @property
     def device(self) -> torch.device:
-        """Where they would be."""
+        """The device of the numbers."""
         return self.hidden.device
 
     @property
@@ -72,7 +72,7 @@ class Lean(ABC):
         return self.dtype.itemsize
 
     def dim(self) -> int:
-        """How many axes they have."""
+        """The number of axes."""
         return self.ndim
 
     def size(self, dim: int | None = None) -> Any:
@@ -80,7 +80,7 @@ class Lean(ABC):
         return self.shape if dim is None else self.shape[dim]
 
     def numel(self) -> int:
-        """How many there would be."""
+        """Return the number of numbers."""
         return self.shape.numel()
 
     def is_floating_point(self) -> bool:
@@ -180,7 +180,7 @@ class Lean(ABC):
 
 
 def _fits(answer: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
-    """Whether an answer knows these arguments."""
+    """True if an answer takes these arguments."""
     try:
         inspect.signature(answer).bind(*args, **kwargs)
     except TypeError:

@@ -1,4 +1,4 @@
-"""What an engine is asked about single elements: logits, targets, weights, and the loss."""
+"""The problem of single elements: logits, targets, weights and the loss."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class ElementProblem(NamedTuple):
         return torch.tensor(self.ignore_value, dtype=self.target.dtype, device="cpu").item()
 
     def differentiable_beyond_input(self) -> bool:
-        """Whether something other than the input wants a gradient."""
+        """True if a tensor other than the input wants a gradient."""
         others = self.tensors[1:]
         return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in others)
 

@@ -1,4 +1,4 @@
-"""What an engine is asked about rows of logits: a record of tensors and a record of settings."""
+"""The problem of rows of logits: a record of tensors and a record of settings."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class Problem:
 
     @property
     def device(self) -> torch.device:
-        """Where the logits are."""
+        """The device of the logits."""
         return self.tensors.target.device
 
     def result_dtype(self) -> torch.dtype:
@@ -94,7 +94,7 @@ class Problem:
         return x
 
     def unflat(self, x: Shaped) -> Shaped:
-        """What holds one number per row, in the shape of the caller's rows."""
+        """Reshape one number per row to the shape of the caller's rows."""
         return x
 
     # ---- what an engine reads -------------------------------------------------------------------
@@ -111,7 +111,7 @@ class Problem:
 
     @property
     def labelled(self) -> bool:
-        """Whether ``target`` holds classes, among which rows may be ignored."""
+        """True if ``target`` holds classes; then rows may be ignored."""
         return not self.settings.soft or self.tensors.target_table is not None
 
     @property
@@ -124,7 +124,7 @@ class Problem:
 
     @property
     def transform(self) -> LogitTransform:
-        """What is done to the logits."""
+        """The scale, softcap and bias of the logits."""
         t = self.tensors
         return LogitTransform(t.scale, self.settings.softcap, t.class_bias, t.class_scale)
 
@@ -152,7 +152,7 @@ class Problem:
         return self.tensors.target != self.settings.ignore_index if self.labelled else None
 
     def replace(self, **tensors: Tensor | None) -> Problem:
-        """The same question about other tensors, given by name."""
+        """Return the same problem with other tensors, given by name."""
         return Problem(self.tensors._replace(**tensors), self.settings)
 
     @property
@@ -166,7 +166,7 @@ class Problem:
         return Problem(plain, self.settings._replace(softcap=0.0))
 
     def differentiable_beyond_logits(self) -> bool:
-        """Whether something other than the logits wants a gradient."""
+        """True if a tensor other than the logits wants a gradient."""
         wanted = (t is not None and t.requires_grad for t in self.others)
         return torch.is_grad_enabled() and any(wanted)
 

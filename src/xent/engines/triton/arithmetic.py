@@ -35,7 +35,7 @@ LOG1P_OVER = tl.constexpr(
 
 
 class Base(NamedTuple):
-    """What :func:`power` is relative to: ``shift = offset + exponent / log2(e)``, in two parts."""
+    """The base of :func:`power`, in two parts: ``shift = offset + exponent / log2(e)``."""
 
     offset: Any  # a logit
     exponent: Any  # an integer, of 2

@@ -54,7 +54,7 @@ class ElementArguments(NamedTuple):
 
 
 class Results(NamedTuple):
-    """Where results go; None: not wanted."""
+    """Outputs of the kernel; None for an output that is not wanted."""
 
     sums: Any  # of the values, one float64 per program
     value: Any  # not `values`, which Triton's tuples have

@@ -30,7 +30,7 @@ VECTOR = 16  # bytes that a thread loads at once
 
 
 class Tiling(NamedTuple):
-    """How a matrix is cut into tiles. The length of the rows alone decides, and so do the bits."""
+    """Tiles of a matrix. They, and so the bits, depend on the length of the rows alone."""
 
     rows: int
     block: int
@@ -56,7 +56,7 @@ class Tiling(NamedTuple):
 
 
 class RowLayout(NamedTuple):
-    """Where the rows of a tensor of logits lie: outer x inner rows, and the steps between them."""
+    """Layout of the rows of a tensor of logits: outer x inner rows, and the steps between them."""
 
     outer_rows: int
     inner_rows: int
