@@ -2,13 +2,13 @@
 
 import inspect
 import math
+import types
 
 import pytest
 import torch
 
 import xent
 from xent import RowStatistics
-from xent.frames import row_loss as row_loss_module
 from xent.frames.dense_loss import by_rows
 from xent.frames.reduction import read_reduction, stable_sum
 
@@ -42,24 +42,28 @@ def test_two_lines_make_a_whole_loss(engine):
     assert focal(Z.float(), Y, **call).dtype == torch.float32
 
 
-def test_a_plain_loss_asks_for_its_sum_alone(monkeypatch):
-    """Some engines find the sum and the gradient in one sweep, where the option comes through."""
-    asked = []
-    summed = row_loss_module.sum_of_nll
-    monkeypatch.setattr(
-        row_loss_module, "sum_of_nll", lambda *given: asked.append(1) or summed(*given)
-    )
+def test_a_body_of_arithmetic_takes_one_sweep(monkeypatch, core):
+    """Its loss and gradient come from one call into the core; other bodies take two sweeps."""
+    calls, real = [], core._core
+    names = [name for name in dir(real) if not name.startswith("__")]
+    spied = types.SimpleNamespace(**{name: getattr(real, name) for name in names})
+    spied.loss = lambda *given: calls.append(1) or real.loss(*given)
+    monkeypatch.setattr(core, "_core", spied)
 
-    @xent.row_loss(weighted=True, plain=lambda smooth: not smooth)
-    def smoothed(s, smooth=0.0):
-        return s.nll - smooth * s.log_prob
+    @xent.row_loss
+    def arithmetic(s, power=0.5):
+        return s.miss**power - s.log_prob
 
-    smoothed(Z, Y)
-    assert asked
-    asked.clear()
-    smoothed(Z, Y, smooth=0.5)
-    smoothed(Z, Y, reduction="none")
-    assert not asked
+    @xent.row_loss
+    def looks(s):
+        return -s.log_prob if bool((s.prob > 0.5).any()) else s.miss
+
+    z = Z.clone().requires_grad_()
+    arithmetic(z, Y).backward()
+    assert len(calls) == 1
+    looks(z, Y).backward()
+    arithmetic(z, Y, reduction="none").sum().backward()
+    assert len(calls) == 1
 
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.bfloat16, torch.float32], ids=str)

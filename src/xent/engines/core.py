@@ -89,7 +89,9 @@ def obstacle_of(tensors: Sequence[Tensor | None]) -> str | None:
 
 def empty_like(x: Tensor) -> Tensor:
     """Memory for a gradient of ``x``, laid out like it."""
-    return empty(x.shape, x.dtype) if x.is_contiguous() else torch.empty_like(x)
+    if x.nbytes < POOLED_BYTES or not x.is_contiguous():
+        return torch.empty_like(x)
+    return empty(x.shape, x.dtype)
 
 
 def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:

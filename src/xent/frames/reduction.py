@@ -54,6 +54,11 @@ class Reduce(NamedTuple):
         """The mean; of nothing the mean is NaN, or 0 if so wanted."""
         return total / of_empty(divisor, self.empty)
 
+    def learned(self) -> bool:
+        """Whether a weight or the normaliser wants a gradient."""
+        given = (self.row_weight, self.normalizer)
+        return any(isinstance(x, Tensor) and _learned(x) for x in given)
+
     def counting(self, kept: Tensor) -> tuple[Tensor, Reduce]:
         """The rows kept whose weight is not 0, and options whose normaliser counts the others too.
 
@@ -81,7 +86,8 @@ def read_reduction(
         normalizer = _read_normalizer(normalizer, reduction, device)
     if row_weight is not None:
         row_weight = _read_row_weight(row_weight, rows, device)
-        _refuse_signed_mean(row_weight, reduction, normalizer)
+        if reduction == "mean" and normalizer is None:
+            refuse_signed_mean(row_weight)
     return Reduce(reduction, normalizer, row_weight, empty)
 
 
@@ -110,11 +116,9 @@ def _read_row_weight(row_weight: Tensor, rows: torch.Size, device: torch.device)
     return row_weight if row_weight.device.type == "mps" else row_weight.to(torch.float64)
 
 
-def _refuse_signed_mean(row_weight: Tensor, reduction: str, normalizer: object) -> None:
-    """A mean over signed weights divides by their sum, which may be anything, even zero."""
-    if reduction != "mean" or normalizer is not None or not can_look_at(row_weight):
-        return
-    if bool((row_weight < 0).any()):
+def refuse_signed_mean(row_weight: Tensor) -> None:
+    """Raise for negative weights: a mean would divide by a sum that may be anything, even zero."""
+    if can_look_at(row_weight) and bool((row_weight < 0).any()):
         raise ValueError(
             '`row_weight` has negative entries, and reduction="mean" would divide by their sum. '
             'Say what to divide by: normalizer="count" for the number of rows, or a number'

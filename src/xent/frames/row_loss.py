@@ -2,6 +2,14 @@
 
 logits + target --engine--> RowStatistics --the few lines--> one value per row
     --mask, weights, reduction, normaliser--> scalar
+
+A call goes one of four ways, the first that can take it:
+
+* in one call: plain CPU memory, no option of the logits; what small batches cost is decided here;
+* in one sweep: the result is one number and the body a program (``engines/rows/programs.py``), so
+  that kernels find loss and gradient while a block of logits is in the cache;
+* by chunks: logits behind a linear head, a chunk of rows at a time;
+* of statistics: tensors of statistics, the body on these, and a second sweep in backward.
 """
 
 from __future__ import annotations
@@ -9,39 +17,82 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, overload
 
-import torch
 from torch import Tensor
 
-from .._check import one_of
-from ..engines.rows import sum_of_nll
-from ..engines.rows.problem import Problem
-from ..heads import gradients
-from ..heads.measure import measure
-from ..heads.problem import HeadProblem, make_problem
-from ..heads.stand_in import Lean
-from ..hyperparameters import Hyperparameters
+from ..heads.logits import LinearLogits
 from ..overrides import overridable
-from ..row_statistics import REQUESTS, RowStatistics
-from ..targets import are_alike
-from .by_chunks import reduce_problem
+from ..row_statistics import RowStatistics
 from .containers import through_containers
 from .docstrings import loss_docstring
-from .reduction import (
-    Reduction,
-    RowValues,
-    divisor_of_labels,
-    divisor_of_rows,
-    leave_out,
-    read_reduction,
-)
+from .reduction import Normalizer, Reduction, divisor_of_rows
+from .row_frame import Empty, Needs, RowFrame
 
-Needs = str | tuple[str, ...] | Callable[..., tuple[str, ...]]
 
-# What a loss may do to its logits and targets before the statistics are taken: options of
-# `make_problem` by name.
-OWN_OPTIONS = ("logit_scale", "class_bias", "class_scale", "mean_weight", "target_table")
+class RowLoss(Protocol):
+    """A loss of rows, as :func:`row_loss` makes it."""
+
+    __name__: str
+    needs: Callable[..., tuple[str, ...]]  # from hyperparameters to the statistics asked for
+    of_tensors: Callable[..., Any]  # the loss itself, for plain tensors: without containers
+
+    @overload
+    def __call__(
+        self,
+        input: Tensor | LinearLogits,
+        target: Tensor,
+        weight: Tensor | None = None,
+        *,
+        ignore_index: int = -100,
+        reduction: Reduction = "mean",
+        normalizer: Normalizer = None,
+        row_weight: Tensor | None = None,
+        logit_scale: float | Tensor | None = None,
+        softcap: float | None = None,
+        class_bias: Tensor | None = None,
+        return_stats: Literal[False] = False,
+        inplace_backward: bool = False,
+        empty: Empty = "nan",
+        engine: str = "auto",
+        **hyperparameters: Any,
+    ) -> Tensor: ...
+
+    @overload
+    def __call__(
+        self,
+        input: Tensor | LinearLogits,
+        target: Tensor,
+        weight: Tensor | None = None,
+        *,
+        ignore_index: int = -100,
+        reduction: Reduction = "mean",
+        normalizer: Normalizer = None,
+        row_weight: Tensor | None = None,
+        logit_scale: float | Tensor | None = None,
+        softcap: float | None = None,
+        class_bias: Tensor | None = None,
+        return_stats: Literal[True],
+        inplace_backward: bool = False,
+        empty: Empty = "nan",
+        engine: str = "auto",
+        **hyperparameters: Any,
+    ) -> tuple[Tensor, RowStatistics]: ...
+
+
+@overload
+def row_loss(body: Callable[..., Tensor]) -> RowLoss: ...
+
+
+@overload
+def row_loss(
+    *,
+    needs: Needs = (),
+    weighted: bool = False,
+    soft: bool = True,
+    own: Mapping[str, Callable[..., Any]] | None = None,
+    rowwise: bool = True,
+) -> Callable[[Callable[..., Tensor]], RowLoss]: ...
 
 
 def row_loss(
@@ -52,8 +103,7 @@ def row_loss(
     soft: bool = True,
     own: Mapping[str, Callable[..., Any]] | None = None,
     rowwise: bool = True,
-    plain: Callable[..., bool] = lambda **_: False,
-) -> Any:
+) -> RowLoss | Callable[[Callable[..., Tensor]], RowLoss]:
     r"""Turn a few lines on row statistics into a loss. A decorator.
 
     The decorated function takes a :class:`~xent.RowStatistics` and hyperparameters and returns one
@@ -83,9 +133,6 @@ def row_loss(
             the soft target that stands for each class). The caller cannot set these.
         rowwise: what the body makes of a row depends on no other row. Behind a linear head it then
             sees a chunk of rows at a time.
-        plain: whether, with these hyperparameters, the body is ``s.nll`` and nothing else, or
-            ``-s.log_prob`` if it is not ``weighted``. Its gradient is known before the statistics
-            are, so that some engines find both in one sweep.
 
     Returns:
         The loss.
@@ -106,155 +153,58 @@ def row_loss(
     """
     if body is None:
         return functools.partial(
-            row_loss,
-            needs=needs,
-            weighted=weighted,
-            soft=soft,
-            own=own,
-            rowwise=rowwise,
-            plain=plain,
-        )
-    parameters = list(inspect.signature(body).parameters.values())
-    if not parameters:
-        raise ValueError(
-            f"@row_loss: {body.__name__}() must take the row statistics as its first parameter"
-        )
-    hyper = Hyperparameters(body)
-    asked = needs if callable(needs) else lambda **_: (needs,) if isinstance(needs, str) else needs
-    if not callable(needs):
-        _check_needs(asked())
-    sets = dict(own or {})
-    for name in sets:
-        one_of("own", name, OWN_OPTIONS)
+            row_loss, needs=needs, weighted=weighted, soft=soft, own=own, rowwise=rowwise
+        )  # pyright: ignore[reportReturnType]
+    frame = RowFrame(body, needs, weighted, soft, dict(own or {}), rowwise)
 
     @functools.wraps(body)
     def loss(
-        input: Tensor,
+        input: Tensor | LinearLogits,
         target: Tensor,
         weight: Tensor | None = None,
         *,
         ignore_index: int = -100,
         reduction: Reduction = "mean",
-        normalizer: float | Tensor | str | None = None,
+        normalizer: Normalizer = None,
         row_weight: Tensor | None = None,
         logit_scale: float | Tensor | None = None,
         softcap: float | None = None,
         class_bias: Tensor | None = None,
         return_stats: bool = False,
         inplace_backward: bool = False,
-        empty: Literal["nan", "zero"] = "nan",
+        empty: Empty = "nan",
         engine: str = "auto",
         **hyperparameters: Any,
     ) -> Tensor | tuple[Tensor, RowStatistics]:
-        if not soft:
-            refuse_probabilities(body.__name__, input, target)
-        settings = hyper.settings(hyperparameters, input)
-        options: dict[str, Any] = {"logit_scale": logit_scale, "class_bias": class_bias}
-        for name, set_by in sets.items():
-            if options.get(name) is not None:
-                raise TypeError(f"{body.__name__}() sets `{name}` itself; leave it out")
-            options[name] = set_by(**settings)
-        if weighted:
-            options.setdefault("mean_weight", weight)
-        problem = make_problem(
-            input, target, weight, ignore_index, softcap=softcap,
-            requests=_check_needs(asked(**settings)), **options,
+        settings = frame.hyper.settings(hyperparameters, input)  # pyright: ignore
+        one_number = not (return_stats or inplace_backward)
+        plain = logit_scale is softcap is class_bias is None and engine == "auto"
+        if plain and one_number and not frame.own:
+            result = frame.in_one_call(
+                input, target, weight, ignore_index, reduction, normalizer, row_weight, empty,
+                settings,
+            )  # fmt: skip
+            if result is not None:
+                return result
+        call = frame.read(
+            input, target, weight, ignore_index, softcap, reduction, normalizer, row_weight, empty,
+            settings, frame.options(settings, logit_scale, class_bias, weight), engine,
         )  # fmt: skip
-        reduce = read_reduction(
-            reduction, normalizer, problem.flat(row_weight), empty, problem.rows, problem.device
-        )
-        every_row = problem  # those of weight 0 among them, which have statistics
-        problem, reduce = leave_out(problem, reduce)
-        if inplace_backward:
-            _refuse_shared_logits(input)
-
-        def rows_of(part: Problem, stats: RowStatistics) -> RowValues:
-            values = body(stats, **settings)
-            if values.shape != part.rows:
-                raise ValueError(
-                    f"{body.__name__} must return one value per row, shape {tuple(part.rows)}; it "
-                    f"returned shape {tuple(values.shape)}"
-                )
-            if not (weighted or part.settings.soft or weight is None):
-                values = values * stats.mass
-            kept, mass = None if stats.complete else part.kept(), stats.mass
-            if part.settings.soft:
-                mass = torch.ones_like(mass) if kept is None else kept.to(mass.dtype)
-            return RowValues(values, kept, mass)
-
-        ahead = isinstance(problem, HeadProblem) and rowwise and not return_stats
-        if (
-            ahead
-            and reduction != "none"
-            and hyper.fit_chunks(settings)
-            and not gradients.needs_all((*problem.others, reduce.row_weight))
-        ):
-
-            def rows_of_chunk(part: Problem, _: Any) -> RowValues:
-                # A chunk is nobody's but ours: its gradient takes the place of its logits.
-                return rows_of(part, measure(part, engine, part.logits.is_leaf))
-
-            result = reduce_problem(problem, rows_of_chunk, reduce, tuple(settings.values()))
-            return result.to(problem.result_dtype())
-        if reduction != "none" and not (return_stats or inplace_backward) and plain(**settings):
-            total = None
-            if not isinstance(problem, HeadProblem):
-                total = sum_of_nll(
-                    problem, reduce.row_weight, lambda: divisor_of_labels(problem, reduce), engine
-                )
-            if total is not None:
-                return total.to(problem.result_dtype())
-        apart = return_stats and problem is not every_row
-        stats = measure(problem, engine, inplace_backward and not apart)
-        result = reduce.of(rows_of(problem, stats)).to(problem.result_dtype())
-        result = problem.unflat(result) if reduction == "none" else result
-        if not return_stats:
-            return result
-        return result, problem.unflat(measure(every_row, engine) if apart else stats)
+        if one_number:
+            result = frame.in_one_sweep(call)
+            result = frame.by_chunks(call) if result is None else result
+            if result is not None:
+                return result
+        return frame.of_statistics(call, input, return_stats, inplace_backward)
 
     common = [
         p
         for p in inspect.signature(loss, follow_wrapped=False).parameters.values()
-        if p.name not in sets and p.kind is not p.VAR_KEYWORD
+        if p.name not in frame.own and p.kind is not p.VAR_KEYWORD
     ]
-    loss.__signature__ = inspect.Signature([*common, *hyper.parameters])  # pyright: ignore
-    loss.__doc__ = loss_docstring(body, [p.name for p in common], soft)
-    loss.needs = asked  # pyright: ignore
-    return overridable(through_containers(loss, divisor_of_rows, of_rows=True, rowwise=rowwise))
-
-
-def _check_needs(names: tuple[str, ...]) -> tuple[str, ...]:
-    for name in names:
-        one_of("needs", name, REQUESTS)
-    return tuple(names)
-
-
-def refuse_probabilities(name: str, input: Tensor, target: Tensor) -> None:
-    """Raise for a soft target."""
-    logits = isinstance(input, (Tensor, Lean)) and isinstance(target, Tensor)
-    if logits and target.is_floating_point() and are_alike(target, input):
-        raise ValueError(
-            f"{name} takes one class per row, but `target` has the shape of `input`, which makes "
-            f"it probabilities. Pass class indices, target.argmax(1) say"
-        )
-
-
-def _refuse_shared_logits(input: Tensor) -> None:
-    """Gradients may overwrite logits only where nobody else reads them."""
-    if isinstance(input, Lean):
-        raise ValueError("inplace_backward=True is for logits; behind a linear head it is the rule")
-    if not input.requires_grad:
-        return
-    owner = input if input._base is None else input._base
-    if owner.is_leaf:
-        raise ValueError(
-            "inplace_backward=True writes the gradient over `input`, but its memory is that of a "
-            "leaf: it is yours, not an intermediate result. Leave inplace_backward off"
-        )
-    reach = 0  # of the axes with smaller steps, in elements
-    for step, n in sorted(zip(input.stride(), input.shape, strict=True)):
-        if n > 1 and step <= reach:
-            raise ValueError(
-                "inplace_backward=True needs logits of their own memory; `input` overlaps itself"
-            )
-        reach += step * (n - 1)
+    made: Any = loss
+    made.__signature__ = inspect.Signature([*common, *frame.hyper.parameters])
+    made.__doc__ = loss_docstring(body, [p.name for p in common], soft)
+    entry = overridable(through_containers(made, divisor_of_rows, of_rows=True, rowwise=rowwise))
+    entry.needs, entry.of_tensors = frame.needs, made
+    return entry

@@ -16,10 +16,15 @@ from ..frames.reduction import Reduction
 from ..heads.stand_in import Lean
 from ..hyperparameters import NonNegative, PerElement, Range
 from .catalog import member
-from .classification import _legacy_reduction, same_options
+from .classification import _legacy_reduction
 
 # Every option that the plain case leaves alone, in the order of the signature.
 _PLAIN = (None, None, None, None, 0.0, None, None, False, "nan", "auto")
+
+
+def _are_plain(options: tuple[Any, ...]) -> bool:
+    """Whether no option is given; arrays, whose equality is no bool, are options."""
+    return all(x is y or (type(x) is type(y) and x == y) for x, y in zip(options, _PLAIN))  # noqa: B905
 
 
 @member("binary", proper=True, convex=True)
@@ -94,7 +99,7 @@ def binary_cross_entropy_with_logits(
         weight, size_average, reduce, pos_weight, label_smoothing, ignore_value, normalizer,
         unnormalized, empty, engine,
     )  # fmt: skip
-    if same_options(options, _PLAIN):
+    if _are_plain(options):
         loss = elements.plain(input, target, reduction, _plain_body)
         if loss is not None:
             return loss

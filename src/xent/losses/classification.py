@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any, Literal
+from typing import Literal
 
 from torch import Tensor
 
 from .._check import finite_number
-from ..engines.rows import plain_cross_entropy
+from ..engines.modes import PLAIN_TENSORS
 from ..frames.reduction import Reduction
 from ..frames.row_loss import row_loss
 from ..row_statistics import RowStatistics
 from .catalog import member
-
-# Every option of `cross_entropy` that the plain case leaves alone, in the order of the signature.
-_PLAIN = (None, None, None, 0.0, None, None, 0.0, None, None, None, False, False, "nan", "auto")
 
 
 @member(proper=True, convex=True)
@@ -102,25 +99,16 @@ def cross_entropy(
         Label smoothing: Szegedy et al., *Rethinking the Inception architecture*, CVPR 2016.
         z-loss: Chowdhery et al., *PaLM*, JMLR 2023.
     """
-    if type(label_smoothing) is not float:
-        label_smoothing = finite_number("label_smoothing", label_smoothing)
-    if type(z_loss) is not float:
-        z_loss = finite_number("z_loss", z_loss)
-    options = (
-        weight, size_average, reduce, label_smoothing, normalizer, row_weight, z_loss, logit_scale,
-        softcap, class_bias, return_stats, inplace_backward, empty, engine,
-    )  # fmt: skip
-    if same_options(options, _PLAIN):
-        loss = plain_cross_entropy(input, target, ignore_index, reduction)
-        if loss is not None:
-            return loss
     if size_average is not None or reduce is not None:
         reduction = _legacy_reduction(size_average, reduce)
-    z_loss = finite_number("z_loss", z_loss)
-    label_smoothing = finite_number("label_smoothing", label_smoothing)
+    if type(z_loss) is not float or z_loss:
+        z_loss = finite_number("z_loss", z_loss)
+    if type(label_smoothing) is not float or label_smoothing:
+        label_smoothing = finite_number("label_smoothing", label_smoothing)
     if not 0.0 <= label_smoothing <= 1.0:
         raise ValueError(f"`label_smoothing` must be between 0.0 and 1.0, got {label_smoothing}")
-    return _cross_entropy(
+    loss = _cross_entropy.of_tensors if type(input) in PLAIN_TENSORS else _cross_entropy
+    return loss(
         input, target, weight, ignore_index=ignore_index, reduction=reduction,
         normalizer=normalizer, row_weight=row_weight, logit_scale=logit_scale, softcap=softcap,
         class_bias=class_bias, return_stats=return_stats, inplace_backward=inplace_backward,
@@ -128,23 +116,11 @@ def cross_entropy(
     )  # fmt: skip
 
 
-def same_options(options: tuple[Any, ...], plain: tuple[Any, ...]) -> bool:
-    """True if all options are the plain ones; arrays, whose equality is no bool, never are."""
-    try:
-        return options == plain
-    except (ValueError, RuntimeError):
-        return False
-
-
 def _needs(label_smoothing: float, z_loss: float) -> tuple[str, ...]:
     return ("mean",) if label_smoothing else ()
 
 
-@row_loss(
-    needs=_needs,
-    weighted=True,
-    plain=lambda label_smoothing, z_loss: not (label_smoothing or z_loss),
-)
+@row_loss(needs=_needs, weighted=True)
 def _cross_entropy(s: RowStatistics, label_smoothing: float = 0.0, z_loss: float = 0.0) -> Tensor:
     loss = s.nll
     if label_smoothing:

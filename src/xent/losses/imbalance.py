@@ -123,7 +123,7 @@ def _log_prior(prior: Tensor, tau: float = 1.0, **_: object) -> Tensor:
 
 
 @member(proper=False, convex=True)
-@row_loss(own={"class_bias": _log_prior}, weighted=True, plain=lambda **_: True)
+@row_loss(own={"class_bias": _log_prior}, weighted=True)
 def logit_adjusted_loss(s: RowStatistics, prior: Counts, tau: Number = 1.0) -> Tensor:
     r"""Cross-entropy of the logits plus the log-priors: trains for balanced classes.
 
@@ -210,9 +210,7 @@ def _vs_bias(counts: Tensor, tau: float = 1.0, **_: object) -> Tensor:
 
 
 @member(proper=False, convex=True)
-@row_loss(
-    own={"class_scale": _vs_scale, "class_bias": _vs_bias}, weighted=True, plain=lambda **_: True
-)
+@row_loss(own={"class_scale": _vs_scale, "class_bias": _vs_bias}, weighted=True)
 def vs_loss(
     s: RowStatistics, counts: Counts, gamma: NonNegative = 0.3, tau: Number = 1.0
 ) -> Tensor:

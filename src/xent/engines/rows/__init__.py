@@ -5,19 +5,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..._check import INT64
 from ...row_statistics import RowStatistics
 from .. import core
 from ..choice import KERNELS, Explanation, kernels_for, where_kernels_run, why_reference
-from ..modes import PLAIN_TENSORS, compiling, deferred, in_cpu_memory, settled
+from ..modes import PLAIN_TENSORS, compiling, deferred, in_cpu_memory
 from . import native, reference, triton
-from .autograd import apply_plain, cross_entropy_ahead, differentiable_fields
-from .problem import Problem
+from .autograd import Total, differentiable_fields, total_ahead
+from .problem import Problem, Tensors
+from .programs import Program
 
 MODULES = {"native": native, "triton": triton, "reference": reference}
 
@@ -97,63 +98,59 @@ def named(
     )
 
 
-def sum_of_nll(
-    problem: Problem,
-    row_weight: Tensor | None,
-    find_divisor: Callable[[], Tensor | None],
-    engine: str = "auto",
-) -> Tensor | None:
-    """The sum of ``-log_prob * mass * row_weight`` by a divisor, its gradient found along with it.
+def total(tensors: Tensors, row_weight: Tensor | None, sum: Total, arguments: Any = None) -> Tensor:
+    """A sum over rows, 0-d, differentiable with respect to the logits, in one sweep.
 
-    None where no engine does it in one sweep: then :func:`measure`.
+    ``arguments`` are the tensors as the engine takes them, if the caller knows.
     """
-    x = problem.logits
-    ahead = (
-        isinstance(x, Tensor) and x.requires_grad and torch.is_grad_enabled() and not compiling()
+    if tensors.logits.requires_grad and torch.is_grad_enabled():
+        return total_ahead(tensors.logits, (tensors, row_weight, sum, arguments))
+    return sum.engine.total(tensors, row_weight, sum, arguments, False)[0]
+
+
+def takes_one_sweep(problem: Problem, program: Program, engine: str) -> bool:
+    """Whether an engine finds the sum over rows of a program, and its gradient, in one sweep."""
+    if problem.settings.sharded or problem.logits.numel() == 0:
+        return False
+    if engine == "triton":
+        wanted = problem.logits.requires_grad and torch.is_grad_enabled()
+        return program in triton.CROSS_ENTROPY and not problem.settings.soft and wanted
+    return engine == "native"
+
+
+def plain_memory(
+    input: Tensor, target: Tensor, weight: Tensor | None, row_weight: Tensor | None
+) -> bool:
+    """Whether the native engine can read a call as it stands.
+
+    That is (N, C) logits and (N,) int64 classes on the CPU, with weights of plain memory, if any:
+    what most calls are. Every check here is part of what small batches cost.
+    """
+    return (
+        type(input) in PLAIN_TENSORS
+        and type(target) is Tensor
+        and target.dtype is torch.int64
+        and input.dtype in core.TYPES
+        and input.ndim == 2
+        and target.shape == input.shape[:1]
+        and input.is_contiguous()
+        and target.is_contiguous()
+        and (weight is None or _plain_vector(weight, input.dtype, input.shape[1]))
+        and (row_weight is None or _plain_vector(row_weight, torch.float64, input.shape[0]))
+        and not deferred()
+        and in_cpu_memory(input)
+        and in_cpu_memory(target)
+        and core.fast
+        and not torch.is_autocast_enabled("cpu")
     )
-    if not ahead or problem.settings.soft or problem.settings.sharded or x.numel() == 0:
-        return None
-    if row_weight is not None and row_weight.requires_grad:
-        return None
-    if kernels_for(x.device, engine) != "triton" or choose(problem, engine).engine != "triton":
-        return None
-    divisor = find_divisor()
-    if divisor is not None and divisor.requires_grad:
-        return None
-    if row_weight is not None:
-        row_weight = settled(row_weight).contiguous()
-    divisor = None if divisor is None else settled(divisor)
-    return cross_entropy_ahead(x, problem, row_weight, divisor, triton)
 
 
-def plain_cross_entropy(
-    input: Tensor, target: Tensor, ignore_index: int, reduction: str
-) -> Tensor | None:
-    """Cross-entropy of the plainest call in the fewest steps, or None if the call is not plain.
-
-    Plain are contiguous (N, C) logits on the CPU and (N,) int64 targets, reduced to one
-    number. Every check here is part of what small batches cost.
-    """
-    if (
-        type(input) not in PLAIN_TENSORS
-        or type(target) is not Tensor
-        or target.dtype is not torch.int64
-        or input.dtype not in core.TYPES
-        or input.ndim != 2
-        or target.ndim != 1
-        or input.shape[0] != target.shape[0]
-        or not input.is_contiguous()
-        or not target.is_contiguous()
-        or reduction not in ("mean", "sum")
-        or type(ignore_index) is not int
-        or ignore_index not in INT64
-        or deferred()
-        or not (in_cpu_memory(input) and in_cpu_memory(target))
-        or torch.is_autocast_enabled("cpu")
-        or not core.fast
-    ):
-        return None
-    mean = reduction == "mean"
-    if input.requires_grad and torch.is_grad_enabled():
-        return apply_plain(input, target, ignore_index, mean)
-    return native.plain_loss(input, target, ignore_index, mean)[0]
+def _plain_vector(x: Tensor, dtype: torch.dtype, count: int) -> bool:
+    return (
+        type(x) is Tensor
+        and x.dtype is dtype
+        and x.shape == (count,)
+        and not x.requires_grad
+        and x.is_contiguous()
+        and in_cpu_memory(x)
+    )

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from ..modes import only_differentiable
-from . import native, reference
+from . import reference
 from .problem import Problem, Settings, Tensors
+from .programs import Program
 
 
 class DifferentiableFields(torch.autograd.Function):
@@ -68,90 +69,57 @@ def gradient(
     return result
 
 
-class CrossEntropyAhead(torch.autograd.Function):
-    """The sum of ``-log_prob * mass * row_weight`` by a divisor, and its gradient, in one sweep.
+class Total(NamedTuple):
+    """A sum over rows by a divisor: what to do with the tensors of a problem."""
 
-    The gradient is that for slope 1, which a loss nearly always has. For any other it is computed
-    again, over the first; whether, is for the device to decide, as looking would mean to wait.
+    engine: ModuleType
+    program: Program  # the value of a row, from its statistics
+    settings: Settings
+    divisor: float | str | Tensor | None  # "weight" or "count" for that of the rows kept; None: 1
+    empty: str  # "zero": a divisor of 0 becomes 1
+    dtype: torch.dtype  # of the result
+    plain: Callable[..., Tensor]  # the same of a problem and row weights, in plain operations
+
+
+class TotalAhead(torch.autograd.Function):
+    """A sum over rows, and its gradient, in one sweep over the logits.
+
+    The gradient is that for slope 1, which a loss nearly always has. For any other slope it is
+    found again, over the first, unless a factor makes it exactly the one that is wanted.
     """
 
     @staticmethod
     def forward(
-        ctx: Any,
-        logits: Tensor,
-        problem: Problem,
-        row_weight: Tensor | None,
-        divisor: Tensor | None,
-        engine: ModuleType,
+        ctx: Any, logits: Tensor, question: tuple[Tensors, Tensor | None, Total, Any]
     ) -> Tensor:
-        """The loss, 0-d, in float64."""
-        (log_prob, mass), ctx.gradient = engine.cross_entropy(problem, row_weight, divisor)
-        ctx.save_for_backward(*problem.tensors, row_weight, divisor)
-        ctx.settings = problem.settings
-        ctx.engine = engine
-        return _sum_of_nll(log_prob, mass, row_weight, divisor)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        """The gradient of the logits."""
-        (grad,) = grads
-        *tensors, row_weight, divisor = ctx.saved_tensors
-        problem = Problem(Tensors(*tensors), ctx.settings)
-        if only_differentiable(grad):
-            record = torch.is_grad_enabled()
-            with torch.enable_grad():
-                table, _ = reference.row_statistics(problem)
-                fields = dict(zip(problem.fields, table.unbind(0), strict=True))
-                loss = _sum_of_nll(fields["log_prob"], fields["mass"], row_weight, divisor)
-            (result,) = torch.autograd.grad(loss, problem.logits, grad, create_graph=record)
-            return result, None, None, None, None
-        # Handed over, not kept: the leaf may take the memory as its own.
-        gradient, ctx.gradient = ctx.gradient, None
-        result = ctx.engine.follow(problem, row_weight, divisor, grad, gradient)
-        return result, None, None, None, None
-
-
-def _sum_of_nll(
-    log_prob: Tensor, mass: Tensor, row_weight: Tensor | None, divisor: Tensor | None
-) -> Tensor:
-    values = -log_prob * mass
-    total = (values if row_weight is None else values * row_weight).sum()
-    return total if divisor is None else total / divisor
-
-
-class PlainCrossEntropy(torch.autograd.Function):
-    """Mean or sum of ``-log p`` over rows of index targets, one call into the core each way.
-
-    The general path is a dozen small tensor operations, which on a small batch cost more than all
-    of PyTorch's cross_entropy (40 us at 32 x 10, forward and backward). Same kernels.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, labels: Tensor, ignore_index: int, mean: bool) -> Tensor:
-        """The loss, 0-d."""
-        loss, ctx.table = native.plain_loss(logits, labels, ignore_index, mean)
-        ctx.save_for_backward(logits, labels)
+        """The loss, 0-d. The question is one argument, because each costs time."""
+        tensors, row_weight, ctx.total, arguments = question
+        loss, ctx.gradient = ctx.total.engine.total(tensors, row_weight, ctx.total, arguments)
+        # A loss that is kept must not keep the tensors, but for those that autograd looks after.
+        ctx.save_for_backward(*tensors, row_weight)
         return loss
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """The gradient of the logits."""
-        (grad,) = grads
-        logits, labels = ctx.saved_tensors
-        if not only_differentiable(grad):
-            return native.plain_gradient(ctx.table, logits, labels, grad), None, None, None
+        (grad,), total = grads, ctx.total
+        # Handed over, not kept: the leaf may take the memory as its own.
+        gradient, ctx.gradient = ctx.gradient, None
+        differentiable = only_differentiable(grad)
+        if gradient is not None and not differentiable and total.engine.fits(grad, gradient):
+            return gradient, None  # and the logits are not read again
+        *saved, row_weight = ctx.saved_tensors
+        tensors = Tensors(*saved)
+        if not differentiable:
+            return total.engine.follow(tensors, row_weight, total, grad, gradient), None
         record = torch.is_grad_enabled()
         with torch.enable_grad():
-            problem = Problem(Tensors(logits, labels), Settings(False, ctx.table.ignore_index))
-            table, _ = reference.row_statistics(problem)
-            log_prob = table[problem.fields.index("log_prob")]
-            loss = (-log_prob.sum() / ctx.table.divisor).to(logits.dtype)
-        (result,) = torch.autograd.grad(loss, logits, grad, create_graph=record)
-        return result, None, None, None
+            loss = total.plain(Problem(tensors, total.settings), row_weight)
+        (result,) = torch.autograd.grad(loss, tensors.logits, grad, create_graph=record)
+        return result, None
 
 
 # torch.autograd.Function.apply without its look for torch.func, which is done by then: 2.5 us.
-apply_plain = super(torch.autograd.Function, PlainCrossEntropy).apply  # pyright: ignore
-cross_entropy_ahead = super(torch.autograd.Function, CrossEntropyAhead).apply  # pyright: ignore
+total_ahead = super(torch.autograd.Function, TotalAhead).apply  # pyright: ignore
 differentiable_fields: Callable[..., tuple[Any, ...]]
 differentiable_fields = super(torch.autograd.Function, DifferentiableFields).apply  # pyright: ignore

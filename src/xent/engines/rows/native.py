@@ -9,11 +9,16 @@ import torch
 from torch import Tensor
 
 from ..._check import label_out_of_range
+from ...row_statistics import field_mask
+from ...targets import class_axis
 from .. import core
-from .problem import Problem
+from .autograd import Total
+from .problem import Problem, Settings, Tensors
+from .programs import Program
 
 BEYOND = 32  # zeros after a vector of the classes that is read by whole cache lines
 _NO_MATRIX = (0, 0, 0, 1, 0, 1)
+_NO_TRANSFORM = (0, False, 0.0, 0, 0)
 
 
 def row_statistics(problem: Problem) -> tuple[Tensor, bool]:
@@ -52,6 +57,109 @@ def row_gradient(
     return out
 
 
+def total(
+    tensors: Tensors, row_weight: Tensor | None, total: Total, arguments: Arguments | None,
+    ahead: bool = True,
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    """The sum over all rows by its divisor; with ``ahead`` also the gradient of the logits.
+
+    ``arguments`` are the tensors as :func:`plain_arguments` says, if the caller knows them.
+    """
+    gradient = core.empty_like(tensors.logits) if ahead else None
+    return _total(tensors, row_weight, total, arguments, gradient, 1.0), gradient
+
+
+def fits(slope: Tensor, gradient: Tensor) -> bool:
+    """Whether a gradient for slope 1 is the one for this slope, or becomes it by a factor."""
+    factor = slope.item()
+    if factor == 1:
+        return True
+    at, kind = gradient.data_ptr(), core.TYPES[gradient.dtype]
+    dense = gradient.is_contiguous()
+    return dense and core._core.scale_exactly(at, kind, gradient.numel(), factor)
+
+
+def follow(
+    tensors: Tensors, row_weight: Tensor | None, total: Total, slope: Tensor,
+    gradient: Tensor | None,
+) -> Tensor:  # fmt: skip
+    """The gradient for any slope, written over the one for slope 1 if that is there."""
+    if gradient is None:
+        gradient = core.empty_like(tensors.logits)
+    _total(tensors, row_weight, total, None, gradient, slope.item())
+    return gradient
+
+
+_DIVISORS = {"weight": 2, "count": 3}
+
+
+def _total(
+    tensors: Tensors, row_weight: Tensor | None, total: Total, arguments: Arguments | None,
+    gradient: Tensor | None, slope: float,
+) -> Tensor:  # fmt: skip
+    """One call into the core: the sum, and into ``gradient``, if there is one, its gradient."""
+    result, matrix, whole = tensors.logits.new_empty((), dtype=total.dtype), _NO_MATRIX, None
+    program, by, keep = compiled(total.program), total.divisor, None
+    if gradient is not None:
+        axis = class_axis(gradient)
+        matrix, whole = _matrix(gradient, axis, may_copy=False)
+    if arguments is None:
+        problem = Problem(tensors, total.settings)
+        given, keep = _arguments(problem)
+        weight = 0 if row_weight is None else _address(row_weight.contiguous(), keep)
+        arguments = (*given, problem.mask, [], weight)
+    if isinstance(by, str):
+        divisor = (_DIVISORS[by], 0.0, total.empty == "zero")
+    else:
+        divisor = (0, 1.0, False) if by is None else (1, float(by), total.empty == "zero")
+    _, bad, label, _ = core._core.loss(
+        program, *arguments, divisor, slope, result.data_ptr(), core.TYPES[total.dtype], matrix
+    )
+    del keep
+    if bad:
+        classes = tensors.logits.shape[class_axis(tensors.logits)]
+        raise label_out_of_range(label, classes, total.settings.ignore_index)
+    if gradient is not None and whole is not None:
+        gradient.copy_(whole)
+    return result
+
+
+Arguments = tuple[Any, ...]  # of the core's `loss`, from the logits to the row weights
+
+
+def plain_arguments(tensors: Tensors, row_weight: Tensor | None, settings: Settings) -> Arguments:
+    """The arguments of the plainest call: (N, C) logits and classes, contiguous, as they stand."""
+    logits, weight = tensors.logits, tensors.class_weight
+    count, classes = logits.shape
+    mask = field_mask(False, settings.requests)
+    return (
+        (logits.data_ptr(), core.TYPES[logits.dtype], classes, 1, 0, 1), count, classes,
+        (tensors.target.data_ptr(), settings.ignore_index, 0, False), _NO_MATRIX, _NO_TRANSFORM,
+        (0 if weight is None else weight.data_ptr(), 0),
+        mask, [], 0 if row_weight is None else row_weight.data_ptr(),
+    )  # fmt: skip
+
+
+def _address(x: Tensor, keep: list[Tensor]) -> int:
+    keep.append(x)
+    return x.data_ptr()
+
+
+_compiled: dict[Program, Any] = {}
+
+
+def compiled(program: Program) -> Any:
+    """A program as the core takes it."""
+    found = _compiled.get(program)
+    if found is None:
+        if len(_compiled) >= 256:  # of settings that change at every step
+            _compiled.clear()
+        codes = {name: code for code, name in enumerate(core._core.OPERATIONS)}
+        lines = [(codes[name], *rest) for name, *rest in program]
+        found = _compiled[program] = core._core.Program(lines)
+    return found
+
+
 def _slopes(partial: Tensor | None, keep: list[Tensor]) -> tuple[int, int]:
     """The address of one number per row, and the step between them; (0, 0) for zeros."""
     if partial is None:
@@ -64,39 +172,50 @@ def _slopes(partial: Tensor | None, keep: list[Tensor]) -> tuple[int, int]:
 
 def _arguments(problem: Problem) -> tuple[list[Any], list[Tensor]]:
     """The problem as numbers, and the tensors that must live as long as the addresses are used."""
-    p, keep = problem, []
-
-    sweep = torch.float64 if p.logits.dtype == torch.float64 else torch.float32
+    t, s, keep = problem.tensors, problem.settings, []
+    logits, copy = _matrix(t.logits, problem.axis)
+    if copy is not None:
+        keep.append(copy)
+    sweep = torch.float64 if t.logits.dtype == torch.float64 else torch.float32
 
     def address(tensor: Tensor | None, dtype: torch.dtype = sweep, beyond: int = 0) -> int:
         if tensor is None:
             return 0
-        tensor = tensor.detach().to(dtype).contiguous()
-        keep.append(torch.nn.functional.pad(tensor, (0, beyond)) if beyond else tensor)
-        return keep[-1].data_ptr()
+        if tensor.dtype is not dtype or beyond or not tensor.is_contiguous():
+            tensor = tensor.detach().to(dtype).contiguous()
+            tensor = torch.nn.functional.pad(tensor, (0, beyond)) if beyond else tensor
+            keep.append(tensor)
+        return tensor.data_ptr()
 
-    t, s = p.tensors, p.settings
-    logits, copy = _matrix(t.logits, p.axis)
-    soft, soft_copy = _NO_MATRIX, None
-    if t.target_table is not None:
-        table = t.target_table
-        table = table.to(sweep) if table.dtype == torch.float64 else table
-        keep.append(table)
-        soft, soft_copy = _matrix(table, 1)
-    elif s.soft:
-        soft, soft_copy = _matrix(t.target, p.axis)
-    keep += [x for x in (copy, soft_copy) if x is not None]
-    labels = address(t.target, torch.int64) if p.labelled else 0
-    transform = (
-        address(t.scale, torch.float64),
-        t.scale is not None and t.scale.ndim > 0,
-        s.softcap,
-        address(t.class_scale, beyond=BEYOND),
-        address(t.class_bias),
-    )
+    soft = _soft_matrix(problem, sweep, keep) if s.soft else _NO_MATRIX
+    labels = address(t.target, torch.int64) if problem.labelled else 0
+    transform = _NO_TRANSFORM
+    if s.softcap or t.scale is not None or t.class_scale is not None or t.class_bias is not None:
+        transform = (
+            address(t.scale, torch.float64),
+            t.scale is not None and t.scale.ndim > 0,
+            s.softcap,
+            address(t.class_scale, beyond=BEYOND),
+            address(t.class_bias),
+        )
     weights = (address(t.class_weight), address(t.mean_weight, beyond=BEYOND))
     target = (labels, s.ignore_index, s.first_class, s.sharded)
-    return [logits, p.rows.numel(), p.classes, target, soft, transform, weights], keep
+    rows = problem.rows.numel()
+    return [logits, rows, problem.classes, target, soft, transform, weights], keep
+
+
+def _soft_matrix(problem: Problem, sweep: torch.dtype, keep: list[Tensor]) -> tuple[int, ...]:
+    """The soft targets of rows, or of a table's classes, as a matrix."""
+    table, copy = problem.tensors.target_table, None
+    if table is None:
+        soft, copy = _matrix(problem.tensors.target, problem.axis)
+    else:
+        table = table.to(sweep) if table.dtype == torch.float64 else table
+        keep.append(table)
+        soft, copy = _matrix(table, 1)
+    if copy is not None:
+        keep.append(copy)
+    return soft
 
 
 def _matrix(x: Tensor, axis: int, may_copy: bool = True) -> tuple[tuple, Tensor | None]:
@@ -121,30 +240,8 @@ def _matrix(x: Tensor, axis: int, may_copy: bool = True) -> tuple[tuple, Tensor 
         flat = x
     step = flat.stride()
     kind = core.TYPES[x.dtype]
-    if x.ndim == 1:
-        return (flat.data_ptr(), kind, 0, 1, 0, step[0]), copy
     if flat.ndim == 2:
         return (flat.data_ptr(), kind, step[0], 1, 0, step[1]), copy
+    if x.ndim == 1:
+        return (flat.data_ptr(), kind, 0, 1, 0, step[0]), copy
     return (flat.data_ptr(), kind, step[0], flat.shape[2], step[2], step[1]), copy
-
-
-def plain_loss(logits: Tensor, labels: Tensor, ignore_index: int, mean: bool) -> tuple[Tensor, Any]:
-    """Mean or sum of ``-log p`` over contiguous (N, V) rows, and what its gradient needs."""
-    rows, classes = logits.shape
-    loss = logits.new_empty(())
-    table = core._core.plain_loss(
-        logits.data_ptr(), core.TYPES[logits.dtype], rows, classes,
-        labels.data_ptr(), ignore_index, mean, loss.data_ptr(),
-    )  # fmt: skip
-    if isinstance(table, int):
-        raise label_out_of_range(table, classes, ignore_index)
-    return loss, table
-
-
-def plain_gradient(table: Any, logits: Tensor, labels: Tensor, slope: Tensor) -> Tensor:
-    """The gradient of :func:`plain_loss` times ``slope``, a number as a 0-d tensor."""
-    gradient = core.empty_like(logits)
-    core._core.plain_gradient(
-        table, logits.data_ptr(), labels.data_ptr(), slope.data_ptr(), gradient.data_ptr()
-    )
-    return gradient

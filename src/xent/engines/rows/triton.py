@@ -9,8 +9,12 @@ import torch
 from torch import Tensor
 
 from . import reference
-from .problem import Problem
+from .autograd import Total
+from .problem import Problem, Tensors
+from .programs import LOG_LOSS, NLL
 from .reference import check_labels
+
+CROSS_ENTROPY = (NLL, LOG_LOSS)  # the programs whose loss and gradient take one sweep
 
 if TYPE_CHECKING:
     from ..triton.launch import Launch
@@ -45,38 +49,42 @@ def row_gradient(
     return gradient
 
 
-def cross_entropy(
-    problem: Problem, row_weight: Tensor | None, divisor: Tensor | None
+def total(
+    tensors: Tensors, row_weight: Tensor | None, total: Total, _: object
 ) -> tuple[Tensor, Tensor]:
-    """What :func:`row_statistics` says of ``-log p`` of index targets, and its gradient.
+    """The sum of ``-log p`` over all rows by its divisor, and the gradient of the logits.
 
-    Returns log-probabilities and masses, (2, N...), float64; and the gradient of the sum of
-    ``-log_prob * mass * row_weight`` by ``divisor``, a 0-d tensor.
+    The divisor is a 0-d tensor or None, and the program one of :data:`CROSS_ENTROPY`.
     """
+    problem, by = Problem(tensors, total.settings), total.divisor
     check_labels(problem)
     gradient = torch.empty_like(problem.logits)
-    table = _fill(
-        problem, gradient, lambda launch, to: launch.cross_entropy(row_weight, divisor, to)
+    log_prob, mass = _fill(
+        problem, gradient, lambda launch, to: launch.cross_entropy(row_weight, by, to)
     )
-    return table, gradient
+    values = -log_prob * mass
+    loss = (values if row_weight is None else values * row_weight).sum()
+    return (loss if by is None else loss / by).to(total.dtype), gradient
+
+
+def fits(slope: Tensor, gradient: Tensor) -> bool:
+    """False: only the device knows the slope, and :func:`follow` has the device look."""
+    return False
 
 
 def follow(
-    problem: Problem,
-    row_weight: Tensor | None,
-    divisor: Tensor | None,
-    slope: Tensor,
+    tensors: Tensors, row_weight: Tensor | None, total: Total, slope: Tensor,
     gradient: Tensor | None,
-) -> Tensor:
-    """That gradient times ``slope``, a 0-d tensor that nobody waits for.
+) -> Tensor:  # fmt: skip
+    """The gradient for any slope, a 0-d tensor that nobody waits for.
 
-    ``gradient`` is the one for slope 1, and is written over; without it there will be a new one.
+    ``gradient`` is the one for slope 1, and is written over unless that is the slope.
     """
-    ready = gradient is not None
+    problem, ready = Problem(tensors, total.settings), gradient is not None
     gradient = gradient if ready else torch.empty_like(problem.logits)
     _fill(
         problem, gradient,
-        lambda launch, to: launch.follow(row_weight, divisor, slope, to, ready),
+        lambda launch, to: launch.follow(row_weight, total.divisor, slope, to, ready),
     )  # fmt: skip
     return gradient
 

@@ -1,0 +1,330 @@
+"""What a loss of rows is made of, and the ways that its calls go.
+
+A call goes the first of four ways that can take it:
+
+* in one call: plain CPU memory, no option of the logits; what small batches cost is decided here;
+* in one sweep: the result is one number and the body a program (``engines/rows/programs.py``), so
+  that kernels find loss and gradient while a block of logits is in the cache;
+* by chunks: logits behind a linear head, a chunk of rows at a time;
+* of statistics: tensors of statistics, the body on these, and a second sweep in backward.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .._check import INT64, one_of
+from ..engines import rows
+from ..engines.modes import compiling
+from ..engines.rows import native
+from ..engines.rows.autograd import Total
+from ..engines.rows.problem import Problem, Settings, Tensors
+from ..engines.rows.programs import Recorded, Recorder
+from ..heads import gradients
+from ..heads.logits import LinearLogits
+from ..heads.measure import choose, measure
+from ..heads.problem import HeadProblem, make_problem
+from ..heads.stand_in import Lean
+from ..hyperparameters import Hyperparameters
+from ..row_statistics import REQUESTS, RowStatistics
+from ..targets import are_alike
+from .by_chunks import reduce_problem
+from .reduction import (
+    Normalizer,
+    Reduce,
+    RowValues,
+    divisor_of_labels,
+    leave_out,
+    read_reduction,
+    refuse_signed_mean,
+)
+
+Needs = str | tuple[str, ...] | Callable[..., tuple[str, ...]]
+Empty = Literal["nan", "zero"]
+
+# What a loss may do to its logits and targets before the statistics are taken: options of
+# `make_problem` by name.
+OWN_OPTIONS = ("logit_scale", "class_bias", "class_scale", "mean_weight", "target_table")
+
+
+class Call(NamedTuple):
+    """One call of a loss, read and checked."""
+
+    problem: Problem  # rows of weight 0 are left out
+    reduce: Reduce
+    settings: dict[str, Any]  # the hyperparameters
+    engine: str
+    every_row: Problem  # with rows of weight 0, which have statistics too
+
+
+class RowFrame:
+    """What a loss of rows is made of, and the ways that its calls go."""
+
+    def __init__(
+        self,
+        body: Callable[..., Tensor],
+        needs: Needs,
+        weighted: bool,
+        soft: bool,
+        own: dict[str, Callable[..., Any]],
+        rowwise: bool,
+    ) -> None:
+        self.body, self.name = body, body.__name__
+        self.weighted, self.soft, self.own, self.rowwise = weighted, soft, own, rowwise
+        if not inspect.signature(body).parameters:
+            raise ValueError(
+                f"@row_loss: {self.name}() must take the row statistics as its first parameter"
+            )
+        self.hyper = Hyperparameters(body)
+        for name in own:
+            one_of("own", name, OWN_OPTIONS)
+        self.needs = needs if callable(needs) else _constant(needs)
+        self.recorder = Recorder(body, self.requests)
+        if not callable(needs):
+            self.requests()
+
+    def requests(self, **settings: Any) -> tuple[str, ...]:
+        """The statistics that must be asked for."""
+        names = tuple(self.needs(**settings))
+        for name in names:
+            one_of("needs", name, REQUESTS)
+        return names
+
+    def options(
+        self,
+        settings: Mapping[str, Any],
+        logit_scale: float | Tensor | None,
+        class_bias: Tensor | None,
+        weight: Tensor | None,
+    ) -> dict[str, Any]:
+        """The options of :func:`make_problem` that the caller or the loss itself sets."""
+        options: dict[str, Any] = {"logit_scale": logit_scale, "class_bias": class_bias}
+        for name, set_by in self.own.items():
+            if options.get(name) is not None:
+                raise TypeError(f"{self.name}() sets `{name}` itself; leave it out")
+            options[name] = set_by(**settings)
+        if self.weighted:
+            options.setdefault("mean_weight", weight)
+        return options
+
+    def read(
+        self,
+        input: Tensor | LinearLogits,
+        target: Tensor,
+        weight: Tensor | None,
+        ignore_index: int,
+        softcap: float | None,
+        reduction: str,
+        normalizer: Normalizer,
+        row_weight: Tensor | None,
+        empty: str,
+        settings: dict[str, Any],
+        options: dict[str, Any],
+        engine: str,
+    ) -> Call:
+        """Check a call."""
+        if not self.soft:
+            refuse_probabilities(self.name, input, target)
+        problem = make_problem(
+            input, target, weight, ignore_index, softcap=softcap,
+            requests=self.requests(**settings), **options,
+        )  # fmt: skip
+        reduce = read_reduction(
+            reduction, normalizer, problem.flat(row_weight), empty, problem.rows, problem.device
+        )
+        return Call(*leave_out(problem, reduce), settings, engine, problem)
+
+    # ---- the ways ---------------------------------------------------------------------------
+
+    def in_one_call(
+        self,
+        input: Any,
+        target: Any,
+        weight: Any,
+        ignore_index: Any,
+        reduction: str,
+        normalizer: Any,
+        row_weight: Any,
+        empty: str,
+        settings: dict[str, Any],
+    ) -> Tensor | None:
+        """One number from the plainest calls in the fewest steps; None for other calls.
+
+        Everything here is part of what a small batch costs, some 30 us in all.
+        """
+        if (
+            not _plain_reduction(reduction, normalizer, empty)
+            or type(ignore_index) is not int
+            or ignore_index not in INT64
+            or not rows.plain_memory(input, target, weight, row_weight)
+        ):
+            return None
+        recorded = self._recorded(settings, False, weight)
+        if recorded is None:
+            return None
+        divisor = normalizer
+        if reduction == "mean" and normalizer is None:
+            divisor = "weight"
+            if row_weight is not None:
+                refuse_signed_mean(row_weight)
+        tensors = Tensors(input, target, None, None, weight)
+        known = Settings(False, ignore_index, 0, False, 0.0, recorded.requests)
+        if weight is not None and self.weighted and "mean" in recorded.requests:
+            tensors, arguments = tensors._replace(mean_weight=weight), None
+        else:
+            arguments = native.plain_arguments(tensors, row_weight, known)
+        again = functools.partial(self._again, reduction, normalizer, empty, settings)
+        total = Total(native, recorded.program, known, divisor, empty, input.dtype, again)
+        return rows.total(tensors, row_weight, total, arguments)
+
+    def in_one_sweep(self, call: Call) -> Tensor | None:
+        """One number and its gradient in one sweep over the logits; None for other calls."""
+        problem, reduce, settings, engine, _ = call
+        several = reduce.reduction == "none" or isinstance(problem, HeadProblem)
+        if several or compiling() or reduce.learned():
+            return None
+        known, tensors = problem.settings, problem.tensors
+        recorded = self._recorded(settings, known.soft, tensors.class_weight)
+        if recorded is None:
+            return None
+        engine = choose(problem, engine).engine
+        if not rows.takes_one_sweep(problem, recorded.program, engine):
+            return None
+        again = functools.partial(self._again, *reduce[:2], reduce.empty, settings)
+        divisor, empty = reduce.normalizer, reduce.empty
+        if engine != "native":  # the divisor is for the device to find
+            divisor, empty = divisor_of_labels(problem, reduce), "nan"
+        elif isinstance(divisor, Tensor):
+            divisor = divisor.item()
+        elif reduce.reduction == "mean" and divisor is None:
+            divisor = "count" if known.soft else "weight"
+        total = Total(
+            rows.MODULES[engine], recorded.program, known, divisor, empty,
+            problem.result_dtype(), again,
+        )  # fmt: skip
+        return rows.total(tensors, reduce.row_weight, total)
+
+    def _recorded(
+        self, settings: dict[str, Any], soft: bool, weight: Tensor | None
+    ) -> Recorded | None:
+        if not self.rowwise:
+            return None
+        return self.recorder.find(settings, soft, self._by_mass(soft, weight))
+
+    def _again(
+        self, reduction: str, normalizer: Normalizer, empty: str, settings: dict[str, Any],
+        problem: Problem, row_weight: Tensor | None,
+    ) -> Tensor:  # fmt: skip
+        """The same number in plain operations, which can be differentiated again."""
+        reduce = Reduce(reduction, normalizer, row_weight, empty)
+        problem, reduce = leave_out(problem, reduce)
+        values = self.values(problem, rows.measure(problem, "reference"), settings)
+        return reduce.of(values).to(problem.result_dtype())
+
+    def by_chunks(self, call: Call) -> Tensor | None:
+        """One number from logits behind a head, a chunk of rows at a time; None for other calls."""
+        problem, reduce, settings, engine, _ = call
+        others = (*problem.others, reduce.row_weight)
+        if (
+            not isinstance(problem, HeadProblem)
+            or not self.rowwise
+            or reduce.reduction == "none"
+            or not self.hyper.fit_chunks(settings)
+            or gradients.needs_all(others)
+        ):
+            return None
+
+        def values_of_chunk(part: Problem, _: Any) -> RowValues:
+            # A chunk is nobody's but ours: its gradient takes the place of its logits.
+            return self.values(part, measure(part, engine, part.logits.is_leaf), settings)
+
+        result = reduce_problem(problem, values_of_chunk, reduce, tuple(settings.values()))
+        return result.to(problem.result_dtype())
+
+    def of_statistics(
+        self, call: Call, input: Tensor | LinearLogits, return_stats: bool, inplace_backward: bool
+    ) -> Tensor | tuple[Tensor, RowStatistics]:
+        """The result from tensors of statistics, and with ``return_stats`` these statistics too."""
+        problem, reduce, settings, engine, every_row = call
+        if inplace_backward:
+            _refuse_shared_logits(input)
+        apart = return_stats and problem is not every_row
+        stats = measure(problem, engine, inplace_backward and not apart)
+        result = reduce.of(self.values(problem, stats, settings)).to(problem.result_dtype())
+        result = problem.unflat(result) if reduce.reduction == "none" else result
+        if not return_stats:
+            return result
+        return result, problem.unflat(measure(every_row, engine) if apart else stats)
+
+    def values(self, part: Problem, stats: RowStatistics, settings: Mapping[str, Any]) -> RowValues:
+        """What the body makes of the statistics of some rows."""
+        values = self.body(stats, **settings)
+        if values.shape != part.rows:
+            raise ValueError(
+                f"{self.name} must return one value per row, shape {tuple(part.rows)}; it "
+                f"returned shape {tuple(values.shape)}"
+            )
+        soft, weight = part.settings.soft, part.tensors.class_weight
+        if self._by_mass(soft, weight):
+            values = values * stats.mass
+        kept, mass = None if stats.complete else part.kept(), stats.mass
+        if soft:
+            mass = torch.ones_like(mass) if kept is None else kept.to(mass.dtype)
+        return RowValues(values, kept, mass)
+
+    def _by_mass(self, soft: bool, weight: Tensor | None) -> bool:
+        """Whether the frame multiplies values by class weights, which the body knows nothing of."""
+        return not (self.weighted or soft or weight is None)
+
+
+def _plain_reduction(reduction: str, normalizer: Any, empty: str) -> bool:
+    """Whether a call is reduced to one number by a divisor that needs no look at tensors."""
+    if empty != "nan" and empty != "zero":
+        return False
+    if normalizer is None:
+        return reduction == "mean" or reduction == "sum"
+    number = type(normalizer) is float or type(normalizer) is int
+    return reduction == "mean" and number and math.isfinite(normalizer)
+
+
+def _constant(needs: str | tuple[str, ...]) -> Callable[..., tuple[str, ...]]:
+    names = (needs,) if isinstance(needs, str) else tuple(needs)
+    return lambda **_: names
+
+
+def refuse_probabilities(name: str, input: Tensor | LinearLogits, target: Tensor) -> None:
+    """Raise for a soft target."""
+    logits = isinstance(input, (Tensor, Lean)) and isinstance(target, Tensor)
+    if logits and target.is_floating_point() and are_alike(target, input):
+        raise ValueError(
+            f"{name} takes one class per row, but `target` has the shape of `input`, which makes "
+            f"it probabilities. Pass class indices, target.argmax(1) say"
+        )
+
+
+def _refuse_shared_logits(input: Tensor | LinearLogits) -> None:
+    """Gradients may overwrite logits only where nobody else reads them."""
+    if isinstance(input, Lean):
+        raise ValueError("inplace_backward=True is for logits; behind a linear head it is the rule")
+    if not input.requires_grad:
+        return
+    owner = input if input._base is None else input._base
+    if owner.is_leaf:
+        raise ValueError(
+            "inplace_backward=True writes the gradient over `input`, but its memory is that of a "
+            "leaf: it is yours, not an intermediate result. Leave inplace_backward off"
+        )
+    reach = 0  # of the axes with smaller steps, in elements
+    for step, n in sorted(zip(input.stride(), input.shape, strict=True)):
+        if n > 1 and step <= reach:
+            raise ValueError(
+                "inplace_backward=True needs logits of their own memory; `input` overlaps itself"
+            )
+        reach += step * (n - 1)
