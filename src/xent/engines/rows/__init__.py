@@ -135,9 +135,9 @@ def plain_memory(
         and target.shape == input.shape[:1]
         and input.is_contiguous()
         and target.is_contiguous()
+        and not deferred()
         and (weight is None or _plain_vector(weight, input.dtype, input.shape[1]))
         and (row_weight is None or _plain_vector(row_weight, torch.float64, input.shape[0]))
-        and not deferred()
         and in_cpu_memory(input)
         and in_cpu_memory(target)
         and core.fast
