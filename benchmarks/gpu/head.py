@@ -68,7 +68,7 @@ Gradients = tuple[Tensor, Tensor]  # of hidden states and weight
 def gradient_of_logits(logits: Tensor, target: Tensor, divisor: float) -> Tensor:
     """Return the gradient of the sum of cross-entropy over ``divisor``, found in one pass."""
     leaf = logits.detach().requires_grad_()
-    loss = xent.cross_entropy(leaf, target, normalizer=divisor, engine=ENGINE)
+    loss: Any = xent.cross_entropy(leaf, target, normalizer=divisor, engine=ENGINE)
     return torch.autograd.grad(loss, leaf)[0]
 
 

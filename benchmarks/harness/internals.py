@@ -28,8 +28,10 @@ def launch_sizes(**sizes: int) -> Iterator[None]:
     from xent.engines.triton import launch  # which imports Triton
 
     before = {name: getattr(launch, name) for name in sizes}  # fails for names that are gone
-    vars(launch).update(sizes)
     try:
+        for name, size in sizes.items():
+            setattr(launch, name, size)
         yield
     finally:
-        vars(launch).update(before)
+        for name, size in before.items():
+            setattr(launch, name, size)
