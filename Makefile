@@ -70,12 +70,12 @@ $(VENV)/bench: $(VENV)/installed
 demo: $(VENV)/installed
 	$(BIN)/xent train --minutes 2 --out runs/demo
 
-# One case of each test function, on one core, while the linters have the other.
+# One case of each test function but for the long ones, on one core, while the linters have the other.
 check: $(VENV)/test $(addprefix $(VENV)/,$(LINTERS))
 	@$(MAKE) --no-print-directory -j 2 --output-sync=target test-quick $(LINTS)
 
 test-quick: $(VENV)/test
-	$(PYTEST) -m "not slow" --one-case
+	$(PYTEST) -m "not slow and not long" --one-case
 
 # Where a missing core could show. The laws run on the reference engine either way.
 REFERENCE_TESTS = tests/test_structure.py tests/test_row_loss.py tests/test_errors.py \

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from pathlib import Path
 
 import torch
 
@@ -84,17 +85,29 @@ def core():
     return native
 
 
+# Test functions of which one case takes more than a third of a second: `make check` does without.
+LONG = frozenset(Path(__file__).with_name("long_functions.txt").read_text().split())
+
+
 def pytest_addoption(parser):
     """Declare the option of `make check`."""
     parser.addoption("--one-case", action="store_true", help="run one case of each test function")
 
 
+def pytest_itemcollected(item):
+    """Mark the functions that the list names."""
+    if getattr(item, "originalname", None) in LONG:
+        item.add_marker("long")
+
+
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config, items):
     """Keep the first case of each test function, if ``--one-case`` asks for that."""
     if not config.getoption("--one-case"):
         return
     first = {}
     for item in items:
-        first.setdefault((item.path, item.nodeid.partition("[")[0]), item)
-    config.hook.pytest_deselected(items=[x for x in items if x not in first.values()])
-    items[:] = first.values()
+        first.setdefault(item.nodeid.partition("[")[0], item)
+    chosen = set(first.values())
+    config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+    items[:] = [item for item in items if item in chosen]
