@@ -239,7 +239,7 @@ def takes(monkeypatch, name):
     ids=lambda options: "+".join(options) or "mean",
 )
 def test_one_sweep_is_two(monkeypatch, options):
-    ahead = takes(monkeypatch, "cross_entropy")
+    ahead = takes(monkeypatch, "total")
     z, y = torch.randn(8, 6) * 3, torch.randint(6, (8,))
     options = {k: v.to(z.device) if isinstance(v, torch.Tensor) else v for k, v in options.items()}
     value, grad = value_and_grad(xent.cross_entropy, z, y, **options, **ON_TRITON)
@@ -254,7 +254,7 @@ def test_one_sweep_is_two(monkeypatch, options):
     "loss", ["logit_adjusted_loss", "vs_loss"]
 )  # cross-entropy of other logits
 def test_losses_that_take_one_sweep(monkeypatch, loss):
-    ahead = takes(monkeypatch, "cross_entropy")
+    ahead = takes(monkeypatch, "total")
     counts = torch.tensor([90.0, 9.0, 1.0])
     name = "prior" if loss == "logit_adjusted_loss" else "counts"
     z, y = torch.randn(5, 3), torch.randint(3, (5,))
@@ -311,19 +311,23 @@ def test_slopes_other_than_1_are_rounded_once():
 
 
 def test_what_is_ready_is_left_alone():
-    from xent.engines.rows.problem import Problem, Settings, Tensors
+    from xent.engines.rows.autograd import Total
+    from xent.engines.rows.problem import Settings, Tensors
+    from xent.engines.rows.programs import NLL
 
-    problem = Problem(Tensors(torch.randn(5, 7), torch.randint(7, (5,))), Settings(False))
-    divisor = torch.tensor(4)
-    _, right = MODULES["triton"].cross_entropy(problem, None, divisor)
+    tensors, engine = Tensors(torch.randn(5, 7), torch.randint(7, (5,))), MODULES["triton"]
+    total = Total(engine, NLL, Settings(False), torch.tensor(4), "nan", torch.float32, None)
+    _, right = engine.total(tensors, None, total, None)
     known = torch.full_like(right, 7.0)  # no gradient: it shows whether anything is written
-    assert MODULES["triton"].follow(problem, None, divisor, torch.tensor(1.0), known) is known
+
+    def follow(slope, gradient):
+        return engine.follow(tensors, None, total, torch.tensor(slope), gradient)
+
+    assert follow(1.0, known) is known
     assert bool((known == 7).all())
-    assert MODULES["triton"].follow(problem, None, divisor, torch.tensor(-2.0), known) is known
+    assert follow(-2.0, known) is known
     torch.testing.assert_close(known, -2 * right, rtol=2e-7, atol=0)
-    assert same_bits(
-        MODULES["triton"].follow(problem, None, divisor, torch.tensor(1.0), None), right
-    )
+    assert same_bits(follow(1.0, None), right)
 
 
 def test_second_derivatives_go_by_the_reference():

@@ -96,7 +96,10 @@ class TotalAhead(torch.autograd.Function):
         tensors, row_weight, ctx.total, arguments = question
         loss, ctx.gradient = ctx.total.engine.total(tensors, row_weight, ctx.total, arguments)
         # A loss that is kept must not keep the tensors, but for those that autograd looks after.
-        ctx.save_for_backward(*tensors, row_weight)
+        divisor = ctx.total.divisor
+        ctx.save_for_backward(
+            *tensors, row_weight, divisor if isinstance(divisor, Tensor) else None
+        )
         return loss
 
     @staticmethod
@@ -108,7 +111,7 @@ class TotalAhead(torch.autograd.Function):
         differentiable = only_differentiable(grad)
         if gradient is not None and not differentiable and total.engine.fits(grad, gradient):
             return gradient, None  # and the logits are not read again
-        *saved, row_weight = ctx.saved_tensors
+        *saved, row_weight, _ = ctx.saved_tensors  # raises if one was changed since
         tensors = Tensors(*saved)
         if not differentiable:
             return total.engine.follow(tensors, row_weight, total, grad, gradient), None

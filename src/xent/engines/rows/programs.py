@@ -312,25 +312,35 @@ class Recorder:
         try:
             return self.programs[key]
         except (KeyError, TypeError):
-            return self._record(key, settings, soft, by_mass)
+            return self._find_or_record(settings, soft, by_mass)
+
+    def _find_or_record(
+        self, settings: Mapping[str, Any], soft: bool, by_mass: bool
+    ) -> Recorded | None:
+        # A tensor among the settings may shape the logits, but no body that is a program reads it.
+        known = {k: _NotThere() if isinstance(x, Tensor) else x for k, x in settings.items()}
+        outside = self.outside()
+        if outside is None or not all(
+            isinstance(x, (_NotThere, *_CONSTANTS)) for x in known.values()
+        ):
+            return None
+        values = (Tensor if isinstance(x, _NotThere) else x for x in known.values())
+        key = (soft, by_mass, outside, *values)
+        if key not in self.programs:
+            if len(self.programs) >= _PROGRAMS:  # settings that change at every step
+                self.programs.clear()
+            self.programs[key] = self._record(known, tuple(self.needs(**settings)), soft, by_mass)
+        return self.programs[key]
 
     def _record(
-        self, key: Any, settings: Mapping[str, Any], soft: bool, by_mass: bool
+        self, settings: Mapping[str, Any], requests: tuple[str, ...], soft: bool, by_mass: bool
     ) -> Recorded | None:
-        constant = all(isinstance(x, _CONSTANTS) for x in settings.values())
-        if not constant or self.outside() is None:
-            return None
-        requests, body = tuple(self.needs(**settings)), self.body
-
         def value(stats: RowStatistics) -> Any:
-            found = body(stats, **settings)
+            found = self.body(stats, **settings)
             return found * stats.mass if by_mass else found
 
-        if len(self.programs) >= _PROGRAMS:  # settings that change at every step
-            self.programs.clear()
         program = record(value, soft, requests)
-        self.programs[key] = None if program is None else Recorded(program, requests)
-        return self.programs[key]
+        return None if program is None else Recorded(program, requests)
 
 
 _PROGRAMS = 64  # kept of one body
