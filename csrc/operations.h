@@ -77,6 +77,6 @@ struct Instruction {
   bool varies;  // whether the loss has a slope by it
 };
 
-constexpr int kInstructions = 64;  // at most, so that all registers of a strip stay in the cache
+constexpr int kInstructions = 128;  // at most: the registers of a strip should stay in the cache
 
 }  // namespace xent
