@@ -221,14 +221,15 @@ void check(const Program& program, uint32_t fields, size_t inputs) {
 }
 
 // How many rows were kept, a label out of range if there is one, and what the sum was divided by.
-// The loss and the gradient, `slope` times that of the loss, are computed if they have somewhere to
-// go, and if no label is out of range.
-std::tuple<int64_t, bool, int64_t, double> run(
-    const Program& program, const MatrixArguments& logits, int64_t rows, int64_t classes,
-    const LabelArguments& labels, const MatrixArguments& soft, const TransformArguments& transform,
-    const WeightArguments& weights, uint32_t fields, const InputArguments& inputs,
-    uintptr_t row_weight, const DivisorArguments& divisor, double slope, uintptr_t result,
-    int result_type, const MatrixArguments& gradient) {
+using Answer = std::tuple<int64_t, bool, int64_t, double>;
+
+// Computes the loss, and the gradient times `slope`, each if it has somewhere to go; nothing if a
+// label is out of range.
+Answer run(const Program& program, const MatrixArguments& logits, int64_t rows, int64_t classes,
+           const LabelArguments& labels, const MatrixArguments& soft,
+           const TransformArguments& transform, const WeightArguments& weights, uint32_t fields,
+           const InputArguments& inputs, uintptr_t row_weight, const DivisorArguments& divisor,
+           double slope, uintptr_t result, int result_type, const MatrixArguments& gradient) {
   check(program, fields, inputs.size());
   const std::vector<PerRow> given = make_inputs(inputs);
   Loss loss{};

@@ -7,6 +7,8 @@
 
 namespace xent {
 
+// clang-format off
+
 // Where a program begins: a field of the row, a number that comes beside the row, a number.
 #define XENT_SOURCES(op) op(field) op(input) op(constant)
 
@@ -61,6 +63,8 @@ namespace xent {
 #define XENT_OPERATIONS(op)                                                              \
   XENT_SOURCES(op)                                                                       \
   XENT_UNARY(op) XENT_FLAT_UNARY(op) XENT_BINARY(op) XENT_FLAT_BINARY(op) XENT_CHOICE(op)
+
+// clang-format on
 
 enum class Operation : int32_t {
 #define XENT_NAME_OF(name, ...) name,

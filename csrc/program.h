@@ -85,11 +85,12 @@ class Tape {
     for (int r = 0; r < count_; ++r) sum[r] += slope(r);
   }
 
-// A formula of the table, for every row.
-#define XENT_ROWS(formula)                                                                  \
-  [=](int r) {                                                                              \
-    [[maybe_unused]] const double a = a_[r], b = b_[r], y = y_[r], g = g_[r];               \
-    return formula;                                                                         \
+  // A formula of the table, for every row.
+  // clang-format off
+#define XENT_ROWS(formula)                                                    \
+  [=](int r) {                                                                \
+    [[maybe_unused]] const double a = a_[r], b = b_[r], y = y_[r], g = g_[r]; \
+    return formula;                                                           \
   }
 #define XENT_SET(name, value, ...) \
   case Operation::name: return set(to, XENT_ROWS(value));
@@ -109,8 +110,8 @@ class Tape {
       }
       case Operation::constant: return fill(to, step.constant);
       case Operation::where: return set(to, [=](int r) { return a_[r] != 0 ? b_[r] : c_[r]; });
-        XENT_UNARY(XENT_SET) XENT_FLAT_UNARY(XENT_SET) XENT_BINARY(XENT_SET)
-            XENT_FLAT_BINARY(XENT_SET)
+      XENT_UNARY(XENT_SET) XENT_FLAT_UNARY(XENT_SET)
+      XENT_BINARY(XENT_SET) XENT_FLAT_BINARY(XENT_SET)
     }
   }
 
@@ -120,10 +121,11 @@ class Tape {
       case Operation::where:
         add_to(step.b, [=](int r) { return a_[r] != 0 ? g_[r] : 0.0; });
         return add_to(step.c, [=](int r) { return a_[r] != 0 ? 0.0 : g_[r]; });
-        XENT_UNARY(XENT_ADD_ONE) XENT_BINARY(XENT_ADD_TWO)
+      XENT_UNARY(XENT_ADD_ONE) XENT_BINARY(XENT_ADD_TWO)
       default: return;
     }
   }
+// clang-format on
 #undef XENT_ROWS
 #undef XENT_SET
 #undef XENT_ADD_ONE

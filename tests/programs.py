@@ -187,9 +187,7 @@ class Call(NamedTuple):
         partials = torch.autograd.grad(loss * slope, fields, allow_unused=True)
         slopes = [(0, 0) if p is None else (held(p, keep), 1) for p in partials]
         out = torch.full_like(self.logits, 7.0)
-        _core.row_gradient(
-            *self.arguments(keep), table.data_ptr(), self.mask, slopes, matrix(out)
-        )
+        _core.row_gradient(*self.arguments(keep), table.data_ptr(), self.mask, slopes, matrix(out))
         return loss.detach(), out
 
 
