@@ -63,7 +63,7 @@ def statistics(z: Tensor, y: Tensor) -> Statistics:
     The statistics are float64. That costs little, because a row has V logits but 2 statistics.
     """
     z = z.double()
-    is_target = torch.arange(z.shape[1]) == y[:, None]  # (N, V), True once in each row
+    is_target = torch.arange(z.shape[1]) == y[:, None]  # (N, V), at most one True per row
     target = z.masked_fill(~is_target, -torch.inf).amax(1)
     rest = z.masked_fill(is_target, -torch.inf).logsumexp(1)
     return Statistics(target, rest)
@@ -117,8 +117,8 @@ def gradient(z: Tensor, y: Tensor, rest: Tensor, slope: Tensor) -> Tensor:
     """Apply the chain rule: turn ``slope`` (N,) into the gradient of the logits, (N, V).
 
     The derivative of ``log_odds = z_y - rest`` is 1 for ``z_y``. For another logit ``z_j`` it is
-    ``-exp(z_j - rest)``, minus the share of class j among the other classes. So one function
-    serves every loss.
+    ``-exp(z_j - rest)``, where the exponential is the share of class j among the other classes.
+    Neither depends on the loss, so one function serves every loss.
     """
     is_target = torch.arange(z.shape[1]) == y[:, None]  # (N, V)
     rest = rest.clamp(min=torch.finfo(rest.dtype).min)  # -inf - -inf, of masked classes, is NaN
