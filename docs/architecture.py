@@ -113,7 +113,11 @@ def floors(graph: Graph) -> dict[str, int]:
 
 
 def road() -> list[str]:
-    """Return the rooms that a loss enters on the way from logits to its value, in that order."""
+    """Return the rooms that a loss enters on the way from logits to its values, in that order.
+
+    This is the way that every option can go. A sum or mean has a shorter one, from the frame into
+    one call of an engine, where the loss is a recorded program.
+    """
     logits, target = torch.zeros(2, 3), torch.tensor([0, 1])
     entered: list[str] = []
 
@@ -124,7 +128,7 @@ def road() -> list[str]:
 
     for profile in (None, note):  # the first call fills the caches
         sys.setprofile(profile)
-        xent.losses.focal_loss(logits, target)
+        xent.losses.focal_loss(logits, target, reduction="none")
         sys.setprofile(None)
     return list(dict.fromkeys(entered))
 
@@ -237,7 +241,8 @@ orient="auto"><path d="M0,0 L8,4 L0,8 z" fill="{pale}"/></marker></defs>
 <rect width="{width}" height="{height}" fill="white"/>"""
 LEGEND = (
     "An arrow is an import: a room uses rooms below it. Arrows that others imply are left out.",
-    "Red: the rooms that focal_loss(logits, target) enters on its way from logits to a number.",
+    "Red: the rooms that a loss enters on the way from logits to one value per row. A sum or mean",
+    "of plain logits goes from the frame straight into one call of an engine.",
 )
 
 
@@ -336,15 +341,15 @@ def picture() -> str:
     floor = floors(graph)
     arrows = list(ways(graph, floor))
     place, width = places([Spot(floor[room], room) for room in graph], arrows)
-    roof = 152 + FLOOR * max(floor.values())
+    roof = 166 + FLOOR * max(floor.values())
     below = roof + HEIGHT + 34
     height = below + 34 + 40 + 4 * 34 + GAP
     parts = [
         START.format(width=width, height=height, ink=INK, pale=PALE),
         label(GAP, 30, "The rooms of xent, and the road of a logit", 20, BOLD),
-        *(label(GAP, 50 + 16 * k, text, 12) for k, text in enumerate(LEGEND)),
-        label(GAP, 84, " \u2192 ".join(number), 13, f'{BOLD} fill="{RED}"'),
-        *strip(102, "doors to all rooms", [told(door)[0] for door in sorted(DOORS)]),
+        *(label(GAP, 50 + 15 * k, text, 12) for k, text in enumerate(LEGEND)),
+        label(GAP, 100, " \u2192 ".join(number), 13, f'{BOLD} fill="{RED}"'),
+        *strip(116, "doors to all rooms", [told(door)[0] for door in sorted(DOORS)]),
         *lines(arrows, place, roof),
     ]
     for spot, x in place.items():
