@@ -13,9 +13,7 @@ PROJECT = Path(__file__).parents[1]
 
 # A docstring that begins so has no noun: its subject stands on another line, or nowhere.
 NO_NOUN = re.compile(r"(What|Where|How|Whether|That of|Those|The same|Of)\b")
-# Rooms whose docstrings have still to be rewritten.
-NOT_YET = {"engines", "frames"}
-ROOMS = sorted(p for p in HOUSE.iterdir() if p.suffix in ("", ".py") and p.name not in NOT_YET)
+ROOMS = sorted(p for p in HOUSE.iterdir() if p.suffix in ("", ".py"))
 
 
 def docstrings(room):

@@ -29,7 +29,7 @@ POOLED_BYTES = 32 << 20  # below, malloc keeps what it was given back
 
 
 def available() -> bool:
-    """Whether the compiled core is installed."""
+    """True if the compiled core is installed."""
     return _core is not None
 
 

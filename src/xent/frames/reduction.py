@@ -19,7 +19,7 @@ Normalizer = float | Tensor | str | None
 
 
 class RowValues(NamedTuple):
-    """What a loss makes of some rows."""
+    """Values of a loss for some rows."""
 
     values: Tensor  # (N...), one per row, float64
     kept: Tensor | None  # (N...), bool: rows that are not ignored; None for all
@@ -27,7 +27,7 @@ class RowValues(NamedTuple):
 
 
 class Reduce(NamedTuple):
-    """How values of rows become the result: the checked options of a call."""
+    """Options that turn values of rows into the result of a call; checked."""
 
     reduction: str
     normalizer: Normalizer
@@ -47,7 +47,7 @@ class Reduce(NamedTuple):
         return total if self.reduction == "sum" else self.by(total, self.divisor(rows))
 
     def divisor(self, rows: RowValues) -> Tensor:
-        """What the mean divides by."""
+        """Return the divisor of the mean."""
         return divisor_of(rows.kept, rows.mass, self.normalizer, self.row_weight)
 
     def by(self, total: Tensor, divisor: Tensor) -> Tensor:
@@ -55,7 +55,7 @@ class Reduce(NamedTuple):
         return total / of_empty(divisor, self.empty)
 
     def learned(self) -> bool:
-        """Whether a weight or the normaliser wants a gradient."""
+        """True if a weight or the normaliser wants a gradient."""
         given = (self.row_weight, self.normalizer)
         return any(isinstance(x, Tensor) and _learned(x) for x in given)
 
@@ -142,7 +142,7 @@ def stable_sum(values: Tensor) -> Tensor:
 
 
 def weigh(values: Tensor, kept: Tensor | None, row_weight: Tensor | None) -> Tensor:
-    """What each row adds to the sum."""
+    """Return the weighted value of each row, 0 for rows that do not count."""
     if row_weight is not None:
         weighs = row_weight != 0
         if _learned(row_weight):  # the slope of a weight is the value of its row, also at 0
@@ -208,7 +208,7 @@ def leave_out(problem: Problem, reduce: Reduce) -> tuple[Problem, Reduce]:
 def divisor_of(
     kept: Tensor | None, mass: Tensor, normalizer: Normalizer, row_weight: Tensor | None
 ) -> Tensor:
-    """What the mean divides by."""
+    """Return the divisor of the mean."""
     if normalizer is None or normalizer == "weight":
         return stable_sum(mass if row_weight is None else mass * row_weight)
     if isinstance(normalizer, str):
@@ -235,7 +235,7 @@ def mass_of_labels(
 
 
 def divisor_of_labels(problem: Problem, reduce: Reduce) -> Tensor | None:
-    """What a loss of class indices is divided by, before the statistics are known; None for 1."""
+    """Return the divisor of a loss of class indices, without the statistics; None for 1."""
     if reduce.reduction == "sum":
         return None
     labels, ignore_index = problem.tensors.target, problem.settings.ignore_index
@@ -249,7 +249,7 @@ def divisor_of_labels(problem: Problem, reduce: Reduce) -> Tensor | None:
 
 
 def divisor_of_rows(given: Mapping[str, Any]) -> Tensor:
-    """What the mean of a loss of rows divides by, from the arguments of the call."""
+    """Return the divisor of the mean of a loss of rows, from the arguments of the call."""
     input, weight = given["input"], given["weight"]
     target = read_target(input, given["target"], given["ignore_index"])
     if target.soft:

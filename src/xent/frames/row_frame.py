@@ -1,4 +1,4 @@
-"""What a loss of rows is made of, and the ways that its calls go.
+"""The frame of a loss of rows: its parts, and the ways that its calls go.
 
 A call goes the first of four ways that can take it:
 
@@ -65,7 +65,7 @@ class Call(NamedTuple):
 
 
 class RowFrame:
-    """What a loss of rows is made of, and the ways that its calls go."""
+    """A loss of rows: its parts, and the ways that its calls go."""
 
     def __init__(
         self,
@@ -222,7 +222,7 @@ class RowFrame:
         self, reduction: str, normalizer: Normalizer, empty: str, settings: dict[str, Any],
         problem: Problem, row_weight: Tensor | None,
     ) -> Tensor:  # fmt: skip
-        """The same number in plain operations, which can be differentiated again."""
+        """Return the loss in plain operations, which can be differentiated again."""
         reduce = Reduce(reduction, normalizer, row_weight, empty)
         problem, reduce = leave_out(problem, reduce)
         values = self.values(problem, rows.measure(problem, "reference"), settings)
@@ -264,7 +264,7 @@ class RowFrame:
         return result, problem.unflat(measure(every_row, engine) if apart else stats)
 
     def values(self, part: Problem, stats: RowStatistics, settings: Mapping[str, Any]) -> RowValues:
-        """What the body makes of the statistics of some rows."""
+        """Return the values of the body for the statistics of some rows."""
         values = self.body(stats, **settings)
         if values.shape != part.rows:
             raise ValueError(
@@ -280,12 +280,12 @@ class RowFrame:
         return RowValues(values, kept, mass)
 
     def _by_mass(self, soft: bool, weight: Tensor | None) -> bool:
-        """Whether the frame multiplies values by class weights, which the body knows nothing of."""
+        """True if the frame multiplies values by class weights, because the body does not."""
         return not (self.weighted or soft or weight is None)
 
 
 def _plain_reduction(reduction: str, normalizer: Any, empty: str) -> bool:
-    """Whether a call is reduced to one number by a divisor that needs no look at tensors."""
+    """True if a call has one number as its result, and its divisor needs no look at tensors."""
     if empty != "nan" and empty != "zero":
         return False
     if normalizer is None:

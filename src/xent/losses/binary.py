@@ -23,7 +23,7 @@ _PLAIN = (None, None, None, None, 0.0, None, None, False, "nan", "auto")
 
 
 def _are_plain(options: tuple[Any, ...]) -> bool:
-    """Whether no option is given; arrays, whose equality is no bool, are options."""
+    """True if no option is given; arrays, whose equality is no bool, are options."""
     return all(x is y or (type(x) is type(y) and x == y) for x, y in zip(options, _PLAIN))  # noqa: B905
 
 

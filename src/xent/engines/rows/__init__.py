@@ -109,7 +109,7 @@ def total(tensors: Tensors, row_weight: Tensor | None, sum: Total, arguments: An
 
 
 def takes_one_sweep(problem: Problem, program: Program, engine: str) -> bool:
-    """Whether an engine finds the sum over rows of a program, and its gradient, in one sweep."""
+    """True if an engine computes the sum of a program over rows and its gradient in one sweep."""
     if problem.settings.sharded or problem.logits.numel() == 0:
         return False
     if engine == "triton":
@@ -121,7 +121,7 @@ def takes_one_sweep(problem: Problem, program: Program, engine: str) -> bool:
 def plain_memory(
     input: Tensor, target: Tensor, weight: Tensor | None, row_weight: Tensor | None
 ) -> bool:
-    """Whether the native engine can read a call as it stands.
+    """True if the native engine can read the tensors of a call as they are.
 
     That is (N, C) logits and (N,) int64 classes on the CPU, with weights of plain memory, if any:
     what most calls are. Every check here is part of what small batches cost.

@@ -70,7 +70,7 @@ def total(
 
 
 def fits(slope: Tensor, gradient: Tensor) -> bool:
-    """Whether a gradient for slope 1 is the one for this slope, or becomes it by a factor."""
+    """True if a gradient for slope 1 also serves this slope, unchanged or by an exact factor."""
     factor = slope.item()
     if factor == 1:
         return True

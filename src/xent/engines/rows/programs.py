@@ -234,7 +234,7 @@ _RANDOM = ("rand", "normal", "bernoulli", "multinomial", "poisson", "seed")
 
 
 class Outside:
-    """What a function reads beside its arguments: constants, which may be others at the next call.
+    """Constants that a function reads beside its arguments; they may differ at the next call.
 
     A program is kept for as long as these are the same. Functions whose result may hang on
     anything else (an object's attributes, the time, chance) have none kept.
