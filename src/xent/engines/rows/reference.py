@@ -14,15 +14,16 @@ import torch
 from torch import Tensor
 
 from ...row_statistics import product
-from . import algebra, labels
+from . import algebra
 from .algebra import INF, Odds
+from .labels import check_labels_of
 from .problem import Problem
 
 Fields = dict[str, Tensor]  # (N,) each
 
 
-class Rows(NamedTuple):
-    """Rows, with their pivot kept apart: the target's class, or the largest of a soft target."""
+class SplitRows(NamedTuple):
+    """Rows split into pivot and rest; a soft target has the largest logit as its pivot."""
 
     logits: Tensor  # (N, V), transformed
     soft: Tensor | None  # (N, V), class weights included
@@ -34,11 +35,11 @@ class Rows(NamedTuple):
 
     @property
     def wide(self) -> torch.dtype:
-        """The dtype of everything per row: float64, where the device has it."""
-        return torch.float32 if self.logits.device.type == "mps" else torch.float64
+        """The dtype of everything per row."""
+        return self.pivot_logit.dtype
 
 
-class Sums(NamedTuple):
+class RestSums(NamedTuple):
     """Sums over the rest, relative to its largest logit."""
 
     shift: Tensor  # (N,), the largest logit; -inf where the rest is empty
@@ -98,20 +99,10 @@ def row_gradient(
     return gradient if out is None else out.copy_(gradient)
 
 
-def check_labels(p: Problem) -> None:
-    """Raise on a label that does not exist, where looking at values is possible and free.
-
-    Elsewhere (accelerators, transforms, compilation) the row has no target, and no finite loss.
-    """
-    if p.labelled and not p.settings.sharded:
-        s = p.settings
-        labels.check_labels(p.tensors.target, p.classes, s.ignore_index, s.first_class)
-
-
 # ---- rows ---------------------------------------------------------------------------------------
 
 
-def _read(p: Problem) -> Rows:
+def _read(p: Problem) -> SplitRows:
     """Return the transformed logits and the target of every row, with the pivot kept apart."""
     x, transform = _at_least_float32(p.logits).movedim(p.axis, -1), p.transform  # (N, V)
     if p.labelled:
@@ -132,14 +123,16 @@ def _read(p: Problem) -> Rows:
         pivot, ignored = _read_labels(p)  # (N,) each
 
     is_pivot = torch.arange(p.classes, device=z.device) == pivot.unsqueeze(-1)  # (N, V)
-    rows = Rows(z, q, pivot, is_pivot, z, torch.where(is_pivot, -INF, z), ignored)
-    at_pivot = torch.where(is_pivot, z, 0).sum(-1).to(rows.wide)  # (N,)
-    return rows._replace(pivot_logit=torch.where(pivot < 0, -INF, at_pivot))
+    wide = torch.float32 if z.device.type == "mps" else torch.float64
+    at_pivot = torch.where(is_pivot, z, 0).sum(-1).to(wide)  # (N,)
+    pivot_logit = torch.where(pivot < 0, -INF, at_pivot)
+    rest = torch.where(is_pivot, -INF, z)  # (N, V)
+    return SplitRows(z, q, pivot, is_pivot, pivot_logit, rest, ignored)
 
 
 def _read_labels(p: Problem) -> tuple[Tensor, Tensor]:
     """Return (class within these logits, or -1; whether the row is ignored)."""
-    check_labels(p)
+    check_labels_of(p)
     ignored = p.tensors.target == p.settings.ignore_index
     here = p.tensors.target - p.settings.first_class
     return torch.where((here >= 0) & (here < p.classes) & ~ignored, here, -1), ignored
@@ -153,7 +146,7 @@ def _at_least_float32(x: Tensor) -> Tensor:
 # ---- sums over the rest -------------------------------------------------------------------------
 
 
-def _sums_of_rest(rows: Rows) -> Sums:
+def _sums_of_rest(rows: SplitRows) -> RestSums:
     """Return the sums of exponentials over every class but the pivot."""
     shift = _largest(rows.rest)  # (N,)
     gap = _finite(shift).unsqueeze(-1) - rows.rest  # (N, V), >= 0
@@ -163,7 +156,7 @@ def _sums_of_rest(rows: Rows) -> Sums:
     # The expm1 of such a class is 0, but has the derivative that counting lacks.
     below_1 = torch.where(at_shift, torch.expm1(-gap), power)
     small = below_1.sum(-1, dtype=rows.wide)  # (N,)
-    return Sums(shift, gap, power, small, at_shift.sum(-1).to(rows.wide))
+    return RestSums(shift, gap, power, small, at_shift.sum(-1).to(rows.wide))
 
 
 def _largest(rest: Tensor) -> Tensor:
@@ -182,7 +175,7 @@ def _finite(shift: Tensor) -> Tensor:
 # ---- fields -------------------------------------------------------------------------------------
 
 
-def _index_fields(p: Problem, rows: Rows, odds: Odds) -> Fields:
+def _index_fields(p: Problem, rows: SplitRows, odds: Odds) -> Fields:
     """Return the fields of an index target; on another shard its logit and weight are missing."""
     mass = torch.ones_like(odds.d)  # (N,)
     if p.tensors.class_weight is not None:
@@ -197,7 +190,7 @@ def _index_fields(p: Problem, rows: Rows, odds: Odds) -> Fields:
     }
 
 
-def _soft_fields(rows: Rows, sums: Sums, odds: Odds) -> Fields:
+def _soft_fields(rows: SplitRows, sums: RestSums, odds: Odds) -> Fields:
     """Return the fields of a soft target."""
     assert rows.soft is not None
     own = torch.where(rows.is_pivot, rows.soft, 0).sum(-1).to(rows.wide)  # (N,)
@@ -209,7 +202,7 @@ def _soft_fields(rows: Rows, sums: Sums, odds: Odds) -> Fields:
     return fields._asdict() | {"pivot_log_odds": odds.d, "top": rows.pivot.to(rows.wide)}
 
 
-def _top(rows: Rows) -> Fields:
+def _top(rows: SplitRows) -> Fields:
     """Return the largest logit and its class; for an index target those of the rest, too."""
     logit, top = rows.logits.detach().max(-1)  # (N,) each
     fields = {"top": top.to(rows.wide), "top_logit": logit.to(rows.wide)}
@@ -220,13 +213,13 @@ def _top(rows: Rows) -> Fields:
     return fields
 
 
-def _sum_of_powers(k: int, sums: Sums, odds: Odds) -> Tensor:
+def _sum_of_powers(k: int, sums: RestSums, odds: Odds) -> Tensor:
     """Return the sum over the rest of ``p_j ** k``, relative to the shift: nothing overflows."""
     total = torch.exp(-k * sums.gap).sum(-1, dtype=odds.total.dtype)
     return product(total, algebra.unit_of(odds) ** k)
 
 
-def _mean(p: Problem, rows: Rows, sums: Sums) -> Fields:
+def _mean(p: Problem, rows: SplitRows, sums: RestSums) -> Fields:
     """Return the weighted mean of the logits that are not masked, and what it divides by."""
     z, shift = rows.logits, _finite(sums.shift)
     masked = z == -INF
@@ -240,7 +233,7 @@ def _mean(p: Problem, rows: Rows, sums: Sums) -> Fields:
     return {"mean": total / support, "support": support, "mean_mass": weight / support}
 
 
-def _without_blanks(p: Problem, rows: Rows, odds: Odds, fields: Fields) -> list[Tensor]:
+def _without_blanks(p: Problem, rows: SplitRows, odds: Odds, fields: Fields) -> list[Tensor]:
     """Return the fields in the order of the table, with constants in rows without classes."""
     nothing = torch.zeros_like(rows.ignored)
     if p.settings.sharded:

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from . import reference
 from .autograd import Total
+from .labels import check_labels_of
 from .problem import Problem, Tensors
 from .programs import LOG_LOSS, NLL
-from .reference import check_labels
 
 CROSS_ENTROPY = (NLL, LOG_LOSS)  # the programs whose loss and gradient take one sweep
 
@@ -21,15 +21,16 @@ if TYPE_CHECKING:
 
 
 def row_statistics(problem: Problem) -> tuple[Tensor, bool]:
-    """The table of statistics, (fields, N...) in float64.
+    """Return the table of statistics, (fields, N...), in float64.
 
-    And whether it is known that no row was ignored: never, as looking would mean to wait.
+    The second value, whether no row is known to be ignored, is always False: a look at the labels
+    would wait for the device.
     """
     from ..triton.launch import Launch
 
     if problem.logits.numel() == 0:
         return reference.row_statistics(problem)
-    check_labels(problem)
+    check_labels_of(problem)
     return Launch(problem).find(), False
 
 
@@ -39,9 +40,9 @@ def row_gradient(
     partials: Sequence[Tensor | None],
     out: Tensor | None = None,
 ) -> Tensor:
-    """The gradient with respect to the logits of the sum of every field times its partial.
+    """Return the gradient by the logits of the sum of every field times its partial derivative.
 
-    ``out`` receives it; it may be the logits themselves.
+    ``out``, if given, receives the gradient, and may be the logits themselves.
     """
     gradient = torch.empty_like(problem.logits) if out is None else out
     if gradient.numel():
@@ -52,12 +53,12 @@ def row_gradient(
 def total(
     tensors: Tensors, row_weight: Tensor | None, total: Total, _: object
 ) -> tuple[Tensor, Tensor]:
-    """The sum of ``-log p`` over all rows by its divisor, and the gradient of the logits.
+    """Return the sum of ``-log p`` over all rows by its divisor, and the gradient of the logits.
 
     The divisor is a 0-d tensor or None, and the program one of :data:`CROSS_ENTROPY`.
     """
     problem, by = Problem(tensors, total.settings), total.divisor
-    check_labels(problem)
+    check_labels_of(problem)
     gradient = torch.empty_like(problem.logits)
     log_prob, mass = _fill(
         problem, gradient, lambda launch, to: launch.cross_entropy(row_weight, by, to)
@@ -68,7 +69,7 @@ def total(
 
 
 def fits(slope: Tensor, gradient: Tensor) -> bool:
-    """False: only the device knows the slope, and :func:`follow` has the device look."""
+    """Return False: only the device knows the slope; in :func:`follow` the device looks."""
     return False
 
 
@@ -76,9 +77,9 @@ def follow(
     tensors: Tensors, row_weight: Tensor | None, total: Total, slope: Tensor,
     gradient: Tensor | None,
 ) -> Tensor:  # fmt: skip
-    """The gradient for any slope, a 0-d tensor that nobody waits for.
+    """Return the gradient for any slope, a 0-d tensor on the device, without waiting for it.
 
-    ``gradient`` is the one for slope 1, and is written over unless that is the slope.
+    ``gradient`` holds the gradient for slope 1, and is overwritten for any other slope.
     """
     problem, ready = Problem(tensors, total.settings), gradient is not None
     gradient = gradient if ready else torch.empty_like(problem.logits)
@@ -90,7 +91,7 @@ def follow(
 
 
 def _fill(problem: Problem, gradient: Tensor, write: Callable[[Launch, Tensor], Any]) -> Any:
-    """Have a launch write a gradient, by way of a copy where its rows do not step evenly."""
+    """Have a launch write a gradient, into a copy first if its rows do not step evenly."""
     from ..triton.launch import Launch, even
 
     written = even(gradient)

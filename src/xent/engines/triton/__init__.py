@@ -1,6 +1,6 @@
 """The Triton kernels, and whether they can run here.
 
-Importing this package imports no Triton; the kernels are imported by the first call.
+This file imports no Triton: the first call of a kernel does.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from torch import Tensor
 from ..modes import obstacle
 
 INSTALLED = importlib.util.find_spec("triton") is not None
-# Set before the first call, it runs the kernels in Python, on CPU tensors: for tests.
+# With TRITON_INTERPRET=1 at the first call Python runs the kernels, on CPU tensors: for tests.
 INTERPRETED = INSTALLED and os.environ.get("TRITON_INTERPRET") == "1"
 DEVICES = ("cuda", "xpu")  # AMD's GPUs are "cuda", too
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def obstacle_of(tensors: Sequence[Tensor | None]) -> str | None:
-    """Why no kernel can read these tensors, or None if one can."""
+    """Return the reason why no kernel can read these tensors, or None if a kernel can."""
     if not INSTALLED:
         return "Triton is not installed: pip install triton"
     return obstacle(tensors, (*DEVICES, "cpu") if INTERPRETED else DEVICES)

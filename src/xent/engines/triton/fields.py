@@ -27,7 +27,7 @@ from .memory import Columns, find_some_rows, get, has, load_label_logits, put, w
 from .sweep import exact_sums
 
 
-class Rest(NamedTuple):
+class RestSums(NamedTuple):
     """Sums over some classes of the rest, relative to their shift; (COUNT,) each."""
 
     shift: Any
@@ -68,7 +68,7 @@ class Mean(NamedTuple):
 def merge_tiles(args, rows, sums, SUMS: tl.constexpr, BLOCK: tl.constexpr):
     """Return the sums over all tiles of rows: (rest, peak, powers, mean)."""
     none = tl.zeros(rows.n.shape, tl.float64)
-    rest = Rest(none - INF, none, none, none, none, none)
+    rest = RestSums(none - INF, none, none, none, none, none)
     peak, powers, mean = Peak(none - INF, none, none), Powers(none, none), Mean(none, none, none)
     for tile in range(args.tiles):
         part = Columns(sums, args.rows, rows.n, rows.mask, args.tiles, tile)
@@ -96,7 +96,7 @@ def rest_of_tile(part, SUMS: tl.constexpr):
     """Load the sums over the rest of one tile."""
     largest = get(part, "largest", SUMS).to(tl.float32)
     shift = shift_of(base_of(largest, exact_sums(SUMS)))
-    return Rest(
+    return RestSums(
         tl.where(largest == -INF, -INF, shift),
         get(part, "small", SUMS), get(part, "ties", SUMS), get(part, "spread", SUMS),
         get(part, "rest_mass", SUMS), get(part, "deficit", SUMS),
@@ -134,7 +134,7 @@ def merge(a, b):
     b_gap = tl.where(b.shift == -INF, 0.0, shift - b.shift)
     spread = a_factor * (a.spread + a_gap * a_total) + b_factor * (b.spread + b_gap * b_total)
     deficit = (a.deficit + a_gap * a.mass) + (b.deficit + b_gap * b.mass)
-    return Rest(shift, a_small + b_small, ties, spread, a.mass + b.mass, deficit)
+    return RestSums(shift, a_small + b_small, ties, spread, a.mass + b.mass, deficit)
 
 
 @triton.jit
@@ -166,7 +166,7 @@ def displaced(logit, soft, SUMS: tl.constexpr):
         small, ties = none, one
     else:
         small, ties = one, none
-    return Rest(logit, small, ties, none, soft, deficit)
+    return RestSums(logit, small, ties, none, soft, deficit)
 
 
 # ---- the fields ---------------------------------------------------------------------------------

@@ -58,7 +58,7 @@ class KernelArguments(NamedTuple):
     mean_weight: Any
 
 
-class Rows(NamedTuple):
+class RowBlock(NamedTuple):
     """Rows that a program works on: (ROWS,) each."""
 
     n: Any  # number
@@ -171,7 +171,7 @@ def find_rows(args, block, ALIGN: tl.constexpr, ROWS: tl.constexpr):
         mask = inner < multiple(args.inner_rows, across_rows(ALIGN))
         n = outer * args.inner_rows + inner
     label, kept = read_labels(args, n, mask)
-    return Rows(n, mask, outer, inner, label, kept)
+    return RowBlock(n, mask, outer, inner, label, kept)
 
 
 @triton.jit
@@ -180,7 +180,7 @@ def find_some_rows(args, COUNT: tl.constexpr):
     n = tl.program_id(0).to(tl.int64) * COUNT + tl.arange(0, COUNT)
     mask = n < args.rows
     label, kept = read_labels(args, n, mask)
-    return Rows(n, mask, n // args.inner_rows, n % args.inner_rows, label, kept)
+    return RowBlock(n, mask, n // args.inner_rows, n % args.inner_rows, label, kept)
 
 
 @triton.jit
