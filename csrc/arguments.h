@@ -76,22 +76,13 @@ inline void set_gradient(Problem& p, const MatrixArguments& gradient) {
   prefer_huge_pages(uintptr_t(p.gradient.data), p.rows * row_bytes);
 }
 
-// function(number of this type)
-template <class Function>
-auto with_type(Type type, Function function) {
-  switch (type) {
-    case Type::f32: return function(float{});
-    case Type::bf16: return function(bf16{});
-    case Type::f16: return function(f16{});
-    default: return function(double{});
-  }
-}
-
 inline void write_scalar(uintptr_t data, Type type, double value) {
-  if (type == Type::f64) return narrow(value, *pointer<double>(data));
-  with_type(type, [=](auto kind) {
-    if constexpr (sizeof kind < 8) narrow(float(value), *pointer<decltype(kind)>(data));
-  });
+  switch (type) {
+    case Type::f64: return narrow(value, *pointer<double>(data));
+    case Type::f32: return narrow(float(value), *pointer<float>(data));
+    case Type::bf16: return narrow(float(value), *pointer<bf16>(data));
+    case Type::f16: return narrow(float(value), *pointer<f16>(data));
+  }
 }
 
 }  // namespace

@@ -4,20 +4,15 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
-#include <nanobind/stl/unique_ptr.h>
-#include <nanobind/stl/variant.h>
 #include <nanobind/stl/vector.h>
 
 #include <cstddef>
 #include <cstdlib>
-#include <cstring>
-#include <memory>
 #include <mutex>
 #include <new>
 #include <string>
 #include <tuple>
 #include <utility>
-#include <variant>
 #include <vector>
 
 #include "arguments.h"
@@ -72,32 +67,7 @@ void set_isa(const std::string& name) {
   throw nb::value_error((message + " on this machine, got '" + name + "'").c_str());
 }
 
-// ---- the two functions of the engine ------------------------------------------------------------
-
-// (address or 0, step) for each of them
-using PartialArguments = std::vector<std::tuple<uintptr_t, int64_t>>;
-
-Partials make_partials(const PartialArguments& partials, unsigned fields) {
-  PerRow field[kFields] = {};
-  size_t row = 0;
-  for (int k = 0; k < kFields; ++k)
-    if (fields >> k & 1) {
-      auto [address, step] = partials.at(row++);
-      field[k] = {pointer<const double>(address), step};
-    }
-  return partials_of(field);
-}
-
-// The number of rows kept, and a label out of range if there is one.
-using Answer = std::tuple<int64_t, bool, int64_t>;
-
-Answer run_statistics(Problem& p) {
-  {
-    nb::gil_scoped_release release;
-    for_rows(p, [&](int64_t begin, int64_t end) { kernels->row_statistics(p, begin, end); });
-  }
-  return {p.kept, p.has_bad_label, p.bad_label};
-}
+// ---- memory -------------------------------------------------------------------------------------
 
 // Memory for a large gradient. Half the time of one would go into the page faults of fresh memory,
 // so the last block that was let go is kept for the next buffer: a training step frees its gradient
@@ -145,11 +115,24 @@ class Buffer {
   Block block_;
 };
 
-void run_gradient(Problem& p, const MatrixArguments& gradient) {
-  nb::gil_scoped_release release;
-  set_gradient(p, gradient);
-  for_rows(p, [&](int64_t begin, int64_t end) { kernels->row_gradient(p, begin, end); });
+// ---- the two functions of the engine ------------------------------------------------------------
+
+// (address or 0, step) for each of them
+using PartialArguments = std::vector<std::tuple<uintptr_t, int64_t>>;
+
+Partials make_partials(const PartialArguments& partials, unsigned fields) {
+  PerRow field[kFields] = {};
+  size_t row = 0;
+  for (int k = 0; k < kFields; ++k)
+    if (fields >> k & 1) {
+      auto [address, step] = partials.at(row++);
+      field[k] = {pointer<const double>(address), step};
+    }
+  return partials_of(field);
 }
+
+// The number of rows kept, and a label out of range if there is one.
+using Answer = std::tuple<int64_t, bool, int64_t>;
 
 Answer row_statistics(const MatrixArguments& logits, int64_t rows, int64_t classes,
                       const LabelArguments& labels, const MatrixArguments& soft,
@@ -157,7 +140,9 @@ Answer row_statistics(const MatrixArguments& logits, int64_t rows, int64_t class
                       uintptr_t statistics, unsigned fields) {
   Problem p = make_problem(logits, rows, classes, labels, soft, transform, weights);
   p.statistics = statistics_in(pointer<double>(statistics), rows, fields);
-  return run_statistics(p);
+  nb::gil_scoped_release release;
+  for_rows(p, [&](int64_t begin, int64_t end) { kernels->row_statistics(p, begin, end); });
+  return {p.kept, p.has_bad_label, p.bad_label};
 }
 
 void row_gradient(const MatrixArguments& logits, int64_t rows, int64_t classes,
@@ -168,79 +153,9 @@ void row_gradient(const MatrixArguments& logits, int64_t rows, int64_t classes,
   Problem p = make_problem(logits, rows, classes, labels, soft, transform, weights);
   p.statistics = statistics_in(pointer<double>(statistics), rows, fields);
   p.partials = make_partials(partials, fields);
-  run_gradient(p, gradient);
-}
-
-// ---- the plain case in one call -----------------------------------------------------------------
-
-// Mean or sum of -log p over contiguous rows of index targets. What takes the general path a dozen
-// small tensor operations is done here in one call each way; PyTorch's own cross_entropy is
-// otherwise faster on small batches (40 us forward and backward at 32 x 10).
-
-constexpr int kPlainCount = 4;  // shift, sum, log_odds, log_prob
-constexpr unsigned kPlainFields = (1u << kPlainCount) - 1;
-
-double read_scalar(uintptr_t data, Type type) {
-  return with_type(type, [=](auto kind) { return double(widen(*pointer<decltype(kind)>(data))); });
-}
-
-// What the gradient needs of the forward pass. Lives in the core, because a tensor would cost more
-// than the sweep of a small batch.
-struct PlainTable {
-  Type type;
-  int64_t rows, classes, ignore_index;
-  bool mean;
-  int64_t kept = 0;
-  std::vector<double> fields;
-
-  Problem problem(uintptr_t logits, uintptr_t labels) {
-    Problem p{};
-    p.logits = make_matrix(matrix(logits), rows);
-    p.rows = rows;
-    p.classes = classes;
-    p.labels = pointer<const int64_t>(labels);
-    p.ignore_index = ignore_index;
-    p.statistics = statistics_in(fields.data(), rows, kPlainFields);
-    return p;
-  }
-  MatrixArguments matrix(uintptr_t data) const { return {data, int(type), classes, 1, 0, 1}; }
-  double divisor() const { return mean ? double(kept) : 1.0; }
-};
-
-// In a fixed order, whatever the number of threads.
-double negative_sum(const double* value, int64_t n) {
-  constexpr int lanes = 8;
-  double lane[lanes] = {}, sum = 0;
-  int64_t i = 0;
-  for (; i + lanes <= n; i += lanes)
-    for (int k = 0; k < lanes; ++k) lane[k] -= value[i + k];
-  for (; i < n; ++i) lane[0] -= value[i];
-  for (double part : lane) sum += part;
-  return sum;
-}
-
-// The table, or the offending label if there is one.
-std::variant<std::unique_ptr<PlainTable>, int64_t> plain_loss(
-    uintptr_t logits, int type, int64_t rows, int64_t classes, uintptr_t labels,
-    int64_t ignore_index, bool mean, uintptr_t loss) {
-  auto table = std::make_unique<PlainTable>(
-      PlainTable{Type(type), rows, classes, ignore_index, mean, 0, {}});
-  table->fields.resize(kPlainCount * rows);
-  Problem p = table->problem(logits, labels);
-  run_statistics(p);
-  if (p.has_bad_label) return p.bad_label;
-  table->kept = p.kept;
-  const double sum = negative_sum(p.statistics.log_prob, rows);
-  write_scalar(loss, table->type, sum / table->divisor());
-  return table;
-}
-
-void plain_gradient(PlainTable& table, uintptr_t logits, uintptr_t labels, uintptr_t grad_output,
-                    uintptr_t gradient) {
-  Problem p = table.problem(logits, labels);
-  const double slope = -read_scalar(grad_output, table.type) / table.divisor();
-  p.partials.log_prob = {&slope, 0};
-  run_gradient(p, table.matrix(gradient));
+  nb::gil_scoped_release release;
+  set_gradient(p, gradient);
+  for_rows(p, [&](int64_t begin, int64_t end) { kernels->row_gradient(p, begin, end); });
 }
 
 }  // namespace
@@ -266,11 +181,6 @@ NB_MODULE(_core, m) {
         "Whether the instruction set in use has fused multiply-add; without, it is slow.");
   m.def("row_statistics", &row_statistics);
   m.def("row_gradient", &row_gradient);
-  nb::class_<PlainTable>(m, "PlainTable", "What plain_gradient needs of plain_loss.")
-      .def_ro("ignore_index", &PlainTable::ignore_index)
-      .def_prop_ro("divisor", &PlainTable::divisor, "What the sum over rows was divided by.");
-  m.def("plain_loss", &plain_loss);
-  m.def("plain_gradient", &plain_gradient);
   bind_loss(m);
   bind_elements(m);
 }

@@ -25,12 +25,6 @@ class Buffer:
     @property
     def address(self) -> int: ...
 
-class PlainTable:
-    @property
-    def ignore_index(self) -> int: ...
-    @property
-    def divisor(self) -> float: ...
-
 OPERATIONS: list[str]
 
 class Program:
@@ -85,19 +79,6 @@ def loss(
     gradient: Matrix,
 ) -> tuple[int, bool, int, float]: ...
 def scale_exactly(address: int, type: int, count: int, slope: float) -> bool: ...
-def plain_loss(
-    logits: int,
-    type: int,
-    rows: int,
-    classes: int,
-    labels: int,
-    ignore_index: int,
-    mean: bool,
-    loss: int,
-) -> PlainTable | int: ...
-def plain_gradient(
-    table: PlainTable, logits: int, labels: int, grad_output: int, gradient: int
-) -> None: ...
 def element_sweep(
     count: int,
     logits: Operand,
