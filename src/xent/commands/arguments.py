@@ -1,4 +1,4 @@
-"""The arguments of commands: kinds of numbers, and a parser that knows what typos mean."""
+"""Arguments of commands: kinds of numbers, and a parser that suggests words for typos."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from .console import note, say
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that asks whether a near word was meant, and prints what a terminal can show."""
+    """A parser that suggests similar words, and prints only what a terminal can show."""
 
     def parse_known_args(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, args: Sequence[str] | None = None, namespace: Any = None
     ) -> tuple[Any, list[str]]:
-        """Parse, or say which word cannot be understood; nothing is ever left over."""
+        """Parse all words, or say which word cannot be understood."""
         for word in self._own(args or ()):
             if word.startswith("--") and " " not in word and not self._begins_option(word):
                 self._refuse_option(word)
@@ -31,7 +31,7 @@ class Parser(argparse.ArgumentParser):
         return found, rest
 
     def _own(self, words: Iterable[str]) -> Iterable[str]:
-        """The words as far as they are for this parser and no command below it."""
+        """Return the words that are for this parser, and not for a command below it."""
         for word in words:
             if word == "--" or (self._subparsers and not word.startswith("-")):
                 return

@@ -99,7 +99,7 @@ def _search(
 
 
 def _continue(args: argparse.Namespace, search: CrossEntropyMethod, folder: RunFolder) -> None:
-    """Take up the run in the folder."""
+    """Continue the run in the folder."""
     state = load_checkpoint(folder.path)
     then = state.get("settings")
     if not isinstance(then, dict) or "search" not in state:

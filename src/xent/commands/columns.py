@@ -1,4 +1,4 @@
-"""Columns of tables: their kinds, and columns as what they stand for or as a model knows them."""
+"""Columns of tables: their kinds, and casts to the values they stand for or a model knows."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NUMBERS, TEXT, BOOLEANS, NOTHING = "numbers", "text", "booleans", "nothing"
 
 
 def kind_of(column: Any) -> str:
-    """Numbers, text, booleans, nothing, or what Arrow calls another type."""
+    """Return the kind of a column: numbers, text, booleans, nothing, or Arrow's type."""
     from pyarrow import types
 
     type = column.type
@@ -27,7 +27,7 @@ def kind_of(column: Any) -> str:
 
 
 def plain(column: Any, gaps: Sequence[str], decimal: str, most: float | None) -> tuple[Any, str]:
-    """A column as one of few types, missing values as null, text as numbers where it holds them.
+    """Return a column as one of few types: missing values are null, text of numbers is numbers.
 
     Args:
         column: by Arrow.
@@ -80,7 +80,7 @@ def _is_float(word: str) -> bool:
 
 
 def _whole(column: Any) -> Any:
-    """Numbers as integers where all are."""
+    """Return numbers as integers if all are whole."""
     import pyarrow
 
     pc = compute()
@@ -91,7 +91,7 @@ def _whole(column: Any) -> Any:
 
 
 def _strange(missing: Strangers, written: Strangers) -> str:
-    """Sentence about values that are no plain numbers, and what each is taken for."""
+    """Return a sentence about values that are no plain numbers, and the number each stands for."""
     parts = []
     if missing.rows:
         parts.append(f"taken as missing: {_examples(missing)}")
@@ -113,7 +113,7 @@ def _examples(strangers: Strangers) -> str:
 
 
 def cast(name: str, column: Any, kind: str) -> tuple[Any, str]:
-    """A column as the kind that a model knows, and what there is to say about it, if anything.
+    """Return a column as the kind that a model knows, and a remark about it, if any.
 
     Raises:
         UserError: if it is another.
@@ -141,7 +141,7 @@ def cast(name: str, column: Any, kind: str) -> tuple[Any, str]:
 
 
 def listed(things: Iterable[Any], most: int = 12) -> str:
-    """Things between commas; of many the first, and how many more."""
+    """Join things with commas; of many, name the first and count the others."""
     words = [str(thing) for thing in things]
     more = f" and {len(words) - most} more" if len(words) > most else ""
     return ", ".join(words[:most]) + more

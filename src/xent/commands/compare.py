@@ -61,7 +61,7 @@ def _train(args: argparse.Namespace, out: Path, budget: list[str]) -> int:
 
 
 def _wait(child: subprocess.Popen) -> int:
-    """Wait for the child, which stops of itself when it is told that this process was."""
+    """Wait for the child process, and tell it to stop when this process is told to."""
     while True:
         try:
             code = child.wait()
@@ -86,7 +86,7 @@ def _conclude(args: argparse.Namespace, folder: RunFolder, records: list[dict[st
 
 
 def _check_same(one: dict[str, Any], two: dict[str, Any]) -> None:
-    """A comparison of two different trainings would be worse than none."""
+    """Raise unless the two trainings are the same but for the head."""
     if one["history"]["progress"] != two["history"]["progress"]:
         raise UserError("the two runs had different schedules; compare anew, without --resume")
     for field in fields(Settings):

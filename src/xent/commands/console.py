@@ -60,7 +60,7 @@ def _write(stream: IO[str], text: str) -> None:
 
 
 def abandon(stream: IO[str] | None) -> None:
-    """Let what is left in a stream that cannot be written to go nowhere.
+    """Discard the rest of a stream that cannot be written to.
 
     The interpreter flushes it once more when it exits, and would complain.
     """
@@ -69,7 +69,7 @@ def abandon(stream: IO[str] | None) -> None:
 
 
 def as_options(message: str, names: Iterable[str]) -> str:
-    """Message of the library, with the names of its arguments as the options of a command.
+    """Return a message of the library with its arguments named as options of a command.
 
     Args:
         message: of an exception or a warning.
@@ -113,7 +113,7 @@ class _NoBar:
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of equally many cells as aligned lines; only the last cell of a line may be long."""
+    """Align rows of cells as lines; only the last cell of a line may be long."""
     rows = [[*(one_line(cell, WIDEST) for cell in row[:-1]), one_line(row[-1])] for row in rows]
     widths = [max(map(columns, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(map(_padded, row, widths)).rstrip() for row in rows)

@@ -1,4 +1,4 @@
-"""Delimited text (CSV and its relatives) as an Arrow table, and what was guessed about it."""
+"""Delimited text (CSV and its relatives) as an Arrow table, and the guesses about its format."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ OTHER_FILES = {
 
 
 class Format(NamedTuple):
-    """Format of the cells of a text; None is what shall be guessed.
+    """Format of the cells of a text; None means a guess.
 
     Attributes:
         separator: what stands between two cells.
@@ -54,7 +54,7 @@ class Format(NamedTuple):
 
 
 class Delimited(NamedTuple):
-    """The content of a file.
+    """Content of a file, as a table.
 
     Attributes:
         table: the cells, by Arrow.
@@ -76,7 +76,7 @@ def read_delimited(
     text: frozenset[str] = frozenset(),
     quiet: bool = True,
 ) -> Delimited:
-    """The content of a file, compressed or not.
+    """Read a file, compressed or not.
 
     Args:
         path: the file.
@@ -111,7 +111,7 @@ def read_delimited(
 
 
 def _open(path: Path) -> tuple[BinaryIO, Any]:
-    """The file, and its content: another stream if it is compressed."""
+    """Open a file; return it and its content, another stream if the file is compressed."""
     import pyarrow
 
     file = path.open("rb")
@@ -138,7 +138,7 @@ def _encoding(path: Path) -> str:
 
 
 class _Utf8(io.RawIOBase):
-    """A file as UTF-8, whatever it is in, that moves a progress bar by its bytes."""
+    """A file of any encoding, read as UTF-8, that moves a progress bar by its bytes."""
 
     def __init__(self, path: Path, encoding: str, bar: Any) -> None:
         self.decoder = codecs.getincrementaldecoder(encoding)()
@@ -165,7 +165,7 @@ class _Utf8(io.RawIOBase):
 
 
 def _sample(path: Path, encoding: str) -> str:
-    """The first lines, whole ones."""
+    """Return the first whole lines."""
     file, content = _open(path)
     with file:
         raw = content.read(SAMPLE_BYTES)
@@ -179,7 +179,7 @@ def _sample(path: Path, encoding: str) -> str:
 
 
 def _rows(sample: str, separator: str) -> list[list[str]]:
-    """The cells of each line that is not blank; nothing if it cannot be cut that way."""
+    """Return the cells of each line that is not blank; nothing if a line cannot be cut so."""
     try:
         found, cells = [], 0
         for row in csv.reader(io.StringIO(sample, newline=""), delimiter=separator):
@@ -213,7 +213,7 @@ def _separator(sample: str) -> str:
 
 
 def _stripped(row: list[str]) -> list[str]:
-    """Without blanks, and without quotes behind a blank, which no reader takes for quotes."""
+    """Strip blanks, and quotes after a blank, which no reader takes for quotes."""
     return [re.sub(QUOTED_AFTER_BLANK, r"\1", cell).strip() for cell in row]
 
 
@@ -222,7 +222,7 @@ def _is_number(cell: str) -> bool:
 
 
 def _decimal(rows: list[list[str]], separator: str, doubt: str | None = None) -> str:
-    """The decimal mark that most numbers have; those that may be thousands only if all may be.
+    """Return the decimal mark of most numbers; marks of thousands count only if all may be such.
 
     Between commas it is one only where no number has a point: else some columns may be odd.
     """
@@ -240,7 +240,7 @@ def _decimal(rows: list[list[str]], separator: str, doubt: str | None = None) ->
 
 
 def _numbers_with(mark: str, cells: Iterable[str]) -> list[str]:
-    """The cells that are digits, a mark and digits."""
+    """Return the cells that are digits, a mark and digits."""
     pattern = re.compile(rf"[+-]?\d+{re.escape(mark)}\d+")
     return [cell for cell in cells if pattern.fullmatch(cell)]
 
@@ -266,7 +266,7 @@ def _has_header(first: list[str], body: list[list[str]]) -> bool:
 
 
 def _odd_names(sample: str, first: list[str], body: list[list[str]]) -> list[str]:
-    """The names in a first line that has not as many cells as the others; empty if it has."""
+    """Return the names of a first line with another number of cells than the others, else none."""
     widths = {len(row) for row in body}
     if len(widths) != 1 or len(first) in widths:
         return []
@@ -283,7 +283,7 @@ def _odd_names(sample: str, first: list[str], body: list[list[str]]) -> list[str
 
 
 class _Guess(NamedTuple):
-    """Properties of a text, known once its first lines were looked at.
+    """Properties of a text, guessed from its first lines.
 
     Attributes:
         separator: between cells.
@@ -307,7 +307,7 @@ class _Guess(NamedTuple):
 
 
 def _guess(sample: str, form: Format, known: frozenset[str]) -> _Guess:
-    """Guess from the first lines whatever the format leaves open."""
+    """Guess from the first lines what the format leaves open."""
     before, said = 0, []
     if found := SEPARATOR_LINE.match(sample):
         sample, before = sample[found.end() :], 1

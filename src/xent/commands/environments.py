@@ -120,13 +120,13 @@ def make_policy(environment: Environment, hidden: int, seed: int, bias: bool = T
 
 
 def settings_of(args: argparse.Namespace) -> dict[str, Any]:
-    """The options that decide what comes out, for the record."""
+    """Return the options that decide the result, for the record."""
     beside = ("command", "run", "out", "resume", "quiet", "json")
     return {name: value for name, value in vars(args).items() if name not in beside}
 
 
 def begin(args: argparse.Namespace, folder: RunFolder) -> None:
-    """Make way for a new run.
+    """Prepare the folder for a new run.
 
     Raises:
         UserError: if the folder holds a run, which may have taken hours.

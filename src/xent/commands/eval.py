@@ -195,7 +195,7 @@ def _hugging_face(args: argparse.Namespace) -> Subject:
 
 
 def _tokenise(texts: list[bytes], tokenizer: Any) -> tuple[Tensor, Tensor, int]:
-    """Each text after the token that starts one, which is given and not predicted.
+    """Return the tokens of all texts, each after a start token that is given and not predicted.
 
     Where there is no such token, the first one of the text takes its place.
     """
@@ -216,7 +216,7 @@ def _tokenise(texts: list[bytes], tokenizer: Any) -> tuple[Tensor, Tensor, int]:
 
 
 def _lean(model: Any) -> Callable[[Tensor], Any]:
-    """The model as a function of its tokens, lean where its head allows that."""
+    """Return the model as a function of tokens, without all logits in memory where it can."""
     try:
         lean(model)
     except TypeError as error:  # a head that is not linear, or quantised

@@ -77,7 +77,7 @@ class Column(NamedTuple):
 
 
 class Features(NamedTuple):
-    """The features of a table, and what is to be said about its values.
+    """Features of a table, and remarks about its values.
 
     Attributes:
         x: ``(N, F)``.
@@ -123,7 +123,7 @@ class Encoding(NamedTuple):
 
     @classmethod
     def read(cls, saved: Any) -> Encoding:
-        """The encoding that :meth:`plain` was.
+        """Return the encoding that :meth:`plain` wrote.
 
         Raises:
             ValueError: if it is something else.
@@ -140,7 +140,7 @@ class Encoding(NamedTuple):
         return cls(columns)
 
     def plain(self) -> dict[str, Any]:
-        """The encoding as JSON can hold it."""
+        """Return the encoding as plain types, for JSON."""
         return {name: column._asdict() for name, column in self.columns.items()}
 
     @property
@@ -194,7 +194,7 @@ class Encoding(NamedTuple):
 
 
 def prepared(table: Table, missing: str, keep: Container[str] | None = None) -> Table:
-    """The part of a table that can be learnt from, or judged by; each thing left out is said.
+    """Return the part of a table that can be used, with a remark for each part left out.
 
     Args:
         table: what was read.
@@ -227,7 +227,7 @@ def prepared(table: Table, missing: str, keep: Container[str] | None = None) -> 
 
 
 def classes_of(table: Table) -> np.ndarray:
-    """The target, ``(N,)``, text as objects; it has no gaps."""
+    """Return the target, ``(N,)``, text as objects; it has no gaps."""
     return column_of(table, table.target).to_numpy()
 
 
@@ -321,7 +321,7 @@ def _without_gaps(table: Table, missing: str) -> Table:
 
 
 def _gaps(table: Table, name: str, role: str = "") -> str:
-    """Sentence about how many values of a column are missing, and where the first one is."""
+    """Return a sentence about the missing values of a column: how many, and the first row."""
     missing = table.columns[name].is_null().to_numpy()
     return (
         f"column {name!r}{role}: {missing.sum()} of {len(missing)} values are missing, the first "
@@ -330,7 +330,7 @@ def _gaps(table: Table, name: str, role: str = "") -> str:
 
 
 def _filled(name: str, kind: str, marked: bool) -> str:
-    """Sentence about the value that stands for a gap."""
+    """Return a sentence about the value that replaces a gap."""
     if not marked:
         return "the average of what was learnt from stands there"
     if kind == NUMBERS:
@@ -339,7 +339,7 @@ def _filled(name: str, kind: str, marked: bool) -> str:
 
 
 def _unseen(table: Table, name: str, strange: np.ndarray) -> str:
-    """Sentence about values that were not there to learn from."""
+    """Return a sentence about values that the model has not seen."""
     rows = np.flatnonzero(strange)
     values = table.columns[name].take(rows).value_counts().to_pylist()
     values.sort(key=lambda one: -one["counts"])

@@ -1,4 +1,4 @@
-"""``xent fit``: a linear classifier of a table, what it is worth, and its use on other tables."""
+"""``xent fit``: a linear classifier of a table, its report, and its use on other tables."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def _fit(args: argparse.Namespace) -> int:
 def _rows(
     args: argparse.Namespace,
 ) -> tuple[LabelledRows, LabelledRows, Encoding, str, str, list[str]]:
-    """Rows to fit on and to test on, how features are made, target, decimal mark, what was said."""
+    """Return rows to fit and to test on, encoding, name of the target, decimal mark, remarks."""
     reading = reading_of(args)
     table, y = table_to_learn_from(args.table, reading, args.missing)
     if args.test_data:
@@ -152,7 +152,7 @@ def _rows(
 
 
 def _model(args: argparse.Namespace, classes: int) -> Any:
-    """The classifier that is asked for, not yet fitted."""
+    """Return the classifier that the options ask for, not yet fitted."""
     from .. import learn
 
     member, options = _loss(args.loss)
@@ -166,7 +166,7 @@ def _model(args: argparse.Namespace, classes: int) -> Any:
 
 
 def _loss(word: str) -> tuple[Member, dict[str, Any]]:
-    """The loss that is named, and its hyperparameters."""
+    """Return the loss that an option names, and its hyperparameters."""
     try:
         member = find(word.partition(":")[0])
         if member.targets not in KINDS:
@@ -252,7 +252,7 @@ def _kind_of_classes(model: Any) -> str:
 
 
 def _judged(model: Any, x: np.ndarray, table: Table) -> Judged | None:
-    """Judge the model on the rows whose class it knows; None if there is no such row."""
+    """Judge a model on the rows of classes that it knows; None if there is no such row."""
     y = column_of(table, table.target).to_pylist()
     index = {name: k for k, name in enumerate(model.classes_.tolist())}
     known = np.array([name in index for name in y])
@@ -268,7 +268,7 @@ def _judged(model: Any, x: np.ndarray, table: Table) -> Judged | None:
 
 
 def _load(path: str) -> tuple[Any, str, Encoding, str | None]:
-    """A model, the name of its target, how its features are made, and a decimal comma."""
+    """Load a model, the name of its target, its encoding, and whether it has decimal commas."""
     from ..learn.regression.saved_models import read_model
 
     model: Any
@@ -314,7 +314,7 @@ def _conclude(
     args: argparse.Namespace, folder: RunFolder, record: dict[str, Any], text: str,
     judged: Judged | None,
 ) -> None:  # fmt: skip
-    """Keep record and picture, and print."""
+    """Save record and picture, and print the report."""
     folder.save_json(RECORD, record)
     if judged:
         nats = record["test"]["log_loss_nats"]

@@ -19,7 +19,7 @@ MOST_FEATURES = 5  # that are told of a class
 
 
 class Judged(NamedTuple):
-    """Rows whose classes are known, and what a classifier says about them.
+    """Rows with known classes, and the predictions of a classifier for them.
 
     Attributes:
         classes: what they are called, K.
@@ -101,7 +101,7 @@ def describe(figures: dict[str, Any]) -> str:
 
 
 def _describe_confusion(figures: dict[str, Any]) -> str:
-    """A table, or of many classes what is most often taken for what."""
+    """Return the confusion matrix; for many classes only the most frequent confusions."""
     names, counts = [str(name) for name in figures["classes"]], figures["confusion"]
     if len(names) <= MOST_CLASSES:
         lines = [["class, and what it is taken for:", *names, "right"]]

@@ -23,7 +23,7 @@ class LabelledRows(NamedTuple):
 
 
 def say_target(table: Table, y: np.ndarray, named: str | None, quiet: bool) -> None:
-    """Say what will be predicted, ``(N,)``.
+    """Print which target will be predicted.
 
     Args:
         table: the table.
@@ -65,7 +65,7 @@ def _check_classes(table: Table, y: np.ndarray, values: np.ndarray) -> None:
 
 
 def _others(table: Table) -> str:
-    """Columns with few values, which may be what somebody wants to predict."""
+    """Return columns with few values, which may be meant as the target."""
     few = []
     for name in table.features[:MOST_LOOKED_AT]:
         values = table.columns[name].unique().drop_null()
@@ -75,7 +75,7 @@ def _others(table: Table) -> str:
 
 
 def split(y: np.ndarray, share: float, seed: int, target: str) -> tuple[np.ndarray, np.ndarray]:
-    """The numbers of rows to fit on and of a share to test on, the classes as frequent in both.
+    """Return numbers of rows to fit and to test on, with equal frequencies of the classes.
 
     Args:
         y: the classes of all rows.

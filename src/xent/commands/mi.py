@@ -27,7 +27,7 @@ PICTURE, EVERYTHING = "information.png", "all columns"
 
 
 class Job(NamedTuple):
-    """Features and classes to be looked at, and their mutual information where it is known."""
+    """Features and classes to estimate from, and their mutual information if it is known."""
 
     x: Any
     y: Any
@@ -96,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _estimate(args: argparse.Namespace, estimator: Any, jobs: dict[str, Job]) -> dict[str, Any]:
-    """An estimate of each job, all columns first and then the most telling."""
+    """Estimate each job: all columns first, then single columns, the best first."""
     found = {}
     with progress_bar(args.quiet or len(jobs) == 1, total=len(jobs), unit="set") as bar:
         for name, job in jobs.items():

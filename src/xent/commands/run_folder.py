@@ -1,4 +1,4 @@
-"""The folder of a run: files that are either complete or not there, whatever happens meanwhile."""
+"""The folder of a run, with files that are complete or not there, even after a kill."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class RunFolder:
             raise UserError("; ".join(self.lost.values()))
 
     def begin(self, *names: str) -> None:
-        """Remove what an earlier run left under the names that this one is going to write.
+        """Remove files of an earlier run whose names this run will write.
 
         A run that is interrupted then leaves nothing that could be taken for its own.
 
@@ -58,7 +58,7 @@ class RunFolder:
                 raise UserError(f"--out {self.path}: {reason}") from None
 
     def save(self, name: str, data: bytes) -> str | None:
-        """Write a file; what came before stays if that fails.
+        """Write a file; an earlier file stays if that fails.
 
         Returns:
             None, or what went wrong. A full disk is no reason to throw a training away.
@@ -74,13 +74,13 @@ class RunFolder:
         return None
 
     def wrote(self, name: str) -> None:
-        """Know a file of this run that is there, whoever wrote it."""
+        """Add a file that is there to the files of this run."""
         self.lost.pop(name, None)
         if name not in self.written:
             self.written.append(name)
 
     def say(self, text: str) -> None:
-        """Print a result, and the files of this run, each with what it is on a line."""
+        """Print a result, and each file of this run with its description."""
         paths = [self.path / name for name in self.written]
         files = [f"{'picture' if p.suffix == '.png' else p.stem}: {p}" for p in paths]
         say("\n".join([text, *([""] if files else []), *files]))

@@ -94,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
 def _report(
     args: argparse.Namespace, found: Found, test: Tensor, data: LabelledRows, rows: int
 ) -> None:
-    """Keep and print what was found and what it is worth."""
+    """Save and print the loss that was found, and its scores."""
     plain, best = test.mean(1).tolist()
     result = {
         "settings": {"table": args.data, "target": data.target, "seed": args.seed},

@@ -1,4 +1,4 @@
-"""A run at the terminal: trains until the budget is used or somebody stops it, and saves."""
+"""A run at the terminal: trains until the budget is used or a signal stops it, and saves."""
 
 from __future__ import annotations
 

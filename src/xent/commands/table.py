@@ -78,11 +78,11 @@ class Table:
         return [name for name in self.columns if name != self.target]
 
     def say(self, text: str) -> None:
-        """Tell people one thing, and keep it for the record."""
+        """Print one remark, and keep it for the record."""
         self.say_each([text])
 
     def say_each(self, lines: list[str]) -> None:
-        """Tell people the same of several columns; all of it is kept, not all is printed."""
+        """Print a remark about several columns; all are kept for the record, a few are printed."""
         lines = [f"{self.about}{line}" for line in lines]
         for line in lines[:MOST_SAID]:
             note(line)
@@ -96,7 +96,7 @@ class Table:
         return [name for name in self.features if self.columns[name].null_count]
 
     def take(self, rows: np.ndarray) -> Table:
-        """Some rows, by number or by a mask; what is said about them is said about all."""
+        """Return some rows, by number or by a mask, which share the remarks of all rows."""
         import pyarrow
 
         rows = np.flatnonzero(rows) if rows.dtype == bool else rows
@@ -151,7 +151,7 @@ def read_table(
 
 
 def _free(name: str, names: list[str]) -> str:
-    """The name, with a line behind it for each column that has it already."""
+    """Return a name that no column has, with an underscore for each that has it already."""
     while name in names:
         name += "_"
     return name
@@ -160,7 +160,7 @@ def _free(name: str, names: list[str]) -> str:
 def _content(
     path: Path, reading: Reading, kinds: Mapping[str, str]
 ) -> tuple[list[str], list[Any], str, list[str]]:
-    """Names and columns of a file, its decimal mark, and what is to be said."""
+    """Return names and columns of a file, its decimal mark, and remarks."""
     try:
         import pyarrow
     except ImportError:
@@ -180,7 +180,7 @@ def _content(
 
 
 def release() -> None:
-    """Give back the memory of tables that are done with, before a fit that needs as much."""
+    """Give back the memory of tables that are no longer used, before a fit that needs it."""
     import pyarrow
 
     pyarrow.default_memory_pool().release_unused()
@@ -190,7 +190,7 @@ def release() -> None:
 
 
 def _guess(table: Table, reading: Reading, unnamed: dict[str, int], decimal: str) -> Table:
-    """The table without what is no feature, its target chosen and its numbers read."""
+    """Return the table without columns that are no features, with target and numbers."""
     dropped = _names(table, "--drop", reading.drop)
     kept = {*_names(table, "--keep", reading.keep), reading.target}
     table = table.without(dropped)
@@ -226,7 +226,7 @@ def _guess(table: Table, reading: Reading, unnamed: dict[str, int], decimal: str
 
 
 def keep_it(name: str) -> str:
-    """Words that tell how to keep a column that is left out."""
+    """Return words that tell how to keep a column that is left out."""
     return f" (--keep {quoted(name)} keeps it)"
 
 
@@ -264,7 +264,7 @@ def _counts_rows(column: Any) -> bool:
 
 
 def _as_known(table: Table, reading: Reading, kinds: Mapping[str, str], decimal: str) -> Table:
-    """The columns that a model knows, as what they were."""
+    """Return the columns that a model knows, cast to their kinds in the model."""
     table = table.without(_names(table, "--drop", reading.drop))
     unused = [name for name in table.columns if name not in kinds]
     table = table.without(unused)
@@ -285,10 +285,10 @@ def _as_known(table: Table, reading: Reading, kinds: Mapping[str, str], decimal:
 
 
 def column_of(table: Table, name: str) -> Any:
-    """A column that is there.
+    """Return a column by its name.
 
     Raises:
-        UserError: if it is not.
+        UserError: if there is no column of this name.
     """
     if name not in table.columns:
         raise UserError(f"there is no column {name!r}; there are {listed(table.columns)}")

@@ -169,7 +169,7 @@ def bits_per_byte(nats: float, classes: Tensor, sizes: Tensor) -> float:
 
 
 def _standard_library() -> list[Path]:
-    """Without its tests, which many distributions leave out and which are half of it."""
+    """Return the files of the standard library without its tests, which are half of it."""
     root = Path(sysconfig.get_path("stdlib"))
     left_out = {"site-packages", "dist-packages", "test", "tests", "idle_test"}
     files = (p for p in root.rglob("*.py") if not left_out & set(p.relative_to(root).parts))

@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def settle(args: argparse.Namespace, saved: dict[str, Any] | None) -> Settings:
-    """The settings of the run: those given, else those of the checkpoint, else the defaults.
+    """Return the settings: given ones, else those of the checkpoint, else the defaults.
 
     Raises:
         UserError: if the checkpoint has other settings than those given.
@@ -115,7 +115,7 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
 def _prepare(
     args: argparse.Namespace, settings: Settings, saved: dict[str, Any] | None, folder: RunFolder
 ) -> tuple[Trainer, list[str]]:
-    """The trainer, new or restored, and where its text comes from."""
+    """Return the trainer, new or restored, and the source of its text."""
     paths = [str(Path(path).absolute()) for path in args.paths]
     if saved and not paths:
         paths = saved["paths"]
@@ -170,7 +170,7 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _conclude(record: dict[str, Any], folder: RunFolder, args: argparse.Namespace) -> int:
-    """Say how it went; the exit code."""
+    """Print the result, and return the exit code."""
     if not record["results"]:
         step = len(record["history"]["loss"])
         if CHECKPOINT not in folder.lost:

@@ -83,7 +83,7 @@ RESULTS = {
 
 
 def check_state(state: dict[str, Any], source: object) -> None:
-    """Look whether a checkpoint is one of ``xent train``, with a model that its settings describe.
+    """Raise unless a checkpoint is one of ``xent train`` with the model of its settings.
 
     Args:
         state: what was read.
@@ -131,12 +131,12 @@ class Trainer:
 
     @property
     def step(self) -> int:
-        """Steps done."""
+        """Number of steps done."""
         return len(self.history["loss"])
 
     @property
     def tokens(self) -> int:
-        """Tokens trained on."""
+        """Number of tokens trained on."""
         return self.step * self.settings.batch * self.settings.length
 
     def progress(self) -> float:
@@ -148,7 +148,7 @@ class Trainer:
         return min(1.0, self.times["elapsed"] / (60 * self.settings.minutes))
 
     def advance(self) -> float:
-        """One step of training, and an evaluation where one is due; returns the loss."""
+        """Take one step of training, with an evaluation if one is due; return the loss."""
         started, before = perf_counter(), self.times["elapsed"]
         progress = self.progress()
         loss = self._train(progress)
@@ -211,7 +211,7 @@ class Trainer:
         return nats / count, bits_per_byte(nats, target, sizes), unknown
 
     def state(self) -> dict[str, Any]:
-        """Everything that the rest of the run depends on: tensors and plain types."""
+        """Return all that the rest of the run depends on: tensors and plain types."""
         return {
             "settings": asdict(self.settings),
             "text": self.corpus.fingerprint,
@@ -226,7 +226,7 @@ class Trainer:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Continue where :meth:`state` was taken."""
+        """Continue from a state of :meth:`state`."""
         if state["text"] != self.corpus.fingerprint:
             raise UserError("--resume: the text is not the one that the checkpoint was trained on")
         if state["vocabulary"] != self.corpus.vocabulary:
@@ -243,7 +243,7 @@ class Trainer:
         self.times, self.results = {"head": math.nan} | state["times"], state["results"]
 
     def _check_restored(self, memory: Any) -> None:
-        """Raise :class:`ValueError` unless the next step finds what it needs."""
+        """Raise :class:`ValueError` unless the next step can be taken."""
         if not fits(memory, self.memory):
             raise ValueError("the memory is of another model")
         for parameter, kept in self.optimizer.state.items():

@@ -1,4 +1,4 @@
-"""Text that stands for numbers: ``1,234``, ``5%``, ``1.234,5``, and marks of what is missing."""
+"""Text that stands for numbers: ``1,234``, ``5%``, ``1.234,5``, and marks of missing values."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PLAIN = r"^-?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
 
 
 class Stranger(NamedTuple):
-    """A value that is not written as plain numbers are.
+    """A value that is not written as a plain number.
 
     Attributes:
         text: how it is written.
