@@ -21,7 +21,7 @@ from .columns import BOOLEANS, NUMBERS, TEXT, kind_of, listed
 from .console import UserError, as_options, note, say_json
 from .features import MISSING, Encoding, classes_of, distinct, prepared
 from .fit_report import Judged, describe, describe_largest, largest, picture
-from .held_out import LabelledRows, indices, split
+from .held_out import Samples, indices, split
 from .plot import require_matplotlib
 from .run_folder import RECORD, RunFolder
 from .table import Table, column_of, read_table, release
@@ -127,7 +127,7 @@ def _fit(args: argparse.Namespace) -> int:
 
 def _rows(
     args: argparse.Namespace,
-) -> tuple[LabelledRows, LabelledRows, Encoding, str, str, list[str]]:
+) -> tuple[Samples, Samples, Encoding, str, str, list[str]]:
     """Return rows to fit and to test on, encoding, name of the target, decimal mark, remarks."""
     reading = reading_of(args)
     table, y = table_to_learn_from(args.table, reading, args.missing)
@@ -146,8 +146,8 @@ def _rows(
     if args.test_data:  # those of the table are told of already
         test.say_each(held_out.missing)
     test.say_each(held_out.unseen)
-    fitted = LabelledRows(learnt.x, classes_of(train))
-    tested = LabelledRows(held_out.x, classes_of(test))
+    fitted = Samples(learnt.x, classes_of(train))
+    tested = Samples(held_out.x, classes_of(test))
     return fitted, tested, encoding, table.target, table.decimal, table.said
 
 
@@ -180,7 +180,7 @@ def _loss(word: str) -> tuple[Member, dict[str, Any]]:
         raise UserError(f"--loss: {error}") from None
 
 
-def _fit_standardised(model: Any, rows: LabelledRows) -> tuple[np.ndarray, list[str]]:
+def _fit_standardised(model: Any, rows: Samples) -> tuple[np.ndarray, list[str]]:
     """Fit on standardised features, then make the standardisation part of the coefficients.
 
     The rows are standardised in place.

@@ -15,7 +15,7 @@ from .table import Table
 MOST_CLASSES, MOST_LOOKED_AT = 20, 500  # of columns that are named as possible targets
 
 
-class LabelledRows(NamedTuple):
+class Samples(NamedTuple):
     """Features ``(N, F)`` and classes ``(N,)``."""
 
     x: np.ndarray

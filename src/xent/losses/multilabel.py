@@ -108,7 +108,7 @@ def multilabel_cross_entropy(
             loss, logits, problem, row_weight=row_weight, reduction=reduction,
             normalizer=normalizer, empty=empty,
         )  # fmt: skip
-    rows = _Rows(problem, row_weight, reduction, normalizer, empty)
+    rows = _LabelRows(problem, row_weight, reduction, normalizer, empty)
     problem = rows.problem
     if labels == "mean":
         known = problem.kept()
@@ -178,7 +178,7 @@ def zlpr_loss(
             loss, input, problem, row_weight=row_weight, reduction=reduction,
             normalizer=normalizer, empty=empty,
         )  # fmt: skip
-    rows = _Rows(problem, row_weight, reduction, normalizer, empty)
+    rows = _LabelRows(problem, row_weight, reduction, normalizer, empty)
     problem = rows.problem
     elements.check_targets(problem)
     z, yes, no = problem.input.double(), problem.target.detach().double(), 1.0
@@ -197,7 +197,7 @@ def _log1p_sum(share: Tensor, z: Tensor, axis: int) -> Tensor:
     return -torch.nn.functional.logsigmoid(-torch.logsumexp(exponents, axis))
 
 
-class _Rows:
+class _LabelRows:
     """The rows of a problem, and the options of the reduction over them, checked."""
 
     def __init__(
