@@ -25,7 +25,10 @@ from xent.nn.twins import modules
 
 PAGE = Path(__file__).with_name("reference.md")
 # What is public beside `xent` itself: these, and every module in the two packages.
-MODULES = ("xent.losses", "xent.policy", "xent.information", "xent.plot")
+MODULES = (
+    "xent.losses", "xent.losses.catalog", "xent.losses.lookup", "xent.policy", "xent.information",
+    "xent.information.reliability", "xent.targets", "xent.hyperparameters", "xent.plot",
+)  # fmt: skip
 PACKAGES = ("xent.learn", "xent.integrations")
 
 _TITLES = re.compile(
@@ -156,8 +159,10 @@ def _modules() -> str:
 def _entry(name: str, thing: Any, member: Member | None = None) -> str:
     """One public name: heading, signature, what it is, arguments and example."""
     lines = [f"### {name}", ""]
-    if not callable(thing):
-        return "\n".join([*lines, f"A `{type(thing).__name__}` with {len(thing)} entries."])
+    if isinstance(thing, dict):
+        return "\n".join([*lines, f"A `dict` with {len(thing)} entries."])
+    if not (inspect.isroutine(thing) or inspect.isclass(thing)):  # a number, or a type
+        return "\n".join([*lines, f"`{repr(thing).replace('typing.', '')}`"])
     lines += ["```python", signature(name, thing), "```", ""]
     if member:
         others = "".join(f", also called `{other}`" for other in aliases(member))

@@ -8,9 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from xent.information import bin_confidences
 from xent.learn import calibration
 from xent.learn.calibration import brier_score, calibration_error, fit_temperature, reliability
-from xent.learn.reliability import bin_confidences
 
 F64 = torch.float64
 close = torch.testing.assert_close

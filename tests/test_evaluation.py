@@ -14,7 +14,7 @@ from xent.cli import main
 from xent.commands.model import LanguageModel
 from xent.commands.run_folder import load_checkpoint
 from xent.commands.text import END, TOKEN, UNKNOWN
-from xent.learn.reliability import bin_confidences
+from xent.information import bin_confidences
 
 CLASSES, WIDTH = 13, 6
 

@@ -7,6 +7,7 @@ import torch
 import xent
 from xent.learn import find_label_issues, fit_mixture_weights
 from xent.losses import CATALOG
+from xent.targets import class_rows
 
 from .registry import APART, REGISTRY
 
@@ -109,3 +110,32 @@ def test_under_transforms(bad):
 def test_numpy_labels_of_any_type():
     y = torch.from_numpy(np.array([0, 1, 2, 3, 1, 0], dtype=np.int32))
     assert xent.cross_entropy(X, y) == xent.cross_entropy(X, Y)
+
+
+# ---- rows and classes for metrics ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_rows_that_count_and_their_classes(dtype):
+    z = torch.arange(24.0).reshape(2, 3, 4)  # (N, C, d1)
+    mark = 200 if dtype == torch.uint8 else 99
+    y = torch.tensor([[0, 2, mark, 1], [mark, 1, 0, 0]]).to(dtype)
+    rows, classes = class_rows(z, y, ignore_index=mark)
+    assert rows.tolist() == [
+        [0.0, 4.0, 8.0], [1.0, 5.0, 9.0], [3.0, 7.0, 11.0],
+        [13.0, 17.0, 21.0], [14.0, 18.0, 22.0], [15.0, 19.0, 23.0],
+    ]  # fmt: skip
+    assert (classes.dtype, classes.tolist()) == (torch.int64, [0, 2, 1, 1, 0, 0])
+    rows, classes = class_rows(z[0, :, 0], torch.tensor(2).to(dtype))
+    assert (rows.tolist(), classes.tolist()) == ([[0.0, 4.0, 8.0]], [2])
+
+
+def test_rows_without_a_class_are_refused():
+    z = torch.zeros(2, 3)
+    with pytest.raises(ValueError, match="makes it probabilities"):
+        class_rows(z, z)
+    with pytest.raises(IndexError, match="out of bounds"):
+        class_rows(z, torch.tensor([0, 3]))
+    with pytest.raises(ValueError, match="batch_size"):
+        class_rows(z, torch.tensor([0, 1, 2]))
+    assert class_rows(z, torch.tensor([-100, -100]))[0].shape == (0, 3)

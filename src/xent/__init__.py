@@ -104,7 +104,7 @@ def __getattr__(name: str) -> Any:
 
 def _place_of(name: str) -> str:
     """Return where a name stands that is not at the top, or which names look like it."""
-    from .losses.lookup import near
+    from ._suggestions import near
 
     for room in ("losses", "policy", "nn", "information", "learn", "plot"):
         if name in _names_in(room):

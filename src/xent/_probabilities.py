@@ -8,7 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .engines.modes import refuse_where
+from ._check import is_tensor, whole_number
+from .engines.modes import can_look_at, refuse_where
 
 
 def rounding(dtype: torch.dtype = torch.float32) -> float:
@@ -77,3 +78,56 @@ def _refuse(x: Tensor, bad: Tensor, counted: Tensor | None, wanted: str, hint: s
         return ValueError(f"{wanted}, but it holds {x.detach()[bad][0].item():.6g}; {hint}")
 
     refuse_where(bad, error, wanted)
+
+
+# ---- distributions along an axis ---------------------------------------------------------------
+
+
+def widened(x: Tensor) -> Tensor:
+    """The tensor in float64; in float32 on a device that has no float64."""
+    return x.double() if x.device.type != "mps" else x.float()
+
+
+def read_distribution(name: str, x: Tensor, dim: int, from_logits: bool) -> Tensor:
+    """Distributions along ``dim``, checked: in float64, classes last. Logits are not checked."""
+    check_axis(name, x, dim)
+    wide = widened(x).movedim(dim, -1)
+    if not from_logits and can_look_at(wide):
+        _check_probabilities(name, wide, rounding(x.dtype))
+    return wide
+
+
+def _check_probabilities(name: str, p: Tensor, slack: float) -> None:
+    """Raise unless rows are distributions, up to rounding. NaN passes, and comes out as NaN."""
+    if bool((p < 0).any()):
+        raise ValueError(
+            f"`{name}` holds {p.min().item():g}, which is no probability; for logits pass "
+            f"from_logits=True"
+        )
+    total = p.sum(-1)
+    off = (total - 1).abs() > slack
+    if bool(off.any()):
+        raise ValueError(
+            f"`{name}` must sum to 1 along `dim`, got {total[off].flatten()[0].item():.9g}. "
+            f"Normalise: {name} / {name}.sum(dim, keepdim=True), in the precision it is used in; "
+            f"for logits pass from_logits=True, for counts call entropy_from_counts"
+        )
+
+
+def check_axis(name: str, x: Tensor, dim: int) -> None:
+    """Raise unless ``dim`` is an axis of the floating-point tensor ``x``."""
+    check_floating(name, x)
+    dim = whole_number("dim", dim)
+    if x.ndim == 0 or not -x.ndim <= dim < x.ndim:
+        raise ValueError(
+            f"`dim` must name the axis of the classes among the {x.ndim} of `{name}`, got {dim}"
+        )
+
+
+def check_floating(name: str, x: Tensor) -> None:
+    """Raise unless ``x`` is a floating-point tensor."""
+    is_tensor(name, x)
+    if not x.is_floating_point():
+        raise TypeError(
+            f"`{name}` must be floating point, got {x.dtype}; for counts call entropy_from_counts"
+        )

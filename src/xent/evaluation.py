@@ -6,16 +6,14 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ._check import is_tensor, is_whole
+from .information.reliability import Reliability, bin_confidences
 from .measurement import statistics
-
-if TYPE_CHECKING:
-    from .learn.reliability import Reliability
 
 
 @dataclass(frozen=True)
@@ -180,8 +178,6 @@ def evaluate(
         Jelinek et al., *Perplexity, a measure of the difficulty of speech recognition tasks*, 1977.
         Calibration: Guo et al., *On calibration of modern neural networks*, ICML 2017.
     """
-    from .learn.reliability import bin_confidences  # not needed by `import xent`
-
     labels = _check(tokens, labels, length, stride, batch, total_bytes)
     texts, labels = (x.reshape(-1, x.shape[-1]).long() for x in (tokens, labels))
     positions = texts.shape[1] - 1

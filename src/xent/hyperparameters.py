@@ -22,6 +22,19 @@ from .engines.modes import can_look_at
 from .heads.stand_in import Lean
 from .targets import class_axis
 
+__all__ = [
+    "ClassVector",
+    "Counts",
+    "Fraction",
+    "NonNegative",
+    "Number",
+    "PerClass",
+    "PerElement",
+    "Positive",
+    "Range",
+    "Rule",
+]
+
 
 class Rule(ABC):
     """A condition on a hyperparameter: the base class of all rules.

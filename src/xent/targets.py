@@ -7,7 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._check import class_indices, is_tensor, whole_number
+from ._check import class_indices, is_tensor, label_out_of_range, whole_number
+
+__all__ = ["class_axis", "class_rows", "shift_labels"]
 
 
 class Target(NamedTuple):
@@ -82,7 +84,17 @@ def are_alike(target: Tensor, input: Tensor) -> bool:
 
 
 def class_axis(input: Tensor) -> int:
-    """Axis of the classes: 0 of a single row, 1 of any other tensor, the last behind a head."""
+    """Axis of the classes: 0 of a single row, 1 of any other tensor, the last behind a head.
+
+    Args:
+        input: logits, ``(C,)``, ``(N, C)`` or ``(N, C, d1, ...)``, or behind a head ``(..., C)``.
+
+    Example:
+        >>> import torch
+        >>> from xent.targets import class_axis
+        >>> class_axis(torch.zeros(10)), class_axis(torch.zeros(2, 10, 8, 8))
+        (0, 1)
+    """
     if not isinstance(input, Tensor):
         return input.ndim - 1
     return 0 if input.ndim == 1 else 1
@@ -156,6 +168,44 @@ def _index_target(
     else:
         refuse_other_rows(input, target, name)
     return Target(labels, False, ignore_index, first_class or 0, first_class is not None)
+
+
+def class_rows(input: Tensor, target: Tensor, ignore_index: int = -100) -> tuple[Tensor, Tensor]:
+    """Rows of logits with their classes, without ignored rows: what metrics are computed of.
+
+    Args:
+        input: logits, or other numbers per class: ``(C,)``, ``(N, C)`` or ``(N, C, d1, ...)``.
+        target: class indices of any integer type, in the shape of the rows.
+        ignore_index: class index that marks rows to leave out.
+
+    Returns:
+        The rows that count, ``(n, C)``, and their classes, ``(n,)``, int64.
+
+    Raises:
+        ValueError: for shapes that do not fit, probabilities as targets, or a class out of range.
+        TypeError: for dtypes that do not fit.
+
+    Example:
+        >>> import torch
+        >>> from xent.targets import class_rows
+        >>> class_rows(torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([-100, 1]))
+        (tensor([[0., 1.]]), tensor([1]))
+    """
+    is_tensor("input", input)
+    checked = read_target(input, target, ignore_index)
+    if checked.soft:
+        raise ValueError(
+            "`target` has the shape of `input`, which makes it probabilities; one class per row is "
+            "needed. Pass class indices, target.argmax(1) say"
+        )
+    labels = checked.values.flatten()
+    kept = labels != checked.ignore_index
+    rows = input.movedim(class_axis(input), -1).reshape(len(labels), input.shape[class_axis(input)])
+    rows, labels = rows[kept], labels[kept]
+    outside = (labels < 0) | (labels >= rows.shape[-1])
+    if bool(outside.any()):
+        raise label_out_of_range(int(labels[outside][0]), rows.shape[-1], ignore_index)
+    return rows, labels
 
 
 def refuse_other_rows(input: Tensor, target: Tensor, name: str = "target") -> None:

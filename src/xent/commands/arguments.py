@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from typing import IO, Any, NoReturn
 
-from ..losses.lookup import near, nearest
+from .._suggestions import near, nearest
 from .console import note, say
 
 

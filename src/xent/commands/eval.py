@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..evaluation import Evaluation, evaluate
+from .. import Evaluation, evaluate
 from ..integrations.transformers import lean
 from .console import UserError, as_options, note, progress_bar, say, say_json
 from .model import LanguageModel

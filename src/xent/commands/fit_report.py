@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import cross_entropy
-from ..information import report
-from ..information.common import NATS_PER_BIT
+from ..information import NATS_PER_BIT, report
 from .console import table
 
 MOST_CLASSES = 12  # that a table has room for

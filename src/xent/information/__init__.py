@@ -25,6 +25,7 @@ Example:
     information      0.8486 nats about the label, at most 1.0986 = label entropy
 """
 
+from .common import NATS_PER_BIT
 from .counts import combinatorial_entropy, entropy_from_counts, entropy_from_samples
 from .distributions import (
     cross_entropy_of,
@@ -36,9 +37,13 @@ from .distributions import (
     perplexity,
 )
 from .interpretation import Report, bits_per_byte, report
+from .reliability import Reliability, bin_confidences
 
 __all__ = [
+    "NATS_PER_BIT",
+    "Reliability",
     "Report",
+    "bin_confidences",
     "bits_per_byte",
     "combinatorial_entropy",
     "cross_entropy_of",

@@ -11,19 +11,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .._probabilities import check_axis, check_floating, read_distribution, widened
 from .._series import exp_beyond_line
 from ..engines.modes import can_look_at
 from ..softmax import log_softmax
-from .common import (
-    Unit,
-    check_axis,
-    check_floating,
-    in_unit,
-    nats_per,
-    read,
-    read_pair,
-    widened,
-)
+from .common import Unit, in_unit, nats_per, read_pair
 
 
 def entropy(p: Tensor, dim: int = -1, *, unit: Unit = "nat", from_logits: bool = False) -> Tensor:
@@ -56,7 +48,7 @@ def entropy(p: Tensor, dim: int = -1, *, unit: Unit = "nat", from_logits: bool =
     References:
         Shannon, *A mathematical theory of communication*, 1948.
     """
-    x, log_p = _normalised(read("p", p, dim, from_logits), from_logits)
+    x, log_p = _normalised(read_distribution("p", p, dim, from_logits), from_logits)
     return in_unit(_expected(-log_p, x), unit, p.dtype)
 
 

@@ -20,9 +20,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from .. import softmax
 from .._check import one_of
 from ..losses import CATALOG, binary_cross_entropy_with_logits, cross_entropy
-from ..softmax import softmax
 
 # Factor on the diagonal Hessian of K scores per row. Classes pull on each other, so the diagonal
 # alone is no bound on the curvature of a softmax: twice the diagonal always is one, K / (K - 1)

@@ -19,8 +19,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
+from .. import LinearLogits
 from ..engines.modes import autocasts
-from ..heads.logits import MAX_WORKSPACE, LinearLogits
+
+MAX_WORKSPACE: int = inspect.signature(LinearLogits).parameters["max_workspace"].default
 
 
 class lean:

@@ -8,12 +8,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .._check import label_out_of_range
-from ..information.common import read, widened
-from ..measurement import statistics
-from ..softmax import softmax
-from ..targets import class_axis, read_target
-from .reliability import Binning, Reliability, bin_confidences
+from .. import softmax, statistics
+from .._probabilities import read_distribution, widened
+from ..information.reliability import Binning, Reliability, bin_confidences
+from ..targets import class_rows
 
 
 def fit_temperature(input: Tensor, target: Tensor, *, ignore_index: int = -100) -> float:
@@ -277,22 +275,11 @@ def _predictions(
 
     And the dtype in which the probabilities were computed.
     """
-    checked = read_target(input, target, ignore_index)
-    if checked.soft:
-        raise ValueError(
-            "calibration is about what came, one class per row; `target` has the shape of `input`, "
-            "which makes it probabilities. Pass class indices, target.argmax(1) say"
-        )
-    rows = input.detach().movedim(class_axis(input), -1)
-    labels = checked.values.flatten()
-    kept = labels != ignore_index
-    rows, labels = rows.reshape(labels.shape[0], -1)[kept], labels[kept]
+    rows, labels = class_rows(input, target, ignore_index)
     if labels.numel() == 0:
         raise ValueError("there is no row to calibrate on: all are ignored, or `input` is empty")
-    outside = (labels < 0) | (labels >= rows.shape[-1])
-    if bool(outside.any()):
-        raise label_out_of_range(int(labels[outside][0]), rows.shape[-1], ignore_index)
+    rows = rows.detach()
     if from_logits is None:
         from_logits = not bool(((rows >= 0) & (rows <= 1)).all())
-    p = read("input", rows, -1, from_logits)
+    p = read_distribution("input", rows, -1, from_logits)
     return (softmax(p), labels, p.dtype) if from_logits else (p, labels, input.dtype)

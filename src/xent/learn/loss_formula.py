@@ -13,8 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..frames.row_loss import row_loss
-from ..row_statistics import RowStatistics
+from .. import RowStatistics, row_loss
 
 DIGITS = 4  # significant digits of the numbers in a formula, judged as they are printed
 

@@ -23,8 +23,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .. import statistics
 from .._files import write_whole
-from ..measurement import statistics
 from .loss_formula import CROSS_ENTROPY, TERMS, Formula, weighted_sum
 from .networks.small_networks import SmallNetworks
 

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from torch.autograd.functional import hessian
 
+from .. import statistics
 from .._check import class_indices, is_tensor
 from .._probabilities import log_probabilities, sums_to_1
-from ..measurement import statistics
 
 _STEPS, _ENOUGH = 500, 1e-9
 

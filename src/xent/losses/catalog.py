@@ -10,6 +10,8 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 from ..overrides import overridable
 
+__all__ = ["CATALOG", "Member", "Targets", "member"]
+
 F = TypeVar("F", bound=Callable[..., Any])
 Targets = Literal["classes", "soft", "binary", "other"]
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
 from .. import losses
+from .._suggestions import near
 from .catalog import CATALOG, Member
+
+__all__ = ["bare_signature", "find", "members"]
 
 
 @cache
@@ -33,25 +35,6 @@ def find(name: str) -> Member:
         if candidate in members():
             return members()[candidate]
     raise ValueError(f"there is no loss {name!r}{near(plain, members())}")
-
-
-def near(name: str, known: Iterable[str]) -> str:
-    """A question about the names that look like this one; empty if none does."""
-    close = nearest(name, known)
-    return f"; did you mean {' or '.join(close)}?" if close else ""
-
-
-def nearest(name: str, known: Iterable[str]) -> list[str]:
-    """Up to three names that look like this one, the nearest first."""
-    names = sorted(known)
-    close = difflib.get_close_matches(name, names, 3, 0.5)
-    initials = ["".join(word[:1] for word in n.split("_")) for n in names]
-    close += [
-        n
-        for n, letters in zip(names, initials, strict=True)
-        if name and n not in close and (name in n or letters.startswith(name))
-    ][: 3 - len(close)]
-    return close
 
 
 def bare_signature(function: Callable[..., Any]) -> inspect.Signature:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..softmax import softmax_jacobian
+from .. import softmax_jacobian
 from .canvas import COLORS, new_axes, shown
 
 if TYPE_CHECKING:

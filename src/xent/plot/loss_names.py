@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .._suggestions import near
 from ..losses import CATALOG
 from ..losses.catalog import Member, Targets
-from ..losses.lookup import find, near
+from ..losses.lookup import find
 
 # Arguments that do not change the curve of a loss, or whose place is the call.
 _NOT_DRAWN = {

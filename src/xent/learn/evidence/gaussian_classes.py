@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ... import log_softmax
 from ...information import entropy_from_counts
-from ...softmax import log_softmax
 
 BALANCED = (10_000,) * 5
 IMBALANCED = (5_000, 10_000, 15_000, 20_000, 25_000)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..._check import finite_number, is_tensor
-from ...information.common import NATS_PER_BIT
+from ...information import NATS_PER_BIT
 from ...losses import cross_entropy, info_nce_loss
 
 

@@ -19,12 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..._check import finite_number, is_tensor
+from ..._check import class_indices, finite_number, is_tensor
 from ..._probabilities import rounding
-from ...information import entropy_from_counts
-from ...information.common import NATS_PER_BIT
+from ...information import NATS_PER_BIT, entropy_from_counts
 from ...losses import cross_entropy, logit_adjusted_loss
-from ...targets import read_target
 
 
 @dataclass(frozen=True, eq=False)
@@ -242,12 +240,14 @@ def mutual_information_from_logits(
         Qin, Kim & Gedeon, *Rethinking softmax with cross-entropy: neural network classifier as
         mutual information estimator*, 2019.
     """
-    if read_target(input, target, -100).soft or input.ndim != 2:
+    is_tensor("input", input)
+    is_tensor("target", target)
+    if input.ndim != 2 or target.ndim != 1:
         raise ValueError(
             f"`input` must hold logits (N, C) and `target` classes (N,); got {tuple(input.shape)} "
             f"and {tuple(target.shape)}"
         )
-    if bool((target < 0).any()):
+    if bool((class_indices("target", target) < 0).any()):
         raise ValueError("`target` holds negative classes; leave those rows out of both tensors")
     z = input.detach().double()
     if prior is None:

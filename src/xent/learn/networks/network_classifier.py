@@ -14,8 +14,8 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
+from ... import log_softmax
 from ...losses import cross_entropy
-from ...softmax import log_softmax
 from .small_networks import SmallNetworks
 
 FEWEST = 5  # least number of steps between two measurements of the held-out loss

@@ -20,11 +20,10 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
+from ... import cross_entropy, statistics
 from ..._check import is_whole
 from ..._files import checkpoint_bytes, fits, read_checkpoint, write_whole
 from ...hyperparameters import Range
-from ...losses import cross_entropy
-from ...measurement import statistics
 from ...policy import group_advantages, reinforce_loss
 from ..search.cross_entropy_method import elite_count
 from .episodes import Episodes, Stage, check_discrete, logits_of, sampled, seeds_of

@@ -9,8 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ...losses import CATALOG
-from ...losses.classification import cross_entropy
+from ...losses import CATALOG, cross_entropy
 from .linear_objective import Design, Objective
 
 

@@ -23,8 +23,8 @@ from sklearn.utils.validation import (
 )
 from torch import Tensor
 
+from ... import log_softmax
 from ..._check import one_of
-from ...softmax import log_softmax
 from .criteria import Criterion, LinearProblem, logits_of, loss_of, softmax_criterion
 from .linear_objective import Design, Objective
 from .separation import SeparationWarning, separation

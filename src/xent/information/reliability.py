@@ -10,6 +10,8 @@ from torch import Tensor
 
 from .._check import is_whole, one_of
 
+__all__ = ["Binning", "Reliability", "bin_confidences"]
+
 Binning = Literal["width", "mass"]
 
 
@@ -28,6 +30,16 @@ class Reliability:
             what that is rounded to in the dtype of the confidences, float32 at most.
         ece: expected calibration error: the mean of ``|accuracy - confidence|`` over the bins,
             weighted with their counts.
+
+    Example:
+        >>> import torch
+        >>> from xent.information import bin_confidences
+        >>> confidence, right = torch.tensor([0.9, 0.8, 0.2]), torch.tensor([True, False, False])
+        >>> print(bin_confidences(confidence, right, bins=2))
+                  bin    count  confidence  accuracy
+         0.000-0.500        1      0.2000    0.0000
+         0.500-1.000        2      0.8500    0.5000
+        ECE 0.3000  MCE 0.3500
     """
 
     confidence: Tensor
@@ -106,7 +118,7 @@ def bin_confidences(
 
     Example:
         >>> import torch
-        >>> from xent.learn.reliability import bin_confidences
+        >>> from xent.information import bin_confidences
         >>> bin_confidences(torch.tensor([0.5, 1.0]), torch.tensor([True, True]), bins=4).ece
         0.25
     """
