@@ -1,5 +1,6 @@
 """Every loss of the catalog as a module: same values; settings kept, copied, moved and shown."""
 
+import ast
 import copy
 import inspect
 import pickle
@@ -69,6 +70,22 @@ def test_settings_are_shown_where_they_are_not_the_default():
     assert repr(module) == "FocalLoss(gamma=0.5, weight=<tensor (3,)>, reduction='sum')"
     module = xent.nn.LogitAdjustedLoss(prior=torch.ones(3))
     assert repr(module) == "LogitAdjustedLoss(prior=<tensor (3,)>)"
+
+
+def test_editors_see_the_twin_of_cross_entropy_as_it_is():
+    (told,) = (
+        node
+        for node in ast.walk(ast.parse(inspect.getsource(xent.nn)))
+        if isinstance(node, ast.FunctionDef) and node.name == "__init__"
+    )
+    made = inspect.signature(xent.nn.CrossEntropyLoss.__init__)
+    names = [p.arg for p in (*told.args.args, *told.args.kwonlyargs)]
+    assert names == list(made.parameters)
+    assert [p.arg for p in told.args.kwonlyargs] == [
+        name for name, p in made.parameters.items() if p.kind is p.KEYWORD_ONLY
+    ]
+    values = [ast.literal_eval(x) for x in (*told.args.defaults, *told.args.kw_defaults)]
+    assert values == [p.default for p in list(made.parameters.values())[1:]]
 
 
 def test_settings_are_attributes_that_may_be_changed():

@@ -33,6 +33,7 @@ PER_CALL = (
 _BASES = {
     "binary_cross_entropy": torch.nn.BCELoss,
     "binary_cross_entropy_with_logits": torch.nn.BCEWithLogitsLoss,
+    "cross_entropy": torch.nn.CrossEntropyLoss,
     "kl_div": torch.nn.KLDivLoss,
     "nll_loss": torch.nn.NLLLoss,
 }
@@ -75,9 +76,8 @@ class Loss(torch.nn.Module):
         """All that is given, by name, checked."""
         module = type(self).__name__
         if len(placed) > len(self.by_place):
-            raise TypeError(
-                f"{module}() takes its settings by name, {next(iter(self.settings))}=..."
-            )
+            named = next(name for name in self.settings if name not in self.by_place)
+            raise TypeError(f"{module}() takes its settings by name, {named}=...")
         by_place = dict(zip(self.by_place, placed, strict=False))
         for name in (*by_place, *given):
             if name not in self.settings and name not in self.by_place:
