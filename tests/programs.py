@@ -223,7 +223,7 @@ def cross_entropy(smoothing: float = 0.0, z_loss: float = 0.0) -> Tape:
 
 
 def focal(gamma: float = 2.0) -> Tape:
-    """The body of ``xent.focal_loss``."""
+    """The body of ``xent.losses.focal_loss``."""
     t = Tape()
     log_miss = t("logsigmoid", t("neg", t.field("log_odds")))
     share = t("exp", t("mul", t.constant(gamma), log_miss))
