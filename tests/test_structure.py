@@ -16,6 +16,8 @@ import torch
 import xent
 from xent.nn.twins import Loss
 
+from .conftest import LONG
+
 HOUSE = Path(xent.__file__).parent
 PROJECT = Path(__file__).parents[1]
 SOURCES = [*HOUSE.rglob("*.py"), *(PROJECT / "benchmarks").rglob("*.py")]
@@ -142,6 +144,11 @@ def test_no_file_is_long():
     lengths = {file.name: len(file.read_text().splitlines()) for file in sources}
     long = {name: lines for name, lines in lengths.items() if lines > LONGEST_FILE}
     assert long.keys() <= LONG_FILES, long
+
+
+def test_the_list_of_long_test_functions_names_no_other():
+    tests = (PROJECT / "tests").rglob("test_*.py")
+    assert set().union(*map(bodies_of, tests)) >= LONG
 
 
 def test_the_measure_of_a_body(tmp_path):
