@@ -45,7 +45,6 @@ blank_fields = _algebra.blank_fields
 entropy_of = _algebra.entropy_of
 finite_or_nan = _algebra.finite_or_nan
 odds_of = _algebra.odds_of
-sigmoid = _algebra.sigmoid
 slope_at = _algebra.slope_at
 slope_of_mean = _algebra.slope_of_mean
 slopes_of_entropy = _algebra.slopes_of_entropy
