@@ -1,6 +1,8 @@
 """``benchmarks/gpu/first_run.sh`` and its parts, rehearsed without a GPU."""
 
+import ast
 import json
+import operator
 import os
 import re
 import subprocess
@@ -11,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import xent
 from benchmarks.gpu import card, clusters, head, kernels
 from benchmarks.gpu.timing import Timer
 from benchmarks.harness.contestants import Cell
@@ -59,6 +62,23 @@ def test_the_scripts_are_well_formed():
     text = (GPU / "first_run.sh").read_text()
     named = set(re.findall(r"^part (\w+) ", text, re.M))
     assert named == set(re.findall(r"^\| `(\w+)` \|", (GPU / "README.md").read_text(), re.M))
+
+
+def names_of_xent(file: Path) -> set[str]:
+    """Names such as ``xent.losses.focal_loss`` that a file uses."""
+    nodes = ast.walk(ast.parse(file.read_text()))
+    chains = {ast.unparse(node) for node in nodes if isinstance(node, ast.Attribute)}
+    return {chain for chain in chains if re.fullmatch(r"xent(\.\w+)+", chain)}
+
+
+FILES = [GPU.parents[1] / "tests" / "test_gpu.py", *sorted(GPU.glob("*.py"))]
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+def test_no_name_is_old(file):
+    """Bodies of functions, too, that nothing runs without a GPU."""
+    for name in names_of_xent(file):
+        operator.attrgetter(name.removeprefix("xent."))(xent)
 
 
 def test_the_card(capsys):
