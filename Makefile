@@ -78,9 +78,15 @@ test-quick: $(VENV)/test
 	$(PYTEST) -m "not slow and not long" --one-case
 
 # Where a missing core could show. The laws run on the reference engine either way.
-REFERENCE_TESTS = tests/test_structure.py tests/test_row_loss.py tests/test_errors.py \
-                  tests/test_bad_input.py tests/test_parity.py tests/test_torch_samples.py \
-                  tests/test_compile.py tests/test_linear.py
+REFERENCE_TESTS = \
+  tests/test_structure.py \
+  tests/test_row_loss.py \
+  tests/test_errors.py \
+  tests/test_bad_input.py \
+  tests/test_parity.py \
+  tests/test_torch_samples.py \
+  tests/test_compile.py \
+  tests/test_linear.py
 
 # Two processes, for the two cores of a small machine; threads that wait leave the cores to the others.
 PYTEST = OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q

@@ -23,10 +23,14 @@ from typing import NamedTuple
 PROJECT = Path(__file__).parents[1]
 LEAST = (3, 10)
 FILES = [
-    "tests/test_hyperparameters.py", "tests/test_structure.py", "tests/test_errors.py",
-    "tests/test_nn.py", "tests/test_noise_matrix.py", "tests/test_compile.py",
+    "tests/test_hyperparameters.py",
+    "tests/test_structure.py",
+    "tests/test_errors.py",
+    "tests/test_nn.py",
+    "tests/test_noise_matrix.py",
+    "tests/test_compile.py",
     "tests/test_doctests.py",
-]  # fmt: skip
+]
 PACKAGES = ["numpy", "matplotlib", "triton", "pytest", "hypothesis", "mpmath", "expecttest"]
 VERSION = 'import sys; print("%d.%d.%d" % sys.version_info[:3]); import venv, ensurepip'
 FACTS = """

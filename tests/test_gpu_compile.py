@@ -14,7 +14,7 @@ pytestmark = pytest.mark.skipif(not triton.INSTALLED, reason="Triton is not inst
 
 
 def compiled_for(*target: str, cache: Path) -> list[dict]:
-    """What tests/compile_kernels.py has to say, in a process in which nothing is interpreted."""
+    """What compile_kernels.py has to say, in a process in which nothing is interpreted."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     done = subprocess.run(
         [sys.executable, Path(__file__).parent / "compile_kernels.py", *target],

@@ -231,7 +231,7 @@ def test_engines_agree(loss: Loss, kernels, dtype, v):
     if kernels == "triton" and dtype == torch.float64:
         pytest.skip("float64 is for the reference engine")
     if loss.name == "taylorglo":
-        pytest.skip("its slopes cancel: tests/test_evolved.py holds both engines against 50 digits")
+        pytest.skip("its slopes cancel: test_evolved.py holds both engines against 50 digits")
     z, y = problem(dtype, n=12, v=v)
     a, da = value_and_grad(loss, z, y, reduction="none", engine=kernels)
     b, db = value_and_grad(loss, z, y, reduction="none", engine="reference")

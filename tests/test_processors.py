@@ -18,10 +18,15 @@ KERNELS = {  # ours, PyTorch's, and those of its products
     "avx512": {"ATEN_CPU_CAPABILITY": "avx512"},
 }
 PRINTING = [  # where text with numbers in it is compared
-    "tests/test_doctests.py", "tests/test_docs.py", "tests/test_structure.py",
-    "tests/test_regularization.py", "tests/test_information.py",
-    "tests/test_information_of_samples.py", "tests/test_coding.py", "tests/test_fit.py",
-]  # fmt: skip
+    "tests/test_doctests.py",
+    "tests/test_docs.py",
+    "tests/test_structure.py",
+    "tests/test_regularization.py",
+    "tests/test_information.py",
+    "tests/test_information_of_samples.py",
+    "tests/test_coding.py",
+    "tests/test_fit.py",
+]
 
 
 def passes(**environment: str) -> None:
