@@ -5,6 +5,7 @@ numbers in another kind of tensor, must give the same.
 """
 
 import ast
+import contextlib
 from pathlib import Path
 
 import pytest
@@ -152,14 +153,19 @@ def test_tensors_of_inference_mode():
 
 
 def test_logits_changed_in_place_after_the_loss():
+    """A gradient taken with the loss is that of the logits it saw; none is taken from others."""
     z, y, t = torch.randn(4, 5, requires_grad=True), torch.tensor([0, 1, 2, 3]), torch.rand(4, 5)
-    for loss, target in ((xent.cross_entropy, y), (xent.losses.focal_loss, y)):
-        logits = z * 1
-        value = loss(logits, target)
+    for loss in (xent.cross_entropy, xent.losses.focal_loss):
+        grad = gradient_of(Call("", loss, tuple), (z, y))[1]
+        ours, other = z * 1, z * 1
+        value, thrice = loss(ours, y), 3 * loss(other, y)
         with torch.no_grad():
-            logits.div_(2)
+            ours.div_(2)
+            other.div_(2)
+        with contextlib.suppress(RuntimeError):  # where no gradient was taken
+            close(torch.autograd.grad(value, z)[0], grad)
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-            value.backward()
+            torch.autograd.grad(thrice, z)
     logits = z * 1
     value = xent.binary_cross_entropy_with_logits(logits, t)
     with torch.no_grad():
