@@ -96,7 +96,7 @@ class Formula:
         def found(s: RowStatistics) -> Tensor:
             return weighted_sum(s, self.coefficients, self.exponents)
 
-        return row_loss(found, needs=self.needs, soft=False)
+        return row_loss(needs=self.needs, soft=False)(found)
 
     def source(self, name: str = "found_loss") -> str:
         """The definition of the loss, ready to be pasted.
