@@ -95,7 +95,7 @@ _AT_FIRST_USE = ("integrations", "learn", "plot")
 
 
 def __getattr__(name: str) -> Any:
-    """A package at its first use. For a name that stands in one, an error that says where."""
+    """Import a package at its first use; for a name inside a package, say where it stands."""
     if name in _AT_FIRST_USE:
         return import_module(f".{name}", __name__)
     place = "" if name.startswith("_") else _place_of(name)
@@ -113,7 +113,7 @@ def _place_of(name: str) -> str:
 
 
 def _names_in(room: str) -> list[str]:
-    """The public names of a package."""
+    """Public names of a package."""
     return import_module(f".{room}", __name__).__all__
 
 

@@ -116,9 +116,9 @@ def entropy(
 
     .. math:: H = -\sum_j p_j \log p_j, \qquad p = \mathrm{softmax}(z / T)
 
-    Keeps its digits down to the smallest. For the entropy of probabilities, and in bits, there is
-    :func:`xent.information.entropy`; for that of predictions along with the log-probability of a
-    token, :func:`xent.token_log_probs`.
+    Takes logits, never probabilities: of those, and in bits, there is
+    :func:`xent.information.entropy`. :func:`xent.token_log_probs` gives the entropy along with the
+    log-probability of a token. The smallest entropies keep their digits.
 
     Args:
         input: logits, ``(..., V)``, the classes on the last axis: a tensor, or

@@ -123,7 +123,7 @@ def softmax_jacobian(input: Tensor, dim: int = -1) -> Tensor:
 
 
 def _below_top(z: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    """(logits relative to the largest one, sum of their exponentials without the largest one's)."""
+    """Logits relative to the largest one, and the sum of the other exponentials."""
     if z.numel() == 0:
         return z, z.sum(dim, keepdim=True)
     if z.ndim == 0:

@@ -23,14 +23,14 @@ def nats_per(unit: str) -> float:
 
 
 def in_unit(nats: Tensor, unit: str, dtype: torch.dtype) -> Tensor:
-    """Float64 nats in the unit and dtype asked for; the sum turns -0 into 0."""
+    """Convert float64 nats into another unit and dtype; adding 0 turns -0 into 0."""
     return (nats / nats_per(unit) + 0.0).to(dtype)
 
 
 def read_pair(
     p: Tensor, q: Tensor, dim: int, from_logits: bool
 ) -> tuple[Tensor, Tensor, torch.dtype]:
-    """Both sides as :func:`read_distribution` gives them, and the dtype of the result."""
+    """Two distributions, checked, and the dtype of the result."""
     x, y = read_distribution("p", p, dim, from_logits), read_distribution("q", q, dim, from_logits)
     if p.shape != q.shape:
         raise ValueError(

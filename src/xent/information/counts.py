@@ -1,4 +1,4 @@
-"""Entropy of what has been counted: exactly, and as an estimate of what it was drawn from."""
+"""Entropy of counts: exactly, and as an estimate for the distribution behind the counts."""
 
 from __future__ import annotations
 

@@ -23,8 +23,8 @@ def entropy(p: Tensor, dim: int = -1, *, unit: Unit = "nat", from_logits: bool =
 
     .. math:: H(p) = -\sum_j p_j \log p_j
 
-    For the entropy of a model's predictions, in one pass over its logits, there is
-    :func:`xent.entropy`.
+    Takes probabilities, unless told otherwise. For logits, also behind a linear head, there is
+    :func:`xent.entropy`, which needs one pass.
 
     Args:
         p: probabilities, any shape, summing to 1 along ``dim``; or logits.
@@ -280,10 +280,10 @@ def information_content(
 
 
 def _normalised(x: Tensor, from_logits: bool) -> tuple[Tensor, Tensor]:
-    """(probabilities, their logarithms), of logits or of what sums to 1 up to rounding.
+    """Probabilities and their logarithms, from logits or from numbers that sum to 1.
 
-    What the others sum to says what the largest probability is, with digits that it has lost
-    itself: beside 1e-20 it is not 1 but 1 - 1e-20. A rounding error has no derivative.
+    The sum of the other probabilities tells the largest one with digits that it has lost itself:
+    beside 1e-20 it is 1 - 1e-20, not 1. A rounding error has no derivative.
     """
     if from_logits:
         log_p = log_softmax(x)
@@ -311,7 +311,7 @@ def _jensen_shannon(x: Tensor, y: Tensor, weight: float, from_logits: bool) -> T
 
 
 def _compare(x: Tensor, y: Tensor, from_logits: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(p, q, p - q, log(p / q)), each with all its digits."""
+    """``p``, ``q``, ``p - q`` and ``log(p / q)``, none of them by cancellation."""
     if not from_logits:
         return x, y, x - y, _log_ratio(x, y, x - y)
     p, q = log_softmax(x).exp(), log_softmax(y).exp()

@@ -161,7 +161,7 @@ def report(
 
 
 def _about_labels(target: Tensor, ignore_index: int) -> tuple[float, float]:
-    """(entropy of the label distribution, mean entropy of the labels themselves), in nats."""
+    """Entropy of the label distribution, and mean entropy of soft labels; in nats."""
     is_tensor("target", target)
     target = target.detach()
     if target.is_floating_point():

@@ -164,7 +164,7 @@ class Objective:
         return gradient * weight, hessian * weight
 
     def start(self, label: Any, sample_weight: Any = None) -> Any:
-        """The score to start from: a number for two classes, ``(K,)`` for more.
+        """Score to start from: a number for two classes, ``(K,)`` for more.
 
         The log-priors of the classes, the best constant for cross-entropy; for one score, and each
         class against the rest, their log-odds. XGBoost centres log-priors, which changes no
@@ -355,7 +355,7 @@ def _variance(scores: Tensor, targets: str) -> Tensor:
 
 
 def _diagonal(gradient: Tensor, z: Tensor) -> Tensor:
-    """Derivative of each entry of the gradient by its own score: rows do not mix, classes do."""
+    """Diagonal of the Hessian: rows do not mix, classes do."""
     if z.ndim == 1:
         return torch.autograd.grad(gradient.sum(), z)[0]
     columns = [

@@ -113,7 +113,7 @@ class _Hooks:
         ]
 
     def enter(self, owner: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        # Set, not counted: what an interrupted call leaves behind is gone with the next one.
+        # A flag, not a counter: the next call clears what an interrupted call left behind.
         labels = kwargs.get("labels")
         if labels is None and len(args) > 1:
             names = inspect.signature(owner.forward).parameters
@@ -174,11 +174,11 @@ class _LateLogits(Tensor):
         return func(*args, **kwargs)
 
     def numpy(self, *args: Any, **kwargs: Any) -> Any:
-        """As an array."""
+        """The logits as an array."""
         return self.now().numpy(*args, **kwargs)
 
     def tolist(self) -> Any:
-        """As lists of numbers."""
+        """The logits as lists of numbers."""
         return self.now().tolist()
 
     def __array__(self, *args: Any) -> Any:
@@ -188,7 +188,7 @@ class _LateLogits(Tensor):
         return self.now().clone()
 
     def now(self) -> Tensor:
-        """Them, computed once."""
+        """The logits, computed once."""
         if isinstance(self.logits, LinearLogits):
             self.logits = self.logits.materialize()
         return self.logits

@@ -1,4 +1,4 @@
-"""The family of losses. A body is a few lines on the row statistics."""
+"""The family of losses: each a few lines on the numbers of a row."""
 
 # The catalog lists its members in this order: from the plainest to the most special.
 # isort: off

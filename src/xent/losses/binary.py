@@ -23,7 +23,7 @@ _PLAIN = (None, None, None, None, 0.0, None, None, False, "nan", "auto")
 
 
 def _are_plain(options: tuple[Any, ...]) -> bool:
-    """True if no option is given; arrays, whose equality is no bool, are options."""
+    """True if no option is given. An array is an option: its comparison gives no single bool."""
     return all(x is y or (type(x) is type(y) and x == y) for x, y in zip(options, _PLAIN))  # noqa: B905
 
 
@@ -205,7 +205,7 @@ def _of_probabilities(e: Elements, eps: Annotated[float, Range(0, 0.5)] = 0.0) -
     q, t = e.input, e.target
     if eps:
         q = q + (q.clamp(eps, 1 - eps) - q).detach()
-    # Neither logarithm is looked at where its factor is 0 and it is infinite.
+    # An infinite logarithm is not read where its factor is 0.
     log_prob = torch.where((t == 0) & (q == 0), 1.0, q).log()
     log_miss = torch.log1p(-torch.where((t == 1) & (q == 1), 0.0, q))
     return t * -log_prob + (1 - t) * -log_miss
@@ -218,7 +218,7 @@ def _shares(alpha: float | None, gamma: float) -> Form:
 def _weigh_by_shares(
     problem: ElementProblem, settings: dict[str, Any]
 ) -> tuple[ElementProblem, dict[str, Any]]:
-    """Shares that are no single number become weights of the elements."""
+    """Turn shares that are no single number into weights of the elements."""
     alpha, t = settings["alpha"], problem.target
     if not isinstance(alpha, Tensor):
         return problem, settings

@@ -1,4 +1,4 @@
-"""The losses by name, with what is known about each: facts as data.
+"""The losses by name, with the facts about each as data.
 
 The catalog drives :mod:`xent.nn`, the laws in the tests, the reference page and ``xent losses``.
 """
@@ -45,16 +45,16 @@ class Member(NamedTuple):
 
     @property
     def room(self) -> str:
-        """The module of :mod:`xent.losses` it lives in."""
+        """The module of :mod:`xent.losses` that defines the loss."""
         return self.function.__module__.rpartition(".")[2]
 
     @property
     def summary(self) -> str:
-        """The first line of its docstring."""
+        """The first line of the docstring of the loss."""
         return (self.function.__doc__ or "").strip().partition("\n")[0]
 
     def needs(self, **hyperparameters: Any) -> tuple[str, ...]:
-        """The statistics it asks for on top of those every loss has."""
+        """The statistics that the loss asks for, beyond those that every loss has."""
         asked = getattr(self.function, "needs", None)
         return asked(**hyperparameters) if asked else ()
 

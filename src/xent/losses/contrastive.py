@@ -350,9 +350,9 @@ def _similarities(
 def _without_left_out(
     query: Tensor, target: Tensor | None, row_weight: Tensor | None, ignore_index: int
 ) -> Tensor:
-    """The queries with 0 for those that are left out: their lengths leave no trace then.
+    """Set queries that are left out to 0, so that their lengths leave no trace.
 
-    What is wrong with the other arguments is said where they are read.
+    Errors in the other arguments are raised where those are read.
     """
 
     def of_queries(x: Tensor | None) -> bool:
@@ -368,7 +368,7 @@ def _without_left_out(
 
 
 def _paired(logits: LinearLogits) -> Tensor:
-    """Key n for query n."""
+    """Targets that give key n to query n."""
     queries, keys = logits.shape
     if keys < queries:
         raise ValueError(
@@ -378,7 +378,7 @@ def _paired(logits: LinearLogits) -> Tensor:
 
 
 def _inverse(x: float | Tensor, device: torch.device, name: str = "temperature") -> float | Tensor:
-    """One over a number that must be positive, or a 0-d tensor of one."""
+    """The inverse of a positive number, or of a 0-d tensor that holds one."""
     one = x.reshape(()) if isinstance(x, Tensor) and x.numel() == 1 else x
     one = scalar(name, one, device)
     if not isinstance(one, Tensor) and one <= 0:

@@ -32,7 +32,7 @@ class YoloParts(NamedTuple):
 
     @property
     def total(self) -> Tensor:
-        """Their sum."""
+        """The sum of the parts."""
         return self.objectness + self.classes + self.center
 
 

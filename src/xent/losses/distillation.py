@@ -150,7 +150,7 @@ def _reduce_by_chunks(
     target: Tensor | None,
     reduce: Reduce,
 ) -> Tensor:
-    """The loss where at least one of the two has its logits behind a head."""
+    """The loss of a pair of which at least one model has its logits behind a head."""
     shape = student.shape[:-1]
     kept, target, weight = flat_rows(shape, kept, target, reduce.row_weight)
     sides = [_side(student), _side(teacher)]
@@ -177,7 +177,7 @@ def _reduce_by_chunks(
 
 
 def _side(logits: Any) -> HeadProblem | Tensor:
-    """Student or teacher with its rows on one axis."""
+    """The logits of student or teacher, all rows on one axis."""
     if isinstance(logits, Tensor):
         return logits.reshape(-1, logits.shape[-1])
     return problem_of(logits)

@@ -16,13 +16,13 @@ from .tsallis import bregman, log_softmax_t
 def diverge(
     student: Tensor, teacher: Tensor, temperature: float, divergence: str, beta: float
 ) -> Tensor:
-    """One of :data:`DIVERGENCES` for each row, in float64.
+    """Divergence of each row, in float64.
 
     Args:
         student: logits, ``(N..., V)``.
-        teacher: in the same shape.
-        temperature: divides both.
-        divergence: which one.
+        teacher: logits of the same shape.
+        temperature: divides the logits of both.
+        divergence: a key of :data:`DIVERGENCES`.
         beta: share of the teacher in the mixture of Jensen-Shannon.
     """
     options = (temperature, divergence, beta)
@@ -38,9 +38,9 @@ def _values(
 
 
 class _Diverge(torch.autograd.Function):
-    """The values, and slopes in closed form: a third of the time that autograd takes over them.
+    """Values, with slopes in closed form: a third of the time that autograd takes.
 
-    Some rows at a time, so that the float64 arithmetic stays in the cache, and is never kept.
+    A chunk of rows at a time, so that float64 numbers stay in the cache and none is kept.
     """
 
     @staticmethod
@@ -73,7 +73,7 @@ class _Diverge(torch.autograd.Function):
 
 
 def _blocks(*tensors: Tensor | None) -> Iterator[tuple[Any, ...]]:
-    """Some rows of each at a time; None stays."""
+    """Split tensors into chunks of rows; None stays None."""
     assert tensors[0] is not None
     height = max(1, CHUNK // max(1, tensors[0].shape[-1]))
     count = -(-tensors[0].shape[:-1].numel() // height) or 1
@@ -87,7 +87,7 @@ def _blocks(*tensors: Tensor | None) -> Iterator[tuple[Any, ...]]:
 
 
 def _differentiable(ctx: Any, grad: Tensor) -> list[Tensor | None]:
-    """The slopes by autograd, which can be differentiated again."""
+    """Slopes by autograd, which can be differentiated again."""
     tensors, record = ctx.saved_tensors, torch.is_grad_enabled()
     with torch.enable_grad():
         values = _values(*tensors, *ctx.options)
@@ -103,10 +103,11 @@ class _Comparison(NamedTuple):
 
 
 def _compare(student: Tensor, teacher: Tensor, temperature: float) -> _Comparison:
-    r"""Both log-probabilities and their difference, of which a small one has all its digits.
+    r"""Log-probabilities of both, and their difference; a small difference keeps all digits.
 
-    From the differences ``d`` of the logits: ``log(p / q) = d - log E_q e^d``, whatever constant is
-    added to ``d``. With their mean as the zero the expectation is 1 plus something small.
+    The difference comes from the differences ``d`` of the logits: ``log(p / q) = d - log E_q e^d``,
+    whatever constant is added to ``d``. If the mean of ``d`` is 0, the expectation is 1 plus a
+    small number.
     """
     wide = wide_dtype(student)
     z, v = student.to(wide) / temperature, teacher.to(wide) / temperature
@@ -141,9 +142,9 @@ def _jensen_shannon(c: _Comparison, beta: float) -> Tensor:
 
 
 def _mixture(c: _Comparison, beta: float) -> tuple[Tensor, ...]:
-    """Both probabilities, ``log(m / p)`` and ``log(m / q)`` of their mixture, and ``log m``."""
+    """``p``, ``q``, and of their mixture ``m``: ``log(m / p)``, ``log(m / q)`` and ``log m``."""
     to_p, to_q = _log_mixture(-c.log_ratio, beta), _log_mixture(c.log_ratio, 1 - beta)
-    # From the larger of the two: the smaller one may have nothing to do with the mixture.
+    # `log m` comes from the larger probability: the smaller one may vanish in the mixture.
     log_m = torch.where(c.log_ratio < 0, c.log_q + to_q, c.log_p + to_p)
     return c.log_p.exp(), c.log_q.exp(), to_p, to_q, log_m
 

@@ -113,7 +113,7 @@ def wordtree_cross_entropy(
 
 
 class _WordTree(NamedTuple):
-    # Numbers, no tensors: those would keep the device or mode that was active at the first call.
+    # Numbers, not tensors: tensors would keep the device or mode that was active at the first call.
     paths: list[list[int]]  # (C, depth): each node, its parent and so on, then -1
     groups: list[int]  # (C,): which siblings a node belongs to
     spans: list[tuple[int, int]]  # of each group the first node and how many there are

@@ -110,7 +110,7 @@ def nll_loss(
     label = torch.where(known, labels, 0)
     values = -log_p.gather(-1, label.unsqueeze(-1)).squeeze(-1).to(wide_dtype(input))
     mass = torch.ones_like(values) if weight is None else weight.to(values.dtype)[label]
-    # Where labels cannot be looked at, one that does not exist has a loss of infinity.
+    # Where labels cannot be read, a label that does not exist gets an infinite loss.
     values = torch.where(known, values * mass, torch.inf)
     rows = RowValues(values, kept, torch.where(kept, mass, 0.0))
     return how.of(rows).to(problem.result_dtype())

@@ -1,4 +1,4 @@
-"""Losses by what people call them."""
+"""Losses by the names that people type."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["bare_signature", "find", "members"]
 
 @cache
 def members() -> dict[str, Member]:
-    """Every name of a loss, second names too, and its member of the catalog."""
+    """Members of the catalog by every name of a loss, second names too."""
     return {
         name: CATALOG[value.__name__]
         for name, value in vars(losses).items()
@@ -25,7 +25,7 @@ def members() -> dict[str, Member]:
 
 
 def find(name: str) -> Member:
-    """The loss of a name; ``focal``, ``focal-loss`` and ``focal_loss`` are the same.
+    """The loss of a name: ``focal``, ``focal-loss`` and ``focal_loss`` find the same one.
 
     Raises:
         ValueError: if there is none. The message says which names are near.
@@ -38,7 +38,7 @@ def find(name: str) -> Member:
 
 
 def bare_signature(function: Callable[..., Any]) -> inspect.Signature:
-    """The signature for people: without types, and functions among the defaults by name."""
+    """The signature of a function for people: no types, and default functions by name."""
     parameters = []
     for p in inspect.signature(function).parameters.values():
         name = getattr(p.default, "__name__", None) if p.default is not p.empty else None

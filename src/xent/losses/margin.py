@@ -29,7 +29,7 @@ def _scale(scale: float | Tensor, **_: object) -> float | Tensor:
 
 
 class _PerRow(Rule):
-    """A number, or a tensor with one for each row."""
+    """A rule for a number, or a tensor of one number per row."""
 
     def check(self, name: str, value: Any, input: Tensor | None) -> Any:
         """The number or tensor; raise unless it is one."""
@@ -53,7 +53,7 @@ OWN_SCALE = {"logit_scale": _scale}
 
 
 def lowered_cross_entropy(s: RowStatistics, drop: Tensor | float) -> Tensor:
-    """Cross-entropy after the target's logit has fallen by ``drop``."""
+    """Cross-entropy of logits whose target is ``drop`` lower."""
     return -logsigmoid(s.log_odds - drop)
 
 

@@ -399,6 +399,6 @@ def _siglip_by_chunks(
 
 
 def _as_tensor(x: float | Tensor, like: LinearLogits) -> Tensor:
-    """0-d; of a number in float64, whatever torch's default dtype."""
+    """Make a 0-d tensor; of a number in float64, whatever torch's default dtype is."""
     dtype = None if isinstance(x, Tensor) else torch.float64
     return torch.as_tensor(x, dtype=dtype, device=like.device).reshape(())

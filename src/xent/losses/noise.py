@@ -113,7 +113,7 @@ def _log_sum_exp(x: Tensor, weight: Tensor) -> Tensor:
     """``log sum_j weight_j e^{x_j}``, differentiable in weights that are 0, too."""
     shift = torch.where(weight > 0, x, -torch.inf).detach().amax(-1, keepdim=True)
     shift = torch.where(shift == -torch.inf, 0.0, shift)
-    # Only what weighs nothing can lie above the shift; it must not become 0 * inf.
+    # Only entries of weight 0 can lie above the shift; they must not become 0 * inf.
     total = (weight * (x - shift).clamp(max=700.0).exp()).sum(-1)
     empty = total == 0
     return torch.where(empty, -torch.inf, shift[..., 0] + torch.where(empty, 1.0, total).log())

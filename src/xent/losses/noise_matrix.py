@@ -1,4 +1,4 @@
-r"""Noise matrices: which label a class is given, how often; what makes one, and what it makes.
+r"""Noise matrices: how often each class is labelled as each other; makers, checks and use.
 
 ``T[i, j]`` is the probability that a row of class ``i`` carries the label ``j``.
 """
@@ -21,7 +21,7 @@ from ..targets import class_axis
 
 
 class _Stochastic(PerClass):
-    """A noise matrix for the classes of the logits."""
+    """A rule for noise matrices that fit the classes of the logits."""
 
     def check(self, name: str, value: Any, input: Tensor | None) -> Any:
         """The matrix; raise unless it is one."""
@@ -45,7 +45,7 @@ class _Stochastic(PerClass):
 
 
 class _BelowChance(Range):
-    """A rate of labels exchanged uniformly at random that leaves the true one the most likely."""
+    """A rule for rates of uniform exchange that leave the true label the most likely one."""
 
     def check(self, name: str, value: Any, input: Tensor | None) -> Any:
         """The rate; raise unless it is one."""
@@ -75,7 +75,7 @@ def inverse(matrix: Tensor, max_condition: float) -> Tensor:
     result, failed = torch.linalg.inv_ex(matrix.to(wide_dtype(matrix)))
     if not can_look_at(matrix):
         return result
-    # In the maximum norm; that of a stochastic matrix is 1.
+    # Condition in the maximum norm, which is 1 for a stochastic matrix.
     condition = math.inf if failed else result.detach().abs().sum(1).max().item()
     if not condition <= max_condition or failed:
         raise ValueError(

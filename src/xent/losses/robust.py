@@ -76,7 +76,7 @@ def hard_bootstrap_loss(s: RowStatistics, beta: Fraction = 0.8) -> Tensor:
 @member(proper=False, bounded=True, convex=False)
 @row_loss(soft=False)
 def generalized_cross_entropy(s: RowStatistics, q: Fraction = 0.7) -> Tensor:
-    r"""Between cross-entropy and mean absolute error (GCE, the alpha-loss).
+    r"""Generalised cross-entropy: between cross-entropy and mean absolute error (GCE, alpha-loss).
 
     .. math:: \ell = \frac{1 - p^q}{q}
 

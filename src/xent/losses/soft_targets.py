@@ -1,4 +1,4 @@
-"""Soft targets that are told in other ways than row by row: tables, mixtures, short lists.
+"""Soft targets that are not given row by row: tables, mixtures and short lists.
 
 Dense probabilities are targets of :func:`xent.cross_entropy` itself.
 """
@@ -37,7 +37,7 @@ from .catalog import member
 
 
 class _SoftTargets(PerClass):
-    """A soft target for each class."""
+    """A rule for tables with a soft target for each class."""
 
     def check(self, name: str, value: Any, input: Tensor | None) -> Any:
         """The table; raise unless it is a square of rows that add up to 1."""
@@ -109,12 +109,12 @@ def _look_up(problem: Problem, classes: Tensor, ignore_index: int) -> _Listed:
 
 
 def _mark(kept: Tensor, ignore_index: int) -> Tensor:
-    """A label for each row: any for those that are kept, the one to ignore for the others."""
+    """Labels that only say which rows are kept: any class there, ``ignore_index`` elsewhere."""
     return torch.where(kept, int(ignore_index == 0), ignore_index)
 
 
 def _nll_of_listed(problem: Problem, listed: _Listed, mass: Tensor, engine: str) -> Tensor:
-    """``-sum_k mass_k log p_k`` from one sweep: that of the likeliest class, and differences."""
+    """``-sum_k mass_k log p_k`` of one sweep, from the likeliest class and differences to it."""
     height = listed.logits.detach().nan_to_num(neginf=torch.finfo(listed.logits.dtype).min)
     height = torch.where(listed.present, height, -torch.inf)
     pivot = height.argmax(-1, keepdim=True)
@@ -209,7 +209,7 @@ def mixup_cross_entropy(
 
 
 def _mixing_weight(lam: float | Tensor, problem: Problem) -> Tensor:
-    """``lam`` for each row."""
+    """The mixing proportion ``lam`` of each row."""
     if isinstance(lam, Tensor) and lam.ndim == 0:
         scalar("lam", lam, problem.device)
     if not isinstance(lam, Tensor):
@@ -392,7 +392,7 @@ def _refuse_doubles(listed: _Listed) -> None:
 
 def _nll_with_tail(problem: Problem, listed: _Listed, q: Tensor, engine: str) -> Tensor:
     """Cross-entropy of the listed classes and of all the others as one class more."""
-    # Gaps must not hide class 0: they repeat a class that is hidden anyhow.
+    # A gap must not hide class 0, so it repeats a class that is hidden anyway.
     first = listed.present.to(torch.uint8).argmax(-1, keepdim=True)
     hidden = torch.where(listed.present, listed.classes, listed.classes.gather(-1, first))
     if problem.differentiable_beyond_logits():  # a slope of 0 times the infinity put in below

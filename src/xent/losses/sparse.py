@@ -51,7 +51,7 @@ def sparsemax(input: Tensor, dim: int = -1) -> Tensor:
 
 @overridable
 def entmax(input: Tensor, alpha: float = 1.5, dim: int = -1) -> Tensor:
-    r"""Between softmax (``alpha = 1``) and sparsemax (2), and beyond.
+    r"""Probabilities between those of softmax (``alpha = 1``) and sparsemax (2), and beyond.
 
     .. math:: p_j = \bigl[(\alpha - 1) z_j - \tau\bigr]_+^{1 / (\alpha - 1)}
 

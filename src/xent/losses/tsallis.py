@@ -1,4 +1,4 @@
-r"""Tsallis' deformed exponentials: what tempered losses, sparsemax and entmax are made of.
+r"""Tsallis' deformed exponentials, from which tempered losses, sparsemax and entmax are made.
 
 .. math:: \log_t p = \frac{p^{1-t} - 1}{1 - t}, \qquad
     \exp_t x = \bigl[1 + (1 - t) x\bigr]_+^{1 / (1-t)}
@@ -23,8 +23,8 @@ from torch.autograd import Function
 from ..engines.modes import are_there, compiling
 from ..softmax import log_softmax
 
-# Of the search for `lambda`. Three to ten are the rule, 25 were needed once for `t >= 0`; below 0,
-# where the slope is infinite at the edge of the support, up to a hundred.
+# Steps of the search for `lambda`. It takes three to ten as a rule, and once took 25 for `t >= 0`;
+# below 0, where the slope is infinite at the edge of the support, up to a hundred.
 MAX_STEPS, MAX_STEPS_BELOW_0 = 40, 100
 
 
@@ -40,9 +40,9 @@ def log_exp(x: Tensor, t: float) -> Tensor:
 
 
 def log_softmax_t(z: Tensor, t: float) -> Tensor:
-    r"""``z - lambda``: what ``exp_t`` makes probabilities of, with the digits of those near 1.
+    r"""``z - lambda``, of which ``exp_t`` makes probabilities; keeps the digits of those near 1.
 
-    Where ``exp_t`` is 0, how far below it says how far the class is from being possible.
+    Below the point where ``exp_t`` is 0, a number says how far its class is from being possible.
     """
     if compiling():
         from .tsallis_operators import log_softmax_t as operator
@@ -54,7 +54,7 @@ def log_softmax_t(z: Tensor, t: float) -> Tensor:
 
 
 def softmax_t(z: Tensor, t: float) -> Tensor:
-    """Probabilities from logits."""
+    """Probabilities of logits, ``exp_t(z - lambda)``."""
     return log_exp(log_softmax_t(z, t), t).exp()
 
 
@@ -107,7 +107,7 @@ def shifted(z: Tensor, t: float) -> Tensor:
 def shifted_gradient(x: Tensor, t: float, grad: Tensor) -> Tensor:
     """The gradient of :func:`shifted` by ``z``, from its result ``x``."""
     result = grad - _escort(x, t) * grad.sum(-1, keepdim=True)
-    # It adds up to 0, so the others know that of the likeliest class, with all its digits.
+    # The gradient adds up to 0: the others tell the entry of the likeliest class in all digits.
     top = _is_top(x)
     others = torch.where(top, 0, result).sum(-1, keepdim=True)
     return torch.where(top, -others, result)
@@ -161,10 +161,10 @@ def _normalised(z: Tensor, t: float) -> Tensor:
     done = torch.zeros_like(low, dtype=torch.bool)
     for _ in range(MAX_STEPS if t >= 0 else MAX_STEPS_BELOW_0):
         p, slope = (v.sum(-1, keepdim=True) for v in _exp_and_slope(others - mu, t))
-        # What the rounding of every x does to mu: no step is smaller than that for a reason.
+        # Rounding of every x moves mu by this much: a smaller step means nothing.
         noise = (p - slope) / (1 - t)  # the sum of slope times x
         slope = slope + _exp_and_slope(-mu, t)[1]
-        # How much the sum is above 1, as what the others have less what the largest one lacks.
+        # Excess of the sum over 1: the other probabilities, less what the largest one lacks.
         excess = torch.expm1(log_exp(-mu, t)) + p
         low, high = torch.where(excess >= 0, mu, low), torch.where(excess <= 0, mu, high)
         rise = (1 + excess) * torch.expm1((t - 1) * torch.log1p(excess)) / (t - 1)

@@ -1,7 +1,7 @@
 """Module twins of the functions: ``focal_loss`` is ``FocalLoss``, and so on for every loss.
 
-All but :class:`LinearCrossEntropyLoss` are made from their functions when they are asked for. Those
-that PyTorch has too are subclasses of its modules.
+A module is made from its function at its first use, all but :class:`LinearCrossEntropyLoss`.
+Modules that PyTorch has too are subclasses of PyTorch's.
 """
 
 from __future__ import annotations

@@ -102,7 +102,7 @@ class LinearCrossEntropyLoss(torch.nn.Module):
         normalizer: float | Tensor | str | None = None,
         row_weight: Tensor | None = None,
     ) -> Tensor:
-        """The loss."""
+        """The loss of hidden states and targets."""
         shape, bias = (self.num_classes, *self.out_features), self.linear.bias
         return linear_cross_entropy(
             input, self.linear.weight.view(*shape, self.linear.in_features), target,
@@ -113,7 +113,7 @@ class LinearCrossEntropyLoss(torch.nn.Module):
         )  # fmt: skip
 
     def extra_repr(self) -> str:
-        """The settings that are not those of the head."""
+        """The settings of the loss, without those of the head."""
         return (
             f"num_classes={self.num_classes}, out_features={self.out_features}, "
             f"reduction={self.reduction!r}, ignore_index={self.ignore_index}, "

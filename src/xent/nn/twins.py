@@ -23,7 +23,7 @@ from ..losses.lookup import members
 
 Rule = Callable[[str, Any], Any]
 
-# What belongs to one batch, and so to `forward`.
+# Arguments that belong to one batch, and so to `forward`.
 PER_CALL = (
     "normalizer", "row_weight", "return_stats", "iou", "best_iou", "center",
 )  # fmt: skip
@@ -41,7 +41,7 @@ _LEGACY = ("size_average", "reduce")  # which PyTorch's constructors make a redu
 
 _SAVED = ("weight", "pos_weight")  # buffers that PyTorch saves
 
-# Words of a name that are written otherwise than with one capital letter.
+# Words of a name that are not written with one capital letter, the first.
 _SPELLING = {
     word.lower(): word
     for word in (
@@ -73,7 +73,7 @@ class Loss(torch.nn.Module):
                 self._set(name, value)
 
     def _join(self, placed: tuple[Any, ...], given: dict[str, Any]) -> dict[str, Any]:
-        """All that is given, by name, checked."""
+        """Given settings by name, checked."""
         module = type(self).__name__
         if len(placed) > len(self.by_place):
             named = next(name for name in self.settings if name not in self.by_place)
@@ -108,7 +108,7 @@ class Loss(torch.nn.Module):
             setattr(self, name, value)
 
     def forward(self, *data: Any, **options: Any) -> Any:
-        """The loss. A setting among the options holds for this call."""
+        """The loss of a batch. A setting among the options holds for this call only."""
         settings = {name: getattr(self, name) for name in self.settings}
         return self.function(*data, **{**settings, **options})
 
@@ -215,7 +215,7 @@ def _docstring(
 
 @cache
 def _hints(function: Callable[..., Any]) -> dict[str, Any]:
-    """The types of the arguments; of what a frame adds, as text unless ``cross_entropy`` has it."""
+    """Types of the arguments by name. Arguments that a frame adds keep the text of their types."""
     texts = {p.name: p.annotation for p in inspect.signature(function).parameters.values()}
     return {**texts, **typing.get_type_hints(cross_entropy), **typing.get_type_hints(function)}
 

@@ -1,4 +1,4 @@
-"""Losses of log-probabilities: policy gradients, preferences, and what is made of samples for them.
+"""Losses of log-probabilities: policy gradients and preferences, with their helpers.
 
 :func:`xent.token_log_probs` makes the log-probabilities that these functions take.
 """

@@ -1,4 +1,4 @@
-"""Policy gradients: losses of the log-probabilities that a policy gives to what it has sampled.
+"""Policy gradients: losses of the log-probabilities that a policy gives to its samples.
 
 :func:`xent.token_log_probs` makes the log-probabilities, ``(B, T)`` for tokens of sequences or
 ``(N,)`` for single actions. Advantages are signed, so no weight is ever part of what a mean divides
@@ -166,15 +166,15 @@ def reinforce_loss(
     normalizer: float | Tensor | None = None,
     empty: Literal["nan", "zero"] = "nan",
 ) -> Tensor:
-    r"""The policy gradient: cross-entropy weighted by advantages.
+    r"""Loss of REINFORCE, the policy gradient: cross-entropy weighted by advantages.
 
     .. math:: \ell = -A \log p
 
-    Its gradient in the logits is :math:`A (p - \text{onehot})` over what the mean divides by. Of
-    tokens, without entropy, the same as ``xent.cross_entropy(logits, target, row_weight=advantage,
-    normalizer="count")``, which behind a linear head saves a product of matrices. What a negative
-    advantage gains has no bound; ``xent.losses.unlikelihood_loss``, of logits, pushes tokens down
-    to 0 and no further.
+    The gradient in the logits is :math:`A (p - \text{onehot})`, divided as the mean is. Without
+    entropy, the loss of tokens is ``xent.cross_entropy(logits, target, row_weight=advantage,
+    normalizer="count")``, which behind a linear head saves a product of matrices. The gain from a
+    negative advantage has no bound; ``xent.losses.unlikelihood_loss``, of logits, pushes tokens
+    down to 0 and no further. ``xent.learn.reinforce`` trains a policy with this loss.
 
     Example:
         >>> import torch, xent
@@ -324,9 +324,9 @@ def _clipped(
     clip: float | tuple[float, float],
     dual_clip: float | None,
 ) -> Tensor:
-    """Bounded from above where more is better, from below where less is.
+    """Clip log-ratios: from above where more is better, from below where less is better.
 
-    The logarithm is, since a ratio that has overflowed would take the gradient with it.
+    Logarithms are clipped, not ratios: a ratio that has overflowed would make the gradient NaN.
     """
     pair: Any = clip if isinstance(clip, tuple) and len(clip) == 2 else (clip, clip)
     low, high = Range(0, 1).check("clip", pair[0], None), Range(0).check("clip", pair[1], None)

@@ -20,7 +20,7 @@ from ..overrides import overridable
 def sequence_log_prob(
     log_prob: Tensor, mask: Tensor | None = None, *, mean: bool = False
 ) -> Tensor:
-    """Log-probability of each sequence: what its tokens' add up to.
+    """Log-probability of each sequence: the sum over its tokens.
 
     Args:
         log_prob: of tokens, ``(..., T)``, float32 or float64, as :func:`xent.token_log_probs` gives

@@ -75,7 +75,7 @@ def reinforce(
     resume: bool = False,
     quiet: bool = False,
 ) -> PolicyRecord:
-    r"""Policy gradient: cross-entropy of the actions taken, weighted by the advantage of each.
+    r"""Train a policy by REINFORCE: on :func:`xent.policy.reinforce_loss` of the actions taken.
 
     .. math:: L = \frac{1}{N} \sum_t A_t \bigl(-\log p(a_t \mid s_t)\bigr), \qquad
         A_t = \frac{G_t - \mathrm{mean}(G)}{\mathrm{std}(G)}, \qquad G_t = r_t + \gamma G_{t+1}
