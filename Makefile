@@ -79,14 +79,14 @@ test-quick: $(VENV)/test
 
 # Where a missing core could show. The laws run on the reference engine either way.
 REFERENCE_TESTS = \
-  tests/test_structure.py \
-  tests/test_row_loss.py \
-  tests/test_errors.py \
-  tests/test_bad_input.py \
-  tests/test_parity.py \
-  tests/test_torch_samples.py \
-  tests/test_compile.py \
-  tests/test_linear.py
+  tests/house/test_structure.py \
+  tests/frames/test_row_loss.py \
+  tests/losses/test_classification_errors.py \
+  tests/engines/rows/test_edge_cases.py \
+  tests/house/test_parity.py \
+  tests/house/test_torch_samples.py \
+  tests/house/test_compile.py \
+  tests/heads/test_logits.py
 
 # Two processes, for the two cores of a small machine; threads that wait leave the cores to the others.
 PYTEST = OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q
@@ -103,17 +103,17 @@ test-all:
 	if [ -n "$$failed" ]; then echo "failed:$$failed"; exit 1; fi; echo "all parts passed: $(PARTS)"
 
 test-slow: $(VENV)/test
-	$(PYTEST) -n 2 -m slow --ignore=tests/test_processors.py
+	$(PYTEST) -n 2 -m slow --ignore=tests/house/test_processors.py
 
 test-processors: $(VENV)/test
-	$(PYTEST) tests/test_processors.py
+	$(PYTEST) tests/house/test_processors.py
 
 test-examples: $(VENV)/examples
 	$(BIN)/python docs/experiments.py --small
 
 # By itself it downloads PyTorch, gigabytes, for the Pythons that need it; in test-all it leaves them out.
 test-pythons: $(VENV)/python
-	$(BIN)/python tests/other_pythons.py $(PYTHONS)
+	$(BIN)/python tests/house/other_pythons.py $(PYTHONS)
 
 mutants: $(VENV)/mutants
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m tests.mutants

@@ -1,10 +1,10 @@
 """Draws the rooms of the library from its imports: ``python docs/architecture.py``.
 
-The picture is ``docs/architecture.svg``. Its rooms are those of ``tests/test_structure.py``, where
-a test keeps imports running downwards; rooms of one folder are drawn as one where that makes no
-circle. An arrow is an import; an arrow that a longer way of arrows implies is left out. The numbers
-are the road of a logit, found by running a loss. A test compares the picture on disk with what this
-script draws.
+The picture is ``docs/architecture.svg``. Its rooms are those of
+``tests/house/test_structure.py``, where a test keeps imports running downwards; rooms of one folder
+are drawn as one where that makes no circle. An arrow is an import; an arrow that a longer way of
+arrows implies is left out. The numbers are the road of a logit, found by running a loss. A test
+compares the picture on disk with what this script draws.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PROJECT = Path(__file__).parents[1]
 sys.path.insert(0, str(PROJECT))
 
 import xent  # noqa: E402
-from tests.test_structure import DOORS, HOUSE, imports_of, room_of  # noqa: E402
+from tests.house.test_structure import DOORS, HOUSE, imports_of, room_of  # noqa: E402
 
 PICTURE = Path(__file__).with_name("architecture.svg")
 

@@ -47,7 +47,7 @@ FACTS_HEAD = """\
 
 All of them stand in `xent.losses`; `linear_cross_entropy` and those that replace functions of
 PyTorch (`cross_entropy`, `nll_loss`, `kl_div`, the two binary ones) stand in `xent`, too. Facts at
-default hyperparameters, each checked with numbers by `tests/test_catalog.py`.
+default hyperparameters, each checked with numbers by `tests/losses/test_catalog.py`.
 
 - **targets**: *classes*, one class per row (most take distributions, too); *soft*, a distribution
   per row; *binary*, a number in [0, 1] per logit; *other*, see there.

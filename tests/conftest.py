@@ -25,7 +25,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 
 if triton.INTERPRETED:
-    from .interpreter import tame
+    from tests.engines.triton.interpreter import tame
 
     tame()
 

@@ -9,10 +9,9 @@ import torch.nn.functional as F
 from torch.distributions import Categorical
 
 import xent
+from tests.helpers import spacing, ulps, worst
 from xent import log_probs
 from xent.heads import chunks as heads
-
-from .helpers import spacing, ulps, worst
 
 # One row; rows of matrices of two, three and four axes; no rows.
 SHAPES = [(7,), (5, 7), (3, 4, 7), (2, 3, 4, 7), (0, 7), (2, 0, 7)]

@@ -52,7 +52,7 @@ part() { # name, seconds, command...
 part card 40 "$PYTHON" -m benchmarks.gpu.card
 part warm 60 "$PYTHON" -m benchmarks.gpu.kernels warm
 part tests 110 "$PYTHON" -m pytest -q -n "$jobs" -p no:cacheprovider -W ignore::UserWarning \
-    tests/test_gpu.py -k "not inductor"
+    tests/engines/triton/test_gpu.py -k "not inductor"
 part sanitize 45 compute-sanitizer --tool memcheck --error-exitcode 9 \
     "$PYTHON" -m benchmarks.gpu.kernels once
 part clusters 25 "$PYTHON" -m benchmarks.gpu.clusters run

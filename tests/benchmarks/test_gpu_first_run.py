@@ -71,7 +71,7 @@ def names_of_xent(file: Path) -> set[str]:
     return {chain for chain in chains if re.fullmatch(r"xent(\.\w+)+", chain)}
 
 
-FILES = [GPU.parents[1] / "tests" / "test_gpu.py", *sorted(GPU.glob("*.py"))]
+FILES = [GPU.parents[1] / "tests" / "engines" / "triton" / "test_gpu.py", *sorted(GPU.glob("*.py"))]
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)

@@ -17,9 +17,9 @@ subtracts two nearly equal numbers: small losses keep all their digits.
 sums and these functions, and autograd differentiates the fields. Triton compiles the same source:
 ``engines/triton/algebra.py`` gives the names ``xp``, ``log1p``, ``product``, ``constant`` and so
 on their meaning in a kernel. (``xp`` is the usual name for "PyTorch, NumPy, or what stands in for
-them".) The C++ core has a hand-written copy, which ``tests/test_native_algebra.py`` compares with
-this text function by function; ``tests/test_algebra.py`` compares the coefficients with autograd
-of the fields, and the compiled functions with those of PyTorch.
+them".) The C++ core has a hand-written copy. In ``tests/engines/rows``, ``test_native_algebra.py``
+compares that with this text function by function; ``test_algebra.py`` compares the coefficients
+with autograd of the fields, and the compiled functions with those of PyTorch.
 
 Triton reads the source, so functions here call only each other, ``xp`` and the imported names.
 """

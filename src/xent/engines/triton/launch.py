@@ -16,8 +16,9 @@ from . import fields, gradient, one_pass, sweep
 from .gradient import Partials
 from .memory import KernelArguments, Strided, Transform
 
-# Chosen so that nothing spills out of the registers (tests/test_gpu_compile.py) and enough loads
-# are in flight; no GPU has timed these numbers yet (benchmarks/gpu/logits.py does).
+# Chosen so that nothing spills out of the registers (tests/engines/triton/test_compile_kernels.py)
+# and enough loads are in flight; no GPU has timed these numbers yet, which
+# benchmarks/gpu/logits.py does.
 COUNT = 128  # rows of a program that works on rows alone
 TILE = 8192  # numbers in a tile of one row
 SMALL_TILE = 4096  # numbers in a tile of several rows

@@ -1,0 +1,134 @@
+"""Bodies as programs: what can be recorded, what it gives, and when a program is kept."""
+
+import random
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import xent
+from tests.helpers import same_bits, value_and_grad
+from xent.engines.rows.programs import LOG_LOSS, NLL, Outside, Recorder, record
+from xent.losses import CATALOG
+
+SCALE = 2.0
+
+
+def of_a_global(s):
+    return SCALE * s.nll
+
+
+def with_a_helper(s):
+    return of_a_global(s) + 1
+
+
+BODIES = {
+    "operators": lambda s: (1 - s.prob) ** 2 / (2 + s.miss) - abs(s.log_prob) * 0.5,
+    "functions": lambda s: torch.exp(s.log_prob) + F.logsigmoid(-s.log_odds) - torch.tanh(s.prob),
+    "methods": lambda s: s.miss.square().sqrt().add(s.prob.neg()).sub(1.5).mul(-1),
+    "clamp": lambda s: s.prob.clamp(0.2, 0.6) + s.miss.clamp(max=0.5) + torch.relu(s.miss - 0.5),
+    "where": lambda s: torch.where((s.prob > 0.3) & ~(s.miss < 0.1), s.miss, -s.log_prob),
+    "extremes": lambda s: torch.maximum(s.prob, s.miss) - torch.minimum(s.nll, s.miss),
+    "detached": lambda s: s.prob.detach() * s.nll,
+    "reflected": lambda s: 2**s.miss + 1 / (1 + s.prob) + (1 - s.miss),
+}
+
+
+@pytest.mark.parametrize("name", BODIES)
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_program_does_what_its_body_does(name, weighted):
+    """The same to the rounding of float64, loss and gradient, as the body on tensors."""
+    body = BODIES[name]
+    assert record(body, False, ()) is not None
+    loss = xent.row_loss(body)
+    g = torch.Generator().manual_seed(0)
+    z = 3 * torch.randn(50, 7, generator=g, dtype=torch.float64)
+    y = torch.randint(7, (50,), generator=g)
+    y[3] = -100
+    weight = torch.rand(7, generator=g, dtype=torch.float64) if weighted else None
+    for reduction in ("mean", "sum"):
+        value, grad = value_and_grad(loss, z, y, weight, reduction=reduction)
+        right, slope = value_and_grad(loss, z, y, weight, reduction=reduction, engine="reference")
+        torch.testing.assert_close(value, right, rtol=1e-13, atol=1e-15)
+        torch.testing.assert_close(grad, slope, rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        lambda s: s.nll.mean() * s.prob,  # of all rows
+        lambda s: s.nll if bool((s.prob > 0.5).any()) else s.miss,
+        lambda s: s.nll * torch.arange(3.0),
+        lambda s: s.of_label(torch.ones(5)),
+        lambda s: s.nll * s.classes,
+        lambda s: s.nll.float(),
+        lambda s: 1.0,
+        lambda s: s.entropy,  # which nobody asked for
+    ],
+)
+def test_what_is_no_program(body):
+    assert record(body, False, ()) is None
+
+
+def test_two_ways_to_cross_entropy():
+    assert record(lambda s: s.nll, False, ()) == NLL
+    assert record(lambda s: -s.log_prob, False, ()) == LOG_LOSS
+    assert record(lambda s: -s.log_prob * s.mass + 0 * s.prob, False, ()) not in (NLL, LOG_LOSS)
+
+
+def test_a_number_outside_is_read_at_every_call(monkeypatch):
+    """No program outlives the constants that it was recorded with."""
+    loss = xent.row_loss(with_a_helper)
+    z, y = torch.tensor([[2.0, 0.0]]), torch.tensor([0])
+    nll = F.cross_entropy(z, y)
+    torch.testing.assert_close(loss(z, y), 2 * nll + 1)
+    monkeypatch.setitem(globals(), "SCALE", 5.0)
+    torch.testing.assert_close(loss(z, y), 5 * nll + 1)
+    monkeypatch.setitem(globals(), "of_a_global", lambda s: s.nll)
+    torch.testing.assert_close(loss(z, y), nll + 1)
+
+
+def test_what_may_change_unseen_is_not_kept():
+    class Holder:
+        scale = 2.0
+
+    holder, numbers = Holder(), [2.0]
+    for body in (
+        lambda s: holder.scale * s.nll,
+        lambda s: numbers[0] * s.nll,
+        lambda s: random.random() * s.nll,
+        lambda s: float(torch.rand(())) * s.nll,
+    ):
+        assert Outside(body)() is None
+        assert Recorder(body, lambda: ()).find({}, False, False) is None
+    z, y = torch.tensor([[2.0, 0.0]]), torch.tensor([0])
+    loss = xent.row_loss(lambda s: holder.scale * s.nll)
+    before = loss(z, y)
+    holder.scale = 4.0
+    torch.testing.assert_close(loss(z, y), 2 * before)
+
+
+def test_settings_that_change_at_every_step_take_no_memory():
+    recorder = Recorder(lambda s, gamma: s.miss**gamma, lambda gamma: ())
+    for step in range(200):
+        assert recorder.find({"gamma": 1 + step / 100}, False, False) is not None
+    assert len(recorder.programs) <= 64
+
+
+@pytest.mark.parametrize("name", ["focal_loss", "generalized_cross_entropy", "poly1_loss"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_one_sweep_has_the_bits_of_two(name, dtype, core):
+    """Whatever the slope: the statistics of ``return_stats`` come from two passes."""
+    loss = CATALOG[name].function
+    g = torch.Generator().manual_seed(1)
+    z = (4 * torch.randn(65, 130, generator=g)).to(dtype)
+    y = torch.randint(130, (65,), generator=g)
+
+    def scaled(z, y, slope, **options):
+        result = loss(z, y, **options)
+        return slope * (result[0] if options else result)
+
+    for slope in (1.0, 2.0**10, 2.0**-3, 0.3):
+        one = value_and_grad(scaled, z, y, slope)[1]
+        two = value_and_grad(scaled, z, y, slope, return_stats=True)[1]
+        assert same_bits(one, two), slope

@@ -1,0 +1,136 @@
+"""What the project says about itself: the reference page and ``xent losses``."""
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+import xent
+from xent.cli import main
+from xent.frames.docstrings import loss_docstring
+from xent.losses import CATALOG
+from xent.losses.lookup import members
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+def script(name):
+    spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def build():
+    return script("build")
+
+
+@pytest.fixture(scope="module")
+def page(build):
+    return build.page()
+
+
+def test_the_page_is_that_of_the_code(page):
+    written = (DOCS / "reference.md").read_text()
+    assert written == page, "docs/reference.md is out of date: run python docs/build.py"
+
+
+def test_the_page_has_every_public_name(build, page):
+    headings = set(re.findall(r"^### (\S+)$", page, re.MULTILINE))
+    for module, names in build.public():
+        for name in names:
+            title = build.heading(module, name)
+            assert title in headings or f"also called `{name}`" in page, title
+    for name in xent.nn.__all__:
+        assert f"`xent.nn.{name}`" in page
+
+
+def test_links_lead_somewhere(page):
+    headings = {h.lower().replace(".", "") for h in re.findall(r"^### (\S+)$", page, re.MULTILINE)}
+    assert set(re.findall(r"\]\(#([^)]*)\)", page)) <= headings
+
+
+def test_nothing_of_the_other_markup_is_left(page):
+    prose = re.sub(r"```.*?```", "", page, flags=re.DOTALL)
+    assert not re.findall(r":(?:func|class|meth|math|mod):`|\.\. math::|``", prose)
+
+
+def test_every_loss_has_a_formula(page):
+    sections = re.split(r"^### ", page, flags=re.MULTILINE)
+    for name in CATALOG:
+        (section,) = (s for s in sections if s.startswith(f"{name}\n"))
+        assert "```math" in section, f"{name} has no formula"
+
+
+def test_the_drawing_is_that_of_the_imports():
+    drawn = (DOCS / "architecture.svg").read_text(encoding="utf-8")
+    assert drawn == script("architecture").picture(), "run python docs/architecture.py"
+
+
+# ---- xent losses ----------------------------------------------------------------------------
+
+
+def test_the_table_has_every_loss(capsys):
+    assert main(["losses"]) == 0
+    out = capsys.readouterr().out
+    listed = {line.split()[0]: line for line in out.splitlines() if re.match(r"  \S", line)}
+    assert set(CATALOG) == set(listed)
+    assert "yes" in listed["brier_loss"]
+    assert "squares" in listed["brier_loss"]
+    assert max(map(len, out.splitlines())) <= 120
+
+
+def test_the_facts_as_json(capsys):
+    assert main(["losses", "--json"]) == 0
+    facts = {entry["name"]: entry for entry in json.loads(capsys.readouterr().out)}
+    assert set(facts) == set(CATALOG)
+    assert facts["cross_entropy"]["proper"] is True
+    assert facts["mae_loss"]["symmetric"] is True
+    assert "pc_softmax_loss" in facts["logit_adjusted_loss"]["aliases"]
+
+
+@pytest.mark.parametrize("name", ["focal_loss", "focal", "Focal-Loss"])
+def test_one_loss(name, capsys):
+    assert main(["losses", name]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("xent.losses.focal_loss(input, target")
+    assert ".. math::" in out
+    assert main(["losses", name, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["name"] == "focal_loss"
+
+
+def test_an_alias(capsys):
+    assert main(["losses", "pc_softmax"]) == 0
+    assert "also known as balanced_softmax_loss, pc_softmax_loss" in capsys.readouterr().out
+    assert members()["pc_softmax_loss"].name == "logit_adjusted_loss"
+
+
+def test_an_unknown_loss(capsys):
+    assert main(["losses", "crossentropy"]) == 2
+    assert "did you mean cross_entropy" in capsys.readouterr().err
+    assert main(["losses", "bceww"]) == 2  # first letters, or a part
+    assert "did you mean" not in capsys.readouterr().err
+    assert main(["losses", "bcewl"]) == 2
+    assert "binary_cross_entropy_with_logits" in capsys.readouterr().err
+
+
+def test_a_loss_of_all_logits_says_that_it_takes_probabilities():
+    for loss in (xent.losses.sparsemax_loss, xent.losses.bi_tempered_loss):
+        assert "or class probabilities in the shape of ``input``" in (loss.__doc__ or "")
+
+
+def test_a_loss_that_says_what_it_raises_keeps_its_words():
+    doc = loss_docstring(_strict, ["input"], soft=True) or ""
+    assert "KeyError: always." in doc
+    assert doc.count("Raises:") == 1
+
+
+def _strict(s):
+    """A loss.
+
+    Raises:
+        KeyError: always.
+    """

@@ -1,0 +1,344 @@
+"""The house itself: imports, weight of the import, docstrings, the compiled core."""
+
+import ast
+import doctest
+import importlib
+import inspect
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import xent
+from tests.conftest import LONG
+from xent.nn.twins import Loss
+
+HOUSE = Path(xent.__file__).parent
+PROJECT = Path(__file__).parents[2]
+SOURCES = [*HOUSE.rglob("*.py"), *(PROJECT / "benchmarks").rglob("*.py")]
+
+# The rooms of the house from the ground up. A room imports what lies below it, and nothing else.
+FLOORS = [
+    {"_core"},
+    {"engines.modes"},
+    {"_check", "_files", "_printable", "_start", "_suggestions", "_series", "row_statistics"},
+    {"_probabilities", "logits", "heads.stand_in"},
+    {"overrides", "heads.logits"},
+    {"heads.log_probs", "targets", "softmax"},
+    {"engines.core", "engines.rows.algebra", "engines.rows.problem", "engines.elements.problem"},
+    {"engines.triton"},
+    {"engines.choice"},
+    {"engines.rows", "engines.elements"},
+    {"engines"},
+    {"heads", "hyperparameters"},
+    {"measurement", "information"},
+    {"log_probs", "heads.answers", "frames"},
+    {"losses", "policy"},
+    {"nn", "evaluation", "diagnose"},
+    {""},  # the names of `xent`
+    {"plot", "integrations", "learn"},
+]
+FLOOR = {room: k for k, rooms in enumerate(FLOORS) for room in rooms}
+# What may look at all of the house: its doors.
+DOORS = {"", "__main__", "cli", "commands"}
+
+# What stands on top imports public names of the rooms below, those in `__all__` of a module, as
+# users do. It could live in a package of its own; with it would go these few modules, which know
+# nothing of losses: checks of arguments with one text for an error, files that are complete or not
+# there, text for terminals, Ctrl-C, modes of PyTorch.
+ON_TOP = ("learn", "plot", "integrations", "commands", "cli", "__main__")
+UTILITIES = {
+    "_check", "_files", "_printable", "_probabilities", "_start", "_suggestions", "engines.modes",
+}  # fmt: skip
+# `xent info` says how the library was built, which nothing else on top has to know.
+BUILD = {"commands/info.py": {"engines.core", "engines.triton"}}
+
+
+def room_of(module: str) -> str:
+    """The room that a module lies in: its longest name that a floor knows."""
+    while module and module not in FLOOR and module not in DOORS:
+        module = module.rpartition(".")[0]
+    return module
+
+
+def imports_of(file: Path) -> set[str]:
+    """The modules of the house that a file imports, by their names within it."""
+    package = ("xent", *file.relative_to(HOUSE).with_suffix("").parts)
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        if not isinstance(node, ast.ImportFrom):
+            continue
+        base = package[: -node.level] if node.level else ()
+        module = ".".join([*base, *([node.module] if node.module else [])])
+        found |= {f"{module}.{alias.name}" for alias in node.names}
+    return {name.partition(".")[2] for name in found if name.partition(".")[0] == "xent"}
+
+
+@pytest.mark.parametrize("room", sorted(FLOOR.keys() - DOORS - {"_core"}))
+def test_imports_run_downwards(room):
+    place = HOUSE / room.replace(".", "/")
+    files = [place.with_suffix(".py")] if not place.is_dir() else list(place.rglob("*.py"))
+    for file in files:
+        own = room_of(".".join(file.relative_to(HOUSE).with_suffix("").parts))
+        for module in imports_of(file):
+            other = room_of(module)
+            assert other == own or FLOOR[other] < FLOOR[own], f"{file} imports {module}"
+
+
+@pytest.mark.parametrize("room", ON_TOP)
+def test_what_stands_on_top_imports_public_names(room):
+    place = HOUSE / room
+    for file in [place.with_suffix(".py")] if not place.is_dir() else list(place.rglob("*.py")):
+        allowed = UTILITIES | BUILD.get(file.relative_to(HOUSE).as_posix(), set())
+        for name in imports_of(file):
+            module, _, last = name.rpartition(".")
+            if name == "__version__" or name.split(".")[0] in ON_TOP or {name, module} & allowed:
+                continue
+            home = importlib.import_module(f"xent.{module}".rstrip("."))
+            assert last in getattr(home, "__all__", ()), f"{file} imports {name}"
+
+
+# ---- sizes ----------------------------------------------------------------------------------
+
+LONGEST_BODY, LONGEST_FILE = 50, 400  # lines; a docstring does not count
+
+
+def bodies_of(file: Path) -> dict[str, int]:
+    """Lines of the body of each function of a file, by name."""
+    found = {}
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            body = node.body[ast.get_docstring(node) is not None :]
+            lines = body[-1].end_lineno - body[0].lineno + 1 if body else 0
+            found[node.name] = max(lines, found.get(node.name, 0))
+    return found
+
+
+# Too long still; whoever shortens one takes it out here.
+LONG_BODIES = {
+    "dense_loss.dense_loss", "element_loss.element_loss", "row_loss.row_loss", "row_loss.loss",
+    "contrastive.sampled_cross_entropy",
+}  # fmt: skip
+LONG_FILES = {"element_loss.py", "multilabel.py", "soft_targets.py", "row_statistics.py"}
+
+
+def test_no_body_of_a_function_is_long():
+    long = {
+        f"{file.stem}.{name}": lines
+        for file in SOURCES
+        for name, lines in bodies_of(file).items()
+        if lines > LONGEST_BODY
+    }
+    assert long.keys() <= LONG_BODIES, long
+
+
+def test_no_file_is_long():
+    sources = [*SOURCES, *(PROJECT / "csrc").glob("*.*")]
+    lengths = {file.name: len(file.read_text().splitlines()) for file in sources}
+    long = {name: lines for name, lines in lengths.items() if lines > LONGEST_FILE}
+    assert long.keys() <= LONG_FILES, long
+
+
+def test_the_list_of_long_test_functions_names_no_other():
+    tests = (PROJECT / "tests").rglob("test_*.py")
+    assert set().union(*map(bodies_of, tests)) >= LONG
+
+
+def test_the_measure_of_a_body(tmp_path):
+    file = tmp_path / "module.py"
+    file.write_text('def f():\n    """Text,\n    more."""\n    x = (\n        1)\n    return x\n')
+    assert bodies_of(file) == {"f": 3}
+
+
+def python(code: str, *flags: str) -> str:
+    return subprocess.run(
+        [sys.executable, *flags, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    ).stdout
+
+
+def test_the_import_brings_nothing_optional():
+    optional = ["triton", "matplotlib", "sklearn", "transformers", "jax", "optax", "tqdm", "scipy"]
+    code = """
+import sys, json, torch
+before = set(sys.modules)
+import xent
+print(json.dumps(sorted({name.split(".")[0] for name in set(sys.modules) - before})))
+"""
+    brought = set(json.loads(python(code)))
+    assert "xent" in brought
+    assert not brought & {*optional, "numpy"}
+
+
+TESTS = PROJECT / "tests"
+# Folders of tests that are about all rooms, or about what lies beside the package.
+OF_ALL = {"benchmarks", "examples", "house", "mutants", "registry"}
+
+
+def test_tests_lie_in_the_folders_of_the_package():
+    """Those of a module at the top lie at the top, under its name."""
+    folders = {p.relative_to(TESTS).parent for p in TESTS.rglob("test_*.py")}
+    folders = {f for f in folders if f.parts and f.parts[0] not in OF_ALL}
+    assert not [f for f in folders if not (HOUSE / f).is_dir()]
+    assert not [p.name for p in TESTS.glob("test_*.py") if not (HOUSE / p.name[5:]).exists()]
+
+
+def test_the_import_is_quick():
+    """In time of the processor and beside PyTorch: a slow or busy machine is slow with both."""
+    code = """
+import time
+start = time.process_time()
+import torch
+between = time.process_time()
+import xent
+print((time.process_time() - between) / (between - start))
+"""
+    assert any(float(python(code)) < 0.2 for _ in range(5))  # 0.06 to 0.12, by Python
+
+
+# What is public, by the name that users write.
+PUBLIC = {
+    f"{room.__name__}.{name}": getattr(room, name)
+    for room in (xent, xent.losses, xent.policy, xent.information)
+    for name in room.__all__
+    if callable(getattr(room, name))
+}
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_every_public_symbol_has_an_example(name):
+    """The examples run in ``test_doctests``."""
+    thing = PUBLIC[name]
+    doc = inspect.getdoc(thing)
+    plain = issubclass(thing, (tuple, Exception)) if inspect.isclass(thing) else False
+    assert doc
+    assert plain or doctest.DocTestParser().get_examples(doc), f"{name} has no example"
+
+
+def test_every_module_that_is_written_has_an_example():
+    """Those that are made from functions point to the examples there."""
+    written = [twin for twin in vars(xent.nn).values() if inspect.isclass(twin)]
+    written = [twin for twin in written if issubclass(twin, torch.nn.Module) and twin is not Loss]
+    written = [twin for twin in written if twin.__module__ != "xent.nn"]
+    assert written
+    for twin in written:
+        assert doctest.DocTestParser().get_examples(inspect.getdoc(twin) or ""), twin
+
+
+def test_every_public_function_says_what_it_takes_and_raises():
+    for name, thing in PUBLIC.items():
+        if inspect.isfunction(thing):
+            doc = inspect.getdoc(thing)
+            assert "Args:" in doc, name
+            for parameter in inspect.signature(thing).parameters:
+                assert f"{parameter}:" in doc, f"{name} does not explain {parameter}"
+
+
+@pytest.mark.parametrize("room", [xent, xent.losses, xent.policy, xent.information])
+def test_all_lists_what_is_public(room):
+    public = {
+        name
+        for name, value in vars(room).items()
+        if not name.startswith("_") and getattr(value, "__module__", "").startswith("xent")
+    }
+    assert public <= set(room.__all__)
+    assert all(hasattr(room, name) for name in room.__all__)
+    assert room.__all__ == sorted(room.__all__)
+    assert set(room.__all__) <= set(dir(room))
+
+
+def test_packages_are_imported_at_their_first_use():
+    code = """
+import sys, xent
+packages = "integrations", "learn", "plot"
+assert not any(f"xent.{name}" in sys.modules for name in packages)
+assert set(packages) <= set(dir(xent))
+print(xent.learn.mixture_log_prob.__name__, xent.plot.loss_curves.__name__)
+print(xent.learn.calibration.__name__, xent.integrations.boosting.__name__)
+"""
+    words = [
+        "mixture_log_prob",
+        "loss_curves",
+        "xent.learn.calibration",
+        "xent.integrations.boosting",
+    ]
+    assert python(code).split() == words
+
+
+@pytest.mark.parametrize("room", ["losses", "policy", "nn", "information", "learn", "plot"])
+def test_a_name_that_stands_in_a_package_is_told(room):
+    names = set(getattr(xent, room).__all__) - set(xent.__all__)
+    assert names
+    for name in names:
+        with pytest.raises(AttributeError) as error:
+            getattr(xent, name)
+        assert f"`xent.{name}` is `xent.{room}.{name}`" in str(error.value)
+        assert error.value.name == name
+
+
+def test_a_name_that_is_none_is_no_attribute():
+    with pytest.raises(AttributeError, match="did you mean cross_entropy"):
+        xent.crossentropy  # noqa: B018
+    assert not hasattr(xent, "__wrapped__")
+    assert not hasattr(xent.learn, "nothing")
+    assert not hasattr(xent.integrations, "nothing")
+
+
+# ---- the compiled core ----------------------------------------------------------------------
+
+
+def test_the_stub_lists_what_the_core_has(core):
+    stub = ast.parse((HOUSE / "_core.pyi").read_text())
+    told = {node.name for node in stub.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+    constants = [node.target for node in stub.body if isinstance(node, ast.AnnAssign)]
+    told |= {name.id for name in constants if isinstance(name, ast.Name)}
+    assert told == {name for name in dir(core._core) if not name.startswith("_")}
+
+
+def test_kernels_of_different_instruction_sets_share_no_symbol():
+    # A weak symbol compiled for AVX-512 could be what the linker keeps for every machine.
+    objects = list((PROJECT / "build").rglob("xent_*.dir/**/*.o"))
+    nm = shutil.which("nm")
+    if not objects or nm is None:
+        pytest.skip("no build tree here")
+    for file in objects:
+        lines = subprocess.run([nm, file], capture_output=True, text=True, check=True).stdout
+        kinds = {line.split()[-2] for line in lines.splitlines() if len(line.split()) >= 2}
+        assert not kinds & set("VvWwu"), file
+
+
+def test_instruction_sets(core):
+    assert core.isas()[0] == "baseline"
+    assert core.isa in core.isas()
+    with pytest.raises(ValueError, match="baseline"):
+        core.set_isa("sse9")
+
+
+def test_the_environment_chooses_the_instruction_set(core):
+    code = "from xent.engines import core as native; print(native.isa)"
+    env = {"XENT_ISA": "baseline", "PYTHONPATH": str(HOUSE.parent)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=env, check=True
+    )
+    assert done.stdout.split() == ["baseline"]
+
+
+def test_without_the_core_the_reference_does_everything():
+    code = """
+import os; os.environ["XENT_NO_CORE"] = "1"
+import torch, xent
+from xent.engines import core as native
+assert not native.available()
+z = torch.tensor([[10.0, -10.0, -10.0]])
+print(xent.explain(z, torch.tensor([0])).engine, f"{xent.cross_entropy(z, torch.tensor([0])):.6e}")
+"""
+    assert python(code).split() == ["reference", "4.122307e-09"]

@@ -1,0 +1,544 @@
+"""Losses of sampled tokens: against formulas written out, exact expectations and each other."""
+
+import math
+
+import mpmath
+import pytest
+import torch
+from torch.distributions import Categorical
+
+import xent
+from tests.helpers import ulps
+
+LOSSES = {
+    "reinforce": lambda p, a, *rest, **o: xent.policy.reinforce_loss(p, a, *rest, **o),
+    "ppo": lambda p, a, *rest, **o: xent.policy.ppo_loss(p, p.detach() - 0.1, a, *rest, **o),
+    "grpo": lambda p, a, *rest, **o: xent.policy.grpo_loss(
+        p, p.detach() - 0.1, a, *rest, reference=p.detach() - 0.3, kl_weight=0.2, **o
+    ),
+}
+every_loss = pytest.mark.parametrize("name", LOSSES)
+
+
+def tokens(*shape, dtype=torch.float64):
+    """Log-probabilities now, when sampled and under a reference; advantages; a mask."""
+    p = -torch.rand(*shape, dtype=dtype) * 3
+    old, reference = (p + torch.randn(*shape, dtype=dtype) * 0.4 for _ in range(2))
+    return p.requires_grad_(), old, reference, torch.randn(*shape, dtype=dtype)
+
+
+def a_mask():
+    mask = torch.tensor([[1, 1, 1, 0, 0], [1, 0, 1, 1, 1], [0, 0, 0, 0, 0], [0, 1, 0, 0, 0]])
+    return mask.bool()
+
+
+def close(actual, expected, rtol=1e-13, atol=1e-14):
+    torch.testing.assert_close(actual, expected, rtol=rtol, atol=atol, equal_nan=True)
+
+
+def grad(value, x):
+    return torch.autograd.grad(value, x, retain_graph=True)[0]
+
+
+# ---- estimates of a divergence --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(
+    "d", [0.0, 1e-12, -1e-9, 1e-5, -0.01, 0.3, -0.999, 1.001, -1.5, 5.0, -20.0]
+)
+def test_estimates_are_exact(d, dtype):
+    p = torch.tensor([-1.0], dtype=torch.float64)
+    r = torch.tensor([-1.0 - d], dtype=dtype)
+    p = p.to(dtype).requires_grad_()
+    x = mpmath.mpf(p.item()) - mpmath.mpf(r.item())
+    exact = {"k1": x, "k2": x**2 / 2, "k3": mpmath.exp(-x) - 1 + x}
+    slope = {"k1": mpmath.mpf(1), "k2": x, "k3": -mpmath.expm1(-x)}
+    for name, value in exact.items():
+        found = xent.policy.kl_estimate(p, r, estimator=name)
+        truth, by_p = (torch.tensor([float(v)], dtype=torch.float64) for v in (value, slope[name]))
+        assert ulps(found, truth).max() <= 4
+        assert ulps(grad(found.sum(), p), by_p).max() <= 4
+
+
+def test_what_estimates_tell_on_average():
+    """Exact expectations over the actions of a small categorical, and gradients of them."""
+    z = torch.randn(6, dtype=torch.float64, requires_grad=True)
+    policy, reference = Categorical(logits=z), torch.randn(6, dtype=torch.float64)
+    log_p, log_r = policy.logits, reference.log_softmax(0)
+    p = log_p.exp()
+    forward = (p * (log_p - log_r)).sum()  # KL(p || r)
+    backward = (log_r.exp() * (log_r - log_p)).sum()
+    expected = {
+        name: (
+            (p * xent.policy.kl_estimate(log_p, log_r, estimator=name)).sum(),
+            # Of a loss on samples: they are drawn first, so their probability has no gradient.
+            grad((p.detach() * xent.policy.kl_estimate(log_p, log_r, estimator=name)).sum(), z),
+        )
+        for name in ("k1", "k2", "k3")
+    }
+    close(expected["k1"][0], forward)
+    close(expected["k3"][0], forward)
+    assert abs(expected["k2"][0] - forward) > 0.01
+    close(expected["k1"][1], torch.zeros_like(z))
+    close(expected["k2"][1], grad(forward, z))
+    close(expected["k3"][1], grad(backward, z))
+    # In a reward, k1 gives the gradient of the divergence by REINFORCE.
+    reward = -xent.policy.kl_estimate(log_p, log_r, estimator="k1").detach()
+    close(grad((p.detach() * reward * log_p).sum(), z), -grad(forward, z))
+
+
+# ---- advantages -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scale", [True, False])
+@pytest.mark.parametrize("eps", [1e-4, 0.0])
+def test_advantages_by_a_loop(scale, eps):
+    reward = torch.randn(12, dtype=torch.float64)
+    group = torch.tensor([7, 3, 3, -1, 7, 7, 3, -1, 7, 3, 7, 50])
+    found = xent.policy.group_advantages(reward, group, scale=scale, eps=eps)
+    for g in (7, 3, -1, 50):
+        own = reward[group == g]
+        expected = own - own.mean()
+        if scale and len(own) > 1:
+            expected = expected / (own.std() + eps)
+        close(found[group == g], expected)
+    by_size = xent.policy.group_advantages(reward, 4, scale=scale, eps=eps)
+    close(
+        by_size, xent.policy.group_advantages(reward, torch.arange(12) // 4, scale=scale, eps=eps)
+    )
+
+
+@pytest.mark.parametrize("eps", [1e-4, 0.0])
+def test_equal_rewards_have_no_advantage(eps):
+    found = xent.policy.group_advantages(torch.tensor([0.1, 0.1, 0.1, 0.7, 0.7, 0.7]), 3, eps=eps)
+    assert not found.any()  # the mean of three times 0.1 is another number
+
+
+def test_rewards_of_right_and_wrong():
+    close(xent.policy.group_advantages(torch.tensor([1, 0, 0, 1]), 2, scale=False),
+          torch.tensor([0.5, -0.5, -0.5, 0.5]))  # fmt: skip
+    reward = torch.rand(4, requires_grad=True)
+    assert not xent.policy.group_advantages(reward, 2).requires_grad
+
+
+# ---- the losses, written out ----------------------------------------------------------------
+
+
+def averaged(values, mask, average, normalizer=None):
+    """By loops, with Python's sums."""
+    rows = [[v for v, keep in zip(*pair, strict=True) if keep]
+            for pair in zip(values, mask, strict=True)]  # fmt: skip
+    rows = [row for row in rows if row]
+    if average == "token":
+        return sum(map(sum, rows)) / (normalizer or sum(map(len, rows)))
+    return sum(sum(row) / (len(row) if average == "sequence" else average) for row in rows) / (
+        normalizer or len(rows)
+    )
+
+
+def written_out(p, old, a, reference, kl_weight, low, high, dual):
+    rho = (p - old).exp()
+    gain = torch.minimum(rho * a, rho.clamp(1 - low, 1 + high) * a)
+    if dual is not None:
+        gain = torch.where(a < 0, torch.maximum(gain, dual * a), gain)
+    d = p - reference
+    return -gain + kl_weight * ((-d).exp() - 1 + d)
+
+
+@pytest.mark.parametrize("average", ["token", "sequence", 8, 0.5])
+@pytest.mark.parametrize("normalizer", [None, 7.5])
+@pytest.mark.parametrize("masked", [False, True])
+def test_grpo_written_out(average, normalizer, masked):
+    p, old, reference, a = tokens(4, 5)
+    mask = a_mask() if masked else torch.ones(4, 5, dtype=torch.bool)
+    for low, high, dual in ((0.2, 0.2, None), (0.2, 0.28, 1.5), (0.0, 0.0, None), (1.0, 5.0, 3.0)):
+        found = xent.policy.grpo_loss(
+            p, old, a, mask if masked else None, reference=reference, kl_weight=0.3,
+            clip=(low, high), dual_clip=dual, average=average, normalizer=normalizer,
+        )  # fmt: skip
+        values = written_out(p, old, a, reference, 0.3, low, high, dual)
+        expected = averaged(values, mask, average, normalizer)
+        close(found, expected)
+        close(grad(found, p), grad(expected, p))
+
+
+def test_ppo_written_out():
+    p, old, reference, a = tokens(4, 5)
+    mask, h = a_mask(), torch.rand(4, 5, dtype=torch.float64, requires_grad=True)
+    found = xent.policy.ppo_loss(p, old, a, mask, clip=0.1, entropy=h, entropy_weight=0.01)
+    values = written_out(p, old, a, reference, 0.0, 0.1, 0.1, None) - 0.01 * h
+    expected = averaged(values, mask, "token")
+    close(found, expected)
+    for x in (p, h):
+        close(grad(found, x), grad(expected, x))
+
+
+def test_sequence_ratio_written_out():
+    p, old, _, _ = tokens(4, 5)
+    a, mask = torch.randn(4, dtype=torch.float64), a_mask()
+    found = xent.policy.grpo_loss(p, old, a, mask, ratio="sequence", clip=(0.02, 0.04))
+    losses = []
+    for k in (0, 1, 3):
+        rho = (p - old)[k][mask[k]].mean().exp()
+        losses.append(-torch.minimum(rho * a[k], rho.clamp(0.98, 1.04) * a[k]))
+    expected = sum(losses) / 3
+    close(found, expected)
+    close(grad(found, p), grad(expected, p))
+
+
+@every_loss
+@pytest.mark.parametrize("average", ["token", "sequence", 8])
+def test_reductions(name, average):
+    p, _, _, a = tokens(4, 5)
+    mask, loss = a_mask(), LOSSES[name]
+    values = loss(p, a, mask, average=average, reduction="none")
+    assert values.shape == p.shape
+    assert not values[~mask].any()
+    total = loss(p, a, mask, average=average, reduction="sum")
+    close(total, averaged(values, mask, average, 1.0))
+    close(loss(p, a, mask, average=average), averaged(values, mask, average))
+
+
+# ---- laws -----------------------------------------------------------------------------------
+
+
+def test_the_policy_gradient(engine):
+    """R (p - onehot) / N in the logits, however the rewards are signed; and as cross-entropy."""
+    z = torch.randn(9, 6, dtype=torch.float64, requires_grad=True)
+    y, r = torch.randint(6, (9,)), torch.randn(9, dtype=torch.float64)
+    r -= r.mean()  # whose sum, that of the weights, is 0
+    loss = xent.policy.reinforce_loss(xent.token_log_probs(z, y, engine=engine), r)
+    truth = r[:, None] * (z.softmax(1) - torch.nn.functional.one_hot(y, 6)) / 9
+    close(grad(loss, z), truth.detach())
+    weighted = xent.cross_entropy(z, y, row_weight=r, normalizer="count", engine=engine)
+    close(loss, weighted)
+    close(grad(weighted, z), truth.detach())
+
+
+@pytest.mark.parametrize("average", ["token", "sequence", 8])
+@pytest.mark.parametrize("clip", [0.2, 0.0])
+def test_on_policy_all_are_reinforce(average, clip):
+    p, _, _, a = tokens(4, 5)
+    mask = a_mask()
+    options = {"average": average}
+    slope = grad(xent.policy.reinforce_loss(p, a, mask, **options), p)
+    for old in (None, p.detach(), p):  # a policy that is not detached is a constant all the same
+        for loss in (xent.policy.ppo_loss, xent.policy.grpo_loss):
+            value = loss(p, old, a, mask, clip=clip, **options)
+            assert torch.equal(
+                value, xent.policy.reinforce_loss(-torch.ones_like(p), -a, mask, **options)
+            )
+            assert torch.equal(grad(value, p), slope)
+
+
+def test_on_policy_sequences():
+    p, _, _, _ = tokens(4, 5)
+    a, mask = torch.randn(4, dtype=torch.float64), a_mask()
+    found = grad(xent.policy.grpo_loss(p, None, a, mask, ratio="sequence"), p)
+    close(found, grad(xent.policy.reinforce_loss(p, a, mask, average="sequence"), p))
+
+
+@pytest.mark.parametrize("clip", [0.1, 0.2, 0.3])
+def test_the_range_of_the_ratio_is_clip(clip):
+    """Ratios of 1.05, 1.15 and 1.25, each wanted higher: those outside have no gradient."""
+    ratio = torch.tensor([[1.05, 1.15, 1.25]], dtype=torch.float64)
+    p = ratio.log().requires_grad_()
+    for loss in (xent.policy.ppo_loss, xent.policy.grpo_loss):
+        value = loss(p, torch.zeros(1, 3).double(), torch.ones(1).double(), clip=clip,
+                     average="token", reduction="sum")  # fmt: skip
+        close(value, -ratio.clamp(max=1 + clip).sum())
+        close(grad(value, p), torch.where(ratio > 1 + clip, 0, -ratio))
+
+
+def test_clipped_tokens_have_no_gradient():
+    old = torch.full((6,), -2.0, dtype=torch.float64)
+    d = torch.tensor([0.5, 0.5, -0.5, -0.5, 800.0, 800.0], dtype=torch.float64)
+    a = torch.tensor([1.0, -1.0, 1.0, -1.0, 1.0, 0.0], dtype=torch.float64)
+    p = (old + d).requires_grad_()
+    loss = xent.policy.ppo_loss(p, old, a, reduction="none")
+    bounds = [-1.2, math.exp(0.5), -math.exp(-0.5), 0.8, -1.2, 0.0]
+    close(loss, torch.tensor(bounds, dtype=torch.float64))
+    slopes = [0.0, math.exp(0.5), -math.exp(-0.5), 0.0, 0.0, 0.0]
+    close(grad(loss.sum(), p), torch.tensor(slopes, dtype=torch.float64))
+    dual = xent.policy.ppo_loss(p, old, -a.abs(), dual_clip=3.0, reduction="none")
+    assert dual[4].item() == pytest.approx(3.0, rel=1e-15)
+    assert grad(dual.sum(), p)[4] == 0
+
+
+@every_loss
+@pytest.mark.parametrize("average", ["token", "sequence", 8])
+def test_masks_are_subsets(name, average):
+    p, _, _, a = tokens(4, 5)
+    loss, mask = LOSSES[name], torch.tensor([True, True, False, False, True]).expand(4, 5).clone()
+    mask[2] = False
+    with torch.no_grad():
+        p[~mask] = -math.inf
+    a = torch.where(mask, a, math.nan)
+    found = loss(p, a, mask, average=average)
+    some = [0, 1, 3]
+    part, others = p.detach()[some][:, [0, 1, 4]].requires_grad_(), a[some][:, [0, 1, 4]]
+    expected = loss(part, others, average=average)
+    close(found, expected)
+    slopes = grad(found, p)
+    close(slopes[mask], grad(expected, part).flatten())
+    assert not slopes[~mask].any()
+
+
+@every_loss
+def test_micro_batches_with_a_normalizer(name):
+    p, _, _, a = tokens(6, 5)
+    mask = torch.rand(6, 5) < 0.6
+    mask[4:] = False  # nothing to learn from in the last one
+    loss = LOSSES[name]
+    for average, total in (("token", mask.sum()), ("sequence", mask.any(1).sum()),
+                           (8, mask.any(1).sum())):  # fmt: skip
+        whole = loss(p, a, mask, average=average)
+        parts = [
+            loss(p[k : k + 2], a[k : k + 2], mask[k : k + 2], average=average, normalizer=total)
+            for k in (0, 2, 4)
+        ]
+        close(sum(parts), whole)
+
+
+@every_loss
+@pytest.mark.parametrize("average", ["token", "sequence", 8])
+def test_no_tokens(name, average):
+    p, _, _, a = tokens(4, 5)
+    nothing = torch.zeros(4, 5, dtype=torch.bool)
+    assert LOSSES[name](p, a, nothing, average=average).isnan()
+    loss = LOSSES[name](p, a, nothing, average=average, empty="zero")
+    assert loss == 0
+    assert not grad(loss, p).any()
+
+
+@every_loss
+def test_advantages_by_sequence_and_single_actions(name):
+    p, _, _, _ = tokens(5, 5)  # where one per sequence could pass for one per position
+    a, loss = torch.randn(5, dtype=torch.float64), LOSSES[name]
+    each = loss(p, a[:, None].expand(5, 5), average="sequence")
+    assert torch.equal(loss(p, a, average="sequence"), each)
+    assert torch.equal(loss(p, a[:, None], average="sequence"), each)
+    flat = loss(p.flatten(), a[:, None].expand(5, 5).flatten(), average="token")
+    close(flat, loss(p, a, average="token"))
+
+
+@every_loss
+def test_constants_have_no_gradient(name):
+    p, old, reference, a = (x.detach().requires_grad_() for x in tokens(4, 5))
+    if name == "reinforce":
+        loss, constants = xent.policy.reinforce_loss(p, a), [a]
+    else:
+        options = {"reference": reference, "kl_weight": 0.1} if name == "grpo" else {}
+        loss = getattr(xent.policy, f"{name}_loss")(p, old, a, **options)
+        constants = [old, a, reference]
+    assert all(
+        g is None
+        for g in torch.autograd.grad(loss, constants, allow_unused=True, retain_graph=True)
+    )
+    assert grad(loss, p).any()
+
+
+@every_loss
+@pytest.mark.parametrize("average", ["token", "sequence", 8])
+def test_float32_is_worked_on_in_float64(name, average):
+    """Value and slopes are those of the formula in float64, rounded once."""
+    p, old, reference, a = (x.detach().float() for x in tokens(4, 5))
+    mask, h = a_mask(), torch.rand(4, 5)
+    p.requires_grad_(), h.requires_grad_()
+    options = {"entropy": h, "entropy_weight": 0.125, "average": average}
+    x, s, r, b = (t.detach().double() for t in (p, old, reference, a))
+    g = h.detach().double().requires_grad_()
+    x.requires_grad_()
+    if name == "reinforce":
+        found, values = xent.policy.reinforce_loss(p, a, mask, **options), -b * x
+    else:
+        more = {"reference": reference, "kl_weight": 0.25} if name == "grpo" else {}
+        found = getattr(xent.policy, f"{name}_loss")(p, old, a, mask, **more, **options)
+        values = written_out(x, s, b, r, 0.25 if name == "grpo" else 0.0, 0.2, 0.2, None)
+    truth = averaged(values - 0.125 * g, mask, average)
+    assert found.dtype == torch.float32
+    assert ulps(found, truth) <= 0.5001
+    for narrow, wide in ((p, x), (h, g)):
+        assert ulps(grad(found, narrow), grad(truth, wide)).max() <= 0.5001
+
+
+@every_loss
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
+def test_derivatives_and_transforms(name):
+    p, _, _, a = tokens(3, 4)
+    mask = torch.rand(3, 4) < 0.7
+    old = p.detach() - 0.1
+
+    def f(x):
+        if name == "reinforce":
+            return xent.policy.reinforce_loss(x, a, mask, average="sequence")
+        more = {"reference": old - 0.2, "kl_weight": 0.5} if name == "grpo" else {}
+        return getattr(xent.policy, f"{name}_loss")(x, old, a, mask, average="sequence", **more)
+
+    assert torch.autograd.gradcheck(f, p)
+    assert torch.autograd.gradgradcheck(f, p)
+    slope = grad(f(p), p)
+    close(torch.func.grad(f)(p.detach()), slope)
+    compiled = torch.compile(f, fullgraph=True, backend="aot_eager")
+    close(compiled(p), f(p))
+    close(grad(compiled(p), p), slope)
+
+
+# ---- preferences ----------------------------------------------------------------------------
+
+
+def test_sequence_log_prob():
+    p, _, _, _ = tokens(4, 5)
+    mask = a_mask()
+    total = xent.policy.sequence_log_prob(p, mask)
+    mean = xent.policy.sequence_log_prob(p, mask, mean=True)
+    for k in range(4):
+        close(total[k], p[k][mask[k]].sum())
+        close(mean[k], p[k][mask[k]].mean(), rtol=1e-13)
+    close(xent.policy.sequence_log_prob(p), p.sum(1))
+    close(xent.policy.sequence_log_prob(p, mean=True), p.mean(1))
+
+
+KINDS = {
+    "dpo": ({}, lambda x: -torch.log(torch.sigmoid(0.1 * x))),
+    "conservative": (
+        {"label_smoothing": 0.2, "beta": 0.5},
+        lambda x: -0.8 * torch.log(torch.sigmoid(0.5 * x)) - 0.2 * torch.log(torch.sigmoid(-x / 2)),
+    ),
+    "margin": ({"margin": 0.5, "beta": 2.0}, lambda x: -torch.log(torch.sigmoid(2 * x - 0.5))),
+    "hinge": ({"kind": "hinge", "beta": 0.5}, lambda x: (1 - 0.5 * x).clamp(min=0)),
+    "ipo": ({"kind": "ipo", "beta": 0.25}, lambda x: (x - 2) ** 2),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("referenced", [True, False])
+def test_preferences_written_out(kind, referenced):
+    options, formula = KINDS[kind]
+    chosen, rejected, *reference = torch.randn(4, 6, dtype=torch.float64) * 3
+    chosen.requires_grad_(), rejected.requires_grad_()
+    reference = reference if referenced else []
+    h = chosen - rejected - (reference[0] - reference[1] if referenced else 0)
+    found = xent.policy.dpo_loss(chosen, rejected, *reference, **options)
+    expected = formula(h).mean()
+    close(found, expected)
+    for x in (chosen, rejected):
+        close(grad(found, x), grad(expected, x))
+    close(
+        xent.policy.dpo_loss(chosen, rejected, *reference, reduction="none", **options), formula(h)
+    )
+    close(
+        xent.policy.dpo_loss(chosen, rejected, *reference, normalizer=10, **options), expected * 0.6
+    )
+
+
+def test_sure_preferences_keep_their_digits():
+    chosen = torch.tensor([600.0], requires_grad=True)
+    loss = xent.policy.dpo_loss(chosen, torch.zeros(1))
+    exact = mpmath.log1p(mpmath.exp(-mpmath.mpf(0.1) * 600))
+    assert ulps(loss[None], torch.tensor([float(exact)], dtype=torch.float64)).max() <= 1
+    assert grad(loss, chosen).item() == pytest.approx(-0.1 * math.exp(-60), rel=1e-6)
+    assert xent.policy.dpo_loss(torch.tensor([0.0]), torch.tensor([-math.inf])) == 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_preferences_in_float32_are_worked_on_in_float64(kind):
+    options, formula = KINDS[kind]
+    pairs = torch.randn(4, 6) * 3 - 200  # log-probabilities of whole answers
+    chosen, rejected, *reference = (x.requires_grad_() for x in pairs.unbind())
+    x, y, r, s = (t.detach().double().requires_grad_() for t in (chosen, rejected, *reference))
+    found, truth = (
+        xent.policy.dpo_loss(chosen, rejected, *reference, **options),
+        formula(x - y - r + s),
+    )
+    assert found.dtype == torch.float32
+    assert ulps(found, truth.mean()) <= 0.5001
+    for narrow, wide in ((chosen, x), (rejected, y)):
+        assert ulps(grad(found, narrow), grad(truth.mean(), wide)).max() <= 0.5001
+
+
+# ---- what is refused ------------------------------------------------------------------------
+
+P, A = torch.full((3, 4), -1.0), torch.ones(3, 4)
+BAD = {
+    "half": ({"log_prob": P.bfloat16()}, TypeError, "must be float32 or float64"),
+    "list": ({"log_prob": [1.0]}, TypeError, "torch.Tensor"),
+    "old": ({"old_log_prob": P[:2]}, ValueError, "`old_log_prob` must have the shape"),
+    "advantage": ({"advantage": torch.ones(4)}, ValueError, "number per sequence"),
+    "list of advantages": ({"advantage": [1.0]}, TypeError, "`advantage` must be a torch.Tensor"),
+    "list as a mask": ({"mask": [True]}, TypeError, "`mask` must be a torch.Tensor"),
+    "old list": ({"old_log_prob": [1.0]}, TypeError, "`old_log_prob` must be a torch.Tensor"),
+    "mask": ({"mask": torch.ones(3, 4)}, ValueError, r"mask\.bool\(\)"),
+    "mask of rows": ({"mask": torch.ones(3).bool()}, ValueError, "in the shape"),
+    "clip": ({"clip": -0.1}, ValueError, "`clip` must be at least 0"),
+    "clip, three": ({"clip": (0.1, 0.2, 0.3)}, ValueError, "`clip` must be"),
+    "low clip": ({"clip": (1.5, 0.2)}, ValueError, "`clip` must be at least 0 and at most 1"),
+    "dual clip": ({"dual_clip": 1.0}, ValueError, "`dual_clip` must be greater than 1"),
+    "no entropy": ({"entropy_weight": 0.1}, ValueError, "needs `entropy`"),
+    "no reference": ({"kl_weight": 0.1}, ValueError, "needs `reference`"),
+    "estimator": (
+        {"reference": P, "kl_weight": 0.1, "kl_estimator": "k4"}, ValueError, "estimator",
+    ),
+    "ratio": ({"ratio": "word"}, ValueError, "`ratio`"),
+    "average": ({"average": "batch"}, ValueError, "`average` must be"),
+    "no length": ({"average": 0}, ValueError, "`average` must be"),
+    "normalizer": ({"normalizer": "weight"}, ValueError, "number or a 0-d tensor"),
+    "sum": ({"reduction": "sum", "normalizer": 3.0}, ValueError, "nothing is divided"),
+    "reduction": ({"reduction": "batchmean"}, ValueError, "`reduction`"),
+    "empty": ({"empty": "one"}, ValueError, "`empty`"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input(name):
+    changed, error, words = BAD[name]
+    arguments = {"log_prob": P, "old_log_prob": P, "advantage": A, **changed}
+    with pytest.raises(error, match=words):
+        xent.policy.grpo_loss(**arguments)
+
+
+def test_single_actions_have_no_sequences():
+    for options in (
+        {"average": "sequence"},
+        {"average": 5},
+        {"average": "token", "ratio": "sequence"},
+    ):
+        with pytest.raises(ValueError, match="speaks of sequences"):
+            xent.policy.grpo_loss(P[0], None, A[0], **options)
+
+
+def test_bad_groups():
+    reward = torch.ones(6)
+    for group, error, words in (
+        (4, ValueError, "must divide"), (0, ValueError, "must divide"),
+        (torch.ones(6), TypeError, "integers"), (2.0, TypeError, "integer"),
+        (torch.ones(3, dtype=torch.int64), ValueError, "group of each"),
+    ):  # fmt: skip
+        with pytest.raises(error, match=words):
+            xent.policy.group_advantages(reward, group)
+    with pytest.raises(ValueError, match=r"shape \(B,\)"):
+        xent.policy.group_advantages(torch.ones(2, 3), 3)
+    with pytest.raises(ValueError, match="eps"):
+        xent.policy.group_advantages(reward, 3, eps=-1.0)
+
+
+BAD_PAIRS = {
+    "half a reference": ({"reference_chosen": P[0]}, ValueError, "both of"),
+    "shapes": ({"rejected": P}, ValueError, "`rejected` must have the shape of `chosen`"),
+    "dtype": ({"chosen": P[0].half()}, TypeError, "float32 or float64"),
+    "beta": ({"beta": 0.0}, ValueError, "`beta` must be greater than 0"),
+    "smoothing": ({"label_smoothing": 0.7}, ValueError, "at most 0.5"),
+    "kind": ({"kind": "kto"}, ValueError, "`kind`"),
+    "margin": ({"kind": "ipo", "margin": 1.0}, ValueError, 'kind="sigmoid"'),
+    "normalizer": ({"normalizer": "count"}, ValueError, "0-d tensor"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_PAIRS)
+def test_bad_pairs(name):
+    changed, error, words = BAD_PAIRS[name]
+    with pytest.raises(error, match=words):
+        xent.policy.dpo_loss(**{"chosen": P[0], "rejected": P[0], **changed})
+    with pytest.raises(ValueError, match="axis of tokens"):
+        xent.policy.sequence_log_prob(torch.tensor(-1.0))
