@@ -31,7 +31,7 @@ def printable(text: str) -> str:
 
 
 def one_line(text: str, most: int | None = None) -> str:
-    """As :func:`printable`, with line breaks and tabs as escape sequences, too.
+    """Return text as :func:`printable` does, with escape sequences for line breaks and tabs, too.
 
     Args:
         text: of others.

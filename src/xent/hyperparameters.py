@@ -85,7 +85,7 @@ class Range(Rule):
 
 @dataclass(frozen=True, eq=False)
 class PerElement(Range):
-    """Such a number, or a tensor of them that broadcasts to the logits and may be learned."""
+    """A number of this range, or a tensor that broadcasts to the logits and may be learned."""
 
     def check(self, name: str, value: Any, input: Tensor | None) -> Any:
         """The number or tensor; raise unless it is one."""

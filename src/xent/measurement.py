@@ -96,7 +96,7 @@ def explain(
     class_bias: Tensor | None = None,
     engine: str = "auto",
 ) -> Explanation:
-    """Which engine a call with these arguments takes, and why. Computes nothing.
+    """Tell which engine a call with these arguments takes, and why. Computes nothing.
 
     Args:
         input: logits, as for :func:`statistics`, and so are the other arguments.

@@ -12,7 +12,10 @@ HOUSE = Path(xent.__file__).parent
 PROJECT = Path(__file__).parents[2]
 
 # A docstring that begins so has no noun: its subject stands on another line, or nowhere.
-NO_NOUN = re.compile(r"(What|Where|How|Whether|That of|Those|The same|Of)\b")
+NO_NOUN = re.compile(
+    r"(What|Where|How|Whether|Which|Why|When|Who|Whose|That of|Those|The same|Of|As|In|From|For|By"
+    r"|Without|Another|Other|Their|Its|It|They|Such)\b"
+)
 ROOMS = sorted(p for p in HOUSE.iterdir() if p.suffix in ("", ".py"))
 
 

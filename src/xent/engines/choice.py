@@ -16,7 +16,7 @@ KERNELS = {"native": core, "triton": triton}  # what says which tensors the kern
 
 
 class Explanation(NamedTuple):
-    """Which engine a call takes, and why.
+    """The engine that a call takes, and the reason.
 
     Attributes:
         engine: ``"native"``, ``"triton"`` or ``"reference"``.
@@ -49,7 +49,7 @@ def where_kernels_run(kernels: str, device: torch.device, dtype: torch.dtype) ->
 
 
 def why_reference(engine: str, kernels: str, find_obstacle: Callable[[], str | None]) -> str | None:
-    """Why the reference computes what is asked of ``engine``, or None where ``kernels`` do.
+    """Return why the reference computes and not ``engine``, or None where ``kernels`` do.
 
     ``find_obstacle`` says what about the problem keeps the kernels from it. Raises where only they
     will do.

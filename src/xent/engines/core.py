@@ -81,7 +81,7 @@ threaded = use_threads_of_torch()
 
 
 def obstacle_of(tensors: Sequence[Tensor | None]) -> str | None:
-    """Why no kernel can read these tensors, or None if one can."""
+    """Return why no kernel can read these tensors, or None if one can."""
     if _core is None:
         return "the compiled core is not installed (see `xent info`)"
     return obstacle(tensors, ("cpu",))

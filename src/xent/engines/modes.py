@@ -119,7 +119,7 @@ def in_cpu_memory(tensor: Tensor) -> bool:
 
 
 def unreadable(tensor: Tensor) -> str | None:
-    """Why a tensor's memory does not hold its numbers as they are, or None if it does."""
+    """Return why the memory of a tensor does not hold its numbers, or None if it does."""
     if compiling():  # the operators will read the tensors that are still to come
         return None if tensor.layout is torch.strided else f"the layout is {tensor.layout}"
     if in_cpu_memory(tensor):
@@ -148,7 +148,7 @@ def is_dtensor(x: Any) -> bool:
 
 
 def obstacle(tensors: Sequence[Tensor | None], devices: Sequence[str]) -> str | None:
-    """Why kernels for some types of devices cannot read these tensors, or None if they can."""
+    """Return why kernels for these devices cannot read the tensors, or None if they can."""
     for tensor in tensors:
         if tensor is None:
             continue

@@ -1,4 +1,4 @@
-"""From one value per row to what the caller asked for: weights, sum or mean, and its divisor."""
+"""Reduction of one value per row: weights, sum or mean, and the divisor of the mean."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def weigh(values: Tensor, kept: Tensor | None, row_weight: Tensor | None) -> Ten
 
 
 def rows_left_out(row_weight: Tensor | None) -> Tensor | None:
-    """Which rows have weight 0, and are left out; None if none has, as far as anybody can look.
+    """Return a mask of the rows of weight 0, which are left out; None if none is known.
 
     A weight that is learned has a gradient at 0, too, so that its row must be looked at.
     """
@@ -226,7 +226,7 @@ def of_empty(divisor: Tensor, empty: str) -> Tensor:
 def mass_of_labels(
     labels: Tensor, ignore_index: int, weight: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Which rows are kept, and the mass of each: 1, or the class weight of its label."""
+    """Return a mask of the kept rows, and the mass of each: 1, or the class weight of its label."""
     kept = labels != ignore_index
     if weight is None:
         return kept, kept.double()

@@ -85,7 +85,7 @@ class Tokens:
         self.log_prob = self._kept(log_prob)
 
     def read(self, name: str, x: Tensor) -> Tensor:
-        """Another number per token, of the kind of log-probabilities."""
+        """Check and return another number per token, of the kind of log-probabilities."""
         check_log_probs(name, x, ("log_prob", self.given))
         return self._kept(x)
 

@@ -67,7 +67,7 @@ def measure_fields(problem: HeadProblem, engine: ModuleType) -> tuple[Any, ...]:
 
 
 def _emptied(source: Any) -> LinearLogits:
-    """Without its tensors, which are saved: a loss that is kept must not keep them alive."""
+    """Return a head without its tensors, so that a loss that is kept does not keep them alive."""
     return source.of(None, None, None)
 
 
@@ -77,7 +77,7 @@ def kept_rows(problem: Problem) -> Tensor | None:
 
 
 def numbers_of(kept: Tensor | None) -> Tensor | None:
-    """Which rows are kept, by number; None if all are, or nobody may look."""
+    """Return the numbers of the kept rows; None if all are kept, or values cannot be looked at."""
     if kept is None or not are_there(kept) or bool(kept.all()):
         return None
     return kept.nonzero()[:, 0]
@@ -174,7 +174,7 @@ class Rows(NamedTuple):
         return looked_at.shape[0] == 0
 
     def save(self, ctx: Any) -> None:
-        """For backward."""
+        """Save the tensors for the backward pass."""
         ctx.save_for_backward(*self.tensors, *self.beside)
         ctx.rows = self._replace(sources=tuple(map(_emptied, self.sources)), beside=())
 

@@ -49,13 +49,13 @@ class LinearLogProbs(Lean):
         return self.logits.requires_grad
 
     def reshape(self, *shape: Any) -> LinearLogProbs:
-        """Other axes for the rows; the last one, of the classes, stays."""
+        """Reshape the rows; the last axis, of the classes, stays."""
         return LinearLogProbs(self.logits.reshape(*shape), self.sign)
 
     view = reshape
 
     def to(self, *arguments: Any, **options: Any) -> LinearLogProbs:
-        """Another dtype of the result, floating point."""
+        """Return log-probabilities of another floating-point dtype."""
         logits = self.logits.to(*arguments, **options)
         if isinstance(logits, Tensor):
             raise TypeError("log-probabilities are no integers; cast .materialize(), if you must")

@@ -104,7 +104,7 @@ class LinearLogits(Lean):
         return other
 
     def reshape(self, *shape: Any) -> LinearLogits:
-        """Other axes for the rows; the last one, of the classes, stays."""
+        """Reshape the rows; the last axis, of the classes, stays."""
         given = shape[0] if len(shape) == 1 and isinstance(shape[0], Sequence) else shape
         sizes = [int(n) for n in given]
         if not sizes or sizes[-1] not in (-1, self.weight.shape[0]):
@@ -119,7 +119,7 @@ class LinearLogits(Lean):
         return self._with(hidden=self.hidden.reshape(*sizes[:-1], self.hidden.shape[-1]))
 
     def view(self, *shape: Any) -> LinearLogits:
-        """As :meth:`reshape`."""
+        """Reshape the rows, as :meth:`reshape`."""
         if len(shape) == 1 and isinstance(shape[0], torch.dtype):
             raise TypeError("LinearLogits have no memory to see as another dtype")
         return self.reshape(*shape)
@@ -149,7 +149,7 @@ class LinearLogits(Lean):
         return self._with(hidden=self.hidden[index])
 
     def to(self, *arguments: Any, **options: Any) -> LinearLogits | Tensor:
-        """Another dtype of the result. The device is that of what they are made of."""
+        """Return logits of another dtype. The device stays that of the parts."""
         for other in arguments:
             if isinstance(other, Tensor):
                 return self.to(other.device, other.dtype)

@@ -76,7 +76,7 @@ class Lean(ABC):
         return self.ndim
 
     def size(self, dim: int | None = None) -> Any:
-        """Their shape, or the length of one axis."""
+        """Return the shape, or the length of one axis."""
         return self.shape if dim is None else self.shape[dim]
 
     def numel(self) -> int:
@@ -100,11 +100,11 @@ class Lean(ABC):
         return self
 
     def float(self) -> Any:
-        """As float32."""
+        """Convert to float32."""
         return self.to(torch.float32)
 
     def double(self) -> Any:
-        """As float64."""
+        """Convert to float64."""
         return self.to(torch.float64)
 
     def cpu(self) -> Any:

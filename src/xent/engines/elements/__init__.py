@@ -35,7 +35,7 @@ def choose(problem: ElementProblem, engine: str) -> Explanation:
 
 
 def _obstacle(problem: ElementProblem, kernels: str) -> str | None:
-    """Why the kernel of an engine cannot take a problem, or None if it can."""
+    """Return why the kernel of an engine cannot take a problem, or None if it can."""
     there = KERNELS[kernels]
     foreign = there.obstacle_of(problem.tensors)
     if foreign is not None:

@@ -47,7 +47,7 @@ class ElementProblem(NamedTuple):
         return self[:TENSORS]
 
     def kept(self) -> Tensor | None:
-        """Which elements count, None for all."""
+        """Return a mask of the elements that count; None if all do."""
         return None if self.ignore_value is None else self.target != self.ignore_value
 
     def mark(self) -> float | None:

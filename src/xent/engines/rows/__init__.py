@@ -37,7 +37,7 @@ def choose(problem: Problem, engine: str = "auto") -> Explanation:
 
 
 def obstacle_of(problem: Problem, tensors: Sequence[Tensor | None], kernels: str) -> str | None:
-    """Why the kernels of an engine cannot take a problem made of ``tensors``; None if they can."""
+    """Return why the kernels of an engine cannot take these tensors, or None if they can."""
     there, logits, soft = KERNELS[kernels], problem.dtype, problem.probabilities
     foreign = there.obstacle_of(tensors)
     if foreign is not None:

@@ -148,7 +148,7 @@ class Problem:
         return target if ignore_index < 0 else torch.where(target == ignore_index, -1, target)
 
     def kept(self) -> Tensor | None:
-        """Which rows are not ignored; None where none can be."""
+        """Return a mask of the rows that are not ignored; None where no row can be."""
         return self.tensors.target != self.settings.ignore_index if self.labelled else None
 
     def replace(self, **tensors: Tensor | None) -> Problem:

@@ -200,7 +200,7 @@ for _name, _operation in {
 
 
 class _NotThere:
-    """In the place of what only tensors of statistics have; any use of it ends the recording."""
+    """A stand-in for attributes that only tensors have; any use of it ends the recording."""
 
     def _refuse(self, *_: Any) -> NoReturn:
         raise Unrecordable("the labels of rows, or the number of classes")

@@ -1,4 +1,4 @@
-"""From a problem to the arguments of its kernels: strides, tiles, and what the kernels compute."""
+"""Launches of kernels: strides, tiles and the set of outputs, found from a problem."""
 
 from __future__ import annotations
 
