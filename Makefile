@@ -27,7 +27,7 @@ help:
 	@echo "make bench     speed, memory and error beside PyTorch and its peers"
 	@echo "make bench-gpu  the same for logits on a GPU, with the torch that is installed there"
 	@echo "make docs      writes docs/reference.md and docs/architecture.svg anew"
-	@echo "make lint      ruff, pyright and clang-format; make format mends what they can"
+	@echo "make lint      ruff, pyright and clang-format; make format fixes what they can"
 	@echo "make experiments   every example: tables, pictures, and what they must show, into docs/experiments"
 
 $(VENV)/python:

@@ -1,4 +1,4 @@
-"""An over-confident network, and the one number that mends it: temperature scaling.
+"""An over-confident network, and the one number that corrects it: temperature scaling.
 
     python examples/calibration.py [--small] [--seeds 5] [--seed 0] [--picture runs/calibration.png]
 

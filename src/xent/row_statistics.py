@@ -11,9 +11,9 @@ Softmax cross-entropy of the row is *binary* cross-entropy on the single number 
     prob = sigmoid(d)             1 - prob = sigmoid(-d)
     log_prob = log sigmoid(d)     lse = target - log_prob
 
-Nowhere are two nearly equal numbers subtracted, so loss and gradient keep all their digits for the
-most confident model, where ``lse - z_y`` rounds to zero. Every loss of the family is a few lines on
-these numbers. The numbers of two parts of a row merge into those of the whole, in any order and
+Nowhere are two nearly equal numbers subtracted. So loss and gradient keep all their digits, that
+is, they are right to a few units in the last place, even for the most confident model, where
+``lse - z_y`` rounds to zero. Every loss of the family is a few lines on these numbers. The numbers of two parts of a row merge into those of the whole, in any order and
 grouping (a commutative monoid), whether the parts are tiles of a kernel, chunks of a vocabulary or
 the shards of several machines.
 
