@@ -13,9 +13,11 @@ Softmax cross-entropy of the row is *binary* cross-entropy on the single number 
 
 Nowhere are two nearly equal numbers subtracted. So loss and gradient keep all their digits, that
 is, they are right to a few units in the last place, even for the most confident model, where
-``lse - z_y`` rounds to zero. Every loss of the family is a few lines on these numbers. The numbers of two parts of a row merge into those of the whole, in any order and
-grouping (a commutative monoid), whether the parts are tiles of a kernel, chunks of a vocabulary or
-the shards of several machines.
+``lse - z_y`` rounds to zero. Every loss of the family is a few lines on these numbers.
+
+The numbers of two parts of a row merge into the numbers of the whole, in any order and grouping (a
+commutative monoid), whether the parts are tiles of a kernel, chunks of a vocabulary or the shards
+of several machines.
 
 Everything per row is float64: N numbers cost nothing beside N x V.
 """
