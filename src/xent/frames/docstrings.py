@@ -18,7 +18,7 @@ _ARGUMENTS = {
     "ignore_index": "class index that marks rows to leave out.",
     "reduction": '``"none"``, ``"sum"`` or ``"mean"``. The mean divides by the summed class\n'
     "    weight of the rows that are kept{rows}.",
-    "normalizer": 'what the mean divides by instead: a number or 0-d tensor, ``"count"`` for the\n'
+    "normalizer": 'another divisor of the mean: a number or 0-d tensor, ``"count"`` for the\n'
     '    number of rows kept, ``"weight"`` for the rule above.',
     "row_weight": "factor on each row, in the shape of the rows; 0 leaves a row out, whatever it\n"
     "    holds. The mean divides by its sum, too.",

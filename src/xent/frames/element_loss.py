@@ -410,7 +410,7 @@ _ARGUMENTS = {
     "ignore_value": "target that marks elements to leave out: -1 say, 255, or NaN.",
     "reduction": '``"none"``, ``"sum"`` or ``"mean"``. The mean divides by the number of elements\n'
     "    that are kept, whatever their weights.",
-    "normalizer": 'what the mean divides by instead: a number or 0-d tensor, ``"weight"`` for the\n'
+    "normalizer": 'another divisor of the mean: a number or 0-d tensor, ``"weight"`` for the\n'
     '    sum of the weights, ``"count"`` for the rule above.',
     "empty": '``"nan"`` as PyTorch, or ``"zero"``: the mean of no elements.',
     "engine": '``"auto"``, ``"native"`` or ``"triton"`` (where the loss has a kernel) or\n'

@@ -41,7 +41,7 @@ _SHARED = {
     "    keep no token do not count.",
     "reduction": '``"mean"``; ``"sum"``, the same undivided: of tokens, of means or of sums over\n'
     '    ``L``; or ``"none"``: a loss for each token.',
-    "normalizer": "what the mean divides by instead of the number of tokens or sequences: a\n"
+    "normalizer": "another divisor of the mean than the number of tokens or sequences: a\n"
     "    number or 0-d tensor, such as that number over all micro-batches and machines.",
     "empty": '``"nan"``, or ``"zero"``: the mean of no tokens.',
 }

@@ -22,12 +22,13 @@ class Reliability:
     ``xent.plot.reliability`` draws it.
 
     Attributes:
-        confidence: mean confidence of the rows of each bin, ``(bins,)``, float64; NaN if it is
-            empty.
-        accuracy: share of them that is right, likewise.
-        count: how many they are, int64.
-        edges: borders of the bins from 0 to 1, ``(bins + 1,)``; a bin contains its upper one, or
-            what that is rounded to in the dtype of the confidences, float32 at most.
+        confidence: mean confidence of the rows of each bin, ``(bins,)``, float64; NaN in an empty
+            bin.
+        accuracy: share of the rows of each bin that are right, ``(bins,)``, float64; NaN in an
+            empty bin.
+        count: number of rows in each bin, ``(bins,)``, int64.
+        edges: borders of the bins from 0 to 1, ``(bins + 1,)``; a bin contains its upper border,
+            rounded to the dtype of the confidences, float32 at most.
         ece: expected calibration error: the mean of ``|accuracy - confidence|`` over the bins,
             weighted with their counts.
 

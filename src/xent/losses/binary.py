@@ -67,7 +67,7 @@ def binary_cross_entropy_with_logits(
         label_smoothing: in [0, 1]: how far targets move towards 1/2, as in Keras: a label 1 becomes
             ``1 - label_smoothing / 2``.
         ignore_value: target that marks elements to leave out: -1 say, 255, or NaN.
-        normalizer: what the mean divides by instead: a number or 0-d tensor, ``"weight"`` for the
+        normalizer: another divisor of the mean: a number or 0-d tensor, ``"weight"`` for the
             sum of the weights, ``"count"`` for the rule above.
         unnormalized: take targets outside [0, 1], too, as PyTorch does: the loss is then negative
             and unbounded where nobody expects it.
@@ -163,7 +163,7 @@ def binary_cross_entropy(
             is that of the formula there, so that it does not vanish.
         label_smoothing: in [0, 1]: how far targets move towards 1/2.
         ignore_value: target that marks elements to leave out: -1 say, 255, or NaN.
-        normalizer: what the mean divides by instead, as for
+        normalizer: another divisor of the mean, as for
             :func:`binary_cross_entropy_with_logits`.
         empty: ``"nan"`` as PyTorch, or ``"zero"``: the mean of no elements.
         engine: ``"auto"`` or ``"reference"``.
@@ -240,8 +240,8 @@ def sigmoid_focal_loss(
         \bigl(-t \log p - (1 - t) \log(1 - p)\bigr), \qquad
         1 - p_t = t (1 - p) + (1 - t) p
 
-    The formula of ``torchvision.ops.sigmoid_focal_loss``, whose ``reduction`` is ``"none"`` unless
-    told otherwise. Neither loss nor gradient turns into NaN or 0 where ``p`` is nearly 0 or 1, for
+    The formula of ``torchvision.ops.sigmoid_focal_loss``, whose ``reduction`` is ``"none"`` by
+    default. Neither loss nor gradient turns into NaN or 0 where ``p`` is nearly 0 or 1, for
     ``gamma`` below 1 either. Whole ``gamma`` up to 8 are fastest.
 
     Args:
@@ -343,8 +343,8 @@ def reconstruction_excess(e: Elements) -> Tensor:
 def _excess(a: Tensor, b: Tensor, log_b: Tensor, gap: Tensor) -> Tensor:
     """``a log(a / b) + b - a``, which is not negative, for probabilities with ``b - a = gap``.
 
-    The two terms of a divergence, to which the gaps add nothing. Near 0, with ``x = gap / a``, it
-    is ``a (x - log(1 + x))``, of which a series leaves out what cancels.
+    A term of a divergence, in which the gaps add up to 0. Near 0, with ``x = gap / a``, the term is
+    ``a (x - log(1 + x))``, here as a series without the parts that cancel.
     """
     near = gap.abs() < a / 4
     x = torch.where(near, gap / torch.where(near, a, 1.0), 0.0)

@@ -59,7 +59,7 @@ def cross_entropy(
             of the rows that are kept; with probabilities by the number of rows.
         label_smoothing: in [0, 1]: how much of the target is spread evenly over the classes.
             Classes masked by ``-inf`` take no part (PyTorch returns ``inf`` there).
-        normalizer: what the mean divides by instead: a number or 0-d tensor (the global token
+        normalizer: another divisor of the mean: a number or 0-d tensor (the global token
             count, say), ``"count"`` for the number of rows kept, ``"weight"`` for the rule above.
         row_weight: factor on each row, in the shape of the rows; 0 leaves a row out, whatever it
             holds. Without ``normalizer`` the mean

@@ -46,8 +46,8 @@ def info_nce_loss(
 
     Args:
         query: features, ``(N, D)``.
-        key: ``(M, D)``, of the same dtype. Keys beyond those that belong to a query are further
-            negatives: a queue, or those of other machines.
+        key: features, ``(M, D)``, of the same dtype. Keys that belong to no query are further
+            negatives: a queue, or the keys of other machines.
         target: the number of the key of each query, int64, ``(N,)``; None for key n of query n.
         temperature: ``T``, positive: a number, or a 0-d tensor to be learned.
         normalize: divide features by their length, so that similarities are cosines.
@@ -163,7 +163,7 @@ def nt_xent_loss(
 
     Args:
         view_a: features of one view of each example, ``(N, D)``.
-        view_b: of the other, likewise.
+        view_b: features of the other view, ``(N, D)``.
         temperature: divides the similarities: positive, a number or a 0-d tensor to be learned.
         normalize: divide features by their length.
         reduction: ``"none"``, ``"sum"`` or ``"mean"`` over all ``2 N`` views.
@@ -232,7 +232,7 @@ def sampled_cross_entropy(
 
     Args:
         hidden: features, ``(..., D)``.
-        weight: of the whole head, ``(V, D)``; only sampled rows and those of targets are used.
+        weight: weight of the head, ``(V, D)``; only rows of sampled classes and targets are read.
         target: class indices, int64, ``(...)``.
         sampled: classes to compare with, int64, ``(S,)``, the same for all rows. One that was drawn
             several times counts as often.

@@ -79,7 +79,7 @@ def yolo_loss(
     and in v3 for all parts. For objectness and centre its v2 multiplies by ``p (1 - p)``, which
     makes a squared error of them: that gradient vanishes for a box that is surely wrong.
 
-    What is left out: width and height, which are a regression (darknet: squared error of their
+    Not included are width and height, which are a regression (darknet: squared error of their
     logarithms; add yours to the parts); darknet's printed cost, which is the squared length of the
     gradient and no cross-entropy; and the pull of all boxes towards their anchors in the first
     12,800 images of v2. A soft target has entropy, so objectness with IoU targets and the centre
@@ -111,7 +111,7 @@ def yolo_loss(
         center_scale: :math:`\lambda_{\text{center}}`, a number or one per box, ``(B, A, H, W)``;
             darknet's v3 takes 2 minus the area of the object, in units of the image.
         reduction: ``"sum"``, ``"mean"`` over the images, or ``"none"`` for the values of the boxes.
-        normalizer: what the mean divides by instead of B: the number of objects, say.
+        normalizer: another divisor of the mean than B: the number of objects, say.
 
     Returns:
         :class:`YoloParts` in nats: three scalars, or with ``reduction="none"`` three

@@ -193,7 +193,7 @@ def _gained(c: _Comparison) -> Tensor:
 
 
 def _share(p: Tensor, slope: Tensor) -> Tensor:
-    """``p * slope``, which adds up to 0, so the others know that of the likeliest class best."""
+    """``p * slope``, which adds up to 0: the others give the entry of the likeliest class best."""
     result = torch.where(p == 0, 0, p * slope)
     classes = torch.arange(p.shape[-1], device=p.device)
     top = classes == p.argmax(-1, keepdim=True)

@@ -47,7 +47,7 @@ def wordtree_cross_entropy(
             before its children, and siblings stand next to each other.
         ignore_index: node index that marks rows to leave out.
         reduction: ``"none"``, ``"sum"`` or ``"mean"``, which divides by the number of rows kept.
-        normalizer: what the mean divides by instead: a number or 0-d tensor.
+        normalizer: another divisor of the mean: a number or 0-d tensor.
         row_weight: factor on each row; the mean divides by its sum, too.
 
     Returns:

@@ -129,11 +129,10 @@ def logit_adjusted_loss(s: RowStatistics, prior: Counts, tau: Number = 1.0) -> T
 
     .. math:: \ell = -\log \frac{\pi_y^\tau e^{z_y}}{\sum_j \pi_j^\tau e^{z_j}}
 
-    What the model then predicts, without the priors, is the posterior as if all classes were
-    equally common. ``xent.losses.balanced_softmax_loss`` and ``xent.losses.pc_softmax_loss`` are
-    the same
-    function: the balanced softmax is this at ``tau=1``, and the probability-corrected softmax
-    differs from it by the constant :math:`\log \pi_y` of each row.
+    Without the priors, the predictions of a model trained so are the posterior as if all classes
+    were equally common. ``xent.losses.balanced_softmax_loss`` and ``xent.losses.pc_softmax_loss``
+    are the same function: the balanced softmax is this at ``tau=1``, and the probability-corrected
+    softmax differs from it by the constant :math:`\log \pi_y` of each row.
 
     Args:
         prior: how often each class occurs, ``(C,)``: counts or probabilities. A class with 0 is

@@ -54,7 +54,7 @@ def linear_cross_entropy(
         ignore_index: class index that marks rows to leave out; -100 unless given.
         label_smoothing: how much of each target is spread evenly over the classes.
         options: PyTorch's :class:`torch.nn.LinearCrossEntropyOptions`; accepted, and without an
-            effect: what it chooses among is always at its most exact here, and lean.
+            effect: the most exact way is always taken, without all logits.
         shift: how many places the targets are ahead: row ``t`` of ``(..., T, D)`` predicts target
             ``t + shift`` (1 in a causal model whose targets are its own input). Labels and
             ``row_weight``, which are ``(..., T)``, are moved rather than features.

@@ -65,7 +65,7 @@ def nll_loss(
         reduce: deprecated in PyTorch; use ``reduction``.
         reduction: ``"none"``, ``"sum"`` or ``"mean"``, which divides by the summed class weight of
             the rows that are kept.
-        normalizer: what the mean divides by instead: a number or 0-d tensor, ``"count"`` for the
+        normalizer: another divisor of the mean: a number or 0-d tensor, ``"count"`` for the
             number of rows kept, ``"weight"`` for the rule above.
         row_weight: factor on each row, in the shape of the rows; the mean divides by its sum, too.
             0 leaves a row out, whatever it holds.

@@ -68,7 +68,7 @@ def multilabel_cross_entropy(
             labels is left out.
         row_weight: factor on each row, in the shape of the rows; the mean divides by its sum.
         reduction: ``"none"``, ``"sum"`` or ``"mean"`` over the rows.
-        normalizer: what the mean divides by instead: a number or 0-d tensor, ``"count"`` for the
+        normalizer: another divisor of the mean: a number or 0-d tensor, ``"count"`` for the
             number of rows kept, ``"weight"`` for the rule above.
         empty: ``"nan"`` as PyTorch, or ``"zero"``: the mean of no rows.
         engine: ``"auto"``, ``"native"``, ``"triton"`` or ``"reference"``.
@@ -149,7 +149,7 @@ def zlpr_loss(
         ignore_value: target that marks labels nobody knows. A row without known labels is left out.
         row_weight: factor on each row, in the shape of the rows; the mean divides by its sum.
         reduction: ``"none"``, ``"sum"`` or ``"mean"`` over the rows.
-        normalizer: what the mean divides by instead, as for :func:`multilabel_cross_entropy`.
+        normalizer: another divisor of the mean, as for :func:`multilabel_cross_entropy`.
         empty: ``"nan"`` as PyTorch, or ``"zero"``: the mean of no rows.
 
     Returns:
@@ -303,14 +303,14 @@ def siglip_loss(
 
     Args:
         similarity: scalar products of the normalised embeddings, ``(N, M)``; or
-            ``LinearLogits(image, text)``, of which there are never all at once.
+            ``LinearLogits(image, text)``, so that the pairs of some rows exist at a time.
         target: which pairs belong together, 0 or 1, in the shape of ``similarity``; None for row n
             and column n.
         scale: the inverse temperature, a number or a 0-d tensor to be learned.
-        bias: added after it, likewise; what makes up for the many negatives in the beginning.
+        bias: added after the scale, likewise a number; outweighs the many negatives at the start.
         row_weight: factor on each row, ``(N,)``; the mean divides by its sum.
         reduction: ``"none"``, ``"sum"`` or ``"mean"`` over the rows.
-        normalizer: what the mean divides by instead, as for :func:`multilabel_cross_entropy`: the
+        normalizer: another divisor of the mean, as for :func:`multilabel_cross_entropy`: the
             rows of all machines, say.
         empty: ``"nan"`` as PyTorch, or ``"zero"``: the mean of no rows.
         engine: ``"auto"``, ``"native"``, ``"triton"`` or ``"reference"``.

@@ -158,7 +158,7 @@ def mixup_cross_entropy(
 
     Args:
         target_a: class indices of any integer type, in the shape of the rows.
-        target_b: likewise.
+        target_b: class indices of the other side of the mixture, in the same shape.
         lam: how much of a row is ``a``, in [0, 1]; a number or one per row.
 
     Example:
@@ -295,8 +295,8 @@ def sparse_cross_entropy(
             ``(N, K, d1, ...)``. No class twice in a row.
         probabilities: in the shape of ``classes``, adding up to at most 1 in a row.
         weight: class weights, ``(C,)``, factors on the probabilities; not with ``tail="mass"``.
-        tail: what becomes of probability that is not listed: ``"ignore"`` (the value is that of the
-            dense target), ``"mass"`` (kept for all other classes together; one copy of the logits)
+        tail: use of the probability that is not listed: ``"ignore"`` (the value of the dense
+            target), ``"mass"`` (kept for all other classes together; one copy of the logits)
             or ``"renormalize"`` (given to the listed classes).
         ignore_index: class index that stands for no class, so that lists may be of any length. Rows
             without any class are left out.

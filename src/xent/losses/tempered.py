@@ -88,7 +88,7 @@ def bi_tempered_loss(
         t2: temperature of the softmax; above 1 for heavy tails.
         label_smoothing: how much of the target is spread evenly, in [0, 1]. Classes masked by
             ``-inf`` take no part.
-        smoothed_over: what it is spread over: ``"all"`` classes, as in
+        smoothed_over: classes that take the spread part: ``"all"`` of them, as in
             :func:`xent.cross_entropy`, or the ``"others"``, so that a one-hot target keeps exactly
             ``1 - label_smoothing``, as in the authors' code.
 

@@ -223,7 +223,7 @@ def divergence_at_target(q: Tensor, log_p: Tensor, y: Tensor, beta: float) -> Te
 class _Divergence(Function):
     """The derivatives of :func:`divergence_at_target` by ``q`` and ``log p``.
 
-    ``y`` follows them and has none of its own.
+    ``y`` follows from the two and has no derivative of its own.
     """
 
     generate_vmap_rule = True
@@ -272,7 +272,7 @@ def _power(log_p: Tensor, exponent: float) -> Tensor:
 
 
 def _exp_integral(y: Tensor, *rates: float) -> Tensor:
-    """``(e^{a y} - 1) / a`` of the first rate, less that of the second."""
+    """``(e^{a y} - 1) / a`` for the first rate ``a``, minus the same for the second."""
     parts = [torch.expm1(rate * y) / rate if rate else y for rate in rates]
     return parts[0] if len(parts) == 1 else parts[0] - parts[1]
 

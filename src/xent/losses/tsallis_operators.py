@@ -1,7 +1,8 @@
 """The searches of :mod:`xent.losses.tsallis` as torch operators, which compilers do not look into.
 
 A search ends when its numbers say so, which no graph can hold; and derivatives in closed form keep
-digits that those of the single steps would lose. Imported where somebody compiles.
+digits that derivatives of the single steps would lose. This module is imported by compiled code
+only.
 """
 
 from __future__ import annotations

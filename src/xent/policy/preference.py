@@ -79,17 +79,17 @@ def dpo_loss(
     Args:
         chosen: log-probabilities of the better answers, ``(B,)``, float32 or float64; see
             :func:`xent.policy.sequence_log_prob`.
-        rejected: of the worse ones, in the same shape.
-        reference_chosen: of the better ones under the reference policy; a constant. None for no
-            reference, as if both answers were equally probable under it.
-        reference_rejected: likewise of the worse ones.
+        rejected: log-probabilities of the worse answers, in the same shape.
+        reference_chosen: log-probabilities of the better answers under the reference policy; a
+            constant. None for no reference, as if it found both answers equally probable.
+        reference_rejected: log-probabilities of the worse answers under the reference policy.
         kind: the loss of ``h``.
         beta: how strongly the reference holds, positive.
         label_smoothing: how probable it is that a preference is the wrong way round, at most 0.5;
             only with ``kind="sigmoid"``.
         margin: ``m``, by how much the better answer has to lead; only with ``kind="sigmoid"``.
         reduction: ``"none"``, ``"sum"`` or ``"mean"``, which divides by the number of pairs.
-        normalizer: what the mean divides by instead: a number or 0-d tensor.
+        normalizer: another divisor of the mean: a number or 0-d tensor.
         empty: ``"nan"``, or ``"zero"``: the mean of no pairs.
 
     Returns:
