@@ -234,10 +234,15 @@ def mass_of_labels(
     return kept, torch.where(kept, weight.double()[torch.where(inside, labels, 0)], 0.0)
 
 
-def divisor_of_labels(problem: Problem, reduce: Reduce) -> Tensor | None:
-    """Return the divisor of a loss of class indices, without the statistics; None for 1."""
+def divisor_of_problem(problem: Problem, reduce: Reduce) -> Tensor | None:
+    """What a loss of class indices is divided by, before the statistics are known; None for 1."""
     if reduce.reduction == "sum":
         return None
+    if problem.settings.soft:
+        kept = problem.kept()
+        mass = torch.ones(problem.rows, dtype=torch.float64, device=problem.device)
+        mass = mass if kept is None else kept.to(mass.dtype)
+        return of_empty(divisor_of(kept, mass, reduce.normalizer, reduce.row_weight), reduce.empty)
     labels, ignore_index = problem.tensors.target, problem.settings.ignore_index
     weight, row_weight, normalizer = (
         problem.tensors.class_weight, reduce.row_weight, reduce.normalizer,

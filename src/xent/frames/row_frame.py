@@ -27,7 +27,7 @@ from ..engines.rows import native
 from ..engines.rows.autograd import Total
 from ..engines.rows.problem import Problem, Settings, Tensors
 from ..engines.rows.programs import Recorded, Recorder
-from ..heads import gradients
+from ..heads import gradients, totals
 from ..heads.logits import LinearLogits
 from ..heads.measure import choose, measure
 from ..heads.problem import HeadProblem, make_problem
@@ -40,7 +40,7 @@ from .reduction import (
     Normalizer,
     Reduce,
     RowValues,
-    divisor_of_labels,
+    divisor_of_problem,
     leave_out,
     read_reduction,
     refuse_signed_mean,
@@ -180,15 +180,16 @@ class RowFrame:
             tensors, arguments = tensors._replace(mean_weight=weight), None
         else:
             arguments = native.plain_arguments(tensors, row_weight, known)
-        again = functools.partial(self._again, reduction, normalizer, empty, settings)
+        again = functools.partial(
+            self._again, reduction=reduction, normalizer=normalizer, empty=empty, settings=settings
+        )
         total = Total(native, recorded.program, known, divisor, empty, input.dtype, again)
         return rows.total(tensors, row_weight, total, arguments)
 
     def in_one_sweep(self, call: Call) -> Tensor | None:
         """One number and its gradient in one sweep over the logits; None for other calls."""
         problem, reduce, settings, engine, _ = call
-        several = reduce.reduction == "none" or isinstance(problem, HeadProblem)
-        if several or compiling() or reduce.learned():
+        if reduce.reduction == "none" or compiling() or reduce.learned():
             return None
         known, tensors = problem.settings, problem.tensors
         recorded = self._recorded(settings, known.soft, tensors.class_weight)
@@ -197,19 +198,36 @@ class RowFrame:
         engine = choose(problem, engine).engine
         if not rows.takes_one_sweep(problem, recorded.program, engine):
             return None
-        again = functools.partial(self._again, *reduce[:2], reduce.empty, settings)
-        divisor, empty = reduce.normalizer, reduce.empty
-        if engine != "native":  # the divisor is for the device to find
-            divisor, empty = divisor_of_labels(problem, reduce), "nan"
-        elif isinstance(divisor, Tensor):
-            divisor = divisor.item()
-        elif reduce.reduction == "mean" and divisor is None:
-            divisor = "count" if known.soft else "weight"
-        total = Total(
-            rows.MODULES[engine], recorded.program, known, divisor, empty,
-            problem.result_dtype(), again,
+        again = functools.partial(
+            self._again, reduction=reduce.reduction, normalizer=reduce.normalizer,
+            empty=reduce.empty, settings=settings,
         )  # fmt: skip
+        total = Total(
+            rows.MODULES[engine], recorded.program, known, None, "nan", problem.result_dtype(),
+            again,
+        )  # fmt: skip
+        if isinstance(problem, HeadProblem):
+            return self._total_behind_head(problem, reduce, total)
+        if engine == "native":
+            total = total._replace(divisor=_divisor(reduce), empty=reduce.empty)
+        else:  # the divisor is for the device to find
+            total = total._replace(divisor=divisor_of_problem(problem, reduce))
         return rows.total(tensors, reduce.row_weight, total)
+
+    def _total_behind_head(
+        self, problem: HeadProblem, reduce: Reduce, total: Total
+    ) -> Tensor | None:
+        if total.engine is not native or gradients.needs_all((*problem.others, reduce.row_weight)):
+            return None
+        if totals.is_one_chunk(problem):
+            total = total._replace(divisor=_divisor(reduce), empty=reduce.empty)
+            return totals.total(problem, reduce.row_weight, total)
+        of_sum = total._replace(
+            dtype=torch.float64, plain=functools.partial(total.plain, reduction="sum")
+        )
+        result = totals.total(problem, reduce.row_weight, of_sum)
+        divisor = divisor_of_problem(problem, reduce)
+        return (result if divisor is None else result / divisor).to(total.dtype)
 
     def _recorded(
         self, settings: dict[str, Any], soft: bool, weight: Tensor | None
@@ -219,12 +237,19 @@ class RowFrame:
         return self.recorder.find(settings, soft, self._by_mass(soft, weight))
 
     def _again(
-        self, reduction: str, normalizer: Normalizer, empty: str, settings: dict[str, Any],
-        problem: Problem, row_weight: Tensor | None,
-    ) -> Tensor:  # fmt: skip
-        """Return the loss in plain operations, which can be differentiated again."""
-        reduce = Reduce(reduction, normalizer, row_weight, empty)
-        problem, reduce = leave_out(problem, reduce)
+        self,
+        problem: Problem,
+        row_weight: Tensor | None,
+        *,
+        reduction: str,
+        normalizer: Normalizer,
+        empty: str,
+        settings: dict[str, Any],
+    ) -> Tensor:
+        """The same number in plain operations, which can be differentiated again."""
+        if reduction == "sum":
+            normalizer = None
+        problem, reduce = leave_out(problem, Reduce(reduction, normalizer, row_weight, empty))
         values = self.values(problem, rows.measure(problem, "reference"), settings)
         return reduce.of(values).to(problem.result_dtype())
 
@@ -282,6 +307,14 @@ class RowFrame:
     def _by_mass(self, soft: bool, weight: Tensor | None) -> bool:
         """True if the frame multiplies values by class weights, because the body does not."""
         return not (self.weighted or soft or weight is None)
+
+
+def _divisor(reduce: Reduce) -> float | str | None:
+    """The divisor of a sum, as the native engine takes it."""
+    normalizer = reduce.normalizer
+    if isinstance(normalizer, Tensor):
+        return normalizer.item()
+    return "weight" if reduce.reduction == "mean" and normalizer is None else normalizer
 
 
 def _plain_reduction(reduction: str, normalizer: Any, empty: str) -> bool:

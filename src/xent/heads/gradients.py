@@ -41,7 +41,7 @@ class _Fields(torch.autograd.Function):
         ctx.save_for_backward(hidden, weight, bias, *problem.others, table)
         ctx.source, ctx.settings = _emptied(problem.source), problem.settings
         ctx.engine = engine
-        ctx.set_materialize_grads(False)
+        ctx.set_materializegradients_of(False)
         return *table.unbind(0), complete
 
     @staticmethod
@@ -133,10 +133,10 @@ def _whole_gradient(
     with torch.enable_grad():
         z = problem.source.product()
         dz = reference.row_gradient(problem.with_logits(z), table, partials)
-        return _grads(z, tensors, needed, dz, create_graph=True)
+        return gradients_of(z, tensors, needed, dz, create_graph=True)
 
 
-def _grads(
+def gradients_of(
     output: Tensor,
     tensors: Sequence[Tensor | None],
     needed: Sequence[bool],
@@ -223,7 +223,7 @@ class Rows(NamedTuple):
         with torch.enable_grad():
             logits = [source.product().to(source.dtype) for source in self.sources]
             value = self.function(..., *logits)
-            return _grads(value, self.tensors, needed, grad, record)
+            return gradients_of(value, self.tensors, needed, grad, record)
 
 
 class _SumAhead(torch.autograd.Function):

@@ -109,8 +109,8 @@ def total(tensors: Tensors, row_weight: Tensor | None, sum: Total, arguments: An
 
 
 def takes_one_sweep(problem: Problem, program: Program, engine: str) -> bool:
-    """True if an engine computes the sum of a program over rows and its gradient in one sweep."""
-    if problem.settings.sharded or problem.logits.numel() == 0:
+    """Whether an engine finds the sum over rows of a program, and its gradient, in one sweep."""
+    if problem.settings.sharded or problem.rows.numel() * problem.classes == 0:
         return False
     if engine == "triton":
         wanted = problem.logits.requires_grad and torch.is_grad_enabled()

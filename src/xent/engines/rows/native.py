@@ -69,6 +69,11 @@ def total(
     return _total(tensors, row_weight, total, arguments, gradient, 1.0), gradient
 
 
+def total_over(tensors: Tensors, row_weight: Tensor | None, total: Total, ahead: bool) -> Tensor:
+    """The sum; with ``ahead`` the gradient of the logits is written over the logits."""
+    return _total(tensors, row_weight, total, None, tensors.logits if ahead else None, 1.0)
+
+
 def fits(slope: Tensor, gradient: Tensor) -> bool:
     """True if a gradient for slope 1 also serves this slope, unchanged or by an exact factor."""
     factor = slope.item()

@@ -1,0 +1,98 @@
+"""Sums over rows behind a linear head: each chunk of logits becomes its own gradient at once.
+
+Three products of matrices and one call into the engine for each chunk, the least there can be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..engines.modes import only_differentiable
+from ..engines.rows import native
+from ..engines.rows.autograd import Total
+from ..engines.rows.problem import Tensors
+from .chunks import Chunks, Head
+from .gradients import gradients_of, kept_rows
+from .problem import HeadProblem
+
+
+def total(problem: HeadProblem, row_weight: Tensor | None, sum: Total) -> Tensor:
+    """The sum over the rows, 0-d, differentiable with respect to features, weight and bias.
+
+    With more than one chunk (:func:`is_one_chunk`) ``sum`` must have no divisor but a number.
+    """
+    source = problem.source
+    if torch.is_grad_enabled() and source.requires_grad:
+        question = problem, row_weight, sum
+        return _apply(question, source.hidden, source.weight, source.bias)
+    return _sweep(problem, row_weight, sum, (False,) * 3)[0]
+
+
+def is_one_chunk(problem: HeadProblem) -> bool:
+    """True if all rows are looked at together."""
+    return problem.rows.numel() <= Chunks((problem.source,), None).height
+
+
+class _TotalAhead(torch.autograd.Function):
+    """A sum over the rows, and its gradient, taken while the logits are there."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        question: tuple[HeadProblem, Tensor | None, Total],
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+    ) -> Tensor:
+        problem, row_weight, ctx.sum = question
+        loss, ctx.head = _sweep(*question, ctx.needs_input_grad[1:])
+        ctx.save_for_backward(hidden, weight, bias, *problem.others, row_weight)
+        # A loss that is kept must not keep the tensors, but for those that autograd looks after.
+        ctx.source, ctx.shape = problem.source.of(None, None, None), problem.shape
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        (grad,) = grads
+        # Gradients are handed over, for memory's sake; to ask again is to multiply again.
+        head, ctx.head = ctx.head, None
+        needed, differentiable = ctx.needs_input_grad[1:], only_differentiable(grad)
+        if head is not None and not differentiable:
+            return None, *head.times(grad)
+        *parts, row_weight = ctx.saved_tensors  # raises if one was changed since
+        source = ctx.source.of(*parts[:3])
+        tensors = Tensors(parts[0], *parts[3:])
+        problem = HeadProblem(source, tensors, ctx.sum.settings, ctx.shape)
+        if not differentiable:
+            return None, *_sweep(problem, row_weight, ctx.sum, needed)[1].times(grad)
+        with torch.enable_grad():
+            loss = ctx.sum.plain(problem.with_logits(source.product().to(source.dtype)), row_weight)
+        record = torch.is_grad_enabled()
+        return None, *gradients_of(loss, parts[:3], needed, grad, create_graph=record)
+
+
+_apply: Any = super(torch.autograd.Function, _TotalAhead).apply  # pyright: ignore
+
+
+def _sweep(
+    problem: HeadProblem, row_weight: Tensor | None, sum: Total, needed: Sequence[bool]
+) -> tuple[Tensor, Head]:
+    """The sum, and the head with the gradients that are needed."""
+    kept = kept_rows(problem)
+    chunks = Chunks((problem.source,), kept)
+    (head,), ahead, loss = chunks.heads, any(needed), None
+    head.want(needed, kept is None)
+    for index in chunks:
+        z = head.logits(index)  # (n, V), and its gradient afterwards
+        tensors = problem.of_rows(index, z).tensors
+        weights = None if row_weight is None else row_weight[index]
+        value = native.total_over(tensors, weights, sum, ahead)
+        if ahead:
+            head.add(index, z)
+        loss = value if loss is None else loss + value
+    assert loss is not None
+    return loss, head
