@@ -41,7 +41,7 @@ class _Fields(torch.autograd.Function):
         ctx.save_for_backward(hidden, weight, bias, *problem.others, table)
         ctx.source, ctx.settings = _emptied(problem.source), problem.settings
         ctx.engine = engine
-        ctx.set_materializegradients_of(False)
+        ctx.set_materialize_grads(False)
         return *table.unbind(0), complete
 
     @staticmethod
