@@ -1,8 +1,7 @@
 """The frame of a loss of rows: its parts, and the ways that its calls go.
 
-A call goes the first of four ways that can take it:
+A call goes the first of three ways that can take it:
 
-* in one call: plain CPU memory, no option of the logits; what small batches cost is decided here;
 * in one sweep: the result is one number and the body a program (``engines/rows/programs.py``), so
   that kernels find loss and gradient while a block of logits is in the cache;
 * by chunks: logits behind a linear head, a chunk of rows at a time;
@@ -13,19 +12,18 @@ from __future__ import annotations
 
 import functools
 import inspect
-import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .._check import INT64, one_of
+from .._check import one_of
 from ..engines import rows
-from ..engines.modes import compiling
-from ..engines.rows import native
+from ..engines.modes import PLAIN_TENSORS, compiling
+from ..engines.rows import autograd, native
 from ..engines.rows.autograd import Total
-from ..engines.rows.problem import Problem, Settings, Tensors
+from ..engines.rows.problem import Problem, Tensors
 from ..engines.rows.programs import Recorded, Recorder
 from ..heads import gradients, totals
 from ..heads.logits import LinearLogits
@@ -36,14 +34,15 @@ from ..hyperparameters import Hyperparameters
 from ..row_statistics import REQUESTS, RowStatistics
 from ..targets import are_alike
 from .by_chunks import reduce_problem
+from .plain_calls import is_plain_memory, read_plain
 from .reduction import (
     Normalizer,
     Reduce,
+    Reduction,
     RowValues,
     divisor_of_problem,
     leave_out,
     read_reduction,
-    refuse_signed_mean,
 )
 
 Needs = str | tuple[str, ...] | Callable[..., tuple[str, ...]]
@@ -55,13 +54,13 @@ OWN_OPTIONS = ("logit_scale", "class_bias", "class_scale", "mean_weight", "targe
 
 
 class Call(NamedTuple):
-    """One call of a loss, read and checked."""
+    """One call of a loss, read and checked. Rows of weight 0 are still in it."""
 
-    problem: Problem  # rows of weight 0 are left out
+    problem: Problem
     reduce: Reduce
     settings: dict[str, Any]  # the hyperparameters
-    engine: str
-    every_row: Problem  # with rows of weight 0, which have statistics too
+    engine: str  # that was asked for
+    plain: bool = False  # True if the native engine can read the tensors as they are
 
 
 class RowFrame:
@@ -87,6 +86,7 @@ class RowFrame:
             one_of("own", name, OWN_OPTIONS)
         self.needs = needs if callable(needs) else _constant(needs)
         self.recorder = Recorder(body, self.requests)
+        self.totals: dict[Any, Total] = {}  # by the options of the calls that they belong to
         if not callable(needs):
             self.requests()
 
@@ -97,15 +97,47 @@ class RowFrame:
             one_of("needs", name, REQUESTS)
         return names
 
-    def options(
+    def read(
         self,
-        settings: Mapping[str, Any],
-        logit_scale: float | Tensor | None,
-        class_bias: Tensor | None,
+        input: Tensor | LinearLogits,
+        target: Tensor,
         weight: Tensor | None,
+        ignore_index: int,
+        options: Mapping[str, Any],
+        reduction: Reduction,
+        normalizer: Normalizer,
+        row_weight: Tensor | None,
+        empty: Empty,
+        settings: dict[str, Any],
+        engine: str,
+    ) -> Call:
+        """Check a call. ``options`` are scale, softcap and bias of the logits, by name."""
+        if engine == "auto" and not self.own:
+            given = input, target, weight, ignore_index, *options.values()
+            recorded = self._recorded(settings, False, weight)
+            requests = self.requests(**settings) if recorded is None else recorded.requests
+            plain = read_plain(
+                given, (reduction, normalizer, row_weight, empty), requests, self.weighted,
+                self.soft,
+            )  # fmt: skip
+            if plain is not None:
+                return Call(*plain, settings, engine, True)
+        if not self.soft:
+            refuse_probabilities(self.name, input, target)
+        problem = make_problem(
+            input, target, weight, ignore_index, requests=self.requests(**settings),
+            **self._options(settings, options, weight),
+        )  # fmt: skip
+        reduce = read_reduction(
+            reduction, normalizer, problem.flat(row_weight), empty, problem.rows, problem.device
+        )
+        return Call(problem, reduce, settings, engine)
+
+    def _options(
+        self, settings: Mapping[str, Any], given: Mapping[str, Any], weight: Tensor | None
     ) -> dict[str, Any]:
         """The options of :func:`make_problem` that the caller or the loss itself sets."""
-        options: dict[str, Any] = {"logit_scale": logit_scale, "class_bias": class_bias}
+        options = dict(given)
         for name, set_by in self.own.items():
             if options.get(name) is not None:
                 raise TypeError(f"{self.name}() sets `{name}` itself; leave it out")
@@ -114,117 +146,94 @@ class RowFrame:
             options.setdefault("mean_weight", weight)
         return options
 
-    def read(
-        self,
-        input: Tensor | LinearLogits,
-        target: Tensor,
-        weight: Tensor | None,
-        ignore_index: int,
-        softcap: float | None,
-        reduction: str,
-        normalizer: Normalizer,
-        row_weight: Tensor | None,
-        empty: str,
-        settings: dict[str, Any],
-        options: dict[str, Any],
-        engine: str,
-    ) -> Call:
-        """Check a call."""
-        if not self.soft:
-            refuse_probabilities(self.name, input, target)
-        problem = make_problem(
-            input, target, weight, ignore_index, softcap=softcap,
-            requests=self.requests(**settings), **options,
-        )  # fmt: skip
-        reduce = read_reduction(
-            reduction, normalizer, problem.flat(row_weight), empty, problem.rows, problem.device
-        )
-        return Call(*leave_out(problem, reduce), settings, engine, problem)
-
     # ---- the ways ---------------------------------------------------------------------------
 
     def in_one_call(
-        self,
-        input: Any,
-        target: Any,
-        weight: Any,
-        ignore_index: Any,
-        reduction: str,
-        normalizer: Any,
-        row_weight: Any,
-        empty: str,
-        settings: dict[str, Any],
-    ) -> Tensor | None:
-        """One number from the plainest calls in the fewest steps; None for other calls.
+        self, input: Any, target: Any, weight: Any, ignore_index: Any, reduction: str,
+        normalizer: Any, row_weight: Any, empty: str, settings: dict[str, Any],
+    ) -> Tensor | None:  # fmt: skip
+        """The plainest kinds of calls in the fewest steps; None for other calls.
 
-        Everything here is part of what a small batch costs, some 30 us in all.
+        What is not about tensors is looked at once, and found again by the values of the options.
         """
-        if (
-            not _plain_reduction(reduction, normalizer, empty)
-            or type(ignore_index) is not int
-            or ignore_index not in INT64
-            or not rows.plain_memory(input, target, weight, row_weight)
-        ):
+        outside = self.recorder.outside() if self.recorder.outside.reads else ()
+        try:
+            total = self.totals.get(
+                (ignore_index, ignore_index.__class__, reduction, normalizer, normalizer.__class__,
+                 empty, weight is None, input.dtype, outside, *settings.values())
+            )  # fmt: skip
+        except (TypeError, AttributeError):  # what cannot be hashed, or is no tensor
             return None
-        recorded = self._recorded(settings, False, weight)
-        if recorded is None:
+        if total is None or not is_plain_memory(input, target, weight, row_weight):
             return None
-        divisor = normalizer
-        if reduction == "mean" and normalizer is None:
-            divisor = "weight"
-            if row_weight is not None:
-                refuse_signed_mean(row_weight)
         tensors = Tensors(input, target, None, None, weight)
-        known = Settings(False, ignore_index, 0, False, 0.0, recorded.requests)
-        if weight is not None and self.weighted and "mean" in recorded.requests:
-            tensors, arguments = tensors._replace(mean_weight=weight), None
-        else:
-            arguments = native.plain_arguments(tensors, row_weight, known)
-        again = functools.partial(
-            self._again, reduction=reduction, normalizer=normalizer, empty=empty, settings=settings
-        )
-        total = Total(native, recorded.program, known, divisor, empty, input.dtype, again)
-        return rows.total(tensors, row_weight, total, arguments)
+        arguments = native.plain_arguments(tensors, row_weight, total)
+        return autograd.total(tensors, row_weight, total, arguments)
+
+    def _keep(self, call: Call, total: Total) -> None:
+        """Let later calls with these options be made in one call, if that can be."""
+        problem, reduce, weight = call.problem, call.reduce, call.problem.tensors.class_weight
+        known, settings = problem.settings, call.settings
+        if (
+            known.soft or known.softcap or problem.tensors[2:4] != (None, None)
+            or problem.tensors.mean_weight is not None or reduce.row_weight is not None
+            or not all(isinstance(x, (int, float, str)) for x in settings.values())
+        ):  # fmt: skip
+            return
+        if len(self.totals) >= _TOTALS:  # options that change at every step
+            self.totals.clear()
+        by, index = reduce.normalizer, known.ignore_index
+        self.totals[
+            (index, int, reduce.reduction, by, by.__class__, reduce.empty, weight is None,
+             problem.logits.dtype, self.recorder.outside(), *settings.values())
+        ] = total  # fmt: skip
 
     def in_one_sweep(self, call: Call) -> Tensor | None:
         """One number and its gradient in one sweep over the logits; None for other calls."""
-        problem, reduce, settings, engine, _ = call
-        if reduce.reduction == "none" or compiling() or reduce.learned():
+        problem, reduce, settings, engine, plain = call
+        if reduce.reduction == "none" or (not plain and (compiling() or reduce.learned())):
             return None
-        known, tensors = problem.settings, problem.tensors
-        recorded = self._recorded(settings, known.soft, tensors.class_weight)
+        known = problem.settings
+        recorded = self._recorded(settings, known.soft, problem.tensors.class_weight)
         if recorded is None:
             return None
-        engine = choose(problem, engine).engine
-        if not rows.takes_one_sweep(problem, recorded.program, engine):
+        engine = "native" if plain else choose(problem, engine).engine
+        if not (plain or rows.takes_one_sweep(problem, recorded.program, engine)):
             return None
         again = functools.partial(
             self._again, reduction=reduce.reduction, normalizer=reduce.normalizer,
             empty=reduce.empty, settings=settings,
         )  # fmt: skip
         total = Total(
-            rows.MODULES[engine], recorded.program, known, None, "nan", problem.result_dtype(),
-            again,
+            rows.MODULES[engine], recorded.program, known, None, "nan",
+            problem.logits.dtype if plain else problem.result_dtype(), again,
         )  # fmt: skip
-        if isinstance(problem, HeadProblem):
-            return self._total_behind_head(problem, reduce, total)
         if engine == "native":
             total = total._replace(divisor=_divisor(reduce), empty=reduce.empty)
-        else:  # the divisor is for the device to find
-            total = total._replace(divisor=divisor_of_problem(problem, reduce))
-        return rows.total(tensors, reduce.row_weight, total)
+            if plain:
+                self._keep(call, total)
+            if isinstance(problem, HeadProblem):
+                return self._total_behind_head(problem, reduce, total)
+            return autograd.total(problem.tensors, reduce.row_weight, total)
+        problem, reduce = leave_out(problem, reduce)  # the divisor is for the device to find
+        total = total._replace(divisor=divisor_of_problem(problem, reduce))
+        return autograd.total(problem.tensors, reduce.row_weight, total)
 
     def _total_behind_head(
         self, problem: HeadProblem, reduce: Reduce, total: Total
     ) -> Tensor | None:
-        if total.engine is not native or gradients.needs_all((*problem.others, reduce.row_weight)):
+        plain = all(type(x) in PLAIN_TENSORS for x in problem.source.parts)
+        if not plain or gradients.needs_all((*problem.others, reduce.row_weight)):
             return None
+        problem, reduce = leave_out(problem, reduce)  # ignored rows are not multiplied
         if totals.is_one_chunk(problem):
-            total = total._replace(divisor=_divisor(reduce), empty=reduce.empty)
-            return totals.total(problem, reduce.row_weight, total)
+            return totals.total(
+                problem, reduce.row_weight, total._replace(divisor=_divisor(reduce))
+            )
         of_sum = total._replace(
-            dtype=torch.float64, plain=functools.partial(total.plain, reduction="sum")
-        )
+            divisor=None, dtype=torch.float64,
+            plain=functools.partial(total.plain, reduction="sum"),
+        )  # fmt: skip
         result = totals.total(problem, reduce.row_weight, of_sum)
         divisor = divisor_of_problem(problem, reduce)
         return (result if divisor is None else result / divisor).to(total.dtype)
@@ -266,6 +275,8 @@ class RowFrame:
         ):
             return None
 
+        problem, reduce = leave_out(problem, reduce)
+
         def values_of_chunk(part: Problem, _: Any) -> RowValues:
             # A chunk is nobody's but ours: its gradient takes the place of its logits.
             return self.values(part, measure(part, engine, part.logits.is_leaf), settings)
@@ -277,16 +288,18 @@ class RowFrame:
         self, call: Call, input: Tensor | LinearLogits, return_stats: bool, inplace_backward: bool
     ) -> Tensor | tuple[Tensor, RowStatistics]:
         """The result from tensors of statistics, and with ``return_stats`` these statistics too."""
-        problem, reduce, settings, engine, every_row = call
+        every_row, reduce, settings, engine, plain = call
+        problem, reduce = leave_out(every_row, reduce)
         if inplace_backward:
             _refuse_shared_logits(input)
-        apart = return_stats and problem is not every_row
-        stats = measure(problem, engine, inplace_backward and not apart)
+        apart = return_stats and problem is not every_row  # rows of weight 0 have statistics
+        find = rows.measure_natively if plain else measure
+        stats = find(problem, engine, inplace_backward and not apart)
         result = reduce.of(self.values(problem, stats, settings)).to(problem.result_dtype())
         result = problem.unflat(result) if reduce.reduction == "none" else result
         if not return_stats:
             return result
-        return result, problem.unflat(measure(every_row, engine) if apart else stats)
+        return result, problem.unflat(find(every_row, engine) if apart else stats)
 
     def values(self, part: Problem, stats: RowStatistics, settings: Mapping[str, Any]) -> RowValues:
         """Return the values of the body for the statistics of some rows."""
@@ -309,22 +322,15 @@ class RowFrame:
         return not (self.weighted or soft or weight is None)
 
 
+_TOTALS = 64  # kept of one loss
+
+
 def _divisor(reduce: Reduce) -> float | str | None:
     """The divisor of a sum, as the native engine takes it."""
     normalizer = reduce.normalizer
     if isinstance(normalizer, Tensor):
         return normalizer.item()
     return "weight" if reduce.reduction == "mean" and normalizer is None else normalizer
-
-
-def _plain_reduction(reduction: str, normalizer: Any, empty: str) -> bool:
-    """True if a call has one number as its result, and its divisor needs no look at tensors."""
-    if empty != "nan" and empty != "zero":
-        return False
-    if normalizer is None:
-        return reduction == "mean" or reduction == "sum"
-    number = type(normalizer) is float or type(normalizer) is int
-    return reduction == "mean" and number and math.isfinite(normalizer)
 
 
 def _constant(needs: str | tuple[str, ...]) -> Callable[..., tuple[str, ...]]:

@@ -21,6 +21,7 @@ from typing import Any, Literal, Protocol, overload
 
 from torch import Tensor
 
+from ..engines.modes import compiling
 from ..heads.logits import LinearLogits
 from ..overrides import overridable
 from ..row_statistics import RowStatistics
@@ -179,16 +180,17 @@ def row_loss(
         settings = frame.hyper.settings(hyperparameters, input)  # pyright: ignore
         one_number = not (return_stats or inplace_backward)
         plain = logit_scale is softcap is class_bias is None and engine == "auto"
-        if plain and one_number and not frame.own:
+        if plain and one_number and not compiling():
             result = frame.in_one_call(
                 input, target, weight, ignore_index, reduction, normalizer, row_weight, empty,
                 settings,
             )  # fmt: skip
             if result is not None:
                 return result
+        options = {"logit_scale": logit_scale, "softcap": softcap, "class_bias": class_bias}
         call = frame.read(
-            input, target, weight, ignore_index, softcap, reduction, normalizer, row_weight, empty,
-            settings, frame.options(settings, logit_scale, class_bias, weight), engine,
+            input, target, weight, ignore_index, options, reduction, normalizer, row_weight, empty,
+            settings, engine,
         )  # fmt: skip
         if one_number:
             result = frame.in_one_sweep(call)

@@ -88,9 +88,8 @@ def _sweep(
     head.want(needed, kept is None)
     for index in chunks:
         z = head.logits(index)  # (n, V), and its gradient afterwards
-        tensors = problem.of_rows(index, z).tensors
         weights = None if row_weight is None else row_weight[index]
-        value = native.total_over(tensors, weights, sum, ahead)
+        value = native.total_over(problem.of_rows(index, z), weights, sum, ahead)
         if ahead:
             head.add(index, z)
         loss = value if loss is None else loss + value

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -14,10 +14,10 @@ from torch import Tensor
 from ...row_statistics import RowStatistics
 from .. import core
 from ..choice import KERNELS, Explanation, kernels_for, where_kernels_run, why_reference
-from ..modes import PLAIN_TENSORS, compiling, deferred, in_cpu_memory
+from ..modes import compiling, deferred
 from . import native, reference, triton
-from .autograd import Total, differentiable_fields, total_ahead
-from .problem import Problem, Tensors
+from .autograd import differentiable_fields
+from .problem import Problem
 from .programs import Program
 
 MODULES = {"native": native, "triton": triton, "reference": reference}
@@ -73,9 +73,18 @@ def measure(
             )
         values = reference.row_statistics(problem)[0].unbind(0)
         return named(problem, values, constant_masses=False)
-    *values, complete = differentiable_fields(
-        problem.logits, problem, MODULES[taken], inplace_backward
-    )
+    return _measure_by(problem, MODULES[taken], inplace_backward)
+
+
+def measure_natively(
+    problem: Problem, _: str = "native", inplace_backward: bool = False
+) -> RowStatistics:
+    """The row statistics of a problem whose memory the native engine is known to read."""
+    return _measure_by(problem, native, inplace_backward)
+
+
+def _measure_by(problem: Problem, engine: ModuleType, inplace_backward: bool) -> RowStatistics:
+    *values, complete = differentiable_fields(problem.logits, problem, engine, inplace_backward)
     return named(problem, values, complete)
 
 
@@ -98,16 +107,6 @@ def named(
     )
 
 
-def total(tensors: Tensors, row_weight: Tensor | None, sum: Total, arguments: Any = None) -> Tensor:
-    """A sum over rows, 0-d, differentiable with respect to the logits, in one sweep.
-
-    ``arguments`` are the tensors as the engine takes them, if the caller knows.
-    """
-    if tensors.logits.requires_grad and torch.is_grad_enabled():
-        return total_ahead(tensors.logits, (tensors, row_weight, sum, arguments))
-    return sum.engine.total(tensors, row_weight, sum, arguments, False)[0]
-
-
 def takes_one_sweep(problem: Problem, program: Program, engine: str) -> bool:
     """Whether an engine finds the sum over rows of a program, and its gradient, in one sweep."""
     if problem.settings.sharded or problem.rows.numel() * problem.classes == 0:
@@ -116,41 +115,3 @@ def takes_one_sweep(problem: Problem, program: Program, engine: str) -> bool:
         wanted = problem.logits.requires_grad and torch.is_grad_enabled()
         return program in triton.CROSS_ENTROPY and not problem.settings.soft and wanted
     return engine == "native"
-
-
-def plain_memory(
-    input: Tensor, target: Tensor, weight: Tensor | None, row_weight: Tensor | None
-) -> bool:
-    """True if the native engine can read the tensors of a call as they are.
-
-    That is (N, C) logits and (N,) int64 classes on the CPU, with weights of plain memory, if any:
-    what most calls are. Every check here is part of what small batches cost.
-    """
-    return (
-        type(input) in PLAIN_TENSORS
-        and type(target) is Tensor
-        and target.dtype is torch.int64
-        and input.dtype in core.TYPES
-        and input.ndim == 2
-        and target.shape == input.shape[:1]
-        and input.is_contiguous()
-        and target.is_contiguous()
-        and not deferred()
-        and (weight is None or _plain_vector(weight, input.dtype, input.shape[1]))
-        and (row_weight is None or _plain_vector(row_weight, torch.float64, input.shape[0]))
-        and in_cpu_memory(input)
-        and in_cpu_memory(target)
-        and core.fast
-        and not torch.is_autocast_enabled("cpu")
-    )
-
-
-def _plain_vector(x: Tensor, dtype: torch.dtype, count: int) -> bool:
-    return (
-        type(x) is Tensor
-        and x.dtype is dtype
-        and x.shape == (count,)
-        and not x.requires_grad
-        and x.is_contiguous()
-        and in_cpu_memory(x)
-    )

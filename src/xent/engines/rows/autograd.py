@@ -81,6 +81,10 @@ class Total(NamedTuple):
     plain: Callable[..., Tensor]  # the same of a problem and row weights, in plain operations
 
 
+# The tensors of a problem, row weights, what to do with them, and the engine's arguments if known.
+Question = tuple[Tensors, Tensor | None, Total, Any]
+
+
 class TotalAhead(torch.autograd.Function):
     """A sum over rows, and its gradient, in one sweep over the logits.
 
@@ -89,14 +93,12 @@ class TotalAhead(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, logits: Tensor, question: tuple[Tensors, Tensor | None, Total, Any]
-    ) -> Tensor:
+    def forward(ctx: Any, logits: Tensor, question: Question) -> Tensor:
         """The loss, 0-d. The question is one argument, because each costs time."""
-        tensors, row_weight, ctx.total, arguments = question
-        loss, ctx.gradient = ctx.total.engine.total(tensors, row_weight, ctx.total, arguments)
+        tensors, row_weight, total, _ = question
+        loss, ctx.gradient = total.engine.total(*question)
         # A loss that is kept must not keep the tensors, but for those that autograd looks after.
-        divisor = ctx.total.divisor
+        ctx.total, divisor = total, total.divisor
         ctx.save_for_backward(
             *tensors, row_weight, divisor if isinstance(divisor, Tensor) else None
         )
@@ -112,17 +114,29 @@ class TotalAhead(torch.autograd.Function):
         if gradient is not None and not differentiable and total.engine.fits(grad, gradient):
             return gradient, None  # and the logits are not read again
         *saved, row_weight, _ = ctx.saved_tensors  # raises if one was changed since
-        tensors = Tensors(*saved)
+        problem = Problem(Tensors(*saved), total.settings)
         if not differentiable:
-            return total.engine.follow(tensors, row_weight, total, grad, gradient), None
+            return total.engine.follow(problem, row_weight, total, grad, gradient), None
         record = torch.is_grad_enabled()
         with torch.enable_grad():
-            loss = total.plain(Problem(tensors, total.settings), row_weight)
-        (result,) = torch.autograd.grad(loss, tensors.logits, grad, create_graph=record)
+            loss = total.plain(problem, row_weight)
+        (result,) = torch.autograd.grad(loss, problem.logits, grad, create_graph=record)
         return result, None
 
 
 # torch.autograd.Function.apply without its look for torch.func, which is done by then: 2.5 us.
-total_ahead = super(torch.autograd.Function, TotalAhead).apply  # pyright: ignore
+_total_ahead: Callable[..., Tensor]
+_total_ahead = super(torch.autograd.Function, TotalAhead).apply  # pyright: ignore
 differentiable_fields: Callable[..., tuple[Any, ...]]
 differentiable_fields = super(torch.autograd.Function, DifferentiableFields).apply  # pyright: ignore
+
+
+def total(tensors: Tensors, row_weight: Tensor | None, sum: Total, arguments: Any = None) -> Tensor:
+    """A sum over rows, 0-d, differentiable with respect to the logits, in one sweep.
+
+    ``arguments`` are the tensors as the engine takes them, if the caller knows.
+    """
+    question = tensors, row_weight, sum, arguments
+    if tensors.logits.requires_grad and torch.is_grad_enabled():
+        return _total_ahead(tensors.logits, question)
+    return sum.engine.total(*question, False)[0]

@@ -9,11 +9,9 @@ import torch
 from torch import Tensor
 
 from ..._check import label_out_of_range
-from ...row_statistics import field_mask
-from ...targets import class_axis
 from .. import core
 from .autograd import Total
-from .problem import Problem, Settings, Tensors
+from .problem import Problem, Tensors, mask_of
 from .programs import Program
 
 BEYOND = 32  # zeros after a vector of the classes that is read by whole cache lines
@@ -63,19 +61,21 @@ def total(
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """The sum over all rows by its divisor; with ``ahead`` also the gradient of the logits.
 
-    ``arguments`` are the tensors as :func:`plain_arguments` says, if the caller knows them.
+    ``arguments`` are those of :func:`plain_arguments`, if the caller knows.
     """
     gradient = core.empty_like(tensors.logits) if ahead else None
-    return _total(tensors, row_weight, total, arguments, gradient, 1.0), gradient
+    if arguments is None:
+        return _total(Problem(tensors, total.settings), row_weight, total, gradient, 1.0), gradient
+    return _call(tensors.logits, arguments, total, gradient, 1.0), gradient
 
 
-def total_over(tensors: Tensors, row_weight: Tensor | None, total: Total, ahead: bool) -> Tensor:
+def total_over(problem: Problem, row_weight: Tensor | None, total: Total, ahead: bool) -> Tensor:
     """The sum; with ``ahead`` the gradient of the logits is written over the logits."""
-    return _total(tensors, row_weight, total, None, tensors.logits if ahead else None, 1.0)
+    return _total(problem, row_weight, total, problem.logits if ahead else None, 1.0)
 
 
 def fits(slope: Tensor, gradient: Tensor) -> bool:
-    """True if a gradient for slope 1 also serves this slope, unchanged or by an exact factor."""
+    """True if a gradient for slope 1 is the one for this slope, or became it by a factor."""
     factor = slope.item()
     if factor == 1:
         return True
@@ -85,69 +85,73 @@ def fits(slope: Tensor, gradient: Tensor) -> bool:
 
 
 def follow(
-    tensors: Tensors, row_weight: Tensor | None, total: Total, slope: Tensor,
+    problem: Problem, row_weight: Tensor | None, total: Total, slope: Tensor,
     gradient: Tensor | None,
 ) -> Tensor:  # fmt: skip
     """The gradient for any slope, written over the one for slope 1 if that is there."""
     if gradient is None:
-        gradient = core.empty_like(tensors.logits)
-    _total(tensors, row_weight, total, None, gradient, slope.item())
+        gradient = core.empty_like(problem.logits)
+    _total(problem, row_weight, total, gradient, slope.item())
     return gradient
 
 
-_DIVISORS = {"weight": 2, "count": 3}
-
-
 def _total(
-    tensors: Tensors, row_weight: Tensor | None, total: Total, arguments: Arguments | None,
-    gradient: Tensor | None, slope: float,
+    problem: Problem, row_weight: Tensor | None, total: Total, gradient: Tensor | None,
+    slope: float,
 ) -> Tensor:  # fmt: skip
-    """One call into the core: the sum, and into ``gradient``, if there is one, its gradient."""
-    result, matrix, whole = tensors.logits.new_empty((), dtype=total.dtype), _NO_MATRIX, None
-    program, by, keep = compiled(total.program), total.divisor, None
-    if gradient is not None:
-        axis = class_axis(gradient)
-        matrix, whole = _matrix(gradient, axis, may_copy=False)
-    if arguments is None:
-        problem = Problem(tensors, total.settings)
-        given, keep = _arguments(problem)
-        weight = 0 if row_weight is None else _address(row_weight.contiguous(), keep)
-        arguments = (*given, problem.mask, [], weight)
-    if isinstance(by, str):
-        divisor = (_DIVISORS[by], 0.0, total.empty == "zero")
+    """The sum, and into ``gradient``, if there is one, its gradient."""
+    (logits, rows, *others), keep = _arguments(problem)
+    if row_weight is not None:
+        row_weight = row_weight.contiguous()
+    weight = 0 if row_weight is None else row_weight.data_ptr()
+    arguments = (logits, rows, *others, problem.mask, [], weight)
+    whole = None
+    if gradient is not None and not problem.logits.is_contiguous():
+        matrix, whole = _matrix(gradient, problem.axis, may_copy=False)
+        result = _call(problem.logits, arguments, total, gradient, slope, matrix)
     else:
-        divisor = (0, 1.0, False) if by is None else (1, float(by), total.empty == "zero")
-    _, bad, label, _ = core._core.loss(
-        program, *arguments, divisor, slope, result.data_ptr(), core.TYPES[total.dtype], matrix
-    )
+        result = _call(problem.logits, arguments, total, gradient, slope)
     del keep
-    if bad:
-        classes = tensors.logits.shape[class_axis(tensors.logits)]
-        raise label_out_of_range(label, classes, total.settings.ignore_index)
     if gradient is not None and whole is not None:
         gradient.copy_(whole)
     return result
 
 
 Arguments = tuple[Any, ...]  # of the core's `loss`, from the logits to the row weights
+_DIVISORS = {"weight": 2, "count": 3}
 
 
-def plain_arguments(tensors: Tensors, row_weight: Tensor | None, settings: Settings) -> Arguments:
-    """The arguments of the plainest call: (N, C) logits and classes, contiguous, as they stand."""
+def _call(
+    logits: Tensor, arguments: Arguments, total: Total, gradient: Tensor | None, slope: float,
+    matrix: Any = None,
+) -> Tensor:  # fmt: skip
+    """One call into the core. Without ``matrix`` a gradient lies in memory as the logits do."""
+    result, by = logits.new_empty((), dtype=total.dtype), total.divisor
+    if matrix is None:
+        matrix = _NO_MATRIX if gradient is None else (gradient.data_ptr(), *arguments[0][1:])
+    if by.__class__ is str:
+        divisor = (_DIVISORS[by], 0.0, total.empty == "zero")
+    else:
+        divisor = (0, 1.0, False) if by is None else (1, float(by), total.empty == "zero")
+    _, bad, label, _ = core._core.loss(
+        compiled(total.program), *arguments, divisor, slope, result.data_ptr(),
+        core.TYPES[total.dtype], matrix,
+    )  # fmt: skip
+    if bad:
+        raise label_out_of_range(label, arguments[2], total.settings.ignore_index)
+    return result
+
+
+def plain_arguments(tensors: Tensors, row_weight: Tensor | None, total: Total) -> Arguments:
+    """The arguments of contiguous (N, C) logits and (N,) classes, with weights or without."""
     logits, weight = tensors.logits, tensors.class_weight
     count, classes = logits.shape
-    mask = field_mask(False, settings.requests)
     return (
         (logits.data_ptr(), core.TYPES[logits.dtype], classes, 1, 0, 1), count, classes,
-        (tensors.target.data_ptr(), settings.ignore_index, 0, False), _NO_MATRIX, _NO_TRANSFORM,
-        (0 if weight is None else weight.data_ptr(), 0),
-        mask, [], 0 if row_weight is None else row_weight.data_ptr(),
+        (tensors.target.data_ptr(), total.settings.ignore_index, 0, False),
+        _NO_MATRIX, _NO_TRANSFORM, (0 if weight is None else weight.data_ptr(), 0),
+        mask_of(total.settings), [], 0 if row_weight is None else row_weight.data_ptr(),
     )  # fmt: skip
-
-
-def _address(x: Tensor, keep: list[Tensor]) -> int:
-    keep.append(x)
-    return x.data_ptr()
 
 
 _compiled: dict[Program, Any] = {}

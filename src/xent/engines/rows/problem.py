@@ -44,6 +44,17 @@ class Settings(NamedTuple):
     requests: tuple[str, ...] = ()
 
 
+_MASKS: dict[tuple[bool, tuple[str, ...]], int] = {}
+
+
+def mask_of(settings: Settings) -> int:
+    """The fields to compute, as bits."""
+    key = settings.soft, settings.requests
+    if key not in _MASKS:
+        _MASKS[key] = field_mask(*key)
+    return _MASKS[key]
+
+
 class Problem:
     """One call's question. The tensors have been checked against each other.
 
@@ -61,7 +72,7 @@ class Problem:
 
     def __init__(self, tensors: Tensors, settings: Settings) -> None:
         self.tensors, self.settings, self.logits = tensors, settings, tensors.logits
-        self.mask = field_mask(settings.soft, settings.requests)
+        self.mask = mask_of(settings)
         shape, axis = tensors.logits.shape, class_axis(tensors.logits)
         self.axis, self.classes, self.rows = axis, shape[axis], shape[:axis] + shape[axis + 1 :]
 

@@ -51,7 +51,7 @@ def row_gradient(
 
 
 def total(
-    tensors: Tensors, row_weight: Tensor | None, total: Total, _: object
+    tensors: Tensors, row_weight: Tensor | None, total: Total, _: object, ahead: bool = True
 ) -> tuple[Tensor, Tensor]:
     """Return the sum of ``-log p`` over all rows by its divisor, and the gradient of the logits.
 
@@ -74,14 +74,14 @@ def fits(slope: Tensor, gradient: Tensor) -> bool:
 
 
 def follow(
-    tensors: Tensors, row_weight: Tensor | None, total: Total, slope: Tensor,
+    problem: Problem, row_weight: Tensor | None, total: Total, slope: Tensor,
     gradient: Tensor | None,
 ) -> Tensor:  # fmt: skip
     """Return the gradient for any slope, a 0-d tensor on the device, without waiting for it.
 
     ``gradient`` holds the gradient for slope 1, and is overwritten for any other slope.
     """
-    problem, ready = Problem(tensors, total.settings), gradient is not None
+    ready = gradient is not None
     gradient = gradient if ready else torch.empty_like(problem.logits)
     _fill(
         problem, gradient,

@@ -1,0 +1,137 @@
+"""Reads the calls that most programs make: plain memory of the CPU, as it stands, in few steps.
+
+Every check here is part of what a small batch costs, some 30 us in all. What is not plain, and what
+is wrong, is for :func:`xent.heads.problem.make_problem` to read.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._check import INT64
+from ..engines import core
+from ..engines.modes import PLAIN_TENSORS, deferred, in_cpu_memory
+from ..engines.rows.problem import Problem, Settings, Tensors
+from .reduction import Reduce, refuse_signed_mean
+
+
+def read_plain(
+    given: tuple[Any, ...],
+    reduction: tuple[Any, ...],
+    requests: tuple[str, ...],
+    weighted: bool,
+    soft: bool,
+) -> tuple[Problem, Reduce] | None:
+    """The problem and the reduction of a plain call; None for any other.
+
+    Args:
+        given: logits, targets, class weights, ``ignore_index``, scale, softcap and class bias.
+        reduction: ``reduction``, ``normalizer``, ``row_weight`` and ``empty``.
+        requests: the statistics asked for.
+        weighted: True if class weights are those of the mean logit, too.
+        soft: True if probabilities may be targets.
+    """
+    input, target, weight, ignore_index, scale, softcap, bias = given
+    how, normalizer, row_weight, empty = reduction
+    if not (
+        type(input) in PLAIN_TENSORS
+        and input.ndim == 2
+        and input.dtype in core.TYPES
+        and type(ignore_index) is int
+        and ignore_index in INT64
+        and _is_plain_reduction(how, normalizer, empty)
+        and core.fast
+        and not deferred()
+        and not torch.is_autocast_enabled("cpu")
+        and input.layout is torch.strided
+        and input.is_contiguous()
+        and in_cpu_memory(input)
+    ):
+        return None
+    rows, classes = input.shape
+    probabilities = _is_plain_target(target, input, soft and ignore_index < 0)
+    if (
+        probabilities is None
+        or not (weight is None or _is_vector(weight, input.dtype, classes))
+        or not (bias is None or _is_vector(bias, input.dtype, classes))
+        or not (scale is None or (type(scale) is float and math.isfinite(scale)))
+        or not (softcap is None or (type(softcap) is float and 1e-30 <= softcap < math.inf))
+    ):
+        return None
+    if row_weight is not None:
+        dtype = getattr(row_weight, "dtype", None)
+        if dtype not in core.TYPES or not _is_vector(row_weight, dtype, rows):
+            return None
+        row_weight = row_weight.double()
+        if how == "mean" and normalizer is None:
+            refuse_signed_mean(row_weight)
+    if scale is not None:
+        scale = torch.full((), scale, dtype=torch.float64, device="cpu")
+    mean_weight = weight if weighted and "mean" in requests else None
+    tensors = Tensors(input, target, scale, bias, weight, None, mean_weight)
+    settings = Settings(probabilities, ignore_index, 0, False, softcap or 0.0, requests)
+    return Problem(tensors, settings), Reduce(how, normalizer, row_weight, empty)
+
+
+def is_plain_memory(input: Any, target: Any, weight: Any, row_weight: Any) -> bool:
+    """True for contiguous (N, C) logits and (N,) classes of the CPU, with such weights or none.
+
+    Row weights are positive float64: signs and zeros are for others to look at.
+    """
+    return (
+        type(input) in PLAIN_TENSORS
+        and type(target) is Tensor
+        and target.dtype is torch.int64
+        and input.ndim == 2
+        and target.shape == input.shape[:1]
+        and target.is_cpu
+        and input.layout is target.layout is torch.strided
+        and input.is_contiguous()
+        and target.is_contiguous()
+        and not deferred()
+        and in_cpu_memory(input)
+        and (weight is None or _is_vector(weight, input.dtype, input.shape[1]))
+        and (row_weight is None or _is_vector(row_weight, torch.float64, input.shape[0]))
+        and (row_weight is None or bool((row_weight > 0).all()))
+        and core.fast
+        and not torch.is_autocast_enabled("cpu")
+    )
+
+
+def _is_plain_reduction(reduction: Any, normalizer: Any, empty: Any) -> bool:
+    if empty != "nan" and empty != "zero":
+        return False
+    if normalizer is None:
+        return reduction == "mean" or reduction == "sum" or reduction == "none"
+    if type(normalizer) is float or type(normalizer) is int:
+        return reduction == "mean" and math.isfinite(normalizer)
+    return reduction == "mean" and (normalizer == "count" or normalizer == "weight")
+
+
+def _is_plain_target(target: Any, input: Tensor, soft: bool) -> bool | None:
+    """True for probabilities, False for classes, None for what is no plain target."""
+    if type(target) is not Tensor or target.layout is not torch.strided:
+        return None
+    if not target.is_contiguous() or not in_cpu_memory(target):
+        return None
+    if target.dtype is torch.int64:
+        return False if target.shape == input.shape[:1] else None
+    if not soft or target.requires_grad or target.dtype is not input.dtype:
+        return None
+    return True if target.shape == input.shape and input.shape[1] else None
+
+
+def _is_vector(x: Any, dtype: torch.dtype, count: int) -> bool:
+    return (
+        type(x) is Tensor
+        and x.layout is torch.strided
+        and x.dtype is dtype
+        and x.shape == (count,)
+        and not x.requires_grad
+        and x.is_contiguous()
+        and in_cpu_memory(x)
+    )
