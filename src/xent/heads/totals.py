@@ -49,7 +49,7 @@ class _TotalAhead(torch.autograd.Function):
         bias: Tensor | None,
     ) -> Tensor:
         problem, row_weight, ctx.sum = question
-        loss, ctx.head = _sweep(*question, ctx.needs_input_grad[1:])
+        loss, ctx.head, ctx.nothing = _sweep(*question, ctx.needs_input_grad[1:])
         ctx.save_for_backward(hidden, weight, bias, *problem.others, row_weight)
         # A loss that is kept must not keep the tensors, but for those that autograd looks after.
         ctx.source, ctx.shape = problem.source.of(None, None, None), problem.shape
@@ -61,14 +61,15 @@ class _TotalAhead(torch.autograd.Function):
         # Gradients are handed over, for memory's sake; to ask again is to multiply again.
         head, ctx.head = ctx.head, None
         needed, differentiable = ctx.needs_input_grad[1:], only_differentiable(grad)
+        factor = None if ctx.nothing else grad  # which for the mean of nothing is infinite
         if head is not None and not differentiable:
-            return None, *head.times(grad)
+            return None, *head.times(factor)
         *parts, row_weight = ctx.saved_tensors  # raises if one was changed since
         source = ctx.source.of(*parts[:3])
         tensors = Tensors(parts[0], *parts[3:])
         problem = HeadProblem(source, tensors, ctx.sum.settings, ctx.shape)
         if not differentiable:
-            return None, *_sweep(problem, row_weight, ctx.sum, needed)[1].times(grad)
+            return None, *_sweep(problem, row_weight, ctx.sum, needed)[1].times(factor)
         with torch.enable_grad():
             loss = ctx.sum.plain(problem.with_logits(source.product().to(source.dtype)), row_weight)
         record = torch.is_grad_enabled()
@@ -80,8 +81,8 @@ _apply: Any = super(torch.autograd.Function, _TotalAhead).apply  # pyright: igno
 
 def _sweep(
     problem: HeadProblem, row_weight: Tensor | None, sum: Total, needed: Sequence[bool]
-) -> tuple[Tensor, Head]:
-    """The sum, and the head with the gradients that are needed."""
+) -> tuple[Tensor, Head, bool]:
+    """The sum, the head with the gradients that are needed, and whether no row was looked at."""
     kept = kept_rows(problem)
     chunks = Chunks((problem.source,), kept)
     (head,), ahead, loss = chunks.heads, any(needed), None
@@ -94,4 +95,4 @@ def _sweep(
             head.add(index, z)
         loss = value if loss is None else loss + value
     assert loss is not None
-    return loss, head
+    return loss, head, kept is not None and kept.numel() == 0
