@@ -16,7 +16,7 @@ LINTERS = ruff pyright clang-format
 LINTS = $(addprefix lint-,$(LINTERS))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check test test-all $(PARTS) mutants experiments bench bench-gpu docs lint $(LINTS) format clean
+.PHONY: help demo check test-quick test test-all $(PARTS) mutants experiments bench bench-gpu docs lint $(LINTS) format clean
 
 help:
 	@echo "make demo      train a language model for two minutes and show table and picture"
