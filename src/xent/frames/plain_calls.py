@@ -16,6 +16,8 @@ from .._check import INT64
 from ..engines import core
 from ..engines.modes import PLAIN_TENSORS, deferred, in_cpu_memory
 from ..engines.rows.problem import Problem, Settings, Tensors
+from ..heads import chunks
+from ..heads.logits import LinearLogits
 from .reduction import Reduce, refuse_signed_mean
 
 
@@ -100,6 +102,43 @@ def is_plain_memory(input: Any, target: Any, weight: Any, row_weight: Any) -> bo
         and core.fast
         and not torch.is_autocast_enabled("cpu")
     )
+
+
+def is_plain_head(
+    input: LinearLogits, target: Any, weight: Any, row_weight: Any, ignore_index: int
+) -> bool:
+    """True for a head of plain memory whose rows are one chunk, none of which is ignored."""
+    hidden, head, bias = input.hidden, input.weight, input.bias
+    return (
+        hidden.ndim == 2
+        and hidden.dtype in (torch.float32, torch.float64)
+        and input.dtype is hidden.dtype
+        and input.softcap is None
+        and type(input.scale) is float
+        and input.scale == 1.0
+        and len(hidden) <= chunks.MAX_ROWS
+        and len(hidden) * len(head) * hidden.itemsize <= input.max_workspace
+        and type(target) is Tensor
+        and target.dtype is torch.int64
+        and target.shape == hidden.shape[:1]
+        and target.layout is torch.strided
+        and target.is_cpu
+        and target.is_contiguous()
+        and not deferred()
+        and _is_plain_matrix(hidden)
+        and _is_plain_matrix(head)
+        and (bias is None or (type(bias) in PLAIN_TENSORS and in_cpu_memory(bias)))
+        and (weight is None or _is_vector(weight, hidden.dtype, len(head)))
+        and (row_weight is None or _is_vector(row_weight, torch.float64, len(hidden)))
+        and (row_weight is None or bool((row_weight > 0).all()))
+        and core.fast
+        and not torch.is_autocast_enabled("cpu")
+        and bool((target != ignore_index).all())
+    )
+
+
+def _is_plain_matrix(x: Tensor) -> bool:
+    return type(x) in PLAIN_TENSORS and x.layout is torch.strided and in_cpu_memory(x)
 
 
 def _is_plain_reduction(reduction: Any, normalizer: Any, empty: Any) -> bool:

@@ -34,7 +34,7 @@ from ..hyperparameters import Hyperparameters
 from ..row_statistics import REQUESTS, RowStatistics
 from ..targets import are_alike
 from .by_chunks import reduce_problem
-from .plain_calls import is_plain_memory, read_plain
+from .plain_calls import is_plain_head, is_plain_memory, read_plain
 from .reduction import (
     Normalizer,
     Reduce,
@@ -164,7 +164,14 @@ class RowFrame:
             )  # fmt: skip
         except (TypeError, AttributeError):  # what cannot be hashed, or is no tensor
             return None
-        if total is None or not is_plain_memory(input, target, weight, row_weight):
+        if total is None:
+            return None
+        if type(input) is LinearLogits:
+            if not is_plain_head(input, target, weight, row_weight, ignore_index):
+                return None
+            tensors = Tensors(input.hidden, target, None, None, weight)
+            return totals.total_of_chunk(input, tensors, row_weight, total)
+        if not is_plain_memory(input, target, weight, row_weight):
             return None
         tensors = Tensors(input, target, None, None, weight)
         arguments = native.plain_arguments(tensors, row_weight, total)
@@ -177,6 +184,7 @@ class RowFrame:
         if (
             known.soft or known.softcap or problem.tensors[2:4] != (None, None)
             or problem.tensors.mean_weight is not None or reduce.row_weight is not None
+            or known.first_class or problem.tensors.class_scale is not None
             or not all(isinstance(x, (int, float, str)) for x in settings.values())
         ):  # fmt: skip
             return
@@ -185,7 +193,7 @@ class RowFrame:
         by, index = reduce.normalizer, known.ignore_index
         self.totals[
             (index, int, reduce.reduction, by, by.__class__, reduce.empty, weight is None,
-             problem.logits.dtype, self.recorder.outside(), *settings.values())
+             problem.dtype, self.recorder.outside(), *settings.values())
         ] = total  # fmt: skip
 
     def in_one_sweep(self, call: Call) -> Tensor | None:
@@ -213,20 +221,21 @@ class RowFrame:
             if plain:
                 self._keep(call, total)
             if isinstance(problem, HeadProblem):
-                return self._total_behind_head(problem, reduce, total)
+                return self._total_behind_head(call, problem, reduce, total)
             return autograd.total(problem.tensors, reduce.row_weight, total)
         problem, reduce = leave_out(problem, reduce)  # the divisor is for the device to find
         total = total._replace(divisor=divisor_of_problem(problem, reduce))
         return autograd.total(problem.tensors, reduce.row_weight, total)
 
     def _total_behind_head(
-        self, problem: HeadProblem, reduce: Reduce, total: Total
+        self, call: Call, problem: HeadProblem, reduce: Reduce, total: Total
     ) -> Tensor | None:
         plain = all(type(x) in PLAIN_TENSORS for x in problem.source.parts)
         if not plain or gradients.needs_all((*problem.others, reduce.row_weight)):
             return None
         problem, reduce = leave_out(problem, reduce)  # ignored rows are not multiplied
         if totals.is_one_chunk(problem):
+            self._keep(call, total)
             return totals.total(
                 problem, reduce.row_weight, total._replace(divisor=_divisor(reduce))
             )

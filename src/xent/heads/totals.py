@@ -6,7 +6,7 @@ Three products of matrices and one call into the engine for each chunk, the leas
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from ..engines.rows.autograd import Total
 from ..engines.rows.problem import Tensors
 from .chunks import Chunks, Head
 from .gradients import gradients_of, kept_rows
+from .logits import LinearLogits
 from .problem import HeadProblem
 
 
@@ -65,7 +66,7 @@ class _TotalAhead(torch.autograd.Function):
         if head is not None and not differentiable:
             return None, *head.times(factor)
         *parts, row_weight = ctx.saved_tensors  # raises if one was changed since
-        source = ctx.source.of(*parts[:3])
+        source = _source_of(ctx.source, parts[:3])
         tensors = Tensors(parts[0], *parts[3:])
         problem = HeadProblem(source, tensors, ctx.sum.settings, ctx.shape)
         if not differentiable:
@@ -76,7 +77,69 @@ class _TotalAhead(torch.autograd.Function):
         return None, *gradients_of(loss, parts[:3], needed, grad, create_graph=record)
 
 
+def _source_of(source: LinearLogits | int, parts: Sequence[Any]) -> LinearLogits:
+    """The head of these tensors; of a head that was forgotten the workspace is known."""
+    if isinstance(source, int):
+        return LinearLogits(*parts, max_workspace=source)
+    return source.of(*parts)
+
+
+class _Gradients(NamedTuple):
+    """The gradients of features, weight and bias."""
+
+    parts: tuple[Tensor | None, Tensor | None, Tensor | None]
+
+    def times(self, factor: Tensor) -> Sequence[Tensor | None]:
+        """The gradients times a number."""
+        if factor.item() == 1:
+            return self.parts
+        return [None if part is None else part * factor for part in self.parts]
+
+
+class _OneChunk(_TotalAhead):
+    """The same for a small plain call: one product each way, and nothing to go through."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        question: tuple[Tensors, Tensor | None, Total, int],
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+    ) -> Tensor:
+        tensors, row_weight, ctx.sum, ctx.source = question
+        z = _product(hidden, weight, bias)  # (N, V), and its gradient after the next line
+        loss = native.plain_total(tensors._replace(logits=z), row_weight, ctx.sum, z)
+        for_hidden, for_weight, for_bias = ctx.needs_input_grad[1:]
+        ctx.head = _Gradients((
+            torch.mm(z, weight) if for_hidden else None,
+            torch.mm(z.T, hidden) if for_weight else None,
+            z.sum(0) if for_bias else None,
+        ))  # fmt: skip
+        ctx.nothing, ctx.shape = False, hidden.shape[:1]
+        ctx.save_for_backward(hidden, weight, bias, *tensors[1:], row_weight)
+        return loss
+
+
+def _product(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    if bias is None:
+        return torch.mm(hidden, weight.T)
+    return torch.addmm(bias, hidden, weight.T)
+
+
 _apply: Any = super(torch.autograd.Function, _TotalAhead).apply  # pyright: ignore
+_apply_to_chunk: Any = super(torch.autograd.Function, _OneChunk).apply  # pyright: ignore
+
+
+def total_of_chunk(
+    source: LinearLogits, tensors: Tensors, row_weight: Tensor | None, sum: Total
+) -> Tensor:
+    """The sum over the rows of a plain head that are one chunk, none of which is ignored."""
+    if torch.is_grad_enabled() and source.requires_grad:
+        question = tensors, row_weight, sum, source.max_workspace
+        return _apply_to_chunk(question, source.hidden, source.weight, source.bias)
+    z = _product(source.hidden, source.weight, source.bias)
+    return native.plain_total(tensors._replace(logits=z), row_weight, sum, None)
 
 
 def _sweep(

@@ -69,6 +69,14 @@ def total(
     return _call(tensors.logits, arguments, total, gradient, 1.0), gradient
 
 
+def plain_total(
+    tensors: Tensors, row_weight: Tensor | None, total: Total, gradient: Tensor | None
+) -> Tensor:
+    """The sum of a plain call, and into ``gradient``, if there is one, that of the logits."""
+    arguments = plain_arguments(tensors, row_weight, total)
+    return _call(tensors.logits, arguments, total, gradient, 1.0)
+
+
 def total_over(problem: Problem, row_weight: Tensor | None, total: Total, ahead: bool) -> Tensor:
     """The sum; with ``ahead`` the gradient of the logits is written over the logits."""
     return _total(problem, row_weight, total, problem.logits if ahead else None, 1.0)

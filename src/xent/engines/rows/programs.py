@@ -10,6 +10,7 @@ value, a tensor of another shape) cannot be recorded. Its loss is found from ten
 
 from __future__ import annotations
 
+import functools
 import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn
@@ -302,8 +303,13 @@ class Recorder:
     """The programs of one body, each recorded once for its settings and for what it reads."""
 
     def __init__(self, body: Callable[..., Any], needs: Callable[..., tuple[str, ...]]) -> None:
-        self.body, self.needs, self.outside = body, needs, Outside(body)
+        self.body, self.needs = body, needs
         self.programs: dict[Any, Recorded | None] = {}
+
+    @functools.cached_property
+    def outside(self) -> Outside:
+        """What the body reads beside its arguments; looked into when the loss is first called."""
+        return Outside(self.body)
 
     def find(self, settings: Mapping[str, Any], soft: bool, by_mass: bool) -> Recorded | None:
         """The program with these settings, its value times the mass of a row if so wanted."""
