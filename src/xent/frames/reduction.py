@@ -235,7 +235,7 @@ def mass_of_labels(
 
 
 def divisor_of_problem(problem: Problem, reduce: Reduce) -> Tensor | None:
-    """What a loss of class indices is divided by, before the statistics are known; None for 1."""
+    """Divisor of a loss of class indices, before the statistics are known; None for 1."""
     if reduce.reduction == "sum":
         return None
     if problem.settings.soft:

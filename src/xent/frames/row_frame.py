@@ -264,7 +264,7 @@ class RowFrame:
         empty: str,
         settings: dict[str, Any],
     ) -> Tensor:
-        """The same number in plain operations, which can be differentiated again."""
+        """The loss in plain operations, which can be differentiated again."""
         if reduction == "sum":
             normalizer = None
         problem, reduce = leave_out(problem, Reduce(reduction, normalizer, row_weight, empty))

@@ -108,7 +108,7 @@ def named(
 
 
 def takes_one_sweep(problem: Problem, program: Program, engine: str) -> bool:
-    """Whether an engine finds the sum over rows of a program, and its gradient, in one sweep."""
+    """Tell whether an engine sums a program over rows, with the gradient, in one sweep."""
     if problem.settings.sharded or problem.rows.numel() * problem.classes == 0:
         return False
     if engine == "triton":
