@@ -18,7 +18,6 @@ constexpr double kInfinity = __builtin_huge_val();
 constexpr double kNaN = __builtin_nan("");
 
 constexpr int kTile = 2048;  // numbers in a tile: a part of one row, or several shorter rows
-constexpr int kStrip = 32;   // rows finished together
 
 // Some adjacent rows of a matrix, found once so that no row pays for the division.
 struct Strip {
@@ -57,18 +56,27 @@ struct Block {
   int width, pitch;
 };
 
+// Looks at the rows of a block that is in the tile.
+template <class Real, class Seen>
+void look(const Block& b, const Real* tile, Seen& seen) {
+  for (int r = 0; r < b.height; ++r) seen.look(r, tile + r * b.pitch, b.width);
+}
+
 // tile = then(number, class in the block)
-template <class Stored, class Real, class Then>
-void gather(const Strip& strip, const Block& b, Real* tile, Then then) {
+template <class Stored, class Real, class Then, class Seen>
+void gather(const Strip& strip, const Block& b, Real* tile, Then then, Seen& seen) {
   const Stored* at = strip.at<const Stored>(b.r, b.first);
+  const auto one = [=](Stored x, Real& to, int j) { to = then(Real(widen(x)), j); };
   if (strip.adjacent()) {
-    for (int r = 0; r < b.height; ++r, at += strip.row_step)
-      convert_each(at, tile + r * b.pitch, b.width,
-                   [=](Stored x, Real& to, int j) { to = then(Real(widen(x)), j); });
+    for (int r = 0; r < b.height; ++r, at += strip.row_step) {
+      auto row = seen.row();
+      convert_each(at, tile + r * b.pitch, b.width, one, row);
+      seen.put(r, row);
+    }
   } else {
     for (int j = 0; j < b.width; ++j, at += strip.class_step)
-      for (int r = 0; r < b.height; ++r)
-        tile[r * b.pitch + j] = then(Real(widen(at[r * strip.row_step])), j);
+      for (int r = 0; r < b.height; ++r) one(at[r * strip.row_step], tile[r * b.pitch + j], j);
+    look(b, tile, seen);
   }
 }
 
@@ -85,19 +93,19 @@ void scatter(const Strip& strip, const Block& b, const Real* tile) {
 }
 
 // float64 is swept in float64, every other type in float32. A soft target may have any type.
-template <class Real, class Then>
-void load(const Strip& strip, const Block& b, Real* tile, Then then) {
+template <class Real, class Then, class Seen>
+void load(const Strip& strip, const Block& b, Real* tile, Then then, Seen& seen) {
   switch (strip.type) {
-    case Type::f32: return gather<float>(strip, b, tile, then);
-    case Type::f64: return gather<double>(strip, b, tile, then);
-    case Type::bf16: return gather<bf16>(strip, b, tile, then);
-    case Type::f16: return gather<f16>(strip, b, tile, then);
+    case Type::f32: return gather<float>(strip, b, tile, then, seen);
+    case Type::f64: return gather<double>(strip, b, tile, then, seen);
+    case Type::bf16: return gather<bf16>(strip, b, tile, then, seen);
+    case Type::f16: return gather<f16>(strip, b, tile, then, seen);
   }
 }
 
-template <class Real>
-void load(const Strip& strip, const Block& b, Real* tile) {
-  load(strip, b, tile, [](Real x, int) { return x; });
+template <class Real, class Seen>
+void load(const Strip& strip, const Block& b, Real* tile, Seen& seen) {
+  load(strip, b, tile, [](Real x, int) { return x; }, seen);
 }
 
 void store(const Strip& strip, const Block& b, const double* tile) {
@@ -136,17 +144,19 @@ void apply_cap(const Problem& p, int n, Real* __restrict z, Real* __restrict slo
     }
 }
 
-// A block of logits after scale, softcap, class scale and bias, followed by padding; `row` is the
-// number of the strip's first row. `slope` receives the slope of the cap.
-template <class Real>
+// A block of logits after scale, softcap, class scale and bias, followed by -inf to the end of the
+// vector; `row` is the number of the strip's first row. `slope` receives the slope of the cap.
+// `seen` looks at the logits.
+template <class Real, class Seen>
 [[gnu::noinline]] void load_logits(const Problem& p, const Strip& strip, int64_t row,
-                                   const Block& b, Real padding, Real* tile, Real* slope) {
+                                   const Block& b, Real* tile, Real* slope, Seen& seen) {
   for (int r = 0; r < b.height; ++r)  // first, and by whole vectors: the row then covers some of it
-    XENT_FOR(i, kLanes) tile[r * b.pitch + padded(b.width) - kLanes + i] = padding;
+    XENT_FOR(i, kLanes) tile[r * b.pitch + padded(b.width) - kLanes + i] = Real(-kInfinity);
   const Real* factor = p.class_scale ? static_cast<const Real*>(p.class_scale) + b.first : nullptr;
   const Real* bias = p.class_bias ? static_cast<const Real*>(p.class_bias) + b.first : nullptr;
   if (p.scale || p.softcap > 0) {
-    load(strip, b, tile);
+    NoExtremes nobody;  // yet
+    load(strip, b, tile, nobody);
     for (int r = 0; r < b.height; ++r) {
       Real* z = tile + r * b.pitch;
       if (p.scale) {
@@ -159,14 +169,15 @@ template <class Real>
       if (bias)
         for (int j = 0; j < b.width; ++j) z[j] += bias[j];
     }
+    look(b, tile, seen);
   } else if (factor && bias) {  // on the way, which takes half the time
-    load(strip, b, tile, [=](Real x, int j) { return x * factor[j] + bias[j]; });
+    load(strip, b, tile, [=](Real x, int j) { return x * factor[j] + bias[j]; }, seen);
   } else if (factor) {
-    load(strip, b, tile, [=](Real x, int j) { return x * factor[j]; });
+    load(strip, b, tile, [=](Real x, int j) { return x * factor[j]; }, seen);
   } else if (bias) {
-    load(strip, b, tile, [=](Real x, int j) { return x + bias[j]; });
+    load(strip, b, tile, [=](Real x, int j) { return x + bias[j]; }, seen);
   } else {
-    load(strip, b, tile);
+    load(strip, b, tile, seen);
   }
 }
 
@@ -175,11 +186,12 @@ template <class Real>
 template <class Real>
 [[gnu::noinline]] void load_soft(const Problem& p, int64_t row, const int64_t* line,
                                  const Block& b, Real* tile) {
+  NoExtremes nobody;
   if (line)
     for (int r = 0; r < b.height; ++r)
-      load(Strip(p.soft, line[r]), {0, 1, b.first, b.width, b.pitch}, tile + r * b.pitch);
+      load(Strip(p.soft, line[r]), {0, 1, b.first, b.width, b.pitch}, tile + r * b.pitch, nobody);
   else
-    load(Strip(p.soft, row), b, tile);
+    load(Strip(p.soft, row), b, tile, nobody);
   const Real* weight = static_cast<const Real*>(p.class_weight);
   for (int r = 0; r < b.height; ++r) {
     Real* q = tile + r * b.pitch;
@@ -245,7 +257,8 @@ template <class Real>
 void load_panel(const Problem& p, const Strip& strip, int64_t row, const Block& b, Real* tile,
                 Real* slope, Real* panel) {
   if (adjacent(p)) {
-    load_logits(p, strip, row, b, Real(0), tile, slope);
+    NoExtremes nobody;
+    load_logits(p, strip, row, b, tile, slope, nobody);
     return transpose(tile, b.pitch, kStrip, b.width, panel, kStrip);
   }
   switch (strip.type) {
@@ -324,10 +337,13 @@ struct Ahead {
   const char* at = nullptr;
   int64_t row_step = 0, class_step = 0;  // bytes
 
-  // What lies where kLanes numbers from row r and class j on do, in its block.
-  void fetch(int r, int j) const {
-    __builtin_prefetch(at + r * row_step + j * class_step);
-  }
+  // What lies where kLanes numbers from class j of row r on do, in its block.
+  struct Row {
+    const char* at;
+    int64_t step;
+    XENT_LANE void fetch(int j) const { __builtin_prefetch(at + j * step); }
+  };
+  Row row(int r) const { return {at + r * row_step, class_step}; }
 };
 
 Ahead ahead_at(const Strip& s, int64_t row, int64_t first) {

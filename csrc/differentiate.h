@@ -2,6 +2,7 @@
 #pragma once
 
 #include "gradient.h"
+#include "exponentials.h"
 #include "layouts.h"
 
 namespace {
@@ -72,12 +73,11 @@ void differentiate(const Slopes<Real>& s, const Layout& block, int from,
     vanished[r] = base.vanished();
     floor[r] = varies(set) || factor == 0 ? base.lowest() : base.normal_floor(factor);
   }
+  block.extreme(next, low);
   if (!exact_slopes(set)) subtract_offsets(block, offset);
-  block.extreme([](Real a, Real b) { return a < b ? a : b; }, next, low);
   bool quick = true;
   for (int r = 0; r < height; ++r) {
-    const Real x = exact_slopes(set) ? low[r] - offset[r] : low[r];
-    const bool enough = x >= floor[r] && s.live[from + r] == 1;
+    const bool enough = low[r] - offset[r] >= floor[r] && s.live[from + r] == 1;
     tame[r] = enough ? Real(1) : Real(0);
     quick &= enough;
   }
@@ -113,40 +113,67 @@ void put_pivots(const Slopes<Real>& s, const Block& b, Put put) {
     for (int r = 0; r < b.height; ++r) put_one(r, s.top[b.r + r], s.at_top[b.r + r]);
 }
 
-template <unsigned set, class Stored, class Real>
+// By the step(row) of `differentiate`.
+template <class Stored, class Real, class Step>
+void store_gradient(const Strip& out, const Block& b, bool streams,
+                    const RowsLayout<Real, Less>& block, Step step, const Ahead& next) {
+  if (streams)
+    block.template map_to<true, Stored>(out, b, step, next);
+  else
+    block.template map_to<false, Stored>(out, b, step, next);
+}
+
+// visit(Stored()) for the type that a gradient has; float64 is swept in float64.
+template <class Visit>
+void with_stored(Type type, const double*, Visit visit) {
+  if (type == Type::f64) visit(double());
+}
+template <class Visit>
+void with_stored(Type type, const float*, Visit visit) {
+  switch (type) {
+    case Type::f32: return visit(float());
+    case Type::bf16: return visit(bf16());
+    case Type::f16: return visit(f16());
+    case Type::f64: return;
+  }
+}
+
+// The gradient of a block of logits, straight to where it goes.
+template <unsigned set, class Real>
 void differentiate_to(const Strip& out, const Block& b, bool streams, const Slopes<Real>& slopes,
-                      const RowsLayout<Real>& block, const Beside<Real>& beside,
+                      const RowsLayout<Real, Less>& block, const Beside<Real>& beside,
                       const Ahead& next) {
-  differentiate<set>(slopes, block, b.r, beside, next, [&](auto step) {
-    if (streams)
-      block.template map_to<true, Stored>(out, b, step, next);
-    else
-      block.template map_to<false, Stored>(out, b, step, next);
-  });
-  put_pivots(slopes, b, [&](int r, int64_t j, Real g) {
-    narrow(beside.outer.of(r, j, g), out.at<Stored>(b.r + r, b.first)[j]);
+  with_stored(out.type, block.z, [&](auto type) {
+    using Stored = decltype(type);
+    differentiate<set>(slopes, block, b.r, beside, next, [&](auto step) {
+      store_gradient<Stored>(out, b, streams, block, step, next);
+    });
+    put_pivots(slopes, b, [&](int r, int64_t j, Real g) {
+      narrow(beside.outer.of(r, j, g), out.at<Stored>(b.r + r, b.first)[j]);
+    });
   });
 }
 
-template <unsigned set>
-void differentiate_to_any(const Strip& out, const Block& b, bool streams,
-                          const Slopes<double>& slopes, const RowsLayout<double>& block,
-                          const Beside<double>& beside, const Ahead& next) {
-  differentiate_to<set, double>(out, b, streams, slopes, block, beside, next);
-}
-template <unsigned set>
-void differentiate_to_any(const Strip& out, const Block& b, bool streams,
-                          const Slopes<float>& slopes, const RowsLayout<float>& block,
-                          const Beside<float>& beside, const Ahead& next) {
-  switch (out.type) {
-    case Type::f32:
-      return differentiate_to<set, float>(out, b, streams, slopes, block, beside, next);
-    case Type::bf16:
-      return differentiate_to<set, bf16>(out, b, streams, slopes, block, beside, next);
-    case Type::f16:
-      return differentiate_to<set, f16>(out, b, streams, slopes, block, beside, next);
-    case Type::f64: return;  // swept in float64
-  }
+// The gradient of a block out of its exponentials; false if it must be computed from the logits.
+template <class Real>
+bool multiply_exponentials(const Strip& out, const Block& b, bool streams,
+                           const Slopes<Real>& slopes, Exponentials<Real>& exponentials,
+                           Extremes<Real, Less>& unused, const Ahead& next) {
+  Real factor[kStrip];
+  if (!exponentials.find_factors(slopes, b, factor)) return false;
+  exponentials.clear_dead(slopes, b);
+  const RowsLayout<Real, Less> block{exponentials.at(b), b.height, b.width, b.pitch, unused};
+  const auto step = [&](int r) {
+    return [f = factor[r]](Real e, int) { return e * f; };
+  };
+  with_stored(out.type, factor, [&](auto type) {
+    using Stored = decltype(type);
+    store_gradient<Stored>(out, b, streams, block, step, next);
+    put_pivots(slopes, b, [&](int r, int64_t j, Real g) {
+      narrow(g, out.at<Stored>(b.r + r, b.first)[j]);
+    });
+  });
+  return true;
 }
 
 }  // namespace

@@ -15,7 +15,8 @@ constexpr int kLanes = 16;  // accumulators in flight: enough to hide the latenc
 // Compilers vectorise no loop with a call in it: inlining saves a third of the time of short rows.
 // Nor do they vectorise a loop over two conditions joined by &&. -fopt-info-vec-missed says which
 // loop was missed, and why.
-#define XENT_LANE inline __attribute__((always_inline))
+#define XENT_INLINE __attribute__((always_inline))
+#define XENT_LANE inline XENT_INLINE
 
 // GCC would unroll so short a loop before it looks for vectors, and then find none.
 #ifdef __clang__
@@ -230,13 +231,15 @@ struct Base {
   // The nearest to `wanted`, or `wanted` itself if it must be exact.
   XENT_LANE explicit Base(double wanted, bool exact = sizeof(Real) == 8) {
     constexpr double far = 0x1p20, log2e = double(Exp<Real>::log2e), magic = Exp<double>::magic;
-    const bool near = !exact && sizeof(Real) < 8 && (wanted < 0 ? -wanted : wanted) < far;
+    const bool near = (!exact && sizeof(Real) < 8) & ((wanted < 0 ? -wanted : wanted) < far);
     const double nearest = (wanted * log2e + magic) - magic;
     whole = near ? Real(nearest) : Real(0);
-    offset = near || wanted == -__builtin_huge_val() ? Real(0) : Real(wanted);
+    offset = near | (wanted == -__builtin_huge_val()) ? Real(0) : Real(wanted);
     shift = near ? nearest / log2e : double(Real(wanted));
   }
 
+  // NaN where exponentials are not relative to a power of two.
+  XENT_LANE Real whole_or_nan() const { return offset == 0 ? whole : Real(__builtin_nan("")); }
   XENT_LANE Real magic() const { return Exp<Real>::magic - whole; }
   // The logit, less the offset, whose exponential is 2^k.
   XENT_LANE Real logit_of(int k) const { return (whole + Real(k)) / Exp<Real>::log2e; }
@@ -247,7 +250,7 @@ struct Base {
     using E = Exp<Real>;
     using Int = typename E::Int;
     const int exponent = int((bits<Int>(factor) >> E::mantissa) & (2 * E::bias + 1));
-    const bool normal = exponent > 1 && exponent < 2 * E::bias;
+    const bool normal = (exponent > 1) & (exponent < 2 * E::bias);
     const Real floor = logit_of(2 - exponent > E::lowest ? 2 - exponent : E::lowest);
     return normal ? floor : Real(__builtin_huge_val());
   }

@@ -15,12 +15,32 @@ struct Sums {
   XENT_LANE Real& operator()(int k) const { return at[k][i]; }
 };
 
+struct Plus {
+  XENT_LANE double operator()(double a, double b) const { return a + b; }
+};
+
+// From kLanes numbers a row to one: in the row down to four, then side by side.
+template <class Real, class Number, class Operation>
+void fold(const Real (*lane)[kLanes], int count, Operation operation, Number* out) {
+  Number half[kStrip][8], quad[4][kStrip];
+  for (int r = 0; r < count; ++r) {
+    XENT_FOR(i, 8) half[r][i] = operation(Number(lane[r][i]), Number(lane[r][i + 8]));
+    XENT_FOR(i, 4) half[r][i] = operation(half[r][i], half[r][i + 4]);
+  }
+  for (int r = count; r % 4 > 0; ++r)  // `transpose` takes four rows at a time
+    for (int i = 0; i < 4; ++i) half[r][i] = 0;
+  transpose(half[0], 8, count, 4, quad[0], kStrip);
+  for (int r = 0; r < count; ++r)
+    out[r] = operation(operation(quad[0][r], quad[2][r]), operation(quad[1][r], quad[3][r]));
+}
+
 // Rows one after the other, lanes along the classes. The padding is swept too.
-template <class Real>
+template <class Real, class Operation>
 struct RowsLayout {
-  static constexpr bool is_panel = false;
+  static constexpr bool is_panel = false, keeps = false;
   Real* z;
   int height, width, pitch;
+  Extremes<Real, Operation>& extremes;  // found when the block was loaded
 
   Real& at(int r, int64_t j) const { return z[r * pitch + j]; }
   int padding() const { return padded(width) - width; }
@@ -33,27 +53,10 @@ struct RowsLayout {
     if (place >= 0) at(r, place) = value;
   }
 
-  // A block is swept twice or more; the sweeps fetch the next block, half of it each.
-
-  // out[r] = the extreme of row r by an operation that may see a class twice.
-  template <class Operation>
-  void extreme(Operation operation, const Ahead& next, Real* out) const {
-    Real lane[kStrip][kLanes];
-    const int end = padded(width) - kLanes;
-    for (int r = 0; r < height; ++r) {
-      const Real* at = z + r * pitch;
-      Real a[kLanes], b[kLanes];  // two, because an extreme takes less time than its latency
-      XENT_FOR(i, kLanes) a[i] = at[i];
-      XENT_FOR(i, kLanes) b[i] = at[end + i];
-      for (int j = kLanes; j < end; j += 2 * kLanes) {
-        next.fetch(r, j / 2);
-        XENT_FOR(i, kLanes) a[i] = operation(at[j + i], a[i]);
-        XENT_FOR(i, kLanes) b[i] = operation(at[j + kLanes + i], b[i]);
-      }
-      XENT_FOR(i, kLanes) lane[r][i] = operation(a[i], b[i]);
-    }
-    fold(lane, height, operation, out);
-  }
+  // out[r] = the extreme of row r.
+  void extreme(const Ahead&, Real* out) const { fold(extremes.lane, height, Operation(), out); }
+  // After a change of row r.
+  void look_again(int r) const { extremes.look(r, z + r * pitch, width); }
 
   // out[r] = the first class of row r whose logit is value[r]. Backwards: the last one found stays.
   void find(const Real* value, Real* out) const {
@@ -67,7 +70,7 @@ struct RowsLayout {
         XENT_FOR(i, kLanes) found[i] = at[j + i] == wanted ? Real(j + i) : found[i];
       XENT_FOR(i, kLanes) lane[r][i] = found[i];
     }
-    fold(lane, height, [](Real a, Real b) { return a < b ? a : b; }, out);
+    fold(lane, height, Less(), out);
   }
 
   // out[k][r] = the k-th of n sums over row r: step(r)(logit, class, sums) adds a class to them.
@@ -77,7 +80,7 @@ struct RowsLayout {
     Real lane[n][kStrip][kLanes];
     for (int r = 0; r < height; ++r)
       sum_row<n>(r, step(r), next, [&](int k) { return lane[k][r]; });
-    for (int k = 0; k < n; ++k) fold(lane[k], height, add(), out[k]);
+    for (int k = 0; k < n; ++k) fold(lane[k], height, Plus(), out[k]);
   }
 
   // The same for the rows that are marked.
@@ -93,7 +96,7 @@ struct RowsLayout {
     for (int m = 0; m < count; ++m)
       sum_row<n>(row[m], step(row[m]), next, [&](int k) { return lane[k][m]; });
     for (int k = 0; k < n; ++k) {
-      fold(lane[k], count, add(), own);
+      fold(lane[k], count, Plus(), own);
       for (int m = 0; m < count; ++m) out[k][row[m]] = own[m];
     }
   }
@@ -114,10 +117,11 @@ struct RowsLayout {
     constexpr int lanes = 64 / sizeof(Stored);
     for (int r = 0; r < height; ++r) {
       const auto one = step(r);
+      const Ahead::Row ahead = next.row(r);
       const Real* at = z + r * pitch;
       Stored* to = out.at<Stored>(b.r + r, b.first);
-      const auto compute = [&](int j, Stored* __restrict into) {
-        if (lanes > kLanes || j / kLanes % 2 == 0) next.fetch(r, (width + j) / 2);
+      const auto compute = [&](int j, Stored* __restrict into) XENT_INLINE {
+        for (int i = 0; i < lanes; i += kLanes) ahead.fetch(j + i);
         XENT_FOR(i, lanes) narrow(one(at[j + i], j + i), into[i]);
       };
       alignas(64) Stored line[lanes];
@@ -134,56 +138,41 @@ struct RowsLayout {
         compute(j, streams ? line : to + j);
         if (streams) stream_line(line, to + j);
       }
-      some(j, width - j);
+      if (streams || width < lanes)
+        some(j, width - j);
+      else if (j < width)  // once more what the last whole line has, rather than single numbers
+        compute(width - lanes, to + width - lanes);
     }
   }
 
  private:
-  static auto add() {
-    return [](double a, double b) { return a + b; };
-  }
-
   // lane(k)[i] = what lane i has of the k-th sum over row r
   template <int n, class One, class Lane>
   XENT_LANE void sum_row(int r, One one, const Ahead& next, Lane lane) const {
-    const Real* at = z + r * pitch;
+    Real* at = z + r * pitch;
+    const Ahead::Row ahead = next.row(r);
     Real a[n][kLanes] = {}, b[1][kLanes] = {};
     int j = 0;
     if constexpr (n == 1)  // in two lanes, because an addition takes longer than what is added
       for (; j + kLanes < width; j += 2 * kLanes) {
-        next.fetch(r, (width + j) / 2);
+        ahead.fetch(j), ahead.fetch(j + kLanes);
         XENT_FOR(i, kLanes) one(at[j + i], j + i, Sums<Real, kLanes>{a, i});
         XENT_FOR(i, kLanes) one(at[j + kLanes + i], j + kLanes + i, Sums<Real, kLanes>{b, i});
       }
     for (; j < width; j += kLanes) {
-      if (n > 1) next.fetch(r, (width + j) / 2);
+      if (n > 1) ahead.fetch(j);
       XENT_FOR(i, kLanes) one(at[j + i], j + i, Sums<Real, kLanes>{a, i});
     }
     for (int k = 0; k < n; ++k)
       XENT_FOR(i, kLanes) lane(k)[i] = n == 1 ? a[k][i] + b[0][i] : a[k][i];
   }
-
-  // From kLanes numbers a row to one: in the row down to four, then side by side.
-  template <class Number, class Operation>
-  void fold(const Real (*lane)[kLanes], int count, Operation operation, Number* out) const {
-    Number half[kStrip][8], quad[4][kStrip];
-    for (int r = 0; r < count; ++r) {
-      XENT_FOR(i, 8) half[r][i] = operation(Number(lane[r][i]), Number(lane[r][i + 8]));
-      XENT_FOR(i, 4) half[r][i] = operation(half[r][i], half[r][i + 4]);
-    }
-    for (int r = count; r % 4 > 0; ++r)  // `transpose` takes four rows at a time
-      for (int i = 0; i < 4; ++i) half[r][i] = 0;
-    transpose(half[0], 8, count, 4, quad[0], kStrip);
-    for (int r = 0; r < count; ++r)
-      out[r] = operation(operation(quad[0][r], quad[2][r]), operation(quad[1][r], quad[3][r]));
-  }
 };
 
 // The rows of a strip side by side, class after class: no sums across lanes and no padding, which
 // is most of the work for rows of ten classes.
-template <class Real>
+template <class Real, class Operation>
 struct PanelLayout {
-  static constexpr bool is_panel = true;
+  static constexpr bool is_panel = true, keeps = false;
   Real* z;
   int height, width;
 
@@ -194,13 +183,14 @@ struct PanelLayout {
     if (place >= 0) at(r, place) = value;
   }
 
-  template <class Operation>
-  void extreme(Operation operation, const Ahead& next, Real* out) const {
+  // By a sweep, which fetches the next block.
+  void extreme(const Ahead& next, Real* out) const {
     Real lane[kStrip];
+    const Ahead::Row ahead = next.row(0);
     for (int r = 0; r < kStrip; ++r) lane[r] = z[r];
     for (int j = 1; j < width; ++j) {
-      next.fetch(0, j);
-      for (int r = 0; r < kStrip; ++r) lane[r] = operation(z[j * kStrip + r], lane[r]);
+      ahead.fetch(j);
+      for (int r = 0; r < kStrip; ++r) lane[r] = Operation()(z[j * kStrip + r], lane[r]);
     }
     for (int r = 0; r < height; ++r) out[r] = lane[r];
   }

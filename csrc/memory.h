@@ -1,27 +1,31 @@
 // Runs of numbers between memory and the first-level cache.
 #pragma once
 
-#include "lanes.h"
+#include "extremes.h"
 
 namespace {
 
 // one(from[j], to[j], j) by whole vectors; the last one overlaps the one before rather than leave a
-// tail of single numbers (a tenth of the time at 100 classes).
-template <class From, class To, class One>
-void convert_each(const From* __restrict from, To* __restrict to, int n, One one) {
+// tail of single numbers (a tenth of the time at 100 classes). `seen` looks at the results.
+template <class From, class To, class One, class Seen>
+void convert_each(const From* __restrict from, To* __restrict to, int n, One one, Seen& seen) {
   constexpr int step = 2 * kLanes;
   if (n < step) {
     for (int j = 0; j < n; ++j) one(from[j], to[j], j);
-    return;
+    return seen.see_short(to, n);
   }
-  for (int j = 0; j + step <= n; j += step)
+  for (int j = 0; j + step <= n; j += step) {
     for (int i = 0; i < step; ++i) one(from[j + i], to[j + i], j + i);
+    seen.see(to + j);
+  }
   for (int i = 0; i < step; ++i) one(from[n - step + i], to[n - step + i], n - step + i);
+  seen.see(to + n - step);
 }
 
 template <class From, class To, class One>
 void convert(const From* from, To* to, int n, One one) {
-  convert_each(from, to, n, [=](From x, To& y, int) { one(x, y); });
+  Unseen unseen;
+  convert_each(from, to, n, [=](From x, To& y, int) { one(x, y); }, unseen);
 }
 
 // Stores an aligned cache line past the caches, which would read memory before they write it.

@@ -1,22 +1,28 @@
 // The kernel pair. One source, compiled once per instruction set (CMakeLists.txt), nothing but
 // plain loops over blocks that stay in the first-level cache:
 //
-//   statistics:  load a block -> take the pivot out -> absorb the rest into the running sums
-//   gradient:    load a block -> one exp per class -> put the pivot in -> store
+//   statistics:  load a block, its largest logits seen on the way -> take the pivot out
+//                -> absorb the rest into the running sums
+//   gradient:    load a block, its smallest logits seen on the way -> one exp per class
+//                -> put the pivot in -> store
 //
 // Loading (blocks.h) widens, scales, caps and adds the class bias, whatever the strides; so every
 // dtype, layout and transform shares the loops that follow. Sums run over lanes in a fixed order
 // and are added up per block in float64: the bits depend on the row alone.
 //
 //   loss:  statistics of a strip -> its program -> the program backwards -> gradient (loss.h)
+//          The exponentials of the first sweep stay in the cache for the second where that pays
+//          (exponentials.h): then a logit is loaded once and has one exponential.
 //
 //   lanes.h          the arithmetic of one lane;  elementary.h  functions for every argument
-//   memory.h         runs of numbers between memory and the cache
+//   memory.h         runs of numbers between memory and the cache;  extremes.h  seen on the way
 //   blocks.h         the same for blocks of rows, whatever their strides and transforms
 //   layouts.h        the loops over a block, which is a strip of rows
 //   terms.h          what a loss may ask for
-//   statistics.h     the forward sweep;   fields.h    from its sums to the fields
+//   statistics.h     the forward sweep;   sums.h      what one class adds to them
+//   fields.h         from the sums to the fields
 //   differentiate.h  the backward sweep;  gradient.h  from the fields to its coefficients
+//   exponentials.h   what the first sweep leaves for the second
 //   sweeps.h         both sweeps of a strip
 //   program.h        what a loss makes of the fields;  operations.h  the table of what it may do
 //   scaling.h        another slope for a gradient
@@ -96,7 +102,8 @@ class LossSweep {
  public:
   explicit LossSweep(const Loss& loss)
       : loss_(loss), tape_(loss), strip_(with_tables(loss.problem, tape_)), statistics_(strip_),
-        gradient_(strip_), tallest_(tallest(loss.problem)) {}
+        gradient_(strip_), keeps_(keeps_exponentials()), tallest_(tallest()),
+        exponentials_(keeps_ ? loss.problem.classes : 0, keeps_ ? tallest_ : 0) {}
 
   void run(int64_t begin, int64_t end) {
     const Problem& p = loss_.problem;
@@ -104,11 +111,11 @@ class LossSweep {
       const int fits = strip_height(p, n, end), height = fits < tallest_ ? fits : tallest_;
       move_to(p, n, strip_);
       read_labels(n, height);
-      statistics_.run(strip_, 0, height, label_, tiles_);
+      statistics_.run(strip_, 0, height, label_, tiles_, exponentials_.get());
       evaluate(n, height);
       if (p.gradient.data) {
         tape_.differentiate(seed_);
-        gradient_.run(strip_, 0, height, label_, tiles_);
+        gradient_.run(strip_, 0, height, label_, tiles_, exponentials_.get());
       }
       n += height;
     }
@@ -123,11 +130,22 @@ class LossSweep {
     return strip;
   }
 
+  // Whether the exponentials of the first sweep are worth their room: those of 16-bit logits are
+  // where a row of them fits the second-level cache; in float32, where the bandwidth of memory
+  // rules, only as far as a strip stays in the first-level cache.
+  bool keeps_exponentials() const {
+    const Problem& p = loss_.problem;
+    if (sizeof(Real) == 8 || !p.gradient.data || !gradient_.is_plain()) return false;
+    const int64_t most = size_of(p.logits.type) == 2 ? 160000 : 256;
+    return statistics_.terms() == kPlain && p.classes <= most;
+  }
+
   // Of long rows a few, which the second sweep then finds in the cache. What short rows share is
   // computed for all of a strip: with fewer they would take several times as long.
-  static int tallest(const Problem& p) {
+  int tallest() const {
+    const Problem& p = loss_.problem;
     constexpr int64_t room = int64_t{256} << 10;
-    const int64_t bytes = p.classes * size_of(p.logits.type);
+    const int64_t bytes = p.classes * (keeps_ ? int64_t{sizeof(Real)} : size_of(p.logits.type));
     if (!p.gradient.data || !adjacent(p) || bytes * kStrip <= room) return kStrip;
     return bytes < room ? int(room / bytes) : 1;
   }
@@ -145,8 +163,8 @@ class LossSweep {
     const double* value = tape_.evaluate(n, height);
     for (int r = 0; r < height; ++r) {
       const bool kept = label_[r].kind == Kind::kept;
-      loss_.values[n + r] = kept ? value[r] * weight(n + r) : 0.0;
-      seed_[r] = kept ? loss_.seed * weight(n + r) : 0.0;
+      loss_.values[n + r] = exponentials ? value[r] * weight(n + r) : 0.0;
+      seed_[r] = exponentials ? loss_.seed * weight(n + r) : 0.0;
     }
   }
 
@@ -155,7 +173,9 @@ class LossSweep {
   Problem strip_;  // the rows at hand, with row 0 the first
   const StatisticsSweep<Real> statistics_;
   GradientSweep<Real> gradient_;
+  const bool keeps_;
   const int tallest_;
+  Exponentials<Real> exponentials_;
   Tiles<Real> tiles_;
   Label label_[kStrip];
   double seed_[kStrip] = {};

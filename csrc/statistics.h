@@ -3,91 +3,9 @@
 #pragma once
 
 #include "fields.h"
-#include "layouts.h"
+#include "sums.h"
 
 namespace {
-
-// ---- one class ----------------------------------------------------------------------------------
-
-// How to add up a row. The quick way is wrong where classes are masked; the careful one counts
-// those at the shift rather than add up their exponentials, so that the others keep their digits.
-enum class Way { quick, minds_masks, careful };
-
-// The sums of a set of terms: their places among the accumulators.
-template <unsigned set>
-struct Places {
-  static constexpr int sum = 0;  // of exponentials
-  static constexpr int spread = sum + 1;  // of (shift - z) e^(z - shift), for the entropy
-  static constexpr int squares = spread + bool(set & kEntropy);
-  static constexpr int cubes = squares + bool(set & kSquares);
-  static constexpr int level = cubes + bool(set & kCubes);  // of c_j (z_j - offset)
-  static constexpr int weight = level + bool(set & kMean);   // of c_j
-  static constexpr int mass = weight + bool(set & kWeights);  // of q_j
-  static constexpr int deficit = mass + bool(set & kSoft);    // of q_j (shift - z_j)
-  static constexpr int quick_count = deficit + bool(set & kSoft);
-  static constexpr int support = quick_count;  // of 1, unless masked
-  static constexpr int tops = support + 1;     // of 1 at the shift
-  static constexpr int count(Way way) {
-    return quick_count + (way != Way::quick) + (way == Way::careful);
-  }
-};
-
-// Some sums have terms of z - shift, which must then be exact.
-constexpr bool exact_sums(unsigned set) { return set & (kMean | kEntropy | kSoft); }
-
-// Adds a class of a row to its sums.
-template <unsigned set, Way way, class Real>
-struct Adder {
-  Real offset, magic, low;
-  const Real *weight, *soft;
-
-  template <class Sums>
-  XENT_LANE void operator()(Real z, int j, Sums sum) const {
-    using At = Places<set>;
-    const Real x = exact_sums(set) ? z - offset : z;
-    if constexpr (way == Way::careful) {
-      const bool vanishes = x < low;
-      const Real y = low > x ? low : x, power = exponential(y, magic).times(Real(1));
-      const Real e = vanishes ? Real(0) : power;
-      sum(At::sum) += x == 0 ? Real(0) : e;
-      sum(At::tops) += x == 0 ? Real(1) : Real(0);
-      add_more(y, e, sum);
-    } else {
-      const Real y = low > x ? low : x;
-      const Power<Real> power = exponential(y, magic);
-      if constexpr (set & (kEntropy | kPowers)) {
-        sum(At::sum) += power.value();
-        add_more(y, power.value(), sum);
-      } else {
-        sum(At::sum) = power.added_to(sum(At::sum));
-      }
-    }
-    const bool out = way != Way::quick && z == Real(-kInfinity);
-    if constexpr (set & kWeights) {
-      const Real c = out ? Real(0) : weight[j];
-      sum(At::weight) += c;
-      sum(At::level) += out ? Real(0) : c * x;
-    } else if constexpr (set & kMean) {
-      sum(At::level) += out ? Real(0) : x;
-    }
-    if constexpr (way != Way::quick) sum(At::support) += out ? Real(0) : Real(1);
-    if constexpr (set & kSoft) {
-      const Real q = soft[j];
-      sum(At::mass) += q;
-      sum(At::deficit) += way != Way::quick && q == 0 ? Real(0) : -x * q;
-    }
-  }
-
-  template <class Sums>
-  XENT_LANE void add_more(Real y, Real e, Sums sum) const {
-    using At = Places<set>;
-    if constexpr (set & kEntropy) sum(At::spread) = fused(-y, e, sum(At::spread));
-    constexpr Real faint = Real(0x1p-41);  // beside the 1 of the largest, its powers are nothing
-    const Real f = is_all(set) && faint > e ? faint : e;
-    if constexpr (set & kSquares) sum(At::squares) = fused(f, f, sum(At::squares));
-    if constexpr (set & kCubes) sum(At::cubes) = fused(f * f, f, sum(At::cubes));
-  }
-};
 
 bool is_finite(double x) { return x - x == 0; }
 
@@ -105,11 +23,12 @@ class Absorber {
       for (int r = 0; r < block_.height; ++r) place_[r] = -1;
     else
       take_labels();
-    block_.extreme(greater(), next_, here_);
+    block_.extreme(next_, here_);
     if constexpr (set & kSoft)
       take_largest();
-    else if (rows_.seeks_top)
-      find_top();
+    else if constexpr (!Layout::is_panel)
+      leave_pivots_out();
+    if (!(set & kSoft) && rows_.seeks_top) find_top();
     choose_bases();
     add_up();
     merge();
@@ -117,10 +36,6 @@ class Absorber {
 
  private:
   using At = Places<set>;
-
-  static auto greater() {
-    return [](Real a, Real b) { return a > b ? a : b; };
-  }
 
   void take_labels() {
     for (int r = 0; r < block_.height; ++r) {
@@ -154,9 +69,21 @@ class Absorber {
       rows_.pivot_soft[n] = double(soft);
       rows_.top[n] = first_ + place_[r];
       block_.at(r, place_[r]) = Real(-kInfinity);
+      block_.look_again(r);
       soft = 0;
     }
-    block_.extreme(greater(), next_, here_);
+    block_.extreme(next_, here_);
+  }
+
+  // A row was loaded with its pivot, which may be its largest logit.
+  void leave_pivots_out() {
+    bool any = false;
+    for (int r = 0; r < block_.height; ++r) {
+      if (place_[r] < 0 || !(rows_.pivot[from_ + r] >= double(here_[r]))) continue;
+      block_.look_again(r);
+      any = true;
+    }
+    if (any) block_.extreme(next_, here_);
   }
 
   void find_top() {
@@ -172,13 +99,14 @@ class Absorber {
 
   void choose_bases() {
     for (int r = 0; r < block_.height; ++r) {
-      Real top = greater()(here_[r], Real(rows_.largest[from_ + r]));
-      if constexpr (set & kSoft) top = greater()(Real(released_[r]), top);
+      Real top = Greater()(here_[r], Real(rows_.largest[from_ + r]));
+      if constexpr (set & kSoft) top = Greater()(Real(released_[r]), top);
       const Base<Real> base{double(top), exact_sums(set)};
       top_[r] = top;
       shift_[r] = base.shift;
       offset_[r] = base.offset;
       magic_[r] = base.magic();
+      if constexpr (Layout::keeps) whole_[r] = base.whole_or_nan();
       lowest_[r] = base.logit_of(lowest_exponent());
     }
   }
@@ -191,7 +119,10 @@ class Absorber {
   }
 
   void add_up() {
-    if constexpr (!exact_sums(set)) {
+    if constexpr (Layout::keeps) {
+      subtract_offsets(block_, offset_);
+      keep();
+    } else if constexpr (!exact_sums(set)) {
       subtract_offsets(block_, offset_);
       add_up_all<Way::quick>(lowest_);
     } else if constexpr (Layout::is_panel && (set & kEntropy)) {
@@ -222,6 +153,14 @@ class Absorber {
   template <Way way>
   void add_up_all(const Real* low) {
     block_.template sums<At::count(way)>(adder<way>(low), next_, sum_);
+  }
+
+  void keep() {
+    block_.template sums<1>([&](int r) { return Keeper<Real>{magic_[r], lowest_[r]}; }, next_,
+                            sum_);
+    // 0 where there is no class: what is below it would take a hundred cycles to multiply.
+    for (int r = 0; r < block_.height; ++r) block_.blank(r, place_[r], Real(0));
+    block_.note(whole_);
   }
 
   void take_blanks_out() {
@@ -321,7 +260,8 @@ class Absorber {
       const int n = from_ + r;
       const double before = rows_.sum[n] + (set & kEntropy ? rows_.tops[n] : 0.0);
       const double delta = shift_[r] - rows_.shift[n];
-      const double factor = before == 0 ? 0.0 : exp_scaled(-delta, 1.0);
+      // Most blocks bring no new maximum: then the shift is the old one.
+      const double factor = before == 0 ? 0.0 : delta == 0 ? 1.0 : exp_scaled(-delta, 1.0);
       if constexpr (set & kEntropy) {
         const bool same = delta == 0;
         sum_[At::sum][r] += same ? rows_.sum[n] : factor * before;
@@ -369,6 +309,7 @@ class Absorber {
 
   int64_t place_[kStrip];  // of the pivot in the block; negative where it is elsewhere
   Real here_[kStrip], top_[kStrip];  // the largest logits of the rest: in the block, and so far
+  Real whole_[kStrip];
   Real offset_[kStrip] = {}, magic_[kStrip] = {}, lowest_[kStrip] = {};  // panels are swept whole
   double shift_[kStrip], sum_[At::count(Way::careful)][kStrip], tops_[kStrip];
   double released_[kStrip], released_soft_[kStrip], released_weight_[kStrip];  // former pivots

@@ -44,6 +44,22 @@ struct Cut {
       }
   }
 
+  // The same for a block that need not fit a tile.
+  template <class Visit>
+  void for_parts(const Block& b, Visit visit) const {
+    for (int from = 0; from < b.height; from += height) {
+      const int rows = b.height - from;
+      visit(Block{b.r + from, rows < height ? rows : height, b.first, b.width, b.pitch});
+    }
+  }
+
+  // Where rows have a place of their own: those that are no longer than a tile, all at once.
+  Cut untiled(const Problem& p, int strip_height) const {
+    Cut cut = *this;
+    if (p.classes <= width) cut.height = strip_height;
+    return cut;
+  }
+
   // Where the block lies that will be loaded after this one.
   Ahead next(const Problem& p, const Strip& strip, const Block& b) const {
     return p.classes > width ? ahead_at(strip, b.r, b.first + width)
@@ -64,6 +80,8 @@ struct Tiles {
   alignas(64) Real soft[kTile + xent::kBeyond];
   alignas(64) Real ones[kTile + xent::kBeyond];
   alignas(64) Real caps[kTile + xent::kBeyond];
+  Extremes<Real, Greater> largest;
+  Extremes<Real, Less> smallest;
 };
 
 // What lies beside a block: soft targets, if there are any, and weights, where they are looked at.
@@ -97,23 +115,33 @@ struct StatisticsSets
 template <>
 struct StatisticsSets<double> : Compiled<kPlain> {};
 
+// Leaves the exponentials in `exponentials`, if there is one.
 template <unsigned set, class Real>
 void sweep(const Problem& p, const Strip& strip, int64_t n, int height, const Label* label,
-           Rows& rows, Tiles<Real>& tiles) {
+           Rows& rows, Tiles<Real>& tiles, Exponentials<Real>* exponentials) {
   const bool panels = fits_panels(p);
-  const Cut cut(p, panels, height);
+  const Cut tiled(p, panels, height), cut = exponentials ? tiled.untiled(p, height) : tiled;
   Real* const no_slope = nullptr;
   cut.for_blocks(p, height, [&](const Block& b) {
     if constexpr (!(set & kSoft))
       if (panels) {
         load_panel(p, strip, n, b, tiles.logits, no_slope, tiles.panel);
-        const PanelLayout<Real> block{tiles.panel, b.height, b.width};
+        const PanelLayout<Real, Greater> block{tiles.panel, b.height, b.width};
         return absorb<set>(p, rows, block, load_beside<set>(p, n, label, b, tiles), label, b,
                            ahead_of_panel(strip, kStrip, b.first));
       }
     if (!any_kept(label, b)) return;
-    load_logits(p, strip, n, b, Real(-kInfinity), tiles.logits, no_slope);
-    const RowsLayout<Real> block{tiles.logits, b.height, b.width, b.pitch};
+    if constexpr (set == kPlain)
+      if (exponentials) {
+        BothExtremes<Real> both{tiles.smallest, tiles.largest};
+        load_logits(p, strip, n, b, exponentials->at(b), no_slope, both);
+        const RowsLayout<Real, Greater> rows_of{exponentials->at(b), b.height, b.width, b.pitch,
+                                                tiles.largest};
+        const KeepingRows<Real> block{rows_of, tiles.smallest, *exponentials, b};
+        return absorb<set>(p, rows, block, Beside<Real>{}, label, b, cut.next(p, strip, b));
+      }
+    load_logits(p, strip, n, b, tiles.logits, no_slope, tiles.largest);
+    const RowsLayout<Real, Greater> block{tiles.logits, b.height, b.width, b.pitch, tiles.largest};
     absorb<set>(p, rows, block, load_beside<set>(p, n, label, b, tiles), label, b,
                 cut.next(p, strip, b));
   });
@@ -125,12 +153,15 @@ class StatisticsSweep {
  public:
   explicit StatisticsSweep(const Problem& p) : terms_(Sets::find(terms_of(p, p.statistics))) {}
 
-  void run(const Problem& p, int64_t n, int height, const Label* label, Tiles<Real>& tiles) const {
+  unsigned terms() const { return terms_; }
+
+  void run(const Problem& p, int64_t n, int height, const Label* label, Tiles<Real>& tiles,
+           Exponentials<Real>* exponentials = nullptr) const {
     const Strip strip(p.logits, n);
     const xent::Statistics& s = p.statistics;
     Sets::with(terms_, [&](auto set) {
       Rows rows(set.value, s.rest_top);
-      sweep<set.value>(p, strip, n, height, label, rows, tiles);
+      sweep<set.value>(p, strip, n, height, label, rows, tiles, exponentials);
       const Odds odds(rows, height, set.value & kEntropy);
       finish<Real>(p, rows, odds, label, n, height);
       if (p.sharded)
@@ -175,12 +206,12 @@ void differentiate_by_tile(const Problem& p, const Strip& strip, const Strip& ou
   if constexpr (!(set & kSoft))
     if (panels) {
       load_panel(p, strip, n, b, tiles.logits, tiles.caps, tiles.panel);
-      run(PanelLayout<Real>{tiles.panel, b.height, b.width});
+      run(PanelLayout<Real, Less>{tiles.panel, b.height, b.width});
       return store_panel(p, out, b, tiles.panel, tiles.logits, outer_slopes(p, b, tiles.caps));
     }
   if constexpr (is_all(set)) {
-    load_logits(p, strip, n, b, Real(kInfinity), tiles.logits, tiles.caps);
-    run(RowsLayout<Real>{tiles.logits, b.height, b.width, b.pitch});
+    load_logits(p, strip, n, b, tiles.logits, tiles.caps, tiles.smallest);
+    run(RowsLayout<Real, Less>{tiles.logits, b.height, b.width, b.pitch, tiles.smallest});
     store_rows(out, b, tiles.logits, outer_slopes(p, b, tiles.caps));
   }
 }
@@ -190,11 +221,11 @@ template <unsigned set, class Real>
 void differentiate_directly(const Problem& p, const Strip& strip, const Strip& out, int64_t n,
                             const Block& b, const Label* label, const Slopes<Real>& slopes,
                             Tiles<Real>& tiles, const Ahead& next) {
-  load_logits(p, strip, n, b, Real(kInfinity), tiles.logits, tiles.caps);
+  load_logits(p, strip, n, b, tiles.logits, tiles.caps, tiles.smallest);
   Beside<Real> beside = load_beside<set>(p, n, label, b, tiles);
   beside.outer = outer_slopes(p, b, tiles.caps);
-  const RowsLayout<Real> block{tiles.logits, b.height, b.width, b.pitch};
-  differentiate_to_any<set>(out, b, p.streams, slopes, block, beside, next);
+  const RowsLayout<Real, Less> block{tiles.logits, b.height, b.width, b.pitch, tiles.smallest};
+  differentiate_to<set>(out, b, p.streams, slopes, block, beside, next);
 }
 
 // The gradient of the rows from n on.
@@ -209,12 +240,16 @@ class GradientSweep {
                        : all_of(wanted);
   }
 
-  void run(const Problem& p, int64_t n, int height, const Label* label, Tiles<Real>& tiles) {
+  // Of rows as they lie, by multiples of the exponentials.
+  bool is_plain() const { return direct_ && terms_ == kPlain; }
+
+  void run(const Problem& p, int64_t n, int height, const Label* label, Tiles<Real>& tiles,
+           Exponentials<Real>* exponentials = nullptr) {
     const Strip strip(p.logits, n), out(p.gradient, n);
     const Cut cut(p, panels_, height);
     SlopeFinder<Real>(terms_, p, n, height, label, slopes_).find();
     Sets::with(terms_, [&](auto set) {
-      cut.for_blocks(p, height, [&](const Block& b) {
+      const auto by_logits = [&](const Block& b) {
         if (!panels_ && !any_kept(label, b)) return store_zeros(out, b, tiles.logits);
         const Ahead next = panels_ ? ahead_of_panel(strip, kStrip, b.first) : cut.next(p, strip, b);
         if constexpr (!is_all(set.value))
@@ -224,6 +259,14 @@ class GradientSweep {
         if constexpr (set.value != kSlope)
           differentiate_by_tile<set.value>(p, strip, out, n, b, panels_, label, slopes_, tiles,
                                            next);
+      };
+      if (!exponentials) return cut.for_blocks(p, height, by_logits);
+      cut.untiled(p, height).for_blocks(p, height, [&](const Block& b) {
+        const Ahead next_strip = ahead_at(strip, b.r + height, b.first);
+        const bool done = any_kept(label, b) &&
+                          multiply_exponentials(out, b, p.streams, slopes_, *exponentials,
+                                                tiles.smallest, next_strip);
+        if (!done) cut.for_parts(b, by_logits);
       });
     });
   }

@@ -1,0 +1,102 @@
+// The exponentials that the first sweep of a strip leaves behind, so that the second multiplies
+// where it would compute them again.
+//
+//   first sweep:   e_j = 2^k m, relative to the shift of the block so far
+//   second sweep:  gradient = e_j f, with f = factor * 2^(shift of the block - shift of the row)
+//
+// Shifts are whole powers of two, by which products are scaled without rounding: the bits are those
+// of (m factor) 2^k, which `differentiate` computes, unless something leaves the normal numbers.
+#pragma once
+
+#include <stdlib.h>
+
+#include "gradient.h"
+#include "layouts.h"
+
+namespace {
+
+template <class Real>
+class Exponentials {
+ public:
+  // For strips of up to `height` rows of this many classes; with no rows nothing is kept.
+  Exponentials(int64_t classes, int height)
+      : pitch_((classes + kLanes - 1) / kLanes * kLanes),
+        blocks_(int((classes + kTile - 1) / kTile)) {
+    const int64_t count = height * pitch_;
+    if (count == 0 || height * blocks_ > kBlocks) return;
+    constexpr size_t line = 64;  // which `count` and kBeyond fill
+    data_ = static_cast<Real*>(aligned_alloc(line, size_t(count + xent::kBeyond) * sizeof(Real)));
+    for (int i = 0; data_ && i < xent::kBeyond; ++i) data_[count + i] = 0;
+  }
+  Exponentials(const Exponentials&) = delete;
+  ~Exponentials() { free(data_); }
+
+  // Null if nothing is kept.
+  Exponentials* get() { return data_ ? this : nullptr; }
+  Real* at(const Block& b) const { return data_ + b.r * pitch_ + b.first; }
+
+  // What the exponentials of row r of a block are relative to, 2^whole, and its smallest logit.
+  void note(const Block& b, int r, Real whole, Real smallest) {
+    whole_[number(b, r)] = whole;
+    smallest_[number(b, r)] = smallest;
+  }
+
+  // Rows without a gradient get exponentials of 0, whatever their logits were.
+  void clear_dead(const Slopes<Real>& s, const Block& b) {
+    for (int r = 0; r < b.height; ++r)
+      if (s.live[b.r + r] == 0)
+        for (int j = 0; j < b.width; ++j) at(b)[r * b.pitch + j] = 0;
+  }
+
+  // What turns the exponentials of a block into its gradient, for each of its rows; false where
+  // they do not have all its digits.
+  bool find_factors(const Slopes<Real>& s, const Block& b, Real* factor) const {
+    using Int = typename Exp<Real>::Int;
+    constexpr Int lowest = 1 - Exp<Real>::bias;
+    const Real tiny = exact_power<Real>(lowest);  // the smallest normal number
+    Real steps[kStrip], floor[kStrip];
+    for (int r = 0; r < b.height; ++r) {
+      const Base<Real> base(s.shift[b.r + r], false);
+      const Real all = s.all[b.r + r];
+      steps[r] = whole_[number(b, r)] - base.whole_or_nan();
+      floor[r] = all == 0 ? base.lowest() : base.normal_floor(all);
+    }
+    int right = 1;
+    for (int r = 0; r < b.height; ++r) {
+      const Real all = s.all[b.r + r], k = steps[r] >= Real(lowest) ? steps[r] : Real(0);
+      factor[r] = all * exact_power<Real>(Int(k));
+      const Real size = factor[r] < 0 ? -factor[r] : factor[r];
+      right &= int(s.live[b.r + r] == 0) |
+               (int(steps[r] >= Real(lowest)) & int(s.live[b.r + r] == 1) &
+                int(smallest_[number(b, r)] >= floor[r]) & (int(all == 0) | int(size >= tiny)));
+    }
+    return right;
+  }
+
+ private:
+  static constexpr int kBlocks = 256;  // rows of blocks
+
+  int number(const Block& b, int r) const { return (b.r + r) * blocks_ + int(b.first / kTile); }
+
+  const int64_t pitch_;
+  const int blocks_;
+  Real* data_ = nullptr;
+  Real whole_[kBlocks], smallest_[kBlocks];
+};
+
+// A block whose exponentials take the places of its logits.
+template <class Real>
+struct KeepingRows : RowsLayout<Real, Greater> {
+  static constexpr bool keeps = true;
+  const Extremes<Real, Less>& smallest;
+  Exponentials<Real>& exponentials;
+  const Block& b;
+
+  void note(const Real* whole) const {
+    Real low[kStrip];
+    fold(smallest.lane, this->height, Less(), low);
+    for (int r = 0; r < this->height; ++r) exponentials.note(b, r, whole[r], low[r]);
+  }
+};
+
+}  // namespace

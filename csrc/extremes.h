@@ -1,0 +1,115 @@
+// The largest or the smallest logit of every row of a block, found while the block is loaded: no
+// sweep is spent on what each logit shows as it passes.
+#pragma once
+
+#include "lanes.h"
+
+namespace {
+
+constexpr int kStrip = 32;  // rows finished together
+
+// A comparison with NaN is false, so NaN is passed over.
+struct Less {
+  static constexpr double none = __builtin_huge_val();
+  template <class Real>
+  XENT_LANE Real operator()(Real a, Real b) const {
+    return a < b ? a : b;
+  }
+};
+struct Greater {
+  static constexpr double none = -__builtin_huge_val();
+  template <class Real>
+  XENT_LANE Real operator()(Real a, Real b) const {
+    return a > b ? a : b;
+  }
+};
+
+// Looks at nothing.
+struct Unseen {
+  template <class Number>
+  XENT_LANE void see(const Number*) {}
+  template <class Number>
+  XENT_LANE void see_short(const Number*, int) {}
+};
+
+// Of one row, lane by lane, in two sets of lanes, because a comparison takes less time than its
+// latency. A number may be seen twice.
+template <class Real, class Operation>
+struct RowExtreme {
+  Real lane[2][kLanes];
+
+  XENT_LANE RowExtreme() {
+    for (int k = 0; k < 2; ++k) XENT_FOR(i, kLanes) lane[k][i] = Real(Operation::none);
+  }
+
+  // The next 2 kLanes numbers of the row.
+  XENT_LANE void see(const Real* z) {
+    see_lanes(z, 0);
+    see_lanes(z + kLanes, 1);
+  }
+
+  // A row of n numbers, n < 2 kLanes.
+  XENT_LANE void see_short(const Real* z, int n) {
+    Real all[2 * kLanes];
+    for (int j = 0; j < 2 * kLanes; ++j) all[j] = z[j < n ? j : 0];
+    see(all);
+  }
+
+ private:
+  // With 0 added -0 is 0, and GCC sees numbers to compare where it would see bits to select.
+  XENT_LANE void see_lanes(const Real* z, int k) {
+    XENT_FOR(i, kLanes) lane[k][i] = Operation()(z[i] + Real(0), lane[k][i]);
+  }
+};
+
+// Of the rows of a block, lane by lane.
+template <class Real, class Operation>
+struct Extremes {
+  Real lane[kStrip][kLanes];
+
+  RowExtreme<Real, Operation> row() const { return {}; }
+
+  XENT_LANE void put(int r, const RowExtreme<Real, Operation>& row) {
+    XENT_FOR(i, kLanes) lane[r][i] = Operation()(row.lane[0][i], row.lane[1][i]);
+  }
+
+  // Row r, which holds n numbers in the first-level cache.
+  void look(int r, const Real* z, int n) {
+    constexpr int step = 2 * kLanes;
+    RowExtreme<Real, Operation> one;
+    if (n < step) {
+      one.see_short(z, n);
+    } else {
+      for (int j = 0; j + step <= n; j += step) one.see(z + j);
+      one.see(z + n - step);
+    }
+    put(r, one);
+  }
+};
+
+// Both, while one load passes.
+template <class Real>
+struct BothExtremes {
+  Extremes<Real, Less>& smallest;
+  Extremes<Real, Greater>& largest;
+
+  struct Row {
+    RowExtreme<Real, Less> low;
+    RowExtreme<Real, Greater> high;
+    XENT_LANE void see(const Real* z) { low.see(z), high.see(z); }
+    XENT_LANE void see_short(const Real* z, int n) { low.see_short(z, n), high.see_short(z, n); }
+  };
+  Row row() const { return {}; }
+  XENT_LANE void put(int r, const Row& row) { smallest.put(r, row.low), largest.put(r, row.high); }
+  void look(int r, const Real* z, int n) { smallest.look(r, z, n), largest.look(r, z, n); }
+};
+
+// For whom extremes are of no interest.
+struct NoExtremes {
+  Unseen row() const { return {}; }
+  void put(int, Unseen) {}
+  template <class Real>
+  void look(int, const Real*, int) {}
+};
+
+}  // namespace
