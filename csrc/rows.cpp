@@ -163,8 +163,8 @@ class LossSweep {
     const double* value = tape_.evaluate(n, height);
     for (int r = 0; r < height; ++r) {
       const bool kept = label_[r].kind == Kind::kept;
-      loss_.values[n + r] = exponentials ? value[r] * weight(n + r) : 0.0;
-      seed_[r] = exponentials ? loss_.seed * weight(n + r) : 0.0;
+      loss_.values[n + r] = kept ? value[r] * weight(n + r) : 0.0;
+      seed_[r] = kept ? loss_.seed * weight(n + r) : 0.0;
     }
   }
 
