@@ -184,8 +184,8 @@ template <class Real, class Seen>
 // A block of soft targets times the class weights, padded with zeros. Line `line[r]` of the matrix
 // belongs to row r of the block; null: the matrix has a line for every row, `row` the first.
 template <class Real>
-[[gnu::noinline]] void load_soft(const Problem& p, int64_t row, const int64_t* line,
-                                 const Block& b, Real* tile) {
+[[gnu::noinline]] void load_soft(const Problem& p, int64_t row, const int64_t* line, const Block& b,
+                                 Real* tile) {
   NoExtremes nobody;
   if (line)
     for (int r = 0; r < b.height; ++r)

@@ -59,8 +59,8 @@ struct Slope {
 
 // apply(step) with the step(row) that turns a block of logits into gradient, but for the pivots.
 template <unsigned set, class Real, class Layout, class Apply>
-void differentiate(const Slopes<Real>& s, const Layout& block, int from,
-                   const Beside<Real>& beside, const Ahead& next, Apply apply) {
+void differentiate(const Slopes<Real>& s, const Layout& block, int from, const Beside<Real>& beside,
+                   const Ahead& next, Apply apply) {
   const int height = block.height;
   Real magic[kStrip] = {}, offset[kStrip] = {}, vanished[kStrip] = {};
   Real tame[kStrip] = {};
@@ -163,15 +163,12 @@ bool multiply_exponentials(const Strip& out, const Block& b, bool streams,
   if (!exponentials.find_factors(slopes, b, factor)) return false;
   exponentials.clear_dead(slopes, b);
   const RowsLayout<Real, Less> block{exponentials.at(b), b.height, b.width, b.pitch, unused};
-  const auto step = [&](int r) {
-    return [f = factor[r]](Real e, int) { return e * f; };
-  };
+  const auto step = [&](int r) { return [f = factor[r]](Real e, int) { return e * f; }; };
   with_stored(out.type, factor, [&](auto type) {
     using Stored = decltype(type);
     store_gradient<Stored>(out, b, streams, block, step, next);
-    put_pivots(slopes, b, [&](int r, int64_t j, Real g) {
-      narrow(g, out.at<Stored>(b.r + r, b.first)[j]);
-    });
+    put_pivots(slopes, b,
+               [&](int r, int64_t j, Real g) { narrow(g, out.at<Stored>(b.r + r, b.first)[j]); });
   });
   return true;
 }

@@ -201,6 +201,7 @@ void loss_entry(const Loss& loss, int64_t begin, int64_t end) {
 
 namespace xent {
 extern const Kernels XENT_TABLE(XENT_VARIANT);
-const Kernels XENT_TABLE(XENT_VARIANT) = {XENT_NAME(XENT_VARIANT), statistics_entry, gradient_entry,
-                                          loss_entry, XENT_VARIANT::sweep_elements, scale_entry};
+const Kernels XENT_TABLE(XENT_VARIANT) = {
+    XENT_NAME(XENT_VARIANT),      statistics_entry, gradient_entry, loss_entry,
+    XENT_VARIANT::sweep_elements, scale_entry};
 }  // namespace xent

@@ -266,14 +266,12 @@ class Absorber {
         const bool same = delta == 0;
         sum_[At::sum][r] += same ? rows_.sum[n] : factor * before;
         tops_[r] += same ? rows_.tops[n] : 0.0;
-        sum_[At::spread][r] +=
-            before == 0 ? 0.0 : factor * (rows_.spread[n] + delta * before);
+        sum_[At::spread][r] += before == 0 ? 0.0 : factor * (rows_.spread[n] + delta * before);
       } else {
         sum_[At::sum][r] += factor * before;
       }
       if constexpr (set & kSquares) sum_[At::squares][r] += factor * factor * rows_.squares[n];
-      if constexpr (set & kCubes)
-        sum_[At::cubes][r] += factor * factor * factor * rows_.cubes[n];
+      if constexpr (set & kCubes) sum_[At::cubes][r] += factor * factor * factor * rows_.cubes[n];
       if constexpr (set & kSoft) {
         const bool masked = rows_.shift[n] == -kInfinity;
         sum_[At::mass][r] += rows_.mass[n];
@@ -307,7 +305,7 @@ class Absorber {
   const int64_t first_;
   const Ahead& next_;
 
-  int64_t place_[kStrip];  // of the pivot in the block; negative where it is elsewhere
+  int64_t place_[kStrip];            // of the pivot in the block; negative where it is elsewhere
   Real here_[kStrip], top_[kStrip];  // the largest logits of the rest: in the block, and so far
   Real whole_[kStrip];
   Real offset_[kStrip] = {}, magic_[kStrip] = {}, lowest_[kStrip] = {};  // panels are swept whole

@@ -13,12 +13,12 @@ enum class Way { quick, minds_masks, careful };
 // The sums of a set of terms: their places among the accumulators.
 template <unsigned set>
 struct Places {
-  static constexpr int sum = 0;  // of exponentials
+  static constexpr int sum = 0;           // of exponentials
   static constexpr int spread = sum + 1;  // of (shift - z) e^(z - shift), for the entropy
   static constexpr int squares = spread + bool(set & kEntropy);
   static constexpr int cubes = squares + bool(set & kSquares);
-  static constexpr int level = cubes + bool(set & kCubes);  // of c_j (z_j - offset)
-  static constexpr int weight = level + bool(set & kMean);   // of c_j
+  static constexpr int level = cubes + bool(set & kCubes);    // of c_j (z_j - offset)
+  static constexpr int weight = level + bool(set & kMean);    // of c_j
   static constexpr int mass = weight + bool(set & kWeights);  // of q_j
   static constexpr int deficit = mass + bool(set & kSoft);    // of q_j (shift - z_j)
   static constexpr int quick_count = deficit + bool(set & kSoft);

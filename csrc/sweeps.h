@@ -235,9 +235,7 @@ class GradientSweep {
   explicit GradientSweep(const Problem& p)
       : panels_(fits_panels(p)), direct_(!panels_ && p.gradient.class_stride == 1) {
     const unsigned wanted = terms_of(p, p.partials);
-    terms_ = direct_   ? Sets::find(wanted)
-             : panels_ ? Sets::find(wanted & ~kSlope)
-                       : all_of(wanted);
+    terms_ = direct_ ? Sets::find(wanted) : panels_ ? Sets::find(wanted & ~kSlope) : all_of(wanted);
   }
 
   // Of rows as they lie, by multiples of the exponentials.
@@ -263,9 +261,9 @@ class GradientSweep {
       if (!exponentials) return cut.for_blocks(p, height, by_logits);
       cut.untiled(p, height).for_blocks(p, height, [&](const Block& b) {
         const Ahead next_strip = ahead_at(strip, b.r + height, b.first);
-        const bool done = any_kept(label, b) &&
-                          multiply_exponentials(out, b, p.streams, slopes_, *exponentials,
-                                                tiles.smallest, next_strip);
+        const bool done =
+            any_kept(label, b) && multiply_exponentials(out, b, p.streams, slopes_, *exponentials,
+                                                        tiles.smallest, next_strip);
         if (!done) cut.for_parts(b, by_logits);
       });
     });
