@@ -97,7 +97,7 @@ class _Gradients(NamedTuple):
 
 
 class _OneChunk(_TotalAhead):
-    """The same for a small plain call: one product each way, and nothing to go through."""
+    """Total of a small plain call and its gradient: one product each way, no chunks."""
 
     @staticmethod
     def forward(

@@ -308,7 +308,7 @@ class Recorder:
 
     @functools.cached_property
     def outside(self) -> Outside:
-        """What the body reads beside its arguments; looked into when the loss is first called."""
+        """Names that the body reads beside its arguments; found when the loss is first called."""
         return Outside(self.body)
 
     def find(self, settings: Mapping[str, Any], soft: bool, by_mass: bool) -> Recorded | None:
