@@ -87,7 +87,15 @@ class Program {
     }
     if (kinds[code].operands < 3) step.c = 0;
     if (kinds[code].operands < 2) step.b = 0;
+    if (is_square(step)) step.operation = Operation::mul, step.b = step.a;
     steps_[length_++] = step;
+  }
+
+  // As a product it takes a tenth of the time, with the same bits.
+  bool is_square(const Instruction& step) const {
+    const Instruction& exponent = steps_[step.b];
+    return step.operation == Operation::pow && exponent.operation == Operation::constant &&
+           exponent.constant == 2;
   }
 
   void refuse(const char* what, int number) const {
