@@ -112,10 +112,12 @@ XENT_LANE void put_any(const double* group, const Output& out, int64_t begin, in
 // ---- one element --------------------------------------------------------------------------------
 
 // log(1 + e) for e in [0, 1]: a minimax fit of log(1 + e) / e, relative error 8e-10.
+// clang-format off
 constexpr float kLog1pOver[] = {
     0.999999999257f,  -0.499999814337f,  0.333325596283f, -0.24987270907f,
     0.198907479586f,  -0.161056923308f,  0.124184377179f, -0.0824417732684f,
     0.0414782430224f, -0.0134075368593f, 0.00203024259141f};
+// clang-format on
 XENT_LANE float log1p_unit(float e) { return e * polynomial(e, kLog1pOver); }
 XENT_LANE double log1p_unit(double e) { return log1p_lane(e); }
 
@@ -133,8 +135,8 @@ struct Settings {
   explicit Settings(const Elements& p)
       : positive(Real(p.positive)), negative(Real(p.negative)), side(Real(p.side)),
         plain_above(Real(p.plain_above)), gamma(Real(p.gamma)),
-        gamma_negative(Real(p.gamma_negative)), margin(Real(p.margin)),
-        followed(Real(!p.detached)), ignored(Real(p.ignored)), scale(Real(p.scale)) {}
+        gamma_negative(Real(p.gamma_negative)), margin(Real(p.margin)), followed(Real(!p.detached)),
+        ignored(Real(p.ignored)), scale(Real(p.scale)) {}
 };
 
 // A group of elements, and what becomes of them.
@@ -327,8 +329,13 @@ void sweep(Elements& p, int64_t begin, int64_t end) {
   for (int64_t block = begin; block < end; ++block) {
     const int64_t first = block * kBlock, left = p.count - first;
     const int n = int(left < kBlock ? left : kBlock);
-    Group<Real> g{logits.read(first, n),     target.read(first, n),   weight.read(first, n),
-                  pos_weight.read(first, n), upstream.read(first, n), {}, {}};
+    Group<Real> g{logits.read(first, n),
+                  target.read(first, n),
+                  weight.read(first, n),
+                  pos_weight.read(first, n),
+                  upstream.read(first, n),
+                  {},
+                  {}};
     Totals<Real> totals;
     for (int j = 0; j < n; j += kGroup) {
       evaluate<modulator>(g, settings);

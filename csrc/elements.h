@@ -33,7 +33,7 @@ struct Elements {
   double positive, negative, gamma, side, plain_above;
   double gamma_negative, margin;  // a margin below 0 is none
   bool detached;                  // with a margin: the power counts as a constant in the gradient
-  double ignored;  // a target that marks elements to leave out, or NaN
+  double ignored;                 // a target that marks elements to leave out, or NaN
 
   double* sums;  // of the values, one per block; null: not wanted
   Output values;

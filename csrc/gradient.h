@@ -115,8 +115,7 @@ class SlopeFinder {
   void clear() {
     out_.has_top = f_.rest_top_logit.at;
     if (!more_) return;
-    for (int r = 0; r < height_; ++r)
-      spread_[r] = square_[r] = cube_[r] = mean_[r] = soft_[r] = 0;
+    for (int r = 0; r < height_; ++r) spread_[r] = square_[r] = cube_[r] = mean_[r] = soft_[r] = 0;
   }
 
   // `all` is what the rest shares by probability, times the probability of the rest.

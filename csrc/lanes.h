@@ -117,8 +117,10 @@ struct Exp<float> {
   static constexpr float magic = 12582912.0f + bias;
   static constexpr int lowest = -124;    // down to 2^lowest every intermediate is a normal number
   static constexpr int vanished = -251;  // as far down as the product of two of them reaches
+  // clang-format off
   static constexpr float power[] = {1.0f,          0.6931472f,   0.24022646f,  0.055503286f,
                                     0.009618489f, 0.0013399931f, 0.00015345811f};
+  // clang-format on
 };
 
 template <>
@@ -130,11 +132,13 @@ struct Exp<double> {
   static constexpr double magic = 6755399441055744.0 + bias;
   static constexpr int lowest = -1020;
   static constexpr int vanished = -2043;
+  // clang-format off
   static constexpr double power[] = {
       1.0,                    0.6931471805599453,    0.24022650695910155,
       0.055504108664819925,   0.009618129107588335,  0.0013333558146789936,
       0.0001540353046251445,  1.5252733489975454e-05, 1.3215433089671955e-06,
       1.0178198027112659e-07, 7.074105613499429e-09,  4.435281892117942e-10};
+  // clang-format on
 };
 
 // 2^k for the number with k + bias in its low bits; the sign and the exponent are shifted out.
@@ -265,6 +269,7 @@ XENT_LANE Power<Real> exponential(Real z, Real magic) {
 }
 
 // tanh: an odd minimax polynomial near 0, where 1 - e^-2a would cancel, the exponential beyond.
+// clang-format off
 constexpr float kTanhTailF[] = {-0.3333333089354224f, 0.1333320921396320f, -0.0539471308563843f,
                                 0.0217025453461810f,  -0.0081815862462787f, 0.0021465029921655f};
 constexpr double kTanhTailD[] = {
@@ -272,6 +277,7 @@ constexpr double kTanhTailD[] = {
     2.1869488470079612179e-2,   -8.8632343324833989e-3,     3.5921141822323457262e-3,
     -1.4557270412743500783e-3,  5.8945615290827820994e-4,   -2.37023148695355009e-4,
     9.1577356076563475166e-5,   -3.020523896938559647e-5,   6.0499526823748638534e-6};
+// clang-format on
 XENT_LANE float tanh_tail(float u) { return polynomial(u, kTanhTailF); }
 XENT_LANE double tanh_tail(double u) { return polynomial(u, kTanhTailD); }
 template <class Real>
@@ -285,21 +291,22 @@ XENT_LANE Real tanh_lane(Real x) {
 }
 
 constexpr double kLn2High = 6.93147180369123816490e-01, kLn2Low = 1.90821492927058770002e-10;
+// clang-format off
 constexpr double kLogTail[] = {0.6666666666666734514, 0.39999999999413938364,
                                0.28571428742566592859, 0.2222219855339807394,
                                0.18183565425232764437, 0.15314020692657148034,
                                0.14796265218331786987};
+// clang-format on
 
 // log(x) = k ln(2) + log(1 + f) with 1 + f in [sqrt(1/2), sqrt(2)) and
 // log(1 + f) = f - s (f - R(s^2)), s = f / (2 + f); R a minimax fit, error 2e-18.
 // For the normal numbers and 0; infinity and NaN come back as they are.
 XENT_LANE double log_lane(double x) {
   constexpr uint64_t half_root = 0x3fe6a09e667f3bcd;  // the bits of sqrt(1/2)
-  constexpr uint64_t offset = uint64_t{2048} << 52;    // keeps the shift among positive numbers
+  constexpr uint64_t offset = uint64_t{2048} << 52;   // keeps the shift among positive numbers
   const uint64_t u = bits<uint64_t>(x) - half_root;
   const uint64_t exponent = ((u + offset) >> 52) - 2048;
-  const double k = bits<double>(exponent + bits<uint64_t>(Exp<double>::magic)) -
-                   Exp<double>::magic;
+  const double k = bits<double>(exponent + bits<uint64_t>(Exp<double>::magic)) - Exp<double>::magic;
   const double f = bits<double>((u & 0x000fffffffffffff) + half_root) - 1.0;
   const double s = f / (2.0 + f), z = s * s;
   const double tail = z * polynomial(z, kLogTail);
@@ -318,9 +325,7 @@ XENT_LANE double log1p_lane(double u) {
 }
 
 // log(1 + e^-|d|), the part that log sigmoid(d) and log sigmoid(-d) share.
-XENT_LANE double overlap_lane(double d) {
-  return log1p_lane(exp_scaled(d < 0 ? d : -d, 1.0));
-}
+XENT_LANE double overlap_lane(double d) { return log1p_lane(exp_scaled(d < 0 ? d : -d, 1.0)); }
 
 // What a - b = difference has rounded away, exactly (Knuth); 0 where the difference is infinite.
 XENT_LANE double lost_in_difference(double a, double b, double difference) {

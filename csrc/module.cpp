@@ -177,8 +177,9 @@ NB_MODULE(_core, m) {
       .def(nb::init<size_t>(), nb::arg("bytes"))
       .def_prop_ro("address", &Buffer::address);
   m.def("trim", &Buffer::trim, "Give the kept buffer back to the system.");
-  m.def("fused", [] { return kernels != &baseline_kernels || kBaselineFused; },
-        "Whether the instruction set in use has fused multiply-add; without, it is slow.");
+  m.def(
+      "fused", [] { return kernels != &baseline_kernels || kBaselineFused; },
+      "Whether the instruction set in use has fused multiply-add; without, it is slow.");
   m.def("row_statistics", &row_statistics);
   m.def("row_gradient", &row_gradient);
   bind_loss(m);

@@ -36,8 +36,8 @@ struct Statistics {
   double* log_prob;
   double* target;
   double* lse;
-  double* mass;            // the row's weight: of its target class, or the sum of its soft target
-  double* top;             // the class of the largest logit
+  double* mass;  // the row's weight: of its target class, or the sum of its soft target
+  double* top;   // the class of the largest logit
   double* top_logit;
   double* pivot_log_odds;  // of the pivot of a soft target
   double* entropy;
@@ -74,9 +74,9 @@ struct PerRow {
 };
 
 // The statistics that have a derivative.
-#define XENT_DIFFERENTIABLE(each)                                                             \
-  each(log_odds) each(log_prob) each(target) each(lse) each(entropy) each(mean)               \
-  each(rest_top_logit) each(rest_squares) each(rest_cubes)
+#define XENT_DIFFERENTIABLE(each)                                               \
+  each(log_odds) each(log_prob) each(target) each(lse) each(entropy) each(mean) \
+      each(rest_top_logit) each(rest_squares) each(rest_cubes)
 #define XENT_FIELD(name) (offsetof(Statistics, name) / sizeof(double*))
 
 // d loss / d statistic; null stands for zero.
@@ -108,17 +108,17 @@ struct Problem {
   int64_t classes;
 
   // z = softcap * tanh(scale * x / softcap) * class_scale + class_bias
-  const double* scale;  // null: 1
-  int64_t scale_step;   // 1: one per row, 0: one for all
-  double softcap;       // 0: none
+  const double* scale;      // null: 1
+  int64_t scale_step;       // 1: one per row, 0: one for all
+  double softcap;           // 0: none
   const void* class_scale;  // V positive numbers of the sweep's type and kBeyond 0s, or null: 1
   const void* class_bias;   // V numbers of the sweep's type, or null
 
   const int64_t* labels;  // the target's classes, or null for a soft target
   int64_t ignore_index;
-  int64_t first_class;  // the number of the first class here
-  bool sharded;         // labels of other shards are not errors: their rows have no pivot
-  Matrix soft;  // a row each; with labels a table of a row for each class; or null
+  int64_t first_class;       // the number of the first class here
+  bool sharded;              // labels of other shards are not errors: their rows have no pivot
+  Matrix soft;               // a row each; with labels a table of a row for each class; or null
   const void* class_weight;  // V numbers of the sweep's type, or null: 1
   const void* mean_weight;   // what `mean` weighs them by: likewise, and kBeyond 0s
 
