@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -75,7 +75,7 @@ def densified(target: Tensor) -> Tensor:
 _SPARSE = (torch.sparse_coo, torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc)
 
 
-def are_alike(target: Tensor, input: Tensor) -> bool:
+def are_alike(target: Tensor, input: Any) -> bool:
     """True if a target holds a number for each logit.
 
     The number of axes comes first: axes of which only one may grow are then never compared.

@@ -9,10 +9,14 @@ import torch
 
 from .._check import one_of
 from . import core, triton
+from .contract import Kernels
 from .modes import plain_operations
 
 ENGINES = ("auto", "native", "triton", "reference")
-KERNELS = {"native": core, "triton": triton}  # what says which tensors the kernels can take
+KERNELS: dict[str, Kernels] = {
+    "native": core,
+    "triton": triton,
+}  # what says which tensors the kernels can take
 
 
 class Explanation(NamedTuple):

@@ -61,6 +61,12 @@ def deferred() -> bool:
     return compiling() or plain_operations()
 
 
+def has_tangent(tensor: Tensor) -> bool:
+    """True for a dual number of forward-mode AD."""
+    forward = torch.autograd.forward_ad
+    return forward._current_level >= 0 and forward.unpack_dual(tensor).tangent is not None
+
+
 def autocasts(tensor: Tensor) -> bool:
     """True if autocast is on for the device of a tensor; some types of devices have none."""
     device = tensor.device.type

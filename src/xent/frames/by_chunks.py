@@ -40,10 +40,14 @@ def reduce_problem(
         result = reduce.of(values_of(with_all_logits(problem), ...))
     else:
         question = problem.with_source(None)  # a loss that is kept must not keep the features
+
+        def values_of_chunk(index: Index, z: Tensor) -> RowValues:
+            return values_of(question.of_rows(index, z), index)
+
         result = reduce_by_chunks(
             (problem.source,),
             gradients.kept_rows(problem),
-            lambda index, z: values_of(question.of_rows(index, z), index),
+            values_of_chunk,
             (*problem.others, *beside),
             reduce,
         )

@@ -99,6 +99,13 @@ def _kind(input: Tensor) -> str:
     return "DTensors" if is_dtensor(input) else "nested tensors"
 
 
+def _axis_of_shard(place: Any) -> int | None:
+    """The axis that a placement splits over ranks; None where it splits none."""
+    from torch.distributed.tensor import Shard
+
+    return place.dim if isinstance(place, Shard) else None  # pyright: ignore
+
+
 class OnRanks:
     """DTensors whose rows are on every rank, or split over ranks; each rank has all classes."""
 
@@ -108,7 +115,7 @@ class OnRanks:
         self.mesh, self.placements, self.shape = input.device_mesh, input.placements, input.shape
         self.axis = axis
         for place in self.placements:
-            if isinstance(place, Shard) and place.dim == axis:
+            if _axis_of_shard(place) == axis is not None:
                 raise ValueError(
                     f"`input` is a DTensor whose classes, axis {axis}, are split over ranks. "
                     f"Losses take DTensors that are replicated or split by rows: call "
@@ -126,8 +133,9 @@ class OnRanks:
     def _without_classes(self, place: Any) -> Any:
         from torch.distributed.tensor import Shard
 
-        behind = isinstance(place, Shard) and self.axis is not None and place.dim > self.axis
-        return Shard(place.dim - 1) if behind else place
+        axis = _axis_of_shard(place)
+        behind = axis is not None and self.axis is not None and axis > self.axis
+        return Shard(axis - 1) if axis is not None and behind else place
 
     def inner(self, name: str, value: Any) -> Any:
         """The part of a DTensor that belongs to the rows of this rank."""
@@ -160,13 +168,12 @@ class OnRanks:
 
     def _refuse_broadcast(self, name: str, value: Tensor) -> None:
         """Raise where a value has an axis of its own along which the rows are split."""
-        from torch.distributed.tensor import Shard
-
         if self.axis is not None:
             return
         missing = len(self.shape) - value.ndim
-        split = [p.dim - missing for p in self.placements if isinstance(p, Shard)]
-        if any(dim >= 0 and value.shape[dim] != 1 for dim in split):
+        axes = (_axis_of_shard(place) for place in self.placements)
+        split = [axis - missing for axis in axes if axis is not None]
+        if any(axis >= 0 and value.shape[axis] != 1 for axis in split):
             raise ValueError(
                 f"`{name}` of shape {tuple(value.shape)} has an axis along which `input` is split "
                 f"over ranks; expand it to the shape of `input`"

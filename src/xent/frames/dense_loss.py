@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from .._probabilities import sums_to_1
 from ..engines.modes import deferred
 from ..engines.rows.labels import check_labels
 from ..engines.rows.problem import Problem
+from ..heads.logits import LinearLogits
 from ..heads.problem import make_problem
 from ..hyperparameters import Hyperparameters
 from ..overrides import overridable
@@ -26,6 +27,7 @@ from .by_chunks import reduce_problem
 from .containers import through_containers
 from .docstrings import loss_docstring
 from .reduction import (
+    Normalizer,
     Reduction,
     RowValues,
     divisor_of_rows,
@@ -63,7 +65,32 @@ class DenseRows(NamedTuple):
         return values.gather(-1, self.label.unsqueeze(-1))[..., 0]
 
 
-def dense_loss(body: Callable[..., Tensor]) -> Any:
+class DenseLoss(Protocol):
+    """A loss of all logits of a row, as :func:`dense_loss` makes it."""
+
+    __name__: str
+
+    def __call__(
+        self,
+        input: Tensor | LinearLogits,
+        target: Tensor,
+        weight: Tensor | None = None,
+        *,
+        ignore_index: int = -100,
+        reduction: Reduction = "mean",
+        normalizer: Normalizer = None,
+        row_weight: Tensor | None = None,
+        logit_scale: float | Tensor | None = None,
+        softcap: float | None = None,
+        class_bias: Tensor | None = None,
+        empty: Literal["nan", "zero"] = "nan",
+        **hyperparameters: Any,
+    ) -> Tensor:
+        """The loss."""
+        ...
+
+
+def dense_loss(body: Callable[..., Tensor]) -> DenseLoss:
     """Turn a function of :class:`DenseRows` into a loss. A decorator.
 
     The options are those of :func:`xent.row_loss` but for the ones about engines and statistics,
@@ -126,9 +153,10 @@ def dense_loss(body: Callable[..., Tensor]) -> Any:
         for p in inspect.signature(loss, follow_wrapped=False).parameters.values()
         if p.kind is not p.VAR_KEYWORD
     ]
-    loss.__signature__ = inspect.Signature([*shared, *hyper.parameters])  # pyright: ignore
-    loss.__doc__ = loss_docstring(body, [p.name for p in shared], soft=True)
-    return overridable(through_containers(loss, divisor_of_rows, of_rows=True))
+    made: Any = loss
+    made.__signature__ = inspect.Signature([*shared, *hyper.parameters])
+    made.__doc__ = loss_docstring(body, [p.name for p in shared], soft=True)
+    return overridable(through_containers(made, divisor_of_rows, of_rows=True))
 
 
 def _read(problem: Problem) -> tuple[DenseRows, Tensor | None, Tensor]:
@@ -155,8 +183,9 @@ def by_rows(function: Callable[..., Tensor], *tensors: Tensor | None) -> Tensor:
         function: from tensors (n, ...) to one value per row, (n,).
         tensors: (N..., C) the first, the others like that or (N...); or None.
     """
-    from torch.utils.checkpoint import checkpoint
+    from torch.utils import checkpoint
 
+    again: Callable[..., Tensor] = checkpoint.checkpoint  # pyright: ignore
     logits = tensors[0]
     assert logits is not None
     rows, classes = logits.shape[:-1], logits.shape[-1]
@@ -164,12 +193,12 @@ def by_rows(function: Callable[..., Tensor], *tensors: Tensor | None) -> Tensor:
     if deferred() or rows.numel() <= height:
         return function(*tensors)
     count = -(-rows.numel() // height)
-    parts = [
-        [None] * count if x is None else x.reshape(-1, *x.shape[len(rows) :]).split(height)
+    parts: list[list[Any]] = [
+        [None] * count if x is None else list(x.reshape(-1, *x.shape[len(rows) :]).split(height))  # pyright: ignore
         for x in tensors
     ]
-    values = [
-        checkpoint(function, *part, use_reentrant=False, preserve_rng_state=False)
+    values: list[Tensor] = [
+        again(function, *part, use_reentrant=False, preserve_rng_state=False)
         for part in zip(*parts, strict=True)
     ]
     return torch.cat(values).view(rows)

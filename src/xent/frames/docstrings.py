@@ -82,7 +82,7 @@ def loss_docstring(body: Callable[..., Any], parameters: Sequence[str], soft: bo
         "soft": "; or class probabilities in the shape of ``input``" if soft else "",
         "rows": "; with probabilities by the number of rows" if soft else "",
     }
-    told = {}
+    told: dict[str, str] = {}
     for name in parameters:
         text = _ARGUMENTS[name]
         for key, words_for in words.items():
@@ -90,3 +90,47 @@ def loss_docstring(body: Callable[..., Any], parameters: Sequence[str], soft: bo
         told[name] = text
     returns = _RETURNS + _RETURNS_STATISTICS if "return_stats" in told else _RETURNS
     return complete(inspect.cleandoc(body.__doc__), told, returns, _RAISES)
+
+
+# ---- losses of single elements ------------------------------------------------------------------
+
+_ELEMENT_ARGUMENTS = {
+    "input": "logits, of any shape.",
+    "target": "probabilities of label 1 in the shape of ``input``, in [0, 1]; labels 0 and 1 may\n"
+    "    also be booleans or integers.",
+    "weight": "factor on each element; broadcasts to the shape of ``input``. 0 leaves an element\n"
+    "    out, whatever it holds.",
+    "pos_weight": "factor on the targets, the term of label 1; broadcasts likewise.",
+    "unnormalized": "take targets outside [0, 1], too.",
+    "label_smoothing": "in [0, 1]: how far targets move towards 1/2.",
+    "ignore_value": "target that marks elements to leave out: -1 say, 255, or NaN.",
+    "reduction": '``"none"``, ``"sum"`` or ``"mean"``. The mean divides by the number of elements\n'
+    "    that are kept, whatever their weights.",
+    "normalizer": 'another divisor of the mean: a number or 0-d tensor, ``"weight"`` for the\n'
+    '    sum of the weights, ``"count"`` for the rule above.',
+    "empty": '``"nan"`` as PyTorch, or ``"zero"``: the mean of no elements.',
+    "engine": '``"auto"``, ``"native"`` or ``"triton"`` (where the loss has a kernel) or\n'
+    '    ``"reference"``.',
+}
+
+_ELEMENT_RETURNS = """\
+Returns:
+    In nats unless the formula says otherwise: a scalar, or the shape of ``input`` for
+    ``reduction="none"``, in the dtype of ``input`` and ``target`` together (float32 under
+    autocast).
+"""
+
+_ELEMENT_RAISES = """\
+Raises:
+    ValueError: for shapes that do not fit, a target outside [0, 1] (looked for on the CPU), or a
+        value that an option or hyperparameter cannot take.
+    TypeError: for dtypes that do not fit.
+"""
+
+
+def element_docstring(body: Callable[..., Any], parameters: list[str]) -> str | None:
+    """The docstring of an element loss: that of its body, and the arguments all of them take."""
+    if not body.__doc__:
+        return None
+    told = {name: _ELEMENT_ARGUMENTS[name] for name in parameters}
+    return complete(inspect.cleandoc(body.__doc__), told, _ELEMENT_RETURNS, _ELEMENT_RAISES)

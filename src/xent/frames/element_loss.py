@@ -13,23 +13,44 @@ import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, overload
 
 import torch
 from torch import Tensor
 
-from .._check import broadcasts_to, finite_number, is_tensor, number_or_nan
 from ..engines import elements
 from ..engines.elements.problem import ElementProblem, Form
-from ..engines.modes import autocasts, can_look_at, refuse_where, settled
+from ..engines.modes import can_look_at
 from ..heads.logits import LinearLogits
-from ..hyperparameters import Hyperparameters, Range
+from ..hyperparameters import Hyperparameters
 from ..overrides import overridable
-from ..targets import densified
 from .containers import through_containers
-from .docstrings import complete
+from .docstrings import element_docstring
+from .element_checks import make_problem, smooth, without_weightless
 from .element_head import sum_behind_head, tensors_of
-from .reduction import Reduction, of_empty, read_reduction, rows_left_out, stable_sum
+from .reduction import Reduction, of_empty, read_reduction, stable_sum
+
+
+class ElementLoss(Protocol):
+    """A loss of single elements, as :func:`element_loss` makes it."""
+
+    __name__: str
+
+    def __call__(
+        self,
+        input: Tensor | LinearLogits,
+        target: Tensor,
+        weight: Tensor | None = None,
+        *,
+        ignore_value: float | None = None,
+        reduction: Reduction = "mean",
+        normalizer: float | Tensor | Literal["count", "weight"] | None = None,
+        empty: Literal["nan", "zero"] = "nan",
+        engine: str = "auto",
+        **hyperparameters: Any,
+    ) -> Tensor:
+        """The loss."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -129,6 +150,21 @@ def _finite(value: Tensor) -> bool:
     return math.isfinite(value.detach().sum())
 
 
+@overload
+def element_loss(body: Callable[..., Tensor]) -> ElementLoss: ...
+
+
+@overload
+def element_loss(
+    *,
+    form: Callable[..., Form] | None = None,
+    pos_weight: bool = False,
+    unnormalized: bool = False,
+    label_smoothing: bool = False,
+    share: Share | None = None,
+) -> Callable[[Callable[..., Tensor]], ElementLoss]: ...
+
+
 def element_loss(
     body: Callable[..., Tensor] | None = None,
     *,
@@ -137,7 +173,7 @@ def element_loss(
     unnormalized: bool = False,
     label_smoothing: bool = False,
     share: Share | None = None,
-) -> Any:
+) -> ElementLoss | Callable[[Callable[..., Tensor]], ElementLoss]:
     r"""Turn a few lines on single elements into a loss. A decorator.
 
     The decorated function takes :class:`~xent.Elements` and hyperparameters and returns one value
@@ -175,7 +211,7 @@ def element_loss(
         0.1321
     """
     if body is None:
-        return functools.partial(
+        return functools.partial(  # pyright: ignore
             element_loss, form=form, pos_weight=pos_weight, unnormalized=unnormalized,
             label_smoothing=label_smoothing, share=share,
         )  # fmt: skip
@@ -231,7 +267,7 @@ def element_loss(
                 result = sum_behind_head(functools.partial(loss, **same), input, problem)
             return (result / divisor if reduction == "mean" else result).to(problem.dtype)
         problem = problem._replace(
-            body=lambda z, t, w: body(Elements(z, t, w), **settings),
+            body=functools.partial(_of_elements, body, settings),
             form=None if form is None else form(**settings),
         )
         if reduction == "none":
@@ -243,131 +279,20 @@ def element_loss(
         for p in inspect.signature(loss, follow_wrapped=False).parameters.values()
         if p.name not in left_out and p.kind is not p.VAR_KEYWORD
     ]
-    loss.__signature__ = inspect.Signature([*common, *hyper.parameters])  # pyright: ignore
-    loss.__doc__ = element_docstring(body, [p.name for p in common])
-    return overridable(through_containers(loss, _divisor_of, of_rows=False))
+    made: Any = loss
+    made.__signature__ = inspect.Signature([*common, *hyper.parameters])
+    made.__doc__ = element_docstring(body, [p.name for p in common])
+    return overridable(through_containers(made, _divisor_of, of_rows=False))
 
 
-# ---- checks -------------------------------------------------------------------------------------
-
-
-def make_problem(
+def _of_elements(
+    body: Callable[..., Tensor],
+    settings: dict[str, Any],
     input: Tensor,
     target: Tensor,
-    weight: Tensor | None,
     pos_weight: Tensor | None,
-    ignore_value: float | None,
-    bounded: bool = True,
-) -> ElementProblem:
-    """Check the tensors of a call against each other; the loss itself is still to be set."""
-    if isinstance(input, LinearLogits):  # for what is asked here, any tensor like them will do
-        input = input.hidden.new_empty((), dtype=input.dtype).expand(input.shape)
-    is_tensor("input", input)
-    target = densified(target)
-    is_tensor("target", target)
-    if not input.is_floating_point():
-        way_out = "call .float()"
-        if target.is_floating_point():
-            way_out += "; or are `input` and `target` swapped? The logits come first"
-        raise TypeError(f"`input` must be floating point, got {input.dtype}; {way_out}")
-    if target.is_complex():
-        raise TypeError(f"`target` must hold real numbers in [0, 1], got {target.dtype}")
-    if target.shape != input.shape:
-        raise ValueError(
-            f"`target` must have the shape of `input`, {tuple(input.shape)}, got "
-            f"{tuple(target.shape)}{_shape_hint(input, target)}"
-        )
-    if target.device != input.device:
-        raise ValueError(f"`input` is on {input.device} but `target` on {target.device}")
-    if not target.is_floating_point():  # labels 0 and 1 of any type
-        target = target.to(input.dtype)
-    if ignore_value is not None:
-        ignore_value = number_or_nan("ignore_value", ignore_value)
-    dtype = torch.promote_types(input.dtype, target.dtype)
-    if dtype.itemsize < 4 and autocasts(input):
-        dtype = torch.float32
-    weights = _weight("weight", weight, input), _weight("pos_weight", pos_weight, input)
-    problem = ElementProblem(
-        settled(input), settled(target), *weights, _no_body, None, ignore_value, bounded, dtype
-    )
-    if ignore_value is not None and math.isnan(ignore_value):  # which nothing can be compared with
-        problem = mark_out(problem._replace(ignore_value=None), target.isnan())
-    return problem
-
-
-# Marks elements to leave out where the caller has no mark: exact in every type, and no target that
-# anybody would have.
-_MARK = -33024.0
-
-
-def mark_out(problem: ElementProblem, out: Tensor) -> ElementProblem:
-    """The problem without the elements ``out``, which leave no trace then, whatever they hold."""
-    mark = _MARK if problem.ignore_value is None else problem.ignore_value
-    return problem._replace(target=torch.where(out, mark, problem.target), ignore_value=mark)
-
-
-def without_weightless(problem: ElementProblem) -> ElementProblem:
-    """The problem without the elements of weight 0."""
-    out = rows_left_out(problem.weight)
-    return problem if out is None else mark_out(problem, out)
-
-
-def smooth(problem: ElementProblem, label_smoothing: float) -> ElementProblem:
-    """The problem whose targets have moved by so much of their way to 1/2."""
-    amount = finite_number("label_smoothing", label_smoothing)
-    Range(0, 1).check("label_smoothing", amount, None)
-    if not amount:
-        return problem
-    elements.check_targets(problem)  # which would not be seen any more
-    target = problem.target.to(torch.promote_types(problem.target.dtype, torch.float32))
-    moved, kept = target * (1 - amount) + amount / 2, problem.kept()
-    problem = problem._replace(target=moved, ignore_value=None)
-    return problem if kept is None else mark_out(problem, ~kept)  # no target moves onto this mark
-
-
-def _no_body(*_: Tensor | None) -> Tensor:
-    raise NotImplementedError
-
-
-def _shape_hint(input: Tensor, target: Tensor) -> str:
-    if target.ndim > 2 and target.movedim(-1, 1).shape == input.shape:
-        return "; the channels must come on axis 1: pass target.movedim(-1, 1)"
-    if target.ndim > 1 and target.shape[1] == 1 and target.squeeze(1).shape == input.shape:
-        return "; pass target.squeeze(1), as target.reshape(input.shape) does"
-    if input.ndim > 1 and input.shape[1] == 1 and input.squeeze(1).shape == target.shape:
-        return "; pass target.unsqueeze(1)"
-    if target.numel() == input.numel():
-        return "; call target.reshape(input.shape), if the order is the same"
-    if target.ndim < input.ndim:
-        return "; nothing is broadcast here. Class indices are for xent.cross_entropy"
-    return "; nothing is broadcast here"
-
-
-def _weight(name: str, weight: Tensor | None, input: Tensor) -> Tensor | None:
-    """A weight that broadcasts to the shape of the input, as floating point."""
-    if weight is None:
-        return None
-    is_tensor(name, weight)
-    broadcasts_to(name, weight, input)
-    if weight.is_complex():
-        raise TypeError(f"`{name}` must hold real numbers, got {weight.dtype}")
-    return settled(weight if weight.is_floating_point() else weight.to(input.dtype))
-
-
-def check_unit_range(name: str, value: Tensor, hint: str, weight: Tensor | None) -> None:
-    """Raise for a number outside [0, 1] or NaN of a weight; where looking costs no waiting."""
-    is_tensor(name, value)
-    outside = ~((value >= 0) & (value <= 1))
-    out = rows_left_out(_weight("weight", weight, value))
-    if out is not None:
-        outside = outside & ~out
-    refuse_where(
-        outside,
-        lambda: ValueError(
-            f"`{name}` holds {value[outside][0].item():g}, but must lie between 0 and 1; {hint}"
-        ),
-        f"`{name}` must lie between 0 and 1",
-    )
+) -> Tensor:
+    return body(Elements(input, target, pos_weight), **settings)
 
 
 def _divisor(
@@ -394,47 +319,3 @@ def _divisor_of(given: dict[str, Any]) -> Tensor:
     problem = make_problem(*(given.get(name) for name in names))  # pyright: ignore
     divisor = _divisor(problem, given["normalizer"], "nan")
     return torch.as_tensor(divisor, dtype=torch.float64, device=problem.input.device)
-
-
-# ---- what all of them explain -------------------------------------------------------------------
-
-_ARGUMENTS = {
-    "input": "logits, of any shape.",
-    "target": "probabilities of label 1 in the shape of ``input``, in [0, 1]; labels 0 and 1 may\n"
-    "    also be booleans or integers.",
-    "weight": "factor on each element; broadcasts to the shape of ``input``. 0 leaves an element\n"
-    "    out, whatever it holds.",
-    "pos_weight": "factor on the targets, the term of label 1; broadcasts likewise.",
-    "unnormalized": "take targets outside [0, 1], too.",
-    "label_smoothing": "in [0, 1]: how far targets move towards 1/2.",
-    "ignore_value": "target that marks elements to leave out: -1 say, 255, or NaN.",
-    "reduction": '``"none"``, ``"sum"`` or ``"mean"``. The mean divides by the number of elements\n'
-    "    that are kept, whatever their weights.",
-    "normalizer": 'another divisor of the mean: a number or 0-d tensor, ``"weight"`` for the\n'
-    '    sum of the weights, ``"count"`` for the rule above.',
-    "empty": '``"nan"`` as PyTorch, or ``"zero"``: the mean of no elements.',
-    "engine": '``"auto"``, ``"native"`` or ``"triton"`` (where the loss has a kernel) or\n'
-    '    ``"reference"``.',
-}
-
-_RETURNS = """\
-Returns:
-    In nats unless the formula says otherwise: a scalar, or the shape of ``input`` for
-    ``reduction="none"``, in the dtype of ``input`` and ``target`` together (float32 under
-    autocast).
-"""
-
-_RAISES = """\
-Raises:
-    ValueError: for shapes that do not fit, a target outside [0, 1] (looked for on the CPU), or a
-        value that an option or hyperparameter cannot take.
-    TypeError: for dtypes that do not fit.
-"""
-
-
-def element_docstring(body: Callable[..., Any], parameters: list[str]) -> str | None:
-    """The docstring of an element loss: that of its body, and the arguments all of them take."""
-    if not body.__doc__:
-        return None
-    told = {name: _ARGUMENTS[name] for name in parameters}
-    return complete(inspect.cleandoc(body.__doc__), told, _RETURNS, _RAISES)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .._check import at_hand, is_tensor, one_of, scalar
-from ..engines.modes import can_look_at, deferred
+from ..engines.modes import can_look_at, deferred, has_tangent
 from ..engines.rows.problem import Problem
 from ..heads.problem import HeadProblem
 from ..targets import class_axis, read_target
@@ -170,8 +170,7 @@ def rows_left_out(row_weight: Tensor | None) -> Tensor | None:
 def _learned(weight: Tensor) -> bool:
     if weight.requires_grad and torch.is_grad_enabled():
         return True
-    forward = torch.autograd.forward_ad
-    return forward._current_level >= 0 and forward.unpack_dual(weight).tangent is not None
+    return has_tangent(weight)
 
 
 def leave_out(problem: Problem, reduce: Reduce) -> tuple[Problem, Reduce]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -213,7 +213,7 @@ class RowFrame:
             empty=reduce.empty, settings=settings,
         )  # fmt: skip
         total = Total(
-            rows.MODULES[engine], recorded.program, known, None, "nan",
+            rows.TOTALS[engine], recorded.program, known, None, "nan",
             problem.logits.dtype if plain else problem.result_dtype(), again,
         )  # fmt: skip
         if engine == "native":
@@ -233,7 +233,8 @@ class RowFrame:
         plain = all(type(x) in PLAIN_TENSORS for x in problem.source.parts)
         if not plain or gradients.needs_all((*problem.others, reduce.row_weight)):
             return None
-        problem, reduce = leave_out(problem, reduce)  # ignored rows are not multiplied
+        left, reduce = leave_out(problem, reduce)  # ignored rows are not multiplied
+        problem = cast(HeadProblem, left)
         if totals.is_one_chunk(problem):
             self._keep(call, total)
             return totals.total(
@@ -344,10 +345,14 @@ def _divisor(reduce: Reduce) -> float | str | None:
 
 def _constant(needs: str | tuple[str, ...]) -> Callable[..., tuple[str, ...]]:
     names = (needs,) if isinstance(needs, str) else tuple(needs)
-    return lambda **_: names
+
+    def always(**_: Any) -> tuple[str, ...]:
+        return names
+
+    return always
 
 
-def refuse_probabilities(name: str, input: Tensor | LinearLogits, target: Tensor) -> None:
+def refuse_probabilities(name: str, input: Any, target: Any) -> None:
     """Raise for a soft target."""
     logits = isinstance(input, (Tensor, Lean)) and isinstance(target, Tensor)
     if logits and target.is_floating_point() and are_alike(target, input):

@@ -80,6 +80,27 @@ class RowLoss(Protocol):
         **hyperparameters: Any,
     ) -> tuple[Tensor, RowStatistics]: ...
 
+    @overload
+    def __call__(
+        self,
+        input: Tensor | LinearLogits,
+        target: Tensor,
+        weight: Tensor | None = None,
+        *,
+        ignore_index: int = -100,
+        reduction: Reduction = "mean",
+        normalizer: Normalizer = None,
+        row_weight: Tensor | None = None,
+        logit_scale: float | Tensor | None = None,
+        softcap: float | None = None,
+        class_bias: Tensor | None = None,
+        return_stats: bool,
+        inplace_backward: bool = False,
+        empty: Empty = "nan",
+        engine: str = "auto",
+        **hyperparameters: Any,
+    ) -> Tensor | tuple[Tensor, RowStatistics]: ...
+
 
 @overload
 def row_loss(body: Callable[..., Tensor]) -> RowLoss: ...

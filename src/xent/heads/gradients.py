@@ -14,13 +14,13 @@ float64, and rounded once.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
+from ..engines.contract import RowEngine
 from ..engines.modes import are_there, deferred, only_differentiable
 from ..engines.rows import reference
 from ..engines.rows.problem import Index, Problem, Tensors
@@ -35,7 +35,7 @@ class _Fields(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, problem: HeadProblem,
-        engine: ModuleType,
+        engine: RowEngine,
     ) -> tuple[Any, ...]:  # fmt: skip
         table, complete = _statistics(problem, engine)
         ctx.save_for_backward(hidden, weight, bias, *problem.others, table)
@@ -60,7 +60,7 @@ class _Fields(torch.autograd.Function):
         return *_gradient(problem, table, partials, ctx.engine, needed), None, None
 
 
-def measure_fields(problem: HeadProblem, engine: ModuleType) -> tuple[Any, ...]:
+def measure_fields(problem: HeadProblem, engine: RowEngine) -> tuple[Any, ...]:
     """The fields one by one, differentiable, and whether no row was ignored."""
     source = problem.source
     return _Fields.apply(source.hidden, source.weight, source.bias, problem, engine)  # pyright: ignore
@@ -88,7 +88,7 @@ def _chunks(problem: HeadProblem) -> tuple[Chunks, Head]:
     return chunks, chunks.heads[0]
 
 
-def _statistics(problem: HeadProblem, engine: ModuleType) -> tuple[Tensor, bool]:
+def _statistics(problem: HeadProblem, engine: RowEngine) -> tuple[Tensor, bool]:
     chunks, head = _chunks(problem)
     table = torch.empty(problem.table_shape, dtype=torch.float64, device=head.source.device)
     if chunks.kept is not None:  # those of an ignored row, whatever its logits
@@ -107,7 +107,7 @@ def _gradient(
     problem: HeadProblem,
     table: Tensor,
     partials: Sequence[Tensor | None],
-    engine: ModuleType,
+    engine: RowEngine,
     needed: Sequence[bool],
 ) -> list[Tensor | None]:
     """Return gradients of hidden, weight and bias; recomputes the logits of each chunk."""

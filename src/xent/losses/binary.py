@@ -11,7 +11,8 @@ from .._check import finite_number
 from ..engines import elements
 from ..engines.elements.problem import ElementProblem, Form
 from ..engines.modes import autocasts
-from ..frames.element_loss import Elements, check_unit_range, element_loss, power, product
+from ..frames.element_checks import check_unit_range
+from ..frames.element_loss import Elements, element_loss, power, product
 from ..frames.reduction import Reduction
 from ..heads.stand_in import Lean
 from ..hyperparameters import NonNegative, PerElement, Range

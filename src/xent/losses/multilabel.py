@@ -12,17 +12,9 @@ from .._check import is_tensor, one_of, scalar
 from ..engines import elements
 from ..engines.elements.problem import ElementProblem, Form
 from ..engines.rows.problem import Index
+from ..frames.element_checks import make_problem, mark_out, smooth, without_weightless
 from ..frames.element_head import labels_behind_head, reduce_values
-from ..frames.element_loss import (
-    Elements,
-    element_loss,
-    make_problem,
-    mark_out,
-    power,
-    product,
-    smooth,
-    without_weightless,
-)
+from ..frames.element_loss import Elements, element_loss, power, product
 from ..frames.reduction import Reduction, RowValues, read_reduction, rows_left_out
 from ..heads.logits import LinearLogits, are_logits
 from ..hyperparameters import Fraction, NonNegative

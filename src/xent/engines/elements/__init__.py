@@ -8,7 +8,6 @@ must do to compute the same. ``loss`` and ``values`` are the front doors.
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -16,12 +15,15 @@ from torch import Tensor
 
 from .. import core
 from ..choice import KERNELS, Explanation, kernels_for, where_kernels_run, why_reference
+from ..contract import ElementEngine
 from ..modes import PLAIN_TENSORS, compiling, deferred, in_cpu_memory, only_differentiable
 from . import native, reference, triton
 from .problem import TENSORS, ElementProblem, Form
 from .reference import check_targets
 
-MODULES = {"native": native, "triton": triton, "reference": reference}
+MODULES: dict[str, ElementEngine] = {
+    "native": native, "triton": triton, "reference": reference,
+}  # fmt: skip
 
 
 def choose(problem: ElementProblem, engine: str) -> Explanation:
@@ -79,7 +81,7 @@ def values(problem: ElementProblem, engine: str) -> Tensor:
     return map_values(problem, MODULES[taken])
 
 
-def map_values(problem: ElementProblem, module: ModuleType) -> Tensor:
+def map_values(problem: ElementProblem, module: ElementEngine) -> Tensor:
     """One value per element from an engine, with the gradient of its input."""
     if not _tracked(problem.input):
         return module.values(problem)
@@ -88,7 +90,7 @@ def map_values(problem: ElementProblem, module: ModuleType) -> Tensor:
     return result
 
 
-def reduce(problem: ElementProblem, module: ModuleType, divisor: float | Tensor) -> Tensor:
+def reduce(problem: ElementProblem, module: ElementEngine, divisor: float | Tensor) -> Tensor:
     """The sum by ``divisor`` from an engine, with the gradient of its input."""
     if not _tracked(problem.input):
         return module.loss(problem, divisor, False)[0]
@@ -155,7 +157,7 @@ class ElementReduction(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, input: Tensor, question: tuple[ElementProblem, ModuleType, float | Tensor]
+        ctx: Any, input: Tensor, question: tuple[ElementProblem, ElementEngine, float | Tensor]
     ) -> Tensor:
         """The loss, 0-d. The question is one argument, because each costs time."""
         problem, ctx.module, ctx.divisor = question
@@ -184,7 +186,7 @@ class ElementValues(torch.autograd.Function):
     """One value per element; the gradient is computed when its slopes are known."""
 
     @staticmethod
-    def forward(ctx: Any, input: Tensor, question: tuple[ElementProblem, ModuleType]) -> Tensor:
+    def forward(ctx: Any, input: Tensor, question: tuple[ElementProblem, ElementEngine]) -> Tensor:
         """The values."""
         problem, ctx.module = question
         ctx.save_for_backward(*problem.tensors)

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -14,13 +13,15 @@ from torch import Tensor
 from ...row_statistics import RowStatistics
 from .. import core
 from ..choice import KERNELS, Explanation, kernels_for, where_kernels_run, why_reference
+from ..contract import RowEngine, TotalEngine
 from ..modes import compiling, deferred
 from . import native, reference, triton
 from .autograd import differentiable_fields
 from .problem import Problem
 from .programs import Program
 
-MODULES = {"native": native, "triton": triton, "reference": reference}
+MODULES: dict[str, RowEngine] = {"native": native, "triton": triton, "reference": reference}
+TOTALS: dict[str, TotalEngine] = {"native": native, "triton": triton}
 
 
 def choose(problem: Problem, engine: str = "auto") -> Explanation:
@@ -83,7 +84,7 @@ def measure_natively(
     return _measure_by(problem, native, inplace_backward)
 
 
-def _measure_by(problem: Problem, engine: ModuleType, inplace_backward: bool) -> RowStatistics:
+def _measure_by(problem: Problem, engine: RowEngine, inplace_backward: bool) -> RowStatistics:
     *values, complete = differentiable_fields(problem.logits, problem, engine, inplace_backward)
     return named(problem, values, complete)
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
+from ..contract import RowEngine, TotalEngine
 from ..modes import only_differentiable
 from . import reference
 from .problem import Problem, Settings, Tensors
@@ -25,7 +25,7 @@ class DifferentiableFields(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, logits: Tensor, problem: Problem, engine: ModuleType, inplace_backward: bool
+        ctx: Any, logits: Tensor, problem: Problem, engine: RowEngine, inplace_backward: bool
     ) -> tuple[Any, ...]:
         """The fields of the table of statistics, and whether it is complete."""
         table, complete = engine.row_statistics(problem)
@@ -55,7 +55,7 @@ def gradient(
     problem: Problem,
     table: Tensor,
     partials: Sequence[Tensor | None],
-    engine: ModuleType,
+    engine: RowEngine,
     inplace: bool,
 ) -> Tensor:
     """The gradient by ``engine``, or by the reference where it must be differentiable itself."""
@@ -72,7 +72,7 @@ def gradient(
 class Total(NamedTuple):
     """A sum over rows by a divisor: what to do with the tensors of a problem."""
 
-    engine: ModuleType
+    engine: TotalEngine
     program: Program  # the value of a row, from its statistics
     settings: Settings
     divisor: float | str | Tensor | None  # "weight" or "count" for that of the rows kept; None: 1

@@ -137,11 +137,12 @@ def _call(
     result, by = logits.new_empty((), dtype=total.dtype), total.divisor
     if matrix is None:
         matrix = _NO_MATRIX if gradient is None else (gradient.data_ptr(), *arguments[0][1:])
-    if by.__class__ is str:
+    if isinstance(by, str):
         divisor = (_DIVISORS[by], 0.0, total.empty == "zero")
     else:
         divisor = (0, 1.0, False) if by is None else (1, float(by), total.empty == "zero")
-    _, bad, label, _ = core._core.loss(
+    loss: Any = core._core.loss
+    _, bad, label, _ = loss(
         compiled(total.program), *arguments, divisor, slope, result.data_ptr(),
         core.TYPES[total.dtype], matrix,
     )  # fmt: skip
@@ -172,7 +173,7 @@ def compiled(program: Program) -> Any:
         if len(_compiled) >= 256:  # of settings that change at every step
             _compiled.clear()
         codes = {name: code for code, name in enumerate(core._core.OPERATIONS)}
-        lines = [(codes[name], *rest) for name, *rest in program]
+        lines = [(codes[name], a, b, c, constant) for name, a, b, c, constant in program]
         found = _compiled[program] = core._core.Program(lines)
     return found
 

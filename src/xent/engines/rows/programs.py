@@ -54,7 +54,8 @@ class Tape:
         needed = {result.line}
         for k in range(result.line, -1, -1):
             if k in needed:
-                needed |= set(lines[k][1 : 1 + OPERANDS.get(lines[k][0], 2)])
+                operation, a, b, c, _ = lines[k]
+                needed |= set((a, b, c)[: OPERANDS.get(operation, 2)])
         place = {line: k for k, line in enumerate(sorted(needed))}
         return tuple(_moved(lines[line], place) for line in place)
 

@@ -51,13 +51,14 @@ def row_gradient(
 
 
 def total(
-    tensors: Tensors, row_weight: Tensor | None, total: Total, _: object, ahead: bool = True
+    tensors: Tensors, row_weight: Tensor | None, total: Total, arguments: object, ahead: bool = True
 ) -> tuple[Tensor, Tensor]:
     """Return the sum of ``-log p`` over all rows by its divisor, and the gradient of the logits.
 
-    The divisor is a 0-d tensor or None, and the program one of :data:`CROSS_ENTROPY`.
+    The divisor is a 0-d tensor or None, and the program one of :data:`CROSS_ENTROPY`. The kernels
+    take the tensors; ``arguments`` are None.
     """
-    problem, by = Problem(tensors, total.settings), total.divisor
+    problem, by = Problem(tensors, total.settings), _divisor(total)
     check_labels_of(problem)
     gradient = torch.empty_like(problem.logits)
     log_prob, mass = _fill(
@@ -66,6 +67,12 @@ def total(
     values = -log_prob * mass
     loss = (values if row_weight is None else values * row_weight).sum()
     return (loss if by is None else loss / by).to(total.dtype), gradient
+
+
+def _divisor(total: Total) -> Tensor | None:
+    """The divisor, which the frame has found on the device."""
+    assert not isinstance(total.divisor, (str, float, int))
+    return total.divisor
 
 
 def fits(slope: Tensor, gradient: Tensor) -> bool:
@@ -85,7 +92,7 @@ def follow(
     gradient = gradient if ready else torch.empty_like(problem.logits)
     _fill(
         problem, gradient,
-        lambda launch, to: launch.follow(row_weight, total.divisor, slope, to, ready),
+        lambda launch, to: launch.follow(row_weight, _divisor(total), slope, to, ready),
     )  # fmt: skip
     return gradient
 

@@ -1,0 +1,118 @@
+"""What an engine offers: the page for whoever writes a fourth one.
+
+An engine is two modules, one in ``rows/`` for the softmax family and one in ``elements/`` for the
+sigmoid family, and an entry in :mod:`xent.engines.choice` that says which tensors its kernels can
+read. Engines know tensors only, checked by whoever calls them: no option, no loss, no linear head.
+``rows/reference.py`` and ``elements/reference.py`` are the specification, and the laws in the tests
+hold for every engine.
+
+To add an engine: a module of each kind, its names in ``choice.ENGINES``, ``choice.KERNELS`` and the
+two tables ``MODULES``, and its device in ``choice.kernels_for``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from torch import Tensor, dtype
+
+if TYPE_CHECKING:
+    from .elements.problem import ElementProblem
+    from .rows.autograd import Total
+    from .rows.problem import Problem, Tensors
+
+
+class Kernels(Protocol):
+    """What is known of an engine's kernels before anything is computed (``choice.KERNELS``)."""
+
+    @property
+    def TYPES(self) -> Sequence[dtype] | dict[dtype, int]:
+        """The dtypes of logits, soft targets and weights."""
+        ...
+
+    def obstacle_of(self, tensors: Sequence[Tensor | None]) -> str | None:
+        """Why no kernel can read these tensors, as the end of a sentence; None if one can."""
+        ...
+
+
+class RowEngine(Protocol):
+    """Losses of rows: statistics, their gradient, and the two at once for losses of one number."""
+
+    def row_statistics(self, problem: Problem) -> tuple[Tensor, bool]:
+        """The table of statistics, (fields, N...), float64, and whether no row is known ignored."""
+        ...
+
+    def row_gradient(
+        self,
+        problem: Problem,
+        table: Tensor,
+        partials: Sequence[Tensor | None],
+        out: Tensor | None = None,
+    ) -> Tensor:
+        """The gradient of the logits for the partial derivatives by each field of the table.
+
+        ``out``, which may be the logits themselves, receives the gradient.
+        """
+        ...
+
+
+class TotalEngine(RowEngine, Protocol):
+    """An engine that finds a sum over rows and its gradient in one sweep over the logits."""
+
+    def total(
+        self,
+        tensors: Tensors,
+        row_weight: Tensor | None,
+        total: Total,
+        arguments: Any,
+        ahead: bool = True,
+    ) -> tuple[Tensor, Tensor | None]:
+        """The sum, 0-d, and with ``ahead`` the gradient of the logits for slope 1.
+
+        ``arguments`` are the tensors as the engine's kernels take them, if the caller knows.
+        """
+        ...
+
+    def fits(self, slope: Tensor, gradient: Tensor) -> bool:
+        """True if the gradient for slope 1 is, or was made, exactly the one for this slope."""
+        ...
+
+    def follow(
+        self,
+        problem: Problem,
+        row_weight: Tensor | None,
+        total: Total,
+        slope: Tensor,
+        gradient: Tensor | None,
+    ) -> Tensor:
+        """The gradient for any slope, over the one for slope 1 if that is there."""
+        ...
+
+
+class ElementEngine(Protocol):
+    """Losses of single elements: their sum with its gradient, or one value for each."""
+
+    def loss(
+        self, problem: ElementProblem, divisor: Any, ahead: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """The sum by a divisor, 0-d, and with ``ahead`` the gradient of the logits for slope 1."""
+        ...
+
+    def values(self, problem: ElementProblem) -> Tensor:
+        """One value for each element."""
+        ...
+
+    def gradient(
+        self,
+        problem: ElementProblem,
+        upstream: Tensor,
+        divisor: Any,
+        ahead: Tensor | None = None,
+    ) -> Tensor:
+        """The gradient for slopes ``upstream`` by a divisor, over the one that is there."""
+        ...
+
+    def fits(self, slope: Tensor) -> bool:
+        """True if a gradient for slope 1 is the one for this slope."""
+        ...
