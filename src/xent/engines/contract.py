@@ -1,4 +1,4 @@
-"""What an engine offers: the page for whoever writes a fourth one.
+"""The contract of an engine: the page for whoever writes a fourth one.
 
 An engine is two modules, one in ``rows/`` for the softmax family and one in ``elements/`` for the
 sigmoid family, and an entry in :mod:`xent.engines.choice` that says which tensors its kernels can
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Kernels(Protocol):
-    """What is known of an engine's kernels before anything is computed (``choice.KERNELS``)."""
+    """Facts about an engine's kernels, known before anything is computed (``choice.KERNELS``)."""
 
     @property
     def TYPES(self) -> Sequence[dtype] | dict[dtype, int]:
@@ -32,7 +32,7 @@ class Kernels(Protocol):
         ...
 
     def obstacle_of(self, tensors: Sequence[Tensor | None]) -> str | None:
-        """Why no kernel can read these tensors, as the end of a sentence; None if one can."""
+        """The reason why no kernel can read these tensors, as a sentence ends; None if one can."""
         ...
 
 

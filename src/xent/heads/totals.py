@@ -97,7 +97,7 @@ class _Gradients(NamedTuple):
 
 
 class _OneChunk(_TotalAhead):
-    """Total of a small plain call and its gradient: one product each way, no chunks."""
+    """The sum of a small plain call: one product forward, one for each gradient."""
 
     @staticmethod
     def forward(

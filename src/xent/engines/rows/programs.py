@@ -309,7 +309,7 @@ class Recorder:
 
     @functools.cached_property
     def outside(self) -> Outside:
-        """Names that the body reads beside its arguments; found when the loss is first called."""
+        """The constants that the body reads beside its arguments; found at the first call."""
         return Outside(self.body)
 
     def find(self, settings: Mapping[str, Any], soft: bool, by_mass: bool) -> Recorded | None:

@@ -1,0 +1,89 @@
+"""The journey of a logit: how many functions of the library a small call walks through."""
+
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+
+import xent
+from xent.engines import core
+
+HOUSE = str(Path(xent.__file__).parent)
+
+
+@xent.row_loss
+def of_a_user(s, power=2.0):
+    return s.miss**power - s.log_prob
+
+
+def steps(call) -> tuple[int, int]:
+    """The calls of the library's functions, forward and backward, and the files they lie in."""
+    call().backward()  # what is done once is done
+    calls = Counter()
+
+    def profile(frame, event, _):
+        if event == "call" and frame.f_code.co_filename.startswith(HOUSE):
+            calls[frame.f_code.co_filename] += 1
+
+    loss = call()
+    sys.setprofile(profile)
+    try:
+        loss = call()
+        loss.backward()
+    finally:
+        sys.setprofile(None)
+    return sum(calls.values()), len(calls)
+
+
+W, ROWS = torch.linspace(0.5, 2, 10), torch.linspace(0.1, 1, 32, dtype=torch.float64)
+OPTIONS = {
+    "plain": {},
+    "weight": {"weight": W},
+    "row_weight": {"row_weight": ROWS},
+    "label_smoothing": {"label_smoothing": 0.1},
+    "z_loss": {"z_loss": 1e-3},
+    "ignore_index": {"ignore_index": 3},
+    "sum": {"reduction": "sum"},
+    "normalizer": {"normalizer": 20.0},
+    "count": {"normalizer": "count"},
+    "logit_scale": {"logit_scale": 2.0},
+    "softcap": {"softcap": 30.0},
+    "class_bias": {"class_bias": W},
+    "empty": {"empty": "zero"},
+}
+
+
+@pytest.fixture
+def batch():
+    g = torch.Generator().manual_seed(0)
+    logits = torch.randn(32, 10, generator=g, requires_grad=True)
+    return logits, torch.randint(10, (32,), generator=g)
+
+
+@pytest.mark.skipif(not core.fast, reason="the reference engine takes the long way")
+@pytest.mark.parametrize("name", OPTIONS)
+def test_an_option_of_cross_entropy_is_a_short_way(name, batch):
+    calls, files = steps(lambda: xent.cross_entropy(*batch, **OPTIONS[name]))
+    assert calls <= 65
+    assert files <= 14
+
+
+@pytest.mark.skipif(not core.fast, reason="the reference engine takes the long way")
+@pytest.mark.parametrize("loss", [xent.losses.focal_loss, of_a_user], ids=["focal", "a user's"])
+def test_a_loss_of_rows_is_a_short_way(loss, batch):
+    calls, files = steps(lambda: loss(*batch))
+    assert calls <= 40
+    assert files <= 12
+
+
+@pytest.mark.skipif(not core.fast, reason="the reference engine takes the long way")
+@pytest.mark.parametrize("name", ["plain", "weight", "label_smoothing"])
+def test_behind_a_head_it_is_a_short_way(name, batch):
+    hidden, weight = torch.randn(32, 16, requires_grad=True), torch.randn(10, 16)
+    calls, files = steps(
+        lambda: xent.cross_entropy(xent.LinearLogits(hidden, weight), batch[1], **OPTIONS[name])
+    )
+    assert calls <= 120
+    assert files <= 17
