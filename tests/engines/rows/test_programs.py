@@ -119,6 +119,8 @@ def test_settings_that_change_at_every_step_take_no_memory():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_one_sweep_has_the_bits_of_two(name, dtype, core):
     """Whatever the slope: the statistics of ``return_stats`` come from two passes."""
+    if not core.fast:
+        pytest.skip("this processor takes the reference engine")
     loss = CATALOG[name].function
     g = torch.Generator().manual_seed(1)
     z = (4 * torch.randn(65, 130, generator=g)).to(dtype)
