@@ -24,6 +24,14 @@ MODULES: dict[str, RowEngine] = {"native": native, "triton": triton, "reference"
 TOTALS: dict[str, TotalEngine] = {"native": native, "triton": triton}
 
 
+_GRADIENT = {
+    "native": "in the same sweep as the loss, where that is one number of a body that is a program "
+    "(most are); else recomputed from the logits in backward: one more sweep",
+    "triton": "for a sum or mean of cross-entropy in the same sweep as the loss; else recomputed "
+    "from the logits in backward: one more sweep",
+}
+
+
 def choose(problem: Problem, engine: str = "auto") -> Explanation:
     """Decide which engine computes a problem; raise if a named engine cannot."""
     kernels = kernels_for(problem.device, engine)
@@ -33,7 +41,7 @@ def choose(problem: Problem, engine: str = "auto") -> Explanation:
     return Explanation(
         kernels,
         where_kernels_run(kernels, problem.device, problem.dtype),
-        "recomputed from the logits in backward: one more sweep, nothing of N x V is kept",
+        _GRADIENT[kernels],
     )
 
 
