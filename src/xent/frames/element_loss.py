@@ -35,6 +35,7 @@ class ElementLoss(Protocol):
     """A loss of single elements, as :func:`element_loss` makes it."""
 
     __name__: str
+    of_tensors: Callable[..., Tensor]  # the loss itself, for plain tensors: without containers
 
     def __call__(
         self,
@@ -248,7 +249,22 @@ def element_loss(
         for name in left_out:
             if given[name]:
                 raise TypeError(f"{body.__name__}() got an unexpected keyword argument {name!r}")
-        settings = hyper.settings(hyperparameters, input)
+        settings = hyper.settings(hyperparameters, input)  # pyright: ignore
+        usual = (
+            normalizer is ignore_value is None
+            and engine == "auto"
+            and (unnormalized is False)
+            and type(label_smoothing) is float
+            and label_smoothing == 0
+            and empty in ("nan", "zero")
+        )
+        if usual and form is not None and share is None:
+            result = elements.plain(
+                input, target, weight, pos_weight, reduction,
+                functools.partial(_of_elements, body, settings), form(**settings),
+            )  # fmt: skip
+            if result is not None:
+                return result
         problem = make_problem(input, target, weight, pos_weight, ignore_value, not unnormalized)
         read = read_reduction(reduction, normalizer, None, empty, input.shape, problem.input.device)
         divisor = _divisor(problem, read.normalizer, empty) if reduction == "mean" else 1.0
@@ -282,7 +298,9 @@ def element_loss(
     made: Any = loss
     made.__signature__ = inspect.Signature([*common, *hyper.parameters])
     made.__doc__ = element_docstring(body, [p.name for p in common])
-    return overridable(through_containers(made, _divisor_of, of_rows=False))
+    entry = overridable(through_containers(made, _divisor_of, of_rows=False))
+    entry.of_tensors = made
+    return entry
 
 
 def _of_elements(

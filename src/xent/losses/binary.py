@@ -7,10 +7,8 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor
 
-from .._check import finite_number
-from ..engines import elements
 from ..engines.elements.problem import ElementProblem, Form
-from ..engines.modes import autocasts
+from ..engines.modes import PLAIN_TENSORS, autocasts
 from ..frames.element_checks import check_unit_range
 from ..frames.element_loss import Elements, element_loss, power, product
 from ..frames.reduction import Reduction
@@ -18,14 +16,6 @@ from ..heads.stand_in import Lean
 from ..hyperparameters import NonNegative, PerElement, Range
 from .catalog import member
 from .classification import _legacy_reduction
-
-# Every option that the plain case leaves alone, in the order of the signature.
-_PLAIN = (None, None, None, None, 0.0, None, None, False, "nan", "auto")
-
-
-def _are_plain(options: tuple[Any, ...]) -> bool:
-    """True if no option is given. An array is an option: its comparison gives no single bool."""
-    return all(x is y or (type(x) is type(y) and x == y) for x, y in zip(options, _PLAIN))  # noqa: B905
 
 
 @member("binary", proper=True, convex=True)
@@ -94,19 +84,10 @@ def binary_cross_entropy_with_logits(
     References:
         Cox, *The regression analysis of binary sequences*, 1958.
     """
-    if type(label_smoothing) is not float:
-        label_smoothing = finite_number("label_smoothing", label_smoothing)
-    options = (
-        weight, size_average, reduce, pos_weight, label_smoothing, ignore_value, normalizer,
-        unnormalized, empty, engine,
-    )  # fmt: skip
-    if _are_plain(options):
-        loss = elements.plain(input, target, reduction, _plain_body)
-        if loss is not None:
-            return loss
     if size_average is not None or reduce is not None:
         reduction = _legacy_reduction(size_average, reduce)
-    loss = _cross_entropy(
+    function = _cross_entropy.of_tensors if type(input) in PLAIN_TENSORS else _cross_entropy
+    loss = function(
         input, target, weight, pos_weight=pos_weight, unnormalized=unnormalized,
         label_smoothing=label_smoothing, ignore_value=ignore_value, reduction=reduction,
         normalizer=normalizer, empty=empty, engine=engine,
@@ -118,10 +99,6 @@ def binary_cross_entropy_with_logits(
 @element_loss(form=lambda: Form(), pos_weight=True, unnormalized=True, label_smoothing=True)
 def _cross_entropy(e: Elements) -> Tensor:
     return e.nll
-
-
-def _plain_body(input: Tensor, target: Tensor, pos_weight: Tensor | None) -> Tensor:
-    return Elements(input, target, pos_weight).nll
 
 
 @member("other", proper=True, convex=True)

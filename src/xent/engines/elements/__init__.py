@@ -100,12 +100,18 @@ def reduce(problem: ElementProblem, module: ElementEngine, divisor: float | Tens
 
 
 def plain(
-    input: Tensor, target: Tensor, reduction: str, body: Callable[..., Tensor]
+    input: Any,
+    target: Any,
+    weight: Any,
+    pos_weight: Any,
+    reduction: str,
+    body: Callable[..., Tensor],
+    form: Form,
 ) -> Tensor | None:
-    """Cross-entropy of the plainest call in the fewest steps, or None if the call is not plain.
+    """The result of the plainest call in the fewest steps, or None if the call is not plain.
 
-    Plain are logits and targets of one dtype on the CPU. Every check here is part of what small
-    batches cost.
+    Plain are logits, targets and weights of one dtype on the CPU; no weight is 0. Every check here
+    is part of what small batches cost.
     """
     if (
         type(input) not in PLAIN_TENSORS
@@ -117,19 +123,29 @@ def plain(
         or reduction not in ("mean", "sum", "none")
         or deferred()
         or not (in_cpu_memory(input) and in_cpu_memory(target))
+        or not (weight is None or _is_plain_weight(weight, input))
+        or not (pos_weight is None or _is_plain_weight(pos_weight, input))
         or torch.is_autocast_enabled("cpu")
         or not core.fast
     ):
         return None
-    problem = ElementProblem(
-        input, target, None, None, body, _CROSS_ENTROPY, None, True, input.dtype
-    )
+    problem = ElementProblem(input, target, weight, pos_weight, body, form, None, True, input.dtype)
     if reduction == "none":
         return map_values(problem, native)
     return reduce(problem, native, float(input.numel()) if reduction == "mean" else 1.0)
 
 
-_CROSS_ENTROPY = Form()
+def _is_plain_weight(x: Any, input: Tensor) -> bool:
+    """True for plain memory that broadcasts along the first axes, without zeros."""
+    return (
+        type(x) is Tensor
+        and x.dtype is input.dtype
+        and x.ndim <= input.ndim
+        and x.shape == input.shape[input.ndim - x.ndim :]
+        and not x.requires_grad
+        and in_cpu_memory(x)
+        and bool((x != 0).all())
+    )
 
 
 def _engine(problem: ElementProblem, engine: str) -> str | None:
