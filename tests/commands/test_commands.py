@@ -24,6 +24,12 @@ from xent.commands.run_folder import RunFolder
 PLACES = Path(console.__file__).parent
 
 
+@pytest.fixture(autouse=True)
+def benchmarks_of_this_checkout(monkeypatch):
+    """Let an installed package find the benchmarks beside these tests, in whatever folder it is."""
+    monkeypatch.setattr("xent.commands.bench.CHECKOUT", Path(__file__).parents[2])
+
+
 def code_of(*words: object) -> int:
     """The exit code, whether the parser or the command refuses."""
     try:

@@ -112,7 +112,7 @@ class RowFrame:
         engine: str,
     ) -> Call:
         """Check a call. ``options`` are scale, softcap and bias of the logits, by name."""
-        if engine == "auto" and not self.own:
+        if engine == "auto" and not self.own and not compiling():
             given = input, target, weight, ignore_index, *options.values()
             recorded = self._recorded(settings, False, weight)
             requests = self.requests(**settings) if recorded is None else recorded.requests

@@ -311,7 +311,7 @@ def test_slopes_other_than_1_are_rounded_once():
 
 def test_what_is_ready_is_left_alone():
     from xent.engines.rows.autograd import Total
-    from xent.engines.rows.problem import Settings, Tensors
+    from xent.engines.rows.problem import Problem, Settings, Tensors
     from xent.engines.rows.programs import NLL
 
     tensors, engine = Tensors(torch.randn(5, 7), torch.randint(7, (5,))), MODULES["triton"]
@@ -320,7 +320,8 @@ def test_what_is_ready_is_left_alone():
     known = torch.full_like(right, 7.0)  # no gradient: it shows whether anything is written
 
     def follow(slope, gradient):
-        return engine.follow(tensors, None, total, torch.tensor(slope), gradient)
+        problem = Problem(tensors, total.settings)
+        return engine.follow(problem, None, total, torch.tensor(slope), gradient)
 
     assert follow(1.0, known) is known
     assert bool((known == 7).all())

@@ -44,15 +44,9 @@ class Settings(NamedTuple):
     requests: tuple[str, ...] = ()
 
 
-_MASKS: dict[tuple[bool, tuple[str, ...]], int] = {}
-
-
 def mask_of(settings: Settings) -> int:
     """The fields to compute, as bits."""
-    key = settings.soft, settings.requests
-    if key not in _MASKS:
-        _MASKS[key] = field_mask(*key)
-    return _MASKS[key]
+    return field_mask(settings.soft, settings.requests)
 
 
 class Problem:
