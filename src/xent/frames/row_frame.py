@@ -220,6 +220,10 @@ class RowFrame:
             total = total._replace(divisor=_divisor(reduce), empty=reduce.empty)
             if plain:
                 self._keep(call, total)
+                arguments, keep = native.arguments_of(problem, reduce.row_weight)
+                result = autograd.total(problem.tensors, reduce.row_weight, total, arguments)
+                del keep
+                return result
             if isinstance(problem, HeadProblem):
                 return self._total_behind_head(call, problem, reduce, total)
             return autograd.total(problem.tensors, reduce.row_weight, total)

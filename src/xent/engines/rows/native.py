@@ -61,7 +61,8 @@ def total(
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """The sum over all rows by its divisor; with ``ahead`` also the gradient of the logits.
 
-    ``arguments`` are those of :func:`plain_arguments`, if the caller knows.
+    ``arguments`` are those of :func:`plain_arguments` or, of contiguous logits,
+    :func:`arguments_of`, if the caller knows.
     """
     gradient = core.empty_like(tensors.logits) if ahead else None
     if arguments is None:
@@ -108,11 +109,7 @@ def _total(
     slope: float,
 ) -> Tensor:  # fmt: skip
     """The sum, and into ``gradient``, if there is one, its gradient."""
-    (logits, rows, *others), keep = _arguments(problem)
-    if row_weight is not None:
-        row_weight = row_weight.contiguous()
-    weight = 0 if row_weight is None else row_weight.data_ptr()
-    arguments = (logits, rows, *others, problem.mask, [], weight)
+    arguments, keep = arguments_of(problem, row_weight)
     whole = None
     if gradient is not None and not problem.logits.is_contiguous():
         matrix, whole = _matrix(gradient, problem.axis, may_copy=False)
@@ -126,6 +123,17 @@ def _total(
 
 
 Arguments = tuple[Any, ...]  # of the core's `loss`, from the logits to the row weights
+
+
+def arguments_of(problem: Problem, row_weight: Tensor | None) -> tuple[Arguments, list[Tensor]]:
+    """The arguments, and the tensors that must live as long as these addresses are used."""
+    arguments, keep = _arguments(problem)
+    if row_weight is not None:
+        keep.append(row_weight.contiguous())
+    weight = 0 if row_weight is None else keep[-1].data_ptr()
+    return (*arguments, problem.mask, [], weight), keep
+
+
 _DIVISORS = {"weight": 2, "count": 3}
 
 
