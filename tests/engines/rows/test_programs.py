@@ -92,12 +92,14 @@ def test_what_may_change_unseen_is_not_kept():
     class Holder:
         scale = 2.0
 
-    holder, numbers = Holder(), [2.0]
+    holder, numbers, module = Holder(), [2.0], torch.nn.HuberLoss()
     for body in (
         lambda s: holder.scale * s.nll,
         lambda s: numbers[0] * s.nll,
         lambda s: random.random() * s.nll,
         lambda s: float(torch.rand(())) * s.nll,
+        lambda s: s.nll * module.delta,
+        lambda s: print("here") or s.nll,
     ):
         assert Outside(body)() is None
         assert Recorder(body, lambda: ()).find({}, False, False) is None

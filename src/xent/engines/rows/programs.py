@@ -232,6 +232,12 @@ def record(
 
 _CONSTANTS = (type(None), bool, int, float, str)
 _PURE = ("torch", "math", "xent")  # modules whose functions give the same for the same arguments
+_FUNCTIONS = (types.ModuleType, types.FunctionType, types.BuiltinFunctionType, type)
+# Names that say that a call is to do something beside its result, or reads what may change.
+_EFFECTS = {
+    "print", "breakpoint", "input", "open", "exec", "eval", "globals", "locals", "vars", "next",
+    "setattr", "getattr", "warn",
+}  # fmt: skip
 _RANDOM = ("rand", "normal", "bernoulli", "multinomial", "poisson", "seed")
 
 
@@ -262,7 +268,7 @@ class Outside:
             return
         seen.add(function)
         names, space = _names_in(function.__code__), function.__globals__
-        if any(word in name for name in names for word in _RANDOM):
+        if names & _EFFECTS or any(word in name for name in names for word in _RANDOM):
             self.known = False
         for cell in function.__closure__ or ():
             self._look_at(lambda cell=cell: cell.cell_contents, seen)
@@ -279,7 +285,7 @@ class Outside:
         home = str(getattr(value, "__name__" if module else "__module__", None))
         if isinstance(value, _CONSTANTS):
             self.reads.append(read)
-        elif not ((module or callable(value)) and home.partition(".")[0] in _PURE):
+        elif not (isinstance(value, _FUNCTIONS) and home.partition(".")[0] in _PURE):
             self.reads.append(lambda: None if read() is value else _GONE)
             self._look_into(value, seen)
 
