@@ -1,7 +1,8 @@
 """The frame of a loss of rows: its parts, and the ways that its calls go.
 
-A call goes the first of three ways that can take it:
+A call goes the first of four ways that can take it:
 
+* in one call: options that were seen before, tensors that are plain memory of the CPU;
 * in one sweep: the result is one number and the body a program (``engines/rows/programs.py``), so
   that kernels find loss and gradient while a block of logits is in the cache;
 * by chunks: logits behind a linear head, a chunk of rows at a time;
@@ -182,10 +183,10 @@ class RowFrame:
         problem, reduce, weight = call.problem, call.reduce, call.problem.tensors.class_weight
         known, settings = problem.settings, call.settings
         if (
-            known.soft or known.softcap or problem.tensors[2:4] != (None, None)
+            self.own or known.soft or known.softcap or problem.tensors[2:4] != (None, None)
             or problem.tensors.mean_weight is not None or reduce.row_weight is not None
             or known.first_class or problem.tensors.class_scale is not None
-            or not all(isinstance(x, (int, float, str)) for x in settings.values())
+            or any(isinstance(x, Tensor) for x in settings.values())
         ):  # fmt: skip
             return
         if len(self.totals) >= _TOTALS:  # options that change at every step

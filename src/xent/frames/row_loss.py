@@ -3,13 +3,7 @@
 logits + target --engine--> RowStatistics --the few lines--> one value per row
     --mask, weights, reduction, normaliser--> scalar
 
-A call goes one of four ways, the first that can take it:
-
-* in one call: plain CPU memory, no option of the logits; what small batches cost is decided here;
-* in one sweep: the result is one number and the body a program (``engines/rows/programs.py``), so
-  that kernels find loss and gradient while a block of logits is in the cache;
-* by chunks: logits behind a linear head, a chunk of rows at a time;
-* of statistics: tensors of statistics, the body on these, and a second sweep in backward.
+The ways that a call may go are in ``row_frame.py``.
 """
 
 from __future__ import annotations
