@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from .._check import one_of
-from ..engines import rows
+from ..engines import core, rows
 from ..engines.modes import PLAIN_TENSORS, compiling
 from ..engines.rows import autograd, native
 from ..engines.rows.autograd import Total
@@ -113,7 +113,7 @@ class RowFrame:
         engine: str,
     ) -> Call:
         """Check a call. ``options`` are scale, softcap and bias of the logits, by name."""
-        if engine == "auto" and not self.own and not compiling():
+        if engine == "auto" and core.fast and not self.own and not compiling():
             given = input, target, weight, ignore_index, *options.values()
             recorded = self._recorded(settings, False, weight)
             requests = self.requests(**settings) if recorded is None else recorded.requests
@@ -203,10 +203,12 @@ class RowFrame:
         if reduce.reduction == "none" or (not plain and (compiling() or reduce.learned())):
             return None
         known = problem.settings
+        engine = "native" if plain else choose(problem, engine).engine
+        if engine == "reference":
+            return None
         recorded = self._recorded(settings, known.soft, problem.tensors.class_weight)
         if recorded is None:
             return None
-        engine = "native" if plain else choose(problem, engine).engine
         if not (plain or rows.takes_one_sweep(problem, recorded.program, engine)):
             return None
         again = functools.partial(
