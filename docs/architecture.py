@@ -128,7 +128,7 @@ def road() -> list[str]:
 
     for profile in (None, note):  # the first call fills the caches
         sys.setprofile(profile)
-        xent.losses.focal_loss(logits, target, reduction="none")
+        xent.losses.focal_loss(logits, target, reduction="none", engine="reference")
         sys.setprofile(None)
     return list(dict.fromkeys(entered))
 

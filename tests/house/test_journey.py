@@ -66,16 +66,16 @@ def batch():
 @pytest.mark.parametrize("name", OPTIONS)
 def test_an_option_of_cross_entropy_is_a_short_way(name, batch):
     calls, files = steps(lambda: xent.cross_entropy(*batch, **OPTIONS[name]))
-    assert calls <= 65
-    assert files <= 14
+    assert calls <= 67
+    assert files <= 15
 
 
 @pytest.mark.skipif(not core.fast, reason="the reference engine takes the long way")
 @pytest.mark.parametrize("loss", [xent.losses.focal_loss, of_a_user], ids=["focal", "a user's"])
 def test_a_loss_of_rows_is_a_short_way(loss, batch):
     calls, files = steps(lambda: loss(*batch))
-    assert calls <= 40
-    assert files <= 12
+    assert calls <= 45
+    assert files <= 15
 
 
 @pytest.mark.skipif(not core.fast, reason="the reference engine takes the long way")

@@ -79,10 +79,18 @@ def read_plain(
     return Problem(tensors, settings), Reduce(how, normalizer, row_weight, empty)
 
 
+def positive(row_weight: Any) -> Tensor | None:
+    """Row weights in float64; None if one is not above 0, which is for others to look at."""
+    plain = type(row_weight) is Tensor and row_weight.dtype in core.TYPES and row_weight.is_cpu
+    if not plain or row_weight.requires_grad or deferred():
+        return None
+    return row_weight.double() if bool((row_weight > 0).all()) else None
+
+
 def is_plain_memory(input: Any, target: Any, weight: Any, row_weight: Any) -> bool:
     """True for contiguous (N, C) logits and (N,) classes of the CPU, with such weights or none.
 
-    Row weights are positive float64: signs and zeros are for others to look at.
+    Row weights are float64, as :func:`positive` gives them.
     """
     return (
         type(input) in PLAIN_TENSORS
@@ -96,9 +104,10 @@ def is_plain_memory(input: Any, target: Any, weight: Any, row_weight: Any) -> bo
         and target.is_contiguous()
         and not deferred()
         and in_cpu_memory(input)
+        # Weights of 16 bits are widened for the kernels, which is not done in one call.
+        and (weight is None or input.itemsize > 2)
         and (weight is None or _is_vector(weight, input.dtype, input.shape[1]))
         and (row_weight is None or _is_vector(row_weight, torch.float64, input.shape[0]))
-        and (row_weight is None or bool((row_weight > 0).all()))
         and core.fast
         and not torch.is_autocast_enabled("cpu")
     )
@@ -130,7 +139,6 @@ def is_plain_head(
         and (bias is None or (type(bias) in PLAIN_TENSORS and in_cpu_memory(bias)))
         and (weight is None or _is_vector(weight, hidden.dtype, len(head)))
         and (row_weight is None or _is_vector(row_weight, torch.float64, len(hidden)))
-        and (row_weight is None or bool((row_weight > 0).all()))
         and core.fast
         and not torch.is_autocast_enabled("cpu")
         and bool((target != ignore_index).all())

@@ -3,8 +3,7 @@
 A call goes the first of four ways that can take it:
 
 * in one call: options that were seen before, tensors that are plain memory of the CPU;
-* in one sweep: the result is one number and the body a program (``engines/rows/programs.py``), so
-  that kernels find loss and gradient while a block of logits is in the cache;
+* in one sweep: the result is one number and the body a program (``engines/rows/programs.py``);
 * by chunks: logits behind a linear head, a chunk of rows at a time;
 * of statistics: tensors of statistics, the body on these, and a second sweep in backward.
 """
@@ -25,7 +24,7 @@ from ..engines.modes import PLAIN_TENSORS, compiling
 from ..engines.rows import autograd, native
 from ..engines.rows.autograd import Total
 from ..engines.rows.problem import Problem, Tensors
-from ..engines.rows.programs import Recorded, Recorder
+from ..engines.rows.recorder import Recorded, Recorder, as_key
 from ..heads import gradients, totals
 from ..heads.logits import LinearLogits
 from ..heads.measure import choose, measure
@@ -35,7 +34,7 @@ from ..hyperparameters import Hyperparameters
 from ..row_statistics import REQUESTS, RowStatistics
 from ..targets import are_alike
 from .by_chunks import reduce_problem
-from .plain_calls import is_plain_head, is_plain_memory, read_plain
+from .plain_calls import is_plain_head, is_plain_memory, positive, read_plain
 from .reduction import (
     Normalizer,
     Reduce,
@@ -62,6 +61,7 @@ class Call(NamedTuple):
     settings: dict[str, Any]  # the hyperparameters
     engine: str  # that was asked for
     plain: bool = False  # True if the native engine can read the tensors as they are
+    recorded: Recorded | None = None  # of a plain call with classes for targets
 
 
 class RowFrame:
@@ -122,7 +122,7 @@ class RowFrame:
                 self.soft,
             )  # fmt: skip
             if plain is not None:
-                return Call(*plain, settings, engine, True)
+                return Call(*plain, settings, engine, True, recorded)
         if not self.soft:
             refuse_probabilities(self.name, input, target)
         problem = make_problem(
@@ -153,20 +153,21 @@ class RowFrame:
         self, input: Any, target: Any, weight: Any, ignore_index: Any, reduction: str,
         normalizer: Any, row_weight: Any, empty: str, settings: dict[str, Any],
     ) -> Tensor | None:  # fmt: skip
-        """The plainest kinds of calls in the fewest steps; None for other calls.
-
-        What is not about tensors is looked at once, and found again by the values of the options.
-        """
+        """The result of a plain call with options that were seen before; None for other calls."""
         outside = self.recorder.outside() if self.recorder.outside.reads else ()
         try:
             total = self.totals.get(
                 (ignore_index, ignore_index.__class__, reduction, normalizer, normalizer.__class__,
-                 empty, weight is None, input.dtype, outside, *settings.values())
+                 empty, weight is None, input.dtype, outside, *as_key(settings.values()))
             )  # fmt: skip
         except (TypeError, AttributeError):  # what cannot be hashed, or is no tensor
             return None
         if total is None:
             return None
+        if row_weight is not None:
+            row_weight = positive(row_weight)
+            if row_weight is None:
+                return None
         if type(input) is LinearLogits:
             if not is_plain_head(input, target, weight, row_weight, ignore_index):
                 return None
@@ -180,44 +181,41 @@ class RowFrame:
 
     def _keep(self, call: Call, total: Total) -> None:
         """Let later calls with these options be made in one call, if that can be."""
-        problem, reduce, weight = call.problem, call.reduce, call.problem.tensors.class_weight
-        known, settings = problem.settings, call.settings
+        known, t, reduce = call.problem.settings, call.problem.tensors, call.reduce
+        others = (t.scale, t.class_bias, t.class_scale, t.mean_weight)
         if (
-            self.own or known.soft or known.softcap or problem.tensors[2:4] != (None, None)
-            or problem.tensors.mean_weight is not None or reduce.row_weight is not None
-            or known.first_class or problem.tensors.class_scale is not None
-            or any(isinstance(x, Tensor) for x in settings.values())
+            self.own or known.soft or known.softcap or any(x is not None for x in others)
+            or isinstance(reduce.normalizer, Tensor) or reduce.normalizer == 0
+            or any(isinstance(x, Tensor) for x in call.settings.values())
         ):  # fmt: skip
             return
         if len(self.totals) >= _TOTALS:  # options that change at every step
             self.totals.clear()
-        by, index = reduce.normalizer, known.ignore_index
         self.totals[
-            (index, int, reduce.reduction, by, by.__class__, reduce.empty, weight is None,
-             problem.dtype, self.recorder.outside(), *settings.values())
+            (known.ignore_index, int, reduce.reduction, reduce.normalizer,
+             reduce.normalizer.__class__, reduce.empty, t.class_weight is None, call.problem.dtype,
+             self.recorder.outside(), *as_key(call.settings.values()))
         ] = total  # fmt: skip
 
     def in_one_sweep(self, call: Call) -> Tensor | None:
         """One number and its gradient in one sweep over the logits; None for other calls."""
-        problem, reduce, settings, engine, plain = call
+        problem, reduce, settings, engine, plain, recorded = call
         if reduce.reduction == "none" or (not plain and (compiling() or reduce.learned())):
             return None
         known = problem.settings
         engine = "native" if plain else choose(problem, engine).engine
         if engine == "reference":
             return None
-        recorded = self._recorded(settings, known.soft, problem.tensors.class_weight)
+        if recorded is None or known.soft:
+            recorded = self._recorded(settings, known.soft, problem.tensors.class_weight)
         if recorded is None:
             return None
         if not (plain or rows.takes_one_sweep(problem, recorded.program, engine)):
             return None
-        again = functools.partial(
-            self._again, reduction=reduce.reduction, normalizer=reduce.normalizer,
-            empty=reduce.empty, settings=settings,
-        )  # fmt: skip
         total = Total(
             rows.TOTALS[engine], recorded.program, known, None, "nan",
-            problem.logits.dtype if plain else problem.result_dtype(), again,
+            problem.logits.dtype if plain else problem.result_dtype(),
+            self._plain(reduce, settings),
         )  # fmt: skip
         if engine == "native":
             total = total._replace(divisor=_divisor(reduce), empty=reduce.empty)
@@ -231,7 +229,9 @@ class RowFrame:
                 return self._total_behind_head(call, problem, reduce, total)
             return autograd.total(problem.tensors, reduce.row_weight, total)
         problem, reduce = leave_out(problem, reduce)  # the divisor is for the device to find
-        total = total._replace(divisor=divisor_of_problem(problem, reduce))
+        total = total._replace(
+            divisor=divisor_of_problem(problem, reduce), plain=self._plain(reduce, settings)
+        )
         return autograd.total(problem.tensors, reduce.row_weight, total)
 
     def _total_behind_head(
@@ -242,8 +242,10 @@ class RowFrame:
             return None
         left, reduce = leave_out(problem, reduce)  # ignored rows are not multiplied
         problem = cast(HeadProblem, left)
+        total = total._replace(plain=self._plain(reduce, call.settings))
         if totals.is_one_chunk(problem):
-            self._keep(call, total)
+            if left is call.problem:
+                self._keep(call, total)
             return totals.total(
                 problem, reduce.row_weight, total._replace(divisor=_divisor(reduce))
             )
@@ -261,6 +263,13 @@ class RowFrame:
         if not self.rowwise:
             return None
         return self.recorder.find(settings, soft, self._by_mass(soft, weight))
+
+    def _plain(self, reduce: Reduce, settings: dict[str, Any]) -> Callable[..., Tensor]:
+        """The function of a problem and row weights that gives the number in plain operations."""
+        return functools.partial(
+            self._again, reduction=reduce.reduction, normalizer=reduce.normalizer,
+            empty=reduce.empty, settings=settings,
+        )  # fmt: skip
 
     def _again(
         self,
@@ -281,7 +290,7 @@ class RowFrame:
 
     def by_chunks(self, call: Call) -> Tensor | None:
         """One number from logits behind a head, a chunk of rows at a time; None for other calls."""
-        problem, reduce, settings, engine, _ = call
+        problem, reduce, settings, engine = call[:4]
         others = (*problem.others, reduce.row_weight)
         if (
             not isinstance(problem, HeadProblem)
@@ -305,7 +314,7 @@ class RowFrame:
         self, call: Call, input: Tensor | LinearLogits, return_stats: bool, inplace_backward: bool
     ) -> Tensor | tuple[Tensor, RowStatistics]:
         """The result from tensors of statistics, and with ``return_stats`` these statistics too."""
-        every_row, reduce, settings, engine, plain = call
+        every_row, reduce, settings, engine, plain, _ = call
         problem, reduce = leave_out(every_row, reduce)
         if inplace_backward:
             _refuse_shared_logits(input)

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 
 import xent
 from tests.helpers import same_bits, value_and_grad
-from xent.engines.rows.programs import LOG_LOSS, NLL, Outside, Recorder, record
+from xent.engines.rows.programs import LOG_LOSS, NLL, record
+from xent.engines.rows.recorder import Outside, Recorder
 from xent.losses import CATALOG
 
 SCALE = 2.0
@@ -136,3 +137,103 @@ def test_one_sweep_has_the_bits_of_two(name, dtype, core):
         one = value_and_grad(scaled, z, y, slope)[1]
         two = value_and_grad(scaled, z, y, slope, return_stats=True)[1]
         assert same_bits(one, two), slope
+
+
+def test_zeros_of_both_signs_are_two_numbers():
+    """In a program, in what a program is kept by, and in the divisor of a mean."""
+    z, y = torch.tensor([[0.3, -0.2, 0.1]]), torch.tensor([0])
+
+    @xent.row_loss
+    def two_zeros(s):
+        return torch.where(s.prob > 2, 0.0, 1.0) / (s.miss * -0.0)
+
+    @xent.row_loss
+    def of_a_setting(s, a=0.0):
+        return 1 / (s.miss * a)
+
+    assert two_zeros(z, y) == two_zeros(z, y, engine="reference") == -torch.inf
+    for a in (0.0, -0.0, 0.0):
+        assert of_a_setting(z, y, a=a) == of_a_setting(z, y, a=a, engine="reference")
+    for a in (-0.0, 0.0, -0.0):
+        given = {"normalizer": a}
+        assert xent.cross_entropy(z, y, **given) == xent.cross_entropy(
+            z, y, **given, engine="reference"
+        )
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_later_calls_are_as_the_first(dtype):
+    """Options that were seen before take a shorter way, with class weights of every dtype."""
+    g = torch.Generator().manual_seed(3)
+    z = torch.randn(9, 5, generator=g).to(dtype)
+    y, w = torch.randint(5, (9,), generator=g), torch.tensor([1.0, 2.0, 3.0, 0.5, 0.25]).to(dtype)
+    for loss in (xent.cross_entropy, xent.losses.focal_loss):
+        for options in ({}, {"reduction": "sum"}, {"row_weight": torch.rand(9, generator=g)}):
+            first, *later = (loss(z, y, w, **options) for _ in range(4))
+            assert all(same_bits(x, first) for x in later)
+            right = loss(z, y, w, **options, engine="reference")
+            torch.testing.assert_close(first, right, rtol=1e-6, atol=0)
+
+
+def without_gradient(s):
+    with torch.no_grad():
+        factor = s.miss**2
+    return -factor * s.log_prob
+
+
+def asks_for_the_mode(s):
+    return -s.log_prob * (2.0 if torch.is_grad_enabled() else 1.0)
+
+
+def counts_calls(s):
+    counts_calls.number += 1
+    return -s.log_prob
+
+
+def imports(s):
+    from math import pi
+
+    return -s.log_prob * pi
+
+
+counts_calls.number = 0
+HARD = {
+    "no_grad": without_gradient,
+    "grad mode": asks_for_the_mode,
+    "a counter": counts_calls,
+    "an import": imports,
+    "whole numbers": lambda s: -s.log_prob * (s.prob * 10).to(torch.int64),
+    "a sum of bools": lambda s: -s.log_prob * ((s.prob > 0) + (s.prob >= 0)),
+    "a type": lambda s: -s.log_prob * (2.0 if isinstance(s.log_prob, torch.Tensor) else 1.0),
+    "complete": lambda s: -s.log_prob * (2.0 if s.complete else 1.0),
+    "an attribute": lambda s: -s.log_prob * counts_calls.number,
+    "a name that is not there": lambda s: -s.log_prob if s.soft else missing * s.nll,  # noqa: F821
+}
+
+
+@pytest.mark.parametrize("name", HARD)
+def test_a_body_of_more_than_arithmetic_is_no_program(name):
+    assert Recorder(HARD[name], lambda: ()).find({}, False, False) is None
+
+
+def test_a_normaliser_that_changes_in_place_is_read_again():
+    hidden, weight, y = torch.randn(7, 4), torch.randn(5, 4), torch.randint(5, (7,))
+    number = torch.tensor(3.0)
+    for logits in (lambda: hidden @ weight.T, lambda: xent.LinearLogits(hidden, weight)):
+        number.fill_(3.0)
+        before = [xent.cross_entropy(logits(), y, normalizer=number) for _ in range(3)][-1]
+        number.fill_(6.0)
+        after = xent.cross_entropy(logits(), y, normalizer=number)
+        torch.testing.assert_close(2 * after, before)
+
+
+def test_rows_of_weight_0_are_counted_in_second_derivatives_too():
+    hidden, weight = torch.randn(7, 4).double().requires_grad_(), torch.randn(5, 4).double()
+    y, rows = torch.randint(5, (7,)), torch.tensor([1.0, 0, 2, 0, 1, 1, 1]).double()
+    for _ in range(3):
+        loss = xent.losses.focal_loss(
+            xent.LinearLogits(hidden, weight), y, row_weight=rows, normalizer="count"
+        )
+        (once,) = torch.autograd.grad(loss, hidden, retain_graph=True)
+        (again,) = torch.autograd.grad(loss, hidden, create_graph=True)
+        torch.testing.assert_close(again, once)

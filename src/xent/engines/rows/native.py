@@ -181,7 +181,7 @@ def compiled(program: Program) -> Any:
         if len(_compiled) >= 256:  # of settings that change at every step
             _compiled.clear()
         codes = {name: code for code, name in enumerate(core._core.OPERATIONS)}
-        lines = [(codes[name], a, b, c, constant) for name, a, b, c, constant in program]
+        lines = [(codes[name], a, b, c, float.fromhex(x)) for name, a, b, c, x in program]
         found = _compiled[program] = core._core.Program(lines)
     return found
 

@@ -10,17 +10,16 @@ value, a tensor of another shape) cannot be recorded. Its loss is found from ten
 
 from __future__ import annotations
 
-import functools
-import types
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
 from ...row_statistics import INDEX, RowStatistics, field_mask, fields_of
 
-Instruction = tuple[str, int, int, int, float]  # an operation, its operands, a constant
+# An operation, its operands, and a constant as `float.hex` writes it: 0.0 and -0.0 are different.
+Instruction = tuple[str, int, int, int, str]
 Program = tuple[Instruction, ...]  # whose last line is the value of the row
 
 
@@ -34,11 +33,13 @@ class Tape:
     def __init__(self) -> None:
         self.lines: dict[Instruction, int] = {}
 
-    def write(self, operation: str, *operands: int, constant: float = 0.0) -> Symbol:
+    def write(
+        self, operation: str, *operands: int, constant: float = 0.0, kind: str = "number"
+    ) -> Symbol:
         """The symbol of an operation's result."""
         a, b, c = (*operands, 0, 0, 0)[:3]
-        line = self.lines.setdefault((operation, a, b, c, constant), len(self.lines))
-        return Symbol(self, line)
+        line = self.lines.setdefault((operation, a, b, c, constant.hex()), len(self.lines))
+        return Symbol(self, line, kind)
 
     def read(self, value: Any) -> int:
         """The line that holds an operand: a symbol, or a number."""
@@ -82,21 +83,25 @@ def _moved(line: Instruction, place: Mapping[int, int]) -> Instruction:
 class Symbol:
     """A number per row that is still to come; operations on a symbol are recorded."""
 
-    def __init__(self, tape: Tape, line: int) -> None:
+    def __init__(self, tape: Tape, line: int, kind: str) -> None:
         self.tape, self.line = tape, line
-
-    def _apply(self, operation: str, *operands: Any) -> Symbol:
-        return self.tape.write(operation, *map(self.tape.read, operands))
+        self.kind = kind  # "number", "bool", or "class": the number of a class
 
     def to(self, dtype: torch.dtype) -> Symbol:
-        """The symbol itself: whole numbers are floating-point numbers here."""
-        if dtype not in (torch.float64, torch.int64):
+        """The symbol itself, if it has this dtype: classes are floating-point numbers here."""
+        if (dtype, self.kind) not in ((torch.float64, "number"), (torch.int64, "class")):
             raise Unrecordable(f"numbers of {dtype}")
+        return self
+
+    def after(self, first_class: Any) -> Symbol:
+        """The number of a class, after those of other shards; programs know only whole rows."""
+        if isinstance(first_class, Symbol) or first_class != 0:
+            raise Unrecordable("arithmetic with classes")
         return self
 
     def double(self) -> Symbol:
         """The symbol itself."""
-        return self
+        return self.to(torch.float64)
 
     def clamp(self, min: Any = None, max: Any = None) -> Symbol:
         """The number, moved into a range."""
@@ -132,18 +137,44 @@ class Symbol:
         return OPERATIONS[func](*args)
 
 
-def _tape_of(operands: Sequence[Any]) -> Tape:
-    return next(x.tape for x in operands if isinstance(x, Symbol))
-
-
 def _recorded(operation: str) -> Callable[..., Symbol]:
     """The function that writes an operation down."""
 
     def record(*operands: Any) -> Symbol:
-        tape = _tape_of(operands)
-        return tape.write(operation, *map(tape.read, operands))
+        first = operands[0]
+        if operation == "add" and isinstance(first, Symbol) and first.kind == "class":
+            return first.after(operands[1])
+        tape = next(x.tape for x in operands if isinstance(x, Symbol))
+        kinds = [x.kind if isinstance(x, Symbol) else _kind_of(x) for x in operands]
+        kind = _kind_of_result(operation, kinds)
+        return tape.write(operation, *map(tape.read, operands), kind=kind)
 
     return record
+
+
+def _kind_of(x: Any) -> str:
+    return "bool" if isinstance(x, bool) else "number"
+
+
+_COMPARISONS = ("gt", "ge", "lt", "le", "eq", "ne")
+_LOGIC = ("logical_and", "logical_or", "logical_not")
+
+
+def _kind_of_result(operation: str, kinds: list[str]) -> str:
+    """The kind of a result; raises where PyTorch's answer hangs on dtypes that symbols lack."""
+    if operation in _COMPARISONS and "bool" not in kinds:
+        return "bool"
+    if operation in _LOGIC and set(kinds) == {"bool"}:
+        return "bool"
+    if operation == "where" and kinds[0] == "bool" and set(kinds[1:]) == {"number"}:
+        return "number"
+    if operation == "detach":
+        return kinds[0]
+    if operation == "mul" and sorted(kinds) == ["bool", "number"]:
+        return "number"
+    if operation in (*_COMPARISONS, *_LOGIC, "where") or set(kinds) != {"number"}:
+        raise Unrecordable(f"{operation} of {kinds}")
+    return "bool" if operation in ("isfinite", "isnan") else "number"
 
 
 def _square(x: Any) -> Symbol:
@@ -155,7 +186,7 @@ def _constant_like(value: float) -> Callable[[Any], Symbol]:
 
 
 # The functions of PyTorch that can be recorded; each also stands for the method and the operator.
-_NAMES = {
+NAMES = {
     "neg": ("neg", "negative"),
     "exp": ("exp",), "expm1": ("expm1",), "log": ("log",), "log1p": ("log1p",),
     "sigmoid": ("sigmoid",), "logsigmoid": ("logsigmoid",),
@@ -171,7 +202,7 @@ _NAMES = {
     "where": ("where",),
 }  # fmt: skip
 OPERATIONS: dict[Any, Callable[..., Any]] = {}
-for _operation, _names in _NAMES.items():
+for _operation, _names in NAMES.items():
     for _name in _names:
         for _home in (torch, torch.nn.functional, Tensor):
             if hasattr(_home, _name):
@@ -184,9 +215,10 @@ OPERATIONS[torch.ones_like] = _constant_like(1.0)
 
 
 def _operator(operation: str, reflected: bool = False) -> Callable[..., Symbol]:
+    function = _recorded(operation)
+
     def operate(self: Symbol, *other: Any) -> Symbol:
-        operands = (*other, self) if reflected else (self, *other)
-        return self._apply(operation, *operands)
+        return function(*other, self) if reflected else function(self, *other)
 
     return operate
 
@@ -201,7 +233,7 @@ for _name, _operation in {
         setattr(Symbol, f"__r{_name}__", _operator(_operation, reflected=True))
 
 
-class _NotThere:
+class NotThere:
     """A stand-in for attributes that only tensors have; any use of it ends the recording."""
 
     def _refuse(self, *_: Any) -> NoReturn:
@@ -218,145 +250,20 @@ def record(
     """The program of a body, or None if it cannot be recorded."""
     tape = Tape()
     fields = fields_of(field_mask(soft, requests))
-    symbols: Any = [tape.write("field", INDEX[name]) for name in fields]
+    symbols: Any = [
+        tape.write("field", INDEX[name], kind="class" if name in ("top", "rest_top") else "number")
+        for name in fields
+    ]
+    absent: Any = NotThere()
     try:
-        label, classes = None if soft else _NotThere(), _NotThere()
-        stats = RowStatistics.from_fields(symbols, fields, soft, label=label, classes=classes)  # pyright: ignore
+        stats = RowStatistics.from_fields(
+            symbols, fields, soft, label=None if soft else absent, classes=absent, complete=absent
+        )
         result = body(stats)
     except Exception:
         return None
     return tape.program(result) if isinstance(result, Symbol) else None
 
-
-# ---- what a body reads beside its arguments ---------------------------------------------------
-
-_CONSTANTS = (type(None), bool, int, float, str)
-_PURE = ("torch", "math", "xent")  # modules whose functions give the same for the same arguments
-_FUNCTIONS = (types.ModuleType, types.FunctionType, types.BuiltinFunctionType, type)
-# Names that say that a call is to do something beside its result, or reads what may change.
-_EFFECTS = {
-    "print", "breakpoint", "input", "open", "exec", "eval", "globals", "locals", "vars", "next",
-    "setattr", "getattr", "warn",
-}  # fmt: skip
-_RANDOM = ("rand", "normal", "bernoulli", "multinomial", "poisson", "seed")
-
-
-class Outside:
-    """Constants that a function reads beside its arguments; they may differ at the next call.
-
-    A program is kept for as long as these are the same. Functions whose result may hang on
-    anything else (an object's attributes, the time, chance) have none kept.
-    """
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self.reads: list[Callable[[], Any]] = []
-        self.known = True
-        self._look_into(function, set())
-
-    def __call__(self) -> tuple[Any, ...] | None:
-        """The constants; None if something else is read."""
-        if not self.known:
-            return None
-        found = tuple([read() for read in self.reads])
-        return found if all(isinstance(x, _CONSTANTS) for x in found) else None
-
-    def _look_into(self, function: Any, seen: set[Any]) -> None:
-        if not isinstance(function, types.FunctionType):
-            self.known = False
-            return
-        if function in seen:
-            return
-        seen.add(function)
-        names, space = _names_in(function.__code__), function.__globals__
-        if names & _EFFECTS or any(word in name for name in names for word in _RANDOM):
-            self.known = False
-        for cell in function.__closure__ or ():
-            self._look_at(lambda cell=cell: cell.cell_contents, seen)
-        for name in names & space.keys():
-            self._look_at(lambda name=name: space.get(name, _GONE), seen)
-
-    def _look_at(self, read: Callable[[], Any], seen: set[Any]) -> None:
-        try:
-            value = read()
-        except ValueError:  # a cell that is empty yet
-            self.known = False
-            return
-        module = isinstance(value, types.ModuleType)
-        home = str(getattr(value, "__name__" if module else "__module__", None))
-        if isinstance(value, _CONSTANTS):
-            self.reads.append(read)
-        elif not (isinstance(value, _FUNCTIONS) and home.partition(".")[0] in _PURE):
-            self.reads.append(lambda: None if read() is value else _GONE)
-            self._look_into(value, seen)
-
-
-_GONE = object()
-
-
-def _names_in(code: types.CodeType) -> set[str]:
-    """The names of globals and attributes in a function and in those inside it."""
-    inner = (x for x in code.co_consts if isinstance(x, types.CodeType))
-    return set(code.co_names).union(*map(_names_in, inner))
-
-
-class Recorded(NamedTuple):
-    """A body as a program, and the statistics that it asks for."""
-
-    program: Program
-    requests: tuple[str, ...]
-
-
-class Recorder:
-    """The programs of one body, each recorded once for its settings and for what it reads."""
-
-    def __init__(self, body: Callable[..., Any], needs: Callable[..., tuple[str, ...]]) -> None:
-        self.body, self.needs = body, needs
-        self.programs: dict[Any, Recorded | None] = {}
-
-    @functools.cached_property
-    def outside(self) -> Outside:
-        """The constants that the body reads beside its arguments; found at the first call."""
-        return Outside(self.body)
-
-    def find(self, settings: Mapping[str, Any], soft: bool, by_mass: bool) -> Recorded | None:
-        """The program with these settings, its value times the mass of a row if so wanted."""
-        outside = self.outside() if self.outside.reads else ()
-        key = (soft, by_mass, outside, *settings.values())
-        try:
-            return self.programs[key]
-        except (KeyError, TypeError):
-            return self._find_or_record(settings, soft, by_mass)
-
-    def _find_or_record(
-        self, settings: Mapping[str, Any], soft: bool, by_mass: bool
-    ) -> Recorded | None:
-        # A tensor among the settings may shape the logits, but no body that is a program reads it.
-        known = {k: _NotThere() if isinstance(x, Tensor) else x for k, x in settings.items()}
-        outside = self.outside()
-        if outside is None or not all(
-            isinstance(x, (_NotThere, *_CONSTANTS)) for x in known.values()
-        ):
-            return None
-        values = (Tensor if isinstance(x, _NotThere) else x for x in known.values())
-        key = (soft, by_mass, outside, *values)
-        if key not in self.programs:
-            if len(self.programs) >= _PROGRAMS:  # settings that change at every step
-                self.programs.clear()
-            self.programs[key] = self._record(known, tuple(self.needs(**settings)), soft, by_mass)
-        return self.programs[key]
-
-    def _record(
-        self, settings: Mapping[str, Any], requests: tuple[str, ...], soft: bool, by_mass: bool
-    ) -> Recorded | None:
-        def value(stats: RowStatistics) -> Any:
-            found = self.body(stats, **settings)
-            return found * stats.mass if by_mass else found
-
-        program = record(value, soft, requests)
-        return None if program is None else Recorded(program, requests)
-
-
-_PROGRAMS = 64  # kept of one body
 
 NLL = record(lambda s: s.nll, False, ())
 LOG_LOSS = record(lambda s: -s.log_prob, False, ())
