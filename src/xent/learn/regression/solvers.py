@@ -30,7 +30,6 @@ FEW, FULL = 2000, 1000  # coefficients up to which the full Hessian is chosen, w
 WORK = 4e9  # products that a full Hessian may take
 ENTRIES = 20_000_000  # rows times coefficients that a full Hessian may take
 STAGE = 40  # iterations between checks of the curvature
-STOPPED = 99  # SciPy's status of a run that its callback ended
 
 SMOOTH = {"lbfgs": "L-BFGS-B", "newton-cg": "Newton-CG", "trust-region": "trust-krylov"}
 FIRST_ORDER = ("gradient-descent", "accelerated")
