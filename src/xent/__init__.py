@@ -20,7 +20,11 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
-from . import information, losses, nn, policy
+from ._start import collections_paused as _paused
+
+with _paused():
+    from . import information, losses, nn, policy
+
 from ._check import TargetError
 from .diagnose import diagnose
 from .engines.choice import Explanation

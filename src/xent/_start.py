@@ -7,10 +7,13 @@ some of them, and ends the process with a dump in others.
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import PurePath
 from types import FrameType
 from typing import Any
@@ -38,6 +41,18 @@ def is_command() -> bool:
     child = processes is not None and processes.parent_process() is not None
     named = bool(sys.argv) and (sys.argv[0] == "-m" or PurePath(sys.argv[0]).stem == "xent")
     return named and not child
+
+
+@contextlib.contextmanager
+def collections_paused() -> Iterator[None]:
+    """Keep the garbage collector from going through all objects of PyTorch: 0.13 of 0.16 s."""
+    running = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if running:
+            gc.enable()
 
 
 COMMAND = is_command() and threading.current_thread() is threading.main_thread()
