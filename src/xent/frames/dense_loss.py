@@ -25,7 +25,7 @@ from ..hyperparameters import Hyperparameters
 from ..overrides import overridable
 from .by_chunks import reduce_problem
 from .containers import through_containers
-from .docstrings import loss_docstring
+from .docstrings import described, loss_docstring
 from .reduction import (
     Normalizer,
     Reduction,
@@ -148,14 +148,8 @@ def dense_loss(body: Callable[..., Tensor]) -> DenseLoss:
             problem, values_of, reduce, tuple(settings.values()), chunks=hyper.fit_chunks(settings)
         ).to(problem.result_dtype())
 
-    shared = [
-        p
-        for p in inspect.signature(loss, follow_wrapped=False).parameters.values()
-        if p.kind is not p.VAR_KEYWORD
-    ]
-    made: Any = loss
-    made.__signature__ = inspect.Signature([*shared, *hyper.parameters])
-    made.__doc__ = loss_docstring(body, [p.name for p in shared], soft=True)
+    explain = functools.partial(loss_docstring, body, soft=True)
+    made = described(loss, hyper.parameters, (), explain)
     return overridable(through_containers(made, divisor_of_rows, of_rows=True))
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 _ARGUMENTS = {
@@ -74,6 +74,27 @@ def complete(doc: str, arguments: dict[str, str], returns: str, raises: str) -> 
     return "\n\n".join(part.rstrip() for part in parts) + "\n"
 
 
+def described(
+    loss: Any,
+    hyperparameters: Sequence[inspect.Parameter],
+    left_out: Collection[str],
+    docstring: Callable[[list[str]], str | None],
+) -> Any:
+    """Return the loss, with the signature and the docstring that its callers see.
+
+    Args:
+        loss: takes the options of its frame, and hyperparameters as ``**hyperparameters``.
+        hyperparameters: those of its body.
+        left_out: options of the frame that this loss does not offer.
+        docstring: gives the docstring for the names of the options that are offered.
+    """
+    options = inspect.signature(loss, follow_wrapped=False).parameters.values()
+    offered = [p for p in options if p.name not in left_out and p.kind is not p.VAR_KEYWORD]
+    loss.__signature__ = inspect.Signature([*offered, *hyperparameters])
+    loss.__doc__ = docstring([p.name for p in offered])
+    return loss
+
+
 def loss_docstring(body: Callable[..., Any], parameters: Sequence[str], soft: bool) -> str | None:
     """The docstring of a row loss: that of its body, and the arguments that every loss takes."""
     if not body.__doc__:
@@ -128,7 +149,7 @@ Raises:
 """
 
 
-def element_docstring(body: Callable[..., Any], parameters: list[str]) -> str | None:
+def element_docstring(body: Callable[..., Any], parameters: Sequence[str]) -> str | None:
     """The docstring of an element loss: that of its body, and the arguments all of them take."""
     if not body.__doc__:
         return None

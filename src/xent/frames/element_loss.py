@@ -25,7 +25,7 @@ from ..heads.logits import LinearLogits
 from ..hyperparameters import Hyperparameters
 from ..overrides import overridable
 from .containers import through_containers
-from .docstrings import element_docstring
+from .docstrings import described, element_docstring
 from .element_checks import make_problem, smooth, without_weightless
 from .element_head import sum_behind_head, tensors_of
 from .reduction import Reduction, of_empty, read_reduction, stable_sum
@@ -290,14 +290,8 @@ def element_loss(
             return elements.values(problem, engine)
         return elements.loss(problem, divisor, engine)
 
-    common = [
-        p
-        for p in inspect.signature(loss, follow_wrapped=False).parameters.values()
-        if p.name not in left_out and p.kind is not p.VAR_KEYWORD
-    ]
-    made: Any = loss
-    made.__signature__ = inspect.Signature([*common, *hyper.parameters])
-    made.__doc__ = element_docstring(body, [p.name for p in common])
+    explain = functools.partial(element_docstring, body)
+    made = described(loss, hyper.parameters, left_out, explain)
     entry = overridable(through_containers(made, _divisor_of, of_rows=False))
     entry.of_tensors = made
     return entry

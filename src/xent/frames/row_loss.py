@@ -9,7 +9,6 @@ The ways that a call may go are in ``row_frame.py``.
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, Protocol, overload
 
@@ -20,7 +19,7 @@ from ..heads.logits import LinearLogits
 from ..overrides import overridable
 from ..row_statistics import RowStatistics
 from .containers import through_containers
-from .docstrings import loss_docstring
+from .docstrings import described, loss_docstring
 from .reduction import Normalizer, Reduction, divisor_of_rows
 from .row_frame import Empty, Needs, RowFrame
 
@@ -214,14 +213,8 @@ def row_loss(
                 return result
         return frame.of_statistics(call, input, return_stats, inplace_backward)
 
-    common = [
-        p
-        for p in inspect.signature(loss, follow_wrapped=False).parameters.values()
-        if p.name not in frame.own and p.kind is not p.VAR_KEYWORD
-    ]
-    made: Any = loss
-    made.__signature__ = inspect.Signature([*common, *frame.hyper.parameters])
-    made.__doc__ = loss_docstring(body, [p.name for p in common], soft)
+    explain = functools.partial(loss_docstring, body, soft=soft)
+    made = described(loss, frame.hyper.parameters, frame.own, explain)
     entry = overridable(through_containers(made, divisor_of_rows, of_rows=True, rowwise=rowwise))
     entry.needs, entry.of_tensors = frame.needs, made
     return entry
