@@ -187,7 +187,8 @@ void finish_soft(const xent::Statistics& s, const Rows& rows, const Odds& odds, 
     const double nll = times(q, odds.above[r]) + rows.deficit[r] + times(mass, odds.below[r]);
     put(s.log_prob, n + r, -nll);
     put(s.log_odds, n + r, nll <= 0 ? kInfinity : -nll - log_of_tiny(one_minus_exp(nll)));
-    put(s.target, n + r, times(q, finite_or_nan(pivot)) + times(mass, rows.shift[r]) - rows.deficit[r]);
+    put(s.target, n + r,
+        times(q, finite_or_nan(pivot)) + times(mass, rows.shift[r]) - rows.deficit[r]);
     put(s.mass, n + r, q + mass);
     put(s.top, n + r, double(rows.top[r]));
   }
