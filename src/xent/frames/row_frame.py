@@ -24,15 +24,14 @@ from ..engines.modes import PLAIN_TENSORS, compiling
 from ..engines.rows import autograd, native
 from ..engines.rows.autograd import Total
 from ..engines.rows.problem import Problem, Tensors
+from ..engines.rows.programs import Program
 from ..engines.rows.recorder import Recorded, Recorder, as_key
 from ..heads import gradients, totals
 from ..heads.logits import LinearLogits
 from ..heads.measure import choose, measure
 from ..heads.problem import HeadProblem, make_problem
-from ..heads.stand_in import Lean
 from ..hyperparameters import Hyperparameters
 from ..row_statistics import REQUESTS, RowStatistics
-from ..targets import are_alike
 from .by_chunks import reduce_problem
 from .plain_calls import is_plain_head, is_plain_memory, positive, read_plain
 from .reduction import (
@@ -44,6 +43,7 @@ from .reduction import (
     leave_out,
     read_reduction,
 )
+from .row_checks import refuse_probabilities, refuse_shared_logits
 
 Needs = str | tuple[str, ...] | Callable[..., tuple[str, ...]]
 Empty = Literal["nan", "zero"]
@@ -154,12 +154,9 @@ class RowFrame:
         normalizer: Any, row_weight: Any, empty: str, settings: dict[str, Any],
     ) -> Tensor | None:  # fmt: skip
         """The result of a plain call with options that were seen before; None for other calls."""
-        outside = self.recorder.outside() if self.recorder.outside.reads else ()
         try:
-            total = self.totals.get(
-                (ignore_index, ignore_index.__class__, reduction, normalizer, normalizer.__class__,
-                 empty, weight is None, input.dtype, outside, *as_key(settings.values()))
-            )  # fmt: skip
+            options = ignore_index, reduction, normalizer, empty
+            total = self.totals.get(self._key(options, weight is None, input.dtype, settings))
         except (TypeError, AttributeError):  # what cannot be hashed, or is no tensor
             return None
         if total is None:
@@ -191,11 +188,21 @@ class RowFrame:
             return
         if len(self.totals) >= _TOTALS:  # options that change at every step
             self.totals.clear()
-        self.totals[
-            (known.ignore_index, int, reduce.reduction, reduce.normalizer,
-             reduce.normalizer.__class__, reduce.empty, t.class_weight is None, call.problem.dtype,
-             self.recorder.outside(), *as_key(call.settings.values()))
-        ] = total  # fmt: skip
+        options = known.ignore_index, reduce.reduction, reduce.normalizer, reduce.empty
+        key = self._key(options, t.class_weight is None, call.problem.dtype, call.settings)
+        self.totals[key] = total
+
+    def _key(
+        self, options: tuple[Any, Any, Any, Any], unweighted: bool, dtype: torch.dtype,
+        settings: Mapping[str, Any],
+    ) -> tuple[Any, ...]:  # fmt: skip
+        """The key of a call: all that its result depends on but for the tensors."""
+        ignore_index, _, normalizer, _ = options
+        outside = self.recorder.outside() if self.recorder.outside.reads else ()
+        return (
+            *options, ignore_index.__class__, normalizer.__class__, unweighted, dtype, outside,
+            *as_key(settings.values()),
+        )  # fmt: skip
 
     def in_one_sweep(self, call: Call) -> Tensor | None:
         """One number and its gradient in one sweep over the logits; None for other calls."""
@@ -210,49 +217,58 @@ class RowFrame:
             recorded = self._recorded(settings, known.soft, problem.tensors.class_weight)
         if recorded is None:
             return None
-        if not (plain or rows.takes_one_sweep(problem, recorded.program, engine)):
+        if plain:
+            total = self._total(call, reduce, recorded.program, engine, _divisor(reduce))
+            self._keep(call, total)
+            arguments, keep = native.arguments_of(problem, reduce.row_weight)
+            result = autograd.total(problem.tensors, reduce.row_weight, total, arguments)
+            del keep
+            return result
+        if not rows.takes_one_sweep(problem, recorded.program, engine):
             return None
-        total = Total(
-            rows.TOTALS[engine], recorded.program, known, None, "nan",
-            problem.logits.dtype if plain else problem.result_dtype(),
-            self._plain(reduce, settings),
-        )  # fmt: skip
+        if isinstance(problem, HeadProblem):
+            return self._total_behind_head(call, problem, recorded.program, engine)
         if engine == "native":
-            total = total._replace(divisor=_divisor(reduce), empty=reduce.empty)
-            if plain:
-                self._keep(call, total)
-                arguments, keep = native.arguments_of(problem, reduce.row_weight)
-                result = autograd.total(problem.tensors, reduce.row_weight, total, arguments)
-                del keep
-                return result
-            if isinstance(problem, HeadProblem):
-                return self._total_behind_head(call, problem, reduce, total)
-            return autograd.total(problem.tensors, reduce.row_weight, total)
-        problem, reduce = leave_out(problem, reduce)  # the divisor is for the device to find
-        total = total._replace(
-            divisor=divisor_of_problem(problem, reduce), plain=self._plain(reduce, settings)
-        )
+            divisor = _divisor(reduce)
+        else:  # for the device to find
+            problem, reduce = leave_out(problem, reduce)
+            divisor = divisor_of_problem(problem, reduce)
+        total = self._total(call, reduce, recorded.program, engine, divisor)
         return autograd.total(problem.tensors, reduce.row_weight, total)
 
+    def _total(
+        self, call: Call, reduce: Reduce, program: Program, engine: str,
+        divisor: float | str | Tensor | None,
+    ) -> Total:  # fmt: skip
+        """The order for an engine: what to do with the tensors of a call."""
+        problem = call.problem
+        plain = functools.partial(
+            self._again, reduction=reduce.reduction, normalizer=reduce.normalizer,
+            empty=reduce.empty, settings=call.settings,
+        )  # fmt: skip
+        dtype = problem.logits.dtype if call.plain else problem.result_dtype()
+        return Total(
+            rows.TOTALS[engine], program, problem.settings, divisor, reduce.empty, dtype, plain
+        )
+
     def _total_behind_head(
-        self, call: Call, problem: HeadProblem, reduce: Reduce, total: Total
+        self, call: Call, problem: HeadProblem, program: Program, engine: str
     ) -> Tensor | None:
+        reduce = call.reduce
         plain = all(type(x) in PLAIN_TENSORS for x in problem.source.parts)
         if not plain or gradients.needs_all((*problem.others, reduce.row_weight)):
             return None
         left, reduce = leave_out(problem, reduce)  # ignored rows are not multiplied
         problem = cast(HeadProblem, left)
-        total = total._replace(plain=self._plain(reduce, call.settings))
-        if totals.is_one_chunk(problem):
+        one_chunk = totals.is_one_chunk(problem)
+        total = self._total(call, reduce, program, engine, _divisor(reduce) if one_chunk else None)
+        if one_chunk:
             if left is call.problem:
                 self._keep(call, total)
-            return totals.total(
-                problem, reduce.row_weight, total._replace(divisor=_divisor(reduce))
-            )
+            return totals.total(problem, reduce.row_weight, total)
         of_sum = total._replace(
-            divisor=None, dtype=torch.float64,
-            plain=functools.partial(total.plain, reduction="sum"),
-        )  # fmt: skip
+            dtype=torch.float64, plain=functools.partial(total.plain, reduction="sum")
+        )
         result = totals.total(problem, reduce.row_weight, of_sum)
         divisor = divisor_of_problem(problem, reduce)
         return (result if divisor is None else result / divisor).to(total.dtype)
@@ -263,13 +279,6 @@ class RowFrame:
         if not self.rowwise:
             return None
         return self.recorder.find(settings, soft, self._by_mass(soft, weight))
-
-    def _plain(self, reduce: Reduce, settings: dict[str, Any]) -> Callable[..., Tensor]:
-        """The function of a problem and row weights that gives the number in plain operations."""
-        return functools.partial(
-            self._again, reduction=reduce.reduction, normalizer=reduce.normalizer,
-            empty=reduce.empty, settings=settings,
-        )  # fmt: skip
 
     def _again(
         self,
@@ -317,7 +326,7 @@ class RowFrame:
         every_row, reduce, settings, engine, plain, _ = call
         problem, reduce = leave_out(every_row, reduce)
         if inplace_backward:
-            _refuse_shared_logits(input)
+            refuse_shared_logits(input)
         apart = return_stats and problem is not every_row  # rows of weight 0 have statistics
         find = rows.measure_natively if plain else measure
         stats = find(problem, engine, inplace_backward and not apart)
@@ -366,34 +375,3 @@ def _constant(needs: str | tuple[str, ...]) -> Callable[..., tuple[str, ...]]:
         return names
 
     return always
-
-
-def refuse_probabilities(name: str, input: Any, target: Any) -> None:
-    """Raise for a soft target."""
-    logits = isinstance(input, (Tensor, Lean)) and isinstance(target, Tensor)
-    if logits and target.is_floating_point() and are_alike(target, input):
-        raise ValueError(
-            f"{name} takes one class per row, but `target` has the shape of `input`, which makes "
-            f"it probabilities. Pass class indices, target.argmax(1) say"
-        )
-
-
-def _refuse_shared_logits(input: Tensor | LinearLogits) -> None:
-    """Gradients may overwrite logits only where nobody else reads them."""
-    if isinstance(input, Lean):
-        raise ValueError("inplace_backward=True is for logits; behind a linear head it is the rule")
-    if not input.requires_grad:
-        return
-    owner = input if input._base is None else input._base
-    if owner.is_leaf:
-        raise ValueError(
-            "inplace_backward=True writes the gradient over `input`, but its memory is that of a "
-            "leaf: it is yours, not an intermediate result. Leave inplace_backward off"
-        )
-    reach = 0  # of the axes with smaller steps, in elements
-    for step, n in sorted(zip(input.stride(), input.shape, strict=True)):
-        if n > 1 and step <= reach:
-            raise ValueError(
-                "inplace_backward=True needs logits of their own memory; `input` overlaps itself"
-            )
-        reach += step * (n - 1)

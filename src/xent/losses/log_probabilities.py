@@ -27,7 +27,7 @@ from ..frames.reduction import (
     stable_sum,
     weigh,
 )
-from ..frames.row_frame import refuse_probabilities
+from ..frames.row_checks import refuse_probabilities
 from ..heads.log_probs import LinearLogProbs
 from ..heads.problem import make_problem
 from .catalog import member
