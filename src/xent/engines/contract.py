@@ -7,7 +7,8 @@ read. Engines know tensors only, checked by whoever calls them: no option, no lo
 hold for every engine.
 
 To add an engine: a module of each kind, its names in ``choice.ENGINES``, ``choice.KERNELS`` and the
-two tables ``MODULES``, and its device in ``choice.kernels_for``.
+two tables ``MODULES``, and its device in ``choice.kernels_for``. An engine that also finds a loss
+and its gradient in one sweep (:class:`TotalEngine`) stands in ``rows.TOTALS``, too.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from .elements.problem import ElementProblem
     from .rows.autograd import Total
     from .rows.problem import Problem, Tensors
+    from .rows.programs import Program
 
 
 class Kernels(Protocol):
@@ -60,17 +62,27 @@ class RowEngine(Protocol):
 class TotalEngine(RowEngine, Protocol):
     """An engine that finds a sum over rows and its gradient in one sweep over the logits."""
 
-    def total(
-        self,
-        tensors: Tensors,
-        row_weight: Tensor | None,
-        total: Total,
-        arguments: Any,
-        ahead: bool = True,
-    ) -> tuple[Tensor, Tensor | None]:
-        """The sum, 0-d, and with ``ahead`` the gradient of the logits for slope 1.
+    @property
+    def COUNTS(self) -> bool:
+        """True if the divisor may be a number or a name; False if it is a 0-d tensor or None."""
+        ...
 
-        ``arguments`` are the tensors as the engine's kernels take them, if the caller knows.
+    @property
+    def IN_PLACE(self) -> bool:
+        """True if the gradient may be written over the logits themselves."""
+        ...
+
+    def takes(self, problem: Problem, program: Program) -> bool:
+        """True if the engine sums this program over the rows of this problem."""
+        ...
+
+    def total(
+        self, tensors: Tensors, row_weight: Tensor | None, sum: Total, gradient: Tensor | None
+    ) -> Tensor:
+        """The sum, 0-d.
+
+        ``gradient``, if not None, receives the gradient of the logits for slope 1. It has the
+        layout of the logits; with ``IN_PLACE`` it may be the logits themselves.
         """
         ...
 
@@ -80,13 +92,13 @@ class TotalEngine(RowEngine, Protocol):
 
     def follow(
         self,
-        problem: Problem,
+        tensors: Tensors,
         row_weight: Tensor | None,
-        total: Total,
+        sum: Total,
         slope: Tensor,
         gradient: Tensor | None,
     ) -> Tensor:
-        """The gradient for any slope, over the one for slope 1 if that is there."""
+        """The gradient for any slope, written over the one for slope 1 if that is there."""
         ...
 
 

@@ -88,8 +88,8 @@ def obstacle_of(tensors: Sequence[Tensor | None]) -> str | None:
 
 
 def empty_like(x: Tensor) -> Tensor:
-    """Memory for a gradient of ``x``, laid out like it."""
-    if x.nbytes < POOLED_BYTES or not x.is_contiguous():
+    """Memory for a gradient of ``x``, in the layout of ``x`` and on its device."""
+    if x.nbytes < POOLED_BYTES or not x.is_cpu or not x.is_contiguous():
         return torch.empty_like(x)
     return empty(x.shape, x.dtype)
 

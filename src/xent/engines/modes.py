@@ -49,16 +49,12 @@ def plain_operations() -> bool:
     record one operation after the other. Compilers are another matter, :func:`compiling`, though
     the code that they compile may use torch.func.
     """
-    if torch._C._are_functorch_transforms_active():  # what autograd.Function itself asks
-        return True
-    if torch.autograd.forward_ad._current_level >= 0:
-        return True
-    return not compiling() and _recorded()  # compilers use tracers of their own
+    return _transformed() or (not compiling() and _recorded())  # compilers have their own tracers
 
 
 def deferred() -> bool:
     """True if values cannot be looked at: they do not exist yet, or a transform hides them."""
-    return compiling() or plain_operations()
+    return compiling() or _transformed() or _recorded()
 
 
 def has_tangent(tensor: Tensor) -> bool:
@@ -79,6 +75,12 @@ def without_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
     if not torch.amp.is_autocast_available(device):
         return contextlib.nullcontext()
     return torch.autocast(device, enabled=False)
+
+
+def _transformed() -> bool:
+    """True under torch.func or forward-mode AD."""
+    functorch = torch._C._are_functorch_transforms_active()  # what autograd.Function itself asks
+    return functorch or torch.autograd.forward_ad._current_level >= 0
 
 
 def _recorded() -> bool:
@@ -174,9 +176,10 @@ def only_differentiable(*grads: Tensor | None) -> bool:
     """
     if torch.is_grad_enabled() or plain_operations():
         return True
-    return any(
-        g is not None and (is_legacy_batchedtensor(g) or unreadable(g) is not None) for g in grads
-    )
+    for grad in grads:
+        if grad is not None and (is_legacy_batchedtensor(grad) or unreadable(grad) is not None):
+            return True
+    return False
 
 
 def are_there(values: Tensor) -> bool:

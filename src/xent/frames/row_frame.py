@@ -21,7 +21,7 @@ from torch import Tensor
 from .._check import one_of
 from ..engines import core, rows
 from ..engines.modes import PLAIN_TENSORS, compiling
-from ..engines.rows import autograd, native
+from ..engines.rows import autograd
 from ..engines.rows.autograd import Total
 from ..engines.rows.problem import Problem, Tensors
 from ..engines.rows.programs import Program
@@ -59,8 +59,8 @@ class Call(NamedTuple):
     problem: Problem
     reduce: Reduce
     settings: dict[str, Any]  # the hyperparameters
-    engine: str  # that was asked for
-    plain: bool = False  # True if the native engine can read the tensors as they are
+    engine: str  # that was asked for; of a plain call the one that is taken
+    plain: bool = False  # True if the engine is known to read the tensors
     recorded: Recorded | None = None  # of a plain call with classes for targets
 
 
@@ -122,7 +122,7 @@ class RowFrame:
                 self.soft,
             )  # fmt: skip
             if plain is not None:
-                return Call(*plain, settings, engine, True, recorded)
+                return Call(*plain, settings, rows.PLAIN, True, recorded)
         if not self.soft:
             refuse_probabilities(self.name, input, target)
         problem = make_problem(
@@ -172,16 +172,14 @@ class RowFrame:
             return totals.total_of_chunk(input, tensors, row_weight, total)
         if not is_plain_memory(input, target, weight, row_weight):
             return None
-        tensors = Tensors(input, target, None, None, weight)
-        arguments = native.plain_arguments(tensors, row_weight, total)
-        return autograd.total(tensors, row_weight, total, arguments)
+        return autograd.total(Tensors(input, target, None, None, weight), row_weight, total)
 
     def _keep(self, call: Call, total: Total) -> None:
         """Let later calls with these options be made in one call, if that can be."""
         known, t, reduce = call.problem.settings, call.problem.tensors, call.reduce
-        others = (t.scale, t.class_bias, t.class_scale, t.mean_weight)
         if (
-            self.own or known.soft or known.softcap or any(x is not None for x in others)
+            self.own or known.soft or known.softcap
+            or not (t.scale is t.class_bias is t.class_scale is t.mean_weight is None)
             or isinstance(reduce.normalizer, Tensor) or reduce.normalizer == 0
             or any(isinstance(x, Tensor) for x in call.settings.values())
         ):  # fmt: skip
@@ -190,7 +188,7 @@ class RowFrame:
             self.totals.clear()
         options = known.ignore_index, reduce.reduction, reduce.normalizer, reduce.empty
         key = self._key(options, t.class_weight is None, call.problem.dtype, call.settings)
-        self.totals[key] = total
+        self.totals[key] = total._replace(direct=True)
 
     def _key(
         self, options: tuple[Any, Any, Any, Any], unweighted: bool, dtype: torch.dtype,
@@ -210,7 +208,7 @@ class RowFrame:
         if reduce.reduction == "none" or (not plain and (compiling() or reduce.learned())):
             return None
         known = problem.settings
-        engine = "native" if plain else choose(problem, engine).engine
+        engine = engine if plain else choose(problem, engine).engine
         if engine == "reference":
             return None
         if recorded is None or known.soft:
@@ -220,17 +218,14 @@ class RowFrame:
         if plain:
             total = self._total(call, reduce, recorded.program, engine, _divisor(reduce))
             self._keep(call, total)
-            arguments, keep = native.arguments_of(problem, reduce.row_weight)
-            result = autograd.total(problem.tensors, reduce.row_weight, total, arguments)
-            del keep
-            return result
+            return autograd.total(problem.tensors, reduce.row_weight, total)
         if not rows.takes_one_sweep(problem, recorded.program, engine):
             return None
         if isinstance(problem, HeadProblem):
             return self._total_behind_head(call, problem, recorded.program, engine)
-        if engine == "native":
+        if rows.TOTALS[engine].COUNTS:
             divisor = _divisor(reduce)
-        else:  # for the device to find
+        else:
             problem, reduce = leave_out(problem, reduce)
             divisor = divisor_of_problem(problem, reduce)
         total = self._total(call, reduce, recorded.program, engine, divisor)
@@ -248,15 +243,18 @@ class RowFrame:
         )  # fmt: skip
         dtype = problem.logits.dtype if call.plain else problem.result_dtype()
         return Total(
-            rows.TOTALS[engine], program, problem.settings, divisor, reduce.empty, dtype, plain
-        )
+            rows.TOTALS[engine], program, problem.settings, problem.mask, divisor, reduce.empty,
+            dtype, plain,
+        )  # fmt: skip
 
     def _total_behind_head(
         self, call: Call, problem: HeadProblem, program: Program, engine: str
     ) -> Tensor | None:
         reduce = call.reduce
         plain = all(type(x) in PLAIN_TENSORS for x in problem.source.parts)
-        if not plain or gradients.needs_all((*problem.others, reduce.row_weight)):
+        if not (plain and rows.TOTALS[engine].IN_PLACE):
+            return None
+        if gradients.needs_all((*problem.others, reduce.row_weight)):
             return None
         left, reduce = leave_out(problem, reduce)  # ignored rows are not multiplied
         problem = cast(HeadProblem, left)
@@ -328,7 +326,7 @@ class RowFrame:
         if inplace_backward:
             refuse_shared_logits(input)
         apart = return_stats and problem is not every_row  # rows of weight 0 have statistics
-        find = rows.measure_natively if plain else measure
+        find = rows.measure_plain if plain else measure
         stats = find(problem, engine, inplace_backward and not apart)
         result = reduce.of(self.values(problem, stats, settings)).to(problem.result_dtype())
         result = problem.unflat(result) if reduce.reduction == "none" else result
@@ -361,7 +359,7 @@ _TOTALS = 64  # kept of one loss
 
 
 def _divisor(reduce: Reduce) -> float | str | None:
-    """The divisor of a sum, as the native engine takes it."""
+    """The divisor of a sum as a number, or the name of what the engine counts."""
     normalizer = reduce.normalizer
     if isinstance(normalizer, Tensor):
         return normalizer.item()

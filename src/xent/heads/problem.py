@@ -13,9 +13,9 @@ from torch import Tensor
 
 from .._check import is_tensor, vector_of_classes, whole_number
 from ..engines.modes import autocasts, settled
-from ..engines.rows.problem import Problem, Settings, Shaped, Tensors, mask_of
+from ..engines.rows.problem import Problem, Settings, Shaped, Tensors
 from ..logits import make_transform
-from ..row_statistics import INDEX_ONLY
+from ..row_statistics import INDEX_ONLY, field_mask
 from ..targets import are_alike, class_axis, read_target
 from .logits import LinearLogits
 
@@ -38,7 +38,7 @@ class HeadProblem(Problem):
         self.source, self.shape, self._dtype = source, shape, source.dtype
         self.logits, self.settings = _NOTHING, settings
         self.tensors = tensors._replace(logits=_NOTHING)
-        self.mask = mask_of(settings)
+        self.mask = field_mask(settings.soft, settings.requests)
         self.axis, self.rows, self.classes = 1, source.shape[:1], source.shape[1]
 
     @property

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from ..engines.modes import only_differentiable
-from ..engines.rows import native
 from ..engines.rows.autograd import Total
 from ..engines.rows.problem import Tensors
 from .chunks import Chunks, Head
@@ -66,13 +65,14 @@ class _TotalAhead(torch.autograd.Function):
         if head is not None and not differentiable:
             return None, *head.times(factor)
         *parts, row_weight = ctx.saved_tensors  # raises if one was changed since
+        sum = ctx.sum._replace(direct=False)  # hooks may have given back tensors of another layout
         source = _source_of(ctx.source, parts[:3])
         tensors = Tensors(parts[0], *parts[3:])
-        problem = HeadProblem(source, tensors, ctx.sum.settings, ctx.shape)
+        problem = HeadProblem(source, tensors, sum.settings, ctx.shape)
         if not differentiable:
-            return None, *_sweep(problem, row_weight, ctx.sum, needed)[1].times(factor)
+            return None, *_sweep(problem, row_weight, sum, needed)[1].times(factor)
         with torch.enable_grad():
-            loss = ctx.sum.plain(problem.with_logits(source.product().to(source.dtype)), row_weight)
+            loss = sum.plain(problem.with_logits(source.product().to(source.dtype)), row_weight)
         record = torch.is_grad_enabled()
         return None, *gradients_of(loss, parts[:3], needed, grad, create_graph=record)
 
@@ -109,7 +109,7 @@ class _OneChunk(_TotalAhead):
     ) -> Tensor:
         tensors, row_weight, ctx.sum, ctx.source = question
         z = _product(hidden, weight, bias)  # (N, V), and its gradient after the next line
-        loss = native.plain_total(tensors._replace(logits=z), row_weight, ctx.sum, z)
+        loss = ctx.sum.engine.total(tensors._replace(logits=z), row_weight, ctx.sum, z)
         for_hidden, for_weight, for_bias = ctx.needs_input_grad[1:]
         ctx.head = _Gradients((
             torch.mm(z, weight) if for_hidden else None,
@@ -139,7 +139,7 @@ def total_of_chunk(
         question = tensors, row_weight, sum, source.max_workspace
         return _apply_to_chunk(question, source.hidden, source.weight, source.bias)
     z = _product(source.hidden, source.weight, source.bias)
-    return native.plain_total(tensors._replace(logits=z), row_weight, sum, None)
+    return sum.engine.total(tensors._replace(logits=z), row_weight, sum, None)
 
 
 def _sweep(
@@ -153,7 +153,8 @@ def _sweep(
     for index in chunks:
         z = head.logits(index)  # (n, V), and its gradient afterwards
         weights = None if row_weight is None else row_weight[index]
-        value = native.total_over(problem.of_rows(index, z), weights, sum, ahead)
+        tensors = problem.of_rows(index, z).tensors
+        value = sum.engine.total(tensors, weights, sum, z if ahead else None)
         if ahead:
             head.add(index, z)
         loss = value if loss is None else loss + value

@@ -134,6 +134,22 @@ def test_a_second_backward(options):
         torch.autograd.grad(loss, z)
 
 
+@pytest.mark.parametrize("head", [False, True])
+def test_saved_tensors_come_back_in_another_layout(head):
+    """Hooks on saved tensors may return any strides; kernels must not trust the old ones."""
+    z, y = problem(8, 10, torch.float32)
+    w = torch.randn(10, 5)
+    call = lambda x: xent.cross_entropy(xent.LinearLogits(x, w) if head else x, y)  # noqa: E731
+    x = torch.randn(8, 5, requires_grad=True) if head else z
+    expected = torch.autograd.grad(call(x) * 0.3, x)[0]  # and later calls take the short way
+    other_strides = lambda t: torch.stack([t, t], -1)[..., 0]  # noqa: E731
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t, other_strides):
+        loss = call(x)
+    for _ in range(2):  # the second time nothing is left of the first
+        grad = torch.autograd.grad(loss * 0.3, x, retain_graph=True)[0]
+        torch.testing.assert_close(grad, expected)
+
+
 @pytest.mark.parametrize("slope", [1.0, 0.3])
 @pytest.mark.parametrize(
     "options", [{}, {"z_loss": 0.1}, {"engine": "reference"}, {"reduction": "none"}]

@@ -311,23 +311,39 @@ def test_slopes_other_than_1_are_rounded_once():
 
 def test_what_is_ready_is_left_alone():
     from xent.engines.rows.autograd import Total
-    from xent.engines.rows.problem import Problem, Settings, Tensors
+    from xent.engines.rows.problem import Settings, Tensors
     from xent.engines.rows.programs import NLL
 
     tensors, engine = Tensors(torch.randn(5, 7), torch.randint(7, (5,))), MODULES["triton"]
-    total = Total(engine, NLL, Settings(False), torch.tensor(4), "nan", torch.float32, None)
-    _, right = engine.total(tensors, None, total, None)
+    total = Total(engine, NLL, Settings(False), 0, torch.tensor(4), "nan", torch.float32, None)
+    right = torch.empty_like(tensors.logits)
+    engine.total(tensors, None, total, right)
     known = torch.full_like(right, 7.0)  # no gradient: it shows whether anything is written
 
     def follow(slope, gradient):
-        problem = Problem(tensors, total.settings)
-        return engine.follow(problem, None, total, torch.tensor(slope), gradient)
+        return engine.follow(tensors, None, total, torch.tensor(slope), gradient)
 
     assert follow(1.0, known) is known
     assert bool((known == 7).all())
     assert follow(-2.0, known) is known
     torch.testing.assert_close(known, -2 * right, rtol=2e-7, atol=0)
     assert same_bits(follow(1.0, None), right)
+
+
+@pytest.mark.parametrize("classes", [7, 3000])
+def test_the_gradient_may_take_the_place_of_the_logits(classes):
+    from xent.engines.rows import TOTALS
+    from xent.engines.rows.autograd import Total
+    from xent.engines.rows.problem import Settings, Tensors
+    from xent.engines.rows.programs import NLL
+
+    tensors = Tensors(torch.randn(5, classes), torch.randint(classes, (5,)))
+    for engine in filter(lambda engine: engine.IN_PLACE, TOTALS.values()):
+        total = Total(engine, NLL, Settings(False), 0, torch.tensor(4), "nan", torch.float32, None)
+        apart, over = torch.empty_like(tensors.logits), tensors.logits.clone()
+        loss = engine.total(tensors, None, total, apart)
+        assert same_bits(engine.total(tensors._replace(logits=over), None, total, over), loss)
+        assert same_bits(over, apart)
 
 
 def test_second_derivatives_go_by_the_reference():

@@ -22,7 +22,7 @@ from .programs import Program
 
 MODULES: dict[str, RowEngine] = {"native": native, "triton": triton, "reference": reference}
 TOTALS: dict[str, TotalEngine] = {"native": native, "triton": triton}
-
+PLAIN = "native"  # the engine that reads plain memory of the CPU
 
 _GRADIENT = {
     "native": "in the same sweep as the loss, where that is one number of a body that is a program "
@@ -85,11 +85,11 @@ def measure(
     return _measure_by(problem, MODULES[taken], inplace_backward)
 
 
-def measure_natively(
-    problem: Problem, _: str = "native", inplace_backward: bool = False
+def measure_plain(
+    problem: Problem, engine: str = PLAIN, inplace_backward: bool = False
 ) -> RowStatistics:
-    """The row statistics of a problem whose memory the native engine is known to read."""
-    return _measure_by(problem, native, inplace_backward)
+    """The row statistics of a problem that :data:`PLAIN` is known to read."""
+    return _measure_by(problem, MODULES[engine], inplace_backward)
 
 
 def _measure_by(problem: Problem, engine: RowEngine, inplace_backward: bool) -> RowStatistics:
@@ -120,7 +120,4 @@ def takes_one_sweep(problem: Problem, program: Program, engine: str) -> bool:
     """Tell whether an engine sums a program over rows, with the gradient, in one sweep."""
     if problem.settings.sharded or problem.rows.numel() * problem.classes == 0:
         return False
-    if engine == "triton":
-        wanted = problem.logits.requires_grad and torch.is_grad_enabled()
-        return program in triton.CROSS_ENTROPY and not problem.settings.soft and wanted
-    return engine == "native"
+    return engine in TOTALS and TOTALS[engine].takes(problem, program)

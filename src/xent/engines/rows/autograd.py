@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from ..contract import RowEngine, TotalEngine
+from ..core import empty_like
 from ..modes import only_differentiable
 from . import reference
 from .problem import Problem, Settings, Tensors
@@ -75,14 +76,15 @@ class Total(NamedTuple):
     engine: TotalEngine
     program: Program  # the value of a row, from its statistics
     settings: Settings
+    mask: int  # the fields to compute, as bits
     divisor: float | str | Tensor | None  # "weight" or "count" for that of the rows kept; None: 1
     empty: str  # "zero": a divisor of 0 becomes 1
     dtype: torch.dtype  # of the result
     plain: Callable[..., Tensor]  # the same of a problem and row weights, in plain operations
+    direct: bool = False  # True: contiguous (N, C) logits and (N,) classes, with weights or without
 
 
-# The tensors of a problem, row weights, what to do with them, and the engine's arguments if known.
-Question = tuple[Tensors, Tensor | None, Total, Any]
+Question = tuple[Tensors, Tensor | None, Total]  # row weights stand between the two
 
 
 class TotalAhead(torch.autograd.Function):
@@ -95,8 +97,9 @@ class TotalAhead(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, question: Question) -> Tensor:
         """The loss, 0-d. The question is one argument, because each costs time."""
-        tensors, row_weight, total, _ = question
-        loss, ctx.gradient = total.engine.total(*question)
+        tensors, row_weight, total = question
+        ctx.gradient = empty_like(logits)
+        loss = total.engine.total(*question, ctx.gradient)
         # A loss that is kept must not keep the tensors, but for those that autograd looks after.
         ctx.total, divisor = total, total.divisor
         ctx.save_for_backward(
@@ -114,10 +117,11 @@ class TotalAhead(torch.autograd.Function):
         if gradient is not None and not differentiable and total.engine.fits(grad, gradient):
             return gradient, None  # and the logits are not read again
         *saved, row_weight, _ = ctx.saved_tensors  # raises if one was changed since
-        problem = Problem(Tensors(*saved), total.settings)
+        tensors = Tensors(*saved)
+        total = total._replace(direct=False)  # hooks may have given back tensors of another layout
         if not differentiable:
-            return total.engine.follow(problem, row_weight, total, grad, gradient), None
-        record = torch.is_grad_enabled()
+            return total.engine.follow(tensors, row_weight, total, grad, gradient), None
+        record, problem = torch.is_grad_enabled(), Problem(tensors, total.settings)
         with torch.enable_grad():
             loss = total.plain(problem, row_weight)
         (result,) = torch.autograd.grad(loss, problem.logits, grad, create_graph=record)
@@ -131,12 +135,8 @@ differentiable_fields: Callable[..., tuple[Any, ...]]
 differentiable_fields = super(torch.autograd.Function, DifferentiableFields).apply  # pyright: ignore
 
 
-def total(tensors: Tensors, row_weight: Tensor | None, sum: Total, arguments: Any = None) -> Tensor:
-    """A sum over rows, 0-d, differentiable with respect to the logits, in one sweep.
-
-    ``arguments`` are the tensors as the engine takes them, if the caller knows.
-    """
-    question = tensors, row_weight, sum, arguments
+def total(tensors: Tensors, row_weight: Tensor | None, sum: Total) -> Tensor:
+    """A sum over rows, 0-d, differentiable with respect to the logits, in one sweep."""
     if tensors.logits.requires_grad and torch.is_grad_enabled():
-        return _total_ahead(tensors.logits, question)
-    return sum.engine.total(*question, False)[0]
+        return _total_ahead(tensors.logits, (tensors, row_weight, sum))
+    return sum.engine.total(tensors, row_weight, sum, None)

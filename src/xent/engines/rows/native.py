@@ -11,9 +11,11 @@ from torch import Tensor
 from ..._check import label_out_of_range
 from .. import core
 from .autograd import Total
-from .problem import Problem, Tensors, mask_of
+from .problem import Problem, Tensors
 from .programs import Program
 
+COUNTS = True  # the divisor of a mean, while the rows are read
+IN_PLACE = True
 BEYOND = 32  # zeros after a vector of the classes that is read by whole cache lines
 _NO_MATRIX = (0, 0, 0, 1, 0, 1)
 _NO_TRANSFORM = (0, False, 0.0, 0, 0)
@@ -55,32 +57,32 @@ def row_gradient(
     return out
 
 
+def takes(problem: Problem, program: Program) -> bool:
+    """True: the kernels sum every program."""
+    return True
+
+
 def total(
-    tensors: Tensors, row_weight: Tensor | None, total: Total, arguments: Arguments | None,
-    ahead: bool = True,
-) -> tuple[Tensor, Tensor | None]:  # fmt: skip
-    """The sum over all rows by its divisor; with ``ahead`` also the gradient of the logits.
-
-    ``arguments`` are those of :func:`plain_arguments` or, of contiguous logits,
-    :func:`arguments_of`, if the caller knows.
-    """
-    gradient = core.empty_like(tensors.logits) if ahead else None
-    if arguments is None:
-        return _total(Problem(tensors, total.settings), row_weight, total, gradient, 1.0), gradient
-    return _call(tensors.logits, arguments, total, gradient, 1.0), gradient
-
-
-def plain_total(
-    tensors: Tensors, row_weight: Tensor | None, total: Total, gradient: Tensor | None
-) -> Tensor:
-    """The sum of a plain call, and into ``gradient``, if there is one, that of the logits."""
-    arguments = plain_arguments(tensors, row_weight, total)
-    return _call(tensors.logits, arguments, total, gradient, 1.0)
-
-
-def total_over(problem: Problem, row_weight: Tensor | None, total: Total, ahead: bool) -> Tensor:
-    """The sum; with ``ahead`` the gradient of the logits is written over the logits."""
-    return _total(problem, row_weight, total, problem.logits if ahead else None, 1.0)
+    tensors: Tensors, row_weight: Tensor | None, sum: Total, gradient: Tensor | None,
+    slope: float = 1.0,
+) -> Tensor:  # fmt: skip
+    """The sum over all rows by its divisor; writes ``slope`` times its gradient by the logits."""
+    if sum.direct:
+        arguments = _direct_arguments(tensors, row_weight, sum)
+        return _call(tensors.logits, arguments, sum, gradient, slope)
+    problem, whole, matrix = Problem(tensors, sum.settings), None, None
+    arguments, keep = _arguments(problem)
+    if row_weight is not None:
+        keep.append(row_weight.contiguous())
+    weights = 0 if row_weight is None else keep[-1].data_ptr()
+    if gradient is not None and not problem.logits.is_contiguous():
+        matrix, whole = _matrix(gradient, problem.axis, may_copy=False)
+    arguments = *arguments, problem.mask, [], weights
+    result = _call(problem.logits, arguments, sum, gradient, slope, matrix)
+    del keep
+    if gradient is not None and whole is not None:
+        gradient.copy_(whole)
+    return result
 
 
 def fits(slope: Tensor, gradient: Tensor) -> bool:
@@ -94,80 +96,51 @@ def fits(slope: Tensor, gradient: Tensor) -> bool:
 
 
 def follow(
-    problem: Problem, row_weight: Tensor | None, total: Total, slope: Tensor,
+    tensors: Tensors, row_weight: Tensor | None, sum: Total, slope: Tensor,
     gradient: Tensor | None,
 ) -> Tensor:  # fmt: skip
     """The gradient for any slope, written over the one for slope 1 if that is there."""
     if gradient is None:
-        gradient = core.empty_like(problem.logits)
-    _total(problem, row_weight, total, gradient, slope.item())
+        gradient = core.empty_like(tensors.logits)
+    total(tensors, row_weight, sum, gradient, slope.item())
     return gradient
 
 
-def _total(
-    problem: Problem, row_weight: Tensor | None, total: Total, gradient: Tensor | None,
-    slope: float,
-) -> Tensor:  # fmt: skip
-    """The sum, and into ``gradient``, if there is one, its gradient."""
-    arguments, keep = arguments_of(problem, row_weight)
-    whole = None
-    if gradient is not None and not problem.logits.is_contiguous():
-        matrix, whole = _matrix(gradient, problem.axis, may_copy=False)
-        result = _call(problem.logits, arguments, total, gradient, slope, matrix)
-    else:
-        result = _call(problem.logits, arguments, total, gradient, slope)
-    del keep
-    if gradient is not None and whole is not None:
-        gradient.copy_(whole)
-    return result
-
-
 Arguments = tuple[Any, ...]  # of the core's `loss`, from the logits to the row weights
-
-
-def arguments_of(problem: Problem, row_weight: Tensor | None) -> tuple[Arguments, list[Tensor]]:
-    """The arguments, and the tensors that must live as long as these addresses are used."""
-    arguments, keep = _arguments(problem)
-    if row_weight is not None:
-        keep.append(row_weight.contiguous())
-    weight = 0 if row_weight is None else keep[-1].data_ptr()
-    return (*arguments, problem.mask, [], weight), keep
-
-
 _DIVISORS = {"weight": 2, "count": 3}
 
 
 def _call(
-    logits: Tensor, arguments: Arguments, total: Total, gradient: Tensor | None, slope: float,
+    logits: Tensor, arguments: Arguments, sum: Total, gradient: Tensor | None, slope: float,
     matrix: Any = None,
 ) -> Tensor:  # fmt: skip
     """One call into the core. Without ``matrix`` a gradient lies in memory as the logits do."""
-    result, by = logits.new_empty((), dtype=total.dtype), total.divisor
+    result, by = logits.new_empty((), dtype=sum.dtype), sum.divisor
     if matrix is None:
         matrix = _NO_MATRIX if gradient is None else (gradient.data_ptr(), *arguments[0][1:])
     if isinstance(by, str):
-        divisor = (_DIVISORS[by], 0.0, total.empty == "zero")
+        divisor = (_DIVISORS[by], 0.0, sum.empty == "zero")
     else:
-        divisor = (0, 1.0, False) if by is None else (1, float(by), total.empty == "zero")
+        divisor = (0, 1.0, False) if by is None else (1, float(by), sum.empty == "zero")
     loss: Any = core._core.loss
     _, bad, label, _ = loss(
-        compiled(total.program), *arguments, divisor, slope, result.data_ptr(),
-        core.TYPES[total.dtype], matrix,
+        compiled(sum.program), *arguments, divisor, slope, result.data_ptr(),
+        core.TYPES[sum.dtype], matrix,
     )  # fmt: skip
     if bad:
-        raise label_out_of_range(label, arguments[2], total.settings.ignore_index)
+        raise label_out_of_range(label, arguments[2], sum.settings.ignore_index)
     return result
 
 
-def plain_arguments(tensors: Tensors, row_weight: Tensor | None, total: Total) -> Arguments:
+def _direct_arguments(tensors: Tensors, row_weight: Tensor | None, sum: Total) -> Arguments:
     """The arguments of contiguous (N, C) logits and (N,) classes, with weights or without."""
     logits, weight = tensors.logits, tensors.class_weight
     count, classes = logits.shape
     return (
         (logits.data_ptr(), core.TYPES[logits.dtype], classes, 1, 0, 1), count, classes,
-        (tensors.target.data_ptr(), total.settings.ignore_index, 0, False),
+        (tensors.target.data_ptr(), sum.settings.ignore_index, 0, False),
         _NO_MATRIX, _NO_TRANSFORM, (0 if weight is None else weight.data_ptr(), 0),
-        mask_of(total.settings), [], 0 if row_weight is None else row_weight.data_ptr(),
+        sum.mask, [], 0 if row_weight is None else row_weight.data_ptr(),
     )  # fmt: skip
 
 
@@ -224,7 +197,9 @@ def _arguments(problem: Problem) -> tuple[list[Any], list[Tensor]]:
             address(t.class_scale, beyond=BEYOND),
             address(t.class_bias),
         )
-    weights = (address(t.class_weight), address(t.mean_weight, beyond=BEYOND))
+    weights = (0, 0)
+    if t.class_weight is not None or t.mean_weight is not None:
+        weights = (address(t.class_weight), address(t.mean_weight, beyond=BEYOND))
     target = (labels, s.ignore_index, s.first_class, s.sharded)
     rows = problem.rows.numel()
     return [logits, rows, problem.classes, target, soft, transform, weights], keep

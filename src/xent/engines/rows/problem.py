@@ -44,11 +44,6 @@ class Settings(NamedTuple):
     requests: tuple[str, ...] = ()
 
 
-def mask_of(settings: Settings) -> int:
-    """The fields to compute, as bits."""
-    return field_mask(settings.soft, settings.requests)
-
-
 class Problem:
     """One call's question. The tensors have been checked against each other.
 
@@ -66,7 +61,7 @@ class Problem:
 
     def __init__(self, tensors: Tensors, settings: Settings) -> None:
         self.tensors, self.settings, self.logits = tensors, settings, tensors.logits
-        self.mask = mask_of(settings)
+        self.mask = field_mask(settings.soft, settings.requests)
         shape, axis = tensors.logits.shape, class_axis(tensors.logits)
         self.axis, self.classes, self.rows = axis, shape[axis], shape[:axis] + shape[axis + 1 :]
 

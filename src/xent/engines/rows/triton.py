@@ -12,8 +12,10 @@ from . import reference
 from .autograd import Total
 from .labels import check_labels_of
 from .problem import Problem, Tensors
-from .programs import LOG_LOSS, NLL
+from .programs import LOG_LOSS, NLL, Program
 
+COUNTS = False  # the divisor is a tensor on the device
+IN_PLACE = False  # the target's logit is read again after the gradient is written
 CROSS_ENTROPY = (NLL, LOG_LOSS)  # the programs whose loss and gradient take one sweep
 
 if TYPE_CHECKING:
@@ -50,29 +52,34 @@ def row_gradient(
     return gradient
 
 
-def total(
-    tensors: Tensors, row_weight: Tensor | None, total: Total, arguments: object, ahead: bool = True
-) -> tuple[Tensor, Tensor]:
-    """Return the sum of ``-log p`` over all rows by its divisor, and the gradient of the logits.
+def takes(problem: Problem, program: Program) -> bool:
+    """Return True for a cross-entropy of classes whose logits want a gradient."""
+    wanted = problem.logits.requires_grad and torch.is_grad_enabled()
+    return program in CROSS_ENTROPY and not problem.settings.soft and wanted
 
-    The divisor is a 0-d tensor or None, and the program one of :data:`CROSS_ENTROPY`. The kernels
-    take the tensors; ``arguments`` are None.
+
+def total(
+    tensors: Tensors, row_weight: Tensor | None, sum: Total, gradient: Tensor | None
+) -> Tensor:
+    """Return the sum of ``-log p`` over all rows by its divisor; write its gradient by the logits.
+
+    The divisor is a 0-d tensor or None, and the program one of :data:`CROSS_ENTROPY`.
     """
-    problem, by = Problem(tensors, total.settings), _divisor(total)
+    problem, by = Problem(tensors, sum.settings), _divisor(sum)
     check_labels_of(problem)
-    gradient = torch.empty_like(problem.logits)
+    gradient = torch.empty_like(problem.logits) if gradient is None else gradient
     log_prob, mass = _fill(
         problem, gradient, lambda launch, to: launch.cross_entropy(row_weight, by, to)
     )
     values = -log_prob * mass
     loss = (values if row_weight is None else values * row_weight).sum()
-    return (loss if by is None else loss / by).to(total.dtype), gradient
+    return (loss if by is None else loss / by).to(sum.dtype)
 
 
-def _divisor(total: Total) -> Tensor | None:
+def _divisor(sum: Total) -> Tensor | None:
     """The divisor, which the frame has found on the device."""
-    assert not isinstance(total.divisor, (str, float, int))
-    return total.divisor
+    assert not isinstance(sum.divisor, (str, float, int))
+    return sum.divisor
 
 
 def fits(slope: Tensor, gradient: Tensor) -> bool:
@@ -81,7 +88,7 @@ def fits(slope: Tensor, gradient: Tensor) -> bool:
 
 
 def follow(
-    problem: Problem, row_weight: Tensor | None, total: Total, slope: Tensor,
+    tensors: Tensors, row_weight: Tensor | None, sum: Total, slope: Tensor,
     gradient: Tensor | None,
 ) -> Tensor:  # fmt: skip
     """Return the gradient for any slope, a 0-d tensor on the device, without waiting for it.
@@ -89,10 +96,10 @@ def follow(
     ``gradient`` holds the gradient for slope 1, and is overwritten for any other slope.
     """
     ready = gradient is not None
-    gradient = gradient if ready else torch.empty_like(problem.logits)
+    gradient = gradient if ready else torch.empty_like(tensors.logits)
     _fill(
-        problem, gradient,
-        lambda launch, to: launch.follow(row_weight, _divisor(total), slope, to, ready),
+        Problem(tensors, sum.settings), gradient,
+        lambda launch, to: launch.follow(row_weight, _divisor(sum), slope, to, ready),
     )  # fmt: skip
     return gradient
 
