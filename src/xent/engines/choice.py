@@ -16,7 +16,7 @@ ENGINES = ("auto", "native", "triton", "reference")
 KERNELS: dict[str, Kernels] = {
     "native": core,
     "triton": triton,
-}  # what says which tensors the kernels can take
+}  # modules that say which tensors the kernels can take
 
 
 class Explanation(NamedTuple):
@@ -37,7 +37,7 @@ class Explanation(NamedTuple):
 
 
 def kernels_for(device: torch.device, engine: str) -> str:
-    """The engine whose kernels are to take tensors on a device, unless they cannot."""
+    """The engine whose kernels take tensors on a device, unless an obstacle is found."""
     one_of("engine", engine, ENGINES)
     if engine in ("native", "triton"):
         return engine
@@ -53,10 +53,10 @@ def where_kernels_run(kernels: str, device: torch.device, dtype: torch.dtype) ->
 
 
 def why_reference(engine: str, kernels: str, find_obstacle: Callable[[], str | None]) -> str | None:
-    """Return why the reference computes and not ``engine``, or None where ``kernels`` do.
+    """Return why the reference engine computes, or None where the engine ``kernels`` does.
 
-    ``find_obstacle`` says what about the problem keeps the kernels from it. Raises where only they
-    will do.
+    ``find_obstacle`` returns why the kernels cannot take the problem, or None. Raises a ValueError
+    if the caller has asked for ``kernels`` by name and they cannot.
     """
     if engine == "reference":
         return "as asked"

@@ -25,7 +25,7 @@ else:
         _core = None
 
 TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
-POOLED_BYTES = 32 << 20  # below, malloc keeps what it was given back
+POOLED_BYTES = 32 << 20  # smaller blocks are kept by malloc for the next call
 
 
 def available() -> bool:
@@ -48,7 +48,7 @@ def set_isa(name: str) -> None:
 
 
 # The instruction set in use, and whether it beats plain PyTorch: not without fused multiply-add.
-# Constants rather than calls, for the sake of torch.compile, which cannot look into the core.
+# Constants and not calls, because torch.compile cannot trace calls into the core.
 isa = _core.isa() if _core is not None else "none"
 fast = _core is not None and _core.fused()
 
@@ -95,7 +95,7 @@ def empty_like(x: Tensor) -> Tensor:
 
 
 def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """Memory; much of it from the core's buffer, which spares the page faults."""
+    """Memory; if it is large, from the core's buffer, which is reused and so spares page faults."""
     size = math.prod(shape) * dtype.itemsize
     if size < POOLED_BYTES or _core is None:
         return torch.empty(shape, dtype=dtype, device="cpu")

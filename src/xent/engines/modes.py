@@ -1,8 +1,8 @@
 """Modes of PyTorch: when a tensor's memory may be read, and when values may be looked at.
 
-Kernels read memory, and checks look at values. Neither is possible while somebody records
-operations or takes tensors apart, nor with tensors whose numbers lie elsewhere or in another form.
-Every entry asks the functions of this page; what they turn away goes by plain tensor operations.
+Kernels read memory, and checks look at values. Neither is possible while PyTorch records operations
+or transforms them, nor for tensors whose numbers lie elsewhere or in another form. Every entry of
+the library asks the functions of this module; where they say no, plain tensor operations are used.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ _TRACERS = (
 
 
 def compiling() -> bool:
-    """True under torch.compile or torch.export; both are shown operators of our own."""
+    """True under torch.compile or torch.export, which see the operators of this library."""
     return torch.compiler.is_compiling()
 
 
 def plain_operations() -> bool:
     """True if only plain tensor operations are possible.
 
-    So it is under torch.func (vmap, grad, jvp, ...) and forward-mode AD, whose tensors have no
+    They are under torch.func (vmap, grad, jvp, ...) and forward-mode AD, whose tensors have no
     memory of their own, and under torch.jit.trace, make_fx, fake and functional tensors, which
-    record one operation after the other. Compilers are another matter, :func:`compiling`, though
-    the code that they compile may use torch.func.
+    record one operation after the other. For compilers ask :func:`compiling`; the code that they
+    compile may use torch.func.
     """
     return _transformed() or (not compiling() and _recorded())  # compilers have their own tracers
 
@@ -128,7 +128,7 @@ def in_cpu_memory(tensor: Tensor) -> bool:
 
 def unreadable(tensor: Tensor) -> str | None:
     """Return why the memory of a tensor does not hold its numbers, or None if it does."""
-    if compiling():  # the operators will read the tensors that are still to come
+    if compiling():  # the operators will read the tensors when the code runs
         return None if tensor.layout is torch.strided else f"the layout is {tensor.layout}"
     if in_cpu_memory(tensor):
         return None
@@ -171,8 +171,8 @@ def obstacle(tensors: Sequence[Tensor | None], devices: Sequence[str]) -> str | 
 def only_differentiable(*grads: Tensor | None) -> bool:
     """True if a backward pass must be plain operations, given the incoming gradients.
 
-    So it is where the pass is recorded for a second derivative or vectorised, by either of
-    torch's vmaps, and where kernels cannot read what comes in.
+    They are needed where the pass is recorded for a second derivative, where one of PyTorch's two
+    vmaps vectorises it, and where kernels cannot read the incoming gradients.
     """
     if torch.is_grad_enabled() or plain_operations():
         return True
@@ -205,9 +205,9 @@ def refuse_where(wrong: Tensor, error: Callable[[], Exception], in_short: str) -
 
 
 def behind_transforms(values: Tensor) -> Tensor | None:
-    """The numbers that torch.func has wrapped up, None where nobody may look at them either.
+    """The tensor inside the wrappers of torch.func; None where its values cannot be looked at.
 
-    For checks of numbers one by one, which hold whatever axis a transform has taken away.
+    For checks of single numbers: they hold whatever axis a transform has taken away.
     """
     if compiling() or _recorded():
         return None

@@ -1,4 +1,4 @@
-"""Losses of rows that may lie behind a linear head: then a chunk of rows at a time."""
+"""Losses of rows; behind a linear head they are computed a chunk of rows at a time."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def reduce_problem(
     problem: Problem,
     values_of: Callable[[Problem, Index], RowValues],
     reduce: Reduce,
-    beside: Sequence[Any] = (),
+    others: Sequence[Any] = (),
     *,
     chunks: bool = True,
 ) -> Tensor:
@@ -27,11 +27,11 @@ def reduce_problem(
 
     Args:
         problem: logits and targets.
-        values_of: what becomes of some of its rows; the second argument picks those rows out of
-            tensors that are not part of the problem.
+        values_of: gives the values of some rows, from the problem of these rows; its second
+            argument picks the same rows out of tensors that are not part of the problem.
         reduce: the options of the call.
-        beside: those tensors, among anything. If one of these or of the problem's wants a gradient,
-            all logits are there at once.
+        others: those tensors; what is no tensor is passed over. If one of them, or of the tensors
+            of the problem, wants a gradient, all logits are computed at once.
         chunks: False if the rows cannot be told apart.
     """
     if not isinstance(problem, HeadProblem):
@@ -48,7 +48,7 @@ def reduce_problem(
             (problem.source,),
             gradients.kept_rows(problem),
             values_of_chunk,
-            (*problem.others, *beside),
+            (*problem.others, *others),
             reduce,
         )
     return problem.unflat(result) if reduce.reduction == "none" else result
@@ -58,17 +58,18 @@ def reduce_by_chunks(
     sources: Sequence[LinearLogits],
     kept: Tensor | None,
     values_of: Callable[..., RowValues],
-    beside: Sequence[Any],
+    others: Sequence[Any],
     reduce: Reduce,
 ) -> Tensor:
     """The reduction of ``values_of(index, *logits)`` over the chunks of some heads.
 
-    ``beside`` holds, among anything, the other tensors that the function reads. A sum takes its
-    gradient while the logits are there; values of rows compute the logits once more.
+    ``others`` holds the other tensors that the function reads; what is no tensor is passed over. A
+    sum takes its gradient while the logits are in memory; for values of rows the backward pass
+    computes the logits again.
     """
     divisors: list[Tensor] = []
     row_weight, normalizer = reduce.row_weight, reduce.normalizer
-    read = tuple(x for x in beside if isinstance(x, Tensor))
+    read = tuple(x for x in others if isinstance(x, Tensor))
     given = not (normalizer is None or isinstance(normalizer, str))
 
     def values_alone(index: Index, *z: Tensor) -> Tensor:
@@ -83,10 +84,10 @@ def reduce_by_chunks(
         return stable_sum(weigh(values, here, weight))
 
     if reduce.reduction == "none":
-        rows = gradients.Rows(tuple(sources), kept, values_alone, read)
+        rows = gradients.RowFunction(tuple(sources), kept, values_alone, read)
         return weigh(gradients.row_values(rows), None, row_weight)
     read = read if row_weight is None else (*read, row_weight)
-    total = gradients.sum_ahead(gradients.Rows(tuple(sources), kept, sum_of, read))
+    total = gradients.sum_ahead(gradients.RowFunction(tuple(sources), kept, sum_of, read))
     if reduce.reduction == "sum":
         return total
     none = total.new_zeros(())

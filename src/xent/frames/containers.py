@@ -1,9 +1,9 @@
 """Losses of tensors that hold other tensors: DTensors and nested tensors.
 
-The rows of a DTensor may lie on several ranks, those of a nested tensor come in sequences of
-different lengths. A loss of rows needs no rows but its own: it is computed of the tensors inside,
-and put where the rows came from. Only what a mean divides by is counted over all ranks; no logits
-are gathered.
+The rows of a DTensor may lie on several ranks; those of a nested tensor come in sequences of
+different lengths. The loss of a row depends on no other row, so each rank computes the losses of
+its own rows from the tensors inside, and the results become such a container again. Only the
+divisor of a mean is counted over all ranks; no logits are gathered.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Divisor = Callable[[dict[str, Any]], Tensor]
 
 
 class Container(Protocol):
-    """Takes tensors out of the kind that the logits are of, and puts results back."""
+    """Takes the plain tensors out of a container, and puts results into one."""
 
     split: bool  # whether some of the rows are elsewhere
 
@@ -49,8 +49,8 @@ def through_containers(loss: F, divisor: Divisor, *, of_rows: bool, rowwise: boo
     """Make a loss take DTensors and nested tensors.
 
     Args:
-        loss: from ``input`` and ``target``, plain tensors, and options.
-        divisor: what ``loss`` divides a mean by, from its arguments by name.
+        loss: takes ``input`` and ``target``, plain tensors, and options.
+        divisor: gives the divisor of a mean of ``loss``, from the arguments by name.
         of_rows: whether ``input`` has an axis of classes.
         rowwise: whether a row's loss depends on no other row.
     """
@@ -145,7 +145,7 @@ class OnRanks:
                     f"`input` is a DTensor, so `{name}` must be one, too: "
                     f"distribute_tensor({name}, input.device_mesh, ...)"
                 )
-            return value  # a vector of the classes, the same on all ranks
+            return value  # a vector over the classes, the same on all ranks
         if value.device_mesh != self.mesh:
             raise ValueError(f"`{name}` is on another device mesh than `input`")
         if value.shape == self.shape:
@@ -190,7 +190,7 @@ class OnRanks:
         )
 
     def total(self, value: Tensor) -> Tensor:
-        """A DTensor of what the ranks still have to add up."""
+        """A DTensor of partial sums, which the ranks still have to add up."""
         from torch.distributed.tensor import DTensor
 
         return DTensor.from_local(value, self.mesh, self.of_sums, run_check=False)
@@ -217,7 +217,7 @@ class Ragged:
                 f"input.transpose(1, -1)"
             )
         self.ragged, self.axis, self.offsets = ragged, axis, input.offsets()
-        # The axes behind the rows, to which a plain tensor broadcasts: of classes there is one.
+        # The axes after the rows, which a plain tensor may have: one for rows of classes.
         self.trailing = 1 if axis is not None else (input.ndim - 2) * (ragged == 1)
 
     def inner(self, name: str, value: Any) -> Any:
@@ -234,7 +234,7 @@ class Ragged:
         same = nested.offsets() is self.offsets or nested.offsets().shape == self.offsets.shape
         if not same or (can_look_at(self.offsets) and not nested.offsets().equal(self.offsets)):
             raise ValueError(f"`{name}` must have sequences of the same lengths as `input`")
-        # The axis of the batch is gone in memory, and the ragged one is where the rows are.
+        # In memory the batch and its ragged axis are one axis, that of the rows.
         return nested.values().movedim(nested._ragged_idx - 1, 0)
 
     def rows(self, values: Tensor) -> Tensor:

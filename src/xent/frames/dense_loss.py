@@ -1,8 +1,8 @@
-"""The second frame: losses that need all logits of a row at once, not a handful of numbers.
+"""The second frame: losses that need all logits of a row, because no few statistics suffice.
 
-They say what they are of logits and target probabilities, classes last, in float64; the frame adds
-the options that every loss has. For what is a function of row statistics, :func:`xent.row_loss` is
-faster and keeps nothing of the size of the logits.
+The body of such a loss is a function of logits and target probabilities, classes last, in float64;
+the frame adds the options that every loss has. A loss that is a function of row statistics is
+better made by :func:`xent.row_loss`: it is faster and keeps nothing of the size of the logits.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from .reduction import (
     rows_left_out,
 )
 
-CHUNK = 2**17  # numbers that a dense loss works on at a time; a megabyte each stays in the cache
+CHUNK = 2**17  # numbers that a dense loss works on at a time: 1 MB in float64 fits into the cache
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -50,7 +50,7 @@ class DenseRows(NamedTuple):
 
     @property
     def target(self) -> Tensor:
-        """The distribution of each row, made if need be."""
+        """The target distribution of each row, one-hot for a class."""
         if self.label is None:
             assert self.soft is not None
             return self.soft
@@ -93,9 +93,9 @@ class DenseLoss(Protocol):
 def dense_loss(body: Callable[..., Tensor]) -> DenseLoss:
     """Turn a function of :class:`DenseRows` into a loss. A decorator.
 
-    The options are those of :func:`xent.row_loss` but for the ones about engines and statistics,
-    and class indices and probabilities are both targets. Class weights count by the target: with
-    probabilities a row has the weight that its target expects.
+    The options are those of :func:`xent.row_loss` without the ones for engines and statistics.
+    Targets are class indices or probabilities. A class weight is a factor on the rows of the class;
+    with probabilities the factor of a row is the mean of the class weights under its target.
     """
     hyper = Hyperparameters(body)
 
@@ -154,7 +154,7 @@ def dense_loss(body: Callable[..., Tensor]) -> DenseLoss:
 
 
 def _read(problem: Problem) -> tuple[DenseRows, Tensor | None, Tensor]:
-    """The rows, and for class indices which of them are kept, and which have a class there is."""
+    """The rows; for class indices also masks of the kept rows and of those with a valid class."""
     wide = wide_dtype(problem.logits)
     x = problem.logits.movedim(problem.axis, -1).to(wide)
     values, ignore_index = problem.tensors.target, problem.settings.ignore_index
@@ -163,19 +163,19 @@ def _read(problem: Problem) -> tuple[DenseRows, Tensor | None, Tensor]:
         return DenseRows(problem.transform(x), q.to(wide), None), None, values
     check_labels(values, problem.classes, ignore_index)
     kept, known = values != ignore_index, (values >= 0) & (values < problem.classes)
-    # What an ignored row holds must not leave a trace, not even 0 * NaN in a gradient.
+    # An ignored row may hold NaN; without `where` a gradient would hold 0 * NaN.
     z = problem.transform(torch.where(kept.unsqueeze(-1), x, 0))
     return DenseRows(z, None, torch.where(known, values, 0)), kept, known
 
 
 def by_rows(function: Callable[..., Tensor], *tensors: Tensor | None) -> Tensor:
-    """The values of a function of rows, some at a time, with a graph that is made in backward.
+    """The values of a function of rows, some rows at a time; backward computes each part again.
 
-    What the function keeps in float64 is then never many times the size of the logits.
+    So the float64 tensors inside the function never exist for all rows at once.
 
     Args:
         function: from tensors (n, ...) to one value per row, (n,).
-        tensors: (N..., C) the first, the others like that or (N...); or None.
+        tensors: the first of shape (N..., C), the others of this shape or (N...), or None.
     """
     from torch.utils import checkpoint
 
@@ -199,12 +199,12 @@ def by_rows(function: Callable[..., Tensor], *tensors: Tensor | None) -> Tensor:
 
 
 def wide_dtype(x: Tensor) -> torch.dtype:
-    """Return the dtype for work on rows: float64 where the device has it."""
+    """Return the dtype for numbers of rows: float64 where the device has it."""
     return torch.float32 if x.device.type == "mps" else torch.float64
 
 
 def explained(function: F) -> F:
-    """Make a loss overridable, and explain in its docstring what all losses share. A decorator."""
+    """Make a loss overridable, and add the arguments that all losses share to its docstring."""
     doc = function.__doc__ or ""
     names = [n for n in inspect.signature(function).parameters if f"    {n}: " not in doc]
     function.__doc__ = loss_docstring(function, names, soft=False)

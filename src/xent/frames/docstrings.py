@@ -1,6 +1,6 @@
-"""The part of a docstring that all losses share, so that no loss has to repeat it.
+"""The parts of docstrings that all losses share, so that no loss repeats them.
 
-A loss explains its formula and its hyperparameters; the frame adds what follows.
+A loss explains its formula and its hyperparameters; the frame adds the arguments of this module.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ def make_problem(
     bounded: bool = True,
 ) -> ElementProblem:
     """Check the tensors of a call against each other; the loss itself is still to be set."""
-    if isinstance(input, LinearLogits):  # for what is asked here, any tensor like them will do
+    if isinstance(input, LinearLogits):  # only shape, dtype and device are checked here
         input = input.hidden.new_empty((), dtype=input.dtype).expand(input.shape)
     is_tensor("input", input)
     target = densified(target)
@@ -56,18 +56,17 @@ def make_problem(
     problem = ElementProblem(
         settled(input), settled(target), *weights, _no_body, None, ignore_value, bounded, dtype
     )
-    if ignore_value is not None and math.isnan(ignore_value):  # which nothing can be compared with
+    if ignore_value is not None and math.isnan(ignore_value):  # NaN equals nothing, not even NaN
         problem = mark_out(problem._replace(ignore_value=None), target.isnan())
     return problem
 
 
-# Marks elements to leave out where the caller has no mark: exact in every type, and no target that
-# anybody would have.
+# Marks elements to leave out where the caller has no mark: exact in every type, and never a target.
 _MARK = -33024.0
 
 
 def mark_out(problem: ElementProblem, out: Tensor) -> ElementProblem:
-    """The problem without the elements ``out``, which leave no trace then, whatever they hold."""
+    """The problem without the elements ``out``: whatever they hold, the result does not change."""
     mark = _MARK if problem.ignore_value is None else problem.ignore_value
     return problem._replace(target=torch.where(out, mark, problem.target), ignore_value=mark)
 
@@ -79,12 +78,12 @@ def without_weightless(problem: ElementProblem) -> ElementProblem:
 
 
 def smooth(problem: ElementProblem, label_smoothing: float) -> ElementProblem:
-    """The problem whose targets have moved by so much of their way to 1/2."""
+    """The problem with each target moved towards 1/2, by this part of its distance."""
     amount = finite_number("label_smoothing", label_smoothing)
     Range(0, 1).check("label_smoothing", amount, None)
     if not amount:
         return problem
-    elements.check_targets(problem)  # which would not be seen any more
+    elements.check_targets(problem)  # after the move a wrong target may look right
     target = problem.target.to(torch.promote_types(problem.target.dtype, torch.float32))
     moved, kept = target * (1 - amount) + amount / 2, problem.kept()
     problem = problem._replace(target=moved, ignore_value=None)
@@ -121,7 +120,7 @@ def _weight(name: str, weight: Tensor | None, input: Tensor) -> Tensor | None:
 
 
 def check_unit_range(name: str, value: Tensor, hint: str, weight: Tensor | None) -> None:
-    """Raise for a number outside [0, 1] or NaN of a weight; where looking costs no waiting."""
+    """Raise for a number outside [0, 1] or NaN whose weight is not 0; a GPU is not waited for."""
     is_tensor(name, value)
     outside = ~((value >= 0) & (value <= 1))
     out = rows_left_out(_weight("weight", weight, value))

@@ -31,7 +31,7 @@ def sum_behind_head(loss: Loss, input: LinearLogits, problem: ElementProblem) ->
         return loss(_transformed(question, index, z), **some, reduction="sum").double()
 
     read = tuple(x for x in (*alone.others, *tensors.values()) if x is not None)
-    return gradients.sum_ahead(gradients.Rows((alone.source,), kept, sum_of, read))
+    return gradients.sum_ahead(gradients.RowFunction((alone.source,), kept, sum_of, read))
 
 
 def labels_behind_head(
@@ -66,10 +66,10 @@ def reduce_values(
     input: LinearLogits,
     values_of: Callable[[Tensor, Index], Tensor],
     kept: Tensor | None,
-    beside: Sequence[Tensor],
+    others: Sequence[Tensor],
     reduce: Reduce,
 ) -> Tensor:
-    """Reduce ``values_of(logits, rows)`` of a chunk after the other, which reads ``beside``."""
+    """Reduce ``values_of(logits, rows)`` over chunks; the function also reads ``others``."""
     alone = problem_of(input)
     question = alone.with_source(None)
 
@@ -79,12 +79,12 @@ def reduce_values(
         mass = values.new_ones(values.shape) if here is None else here.double()
         return RowValues(values, here, mass)
 
-    read = (*alone.others, *beside)
+    read = (*alone.others, *others)
     return reduce_by_chunks((alone.source,), gradients.numbers_of(kept), rows_of, read, reduce)
 
 
 def tensors_of(problem: ElementProblem) -> dict[str, Tensor]:
-    """The tensors beside the logits, by the names that losses have for them."""
+    """The tensors of a problem but for the logits, by the names of a loss's arguments."""
     named = {"target": problem.target, "weight": problem.weight, "pos_weight": problem.pos_weight}
     return {name: x for name, x in named.items() if x is not None}
 

@@ -2,8 +2,8 @@
 
 input + target --the few lines--> one value per element --weights, sum or mean--> loss
 
-It is to the sigmoid family what :mod:`xent.row_loss` is to the softmax family. An element is a row
-of two classes, whose log-odds are the logit itself.
+:func:`element_loss` is to the sigmoid family what :func:`xent.row_loss` is to the softmax family.
+An element is a row of two classes, and its logit is the log-odds of this row.
 """
 
 from __future__ import annotations
@@ -114,9 +114,9 @@ class Elements:
         return self.target * self.miss - (1 - self.target) * self.prob
 
 
-_NO_SMOOTHING = 0.0  # as an object, which says whether another one is given
+_NO_SMOOTHING = 0.0  # compared by identity: another object was given by the caller
 
-# From a problem and the hyperparameters to what an engine is asked.
+# From the problem and the hyperparameters of a call to those that an engine gets.
 Share = Callable[[ElementProblem, dict[str, Any]], tuple[ElementProblem, dict[str, Any]]]
 
 
@@ -129,7 +129,7 @@ def product(factor: Tensor, value: Tensor) -> Tensor:
 
 
 def power(base: Tensor, exponent: float | Tensor) -> Tensor:
-    """``base ** exponent`` for base and exponent from 0 on, with slope 0 where the base is 0."""
+    """``base ** exponent`` for base and exponent of at least 0, with derivative 0 at base 0."""
     if _finite(1 / base.detach()):
         return base**exponent
     zero = base == 0
@@ -144,7 +144,7 @@ def power(base: Tensor, exponent: float | Tensor) -> Tensor:
 def _finite(value: Tensor) -> bool:
     """True if all values are known to be finite.
 
-    ``torch.where`` costs ten multiplications, a sum one.
+    The look costs one sum. ``torch.where``, which it saves, costs as much as ten products.
     """
     if not can_look_at(value):
         return False
@@ -276,7 +276,7 @@ def element_loss(
             same |= {"ignore_value": problem.ignore_value, "engine": engine, **settings}
             if reduction == "none" or not hyper.fit_chunks(settings):
                 result = loss(
-                    input.whole("a loss of each of them"), **tensors_of(problem),
+                    input.materialize_for("a loss of each of them"), **tensors_of(problem),
                     reduction="none" if reduction == "none" else "sum", **same,
                 )  # fmt: skip
             else:

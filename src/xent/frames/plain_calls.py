@@ -1,7 +1,7 @@
-"""Reads the calls that most programs make: plain memory of the CPU, as it stands, in few steps.
+"""Reads the calls that most programs make, of tensors in plain memory of the CPU, in few steps.
 
-Every check here is part of what a small batch costs, some 30 us in all. What is not plain, and what
-is wrong, is for :func:`xent.heads.problem.make_problem` to read.
+Every check here adds to the cost of a small batch, some 30 us in all. Calls that are not plain, or
+are wrong, are read by :func:`xent.heads.problem.make_problem`, which has the error messages.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def read_plain(
 
 
 def positive(row_weight: Any) -> Tensor | None:
-    """Row weights in float64; None if one is not above 0, which is for others to look at."""
+    """Row weights in float64; None unless all are above 0, because other code reads such calls."""
     plain = type(row_weight) is Tensor and row_weight.dtype in core.TYPES and row_weight.is_cpu
     if not plain or row_weight.requires_grad or deferred():
         return None
@@ -104,7 +104,7 @@ def is_plain_memory(input: Any, target: Any, weight: Any, row_weight: Any) -> bo
         and target.is_contiguous()
         and not deferred()
         and in_cpu_memory(input)
-        # Weights of 16 bits are widened for the kernels, which is not done in one call.
+        # Class weights of 16 bits must be widened for the kernels; this way does not do that.
         and (weight is None or input.itemsize > 2)
         and (weight is None or _is_vector(weight, input.dtype, input.shape[1]))
         and (row_weight is None or _is_vector(row_weight, torch.float64, input.shape[0]))
@@ -116,7 +116,7 @@ def is_plain_memory(input: Any, target: Any, weight: Any, row_weight: Any) -> bo
 def is_plain_head(
     input: LinearLogits, target: Any, weight: Any, row_weight: Any, ignore_index: int
 ) -> bool:
-    """True for a head of plain memory whose rows are one chunk, none of which is ignored."""
+    """True for a head of plain memory whose rows fit into one chunk, with no row ignored."""
     hidden, head, bias = input.hidden, input.weight, input.bias
     return (
         hidden.ndim == 2

@@ -51,7 +51,7 @@ class Reduce(NamedTuple):
         return divisor_of(rows.kept, rows.mass, self.normalizer, self.row_weight)
 
     def by(self, total: Tensor, divisor: Tensor) -> Tensor:
-        """The mean; of nothing the mean is NaN, or 0 if so wanted."""
+        """The mean; NaN for no rows, or 0 with ``empty="zero"``."""
         return total / of_empty(divisor, self.empty)
 
     def learned(self) -> bool:
@@ -60,9 +60,9 @@ class Reduce(NamedTuple):
         return any(isinstance(x, Tensor) and _learned(x) for x in given)
 
     def counting(self, kept: Tensor) -> tuple[Tensor, Reduce]:
-        """The rows kept whose weight is not 0, and options whose normaliser counts the others too.
+        """The kept rows whose weight is not 0, and options whose normaliser counts the others, too.
 
-        Returns ``kept`` itself where no row has weight 0, as far as anybody can look.
+        Returns ``kept`` itself where no row is known to have weight 0.
         """
         out = rows_left_out(self.row_weight)
         if out is None:
@@ -136,7 +136,7 @@ def stable_sum(values: Tensor) -> Tensor:
         whole = values.numel() // width * width
         rest = values[whole:].sum().unsqueeze(0) if whole < values.numel() else None
         values = values[:whole].view(-1, width).sum(-1)
-        if rest is not None:  # half the time of the usual reduction is slicing
+        if rest is not None:  # skipped if empty: slicing takes half the time
             values = torch.cat([values, rest])
     return values.sum()
 
@@ -174,10 +174,10 @@ def _learned(weight: Tensor) -> bool:
 
 
 def leave_out(problem: Problem, reduce: Reduce) -> tuple[Problem, Reduce]:
-    """The problem without its rows of weight 0, and options that still count these.
+    """The problem without its rows of weight 0, and options that still count these rows.
 
-    Nothing those rows hold leaves a trace then, in no engine: they are ignored. With probabilities
-    for a target there is no mark to ignore rows by, and 0 takes the place of what they hold.
+    The rows are marked as ignored, so that no engine lets their numbers, which may be NaN, into the
+    result. Where targets are probabilities no row can be marked; there 0 replaces the numbers.
     """
     out = rows_left_out(reduce.row_weight)
     if out is None:
@@ -196,7 +196,7 @@ def leave_out(problem: Problem, reduce: Reduce) -> tuple[Problem, Reduce]:
         return problem.with_source(source.with_hidden(hidden)), reduce
     logits = problem.logits
     harmless = can_look_at(logits) and logits.detach().movedim(axis, -1)[out].isfinite().all()
-    if harmless:  # and a copy of all logits costs more than the loss
+    if harmless:  # a copy of all logits would cost more than the loss
         return problem, reduce
     return problem.replace(logits=torch.where(out.unsqueeze(axis), 0, logits)), reduce
 
@@ -214,11 +214,11 @@ def divisor_of(
         return stable_sum(torch.ones_like(mass) if kept is None else kept.to(mass.dtype))
     if isinstance(normalizer, Tensor):
         return normalizer.to(mass)
-    return mass.new_full((), normalizer)  # which, unlike a copy, no device waits for
+    return mass.new_full((), normalizer)  # a copy from the CPU would wait for the device
 
 
 def of_empty(divisor: Tensor, empty: str) -> Tensor:
-    """The divisor, if so wanted 1 instead of 0."""
+    """The divisor; with ``empty="zero"`` 1 in the place of 0."""
     return torch.where(divisor == 0, 1, divisor) if empty == "zero" else divisor
 
 

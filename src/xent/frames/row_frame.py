@@ -2,10 +2,10 @@
 
 A call goes the first of four ways that can take it:
 
-* in one call: options that were seen before, tensors that are plain memory of the CPU;
+* in one call: the options were seen before, the tensors are plain memory of the CPU;
 * in one sweep: the result is one number and the body a program (``engines/rows/programs.py``);
-* by chunks: logits behind a linear head, a chunk of rows at a time;
-* of statistics: tensors of statistics, the body on these, and a second sweep in backward.
+* by chunks: the logits lie behind a linear head and are computed a chunk of rows at a time;
+* of statistics: the body computes on tensors of statistics, backward sweeps the logits again.
 """
 
 from __future__ import annotations
@@ -48,13 +48,12 @@ from .row_checks import refuse_probabilities, refuse_shared_logits
 Needs = str | tuple[str, ...] | Callable[..., tuple[str, ...]]
 Empty = Literal["nan", "zero"]
 
-# What a loss may do to its logits and targets before the statistics are taken: options of
-# `make_problem` by name.
+# The options of `make_problem` that a loss may set itself.
 OWN_OPTIONS = ("logit_scale", "class_bias", "class_scale", "mean_weight", "target_table")
 
 
 class Call(NamedTuple):
-    """One call of a loss, read and checked. Rows of weight 0 are still in it."""
+    """The arguments of a call, checked. Rows of weight 0 are still among them."""
 
     problem: Problem
     reduce: Reduce
@@ -157,7 +156,7 @@ class RowFrame:
         try:
             options = ignore_index, reduction, normalizer, empty
             total = self.totals.get(self._key(options, weight is None, input.dtype, settings))
-        except (TypeError, AttributeError):  # what cannot be hashed, or is no tensor
+        except (TypeError, AttributeError):  # an option cannot be hashed, or `input` is no tensor
             return None
         if total is None:
             return None
@@ -203,7 +202,7 @@ class RowFrame:
         )  # fmt: skip
 
     def in_one_sweep(self, call: Call) -> Tensor | None:
-        """One number and its gradient in one sweep over the logits; None for other calls."""
+        """The result and its gradient in one sweep over the logits; None for other calls."""
         problem, reduce, settings, engine, plain, recorded = call
         if reduce.reduction == "none" or (not plain and (compiling() or reduce.learned())):
             return None
@@ -296,7 +295,7 @@ class RowFrame:
         return reduce.of(values).to(problem.result_dtype())
 
     def by_chunks(self, call: Call) -> Tensor | None:
-        """One number from logits behind a head, a chunk of rows at a time; None for other calls."""
+        """The result for logits behind a head, a chunk of rows at a time; None for other calls."""
         problem, reduce, settings, engine = call[:4]
         others = (*problem.others, reduce.row_weight)
         if (
@@ -311,7 +310,7 @@ class RowFrame:
         problem, reduce = leave_out(problem, reduce)
 
         def values_of_chunk(part: Problem, _: Any) -> RowValues:
-            # A chunk is nobody's but ours: its gradient takes the place of its logits.
+            # No caller sees the logits of a chunk, so their gradient may be written over them.
             return self.values(part, measure(part, engine, part.logits.is_leaf), settings)
 
         result = reduce_problem(problem, values_of_chunk, reduce, tuple(settings.values()))
@@ -325,7 +324,7 @@ class RowFrame:
         problem, reduce = leave_out(every_row, reduce)
         if inplace_backward:
             refuse_shared_logits(input)
-        apart = return_stats and problem is not every_row  # rows of weight 0 have statistics
+        apart = return_stats and problem is not every_row  # statistics of all rows
         find = rows.measure_plain if plain else measure
         stats = find(problem, engine, inplace_backward and not apart)
         result = reduce.of(self.values(problem, stats, settings)).to(problem.result_dtype())
@@ -355,7 +354,7 @@ class RowFrame:
         return not (self.weighted or soft or weight is None)
 
 
-_TOTALS = 64  # kept of one loss
+_TOTALS = 64  # at most so many are kept for one loss
 
 
 def _divisor(reduce: Reduce) -> float | str | None:

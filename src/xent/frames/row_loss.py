@@ -1,4 +1,4 @@
-"""The frame: turns a few lines on row statistics into a loss with everything around it.
+"""The frame: turns a few lines on row statistics into a loss with all options.
 
 logits + target --engine--> RowStatistics --the few lines--> one value per row
     --mask, weights, reduction, normaliser--> scalar
@@ -146,8 +146,8 @@ def row_loss(
             ``logit_scale``, ``class_bias``, ``class_scale`` (factor on the logits of each class),
             ``mean_weight`` (what ``mean`` weighs the classes by) or ``target_table`` (``(C, C)``:
             the soft target that stands for each class). The caller cannot set these.
-        rowwise: what the body makes of a row depends on no other row. Behind a linear head it then
-            sees a chunk of rows at a time.
+        rowwise: True if the value of a row depends on no other row. Behind a linear head the body
+            then gets a chunk of rows at a time.
 
     Returns:
         The loss.

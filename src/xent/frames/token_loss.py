@@ -1,8 +1,8 @@
-"""The frame of losses of sampled tokens: what is done to log-probabilities and to a loss of each.
+"""The frame of losses of sampled tokens: checks of log-probabilities, masks and reductions.
 
 Log-probabilities are ``(B, T)`` for tokens of sequences, or ``(N,)`` for single actions; work is
-done in float64, which costs nothing beside the logits. A mean divides by a number of tokens or
-sequences, or by what it is told: never by weights, which may be signed.
+done in float64, because these tensors are small compared with the logits. A mean divides by a
+number of tokens or sequences, or by ``normalizer``; never by weights, which may be negative.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ Raises:
 
 
 def explained(function: F) -> F:
-    """Make a loss overridable, and explain in its docstring what these share. A decorator."""
+    """Make a loss overridable, and add the arguments that policy losses share to its docstring."""
     doc = inspect.cleandoc(function.__doc__ or "")
     shared = {n: _SHARED[n] for n in inspect.signature(function).parameters if n in _SHARED}
     function.__doc__ = complete(doc, shared, _RETURNS, _RAISES)
@@ -65,9 +65,9 @@ def explained(function: F) -> F:
 
 
 class Tokens:
-    """The log-probabilities of a call, checked, and what else it says about the same tokens.
+    """The log-probabilities of a call, checked; and a reader of other numbers per token.
 
-    Tensors come out wide, and 0 where ``mask`` is False, so that nothing there leaves a trace.
+    Tensors come out in float64, and 0 where ``mask`` is False, whatever they held there.
     """
 
     def __init__(self, log_prob: Tensor, mask: Tensor | None = None) -> None:
@@ -115,7 +115,7 @@ class Tokens:
         return self.counted().sum(-1, keepdim=True)
 
     def counted(self) -> Tensor:
-        """1 for each token that counts."""
+        """1 for each token that counts, 0 for the others."""
         x = self.log_prob
         return torch.ones_like(x) if self.mask is None else self.mask.to(x.dtype)
 
@@ -135,7 +135,7 @@ class Tokens:
         normalizer: float | Tensor | None,
         empty: str,
     ) -> Tensor:
-        """The mean over tokens, or over sequences of what their tokens add up to."""
+        """The mean over tokens, or over the sums or means of the tokens of each sequence."""
         reduce = read_reduction_of_tokens(reduction, normalizer, empty, values)
         share = self._share(average)
         if share is not None and reduce.normalizer is None:
@@ -179,7 +179,7 @@ def check_log_probs(name: str, x: Tensor, like: tuple[str, Tensor] | None = None
 def read_reduction_of_tokens(
     reduction: str, normalizer: float | Tensor | None, empty: str, values: Tensor
 ) -> Reduce:
-    """The options; raise unless a loss of log-probabilities can be reduced like that."""
+    """The options of the reduction; raise for one that losses of tokens do not have."""
     if isinstance(normalizer, str):
         raise ValueError(f"`normalizer` must be a number or a 0-d tensor, got {normalizer!r}")
     return read_reduction(reduction, normalizer, None, empty, values.shape, values.device)

@@ -19,7 +19,7 @@ from ..row_statistics import RowStatistics
 from . import gradients
 from .log_probs import LinearLogProbs
 from .logits import LinearLogits, are_logits
-from .measure import by_chunks
+from .measure import comes_by_chunks
 from .problem import flat_rows, problem_of
 
 
@@ -84,16 +84,16 @@ def sample(
 
     with torch.no_grad():
         if isinstance(input, LinearLogits):
-            return torch.cat(_by_chunks(input, draw)).reshape(rows)
+            return torch.cat(_of_chunks(input, draw)).reshape(rows)
         return draw(input.reshape(-1, input.shape[-1]), ...).reshape(rows)
 
 
-def _by_chunks(logits: LinearLogits, function: Callable[[Tensor, Any], Any]) -> list[Any]:
-    """``function(logits, rows)`` of some rows after the others."""
+def _of_chunks(logits: LinearLogits, function: Callable[[Tensor, Any], Any]) -> list[Any]:
+    """The results of ``function(logits, rows)`` for one chunk of rows after the other."""
     problem = problem_of(logits.detach())
-    if not by_chunks(problem):
+    if not comes_by_chunks(problem):
         return [function(problem.transform(problem.source.materialize()), ...)]
-    rows = gradients.Rows((problem.source,), None, lambda _, z: z)
+    rows = gradients.RowFunction((problem.source,), None, lambda _, z: z)
     return [function(problem.of_rows(index, z).transformed(), index) for index, z in rows.values()]
 
 
@@ -109,8 +109,12 @@ def _statistics(input: LinearLogits, **requests: bool) -> RowStatistics:
 
 def _logsumexp(input: LinearLogits, dim: Any, keepdim: bool = False) -> Tensor:
     axes = dim if isinstance(dim, (tuple, list)) else (dim,)
-    if len(axes) != 1 or not _along_classes(input, axes[0]) or not by_chunks(problem_of(input)):
-        return torch.logsumexp(input.whole("logsumexp"), dim, keepdim)
+    if (
+        len(axes) != 1
+        or not _along_classes(input, axes[0])
+        or not comes_by_chunks(problem_of(input))
+    ):
+        return torch.logsumexp(input.materialize_for("logsumexp"), dim, keepdim)
     lse = _statistics(input).lse.to(input.dtype)
     return lse.unsqueeze(-1) if keepdim else lse
 
@@ -119,8 +123,8 @@ def _topk(
     input: LinearLogits, k: int, dim: int = -1, largest: bool = True, sorted: bool = True
 ) -> Any:
     if not _along_classes(input, dim):
-        return torch.topk(input.whole("topk"), k, dim, largest, sorted)
-    found = _by_chunks(input, lambda z, _: z.topk(k, -1, largest, sorted).indices)
+        return torch.topk(input.materialize_for("topk"), k, dim, largest, sorted)
+    found = _of_chunks(input, lambda z, _: z.topk(k, -1, largest, sorted).indices)
     classes = torch.cat(found).reshape(*input.shape[:-1], k)
     return torch.return_types.topk((_gather(input, -1, classes), classes))
 
@@ -128,7 +132,7 @@ def _topk(
 def _max(input: LinearLogits, dim: Any = None, keepdim: bool = False) -> Any:
     if not isinstance(dim, int) or not _along_classes(input, dim):
         arguments = () if dim is None else (dim, keepdim)
-        return torch.max(input.whole("max"), *arguments)
+        return torch.max(input.materialize_for("max"), *arguments)
     values, classes = _topk(input, 1)
     pair = (values, classes) if keepdim else (values[..., 0], classes[..., 0])
     return torch.return_types.max(pair)
@@ -138,9 +142,9 @@ def _argmax(
     input: LinearLogits | LinearLogProbs, dim: int | None = None, keepdim: bool = False
 ) -> Tensor:
     if not _along_classes(input, dim):
-        return torch.argmax(input.whole("argmax"), dim, keepdim)
+        return torch.argmax(input.materialize_for("argmax"), dim, keepdim)
     logits, sign = (input.logits, input.sign) if isinstance(input, LinearLogProbs) else (input, 1)
-    found = torch.cat(_by_chunks(logits, lambda z, _: (sign * z).argmax(-1)))
+    found = torch.cat(_of_chunks(logits, lambda z, _: (sign * z).argmax(-1)))
     found = found.reshape(input.shape[:-1])
     return found.unsqueeze(-1) if keepdim else found
 
@@ -155,33 +159,33 @@ def _log_softmax(
     # The function has a `_stacklevel` before the dtype, the method has not.
     dtype = next((x for x in options if isinstance(x, torch.dtype)), dtype)
     if not _along_classes(input, dim):
-        return torch.log_softmax(input.whole("log_softmax"), dim, dtype=dtype)  # pyright: ignore
+        return torch.log_softmax(input.materialize_for("log_softmax"), dim, dtype=dtype)  # pyright: ignore
     return LinearLogProbs(input if dtype is None else input._with(dtype=dtype))
 
 
 def _gather(input: LinearLogits, dim: int, index: Tensor, **options: Any) -> Tensor:
     if index.shape[:-1] != input.shape[:-1] or not _along_classes(input, dim):
-        return torch.gather(input.whole("gather"), dim, index, **options)
+        return torch.gather(input.materialize_for("gather"), dim, index, **options)
     classes, features = input.weight.shape
     gathered = index.numel() * features * max(4, input.weight.itemsize)
     if index.shape[-1] * features <= classes and gathered <= input.max_workspace:
         return _few(input, index)
     problem, (flat,) = problem_of(input), flat_rows(input.shape[:-1], index)
-    if not by_chunks(problem):
-        return torch.gather(input.whole("gather"), dim, index, **options)
+    if not comes_by_chunks(problem):
+        return torch.gather(input.materialize_for("gather"), dim, index, **options)
 
     question = problem.with_source(None)
 
     def values_of(rows: Any, z: Tensor) -> Tensor:
         return question.of_rows(rows, z).transformed().gather(-1, flat[rows])
 
-    rows = gradients.Rows((problem.source,), None, values_of, (flat,))
+    rows = gradients.RowFunction((problem.source,), None, values_of, (flat,))
     values = gradients.row_values(rows)
     return values.to(input.dtype).reshape(index.shape)
 
 
 def _few(input: LinearLogits, index: Tensor) -> Tensor:
-    """Products with the weights of a few classes, rather than with all of them."""
+    """The logits of a few classes of each row: products with the weights of these classes only."""
     wide = torch.promote_types(input.weight.dtype, torch.float32)
     weight = gradients.rows_of_weight(input.weight, index).to(wide)
     z = (weight @ input.hidden.to(wide).unsqueeze(-1))[..., 0]
@@ -192,8 +196,8 @@ def _few(input: LinearLogits, index: Tensor) -> Tensor:
 
 def _gather_log_probs(input: LinearLogProbs, dim: int, index: Tensor, **options: Any) -> Tensor:
     logits = input.logits
-    if not _along_classes(input, dim) or not by_chunks(problem_of(logits)):
-        return torch.gather(input.whole("gather"), dim, index, **options)
+    if not _along_classes(input, dim) or not comes_by_chunks(problem_of(logits)):
+        return torch.gather(input.materialize_for("gather"), dim, index, **options)
     if can_look_at(index) and bool(((index < 0) | (index >= input.shape[-1])).any()):
         raise IndexError(f"gather: `index` must hold classes from 0 to {input.shape[-1] - 1}")
     if index.shape == (*input.shape[:-1], 1):
@@ -203,17 +207,17 @@ def _gather_log_probs(input: LinearLogProbs, dim: int, index: Tensor, **options:
 
 
 def _over_classes(name: str) -> Callable[..., Tensor]:
-    """``sum`` or ``mean`` of all log-probabilities of a row: what label smoothing is made of."""
+    """``sum`` or ``mean`` of all log-probabilities of a row; label smoothing asks for both."""
 
     def answer(
         input: LinearLogProbs, dim: Any = None, keepdim: bool = False, *, dtype: Any = None
     ) -> Tensor:
         logits, classes = input.logits, input.shape[-1]
-        if not (isinstance(dim, int) and _along_classes(input, dim)) or not by_chunks(
+        if not (isinstance(dim, int) and _along_classes(input, dim)) or not comes_by_chunks(
             problem_of(logits)
         ):
             arguments = () if dim is None else (dim, keepdim)
-            return getattr(torch, name)(input.whole(name), *arguments, dtype=dtype)
+            return getattr(torch, name)(input.materialize_for(name), *arguments, dtype=dtype)
         s = _statistics(logits, mean=True)
         masked = s.support < classes  # a class of probability 0 costs infinitely much
         value = input.sign * torch.where(masked, -torch.inf, s.mean - s.lse)

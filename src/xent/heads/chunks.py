@@ -1,4 +1,4 @@
-"""Linear heads, gone through a chunk of rows at a time: their logits, and their gradients."""
+"""Linear heads, a chunk of rows at a time: the logits of a chunk, and the gradients of a head."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from ..engines.modes import are_there
 from ..engines.rows.problem import Index
 from .logits import LinearLogits
 
-MAX_ROWS = 384  # of a chunk: more leave the caches, fewer than half of it make thin products
+MAX_ROWS = 384  # of a chunk: more leave the caches, fewer than 200 make slow, thin products
 # The reference engine holds about eight times the memory of a chunk, most of it in float64.
 REFERENCE_COPIES = 8
 
 
 class Plan(NamedTuple):
-    """The type of a head's products, and how much of it is looked at together."""
+    """The type of a head's products, and the size of its chunks."""
 
     dtype: torch.dtype
     rows: int  # of a chunk
-    classes: int  # whose weights are widened together
+    classes: int  # the weights of so many classes are widened together
 
 
 def plan(source: LinearLogits, heads: int = 1) -> Plan:
     """Plan the chunks of one of several heads that share the workspace."""
-    # On most CPUs products of 16-bit numbers take a hundred times as long.
+    # On most CPUs a product of 16-bit matrices takes a hundred times as long as one of float32.
     narrow = source.is_cpu and source.weight.dtype in (torch.bfloat16, torch.float16)
     dtype = torch.float32 if narrow else source.weight.dtype
     budget = source.max_workspace // heads // (2 if narrow else 1)  # half for wider weights
@@ -51,7 +51,7 @@ def describe(source: LinearLogits) -> str:
 
 
 class Chunks:
-    """The rows that are looked at, some at a time, and their logits under each of some heads.
+    """The rows that are kept, a chunk at a time, and their logits under each of some heads.
 
     Args:
         sources: logits behind a head, ``(N, V)``, with the same ``N``.
@@ -75,7 +75,7 @@ class Chunks:
 
 
 class Head:
-    """One linear head: its logits in memory that the next chunk reuses, and its gradients."""
+    """One linear head: memory for the logits, which all chunks share, and the gradients."""
 
     def __init__(self, source: LinearLogits, plan: Plan, height: int) -> None:
         self.source, self.height = source, height
@@ -100,7 +100,7 @@ class Head:
         return z.detach()
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        """Memory; on a CPU page faults would be a tenth of the time."""
+        """Memory. On a CPU it is reused: page faults would take a tenth of the time."""
         if self.source.is_cpu:
             return core.empty(shape, dtype)
         return torch.empty(tuple(shape), dtype=dtype, device=self.source.device)
@@ -134,7 +134,7 @@ class Head:
         if hidden is not None:
             total = dz.new_zeros(dz.shape[0], hidden.shape[1])
             for part, w in self.weights():
-                torch.addmm(total, dz[:, part], w, out=total)  # which, unlike addmm_, is counted
+                torch.addmm(total, dz[:, part], w, out=total)  # FLOP counters do not see addmm_
             hidden[index] = total.to(hidden.dtype)
         if weight is not None and weight.dtype == dz.dtype:
             torch.addmm(weight, dz.T, self.hidden(index), out=weight)
@@ -144,7 +144,7 @@ class Head:
             bias += dz.sum(0)
 
     def times(self, factor: Tensor | None = None) -> list[Tensor | None]:
-        """The gradients times a number, in the dtypes of what they belong to."""
+        """The gradients of features, weight and bias times a number, in the dtypes of the head."""
         if factor is not None and not (are_there(factor) and factor == 1):
             for part in self.gradients:
                 if part is not None:

@@ -2,13 +2,14 @@
 
 Two ways to a gradient, both of which hold one chunk of logits and nothing of their whole size:
 
-* :func:`sum_ahead`: where what is wanted is a sum over the rows, the gradient of each chunk is
-  taken at once, over its logits. Three products of matrices, the least there can be.
-* :func:`measure_fields`, of statistics, and :func:`row_values`, of any function of rows: the
-  numbers now, the logits of each chunk once more in backward, for whatever is made of them. Four.
+* :func:`sum_ahead`, for a sum over the rows: the gradient of a chunk is taken together with its
+  sum, and written over the logits of the chunk. Three products of matrices; no way needs fewer.
+* :func:`measure_fields`, for statistics, and :func:`row_values`, for any function of rows: the
+  forward pass computes the numbers, and the backward pass computes the logits of each chunk again,
+  because only then the slopes are known. Four products.
 
-Rows that are ignored are never multiplied. The gradient of the weight is added up in float32 or
-float64, and rounded once.
+Ignored rows are never multiplied. The gradient of the weight is added up in float32 or float64, and
+rounded once.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from .problem import HeadProblem
 
 
 class _Fields(torch.autograd.Function):
-    """The statistics by chunks, and their gradient by the same chunks once more."""
+    """The statistics by chunks; the backward pass computes the logits of each chunk again."""
 
     @staticmethod
     def forward(
@@ -50,7 +51,7 @@ class _Fields(torch.autograd.Function):
         if all(partial is None for partial in partials):
             return (None,) * 5
         *tensors, table = ctx.saved_tensors  # raises if one was changed since
-        source = ctx.source.of(*tensors[:3])
+        source = ctx.source.with_parts(*tensors[:3])
         problem = HeadProblem(
             source, Tensors(tensors[0], *tensors[3:]), ctx.settings, source.shape[:-1]
         )
@@ -68,7 +69,7 @@ def measure_fields(problem: HeadProblem, engine: RowEngine) -> tuple[Any, ...]:
 
 def _emptied(source: Any) -> LinearLogits:
     """Return a head without its tensors, so that a loss that is kept does not keep them alive."""
-    return source.of(None, None, None)
+    return source.with_parts(None, None, None)
 
 
 def kept_rows(problem: Problem) -> Tensor | None:
@@ -91,7 +92,7 @@ def _chunks(problem: HeadProblem) -> tuple[Chunks, Head]:
 def _statistics(problem: HeadProblem, engine: RowEngine) -> tuple[Tensor, bool]:
     chunks, head = _chunks(problem)
     table = torch.empty(problem.table_shape, dtype=torch.float64, device=head.source.device)
-    if chunks.kept is not None:  # those of an ignored row, whatever its logits
+    if chunks.kept is not None:  # the statistics of an ignored row do not depend on its logits
         none = torch.zeros(1, problem.classes, dtype=head.dtype, device=table.device)
         label = torch.full(
             (1,), problem.settings.ignore_index, dtype=torch.int64, device=table.device
@@ -151,7 +152,7 @@ def gradients_of(
     ]
 
 
-class Rows(NamedTuple):
+class RowFunction(NamedTuple):
     """A function of rows of logits behind one or several heads.
 
     ``function(index, *logits)`` gives values of each row, or their sum.
@@ -160,7 +161,7 @@ class Rows(NamedTuple):
     sources: tuple[LinearLogits, ...]
     kept: Tensor | None  # the rows that are looked at, by number; None for all
     function: Callable[..., Tensor]
-    beside: tuple[Tensor, ...] = ()  # what else it reads, which backward must find unchanged
+    others: tuple[Tensor, ...] = ()  # that the function reads; backward must find them unchanged
 
     @property
     def tensors(self) -> list[Tensor | None]:
@@ -175,15 +176,15 @@ class Rows(NamedTuple):
 
     def save(self, ctx: Any) -> None:
         """Save the tensors for the backward pass."""
-        ctx.save_for_backward(*self.tensors, *self.beside)
-        ctx.rows = self._replace(sources=tuple(map(_emptied, self.sources)), beside=())
+        ctx.save_for_backward(*self.tensors, *self.others)
+        ctx.rows = self._replace(sources=tuple(map(_emptied, self.sources)), others=())
 
     @staticmethod
-    def saved(ctx: Any) -> Rows:
+    def saved(ctx: Any) -> RowFunction:
         """Return the saved tensors as chunks of rows; raise if a tensor was changed since."""
         tensors, sources = ctx.saved_tensors, ctx.rows.sources
         return ctx.rows._replace(
-            sources=tuple(s.of(*tensors[3 * k : 3 * k + 3]) for k, s in enumerate(sources))
+            sources=tuple(s.with_parts(*tensors[3 * k : 3 * k + 3]) for k, s in enumerate(sources))
         )
 
     def values(self) -> Iterator[tuple[Index, Tensor]]:
@@ -195,7 +196,10 @@ class Rows(NamedTuple):
     def differentiate(
         self, needed: Sequence[bool], slope: Tensor | None = None
     ) -> tuple[Tensor | None, list[Head]]:
-        """The sum of the values, and the heads with its gradients; ``slope`` weighs the rows."""
+        """The sum of the values, and the heads with the gradients of the sum.
+
+        ``slope``, if given, is a factor on each row; then no sum is returned.
+        """
         chunks, total = Chunks(self.sources, self.kept), None
         wanting = []
         for k, head in enumerate(chunks.heads):
@@ -204,7 +208,7 @@ class Rows(NamedTuple):
                 wanting.append(head)
         for index in chunks:
             z = {head: head.logits(index).requires_grad_(head in wanting) for head in chunks.heads}
-            # The hooks of a checkpoint around all this would compute it anew for every chunk.
+            # The hooks of a checkpoint around this loss would compute all again for each chunk.
             with torch.enable_grad(), saved_tensors_hooks(lambda x: x, lambda x: x):
                 value = self.function(index, *z.values())
             _refuse_other_leaves(value, z.values())
@@ -217,8 +221,8 @@ class Rows(NamedTuple):
                 total = value.detach() if total is None else total + value.detach()
         return total, chunks.heads
 
-    def whole(self, needed: Sequence[bool], grad: Tensor) -> list[Tensor | None]:
-        """The gradient by way of all logits at once, differentiable itself if need be."""
+    def with_all_logits(self, needed: Sequence[bool], grad: Tensor) -> list[Tensor | None]:
+        """The gradients from all logits at once; they can be differentiated again if grad is on."""
         record = torch.is_grad_enabled()
         with torch.enable_grad():
             logits = [source.product().to(source.dtype) for source in self.sources]
@@ -227,10 +231,10 @@ class Rows(NamedTuple):
 
 
 class _SumAhead(torch.autograd.Function):
-    """A sum over the rows, and its gradient, taken while the logits are there."""
+    """A sum over the rows, and its gradient, which is taken while the logits are in memory."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Rows, *tensors: Tensor | None) -> Tensor:
+    def forward(ctx: Any, rows: RowFunction, *tensors: Tensor | None) -> Tensor:
         rows.save(ctx)
         ctx.none, ctx.needed = rows.none, ctx.needs_input_grad[1:]
         total, ctx.heads = rows.differentiate(ctx.needed)
@@ -240,20 +244,20 @@ class _SumAhead(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         (grad,) = grads
         if only_differentiable(grad):
-            return None, *Rows.saved(ctx).whole(ctx.needed, grad)
-        # They are handed over, for memory's sake; who asks once more pays for the products again.
+            return None, *RowFunction.saved(ctx).with_all_logits(ctx.needed, grad)
+        # The gradients are handed over, to save memory; a second backward pass multiplies again.
         heads, ctx.heads = ctx.heads, None
         if heads is None:
-            _, heads = Rows.saved(ctx).differentiate(ctx.needed)
-        factor = None if ctx.none else grad  # which for the mean of nothing is infinite
+            _, heads = RowFunction.saved(ctx).differentiate(ctx.needed)
+        factor = None if ctx.none else grad  # the slope of the mean of no rows is infinite
         return None, *(part for head in heads for part in head.times(factor))
 
 
 class _RowValues(torch.autograd.Function):
-    """Values of each row, and their gradient from the logits of each chunk once more."""
+    """Values of each row; the backward pass computes the logits of each chunk again."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Rows, *tensors: Tensor | None) -> Tensor:
+    def forward(ctx: Any, rows: RowFunction, *tensors: Tensor | None) -> Tensor:
         rows.save(ctx)
         ctx.needed = ctx.needs_input_grad[1:]
         hidden, result = rows.sources[0].hidden, None
@@ -268,16 +272,16 @@ class _RowValues(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         (grad,) = grads
-        rows = Rows.saved(ctx)
+        rows = RowFunction.saved(ctx)
         if only_differentiable(grad):
-            return None, *rows.whole(ctx.needed, grad)
+            return None, *rows.with_all_logits(ctx.needed, grad)
         _, heads = rows.differentiate(ctx.needed, grad)
         return None, *(part for head in heads for part in head.times())
 
 
-def sum_ahead(rows: Rows) -> Tensor:
+def sum_ahead(rows: RowFunction) -> Tensor:
     """The sum of ``function(index, *logits)`` over chunks of rows, differentiable."""
-    if needs_all(rows.beside):
+    if needs_all(rows.others):
         return _of_all(rows)
     if torch.is_grad_enabled() and any(s.requires_grad for s in rows.sources):
         return _SumAhead.apply(rows, *rows.tensors)  # pyright: ignore
@@ -285,36 +289,36 @@ def sum_ahead(rows: Rows) -> Tensor:
     return sum((value for _, value in rows.values()), zero)
 
 
-def row_values(rows: Rows) -> Tensor:
+def row_values(rows: RowFunction) -> Tensor:
     """``function(index, *logits)`` of every row, 0 for those not kept; differentiable."""
-    return _of_all(rows) if needs_all(rows.beside) else _RowValues.apply(rows, *rows.tensors)  # pyright: ignore
+    return _of_all(rows) if needs_all(rows.others) else _RowValues.apply(rows, *rows.tensors)  # pyright: ignore
 
 
-def needs_all(beside: Iterable[Tensor | None]) -> bool:
+def needs_all(others: Iterable[Tensor | None]) -> bool:
     """True if all logits must be in memory at once, given the other tensors that are read.
 
-    That is so if one of these wants a gradient, or plain operations are needed: torch.func,
-    forward-mode AD, compilation.
+    They must if one of these tensors wants a gradient, or if plain operations are needed, under
+    torch.func, forward-mode AD or compilation.
     """
     if deferred():
         return True
-    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in beside)
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in others)
 
 
 def all_logits(source: LinearLogits) -> Tensor:
-    """The logits as a tensor; says so where it can."""
+    """The logits as a tensor; warns where a warning is possible."""
     if deferred():
         return source.materialize()
-    return source.whole("a gradient of targets, scales, weights or options")
+    return source.materialize_for("a gradient of targets, scales, weights or options")
 
 
-def _of_all(rows: Rows) -> Tensor:
+def _of_all(rows: RowFunction) -> Tensor:
     """The function of all logits at once."""
     return rows.function(..., *map(all_logits, rows.sources)).double()
 
 
 def _refuse_other_leaves(value: Tensor, logits: Iterable[Tensor]) -> None:
-    """Raise if a loss reads tensors that nobody knows of, whose gradient would be lost."""
+    """Raise if a loss reads tensors that its caller has not named: their gradient would be lost."""
     known, seen, ahead = {id(z) for z in logits}, set(), [value.grad_fn]
     while ahead:
         node = ahead.pop()
@@ -332,7 +336,7 @@ def _refuse_other_leaves(value: Tensor, logits: Iterable[Tensor]) -> None:
 
 
 class _RowsOfWeight(torch.autograd.Function):
-    """Some rows of a weight; what they get is added up in float32 at least, and rounded once."""
+    """Some rows of a weight; their gradients are added up in float32 or wider, and rounded once."""
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, index: Tensor) -> Tensor:
@@ -349,7 +353,7 @@ class _RowsOfWeight(torch.autograd.Function):
 
 
 def rows_of_weight(weight: Tensor, index: Tensor) -> Tensor:
-    """``weight[index]``, differentiable as often as one likes."""
+    """``weight[index]``, which can be differentiated any number of times."""
     if deferred():
         return weight[index]
     return _RowsOfWeight.apply(weight, index)  # pyright: ignore

@@ -19,8 +19,8 @@ class LinearLogProbs(Lean):
     and :func:`torch.nn.functional.nll_loss` are lean.
 
     Args:
-        logits: of which they are the log-probabilities.
-        sign: 1, or -1 for what they cost.
+        logits: the logits.
+        sign: 1, or -1 for the negative log-probabilities.
     """
 
     lean: ClassVar[dict[Callable[..., Any], Callable[..., Any]]] = {}
@@ -66,9 +66,9 @@ class LinearLogProbs(Lean):
         return LinearLogProbs(self.logits.detach(), self.sign)
 
     def __getitem__(self, index: Any) -> LinearLogProbs | Tensor:
-        """Some of the rows. What takes classes out needs all numbers, and gets them."""
+        """Some of the rows. An index into the classes needs all numbers, and gets them."""
         if self.logits.spelled_out(index) is not None:
-            return self.whole("indexing classes")[index]
+            return self.materialize_for("indexing classes")[index]
         return LinearLogProbs(self.logits.rows(index), self.sign)
 
     def materialize(self) -> Tensor:
@@ -76,5 +76,5 @@ class LinearLogProbs(Lean):
         return self.sign * torch.log_softmax(self.logits.materialize(), -1)
 
     def __neg__(self) -> LinearLogProbs:
-        """The other sign, which is recorded."""
+        """Record the other sign."""
         return LinearLogProbs(self.logits, -self.sign)

@@ -1,4 +1,4 @@
-"""Logits of a linear head that are never there as a whole."""
+"""Logits of a linear head that are never all in memory at once."""
 
 from __future__ import annotations
 
@@ -19,15 +19,16 @@ MAX_WORKSPACE = 128 << 20
 
 
 class LinearLogits(Lean):
-    """``hidden @ weight.T + bias``, for every loss and for :func:`xent.statistics`, lean.
+    """``hidden @ weight.T + bias`` for every loss and for :func:`xent.statistics`.
 
-    It stands for the logits without holding them: losses compute them a chunk of rows at a time,
-    and what backward needs of them likewise. It has their shape, dtype and device; rows may be
-    sliced and reshaped, and scaling (``logits * s``, ``logits / t``) and a softcap
-    (``cap * torch.tanh(logits / cap)``) are recorded rather than computed. PyTorch functions on it
-    either have a lean answer (``torch.nn.functional.cross_entropy``) or get the whole logits, with
-    a warning. Made under :func:`torch.no_grad` they are constants. Nothing is computed before it is
-    asked for: once an optimizer has changed the weight, they are the logits of the new one.
+    The object stands for the logits without holding them: losses compute the logits a chunk of
+    rows at a time, forward and backward. The object has the shape, dtype and device of the logits.
+    Its rows may be sliced and reshaped; scaling (``logits * s``, ``logits / t``) and a softcap
+    (``cap * torch.tanh(logits / cap)``) are recorded and not computed. A PyTorch function either
+    works by chunks, too (``torch.nn.functional.cross_entropy``), or gets all logits as a tensor,
+    with a warning. An object that is made under :func:`torch.no_grad` is a constant. Logits are
+    computed only when a loss asks for them: after a step of an optimizer they are those of the new
+    weight.
 
     Args:
         hidden: ``(..., D)``: one row of features for each row of logits.
@@ -73,9 +74,9 @@ class LinearLogits(Lean):
         self.hidden, self.weight, self.bias = hidden, weight, bias
         self.scale: float | Tensor = 1.0  # before the cap
         self.softcap: float | None = None
-        self.capped = False  # tanh was taken; the factor of the cap is still to come
-        self.divisor: float | None = None  # the last thing recorded: it may become a cap
-        self.undivided: float | Tensor = 1.0  # the scale before that
+        self.capped = False  # True after tanh, until the factor of the cap comes
+        self.divisor: float | None = None  # of a division just recorded: tanh makes it the cap
+        self.undivided: float | Tensor = 1.0  # the scale before that division
         self.dtype = hidden.dtype
 
     # ---- what it shares with a tensor -----------------------------------------------------------
@@ -93,7 +94,7 @@ class LinearLogits(Lean):
 
     @property
     def parts(self) -> tuple[Tensor, ...]:
-        """The tensors they are made of."""
+        """The tensors of the head: features, weight and bias."""
         return tuple(t for t in (self.hidden, self.weight, self.bias) if t is not None)
 
     # ---- what is recorded -----------------------------------------------------------------------
@@ -131,7 +132,7 @@ class LinearLogits(Lean):
             return self.rows(index)
         *rows, classes = parts
         if not isinstance(classes, slice):
-            return self.whole("indexing classes")[index]
+            return self.materialize_for("indexing classes")[index]
         bias = None if self.bias is None else self.bias[classes]
         return self._with(weight=self.weight[classes], bias=bias).rows((*rows, slice(None)))
 
@@ -161,61 +162,61 @@ class LinearLogits(Lean):
         if device is not None and torch.device(device) != self.device:
             raise ValueError(f"{self!r} cannot move; move hidden and weight to {device}")
         if dtype is not None and not dtype.is_floating_point:
-            return self.whole(f"a cast to {dtype}").to(dtype)
+            return self.materialize_for(f"a cast to {dtype}").to(dtype)
         return self if dtype is None else self._with(dtype=dtype)
 
     def __mul__(self, factor: Any) -> LinearLogits | Tensor:
-        """Scaled, which is recorded; or the second half of a softcap."""
+        """Record a scale; or the second half of a softcap."""
         if not _is_scalar(factor):
-            return self.whole("multiplication by a tensor") * factor
+            return self.materialize_for("multiplication by a tensor") * factor
         if self.capped:
             if isinstance(factor, Tensor) or factor != self.softcap:
-                return self.whole("a factor that is not the cap") * factor
+                return self.materialize_for("a factor that is not the cap") * factor
             return self._with(capped=False)
         if self.softcap is not None:
-            return self.whole("a scale after the softcap") * factor
+            return self.materialize_for("a scale after the softcap") * factor
         return self._with(scale=self.scale * factor, divisor=None)
 
     __rmul__ = __mul__
 
     def __truediv__(self, divisor: Any) -> LinearLogits | Tensor:
-        """Divided by a number, which is recorded."""
+        """Record a division by a number."""
         if not _is_scalar(divisor) or self.capped or self.softcap is not None:
-            return self.whole("a division") / divisor
+            return self.materialize_for("a division") / divisor
         cap = float(divisor) if isinstance(divisor, (int, float)) and divisor > 0 else None
         return self._with(scale=self.scale / divisor, undivided=self.scale, divisor=cap)
 
     def __add__(self, other: Any) -> LinearLogits | Tensor:
-        """Plus a number for each class, which joins the bias; or plus logits of the same rows."""
+        """Add a number for each class to the bias; or add other logits of the same rows."""
         if isinstance(other, LinearLogits):
             return _sum(self, other)
         plain = self.softcap is None and not isinstance(self.scale, Tensor) and self.scale == 1.0
         if not plain or not _is_per_class(other, self.shape):
-            return self.whole("addition of a tensor") + other
+            return self.materialize_for("addition of a tensor") + other
         joined = self.absorb(None, other.reshape(-1))
         return joined._with(divisor=None, dtype=torch.promote_types(self.dtype, other.dtype))
 
     __radd__ = __add__
 
     def tanh(self) -> LinearLogits | Tensor:
-        """Half of a softcap: recorded after a division, whose divisor is then the cap."""
+        """Record the first half of a softcap, after a division by the cap."""
         if self.softcap is not None or self.divisor is None:
-            return self.whole("tanh").tanh()
+            return self.materialize_for("tanh").tanh()
         return self._with(softcap=self.divisor, scale=self.undivided, divisor=None, capped=True)
 
     def recorded(self) -> tuple[float | Tensor | None, float | None]:
-        """The scale and the cap, None for none; as `logit_scale` and `softcap` of a loss."""
+        """The recorded scale and cap, as `logit_scale` and `softcap` of a loss; None for none."""
         if self.capped:
             raise ValueError("tanh of LinearLogits is half a softcap; multiply by the cap, too")
         one = not isinstance(self.scale, Tensor) and self.scale == 1.0
         return None if one else self.scale, self.softcap
 
-    def bare(self) -> LinearLogits:
-        """``(N, V)`` of what was given, without what was recorded."""
+    def without_recorded(self) -> LinearLogits:
+        """The head with its rows on one axis, ``(N, V)``, without recorded scale and softcap."""
         hidden = self.hidden.reshape(-1, self.hidden.shape[-1])
         return self._with(hidden=hidden, scale=1.0, softcap=None, divisor=None, undivided=1.0)
 
-    def of(self, hidden: Any, weight: Any, bias: Any) -> LinearLogits:
+    def with_parts(self, hidden: Any, weight: Any, bias: Any) -> LinearLogits:
         """Return a copy of this head with other tensors, or None for those to be set later."""
         return self._with(hidden=hidden, weight=weight, bias=bias)
 
@@ -224,9 +225,9 @@ class LinearLogits(Lean):
         return self._with(hidden=hidden)
 
     def absorb(self, scale: Tensor | None, class_bias: Tensor | None) -> LinearLogits:
-        """``scale * logits + class_bias`` of (N, V) as a head of its own, gradients and all.
+        """A head whose product is ``scale * logits + class_bias``, differentiable, ``(N, V)``.
 
-        A scale per row only where there is no bias yet.
+        A scale per row is possible only where there is no bias yet.
         """
         # In float32 at least: a factor of 16 bits would be off for all logits of a row alike.
         wide = torch.promote_types(self.hidden.dtype, torch.float32)
@@ -234,7 +235,7 @@ class LinearLogits(Lean):
         if scale is not None:
             hidden = (hidden.to(wide) * (scale.unsqueeze(-1) if scale.ndim else scale)).to(wide)
             if bias is not None:
-                masked = bias == -torch.inf  # which 0 times its slope must not undo
+                masked = bias == -torch.inf  # a scale of 0 would make it NaN
                 scaled = (bias.masked_fill(masked, 0) * scale).to(wide)
                 bias = torch.where(masked, bias, scaled)
         if class_bias is not None:
@@ -244,7 +245,7 @@ class LinearLogits(Lean):
     # ---- the logits themselves ------------------------------------------------------------------
 
     def materialize(self) -> Tensor:
-        """The logits as a tensor, all ``N x V`` of them, with their gradient."""
+        """All ``N x V`` logits as a tensor, differentiable."""
         return self.transform(self.product())
 
     def product(self) -> Tensor:
@@ -278,9 +279,9 @@ def _added(a: Any, b: Any, *, out: None = None) -> Any:
 
 
 def _sum(a: LinearLogits, b: LinearLogits) -> LinearLogits | Tensor:
-    """Two heads over the same classes: one head whose features stand side by side."""
+    """The sum of two heads over the same classes: one head with the features side by side."""
     if a.shape != b.shape or a.softcap is not None or b.softcap is not None:
-        return a.whole("addition") + b.whole("addition")
+        return a.materialize_for("addition") + b.materialize_for("addition")
     hidden = torch.cat([a.hidden * a.scale, b.hidden * b.scale], -1)
     biases = [x.bias * x.scale for x in (a, b) if x.bias is not None]
     bias = sum(biases[1:], biases[0]) if biases else None
@@ -312,7 +313,7 @@ def are_logits(name: str, x: Any) -> None:
 def whole_logits(function: str, input: Any) -> Tensor:
     """The logits of a call as a tensor, classes on axis 1, for a function that needs them all."""
     if isinstance(input, LinearLogits):
-        input = input.whole(function)
+        input = input.materialize_for(function)
         input = input.movedim(-1, 1) if input.ndim > 2 else input
     is_tensor("input", input)
     return input

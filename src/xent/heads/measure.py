@@ -1,4 +1,4 @@
-"""Statistics of rows, of tensors and behind linear heads: the front door for both."""
+"""Statistics of rows, for logits in a tensor and for logits behind a linear head."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def choose(problem: Problem, engine: str = "auto") -> Explanation:
     tensors = (*source.parts, *problem.others)
     reason = why_reference(engine, kernels, lambda: rows.obstacle_of(problem, tensors, kernels))
     gradient = "autograd, all logits at once"
-    if by_chunks(problem):
+    if comes_by_chunks(problem):
         gradient = chunks.describe(source)
     if reason is not None:
         return Explanation("reference", reason, gradient)
@@ -32,14 +32,14 @@ def measure(
     """The row statistics of a problem, differentiable with respect to its tensors."""
     if not isinstance(problem, HeadProblem):
         return rows.measure(problem, engine, inplace_backward)
-    if not by_chunks(problem):
+    if not comes_by_chunks(problem):
         return rows.measure(with_all_logits(problem), engine, inplace_backward)
     module = rows.MODULES[choose(problem, engine).engine]
     *values, complete = gradients.measure_fields(problem, module)
     return rows.named(problem, values, complete)
 
 
-def by_chunks(problem: Problem) -> bool:
+def comes_by_chunks(problem: Problem) -> bool:
     """True if logits behind a head may come by chunks, False if all must be there at once."""
     return not gradients.needs_all(problem.others)
 

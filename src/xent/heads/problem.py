@@ -1,7 +1,7 @@
-"""The door: a call is read here, whether its logits are a tensor or lie behind a linear head.
+"""Reads a call, whether its logits are a tensor or lie behind a linear head.
 
-Behind a head a problem has no logits, only their source; whoever goes through the source a chunk
-of rows at a time asks for the problem ``of_rows``.
+Behind a head a problem has no logits, only a source of them. Code that takes a chunk of rows from
+the source asks for the problem ``of_rows``.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from ..row_statistics import INDEX_ONLY, field_mask
 from ..targets import are_alike, class_axis, read_target
 from .logits import LinearLogits
 
-_NOTHING = torch.empty(0, dtype=torch.float32, device="cpu")  # in the place of logits to come
+_NOTHING = torch.empty(0, dtype=torch.float32, device="cpu")  # in the place of the logits
 
 
 class HeadProblem(Problem):
-    """A question about logits behind a head, ``(N, V)``.
+    """The problem of logits behind a head, ``(N, V)``.
 
     Attributes:
         source: the head, with one axis of rows and nothing recorded.
@@ -71,7 +71,7 @@ class HeadProblem(Problem):
         return other
 
     def with_logits(self, logits: Tensor) -> Problem:
-        """The question about all logits, ``(N, V)``, as a tensor."""
+        """The problem with all logits as a tensor, ``(N, V)``."""
         return Problem(self.tensors._replace(logits=logits), self.settings)
 
 
@@ -91,11 +91,11 @@ def make_problem(
     target_table: Tensor | None = None,
     target_name: str = "target",
 ) -> Problem:
-    """Check the arguments of a call against each other, and put them the way engines take them.
+    """Check the arguments of a call against each other, and bring them into the form for engines.
 
-    A head is opened: its rows come on one axis, and what it has recorded joins the options.
+    The rows of a head come on one axis, and its recorded scale and softcap join the options.
     """
-    z: Any = input  # of which only shape, dtype and device are read
+    z: Any = input  # only shape, dtype and device are read
     if isinstance(input, LinearLogits):
         z, target, logit_scale, softcap = flatten(input, target, logit_scale, softcap)
     else:
@@ -150,7 +150,7 @@ def _check_weight(weight: Tensor, input: Tensor, classes: int, soft: bool) -> No
 
 
 class Flat(NamedTuple):
-    """A call on logits behind a head: rows on one axis, what was recorded among the options."""
+    """A call on logits behind a head, with the rows on one axis and the recorded options."""
 
     source: LinearLogits
     target: Tensor
@@ -161,7 +161,7 @@ class Flat(NamedTuple):
 def flatten(
     input: LinearLogits, target: Any, logit_scale: float | Tensor | None, softcap: float | None
 ) -> Flat:
-    """Put the rows of a call on one axis, and what the head has recorded among the options."""
+    """Put the rows of a call on one axis, and add scale and softcap of the head to the options."""
     rows = input.shape[:-1]
     scale, cap = input.recorded()
     if cap is not None and (softcap is not None or logit_scale is not None):
@@ -180,7 +180,7 @@ def flatten(
                 f"{tuple(target.shape)}{squeeze}"
             )
     target, scale = flat_rows(rows, target, scale)
-    return Flat(input.bare(), target, scale, cap if softcap is None else softcap)
+    return Flat(input.without_recorded(), target, scale, cap if softcap is None else softcap)
 
 
 def flat_rows(rows: torch.Size, *values: Any) -> tuple[Any, ...]:
@@ -194,13 +194,13 @@ def flat_rows(rows: torch.Size, *values: Any) -> tuple[Any, ...]:
 
 
 def problem_of(logits: LinearLogits) -> HeadProblem:
-    """The problem of logits behind a head alone, whose target is any class."""
+    """The problem of logits behind a head for a function that reads no target: it is class 0."""
     any_class = torch.zeros(logits.shape[:-1], dtype=torch.int64, device=logits.device)
     return cast(HeadProblem, make_problem(logits, any_class))
 
 
 def _absorb(source: LinearLogits, tensors: Tensors, softcap: float) -> tuple[LinearLogits, Tensors]:
-    """Make a scale or bias that wants a gradient part of the head, which has one by chunks."""
+    """Move a scale or bias that wants a gradient into the head, which has gradients by chunks."""
     scale, bias = tensors.scale, tensors.class_bias
     wanted = [t is not None and t.requires_grad for t in (scale, bias)]
     capped = softcap or tensors.class_scale is not None

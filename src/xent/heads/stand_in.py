@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import inspect
 import warnings
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -15,8 +14,8 @@ from torch import Tensor
 from ..engines.modes import compiling
 
 
-class Lean(ABC):
-    """Stands for a tensor of ``(..., V)`` numbers that are never there as a whole.
+class Lean:
+    """Stands for a tensor of ``(..., V)`` numbers that are never all in memory at once.
 
     PyTorch functions and methods of tensors either have a lean answer, registered in ``lean``, or
     get all the numbers: once, with a warning that says which operation needs them.
@@ -27,19 +26,19 @@ class Lean(ABC):
     shape: Any
     dtype: torch.dtype
     hidden: Tensor
-    _all: tuple[bool, Tensor] | None = None  # with which gradient mode, and the numbers
+    _all: tuple[bool, Tensor] | None = None  # whether grad was on, and all the numbers
 
-    @abstractmethod
     def materialize(self) -> Tensor:
         """All the numbers as a tensor."""
+        raise NotImplementedError
 
-    def whole(self, reason: str) -> Tensor:
+    def materialize_for(self, operation: str) -> Tensor:
         """Materialise once, keep the result, and warn which operation needed it."""
         if self._all is not None and self._all[0] == torch.is_grad_enabled():
             return self._all[1]
         if not compiling():
             warnings.warn(
-                f"{reason} needs all {self.numel():,} logits of {self!r} at once", stacklevel=3
+                f"{operation} needs all {self.numel():,} logits of {self!r} at once", stacklevel=3
             )
         self._all = torch.is_grad_enabled(), self.materialize()
         return self._all[1]
@@ -68,7 +67,7 @@ class Lean(ABC):
 
     @property
     def itemsize(self) -> int:
-        """Bytes of one of them."""
+        """Bytes of one number."""
         return self.dtype.itemsize
 
     def dim(self) -> int:
@@ -80,7 +79,7 @@ class Lean(ABC):
         return self.shape if dim is None else self.shape[dim]
 
     def numel(self) -> int:
-        """Return the number of numbers."""
+        """Return how many numbers there are."""
         return self.shape.numel()
 
     def is_floating_point(self) -> bool:
@@ -92,7 +91,7 @@ class Lean(ABC):
         return False
 
     def is_contiguous(self) -> bool:
-        """True: a tensor made of them would be."""
+        """True: the materialised tensor is."""
         return True
 
     def contiguous(self, *_: Any, **__: Any) -> Any:
@@ -108,20 +107,20 @@ class Lean(ABC):
         return self.to(torch.float64)
 
     def cpu(self) -> Any:
-        """Itself, if it is there."""
+        """Itself on the CPU; raises elsewhere."""
         return self.to("cpu")
 
     def flatten(self, start_dim: int = 0, end_dim: int = -1) -> Any:
-        """Some axes of rows as one. With that of the classes it is about all numbers."""
+        """Flatten some axes of rows. With the axis of the classes all numbers are needed."""
         start, end = start_dim % self.ndim, end_dim % self.ndim
         if end == self.ndim - 1 and start < end:
-            return self.whole("flatten").flatten(start, end)
+            return self.materialize_for("flatten").flatten(start, end)
         return self.reshape(*self.shape[:start], -1, *self.shape[end + 1 :])
 
     def __bool__(self) -> bool:
         raise RuntimeError(f"the truth of {self!r} is ambiguous")
 
-    __hash__ = object.__hash__  # of the thing, since == compares numbers
+    __hash__ = object.__hash__  # of the object, since == compares the numbers
 
     def __len__(self) -> int:
         """The length of the first axis."""
@@ -132,7 +131,7 @@ class Lean(ABC):
         return f"{type(self).__name__}({tuple(self.shape)}, {self.dtype}, {self.device})"
 
     def __getattr__(self, name: str) -> Any:
-        """Any other attribute of a tensor, but for those that would change or watch a copy."""
+        """Any other attribute of a tensor, except those that would change or watch a copy."""
         of_one_tensor = name.startswith(("_", "register_", "retain_", "record_", "data", "grad"))
         member = None if of_one_tensor or name.endswith("_") else getattr(Tensor, name, None)
         if member is None:
@@ -143,7 +142,7 @@ class Lean(ABC):
             return getattr(self.hidden, name)
         if callable(member):
             return functools.partial(self._call, member)
-        return getattr(self.whole(name), name)
+        return getattr(self.materialize_for(name), name)
 
     def _call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         return self.__torch_function__(function, (type(self),), (self, *args), kwargs)
@@ -174,7 +173,7 @@ class Lean(ABC):
         def there(x: Any) -> Any:
             if isinstance(x, (list, tuple)) and any(isinstance(y, Lean) for y in x):
                 return type(x)(map(there, x))
-            return x.whole(name) if isinstance(x, Lean) else x
+            return x.materialize_for(name) if isinstance(x, Lean) else x
 
         return func(*map(there, args), **{k: there(v) for k, v in kwargs.items()})
 

@@ -1,6 +1,6 @@
-"""Sums over rows behind a linear head: each chunk of logits becomes its own gradient at once.
+"""Sums over rows behind a linear head: each chunk of logits is replaced by its gradient at once.
 
-Three products of matrices and one call into the engine for each chunk, the least there can be.
+A chunk takes three products of matrices and one call into the engine; no way needs fewer.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .problem import HeadProblem
 def total(problem: HeadProblem, row_weight: Tensor | None, sum: Total) -> Tensor:
     """The sum over the rows, 0-d, differentiable with respect to features, weight and bias.
 
-    With more than one chunk (:func:`is_one_chunk`) ``sum`` must have no divisor but a number.
+    With more than one chunk (:func:`is_one_chunk`) the divisor of ``sum`` must be a number or None.
     """
     source = problem.source
     if torch.is_grad_enabled() and source.requires_grad:
@@ -33,12 +33,12 @@ def total(problem: HeadProblem, row_weight: Tensor | None, sum: Total) -> Tensor
 
 
 def is_one_chunk(problem: HeadProblem) -> bool:
-    """True if all rows are looked at together."""
+    """True if all rows fit into one chunk."""
     return problem.rows.numel() <= Chunks((problem.source,), None).height
 
 
 class _TotalAhead(torch.autograd.Function):
-    """A sum over the rows, and its gradient, taken while the logits are there."""
+    """A sum over the rows, and its gradient, which is taken while the logits are in memory."""
 
     @staticmethod
     def forward(
@@ -52,16 +52,16 @@ class _TotalAhead(torch.autograd.Function):
         loss, ctx.head, ctx.nothing = _sweep(*question, ctx.needs_input_grad[1:])
         ctx.save_for_backward(hidden, weight, bias, *problem.others, row_weight)
         # A loss that is kept must not keep the tensors, but for those that autograd looks after.
-        ctx.source, ctx.shape = problem.source.of(None, None, None), problem.shape
+        ctx.source, ctx.shape = problem.source.with_parts(None, None, None), problem.shape
         return loss
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         (grad,) = grads
-        # Gradients are handed over, for memory's sake; to ask again is to multiply again.
+        # The gradients are handed over, to save memory; a second backward pass multiplies again.
         head, ctx.head = ctx.head, None
         needed, differentiable = ctx.needs_input_grad[1:], only_differentiable(grad)
-        factor = None if ctx.nothing else grad  # which for the mean of nothing is infinite
+        factor = None if ctx.nothing else grad  # the slope of the mean of no rows is infinite
         if head is not None and not differentiable:
             return None, *head.times(factor)
         *parts, row_weight = ctx.saved_tensors  # raises if one was changed since
@@ -78,10 +78,10 @@ class _TotalAhead(torch.autograd.Function):
 
 
 def _source_of(source: LinearLogits | int, parts: Sequence[Any]) -> LinearLogits:
-    """The head of these tensors; of a head that was forgotten the workspace is known."""
+    """A head with these tensors; ``source`` may be the workspace alone, of a plain head."""
     if isinstance(source, int):
         return LinearLogits(*parts, max_workspace=source)
-    return source.of(*parts)
+    return source.with_parts(*parts)
 
 
 class _Gradients(NamedTuple):
@@ -108,7 +108,7 @@ class _OneChunk(_TotalAhead):
         bias: Tensor | None,
     ) -> Tensor:
         tensors, row_weight, ctx.sum, ctx.source = question
-        z = _product(hidden, weight, bias)  # (N, V), and its gradient after the next line
+        z = _product(hidden, weight, bias)  # (N, V); the next line replaces it by its gradient
         loss = ctx.sum.engine.total(tensors._replace(logits=z), row_weight, ctx.sum, z)
         for_hidden, for_weight, for_bias = ctx.needs_input_grad[1:]
         ctx.head = _Gradients((
@@ -134,7 +134,7 @@ _apply_to_chunk: Any = super(torch.autograd.Function, _OneChunk).apply  # pyrigh
 def total_of_chunk(
     source: LinearLogits, tensors: Tensors, row_weight: Tensor | None, sum: Total
 ) -> Tensor:
-    """The sum over the rows of a plain head that are one chunk, none of which is ignored."""
+    """The sum over the rows of a plain head: one chunk, and no row is ignored."""
     if torch.is_grad_enabled() and source.requires_grad:
         question = tensors, row_weight, sum, source.max_workspace
         return _apply_to_chunk(question, source.hidden, source.weight, source.bias)
@@ -145,13 +145,13 @@ def total_of_chunk(
 def _sweep(
     problem: HeadProblem, row_weight: Tensor | None, sum: Total, needed: Sequence[bool]
 ) -> tuple[Tensor, Head, bool]:
-    """The sum, the head with the gradients that are needed, and whether no row was looked at."""
+    """The sum, the head with the gradients that are needed, and whether no row was kept."""
     kept = kept_rows(problem)
     chunks = Chunks((problem.source,), kept)
     (head,), ahead, loss = chunks.heads, any(needed), None
     head.want(needed, kept is None)
     for index in chunks:
-        z = head.logits(index)  # (n, V), and its gradient afterwards
+        z = head.logits(index)  # (n, V); `total` replaces them by their gradient
         weights = None if row_weight is None else row_weight[index]
         tensors = problem.of_rows(index, z).tensors
         value = sum.engine.total(tensors, weights, sum, z if ahead else None)

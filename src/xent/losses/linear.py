@@ -174,7 +174,7 @@ def _heads(
 def _of_torch(input: LinearLogits, target: Tensor, *arguments: Any, **options: Any) -> Any:
     """PyTorch's function called on LinearLogits; the classes are on its axis 1."""
     if input.ndim > 2:
-        whole = input.whole("cross_entropy with the classes on axis 1")
+        whole = input.materialize_for("cross_entropy with the classes on axis 1")
         return torch.nn.functional.cross_entropy(whole, target, *arguments, **options)
     return cross_entropy(input, target, *arguments, **options)  # pyright: ignore
 
@@ -187,7 +187,7 @@ def _nll_of_log_probs(
 ) -> Any:
     """Cross-entropy of the logits that these are the log-probabilities of."""
     if input.ndim > 2 or input.sign < 0:
-        whole = input.whole("nll_loss of these")
+        whole = input.materialize_for("nll_loss of these")
         return torch.nn.functional.nll_loss(whole, target, *arguments, **options)
     return _of_torch(input.logits, target, *arguments, **options)
 

@@ -98,7 +98,7 @@ def nll_loss(
             )  # fmt: skip
             assert isinstance(result, Tensor)
             return result
-        input = input.whole("nll_loss")
+        input = input.materialize_for("nll_loss")
     problem = make_problem(input, target, weight, ignore_index)
     how = read_reduction(reduction, normalizer, row_weight, empty, problem.rows, input.device)
     problem, how = leave_out(problem, how)
@@ -172,7 +172,7 @@ def kl_div(
         reduction = _legacy_reduction(size_average, reduce)
     one_of("reduction", reduction, ("none", "batchmean", "sum", "mean"))
     if isinstance(input, LinearLogProbs):
-        input = input.whole("kl_div")
+        input = input.materialize_for("kl_div")
     _check_pair(input, target)
     if weight is not None:
         is_tensor("weight", weight)

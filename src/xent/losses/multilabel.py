@@ -373,7 +373,7 @@ def _siglip_by_chunks(
     rows, columns = similarity.shape
     scale = _as_tensor(scale, similarity)
     bias = _as_tensor(bias, similarity).expand(columns)
-    source: Any = similarity.bare().absorb(scale if own is None else scale * own, bias)
+    source: Any = similarity.without_recorded().absorb(scale if own is None else scale * own, bias)
     if target is not None:
         return multilabel_cross_entropy(
             source, target, row_weight=row_weight, engine=engine, **reduction

@@ -1,4 +1,4 @@
-"""Statistics of rows: the engines that find them, the choice among these, and the front door.
+"""Statistics of rows: the engines that compute them, and the choice of an engine.
 
 ``measure`` chooses an engine, computes, and makes the result differentiable.
 """
@@ -103,7 +103,7 @@ def named(
     complete: bool = False,
     constant_masses: bool = True,
 ) -> RowStatistics:
-    """The statistics that the fields of a table are."""
+    """The fields of a table as row statistics."""
     return RowStatistics.from_fields(
         values,
         problem.fields,

@@ -1,4 +1,4 @@
-"""The statistics as a differentiable function that keeps nothing of the size of the logits."""
+"""Statistics and sums of rows as differentiable functions: forward and backward by an engine."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from .programs import Program
 class DifferentiableFields(torch.autograd.Function):
     """``row_statistics`` forward and ``row_gradient`` backward, of one engine.
 
-    Forward saves the logits it was given and O(N) numbers; backward sweeps the logits again. The
-    fields come one by one, so that those nobody uses need no gradient of zeros.
+    The forward pass saves the logits and O(N) numbers; the backward pass sweeps the logits again.
+    Each field is an output of its own, so that autograd makes no gradient of zeros for unused ones.
     """
 
     @staticmethod
@@ -31,7 +31,7 @@ class DifferentiableFields(torch.autograd.Function):
         """The fields of the table of statistics, and whether it is complete."""
         table, complete = engine.row_statistics(problem)
         ctx.save_for_backward(*problem.tensors, table)
-        ctx.settings = problem.settings  # a loss that is kept must not keep the logits
+        ctx.settings = problem.settings  # a loss that is kept must not keep the logits alive
         ctx.engine, ctx.inplace_backward = engine, inplace_backward
         ctx.set_materialize_grads(False)
         return *table.unbind(0), complete
@@ -66,12 +66,12 @@ def gradient(
         return engine.row_gradient(problem, table, partials)
     logits = problem.logits
     result = engine.row_gradient(problem, table, partials, out=logits.detach())
-    increment_version(logits)  # a second backward must fail, not differentiate the gradient
+    increment_version(logits)  # so that a second backward pass raises: the logits are gone
     return result
 
 
 class Total(NamedTuple):
-    """A sum over rows by a divisor: what to do with the tensors of a problem."""
+    """The order for a sum over rows: all that an engine needs but for the tensors."""
 
     engine: TotalEngine
     program: Program  # the value of a row, from its statistics
@@ -90,17 +90,17 @@ Question = tuple[Tensors, Tensor | None, Total]  # row weights stand between the
 class TotalAhead(torch.autograd.Function):
     """A sum over rows, and its gradient, in one sweep over the logits.
 
-    The gradient is that for slope 1, which a loss nearly always has. For any other slope it is
-    found again, over the first, unless a factor makes it exactly the one that is wanted.
+    The gradient is the one for slope 1, which is nearly always the slope of a loss. For any other
+    slope it is computed again, over the first, unless a factor on the first gives the same bits.
     """
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, question: Question) -> Tensor:
-        """The loss, 0-d. The question is one argument, because each costs time."""
+        """The loss, 0-d. The question is one argument, because each argument costs time."""
         tensors, row_weight, total = question
         ctx.gradient = empty_like(logits)
         loss = total.engine.total(*question, ctx.gradient)
-        # A loss that is kept must not keep the tensors, but for those that autograd looks after.
+        # Only autograd may keep the tensors: it raises if one of them was changed since.
         ctx.total, divisor = total, total.divisor
         ctx.save_for_backward(
             *tensors, row_weight, divisor if isinstance(divisor, Tensor) else None
@@ -111,7 +111,7 @@ class TotalAhead(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """The gradient of the logits."""
         (grad,), total = grads, ctx.total
-        # Handed over, not kept: the leaf may take the memory as its own.
+        # Handed over and not kept, so that the leaf takes the memory without a copy.
         gradient, ctx.gradient = ctx.gradient, None
         differentiable = only_differentiable(grad)
         if gradient is not None and not differentiable and total.engine.fits(grad, gradient):
@@ -128,7 +128,7 @@ class TotalAhead(torch.autograd.Function):
         return result, None
 
 
-# torch.autograd.Function.apply without its look for torch.func, which is done by then: 2.5 us.
+# torch.autograd.Function.apply without its check for torch.func, which modes.py has done: 2.5 us.
 _total_ahead: Callable[..., Tensor]
 _total_ahead = super(torch.autograd.Function, TotalAhead).apply  # pyright: ignore
 differentiable_fields: Callable[..., tuple[Any, ...]]

@@ -45,11 +45,11 @@ class Settings(NamedTuple):
 
 
 class Problem:
-    """One call's question. The tensors have been checked against each other.
+    """The problem of one call. The tensors have been checked against each other.
 
     Attributes:
-        tensors: what is asked about.
-        settings: what is asked.
+        tensors: logits, targets and weights.
+        settings: numbers and names, among them the statistics that are asked for.
         logits: the first of the tensors.
         axis: axis of the classes.
         classes: number of classes.
@@ -65,7 +65,7 @@ class Problem:
         shape, axis = tensors.logits.shape, class_axis(tensors.logits)
         self.axis, self.classes, self.rows = axis, shape[axis], shape[:axis] + shape[axis + 1 :]
 
-    # ---- what a caller sees of rows; behind a head that is another shape ------------------------
+    # ---- the rows as the caller sees them; behind a head they have another shape ----------------
 
     @property
     def dtype(self) -> torch.dtype:
@@ -78,9 +78,9 @@ class Problem:
         return self.tensors.target.device
 
     def result_dtype(self) -> torch.dtype:
-        """The dtype of a loss: what PyTorch's promotion makes of logits, targets and weights.
+        """The dtype of a loss: PyTorch's promotion of the dtypes of logits, targets and weights.
 
-        Autocast computes losses in float32, and so do we, without the copy.
+        Under autocast PyTorch copies the logits to float32; here only the result is float32.
         """
         dtype, t = self.dtype, self.tensors
         if self.settings.soft and t.target_table is None:
@@ -111,7 +111,7 @@ class Problem:
 
     @property
     def labelled(self) -> bool:
-        """True if ``target`` holds classes; then rows may be ignored."""
+        """True if ``target`` holds class indices; then rows may be ignored."""
         return not self.settings.soft or self.tensors.target_table is not None
 
     @property
@@ -161,7 +161,7 @@ class Problem:
         return self.tensors[1:]
 
     def without_transform(self, logits: Tensor) -> Problem:
-        """The question about logits to which nothing is done any more."""
+        """The problem of logits that have been transformed already."""
         plain = self.tensors._replace(logits=logits, scale=None, class_bias=None, class_scale=None)
         return Problem(plain, self.settings._replace(softcap=0.0))
 
@@ -171,7 +171,7 @@ class Problem:
         return torch.is_grad_enabled() and any(wanted)
 
     def of_rows(self, index: Index, logits: Tensor) -> Problem:
-        """The question about some of the rows of ``(N, C)`` logits, which come along."""
+        """The problem of some of the rows, whose ``(N, C)`` logits are given."""
         scale = self.tensors.scale
         if scale is not None and scale.ndim:
             scale = scale[index]
