@@ -198,7 +198,7 @@ def class_rows(input: Tensor, target: Tensor, ignore_index: int = -100) -> tuple
             "`target` has the shape of `input`, which makes it probabilities; one class per row is "
             "needed. Pass class indices, target.argmax(1) say"
         )
-    labels = checked.values.flatten()
+    labels = checked.values.flatten()  # (N,)
     kept = labels != checked.ignore_index
     rows = input.movedim(class_axis(input), -1).reshape(len(labels), input.shape[class_axis(input)])
     rows, labels = rows[kept], labels[kept]

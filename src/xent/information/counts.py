@@ -57,8 +57,8 @@ def entropy_from_counts(
         raise TypeError(f"`counts` must be integers or floating point, got {counts.dtype}")
     if counts.ndim == 0 or not -counts.ndim <= dim < counts.ndim:
         raise ValueError(f"`dim` must name one of the {counts.ndim} axes of `counts`, got {dim}")
-    n_j = widened(counts).movedim(dim, -1)
-    n = n_j.sum(-1, keepdim=True)
+    n_j = widened(counts).movedim(dim, -1)  # (..., C)
+    n = n_j.sum(-1, keepdim=True)  # (..., 1)
     if can_look_at(n):
         if bool((n_j < 0).any()):
             raise ValueError(f"`counts` must not be negative, got {n_j.min().item():g}")

@@ -169,7 +169,7 @@ def _about_labels(target: Tensor, ignore_index: int) -> tuple[float, float]:
     if target.is_floating_point():
         axis = class_axis(target)
         each = entropy(target, axis).double().mean().item()
-        average = target.double().movedim(axis, -1).flatten(0, -2).mean(0)
+        average = target.double().movedim(axis, -1).flatten(0, -2).mean(0)  # (C,)
         return entropy_from_counts(average).item(), each
     labels = class_indices("target", target)
     kept = labels != whole_number("ignore_index", ignore_index)

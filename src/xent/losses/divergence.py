@@ -111,13 +111,13 @@ def _compare(student: Tensor, teacher: Tensor, temperature: float) -> _Compariso
     expectation is 1 plus a small number, whose logarithm ``log1p`` gives with all digits.
     """
     wide = wide_dtype(student)
-    z, v = student.to(wide) / temperature, teacher.to(wide) / temperature
+    z, v = student.to(wide) / temperature, teacher.to(wide) / temperature  # (..., C)
     log_p, log_q = log_softmax_t(z, 1), log_softmax_t(v, 1)
     q = log_q.exp()
     either, both = (z == -torch.inf) | (v == -torch.inf), (z == -torch.inf) & (v == -torch.inf)
     d = torch.where(either, 0, (student.to(wide) - teacher.to(wide)) / temperature)
     with torch.no_grad():
-        origin = d.gather(-1, v.argmax(-1, keepdim=True))
+        origin = d.gather(-1, v.argmax(-1, keepdim=True))  # (..., 1)
         mean = (q * (d - origin)).sum(-1, keepdim=True)
     d = (d - origin) - mean
     raised = torch.where(

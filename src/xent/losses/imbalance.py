@@ -309,7 +309,7 @@ def recall_loss(s: RowStatistics, smoothing: NonNegative = 1.0) -> Tensor:
     known = torch.where(label >= 0, label, s.classes).reshape(-1)  # ignored rows have their own bin
     missed = (s.top != label).to(s.mass.dtype).reshape(-1)
     empty = torch.zeros(s.classes + 1, dtype=s.mass.dtype, device=s.mass.device)
-    misses = empty.scatter_add(0, known, missed)
+    misses = empty.scatter_add(0, known, missed)  # (C + 1,)
     rows = empty.scatter_add(0, known, torch.ones_like(missed))
     weights = (misses + smoothing) / (rows + smoothing)
     return -s.of_label(weights[:-1]) * s.log_prob
@@ -375,6 +375,6 @@ def hardest_loss(
     kept = class_indices("target", target).flatten() != ignore_index
     count = kept.sum()  # a tensor: no device waits, and graphs can hold it
     k = count.clamp(max=int(keep)) if whole else (keep * count.to(wide_dtype(rows))).ceil()
-    largest = torch.where(kept, rows, -torch.inf).sort(descending=True).values
+    largest = torch.where(kept, rows, -torch.inf).sort(descending=True).values  # (N,)
     among = torch.arange(rows.shape[0], device=rows.device) < k
     return (stable_sum(torch.where(among, largest, 0.0).to(wide_dtype(rows))) / k).to(rows.dtype)

@@ -104,7 +104,7 @@ def nll_loss(
     labels, ignored = problem.tensors.target, problem.settings.ignore_index
     check_labels(labels, problem.classes, ignored)
     kept, known = labels != ignored, (labels >= 0) & (labels < problem.classes)
-    log_p = input.movedim(problem.axis, -1)
+    log_p = input.movedim(problem.axis, -1)  # (..., C)
     log_probabilities("input", log_p, kept.unsqueeze(-1))
     label = torch.where(known, labels, 0)
     values = -log_p.gather(-1, label.unsqueeze(-1)).squeeze(-1).to(wide_dtype(input))

@@ -92,7 +92,7 @@ def row_divergence(
     if label is None:
         assert q is not None
         return bregman(q, log_p, beta).sum(-1)
-    at_label = log_p.gather(-1, label.unsqueeze(-1))[..., 0]
+    at_label = log_p.gather(-1, label.unsqueeze(-1))[..., 0]  # (...)
     classes = torch.arange(log_p.shape[-1], device=log_p.device)
     others = torch.where(classes == label.unsqueeze(-1), 0, _power(log_p, beta))
     return bregman(torch.ones_like(at_label), at_label, beta) + others.sum(-1) / beta
