@@ -23,8 +23,8 @@ def entropy(p: Tensor, dim: int = -1, *, unit: Unit = "nat", from_logits: bool =
 
     .. math:: H(p) = -\sum_j p_j \log p_j
 
-    Takes probabilities, or logits with ``from_logits``. For logits, also behind a linear head,
-    :func:`xent.entropy` is faster: it needs one pass.
+    Takes probabilities, or logits with ``from_logits``. For logits, also behind a linear head, use
+    :func:`xent.entropy`, which needs one pass.
 
     Args:
         p: probabilities, any shape, summing to 1 along ``dim``; or logits.

@@ -111,7 +111,7 @@ def smoothed_cross_entropy(
     Label smoothing as in :func:`xent.cross_entropy`, with three additions: any prior ``u``; a
     negative amount, which sharpens (and undoes uniform label noise, see
     :func:`xent.losses.backward_corrected_symmetric_noise_loss`); and class weights that weigh whole
-    rows by their target, where in PyTorch's rule the weights of the other classes count, too.
+    rows by their target, while in PyTorch's rule the weights of the other classes count, too.
 
     Args:
         smoothing: the amount, at most 1. Below 0 the loss is not bounded from below.
