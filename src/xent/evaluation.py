@@ -230,7 +230,7 @@ def _windows(positions: int, width: int, stride: int) -> Iterator[tuple[int, int
 
 
 def _goal(labels: Tensor, window: Window, width: int, ignore_index: int) -> Tensor:
-    """Return the token after each token of a window; ``ignore_index`` where it has been scored."""
+    """Return the token after each token of a window; ``ignore_index`` for scored ones."""
     _, start, done = window
     goal = labels[start + 1 : start + 1 + width].clone()
     goal[: done - start] = ignore_index
@@ -273,7 +273,7 @@ def _check(
 
 
 def _logits_of(output: Any, shape: torch.Size) -> Any:
-    """The logits in what a model returns, with one axis of rows."""
+    """Take the logits out of the output of a model, as ``(B * T, V)``."""
     while hasattr(output, "logits"):
         output = output.logits
     found = getattr(output, "shape", None)
@@ -287,7 +287,7 @@ def _logits_of(output: Any, shape: torch.Size) -> Any:
 
 
 def _device_of(model: Any) -> torch.device | None:
-    """Return the device of the parameters of a model, or None if it has none."""
+    """Return the device of the parameters of a model, or None if the model has none."""
     parameters = model.parameters() if isinstance(model, torch.nn.Module) else iter(())
     return next((p.device for p in parameters), None)
 

@@ -109,7 +109,7 @@ def arcface_loss(
         Deng et al., *ArcFace: additive angular margin loss for deep face recognition*, CVPR 2019.
     """
     cos = (s.target / scale).clamp(-1, 1)
-    # The sine has an infinite slope at the poles; below 1e-6 it counts as constant.
+    # The sine has an infinite derivative at the poles; a sine below 1e-6 counts as constant.
     sin = ((1 - cos) * (1 + cos)).clamp(min=1e-12).sqrt()
     turned = cos * math.cos(margin) - sin * math.sin(margin)
     psi = torch.where(cos >= -math.cos(margin), turned, cos - margin * math.sin(margin))
@@ -155,7 +155,7 @@ def large_margin_loss(
 
 
 def _chebyshev(x: Tensor, n: int) -> Tensor:
-    """``cos(n arccos x)``, without the infinite slope of arccos."""
+    """``cos(n arccos x)``, without the infinite derivative of arccos."""
     before, now = x, torch.ones_like(x)
     for _ in range(n):
         before, now = now, 2 * x * now - before

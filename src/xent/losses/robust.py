@@ -139,7 +139,7 @@ def _power_loss(log_prob: Tensor, q: float) -> Tensor:
     if q == 0:
         return -log_prob
     x = q * log_prob
-    # Autograd takes expm1(x) + 1 for the slope, which has no digits where x is far below 0.
+    # The derivative of expm1 is computed as expm1(x) + 1, without digits where x is far below 0.
     return torch.where(x > -1, -torch.expm1(x), 1 - torch.exp(x)) / q
 
 

@@ -97,7 +97,7 @@ class _Listed(NamedTuple):
 
 
 def _look_up(problem: Problem, classes: Tensor, ignore_index: int) -> _Listed:
-    """The logits of ``classes``, (N..., K), among which ``ignore_index`` stands for none."""
+    """The logits of ``classes``, (N..., K), among which ``ignore_index`` stands for no class."""
     check_labels(classes, problem.classes, ignore_index, name="classes")
     present = (classes != ignore_index) & (classes >= 0) & (classes < problem.classes)
     classes = torch.where(present, classes, 0)
@@ -395,7 +395,7 @@ def _refuse_doubles(listed: _Listed) -> None:
 
 
 def _nll_with_tail(problem: Problem, listed: _Listed, q: Tensor, engine: str) -> Tensor:
-    """Cross-entropy of the listed classes and of all the others as one class more."""
+    """Cross-entropy of the listed classes and of all the others as one more class."""
     # An empty place holds class 0, which must not be hidden. So it gets a class that is hidden.
     first = listed.present.to(torch.uint8).argmax(-1, keepdim=True)
     hidden = torch.where(listed.present, listed.classes, listed.classes.gather(-1, first))

@@ -25,7 +25,7 @@ from ..engines.modes import are_there, compiling
 from ..softmax import log_softmax
 
 # Steps of the search for `lambda`. It takes three to ten as a rule, and once took 25 for `t >= 0`;
-# below 0, where the slope is infinite at the edge of the support, up to a hundred.
+# below 0, where the derivative is infinite at the edge of the support, up to a hundred.
 MAX_STEPS, MAX_STEPS_BELOW_0 = 40, 100
 
 
@@ -166,7 +166,7 @@ def _normalised(z: Tensor, t: float) -> Tensor:
         # Rounding of all x moves mu by about this much, so a smaller step has no meaning.
         noise = (p - slope) / (1 - t)  # the sum of slope times x
         slope = slope + _exp_and_slope(-mu, t)[1]
-        # Excess of the sum over 1: the other probabilities, less what the largest one lacks.
+        # Excess of the sum over 1: the other probabilities, less the gap of the largest one to 1.
         excess = torch.expm1(log_exp(-mu, t)) + p
         low, high = torch.where(excess >= 0, mu, low), torch.where(excess <= 0, mu, high)
         rise = (1 + excess) * torch.expm1((t - 1) * torch.log1p(excess)) / (t - 1)
