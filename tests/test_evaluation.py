@@ -45,8 +45,10 @@ def text_of(size, seed=0):
 
 
 def by_hand(text, length, stride):
-    """log-probabilities of all tokens but the first, in float64: each from the first window that
-    holds it."""
+    """Log-probabilities of all tokens but the first, each from the first window that holds it.
+
+    In float64, ``(T - 1, V)``.
+    """
     model, last = Averaging(torch.float64), len(text) - 1
     width = min(length, last)
     rows = []
@@ -90,7 +92,7 @@ def test_it_is_what_float64_finds_by_hand(kind, size, length, stride, batch):
         Averaging(kind=kind), text, length=length, stride=stride, batch=batch, total_bytes=3 * size
     )
     assert found.tokens == size - 1
-    # Logits of some ten in float32: sums of six products, each of a rounding or two.
+    # Float32 logits are about 10. Each is a sum of six products, with one or two roundings each.
     close = {"rel": 1e-6, "abs": 1e-6}
     assert found.nats == pytest.approx(-own.sum().item(), **close)
     assert found.nats_per_token == pytest.approx(-own.mean().item(), **close)
@@ -105,7 +107,7 @@ def test_it_is_what_float64_finds_by_hand(kind, size, length, stride, batch):
 
 @pytest.mark.parametrize("length", [2, 3, 4, 7, 16])
 def test_every_token_is_scored_once(length):
-    """A model without context gives each token a number of its own; they add up only if so."""
+    """Without context each token has a fixed loss, so the sum is right only if each counts once."""
     table = torch.randn(CLASSES, CLASSES, dtype=torch.float64)
     for size in (2, 3, length, length + 1, length + 2, 41):
         text = text_of(size)
@@ -136,7 +138,7 @@ def test_a_stretch_that_is_left_out_is_not_run():
     labels = torch.where(torch.arange(80) < 40, -100, text)
     model = Averaging()
     xent.evaluate(model, text, labels=labels, length=10, stride=10, batch=1)
-    assert len(model.seen) == 5  # of eight windows; the fourth ends with the 40th token
+    assert len(model.seen) == 5  # of eight windows, as the fourth ends with the 40th token
 
 
 def test_several_texts_are_each_for_itself():

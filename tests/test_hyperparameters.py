@@ -1,4 +1,4 @@
-"""Rules of hyperparameters: each is its own, however alike it is to another."""
+"""Rules of hyperparameters: rules of two classes differ, also if they have the same numbers."""
 
 import ast
 import importlib
@@ -16,7 +16,7 @@ HOUSE = Path(xent.__file__).parent
 
 
 def kinds(rule: type[Rule] = Rule) -> list[type[Rule]]:
-    """Every class of rules that there is below this one."""
+    """All classes below this class of rules."""
     return [kind for below in rule.__subclasses__() for kind in (below, *kinds(below))]
 
 
@@ -34,7 +34,7 @@ def written() -> list[tuple[str, str, str]]:
 
 def test_rules_differ_by_their_class():
     assert len(kinds()) >= 5
-    rules = [kind() for kind in kinds()]  # all without a number, or with the same defaults
+    rules = [kind() for kind in kinds()]  # without numbers, or with the same default numbers
     for one, other in combinations(rules, 2):
         assert one != other
         assert hash(one) != hash(other)
@@ -61,7 +61,7 @@ def test_a_hint_has_the_rule_that_is_written(module, hint, rule):
 
 
 def test_rules_of_the_catalog_are_those_of_its_modules():
-    """A name for a hint, as `NoiseRate`, and a hint inside `... | None` bring their rule, too."""
+    """A rule is found behind a name for a hint, as `NoiseRate`, and inside `... | None`, too."""
     bodies = {name: inspect.unwrap(member.function) for name, member in CATALOG.items()}
     rules = {name: dict(Hyperparameters(body).checks) for name, body in bodies.items()}
     assert sum(map(len, rules.values())) > 40

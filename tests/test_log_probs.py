@@ -13,7 +13,7 @@ from tests.helpers import spacing, ulps, worst
 from xent import log_probs
 from xent.heads import chunks as heads
 
-# One row; rows of matrices of two, three and four axes; no rows.
+# Shapes of one row, of rows on one to three axes, and of no rows.
 SHAPES = [(7,), (5, 7), (3, 4, 7), (2, 3, 4, 7), (0, 7), (2, 0, 7)]
 
 
@@ -29,9 +29,9 @@ def close(actual, expected, rtol=1e-13, atol=1e-13):
 def same_as_categorical(logits, z, y, parts, **options):
     """Values and gradients are those of PyTorch's distribution with ``logits``.
 
-    ``parts``: what both are made of.
+    ``parts`` are the tensors to differentiate by.
     """
-    truth = Categorical(logits=logits, validate_args=False)  # which would refuse no rows
+    truth = Categorical(logits=logits, validate_args=False)  # validation refuses a batch of no rows
     expected = (truth.log_prob(y), truth.entropy())
     slopes = tuple(torch.randn_like(e) for e in expected)
     found = xent.token_log_probs(z, y, entropy=True, **options)
@@ -169,7 +169,7 @@ def test_learned_temperature_and_bias():
 def test_masked_classes(engine):
     z, y = problem(4, 5, 7)
     mask = torch.zeros(4, 5, 7, dtype=torch.bool)
-    mask[..., :2] = True  # the first class is what entropy is measured about
+    mask[..., :2] = True  # among them class 0, from which entropy is measured
     y = y.clamp(min=2)
     logits = torch.where(mask, -math.inf, z)
     log_prob, entropy = xent.token_log_probs(logits, y, entropy=True, engine=engine)
@@ -264,7 +264,7 @@ def test_under_autocast():
 
 @pytest.fixture
 def lean(monkeypatch):
-    """Several chunks even of small problems, and no way to all logits."""
+    """Make several chunks of small problems, too, and raise if all logits are made."""
 
     def refuse(*_):
         raise AssertionError("all logits were made")
@@ -324,8 +324,8 @@ def test_16_bits_behind_a_head(lean):
     truth = Categorical(logits=F.linear(*(x.detach().double() for x in parts)))
     for x, e in zip(found, (truth.log_prob(y), truth.entropy()), strict=True):
         assert x.dtype == torch.float32
-        # Products of bfloat16 numbers are exact in float32; sums of six of them, of the size of 8,
-        # are not, and log-probability and entropy take several.
+        # Products of bfloat16 numbers are exact in float32. Sums of six products, of about 8, are
+        # rounded, and log-probability and entropy are computed from several of these sums.
         close(x.double(), e, rtol=0, atol=20 * spacing(torch.tensor(8.0), torch.float32).item())
 
 

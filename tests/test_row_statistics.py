@@ -27,13 +27,13 @@ logit = st.one_of(
 
 @pytest.fixture
 def engine(every_engine):
-    """Triton's kernels, too."""
+    """Every engine, Triton's kernels included."""
     return every_engine
 
 
 @st.composite
 def split_rows(draw):
-    """Logits (N, V), each row with something unmasked, a target, and where to cut the classes."""
+    """Logits (N, V), each row with an unmasked class; a target; where to cut the classes."""
     v = draw(st.integers(2, 12))
     n = draw(st.integers(1, 3))
     z = [draw(st.lists(logit, min_size=v, max_size=v)) for _ in range(n)]
@@ -46,7 +46,7 @@ def split_rows(draw):
 
 
 def soft_target(z):
-    """Probabilities that leave out the masked classes, and one class more where another is left."""
+    """Probabilities, 0 for masked classes and for class 0 (unless only class 0 is unmasked)."""
     q = torch.linspace(1.0, 3.0, z.numel(), dtype=torch.float64).view(z.shape)
     q = q.masked_fill(z == -math.inf, 0)
     q[:, 0] = torch.where((q[:, 1:] > 0).any(-1), 0.0, q[:, 0])
@@ -80,7 +80,7 @@ def assert_same(a: RowStatistics, b: RowStatistics, scale: float = 1.0) -> None:
 
 
 def height(z):
-    """The size of the numbers that are added up."""
+    """The largest size of the numbers that are added up."""
     return 1 + z[z.isfinite()].abs().max().item()
 
 
@@ -132,7 +132,7 @@ def test_any_split_with_ignored_rows(engine_name, rows):
 
 @pytest.fixture(scope="module", params=["native", "reference"])
 def engine_name(request):
-    """The engine, for hypothesis, which wants fixtures that outlive one example."""
+    """Name of the engine. Hypothesis needs a fixture that lives longer than one example."""
     if request.param == "native" and not xent.engines.core.available():
         pytest.skip("the compiled core is not installed")
     return request.param
@@ -171,7 +171,7 @@ def test_the_identity_stands_where_it_is_told():
 
 
 def test_certainty_has_a_slope():
-    """Rounded to 0, a log-probability has infinite log-odds, and no NaN for a gradient."""
+    """A log-probability that was rounded to 0 has infinite log-odds, and a gradient without NaN."""
     x = torch.tensor([0.0, 1e-300, -1.0, -800.0], dtype=torch.float64, requires_grad=True)
     d = logit_of_exp(x)
     (slope,) = torch.autograd.grad(d.sum(), x)
@@ -187,9 +187,9 @@ def test_certainty_has_a_slope():
 @pytest.mark.float64
 @pytest.mark.parametrize("edges", [[0, 3, 7], [0, 1, 2, 6, 7]])
 def test_what_is_asked_of_the_rest_merges_to_its_formula(engine, edges):
-    """Powers of probabilities, and the runner-up, by what softmax says of all classes."""
+    """Powers of probabilities, and the likeliest other class, against softmax of all classes."""
     z = torch.randn(5, 7, dtype=torch.float64) * 2
-    z[1, :3] = -math.inf  # a part of which nothing is left
+    z[1, :3] = -math.inf  # a part with all classes masked
     y = torch.tensor([0, 6, 3, 2, 5])
     asked = {"top": True, "squares": True, "cubes": True}
     parts = [
@@ -304,7 +304,7 @@ def test_a_target_of_no_mass_on_a_shard_has_its_slope():
 
 
 @pytest.mark.float64
-@pytest.mark.parametrize("margin", [20.0, 60.0, 200.0])  # beyond fp32, fp64 rounding; deep tail
+@pytest.mark.parametrize("margin", [20.0, 60.0, 200.0])  # beyond float32, beyond float64, far out
 def test_a_sure_prediction_keeps_its_digits_when_split(engine, margin):
     z = torch.zeros(1, 4, dtype=torch.float64)
     z[0, 2] = margin

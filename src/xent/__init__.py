@@ -3,17 +3,17 @@
     import xent
     loss = xent.cross_entropy(logits, target)        # instead of torch.nn.functional.cross_entropy
 
-Here stand PyTorch's functions that ours replace, softmax and its relatives, and what everybody
-needs for a loss of their own. The family is :mod:`xent.losses`, losses of log-probabilities are
-:mod:`xent.policy`, modules :mod:`xent.nn`. :mod:`xent.learn`, :mod:`xent.plot` and
-:mod:`xent.integrations` are imported when they are first used.
+This package has the functions that replace PyTorch's, softmax and related functions, and the tools
+for a loss of your own. The family of losses is in :mod:`xent.losses`, losses of log-probabilities
+are in :mod:`xent.policy`, modules in :mod:`xent.nn`. :mod:`xent.learn`, :mod:`xent.plot` and
+:mod:`xent.integrations` are imported at their first use.
 
 Reading order: ``row_statistics`` (the idea), ``engines/rows/reference`` (the specification),
 ``frames`` (what makes a loss), ``losses`` (the family); for the speed ``engines/rows/native`` and
 ``csrc/``.
 """
 
-from . import _start as _start  # first: from here on Ctrl-C is one line
+from . import _start as _start  # first, so that Ctrl-C during the other imports prints one line
 
 # isort: split
 from importlib import import_module
@@ -107,7 +107,7 @@ def __getattr__(name: str) -> Any:
 
 
 def _place_of(name: str) -> str:
-    """Return where a name stands that is not at the top, or which names look like it."""
+    """Return a hint to end a message: the package that has the name, or names that look alike."""
     from ._suggestions import near
 
     for room in ("losses", "policy", "nn", "information", "learn", "plot"):

@@ -14,11 +14,11 @@ from .engines.modes import is_dtensor
 
 
 class TargetError(ValueError, IndexError):
-    """A class index outside the classes there are. An IndexError too, as PyTorch raises."""
+    """Error for a class index that is no class. Also an IndexError, because PyTorch raises that."""
 
 
 def is_tensor(name: str, value: object) -> None:
-    """Raise unless ``value`` is a tensor with a number in every place."""
+    """Raise unless ``value`` is a dense tensor: not sparse, not nested, no DTensor."""
     if not isinstance(value, Tensor):
         make = "from_numpy" if type(value).__module__ == "numpy" else "tensor"
         raise TypeError(
@@ -42,18 +42,19 @@ def is_tensor(name: str, value: object) -> None:
 
 # ---- numbers ------------------------------------------------------------------------------------
 
-_SYMBOLS = (torch.SymInt, torch.SymFloat)  # numbers that stand for others while a graph is made
+_SYMBOLS = (torch.SymInt, torch.SymFloat)  # numbers of a traced graph, whose values are open
 _MOST = sys.float_info.max
 INT64 = range(-(2**63), 2**63)  # the whole numbers that tensors hold
-_NOT_NUMBERS = "bcmMSU"  # kinds of numpy's dtypes that become a float without a word
+_NOT_NUMBERS = "bcmMSU"  # kinds of numpy's dtypes that float() takes without an error
 
 
 def finite_number(name: str, value: Any) -> float:
-    """The value as a float; raise if it is no number, or not finite.
+    """The value as a float; raise unless the value is a finite number.
 
     A number has ``__float__`` or ``__index__`` and no axis, and is no bool: Python's own numbers,
     those of numpy, fractions and decimals, 0-d tensors. ``float(value)`` alone would also take
-    text, ``True``, arrays with an axis, complex scalars, and tensors, whose gradient is then lost.
+    text, ``True``, arrays with an axis, complex scalars, and tensors that require a gradient, which
+    is then lost.
     """
     if isinstance(value, _SYMBOLS):
         return value  # pyright: ignore[reportReturnType]
@@ -70,7 +71,7 @@ def number_or_nan(name: str, value: Any) -> float:
 
 
 def whole_number(name: str, value: Any) -> int:
-    """The value as an int of 64 bits; raise unless it has ``__index__`` and no axis; no bool."""
+    """The value as an int of 64 bits; raise for bools, axes, and values without ``__index__``."""
     if isinstance(value, torch.SymInt):
         return value  # pyright: ignore[reportReturnType]
     number = value if type(value) is int else _converted(name, value, operator.index)
@@ -87,7 +88,7 @@ def is_whole(value: Any) -> bool:
 
 
 def scalar(name: str, value: Any, device: torch.device) -> float | Tensor:
-    """A finite number as a float; a 0-d tensor as it is, for options that keep its gradient."""
+    """A finite number as a float, or a 0-d tensor unchanged, for options that may be learned."""
     if not isinstance(value, Tensor):
         return finite_number(name, value)
     if value.ndim or value.dtype == torch.bool or value.is_complex():
@@ -99,7 +100,7 @@ def scalar(name: str, value: Any, device: torch.device) -> float | Tensor:
 
 
 def at_hand(name: str, value: Tensor, device: torch.device) -> Tensor:
-    """Numbers that go along with logits on a device, there; from the CPU they may be sent."""
+    """The tensor on the device of the logits. A tensor on the CPU is sent there; others raise."""
     if value.is_complex():
         raise TypeError(f"`{name}` must hold real numbers, got {value.dtype}")
     if value.device.type not in ("cpu", device.type):
@@ -111,7 +112,10 @@ def at_hand(name: str, value: Tensor, device: torch.device) -> Tensor:
 
 
 def _converted(name: str, value: Any, convert: Callable[[Any], Any]) -> Any:
-    """The number that a value is; None if it is none. Raise if it must not be read."""
+    """Convert a value to a number; None if the value is no number.
+
+    Raise for a tensor whose gradient would be lost, or whose device would have to be waited for.
+    """
     kind = getattr(getattr(value, "dtype", None), "kind", "")
     axes = getattr(value, "ndim", 0)
     has_number = hasattr(value, "__float__") or hasattr(value, "__index__")
@@ -157,7 +161,7 @@ def class_indices(name: str, labels: Any) -> Tensor:
             f"{name}.long()"
         )
     wide = labels.to(torch.int64)
-    if labels.dtype == torch.uint64:  # what int64 cannot hold is no class, nor a mark below 0
+    if labels.dtype == torch.uint64:  # too large for int64: no class, and no negative mark either
         wide = torch.where(wide < 0, torch.iinfo(torch.int64).max, wide)
     return wide
 
@@ -169,7 +173,7 @@ _INTEGERS = (
 
 
 def broadcasts_to(name: str, value: Tensor, input: Any) -> None:
-    """Raise unless numbers go along with those of the logits, one by one, on their device."""
+    """Raise unless ``value`` broadcasts to the shape of the logits and is on their device."""
     try:
         fits = torch.broadcast_shapes(value.shape, input.shape) == input.shape
     except RuntimeError:

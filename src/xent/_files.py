@@ -1,4 +1,4 @@
-"""Files that others must never find half written, and checkpoints that may be damaged."""
+"""Writing of files in one step, and reading of checkpoints that may be damaged."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from typing import Any
 
 import torch
 
-# What the tensors of a checkpoint are made of; dictionaries and numbers need no name.
+# Names that the tensors of a checkpoint import; dictionaries and numbers import none.
 GLOBALS = re.compile(
     r"collections OrderedDict|torch [A-Z][A-Za-z]*Storage|torch\._utils _rebuild_tensor_v2"
 )
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Replace a file at once: a kill or a full disk leaves the one before.
+    """Replace a file in one step, so that a kill or a full disk leaves the old file.
 
-    What is no file, as a device or a pipe, is written to as it is; so is what a link points to.
+    A device or a pipe is written to directly. A link stays, and the file it points to is replaced.
     """
     if path.exists() and not (path.is_file() or path.is_dir()):
         with path.open("wb") as device:
@@ -38,13 +38,13 @@ def write_whole(path: Path, data: bytes) -> None:
     except BaseException as error:
         temporary.unlink(missing_ok=True)
         if isinstance(error, OSError):
-            error.filename, error.filename2 = str(path), None  # a full disk names none
+            error.filename, error.filename2 = str(path), None  # a full disk names no file
         raise
 
 
 def checkpoint_bytes(state: dict[str, Any]) -> bytes:
-    """Tensors and plain types as the content of a file."""
-    data = io.BytesIO()  # torch.save into a file reports a full disk in many ways
+    """Content of a checkpoint file with tensors and plain types."""
+    data = io.BytesIO()  # torch.save into a file raises many errors for a full disk
     torch.save(state, data)
     return data.getvalue()
 
@@ -52,14 +52,14 @@ def checkpoint_bytes(state: dict[str, Any]) -> bytes:
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """Read what :func:`checkpoint_bytes` wrote, onto the CPU.
 
-    Whoever wrote the file, nothing of it is executed, and it is read into no more memory than a few
-    times its size. ``torch.load(weights_only=True)`` executes nothing either, but a few bytes may
-    ask it for a tensor of any size, and it unpacks compressed data. So only the names that our own
-    checkpoints need are let through, and sizes are checked.
+    The file may come from anybody: nothing in the file is executed, and reading takes at most a few
+    times the size of the file in memory. ``torch.load(weights_only=True)`` executes nothing either,
+    but allocates a tensor of any size that a few bytes ask for, and unpacks compressed data. So
+    only the names that our own checkpoints need are accepted, and sizes are checked.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it cannot be read, or is no checkpoint.
+        ValueError: if the file cannot be read, or is no checkpoint.
     """
     try:
         _check_archive(path)
@@ -69,7 +69,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise
     except (PermissionError, IsADirectoryError) as error:
         raise ValueError(f"{path} is not a readable checkpoint: {error.strerror}") from None
-    except Exception:  # of many kinds, some with the bad advice to load it without `weights_only`
+    except Exception:  # many kinds, some with the unsafe advice to turn `weights_only` off
         raise ValueError(
             f"{path} is not a readable checkpoint: it is damaged, or another kind of file"
         ) from None
@@ -79,10 +79,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def _check_archive(path: Path) -> None:
-    """Raise :class:`ValueError` unless a file is of the form that ``torch.save`` gives plain types.
+    """Raise :class:`ValueError` unless a file is such as ``torch.save`` writes for plain types.
 
-    PyTorch itself would make tensors of any size that a file asks for, and unpack what is
-    compressed.
+    PyTorch itself would make tensors of any size that a file asks for, and unpack compressed parts.
     """
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
@@ -97,7 +96,7 @@ def _check_archive(path: Path) -> None:
 
 
 def _check_tensors(state: Any, most: int) -> None:
-    """Raise :class:`ValueError` if the tensors, copied, are more than the file."""
+    """Raise :class:`ValueError` if the tensors of a checkpoint take more bytes than its file."""
     total, rest = 0, [state]
     while rest:
         value = rest.pop()
@@ -112,12 +111,13 @@ def _check_tensors(state: Any, most: int) -> None:
 
 
 def fits(value: Any, form: Any) -> bool:
-    """Tell whether plain types from a file are of a form.
+    """Return True if a value that was read from a file has the given form.
 
     Args:
-        value: what was read.
-        form: a type or a tuple of types; a dictionary, for one with these keys at least; a list of
-            one form, for a list of any length; a tensor, for one of its shape and dtype.
+        value: the value, of plain types and tensors.
+        form: a type or a tuple of types; a dictionary of forms, for a dictionary with at least
+            these keys; a list of one form, for a list of any length; a tensor, for a tensor of the
+            same shape and dtype.
     """
     if isinstance(form, dict):
         there = isinstance(value, dict) and form.keys() <= value.keys()

@@ -1,18 +1,19 @@
-"""Text of others, such as names of files, columns and classes, made fit to be shown."""
+"""Text that others wrote, such as names of files, columns and classes, made safe to print."""
 
 from __future__ import annotations
 
 import unicodedata
 from functools import cache
 
-# What acts on a terminal, hides, or turns the direction of writing; but emoji and Persian are
-# spelt with joiners, and icons are characters of private use.
+# Categories of characters that control a terminal, are invisible, or change the direction of
+# writing. Joiners are printed, because emoji and Persian need them; so are characters of private
+# use, because icons are among them.
 HIDDEN = {"Cc", "Cf", "Cn", "Cs", "Zl", "Zp"}
 JOINERS = "\u200c\u200d"
 
 
 class _Escapes(dict[int, str]):
-    """Characters by code point, or their escape sequences as source text has them."""
+    """Table for ``str.translate``: characters by code point, hidden ones as escape sequences."""
 
     def __missing__(self, code: int) -> str:
         character = chr(code)
@@ -34,8 +35,8 @@ def one_line(text: str, most: int | None = None) -> str:
     """Return text as :func:`printable` does, with escape sequences for line breaks and tabs, too.
 
     Args:
-        text: of others.
-        most: of a longer text the middle is left out.
+        text: any text.
+        most: the largest length; the middle of a longer text is left out.
     """
     text = text.translate(_ONE_LINE)
     if most is None or len(text) <= most:

@@ -1,6 +1,6 @@
 """Checks of probabilities that every room shares, with one tolerance for rounding.
 
-Values are looked at where that is possible and free.
+Values are read only where that is possible and costs no wait for a device.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from .engines.modes import can_look_at, refuse_where
 
 
 def rounding(dtype: torch.dtype = torch.float32) -> float:
-    """Tolerance: the sum of a distribution may be so far from 1, a log-probability so far above 0.
+    """Tolerance: how far the sum of a distribution may be from 1, a log-probability above 0.
 
-    It is ``eps^(2/3)``, two thirds of the digits that a type has: 2e-5, 1e-2 and 4e-2 for float32,
-    float16 and bfloat16. That is well above what softmax leaves, with any number of classes, and
-    below an honest mistake. Float64 is given no less than float32, in which its numbers may have
-    been computed.
+    The tolerance is ``eps^(2/3)``, two thirds of the digits that a type has: 2e-5, 1e-2 and 4e-2
+    for float32, float16 and bfloat16. That is well above the rounding errors of softmax, with any
+    number of classes, and below the error of a real mistake. Float64 has the tolerance of float32,
+    because its numbers may have been computed in float32.
     """
     return max(torch.finfo(dtype).eps, torch.finfo(torch.float32).eps) ** (2 / 3)
 
@@ -29,11 +29,11 @@ def sums_to_1(
     """Raise unless the last axis holds a distribution, or with ``at_most`` a part of one.
 
     Args:
-        name: of the argument.
-        p: the numbers.
-        dtype: in which they were given, if that is another than theirs.
+        name: name of the argument.
+        p: the numbers, ``(..., C)``.
+        dtype: dtype in which the caller gave the numbers, if ``p`` has another one.
         at_most: whether sums below 1 are allowed.
-        hint: a further way out.
+        hint: text that ends the message.
     """
     if p.device.type != "cpu" or p.numel() == 0:
         return

@@ -1,4 +1,4 @@
-"""Functions whose closed form loses its digits, by their series."""
+"""Series of functions whose closed form loses digits."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Ctrl-C and SIGTERM in the command ``xent``: one line, also while modules are being loaded.
 
-The package is imported before the command's own code can catch anything, and that takes seconds.
-PyTorch loads more modules when they are first used. An exception in the middle of that is lost in
-some of them, and ends the process with a dump in others.
+The import of the package takes seconds, and the command's own code cannot catch anything before
+its end. PyTorch loads more modules at their first use. Some modules swallow an exception that is
+raised while they are loaded, others end the process with a dump.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ def interrupt(number: int, frame: FrameType | None) -> None:
 
 
 def is_command() -> bool:
-    """Tell whether this process is the command: the script ``xent``, or ``python -m xent``.
+    """Return True if this process is the command: the script ``xent``, or ``python -m xent``.
 
-    While Python looks for the module that ``-m`` names, the script is called ``-m``. The processes
-    that the command starts have the same name.
+    While Python looks for the module that ``-m`` names, the script is called ``-m``. Processes that
+    the command starts have the same name, but are not the command.
     """
     processes: Any = sys.modules.get("multiprocessing.process")
     child = processes is not None and processes.parent_process() is not None
@@ -45,7 +45,11 @@ def is_command() -> bool:
 
 @contextlib.contextmanager
 def collections_paused() -> Iterator[None]:
-    """Keep the garbage collector from going through all objects of PyTorch: 0.13 of 0.16 s."""
+    """Stop the garbage collector for a while.
+
+    During an import the collector goes through all objects of PyTorch again and again. The import
+    of this package takes 0.27 s with the collector and 0.16 s without, once PyTorch is loaded.
+    """
     running = gc.isenabled()
     gc.disable()
     try:

@@ -1,4 +1,4 @@
-"""Names that look like one that does not exist, for messages."""
+"""Suggestions for messages: known names that look like an unknown one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 def near(name: str, known: Iterable[str]) -> str:
-    """A question about the names that look like this one; empty if none does."""
+    """The end of a message, ``; did you mean ...?``; empty if no known name looks like this one."""
     close = nearest(name, known)
     return f"; did you mean {' or '.join(close)}?" if close else ""
 

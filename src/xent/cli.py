@@ -95,7 +95,7 @@ def _one_line_each(who: str) -> Iterator[None]:
 @contextmanager
 def _stopped_by_sigterm() -> Iterator[None]:
     """Let a SIGTERM do what Ctrl-C does."""
-    if threading.current_thread() is not threading.main_thread():  # others get no signals
+    if threading.current_thread() is not threading.main_thread():  # other threads get no signals
         yield
         return
     before = signal.signal(signal.SIGTERM, _start.interrupt) or signal.SIG_DFL

@@ -44,8 +44,8 @@ class Diagnosis(list[Finding]):
 def diagnose(input: Tensor, target: Tensor, *, ignore_index: int = -100) -> Diagnosis:
     """Look for the classic mistakes in a batch of logits and targets, and say how to correct them.
 
-    Reads every value, so call it once when something looks wrong, not in the training loop. It
-    never raises on bad values: they are what it reports.
+    Reads every value, so call it once when something looks wrong, not in the training loop. Bad
+    values are reported as findings and never raise.
 
     Args:
         input: logits, ``(C,)``, ``(N, C)`` or ``(N, C, d1, ...)``.
@@ -86,14 +86,14 @@ def diagnose(input: Tensor, target: Tensor, *, ignore_index: int = -100) -> Diag
         assert refused is not None
         return Diagnosis([refused])
     found = _findings(input, target, ignore_index)
-    if refused is not None:  # in the words of the losses
+    if refused is not None:  # take the fix from the error message of the losses
         found = [f._replace(fix=refused.fix) if f.name == "target-dtype" else f for f in found]
     if refused is not None and not {finding.name for finding in found} & _REFUSED:
         found.append(refused)
     return Diagnosis(found)
 
 
-# What names a refusal of the losses in its own words.
+# Findings that already explain why the losses refuse the arguments.
 _REFUSED = {"one-hot-integers", "target-dtype", "target-shape"}
 
 

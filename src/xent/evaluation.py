@@ -22,8 +22,8 @@ class Evaluation:
 
     Attributes:
         tokens: how many tokens were scored.
-        nats: their negative log-probability, the sum over all of them.
-        correct: how many were the most likely one.
+        nats: negative log-probability, summed over the scored tokens.
+        correct: how many of the scored tokens the model found the most likely.
         reliability: confidence against accuracy of the most likely tokens, bin by bin;
             ``xent.plot.reliability`` draws it.
         total_bytes: bytes of text that the scored tokens stand for, or None.
@@ -53,22 +53,22 @@ class Evaluation:
 
     @property
     def perplexity(self) -> float:
-        """``exp`` of the mean cross-entropy: so many equally likely tokens are as hard to guess."""
+        """``exp`` of the mean cross-entropy: number of equally likely tokens as hard to guess."""
         return math.inf if self.bits_per_token >= 1024 else 2**self.bits_per_token
 
     @property
     def bits_per_byte(self) -> float | None:
-        """Bits per byte of text, which compares models of different tokens; None without bytes."""
+        """Bits per byte, to compare models with different tokens; None without ``total_bytes``."""
         return self.nats / math.log(2) / self.total_bytes if self.total_bytes else None
 
     @property
     def accuracy(self) -> float:
-        """Share of the tokens that were the most likely one."""
+        """Share of the tokens that the model found the most likely."""
         return self.correct / self.tokens
 
     @property
     def confidence(self) -> float:
-        """Mean probability of the most likely token; above the accuracy for a model too sure."""
+        """Mean probability of the most likely token; above the accuracy of a model too sure."""
         table = self.reliability
         there = table.count > 0
         return ((table.count * table.confidence)[there].sum() / self.tokens).item()
@@ -128,24 +128,25 @@ def evaluate(
         -\frac{1}{T - 1} \sum_{t=2}^{T} \log p(x_t \mid x_{<t})\Bigr)
 
     The text is cut into windows of ``length`` tokens, ``stride`` apart; the last one ends with the
-    text. Each token but the first is scored exactly once, in the first window that holds it, so
-    after more than ``length - stride`` others, as far as the text has them. Sums are float64.
+    text. Each token but the first is scored exactly once, in the first window that holds it. So
+    more than ``length - stride`` tokens of the window precede it, except at the start of the text.
+    Sums are float64.
 
-    If the model returns :class:`xent.LinearLogits`, the logits are never there as a whole, and
-    what an earlier window has scored is not multiplied again.
+    If the model returns :class:`xent.LinearLogits`, the logits are never all in memory, and no
+    logits are computed for tokens that an earlier window has scored.
 
     Args:
         model: any callable that maps token ids, int64 ``(B, T)``, to logits of the tokens that
             follow, ``(B, T, V)``: a tensor, :class:`xent.LinearLogits`, or an object that has them
-            as ``logits``. A ``torch.nn.Module`` is in evaluation mode meanwhile.
-        tokens: ids of the text, ``(T,)``, or of several texts, ``(N, T)``, each for itself.
+            as ``logits``. A ``torch.nn.Module`` is in evaluation mode during the call.
+        tokens: ids of the text, ``(T,)``, or of several texts, ``(N, T)``, each scored alone.
         labels: what to score, in the shape of ``tokens``, with ``ignore_index`` where a token is
             context only. By default all of ``tokens``.
         length: tokens that the model sees at once, at least 2.
         stride: tokens that each further window adds, 1 to ``length``. By default half of
             ``length``; more is quicker, and gives the tokens less context.
         batch: windows that the model sees side by side.
-        ignore_index: what marks labels to leave out.
+        ignore_index: label that marks tokens to leave out.
         total_bytes: bytes of text that the scored tokens stand for, for bits per byte.
         bins: bins of confidence, of equal width, for the calibration.
         device: where to put the tokens; by default to the parameters of the model.
@@ -192,12 +193,12 @@ def evaluate(
     table, nats, correct = None, 0.0, 0
     with torch.no_grad(), _evaluation_mode(model):
         for some in _with_bar(batches) if progress else batches:
-            ids = torch.stack([texts[w.row, w.start : w.start + width] for w in some])
+            ids = torch.stack([texts[w.row, w.start : w.start + width] for w in some])  # (B, T)
             goal = torch.stack([_goal(labels[w.row], w, width, ignore_index) for w in some])
             kept = (goal != ignore_index).flatten()
             if not bool(kept.any()):
                 continue
-            logits = _logits_of(model(ids.to(device)), ids.shape)
+            logits = _logits_of(model(ids.to(device)), ids.shape)  # (B * T, V)
             goal = goal.flatten().to(device)
             s = statistics(logits, goal, ignore_index=ignore_index, top=True)
             log_prob, confidence, right = (
@@ -213,7 +214,7 @@ def evaluate(
 
 
 class Window(NamedTuple):
-    """A stretch of a text, and the position up to which an earlier one has scored."""
+    """A part of a text, and the position up to which earlier windows have scored."""
 
     row: int
     start: int
@@ -229,7 +230,7 @@ def _windows(positions: int, width: int, stride: int) -> Iterator[tuple[int, int
 
 
 def _goal(labels: Tensor, window: Window, width: int, ignore_index: int) -> Tensor:
-    """Return the token after each token of a window; ``ignore_index`` where it has been scored."""
+    """Return the token after each token of a window; ``ignore_index`` for scored ones."""
     _, start, done = window
     goal = labels[start + 1 : start + 1 + width].clone()
     goal[: done - start] = ignore_index
@@ -272,7 +273,7 @@ def _check(
 
 
 def _logits_of(output: Any, shape: torch.Size) -> Any:
-    """The logits in what a model returns, with one axis of rows."""
+    """Take the logits out of the output of a model, as ``(B * T, V)``."""
     while hasattr(output, "logits"):
         output = output.logits
     found = getattr(output, "shape", None)
@@ -286,7 +287,7 @@ def _logits_of(output: Any, shape: torch.Size) -> Any:
 
 
 def _device_of(model: Any) -> torch.device | None:
-    """Return the device of the parameters of a model, or None if it has none."""
+    """Return the device of the parameters of a model, or None if the model has none."""
     parameters = model.parameters() if isinstance(model, torch.nn.Module) else iter(())
     return next((p.device for p in parameters), None)
 

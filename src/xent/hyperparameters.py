@@ -1,4 +1,4 @@
-"""Hyperparameters of losses: what values they may take, told by their annotations.
+"""Hyperparameters of losses: annotations say which values are allowed.
 
     @row_loss
     def focal_loss(s, gamma: NonNegative = 2.0): ...
@@ -39,15 +39,15 @@ __all__ = [
 class Rule(ABC):
     """A condition on a hyperparameter: the base class of all rules.
 
-    Rules of two classes are never equal. Python before 3.11.4 gives ``Annotated[float, rule]`` from
-    a cache, where a rule that is equal to another would be replaced by it.
+    Rules of two classes are never equal. Python before 3.11.4 keeps ``Annotated[float, rule]`` in a
+    cache, which would give one rule for an annotation with another rule that is equal.
     """
 
     @abstractmethod
     def check(self, name: str, value: Any, input: Tensor | None) -> Any:
-        """The value for use, a number as Python's; raise unless it satisfies the rule.
+        """The checked value, a number as a float; raise unless the value satisfies the rule.
 
-        ``input`` are the logits, if there are any.
+        ``input`` holds the logits, or is None where there are none.
         """
 
     def __eq__(self, other: object) -> bool:
@@ -59,7 +59,7 @@ class Rule(ABC):
 
 @dataclass(frozen=True, eq=False)
 class Range(Rule):
-    """A finite number between ``low`` and ``high``; with ``open`` not ``low`` itself."""
+    """A finite number between ``low`` and ``high``; ``open`` excludes ``low`` itself."""
 
     low: float = -math.inf
     high: float = math.inf
@@ -88,7 +88,7 @@ class PerElement(Range):
     """A number of this range, or a tensor that broadcasts to the logits and may be learned."""
 
     def check(self, name: str, value: Any, input: Tensor | None) -> Any:
-        """The number or tensor; raise unless it is one."""
+        """The number or tensor; raise unless it fits the range and the logits."""
         if not isinstance(value, Tensor) or (value.ndim == 0 and not value.requires_grad):
             return super().check(name, value, input)
         if not value.is_floating_point():
@@ -107,7 +107,7 @@ class PerClass(Rule):
     low: float = -math.inf
 
     def check(self, name: str, value: Any, input: Tensor | None) -> Any:
-        """The vector; raise unless it is one."""
+        """The vector; raise unless it has a number for each class, none below ``low``."""
         if value is None or input is None:
             return value
         vector_of_classes(name, value, input.shape[class_axis(input)], input.device)
@@ -121,7 +121,7 @@ NonNegative = Annotated[float, Range(0)]
 Positive = Annotated[float, Range(0, open=True)]
 Fraction = Annotated[float, Range(0, 1)]
 ClassVector = Annotated[Tensor, PerClass()]
-Counts = Annotated[Tensor, PerClass(0)]  # or probabilities: only their ratios matter
+Counts = Annotated[Tensor, PerClass(0)]  # or probabilities: only the ratios matter
 
 
 class Hyperparameters:
@@ -149,7 +149,7 @@ class Hyperparameters:
         )
 
     def settings(self, given: Mapping[str, Any], input: Tensor | None = None) -> dict[str, Any]:
-        """Every hyperparameter by name: what is given, checked, and defaults for the others."""
+        """All hyperparameters by name: the given ones, checked, and defaults for the others."""
         for name in given:
             if name not in self.names:
                 raise TypeError(f"{self.name}() got an unexpected keyword argument {name!r}")
@@ -157,7 +157,7 @@ class Hyperparameters:
             if name not in given:
                 raise TypeError(f"{self.name}() needs the keyword argument `{name}`")
         if not isinstance(input, (Tensor, Lean)) or input.ndim == 0:
-            input = None  # what is wrong with it is said where logits are read
+            input = None  # a wrong `input` is refused where logits are read
         settings = {**self.defaults, **given}
         for name, rule in self.checks:
             if name in given:
@@ -169,7 +169,7 @@ class Hyperparameters:
     def fit_chunks(self, settings: Mapping[str, Any]) -> bool:
         """True if some rows can be computed without the others.
 
-        Not with tensors that may hold a number per row, or that want a gradient themselves.
+        False if a tensor may hold a number per row, or requires a gradient itself.
         """
         tensors = {name: x for name, x in settings.items() if isinstance(x, Tensor)}
         return not any(
@@ -180,7 +180,7 @@ class Hyperparameters:
 def _hints(body: Callable[..., Any]) -> dict[str, Any]:
     try:
         return get_type_hints(body, include_extras=True)
-    except NameError:  # of a user's own names; there is nothing of ours among them
+    except NameError:  # a name that only the user's code knows, so none of ours
         return {}
 
 

@@ -1,4 +1,4 @@
-"""Log-probabilities of tokens and the entropy of predictions: what reinforcement learning asks.
+"""Log-probabilities of tokens and the entropy of predictions, as reinforcement learning needs them.
 
 The classes are on the last axis here, as in :class:`torch.distributions.Categorical`.
 """
@@ -26,7 +26,7 @@ class TokenLogProbs(NamedTuple):
 
     Attributes:
         log_prob: log-probability of each target.
-        entropy: entropy of the prediction it was drawn from.
+        entropy: entropy of the prediction for that target.
     """
 
     log_prob: Tensor
@@ -46,13 +46,13 @@ def token_log_probs(
     entropy: bool = False,
     engine: str = "auto",
 ) -> Tensor | TokenLogProbs:
-    r"""Log-probability of each target token, and the entropy of what it was drawn from.
+    r"""Log-probability of each target token, and the entropy of the prediction for that token.
 
     .. math:: \log p_y = \log \mathrm{softmax}_y(z / T), \qquad H = -\sum_j p_j \log p_j
 
-    One pass over the logits for both, right to a few units in the last place however sure the
-    prediction, and with a :class:`xent.LinearLogits` never all logits at once. The classes are on
-    the *last* axis whatever the number of axes, unlike those of the losses.
+    One pass over the logits gives both, right to a few units in the last place however sure the
+    prediction is. With a :class:`xent.LinearLogits` the logits are never all in memory. The classes
+    are on the *last* axis whatever the number of axes, unlike those of the losses.
 
     Args:
         input: logits, ``(..., V)``: a tensor, or :class:`xent.LinearLogits`. ``-inf`` masks a
@@ -60,7 +60,7 @@ def token_log_probs(
         target: class indices of any integer type, ``(...)``.
         temperature: ``T``, which divides the logits, after softcap and bias, as in sampling. A
             positive number, a 0-d tensor, or a tensor with a number for each row: ``(...)``, where
-            an axis may have length 1, ``(B, 1)`` say. With ``softcap`` a number, with
+            an axis may have length 1, ``(B, 1)`` say. With ``softcap`` it must be a number, with
             ``class_bias`` the same for all rows.
         ignore_index: class index that marks rows to leave out. Their log-probability, entropy and
             gradient are 0.
@@ -116,14 +116,14 @@ def entropy(
 
     .. math:: H = -\sum_j p_j \log p_j, \qquad p = \mathrm{softmax}(z / T)
 
-    Takes logits, never probabilities: of those, and in bits, there is
+    Takes logits, never probabilities: for probabilities, or a result in bits, use
     :func:`xent.information.entropy`. :func:`xent.token_log_probs` gives the entropy along with the
     log-probability of a token. The smallest entropies keep their digits.
 
     Args:
         input: logits, ``(..., V)``, the classes on the last axis: a tensor, or
-            :class:`xent.LinearLogits`, of which there are never all logits at once. ``-inf`` masks
-            a class.
+            :class:`xent.LinearLogits`, whose logits are never all in memory. ``-inf`` masks a
+            class.
         temperature: divides the logits, as for :func:`xent.token_log_probs`.
         softcap: replaces logits ``z`` by ``softcap * tanh(z / softcap)``.
         class_bias: added to the logits after the softcap, ``(V,)``.
@@ -145,7 +145,7 @@ def entropy(
     _check_logits(input)
     if input.shape[-1] == 0:
         raise ValueError(f"`input` must have a class, got shape {tuple(input.shape)}")
-    # Any class does for a target.
+    # The entropy does not depend on the target, so class 0 will do.
     target = torch.zeros((), dtype=torch.int64, device=input.device).expand(input.shape[:-1])
     stats = _measure(input, target, temperature, -100, softcap, class_bias, ("entropy",), engine)
     return _rounded(stats.entropy, input)
@@ -161,7 +161,7 @@ def _measure(
     requests: tuple[str, ...],
     engine: str,
 ) -> RowStatistics:
-    """The statistics of the rows of logits whose classes come last."""
+    """Statistics of the rows of logits ``(..., V)``, whose classes come last."""
     _check_logits(input)
     is_tensor("target", target)
     rows, scale = input.shape[:-1], None
@@ -176,10 +176,10 @@ def _measure(
     softcap = None if softcap is None else finite_number("softcap", softcap)
     if not isinstance(input, Tensor):
         input, target, scale, softcap = flatten(input, target, None, softcap)
-    elif input.is_contiguous():  # rows one after the other are what kernels are quickest on
-        input, target = input.view(math.prod(rows), input.shape[-1]), target.reshape(-1)
+    elif input.is_contiguous():  # kernels are fastest on rows one after the other
+        input, target = input.view(math.prod(rows), input.shape[-1]), target.reshape(-1)  # (N, V)
     elif input.ndim > 2:
-        input = input.movedim(-1, 1)
+        input = input.movedim(-1, 1)  # (N, V, d1, ...)
     if isinstance(temperature, Tensor) and temperature.ndim:
         temperature = temperature.expand(rows).reshape(target.shape)
     scale = 1 / temperature if scale is None else scale / temperature
@@ -191,7 +191,10 @@ def _measure(
 def _divided(
     softcap: float | None, class_bias: Tensor | None, temperature: float | Tensor
 ) -> tuple[float | None, Tensor | None]:
-    """Cap and bias over the temperature, as the scale is: then it comes after them."""
+    """Softcap and class bias, divided by the temperature.
+
+    The scale is divided by the temperature, too. So the temperature comes after cap and bias.
+    """
     if softcap is None and class_bias is None:
         return None, None
     if isinstance(temperature, Tensor) and (softcap is not None or temperature.ndim):
@@ -216,14 +219,14 @@ def _check_logits(input: Any) -> None:
 def read_temperature(
     temperature: float | Tensor, rows: torch.Size, device: torch.device
 ) -> float | Tensor:
-    """Checked, and a tensor in float64."""
+    """The temperature, checked; a tensor in float64."""
     if not isinstance(temperature, Tensor) or temperature.ndim == 0:
         temperature = scalar("temperature", temperature, device)
     if not isinstance(temperature, Tensor):
         if temperature <= 0:
             raise ValueError(f"`temperature` must be positive, got {temperature}")
         return temperature
-    # One number per sequence must say so: (B,) would pass for (T,) wherever B = T.
+    # One number per sequence must have shape (B, 1): where B = T, (B,) could be taken for (T,).
     fits = temperature.ndim in (0, len(rows)) and all(
         have in (1, want) for have, want in zip(temperature.shape, rows, strict=False)
     )

@@ -12,7 +12,7 @@ from .engines.modes import refuse_where
 
 
 class LogitTransform(NamedTuple):
-    """``z = softcap * tanh(scale * x / softcap) * class_scale + class_bias``; None leaves it out.
+    """``z = softcap * tanh(scale * x / softcap) * class_scale + class_bias``; None: no such part.
 
     A masked class stays masked: ``-inf`` passes through the cap.
     """
@@ -24,7 +24,7 @@ class LogitTransform(NamedTuple):
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        """The tensors among the settings, which may ask for gradients of their own."""
+        """The tensors among the settings, which may require gradients of their own."""
         return tuple(t for t in (self.scale, self.class_bias, self.class_scale) if t is not None)
 
     def without_scale_of(self, rows: Tensor) -> LogitTransform:
@@ -76,7 +76,7 @@ def make_transform(
     cap = 0.0
     if softcap is not None:
         cap = finite_number("softcap", softcap)
-        if cap < 1e-30:  # whose inverse float32 can hold
+        if cap < 1e-30:  # float32 cannot hold the inverse of a smaller number
             raise ValueError(
                 f"`softcap` must be positive, 1e-30 or more, or None for no cap; got {softcap}"
             )
@@ -89,6 +89,9 @@ def make_transform(
 
 
 def _refuse_unless_positive(class_scale: Tensor) -> None:
-    """A factor of 0 or less would unmask a class at -inf. Looked at where that is free."""
-    message = "`class_scale` must be positive; turn logits round before the loss"
+    """Raise for a factor of 0 or less, which would unmask a class at -inf.
+
+    The values are read only where that costs no wait for a device.
+    """
+    message = "`class_scale` must be positive; to reverse logits, negate them before the loss"
     refuse_where(~(class_scale > 0), lambda: ValueError(message), message)

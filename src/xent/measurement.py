@@ -30,7 +30,7 @@ def statistics(
     first_class: int | None = None,
     engine: str = "auto",
 ) -> RowStatistics:
-    """The row statistics themselves: log-odds, log-probability, lse and more; differentiable.
+    """Statistics of each row: log-odds, log-probability, lse and more; differentiable.
 
     Args:
         input: logits, ``(C,)``, ``(N, C)`` or ``(N, C, d1, ...)``.
@@ -59,7 +59,7 @@ def statistics(
 
     Raises:
         ValueError: for shapes that do not fit, a class index out of range, or an engine that
-            cannot do it.
+            cannot take this call.
         TypeError: for dtypes that do not fit.
 
     Example:
@@ -112,7 +112,7 @@ def explain(
         An :class:`Explanation`: ``engine``, ``reason`` and ``gradient``; prints as text.
 
     Raises:
-        ValueError: if a named engine cannot do it; the message says why.
+        ValueError: if a named engine cannot take this call; the message says why.
 
     Example:
         >>> import torch, xent

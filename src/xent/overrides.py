@@ -1,7 +1,7 @@
-"""PyTorch's protocol for whoever stands in for a tensor: ``__torch_function__``.
+"""PyTorch's protocol for objects in the place of tensors: ``__torch_function__``.
 
-With it torch.fx records a loss as one call, subclasses of tensors keep their type, and modes that
-watch functions (a default device is one) see the loss as a function like PyTorch's own.
+With this protocol torch.fx records a loss as one call, subclasses of tensors keep their type, and
+modes that watch functions (a default device is one) see the loss as one of PyTorch's functions.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def overridable(function: F) -> F:
     def entry(*args: Any, **kwargs: Any) -> Any:
         given = (*args, *kwargs.values()) if kwargs else args
         if has_torch_function(given) and not compiling():
-            # What stands for logits is an argument as any other: the loss itself knows it.
+            # Our own stand-ins for logits do not answer: the loss itself takes them.
             others = [x for x in given if not isinstance(x, Lean)]
             if has_torch_function(others):
                 return handle_torch_function(entry, others, *args, **kwargs)

@@ -1,4 +1,4 @@
-"""The idea of the house: a handful of numbers per row, and one way to merge them.
+"""The idea behind the library: a handful of numbers per row, and one way to merge them.
 
 For one row of logits ``z`` and its class ``y`` let
 
@@ -30,7 +30,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-# What an engine may answer with, in the order of the C++ struct `Statistics`.
+# The fields that an engine may return, in the order of the C++ struct `Statistics`.
 FIELDS = (
     "shift",
     "sum",
@@ -62,7 +62,8 @@ def _bits(*fields: str) -> int:
     return sum(1 << INDEX[name] for name in fields)
 
 
-# As bits, for class indices and for soft targets: what is always computed, and on request.
+# The fields as bits, a pair each, for class indices and for soft targets. First those that are
+# always computed, then those of each request.
 _EVERY = ("shift", "sum", "log_odds", "log_prob", "target", "lse", "mass")
 _ALWAYS = (_bits(*_EVERY), _bits(*_EVERY, "top", "pivot_log_odds"))
 _ASKED = {
@@ -88,7 +89,7 @@ def fields_of(mask: int) -> tuple[str, ...]:
 
 
 def _requested(name: str, request: str, doc: str) -> property:
-    """An attribute that is there if somebody asked for it."""
+    """A property for a statistic that is computed on request only."""
 
     def get(self: RowStatistics) -> Tensor:
         if name not in self.on_request:
@@ -101,7 +102,7 @@ def _requested(name: str, request: str, doc: str) -> property:
     return property(get, doc=f"{doc} On request.")
 
 
-# What holds a field of the table as it is.
+# Statistics on request that are a field of the table without any change.
 _AS_THEY_ARE = (
     "entropy", "mean", "mean_mass", "support", "rest_top_logit", "rest_squares", "rest_cubes",
 )  # fmt: skip
@@ -133,12 +134,12 @@ class RowStatistics:
         entropy: entropy of the predicted distribution.
         mean: mean logit over the classes that are not masked by ``-inf``; with class weights
             their weighted sum over the number of those classes.
-        mean_mass: *constant*. What the coefficients of ``mean`` sum to: 1 without class weights.
+        mean_mass: *constant*. Sum of the coefficients of ``mean``: 1 without class weights.
         support: *constant*. Number of classes that are not masked.
         top: *constant*. Class of the largest logit, int64, ties to the lowest class.
         top_logit: the largest logit; *constant* for soft targets.
         rest_top: *constant*. With ``top``, index targets only: the likeliest class but the target.
-        rest_top_logit: its logit; ``-inf`` where there is none.
+        rest_top_logit: the logit of ``rest_top``; ``-inf`` where there is no other class.
         rest_squares: ``squares=True``, index targets only: sum of ``p_j ** 2`` over every class but
             the target.
         rest_cubes: ``cubes=True``, likewise ``p_j ** 3``.
@@ -168,7 +169,7 @@ class RowStatistics:
 
     @property
     def prob(self) -> Tensor:
-        """Probability of the target; for a soft target its geometric mean."""
+        """Probability of the target; for a soft target the geometric mean over its classes."""
         return self.log_prob.exp()
 
     @property
@@ -179,22 +180,22 @@ class RowStatistics:
     @property
     def miss(self) -> Tensor:
         """Probability of everything but the target, ``1 - prob`` with all its digits."""
-        return self.log_miss.exp()  # the derivative of sigmoid is formed from 1 - sigmoid
+        return self.log_miss.exp()  # torch.sigmoid's derivative has a rounded 1 - p
 
     @property
     def rest(self) -> Tensor:
         """Log-sum-exp of every class but the target."""
-        absent = self.target == -torch.inf  # masked, or on another shard: everything is rest
+        absent = self.target == -torch.inf  # masked, or in another shard: all classes are rest
         return torch.where(absent, self.lse, self.target - self.log_odds)
 
     @property
     def nll(self) -> Tensor:
-        """Negative log-likelihood with the class weights: what cross-entropy adds up."""
+        """Negative log-likelihood with the class weights: the term of a row in cross-entropy."""
         return -self.log_prob if self.soft else -self.log_prob * self.mass
 
     entropy = _requested("entropy", "entropy", "Entropy of the predicted distribution.")
     mean = _requested("mean", "mean", "Mean logit over the unmasked classes.")
-    mean_mass = _requested("mean_mass", "mean", "What the coefficients of ``mean`` sum to.")
+    mean_mass = _requested("mean_mass", "mean", "Sum of the coefficients of ``mean``.")
     support = _requested("support", "mean", "Number of unmasked classes.")
     top = _requested("top", "top", "Class of the largest logit.")
     top_logit = _requested("top_logit", "top", "The largest logit.")
@@ -204,7 +205,7 @@ class RowStatistics:
     rest_cubes = _requested("rest_cubes", "cubes", "Sum of ``p_j ** 3`` over the rest.")
 
     def of_label(self, values: Tensor) -> Tensor:
-        """One number per row: that of its target class among ``values``, ``(C,)``, in float64.
+        """Look up the number of each row's target class in ``values``, ``(C,)``; in float64.
 
         Ignored rows get 0. Differentiable with respect to ``values``.
         """
@@ -226,10 +227,10 @@ class RowStatistics:
         classes: int = 0,
         complete: bool = False,
     ) -> RowStatistics:
-        """Name the fields that an engine answers with.
+        """Make statistics of the fields that an engine returns.
 
-        Masses do not depend on the logits. ``constant_masses=False`` keeps their gradients towards
-        soft targets and class weights.
+        Masses do not depend on the logits. ``constant_masses=False`` keeps the gradients of masses
+        by soft targets and class weights.
         """
         row = dict(zip(fields, values, strict=True))
         if constant_masses:
@@ -392,8 +393,8 @@ def _larger(a: Peak, b: Peak) -> Peak:
 
 
 def logit_of_exp(log_prob: Tensor) -> Tensor:
-    """``logit(exp(log_prob))``, with a finite derivative at certainty, where it is infinite."""
-    certain = log_prob >= 0  # above it only where a signed target makes it no probability
+    """``logit(exp(log_prob))``; infinite at ``log_prob`` 0, with a finite derivative there."""
+    certain = log_prob >= 0  # above 0 only if a target has negative entries
     x = torch.where(certain, -1.0, log_prob)
     return torch.where(certain, torch.inf, x - torch.log(-torch.expm1(x)))
 

@@ -49,15 +49,15 @@ def softmax(input: Tensor, dim: int = -1, *, dtype: torch.dtype | None = None) -
 
 @overridable
 def log_softmax(input: Tensor, dim: int = -1, *, dtype: torch.dtype | None = None) -> Tensor:
-    r"""Log-probabilities from logits, with the digits of a class whose probability is near 1, too.
+    r"""Log-probabilities from logits, with all digits also where a probability is near 1.
 
     .. math:: \log p_j = (z_j - z_k) - \log\Bigl(1 + \sum_{i \ne k} e^{z_i - z_k}\Bigr),
         \qquad k = \arg\max z
 
     Nothing cancels: both terms have the same sign. Subtracting the log-sum-exp instead gives 0
-    for the largest class from about 17 nats of margin on, in float32. What is lost is the rounding
-    of differences of logits, for the largest class half a unit in the last place per nat of its
-    lead; :func:`xent.cross_entropy` loses none of it.
+    for the largest class from about 17 nats of margin on, in float32. The error that remains is the
+    rounding of differences of logits, for the largest class half a unit in the last place per nat
+    of its lead; :func:`xent.cross_entropy` is without that error.
 
     Args:
         input: logits, any shape. ``-inf`` masks a class, whose log-probability is ``-inf``.
@@ -114,7 +114,7 @@ def softmax_jacobian(input: Tensor, dim: int = -1) -> Tensor:
     gap, rest = _below_top(z, -1)
     log_total = torch.log1p(rest)
     p = torch.exp(gap - log_total)
-    # 1 - p of the largest class is what the others hold; elsewhere nothing cancels.
+    # For the largest class 1 - p is the sum of the others; for a smaller one nothing cancels.
     others = torch.where(gap == 0, rest * torch.exp(-log_total), 1 - p)
     diagonal = torch.diag_embed(p * others)
     off = -p.unsqueeze(-1) * p.unsqueeze(-2)
@@ -131,8 +131,8 @@ def _below_top(z: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     top = z.argmax(dim, keepdim=True)
     classes = torch.arange(z.shape[dim], device=z.device)
     classes = classes.view([-1 if d == dim % z.ndim else 1 for d in range(z.ndim)])
-    # The top's own gap is a constant: as a difference its derivatives, 1 and -1, would swallow what
-    # the others send to the top.
+    # The gap of the largest class to itself is the constant 0. As a difference it would have the
+    # derivatives 1 and -1, beside which the small gradients of the other gaps are rounded away.
     largest = z.gather(dim, top)
     gap = torch.where(classes == top, 0, z - largest)
     rest = torch.where(classes == top, 0, gap.exp()).sum(dim, keepdim=True)

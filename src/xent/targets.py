@@ -29,13 +29,13 @@ class Target(NamedTuple):
 def shift_labels(labels: Tensor, k: int = 1, ignore_index: int = -100) -> Tensor:
     """Labels moved ``k`` places to the left, for models whose position ``t`` predicts ``t + k``.
 
-    With them every loss is that of a causal model, and no logits are sliced, which would copy them.
+    With moved labels every loss fits a causal model. Slicing the logits instead would copy them.
 
     Args:
         labels: class indices of any integer type, ``(..., T)``; those of ignored tokens move
             along.
         k: how many places, from 0 to ``T``.
-        ignore_index: what the last ``k`` become.
+        ignore_index: label of the last ``k`` places.
 
     Returns:
         int64, ``(..., T)``.
@@ -53,7 +53,7 @@ def shift_labels(labels: Tensor, k: int = 1, ignore_index: int = -100) -> Tensor
 
 
 def moved_labels(labels: tuple[str, Tensor], k: tuple[str, int], ignore_index: int) -> Tensor:
-    """:func:`shift_labels` of arguments by the names that the caller has for them."""
+    """Do the work of :func:`shift_labels`; each argument is a pair of its name and its value."""
     (name, values), places = labels, whole_number(*k)
     values, ignore_index = class_indices(name, values), whole_number("ignore_index", ignore_index)
     if values.ndim == 0:
@@ -67,7 +67,7 @@ def moved_labels(labels: tuple[str, Tensor], k: tuple[str, int], ignore_index: i
 
 
 def densified(target: Tensor) -> Tensor:
-    """The target with its zeros written out, where it came without them."""
+    """A sparse target as a dense one; any other target unchanged."""
     sparse = isinstance(target, Tensor) and target.layout in _SPARSE
     return target.to_dense() if sparse else target
 
@@ -78,7 +78,7 @@ _SPARSE = (torch.sparse_coo, torch.sparse_csr, torch.sparse_csc, torch.sparse_bs
 def are_alike(target: Tensor, input: Any) -> bool:
     """True if a target holds a number for each logit.
 
-    The number of axes comes first: axes of which only one may grow are then never compared.
+    The number of axes is compared first, because tracers fix the length of an axis they compare.
     """
     return target.ndim == input.ndim and target.shape == input.shape
 
@@ -171,7 +171,7 @@ def _index_target(
 
 
 def class_rows(input: Tensor, target: Tensor, ignore_index: int = -100) -> tuple[Tensor, Tensor]:
-    """Rows of logits with their classes, without ignored rows: what metrics are computed of.
+    """Rows of logits with their classes, without ignored rows, as metrics need them.
 
     Args:
         input: logits, or other numbers per class: ``(C,)``, ``(N, C)`` or ``(N, C, d1, ...)``.
@@ -198,7 +198,7 @@ def class_rows(input: Tensor, target: Tensor, ignore_index: int = -100) -> tuple
             "`target` has the shape of `input`, which makes it probabilities; one class per row is "
             "needed. Pass class indices, target.argmax(1) say"
         )
-    labels = checked.values.flatten()
+    labels = checked.values.flatten()  # (N,)
     kept = labels != checked.ignore_index
     rows = input.movedim(class_axis(input), -1).reshape(len(labels), input.shape[class_axis(input)])
     rows, labels = rows[kept], labels[kept]
@@ -227,7 +227,7 @@ def refuse_other_rows(input: Tensor, target: Tensor, name: str = "target") -> No
 
 
 def shape_hint(input: Tensor, target: Tensor, name: str = "target") -> str:
-    """Return how to make class indices and logits of different rows fit, to end a sentence."""
+    """Return a hint how to make class indices and logits fit, to end a message; may be empty."""
     rows, shape = input.shape[:1] + input.shape[2:], target.shape
     if len(shape) == len(rows) + 1 and shape[1] == 1 and shape[:1] + shape[2:] == rows:
         return f"; pass {name}.squeeze(1)"
@@ -240,7 +240,7 @@ def shape_hint(input: Tensor, target: Tensor, name: str = "target") -> str:
 
 
 def _swapped(input: Tensor, target: Tensor, name: str) -> str:
-    """A question to whoever may have given the target first, as scikit-learn and Keras take it."""
+    """The question whether the target came first, as in scikit-learn and Keras; or no text."""
     rows = target.shape[:1] + target.shape[2:]
     if target.is_floating_point() and (input.shape == rows or not input.is_floating_point()):
         return f"are `input` and `{name}` swapped? The logits come first, then the targets"

@@ -1,4 +1,4 @@
-"""Information on distributions, against 50 digits and against its identities."""
+"""Information on distributions, against 50 digits and against identities."""
 
 import doctest
 import inspect
@@ -144,7 +144,7 @@ def test_entropy_and_information_content():
     sure = torch.tensor([30.0, 0.0])
     exact = truth(exact_entropy, exact_softmax, sure[None])[0]
     assert worst(entropy(sure, from_logits=True), exact) <= 0.51  # 2.9e-12, not 0
-    lost = torch.tensor([1e-20, 1.0], dtype=F64)  # to float64, which has no 1 - 1e-20
+    lost = torch.tensor([1e-20, 1.0], dtype=F64)  # 1 stands for 1 - 1e-20, which float64 lacks
     assert entropy(lost).item() == pytest.approx(1e-20 * (1 + 20 * math.log(10)), rel=1e-14)
     assert cross_entropy_of(torch.tensor([0.0, 1.0], dtype=F64), lost).item() == 1e-20
     surprise = information_content(sure, from_logits=True)[0].item()
@@ -158,7 +158,7 @@ def test_nearly_equal_distributions_keep_their_digits(size, name):
     b = a + size * step
     p, q = torch.softmax(a, -1), torch.softmax(b, -1)
     function, exact = PAIRS[name], EXACT[name]
-    # Normalised only up to rounding, whose square is all that remains of it.
+    # p and q sum to 1 up to rounding, which enters the result only squared.
     close(function(p, q), truth(exact, exact_normalised, p, q), rtol=1e-13, atol=5e-31)
     close(
         function(a, b, from_logits=True), truth(exact, exact_softmax, a, b), rtol=1e-13, atol=5e-31
@@ -185,7 +185,7 @@ def test_logits_far_apart():
     b = torch.tensor([[900.0, 0.0, 1.0], [-50.0, 0.0, 50.0], [1e4 + 1, 1e4, 0.0]]).double()
     exact = truth(exact_kl, exact_softmax, a, b)
     close(kl_divergence(a, b, from_logits=True), exact, rtol=1e-15, atol=0)
-    assert exact[0] == 900  # though its probabilities have underflowed
+    assert exact[0] == 900  # though probabilities underflow
     assert kl_divergence(torch.softmax(a[0], 0), torch.softmax(b[0], 0)) == math.inf
     close(jensen_shannon(a, b, from_logits=True), truth(exact_js, exact_softmax, a, b))
 
@@ -209,7 +209,7 @@ def test_what_is_impossible():
     assert information_content(sure).tolist() == [math.inf, 0]
     assert jensen_shannon(sure, 1 - sure, unit="bit") == 1
     assert jensen_shannon_distance(sure, 1 - sure, unit="bit") == 1
-    gone = torch.tensor([-math.inf, -2000.0, 0.0])  # possible, if only just
+    gone = torch.tensor([-math.inf, -2000.0, 0.0])  # class 1 is barely possible
     masked = torch.tensor([0.0, -math.inf, 0.0])
     assert kl_divergence(gone, masked, from_logits=True) == math.inf
 
@@ -323,7 +323,7 @@ def test_gradients_towards_logits_keep_their_digits(size, margin):
         pairs = list(zip(p, q, strict=True))
         exact_a = [float(x * (mpmath.log(x / y) - kl)) for x, y in pairs]
         exact_b = [float(y - x) for x, y in pairs]
-        # Entries differ in sign and sum to 0: each is right beside the largest of its row.
+        # Entries differ in sign and sum to 0, so errors are relative to the largest of the row.
         for ours, exact in ((da[n], exact_a), (db[n], exact_b)):
             exact = torch.tensor(exact, dtype=F64)
             assert (ours - exact).abs().max() <= 2e-13 * exact.abs().max()
@@ -352,7 +352,7 @@ def test_derivatives(case, size):
     z = [a, a + size * step][:sides]
     leaves = [x.clone().requires_grad_() for x in z]
     assert torch.autograd.gradcheck(function, leaves, check_forward_ad=True)
-    if size == 1:  # the difference quotients of gradgradcheck need something to differ
+    if size == 1:  # smaller differences are lost in rounding
         assert torch.autograd.gradgradcheck(function, leaves)
     close(torch.func.vmap(function)(*z), function(*z))
     tangents = tuple(torch.ones_like(x) * torch.arange(3) for x in z)
@@ -416,7 +416,7 @@ def test_what_is_no_distribution_is_refused(p, message):
 
 
 def test_one_tolerance_for_what_sums_to_1():
-    """Numbers of float32 pass as float64, an honest mistake passes nowhere."""
+    """Float32 numbers pass as float64; a real mistake passes nowhere."""
     z, y = torch.zeros(1, 3).double(), torch.tensor([0])
     third = torch.tensor([0.1, 0.2, 0.7])
     for p, passes in ((third.double(), True), (third.double() * (1 + 1e-4), False)):

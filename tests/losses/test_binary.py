@@ -31,7 +31,7 @@ def grid(targets, dtype=torch.float64):
 
 
 def ask(loss: ElementLoss, engine: str, dtype: torch.dtype = torch.float32) -> str:
-    """The engine by name, if the loss has it, and it the type."""
+    """Return the engine; skip if the loss has no such kernel, or the kernel no such type."""
     if engine != "reference" and not loss.kernel:
         pytest.skip("has no kernel")
     if engine == "triton" and dtype == torch.float64:
@@ -40,7 +40,7 @@ def ask(loss: ElementLoss, engine: str, dtype: torch.dtype = torch.float32) -> s
 
 
 def assert_close(actual, truth, scale, limit):
-    """Within some ulps of the truth, or of the terms it is the difference of."""
+    """Allow ``limit`` ulps of the truth, or of the terms it is a difference of, ``scale``."""
     unit = torch.maximum(spacing(truth, actual.dtype), spacing(scale, actual.dtype))
     error = (actual.double() - truth).abs() / unit
     worst = error.argmax()
@@ -53,22 +53,22 @@ def assert_close(actual, truth, scale, limit):
 @EACH
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 def test_hard_targets_to_the_last_digits(loss, every_engine, dtype):
-    """Nothing cancels where the target is 0 or 1: a few ulp at every margin, down to subnormals."""
+    """With targets 0 and 1 nothing cancels: a few ulps at every margin, down to subnormals."""
     engine = ask(loss, every_engine, dtype)
     z, t = grid([0.0, 1.0], dtype)
     value, grad = value_and_grad(loss, z, t, reduction="none", engine=engine)
     truth, slope = loss.truth(z, t)
     assert value.dtype == dtype
-    # A power multiplies relative errors; through logarithms, by the nats that these hold.
+    # A power multiplies relative errors by the exponent; through logarithms also by the nats.
     power = max(v for k, v in {"gamma": 2, **loss.options}.items() if "gamma" in k)
     logarithms = dtype == torch.float64 and ("focal" in loss.name or "asymmetric" in loss.name)
     limit = 4 + power * (100 if logarithms else 1)
-    # The density of the continuous Bernoulli is a difference: its digits are those of its terms.
+    # The continuous Bernoulli is a difference of two terms, and has the digits of these terms.
     scale = torch.zeros_like(truth)
     if "continuous" in loss.name:
         scale = 1 + z.double().abs()
     if "clip" in loss.name or loss.name == "asymmetric_loss":
-        scale = torch.where(t == 0, 1e-2, scale)  # p - m, where p is nearly m
+        scale = torch.where(t == 0, 1e-2, scale)  # for p - m where p is nearly m
     assert_close(value, truth, scale, limit)
     assert_close(grad, slope, scale, limit)
 
@@ -79,7 +79,7 @@ def test_targets_between(loss, every_engine, dtype):
     engine = ask(loss, every_engine, dtype)
     z, t = grid([1e-6, 0.125, 0.5, 0.9, 1 - 2**-20], dtype)
     if "quality" in loss.name:
-        z = z + 0.05  # not where the power has a corner
+        z = z + 0.05  # away from the corner of the power
     value, grad = value_and_grad(loss, z, t, reduction="none", engine=engine)
     truth, slope = loss.truth(z, t)
     one = torch.ones_like(truth)
@@ -89,7 +89,7 @@ def test_targets_between(loss, every_engine, dtype):
 
 
 def test_values_beside_the_smallest_numbers(every_engine):
-    """float32 down into its subnormal numbers, and on to 0."""
+    """Values in float32 go down through the subnormal numbers to 0."""
     z = torch.tensor([87.0, 88.5, 95.0, 103.0, 103.9, 120.0, 1e30])
     value, grad = value_and_grad(BCE, z, torch.ones_like(z), reduction="none", engine=every_engine)
     exact = [float(mpmath.log1p(mpmath.exp(-mpmath.mpf(v)))) for v in z.tolist()]
@@ -221,7 +221,7 @@ def test_normalizers(every_engine):
 
 def test_weights_are_added_up_in_float64(engine):
     z, t = torch.randn(4, 5, dtype=torch.float64), torch.rand(4, 5, dtype=torch.float64)
-    w = torch.tensor([1e8, 1.0, 1.0, 1.0, 1.0])  # of which float32 would lose the last ones
+    w = torch.tensor([1e8, 1.0, 1.0, 1.0, 1.0])  # in float32 the ones would be rounded away
     total = BCE(z, t, w, reduction="sum", engine=engine)
     mean = BCE(z, t, w, normalizer="weight", engine=engine)
     torch.testing.assert_close(mean, total / (4e8 + 16), rtol=1e-15, atol=0)
@@ -283,7 +283,7 @@ def test_powers_below_one_where_the_probability_is_one(engine, z):
 
 
 def test_torchvision_formula(engine):
-    """With targets between 0 and 1, too."""
+    """The formula holds for targets between 0 and 1, too."""
     z, t = torch.randn(300, dtype=torch.float64), torch.rand(300, dtype=torch.float64)
     p = torch.sigmoid(z)
     p_t = p * t + (1 - p) * (1 - t)

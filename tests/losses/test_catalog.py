@@ -34,7 +34,7 @@ def some_logits(c, outcomes, n=60):
 
 @pytest.mark.parametrize("name", CATALOG)
 def test_every_member_can_be_called(name):
-    """Otherwise the other tests here could not see it."""
+    """The other tests of this file reach a member only if the registry can call it."""
     entry = REGISTRY[name]
     if entry.apart or entry.follows:
         return
@@ -60,7 +60,7 @@ def test_binary_members_have_one_label():
 
 
 def distributions(c):
-    """100 random distributions of what a row can be, by the number of outcomes."""
+    """Yield random distributions over the outcomes of a row, 100 in all."""
     if c.labels:
         yield c.of_labels(0.01 + 0.98 * torch.rand(100, c.labels, dtype=torch.float64))
         return
@@ -75,12 +75,12 @@ def logits_of(c, p):
 
 
 def inside(c, u):
-    """Logits that a loss is made for, from free ones."""
+    """Map any numbers to logits that a loss accepts: cosines for some losses."""
     return u.tanh() if c.cosines else u
 
 
 def minimise(c, p, start, steps):
-    """Logits of locally least expected loss under each ``p``; the problems are solved as one."""
+    """Logits with a local minimum of the expected loss for each ``p``, found in one search."""
     u = (start.clamp(-0.99, 0.99).atanh() if c.cosines else start).clone()
     u.requires_grad_()
     optimizer = torch.optim.LBFGS(
@@ -104,14 +104,14 @@ def risk(c, p, z):
 
 @pytest.mark.parametrize("name", [n for n in NAMES if CATALOG[n].proper])
 def test_proper(name):
-    """From anywhere the least expected loss is found at the truth, and costs as much."""
+    """From every start the search for the least expected loss ends at the truth, or at its cost."""
     c = REGISTRY[name]
     for p in distributions(c):
         start = torch.randn(len(p), c.width(p.shape[1]), dtype=torch.float64)
         for z in (minimise(c, p, size * start, 150) for size in (0.0, 1.0)):
             torch.testing.assert_close(c.predictions(z), p, atol=1e-3, rtol=0)
         if c.predicts:
-            continue  # the truth may have no logits of its own
+            continue  # there may be no logits that predict the truth
         true = logits_of(c, p).requires_grad_()
         cost = risk(c, p, true)
         (slope,) = torch.autograd.grad(cost.sum(), true)
@@ -121,7 +121,7 @@ def test_proper(name):
 
 @pytest.mark.parametrize("name", [n for n in ALONE if not CATALOG[n].proper])
 def test_not_proper(name):
-    """Some prediction other than the truth costs less than the truth, however that is shifted."""
+    """Some other prediction costs less than the truth, with any shift of its logits."""
     c = REGISTRY[name]
     for p in distributions(c):
         true = logits_of(c, p)
@@ -143,7 +143,7 @@ def test_not_proper(name):
 
 @pytest.mark.parametrize("name", sorted(OF_A_BATCH))
 def test_not_proper_over_a_batch(name):
-    """The same for a batch in which the classes are as frequent as the distribution says."""
+    """Some other prediction costs less in a batch whose classes are as frequent as predicted."""
     assert not CATALOG[name].proper
     target = torch.tensor([0] * 14 + [1] * 5 + [2])
     p = torch.bincount(target) / 20
@@ -168,7 +168,7 @@ def test_bounded(name):
     near, far = (c.values(size * directions, outcomes) for size in (100.0, 200.0))
     assert near.isfinite().all()
     assert far.isfinite().all()
-    grows = (far.max() / near.max()).item()  # with the margin, or towards a limit
+    grows = (far.max() / near.max()).item()  # 2 for linear growth, 1 for a limit
     assert grows < 1.05 if CATALOG[name].bounded else grows > 1.5
 
 
@@ -192,7 +192,7 @@ def least_curvature(c, z, outcomes):
 
 
 def largest_sag(loss, z):
-    """How far the loss in the middle of a segment lies above its chord, at most; relatively."""
+    """The largest relative height of the loss above its chord, in the middle of a segment."""
     a, b = z, z.flip(0)
     at_a, at_b, middle = loss(a), loss(b), loss((a + b) / 2)
     return ((middle - (at_a + at_b) / 2) / (1 + at_a.abs() + at_b.abs())).max().item()
@@ -206,7 +206,7 @@ def test_convex(name):
     curvature = least_curvature(c, z, outcomes)
     sag = largest_sag(lambda x: c.values(x, outcomes), z)
     if CATALOG[name].convex:
-        assert curvature >= -1e-12  # the shift of all logits has the eigenvalue 0, rounded
+        assert curvature >= -1e-12  # a shift of all logits has the eigenvalue 0, but for rounding
         assert sag <= 1e-12
     else:
         assert curvature < -1e-9 or sag > 1e-9
@@ -214,7 +214,7 @@ def test_convex(name):
 
 @pytest.mark.parametrize("name", sorted(OF_A_BATCH))
 def test_convex_over_a_batch(name):
-    """In the logits of all rows together."""
+    """The loss is convex, or not, as a function of the logits of all rows together."""
     target = torch.tensor([0, 0, 1, 2])
 
     def loss(batches):

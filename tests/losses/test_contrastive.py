@@ -1,4 +1,4 @@
-"""Losses whose classes are other examples, or samples: those of the whole matrix, without it."""
+"""Losses whose classes are other examples, or samples: as from the whole matrix, without it."""
 
 import mpmath
 import pytest
@@ -13,7 +13,7 @@ every_reduction = pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch):
-    """Several chunks even of small problems."""
+    """Make several chunks of small problems, too."""
     monkeypatch.setattr(heads, "MAX_ROWS", 5)
 
 
@@ -99,7 +99,7 @@ def test_siglip(reduction, dense):
 
 
 def test_a_sure_pair_keeps_its_digits():
-    """A similarity of 1 against none, at a temperature of 1/60."""
+    """The similarity is 1 for the pair and 0 for all others, at a temperature of 1/60."""
     found = xent.losses.info_nce_loss(torch.eye(3), torch.eye(3), temperature=1 / 60)
     truth = float(mpmath.log1p(2 * mpmath.exp(-mpmath.mpf(60))))
     assert abs(found.item() - truth) <= 8 * 2**-24 * 60 * truth
@@ -111,7 +111,7 @@ def test_sampled_softmax(correct, reduction):
     h, w, b = features(3, 4, 6), features(30, 6), features(30)
     y = torch.randint(30, (3, 4))
     y[1, 2] = -100
-    some = torch.cat([torch.randint(30, (9,)), y[0]])  # some targets are drawn, some twice
+    some = torch.cat([torch.randint(30, (9,)), y[0]])  # among them targets, some of them twice
     log_q = torch.randn(30) if correct else None
     found = xent.losses.sampled_cross_entropy(
         h, w, y, some, bias=b, log_q=log_q, reduction=reduction
@@ -149,7 +149,7 @@ def test_the_correction_takes_the_bias_out():
     for _ in range(draws):
         some = torch.multinomial(q, size, replacement=True, generator=generator)
         loss = xent.losses.sampled_cross_entropy(h, w, y, some, log_q=(q * size).log())
-        odds = torch.expm1(loss)  # of all sampled rivals against the target, over its own share
+        odds = torch.expm1(loss)  # the sampled others against the target, both divided by q
         total.append(odds / (q[3] * size))
     total = torch.stack(total)
     z = (h @ w.T)[0]
@@ -189,13 +189,13 @@ def test_narrow_types(dtype):
             options["logit_scale"] = 1.0
         found = loss(a, b, **options)
         assert found.dtype == dtype
-        # Each way of the mean is rounded before the mean is.
+        # The losses of both ways are rounded, and then their mean.
         truth = loss(*wide, **options).item()
         assert abs(found.item() - truth) <= torch.finfo(dtype).eps * truth
 
 
 def test_no_matrix_of_pairs():
-    """The largest tensor that is made is a chunk."""
+    """No tensor is larger than a chunk."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
     class Largest(TorchDispatchMode):

@@ -1,4 +1,4 @@
-"""Detection heads against darknet's rules written out box by box, and hierarchies of classes."""
+"""Detection heads against the rules of darknet, box by box; hierarchies of classes."""
 
 import itertools
 import math
@@ -168,7 +168,7 @@ def test_two_labels_fit_into_v3_and_not_into_v2():
     with pytest.raises(ValueError, match="one label per box"):
         ours(data, version="v2", labels=several)
 
-    # A logistic per class can be sure of both; the best a softmax can do is log 2 for each.
+    # A logistic per class can be sure of both labels; a softmax gives each at best 1/2: log 2.
     z = torch.full((1, 5 + C, 1, 1), -30.0, dtype=torch.float64)
     z[0, 5:7] = 30.0
     here, both = torch.ones(1, 1, 1, 1, dtype=torch.bool), torch.zeros(1, 1, C, 1, 1)
@@ -344,7 +344,7 @@ def test_gradient_stays_among_the_siblings_of_the_path():
     z = (4 * uniform(1, len(TREE)) - 2).requires_grad_()
     loss = xent.losses.wordtree_cross_entropy(
         z, torch.tensor([9]), TREE
-    )  # 9, its parent 4, its root 0
+    )  # the path is 9, its parent 4 and the root 0
     (gradient,) = torch.autograd.grad(loss, z)
     on_the_way = {k for node in (9, 4, 0) for k in siblings(node)}
     for k in range(len(TREE)):

@@ -103,7 +103,7 @@ def test_every_digit_of_a_student_near_its_teacher(kind, beta, distance, size):
     assert value[0] == 0
     assert not grad[0].any()
     torch.testing.assert_close(value[1:], truth[1:], rtol=3e-14, atol=0)
-    # A class whose ratio is the mean one has a slope of 0: what is next to it is its measure.
+    # A class whose log-ratio is the mean has gradient 0, so errors are relative to the row.
     error = (grad - slope)[1:].abs() / slope[1:].abs().amax(-1, keepdim=True)
     assert error.max() < 1e-13
 
@@ -118,7 +118,7 @@ def test_every_digit_in_float32(kind, beta):
         )
         truth, slope = exact(z, v, kind, beta)
         assert worst(value, truth) <= 1
-        # Two certainties that differ: p (r_j - E_p r) with log-ratios r that are almost the same.
+        # Where both are sure of different classes, p (r_j - E_p r) has nearly equal log-ratios r.
         rounding = 1e-15 * torch.softmax(z.double(), -1)
         assert bool(((grad - slope).abs() <= spacing(slope, grad.dtype) + rounding).all())
 

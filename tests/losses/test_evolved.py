@@ -28,7 +28,7 @@ def probabilities(z):
 
 
 def through_softmax(p, slopes):
-    """Gradient in the logits from that in the probabilities, and the size of what is subtracted."""
+    """Gradient by the logits from that by the probabilities, and the size of the terms in it."""
     n = range(len(p))
     grad = [p[k] * mp.fsum(p[j] * (slopes[k] - slopes[j]) for j in n if j != k) for k in n]
     sizes = [
@@ -41,7 +41,7 @@ def exact_baikal(z, y):
     p, c = probabilities(z), len(z)
     nats = -mp.log(p[y])
     inverse = 1 / p[y] if nats <= 20 else mp.e**20 * (1 + nats - 20)
-    slope = min(1 / p[y], mp.e**20)  # of the inverse in the nats
+    slope = min(1 / p[y], mp.e**20)  # derivative of the inverse by the nats
     others = mp.fsum(pj for j, pj in enumerate(p) if j != y)
     parts = [(pj, -mp.mpf(1) / c, slope / c * pj) for pj in p]
     parts[y] = (1 - mp.mpf(1) / c, -others, -slope / c * others)
@@ -78,7 +78,7 @@ def exact_taylorglo(z, y):
     constants = mp.fsum(polynomial(x, mp.mpf(0), theta) for x in hit) + slope(mp.mpf(0), mp.mpf(0))
     terms = [polynomial(x, a, theta) for x, a in zip(hit, p, strict=True)]
     slopes = [-slope(x, a) for x, a in zip(hit, p, strict=True)]
-    # The size of what is added up: the linear term of the target, and the squares.
+    # The size of the terms: the linear one of the target, and the squares.
     size = 140 * p[y] + 156 * mp.fsum(a**2 for a in p)
     return constants - mp.fsum(terms), size, *through_softmax(p, slopes)
 
@@ -116,7 +116,7 @@ def test_fifty_digits_at_every_margin(name, engine):
 
 
 def test_ngl_of_one_class():
-    # A certain class that is the target, and what impossible classes beside it add.
+    # First a sure target alone, then with an impossible class beside it.
     alone = xent.losses.ngl_loss(torch.zeros(1, 1), torch.tensor([0]))
     two = xent.losses.ngl_loss(torch.tensor([[100.0, 0.0]]), torch.tensor([0]))
     assert abs(alone.item() - 0.71954) < 5e-6
@@ -124,13 +124,13 @@ def test_ngl_of_one_class():
 
 
 def test_the_polynomial_the_authors_write_for_cross_entropy():
-    # Its terms multiplied out, as they stand in the experiments published with the paper.
+    # The polynomial multiplied out, as in the experiments that were published with the paper.
     z, y = torch.randn(20, 7, dtype=torch.float64), torch.randint(7, (20,))
     p, x = torch.softmax(z, -1), hot(z, y)
     published = 0.166667 - p + 2 * p * p - 1.33333 * p**3 + x * (2.19315 - 4 * p + 2 * p * p)
     loss = xent.losses.taylorglo_loss(z, y, theta=CROSS_ENTROPY, reduction="none")
     gaps = published.sum(-1) - loss
-    assert (gaps - gaps.mean()).abs().max() < 1e-5  # of which they print six digits
+    assert (gaps - gaps.mean()).abs().max() < 1e-5  # the published numbers have six digits
 
 
 def test_every_parameter_of_taylorglo_that_can_steer_does():
@@ -173,7 +173,7 @@ def test_finite_at_a_hundred(loss, dtype):
     value, grad = value_and_grad(loss, z, torch.tensor([0, 0, 2]), reduction="none")
     assert value.isfinite().all()
     assert grad.isfinite().all()
-    if dtype == torch.float64:  # the others cannot hold e^-200, the slope of a bounded loss
+    if dtype == torch.float64:  # others cannot hold e^-200, the gradient of a bounded loss
         assert grad[1, 0] < 0
 
 
@@ -183,7 +183,7 @@ def test_the_tangent_takes_over_smoothly(call):
     z = torch.stack([torch.zeros_like(nats), torch.log(torch.expm1(nats))], 1)
     value, grad = value_and_grad(call, z, torch.zeros(5, dtype=torch.int64), reduction="none")
     steps = value.diff() / nats.diff()
-    assert (steps[1:] / steps[1] - 1).abs().max() < 1e-6  # a straight line, but for lse - mean
+    assert (steps[1:] / steps[1] - 1).abs().max() < 1e-6  # a straight line, except for lse - mean
     assert abs(steps[0] / steps[1] - 1) < 1e-3
     assert (grad[1:, 0] / grad[1, 0] - 1).abs().max() < 1e-6
 
@@ -217,7 +217,7 @@ def test_compiles_in_one_graph(loss):
 
 
 def least_expected(call, q):
-    """The probabilities that an expected loss is least at, by Newton's method with a fallback."""
+    """The probabilities with the least expected loss."""
     classes = torch.arange(len(q))
     z = q.log().clone().requires_grad_()
     optimiser = torch.optim.LBFGS([z], max_iter=300, line_search_fn="strong_wolfe")

@@ -1,4 +1,4 @@
-"""``nll_loss`` and ``kl_div``: as PyTorch's, where PyTorch has a number; and where it has none."""
+"""``nll_loss`` and ``kl_div``: equal to PyTorch's where that is a number, and right where not."""
 
 import math
 import warnings
@@ -30,7 +30,7 @@ def labels(shape):
 
 
 def agree(ours, theirs, tensors, eps=None):
-    """Values and gradients of two functions."""
+    """Check that values and gradients of two functions agree."""
     dtype = tensors[0].dtype
     eps = 8 * torch.finfo(dtype).eps if eps is None else eps
     results = []
@@ -143,7 +143,7 @@ def test_kl_div_of_distributions():
 
 @pytest.mark.parametrize("log_target", [False, True])
 def test_kl_div_where_a_target_is_0(log_target):
-    """Two classes masked by the target, one of them by the prediction, too."""
+    """Two classes have target 0; one of them also has probability 0."""
     p = torch.tensor([0.5, 0.25, 0.25, 0.0]).double()
     t = torch.tensor([0.25, 0.75, 0.0, 0.0]).double()
     target = t.log() if log_target else t
@@ -204,7 +204,7 @@ def test_bad_input(name):
 
 
 def test_rounding_is_no_mistake():
-    """PyTorch's logarithm of a softmax in float32 may lie a rounding above 0."""
+    """In float32 PyTorch's log_softmax may be above 0 by a rounding error."""
     x = torch.tensor([[1e-6, -14.0]])
     assert xent.nll_loss(x, torch.tensor([0])) == pytest.approx(-1e-6)
     with pytest.raises(ValueError, match="at most 0"):

@@ -1,4 +1,4 @@
-"""What the laws do not say: accuracy at every margin, limits of hyperparameters, known numbers."""
+"""Tests beyond the laws: accuracy at every margin, limits of hyperparameters, known numbers."""
 
 import math
 
@@ -12,9 +12,9 @@ import xent
 from tests.helpers import value_and_grad, worst
 from tests.registry import ANGULAR
 
-# In float32. Rows are worked on in float64, where e^-80 carries the roundings of 80 nats.
+# Limits for float32. Those for float64 are wider: e^-80 has the rounding errors of 80 nats.
 LOSS_ULPS = 4
-GRAD_ULPS = 8  # the partial derivative and the probability each round once more
+GRAD_ULPS = 8  # partial derivative and probability are rounded once more each
 WIDE = 1e-13
 
 
@@ -315,7 +315,7 @@ def test_recall_loss_weighs_by_what_the_batch_misses(engine):
     torch.testing.assert_close(value, truth * kept)
     mean = xent.losses.recall_loss(z, y, engine=engine)
     torch.testing.assert_close(mean, truth[kept].mean())
-    # A class that is ignored does not spoil the counts of the class with its number.
+    # Rows ignored by ignore_index=4 must not change the weights of the other classes.
     ignored = torch.where(kept, y, 4)
     again = xent.losses.recall_loss(z, ignored, ignore_index=4, reduction="none", engine=engine)
     known = kept & (y != 4)

@@ -102,7 +102,7 @@ def test_zlpr_against_50_digits():
 
 
 def test_zlpr_of_one_label_is_two_softmax_losses():
-    """Classes above and below a threshold of score 0."""
+    """One softmax loss has the classes above a score of 0, the other those below."""
     z, y = torch.randn(7, 5, dtype=torch.float64), torch.randint(5, (7,))
     t = F.one_hot(y, 5)
     zero = torch.zeros(7, 1).double()

@@ -1,4 +1,4 @@
-"""Corrections for label noise: formulas, identities, digits, populations, derivatives."""
+"""Corrections for label noise: formulas, identities, digits, minimisers, derivatives."""
 
 import math
 
@@ -103,8 +103,8 @@ def test_forward_at_every_margin(matrix, dtype):
         labels = torch.full((len(z),), y)
         value, grad = value_and_grad(FORWARD, z, labels, matrix=matrix, reduction="none")
         true_value, true_grad = exact_forward(z, matrix, y)
-        # The slope p_j (1 - T_jy / sum_k T_ky p_k) cancels where a class is as likely to show the
-        # label as all classes together are: zero to within an ulp of 1 in float64.
+        # The gradient p_j (1 - T_jy / sum_k T_ky p_k) cancels where T_jy equals the sum. There the
+        # error is within an ulp of 1 in float64.
         cancels = (grad - true_grad).abs() <= 3e-16
         grad = torch.where(cancels, true_grad.to(dtype), grad)
         if dtype is torch.float32:
@@ -152,7 +152,7 @@ def test_backward_is_unbiased(matrix):
 @pytest.mark.parametrize("matrix", [SYMMETRIC, PAIR, ANY], ids=["symmetric", "pair", "any"])
 def test_the_minimiser_over_a_noisy_population_is_the_clean_posterior(matrix):
     posterior = torch.softmax(torch.randn(3, C, dtype=torch.float64), 1)
-    noisy = posterior @ matrix  # what labels are seen
+    noisy = posterior @ matrix  # probabilities of the labels that are seen
 
     def minimiser(loss, **options):
         z = torch.zeros(3, C, dtype=torch.float64, requires_grad=True)
@@ -179,7 +179,7 @@ def test_the_minimiser_over_a_noisy_population_is_the_clean_posterior(matrix):
 
 
 def test_the_matrix_can_be_learnt():
-    # Given the clean posterior, what minimises the loss is the matrix that made the labels.
+    # Given the clean posterior, the matrix that made the labels minimises the loss.
     z = torch.log_softmax(torch.randn(400, C, dtype=torch.float64) * 3, 1)
     rows, labels = z.repeat(C, 1), torch.arange(C).repeat_interleave(400)
     often = (z.exp() @ ANY).T.flatten()
@@ -291,11 +291,11 @@ def test_forward_with_masked_classes():
     p = torch.softmax(z, 1)
     torch.testing.assert_close(value, -(p @ ANY).gather(1, Y[:, None])[:, 0].log())
     assert not grad[:, 2].any()
-    # No unmasked class shows the label: infinite, and no NaN on the way back.
+    # No unmasked class leads to the label: the loss is infinite, and the gradient has no NaN.
     value, grad = value_and_grad(FORWARD, z, torch.full_like(Y, 2), matrix=EYE, reduction="none")
     assert value.isposinf().all()
     assert grad.isfinite().all()
-    # None but the label's own is left: certain.
+    # Only the class of the label is unmasked, so the loss is 0.
     alone = torch.full((1, C), -torch.inf)
     alone[0, 3] = 1.0
     value, grad = value_and_grad(FORWARD, alone, torch.tensor([3]), matrix=torch.eye(C))

@@ -1,4 +1,4 @@
-"""Noise matrices: refused where they are none, made, sampled from, and estimated."""
+"""Noise matrices: checks, makers, sampling of labels, and estimates."""
 
 import math
 
@@ -118,7 +118,7 @@ def test_flipped_labels_follow_the_matrix():
     assert observed.shape == labels.shape
     counts = torch.zeros(C, C).double()
     counts.index_put_((labels.flatten(), observed.flatten()), torch.ones(1).double(), True)
-    # 20,000 draws each: five standard deviations.
+    # 20,000 draws per class; the limit is five standard deviations.
     assert ((counts / 20000 - ANY).abs() <= 5 * (ANY * (1 - ANY) / 20000).sqrt()).all()
     again = xent.losses.flip_labels(labels, ANY, torch.Generator().manual_seed(5))
     assert same_bits(again, observed)

@@ -21,7 +21,7 @@ every_loss = pytest.mark.parametrize("name", LOSSES)
 
 
 def tokens(*shape, dtype=torch.float64):
-    """Log-probabilities now, when sampled and under a reference; advantages; a mask."""
+    """Log-probabilities now, when sampled and under a reference; advantages."""
     p = -torch.rand(*shape, dtype=dtype) * 3
     old, reference = (p + torch.randn(*shape, dtype=dtype) * 0.4 for _ in range(2))
     return p.requires_grad_(), old, reference, torch.randn(*shape, dtype=dtype)
@@ -72,7 +72,7 @@ def test_what_estimates_tell_on_average():
     expected = {
         name: (
             (p * xent.policy.kl_estimate(log_p, log_r, estimator=name)).sum(),
-            # Of a loss on samples: they are drawn first, so their probability has no gradient.
+            # For a loss, samples are drawn first, so their probability has no gradient.
             grad((p.detach() * xent.policy.kl_estimate(log_p, log_r, estimator=name)).sum(), z),
         )
         for name in ("k1", "k2", "k3")
@@ -112,7 +112,7 @@ def test_advantages_by_a_loop(scale, eps):
 @pytest.mark.parametrize("eps", [1e-4, 0.0])
 def test_equal_rewards_have_no_advantage(eps):
     found = xent.policy.group_advantages(torch.tensor([0.1, 0.1, 0.1, 0.7, 0.7, 0.7]), 3, eps=eps)
-    assert not found.any()  # the mean of three times 0.1 is another number
+    assert not found.any()  # though the float32 mean of three times 0.1 is not 0.1
 
 
 def test_rewards_of_right_and_wrong():
@@ -126,7 +126,7 @@ def test_rewards_of_right_and_wrong():
 
 
 def averaged(values, mask, average, normalizer=None):
-    """By loops, with Python's sums."""
+    """Average in plain Python, by loops."""
     rows = [[v for v, keep in zip(*pair, strict=True) if keep]
             for pair in zip(values, mask, strict=True)]  # fmt: skip
     rows = [row for row in rows if row]
@@ -204,10 +204,10 @@ def test_reductions(name, average):
 
 
 def test_the_policy_gradient(engine):
-    """R (p - onehot) / N in the logits, however the rewards are signed; and as cross-entropy."""
+    """The gradient is R (p - onehot) / N for rewards of any sign, as that of cross-entropy."""
     z = torch.randn(9, 6, dtype=torch.float64, requires_grad=True)
     y, r = torch.randint(6, (9,)), torch.randn(9, dtype=torch.float64)
-    r -= r.mean()  # whose sum, that of the weights, is 0
+    r -= r.mean()  # so the sum of the weights is 0
     loss = xent.policy.reinforce_loss(xent.token_log_probs(z, y, engine=engine), r)
     truth = r[:, None] * (z.softmax(1) - torch.nn.functional.one_hot(y, 6)) / 9
     close(grad(loss, z), truth.detach())
@@ -223,7 +223,7 @@ def test_on_policy_all_are_reinforce(average, clip):
     mask = a_mask()
     options = {"average": average}
     slope = grad(xent.policy.reinforce_loss(p, a, mask, **options), p)
-    for old in (None, p.detach(), p):  # a policy that is not detached is a constant all the same
+    for old in (None, p.detach(), p):  # an old policy counts as constant, detached or not
         for loss in (xent.policy.ppo_loss, xent.policy.grpo_loss):
             value = loss(p, old, a, mask, clip=clip, **options)
             assert torch.equal(
@@ -241,7 +241,7 @@ def test_on_policy_sequences():
 
 @pytest.mark.parametrize("clip", [0.1, 0.2, 0.3])
 def test_the_range_of_the_ratio_is_clip(clip):
-    """Ratios of 1.05, 1.15 and 1.25, each wanted higher: those outside have no gradient."""
+    """All advantages are positive: ratios above ``1 + clip`` have no gradient."""
     ratio = torch.tensor([[1.05, 1.15, 1.25]], dtype=torch.float64)
     p = ratio.log().requires_grad_()
     for loss in (xent.policy.ppo_loss, xent.policy.grpo_loss):
@@ -289,7 +289,7 @@ def test_masks_are_subsets(name, average):
 def test_micro_batches_with_a_normalizer(name):
     p, _, _, a = tokens(6, 5)
     mask = torch.rand(6, 5) < 0.6
-    mask[4:] = False  # nothing to learn from in the last one
+    mask[4:] = False  # the last micro-batch has no tokens
     loss = LOSSES[name]
     for average, total in (("token", mask.sum()), ("sequence", mask.any(1).sum()),
                            (8, mask.any(1).sum())):  # fmt: skip
@@ -314,7 +314,7 @@ def test_no_tokens(name, average):
 
 @every_loss
 def test_advantages_by_sequence_and_single_actions(name):
-    p, _, _, _ = tokens(5, 5)  # where one per sequence could pass for one per position
+    p, _, _, _ = tokens(5, 5)  # B = T: a vector could be taken for one per position
     a, loss = torch.randn(5, dtype=torch.float64), LOSSES[name]
     each = loss(p, a[:, None].expand(5, 5), average="sequence")
     assert torch.equal(loss(p, a, average="sequence"), each)
@@ -342,7 +342,7 @@ def test_constants_have_no_gradient(name):
 @every_loss
 @pytest.mark.parametrize("average", ["token", "sequence", 8])
 def test_float32_is_worked_on_in_float64(name, average):
-    """Value and slopes are those of the formula in float64, rounded once."""
+    """Value and gradients are those of the formula in float64, rounded once."""
     p, old, reference, a = (x.detach().float() for x in tokens(4, 5))
     mask, h = a_mask(), torch.rand(4, 5)
     p.requires_grad_(), h.requires_grad_()

@@ -1,4 +1,4 @@
-"""Robust losses at every margin, in the limits of their hyperparameters, and what they promise.
+"""Robust losses: digits at every margin, limits of hyperparameters, facts of the catalog.
 
 The laws of every loss (tests/house/test_laws.py) run over tests/registry.
 """
@@ -32,7 +32,7 @@ def share(p, y):
     return log(p[y]) / mpmath.fsum(log(v) for v in p)
 
 
-# On the probabilities, in 100 digits; 1 - p as it is written in textbooks.
+# Formulas of the probabilities for 100 digits, so 1 - p may be written as in textbooks.
 EXACT = {
     xent.losses.bootstrap_loss: lambda p, y: (
         -mpf(0.95) * log(p[y]) - (1 - mpf(0.95)) * mpmath.fsum(v * log(v) for v in p)
@@ -74,7 +74,7 @@ def exact(formula, z, y):
 
 
 def rows_of_margin(*margins):
-    """The class 0 at these distances above the next one."""
+    """Rows whose class 0 is above the next class by these margins."""
     others = torch.tensor([0.0, -0.75, -4.5])
     return torch.stack([torch.cat([torch.tensor([m]), others]) for m in margins]) + 2.0
 
@@ -87,7 +87,7 @@ def test_every_margin_in_float32(loss):
     assert worst(value, true_value) <= 4
     if "mean" in loss.needs():
         # Normalised losses add p_j / total and -share (C p_j - 1) / total, which nearly cancel for
-        # some classes: an ulp of the row's largest slope.
+        # some classes. So the limit is an ulp of the row's largest gradient.
         largest = true_grad.abs().amax(1, keepdim=True)
         small = (grad - true_grad).abs() <= 2 * torch.finfo(grad.dtype).eps * largest
         grad = torch.where(small, true_grad.float(), grad)
@@ -218,7 +218,7 @@ def test_truncation_prunes():
     torch.testing.assert_close(value[~believed], constant[~believed])
 
 
-# ---- promises -------------------------------------------------------------------------------
+# ---- facts of the catalog -------------------------------------------------------------------
 
 SYMMETRIC = [loss for loss in EXACT if CATALOG[loss.__name__].symmetric]
 
@@ -269,7 +269,7 @@ def test_uniform_noise_does_not_move_the_slope(loss):
 
 @MEMBERS
 def test_convexity(loss):
-    # The middle of a chord lies nowhere above its ends. Short chords find edges, long ones bends.
+    # A convex function is nowhere above its chords. Short chords find kinks, long ones curvature.
     generator = torch.Generator().manual_seed(3)
     a = torch.randn(20000, 4, generator=generator, dtype=torch.float64) * 3
     step = torch.randn(a.shape, generator=generator, dtype=torch.float64)
@@ -282,7 +282,7 @@ def test_convexity(loss):
 
 
 def test_none_is_proper():
-    # The expected loss under p has a slope at the prediction p, or lies lower elsewhere.
+    # At the prediction p the expected loss has a gradient, or another prediction costs less.
     p = torch.tensor([0.6, 0.3, 0.1], dtype=torch.float64)
     elsewhere = torch.tensor([0.8, 0.15, 0.05], dtype=torch.float64)
     for loss in EXACT:

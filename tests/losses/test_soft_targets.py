@@ -1,4 +1,4 @@
-"""Soft targets told by tables, mixtures and short lists."""
+"""Soft targets from tables, mixtures and short lists."""
 
 import math
 
@@ -18,7 +18,7 @@ N, C = 8, 6
 
 @pytest.fixture
 def engine(every_engine):
-    """Triton's kernels, too."""
+    """Every engine, Triton's kernels included."""
     return every_engine
 
 
@@ -245,7 +245,7 @@ def test_the_tail_is_one_class_more(engine):
     expected, slope = value_and_grad(truth, z)
     torch.testing.assert_close(value, expected, rtol=1e-13, atol=1e-15)
     torch.testing.assert_close(grad, slope, rtol=1e-12, atol=1e-15)
-    # Least where the listed classes and the others have their shares.
+    # The loss is least where the listed classes and the others have their shares.
     best = torch.where(hidden, torch.zeros_like(z).scatter(1, classes, q.log()), 0)
     best = torch.where(hidden, best, torch.log((1 - q.sum(-1, keepdim=True)) / (C - 3)))
     _, grad = value_and_grad(xent.losses.sparse_cross_entropy, best, classes, q, **options)
@@ -253,7 +253,7 @@ def test_the_tail_is_one_class_more(engine):
 
 
 def test_the_tail_has_every_digit(engine):
-    """Classes 0 (listed) and 1 (the tail), from one as good as certain to the other."""
+    """Class 0 is listed, class 1 is the tail; margins go from sure of 1 to sure of 0."""
     d = torch.arange(-80, 81, 4.0)
     z = torch.stack([d, torch.zeros_like(d), torch.full_like(d, -math.inf)], 1)
     classes = torch.zeros(len(d), 1, dtype=torch.int64)
@@ -366,7 +366,7 @@ def test_a_bad_list_is_told():
 
 
 def test_a_target_of_0_has_a_slope_for_every_class():
-    """The likeliest class among them, which is kept apart from the others."""
+    """The likeliest class has one, too, though kernels keep that class apart from the others."""
     z = torch.tensor([[3.0, 0.0, 1.0], [0.0, 3.0, -torch.inf]], dtype=torch.float64)
     q = torch.tensor([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]], dtype=torch.float64, requires_grad=True)
     (slope,) = torch.autograd.grad(xent.cross_entropy(z, q, reduction="sum"), q)

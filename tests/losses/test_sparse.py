@@ -18,7 +18,7 @@ ALPHAS = [1.05, 1.5, 2.0, 2.5, 4.0, 10.0]
 
 
 def exact_sparsemax(z):
-    """The nearest point of the simplex, among those of every support, in fractions."""
+    """The nearest point of the simplex, found over all supports, in fractions."""
     z = [Fraction(v) for v in z]
     best = None
     for n in range(1, len(z) + 1):
@@ -53,7 +53,7 @@ def exact_rows(z, alpha):
 
 
 def rounding(p, alpha, size):
-    """What the rounding of logits does to probabilities, as p^(2 - alpha): much to rare classes."""
+    """Error of probabilities from rounded logits, p^(2 - alpha): large for rare classes."""
     return 8e-16 * (1 + size) * torch.where(p > 0, p ** (2 - alpha), 1).clamp(min=1)
 
 
@@ -102,7 +102,7 @@ def test_the_loss_and_its_gradient_are_exact(alpha, size):
         )
         rows = zip(z.tolist(), q.tolist(), strict=True)
         truth = torch.tensor([float(exact_loss(*row, alpha)) for row in rows], dtype=torch.float64)
-        # A soft target adds up to 1 but for a rounding, which the two forms price differently.
+        # The sum of a soft target is 1 up to rounding, and the two forms differ by that rounding.
         torch.testing.assert_close(value, truth, rtol=1e-13, atol=1e-15 * (1 + size))
         p = exact_rows(z, alpha)
         assert bool(((grad - (p - q)).abs() <= rounding(p, alpha, size)).all())
@@ -142,7 +142,7 @@ def test_every_digit_at_every_margin(alpha, dtype):
     truth = torch.tensor([float(v) for v, _ in pairs], dtype=torch.float64)
     other = torch.tensor([float(p) for _, p in pairs], dtype=torch.float64)
     if dtype == torch.float64:
-        near = (d - 1 / max(alpha - 1, 0.01)).abs() < 0.2  # conditioned by 1 / distance
+        near = (d - 1 / max(alpha - 1, 0.01)).abs() < 0.2  # errors grow as 1 / distance
         rtol = 1e-13
         torch.testing.assert_close(value[~near], truth[~near], rtol=rtol, atol=0)
         torch.testing.assert_close(value[near], truth[near], rtol=2e-9, atol=0)
@@ -212,7 +212,7 @@ def test_entmax_is_differentiable(alpha):
 
 def test_a_learned_target_gets_its_gradient():
     z = torch.randn(3, 4, dtype=torch.float64)
-    # Inside the simplex all targets are free to move against each other.
+    # Softmax keeps the targets inside the simplex, where derivatives exist.
     logits = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
     for alpha in (1.0, 1.5, 2.0, 3.0):
         assert torch.autograd.gradcheck(

@@ -12,13 +12,13 @@ from tests.helpers import nats_below_top, value_and_grad, worst
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 
-# What the tests of the authors' code expect, to the 1e-5 that they ask for.
+# Inputs of the tests of the authors' code, whose numbers are expected to 1e-5 as there.
 LABELS = torch.tensor([[0.2, 0.3, 0.5], [0.6, 0.3, 0.1], [0.2, 0.8, 0.0]])
 ACTIVATIONS = torch.tensor([[-0.5, 0.1, 2.0], [0.1, 1.5, -5.0], [4.0, -3.0, -6.0]])
 
 
 def exact_p(z, t):
-    """The tempered softmax of a row and its normaliser, to 60 digits by bisection."""
+    """The tempered softmax of a row, to 60 digits by bisection of the normaliser."""
     t = mpf(t)
     z = [mpf(v) for v in z]
 
@@ -38,7 +38,7 @@ def exact_p(z, t):
 
 
 def exact_loss(z, q, t1, t2):
-    """Loss and gradient of a row, to the digits mpmath works with."""
+    """Loss and gradient of a row, with the digits that mpmath is set to."""
     p, q, t1, t2 = exact_p(z, t2), [mpf(v) for v in q], mpf(t1), mpf(t2)
 
     def log_t(v):
@@ -74,14 +74,14 @@ def test_the_numbers_of_the_authors():
     one = {"z": ACTIVATIONS[:1], "q": torch.tensor([[0.2, 0.5, 0.3]])}
     for step, expected in ((0.1, 0.45677936), (0.2, 0.34298314), (0.3, 0.26295574)):
         assert loss(1 - step, 1 + step, **one) == pytest.approx([expected], **close)
-    # At t1 = t2 = 1 their code leaves out the entropy of the target, and jumps.
+    # At t1 = t2 = 1 the authors' code leaves out the entropy of the target, so it jumps there.
     entropy = -(one["q"] * one["q"].log()).sum().item()
     assert loss(1.0, 1.0, **one)[0] + entropy == pytest.approx(1.6583576, **close)
     for target in (torch.tensor([2, 0, 1]), torch.eye(3)[[2, 0, 1]]):
         smoothed = loss(0.5, 1.5, q=target, label_smoothing=0.1, smoothed_over="others")
         truth = (1 - 0.15) * torch.eye(3)[[2, 0, 1]] + 0.05
         assert smoothed == pytest.approx(loss(0.5, 1.5, q=truth), **close)
-    # Theirs is of one target per row; these are the ones that give the three numbers.
+    # The authors' test gives each row one of three targets; these targets give its numbers.
     smoothed = [
         xent.losses.bi_tempered_loss(
             ACTIVATIONS[k], torch.tensor(y), t1=0.5, t2=1.5, label_smoothing=0.1,
@@ -90,7 +90,7 @@ def test_the_numbers_of_the_authors():
         for k, y in ((0, 0), (1, 1), (2, 2))
     ]  # fmt: skip
     assert smoothed == pytest.approx([0.76652711, 0.08627685, 1.35443510], **close)
-    softmax = xent.tempered_softmax(ACTIVATIONS[0], t=4.0).tolist()  # theirs add up to 1.00003
+    softmax = xent.tempered_softmax(ACTIVATIONS[0], t=4.0).tolist()  # authors': sum 1.00003
     assert softmax == pytest.approx([0.3205458, 0.32714278, 0.3523402], abs=2e-5)
 
 
@@ -124,7 +124,7 @@ def test_the_normaliser_has_converged(t, size):
         rows = [[float(v) for v in exact_p(row, t)] for row in z.tolist()]
     truth = torch.tensor(rows, dtype=torch.float64)
     assert (p.sum(-1) - 1).abs().max() < 1e-14
-    # A rounding of the logits moves p by p^t; the power then has the nats of its result.
+    # Rounding of the logits moves p by p^t, and the power adds the error of its logarithm, in nats.
     nats = nats_below_top(z) if t > 0 else size
     slack = 1e-15 * (1 + nats) * torch.where(truth > 0, truth ** min(t, 1), 1)
     assert bool(((p - truth).abs() <= slack).all())
@@ -135,7 +135,7 @@ def test_the_normaliser_has_converged(t, size):
 def test_every_digit_at_every_margin(t1, t2, dtype):
     """The loss of a sure prediction keeps its digits as it goes to 0."""
     d = torch.arange(-80, 81, 8, dtype=dtype)
-    if t2 < 1:  # from 1 / (1 - t2) on the prediction is certain, or impossible
+    if t2 < 1:  # beyond 1 / (1 - t2) a class is certain or impossible
         d = torch.arange(-4.75, 5, 0.5, dtype=dtype)
     z = torch.stack([d, torch.zeros_like(d), torch.zeros_like(d) - 1], 1)
     y = torch.zeros(len(d), dtype=torch.int64)
@@ -169,7 +169,7 @@ def test_the_limits_are_continuous():
 @pytest.mark.parametrize("t", [0.0, 0.5, 0.9, 1.0])
 def test_equal_temperatures_are_an_entmax_loss(t):
     z = torch.randn(8, 5, dtype=torch.float64)
-    y = z.argmax(-1)  # what has a chance: entmax has a price for what has none
+    y = z.argmax(-1)  # a class that is possible: entmax_loss has a penalty for others
     truth = xent.losses.entmax_loss(z, y, alpha=2 - t, reduction="none")
     value = xent.losses.bi_tempered_loss(z, y, t1=t, t2=t, reduction="none")
     torch.testing.assert_close(value, truth, rtol=1e-14, atol=0)
@@ -222,7 +222,7 @@ def test_a_learned_target_gets_its_gradient():
     for t1, t2 in ((0.8, 1.2), (1.0, 1.0), (0.0, 2.0)):
         assert torch.autograd.gradcheck(lambda v, a=t1, b=t2: loss(v, a, b), v)
     assert torch.autograd.gradgradcheck(lambda v: loss(v, 0.8, 1.2), v)
-    # A class that the target leaves out: its derivative is the limit from inside.
+    # For a class with target 0 the derivative is the limit from above.
     q = torch.tensor([[0.5, 0.5, 0.0, 0.0]], dtype=torch.float64, requires_grad=True)
     (slope,) = torch.autograd.grad(xent.losses.bi_tempered_loss(z[:1], q), q)
     near = torch.tensor([[0.5, 0.5, 1e-60, 1e-60]], dtype=torch.float64, requires_grad=True)

@@ -18,7 +18,7 @@ CLASSES = 4
 
 
 def example(name):
-    """A module of a name, and what to call it with."""
+    """The module of a name, the arguments of its call, and its settings."""
     c = REGISTRY[modules()[name].__name__]
     settings = c.arguments(CLASSES)
     targets = c.targets(CLASSES)
@@ -31,7 +31,7 @@ def test_a_module_takes_what_its_function_takes(name):
     module, function = getattr(xent.nn, name), modules()[name]
     settings = set(inspect.signature(module).parameters)
     call = set(inspect.signature(module.forward).parameters) - {"self"}
-    head = {"linear_weight", "linear_bias"}  # which the module holds
+    head = {"linear_weight", "linear_bias"}  # the module holds them
     assert set(inspect.signature(function).parameters) - head <= settings | call
     assert issubclass(module, torch.nn.Module)
     doc = inspect.getdoc(module)

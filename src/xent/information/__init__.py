@@ -1,13 +1,13 @@
-"""Information: entropies and divergences of distributions and counts, and what a loss says.
+"""Information: entropies and divergences of distributions and counts, and the meaning of a loss.
 
 Functions on probability vectors take the axis of the classes as ``dim`` and compute in float64:
 
-* ``0 log 0`` is 0, and a result is infinite where the truth is; nothing is added or clipped.
+* ``0 log 0`` is 0, and a result is infinite where the formula is; nothing is added or clipped.
 * No term of a divergence is negative, and none is a difference of nearly equal numbers:
   ``kl_divergence(p, p)`` is 0, and a divergence of 1e-20 has all its digits.
-* What does not sum to 1 is refused. ``from_logits=True`` takes logits instead.
-* Gradients are exact. Towards a probability of exactly 0 the truth may be infinite, and a finite
-  number stands in its place, so that a class masked by ``-inf`` behind a softmax gets gradient 0.
+* Vectors that do not sum to 1 are refused. ``from_logits=True`` takes logits instead.
+* Gradients are exact. Only at a probability of exactly 0, where the derivative may be infinite, a
+  finite number replaces it, so that a class masked by ``-inf`` behind a softmax gets gradient 0.
 
 Example:
     >>> import torch

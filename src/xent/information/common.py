@@ -1,4 +1,4 @@
-"""Units of information, and pairs of distributions, for this room."""
+"""Units of information, and checks of pairs of distributions."""
 
 from __future__ import annotations
 

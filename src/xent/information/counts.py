@@ -26,8 +26,8 @@ def entropy_from_counts(
     .. math:: \hat H = \sum_j \frac{n_j}{n} \log \frac{n}{n_j}, \qquad
         \hat H_\mathrm{MM} = \hat H + \frac{m - 1}{2 n}
 
-    The plug-in estimate is too small by about ``(m - 1) / 2n`` on average, ``m`` classes being
-    possible; Miller and Madow add that, with the ``m`` classes that have been seen.
+    The plug-in estimate is too small by about ``(m - 1) / 2n`` on average, where ``m`` classes are
+    possible. Miller and Madow add this number, where ``m`` counts the classes that have been seen.
 
     Args:
         counts: how often each class occurred, any shape, integers or floating point.
@@ -57,8 +57,8 @@ def entropy_from_counts(
         raise TypeError(f"`counts` must be integers or floating point, got {counts.dtype}")
     if counts.ndim == 0 or not -counts.ndim <= dim < counts.ndim:
         raise ValueError(f"`dim` must name one of the {counts.ndim} axes of `counts`, got {dim}")
-    n_j = widened(counts).movedim(dim, -1)
-    n = n_j.sum(-1, keepdim=True)
+    n_j = widened(counts).movedim(dim, -1)  # (..., C)
+    n = n_j.sum(-1, keepdim=True)  # (..., 1)
     if can_look_at(n):
         if bool((n_j < 0).any()):
             raise ValueError(f"`counts` must not be negative, got {n_j.min().item():g}")
@@ -115,8 +115,8 @@ def combinatorial_entropy(
 
     .. math:: \frac{1}{n} \log \binom{n}{k} \;\longrightarrow\; H(k / n) \quad (n \to \infty)
 
-    An arrangement costs less than the entropy of its frequencies, because they are known. With
-    several kinds the binomial coefficient becomes the multinomial one.
+    An arrangement costs less than the entropy of its frequencies, because the frequencies are
+    known. With several kinds the binomial coefficient becomes the multinomial one.
 
     Args:
         n: the number of items, at least 1.
@@ -146,7 +146,7 @@ def combinatorial_entropy(
             f"`k` must be counts of at least 0 that sum to at most `n`, which is at least 1; got "
             f"n = {total} and k = {kinds[:-1]}"
         )
-    # Stirling's formula: the entropy of the frequencies, less what the factorials do not share.
+    # Stirling's formula: the entropy of the frequencies, and a small rest of each factorial.
     kinds = [j for j in kinds if j]
     entropy = math.fsum(j * math.log1p((total - j) / j) for j in kinds)
     roots = math.fsum([_log_root(total), *(-_log_root(j) for j in kinds)])

@@ -1,9 +1,9 @@
 r"""Entropy and divergence of probability vectors.
 
 Kullback-Leibler divergence is summed as :math:`\sum_j p_j \log(p_j / q_j) - p_j + q_j`. Each term
-is at least 0, so nothing cancels between them; and that p and q sum to 1 only up to a rounding
-error enters squared. A term is found from its log-ratio and its difference, which two probability
-vectors and two rows of logits both tell without loss.
+is at least 0, so nothing cancels between the terms. The sums of p and q differ from 1 by a rounding
+error, which enters the result only squared. A term is computed from ``log(p / q)`` and ``p - q``.
+Both keep all digits, whether they come from probabilities or from logits.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def entropy(p: Tensor, dim: int = -1, *, unit: Unit = "nat", from_logits: bool =
 
     .. math:: H(p) = -\sum_j p_j \log p_j
 
-    Takes probabilities, unless told otherwise. For logits, also behind a linear head, there is
+    Takes probabilities, or logits with ``from_logits``. For logits, also behind a linear head, use
     :func:`xent.entropy`, which needs one pass.
 
     Args:
@@ -59,7 +59,7 @@ def cross_entropy_of(
 
     .. math:: H(p, q) = -\sum_j p_j \log q_j = H(p) + \mathrm{KL}(p \,\|\, q)
 
-    For a model's logits against targets there is :func:`xent.cross_entropy`.
+    For the logits of a model and targets use :func:`xent.cross_entropy`.
 
     Args:
         p: probabilities to draw with, any shape, summing to 1 along ``dim``; or logits.
@@ -95,8 +95,8 @@ def kl_divergence(
 
     .. math:: \mathrm{KL}(p \,\|\, q) = \sum_j p_j \log \frac{p_j}{q_j}
 
-    Not a distance: it is not symmetric. Its gradient is 0 at p = q: that of
-    :math:`\sum_j p_j \log(p_j / q_j) - p_j + q_j`, the same along the simplex.
+    The divergence is not symmetric, so it is no distance. Its gradient is 0 at p = q: it is the
+    gradient of :math:`\sum_j p_j \log(p_j / q_j) - p_j + q_j`, which is the same along the simplex.
 
     Args:
         p: probabilities, any shape, summing to 1 along ``dim``; or logits.
@@ -147,7 +147,7 @@ def jensen_shannon(
         p: probabilities, any shape, summing to 1 along ``dim``; or logits.
         q: probabilities in the shape of ``p``; or logits.
         dim: the axis of the classes, which the result lacks.
-        weight: of ``p`` in the mixture, between 0 and 1.
+        weight: weight of ``p`` in the mixture, between 0 and 1.
         unit: ``"nat"`` or ``"bit"``.
         from_logits: whether ``p`` and ``q`` hold logits.
 
@@ -186,7 +186,7 @@ def jensen_shannon_distance(
         p: probabilities, any shape, summing to 1 along ``dim``; or logits.
         q: probabilities in the shape of ``p``; or logits.
         dim: the axis of the classes, which the result lacks.
-        unit: ``"nat"`` or ``"bit"``: of the divergence under the root.
+        unit: unit of the divergence under the root, ``"nat"`` or ``"bit"``.
         from_logits: whether ``p`` and ``q`` hold logits.
 
     Returns:
@@ -208,14 +208,14 @@ def jensen_shannon_distance(
     """
     x, y, dtype = read_pair(p, q, dim, from_logits)
     js = _jensen_shannon(x, y, 0.5, from_logits) / nats_per(unit)
-    root = torch.where(js == 0, 1.0, js).sqrt()  # whose derivative at 0 is infinite
+    root = torch.where(js == 0, 1.0, js).sqrt()  # the derivative at 0 is infinite
     return torch.where(js == 0, 0.0, root).to(dtype)
 
 
 def perplexity(
     p: Tensor, q: Tensor | None = None, dim: int = -1, *, from_logits: bool = False
 ) -> Tensor:
-    r"""Perplexity: so many equally likely classes would be as hard to guess, :math:`e^{H(p)}`.
+    r"""Perplexity, :math:`e^{H(p)}`: the number of equally likely classes as hard to guess.
 
     Args:
         p: probabilities, any shape, summing to 1 along ``dim``; or logits.
@@ -282,8 +282,9 @@ def information_content(
 def _normalised(x: Tensor, from_logits: bool) -> tuple[Tensor, Tensor]:
     """Probabilities and their logarithms, from logits or from numbers that sum to 1.
 
-    The sum of the other probabilities tells the largest one with digits that it has lost itself:
-    beside 1e-20 it is 1 - 1e-20, not 1. A rounding error has no derivative.
+    Numbers are divided by their sum. The surplus of the sum over 1 is added up from the smaller
+    numbers and ``largest - 1``. So a largest number that was rounded to 1 beside 1e-20 is 1 - 1e-20
+    again, which shows in its logarithm. The surplus is a rounding error and has no derivative.
     """
     if from_logits:
         log_p = log_softmax(x)
@@ -304,7 +305,7 @@ def _expected(value: Tensor, p: Tensor) -> Tensor:
 def _jensen_shannon(x: Tensor, y: Tensor, weight: float, from_logits: bool) -> Tensor:
     p, q, difference, _ = _compare(x, y, from_logits)
     mixture = q + weight * difference
-    above, below = (1 - weight) * difference, -weight * difference  # of p and q over the mixture
+    above, below = (1 - weight) * difference, -weight * difference  # p and q minus the mixture
     of_p = _divergence(p, above, _log_ratio(p, mixture, above))
     of_q = _divergence(q, below, _log_ratio(q, mixture, below))
     return weight * of_p + (1 - weight) * of_q
@@ -331,9 +332,9 @@ def _log_ratio(p: Tensor, q: Tensor, difference: Tensor) -> Tensor:
 def _log_ratio_of_logits(x: Tensor, y: Tensor, p: Tensor) -> Tensor:
     """Log of softmax(x) / softmax(y); 0 where a class is masked on both sides.
 
-    The log-ratio of one class, the likeliest of x, says by how much the normalisers differ. If
-    the logits nearly agree, it is the mean change of the exponentials, to which no rounding of
-    the normalisers themselves belongs.
+    The result is ``x - y`` plus the same number for all classes. The log-ratio of one class gives
+    that number, the likeliest class of x. If the logits nearly agree, this log-ratio is computed
+    from the mean change of the exponentials, without the rounding errors of the two normalisers.
     """
     if x.shape[-1] == 0:
         return x - y

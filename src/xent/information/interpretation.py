@@ -22,7 +22,8 @@ class Report:
 
     Attributes:
         nats: the mean loss.
-        floor: the least it can be, in nats: 0 for class labels, the mean entropy of soft ones.
+        floor: the least possible mean loss, in nats: 0 for class labels, the mean entropy of soft
+            ones.
         label_entropy: H(Y) in nats, the loss of always predicting the frequencies of the labels;
             None if they are not known.
 
@@ -44,7 +45,7 @@ class Report:
 
     @property
     def perplexity(self) -> float:
-        """Perplexity: so many equally likely classes would be as hard to guess."""
+        """Perplexity: the number of equally likely classes that are as hard to guess."""
         return math.exp(self.nats) if self.nats < 709 else math.inf
 
     @property
@@ -59,7 +60,7 @@ class Report:
 
     @property
     def skill(self) -> float | None:
-        """``1 - loss / H(Y)``, McFadden's R^2: 0 for knowing the frequencies only, 1 for all.
+        """``1 - loss / H(Y)``, McFadden's R^2: 0 if only the frequencies are known, 1 if all is.
 
         NaN where H(Y) is 0: nothing can be known about labels that are all the same.
         """
@@ -69,9 +70,10 @@ class Report:
 
     @property
     def information(self) -> float | None:
-        """``H(Y) - loss``: estimates, from below, what input and label share in nats.
+        """``H(Y) - loss``: a lower estimate of the mutual information of input and label, in nats.
 
-        On rows not trained on; it cannot exceed H(Y), so near that cap it tells little.
+        Holds for rows that the model was not trained on. The estimate cannot exceed H(Y), so near
+        H(Y) it tells little.
         """
         return None if self.label_entropy is None else self.label_entropy - self.nats
 
@@ -108,7 +110,7 @@ def report(
 
     Args:
         loss: the mean loss in nats, a number or 0-d tensor.
-        target: the labels it was taken on: class indices of any shape; or probabilities,
+        target: the labels of the rows of that mean: class indices of any shape; or probabilities,
             ``(C,)``, ``(N, C)`` or ``(N, C, d1, ...)``.
         counts: instead of ``target``: how often each label occurred.
         floor: the least the loss can be, in nats. By default 0, or for probabilities their mean
@@ -167,7 +169,7 @@ def _about_labels(target: Tensor, ignore_index: int) -> tuple[float, float]:
     if target.is_floating_point():
         axis = class_axis(target)
         each = entropy(target, axis).double().mean().item()
-        average = target.double().movedim(axis, -1).flatten(0, -2).mean(0)
+        average = target.double().movedim(axis, -1).flatten(0, -2).mean(0)  # (C,)
         return entropy_from_counts(average).item(), each
     labels = class_indices("target", target)
     kept = labels != whole_number("ignore_index", ignore_index)
@@ -176,14 +178,14 @@ def _about_labels(target: Tensor, ignore_index: int) -> tuple[float, float]:
 
 
 def bits_per_byte(nats: float | Tensor, tokens: int, bytes: int) -> float | Tensor:
-    r"""The loss of a language model per byte of text, which tokenisers cannot change.
+    r"""The loss of a language model per byte of text, a unit that does not depend on the tokeniser.
 
     .. math:: \frac{\text{nats} \cdot \text{tokens}}{\text{bytes} \cdot \log 2}
 
     Args:
         nats: mean loss per token.
-        tokens: the number of tokens that is the mean of.
-        bytes: the length of their text in bytes (UTF-8).
+        tokens: the number of tokens in that mean.
+        bytes: the length of the text of these tokens in bytes (UTF-8).
 
     Returns:
         Bits per byte.

@@ -53,14 +53,14 @@ class Reliability:
     def of_sums(
         cls, confidence: Tensor, accuracy: Tensor, count: Tensor, edges: Tensor
     ) -> Reliability:
-        """The table from the sums over the rows of each bin, of confidences and of right ones."""
+        """Make the table from sums over the rows of each bin: of confidences, and of right rows."""
         # An empty bin has no mean: 0 / 0 is NaN.
         means, shares = confidence / count, accuracy / count
         gaps = torch.where(count > 0, (shares - means).abs(), 0.0)
         return cls(means, shares, count, edges, ((count * gaps).sum() / count.sum()).item())
 
     def merge(self, other: Reliability) -> Reliability:
-        """The table of the rows of both, which must have the same bins.
+        """The table of the rows of both tables, which must have the same bins.
 
         Args:
             other: a table of other rows.
@@ -109,7 +109,7 @@ def bin_confidences(
         right: whether the row is right, ``(N,)``.
         bins: the number of bins.
         binning: ``"width"`` or ``"mass"``; see :func:`xent.learn.calibration.reliability`.
-        dtype: in which the confidences were computed, if that is another than theirs.
+        dtype: dtype in which the confidences were computed, if they have another one now.
 
     Returns:
         A :class:`Reliability`.
@@ -126,7 +126,7 @@ def bin_confidences(
     one_of("binning", binning, ("width", "mass"))
     if not is_whole(bins) or bins < 1:
         raise ValueError(f"`bins` must be a whole number of at least 1, got {bins!r}")
-    # A border is a confidence of a row, or a fraction that is rounded as confidences are.
+    # A border is the confidence of a row (mass), or a fraction rounded as confidences are (width).
     edges = torch.arange(bins + 1, dtype=torch.float64, device=confidence.device) / bins
     edges, at = edges.to(confidence.dtype), _precision(dtype or confidence.dtype)
     if binning == "mass":
@@ -143,5 +143,5 @@ def bin_confidences(
 
 
 def _precision(dtype: torch.dtype) -> torch.dtype:
-    """Type in which confidences meet borders: float64 may hold float32 in more digits."""
+    """Dtype to compare confidences with borders: float64 may hold numbers computed in float32."""
     return torch.float32 if dtype == torch.float64 else dtype

@@ -38,7 +38,7 @@ def binary_cross_entropy_with_logits(
     r"""Sigmoid cross-entropy: the negative log-likelihood of labels, from logits. In nats.
 
     A drop-in for :func:`torch.nn.functional.binary_cross_entropy_with_logits` with all its digits.
-    With targets between 0 and 1 its least value is their entropy, not 0; see
+    With targets between 0 and 1 the least loss is the entropy of the targets, not 0; see
     :func:`xent.losses.reconstruction_excess`.
 
     .. math:: \ell = w \bigl(-w_+ \, t \log \sigma(z) - (1 - t) \log \sigma(-z)\bigr)
@@ -60,11 +60,11 @@ def binary_cross_entropy_with_logits(
         ignore_value: target that marks elements to leave out: -1 say, 255, or NaN.
         normalizer: another divisor of the mean: a number or 0-d tensor, ``"weight"`` for the
             sum of the weights, ``"count"`` for the rule above.
-        unnormalized: take targets outside [0, 1], too, as PyTorch does: the loss is then negative
-            and unbounded where nobody expects it.
+        unnormalized: take targets outside [0, 1], too, as PyTorch does. The loss may then be
+            negative, without a lower bound.
         empty: ``"nan"`` as PyTorch, or ``"zero"``: the mean of no elements.
-        engine: ``"auto"``, ``"native"``, ``"triton"`` or ``"reference"``. Where the loss is one
-            number, those with kernels compute its gradient in the same sweep.
+        engine: ``"auto"``, ``"native"``, ``"triton"`` or ``"reference"``. For a scalar loss the
+            engines with kernels compute the gradient in the same sweep.
 
     Returns:
         A scalar, or the shape of ``input`` for ``reduction="none"``, in the dtype of ``target`` as
@@ -119,12 +119,11 @@ def binary_cross_entropy(
 ) -> Tensor:
     r"""Cross-entropy of predicted probabilities. In nats.
 
-    A drop-in for :func:`torch.nn.functional.binary_cross_entropy` that hides no clipping: the loss
-    is infinite where the truth is, and at every ``q`` the gradient is
-    :math:`(q - t) / (q (1 - q))`, the second one :math:`t / q^2 + (1 - t) / (1 - q)^2`, and the one
-    towards the target :math:`\log((1 - q) / q)`. Where there are logits,
-    :func:`binary_cross_entropy_with_logits` has more digits: float32 cannot tell
-    :math:`\sigma(17)` from 1.
+    A drop-in for :func:`torch.nn.functional.binary_cross_entropy` without hidden clipping: the loss
+    is infinite where the formula is. At every ``q`` the gradient is :math:`(q - t) / (q (1 - q))`,
+    the second derivative :math:`t / q^2 + (1 - t) / (1 - q)^2`, and the gradient by the target
+    :math:`\log((1 - q) / q)`. If you have logits, :func:`binary_cross_entropy_with_logits` keeps
+    more digits: float32 cannot tell :math:`\sigma(17)` from 1.
 
     .. math:: \ell = w \bigl(-t \log q - (1 - t) \log(1 - q)\bigr), \qquad 0 \log 0 = 0
 
@@ -196,7 +195,7 @@ def _shares(alpha: float | None, gamma: float) -> Form:
 def _weigh_by_shares(
     problem: ElementProblem, settings: dict[str, Any]
 ) -> tuple[ElementProblem, dict[str, Any]]:
-    """Turn shares that are no single number into weights of the elements."""
+    """Turn a tensor of shares into weights of the elements."""
     alpha, t = settings["alpha"], problem.target
     if not isinstance(alpha, Tensor):
         return problem, settings
@@ -212,21 +211,21 @@ def sigmoid_focal_loss(
     alpha: Annotated[float | Tensor, PerElement(0, 1)] | None = 0.25,
     gamma: NonNegative = 2.0,
 ) -> Tensor:
-    r"""Sigmoid cross-entropy that pays less for what is already right.
+    r"""Sigmoid cross-entropy with less weight on elements that are already right.
 
     .. math:: \ell = \bigl(\alpha t + (1 - \alpha)(1 - t)\bigr) (1 - p_t)^\gamma
         \bigl(-t \log p - (1 - t) \log(1 - p)\bigr), \qquad
         1 - p_t = t (1 - p) + (1 - t) p
 
     The formula of ``torchvision.ops.sigmoid_focal_loss``, whose ``reduction`` is ``"none"`` by
-    default. Neither loss nor gradient turns into NaN or 0 where ``p`` is nearly 0 or 1, for
-    ``gamma`` below 1 either. Whole ``gamma`` up to 8 are fastest.
+    default. Neither loss nor gradient turns into NaN or 0 where ``p`` is nearly 0 or 1, also for
+    ``gamma`` below 1. Whole numbers up to 8 are the fastest ``gamma``.
 
     Args:
-        alpha: share of the targets 1, in [0, 1]; None for no shares. A number, or a tensor that
-            broadcasts to the shape of ``input``: ``(C,)`` for a share of each of the classes of
-            ``(N, C)``, ``(C, 1, 1)`` for those of ``(N, C, H, W)``.
-        gamma: how strongly elements that are right are turned down; 0 is cross-entropy.
+        alpha: weight of the targets 1, in [0, 1]; targets 0 get ``1 - alpha``. None gives both the
+            weight 1. A number, or a tensor that broadcasts to the shape of ``input``: ``(C,)`` for
+            the classes of ``(N, C)``, ``(C, 1, 1)`` for those of ``(N, C, H, W)``.
+        gamma: how much less weight elements get that are right; 0 is cross-entropy.
 
     Example:
         >>> import torch, xent
@@ -248,11 +247,11 @@ def quality_focal_loss(e: Elements, beta: NonNegative = 2.0) -> Tensor:
 
     .. math:: \ell = |t - p|^\beta \bigl(-t \log p - (1 - t) \log(1 - p)\bigr)
 
-    It is least, 0, where ``p`` is the target. For labels 0 and 1 it is the focal loss without
-    shares.
+    The loss is 0 where ``p`` is the target, and positive elsewhere. For labels 0 and 1 it is
+    :func:`xent.losses.sigmoid_focal_loss` with ``alpha=None``.
 
     Args:
-        beta: how strongly elements that are nearly right are turned down; 0 is cross-entropy.
+        beta: how much less weight elements get that are nearly right; 0 is cross-entropy.
 
     Example:
         >>> import torch, xent
@@ -269,7 +268,7 @@ def quality_focal_loss(e: Elements, beta: NonNegative = 2.0) -> Tensor:
 @member("binary", proper=False, convex=False)
 @element_loss(form=lambda alpha, gamma: Form(negative=alpha, gamma=gamma, plain_above=0.0))
 def varifocal_loss(e: Elements, alpha: NonNegative = 0.75, gamma: NonNegative = 2.0) -> Tensor:
-    r"""Cross-entropy that counts positives by their quality and turns easy negatives down.
+    r"""Cross-entropy that weighs positives by their quality and gives easy negatives less weight.
 
     .. math:: \ell = \begin{cases}
         t \bigl(-t \log p - (1 - t) \log(1 - p)\bigr) & t > 0 \\
@@ -278,7 +277,7 @@ def varifocal_loss(e: Elements, alpha: NonNegative = 0.75, gamma: NonNegative = 
 
     Args:
         alpha: factor on the negatives.
-        gamma: how strongly negatives that are right are turned down.
+        gamma: how much less weight negatives get that are right.
 
     Example:
         >>> import torch, xent
@@ -302,9 +301,10 @@ def reconstruction_excess(e: Elements) -> Tensor:
 
     .. math:: \ell = t \log \frac{t}{p} + (1 - t) \log \frac{1 - t}{1 - p}
 
-    The cross-entropy of grey pixels is never 0: its floor is their entropy. What a reconstruction
-    can still gain is this excess, and the gradient is that of cross-entropy. It has all its digits
-    near 0, where the difference of cross-entropy and entropy has none.
+    The cross-entropy of grey pixels is never 0: its floor is the entropy of the pixels. The excess
+    over that floor is what a reconstruction can still gain. The gradient is that of cross-entropy.
+    Near 0 the excess keeps all its digits, where the difference of cross-entropy and entropy has
+    none.
 
     Example:
         >>> import torch, xent
@@ -343,8 +343,9 @@ def continuous_bernoulli_loss(e: Elements) -> Tensor:
     .. math:: \ell = -t \log p - (1 - t) \log(1 - p) - \log C(p), \qquad
         C = \frac{2 \operatorname{artanh}(1 - 2 p)}{1 - 2 p} = \frac{z}{\tanh(z / 2)}
 
-    Cross-entropy is no density over [0, 1]; with the constant ``C`` it is. In the logit that makes
-    :math:`\log((e^z - 1) / z) - t z`, which is stable everywhere and a series near 0.
+    Cross-entropy alone does not belong to a density over [0, 1]; with the constant ``C`` it does.
+    As a function of the logit the loss is :math:`\log((e^z - 1) / z) - t z`. It is stable
+    everywhere, near 0 by a series.
 
     Example:
         >>> import torch, xent
@@ -359,7 +360,7 @@ def continuous_bernoulli_loss(e: Elements) -> Tensor:
     z, t = e.input, e.target
     near = z.abs() < 1
     a = torch.where(near, 1.0, z.abs())
-    slope = torch.where(z > 0, 1 - t, t)  # of |z|, far out
+    slope = torch.where(z > 0, 1 - t, t)  # factor of |z| where |z| is large
     far = product(slope, a) + torch.log1p(-(-a).exp()) - a.log()
     # log(sinh(h) / h) = h^2 / 6 - h^4 / 180 + ..., h = z / 2
     square = torch.where(near, z, 0.0).square() / 4

@@ -20,7 +20,7 @@ class Member(NamedTuple):
     """A loss and the facts about it, at its default hyperparameters.
 
     Attributes:
-        name: its name in :mod:`xent.losses`.
+        name: name of the loss in :mod:`xent.losses`.
         function: the loss.
         targets: ``"classes"`` if it takes one class per row (most take soft targets, too),
             ``"soft"`` if a distribution per row, ``"binary"`` if a number in [0, 1] per logit,
@@ -28,10 +28,11 @@ class Member(NamedTuple):
         proper: whether its expectation under a distribution is least where that distribution is
             predicted, and nowhere else.
         bounded: whether there is a largest loss of a row.
-        convex: whether it is convex in the logits.
-        symmetric: whether the losses of all possible targets add up to a constant, which makes it
-            robust to labels that are wrong uniformly at random.
-        second_pass: whether it sweeps the logits more than once, or keeps tensors of their size.
+        convex: whether the loss is convex in the logits.
+        symmetric: whether the losses of all possible targets add up to a constant, which makes the
+            loss robust to labels that are wrong uniformly at random.
+        second_pass: whether the loss sweeps the logits more than once, or keeps tensors of their
+            size.
     """
 
     name: str

@@ -62,9 +62,8 @@ def cross_entropy(
         normalizer: another divisor of the mean: a number or 0-d tensor (the global token
             count, say), ``"count"`` for the number of rows kept, ``"weight"`` for the rule above.
         row_weight: factor on each row, in the shape of the rows; 0 leaves a row out, whatever it
-            holds. Without ``normalizer`` the mean
-            divides by the sum of row weight times class weight, so that a weight of 2 is a row
-            that occurs twice.
+            holds. Without ``normalizer`` the mean divides by the sum of row weight times class
+            weight, so that a row of weight 2 counts as two rows.
         z_loss: coefficient of :math:`\mathrm{lse}^2`, which keeps logits from drifting.
         logit_scale: factor on the logits (an inverse temperature), a number or one per row.
         softcap: replaces logits ``z`` by ``softcap * tanh(z / softcap)``, after the scale.

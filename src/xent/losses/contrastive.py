@@ -1,7 +1,7 @@
-"""Cross-entropy whose classes are other examples, or samples of the classes there are.
+"""Cross-entropy whose classes are other examples, or a sample of all classes.
 
-Similarities are logits behind a linear head, the other examples its weight: a chunk of rows at a
-time, never N x N.
+Similarities are logits behind a linear head whose weight holds the other examples. So a chunk of
+rows is in memory at a time, never all N x N similarities.
 """
 
 from __future__ import annotations
@@ -37,18 +37,19 @@ def info_nce_loss(
     empty: Literal["nan", "zero"] = "nan",
     max_workspace: int = MAX_WORKSPACE,
 ) -> Tensor:
-    r"""InfoNCE: which of many keys belongs to each query, as a matter of classification.
+    r"""InfoNCE: cross-entropy of choosing the key that belongs to a query among many keys.
 
     .. math:: \ell_n = -\log \frac{\exp(q_n \cdot k_{y_n} / T)}{\sum_m \exp(q_n \cdot k_m / T)}
 
-    The matrix of similarities is never there as a whole. ``log(M)`` less the loss estimates the
-    mutual information of query and key from below, and is never above ``log(M)``.
+    The similarities are never all in memory. ``log(M)`` minus the loss estimates the mutual
+    information of query and key from below, and is never above ``log(M)``.
 
     Args:
         query: features, ``(N, D)``.
         key: features, ``(M, D)``, of the same dtype. Keys that belong to no query are further
             negatives: a queue, or the keys of other machines.
-        target: the number of the key of each query, int64, ``(N,)``; None for key n of query n.
+        target: the number of the key of each query, int64, ``(N,)``; None if key n belongs to
+            query n.
         temperature: ``T``, positive: a number, or a 0-d tensor to be learned.
         normalize: divide features by their length, so that similarities are cosines.
         ignore_index: number in ``target`` that marks queries to leave out.
@@ -105,11 +106,11 @@ def clip_loss(
     .. math:: \ell_n = \tfrac12 \bigl( -\log \mathrm{softmax}_n(s\, x_n \cdot y_{1..N})
         - \log \mathrm{softmax}_n(s\, y_n \cdot x_{1..N}) \bigr)
 
-    The matrix of similarities is never there as a whole, in neither direction.
+    The similarities are never all in memory, in neither direction.
 
     Args:
         image: features ``x``, ``(N, D)``.
-        text: features ``y``, ``(N, D)``; row n belongs to row n.
+        text: features ``y``, ``(N, D)``; row n belongs to row n of ``image``.
         logit_scale: ``s``, the inverse temperature, positive: a number, or a 0-d tensor to be
             learned (``log_scale.exp()`` of a parameter, say).
         normalize: divide features by their length.
@@ -157,9 +158,9 @@ def nt_xent_loss(
     normalizer: float | Tensor | str | None = None,
     max_workspace: int = MAX_WORKSPACE,
 ) -> Tensor:
-    r"""The loss of SimCLR: of all views of all examples, which is the other view of this one?
+    r"""The loss of SimCLR: cross-entropy of finding the other view of an example among all views.
 
-    InfoNCE over ``2 N`` views, each of which is compared with all others but itself.
+    InfoNCE over ``2 N`` views, each of which is compared with all the others.
 
     Args:
         view_a: features of one view of each example, ``(N, D)``.
@@ -197,7 +198,7 @@ def nt_xent_loss(
     other = itself.roll(len(view_a))
 
     def values_of(index: Any, z: Tensor) -> RowValues:
-        apart = z.scatter(1, itself[index].unsqueeze(-1), -torch.inf)
+        apart = z.scatter(1, itself[index].unsqueeze(-1), -torch.inf)  # (rows, 2 N)
         values = cross_entropy(apart, other[index], reduction="none")
         assert isinstance(values, Tensor)
         return RowValues(values.double(), None, torch.ones_like(values, dtype=torch.float64))
@@ -227,18 +228,18 @@ def sampled_cross_entropy(
         + \sum_{j \in S,\, j \ne y} e^{z_j - \log q_j}}, \qquad z = W h + b
 
     With ``log_q`` the sample stands for all classes in the right proportion, and the gradient tends
-    to that of :func:`xent.cross_entropy` as it grows. A row whose target is in the sample does not
-    compete with itself.
+    to that of :func:`xent.cross_entropy` as the sample grows. A target that is in the sample does
+    not compete with itself.
 
     Args:
         hidden: features, ``(..., D)``.
         weight: weight of the head, ``(V, D)``; only rows of sampled classes and targets are read.
         target: class indices, int64, ``(...)``.
-        sampled: classes to compare with, int64, ``(S,)``, the same for all rows. One that was drawn
-            several times counts as often.
+        sampled: classes to compare with, int64, ``(S,)``, the same for all rows. A class that was
+            drawn several times counts as often.
         bias: ``(V,)``.
         log_q: logarithm of the distribution the sample was drawn from, ``(V,)``, up to a constant.
-            None for no correction, as if that were uniform.
+            None for no correction, as for a uniform distribution.
         ignore_index: class index that marks rows to leave out.
         reduction: ``"none"``, ``"sum"`` or ``"mean"``, which divides by the number of rows kept, or
             by the sum of their ``row_weight``.
@@ -276,7 +277,7 @@ def sampled_cross_entropy(
         )
     reduce = read_reduction(reduction, normalizer, row_weight, empty, rows, hidden.device)
     kept, reduce = reduce.counting(target != ignore_index)
-    hidden = torch.where(kept.unsqueeze(-1), hidden, 0)  # an ignored row must not leave a trace
+    hidden = torch.where(kept.unsqueeze(-1), hidden, 0)  # NaN in an ignored row must not spread
     label = torch.where(kept, target, 0)
     for name, x in (("target", label), ("sampled", sampled)):
         wrong = (x < 0) | (x >= classes)
@@ -287,8 +288,9 @@ def sampled_cross_entropy(
         seen = wrong if are_there(wrong) else behind_transforms(wrong)
         if seen is not None and bool(seen.any()):
             raise error
-    # A class drawn again stands behind its first place, with a count of 0: no shape depends on it.
-    few = sampled.sort().values
+    # A class drawn several times has its count at its first place and 0 at the others. So no shape
+    # depends on the numbers.
+    few = sampled.sort().values  # (S,)
     first = torch.searchsorted(few, few)
     correction = (torch.searchsorted(few, few, right=True) - first).double().log()
     again = first != torch.arange(few.shape[0], device=few.device)
@@ -303,7 +305,7 @@ def sampled_cross_entropy(
         None if bias is None else bias[few],
         max_workspace=max_workspace,
     )
-    # Among the sampled classes the target is one of them, or absent; either way it is no rival.
+    # The target is one of the sampled classes or absent. Either way the rest is without the target.
     place = torch.searchsorted(few, label).clamp(max=few.shape[0] - 1)
     place = torch.where(few[place] == label, place, few.shape[0])
     stats: Any = statistics(
@@ -311,7 +313,7 @@ def sampled_cross_entropy(
         ignore_index=-1, class_bias=correction, first_class=0,
     )  # fmt: skip
     wide = torch.promote_types(hidden.dtype, torch.float32)
-    z = (rows_of_weight(weight, label).to(wide) * hidden.to(wide)).sum(-1).double()
+    z = (rows_of_weight(weight, label).to(wide) * hidden.to(wide)).sum(-1).double()  # (...)
     z = z if bias is None else z + bias[label]
     z = z if log_q is None else z - log_q[label]
     rest = torch.where(kept, stats.rest, 0)
@@ -350,9 +352,9 @@ def _similarities(
 def _without_left_out(
     query: Tensor, target: Tensor | None, row_weight: Tensor | None, ignore_index: int
 ) -> Tensor:
-    """Set queries that are left out to 0, so that their lengths leave no trace.
+    """Set queries that are left out to 0, so that NaN in these queries cannot spread.
 
-    Errors in the other arguments are raised where those are read.
+    Errors in the other arguments are raised where those arguments are read.
     """
 
     def of_queries(x: Tensor | None) -> bool:

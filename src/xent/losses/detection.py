@@ -36,7 +36,7 @@ class YoloParts(NamedTuple):
         return self.objectness + self.classes + self.center
 
 
-# Defaults that differ: darknet's configuration files for VOC.
+# Defaults that v2 and v3 do not share, from darknet's configuration files for VOC.
 _OBJECT_SCALE = {"v2": 5.0, "v3": 1.0}
 _IGNORE_ABOVE = {"v2": 0.6, "v3": 0.5}
 
@@ -75,9 +75,9 @@ def yolo_loss(
             \lambda_{\text{class}} \sum_{R} \sum_{c} H(y_c, z_c) \quad\text{(v3)} \\
         \text{center} &= \lambda_{\text{center}} \sum_{R} H(t_x, z_x) + H(t_y, z_y)
 
-    The gradient by a logit is ``p - target`` times its scale. So it is in darknet for the classes,
-    and in v3 for all parts. For objectness and centre its v2 multiplies by ``p (1 - p)``, which
-    makes a squared error of them: that gradient vanishes for a box that is surely wrong.
+    The gradient by a logit is ``p - target`` times its scale. Darknet has the same gradient for the
+    classes, and in v3 for all parts. In v2 darknet multiplies the gradients of objectness and
+    centre by ``p (1 - p)``, as for a squared error: they vanish for a box that is surely wrong.
 
     Not included are width and height, which are a regression (darknet: squared error of their
     logarithms; add yours to the parts); darknet's printed cost, which is the squared length of the
@@ -87,10 +87,10 @@ def yolo_loss(
 
     Args:
         input: the head, ``(B, A * (5 + C), H, W)``: for each of A anchors the channels x, y, w, h,
-            objectness and C classes. Its parts are views; contiguous memory is not copied.
-        responsible: which boxes answer for an object, bool, ``(B, A, H, W)``.
-        labels: their classes. Indices, integers in the shape of ``responsible``; or in v3, where a
-            box may have any number of labels, 0 or 1 (or between) for each class,
+            objectness and C classes. Contiguous memory is not copied.
+        responsible: which boxes are responsible for an object, bool, ``(B, A, H, W)``.
+        labels: classes of these boxes. Indices, integers in the shape of ``responsible``; or in v3,
+            where a box may have any number of labels, 0 or 1 (or between) for each class,
             ``(B, A, C, H, W)``. Not read where no box is responsible.
         version: ``"v2"`` or ``"v3"``.
         iou: overlap of each predicted box with its object, ``(B, A, H, W)``, to be the target of
@@ -103,8 +103,8 @@ def yolo_loss(
         tree: the classes are nodes of a hierarchy, see :func:`wordtree_cross_entropy`; v2 only.
         ignore_above: boxes that are not responsible but overlap more than this are left alone;
             None for 0.6 in v2 and 0.5 in v3.
-        truth_above: boxes that overlap more than this count as responsible, with objectness 1; up
-            to it they are left alone. Give ``labels`` and ``center`` there.
+        truth_above: boxes that overlap more than this count as responsible, with objectness 1, and
+            need ``labels`` and ``center``. Boxes between the two thresholds are left alone.
         object_scale: :math:`\lambda_{\text{obj}}`; None for 5 in v2 and 1 in v3.
         noobject_scale: :math:`\lambda_{\text{noobj}}`.
         class_scale: :math:`\lambda_{\text{class}}`.

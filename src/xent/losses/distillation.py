@@ -57,23 +57,24 @@ def distillation_loss(
     and with ``target``, :math:`1 - \alpha` times that plus :math:`\alpha` times the cross-entropy
     of the labels at temperature 1.
 
-    Never negative, and right to the last digits however near the student is: a sum of terms
-    :math:`q_j (e^{y_j} - 1 - y_j)` of the log-ratios, which come from the difference of the two
-    logits. The teacher gets its gradient, too, if it wants one: detach it, or compute it under
-    ``torch.no_grad()``. Works on float64 tensors of the size of the logits.
+    The divergence is never negative, and right to the last digits however near the student is. It
+    is a sum of terms :math:`q_j (e^{y_j} - 1 - y_j)` of the log-ratios :math:`y_j`, which come from
+    the difference of the two logits. A teacher that requires a gradient gets one, too: detach the
+    teacher, or compute it under ``torch.no_grad()``. Makes float64 tensors of the size of the
+    logits.
 
     Args:
         input: logits of the student, ``(C,)``, ``(N, C)`` or ``(N, C, d1, ...)``; ``-inf`` masks a
             class.
         teacher: logits of the teacher, in the shape of ``input``.
-        target: labels to learn from besides, as for :func:`xent.cross_entropy`. Rows that they
-            ignore are left out.
-        row_mask: bool, in the shape of the rows: which of them count.
-        temperature: ``T``, positive. Divides both logits; above 1 the improbable classes tell more.
-        divergence: ``"forward"`` covers all that the teacher does, ``"reverse"`` seeks what it does
-            most, ``"jensen_shannon"`` is between the two, and bounded.
+        target: labels to learn from, too, as for :func:`xent.cross_entropy`. Rows with the label
+            ``ignore_index`` are left out.
+        row_mask: bool, in the shape of the rows: which rows count.
+        temperature: ``T``, positive. Divides both logits; above 1 improbable classes count more.
+        divergence: ``"forward"`` makes the student cover all classes of the teacher, ``"reverse"``
+            makes it prefer the likeliest, ``"jensen_shannon"`` is between the two, and bounded.
         beta: share of the teacher in the mixture of Jensen-Shannon, above 0 and below 1.
-        alpha: share of the labels, in [0, 1]; 0.5 unless given. Only with ``target``.
+        alpha: share of the labels in the loss, in [0, 1]; 0.5 unless given. Only with ``target``.
         keep_gradient_size: multiply by :math:`T^2`, so that gradients do not shrink as the
             temperature grows. False gives the plain divergence.
         ignore_index: class index in ``target`` that marks rows to leave out.
@@ -150,7 +151,7 @@ def _reduce_by_chunks(
     target: Tensor | None,
     reduce: Reduce,
 ) -> Tensor:
-    """The loss of a pair of which at least one model has its logits behind a head."""
+    """Reduce the loss chunk by chunk, if student or teacher has its logits behind a head."""
     shape = student.shape[:-1]
     kept, target, weight = flat_rows(shape, kept, target, reduce.row_weight)
     sides = [_side(student), _side(teacher)]
@@ -177,7 +178,7 @@ def _reduce_by_chunks(
 
 
 def _side(logits: Any) -> HeadProblem | Tensor:
-    """The logits of student or teacher, all rows on one axis."""
+    """The logits of student or teacher, all rows on one axis: ``(N, C)``."""
     if isinstance(logits, Tensor):
         return logits.reshape(-1, logits.shape[-1])
     return problem_of(logits)

@@ -1,8 +1,7 @@
 r"""Losses that evolution found: by genetic programming, or as polynomials tuned by CMA-ES.
 
-All of them pull a prediction away from full confidence as well as towards the target, each in its
-way, which is what makes them generalise from few rows. :mod:`xent.learn.loss_search` looks for new
-ones.
+Each of them pulls a prediction towards the target and, in its own way, away from full confidence.
+That makes these losses generalise from few rows. :mod:`xent.learn.loss_search` looks for new ones.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ SATURATION = 20.0  # nats; 1 / p is 4.9e8 there
 
 
 def _inverse_prob(s: RowStatistics) -> Tensor:
-    """``1 / p`` of the target; from :data:`SATURATION` nats on its tangent in the nats."""
+    """``1 / p`` of the target; above :data:`SATURATION` nats its tangent in ``-log p``."""
     nats = -s.log_prob
     capped = nats.clamp(max=SATURATION)
     return capped.exp() * (1 + (nats - capped))
@@ -39,9 +38,10 @@ def baikal_loss(s: RowStatistics) -> Tensor:
     .. math:: \ell = -\frac1C \sum_j \Bigl(\log p_j - \frac{[j = y]}{p_j}\Bigr)
         = \mathrm{lse} - \bar z + \frac{1}{C p_y}
 
-    The first part wants every class to be possible, the second the target not to be impossible.
-    Where the target has lost by more than 20 nats, :math:`1 / p_y = e^{-\log p_y}` goes on as its
-    tangent in :math:`-\log p_y`: the loss grows linearly from there and nothing overflows.
+    The first part is large where any class is improbable, the second where the target is. Where
+    :math:`-\log p_y` is above 20 nats, the tangent there replaces
+    :math:`1 / p_y = e^{-\log p_y}` as a function of :math:`-\log p_y`. So the loss grows linearly
+    and nothing overflows.
 
     Example:
         >>> import torch, xent
@@ -69,8 +69,9 @@ def baikal_cma_loss(
         = c_0 \Bigl(c_1 (\mathrm{lse} - \bar z - \log c_2)
         + \frac{c_3 c_4}{c_5} \frac{1}{C p_y}\Bigr)
 
-    Only :math:`c_0 c_1` and :math:`c_0 c_3 c_4 / c_5` steer a training; six ones give
-    :func:`xent.losses.baikal_loss`, whose tangent beyond 20 nats holds here, too.
+    Training depends on :math:`c_0 c_1` and :math:`c_0 c_3 c_4 / c_5` only. With all six
+    coefficients 1 the loss is :func:`xent.losses.baikal_loss`; the tangent above 20 nats is the
+    same.
 
     Args:
         coefficients: :math:`c_0, \dots, c_5`; :math:`c_2` positive and :math:`c_5` not zero.
@@ -112,8 +113,8 @@ def taylorglo_loss(
 
     are the terms of a Taylor polynomial around label :math:`\theta_0` and probability
     :math:`\theta_1` that depend on the probability, factorials included. Probabilities add up to 1,
-    so part of it, :math:`\theta_2` altogether, is the same whatever is predicted, and may be so
-    large that nothing else is seen. Without that constant
+    so a part of the sum, the whole term of :math:`\theta_2` among it, does not depend on the
+    prediction. That part may be so large that rounding hides the rest. Without it the loss is
 
     .. math:: \ell = -\bigl(b_1 p_y + b_2 p_y^2 + b_3 \sum_{j \ne y} p_j^2
         + \theta_4 \sum_j p_j^3\bigr), \qquad \begin{aligned}
@@ -121,11 +122,11 @@ def taylorglo_loss(
         b_2 &= \theta_3 - 3 \theta_1 \theta_4 + (1 - \theta_0) \theta_6 \\
         b_3 &= \theta_3 - 3 \theta_1 \theta_4 - \theta_0 \theta_6 \end{aligned}
 
-    Its gradient is that of the polynomial. It may be negative: only differences mean anything.
+    The gradient is that of the polynomial. The loss may be negative: only differences matter.
 
     Args:
-        theta: :math:`\theta_0, \dots, \theta_7`, numbers or a tensor of them, which may want a
-            gradient. The default was evolved on MNIST by the authors.
+        theta: :math:`\theta_0, \dots, \theta_7`, numbers or a tensor of them, which may require
+            a gradient. The default was evolved on MNIST by the authors.
 
     Example:
         Cross-entropy, ``-x log(p)`` for a class of label x, expanded around x = p = 1/2:

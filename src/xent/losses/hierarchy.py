@@ -37,11 +37,11 @@ def wordtree_cross_entropy(
              = -\log \Pr(y), \qquad j \sim k: \text{siblings of } k
 
     The probability of a node is the product of the conditional ones from its root down, so a label
-    may be any node: an inner one says nothing about what is below it, and no gradient goes there.
+    may be any node. A label that is an inner node gives no gradient to the nodes below it.
 
     Args:
-        input: logits of the nodes, ``(C,)``, ``(N, C)`` or ``(N, C, d1, ...)``. The siblings are
-            read in place.
+        input: logits of the nodes, ``(C,)``, ``(N, C)`` or ``(N, C, d1, ...)``. Siblings are
+            read without a copy.
         target: node of each row, an integer, in the shape of the rows.
         parent: the parent of each node, -1 for roots: C numbers, in darknet's order. A parent comes
             before its children, and siblings stand next to each other.
@@ -96,8 +96,8 @@ def wordtree_cross_entropy(
     paths = torch.tensor(tree.paths, dtype=torch.int64, device=input.device)  # (C, depth)
     groups = torch.tensor(tree.groups, dtype=torch.int64, device=input.device)  # (C,)
     known = kept & (target >= 0) & (target < nodes)
-    path = paths[torch.where(known, target, 0)]
-    path = torch.where(kept.unsqueeze(-1), path, -1)  # beyond the end of a path it is -1, too
+    path = paths[torch.where(known, target, 0)]  # (..., depth), -1 beyond the end of a path
+    path = torch.where(kept.unsqueeze(-1), path, -1)
     group = torch.where(path >= 0, groups[path.clamp(min=0)], -1)
     values = torch.zeros(rows, dtype=torch.float64, device=input.device)
     seen = set(group.unique().tolist()) if are_there(group) else range(len(tree.spans))

@@ -1,7 +1,7 @@
 """Class imbalance: weights, priors and margins from how often the classes occur.
 
-``counts`` are numbers of rows per class, ``(C,)``, floating point; probabilities do as well, since
-only their ratios matter.
+``counts`` are numbers of rows per class, ``(C,)``, floating point. Probabilities are accepted, too,
+because only the ratios matter.
 """
 
 from __future__ import annotations
@@ -129,8 +129,8 @@ def logit_adjusted_loss(s: RowStatistics, prior: Counts, tau: Number = 1.0) -> T
 
     .. math:: \ell = -\log \frac{\pi_y^\tau e^{z_y}}{\sum_j \pi_j^\tau e^{z_j}}
 
-    Without the priors, the predictions of a model trained so are the posterior as if all classes
-    were equally common. ``xent.losses.balanced_softmax_loss`` and ``xent.losses.pc_softmax_loss``
+    A model trained with this loss predicts, without the priors, the posterior for classes that are
+    equally common. ``xent.losses.balanced_softmax_loss`` and ``xent.losses.pc_softmax_loss``
     are the same function: the balanced softmax is this at ``tau=1``, and the probability-corrected
     softmax differs from it by the constant :math:`\log \pi_y` of each row.
 
@@ -218,8 +218,8 @@ def vs_loss(
     .. math:: \ell = -\log \mathrm{softmax}_y(\Delta \odot z + \iota), \qquad
         \Delta_j = (n_j / n_{\max})^\gamma, \quad \iota_j = \tau \log \pi_j
 
-    The factor goes on acting where training is long and everything is fitted, when additive terms
-    and class weights no longer do.
+    The factor still has an effect late in training, when all rows are fitted; additive terms and
+    class weights have none by then.
 
     Args:
         counts: rows per class, ``(C,)``, all positive.
@@ -257,7 +257,7 @@ def ldam_loss(
     Args:
         counts: rows per class, ``(C,)``. A class without rows has the margin of the rarest.
         max_margin: ``m``, the margin of the rarest class, in cosine.
-        scale: ``s``, what turns cosines into logits.
+        scale: ``s``, the factor that turns cosines into logits.
 
     Example:
         >>> import torch, xent
@@ -283,7 +283,7 @@ def ldam_loss(
 @member(proper=False, convex=False)
 @row_loss(needs="top", soft=False, rowwise=False)
 def recall_loss(s: RowStatistics, smoothing: NonNegative = 1.0) -> Tensor:
-    r"""Cross-entropy whose classes weigh as much as the batch misses them.
+    r"""Cross-entropy with class weights that say how often the batch misses each class.
 
     .. math:: \ell_n = -w_{y_n} \log p_n, \qquad
         w_c = \frac{\mathrm{FN}_c + a}{\mathrm{TP}_c + \mathrm{FN}_c + a}
@@ -306,10 +306,10 @@ def recall_loss(s: RowStatistics, smoothing: NonNegative = 1.0) -> Tensor:
     """
     label = s.label
     assert label is not None
-    known = torch.where(label >= 0, label, s.classes).reshape(-1)  # ignored rows: a bin apart
+    known = torch.where(label >= 0, label, s.classes).reshape(-1)  # ignored rows have their own bin
     missed = (s.top != label).to(s.mass.dtype).reshape(-1)
     empty = torch.zeros(s.classes + 1, dtype=s.mass.dtype, device=s.mass.device)
-    misses = empty.scatter_add(0, known, missed)
+    misses = empty.scatter_add(0, known, missed)  # (C + 1,)
     rows = empty.scatter_add(0, known, torch.ones_like(missed))
     weights = (misses + smoothing) / (rows + smoothing)
     return -s.of_label(weights[:-1]) * s.log_prob
@@ -373,8 +373,8 @@ def hardest_loss(
     ignore_index = whole_number("ignore_index", ignore_index)
     rows = loss(input, target, ignore_index=ignore_index, reduction="none", **options).flatten()
     kept = class_indices("target", target).flatten() != ignore_index
-    count = kept.sum()  # which nobody looks at: no device waits, and graphs can hold it
+    count = kept.sum()  # a tensor: no device waits, and graphs can hold it
     k = count.clamp(max=int(keep)) if whole else (keep * count.to(wide_dtype(rows))).ceil()
-    largest = torch.where(kept, rows, -torch.inf).sort(descending=True).values
+    largest = torch.where(kept, rows, -torch.inf).sort(descending=True).values  # (N,)
     among = torch.arange(rows.shape[0], device=rows.device) < k
     return (stable_sum(torch.where(among, largest, 0.0).to(wide_dtype(rows))) / k).to(rows.dtype)

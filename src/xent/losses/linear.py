@@ -1,4 +1,4 @@
-"""Cross-entropy behind a linear head, under the name and with the arguments it has in PyTorch."""
+"""Cross-entropy behind a linear head, with the name and the arguments of PyTorch's function."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ def linear_cross_entropy(
     softcap: float | None = None,
     max_workspace: int = MAX_WORKSPACE,
 ) -> Tensor:
-    r"""Cross-entropy of ``input @ linear_weight.T + linear_bias``, which never exists as a whole.
+    r"""Cross-entropy of ``input @ linear_weight.T + linear_bias``, never with all logits in memory.
 
-    A drop-in for :func:`torch.nn.functional.linear_cross_entropy`, always lean: a chunk of logits
-    at a time, whose gradient is taken at once. Any other loss of the family works the same way on
+    A drop-in for :func:`torch.nn.functional.linear_cross_entropy`. It computes a chunk of logits at
+    a time, and their gradient at once. Any other loss of the family works the same way on
     :class:`xent.LinearLogits`.
 
     Args:
@@ -53,8 +53,8 @@ def linear_cross_entropy(
         reduction: ``"none"``, ``"sum"`` or ``"mean"``, which divides as :func:`cross_entropy` does.
         ignore_index: class index that marks rows to leave out; -100 unless given.
         label_smoothing: how much of each target is spread evenly over the classes.
-        options: PyTorch's :class:`torch.nn.LinearCrossEntropyOptions`; accepted, and without an
-            effect: the most exact way is always taken, without all logits.
+        options: PyTorch's :class:`torch.nn.LinearCrossEntropyOptions`; accepted without effect,
+            because the most exact way is always taken, without all logits.
         shift: how many places the targets are ahead: row ``t`` of ``(..., T, D)`` predicts target
             ``t + shift`` (1 in a causal model whose targets are its own input). Labels and
             ``row_weight``, which are ``(..., T)``, are moved rather than features.
@@ -135,7 +135,7 @@ def _mass(target: Tensor, weight: Tensor | None, ignore_index: int) -> Tensor:
 def _ahead(
     weight: Tensor, target: Tensor, row_weight: Tensor | None, shift: int, ignore_index: int
 ) -> tuple[Tensor, Tensor | None]:
-    """Labels and the weights that belong to them, moved to the rows that predict them."""
+    """Labels and row weights, moved to the rows that predict these labels."""
     if target.is_floating_point() or weight.ndim > 2:
         raise ValueError(
             "`shift` moves class indices of one head; soft targets and heads (C, d1, ..., D) "
@@ -150,7 +150,7 @@ def _ahead(
 def _heads(
     input: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, max_workspace: int
 ) -> list[tuple[Any, Tensor]]:
-    """The logits and targets of each of the heads of a weight (C, d1, ..., D)."""
+    """Logits and targets of each head of a weight (C, d1, ..., D): (N, C) and (N,) or (N, C)."""
     inner = weight.shape[1:-1]
     if input.ndim != 2:
         raise ValueError(
@@ -172,7 +172,7 @@ def _heads(
 
 
 def _of_torch(input: LinearLogits, target: Tensor, *arguments: Any, **options: Any) -> Any:
-    """PyTorch's function called on LinearLogits; the classes are on its axis 1."""
+    """Answer PyTorch's function for LinearLogits; PyTorch has the classes on axis 1."""
     if input.ndim > 2:
         whole = input.materialize_for("cross_entropy with the classes on axis 1")
         return torch.nn.functional.cross_entropy(whole, target, *arguments, **options)
@@ -185,7 +185,7 @@ LinearLogits.lean[torch.nn.functional.cross_entropy] = _of_torch
 def _nll_of_log_probs(
     input: LinearLogProbs, target: Tensor, *arguments: Any, **options: Any
 ) -> Any:
-    """Cross-entropy of the logits that these are the log-probabilities of."""
+    """Answer PyTorch's function for log-probabilities by the cross-entropy of their logits."""
     if input.ndim > 2 or input.sign < 0:
         whole = input.materialize_for("nll_loss of these")
         return torch.nn.functional.nll_loss(whole, target, *arguments, **options)

@@ -1,7 +1,6 @@
-"""Losses of log-probabilities, under the names and with the arguments they have in PyTorch.
+"""Losses of log-probabilities, with the names and the arguments of PyTorch's functions.
 
-Where there are logits, :func:`xent.cross_entropy` and :func:`xent.losses.distillation_loss` have
-more
+If you have logits, :func:`xent.cross_entropy` and :func:`xent.losses.distillation_loss` keep more
 digits: a log-probability in float32 cannot tell 1 - 1e-9 from 1.
 """
 
@@ -105,7 +104,7 @@ def nll_loss(
     labels, ignored = problem.tensors.target, problem.settings.ignore_index
     check_labels(labels, problem.classes, ignored)
     kept, known = labels != ignored, (labels >= 0) & (labels < problem.classes)
-    log_p = input.movedim(problem.axis, -1)
+    log_p = input.movedim(problem.axis, -1)  # (..., C)
     log_probabilities("input", log_p, kept.unsqueeze(-1))
     label = torch.where(known, labels, 0)
     values = -log_p.gather(-1, label.unsqueeze(-1)).squeeze(-1).to(wide_dtype(input))
@@ -131,12 +130,12 @@ def kl_div(
 
     A drop-in for :func:`torch.nn.functional.kl_div` without NaN: a target of 0 counts 0, whatever
     is predicted for it (PyTorch: NaN where the prediction is 0, too, or the target is given as a
-    logarithm). For divergences of whole distributions there is
-    :func:`xent.information.kl_divergence`, for logits :func:`xent.losses.distillation_loss`.
+    logarithm). For divergences of whole distributions use :func:`xent.information.kl_divergence`,
+    for logits :func:`xent.losses.distillation_loss`.
 
     .. math:: \ell = t \, (\log t - \log p), \qquad 0 \log 0 = 0
 
-    Towards a target of 0 the truth has an infinite slope; its gradient is given as 0.
+    The derivative by a target of 0 is infinite; the gradient given for it is 0.
 
     Args:
         input: log-probabilities, of any shape.
@@ -146,7 +145,8 @@ def kl_div(
         reduce: deprecated in PyTorch; use ``reduction``.
         reduction: ``"none"``, ``"sum"``, ``"batchmean"``, which divides by the length of the first
             axis (a 0-d input by 1) and is the mean divergence of rows ``(N, C)``, or ``"mean"``,
-            which divides by the number of elements and is not: as in PyTorch, it warns.
+            which divides by the number of elements and warns, as in PyTorch, because the result is
+            not the mean divergence.
         log_target: whether ``target`` holds logarithms.
         weight: factor on each element; broadcasts to the shape of ``input``: ``(C,)`` for class
             weights of ``(N, C)``. 0 leaves an element out, whatever it holds.

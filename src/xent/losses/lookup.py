@@ -25,10 +25,10 @@ def members() -> dict[str, Member]:
 
 
 def find(name: str) -> Member:
-    """The loss of a name: ``focal``, ``focal-loss`` and ``focal_loss`` find the same one.
+    """The loss with a name: ``focal``, ``focal-loss`` and ``focal_loss`` find the same one.
 
     Raises:
-        ValueError: if there is none. The message says which names are near.
+        ValueError: if there is no such loss. The message suggests names that look alike.
     """
     plain = name.strip().replace("-", "_").lower()
     for candidate in (plain, f"{plain}_loss"):

@@ -2,9 +2,9 @@ r"""Margins for logits that are cosines: the target is made harder before it is 
 
     loss = -log sigmoid(psi(target) - rest)
 
-Only the target's logit changes, so a margin is a function of ``(target, rest)``. With a drop
-``target - psi`` the log-odds fall by as much, and nothing cancels. ``scale`` turns cosines into
-logits; the losses set it themselves.
+Only the target's logit changes, so a margin is a function of ``(target, rest)``. A drop
+``target - psi`` lowers the log-odds by the same number, and nothing cancels. ``scale`` turns
+cosines into logits; the losses apply it themselves.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class _PerRow(Rule):
     """A rule for a number, or a tensor of one number per row."""
 
     def check(self, name: str, value: Any, input: Tensor | None) -> Any:
-        """The number or tensor; raise unless it is one."""
+        """The number or tensor; raise unless it fits the rows."""
         if not isinstance(value, Tensor):
             return finite_number(name, value)
         if input is None:
@@ -60,7 +60,7 @@ def lowered_cross_entropy(s: RowStatistics, drop: Tensor | float) -> Tensor:
 @member(proper=False, convex=True)
 @row_loss(soft=False, own=OWN_SCALE)
 def cosface_loss(s: RowStatistics, margin: NonNegative = 0.35, scale: Positive = 64.0) -> Tensor:
-    r"""Cross-entropy on cosines with a margin taken off the target's; large-margin cosine loss.
+    r"""Cross-entropy on cosines, the target's lowered by a margin; large-margin cosine loss.
 
     .. math:: \ell = -\log \frac{e^{s (\cos\theta_y - m)}}
         {e^{s (\cos\theta_y - m)} + \sum_{j \ne y} e^{s \cos\theta_j}}
@@ -69,7 +69,7 @@ def cosface_loss(s: RowStatistics, margin: NonNegative = 0.35, scale: Positive =
 
     Args:
         margin: ``m``, in cosine.
-        scale: ``s``, what turns cosines into logits.
+        scale: ``s``, the factor that turns cosines into logits.
 
     Example:
         >>> import torch, xent
@@ -97,7 +97,7 @@ def arcface_loss(
 
     Args:
         margin: ``m``, in radians, at most pi / 2.
-        scale: what turns cosines into logits.
+        scale: the factor that turns cosines into logits.
 
     Example:
         >>> import torch, xent
@@ -109,7 +109,7 @@ def arcface_loss(
         Deng et al., *ArcFace: additive angular margin loss for deep face recognition*, CVPR 2019.
     """
     cos = (s.target / scale).clamp(-1, 1)
-    # The sine has an infinite slope at the poles; below 1e-6 it counts as constant.
+    # The sine has an infinite derivative at the poles; a sine below 1e-6 counts as constant.
     sin = ((1 - cos) * (1 + cos)).clamp(min=1e-12).sqrt()
     turned = cos * math.cos(margin) - sin * math.sin(margin)
     psi = torch.where(cos >= -math.cos(margin), turned, cos - margin * math.sin(margin))
@@ -127,12 +127,13 @@ def large_margin_loss(
 
     .. math:: \psi = (-1)^k \cos(m \theta_y) - 2k, \qquad k = \lfloor m \theta_y / \pi \rfloor
 
-    ``psi`` falls all the way from 1 at angle 0. ``input`` holds cosines; with the lengths of the
-    features for a scale per row the logits are those of an ordinary layer with normalised weights.
+    ``psi`` falls all the way from 1 at angle 0. ``input`` holds cosines. If ``scale`` holds the
+    length of the features of each row, the logits are those of an ordinary layer with normalised
+    weights.
 
     Args:
         margin: ``m``, a whole number; 1 is cross-entropy.
-        scale: what turns cosines into logits, a number or one per row.
+        scale: the factor that turns cosines into logits, a number or one per row.
 
     Example:
         >>> import torch, xent
@@ -154,7 +155,7 @@ def large_margin_loss(
 
 
 def _chebyshev(x: Tensor, n: int) -> Tensor:
-    """``cos(n arccos x)``, without the infinite slope of arccos."""
+    """``cos(n arccos x)``, without the infinite derivative of arccos."""
     before, now = x, torch.ones_like(x)
     for _ in range(n):
         before, now = now, 2 * x * now - before

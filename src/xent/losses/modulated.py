@@ -1,7 +1,8 @@
 r"""Losses that weigh cross-entropy by how probable the target is already, or add to it.
 
-With ``p`` the probability of the target, most are functions of its log-odds alone. ``1 - p`` comes
-from the log-odds too, never from a subtraction, so no row is too sure or too wrong for them.
+``p`` is the probability of the target. Most of these losses are functions of the target's log-odds
+alone. ``1 - p`` comes from the log-odds, too, never from a subtraction, so the losses keep their
+digits however sure or wrong a row is.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from .catalog import member
 @member(proper=False, convex=False)
 @row_loss(soft=False)
 def focal_loss(s: RowStatistics, gamma: NonNegative = 2.0) -> Tensor:
-    r"""Cross-entropy that pays less for rows that are right already.
+    r"""Cross-entropy with less weight on rows that are already right.
 
     .. math:: \ell = -(1 - p)^\gamma \log p
 
@@ -28,7 +29,7 @@ def focal_loss(s: RowStatistics, gamma: NonNegative = 2.0) -> Tensor:
     ``gamma`` below 1. The balancing factor alpha of the paper is ``weight``.
 
     Args:
-        gamma: how strongly rows that are right are turned down; 0 is cross-entropy.
+        gamma: how much less weight rows get that are right; 0 is cross-entropy.
 
     Example:
         >>> import torch, xent
@@ -52,7 +53,7 @@ def poly1_loss(s: RowStatistics, epsilon: Annotated[float, Range(-1)] = 2.0) -> 
     .. math:: \ell = -\log p + \epsilon (1 - p)
 
     Args:
-        epsilon: what is added to the weight 1 of the first term, at least -1; 0 is cross-entropy.
+        epsilon: number added to the weight 1 of the first term, at least -1; 0 is cross-entropy.
 
     Example:
         >>> import torch, xent
@@ -72,7 +73,7 @@ def taylor_cross_entropy(s: RowStatistics, terms: Annotated[int, Range(1)] = 2) 
 
     .. math:: \ell = \sum_{k=1}^{t} \frac{(1 - p)^k}{k}
 
-    Between the mean absolute error (one term, robust to wrong labels) and cross-entropy (all).
+    One term is half the mean absolute error, robust to wrong labels; all are cross-entropy.
 
     Args:
         terms: how many terms.
@@ -103,14 +104,14 @@ def _as_mean_weight(prior: Tensor | None, **_: object) -> Tensor | None:
 def smoothed_cross_entropy(
     s: RowStatistics, smoothing: Annotated[float, Range(high=1)] = 0.1, prior: Counts | None = None
 ) -> Tensor:
-    r"""Cross-entropy from labels that a prior is mixed into.
+    r"""Cross-entropy from labels that are mixed with a prior.
 
     .. math:: \ell = -(1 - \epsilon) \log p - \epsilon \sum_j u_j \log p_j
 
-    What :func:`xent.cross_entropy` does with ``label_smoothing``, and beyond: any prior ``u``; a
+    Label smoothing as in :func:`xent.cross_entropy`, with three additions: any prior ``u``; a
     negative amount, which sharpens (and undoes uniform label noise, see
     :func:`xent.losses.backward_corrected_symmetric_noise_loss`); and class weights that weigh whole
-    rows by their target, where PyTorch's rule lets the weights of the other classes in.
+    rows by their target, while in PyTorch's rule the weights of the other classes count, too.
 
     Args:
         smoothing: the amount, at most 1. Below 0 the loss is not bounded from below.
@@ -137,7 +138,7 @@ def smoothed_cross_entropy(
 @member(proper=False, convex=False)
 @row_loss(needs="entropy", soft=False)
 def confidence_penalty_loss(s: RowStatistics, beta: NonNegative = 0.1) -> Tensor:
-    r"""Cross-entropy less a bonus for uncertain predictions.
+    r"""Cross-entropy minus a bonus for uncertain predictions.
 
     .. math:: \ell = -\log p - \beta H(p_1, \dots, p_C)
 
@@ -165,7 +166,7 @@ def complementary_loss(s: RowStatistics) -> Tensor:
     .. math:: \ell = -\log(1 - p)
 
     The target names a class that is wrong: a complementary label, or a token that should not be
-    said. ``xent.losses.unlikelihood_loss`` is the same function.
+    generated. ``xent.losses.unlikelihood_loss`` is the same function.
 
     Example:
         >>> import torch, xent

@@ -42,10 +42,10 @@ def multilabel_cross_entropy(
 
     .. math:: \ell_n = \sum_c -t_{nc} \log \sigma(z_{nc}) - (1 - t_{nc}) \log \sigma(-z_{nc})
 
-    Labels first, rows then: ``labels="sum"`` is the negative log-likelihood of all labels of a row,
-    ``labels="mean"`` that of one label on average (``multilabel_soft_margin_loss`` in PyTorch),
-    which is smaller by the number of labels and learns that much more slowly. ``reduction`` is over
-    rows.
+    The labels of a row are reduced first: ``labels="sum"`` is the negative log-likelihood of all
+    labels of a row, ``labels="mean"`` that of one label on average (``multilabel_soft_margin_loss``
+    in PyTorch). The mean is the sum divided by the number of labels, and so is its gradient.
+    ``reduction`` is over rows.
 
     Args:
         input: logits, ``(C,)``, ``(N, C)`` or ``(N, C, d1, ...)``: one per label.
@@ -93,7 +93,7 @@ def multilabel_cross_entropy(
         )  # fmt: skip
         logits: LinearLogits = input
         known = without_weightless(problem).kept()
-        if known is not None:  # no product may meet what a row holds that has nothing to say
+        if known is not None:  # NaN in a row without known labels must not spread
             hidden = torch.where(known.any(-1, keepdim=True), logits.hidden, 0)
             logits = logits.with_hidden(hidden)
         return labels_behind_head(
@@ -137,7 +137,7 @@ def zlpr_loss(
 
     Args:
         input: logits, ``(C,)``, ``(N, C)`` or ``(N, C, d1, ...)``.
-        target: labels 0 and 1 in the shape of ``input``, or numbers between; constants.
+        target: labels 0 and 1 in the shape of ``input``, or numbers between; without gradient.
         ignore_value: target that marks labels nobody knows. A row without known labels is left out.
         row_weight: factor on each row, in the shape of the rows; the mean divides by its sum.
         reduction: ``"none"``, ``"sum"`` or ``"mean"`` over the rows.
@@ -236,18 +236,19 @@ def asymmetric_loss(
     clip: Fraction = 0.05,
     detach_focus: bool = False,
 ) -> Tensor:
-    r"""Focal loss that turns easy negatives down more than positives, and the easiest off.
+    r"""Focal loss that gives easy negatives less weight than positives, and the easiest none.
 
     .. math:: \ell = \bigl(t (1 - p) + (1 - t) p_m\bigr)^{\gamma_+ t + \gamma_- (1 - t)}
         \bigl(-t \log p - (1 - t) \log(1 - p_m)\bigr), \qquad p_m = \max(p - m, 0)
 
-    The official code adds it up (``reduction="sum"``) and clamps its logarithms at ``1e-8``; here
-    nothing is clamped. Its two versions differ in whether the focusing factor is differentiated.
+    The official code adds the values up (``reduction="sum"``) and clamps its logarithms at
+    ``1e-8``; here nothing is clamped. The two versions of that code differ in whether the focusing
+    factor is differentiated.
 
     Args:
-        gamma_neg: how strongly negatives that are right are turned down.
-        gamma_pos: how strongly positives that are right are turned down.
-        clip: the margin ``m``: probability from which on negatives count at all.
+        gamma_neg: how much less weight negatives get that are right.
+        gamma_pos: how much less weight positives get that are right.
+        clip: the margin ``m``: negatives with a probability below ``m`` do not count.
         detach_focus: take the focusing factor for a constant in the gradient.
 
     Example:
@@ -260,7 +261,7 @@ def asymmetric_loss(
         Ridnik et al., *Asymmetric loss for multi-label classification*, ICCV 2021.
     """
     yes, no = e.target, 1 - e.target
-    prob = e.log_prob.exp()  # whose slope, unlike that of `e.prob`, has digits where prob is 1
+    prob = e.log_prob.exp()  # its derivative has digits near 1, that of `e.prob` has none
     shifted = (prob - clip).clamp(min=0)
     log_rest = e.log_miss
     if clip:  # log(1 - p_m): from p_m where that is small, else from 1 - p_m = (1 - p) + m
@@ -295,7 +296,7 @@ def siglip_loss(
 
     Args:
         similarity: scalar products of the normalised embeddings, ``(N, M)``; or
-            ``LinearLogits(image, text)``, so that the pairs of some rows exist at a time.
+            ``LinearLogits(image, text)``, so that a chunk of pairs is in memory at a time.
         target: which pairs belong together, 0 or 1, in the shape of ``similarity``; None for row n
             and column n.
         scale: the inverse temperature, a number or a 0-d tensor to be learned.
@@ -391,6 +392,6 @@ def _siglip_by_chunks(
 
 
 def _as_tensor(x: float | Tensor, like: LinearLogits) -> Tensor:
-    """Make a 0-d tensor; of a number in float64, whatever torch's default dtype is."""
+    """Make a 0-d tensor; a number becomes float64, whatever torch's default dtype is."""
     dtype = None if isinstance(x, Tensor) else torch.float64
     return torch.as_tensor(x, dtype=dtype, device=like.device).reshape(())

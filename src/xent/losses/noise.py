@@ -2,8 +2,8 @@ r"""Corrections of cross-entropy for labels that are wrong at known rates.
 
 The rates are a noise matrix ``T``: ``T[i, j]`` is the probability that a row of class ``i`` carries
 the label ``j``. Forward correction compares the label with what noise makes of the prediction;
-backward correction weighs the losses of all labels so that, on average over the noise, the loss of
-the true class comes out. :mod:`xent.learn.label_noise` estimates ``T``.
+backward correction weighs the losses of all labels so that their average over the noise is the loss
+of the true class. :mod:`xent.learn.label_noise` estimates ``T``.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ def forward_corrected_cross_entropy(
         matrix: ``T``, ``(C, C)``: ``T[i, j]`` is the probability of the label ``j`` where the class
             is ``i``. Rows sum to 1.
         max_condition: largest condition number accepted, as for
-            :func:`xent.losses.backward_corrected_cross_entropy`: beyond, different clean posteriors
-            look alike. None does not look, which spares an inversion.
+            :func:`xent.losses.backward_corrected_cross_entropy`: above it, different clean
+            posteriors look alike. None skips the check, and with it an inversion.
 
     Returns:
         In nats: a scalar, or the shape of the rows for ``reduction="none"``, in the dtype of
@@ -78,7 +78,7 @@ def forward_corrected_cross_entropy(
         approach*, CVPR 2017. Learning the matrix: Sukhbaatar et al., *Training convolutional
         networks with noisy labels*, ICLR 2015 workshop.
     """
-    input = whole_logits("forward_corrected_cross_entropy", input)  # no burden beside (C, C)
+    input = whole_logits("forward_corrected_cross_entropy", input)  # little beside (C, C)
     return _forward_corrected(
         input.detach(), target, weight, ignore_index=ignore_index, reduction=reduction,
         normalizer=normalizer, row_weight=row_weight, empty=empty,
@@ -95,17 +95,17 @@ def _forward_corrected(
         inverse(matrix.detach(), max_condition)
     wide = s.log_odds.dtype
     known = (s.label >= 0) & (s.label < s.classes)
-    z = logits.to(wide).movedim(class_axis(logits), -1)  # (N, C)
-    z = torch.where(known.unsqueeze(-1), z, 0.0)  # an ignored row must not leave a trace
+    z = logits.to(wide).movedim(class_axis(logits), -1)  # (..., C)
+    z = torch.where(known.unsqueeze(-1), z, 0.0)  # NaN in an ignored row must not spread
     z = torch.where(z == torch.inf, torch.nan, z)  # an overflow must not look like certainty
     # T[:, y] of every row; nothing leads to a label that does not exist.
-    seen = matrix.to(wide).T[torch.where(known, s.label, 0)] * known.unsqueeze(-1)
-    # The largest logit enters as a constant, so that its slope is minus the sum of the others'
-    # rather than a difference of two numbers near 1.
+    seen = matrix.to(wide).T[torch.where(known, s.label, 0)] * known.unsqueeze(-1)  # (..., C)
+    # The largest logit enters as a constant. Then its derivative is minus the sum of the others,
+    # not a difference of two numbers near 1.
     top = z.detach().argmax(-1, keepdim=True)
     is_top = torch.arange(s.classes, device=z.device) == top
     gap = torch.where(is_top, 0.0, z - z.gather(-1, top))
-    unseen = (1 - seen).clamp(min=0.0)  # where an entry was rounded to above 1
+    unseen = (1 - seen).clamp(min=0.0)  # an entry may be rounded to above 1
     return -logsigmoid(_log_sum_exp(gap, seen) - _log_sum_exp(gap, unseen))
 
 
@@ -132,17 +132,17 @@ def backward_corrected_cross_entropy(
 
     .. math:: \ell = -\sum_j (T^{-1})_{yj} \log p_j
 
-    Its mean over the labels that noise makes of a class is the cross-entropy of that class. Convex,
-    too; but the inverse has negative entries, so it has no lower bound, and finitely many rows can
-    be fitted without end: forward correction is the safer choice. The matrix is inverted at every
-    call. Class weights belong to the clean classes ``j``.
+    The mean of this loss over the labels that noise makes of a class is the cross-entropy of that
+    class. The loss is convex, too. But the inverse has negative entries, so the loss has no lower
+    bound and may fall without end on a finite set of rows: forward correction is the safer choice.
+    The matrix is inverted at every call. Class weights belong to the clean classes ``j``.
 
     Args:
         matrix: ``T``, ``(C, C)``: ``T[i, j]`` is the probability of the label ``j`` where the class
             is ``i``. Rows sum to 1.
         max_condition: largest condition number of the matrix accepted. In the maximum norm that is
             the largest absolute row sum of the inverse: how much a wrong label can weigh. None
-            accepts every one.
+            accepts every matrix.
 
     Example:
         >>> import torch, xent
@@ -201,7 +201,8 @@ def backward_corrected_symmetric_noise_loss(s: RowStatistics, rate: NoiseRate) -
     .. math:: \ell = -(1 - \epsilon) \log p_y - \frac{\epsilon}{C} \sum_j \log p_j, \qquad
         \epsilon = -\frac{\eta C}{C - 1 - \eta C}
 
-    Label smoothing by a negative amount. :func:`xent.losses.backward_corrected_cross_entropy` with
+    The loss is label smoothing by a negative amount, and
+    :func:`xent.losses.backward_corrected_cross_entropy` with
     :func:`xent.losses.symmetric_noise_matrix`. ``C`` counts the classes that are not masked by
     ``-inf``.
 

@@ -1,4 +1,4 @@
-r"""Noise matrices: how often each class is labelled as each other; makers, checks and use.
+r"""Noise matrices, which say how often each class is labelled as each other.
 
 ``T[i, j]`` is the probability that a row of class ``i`` carries the label ``j``.
 """
@@ -24,7 +24,7 @@ class _Stochastic(PerClass):
     """A rule for noise matrices that fit the classes of the logits."""
 
     def check(self, name: str, value: Any, input: Tensor | None) -> Any:
-        """The matrix; raise unless it is one."""
+        """The matrix; raise unless it fits the classes and its rows sum to 1."""
         is_tensor(name, value)
         classes = value.shape[-1:].numel() if input is None else _classes(input)
         if value.shape != (classes, classes):
@@ -48,7 +48,7 @@ class _BelowChance(Range):
     """A rule for rates of uniform exchange that leave the true label the most likely one."""
 
     def check(self, name: str, value: Any, input: Tensor | None) -> Any:
-        """The rate; raise unless it is one."""
+        """The rate; raise unless the true label stays the most likely one."""
         rate = super().check(name, value, input)
         if input is None:
             return rate
@@ -118,8 +118,8 @@ def pair_noise_matrix(classes: int, rate: float, flips: Mapping[int, int] | None
     Args:
         classes: how many classes, at least 2.
         rate: share of the labels of a class that are wrong, in [0, 1].
-        flips: the label that stands for each class where it is wrong; classes it does not name are
-            always labelled right. By default every class is taken for the next one.
+        flips: the wrong label of each class; classes that are not in ``flips`` are always labelled
+            right. By default every class is taken for the next one.
 
     Returns:
         ``(classes, classes)``, float64.
@@ -159,7 +159,7 @@ def _check_noise(classes: int, rate: float) -> tuple[int, float]:
 def flip_labels(
     labels: Tensor, matrix: NoiseMatrix, generator: torch.Generator | None = None
 ) -> Tensor:
-    """Labels as noise would change them: each drawn from the row of its class.
+    """Labels as noise would change them: each is drawn from the row of its class.
 
     Args:
         labels: true classes, integers, any shape.
@@ -170,7 +170,7 @@ def flip_labels(
         Labels in the shape of ``labels``, int64.
 
     Raises:
-        ValueError: for a matrix that is not stochastic, or labels that it has no row for.
+        ValueError: for a matrix whose rows do not sum to 1, or labels without a row.
         TypeError: for labels or a matrix of another dtype.
 
     Example:

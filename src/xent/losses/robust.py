@@ -1,9 +1,9 @@
 r"""Losses that wrong labels mislead less than they mislead cross-entropy.
 
-With ``p`` the probability of the labelled class. Cross-entropy pulls without limit at a row whose
-label is wrong; these bound the pull (the mean absolute error and its kin), share it among the
-classes (normalised losses), or trust the prediction for a part (bootstrapping). Where the kind of
-noise is known, :mod:`xent.losses.noise` corrects for it instead.
+``p`` is the probability of the labelled class. Cross-entropy pulls without limit at a row whose
+label is wrong. The losses here bound the pull (the mean absolute error and similar losses), share
+the pull among the classes (normalised losses), or trust the prediction in part (bootstrapping).
+Where the kind of noise is known, :mod:`xent.losses.noise` corrects for the noise instead.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def bootstrap_loss(s: RowStatistics, beta: Fraction = 0.95) -> Tensor:
     .. math:: \ell = -\sum_j \bigl(\beta q_j + (1 - \beta) p_j\bigr) \log p_j
         = \beta \, \mathrm{CE} + (1 - \beta) H(p)
 
-    The gradient goes through both occurrences of ``p``: this is an entropy penalty.
+    The gradient goes through both occurrences of ``p``, so the loss is an entropy penalty.
 
     Args:
         beta: how much the label counts, in [0, 1]; 1 is cross-entropy. Convex in the logits where
@@ -51,7 +51,7 @@ def bootstrap_loss(s: RowStatistics, beta: Fraction = 0.95) -> Tensor:
 @member(proper=False, convex=False)
 @row_loss(needs="top", soft=False)
 def hard_bootstrap_loss(s: RowStatistics, beta: Fraction = 0.8) -> Tensor:
-    r"""Cross-entropy from the label and, for a part, from the predicted class.
+    r"""Cross-entropy from the label and, in part, from the predicted class.
 
     .. math:: \ell = -\beta \log p_y - (1 - \beta) \log \max_j p_j
 
@@ -102,15 +102,15 @@ def generalized_cross_entropy(s: RowStatistics, q: Fraction = 0.7) -> Tensor:
 def truncated_generalized_cross_entropy(
     s: RowStatistics, q: Fraction = 0.7, threshold: Fraction = 0.5
 ) -> Tensor:
-    r"""Generalised cross-entropy that gives up on rows below a probability.
+    r"""Generalised cross-entropy that ignores rows whose label has a low probability.
 
     .. math:: \ell = \frac{1 - \max(p, k)^q}{q}
 
     A row whose label has a probability below the threshold ``k`` has no gradient: it counts as
     wrongly labelled. An untrained model therefore learns nothing from it. The authors train with
-    :func:`xent.losses.generalized_cross_entropy` first, then prune by a look at all rows every few
-    epochs: ``row_weight=xent.statistics(logits, labels).prob > threshold``, of the best model so
-    far.
+    :func:`xent.losses.generalized_cross_entropy` first, then choose the rows to keep every few
+    epochs, with the best model so far:
+    ``row_weight=xent.statistics(logits, labels).prob > threshold``.
 
     Args:
         q: as in :func:`xent.losses.generalized_cross_entropy`.
@@ -139,7 +139,7 @@ def _power_loss(log_prob: Tensor, q: float) -> Tensor:
     if q == 0:
         return -log_prob
     x = q * log_prob
-    # Autograd takes expm1(x) + 1 for the slope, which has no digits where x is far below 0.
+    # The derivative of expm1 is computed as expm1(x) + 1, without digits where x is far below 0.
     return torch.where(x > -1, -torch.expm1(x), 1 - torch.exp(x)) / q
 
 
@@ -173,8 +173,8 @@ def reverse_cross_entropy(s: RowStatistics, label_floor: Floor = 1e-4) -> Tensor
 
     .. math:: \ell = -\sum_j p_j \log q_j = -\log(f) \, (1 - p)
 
-    The zeros of the one-hot label ``q`` are replaced by the floor ``f``. Half of ``-log f`` times
-    the mean absolute error: symmetric, as that is.
+    The zeros of the one-hot label ``q`` are replaced by the floor ``f``. The loss is half of
+    ``-log f`` times the mean absolute error, so it is symmetric, too.
 
     Args:
         label_floor: ``f``, in (0, 1].
@@ -264,7 +264,7 @@ def nce_rce_loss(
     .. math:: \ell = \alpha \, \mathrm{NCE} + \beta \, \mathrm{RCE}
 
     Both are symmetric, hence so is the sum. The active part raises the labelled class, the passive
-    one lowers the others; together they underfit less than either.
+    one lowers the others; together they underfit less than either of them alone.
 
     Args:
         alpha: weight of :func:`xent.losses.normalized_cross_entropy`.

@@ -61,9 +61,9 @@ def structured_cross_entropy(s: RowStatistics, table: Annotated[Tensor, _SoftTar
 
     .. math:: \ell = -\sum_j Q_{y j} \log p_j
 
-    What knows that some mistakes are smaller than others goes into the table: the similarity of the
-    classes, their distance in a hierarchy, their order (structured label smoothing). No tensor of
-    the size of the logits is made. Class weights are those of the classes in the soft target, as in
+    The table says which mistakes are smaller than others: by the similarity of the classes, their
+    distance in a hierarchy, or their order (structured label smoothing). No tensor of the size of
+    the logits is made. Class weights are those of the classes in the soft target, as in
     :func:`xent.cross_entropy` with probabilities.
 
     Args:
@@ -89,7 +89,7 @@ def structured_cross_entropy(s: RowStatistics, table: Annotated[Tensor, _SoftTar
 
 
 class _Listed(NamedTuple):
-    """Some classes of each row, and the logits there after scale, softcap and bias."""
+    """Some classes of each row, and their logits after scale, softcap and bias."""
 
     classes: Tensor  # (N..., K), 0 where there is none
     present: Tensor  # (N..., K)
@@ -97,7 +97,7 @@ class _Listed(NamedTuple):
 
 
 def _look_up(problem: Problem, classes: Tensor, ignore_index: int) -> _Listed:
-    """The logits of ``classes``, (N..., K), among which ``ignore_index`` stands for none."""
+    """The logits of ``classes``, (N..., K), among which ``ignore_index`` stands for no class."""
     check_labels(classes, problem.classes, ignore_index, name="classes")
     present = (classes != ignore_index) & (classes >= 0) & (classes < problem.classes)
     classes = torch.where(present, classes, 0)
@@ -109,15 +109,19 @@ def _look_up(problem: Problem, classes: Tensor, ignore_index: int) -> _Listed:
 
 
 def _mark(kept: Tensor, ignore_index: int) -> Tensor:
-    """Labels that only say which rows are kept: any class there, ``ignore_index`` elsewhere."""
+    """Labels that only mark the kept rows: any class there, ``ignore_index`` in other rows."""
     return torch.where(kept, int(ignore_index == 0), ignore_index)
 
 
 def _nll_of_listed(problem: Problem, listed: _Listed, mass: Tensor, engine: str) -> Tensor:
-    """``-sum_k mass_k log p_k`` of one sweep, from the likeliest class and differences to it."""
+    """``-sum_k mass_k log p_k`` with one sweep over the logits.
+
+    The sweep gives the log-probability of the likeliest listed class. Those of the others follow
+    from the differences of their logits to that one.
+    """
     height = listed.logits.detach().nan_to_num(neginf=torch.finfo(listed.logits.dtype).min)
     height = torch.where(listed.present, height, -torch.inf)
-    pivot = height.argmax(-1, keepdim=True)
+    pivot = height.argmax(-1, keepdim=True)  # (N..., 1)
     label = listed.classes.gather(-1, pivot)
     ignored = problem.settings.ignore_index
     label = torch.where(listed.present.gather(-1, pivot), label, ignored)
@@ -380,7 +384,7 @@ def _refuse_doubles(listed: _Listed) -> None:
     if not can_look_at(listed.classes):
         return
     gaps = listed.classes.shape[-1]
-    order = torch.arange(-1, -1 - gaps, -1, device="cpu")  # a class of its own for each gap
+    order = torch.arange(-1, -1 - gaps, -1, device="cpu")  # below 0, all different
     ranked = torch.where(listed.present, listed.classes, order).sort(-1).values
     double = ranked[..., 1:] == ranked[..., :-1]
     if bool(double.any()):
@@ -391,11 +395,11 @@ def _refuse_doubles(listed: _Listed) -> None:
 
 
 def _nll_with_tail(problem: Problem, listed: _Listed, q: Tensor, engine: str) -> Tensor:
-    """Cross-entropy of the listed classes and of all the others as one class more."""
-    # A gap must not hide class 0, so it repeats a class that is hidden anyway.
+    """Cross-entropy of the listed classes and of all the others as one more class."""
+    # An empty place holds class 0, which must not be hidden. So it gets a class that is hidden.
     first = listed.present.to(torch.uint8).argmax(-1, keepdim=True)
     hidden = torch.where(listed.present, listed.classes, listed.classes.gather(-1, first))
-    if problem.differentiable_beyond_logits():  # a slope of 0 times the infinity put in below
+    if problem.differentiable_beyond_logits():  # else 0 times the infinity below gives NaN
         z = problem.logits.movedim(problem.axis, -1).to(wide_dtype(problem.logits))
         z = problem.transform(z).movedim(-1, problem.axis)
         problem = problem.without_transform(z)
@@ -405,9 +409,9 @@ def _nll_with_tail(problem: Problem, listed: _Listed, q: Tensor, engine: str) ->
     label = torch.where(problem.tensors.target == ignored, ignored, absent)
     shard = problem.settings._replace(sharded=True)
     rest = Problem(problem.tensors._replace(logits=others, target=label), shard)
-    rest = measure(rest, engine).lse.unsqueeze(-1)
+    rest = measure(rest, engine).lse.unsqueeze(-1)  # (N..., 1)
     empty = rest == -torch.inf  # every class is listed: what is missing from 1 was rounded off
     spare = torch.where(empty, 0, (1 - q.sum(-1, keepdim=True)).clamp(min=0))
-    q, z = torch.cat([q, spare], -1), torch.cat([listed.logits, rest], -1)
+    q, z = torch.cat([q, spare], -1), torch.cat([listed.logits, rest], -1)  # (N..., K + 1)
     log_p = log_softmax(torch.where(listed.present.any(-1, keepdim=True), z, 0))
     return -(q * torch.where(q == 0, 0, log_p)).sum(-1)

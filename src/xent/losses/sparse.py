@@ -56,9 +56,9 @@ def entmax(input: Tensor, alpha: float = 1.5, dim: int = -1) -> Tensor:
     .. math:: p_j = \bigl[(\alpha - 1) z_j - \tau\bigr]_+^{1 / (\alpha - 1)}
 
     maximises :math:`z^\top p + \frac{1}{\alpha (\alpha - 1)} \sum_j (p_j - p_j^\alpha)`. The
-    threshold is exact: searched until it stops to change, in float64. The same as
-    ``xent.tempered_softmax`` of ``t = 2 - alpha``. Above 2 the probability of a class rises from 0
-    with a slope that is infinite; with ``alpha`` of 10 and more the rounding of its logit shows.
+    threshold is searched in float64 until it stops changing. ``xent.tempered_softmax`` with
+    ``t = 2 - alpha`` is the same. Above 2 the probability of a class rises from 0 with an infinite
+    derivative; with ``alpha`` of 10 and more the rounding of its logit shows.
 
     Args:
         input: logits, any shape. ``-inf`` masks a class.
@@ -87,13 +87,13 @@ def entmax(input: Tensor, alpha: float = 1.5, dim: int = -1) -> Tensor:
 @member(proper=True, convex=True, second_pass=True)
 @dense_loss
 def sparsemax_loss(rows: DenseRows) -> Tensor:
-    r"""The convex loss whose gradient is sparsemax less the target.
+    r"""The convex loss whose gradient is sparsemax minus the target.
 
     .. math:: \ell = \tfrac12 \|q - z\|^2 - \tfrac12 \|p - z\|^2, \qquad p = \mathrm{sparsemax}(z)
 
-    Exactly 0 once the logit of the target is 1 above all others; from then on the row has no
-    gradient. Least in expectation where ``p`` (not softmax) is the true distribution. Computed in
-    float64 tensors of the size of the logits.
+    The loss is exactly 0 once the logit of the target is 1 above all others; from then on the row
+    has no gradient. Its expectation is least where ``p`` (not softmax) is the true distribution.
+    Computed in float64 tensors of the size of the logits.
 
     Example:
         >>> import torch, xent
@@ -110,15 +110,15 @@ def sparsemax_loss(rows: DenseRows) -> Tensor:
 @member(proper=True, convex=True, second_pass=True)
 @dense_loss
 def entmax_loss(rows: DenseRows, alpha: Alpha = 1.5) -> Tensor:
-    r"""The convex loss whose gradient is entmax less the target.
+    r"""The convex loss whose gradient is entmax minus the target.
 
     .. math:: \ell = (p - q)^\top z + \frac{1}{\alpha (\alpha - 1)}
         \sum_j \bigl(q_j^\alpha - p_j^\alpha\bigr), \qquad p = \mathrm{entmax}_\alpha(z)
 
-    ``alpha = 1`` is cross-entropy less the entropy of the target, 2 is
-    :func:`xent.losses.sparsemax_loss`. Exactly 0 once the logit of the target is
-    :math:`1 / (\alpha - 1)` above all others. Least in expectation where ``p`` (not softmax) is the
-    true distribution. Computed in float64 tensors of the size of the logits.
+    ``alpha = 1`` is cross-entropy minus the entropy of the target, 2 is
+    :func:`xent.losses.sparsemax_loss`. The loss is exactly 0 once the logit of the target is
+    :math:`1 / (\alpha - 1)` above all others. Its expectation is least where ``p`` (not softmax) is
+    the true distribution. Computed in float64 tensors of the size of the logits.
 
     Args:
         alpha: at least 1; the higher, the sparser the prediction.
@@ -137,15 +137,15 @@ def entmax_loss(rows: DenseRows, alpha: Alpha = 1.5) -> Tensor:
 
 
 def _fenchel_young(rows: DenseRows, alpha: float) -> Tensor:
-    """The divergence of the prediction from the target, and a price for what cannot be predicted.
+    """The divergence of the prediction from the target, plus a penalty for impossible classes.
 
-    A sum of terms that are not negative, unlike the textbook's difference.
+    The terms of the sum are not negative, unlike those of the textbook's difference.
     """
     t = 2 - alpha
     x = log_softmax_t(rows.logits, t)
     loss = row_divergence(rows.soft, rows.label, log_exp(x, t), alpha)
     if alpha > 1:
-        # A class of probability 0 is out of reach by this much of its logit.
+        # A class of probability 0 becomes possible if its logit rises by this much.
         beyond = (-1 / (alpha - 1) - x).clamp(min=0)
         if rows.soft is not None:  # 0 times infinity is 0
             beyond = torch.where((rows.soft == 0) & (x == -torch.inf), 0, beyond)

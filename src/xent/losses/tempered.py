@@ -1,7 +1,7 @@
 r"""Logistic loss and softmax with two temperatures, in the sense of Tsallis' statistics.
 
-``log_t`` with ``t < 1`` is bounded, so no row pulls without limit; ``exp_t`` with ``t > 1`` has
-tails of powers, so a boundary need not give way to a label that is wrong.
+``log_t`` with ``t < 1`` is bounded, so no row pulls without limit. ``exp_t`` with ``t > 1`` has
+tails that fall as a power, so a wrong label moves a decision boundary less.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ def tempered_softmax(input: Tensor, t: float = 1.2, dim: int = -1) -> Tensor:
     .. math:: p_j = \bigl[1 + (1 - t) (z_j - \lambda)\bigr]_+^{1 / (1 - t)}, \qquad
         \lambda \text{ such that } \sum_j p_j = 1
 
-    ``t = 1`` is softmax. Above, tails are heavy: ``p`` falls as :math:`|z|^{-1/(t-1)}`. Below,
-    improbable classes get probability 0: ``xent.entmax`` of ``alpha = 2 - t``.
+    ``t = 1`` is softmax. Above 1 the tails are heavy: ``p`` falls as :math:`|z|^{-1/(t-1)}`. Below
+    1 improbable classes get probability 0, as from ``xent.entmax`` with ``alpha = 2 - t``.
 
-    The normaliser is searched until it stops to change, in float64, not for a fixed number of
-    steps. Its derivative is closed: the gradient costs no search.
+    The normaliser is searched in float64 until it stops changing, not for a fixed number of steps.
+    Its derivative has a closed form, so the gradient needs no search.
 
     Args:
         input: logits, any shape. ``-inf`` masks a class.
@@ -75,10 +75,11 @@ def bi_tempered_loss(
         - \frac{q_j^{2 - t_1} - p_j^{2 - t_1}}{2 - t_1}, \qquad
         \log_t p = \frac{p^{1 - t} - 1}{1 - t}
 
-    with :math:`p` the :func:`xent.tempered_softmax` of temperature :math:`t_2`. A Bregman
-    divergence: 0 where prediction and target agree, smoothed targets too, and least in expectation
-    where ``p`` (not ordinary softmax) is the true distribution. With an index target it is at most
-    :math:`1 / (1 - t_1)`. At ``t1 = t2 = 1`` it is cross-entropy less the entropy of the target.
+    with :math:`p` the :func:`xent.tempered_softmax` of temperature :math:`t_2`. The loss is a
+    Bregman divergence: 0 where prediction and target agree, for smoothed targets, too. Its
+    expectation is least where ``p`` (not ordinary softmax) is the true distribution. With an index
+    target it is at most :math:`1 / (1 - t_1)`. At ``t1 = t2 = 1`` it is cross-entropy minus the
+    entropy of the target.
 
     The normaliser is iterated to convergence and the loss is a second pass over the row, in float64
     tensors of the size of the logits.
@@ -107,7 +108,7 @@ def bi_tempered_loss(
         unmasked = (rows.logits > -torch.inf).to(rows.logits.dtype)
         count = unmasked.sum(-1, keepdim=True)
         shared = label_smoothing
-        if smoothed_over == "others":  # the target's own part of what is spread goes back to it
+        if smoothed_over == "others":  # the target keeps the part that would be spread to it
             shared = label_smoothing * count / (count - 1).clamp(min=1)
         q, label = (1 - shared) * rows.target + shared / count * unmasked, None
     log_p = log_exp(log_softmax_t(rows.logits, t2), t2)

@@ -4,11 +4,12 @@ r"""Tsallis' deformed exponentials, from which tempered losses, sparsemax and en
     \exp_t x = \bigl[1 + (1 - t) x\bigr]_+^{1 / (1-t)}
 
 are log and exp at ``t = 1``. From logits ``z`` come probabilities ``p_j = exp_t(x_j)`` with
-``x_j = z_j - lambda``, where ``lambda`` makes them add up to 1: softmax at 1, with tails of powers
-above (tempered softmax), with zeros below (entmax of ``alpha = 2 - t``, sparsemax at 0).
+``x_j = z_j - lambda``, where ``lambda`` makes the sum 1. At ``t = 1`` that is softmax. Above 1 the
+tails fall as a power (tempered softmax), below 1 there are zeros (entmax of ``alpha = 2 - t``,
+sparsemax at 0).
 
-Classes are on the last axis, and everything is differentiable as often as one likes. Compilers see
-operators (:mod:`xent.losses.tsallis_operators`).
+Classes are on the last axis, and everything can be differentiated any number of times. Compilers
+see operators (:mod:`xent.losses.tsallis_operators`).
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from ..engines.modes import are_there, compiling
 from ..softmax import log_softmax
 
 # Steps of the search for `lambda`. It takes three to ten as a rule, and once took 25 for `t >= 0`;
-# below 0, where the slope is infinite at the edge of the support, up to a hundred.
+# below 0, where the derivative is infinite at the edge of the support, up to a hundred.
 MAX_STEPS, MAX_STEPS_BELOW_0 = 40, 100
 
 
@@ -40,9 +41,9 @@ def log_exp(x: Tensor, t: float) -> Tensor:
 
 
 def log_softmax_t(z: Tensor, t: float) -> Tensor:
-    r"""``z - lambda``, of which ``exp_t`` makes probabilities; keeps the digits of those near 1.
+    r"""``z - lambda``, whose ``exp_t`` are the probabilities; keeps the digits of those near 1.
 
-    Below the point where ``exp_t`` is 0, a number says how far its class is from being possible.
+    A class of probability 0 has a number that says how far the class is from being possible.
     """
     if compiling():
         from .tsallis_operators import log_softmax_t as operator
@@ -71,7 +72,7 @@ def bregman(q: Tensor, log_p: Tensor, beta: float = 1.0, log_ratio: Tensor | Non
         q: the target, not negative.
         log_p: logarithm of the prediction.
         beta: at least 1.
-        log_ratio: ``log(p / q)`` where ``q`` is not 0, if it is known better than as a difference.
+        log_ratio: ``log(p / q)`` where ``q`` is not 0, if known with more digits than a difference.
     """
     listed = ~(q <= 0)  # NaN is listed, and stays NaN
     q_listed, log_p_listed = torch.where(listed, q, 1), torch.where(listed, log_p, 0)
@@ -79,7 +80,7 @@ def bregman(q: Tensor, log_p: Tensor, beta: float = 1.0, log_ratio: Tensor | Non
     at_q = _divergence_at_target(q_listed, log_p_listed, y, beta)
     log_p = torch.where(listed, 0, log_p)
     unlisted = (beta * log_p).exp() / beta
-    if beta > 1:  # 0, but for its derivative by a target that is learned
+    if beta > 1:  # 0, but gives the derivative by a learned target
         unlisted = unlisted - torch.where(listed, 0, q) * _power(log_p, beta - 1) / (beta - 1)
     return torch.where(listed, at_q, unlisted)
 
@@ -91,7 +92,7 @@ def row_divergence(
     if label is None:
         assert q is not None
         return bregman(q, log_p, beta).sum(-1)
-    at_label = log_p.gather(-1, label.unsqueeze(-1))[..., 0]
+    at_label = log_p.gather(-1, label.unsqueeze(-1))[..., 0]  # (...)
     classes = torch.arange(log_p.shape[-1], device=log_p.device)
     others = torch.where(classes == label.unsqueeze(-1), 0, _power(log_p, beta))
     return bregman(torch.ones_like(at_label), at_label, beta) + others.sum(-1) / beta
@@ -107,7 +108,8 @@ def shifted(z: Tensor, t: float) -> Tensor:
 def shifted_gradient(x: Tensor, t: float, grad: Tensor) -> Tensor:
     """The gradient of :func:`shifted` by ``z``, from its result ``x``."""
     result = grad - _escort(x, t) * grad.sum(-1, keepdim=True)
-    # The gradient adds up to 0: the others tell the entry of the likeliest class in all digits.
+    # The gradient adds up to 0, so the entry of the likeliest class is minus the sum of the others,
+    # which keeps all digits.
     top = _is_top(x)
     others = torch.where(top, 0, result).sum(-1, keepdim=True)
     return torch.where(top, -others, result)
@@ -146,11 +148,11 @@ def _is_top(x: Tensor) -> Tensor:
 
 
 def _normalised(z: Tensor, t: float) -> Tensor:
-    """``z - lambda`` for ``t`` other than 1, and ``z`` of which the largest is 0.
+    """``z - lambda`` for ``t`` other than 1; the largest ``z`` must be 0.
 
-    Searched is ``mu``, how far ``lambda`` lies above the largest one: a Newton method on
+    The search for ``lambda``, here ``mu``, is Newton's method on
     ``log_t sum_j exp_t(z_j - lambda)``, which is convex for ``t >= 0`` and linear if all logits are
-    equal, kept safe by bisection.
+    equal. Bisection replaces a step that leaves the interval or shrinks too slowly.
     """
     others = torch.where(_is_top(z), -torch.inf, z)
     eps = torch.finfo(z.dtype).eps
@@ -161,17 +163,16 @@ def _normalised(z: Tensor, t: float) -> Tensor:
     done = torch.zeros_like(low, dtype=torch.bool)
     for _ in range(MAX_STEPS if t >= 0 else MAX_STEPS_BELOW_0):
         p, slope = (v.sum(-1, keepdim=True) for v in _exp_and_slope(others - mu, t))
-        # Rounding of every x moves mu by this much: a smaller step means nothing.
+        # Rounding of all x moves mu by about this much, so a smaller step has no meaning.
         noise = (p - slope) / (1 - t)  # the sum of slope times x
         slope = slope + _exp_and_slope(-mu, t)[1]
-        # Excess of the sum over 1: the other probabilities, less what the largest one lacks.
+        # Excess of the sum over 1: the other probabilities, less the gap of the largest one to 1.
         excess = torch.expm1(log_exp(-mu, t)) + p
         low, high = torch.where(excess >= 0, mu, low), torch.where(excess <= 0, mu, high)
         rise = (1 + excess) * torch.expm1((t - 1) * torch.log1p(excess)) / (t - 1)
         step = rise / slope
-        small = ~(
-            step.abs() > 4 * eps * (mu - noise / slope)
-        )  # of NaN, too, which no step will cure
+        # A step of NaN counts as small: no further step would change that.
+        small = ~(step.abs() > 4 * eps * (mu - noise / slope))
         target = mu + step
         astray = (target < low) | (target > high) | (2 * step.abs() > last)
         target = torch.where(astray & ~small, low + (high - low) / 2, target)
@@ -192,7 +193,7 @@ def _exp_and_slope(x: Tensor, t: float) -> tuple[Tensor, Tensor]:
 
 
 def _escort(x: Tensor, t: float) -> Tensor:
-    """The derivatives of ``exp_t``, with sum 1: how ``lambda`` follows ``z``."""
+    """The derivatives of ``exp_t`` divided by their sum: those of ``lambda`` by ``z``."""
     slope = _exp_and_slope(x, t)[1]
     return slope / slope.sum(-1, keepdim=True)
 

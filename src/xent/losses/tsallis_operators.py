@@ -1,8 +1,8 @@
 """The searches of :mod:`xent.losses.tsallis` as torch operators, which compilers do not look into.
 
-A search ends when its numbers say so, which no graph can hold; and derivatives in closed form keep
-digits that derivatives of the single steps would lose. This module is imported by compiled code
-only.
+The length of a search depends on its numbers, which no graph can hold. And derivatives in closed
+form keep digits that derivatives of the single steps would lose. This module is imported by
+compiled code only.
 """
 
 from __future__ import annotations

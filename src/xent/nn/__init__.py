@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> type[Loss]:
-    """The module of a name, made once, so that copies and pickles find the same class."""
+    """Make the module of a name, once, so that copies and pickles find the same class."""
     function = modules().get(name)
     if function is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}{near(name, __all__)}")

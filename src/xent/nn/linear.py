@@ -22,10 +22,10 @@ class LinearCrossEntropyLoss(torch.nn.Module):
     Args:
         in_features: ``D``.
         num_classes: ``C``.
-        out_features: ``(d1, ...)``: a head of its own for each.
-        bias: whether the head has one.
-        device: where it is.
-        dtype: of the head.
+        out_features: ``(d1, ...)``: a separate head for each place.
+        bias: whether the head has a bias.
+        device: device of the head.
+        dtype: dtype of the head.
         reduction: as for the function.
         weight: class weights, ``(C,)``; a buffer.
         ignore_index: as for the function.
@@ -102,7 +102,7 @@ class LinearCrossEntropyLoss(torch.nn.Module):
         normalizer: float | Tensor | str | None = None,
         row_weight: Tensor | None = None,
     ) -> Tensor:
-        """The loss of hidden states and targets."""
+        """The loss of features and targets."""
         shape, bias = (self.num_classes, *self.out_features), self.linear.bias
         return linear_cross_entropy(
             input, self.linear.weight.view(*shape, self.linear.in_features), target,

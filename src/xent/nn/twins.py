@@ -1,7 +1,7 @@
 """Modules made from functions: settings in the constructor, data in ``forward``.
 
-A module says nothing about its loss that the function does not say: signature, checks and the
-list of arguments are read off the function.
+Signature, checks and the list of arguments of a module are read off its function, so that nothing
+about a loss is written twice.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ PER_CALL = (
     "normalizer", "row_weight", "return_stats", "iou", "best_iou", "center",
 )  # fmt: skip
 
-# Modules of PyTorch whose functions ours replace: ours are their subclasses, and take the settings
-# that theirs have by place, too.
+# PyTorch's modules of the functions that ours replace. Our modules are subclasses of them, and take
+# the same settings by position.
 _BASES = {
     "binary_cross_entropy": torch.nn.BCELoss,
     "binary_cross_entropy_with_logits": torch.nn.BCEWithLogitsLoss,
@@ -37,11 +37,11 @@ _BASES = {
     "kl_div": torch.nn.KLDivLoss,
     "nll_loss": torch.nn.NLLLoss,
 }
-_LEGACY = ("size_average", "reduce")  # which PyTorch's constructors make a reduction of
+_LEGACY = ("size_average", "reduce")  # PyTorch's constructors turn these into a reduction
 
 _SAVED = ("weight", "pos_weight")  # buffers that PyTorch saves
 
-# Words of a name that are not written with one capital letter, the first.
+# Words of a name that are not written with a single capital letter at the front.
 _SPELLING = {
     word.lower(): word
     for word in (
@@ -60,7 +60,7 @@ class Loss(torch.nn.Module):
 
     function: ClassVar[Callable[..., Any]]
     settings: ClassVar[dict[str, Any]]  # default by name; Parameter.empty where there is none
-    by_place: ClassVar[tuple[str, ...]]  # what the constructor of PyTorch's module takes
+    by_place: ClassVar[tuple[str, ...]]  # settings that PyTorch's module takes, too
 
     def __init__(self, *placed: Any, **given: Any) -> None:
         given = self._join(placed, given)
@@ -73,7 +73,7 @@ class Loss(torch.nn.Module):
                 self._set(name, value)
 
     def _join(self, placed: tuple[Any, ...], given: dict[str, Any]) -> dict[str, Any]:
-        """Given settings by name, checked."""
+        """The given settings by name, checked."""
         module = type(self).__name__
         if len(placed) > len(self.by_place):
             named = next(name for name in self.settings if name not in self.by_place)
@@ -148,7 +148,7 @@ def make_module(function: Callable[..., Any]) -> type[Loss]:
     by_place = [p for p in settings if name in _BASES and p.kind is p.POSITIONAL_OR_KEYWORD]
     named = [p.replace(kind=p.KEYWORD_ONLY) for p in settings if p not in by_place]
     shared = inspect.signature(cross_entropy).parameters
-    named.sort(key=lambda p: p.name in shared)  # those that are the loss's own come first
+    named.sort(key=lambda p: p.name in shared)  # settings of this loss alone come first
 
     def __init__(self: Loss, *placed: Any, **given: Any) -> None:
         Loss.__init__(self, *placed, **given)
@@ -176,7 +176,7 @@ def make_module(function: Callable[..., Any]) -> type[Loss]:
 
 
 def _belongs_to_the_call(p: inspect.Parameter, function: Callable[..., Any]) -> bool:
-    """True if an argument is data: a tensor given by its place, or known as such."""
+    """True if an argument is data: a tensor that has a position, or a name in ``PER_CALL``."""
     if p.name in PER_CALL or p.kind is p.VAR_KEYWORD:
         return True
     hint = _hints(function).get(p.name)
@@ -185,7 +185,7 @@ def _belongs_to_the_call(p: inspect.Parameter, function: Callable[..., Any]) -> 
 
 
 def _is_tensor(name: str, function: Callable[..., Any]) -> bool:
-    """True if an argument is a tensor or nothing."""
+    """True if an argument must be a tensor, or a tensor or None."""
     return _hints(function).get(name) in (Tensor, Tensor | None, "Tensor | None")
 
 

@@ -1,8 +1,8 @@
 """Policy gradients: losses of the log-probabilities that a policy gives to its samples.
 
 :func:`xent.token_log_probs` makes the log-probabilities, ``(B, T)`` for tokens of sequences or
-``(N,)`` for single actions. Advantages are signed, so no weight is ever part of what a mean divides
-by: ``average`` and ``normalizer`` say that.
+``(N,)`` for single actions. Advantages may be negative, so the divisor of a mean never contains
+them: ``average`` and ``normalizer`` set the divisor.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ..overrides import overridable
 
 Estimator = Literal["k1", "k2", "k3"]
 
-# ---- what is made of samples --------------------------------------------------------------------
+# ---- divergences and advantages from samples ----------------------------------------------------
 
 
 @overridable
@@ -43,7 +43,7 @@ def kl_estimate(log_prob: Tensor, reference: Tensor, *, estimator: Estimator = "
 
     Args:
         log_prob: log-probabilities of the tokens, any shape, float32 or float64.
-        reference: the same under the other policy.
+        reference: log-probabilities of the same tokens under the other policy.
         estimator: ``"k1"``, ``"k2"`` or ``"k3"``.
 
     Returns:
@@ -123,7 +123,7 @@ def group_advantages(
     def total(x: Tensor) -> Tensor:
         return none.index_add(0, index, x)[index]
 
-    # Above the least, equal rewards are 0, and so is what their mean leaves.
+    # Subtract the least reward of each group. So equal rewards are exactly 0, and so is their mean.
     r = r - none.scatter_reduce(0, index, r, "amin", include_self=False)[index]
     count = total(torch.ones_like(r))
     advantage = r - total(r) / count
@@ -172,9 +172,10 @@ def reinforce_loss(
 
     The gradient in the logits is :math:`A (p - \text{onehot})`, divided as the mean is. Without
     entropy, the loss of tokens is ``xent.cross_entropy(logits, target, row_weight=advantage,
-    normalizer="count")``, which behind a linear head saves a product of matrices. The gain from a
-    negative advantage has no bound; ``xent.losses.unlikelihood_loss``, of logits, pushes tokens
-    down to 0 and no further. ``xent.learn.reinforce`` trains a policy with this loss.
+    normalizer="count")``, which behind a linear head saves a product of matrices. Where advantages
+    are negative the loss has no lower bound; ``xent.losses.unlikelihood_loss``, a loss of logits,
+    lowers the probability of tokens and is never below 0. ``xent.learn.reinforce`` trains a policy
+    with this loss.
 
     Example:
         >>> import torch, xent
@@ -212,7 +213,7 @@ def ppo_loss(
     normalizer: float | Tensor | None = None,
     empty: Literal["nan", "zero"] = "nan",
 ) -> Tensor:
-    r"""Proximal policy optimisation: the gain of a policy, no further than it can be trusted.
+    r"""Proximal policy optimisation: the policy gradient with a clipped ratio of probabilities.
 
     .. math:: \ell = -\min\bigl(\rho A,\ \mathrm{clip}(\rho, 1 - c, 1 + c) A\bigr), \qquad
         \rho = \frac{p}{p_{\text{old}}}
@@ -265,12 +266,12 @@ def grpo_loss(
     normalizer: float | Tensor | None = None,
     empty: Literal["nan", "zero"] = "nan",
 ) -> Tensor:
-    r"""Group relative policy optimisation: PPO's loss, held near a reference policy.
+    r"""Group relative policy optimisation: PPO's loss plus a divergence from a reference policy.
 
     .. math:: \ell = -\min\bigl(\rho A,\ \mathrm{clip}(\rho, 1 - c, 1 + c) A\bigr)
         + \beta\, k(p, p_{\text{ref}})
 
-    Its siblings by options: DAPO is ``average="token", clip=(0.2, 0.28)``; Dr. GRPO
+    Options give related losses: DAPO is ``average="token", clip=(0.2, 0.28)``; Dr. GRPO
     ``average=L``, with ``group_advantages(..., scale=False)``; GSPO ``ratio="sequence",
     clip=(3e-4, 4e-4)``.
 
@@ -278,11 +279,11 @@ def grpo_loss(
         reference: log-probabilities under the reference policy, in the shape of ``log_prob``; a
             constant.
         kl_weight: ``beta``, the weight of the divergence from the reference.
-        kl_estimator: of :func:`xent.policy.kl_estimate`, which says what the gradient of each is.
+        kl_estimator: as for :func:`xent.policy.kl_estimate`, which tells the gradient of each.
         clip: ``c``, or ``(low, high)`` for a range from ``1 - low`` to ``1 + high``.
         dual_clip: the largest ratio that counts where the advantage is negative, above 1.
-        ratio: ``"token"``, or ``"sequence"``: all tokens of a sequence have the geometric mean of
-            their ratios, which is clipped as one.
+        ratio: ``"token"``, or ``"sequence"``: the ratio of each token is replaced by the geometric
+            mean over its sequence, before clipping.
 
     Example:
         >>> import torch, xent
@@ -324,9 +325,9 @@ def _clipped(
     clip: float | tuple[float, float],
     dual_clip: float | None,
 ) -> Tensor:
-    """Clip log-ratios: from above where more is better, from below where less is better.
+    """Clip log-ratios: from above for positive advantages, from below for negative ones.
 
-    Logarithms are clipped, not ratios: a ratio that has overflowed would make the gradient NaN.
+    Logarithms are clipped, not ratios, because a ratio that overflows would make the gradient NaN.
     """
     pair: Any = clip if isinstance(clip, tuple) and len(clip) == 2 else (clip, clip)
     low, high = Range(0, 1).check("clip", pair[0], None), Range(0).check("clip", pair[1], None)

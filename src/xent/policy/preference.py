@@ -27,7 +27,7 @@ def sequence_log_prob(
             them. Ignored tokens are 0 there, and need no mask for the sum.
         mask: bool, in the shape of ``log_prob``: which tokens count.
         mean: divide by the number of tokens that count (all of them without ``mask``), as SimPO
-            does; NaN where there are none.
+            does; NaN for a sequence without such tokens.
 
     Returns:
         In nats, ``(...)``, in the dtype of ``log_prob``.
@@ -71,8 +71,9 @@ def dpo_loss(
         h = \log \frac{p(\text{chosen})}{r(\text{chosen})}
         - \log \frac{p(\text{rejected})}{r(\text{rejected})}
 
-    Siblings: with ``label_smoothing`` conservative DPO; without a reference, on log-probabilities
-    that are means (``sequence_log_prob(..., mean=True)``) and with a ``margin``, SimPO;
+    Related losses: with ``label_smoothing`` conservative DPO; without a reference, on
+    log-probabilities that are means (``sequence_log_prob(..., mean=True)``) and with a ``margin``,
+    SimPO;
     ``kind="hinge"`` is :math:`\max(0, 1 - \beta h)` (SLiC), ``kind="ipo"``
     :math:`(h - 1 / (2 \beta))^2` (IPO).
 
@@ -81,7 +82,7 @@ def dpo_loss(
             :func:`xent.policy.sequence_log_prob`.
         rejected: log-probabilities of the worse answers, in the same shape.
         reference_chosen: log-probabilities of the better answers under the reference policy; a
-            constant. None for no reference, as if it found both answers equally probable.
+            constant. None for no reference, as if both answers were equally probable under it.
         reference_rejected: log-probabilities of the worse answers under the reference policy.
         kind: the loss of ``h``.
         beta: how strongly the reference holds, positive.
