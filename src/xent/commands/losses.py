@@ -69,7 +69,7 @@ def aliases(member: Member) -> list[str]:
 
 
 def needs(member: Member) -> tuple[str, ...]:
-    """The statistics a loss asks for at its default hyperparameters."""
+    """The statistics that a loss requests at its default hyperparameters."""
     return member.needs(**defaults(member))
 
 

@@ -147,6 +147,6 @@ class Categorical(SearchDistribution):
         return torch.where(possible, each, -math.inf).sum(-1)
 
     def _choices(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Points as integers, and where these are choices that there are."""
+        """Return points as integers, and True where an integer is one of the choices."""
         made = x.long()
         return made, (made == x) & (made >= 0) & (made < self.probability.shape[1])
