@@ -150,8 +150,8 @@ def _language_model(saved: dict[str, Any], device: str) -> Callable[[Tensor], An
     _move(model, device)
 
     def logits(ids: Tensor) -> Any:
-        features, _ = model(ids.t(), model.blank(len(ids)).to(ids.device))
-        return model.logits(features.transpose(0, 1))
+        features, _ = model(ids.t(), model.blank(len(ids)).to(ids.device))  # (T, B, dim)
+        return model.logits(features.transpose(0, 1))  # (B, T, classes)
 
     return logits
 

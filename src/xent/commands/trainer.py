@@ -258,7 +258,7 @@ class Trainer:
         features, self.memory = self.model(input, self.memory)
         # Backward runs in two parts, first to features and head, then on from the features. So the
         # time of head and loss alone is known.
-        leaf = features.detach().flatten(0, 1).requires_grad_()
+        leaf = features.detach().flatten(0, 1).requires_grad_()  # (length * batch, dim)
         started = perf_counter()
         loss = HEADS[self.settings.head](self.model.logits(leaf), target)
         loss.backward()

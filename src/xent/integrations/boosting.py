@@ -126,7 +126,7 @@ class Objective:
             rows = self.loss(logits, _classes(label), reduction="none", **self.options)
         elif wide:
             against_rest = torch.nn.functional.one_hot(_classes(label), scores.shape[1]).to(scores)
-            rows = self.loss(scores, against_rest, reduction="none", **self.options).sum(1)
+            rows = self.loss(scores, against_rest, reduction="none", **self.options).sum(1)  # (N,)
         else:
             rows = self.loss(scores, label.to(scores), reduction="none", **self.options)
         if not isinstance(rows, Tensor) or rows.shape != label.shape:

@@ -109,7 +109,7 @@ def confident_noise_matrix(probabilities: Tensor, labels: Tensor) -> Tensor:
     labels = _check_labels(labels, p)
     counts = _confident_counts(_confident_guess(p, labels), labels, p.shape[1]).double()
     # The frequency of a label does not depend on how many of its rows are confident.
-    frequency = torch.bincount(labels, minlength=p.shape[1]).unsqueeze(1)
+    frequency = torch.bincount(labels, minlength=p.shape[1]).unsqueeze(1)  # (C, 1)
     joint = counts / counts.sum(1, keepdim=True).clamp(min=1) * frequency
     total = joint.sum(0).unsqueeze(1)  # total of each class
     identity = torch.eye(p.shape[1], dtype=p.dtype, device=p.device)
@@ -244,7 +244,7 @@ def _confident_counts(guess: Tensor, labels: Tensor, classes: int) -> Tensor:
 def _whole_joint(counts: Tensor, labels: Tensor) -> Tensor:
     """Scale the counts of (label, class) to the frequencies of the labels, in whole rows."""
     counts = counts + torch.diag(counts.diagonal() == 0)  # at least one row of each label is right
-    frequency = torch.bincount(labels, minlength=len(counts)).unsqueeze(1)
+    frequency = torch.bincount(labels, minlength=len(counts)).unsqueeze(1)  # (C, 1)
     total = counts.sum(1, keepdim=True)
     whole, remainder = counts * frequency // total, counts * frequency % total
     missing = frequency - whole.sum(1, keepdim=True)

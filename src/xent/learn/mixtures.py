@@ -120,7 +120,7 @@ def fit_mixture_weights(members: Tensor, target: Tensor | None = None) -> Mixtur
         )
     log_probabilities("members", log_probs)
     log_probs = log_probs.detach().double()
-    best = log_probs.amax(1, keepdim=True)
+    best = log_probs.amax(1, keepdim=True)  # (N, 1)
     if bool(log_probs.isnan().any() | best.isinf().any()):
         raise ValueError(
             "`members` hold NaN or inf, or a row that all of them hold for impossible (-inf): no "

@@ -145,7 +145,7 @@ class NetworkClassifier(ClassifierMixin, BaseEstimator):
 
     @torch.no_grad()
     def _held_out_loss(self, x: Tensor, y: Tensor, held: Tensor) -> Tensor:
-        z = self._net.logits(x[held])
+        z = self._net.logits(x[held])  # (networks, n, C)
         return self.loss(z.flatten(0, 1), y[held].flatten(), reduction="none").view_as(held).mean(1)
 
     def _features(self, X: np.ndarray) -> Tensor:

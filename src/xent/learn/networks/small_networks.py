@@ -74,7 +74,7 @@ class SmallNetworks:
         """
         w1, b1, w2, b2 = self.parameters
         if x.ndim == 2:
-            x = x.expand(len(self.seeds), *x.shape)
+            x = x.expand(len(self.seeds), *x.shape)  # (models, rows, inputs)
         return torch.baddbmm(b2, torch.baddbmm(b1, x, w1).relu(), w2)
 
     @torch.no_grad()

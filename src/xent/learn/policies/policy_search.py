@@ -93,7 +93,7 @@ class PolicyScores:
         first = next(self.policy.parameters())
         parts = points.to(first).split([prod(shape) for shape in self._shapes.values()], 1)
         parameters = {
-            name: part.view(-1, *shape)
+            name: part.view(-1, *shape)  # (n, *shape)
             for part, (name, shape) in zip(parts, self._shapes.items(), strict=True)
         }
 

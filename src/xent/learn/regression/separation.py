@@ -39,7 +39,7 @@ def separation(x: Any, scores: Tensor, target: Tensor) -> Literal["complete", "p
         scores = torch.cat([torch.zeros_like(scores), scores], 1)
     own = scores.gather(1, target.unsqueeze(1)).squeeze(1)
     others = scores.scatter(1, target.unsqueeze(1), -torch.inf).amax(1)
-    margin = own - others
+    margin = own - others  # (N,)
     if margin.min() > 0:
         return "complete"
     classes = scores.shape[1]

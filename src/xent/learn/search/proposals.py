@@ -93,7 +93,7 @@ class Proposal:
 
     def refit(self, x: Tensor) -> Proposal:
         """Take one step of expectation and maximisation on points ``(n, d)``."""
-        parts = self._joint(x).softmax(1)
+        parts = self._joint(x).softmax(1)  # (n, k)
         mass = parts.sum(0)
         kept = (mass >= min(2.0, mass.max().item())).nonzero().flatten()
         components = [self.tilt(x, parts[:, k]) for k in kept.tolist()]

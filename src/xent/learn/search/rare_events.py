@@ -302,7 +302,7 @@ def _weighted_estimate(
         weights.append(torch.where(torch.cat(hit), proposal.log_weight(x).exp(), 0.0))
         places.append(proposal.component_of(x))
         hits, drawn = hits + int(hit[-1].sum()), drawn + len(hit[-1])
-    weight, place = torch.cat(weights), torch.cat(places)
+    weight, place = torch.cat(weights), torch.cat(places)  # (N,) each
     p = weight.mean().item()
     if not p:
         return _Estimate(p, math.inf, (0.0, 1.0), hits, drawn)

@@ -150,7 +150,7 @@ class Population:
         """Swap some coordinates with those of a drawn point, from one of them to all."""
         n, d = self.points.shape
         drawn = proposal.sample(n, self._generator)
-        swap = self._uniform(n, d) < d ** -self._uniform(n, 1)
+        swap = self._uniform(n, d) < d ** -self._uniform(n, 1)  # (n, d)
         swap.scatter_(1, (self._uniform(n, 1) * d).long(), True)
         new = torch.where(swap, drawn, self.points)
         rest = torch.where(swap, self.points, drawn)
