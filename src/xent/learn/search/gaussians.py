@@ -94,7 +94,7 @@ class Gaussian(SearchDistribution):
         return Gaussian(mean, (apart.T * share) @ apart)
 
     def tilt(self, elite: Tensor, weights: Tensor) -> Gaussian:
-        """Return the fit, as far as its noise allows, with no variance less than half."""
+        """Move towards the fit, only as far as its noise allows; variances keep at least half."""
         fitted, effective = self.fit(elite, weights), effective_count(weights)
         if self.covariance.ndim == 1:
             shift = sure_shift(fitted.mean - self.mean, fitted.covariance / effective)
