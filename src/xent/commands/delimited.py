@@ -208,9 +208,7 @@ def _separator(sample: str) -> str:
     best = max(USUAL, key=fit)
     if fit(best)[0]:
         return best
-    widths = {
-        len(row) for row in _rows(sample, " ")[1:]
-    }  # the line of names may have one cell fewer
+    widths = {len(row) for row in _rows(sample, " ")[1:]}  # a line of names may be shorter
     return " " if len(widths) == 1 and widths != {1} else ","
 
 

@@ -227,7 +227,7 @@ def prepared(table: Table, missing: str, keep: Container[str] | None = None) -> 
 
 
 def classes_of(table: Table) -> np.ndarray:
-    """Return the target, ``(N,)``, text as objects; it has no gaps."""
+    """Return the target, ``(N,)``, text as objects; a prepared target has no gaps."""
     return column_of(table, table.target).to_numpy()
 
 

@@ -12,7 +12,7 @@ from .console import UserError
 from .features import distinct
 from .table import Table
 
-MOST_CLASSES, MOST_LOOKED_AT = 20, 500  # of a possible target; columns that are tried
+MOST_CLASSES, MOST_LOOKED_AT = 20, 500  # limits of the search for other targets
 
 
 class Samples(NamedTuple):

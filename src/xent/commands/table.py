@@ -120,8 +120,8 @@ def read_table(
     """Read a table from a file.
 
     Args:
-        path: a Parquet file, a folder of them, or delimited text: separator, decimal mark, encoding
-            and header are guessed where they are not given.
+        path: a Parquet file, a folder of such files, or delimited text: separator, decimal mark,
+            encoding and header are guessed where they are not given.
         reading: what is known about the table.
         kinds: of the columns that a model knows, by name: ``"numbers"``, ``"text"`` or
             ``"booleans"``. With kinds, the columns are read as these, and none of them is left out.

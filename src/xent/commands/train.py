@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def settle(args: argparse.Namespace, saved: dict[str, Any] | None) -> Settings:
-    """Return the settings: given ones, else those of the checkpoint, else the defaults.
+    """Return the settings: from the options, else from the checkpoint, else the defaults.
 
     Raises:
         UserError: if the checkpoint has other settings than those given.

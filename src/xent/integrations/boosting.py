@@ -38,9 +38,9 @@ _CROSS_ENTROPY = (cross_entropy, binary_cross_entropy_with_logits)
 class Objective:
     r"""A loss as the objective of LightGBM or XGBoost.
 
-    Call it as either library does: ``(scores, dataset)`` from their ``train`` functions, ``(label,
-    scores[, sample_weight])`` from their scikit-learn estimators. One score per row is the log-odds
-    of class 1; K scores per row are logits of K classes.
+    Call an objective as either library does: ``(scores, dataset)`` from their ``train`` functions,
+    ``(label, scores[, sample_weight])`` from their scikit-learn estimators. One score per row is
+    the log-odds of class 1; K scores per row are logits of K classes.
 
     .. math::
         g = w \frac{\partial \ell}{\partial z}, \qquad
@@ -54,9 +54,9 @@ class Objective:
 
     Args:
         loss: any loss of one class per row: a member of the family, or your own
-            :func:`xent.row_loss`. With one score ``z`` per row it gets the logits ``(0, z)``. Or a
-            loss of one logit and a target in [0, 1]; with K scores per row, it is called for each
-            class against the rest.
+            :func:`xent.row_loss`. With one score ``z`` per row the loss gets ``(0, z)``. Or a
+            loss of one logit and a target in [0, 1]; with K scores per row, the loss is called
+            for each class against the rest.
         library: whose conventions to follow, ``"lightgbm"`` or ``"xgboost"``.
         targets: what a loss that the catalog does not know takes as targets: ``"classes"`` or
             ``"binary"``.
@@ -211,8 +211,8 @@ class Objective:
     def init_score(self, label: Any, sample_weight: Any = None, rows: int | None = None) -> Any:
         """:meth:`start` for every row: ``init_score=`` of LightGBM, ``base_margin=`` of XGBoost.
 
-        Neither library keeps these scores. Raw predictions of LightGBM lack them, so add
-        :meth:`start`; XGBoost takes them again with the rows to predict.
+        Neither library keeps these scores. Raw predictions of LightGBM are without them,
+        so add :meth:`start`; XGBoost takes the scores again with the rows to predict.
 
         Args:
             label: labels of the training rows.

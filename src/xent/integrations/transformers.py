@@ -46,7 +46,8 @@ class lean:
         max_workspace: bytes that a chunk of logits may take.
 
     Raises:
-        TypeError: for a model without an output head, or with one that is not linear or quantised.
+        TypeError: for a model without an output head, or with a head that is quantised or not
+            linear.
         ValueError: for a model that is lean already, with another ``max_workspace``.
 
     Example:

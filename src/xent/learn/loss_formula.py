@@ -1,6 +1,6 @@
 """A small language of losses: weighted sums of terms of the row statistics.
 
-:mod:`xent.learn.loss_search` searches among these sums, and prints the loss that it found as one.
+:mod:`xent.learn.loss_search` searches among such sums, and prints the best one found.
 """
 
 from __future__ import annotations

@@ -141,9 +141,9 @@ def fit_logit_weights(logits: Tensor, target: Tensor) -> MixtureFit:
     .. math:: \min_w \frac{1}{N} \sum_n \mathrm{CE}\Bigl(\sum_k w_k z_{nk}, y_n\Bigr)
         \qquad w_k \ge 0, \ \sum_k w_k = 1
 
-    The mean of logits gives the geometric mean of the members' probabilities, normalised: it is
-    sure where all members agree. Its cross-entropy is at most the weighted mean of those of the
-    members.
+    The mean of logits gives the geometric mean of the members' probabilities, normalised. This
+    mixture is sure where all members agree; its cross-entropy is at most the weighted mean of
+    those of the members.
 
     Args:
         logits: of the K members, ``(K, N, C)``, on rows that none has learnt from.

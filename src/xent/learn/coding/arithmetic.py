@@ -69,8 +69,8 @@ def encode(symbols: Iterable[int], model: SymbolModel) -> Code:
             ``update()`` after it.
 
     Returns:
-        A :class:`Code`. It does not say where the message ends: keep the number of symbols, or
-        give the model a symbol for the end.
+        A :class:`Code`. A code does not say where the message ends: keep the number of symbols,
+        or give the model a symbol for the end.
 
     Raises:
         ValueError: if the model gives a symbol that comes the frequency 0, or frequencies that are

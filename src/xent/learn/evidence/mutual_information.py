@@ -35,8 +35,8 @@ class InformationEstimate:
     Attributes:
         entropy: H(Y) of the labels in nats, the most that features can tell about the labels.
         cross_entropy: mean loss in nats on rows the classifier was not trained on.
-        interval: of the estimate, by bootstrap over the rows, labels and losses together. It covers
-            the chance in the rows, not how far the classifier is from the best possible one.
+        interval: of the estimate, by bootstrap over the rows, labels and losses together. The
+            interval covers the chance in the rows, not how far the classifier is from the best.
         confidence: the probability that the interval is made for.
         pointwise: ``log q(y | x) / pi_y`` of each row, ``(N,)``, float64; the estimate is its mean.
         classes: the classes.

@@ -1,4 +1,4 @@
-"""Steps of any optimiser, also of those that ask for the loss more than once."""
+"""Steps of any optimiser, also of those that compute the loss more than once."""
 
 from __future__ import annotations
 

@@ -229,7 +229,7 @@ def greedy(output: Tensor, space: Any) -> Tensor:
 
     Raises:
         TypeError: for another action space.
-        ValueError: if ``output`` does not fit it.
+        ValueError: if ``output`` does not fit the space.
     """
     from gymnasium.spaces import Box, Discrete
 

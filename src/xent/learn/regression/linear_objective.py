@@ -23,7 +23,8 @@ PROBES = 2  # random directions that estimate the curvature of a row
 ALL = slice(None)
 BLOCK = 1 << 16  # rows whose curvature is computed at once, in 600 bytes each
 SMALL = 4_000_000  # entries up to which rows are made dense and double
-OFFSET_ROWS, FAR = 1000, 100.0  # rows for finding offsets; gaps of quartiles to a far one
+OFFSET_ROWS = 1000  # rows that suffice to find the offset of a feature
+FAR = 100.0  # an offset is far from 0 if it is so many times the gap between the quartiles
 
 
 class Design:
@@ -122,7 +123,7 @@ class Design:
     def mean_squares(self, means: Tensor) -> Tensor:
         """The weighted mean of the square of each column less its mean, ``(columns,)``."""
         weight = self.weight.unsqueeze(1)
-        if self.sparse:  # an entry that is not stored is 0, minus the mean
+        if self.sparse:  # an entry that is not stored is 0
             features = means[: self.features].numpy()
             moved = self.x.copy()
             moved.data = np.square(moved.data - features[moved.indices])

@@ -1,4 +1,4 @@
-"""Minimisers of the objective of a linear classifier: Newton's method, SciPy's, and those for l1.
+"""Minimisers of the objective of a linear classifier: ours by Newton and for l1, and SciPy's.
 
 Every solver stops where no entry of the gradient exceeds ``tol``. This gradient is taken in
 coordinates in which the objective has a curvature of about 1, so that ``tol`` means the same in

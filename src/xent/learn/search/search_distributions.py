@@ -80,7 +80,7 @@ class SearchDistribution(ABC):
         return self.fit(elite, weights)
 
     def flatten(self, power: float) -> SearchDistribution:
-        """The distribution whose density is proportional to a power of this one's.
+        """The distribution whose density is proportional to a power of this density.
 
         A rare event is also looked for under a flattened distribution. By default it is this
         distribution itself.
