@@ -93,7 +93,7 @@ def load_model(path: str | Path) -> SoftmaxRegression:
         path: the file.
 
     Returns:
-        The fitted classifier. It predicts the same bits, and can learn from further rows.
+        The fitted classifier, which predicts the same bits and can learn from further rows.
 
     Raises:
         ValueError: if the file is damaged or something else.

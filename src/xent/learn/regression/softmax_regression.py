@@ -55,7 +55,7 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
         loss: name of a loss of one class per row, or the function itself; its options by
             ``functools.partial(xent.losses.focal_loss, gamma=1.0)``.
         solver: ``"newton"``, with the full Hessian; ``"lbfgs"``, ``"newton-cg"`` and
-            ``"trust-region"`` of SciPy, the last two with products of the Hessian, which end with
+            ``"trust-region"`` of SciPy, the last two with products of the Hessian, all followed by
             ``"newton"`` if the full Hessian is small enough; ``"gradient-descent"`` with the step
             1/L, ``"accelerated"`` and ``"proximal-newton"``, which take l1. ``"auto"`` takes, with
             l1, ``"proximal-newton"`` for up to 2000 coefficients and ``"accelerated"`` for more;

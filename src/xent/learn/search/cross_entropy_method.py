@@ -39,7 +39,7 @@ def elite_count(elite: float, of: int, name: str = "population") -> int:
     if not is_whole(of) or of < 3:
         raise ValueError(f"`{name}` must be a whole number of at least 3, got {of!r}")
     finite_number("elite", elite)
-    # Slightly less: 0.1 * 30 is a little more than 3 in floating point, and must not become 4.
+    # Slightly less: in floating point 0.07 * 100 is a little more than 7, and must not become 8.
     count = int(elite) if is_whole(elite) else math.ceil(float(elite) * of - 1e-9)
     if not 2 <= count < of:
         raise ValueError(
