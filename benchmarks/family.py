@@ -2,10 +2,10 @@
 
     python -m benchmarks.family [--shapes 2048,32000 65536,100] [--dtypes float32 bfloat16]
 
-One run, everybody in turn, round after round, medians of forward and backward. ``ratio`` is the
-time of the loss over that of the first, cross-entropy on the same logits; then how many times as
-long others take for the same loss: its textbook formula in PyTorch, that compiled, and the
-libraries that are installed. Below 1 they are faster.
+In one run all contestants take turns, round after round; times are medians of forward and backward.
+``ratio`` is the time of the loss divided by that of cross-entropy on the same logits. The other
+columns say how many times as long others take for the same loss: its textbook formula in PyTorch,
+the same formula compiled, and the libraries that are installed. Below 1 they are faster.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def members(targets: str, classes: int, device: str = "cpu") -> dict[str, Loss]:
     """Return the losses of such targets that need one sweep, at their defaults.
 
     Losses with a matrix of classes by classes are left out, since the matrix may be larger than the
-    logits; so is the excess over the entropy of the target, without a kernel (150 ns an element).
+    logits. So is ``reconstruction_excess``, which has no kernel (150 ns an element).
     """
     required = {
         "prior": torch.linspace(1, 2, classes, device=device),
@@ -82,12 +82,12 @@ def contestants(targets: str, z: Tensor, y: Tensor) -> Iterator[tuple[str, str, 
 
 
 def inputs(name: str, z: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the inputs of a loss; margins want cosines, as of random vectors with 256 numbers."""
+    """Return the inputs of a loss; margins take cosines, as of random vectors of 256 numbers."""
     return (z / 16 if name in ("cosface_loss", "arcface_loss", "ldam_loss") else z), y
 
 
 def measure(calls: dict[Any, Step]) -> dict[Any, float]:
-    """Time all in turn; return median seconds, the first call after another's memory left out."""
+    """Time all in turn; return median seconds. An untimed call before each fetches its memory."""
     for call in calls.values():
         call()
     times: dict[Any, list[float]] = {key: [] for key in calls}

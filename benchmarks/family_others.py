@@ -127,7 +127,7 @@ TEXTBOOK_BINARY: dict[str, Loss] = {
 
 
 def step(loss: Loss, z: Tensor, y: Tensor) -> Step:
-    """Forward and backward, into memory that is let go again."""
+    """Return a function that runs forward and backward, and frees the gradient."""
     leaf = z.detach().requires_grad_()
 
     def run() -> None:

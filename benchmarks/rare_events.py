@@ -4,10 +4,10 @@
 
 Needs scipy. Takes half an hour.
 
-Each truth is a formula or a quadrature. A row says in how many runs the interval held the truth,
-how often the truth was within two standard errors, and in how many there was no number; then the
-mean estimate over the truth, the error that was claimed, the points that were scored, and the
-seconds of a run. Those marked `tuned` were looked at while the method was made, the others not.
+Each truth is a formula or a quadrature. A row says in how many runs the interval held the truth, in
+how many the truth was within two standard errors, and in how many there was no estimate; then the
+mean estimate divided by the truth, the claimed error, the number of scored points, and the seconds
+of a run. The problems marked `tuned` were used while the method was developed, the others were not.
 """
 
 from __future__ import annotations
@@ -88,12 +88,12 @@ def sum_of_dice(at_least: int, d: int = 10) -> float:
 
 
 def half_spaces(distances: list[float]) -> Callable[[Tensor], Tensor]:
-    """The largest of how far each coordinate is beyond its distance."""
+    """Return a score: the largest excess of a coordinate over its distance."""
     return lambda x: (x[:, : len(distances)] - x.new_tensor(distances)).amax(1)
 
 
 def distance_to(*centres: float) -> Callable[[Tensor], Tensor]:
-    """Minus the distance to the nearest of the points with these numbers in each coordinate."""
+    """Return a score: minus the distance to the nearest centre, each the same number d times."""
     return lambda x: -torch.stack([(x - c).norm(dim=1) for c in centres]).amin(0)
 
 
@@ -108,7 +108,7 @@ def most_equal(x: Tensor) -> Tensor:
 
 
 def fullest_block(x: Tensor, size: int) -> Tensor:
-    """The number of ones in the block that has most."""
+    """The number of ones in the block with the most ones."""
     return x.unflatten(1, (-1, size)).sum(2).amax(1)
 
 

@@ -1,9 +1,9 @@
 """Softmax regression beside scikit-learn: ``python -m benchmarks.regression``.
 
-20,000 rows of 784 features, independent ones and such as vary together, 10 and 100 classes. What
-counts is the time to the least objective, to 1e-8 of it: scikit-learn's L-BFGS gets the loosest
-``tol`` of a ladder that takes it there, or ``--cap`` iterations, and the gap says how far it came.
-Contestants take turns; seconds are medians.
+The data are 20,000 rows of 784 features, independent or varying together, in 10 or 100 classes. A
+fit is measured until its objective is within 1e-8, relative, of the least one. L-BFGS of
+scikit-learn gets the loosest ``tol`` of a ladder that reaches this, or ``--cap`` iterations. The
+gap says how far above the least objective a fit ended. Contestants take turns; seconds are medians.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def fit(make: Callable[[], Any], x: np.ndarray, y: np.ndarray) -> Fit:
     model = make()
     start = time.perf_counter()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that the cap was reached stands in the table
+        warnings.simplefilter("ignore")  # the table shows whether the cap was reached
         model.fit(x, y)
     seconds = time.perf_counter() - start
     penalty = np.square(model.coef_).sum() / (2 * model.C * len(y))

@@ -1,7 +1,8 @@
-"""Cross-entropy of given logits as xent, PyTorch and others have it, and the truth about it.
+"""Cross-entropy of given logits by xent, PyTorch and others, and its exact value.
 
 A contestant takes part where its library can be imported. Liger overwrites its input with the
-gradient, on the way forward, and gets a fresh copy every time, untimed. flash-attn has no mean.
+gradient in the forward pass, so it gets a fresh copy for each call, which is not timed. flash-attn
+returns the losses of rows; their mean is taken here.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class Contestant(NamedTuple):
 
     Attributes:
         load: makes the loss, with the imports that it needs, given the engine xent is to take.
-        overwrites: whether it uses the logits up.
+        overwrites: whether the loss overwrites the logits.
     """
 
     load: Callable[[str], Loss]
@@ -39,7 +40,7 @@ class Contestant(NamedTuple):
         """Return why the contestant cannot take part here, or None."""
         try:
             self.load(engine)
-        except Exception as error:  # libraries for GPUs raise all kinds where there is none
+        except Exception as error:  # libraries for GPUs raise many kinds without a GPU
             return in_one_line(error)
         return None
 
@@ -54,7 +55,7 @@ def _by_row(engine: str) -> Loss:
 
 
 def _compiled(engine: str) -> Loss:
-    torch.compiler.reset()  # else every call looks through the code of earlier shapes
+    torch.compiler.reset()  # otherwise each call checks the code of all earlier shapes
     return torch.compile(lambda z, y: F.cross_entropy(z, y), dynamic=False)
 
 
@@ -73,7 +74,7 @@ def _quack(engine: str) -> Loss:
 def _flash(engine: str) -> Loss:
     from flash_attn.ops.triton.cross_entropy import cross_entropy_loss  # pyright: ignore
 
-    return lambda z, y: cross_entropy_loss(z, y)[0].mean()  # the other is the z-loss
+    return lambda z, y: cross_entropy_loss(z, y)[0].mean()  # the second result is the z-loss
 
 
 CONTESTANTS = {
@@ -108,7 +109,7 @@ class Task:
                 getattr(self, mode)()
 
     def ready(self, mode: str) -> None:
-        """Do what comes before a call and is not timed."""
+        """Prepare a call; this is not timed."""
         if self.overwrites:
             with torch.no_grad():
                 self.leaf.copy_(self.logits)
@@ -147,8 +148,8 @@ class Truth(NamedTuple):
 
     Attributes:
         loss: the mean over all rows.
-        rows: the first ones and the last, where offsets of 32 bits would go wrong.
-        gradient: that of the loss, in these rows.
+        rows: numbers of some rows, the first and the last, where offsets of 32 bits overflow.
+        gradient: of the loss, in these rows.
     """
 
     loss: Tensor
@@ -157,7 +158,7 @@ class Truth(NamedTuple):
 
 
 def truth_of(logits: Tensor, target: Tensor) -> Truth:
-    """Compute the truth about logits of any size, a part of the rows at a time."""
+    """Compute the exact loss and gradient of logits of any size, a part of the rows at a time."""
     part, rows = max(1, ERROR_ELEMENTS // logits.shape[1]), len(logits)
     total = torch.zeros((), dtype=torch.float64, device=logits.device)
     for z, y in zip(logits.split(part), target.split(part), strict=True):

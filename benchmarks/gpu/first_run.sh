@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything that only a GPU can tell, in under eight minutes; README.md says how.
+# Measures and tests everything that needs a GPU, in under eight minutes; README.md says how.
 #   first_run.sh [PART ...]    of: card warm tests sanitize clusters sizes head logits
 # Each part has a limit of its own, and none stops the others. Without a GPU this is a rehearsal.
 here=$(cd "$(dirname "$(readlink -f "$0")")" && pwd)
@@ -13,7 +13,7 @@ export PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 TRITON_CACHE_DIR=$scratch/tr
 PYTHON=${PYTHON:-python3}
 
 wheels=$(ls "$here"/built/*.whl 2>/dev/null)
-if [ -n "$wheels" ]; then # unpacked, as nothing may be installed there
+if [ -n "$wheels" ]; then # unpacked here, because nothing may be installed on that machine
     # shellcheck disable=SC2086
     "$PYTHON" -m pip install -q --no-index --no-deps --no-compile --target "$scratch/site" $wheels
 fi

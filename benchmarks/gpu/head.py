@@ -1,4 +1,4 @@
-"""A linear head on a GPU: its matrix products one by one, the pipeline they allow, and who has it.
+"""A linear head on a GPU: its matrix products one by one, a pipeline of them, and libraries.
 
     python -m benchmarks.gpu.head [--json PATH]
 
@@ -112,7 +112,10 @@ def bare_products(head: Head, rows: int) -> None:
 
 
 def pipeline(head: Head, rows: int) -> Gradients:
-    """Compute the gradients by chunks: no wait, three products and one pass each, one rounding."""
+    """Compute the gradients by chunks, with three products and one pass for each chunk.
+
+    The host never waits for the GPU, and the gradient of the weight is rounded once.
+    """
     of_hidden, of_weight = torch.empty_like(head.hidden), torch.empty_like(head.weight)
     sum_of_weight = torch.empty(head.weight.shape, device=DEVICE)
     chunks = head.chunks(rows)
@@ -148,7 +151,7 @@ def contestants(head: Head) -> dict[str, Callable[[], object]]:
         from liger_kernel.transformers.functional import (  # pyright: ignore
             liger_fused_linear_cross_entropy,
         )
-    except Exception as error:  # also of libraries that look for a GPU when imported
+    except Exception as error:  # libraries may look for a GPU when imported
         print(f"liger does not take part: {in_one_line(error)}")
     else:
         calls["liger"] = gradients(liger_fused_linear_cross_entropy)

@@ -62,7 +62,7 @@ def run_once(launch: Launch) -> str | None:
     try:
         with launch_sizes(**launch.sizes):
             LOSS(leaf, target, reduction=launch.reduction, engine=ENGINE).sum().backward()
-    except Exception as error:  # as too many registers for these sizes
+    except Exception as error:  # such as too many registers for these sizes
         return f"{launch}: {in_one_line(error)}"
     return None
 
@@ -123,7 +123,7 @@ def sizes() -> None:
         try:
             with launch_sizes(**chosen):
                 found = percent_of_copy(cell, timer)
-        except Exception as error:  # the other choices are worth having
+        except Exception as error:  # the other choices still run
             print(f"{cell}, {chosen}: {in_one_line(error)}", flush=True)
         else:
             rates = " / ".join(f"{rate:.0f}" for rate in found.values())

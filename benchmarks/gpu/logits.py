@@ -4,8 +4,9 @@
     python -m benchmarks.gpu.logits --shapes 8192,128256 --dtypes bfloat16 float32
     python -m benchmarks.gpu.logits --interpret     # no GPU: tiny shapes, to see the form
 
-First what a call costs where launches take longer than the work, and that replayed as a CUDA graph;
-then the family beside cross-entropy; then everybody on every shape, for which the time may run out.
+First it measures problems whose launches take longer than the work, by calls and as a CUDA graph.
+Then it measures the family beside cross-entropy; and then all contestants on every shape, until the
+time is used up.
 """
 
 from __future__ import annotations
@@ -46,9 +47,13 @@ from .timing import (
 
 LARGE, MANY, SMALL = (8192, 128256), (65536, 100), (4096, 1000)
 WIDTHS = [(32768, 1 << k) for k in range(8, 17)] + [(16384, 1 << 17), (8192, 1 << 18)]
-TALL = [(1 << 18, 256), (1 << 17, 512), (1 << 20, 100)]  # few classes, and enough to do
+TALL = [
+    (1 << 18, 256),
+    (1 << 17, 512),
+    (1 << 20, 100),
+]  # few classes, but enough rows to keep a GPU busy
 TINY = [(4, 40)]  # for the interpreter
-GRAPHS = ("xent", BY_ROW, "torch")  # who is captured; others wait for the GPU within a call
+GRAPHS = ("xent", BY_ROW, "torch")  # the others wait for the GPU within a call
 
 
 class Setting(NamedTuple):
@@ -124,7 +129,7 @@ def measure_launches(cell: Cell, setting: Setting) -> dict[str, Any]:
             task = Task(CONTESTANTS[name].load(setting.engine), logits, target)
             call = getattr(task, mode)
             try:
-                replay = setting.timer.captured(call)  # first: a leaf remembers its stream
+                replay = setting.timer.captured(call)  # first: autograd keeps the stream
                 pair = {"replayed": setting.timer.burst(replay)}
                 found[name][mode] = pair | {"called": setting.timer.burst(call)}
             except Exception as error:
@@ -215,7 +220,7 @@ def plan(args: argparse.Namespace) -> list[tuple[str, Cell]]:
 
 
 def run(args: argparse.Namespace, command: str) -> dict[str, Any]:
-    """Measure whatever there is time for, and print it on the way."""
+    """Measure the parts for which there is time, and print each part when it is done."""
     budget: Budget[tuple[str, Cell]] = Budget(args.seconds)
     setting, absent = setting_for(args)
     timer = setting.timer
@@ -235,7 +240,7 @@ def run(args: argparse.Namespace, command: str) -> dict[str, Any]:
         measure, text, _ = PARTS[part]
         try:
             result[part].append(measure(cell, setting))
-        except Exception as error:  # the other steps are worth having
+        except Exception as error:  # the other steps still run
             result["failed"][f"{part}, {cell}"] = in_one_line(error)
         else:
             print(f"\n{text(result[part][-1])}", flush=True)

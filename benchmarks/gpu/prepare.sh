@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What a machine without network needs, into built/: wheels of the peers, machine code of clusters.
+# Writes what a machine without network needs into built/: wheels of peers, code of clusters.
 #   prepare.sh    with Python 3.11 or later, Triton 3.8 or later and the package index at hand
 cd "$(dirname "$(readlink -f "$0")")" || exit 1
 PYTHON=${PYTHON:-python3}

@@ -1,4 +1,4 @@
-"""The tables that ``benchmarks.gpu.logits`` prints, losses beside wins."""
+"""The tables that ``benchmarks.gpu.logits`` prints, also where xent is slower."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def _rates(time: dict[str, Any]) -> list[str]:
 
 
 def mebibytes(peak: int | None) -> str:
-    """Return bytes as MiB, or a dash where nobody counts them."""
+    """Return bytes as MiB, or a dash where they are not counted."""
     return "-" if peak is None else f"{peak / 2**20:.1f}"
 
 

@@ -1,7 +1,7 @@
-"""Times of calls on a GPU, and their measures: bytes moved, and a plain copy.
+"""Times of calls on a GPU, beside the bytes that they move and a plain copy.
 
-:class:`CudaTimer` asks the GPU; its base :class:`Timer` goes through the same motions on a CPU, by
-the clock on the wall, so that everything but the GPU itself can be tried without one.
+:class:`CudaTimer` takes times from the GPU. Its base :class:`Timer` has the same methods for a CPU,
+and takes times from the clock, so that everything but the GPU itself can be tried without a GPU.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import torch
 from ..harness.timing import summary
 
 FLUSH_BYTES = 2 << 30  # far more than any cache; an H200 writes them in half a millisecond
-WARM_UP = 3  # calls ahead of the first that counts: they compile and tune
-CELL_SECONDS, MIN_ROUNDS = 2.0, 5  # rounds end then, however many were planned; but not before
+WARM_UP = 3  # untimed calls at first: they compile and tune
+CELL_SECONDS, MIN_ROUNDS = 2.0, 5  # no round begins later; at least so many rounds
 
-# Moves of the logits' bytes that no loss can do without: a read; a read and the write of the
-# gradient; both of these. Who takes the gradient on the way forward needs two for "both".
+# Sweeps over the bytes of the logits that a loss needs: "forward" reads once; "backward" reads once
+# and writes the gradient; "both" is their sum. With the gradient in the forward pass, it is two.
 SWEEPS = {"forward": 1, "backward": 2, "both": 3}
 COPY_SWEEPS = 2
 
@@ -36,11 +36,11 @@ class Turn(NamedTuple):
 
 
 def nothing() -> None:
-    """Do nothing: what must come before a call that needs nothing."""
+    """Do nothing, before a call that needs no preparation."""
 
 
 class Timer:
-    """The clock on the wall, for tensors of the CPU."""
+    """A timer by the clock, for tensors on a CPU."""
 
     device = "cpu"
     calls = 2  # in a burst
@@ -67,7 +67,7 @@ class Timer:
         return 1e3 * (time.perf_counter() - start)
 
     def burst(self, call: Callable[[], object]) -> float:
-        """Time many calls in a row by the clock on the wall; return milliseconds per call."""
+        """Time many calls in a row by the clock; return milliseconds per call."""
         call()
         self.wait()
         start = time.perf_counter()
@@ -77,7 +77,7 @@ class Timer:
         return 1e3 * (time.perf_counter() - start) / self.calls
 
     def peak(self, turn: Turn) -> int | None:
-        """Return the bytes by which memory grows during a call; None where nobody counts them."""
+        """Return the bytes by which memory grows during a call; None where this is not known."""
         return None
 
     def captured(self, call: Callable[[], object]) -> Callable[[], object]:
@@ -86,7 +86,7 @@ class Timer:
 
 
 class CudaTimer(Timer):
-    """Events around a call. The flush ahead of it lasts until its launches are queued."""
+    """A timer by events around a call; the flush before lasts until the call is queued."""
 
     device = "cuda"
     calls = 200
@@ -114,7 +114,7 @@ class CudaTimer(Timer):
         torch.cuda.synchronize()
 
     def release(self) -> None:
-        """Hand what PyTorch keeps back to the driver."""
+        """Give memory that PyTorch keeps, but does not use, back to the driver."""
         torch.cuda.empty_cache()
 
     def milliseconds(self, turn: Turn) -> float:
@@ -175,9 +175,9 @@ def figures(mode: str, times: list[float], logit_bytes: int, copy_ms: float) -> 
     """Return median and quartiles of milliseconds, and their measures beside a copy.
 
     Returns:
-        With ``summary``'s: ``gb_s`` by :data:`SWEEPS`, ``of_copy`` in percent of the copy's own
-        rate, ``copies``, the time in copies, and ``one_pass``, in percent of the rate of a copy, if
-        one read and one write were all.
+        The entries of ``summary``, and: ``gb_s`` by :data:`SWEEPS`; ``of_copy``, that rate in
+        percent of the rate of a copy; ``copies``, the time divided by that of a copy; and
+        ``one_pass``, the rate of one read and one write in that time, in percent of a copy.
     """
     found = summary(times)
     copy_rate = gigabytes_per_second(COPY_SWEEPS, logit_bytes, copy_ms)

@@ -1,4 +1,4 @@
-"""The contestants of ``xent bench``, their inputs, and the truth about them."""
+"""The contestants of ``xent bench``, their inputs, and the exact losses and gradients."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from xent import cross_entropy
 
 MODES = ("both", "forward")  # forward+backward, and forward alone without a graph
 CONFIDENCE = 20.0  # nats between the target and all the rest in the confident batch
-ERROR_ELEMENTS = 1 << 23  # logits that errors are found on; the float64 reference stays small
+ERROR_ELEMENTS = 1 << 23  # most logits for errors, since their float64 copies are large
 
 
 class Cell(NamedTuple):
@@ -141,7 +141,7 @@ CONTESTANTS = {
 }
 
 
-# -- Inputs and the truth --------------------------------------------------------------------------
+# -- Inputs and exact results ----------------------------------------------------------------------
 
 
 def make_inputs(cell: Cell, *, confident: bool = False) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,7 @@
 """The only module of the benchmarks that reads private modules of xent.
 
-Everything else here is written as a user's program, with public names. What stands here has no
-public name, since it serves measurements only.
+All other modules use public names, as the program of a user does. The functions here have no public
+counterpart, because only measurements need them.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ def release_memory() -> None:
 @contextmanager
 def launch_sizes(**sizes: int) -> Iterator[None]:
     """Launch the kernels for GPUs with other sizes, such as ``TILE=4096``, within the block."""
-    from xent.engines.triton import launch  # which imports Triton
+    from xent.engines.triton import launch  # imports Triton, so not at the top
 
-    before = {name: getattr(launch, name) for name in sizes}  # fails for names that are gone
+    before = {name: getattr(launch, name) for name in sizes}  # fails if there is no such name
     try:
         for name, size in sizes.items():
             setattr(launch, name, size)

@@ -1,4 +1,4 @@
-"""``xent bench linear``: losses behind a linear head, beside the bare products of matrices."""
+"""``xent bench linear``: losses behind a linear head, beside the matrix products alone."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ GRID: list[Shape] = [(1024, 512, 32000), (2048, 256, 50257), (512, 1024, 128256)
 QUICK_GRID: list[Shape] = [(512, 128, 8192)]
 NARROW_GRID: list[Shape] = [(1024, 512, 32000), (4096, 64, 8192)]  # also run in bfloat16
 ROUNDS = 5
-CELL_SECONDS = 60.0  # after which a cell has had rounds enough, though three at least
+CELL_SECONDS = 60.0  # seconds after which no round begins, except the first three
 LEGEND = """\
 A cell is rows, features and classes. Milliseconds of loss and gradient are medians of rounds in
 turn; "x products" divides them by those of the three bare products of matrices, in float32 where
@@ -127,7 +127,7 @@ def measure_cell(cell: LinearCell, names: Sequence[str], rounds: int) -> dict[st
     Args:
         cell: the problem.
         names: the contestants.
-        rounds: how often each is timed; fewer, though three at least, where that takes long.
+        rounds: how often each is timed; if that takes long, fewer times, but at least three.
 
     Returns:
         The cell with ``products``, the times of the bare products in each dtype, and one entry per

@@ -1,4 +1,4 @@
-"""The contestants of ``xent bench linear``, their problems, and the truth about them."""
+"""The contestants of ``xent bench linear``, their inputs, and their errors and memory."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class LinearContestant(NamedTuple):
 
     Attributes:
         load: makes the loss, with the imports that it needs.
-        plain: whether it is cross-entropy and nothing else, so that its errors can be told.
+        plain: whether the loss is plain cross-entropy, whose exact value is known here.
     """
 
     load: Callable[[], Loss]
@@ -139,8 +139,8 @@ def errors(loss: Loss, cell: LinearCell) -> dict[str, dict[str, float]]:
     """Measure errors against float64 on random rows and on sure rows, no more rows than needed.
 
     Returns:
-        For each, the relative error of the ``loss``, and the worst one of the ``gradient`` relative
-        to its largest entry, of features and weight.
+        For each batch, the relative error of the ``loss``; and for the ``gradient`` of features and
+        weight, the worst error relative to the largest entry.
     """
     cell = cell._replace(rows=max(1, min(cell.rows, ERROR_ELEMENTS // cell.classes)))
     found = {}

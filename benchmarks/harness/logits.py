@@ -1,8 +1,8 @@
 """``xent bench``: time, memory and accuracy against others, in one run and in turns.
 
 A cell is one shape in one dtype. In every cell all contestants take turns, round after round, so
-that a slow minute of the machine hits all of them; medians are compared. Losses are printed like
-wins.
+that a slow minute of the machine hits all of them; medians are compared. The cases in which xent is
+slower are printed like the others.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ QUICK_GRID = [(32, 10), (1024, 1000), (8, 151936)]
 
 TURN_SECONDS = 0.04  # one turn repeats short calls for so long: far above the timer's resolution
 CELL_SECONDS, QUICK_CELL_SECONDS = 6.0, 1.5  # time for the rounds of one cell
-PATIENCE = 5.0  # further seconds, where a machine is seldom idle
+PATIENCE = 5.0  # further seconds per cell for rounds without disturbance
 QUIET = 0.15  # cores that others may keep busy in a round that counts as undisturbed
 ROUNDS = (5, 25)  # at least and at most
 MEMORY_FROM = 8 << 20  # bytes of logits; below, the memory of the process varies as much

@@ -1,4 +1,4 @@
-"""The machine that figures come from, and how busy its processors are meanwhile."""
+"""The machine on which figures are measured, and how busy its processors are."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from .internals import release_memory
 
 
 def _release_memory() -> None:
-    """Hand freed memory back to the system, which else counts as memory in use."""
+    """Hand freed memory back to the system; otherwise it counts as memory in use."""
     gc.collect()
     release_memory()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
@@ -33,7 +33,7 @@ def peak_beyond_now(call: Callable[[], object]) -> int:
     """Return the bytes by which the process grows at most during a call."""
     _release_memory()
     try:
-        # Linux can reset this peak; that of `ru_maxrss` it cannot, and a child inherits it.
+        # Linux can reset this peak, but not that of `ru_maxrss`, which a child process inherits.
         Path("/proc/self/clear_refs").write_text("5")
         before = _resident("VmRSS")
         call()

@@ -59,7 +59,7 @@ def device(text: str) -> str:
 
 
 def output_file(text: str) -> Path:
-    """Read the path of a file to write; refuse, before any work, one without a folder."""
+    """Read the path of a file to write; refuse it, before any work, if its folder is missing."""
     path = Path(text)
     if not path.parent.is_dir():
         raise argparse.ArgumentTypeError(f"{text!r}: there is no folder {path.parent}")
@@ -67,7 +67,7 @@ def output_file(text: str) -> Path:
 
 
 def write_json(path: Path, result: dict[str, Any]) -> None:
-    """Write a result; until all of it is on the disk, an earlier file stays."""
+    """Write a result; an earlier file stays until all of the result is on the disk."""
     part = path.with_name(f"{path.name}.part")
     part.write_text(f"{json.dumps(result, indent=1)}\n", encoding="utf-8")
     part.replace(path)

@@ -1,4 +1,4 @@
-"""The tables that ``xent bench`` prints: wins and losses alike."""
+"""The tables that ``xent bench`` prints, also where xent is slower."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def disturbance(cell: dict[str, Any]) -> str:
 
 
 def _disturbed(cell: dict[str, Any]) -> bool:
-    """Return whether others took a share of the processor that an idle system does not need."""
+    """Return True if others kept the processor busier than an idle system does."""
     return cell["others_busy"] is not None and cell["others_busy"] > 0.15
 
 
@@ -99,7 +99,7 @@ def ratio_text(time: dict[str, Any]) -> str:
 
 
 def _lost(time: dict[str, Any]) -> bool:
-    """Return whether xent is slower by more than the second digit shows."""
+    """Return True if the ratio to xent is below 1 when rounded to two decimal places."""
     return round(time["ratio"], 2) < 1
 
 

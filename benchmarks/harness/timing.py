@@ -1,4 +1,4 @@
-"""Figures of repeated times."""
+"""Median and quartiles of repeated times, and notes about progress."""
 
 from __future__ import annotations
 
@@ -17,5 +17,5 @@ def summary(times: list[float]) -> dict[str, Any]:
 
 
 def announce(done: int, total: int, what: object) -> None:
-    """Print to stderr what is measured next, for whoever waits."""
+    """Print to stderr what is measured next."""
     print(f"{done + 1} of {total}: {what}", file=sys.stderr, flush=True)

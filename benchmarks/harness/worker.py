@@ -3,10 +3,10 @@
     parent --(method, arguments)--> pipe --> worker: one contestant on one cell
            <------ the answer -----
 
-One process each, because an allocator's habits should count for its own contestant only, because
-JAX must know its threads before it is imported, and because a process that runs out of memory then
-ends alone. The parent asks the workers in turn, so only one of them computes while anything is
-timed.
+Each contestant has a process of its own for three reasons. The memory that an allocator keeps must
+not count for other contestants; JAX must know its threads before it is imported; and a process that
+runs out of memory then ends alone. The parent asks the workers in turn, so only one of them
+computes while anything is timed.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ class Workbench:
     def prepare(self, cell: Cell, modes: tuple[str, ...]) -> tuple[str, ...]:
         """Make inputs and compile; return the modes that the contestant has."""
         self.cell = cell
-        self.calls.clear()  # the last cell's inputs go before the next ones come
-        if "torch._dynamo" in sys.modules:  # importing it for nothing takes seconds
-            torch.compiler.reset()  # else every call looks through the code of earlier cells
+        self.calls.clear()  # frees the inputs of the last cell before the next
+        if "torch._dynamo" in sys.modules:  # an import without need takes seconds
+            torch.compiler.reset()  # otherwise each call checks the code of all earlier cells
         task = self.contestant.build(*make_inputs(cell))
         for mode in modes:
             if getattr(task, mode) is not None:
@@ -55,7 +55,7 @@ class Workbench:
         call = self.calls[mode]
         gc.disable()
         with torch.set_grad_enabled(mode == "both"):
-            if calls > 1:  # short ones: wake the thread pool and fetch the inputs, untimed
+            if calls > 1:  # short calls: one untimed call wakes threads and fetches inputs
                 call()
             start = time.perf_counter()
             for _ in range(calls):
@@ -90,9 +90,9 @@ class Workbench:
 
 def _serve(pipe: Connection, name: str, threads: int) -> None:
     """Answer requests until the parent closes the pipe."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     os.environ["JAX_PLATFORMS"] = "cpu"
-    os.environ["NPROC"] = str(threads)  # XLA sizes its thread pool by it
+    os.environ["NPROC"] = str(threads)  # the size of the thread pool of XLA
     os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # no pool of compilers in the background
     torch.set_num_threads(threads)
     bench = Workbench(CONTESTANTS[name])
@@ -168,4 +168,4 @@ class Worker:
             target=_serve, args=(theirs, self.name, self.threads), daemon=True
         )
         self._process.start()
-        theirs.close()  # else the end of the worker would go unnoticed
+        theirs.close()  # otherwise the parent would not notice the end of the worker

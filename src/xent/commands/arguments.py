@@ -38,7 +38,7 @@ class Parser(argparse.ArgumentParser):
             yield word
 
     def _begins_option(self, word: str) -> bool:
-        """Tell whether a word is an option or, as argparse also takes, the beginning of one."""
+        """True if a word is an option, or the beginning of an option, which argparse takes, too."""
         name = word.partition("=")[0]
         return any(option.startswith(name) for option in self._option_string_actions)
 

@@ -1,4 +1,4 @@
-"""``xent bench``: runs the benchmarks of a checkout; the installed package does not hold them."""
+"""``xent bench``: runs the benchmarks of a checkout; the installed package has no benchmarks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from types import ModuleType
 from .console import UserError
 
 HARNESS = Path("benchmarks", "harness", "logits.py")
-CHECKOUT = Path(__file__).resolve().parents[3]  # if this file lies in src/xent/commands of one
+CHECKOUT = Path(__file__).resolve().parents[3]  # if this file is not an installed one
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -24,7 +24,7 @@ from .environments import (
 )
 from .run_folder import RECORD, RunFolder, load_checkpoint
 
-FRESH_SEED = 1_000_000  # away from that of the search
+FRESH_SEED = 1_000_000  # so that the fresh episodes are new to the search
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Search, and judge the centre on fresh episodes."""
+    """Search, and judge the centre of the search on fresh episodes."""
     environment = open_environment(args)
     policy = make_policy(environment, args.hidden, args.seed, args.bias)
     try:
@@ -104,7 +104,7 @@ def _continue(args: argparse.Namespace, search: CrossEntropyMethod, folder: RunF
     then = state.get("settings")
     if not isinstance(then, dict) or "search" not in state:
         raise UserError(f"--resume: {folder.path} holds no search of `xent cem`")
-    free = ("iterations", "target")  # may change
+    free = ("iterations", "target")  # these may change
     now = {k: v for k, v in settings_of(args).items() if k not in free}
     if other := {k: then.get(k) for k, v in now.items() if then.get(k) != v}:
         raise UserError(

@@ -1,4 +1,4 @@
-"""Columns of tables: their kinds, and casts to the values they stand for or a model knows."""
+"""Columns of tables: their kinds, and casts to numbers, text or booleans."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ def plain(column: Any, gaps: Sequence[str], decimal: str, most: float | None) ->
     """Return a column as one of few types: missing values are null, text of numbers is numbers.
 
     Args:
-        column: by Arrow.
+        column: a column of Arrow.
         gaps: values that stand for a missing one.
         decimal: the decimal mark of the file.
-        most: the largest share of other values in a column of numbers; None for text as it is.
+        most: the largest share of other values in a column of numbers; None keeps text as text.
 
     Returns:
-        The column, and what there is to say about it, if anything.
+        The column, and a remark about it, or "".
     """
     import pyarrow
     from pyarrow import types
 
     pc = compute()
     type = column.type
-    declared = types.is_dictionary(type)  # as categories
+    declared = types.is_dictionary(type)  # the file declares categories
     if declared:
         column = column.cast(type.value_type)
         type = column.type
@@ -113,10 +113,10 @@ def _examples(strangers: Strangers) -> str:
 
 
 def cast(name: str, column: Any, kind: str) -> tuple[Any, str]:
-    """Return a column as the kind that a model knows, and a remark about it, if any.
+    """Return a column as the kind that a model knows, and a remark about it, or "".
 
     Raises:
-        UserError: if it is another.
+        UserError: if the column is of another kind.
     """
     import pyarrow
 

@@ -28,7 +28,7 @@ def compare(args: argparse.Namespace) -> int:
     """
     if args.head or args.like:
         raise UserError("--compare runs every head; leave --head out")
-    find_files(args.paths)  # what names no text removes nothing
+    find_files(args.paths)  # fails here, before files are removed, if there is no text
     with RunFolder(args.out) as folder:
         folder.begin(RECORD, CURVES)
         first, *others = (folder.path / head for head in HEADS)
@@ -65,8 +65,8 @@ def _wait(child: subprocess.Popen) -> int:
     while True:
         try:
             code = child.wait()
-            return code if code >= 0 else 128 - code  # killed: the number that a shell reports
-        except KeyboardInterrupt:  # by Ctrl-C, of which a terminal tells the child too, or SIGTERM
+            return code if code >= 0 else 128 - code  # killed: the exit code that a shell reports
+        except KeyboardInterrupt:  # Ctrl-C, which a terminal also sends to the child, or SIGTERM
             child.terminate()
 
 
@@ -86,7 +86,7 @@ def _conclude(args: argparse.Namespace, folder: RunFolder, records: list[dict[st
 
 
 def _check_same(one: dict[str, Any], two: dict[str, Any]) -> None:
-    """Raise unless the two trainings are the same but for the head."""
+    """Raise unless the two trainings differ in nothing but the head."""
     if one["history"]["progress"] != two["history"]["progress"]:
         raise UserError("the two runs had different schedules; compare anew, without --resume")
     for field in fields(Settings):

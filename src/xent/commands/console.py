@@ -23,14 +23,14 @@ def say(text: str) -> None:
     """Print a result.
 
     Raises:
-        UserError: if it cannot be written, as on a full disk.
-        BrokenPipeError: if nobody reads any more.
+        UserError: if the text cannot be written, as on a full disk.
+        BrokenPipeError: if the reader of a pipe is gone.
     """
     _say(printable(text))
 
 
 def say_json(value: Any) -> None:
-    """Print a result as JSON, which has escape sequences of its own; errors as of :func:`say`."""
+    """Print a result as JSON, which has its own escape sequences; raises what :func:`say` does."""
     _say(json.dumps(value, indent=2).replace("\x7f", "\\u007f"))
 
 
@@ -47,14 +47,14 @@ def _say(text: str) -> None:
 
 
 def note(text: str) -> None:
-    """Print a line for the person at the terminal, if there is one; stdout is for results."""
+    """Print a line on stderr, for people, if stderr is there; stdout is for results."""
     if sys.stderr is not None:
         with suppress(OSError):
             _write(sys.stderr, printable(text))
 
 
 def _write(stream: IO[str], text: str) -> None:
-    """Print with escape sequences for what the encoding of a stream lacks."""
+    """Print with escape sequences for characters that the encoding of a stream lacks."""
     encoding = getattr(stream, "encoding", None) or "utf-8"
     print(text.encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
 
@@ -62,9 +62,9 @@ def _write(stream: IO[str], text: str) -> None:
 def abandon(stream: IO[str] | None) -> None:
     """Discard the rest of a stream that cannot be written to.
 
-    The interpreter flushes it once more when it exits, and would complain.
+    Otherwise the interpreter would flush the stream when it exits, and print an error.
     """
-    with suppress(AttributeError, OSError):  # closed; no file of the system
+    with suppress(AttributeError, OSError):  # the stream is closed, or no file of the system
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # pyright: ignore
 
 
@@ -73,7 +73,7 @@ def as_options(message: str, names: Iterable[str]) -> str:
 
     Args:
         message: of an exception or a warning.
-        names: the arguments that are options, in backticks or not.
+        names: the arguments that are options; the message may have them in backticks.
     """
     words = "|".join(map(re.escape, names))
     message = message.replace("resume=True", "--resume").replace("np.inf", "inf")
@@ -85,7 +85,7 @@ def as_options(message: str, names: Iterable[str]) -> str:
 
 
 def progress_bar(quiet: bool, **options: Any) -> Any:
-    """A tqdm bar, or one that shows nothing where that is asked for or tqdm is not installed."""
+    """A bar of tqdm, or a bar that shows nothing if ``quiet``, or without tqdm or stderr."""
     if quiet or sys.stderr is None:
         return _NoBar()
     try:

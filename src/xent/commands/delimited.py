@@ -1,4 +1,4 @@
-"""Delimited text (CSV and its relatives) as an Arrow table, and the guesses about its format."""
+"""Delimited text (CSV and the like) as an Arrow table, and guesses about the format of a file."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from .console import UserError, progress_bar
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars", " ": "blanks"}
 USUAL = tuple(SEPARATORS)[:-1]  # all but blanks, of which text has many
-BLOCK = 1 << 24  # bytes parsed at a time; of 1 MB, wide tables take three times as long
-SAMPLE_BYTES, SAMPLE_LINES, SAMPLE_CELLS = 1 << 22, 100, 100_000  # what guesses are made from
-FEWEST_LINES = 5  # however many cells they have
-THOUSANDS = re.compile(r"[+-]?[1-9]\d?\d?[.,]\d{3}")  # perhaps, and perhaps a decimal fraction
+BLOCK = 1 << 24  # bytes parsed at a time; with 1 MB wide tables take three times as long
+SAMPLE_BYTES, SAMPLE_LINES, SAMPLE_CELLS = 1 << 22, 100, 100_000  # guesses use the first ones
+FEWEST_LINES = 5  # lines that guesses use, however many cells they have
+THOUSANDS = re.compile(r"[+-]?[1-9]\d?\d?[.,]\d{3}")  # or a decimal fraction
 NUMBER = re.compile(r"[+-]?(\d+([.,]\d*)?|[.,]\d+)([eE][+-]?\d+)?%?")
 CONTROL = re.compile("[\0-\x08\x0e-\x1f\x7f]")
-SEPARATOR_LINE = re.compile(r'"?sep=(.)"?\r?\n')  # which some programs write for Excel
+SEPARATOR_LINE = re.compile(r'"?sep=(.)"?\r?\n')  # some programs write such a line for Excel
 MARKS = {  # byte order marks, and what they stand for; the longer ones first
     codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32",
     codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16",
@@ -41,9 +41,9 @@ class Format(NamedTuple):
     Attributes:
         separator: what stands between two cells.
         decimal: the decimal mark, a point or a comma.
-        encoding: as Python calls it.
-        header: whether the first line has the names.
-        doubt: the decimal mark where the numbers leave a doubt.
+        encoding: the name that Python has for it.
+        header: whether the first line has the names of the columns.
+        doubt: the decimal mark to take where the numbers leave a doubt.
     """
 
     separator: str | None = None
@@ -57,10 +57,10 @@ class Delimited(NamedTuple):
     """Content of a file, as a table.
 
     Attributes:
-        table: the cells, by Arrow.
+        table: the cells, a table of Arrow.
         names: of the columns, without blanks around them; empty where the file has none.
         decimal: the decimal mark.
-        said: what was guessed, a line each.
+        said: the guesses, a line each.
     """
 
     table: Any
@@ -80,14 +80,14 @@ def read_delimited(
 
     Args:
         path: the file.
-        form: what is known about it.
+        form: what is known about the format of the file.
         known: names of columns that a file with a header has.
-        text: those of them that hold text, whatever their cells look like.
+        text: the names among these whose columns hold text, whatever their cells look like.
         quiet: no progress.
 
     Raises:
-        UserError: if it cannot be read.
-        OSError: likewise.
+        UserError: if the file cannot be read as a table.
+        OSError: if the file cannot be read at all.
     """
     encoding = form.encoding or _encoding(path)
     try:
@@ -121,7 +121,7 @@ def _open(path: Path) -> tuple[BinaryIO, Any]:
 
 
 def _encoding(path: Path) -> str:
-    """Encoding that the first bytes show; UTF-8 where they show none."""
+    """Guess the encoding from the first bytes; UTF-8 if they show no other."""
     file, content = _open(path)
     with file:
         start = content.read(1000)
@@ -150,7 +150,7 @@ class _Utf8(io.RawIOBase):
 
     def read(self, size: int = -1) -> bytes:
         while True:
-            raw = self.content.read(max(1, size // 4))  # no encoding makes more than three of one
+            raw = self.content.read(max(1, size // 4))  # a byte makes at most 3 bytes of UTF-8
             text = self.decoder.decode(raw, final=not raw)
             self.bar.update(self.file.tell() - self.bar.n)
             if text or not raw:
@@ -174,12 +174,12 @@ def _sample(path: Path, encoding: str) -> str:
         raise UserError(f"{path} is no table of text: it holds the control character {found[0]!r}")
     lines = text.splitlines(keepends=True)
     if len(raw) == SAMPLE_BYTES and len(lines) > 1:
-        del lines[-1]  # it may be cut
+        del lines[-1]  # the last line may be cut
     return "".join(lines[:SAMPLE_LINES])
 
 
 def _rows(sample: str, separator: str) -> list[list[str]]:
-    """Return the cells of each line that is not blank; nothing if a line cannot be cut so."""
+    """Return the cells of each line that is not blank; [] if a line cannot be cut here."""
     try:
         found, cells = [], 0
         for row in csv.reader(io.StringIO(sample, newline=""), delimiter=separator):
@@ -188,7 +188,7 @@ def _rows(sample: str, separator: str) -> list[list[str]]:
             if cells > SAMPLE_CELLS and len(found) > FEWEST_LINES:
                 break
         return found
-    except csv.Error:  # a "cell" of 128 KB
+    except csv.Error:  # a cell of more than 128 KB: not the separator
         return []
 
 
@@ -208,12 +208,12 @@ def _separator(sample: str) -> str:
     best = max(USUAL, key=fit)
     if fit(best)[0]:
         return best
-    widths = {len(row) for row in _rows(sample, " ")[1:]}  # names may be one fewer
+    widths = {len(row) for row in _rows(sample, " ")[1:]}  # a line of names may be shorter
     return " " if len(widths) == 1 and widths != {1} else ","
 
 
 def _stripped(row: list[str]) -> list[str]:
-    """Strip blanks, and quotes after a blank, which no reader takes for quotes."""
+    """Strip blanks, and quotes after a blank, which readers of CSV take for text."""
     return [re.sub(QUOTED_AFTER_BLANK, r"\1", cell).strip() for cell in row]
 
 
@@ -222,9 +222,10 @@ def _is_number(cell: str) -> bool:
 
 
 def _decimal(rows: list[list[str]], separator: str, doubt: str | None = None) -> str:
-    """Return the decimal mark of most numbers; marks of thousands count only if all may be such.
+    """Return the decimal mark of most numbers.
 
-    Between commas it is one only where no number has a point: else some columns may be odd.
+    Numbers that may have marks of thousands, such as 1,234, count only if there are no others.
+    With commas between the cells, a comma is the decimal mark only if no number has a point.
     """
     cells = [cell for row in rows for cell in row]
     commas, points = (_numbers_with(mark, cells) for mark in (",", "."))
@@ -246,15 +247,15 @@ def _numbers_with(mark: str, cells: Iterable[str]) -> list[str]:
 
 
 def _has_header(first: list[str], body: list[list[str]]) -> bool:
-    """Tell whether the first line has names: not if it looks as the others do.
+    """True if the first line has names: if it does not look as the other lines do.
 
-    Whole numbers in even steps are names all the same, such as years.
+    Whole numbers in even steps, such as years, are names all the same.
     """
     columns = list(zip(*(row for row in body if len(row) == len(first)), strict=False))
     numeric = [k for k, cells in enumerate(columns) if all(map(_is_number, filter(None, cells)))]
     numeric = [k for k in numeric if any(columns[k])]
     above = [first[k] for k in numeric if first[k]]
-    if not above:  # words over words: all of them, or one twice, are values of their columns
+    if not above:  # only words: values if all of them occur below in their columns
         found = [name in cells for name, cells in zip(first, columns, strict=False)]
         return not found or not all(found)
     if not all(map(_is_number, above)):
@@ -266,20 +267,21 @@ def _has_header(first: list[str], body: list[list[str]]) -> bool:
 
 
 def _odd_names(sample: str, first: list[str], body: list[list[str]]) -> list[str]:
-    """Return the names of a first line with another number of cells than the others, else none."""
+    """Return the names in a first line with another number of cells than the other lines, or []."""
     widths = {len(row) for row in body}
     if len(widths) != 1 or len(first) in widths:
         return []
     width = widths.pop()
-    for separator in USUAL:  # names with other marks between them than the rows have
+    for separator in USUAL:  # names with another separator than the rows have
         names = _rows(sample, separator)[:1]
         if names and len(names[0]) == width:
             return _stripped(names[0])
-    if len(first) != width - 1 or len(first) == 1:  # one cell alone is a title
+    if len(first) != width - 1 or len(first) == 1:  # a single cell is a title
         return []
-    if not any(row[-1] for row in body):  # each ends with a separator
+    if not any(row[-1] for row in body):  # each row ends with a separator
         return [*first, ""]
-    return ["", *first] if len({row[0] for row in body}) == len(body) else []  # as R's row names
+    # Row names, as R writes them.
+    return ["", *first] if len({row[0] for row in body}) == len(body) else []
 
 
 class _Guess(NamedTuple):
@@ -290,10 +292,10 @@ class _Guess(NamedTuple):
         decimal: the decimal mark.
         header: whether there is a line with names.
         names: of the columns.
-        raw: the first line as it is.
-        called: what Arrow is to call the columns; empty where it finds their names itself.
-        before: lines to pass over.
-        said: what was guessed.
+        raw: the cells of the first line as they are.
+        called: the names that Arrow gives the columns; empty where Arrow reads them from the file.
+        before: number of lines to skip at the start.
+        said: the guesses, a line each.
     """
 
     separator: str
@@ -307,7 +309,7 @@ class _Guess(NamedTuple):
 
 
 def _guess(sample: str, form: Format, known: frozenset[str]) -> _Guess:
-    """Guess from the first lines what the format leaves open."""
+    """Guess from the first lines what is None in the format."""
     before, said = 0, []
     if found := SEPARATOR_LINE.match(sample):
         sample, before = sample[found.end() :], 1

@@ -23,10 +23,10 @@ class Environment(NamedTuple):
     """An environment to learn.
 
     Attributes:
-        make: makes one, whose observations are vectors.
-        inputs: how long these are.
-        outputs: number of actions, or of numbers in one.
-        target: the return that counts as solved; None if nobody said.
+        make: makes the environment; its observations are vectors.
+        inputs: length of an observation.
+        outputs: number of actions, or of numbers in an action.
+        target: the return that counts as solved; None if it is not known.
     """
 
     make: Callable[[], Any]
@@ -70,7 +70,7 @@ def open_environment(args: argparse.Namespace) -> Environment:
     """The environment that ``--env`` names.
 
     Raises:
-        UserError: if it cannot be made.
+        UserError: if the environment cannot be made.
     """
     try:
         import gymnasium
@@ -86,7 +86,7 @@ def open_environment(args: argparse.Namespace) -> Environment:
     except (gymnasium.error.Error, ImportError, ValueError, NotImplementedError) as error:
         raise UserError(f"--env {args.env}: {error}") from None
     space = env.action_space
-    # Spaces without a shape are refused by whoever acts in them.
+    # Spaces without a shape are refused later, by the functions that choose actions.
     discrete = isinstance(space, gymnasium.spaces.Discrete)
     outputs = int(space.n) if discrete else prod(space.shape or ())
     target = env.spec.reward_threshold if args.target is None else args.target
@@ -98,10 +98,10 @@ def make_policy(environment: Environment, hidden: int, seed: int, bias: bool = T
     """A network of one hidden layer, or a linear one.
 
     Args:
-        environment: whose inputs and outputs it has.
+        environment: gives the number of inputs and outputs.
         hidden: hidden units; 0 for none.
-        seed: of its start.
-        bias: whether its layers have biases.
+        seed: of the first weights.
+        bias: whether the layers have biases.
 
     Raises:
         UserError: for a negative number of hidden units.
@@ -147,12 +147,12 @@ def report(
     target: float | None,
     **drawn: Any,
 ) -> None:
-    """Write the record and the picture, and print what was reached.
+    """Write the record and the picture, and print the mean return of fresh episodes.
 
     Args:
         args: the options.
         folder: where to write.
-        record: what to keep.
+        record: what to write, completed here by ``fresh``.
         fresh: returns of fresh episodes, ``(episodes,)``.
         curve: what to draw.
         target: the return to reach.

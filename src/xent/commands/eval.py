@@ -35,12 +35,12 @@ class Subject(NamedTuple):
     """A model to evaluate, and a text in the tokens of the model.
 
     Attributes:
-        model: from ids, ``(B, T)``, to logits.
+        model: maps ids, ``(B, T)``, to logits.
         tokens: the text, ``(T,)``.
-        labels: the same, with what is context only marked.
+        labels: the tokens, with ``IGNORED`` for those that are only context, ``(T,)``.
         length: the most tokens that the model can see at once, or None.
-        total_bytes: bytes of text that the labels stand for, where no token is unknown.
-        sizes: bytes of text that each token stands for, where some may be.
+        total_bytes: bytes of text that the labels stand for; None if tokens may be unknown.
+        sizes: bytes of text that each token stands for, ``(T,)``; None if no token is unknown.
     """
 
     model: Callable[[Tensor], Any]
@@ -112,7 +112,7 @@ def _report(found: Evaluation, unknown: dict[str, float], args: argparse.Namespa
 
 
 def _with_unknown(found: Evaluation, subject: Subject) -> dict[str, float]:
-    """Return figures of unknown tokens: bits per byte with their spelling, and their share."""
+    """Return bits per byte with the spelling of unknown tokens, and the share of such tokens."""
     if subject.sizes is None:
         return {}
     classes, sizes = subject.tokens[1:], subject.sizes[1:]
@@ -144,14 +144,14 @@ def _run(args: argparse.Namespace, bar: Callable[..., Any]) -> Subject:
 
 
 def _language_model(saved: dict[str, Any], device: str) -> Callable[[Tensor], Any]:
-    counts = torch.ones(len(saved["vocabulary"]))  # for the bias, which is loaded
+    counts = torch.ones(len(saved["vocabulary"]))  # any number: the bias that they make is loaded
     model = LanguageModel(counts, saved["settings"]["dim"])
     model.load_state_dict(saved["model"])
     _move(model, device)
 
     def logits(ids: Tensor) -> Any:
-        features, _ = model(ids.t(), model.blank(len(ids)).to(ids.device))
-        return model.logits(features.transpose(0, 1))
+        features, _ = model(ids.t(), model.blank(len(ids)).to(ids.device))  # (T, B, dim)
+        return model.logits(features.transpose(0, 1))  # (B, T, classes)
 
     return logits
 
@@ -195,9 +195,10 @@ def _hugging_face(args: argparse.Namespace) -> Subject:
 
 
 def _tokenise(texts: list[bytes], tokenizer: Any) -> tuple[Tensor, Tensor, int]:
-    """Return the tokens of all texts, each after a start token that is given and not predicted.
+    """Return tokens, labels and bytes of all texts, each after a start token.
 
-    Where there is no such token, the first one of the text takes its place.
+    The start token is given and not predicted. If the tokenizer has none, the first token of the
+    text takes its place.
     """
     start = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
     tokens: list[int] = []
@@ -216,11 +217,11 @@ def _tokenise(texts: list[bytes], tokenizer: Any) -> tuple[Tensor, Tensor, int]:
 
 
 def _lean(model: Any) -> Callable[[Tensor], Any]:
-    """Return the model as a function of tokens, without all logits in memory where it can."""
+    """Return the model as a function of tokens, if possible without all logits in memory."""
     try:
         lean(model)
     except TypeError as error:  # a head that is not linear, or quantised
         note(f"all logits of a batch at once, because {error}")
         return lambda ids: model(input_ids=ids, use_cache=False)
-    # Labels make it lean; the loss of no label costs nothing.
+    # With labels the model is lean. All labels are ignored, so their loss costs nothing.
     return lambda ids: model(input_ids=ids, labels=torch.full_like(ids, IGNORED), use_cache=False)

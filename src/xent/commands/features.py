@@ -1,4 +1,4 @@
-"""Features from the columns of a table: learnt once, the same for every other table."""
+"""Features from the columns of a table, by rules learnt from one table and used for others."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from .console import UserError
 from .table import Table, column_of, keep_it, quoted
 from .written_numbers import compute
 
-VAST = 1e150  # beyond, squares overflow
-MOST_CATEGORIES = 256  # of a text column; more are names or sentences rather than categories
+VAST = 1e150  # the squares of larger numbers overflow
+MOST_CATEGORIES = 256  # of a text column; with more, the texts are names or sentences
 MISSING = ("fill", "drop", "refuse")  # what to do about gaps
 KINDS = (NUMBERS, TEXT, BOOLEANS)
 
@@ -24,10 +24,10 @@ class Column(NamedTuple):
 
     Attributes:
         kind: numbers, text or booleans.
-        values: the categories, sorted; none of numbers.
+        values: the categories, sorted; [] for numbers.
         gaps: whether a further feature marks missing values.
-        means: of the features over the rows that were learnt from. They stand for what a row does
-            not tell: a number that is missing, a category that was never seen.
+        means: of the features over the rows that were learnt from. A mean replaces a number that is
+            missing, and a category that was never seen.
     """
 
     kind: str
@@ -57,7 +57,7 @@ class Column(NamedTuple):
         """Write the features of a column into ``out``, ``(N, F)``.
 
         Returns:
-            ``(N,)``: whether the value is there, but was not there to learn from.
+            ``(N,)``: True for a value that is there but was not among those learnt from.
         """
         missing = column.is_null().to_numpy()
         if self.kind == NUMBERS:
@@ -82,7 +82,7 @@ class Features(NamedTuple):
     Attributes:
         x: ``(N, F)``.
         missing: a line for each column with missing values.
-        unseen: a line for each column with values that were not there to learn from.
+        unseen: a line for each column with values that were not among those learnt from.
     """
 
     x: np.ndarray
@@ -91,7 +91,7 @@ class Features(NamedTuple):
 
 
 class Encoding(NamedTuple):
-    """Rule by which columns become features: learnt from one table, the same for others.
+    """Rules by which columns become features: learnt from one table, used for others.
 
     Attributes:
         columns: by name.
@@ -104,8 +104,8 @@ class Encoding(NamedTuple):
         """Learn from all columns but the target.
 
         Args:
-            table: what :func:`prepared` left.
-            marked: the columns that get a feature for gaps, besides those that have some.
+            table: a table of :func:`prepared`.
+            marked: columns that get a feature for gaps even if they have no gaps here.
 
         Raises:
             UserError: if a column holds nothing.
@@ -126,7 +126,7 @@ class Encoding(NamedTuple):
         """Return the encoding that :meth:`plain` wrote.
 
         Raises:
-            ValueError: if it is something else.
+            ValueError: if ``saved`` is something else.
         """
         columns = {name: Column(**column) for name, column in dict(saved).items()}
         for name, (kind, values, gaps, means) in columns.items():
@@ -197,11 +197,11 @@ def prepared(table: Table, missing: str, keep: Container[str] | None = None) -> 
     """Return the part of a table that can be used, with a remark for each part left out.
 
     Args:
-        table: what was read.
+        table: the table as it was read.
         missing: what to do about gaps in features, one of :data:`MISSING`. Rows without a target
             are left out, if they are not refused.
-        keep: columns of text that are no names, whatever they look like; None for a table that is
-            not learnt from: it keeps all, and its gaps are for the encoding to tell of.
+        keep: columns of text that are no names, whatever they look like. None for a table that is
+            not learnt from: all columns stay, and the encoding makes the remarks about gaps.
 
     Raises:
         UserError: if nothing is left, a column cannot be used, or gaps are refused.
@@ -227,14 +227,14 @@ def prepared(table: Table, missing: str, keep: Container[str] | None = None) -> 
 
 
 def classes_of(table: Table) -> np.ndarray:
-    """Return the target, ``(N,)``, text as objects; it has no gaps."""
+    """Return the target, ``(N,)``, text as objects; a prepared target has no gaps."""
     return column_of(table, table.target).to_numpy()
 
 
 def distinct(y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The different values in order, how often each occurs, and which of them each row has.
+    """The different values in order, how often each occurs, and the index of each row's value.
 
-    By hashing: to sort millions of words takes seconds.
+    Values are found by hashing, because sorting millions of words takes seconds.
     """
     import pyarrow
 
@@ -303,7 +303,7 @@ def _with_target(table: Table, missing: str) -> Table:
 
 
 def _without_gaps(table: Table, missing: str) -> Table:
-    """The rows without a gap in a feature, or an error if there is one."""
+    """Return the rows without a gap in a feature, or raise an error about the first gap."""
     names = table.with_gaps
     if not names:
         return table

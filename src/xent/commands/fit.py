@@ -36,7 +36,7 @@ the file the standardisation is part of the coefficients, and the model takes th
 are. With --model nothing is fitted: the file's predictions go to predictions.csv, and the report is
 made where the table has the target."""
 MODEL, PICTURE, PREDICTIONS = "model.json", "report.png", "predictions.csv"
-# What is about fitting, and its defaults; None while parsing, so that --model can refuse it.
+# Options of fitting, and their defaults; None while parsing, so that --model can refuse them.
 FITTING = {
     "loss": "cross_entropy", "C": 1.0, "l1_ratio": 0.0, "class_weight": None, "max_iter": 1000,
     "test": 0.25, "test_data": None, "seed": 0,
@@ -143,7 +143,7 @@ def _rows(
         test.about = "rows to test on: "
     encoding = Encoding.of(train, table.with_gaps)
     learnt, held_out = encoding.features(train), encoding.features(test)
-    if args.test_data:  # those of the table are told of already
+    if args.test_data:  # there are remarks about the gaps of the first table already
         test.say_each(held_out.missing)
     test.say_each(held_out.unseen)
     fitted = Samples(learnt.x, classes_of(train))
@@ -203,7 +203,7 @@ def _fit_standardised(model: Any, rows: Samples) -> tuple[np.ndarray, list[str]]
     scaled = model.coef_.copy()
     model.coef_ /= scaler.scale_
     model.intercept_ -= model.coef_ @ scaler.mean_
-    del model.precision_  # it is about the other coordinates
+    del model.precision_  # belongs to the standardised coordinates
     return scaled, warned
 
 
@@ -268,7 +268,7 @@ def _judged(model: Any, x: np.ndarray, table: Table) -> Judged | None:
 
 
 def _load(path: str) -> tuple[Any, str, Encoding, str | None]:
-    """Load a model, the name of its target, its encoding, and whether it has decimal commas."""
+    """Load a model, the name of its target, its encoding, and the decimal mark or None."""
     from ..learn.regression.saved_models import read_model
 
     model: Any
@@ -291,7 +291,7 @@ def _load(path: str) -> tuple[Any, str, Encoding, str | None]:
 
 
 def _predictions(model: Any, x: np.ndarray) -> bytes:
-    """The class of each row and the probabilities of all, as CSV."""
+    """Return the predicted class of each row and the probabilities of all classes, as CSV."""
     import pyarrow
     from pyarrow import csv
 
@@ -320,7 +320,7 @@ def _conclude(
         nats = record["test"]["log_loss_nats"]
         table, target = shown(Path(args.table).name), shown(record["settings"]["target"])
         folder.save(PICTURE, picture(judged, f"{table}: {target}, log loss {nats:.4f} nats"))
-    with folder:  # what is lost is an error in the end
+    with folder:  # raises at the end if a file was lost
         if args.json:
             say_json(record)
         else:

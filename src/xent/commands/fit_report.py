@@ -13,18 +13,18 @@ from .. import cross_entropy
 from ..information import NATS_PER_BIT, report
 from .console import table
 
-MOST_CLASSES = 12  # that a table has room for
-MOST_FEATURES = 5  # that are told of a class
+MOST_CLASSES = 12  # in a table
+MOST_FEATURES = 5  # named for each class
 
 
 class Judged(NamedTuple):
     """Rows with known classes, and the predictions of a classifier for them.
 
     Attributes:
-        classes: what they are called, K.
-        log_probs: their logarithmic probabilities, ``(N, K)``.
-        predicted: the index of the class that is predicted, ``(N,)``.
-        target: that of the true one.
+        classes: the names of the K classes.
+        log_probs: log-probabilities of the classes, ``(N, K)``.
+        predicted: the index of the predicted class, ``(N,)``.
+        target: the index of the true class, ``(N,)``.
     """
 
     classes: list[Any]
@@ -59,7 +59,7 @@ class Judged(NamedTuple):
         told = report(losses.mean(), self.target)
         confusion, calibration = self.confusion(), self.reliability()
         rows, right = len(losses), int(confusion.diagonal().sum())
-        # Agresti and Coull's: with two rows more of either kind, so that "all right" is not sure.
+        # By Agresti and Coull: two more right and two more wrong rows, so that no error is 0.
         rate = (right + 2) / (rows + 4)
         return {
             "rows": rows,
@@ -120,12 +120,12 @@ def largest(coefficients: np.ndarray, names: list[str], classes: list[Any]) -> d
     Args:
         coefficients: per standard deviation of the feature, ``(K, F)``; ``(1, F)`` of two classes.
         names: of the features.
-        classes: all.
+        classes: names of all classes.
     """
     whose = classes[1:] if len(coefficients) == 1 else classes
     found = {}
     for name, row in zip(whose, coefficients, strict=True):
-        # Those that differ by rounding alone, as those of two categories, stay in their order.
+        # Coefficients equal up to rounding, as those of two categories, stay in their order.
         sizes = np.array([float(f"{abs(w):.6g}") for w in row])
         order = np.argsort(-sizes, kind="stable")[:MOST_FEATURES]
         found[str(name)] = {names[k]: float(row[k]) for k in order if row[k]}

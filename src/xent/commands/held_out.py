@@ -12,7 +12,7 @@ from .console import UserError
 from .features import distinct
 from .table import Table
 
-MOST_CLASSES, MOST_LOOKED_AT = 20, 500  # of columns that are named as possible targets
+MOST_CLASSES, MOST_LOOKED_AT = 20, 500  # limits of the search for other targets
 
 
 class Samples(NamedTuple):
@@ -28,11 +28,11 @@ def say_target(table: Table, y: np.ndarray, named: str | None, quiet: bool) -> N
     Args:
         table: the table.
         y: its target.
-        named: the target as it was asked for; None if it was guessed.
-        quiet: it is kept for the record only.
+        named: the target that the user named; None if it was guessed.
+        quiet: keep the line for the record only.
 
     Raises:
-        UserError: if it cannot be a class.
+        UserError: if the target cannot be a class.
     """
     values, counts, _ = distinct(y)
     _check_classes(table, y, values)
@@ -65,7 +65,7 @@ def _check_classes(table: Table, y: np.ndarray, values: np.ndarray) -> None:
 
 
 def _others(table: Table) -> str:
-    """Return columns with few values, which may be meant as the target."""
+    """Return words about the columns with few values, one of which may be meant as target."""
     few = []
     for name in table.features[:MOST_LOOKED_AT]:
         values = table.columns[name].unique().drop_null()
@@ -84,7 +84,7 @@ def split(y: np.ndarray, share: float, seed: int, target: str) -> tuple[np.ndarr
         target: the name of the classes.
 
     Raises:
-        UserError: if that cannot be.
+        UserError: if the rows cannot be split in this way.
     """
     from sklearn.model_selection import train_test_split
 
@@ -117,10 +117,10 @@ def split(y: np.ndarray, share: float, seed: int, target: str) -> tuple[np.ndarr
 
 
 def indices(target: str, y: np.ndarray, classes: np.ndarray) -> list[int]:
-    """The classes of rows to test on, as indices of those of the model.
+    """The classes of rows to test on, as indices of the classes of the model.
 
     Raises:
-        UserError: if one is not among them.
+        UserError: if a class is unknown to the model.
     """
     index = {name: k for k, name in enumerate(classes.tolist())}
     for row, name in enumerate(y.tolist()):

@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def collect() -> dict[str, Any]:
-    """The facts, as plain types."""
+    """Collect facts about versions, machine, engines and extras, as plain types."""
     return {
         "xent": __version__,
         "python": platform.python_version(),
@@ -58,7 +58,7 @@ def collect() -> dict[str, Any]:
 
 
 def describe(facts: dict[str, Any]) -> str:
-    """The facts for people."""
+    """Return the facts as a table for people."""
     rows = [(name, str(facts[name])) for name in ("xent", "python", "torch", "platform", "threads")]
     rows.append(("compiled core", _describe_core(facts["core"])))
     rows.append(("Triton, for GPUs", _describe_triton(facts["triton"])))

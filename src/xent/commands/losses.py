@@ -69,7 +69,7 @@ def aliases(member: Member) -> list[str]:
 
 
 def needs(member: Member) -> tuple[str, ...]:
-    """The statistics a loss asks for at its default hyperparameters."""
+    """The statistics that a loss requests at its default hyperparameters."""
     return member.needs(**defaults(member))
 
 
@@ -95,7 +95,7 @@ def overview(chosen: list[Member]) -> str:
 
 
 def explanation(member: Member) -> str:
-    """One loss: signature, facts, docstring."""
+    """Return the description of a loss: signature, facts, docstring."""
     names = f"\nalso known as {', '.join(aliases(member))}" if aliases(member) else ""
     facts = [(fact.replace("_", " "), "yes" if getattr(member, fact) else "no") for fact in FACTS]
     facts = [("targets", member.targets), *facts, ("needs", ", ".join(needs(member)) or "nothing")]

@@ -133,7 +133,7 @@ def _jobs(args: argparse.Namespace) -> dict[str, Job]:
 
 
 def _synthetic(args: argparse.Namespace) -> dict[str, Job]:
-    """The sets of Qin et al., made smaller or larger."""
+    """Make the synthetic sets of Qin et al., with ``--rows`` rows each."""
     from ..learn.evidence.gaussian_classes import BALANCED, IMBALANCED, GaussianClasses
 
     jobs = {}
@@ -205,7 +205,7 @@ def _text(found: dict[str, Any], truth: dict[str, float]) -> str:
 
 
 def _picture(found: dict[str, Any], truth: dict[str, float]) -> bytes:
-    """One estimate by its classes, several side by side."""
+    """Draw a single estimate by its classes, or several estimates as bars."""
     from ..plot import information, information_bars
     from ..plot.canvas import rendered
 

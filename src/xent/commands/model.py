@@ -13,8 +13,7 @@ from .. import LinearLogits, cross_entropy
 
 
 def _fused(logits: LinearLogits, target: Tensor, **options: Any) -> Any:
-    # The gradient may take the place of the logits: the product of matrices before them does not
-    # read them again, and nobody else does.
+    # The gradient may take the place of the logits, because nothing reads the logits again.
     return cross_entropy(logits.materialize(), target, inplace_backward=True, **options)
 
 
@@ -22,7 +21,7 @@ def _plain(logits: LinearLogits, target: Tensor, **options: Any) -> Tensor:
     return F.cross_entropy(logits.materialize(), target, **options)
 
 
-# From the logits that are not there yet to the loss: by chunks, or all of them at once.
+# From LinearLogits to the loss: in chunks of rows, or with all logits in memory.
 HEADS: dict[str, Callable[..., Any]] = {
     "lean": cross_entropy,
     "xent": _fused,
@@ -52,7 +51,7 @@ class LanguageModel(nn.Module):
 
         Args:
             tokens: classes, ``(length, batch)``.
-            state: what the model remembers of each lane, as :meth:`blank` or as returned.
+            state: the state of each lane, of :meth:`blank` or of the call before.
         """
         states, state = self.gru(self.embedding(tokens), state)
         return self.projection(states), state.detach()

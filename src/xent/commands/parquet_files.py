@@ -11,7 +11,7 @@ MAGIC, SUFFIXES = b"PAR1", (".parquet", ".pq")
 
 
 def is_parquet(path: Path) -> bool:
-    """Tell whether a path is a folder, or a Parquet file by its first bytes or its name."""
+    """True if a path is a folder, or a Parquet file by its first bytes or its name."""
     if path.is_dir() or path.suffix.lower() in SUFFIXES:
         return True
     with path.open("rb") as file:
@@ -19,14 +19,15 @@ def is_parquet(path: Path) -> bool:
 
 
 def read_parquet(path: Path) -> tuple[Any, list[str]]:
-    """The table and what is to be said about it, a line each.
+    """Read a table; return the table and remarks, a line each.
 
-    Columns that only some files of a folder have are missing in the rows of the others. What the
-    names of folders say (``year=2024``) comes first, so that the last column stays the last.
+    If only some files of a folder have a column, its values are missing in the rows of the others.
+    Columns from the names of folders (``year=2024``) come first, so that the last column stays the
+    last.
 
     Raises:
         UserError: if a folder holds no Parquet, or files that do not belong together.
-        OSError: if something cannot be read.
+        OSError: if a file cannot be read.
     """
     import pyarrow
     from pyarrow import dataset, parquet

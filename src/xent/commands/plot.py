@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Draw, and say where the picture is."""
+    """Draw, and print the path of the picture."""
     require_matplotlib()
     try:
         figure = _draw(args)
@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def require_matplotlib() -> None:
-    """Raise :class:`UserError` without it."""
+    """Raise :class:`UserError` if matplotlib is not installed."""
     try:
         import matplotlib  # noqa: F401
     except ImportError:

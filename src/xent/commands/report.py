@@ -16,7 +16,7 @@ def report(records: Sequence[dict[str, Any]]) -> str:
 
 
 def draw(records: Sequence[dict[str, Any]]) -> bytes | None:
-    """The curves as PNG, of several runs also over time; None without matplotlib."""
+    """Draw the curves as PNG, for several runs also over time; None without matplotlib."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -50,7 +50,7 @@ def _column(record: dict[str, Any]) -> dict[str, str]:
 
 
 def _share(share: float | None) -> str:
-    """A share of time; runs of earlier versions measured something else."""
+    """Return a share of time as text; records of earlier versions do not have it."""
     return "not known" if share is None else f"{share:.1%}"
 
 

@@ -15,18 +15,19 @@ CHECKPOINT, RECORD, CURVES = "checkpoint.pt", "record.json", "curves.png"
 class RunFolder:
     """The folder where a run keeps its files: ``with RunFolder(path) as folder:``.
 
-    A file that cannot be saved ends no work, but where the block ends, an error says which it was.
+    A file that cannot be saved does not stop the work. At the end of the ``with`` block an error
+    names such files.
 
     Args:
         path: the folder; made if it is not there.
 
     Raises:
-        UserError: if it cannot be written to.
+        UserError: if nothing can be written in the folder.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.written: list[str] = []  # by this run
+        self.written: list[str] = []  # files of this run
         self.lost: dict[str, str] = {}  # files that could not be saved, and why
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -45,10 +46,10 @@ class RunFolder:
     def begin(self, *names: str) -> None:
         """Remove files of an earlier run whose names this run will write.
 
-        A run that is interrupted then leaves nothing that could be taken for its own.
+        Then an interrupted run leaves no old file that could be taken for a new one.
 
         Raises:
-            UserError: if something is in the way.
+            UserError: if a file cannot be removed.
         """
         for name in names:
             try:
@@ -61,7 +62,7 @@ class RunFolder:
         """Write a file; an earlier file stays if that fails.
 
         Returns:
-            None, or what went wrong. A full disk is no reason to throw a training away.
+            None, or a message about the failure. A full disk must not end a training.
         """
         try:
             write_whole(self.path / name, data)
@@ -98,7 +99,7 @@ def write_output(path: Path, data: bytes, option: str) -> None:
     """Write a file that an option names.
 
     Raises:
-        UserError: if it cannot be written.
+        UserError: if the file cannot be written.
     """
     try:
         write_whole(path, data)
@@ -111,10 +112,10 @@ def load_checkpoint(folder: str | Path, option: str = "--resume") -> dict[str, A
 
     Args:
         folder: the folder of the run.
-        option: who asked for it, for the message.
+        option: the option that names the run, for the message.
 
     Raises:
-        UserError: if there is none or it cannot be read.
+        UserError: if there is no checkpoint, or if it cannot be read.
     """
     path = Path(folder) / CHECKPOINT
     try:
@@ -129,7 +130,7 @@ def load_record(folder: str | Path) -> dict[str, Any]:
     """Return the content of ``record.json`` of a run.
 
     Raises:
-        UserError: if it cannot be read.
+        UserError: if the file cannot be read.
     """
     path = Path(folder) / RECORD
     try:

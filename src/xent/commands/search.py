@@ -60,7 +60,7 @@ class LabelledRows(NamedTuple):
 
 
 def run(args: argparse.Namespace) -> int:
-    """Search on two thirds of the rows, and compare on the others."""
+    """Search on two thirds of the rows, and compare with cross-entropy on the others."""
     for name in ("steps", "hidden"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name} must be at least 1, got {getattr(args, name)}")
@@ -70,12 +70,12 @@ def run(args: argparse.Namespace) -> int:
     x, y = rows.x, rows.y
     order = torch.randperm(len(y), generator=torch.Generator().manual_seed(args.seed))
     third = len(y) // 3
-    sizes = [third, third, len(y) - 2 * third]  # to learn from, to judge by, to test on
+    sizes = [third, third, len(y) - 2 * third]  # rows to learn from, to judge by and to test on
     (x, u, w), (y, v, t) = x[order].split(sizes), y[order].split(sizes)
     low = x.amin(0)
     span = torch.where(x.amax(0) > low, x.amax(0) - low, 1.0)
-    x, u, w = ((part - low) / span for part in (x, u, w))  # from 0 to 1 where we learn
-    if args.resume or not Path(args.out, RECORD).exists():  # else the search refuses to begin
+    x, u, w = ((part - low) / span for part in (x, u, w))  # from 0 to 1 in the rows to learn from
+    if args.resume or not Path(args.out, RECORD).exists():  # otherwise search_loss refuses to begin
         RunFolder(args.out).begin(RESULT)
     judge = HeldOutAccuracy(x, y, u, v, hidden=args.hidden, steps=args.steps)
     try:
@@ -143,7 +143,7 @@ def read_csv(
         missing: what to do about gaps, as by ``--missing``.
 
     Raises:
-        UserError: if it cannot be read or used, or has too few rows.
+        UserError: if the table cannot be read or used, or has too few rows.
     """
     table, y = table_to_learn_from(path, reading or Reading(), missing)
     if len(y) < FEWEST:

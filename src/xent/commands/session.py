@@ -1,4 +1,4 @@
-"""A run at the terminal: trains until the budget is used or a signal stops it, and saves."""
+"""A run of a command: trains until the budget is used or a signal stops it, and saves."""
 
 from __future__ import annotations
 
@@ -105,14 +105,14 @@ class Session:
         return record
 
     def _tell(self, failure: str | None) -> None:
-        """Report once that a checkpoint cannot be saved on the way."""
+        """Report a failure to save a checkpoint, each message once; the training goes on."""
         if failure and failure not in self.told:
             self.told.add(failure)
             note(f"\n{failure}; the training goes on")
 
 
 class StopSignals:
-    """Within it, Ctrl-C or SIGTERM asks to stop after this step; a second Ctrl-C stops at once."""
+    """A context in which Ctrl-C or SIGTERM stops after this step; a second Ctrl-C stops at once."""
 
     def __init__(self) -> None:
         self.asked = False

@@ -1,6 +1,6 @@
-"""Tables of features and classes: CSV, its relatives and Parquet, read with pyarrow.
+"""Tables of features and classes: CSV and the like, and Parquet, read with pyarrow.
 
-Whatever is guessed about a table is said, in one line each.
+Each guess about a table is printed, in a line of its own.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from .delimited import Format, read_delimited
 from .parquet_files import is_parquet, read_parquet
 from .written_numbers import MOST_STRANGERS
 
-UNNAMED = re.compile(r"|Unnamed: \d+|__index_level_\d+__")  # the last two are what pandas writes
-FEWEST_COUNTED = 20  # rows that a column must count for it to be told
-MOST_SAID = 12  # columns with the same peculiarity; the record has all
+UNNAMED = re.compile(r"|Unnamed: \d+|__index_level_\d+__")  # pandas writes the last two
+FEWEST_COUNTED = 20  # rows that a column must count to be remarked
+MOST_SAID = 12  # remarks of one kind that are printed; the record has all
 
 
 class Reading(NamedTuple):
     """Instructions for reading a table.
 
     Attributes:
-        form: how a text file is written, as far as that is known.
+        form: the format of a text file, as far as it is known.
         gaps: values that stand for a missing one, besides the usual marks.
         drop: names of columns to leave out.
         keep: names of columns that are no index, whatever they look like.
         target: the name of the column to predict; by default the last one.
         quiet: no progress.
-        about: what begins each line about the table.
+        about: the beginning of each remark about the table.
     """
 
     form: Format = Format()
@@ -53,11 +53,11 @@ class Table:
     Args:
         columns: by name, as chunked arrays of Arrow.
         target: the name of the column to predict.
-        said: what was said about the table so far.
-        about: what begins each line about it.
-        rows: the number of each row in the file, from 1; by default all in turn.
-        unused: names of columns that the file has besides.
-        decimal: the mark in the numbers of the file.
+        said: the remarks about the table so far.
+        about: the beginning of each remark about the table.
+        rows: the number of each row in the file, from 1; by default all rows in turn.
+        unused: names of columns that the file has but the table has not.
+        decimal: the decimal mark of the file.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class Table:
         self.say_each([text])
 
     def say_each(self, lines: list[str]) -> None:
-        """Print a remark about several columns; all are kept for the record, a few are printed."""
+        """Print remarks of one kind; all are kept for the record, the first few are printed."""
         lines = [f"{self.about}{line}" for line in lines]
         for line in lines[:MOST_SAID]:
             note(line)
@@ -105,7 +105,7 @@ class Table:
         return self._with(columns, self.rows[rows])
 
     def without(self, names: Iterable[str]) -> Table:
-        """The table less some columns."""
+        """The table without some columns."""
         names = set(names)
         kept = {name: column for name, column in self.columns.items() if name not in names}
         return self._with(kept, self.rows)
@@ -120,14 +120,14 @@ def read_table(
     """Read a table from a file.
 
     Args:
-        path: a Parquet file, a folder of them, or delimited text: separator, decimal mark, encoding
-            and header are guessed where they are not given.
-        reading: what is known about it.
+        path: a Parquet file, a folder of such files, or delimited text: separator, decimal mark,
+            encoding and header are guessed where they are not given.
+        reading: what is known about the table.
         kinds: of the columns that a model knows, by name: ``"numbers"``, ``"text"`` or
-            ``"booleans"``. With it, they are read as that, and nothing is left out.
+            ``"booleans"``. With kinds, the columns are read as these, and none of them is left out.
 
     Returns:
-        The table. Columns of numbers with few other values are numbers, the others missing.
+        The table. A column of numbers with few other values is numbers; other values are missing.
 
     Raises:
         UserError: if the file cannot be read, has no row, names a column twice or lacks one.
@@ -151,7 +151,7 @@ def read_table(
 
 
 def _free(name: str, names: list[str]) -> str:
-    """Return a name that no column has, with an underscore for each that has it already."""
+    """Return a name that no column has, by underscores at the end of the given name."""
     while name in names:
         name += "_"
     return name
@@ -190,7 +190,7 @@ def release() -> None:
 
 
 def _guess(table: Table, reading: Reading, unnamed: dict[str, int], decimal: str) -> Table:
-    """Return the table without columns that are no features, with target and numbers."""
+    """Find the target, text that is numbers, and columns that are no features and are left out."""
     dropped = _names(table, "--drop", reading.drop)
     kept = {*_names(table, "--keep", reading.keep), reading.target}
     table = table.without(dropped)
@@ -231,12 +231,12 @@ def keep_it(name: str) -> str:
 
 
 def quoted(name: str) -> str:
-    """A name as a shell takes it."""
+    """Quote a name for a shell."""
     return shlex.quote(name)
 
 
 def _names(table: Table, option: str, words: Iterable[str]) -> list[str]:
-    """The columns that an option names, each by a word or several between commas."""
+    """Return the columns that an option names; a word may hold several names between commas."""
     found = []
     for word in words:
         parts = [word] if word in table.columns else word.split(",")
@@ -249,7 +249,7 @@ def _names(table: Table, option: str, words: Iterable[str]) -> list[str]:
 
 
 def _counts_rows(column: Any) -> bool:
-    """Tell whether a column is 1, 2, 3, ... or begins with 0."""
+    """True if a column is 1, 2, 3, ... or 0, 1, 2, ..."""
     from pyarrow import types
 
     if not types.is_integer(column.type) or column.null_count or len(column) < FEWEST_COUNTED:

@@ -21,7 +21,7 @@ ESCAPES = {"\\t": "\t", "tab": "\t"} | {
 
 
 def add_table_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare how a table is read, as far as it shall not be guessed."""
+    """Declare the options that say how a table is read; what they leave open is guessed."""
     group = parser.add_argument_group(
         "reading the table", "what is not given is guessed from the file, and said"
     )
@@ -50,7 +50,7 @@ def add_table_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def refuse_table_options(args: argparse.Namespace, where: str) -> None:
-    """Raise :class:`UserError` if an option about a table is given where there is none."""
+    """Raise :class:`UserError` if an option about a table is given although there is no table."""
     for name in OPTIONS:
         if getattr(args, name) is not None:
             raise UserError(f"--{name.replace('_', '-')} is about a table; {where}")
@@ -83,7 +83,7 @@ def table_to_learn_from(
         missing: what to do about gaps in features, one of :data:`~.features.MISSING`.
 
     Raises:
-        UserError: if it cannot be read or used.
+        UserError: if the table cannot be read or used.
     """
     table = prepared(read_table(path, reading), missing or MISSING[0], {*reading.keep})
     y = classes_of(table)

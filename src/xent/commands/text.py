@@ -1,11 +1,11 @@
 """Text files as two streams of tokens, with the bytes accounted for.
 
-A token is a word (names come apart at underscores), a number or a run of punctuation, each with the
-space before it, or a stretch of white space; of scripts without spaces between words, as Chinese
-and Thai, it is a character. Joined, the tokens are the text again. The classes are
-the tokens that the training part has twice or more. Any other token is ``<unk>`` followed by its
-spelling, one byte after the other, and a NUL byte, at 8 bits each: text that holds NUL bytes is
-refused, so this can be decoded and bits per byte is the length of a true code.
+A token is a word (names are split at underscores), a number or a run of punctuation, each with the
+space before it, or a run of white space. In scripts without spaces between words, such as Chinese
+and Thai, a token is a character. Joined, the tokens are the text again. The classes are the tokens
+that occur twice or more in the training part. Any other token is coded as ``<unk>``, then the bytes
+of its spelling, then a NUL byte, at 8 bits each. Text that holds NUL bytes is refused. So the code
+can be decoded, and bits per byte is the length of a true code.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from torch import Tensor
 
 from .console import UserError
 
-# Characters of scripts that have no spaces between words: by Unicode Annex 14 those whose lines
-# break between any two characters (ID, CJ) or where a dictionary says (SA). Surrogates aside.
+# Characters of scripts that have no spaces between words. In Unicode Annex 14 these are the classes
+# where lines may break between any two characters (ID, CJ) or by a dictionary (SA), no surrogates.
 UNSPACED = (
     "\u0e00-\u0fff"  # Thai, Lao, Tibetan
     "\u1000-\u109f\ua9e0-\ua9ff\uaa60-\uaa7f"  # Myanmar
@@ -89,22 +89,22 @@ def read_corpus(
     Args:
         paths: files and folders; none means the sources of Python's standard library.
         seed: decides which files are for validation.
-        max_vocabulary: at most so many classes.
+        max_vocabulary: largest number of classes.
         bar: makes a progress bar, with the keyword arguments of tqdm.
 
     Returns:
         The :class:`Corpus`.
 
     Raises:
-        UserError: for paths that cannot be read and text of which nothing is left.
+        UserError: for paths that cannot be read, and if there is no text.
     """
     files = find_files(paths)
     ids: defaultdict[str, int] = defaultdict()
-    ids.default_factory = ids.__len__  # a new token gets the next number
+    ids.default_factory = ids.__len__  # a new token gets the next free number
     streams, skipped = _read_streams(files, frozenset(map(Path, paths)), ids, bar)
     if not streams:
         raise UserError(f"no text in {_names(paths)}")
-    # Ordered by a hash of the content: the same wherever the files lie and however they are named.
+    # Ordered by a hash of the content, so that places and names of the files do not matter.
     ordered = [streams[d] for d in sorted(streams, key=lambda d: _hash(seed, d))]
     train, valid = split(ordered)
     fingerprint = hashlib.sha256("".join(sorted(streams)).encode()).hexdigest()
@@ -115,7 +115,7 @@ def read_corpus(
 
 
 def find_files(paths: Sequence[str]) -> list[Path]:
-    """The files named and those with a text suffix in folders named, sorted."""
+    """The named files, and the files with a text suffix in the named folders, sorted."""
     if not paths:
         return _standard_library()
     found: list[Path] = []
@@ -133,7 +133,7 @@ def find_files(paths: Sequence[str]) -> list[Path]:
 
 
 def split(streams: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    """About 5 % for validation: whole files, or of few files the end of each."""
+    """Split off about 5 % for validation: whole files, or with few files the end of each."""
     limit = VALIDATION_SHARE * sum(map(len, streams))
     train, valid, size = [], [], 0
     for stream in streams:
@@ -150,19 +150,19 @@ def split(streams: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
 
 
 def shuffle(streams: Sequence[Tensor], seed: int) -> Tensor:
-    """One stream of long pieces in random order, so that no lane is stuck in one file for long."""
+    """Join long pieces in random order, so that no lane stays in one file for long."""
     pieces = [piece for stream in streams for piece in stream.split(PIECE)]
     order = torch.randperm(len(pieces), generator=torch.Generator().manual_seed(seed))
     return torch.cat([pieces[i] for i in order.tolist()])
 
 
 def bits_per_byte(nats: float, classes: Tensor, sizes: Tensor) -> float:
-    """The length of the code, with the spelling of unknown tokens paid for.
+    """Length of the code, with the spelling of unknown tokens, in bits per byte of text.
 
     Args:
         nats: sum of the loss over the tokens.
-        classes: their classes.
-        sizes: how many bytes of text each of them stands for.
+        classes: of the tokens.
+        sizes: how many bytes of text each token stands for.
     """
     spelling = 8 * (sizes[classes == UNKNOWN] + 1).sum().item()  # each byte, and NUL at the end
     return (nats / math.log(2) + spelling) / max(1, int(sizes.sum()))
@@ -182,7 +182,7 @@ def _read_streams(
     ids: defaultdict[str, int],
     bar: Callable[..., Any],
 ) -> tuple[dict[str, Tensor], list[Path]]:
-    """Token numbers of each file by the hash of its content, so that copies count once."""
+    """Return token numbers of each file by the hash of its content, so that copies count once."""
     streams: dict[str, Tensor] = {}
     skipped: list[Path] = []
     total = sum(path.stat().st_size for path in files)

@@ -22,8 +22,8 @@ from .session import Session
 from .text import UNKNOWN, UNSPACED_TOKEN, Corpus, read_corpus
 from .trainer import DEFAULT_MINUTES, Settings, Trainer, check_state, require_enough
 
-UNSPACED_SHARE = 0.01  # from which on it is said how such text comes apart
-UNKNOWN_SHARE = 0.2  # from which on the perplexity is about the tokens that are known
+UNSPACED_SHARE = 0.01  # a larger share is remarked
+UNKNOWN_SHARE = 0.2  # with a larger share, the perplexity says little
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def settle(args: argparse.Namespace, saved: dict[str, Any] | None) -> Settings:
-    """Return the settings: given ones, else those of the checkpoint, else the defaults.
+    """Return the settings: from the options, else from the checkpoint, else the defaults.
 
     Raises:
         UserError: if the checkpoint has other settings than those given.
@@ -85,7 +85,7 @@ def settle(args: argparse.Namespace, saved: dict[str, Any] | None) -> Settings:
 
 
 def _add_settings(parser: argparse.ArgumentParser) -> None:
-    """The options that decide the outcome; their defaults stand in :class:`Settings`."""
+    """Declare the options that decide the outcome; :class:`Settings` has their defaults."""
     budget = parser.add_mutually_exclusive_group()
     budget.add_argument(
         "--minutes", type=amount, help=f"time to train for (default {DEFAULT_MINUTES:g})"
@@ -135,7 +135,7 @@ def _prepare(
     if not saved:
         if not args.quiet and (folder.path / CHECKPOINT).exists():
             note(f"this run takes the place of the one in {folder.path}")
-        # At once, and before PyTorch loads half of itself: a kill must not bring that one back.
+        # Before the slow start of the trainer: a killed run must not leave the old run here.
         folder.begin(CHECKPOINT, RECORD, CURVES)
     trainer = Trainer(settings, corpus, schedule)
     if saved:
@@ -165,7 +165,7 @@ def _introduce(corpus: Corpus, settings: Settings, paths: Sequence[str]) -> None
 
 
 def _some(names: Sequence[str]) -> str:
-    """The first three names."""
+    """Join the first three names."""
     return ", ".join([*names[:3], *(["..."] if len(names) > 3 else [])])
 
 

@@ -34,7 +34,7 @@ class Settings:
     """Settings of a run; together with the text, these decide its outcome.
 
     Attributes:
-        head: of :data:`~xent.commands.model.HEADS`, how the logits become a loss.
+        head: how the logits become a loss, one of :data:`~xent.commands.model.HEADS`.
         minutes: budget of time; None if ``steps`` is the budget.
         steps: number of steps.
         seed: for the split of the files and the initial weights.
@@ -58,7 +58,7 @@ class Settings:
     like: str | None = None
 
 
-# What every checkpoint holds beside tensors, which the settings decide.
+# What every checkpoint holds; the shapes of its tensors depend on the settings.
 STATE = {
     "settings": {
         "head": str, "minutes": (float, NoneType), "steps": (int, NoneType), "seed": int,
@@ -86,11 +86,11 @@ def check_state(state: dict[str, Any], source: object) -> None:
     """Raise unless a checkpoint is one of ``xent train`` with the model of its settings.
 
     Args:
-        state: what was read.
-        source: where, for the message.
+        state: the content of the checkpoint.
+        source: the file, for the message.
 
     Raises:
-        UserError: if it is not.
+        UserError: if the state is something else.
     """
     settings: dict[str, Any] = state.get("settings", {})
     if (
@@ -111,9 +111,9 @@ class Trainer:
     """A run in progress.
 
     Args:
-        settings: what decides the outcome.
+        settings: of the run.
         corpus: the text.
-        schedule: of a run to follow, the share of its budget that was used before each step.
+        schedule: the share of the budget that another run had used before each step, to follow it.
     """
 
     def __init__(
@@ -192,17 +192,17 @@ class Trainer:
         """Loss in nats per token, bits per byte and the share of unknown tokens.
 
         Args:
-            size: use at most the validation text of so many steps, at most ``FINAL_SIZE``.
+            size: how much validation text to use at most, in steps; at most ``FINAL_SIZE``.
         """
         batch, length = self.settings.batch, self.settings.length
-        most = FINAL_SIZE * length * batch + batch  # each lane starts with a token to predict from
+        most = FINAL_SIZE * length * batch + batch  # no prediction of the first token of a lane
         lanes = make_lanes(self.corpus.valid[:most], batch)
         sizes = make_lanes(self.corpus.valid_bytes[:most], batch)
         memory, nats = self.model.blank(batch), 0.0
         end = min(len(lanes) - 1, size * length)
         for start in range(0, end, length):
             piece = lanes[start : min(start + length, end) + 1]
-            features, memory = self.model(piece[:-1], memory)
+            features, memory = self.model(piece[:-1], memory)  # (length, batch, dim)
             logits, target = self.model.logits(features.flatten(0, 1)), piece[1:].flatten().long()
             nats += HEADS[self.settings.head](logits, target, reduction="sum").item()
         target, sizes = lanes[1 : end + 1], sizes[1 : end + 1]
@@ -239,7 +239,7 @@ class Trainer:
         except (LookupError, TypeError, ValueError, RuntimeError, AttributeError):
             raise UserError("--resume: the checkpoint is damaged; begin anew") from None
         self.memory, self.history = state["memory"], state["history"]
-        # Earlier versions timed the loss without the products of matrices, which is not the same.
+        # Earlier versions did not time head and loss together; such a time is not known.
         self.times, self.results = {"head": math.nan} | state["times"], state["results"]
 
     def _check_restored(self, memory: Any) -> None:
@@ -256,9 +256,9 @@ class Trainer:
             group["lr"] = self.settings.lr * min(1.0, 0.1 + progress / WARMUP) * (1 - progress)
         input, target = self._next_batch()
         features, self.memory = self.model(input, self.memory)
-        # Backward in two parts, so that the time of head and loss alone is known: from the loss to
-        # the features and the head, and from the features on.
-        leaf = features.detach().flatten(0, 1).requires_grad_()
+        # Backward runs in two parts, first to features and head, then on from the features. So the
+        # time of head and loss alone is known.
+        leaf = features.detach().flatten(0, 1).requires_grad_()  # (length * batch, dim)
         started = perf_counter()
         loss = HEADS[self.settings.head](self.model.logits(leaf), target)
         loss.backward()
@@ -271,7 +271,7 @@ class Trainer:
         return loss.item()
 
     def _next_batch(self) -> tuple[Tensor, Tensor]:
-        """The next tokens of each lane; past the end of the text, from the start again."""
+        """Return the next tokens of each lane and their targets; the text repeats at its end."""
         length = self.settings.length
         position = self.step % ((len(self.lanes) - 1) // length)
         if position == 0:
@@ -292,7 +292,7 @@ def peak_memory() -> int | None:
     except ImportError:  # Windows
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak  # others count in KiB
+    return peak if sys.platform == "darwin" else 1024 * peak  # other systems count in KiB
 
 
 def require_enough(settings: Settings, corpus: Corpus) -> None:

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-MOST_STRANGERS = 0.1  # of the values of a column of numbers
-MOST_EXAMPLES = 5  # that are told of
+MOST_STRANGERS = 0.1  # largest share of other values in a column of numbers
+MOST_EXAMPLES = 5  # named in a remark
 GAPS = frozenset([
     "", "?", "-", "--", "---", ".", "..", "...", "\u2013", "\u2014", "*", "na", "n/a", "n.a.",
     "nan", "null", "none", "nil", "missing", "unknown", "#n/a", "#na", "#value!", "#div/0!",
@@ -26,7 +26,7 @@ class Stranger(NamedTuple):
 
     Attributes:
         text: how it is written.
-        number: what it stands for, NaN where it is missing or no number.
+        number: the number that the text stands for, NaN for a missing value or no number.
         rows: how often it occurs.
         first: the first row, from 1.
     """
@@ -42,8 +42,8 @@ class Strangers(NamedTuple):
 
     Attributes:
         rows: how many rows have one.
-        values: how many different ones there are.
-        examples: the most frequent ones.
+        values: how many different values there are.
+        examples: the most frequent values.
     """
 
     rows: int
@@ -56,9 +56,9 @@ class Numbers(NamedTuple):
 
     Attributes:
         column: an Arrow array of float64, null where there is no number; None if too many values
-            are something else for that.
-        missing: values that stand for no number; without a column, those that are no gaps either.
-        written: values that are numbers, written in another way.
+            are no numbers.
+        missing: values that stand for no number; without a column, only those that are no gaps.
+        written: values that are numbers, but are not written plainly.
     """
 
     column: Any
@@ -67,7 +67,7 @@ class Numbers(NamedTuple):
 
 
 def compute() -> Any:
-    """Arrow's functions of columns, which type checkers do not see: it makes them when imported."""
+    """Arrow's functions of columns; they are made by the import, where type checkers miss them."""
     import pyarrow.compute
 
     return pyarrow.compute
@@ -76,19 +76,19 @@ def compute() -> Any:
 def numbers_of(
     column: Any, gaps: Sequence[str] = (), decimal: str = ".", most: float = MOST_STRANGERS
 ) -> Numbers | None:
-    """The numbers of a column of text.
+    """Read the numbers of a column of text.
 
-    What a comma or a point means is taken from the values that leave no doubt, as ``1.234,5`` and
-    ``0,5`` do; for ``1,234``, which leaves one, it is what most of these say.
+    Values such as ``1.234,5`` and ``0,5`` show the meaning of comma and point without a doubt. A
+    value that leaves a doubt, such as ``1,234``, is read as most of the others.
 
     Args:
-        column: text, by Arrow.
+        column: text, a column of Arrow.
         gaps: values that count as missing besides :data:`GAPS`.
         decimal: the decimal mark where the column leaves a doubt.
         most: the largest share of values that may be neither a number nor a gap.
 
     Returns:
-        None if the column holds more other values than numbers.
+        The :class:`Numbers`; None if the column holds more other values than numbers.
     """
     import pyarrow
 
@@ -135,7 +135,7 @@ def numbers_of(
 
 
 def _values(words: Any, counts: np.ndarray, decimal: str) -> np.ndarray:
-    """Numbers that the words stand for; NaN for a word that is no number."""
+    """Return the numbers that words stand for; NaN for a word that is no number."""
     pc = compute()
 
     def matches(pattern: str) -> np.ndarray:

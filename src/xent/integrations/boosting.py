@@ -6,10 +6,10 @@
     scores = model.predict(X, raw_score=True) + objective.start(y)
     probability = objective.probabilities(scores)
 
-Trees are grown on the gradient of the loss and the diagonal of its Hessian, both exact. What keeps
-a hand-written objective from reproducing the built-in one is not in the loss but around it: the
-factor that each library puts on the Hessian of a softmax, the score it starts from, and sample
-weights, which it leaves to the objective. All of that is here.
+Trees are grown on the gradient of the loss and the diagonal of its Hessian, both exact. A
+hand-written objective often fails to reproduce the built-in one because of three things beside the
+loss: the factor that each library puts on the Hessian of a softmax, the score that the library
+starts from, and sample weights, which the library leaves to the objective. All three are here.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from .. import softmax
 from .._check import one_of
 from ..losses import CATALOG, binary_cross_entropy_with_logits, cross_entropy
 
-# Factor on the diagonal Hessian of K scores per row. Classes pull on each other, so the diagonal
-# alone is no bound on the curvature of a softmax: twice the diagonal always is one, K / (K - 1)
-# times it where the classes are equally likely.
+# Factor on the diagonal Hessian of K scores per row. The scores of a softmax act on each other, so
+# its diagonal alone is no bound of its curvature. Twice the diagonal always is a bound; where the
+# classes are equally likely, K / (K - 1) times the diagonal is one, too.
 _HESSIAN_SCALE: dict[str, Callable[[int], float]] = {
     "lightgbm": lambda classes: classes / (classes - 1),
     "xgboost": lambda classes: 2.0,
@@ -38,9 +38,9 @@ _CROSS_ENTROPY = (cross_entropy, binary_cross_entropy_with_logits)
 class Objective:
     r"""A loss as the objective of LightGBM or XGBoost.
 
-    Call it as either library does: ``(scores, dataset)`` from their ``train`` functions, ``(label,
-    scores[, sample_weight])`` from their scikit-learn estimators. One score per row is the log-odds
-    of class 1; K scores per row are logits of K classes.
+    Call an objective as either library does: ``(scores, dataset)`` from their ``train`` functions,
+    ``(label, scores[, sample_weight])`` from their scikit-learn estimators. One score per row is
+    the log-odds of class 1; K scores per row are logits of K classes.
 
     .. math::
         g = w \frac{\partial \ell}{\partial z}, \qquad
@@ -48,20 +48,21 @@ class Objective:
         a = \begin{cases} 1 & \text{one score} \\ K / (K - 1) & \text{LightGBM} \\
         2 & \text{XGBoost} \end{cases}
 
-    With cross-entropy this is what the libraries have built in. They start from the priors of the
-    classes, a custom objective from nowhere (XGBoost even from 0.5): pass :meth:`init_score`.
+    With cross-entropy this is the objective that the libraries have built in. There they start from
+    the priors of the classes. With a custom objective they start from 0, or XGBoost from 0.5; so
+    pass :meth:`init_score`.
 
     Args:
         loss: any loss of one class per row: a member of the family, or your own
-            :func:`xent.row_loss`. With one score ``z`` per row it sees the logits ``(0, z)``. Or a
-            loss of one logit and a target in [0, 1], which with K scores per row is asked about
-            each class against the rest.
-        library: ``"lightgbm"`` or ``"xgboost"``: whose conventions to follow.
+            :func:`xent.row_loss`. With one score ``z`` per row the loss gets ``(0, z)``. Or a
+            loss of one logit and a target in [0, 1]; with K scores per row, the loss is called
+            for each class against the rest.
+        library: whose conventions to follow, ``"lightgbm"`` or ``"xgboost"``.
         targets: what a loss that the catalog does not know takes as targets: ``"classes"`` or
             ``"binary"``.
         hessian_scale: the factor :math:`a`; None for the library's own, 1 for the true diagonal.
-        min_hessian: the floor :math:`\epsilon`. Where a loss is not convex its curvature is
-            negative, and a Newton step would climb.
+        min_hessian: the floor :math:`\epsilon`. The curvature of a loss that is not convex may be
+            negative; there a Newton step would raise the loss.
         **options: hyperparameters and options of the loss, such as ``gamma`` or ``weight``.
 
     Raises:
@@ -125,7 +126,7 @@ class Objective:
             rows = self.loss(logits, _classes(label), reduction="none", **self.options)
         elif wide:
             against_rest = torch.nn.functional.one_hot(_classes(label), scores.shape[1]).to(scores)
-            rows = self.loss(scores, against_rest, reduction="none", **self.options).sum(1)
+            rows = self.loss(scores, against_rest, reduction="none", **self.options).sum(1)  # (N,)
         else:
             rows = self.loss(scores, label.to(scores), reduction="none", **self.options)
         if not isinstance(rows, Tensor) or rows.shape != label.shape:
@@ -166,18 +167,18 @@ class Objective:
     def start(self, label: Any, sample_weight: Any = None) -> Any:
         """Score to start from: a number for two classes, ``(K,)`` for more.
 
-        The log-priors of the classes, the best constant for cross-entropy; for one score, and each
-        class against the rest, their log-odds. XGBoost centres log-priors, which changes no
-        probability.
+        The score is the log-prior of each class, the best constant for cross-entropy. For one score
+        per row, and for each class against the rest, it is the log-odds of the prior. XGBoost
+        centres log-priors, which changes no probability.
 
         Args:
-            label: labels of the training rows, 0 to K - 1. Two classes have one score. For a loss
-                of a target in [0, 1] such numbers.
+            label: labels of the training rows, 0 to K - 1; two classes have one score. For a loss
+                of a target in [0, 1], numbers in [0, 1].
             sample_weight: one factor per row.
 
         Raises:
-            ValueError: for labels that are no classes; if a class between the others has no rows,
-                and so no finite score.
+            ValueError: for labels that are no classes, or if a class has no rows, and so no finite
+                score.
         """
         label = _column("label", label)
         weight = torch.ones_like(label)
@@ -210,13 +211,13 @@ class Objective:
     def init_score(self, label: Any, sample_weight: Any = None, rows: int | None = None) -> Any:
         """:meth:`start` for every row: ``init_score=`` of LightGBM, ``base_margin=`` of XGBoost.
 
-        Neither library keeps it. LightGBM's raw predictions lack it, so add :meth:`start`;
-        XGBoost takes it again with the rows to predict.
+        Neither library keeps these scores. Raw predictions of LightGBM are without them,
+        so add :meth:`start`; XGBoost takes the scores again with the rows to predict.
 
         Args:
             label: labels of the training rows.
             sample_weight: one factor per row.
-            rows: for how many rows, if not as many as there are labels.
+            rows: number of rows; by default as many as labels.
 
         Returns:
             An array, ``(rows,)`` or ``(rows, K)``.
@@ -250,8 +251,8 @@ class Metric:
     """The mean loss of raw scores, in the form that the library asks for.
 
     LightGBM gets ``(name, value, False)``: lower is better. XGBoost gets ``(name, value)`` in
-    ``train`` and the value in its estimators. Both hand raw scores to a metric only if the
-    objective is custom, too.
+    ``train`` and the value alone in its estimators. Both libraries hand raw scores to a metric only
+    if the objective is custom, too.
 
     Args:
         objective: an :class:`Objective`.
@@ -270,7 +271,7 @@ class Metric:
         self.__name__ = objective.__name__
 
     def __call__(self, first: Any, second: Any, sample_weight: Any = None) -> Any:
-        """The metric; arguments as those of the objective.
+        """Compute the metric; the arguments are those of the objective.
 
         Args:
             first: labels; or scores, if a dataset follows.
@@ -300,7 +301,7 @@ def _targets_of(loss: Callable[..., Any]) -> str:
 
 
 def _read_call(first: Any, second: Any, sample_weight: Any) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Scores, labels and weights, from either way in which the libraries call."""
+    """Return scores, labels and weights from either of the two forms of a call."""
     if hasattr(second, "get_label"):
         scores, label, sample_weight = first, second.get_label(), second.get_weight()
     else:
@@ -345,17 +346,17 @@ def _classes(label: Tensor) -> Tensor:
 
 
 def _variance(scores: Tensor, targets: str) -> Tensor:
-    """``p (1 - p)``, the diagonal Hessian of cross-entropy, with all its digits."""
+    """Compute ``p (1 - p)``, the diagonal Hessian of cross-entropy, with all its digits."""
     if scores.ndim == 1 or targets == "binary":
         return torch.sigmoid(scores) * torch.sigmoid(-scores)
-    p = softmax(scores, 1)
+    p = softmax(scores, 1)  # (N, K)
     top = torch.zeros_like(p, dtype=torch.bool).scatter_(1, p.argmax(1, keepdim=True), True)
-    rest = p.masked_fill(top, 0).sum(1, keepdim=True)  # 1 - p of the only one that may be near 1
+    rest = p.masked_fill(top, 0).sum(1, keepdim=True)  # 1 - p of the largest p, with all its digits
     return p * torch.where(top, rest, 1 - p)
 
 
 def _diagonal(gradient: Tensor, z: Tensor) -> Tensor:
-    """Diagonal of the Hessian: rows do not mix, classes do."""
+    """Diagonal of the Hessian; one call for all rows, since only the classes of a row interact."""
     if z.ndim == 1:
         return torch.autograd.grad(gradient.sum(), z)[0]
     columns = [

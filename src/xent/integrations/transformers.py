@@ -1,12 +1,12 @@
-"""The losses of Hugging Face models without their logits, the models' own code unchanged.
+"""The losses of Hugging Face models without all their logits in memory at once.
 
     lean(model)                # from now on, until unlean(model)
     with lean(model):          # or for a while
         model(input_ids, labels=labels).loss.backward()
 
-Only what the output head returns is another thing, :class:`xent.LinearLogits`. The model's forward
-scales, caps, shifts and flattens them as ever, and its cross-entropy is answered a chunk of rows at
-a time. Nothing is written per model.
+The code of a model does not change; only its output head returns :class:`xent.LinearLogits` instead
+of logits. The forward of the model scales, caps, shifts and flattens this stand-in as it would the
+logits, and cross-entropy is computed a chunk of rows at a time. No model needs code of its own.
 """
 
 from __future__ import annotations
@@ -26,27 +26,28 @@ MAX_WORKSPACE: int = inspect.signature(LinearLogits).parameters["max_workspace"]
 
 
 class lean:
-    """Let a model of Transformers compute its loss without its logits.
+    """Let a model of Transformers compute its loss without all logits in memory at once.
 
-    It acts in training mode with gradients enabled, and whenever ``labels`` are given: then
-    ``outputs.logits`` are :class:`xent.LinearLogits`, or without gradients a tensor that is
-    computed when something looks at it. Otherwise, and so in ``generate``, the model is what it
-    was. Parameters and what is saved stay the same; copies and pickles are lean, too. After a new
-    head (``resize_token_embeddings``, an adapter on it) call it again.
+    The model is changed in training mode with gradients enabled, and whenever ``labels`` are given:
+    then ``outputs.logits`` are :class:`xent.LinearLogits`, or without gradients a tensor that is
+    computed when something reads it. Otherwise, as in ``generate``, the model works as before.
+    Parameters and saved files stay the same; copies and pickles are lean, too. After a change of
+    the head (``resize_token_embeddings``, an adapter on it) call ``lean`` again.
 
-    As a context manager it gives the model, and undoes all of it at the end unless the model was
-    lean before. Called plainly it stays, until :func:`unlean`.
+    As a context manager ``lean`` returns the model, and undoes the change at the end unless the
+    model was lean before. Without ``with``, the change stays until :func:`unlean`.
 
     Args:
         model: any model whose output head is a :class:`torch.nn.Linear`, tied or not: causal,
             masked or sequence to sequence; or a PEFT model around one. A frozen head costs no
-            product for a gradient. ``torch.compile`` of the whole model computes all logits;
-            compile its body instead (``model.model.compile()``). Weights that are sharded over
-            processes (FSDP, ZeRO-3) are not tested.
+            matrix product for its gradient. ``torch.compile`` of the whole model computes all
+            logits; compile its body instead (``model.model.compile()``). Weights that are sharded
+            over processes (FSDP, ZeRO-3) are not tested.
         max_workspace: bytes that a chunk of logits may take.
 
     Raises:
-        TypeError: for a model without an output head, or with one that is not linear or quantised.
+        TypeError: for a model without an output head, or with a head that is quantised or not
+            linear.
         ValueError: for a model that is lean already, with another ``max_workspace``.
 
     Example:
@@ -90,7 +91,7 @@ def unlean(model: nn.Module) -> None:
         model: the model, or a copy of it.
 
     Raises:
-        TypeError: if it is not a model of Transformers.
+        TypeError: if ``model`` is not a model of Transformers.
     """
     owner = _owner(model)
     hooks = getattr(owner, "_xent_hooks", None)
@@ -130,7 +131,7 @@ class _Hooks:
             )
         if not given or torch.is_grad_enabled():
             return None
-        # Code that evaluates (that of Trainer, say) wants tensors, if it wants logits at all.
+        # Code of an evaluation, as that of Trainer, needs tensors if it reads the logits.
         return tree_map_only(LinearLogits, _LateLogits, output)
 
     def stand_in(self, head: nn.Module, args: tuple[Any, ...]) -> Any:
@@ -141,21 +142,21 @@ class _Hooks:
 
 
 class _Hidden:
-    """The features on their way into the head, whose own forward makes LinearLogits of them."""
+    """The features that go into the head; its own forward turns them into LinearLogits."""
 
     def __init__(self, tensor: Tensor, max_workspace: int) -> None:
         self.tensor, self.max_workspace = tensor, max_workspace
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """The only function of a head is torch.nn.functional.linear."""
+        """Make LinearLogits; the only function that a head calls is torch.nn.functional.linear."""
         hidden, *parameters = args
         parts = [None if x is None else _autocast(x) for x in (hidden.tensor, *parameters)]
         return LinearLogits(*parts, max_workspace=hidden.max_workspace)  # pyright: ignore
 
 
 class _LateLogits(Tensor):
-    """Logits computed when something looks at them, for code that insists on a tensor."""
+    """Logits that are computed when something reads them, for code that needs a tensor."""
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # pyright: ignore
     logits: LinearLogits | Tensor
@@ -188,7 +189,7 @@ class _LateLogits(Tensor):
         return self.now().clone()
 
     def now(self) -> Tensor:
-        """The logits, computed once."""
+        """Compute the logits, once, and return them."""
         if isinstance(self.logits, LinearLogits):
             self.logits = self.logits.materialize()
         return self.logits
@@ -202,7 +203,7 @@ def _autocast(x: Tensor) -> Tensor:
 
 
 def _owner(model: nn.Module) -> nn.Module:
-    """The model of Transformers itself, where PEFT is around it: all calls end up there."""
+    """Return the model of Transformers inside a PEFT model; all calls reach that model."""
     inner = getattr(model, "get_base_model", None)
     owner = model if inner is None else inner()
     if not hasattr(owner, "get_output_embeddings"):
@@ -235,9 +236,9 @@ def _linear_heads(owner: nn.Module) -> list[nn.Linear]:
 
 
 def _layers(head: nn.Module) -> list[Any]:
-    """The layers whose results are logits, where PEFT has wrapped the head."""
-    if hasattr(head, "modules_to_save"):  # a trained copy beside the original
+    """Return the layers whose results are logits; PEFT may have wrapped the head."""
+    if hasattr(head, "modules_to_save"):  # PEFT trains a copy beside the original
         return [head.original_module, *head.modules_to_save.values()]  # pyright: ignore
-    if hasattr(head, "base_layer"):  # an adapter adds to what the layer gives
+    if hasattr(head, "base_layer"):  # an adapter adds to the result of the layer
         return [head.base_layer, *getattr(head, "lora_B", {}).values()]
     return [head]

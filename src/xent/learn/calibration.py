@@ -1,4 +1,4 @@
-"""Calibration: whether probabilities are right, and the temperature that makes them so."""
+"""Calibration of probabilities: the best temperature, and tables and scores of the errors."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ def fit_temperature(input: Tensor, target: Tensor, *, ignore_index: int = -100) 
 
     .. math:: \min_T\ -\sum_n \log \mathrm{softmax}(z_n / T)_{y_n}
 
-    Convex in 1/T. At the minimum, the mean cross-entropy is the mean entropy of the predictions,
-    which is the equation solved. Classes keep their order, so accuracy does not change.
+    The cross-entropy is convex in 1/T. At the minimum, the mean cross-entropy equals the mean
+    entropy of the predictions; this equation is solved. Classes keep their order, so accuracy does
+    not change.
 
     Args:
         input: logits, ``(C,)``, ``(N, C)`` or ``(N, C, d1, ...)``, of rows that the model has not
@@ -33,8 +34,8 @@ def fit_temperature(input: Tensor, target: Tensor, *, ignore_index: int = -100) 
         ``logit_scale=1 / T`` to a loss.
 
     Raises:
-        ValueError: if there is no best temperature: every row is right, the logits say less than
-            nothing about the targets, a target has probability 0, or there is no row.
+        ValueError: if there is no best temperature: every row is right, the targets have no more
+            than the average logit, a target has probability 0, or there is no row.
         TypeError: for dtypes that do not fit.
 
     Example:
@@ -104,7 +105,7 @@ def _root(f: Callable[[float], float]) -> float:
             break
         if y < 0:
             low, f_low = x, y
-            f_high /= 2 if last < 0 else 1  # same end twice: pull the secant over
+            f_high /= 2 if last < 0 else 1  # the same end moved twice: move the other
         else:
             high, f_high = x, y
             f_low /= 2 if last > 0 else 1
@@ -193,8 +194,8 @@ def calibration_error(
         target: class indices in the shape of the rows.
         bins: the number of bins.
         binning: ``"width"``, or ``"mass"`` for adaptive ECE; see :func:`reliability`.
-        classwise: the mean over the classes of the error of each one's probability, which also
-            counts those that are not the largest of their row.
+        classwise: take the error of the probability of each class, and the mean over the classes.
+            That also counts probabilities that are not the largest of their row.
         from_logits: whether ``input`` holds logits; see :func:`reliability`.
         ignore_index: class index that marks rows to leave out.
 
@@ -238,8 +239,8 @@ def brier_score(
 
     .. math:: \frac{1}{N} \sum_n \sum_j (p_{n, j} - [j = y_n])^2
 
-    Summed over the classes, as Brier defined it: with two of them, twice the square that many
-    libraries report.
+    The squares are summed over the classes, as Brier defined the score. With two classes that is
+    twice the square that many libraries report.
 
     Args:
         input: logits or probabilities, ``(C,)``, ``(N, C)`` or ``(N, C, d1, ...)``.
@@ -271,9 +272,9 @@ def brier_score(
 def _predictions(
     input: Tensor, target: Tensor, from_logits: bool | None, ignore_index: int
 ) -> tuple[Tensor, Tensor, torch.dtype]:
-    """Probabilities (n, C) in float64 and classes (n,) of the rows that are kept.
+    """Return probabilities (n, C) in float64 and classes (n,) of the kept rows, and a dtype.
 
-    And the dtype in which the probabilities were computed.
+    The dtype is that in which the probabilities were computed.
     """
     rows, labels = class_rows(input, target, ignore_index)
     if labels.numel() == 0:

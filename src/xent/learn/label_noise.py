@@ -1,8 +1,9 @@
-"""Label noise, estimated from the predictions of a model: its matrix, and the rows that have it.
+"""Label noise, estimated from the predictions of a model: the noise matrix, and the wrong labels.
 
-Such a model predicts *labels*, ``p(label | x)``, not classes. What it says about rows whose class
-is beyond doubt is a row of the noise matrix; so an estimate needs such rows for every class, and a
-model that has not learnt its wrong labels by heart: predictions on held-out rows are best.
+A model that was trained on noisy labels predicts *labels*, ``p(label | x)``, not classes. For a row
+whose class is beyond doubt, this prediction is a row of the noise matrix. So an estimate needs such
+rows for every class, and a model that has not memorised wrong labels: predictions on held-out rows
+are best.
 
     matrix = estimate_noise_matrix(xent.softmax(model(x)))
     loss = xent.losses.forward_corrected_cross_entropy(logits, labels, matrix=matrix)
@@ -31,16 +32,17 @@ TIE = 1e-6  # probabilities that differ by no more are taken for equal
 
 
 def estimate_noise_matrix(probabilities: Tensor, percentile: float = 97.0) -> Tensor:
-    r"""Noise matrix from anchor points: the rows that are the surest of each class.
+    r"""Noise matrix from anchor points: the rows that are the most probable of each class.
 
     .. math:: \hat T_{ij} = p(j \mid x_i^*), \qquad x_i^* \text{ at the percentile of } p(i \mid x)
 
     Args:
         probabilities: predicted label probabilities, ``(N, C)``; for a model whose last layer is a
             softmax, ``xent.softmax(logits)``.
-        percentile: which row is the anchor of a class, in order of its probability. 100 takes the
-            largest, right where classes do not overlap; a little less passes over outliers. The
-            rows above it must be fewer than those of any class: 97 suits ten classes, not fifty.
+        percentile: which row is the anchor of a class, in order of the probability of the class.
+            100 takes the largest, which is right where classes do not overlap; a little less passes
+            over outliers. The rows above the anchor must be fewer than the rows of any class: 97
+            suits ten classes, not fifty.
 
     Returns:
         ``(C, C)``, float64; rows sum to 1. Entry ``[i, j]`` estimates the probability of the label
@@ -71,21 +73,22 @@ def estimate_noise_matrix(probabilities: Tensor, percentile: float = 97.0) -> Te
 
 
 def confident_noise_matrix(probabilities: Tensor, labels: Tensor) -> Tensor:
-    r"""Noise matrix from counts: which labels the rows carry that are confidently of a class.
+    r"""Noise matrix from counts of labels among the rows that confidently belong to a class.
 
-    A row belongs to the class with the largest probability among those that reach their threshold,
-    the mean :math:`p(j \mid x)` over the rows labelled ``j``. The counts of (label, class) are
-    brought to the frequencies of the labels; then each class is divided by its total.
+    A row confidently belongs to the class with the largest probability among those that reach their
+    threshold. The threshold of class ``j`` is the mean :math:`p(j \mid x)` over the rows labelled
+    ``j``. The counts of (label, class) are scaled to the frequencies of the labels; then the counts
+    of each class are divided by their sum.
 
     Args:
         probabilities: predicted label probabilities of held-out rows, ``(N, C)``.
-        labels: the labels the rows carry, ``(N,)``, int64. A class that no label has has no
-            threshold, and no row is confidently of it.
+        labels: the labels the rows carry, ``(N,)``, int64. If no row is labelled ``j``, class ``j``
+            has no threshold, and no row confidently belongs to it.
 
     Returns:
         ``(C, C)``, float64; rows sum to 1. Entry ``[i, j]`` estimates the probability of the label
-        ``j`` where the class is ``i``. A class that no row confidently belongs to is taken to be
-        labelled right.
+        ``j`` where the class is ``i``. If no row confidently belongs to a class, the estimate says
+        that its labels are all right.
 
     Raises:
         ValueError: for anything but a matrix of probabilities, or labels that do not fit.
@@ -106,7 +109,7 @@ def confident_noise_matrix(probabilities: Tensor, labels: Tensor) -> Tensor:
     labels = _check_labels(labels, p)
     counts = _confident_counts(_confident_guess(p, labels), labels, p.shape[1]).double()
     # The frequency of a label does not depend on how many of its rows are confident.
-    frequency = torch.bincount(labels, minlength=p.shape[1]).unsqueeze(1)
+    frequency = torch.bincount(labels, minlength=p.shape[1]).unsqueeze(1)  # (C, 1)
     joint = counts / counts.sum(1, keepdim=True).clamp(min=1) * frequency
     total = joint.sum(0).unsqueeze(1)  # total of each class
     identity = torch.eye(p.shape[1], dtype=p.dtype, device=p.device)
@@ -152,20 +155,20 @@ def find_label_issues(
 ) -> Tensor:
     r"""Rows whose label is probably wrong, by confident learning; the worst first.
 
-    Rows that are confidently of a class, as in :func:`confident_noise_matrix`, are counted by label
-    and class. Brought to the frequencies of the labels, the counts :math:`n_{ij}` say how many rows
-    labelled ``i`` are of class ``j``, and so how many to look for:
+    Rows that confidently belong to a class, as in :func:`confident_noise_matrix`, are counted by
+    label and class. Scaled to the frequencies of the labels, the counts :math:`n_{ij}` estimate how
+    many rows labelled ``i`` are of class ``j``, and so how many rows to look for:
 
     * ``"prune_by_noise_rate"``: for each ``i`` and ``j``, the :math:`n_{ij}` rows labelled ``i``
       with the largest :math:`p_j - p_i`.
     * ``"prune_by_class"``: for each ``i``, the :math:`\sum_{j \ne i} n_{ij}` rows labelled ``i``
       with the smallest :math:`p_i`.
-    * ``"both"``: those that both find.
+    * ``"both"``: the rows that these two filters both find.
     * ``"confident_learning"``: the rows that were counted off the diagonal.
     * ``"predicted_neq_given"``: no counts, all rows whose label is not the most likely class.
 
-    A row whose label is the most likely class, or less likely by no more than 1e-6, is never among
-    them.
+    A row whose label is the most likely class, or less likely by no more than 1e-6, is never
+    returned.
 
     Args:
         probabilities: predicted label probabilities of held-out rows, ``(N, C)``: a model that has
@@ -223,7 +226,7 @@ def _quality(p: Tensor, labels: Tensor, score: Score) -> Tensor:
 
 
 def _confident_guess(p: Tensor, labels: Tensor) -> Tensor:
-    """The class each row confidently belongs to, or -1."""
+    """Return the class that each row confidently belongs to, or -1, ``(N,)``."""
     carried = torch.nn.functional.one_hot(labels, p.shape[1]).to(p.dtype)  # (N, C)
     threshold = (carried * p).sum(0) / carried.sum(0)  # NaN for a label without rows
     # The mean of equal numbers may be rounded up, and then none of them would reach it.
@@ -239,9 +242,9 @@ def _confident_counts(guess: Tensor, labels: Tensor, classes: int) -> Tensor:
 
 
 def _whole_joint(counts: Tensor, labels: Tensor) -> Tensor:
-    """Counts (label, class) brought to the frequencies of the labels, in whole rows."""
+    """Scale the counts of (label, class) to the frequencies of the labels, in whole rows."""
     counts = counts + torch.diag(counts.diagonal() == 0)  # at least one row of each label is right
-    frequency = torch.bincount(labels, minlength=len(counts)).unsqueeze(1)
+    frequency = torch.bincount(labels, minlength=len(counts)).unsqueeze(1)  # (C, 1)
     total = counts.sum(1, keepdim=True)
     whole, remainder = counts * frequency // total, counts * frequency % total
     missing = frequency - whole.sum(1, keepdim=True)

@@ -1,6 +1,6 @@
 """A small language of losses: weighted sums of terms of the row statistics.
 
-It is what :mod:`xent.learn.loss_search` searches, and what it found can be printed in.
+:mod:`xent.learn.loss_search` searches among such sums, and prints the best one found.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from torch import Tensor
 
 from .. import RowStatistics, row_loss
 
-DIGITS = 4  # significant digits of the numbers in a formula, judged as they are printed
+DIGITS = 4  # significant digits of the numbers in a formula, printed and judged alike
 
 
 class Term(NamedTuple):
-    """A term of the sum: how it is written, what it is, and what it asks for.
+    """A term of the sum: its source code, its value, and the statistics that it requests.
 
-    ``{e}`` stands for its exponent, if it has one. Powers are written as exponentials of a
-    logarithm, whose gradient is finite at 0.
+    In the code, ``{e}`` stands for the exponent, if the term has one. Powers are written as
+    exponentials of a logarithm, whose gradient is finite at 0.
     """
 
     code: str
@@ -31,7 +31,7 @@ class Term(NamedTuple):
 
     @property
     def has_exponent(self) -> bool:
-        """True if the formula has an exponent to fit."""
+        """True if the term has an exponent to fit."""
         return "{e}" in self.code
 
 
@@ -85,7 +85,7 @@ class Formula:
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """The statistics that the loss needs on request."""
+        """The statistics that the loss requests."""
         used = zip(TERMS, self.coefficients, strict=True)
         return tuple(need for term, c in used if c for need in term.needs)
 
@@ -102,7 +102,7 @@ class Formula:
         """The definition of the loss, ready to be pasted.
 
         Args:
-            name: what to call it.
+            name: of the function.
         """
         names = ", ".join(f'"{need}"' for need in self.needs)
         names = f"({names})" if len(self.needs) > 1 else names

@@ -1,13 +1,13 @@
 r"""A search for losses: CMA-ES over scalar functions of the row statistics.
 
-A candidate is a weighted sum of a few terms that every row has at hand anyway,
+A candidate is a weighted sum of a few terms of the statistics of a row,
 
 .. math:: \ell = c_1 (-\log p) + c_2 (\mathrm{lse} - \bar z) + c_3 H + c_4 (1 - p)^a + c_5 p^b,
 
-which holds cross-entropy, label smoothing, the confidence penalty, Poly-1, generalised
-cross-entropy and much between them. It is judged by the held-out accuracy of what it trains. The
-statistics of all candidates' rows are computed at once, so a generation costs little more than one
-training, and the search speaks the language that losses are written in: what it finds is a body for
+Among these sums are cross-entropy, label smoothing, the confidence penalty, Poly-1, generalised
+cross-entropy, and losses between them. A candidate is judged by the held-out accuracy of the
+networks that it trains. The statistics of all candidates' rows are computed at once, so a
+generation costs little more than one training. The loss that is found prints as a body for
 ``@xent.row_loss``.
 """
 
@@ -33,19 +33,19 @@ RECORD = "search.json"
 
 @dataclass(frozen=True, eq=False)
 class HeldOutAccuracy:
-    """Judges formulas by what they teach small networks, all trained at once.
+    """Judges formulas by the accuracy of small networks that learn with them, all at once.
 
     Called with formulas and a round, it returns for each formula the mean accuracy on the held-out
-    rows. All formulas of a round get the same starts and the same batches, every round new ones.
+    rows. All formulas of a round get the same starts and the same batches; each round has new ones.
 
     Args:
         x: features to learn from, ``(rows, features)``.
-        y: their classes, ``(rows,)``.
+        y: classes of ``x``, ``(rows,)``.
         held_out_x: features to judge by.
-        held_out_y: their classes.
+        held_out_y: classes of ``held_out_x``.
         networks: how many networks each formula trains.
-        hidden: their hidden units.
-        steps: how many batches they see.
+        hidden: hidden units of a network.
+        steps: how many batches a network sees.
         batch: rows per batch.
         lr: step size of Adam.
     """
@@ -61,11 +61,11 @@ class HeldOutAccuracy:
     lr: float = 3e-3
 
     def __call__(self, formulas: Sequence[Formula], round: int) -> list[float]:
-        """The scores.
+        """Return the score of each formula.
 
         Args:
             formulas: the candidates.
-            round: which luck they all get.
+            round: number that decides the starts and the batches, for all candidates alike.
         """
         return self.of_each_network(formulas, round).mean(1).tolist()
 
@@ -74,7 +74,7 @@ class HeldOutAccuracy:
 
         Args:
             formulas: the candidates.
-            round: which luck they all get.
+            round: number that decides the starts and the batches, for all candidates alike.
         """
         lucks = [round * self.networks + k for k in range(self.networks)]
         classes = int(torch.cat([self.y, self.held_out_y]).max()) + 1
@@ -101,9 +101,9 @@ class Found(NamedTuple):
 
     Attributes:
         formula: the loss that did best when the finalists were judged again.
-        score: its score then.
+        score: the score of ``formula`` then.
         cross_entropy: the score of cross-entropy, which is always among the finalists.
-        finalists: all of them with their scores, best first.
+        finalists: all finalists with their scores, best first.
         history: the best and the mean score of each generation.
     """
 
@@ -130,22 +130,22 @@ def search_loss(
     resume: bool = False,
     quiet: bool = False,
 ) -> Found:
-    """Search for a loss by CMA-ES, from cross-entropy on.
+    """Search for a loss by CMA-ES, starting from cross-entropy.
 
-    Scores are noisy, and the best of many is the luckiest. So in the end the best candidates, the
-    centre of the search and cross-entropy are judged again, ``rounds`` times with new luck, and
-    the best of these is returned; it is never worse than cross-entropy there. Claims about it need
-    data that the judge has not seen.
+    Scores are noisy, and the best score of many is in part luck. So in the end the best candidates,
+    the centre of the search and cross-entropy are judged again, ``rounds`` times with new random
+    numbers, and the best of these is returned. There its score is never below that of
+    cross-entropy. Claims about the result need data that the judge has not seen.
 
     Args:
         judge: gives each of a list of formulas a score, higher is better; its second argument
-            counts the calls and should decide the luck. :class:`HeldOutAccuracy` is one.
+            counts the calls and should seed the random numbers. :class:`HeldOutAccuracy` is one.
         generations: how many populations are tried; those of a resumed search count.
         population: formulas per generation.
-        sigma: how far from cross-entropy the first ones are scattered.
+        sigma: how far from cross-entropy the first formulas are scattered.
         seed: of the search.
         finalists: how many of the candidates tried are judged again.
-        rounds: how many times.
+        rounds: how many times the finalists are judged.
         folder: where to keep ``search.json``, the record, written after each generation; None
             keeps nothing.
         resume: continue the search in ``folder``, if there is one. The settings must be the same,
@@ -157,8 +157,8 @@ def search_loss(
 
     Raises:
         ImportError: if the packages cma or tqdm are not installed.
-        ValueError: for numbers that make no search, or if the folder holds one already, or one
-            with other settings.
+        ValueError: for numbers out of range, if the folder holds a search and ``resume`` is False,
+            or if that search has other settings.
 
     Example:
         >>> from xent.learn.loss_search import search_loss
@@ -213,7 +213,7 @@ def _finalists(tried: list[dict[str, Any]], centre: Any, count: int) -> list[For
 
 
 def _scores(judge: Judge, formulas: Sequence[Formula], round: int) -> list[float]:
-    """The scores; a formula whose training failed altogether is the worst there is."""
+    """Return the scores of the judge; one that is not finite, of a failed training, is -1e9."""
     scores = list(judge(formulas, round))
     if len(scores) != len(formulas):
         raise ValueError(f"`judge` returned {len(scores)} scores for {len(formulas)} formulas")
@@ -221,7 +221,7 @@ def _scores(judge: Judge, formulas: Sequence[Formula], round: int) -> list[float
 
 
 def _strategy(population: int, sigma: float, seed: int) -> Any:
-    """CMA-ES with its own stream of random numbers; it would reseed NumPy's for everyone."""
+    """Return CMA-ES with random numbers of its own; by default it reseeds those of NumPy."""
     import numpy
     from cma import CMAEvolutionStrategy
 
@@ -234,7 +234,7 @@ def _strategy(population: int, sigma: float, seed: int) -> Any:
 
 
 def _replay(strategy: Any, tried: dict[str, Any]) -> None:
-    """Bring the strategy to where it was after a generation: it is deterministic, given scores."""
+    """Bring the strategy to its state after a generation, by the same scores as then."""
     points = strategy.ask()
     then = torch.tensor(tried["points"], dtype=torch.float64, device="cpu")
     now = torch.tensor(
@@ -279,7 +279,7 @@ class _Record:
     def save(
         self, tried: list[dict[str, Any]], ranked: Sequence[tuple[Formula, float]] = ()
     ) -> None:
-        """Write the record; a kill meanwhile leaves the one before."""
+        """Write the record; if the process is killed meanwhile, the old record stays."""
         if self.path is None:
             return
         whole: dict[str, Any] = {"settings": self.settings}

@@ -1,6 +1,7 @@
 """Several models in one prediction: mixtures of their probabilities, and of their logits.
 
-Both are convex in the weights, so the best are found with a bound on what better ones could gain:
+The cross-entropy of both is convex in the weights. So the best weights are found, with a bound on
+how much better other weights can be:
 
     fit = fit_mixture_weights(logits, target)  # (K, N, C) of K models, on rows none has learnt from
     log_q = mixture_log_prob(xent.log_softmax(new_logits, -1), fit.weights, dim=0)
@@ -27,8 +28,8 @@ class MixtureFit(NamedTuple):
 
     Attributes:
         weights: of the members, ``(K,)``, float64; at least 0, sum 1.
-        cross_entropy: of the mixture with them, in nats per row.
-        gap: how far above the least possible that is at most, in nats.
+        cross_entropy: of the mixture with these weights, in nats per row.
+        gap: how far ``cross_entropy`` is at most above the least possible one, in nats.
     """
 
     weights: Tensor
@@ -41,8 +42,8 @@ def mixture_log_prob(log_probs: Tensor, weights: Tensor, dim: int = -1) -> Tenso
 
     .. math:: \log \sum_k w_k\, e^{\ell_k}
 
-    By logsumexp: exact where every probability of the members is too small to be a number. Its
-    cross-entropy is at most the weighted mean of theirs.
+    Computed by logsumexp, so it is exact also where the probabilities of all members underflow. The
+    cross-entropy of the mixture is at most the weighted mean of the cross-entropies of its members.
 
     Args:
         log_probs: log-probabilities under the members, any shape; ``-inf`` is allowed.
@@ -53,7 +54,7 @@ def mixture_log_prob(log_probs: Tensor, weights: Tensor, dim: int = -1) -> Tenso
         In the dtype of ``log_probs``; differentiable.
 
     Raises:
-        ValueError: if ``weights`` do not fit the axis, or are no weights.
+        ValueError: if ``weights`` do not fit the axis, are negative or do not sum to 1.
         TypeError: for other dtypes.
 
     Example:
@@ -88,7 +89,7 @@ def fit_mixture_weights(members: Tensor, target: Tensor | None = None) -> Mixtur
 
     Args:
         members: log-probabilities of what came under each of the K members, ``(N, K)``; or, with a
-            target, their logits, ``(K, N, C)``. Of rows that no member has learnt from.
+            target, their logits, ``(K, N, C)``. No member may have learnt from these rows.
         target: class indices, ``(N,)``; -100 leaves a row out.
 
     Returns:
@@ -119,7 +120,7 @@ def fit_mixture_weights(members: Tensor, target: Tensor | None = None) -> Mixtur
         )
     log_probabilities("members", log_probs)
     log_probs = log_probs.detach().double()
-    best = log_probs.amax(1, keepdim=True)
+    best = log_probs.amax(1, keepdim=True)  # (N, 1)
     if bool(log_probs.isnan().any() | best.isinf().any()):
         raise ValueError(
             "`members` hold NaN or inf, or a row that all of them hold for impossible (-inf): no "
@@ -140,8 +141,9 @@ def fit_logit_weights(logits: Tensor, target: Tensor) -> MixtureFit:
     .. math:: \min_w \frac{1}{N} \sum_n \mathrm{CE}\Bigl(\sum_k w_k z_{nk}, y_n\Bigr)
         \qquad w_k \ge 0, \ \sum_k w_k = 1
 
-    That is the geometric mean of their probabilities, normalised: sure where all members agree. Its
-    cross-entropy is at most the weighted mean of theirs.
+    The mean of logits gives the geometric mean of the members' probabilities, normalised. This
+    mixture is sure where all members agree; its cross-entropy is at most the weighted mean of
+    those of the members.
 
     Args:
         logits: of the K members, ``(K, N, C)``, on rows that none has learnt from.
@@ -182,10 +184,10 @@ def fit_logit_weights(logits: Tensor, target: Tensor) -> MixtureFit:
 
 
 def _least_on_simplex(loss: Callable[[Tensor], Tensor], members: int) -> tuple[Tensor, float]:
-    """Minimise a convex function of weights; return the weights and a bound on what is left.
+    """Minimise a convex function of weights; return the weights and how far they are off at most.
 
-    Newton's method moves the weights that are not 0 and the most promising of the others. Where a
-    weight at 0 blocks that, a step goes towards the most promising one alone.
+    Newton's method moves the weights that are not 0, and the weight with the least slope. If that
+    would make a weight negative at once, the step goes towards the weight with the least slope.
     """
     weights = torch.full((members,), 1 / members, dtype=torch.float64, device="cpu")
     gap = torch.inf
@@ -215,7 +217,7 @@ def _line_search(
     value: float,
     slope: Tensor,
 ) -> Tensor:
-    """The weights after the first of the steps, each half the one before, that gains enough."""
+    """Halve the step until it gains enough; return the weights after it."""
     while True:
         moved = weights + step * direction
         moved[moved < 1e-15] = 0.0  # a weight that has reached 0 stays there

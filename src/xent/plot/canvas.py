@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 # The palette of Okabe and Ito, dark ones first; its yellow is too faint for a line on white.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-LINES = ("-", "--", "-.", ":")  # curves that coincide are both seen
+LINES = ("-", "--", "-.", ":")  # so that two curves on the same place can both be seen
 LONGEST = 40  # most characters of a name, so that the picture has room
 
 
@@ -36,9 +36,9 @@ def new_axes(width: float, height: float, columns: int = 1) -> list[Axes]:
 def shown(name: object, most: int = LONGEST) -> str:
     """Return a name as text that Matplotlib draws unchanged; the middle of a long one is cut.
 
-    Matplotlib reads what stands between dollars as a formula, and lists no name that begins with an
-    underscore. Letters that no installed font has are written as escape sequences, which can be
-    told apart where empty boxes cannot.
+    Matplotlib reads text between dollars as a formula, and leaves names that begin with an
+    underscore out of legends. Letters that no installed font has become escape sequences, because
+    empty boxes could not be told apart.
     """
     known = (c if ord(c) < 128 or _family_with(c) else ascii(c)[1:-1] for c in str(name))
     text = one_line("".join(known), most)

@@ -20,7 +20,7 @@ def coefficient_paths(
         path: an :class:`xent.learn.RegularizationPath`.
         ax: where to draw; by default new axes.
         names: of the features.
-        named: how many of them are told by name, those whose coefficients end the largest.
+        named: how many features are named in the legend: those with the largest last coefficients.
 
     Returns:
         The axes. Several classes have a colour each. Above the axes stands how many coefficients

@@ -1,4 +1,4 @@
-"""Diagrams that explain one thing each."""
+"""Diagrams that each explain one thing: two log terms, calibration, confusion, the Jacobian."""
 
 from __future__ import annotations
 
@@ -131,13 +131,13 @@ def confusion_matrix(matrix: Any, labels: Sequence[Any], ax: Axes | None = None)
     """Draw a confusion matrix: how many rows of each class are taken for each class.
 
     Args:
-        matrix: counts of rows, ``(K, K)``: row i, column j those of class i that are taken for j.
+        matrix: counts of rows, ``(K, K)``: row i, column j counts those of class i taken for j.
         labels: what the K classes are called.
         ax: where to draw; by default new axes.
 
     Returns:
-        The axes. The colour is the share of the class, so that rare ones are seen as well; up to 12
-        classes the counts are written out.
+        The axes. The colour is the share of the class, so that rare classes are seen as well; up to
+        12 classes the counts are written out.
 
     Raises:
         ValueError: if there is not one row and column for each label.

@@ -1,4 +1,4 @@
-"""Pictures of what features tell about classes, and of where an image tells it."""
+"""Pictures of what features tell about classes, and of the places of an image that tell it."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def information(estimate: Any, ax: Axes | None = None) -> Axes:
     ax.set_xlabel("nats")
     ax.set_ylabel("class")
     ax.set_title(f"{estimate.nats:.3f} of at most {estimate.bound:.3f} nats", fontsize="medium")
-    ax.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))  # outside, on nothing
+    ax.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))  # outside the axes
     return ax
 
 
@@ -94,12 +94,12 @@ def information_bars(
     ax.set_yticks(rows, [shown(name) for name in estimates])
     ax.invert_yaxis()
     ax.set_xlabel("mutual information (nats)")
-    ax.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))  # outside, on nothing
+    ax.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))  # outside the axes
     return ax
 
 
 def activation_map(image: Tensor, map: Tensor, ax: Axes | None = None) -> Axes:
-    """A map of evidence over the image it is about.
+    """A map of evidence for a class, drawn over the image.
 
     Args:
         image: grey values, ``(H, W)``.
@@ -111,7 +111,7 @@ def activation_map(image: Tensor, map: Tensor, ax: Axes | None = None) -> Axes:
         The axes, whose units are pixels of the image.
 
     Raises:
-        ValueError: if either is no matrix.
+        ValueError: if ``image`` or ``map`` is no matrix.
         ImportError: if matplotlib is not installed.
 
     Example:

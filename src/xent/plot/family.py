@@ -19,7 +19,7 @@ Over = Literal["prob", "log-odds"]
 
 POINTS = 193
 FARTHEST = 8.0  # log-odds at the edge of the picture
-UNLIKE = 10.0  # ratio of sizes from which the smaller curve would look flat
+UNLIKE = 10.0  # ratio of sizes from which the smaller curve looks flat
 
 
 def loss_curves(
@@ -31,9 +31,9 @@ def loss_curves(
 ) -> tuple[Axes, Axes]:
     """Loss and gradient of any losses against the probability of the target, or its log-odds.
 
-    Each point is a call with one row of logits. Those of the classes that are not the target are
-    equal, so the probability of the target fixes the row. The gradient is that in the logit of the
-    target (for a sigmoid loss, in the only logit).
+    Each point is a call with one row of logits. The logits of all classes but the target are equal,
+    so the probability of the target fixes the row. The gradient is the derivative by the logit of
+    the target (for a sigmoid loss, by the only logit).
 
     Args:
         *losses: names with hyperparameters, ``"focal_loss:gamma=2"``; or functions of ``(input,
@@ -49,8 +49,8 @@ def loss_curves(
         logarithmic far from 0, so that both can be read.
 
     Raises:
-        ValueError: for a name that is no loss or hyperparameter of one, for losses that no single
-            row has (of pairs, say), and for bad values.
+        ValueError: for an unknown loss or hyperparameter, for losses that are no function of a
+            single row (as losses of pairs), and for bad values.
         ImportError: if matplotlib is not installed.
 
     Example:
@@ -115,7 +115,7 @@ def _classes(chosen: list[Curve], classes: int | None) -> int:
 
 
 def _positions(over: Over) -> Tensor:
-    """Log-odds of the target, evenly spaced as they or as probabilities."""
+    """Log-odds of the target, evenly spaced; over probabilities the ends are denser."""
     edge = torch.tensor(FARTHEST, dtype=torch.float64, device="cpu")
     if over == "log-odds":
         return torch.linspace(-FARTHEST, FARTHEST, POINTS, dtype=torch.float64, device="cpu")
@@ -126,7 +126,7 @@ def _positions(over: Over) -> Tensor:
 
 
 def _sample(curve: Curve, log_odds: Tensor, classes: int, target: float) -> tuple[Tensor, Tensor]:
-    """Loss and derivative at each log-odds, from one call per row: a loss may compare rows."""
+    """Loss and derivative at each log-odds, by a call per row, since a loss may compare rows."""
     values, slopes = [], []
     for d in log_odds.unbind():
         row = torch.zeros(
@@ -171,10 +171,10 @@ def _fit(ax: Axes, values: Tensor) -> None:
 
 
 def _scale(ax: Axes, curves: list[Tensor]) -> bool:
-    """Make curves of unlike sizes readable: linear about 0, logarithmic far from it.
+    """Make curves of unlike sizes readable: linear about 0, logarithmic far from 0.
 
     Returns:
-        Whether that was needed.
+        True if the axis was changed; False if the sizes are alike.
     """
     curves = [values[values.isfinite()] for values in curves]
     sizes = [size for values in curves if (size := values.abs().max().item()) > 0]

@@ -17,7 +17,7 @@ from ..losses import CATALOG
 from ..losses.catalog import Member, Targets
 from ..losses.lookup import find
 
-# Arguments that do not change the curve of a loss, or whose place is the call.
+# Arguments that do not change the curve of a loss, or that the picture sets itself.
 _NOT_DRAWN = {
     "empty", "engine", "ignore_index", "inplace_backward", "normalizer", "reduce", "reduction",
     "return_stats", "row_weight", "size_average",
@@ -29,10 +29,10 @@ class Curve(NamedTuple):
 
     Attributes:
         label: for the legend.
-        call: from logits and target of one row to its loss.
-        targets: what targets it takes, as :class:`xent.losses.Member` says.
-        classes: how many classes its hyperparameters are made for; None if for any number.
-        in_nats: whether the loss is a length of code: what is bounded is no logarithm.
+        call: maps logits and target of one row to the loss.
+        targets: the kind of targets, as :class:`xent.losses.Member` names them.
+        classes: how many classes the hyperparameters are made for; None if for any number.
+        in_nats: whether the loss is in nats; a bounded loss is no logarithm, and so is not.
     """
 
     label: str
@@ -115,7 +115,7 @@ def _check_known(loss: str, key: str, known: list[str]) -> None:
 
 
 def _split(settings: str) -> list[str]:
-    """The parts between commas that stand in no brackets."""
+    """Split settings at the commas that are not inside brackets."""
     parts = re.split(r",(?![^\[]*\])", settings)
     return [part for part in parts if part.strip()]
 

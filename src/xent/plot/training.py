@@ -25,11 +25,11 @@ def curves(
 
     Args:
         records: what ``record.json`` of a run of ``xent train`` holds, or the ``to_dict()`` of a
-            :class:`xent.learn.TrainingRecord`, whose best epoch is starred; or several of a kind.
+            :class:`xent.learn.TrainingRecord`, whose best epoch is starred; or a list of either.
         ax: where to draw; by default a new figure that belongs to no window.
-        over: the horizontal axis: ``"seconds"``, or what is counted in such records, steps or
-            epochs, which is the default.
-        labels: a name for each run; by default its head, or nothing.
+        over: the horizontal axis: ``"seconds"``, or what the records count, ``"step"`` or
+            ``"epoch"``, which is the default.
+        labels: a name for each run; by default the head of the run, or nothing.
 
     Returns:
         The axes; ``ax.figure.savefig("curves.png")`` writes them to a file.
@@ -103,7 +103,7 @@ def _draw(run: _Run, ax: Axes, timed: bool, prefix: str, number: int) -> None:
     if run.counted == "step":
         ax.plot(x, loss, color=color, alpha=0.2, linewidth=0.8)  # single batches, no means
         loss = _smooth(loss)
-        # Runs that differ in the head alone coincide: different dashes, and rings around the dots.
+        # Runs that differ only in the head coincide; dashes and rings of other sizes show all.
         dots |= {"markersize": 5 + 4 * number, "markerfacecolor": "none" if number else color}
     ax.plot(x, loss, line, color=color, label=f"{prefix}training")
     at = [(seconds if timed else count, value) for count, seconds, value in run.validation]
@@ -132,13 +132,13 @@ def learning_curves(
     target: float | None = None,
     unit: str = "episode",
 ) -> Axes:
-    """Returns against episodes, each the mean of the last ones, for one or more ways to learn.
+    """Returns against episodes, as means of the last returns, for one or more ways to learn.
 
     Args:
         runs: by name, the returns of one run, or of several, which share a colour. A single run
             shows the returns themselves, too.
         ax: where to draw; by default new axes.
-        window: how many returns a mean is of; 1 for the values as they are.
+        window: how many returns each mean takes; 1 draws the returns themselves.
         target: a line to reach.
         unit: what the horizontal axis counts.
 
@@ -179,7 +179,7 @@ def learning_curves(
 
 
 def _last_means(values: Sequence[float], window: int) -> np.ndarray:
-    """The mean of up to ``window`` values that end at each."""
+    """The mean of the last ``window`` values, or of fewer at the start, for each value."""
     import numpy as np
 
     sums = np.concatenate([[0.0], np.cumsum(np.asarray(values, dtype=float))])

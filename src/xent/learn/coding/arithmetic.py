@@ -1,8 +1,9 @@
 """Arithmetic coding: a message as short as the cross-entropy of the model that predicts it.
 
-A model tells how often it expects each symbol next, in whole numbers; coder and decoder narrow an
-interval by the same integers, so what comes out is what went in, whatever the model. The length is
-the sum of ``-log2 q`` over the message plus less than 2 bits: a loss in bits is a size in bits.
+A model gives each possible next symbol a frequency, a whole number. Coder and decoder narrow an
+interval by the same integers, so the decoder returns the exact message, whatever the model. The
+length is the sum of ``-log2 q`` over the message plus less than 2 bits: a loss in bits is a size in
+bits.
 
     code = encode(data, OrderModel(1))
     assert bytes(decode(code.data, OrderModel(1), len(data))) == data
@@ -46,8 +47,8 @@ class Code(NamedTuple):
 
     Attributes:
         data: the bits, filled up with zeros to whole bytes.
-        bits: how many they are.
-        information: the sum of ``-log2 q`` over the message, what it says to who knows the model.
+        bits: the number of bits.
+        information: the sum of ``-log2 q`` over the message, its information under the model.
     """
 
     data: bytes
@@ -63,16 +64,17 @@ def encode(symbols: Iterable[int], model: SymbolModel) -> Code:
     up to the rounding of the interval, less than 2^-23 bits per symbol.
 
     Args:
-        symbols: the message, such as ``bytes``; each from 0 to one less than the frequencies.
-        model: what predicts it; its ``frequencies()`` is asked before each symbol, ``update()``
-            told after it.
+        symbols: the message, such as ``bytes``; with ``n`` frequencies, from 0 to ``n - 1``.
+        model: predicts the message; its ``frequencies()`` is called before each symbol,
+            ``update()`` after it.
 
     Returns:
-        A :class:`Code`. It does not say where the message ends: keep the number of symbols, or
-        give the model a symbol for the end.
+        A :class:`Code`. A code does not say where the message ends: keep the number of symbols,
+        or give the model a symbol for the end.
 
     Raises:
-        ValueError: if the model gives a symbol no frequency, or frequencies that are none.
+        ValueError: if the model gives a symbol that comes the frequency 0, or frequencies that are
+            negative, too large or all 0.
         TypeError: for symbols or frequencies that are not whole numbers.
 
     Example:
@@ -104,14 +106,14 @@ def encode(symbols: Iterable[int], model: SymbolModel) -> Code:
 def decode(data: bytes, model: SymbolModel, count: int) -> list[int]:
     """The message that :func:`encode` turned into ``data``.
 
-    The message is coded again on the way, and must give the same bytes. That finds nearly all that
-    can happen to a code: cut off, extended, a wrong number of symbols, damage that leads the model
-    astray. It cannot find damage that makes the code of another message of the same length and
-    nearly the same information; where that matters, add a checksum.
+    The decoded message is encoded again, and must give the same bytes. That check finds nearly
+    every damage: a code that was cut off or extended, a wrong number of symbols, changed bytes. The
+    check cannot find damage that makes the code of another message of the same length and nearly
+    the same information; where that matters, add a checksum.
 
     Args:
         data: the code.
-        model: a model in the state in which :func:`encode` got its own.
+        model: a model in the state that the model of :func:`encode` had at the start.
         count: the number of symbols.
 
     Returns:
@@ -166,13 +168,18 @@ def _symbol(symbol: Any) -> int:
 
 
 class _Interval:
-    """The part of [0, 1) left; ``low`` and ``width`` in units of the window after ``out``."""
+    """The part of [0, 1) that is left: from ``low`` on, ``width`` units long.
+
+    The bytes in ``out`` are decided. A unit is the last bit of the window of 64 bits after them.
+    """
 
     def __init__(self) -> None:
         self.out, self.low, self.width = bytearray(), 0, 1 << _WORD
 
     def narrow(self, start: int, stop: int, total: int) -> tuple[int, int]:
-        """Keep the part from ``start`` to ``stop`` of ``total``; (units skipped, bytes shifted).
+        """Keep the part from ``start`` to ``stop`` of ``total``.
+
+        Return how many units were skipped, and how many bytes were shifted out.
 
         The parts lie side by side without a gap, so no bit is lost where the width does not divide.
         """
@@ -193,7 +200,7 @@ class _Interval:
         self.width <<= _BYTE
 
     def _carry(self) -> None:
-        """Add what does not fit into the window to the bytes before it."""
+        """Add the bit that does not fit into the window to the bytes before the window."""
         if self.low >> _WORD:
             self.low -= 1 << _WORD
             last = len(self.out) - 1
@@ -203,7 +210,10 @@ class _Interval:
             self.out[last] += 1
 
     def close(self) -> tuple[bytes, int]:
-        """The shortest binary fraction all of whose continuations lie in the interval."""
+        """Return the bytes and the number of bits of the shortest fraction in the interval.
+
+        The interval also holds the fraction with any further bits after it.
+        """
         bits = 0
         while True:
             step = 1 << (_WORD - bits)
@@ -218,7 +228,7 @@ class _Interval:
 
 
 def _cumulative(model: SymbolModel) -> np.ndarray:
-    """The frequencies below each symbol and, in the end, all of them; checked."""
+    """Check the frequencies; return the sum of those below each symbol, and of all at the end."""
     frequencies = np.asarray(model.frequencies())
     if frequencies.dtype.kind not in "iu":
         raise TypeError(f"frequencies must be whole numbers, got {frequencies.dtype}: quantize(p)")
@@ -236,7 +246,7 @@ def _cumulative(model: SymbolModel) -> np.ndarray:
 
 
 def quantize(probabilities: Any) -> np.ndarray:
-    """Frequencies for a coder from probabilities: none is 0, and none costs much more.
+    """Turn probabilities into frequencies for a coder: none is 0, and a code is hardly longer.
 
     Args:
         probabilities: one for each symbol, ``(n,)``, an array or tensor that sums to 1 up to
@@ -246,7 +256,7 @@ def quantize(probabilities: Any) -> np.ndarray:
         ``(n,)``, int64; no symbol costs more than ``n / 2^31`` nats above its ``-log p``.
 
     Raises:
-        ValueError: if they are no probabilities.
+        ValueError: if a number is negative, or the sum is not 1.
 
     Example:
         >>> from xent.learn import quantize

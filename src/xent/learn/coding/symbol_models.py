@@ -1,4 +1,4 @@
-"""Models of symbols that learn while they code, in exact arithmetic: the same on every machine."""
+"""Models of symbols that learn while they code; each machine computes the same frequencies."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from .arithmetic import MOST, SymbolModel
 
-_HALF = MOST // 2  # sum that a mixture shares out; at least 1 for each symbol is added
+_HALF = MOST // 2  # sum of the frequencies of a mixture, before each gets 1 more
 
 
 class FixedModel:
@@ -37,13 +37,13 @@ class FixedModel:
 
 
 class OrderModel:
-    """A model that counts the symbols after each context of the last ones.
+    """A model that counts which symbols follow each context, the last few symbols.
 
     Args:
         order: how many symbols make a context.
-        symbols: how many there are.
-        gain: what one occurrence counts, beside the 1 that every symbol starts with. 1 is Laplace's
-            rule of succession; by default ``4 ** (order + 1)``, at most 4096: the longer the
+        symbols: how many different symbols there are.
+        gain: what one occurrence adds to a count; each count starts at 1. A gain of 1 is Laplace's
+            rule of succession; by default it is ``4 ** (order + 1)``, at most 4096: the longer the
             context, the more one occurrence says.
 
     Raises:
@@ -55,7 +55,7 @@ class OrderModel:
         >>> model = OrderModel(1, symbols=2, gain=1)
         >>> for symbol in (0, 1, 0, 1, 0):
         ...     model.update(symbol)
-        >>> model.frequencies().tolist()  # of what follows a 0, as which the beginning counts
+        >>> model.frequencies().tolist()  # what follows a 0; the model starts after a 0
         [2, 3]
     """
 
@@ -64,7 +64,7 @@ class OrderModel:
             raise ValueError(
                 f"`order` must be at least 0 and `symbols` at least 1, got {order} and {symbols}"
             )
-        self._most = _HALF // symbols  # largest count, so that all counts together can be coded
+        self._most = _HALF // symbols  # largest count: the sum of all must not be too large
         order = operator.index(order)
         self._gain = min(4 ** (order + 1), 4096) if gain is None else operator.index(gain)
         if not 1 <= self._gain <= self._most:
@@ -91,14 +91,15 @@ class OrderModel:
 
 
 class MixtureModel:
-    r"""A mixture of models, whose weights follow how well each predicts.
+    r"""A mixture of models; the better a model predicts, the more weight it gets.
 
     .. math:: q = \sum_k w_k q_k, \qquad w_k \leftarrow (1 - \eta) w_k + \eta\, w_k q_k(s) / q(s)
 
-    The step is that of expectation maximisation for the cross-entropy which
-    :func:`xent.learn.fit_mixture_weights` makes least, for one symbol. There is a set of weights
-    for each number of members that know nothing: all symbols are alike in a context never seen.
-    These sets, and a gain that grows with the order, take 2.21 bits per byte of text to 1.65.
+    Each symbol makes one step of expectation maximisation, for the cross-entropy that
+    :func:`xent.learn.fit_mixture_weights` minimises. In a context that it has never seen, a member
+    knows nothing: its frequencies are all equal. The mixture has one set of weights for each number
+    of such members. These sets, and a gain that grows with the order, reduce a text from 2.21 bits
+    per byte to 1.65.
 
     Args:
         models: the members, of equally many symbols.
@@ -158,7 +159,7 @@ class _Weights:
         self.of, self.seen = of, 0
 
     def move(self, parts: list[float], rate: float) -> None:
-        """A step towards what each part is of the whole, with a little for every member."""
+        """Take a step towards the share that each part has in the sum; no weight falls to 0."""
         self.seen += 1
         step, total = max(rate, 1 / (self.seen + 1)), sum(parts)
         some = 1e-3 / len(parts)  # keeps the weight of each member above 0

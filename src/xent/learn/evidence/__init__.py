@@ -1,1 +1,1 @@
-"""Evidence of features about a class: mutual information, and maps of where it is seen."""
+"""Mutual information of features and a class, and maps of the places that decide a class."""

@@ -1,9 +1,10 @@
 r"""Class-activation maps and infoCAM: the places of an image that a classifier decides by.
 
-For networks whose last layers are the mean over all places and one linear layer: there a logit is
-the mean of what each place contributes, :math:`z_c = b_c + \frac{1}{HW} \sum_{h,w} w_c \cdot
-f(h, w)`. A logit of its own means nothing, as softmax does not see what is added to all of them;
-differences of logits are differences of pointwise mutual information, and infoCAM maps those.
+The maps are for networks whose last layers are the mean over all places and one linear layer. There
+a logit is the mean of what each place contributes, :math:`z_c = b_c + \frac{1}{HW} \sum_{h,w} w_c
+\cdot f(h, w)`. A single logit means nothing, because softmax does not change when a number is added
+to all logits. Differences of logits are differences of pointwise mutual information; infoCAM maps
+these differences.
 """
 
 from __future__ import annotations

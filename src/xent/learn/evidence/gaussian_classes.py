@@ -58,10 +58,10 @@ class GaussianClasses:
         ).item()
 
     def sample(self, seed: int = 0) -> tuple[Tensor, Tensor]:
-        """Features ``(N, d)`` in float64 and classes ``(N,)``, exactly as many as ``counts`` say.
+        """Features ``(N, d)`` in float64 and classes ``(N,)``, ``counts`` rows of each class.
 
         Args:
-            seed: another one, other rows.
+            seed: of the rows; another seed gives other rows.
         """
         generator = torch.Generator().manual_seed(seed)
         y = torch.arange(len(self.counts), device="cpu").repeat_interleave(
@@ -84,7 +84,8 @@ class GaussianClasses:
         r"""I(X; Y) in nats, by quadrature.
 
         The projection on the diagonal, :math:`t = \sum_k x_k / \sqrt d`, is sufficient: there the
-        classes are :math:`N(\mu_c \sqrt d, 1)`, and what is left of x is the same noise for all.
+        classes are :math:`N(\mu_c \sqrt d, 1)`. All other directions hold the same noise for every
+        class.
 
         Raises:
             ImportError: without SciPy.
@@ -93,7 +94,7 @@ class GaussianClasses:
 
         def integrand(t: float) -> float:
             joint = self._joint(torch.tensor([t], dtype=torch.float64, device="cpu"))
-            # Sum over the classes of p(c, t) log p(c | t), the rate of -H(Y | T).
+            # Sum over the classes of p(c, t) log p(c | t); its integral is -H(Y | T).
             density = joint.exp() / math.sqrt(2 * math.pi)
             return (density * log_softmax(joint)).sum().item()
 

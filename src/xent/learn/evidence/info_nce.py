@@ -53,8 +53,8 @@ def info_nce_bound(
     .. math:: I(X; Y) \ge \log M - \mathrm{E}\Bigl[-\log
         \frac{e^{f(x_n, y_n)}}{\sum_m e^{f(x_n, y_m)}}\Bigr]
 
-    Right on average for scores f that were not fitted to these pairs. It never exceeds
-    :math:`\log M`, so where it comes near, only more keys could tell more.
+    The estimate holds on average for scores f that were not fitted to these pairs. The bound
+    never exceeds :math:`\log M`; if it comes near, more keys may show more information.
 
     Args:
         query: features ``(N, D)``, whose products with ``key`` are the scores; or without ``key``

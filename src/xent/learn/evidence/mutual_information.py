@@ -1,12 +1,13 @@
 r"""Mutual information of features and classes, bounded from below by cross-entropy.
 
-A classifier that predicts :math:`q(y \mid x)` has on rows it was not trained on a cross-entropy of
-at least :math:`H(Y \mid X)`, so what it saves over guessing by frequency is information:
+Take a classifier that predicts :math:`q(y \mid x)`. On rows that it was not trained on, its
+cross-entropy is at least :math:`H(Y \mid X)`. Guessing by the frequencies of the classes has the
+cross-entropy :math:`H(Y)`; what the classifier saves compared with that is information:
 
 .. math:: I(X; Y) \ge H(Y) - \mathrm{CE} = \mathrm{E} \log \frac{q(y \mid x)}{\pi_y}
 
-and equal to it for the true posterior. :math:`\log C - \mathrm{CE}`, which takes all classes for
-equally common, is no bound unless they are.
+The true posterior reaches the bound. :math:`\log C - \mathrm{CE}` is a bound only if all classes
+are equally common.
 """
 
 from __future__ import annotations
@@ -27,20 +28,20 @@ from ...losses import cross_entropy, logit_adjusted_loss
 
 @dataclass(frozen=True, eq=False)
 class InformationEstimate:
-    """An estimate of mutual information with what it is made of; prints as a table.
+    """An estimate of mutual information with the numbers behind it; prints as a table.
 
     ``xent.plot.information`` draws it.
 
     Attributes:
-        entropy: H(Y) of the labels in nats, the most there is to know about them.
+        entropy: H(Y) of the labels in nats, the most that features can tell about the labels.
         cross_entropy: mean loss in nats on rows the classifier was not trained on.
-        interval: of the estimate, by bootstrap over the rows, labels and losses together. It holds
-            the luck of the rows, not how far the classifier is from the best there is.
+        interval: of the estimate, by bootstrap over the rows, labels and losses together. The
+            interval covers the chance in the rows, not how far the classifier is from the best.
         confidence: the probability that the interval is made for.
         pointwise: ``log q(y | x) / pi_y`` of each row, ``(N,)``, float64; the estimate is its mean.
         classes: the classes.
-        counts: rows of each, ``(C,)``.
-        per_class: what each adds to the estimate, ``(C,)``; at most ``pi_c log(1 / pi_c)``.
+        counts: rows of each class, ``(C,)``.
+        per_class: what each class adds to the estimate, ``(C,)``; at most ``pi_c log(1 / pi_c)``.
     """
 
     entropy: float
@@ -103,13 +104,13 @@ class InformationEstimate:
 
 @dataclass(frozen=True)
 class MutualInformation:
-    """Estimates what features tell about a class, by a classifier that is tested where not trained.
+    """Estimates what features tell about a class, by a classifier that is tested on held-out rows.
 
     Args:
         classifier: any of scikit-learn with ``predict_log_proba`` or ``predict_proba``, cloned for
             each fold; None for a :class:`~xent.learn.NetworkClassifier`. The better its
             probabilities, the closer the estimate comes to the truth, from below.
-        folds: the rows are tested in so many parts, each by a classifier trained on the others.
+        folds: number of parts of the rows; each is tested by a classifier trained on the others.
         bootstrap: resamples for the interval.
         confidence: probability that the interval is made for.
         seed: of folds, bootstrap and the default classifier.
@@ -150,9 +151,9 @@ class MutualInformation:
 
         Raises:
             ValueError: if there is only one class, a class has fewer rows than folds, or the
-                classifier gives probability 0 to what has come, or no probabilities of the classes
-                in their sorted order, which sum to 1.
-            TypeError: if it has neither ``predict_log_proba`` nor ``predict_proba``.
+                classifier gives probability 0 to the class of a row, gives probabilities that do
+                not sum to 1, or has the classes in another order than the sorted one.
+            TypeError: if the classifier has neither ``predict_log_proba`` nor ``predict_proba``.
             ImportError: without scikit-learn or tqdm.
         """
         from sklearn.base import clone
@@ -201,14 +202,14 @@ def mutual_information_from_logits(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> InformationEstimate:
-    r"""Mutual information of whatever logits were made from, and the labels.
+    r"""Mutual information of the labels and the features from which logits were made.
 
     .. math:: I \ge H(Y) + \mathrm{E} \log \mathrm{softmax}_y(z), \qquad
         \text{PC-softmax:}\quad I \ge \mathrm{E} \log \frac{e^{z_y}}{\sum_j \pi_j e^{z_j}}
 
-    The two are the same with :math:`z + \log \pi` for z, if :math:`\pi` are the frequencies of
-    ``target``: the loss of PC-softmax is :func:`xent.losses.logit_adjusted_loss` plus
-    :math:`\log \pi_y`.
+    If :math:`\pi` are the frequencies of ``target``, the second bound is the first with
+    :math:`z + \log \pi` in the place of z: the loss of PC-softmax is
+    :func:`xent.losses.logit_adjusted_loss` plus :math:`\log \pi_y`.
 
     Args:
         input: logits ``(N, C)``, of rows that the model was not trained on.
@@ -224,7 +225,7 @@ def mutual_information_from_logits(
 
     Raises:
         ValueError: for shapes that do not fit, labels out of range or only one class in
-            ``target``, a loss that is not finite, or no such ``confidence``.
+            ``target``, a loss that is not finite, or a ``confidence`` not between 0 and 1.
         TypeError: for dtypes that do not fit.
 
     Example:
@@ -268,7 +269,7 @@ def mutual_information_from_logits(
 def _information(
     nll: Tensor, codes: Tensor, classes: Sequence[Any], settings: MutualInformation
 ) -> InformationEstimate:
-    """The estimate from the loss and the class of each row."""
+    """Compute the estimate from the loss, ``(N,)``, and the class, ``(N,)``, of each row."""
     if not 0 < finite_number("confidence", settings.confidence) < 1:
         raise ValueError(f"`confidence` must be between 0 and 1, got {settings.confidence}")
     if settings.bootstrap < 2:
@@ -326,9 +327,12 @@ def _read_classes(y: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _log_proba(model: Any, X: Any, classes: np.ndarray) -> np.ndarray:
-    """Log-probabilities of the classes, ``(N, C)``; without them, an estimate is no bound."""
+    """Return log-probabilities of the classes, ``(N, C)``, after a check.
+
+    If probabilities do not sum to 1, the estimate is no bound.
+    """
     name = type(model).__name__
-    with np.errstate(divide="ignore"):  # a probability of 0 is reported, with the way out
+    with np.errstate(divide="ignore"):  # the caller reports a probability of 0
         if hasattr(model, "predict_log_proba"):
             log_p = np.asarray(model.predict_log_proba(X))
         elif hasattr(model, "predict_proba"):

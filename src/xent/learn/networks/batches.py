@@ -12,7 +12,7 @@ Data = tuple[Tensor, ...] | Dataset | DataLoader
 
 
 class Batches:
-    """Batches ``(x, y, ...)`` of the data; can be gone through again and again.
+    """Batches ``(x, y, ...)`` of the data, for any number of loops.
 
     Args:
         name: what the data are called in messages.
@@ -23,7 +23,7 @@ class Batches:
         order: shuffles the rows anew each time; None leaves them in order.
 
     Raises:
-        ValueError: if there is no row, or not as many of each tensor.
+        ValueError: if there is no row, or if the tensors differ in length.
         TypeError: for anything else.
 
     Example:

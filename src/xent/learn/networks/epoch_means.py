@@ -1,4 +1,4 @@
-"""Means over all rows of a pass, from batches that are not all alike."""
+"""Means over all rows of an epoch, from batches that differ in size and weight."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from ...targets import class_axis
 class EpochMeans:
     """Loss of a model batch by batch, and the mean over the rows of all batches.
 
-    The mean of the means of the batches is another number unless the batches are all alike. So a
-    batch counts by the divisor of its own mean, which ignored rows and class weights change. See
-    :func:`xent.learn.train_classifier` for the arguments.
+    The mean of the means of the batches is another number unless all batches have the same divisor.
+    So each batch is weighted by the divisor of its own mean, which depends on ignored rows and
+    class weights. See :func:`xent.learn.train_classifier` for the arguments.
 
     Args:
         model: maps ``x`` to what the loss takes.
@@ -27,8 +27,8 @@ class EpochMeans:
         count: what the mean of a batch divides by, called with the targets.
 
     Raises:
-        ValueError: if the loss is set to return something else than a mean, or a metric has the
-            name of an entry that is there without it.
+        ValueError: if the loss is set to return something else than a mean, or a metric is called
+            ``"epoch"``, ``"seconds"`` or ``"loss"``.
         TypeError: for a loss that cannot be called with output and targets.
 
     Example:
@@ -67,7 +67,7 @@ class EpochMeans:
     def __call__(self, batch: list[Tensor]) -> Tensor | None:
         """The loss of a batch ``[x, y, ...]``; None if there is no row that counts."""
         x, *targets = batch
-        output, loss = self._loss_of(batch)  # first, because its errors say best what is wrong
+        output, loss = self._loss_of(batch)  # first: its errors are the clearest
         mass = float(self.count(*targets))
         if mass == 0:
             return None
@@ -84,7 +84,7 @@ class EpochMeans:
         return loss
 
     def loss_of(self, batch: list[Tensor]) -> Tensor:
-        """The loss of a batch that has been counted."""
+        """Compute the loss of a batch again, without counting it a second time."""
         return self._loss_of(batch)[1]
 
     def _loss_of(self, batch: list[Tensor]) -> tuple[Any, Any]:
@@ -93,7 +93,7 @@ class EpochMeans:
         return output, self.loss(output, *targets)
 
     def take(self, name: str) -> dict[str, float]:
-        """The means of the batches since the last time.
+        """Return the means of the batches since the last call.
 
         Args:
             name: what the data are called, for the message if there was no row.
@@ -153,7 +153,7 @@ def _are_classes(target: Tensor, output: Any) -> bool:
 
 
 def _checked(loss: Any, x: Tensor, output: Any) -> float:
-    """The loss as a number."""
+    """Return the loss as a number, or raise unless it is one finite number."""
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         got = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
         raise TypeError(

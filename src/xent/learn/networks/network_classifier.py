@@ -22,24 +22,24 @@ FEWEST = 5  # least number of steps between two measurements of the held-out los
 
 
 class NetworkClassifier(ClassifierMixin, BaseEstimator):
-    """A few networks of one hidden layer, each stopped by rows of its own, and their mean logits.
+    """The mean logits of a few networks of one hidden layer, each stopped by its held-out rows.
 
-    Made for probabilities: what a network is stopped by is the held-out loss, not accuracy, and
-    the loss of mean logits is at most the mean of the losses. For tables of numbers; features are
-    standardised.
+    Made for good probabilities: a network is stopped by its held-out loss, not by its accuracy, and
+    the loss of the mean logits is at most the mean of the losses. For tables of numbers; features
+    are standardised.
 
     Args:
         hidden: hidden units of each network.
-        networks: how many. Each holds out another part of the rows, one in ``networks``.
+        networks: how many networks. Each holds out another part of the rows, one in ``networks``.
         loss: any of :mod:`xent` that takes classes; with :func:`xent.losses.logit_adjusted_loss`
             and a ``prior`` the logits are those of PC-softmax.
         batch: rows per step and network.
         lr: step size of Adam.
         patience: after so many steps in which the held-out loss has not fallen by ``tol``, the
             networks learn no more.
-        tol: in nats.
+        tol: smallest fall of the held-out loss that counts, in nats.
         max_steps: the most steps.
-        random_state: seed of the networks and of what they hold out; None for any.
+        random_state: seed of the networks and of the rows they hold out; None draws a seed.
 
     Attributes:
         classes_: the classes, sorted.
@@ -113,7 +113,7 @@ class NetworkClassifier(ClassifierMixin, BaseEstimator):
         first = self._seed * self.networks
         seeds = range(first, first + self.networks)
         net = SmallNetworks(x.shape[1], len(self.classes_), seeds, hidden=self.hidden)
-        with torch.no_grad():  # they start from the class frequencies
+        with torch.no_grad():  # the networks start from the class frequencies
             net.parameters[2].zero_()
             net.parameters[3].add_((torch.bincount(y) / len(y)).log())
         self._net, best = net, [parameter.detach().clone() for parameter in net.parameters]
@@ -135,17 +135,17 @@ class NetworkClassifier(ClassifierMixin, BaseEstimator):
         net.parameters = best
 
     def _parts(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows each network learns from, and those it holds out, ``(networks, n)`` each."""
+        """Return the rows that each network learns from and holds out, ``(networks, n)`` each."""
         generator = torch.Generator().manual_seed(self._seed)
         shuffled = torch.randperm(len(y), generator=generator, device="cpu")
-        by_class = shuffled[y[shuffled].argsort(stable=True)]  # class by class, to deal them out
+        by_class = shuffled[y[shuffled].argsort(stable=True)]  # so all hold out each class
         held = by_class[: len(y) - len(y) % self.networks].view(-1, self.networks).T
         others = [torch.cat([held[:k], held[k + 1 :]]).flatten() for k in range(self.networks)]
         return torch.stack(others), held
 
     @torch.no_grad()
     def _held_out_loss(self, x: Tensor, y: Tensor, held: Tensor) -> Tensor:
-        z = self._net.logits(x[held])
+        z = self._net.logits(x[held])  # (networks, n, C)
         return self.loss(z.flatten(0, 1), y[held].flatten(), reduction="none").view_as(held).mean(1)
 
     def _features(self, X: np.ndarray) -> Tensor:

@@ -1,7 +1,8 @@
 """Many small networks trained side by side, in batched matrix products.
 
-One network of this size is all overhead; dozens cost little more. They may differ in their seeds,
-in the rows they see and, as the loss gets the rows of all of them at once, in their losses.
+For one network of this size nearly all of the time is overhead, so dozens cost little more. The
+networks may differ in their seeds and in the rows they see. The loss gets the rows of all networks
+at once, so it may differ between networks, too.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ class SmallNetworks:
         """
         w1, b1, w2, b2 = self.parameters
         if x.ndim == 2:
-            x = x.expand(len(self.seeds), *x.shape)
+            x = x.expand(len(self.seeds), *x.shape)  # (models, rows, inputs)
         return torch.baddbmm(b2, torch.baddbmm(b1, x, w1).relu(), w2)
 
     @torch.no_grad()
@@ -128,10 +129,10 @@ class SmallNetworks:
         batch: int = 64,
         lr: float = 3e-3,
     ) -> Iterator[int]:
-        """Train without an end: each ``next`` takes a step and returns the number of steps.
+        """Train without end: each ``next`` takes a step and returns the number of steps so far.
 
         Args:
-            x: as for :meth:`train`, like all others.
+            x: features; all arguments are as for :meth:`train`.
             y: classes.
             loss: the loss.
             rows: which rows each network learns from.
@@ -162,8 +163,8 @@ class SmallNetworks:
                 torch.randint(rows.shape[1], (batch,), generator=g, device="cpu")
                 for g in self.generators
             ]
-            pick = rows.gather(1, torch.stack(drawn)[self.of_model])
-            z = self.logits(x[pick])
+            pick = rows.gather(1, torch.stack(drawn)[self.of_model])  # (models, batch)
+            z = self.logits(x[pick])  # (models, batch, classes)
             optimizer.zero_grad()
             (loss(z.flatten(0, 1), y[pick].flatten(), reduction="sum") / batch).backward()
             optimizer.step()

@@ -1,4 +1,4 @@
-"""Steps of any optimiser, also of those that ask for the loss more than once."""
+"""Steps of any optimiser, also of those that compute the loss more than once."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ LR = 1e-3
 class Step:
     """Steps of an optimiser along the loss of batches.
 
-    Where ``step`` of the optimiser takes a closure it gets one, so that L-BFGS, line searches and
-    sharpness-aware steps can ask for the loss of a batch again. The model then draws the same
-    random numbers, or there would be no function to search along; the first answer counts for the
+    If ``step`` of the optimiser takes a closure, it gets one, so that L-BFGS, line searches and
+    sharpness-aware steps can compute the loss of a batch again. The model then draws the same
+    random numbers, because a line search needs a fixed function. Only the first loss counts for the
     means.
 
     Args:
-        means: the loss of a batch, which counts it.
+        means: computes the loss of a batch, and counts it.
         optimizer: a class or function called as ``optimizer(parameters, lr=lr)``.
         parameters: what is trained.
-        lr: step size; None for ``LR``, or where a closure must be given, or a
-            ``functools.partial`` names its ``lr``, for what the optimiser has.
+        lr: step size; None for ``LR``. With None, an optimiser that must have a closure keeps its
+            default, and a ``functools.partial`` that names ``lr`` keeps that.
     """
 
     def __init__(
@@ -54,8 +54,8 @@ class Step:
             raise ValueError("`loss` has no gradient; compute it from the output of the model")
         told = [loss]
 
-        def closure() -> Any:  # a tensor, as all of PyTorch's optimisers take
-            if told[-1].grad_fn is None:  # its graph has been used
+        def closure() -> Any:  # returns a tensor: all of PyTorch's optimisers take one
+            if told[-1].grad_fn is None:  # the backward pass has freed the graph
                 with _random_numbers_from(state, self.device):
                     told.append(self.means.loss_of(batch))
             self.optimizer.zero_grad()

@@ -21,7 +21,7 @@ from .epoch_means import EpochMeans
 from .steps import Step
 
 Entry = dict[str, float]
-EVALUATION = 4  # how many times larger a batch may be where there are no gradients
+EVALUATION = 4  # how many times larger a batch is in evaluation, without gradients
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,8 @@ class TrainingRecord:
     Attributes:
         epochs: an entry for each finished epoch: ``epoch``, ``seconds`` since the start, ``loss``,
             ``accuracy`` and other metrics; with validation ``validation_loss`` and so on. The
-            training rows are measured as they are learnt from, each with the weights of its moment.
+            training rows are measured during the epoch, each batch with the weights before the
+            step on it.
         stopped: ``"epochs"``: all were done; ``"patience"``: the validation loss fell no more;
             ``"interrupted"``: by Ctrl-C.
         best_epoch: the epoch of the least validation loss, None without validation.
@@ -76,8 +77,8 @@ def train_classifier(
     r"""Train a model by backpropagation, with any loss and any kind of target.
 
     The loss is called as ``loss(model(x), y)`` and must return the mean of a batch. The record
-    holds the mean over *all* rows: a batch counts by what its own mean divides by, less for a last
-    batch, for ignored rows and for light classes,
+    holds the mean over *all* rows. So each batch is weighted by the divisor of its own mean, which
+    is smaller for a short last batch, for ignored rows and for classes of small weight,
 
     .. math:: L = \sum_b m_b L_b \Big/ \sum_b m_b, \qquad
         m_b = \sum_{n \in b,\ y_n \ne \mathrm{ignored}} w_{y_n} .
@@ -85,9 +86,9 @@ def train_classifier(
     (Losses that compare the rows of a batch, :func:`xent.losses.recall_loss` or contrastive ones,
     have no such mean; theirs depends on the batches.)
 
-    Only what requires a gradient is trained. A part whose parameters are all frozen stays in
-    evaluation mode, so that its batch norms keep their statistics. Afterwards all parts are in the
-    mode they came in, and the global random numbers go on as if nothing had been.
+    Only parameters that require a gradient are trained. A part whose parameters are all frozen
+    stays in evaluation mode, so that its batch norms keep their statistics. Afterwards all parts
+    are in the mode they had before, and so is the state of the global random numbers.
 
     Ctrl-C ends the training and returns what was learnt.
 
@@ -101,22 +102,22 @@ def train_classifier(
         epochs: how often to go through the data, at most.
         batch_size: rows per step; a loader has its own. A batch norm cannot learn from one row: if
             the last batch has but one, take another size or a loader with ``drop_last``.
-        lr: step size; by default 1e-3, but the optimiser's own for one that must have a closure,
-            as L-BFGS, and that of a ``functools.partial`` which names it.
+        lr: step size, by default 1e-3. By default an optimiser that must have a closure, as L-BFGS,
+            keeps its own, and a ``functools.partial`` that names ``lr`` keeps that.
         optimizer: called as ``optimizer(parameters, lr=lr)``; for instance
-            ``functools.partial(torch.optim.SGD, momentum=0.9)``. One that asks for the loss again
-            within a step, as ``torch.optim.LBFGS``, gets it of the same batch with the same random
-            numbers; make that batch all rows.
+            ``functools.partial(torch.optim.SGD, momentum=0.9)``. An optimiser that computes the
+            loss several times in a step, as ``torch.optim.LBFGS``, gets the loss of the same batch
+            with the same random numbers; let that batch hold all rows.
         patience: stop after so many epochs without a lower validation loss, and go back to the
             weights of the lowest. None: do all epochs and keep the last weights.
         metrics: what else to measure, by name: functions called as the loss that return a tensor of
             values, which are averaged over all batches. Where the targets are class indices,
-            ``accuracy`` is measured without asking, unless it is the name of one of these.
-        count: :math:`m_b`, called with what the loss gets after the logits. By default the entries
-            that are not ignored, with the weights of their classes, as far as the loss says what is
-            ignored (-100 if it does not) and what classes weigh; a lambda hides both.
+            ``accuracy`` is always measured, unless a metric has that name.
+        count: :math:`m_b`, called with what the loss gets after the logits. By default the sum of
+            the class weights of the entries that are not ignored. What is ignored (-100 if nothing
+            else is found) and what classes weigh is read from the loss; a lambda hides both.
         seed: for the order of the rows, and for dropout and whatever else the model draws.
-        device: where to; by default where the model is.
+        device: where to train; by default where the model is.
         quiet: show no progress.
         callback: called after each epoch with its entry of the record.
 
@@ -126,8 +127,7 @@ def train_classifier(
     Raises:
         ValueError: if there is nothing to train or to learn from, if tensors or settings do not fit
             together, or as soon as a loss is not finite.
-        TypeError: for data that are no such thing, or a loss that is no function or returns no
-            scalar.
+        TypeError: for data of another kind, or a loss that is no function or returns no scalar.
 
     Example:
         >>> import torch
@@ -209,7 +209,7 @@ def predict_logits(model: nn.Module, x: Tensor, batch_size: int = 256) -> Tensor
 
 
 def _train(learner: nn.Module, means: EpochMeans, batches: Batches, step: Step) -> Entry:
-    """One epoch: a step for each batch."""
+    """Train for one epoch, a step for each batch; return the means over the epoch."""
     learner.train()
     for part in learner.modules():
         frozen = [not p.requires_grad for p in part.parameters()]
@@ -224,7 +224,7 @@ def _train(learner: nn.Module, means: EpochMeans, batches: Batches, step: Step) 
 def _evaluate(learner: nn.Module, means: EpochMeans, batches: Batches) -> Entry:
     """Measure a model on the validation rows, without steps.
 
-    Random numbers start from the same seed each time, so that losses of epochs compare.
+    Random numbers start from the same seed each time, so that the losses of epochs can be compared.
     """
     learner.eval()
     with _random_numbers(0, batches.device):

@@ -1,8 +1,8 @@
 """Whole episodes of gymnasium environments, played side by side.
 
-Each episode has a seed of its own and a copy of the environment until its end, so that it is the
-same whatever plays beside it, and none is cut short for being long. A vector environment of
-gymnasium would begin the next one by itself, with a step in between that must not be learnt from.
+Each episode has its own seed and, until its end, its own copy of the environment. So an episode
+does not depend on those beside it, and long episodes are not cut. A vector environment of gymnasium
+would begin the next episode by itself, with a step in between that must not be learnt from.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ class Episodes:
     """Episodes one after the other, all steps of the first, then those of the second, ...
 
     Attributes:
-        observations: what was seen before each step, ``(steps, ...)``.
-        actions: what was done, ``(steps, ...)``.
-        rewards: what it brought, ``(steps,)``, float64.
+        observations: the observation before each step, ``(steps, ...)``.
+        actions: the action of each step, ``(steps, ...)``.
+        rewards: the reward of each step, ``(steps,)``, float64.
         lengths: steps of each episode, ``(episodes,)``.
-        truncated: whether it was cut by a limit of time and not over by itself, ``(episodes,)``.
-            Its returns are those until then.
+        truncated: True for an episode that was cut by a time limit, ``(episodes,)``. Its return has
+            the rewards until then.
     """
 
     observations: Tensor
@@ -78,7 +78,7 @@ class Stage:
         copies: how many episodes are played side by side at most.
 
     Raises:
-        TypeError: for an environment, of which there can be no copies, or anything else.
+        TypeError: if ``env`` is an environment, which cannot be copied, or anything else.
         ValueError: for observations that make no array; later for rewards that are not finite.
 
     Example:
@@ -174,7 +174,7 @@ class _Episode:
 
     def __init__(self, env: Any, number: int, seed: int) -> None:
         self.env, self.number = env, number
-        self.seen = np.array(env.reset(seed=int(seed))[0])  # a copy: some environments reuse it
+        self.seen = np.array(env.reset(seed=int(seed))[0])  # some environments reuse the array
         self.steps: list[tuple[Any, Any, float]] = []  # observation before, action, reward
         self.over = self.truncated = False
 
@@ -200,10 +200,10 @@ def _joined(played: list[_Episode]) -> Episodes:
 
 
 def sampled(policy: Module, space: Any, generator: Generator) -> Act:
-    """Actions drawn with the probabilities that a policy's logits give them.
+    """Return a function that draws actions with the probabilities of a policy's logits.
 
     Args:
-        policy: from observations ``(k, ...)`` to logits ``(k, actions)``.
+        policy: maps observations ``(k, ...)`` to logits ``(k, actions)``.
         space: the action space, which must be discrete.
         generator: of random numbers, on the CPU.
 
@@ -221,7 +221,7 @@ def sampled(policy: Module, space: Any, generator: Generator) -> Act:
 
 
 def greedy(output: Tensor, space: Any) -> Tensor:
-    """Actions that a policy prefers: the largest logit, or for numbers the output within bounds.
+    """Actions that a policy prefers: the largest logits, or for numbers the output within bounds.
 
     Args:
         output: of the policy, ``(k, actions)``, or ``(k, ...)`` for actions that are numbers.
@@ -229,7 +229,7 @@ def greedy(output: Tensor, space: Any) -> Tensor:
 
     Raises:
         TypeError: for another action space.
-        ValueError: if ``output`` does not fit it.
+        ValueError: if ``output`` does not fit the space.
     """
     from gymnasium.spaces import Box, Discrete
 
@@ -258,7 +258,7 @@ def logits_of(policy: Module, seen: Tensor, space: Any) -> Tensor:
     """Compute and check the logits of a policy, on the device of the policy.
 
     Args:
-        policy: from observations ``(k, ...)`` to logits ``(k, actions)``.
+        policy: maps observations ``(k, ...)`` to logits ``(k, actions)``.
         seen: the observations.
         space: the action space, ``Discrete``.
 
@@ -299,7 +299,7 @@ def _tensor(array: np.ndarray) -> Tensor:
 
 
 def seeds_of(seed: int, round: int, count: int) -> list[int]:
-    """Seeds for the episodes of one round, which no other round or seed has."""
+    """Seeds for the episodes of one round; each ``round`` and each ``seed`` has its own."""
     if not is_whole(seed) or seed < 0:
         raise ValueError(f"`seed` must be a whole number of at least 0, got {seed!r}")
     return np.random.SeedSequence((int(seed), round)).generate_state(count).tolist()

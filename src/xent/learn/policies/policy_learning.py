@@ -1,11 +1,11 @@
-"""Policies that learn with cross-entropy, weighted or of the best of whole episodes.
+"""Training of policies with cross-entropy: REINFORCE, and the cross-entropy method on actions.
 
-The cross-entropy of the actions taken, ``-log p(action | observation)``, is what both minimise.
-REINFORCE weights each action by what came after it; the cross-entropy method takes the actions of
-the best episodes as targets, all with weight 1.
+Both minimise the cross-entropy of the actions taken, ``-log p(action | observation)``. REINFORCE
+weights each action by the rewards after it; the cross-entropy method takes the actions of the best
+episodes as targets, all with weight 1.
 
-The weights of REINFORCE have both signs, so their sum must not normalise the loss: divided by it,
-CartPole ends at 10 to 44 instead of 500.
+The weights of REINFORCE have both signs, so the loss must not be divided by their sum. With that
+division, CartPole ends at a return of 10 to 44 instead of 500.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class PolicyRecord:
     solved: bool = False
 
     def average(self, last: int = WINDOW) -> float:
-        """Mean return of the last episodes."""
+        """Mean return of the last episodes, by default 100."""
         recent = self.returns[-last:]
         return sum(recent) / len(recent)
 
@@ -81,8 +81,8 @@ def reinforce(
         A_t = \frac{G_t - \mathrm{mean}(G)}{\mathrm{std}(G)}, \qquad G_t = r_t + \gamma G_{t+1}
 
     over the N steps of a batch of episodes. Advantages are signed and sum to 0, so a mean must
-    divide by the number of steps; a weighted mean that divides by the sum of its weights divides by
-    0, give or take rounding.
+    divide by the number of steps; a weighted mean, which divides by the sum of its weights, would
+    divide by 0 up to rounding.
 
     Args:
         policy: a module from observations ``(k, ...)`` to logits ``(k, actions)``; trained in
@@ -93,8 +93,8 @@ def reinforce(
         lr: step size of Adam.
         entropy_weight: how much of the policy's entropy is subtracted from the loss.
         episodes: how many to play at most.
-        target: stop when the last 100 episodes average it.
-        seed: of episodes and actions; the start of the policy is the caller's.
+        target: stop when the mean return of the last 100 episodes reaches this number.
+        seed: of episodes and actions; the caller sets the first weights of the policy.
         callback: called with the record after each update.
         checkpoint: a file to save the state in after each update.
         resume: go on from ``checkpoint``, to the same bits as without the interruption.
@@ -147,8 +147,8 @@ def deep_cem(
 
     .. math:: L = \frac{1}{N} \sum_{t \in \text{elite}} -\log p(a_t \mid s_t)
 
-    over the N steps of the best episodes of a batch: a step of the policy, as a distribution of
-    episodes, towards the least cross-entropy from the elite.
+    over the N steps of the best episodes of a batch. A step of the optimiser moves the policy, as a
+    distribution of episodes, towards the least cross-entropy from the elite.
 
     Args:
         policy: a module from observations ``(k, ...)`` to logits ``(k, actions)``; trained in
@@ -159,8 +159,8 @@ def deep_cem(
         batch: episodes per update.
         lr: step size of Adam.
         episodes: how many to play at most.
-        target: stop when the last 100 episodes average it.
-        seed: of episodes and actions; the start of the policy is the caller's.
+        target: stop when the mean return of the last 100 episodes reaches this number.
+        seed: of episodes and actions; the caller sets the first weights of the policy.
         callback: called with the record after each update.
         checkpoint: a file to save the state in after each update.
         resume: go on from ``checkpoint``, to the same bits as without the interruption.

@@ -1,4 +1,4 @@
-"""Scores of policies by their parameters: the mean return of each of many vectors.
+"""Scores for vectors of policy parameters: the mean return of the policy with each vector.
 
     scores = PolicyScores(torch.nn.Linear(4, 2), "CartPole-v1")
     search = CrossEntropyMethod(Gaussian(torch.zeros(scores.dimensions), 1.0), population=50)
@@ -27,8 +27,8 @@ class PolicyScores:
     """Score of a vector of parameters: the mean return of the policy with these parameters.
 
     The policy takes the action of its largest logit, or, where actions are numbers, its output
-    within their bounds, in evaluation mode. All vectors play at once, the policy vectorised over
-    them.
+    within their bounds, in evaluation mode. All vectors play at once; the policy is vectorised over
+    the vectors.
 
     Args:
         policy: a module from observations ``(k, ...)`` to logits ``(k, actions)`` or actions ``(k,
@@ -40,7 +40,7 @@ class PolicyScores:
 
     Raises:
         ValueError: if the policy has no parameters.
-        TypeError: if ``env`` is neither.
+        TypeError: if ``env`` is neither an id nor a function.
 
     Example:
         >>> import torch
@@ -74,7 +74,7 @@ class PolicyScores:
 
         Args:
             points: ``(n, dimensions)``.
-            round: which episodes; those of another round are new to all.
+            round: number of the round; each round has new episodes.
         """
         return self.of_each_episode(points, round).mean(1)
 
@@ -84,7 +84,7 @@ class PolicyScores:
 
         Args:
             points: ``(n, dimensions)``.
-            round: which episodes.
+            round: number of the round.
         """
         if points.ndim != 2 or points.shape[1] != self.dimensions:
             raise ValueError(
@@ -93,7 +93,7 @@ class PolicyScores:
         first = next(self.policy.parameters())
         parts = points.to(first).split([prod(shape) for shape in self._shapes.values()], 1)
         parameters = {
-            name: part.view(-1, *shape)
+            name: part.view(-1, *shape)  # (n, *shape)
             for part, (name, shape) in zip(parts, self._shapes.items(), strict=True)
         }
 
@@ -127,7 +127,7 @@ def evaluate_policy(
         ``(episodes,)``, float64.
 
     Raises:
-        TypeError: if ``env`` is neither.
+        TypeError: if ``env`` is neither an id nor a function.
 
     Example:
         >>> import torch

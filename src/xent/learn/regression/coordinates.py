@@ -13,18 +13,18 @@ from torch import Tensor
 from .linear_objective import Design, Objective
 
 WHITENED = 4096  # most features that are whitened; more are only scaled, one by one
-ROUNDED = 1e-13  # share of the mean of a column below which its spread is none
-STALE = 0.1  # share of their curvature below which coordinates are made anew
+ROUNDED = 1e-13  # share of the mean of a column below which its spread is only rounding
+STALE = 0.1  # share of the first curvature below which coordinates are made anew
 
 
 class Whitening:
     r"""Coordinates in which the Hessian at some coefficients is near the identity: :math:`V = W L`.
 
-    :math:`L L^\top` are the products of the columns, summed over the rows with the curvature of the
-    loss in each, plus the penalty. A solver that knows nothing of the Hessian needs hundreds of
-    sweeps over features that vary together; in these coordinates, tens. The objective is above its
-    minimum by about half the square of the gradient in these coordinates. Sparse rows and very many
-    columns are only scaled.
+    :math:`L L^\top` is the matrix of products of the columns, summed over the rows with the
+    curvature of the loss in each row as weight, plus the penalty. Where features vary together, a
+    solver that does not use the Hessian needs hundreds of sweeps over the rows; in these
+    coordinates it needs tens. The objective is above its minimum by about half the square of the
+    gradient in these coordinates. Sparse rows and very many columns are only scaled.
 
     Args:
         objective: the objective.
@@ -40,7 +40,7 @@ class Whitening:
             self.means = design.means()
             matrix = design.products(rows, self.means) + ridge.diag()
             diagonal = matrix.diagonal()
-            # A small ridge relative to each column, for equal columns; any for constants.
+            # The ridge lets the factor exist: small for equal columns, 1 for constant columns.
             least = self.curvature * (ROUNDED * self.means).square()
             floor = torch.where(diagonal > least, 1e-10 * diagonal, 1.0)
             factor, failed = torch.linalg.cholesky_ex(matrix + floor.diag())
@@ -50,15 +50,15 @@ class Whitening:
             self.scale = torch.where(scale > 0, scale, 1.0)
 
     def stale(self, w: Tensor) -> bool:
-        """Tell whether the loss is far less curved at ``w``, as it is once most rows are sure."""
+        """True if the loss is far less curved at ``w`` than at first: most rows are sure."""
         return self._row_curvature(w).sum().item() < STALE * self.curvature
 
     def _row_curvature(self, w: Tensor) -> Tensor:
-        """Return the curvature of the loss in each row, ``(N,)``, as an absolute value."""
+        """Return the absolute value of the curvature of the loss in each row, ``(N,)``."""
         return self.objective.score_curvature(w).mean(1).abs()
 
     def to_coefficients(self, v: Tensor) -> Tensor:
-        """The coefficients at a place in these coordinates, ``(K, columns)``."""
+        """The coefficients of a point in these coordinates, ``(K, columns)``."""
         if self.factor is None:
             return v / self.scale
         w = torch.linalg.solve_triangular(self.factor, v, upper=False, left=False)
@@ -66,7 +66,7 @@ class Whitening:
         return w
 
     def from_coefficients(self, w: Tensor) -> Tensor:
-        """The place of coefficients."""
+        """The coefficients in these coordinates, ``(K, columns)``."""
         if self.factor is None:
             return w * self.scale
         centred = w.clone()
@@ -74,7 +74,7 @@ class Whitening:
         return centred @ self.factor
 
     def gradient(self, gradient: Tensor) -> Tensor:
-        """The gradient by these coordinates, from that by coefficients."""
+        """The gradient by these coordinates, from the gradient by the coefficients."""
         if self.factor is None:
             return gradient / self.scale
         gradient = gradient - self.means * gradient[:, -1:]
@@ -84,7 +84,8 @@ class Whitening:
 class Standardising:
     """Coordinates in which features have mean 0, if there is an intercept, and mean square 1.
 
-    Each coefficient stays by itself, as l1 wants it; only the intercept takes what the means add.
+    Each coefficient is only scaled, since l1 judges coefficients one by one; the intercept makes up
+    for the means.
 
     Args:
         design: the rows, which are not changed.
@@ -97,23 +98,23 @@ class Standardising:
         self.scale = torch.where(spread > ROUNDED * self.means.abs(), spread, 1.0)
 
     def to_coefficients(self, v: Tensor) -> Tensor:
-        """The coefficients at a place in these coordinates, ``(K, columns)``."""
+        """The coefficients of a point in these coordinates, ``(K, columns)``."""
         w = v / self.scale
         w[:, -1] -= w @ self.means
         return w
 
     def from_coefficients(self, w: Tensor) -> Tensor:
-        """The place of coefficients."""
+        """The coefficients in these coordinates, ``(K, columns)``."""
         v = w.clone()
         v[:, -1] += w @ self.means
         return v * self.scale
 
     def gradient(self, gradient: Tensor) -> Tensor:
-        """The gradient by these coordinates, from that by coefficients."""
+        """The gradient by these coordinates, from the gradient by the coefficients."""
         return (gradient - self.means * gradient[:, -1:]) / self.scale
 
 
 def symmetric_operator(product: Callable[[np.ndarray], np.ndarray], size: int) -> Any:
     """Return SciPy's operator of a symmetric matrix, given a function for its products."""
-    operator: Any = LinearOperator  # its stubs know only subclasses
+    operator: Any = LinearOperator  # the type stubs know only its subclasses
     return operator((size, size), matvec=product, dtype=np.float64)

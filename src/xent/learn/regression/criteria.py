@@ -17,11 +17,12 @@ class Criterion(NamedTuple):
     """A mean loss as a function of the scores, with bounds of its curvature.
 
     Attributes:
-        mean_loss: of scores ``(N, K)``; of some rows, given as a slice, what they add to it.
+        mean_loss: maps scores ``(N, K)`` to the mean loss, or with a slice of the rows to the part
+            of the mean that these rows add.
         columns: K.
         bound: the largest curvature of cross-entropy in the scores of a row.
-        curvature: of the same, the second derivatives by two scores of a row, ``(K, N, K)``; None
-            if they are left to autograd, which takes five times as long.
+        curvature: maps the same arguments to the second derivatives by two scores of a row,
+            ``(K, N, K)``; None leaves them to autograd, which takes five times as long.
     """
 
     mean_loss: Callable[..., Tensor]
@@ -52,7 +53,7 @@ class LinearProblem(NamedTuple):
 def softmax_criterion(
     loss: Callable[..., Any], target: Tensor, weight: Tensor, classes: int
 ) -> Criterion:
-    """Return the criterion of a loss of one class per row; of two classes the first has score 0."""
+    """Return the criterion of a loss of one class per row; the first of two classes scores 0."""
 
     def mean_loss(scores: Tensor, rows: slice = slice(None)) -> Tensor:
         return loss(logits_of(scores), target[rows], row_weight=weight[rows], reduction="sum")
@@ -66,7 +67,7 @@ def softmax_criterion(
 
 def _softmax_curvature(scores: Tensor) -> Tensor:
     """Second derivatives of cross-entropy by two scores of a row, ``(K, N, K)``."""
-    p = torch.softmax(logits_of(scores), 1)
+    p = torch.softmax(logits_of(scores), 1)  # (N, C)
     if scores.shape[1] == 1:
         return (p[:, :1] * p[:, 1:]).unsqueeze(0)
     pairs = -p.T.unsqueeze(2) * p  # (K, N, K)

@@ -3,7 +3,8 @@ r"""The objective of a linear classifier: a mean loss of scores, and a penalty o
 .. math:: f(W) = \ell(\tilde X W^\top) + \tfrac12 \sum_{kj} \lambda_{kj} (W_{kj} - A_{kj})^2
 
 :math:`\tilde X` are the rows with a column of ones for the intercept, W has a row for each score.
-The scores are linear in W, so gradient and Hessian of any loss are pulled back by two products.
+The scores are linear in W. So two matrix products turn the derivatives of any loss by the scores
+into its gradient and Hessian by W.
 """
 
 from __future__ import annotations
@@ -17,12 +18,13 @@ import torch
 from scipy.sparse import hstack
 from torch import Tensor
 
-ROWS_PER_FEATURE = 8  # rows per feature that tell how features vary together
+ROWS_PER_FEATURE = 8  # rows per feature that suffice to see how features vary together
 PROBES = 2  # random directions that estimate the curvature of a row
 ALL = slice(None)
-BLOCK = 1 << 16  # rows whose curvature is computed at once; each takes 600 bytes meanwhile
+BLOCK = 1 << 16  # rows whose curvature is computed at once, in 600 bytes each
 SMALL = 4_000_000  # entries up to which rows are made dense and double
-OFFSET_ROWS, FAR = 1000, 100.0  # rows that tell an offset; quartile gaps that make it far
+OFFSET_ROWS = 1000  # rows that suffice to find the offset of a feature
+FAR = 100.0  # an offset is far from 0 if it is so many times the gap between the quartiles
 
 
 class Design:
@@ -34,8 +36,8 @@ class Design:
         intercept: whether there is a column of ones, as the last one.
 
     Attributes:
-        grain: how the rows were rounded when they were given, relative.
-        offsets: what has been taken off each feature since, ``(F,)``.
+        grain: the relative rounding of the rows as they were given.
+        offsets: what has been subtracted from each feature since then, ``(F,)``.
     """
 
     def __init__(self, x: Any, weight: Tensor, *, intercept: bool) -> None:
@@ -58,7 +60,7 @@ class Design:
         return hstack([x, ones]).tocsr() if self.sparse else np.hstack([x, ones])
 
     def joined(self, coef: np.ndarray, intercept: np.ndarray) -> Tensor:
-        """Coefficients ``(K, columns)`` from those of the features and ``(K,)`` of the ones."""
+        """Coefficients ``(K, columns)`` from those of the features and the intercepts, ``(K,)``."""
         w = torch.from_numpy(coef).double()
         if not self.intercept:
             return w
@@ -79,7 +81,7 @@ class Design:
 
     def scores(self, w: Tensor, rows: slice = ALL) -> Tensor:
         """The products of rows with coefficients ``(K, columns)``, ``(N, K)``, float64."""
-        slopes = w[:, : self.features].T.contiguous()  # a third of the time of strides
+        slopes = w[:, : self.features].T.contiguous()  # takes a third of the time of a view
         x: Any = self.x if rows == ALL else self.x[rows]
         if self.sparse:
             scores = torch.from_numpy(x @ slopes.numpy())
@@ -121,7 +123,7 @@ class Design:
     def mean_squares(self, means: Tensor) -> Tensor:
         """The weighted mean of the square of each column less its mean, ``(columns,)``."""
         weight = self.weight.unsqueeze(1)
-        if self.sparse:  # an entry that is not stored lies at minus the mean
+        if self.sparse:  # an entry that is not stored is 0
             features = means[: self.features].numpy()
             moved = self.x.copy()
             moved.data = np.square(moved.data - features[moved.indices])
@@ -177,9 +179,13 @@ class Design:
         return means
 
     def products(self, weight: Tensor, means: Tensor) -> Tensor:
-        """Sums of the products of columns over the rows, weighted ``(N,)``, ``(columns, columns)``.
+        """Weighted sums over the rows of the products of columns, ``(columns, columns)``.
 
-        Of columns less their means, ``(columns,)``. Some rows of many stand for all.
+        The columns are taken less their means. Of many rows, some stand for all.
+
+        Args:
+            weight: of each row, ``(N,)``.
+            means: of the columns, ``(columns,)``.
         """
         step = max(1, self.rows // (ROWS_PER_FEATURE * self.columns))
         x, some = self.x[::step].double() - means[: self.features], weight[::step]
@@ -194,13 +200,13 @@ class Objective:
 
     Args:
         design: the rows.
-        loss: the mean loss of scores ``(N, K)``, of all rows or of those of a slice that comes
-            second.
+        loss: maps scores ``(N, K)`` to the mean loss, or with a slice of the rows to the part of
+            the mean that these rows add.
         bound: the largest curvature of cross-entropy in the scores of a row.
         penalty: weight of the square of each coefficient, ``(K, columns)``.
-        anchor: where the penalty is 0, likewise.
-        curvature: of scores and a slice, the second derivatives of the loss by two scores of a
-            row, ``(K, N, K)``, if they are known.
+        anchor: coefficients at which the penalty is 0, ``(K, columns)``.
+        curvature: maps scores and a slice to the second derivatives of the loss by two scores of a
+            row, ``(K, N, K)``; None leaves them to autograd.
     """
 
     design: Design
@@ -216,7 +222,7 @@ class Objective:
         with torch.no_grad():
             parts = [self.loss(rows.scores(w), some) for some, rows in self.design.doubled()]
         loss = torch.stack(parts).sum().item()
-        apart = w - self.anchor  # its square may be infinite where nothing is penalised
+        apart = w - self.anchor  # a square may be infinite where nothing is penalised
         return loss + 0.5 * (self.penalty * apart * apart).sum().item()
 
     def slopes(self, w: Tensor) -> Tensor:
@@ -236,7 +242,8 @@ class Objective:
     def rounding(self, w: Tensor) -> float:
         """Estimate how much the rounding of ``w`` adds to the objective.
 
-        Where scores are small differences of large products, the coefficients cannot say them.
+        Where scores are small differences of large products, no float64 coefficients give them
+        exactly.
         """
         unit = 0.5 * float(np.finfo(np.float64).eps)
         sizes = torch.cat([rows.absolute().scores(w.abs()) for _, rows in self.design.doubled()])
@@ -298,8 +305,8 @@ class Objective:
 
     def turns(self, w: Tensor, direction: Tensor) -> Tensor:
         """Return the change of the slopes at ``w`` along a direction of scores, both ``(N, K)``."""
-        if self._at is None or not torch.equal(self._at[0], w):  # a solver asks many times
-            self._at = None  # one graph at a time
+        if self._at is None or not torch.equal(self._at[0], w):  # a solver asks often at one w
+            self._at = None  # frees the old graph first
             self._at = w.clone(), *self._slopes(w, ALL)
         _, scores, slopes = self._at
         return torch.autograd.grad(slopes, scores, direction, retain_graph=True)[0]

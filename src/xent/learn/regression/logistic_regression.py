@@ -24,10 +24,10 @@ BINARY = "binary_cross_entropy_with_logits"
 class LogisticRegression(SoftmaxRegression):
     r"""Logistic regression of two classes, of several, or of labels that do not exclude each other.
 
-    Of two classes: one score and a sigmoid. Where y is a matrix of 0 and 1, ``(rows, labels)``,
-    that for each label, all in one fit. Of more classes a softmax, as in
-    :class:`SoftmaxRegression` and in scikit-learn's class of this name, whose parameters, objective
-    and coefficients it shares.
+    Two classes have one score and a sigmoid. If y is a matrix of 0 and 1, ``(rows, labels)``, each
+    label has its own score and sigmoid, all in one fit. More classes have a softmax, as in
+    :class:`SoftmaxRegression`. Parameters, objective and coefficients are those of scikit-learn's
+    class of this name.
 
     .. math:: \min_{W, b}\ \frac1S \sum_n s_n \sum_k \ell(w_k x_n + b_k,\, y_{nk})
         + \frac1{CS} \Bigl(\frac{1 - \rho}2 \|W\|_2^2 + \rho \|W\|_1\Bigr)

@@ -1,9 +1,10 @@
-r"""Newton's method with the full Hessian, for few coefficients, and its bound of what is left.
+r"""Newton's method with the full Hessian, for few coefficients, and how far it is from the minimum.
 
 The second derivatives of a loss by the scores of a row are sums of squares of differences between
-scores, so the Hessian is a sum of squares of rows. Their QR decomposition, not the products of
-columns, finds the coordinates in which it is the identity: two columns may agree in 12 digits and
-still be two. In those coordinates the gradient g is the step, and says what is left:
+scores, so the Hessian is a sum of squares of scaled rows. A QR decomposition of these rows finds
+the coordinates in which the Hessian is the identity. Sums of products of columns would lose half of
+the digits; with QR, two columns may agree in 12 digits and still be told apart. In those
+coordinates the gradient g is the step, and gives the distance from the minimum:
 
 .. math:: f(W) - \min f \approx \tfrac12\, |g|^2
 
@@ -26,10 +27,10 @@ RANK = 1e3 * EPS  # share below which a singular value has too few digits for a 
 TRIALS = 12  # most trials of a step, each more damped than the one before
 FIRST_DAMPING = 1e-2  # first damping of a step that was too long, in units of the curvature
 FAIR, GOOD = 1e-4, 0.5  # gain of a fair and of a good step, as shares of what the model promised
-CONSTANT = 8.0  # times the rounding of a column, below which its spread is none
-MOVING = 0.5  # nats: a score that a step changes so much may lose its curvature
-NEAR = 1e-3  # nats left above which the estimate of the model is checked again
-PATIENCE = 3  # steps without a gain, or less left, before what is left is rounding
+CONSTANT = 8.0  # times the rounding of a column; a spread below that is only rounding
+MOVING = 0.5  # nats; a score that a step changes by more may lose its curvature
+NEAR = 1e-3  # nats left below which the estimate of the model is checked again
+PATIENCE = 3  # steps without a gain after which the rest is taken to be rounding
 
 
 class Model:
@@ -38,11 +39,11 @@ class Model:
     Args:
         objective: the objective, of a dense design in double precision.
         w: the coefficients, ``(K, columns)``.
-        without: scores of rows that are left out, ``(N, K)``.
+        without: True for the scores of rows that are left out, ``(N, K)``.
 
     Attributes:
         left: about how far the objective is above its minimum, in nats.
-        hidden: how far besides, along what is only how the rows were rounded.
+        hidden: further nats, along directions that exist only because the rows were rounded.
     """
 
     def __init__(self, objective: Objective, w: Tensor, without: Tensor | None = None) -> None:
@@ -53,12 +54,13 @@ class Model:
         if without is not None:
             blocks, slopes = _left_out(blocks, slopes, without)
         self.parts = _parts(blocks)
-        if not self.parts:  # each row is sure: take the largest curvature that it can have
+        if not self.parts:  # all rows are sure: take the largest curvature of a row
             most = objective.bound * self.design.weight
             self.parts = [
                 (most, unit) for unit in torch.eye(len(w), dtype=torch.float64, device="cpu")
             ]
-        # A softmax is the same for scores that all move alike, so classes stay about their mean.
+        # Softmax does not change if all scores of a row move alike. So without a penalty, a step
+        # has mean 0 over the classes.
         self.alike = all(direction.sum() == 0 for _, direction in self.parts)
         self.idle = (
             ~objective.penalty.any(0)
@@ -88,15 +90,16 @@ class Model:
     def certified(self) -> float:
         """Estimate the nats left, where rows of large curvature may hide a gain of the others.
 
-        Far out, a row may be nearly sure and still hold the coefficients, until a step frees them.
-        So the scores that a step would move are left out. By that the loss falls no more than these
-        classes cost, by cross-entropy; what others would gain, their own model says.
+        Far from the minimum, rows that are nearly sure may hold the coefficients in place until a
+        step moves their scores far. So the scores that a step would move by more than ``MOVING``
+        are left out, and a second model estimates the gain of the others. The left-out scores can
+        gain no more than their classes cost by cross-entropy, which is added.
         """
         if self.vectors is not None:
             return self.left
         weight, slopes = self.design.weight.unsqueeze(1), self.objective.slopes(self.w)
         steps = self.design.scores(self.step(0.0)[0])
-        if bool(self.alike):  # against the score of the class, whose slope alone is negative
+        if bool(self.alike):  # compare with the target, which alone has a negative slope
             steps = steps - steps.gather(1, slopes.argmin(1, keepdim=True))
             slopes = slopes.clamp(min=0)
         moving = steps.abs() > MOVING
@@ -111,7 +114,10 @@ class Model:
         return self._pulled(self.objective.slopes(w), w, self.map).square().sum().item()
 
     def _means(self) -> Tensor:
-        """Means of the columns under the curvature, if a free intercept can take the means off."""
+        """Means of the columns, ``(features,)``, with the curvature of each row as weight.
+
+        Zeros unless an intercept without a penalty can make up for the means.
+        """
         if not self.design.intercept or bool(self.objective.penalty[:, -1].any()):
             return torch.zeros(self.design.features, dtype=torch.float64, device="cpu")
         return self.curvature @ self.design.x / self.curvature.sum()
@@ -131,25 +137,26 @@ class Model:
     def _maps(self) -> tuple[Tensor, Tensor]:
         """Return maps to coefficients, ``(K, columns, r)``, from coordinates with Hessian identity.
 
-        Those that are only how the rows were rounded, as of a feature in two units, come apart.
+        The second map has the directions that exist only because the rows were rounded, as when one
+        feature is given in two units.
         """
         low, high = (edge - self.means for edge in torch.aminmax(self.design.x, dim=0))
         unit = torch.maximum(low.abs(), high.abs())
         if self.design.intercept:
             unit = torch.nn.functional.pad(unit, (0, 1), value=1.0)
         unit = torch.where(unit > 0, unit, 1.0).expand(self.w.shape)
-        triangle = (self.objective.penalty.sqrt() / unit).flatten().diag()
+        triangle = (self.objective.penalty.sqrt() / unit).flatten().diag()  # K * columns, squared
         given = torch.zeros_like(unit)
         for some in self.design.blocks():
             rows = self._rows(some, self.means) / unit[0]
             before = (self._rows(some, -self.design.offsets, 0.0) / unit[0]).square()
             for weight, direction in self.parts:
                 root = weight[some].abs().sqrt().unsqueeze(1)
-                block = torch.kron(direction.unsqueeze(0), root * rows)
+                block = torch.kron(direction.unsqueeze(0), root * rows)  # (n, K * columns)
                 triangle = torch.linalg.qr(torch.cat([triangle, block]), mode="r").R
                 given = given + direction.square().outer(weight[some].abs() @ before)
         length, given = triangle.norm(dim=0), given.flatten().sqrt()
-        constant = length <= CONSTANT * self.design.grain * given  # where there is curvature
+        constant = length <= CONSTANT * self.design.grain * given  # only rounding
         triangle = torch.where(constant, 0.0, triangle)
         length = torch.where(length > 0, length, 1.0)
         _, values, vectors = torch.linalg.svd(triangle / length)
@@ -184,9 +191,10 @@ class Model:
 
 
 def _left_out(blocks: Tensor, slopes: Tensor, which: Tensor) -> tuple[Tensor, Tensor]:
-    """Return second and first derivatives by the scores, without some scores of rows, ``(N, K)``.
+    """Return second and first derivatives by the scores, without the scores in ``which``.
 
-    What they took from other scores of the row is given back.
+    ``which``, ``(N, K)``, is True for the scores of rows that are left out. The other scores of the
+    row take over what keeps the sums of the derivatives over the scores of a row at 0.
     """
     blocks, slopes = blocks.clone(), slopes.clone()
     taken = torch.where(which, slopes, 0.0)
@@ -210,9 +218,9 @@ def _left_out(blocks: Tensor, slopes: Tensor, which: Tensor) -> tuple[Tensor, Te
 def _parts(blocks: Tensor) -> list[tuple[Tensor, Tensor]]:
     """Second derivatives by two scores of a row, ``(K, N, K)``, as sums of squares of differences.
 
-    Each part has a weight for each row, ``(N,)``, and a direction among the scores, ``(K,)``. Of a
-    softmax it is the product of two probabilities and the difference of their scores, which has all
-    its digits.
+    Each part has a weight for each row, ``(N,)``, and a direction among the scores, ``(K,)``. For a
+    softmax the weight is the product of two probabilities, which has all its digits, and the
+    direction is the difference of their scores.
     """
     unit = torch.eye(len(blocks), dtype=torch.float64, device="cpu")
     parts = []
@@ -227,12 +235,12 @@ def _parts(blocks: Tensor) -> list[tuple[Tensor, Tensor]]:
 def by_newton(task: SolverTask, start: Tensor, history: list[float] | None = None) -> Solution:
     """Minimise by Newton's method; each step is damped until it gains what the model promised.
 
-    The last step is judged by the gradient, as the objective shows no change there.
+    The last step is judged by the gradient, because the objective shows no change there.
 
     Args:
         task: what is to be minimised, over a dense design in double precision.
         start: where to begin, ``(K, columns)``.
-        history: the objective at each iteration of another method before.
+        history: the objective at each iteration of the method that ran before.
     """
     objective, w, damping = task.objective, start, 0.0
     value = objective.value(w)

@@ -15,11 +15,11 @@ from .task import UNSAID, Solution, SolverTask
 
 NOISE = 1e-12  # relative rounding of an objective, by which a step may miss its promise
 HALVINGS = 30  # halvings of a Newton step before it is given up
-JOINT, JOINT_ENTRIES = 1000, 20_000_000  # entries, and entries times rows, that are judged together
+JOINT, JOINT_ENTRIES = 1000, 20_000_000  # most entries, and entries times rows, in one Hessian
 RANK = 1e-13  # share of the largest eigenvalue of the Hessian below which others are rounding
 LEAST_TOL = 1e-14  # violation below which all is rounding
 TINY = 1e-30  # least curvature
-MODEL_ITERATIONS, MODEL_TOL = 1000, 0.01  # limits of the inner problem, as a share of the violation
+MODEL_ITERATIONS, MODEL_TOL = 1000, 0.01  # inner problem: iterations, share of the violation
 
 
 class Shrunken:
@@ -40,7 +40,7 @@ class Shrunken:
         self.ridge = self.objective.penalty / self.standard.scale.square()
 
     def slope(self, place: Tensor) -> tuple[float, Tensor]:
-        """The smooth part and its gradient."""
+        """The smooth part of the objective and its gradient by these coordinates."""
         value, gradient = self.objective.value_and_gradient(self.standard.to_coefficients(place))
         return value, self.standard.gradient(gradient)
 
@@ -51,14 +51,15 @@ class Shrunken:
     def violation(self, place: Tensor, gradient: Tensor) -> Tensor:
         """Distance of the gradient of the smooth part from a gradient at a minimum, by entry.
 
-        There it is minus l1 times the sign of each entry; at an entry of 0, anything up to l1.
+        At a minimum that gradient is minus l1 times the sign of each entry; at an entry of 0, it is
+        anything from -l1 to l1.
         """
         return _violation(place, gradient, self.l1)
 
     def judged(self, place: Tensor, gradient: Tensor) -> tuple[float, float]:
         """Return the largest violation and the nats left, both by the curvature here.
 
-        Of each entry by itself: 1 is the curvature at which the former is measured.
+        Each entry is judged alone, in units in which its curvature is 1.
         """
         diagonal = self.objective.hessian_diagonal(self.standard.to_coefficients(place))
         diagonal = diagonal / self.standard.scale.square() + self.ridge
@@ -66,7 +67,7 @@ class Shrunken:
         return relative.max().item(), 0.5 * relative.square().sum().item()
 
     def left(self, place: Tensor, gradient: Tensor) -> float:
-        """Nats left above the minimum, by the Hessian of all entries where that is small."""
+        """Nats left above the minimum, by the Hessian of all entries where that matrix is small."""
         _, alone = self.judged(place, gradient)
         rows = self.objective.design.rows
         if place.numel() > JOINT or rows * place.numel() > JOINT_ENTRIES:
@@ -86,12 +87,13 @@ class Shrunken:
         return max(alone, 0.5 * (along[real].square() / values[real]).sum().item())
 
     def converged(self, place: Tensor, gradient: Tensor) -> bool:
-        """Tell whether no violation is above ``tol``, and at most ``UNSAID`` nats are left.
+        """True if no violation is above ``tol``, and at most ``UNSAID`` nats are left.
 
-        Violations are those of the standardised features, and relative to the curvature. Each may
-        be small, and much be left along a direction of little curvature; then ``tol`` is a tenth.
+        Violations are those of the standardised features, and relative to the curvature. All may be
+        small although many nats are left along a direction of little curvature; then ``tol`` is
+        divided by 10.
         """
-        near = self.violation(place, gradient).max().item() <= self.tol  # costs nothing more
+        near = self.violation(place, gradient).max().item() <= self.tol  # needs no curvature
         if not near or self.judged(place, gradient)[0] > self.tol:
             return False
         if self.tol < LEAST_TOL or self.left(place, gradient) <= UNSAID:
@@ -108,7 +110,7 @@ class Shrunken:
     def hessian(self, place: Tensor, chosen: Tensor) -> Tensor:
         """Return the Hessian of the smooth part by the M chosen entries, ``(M, M)``."""
         design, standard = self.objective.design, self.standard
-        rows = self.objective.score_hessian(standard.to_coefficients(place))
+        rows = self.objective.score_hessian(standard.to_coefficients(place))  # (K, N, K)
         columns = [of_score.nonzero()[:, 0] for of_score in chosen]
         x = [(design.dense(j) - standard.means[j]) / standard.scale[j] for j in columns]
         blocks = [
@@ -125,8 +127,8 @@ def by_gradients(task: SolverTask, start: Tensor, *, accelerate: bool) -> Soluti
 
     L is an upper bound of the curvature: that of the loss in the scores times the largest
     eigenvalue of the covariance of the standardised features. For losses more curved than
-    cross-entropy it is doubled where a step gains less than L promises. Accelerated by Nesterov's
-    momentum, which starts anew whenever the objective rises.
+    cross-entropy, L is doubled where a step gains less than L promises. ``accelerate`` adds
+    Nesterov's momentum, which starts anew whenever the objective rises.
     """
     f = Shrunken(task)
     bound = f.bound()
@@ -164,8 +166,8 @@ def by_gradients(task: SolverTask, start: Tensor, *, accelerate: bool) -> Soluti
 def by_proximal_newton(task: SolverTask, start: Tensor) -> Solution:
     """Minimise the quadratic model of the smooth part, plus l1, again and again.
 
-    The model is of those coefficients only that are not 0, or would not stay 0, so its Hessian is
-    a small matrix; its minimum takes no sweep over the rows.
+    The model has only the coefficients that are not 0, or would not stay 0. So its Hessian is a
+    small matrix, and finding its minimum takes no sweep over the rows.
     """
     f = Shrunken(task)
     at = f.standard.from_coefficients(start)
@@ -205,10 +207,10 @@ def minimise_model(
 ) -> Tensor:
     """Minimise a quadratic function of M entries plus l1, by accelerated gradients.
 
-    In units in which each entry has curvature 1.
+    The units are those in which each entry has curvature 1.
 
     Args:
-        hessian: of the function, ``(M, M)``; where it is not convex, it is made so.
+        hessian: of the function, ``(M, M)``; if it is not positive, its diagonal is raised.
         gradient: at the start.
         start: where to begin.
         l1: weight of the absolute value of each entry.
@@ -228,7 +230,7 @@ def minimise_model(
         landed = shrink(ahead - slope / most, l1 / most)
         if _violation(landed, gradient + hessian @ (landed - start), l1).max() <= tol:
             break
-        if ((ahead - landed) * (landed - at)).sum() > 0:  # uphill
+        if ((ahead - landed) * (landed - at)).sum() > 0:  # the momentum leads uphill
             momentum = 1.0
         following = (1 + math.sqrt(1 + 4 * momentum**2)) / 2
         ahead, momentum = landed + (momentum - 1) / following * (landed - at), following

@@ -1,8 +1,8 @@
 r"""Regularization paths: coefficients of a linear classifier as its penalty grows weaker.
 
-With l1 there is a strength from which on all of them are 0. The gradient of the mean loss there,
-:math:`G`, is that of a model that knows the classes' frequencies only, and the conditions of a
-minimum, :math:`|G_{kj}| \le \lambda \rho` for each coefficient, say which strength it is:
+With l1, all coefficients are 0 from some strength of the penalty on. Such a model knows only the
+frequencies of the classes; let :math:`G` be the gradient of its mean loss. The conditions of a
+minimum, :math:`|G_{kj}| \le \lambda \rho` for each coefficient, give that strength:
 
 .. math:: \lambda_{\max} = \frac1\rho \max_{kj} |G_{kj}|, \qquad
     C_{\min} = \frac1{S\, \lambda_{\max}}
@@ -37,11 +37,11 @@ class RegularizationPath:
 
     Attributes:
         Cs: the inverse strengths, ascending, ``(n,)``.
-        lambdas: what the penalty is multiplied by, 1 / (C S), ``(n,)``.
+        lambdas: the factor of the penalty, 1 / (C S), ``(n,)``.
         coef: ``(n, K, features)``, K = 1 for two classes.
         intercepts: ``(n, K)``.
         loss: the mean loss of a row, ``(n,)``.
-        penalty: what the coefficients add to it, ``(n,)``.
+        penalty: what the coefficients add to the objective, ``(n,)``.
         nonzero: how many coefficients are not 0, ``(n,)``.
         iterations: of the solver, ``(n,)``.
     """
@@ -68,10 +68,10 @@ class RegularizationPath:
 
 
 def smallest_C(estimator: SoftmaxRegression, X: Any, y: Any, sample_weight: Any = None) -> float:
-    """The largest ``C`` at which l1 leaves no coefficient; any larger one leaves some.
+    """The largest ``C`` at which l1 makes every coefficient 0; any larger ``C`` leaves some.
 
-    Exact for losses that are convex in the scores. For others no coefficient leaves zero by itself
-    there, but a minimum elsewhere may be lower.
+    This is exact for losses that are convex in the scores. For other losses, all zeros meet the
+    conditions of a minimum there, but another minimum may be lower.
 
     Args:
         estimator: a ``SoftmaxRegression`` or ``LogisticRegression`` with ``l1_ratio`` above 0;
@@ -106,7 +106,7 @@ def regularization_path(
 ) -> RegularizationPath:
     """Fit a linear classifier at one strength of the penalty after the other.
 
-    Each fit begins where the one before ended, the first without coefficients.
+    Each fit begins where the fit before ended; the first begins with coefficients of 0.
 
     Args:
         estimator: a ``SoftmaxRegression`` or ``LogisticRegression``; its ``C`` does not matter, and
@@ -161,7 +161,7 @@ class _Start:
         model: the copy.
         problem: rows and loss.
         coef: zeros, ``(K, features)``.
-        intercept: at its own minimum, ``(K,)``.
+        intercept: the best intercepts without features, ``(K,)``.
     """
 
     def __init__(self, estimator: SoftmaxRegression, X: Any, y: Any, sample_weight: Any) -> None:

@@ -34,11 +34,11 @@ def save_model(
         model: the classifier. A loss that is a function must be one of :mod:`xent`, or a
             ``functools.partial`` of one with numbers, words and lists.
         path: the file.
-        about: what else belongs to the model, and JSON can hold: how its features are made, say.
+        about: further facts in types of JSON, such as how the features are made.
 
     Raises:
-        TypeError: if the model is no linear classifier of ours, or holds what cannot be saved.
-        ValueError: if it is not fitted.
+        TypeError: if the model is no linear classifier of xent, or holds what cannot be saved.
+        ValueError: if the model is not fitted.
         OSError: if the file cannot be written.
 
     Example:
@@ -93,11 +93,11 @@ def load_model(path: str | Path) -> SoftmaxRegression:
         path: the file.
 
     Returns:
-        The fitted classifier. It predicts the same bits, and takes further rows.
+        The fitted classifier, which predicts the same bits and can learn from further rows.
 
     Raises:
         ValueError: if the file is damaged or something else.
-        OSError: if it cannot be read.
+        OSError: if the file cannot be read.
 
     Example:
         See :func:`save_model`.
@@ -116,7 +116,7 @@ def read_model(path: str | Path) -> tuple[SoftmaxRegression, dict[str, Any]]:
 
     Raises:
         ValueError: if the file is damaged or something else.
-        OSError: if it cannot be read.
+        OSError: if the file cannot be read.
     """
     data = Path(path).read_bytes()
     try:
@@ -174,7 +174,7 @@ def _is_multilabel(model: SoftmaxRegression) -> bool:
 
 def _matrix(name: str, value: Any, shape: tuple[int, ...]) -> np.ndarray:
     """Return finite numbers of this shape, or raise."""
-    array = np.array(value, dtype=object)  # rows of different lengths are no matrix, but no error
+    array = np.array(value, dtype=object)  # as objects, rows of different lengths raise nothing
     _require(array.shape == shape, f"`{name}` has the shape {array.shape}, wanted {shape}")
     numbers = all(type(one) in (int, float) and math.isfinite(one) for one in array.flat)
     _require(numbers, f"`{name}` holds other things than finite numbers")

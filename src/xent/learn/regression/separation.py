@@ -1,4 +1,4 @@
-"""Separation: finds out if linear scores can separate the classes, so that no best fit exists."""
+"""Finds out if linear scores can separate the classes, so that no best fit exists."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ ENTRIES = 3_000_000  # most entries of a linear program
 class SeparationWarning(UserWarning):
     """Warning: the classes can be separated and no penalty is set, so there is no best fit.
 
-    The loss falls for ever while they grow. Where the solver stopped is arbitrary; only the
-    direction means something.
+    The loss falls for ever while the coefficients grow. The size at which the solver stopped is
+    arbitrary; only the direction of the coefficients means something.
     """
 
 
@@ -27,19 +27,19 @@ def separation(x: Any, scores: Tensor, target: Tensor) -> Literal["complete", "p
 
     Args:
         x: the rows with their column of ones, ``(N, columns)``, dense or sparse.
-        scores: what was fitted, ``(N, K)``; a proof if they separate.
-        target: class of each row, ``(N,)``; for K = 1, of two.
+        scores: the fitted scores, ``(N, K)``; if they separate the classes, nothing else is asked.
+        target: class of each row, ``(N,)``; for K = 1 there are two classes.
 
     Returns:
         ``"complete"`` if every row has its largest score at its class; ``"partial"`` if some scores
-        never prefer another class and sometimes the right one; None if there are no such scores, or
-        nothing points to them, or the linear program that decides would be very large.
+        never prefer another class and sometimes the right one; None if there are no such scores, if
+        no fitted margin is large, or if the linear program that decides would be very large.
     """
     if scores.shape[1] == 1:
         scores = torch.cat([torch.zeros_like(scores), scores], 1)
     own = scores.gather(1, target.unsqueeze(1)).squeeze(1)
     others = scores.scatter(1, target.unsqueeze(1), -torch.inf).amax(1)
-    margin = own - others
+    margin = own - others  # (N,)
     if margin.min() > 0:
         return "complete"
     classes = scores.shape[1]
@@ -62,10 +62,10 @@ def separation(x: Any, scores: Tensor, target: Tensor) -> Literal["complete", "p
 
 
 def _differences(x: csr_array, label: int, classes: int) -> csr_array:
-    """Rows that give the score of a label minus each other score, from all coefficients."""
+    """Matrix from all coefficients to the score of a label minus each other score, for rows."""
     others = np.delete(np.arange(classes), label)
     pick = -eye_array(classes).tocsr()[others]
     pick = pick + csr_array(
         (np.ones(len(others)), (np.arange(len(others)), np.full(len(others), label))), pick.shape
     )
-    return kron(pick, x).tocsr()
+    return kron(pick, x).tocsr()  # ((C - 1) * n, C * columns)

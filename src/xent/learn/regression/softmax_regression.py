@@ -46,7 +46,7 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
     classes have one score, that of the second; the first has the score 0.
 
     L-BFGS and the Newton methods work in coordinates that undo the correlations of the features:
-    where these are strong, tens of sweeps over the rows do what took hundreds.
+    where these are strong, tens of sweeps over the rows do what would take hundreds.
 
     Args:
         C: inverse of the strength of the penalty; ``np.inf`` for none. If then the classes can be
@@ -54,17 +54,17 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
         l1_ratio: how much of the penalty is l1, from 0 to 1; above 0 it takes a solver for l1.
         loss: name of a loss of one class per row, or the function itself; its options by
             ``functools.partial(xent.losses.focal_loss, gamma=1.0)``.
-        solver: ``"newton"``, with the Hessian in full; ``"lbfgs"``, ``"newton-cg"`` and
-            ``"trust-region"`` (SciPy's, with our product of the Hessian), which end with
-            ``"newton"`` where that is at hand; ``"gradient-descent"`` with the step 1/L,
-            ``"accelerated"`` and ``"proximal-newton"``, which take l1; ``"auto"`` chooses the last
-            where there is l1 and up to 2000 coefficients, ``"accelerated"`` for more, without l1
-            ``"newton"`` for few coefficients, another Newton method for up to 50,000 scores (rows
-            times classes), else ``"lbfgs"``.
+        solver: ``"newton"``, with the full Hessian; ``"lbfgs"``, ``"newton-cg"`` and
+            ``"trust-region"`` of SciPy, the last two with products of the Hessian, all followed by
+            ``"newton"`` if the full Hessian is small enough; ``"gradient-descent"`` with the step
+            1/L, ``"accelerated"`` and ``"proximal-newton"``, which take l1. ``"auto"`` takes, with
+            l1, ``"proximal-newton"`` for up to 2000 coefficients and ``"accelerated"`` for more;
+            without l1 ``"newton"`` for few coefficients, another Newton method for up to 50,000
+            scores (rows times classes), else ``"lbfgs"``.
         tol: no entry of the gradient is larger at the end, in coordinates of about unit curvature,
             so the objective is about ``tol**2`` nats above its minimum.
-        max_iter: most iterations; a ``ConvergenceWarning`` says how far from the minimum they
-            ended, and so it does where rounding hides more than 1e-9 nats.
+        max_iter: most iterations. If they do not reach the minimum, or rounding hides more than
+            1e-9 nats, a ``ConvergenceWarning`` says how far above the minimum the fit ended.
         fit_intercept: whether there is an intercept b, which is not penalised.
         class_weight: a dictionary class -> weight, ``"balanced"``, or None.
         warm_start: whether ``fit`` begins with the coefficients that are there.
@@ -74,8 +74,8 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
         classes_: the classes, sorted.
         coef_: W, ``(classes, features)``; ``(1, features)`` for two classes.
         intercept_: b, ``(classes,)`` or ``(1,)``; zeros without one.
-        precision_: how sure the coefficients are: curvature of the summed loss along each, and that
-            of the penalty, ``(K, features + intercept)``.
+        precision_: how sure the coefficients are: the curvature of the summed loss along each
+            coefficient plus that of the penalty, ``(K, features + intercept)``.
         n_iter_: iterations of the last fit.
         history_: the objective after each of them, the start first.
 
@@ -323,7 +323,7 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
         """Run the solver, and keep the coefficients.
 
         Returns:
-            How far that is above the minimum, in nats; 0 if it has converged.
+            How far the result is above the minimum, in nats; 0 if the solver has converged.
         """
         with progress(self.verbose, self.max_iter) as report:
             task = SolverTask(objective, l1, self.tol, self.max_iter, report)

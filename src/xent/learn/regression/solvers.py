@@ -1,8 +1,9 @@
-"""Minimisers of the objective of a linear classifier: Newton's method, SciPy's, and those for l1.
+"""Minimisers of the objective of a linear classifier: ours by Newton and for l1, and SciPy's.
 
-All stop where no entry of the gradient exceeds ``tol``, in coordinates in which the objective has
-about unit curvature where they stop, so that ``tol`` means the same in metres and in miles. What
-they say is left above the minimum is judged there, by the gradient in double precision.
+Every solver stops where no entry of the gradient exceeds ``tol``. This gradient is taken in
+coordinates in which the objective has a curvature of about 1, so that ``tol`` means the same in
+metres and in miles. In these coordinates, the gradient in double precision also tells how many nats
+are left above the minimum.
 """
 
 from __future__ import annotations
@@ -40,13 +41,13 @@ def solve(task: SolverTask, start: Tensor, solver: str) -> Solution:
     """Minimise from coefficients ``(K, columns)`` on, by one of ``SOLVERS``.
 
     Where there is l1, ``"auto"`` takes the proximal Newton method for few coefficients, whose
-    Hessian is at hand, and accelerated gradients for many. Else it takes Newton's method, with the
-    Hessian in full for few coefficients and by its products for few rows, which needs the fewest
-    steps where rows are sure; and L-BFGS for what is large, which needs the fewest sweeps over the
-    rows where they are not.
+    Hessian is small, and accelerated gradients for many. Without l1 it takes Newton's method, with
+    the full Hessian for few coefficients and with products of the Hessian for few rows: Newton's
+    method needs the fewest steps where rows are sure. Large problems get L-BFGS, which needs the
+    fewest sweeps over the rows where they are not.
 
-    Features far from 0 are moved there first, if a free intercept can take that, and come back at
-    the end.
+    Features far from 0 are moved to 0 first, if an intercept without a penalty can make up for the
+    move; at the end the intercept is moved back.
     """
     objective = task.objective
     design = objective.design.prepared(objective.design.offsets)
@@ -123,7 +124,7 @@ def _widened(task: SolverTask, start: Tensor) -> SolverTask | None:
 
 
 def _wide(task: SolverTask) -> bool:
-    """Tell whether the rows are dense and in double precision."""
+    """True if the rows are dense and in double precision."""
     design = task.objective.design
     return not design.sparse and design.x.dtype == torch.float64
 
@@ -132,18 +133,18 @@ def _wide(task: SolverTask) -> bool:
 def _thread_pools() -> ThreadpoolController:
     """Return the thread pools of NumPy and SciPy, whose threads wait for work by spinning.
 
-    Between our products the spinning threads would take the cores from PyTorch: 2.7 times the time
-    for 20,000 x 784 on two cores.
+    Between products, the spinning threads would take the cores from PyTorch: 20,000 rows of 784
+    features take 2.7 times as long on two cores.
     """
     return ThreadpoolController()
 
 
-@np.errstate(divide="ignore", invalid="ignore", over="ignore")  # where nothing is left to gain
+@np.errstate(divide="ignore", invalid="ignore", over="ignore")  # SciPy divides by a gain of 0
 def by_scipy(task: SolverTask, start: Tensor, method: str) -> Solution:
     """Minimise a smooth objective by one of SciPy's methods, in whitened coordinates.
 
-    New coordinates are taken when most of the curvature is gone, and as long as that gains more
-    than rounding while the gradient says that something is left.
+    A round ends when the method stops or most of the curvature is gone; the next round has new
+    coordinates. The last round is the first that leaves little or gains no more than rounding.
     """
     objective, w = task.objective, start
     history = [objective.value(start)]
@@ -163,8 +164,8 @@ def by_scipy(task: SolverTask, start: Tensor, method: str) -> Solution:
 def newton_step(white: Whitening, w: Tensor) -> tuple[Tensor, float]:
     """Take one full Newton step; return the coefficients and the nats left above the minimum.
 
-    The gradient judges the step and not the objective: a line search ends where the objective shows
-    no change, and there the coefficients have only half of their digits.
+    The gradient judges the step, not the objective. A line search ends where the objective shows no
+    change, and there the coefficients have only half of their digits.
     """
     objective = white.objective
 

@@ -57,7 +57,7 @@ class SolverTask:
 
 
 def enough(task: SolverTask, w: Tensor, value: float) -> float:
-    """Return the nats that may be left: a gradient of ``tol`` in each entry, or rounding."""
+    """Return how many nats above the minimum are enough: by ``tol`` in each entry, or rounding."""
     return max(0.5 * w.numel() * task.tol**2, DIGITS * max(abs(value), 1e-3))
 
 

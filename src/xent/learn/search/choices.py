@@ -15,7 +15,24 @@ from .tilts import effective_count, sure_shift
 
 
 @dataclass(frozen=True, eq=False)
-class Bernoulli(SearchDistribution):
+class _Choices(SearchDistribution):
+    """Points of independent choices, each made with a probability."""
+
+    probability: Tensor
+
+    @property
+    def spread(self) -> float:
+        """The largest standard deviation of whether a choice is made."""
+        return (self.probability * (1 - self.probability)).max().sqrt().item()
+
+    def _sure(self, fitted: Tensor, weights: Tensor) -> Tensor:
+        """Return probabilities moved towards fitted ones, only as far as noise allows."""
+        p = self.probability
+        return p + sure_shift(fitted - p, p * (1 - p) / effective_count(weights))
+
+
+@dataclass(frozen=True, eq=False)
+class Bernoulli(_Choices):
     """Points of independent bits, 0.0 or 1.0.
 
     Args:
@@ -29,8 +46,6 @@ class Bernoulli(SearchDistribution):
         tensor([0.0000, 0.5000, 1.0000], dtype=torch.float64)
     """
 
-    probability: Tensor
-
     def __post_init__(self) -> None:
         p = finite_numbers("probability", self.probability)
         if p.ndim != 1 or not p.numel() or bool(((p < 0) | (p > 1)).any()):
@@ -41,11 +56,6 @@ class Bernoulli(SearchDistribution):
     def centre(self) -> Tensor:
         """The likelier bit of each place."""
         return (self.probability > 0.5).to(self.probability.dtype)
-
-    @property
-    def spread(self) -> float:
-        """The largest standard deviation of a bit."""
-        return (self.probability * (1 - self.probability)).max().sqrt().item()
 
     def sample(self, n: int, generator: Generator | None = None) -> Tensor:
         """Draw ``n`` points, ``(n, d)``, float64."""
@@ -59,10 +69,8 @@ class Bernoulli(SearchDistribution):
         return Bernoulli((share @ x).clamp(0, 1))
 
     def tilt(self, elite: Tensor, weights: Tensor) -> Bernoulli:
-        """The fit, no further from this than is sure."""
-        p = self.probability
-        shift = self.fit(elite, weights).probability - p
-        return Bernoulli(p + sure_shift(shift, p * (1 - p) / effective_count(weights)))
+        """Move towards the fit, only as far as the noise of the fit allows."""
+        return Bernoulli(self._sure(self.fit(elite, weights).probability, weights))
 
     def flatten(self, power: float) -> Bernoulli:
         """Return the bits with the log-odds of these times the power."""
@@ -79,7 +87,7 @@ class Bernoulli(SearchDistribution):
 
 
 @dataclass(frozen=True, eq=False)
-class Categorical(SearchDistribution):
+class Categorical(_Choices):
     """Points of independent choices among ``k``, integers from 0.
 
     Args:
@@ -94,8 +102,6 @@ class Categorical(SearchDistribution):
                 [0.0000, 0.0000, 1.0000]], dtype=torch.float64)
     """
 
-    probability: Tensor
-
     def __post_init__(self) -> None:
         p = finite_numbers("probability", self.probability)
         if p.ndim != 2 or not p.numel():
@@ -107,11 +113,6 @@ class Categorical(SearchDistribution):
     def centre(self) -> Tensor:
         """The likeliest choice of each place."""
         return self.probability.argmax(1)
-
-    @property
-    def spread(self) -> float:
-        """The largest standard deviation of whether a choice is made."""
-        return (self.probability * (1 - self.probability)).max().sqrt().item()
 
     def sample(self, n: int, generator: Generator | None = None) -> Tensor:
         """Draw ``n`` points, ``(n, d)``, int64."""
@@ -126,14 +127,12 @@ class Categorical(SearchDistribution):
         if not bool(possible.all()):
             raise ValueError(f"`elite` must hold choices, integers from 0 to {choices - 1}")
         frequency = torch.zeros_like(self.probability)
-        frequency.scatter_add_(1, made.T, share.expand(places, -1))
+        frequency.scatter_add_(1, made.T, share.expand(places, -1))  # made.T: (d, n)
         return Categorical(frequency)
 
     def tilt(self, elite: Tensor, weights: Tensor) -> Categorical:
-        """The fit, no further from this than is sure."""
-        p = self.probability
-        shift = self.fit(elite, weights).probability - p
-        sure = p + sure_shift(shift, p * (1 - p) / effective_count(weights))
+        """Move towards the fit, only as far as the noise of the fit allows."""
+        sure = self._sure(self.fit(elite, weights).probability, weights)
         return Categorical(sure / sure.sum(1, keepdim=True))
 
     def flatten(self, power: float) -> Categorical:
@@ -147,6 +146,6 @@ class Categorical(SearchDistribution):
         return torch.where(possible, each, -math.inf).sum(-1)
 
     def _choices(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Points as integers, and where these are choices that there are."""
+        """Return points as integers, and True where an integer is one of the choices."""
         made = x.long()
         return made, (made == x) & (made >= 0) & (made < self.probability.shape[1])

@@ -6,8 +6,9 @@ while not search.stop() and search.iteration < 50:
     search.tell(points, scores_of(points))  # one score for each point
 search.result().centre
 
-Without noise the distribution collapses too early: Tetris players found so are 23 to 36 times
-worse. One such search in nine is lucky all the same, so compare means of several searches.
+Without noise the distribution collapses too early: Tetris players found without it are 23 to 36
+times worse. One in nine searches without noise is lucky all the same, so compare means of several
+searches.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ def elite_count(elite: float, of: int, name: str = "population") -> int:
 
     Args:
         elite: a share, rounded up, or a whole number from 2.
-        of: how many there are.
-        name: what they are called, for the message.
+        of: how many points there are.
+        name: what the points are called, for the message.
 
     Raises:
         ValueError: for an elite of fewer than two, or of all.
@@ -38,7 +39,7 @@ def elite_count(elite: float, of: int, name: str = "population") -> int:
     if not is_whole(of) or of < 3:
         raise ValueError(f"`{name}` must be a whole number of at least 3, got {of!r}")
     finite_number("elite", elite)
-    # Slightly less, so that rounding does not make a tenth of thirty four.
+    # Slightly less: in floating point 0.07 * 100 is a little more than 7, and must not become 8.
     count = int(elite) if is_whole(elite) else math.ceil(float(elite) * of - 1e-9)
     if not 2 <= count < of:
         raise ValueError(
@@ -98,12 +99,12 @@ class SearchResult(NamedTuple):
 
     Attributes:
         centre: the likeliest point of the distribution, ``(d,)``. Where scores are noisy it is
-            worth more than ``best``, which had luck.
+            better than ``best``, whose score is partly luck.
         best: the point with the best score of all, ``(d,)``; None before the first ``tell``.
-        score: its score.
+        score: the score of ``best``.
         distribution: what the next points would be drawn from.
         evaluations: how many points have been scored.
-        history: one :class:`Iteration` for each.
+        history: an :class:`Iteration` for each iteration.
     """
 
     centre: Tensor
@@ -199,12 +200,13 @@ class CrossEntropyMethod:
 
         Args:
             points: what :meth:`ask` gave, ``(population, d)``.
-            scores: one for each, ``(population,)``. A point that failed has the worst there is:
-                ``-inf``, or ``inf`` where small scores are good. It is never fitted to.
+            scores: one for each, ``(population,)``. A point that failed gets the worst score:
+                ``-inf``, or ``inf`` where small scores are good. It never enters the elite.
 
         Raises:
-            ValueError: for other points, scores that do not fit them, NaN, infinitely good ones, or
-                if fewer than two points did not fail. The search stays as it was.
+            ValueError: for other points, scores that do not fit the points, NaN, scores that are
+                infinitely good, or if fewer than two points did not fail. The search stays as it
+                was.
         """
         points = torch.as_tensor(points, device="cpu")
         if len(points) != self.population:
@@ -251,11 +253,11 @@ class CrossEntropyMethod:
         callback: Callable[[SearchResult], object] | None = None,
         quiet: bool = False,
     ) -> SearchResult:
-        """Ask and tell until the distribution collapses, the target is met or time is up.
+        """Ask and tell until the distribution collapses, the target is met or iterations end.
 
         Args:
-            function: from points ``(population, d)`` to their scores, ``(population,)``.
-            iterations: how many there may be, those done before included.
+            function: maps points ``(population, d)`` to their scores, ``(population,)``.
+            iterations: most iterations of the search, with those already done.
             target: a mean score of the population that is good enough.
             callback: called with the result so far after each iteration.
             quiet: show no progress.
@@ -287,14 +289,14 @@ class CrossEntropyMethod:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a state: the next points are those that would have come there.
+        """Go on from a state: the next points are those that the saved search would have drawn.
 
         Args:
             state: what :meth:`state_dict` of a search with the same options gave.
 
         Raises:
-            ValueError: if it belongs to another family or another number of dimensions, or is no
-                such state. The search stays as it was.
+            ValueError: if the state belongs to another family or another number of dimensions, or
+                is something else. The search stays as it was.
         """
         sizes = {name: x.shape for name, x in self.distribution.parameters().items()}
         generator = torch.Generator()

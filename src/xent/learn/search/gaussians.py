@@ -21,9 +21,9 @@ class Gaussian(SearchDistribution):
     Args:
         mean: ``(d,)``; kept in float64.
         covariance: the variances, ``(d,)`` or one number for all, of independent coordinates; or
-            the covariance matrix, ``(d, d)``. Its form is that of every fit. A matrix of fewer
-            points than ``d + 1`` is singular: it draws within the points' plane, has no density,
-            and regains the other directions from noise or smoothing only.
+            the covariance matrix, ``(d, d)``. Every fit has the same form. A matrix fitted to fewer
+            than ``d + 1`` points is singular: the Gaussian draws in the plane of the points only,
+            has no density, and regains the other directions from noise or smoothing only.
 
     Example:
         >>> import torch
@@ -85,7 +85,7 @@ class Gaussian(SearchDistribution):
         return self.mean + (z * values.clamp(min=0).sqrt()) @ vectors.T
 
     def fit(self, elite: Tensor, weights: Tensor | None = None) -> Gaussian:
-        """Mean and covariance of the elite ``(n, d)``; the sum is divided by ``n``."""
+        """The Gaussian with the moments of the elite ``(n, d)``; sums are divided by ``n``."""
         x, share = shares_of(elite, weights, len(self.mean))
         mean = share @ x
         apart = x - mean
@@ -94,7 +94,7 @@ class Gaussian(SearchDistribution):
         return Gaussian(mean, (apart.T * share) @ apart)
 
     def tilt(self, elite: Tensor, weights: Tensor) -> Gaussian:
-        """Return the fit, moved only as far as is sure, with no variance less than half."""
+        """Move towards the fit, only as far as its noise allows; variances keep at least half."""
         fitted, effective = self.fit(elite, weights), effective_count(weights)
         if self.covariance.ndim == 1:
             shift = sure_shift(fitted.mean - self.mean, fitted.covariance / effective)

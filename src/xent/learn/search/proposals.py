@@ -1,8 +1,9 @@
-"""Mixtures to draw a rare event from: as many components as it has places.
+"""Mixtures to draw the points of a rare event from, with a component or more for each place.
 
-A mixture is fitted to points of the event by expectation and maximisation, which lowers its
-cross-entropy from them step by step. How many components it has is decided by points that it was
-not fitted to.
+A place is a region of points in the event, apart from its other places. A mixture is fitted to
+points of the event by expectation and maximisation, which lowers the cross-entropy from these
+points to the mixture step by step. Points that the mixture was not fitted to decide how many
+components it has.
 """
 
 from __future__ import annotations
@@ -19,22 +20,22 @@ from .search_distributions import SearchDistribution
 MOST_COMPONENTS = 64
 STEPS = 3  # steps of expectation and maximisation after components are added
 PATIENCE = 2  # how often components may be added without a gain
-LEAST_GAIN = 0.05  # nats; less is no gain
+LEAST_GAIN = 0.05  # nats; a smaller fall counts as none
 
 
 @dataclass(frozen=True, eq=False)
 class Proposal:
     """A mixture of tilts of a distribution, and a part of the distribution itself.
 
-    That part, the *defensive* one, bounds how much a point may count: the ratio of the two
-    densities is nowhere more than one over its share.
+    That part, the *defensive* one, bounds the weight of a point: the density of the distribution is
+    nowhere more than ``1 / defensive`` times that of the mixture.
 
     Args:
         nominal: the distribution.
-        components: its tilts.
-        shares: how likely each is among them, ``(k,)``; they sum to 1.
+        components: tilts of the distribution.
+        shares: the probability of each component among the components, ``(k,)``, with sum 1.
         defensive: the share of the distribution itself.
-        smoothing: the share of its parameters in those of each tilt.
+        smoothing: the share of the parameters of ``nominal`` in those of each tilt.
     """
 
     nominal: SearchDistribution
@@ -85,14 +86,14 @@ class Proposal:
         return self.nominal.blend(self.nominal.tilt(x, weights), 1 - self.smoothing)
 
     def add(self, components: list[SearchDistribution]) -> Proposal:
-        """The mixture with further components, all of the mean share."""
+        """The mixture with further components, each with the mean of the shares."""
         k, added = len(self.components), len(components)
         shares = torch.cat([self.shares * k, self.shares.new_ones(added)]) / (k + added)
         return replace(self, components=[*self.components, *components], shares=shares)
 
     def refit(self, x: Tensor) -> Proposal:
         """Take one step of expectation and maximisation on points ``(n, d)``."""
-        parts = self._joint(x).softmax(1)
+        parts = self._joint(x).softmax(1)  # (n, k)
         mass = parts.sum(0)
         kept = (mass >= min(2.0, mass.max().item())).nonzero().flatten()
         components = [self.tilt(x, parts[:, k]) for k in kept.tolist()]
@@ -107,14 +108,16 @@ def grow(
 ) -> Proposal:
     r"""Fit a mixture to points of an event, and add components where it holds them worst.
 
-    As long as that lowers the cross-entropy from the half of the points that it is not fitted to,
-    or the second moment of their weights, :math:`E[u / v]`: that is the variance of an estimate.
+    The mixture is fitted to one half of the points. Components are added as long as this lowers the
+    cross-entropy from the other half, or the second moment of the weights there, :math:`E[u / v]`,
+    which decides the variance of an estimate.
 
     Args:
         proposal: the mixture to start from.
         x: points of the event, about as the nominal distribution has them, ``(n, d)``.
-        around: more points of the event near one, ``(1, d)``; a new component is fitted to these.
-        generator: for which of the points the next components start at.
+        around: maps a point, ``(1, d)``, to more points of the event near it; a new component is
+            fitted to these.
+        generator: for the choice of points where new components start.
     """
     # Equal points are held out together, unless the event has only a few points.
     distinct, which = x.unique(dim=0, return_inverse=True)

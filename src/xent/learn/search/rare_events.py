@@ -2,17 +2,19 @@ r"""Probabilities of events too rare to wait for, by sampling where they happen.
 
     P(score(X) >= threshold), X from `nominal`
 
-Drawn from another distribution ``v``, the event is common, and each point counts with its
-likelihood ratio ``u(x) / v(x)``. The best ``v`` of a family has the least cross-entropy from the
-distribution given the event. An event may have several places, so ``v`` is a mixture with a
-component or more for each. It is fitted to a population that multilevel splitting leads into the
-event from two sides: from the nominal distribution, and from a flattened one, which finds places
-that the scores do not lead to.
+Let ``u`` be the density of `nominal`. Points are drawn from another distribution ``v``, under which
+the event is common, and each point counts with its likelihood ratio ``u(x) / v(x)``. The best ``v``
+of a family has the least cross-entropy from the distribution given the event. An event may consist
+of several regions, its *places*, so ``v`` is a mixture with a component or more for each place. The
+mixture is fitted to a population that multilevel splitting leads into the event from two sides:
+from the nominal distribution, and from a flattened one, which finds places that the scores do not
+lead to.
 
-A sample does not see the places that its distribution misses: a rare event in two places, drawn
-from one of them, comes out at half, with an error of 2 %. So the weights are also taken at points
-that reached the event by another way (splitting), and the larger error counts. A missed place then
-makes the error many times as large as the estimate, and no number is given.
+A sample does not see the places that its distribution misses. If an event has two equal places and
+``v`` covers only one, the estimate is half of the truth, with a claimed error of 2 %. So the
+weights are also taken at points that reached the event in another way, by splitting, and the larger
+error counts. A missed place then makes the error many times as large as the estimate, and no number
+is given.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ MOST_REFITS = 6  # fits of the mixture, each to a population that the fit before
 LEAST_GAIN = 0.1  # nats of the second moment that a further fit must gain
 PER_COMPONENT = 100  # points of the population for each component
 ENOUGH = 100  # effective points of an estimate; with fewer it is drawn anew
-MORE = 10  # how many times as many points that takes
+MORE = 10  # factor of the number of points when an estimate is drawn anew
 FEWEST = 20  # effective points; with fewer there is no estimate
 DEVIATIONS = 2.5758  # standard deviations about the mean that hold 99 % of a normal distribution
 MARGIN = DEVIATIONS / 2  # factor of a standard error, so that two of them hold 99 %
@@ -49,18 +51,18 @@ class RareEvent(NamedTuple):
 
     Attributes:
         probability: the estimate, without bias; NaN where the draws cannot tell.
-        standard_error: the error that is claimed, with a margin: two of it hold the true
-            probability in 99 of 100 runs (where those of a normal distribution hold it in 95), if
-            no place of the event was missed. NaN where the draws cannot tell.
-        interval: what lies two standard errors about the estimate, above it as a factor, since an
+        standard_error: the claimed error, with a margin: the truth lies within two standard errors
+            of the estimate in 99 of 100 runs (for a normal distribution it would be 95), if no
+            place of the event was missed. NaN where the draws cannot tell.
+        interval: two standard errors to both sides of the estimate, upwards as a factor, because an
             estimate that is too small claims too small an error. From 0 to ``bound`` where the
             draws cannot tell.
-        bound: what the true probability exceeds in at most 5 of 100 runs, *whatever the score*. It
-            rests on the points alone that were drawn from the nominal distribution: if none of
-            them is in the event, a bound of ``b`` takes ``3 / b`` of them.
+        bound: a number that the true probability exceeds in at most 5 of 100 runs, *whatever the
+            score*. It uses only the points that were drawn from the nominal distribution: if none
+            of these is in the event, a bound of ``b`` takes ``3 / b`` of them.
         effective: how many equally weighted points of the event would tell as much.
-        levels: the thresholds on the way from the nominal distribution. The last is that of the
-            event, unless none but points of the flattened distribution got there.
+        levels: the thresholds on the way from the nominal distribution. The last one is that of the
+            event, unless only points of the flattened distribution reached the event.
         distribution: what the points of the estimate were drawn from.
         evaluations: how many points were scored in all.
         message: why there is no number; empty where there is one.
@@ -95,18 +97,18 @@ def rare_event(
         \qquad x_i \sim v
 
     Args:
-        score: from points ``(n, d)`` to their scores, ``(n,)``, for any ``n``; large ones are rare.
-        threshold: what makes the event.
+        score: maps points ``(n, d)`` to their scores, ``(n,)``, for any ``n``; large ones are rare.
+        threshold: the least score of a point in the event.
         nominal: the distribution ``u`` that points really have. ``v`` is a mixture of its
             :meth:`~SearchDistribution.tilt`, of up to 64, as the places of the event need.
         population: points that are led into the event from each of two sides; by default 2000, or
-            10 for each dimension if that is more. More of them hold more places.
-        elite: the share of them that reaches the next level, or how many.
+            10 for each dimension if that is more. More points hold more places.
+        elite: the share of the population that reaches the next level, or the number of points.
         smoothing: the share of the nominal parameters in those of each component, more than 0. It
-            keeps a choice possible that was not seen; without it the estimate could miss its share.
-        defensive: the share of ``v`` that is ``u`` itself, so that no point counts more than one
-            over it.
-        final: points for the estimate, drawn apart; ten times as many anew where these tell less
+            keeps choices possible that were not seen; else the estimate could miss their share.
+        defensive: the share of ``v`` that is ``u`` itself, so that no point has a weight of more
+            than ``1 / defensive``.
+        final: new points for the estimate; ten times as many are drawn again if these tell less
             than 100 hits of equal weight would.
         seed: of the points.
 
@@ -123,7 +125,7 @@ def rare_event(
         No sampling excludes a place that its draws have never met. A place is found if scores rise
         towards it from where points are likely, or if it is likely under the nominal distribution
         with three times the standard deviation (:meth:`~SearchDistribution.flatten` says what that
-        is for a family). Whatever was missed is in ``bound``.
+        is for a family). ``bound`` also holds for events with places that were missed.
 
     Example:
         >>> import torch
@@ -170,7 +172,7 @@ def rare_event(
     else:
         both = pool(inside)
         distribution = _fit(Proposal.start(nominal, defensive, smoothing), both, generator)
-        for times in (1, MORE):  # only the last counts: choosing would be biased
+        for times in (1, MORE):  # the last estimate counts: a choice would bias it
             found = _weighted_estimate(
                 counted, threshold, distribution, both, inside, (times, final), generator
             )
@@ -185,7 +187,7 @@ def rare_event(
 
 
 def _check(threshold: float, smoothing: float, defensive: float, final: int) -> None:
-    """Raise unless the options are what they must be."""
+    """Raise if an option is out of range."""
     finite_number("threshold", threshold)
     for name, share in (("smoothing", smoothing), ("defensive", defensive)):
         if not 0 < finite_number(name, share) < 1:
@@ -202,7 +204,7 @@ def _led_inside(
     Args:
         first: a population of the nominal distribution.
         side: makes a population, of the density to a ``power``.
-        threshold: what makes the event.
+        threshold: the least score of a point in the event.
         survivors: how many points reach the next level.
 
     Returns:
@@ -241,7 +243,7 @@ def _no_number(answer: RareEvent, best: float, threshold: float) -> RareEvent:
 
 
 class _Estimate(NamedTuple):
-    """A number with its errors, and how many points of the nominal distribution were hits."""
+    """An estimate with its errors, and the draws from the nominal distribution with their hits."""
 
     probability: float
     deviation: float
@@ -300,7 +302,7 @@ def _weighted_estimate(
         weights.append(torch.where(torch.cat(hit), proposal.log_weight(x).exp(), 0.0))
         places.append(proposal.component_of(x))
         hits, drawn = hits + int(hit[-1].sum()), drawn + len(hit[-1])
-    weight, place = torch.cat(weights), torch.cat(places)
+    weight, place = torch.cat(weights), torch.cat(places)  # (N,) each
     p = weight.mean().item()
     if not p:
         return _Estimate(p, math.inf, (0.0, 1.0), hits, drawn)
@@ -320,14 +322,15 @@ def _weighted_estimate(
 
 
 def _unseen(mass: Tensor, *places: Tensor) -> float:
-    """Share of the event that neither of two populations has found, over the share they have found.
+    """Upper estimate of what neither of two populations has found of the event, over the rest.
 
-    If one has found half of what the other has, it found half of all: so are animals counted, by
-    marking some and catching others. Where each lacks something of the other, an upper estimate.
+    If one population has found half of what the other has, it has found about half of all. In this
+    way animals are counted, by marking some and catching others. The result is 0 if one population
+    has found all that the other has.
 
     Args:
-        mass: of each component's place.
-        places: where the points of each population are.
+        mass: of the place of each component, ``(k,)``.
+        places: the components of the points of each population.
     """
     one, other = (place.bincount(minlength=len(mass)) > 0 for place in places)
     product = 1.0
@@ -341,10 +344,10 @@ def _unseen(mass: Tensor, *places: Tensor) -> float:
 
 
 def _chernoff(hits: int, n: int, doubt: float) -> tuple[float, float]:
-    """Return the interval of the probability of a hit, with so much doubt at each end.
+    """Return an interval of the probability of a hit; each end fails with ``doubt`` at most.
 
-    A share of hits as far from its probability as ``n`` times their divergence says happens with no
-    more than ``exp(-n divergence)``.
+    By Chernoff's bound, a share of hits with this divergence from its probability, or a larger one,
+    has at most the probability ``exp(-n divergence)``.
     """
     share, most = hits / n, -math.log(doubt) / n
 

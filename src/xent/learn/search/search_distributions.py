@@ -1,8 +1,8 @@
 """Distributions that the cross-entropy method draws from; their best fit has a closed form.
 
 To fit a family to an elite is to minimise the cross-entropy from the elite to the family,
-``-sum_i w_i log q(x_i)``. For the families here the minimum is that of the moments: the mean and
-covariance of the elite, or its frequencies.
+``-sum_i w_i log q(x_i)``. For the families here, the minimum has the moments of the elite: its mean
+and covariance, or its frequencies.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class SearchDistribution(ABC):
     @property
     @abstractmethod
     def spread(self) -> float:
-        """The largest standard deviation of a coordinate; 0 if it can only draw one point."""
+        """The largest standard deviation of a coordinate; 0 if only one point can be drawn."""
 
     @abstractmethod
     def sample(self, n: int, generator: Generator | None = None) -> Tensor:
@@ -69,9 +69,9 @@ class SearchDistribution(ABC):
         """
 
     def tilt(self, elite: Tensor, weights: Tensor) -> SearchDistribution:
-        """The best fit whose ratio to this distribution stays bounded enough to be a weight.
+        """The best fit whose density ratio to this distribution stays small enough for weights.
 
-        What rare events are sampled from; the fit itself, unless a family says otherwise.
+        Rare events are sampled from tilts. By default a tilt is the fit itself.
 
         Args:
             elite: points, ``(n, d)``.
@@ -80,10 +80,10 @@ class SearchDistribution(ABC):
         return self.fit(elite, weights)
 
     def flatten(self, power: float) -> SearchDistribution:
-        """The distribution whose density is proportional to a power of this one's.
+        """The distribution whose density is proportional to a power of this density.
 
-        A rare event is also looked for under it. This distribution itself, unless a family says
-        otherwise.
+        A rare event is also looked for under a flattened distribution. By default it is this
+        distribution itself.
 
         Args:
             power: more than 0, and at most 1.
@@ -93,7 +93,7 @@ class SearchDistribution(ABC):
     def step(self, x: Tensor, size: Tensor, generator: Generator | None = None) -> Tensor:
         """Return points nearby, by a step that is reversible under this distribution.
 
-        The points themselves, unless a family says otherwise.
+        By default these are the points themselves.
 
         Args:
             x: points, ``(n, d)``.

@@ -1,14 +1,15 @@
 """Multilevel splitting: a population of points that is led into an event too rare to draw.
 
-The population is kept as points would be drawn given that their scores reach a level. The next
-level is one that some of them reach; these are copied, and the copies move by Metropolis steps that
-stay above the level. Unlike a fitted distribution, a population holds many places at once.
+The population is distributed as points whose scores reach a level. The next level is a score that
+some of these points reach. These points are copied, and the copies move by Metropolis steps that
+stay above the level. Unlike a fitted distribution, a population holds many places (separate regions
+of the event) at once.
 
 Copies of few points hold few places: of 40 equal places a population of 2000 holds 20 after ten
-levels. From the distribution with three times the standard deviation one level is enough, and all
-40 are there. Where neither holds all (7 of 7 dice of 20 faces equal: 0.15 of the truth, with an
-error of 1 %), two populations are compared: the places that only one of them has found tell how
-many both have missed.
+levels. From the distribution with three times the standard deviation one level is enough, and the
+population holds all 40. Where neither holds all (7 of 7 dice of 20 faces equal: the estimate is
+0.15 of the truth, with an error of 1 %), two populations are compared: the places that only one of
+them has found tell how many both have missed.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ REDRAWS = 3
 
 
 class Counted:
-    """A score that counts the points it is asked about, and knows the best answer."""
+    """A score that counts the points it has scored, and keeps the best score."""
 
     def __init__(self, score: Callable[[Tensor], Tensor | Sequence[float]]) -> None:
         self._score = score
@@ -53,14 +54,14 @@ class Counted:
 
 
 class Population:
-    """Points of a distribution, or a flattened one, given that their scores reach a level.
+    """Points of a distribution, or of a flattened one, given that their scores reach a level.
 
     Args:
         nominal: the distribution.
         power: of its density; less than 1 flattens it.
-        score: what makes the levels.
+        score: scores points; the levels are scores.
         size: how many points.
-        smoothing: the share of the parameters of the distribution in what is fitted to points.
+        smoothing: the share of the parameters of ``nominal`` in those that are fitted to points.
         generator: of all that is drawn.
     """
 
@@ -149,7 +150,7 @@ class Population:
         """Swap some coordinates with those of a drawn point, from one of them to all."""
         n, d = self.points.shape
         drawn = proposal.sample(n, self._generator)
-        swap = self._uniform(n, d) < d ** -self._uniform(n, 1)
+        swap = self._uniform(n, d) < d ** -self._uniform(n, 1)  # (n, d)
         swap.scatter_(1, (self._uniform(n, 1) * d).long(), True)
         new = torch.where(swap, drawn, self.points)
         rest = torch.where(swap, self.points, drawn)
@@ -170,7 +171,10 @@ class Population:
         self.points[moved], self.scores[moved] = new[moved], scores[high]
 
     def _next_level(self, survivors: int) -> float | None:
-        """The score that so many reach; where that is no progress, the next one above, if any."""
+        """The score that ``survivors`` points reach; if that is no progress, the next one above.
+
+        None if no point is above the level.
+        """
         level = self.scores.topk(survivors).values[-1].item()
         if level > self._level:
             return level
@@ -178,9 +182,10 @@ class Population:
         return above.min().item() if len(above) else None
 
     def _gather(self, survivors: int) -> None:
-        """Copy the points that reach the new level; if these are few, those of more moves, too.
+        """Copy the points that reach the new level.
 
-        Copies of few points hold few places.
+        If only few do, points move further above the last level, and those that reach the new level
+        are added, because copies of few points hold few places.
         """
         size, level, found = len(self.points), self._level, []
         self._level = self.levels[-2] if len(self.levels) > 1 else -math.inf
@@ -216,7 +221,7 @@ class Population:
 
 
 def pool(populations: list[Population]) -> Population:
-    """The points of several populations of one distribution at one level, in no order."""
+    """The points of several populations of one distribution at one level, shuffled."""
     one = copy(populations[0])
     one.points = torch.cat([each.points for each in populations])
     one.scores = torch.cat([each.scores for each in populations])

@@ -1,8 +1,9 @@
 """Limits on how far a fit to few points is trusted.
 
-A fit to few points differs from the true parameters by luck, and importance weights then vary for
-nothing, in each dimension anew: of 55 bits fitted to 64 points, luck alone makes the second moment
-of the weights 2.4 times as large. So a tilt moves its parameters only as far as is sure.
+A fit to few points differs from the true parameters by chance. That makes importance weights vary
+more, in each dimension anew: with 55 bits fitted to 64 points, chance alone makes the second moment
+of the weights 2.4 times as large. So a tilt moves its parameters only as far as the noise of the
+fit allows.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ def sure_stretch(ratio: Tensor, noise: float) -> Tensor:
 
     Take an event that is bounded at 2 sigma in a direction. A proposal with the nominal variance
     makes the second moment of the weights 3.3 times as large, a proposal with half of it 2.4 times,
-    and with a third of it the second moment is infinite. In five directions that is 390 or 83.
+    and with a third of it the second moment is infinite. In five directions the first two factors
+    are 390 and 83.
     """
     luck = (1 + math.sqrt(noise)) ** 2
     return torch.maximum(ratio / luck, (ratio * luck).clamp(min=0.5, max=1))
