@@ -15,8 +15,8 @@ namespace xent {
 
 extern const Kernels* kernels;  // of the instruction set in use
 
-using Body = void (*)(int64_t, int64_t, void*);
-using ParallelFor = int32_t (*)(int64_t, int64_t, int64_t, Body, void*);
+using RangeFunction = void (*)(int64_t, int64_t, void*);
+using ParallelFor = int32_t (*)(int64_t, int64_t, int64_t, RangeFunction, void*);
 extern ParallelFor parallel_for;
 
 // Below this many numbers a second thread costs more than it saves.
@@ -25,7 +25,7 @@ constexpr int64_t kGrain = 32768;
 template <class Function>
 void for_range(int64_t count, int64_t grain, Function function) {
   if (!parallel_for || count <= grain) return function(int64_t{0}, count);
-  const Body body = [](int64_t begin, int64_t end, void* context) {
+  const RangeFunction body = [](int64_t begin, int64_t end, void* context) {
     (*static_cast<Function*>(context))(begin, end);
   };
   parallel_for(0, count, grain, body, &function);

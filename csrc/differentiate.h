@@ -13,10 +13,10 @@ constexpr bool varies(unsigned set) { return set & (kEntropy | kPowers); }
 // From the logit of a class to its slope, in one row. The quick way holds from the logit `floor` of
 // the row on.
 template <unsigned set, bool quick, class Real>
-struct Slope {
+struct ClassGradient {
   Real offset, magic, vanished, all, spread, square, cube, mean, soft, live;
-  Real tame;  // 1 where the quick way would have done
-  const Real *weight, *target, *outer;
+  Real quick_row;  // 1 where the quick way would have done
+  const Real *weight, *target, *transform;
 
   XENT_LANE Real operator()(Real z, int j) const {
     const Real x = set & kEntropy ? z - offset : z;
@@ -39,7 +39,7 @@ struct Slope {
         g = multiple(power, factor, x) + (!quick && z == Real(-kInfinity) ? Real(0) : c);
     }
     if constexpr (set & kSoft) g = fused(soft, target[j], g);
-    if constexpr (set & kSlope) g = !quick && g == 0 ? g : g * outer[j];
+    if constexpr (set & kTransform) g = !quick && g == 0 ? g : g * transform[j];
     return quick || live == Real(1) ? g : live;
   }
 
@@ -49,7 +49,7 @@ struct Slope {
     // What makes another row of the block harder must not change the bits of this one; a factor
     // that is the same for all classes cannot.
     if constexpr (!varies(set)) return careful;
-    return tame == Real(1) ? straight(power, factor) : careful;
+    return quick_row == Real(1) ? straight(power, factor) : careful;
   }
 
   XENT_LANE Real straight(const Power<Real>& power, Real factor) const {
@@ -59,14 +59,14 @@ struct Slope {
 
 // apply(step) with the step(row) that turns a block of logits into gradient, but for the pivots.
 template <unsigned set, class Real, class Layout, class Apply>
-void differentiate(const Slopes<Real>& s, const Layout& block, int from, const Beside<Real>& beside,
-                   const Ahead& next, Apply apply) {
+void differentiate(const Coefficients<Real>& s, const Layout& block, int from,
+                   const PerClass<Real>& per_class, const Prefetch& next, Apply apply) {
   const int height = block.height;
   Real magic[kStrip] = {}, offset[kStrip] = {}, vanished[kStrip] = {};
-  Real tame[kStrip] = {};
+  Real quick_row[kStrip] = {};
   Real low[kStrip], floor[kStrip];
   for (int r = 0; r < height; ++r) {
-    const Base<Real> base{s.shift[from + r], exact_slopes(set)};
+    const Base<Real> base{s.shift[from + r], exact_gradient(set)};
     const Real factor = s.all[from + r];
     magic[r] = base.magic();
     offset[r] = base.offset;
@@ -74,24 +74,25 @@ void differentiate(const Slopes<Real>& s, const Layout& block, int from, const B
     floor[r] = varies(set) || factor == 0 ? base.lowest() : base.normal_floor(factor);
   }
   block.extreme(next, low);
-  if (!exact_slopes(set)) subtract_offsets(block, offset);
+  if (!exact_gradient(set)) subtract_offsets(block, offset);
   bool quick = true;
   for (int r = 0; r < height; ++r) {
     const bool enough = low[r] - offset[r] >= floor[r] && s.live[from + r] == 1;
-    tame[r] = enough ? Real(1) : Real(0);
+    quick_row[r] = enough ? Real(1) : Real(0);
     quick &= enough;
   }
   const auto step = [&](auto how) {
     return [&](int r) {
       const int n = from + r;
-      Slope<set, decltype(how)::value, Real> one;
+      ClassGradient<set, decltype(how)::value, Real> one;
       one.offset = offset[r], one.magic = magic[r], one.vanished = vanished[r];
-      one.tame = tame[r], one.live = s.live[n], one.all = s.all[n];
+      one.quick_row = quick_row[r], one.live = s.live[n], one.all = s.all[n];
       if constexpr (set & kEntropy) one.spread = s.spread[n];
       if constexpr (set & kPowers) one.square = s.square[n], one.cube = s.cube[n];
-      if constexpr (set & kMean) one.mean = s.mean[n], one.weight = beside.weight;
-      if constexpr (set & kSoft) one.soft = s.soft[n], one.target = beside.soft + r * block.pitch;
-      if constexpr (set & kSlope) one.outer = beside.outer.row(r);
+      if constexpr (set & kMean) one.mean = s.mean[n], one.weight = per_class.weight;
+      if constexpr (set & kSoft)
+        one.soft = s.soft[n], one.target = per_class.soft + r * block.pitch;
+      if constexpr (set & kTransform) one.transform = per_class.transform.row(r);
       return one;
     };
   };
@@ -103,7 +104,7 @@ void differentiate(const Slopes<Real>& s, const Layout& block, int from, const B
 
 // put(row, class, value) for the entries of a block that are known by themselves.
 template <class Real, class Put>
-void put_pivots(const Slopes<Real>& s, const Block& b, Put put) {
+void put_pivots(const Coefficients<Real>& s, const Block& b, Put put) {
   const auto put_one = [&](int r, int64_t class_, double value) {
     const int64_t j = class_ - b.first;
     if (j >= 0 && j < b.width) put(r, j, Real(value));
@@ -116,7 +117,7 @@ void put_pivots(const Slopes<Real>& s, const Block& b, Put put) {
 // By the step(row) of `differentiate`.
 template <class Stored, class Real, class Step>
 void store_gradient(const Strip& out, const Block& b, bool streams,
-                    const RowsLayout<Real, Less>& block, Step step, const Ahead& next) {
+                    const RowsLayout<Real, Less>& block, Step step, const Prefetch& next) {
   if (streams)
     block.template map_to<true, Stored>(out, b, step, next);
   else
@@ -140,16 +141,16 @@ void with_stored(Type type, const float*, Visit visit) {
 
 // The gradient of a block of logits, straight to where it goes.
 template <unsigned set, class Real>
-void differentiate_to(const Strip& out, const Block& b, bool streams, const Slopes<Real>& slopes,
-                      const RowsLayout<Real, Less>& block, const Beside<Real>& beside,
-                      const Ahead& next) {
+void differentiate_to(const Strip& out, const Block& b, bool streams,
+                      const Coefficients<Real>& coefficients, const RowsLayout<Real, Less>& block,
+                      const PerClass<Real>& per_class, const Prefetch& next) {
   with_stored(out.type, block.z, [&](auto type) {
     using Stored = decltype(type);
-    differentiate<set>(slopes, block, b.r, beside, next, [&](auto step) {
+    differentiate<set>(coefficients, block, b.r, per_class, next, [&](auto step) {
       store_gradient<Stored>(out, b, streams, block, step, next);
     });
-    put_pivots(slopes, b, [&](int r, int64_t j, Real g) {
-      narrow(beside.outer.of(r, j, g), out.at<Stored>(b.r + r, b.first)[j]);
+    put_pivots(coefficients, b, [&](int r, int64_t j, Real g) {
+      narrow(per_class.transform.of(r, j, g), out.at<Stored>(b.r + r, b.first)[j]);
     });
   });
 }
@@ -157,17 +158,17 @@ void differentiate_to(const Strip& out, const Block& b, bool streams, const Slop
 // The gradient of a block out of its exponentials; false if it must be computed from the logits.
 template <class Real>
 bool multiply_exponentials(const Strip& out, const Block& b, bool streams,
-                           const Slopes<Real>& slopes, Exponentials<Real>& exponentials,
-                           Extremes<Real, Less>& unused, const Ahead& next) {
+                           const Coefficients<Real>& coefficients, Exponentials<Real>& exponentials,
+                           Extremes<Real, Less>& unused, const Prefetch& next) {
   Real factor[kStrip];
-  if (!exponentials.find_factors(slopes, b, factor)) return false;
-  exponentials.clear_dead(slopes, b);
+  if (!exponentials.find_factors(coefficients, b, factor)) return false;
+  exponentials.clear_zero_rows(coefficients, b);
   const RowsLayout<Real, Less> block{exponentials.at(b), b.height, b.width, b.pitch, unused};
   const auto step = [&](int r) { return [f = factor[r]](Real e, int) { return e * f; }; };
   with_stored(out.type, factor, [&](auto type) {
     using Stored = decltype(type);
     store_gradient<Stored>(out, b, streams, block, step, next);
-    put_pivots(slopes, b,
+    put_pivots(coefficients, b,
                [&](int r, int64_t j, Real g) { narrow(g, out.at<Stored>(b.r + r, b.first)[j]); });
   });
   return true;

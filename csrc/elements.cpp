@@ -38,7 +38,7 @@ class Reader {
     if (whole_ && ready && from_.type == own_type())
       return static_cast<const Real*>(from_.data) + begin;
     const int64_t place = from_.repeat == 1 ? begin % from_.period : from_.period == 1 ? 0 : begin;
-    if (n == length_ && place == place_) return tile_;  // small operands are read once
+    if (n == length_ && place == place_) return buffer_;  // small operands are read once
     length_ = n, place_ = place;
     switch (from_.type) {
       case Type::f32: spread<float>(begin, n); break;
@@ -46,8 +46,8 @@ class Reader {
       case Type::bf16: spread<bf16>(begin, n); break;
       case Type::f16: spread<f16>(begin, n); break;
     }
-    for (int j = n; j % kGroup; ++j) tile_[j] = 0;
-    return tile_;
+    for (int j = n; j % kGroup; ++j) buffer_[j] = 0;
+    return buffer_;
   }
 
  private:
@@ -61,10 +61,10 @@ class Reader {
       const int64_t left = from_.repeat == 1 ? from_.period - at : from_.repeat - i % from_.repeat;
       const int run = int(left < n - j ? left : n - j);
       if (from_.repeat == 1) {
-        convert(data + at, tile_ + j, run, [](Stored x, Real& to) { to = Real(widen(x)); });
+        convert(data + at, buffer_ + j, run, [](Stored x, Real& to) { to = Real(widen(x)); });
       } else {
         const Real value = Real(widen(data[at]));
-        for (int k = 0; k < run; ++k) tile_[j + k] = value;
+        for (int k = 0; k < run; ++k) buffer_[j + k] = value;
       }
       j += run;
     }
@@ -74,7 +74,7 @@ class Reader {
   const bool whole_;
   int length_ = 0;
   int64_t place_ = -1;
-  alignas(64) Real tile_[kBlock];
+  alignas(64) Real buffer_[kBlock];
 };
 
 // ---- results ------------------------------------------------------------------------------------

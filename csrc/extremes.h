@@ -25,7 +25,7 @@ struct Greater {
 };
 
 // Looks at nothing.
-struct Unseen {
+struct NoRowExtreme {
   template <class Number>
   XENT_LANE void see(const Number*) {}
   template <class Number>
@@ -107,8 +107,8 @@ struct BothExtremes {
 
 // For whom extremes are of no interest.
 struct NoExtremes {
-  Unseen row() const { return {}; }
-  void put(int, Unseen) {}
+  NoRowExtreme row() const { return {}; }
+  void put(int, NoRowExtreme) {}
   template <class Real>
   void look(int, const Real*, int) {}
 };

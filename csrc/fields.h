@@ -9,43 +9,43 @@ namespace {
 
 // ---- labels -------------------------------------------------------------------------------------
 
-enum class Kind { kept, ignored, bad };
+enum class LabelKind { kept, ignored, bad };
 
 // What the label of a row says.
 struct Label {
-  Kind kind;
+  LabelKind kind;
   int64_t pivot;  // its class here, or line of the table of soft targets; negative: none
 };
 
 bool is_soft(const Problem& p) { return p.soft.data != nullptr; }
 
 Label read_label(const Problem& p, int64_t row) {
-  if (!p.labels) return {Kind::kept, -1};
+  if (!p.labels) return {LabelKind::kept, -1};
   const int64_t label = p.labels[row], first = p.first_class;
-  if (label == p.ignore_index) return {Kind::ignored, -1};
-  if (label >= first && label - first < p.classes) return {Kind::kept, label - first};
-  return {p.sharded ? Kind::kept : Kind::bad, -1};
+  if (label == p.ignore_index) return {LabelKind::ignored, -1};
+  if (label >= first && label - first < p.classes) return {LabelKind::kept, label - first};
+  return {p.sharded ? LabelKind::kept : LabelKind::bad, -1};
 }
 
 // ---- rows ---------------------------------------------------------------------------------------
 
 // What is known of each row, most of it about the rest: every class but the pivot. The pivot is the
 // class of an index target, or the largest class of a soft one. Only what is asked for is kept.
-struct Rows {
+struct StripState {
   double pivot[kStrip];    // its logit
   double largest[kStrip];  // of the rest
   double shift[kStrip];
   double sum[kStrip];   // of e^(z - shift), without
-  double tops[kStrip];  // the classes at the shift where they are counted: log(tops + sum) then
+  double ties[kStrip];  // the classes at the shift where they are counted: log(tops + sum) then
                         // keeps the digits of a tiny sum
   double spread[kStrip], squares[kStrip], cubes[kStrip];
-  double level[kStrip], weight[kStrip], support[kStrip];  // sums of c_j z_j, c_j and 1
+  double weighted_sum[kStrip], weight[kStrip], support[kStrip];  // sums of c_j z_j, c_j and 1
   double mass[kStrip], deficit[kStrip];
   double pivot_soft[kStrip];
   int64_t top[kStrip];  // the class of the largest of the rest; of a soft target its pivot
-  bool seeks_top;
+  bool finds_top;
 
-  Rows(unsigned set, bool seeks_top) : seeks_top(seeks_top) {
+  StripState(unsigned set, bool finds_top) : finds_top(finds_top) {
     for (int r = 0; r < kStrip; ++r) {
       pivot[r] = largest[r] = shift[r] = -kInfinity;
       sum[r] = 0;
@@ -54,10 +54,10 @@ struct Rows {
     const auto clear = [](double* field) {
       for (int r = 0; r < kStrip; ++r) field[r] = 0;
     };
-    if (set & kEntropy) clear(tops), clear(spread);
+    if (set & kEntropy) clear(ties), clear(spread);
     if (set & kSquares) clear(squares);
     if (set & kCubes) clear(cubes);
-    if (set & kMean) clear(level), clear(weight), clear(support);
+    if (set & kMean) clear(weighted_sum), clear(weight), clear(support);
     if (set & kSoft) clear(mass), clear(deficit), clear(pivot_soft);
   }
 };
@@ -83,21 +83,21 @@ struct Odds {
   double above[kStrip];                 // lse - pivot = -log sigmoid(d)
   double below[kStrip];                 // lse - shift
 
-  Odds(const Rows& rows, int height, bool counted) {
+  Odds(const StripState& state, int height, bool counted) {
     double lost[kStrip];  // pivot - shift = lead + lost
-    for (int r = 0; r < height; ++r) sum[r] = rows.sum[r];
+    for (int r = 0; r < height; ++r) sum[r] = state.sum[r];
     if (counted)
-      for (int r = 0; r < height; ++r) sum[r] += rows.tops[r];
+      for (int r = 0; r < height; ++r) sum[r] += state.ties[r];
     for (int r = 0; r < height; ++r) log_sum[r] = log_lane(sum[r]);
     if (counted)
       for (int r = 0; r < height; ++r) {
-        const double rounded = rows.sum[r] - (sum[r] - rows.tops[r]);
+        const double rounded = state.sum[r] - (sum[r] - state.ties[r]);
         log_sum[r] += sum[r] == 0 ? 0.0 : rounded / sum[r];
       }
     for (int r = 0; r < height; ++r) {
-      const double pivot = finite_or_nan(rows.pivot[r]);
-      lead_[r] = pivot - rows.shift[r];
-      lost[r] = lost_in_difference(pivot, rows.shift[r], lead_[r]);
+      const double pivot = finite_or_nan(state.pivot[r]);
+      lead_[r] = pivot - state.shift[r];
+      lost[r] = lost_in_difference(pivot, state.shift[r], lead_[r]);
       d[r] = lead_[r] - (log_sum[r] - lost[r]);
       lead_[r] = d[r] == d[r] ? lead_[r] : kNaN;
     }
@@ -134,24 +134,24 @@ void put(double* field, int64_t row, double value) {
 }
 
 // The fields that every target has, as they are for an index target.
-void finish_all(const xent::Statistics& s, const Rows& rows, const Odds& odds, int64_t n,
+void finish_all(const xent::Statistics& s, const StripState& state, const Odds& odds, int64_t n,
                 int height) {
   double value[kStrip];
-  put(s.shift, n, height, rows.shift);
+  put(s.shift, n, height, state.shift);
   put(s.sum, n, height, odds.sum);
   put(s.log_sum, n, height, odds.log_sum);
   put(s.log_odds, n, height, odds.d);
-  for (int r = 0; r < height; ++r) value[r] = finite_or_nan(rows.pivot[r]);
+  for (int r = 0; r < height; ++r) value[r] = finite_or_nan(state.pivot[r]);
   put(s.target, n, height, value);
   for (int r = 0; r < height; ++r) value[r] = -odds.above[r];
   put(s.log_prob, n, height, value);
   for (int r = 0; r < height; ++r)
-    value[r] = odds.d[r] < 0 ? rows.shift[r] + odds.below[r] : rows.pivot[r] + odds.above[r];
+    value[r] = odds.d[r] < 0 ? state.shift[r] + odds.below[r] : state.pivot[r] + odds.above[r];
   put(s.lse, n, height, value);
 }
 
 template <class Real>
-void finish_index(const Problem& p, const Rows& rows, const Odds& odds, const Label* label,
+void finish_index(const Problem& p, const StripState& state, const Odds& odds, const Label* label,
                   int64_t n, int height) {
   const xent::Statistics& s = p.statistics;
   const Real* weight = static_cast<const Real*>(p.class_weight);
@@ -160,17 +160,17 @@ void finish_index(const Problem& p, const Rows& rows, const Odds& odds, const La
     value[r] = label[r].pivot < 0 ? 0.0 : weight ? double(weight[label[r].pivot]) : 1.0;
   put(s.mass, n, height, value);
   if (!s.rest_top) return;
-  for (int r = 0; r < height; ++r) value[r] = double(rows.top[r]);
+  for (int r = 0; r < height; ++r) value[r] = double(state.top[r]);
   put(s.rest_top, n, height, value);
   double logit[kStrip];  // comparisons have passed NaN over, the log-odds have not
   for (int r = 0; r < height; ++r) {
-    const bool masked = odds.sum[r] == 0 && rows.pivot[r] == -kInfinity;
-    logit[r] = masked || odds.d[r] == odds.d[r] ? rows.largest[r] : kNaN;
+    const bool masked = odds.sum[r] == 0 && state.pivot[r] == -kInfinity;
+    logit[r] = masked || odds.d[r] == odds.d[r] ? state.largest[r] : kNaN;
   }
   put(s.rest_top_logit, n, height, logit);
   for (int r = 0; r < height; ++r) {
-    const bool tie = rows.pivot[r] == rows.largest[r] && label[r].pivot < rows.top[r];
-    if (tie || rows.pivot[r] > rows.largest[r]) value[r] = double(label[r].pivot);
+    const bool tie = state.pivot[r] == state.largest[r] && label[r].pivot < state.top[r];
+    if (tie || state.pivot[r] > state.largest[r]) value[r] = double(label[r].pivot);
   }
   put(s.top, n, height, value);
 }
@@ -180,57 +180,58 @@ double log_of_tiny(double x) {
   return x < 0x1p-1000 ? log_lane(x * 0x1p100) - 100 * (kLn2High + kLn2Low) : log_lane(x);
 }
 
-void finish_soft(const xent::Statistics& s, const Rows& rows, const Odds& odds, int64_t n,
+void finish_soft(const xent::Statistics& s, const StripState& state, const Odds& odds, int64_t n,
                  int height) {
   for (int r = 0; r < height; ++r) {
-    const double q = rows.pivot_soft[r], pivot = rows.pivot[r], mass = rows.mass[r];
-    const double nll = times(q, odds.above[r]) + rows.deficit[r] + times(mass, odds.below[r]);
+    const double q = state.pivot_soft[r], pivot = state.pivot[r], mass = state.mass[r];
+    const double nll = times(q, odds.above[r]) + state.deficit[r] + times(mass, odds.below[r]);
     put(s.log_prob, n + r, -nll);
     put(s.log_odds, n + r, nll <= 0 ? kInfinity : -nll - log_of_tiny(one_minus_exp(nll)));
     put(s.target, n + r,
-        times(q, finite_or_nan(pivot)) + times(mass, rows.shift[r]) - rows.deficit[r]);
+        times(q, finite_or_nan(pivot)) + times(mass, state.shift[r]) - state.deficit[r]);
     put(s.mass, n + r, q + mass);
-    put(s.top, n + r, double(rows.top[r]));
+    put(s.top, n + r, double(state.top[r]));
   }
-  put(s.top_logit, n, height, rows.pivot);
+  put(s.top_logit, n, height, state.pivot);
   put(s.pivot_log_odds, n, height, odds.d);
 }
 
-void finish_entropy(const xent::Statistics& s, const Rows& rows, const Odds& odds, int64_t n,
+void finish_entropy(const xent::Statistics& s, const StripState& state, const Odds& odds, int64_t n,
                     int height) {
   double value[kStrip];
   for (int r = 0; r < height; ++r) {
     const double sum = odds.sum[r];
-    const double surprise = odds.below[r] + (sum > 0 ? rows.spread[r] / sum : 0.0);
+    const double surprise = odds.below[r] + (sum > 0 ? state.spread[r] / sum : 0.0);
     value[r] = times(odds.pivot(r), odds.above[r]) + times(odds.rest(r), surprise);
   }
   put(s.entropy, n, height, value);
 }
 
-void finish_powers(const xent::Statistics& s, const Rows& rows, const Odds& odds, int64_t n,
+void finish_powers(const xent::Statistics& s, const StripState& state, const Odds& odds, int64_t n,
                    int height) {
   double unit[kStrip], value[kStrip];
   for (int r = 0; r < height; ++r) unit[r] = odds.rest(r) / odds.sum[r];
   if (s.rest_squares)
-    for (int r = 0; r < height; ++r) value[r] = times(rows.squares[r], unit[r] * unit[r]);
+    for (int r = 0; r < height; ++r) value[r] = times(state.squares[r], unit[r] * unit[r]);
   put(s.rest_squares, n, height, value);
   if (s.rest_cubes)
-    for (int r = 0; r < height; ++r) value[r] = times(rows.cubes[r], unit[r] * unit[r] * unit[r]);
+    for (int r = 0; r < height; ++r) value[r] = times(state.cubes[r], unit[r] * unit[r] * unit[r]);
   put(s.rest_cubes, n, height, value);
 }
 
 template <class Real>
-void finish_mean(const Problem& p, const Rows& rows, const Label* label, int64_t n, int height) {
+void finish_mean(const Problem& p, const StripState& state, const Label* label, int64_t n,
+                 int height) {
   const xent::Statistics& s = p.statistics;
   double weight[kStrip], support[kStrip], mean[kStrip], mass[kStrip];
   for (int r = 0; r < height; ++r) {
-    const int64_t pivot = is_soft(p) ? rows.top[r] : label[r].pivot;
-    weight[r] = rows.pivot[r] == -kInfinity ? 0.0 : mean_weight<Real>(p, pivot);
+    const int64_t pivot = is_soft(p) ? state.top[r] : label[r].pivot;
+    weight[r] = state.pivot[r] == -kInfinity ? 0.0 : mean_weight<Real>(p, pivot);
   }
   for (int r = 0; r < height; ++r) {
-    support[r] = rows.support[r] + (rows.pivot[r] == -kInfinity ? 0.0 : 1.0);
-    mean[r] = (times(weight[r], rows.pivot[r]) + rows.level[r]) / support[r];
-    mass[r] = (weight[r] + rows.weight[r]) / support[r];
+    support[r] = state.support[r] + (state.pivot[r] == -kInfinity ? 0.0 : 1.0);
+    mean[r] = (times(weight[r], state.pivot[r]) + state.weighted_sum[r]) / support[r];
+    mass[r] = (weight[r] + state.weight[r]) / support[r];
   }
   put(s.mean, n, height, mean);
   put(s.support, n, height, support);
@@ -238,52 +239,52 @@ void finish_mean(const Problem& p, const Rows& rows, const Label* label, int64_t
 }
 
 template <class Real>
-void finish(const Problem& p, const Rows& rows, const Odds& odds, const Label* label, int64_t n,
-            int height) {
+void finish(const Problem& p, const StripState& state, const Odds& odds, const Label* label,
+            int64_t n, int height) {
   const xent::Statistics& s = p.statistics;
-  finish_all(s, rows, odds, n, height);
+  finish_all(s, state, odds, n, height);
   if (is_soft(p))
-    finish_soft(s, rows, odds, n, height);
+    finish_soft(s, state, odds, n, height);
   else
-    finish_index<Real>(p, rows, odds, label, n, height);
-  if (s.entropy) finish_entropy(s, rows, odds, n, height);
-  if (s.rest_squares || s.rest_cubes) finish_powers(s, rows, odds, n, height);
-  if (s.mean) finish_mean<Real>(p, rows, label, n, height);
+    finish_index<Real>(p, state, odds, label, n, height);
+  if (s.entropy) finish_entropy(s, state, odds, n, height);
+  if (s.rest_squares || s.rest_cubes) finish_powers(s, state, odds, n, height);
+  if (s.mean) finish_mean<Real>(p, state, label, n, height);
 }
 
 // Every field of a row at once: most are 0.
-void finish_blank(const xent::Statistics& s, int64_t n, double log_odds, double log_prob,
-                  double level, double mass, double support) {
-  put(s.shift, n, level);
+void finish_empty(const xent::Statistics& s, int64_t n, double log_odds, double log_prob,
+                  double lse, double mass, double support) {
+  put(s.shift, n, lse);
   put(s.sum, n, 0);
   put(s.log_odds, n, log_odds);
   put(s.log_prob, n, log_prob);
   put(s.target, n, log_prob);
-  put(s.lse, n, level);
+  put(s.lse, n, lse);
   put(s.mass, n, mass);
   put(s.top, n, 0);
-  put(s.top_logit, n, level);
-  put(s.pivot_log_odds, n, level);
+  put(s.top_logit, n, lse);
+  put(s.pivot_log_odds, n, lse);
   put(s.entropy, n, 0);
   put(s.log_sum, n, 0);
   put(s.mean, n, 0);
   put(s.support, n, support);
   put(s.mean_mass, n, 0);
   put(s.rest_top, n, 0);
-  put(s.rest_top_logit, n, level);
+  put(s.rest_top_logit, n, lse);
   put(s.rest_squares, n, 0);
   put(s.rest_cubes, n, 0);
 }
 
 // A shard without any unmasked class is the identity of the merge, where a whole row would be NaN.
-void finish_nothing(const xent::Statistics& s, bool soft, double mass, int64_t n) {
+void finish_masked_shard(const xent::Statistics& s, bool soft, double mass, int64_t n) {
   const double reached = soft && mass == 0 ? 0.0 : -kInfinity;
-  finish_blank(s, n, reached == 0 ? kInfinity : -kInfinity, reached, -kInfinity, mass, 0);
+  finish_empty(s, n, reached == 0 ? kInfinity : -kInfinity, reached, -kInfinity, mass, 0);
 }
 
 // An ignored row is a row predicted with certainty: no loss of the family sees it.
 void finish_ignored(const xent::Statistics& s, int64_t n) {
-  finish_blank(s, n, kInfinity, 0, 0, 0, 1);
+  finish_empty(s, n, kInfinity, 0, 0, 0, 1);
 }
 
 }  // namespace

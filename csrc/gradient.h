@@ -14,7 +14,7 @@ namespace {
 // The entries of the pivot and of the largest class of the rest (the top), where they are not what
 // this gives, are formed in float64 from the log-odds: no "p - 1".
 template <class Real>
-struct Slopes {
+struct Coefficients {
   double shift[kStrip];  // of a Base
   Real all[kStrip], spread[kStrip], square[kStrip], cube[kStrip], mean[kStrip], soft[kStrip];
   Real live[kStrip];  // 1; in a row without a gradient the 0, or the NaN, that it has everywhere
@@ -28,7 +28,7 @@ unsigned terms_of(const Problem& p, const Partials& f) {
   const bool capped = p.softcap > 0 || p.class_scale;
   return (f.mean.at ? kMean | (p.mean_weight ? kWeights : 0u) : 0u) |
          (f.entropy.at ? kEntropy : 0u) | (f.rest_squares.at ? kSquares : 0u) |
-         (f.rest_cubes.at ? kPowers : 0u) | (is_soft(p) ? kSoft : 0u) | (capped ? kSlope : 0u);
+         (f.rest_cubes.at ? kPowers : 0u) | (is_soft(p) ? kSoft : 0u) | (capped ? kTransform : 0u);
 }
 
 void get(const PerRow& f, int64_t n, int height, double* out) {
@@ -51,17 +51,17 @@ struct Common {
 };
 
 // Whether there are terms of z - shift, which must then be exact.
-constexpr bool exact_slopes(unsigned set) { return set & kEntropy; }
+constexpr bool exact_gradient(unsigned set) { return set & kEntropy; }
 
 // Finds the slopes of the rows from n on.
 template <class Real>
-class SlopeFinder {
+class CoefficientFinder {
  public:
   // For a sweep that looks at this set of terms.
-  SlopeFinder(unsigned set, const Problem& p, int64_t n, int height, const Label* label,
-              Slopes<Real>& out)
-      : exact_(exact_slopes(set)), more_(set & ~kSlope), p_(p), s_(p.statistics), f_(p.partials),
-        n_(n), height_(height), label_(label), out_(out) {}
+  CoefficientFinder(unsigned set, const Problem& p, int64_t n, int height, const Label* label,
+                    Coefficients<Real>& out)
+      : exact_(exact_gradient(set)), more_(set & ~kTransform), p_(p), s_(p.statistics),
+        f_(p.partials), n_(n), height_(height), label_(label), out_(out) {}
 
   void find() {
     find_probabilities();
@@ -136,7 +136,7 @@ class SlopeFinder {
       const bool flat = f.odds[r] == 0 || nll <= 0;
       const double slope = f.prob[r] + (flat ? 0.0 : f.odds[r] / one_minus_exp(nll));
       Real q[kLanes] = {};
-      if (label_[r].kind == Kind::kept)
+      if (label_[r].kind == LabelKind::kept)
         load_soft(p_, n_ + r, p_.labels ? &label_[r].pivot : nullptr,
                   {0, 1, out_.pivot[r], 1, kLanes}, q);
       all_[r] = (f.lse[r] - slope * mass) * rest_[r];
@@ -196,7 +196,7 @@ class SlopeFinder {
     for (int r = 0; r < height_; ++r) {
       const double z = s_.rest_top_logit[n_ + r];
       out_.top[r] = -1;
-      if (z == -kInfinity || label_[r].kind != Kind::kept) continue;
+      if (z == -kInfinity || label_[r].kind != LabelKind::kept) continue;
       const double x = z - out_.shift[r], e = exp_scaled(x, 1.0);
       out_.top[r] = int64_t(s_.rest_top[n_ + r]);
       at_top_[r] += e * unit_[r] * all_[r];
@@ -227,7 +227,7 @@ class SlopeFinder {
     for (int r = 0; r < height_; ++r) {
       // A row with NaN is NaN where it is masked, too.
       out_.live[r] = out_.live[r] == out_.live[r] ? Real(1) : out_.live[r];
-      if (label_[r].kind == Kind::kept) continue;
+      if (label_[r].kind == LabelKind::kept) continue;
       out_.all[r] = out_.live[r] = 0;
       out_.shift[r] = 0;
       out_.pivot[r] = -1;
@@ -241,7 +241,7 @@ class SlopeFinder {
   const int64_t n_;
   const int height_;
   const Label* label_;
-  Slopes<Real>& out_;
+  Coefficients<Real>& out_;
 
   double pivot_[kStrip], rest_[kStrip], scale_[kStrip], unit_[kStrip];
   double all_[kStrip], at_pivot_[kStrip], at_top_[kStrip];

@@ -230,32 +230,34 @@ XENT_LANE Real exp_scaled(Real x, Real factor) {
 template <class Real>
 struct Base {
   double shift;
-  Real offset, whole;
+  Real offset, exponent;
 
   // The nearest to `wanted`, or `wanted` itself if it must be exact.
   XENT_LANE explicit Base(double wanted, bool exact = sizeof(Real) == 8) {
     constexpr double far = 0x1p20, log2e = double(Exp<Real>::log2e), magic = Exp<double>::magic;
     const bool near = (!exact && sizeof(Real) < 8) & ((wanted < 0 ? -wanted : wanted) < far);
     const double nearest = (wanted * log2e + magic) - magic;
-    whole = near ? Real(nearest) : Real(0);
+    exponent = near ? Real(nearest) : Real(0);
     offset = near | (wanted == -__builtin_huge_val()) ? Real(0) : Real(wanted);
     shift = near ? nearest / log2e : double(Real(wanted));
   }
 
   // NaN where exponentials are not relative to a power of two.
-  XENT_LANE Real whole_or_nan() const { return offset == 0 ? whole : Real(__builtin_nan("")); }
-  XENT_LANE Real magic() const { return Exp<Real>::magic - whole; }
+  XENT_LANE Real exponent_or_nan() const {
+    return offset == 0 ? exponent : Real(__builtin_nan(""));
+  }
+  XENT_LANE Real magic() const { return Exp<Real>::magic - exponent; }
   // The logit, less the offset, whose exponential is 2^k.
-  XENT_LANE Real logit_of(int k) const { return (whole + Real(k)) / Exp<Real>::log2e; }
+  XENT_LANE Real logit_of(int k) const { return (exponent + Real(k)) / Exp<Real>::log2e; }
   XENT_LANE Real lowest() const { return logit_of(Exp<Real>::lowest); }
   XENT_LANE Real vanished() const { return logit_of(Exp<Real>::vanished); }
   // From here on Power::times_normal(factor) is right; +inf where it never is.
   XENT_LANE Real normal_floor(Real factor) const {
     using E = Exp<Real>;
     using Int = typename E::Int;
-    const int exponent = int((bits<Int>(factor) >> E::mantissa) & (2 * E::bias + 1));
-    const bool normal = (exponent > 1) & (exponent < 2 * E::bias);
-    const Real floor = logit_of(2 - exponent > E::lowest ? 2 - exponent : E::lowest);
+    const int of_factor = int((bits<Int>(factor) >> E::mantissa) & (2 * E::bias + 1));
+    const bool normal = (of_factor > 1) & (of_factor < 2 * E::bias);
+    const Real floor = logit_of(2 - of_factor > E::lowest ? 2 - of_factor : E::lowest);
     return normal ? floor : Real(__builtin_huge_val());
   }
 };

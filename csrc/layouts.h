@@ -46,7 +46,7 @@ struct RowsLayout {
   int padding() const { return padded(width) - width; }
 
   // `value` where row r has no class: beyond its end, and at `place` unless it is negative.
-  void blank(int r, int64_t place, Real value) const {
+  void fill_empty_places(int r, int64_t place, Real value) const {
     Real* last = z + r * pitch + padded(width) - kLanes;
     const int end = width - (padded(width) - kLanes);
     XENT_FOR(i, kLanes) last[i] = i < end ? last[i] : value;
@@ -54,7 +54,7 @@ struct RowsLayout {
   }
 
   // out[r] = the extreme of row r.
-  void extreme(const Ahead&, Real* out) const { fold(extremes.lane, height, Operation(), out); }
+  void extreme(const Prefetch&, Real* out) const { fold(extremes.lane, height, Operation(), out); }
   // After a change of row r.
   void look_again(int r) const { extremes.look(r, z + r * pitch, width); }
 
@@ -65,7 +65,7 @@ struct RowsLayout {
       const Real* at = z + r * pitch;
       const Real wanted = value[r];
       Real found[kLanes];
-      XENT_FOR(i, kLanes) found[i] = Real(kTile);
+      XENT_FOR(i, kLanes) found[i] = Real(kBuffer);
       for (int j = padded(width) - kLanes; j >= 0; j -= kLanes)
         XENT_FOR(i, kLanes) found[i] = at[j + i] == wanted ? Real(j + i) : found[i];
       XENT_FOR(i, kLanes) lane[r][i] = found[i];
@@ -76,7 +76,7 @@ struct RowsLayout {
   // out[k][r] = the k-th of n sums over row r: step(r)(logit, class, sums) adds a class to them.
   // Lanes are added up in float64: the last few additions round what all of the row is in.
   template <int n, class Step>
-  void sums(Step step, const Ahead& next, double (*out)[kStrip]) const {
+  void sums(Step step, const Prefetch& next, double (*out)[kStrip]) const {
     Real lane[n][kStrip][kLanes];
     for (int r = 0; r < height; ++r)
       sum_row<n>(r, step(r), next, [&](int k) { return lane[k][r]; });
@@ -85,7 +85,7 @@ struct RowsLayout {
 
   // The same for the rows that are marked.
   template <int n, class Step>
-  void sums_of(const bool* marked, Step step, const Ahead& next, double (*out)[kStrip]) const {
+  void sums_of(const bool* marked, Step step, const Prefetch& next, double (*out)[kStrip]) const {
     Real lane[n][kStrip][kLanes];
     double own[kStrip];
     int row[kStrip], count = 0;
@@ -113,15 +113,15 @@ struct RowsLayout {
 
   // to(r)[j] = step(r)(z, class), cache line by cache line, `next` being fetched meanwhile.
   template <bool streams, class Stored, class Step>
-  void map_to(const Strip& out, const Block& b, Step step, const Ahead& next) const {
+  void map_to(const Strip& out, const Block& b, Step step, const Prefetch& next) const {
     constexpr int lanes = 64 / sizeof(Stored);
     for (int r = 0; r < height; ++r) {
       const auto one = step(r);
-      const Ahead::Row ahead = next.row(r);
+      const Prefetch::Row prefetch = next.row(r);
       const Real* at = z + r * pitch;
       Stored* to = out.at<Stored>(b.r + r, b.first);
       const auto compute = [&](int j, Stored* __restrict into) XENT_INLINE {
-        for (int i = 0; i < lanes; i += kLanes) ahead.fetch(j + i);
+        for (int i = 0; i < lanes; i += kLanes) prefetch.fetch(j + i);
         XENT_FOR(i, lanes) narrow(one(at[j + i], j + i), into[i]);
       };
       alignas(64) Stored line[lanes];
@@ -148,19 +148,19 @@ struct RowsLayout {
  private:
   // lane(k)[i] = what lane i has of the k-th sum over row r
   template <int n, class One, class Lane>
-  XENT_LANE void sum_row(int r, One one, const Ahead& next, Lane lane) const {
+  XENT_LANE void sum_row(int r, One one, const Prefetch& next, Lane lane) const {
     Real* at = z + r * pitch;
-    const Ahead::Row ahead = next.row(r);
+    const Prefetch::Row prefetch = next.row(r);
     Real a[n][kLanes] = {}, b[1][kLanes] = {};
     int j = 0;
     if constexpr (n == 1)  // in two lanes, because an addition takes longer than what is added
       for (; j + kLanes < width; j += 2 * kLanes) {
-        ahead.fetch(j), ahead.fetch(j + kLanes);
+        prefetch.fetch(j), prefetch.fetch(j + kLanes);
         XENT_FOR(i, kLanes) one(at[j + i], j + i, Sums<Real, kLanes>{a, i});
         XENT_FOR(i, kLanes) one(at[j + kLanes + i], j + kLanes + i, Sums<Real, kLanes>{b, i});
       }
     for (; j < width; j += kLanes) {
-      if (n > 1) ahead.fetch(j);
+      if (n > 1) prefetch.fetch(j);
       XENT_FOR(i, kLanes) one(at[j + i], j + i, Sums<Real, kLanes>{a, i});
     }
     for (int k = 0; k < n; ++k)
@@ -179,17 +179,17 @@ struct PanelLayout {
   Real& at(int r, int64_t j) const { return z[j * kStrip + r]; }
   int padding() const { return 0; }
 
-  void blank(int r, int64_t place, Real value) const {
+  void fill_empty_places(int r, int64_t place, Real value) const {
     if (place >= 0) at(r, place) = value;
   }
 
   // By a sweep, which fetches the next block.
-  void extreme(const Ahead& next, Real* out) const {
+  void extreme(const Prefetch& next, Real* out) const {
     Real lane[kStrip];
-    const Ahead::Row ahead = next.row(0);
+    const Prefetch::Row prefetch = next.row(0);
     for (int r = 0; r < kStrip; ++r) lane[r] = z[r];
     for (int j = 1; j < width; ++j) {
-      ahead.fetch(j);
+      prefetch.fetch(j);
       for (int r = 0; r < kStrip; ++r) lane[r] = Operation()(z[j * kStrip + r], lane[r]);
     }
     for (int r = 0; r < height; ++r) out[r] = lane[r];
@@ -197,7 +197,7 @@ struct PanelLayout {
 
   void find(const Real* value, Real* out) const {
     Real found[kStrip];
-    for (int r = 0; r < kStrip; ++r) found[r] = Real(kTile);
+    for (int r = 0; r < kStrip; ++r) found[r] = Real(kBuffer);
     for (int j = width - 1; j >= 0; --j)
       for (int r = 0; r < height; ++r)
         found[r] = z[j * kStrip + r] == value[r] ? Real(j) : found[r];
@@ -206,7 +206,7 @@ struct PanelLayout {
 
   // Two classes at a time in the logits' type, the pairs in float64.
   template <int n, class Step>
-  void sums(Step step, const Ahead&, double (*out)[kStrip]) const {
+  void sums(Step step, const Prefetch&, double (*out)[kStrip]) const {
     double lane[n][kStrip] = {};
     for (int j = 0; j < width; j += 2) {
       Real pair[n][kStrip] = {};
@@ -222,7 +222,7 @@ struct PanelLayout {
   }
 
   template <int n, class Step>
-  void sums_of(const bool* marked, Step step, const Ahead& next, double (*out)[kStrip]) const {
+  void sums_of(const bool* marked, Step step, const Prefetch& next, double (*out)[kStrip]) const {
     double own[n][kStrip];
     sums<n>(step, next, own);
     for (int k = 0; k < n; ++k)

@@ -23,13 +23,13 @@ namespace {
 // ---- the program --------------------------------------------------------------------------------
 
 // What the table of operations says of each.
-struct Kind {
+struct OperationFacts {
   const char* name;
   int operands;  // registers
   int sloped;    // of the operands: 1 stands for a, 2 for b, 4 for c
 };
 
-const Kind kinds[] = {
+const OperationFacts facts[] = {
 #define XENT_SOURCE(name) {#name, 0, 0},
 #define XENT_ONE(name, ...) {#name, 1, 1},
 #define XENT_FLAT_ONE(name, ...) {#name, 1, 0},
@@ -38,11 +38,11 @@ const Kind kinds[] = {
 #define XENT_THREE(name) {#name, 3, 6},
     XENT_SOURCES(XENT_SOURCE) XENT_UNARY(XENT_ONE) XENT_FLAT_UNARY(XENT_FLAT_ONE)
         XENT_BINARY(XENT_TWO) XENT_FLAT_BINARY(XENT_FLAT_TWO) XENT_CHOICE(XENT_THREE)};
-constexpr int kOperations = sizeof kinds / sizeof kinds[0];
+constexpr int kOperations = sizeof facts / sizeof facts[0];
 
 std::vector<std::string> operations() {
   std::vector<std::string> names;
-  for (const Kind& kind : kinds) names.emplace_back(kind.name);
+  for (const OperationFacts& each : facts) names.emplace_back(each.name);
   return names;
 }
 
@@ -67,14 +67,16 @@ class Program {
   size_t inputs() const { return inputs_; }
 
  private:
-  static const Kind& kind_of(const Instruction& step) { return kinds[int(step.operation)]; }
+  static const OperationFacts& facts_of(const Instruction& step) {
+    return facts[int(step.operation)];
+  }
 
   void add(Instruction step) {
     const int code = int(step.operation), operand[] = {step.a, step.b, step.c};
     if (code < 0 || code >= kOperations) refuse("no operation has the code", code);
-    for (int k = 0; k < kinds[code].operands; ++k) {
+    for (int k = 0; k < facts[code].operands; ++k) {
       if (operand[k] < 0 || operand[k] >= length_) refuse("not a register before it:", operand[k]);
-      if (kinds[code].sloped >> k & 1) step.varies |= steps_[operand[k]].varies;
+      if (facts[code].sloped >> k & 1) step.varies |= steps_[operand[k]].varies;
     }
     if (step.operation == Operation::field) {
       if (step.a < 0 || step.a >= kFields) refuse("no field has the number", step.a);
@@ -85,8 +87,8 @@ class Program {
       if (step.a < 0) refuse("no input has the number", step.a);
       if (size_t(step.a) >= inputs_) inputs_ = size_t(step.a) + 1;
     }
-    if (kinds[code].operands < 3) step.c = 0;
-    if (kinds[code].operands < 2) step.b = 0;
+    if (facts[code].operands < 3) step.c = 0;
+    if (facts[code].operands < 2) step.b = 0;
     if (is_square(step)) step.operation = Operation::mul, step.b = step.a;
     steps_[length_++] = step;
   }
@@ -111,8 +113,8 @@ class Program {
       Instruction& step = steps_[k];
       step.varies &= read[k];
       const int operand[] = {step.a, step.b, step.c};
-      for (int i = 0; step.varies && i < kind_of(step).operands; ++i)
-        if (kind_of(step).sloped >> i & 1) read[operand[i]] = true;
+      for (int i = 0; step.varies && i < facts_of(step).operands; ++i)
+        if (facts_of(step).sloped >> i & 1) read[operand[i]] = true;
     }
   }
 
@@ -129,13 +131,13 @@ enum class Divide { by_nothing, by_number, by_weight, by_count };
 using DivisorArguments = std::tuple<int, double, bool>;
 
 // What is known of some rows before their logits are read.
-struct Census {
+struct RowCounts {
   int64_t rows = 0;  // that are not marked to be ignored
   int64_t kept = 0;  // those of them whose weight is not 0
   double mass = 0;   // their weights times those of their classes
   int64_t bad = -1;  // the first of them with a label out of range
 
-  void add(const Census& later) {
+  void add(const RowCounts& later) {
     rows += later.rows;
     kept += later.kept;
     mass += later.mass;
@@ -143,14 +145,14 @@ struct Census {
   }
 };
 
-constexpr int64_t kCensusBlock = 4096;  // rows whose weights are one sum, whatever the threads
+constexpr int64_t kCountedRows = 4096;  // rows whose weights are one sum, whatever the threads
 
 // Class weights are numbers of the sweep's type.
 template <class Real>
-Census count(const Loss& loss, int64_t begin, int64_t end) {
+RowCounts count(const Loss& loss, int64_t begin, int64_t end) {
   const Problem& p = loss.problem;
   const Real* class_weight = p.labels ? static_cast<const Real*>(p.class_weight) : nullptr;
-  Census found;
+  RowCounts found;
   for (int64_t n = begin; n < end; ++n) {
     const int64_t label = p.labels ? p.labels[n] : 0;
     const double weight = loss.row_weight ? loss.row_weight[n] : 1.0;
@@ -167,31 +169,31 @@ Census count(const Loss& loss, int64_t begin, int64_t end) {
   return found;
 }
 
-Census count_all(const Loss& loss) {
+RowCounts count_all(const Loss& loss) {
   const Problem& p = loss.problem;
-  const int64_t blocks = (p.rows + kCensusBlock - 1) / kCensusBlock;
-  std::vector<Census> part(blocks);
-  for_range(blocks, kGrain / kCensusBlock, [&](int64_t begin, int64_t end) {
+  const int64_t blocks = (p.rows + kCountedRows - 1) / kCountedRows;
+  std::vector<RowCounts> part(blocks);
+  for_range(blocks, kGrain / kCountedRows, [&](int64_t begin, int64_t end) {
     for (int64_t b = begin; b < end; ++b) {
-      const int64_t from = b * kCensusBlock, to = from + kCensusBlock;
+      const int64_t from = b * kCountedRows, to = from + kCountedRows;
       const int64_t last = to < p.rows ? to : p.rows;
       part[b] = p.logits.type == Type::f64 ? count<double>(loss, from, last)
                                            : count<float>(loss, from, last);
     }
   });
-  Census all;
-  for (const Census& one : part) all.add(one);
+  RowCounts all;
+  for (const RowCounts& one : part) all.add(one);
   return all;
 }
 
-double divisor_of(const Census& census, const DivisorArguments& divisor) {
+double divisor_of(const RowCounts& counts, const DivisorArguments& divisor) {
   const auto [kind, number, never_zero] = divisor;
   double value = 1;
   switch (Divide(kind)) {
     case Divide::by_nothing: return 1;
     case Divide::by_number: value = number; break;
-    case Divide::by_weight: value = census.mass; break;
-    case Divide::by_count: value = double(census.rows); break;
+    case Divide::by_weight: value = counts.mass; break;
+    case Divide::by_count: value = double(counts.rows); break;
   }
   return never_zero && value == 0 ? 1 : value;
 }
@@ -248,16 +250,16 @@ Answer run(const Program& program, const MatrixArguments& logits, int64_t rows, 
   loss.inputs = given.data();
   loss.row_weight = pointer<const double>(row_weight);
   nb::gil_scoped_release release;
-  const Census census = count_all(loss);
-  const double divide_by = divisor_of(census, divisor);
-  if (census.bad >= 0) return {census.kept, true, loss.problem.labels[census.bad], divide_by};
+  const RowCounts counts = count_all(loss);
+  const double divide_by = divisor_of(counts, divisor);
+  if (counts.bad >= 0) return {counts.kept, true, loss.problem.labels[counts.bad], divide_by};
   loss.seed = slope / divide_by;
   if (std::get<0>(gradient)) set_gradient(loss.problem, gradient);
   const std::unique_ptr<double[]> values(new double[rows]);
   loss.values = values.get();
   for_rows(loss.problem, [&](int64_t begin, int64_t end) { kernels->loss(loss, begin, end); });
   if (result) write_scalar(result, Type(result_type), sum_of(loss.values, rows) / divide_by);
-  return {census.kept, false, 0, divide_by};
+  return {counts.kept, false, 0, divide_by};
 }
 
 // ---- another slope ------------------------------------------------------------------------------
@@ -271,10 +273,10 @@ bool scale_exactly(uintptr_t address, int type, int64_t count, double slope) {
   if (std::frexp(slope, &exponent) != 0.5) return false;
   if (--exponent == 0) return true;
   const int64_t blocks = (count + kScaleBlock - 1) / kScaleBlock;
-  const auto scale = [&](int64_t b, int by, bool surely) {
+  const auto scale = [&](int64_t b, int by, bool unchecked) {
     const int64_t begin = b * kScaleBlock, end = begin + kScaleBlock;
     const int64_t last = end < count ? end : count;
-    return kernels->scale(pointer<void>(address), Type(type), begin, last, by, surely);
+    return kernels->scale(pointer<void>(address), Type(type), begin, last, by, unchecked);
   };
   nb::gil_scoped_release release;
   std::vector<char> done(blocks);

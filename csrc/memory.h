@@ -24,8 +24,8 @@ void convert_each(const From* __restrict from, To* __restrict to, int n, One one
 
 template <class From, class To, class One>
 void convert(const From* from, To* to, int n, One one) {
-  Unseen unseen;
-  convert_each(from, to, n, [=](From x, To& y, int) { one(x, y); }, unseen);
+  NoRowExtreme none;
+  convert_each(from, to, n, [=](From x, To& y, int) { one(x, y); }, none);
 }
 
 // Stores an aligned cache line past the caches, which would read memory before they write it.

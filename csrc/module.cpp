@@ -73,46 +73,46 @@ void set_isa(const std::string& name) {
 // so the last block that was let go is kept for the next buffer: a training step frees its gradient
 // before the next one wants it. While a block waits it is marked MADV_FREE, so the kernel takes its
 // pages as soon as anybody needs them.
-struct Block {
+struct Memory {
   void* data = nullptr;
   size_t bytes = 0;
 };
 
 class Buffer {
  public:
-  explicit Buffer(size_t bytes) : block_(take(bytes)) {
-    if (block_.data) return;
+  explicit Buffer(size_t bytes) : memory_(take(bytes)) {
+    if (memory_.data) return;
     constexpr size_t huge = size_t{1} << 21;
-    block_.bytes = (bytes + huge - 1) / huge * huge;
-    block_.data = std::aligned_alloc(huge, block_.bytes);
-    if (!block_.data) throw std::bad_alloc();
+    memory_.bytes = (bytes + huge - 1) / huge * huge;
+    memory_.data = std::aligned_alloc(huge, memory_.bytes);
+    if (!memory_.data) throw std::bad_alloc();
   }
   Buffer(const Buffer&) = delete;
   ~Buffer() {
 #ifdef MADV_FREE
-    madvise(block_.data, block_.bytes, MADV_FREE);
+    madvise(memory_.data, memory_.bytes, MADV_FREE);
 #endif
     std::lock_guard<std::mutex> lock(mutex);
-    std::swap(block_, idle);
-    std::free(block_.data);
+    std::swap(memory_, idle);
+    std::free(memory_.data);
   }
-  uintptr_t address() const { return uintptr_t(block_.data); }
+  uintptr_t address() const { return uintptr_t(memory_.data); }
 
   static void trim() {
     std::lock_guard<std::mutex> lock(mutex);
-    std::free(std::exchange(idle, Block{}).data);
+    std::free(std::exchange(idle, Memory{}).data);
   }
 
  private:
-  static Block take(size_t bytes) {
+  static Memory take(size_t bytes) {
     std::lock_guard<std::mutex> lock(mutex);
     const bool fits = idle.bytes >= bytes && idle.bytes - bytes <= bytes / 2;
-    return fits ? std::exchange(idle, Block{}) : Block{};
+    return fits ? std::exchange(idle, Memory{}) : Memory{};
   }
 
   static inline std::mutex mutex;
-  static inline Block idle;
-  Block block_;
+  static inline Memory idle;
+  Memory memory_;
 };
 
 // ---- the two functions of the engine ------------------------------------------------------------

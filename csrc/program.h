@@ -13,9 +13,9 @@ using xent::kFields;
 using xent::Loss;
 using xent::Operation;
 
-class Tape {
+class ProgramRunner {
  public:
-  explicit Tape(const Loss& loss) : loss_(loss), fields_(statistics()) {}
+  explicit ProgramRunner(const Loss& loss) : loss_(loss), fields_(statistics()) {}
 
   // Where the fields of a strip are looked for, its first row at 0.
   xent::Statistics statistics() { return xent::statistics_in(table_[0], kStrip, loss_.fields); }

@@ -45,17 +45,17 @@ namespace {
 
 template <class Real>
 void row_statistics(Problem& p, int64_t begin, int64_t end) {
-  Tiles<Real> tiles;
+  Buffers<Real> buffers;
   Label label[kStrip];
   const StatisticsSweep<Real> statistics(p);
   int64_t kept = 0;
   for (int64_t n = begin; n < end;) {
     const int height = strip_height(p, n, end);
     for (int r = 0; r < height; ++r) label[r] = read_label(p, n + r);
-    statistics.run(p, n, height, label, tiles);
+    statistics.run(p, n, height, label, buffers);
     for (int r = 0; r < height; ++r) {
-      kept += label[r].kind == Kind::kept;
-      if (label[r].kind != Kind::bad) continue;
+      kept += label[r].kind == LabelKind::kept;
+      if (label[r].kind != LabelKind::bad) continue;
       __atomic_store_n(&p.bad_label, p.labels[n + r], __ATOMIC_RELAXED);
       __atomic_store_n(&p.has_bad_label, true, __ATOMIC_RELAXED);
     }
@@ -66,13 +66,13 @@ void row_statistics(Problem& p, int64_t begin, int64_t end) {
 
 template <class Real>
 void row_gradient(const Problem& p, int64_t begin, int64_t end) {
-  Tiles<Real> tiles;
+  Buffers<Real> buffers;
   Label label[kStrip];
   GradientSweep<Real> gradient(p);
   for (int64_t n = begin; n < end;) {
     const int height = strip_height(p, n, end);
     for (int r = 0; r < height; ++r) label[r] = read_label(p, n + r);
-    gradient.run(p, n, height, label, tiles);
+    gradient.run(p, n, height, label, buffers);
     n += height;
   }
   if (p.streams) finish_streams();
@@ -101,7 +101,7 @@ template <class Real>
 class LossSweep {
  public:
   explicit LossSweep(const Loss& loss)
-      : loss_(loss), tape_(loss), strip_(with_tables(loss.problem, tape_)), statistics_(strip_),
+      : loss_(loss), runner_(loss), strip_(with_tables(loss.problem, runner_)), statistics_(strip_),
         gradient_(strip_), keeps_(keeps_exponentials()), tallest_(tallest()),
         exponentials_(keeps_ ? loss.problem.classes : 0, keeps_ ? tallest_ : 0) {}
 
@@ -111,11 +111,11 @@ class LossSweep {
       const int fits = strip_height(p, n, end), height = fits < tallest_ ? fits : tallest_;
       move_to(p, n, strip_);
       read_labels(n, height);
-      statistics_.run(strip_, 0, height, label_, tiles_, exponentials_.get());
+      statistics_.run(strip_, 0, height, label_, buffers_, exponentials_.get());
       evaluate(n, height);
       if (p.gradient.data) {
-        tape_.differentiate(seed_);
-        gradient_.run(strip_, 0, height, label_, tiles_, exponentials_.get());
+        runner_.differentiate(seed_);
+        gradient_.run(strip_, 0, height, label_, buffers_, exponentials_.get());
       }
       n += height;
     }
@@ -123,10 +123,10 @@ class LossSweep {
   }
 
  private:
-  static Problem with_tables(const Problem& p, Tape& tape) {
+  static Problem with_tables(const Problem& p, ProgramRunner& runner) {
     Problem strip = p;
-    strip.statistics = tape.statistics();
-    strip.partials = tape.partials();
+    strip.statistics = runner.statistics();
+    strip.partials = runner.partials();
     return strip;
   }
 
@@ -136,7 +136,7 @@ class LossSweep {
   bool keeps_exponentials() const {
     const Problem& p = loss_.problem;
     if (sizeof(Real) == 8 || !p.gradient.data || !gradient_.is_plain()) return false;
-    const int64_t most = size_of(p.logits.type) == 2 ? 160000 : kTile;
+    const int64_t most = size_of(p.logits.type) == 2 ? 160000 : kBuffer;
     return statistics_.terms() == kPlain && p.classes <= most;
   }
 
@@ -155,28 +155,28 @@ class LossSweep {
   void read_labels(int64_t n, int height) {
     for (int r = 0; r < height; ++r) {
       label_[r] = read_label(strip_, r);
-      if (weight(n + r) == 0) label_[r] = {Kind::ignored, -1};
+      if (weight(n + r) == 0) label_[r] = {LabelKind::ignored, -1};
     }
   }
 
   void evaluate(int64_t n, int height) {
-    const double* value = tape_.evaluate(n, height);
+    const double* value = runner_.evaluate(n, height);
     for (int r = 0; r < height; ++r) {
-      const bool kept = label_[r].kind == Kind::kept;
+      const bool kept = label_[r].kind == LabelKind::kept;
       loss_.values[n + r] = kept ? value[r] * weight(n + r) : 0.0;
       seed_[r] = kept ? loss_.seed * weight(n + r) : 0.0;
     }
   }
 
   const Loss& loss_;
-  Tape tape_;
+  ProgramRunner runner_;
   Problem strip_;  // the rows at hand, with row 0 the first
   const StatisticsSweep<Real> statistics_;
   GradientSweep<Real> gradient_;
   const bool keeps_;
   const int tallest_;
   Exponentials<Real> exponentials_;
-  Tiles<Real> tiles_;
+  Buffers<Real> buffers_;
   Label label_[kStrip];
   double seed_[kStrip] = {};
 };

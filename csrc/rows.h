@@ -144,7 +144,7 @@ struct Kernels {
   void (*row_gradient)(const Problem&, int64_t begin, int64_t end);
   void (*loss)(const Loss&, int64_t begin, int64_t end);
   void (*elements)(Elements&, int64_t begin, int64_t end);  // blocks of them
-  bool (*scale)(void* data, Type, int64_t begin, int64_t end, int exponent, bool surely);
+  bool (*scale)(void* data, Type, int64_t begin, int64_t end, int exponent, bool unchecked);
 };
 
 extern const Kernels baseline_kernels;

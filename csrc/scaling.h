@@ -32,22 +32,22 @@ struct Format {
 };
 
 template <class Format, class Bits>
-bool scale(Bits* x, int64_t n, int k, bool surely) {
-  const bool fits = surely || Format::fit(x, n, k);
+bool scale(Bits* x, int64_t n, int k, bool unchecked) {
+  const bool fits = unchecked || Format::fit(x, n, k);
   if (fits) Format::multiply(x, n, k);
   return fits;
 }
 
 // Multiplies numbers [begin, end) by 2^k if that is exact, or surely. Whether it did.
-bool scale_entry(void* data, Type type, int64_t begin, int64_t end, int k, bool surely) {
+bool scale_entry(void* data, Type type, int64_t begin, int64_t end, int k, bool unchecked) {
   const int64_t n = end - begin;
   char* at = static_cast<char*>(data) + begin * size_of(type);
   const auto as = [&](auto bits) { return reinterpret_cast<decltype(bits)*>(at); };
   switch (type) {
-    case Type::f32: return scale<Format<uint32_t, 23, 8>>(as(uint32_t{}), n, k, surely);
-    case Type::f64: return scale<Format<uint64_t, 52, 11>>(as(uint64_t{}), n, k, surely);
-    case Type::bf16: return scale<Format<uint16_t, 7, 8>>(as(uint16_t{}), n, k, surely);
-    case Type::f16: return scale<Format<uint16_t, 10, 5>>(as(uint16_t{}), n, k, surely);
+    case Type::f32: return scale<Format<uint32_t, 23, 8>>(as(uint32_t{}), n, k, unchecked);
+    case Type::f64: return scale<Format<uint64_t, 52, 11>>(as(uint64_t{}), n, k, unchecked);
+    case Type::bf16: return scale<Format<uint16_t, 7, 8>>(as(uint16_t{}), n, k, unchecked);
+    case Type::f16: return scale<Format<uint16_t, 10, 5>>(as(uint16_t{}), n, k, unchecked);
   }
   return false;
 }

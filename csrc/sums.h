@@ -8,7 +8,7 @@ namespace {
 
 // How to add up a row. The quick way is wrong where classes are masked; the careful one counts
 // those at the shift rather than add up their exponentials, so that the others keep their digits.
-enum class Way { quick, minds_masks, careful };
+enum class Way { quick, checks_masks, careful };
 
 // The sums of a set of terms: their places among the accumulators.
 template <unsigned set>
@@ -17,13 +17,13 @@ struct Places {
   static constexpr int spread = sum + 1;  // of (shift - z) e^(z - shift), for the entropy
   static constexpr int squares = spread + bool(set & kEntropy);
   static constexpr int cubes = squares + bool(set & kSquares);
-  static constexpr int level = cubes + bool(set & kCubes);    // of c_j (z_j - offset)
-  static constexpr int weight = level + bool(set & kMean);    // of c_j
-  static constexpr int mass = weight + bool(set & kWeights);  // of q_j
-  static constexpr int deficit = mass + bool(set & kSoft);    // of q_j (shift - z_j)
+  static constexpr int weighted_sum = cubes + bool(set & kCubes);  // of c_j (z_j - offset)
+  static constexpr int weight = weighted_sum + bool(set & kMean);  // of c_j
+  static constexpr int mass = weight + bool(set & kWeights);       // of q_j
+  static constexpr int deficit = mass + bool(set & kSoft);         // of q_j (shift - z_j)
   static constexpr int quick_count = deficit + bool(set & kSoft);
   static constexpr int support = quick_count;  // of 1, unless masked
-  static constexpr int tops = support + 1;     // of 1 at the shift
+  static constexpr int ties = support + 1;     // of 1 at the shift
   static constexpr int count(Way way) {
     return quick_count + (way != Way::quick) + (way == Way::careful);
   }
@@ -47,7 +47,7 @@ struct Adder {
       const Real y = low > x ? low : x, power = exponential(y, magic).times(Real(1));
       const Real e = vanishes ? Real(0) : power;
       sum(At::sum) += x == 0 ? Real(0) : e;
-      sum(At::tops) += x == 0 ? Real(1) : Real(0);
+      sum(At::ties) += x == 0 ? Real(1) : Real(0);
       add_more(y, e, sum);
     } else {
       const Real y = low > x ? low : x;
@@ -63,9 +63,9 @@ struct Adder {
     if constexpr (set & kWeights) {
       const Real c = out ? Real(0) : weight[j];
       sum(At::weight) += c;
-      sum(At::level) += out ? Real(0) : c * x;
+      sum(At::weighted_sum) += out ? Real(0) : c * x;
     } else if constexpr (set & kMean) {
-      sum(At::level) += out ? Real(0) : x;
+      sum(At::weighted_sum) += out ? Real(0) : x;
     }
     if constexpr (way != Way::quick) sum(At::support) += out ? Real(0) : Real(1);
     if constexpr (set & kSoft) {

@@ -11,8 +11,8 @@ enum Term : unsigned {
   kEntropy = 4,
   kSquares = 8,  // of the exponentials
   kCubes = 16,
-  kSoft = 32,   // a soft target
-  kSlope = 64,  // gradient: what the last step of the chain rule multiplies it by
+  kSoft = 32,       // a soft target
+  kTransform = 64,  // gradient: what the last step of the chain rule multiplies it by
 };
 constexpr unsigned kPowers = kSquares | kCubes;
 constexpr unsigned kAnyIndex = kMean | kWeights | kEntropy | kPowers;

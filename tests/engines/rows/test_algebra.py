@@ -104,7 +104,7 @@ def test_every_request_but_the_largest_class_has_a_term_of_the_core():
     assert terms.pop("Plain") == "0"
     assert sorted(bits) == [0, *(1 << k for k in range(len(terms)))]
     assert {name.capitalize() for name in REQUESTS} - {"Top"} == terms.keys() - {
-        "Weights", "Soft", "Slope",
+        "Weights", "Soft", "Transform",
     }  # fmt: skip
 
 
