@@ -1,4 +1,4 @@
-// What the parts of the binding share: the instruction set in use, torch's threads, addresses.
+// Shared by the parts of the binding: the instruction set in use, torch's threads, addresses.
 #pragma once
 
 #include <nanobind/nanobind.h>
@@ -36,8 +36,8 @@ T* pointer(uintptr_t address) {
   return reinterpret_cast<T*>(address);
 }
 
-// Half the time of a large gradient goes into page faults of its fresh memory; 2 MB pages make
-// them 512 times fewer.
+// Asks the system for 2 MB pages. Half the time of a large gradient goes into the page faults of
+// fresh memory; with pages of 2 MB there are 512 times fewer of them.
 inline void prefer_huge_pages(uintptr_t address, int64_t bytes) {
 #ifdef MADV_HUGEPAGE
   constexpr uintptr_t huge = uintptr_t{1} << 21;

@@ -1,5 +1,5 @@
-// Moving blocks of rows between memory and a tile in the first-level cache, whatever the dtype, the
-// strides and the transform of the logits.
+// Moves blocks of rows between memory and a buffer in the first-level cache, for every dtype, all
+// strides and every transform of the logits.
 #pragma once
 
 #include "memory.h"
@@ -17,9 +17,10 @@ using xent::Type;
 constexpr double kInfinity = __builtin_huge_val();
 constexpr double kNaN = __builtin_nan("");
 
-constexpr int kBuffer = 2048;  // numbers in a tile: a part of one row, or several shorter rows
+constexpr int kBuffer = 2048;  // numbers in a buffer: a part of one row, or several shorter rows
 
-// Some adjacent rows of a matrix, found once so that no row pays for the division.
+// Some neighbouring rows of a matrix. The address of the first is computed once for all of them,
+// because it takes a division.
 struct Strip {
   char* data;
   Type type;
@@ -39,7 +40,8 @@ struct Strip {
 
 bool adjacent(const Problem& p) { return p.logits.class_stride == 1; }
 
-// Strips do not cross from one outer index to the next, where the step between rows changes.
+// The number of rows in the strip that begins at `row`. A strip ends with its outer index, because
+// the step to the next row is another one there.
 int strip_height(const Problem& p, int64_t row, int64_t end) {
   int64_t height = kStrip;
   if (height > end - row) height = end - row;
@@ -47,22 +49,24 @@ int strip_height(const Problem& p, int64_t row, int64_t end) {
   return int(height < left ? height : left);
 }
 
+// `n` rounded up to whole vectors.
 int padded(int n) { return (n + kLanes - 1) / kLanes * kLanes; }
 
-// Rows from `r` on, `height` of them, classes from `first` on, `width` of them.
+// `height` rows of a strip from row `r` on, and `width` classes from class `first` on. In the
+// buffer a row takes `pitch` numbers.
 struct Block {
   int r, height;
   int64_t first;
   int width, pitch;
 };
 
-// Looks at the rows of a block that is in the tile.
+// Hands the rows of a block in the buffer to `seen`, which finds their extremes.
 template <class Real, class Seen>
 void look(const Block& b, const Real* buffer, Seen& seen) {
   for (int r = 0; r < b.height; ++r) seen.look(r, buffer + r * b.pitch, b.width);
 }
 
-// tile = then(number, class in the block)
+// buffer = then(number, class in the block); `seen` finds the extremes of the results.
 template <class Stored, class Real, class Then, class Seen>
 void gather(const Strip& strip, const Block& b, Real* buffer, Then then, Seen& seen) {
   const Stored* at = strip.at<const Stored>(b.r, b.first);
@@ -92,7 +96,7 @@ void scatter(const Strip& strip, const Block& b, const Real* buffer) {
   }
 }
 
-// float64 is swept in float64, every other type in float32. A soft target may have any type.
+// Logits of float64 are swept in float64, all others in float32. A soft target may have any type.
 template <class Real, class Then, class Seen>
 void load(const Strip& strip, const Block& b, Real* buffer, Then then, Seen& seen) {
   switch (strip.type) {
@@ -125,7 +129,7 @@ double row_scale(const Problem& p, int64_t row) {
   return p.scale ? p.scale[row * p.scale_step] : 1.0;
 }
 
-// z = softcap * tanh(z / softcap), and its slope if asked for.
+// z = softcap * tanh(z / softcap); `slope`, unless it is null, receives the derivative.
 template <class Real>
 void apply_cap(const Problem& p, int n, Real* __restrict z, Real* __restrict slope) {
   const Real cap = Real(p.softcap), inverse = Real(1 / p.softcap);
@@ -144,18 +148,18 @@ void apply_cap(const Problem& p, int n, Real* __restrict z, Real* __restrict slo
     }
 }
 
-// A block of logits after scale, softcap, class scale and bias, followed by -inf to the end of the
-// vector; `row` is the number of the strip's first row. `slope` receives the slope of the cap.
-// `seen` looks at the logits.
+// Loads a block of logits and applies scale, softcap, class scale and bias. The rest of the last
+// vector of a row becomes -inf. `row` is the number of the strip's first row. `slope` receives the
+// derivative of the cap. `seen` finds the extremes of the logits.
 template <class Real, class Seen>
 [[gnu::noinline]] void load_logits(const Problem& p, const Strip& strip, int64_t row,
                                    const Block& b, Real* buffer, Real* slope, Seen& seen) {
-  for (int r = 0; r < b.height; ++r)  // first, and by whole vectors: the row then covers some of it
+  for (int r = 0; r < b.height; ++r)  // a whole vector; the row, loaded next, covers a part of it
     XENT_FOR(i, kLanes) buffer[r * b.pitch + padded(b.width) - kLanes + i] = Real(-kInfinity);
   const Real* factor = p.class_scale ? static_cast<const Real*>(p.class_scale) + b.first : nullptr;
   const Real* bias = p.class_bias ? static_cast<const Real*>(p.class_bias) + b.first : nullptr;
   if (p.scale || p.softcap > 0) {
-    NoExtremes none;  // yet
+    NoExtremes none;  // these numbers are not the logits yet
     load(strip, b, buffer, none);
     for (int r = 0; r < b.height; ++r) {
       Real* z = buffer + r * b.pitch;
@@ -170,7 +174,7 @@ template <class Real, class Seen>
         for (int j = 0; j < b.width; ++j) z[j] += bias[j];
     }
     look(b, buffer, seen);
-  } else if (factor && bias) {  // on the way, which takes half the time
+  } else if (factor && bias) {  // while the block is loaded, which takes half the time
     load(strip, b, buffer, [=](Real x, int j) { return x * factor[j] + bias[j]; }, seen);
   } else if (factor) {
     load(strip, b, buffer, [=](Real x, int j) { return x * factor[j]; }, seen);
@@ -181,8 +185,9 @@ template <class Real, class Seen>
   }
 }
 
-// A block of soft targets times the class weights, padded with zeros. Line `line[r]` of the matrix
-// belongs to row r of the block; null: the matrix has a line for every row, `row` the first.
+// Loads a block of soft targets times the class weights, padded with zeros. Line `line[r]` of the
+// matrix belongs to row r of the block. If `line` is null, the matrix has a line for every row, and
+// `row` is the first of the strip.
 template <class Real>
 [[gnu::noinline]] void load_soft(const Problem& p, int64_t row, const int64_t* line, const Block& b,
                                  Real* buffer) {
@@ -201,8 +206,8 @@ template <class Real>
   }
 }
 
-// A panel holds a block the other way round: the rows of a strip side by side, class after class.
-// Where that is how they lie in memory, they are loaded as they are.
+// A panel holds a block transposed: for each class the numbers of all rows of the strip. Rows that
+// lie side by side in memory, too, are loaded without a step between them.
 template <class Stored, class Real>
 void gather_panel(const Strip& strip, const Block& b, Real* panel) {
   const Stored* at = strip.at<const Stored>(b.r, b.first);
@@ -230,7 +235,8 @@ void scatter_panel(const Strip& strip, const Block& b, const Real* panel) {
 #define XENT_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, FourInts{__VA_ARGS__})
 #endif
 
-// Four by four, which every vector unit does in registers: a third of the time of single numbers.
+// to[c][r] = from[r][c], by squares of four by four, which fit the registers of every vector unit.
+// It takes a third of the time of single numbers.
 template <class Real>
 void transpose(const Real* from, int from_pitch, int rows, int columns, Real* to, int to_pitch) {
   typedef Real Four __attribute__((vector_size(4 * sizeof(Real)), aligned(sizeof(Real))));
@@ -269,8 +275,8 @@ void load_panel(const Problem& p, const Strip& strip, int64_t row, const Block& 
   }
 }
 
-// What the last step of the chain rule multiplies a block's gradient by, but for the row's scale:
-// one factor per class, or per logit.
+// The derivative of the transform of a block of logits, without the scale of the row: one factor
+// per class, or one per logit. The last step of the chain rule multiplies the gradient by it.
 template <class Real>
 struct TransformSlopes {
   const Real* at = nullptr;  // null: 1
@@ -280,7 +286,7 @@ struct TransformSlopes {
   Real of(int r, int64_t j, Real g) const { return at ? g * row(r)[j] : g; }
 };
 
-// From the slopes of the cap, if there is one.
+// The class scale times the derivatives of the cap, as far as a problem has them.
 template <class Real>
 TransformSlopes<Real> transform_slopes(const Problem& p, const Block& b, Real* cap_slopes) {
   const Real* factor = static_cast<const Real*>(p.class_scale);
@@ -291,11 +297,11 @@ TransformSlopes<Real> transform_slopes(const Problem& p, const Block& b, Real* c
   return {cap_slopes, b.pitch};
 }
 
-// What lies beside a block of logits, class by class.
+// Numbers that belong to the classes of a block, besides the logits.
 template <class Real>
 struct PerClass {
-  Real* soft;          // soft targets, in rows as the block has them
-  const Real* weight;  // of its classes, in their mean; null: 1
+  Real* soft;          // soft targets, in rows with the pitch of the block
+  const Real* weight;  // of the classes in the mean; null: 1
   TransformSlopes<Real> transform;
 };
 
@@ -331,14 +337,14 @@ void store_panel(const Problem& p, const Strip& out, const Block& b, const Real*
   store_rows(out, b, buffer, transform);
 }
 
-// Memory that will be wanted soon, fetched step by step while something else is computed. Blocks
-// are loaded in bursts, which the hardware's own prefetcher does not foresee (a third of the time
-// of a large problem).
+// Memory that will be read soon: it is fetched into the cache step by step, while something else is
+// computed. The prefetcher of the processor does not foresee where the next block begins. This
+// saves a third of the time of a large problem.
 struct Prefetch {
   const char* at = nullptr;
   int64_t row_step = 0, class_step = 0;  // bytes
 
-  // What lies where kLanes numbers from class j of row r on do, in its block.
+  // One row of that memory; fetch(j) fetches what follows class j.
   struct Row {
     const char* at;
     int64_t step;
@@ -353,7 +359,8 @@ Prefetch prefetch_at(const Strip& s, int64_t row, int64_t first) {
           s.class_step * size};
 }
 
-// Short adjacent rows in a panel are swept class by class, and lie in memory one after the other.
+// A panel is swept class by class. Short rows whose classes are adjacent lie in memory one after
+// the other, so each step of the sweep fetches kStrip numbers.
 Prefetch prefetch_of_panel(const Strip& s, int64_t row, int64_t first) {
   Prefetch prefetch = prefetch_at(s, row, first);
   if (s.adjacent()) prefetch.class_step *= kStrip;

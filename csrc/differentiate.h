@@ -7,20 +7,20 @@
 
 namespace {
 
-// Whether the multiple of the exponential is another for each class.
+// True if the factor of the exponential differs between the classes of a row.
 constexpr bool varies(unsigned set) { return set & (kEntropy | kPowers); }
 
-// From the logit of a class to its slope, in one row. The quick way holds from the logit `floor` of
-// the row on.
+// The gradient of one class from its logit, in one row. The quick way is right if no logit of the
+// row is below a floor, which `differentiate` computes.
 template <unsigned set, bool quick, class Real>
 struct ClassGradient {
   Real offset, magic, vanished, all, spread, square, cube, mean, soft, live;
-  Real quick_row;  // 1 where the quick way would have done
+  Real quick_row;  // 1 if the quick way is right for this row
   const Real *weight, *target, *transform;
 
   XENT_LANE Real operator()(Real z, int j) const {
     const Real x = set & kEntropy ? z - offset : z;
-    const Real y = !quick && vanished > x ? vanished : x;  // below, the exponential is nothing
+    const Real y = !quick && vanished > x ? vanished : x;  // below `vanished` the exponential is 0
     const Power<Real> power = exponential(y, magic);
     Real factor = all;
     if constexpr (set & kEntropy) factor = fused(spread, y, factor);
@@ -43,11 +43,13 @@ struct ClassGradient {
     return quick || live == Real(1) ? g : live;
   }
 
+  // factor * e^x
   XENT_LANE Real multiple(const Power<Real>& power, Real factor, Real x) const {
     if constexpr (quick) return straight(power, factor);
     const Real careful = x < vanished ? Real(0) : power.times(factor);
-    // What makes another row of the block harder must not change the bits of this one; a factor
-    // that is the same for all classes cannot.
+    // The bits of a row must not depend on the other rows of the block. So a row for which the
+    // quick way is right gets the quick product, even if another row needs the careful one. Where
+    // the factor is the same for all classes, both products have the same bits.
     if constexpr (!varies(set)) return careful;
     return quick_row == Real(1) ? straight(power, factor) : careful;
   }
@@ -57,7 +59,7 @@ struct ClassGradient {
   }
 };
 
-// apply(step) with the step(row) that turns a block of logits into gradient, but for the pivots.
+// Calls apply(step), where step(row)(logit, class) is the gradient of a class other than the pivot.
 template <unsigned set, class Real, class Layout, class Apply>
 void differentiate(const Coefficients<Real>& s, const Layout& block, int from,
                    const PerClass<Real>& per_class, const Prefetch& next, Apply apply) {
@@ -102,7 +104,8 @@ void differentiate(const Coefficients<Real>& s, const Layout& block, int from,
     apply(step(Constant<0>()));
 }
 
-// put(row, class, value) for the entries of a block that are known by themselves.
+// Calls put(row, class, value) for the entries of a block that are computed once per row: those of
+// the pivot and of the largest class of the rest.
 template <class Real, class Put>
 void put_pivots(const Coefficients<Real>& s, const Block& b, Put put) {
   const auto put_one = [&](int r, int64_t class_, double value) {
@@ -114,7 +117,7 @@ void put_pivots(const Coefficients<Real>& s, const Block& b, Put put) {
     for (int r = 0; r < b.height; ++r) put_one(r, s.top[b.r + r], s.at_top[b.r + r]);
 }
 
-// By the step(row) of `differentiate`.
+// Stores the gradient of a block; `step` is that of `differentiate`.
 template <class Stored, class Real, class Step>
 void store_gradient(const Strip& out, const Block& b, bool streams,
                     const RowsLayout<Real, Less>& block, Step step, const Prefetch& next) {
@@ -124,7 +127,7 @@ void store_gradient(const Strip& out, const Block& b, bool streams,
     block.template map_to<false, Stored>(out, b, step, next);
 }
 
-// visit(Stored()) for the type that a gradient has; float64 is swept in float64.
+// Calls visit(Stored()) with the type of the gradient. Only float64 is swept in float64.
 template <class Visit>
 void with_stored(Type type, const double*, Visit visit) {
   if (type == Type::f64) visit(double());
@@ -139,7 +142,7 @@ void with_stored(Type type, const float*, Visit visit) {
   }
 }
 
-// The gradient of a block of logits, straight to where it goes.
+// Computes the gradient of a block of logits and stores it, without a copy in the buffer.
 template <unsigned set, class Real>
 void differentiate_to(const Strip& out, const Block& b, bool streams,
                       const Coefficients<Real>& coefficients, const RowsLayout<Real, Less>& block,
@@ -155,7 +158,8 @@ void differentiate_to(const Strip& out, const Block& b, bool streams,
   });
 }
 
-// The gradient of a block out of its exponentials; false if it must be computed from the logits.
+// Computes the gradient of a block from its exponentials and stores it. Returns false, and stores
+// nothing, if the gradient must be computed from the logits.
 template <class Real>
 bool multiply_exponentials(const Strip& out, const Block& b, bool streams,
                            const Coefficients<Real>& coefficients, Exponentials<Real>& exponentials,

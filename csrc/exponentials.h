@@ -1,11 +1,12 @@
-// The exponentials that the first sweep of a strip leaves behind, so that the second multiplies
-// where it would compute them again: a third of the time of bfloat16.
+// The exponentials of a strip, which the first sweep keeps for the second. The second then
+// multiplies them instead of computing them again, which saves a third of the time of bfloat16.
 //
 //   first sweep:   e_j = 2^k m, relative to the shift of the block so far
 //   second sweep:  gradient = e_j f, with f = factor * 2^(shift of the block - shift of the row)
 //
-// Shifts are whole powers of two, by which products are scaled without rounding: the bits are those
-// of (m factor) 2^k, which `differentiate` computes, unless something leaves the normal numbers.
+// Both shifts stand for whole powers of two, and a product with a power of two is not rounded. So
+// the bits are those of (m factor) 2^k, which `differentiate` computes, unless some number on the
+// way is not a normal one.
 #pragma once
 
 #include <stdlib.h>
@@ -18,13 +19,13 @@ namespace {
 template <class Real>
 class Exponentials {
  public:
-  // For strips of up to `height` rows of this many classes; with no rows nothing is kept.
+  // For strips of up to `height` rows of `classes` classes. With height 0 nothing is kept.
   Exponentials(int64_t classes, int height)
       : pitch_((classes + kLanes - 1) / kLanes * kLanes),
         blocks_(int((classes + kBuffer - 1) / kBuffer)) {
     const int64_t count = height * pitch_;
     if (count == 0 || height * blocks_ > kBlocks) return;
-    constexpr size_t line = 64;  // which `count` and kBeyond fill
+    constexpr size_t line = 64;  // `count` and kBeyond numbers are whole lines
     data_ = static_cast<Real*>(aligned_alloc(line, size_t(count + xent::kBeyond) * sizeof(Real)));
     for (int i = 0; data_ && i < xent::kBeyond; ++i) data_[count + i] = 0;
   }
@@ -35,21 +36,22 @@ class Exponentials {
   Exponentials* get() { return data_ ? this : nullptr; }
   Real* at(const Block& b) const { return data_ + b.r * pitch_ + b.first; }
 
-  // What the exponentials of row r of a block are relative to, 2^whole, and its smallest logit.
+  // Notes that the exponentials of row r of a block are relative to 2^exponent, and the smallest
+  // logit of the row.
   void note(const Block& b, int r, Real exponent, Real smallest) {
     exponent_[number(b, r)] = exponent;
     smallest_[number(b, r)] = smallest;
   }
 
-  // Rows without a gradient get exponentials of 0, whatever their logits were.
+  // Sets the exponentials of rows without a gradient to 0; they may be NaN.
   void clear_zero_rows(const Coefficients<Real>& s, const Block& b) {
     for (int r = 0; r < b.height; ++r)
       if (s.live[b.r + r] == 0)
         for (int j = 0; j < b.width; ++j) at(b)[r * b.pitch + j] = 0;
   }
 
-  // What turns the exponentials of a block into its gradient, for each of its rows; false where
-  // they do not have all its digits.
+  // Finds the factor of each row of a block that turns its exponentials into its gradient. Returns
+  // false if the products would not have all digits.
   bool find_factors(const Coefficients<Real>& s, const Block& b, Real* factor) const {
     using Int = typename Exp<Real>::Int;
     constexpr Int lowest = 1 - Exp<Real>::bias;
@@ -74,7 +76,7 @@ class Exponentials {
   }
 
  private:
-  static constexpr int kBlocks = 256;  // rows of blocks
+  static constexpr int kBlocks = 256;  // most rows of blocks, counted over all blocks of a strip
 
   int number(const Block& b, int r) const { return (b.r + r) * blocks_ + int(b.first / kBuffer); }
 
@@ -84,7 +86,7 @@ class Exponentials {
   Real exponent_[kBlocks], smallest_[kBlocks];
 };
 
-// A block whose exponentials take the places of its logits.
+// The layout of a block in which the exponentials replace the logits.
 template <class Real>
 struct KeepingLayout : RowsLayout<Real, Greater> {
   static constexpr bool keeps = true;

@@ -1,5 +1,5 @@
-// From what a sweep has found about a strip of rows to the fields that Python reads. Logarithms and
-// exponentials of many rows side by side cost a tenth of one after the other.
+// Computes the fields that Python reads from the sums that a sweep has found for a strip of rows.
+// Logarithms and exponentials of many rows side by side take a tenth of the time of single ones.
 #pragma once
 
 #include "blocks.h"
@@ -11,10 +11,10 @@ namespace {
 
 enum class LabelKind { kept, ignored, bad };
 
-// What the label of a row says.
+// The label of a row as the kernels use it.
 struct Label {
   LabelKind kind;
-  int64_t pivot;  // its class here, or line of the table of soft targets; negative: none
+  int64_t pivot;  // the class among these logits, or a line of a table of soft targets; -1: none
 };
 
 bool is_soft(const Problem& p) { return p.soft.data != nullptr; }
@@ -29,19 +29,20 @@ Label read_label(const Problem& p, int64_t row) {
 
 // ---- rows ---------------------------------------------------------------------------------------
 
-// What is known of each row, most of it about the rest: every class but the pivot. The pivot is the
-// class of an index target, or the largest class of a soft one. Only what is asked for is kept.
+// What the forward sweep has found so far for each row of a strip. The pivot is the class of an
+// index target, or the largest class of a soft target. The rest is every class but the pivot. Only
+// the sums that a loss asks for are kept.
 struct StripState {
-  double pivot[kStrip];    // its logit
-  double largest[kStrip];  // of the rest
+  double pivot[kStrip];    // the logit of the pivot
+  double largest[kStrip];  // the largest logit of the rest
   double shift[kStrip];
   double sum[kStrip];   // of e^(z - shift), without
   double ties[kStrip];  // the classes at the shift where they are counted: log(tops + sum) then
                         // keeps the digits of a tiny sum
   double spread[kStrip], squares[kStrip], cubes[kStrip];
   double weighted_sum[kStrip], weight[kStrip], support[kStrip];  // sums of c_j z_j, c_j and 1
-  double mass[kStrip], deficit[kStrip];
-  double pivot_soft[kStrip];
+  double mass[kStrip], deficit[kStrip];  // sums of q_j and q_j (shift - z_j)
+  double pivot_soft[kStrip];             // the q of the pivot
   int64_t top[kStrip];  // the class of the largest of the rest; of a soft target its pivot
   bool finds_top;
 
@@ -62,21 +63,21 @@ struct StripState {
   }
 };
 
-// The class weight of the mean.
+// The weight c_j of class j in the mean.
 template <class Real>
 double mean_weight(const Problem& p, int64_t j) {
   return p.mean_weight ? double(static_cast<const Real*>(p.mean_weight)[j]) : 1.0;
 }
 
-// A zero factor wins over an infinite value: 0 * -inf = 0 for masked classes.
+// factor * value, where 0 times infinity is 0, as for masked classes.
 XENT_LANE double times(double factor, double value) { return factor == 0 ? 0.0 : factor * value; }
 
-// An infinite logit is an overflow upstream; it must not look like a sure prediction.
+// NaN for +inf: an overflow of the model must not look like a certain prediction.
 double finite_or_nan(double logit) { return logit == kInfinity ? kNaN : logit; }
 
-// What follows from the sums. An exponential of d would magnify the rounding of d: half a unit of
-// float64 per nat. So where the pivot leads, e^-d is formed from the sum and from the lead, whose
-// own rounding is known.
+// The odds of the pivot against the rest, from the sums. An exponential of d would magnify the
+// rounding of d: half a unit of float64 per nat. So where the pivot leads, e^-d is formed from the
+// sum and from the lead. The rounding of the lead is known, and corrected.
 struct Odds {
   double sum[kStrip], log_sum[kStrip];  // of the rest, relative to the shift
   double d[kStrip];                     // the log-odds of the pivot
@@ -133,7 +134,7 @@ void put(double* field, int64_t row, double value) {
   if (field) field[row] = value;
 }
 
-// The fields that every target has, as they are for an index target.
+// Stores the fields that all targets have, as they are for an index target.
 void finish_all(const xent::Statistics& s, const StripState& state, const Odds& odds, int64_t n,
                 int height) {
   double value[kStrip];
@@ -162,7 +163,7 @@ void finish_index(const Problem& p, const StripState& state, const Odds& odds, c
   if (!s.rest_top) return;
   for (int r = 0; r < height; ++r) value[r] = double(state.top[r]);
   put(s.rest_top, n, height, value);
-  double logit[kStrip];  // comparisons have passed NaN over, the log-odds have not
+  double logit[kStrip];  // comparisons ignore NaN, but the log-odds of such a row are NaN
   for (int r = 0; r < height; ++r) {
     const bool masked = odds.sum[r] == 0 && state.pivot[r] == -kInfinity;
     logit[r] = masked || odds.d[r] == odds.d[r] ? state.largest[r] : kNaN;
@@ -252,7 +253,7 @@ void finish(const Problem& p, const StripState& state, const Odds& odds, const L
   if (s.mean) finish_mean<Real>(p, state, label, n, height);
 }
 
-// Every field of a row at once: most are 0.
+// Stores every field of a row without classes to look at; most are 0.
 void finish_empty(const xent::Statistics& s, int64_t n, double log_odds, double log_prob,
                   double lse, double mass, double support) {
   put(s.shift, n, lse);
@@ -276,13 +277,14 @@ void finish_empty(const xent::Statistics& s, int64_t n, double log_odds, double 
   put(s.rest_cubes, n, 0);
 }
 
-// A shard without any unmasked class is the identity of the merge, where a whole row would be NaN.
+// A shard whose classes are all masked is the identity of the merge. In a whole row all fields
+// would be NaN.
 void finish_masked_shard(const xent::Statistics& s, bool soft, double mass, int64_t n) {
   const double reached = soft && mass == 0 ? 0.0 : -kInfinity;
   finish_empty(s, n, reached == 0 ? kInfinity : -kInfinity, reached, -kInfinity, mass, 0);
 }
 
-// An ignored row is a row predicted with certainty: no loss of the family sees it.
+// An ignored row gets the fields of a certain prediction: every loss of it is 0.
 void finish_ignored(const xent::Statistics& s, int64_t n) {
   finish_empty(s, n, kInfinity, 0, 0, 0, 1);
 }

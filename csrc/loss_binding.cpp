@@ -1,5 +1,5 @@
-// A loss of rows as Python calls it: its program, what its sum is divided by, one call for the loss
-// and the gradient.
+// A loss of rows as Python calls it: its program, the divisor of its sum, and the call that
+// computes loss and gradient.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
@@ -22,11 +22,11 @@ namespace {
 
 // ---- the program --------------------------------------------------------------------------------
 
-// What the table of operations says of each.
+// Facts about an operation, from the table in operations.h.
 struct OperationFacts {
   const char* name;
-  int operands;  // registers
-  int sloped;    // of the operands: 1 stands for a, 2 for b, 4 for c
+  int operands;  // number of registers that it reads
+  int sloped;    // bits of the operands by which it has a derivative: 1 for a, 2 for b, 4 for c
 };
 
 const OperationFacts facts[] = {
@@ -58,7 +58,7 @@ class Program {
                                 .c_str());
     for (const auto& [operation, a, b, c, constant] : instructions)
       add({Operation(operation), a, b, c, constant, false});
-    leave_out_what_nobody_reads();
+    drop_unused_derivatives();
   }
 
   const Instruction* steps() const { return steps_; }
@@ -93,7 +93,8 @@ class Program {
     steps_[length_++] = step;
   }
 
-  // As a product it takes a tenth of the time, with the same bits.
+  // True for a power with the constant exponent 2. As a product it takes a tenth of the time, with
+  // the same bits.
   bool is_square(const Instruction& step) const {
     const Instruction& exponent = steps_[step.b];
     return step.operation == Operation::pow && exponent.operation == Operation::constant &&
@@ -105,8 +106,8 @@ class Program {
     throw nb::value_error((where + what + " " + std::to_string(number)).c_str());
   }
 
-  // Slopes go only where the value comes from.
-  void leave_out_what_nobody_reads() {
+  // Clears `varies` of the instructions that the value does not depend on.
+  void drop_unused_derivatives() {
     bool read[kInstructions] = {};
     read[length_ - 1] = true;
     for (int k = length_ - 1; k >= 0; --k) {
@@ -127,15 +128,15 @@ class Program {
 // ---- the divisor --------------------------------------------------------------------------------
 
 enum class Divide { by_nothing, by_number, by_weight, by_count };
-// (kind, number, whether 1 takes the place of 0)
+// (kind, number, use 1 in the place of 0?)
 using DivisorArguments = std::tuple<int, double, bool>;
 
-// What is known of some rows before their logits are read.
+// Counts of some rows, taken before any logit is read.
 struct RowCounts {
-  int64_t rows = 0;  // that are not marked to be ignored
-  int64_t kept = 0;  // those of them whose weight is not 0
-  double mass = 0;   // their weights times those of their classes
-  int64_t bad = -1;  // the first of them with a label out of range
+  int64_t rows = 0;  // rows whose label is not ignore_index
+  int64_t kept = 0;  // those of them whose row weight is not 0
+  double mass = 0;   // sum of row weight times class weight over the kept rows
+  int64_t bad = -1;  // the first kept row with a label out of range; -1: none
 
   void add(const RowCounts& later) {
     rows += later.rows;
@@ -145,9 +146,9 @@ struct RowCounts {
   }
 };
 
-constexpr int64_t kCountedRows = 4096;  // rows whose weights are one sum, whatever the threads
+constexpr int64_t kCountedRows = 4096;  // rows in one partial sum, for any number of threads
 
-// Class weights are numbers of the sweep's type.
+// Counts the rows [begin, end). Class weights have the type of the sweep.
 template <class Real>
 RowCounts count(const Loss& loss, int64_t begin, int64_t end) {
   const Problem& p = loss.problem;
@@ -200,7 +201,7 @@ double divisor_of(const RowCounts& counts, const DivisorArguments& divisor) {
 
 // ---- the loss -----------------------------------------------------------------------------------
 
-// In a fixed order, whatever the number of threads.
+// The sum of n values, in a fixed order for any number of threads.
 double sum_of(const double* value, int64_t n) {
   constexpr int lanes = 8;
   double lane[lanes] = {}, sum = 0;
@@ -212,7 +213,7 @@ double sum_of(const double* value, int64_t n) {
   return sum;
 }
 
-// (address, step) for each of them
+// (address, step) for each input
 using InputArguments = std::vector<std::tuple<uintptr_t, int64_t>>;
 
 std::vector<PerRow> make_inputs(const InputArguments& inputs) {
@@ -230,11 +231,11 @@ void check(const Program& program, uint32_t fields, size_t inputs) {
                               .c_str());
 }
 
-// How many rows were kept, a label out of range if there is one, and what the sum was divided by.
+// (number of kept rows, is there a label out of range?, that label, divisor of the sum)
 using Answer = std::tuple<int64_t, bool, int64_t, double>;
 
-// Computes the loss, and the gradient times `slope`, each if it has somewhere to go; nothing if a
-// label is out of range.
+// Computes the loss if `result` is an address, and the gradient times `slope` if `gradient` has an
+// address. Computes nothing if a label is out of range.
 Answer run(const Program& program, const MatrixArguments& logits, int64_t rows, int64_t classes,
            const LabelArguments& labels, const MatrixArguments& soft,
            const TransformArguments& transform, const WeightArguments& weights, uint32_t fields,
@@ -266,8 +267,9 @@ Answer run(const Program& program, const MatrixArguments& logits, int64_t rows, 
 
 constexpr int64_t kScaleBlock = 8192;
 
-// Multiplies contiguous numbers by a slope if it is a power of two and all of them stay what
-// computing them with that slope would have given. If not, they are left as they are.
+// Multiplies contiguous numbers by a slope, and returns true, if the slope is a power of two and
+// the products are the numbers that a computation with that slope would give. Otherwise returns
+// false and leaves the numbers as they are.
 bool scale_exactly(uintptr_t address, int type, int64_t count, double slope) {
   int exponent = 0;
   if (std::frexp(slope, &exponent) != 0.5) return false;

@@ -1,5 +1,4 @@
-// The forward sweep of a strip of rows: blocks are absorbed into running sums, the pivots are kept
-// apart.
+// The forward sweep of a strip of rows: adds blocks of logits to running sums, without the pivots.
 #pragma once
 
 #include "fields.h"
@@ -9,7 +8,7 @@ namespace {
 
 bool is_finite(double x) { return x - x == 0; }
 
-// A block of classes, those from `first` on, on its way into the rows from `from` on.
+// Adds a block, the classes from `first` on, to the state of the rows from `from` on.
 template <unsigned set, class Real, class Layout>
 class BlockAdder {
  public:
@@ -48,7 +47,7 @@ class BlockAdder {
     }
   }
 
-  // The pivot of a soft target gives way to a larger logit, and joins the rest.
+  // Under a soft target a larger logit becomes the pivot, and the former pivot joins the rest.
   void take_largest() {
     Real found[kStrip];
     bool any = false;
@@ -76,7 +75,7 @@ class BlockAdder {
     block_.extreme(next_, here_);
   }
 
-  // A row was loaded with its pivot, which may be its largest logit.
+  // Finds the largest logit of a row again if it may be the pivot, which has been taken out since.
   void look_without_pivots() {
     bool any = false;
     for (int r = 0; r < block_.height; ++r) {
@@ -112,8 +111,9 @@ class BlockAdder {
     }
   }
 
-  // Subnormal powers would take a hundred cycles each. What is added where exponentials stop to
-  // fall is at most V 2^-41 of the sum, at 65536 classes half an ulp of float32.
+  // The exponent below which exponentials are not made smaller, so that their powers stay normal:
+  // a subnormal product takes a hundred cycles. This adds at most V 2^-41 to a sum of 1, which is
+  // half a unit of float32 at 65536 classes.
   int lowest_exponent() const {
     constexpr int lowest = Exp<Real>::lowest;
     return set == kSquares ? lowest / 2 : set == kPowers ? lowest / 3 : lowest;
@@ -134,8 +134,8 @@ class BlockAdder {
       add_up_all<Way::checks_masks>(lowest_);
       look_again();
     } else {
-      // What is no class gets the exponential 1, which is easily taken out of the sums, and nothing
-      // in the others; but the entropy's sums may be tiny.
+      // Places without a class get the exponential 1, which is subtracted from the sum afterwards,
+      // and add 0 to the other sums. Not for the entropy, whose sums may be tiny beside that 1.
       if constexpr (!(set & kEntropy))
         for (int r = 0; r < block_.height; ++r) block_.fill_empty_places(r, place_[r], offset_[r]);
       add_up_all<Way::quick>(lowest_);
@@ -159,7 +159,7 @@ class BlockAdder {
   void keep() {
     block_.template sums<1>([&](int r) { return Keeper<Real>{magic_[r], lowest_[r]}; }, next_,
                             sum_);
-    // 0 where there is no class: what is below it would take a hundred cycles to multiply.
+    // Exponentials of 0 in places without a class: a subnormal product takes a hundred cycles.
     for (int r = 0; r < block_.height; ++r) block_.fill_empty_places(r, place_[r], Real(0));
     block_.note(exponent_);
   }
@@ -174,8 +174,9 @@ class BlockAdder {
     }
   }
 
-  // Masked classes turn sums into infinities or NaN. And the entropy may live on what a sum of 1
-  // and a little has rounded, or on exponentials so small that they were not let fall further.
+  // Adds up rows again, carefully, where the quick sums are not good enough. Masked classes turn
+  // some sums into infinity or NaN. For the entropy, a sum a little above 1 has lost digits, and
+  // exponentials may have reached the lower limit.
   void look_again() {
     constexpr double little = 0.25, faint = sizeof(Real) == 8 ? 0x1p-950 : 0x1p-88;
     bool marked[kStrip], any = false;
@@ -219,7 +220,7 @@ class BlockAdder {
   void merge() {
     double* sum = sum_[At::sum];
     for (int r = 0; r < block_.height; ++r) {
-      // Where everything is masked, only a NaN may leave a trace.
+      // Where all classes are masked, the sums are 0, unless there is a NaN.
       const bool masked = top_[r] == Real(-kInfinity);
       const bool nothing = masked && sum[r] == sum[r];
       sum[r] = nothing ? 0.0 : sum[r];
@@ -255,14 +256,14 @@ class BlockAdder {
     for (int r = 0; r < block_.height; ++r) field[from_ + r] = value[r];
   }
 
-  // Earlier blocks had another shift. Nothing of theirs is moved where they held nothing: it may
-  // have been -inf.
+  // Adds the sums of earlier blocks, which may have another shift. Sums of 0 are not multiplied,
+  // because their shift may be -inf.
   void carry() {
     for (int r = 0; r < block_.height; ++r) {
       const int n = from_ + r;
       const double before = state_.sum[n] + (set & kEntropy ? state_.ties[n] : 0.0);
       const double delta = shift_[r] - state_.shift[n];
-      // Most blocks bring no new maximum: then the shift is the old one.
+      // Most blocks have no new maximum, and then the shift stays.
       const double factor = before == 0 ? 0.0 : delta == 0 ? 1.0 : exp_scaled(-delta, 1.0);
       if constexpr (set & kEntropy) {
         const bool same = delta == 0;
@@ -308,9 +309,10 @@ class BlockAdder {
   const Prefetch& next_;
 
   int64_t place_[kStrip];            // of the pivot in the block; negative where it is elsewhere
-  Real here_[kStrip], top_[kStrip];  // the largest logits of the rest: in the block, and so far
+  Real here_[kStrip], top_[kStrip];  // largest logits of the rest: in this block, in all so far
   Real exponent_[kStrip];
-  Real offset_[kStrip] = {}, magic_[kStrip] = {}, lowest_[kStrip] = {};  // panels are swept whole
+  // Zeros, because loops over a panel include rows that are not there.
+  Real offset_[kStrip] = {}, magic_[kStrip] = {}, lowest_[kStrip] = {};
   double shift_[kStrip], sum_[At::count(Way::careful)][kStrip], ties_[kStrip];
   double displaced_[kStrip], displaced_soft_[kStrip], displaced_weight_[kStrip];  // former pivots
 };

@@ -1,4 +1,4 @@
-// What one class adds to the sums of its row.
+// Adds one class to the sums of its row.
 #pragma once
 
 #include "layouts.h"
@@ -6,11 +6,11 @@
 
 namespace {
 
-// How to add up a row. The quick way is wrong where classes are masked; the careful one counts
-// those at the shift rather than add up their exponentials, so that the others keep their digits.
+// How a row is added up. The quick way is wrong where classes are masked. The careful way counts
+// classes at the shift instead of adding their exponentials, so that the others keep their digits.
 enum class Way { quick, checks_masks, careful };
 
-// The sums of a set of terms: their places among the accumulators.
+// The places of the sums of a set of terms among the accumulators.
 template <unsigned set>
 struct Places {
   static constexpr int sum = 0;           // of exponentials
@@ -22,14 +22,14 @@ struct Places {
   static constexpr int mass = weight + bool(set & kWeights);       // of q_j
   static constexpr int deficit = mass + bool(set & kSoft);         // of q_j (shift - z_j)
   static constexpr int quick_count = deficit + bool(set & kSoft);
-  static constexpr int support = quick_count;  // of 1, unless masked
-  static constexpr int ties = support + 1;     // of 1 at the shift
+  static constexpr int support = quick_count;  // number of classes that are not masked
+  static constexpr int ties = support + 1;     // number of classes at the shift
   static constexpr int count(Way way) {
     return quick_count + (way != Way::quick) + (way == Way::careful);
   }
 };
 
-// Some sums have terms of z - shift, which must then be exact.
+// True if sums have terms of z - shift, which must then be exact.
 constexpr bool exact_sums(unsigned set) { return set & (kMean | kEntropy | kSoft); }
 
 // Adds a class of a row to its sums.
@@ -79,14 +79,14 @@ struct Adder {
   XENT_LANE void add_more(Real y, Real e, Sums sum) const {
     using At = Places<set>;
     if constexpr (set & kEntropy) sum(At::spread) = fused(-y, e, sum(At::spread));
-    constexpr Real faint = Real(0x1p-41);  // beside the 1 of the largest, its powers are nothing
+    constexpr Real faint = Real(0x1p-41);  // its powers are lost beside the 1 of the largest logit
     const Real f = is_all(set) && faint > e ? faint : e;
     if constexpr (set & kSquares) sum(At::squares) = fused(f, f, sum(At::squares));
     if constexpr (set & kCubes) sum(At::cubes) = fused(f * f, f, sum(At::cubes));
   }
 };
 
-// Adds the exponential of a class to the sum, and leaves it in the place of the logit.
+// Adds the exponential of a class to the sum, and stores it in the place of the logit.
 template <class Real>
 struct Keeper {
   Real magic, low;

@@ -1,5 +1,5 @@
-// The two sweeps of a strip of rows: how it is cut into blocks, what lies beside them, and which of
-// the compiled kernels does it.
+// The two sweeps of a strip of rows: they cut the strip into blocks, load what belongs to a block,
+// and choose among the compiled kernels.
 #pragma once
 
 #include "differentiate.h"
@@ -7,8 +7,8 @@
 
 namespace {
 
-// Panels are for rows that are very short, or lie side by side in memory and nothing needs them one
-// by one.
+// Panels are for very short rows, and for rows that lie side by side in memory, if their logits
+// have no transform.
 constexpr int64_t kShort = 16;
 
 bool fits_panels(const Problem& p) {
@@ -17,14 +17,14 @@ bool fits_panels(const Problem& p) {
   return adjacent(p) ? p.classes <= kShort : !transformed;
 }
 
-// How the rows of a strip are cut into blocks that fill a tile.
+// The size of the blocks that a strip is cut into; a block fits the buffer.
 struct BlockShape {
   int height, width, pitch;
 
   BlockShape(const Problem& p, bool panels, int strip_height) {
     if (panels || !adjacent(p)) {
-      // Where classes are not adjacent, rows are loaded together, or every cache line would be
-      // fetched once for each row it holds a number of.
+      // Where classes are not adjacent, a cache line holds numbers of several rows. These rows are
+      // loaded together, so that the line is fetched once.
       height = strip_height;
       width = pitch = kBuffer / kStrip;
     } else {
@@ -44,7 +44,7 @@ struct BlockShape {
       }
   }
 
-  // The same for a block that need not fit a tile.
+  // The same for the parts of a block that may be larger than the buffer.
   template <class Visit>
   void for_parts(const Block& b, Visit visit) const {
     for (int from = 0; from < b.height; from += height) {
@@ -53,14 +53,14 @@ struct BlockShape {
     }
   }
 
-  // Where rows have a place of their own: those that are no longer than a tile, all at once.
+  // The size of blocks that lie outside the buffer: if a row fits a block, all rows are one block.
   BlockShape unbuffered(const Problem& p, int strip_height) const {
     BlockShape shape = *this;
     if (p.classes <= width) shape.height = strip_height;
     return shape;
   }
 
-  // Where the block lies that will be loaded after this one.
+  // The memory of the block that will be loaded after this one.
   Prefetch next_block(const Problem& p, const Strip& strip, const Block& b) const {
     return p.classes > width ? prefetch_at(strip, b.r, b.first + width)
                              : prefetch_at(strip, b.r + height, b.first);
@@ -75,7 +75,7 @@ bool any_kept(const Label* label, const Block& b) {
 
 template <class Real>
 struct Buffers {
-  alignas(64) Real logits[kBuffer + xent::kBeyond] = {};  // a cache line may end beyond its row
+  alignas(64) Real logits[kBuffer + xent::kBeyond] = {};  // loops by cache lines end beyond a row
   alignas(64) Real panel[kBuffer] = {};
   alignas(64) Real soft[kBuffer + xent::kBeyond];
   alignas(64) Real ones[kBuffer + xent::kBeyond];
@@ -84,13 +84,14 @@ struct Buffers {
   Extremes<Real, Less> smallest;
 };
 
-// What lies beside a block: soft targets, if there are any, and weights, where they are looked at.
+// Loads what belongs to the classes of a block: soft targets if there are any, and the weights of
+// the mean if `set` has them.
 template <unsigned set, class Real>
 PerClass<Real> load_per_class(const Problem& p, int64_t n, const Label* label, const Block& b,
                               Buffers<Real>& buffers) {
   if (is_soft(p)) {
     int64_t line[kStrip];
-    for (int r = 0; r < b.height; ++r)  // any will do for an ignored row
+    for (int r = 0; r < b.height; ++r)  // an ignored row may get any line
       line[r] = label[b.r + r].pivot < 0 ? 0 : label[b.r + r].pivot;
     load_soft(p, n, p.labels ? line : nullptr, b, buffers.soft);
   }
@@ -108,14 +109,15 @@ unsigned terms_of(const Problem& p, const xent::Statistics& s) {
          (is_soft(p) ? kSoft : 0u);
 }
 
-// float64 is rare, and kernels are not small.
+// The sets of terms that the forward sweep is compiled for. For float64 there are few, because it
+// is rare and kernels are large.
 template <class Real>
 struct StatisticsSets
     : Compiled<kPlain, kMean, kMean | kWeights, kEntropy, kSquares, kPowers, kSoft> {};
 template <>
 struct StatisticsSets<double> : Compiled<kPlain> {};
 
-// Leaves the exponentials in `exponentials`, if there is one.
+// The forward sweep of a strip. It keeps the exponentials in `exponentials`, unless that is null.
 template <unsigned set, class Real>
 void sweep(const Problem& p, const Strip& strip, int64_t n, int height, const Label* label,
            StripState& state, Buffers<Real>& buffers, Exponentials<Real>* exponentials) {
@@ -189,14 +191,14 @@ struct GradientSets
 template <>
 struct GradientSets<double> : Compiled<kPlain> {};
 
-// The gradient of ignored rows, whose logits need not be read.
+// Stores the gradient of ignored rows, whose logits need not be read.
 template <class Real>
 void store_zeros(const Strip& out, const Block& b, Real* buffer) {
   for (int j = 0; j < b.height * b.pitch; ++j) buffer[j] = 0;
   store(out, b, buffer);
 }
 
-// By way of a tile, or of a panel.
+// Computes the gradient of a block in the buffer or in a panel, and stores it from there.
 template <unsigned set, class Real>
 void differentiate_in_buffer(const Problem& p, const Strip& strip, const Strip& out, int64_t n,
                              const Block& b, bool panels, const Label* label,
@@ -221,7 +223,7 @@ void differentiate_in_buffer(const Problem& p, const Strip& strip, const Strip& 
   }
 }
 
-// Straight from the tile to where the gradient goes.
+// Computes the gradient of a block and stores it, without a copy in the buffer.
 template <unsigned set, class Real>
 void differentiate_directly(const Problem& p, const Strip& strip, const Strip& out, int64_t n,
                             const Block& b, const Label* label,
@@ -246,7 +248,7 @@ class GradientSweep {
                        : all_of(wanted);
   }
 
-  // Of rows as they lie, by multiples of the exponentials.
+  // True if the gradient is a multiple of the exponentials, and is stored without a copy.
   bool is_plain() const { return direct_ && terms_ == kPlain; }
 
   void run(const Problem& p, int64_t n, int height, const Label* label, Buffers<Real>& buffers,
