@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 def row_statistics(problem: Problem) -> tuple[Tensor, bool]:
     """Return the table of statistics, (fields, N...), in float64.
 
-    The second value, whether no row is known to be ignored, is always False: a look at the labels
-    would wait for the device.
+    The second value, True if no row is known to be ignored, is always False here, because a look at
+    the labels would wait for the device.
     """
     from ..triton.launch import Launch
 
@@ -55,8 +55,8 @@ def total(
 ) -> tuple[Tensor, Tensor]:
     """Return the sum of ``-log p`` over all rows by its divisor, and the gradient of the logits.
 
-    The divisor is a 0-d tensor or None, and the program one of :data:`CROSS_ENTROPY`. The kernels
-    take the tensors; ``arguments`` are None.
+    The divisor is a 0-d tensor or None, and the program is one of :data:`CROSS_ENTROPY`. This
+    engine does not use ``arguments``.
     """
     problem, by = Problem(tensors, total.settings), _divisor(total)
     check_labels_of(problem)
@@ -70,13 +70,13 @@ def total(
 
 
 def _divisor(total: Total) -> Tensor | None:
-    """The divisor, which the frame has found on the device."""
+    """Return the divisor, which the frame has computed on the device."""
     assert not isinstance(total.divisor, (str, float, int))
     return total.divisor
 
 
 def fits(slope: Tensor, gradient: Tensor) -> bool:
-    """Return False: only the device knows the slope; in :func:`follow` the device looks."""
+    """Return False: only the device knows the slope, and :func:`follow` lets the device compare."""
     return False
 
 
@@ -98,7 +98,7 @@ def follow(
 
 
 def _fill(problem: Problem, gradient: Tensor, write: Callable[[Launch, Tensor], Any]) -> Any:
-    """Have a launch write a gradient, into a copy first if its rows do not step evenly."""
+    """Let ``write`` write a gradient, by way of a copy if the rows do not step evenly."""
     from ..triton.launch import Launch, even
 
     written = even(gradient)
