@@ -42,8 +42,7 @@ struct Statistics {
   double* top_logit;
   double* pivot_log_odds;  // under a soft target: the log-odds of the pivot
   double* entropy;
-  double*
-      log_sum;  // log(sum), with digits that `sum` lacks near 1; for the gradient of the entropy
+  double* log_sum;  // log(sum), with digits that a `sum` near 1 lacks
   double* mean;
   double* support;    // number of classes that are not masked by -inf
   double* mean_mass;  // the sum of the weights in `mean`, divided by the support
