@@ -301,7 +301,7 @@ TransformSlopes<Real> transform_slopes(const Problem& p, const Block& b, Real* c
 template <class Real>
 struct PerClass {
   Real* soft;          // soft targets, in rows with the pitch of the block
-  const Real* weight;  // of the classes in the mean; null: 1
+  const Real* weight;  // the weights of the classes in the mean; null: 1
   TransformSlopes<Real> transform;
 };
 

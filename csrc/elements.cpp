@@ -25,7 +25,7 @@ constexpr int kBlock = int(xent::kElementBlock);
 
 // ---- operands -----------------------------------------------------------------------------------
 
-// Gives blocks of an operand: from its memory, or from a buffer of converted, broadcast numbers.
+// Gives blocks of an operand, from its memory or from a buffer of converted, broadcast numbers.
 template <class Real>
 class Reader {
  public:
@@ -231,7 +231,8 @@ XENT_LANE void evaluate_any(Group<Real>& g, const Settings<Real>& s) {
   }
 }
 
-// With a margin. For targets 0 the error is r = max(p - margin, 0), with a power of its own.
+// Computes a group with a margin. For targets 0 the error is r = max(p - margin, 0), and the power
+// is gamma_negative.
 template <class Real>
 XENT_LANE void evaluate_margin(Group<Real>& g, const Settings<Real>& s) {
   Real error[kGroup], turn[kGroup], rest[kGroup], yes[kGroup], near[kGroup];
@@ -243,8 +244,7 @@ XENT_LANE void evaluate_margin(Group<Real>& g, const Settings<Real>& s) {
     const Real over = inside ? x.p - s.margin : Real(0), slope = inside ? x.p * x.q : Real(0);
     error[i] = t * x.q + x.no * over;
     turn[i] = error[i] == 0 ? Real(0) : (x.no * slope - t * x.p * x.q) / error[i];
-    // rest = 1 - r. Where r is small, `near` corrects log(rest) for what 1 - r rounds away.
-    // Elsewhere q + margin has all digits.
+    // rest = 1 - r. If r is small, `near` corrects log(rest) for the rounding of 1 - r.
     const bool low = x.p < Real(0.5);
     rest[i] = low ? Real(1) - over : x.q + s.margin;
     near[i] = low ? (-over - (rest[i] - Real(1))) / rest[i] : Real(0);

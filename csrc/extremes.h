@@ -105,7 +105,7 @@ struct BothExtremes {
   void look(int r, const Real* z, int n) { smallest.look(r, z, n), largest.look(r, z, n); }
 };
 
-// In the place of Extremes where none are wanted.
+// Takes the place of Extremes where no extremes are wanted.
 struct NoExtremes {
   NoRowExtreme row() const { return {}; }
   void put(int, NoRowExtreme) {}

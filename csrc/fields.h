@@ -36,14 +36,15 @@ struct StripState {
   double pivot[kStrip];    // the logit of the pivot
   double largest[kStrip];  // the largest logit of the rest
   double shift[kStrip];
-  double sum[kStrip];   // of e^(z - shift), without
-  double ties[kStrip];  // the classes at the shift where they are counted: log(tops + sum) then
-                        // keeps the digits of a tiny sum
-  double spread[kStrip], squares[kStrip], cubes[kStrip];
+  double sum[kStrip];     // the sum of e^(z - shift)
+  double ties[kStrip];    // the number of classes at the shift, where they are counted and not in
+                          // `sum`: log(ties + sum) then keeps the digits of a tiny sum
+  double spread[kStrip];  // the sum of (shift - z) e^(z - shift)
+  double squares[kStrip], cubes[kStrip];  // the sums of e^2(z - shift) and e^3(z - shift)
   double weighted_sum[kStrip], weight[kStrip], support[kStrip];  // sums of c_j z_j, c_j and 1
   double mass[kStrip], deficit[kStrip];  // sums of q_j and q_j (shift - z_j)
   double pivot_soft[kStrip];             // the q of the pivot
-  int64_t top[kStrip];  // the class of the largest of the rest; of a soft target its pivot
+  int64_t top[kStrip];  // the class of the largest logit of the rest; under a soft target the pivot
   bool finds_top;
 
   StripState(unsigned set, bool finds_top) : finds_top(finds_top) {
@@ -79,7 +80,7 @@ double finite_or_nan(double logit) { return logit == kInfinity ? kNaN : logit; }
 // rounding of d: half a unit of float64 per nat. So where the pivot leads, e^-d is formed from the
 // sum and from the lead. The rounding of the lead is known, and corrected.
 struct Odds {
-  double sum[kStrip], log_sum[kStrip];  // of the rest, relative to the shift
+  double sum[kStrip], log_sum[kStrip];  // sum of e^(z - shift) over the rest, and its logarithm
   double d[kStrip];                     // the log-odds of the pivot
   double above[kStrip];                 // lse - pivot = -log sigmoid(d)
   double below[kStrip];                 // lse - shift
@@ -119,8 +120,9 @@ struct Odds {
   double rest(int r) const { return (lead_[r] > 0 ? ratio_[r] : 1.0) / (1.0 + ratio_[r]); }
 
  private:
-  double lead_[kStrip];   // of the pivot over the shift, rounded
-  double ratio_[kStrip];  // of the rest to the pivot where that leads, else the other way round
+  double lead_[kStrip];   // pivot - shift, rounded
+  double ratio_[kStrip];  // (1 - p) / p where the lead is positive, else p / (1 - p), for p of the
+                          // pivot
 };
 
 // ---- fields -------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ namespace {
 // the largest class of the rest (the top) if the loss has a partial derivative by its logit.
 template <class Real>
 struct Coefficients {
-  double shift[kStrip];  // of a Base
+  double shift[kStrip];  // the shift of a Base
   Real all[kStrip], spread[kStrip], square[kStrip], cube[kStrip], mean[kStrip], soft[kStrip];
   Real live[kStrip];  // 1 in most rows; else the gradient of every class: 0 (ignored), or NaN
   int64_t pivot[kStrip], top[kStrip];  // negative: none

@@ -117,7 +117,7 @@ struct Exp<float> {
   static constexpr int mantissa = 23, bias = 127;
   static constexpr float magic = 12582912.0f + bias;
   static constexpr int lowest = -124;    // down to 2^lowest every intermediate is a normal number
-  static constexpr int vanished = -251;  // as far down as the product of two of them reaches
+  static constexpr int vanished = -251;  // a product of two such powers reaches down to 2^vanished
   // clang-format off
   static constexpr float power[] = {1.0f,          0.6931472f,   0.24022646f,  0.055503286f,
                                     0.009618489f, 0.0013399931f, 0.00015345811f};

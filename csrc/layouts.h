@@ -240,7 +240,7 @@ struct PanelLayout {
   }
 };
 
-// Subtracts the offset of each row from its logits. It is 0 unless logits are large.
+// Subtracts the offset of each row from its logits, if any row has an offset.
 template <class Real, class Layout>
 void subtract_offsets(const Layout& block, const Real* offset) {
   bool any = false;

@@ -308,7 +308,7 @@ class BlockAdder {
   const int64_t first_;
   const Prefetch& next_;
 
-  int64_t place_[kStrip];            // of the pivot in the block; negative where it is elsewhere
+  int64_t place_[kStrip];            // the place of the pivot in the block; -1: not in the block
   Real here_[kStrip], top_[kStrip];  // largest logits of the rest: in this block, in all so far
   Real exponent_[kStrip];
   // Zeros, because loops over a panel include rows that are not there.

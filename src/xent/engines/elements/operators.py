@@ -41,8 +41,10 @@ def _question(p: ElementProblem, engine: str) -> tuple[Any, ...]:
 def _read(given: tuple[Any, ...]) -> tuple[ElementProblem, Any]:
     """Return the problem and the engine from the arguments of an operator."""
     *tensors, form, ignored, bounded, dtype, engine = given
-    ignore_value = None if math.isnan(ignored) else ignored
-    problem = ElementProblem(*tensors, _no_body, Form(*form), ignore_value, bounded, dtype)
+    problem = ElementProblem(
+        *tensors, body=_no_body, form=Form(*form),
+        ignore_value=None if math.isnan(ignored) else ignored, bounded=bounded, dtype=dtype,
+    )  # fmt: skip
     return problem, _MODULES[engine]
 
 
