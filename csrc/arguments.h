@@ -1,4 +1,5 @@
-// The arguments of the binding: plain numbers, tuples of them, and what the kernels are told.
+// The arguments of the binding: numbers and tuples of numbers as Python passes them, and the
+// structs that the kernels get.
 #pragma once
 
 #include <nanobind/nanobind.h>
@@ -19,7 +20,7 @@ using MatrixArguments = std::tuple<uintptr_t, int, int64_t, int64_t, int64_t, in
 
 inline Matrix make_matrix(const MatrixArguments& m, int64_t rows) {
   auto [data, type, outer_step, inner, inner_step, class_step] = m;
-  if (inner == 1) {  // one row per outer index: let the outer index be the inner one
+  if (inner == 1) {  // one row per outer index: the rows become the inner index of one outer index
     inner = rows > 0 ? rows : 1;
     inner_step = outer_step;
   }
@@ -55,22 +56,22 @@ inline Problem make_problem(const MatrixArguments& logits, int64_t rows, int64_t
   return p;
 }
 
-// Below this many numbers a second thread costs more than it saves.
+// Calls function(begin, end) for ranges of rows, on several threads if there is enough work.
 template <class Function>
 void for_rows(const Problem& p, Function function) {
   for_range(p.rows, kGrain / (p.classes > 0 ? p.classes : 1) + 1, function);
 }
 
-// A gradient that no cache could hold, of rows long enough for whole cache lines, which must begin
-// with a number. A store reads its cache line first, unless it is written past the caches: a third
-// less time, if it happens line by line while the next line is computed, and nothing in a separate
-// pass. Smaller gradients and rows shorter than 16 KB lose by it.
+// True if the gradient should be written past the caches. An ordinary store first reads its cache
+// line; a store past the caches does not. That saves a third of the time if each line is written
+// while the next line is computed, and nothing in a loop of its own. Gradients that fit a cache and
+// rows shorter than 16 KB get slower by it. No number may lie across two cache lines.
 inline bool worth_streaming(const Matrix& gradient, int64_t row_bytes, int64_t rows) {
   const bool aligned = uintptr_t(gradient.data) % size_of(gradient.type) == 0;
   return aligned && row_bytes >= 16384 && row_bytes * rows >= int64_t{8} << 20;
 }
 
-// Says where the gradient of a problem goes.
+// Sets where the gradient of a problem goes.
 inline void set_gradient(Problem& p, const MatrixArguments& gradient) {
   p.gradient = make_matrix(gradient, p.rows);
   const int64_t row_bytes = p.classes * size_of(p.gradient.type);

@@ -1,4 +1,4 @@
-// What the parts of the binding share: the instruction set in use, torch's threads, addresses.
+// Shared by the parts of the binding: the instruction set in use, torch's threads, addresses.
 #pragma once
 
 #include <nanobind/nanobind.h>
@@ -15,8 +15,8 @@ namespace xent {
 
 extern const Kernels* kernels;  // of the instruction set in use
 
-using Body = void (*)(int64_t, int64_t, void*);
-using ParallelFor = int32_t (*)(int64_t, int64_t, int64_t, Body, void*);
+using RangeFunction = void (*)(int64_t, int64_t, void*);
+using ParallelFor = int32_t (*)(int64_t, int64_t, int64_t, RangeFunction, void*);
 extern ParallelFor parallel_for;
 
 // Below this many numbers a second thread costs more than it saves.
@@ -25,7 +25,7 @@ constexpr int64_t kGrain = 32768;
 template <class Function>
 void for_range(int64_t count, int64_t grain, Function function) {
   if (!parallel_for || count <= grain) return function(int64_t{0}, count);
-  const Body body = [](int64_t begin, int64_t end, void* context) {
+  const RangeFunction body = [](int64_t begin, int64_t end, void* context) {
     (*static_cast<Function*>(context))(begin, end);
   };
   parallel_for(0, count, grain, body, &function);
@@ -36,8 +36,8 @@ T* pointer(uintptr_t address) {
   return reinterpret_cast<T*>(address);
 }
 
-// Half the time of a large gradient goes into page faults of its fresh memory; 2 MB pages make
-// them 512 times fewer.
+// Asks the system for 2 MB pages. Half the time of a large gradient goes into the page faults of
+// fresh memory; with pages of 2 MB there are 512 times fewer of them.
 inline void prefer_huge_pages(uintptr_t address, int64_t bytes) {
 #ifdef MADV_HUGEPAGE
   constexpr uintptr_t huge = uintptr_t{1} << 21;

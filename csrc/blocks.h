@@ -1,5 +1,5 @@
-// Moving blocks of rows between memory and a tile in the first-level cache, whatever the dtype, the
-// strides and the transform of the logits.
+// Moves blocks of rows between memory and a buffer in the first-level cache, for every dtype, all
+// strides and every transform of the logits.
 #pragma once
 
 #include "memory.h"
@@ -17,9 +17,10 @@ using xent::Type;
 constexpr double kInfinity = __builtin_huge_val();
 constexpr double kNaN = __builtin_nan("");
 
-constexpr int kTile = 2048;  // numbers in a tile: a part of one row, or several shorter rows
+constexpr int kBuffer = 2048;  // numbers in a buffer: a part of one row, or several shorter rows
 
-// Some adjacent rows of a matrix, found once so that no row pays for the division.
+// Some neighbouring rows of a matrix. The address of the first is computed once for all of them,
+// because it takes a division.
 struct Strip {
   char* data;
   Type type;
@@ -39,7 +40,8 @@ struct Strip {
 
 bool adjacent(const Problem& p) { return p.logits.class_stride == 1; }
 
-// Strips do not cross from one outer index to the next, where the step between rows changes.
+// The number of rows in the strip that begins at `row`. A strip ends with its outer index, because
+// the step to the next row is another one there.
 int strip_height(const Problem& p, int64_t row, int64_t end) {
   int64_t height = kStrip;
   if (height > end - row) height = end - row;
@@ -47,76 +49,78 @@ int strip_height(const Problem& p, int64_t row, int64_t end) {
   return int(height < left ? height : left);
 }
 
+// `n` rounded up to whole vectors.
 int padded(int n) { return (n + kLanes - 1) / kLanes * kLanes; }
 
-// Rows from `r` on, `height` of them, classes from `first` on, `width` of them.
+// `height` rows of a strip from row `r` on, and `width` classes from class `first` on. In the
+// buffer a row takes `pitch` numbers.
 struct Block {
   int r, height;
   int64_t first;
   int width, pitch;
 };
 
-// Looks at the rows of a block that is in the tile.
+// Hands the rows of a block in the buffer to `seen`, which finds their extremes.
 template <class Real, class Seen>
-void look(const Block& b, const Real* tile, Seen& seen) {
-  for (int r = 0; r < b.height; ++r) seen.look(r, tile + r * b.pitch, b.width);
+void look(const Block& b, const Real* buffer, Seen& seen) {
+  for (int r = 0; r < b.height; ++r) seen.look(r, buffer + r * b.pitch, b.width);
 }
 
-// tile = then(number, class in the block)
+// buffer = then(number, class in the block); `seen` finds the extremes of the results.
 template <class Stored, class Real, class Then, class Seen>
-void gather(const Strip& strip, const Block& b, Real* tile, Then then, Seen& seen) {
+void gather(const Strip& strip, const Block& b, Real* buffer, Then then, Seen& seen) {
   const Stored* at = strip.at<const Stored>(b.r, b.first);
   const auto one = [=](Stored x, Real& to, int j) { to = then(Real(widen(x)), j); };
   if (strip.adjacent()) {
     for (int r = 0; r < b.height; ++r, at += strip.row_step) {
       auto row = seen.row();
-      convert_each(at, tile + r * b.pitch, b.width, one, row);
+      convert_each(at, buffer + r * b.pitch, b.width, one, row);
       seen.put(r, row);
     }
   } else {
     for (int j = 0; j < b.width; ++j, at += strip.class_step)
-      for (int r = 0; r < b.height; ++r) one(at[r * strip.row_step], tile[r * b.pitch + j], j);
-    look(b, tile, seen);
+      for (int r = 0; r < b.height; ++r) one(at[r * strip.row_step], buffer[r * b.pitch + j], j);
+    look(b, buffer, seen);
   }
 }
 
 template <class Stored, class Real>
-void scatter(const Strip& strip, const Block& b, const Real* tile) {
+void scatter(const Strip& strip, const Block& b, const Real* buffer) {
   Stored* at = strip.at<Stored>(b.r, b.first);
   if (strip.adjacent()) {
     for (int r = 0; r < b.height; ++r, at += strip.row_step)
-      convert(tile + r * b.pitch, at, b.width, [](Real x, Stored& to) { narrow(x, to); });
+      convert(buffer + r * b.pitch, at, b.width, [](Real x, Stored& to) { narrow(x, to); });
   } else {
     for (int j = 0; j < b.width; ++j, at += strip.class_step)
-      for (int r = 0; r < b.height; ++r) narrow(tile[r * b.pitch + j], at[r * strip.row_step]);
+      for (int r = 0; r < b.height; ++r) narrow(buffer[r * b.pitch + j], at[r * strip.row_step]);
   }
 }
 
-// float64 is swept in float64, every other type in float32. A soft target may have any type.
+// Logits of float64 are swept in float64, all others in float32. A soft target may have any type.
 template <class Real, class Then, class Seen>
-void load(const Strip& strip, const Block& b, Real* tile, Then then, Seen& seen) {
+void load(const Strip& strip, const Block& b, Real* buffer, Then then, Seen& seen) {
   switch (strip.type) {
-    case Type::f32: return gather<float>(strip, b, tile, then, seen);
-    case Type::f64: return gather<double>(strip, b, tile, then, seen);
-    case Type::bf16: return gather<bf16>(strip, b, tile, then, seen);
-    case Type::f16: return gather<f16>(strip, b, tile, then, seen);
+    case Type::f32: return gather<float>(strip, b, buffer, then, seen);
+    case Type::f64: return gather<double>(strip, b, buffer, then, seen);
+    case Type::bf16: return gather<bf16>(strip, b, buffer, then, seen);
+    case Type::f16: return gather<f16>(strip, b, buffer, then, seen);
   }
 }
 
 template <class Real, class Seen>
-void load(const Strip& strip, const Block& b, Real* tile, Seen& seen) {
-  load(strip, b, tile, [](Real x, int) { return x; }, seen);
+void load(const Strip& strip, const Block& b, Real* buffer, Seen& seen) {
+  load(strip, b, buffer, [](Real x, int) { return x; }, seen);
 }
 
-void store(const Strip& strip, const Block& b, const double* tile) {
-  scatter<double>(strip, b, tile);
+void store(const Strip& strip, const Block& b, const double* buffer) {
+  scatter<double>(strip, b, buffer);
 }
 
-void store(const Strip& strip, const Block& b, const float* tile) {
+void store(const Strip& strip, const Block& b, const float* buffer) {
   switch (strip.type) {
-    case Type::f32: return scatter<float>(strip, b, tile);
-    case Type::bf16: return scatter<bf16>(strip, b, tile);
-    case Type::f16: return scatter<f16>(strip, b, tile);
+    case Type::f32: return scatter<float>(strip, b, buffer);
+    case Type::bf16: return scatter<bf16>(strip, b, buffer);
+    case Type::f16: return scatter<f16>(strip, b, buffer);
     case Type::f64: return;  // swept in float64
   }
 }
@@ -125,7 +129,7 @@ double row_scale(const Problem& p, int64_t row) {
   return p.scale ? p.scale[row * p.scale_step] : 1.0;
 }
 
-// z = softcap * tanh(z / softcap), and its slope if asked for.
+// z = softcap * tanh(z / softcap); `slope`, unless it is null, receives the derivative.
 template <class Real>
 void apply_cap(const Problem& p, int n, Real* __restrict z, Real* __restrict slope) {
   const Real cap = Real(p.softcap), inverse = Real(1 / p.softcap);
@@ -144,21 +148,21 @@ void apply_cap(const Problem& p, int n, Real* __restrict z, Real* __restrict slo
     }
 }
 
-// A block of logits after scale, softcap, class scale and bias, followed by -inf to the end of the
-// vector; `row` is the number of the strip's first row. `slope` receives the slope of the cap.
-// `seen` looks at the logits.
+// Loads a block of logits and applies scale, softcap, class scale and bias. The rest of the last
+// vector of a row becomes -inf. `row` is the number of the strip's first row. `slope` receives the
+// derivative of the cap. `seen` finds the extremes of the logits.
 template <class Real, class Seen>
 [[gnu::noinline]] void load_logits(const Problem& p, const Strip& strip, int64_t row,
-                                   const Block& b, Real* tile, Real* slope, Seen& seen) {
-  for (int r = 0; r < b.height; ++r)  // first, and by whole vectors: the row then covers some of it
-    XENT_FOR(i, kLanes) tile[r * b.pitch + padded(b.width) - kLanes + i] = Real(-kInfinity);
+                                   const Block& b, Real* buffer, Real* slope, Seen& seen) {
+  for (int r = 0; r < b.height; ++r)  // a whole vector; the row, loaded next, covers a part of it
+    XENT_FOR(i, kLanes) buffer[r * b.pitch + padded(b.width) - kLanes + i] = Real(-kInfinity);
   const Real* factor = p.class_scale ? static_cast<const Real*>(p.class_scale) + b.first : nullptr;
   const Real* bias = p.class_bias ? static_cast<const Real*>(p.class_bias) + b.first : nullptr;
   if (p.scale || p.softcap > 0) {
-    NoExtremes nobody;  // yet
-    load(strip, b, tile, nobody);
+    NoExtremes none;  // these numbers are not the logits yet
+    load(strip, b, buffer, none);
     for (int r = 0; r < b.height; ++r) {
-      Real* z = tile + r * b.pitch;
+      Real* z = buffer + r * b.pitch;
       if (p.scale) {
         const Real scale = Real(row_scale(p, row + b.r + r));
         for (int j = 0; j < b.width; ++j) z[j] *= scale;
@@ -169,40 +173,41 @@ template <class Real, class Seen>
       if (bias)
         for (int j = 0; j < b.width; ++j) z[j] += bias[j];
     }
-    look(b, tile, seen);
-  } else if (factor && bias) {  // on the way, which takes half the time
-    load(strip, b, tile, [=](Real x, int j) { return x * factor[j] + bias[j]; }, seen);
+    look(b, buffer, seen);
+  } else if (factor && bias) {  // while the block is loaded, which takes half the time
+    load(strip, b, buffer, [=](Real x, int j) { return x * factor[j] + bias[j]; }, seen);
   } else if (factor) {
-    load(strip, b, tile, [=](Real x, int j) { return x * factor[j]; }, seen);
+    load(strip, b, buffer, [=](Real x, int j) { return x * factor[j]; }, seen);
   } else if (bias) {
-    load(strip, b, tile, [=](Real x, int j) { return x + bias[j]; }, seen);
+    load(strip, b, buffer, [=](Real x, int j) { return x + bias[j]; }, seen);
   } else {
-    load(strip, b, tile, seen);
+    load(strip, b, buffer, seen);
   }
 }
 
-// A block of soft targets times the class weights, padded with zeros. Line `line[r]` of the matrix
-// belongs to row r of the block; null: the matrix has a line for every row, `row` the first.
+// Loads a block of soft targets times the class weights, padded with zeros. Line `line[r]` of the
+// matrix belongs to row r of the block. If `line` is null, the matrix has a line for every row, and
+// `row` is the first of the strip.
 template <class Real>
 [[gnu::noinline]] void load_soft(const Problem& p, int64_t row, const int64_t* line, const Block& b,
-                                 Real* tile) {
-  NoExtremes nobody;
+                                 Real* buffer) {
+  NoExtremes none;
   if (line)
     for (int r = 0; r < b.height; ++r)
-      load(Strip(p.soft, line[r]), {0, 1, b.first, b.width, b.pitch}, tile + r * b.pitch, nobody);
+      load(Strip(p.soft, line[r]), {0, 1, b.first, b.width, b.pitch}, buffer + r * b.pitch, none);
   else
-    load(Strip(p.soft, row), b, tile, nobody);
+    load(Strip(p.soft, row), b, buffer, none);
   const Real* weight = static_cast<const Real*>(p.class_weight);
   for (int r = 0; r < b.height; ++r) {
-    Real* q = tile + r * b.pitch;
+    Real* q = buffer + r * b.pitch;
     if (weight)
       for (int j = 0; j < b.width; ++j) q[j] *= weight[b.first + j];
     for (int j = b.width; j < padded(b.width); ++j) q[j] = 0;
   }
 }
 
-// A panel holds a block the other way round: the rows of a strip side by side, class after class.
-// Where that is how they lie in memory, they are loaded as they are.
+// A panel holds a block transposed: for each class the numbers of all rows of the strip. Rows that
+// lie side by side in memory, too, are loaded without a step between them.
 template <class Stored, class Real>
 void gather_panel(const Strip& strip, const Block& b, Real* panel) {
   const Stored* at = strip.at<const Stored>(b.r, b.first);
@@ -230,7 +235,8 @@ void scatter_panel(const Strip& strip, const Block& b, const Real* panel) {
 #define XENT_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, FourInts{__VA_ARGS__})
 #endif
 
-// Four by four, which every vector unit does in registers: a third of the time of single numbers.
+// to[c][r] = from[r][c], by squares of four by four, which fit the registers of every vector unit.
+// It takes a third of the time of single numbers.
 template <class Real>
 void transpose(const Real* from, int from_pitch, int rows, int columns, Real* to, int to_pitch) {
   typedef Real Four __attribute__((vector_size(4 * sizeof(Real)), aligned(sizeof(Real))));
@@ -254,12 +260,12 @@ void transpose(const Real* from, int from_pitch, int rows, int columns, Real* to
 }
 
 template <class Real>
-void load_panel(const Problem& p, const Strip& strip, int64_t row, const Block& b, Real* tile,
+void load_panel(const Problem& p, const Strip& strip, int64_t row, const Block& b, Real* buffer,
                 Real* slope, Real* panel) {
   if (adjacent(p)) {
-    NoExtremes nobody;
-    load_logits(p, strip, row, b, tile, slope, nobody);
-    return transpose(tile, b.pitch, kStrip, b.width, panel, kStrip);
+    NoExtremes none;
+    load_logits(p, strip, row, b, buffer, slope, none);
+    return transpose(buffer, b.pitch, kStrip, b.width, panel, kStrip);
   }
   switch (strip.type) {
     case Type::f32: return gather_panel<float>(strip, b, panel);
@@ -269,10 +275,10 @@ void load_panel(const Problem& p, const Strip& strip, int64_t row, const Block& 
   }
 }
 
-// What the last step of the chain rule multiplies a block's gradient by, but for the row's scale:
-// one factor per class, or per logit.
+// The derivative of the transform of a block of logits, without the scale of the row: one factor
+// per class, or one per logit. The last step of the chain rule multiplies the gradient by it.
 template <class Real>
-struct Outer {
+struct TransformSlopes {
   const Real* at = nullptr;  // null: 1
   int pitch = 0;
 
@@ -280,34 +286,35 @@ struct Outer {
   Real of(int r, int64_t j, Real g) const { return at ? g * row(r)[j] : g; }
 };
 
-// From the slopes of the cap, if there is one.
+// The class scale times the derivatives of the cap, as far as a problem has them.
 template <class Real>
-Outer<Real> outer_slopes(const Problem& p, const Block& b, Real* caps) {
+TransformSlopes<Real> transform_slopes(const Problem& p, const Block& b, Real* cap_slopes) {
   const Real* factor = static_cast<const Real*>(p.class_scale);
   if (!(p.softcap > 0)) return {factor ? factor + b.first : nullptr, 0};
   if (factor)
     for (int r = 0; r < b.height; ++r)
-      for (int j = 0; j < b.width; ++j) caps[r * b.pitch + j] *= factor[b.first + j];
-  return {caps, b.pitch};
+      for (int j = 0; j < b.width; ++j) cap_slopes[r * b.pitch + j] *= factor[b.first + j];
+  return {cap_slopes, b.pitch};
 }
 
-// What lies beside a block of logits, class by class.
+// Numbers that belong to the classes of a block, besides the logits.
 template <class Real>
-struct Beside {
-  Real* soft;          // soft targets, in rows as the block has them
-  const Real* weight;  // of its classes, in their mean; null: 1
-  Outer<Real> outer;
+struct PerClass {
+  Real* soft;          // soft targets, in rows with the pitch of the block
+  const Real* weight;  // the weights of the classes in the mean; null: 1
+  TransformSlopes<Real> transform;
 };
 
 template <class Real>
-void store_rows(const Strip& out, const Block& b, Real* tile, const Outer<Real>& outer) {
-  if (outer.at)
+void store_rows(const Strip& out, const Block& b, Real* buffer,
+                const TransformSlopes<Real>& transform) {
+  if (transform.at)
     for (int r = 0; r < b.height; ++r) {
-      const Real* slope = outer.row(r);
-      Real* g = tile + r * b.pitch;  // 0 in ignored rows, whose slope may be NaN
+      const Real* slope = transform.row(r);
+      Real* g = buffer + r * b.pitch;  // 0 in ignored rows, whose slope may be NaN
       for (int j = 0; j < b.width; ++j) g[j] = g[j] == 0 ? Real(0) : g[j] * slope[j];
     }
-  store(out, b, tile);
+  store(out, b, buffer);
 }
 
 void scatter_any(const Strip& out, const Block& b, const double* panel) {
@@ -323,21 +330,21 @@ void scatter_any(const Strip& out, const Block& b, const float* panel) {
 }
 
 template <class Real>
-void store_panel(const Problem& p, const Strip& out, const Block& b, const Real* panel, Real* tile,
-                 const Outer<Real>& outer) {
+void store_panel(const Problem& p, const Strip& out, const Block& b, const Real* panel,
+                 Real* buffer, const TransformSlopes<Real>& transform) {
   if (!adjacent(p)) return scatter_any(out, b, panel);
-  transpose(panel, kStrip, b.width, kStrip, tile, b.pitch);
-  store_rows(out, b, tile, outer);
+  transpose(panel, kStrip, b.width, kStrip, buffer, b.pitch);
+  store_rows(out, b, buffer, transform);
 }
 
-// Memory that will be wanted soon, fetched step by step while something else is computed. Blocks
-// are loaded in bursts, which the hardware's own prefetcher does not foresee (a third of the time
-// of a large problem).
-struct Ahead {
+// Memory that will be read soon: it is fetched into the cache step by step, while something else is
+// computed. The prefetcher of the processor does not foresee where the next block begins. This
+// saves a third of the time of a large problem.
+struct Prefetch {
   const char* at = nullptr;
   int64_t row_step = 0, class_step = 0;  // bytes
 
-  // What lies where kLanes numbers from class j of row r on do, in its block.
+  // One row of that memory; fetch(j) fetches what follows class j.
   struct Row {
     const char* at;
     int64_t step;
@@ -346,17 +353,18 @@ struct Ahead {
   Row row(int r) const { return {at + r * row_step, class_step}; }
 };
 
-Ahead ahead_at(const Strip& s, int64_t row, int64_t first) {
+Prefetch prefetch_at(const Strip& s, int64_t row, int64_t first) {
   const int64_t size = size_of(s.type);
   return {s.data + (row * s.row_step + first * s.class_step) * size, s.row_step * size,
           s.class_step * size};
 }
 
-// Short adjacent rows in a panel are swept class by class, and lie in memory one after the other.
-Ahead ahead_of_panel(const Strip& s, int64_t row, int64_t first) {
-  Ahead ahead = ahead_at(s, row, first);
-  if (s.adjacent()) ahead.class_step *= kStrip;
-  return ahead;
+// A panel is swept class by class. Short rows whose classes are adjacent lie in memory one after
+// the other, so each step of the sweep fetches kStrip numbers.
+Prefetch prefetch_of_panel(const Strip& s, int64_t row, int64_t first) {
+  Prefetch prefetch = prefetch_at(s, row, first);
+  if (s.adjacent()) prefetch.class_step *= kStrip;
+  return prefetch;
 }
 
 }  // namespace

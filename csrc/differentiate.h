@@ -7,20 +7,20 @@
 
 namespace {
 
-// Whether the multiple of the exponential is another for each class.
+// True if the factor of the exponential differs between the classes of a row.
 constexpr bool varies(unsigned set) { return set & (kEntropy | kPowers); }
 
-// From the logit of a class to its slope, in one row. The quick way holds from the logit `floor` of
-// the row on.
+// The gradient of one class from its logit, in one row. The quick way is right if no logit of the
+// row is below a floor, which `differentiate` computes.
 template <unsigned set, bool quick, class Real>
-struct Slope {
+struct ClassGradient {
   Real offset, magic, vanished, all, spread, square, cube, mean, soft, live;
-  Real tame;  // 1 where the quick way would have done
-  const Real *weight, *target, *outer;
+  Real quick_row;  // 1 if the quick way is right for this row
+  const Real *weight, *target, *transform;
 
   XENT_LANE Real operator()(Real z, int j) const {
     const Real x = set & kEntropy ? z - offset : z;
-    const Real y = !quick && vanished > x ? vanished : x;  // below, the exponential is nothing
+    const Real y = !quick && vanished > x ? vanished : x;  // below `vanished` the exponential is 0
     const Power<Real> power = exponential(y, magic);
     Real factor = all;
     if constexpr (set & kEntropy) factor = fused(spread, y, factor);
@@ -39,17 +39,19 @@ struct Slope {
         g = multiple(power, factor, x) + (!quick && z == Real(-kInfinity) ? Real(0) : c);
     }
     if constexpr (set & kSoft) g = fused(soft, target[j], g);
-    if constexpr (set & kSlope) g = !quick && g == 0 ? g : g * outer[j];
+    if constexpr (set & kTransform) g = !quick && g == 0 ? g : g * transform[j];
     return quick || live == Real(1) ? g : live;
   }
 
+  // factor * e^x
   XENT_LANE Real multiple(const Power<Real>& power, Real factor, Real x) const {
     if constexpr (quick) return straight(power, factor);
     const Real careful = x < vanished ? Real(0) : power.times(factor);
-    // What makes another row of the block harder must not change the bits of this one; a factor
-    // that is the same for all classes cannot.
+    // The bits of a row must not depend on the other rows of the block. So a row for which the
+    // quick way is right gets the quick product, even if another row needs the careful one. Where
+    // the factor is the same for all classes, both products have the same bits.
     if constexpr (!varies(set)) return careful;
-    return tame == Real(1) ? straight(power, factor) : careful;
+    return quick_row == Real(1) ? straight(power, factor) : careful;
   }
 
   XENT_LANE Real straight(const Power<Real>& power, Real factor) const {
@@ -57,16 +59,16 @@ struct Slope {
   }
 };
 
-// apply(step) with the step(row) that turns a block of logits into gradient, but for the pivots.
+// Calls apply(step), where step(row)(logit, class) is the gradient of a class other than the pivot.
 template <unsigned set, class Real, class Layout, class Apply>
-void differentiate(const Slopes<Real>& s, const Layout& block, int from, const Beside<Real>& beside,
-                   const Ahead& next, Apply apply) {
+void differentiate(const Coefficients<Real>& s, const Layout& block, int from,
+                   const PerClass<Real>& per_class, const Prefetch& next, Apply apply) {
   const int height = block.height;
   Real magic[kStrip] = {}, offset[kStrip] = {}, vanished[kStrip] = {};
-  Real tame[kStrip] = {};
+  Real quick_row[kStrip] = {};
   Real low[kStrip], floor[kStrip];
   for (int r = 0; r < height; ++r) {
-    const Base<Real> base{s.shift[from + r], exact_slopes(set)};
+    const Base<Real> base{s.shift[from + r], exact_gradient(set)};
     const Real factor = s.all[from + r];
     magic[r] = base.magic();
     offset[r] = base.offset;
@@ -74,24 +76,25 @@ void differentiate(const Slopes<Real>& s, const Layout& block, int from, const B
     floor[r] = varies(set) || factor == 0 ? base.lowest() : base.normal_floor(factor);
   }
   block.extreme(next, low);
-  if (!exact_slopes(set)) subtract_offsets(block, offset);
+  if (!exact_gradient(set)) subtract_offsets(block, offset);
   bool quick = true;
   for (int r = 0; r < height; ++r) {
     const bool enough = low[r] - offset[r] >= floor[r] && s.live[from + r] == 1;
-    tame[r] = enough ? Real(1) : Real(0);
+    quick_row[r] = enough ? Real(1) : Real(0);
     quick &= enough;
   }
   const auto step = [&](auto how) {
     return [&](int r) {
       const int n = from + r;
-      Slope<set, decltype(how)::value, Real> one;
+      ClassGradient<set, decltype(how)::value, Real> one;
       one.offset = offset[r], one.magic = magic[r], one.vanished = vanished[r];
-      one.tame = tame[r], one.live = s.live[n], one.all = s.all[n];
+      one.quick_row = quick_row[r], one.live = s.live[n], one.all = s.all[n];
       if constexpr (set & kEntropy) one.spread = s.spread[n];
       if constexpr (set & kPowers) one.square = s.square[n], one.cube = s.cube[n];
-      if constexpr (set & kMean) one.mean = s.mean[n], one.weight = beside.weight;
-      if constexpr (set & kSoft) one.soft = s.soft[n], one.target = beside.soft + r * block.pitch;
-      if constexpr (set & kSlope) one.outer = beside.outer.row(r);
+      if constexpr (set & kMean) one.mean = s.mean[n], one.weight = per_class.weight;
+      if constexpr (set & kSoft)
+        one.soft = s.soft[n], one.target = per_class.soft + r * block.pitch;
+      if constexpr (set & kTransform) one.transform = per_class.transform.row(r);
       return one;
     };
   };
@@ -101,9 +104,10 @@ void differentiate(const Slopes<Real>& s, const Layout& block, int from, const B
     apply(step(Constant<0>()));
 }
 
-// put(row, class, value) for the entries of a block that are known by themselves.
+// Calls put(row, class, value) for the entries of a block that are computed once per row: those of
+// the pivot and of the largest class of the rest.
 template <class Real, class Put>
-void put_pivots(const Slopes<Real>& s, const Block& b, Put put) {
+void put_pivots(const Coefficients<Real>& s, const Block& b, Put put) {
   const auto put_one = [&](int r, int64_t class_, double value) {
     const int64_t j = class_ - b.first;
     if (j >= 0 && j < b.width) put(r, j, Real(value));
@@ -113,17 +117,17 @@ void put_pivots(const Slopes<Real>& s, const Block& b, Put put) {
     for (int r = 0; r < b.height; ++r) put_one(r, s.top[b.r + r], s.at_top[b.r + r]);
 }
 
-// By the step(row) of `differentiate`.
+// Stores the gradient of a block; `step` is that of `differentiate`.
 template <class Stored, class Real, class Step>
 void store_gradient(const Strip& out, const Block& b, bool streams,
-                    const RowsLayout<Real, Less>& block, Step step, const Ahead& next) {
+                    const RowsLayout<Real, Less>& block, Step step, const Prefetch& next) {
   if (streams)
     block.template map_to<true, Stored>(out, b, step, next);
   else
     block.template map_to<false, Stored>(out, b, step, next);
 }
 
-// visit(Stored()) for the type that a gradient has; float64 is swept in float64.
+// Calls visit(Stored()) with the type of the gradient. Only float64 is swept in float64.
 template <class Visit>
 void with_stored(Type type, const double*, Visit visit) {
   if (type == Type::f64) visit(double());
@@ -138,36 +142,37 @@ void with_stored(Type type, const float*, Visit visit) {
   }
 }
 
-// The gradient of a block of logits, straight to where it goes.
+// Computes the gradient of a block of logits and stores it, without a copy in the buffer.
 template <unsigned set, class Real>
-void differentiate_to(const Strip& out, const Block& b, bool streams, const Slopes<Real>& slopes,
-                      const RowsLayout<Real, Less>& block, const Beside<Real>& beside,
-                      const Ahead& next) {
+void differentiate_to(const Strip& out, const Block& b, bool streams,
+                      const Coefficients<Real>& coefficients, const RowsLayout<Real, Less>& block,
+                      const PerClass<Real>& per_class, const Prefetch& next) {
   with_stored(out.type, block.z, [&](auto type) {
     using Stored = decltype(type);
-    differentiate<set>(slopes, block, b.r, beside, next, [&](auto step) {
+    differentiate<set>(coefficients, block, b.r, per_class, next, [&](auto step) {
       store_gradient<Stored>(out, b, streams, block, step, next);
     });
-    put_pivots(slopes, b, [&](int r, int64_t j, Real g) {
-      narrow(beside.outer.of(r, j, g), out.at<Stored>(b.r + r, b.first)[j]);
+    put_pivots(coefficients, b, [&](int r, int64_t j, Real g) {
+      narrow(per_class.transform.of(r, j, g), out.at<Stored>(b.r + r, b.first)[j]);
     });
   });
 }
 
-// The gradient of a block out of its exponentials; false if it must be computed from the logits.
+// Computes the gradient of a block from its exponentials and stores it. Returns false, and stores
+// nothing, if the gradient must be computed from the logits.
 template <class Real>
 bool multiply_exponentials(const Strip& out, const Block& b, bool streams,
-                           const Slopes<Real>& slopes, Exponentials<Real>& exponentials,
-                           Extremes<Real, Less>& unused, const Ahead& next) {
+                           const Coefficients<Real>& coefficients, Exponentials<Real>& exponentials,
+                           Extremes<Real, Less>& unused, const Prefetch& next) {
   Real factor[kStrip];
-  if (!exponentials.find_factors(slopes, b, factor)) return false;
-  exponentials.clear_dead(slopes, b);
+  if (!exponentials.find_factors(coefficients, b, factor)) return false;
+  exponentials.clear_zero_rows(coefficients, b);
   const RowsLayout<Real, Less> block{exponentials.at(b), b.height, b.width, b.pitch, unused};
   const auto step = [&](int r) { return [f = factor[r]](Real e, int) { return e * f; }; };
   with_stored(out.type, factor, [&](auto type) {
     using Stored = decltype(type);
     store_gradient<Stored>(out, b, streams, block, step, next);
-    put_pivots(slopes, b,
+    put_pivots(coefficients, b,
                [&](int r, int64_t j, Real g) { narrow(g, out.at<Stored>(b.r + r, b.first)[j]); });
   });
   return true;

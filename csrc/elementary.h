@@ -1,19 +1,20 @@
-// Elementary functions of float64 for every argument, with the limits that C gives them. Lanes, as
-// lanes.h has them, right to 1 to 3 units in the last place, and with the same bits on every
-// instruction set, which no library promises.
+// Elementary functions of float64, for every argument and with the limits of the C standard. They
+// are vectorised as those of lanes.h, right to 1 to 3 units in the last place, and have the same
+// bits on every instruction set. No library promises that.
 #pragma once
 
 #include "lanes.h"
 
 namespace {
 
-// Not far beyond the largest exponent: the integer steps of `times` would wrap.
+// The argument is limited, because the integer steps of `times` would wrap far beyond the largest
+// exponent.
 XENT_LANE double exp_of(double x) { return exp_scaled(x > 1000.0 ? 1000.0 : x, 1.0); }
 
 // 2^k 2^f - 1 = 2^k (2^f - 1) + (2^k - 1), where 2^f - 1 has no constant term.
 XENT_LANE double expm1_of(double x) {
   using E = Exp<double>;
-  constexpr double far = 40;  // from here on the 1 is nothing
+  constexpr double far = 40;  // beyond it the 1 is lost in rounding
   const double y = x < -far ? -far : x > far ? far : x;
   const double biased = fused(y, E::log2e, E::magic);
   const double f = fused(y, E::log2e_low, fused(y, E::log2e, E::magic - biased));
@@ -29,7 +30,7 @@ XENT_LANE double log_of(double x) {
   return x < 0 ? __builtin_nan("") : whole;
 }
 
-// What 1 + x rounds away is put back to first order.
+// What 1 + x rounds away is added to first order.
 XENT_LANE double log1p_of(double x) {
   const double sum = 1.0 + x, lost = (x - (sum - 1.0)) / sum;
   const double value = log_of(sum) + (lost == lost ? lost : 0.0);
@@ -50,12 +51,13 @@ XENT_LANE double slope_of_softplus(double x) {
   return x > 20.0 ? 1.0 : e / (e + 1.0);
 }
 
-// A number as a sum: `low` is what `high` has rounded away.
+// A number as the sum high + low, where `low` is what `high` has rounded away.
 struct Pair {
   double high, low;
 };
 
-// log(x) for x > 0, as log_lane has it, to 58 bits: an exponent of a power multiplies its error.
+// log(x) for x > 0 by the formula of log_lane, to 58 bits. `pow` needs the digits, because the
+// exponent y multiplies the error of the logarithm.
 XENT_LANE Pair log_pair(double x) {
   constexpr uint64_t half_root = 0x3fe6a09e667f3bcd;  // the bits of sqrt(1/2)
   const bool tiny = x < 0x1p-1000;                    // perhaps subnormal

@@ -25,20 +25,20 @@ constexpr int kBlock = int(xent::kElementBlock);
 
 // ---- operands -----------------------------------------------------------------------------------
 
-// Gives blocks of an operand: where they lie, or converted, or spread out by broadcasting.
+// Gives blocks of an operand, from its memory or from a buffer of converted, broadcast numbers.
 template <class Real>
 class Reader {
  public:
   Reader(const Operand& operand, int64_t count)
       : from_(operand), whole_(operand.repeat == 1 && operand.period >= count) {}
 
-  // n numbers and, unless n is whole groups, zeros up to the next.
+  // Returns n numbers, with zeros up to whole groups.
   const Real* read(int64_t begin, int n) {
     const bool ready = n % kGroup == 0;
     if (whole_ && ready && from_.type == own_type())
       return static_cast<const Real*>(from_.data) + begin;
     const int64_t place = from_.repeat == 1 ? begin % from_.period : from_.period == 1 ? 0 : begin;
-    if (n == length_ && place == place_) return tile_;  // small operands are read once
+    if (n == length_ && place == place_) return buffer_;  // it still holds these numbers
     length_ = n, place_ = place;
     switch (from_.type) {
       case Type::f32: spread<float>(begin, n); break;
@@ -46,8 +46,8 @@ class Reader {
       case Type::bf16: spread<bf16>(begin, n); break;
       case Type::f16: spread<f16>(begin, n); break;
     }
-    for (int j = n; j % kGroup; ++j) tile_[j] = 0;
-    return tile_;
+    for (int j = n; j % kGroup; ++j) buffer_[j] = 0;
+    return buffer_;
   }
 
  private:
@@ -61,10 +61,10 @@ class Reader {
       const int64_t left = from_.repeat == 1 ? from_.period - at : from_.repeat - i % from_.repeat;
       const int run = int(left < n - j ? left : n - j);
       if (from_.repeat == 1) {
-        convert(data + at, tile_ + j, run, [](Stored x, Real& to) { to = Real(widen(x)); });
+        convert(data + at, buffer_ + j, run, [](Stored x, Real& to) { to = Real(widen(x)); });
       } else {
         const Real value = Real(widen(data[at]));
-        for (int k = 0; k < run; ++k) tile_[j + k] = value;
+        for (int k = 0; k < run; ++k) buffer_[j + k] = value;
       }
       j += run;
     }
@@ -74,7 +74,7 @@ class Reader {
   const bool whole_;
   int length_ = 0;
   int64_t place_ = -1;
-  alignas(64) Real tile_[kBlock];
+  alignas(64) Real buffer_[kBlock];
 };
 
 // ---- results ------------------------------------------------------------------------------------
@@ -121,7 +121,7 @@ constexpr float kLog1pOver[] = {
 XENT_LANE float log1p_unit(float e) { return e * polynomial(e, kLog1pOver); }
 XENT_LANE double log1p_unit(double e) { return log1p_lane(e); }
 
-// 0 * infinity = 0: a term that does not count is never looked at.
+// factor * value, where 0 times infinity is 0.
 template <class Real>
 XENT_LANE Real product(Real factor, Real value) {
   return factor == 0 ? Real(0) : factor * value;
@@ -139,17 +139,18 @@ struct Settings {
         ignored(Real(p.ignored)), scale(Real(p.scale)) {}
 };
 
-// A group of elements, and what becomes of them.
+// A group of elements, and its results.
 template <class Real>
 struct Group {
   const Real *z, *t, *weight, *pos_weight, *upstream;
   alignas(64) Real value[kGroup], slope[kGroup];
 };
 
-// What multiplies the log terms: nothing, error^gamma for a whole gamma, for any, or with a margin.
+// The modulator, a factor of the log terms: none, error^gamma for a whole gamma, error^gamma for
+// any gamma, or the one with a margin.
 enum class Modulator { none, whole, any, margin };
 
-// The log terms of an element and their slope, from which everything else is made.
+// The log terms of an element, and their derivative by the logit.
 template <class Real>
 struct Terms {
   Real e, unit, p, q, yes, no, value, slope;
@@ -168,7 +169,7 @@ struct Terms {
   }
 };
 
-// The error of an element and what it is multiplied by; d error / d z = turn p q.
+// The error of an element. Its modulator is share error^gamma, and d error / d z = turn p q.
 template <class Real>
 struct Error {
   Real value, turn, share;
@@ -200,7 +201,7 @@ XENT_LANE void evaluate_whole(Group<Real>& g, const Settings<Real>& s) {
   }
 }
 
-// share error^gamma, where error^0 = 1 whatever the error.
+// share error^gamma, where error^0 = 1 for every error.
 template <class Real>
 XENT_LANE Real power_of(Real log_error, Real gamma, Real share) {
   return exp_scaled(gamma * (log_error < Real(-1e300) ? Real(-1e300) : log_error), share);
@@ -214,7 +215,7 @@ XENT_LANE void evaluate_any(Group<Real>& g, const Settings<Real>& s) {
     const Error<Real> e(s, x, g.t[i]);
     error[i] = e.value;
     share[i] = e.share;
-    // d log error / d z, p and q without their common factor, which may have vanished.
+    // d log error / d z, from p and q without their common factor, which may be rounded to 0.
     const Real other = s.side * x.no;
     const Real gap = g.z[i] < 0 ? g.t[i] + other * x.e : g.t[i] * x.e + other;
     const Real rest = gap < 0 ? -gap : gap;
@@ -230,26 +231,26 @@ XENT_LANE void evaluate_any(Group<Real>& g, const Settings<Real>& s) {
   }
 }
 
-// Targets 0 see the probability less a margin, r = max(p - margin, 0), with a power of their own.
+// Computes a group with a margin. For targets 0 the error is r = max(p - margin, 0), and the power
+// is gamma_negative.
 template <class Real>
 XENT_LANE void evaluate_margin(Group<Real>& g, const Settings<Real>& s) {
   Real error[kGroup], turn[kGroup], rest[kGroup], yes[kGroup], near[kGroup];
   XENT_FOR(i, kGroup) {
     const Real t = g.t[i];
-    const Terms<Real> x(g.z[i], t, Real(0));  // of targets 0
+    const Terms<Real> x(g.z[i], t, Real(0));  // the term of targets 0; y: that of targets 1
     const Terms<Real> y(g.z[i], Real(1), g.pos_weight[i]);
     const bool inside = x.p > s.margin;
     const Real over = inside ? x.p - s.margin : Real(0), slope = inside ? x.p * x.q : Real(0);
     error[i] = t * x.q + x.no * over;
     turn[i] = error[i] == 0 ? Real(0) : (x.no * slope - t * x.p * x.q) / error[i];
-    // 1 - r from r where that is small, where log(1 - r) has what 1 - r rounds away put back, and
-    // from q where it is not.
+    // rest = 1 - r. If r is small, `near` corrects log(rest) for the rounding of 1 - r.
     const bool low = x.p < Real(0.5);
     rest[i] = low ? Real(1) - over : x.q + s.margin;
     near[i] = low ? (-over - (rest[i] - Real(1))) / rest[i] : Real(0);
     yes[i] = product(t, y.value);
     g.slope[i] = t * y.slope + x.no * (s.margin == 0 ? x.p : slope / rest[i]);
-    g.value[i] = s.margin == 0 ? x.value : Real(0);  // not through q, which may have vanished
+    g.value[i] = s.margin == 0 ? x.value : Real(0);  // not from q, which may be rounded to 0
     near[i] = s.margin == 0 ? Real(0) : near[i];
     rest[i] = s.margin == 0 ? Real(1) : rest[i];
   }
@@ -289,7 +290,7 @@ XENT_LANE void evaluate(Group<Real>& g, const Settings<Real>& s) {
 
 // ---- the sweep ----------------------------------------------------------------------------------
 
-// Sums and the range of the targets, lane by lane.
+// The sum of the values and the range of the targets, lane by lane.
 template <class Real>
 struct Totals {
   double sum[kLanes] = {};
@@ -367,8 +368,8 @@ Modulator modulator_of(const Elements& p) {
   return whole ? Modulator::whole : Modulator::any;
 }
 
-// Powers that go through logarithms, and a difference of target and probability, would leave
-// float32 without digits.
+// True where float32 would lose its digits: powers that are computed from logarithms, and
+// differences of target and probability.
 bool sweeps_in_double(const Elements& p) {
   const bool wide = p.logits.type == Type::f64 || p.target.type == Type::f64;
   const Modulator modulator = modulator_of(p);

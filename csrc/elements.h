@@ -1,5 +1,5 @@
-// What the element-wise kernel is told and what it answers: losses of a number in [0, 1] for every
-// logit. Compiled once per instruction set, as the kernels of rows.h.
+// Arguments and results of the element-wise kernel: losses of single logits with a target in [0, 1]
+// each. The kernel is compiled once per instruction set, as those of rows.h.
 #pragma once
 
 #include "rows.h"
@@ -13,7 +13,7 @@ struct Operand {
   int64_t repeat, period;
 };
 
-// Where results go, one per element; null: not wanted.
+// The memory of results, one per element; null: not wanted.
 struct Output {
   void* data;
   Type type;
@@ -31,25 +31,25 @@ struct Elements {
   int64_t count;
   Operand logits, target, weight, pos_weight;
   double positive, negative, gamma, side, plain_above;
-  double gamma_negative, margin;  // a margin below 0 is none
-  bool detached;                  // with a margin: the power counts as a constant in the gradient
+  double gamma_negative, margin;  // a margin below 0 stands for none
+  bool detached;                  // with a margin: the gradient takes the power for a constant
   double ignored;                 // a target that marks elements to leave out, or NaN
 
-  double* sums;  // of the values, one per block; null: not wanted
+  double* sums;  // sums of the values, one per block; null: not wanted
   Output values;
   Output gradient;
-  Operand upstream;  // what the gradient is multiplied by, and
-  double scale;      // this too
-  bool streams;      // the gradient, past the caches
+  Operand upstream;  // the gradient is multiplied by this
+  double scale;      // and by this number
+  bool streams;      // true if the gradient is stored past the caches
 
-  // Answers, gathered over all threads.
-  double bad_target;  // one outside [0, 1]
+  // Results, gathered over all threads.
+  double bad_target;  // a target outside [0, 1]
   bool has_bad_target;
 };
 
-constexpr int64_t kElementBlock = 2048;  // elements added up in one sum, whatever the threads
+constexpr int64_t kElementBlock = 2048;  // elements in one partial sum, for any number of threads
 
-// Blocks [begin, end) of a problem, by the instruction set of this name.
+// The kernel of each instruction set, for the blocks [begin, end) of a problem.
 namespace baseline {
 void sweep_elements(Elements&, int64_t begin, int64_t end);
 }

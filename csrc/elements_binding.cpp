@@ -34,15 +34,15 @@ Output make_output(const OutputArguments& o) {
   return {pointer<void>(std::get<0>(o)), Type(std::get<1>(o))};
 }
 
-// In a fixed order, whatever the number of threads.
+// The sum of all parts, in a fixed order for any number of threads.
 double sum_of(std::vector<double>& part) {
   for (size_t n = part.size(); n > 1; n = (n + 1) / 2)
     for (size_t i = 0; i < n / 2; ++i) part[i] += part[n - 1 - i];
   return part.empty() ? 0.0 : part[0];
 }
 
-// Whether there is a target outside [0, 1], and one. The sum of all values by the divisor, the
-// values and the gradient, by the divisor too, are computed if they have somewhere to go.
+// Computes the sum of all values by the divisor, the values, and the gradient by the divisor; each
+// if its output has an address. Returns (is there a target outside [0, 1]?, such a target).
 std::tuple<bool, double> sweep(int64_t count, const OperandArguments& logits,
                                const OperandArguments& target, const OperandArguments& weight,
                                const OperandArguments& pos_weight, const FormArguments& form,

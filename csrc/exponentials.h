@@ -1,11 +1,12 @@
-// The exponentials that the first sweep of a strip leaves behind, so that the second multiplies
-// where it would compute them again: a third of the time of bfloat16.
+// The exponentials of a strip, which the first sweep keeps for the second. The second then
+// multiplies them instead of computing them again, which saves a third of the time of bfloat16.
 //
 //   first sweep:   e_j = 2^k m, relative to the shift of the block so far
 //   second sweep:  gradient = e_j f, with f = factor * 2^(shift of the block - shift of the row)
 //
-// Shifts are whole powers of two, by which products are scaled without rounding: the bits are those
-// of (m factor) 2^k, which `differentiate` computes, unless something leaves the normal numbers.
+// Both shifts stand for whole powers of two, and a product with a power of two is not rounded. So
+// the bits are those of (m factor) 2^k, which `differentiate` computes, unless some number on the
+// way is not a normal one.
 #pragma once
 
 #include <stdlib.h>
@@ -18,13 +19,13 @@ namespace {
 template <class Real>
 class Exponentials {
  public:
-  // For strips of up to `height` rows of this many classes; with no rows nothing is kept.
+  // For strips of up to `height` rows of `classes` classes. With height 0 nothing is kept.
   Exponentials(int64_t classes, int height)
       : pitch_((classes + kLanes - 1) / kLanes * kLanes),
-        blocks_(int((classes + kTile - 1) / kTile)) {
+        blocks_(int((classes + kBuffer - 1) / kBuffer)) {
     const int64_t count = height * pitch_;
     if (count == 0 || height * blocks_ > kBlocks) return;
-    constexpr size_t line = 64;  // which `count` and kBeyond fill
+    constexpr size_t line = 64;  // `count` and kBeyond numbers are whole lines
     data_ = static_cast<Real*>(aligned_alloc(line, size_t(count + xent::kBeyond) * sizeof(Real)));
     for (int i = 0; data_ && i < xent::kBeyond; ++i) data_[count + i] = 0;
   }
@@ -35,22 +36,23 @@ class Exponentials {
   Exponentials* get() { return data_ ? this : nullptr; }
   Real* at(const Block& b) const { return data_ + b.r * pitch_ + b.first; }
 
-  // What the exponentials of row r of a block are relative to, 2^whole, and its smallest logit.
-  void note(const Block& b, int r, Real whole, Real smallest) {
-    whole_[number(b, r)] = whole;
+  // Notes that the exponentials of row r of a block are relative to 2^exponent, and the smallest
+  // logit of the row.
+  void note(const Block& b, int r, Real exponent, Real smallest) {
+    exponent_[number(b, r)] = exponent;
     smallest_[number(b, r)] = smallest;
   }
 
-  // Rows without a gradient get exponentials of 0, whatever their logits were.
-  void clear_dead(const Slopes<Real>& s, const Block& b) {
+  // Sets the exponentials of rows without a gradient to 0; they may be NaN.
+  void clear_zero_rows(const Coefficients<Real>& s, const Block& b) {
     for (int r = 0; r < b.height; ++r)
       if (s.live[b.r + r] == 0)
         for (int j = 0; j < b.width; ++j) at(b)[r * b.pitch + j] = 0;
   }
 
-  // What turns the exponentials of a block into its gradient, for each of its rows; false where
-  // they do not have all its digits.
-  bool find_factors(const Slopes<Real>& s, const Block& b, Real* factor) const {
+  // Finds the factor of each row of a block that turns its exponentials into its gradient. Returns
+  // false if the products would not have all digits.
+  bool find_factors(const Coefficients<Real>& s, const Block& b, Real* factor) const {
     using Int = typename Exp<Real>::Int;
     constexpr Int lowest = 1 - Exp<Real>::bias;
     const Real tiny = exact_power<Real>(lowest);  // the smallest normal number
@@ -58,7 +60,7 @@ class Exponentials {
     for (int r = 0; r < b.height; ++r) {
       const Base<Real> base(s.shift[b.r + r], false);
       const Real all = s.all[b.r + r];
-      steps[r] = whole_[number(b, r)] - base.whole_or_nan();
+      steps[r] = exponent_[number(b, r)] - base.exponent_or_nan();
       floor[r] = all == 0 ? base.lowest() : base.normal_floor(all);
     }
     int right = 1;
@@ -74,28 +76,28 @@ class Exponentials {
   }
 
  private:
-  static constexpr int kBlocks = 256;  // rows of blocks
+  static constexpr int kBlocks = 256;  // most rows of blocks, counted over all blocks of a strip
 
-  int number(const Block& b, int r) const { return (b.r + r) * blocks_ + int(b.first / kTile); }
+  int number(const Block& b, int r) const { return (b.r + r) * blocks_ + int(b.first / kBuffer); }
 
   const int64_t pitch_;
   const int blocks_;
   Real* data_ = nullptr;
-  Real whole_[kBlocks], smallest_[kBlocks];
+  Real exponent_[kBlocks], smallest_[kBlocks];
 };
 
-// A block whose exponentials take the places of its logits.
+// The layout of a block in which the exponentials replace the logits.
 template <class Real>
-struct KeepingRows : RowsLayout<Real, Greater> {
+struct KeepingLayout : RowsLayout<Real, Greater> {
   static constexpr bool keeps = true;
   const Extremes<Real, Less>& smallest;
   Exponentials<Real>& exponentials;
   const Block& b;
 
-  void note(const Real* whole) const {
+  void note(const Real* exponent) const {
     Real low[kStrip];
     fold(smallest.lane, this->height, Less(), low);
-    for (int r = 0; r < this->height; ++r) exponentials.note(b, r, whole[r], low[r]);
+    for (int r = 0; r < this->height; ++r) exponentials.note(b, r, exponent[r], low[r]);
   }
 };
 

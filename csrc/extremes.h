@@ -1,14 +1,14 @@
 // The largest or the smallest logit of every row of a block, found while the block is loaded. A
-// sweep of its own would be a tenth of the time.
+// separate loop would take a tenth of the time of the sweep.
 #pragma once
 
 #include "lanes.h"
 
 namespace {
 
-constexpr int kStrip = 32;  // rows finished together
+constexpr int kStrip = 32;  // most rows of a strip
 
-// A comparison with NaN is false, so NaN is passed over.
+// A comparison with NaN is false, so the extremes ignore NaN.
 struct Less {
   static constexpr double none = __builtin_huge_val();
   template <class Real>
@@ -24,16 +24,16 @@ struct Greater {
   }
 };
 
-// Looks at nothing.
-struct Unseen {
+// The extreme of a row where none is wanted.
+struct NoRowExtreme {
   template <class Number>
   XENT_LANE void see(const Number*) {}
   template <class Number>
   XENT_LANE void see_short(const Number*, int) {}
 };
 
-// Of one row, lane by lane, in two sets of lanes, because a comparison takes less time than its
-// latency. A number may be seen twice.
+// The extreme of one row, lane by lane. Two sets of lanes take turns, because a comparison must
+// wait for the one before in its lane. The same number may be seen twice.
 template <class Real, class Operation>
 struct RowExtreme {
   Real lane[2][kLanes];
@@ -42,13 +42,13 @@ struct RowExtreme {
     for (int k = 0; k < 2; ++k) XENT_FOR(i, kLanes) lane[k][i] = Real(Operation::none);
   }
 
-  // The next 2 kLanes numbers of the row.
+  // Sees the next 2 kLanes numbers of the row.
   XENT_LANE void see(const Real* z) {
     see_lanes(z, 0);
     see_lanes(z + kLanes, 1);
   }
 
-  // A row of n numbers, n < 2 kLanes.
+  // Sees a whole row of n numbers, n < 2 kLanes.
   XENT_LANE void see_short(const Real* z, int n) {
     Real all[2 * kLanes];
     for (int j = 0; j < 2 * kLanes; ++j) all[j] = z[j < n ? j : 0];
@@ -56,14 +56,14 @@ struct RowExtreme {
   }
 
  private:
-  // With 0 added, -0 becomes 0, and GCC compares numbers. Where it sees the shifted bits of a
-  // bfloat16 it selects by a mask, which takes twice the time.
+  // The 0 makes GCC compare floating-point numbers. Without it GCC sees the shifted bits of a
+  // bfloat16 and selects by a mask, which takes twice the time. It also turns -0 into 0.
   XENT_LANE void see_lanes(const Real* z, int k) {
     XENT_FOR(i, kLanes) lane[k][i] = Operation()(z[i] + Real(0), lane[k][i]);
   }
 };
 
-// Of the rows of a block, lane by lane.
+// The extremes of the rows of a block, lane by lane.
 template <class Real, class Operation>
 struct Extremes {
   Real lane[kStrip][kLanes];
@@ -74,7 +74,7 @@ struct Extremes {
     XENT_FOR(i, kLanes) lane[r][i] = Operation()(row.lane[0][i], row.lane[1][i]);
   }
 
-  // Row r, which holds n numbers in the first-level cache.
+  // Finds the extreme of row r, whose n numbers are in the first-level cache.
   void look(int r, const Real* z, int n) {
     constexpr int step = 2 * kLanes;
     RowExtreme<Real, Operation> one;
@@ -88,7 +88,7 @@ struct Extremes {
   }
 };
 
-// Both, while one load passes.
+// The smallest and the largest logits of the rows of a block, found together.
 template <class Real>
 struct BothExtremes {
   Extremes<Real, Less>& smallest;
@@ -105,10 +105,10 @@ struct BothExtremes {
   void look(int r, const Real* z, int n) { smallest.look(r, z, n), largest.look(r, z, n); }
 };
 
-// For whom extremes are of no interest.
+// Takes the place of Extremes where no extremes are wanted.
 struct NoExtremes {
-  Unseen row() const { return {}; }
-  void put(int, Unseen) {}
+  NoRowExtreme row() const { return {}; }
+  void put(int, NoRowExtreme) {}
   template <class Real>
   void look(int, const Real*, int) {}
 };

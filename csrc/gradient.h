@@ -1,34 +1,34 @@
-// From the statistics of a row and the loss's partial derivatives to the coefficients of its
-// gradient, for a strip of rows side by side.
+// Computes the coefficients of the gradient of each row from its statistics and the partial
+// derivatives of the loss, for the rows of a strip side by side.
 #pragma once
 
 #include "fields.h"
 
 namespace {
 
-// With e_j = exp(z_j - shift), for every class but the pivot
+// The coefficients of the gradient. With e_j = exp(z_j - shift), for every class but the pivot
 //
 //   d loss / d z_j = e_j (all + spread (z_j - shift) + e_j (square + cube e_j))
 //                    + mean c_j + soft q_j
 //
-// The entries of the pivot and of the largest class of the rest (the top), where they are not what
-// this gives, are formed in float64 from the log-odds: no "p - 1".
+// The entry of the pivot is formed in float64 from the log-odds: there is no "p - 1". So is that of
+// the largest class of the rest (the top) if the loss has a partial derivative by its logit.
 template <class Real>
-struct Slopes {
-  double shift[kStrip];  // of a Base
+struct Coefficients {
+  double shift[kStrip];  // the shift of a Base
   Real all[kStrip], spread[kStrip], square[kStrip], cube[kStrip], mean[kStrip], soft[kStrip];
-  Real live[kStrip];  // 1; in a row without a gradient the 0, or the NaN, that it has everywhere
+  Real live[kStrip];  // 1 in most rows; else the gradient of every class: 0 (ignored), or NaN
   int64_t pivot[kStrip], top[kStrip];  // negative: none
   double at_pivot[kStrip], at_top[kStrip];
   bool has_top;
 };
 
-// What the gradient is made of. Every set has the multiple of the exponential.
+// The terms of the gradient, besides the multiple of the exponential, which all gradients have.
 unsigned terms_of(const Problem& p, const Partials& f) {
   const bool capped = p.softcap > 0 || p.class_scale;
   return (f.mean.at ? kMean | (p.mean_weight ? kWeights : 0u) : 0u) |
          (f.entropy.at ? kEntropy : 0u) | (f.rest_squares.at ? kSquares : 0u) |
-         (f.rest_cubes.at ? kPowers : 0u) | (is_soft(p) ? kSoft : 0u) | (capped ? kSlope : 0u);
+         (f.rest_cubes.at ? kPowers : 0u) | (is_soft(p) ? kSoft : 0u) | (capped ? kTransform : 0u);
 }
 
 void get(const PerRow& f, int64_t n, int height, double* out) {
@@ -38,7 +38,7 @@ void get(const PerRow& f, int64_t n, int height, double* out) {
     for (int r = 0; r < height; ++r) out[r] = f.at ? *f.at : 0.0;
 }
 
-// The partial derivatives by what every loss may look at.
+// The partial derivatives by the fields that every loss may use.
 struct Common {
   double lse[kStrip], odds[kStrip], prob[kStrip], target[kStrip];
 
@@ -50,18 +50,18 @@ struct Common {
   }
 };
 
-// Whether there are terms of z - shift, which must then be exact.
-constexpr bool exact_slopes(unsigned set) { return set & kEntropy; }
+// True if the gradient has terms of z - shift, which must then be exact.
+constexpr bool exact_gradient(unsigned set) { return set & kEntropy; }
 
-// Finds the slopes of the rows from n on.
+// Finds the coefficients of the rows from n on.
 template <class Real>
-class SlopeFinder {
+class CoefficientFinder {
  public:
-  // For a sweep that looks at this set of terms.
-  SlopeFinder(unsigned set, const Problem& p, int64_t n, int height, const Label* label,
-              Slopes<Real>& out)
-      : exact_(exact_slopes(set)), more_(set & ~kSlope), p_(p), s_(p.statistics), f_(p.partials),
-        n_(n), height_(height), label_(label), out_(out) {}
+  // `set` has the terms that the sweep computes.
+  CoefficientFinder(unsigned set, const Problem& p, int64_t n, int height, const Label* label,
+                    Coefficients<Real>& out)
+      : exact_(exact_gradient(set)), more_(set & ~kTransform), p_(p), s_(p.statistics),
+        f_(p.partials), n_(n), height_(height), label_(label), out_(out) {}
 
   void find() {
     find_probabilities();
@@ -79,7 +79,7 @@ class SlopeFinder {
   }
 
  private:
-  // Of the pivot and of all the rest.
+  // The probabilities of the pivot and of the rest as a whole.
   void find_probabilities() {
     const double* d = (is_soft(p_) ? s_.pivot_log_odds : s_.log_odds) + n_;
     for (int r = 0; r < height_; ++r) {
@@ -87,8 +87,8 @@ class SlopeFinder {
       pivot_[r] = (d[r] < 0 ? e : 1.0) / whole;
       rest_[r] = (d[r] < 0 ? 1.0 : e) / whole;
     }
-    // A small e^-d shows the rounding of d, half a unit of float64 per nat; what the probability
-    // leaves of 1 does not.
+    // A small e^-d has the error of the rounding of d, half a unit of float64 per nat. 1 minus the
+    // probability, computed from log_prob, has not.
     if (sizeof(Real) == 8 && !is_soft(p_))
       for (int r = 0; r < height_; ++r) {
         const double rest = one_minus_exp(-s_.log_prob[n_ + r]);
@@ -98,12 +98,12 @@ class SlopeFinder {
       out_.pivot[r] = is_soft(p_) ? int64_t(s_.top[n_ + r]) : label_[r].pivot;
   }
 
-  // unit e_j rest = scale p_j
+  // unit e_j rest = p_j, before `round` multiplies the unit by the scale of the row.
   void find_bases() {
     for (int r = 0; r < height_; ++r) scale_[r] = row_scale(p_, n_ + r);
     for (int r = 0; r < height_; ++r) {
       out_.shift[r] = Base<Real>(s_.shift[n_ + r], exact_).shift;
-      // Without a sum, all the rest is masked.
+      // If the sum is 0, all the rest is masked.
       unit_[r] = s_.sum[n_ + r] == 0 ? 0.0 : 1.0 / s_.sum[n_ + r];
     }
     for (int r = 0; r < height_; ++r) {
@@ -118,7 +118,7 @@ class SlopeFinder {
     for (int r = 0; r < height_; ++r) spread_[r] = square_[r] = cube_[r] = mean_[r] = soft_[r] = 0;
   }
 
-  // `all` is what the rest shares by probability, times the probability of the rest.
+  // `all` is the gradient of the rest as a whole, which its classes share by their probabilities.
   void add_index() {
     const Common f(f_, n_, height_);
     for (int r = 0; r < height_; ++r) {
@@ -136,7 +136,7 @@ class SlopeFinder {
       const bool flat = f.odds[r] == 0 || nll <= 0;
       const double slope = f.prob[r] + (flat ? 0.0 : f.odds[r] / one_minus_exp(nll));
       Real q[kLanes] = {};
-      if (label_[r].kind == Kind::kept)
+      if (label_[r].kind == LabelKind::kept)
         load_soft(p_, n_ + r, p_.labels ? &label_[r].pivot : nullptr,
                   {0, 1, out_.pivot[r], 1, kLanes}, q);
       all_[r] = (f.lse[r] - slope * mass) * rest_[r];
@@ -190,13 +190,13 @@ class SlopeFinder {
     }
   }
 
-  // The largest class of the rest, which has a partial derivative of its own.
+  // The entry of the largest class of the rest, by whose logit the loss has a partial derivative.
   void find_top() {
     get(f_.rest_top_logit, n_, height_, at_top_);
     for (int r = 0; r < height_; ++r) {
       const double z = s_.rest_top_logit[n_ + r];
       out_.top[r] = -1;
-      if (z == -kInfinity || label_[r].kind != Kind::kept) continue;
+      if (z == -kInfinity || label_[r].kind != LabelKind::kept) continue;
       const double x = z - out_.shift[r], e = exp_scaled(x, 1.0);
       out_.top[r] = int64_t(s_.rest_top[n_ + r]);
       at_top_[r] += e * unit_[r] * all_[r];
@@ -225,23 +225,23 @@ class SlopeFinder {
         out_.live[r] += (out_.spread[r] + out_.mean[r]) + (out_.square[r] + out_.cube[r]);
       }
     for (int r = 0; r < height_; ++r) {
-      // A row with NaN is NaN where it is masked, too.
+      // A row with NaN among the coefficients is NaN in its masked classes, too.
       out_.live[r] = out_.live[r] == out_.live[r] ? Real(1) : out_.live[r];
-      if (label_[r].kind == Kind::kept) continue;
+      if (label_[r].kind == LabelKind::kept) continue;
       out_.all[r] = out_.live[r] = 0;
       out_.shift[r] = 0;
       out_.pivot[r] = -1;
     }
   }
 
-  const bool exact_, more_;  // more than a multiple of the probabilities
+  const bool exact_, more_;  // more_: the gradient has more terms than a multiple of e_j
   const Problem& p_;
   const xent::Statistics& s_;
   const Partials& f_;
   const int64_t n_;
   const int height_;
   const Label* label_;
-  Slopes<Real>& out_;
+  Coefficients<Real>& out_;
 
   double pivot_[kStrip], rest_[kStrip], scale_[kStrip], unit_[kStrip];
   double all_[kStrip], at_pivot_[kStrip], at_top_[kStrip];

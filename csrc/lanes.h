@@ -1,9 +1,9 @@
 // The arithmetic of one lane, written so that compilers vectorise loops over it.
-// Additions, multiplications, explicit fused multiply-adds and integer steps, each rounded as IEEE
-// says (the build forbids contraction), so every instruction set gives the same bits.
-// Everything is in an anonymous namespace. Otherwise the linker might keep one copy of an inline
-// function for all instruction sets, and that could be the AVX-512 copy. A test looks for weak
-// symbols.
+// There are only additions, multiplications, explicit fused multiply-adds and integer steps. Each
+// is rounded as IEEE says (the build forbids contraction), so every instruction set gives the same
+// bits. Everything is in an anonymous namespace. Otherwise the linker might keep one copy of an
+// inline function for all instruction sets, and that could be the AVX-512 copy. A test looks for
+// weak symbols.
 #pragma once
 
 #include <cstdint>
@@ -12,13 +12,14 @@ namespace {
 
 constexpr int kLanes = 16;  // accumulators in flight: enough to hide the latency of an addition
 
-// Compilers vectorise no loop with a call in it: inlining saves a third of the time of short rows.
-// Nor do they vectorise a loop over two conditions joined by &&. -fopt-info-vec-missed says which
-// loop was missed, and why.
+// Compilers do not vectorise a loop with a call, so lane functions are always inlined: that saves a
+// third of the time of short rows. Nor do they vectorise a loop with two conditions joined by &&.
+// -fopt-info-vec-missed says which loop was not vectorised, and why.
 #define XENT_INLINE __attribute__((always_inline))
 #define XENT_LANE inline XENT_INLINE
 
-// GCC would unroll so short a loop before it looks for vectors, and then find none.
+// A loop over a few lanes. GCC would unroll such a short loop before it tries to vectorise it, and
+// would then fail.
 #ifdef __clang__
 #define XENT_FOR(i, count) for (int i = 0; i < (count); ++i)
 #else
@@ -71,8 +72,8 @@ XENT_LANE void narrow(float x, f16& out) {
   out.bits = uint16_t((magnitude >= 0x477ff000u ? special : finite) | sign);
 }
 
-// a * b + c, rounded once. A third of the time of exp: where the processor lacks the instruction
-// (x86 before 2013) it is emulated exactly, and everything is right but slow.
+// a * b + c, rounded once. The instruction saves a third of the time of exp. Where the processor
+// lacks it (x86 before 2013) it is emulated exactly: the bits are the same, but it is slow.
 #if defined(__FMA__) || defined(__aarch64__)
 XENT_LANE float fused(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 #else
@@ -116,7 +117,7 @@ struct Exp<float> {
   static constexpr int mantissa = 23, bias = 127;
   static constexpr float magic = 12582912.0f + bias;
   static constexpr int lowest = -124;    // down to 2^lowest every intermediate is a normal number
-  static constexpr int vanished = -251;  // as far down as the product of two of them reaches
+  static constexpr int vanished = -251;  // a product of two such powers reaches down to 2^vanished
   // clang-format off
   static constexpr float power[] = {1.0f,          0.6931472f,   0.24022646f,  0.055503286f,
                                     0.009618489f, 0.0013399931f, 0.00015345811f};
@@ -155,12 +156,12 @@ XENT_LANE Real exact_power(typename Exp<Real>::Int k) {
   return bits<Real>(typename Exp<Real>::Int(exponent << Exp<Real>::mantissa));
 }
 
-// mantissa * 2^k, `biased` holding k.
+// mantissa * 2^k, with k in the low bits of `biased`.
 template <class Real>
 struct Power {
   Real mantissa, biased;
 
-  // All three are multiplied, not put together bit by bit, so that NaN stays NaN.
+  // The parts are multiplied, not put together bit by bit, so that NaN stays NaN.
   XENT_LANE Real value() const { return mantissa * power_of_two(biased); }
   XENT_LANE Real added_to(Real sum) const { return fused(mantissa, power_of_two(biased), sum); }
   XENT_LANE Real times_normal(Real factor) const {
@@ -170,17 +171,18 @@ struct Power {
     return fused(mantissa * factor, power_of_two(biased), sum);
   }
 
-  // Right down into the subnormal numbers. The power is applied in two halves, so that no product
-  // but the last rounds there (nor the last but one, unless the factor is below 2^-100). Processors
-  // take a hundred cycles over a subnormal product, and logits spread over 90 nats give almost only
-  // such products: 4 to 12 times the time of backward. So the last product is formed 2^lift too
-  // large, and an addition rounds it at the fixed point where subnormal numbers are plain integers.
+  // The product with a factor, right for subnormal results, too. The power is applied in two
+  // halves, so that only the last product rounds there (the one before does so only for a factor
+  // below 2^-100). A processor needs a hundred cycles for a subnormal product, and logits spread
+  // over 90 nats give almost only such products: the backward pass would take 4 to 12 times as
+  // long. So the last product is formed 2^lift too large, and an addition rounds it: subnormal
+  // numbers have a fixed point, and are plain integers in bits.
   XENT_LANE Real times(Real factor) const {
     using E = Exp<Real>;
     using Int = typename E::Int;
     constexpr int lift = 32, exponents = 2 * E::bias + 1;
     const Int of_factor = ((bits<Int>(factor) >> E::mantissa) & exponents) - E::bias;
-    const Int nothing = -(E::bias + E::mantissa + 3) - of_factor;  // from here down it is 0
+    const Int nothing = -(E::bias + E::mantissa + 3) - of_factor;  // for this k and below it is 0
     const Int wanted = Int(bits<typename E::UInt>(biased) - bits<typename E::UInt>(E::magic));
     const Int k = wanted > nothing ? wanted : nothing, half = k >> 1;
     const Real product = mantissa * factor * exact_power<Real>(half);
@@ -211,9 +213,9 @@ XENT_LANE Real exp_clamped(Real x) {
   return exponential(low > x ? low : x).value();
 }
 
-// factor * e^x where neither overflows, right down into the subnormal numbers; 0 for x = -inf
-// whatever the factor. The maximum stays: because the result is masked by x < low, compilers would
-// drop `x < low ? low : x` and compute the unsafe lanes after all.
+// factor * e^x where neither overflows, right for subnormal results, too; 0 for x = -inf and every
+// factor. The maximum is written as `low > x ? low : x`. Compilers would drop `x < low ? low : x`,
+// because the result is masked by x < low, and would compute with an x that is too low.
 template <class Real>
 XENT_LANE Real exp_scaled(Real x, Real factor) {
   constexpr Real low = Exp<Real>::vanished / Exp<Real>::log2e;
@@ -221,41 +223,42 @@ XENT_LANE Real exp_scaled(Real x, Real factor) {
   return x < low ? Real(0) : value;
 }
 
-// What the exponentials of a row are taken relative to. With shift = whole / log2(e) for an integer
-// `whole`, e^(z - shift) = 2^(z log2(e) - whole) needs no subtraction, which would round, and no
-// second part of log2(e): it would scale the row as a whole, and change it by 1e-8 a nat below the
-// shift. A quarter less work per class.
-// Large logits have `offset` subtracted first, and so has everything in float64, where the
-// rounding of `shift` would show.
+// The shift of a row's exponentials. With shift = exponent / log2(e) for an integer exponent,
+// e^(z - shift) = 2^(z log2(e) - exponent) needs no subtraction, which would round. Nor does it
+// need the second part of log2(e), which would scale the row as a whole and change it by 1e-8 per
+// nat below the shift. That saves a quarter of the work per class. Where logits are large, `offset`
+// is subtracted first. So it is in float64, whose digits would show the rounding of the shift.
 template <class Real>
 struct Base {
   double shift;
-  Real offset, whole;
+  Real offset, exponent;
 
-  // The nearest to `wanted`, or `wanted` itself if it must be exact.
+  // The base whose shift is nearest to `wanted`, or `wanted` itself if it must be exact.
   XENT_LANE explicit Base(double wanted, bool exact = sizeof(Real) == 8) {
     constexpr double far = 0x1p20, log2e = double(Exp<Real>::log2e), magic = Exp<double>::magic;
     const bool near = (!exact && sizeof(Real) < 8) & ((wanted < 0 ? -wanted : wanted) < far);
     const double nearest = (wanted * log2e + magic) - magic;
-    whole = near ? Real(nearest) : Real(0);
+    exponent = near ? Real(nearest) : Real(0);
     offset = near | (wanted == -__builtin_huge_val()) ? Real(0) : Real(wanted);
     shift = near ? nearest / log2e : double(Real(wanted));
   }
 
-  // NaN where exponentials are not relative to a power of two.
-  XENT_LANE Real whole_or_nan() const { return offset == 0 ? whole : Real(__builtin_nan("")); }
-  XENT_LANE Real magic() const { return Exp<Real>::magic - whole; }
+  // The exponent; NaN if the exponentials are not relative to a power of two.
+  XENT_LANE Real exponent_or_nan() const {
+    return offset == 0 ? exponent : Real(__builtin_nan(""));
+  }
+  XENT_LANE Real magic() const { return Exp<Real>::magic - exponent; }
   // The logit, less the offset, whose exponential is 2^k.
-  XENT_LANE Real logit_of(int k) const { return (whole + Real(k)) / Exp<Real>::log2e; }
+  XENT_LANE Real logit_of(int k) const { return (exponent + Real(k)) / Exp<Real>::log2e; }
   XENT_LANE Real lowest() const { return logit_of(Exp<Real>::lowest); }
   XENT_LANE Real vanished() const { return logit_of(Exp<Real>::vanished); }
-  // From here on Power::times_normal(factor) is right; +inf where it never is.
+  // The lowest logit for which Power::times_normal(factor) is right; +inf if it never is.
   XENT_LANE Real normal_floor(Real factor) const {
     using E = Exp<Real>;
     using Int = typename E::Int;
-    const int exponent = int((bits<Int>(factor) >> E::mantissa) & (2 * E::bias + 1));
-    const bool normal = (exponent > 1) & (exponent < 2 * E::bias);
-    const Real floor = logit_of(2 - exponent > E::lowest ? 2 - exponent : E::lowest);
+    const int of_factor = int((bits<Int>(factor) >> E::mantissa) & (2 * E::bias + 1));
+    const bool normal = (of_factor > 1) & (of_factor < 2 * E::bias);
+    const Real floor = logit_of(2 - of_factor > E::lowest ? 2 - of_factor : E::lowest);
     return normal ? floor : Real(__builtin_huge_val());
   }
 };
@@ -300,7 +303,7 @@ constexpr double kLogTail[] = {0.6666666666666734514, 0.39999999999413938364,
 
 // log(x) = k ln(2) + log(1 + f) with 1 + f in [sqrt(1/2), sqrt(2)) and
 // log(1 + f) = f - s (f - R(s^2)), s = f / (2 + f); R a minimax fit, error 2e-18.
-// For the normal numbers and 0; infinity and NaN come back as they are.
+// For normal numbers and 0. Infinity and NaN are returned as they are.
 XENT_LANE double log_lane(double x) {
   constexpr uint64_t half_root = 0x3fe6a09e667f3bcd;  // the bits of sqrt(1/2)
   constexpr uint64_t offset = uint64_t{2048} << 52;   // keeps the shift among positive numbers
@@ -318,7 +321,7 @@ XENT_LANE double log_lane(double x) {
   return x > 0 ? finite : nothing;  // one condition at a time, or it is not vectorised
 }
 
-// log(1 + u) for 0 <= u < 2^53; what 1 + u rounds away is put back to first order.
+// log(1 + u) for 0 <= u < 2^53. What 1 + u rounds away is added to first order.
 XENT_LANE double log1p_lane(double u) {
   const double sum = 1.0 + u;
   return log_lane(sum) + (u - (sum - 1.0)) / sum;
@@ -334,7 +337,7 @@ XENT_LANE double lost_in_difference(double a, double b, double difference) {
   return lost - lost == 0 ? lost : 0.0;
 }
 
-// 1 - e^-x for x >= 0, by way of tanh: nothing cancels near 0.
+// 1 - e^-x for x >= 0, computed from tanh, so that nothing cancels near 0.
 XENT_LANE double one_minus_exp(double x) {
   const double t = tanh_lane(0.5 * x);
   return 2.0 * t / (1.0 + t);

@@ -1,6 +1,7 @@
-// Two layouts of a block of logits in the first-level cache, with the same sweeps. A strip of rows
-// is handled at a time, so that steps which depend on each other within a row (folding lanes,
-// logarithms, slopes) run for all rows side by side: half the time at 100 classes.
+// Two layouts of a block of logits in the first-level cache, with the same functions. Each function
+// works on all rows of a block, so that steps which depend on each other within a row (folding
+// lanes, logarithms, coefficients) run for many rows side by side. That halves the time at 100
+// classes.
 #pragma once
 
 #include "blocks.h"
@@ -19,7 +20,8 @@ struct Plus {
   XENT_LANE double operator()(double a, double b) const { return a + b; }
 };
 
-// From kLanes numbers a row to one: in the row down to four, then side by side.
+// Folds kLanes numbers of each row into one: down to four within the row, then for all rows side by
+// side.
 template <class Real, class Number, class Operation>
 void fold(const Real (*lane)[kLanes], int count, Operation operation, Number* out) {
   Number half[kStrip][8], quad[4][kStrip];
@@ -34,7 +36,7 @@ void fold(const Real (*lane)[kLanes], int count, Operation operation, Number* ou
     out[r] = operation(operation(quad[0][r], quad[2][r]), operation(quad[1][r], quad[3][r]));
 }
 
-// Rows one after the other, lanes along the classes. The padding is swept too.
+// Rows lie one after the other, and the lanes run along the classes. Loops include the padding.
 template <class Real, class Operation>
 struct RowsLayout {
   static constexpr bool is_panel = false, keeps = false;
@@ -45,27 +47,29 @@ struct RowsLayout {
   Real& at(int r, int64_t j) const { return z[r * pitch + j]; }
   int padding() const { return padded(width) - width; }
 
-  // `value` where row r has no class: beyond its end, and at `place` unless it is negative.
-  void blank(int r, int64_t place, Real value) const {
+  // Writes `value` into the places of row r that hold no class of the rest: those beyond its end,
+  // and `place`, the place of the pivot, unless that is negative.
+  void fill_empty_places(int r, int64_t place, Real value) const {
     Real* last = z + r * pitch + padded(width) - kLanes;
     const int end = width - (padded(width) - kLanes);
     XENT_FOR(i, kLanes) last[i] = i < end ? last[i] : value;
     if (place >= 0) at(r, place) = value;
   }
 
-  // out[r] = the extreme of row r.
-  void extreme(const Ahead&, Real* out) const { fold(extremes.lane, height, Operation(), out); }
-  // After a change of row r.
+  // out[r] = the extreme of row r
+  void extreme(const Prefetch&, Real* out) const { fold(extremes.lane, height, Operation(), out); }
+  // Finds the extreme of row r again, after a change of the row.
   void look_again(int r) const { extremes.look(r, z + r * pitch, width); }
 
-  // out[r] = the first class of row r whose logit is value[r]. Backwards: the last one found stays.
+  // out[r] = the first class of row r whose logit is value[r]. The loop runs backwards, so that the
+  // last class found is the first one.
   void find(const Real* value, Real* out) const {
     Real lane[kStrip][kLanes];
     for (int r = 0; r < height; ++r) {
       const Real* at = z + r * pitch;
       const Real wanted = value[r];
       Real found[kLanes];
-      XENT_FOR(i, kLanes) found[i] = Real(kTile);
+      XENT_FOR(i, kLanes) found[i] = Real(kBuffer);
       for (int j = padded(width) - kLanes; j >= 0; j -= kLanes)
         XENT_FOR(i, kLanes) found[i] = at[j + i] == wanted ? Real(j + i) : found[i];
       XENT_FOR(i, kLanes) lane[r][i] = found[i];
@@ -73,19 +77,19 @@ struct RowsLayout {
     fold(lane, height, Less(), out);
   }
 
-  // out[k][r] = the k-th of n sums over row r: step(r)(logit, class, sums) adds a class to them.
-  // Lanes are added up in float64: the last few additions round what all of the row is in.
+  // out[k][r] = the k-th of n sums over row r; step(r)(logit, class, sums) adds a class to them.
+  // Lanes are added up in float64, because the last few additions would round the sum of the row.
   template <int n, class Step>
-  void sums(Step step, const Ahead& next, double (*out)[kStrip]) const {
+  void sums(Step step, const Prefetch& next, double (*out)[kStrip]) const {
     Real lane[n][kStrip][kLanes];
     for (int r = 0; r < height; ++r)
       sum_row<n>(r, step(r), next, [&](int k) { return lane[k][r]; });
     for (int k = 0; k < n; ++k) fold(lane[k], height, Plus(), out[k]);
   }
 
-  // The same for the rows that are marked.
+  // The same sums, for the marked rows only.
   template <int n, class Step>
-  void sums_of(const bool* marked, Step step, const Ahead& next, double (*out)[kStrip]) const {
+  void sums_of(const bool* marked, Step step, const Prefetch& next, double (*out)[kStrip]) const {
     Real lane[n][kStrip][kLanes];
     double own[kStrip];
     int row[kStrip], count = 0;
@@ -111,17 +115,17 @@ struct RowsLayout {
     }
   }
 
-  // to(r)[j] = step(r)(z, class), cache line by cache line, `next` being fetched meanwhile.
+  // Stores step(r)(z, class) in rows of `out`, cache line by cache line, and fetches `next`.
   template <bool streams, class Stored, class Step>
-  void map_to(const Strip& out, const Block& b, Step step, const Ahead& next) const {
+  void map_to(const Strip& out, const Block& b, Step step, const Prefetch& next) const {
     constexpr int lanes = 64 / sizeof(Stored);
     for (int r = 0; r < height; ++r) {
       const auto one = step(r);
-      const Ahead::Row ahead = next.row(r);
+      const Prefetch::Row prefetch = next.row(r);
       const Real* at = z + r * pitch;
       Stored* to = out.at<Stored>(b.r + r, b.first);
       const auto compute = [&](int j, Stored* __restrict into) XENT_INLINE {
-        for (int i = 0; i < lanes; i += kLanes) ahead.fetch(j + i);
+        for (int i = 0; i < lanes; i += kLanes) prefetch.fetch(j + i);
         XENT_FOR(i, lanes) narrow(one(at[j + i], j + i), into[i]);
       };
       alignas(64) Stored line[lanes];
@@ -140,27 +144,27 @@ struct RowsLayout {
       }
       if (streams || width < lanes)
         some(j, width - j);
-      else if (j < width)  // once more what the last whole line has, rather than single numbers
+      else if (j < width)  // a line that overlaps the one before, instead of single numbers
         compute(width - lanes, to + width - lanes);
     }
   }
 
  private:
-  // lane(k)[i] = what lane i has of the k-th sum over row r
+  // lane(k)[i] = the part of the k-th sum over row r that lane i has added up
   template <int n, class One, class Lane>
-  XENT_LANE void sum_row(int r, One one, const Ahead& next, Lane lane) const {
+  XENT_LANE void sum_row(int r, One one, const Prefetch& next, Lane lane) const {
     Real* at = z + r * pitch;
-    const Ahead::Row ahead = next.row(r);
+    const Prefetch::Row prefetch = next.row(r);
     Real a[n][kLanes] = {}, b[1][kLanes] = {};
     int j = 0;
-    if constexpr (n == 1)  // in two lanes, because an addition takes longer than what is added
+    if constexpr (n == 1)  // two sets of lanes take turns: an addition must wait for the one before
       for (; j + kLanes < width; j += 2 * kLanes) {
-        ahead.fetch(j), ahead.fetch(j + kLanes);
+        prefetch.fetch(j), prefetch.fetch(j + kLanes);
         XENT_FOR(i, kLanes) one(at[j + i], j + i, Sums<Real, kLanes>{a, i});
         XENT_FOR(i, kLanes) one(at[j + kLanes + i], j + kLanes + i, Sums<Real, kLanes>{b, i});
       }
     for (; j < width; j += kLanes) {
-      if (n > 1) ahead.fetch(j);
+      if (n > 1) prefetch.fetch(j);
       XENT_FOR(i, kLanes) one(at[j + i], j + i, Sums<Real, kLanes>{a, i});
     }
     for (int k = 0; k < n; ++k)
@@ -168,8 +172,8 @@ struct RowsLayout {
   }
 };
 
-// The rows of a strip side by side, class after class: no sums across lanes and no padding, which
-// is most of the work for rows of ten classes.
+// The rows of a strip lie side by side, class after class. So there are no sums across lanes and no
+// padding, which would be most of the work for rows of ten classes.
 template <class Real, class Operation>
 struct PanelLayout {
   static constexpr bool is_panel = true, keeps = false;
@@ -179,17 +183,17 @@ struct PanelLayout {
   Real& at(int r, int64_t j) const { return z[j * kStrip + r]; }
   int padding() const { return 0; }
 
-  void blank(int r, int64_t place, Real value) const {
+  void fill_empty_places(int r, int64_t place, Real value) const {
     if (place >= 0) at(r, place) = value;
   }
 
-  // By a sweep, which fetches the next block.
-  void extreme(const Ahead& next, Real* out) const {
+  // Finds the extremes by a loop over the panel, which also fetches the next block.
+  void extreme(const Prefetch& next, Real* out) const {
     Real lane[kStrip];
-    const Ahead::Row ahead = next.row(0);
+    const Prefetch::Row prefetch = next.row(0);
     for (int r = 0; r < kStrip; ++r) lane[r] = z[r];
     for (int j = 1; j < width; ++j) {
-      ahead.fetch(j);
+      prefetch.fetch(j);
       for (int r = 0; r < kStrip; ++r) lane[r] = Operation()(z[j * kStrip + r], lane[r]);
     }
     for (int r = 0; r < height; ++r) out[r] = lane[r];
@@ -197,16 +201,16 @@ struct PanelLayout {
 
   void find(const Real* value, Real* out) const {
     Real found[kStrip];
-    for (int r = 0; r < kStrip; ++r) found[r] = Real(kTile);
+    for (int r = 0; r < kStrip; ++r) found[r] = Real(kBuffer);
     for (int j = width - 1; j >= 0; --j)
       for (int r = 0; r < height; ++r)
         found[r] = z[j * kStrip + r] == value[r] ? Real(j) : found[r];
     for (int r = 0; r < height; ++r) out[r] = found[r];
   }
 
-  // Two classes at a time in the logits' type, the pairs in float64.
+  // Two classes at a time are added in the type of the logits, and these pairs in float64.
   template <int n, class Step>
-  void sums(Step step, const Ahead&, double (*out)[kStrip]) const {
+  void sums(Step step, const Prefetch&, double (*out)[kStrip]) const {
     double lane[n][kStrip] = {};
     for (int j = 0; j < width; j += 2) {
       Real pair[n][kStrip] = {};
@@ -222,7 +226,7 @@ struct PanelLayout {
   }
 
   template <int n, class Step>
-  void sums_of(const bool* marked, Step step, const Ahead& next, double (*out)[kStrip]) const {
+  void sums_of(const bool* marked, Step step, const Prefetch& next, double (*out)[kStrip]) const {
     double own[n][kStrip];
     sums<n>(step, next, own);
     for (int k = 0; k < n; ++k)
@@ -236,7 +240,7 @@ struct PanelLayout {
   }
 };
 
-// Where logits are large, their offset is subtracted first.
+// Subtracts the offset of each row from its logits, if any row has an offset.
 template <class Real, class Layout>
 void subtract_offsets(const Layout& block, const Real* offset) {
   bool any = false;

@@ -1,5 +1,5 @@
-// A loss of rows as Python calls it: its program, what its sum is divided by, one call for the loss
-// and the gradient.
+// A loss of rows as Python calls it: its program, the divisor of its sum, and the call that
+// computes loss and gradient.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
@@ -22,14 +22,14 @@ namespace {
 
 // ---- the program --------------------------------------------------------------------------------
 
-// What the table of operations says of each.
-struct Kind {
+// Facts about an operation, from the table in operations.h.
+struct OperationFacts {
   const char* name;
-  int operands;  // registers
-  int sloped;    // of the operands: 1 stands for a, 2 for b, 4 for c
+  int operands;  // number of registers that it reads
+  int sloped;    // bits of the operands by which it has a derivative: 1 for a, 2 for b, 4 for c
 };
 
-const Kind kinds[] = {
+const OperationFacts facts[] = {
 #define XENT_SOURCE(name) {#name, 0, 0},
 #define XENT_ONE(name, ...) {#name, 1, 1},
 #define XENT_FLAT_ONE(name, ...) {#name, 1, 0},
@@ -38,11 +38,11 @@ const Kind kinds[] = {
 #define XENT_THREE(name) {#name, 3, 6},
     XENT_SOURCES(XENT_SOURCE) XENT_UNARY(XENT_ONE) XENT_FLAT_UNARY(XENT_FLAT_ONE)
         XENT_BINARY(XENT_TWO) XENT_FLAT_BINARY(XENT_FLAT_TWO) XENT_CHOICE(XENT_THREE)};
-constexpr int kOperations = sizeof kinds / sizeof kinds[0];
+constexpr int kOperations = sizeof facts / sizeof facts[0];
 
 std::vector<std::string> operations() {
   std::vector<std::string> names;
-  for (const Kind& kind : kinds) names.emplace_back(kind.name);
+  for (const OperationFacts& each : facts) names.emplace_back(each.name);
   return names;
 }
 
@@ -58,7 +58,7 @@ class Program {
                                 .c_str());
     for (const auto& [operation, a, b, c, constant] : instructions)
       add({Operation(operation), a, b, c, constant, false});
-    leave_out_what_nobody_reads();
+    drop_unused_derivatives();
   }
 
   const Instruction* steps() const { return steps_; }
@@ -67,14 +67,16 @@ class Program {
   size_t inputs() const { return inputs_; }
 
  private:
-  static const Kind& kind_of(const Instruction& step) { return kinds[int(step.operation)]; }
+  static const OperationFacts& facts_of(const Instruction& step) {
+    return facts[int(step.operation)];
+  }
 
   void add(Instruction step) {
     const int code = int(step.operation), operand[] = {step.a, step.b, step.c};
     if (code < 0 || code >= kOperations) refuse("no operation has the code", code);
-    for (int k = 0; k < kinds[code].operands; ++k) {
+    for (int k = 0; k < facts[code].operands; ++k) {
       if (operand[k] < 0 || operand[k] >= length_) refuse("not a register before it:", operand[k]);
-      if (kinds[code].sloped >> k & 1) step.varies |= steps_[operand[k]].varies;
+      if (facts[code].sloped >> k & 1) step.varies |= steps_[operand[k]].varies;
     }
     if (step.operation == Operation::field) {
       if (step.a < 0 || step.a >= kFields) refuse("no field has the number", step.a);
@@ -85,13 +87,14 @@ class Program {
       if (step.a < 0) refuse("no input has the number", step.a);
       if (size_t(step.a) >= inputs_) inputs_ = size_t(step.a) + 1;
     }
-    if (kinds[code].operands < 3) step.c = 0;
-    if (kinds[code].operands < 2) step.b = 0;
+    if (facts[code].operands < 3) step.c = 0;
+    if (facts[code].operands < 2) step.b = 0;
     if (is_square(step)) step.operation = Operation::mul, step.b = step.a;
     steps_[length_++] = step;
   }
 
-  // As a product it takes a tenth of the time, with the same bits.
+  // True for a power with the constant exponent 2. As a product it takes a tenth of the time, with
+  // the same bits.
   bool is_square(const Instruction& step) const {
     const Instruction& exponent = steps_[step.b];
     return step.operation == Operation::pow && exponent.operation == Operation::constant &&
@@ -103,16 +106,16 @@ class Program {
     throw nb::value_error((where + what + " " + std::to_string(number)).c_str());
   }
 
-  // Slopes go only where the value comes from.
-  void leave_out_what_nobody_reads() {
+  // Clears `varies` of the instructions that the value does not depend on.
+  void drop_unused_derivatives() {
     bool read[kInstructions] = {};
     read[length_ - 1] = true;
     for (int k = length_ - 1; k >= 0; --k) {
       Instruction& step = steps_[k];
       step.varies &= read[k];
       const int operand[] = {step.a, step.b, step.c};
-      for (int i = 0; step.varies && i < kind_of(step).operands; ++i)
-        if (kind_of(step).sloped >> i & 1) read[operand[i]] = true;
+      for (int i = 0; step.varies && i < facts_of(step).operands; ++i)
+        if (facts_of(step).sloped >> i & 1) read[operand[i]] = true;
     }
   }
 
@@ -125,17 +128,17 @@ class Program {
 // ---- the divisor --------------------------------------------------------------------------------
 
 enum class Divide { by_nothing, by_number, by_weight, by_count };
-// (kind, number, whether 1 takes the place of 0)
+// (kind, number, use 1 in the place of 0?)
 using DivisorArguments = std::tuple<int, double, bool>;
 
-// What is known of some rows before their logits are read.
-struct Census {
-  int64_t rows = 0;  // that are not marked to be ignored
-  int64_t kept = 0;  // those of them whose weight is not 0
-  double mass = 0;   // their weights times those of their classes
-  int64_t bad = -1;  // the first of them with a label out of range
+// Counts of some rows, taken before any logit is read.
+struct RowCounts {
+  int64_t rows = 0;  // rows whose label is not ignore_index
+  int64_t kept = 0;  // those of them whose row weight is not 0
+  double mass = 0;   // sum of row weight times class weight over the kept rows
+  int64_t bad = -1;  // the first kept row with a label out of range; -1: none
 
-  void add(const Census& later) {
+  void add(const RowCounts& later) {
     rows += later.rows;
     kept += later.kept;
     mass += later.mass;
@@ -143,14 +146,14 @@ struct Census {
   }
 };
 
-constexpr int64_t kCensusBlock = 4096;  // rows whose weights are one sum, whatever the threads
+constexpr int64_t kCountedRows = 4096;  // rows in one partial sum, for any number of threads
 
-// Class weights are numbers of the sweep's type.
+// Counts the rows [begin, end). Class weights have the type of the sweep.
 template <class Real>
-Census count(const Loss& loss, int64_t begin, int64_t end) {
+RowCounts count(const Loss& loss, int64_t begin, int64_t end) {
   const Problem& p = loss.problem;
   const Real* class_weight = p.labels ? static_cast<const Real*>(p.class_weight) : nullptr;
-  Census found;
+  RowCounts found;
   for (int64_t n = begin; n < end; ++n) {
     const int64_t label = p.labels ? p.labels[n] : 0;
     const double weight = loss.row_weight ? loss.row_weight[n] : 1.0;
@@ -167,38 +170,38 @@ Census count(const Loss& loss, int64_t begin, int64_t end) {
   return found;
 }
 
-Census count_all(const Loss& loss) {
+RowCounts count_all(const Loss& loss) {
   const Problem& p = loss.problem;
-  const int64_t blocks = (p.rows + kCensusBlock - 1) / kCensusBlock;
-  std::vector<Census> part(blocks);
-  for_range(blocks, kGrain / kCensusBlock, [&](int64_t begin, int64_t end) {
+  const int64_t blocks = (p.rows + kCountedRows - 1) / kCountedRows;
+  std::vector<RowCounts> part(blocks);
+  for_range(blocks, kGrain / kCountedRows, [&](int64_t begin, int64_t end) {
     for (int64_t b = begin; b < end; ++b) {
-      const int64_t from = b * kCensusBlock, to = from + kCensusBlock;
+      const int64_t from = b * kCountedRows, to = from + kCountedRows;
       const int64_t last = to < p.rows ? to : p.rows;
       part[b] = p.logits.type == Type::f64 ? count<double>(loss, from, last)
                                            : count<float>(loss, from, last);
     }
   });
-  Census all;
-  for (const Census& one : part) all.add(one);
+  RowCounts all;
+  for (const RowCounts& one : part) all.add(one);
   return all;
 }
 
-double divisor_of(const Census& census, const DivisorArguments& divisor) {
+double divisor_of(const RowCounts& counts, const DivisorArguments& divisor) {
   const auto [kind, number, never_zero] = divisor;
   double value = 1;
   switch (Divide(kind)) {
     case Divide::by_nothing: return 1;
     case Divide::by_number: value = number; break;
-    case Divide::by_weight: value = census.mass; break;
-    case Divide::by_count: value = double(census.rows); break;
+    case Divide::by_weight: value = counts.mass; break;
+    case Divide::by_count: value = double(counts.rows); break;
   }
   return never_zero && value == 0 ? 1 : value;
 }
 
 // ---- the loss -----------------------------------------------------------------------------------
 
-// In a fixed order, whatever the number of threads.
+// The sum of n values, in a fixed order for any number of threads.
 double sum_of(const double* value, int64_t n) {
   constexpr int lanes = 8;
   double lane[lanes] = {}, sum = 0;
@@ -210,7 +213,7 @@ double sum_of(const double* value, int64_t n) {
   return sum;
 }
 
-// (address, step) for each of them
+// (address, step) for each input
 using InputArguments = std::vector<std::tuple<uintptr_t, int64_t>>;
 
 std::vector<PerRow> make_inputs(const InputArguments& inputs) {
@@ -228,11 +231,11 @@ void check(const Program& program, uint32_t fields, size_t inputs) {
                               .c_str());
 }
 
-// How many rows were kept, a label out of range if there is one, and what the sum was divided by.
+// (number of kept rows, is there a label out of range?, that label, divisor of the sum)
 using Answer = std::tuple<int64_t, bool, int64_t, double>;
 
-// Computes the loss, and the gradient times `slope`, each if it has somewhere to go; nothing if a
-// label is out of range.
+// Computes the loss if `result` is an address, and the gradient times `slope` if `gradient` has an
+// address. Computes nothing if a label is out of range.
 Answer run(const Program& program, const MatrixArguments& logits, int64_t rows, int64_t classes,
            const LabelArguments& labels, const MatrixArguments& soft,
            const TransformArguments& transform, const WeightArguments& weights, uint32_t fields,
@@ -248,33 +251,34 @@ Answer run(const Program& program, const MatrixArguments& logits, int64_t rows, 
   loss.inputs = given.data();
   loss.row_weight = pointer<const double>(row_weight);
   nb::gil_scoped_release release;
-  const Census census = count_all(loss);
-  const double divide_by = divisor_of(census, divisor);
-  if (census.bad >= 0) return {census.kept, true, loss.problem.labels[census.bad], divide_by};
+  const RowCounts counts = count_all(loss);
+  const double divide_by = divisor_of(counts, divisor);
+  if (counts.bad >= 0) return {counts.kept, true, loss.problem.labels[counts.bad], divide_by};
   loss.seed = slope / divide_by;
   if (std::get<0>(gradient)) set_gradient(loss.problem, gradient);
   const std::unique_ptr<double[]> values(new double[rows]);
   loss.values = values.get();
   for_rows(loss.problem, [&](int64_t begin, int64_t end) { kernels->loss(loss, begin, end); });
   if (result) write_scalar(result, Type(result_type), sum_of(loss.values, rows) / divide_by);
-  return {census.kept, false, 0, divide_by};
+  return {counts.kept, false, 0, divide_by};
 }
 
 // ---- another slope ------------------------------------------------------------------------------
 
 constexpr int64_t kScaleBlock = 8192;
 
-// Multiplies contiguous numbers by a slope if it is a power of two and all of them stay what
-// computing them with that slope would have given. If not, they are left as they are.
+// Multiplies contiguous numbers by a slope, and returns true, if the slope is a power of two and
+// the products are the numbers that a computation with that slope would give. Otherwise returns
+// false and leaves the numbers as they are.
 bool scale_exactly(uintptr_t address, int type, int64_t count, double slope) {
   int exponent = 0;
   if (std::frexp(slope, &exponent) != 0.5) return false;
   if (--exponent == 0) return true;
   const int64_t blocks = (count + kScaleBlock - 1) / kScaleBlock;
-  const auto scale = [&](int64_t b, int by, bool surely) {
+  const auto scale = [&](int64_t b, int by, bool unchecked) {
     const int64_t begin = b * kScaleBlock, end = begin + kScaleBlock;
     const int64_t last = end < count ? end : count;
-    return kernels->scale(pointer<void>(address), Type(type), begin, last, by, surely);
+    return kernels->scale(pointer<void>(address), Type(type), begin, last, by, unchecked);
   };
   nb::gil_scoped_release release;
   std::vector<char> done(blocks);

@@ -1,12 +1,13 @@
-// Runs of numbers between memory and the first-level cache.
+// Moves runs of numbers between memory and the first-level cache.
 #pragma once
 
 #include "extremes.h"
 
 namespace {
 
-// one(from[j], to[j], j) by whole vectors; the last one overlaps the one before rather than leave a
-// tail of single numbers (a tenth of the time at 100 classes). `seen` looks at the results.
+// Calls one(from[j], to[j], j) by whole vectors. The last vector overlaps the one before, because a
+// tail of single numbers would take a tenth of the time at 100 classes. `seen` finds the extreme of
+// the results.
 template <class From, class To, class One, class Seen>
 void convert_each(const From* __restrict from, To* __restrict to, int n, One one, Seen& seen) {
   constexpr int step = 2 * kLanes;
@@ -24,11 +25,11 @@ void convert_each(const From* __restrict from, To* __restrict to, int n, One one
 
 template <class From, class To, class One>
 void convert(const From* from, To* to, int n, One one) {
-  Unseen unseen;
-  convert_each(from, to, n, [=](From x, To& y, int) { one(x, y); }, unseen);
+  NoRowExtreme none;
+  convert_each(from, to, n, [=](From x, To& y, int) { one(x, y); }, none);
 }
 
-// Stores an aligned cache line past the caches, which would read memory before they write it.
+// Stores an aligned cache line past the caches. A store into a cache would first read the line.
 inline void stream_line(const void* line, void* to) {
 #if defined(__AVX512F__)
   typedef float Part __attribute__((vector_size(64), may_alias));
@@ -54,7 +55,7 @@ inline void stream_line(const void* line, void* to) {
   }
 }
 
-// Other threads see what was streamed before this.
+// Makes all lines that were streamed before visible to other threads.
 inline void finish_streams() {
 #ifdef __SSE2__
   __builtin_ia32_sfence();

@@ -1,6 +1,6 @@
-// The binding: plain integers in, the kernels out. No torch at build time: Python hands over
-// addresses, sizes and strides, and the address of torch's own parallel_for, so that the threads
-// are torch's and obey torch.set_num_threads.
+// The binding: calls the kernels with arguments that are plain integers. It is built without torch:
+// Python passes addresses, sizes and strides. Python also passes the address of torch's own
+// parallel_for, so that the threads are those of torch and obey torch.set_num_threads.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
@@ -69,55 +69,55 @@ void set_isa(const std::string& name) {
 
 // ---- memory -------------------------------------------------------------------------------------
 
-// Memory for a large gradient. Half the time of one would go into the page faults of fresh memory,
-// so the last block that was let go is kept for the next buffer: a training step frees its gradient
-// before the next one wants it. While a block waits it is marked MADV_FREE, so the kernel takes its
-// pages as soon as anybody needs them.
-struct Block {
+// Memory for a large gradient. Half the time of such a gradient would go into the page faults of
+// fresh memory. So the memory of the buffer that was freed last is kept for the next buffer: a
+// training step frees its gradient before the next step asks for one. Kept memory is marked
+// MADV_FREE, so the operating system may take its pages as soon as any process needs them.
+struct Memory {
   void* data = nullptr;
   size_t bytes = 0;
 };
 
 class Buffer {
  public:
-  explicit Buffer(size_t bytes) : block_(take(bytes)) {
-    if (block_.data) return;
+  explicit Buffer(size_t bytes) : memory_(take(bytes)) {
+    if (memory_.data) return;
     constexpr size_t huge = size_t{1} << 21;
-    block_.bytes = (bytes + huge - 1) / huge * huge;
-    block_.data = std::aligned_alloc(huge, block_.bytes);
-    if (!block_.data) throw std::bad_alloc();
+    memory_.bytes = (bytes + huge - 1) / huge * huge;
+    memory_.data = std::aligned_alloc(huge, memory_.bytes);
+    if (!memory_.data) throw std::bad_alloc();
   }
   Buffer(const Buffer&) = delete;
   ~Buffer() {
 #ifdef MADV_FREE
-    madvise(block_.data, block_.bytes, MADV_FREE);
+    madvise(memory_.data, memory_.bytes, MADV_FREE);
 #endif
     std::lock_guard<std::mutex> lock(mutex);
-    std::swap(block_, idle);
-    std::free(block_.data);
+    std::swap(memory_, idle);
+    std::free(memory_.data);
   }
-  uintptr_t address() const { return uintptr_t(block_.data); }
+  uintptr_t address() const { return uintptr_t(memory_.data); }
 
   static void trim() {
     std::lock_guard<std::mutex> lock(mutex);
-    std::free(std::exchange(idle, Block{}).data);
+    std::free(std::exchange(idle, Memory{}).data);
   }
 
  private:
-  static Block take(size_t bytes) {
+  static Memory take(size_t bytes) {
     std::lock_guard<std::mutex> lock(mutex);
     const bool fits = idle.bytes >= bytes && idle.bytes - bytes <= bytes / 2;
-    return fits ? std::exchange(idle, Block{}) : Block{};
+    return fits ? std::exchange(idle, Memory{}) : Memory{};
   }
 
   static inline std::mutex mutex;
-  static inline Block idle;
-  Block block_;
+  static inline Memory idle;
+  Memory memory_;
 };
 
 // ---- the two functions of the engine ------------------------------------------------------------
 
-// (address or 0, step) for each of them
+// (address or 0, step) for each field
 using PartialArguments = std::vector<std::tuple<uintptr_t, int64_t>>;
 
 Partials make_partials(const PartialArguments& partials, unsigned fields) {
@@ -131,7 +131,7 @@ Partials make_partials(const PartialArguments& partials, unsigned fields) {
   return partials_of(field);
 }
 
-// The number of rows kept, and a label out of range if there is one.
+// (number of kept rows, is there a label out of range?, that label)
 using Answer = std::tuple<int64_t, bool, int64_t>;
 
 Answer row_statistics(const MatrixArguments& logits, int64_t rows, int64_t classes,
@@ -162,7 +162,7 @@ void row_gradient(const MatrixArguments& logits, int64_t rows, int64_t classes,
 
 NB_MODULE(_core, m) {
   m.doc() = "The kernel pair of xent on CPU. Addresses in, float64 statistics and gradients out.";
-  // A gradient may outlive the interpreter's end and keep its buffer; that is no leak.
+  // A gradient may still hold its buffer when the interpreter ends; that is no leak.
   nb::set_leak_warnings(false);
   kernels = available_kernels().back();
   if (const char* wanted = std::getenv("XENT_ISA")) set_isa(wanted);

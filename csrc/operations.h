@@ -1,6 +1,6 @@
-// The operations that the value of a row is made of, a line each: how many operands, the value, and
-// the derivatives as PyTorch's autograd has them. The kernels make loops of the table (program.h),
-// the binding its list of names (loss_binding.cpp).
+// The table of the operations of programs, one line each: the name, the value, and the derivatives
+// by the operands, as PyTorch's autograd has them. program.h makes loops of the table, and
+// loss_binding.cpp the list of names.
 #pragma once
 
 #include <cstdint>
@@ -9,10 +9,11 @@ namespace xent {
 
 // clang-format off
 
-// Where a program begins: a field of the row, a number that comes beside the row, a number.
+// Operations without operands: a field of the row, an input of the row, a constant.
 #define XENT_SOURCES(op) op(field) op(input) op(constant)
 
-// With the operand a, the value y and the slope g by y: y, and the slope by a.
+// a is the operand, y the value, g the derivative of the loss by y. A line has the name, y, and the
+// derivative of the loss by a.
 #define XENT_UNARY(op)                                                                   \
   op(neg, -a, -g)                                                                        \
   op(exp, exp_of(a), g * y)                                                              \
@@ -27,14 +28,14 @@ namespace xent {
   op(abs, __builtin_fabs(a), g * ((a > 0 ? 1.0 : 0.0) - (a < 0 ? 1.0 : 0.0)))            \
   op(relu, a <= 0 ? 0.0 : a, y <= 0 ? 0.0 : g)
 
-// The same without slope.
+// Operations of one operand whose derivative is 0.
 #define XENT_FLAT_UNARY(op)                   \
   op(detach, a)                               \
   op(logical_not, a == 0 ? 1.0 : 0.0)         \
   op(isfinite, a - a == 0 ? 1.0 : 0.0)        \
   op(isnan, a != a ? 1.0 : 0.0)
 
-// y, and the slopes by a and by b.
+// Operations of two operands: the name, y, and the derivatives of the loss by a and by b.
 #define XENT_BINARY(op)                                                                  \
   op(add, a + b, g, g)                                                                   \
   op(sub, a - b, g, -g)                                                                  \
@@ -47,6 +48,7 @@ namespace xent {
   op(minimum, a != a || a < b ? a : b, a > b ? 0.0 : a == b ? g / 2 : g,                 \
      a < b ? 0.0 : a == b ? g / 2 : g)
 
+// Operations of two operands whose derivatives are 0.
 #define XENT_FLAT_BINARY(op)                              \
   op(gt, a > b ? 1.0 : 0.0)                               \
   op(ge, a >= b ? 1.0 : 0.0)                              \
@@ -57,7 +59,7 @@ namespace xent {
   op(logical_and, a != 0 && b != 0 ? 1.0 : 0.0)           \
   op(logical_or, a != 0 || b != 0 ? 1.0 : 0.0)
 
-// One of three operands chooses between the others: a ? b : c.
+// The operation of three operands: a ? b : c.
 #define XENT_CHOICE(op) op(where)
 
 #define XENT_OPERATIONS(op)                                                              \
@@ -72,15 +74,15 @@ enum class Operation : int32_t {
 #undef XENT_NAME_OF
 };
 
-// A step of a program: register k holds the result of instruction k. A source names in `a` the
-// field or the input, or is the constant; other operands are registers before it.
+// A step of a program. Register k holds the result of instruction k. For the operations `field` and
+// `input`, `a` is the number of the field or input. All other operands are earlier registers.
 struct Instruction {
   Operation operation;
   int32_t a, b, c;
   double constant;
-  bool varies;  // whether the loss has a slope by it
+  bool varies;  // true if the loss has a derivative by the result
 };
 
-constexpr int kInstructions = 128;  // at most: the registers of a strip should stay in the cache
+constexpr int kInstructions = 128;  // most of a program; its registers should fit the cache
 
 }  // namespace xent

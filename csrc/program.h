@@ -1,5 +1,5 @@
-// A program on the statistics of a strip of rows, forwards and backwards: a loop over the rows for
-// every instruction.
+// Runs a program on the statistics of a strip of rows, forwards and backwards. Each instruction is
+// a loop over the rows.
 #pragma once
 
 #include "blocks.h"
@@ -13,14 +13,14 @@ using xent::kFields;
 using xent::Loss;
 using xent::Operation;
 
-class Tape {
+class ProgramRunner {
  public:
-  explicit Tape(const Loss& loss) : loss_(loss), fields_(statistics()) {}
+  explicit ProgramRunner(const Loss& loss) : loss_(loss), fields_(statistics()) {}
 
-  // Where the fields of a strip are looked for, its first row at 0.
+  // The memory where the program expects the fields of a strip, its first row at 0.
   xent::Statistics statistics() { return xent::statistics_in(table_[0], kStrip, loss_.fields); }
 
-  // Where `differentiate` leaves the partial derivatives by them.
+  // The memory where `differentiate` leaves the partial derivatives by the fields.
   Partials partials() const {
     PerRow field[kFields] = {};
     for (int k = 0; k < loss_.length; ++k) {
@@ -38,11 +38,12 @@ class Tape {
     return value_[loss_.length - 1];
   }
 
-  // For the rows that were evaluated last; `slope` is d loss / d value.
+  // Finds the partial derivatives of the rows that were evaluated last; `slope` is
+  // d loss / d value.
   void differentiate(const double* slope) {
     const int last = loss_.length - 1;
     for (int k = 0; k <= last; ++k)
-      if (loss_.program[k].varies) fill(slope_of(k), -0.0);  // unlike 0, it keeps a sign of zero
+      if (loss_.program[k].varies) fill(slope_of(k), -0.0);  // -0.0 + x is x, also for x = -0.0
     if (!loss_.program[last].varies) return;
     add_to(last, [=](int r) { return slope[r]; });
     for (int k = last; k >= 0; --k)
@@ -50,13 +51,13 @@ class Tape {
   }
 
  private:
-  static constexpr int kVector = 8;  // the rows are computed by so many, rather than one by one
+  static constexpr int kVector = 8;  // rows are computed in multiples of this number
 
   void fill(double* row, double value) const {
     for (int r = 0; r < count_; ++r) row[r] = value;
   }
 
-  // Fields that are read more than once have one slope.
+  // The derivatives of the loss by register k. All registers that read one field share them.
   double* slope_of(int k) {
     const Instruction& step = loss_.program[k];
     return step.operation == Operation::field ? partial_[step.a] : slope_[k];
@@ -85,7 +86,7 @@ class Tape {
     for (int r = 0; r < count_; ++r) sum[r] += slope(r);
   }
 
-  // A formula of the table, for every row.
+  // A formula of the table as a function of the row.
   // clang-format off
 #define XENT_ROWS(formula)                                                    \
   [=](int r) {                                                                \

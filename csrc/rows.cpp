@@ -1,31 +1,37 @@
-// The kernel pair. One source, compiled once per instruction set (CMakeLists.txt), nothing but
-// plain loops over blocks that stay in the first-level cache:
+// The kernel pair: statistics of rows, and their gradient. This source is compiled once per
+// instruction set (CMakeLists.txt). It is plain loops over blocks that stay in the first-level
+// cache:
 //
-//   statistics:  load a block, its largest logits seen on the way -> take the pivot out
-//                -> absorb the rest into the running sums
-//   gradient:    load a block, its smallest logits seen on the way -> one exp per class
+//   statistics:  load a block and find its largest logits -> take the pivot out
+//                -> add the rest to the running sums
+//   gradient:    load a block and find its smallest logits -> one exp per class
 //                -> put the pivot in -> store
 //
-// Loading (blocks.h) widens, scales, caps and adds the class bias, whatever the strides; so every
-// dtype, layout and transform shares the loops that follow. Sums run over lanes in a fixed order
-// and are added up per block in float64: the bits depend on the row alone.
+// Loading (blocks.h) converts to the type of the sweep and applies the transform, for all strides.
+// So every dtype, layout and transform shares the loops that follow. Sums run over lanes in a fixed
+// order and are added up per block in float64: the bits depend on the row alone.
 //
 //   loss:  statistics of a strip -> its program -> the program backwards -> gradient (loss.h)
-//          The exponentials of the first sweep stay in the cache for the second where that pays
-//          (exponentials.h): then a logit is loaded once and has one exponential.
+//          Where that is faster, the exponentials of the first sweep stay in the cache for the
+//          second (exponentials.h): then a logit is loaded once and has one exponential.
 //
-//   lanes.h          the arithmetic of one lane;  elementary.h  functions for every argument
-//   memory.h         runs of numbers between memory and the cache;  extremes.h  seen on the way
-//   blocks.h         the same for blocks of rows, whatever their strides and transforms
-//   layouts.h        the loops over a block, which is a strip of rows
-//   terms.h          what a loss may ask for
-//   statistics.h     the forward sweep;   sums.h      what one class adds to them
-//   fields.h         from the sums to the fields
-//   differentiate.h  the backward sweep;  gradient.h  from the fields to its coefficients
-//   exponentials.h   what the first sweep leaves for the second
+//   lanes.h          arithmetic of one lane
+//   elementary.h     functions for every argument
+//   memory.h         moves runs of numbers between memory and the cache
+//   extremes.h       the largest and smallest logits, found while a block is loaded
+//   blocks.h         moves blocks of rows, with any strides and transform
+//   layouts.h        loops over a block, in its two layouts
+//   terms.h          the terms that a loss may ask for
+//   statistics.h     the forward sweep
+//   sums.h           adds one class to the sums of its row
+//   fields.h         computes the fields from the sums
+//   differentiate.h  the backward sweep
+//   gradient.h       computes the coefficients of the gradient from the fields
+//   exponentials.h   the exponentials that the first sweep keeps for the second
 //   sweeps.h         both sweeps of a strip
-//   program.h        what a loss makes of the fields;  operations.h  the table of what it may do
-//   scaling.h        another slope for a gradient
+//   program.h        runs the program of a loss on the fields
+//   operations.h     the table of the operations of programs
+//   scaling.h        multiplies a gradient by a power of two
 #include "rows.h"
 
 #include "elements.h"
@@ -45,17 +51,17 @@ namespace {
 
 template <class Real>
 void row_statistics(Problem& p, int64_t begin, int64_t end) {
-  Tiles<Real> tiles;
+  Buffers<Real> buffers;
   Label label[kStrip];
   const StatisticsSweep<Real> statistics(p);
   int64_t kept = 0;
   for (int64_t n = begin; n < end;) {
     const int height = strip_height(p, n, end);
     for (int r = 0; r < height; ++r) label[r] = read_label(p, n + r);
-    statistics.run(p, n, height, label, tiles);
+    statistics.run(p, n, height, label, buffers);
     for (int r = 0; r < height; ++r) {
-      kept += label[r].kind == Kind::kept;
-      if (label[r].kind != Kind::bad) continue;
+      kept += label[r].kind == LabelKind::kept;
+      if (label[r].kind != LabelKind::bad) continue;
       __atomic_store_n(&p.bad_label, p.labels[n + r], __ATOMIC_RELAXED);
       __atomic_store_n(&p.has_bad_label, true, __ATOMIC_RELAXED);
     }
@@ -66,13 +72,13 @@ void row_statistics(Problem& p, int64_t begin, int64_t end) {
 
 template <class Real>
 void row_gradient(const Problem& p, int64_t begin, int64_t end) {
-  Tiles<Real> tiles;
+  Buffers<Real> buffers;
   Label label[kStrip];
   GradientSweep<Real> gradient(p);
   for (int64_t n = begin; n < end;) {
     const int height = strip_height(p, n, end);
     for (int r = 0; r < height; ++r) label[r] = read_label(p, n + r);
-    gradient.run(p, n, height, label, tiles);
+    gradient.run(p, n, height, label, buffers);
     n += height;
   }
   if (p.streams) finish_streams();
@@ -80,13 +86,13 @@ void row_gradient(const Problem& p, int64_t begin, int64_t end) {
 
 // ---- a loss and its gradient --------------------------------------------------------------------
 
-// A matrix from some row on, within an outer index.
+// The part of a matrix that begins at a row; good for one strip.
 Matrix from_row(const Matrix& m, int64_t row) {
   if (!m.data) return m;
   return {Strip(m, row).data, m.type, kStrip, 0, m.inner_stride, m.class_stride};
 }
 
-// A problem from row n on, which is row 0 of `strip`.
+// Makes `strip` the part of a problem that begins at row n: row n is row 0 of the strip.
 void move_to(const Problem& p, int64_t n, Problem& strip) {
   strip.logits = from_row(p.logits, n);
   strip.gradient = from_row(p.gradient, n);
@@ -101,7 +107,7 @@ template <class Real>
 class LossSweep {
  public:
   explicit LossSweep(const Loss& loss)
-      : loss_(loss), tape_(loss), strip_(with_tables(loss.problem, tape_)), statistics_(strip_),
+      : loss_(loss), runner_(loss), strip_(with_tables(loss.problem, runner_)), statistics_(strip_),
         gradient_(strip_), keeps_(keeps_exponentials()), tallest_(tallest()),
         exponentials_(keeps_ ? loss.problem.classes : 0, keeps_ ? tallest_ : 0) {}
 
@@ -111,11 +117,11 @@ class LossSweep {
       const int fits = strip_height(p, n, end), height = fits < tallest_ ? fits : tallest_;
       move_to(p, n, strip_);
       read_labels(n, height);
-      statistics_.run(strip_, 0, height, label_, tiles_, exponentials_.get());
+      statistics_.run(strip_, 0, height, label_, buffers_, exponentials_.get());
       evaluate(n, height);
       if (p.gradient.data) {
-        tape_.differentiate(seed_);
-        gradient_.run(strip_, 0, height, label_, tiles_, exponentials_.get());
+        runner_.differentiate(seed_);
+        gradient_.run(strip_, 0, height, label_, buffers_, exponentials_.get());
       }
       n += height;
     }
@@ -123,25 +129,27 @@ class LossSweep {
   }
 
  private:
-  static Problem with_tables(const Problem& p, Tape& tape) {
+  static Problem with_tables(const Problem& p, ProgramRunner& runner) {
     Problem strip = p;
-    strip.statistics = tape.statistics();
-    strip.partials = tape.partials();
+    strip.statistics = runner.statistics();
+    strip.partials = runner.partials();
     return strip;
   }
 
-  // Whether the exponentials of the first sweep are worth their room: those of 16-bit logits are
-  // where a row of them fits the second-level cache; those of float32, where the bandwidth of
-  // memory rules, as far as a whole strip does (a fifth of the time of rows of 1000; none at 4000).
+  // True if it is faster to keep the exponentials of the first sweep. For 16-bit logits that is so
+  // if the exponentials of a row fit the second-level cache. For float32, where the bandwidth of
+  // memory limits the speed, those of a whole strip must fit: a fifth of the time is saved for rows
+  // of 1000 classes, nothing for 4000.
   bool keeps_exponentials() const {
     const Problem& p = loss_.problem;
     if (sizeof(Real) == 8 || !p.gradient.data || !gradient_.is_plain()) return false;
-    const int64_t most = size_of(p.logits.type) == 2 ? 160000 : kTile;
+    const int64_t most = size_of(p.logits.type) == 2 ? 160000 : kBuffer;
     return statistics_.terms() == kPlain && p.classes <= most;
   }
 
-  // Of long rows a few, which the second sweep then finds in the cache. What short rows share is
-  // computed for all of a strip: with fewer they would take several times as long.
+  // The most rows of a strip. Strips of long rows have few, so that the second sweep finds them in
+  // the cache. Strips of short rows have as many as possible: computations once per row run for all
+  // rows of a strip side by side, and would take several times as long for fewer.
   int tallest() const {
     const Problem& p = loss_.problem;
     constexpr int64_t room = int64_t{256} << 10;
@@ -155,28 +163,28 @@ class LossSweep {
   void read_labels(int64_t n, int height) {
     for (int r = 0; r < height; ++r) {
       label_[r] = read_label(strip_, r);
-      if (weight(n + r) == 0) label_[r] = {Kind::ignored, -1};
+      if (weight(n + r) == 0) label_[r] = {LabelKind::ignored, -1};
     }
   }
 
   void evaluate(int64_t n, int height) {
-    const double* value = tape_.evaluate(n, height);
+    const double* value = runner_.evaluate(n, height);
     for (int r = 0; r < height; ++r) {
-      const bool kept = label_[r].kind == Kind::kept;
+      const bool kept = label_[r].kind == LabelKind::kept;
       loss_.values[n + r] = kept ? value[r] * weight(n + r) : 0.0;
       seed_[r] = kept ? loss_.seed * weight(n + r) : 0.0;
     }
   }
 
   const Loss& loss_;
-  Tape tape_;
-  Problem strip_;  // the rows at hand, with row 0 the first
+  ProgramRunner runner_;
+  Problem strip_;  // the problem of the rows of one strip, the first of them row 0
   const StatisticsSweep<Real> statistics_;
   GradientSweep<Real> gradient_;
   const bool keeps_;
   const int tallest_;
   Exponentials<Real> exponentials_;
-  Tiles<Real> tiles_;
+  Buffers<Real> buffers_;
   Label label_[kStrip];
   double seed_[kStrip] = {};
 };

@@ -1,6 +1,6 @@
-// What the kernel pair is told and what it answers: the contract between the kernels (rows.cpp,
-// compiled once per instruction set) and everyone who calls them (module.cpp).
-// No torch, no Python, no C++ standard library: only plain structs and pointers.
+// Arguments and results of the kernel pair: the contract between the kernels (rows.cpp, compiled
+// once per instruction set) and their callers (module.cpp, loss_binding.cpp). It has only plain
+// structs and pointers, and nothing of torch, Python or the C++ standard library.
 #pragma once
 
 #include <cstddef>
@@ -10,7 +10,8 @@ namespace xent {
 
 enum class Type : int { f32, f64, bf16, f16 };
 
-// `static`: kernels of different instruction sets must not share it.
+// The bytes of a number. `static`, because kernels of different instruction sets must not share the
+// function.
 static inline int64_t size_of(Type type) {
   return type == Type::f64 ? 8 : type == Type::f32 ? 4 : 2;
 }
@@ -26,9 +27,9 @@ struct Matrix {
   int64_t class_stride;
 };
 
-// One float64 per row and field; a field that is null is not computed.
-// The pivot is the class left out of the sum: the target class of an index target, the largest
-// class of a soft one. (shift, sum) is the sum of exp(z_j - shift) over every other class.
+// The table of statistics: one float64 per row and field. A field that is null is not computed.
+// The pivot is the class left out of the sum: the class of an index target, or the largest class of
+// a soft target. `sum` is the sum of exp(z_j - shift) over every other class.
 struct Statistics {
   double* shift;
   double* sum;
@@ -36,24 +37,24 @@ struct Statistics {
   double* log_prob;
   double* target;
   double* lse;
-  double* mass;  // the row's weight: of its target class, or the sum of its soft target
+  double* mass;  // the class weight of the target, or the sum of the soft target
   double* top;   // the class of the largest logit
   double* top_logit;
-  double* pivot_log_odds;  // of the pivot of a soft target
+  double* pivot_log_odds;  // under a soft target: the log-odds of the pivot
   double* entropy;
-  double* log_sum;  // what the gradient of the entropy needs, where `sum` is 1 and a little
+  double* log_sum;  // log(sum), with digits that a `sum` near 1 lacks
   double* mean;
-  double* support;    // how many classes are not masked by -inf
-  double* mean_mass;  // what the coefficients of `mean` sum to
-  double* rest_top;   // of an index target: the class of the largest logit but the pivot's
+  double* support;    // number of classes that are not masked by -inf
+  double* mean_mass;  // the sum of the weights in `mean`, divided by the support
+  double* rest_top;   // under an index target: the class of the largest logit of the rest
   double* rest_top_logit;
-  double* rest_squares;  // sums of squared and cubed probabilities
+  double* rest_squares;  // sums of squared and of cubed probabilities, over the rest
   double* rest_cubes;
 };
 constexpr int kFields = sizeof(Statistics) / sizeof(double*);
 
-// The fields whose bits are set, one after the other in a table of `rows` each; else null.
-// The order is that of row_statistics.FIELDS.
+// Pointers to the fields of a table that has only those whose bits are set, `rows` numbers each;
+// null for the others. The order is that of row_statistics.FIELDS.
 static inline Statistics statistics_in(double* table, int64_t rows, uint32_t fields) {
   double* field[kFields];
   for (int k = 0; k < kFields; ++k) {
@@ -67,13 +68,13 @@ static inline Statistics statistics_in(double* table, int64_t rows, uint32_t fie
   return statistics;
 }
 
-// float64 per row, or one for all of them (step 0).
+// One float64 per row (step 1), or one for all rows (step 0).
 struct PerRow {
   const double* at;
   int64_t step;
 };
 
-// The statistics that have a derivative.
+// The statistics by which a loss has a derivative.
 #define XENT_DIFFERENTIABLE(each)                                               \
   each(log_odds) each(log_prob) each(target) each(lse) each(entropy) each(mean) \
       each(rest_top_logit) each(rest_squares) each(rest_cubes)
@@ -86,7 +87,7 @@ struct Partials {
 #undef XENT_MEMBER
 };
 
-// Out of one for each field.
+// The partial derivatives, chosen from one entry for each field.
 static inline Partials partials_of(const PerRow* field) {
 #define XENT_PARTIAL(name) field[XENT_FIELD(name)],
   return {XENT_DIFFERENTIABLE(XENT_PARTIAL)};
@@ -99,7 +100,7 @@ static inline bool is_differentiable(int field) {
 #undef XENT_BIT
 }
 
-// How far beyond the last class the sweeps look, which go by whole vectors.
+// Numbers beyond the last class that a sweep may read, because it reads whole vectors.
 constexpr int kBeyond = 32;
 
 struct Problem {
@@ -111,24 +112,24 @@ struct Problem {
   const double* scale;      // null: 1
   int64_t scale_step;       // 1: one per row, 0: one for all
   double softcap;           // 0: none
-  const void* class_scale;  // V positive numbers of the sweep's type and kBeyond 0s, or null: 1
+  const void* class_scale;  // V positive numbers of the sweep's type, then kBeyond 0s; null: 1
   const void* class_bias;   // V numbers of the sweep's type, or null
 
-  const int64_t* labels;  // the target's classes, or null for a soft target
+  const int64_t* labels;  // a class per row; null for a soft target
   int64_t ignore_index;
-  int64_t first_class;       // the number of the first class here
-  bool sharded;              // labels of other shards are not errors: their rows have no pivot
-  Matrix soft;               // a row each; with labels a table of a row for each class; or null
-  const void* class_weight;  // V numbers of the sweep's type, or null: 1
-  const void* mean_weight;   // what `mean` weighs them by: likewise, and kBeyond 0s
+  int64_t first_class;       // the number of the first class of these logits
+  bool sharded;              // labels of other shards are no errors: such rows have no pivot
+  Matrix soft;               // soft targets: a row each or, with labels, a row per label; or null
+  const void* class_weight;  // V numbers of the sweep's type; null: 1
+  const void* mean_weight;   // weights in `mean`: V such numbers, then kBeyond 0s; null: 1
 
   Statistics statistics;
   Partials partials;
   Matrix gradient;
-  bool streams;  // past the caches
+  bool streams;  // true if the gradient is stored past the caches
 
-  // Answers, gathered over all threads.
-  int64_t kept;       // rows that are not ignored
+  // Results, gathered over all threads.
+  int64_t kept;       // number of rows that are not ignored
   int64_t bad_label;  // a label outside [0, V) that is not ignore_index
   bool has_bad_label;
 };
@@ -136,15 +137,16 @@ struct Problem {
 struct Elements;  // elements.h
 struct Loss;      // loss.h
 
-// Rows [begin, end) of a problem. Row-wise work never looks at another row, so any split of the
-// rows over calls and threads gives the same bits.
+// The kernels of one instruction set. Each works on the rows [begin, end) of a problem. The result
+// of a row does not depend on other rows, so any split of the rows over calls and threads gives the
+// same bits.
 struct Kernels {
   const char* name;
   void (*row_statistics)(Problem&, int64_t begin, int64_t end);
   void (*row_gradient)(const Problem&, int64_t begin, int64_t end);
   void (*loss)(const Loss&, int64_t begin, int64_t end);
-  void (*elements)(Elements&, int64_t begin, int64_t end);  // blocks of them
-  bool (*scale)(void* data, Type, int64_t begin, int64_t end, int exponent, bool surely);
+  void (*elements)(Elements&, int64_t begin, int64_t end);  // blocks of elements
+  bool (*scale)(void* data, Type, int64_t begin, int64_t end, int exponent, bool unchecked);
 };
 
 extern const Kernels baseline_kernels;

@@ -1,5 +1,4 @@
-// The forward sweep of a strip of rows: blocks are absorbed into running sums, the pivots are kept
-// apart.
+// The forward sweep of a strip of rows: adds blocks of logits to running sums, without the pivots.
 #pragma once
 
 #include "fields.h"
@@ -9,26 +8,27 @@ namespace {
 
 bool is_finite(double x) { return x - x == 0; }
 
-// A block of classes, those from `first` on, on its way into the rows from `from` on.
+// Adds a block, the classes from `first` on, to the state of the rows from `from` on.
 template <unsigned set, class Real, class Layout>
-class Absorber {
+class BlockAdder {
  public:
-  Absorber(const Problem& p, Rows& rows, const Layout& block, const Beside<Real>& beside,
-           const Label* label, int from, int64_t first, const Ahead& next)
-      : p_(p), rows_(rows), block_(block), beside_(beside), label_(label), from_(from),
+  BlockAdder(const Problem& p, StripState& state, const Layout& block,
+             const PerClass<Real>& per_class, const Label* label, int from, int64_t first,
+             const Prefetch& next)
+      : p_(p), state_(state), block_(block), per_class_(per_class), label_(label), from_(from),
         first_(first), next_(next) {}
 
-  void absorb() {
+  void add() {
     if constexpr (set & kSoft)
       for (int r = 0; r < block_.height; ++r) place_[r] = -1;
     else
-      take_labels();
+      take_pivots_out();
     block_.extreme(next_, here_);
     if constexpr (set & kSoft)
       take_largest();
     else if constexpr (!Layout::is_panel)
-      leave_pivots_out();
-    if (!(set & kSoft) && rows_.seeks_top) find_top();
+      look_without_pivots();
+    if (!(set & kSoft) && state_.finds_top) find_top();
     choose_bases();
     add_up();
     merge();
@@ -37,37 +37,37 @@ class Absorber {
  private:
   using At = Places<set>;
 
-  void take_labels() {
+  void take_pivots_out() {
     for (int r = 0; r < block_.height; ++r) {
       const int64_t j = label_[from_ + r].pivot - first_;
       place_[r] = j < 0 || j >= block_.width ? -1 : j;
       if (place_[r] < 0) continue;
-      rows_.pivot[from_ + r] = double(block_.at(r, j));
+      state_.pivot[from_ + r] = double(block_.at(r, j));
       block_.at(r, j) = Real(-kInfinity);
     }
   }
 
-  // The pivot of a soft target gives way to a larger logit, and joins the rest.
+  // Under a soft target a larger logit becomes the pivot, and the former pivot joins the rest.
   void take_largest() {
     Real found[kStrip];
     bool any = false;
     for (int r = 0; r < block_.height; ++r) {
-      released_[r] = -kInfinity;
-      any |= double(here_[r]) > rows_.pivot[from_ + r];
+      displaced_[r] = -kInfinity;
+      any |= double(here_[r]) > state_.pivot[from_ + r];
     }
     if (!any) return;
     block_.find(here_, found);
     for (int r = 0; r < block_.height; ++r) {
       const int n = from_ + r;
-      if (!(double(here_[r]) > rows_.pivot[n])) continue;
-      released_[r] = rows_.pivot[n];
-      released_soft_[r] = rows_.pivot_soft[n];
-      released_weight_[r] = mean_weight<Real>(p_, rows_.top[n]);
+      if (!(double(here_[r]) > state_.pivot[n])) continue;
+      displaced_[r] = state_.pivot[n];
+      displaced_soft_[r] = state_.pivot_soft[n];
+      displaced_weight_[r] = mean_weight<Real>(p_, state_.top[n]);
       place_[r] = int64_t(found[r]);
-      Real& soft = beside_.soft[r * block_.pitch + place_[r]];
-      rows_.pivot[n] = double(here_[r]);
-      rows_.pivot_soft[n] = double(soft);
-      rows_.top[n] = first_ + place_[r];
+      Real& soft = per_class_.soft[r * block_.pitch + place_[r]];
+      state_.pivot[n] = double(here_[r]);
+      state_.pivot_soft[n] = double(soft);
+      state_.top[n] = first_ + place_[r];
       block_.at(r, place_[r]) = Real(-kInfinity);
       block_.look_again(r);
       soft = 0;
@@ -75,11 +75,11 @@ class Absorber {
     block_.extreme(next_, here_);
   }
 
-  // A row was loaded with its pivot, which may be its largest logit.
-  void leave_pivots_out() {
+  // Finds the largest logit of a row again if it may be the pivot, which has been taken out since.
+  void look_without_pivots() {
     bool any = false;
     for (int r = 0; r < block_.height; ++r) {
-      if (place_[r] < 0 || !(rows_.pivot[from_ + r] >= double(here_[r]))) continue;
+      if (place_[r] < 0 || !(state_.pivot[from_ + r] >= double(here_[r]))) continue;
       block_.look_again(r);
       any = true;
     }
@@ -89,30 +89,31 @@ class Absorber {
   void find_top() {
     Real found[kStrip];
     bool any = false;
-    for (int r = 0; r < block_.height; ++r) any |= double(here_[r]) > rows_.largest[from_ + r];
+    for (int r = 0; r < block_.height; ++r) any |= double(here_[r]) > state_.largest[from_ + r];
     if (!any) return;
     block_.find(here_, found);
     for (int r = 0; r < block_.height; ++r)
-      if (double(here_[r]) > rows_.largest[from_ + r])
-        rows_.top[from_ + r] = first_ + int64_t(found[r]);
+      if (double(here_[r]) > state_.largest[from_ + r])
+        state_.top[from_ + r] = first_ + int64_t(found[r]);
   }
 
   void choose_bases() {
     for (int r = 0; r < block_.height; ++r) {
-      Real top = Greater()(here_[r], Real(rows_.largest[from_ + r]));
-      if constexpr (set & kSoft) top = Greater()(Real(released_[r]), top);
+      Real top = Greater()(here_[r], Real(state_.largest[from_ + r]));
+      if constexpr (set & kSoft) top = Greater()(Real(displaced_[r]), top);
       const Base<Real> base{double(top), exact_sums(set)};
       top_[r] = top;
       shift_[r] = base.shift;
       offset_[r] = base.offset;
       magic_[r] = base.magic();
-      if constexpr (Layout::keeps) whole_[r] = base.whole_or_nan();
+      if constexpr (Layout::keeps) exponent_[r] = base.exponent_or_nan();
       lowest_[r] = base.logit_of(lowest_exponent());
     }
   }
 
-  // Subnormal powers would take a hundred cycles each. What is added where exponentials stop to
-  // fall is at most V 2^-41 of the sum, at 65536 classes half an ulp of float32.
+  // The exponent below which exponentials are not made smaller, so that their powers stay normal:
+  // a subnormal product takes a hundred cycles. This adds at most V 2^-41 to a sum of 1, which is
+  // half a unit of float32 at 65536 classes.
   int lowest_exponent() const {
     constexpr int lowest = Exp<Real>::lowest;
     return set == kSquares ? lowest / 2 : set == kPowers ? lowest / 3 : lowest;
@@ -130,15 +131,15 @@ class Absorber {
       for (int r = 0; r < block_.height; ++r) all[r] = true;
       add_up_carefully(all);
     } else if constexpr (is_all(set)) {
-      add_up_all<Way::minds_masks>(lowest_);
+      add_up_all<Way::checks_masks>(lowest_);
       look_again();
     } else {
-      // What is no class gets the exponential 1, which is easily taken out of the sums, and nothing
-      // in the others; but the entropy's sums may be tiny.
+      // Places without a class get the exponential 1, which is subtracted from the sum afterwards,
+      // and add 0 to the other sums. Not for the entropy, whose sums may be tiny beside that 1.
       if constexpr (!(set & kEntropy))
-        for (int r = 0; r < block_.height; ++r) block_.blank(r, place_[r], offset_[r]);
+        for (int r = 0; r < block_.height; ++r) block_.fill_empty_places(r, place_[r], offset_[r]);
       add_up_all<Way::quick>(lowest_);
-      if constexpr (!(set & kEntropy)) take_blanks_out();
+      if constexpr (!(set & kEntropy)) subtract_empty_places();
       look_again();
     }
   }
@@ -146,7 +147,7 @@ class Absorber {
   template <Way way>
   auto adder(const Real* low) const {
     return [this, low](int r) {
-      return Adder<set, way, Real>{offset_[r], magic_[r], low[r], beside_.weight, soft(r)};
+      return Adder<set, way, Real>{offset_[r], magic_[r], low[r], per_class_.weight, soft(r)};
     };
   }
 
@@ -158,34 +159,36 @@ class Absorber {
   void keep() {
     block_.template sums<1>([&](int r) { return Keeper<Real>{magic_[r], lowest_[r]}; }, next_,
                             sum_);
-    // 0 where there is no class: what is below it would take a hundred cycles to multiply.
-    for (int r = 0; r < block_.height; ++r) block_.blank(r, place_[r], Real(0));
-    block_.note(whole_);
+    // Exponentials of 0 in places without a class: a subnormal product takes a hundred cycles.
+    for (int r = 0; r < block_.height; ++r) block_.fill_empty_places(r, place_[r], Real(0));
+    block_.note(exponent_);
   }
 
-  void take_blanks_out() {
+  void subtract_empty_places() {
     for (int r = 0; r < block_.height; ++r) {
       const bool pivot = place_[r] >= 0;
       sum_[At::sum][r] -= double(block_.padding() + pivot);
       if constexpr (set & kWeights)
-        sum_[At::weight][r] -= pivot ? double(beside_.weight[place_[r]]) : 0.0;
+        sum_[At::weight][r] -= pivot ? double(per_class_.weight[place_[r]]) : 0.0;
       if constexpr (set & kMean) sum_[At::support][r] = double(block_.width - pivot);
     }
   }
 
-  // Masked classes turn sums into infinities or NaN. And the entropy may live on what a sum of 1
-  // and a little has rounded, or on exponentials so small that they were not let fall further.
+  // Adds up rows again, carefully, where the quick sums are not good enough. Masked classes turn
+  // some sums into infinity or NaN. For the entropy, a sum a little above 1 has lost digits, and
+  // exponentials may have reached the lower limit.
   void look_again() {
     constexpr double little = 0.25, faint = sizeof(Real) == 8 ? 0x1p-950 : 0x1p-88;
     bool marked[kStrip], any = false;
     for (int r = 0; r < block_.height; ++r) {
       marked[r] = false;
-      if constexpr ((set & kMean) && !is_all(set)) marked[r] |= !is_finite(sum_[At::level][r]);
+      if constexpr ((set & kMean) && !is_all(set))
+        marked[r] |= !is_finite(sum_[At::weighted_sum][r]);
       if constexpr ((set & kSoft) && !is_all(set)) marked[r] |= !is_finite(sum_[At::deficit][r]);
       if constexpr (set & kEntropy) {
         const double sum = sum_[At::sum][r];
         marked[r] |= sum < faint || (!(set & kSoft) && here_[r] == top_[r] && sum < 1 + little);
-        tops_[r] = 0;
+        ties_[r] = 0;
       }
       any |= marked[r];
     }
@@ -196,56 +199,56 @@ class Absorber {
     Real vanished[kStrip] = {};
     for (int r = 0; r < block_.height; ++r) {
       vanished[r] = Base<Real>(0, true).vanished();
-      if (marked[r]) block_.blank(r, place_[r], Real(-kInfinity));
+      if (marked[r]) block_.fill_empty_places(r, place_[r], Real(-kInfinity));
     }
     block_.template sums_of<At::count(Way::careful)>(marked, adder<Way::careful>(vanished), next_,
                                                      sum_);
     for (int r = 0; r < block_.height; ++r) {
       if (!marked[r]) continue;
       if constexpr (set & kEntropy)
-        tops_[r] = sum_[At::tops][r];
+        ties_[r] = sum_[At::ties][r];
       else
-        sum_[At::sum][r] += sum_[At::tops][r];
+        sum_[At::sum][r] += sum_[At::ties][r];
     }
   }
 
   const Real* soft([[maybe_unused]] int r) const {
-    if constexpr (set & kSoft) return beside_.soft + r * block_.pitch;
+    if constexpr (set & kSoft) return per_class_.soft + r * block_.pitch;
     return nullptr;
   }
 
   void merge() {
     double* sum = sum_[At::sum];
     for (int r = 0; r < block_.height; ++r) {
-      // Where everything is masked, only a NaN may leave a trace.
+      // Where all classes are masked, the sums are 0, unless there is a NaN.
       const bool masked = top_[r] == Real(-kInfinity);
       const bool nothing = masked && sum[r] == sum[r];
       sum[r] = nothing ? 0.0 : sum[r];
-      if constexpr (set & kEntropy) tops_[r] = masked ? 0.0 : tops_[r];
+      if constexpr (set & kEntropy) ties_[r] = masked ? 0.0 : ties_[r];
       if constexpr (set & kEntropy) sum_[At::spread][r] = masked ? 0.0 : sum_[At::spread][r];
       if constexpr (set & kSquares) sum_[At::squares][r] = nothing ? 0.0 : sum_[At::squares][r];
       if constexpr (set & kCubes) sum_[At::cubes][r] = nothing ? 0.0 : sum_[At::cubes][r];
     }
     if (first_ > 0) carry();
-    if constexpr (set & kSoft) release();
+    if constexpr (set & kSoft) add_displaced();
     for (int r = 0; r < block_.height; ++r) {
       const int n = from_ + r;
-      rows_.largest[n] = double(top_[r]);
-      rows_.shift[n] = shift_[r];
-      rows_.sum[n] = sum[r];
+      state_.largest[n] = double(top_[r]);
+      state_.shift[n] = shift_[r];
+      state_.sum[n] = sum[r];
     }
-    if constexpr (set & kEntropy) store(rows_.tops, tops_), store(rows_.spread, sum_[At::spread]);
-    if constexpr (set & kSquares) store(rows_.squares, sum_[At::squares]);
-    if constexpr (set & kCubes) store(rows_.cubes, sum_[At::cubes]);
+    if constexpr (set & kEntropy) store(state_.ties, ties_), store(state_.spread, sum_[At::spread]);
+    if constexpr (set & kSquares) store(state_.squares, sum_[At::squares]);
+    if constexpr (set & kCubes) store(state_.cubes, sum_[At::cubes]);
     if constexpr (set & kSoft)
-      store(rows_.mass, sum_[At::mass]), store(rows_.deficit, sum_[At::deficit]);
+      store(state_.mass, sum_[At::mass]), store(state_.deficit, sum_[At::deficit]);
     if constexpr (set & kMean)
       for (int r = 0; r < block_.height; ++r) {
         const int n = from_ + r;
         const double weight = sum_[set & kWeights ? At::weight : At::support][r];
-        rows_.level[n] += sum_[At::level][r] + weight * double(offset_[r]);
-        rows_.weight[n] += weight;
-        rows_.support[n] += sum_[At::support][r];
+        state_.weighted_sum[n] += sum_[At::weighted_sum][r] + weight * double(offset_[r]);
+        state_.weight[n] += weight;
+        state_.support[n] += sum_[At::support][r];
       }
   }
 
@@ -253,71 +256,72 @@ class Absorber {
     for (int r = 0; r < block_.height; ++r) field[from_ + r] = value[r];
   }
 
-  // Earlier blocks had another shift. Nothing of theirs is moved where they held nothing: it may
-  // have been -inf.
+  // Adds the sums of earlier blocks, which may have another shift. Sums of 0 are not multiplied,
+  // because their shift may be -inf.
   void carry() {
     for (int r = 0; r < block_.height; ++r) {
       const int n = from_ + r;
-      const double before = rows_.sum[n] + (set & kEntropy ? rows_.tops[n] : 0.0);
-      const double delta = shift_[r] - rows_.shift[n];
-      // Most blocks bring no new maximum: then the shift is the old one.
+      const double before = state_.sum[n] + (set & kEntropy ? state_.ties[n] : 0.0);
+      const double delta = shift_[r] - state_.shift[n];
+      // Most blocks have no new maximum, and then the shift stays.
       const double factor = before == 0 ? 0.0 : delta == 0 ? 1.0 : exp_scaled(-delta, 1.0);
       if constexpr (set & kEntropy) {
         const bool same = delta == 0;
-        sum_[At::sum][r] += same ? rows_.sum[n] : factor * before;
-        tops_[r] += same ? rows_.tops[n] : 0.0;
-        sum_[At::spread][r] += before == 0 ? 0.0 : factor * (rows_.spread[n] + delta * before);
+        sum_[At::sum][r] += same ? state_.sum[n] : factor * before;
+        ties_[r] += same ? state_.ties[n] : 0.0;
+        sum_[At::spread][r] += before == 0 ? 0.0 : factor * (state_.spread[n] + delta * before);
       } else {
         sum_[At::sum][r] += factor * before;
       }
-      if constexpr (set & kSquares) sum_[At::squares][r] += factor * factor * rows_.squares[n];
-      if constexpr (set & kCubes) sum_[At::cubes][r] += factor * factor * factor * rows_.cubes[n];
+      if constexpr (set & kSquares) sum_[At::squares][r] += factor * factor * state_.squares[n];
+      if constexpr (set & kCubes) sum_[At::cubes][r] += factor * factor * factor * state_.cubes[n];
       if constexpr (set & kSoft) {
-        const bool masked = rows_.shift[n] == -kInfinity;
-        sum_[At::mass][r] += rows_.mass[n];
-        sum_[At::deficit][r] += rows_.deficit[n] + (masked ? 0.0 : delta * rows_.mass[n]);
+        const bool masked = state_.shift[n] == -kInfinity;
+        sum_[At::mass][r] += state_.mass[n];
+        sum_[At::deficit][r] += state_.deficit[n] + (masked ? 0.0 : delta * state_.mass[n]);
       }
     }
   }
 
-  void release() {
+  void add_displaced() {
     for (int r = 0; r < block_.height; ++r) {
-      if (!(released_[r] > -kInfinity)) continue;
-      const double gap = shift_[r] - released_[r], e = exp_scaled(-gap, 1.0);
+      if (!(displaced_[r] > -kInfinity)) continue;
+      const double gap = shift_[r] - displaced_[r], e = exp_scaled(-gap, 1.0);
       sum_[At::sum][r] += e;
-      sum_[At::mass][r] += released_soft_[r];
-      sum_[At::deficit][r] += released_soft_[r] * gap;
+      sum_[At::mass][r] += displaced_soft_[r];
+      sum_[At::deficit][r] += displaced_soft_[r] * gap;
       if constexpr (set & kEntropy) sum_[At::spread][r] += gap * e;
       if constexpr (set & kMean) {
-        rows_.level[from_ + r] += released_weight_[r] * released_[r];
-        rows_.weight[from_ + r] += released_weight_[r];
-        rows_.support[from_ + r] += 1;
+        state_.weighted_sum[from_ + r] += displaced_weight_[r] * displaced_[r];
+        state_.weight[from_ + r] += displaced_weight_[r];
+        state_.support[from_ + r] += 1;
       }
     }
   }
 
   const Problem& p_;
-  Rows& rows_;
+  StripState& state_;
   const Layout& block_;
-  const Beside<Real>& beside_;
+  const PerClass<Real>& per_class_;
   const Label* label_;
   const int from_;
   const int64_t first_;
-  const Ahead& next_;
+  const Prefetch& next_;
 
-  int64_t place_[kStrip];            // of the pivot in the block; negative where it is elsewhere
-  Real here_[kStrip], top_[kStrip];  // the largest logits of the rest: in the block, and so far
-  Real whole_[kStrip];
-  Real offset_[kStrip] = {}, magic_[kStrip] = {}, lowest_[kStrip] = {};  // panels are swept whole
-  double shift_[kStrip], sum_[At::count(Way::careful)][kStrip], tops_[kStrip];
-  double released_[kStrip], released_soft_[kStrip], released_weight_[kStrip];  // former pivots
+  int64_t place_[kStrip];            // the place of the pivot in the block; -1: not in the block
+  Real here_[kStrip], top_[kStrip];  // largest logits of the rest: in this block, in all so far
+  Real exponent_[kStrip];
+  // Zeros, because loops over a panel include rows that are not there.
+  Real offset_[kStrip] = {}, magic_[kStrip] = {}, lowest_[kStrip] = {};
+  double shift_[kStrip], sum_[At::count(Way::careful)][kStrip], ties_[kStrip];
+  double displaced_[kStrip], displaced_soft_[kStrip], displaced_weight_[kStrip];  // former pivots
 };
 
 template <unsigned set, class Real, class Layout>
-[[gnu::flatten]] void absorb(const Problem& p, Rows& rows, const Layout& block,
-                             const Beside<Real>& beside, const Label* label, const Block& b,
-                             const Ahead& next) {
-  Absorber<set, Real, Layout>(p, rows, block, beside, label, b.r, b.first, next).absorb();
+[[gnu::flatten]] void add_block(const Problem& p, StripState& state, const Layout& block,
+                                const PerClass<Real>& per_class, const Label* label, const Block& b,
+                                const Prefetch& next) {
+  BlockAdder<set, Real, Layout>(p, state, block, per_class, label, b.r, b.first, next).add();
 }
 
 }  // namespace

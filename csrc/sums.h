@@ -1,4 +1,4 @@
-// What one class adds to the sums of its row.
+// Adds one class to the sums of its row.
 #pragma once
 
 #include "layouts.h"
@@ -6,30 +6,30 @@
 
 namespace {
 
-// How to add up a row. The quick way is wrong where classes are masked; the careful one counts
-// those at the shift rather than add up their exponentials, so that the others keep their digits.
-enum class Way { quick, minds_masks, careful };
+// How a row is added up. The quick way is wrong where classes are masked. The careful way counts
+// classes at the shift instead of adding their exponentials, so that the others keep their digits.
+enum class Way { quick, checks_masks, careful };
 
-// The sums of a set of terms: their places among the accumulators.
+// The places of the sums of a set of terms among the accumulators.
 template <unsigned set>
 struct Places {
   static constexpr int sum = 0;           // of exponentials
   static constexpr int spread = sum + 1;  // of (shift - z) e^(z - shift), for the entropy
   static constexpr int squares = spread + bool(set & kEntropy);
   static constexpr int cubes = squares + bool(set & kSquares);
-  static constexpr int level = cubes + bool(set & kCubes);    // of c_j (z_j - offset)
-  static constexpr int weight = level + bool(set & kMean);    // of c_j
-  static constexpr int mass = weight + bool(set & kWeights);  // of q_j
-  static constexpr int deficit = mass + bool(set & kSoft);    // of q_j (shift - z_j)
+  static constexpr int weighted_sum = cubes + bool(set & kCubes);  // of c_j (z_j - offset)
+  static constexpr int weight = weighted_sum + bool(set & kMean);  // of c_j
+  static constexpr int mass = weight + bool(set & kWeights);       // of q_j
+  static constexpr int deficit = mass + bool(set & kSoft);         // of q_j (shift - z_j)
   static constexpr int quick_count = deficit + bool(set & kSoft);
-  static constexpr int support = quick_count;  // of 1, unless masked
-  static constexpr int tops = support + 1;     // of 1 at the shift
+  static constexpr int support = quick_count;  // number of classes that are not masked
+  static constexpr int ties = support + 1;     // number of classes at the shift
   static constexpr int count(Way way) {
     return quick_count + (way != Way::quick) + (way == Way::careful);
   }
 };
 
-// Some sums have terms of z - shift, which must then be exact.
+// True if sums have terms of z - shift, which must then be exact.
 constexpr bool exact_sums(unsigned set) { return set & (kMean | kEntropy | kSoft); }
 
 // Adds a class of a row to its sums.
@@ -47,7 +47,7 @@ struct Adder {
       const Real y = low > x ? low : x, power = exponential(y, magic).times(Real(1));
       const Real e = vanishes ? Real(0) : power;
       sum(At::sum) += x == 0 ? Real(0) : e;
-      sum(At::tops) += x == 0 ? Real(1) : Real(0);
+      sum(At::ties) += x == 0 ? Real(1) : Real(0);
       add_more(y, e, sum);
     } else {
       const Real y = low > x ? low : x;
@@ -63,9 +63,9 @@ struct Adder {
     if constexpr (set & kWeights) {
       const Real c = out ? Real(0) : weight[j];
       sum(At::weight) += c;
-      sum(At::level) += out ? Real(0) : c * x;
+      sum(At::weighted_sum) += out ? Real(0) : c * x;
     } else if constexpr (set & kMean) {
-      sum(At::level) += out ? Real(0) : x;
+      sum(At::weighted_sum) += out ? Real(0) : x;
     }
     if constexpr (way != Way::quick) sum(At::support) += out ? Real(0) : Real(1);
     if constexpr (set & kSoft) {
@@ -79,14 +79,14 @@ struct Adder {
   XENT_LANE void add_more(Real y, Real e, Sums sum) const {
     using At = Places<set>;
     if constexpr (set & kEntropy) sum(At::spread) = fused(-y, e, sum(At::spread));
-    constexpr Real faint = Real(0x1p-41);  // beside the 1 of the largest, its powers are nothing
+    constexpr Real faint = Real(0x1p-41);  // its powers are lost beside the 1 of the largest logit
     const Real f = is_all(set) && faint > e ? faint : e;
     if constexpr (set & kSquares) sum(At::squares) = fused(f, f, sum(At::squares));
     if constexpr (set & kCubes) sum(At::cubes) = fused(f * f, f, sum(At::cubes));
   }
 };
 
-// Adds the exponential of a class to the sum, and leaves it in the place of the logit.
+// Adds the exponential of a class to the sum, and stores it in the place of the logit.
 template <class Real>
 struct Keeper {
   Real magic, low;

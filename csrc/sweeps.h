@@ -1,5 +1,5 @@
-// The two sweeps of a strip of rows: how it is cut into blocks, what lies beside them, and which of
-// the compiled kernels does it.
+// The two sweeps of a strip of rows: they cut the strip into blocks, load what belongs to a block,
+// and choose among the compiled kernels.
 #pragma once
 
 #include "differentiate.h"
@@ -7,8 +7,8 @@
 
 namespace {
 
-// Panels are for rows that are very short, or lie side by side in memory and nothing needs them one
-// by one.
+// Panels are for very short rows, and for rows that lie side by side in memory, if their logits
+// have no transform.
 constexpr int64_t kShort = 16;
 
 bool fits_panels(const Problem& p) {
@@ -17,20 +17,20 @@ bool fits_panels(const Problem& p) {
   return adjacent(p) ? p.classes <= kShort : !transformed;
 }
 
-// How the rows of a strip are cut into blocks that fill a tile.
-struct Cut {
+// The size of the blocks that a strip is cut into; a block fits the buffer.
+struct BlockShape {
   int height, width, pitch;
 
-  Cut(const Problem& p, bool panels, int strip_height) {
+  BlockShape(const Problem& p, bool panels, int strip_height) {
     if (panels || !adjacent(p)) {
-      // Where classes are not adjacent, rows are loaded together, or every cache line would be
-      // fetched once for each row it holds a number of.
+      // Where classes are not adjacent, a cache line holds numbers of several rows. These rows are
+      // loaded together, so that the line is fetched once.
       height = strip_height;
-      width = pitch = kTile / kStrip;
+      width = pitch = kBuffer / kStrip;
     } else {
-      width = int(p.classes < kTile ? p.classes : kTile);
+      width = int(p.classes < kBuffer ? p.classes : kBuffer);
       pitch = padded(width > 0 ? width : 1);
-      height = kTile / pitch < strip_height ? kTile / pitch : strip_height;
+      height = kBuffer / pitch < strip_height ? kBuffer / pitch : strip_height;
     }
   }
 
@@ -44,7 +44,7 @@ struct Cut {
       }
   }
 
-  // The same for a block that need not fit a tile.
+  // The same for the parts of a block that may be larger than the buffer.
   template <class Visit>
   void for_parts(const Block& b, Visit visit) const {
     for (int from = 0; from < b.height; from += height) {
@@ -53,51 +53,52 @@ struct Cut {
     }
   }
 
-  // Where rows have a place of their own: those that are no longer than a tile, all at once.
-  Cut untiled(const Problem& p, int strip_height) const {
-    Cut cut = *this;
-    if (p.classes <= width) cut.height = strip_height;
-    return cut;
+  // The size of blocks that lie outside the buffer: if a row fits a block, all rows are one block.
+  BlockShape unbuffered(const Problem& p, int strip_height) const {
+    BlockShape shape = *this;
+    if (p.classes <= width) shape.height = strip_height;
+    return shape;
   }
 
-  // Where the block lies that will be loaded after this one.
-  Ahead next(const Problem& p, const Strip& strip, const Block& b) const {
-    return p.classes > width ? ahead_at(strip, b.r, b.first + width)
-                             : ahead_at(strip, b.r + height, b.first);
+  // The memory of the block that will be loaded after this one.
+  Prefetch next_block(const Problem& p, const Strip& strip, const Block& b) const {
+    return p.classes > width ? prefetch_at(strip, b.r, b.first + width)
+                             : prefetch_at(strip, b.r + height, b.first);
   }
 };
 
 bool any_kept(const Label* label, const Block& b) {
   for (int r = b.r; r < b.r + b.height; ++r)
-    if (label[r].kind == Kind::kept) return true;
+    if (label[r].kind == LabelKind::kept) return true;
   return false;
 }
 
 template <class Real>
-struct Tiles {
-  alignas(64) Real logits[kTile + xent::kBeyond] = {};  // a cache line may end beyond its row
-  alignas(64) Real panel[kTile] = {};
-  alignas(64) Real soft[kTile + xent::kBeyond];
-  alignas(64) Real ones[kTile + xent::kBeyond];
-  alignas(64) Real caps[kTile + xent::kBeyond];
+struct Buffers {
+  alignas(64) Real logits[kBuffer + xent::kBeyond] = {};  // loops by cache lines end beyond a row
+  alignas(64) Real panel[kBuffer] = {};
+  alignas(64) Real soft[kBuffer + xent::kBeyond];
+  alignas(64) Real ones[kBuffer + xent::kBeyond];
+  alignas(64) Real cap_slopes[kBuffer + xent::kBeyond];
   Extremes<Real, Greater> largest;
   Extremes<Real, Less> smallest;
 };
 
-// What lies beside a block: soft targets, if there are any, and weights, where they are looked at.
+// Loads what belongs to the classes of a block: soft targets if there are any, and the weights of
+// the mean if `set` has them.
 template <unsigned set, class Real>
-Beside<Real> load_beside(const Problem& p, int64_t n, const Label* label, const Block& b,
-                         Tiles<Real>& tiles) {
+PerClass<Real> load_per_class(const Problem& p, int64_t n, const Label* label, const Block& b,
+                              Buffers<Real>& buffers) {
   if (is_soft(p)) {
     int64_t line[kStrip];
-    for (int r = 0; r < b.height; ++r)  // any will do for an ignored row
+    for (int r = 0; r < b.height; ++r)  // an ignored row may get any line
       line[r] = label[b.r + r].pivot < 0 ? 0 : label[b.r + r].pivot;
-    load_soft(p, n, p.labels ? line : nullptr, b, tiles.soft);
+    load_soft(p, n, p.labels ? line : nullptr, b, buffers.soft);
   }
   const Real* weight = static_cast<const Real*>(p.mean_weight);
   if ((set & kWeights) && !weight)
-    for (int j = 0; j < b.width + xent::kBeyond; ++j) tiles.ones[j] = j < b.width ? 1 : 0;
-  return {tiles.soft, weight ? weight + b.first : tiles.ones, {}};
+    for (int j = 0; j < b.width + xent::kBeyond; ++j) buffers.ones[j] = j < b.width ? 1 : 0;
+  return {buffers.soft, weight ? weight + b.first : buffers.ones, {}};
 }
 
 // ---- statistics ---------------------------------------------------------------------------------
@@ -108,42 +109,46 @@ unsigned terms_of(const Problem& p, const xent::Statistics& s) {
          (is_soft(p) ? kSoft : 0u);
 }
 
-// float64 is rare, and kernels are not small.
+// The sets of terms that the forward sweep is compiled for. For float64 there are few, because it
+// is rare and kernels are large.
 template <class Real>
 struct StatisticsSets
     : Compiled<kPlain, kMean, kMean | kWeights, kEntropy, kSquares, kPowers, kSoft> {};
 template <>
 struct StatisticsSets<double> : Compiled<kPlain> {};
 
-// Leaves the exponentials in `exponentials`, if there is one.
+// The forward sweep of a strip. It keeps the exponentials in `exponentials`, unless that is null.
 template <unsigned set, class Real>
 void sweep(const Problem& p, const Strip& strip, int64_t n, int height, const Label* label,
-           Rows& rows, Tiles<Real>& tiles, Exponentials<Real>* exponentials) {
+           StripState& state, Buffers<Real>& buffers, Exponentials<Real>* exponentials) {
   const bool panels = fits_panels(p);
-  const Cut tiled(p, panels, height), cut = exponentials ? tiled.untiled(p, height) : tiled;
+  const BlockShape buffered(p, panels, height),
+      shape = exponentials ? buffered.unbuffered(p, height) : buffered;
   Real* const no_slope = nullptr;
-  cut.for_blocks(p, height, [&](const Block& b) {
+  shape.for_blocks(p, height, [&](const Block& b) {
     if constexpr (!(set & kSoft))
       if (panels) {
-        load_panel(p, strip, n, b, tiles.logits, no_slope, tiles.panel);
-        const PanelLayout<Real, Greater> block{tiles.panel, b.height, b.width};
-        return absorb<set>(p, rows, block, load_beside<set>(p, n, label, b, tiles), label, b,
-                           ahead_of_panel(strip, kStrip, b.first));
+        load_panel(p, strip, n, b, buffers.logits, no_slope, buffers.panel);
+        const PanelLayout<Real, Greater> block{buffers.panel, b.height, b.width};
+        return add_block<set>(p, state, block, load_per_class<set>(p, n, label, b, buffers), label,
+                              b, prefetch_of_panel(strip, kStrip, b.first));
       }
     if (!any_kept(label, b)) return;
     if constexpr (set == kPlain)
       if (exponentials) {
-        BothExtremes<Real> both{tiles.smallest, tiles.largest};
+        BothExtremes<Real> both{buffers.smallest, buffers.largest};
         load_logits(p, strip, n, b, exponentials->at(b), no_slope, both);
-        const RowsLayout<Real, Greater> rows_of{exponentials->at(b), b.height, b.width, b.pitch,
-                                                tiles.largest};
-        const KeepingRows<Real> block{rows_of, tiles.smallest, *exponentials, b};
-        return absorb<set>(p, rows, block, Beside<Real>{}, label, b, cut.next(p, strip, b));
+        const RowsLayout<Real, Greater> layout{exponentials->at(b), b.height, b.width, b.pitch,
+                                               buffers.largest};
+        const KeepingLayout<Real> block{layout, buffers.smallest, *exponentials, b};
+        return add_block<set>(p, state, block, PerClass<Real>{}, label, b,
+                              shape.next_block(p, strip, b));
       }
-    load_logits(p, strip, n, b, tiles.logits, no_slope, tiles.largest);
-    const RowsLayout<Real, Greater> block{tiles.logits, b.height, b.width, b.pitch, tiles.largest};
-    absorb<set>(p, rows, block, load_beside<set>(p, n, label, b, tiles), label, b,
-                cut.next(p, strip, b));
+    load_logits(p, strip, n, b, buffers.logits, no_slope, buffers.largest);
+    const RowsLayout<Real, Greater> block{buffers.logits, b.height, b.width, b.pitch,
+                                          buffers.largest};
+    add_block<set>(p, state, block, load_per_class<set>(p, n, label, b, buffers), label, b,
+                   shape.next_block(p, strip, b));
   });
 }
 
@@ -155,22 +160,22 @@ class StatisticsSweep {
 
   unsigned terms() const { return terms_; }
 
-  void run(const Problem& p, int64_t n, int height, const Label* label, Tiles<Real>& tiles,
+  void run(const Problem& p, int64_t n, int height, const Label* label, Buffers<Real>& buffers,
            Exponentials<Real>* exponentials = nullptr) const {
     const Strip strip(p.logits, n);
     const xent::Statistics& s = p.statistics;
     Sets::with(terms_, [&](auto set) {
-      Rows rows(set.value, s.rest_top);
-      sweep<set.value>(p, strip, n, height, label, rows, tiles, exponentials);
-      const Odds odds(rows, height, set.value & kEntropy);
-      finish<Real>(p, rows, odds, label, n, height);
+      StripState state(set.value, s.rest_top);
+      sweep<set.value>(p, strip, n, height, label, state, buffers, exponentials);
+      const Odds odds(state, height, set.value & kEntropy);
+      finish<Real>(p, state, odds, label, n, height);
       if (p.sharded)
         for (int r = 0; r < height; ++r)
-          if (odds.sum[r] == 0 && rows.pivot[r] == -kInfinity)
-            finish_nothing(s, is_soft(p), s.mass[n + r], n + r);
+          if (odds.sum[r] == 0 && state.pivot[r] == -kInfinity)
+            finish_masked_shard(s, is_soft(p), s.mass[n + r], n + r);
     });
     for (int r = 0; r < height; ++r)
-      if (label[r].kind != Kind::kept) finish_ignored(s, n + r);
+      if (label[r].kind != LabelKind::kept) finish_ignored(s, n + r);
   }
 
  private:
@@ -182,50 +187,53 @@ class StatisticsSweep {
 
 template <class Real>
 struct GradientSets
-    : Compiled<kPlain, kMean, kMean | kWeights, kEntropy, kSquares, kPowers, kSoft, kSlope> {};
+    : Compiled<kPlain, kMean, kMean | kWeights, kEntropy, kSquares, kPowers, kSoft, kTransform> {};
 template <>
 struct GradientSets<double> : Compiled<kPlain> {};
 
-// The gradient of ignored rows, whose logits need not be read.
+// Stores the gradient of ignored rows, whose logits need not be read.
 template <class Real>
-void store_zeros(const Strip& out, const Block& b, Real* tile) {
-  for (int j = 0; j < b.height * b.pitch; ++j) tile[j] = 0;
-  store(out, b, tile);
+void store_zeros(const Strip& out, const Block& b, Real* buffer) {
+  for (int j = 0; j < b.height * b.pitch; ++j) buffer[j] = 0;
+  store(out, b, buffer);
 }
 
-// By way of a tile, or of a panel.
+// Computes the gradient of a block in the buffer or in a panel, and stores it from there.
 template <unsigned set, class Real>
-void differentiate_by_tile(const Problem& p, const Strip& strip, const Strip& out, int64_t n,
-                           const Block& b, bool panels, const Label* label,
-                           const Slopes<Real>& slopes, Tiles<Real>& tiles, const Ahead& next) {
+void differentiate_in_buffer(const Problem& p, const Strip& strip, const Strip& out, int64_t n,
+                             const Block& b, bool panels, const Label* label,
+                             const Coefficients<Real>& coefficients, Buffers<Real>& buffers,
+                             const Prefetch& next) {
   const auto run = [&](const auto& block) {
-    differentiate<set>(slopes, block, b.r, load_beside<set>(p, n, label, b, tiles), next,
+    differentiate<set>(coefficients, block, b.r, load_per_class<set>(p, n, label, b, buffers), next,
                        [&](auto step) { block.map(step); });
-    put_pivots(slopes, b, [&](int r, int64_t j, Real g) { block.at(r, j) = g; });
+    put_pivots(coefficients, b, [&](int r, int64_t j, Real g) { block.at(r, j) = g; });
   };
   if constexpr (!(set & kSoft))
     if (panels) {
-      load_panel(p, strip, n, b, tiles.logits, tiles.caps, tiles.panel);
-      run(PanelLayout<Real, Less>{tiles.panel, b.height, b.width});
-      return store_panel(p, out, b, tiles.panel, tiles.logits, outer_slopes(p, b, tiles.caps));
+      load_panel(p, strip, n, b, buffers.logits, buffers.cap_slopes, buffers.panel);
+      run(PanelLayout<Real, Less>{buffers.panel, b.height, b.width});
+      return store_panel(p, out, b, buffers.panel, buffers.logits,
+                         transform_slopes(p, b, buffers.cap_slopes));
     }
   if constexpr (is_all(set)) {
-    load_logits(p, strip, n, b, tiles.logits, tiles.caps, tiles.smallest);
-    run(RowsLayout<Real, Less>{tiles.logits, b.height, b.width, b.pitch, tiles.smallest});
-    store_rows(out, b, tiles.logits, outer_slopes(p, b, tiles.caps));
+    load_logits(p, strip, n, b, buffers.logits, buffers.cap_slopes, buffers.smallest);
+    run(RowsLayout<Real, Less>{buffers.logits, b.height, b.width, b.pitch, buffers.smallest});
+    store_rows(out, b, buffers.logits, transform_slopes(p, b, buffers.cap_slopes));
   }
 }
 
-// Straight from the tile to where the gradient goes.
+// Computes the gradient of a block and stores it, without a copy in the buffer.
 template <unsigned set, class Real>
 void differentiate_directly(const Problem& p, const Strip& strip, const Strip& out, int64_t n,
-                            const Block& b, const Label* label, const Slopes<Real>& slopes,
-                            Tiles<Real>& tiles, const Ahead& next) {
-  load_logits(p, strip, n, b, tiles.logits, tiles.caps, tiles.smallest);
-  Beside<Real> beside = load_beside<set>(p, n, label, b, tiles);
-  beside.outer = outer_slopes(p, b, tiles.caps);
-  const RowsLayout<Real, Less> block{tiles.logits, b.height, b.width, b.pitch, tiles.smallest};
-  differentiate_to<set>(out, b, p.streams, slopes, block, beside, next);
+                            const Block& b, const Label* label,
+                            const Coefficients<Real>& coefficients, Buffers<Real>& buffers,
+                            const Prefetch& next) {
+  load_logits(p, strip, n, b, buffers.logits, buffers.cap_slopes, buffers.smallest);
+  PerClass<Real> per_class = load_per_class<set>(p, n, label, b, buffers);
+  per_class.transform = transform_slopes(p, b, buffers.cap_slopes);
+  const RowsLayout<Real, Less> block{buffers.logits, b.height, b.width, b.pitch, buffers.smallest};
+  differentiate_to<set>(out, b, p.streams, coefficients, block, per_class, next);
 }
 
 // The gradient of the rows from n on.
@@ -235,36 +243,39 @@ class GradientSweep {
   explicit GradientSweep(const Problem& p)
       : panels_(fits_panels(p)), direct_(!panels_ && p.gradient.class_stride == 1) {
     const unsigned wanted = terms_of(p, p.partials);
-    terms_ = direct_ ? Sets::find(wanted) : panels_ ? Sets::find(wanted & ~kSlope) : all_of(wanted);
+    terms_ = direct_   ? Sets::find(wanted)
+             : panels_ ? Sets::find(wanted & ~kTransform)
+                       : all_of(wanted);
   }
 
-  // Of rows as they lie, by multiples of the exponentials.
+  // True if the gradient is a multiple of the exponentials, and is stored without a copy.
   bool is_plain() const { return direct_ && terms_ == kPlain; }
 
-  void run(const Problem& p, int64_t n, int height, const Label* label, Tiles<Real>& tiles,
+  void run(const Problem& p, int64_t n, int height, const Label* label, Buffers<Real>& buffers,
            Exponentials<Real>* exponentials = nullptr) {
     const Strip strip(p.logits, n), out(p.gradient, n);
-    const Cut cut(p, panels_, height);
-    SlopeFinder<Real>(terms_, p, n, height, label, slopes_).find();
+    const BlockShape shape(p, panels_, height);
+    CoefficientFinder<Real>(terms_, p, n, height, label, coefficients_).find();
     Sets::with(terms_, [&](auto set) {
       const auto by_logits = [&](const Block& b) {
-        if (!panels_ && !any_kept(label, b)) return store_zeros(out, b, tiles.logits);
-        const Ahead next = panels_ ? ahead_of_panel(strip, kStrip, b.first) : cut.next(p, strip, b);
+        if (!panels_ && !any_kept(label, b)) return store_zeros(out, b, buffers.logits);
+        const Prefetch next =
+            panels_ ? prefetch_of_panel(strip, kStrip, b.first) : shape.next_block(p, strip, b);
         if constexpr (!is_all(set.value))
           if (direct_)
-            return differentiate_directly<set.value>(p, strip, out, n, b, label, slopes_, tiles,
-                                                     next);
-        if constexpr (set.value != kSlope)
-          differentiate_by_tile<set.value>(p, strip, out, n, b, panels_, label, slopes_, tiles,
-                                           next);
+            return differentiate_directly<set.value>(p, strip, out, n, b, label, coefficients_,
+                                                     buffers, next);
+        if constexpr (set.value != kTransform)
+          differentiate_in_buffer<set.value>(p, strip, out, n, b, panels_, label, coefficients_,
+                                             buffers, next);
       };
-      if (!exponentials) return cut.for_blocks(p, height, by_logits);
-      cut.untiled(p, height).for_blocks(p, height, [&](const Block& b) {
-        const Ahead next_strip = ahead_at(strip, b.r + height, b.first);
-        const bool done =
-            any_kept(label, b) && multiply_exponentials(out, b, p.streams, slopes_, *exponentials,
-                                                        tiles.smallest, next_strip);
-        if (!done) cut.for_parts(b, by_logits);
+      if (!exponentials) return shape.for_blocks(p, height, by_logits);
+      shape.unbuffered(p, height).for_blocks(p, height, [&](const Block& b) {
+        const Prefetch next_strip = prefetch_at(strip, b.r + height, b.first);
+        const bool done = any_kept(label, b) &&
+                          multiply_exponentials(out, b, p.streams, coefficients_, *exponentials,
+                                                buffers.smallest, next_strip);
+        if (!done) shape.for_parts(b, by_logits);
       });
     });
   }
@@ -273,7 +284,7 @@ class GradientSweep {
   using Sets = GradientSets<Real>;
   const bool panels_, direct_;
   unsigned terms_;
-  Slopes<Real> slopes_{};
+  Coefficients<Real> coefficients_{};
 };
 
 }  // namespace

@@ -1,5 +1,6 @@
-// What a loss may ask for beside the sum of exponentials. A sweep is compiled for the sets of these
-// that are common and for one that holds them all, so that nobody pays for what others ask for.
+// The terms that a loss may ask for, besides the sum of exponentials. A sweep is compiled for the
+// common sets of terms and for one that has them all. So a common loss takes no time for terms that
+// other losses need.
 #pragma once
 
 namespace {
@@ -7,12 +8,12 @@ namespace {
 enum Term : unsigned {
   kPlain = 0,
   kMean = 1,     // the mean logit
-  kWeights = 2,  // of the classes in that mean
+  kWeights = 2,  // weights of the classes in that mean
   kEntropy = 4,
-  kSquares = 8,  // of the exponentials
+  kSquares = 8,  // squares and cubes of the exponentials
   kCubes = 16,
-  kSoft = 32,   // a soft target
-  kSlope = 64,  // gradient: what the last step of the chain rule multiplies it by
+  kSoft = 32,       // a soft target
+  kTransform = 64,  // gradient only: the derivative of the softcap and the class scale
 };
 constexpr unsigned kPowers = kSquares | kCubes;
 constexpr unsigned kAnyIndex = kMean | kWeights | kEntropy | kPowers;
@@ -25,16 +26,16 @@ struct Constant {
   static constexpr unsigned value = n;
 };
 
-// The sets that are compiled, beside those of everything.
+// The sets that are compiled, besides the two that have all terms.
 template <unsigned... sets>
 struct Compiled {
-  // The smallest that holds what is wanted.
+  // The smallest compiled set that has the wanted terms.
   static unsigned find(unsigned wanted) {
     const bool known = ((wanted == sets) || ...);
     return known ? wanted : all_of(wanted);
   }
 
-  // visit(Constant<set>)
+  // Calls visit(Constant<set>()).
   template <class Visit>
   static void with(unsigned set, Visit visit) {
     const auto visit_if = [&](auto one) {

@@ -51,7 +51,7 @@ def by_coefficients(problem: Problem, table: Tensor, partials: list[Tensor | Non
     q = p.tensors.target if p.settings.soft else torch.zeros_like(p.logits)
     x = p.logits - torch.where(s["shift"] == -INF, 0.0, s["shift"])[:, None]  # (N, V)
     wide = algebra.Coefficients(*[c[:, None] for c in k])
-    g = algebra.slope_at(x.clamp(min=-1e4), unit[:, None], weight, wide) + wide.soft * q
+    g = algebra.gradient_at(x.clamp(min=-1e4), unit[:, None], weight, wide) + wide.soft * q
     pivot = pivot[:, None]
     at_pivot = k.at_pivot[:, None] + wide.mean * weight.gather(1, pivot.clamp(min=0))
     g = torch.where(torch.arange(g.shape[1]) == pivot, at_pivot, g)
@@ -68,11 +68,11 @@ def _of_target(p: Problem, s: dict[str, Tensor], of: dict[str, Tensor]):
     common = of["lse"], of["log_prob"], of["log_odds"], of["target"]
     if not p.settings.soft:
         d, pivot, soft = s["log_odds"], p.tensors.target, zero
-        all_, at_pivot = algebra.slopes_of_index(d, *common)
+        all_, at_pivot = algebra.coefficients_of_index(d, *common)
     else:
         d, pivot = s["pivot_log_odds"], s["top"].to(torch.int64)
         own = p.tensors.target.gather(1, pivot[:, None])[:, 0].double()
-        found = algebra.slopes_of_soft(d, own, s["mass"], s["log_prob"], *common)
+        found = algebra.coefficients_of_soft(d, own, s["mass"], s["log_prob"], *common)
         all_, at_pivot, soft = found
     return d, pivot, algebra.Coefficients(all_, at_pivot, zero, zero, zero, zero, soft)
 
@@ -82,15 +82,15 @@ def _of_requests(d: Tensor, unit: Tensor, s: dict[str, Tensor], of: dict[str, Te
     zero = torch.zeros_like(d)
     all_, at_pivot, spread, square, cube, mean = (zero,) * 6
     if "entropy" in s:
-        all_, at_pivot, spread = algebra.slopes_of_entropy(
+        all_, at_pivot, spread = algebra.coefficients_of_entropy(
             d, s["log_sum"], s["entropy"], of["entropy"]
         )
     if "rest_squares" in s or "rest_cubes" in s:
-        more, more_at_pivot, square, cube = algebra.slopes_of_powers(
+        more, more_at_pivot, square, cube = algebra.coefficients_of_powers(
             d, unit, s.get("rest_squares", zero), s.get("rest_cubes", zero),
             of.get("rest_squares", zero), of.get("rest_cubes", zero),
         )  # fmt: skip
         all_, at_pivot = all_ + more, at_pivot + more_at_pivot
     if "mean" in s:
-        mean = algebra.slope_of_mean(s["support"], of["mean"])
+        mean = algebra.coefficient_of_mean(s["support"], of["mean"])
     return algebra.Coefficients(all_, at_pivot, spread, square, cube, mean, zero)

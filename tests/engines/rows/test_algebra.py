@@ -47,8 +47,9 @@ def test_coefficients_are_autograd_of_the_fields(soft, name):
 
 FUNCTIONS = [
     "finite_or_nan", "product", "log1p", "one_minus_exp", "logit_of_exp", "odds_of", "soft_fields",
-    "entropy_of", "unit_of", "blank_fields", "slopes_of_index", "slopes_of_soft",
-    "slopes_of_entropy", "slopes_of_powers", "slope_of_mean",
+    "entropy_of", "unit_of", "fields_of_empty_rows", "coefficients_of_index",
+    "coefficients_of_soft", "coefficients_of_entropy", "coefficients_of_powers",
+    "coefficient_of_mean",
 ]  # fmt: skip
 
 
@@ -70,11 +71,11 @@ def test_a_kernel_gets_every_function():
     from xent.engines.triton import algebra as compiled
 
     functions = {k for k, v in vars(algebra).items() if inspect.isfunction(v)} - {"NamedTuple"}
-    assert {"odds_of", "slope_at", "product", "constant"} <= functions
+    assert {"odds_of", "gradient_at", "product", "constant"} <= functions
     for name in functions:
         assert not inspect.isfunction(getattr(compiled._algebra, name)), name
     bound = {k for k, v in vars(compiled).items() if v in vars(compiled._algebra).values()}
-    assert bound & functions - {"slope_at"} <= set(FUNCTIONS)
+    assert bound & functions - {"gradient_at"} <= set(FUNCTIONS)
 
 
 # ---- one list of names --------------------------------------------------------------------------
@@ -104,7 +105,7 @@ def test_every_request_but_the_largest_class_has_a_term_of_the_core():
     assert terms.pop("Plain") == "0"
     assert sorted(bits) == [0, *(1 << k for k in range(len(terms)))]
     assert {name.capitalize() for name in REQUESTS} - {"Top"} == terms.keys() - {
-        "Weights", "Soft", "Slope",
+        "Weights", "Soft", "Transform",
     }  # fmt: skip
 
 
@@ -125,10 +126,10 @@ def names_in(file: Path) -> dict[str, set[str]]:
 def test_kernels_look_up_names_that_are_there():
     """A name that no list has would be one that is not wanted, and never be stored."""
     pytest.importorskip("triton")
-    from xent.engines.triton import gradient, one_pass, sweep
+    from xent.engines.triton import gradient, one_sweep, sweep
 
     lists = {
-        "SUMS": set(sweep.SUMMED),
+        "SUMS": set().union(*sweep.SUMMED.values()),
         "FIELDS": set(FIELDS),
         "NAMES": {*gradient.ALWAYS, *algebra.Coefficients._fields, "at_top"},
         "PLACES": set(gradient.PLACES.value.split()),
@@ -138,4 +139,4 @@ def test_kernels_look_up_names_that_are_there():
         for names, looked_up in names_in(file).items():
             seen.setdefault(names, set()).update(looked_up)
     assert seen == lists
-    assert set(one_pass.SUMS.value.split()) <= lists["SUMS"]
+    assert set(one_sweep.SUMS.value.split()) <= lists["SUMS"]

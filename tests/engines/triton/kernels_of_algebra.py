@@ -9,15 +9,15 @@ from torch import Tensor
 
 from xent.engines.rows import algebra as text
 from xent.engines.triton.algebra import (
-    blank_fields,
+    coefficient_of_mean,
+    coefficients_of_entropy,
+    coefficients_of_index,
+    coefficients_of_powers,
+    coefficients_of_soft,
     entropy_of,
+    fields_of_empty_rows,
     finite_or_nan,
     odds_of,
-    slope_of_mean,
-    slopes_of_entropy,
-    slopes_of_index,
-    slopes_of_powers,
-    slopes_of_soft,
     soft_fields,
     unit_of,
 )
@@ -44,12 +44,12 @@ DRAWN = {
     "soft_fields": (LOGIT, LOGIT[:-2], SUM, WHOLE, PROB, PROB, SUM),
     "entropy_of": (LOGIT, LOGIT[:-2], SUM, WHOLE, SUM),
     "unit_of": (LOGIT, LOGIT[:-2], SUM, WHOLE),
-    "blank_fields": (WHOLE, WHOLE, PROB),
-    "slopes_of_index": (LOGIT, SLOPE, SLOPE, SLOPE, SLOPE),
-    "slopes_of_soft": (LOGIT, PROB, PROB, (0.0, 0.5, -1e-9, -3.0, -700.0), *[SLOPE] * 4),
-    "slopes_of_entropy": (LOGIT, (-1e-9, 0.5, 7.0), (0.0, 1e-9, 2.0), SLOPE),
-    "slopes_of_powers": (LOGIT, PROB, PROB, PROB, SLOPE, SLOPE),
-    "slope_of_mean": (WHOLE, SLOPE),
+    "fields_of_empty_rows": (WHOLE, WHOLE, PROB),
+    "coefficients_of_index": (LOGIT, SLOPE, SLOPE, SLOPE, SLOPE),
+    "coefficients_of_soft": (LOGIT, PROB, PROB, (0.0, 0.5, -1e-9, -3.0, -700.0), *[SLOPE] * 4),
+    "coefficients_of_entropy": (LOGIT, (-1e-9, 0.5, 7.0), (0.0, 1e-9, 2.0), SLOPE),
+    "coefficients_of_powers": (LOGIT, PROB, PROB, PROB, SLOPE, SLOPE),
+    "coefficient_of_mean": (WHOLE, SLOPE),
 }
 
 
@@ -104,18 +104,18 @@ def call(given, out, NAME: tl.constexpr, ARGUMENTS: tl.constexpr, COUNT: tl.cons
         tl.store(out + n, entropy_of(odds_of(a, b, c, d), e))
     elif NAME == "unit_of":
         tl.store(out + n, unit_of(odds_of(a, b, c, d)))
-    elif NAME == "blank_fields":
-        store(out, n, blank_fields(a == 0, b == 0, c), COUNT)
-    elif NAME == "slopes_of_index":
-        store(out, n, slopes_of_index(a, b, c, d, e), COUNT)
-    elif NAME == "slopes_of_soft":
-        store(out, n, slopes_of_soft(a, b, c, d, e, f, g, h), COUNT)
-    elif NAME == "slopes_of_entropy":
-        store(out, n, slopes_of_entropy(a, b, c, d), COUNT)
-    elif NAME == "slopes_of_powers":
-        store(out, n, slopes_of_powers(a, b, c, d, e, f), COUNT)
-    elif NAME == "slope_of_mean":
-        tl.store(out + n, slope_of_mean(a, b))
+    elif NAME == "fields_of_empty_rows":
+        store(out, n, fields_of_empty_rows(a == 0, b == 0, c), COUNT)
+    elif NAME == "coefficients_of_index":
+        store(out, n, coefficients_of_index(a, b, c, d, e), COUNT)
+    elif NAME == "coefficients_of_soft":
+        store(out, n, coefficients_of_soft(a, b, c, d, e, f, g, h), COUNT)
+    elif NAME == "coefficients_of_entropy":
+        store(out, n, coefficients_of_entropy(a, b, c, d), COUNT)
+    elif NAME == "coefficients_of_powers":
+        store(out, n, coefficients_of_powers(a, b, c, d, e, f), COUNT)
+    elif NAME == "coefficient_of_mean":
+        tl.store(out + n, coefficient_of_mean(a, b))
 
 
 def by_torch(name: str, given: Tensor) -> Tensor:
@@ -129,7 +129,9 @@ def by_torch(name: str, given: Tensor) -> Tensor:
         "soft_fields": lambda: text.soft_fields(odds, *first[:2], *rest),
         "entropy_of": lambda: text.entropy_of(odds, *rest),
         "unit_of": lambda: text.unit_of(odds),
-        "blank_fields": lambda: text.blank_fields(given[0] == 0, given[1] == 0, given[2]),
+        "fields_of_empty_rows": lambda: text.fields_of_empty_rows(
+            given[0] == 0, given[1] == 0, given[2]
+        ),
     }.get(name, lambda: getattr(text, name)(*given))()
     results = results if isinstance(results, tuple) else (results,)
     return torch.stack([torch.as_tensor(x).double().expand(COUNT) for x in results])

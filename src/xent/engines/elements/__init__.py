@@ -1,8 +1,8 @@
-"""Losses of single elements: what an engine is asked, the choice of one, and derivatives.
+"""Losses of single elements: the choice of an engine, and derivatives.
 
-A loss here is a function of one logit and its target, in [0, 1], for every element of a tensor.
-Its ``body``, plain operations in float64, is the specification; a ``form`` says what the kernels
-must do to compute the same. ``loss`` and ``values`` are the front doors.
+Such a loss is a function of one logit and its target, in [0, 1], for every element of a tensor. The
+``body`` of the loss, plain operations in float64, is the specification; its ``form`` tells the
+kernels how to compute the same. Other rooms call ``loss`` and ``values``.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ _REFERENCE_GRADIENT = "autograd on plain tensor operations, piece by piece"
 
 
 def loss(problem: ElementProblem, divisor: float | Tensor, engine: str) -> Tensor:
-    """The sum over all elements by ``divisor``, differentiable, 0-d."""
+    """Return the sum over all elements by ``divisor``, 0-d, differentiable."""
     taken = _engine(problem, engine)
     if taken is None or (isinstance(divisor, Tensor) and _tracked(divisor)):
         return reference.plain_loss(problem, divisor)
@@ -70,7 +70,7 @@ def loss(problem: ElementProblem, divisor: float | Tensor, engine: str) -> Tenso
 
 
 def values(problem: ElementProblem, engine: str) -> Tensor:
-    """One value per element, differentiable."""
+    """Return one value per element, differentiable."""
     taken = _engine(problem, engine)
     if taken is None:
         return reference.plain_values(problem).to(problem.dtype)
@@ -82,7 +82,7 @@ def values(problem: ElementProblem, engine: str) -> Tensor:
 
 
 def map_values(problem: ElementProblem, module: ElementEngine) -> Tensor:
-    """One value per element from an engine, with the gradient of its input."""
+    """Return one value per element from an engine, differentiable with respect to the input."""
     if not _tracked(problem.input):
         return module.values(problem)
     result = _apply_values(problem.input, (problem, module))
@@ -91,7 +91,7 @@ def map_values(problem: ElementProblem, module: ElementEngine) -> Tensor:
 
 
 def reduce(problem: ElementProblem, module: ElementEngine, divisor: float | Tensor) -> Tensor:
-    """The sum by ``divisor`` from an engine, with the gradient of its input."""
+    """Return the sum by ``divisor`` from an engine, differentiable with respect to the input."""
     if not _tracked(problem.input):
         return module.loss(problem, divisor, False)[0]
     result = _apply_reduction(problem.input, (problem, module, divisor))
@@ -108,10 +108,10 @@ def plain(
     body: Callable[..., Tensor],
     form: Form,
 ) -> Tensor | None:
-    """The result of the plainest call in the fewest steps, or None if the call is not plain.
+    """Return the result of a plain call in the fewest steps, or None if the call is not plain.
 
-    Plain are logits, targets and weights of one dtype on the CPU; no weight is 0. Every check here
-    is part of what small batches cost.
+    A call is plain if logits, targets and weights have one dtype and are on the CPU, and no weight
+    is 0. For small batches every check here takes a noticeable part of the time.
     """
     if (
         type(input) not in PLAIN_TENSORS
@@ -136,7 +136,7 @@ def plain(
 
 
 def _is_plain_weight(x: Any, input: Tensor) -> bool:
-    """True for plain memory that broadcasts along the first axes, without zeros."""
+    """Return True for a tensor in CPU memory without zeros that broadcasts along the first axes."""
     return (
         type(x) is Tensor
         and x.dtype is input.dtype
@@ -149,7 +149,7 @@ def _is_plain_weight(x: Any, input: Tensor) -> bool:
 
 
 def _engine(problem: ElementProblem, engine: str) -> str | None:
-    """The engine that computes a problem; None where plain operations must."""
+    """Return the engine that computes a problem; None if plain operations must compute it."""
     taken = choose(problem, engine).engine
     if taken != "reference":
         return taken
@@ -166,16 +166,16 @@ def _tracked(tensor: Tensor) -> bool:
 class ElementReduction(torch.autograd.Function):
     """The sum of all values by a divisor.
 
-    A loss that is one number is nearly always differentiated with slope 1, so the gradient is
-    computed ahead, in the sweep of the forward pass, for three fifths of the traffic of two
-    sweeps. Any other slope, or a second backward pass, sweeps again.
+    A loss that is one number is nearly always differentiated with slope 1. So the gradient is
+    computed ahead, in the sweep of the forward pass, which reads and writes three fifths of what
+    two sweeps would. For any other slope, and for a second backward pass, there is a second sweep.
     """
 
     @staticmethod
     def forward(
         ctx: Any, input: Tensor, question: tuple[ElementProblem, ElementEngine, float | Tensor]
     ) -> Tensor:
-        """The loss, 0-d. The question is one argument, because each costs time."""
+        """Return the loss, 0-d. The question is one argument, because each argument takes time."""
         problem, ctx.module, ctx.divisor = question
         loss, ctx.gradient = ctx.module.loss(problem, ctx.divisor, True)
         ctx.save_for_backward(*problem.tensors)
@@ -184,9 +184,9 @@ class ElementReduction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        """The gradient of the input."""
+        """Return the gradient of the input."""
         (grad,) = grads
-        # Handed over, not kept: the leaf may take the memory as its own.
+        # The context keeps no reference, so that the leaf may take the memory as its own.
         ahead, ctx.gradient = ctx.gradient, None
         differentiable = only_differentiable(grad)
         if ahead is not None and not differentiable and ctx.module.fits(grad):
@@ -199,11 +199,11 @@ class ElementReduction(torch.autograd.Function):
 
 
 class ElementValues(torch.autograd.Function):
-    """One value per element; the gradient is computed when its slopes are known."""
+    """One value per element; the gradient is computed when the slopes are known."""
 
     @staticmethod
     def forward(ctx: Any, input: Tensor, question: tuple[ElementProblem, ElementEngine]) -> Tensor:
-        """The values."""
+        """Return the values."""
         problem, ctx.module = question
         ctx.save_for_backward(*problem.tensors)
         ctx.settings = problem[TENSORS:]
@@ -211,7 +211,7 @@ class ElementValues(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        """The gradient of the input."""
+        """Return the gradient of the input."""
         (grad,) = grads
         problem = ElementProblem(*ctx.saved_tensors, *ctx.settings)
         if only_differentiable(grad):
@@ -220,13 +220,13 @@ class ElementValues(torch.autograd.Function):
         return ctx.module.gradient(problem, grad, 1.0), None
 
 
-# torch.autograd.Function.apply without its look for torch.func, which is done by then: 2.5 us.
+# torch.autograd.Function.apply without its check for torch.func, which has been done: saves 2.5 us.
 _apply_reduction = super(torch.autograd.Function, ElementReduction).apply  # pyright: ignore
 _apply_values = super(torch.autograd.Function, ElementValues).apply  # pyright: ignore
 
 
 def _plain_gradient(function: Callable[[], Tensor], input: Tensor, grad: Tensor) -> Tensor:
-    """The gradient of plain operations, which is differentiable itself."""
+    """Return the gradient of plain operations; it can be differentiated again."""
     record = torch.is_grad_enabled()
     with torch.enable_grad():
         result = function()

@@ -6,7 +6,7 @@ import functools
 
 from torch import Tensor
 
-FOREVER = 1 << 62  # more elements than any tensor has
+FOREVER = 1 << 62  # a repeat longer than any tensor
 
 
 def dense(input: Tensor) -> Tensor:
@@ -24,11 +24,11 @@ class MemoryOrder:
     @functools.cached_property
     def order(self) -> list[int]:
         """The axes, those with the largest steps first."""
-        # Axes of length 1 may have any step; their place does not matter.
+        # Axes of length 1 may have any step, so their place does not matter.
         return sorted(range(len(self.shape)), key=lambda axis: -self.strides[axis])
 
     def is_dense(self) -> bool:
-        """Return whether the tensor has a number in every place from its first to its last."""
+        """Return True if the tensor fills all memory between its first and its last number."""
         step = 1
         for axis in reversed(self.order):
             if self.shape[axis] > 1 and self.strides[axis] != step:
@@ -37,10 +37,10 @@ class MemoryOrder:
         return True
 
     def operand(self, x: Tensor) -> tuple[Tensor, int, int]:
-        """Return a tensor that broadcasts as (numbers in memory, repeat, period).
+        """Return a broadcast tensor as (tensor that holds the numbers, repeat, period).
 
         Element i in memory order is number ``i // repeat % period``. A tensor that does not repeat
-        in this way is copied, element by element.
+        in this way is copied, with one number for each element.
         """
         strides = x.stride()
         if strides == self.strides and x.shape == self.shape:

@@ -1,8 +1,13 @@
-"""The element-wise kernel as torch operators, so that compilers see one opaque call each way."""
+"""The element-wise kernel as torch operators: for the sum, the values and the gradient.
+
+Compilers put these operators into their graphs. The schemas are made of the tensor fields of
+:class:`ElementProblem`.
+"""
 
 from __future__ import annotations
 
 import math
+from typing import Any, get_type_hints
 
 import torch
 from torch import Tensor
@@ -11,117 +16,100 @@ from . import native, triton
 from .problem import TENSORS, ElementProblem, Form
 
 _MODULES = {"native": native, "triton": triton}
+_KINDS = list(get_type_hints(ElementProblem).items())[:TENSORS]
+_TENSORS = ", ".join(f"Tensor{'' if kind is Tensor else '?'} {name}" for name, kind in _KINDS)
+_QUESTION = f"{_TENSORS}, float[] form, float ignored, bool bounded, ScalarType dtype, str engine"
 
 
 def total_op(problem: ElementProblem, engine: str) -> Tensor:
-    """The sum over all elements through the operator, 0-d, float64; differentiable."""
-    return element_total(*_flatten(problem), engine)
+    """Return the sum over all elements, computed by the operator, 0-d, float64; differentiable."""
+    return element_total(*_question(problem, engine))
 
 
 def values_op(problem: ElementProblem, engine: str) -> Tensor:
-    """One value per element through the operator; differentiable."""
-    return element_values(*_flatten(problem), engine)
+    """Return one value per element, computed by the operator; differentiable."""
+    return element_values(*_question(problem, engine))
 
 
-def _flatten(p: ElementProblem) -> tuple:
+def _question(p: ElementProblem, engine: str) -> tuple[Any, ...]:
+    """Return a problem and its engine as arguments of an operator."""
     assert p.form is not None
     ignored = math.nan if p.ignore_value is None else float(p.ignore_value)
-    return (*p.tensors, [float(x) for x in p.form], ignored, p.bounded, p.dtype)
+    return (*p.tensors, [float(x) for x in p.form], ignored, p.bounded, p.dtype, engine)
 
 
-def _problem(
-    tensors: tuple[Tensor | None, ...],
-    form: list[float],
-    ignored: float,
-    bounded: bool,
-    dtype: torch.dtype,
-) -> ElementProblem:
-    input, target, weight, pos_weight = tensors
-    assert input is not None
-    assert target is not None
-    return ElementProblem(
-        input, target, weight, pos_weight, _no_body, Form(*form),
-        None if math.isnan(ignored) else ignored, bounded, dtype,
+def _read(given: tuple[Any, ...]) -> tuple[ElementProblem, Any]:
+    """Return the problem and the engine from the arguments of an operator."""
+    *tensors, form, ignored, bounded, dtype, engine = given
+    problem = ElementProblem(
+        *tensors, body=_no_body, form=Form(*form),
+        ignore_value=None if math.isnan(ignored) else ignored, bounded=bounded, dtype=dtype,
     )  # fmt: skip
+    return problem, _MODULES[engine]
 
 
 def _no_body(*_: Tensor | None) -> Tensor:
     raise AssertionError("a compiled loss is computed by its kernel")
 
 
-@torch.library.custom_op("xent::element_total", mutates_args=())
-def element_total(
-    input: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    pos_weight: Tensor | None,
-    form: list[float],
-    ignored: float,
-    bounded: bool,
-    dtype: torch.dtype,
-    engine: str,
-) -> Tensor:
-    """The sum over all elements, 0-d, float64."""
-    problem = _problem((input, target, weight, pos_weight), form, ignored, bounded, dtype)
-    return _MODULES[engine].loss(problem._replace(dtype=torch.float64), 1.0, ahead=False)[0]
+def _total(*given: Any) -> Tensor:
+    """Return the sum over all elements, 0-d, float64."""
+    problem, engine = _read(given)
+    return engine.loss(problem._replace(dtype=torch.float64), 1.0, ahead=False)[0]
+
+
+element_total = torch.library.custom_op(
+    "xent::element_total", _total, mutates_args=(), schema=f"({_QUESTION}) -> Tensor"
+)
 
 
 @element_total.register_fake
-def _(input, *_rest) -> Tensor:
+def _(input: Tensor, *_rest: Any) -> Tensor:
     return input.new_empty((), dtype=torch.float64)
 
 
-@torch.library.custom_op("xent::element_values", mutates_args=())
-def element_values(
-    input: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    pos_weight: Tensor | None,
-    form: list[float],
-    ignored: float,
-    bounded: bool,
-    dtype: torch.dtype,
-    engine: str,
-) -> Tensor:
-    """One value per element."""
-    problem = _problem((input, target, weight, pos_weight), form, ignored, bounded, dtype)
-    return _MODULES[engine].values(problem)
+def _values(*given: Any) -> Tensor:
+    """Return one value per element."""
+    problem, engine = _read(given)
+    return engine.values(problem)
+
+
+element_values = torch.library.custom_op(
+    "xent::element_values", _values, mutates_args=(), schema=f"({_QUESTION}) -> Tensor"
+)
 
 
 @element_values.register_fake
-def _(input, target, weight, pos_weight, form, ignored, bounded, dtype, engine):
-    return torch.empty_like(input, dtype=dtype)
+def _(*given: Any) -> Tensor:
+    problem, _ = _read(given)
+    return torch.empty_like(problem.input, dtype=problem.dtype)
 
 
-@torch.library.custom_op("xent::element_gradient", mutates_args=())
-def element_gradient(
-    upstream: Tensor,
-    input: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    pos_weight: Tensor | None,
-    form: list[float],
-    ignored: float,
-    bounded: bool,
-    dtype: torch.dtype,
-    engine: str,
-) -> Tensor:
-    """The gradient of the input for slopes ``upstream``, one number or one per element."""
-    problem = _problem((input, target, weight, pos_weight), form, ignored, bounded, dtype)
-    return _MODULES[engine].gradient(problem, upstream, 1.0)
+def _gradient(upstream: Tensor, *given: Any) -> Tensor:
+    """Return the gradient of the input for slopes ``upstream``, one number or one per element."""
+    problem, engine = _read(given)
+    return engine.gradient(problem, upstream, 1.0)
+
+
+element_gradient = torch.library.custom_op(
+    "xent::element_gradient",
+    _gradient,
+    mutates_args=(),
+    schema=f"(Tensor upstream, {_QUESTION}) -> Tensor",
+)
 
 
 @element_gradient.register_fake
-def _(upstream, input, *_rest) -> Tensor:
+def _(upstream: Tensor, input: Tensor, *_rest: Any) -> Tensor:
     return torch.empty_like(input)
 
 
-def _setup_context(ctx, inputs, output) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(*inputs[:TENSORS])
     ctx.settings = inputs[TENSORS:]
 
 
-def _backward(ctx, upstream: Tensor) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
     gradient = element_gradient(upstream, *ctx.saved_tensors, *ctx.settings)
     return (gradient,) + (None,) * (TENSORS - 1 + len(ctx.settings))
 

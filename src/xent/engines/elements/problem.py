@@ -10,12 +10,13 @@ from torch import Tensor
 
 
 class Form(NamedTuple):
-    """A loss that the kernel knows: a modulator, and the two log terms of cross-entropy.
+    """A loss that the kernel can compute: a modulator times the two log terms of cross-entropy.
 
-    ``(positive t + negative (1 - t)) |t (1 - p) + side (1 - t) p|^gamma`` multiplies
-    ``-(pos_weight t log p + (1 - t) log(1 - p))``. Targets above ``plain_above`` have ``t`` for a
-    modulator. With a margin from 0 on, ``max(p - margin, 0)`` takes the place of ``p`` for targets
-    0, whose power is ``gamma_negative``; the modulator may be ``detached`` (1) from the gradient.
+    The modulator is ``(positive t + negative (1 - t)) |t (1 - p) + side (1 - t) p|^gamma``, and the
+    log terms are ``-(pos_weight t log p + (1 - t) log(1 - p))``. For targets above ``plain_above``
+    the modulator is ``t``. A margin below 0 stands for none. With a margin, ``max(p - margin, 0)``
+    takes the place of ``p`` for targets 0, and their power is ``gamma_negative``. If ``detached``
+    is 1, the gradient takes the modulator for a constant.
     """
 
     positive: float = 1.0
@@ -29,7 +30,7 @@ class Form(NamedTuple):
 
 
 class ElementProblem(NamedTuple):
-    """One call's question. The tensors have been checked against each other."""
+    """The input of an engine: tensors that have been checked against each other, and the loss."""
 
     input: Tensor
     target: Tensor  # floating point, in the shape of `input`
@@ -38,12 +39,12 @@ class ElementProblem(NamedTuple):
     body: Callable[[Tensor, Tensor, Tensor | None], Tensor]
     form: Form | None
     ignore_value: float | None  # a target that marks elements to leave out
-    bounded: bool  # whether targets outside [0, 1] are errors
+    bounded: bool  # True if targets outside [0, 1] are errors
     dtype: torch.dtype  # of the result
 
     @property
     def tensors(self) -> tuple[Tensor | None, ...]:
-        """Every tensor: the first fields, in their order."""
+        """The tensors, which are the first fields."""
         return self[:TENSORS]
 
     def kept(self) -> Tensor | None:
@@ -51,7 +52,7 @@ class ElementProblem(NamedTuple):
         return None if self.ignore_value is None else self.target != self.ignore_value
 
     def mark(self) -> float | None:
-        """The target that marks elements to leave out, as targets hold it, which may round it."""
+        """Return ``ignore_value``, rounded to the dtype of the targets; None if there is none."""
         if self.ignore_value is None:
             return None
         return torch.tensor(self.ignore_value, dtype=self.target.dtype, device="cpu").item()
@@ -62,7 +63,7 @@ class ElementProblem(NamedTuple):
         return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in others)
 
     def out_of_range(self, value: float) -> ValueError:
-        """The error for a target outside [0, 1]."""
+        """Return the error for a target outside [0, 1]."""
         hint = "check the targets"
         if value == -1:
             hint = "for labels 1 and -1 pass (target + 1) / 2"
@@ -77,4 +78,4 @@ class ElementProblem(NamedTuple):
         return ValueError(message)
 
 
-TENSORS = 4  # of the fields of a problem
+TENSORS = 4  # number of the fields that are tensors, which come first

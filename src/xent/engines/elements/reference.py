@@ -1,8 +1,8 @@
 """The reference engine for losses of single elements: plain operations in float64.
 
 Intermediate results of a whole tensor in float64 would take ten times the memory of the logits and
-several times the time. So values, and gradients that need no second derivative, are computed piece
-by piece, in the caches.
+several times as long. So values, and gradients that need no second derivative, are computed piece
+by piece; a piece fits the caches.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from torch import Tensor
 from ..modes import deferred, refuse_where
 from .problem import ElementProblem
 
-# PyTorch gives a thread 32768 elements at least. Any number of threads cuts whole multiples of them
-# into the same vectors, so the bits are the same.
+# PyTorch gives each thread at least 32768 elements. Whole multiples of this number are cut into the
+# same vectors for any number of threads, so the bits are the same.
 PIECE = 32768
-PIECE_ELSEWHERE = 1 << 24  # on accelerators, which a piece that fits their caches would not fill
-LINE = 4096  # values of one partial sum
+PIECE_ELSEWHERE = 1 << 24  # on accelerators: a smaller piece would not give work to all their cores
+LINE = 4096  # number of values in one partial sum
 
 
 def is_small(problem: ElementProblem) -> bool:
-    """Return whether a problem fits into one piece, where plain operations cost least."""
+    """Return True if a problem fits one piece; then plain operations take the least time."""
     return problem.input.numel() <= PIECE
 
 
@@ -44,7 +44,7 @@ def plain_values(problem: ElementProblem) -> Tensor:
 
 
 def plain_loss(problem: ElementProblem, divisor: float | Tensor) -> Tensor:
-    """Return the sum over all elements, divided by ``divisor``, 0-d, by such operations."""
+    """Return the sum over all elements by ``divisor``, 0-d, in the same differentiable way."""
     lines = _line_sums(plain_values(problem).flatten())
     return (_total(lines) / divisor).to(problem.dtype)
 
@@ -52,9 +52,10 @@ def plain_loss(problem: ElementProblem, divisor: float | Tensor) -> Tensor:
 def loss(
     problem: ElementProblem, divisor: float | Tensor, ahead: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Return that sum piece by piece; on the CPU and with ``ahead`` also its gradient.
+    """Return the sum by ``divisor``, piece by piece; with ``ahead`` also its gradient.
 
-    On other devices the question whether the slope is 1 would have to wait for the device.
+    The gradient is None on other devices than the CPU, where :func:`fits` would have to wait for
+    the device.
     """
     ahead = ahead and problem.input.is_cpu
     gradient = _empty(problem, problem.input.dtype) if ahead else None
@@ -74,7 +75,7 @@ def loss(
 
 
 def fits(slope: Tensor) -> bool:
-    """Return whether a gradient that was computed with the loss, for slope 1, fits this slope."""
+    """Return True if a gradient that was computed with the loss, for slope 1, fits this slope."""
     return slope.item() == 1
 
 
@@ -109,7 +110,7 @@ def gradient(
 
 
 def check_targets(problem: ElementProblem) -> None:
-    """Raise for a target outside [0, 1]; only on the CPU, where a look need not wait."""
+    """Raise for a target outside [0, 1]; only on the CPU, where no device must be waited for."""
     if not problem.bounded or problem.target.device.type != "cpu":
         return
     target, kept = problem.target, problem.kept()
@@ -124,7 +125,7 @@ def check_targets(problem: ElementProblem) -> None:
 
 
 def _empty(problem: ElementProblem, dtype: torch.dtype) -> Tensor:
-    """Return memory for one number per element, a vector."""
+    """Return a vector with memory for one number per element."""
     return torch.empty(problem.input.numel(), dtype=dtype, device=problem.input.device)
 
 
@@ -134,7 +135,7 @@ def _wide(x: Tensor) -> Tensor:
 
 
 def _pieces(problem: ElementProblem) -> Iterator[tuple[int, ElementProblem]]:
-    """Yield the first element of each piece of a problem, and the piece; its input is a leaf."""
+    """Yield (number of the first element, piece) of a problem; the input of a piece is a leaf."""
     flat = [_flat(x, problem.input) for x in problem.tensors]
     for begin, end in _spans(problem.input):
         input, target, *weights = (x[begin:end] if x is not None and x.ndim else x for x in flat)
@@ -148,7 +149,7 @@ def _pieces(problem: ElementProblem) -> Iterator[tuple[int, ElementProblem]]:
 
 
 def _flat(x: Tensor | None, input: Tensor) -> Tensor | None:
-    """Return the elements of a tensor that broadcasts as a vector; 0-d if it is one number."""
+    """Return a broadcast tensor as a vector of all elements, or 0-d if it is one number."""
     if x is None:
         return None
     if x.numel() == 1 and x is not input:
@@ -157,7 +158,7 @@ def _flat(x: Tensor | None, input: Tensor) -> Tensor | None:
 
 
 def _spans(input: Tensor) -> Iterator[tuple[int, int]]:
-    """Yield the bounds of each piece; whole multiples of PIECE come before the rest."""
+    """Yield the bounds of each piece; all but the last piece are whole multiples of PIECE."""
     count = input.numel()
     piece = PIECE * torch.get_num_threads() if input.is_cpu else PIECE_ELSEWHERE
     begin = 0
@@ -169,7 +170,7 @@ def _spans(input: Tensor) -> Iterator[tuple[int, int]]:
 
 
 def _line_sums(values: Tensor) -> Tensor:
-    """Return the sums of lines of values, and of the incomplete line behind them."""
+    """Return the sum of each line of values; the last line may be incomplete."""
     if deferred():
         return values.sum().unsqueeze(0)
     whole = values.numel() // LINE * LINE
@@ -178,7 +179,7 @@ def _line_sums(values: Tensor) -> Tensor:
 
 
 def _total(lines: Tensor) -> Tensor:
-    """Return the sum of partial sums, again by lines."""
+    """Return the sum of partial sums, which are again added line by line."""
     while lines.numel() > LINE:
         lines = _line_sums(lines)
     return lines.sum()

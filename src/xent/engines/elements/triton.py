@@ -1,6 +1,6 @@
 """The Triton engine for losses of single elements: launches the kernel of ``engines/triton/``.
 
-Nothing here waits for the device: where a decision needs a number, the kernel looks at the number.
+No function waits for the device: where a decision depends on a number, the kernel reads the number.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from ..triton.elements import Operand
 
 BLOCK = 2048  # elements that a program takes at once
-DOUBLE_BLOCK = 512  # the same in float64: registers hold no more between the steps
-PROGRAMS = 4096  # at most, on every device: the number of programs decides the bits of the sum
+DOUBLE_BLOCK = 512  # the same in float64, where registers hold fewer numbers
+PROGRAMS = 4096  # the most, on every device: the bits of the sum depend on the number of programs
 
 
 def loss(
@@ -35,7 +35,7 @@ def loss(
 
 
 def fits(slope: Tensor) -> bool:
-    """Return False: only the device knows whether the slope is 1; see :func:`gradient`."""
+    """Return False: only the device knows the slope; the kernel of :func:`gradient` reads it."""
     return False
 
 
@@ -66,10 +66,10 @@ def gradient(
 
 
 def _modulator(form: Form) -> tuple[str, int]:
-    """Return the modulator of the log terms, and its power if that is whole.
+    """Return the modulator of the log terms, and gamma if it is whole.
 
-    "plain": none; "whole": error^gamma for a whole gamma; "any": for any gamma; "margin": with a
-    margin.
+    "plain" is no modulator, "whole" is error^gamma for a whole gamma, "any" is error^gamma for any
+    gamma, "margin" is the modulator with a margin.
     """
     if form.margin >= 0:
         return "margin", 0
@@ -81,22 +81,22 @@ def _modulator(form: Form) -> tuple[str, int]:
 
 
 def _in_double(form: Form) -> bool:
-    """Return whether float32 would lose its digits.
+    """Return True if float32 would lose its digits.
 
-    Powers that go through logarithms lose digits, and so does a difference of target and
+    Powers that are computed from logarithms lose digits, and so does a difference of target and
     probability.
     """
     return _modulator(form)[0] in ("any", "margin") or form.side < 0
 
 
 def _operand(x: Tensor | None, order: MemoryOrder, count: int) -> Operand | None:
-    """Return a tensor that broadcasts to ``count`` elements as the kernel takes it."""
+    """Return a tensor that broadcasts to ``count`` elements, in the form that the kernel takes."""
     from ..triton.elements import EACH, ONE, PERIODIC, REPEATED, Operand
 
     if x is None:
         return None
     numbers, repeat, period = order.operand(x)
-    if (repeat == 1 and period == count) or count == 0:  # without elements nothing is read
+    if (repeat == 1 and period == count) or count == 0:  # with count 0 nothing is read
         return Operand(numbers, EACH)
     if period == 1:
         return Operand(numbers, ONE)
@@ -104,7 +104,7 @@ def _operand(x: Tensor | None, order: MemoryOrder, count: int) -> Operand | None
 
 
 def _grid(problem: ElementProblem) -> tuple[int, int]:
-    """Return the number of programs, and of the elements that each takes at once."""
+    """Return (number of programs, number of elements that a program takes at once)."""
     assert problem.form is not None
     block = DOUBLE_BLOCK if _in_double(problem.form) else BLOCK
     return max(1, min(-(-problem.input.numel() // block), PROGRAMS)), block

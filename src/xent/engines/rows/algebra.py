@@ -13,13 +13,14 @@ sum over the rest, relative to a ``shift`` that is the largest logit of the rest
 Every argument and result is a float64 tensor with one number for each row, (N,). No function
 subtracts two nearly equal numbers: small losses keep all their digits.
 
-**One text, two readers.** PyTorch runs the functions as they stand; the reference engine is a few
-sums and these functions, and autograd differentiates the fields. Triton compiles the same source:
-``engines/triton/algebra.py`` gives the names ``xp``, ``log1p``, ``product``, ``constant`` and so
-on their meaning in a kernel. (``xp`` is the usual name for "PyTorch, NumPy, or what stands in for
-them".) The C++ core has a hand-written copy. In ``tests/engines/rows``, ``test_native_algebra.py``
-compares that with this text function by function; ``test_algebra.py`` compares the coefficients
-with autograd of the fields, and the compiled functions with those of PyTorch.
+**One source, two users.** PyTorch runs the functions as they are: the reference engine computes a
+few sums and calls the functions, and autograd differentiates the fields. Triton compiles the same
+source: in ``engines/triton/algebra.py`` the names ``xp``, ``log1p``, ``product``, ``constant`` and
+others stand for functions of a kernel. (``xp`` is a common name for a module of array functions,
+such as PyTorch or NumPy.) The C++ core has a hand-written copy. In ``tests/engines/rows``,
+``test_native_algebra.py`` compares the copy with this source function by function;
+``test_algebra.py`` compares the coefficients with autograd of the fields, and the compiled
+functions with those of PyTorch.
 
 Triton reads the source, so functions here call only each other, ``xp`` and the imported names.
 """
@@ -72,8 +73,8 @@ class SoftFields(NamedTuple):
     mass: Tensor
 
 
-class Blank(NamedTuple):
-    """Fields of a row that has no classes to look at; (N,) each."""
+class EmptyRow(NamedTuple):
+    """Fields of a row without classes to look at; (N,) each."""
 
     zero: float
     lse: Tensor
@@ -83,8 +84,8 @@ class Blank(NamedTuple):
     support: Tensor
 
 
-# Which entry of `Blank` a field takes in such a row. Every other field is 0.
-BLANK = {
+# The entry of `EmptyRow` that a field has in such a row. Every other field is 0.
+IN_EMPTY_ROW = {
     "shift": "lse",
     "lse": "lse",
     "top_logit": "lse",
@@ -113,10 +114,10 @@ def lost_in_difference(a: Tensor, b: Tensor, difference: Tensor) -> Tensor:
 def odds_of(pivot: Tensor, shift: Tensor, small: Tensor, ties: Tensor) -> Odds:
     """Return the odds of the pivot from its logit and the sums over the rest.
 
-    ``ties`` counts the classes whose logit is the shift, ``small`` adds up all others, so that
-    ``total = ties + small`` says more than its own digits. An engine that does not count classes
-    passes ``ties = 0``. The total is 0 or, as the shift is close to the largest logit, close to 1
-    or larger.
+    ``ties`` is the number of classes whose logit is the shift, ``small`` the sum over all others.
+    Together they have more digits than ``total = ties + small``. An engine that does not count
+    classes passes ``ties = 0``. The total is 0 or, as the shift is close to the largest logit,
+    close to 1 or larger.
     """
     pivot = finite_or_nan(pivot)
     total = small + ties
@@ -126,8 +127,8 @@ def odds_of(pivot: Tensor, shift: Tensor, small: Tensor, ties: Tensor) -> Odds:
     lost = constant(small - (some - ties))
     log_sum = xp.where(empty, -INF, xp.log(some) + lost / constant(some))
 
-    # d = lead - log_sum, with lead = pivot - shift, whose rounding is known. A total that is NaN
-    # makes all of the row NaN, the derivative by the pivot included.
+    # d = lead - log_sum, with lead = pivot - shift. The rounding of the lead is known, and is
+    # corrected. If the total is NaN, all of the row is NaN, the derivative by the pivot included.
     lead = (pivot - shift) * constant(xp.where(total == total, 1.0, total))
     rounding = constant(lost_in_difference(pivot, shift, lead))
     d = lead - (log_sum - rounding)
@@ -176,14 +177,14 @@ def unit_of(odds: Odds) -> Tensor:
     return odds.rest_prob / xp.where(odds.total == 0, 1.0, odds.total)
 
 
-def blank_fields(nothing: Tensor, missed: Tensor, mass: Tensor) -> Blank:
-    """Return the fields of rows without classes.
+def fields_of_empty_rows(nothing: Tensor, missed: Tensor, mass: Tensor) -> EmptyRow:
+    """Return the fields of rows without classes to look at.
 
-    An ignored row is a row predicted with certainty: no loss of the family sees it. A shard whose
+    An ignored row has the fields of a certain prediction: every loss of it is 0. A shard whose
     classes are all masked (``nothing``) is the identity of the merge, with ``-inf`` for every
-    logit; its target has probability 0 if the shard should have held some of it (``missed``).
+    logit. Its target has probability 0 if the shard should hold a part of the target (``missed``).
     """
-    return Blank(
+    return EmptyRow(
         0.0,
         xp.where(nothing, -INF, 0.0),
         xp.where(missed, -INF, INF),
@@ -203,7 +204,7 @@ def blank_fields(nothing: Tensor, missed: Tensor, mass: Tensor) -> Blank:
 #
 # where unit = 1 / total. So unit e_j is the share of class j in the probability of the rest,
 # p_j = rest_prob unit e_j, and `all` is the gradient of the rest as a whole. The entry of the pivot
-# is formed by itself, from the log-odds: nowhere is there a "p - 1".
+# is computed separately, from the log-odds: there is no "p - 1".
 
 
 class Coefficients(NamedTuple):
@@ -224,7 +225,7 @@ def sigmoid(d: Tensor) -> Tensor:
     return xp.where(d < 0, e, 1.0) / (1.0 + e)
 
 
-def slopes_of_index(
+def coefficients_of_index(
     d: Tensor, of_lse: Tensor, of_log_prob: Tensor, of_log_odds: Tensor, of_target: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Return (all, at_pivot) of the fields that every loss of an index target may use."""
@@ -236,11 +237,11 @@ def slopes_of_index(
     return of_lse * rest_prob - slope, of_lse * sigmoid(d) + slope + of_target
 
 
-def slopes_of_soft(
+def coefficients_of_soft(
     d: Tensor, own: Tensor, mass: Tensor, log_prob: Tensor,
     of_lse: Tensor, of_log_prob: Tensor, of_log_odds: Tensor, of_target: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Return (all, at_pivot, soft) of the same fields for a soft target, ``own`` at the pivot."""
+    """Return (all, at_pivot, soft) of these fields for a soft target, ``own`` at the pivot."""
     rest_prob = sigmoid(-d)
     # log_odds is a function of log_prob, with derivative 1 / (1 - e^log_prob).
     flat = (of_log_odds == 0) | (log_prob >= 0)
@@ -252,7 +253,7 @@ def slopes_of_soft(
     return (of_lse - slope * mass) * rest_prob, at_pivot, slope + of_target
 
 
-def slopes_of_entropy(
+def coefficients_of_entropy(
     d: Tensor, log_sum: Tensor, entropy: Tensor, of_entropy: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return (all, at_pivot, spread): ``d entropy / d z_j = -p_j (log p_j + entropy)``."""
@@ -266,7 +267,7 @@ def slopes_of_entropy(
     return all_, at_pivot, -of_entropy * rest_prob
 
 
-def slopes_of_powers(
+def coefficients_of_powers(
     d: Tensor, unit: Tensor,
     squares: Tensor, cubes: Tensor, of_squares: Tensor, of_cubes: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
@@ -284,15 +285,15 @@ def slopes_of_powers(
     return -rest_prob * shared, -sigmoid(d) * shared, square, cube
 
 
-def slope_of_mean(support: Tensor, of_mean: Tensor) -> Tensor:
-    """Return the slope of each logit by the mean over ``support`` classes, before the weight."""
+def coefficient_of_mean(support: Tensor, of_mean: Tensor) -> Tensor:
+    """Return the coefficient ``mean``, for a mean over ``support`` classes."""
     return xp.where(support == 0, 0.0, of_mean / xp.where(support == 0, 1.0, support))
 
 
-def slope_at(x: Tensor, unit: Tensor, weight: Tensor, k: Coefficients) -> Tensor:
-    """Return the gradient at one class of the rest with ``z_j - shift = x``, without ``soft``.
+def gradient_at(x: Tensor, unit: Tensor, weight: Tensor, k: Coefficients) -> Tensor:
+    """Return the gradient of one class of the rest, without the term ``soft q_j``.
 
-    ``weight`` is its ``c_j``.
+    ``x`` is ``z_j - shift``, and ``weight`` is ``c_j``.
     """
     e = xp.exp(x)
     return e * (unit * (k.all + k.spread * x) + e * (k.square + e * k.cube)) + k.mean * weight

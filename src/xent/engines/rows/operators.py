@@ -1,7 +1,8 @@
-"""The engines with kernels as torch operators, so that compilers see one opaque call each way.
+"""The engines with kernels as torch operators: one for the statistics, one for the gradient.
 
-`torch.compile(fullgraph=True)` and `torch.export` put these into their graphs. Eager code does not
-come here: an operator registered from Python costs three times a plain autograd.Function.
+`torch.compile(fullgraph=True)` and `torch.export` put these operators into their graphs. Eager code
+does not use them: an operator registered from Python takes three times as long as a plain
+autograd.Function.
 
 The schemas are made of the fields of :class:`Tensors` and :class:`Settings`.
 """
@@ -27,7 +28,7 @@ _QUESTION = ", ".join([*_TENSORS, *_SETTINGS, "str engine"])
 
 
 def table_op(problem: Problem, engine: str, inplace_backward: bool) -> Tensor:
-    """The table of statistics through the operator; differentiable."""
+    """Return the table of statistics, computed by the operator; differentiable."""
     if inplace_backward:
         raise ValueError(
             "inplace_backward=True cannot be compiled; leave the memory to the compiler"
@@ -36,13 +37,13 @@ def table_op(problem: Problem, engine: str, inplace_backward: bool) -> Tensor:
 
 
 def question(problem: Problem, engine: str) -> tuple[Any, ...]:
-    """The arguments of an operator that stand for a problem and its engine."""
+    """Return a problem and its engine as arguments of an operator."""
     *settings, requests = problem.settings
     return (*problem.tensors, *settings, _SEPARATOR.join(requests), engine)
 
 
 def _read(given: tuple[Any, ...]) -> tuple[Problem, Any]:
-    """The problem and the engine that the arguments of an operator stand for."""
+    """Return the problem and the engine from the arguments of an operator."""
     count = len(Tensors._fields)
     *settings, requests, engine = given[count:]
     names = tuple(name for name in requests.split(_SEPARATOR) if name)
@@ -51,7 +52,7 @@ def _read(given: tuple[Any, ...]) -> tuple[Problem, Any]:
 
 
 def _row_statistics(*given: Any) -> Tensor:
-    """The table of statistics, (fields, N...) in float64."""
+    """Return the table of statistics, (fields, N...), in float64."""
     problem, engine = _read(given)
     return engine.row_statistics(problem)[0]
 
@@ -68,7 +69,7 @@ def _(logits: Tensor, *rest: Any) -> Tensor:
 
 
 def _row_gradient(statistics: Tensor, partials: Tensor, *given: Any) -> Tensor:
-    """The gradient of the logits."""
+    """Return the gradient of the logits."""
     problem, engine = _read(given)
     return engine.row_gradient(problem, statistics, partials.unbind(0))
 

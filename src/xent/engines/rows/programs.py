@@ -1,11 +1,12 @@
-"""Records what a loss does with the statistics of a row, so that kernels can do it.
+"""Records the body of a loss as a program, which kernels can run.
 
-The body of a loss is called with symbols in place of statistics. Each operation on a symbol is
-written down, and the result is a program: a list of operations on the numbers of one row. The
-kernels run it, and its derivative, between their two sweeps over the logits of a row.
+The body is called with symbols in place of statistics. Each operation on a symbol is written down,
+and the result is a program: a list of operations on the numbers of one row. The kernels run the
+program, and its derivative, between their two sweeps over the logits of a row.
 
-A body that does anything but arithmetic on numbers of its own row (a sum over rows, an ``if`` on a
-value, a tensor of another shape) cannot be recorded. Its loss is found from tensors of statistics.
+A body that does anything but arithmetic on the numbers of one row (a sum over rows, an ``if`` on a
+value, a tensor of another shape) cannot be recorded. Its loss is computed from tensors of
+statistics.
 """
 
 from __future__ import annotations
@@ -18,17 +19,17 @@ from torch import Tensor
 
 from ...row_statistics import INDEX, RowStatistics, field_mask, fields_of
 
-# An operation, its operands, and a constant as `float.hex` writes it: 0.0 and -0.0 are different.
+# An operation, three operands, and a constant as `float.hex` writes it: there 0.0 and -0.0 differ.
 Instruction = tuple[str, int, int, int, str]
-Program = tuple[Instruction, ...]  # whose last line is the value of the row
+Program = tuple[Instruction, ...]  # the last line is the value of the row
 
 
 class Unrecordable(Exception):
-    """A body does what no program can hold."""
+    """Raised if a body does something that no program can hold."""
 
 
 class Tape:
-    """The operations recorded so far; each is written once."""
+    """The operations recorded so far; an operation that is repeated is written once."""
 
     def __init__(self) -> None:
         self.lines: dict[Instruction, int] = {}
@@ -36,13 +37,13 @@ class Tape:
     def write(
         self, operation: str, *operands: int, constant: float = 0.0, kind: str = "number"
     ) -> Symbol:
-        """The symbol of an operation's result."""
+        """Record an operation; return the symbol of its result."""
         a, b, c = (*operands, 0, 0, 0)[:3]
         line = self.lines.setdefault((operation, a, b, c, constant.hex()), len(self.lines))
         return Symbol(self, line, kind)
 
     def read(self, value: Any) -> int:
-        """The line that holds an operand: a symbol, or a number."""
+        """Return the line that holds an operand, which is a symbol or a number."""
         if isinstance(value, Symbol) and value.tape is self:
             return value.line
         if not isinstance(value, (bool, int, float)):
@@ -50,7 +51,7 @@ class Tape:
         return self.write("constant", constant=float(value)).line
 
     def program(self, result: Symbol) -> Program:
-        """The lines that the result needs; it is the last."""
+        """Return the lines that the result needs; the last line is the result."""
         lines = list(self.lines)[: result.line + 1]
         needed = {result.line}
         for k in range(result.line, -1, -1):
@@ -61,7 +62,7 @@ class Tape:
         return tuple(_moved(lines[line], place) for line in place)
 
 
-# How many operands are lines; two unless told here.
+# The number of operands that are lines; two for all other operations.
 OPERANDS = {
     **dict.fromkeys(("field", "constant"), 0),
     **dict.fromkeys(
@@ -73,7 +74,7 @@ OPERANDS = {
 
 
 def _moved(line: Instruction, place: Mapping[int, int]) -> Instruction:
-    """An instruction whose operands have other places."""
+    """Return an instruction with the new places of its operands."""
     operation, a, b, c, constant = line
     count = OPERANDS.get(operation, 2)
     moved = [place[x] if k < count else x for k, x in enumerate((a, b, c))]
@@ -81,32 +82,32 @@ def _moved(line: Instruction, place: Mapping[int, int]) -> Instruction:
 
 
 class Symbol:
-    """A number per row that is still to come; operations on a symbol are recorded."""
+    """A number per row that is not known yet; operations on a symbol are recorded."""
 
     def __init__(self, tape: Tape, line: int, kind: str) -> None:
         self.tape, self.line = tape, line
         self.kind = kind  # "number", "bool", or "class": the number of a class
 
     def to(self, dtype: torch.dtype) -> Symbol:
-        """The symbol itself, if it has this dtype: classes are floating-point numbers here."""
+        """Return the symbol itself if it has this dtype; programs hold classes as float64."""
         if (dtype, self.kind) not in ((torch.float64, "number"), (torch.int64, "class")):
             raise Unrecordable(f"numbers of {dtype}")
         return self
 
     def after(self, first_class: Any) -> Symbol:
-        """The number of a class, after those of other shards; programs know only whole rows."""
+        """Return the symbol itself if the first class is 0: programs know only whole rows."""
         if isinstance(first_class, Symbol) or first_class != 0:
             raise Unrecordable("arithmetic with classes")
         return self
 
     def double(self) -> Symbol:
-        """The symbol itself."""
+        """Return the symbol itself; refuse one that is not a number."""
         return self.to(torch.float64)
 
     def clamp(self, min: Any = None, max: Any = None) -> Symbol:
-        """The number, moved into a range."""
+        """Record the number, moved into a range."""
         result: Any = self
-        if min is not None:  # the slope at an edge is that of the inside, unlike that of a maximum
+        if min is not None:  # at a limit the derivative is 1, which `maximum` would halve
             result = torch.where(result < min, min, result)
         if max is not None:
             result = torch.where(result > max, max, result)
@@ -138,7 +139,7 @@ class Symbol:
 
 
 def _recorded(operation: str) -> Callable[..., Symbol]:
-    """The function that writes an operation down."""
+    """Return the function that records an operation."""
 
     def record(*operands: Any) -> Symbol:
         first = operands[0]
@@ -161,7 +162,7 @@ _LOGIC = ("logical_and", "logical_or", "logical_not")
 
 
 def _kind_of_result(operation: str, kinds: list[str]) -> str:
-    """The kind of a result; raises where PyTorch's answer hangs on dtypes that symbols lack."""
+    """Return the kind of a result; raise where PyTorch's result depends on the operands' dtypes."""
     if operation in _COMPARISONS and "bool" not in kinds:
         return "bool"
     if operation in _LOGIC and set(kinds) == {"bool"}:
@@ -234,7 +235,7 @@ for _name, _operation in {
 
 
 class NotThere:
-    """A stand-in for attributes that only tensors have; any use of it ends the recording."""
+    """A stand-in for attributes that only tensors have; every use of a stand-in is refused."""
 
     def _refuse(self, *_: Any) -> NoReturn:
         raise Unrecordable("the labels of rows, or the number of classes")
@@ -247,7 +248,7 @@ class NotThere:
 def record(
     body: Callable[[RowStatistics], Any], soft: bool, requests: tuple[str, ...]
 ) -> Program | None:
-    """The program of a body, or None if it cannot be recorded."""
+    """Return the program of a body, or None if the body cannot be recorded."""
     tape = Tape()
     fields = fields_of(field_mask(soft, requests))
     symbols: Any = [

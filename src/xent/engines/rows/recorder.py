@@ -1,4 +1,4 @@
-"""Keeps the programs of a body, for as long as what the body reads is the same."""
+"""Keeps the programs of a body, as long as the constants that the body reads stay the same."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from ...row_statistics import RowStatistics
 from .programs import NAMES, OPERATIONS, NotThere, Program, record
 
 _CONSTANTS = (type(None), bool, int, float, str)
-# What a body that is kept as a program may be made of: attributes of statistics, functions that
-# can be recorded, and a few names more. Any other attribute may be of anything.
+# Attributes that a body may read if its program is kept: those of statistics, names of functions
+# that can be recorded, and a few more. Any other attribute could belong to any object.
 _ATTRIBUTES = {
     *(name for name in vars(RowStatistics) if not name.startswith("_")),
     *RowStatistics.__dataclass_fields__,
@@ -27,7 +27,8 @@ _ATTRIBUTES = {
 _BUILTINS = {"abs", "float", "int", "max", "min", "pow", "range", "round", "sum", "ValueError"}
 _MODULES = ("torch", "math", "torch.nn.functional", "torch.nn")
 _LOADS_OF_NAMES = ("LOAD_GLOBAL", "LOAD_NAME")
-# Steps that change something, catch an error, or enter a context such as `torch.no_grad()`.
+# Instructions of Python that change something, catch an error, or enter a context such as
+# `torch.no_grad()`.
 _EFFECTS = (
     "IMPORT_", "STORE_GLOBAL", "STORE_NAME", "STORE_ATTR", "STORE_SUBSCR", "DELETE_", "INPLACE_",
     "BEFORE_WITH", "SETUP_WITH", "LOAD_SPECIAL", "SETUP_FINALLY", "PUSH_EXC_INFO", "YIELD_",
@@ -36,11 +37,11 @@ _EFFECTS = (
 
 
 class Outside:
-    """Constants that a body reads beside its arguments; each may be another at the next call.
+    """Constants that a body reads besides its arguments; they may differ at the next call.
 
-    A program is kept for as long as these are the same. A body has no program kept unless all of
-    it is known to be arithmetic on statistics, settings and these constants: it may call functions
-    of its own kind, and nothing that reads or changes anything else.
+    A program is kept as long as these constants are the same. It is only kept if the whole body is
+    known to be arithmetic on statistics, settings and these constants. The body may call functions
+    of which the same is true, but nothing that reads or changes anything else.
     """
 
     def __init__(self, body: Callable[..., Any]) -> None:
@@ -49,7 +50,7 @@ class Outside:
         self._look_into(body, set())
 
     def __call__(self) -> tuple[Any, ...] | None:
-        """The constants; None if something else is read."""
+        """Return the constants; None if the body reads or changes anything else."""
         if not self.known:
             return None
         found = [read() for read in self.reads]
@@ -63,7 +64,7 @@ class Outside:
         if function in seen:
             return
         seen.add(function)
-        if len(seen) > 1:  # the defaults of the body itself are among its settings
+        if len(seen) > 1:  # not for the body itself, whose defaults are among its settings
             self.reads += [
                 lambda k=k: (function.__defaults__ or ())[k]
                 for k in range(len(function.__defaults__ or ()))
@@ -99,7 +100,7 @@ class Outside:
     def _look_at(self, read: Callable[[], Any], seen: set[Any]) -> None:
         try:
             value = read()
-        except ValueError:  # a cell that is empty yet
+        except ValueError:  # a cell that is still empty
             self.known = False
             return
         if isinstance(value, _CONSTANTS):
@@ -115,7 +116,7 @@ _GONE = object()
 
 
 def as_key(values: Iterable[Any]) -> list[Any]:
-    """Values as parts of a key, where 0.0, -0.0, 0, 1 and True are different."""
+    """Return values as parts of a key, in which 0.0, -0.0, 0, 1 and True are different."""
     return [
         repr(x) if x.__class__ is bool or (x.__class__ is float and not x) else x for x in values
     ]
@@ -129,7 +130,7 @@ class Recorded(NamedTuple):
 
 
 class Recorder:
-    """The programs of one body, each recorded once for its settings and for what it reads."""
+    """The programs of one body: one for each set of settings, and of constants that it reads."""
 
     def __init__(self, body: Callable[..., Any], needs: Callable[..., tuple[str, ...]]) -> None:
         self.body, self.needs = body, needs
@@ -137,11 +138,11 @@ class Recorder:
 
     @functools.cached_property
     def outside(self) -> Outside:
-        """The constants that the body reads beside its arguments; found at the first call."""
+        """The constants that the body reads besides its arguments; found at the first call."""
         return Outside(self.body)
 
     def find(self, settings: Mapping[str, Any], soft: bool, by_mass: bool) -> Recorded | None:
-        """The program with these settings, its value times the mass of a row if so wanted."""
+        """Return the program for these settings, or None; ``by_mass`` multiplies by the mass."""
         outside = self.outside() if self.outside.reads else ()
         key = (soft, by_mass, outside, *as_key(settings.values()))
         try:
@@ -152,7 +153,7 @@ class Recorder:
     def _find_or_record(
         self, settings: Mapping[str, Any], soft: bool, by_mass: bool
     ) -> Recorded | None:
-        # A tensor among the settings may shape the logits, but no body that is a program reads it.
+        # A tensor among the settings may change the logits, but no body that is a program reads it.
         known = {k: NotThere() if isinstance(x, Tensor) else x for k, x in settings.items()}
         outside = self.outside()
         if outside is None or not all(
@@ -162,7 +163,7 @@ class Recorder:
         values = (Tensor if isinstance(x, NotThere) else x for x in known.values())
         key = (soft, by_mass, outside, *as_key(values))
         if key not in self.programs:
-            if len(self.programs) >= _PROGRAMS:  # settings that change at every step
+            if len(self.programs) >= _PROGRAMS:  # the settings change at every step
                 self.programs.clear()
             self.programs[key] = self._record(known, tuple(self.needs(**settings)), soft, by_mass)
         return self.programs[key]
@@ -178,4 +179,4 @@ class Recorder:
         return None if program is None else Recorded(program, requests)
 
 
-_PROGRAMS = 64  # kept of one body
+_PROGRAMS = 64  # the most that are kept for one body

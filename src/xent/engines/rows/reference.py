@@ -1,8 +1,8 @@
-"""The specification: sums over the classes of each row, and the algebra of :mod:`.algebra`.
+"""The reference engine for losses of rows: sums over the classes, then :mod:`.algebra`.
 
-Plain PyTorch, on any device and dtype, differentiable in every mode that PyTorch has: autograd of
-these lines is what the other engines must agree with. (N,) stands for the shape of the rows; the
-classes, V of them, are the last axis here.
+This is the specification: the other engines must agree with it and with its derivatives by
+autograd. It is plain PyTorch, for any device and dtype, differentiable in every mode of PyTorch.
+(N,) stands for the shape of the rows; here the V classes are the last axis.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ Fields = dict[str, Tensor]  # (N,) each
 
 
 class SplitRows(NamedTuple):
-    """Rows split into pivot and rest; a soft target has the largest logit as its pivot."""
+    """Rows split into pivot and rest; under a soft target the largest logit is the pivot."""
 
     logits: Tensor  # (N, V), transformed
     soft: Tensor | None  # (N, V), class weights included
-    pivot: Tensor  # (N,), a class; -1 where there is none
+    pivot: Tensor  # (N,), a class; -1 without a pivot
     is_pivot: Tensor  # (N, V)
     pivot_logit: Tensor  # (N,), float64, -inf where there is no pivot
     rest: Tensor  # (N, V), the logits with -inf in the place of the pivot
@@ -35,12 +35,12 @@ class SplitRows(NamedTuple):
 
     @property
     def wide(self) -> torch.dtype:
-        """The dtype of everything per row."""
+        """The dtype of all numbers with one value per row."""
         return self.pivot_logit.dtype
 
 
 class RestSums(NamedTuple):
-    """Sums over the rest, relative to its largest logit."""
+    """Sums over the rest, relative to the largest logit of the rest."""
 
     shift: Tensor  # (N,), the largest logit; -inf where the rest is empty
     gap: Tensor  # (N, V), shift - z_j, infinite for the pivot
@@ -52,8 +52,8 @@ class RestSums(NamedTuple):
 def row_statistics(problem: Problem) -> tuple[Tensor, bool]:
     """Return the table of statistics, (fields, N...), in float64 where the device has it.
 
-    The second value, whether no row is known to be ignored, is always False: a look at the labels
-    may not be free.
+    The second value, True if no row is known to be ignored, is always False here, because a look at
+    the labels may cost time.
     """
     p = problem
     rows = _read(p)
@@ -74,7 +74,7 @@ def row_statistics(problem: Problem) -> tuple[Tensor, bool]:
         fields["entropy"] = algebra.entropy_of(odds, spread)
     if "mean" in p.settings.requests:
         fields |= _mean(p, rows, sums)
-    return torch.stack(_without_blanks(p, rows, odds, fields)), False
+    return torch.stack(_with_empty_rows(p, rows, odds, fields)), False
 
 
 def row_gradient(
@@ -106,7 +106,7 @@ def _read(p: Problem) -> SplitRows:
     """Return the transformed logits and the target of every row, with the pivot kept apart."""
     x, transform = _at_least_float32(p.logits).movedim(p.axis, -1), p.transform  # (N, V)
     if p.labelled:
-        # The content of an ignored row must not leave a trace, not even 0 * NaN in a gradient.
+        # The logits of an ignored row must change no result; 0 * NaN in a gradient would.
         ignored = p.tensors.target == p.settings.ignore_index
         x = torch.where(ignored.unsqueeze(-1), 0, x)
         transform = transform.without_scale_of(ignored)
@@ -131,7 +131,7 @@ def _read(p: Problem) -> SplitRows:
 
 
 def _read_labels(p: Problem) -> tuple[Tensor, Tensor]:
-    """Return (class within these logits, or -1; whether the row is ignored)."""
+    """Return (class among these logits, or -1; True if the row is ignored)."""
     check_labels_of(p)
     ignored = p.tensors.target == p.settings.ignore_index
     here = p.tensors.target - p.settings.first_class
@@ -152,8 +152,9 @@ def _sums_of_rest(rows: SplitRows) -> RestSums:
     gap = _finite(shift).unsqueeze(-1) - rows.rest  # (N, V), >= 0
     at_shift = gap == 0  # (N, V)
     power = torch.exp(-gap)  # (N, V)
-    # Classes at the shift are counted and the others summed, which keeps the digits of a tiny sum.
-    # The expm1 of such a class is 0, but has the derivative that counting lacks.
+    # Classes at the shift are counted, and the others are summed. That keeps the digits of a tiny
+    # sum. At the shift expm1 adds 0 to the sum, but has the derivative of the exponential, which a
+    # count has not.
     below_1 = torch.where(at_shift, torch.expm1(-gap), power)
     small = below_1.sum(-1, dtype=rows.wide)  # (N,)
     return RestSums(shift, gap, power, small, at_shift.sum(-1).to(rows.wide))
@@ -176,7 +177,7 @@ def _finite(shift: Tensor) -> Tensor:
 
 
 def _index_fields(p: Problem, rows: SplitRows, odds: Odds) -> Fields:
-    """Return the fields of an index target; on another shard its logit and weight are missing."""
+    """Return the fields of an index target; if its class is on another shard, its mass is 0."""
     mass = torch.ones_like(odds.d)  # (N,)
     if p.tensors.class_weight is not None:
         classes = rows.pivot.clamp(min=0).reshape(-1)
@@ -203,7 +204,7 @@ def _soft_fields(rows: SplitRows, sums: RestSums, odds: Odds) -> Fields:
 
 
 def _top(rows: SplitRows) -> Fields:
-    """Return the largest logit and its class; for an index target those of the rest, too."""
+    """Return the largest logit and its class; under an index target also those of the rest."""
     logit, top = rows.logits.detach().max(-1)  # (N,) each
     fields = {"top": top.to(rows.wide), "top_logit": logit.to(rows.wide)}
     if rows.soft is None:
@@ -220,7 +221,7 @@ def _sum_of_powers(k: int, sums: RestSums, odds: Odds) -> Tensor:
 
 
 def _mean(p: Problem, rows: SplitRows, sums: RestSums) -> Fields:
-    """Return the weighted mean of the logits that are not masked, and what it divides by."""
+    """Return the weighted mean of the logits that are not masked, their number, and its mass."""
     z, shift = rows.logits, _finite(sums.shift)
     masked = z == -INF
     c = p.tensors.mean_weight
@@ -233,15 +234,15 @@ def _mean(p: Problem, rows: SplitRows, sums: RestSums) -> Fields:
     return {"mean": total / support, "support": support, "mean_mass": weight / support}
 
 
-def _without_blanks(p: Problem, rows: SplitRows, odds: Odds, fields: Fields) -> list[Tensor]:
-    """Return the fields in the order of the table, with constants in rows without classes."""
+def _with_empty_rows(p: Problem, rows: SplitRows, odds: Odds, fields: Fields) -> list[Tensor]:
+    """Return the fields in the order of the table, with those of empty rows filled in."""
     nothing = torch.zeros_like(rows.ignored)
     if p.settings.sharded:
         nothing = (odds.total == 0) & (rows.pivot_logit == -INF) & ~rows.ignored
     missed = nothing & (fields["mass"] != 0) if p.settings.soft else nothing
-    blank = algebra.blank_fields(nothing, missed, fields["mass"])
+    empty = algebra.fields_of_empty_rows(nothing, missed, fields["mass"])
     place = nothing | rows.ignored
     return [
-        torch.where(place, getattr(blank, algebra.BLANK.get(name, "zero")), fields[name])
+        torch.where(place, getattr(empty, algebra.IN_EMPTY_ROW.get(name, "zero")), fields[name])
         for name in p.fields
     ]

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 def row_statistics(problem: Problem) -> tuple[Tensor, bool]:
     """Return the table of statistics, (fields, N...), in float64.
 
-    The second value, whether no row is known to be ignored, is always False: a look at the labels
-    would wait for the device.
+    The second value, True if no row is known to be ignored, is always False here, because a look at
+    the labels would wait for the device.
     """
     from ..triton.launch import Launch
 
@@ -63,7 +63,7 @@ def total(
 ) -> Tensor:
     """Return the sum of ``-log p`` over all rows by its divisor; write its gradient by the logits.
 
-    The divisor is a 0-d tensor or None, and the program one of :data:`CROSS_ENTROPY`.
+    The divisor is a 0-d tensor or None, and the program is one of :data:`CROSS_ENTROPY`.
     """
     problem, by = Problem(tensors, sum.settings), _divisor(sum)
     check_labels_of(problem)
@@ -77,13 +77,13 @@ def total(
 
 
 def _divisor(sum: Total) -> Tensor | None:
-    """The divisor, which the frame has found on the device."""
+    """Return the divisor, which the frame has computed on the device."""
     assert not isinstance(sum.divisor, (str, float, int))
     return sum.divisor
 
 
 def fits(slope: Tensor, gradient: Tensor) -> bool:
-    """Return False: only the device knows the slope; in :func:`follow` the device looks."""
+    """Return False: only the device knows the slope, and :func:`follow` lets the device compare."""
     return False
 
 
@@ -105,7 +105,7 @@ def follow(
 
 
 def _fill(problem: Problem, gradient: Tensor, write: Callable[[Launch, Tensor], Any]) -> Any:
-    """Have a launch write a gradient, into a copy first if its rows do not step evenly."""
+    """Let ``write`` write a gradient, by way of a copy if the rows do not step evenly."""
     from ..triton.launch import Launch, even
 
     written = even(gradient)

@@ -1,4 +1,4 @@
-"""The Triton kernels, and whether they can run here.
+"""The Triton kernels, and checks of whether they can run on this machine.
 
 This file imports no Triton: the first call of a kernel does.
 """
@@ -15,7 +15,8 @@ from torch import Tensor
 from ..modes import obstacle
 
 INSTALLED = importlib.util.find_spec("triton") is not None
-# With TRITON_INTERPRET=1 at the first call Python runs the kernels, on CPU tensors: for tests.
+# If TRITON_INTERPRET=1 is set at import, Triton's interpreter runs the kernels on CPU tensors: for
+# tests.
 INTERPRETED = INSTALLED and os.environ.get("TRITON_INTERPRET") == "1"
 DEVICES = ("cuda", "xpu")  # AMD's GPUs are "cuda", too
 TYPES = (torch.float32, torch.bfloat16, torch.float16)

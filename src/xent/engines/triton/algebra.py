@@ -1,8 +1,8 @@
 """The algebra of a row in kernels: the source of :mod:`xent.engines.rows.algebra`, for Triton.
 
-The functions are those of that module, word for word. Each gets a copy of the names of the module
-in which ``xp``, ``log1p`` and the others below have their meaning in a kernel, and Triton compiles
-it (or, in tests, interprets it).
+The functions have the source of that module, word for word. Each function gets other globals: a
+copy of the names of that module, in which ``xp``, ``log1p`` and the others below are replaced by
+functions of kernels. Triton compiles the functions (or, in tests, interprets them).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import triton.language as tl
 from ..rows import algebra as text
 from . import arithmetic
 
-# What the names that the text imports mean in a kernel.
+# The names that the source imports, and what they stand for in a kernel.
 _MEANING = {
     "xp": tl,
     "Tensor": tl.tensor,
@@ -29,7 +29,7 @@ _MEANING = {
 
 
 def _compiled() -> types.SimpleNamespace:
-    """Return the functions of the text, compiled for kernels, and its named tuples."""
+    """Return the functions of the source, compiled for kernels, and its named tuples."""
     names = {**vars(text), **_MEANING}
     for name, function in vars(text).items():
         written_there = getattr(function, "__module__", None) == text.__name__
@@ -41,25 +41,25 @@ def _compiled() -> types.SimpleNamespace:
 
 
 _algebra = _compiled()
-blank_fields = _algebra.blank_fields
+fields_of_empty_rows = _algebra.fields_of_empty_rows
 entropy_of = _algebra.entropy_of
 finite_or_nan = _algebra.finite_or_nan
 odds_of = _algebra.odds_of
-slope_at = _algebra.slope_at
-slope_of_mean = _algebra.slope_of_mean
-slopes_of_entropy = _algebra.slopes_of_entropy
-slopes_of_index = _algebra.slopes_of_index
-slopes_of_powers = _algebra.slopes_of_powers
-slopes_of_soft = _algebra.slopes_of_soft
+gradient_at = _algebra.gradient_at
+coefficient_of_mean = _algebra.coefficient_of_mean
+coefficients_of_entropy = _algebra.coefficients_of_entropy
+coefficients_of_index = _algebra.coefficients_of_index
+coefficients_of_powers = _algebra.coefficients_of_powers
+coefficients_of_soft = _algebra.coefficients_of_soft
 soft_fields = _algebra.soft_fields
 unit_of = _algebra.unit_of
 Coefficients = text.Coefficients
 
-# The place in `Blank` of the value of each field; 0 for a field that is not here.
-_PLACES = {field: text.Blank._fields.index(entry) for field, entry in text.BLANK.items()}
+# The place in `EmptyRow` of the value of each field; 0 for a field without an entry here.
+_PLACES = {field: text.EmptyRow._fields.index(entry) for field, entry in text.IN_EMPTY_ROW.items()}
 
 
 @triton.constexpr_function
-def blank_entry(field):
-    """Return the place in :class:`~xent.engines.rows.algebra.Blank` of the value of a field."""
+def empty_entry(field):
+    """Return the place in :class:`~xent.engines.rows.algebra.EmptyRow` of the value of a field."""
     return _PLACES[field] if field in _PLACES else 0  # noqa: SIM401 - Triton reads this, too

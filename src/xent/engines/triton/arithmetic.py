@@ -16,8 +16,8 @@ import triton.language as tl
 
 INF = tl.constexpr(float("inf"))
 LOG2E = tl.constexpr(1.44269502162933349609375)  # log2(e) to the digits of float32
-LOG2E_LOW = tl.constexpr(1.925963033500904e-8)  # log2(e) less that
-ROUNDER = tl.constexpr(1.5 * 2**23)  # x + ROUNDER has no digits behind the point
+LOG2E_LOW = tl.constexpr(1.925963033500904e-8)  # log2(e) - LOG2E
+ROUNDER = tl.constexpr(1.5 * 2**23)  # x + ROUNDER has no digits after the point
 ROUNDER_BITS = tl.constexpr(0x4B400000)
 EXPONENT = tl.constexpr(1.5 * 2**23 + 127)  # x + EXPONENT holds the bits of 2^x in its lowest bits
 FAR = tl.constexpr(2.0**20)
@@ -46,8 +46,9 @@ def base_of(largest, EXACT: tl.constexpr):
     """Return the base of rows with this largest logit, in float32.
 
     With an integer exponent and no offset, ``2^(z log2(e) - exponent)`` is one fused operation, and
-    nothing is rounded before the exponential. Float32 lacks the digits for that beyond 2^20. EXACT
-    asks for exact differences of logits. In both cases the largest logit is the offset.
+    nothing is rounded before the exponential. For logits beyond 2^20, float32 lacks the digits for
+    that, and then the largest logit is the offset. So it is with EXACT, which asks for exact
+    differences of logits.
     """
     offset = tl.where(largest == -INF, 0.0, largest)
     exponent = tl.zeros_like(largest)
@@ -103,7 +104,7 @@ def gap_to(logit, base):
     biased = tl.fma(x, LOG2E, -(exponent - ROUNDER))
     floor = biased - ROUNDER
     fraction = tl.fma(x, LOG2E, -(exponent + floor)) + (x - exponent / LOG2E) * LOG2E_LOW
-    # Where the integer has lost its last digits, or is infinite, it says everything.
+    # A number beyond 4 * FAR, or infinite, has no fraction in float32.
     fraction = tl.where(tl.abs(x) > 4 * FAR, 0.0, fraction)
     return floor, fraction
 
@@ -162,9 +163,9 @@ def power_of_two(k):
 
 @triton.jit
 def log1p(u):
-    """Return ``log(1 + u)`` for u >= 0; for u in [0, 1] in float32.
+    """Return ``log(1 + u)`` for u >= 0, in float32 only for u in [0, 1].
 
-    In float64 the rounding of ``1 + u`` is put back to first order. In float32 the logarithms of
+    In float64 the rounding of ``1 + u`` is corrected to first order. In float32 the logarithms of
     devices have no digits left near 1, so a polynomial takes their place.
     """
     if u.dtype == tl.float64:
@@ -192,7 +193,7 @@ def one_minus_exp(x):
 
 @triton.jit
 def logit_of_exp(log_prob):
-    """Return ``logit(exp(log_prob))``, infinite from 0 on."""
+    """Return ``logit(exp(log_prob))``; infinity if ``log_prob >= 0``."""
     certain = log_prob >= 0
     x = tl.where(certain, -1.0, log_prob)
     return tl.where(certain, INF, x - tl.log(one_minus_exp(-x)))

@@ -4,8 +4,8 @@ With ``e = exp(-|z|)`` both softplus(z) and softplus(-z) are a maximum plus ``lo
 probabilities are a quotient by ``1 + e``. Every sum has terms of one sign, so nothing cancels
 where targets are 0 or 1, and the smallest losses keep their digits.
 
-A program takes every so many blocks, so there are a few thousand programs at most: they leave as
-many sums to add up, and a launch that finds nothing to do ends soon.
+Program k takes the blocks k, k + programs, and so on. So there are a few thousand programs at most:
+there are few partial sums to add up, and a launch that finds nothing to do ends soon.
 """
 
 # pyright: reportArgumentType=false, reportAssignmentType=false, reportInvalidTypeForm=false
@@ -20,8 +20,8 @@ import triton.language as tl
 
 from .arithmetic import decay, log1p, product
 
-# How an operand broadcasts: one number for each element, one for all, by a period, or by both a
-# repeat and a period.
+# How an operand broadcasts: one number for each element, one number for all, with a period, or with
+# a repeat and a period.
 EACH = tl.constexpr(0)
 ONE = tl.constexpr(1)
 PERIODIC = tl.constexpr(2)
@@ -57,7 +57,7 @@ class Results(NamedTuple):
     """Outputs of the kernel; None for an output that is not wanted."""
 
     sums: Any  # of the values, one float64 per program
-    value: Any  # not `values`, which Triton's tuples have
+    value: Any  # `values` is an attribute of Triton's tuples
     gradient: Any
 
 
@@ -154,7 +154,7 @@ def evaluate(f, z, t, pos_weight, MODULATOR: tl.constexpr, POWER: tl.constexpr):
             slope = power * (f.gamma * product(turn * p * q, value) + error * slope)
             value = power * product(error, value)
         else:
-            # d log error / d z, p and q without their common factor, which may have vanished.
+            # d log error / d z, from p and q without their common factor, which may be rounded to 0
             other = f.side * no
             rest = tl.abs(tl.where(z < 0, t + other * e, t * e + other))
             nothing = rest == 0
@@ -183,7 +183,7 @@ def evaluate_margin(f, z, t, pos_weight, DETACHED: tl.constexpr):
     near = tl.where(low, (-over - (rest - 1.0)) / rest, 0.0)
     log_rest = tl.log(rest) + near
     if_no, slope = product(no, -log_rest), turn / rest
-    if_no = tl.where(f.margin == 0, product(no, up), if_no)  # not by q, which may have vanished
+    if_no = tl.where(f.margin == 0, product(no, up), if_no)  # not from q, which may be 0
     slope = no * tl.where(f.margin == 0, p, slope) - t * (pos_weight * q)
     value = product(t, product(pos_weight, down)) + if_no
     gamma = f.gamma * t + f.gamma_negative * no
@@ -246,8 +246,8 @@ def sweep(
     MODULATOR: tl.constexpr, POWER: tl.constexpr, DETACHED: tl.constexpr, DOUBLE: tl.constexpr,
     UNLESS_ONE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Sweep the blocks of one program; the last block, if incomplete, goes to the next in turn."""
-    if UNLESS_ONE:  # noqa: SIM102 - without it there may be no `upstream` to load
+    """Sweep the blocks of one program; an incomplete last block is shared out as all others are."""
+    if UNLESS_ONE:  # noqa: SIM102 - otherwise there may be no `upstream` to load
         if tl.load(args.upstream.at) == 1.0:
             return
     scale = 1.0 / tl.full([1], divisor, tl.float64)

@@ -14,9 +14,9 @@ import triton
 import triton.language as tl
 
 from .algebra import (
-    blank_entry,
-    blank_fields,
+    empty_entry,
     entropy_of,
+    fields_of_empty_rows,
     finite_or_nan,
     odds_of,
     soft_fields,
@@ -80,7 +80,7 @@ def merge_tiles(args, rows, sums, SUMS: tl.constexpr, BLOCK: tl.constexpr):
             mean = add_mean(mean, part, SUMS)
         best = peak_of_tile(part, tile * BLOCK, SUMS)
         wins = best.logit > peak.logit
-        if has(SUMS, "pivot"):  # one of two pivots becomes one of the rest
+        if has(SUMS, "pivot"):  # the smaller of the two pivots joins the rest
             logit = tl.where(wins, peak.logit, best.logit)
             rest = merge(rest, displaced(logit, tl.where(wins, peak.soft, best.soft), SUMS))
         peak = Peak(
@@ -158,7 +158,7 @@ def add_mean(mean, part, SUMS: tl.constexpr):
 
 @triton.jit
 def displaced(logit, soft, SUMS: tl.constexpr):
-    """Return a former pivot as one class of the rest; of a masked one only its soft target."""
+    """Return a former pivot as sums over one class; a masked class has only its soft target."""
     none = tl.zeros(logit.shape, tl.float64)
     one = tl.where(logit == -INF, 0.0, none + 1.0)
     deficit = tl.where((logit == -INF) & (soft != 0), INF, none)
@@ -173,18 +173,18 @@ def displaced(logit, soft, SUMS: tl.constexpr):
 
 
 class Sink(NamedTuple):
-    """The table of fields; which of its rows have no classes, and what they hold instead."""
+    """The table of fields, and the fields of its empty rows."""
 
     table: Columns
-    is_blank: Any
-    blank: Any  # algebra.Blank
+    is_empty: Any  # True for rows without classes to look at
+    empty_row: Any  # algebra.EmptyRow: their fields
 
 
 @triton.jit
 def put_field(sink, name: tl.constexpr, value, FIELDS: tl.constexpr):
     """Store one field of rows, if the table has it."""
     if has(FIELDS, name):
-        value = tl.where(sink.is_blank, sink.blank[blank_entry(name)], value)
+        value = tl.where(sink.is_empty, sink.empty_row[empty_entry(name)], value)
         put(sink.table, name, value, FIELDS)
 
 
@@ -208,14 +208,14 @@ def finish(
     if has(SUMS, "pivot"):
         missed = nothing & (mass != 0)
     to = Columns(table, args.rows, rows.n, rows.mask, 1, 0)
-    sink = Sink(to, nothing | ~rows.kept, blank_fields(nothing, missed, mass))
+    sink = Sink(to, nothing | ~rows.kept, fields_of_empty_rows(nothing, missed, mass))
     put_field(sink, "shift", rest.shift, FIELDS)
     put_field(sink, "sum", odds.total, FIELDS)
     put_field(sink, "log_sum", odds.log_sum, FIELDS)
     put_field(sink, "lse", odds.lse, FIELDS)
     put_field(sink, "mass", mass, FIELDS)
     if has(SUMS, "pivot"):
-        known = (rows.label >= 0) | (args.labels is None)  # a label may be outside the table
+        known = (rows.label >= 0) | (args.labels is None)  # False for a label outside the table
         put_soft(sink, rest, peak, odds, known, FIELDS)
     else:
         put_index(sink, pivot, rows.label, peak, odds, FIELDS)
@@ -242,7 +242,8 @@ def put_index(sink, pivot, label, peak, odds, FIELDS: tl.constexpr):
         leads = (pivot > peak.logit) | ((pivot == peak.logit) & (label < peak.place))
         put_field(sink, "top", tl.where(leads, label, peak.place), FIELDS)
         put_field(sink, "rest_top", peak.place, FIELDS)
-        # Comparisons pass NaN over, the log-odds do not. Without any class both are NaN.
+        # Comparisons ignore NaN, but the log-odds of such a row are NaN. A row whose classes are
+        # all masked keeps -inf, though its log-odds are NaN.
         masked = (odds.total == 0) & (pivot == -INF)
         logit = tl.where(masked | (odds.d == odds.d), peak.logit, float("nan"))
         put_field(sink, "rest_top_logit", logit, FIELDS)
@@ -250,7 +251,7 @@ def put_index(sink, pivot, label, peak, odds, FIELDS: tl.constexpr):
 
 @triton.jit
 def put_soft(sink, rest, peak, odds, known, FIELDS: tl.constexpr):
-    """Store the fields of a soft target; without a target the loss is infinite."""
+    """Store the fields of a soft target; where none is known, the loss is infinite."""
     s = soft_fields(odds, peak.logit, rest.shift, peak.soft, rest.mass, rest.deficit)
     put_field(sink, "log_prob", tl.where(known, s.log_prob, -INF), FIELDS)
     put_field(sink, "log_odds", s.log_odds, FIELDS)

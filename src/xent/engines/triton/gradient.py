@@ -20,12 +20,12 @@ import triton.language as tl
 
 from .algebra import (
     Coefficients,
-    slope_at,
-    slope_of_mean,
-    slopes_of_entropy,
-    slopes_of_index,
-    slopes_of_powers,
-    slopes_of_soft,
+    coefficient_of_mean,
+    coefficients_of_entropy,
+    coefficients_of_index,
+    coefficients_of_powers,
+    coefficients_of_soft,
+    gradient_at,
 )
 from .arithmetic import INF, base_of, product, shift_of, split_power
 from .memory import (
@@ -45,8 +45,9 @@ from .memory import (
     weights_of,
 )
 
-# What `differentiate` needs to know of each row: the two parts of the base of its exponentials, and
-# the coefficients of algebra.Coefficients, besides the entry of the largest logit of the rest.
+# Names of the numbers of a row that `differentiate` always reads: the two parts of the base of its
+# exponentials, and two of algebra.Coefficients. The other coefficients are read if the loss needs
+# them, and so is "at_top", the entry of the largest logit of the rest.
 ALWAYS = ("offset", "exponent", "all", "at_pivot")
 PLACES = tl.constexpr("pivot rest_top")  # classes with entries of their own, int32; -1: none
 
@@ -88,7 +89,7 @@ def find_coefficients(
     shift, total = get(fields, "shift", FIELDS), get(fields, "sum", FIELDS)
     base = base_of(shift.to(tl.float32), has(NAMES, "spread"))
     gap = tl.where(shift == -INF, 0.0, shift_of(base) - shift)
-    # The sum relative to the base. Without a sum all of the rest is masked, and has gradient 0.
+    # 1 / sum, relative to the base. If the sum is 0, all the rest is masked, and has gradient 0.
     unit = tl.where(total == 0, 0.0, tl.exp(gap) / tl.where(total == 0, 1.0, total))
     d, pivot, k = of_target(args, rows, fields, partials, steps, FIELDS, NAMES)
     k = with_requests(args, rows, fields, partials, steps, d, unit, pivot, k, FIELDS, NAMES)
@@ -101,7 +102,7 @@ def find_coefficients(
         mask = rows.kept & (logit != -INF)
         top = tl.where(mask, get(fields, "rest_top", FIELDS).to(tl.int64), -1)
         x = tl.where(mask, logit - shift_of(base), 0.0)
-        at_top = slope_at(x, unit, weights_of(args.mean_weight, top, mask), k)
+        at_top = gradient_at(x, unit, weights_of(args.mean_weight, top, mask), k)
         at_top += load_partial(rows, partials.rest_top_logit, steps.rest_top_logit)
         put(to, "at_top", at_top * scale, NAMES)
         put(to_places, "rest_top", top, PLACES)
@@ -129,12 +130,12 @@ def of_target(args, rows, fields, partials, steps, FIELDS: tl.constexpr, NAMES: 
         d, pivot = get(fields, "pivot_log_odds", FIELDS), get(fields, "top", FIELDS).to(tl.int64)
         own = soft_of_pivots(args, rows, pivot)
         mass, log_prob = get(fields, "mass", FIELDS), get(fields, "log_prob", FIELDS)
-        all_, at_pivot, soft = slopes_of_soft(
+        all_, at_pivot, soft = coefficients_of_soft(
             d, own, mass, log_prob, of_lse, of_log_prob, of_log_odds, of_target
         )
     else:
         d, pivot, soft = get(fields, "log_odds", FIELDS), rows.label, none
-        all_, at_pivot = slopes_of_index(d, of_lse, of_log_prob, of_log_odds, of_target)
+        all_, at_pivot = coefficients_of_index(d, of_lse, of_log_prob, of_log_odds, of_target)
     return d, pivot, Coefficients(all_, at_pivot, none, none, none, none, soft)
 
 
@@ -149,10 +150,10 @@ def with_requests(
     if has(NAMES, "spread"):
         of_entropy = load_partial(rows, partials.entropy, steps.entropy)
         log_sum, entropy = get(fields, "log_sum", FIELDS), get(fields, "entropy", FIELDS)
-        more, more_at_pivot, spread = slopes_of_entropy(d, log_sum, entropy, of_entropy)
+        more, more_at_pivot, spread = coefficients_of_entropy(d, log_sum, entropy, of_entropy)
         all_, at_pivot = all_ + more, at_pivot + more_at_pivot
     if has(NAMES, "square"):
-        more, more_at_pivot, square, cube = slopes_of_powers(
+        more, more_at_pivot, square, cube = coefficients_of_powers(
             d, unit, get(fields, "rest_squares", FIELDS), get(fields, "rest_cubes", FIELDS),
             load_partial(rows, partials.rest_squares, steps.rest_squares),
             load_partial(rows, partials.rest_cubes, steps.rest_cubes),
@@ -160,7 +161,7 @@ def with_requests(
         all_, at_pivot = all_ + more, at_pivot + more_at_pivot
     if has(NAMES, "mean"):
         support = get(fields, "support", FIELDS)
-        mean = slope_of_mean(support, load_partial(rows, partials.mean, steps.mean))
+        mean = coefficient_of_mean(support, load_partial(rows, partials.mean, steps.mean))
         mask = rows.kept & (pivot >= 0) & (support > 0)
         if not has(NAMES, "soft"):
             mask = mask & (get(fields, "target", FIELDS) != -INF)
@@ -184,7 +185,7 @@ def differentiate(
 ):  # fmt: skip
     """Store the gradient of one tile per program.
 
-    The last rows come first: the forward sweep has left them in the cache.
+    The last rows come first, because the forward sweep has left them in the cache.
     """
     program = tl.num_programs(0) - 1 - tl.program_id(0)
     rows, _, classes = find_tile(args, program, ALIGN, ROWS, BLOCK)
@@ -192,7 +193,7 @@ def differentiate(
     special = Columns(places, args.rows, rows.n, rows.mask, 1, 0)
     mask = is_class(args, classes, ALIGN)
     z, slope = load_logits(args, rows, classes, 0.0, "", ALIGN)  # (ROWS, BLOCK)
-    g = slope_of_powers(z, k, NAMES)
+    g = gradient_of_powers(z, k, NAMES)
     if has(NAMES, "mean"):
         mean = get_column(k, "mean", NAMES)
         if args.mean_weight is not None:
@@ -211,7 +212,7 @@ def differentiate(
 
 
 @triton.jit
-def slope_of_powers(z, k, NAMES: tl.constexpr):
+def gradient_of_powers(z, k, NAMES: tl.constexpr):
     """Return ``e (all + spread x + e (square + cube e))``, for x = z - shift and e = e^x."""
     x = z - get_column(k, "offset", NAMES)
     e, fade = split_power(x, get_column(k, "exponent", NAMES), has(NAMES, "spread"))

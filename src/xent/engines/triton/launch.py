@@ -1,8 +1,9 @@
-"""Launches of kernels: strides, tiles and the set of outputs, found from a problem."""
+"""Launches of kernels: finds strides, tiles and the names of outputs from a problem."""
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -12,26 +13,26 @@ import triton
 from torch import Tensor
 
 from ..rows.problem import Problem
-from . import fields, gradient, one_pass, sweep
+from . import fields, gradient, one_sweep, sweep
 from .gradient import Partials
 from .memory import KernelArguments, Strided, Transform
 
-# Chosen so that nothing spills out of the registers (tests/engines/triton/test_compile_kernels.py)
-# and enough loads are in flight; no GPU has timed these numbers yet, which
-# benchmarks/gpu/logits.py does.
+# These numbers are chosen so that no registers spill (tests/engines/triton/test_compile_kernels.py)
+# and enough loads are in flight. They have not been timed on a GPU yet; benchmarks/gpu/logits.py
+# does that.
 COUNT = 128  # rows of a program that works on rows alone
 TILE = 8192  # numbers in a tile of one row
 SMALL_TILE = 4096  # numbers in a tile of several rows
 LANES = 64 if torch.version.hip else 32  # threads of a warp; a program has 1024 threads at most
-PER_WARP = 16 * LANES  # numbers: 16 a thread stay in registers
+PER_WARP = 16 * LANES  # numbers of a warp: 16 per thread stay in registers
 ON_CHIP = 16384  # numbers of a row that one program can hold
 PANEL = 64  # rows of a tile where rows lie next to each other
-FEW = 16  # rows next to each other from which on a panel pays
+FEW = 16  # with this many rows next to each other, or more, a panel is faster
 VECTOR = 16  # bytes that a thread loads at once
 
 
 class Tiling(NamedTuple):
-    """Tiles of a matrix. They, and so the bits, depend on the length of the rows alone."""
+    """Tiles of a matrix. They depend on the length of the rows alone, and so do the bits."""
 
     rows: int
     block: int
@@ -47,7 +48,7 @@ class Tiling(NamedTuple):
         return cls(rows, block, triton.cdiv(classes, block), max(1, rows * block // PER_WARP))
 
     @classmethod
-    def for_two_looks(cls, classes: int, panel: bool) -> Tiling:
+    def for_one_sweep(cls, classes: int, panel: bool) -> Tiling:
         """Return tiles of whole rows, as far as one program can hold a row."""
         if panel:
             return cls.of(classes, panel)
@@ -71,7 +72,7 @@ class RowLayout(NamedTuple):
 
     @classmethod
     def of(cls, x: Tensor) -> RowLayout | None:
-        """Return the layout; None if the axes behind that of the classes do not step evenly."""
+        """Return the layout; None if the axes after that of the classes do not step evenly."""
         if x.ndim == 1:
             return cls(1, 1, x.shape[0], (0, 0, x.stride(0)))
         if x.ndim == 2:
@@ -160,25 +161,25 @@ class Launch:
     ) -> Tensor:
         """Write the gradient of cross-entropy; return log-probabilities and masses, (2, N...)."""
         sums = _floats((2, 1, self.rows), out.device)
-        self._one_pass(row_weight, divisor, None, out, sums)
+        self._one_sweep(row_weight, divisor, None, out, sums)
         arguments = self.arguments._replace(tiles=1)
-        return self._finish(arguments, sums, one_pass.SUMS.value, ("log_prob", "mass"), block=1)
+        return self._finish(arguments, sums, one_sweep.SUMS.value, ("log_prob", "mass"), block=1)
 
     def follow(
         self, row_weight: Tensor | None, divisor: Tensor | None, slope: Tensor, out: Tensor,
         ready: bool,
     ) -> None:  # fmt: skip
-        """Write the gradient for ``slope``; if ``ready``, ``out`` holds the one for slope 1."""
-        self._one_pass(row_weight, divisor, slope, out, None, ready)
+        """Write the gradient for ``slope``; if ``ready``, ``out`` holds that for slope 1."""
+        self._one_sweep(row_weight, divisor, slope, out, None, ready)
 
-    def _one_pass(
+    def _one_sweep(
         self, row_weight: Tensor | None, divisor: Tensor | None, slope: Tensor | None, out: Tensor,
         sums: Tensor | None, ready: bool = False,
     ) -> None:  # fmt: skip
-        t = Tiling.for_two_looks(self.problem.classes, self.align < 0)
+        t = Tiling.for_one_sweep(self.problem.classes, self.align < 0)
         blocks = self._blocks(t)
         launch(
-            one_pass.cross_entropy, min(blocks, _few(out.device)) if ready else blocks, out.device,
+            one_sweep.cross_entropy, min(blocks, _few(out.device)) if ready else blocks, out.device,
             self.arguments._replace(tiles=t.tiles), row_weight, divisor, slope, _strided(out),
             sums, blocks, READY=ready, ALIGN=self.align, ROWS=t.rows, BLOCK=t.block,
             WHOLE=t.tiles == 1, num_warps=t.warps,
@@ -208,19 +209,12 @@ class Launch:
 
 
 def _sums(p: Problem) -> list[str]:
-    """Return the names of what the tiles sum up, of `sweep.SUMMED`."""
-    names = ["largest", "small"]
-    if p.settings.soft:
-        names += ["rest_mass", "deficit", "pivot", "pivot_class", "pivot_soft"]
-    elif "top" in p.settings.requests:
-        names += ["rest_top"]
-    if "entropy" in p.settings.requests:
-        names += ["ties", "spread"]
-    if "mean" in p.settings.requests:
-        names += ["weighted_sum", "weight", "support"]
-    if "squares" in p.settings.requests or "cubes" in p.settings.requests:
-        names += ["squares", "cubes"]
-    return names
+    """Return the names of the sums that the tiles find."""
+    needed = {"every", *p.settings.requests}
+    if p.settings.soft:  # the pivot is the largest class, so "top" needs no sum of its own
+        needed = needed - {"top"} | {"soft"}
+    groups = [names for group, names in sweep.SUMMED.items() if group in needed]
+    return list(dict.fromkeys(itertools.chain(*groups)))
 
 
 def _coefficients(p: Problem, slopes: Partials) -> list[str]:
@@ -240,7 +234,7 @@ def _coefficients(p: Problem, slopes: Partials) -> list[str]:
 
 
 def _few(device: torch.device) -> int:
-    """Return a number of programs that fills a device, and costs nothing if there is no work."""
+    """Return a number of programs that fills a device, and ends at once if there is no work."""
     if device.type != "cuda":
         return 64
     return 8 * torch.cuda.get_device_properties(device).multi_processor_count
@@ -252,14 +246,14 @@ def _floats(shape: tuple[int, ...], device: torch.device) -> Tensor:
 
 
 def _strided(x: Tensor) -> Strided:
-    """Return a matrix of rows as its address and steps."""
+    """Return the address and the steps of a matrix of rows."""
     layout = RowLayout.of(x)
     assert layout is not None
     return Strided(x.detach(), *layout.steps)
 
 
 def _transform(p: Problem) -> Transform:
-    """Return the transform of the logits, with vectors that lie in one piece."""
+    """Return the transform of the logits, with contiguous vectors."""
     t, scale, per_row = p.transform, p.transform.scale, 0
     if scale is not None and scale.ndim:
         scale, per_row = scale.contiguous(), 1
@@ -283,7 +277,7 @@ def _partial(partial: Tensor | None) -> tuple[Tensor | None, int]:
 
 
 def _alignment(matrices: list[Tensor]) -> int:
-    """Return ALIGN of matrices of one shape; one of them may be a table of targets instead."""
+    """Return ALIGN of matrices of one shape; the last may be a table of targets instead."""
     layouts = [layout for x in matrices if (layout := RowLayout.of(x)) is not None]
     panels = [layout.panel for layout in layouts]
     align = 0

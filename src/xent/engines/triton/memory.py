@@ -4,9 +4,9 @@ Rows are numbered ``outer * inner_rows + inner``. A tile is some rows and a run 
 program works on one tile, and programs with consecutive numbers on the tiles of one row.
 
 ALIGN numbers lie next to each other and may be loaded at once: classes of a row or, if ALIGN is
-negative, rows of a class, as in ``(N, C, d)``. Triton itself only asks whether 16 divides an
-address or a stride. So rows of 1000 numbers would be loaded one number at a time, and those of half
-a batch would be added up in another order than those of the whole batch.
+negative, rows of a class, as in ``(N, C, d)``. Triton itself only tests whether 16 divides an
+address or a stride. So rows of 1000 numbers would be loaded one number at a time. And the rows of
+half a batch could be added up in another order than those of the whole batch.
 """
 
 # pyright: reportArgumentType=false
@@ -61,31 +61,31 @@ class KernelArguments(NamedTuple):
 class RowBlock(NamedTuple):
     """Rows that a program works on: (ROWS,) each."""
 
-    n: Any  # number
-    mask: Any  # whether the row exists
+    n: Any  # number of the row
+    mask: Any  # True if the row exists
     outer: Any
     inner: Any
     label: Any  # class among these logits, or line of a table of soft targets; -1: none
-    kept: Any  # whether the row exists and is not ignored
+    kept: Any  # True if the row exists and is not ignored
 
 
 class Columns(NamedTuple):
-    """Columns of a table with a column for each row, and one line (or one a tile) for each name."""
+    """Columns of a table, which has a column per row and a line per name, or per name and tile."""
 
-    at: Any
-    columns: Any  # in the table
-    n: Any  # those meant here
-    mask: Any
-    tiles: Any  # lines for each name
-    tile: Any  # the one of these lines that is meant
+    at: Any  # address of the table
+    columns: Any  # number of columns of the table
+    n: Any  # numbers of the columns that are read or written
+    mask: Any  # True if the column exists
+    tiles: Any  # number of lines of each name
+    tile: Any  # number of the line of a name that is read or written
 
 
-# Tables have a line for each of some names: a string with blanks between the names.
+# The names of the lines of a table are one string, with spaces between the names.
 
 
 @triton.constexpr_function
 def has(names, name):
-    """Return whether a table has a line of this name."""
+    """Return True if a table has a line of this name."""
     return name in names.split()
 
 

@@ -18,30 +18,44 @@ import triton.language as tl
 from .arithmetic import INF, base_of, power
 from .memory import Columns, find_tile, has, is_class, load_logits, load_soft, put
 
-# What a tile may sum up. All but the last three are about the rest: every class but the pivot,
-# which is the class of an index target, or under a soft target the largest logit of the tile.
+# Names of the sums of a tile: those that every problem needs, those of a soft target, and those of
+# each request. The sums of "mean" run over all classes that are not masked, all others over the
+# rest: every class but the pivot, which is the class of an index target, or under a soft target the
+# largest logit of the tile.
+_POWERS = (
+    "squares",  # sum of e^2(z - shift)
+    "cubes",  # sum of e^3(z - shift)
+)
 SUMMED = {
-    "largest": "logit of the rest",
-    "small": "sum of e^(z - shift)",
-    "ties": "classes at the shift, where they are counted instead of added to `small`",
-    "spread": "sum of (shift - z) e^(z - shift)",
-    "squares": "sum of e^2(z - shift)",
-    "cubes": "sum of e^3(z - shift)",
-    "rest_top": "place of the largest logit in the tile",
-    "rest_mass": "sum of q_j",
-    "deficit": "sum of q_j (shift - z_j)",
-    "pivot": "under a soft target: logit of the pivot",
-    "pivot_class": "place of the pivot in the tile",
-    "pivot_soft": "q of the pivot",
-    "weighted_sum": "sum of c_j (z_j - largest), over all classes that are not masked",
-    "weight": "sum of c_j",
-    "support": "number of classes that are not masked",
+    "every": (
+        "largest",  # the largest logit of the rest
+        "small",  # sum of e^(z - shift)
+    ),
+    "soft": (
+        "rest_mass",  # sum of q_j
+        "deficit",  # sum of q_j (shift - z_j)
+        "pivot",  # the logit of the pivot
+        "pivot_class",  # the place of the pivot in the tile
+        "pivot_soft",  # q of the pivot
+    ),
+    "top": ("rest_top",),  # the place of the largest logit in the tile
+    "entropy": (
+        "ties",  # number of classes at the shift, which are then not in `small`
+        "spread",  # sum of (shift - z) e^(z - shift)
+    ),
+    "mean": (
+        "weighted_sum",  # sum of c_j (z_j - largest)
+        "weight",  # sum of c_j
+        "support",  # number of classes that are not masked
+    ),
+    "squares": _POWERS,
+    "cubes": _POWERS,
 }
 
 
 @triton.constexpr_function
 def exact_sums(names):
-    """Return whether some sum needs z - shift, which must then be exact."""
+    """Return True if a sum needs z - shift, which must then be exact."""
     return "spread" in names.split() or "deficit" in names.split()
 
 

@@ -1,4 +1,4 @@
-"""Cross-entropy and its gradient in one kernel: every logit is read once, every slope written once.
+"""Cross-entropy and its gradient in one kernel, which reads each logit once.
 
 The loss must be one number whose derivative by the log-probability of each row is known before the
 sweep. A row that one program can hold stays on the chip between its sum and its gradient. A longer
@@ -38,8 +38,8 @@ def cross_entropy(
 ):  # fmt: skip
     """Store gradient and sums of blocks of ROWS rows; program k takes block k, k + programs, ...
 
-    ``sums`` receives the sums of the rest of each row, or is None. ``slope`` is the derivative by
-    the loss, or None for 1. If it is 1 and the gradient is READY, the kernel writes nothing. WHOLE
+    ``sums`` receives the sums of the rest of each row, or is None. ``slope`` is a number in memory,
+    or None for 1. If the slope is 1 and the gradient is READY, the kernel writes nothing. WHOLE
     says that a tile holds a whole row.
     """
     upstream = 1.0
@@ -54,7 +54,7 @@ def cross_entropy(
         target = finite_or_nan(load_label_logits(args, rows))
         if WHOLE:
             classes = tl.arange(0, BLOCK)
-            rest, slope_of_cap = load_rest(args, rows, classes, "", ALIGN)
+            rest, transform_slope = load_rest(args, rows, classes, "", ALIGN)
             largest = tl.max(rest, 1)
             base = base_of_rest(largest, target)
             e = power(rest - base.offset[:, None], base.exponent[:, None], False)
@@ -69,13 +69,13 @@ def cross_entropy(
         factor = factor_of_rows(args, row_weight, rows) * upstream
         slopes = coefficients(target, base, small, factor.to(tl.float32))
         if WHOLE:
-            put_gradient(args, out, rows, classes, rest, base, slopes, slope_of_cap, ALIGN)
+            put_gradient(args, out, rows, classes, rest, base, slopes, transform_slope, ALIGN)
         else:
             for tile in range(args.tiles):
-                # The last tiles first: they are the ones that were read last.
+                # The last tiles come first, because they were read last and are in the cache.
                 classes = (args.tiles - 1 - tile) * BLOCK + tl.arange(0, BLOCK)
-                rest, slope_of_cap = load_rest(args, rows, classes, "evict_first", ALIGN)
-                put_gradient(args, out, rows, classes, rest, base, slopes, slope_of_cap, ALIGN)
+                rest, transform_slope = load_rest(args, rows, classes, "evict_first", ALIGN)
+                put_gradient(args, out, rows, classes, rest, base, slopes, transform_slope, ALIGN)
 
 
 @triton.jit
@@ -130,7 +130,7 @@ def coefficients(target, base, total, factor):
     leads = floor >= 0
     other = tl.exp2(-fraction) * tl.exp2(tl.where(leads, -(floor - ROOM), 0.0))
     down = tl.where(leads, 2.0**-ROOM, 1.0)
-    # Everything is relative to the target where it leads, and to the shift where it does not.
+    # All numbers are relative to the target where the target leads, and to the shift elsewhere.
     own = tl.where(leads, 1.0, tl.exp2(fraction) * tl.exp2(tl.where(leads, 0.0, floor)))
     unit = tl.where(leads, other, 1.0)
     rest = total * unit
@@ -140,12 +140,14 @@ def coefficients(target, base, total, factor):
 
 
 @triton.jit
-def put_gradient(args, out, rows, classes, rest, base, slopes, slope_of_cap, ALIGN: tl.constexpr):
+def put_gradient(
+    args, out, rows, classes, rest, base, slopes, transform_slope, ALIGN: tl.constexpr
+):
     """Store the gradient of a tile; ignored rows have zeros."""
     e, fade = split_power(rest - base.offset[:, None], base.exponent[:, None], False)
     g = e * (fade * slopes[0][:, None])
     g = tl.where(classes[None, :] == rows.label[:, None], slopes[1][:, None], g)
-    g = tl.where(rows.kept[:, None], tl.where(g == 0.0, g, g * slope_of_cap), 0.0)
+    g = tl.where(rows.kept[:, None], tl.where(g == 0.0, g, g * transform_slope), 0.0)
     mask = rows.mask[:, None] & is_class(args, classes, ALIGN)[None, :]
     to = addresses(out, rows.outer, rows.inner, classes, ALIGN)
     tl.store(to, g.to(out.at.dtype.element_ty), mask=mask, eviction_policy="evict_first")
