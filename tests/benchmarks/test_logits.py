@@ -1,4 +1,4 @@
-"""``xent bench``: the structure of what it writes and the size of the errors; never the speed."""
+"""``xent bench``: the structure of its output and the size of the errors; never the speed."""
 
 import json
 import math
@@ -128,7 +128,7 @@ def _broken(logits, target):
 
 def test_a_contestant_that_fails_is_reported_and_the_others_go_on(monkeypatch):
     class Here(Worker):
-        """Answers in this process, for contestants that another process would not know."""
+        """A worker that answers in this process, for contestants unknown to other processes."""
 
         def send(self, method, *arguments):
             if not hasattr(self, "bench"):
@@ -210,7 +210,7 @@ def test_the_installed_command_finds_the_checkout_it_is_run_in(tmp_path, monkeyp
 
 
 def test_only_one_module_reads_what_is_private():
-    """The benchmarks are a user's programs: each name is public, but for those of `internals`."""
+    """The benchmarks use public names, as users do; only `internals` reads private ones."""
     root = Path(logits.__file__).parents[1]
     private = re.compile(
         r"^\s*(?:from|import) xent\.(?!losses |policy |learn |nn |information )", re.M

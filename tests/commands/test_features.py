@@ -1,4 +1,4 @@
-"""How columns become features: against scikit-learn, with gaps, and on tables never seen."""
+"""Features from columns: compared with scikit-learn, with gaps, and on unknown tables."""
 
 import json
 import math
@@ -32,7 +32,7 @@ def table(target="y", **columns):
 
 @pytest.fixture
 def fit(tmp_path, monkeypatch, capsys):
-    """Runs ``xent fit`` quietly in a folder of its own; the record, and what was said."""
+    """Run ``xent fit`` quietly in a new folder; return the record and the messages."""
     monkeypatch.chdir(tmp_path)
 
     def run(*words, out="out"):
@@ -48,7 +48,7 @@ def fit(tmp_path, monkeypatch, capsys):
 
 
 def gapped(rows):
-    """Numbers and words with gaps, and a class that depends on both."""
+    """Return numbers and words with gaps, and a class that depends on both."""
     x, word = rng.normal(size=rows), rng.choice(["rot", "blau", "gruen"], rows).astype(object)
     y = np.where(x + (word == "rot") + rng.normal(size=rows) > 0, "ja", "nein")
     x[rng.random(rows) < 0.2] = np.nan

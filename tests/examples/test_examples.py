@@ -1,4 +1,4 @@
-"""The examples: each has a small form, claims and an output that is kept; their runner notices."""
+"""Each example has a small form, claims and a kept output; their runner reports failures."""
 
 import ast
 import runpy

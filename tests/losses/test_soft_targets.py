@@ -1,4 +1,4 @@
-"""Soft targets told by tables, mixtures and short lists."""
+"""Soft targets given by tables, mixtures and short lists."""
 
 import math
 
@@ -18,7 +18,7 @@ N, C = 8, 6
 
 @pytest.fixture
 def engine(every_engine):
-    """Triton's kernels, too."""
+    """Run on Triton's kernels, too."""
     return every_engine
 
 
@@ -253,7 +253,7 @@ def test_the_tail_is_one_class_more(engine):
 
 
 def test_the_tail_has_every_digit(engine):
-    """Classes 0 (listed) and 1 (the tail), from one as good as certain to the other."""
+    """Classes 0 (listed) and 1 (the tail), with probabilities from nearly 0 to nearly 1."""
     d = torch.arange(-80, 81, 4.0)
     z = torch.stack([d, torch.zeros_like(d), torch.full_like(d, -math.inf)], 1)
     classes = torch.zeros(len(d), 1, dtype=torch.int64)
@@ -366,7 +366,7 @@ def test_a_bad_list_is_told():
 
 
 def test_a_target_of_0_has_a_slope_for_every_class():
-    """The likeliest class among them, which is kept apart from the others."""
+    """Also the likeliest class, which kernels keep apart from the others."""
     z = torch.tensor([[3.0, 0.0, 1.0], [0.0, 3.0, -torch.inf]], dtype=torch.float64)
     q = torch.tensor([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]], dtype=torch.float64, requires_grad=True)
     (slope,) = torch.autograd.grad(xent.cross_entropy(z, q, reduction="sum"), q)
