@@ -161,7 +161,7 @@ def test_classes_that_are_masked_come_before_no_classes(soft):
         assert merged.top_logit.tolist() == [-torch.inf]
 
 
-def test_the_identity_stands_where_it_is_told():
+def test_the_identity_is_on_the_given_device():
     nothing = RowStatistics.identity((2,), device="meta", squares=True, cubes=True, **EVERYTHING)
     tensors = [x for x in vars(nothing).values() if isinstance(x, torch.Tensor)]
     for x in (*tensors, *nothing.on_request.values()):

@@ -307,7 +307,7 @@ def setting(monkeypatch):
     return gpu_logits.Setting(Timer(), "auto", list(found), 3)
 
 
-def test_who_overwrites_the_logits_spoils_nothing(setting):
+def test_a_contestant_that_overwrites_the_logits_spoils_nothing(setting):
     cell = gpu_logits.measure_cell(Cell(6, 9, "float32"), setting)
     spoiler = cell["contestants"]["spoiler"]
     assert len(spoiler["backward"]["ms_all"]) == 3
@@ -320,7 +320,7 @@ def test_who_overwrites_the_logits_spoils_nothing(setting):
     assert torch.equal(logits, before)
 
 
-def test_who_fails_is_reported_and_the_others_go_on(setting):
+def test_a_failing_contestant_is_reported_and_the_others_go_on(setting):
     cell = gpu_logits.measure_cell(Cell(6, 9, "float32"), setting)
     assert cell["contestants"]["broken"] == {"failed": "RuntimeError: no such luck"}
     assert "broken failed: RuntimeError: no such luck" in gpu_report.cell_text(cell)
@@ -422,7 +422,7 @@ class Clockwork:
         return lambda: self.diary.append(text)
 
 
-def test_on_a_gpu_events_enclose_the_call_and_nobody_waits_before_the_end(monkeypatch):
+def test_on_a_gpu_events_enclose_the_call_without_a_wait_inside(monkeypatch):
     clockwork = Clockwork(monkeypatch)
     timer = CudaTimer()
     monkeypatch.setattr(timer, "flush", clockwork.note("flush"))

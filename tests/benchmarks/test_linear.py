@@ -97,7 +97,7 @@ def _broken(h, w, y):
     raise RuntimeError("no such luck\nand more")
 
 
-def test_who_fails_is_reported_and_the_others_go_on(monkeypatch):
+def test_a_failing_contestant_is_reported_and_the_others_go_on(monkeypatch):
     broken = LinearContestant(lambda: _broken)
     monkeypatch.setitem(LINEAR_CONTESTANTS, "broken", broken)
     assert broken.unavailable("cpu") == "RuntimeError: no such luck"

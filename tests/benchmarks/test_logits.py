@@ -95,7 +95,7 @@ def test_a_loss_is_called_a_loss(result):
     assert "**0.50**" in markdown({**result, "cells": [cell]})
 
 
-def test_a_busy_machine_is_told(result):
+def test_a_busy_machine_is_reported(result):
     cell = {**result["cells"][0], "others_busy": 1.5}
     assert "DISTURBED" in cell_text(cell)
     assert "busy" in verdict([cell])
@@ -163,7 +163,7 @@ def test_a_worker_that_dies_is_reported_and_starts_again():
         worker.close()
 
 
-def test_who_is_not_installed_is_left_out(monkeypatch):
+def test_a_contestant_that_is_not_installed_is_left_out(monkeypatch):
     build = CONTESTANTS["torch"].build
     monkeypatch.setitem(CONTESTANTS, "absent", Contestant(build, ("no_such_package",), ""))
     names, absent = logits.who_takes_part(["absent", "copy"])

@@ -298,7 +298,7 @@ def test_what_the_system_refuses_is_one_line(error, told, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("command", ["fit", "mi", "train", "cem", "reinforce", "search", "plot"])
-def test_every_command_says_what_a_full_disk_took(command, tmp_path, monkeypatch, capsys):
+def test_every_command_reports_a_full_disk(command, tmp_path, monkeypatch, capsys):
     """On a full disk no file with content can be written; an empty file can."""
     for package in ("gymnasium", "sklearn", "pyarrow", "cma", "matplotlib"):
         pytest.importorskip(package)

@@ -122,7 +122,7 @@ def test_what_else_is_done_about_gaps():
         )  # fmt: skip
 
 
-def test_many_columns_with_gaps_are_told_of_in_short(capsys):
+def test_many_columns_with_gaps_are_reported_in_short(capsys):
     columns = {f"x{k}": pa.array([None, 1.0, 2.0]) for k in range(40)}
     said = prepared(table(**columns, y=pa.array([1, 2, 1])), "fill", ()).said
     told = capsys.readouterr().err.splitlines()
@@ -232,7 +232,7 @@ def test_an_encoding_comes_back():
 # ---- the target ----------------------------------------------------------------------------------
 
 
-def test_the_target_is_told(fit, tmp_path, capsys):
+def test_the_target_is_reported(fit, tmp_path, capsys):
     lines = [f"{k % 7},{'pq'[k % 2]}" for k in range(60)]
     (tmp_path / "a.csv").write_text("\n".join(["n,outcome", *lines]))
     line = (

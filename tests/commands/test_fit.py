@@ -342,7 +342,7 @@ def test_other_losses_penalties_and_weights(fit, tmp_path):
     assert isinstance(load_model(tmp_path / "out/model.json"), LogisticRegression)
 
 
-def test_what_a_fit_warns_of_is_told(fit, tmp_path):
+def test_warnings_of_a_fit_are_reported(fit, tmp_path):
     path = write(tmp_path / "a.csv", table_of(load_iris()))
     record, told = fit(path, "--max-iter", 1)
     assert "not converged after 1 iterations: the objective is about 0.09" in told.err

@@ -190,7 +190,7 @@ def test_commands_refuse_odd_checkpoints_in_one_line(
         ("model/bias", torch.zeros(3)),
     ],
 )  # fmt: skip
-def test_what_goes_on_is_a_whole_state(path, value, trained, tmp_path, capsys):
+def test_only_a_complete_state_resumes(path, value, trained, tmp_path, capsys):
     state = torch.load(trained / "checkpoint.pt", weights_only=True)
     state = changed(changed(state, "settings/steps", 6), path, value)
     if path != "results":

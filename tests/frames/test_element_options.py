@@ -25,7 +25,7 @@ def with_gradient(loss, z, *args, **options):
 
 
 @pytest.mark.parametrize("name", OF_ELEMENTS)
-def test_nan_marks_what_nobody_knows(name, every_engine):
+def test_nan_marks_unknown_targets(name, every_engine):
     function = CATALOG[name].function
     if every_engine != "reference":
         try:
@@ -173,7 +173,7 @@ def test_a_mark_is_looked_for_before_targets_are_smoothed(amount, mark, every_en
         torch.testing.assert_close(slope, torch.where(KNOWN, Z.sigmoid() - smooth, 0))
 
 
-def test_smoothing_elsewhere():
+def test_smoothing_of_other_losses():
     moved = T * 0.8 + 0.1
     each = F.binary_cross_entropy_with_logits(Z, moved, reduction="none")
     p = torch.sigmoid(Z)

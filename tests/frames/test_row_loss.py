@@ -189,7 +189,7 @@ def test_a_body_must_return_one_value_per_row(body):
         xent.row_loss(body)(Z, Y)
 
 
-def test_a_statistic_nobody_asked_for():
+def test_a_statistic_that_was_not_requested_raises():
     for name in ("entropy", "mean", "top", "support", "top_logit", "mean_mass"):
         with pytest.raises(AttributeError, match="nobody asked"):
             xent.row_loss(lambda s, name=name: getattr(s, name))(Z, Y)
@@ -268,7 +268,7 @@ UNFIT = {
 
 
 @pytest.mark.parametrize("name", UNFIT)
-def test_an_engine_that_cannot_says_why(core, name):
+def test_an_engine_that_cannot_take_a_call_says_why(core, name):
     z, y, options, reason = UNFIT[name]
     with pytest.raises(ValueError, match=reason):
         xent.explain(z, y, engine="native", **options)

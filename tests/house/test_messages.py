@@ -152,7 +152,7 @@ LOSSES = [
 
 
 @pytest.mark.parametrize("name", WAYS_OUT)
-def test_the_way_out_is_said(name):
+def test_the_message_says_how_to_correct_the_call(name):
     """By every frame, and by the diagnosis in the same words."""
     input, target, words = WAYS_OUT[name]
     for loss in LOSSES:

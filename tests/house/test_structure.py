@@ -284,7 +284,7 @@ print(xent.learn.calibration.__name__, xent.integrations.boosting.__name__)
 
 
 @pytest.mark.parametrize("room", ["losses", "policy", "nn", "information", "learn", "plot"])
-def test_a_name_that_stands_in_a_package_is_told(room):
+def test_the_error_for_a_name_of_a_package_says_where_it_is(room):
     names = set(getattr(xent, room).__all__) - set(xent.__all__)
     assert names
     for name in names:
@@ -294,7 +294,7 @@ def test_a_name_that_stands_in_a_package_is_told(room):
         assert error.value.name == name
 
 
-def test_a_name_that_is_none_is_no_attribute():
+def test_an_unknown_name_is_no_attribute():
     with pytest.raises(AttributeError, match="did you mean cross_entropy"):
         xent.crossentropy  # noqa: B018
     assert not hasattr(xent, "__wrapped__")

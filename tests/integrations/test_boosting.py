@@ -423,7 +423,7 @@ def test_options_reach_the_loss():
         torch.testing.assert_close(got, wanted)
 
 
-def test_the_factors_bound_the_curvature_as_told():
+def test_the_factors_bound_the_curvature():
     p = batch(50, 4)[0].softmax(1)
     hessian = torch.diag_embed(p) - p.unsqueeze(2) * p.unsqueeze(1)
     twice = torch.diag_embed(2 * p * (1 - p)) - hessian

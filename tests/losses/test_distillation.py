@@ -253,7 +253,7 @@ def test_a_few_rows_at_a_time_are_the_same(monkeypatch):
     assert all(map(torch.equal, torch.autograd.grad(parts.sum(), (z, v)), slopes))
 
 
-def test_a_bad_teacher_is_told():
+def test_a_bad_teacher_is_refused_with_the_reason():
     z = logits(3, 4)
     for options, message in (
         ({"temperature": 0.0}, "temperature"),

@@ -161,7 +161,7 @@ def test_mixup_of_a_batch():
         xent.losses.mixup(x, y[:2])
 
 
-def test_a_bad_mixture_is_told():
+def test_a_bad_mixture_is_refused_with_the_reason():
     z, y = logits(3, C), torch.tensor([0, 1, 2])
     for lam, message in ((1.5, "lam"), (torch.tensor([0.5, -0.1, 2.0]), "lam"),
                          (torch.rand(2), "one per row")):  # fmt: skip
@@ -343,7 +343,7 @@ def test_lists_are_differentiable():
         torch.testing.assert_close(each / 2, whole, rtol=1e-12, atol=1e-15)
 
 
-def test_a_bad_list_is_told():
+def test_a_bad_list_is_refused_with_the_reason():
     z, classes, q = lists()
     twice = classes.clone()
     twice[0, 0] = twice[0, 2]

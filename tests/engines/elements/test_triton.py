@@ -169,7 +169,7 @@ def test_slopes_in_a_sum_of_losses():
     torch.testing.assert_close(grad.double(), truth, rtol=1e-6, atol=1e-10)
 
 
-def test_nobody_waits(monkeypatch):
+def test_nothing_waits_for_the_device(monkeypatch):
     """On a GPU, reading a number on the host would wait for the device."""
 
     def look(*_):

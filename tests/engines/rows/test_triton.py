@@ -89,7 +89,7 @@ def test_every_layout(layout, reduction):
     torch.testing.assert_close(grad.double(), slope, rtol=2e-6, atol=1e-9)
 
 
-def test_what_lies_side_by_side():
+def test_the_axis_whose_numbers_are_adjacent():
     from xent.engines.triton.launch import _alignment
 
     z = torch.zeros(64, 64)
@@ -170,7 +170,7 @@ SUMS = [
 @pytest.mark.parametrize("loss", SUMS, ids=["one sweep", "entropy", "soft"])
 @pytest.mark.parametrize("number", [math.nan, math.inf])
 @pytest.mark.parametrize("places", [[0], [8], [3, 4], slice(None)], ids=str)
-def test_a_broken_row_is_nan_and_the_others_know_nothing_of_it(loss, number, places):
+def test_a_broken_row_is_nan_and_does_not_change_the_others(loss, number, places):
     z, y = torch.randn(3, 9), torch.tensor([2, 4, 8])
     _, healthy = value_and_grad(loss, z, y)
     z[1, places] = number

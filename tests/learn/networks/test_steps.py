@@ -78,7 +78,7 @@ class Sharpness(torch.optim.Optimizer):
                 p.sub_(u).sub_(p.grad, alpha=self.param_groups[0]["lr"])
 
 
-def test_an_optimizer_that_asks_twice_is_told_the_same_function_twice():
+def test_an_optimizer_that_computes_the_loss_twice_gets_the_same_loss():
     """Dropout would change the loss by more than the small climb; rows count once."""
     made = []
 
@@ -139,7 +139,7 @@ def test_whose_step_size_is_taken():
     assert last == [1e-3, 0.3, 0.2, 1, 0.5]
 
 
-def test_a_step_that_ends_at_no_number_is_said():
+def test_a_step_to_nan_is_reported():
     x, y = blobs()
     model = linear()
 

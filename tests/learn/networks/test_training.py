@@ -269,7 +269,7 @@ def test_batches_of_something_else():
         fit(linear(), DataLoader(TensorDataset(x, y), 5, drop_last=True))
 
 
-def test_the_seed_decides_and_nobody_else_notices():
+def test_the_seed_decides_and_global_random_states_stay():
     def run(seed):
         model = nn.Sequential(linear(), nn.Dropout(0.3), linear(seed=1))
         record = fit(model, blobs(), validation=blobs(30, seed=1), seed=seed)

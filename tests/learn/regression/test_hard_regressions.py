@@ -150,7 +150,7 @@ def test_copies_share_their_coefficient(rows):
         assert np.abs(model.coef_[0] * factors).max() < 2
 
 
-def test_two_units_of_a_timestamp_are_one_column_and_the_rest_is_said(rows):
+def test_two_units_of_a_timestamp_are_one_column(rows):
     """Seconds and minutes differ by rounding, which is no feature to learn from."""
     f, y = rows
     seconds = 1.7e9 + np.round(1e4 * f)

@@ -323,7 +323,7 @@ def test_warm_start(rows):
 # ---- separable classes --------------------------------------------------------------------------
 
 
-def test_separable_classes_without_penalty_are_said():
+def test_separable_classes_without_penalty_are_reported():
     x, y = load_iris(return_X_y=True)
     with pytest.warns(SeparationWarning, match="completely"):
         SoftmaxRegression(C=np.inf).fit(x[:100], y[:100])
@@ -333,7 +333,7 @@ def test_separable_classes_without_penalty_are_said():
     SoftmaxRegression(C=1e3).fit(x, y)
 
 
-def test_a_feature_that_separates_a_few_rows_is_said(rows):
+def test_a_feature_that_separates_a_few_rows_is_reported(rows):
     x, y = rows
     x, y = np.column_stack([x, np.arange(90) < 7]), (y == 0).astype(int)
     y[:7] = 1
@@ -397,7 +397,7 @@ def test_data_that_does_not_fit(rows):
     assert not hasattr(SoftmaxRegression(l1_ratio=1.0), "partial_fit")
 
 
-def test_too_few_iterations_are_said(rows):
+def test_too_few_iterations_are_reported(rows):
     with pytest.warns(ConvergenceWarning, match="max_iter"):
         SoftmaxRegression(max_iter=2, solver="lbfgs").fit(*rows)
 

@@ -108,7 +108,7 @@ def test_the_first_coefficient_comes_at_smallest_c(loss):
     assert np.count_nonzero(above) > 0
 
 
-def test_features_that_tell_nothing():
+def test_features_without_information():
     x, y = np.ones((6, 2)), [0, 1, 0, 1, 0, 1]
     model = SoftmaxRegression(l1_ratio=1)
     assert smallest_C(model, x, y) > 1e12

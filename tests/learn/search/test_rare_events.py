@@ -169,7 +169,7 @@ def test_more_places_than_are_held_are_no_number():
     assert "it has more places than `population` holds" in corners.message
 
 
-def test_places_that_only_one_of_two_populations_found_tell_of_others():
+def test_places_that_only_one_of_two_populations_found_show_that_others_are_missed():
     """7 of 7 dice of 20 faces equal: 20 places, of which no population finds half."""
     dice = Categorical(torch.full((7, 20), 1 / 20))
     found = rare_event(
