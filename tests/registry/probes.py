@@ -13,7 +13,7 @@ from .records import Loss
 
 @xent.row_loss
 def focal(s, gamma=2.0):
-    """Compute a loss of the log-odds alone."""
+    """A loss of the log-odds alone."""
     return -(torch.sigmoid(-s.log_odds) ** gamma) * s.log_prob
 
 
