@@ -348,7 +348,7 @@ def test_a_mark_may_be_a_number_that_targets_round(every_engine, dtype):
 def test_a_loss_of_ones_own():
     @xent.element_loss
     def squared(e, scale: float = 1.0):
-        """Compute the Brier score."""
+        """The Brier score."""
         return scale * e.residual**2
 
     z, t = pair(300, 200)
