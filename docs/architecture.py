@@ -2,9 +2,10 @@
 
 The picture is ``docs/architecture.svg``. Its rooms are those of
 ``tests/house/test_structure.py``, where a test keeps imports running downwards; rooms of one folder
-are drawn as one where that makes no circle. An arrow is an import; an arrow that a longer way of
-arrows implies is left out. The numbers are the road of a logit, found by running a loss. A test
-compares the picture on disk with what this script draws.
+are drawn as one where that makes no circle. A room is a folder or a module of ``src/xent``. An
+arrow is an import; an arrow that a longer way of arrows implies is left out. The numbers are the
+rooms that a loss enters, found by running a loss. A test compares the picture on disk with what
+this script draws.
 """
 
 from __future__ import annotations
@@ -52,19 +53,19 @@ def home(file: Path) -> str:
 
 
 def tools(graph: Graph) -> set[str]:
-    """Return the rooms for use by all others: names with an underscore, and what these import."""
+    """Return the rooms that all others may use: names with an underscore, and their imports."""
     private = {room for room in graph if room.startswith("_") and room != "_core"}
     private -= DOORS
     return private.union(*(graph[room] for room in private))
 
 
 def within(graph: Graph, kept: set[str]) -> Graph:
-    """Return the part of a graph that lies between these rooms."""
+    """Return the graph of the rooms that are kept, and of the arrows between them."""
     return {room: graph[room] & kept for room in sorted(kept)}
 
 
 def folders(graph: Graph) -> dict[str, str]:
-    """Return the room that each room is drawn in: its folder, unless that made a circle."""
+    """Return the room that each room is drawn in: its folder, unless that makes a circle."""
     drawn = {room: room for room in graph}
     for room in sorted(graph, key=lambda room: (-depth(graph, room), room)):
         trial = {**drawn, room: room.partition(".")[0]}
@@ -77,7 +78,7 @@ def folders(graph: Graph) -> dict[str, str]:
 
 
 def joined(graph: Graph, drawn: dict[str, str]) -> Graph:
-    """Return the graph of the rooms that these rooms are drawn in."""
+    """Return the graph after each room is replaced by the room that it is drawn in."""
     found: Graph = {}
     for room, others in graph.items():
         found.setdefault(drawn[room], set()).update(drawn[other] for other in others)
@@ -112,11 +113,11 @@ def floors(graph: Graph) -> dict[str, int]:
     return floor
 
 
-def road() -> list[str]:
+def entered_rooms() -> list[str]:
     """Return the rooms that a loss enters on the way from logits to its values, in that order.
 
-    This is the way that every option can go. A sum or mean has a shorter one, from the frame into
-    one call of an engine, where the loss is a recorded program.
+    A loss with ``reduction="none"`` goes this way, with any option. A sum or mean may go a shorter
+    way: from the frame into one call of an engine, which runs the loss as a recorded program.
     """
     logits, target = torch.zeros(2, 3), torch.tensor([0, 1])
     entered: list[str] = []
@@ -134,7 +135,7 @@ def road() -> list[str]:
 
 
 def told(room: str) -> tuple[str, str]:
-    """Return the name of a room as its file is called, and the first line of its docstring."""
+    """Return the name of a room with its suffix, and the first line of its docstring."""
     if room == "_core":
         return "csrc/", "The kernels for CPUs in C++, compiled once per instruction set."
     place = HOUSE / room.replace(".", "/")
@@ -156,27 +157,28 @@ def files_of(folder: Path) -> list[str]:
 
 
 def modules_of(file: Path) -> set[str]:
-    """Return the modules that a file imports, or imports a name of."""
+    """Return the modules that a file imports, or from which it imports a name."""
     found = imports_of(file)
     return found | {module.rpartition(".")[0] for module in found}
 
 
 # ---- places --------------------------------------------------------------------------------------
 
-BOX, HEIGHT, GAP, FLOOR = 214, 64, 16, 108  # of a room, between rooms, from floor to floor
+BOX, HEIGHT = 214, 64  # width and height of a room
+GAP, FLOOR = 16, 108  # between rooms, and from floor to floor
 WIDTH = 4 * BOX + 10 * GAP  # of the picture, if no floor needs more
 
 
 class Spot(NamedTuple):
-    """A place on a floor: a room, or a point where an arrow passes between rooms."""
+    """A place on a floor (all rooms of one depth): a room, or a point of an arrow between rooms."""
 
     floor: int
     room: str
-    way: tuple[str, str] = ("", "")  # the ends of the arrow, if the spot is a point on one
+    way: tuple[str, str] = ("", "")  # the two ends of the arrow, if the spot is a point of an arrow
 
     @property
     def width(self) -> int:
-        """The width that the spot takes up."""
+        """Width that the spot needs."""
         return BOX if self.room else 0
 
 
@@ -190,10 +192,10 @@ def ways(graph: Graph, floor: dict[str, int]) -> Iterator[list[Spot]]:
 
 
 def places(spots: list[Spot], arrows: list[list[Spot]]) -> tuple[dict[Spot, float], int]:
-    """Return the middle of each spot, near to its neighbours, and the width of the picture.
+    """Return the x of the middle of each spot, and the width of the picture.
 
-    Sweeps up and down the floors order the spots by the mean place of their neighbours, as layered
-    drawings of graphs do (Sugiyama, Tagawa and Toda 1981).
+    Spots lie near to their neighbours. Sweeps up and down the floors order the spots by the mean
+    place of their neighbours, as layered drawings of graphs do (Sugiyama, Tagawa and Toda 1981).
     """
     near: dict[Spot, list[Spot]] = {spot: [] for spot in spots}
     for way in arrows:
@@ -213,9 +215,9 @@ def places(spots: list[Spot], arrows: list[list[Spot]]) -> tuple[dict[Spot, floa
 
 
 def spread(widths: list[int], wish: list[float], width: int) -> list[float]:
-    """Return places in this order, with gaps, at the least squares from the wished places."""
+    """Return places in this order, with gaps, as near as possible to ``wish`` (least squares)."""
     offset = list(accumulate([0.0, *((a + b) / 2 + GAP for a, b in pairwise(widths))]))
-    blocks: list[list[float]] = []  # spots that touch move together, to the mean of their wishes
+    blocks: list[list[float]] = []  # spots that touch move together to their mean wish
     for w, o in zip(wish, offset, strict=True):
         blocks.append([w - o])
         while len(blocks) > 1 and fmean(blocks[-2]) >= fmean(blocks[-1]):
@@ -259,7 +261,7 @@ def rectangle(x: float, y: float, wide: float, high: float, fill: str, stroke: s
 
 
 def box(x: float, y: float, room: str, number: int = 0) -> Iterator[str]:
-    """Draw a room around a middle: its name, what it is, and its number on the road."""
+    """Draw a room around a middle: its name, its docstring, and its number if a loss enters it."""
     name, text = told(room)
     left = x - BOX / 2
     fill = FILL.get(room.partition(".")[0], OTHER)
@@ -274,7 +276,7 @@ def box(x: float, y: float, room: str, number: int = 0) -> Iterator[str]:
 
 
 def line(points: list[tuple[float, float]]) -> str:
-    """Draw a smooth line through points, straight down at each, with a head at the end."""
+    """Draw a smooth arrow through points, vertical at each point."""
     path = "M{:.0f},{:.0f}".format(*points[0])
     for (x, y), (to_x, to_y) in pairwise(points):
         half = (y + to_y) / 2
@@ -284,7 +286,7 @@ def line(points: list[tuple[float, float]]) -> str:
 
 
 def port(place: dict[Spot, float], room: Spot, spot: Spot, spots: list[Spot]) -> float:
-    """Return where the arrow from or to a spot meets its room: side by side with the others."""
+    """Return the x where the arrow from or to a spot meets its room; arrows stand side by side."""
     order = sorted(spots, key=place.__getitem__)
     return place[room] + 18 * (order.index(spot) - (len(order) - 1) / 2)
 
@@ -305,7 +307,7 @@ def lines(arrows: list[list[Spot]], place: dict[Spot, float], roof: int) -> Iter
 def strip(
     y: int, title: str, names: list[str], fill: str = OTHER, places: int = 7
 ) -> Iterator[str]:
-    """Draw a line of small rooms without arrows, with a title and room for so many."""
+    """Draw a line of small boxes without arrows, with a title; ``places`` boxes fill the width."""
     yield label(GAP, y + 17, title, 12)
     wide = (WIDTH - 130 - GAP) // max(places, len(names))
     for k, name in enumerate(names):
@@ -315,7 +317,7 @@ def strip(
 
 
 def engines(y: int) -> Iterator[str]:
-    """Draw the files of the engines; files of the same name stand below each other."""
+    """Draw the files of the engines; files of the same name stand in one column."""
     place = HOUSE / "engines"
     grid = [files_of(place / folder) for folder in ("rows", "elements")]
     both = [name for name in grid[0] if name in grid[1]]
@@ -330,12 +332,12 @@ def engines(y: int) -> Iterator[str]:
 
 
 def picture() -> str:
-    """Return the drawing of the house: doors, rooms on their floors, tools, engines."""
+    """Return the whole drawing: doors (rooms that import all others), floors, tools, engines."""
     graph = rooms()
     tool = tools(graph)
     graph = within(graph, graph.keys() - tool - DOORS)
     drawn = folders(graph)
-    passed = list(dict.fromkeys(drawn[room] for room in road() if room in drawn))
+    passed = list(dict.fromkeys(drawn[room] for room in entered_rooms() if room in drawn))
     number = {room: k for k, room in enumerate(passed, 1)}
     graph = reduced(joined(graph, drawn))
     floor = floors(graph)
@@ -346,10 +348,10 @@ def picture() -> str:
     height = below + 34 + 40 + 4 * 34 + GAP
     parts = [
         START.format(width=width, height=height, ink=INK, pale=PALE),
-        label(GAP, 30, "The rooms of xent, and the road of a logit", 20, BOLD),
+        label(GAP, 30, "The rooms of xent: folders and modules of src/xent", 20, BOLD),
         *(label(GAP, 50 + 15 * k, text, 12) for k, text in enumerate(LEGEND)),
         label(GAP, 100, " \u2192 ".join(number), 13, f'{BOLD} fill="{RED}"'),
-        *strip(116, "doors to all rooms", [told(door)[0] for door in sorted(DOORS)]),
+        *strip(116, "import all rooms", [told(door)[0] for door in sorted(DOORS)]),
         *lines(arrows, place, roof),
     ]
     for spot, x in place.items():

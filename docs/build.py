@@ -1,7 +1,7 @@
 """Writes docs/reference.md from the code: ``python docs/build.py``.
 
-Whatever is public is in it, since it is made from ``__all__`` and the catalog of losses; a test
-compares the page on disk with what this script would write.
+The page is made from ``__all__`` and the catalog of losses, so it has every public name. A test
+compares the page on disk with what this script writes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from xent.losses.lookup import bare_signature, members
 from xent.nn.twins import modules
 
 PAGE = Path(__file__).with_name("reference.md")
-# What is public beside `xent` itself: these, and every module in the two packages.
+# Public modules beside `xent` itself: those of MODULES, and every module in PACKAGES.
 MODULES = (
     "xent.losses", "xent.losses.catalog", "xent.losses.lookup", "xent.policy", "xent.information",
     "xent.information.reliability", "xent.targets", "xent.hyperparameters", "xent.plot",
@@ -45,19 +45,19 @@ Written by `docs/build.py` from the docstrings; do not edit.
 FACTS_HEAD = """\
 ## Losses
 
-All of them stand in `xent.losses`; `linear_cross_entropy` and those that replace functions of
-PyTorch (`cross_entropy`, `nll_loss`, `kl_div`, the two binary ones) stand in `xent`, too. Facts at
-default hyperparameters, each checked with numbers by `tests/losses/test_catalog.py`.
+All losses are in `xent.losses`; `linear_cross_entropy` and those that replace functions of
+PyTorch (`cross_entropy`, `nll_loss`, `kl_div`, the two binary ones) are in `xent`, too. The facts
+hold at default hyperparameters. `tests/losses/test_catalog.py` checks each of them with numbers.
 
 - **targets**: *classes*, one class per row (most take distributions, too); *soft*, a distribution
-  per row; *binary*, a number in [0, 1] per logit; *other*, see there.
+  per row; *binary*, a number in [0, 1] per logit; *other*, explained at the loss.
 - **proper**: the expected loss is least where the true distribution is predicted, and only there.
 - **bounded**: there is a largest loss of a row.
 - **convex**: in the logits.
 - **symmetric**: the losses of all possible targets add up to a constant, which makes it robust to
   labels that are wrong uniformly at random.
-- **second pass**: sweeps the logits more than once, or keeps tensors of their size.
-- **needs**: what is measured of a row on top of what every loss has.
+- **second pass**: the loss sweeps the logits more than once, or keeps tensors of their size.
+- **needs**: statistics of a row that the loss uses beside those that every loss has.
 
 In formulas `z` are logits, `p` their softmax, `y` is the target, `C` the number of classes.
 Options that losses share (`weight` to `engine`) are explained at
@@ -66,7 +66,7 @@ Options that losses share (`weight` to `engine`) are explained at
 
 
 def page() -> str:
-    """The whole page."""
+    """Return the whole page."""
     parts = [HEAD, FACTS_HEAD, _table(list(CATALOG.values()))]
     parts += [_entry(member.name, member.function, member) for member in CATALOG.values()]
     parts += ["## Modules\n", _markdown(inspect.cleandoc(xent.nn.__doc__ or "")), _modules()]
@@ -79,7 +79,7 @@ def page() -> str:
 
 
 def public() -> Iterator[tuple[ModuleType, list[str]]]:
-    """Every module for users, and the public names in it that no module before has."""
+    """Yield each module for users with its public names that no module before has."""
     rooms = [importlib.import_module(path) for path in PACKAGES]
     paths = sorted(m.name for r in rooms for m in walk_packages(r.__path__, f"{r.__name__}."))
     told: list[Any] = []
@@ -96,18 +96,18 @@ def _is_in(things: list[Any], thing: Any) -> bool:
 
 
 def _is_loss(module: ModuleType, name: str) -> bool:
-    """Whether a name is explained among the losses."""
+    """Return True if a name is explained among the losses."""
     return module in (xent, xent.losses) and name in members()
 
 
 def heading(module: ModuleType, name: str) -> str:
-    """What stands above the entry of a name."""
+    """Return the heading of the entry of a name."""
     return name if module is xent or _is_loss(module, name) else f"{module.__name__}.{name}"
 
 
 @cache
 def _anchors() -> dict[str, str]:
-    """Where a link to a name leads, by ``xent.name`` or ``xent.losses.name``."""
+    """Return the anchor of each name, by ``xent.name`` or ``xent.losses.name``."""
     losses = {f"xent.losses.{n}": member.name for n, member in members().items()}
     drop_ins = {f"xent.{n}": n for n in CATALOG if n in xent.__all__}
     others = {
@@ -121,7 +121,7 @@ def _anchors() -> dict[str, str]:
 
 
 def names_of(module: ModuleType) -> list[str]:
-    """The public names of a module: ``__all__``, or the functions and classes that it defines."""
+    """Return the public names of a module: ``__all__``, or its functions and classes."""
     defined = [
         name
         for name, thing in vars(module).items()
@@ -157,7 +157,7 @@ def _modules() -> str:
 
 
 def _entry(name: str, thing: Any, member: Member | None = None) -> str:
-    """One public name: heading, signature, what it is, arguments and example."""
+    """Return the entry of a name: heading, signature, description, arguments and example."""
     lines = [f"### {name}", ""]
     if isinstance(thing, dict):
         return "\n".join([*lines, f"A `dict` with {len(thing)} entries."])
@@ -172,10 +172,10 @@ def _entry(name: str, thing: Any, member: Member | None = None) -> str:
 
 
 def signature(name: str, thing: Callable[..., Any]) -> str:
-    """The signature without annotations, broken into lines."""
+    """Return the signature without annotations, broken into lines."""
     try:
         bare = bare_signature(thing)
-    except ValueError:  # of an exception
+    except ValueError:  # an exception class has no signature
         return f"class {name}"
     return "\n".join(
         textwrap.wrap(f"{name.rpartition('.')[2]}{bare}", 96, subsequent_indent="    ")
@@ -198,7 +198,7 @@ def _describe(doc: str) -> str:
 
 
 def _example(text: str) -> str:
-    """Sessions fenced, what is said between them as it is."""
+    """Put each session into a fence, and leave the text between sessions as it is."""
     blocks = []
     for block in re.split(r"\n\s*\n", text.strip()):
         session = block.lstrip().startswith(">>>")
@@ -207,11 +207,11 @@ def _example(text: str) -> str:
 
 
 def _markdown(text: str) -> str:
-    """Markdown for the little of reStructuredText that the docstrings use."""
+    """Return Markdown for the reStructuredText that the docstrings use."""
     text = re.sub(r"``([^`]+)``", r"`\1`", text)
     text = re.sub(r":math:`([^`]*)`", r"$`\1`$", text)
     text = re.sub(r":\w+:`~?([^`]*)`", _link, text)
-    # The directive, and every line below it that is indented further.
+    # The directive, and every line below the directive that is indented further.
     formula = r"^( *)\.\. math::(.*(?:\n+\1 +\S.*)*)"
     return re.sub(formula, _fence, text, flags=re.MULTILINE)
 
@@ -224,7 +224,7 @@ def _fence(match: re.Match[str]) -> str:
 
 
 def _link(match: re.Match[str]) -> str:
-    # A name without a place is of `xent`, or a loss.
+    # A name without a module is a name of `xent` or a loss.
     places = ("", "xent.", "xent.losses.")
     found = [place + match[1] for place in places if place + match[1] in _anchors()]
     return f"[`{match[1]}`](#{_anchors()[found[0]]})" if found else f"`{match[1]}`"

@@ -1,10 +1,10 @@
 """Runs the examples and keeps what they print and draw: ``python docs/experiments.py [NAME ...]``.
 
-Each example is an experiment that fails where its claims are not borne out. Its output goes to
+Each example is an experiment that fails if one of its claims does not hold. Its output goes to
 ``docs/experiments/NAME.txt``, its picture beside it, and ``docs/experiments/README.md`` shows all;
-``times.txt`` there is the table of a run of all. With ``--small`` each runs in its small form,
-which takes seconds, and nothing is kept. One that fails or lacks a package does not stop the
-others.
+``times.txt`` there is the table of a run of all examples. With ``--small`` each runs in its small
+form, which takes seconds, and nothing is kept. An example that fails or lacks a package does not
+stop the others.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ EXAMPLES = {
     if not path.stem.startswith("_")
 }
 OUT = PROJECT / "docs" / "experiments"
-# Threads that wait leave the cores to other processes.
+# OpenMP threads that wait for work leave the cores to other processes.
 QUIET_THREADS = {"OMP_WAIT_POLICY": "PASSIVE"}
-# The last line of an error where a package is missing, as Python puts it, or as examples do.
+# The last line of the error for a missing package, in the words of Python or of the examples.
 MISSING = re.compile(
     r"^(?:ModuleNotFoundError: No module named '(\S+)'|.*needs (\S+): pip install)"
 )
 
 
 class Run(NamedTuple):
-    """One example: what it printed, how long it took, and how it ended."""
+    """An example that has run: what it printed, how long it took, and how it ended."""
 
     name: str
     output: str
@@ -45,7 +45,7 @@ class Run(NamedTuple):
 
 
 def main() -> int:
-    """Run the examples of these names, or all; 1 if one of them failed."""
+    """Run the examples of these names, or all; return 1 if one of them failed."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help="default: all")
     parser.add_argument("--small", action="store_true", help="seconds each; keeps nothing")
@@ -70,7 +70,7 @@ def main() -> int:
 
 
 def run(name: str, small: bool, folder: Path) -> Run:
-    """Run one example, its picture into a folder."""
+    """Run one example, which writes its picture into ``folder``."""
     print(f"{name} ...", flush=True)
     options = ["--picture", str(folder / f"{name}.png")] if draws(name) else []
     start = time.perf_counter()
@@ -97,7 +97,7 @@ def run(name: str, small: bool, folder: Path) -> Run:
 
 
 def keep(run: Run, folder: Path) -> None:
-    """Write down what an example has printed and drawn."""
+    """Write what an example has printed and drawn to ``docs/experiments``."""
     OUT.mkdir(exist_ok=True)
     (OUT / f"{run.name}.txt").write_text(run.output, encoding="utf-8")
     picture = folder / f"{run.name}.png"
@@ -106,7 +106,7 @@ def keep(run: Run, folder: Path) -> None:
 
 
 def times(runs: list[Run]) -> str:
-    """The table of all runs: name, seconds, how it ended."""
+    """Return the table of all runs: name, seconds, and how each run ended."""
     lines = [f"{run.name:24}{run.seconds:7.0f} s  {run.ended}" for run in runs]
     total = sum(run.seconds for run in runs)
     passed = sum(run.ended == "passed" for run in runs)
@@ -114,7 +114,7 @@ def times(runs: list[Run]) -> str:
 
 
 def machine() -> str:
-    """What they ran on."""
+    """Return the processor, its cores, and the versions of Python and PyTorch."""
     import torch
 
     processor = platform.processor() or platform.machine()
@@ -127,15 +127,15 @@ def machine() -> str:
 
 
 def draws(name: str) -> bool:
-    """Whether the example has a picture."""
+    """Return True if the example has a picture."""
     return "picture=False" not in EXAMPLES[name].read_text(encoding="utf-8")
 
 
 def index() -> str:
-    """The page that shows all results there are."""
+    """Return the page that shows all results."""
     parts = [
-        "# Experiments\n\nWritten by `make experiments`; each fails if its claims do not hold, and "
-        "takes a small form, `--small`, with claims of its own."
+        "# Experiments\n\nWritten by `make experiments`. Each example fails if a claim does not "
+        "hold. `--small` runs the small form of an example, which has claims of its own."
     ]
     for name, path in EXAMPLES.items():
         if (OUT / f"{name}.txt").exists():

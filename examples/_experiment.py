@@ -1,4 +1,4 @@
-"""What the examples share: options with a small form, claims that fail where they do not hold."""
+"""Tools that the examples share: options with a small form, and claims that must hold."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def options(
         file: its ``__file__``, which names the picture.
         doc: its docstring, whose first line is the description.
         picture: whether there is an option ``--picture``.
-        sizes: options of whole numbers; of each the default, and the default with ``--small``. With
-            ``seeds``, how many there are, comes ``seed``, the first of them.
+        sizes: options that are whole numbers: the default, and the default with ``--small``. The
+            option ``seeds``, the number of seeds, adds an option ``seed``, the first seed.
 
     Returns:
         All options, ``small`` among them; ``seeds`` is a range.
@@ -50,7 +50,7 @@ def options(
 
 
 def over_seeds(values: Tensor | ndarray, digits: int = 1) -> str:
-    """Mean ± standard deviation of one value per seed; of a single seed the value alone."""
+    """Return mean ± standard deviation of one value per seed; of a single seed the value."""
     each = values.tolist()
     mean = f"{statistics.mean(each):.{digits}f}"
     return mean if len(each) == 1 else f"{mean} ± {statistics.stdev(each):.{digits}f}"
@@ -66,7 +66,7 @@ def hold(claims: dict[str, bool]) -> None:
 
 
 def save(figure: Figure, path: Path, dpi: int = 100) -> None:
-    """Write a picture, and say where it is."""
+    """Write a picture, and print where it is."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=dpi)
     print(f"\n{path}")

@@ -4,10 +4,10 @@
 
 Needs lightgbm, xgboost and scikit-learn. Takes a quarter of a minute.
 
-The first table is the distance between the raw scores of the built-in objective and those of the
-same loss as a custom one: written by hand as tutorials do, with the gradient and the diagonal
-Hessian alone, and through ``xent.integrations.boosting``. The second lets other losses of the
-family grow trees on labels of which a fifth is wrong.
+The first table compares the raw scores of the built-in objective with those of the same loss as a
+custom objective: written by hand as in tutorials, with the gradient and the diagonal of the Hessian
+alone, and through ``xent.integrations.boosting``. For the second table other losses of the family
+train trees on labels of which a fifth is wrong.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ TOLERANCE = {"lightgbm": 1e-12, "xgboost": 5e-6}  # of raw scores: XGBoost's are
 
 @xent.row_loss
 def capped_loss(s, cap=2.0):
-    """A loss of one's own: cross-entropy that levels off, so that no label pulls for ever."""
+    """Compute a loss of a user's own: cross-entropy that levels off for hopeless labels."""
     return cap * torch.tanh(-s.log_prob / cap)
 
 
 def load(name: str) -> tuple[np.ndarray, np.ndarray]:
-    """One of scikit-learn's data sets."""
+    """Return one of scikit-learn's data sets."""
     return getattr(sklearn.datasets, f"load_{name}")(return_X_y=True)
 
 
 def by_hand(scores, dataset):
-    """Cross-entropy as it is usually written down: p - y and p (1 - p)."""
+    """Return the usual derivatives of cross-entropy: ``p - y`` and ``p (1 - p)``."""
     label = dataset.get_label().astype(int)
     if scores.ndim == 1:
         p = 1 / (1 + np.exp(-scores))
@@ -52,7 +52,7 @@ def by_hand(scores, dataset):
 
 
 def lightgbm_scores(x, y, objective, start=None, test=None):
-    """Raw scores after some rounds of LightGBM, the start included."""
+    """Return raw scores after some rounds of LightGBM, the start included."""
     params = {"objective": objective, "verbosity": -1, "num_threads": 1, "seed": 0}
     if y.max() > 1:
         params["num_class"] = int(y.max()) + 1
@@ -63,7 +63,7 @@ def lightgbm_scores(x, y, objective, start=None, test=None):
 
 
 def xgboost_scores(x, y, objective, start=None, test=None):
-    """Raw scores after some rounds of XGBoost, the start included."""
+    """Return raw scores after some rounds of XGBoost, the start included."""
     params = {"nthread": 1, "seed": 0, "verbosity": 0}
     params |= {"num_class": int(y.max()) + 1} if y.max() > 1 else {}
     custom = None if isinstance(objective, str) else objective
@@ -77,7 +77,7 @@ def xgboost_scores(x, y, objective, start=None, test=None):
 
 
 def parity(sets: tuple[str, ...]) -> dict[str, bool]:
-    """Print the first table; what must hold."""
+    """Print the first table; return the claims."""
     print(f"largest difference to the built-in raw scores after {ROUNDS} rounds\n")
     print(f"{'':16}{'LightGBM':^24}{'XGBoost':^24}")
     print(f"{'':16}{'by hand':>12}{'xent':>12}{'by hand':>12}{'xent':>12}")
@@ -109,7 +109,7 @@ def parity(sets: tuple[str, ...]) -> dict[str, bool]:
 
 
 def wrong_labels(seeds: range) -> dict[str, bool]:
-    """Print the second table; what must hold."""
+    """Print the second table; return the claims."""
     losses = {
         "cross_entropy": (xent.cross_entropy, {}),
         "focal_loss": (xent.losses.focal_loss, {"gamma": 2.0}),

@@ -4,9 +4,10 @@
 
 Needs scikit-learn, and matplotlib for the picture. Takes a few seconds.
 
-A network learns 300 handwritten digits by heart, of which a fifth carry a wrong label, so it is
-surer than it is right. The temperature is fitted on 300 rows it has not seen, and judged on the
-remaining 1197. Equal confidence for equal accuracy is the diagonal of the picture.
+A network learns 300 handwritten digits by heart, a fifth of them with a wrong label. So its
+confidence is higher than its accuracy. The temperature is fitted on 300 rows that the network has
+not seen, and judged on the remaining 1197. In the picture, equal confidence and accuracy is the
+diagonal.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ STEPS, LEARNING_RATE, HIDDEN, BINS = 300, 5e-3, 128, 10
 
 
 class Outcome(NamedTuple):
-    """One seed: the temperature, and what it did on the test rows."""
+    """Result of one seed: the temperature, and its effect on the test rows."""
 
     temperature: float
     accuracy: float
@@ -47,7 +48,7 @@ class Outcome(NamedTuple):
 
 
 def train(x: Tensor, y: Tensor, generator: torch.Generator) -> nn.Module:
-    """A small network that has seen the rows far too often."""
+    """Train a small network on the same rows for far too long."""
     wrong = torch.rand(len(y), generator=generator) < WRONG_LABELS
     y = torch.where(wrong, torch.randint(10, y.shape, generator=generator), y)
     model = nn.Sequential(nn.Linear(64, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, 10))
@@ -60,7 +61,7 @@ def train(x: Tensor, y: Tensor, generator: torch.Generator) -> nn.Module:
 
 
 def run(seed: int) -> Outcome:
-    """Train, fit the temperature, and compare on rows that neither has seen."""
+    """Train, fit the temperature, and compare on rows that neither of the two has seen."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     digits = load_digits()
@@ -90,7 +91,7 @@ def run(seed: int) -> Outcome:
 
 
 def draw(outcome: Outcome, path: Path) -> None:
-    """Both reliability diagrams side by side."""
+    """Draw both reliability diagrams side by side."""
     from matplotlib.figure import Figure
 
     import xent.plot
@@ -104,7 +105,7 @@ def draw(outcome: Outcome, path: Path) -> None:
 
 
 def main() -> None:
-    """Print a line per seed, check and draw the first."""
+    """Print a line per seed, check the claims, and draw the first seed."""
     chosen = options(__file__, __doc__, seeds=(5, 2))
     torch.set_num_threads(1)  # the matrices are too small to share
     columns = ("nats", "ece", "adaptive", "brier")

@@ -5,11 +5,12 @@
 Needs matplotlib for the picture. Takes a minute or two.
 
 Two modules of Python's standard library, 200 kB, go through an arithmetic coder and come back to
-the last byte. The model counts what followed the last bytes (order 0, 1, 2), or mixes several
-orders with weights that follow the cross-entropy. The code is as long as the sum of -log2 q, to 2
-bits. At the end a network that has been trained on other modules codes a part, and its loss as
-``xent.cross_entropy`` gives it is the size of the code. There is one exception: the coder holds no
-byte for rarer than 2^-31, so where the network does, the code is shorter than the loss.
+the last byte. The model counts which bytes followed the last bytes (order 0, 1, 2), or mixes
+several orders with weights that follow the cross-entropy. The code is as long as the sum of -log2
+q, to 2 bits. At the end a network that was trained on other modules codes a part of the text. The
+size of the code is the loss of the network by ``xent.cross_entropy``, with one exception: the coder
+gives each byte a probability of at least 2^-31, so for rarer bytes the code is shorter than the
+loss.
 """
 
 from __future__ import annotations
@@ -54,28 +55,28 @@ OTHERS = {
     "lzma": lambda data: lzma.compress(data, preset=9),
 }
 CONTEXT, WIDTH, HIDDEN, BATCH = 8, 16, 128, 512
-RARE = 20  # bits: up to here the coder's whole numbers are the probabilities, to 1e-3 bits
+RARE = 20  # bits; up to this cost the coder's whole numbers are accurate to 1e-3 bits
 
 
 class Watched:
-    """A model that keeps what each symbol cost, in bits."""
+    """A model that records the cost of each symbol, in bits."""
 
     def __init__(self, model: Any) -> None:
         self.model, self.bits = model, []
 
     def frequencies(self) -> Any:
-        """Those of the model."""
+        """Return the frequencies of the wrapped model."""
         self.now = self.model.frequencies()
         return self.now
 
     def update(self, symbol: int) -> None:
-        """Write down what it cost, and go on."""
+        """Record the cost of the symbol, and pass the symbol on to the model."""
         self.bits.append(math.log2(self.now.sum() / self.now[symbol]))
         self.model.update(symbol)
 
 
 class Network(nn.Module):
-    """The next byte from the last ones."""
+    """A network that predicts the next byte from the last bytes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -85,12 +86,12 @@ class Network(nn.Module):
         )
 
     def forward(self, contexts: Tensor) -> Tensor:
-        """Logits (N, 256) from bytes (N, CONTEXT)."""
+        """Return logits (N, 256) from bytes (N, CONTEXT)."""
         return self.layers(self.embedding(contexts).flatten(1))
 
 
 class Reader:
-    """A network as a model of symbols: both sides read byte by byte, so that both round alike."""
+    """A model of symbols from a network; both coders go byte by byte, so that both round alike."""
 
     def __init__(self, network: Network) -> None:
         self.network, self.last = network, torch.zeros(1, CONTEXT, dtype=torch.long)
@@ -98,13 +99,13 @@ class Reader:
 
     @torch.no_grad()
     def frequencies(self) -> Any:
-        """Its probabilities in whole numbers."""
+        """Return the probabilities as whole numbers."""
         self.logits = self.network(self.last).double()
         self.now = quantize(xent.softmax(self.logits)[0])
         return self.now
 
     def update(self, symbol: int) -> None:
-        """Add its loss, and move on by one byte."""
+        """Add the loss of the byte, and move on by one byte."""
         bits = xent.cross_entropy(self.logits, torch.tensor([symbol])).item() / math.log(2)
         self.bits += bits
         if bits > RARE:
@@ -114,12 +115,12 @@ class Reader:
 
 
 def read(names: tuple[str, ...]) -> bytes:
-    """Modules of the standard library, one after the other."""
+    """Return modules of the standard library, one after the other."""
     return b"".join((LIBRARY / name).read_bytes() for name in names)
 
 
 def train(steps: int, seed: int) -> Network:
-    """A network that knows Python from other modules."""
+    """Train a network on other modules of the standard library."""
     torch.manual_seed(seed)
     text = torch.tensor(list(bytes(CONTEXT) + read(LEARNT_FROM)))
     contexts, after = text.unfold(0, CONTEXT, 1)[:-1], text[CONTEXT:]
@@ -134,7 +135,7 @@ def train(steps: int, seed: int) -> Network:
 
 
 def there_and_back(name: str, data: bytes, make: Callable[[], Any]) -> tuple[Tensor, float]:
-    """Code and decode; print a line; what each byte cost, and what all cost beyond, in bits."""
+    """Code and decode; print a line; return bits of each byte, and bits beyond their sum."""
     watched, start = Watched(make()), process_time()
     code = encode(tqdm(data, name, unit="B", unit_scale=True, leave=False), watched)
     middle = process_time()
@@ -149,7 +150,7 @@ def there_and_back(name: str, data: bytes, make: Callable[[], Any]) -> tuple[Ten
 
 
 def draw(bits: dict[str, Tensor], sizes: dict[str, float], path: Path) -> None:
-    """Bits per byte along the text, and of the whole."""
+    """Draw bits per byte along the text, and of the whole text."""
     from xent.plot.canvas import COLORS, new_axes
 
     along, whole = new_axes(12, 4.6, columns=2)

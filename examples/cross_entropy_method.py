@@ -4,10 +4,11 @@
 
 Needs gymnasium, and matplotlib for the picture. Takes about two minutes on one core.
 
-Parameters: a linear policy without bias, of 8 numbers for CartPole-v1 and 18 for Acrobot-v1, drawn
-from a Gaussian that is fitted to the best ten of 100, each judged by one episode. What counts is
-the mean of the Gaussian at the end, on 100 fresh episodes. Actions: a network of 4-128-2 learns by
-cross-entropy what was done in the best 30 percent of 16 episodes, until the last 100 average 475.
+Parameters: a linear policy without bias, of 8 numbers for CartPole-v1 and 18 for Acrobot-v1, is
+drawn from a Gaussian, which is fitted to the best ten of 100, each judged by one episode. The
+result is the mean of the Gaussian at the end, judged on 100 new episodes. Actions: a network of
+4-128-2 learns by cross-entropy the actions of the best 30 percent of 16 episodes, until the last
+100 average 475.
 """
 
 from __future__ import annotations
@@ -25,12 +26,12 @@ from xent.learn.policies.policy_learning import PolicyRecord
 
 FRESH_SEED = 1_000_000
 SIZES = {"CartPole-v1": (4, 2), "Acrobot-v1": (6, 3)}
-GOOD = {"CartPole-v1": 475.0, "Acrobot-v1": -120.0}  # returns that every seed must come to
-TARGET = 475.0  # of the policy that learns actions
+GOOD = {"CartPole-v1": 475.0, "Acrobot-v1": -120.0}  # returns that every seed must reach
+TARGET = 475.0  # return that the policy that learns actions must reach
 
 
 class Search(NamedTuple):
-    """A search of parameters with one seed."""
+    """A search over parameters with one seed."""
 
     means: list[float]  # of the population in each iteration
     fresh: Tensor  # returns of the mean of the Gaussian, (100,)
@@ -38,7 +39,7 @@ class Search(NamedTuple):
 
 
 def search_parameters(env: str, seed: int, iterations: int) -> Search:
-    """A linear policy by its parameters."""
+    """Search the parameters of a linear policy."""
     policy = torch.nn.Linear(*SIZES[env], bias=False)
     scores = PolicyScores(policy, env, seed=seed)
     start = Gaussian(torch.zeros(scores.dimensions), 1.0)
@@ -50,7 +51,7 @@ def search_parameters(env: str, seed: int, iterations: int) -> Search:
 
 
 def learn_actions(seed: int, target: float) -> PolicyRecord:
-    """A network that imitates its best episodes."""
+    """Train a network to imitate its best episodes."""
     torch.manual_seed(seed)
     policy = torch.nn.Sequential(torch.nn.Linear(4, 128), torch.nn.ReLU(), torch.nn.Linear(128, 2))
     return deep_cem(policy, "CartPole-v1", target=target, seed=seed, quiet=True)
@@ -60,7 +61,7 @@ Results = tuple[dict[str, list[Search]], list[PolicyRecord]]
 
 
 def experiment(seeds: range, iterations: int, target: float) -> Results:
-    """All seeds of everything."""
+    """Run both forms with all seeds."""
     searches: dict[str, list[Search]] = {env: [] for env in SIZES}
     records = []
     with tqdm(total=3 * len(seeds), unit="run") as bar:
@@ -74,7 +75,7 @@ def experiment(seeds: range, iterations: int, target: float) -> Results:
 
 
 def show(searches: dict[str, list[Search]], records: list[PolicyRecord], target: float) -> str:
-    """The tables."""
+    """Return the tables."""
     iterations = len(next(iter(searches.values()))[0].means)
     lines = [f"parameters: mean of 100 fresh episodes after {iterations} iterations"]
     for env, found in searches.items():
@@ -89,7 +90,7 @@ def show(searches: dict[str, list[Search]], records: list[PolicyRecord], target:
 def claims(
     searches: dict[str, list[Search]], records: list[PolicyRecord], target: float, small: bool
 ) -> dict[str, bool]:
-    """Claims by their words, each with whether it holds."""
+    """Return each claim with True if the claim holds."""
     goal = {"CartPole-v1": 50.0, "Acrobot-v1": -400.0} if small else GOOD
     return {
         **{
@@ -103,7 +104,7 @@ def claims(
 
 
 def draw(searches: dict[str, list[Search]], records: list[PolicyRecord], path: Path) -> None:
-    """Learning curves of all seeds."""
+    """Draw learning curves of all seeds."""
     import matplotlib.pyplot as plt
 
     from xent.plot import learning_curves

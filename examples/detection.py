@@ -26,7 +26,7 @@ SIZE, CELL, OBJECTS = 48, 8, 3
 GRID = SIZE // CELL
 ANCHORS = torch.tensor([8.0, 18.0])  # sides, in pixels
 LABELS = ("filled", "hollow", "striped", "warm", "cold")
-TEXTURES = 3  # how many of the labels; v2 learns these alone
+TEXTURES = 3  # number of labels that are textures; v2 learns only these
 Version = Literal["v2", "v3"]
 
 
@@ -39,7 +39,7 @@ class Scene(NamedTuple):
 
 
 def make_scene(batch: int, generator: torch.Generator) -> Scene:
-    """Squares of random place, size and looks on a noisy ground; later ones cover earlier ones."""
+    """Draw squares of random place, size and looks on noise; later squares cover earlier ones."""
 
     def random(*shape: int) -> Tensor:
         return torch.rand(batch, *shape, generator=generator)
@@ -67,7 +67,7 @@ def make_scene(batch: int, generator: torch.Generator) -> Scene:
 
 
 def overlap(a: Tensor, b: Tensor) -> Tensor:
-    """Intersection over union of boxes ``(..., 4)``."""
+    """Return the intersection over union of boxes ``(..., 4)``."""
     common = torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])
     common = common.clamp(min=0).prod(-1)
     areas = [(box[..., 2:] - box[..., :2]).prod(-1) for box in (a, b)]
@@ -75,7 +75,7 @@ def overlap(a: Tensor, b: Tensor) -> Tensor:
 
 
 def predicted_boxes(head: Tensor) -> Tensor:
-    """The boxes ``(B, A, H, W, 4)`` that a head ``(B, A, 5 + C, H, W)`` stands for."""
+    """Return the boxes ``(B, A, H, W, 4)`` that a head ``(B, A, 5 + C, H, W)`` predicts."""
     x, y, w, h = head[:, :, :4].unbind(2)
     cell = torch.arange(GRID)
     middle = torch.stack([x.sigmoid() + cell, y.sigmoid() + cell.view(-1, 1)], -1) * CELL
@@ -84,7 +84,7 @@ def predicted_boxes(head: Tensor) -> Tensor:
 
 
 class Targets(NamedTuple):
-    """What is asked of each box."""
+    """What the loss asks of each predicted box."""
 
     responsible: Tensor  # (B, A, H, W)
     owner: Tensor  # (B, A, H, W): the object that a responsible box answers for
@@ -107,7 +107,7 @@ def assign(scene: Scene) -> Targets:
         owner[there, anchor[there, k], row[there, k], column[there, k]] = k
 
     def of_owner(values: Tensor) -> Tensor:
-        """``(B, OBJECTS, K)`` as ``(B, A, K, H, W)``."""
+        """Return ``(B, OBJECTS, K)`` as ``(B, A, K, H, W)``."""
         index = owner.clamp(min=0).flatten(1).unsqueeze(-1).expand(-1, -1, values.shape[-1])
         return values.gather(1, index).view(*boxes, -1).movedim(-1, 2)
 
@@ -118,7 +118,7 @@ def assign(scene: Scene) -> Targets:
 
 
 def loss_parts(output: Tensor, scene: Scene, version: Version) -> dict[str, Tensor]:
-    """The cross-entropies of the head, and what is none of them: the squared error of the sides."""
+    """Return the cross-entropies of the head, and the squared error of the sides."""
     targets = assign(scene)
     head = output.unflatten(1, (len(ANCHORS), -1))
     with torch.no_grad():  # every predicted box against every object
@@ -139,7 +139,7 @@ def loss_parts(output: Tensor, scene: Scene, version: Version) -> dict[str, Tens
 
 
 def make_network(labels: int) -> nn.Sequential:
-    """Five convolutions, from pixels to the head."""
+    """Return a network of five convolutions, from pixels to the head."""
     layers: list[nn.Module] = []
     widths = (3, 16, 32, 48, 64)
     for k, (before, after) in enumerate(itertools.pairwise(widths)):
@@ -176,7 +176,7 @@ class Found(NamedTuple):
 
 @torch.no_grad()
 def detect(network: nn.Module, images: Tensor, version: Version) -> list[list[Found]]:
-    """What the network finds in each image: the best boxes that do not overlap better ones."""
+    """Return the detections in each image: the best boxes that do not overlap better boxes."""
     head = network(images).unflatten(1, (len(ANCHORS), -1))
     score = head[:, :, 4].sigmoid().flatten(1)
     boxes = predicted_boxes(head).flatten(1, 3)
@@ -195,7 +195,7 @@ def detect(network: nn.Module, images: Tensor, version: Version) -> list[list[Fo
 
 
 def judge(found: list[list[Found]], scene: Scene) -> tuple[float, float, float]:
-    """Precision and recall at an IoU of 0.5, and how often all labels of a hit are right."""
+    """Return precision and recall at an IoU of 0.5, and the share of hits with all labels right."""
     hits = right = 0
     for detections, boxes, labels in zip(found, scene.boxes, scene.labels, strict=True):
         free = (boxes[:, 2] > boxes[:, 0]).tolist()
@@ -213,7 +213,7 @@ def judge(found: list[list[Found]], scene: Scene) -> tuple[float, float, float]:
 
 
 def names_of(one: Found) -> Tensor:
-    """Which labels a detection claims: the best of a softmax, all that are likely in v3."""
+    """Return the labels of a detection: the best of a softmax, or all likely labels in v3."""
     if len(one.labels) == TEXTURES:
         return one.labels == one.labels.max()
     return one.labels > 0.5
@@ -267,7 +267,7 @@ def main() -> None:
 
 
 def claims(scores: dict[Version, tuple[float, float, float]], small: bool) -> dict[str, bool]:
-    """Claims by their words, each with whether it holds: shares that both versions must come to."""
+    """Return each claim with True if it holds: shares that both versions must reach."""
     precision, recall, named = (0.6, 0.4, 0.7) if small else (0.85, 0.8, 0.9)
     worst = [min(column) for column in zip(*scores.values(), strict=True)]
     return {

@@ -5,12 +5,11 @@
 Needs scikit-learn, and matplotlib for the picture. Takes a quarter of a minute.
 
 The labels are words. scikit-learn's ``LabelEncoder`` makes class indices of them, in alphabetical
-order, and its ``LabelBinarizer`` one-hot rows; ``xent.cross_entropy`` takes either, and
-``train_classifier`` learns with both: loss and gradient are the same, up to the rounding of
-float32, which a training magnifies. Back to words it goes by the largest logit: as an index, or as
-a one-hot row, of equal logits the first. Training stops when the loss on
-rows set aside falls no more, and returns to where it was least; the picture shows the course, and
-which digits are taken for which.
+order, and its ``LabelBinarizer`` one-hot rows. ``xent.cross_entropy`` and ``train_classifier`` take
+either. Loss and gradient are the same, up to the rounding of float32, which a training magnifies.
+The largest logit decodes a prediction, as an index or as a one-hot row; of equal logits the first
+counts. Training stops when the loss on rows set aside falls no more, and returns to the weights of
+the least loss. The picture shows the course, and which digits are taken for which.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ ENOUGH = 0.95  # share of the test rows that must be right with every seed
 
 
 class Outcome(NamedTuple):
-    """One network, and what it says about the test rows."""
+    """One network, and its answers on the test rows."""
 
     record: TrainingRecord
     validation_loss: float  # of the weights that the training left
@@ -48,7 +47,7 @@ class Outcome(NamedTuple):
 
 
 def load(seed: int) -> tuple[list[Tensor], list[numpy.ndarray]]:
-    """Images and their names: to learn from, to stop by, to test on."""
+    """Return images and their names: to learn from, to stop by, to test on."""
     images, digits = load_digits(return_X_y=True)
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
     parts = order.split(
@@ -59,7 +58,7 @@ def load(seed: int) -> tuple[list[Tensor], list[numpy.ndarray]]:
 
 
 def network(seed: int) -> nn.Module:
-    """Two layers of convolutions and a linear one, 5,900 weights."""
+    """Return two layers of convolutions and a linear layer, 5,900 weights."""
     torch.manual_seed(seed)
     return nn.Sequential(
         nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
@@ -87,12 +86,12 @@ def learn(seed: int, epochs: int, encoder: LabelEncoder | LabelBinarizer) -> Out
 
 
 def right(logits: Tensor, target: Tensor) -> Tensor:
-    """Which rows are right, for either kind of target."""
+    """Return which rows are right, for either kind of target."""
     return logits.argmax(1) == (target.argmax(1) if target.is_floating_point() else target)
 
 
 def decode(logits: Tensor, encoder: LabelEncoder | LabelBinarizer) -> numpy.ndarray:
-    """The names of the largest logits, by way of indices or of one-hot rows."""
+    """Return the names of the largest logits, by way of indices or of one-hot rows."""
     index = logits.argmax(1)  # of equal logits the first
     if isinstance(encoder, LabelEncoder):
         return encoder.inverse_transform(index.numpy())
@@ -100,7 +99,7 @@ def decode(logits: Tensor, encoder: LabelEncoder | LabelBinarizer) -> numpy.ndar
 
 
 def difference(outcome: Outcome) -> float:
-    """Largest relative difference of loss and gradient between indices and one-hot rows."""
+    """Return the largest relative difference of loss and gradient between the two targets."""
     found = []
     for target in (outcome.classes, nn.functional.one_hot(outcome.classes, len(WORDS)).float()):
         logits = outcome.logits.clone().requires_grad_()
@@ -111,9 +110,9 @@ def difference(outcome: Outcome) -> float:
 
 
 def claims(by_index: list[Outcome], by_row: list[Outcome]) -> dict[str, bool]:
-    """Claims by their words, each with whether it holds."""
+    """Return each claim with True if the claim holds."""
     encoders = LabelEncoder().fit(WORDS), LabelBinarizer().fit(WORDS)
-    tie = torch.zeros(1, len(WORDS))  # all ten are equal, and "eight" comes first
+    tie = torch.zeros(1, len(WORDS))  # all ten logits are equal; "eight" is the first name
     least = [min(e["validation_loss"] for e in o.record.epochs) for o in by_index]
     return {
         f"more than {ENOUGH:.0%} of the test rows are right with either target, every seed": all(
@@ -132,7 +131,7 @@ def claims(by_index: list[Outcome], by_row: list[Outcome]) -> dict[str, bool]:
 
 
 def draw(outcomes: list[Outcome], path: Path) -> None:
-    """The course of the trainings, and what is taken for what, over all seeds."""
+    """Draw the course of the trainings and the confusion matrix over all seeds."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 5), layout="constrained")
@@ -142,7 +141,7 @@ def draw(outcomes: list[Outcome], path: Path) -> None:
     left.set(yscale="log", ylabel="cross-entropy, nats", title="a star is where each returned to")
     truth = numpy.concatenate([o.truth for o in outcomes])
     table = confusion_matrix(truth, numpy.concatenate([o.names for o in outcomes]), labels=WORDS)
-    shade = numpy.where(numpy.eye(len(WORDS)), 0, table)  # the mistakes are what there is to see
+    shade = numpy.where(numpy.eye(len(WORDS)), 0, table)  # only mistakes get a colour
     middle.imshow(shade, cmap="Oranges", vmax=max(2 * shade.max(), 1))
     for (row, column), n in numpy.ndenumerate(table):
         if n:

@@ -39,7 +39,7 @@ LOSSES: dict[str, Callable[..., Any]] = {
 
 
 def test_accuracy(size: int, seeds: range, steps: int, after_step: Callable[[], object]) -> Tensor:
-    """Percent right of (losses, seeds) networks that learnt from ``size`` rows."""
+    """Return percent right of (losses, seeds) networks that learnt from ``size`` rows."""
     x, y = load_digits(return_X_y=True)
     x, y = torch.tensor(x / 16, dtype=torch.float32), torch.tensor(y)
     orders = [torch.randperm(len(x), generator=torch.Generator().manual_seed(s)) for s in seeds]
@@ -58,7 +58,7 @@ def test_accuracy(size: int, seeds: range, steps: int, after_step: Callable[[], 
 
 
 def draw(path: Path) -> None:
-    """The losses of one row of ten classes against the probability of its target."""
+    """Draw the losses of a row of ten classes against the probability of its target."""
     from matplotlib.figure import Figure
 
     p = torch.linspace(0.01, 0.999, 400, dtype=torch.float64)
@@ -85,9 +85,9 @@ def draw(path: Path) -> None:
 
 
 def claims(accuracy: dict[int, Tensor], small: bool) -> dict[str, bool]:
-    """Claims by their words, each with whether it holds.
+    """Return each claim with True if the claim holds.
 
-    How long the networks of the small form learn is no test of a loss.
+    The networks of the small form train too briefly to compare losses.
     """
     means = [dict(zip(LOSSES, a.mean(1).tolist(), strict=True)) for a in accuracy.values()]
     learnt = {"every loss is right on 80 % or more": all(min(of.values()) >= 80 for of in means)}

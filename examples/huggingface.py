@@ -4,8 +4,8 @@
 
 Needs transformers; downloads nothing. Takes about half a minute on two cores.
 
-A small random Llama takes a few steps in two processes, as it is and after one call of
-``xent.integrations.transformers.lean``. Same losses, less memory, less time.
+A small random Llama takes a few steps in two processes: unchanged, and after one call of
+``xent.integrations.transformers.lean``. The losses are the same, with less memory and less time.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ VOCABULARY = 128_256
 
 
 def train(is_lean: bool, tokens: int, steps: int) -> dict[str, object]:
-    """Losses, seconds per step and the peak of this process's memory."""
+    """Return losses, seconds per step and the peak memory of this process."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -57,7 +57,7 @@ def train(is_lean: bool, tokens: int, steps: int) -> dict[str, object]:
 def main() -> None:
     given = options(__file__, __doc__, picture=False, tokens=(1024, 512), steps=(3, 2))
     found = {}
-    for child in ("plain", "lean"):  # each in a process of its own, for the peak of its memory
+    for child in ("plain", "lean"):  # each in a new process, to measure its peak memory
         call = f"print(json.dumps(train({child == 'lean'}, {given.tokens}, {given.steps})))"
         command = [sys.executable, "-c", f"import json; from huggingface import train; {call}"]
         here = Path(__file__).parent
@@ -74,7 +74,7 @@ def main() -> None:
         print(f"{name + ' loss, nats':24}" + "".join(f"{z:12.6f}" for z in pairs[step]))
     print(f"\nlargest difference of a loss: {apart:.1e} nats\n")
     logits = given.tokens * VOCABULARY * 4 / 2**20
-    times = 1 if given.small else 2  # what a lean model holds besides counts for more in the small
+    times = 1 if given.small else 2  # a small model has more other memory
     claims = {
         "the losses agree to 1e-5, ten units in the last place": apart < 1e-5,
         f"{times} times the {logits:.0f} MiB of the logits are saved, or more": (

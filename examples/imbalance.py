@@ -32,7 +32,7 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def long_tail(seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Training rows with a long tail and balanced test rows: (x, y, test x, test y).
+    """Return training rows with a long tail and balanced test rows: (x, y, test x, test y).
 
     Which digit is how rare depends on the seed; classes are numbered by how common they are.
     """
@@ -67,7 +67,7 @@ class Networks(torch.nn.Module):
         self.cosine = cosine  # what losses with margins expect
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits, or cosines."""
+        """Return logits, or cosines."""
         hidden = torch.relu(torch.baddbmm(self.biases[0], x, self.weights[0]))
         if not self.cosine:
             return torch.baddbmm(self.biases[1], hidden, self.weights[1])
@@ -76,7 +76,7 @@ class Networks(torch.nn.Module):
 
 
 def train(loss_at: Callable[[int], Loss], x: Tensor, y: Tensor, cosine: bool) -> Networks:
-    """Networks trained with full batches; ``loss_at(step)`` is the loss of a step."""
+    """Train networks on full batches; ``loss_at(step)`` is the loss of a step."""
     torch.manual_seed(0)
     networks = Networks(len(x), cosine)
     optimizer = torch.optim.Adam(networks.parameters(), lr=LEARNING_RATE)
@@ -88,17 +88,17 @@ def train(loss_at: Callable[[int], Loss], x: Tensor, y: Tensor, cosine: bool) ->
 
 
 def rows(loss: Callable[..., Tensor], *args: Tensor, **options: object) -> Loss:
-    """A loss of rows: those of all networks go through it together."""
+    """Return a loss of rows that takes the rows of all networks together."""
     return lambda z, y: len(z) * loss(z.flatten(0, 1), y.flatten(), *args, **options)
 
 
 def batches(loss: Callable[..., Tensor], *args: object) -> Loss:
-    """A loss that looks at the batch as a whole: one network after the other."""
+    """Return a loss of a whole batch, called for one network after the other."""
     return lambda z, y: sum(loss(a, b, *args) for a, b in zip(z, y, strict=True))
 
 
 def contestants() -> dict[str, tuple[Callable[[int], Loss], bool, Tensor | None]]:
-    """By name: the loss of each step, whether it takes cosines, what corrects predictions."""
+    """Return, by name: the loss of each step, if it takes cosines, what corrects predictions."""
 
     def always(loss: Loss) -> Callable[[int], Loss]:
         return lambda step: loss
@@ -128,13 +128,13 @@ def contestants() -> dict[str, tuple[Callable[[int], Loss], bool, Tensor | None]
 
 
 def recalls(logits: Tensor, y: Tensor) -> Tensor:
-    """The part of each class that is found, (S, C)."""
+    """Return the share of each class that is found, (S, C)."""
     right = (logits.argmax(2) == y).double()
     return torch.stack([right[:, y[0] == c].mean(1) for c in range(CLASSES)], 1)
 
 
 def experiment(seeds: range, names: list[str]) -> dict[str, Tensor]:
-    """Balanced accuracy of each contestant, (S, 2): over all classes, over the 3 rarest."""
+    """Return balanced accuracy of each contestant, (S, 2): all classes, and the 3 rarest."""
     data = [long_tail(seed) for seed in seeds]
     x, y, test_x, test_y = (torch.stack(part) for part in zip(*data, strict=True))
     found = {}
@@ -149,7 +149,7 @@ def experiment(seeds: range, names: list[str]) -> dict[str, Tensor]:
 
 
 def show(results: dict[str, Tensor]) -> None:
-    """The table."""
+    """Print the table."""
     print(f"{'':22}{'balanced accuracy':>20}{'three rarest':>20}")
     for name, values in results.items():
         mean, spread = values.mean(0), values.std(0)
@@ -157,7 +157,7 @@ def show(results: dict[str, Tensor]) -> None:
 
 
 def draw(results: dict[str, Tensor], file: Path) -> None:
-    """Bars with the spread over seeds."""
+    """Draw bars with the spread over seeds."""
     from matplotlib.figure import Figure
 
     ax = Figure(figsize=(8, 4.5), layout="constrained").subplots()

@@ -45,7 +45,7 @@ class Scenes(NamedTuple):
 
 
 def compose(digits: Tensor, labels: Tensor, generator: torch.Generator) -> Scenes:
-    """Each digit somewhere in a frame of its own, among shreds of others, under noise."""
+    """Place each digit somewhere in a frame, among shreds of other digits, under noise."""
 
     def place(size: int) -> list[int]:
         return torch.randint(FRAME - size + 1, (2,), generator=generator).tolist()
@@ -82,12 +82,12 @@ class Network(nn.Module):
         self.head = nn.Linear(widths[-1], 10)
 
     def forward(self, images: Tensor) -> Tensor:
-        """The logits."""
+        """Return the logits."""
         return self.head(self.features(images).mean((2, 3)))
 
 
 def train(digits: Tensor, labels: Tensor, seed: int, epochs: int, bar: Any) -> Network:
-    """A network that has seen each digit in many places."""
+    """Train a network on digits in many places."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     network = Network().train()
@@ -108,7 +108,7 @@ def train(digits: Tensor, labels: Tensor, seed: int, epochs: int, bar: Any) -> N
 
 @torch.no_grad()
 def maps_of(network: Network, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-    """Maps of the predicted classes at the size of the images, by kind; and the predictions."""
+    """Return maps of the predicted classes at the size of the images, by kind, and predictions."""
     features, weight, bias = network.features(images), network.head.weight, network.head.bias
     logits = network(images)
     predicted = logits.argmax(1)
@@ -121,7 +121,7 @@ def maps_of(network: Network, images: Tensor) -> tuple[dict[str, Tensor], Tensor
         class_activation_map(features, shifted, predicted),
         info_cam(features, shifted, predicted),
     )
-    # What a place contributes, all together, is the logit less the mean of the others.
+    # The sum of all places is the logit less the mean of the other logits.
     others = (logits.sum(1) - logits.amax(1)) / 9
     mean = info_cam(features, weight, predicted, bias=bias).mean((1, 2))
     torch.testing.assert_close(mean, logits.amax(1) - others, rtol=1e-4, atol=1e-4)
@@ -134,7 +134,7 @@ def enlarged(maps: Tensor) -> Tensor:
 
 
 def overlaps(maps: Tensor, boxes: Tensor, threshold: float) -> Tensor:
-    """Intersection over union of the boxes around what is above a part of each map's largest."""
+    """Return IoU of the boxes around each map's values above a share of its largest value."""
     return torch.tensor([
         overlap(box_around(map > threshold * map.max()), box.tolist())
         for map, box in zip(maps, boxes, strict=True)
@@ -142,7 +142,7 @@ def overlaps(maps: Tensor, boxes: Tensor, threshold: float) -> Tensor:
 
 
 def box_around(mask: Tensor) -> list[int]:
-    """The box of the largest connected region."""
+    """Return the box of the largest connected region."""
     regions, count = ndimage.label(mask.numpy())
     if not count:
         return [0, 0, 0, 0]
@@ -161,7 +161,7 @@ def overlap(a: list[int], b: list[int]) -> float:
 def run(
     seed: int, digits: Tensor, labels: Tensor, chosen: Namespace, bar: Any
 ) -> tuple[Tensor, float, Any]:
-    """(mean IoU and hit rate of each kind of map (kinds, 2), accuracy, what to draw) of a seed."""
+    """Return mean IoU and hit rate of each kind of map (kinds, 2), accuracy, and images to draw."""
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     rows, known = chosen.rows, order[: chosen.training]
     new = order[chosen.training :][:rows]
@@ -184,7 +184,7 @@ def run(
 
 
 def show(scores: Tensor, accuracy: Tensor) -> str:
-    """The table: mean and standard deviation over the seeds."""
+    """Return the table: mean and standard deviation over the seeds."""
     lines = [f"{'':20}{'mean IoU':>14}{'IoU of 0.5 or more':>22}"]
     for kind, row in zip(KINDS, scores.unbind(1), strict=True):
         iou, hits = row.unbind(1)
@@ -198,7 +198,7 @@ def show(scores: Tensor, accuracy: Tensor) -> str:
 
 
 def claims(scores: Tensor, small: bool) -> dict[str, bool]:
-    """Claims by their words, each with whether it holds."""
+    """Return each claim with True if the claim holds."""
     iou = dict(zip(KINDS, scores.mean(0)[:, 0].tolist(), strict=True))
     hits = dict(zip(KINDS, scores.mean(0)[:, 1].tolist(), strict=True))
     stays = {
@@ -206,7 +206,7 @@ def claims(scores: Tensor, small: bool) -> dict[str, bool]:
             abs(iou["infoCAM, shifted"] - iou["infoCAM"]) < 0.005
         )
     }
-    if small:  # one epoch teaches no place
+    if small:  # one epoch is too short to learn places
         moves = "and moves those of plain maps"
         return stays | {moves: abs(iou["CAM, shifted"] - iou["CAM"]) > 0.005}
     return stays | {

@@ -22,12 +22,12 @@ TEXT = b"she sells sea shells by the sea shore; the shells she sells are sea she
 
 
 def heading(text: str) -> None:
-    """A line above a section."""
+    """Print a line above a section."""
     print(f"\n{text}\n{'-' * len(text)}")
 
 
 def coin() -> dict[str, bool]:
-    """A coin that nearly always shows heads says little, and its tails a lot."""
+    """Print what heads and tails of a coin tell that nearly always shows heads; return claims."""
     heading("A coin")
     print("heads    information of heads, of tails    entropy (bits)")
     for heads in (0.5, 0.75, 0.9, 0.99, 1.0):
@@ -50,7 +50,7 @@ def coin() -> dict[str, bool]:
 
 
 def table() -> dict[str, bool]:
-    """Two columns of a table: what each says, and what they say about each other."""
+    """Print how much two columns tell, alone and about each other; return the claims."""
     heading("A table of counts")
     counts = torch.tensor([[30, 5], [10, 15], [2, 18]])
     print("         umbrella  no umbrella")
@@ -114,7 +114,7 @@ def message_length() -> dict[str, bool]:
 
 
 def in_words() -> dict[str, bool]:
-    """The same loss, said in other ways."""
+    """Print the same loss in several units and words; return the claims."""
     heading("A loss of 0.25 nats on 1000 rows of three classes")
     print(info.report(0.25, counts=[500, 300, 200]))
     surprise = info.information_content(torch.tensor(0.012, dtype=torch.float64)).item()
@@ -133,7 +133,7 @@ def in_words() -> dict[str, bool]:
 
 
 def draw(path: Path) -> None:
-    """The entropy of a coin, and how the bits of a message add up, coded well and badly."""
+    """Draw the entropy of a coin, and how the bits of a message add up, coded well and badly."""
     from matplotlib.figure import Figure
 
     left, right = Figure(figsize=(11, 4.2), layout="constrained").subplots(1, 2)

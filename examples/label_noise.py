@@ -4,12 +4,13 @@
 
 Needs scikit-learn, and matplotlib for the picture. Takes two to five minutes on two cores.
 
-Handwritten digits, of whose training labels a part is exchanged: uniformly at random (sym), or for
-one digit that looks alike (asym: 7 for 1, 2 for 7, 5 and 6 for each other, 3 for 8). A network of
-64-128-10 learns them with each loss, long enough to learn the wrong ones by heart. The table is the
-accuracy on test rows with right labels. The corrections are told the noise matrix, T, or estimate
-it (T-hat) from an early stage of the training. At the end stand the claims of the literature that
-the figures must bear out. The networks of a process train side by side, as one batch of matrices.
+Handwritten digits with wrong labels in the training set: a part of the labels is exchanged,
+uniformly at random (sym), or for one digit that looks alike (asym: 7 for 1, 2 for 7, 5 and 6 for
+each other, 3 for 8). A network of 64-128-10 learns them with each loss, long enough to learn the
+wrong labels by heart. The table is the accuracy on test rows with right labels. The corrections get
+the noise matrix, T, or estimate it (T-hat) from an early stage of the training. The claims at the
+end are those of the literature. The networks of a process train side by side, as one batch of
+matrices.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def blind(loss: Callable[..., Any], **options: float) -> Loss:
-    """A loss that knows nothing of the noise."""
+    """Return a loss that does not know the noise."""
 
     def total(logits: Tensor, labels: Tensor, matrices: Tensor) -> Tensor:
         rows = logits.flatten(0, 1), labels.flatten()
@@ -52,7 +53,7 @@ def blind(loss: Callable[..., Any], **options: float) -> Loss:
 
 
 def told(loss: Callable[..., Any]) -> Loss:
-    """A loss that is told the noise matrix, another one for each network."""
+    """Return a loss that knows the noise matrix of each network."""
 
     def total(logits: Tensor, labels: Tensor, matrices: Tensor) -> Tensor:
         def one(z: Tensor, y: Tensor, matrix: Tensor) -> Tensor:
@@ -117,7 +118,7 @@ class Networks(torch.nn.Module):
         self.out_bias = parameter(1, CLASSES, inputs=HIDDEN)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The logits."""
+        """Return the logits."""
         h = torch.baddbmm(self.hidden_bias, x, self.hidden).relu()
         return torch.baddbmm(self.out_bias, h, self.out)
 
@@ -152,13 +153,13 @@ def train(
 
 @torch.no_grad()
 def predict(networks: Networks, x: Tensor, kinds: int) -> Tensor:
-    """Logits (losses, L, S, N, C) of rows (S, N, 64)."""
+    """Return logits (losses, L, S, N, C) of rows (S, N, 64)."""
     many = len(networks.hidden) // len(x)
     return networks(x.repeat(many, 1, 1)).view(-1, kinds, len(x), x.shape[1], CLASSES)
 
 
 def accuracy_of(names: list[str], seeds: range, epochs: int, place: int) -> Tensor:
-    """Accuracy of these losses in percent on clean test rows, (losses, L, S)."""
+    """Return accuracy of these losses in percent on clean test rows, (losses, L, S)."""
     torch.set_num_threads(1)
     data, kinds = Data(seeds), len(NOISE)
     told = torch.stack(list(NOISE.values())).unsqueeze(1).expand(-1, len(seeds), -1, -1)
@@ -173,7 +174,7 @@ def accuracy_of(names: list[str], seeds: range, epochs: int, place: int) -> Tens
 
 
 def experiment(names: list[str], seeds: range, epochs: int) -> dict[str, Tensor]:
-    """Accuracy with each loss, (L, S), by one process for each half of them."""
+    """Return accuracy with each loss, (L, S); two processes take half of the losses each."""
     halves = [names[0::2], names[1::2]]
     jobs = [(half, seeds, epochs, k) for k, half in enumerate(halves)]
     with get_context("spawn").Pool(2) as pool:
@@ -183,7 +184,7 @@ def experiment(names: list[str], seeds: range, epochs: int) -> dict[str, Tensor]
 
 
 def show(accuracy: dict[str, Tensor]) -> str:
-    """The table: mean and standard deviation over the seeds."""
+    """Return the table: mean and standard deviation over the seeds."""
     head = f"{'':16}" + "".join(f"{name:>13}" for name in NOISE)
     lines = [head]
     for name, row in accuracy.items():
@@ -192,7 +193,7 @@ def show(accuracy: dict[str, Tensor]) -> str:
 
 
 def claims(accuracy: dict[str, Tensor], small: bool) -> dict[str, bool]:
-    """Claims by their words, each with whether it holds, of means over the seeds."""
+    """Return each claim, about means over the seeds, with True if the claim holds."""
     noise = list(NOISE)
 
     def at(name: str, kind: str) -> float:
@@ -222,7 +223,7 @@ def claims(accuracy: dict[str, Tensor], small: bool) -> dict[str, bool]:
 
 
 def draw(accuracy: dict[str, Tensor], path: Path) -> None:
-    """One panel per kind of noise: mean and standard deviation of every loss."""
+    """Draw one panel per kind of noise: mean and standard deviation of every loss."""
     import matplotlib.pyplot as plt
 
     kinds = list(NOISE)

@@ -27,12 +27,12 @@ from _experiment import hold, options
 from xent.commands.report import FOOTNOTE, report
 
 HEADS = ("lean", "xent", "torch")
-TOKENS = 1024  # of a step: lanes times length, as the command has them
-SAME = 2e-3  # nats: what the rounding of float32 may come to over the steps
+TOKENS = 1024  # of a step: the command's `--batch` times `--length`
+SAME = 2e-3  # nats; rounding of float32 may add up to this over the steps
 
 
 def train(steps: int, seed: int, paths: list[str], folder: Path) -> dict[str, Any]:
-    """Run the command; the record of each head."""
+    """Run the command; return the record of each head."""
     command = [sys.executable, "-m", "xent", "train", "--compare", "--quiet"]
     command += ["--steps", str(steps), "--seed", str(seed), "--out", str(folder), *paths]
     subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
@@ -41,7 +41,7 @@ def train(steps: int, seed: int, paths: list[str], folder: Path) -> dict[str, An
 
 
 def claims(records: dict[str, Any], small: bool) -> dict[str, bool]:
-    """Claims by their words, each with whether it holds."""
+    """Return each claim with True if the claim holds."""
     classes = records["lean"]["text"]["classes"]
     nats = [records[head]["results"]["nats_per_token"] for head in HEADS]
     found = {

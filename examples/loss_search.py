@@ -29,7 +29,7 @@ FRESH_SEED = 10_000
 
 
 def digits(seed: int) -> tuple[list[Tensor], list[Tensor]]:
-    """Features and classes of the rows to learn from, to judge by and to test on."""
+    """Return features and classes of the rows to learn from, to judge by and to test on."""
     x, y = load_digits(return_X_y=True)
     order = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))
     x, y = torch.tensor(x / 16, dtype=torch.float32)[order], torch.tensor(y)[order]
@@ -40,19 +40,19 @@ def digits(seed: int) -> tuple[list[Tensor], list[Tensor]]:
 def test_accuracy(
     loss: Callable[..., Any], x: list[Tensor], y: list[Tensor], seeds: range, steps: int
 ) -> Tensor:
-    """Percent right on the test rows, one number for each fresh seed."""
+    """Return percent right on the test rows, one number for each fresh seed."""
     networks = SmallNetworks(64, 10, seeds, hidden=HIDDEN)
     networks.train(x[0], y[0], loss, steps=steps, batch=BATCH)
     return 100 * networks.accuracy(x[2], y[2])
 
 
 def compared(found: Found) -> dict[str, Callable[..., Any]]:
-    """The losses to compare."""
+    """Return the losses to compare."""
     return {"cross-entropy": xent.cross_entropy, "found": found.formula.loss}
 
 
 def draw(found: Found, path: Path) -> None:
-    """The course of the search, and the loss it found beside cross-entropy."""
+    """Draw the course of the search, and the loss it found beside cross-entropy."""
     from matplotlib.figure import Figure
 
     axes = Figure(figsize=(14, 4.5), layout="constrained").subplots(1, 3)
@@ -69,7 +69,7 @@ def draw(found: Found, path: Path) -> None:
     for name, loss in compared(found).items():
         value = loss(logits, target, reduction="none")
         (slope,) = torch.autograd.grad(value.sum(), logits)
-        unit = slope[(p - 0.1).abs().argmin(), 0].abs()  # both pull equally at chance
+        unit = slope[(p - 0.1).abs().argmin(), 0].abs()  # both have the same slope at chance
         axes[1].plot(p, ((value - value.min()) / unit).detach(), label=name)
         axes[2].plot(p, slope[:, 0] / unit, label=name)
     axes[1].set_ylabel("loss above its least value")
@@ -84,7 +84,7 @@ def draw(found: Found, path: Path) -> None:
 
 
 def main() -> None:
-    """Search, print what was found, compare it on rows that nobody has seen."""
+    """Search, print the result, and compare it on rows that the search has not seen."""
     chosen = options(
         __file__, __doc__, generations=(12, 2), steps=(600, 150), fresh=(16, 4), seed=(0, 0)
     )
@@ -108,7 +108,7 @@ def main() -> None:
     print(
         f"  better with {int((gain > 0).sum())} of {len(gain)}, by {gain.mean():.2f} on average\n"
     )
-    least = -2 if chosen.small else 0  # two generations find nothing yet
+    least = -2 if chosen.small else 0  # two generations are too few to find a better loss
     hold({
         f"on unseen rows the loss found gains {least} points or more over cross-entropy": (
             gain.mean().item() >= least

@@ -4,12 +4,13 @@
 
 Needs matplotlib for the picture. Takes about half a minute.
 
-A cut says for each node on which of two sides it stands, a point of bits; its weight is that of the
-edges between the sides. Small random graphs have their optimum by trying all cuts. In large ones it
-is planted: two groups with lighter edges inside and heavier ones between them. Every seed is
-another graph. Beside the method stand as many random cuts, and climbing: from a hundred random
-starts, move the best node as long as the cut gains. Climbing is the better way here; that the
-method comes near it without knowing what a node is, from weights of cuts alone, is the point.
+A cut puts each node on one of two sides, so it is a vector of bits. Its weight is the weight of the
+edges between the sides. For small random graphs the optimum is found by trying all cuts. For large
+graphs it is planted: two groups with lighter edges inside and heavier edges between them. Every
+seed is another graph. The method is compared with as many random cuts, and with climbing: from a
+hundred random starts, move the best node as long as the cut gains. Climbing is the better way here.
+The point is that the method comes near it from the weights of cuts alone, without knowing what a
+node is.
 """
 
 from __future__ import annotations
@@ -26,13 +27,13 @@ from _experiment import hold, options, over_seeds, save
 from xent.learn import Bernoulli, CrossEntropyMethod
 from xent.learn.search.cross_entropy_method import SearchResult
 
-TRIED = 18  # nodes of graphs of which all cuts are tried
-SHARE = 0.45  # of the nodes of a planted graph, which stand on the first side
+TRIED = 18  # nodes of the small graphs, of which all cuts are tried
+SHARE = 0.45  # share of the nodes of a planted graph that stand on the first side
 INSIDE, BETWEEN = 4.0, 5.0  # weights within a group are uniform up to INSIDE, between them BETWEEN
 
 
 class Found(NamedTuple):
-    """What came of one graph."""
+    """Result for one graph."""
 
     optimum: float
     search: SearchResult
@@ -41,12 +42,12 @@ class Found(NamedTuple):
 
 
 def cut_weights(weights: Tensor, sides: Tensor) -> Tensor:
-    """Weight of each cut: weights (d, d) symmetric, sides (n, d) of 0 and 1 -> (n,)."""
+    """Return the weight of each cut: (d, d) symmetric weights, (n, d) sides 0 or 1 -> (n,)."""
     return ((sides @ weights) * (1 - sides)).sum(1)
 
 
 def heaviest(weights: Tensor) -> float:
-    """The weight of the best of all cuts of a small graph."""
+    """Return the weight of the best of all cuts of a small graph."""
     nodes = len(weights)
     numbers = torch.arange(2 ** (nodes - 1))  # the last node stands on side 0
     every = (numbers[:, None] >> torch.arange(nodes)) & 1
@@ -54,7 +55,7 @@ def heaviest(weights: Tensor) -> float:
 
 
 def random_graph(generator: torch.Generator) -> tuple[Tensor, float]:
-    """Half of all edges, of random weights, and the best of all cuts."""
+    """Return a graph of half of all edges with random weights, and its best cut."""
     shape = (2, TRIED, TRIED)
     weight, there = torch.rand(shape, generator=generator, dtype=torch.float64)
     upper = torch.where(there < 0.5, weight, 0.0).triu(1)
@@ -63,7 +64,7 @@ def random_graph(generator: torch.Generator) -> tuple[Tensor, float]:
 
 
 def planted_graph(generator: torch.Generator, nodes: int) -> tuple[Tensor, float]:
-    """Two hidden groups, and the weight of all edges between them, which no other cut exceeds.
+    """Return two hidden groups, and the weight of all edges between them, the heaviest cut.
 
     Moving ``a`` of the ``m`` nodes of one group and ``b`` of the ``n`` of the other loses
     ``a (n - b) + b (m - a)`` edges of weight BETWEEN, and gains ``a (m - a) + b (n - b)`` of weight
@@ -77,13 +78,13 @@ def planted_graph(generator: torch.Generator, nodes: int) -> tuple[Tensor, float
 
 
 def planted_is_best(seeds: range) -> bool:
-    """Whether trying all cuts of small planted graphs finds none that is heavier."""
+    """Return True if no cut of small planted graphs is heavier than the planted cut."""
     graphs = [planted_graph(torch.Generator().manual_seed(seed), TRIED) for seed in seeds]
     return all(heaviest(weights) <= planted * (1 + 1e-12) for weights, planted in graphs)
 
 
 def search_cut(weights: Tensor, seed: int) -> SearchResult:
-    """The cross-entropy method; the first node stands on side 0, as cuts have no first side."""
+    """Run the cross-entropy method; the first node stands on side 0."""
     start = torch.full((len(weights),), 0.5)
     start[0] = 0.0
     search = CrossEntropyMethod(
@@ -93,7 +94,7 @@ def search_cut(weights: Tensor, seed: int) -> SearchResult:
 
 
 def climb(weights: Tensor, sides: Tensor) -> float:
-    """The best cut that moving single nodes leads to from any of the starts."""
+    """Return the best cut that moving single nodes leads to from any of the starts."""
     sides = sides.clone()
     for _ in range(10 * len(weights)):
         signs = 1 - 2 * sides
@@ -108,7 +109,7 @@ def climb(weights: Tensor, sides: Tensor) -> float:
 
 
 def experiment(seeds: range, nodes: int) -> dict[str, list[Found]]:
-    """All graphs, the planted ones of so many nodes."""
+    """Run all graphs; the planted graphs have ``nodes`` nodes."""
     kinds = {
         f"random, {TRIED} nodes": random_graph,
         f"planted, {nodes} nodes": partial(planted_graph, nodes=nodes),
@@ -130,7 +131,7 @@ def experiment(seeds: range, nodes: int) -> dict[str, list[Found]]:
 
 
 def show(found: dict[str, list[Found]]) -> str:
-    """The table: shares of the optimum."""
+    """Return the table: shares of the optimum."""
     lines = [
         f"{'percent of the optimum':22}  {'method':>15}  {'random cuts':>15}  {'climbing':>15}"
     ]
@@ -151,12 +152,12 @@ def show(found: dict[str, list[Found]]) -> str:
 
 
 def reached(found: Found) -> bool:
-    """Whether the search found the optimum."""
+    """Return True if the search found the optimum."""
     return found.search.score >= found.optimum * (1 - 1e-12)
 
 
 def claims(found: dict[str, list[Found]], seeds: range) -> dict[str, bool]:
-    """Claims by their words, each with whether it holds."""
+    """Return each claim with True if the claim holds."""
     small, large = found.values()
     return {
         f"planted graphs of {TRIED} nodes have no heavier cut than the planted one": (
@@ -176,7 +177,7 @@ def claims(found: dict[str, list[Found]], seeds: range) -> dict[str, bool]:
 
 
 def draw(found: dict[str, list[Found]], path: Path) -> None:
-    """Best and mean cut of each iteration."""
+    """Draw the best and the mean cut of each iteration."""
     import matplotlib.pyplot as plt
 
     figure, panels = plt.subplots(1, 2, figsize=(10, 4))

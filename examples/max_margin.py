@@ -6,9 +6,9 @@ Needs scikit-learn, and matplotlib for the picture. Takes half a minute.
 
 Two kinds of iris are separable, so cross-entropy has no minimum: the weights of logistic regression
 grow for ever, and their direction turns, as slowly as 1 / log t, to that of the support vector
-machine. Weights of the classes change the way, not the end. The way can be shortened: normalised
-steps arrive in some hundred, as long as there is a gradient. Loss and gradient of a row that is
-sure come from its log-odds here; formed as ``1 - p`` they are 0 when p rounds to 1, and it stops.
+machine. Class weights change the path, not the limit. With normalised steps some hundred steps are
+enough, as long as there is a gradient. Here loss and gradient of a confident row come from its
+log-odds. From ``1 - p`` both would be 0 as soon as p rounds to 1, and the descent would stop.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import xent
 from _experiment import hold, options, save
 
 F64 = torch.float64
-# Weights of the rows of each kind.
+# Weights of the rows of each of the two kinds.
 WEIGHTS = {
     "alike": (1.0, 1.0),
     "versicolor 100 times": (0.01, 1.0),
@@ -42,7 +42,7 @@ FORMS = {
 
 
 def flowers() -> tuple[Tensor, Tensor]:
-    """Two kinds of iris, ``(100, 4)``, centred, the second turned round; and which is which.
+    """Two kinds of iris, ``(100, 4)``, centred, the second kind negated; and the kind of each row.
 
     A row is on its side if its product with the weights is positive.
     """
@@ -52,7 +52,7 @@ def flowers() -> tuple[Tensor, Tensor]:
 
 
 def widest_margin(rows: Tensor) -> Tensor:
-    """The direction of the support vector machine without intercept, ``(4,)``."""
+    """Return the direction of the support vector machine without intercept, ``(4,)``."""
     both = torch.cat([rows, -rows])  # symmetric, so that the intercept is 0
     machine = SVC(kernel="linear", C=1e10, tol=1e-10)
     machine.fit(both.numpy(), [1] * len(rows) + [-1] * len(rows))
@@ -61,12 +61,12 @@ def widest_margin(rows: Tensor) -> Tensor:
 
 
 def margin(weights: Tensor, rows: Tensor) -> Tensor:
-    """Distance of the row nearest to the border, negative on the wrong side."""
+    """Return the distance of the row nearest to the border, negative on the wrong side."""
     return (rows @ weights).amin() / weights.norm()
 
 
 def slow_way(rows: Tensor, kind: Tensor, goal: Tensor, marks: list[int]) -> tuple[Tensor, Tensor]:
-    """Gradient descent with each weighting, side by side: steps looked at, and angles to the goal.
+    """Run gradient descent with each weighting; return steps looked at, and angles to the goal.
 
     The step is the largest that is sure not to overshoot; angles in radians, ``(looks, settings)``.
     """
@@ -90,14 +90,14 @@ def slow_way(rows: Tensor, kind: Tensor, goal: Tensor, marks: list[int]) -> tupl
 
 
 def angle(w: Tensor, goal: Tensor) -> Tensor:
-    """Angles of directions to the goal, by the sine: a cosine near 1 has no digits left."""
+    """Return angles of directions to the goal, by the sine: a cosine near 1 has no digits left."""
     direction = w / w.norm(dim=-1, keepdim=True)
     along = direction @ goal
     return torch.atan2((direction - along[:, None] * goal).norm(dim=-1), along)
 
 
 def short_way(loss: Any, dtype: torch.dtype, rows: Tensor) -> Tensor:
-    """Steps of length 1 along the gradient, until it is 0: the margin after each."""
+    """Take steps of length 1 along the gradient until it is 0; return the margin after each."""
     w = torch.zeros(rows.shape[1], dtype=dtype, requires_grad=True)
     target, x, margins = torch.zeros(len(rows), dtype=torch.long), rows.to(dtype), []
     for _ in range(NORMALISED_STEPS):
@@ -114,7 +114,7 @@ def short_way(loss: Any, dtype: torch.dtype, rows: Tensor) -> Tensor:
 
 
 def claims(looks: Tensor, angles: Tensor, ratios: dict[str, Tensor]) -> dict[str, bool]:
-    """Claims by their words, each with whether it holds."""
+    """Return each claim with True if the claim holds."""
     names, late = list(WEIGHTS), looks >= 100
     pace = (angles[:, names.index("alike")] * looks.log())[late]
     steps = {name: len(ratio) for name, ratio in ratios.items()}
@@ -140,7 +140,7 @@ def claims(looks: Tensor, angles: Tensor, ratios: dict[str, Tensor]) -> dict[str
 
 
 def draw(looks: Tensor, angles: Tensor, ratios: dict[str, Tensor], path: Path) -> None:
-    """The slow way and the short one."""
+    """Draw the slow way and the short way."""
     from xent.plot.canvas import COLORS, new_axes
 
     slow, short = new_axes(11, 4.4, columns=2)
@@ -167,7 +167,7 @@ def draw(looks: Tensor, angles: Tensor, ratios: dict[str, Tensor], path: Path) -
 
 
 def main() -> None:
-    """Go both ways; print, check and draw."""
+    """Run both ways; print, check and draw."""
     chosen = options(__file__, __doc__, steps=(100_000, 2000))
     torch.set_num_threads(1)
     marks = [t for t in (100, 1000, 10_000) if t < chosen.steps] + [chosen.steps]

@@ -5,10 +5,11 @@
 Needs scikit-learn, and matplotlib for the picture. Takes ten seconds.
 
 A part of the labels of the handwritten digits is exchanged: uniformly at random (sym), or for one
-digit that looks alike (asym). A linear classifier is trained on them, each row predicted by one
-that has not seen it. From these predictions come the matrix of the noise, once from the rows that
-are the surest of each class (anchors), once from counts of confident rows, and the rows that seem
-mislabelled. Both are compared with the truth; the errors are standard deviations over the seeds.
+digit that looks alike (asym). Linear classifiers are trained on them by cross-validation, so each
+row is predicted by a classifier that has not seen the row. The predictions give two estimates of
+the noise matrix, one from the most confident rows of each class (anchors), one from counts of
+confident rows, and the rows that seem mislabelled. Both are compared with the truth; the errors are
+standard deviations over the seeds.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ X, Y = DIGITS.data / 16, torch.tensor(DIGITS.target)
 
 
 def spoilt(matrix: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-    """Noisy labels, and for each row the prediction of a classifier that has not seen it."""
+    """Return noisy labels, and for each row the prediction of a classifier that has not seen it."""
     labels = xent.losses.flip_labels(Y, matrix, torch.Generator().manual_seed(seed))
     classifier = LogisticRegression(C=0.1, max_iter=1000)
     p = cross_val_predict(classifier, X, labels.numpy(), cv=5, method="predict_proba")
@@ -54,20 +55,20 @@ def spoilt(matrix: Tensor, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def distances(p: Tensor, labels: Tensor, matrix: Tensor) -> Tensor:
-    """Share of the labels that each estimate puts in the wrong place, mean of the classes."""
+    """Return the share of labels that each estimate misplaces, as a mean of the classes."""
     estimates = [estimate(p, labels) for estimate in ESTIMATES.values()]
     return torch.stack([(t - matrix).abs().sum(1).mean() / 2 for t in estimates])
 
 
 def hits(p: Tensor, labels: Tensor) -> Tensor:
-    """Precision and recall of each filter, ``(filters, 2)``."""
+    """Return precision and recall of each filter, ``(filters, 2)``."""
     wrong = labels != Y
     found = [wrong[find_label_issues(p, labels, filter_by=name)].double() for name in FILTERS]
     return torch.stack([torch.stack([f.mean(), f.sum() / wrong.sum()]) for f in found])
 
 
 def show(kinds: list[str], names: list[str], figures: Tensor, digits: int) -> str:
-    """A table of mean and standard deviation, of (kind of noise, seed, name)."""
+    """Return a table of mean and standard deviation, of (kind of noise, seed, name)."""
     lines = [f"{'':20}" + "".join(f"{kind:>16}" for kind in kinds)]
     for k, name in enumerate(names):
         cells = (over_seeds(of_kind, digits) for of_kind in figures[..., k])
@@ -78,7 +79,7 @@ def show(kinds: list[str], names: list[str], figures: Tensor, digits: int) -> st
 def claims(
     kinds: list[str], distance: Tensor, precision: Tensor, recall: Tensor
 ) -> dict[str, bool]:
-    """Claims by their words, each with whether it holds, of means over the seeds."""
+    """Return each claim, about means over the seeds, with True if the claim holds."""
     distance, precision, recall = (x.mean(1) for x in (distance, precision, recall))
     at = list(ESTIMATES).index
     none, anchors, counts = (
@@ -108,7 +109,7 @@ def claims(
 def draw(
     kinds: list[str], distance: Tensor, precision: Tensor, recall: Tensor, seed: int, path: Path
 ) -> None:
-    """The errors of the matrices, precision against recall, and the worst suspects of a seed."""
+    """Draw the errors of the matrices, precision against recall, and the worst rows of a seed."""
     from matplotlib.figure import Figure
 
     from xent.plot.canvas import COLORS

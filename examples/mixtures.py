@@ -4,11 +4,11 @@
 
 Needs scikit-learn, and matplotlib for the picture. Takes ten seconds.
 
-Eight classifiers of handwritten digits, good ones and bad ones: small networks that have seen 40,
-100 or 300 rows, a forest, a single tree, naive Bayes. They are mixed by probability or by logit,
-with equal weights or with those of least cross-entropy on 300 rows that none has seen; the other
-rows are for the test. A tree says 0 or 1, so its own cross-entropy is infinite; in a mixture it is
-of use.
+Eight classifiers of handwritten digits, good and bad: small networks that have seen 40, 100 or 300
+rows, a forest, a single tree, naive Bayes. They are mixed by probability or by logit, with equal
+weights or with the weights of least cross-entropy on 300 rows that no classifier has seen. The
+other rows are for the test. A tree gives a probability of 0 or 1, so its own cross-entropy is
+infinite, but it helps a mixture.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ FLOOR = -30.0  # nats: logits have a mean only where they are finite
 
 
 def members(x: Tensor, y: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-    """Log-probabilities (K, N, C) of the rows behind those that train, and their classes."""
+    """Return log-probabilities (K, N, C) of the rows not trained on, and their classes."""
     networks = SmallNetworks(64, 10, [100 * seed + k for k in range(len(SEEN))], hidden=32)
     rows = torch.stack([torch.arange(TRAINING_ROWS) % n for n in SEEN])
     networks.train(x[:TRAINING_ROWS], y[:TRAINING_ROWS], xent.cross_entropy, steps=300, rows=rows)
@@ -64,7 +64,7 @@ def members(x: Tensor, y: Tensor, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def run(seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Test cross-entropy of ways (5,), weights (2, K), of members (K,); gaps to the best (2,)."""
+    """Return losses of ways (5,), weights (2, K), losses of members (K,), gaps to the best (2,)."""
     digits: Any = load_digits()
     order = torch.randperm(len(digits.target), generator=torch.Generator().manual_seed(seed))
     x = torch.tensor(digits.data, dtype=torch.float32)[order] / 16
@@ -94,7 +94,7 @@ def run(seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def claims(ways: Tensor, gaps: Tensor) -> dict[str, bool]:
-    """Claims by their words, each with whether it holds, with every seed."""
+    """Return each claim with True if the claim holds with every seed."""
     of = dict(zip(WAYS, ways.T, strict=True))  # (seeds,) each
     beaten = {
         f"fitted {what} beat equal with every seed": bool(
@@ -114,7 +114,7 @@ def claims(ways: Tensor, gaps: Tensor) -> dict[str, bool]:
 
 
 def draw(ways: Tensor, weights: Tensor, path: Path) -> None:
-    """Cross-entropy of each way and seed, and the weights that fit."""
+    """Draw the cross-entropy of each way and seed, and the fitted weights."""
     from xent.plot.canvas import COLORS, new_axes
 
     left, right = new_axes(12, 4.4, columns=2)

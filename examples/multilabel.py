@@ -5,10 +5,10 @@
 Needs scikit-learn, and matplotlib for the picture. Takes half a minute.
 
 Each handwritten digit has four attributes: even, at least 5, prime, has a closed loop. A small
-network learns all four at once with different losses; a digit counts as right where all four are.
-A softmax shares one unit of probability out among the attributes, so with half of it for a
-threshold no digit ever has two, however it is trained, and seven digits in ten have two or more.
-Last comes the mistake of feeding the outputs of a softmax to binary cross-entropy.
+network learns all four at once with different losses. A digit counts as right if all four are
+right. A softmax shares one unit of probability out among the attributes. With a threshold of 0.5 no
+digit then has two attributes, however the network is trained, but seven digits in ten have two or
+more. The last way is a mistake: the outputs of a softmax go into binary cross-entropy.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ ATTRIBUTES = {
     "loop": (0, 6, 8, 9),
 }
 TRAINING_ROWS, HIDDEN, BATCH, LEARNING_RATE = 900, 64, 64, 3e-3
-FAIR, MISTAKEN = 0.75, 0.35  # exact matches above and below which the two kinds must end up
+# Bounds on the share of exact matches: fair ways must be above, ways with the mistake below.
+FAIR, MISTAKEN = 0.75, 0.35
 
 
 class Way(NamedTuple):
@@ -46,17 +47,17 @@ class Way(NamedTuple):
 
 
 def positive(logits: Tensor) -> Tensor:
-    """More likely than not, for a sigmoid."""
+    """Return the attributes that are more likely than not, by a sigmoid."""
     return logits > 0
 
 
 def above_half(logits: Tensor) -> Tensor:
-    """More likely than not, for a softmax."""
+    """Return the attributes that are more likely than not, by a softmax."""
     return torch.softmax(logits, 1) > 0.5
 
 
 def shared_out(logits: Tensor, target: Tensor) -> Tensor:
-    """Softmax cross-entropy with the attributes sharing one unit of probability."""
+    """Compute softmax cross-entropy; the attributes of a digit share one unit of probability."""
     share = target / target.sum(1, keepdim=True).clamp(min=1)
     loss = xent.cross_entropy(logits, share)
     assert isinstance(loss, Tensor)
@@ -64,7 +65,7 @@ def shared_out(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def softmax_into_bce(logits: Tensor, target: Tensor) -> Tensor:
-    """The mistake: probabilities that sum to 1, where each should be free."""
+    """Make the mistake: probabilities that sum to 1 go into binary cross-entropy."""
     return xent.binary_cross_entropy(torch.softmax(logits, 1), target)
 
 
@@ -79,7 +80,7 @@ WAYS = {
 
 
 def load() -> tuple[Tensor, Tensor]:
-    """Pixels in [0, 1] and the attributes, shuffled once for all."""
+    """Return pixels in [0, 1] and the attributes, shuffled once for all networks."""
     images, digits = load_digits(return_X_y=True)
     x, digits = torch.tensor(images, dtype=torch.float32) / 16, torch.tensor(digits)
     columns = [torch.isin(digits, torch.tensor(having)) for having in ATTRIBUTES.values()]
@@ -88,7 +89,7 @@ def load() -> tuple[Tensor, Tensor]:
 
 
 def learn(way: Way, x: Tensor, target: Tensor, seed: int, epochs: int) -> Tensor:
-    """Logits of the test rows, from a network with one hidden layer."""
+    """Return logits of the test rows, from a network with one hidden layer."""
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Linear(64, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, len(ATTRIBUTES)))
     rows = x[:TRAINING_ROWS], target[:TRAINING_ROWS]
@@ -101,7 +102,7 @@ def learn(way: Way, x: Tensor, target: Tensor, seed: int, epochs: int) -> Tensor
 
 def draw(matches: dict[str, list[float]], x: Tensor, target: Tensor,
          logits: dict[str, Tensor], path: Path) -> None:  # fmt: skip
-    """Exact matches of every seed, and what a sigmoid and a softmax say about some digits."""
+    """Draw exact matches of every seed, and what a sigmoid and a softmax say about some digits."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(14, 5), layout="constrained")

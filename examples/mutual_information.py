@@ -47,7 +47,7 @@ PAIR_DIMS, INFORMATION, KEYS = 20, (2, 4, 6, 10), (128, 1024)
 
 
 def estimate(name: str, rows: int, seed: int) -> Any:
-    """Of a set: H(Y) - CE by cross-fitting; PC-softmax on a fifth; the true posterior there."""
+    """Return H(Y) - CE by cross-fitting; on a fifth also PC-softmax and the true posterior."""
     torch.set_num_threads(1)
     x, y = SETS[name].sample(seed=seed)
     some = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))[:rows]
@@ -66,7 +66,7 @@ def estimate(name: str, rows: int, seed: int) -> Any:
 
 
 def best_critic(information: float, pairs: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Features whose products are ``log p(y | x)``, less what depends on x alone.
+    """Return features whose products are ``log p(y | x)``, less a term of x alone.
 
     Of pairs of Gaussian vectors, whose coordinates are correlated one by one.
     """
@@ -81,14 +81,14 @@ def best_critic(information: float, pairs: int, seed: int) -> tuple[Tensor, Tens
 
 
 def info_nce(information: float, keys: int, pairs: int, seed: int) -> Tensor:
-    """The bound from each batch of so many pairs."""
+    """Return the bound from each batch of so many pairs."""
     query, key = best_critic(information, pairs, seed)
     batches = zip(query.split(keys), key.split(keys), strict=True)
     return torch.tensor([info_nce_bound(q, k).nats for q, k in batches])
 
 
 def show(found: dict[str, Any], bounds: dict[tuple[int, int], Tensor]) -> str:
-    """Both tables."""
+    """Return both tables."""
     lines = [
         f"{'':20}{'truth':>8}{'H(Y)-CE':>9}{'95% interval':>18}{'off by':>9}"
         f"{'PC-softmax':>12}{'off by *':>10}{'log C-CE':>10}{'H(Y)':>8}"
@@ -109,7 +109,7 @@ def show(found: dict[str, Any], bounds: dict[tuple[int, int], Tensor]) -> str:
 
 
 def wrong(estimate: Any) -> float:
-    """What counting all classes as equally common makes of it: log C - CE."""
+    """Return log C - CE, the estimate that takes all classes for equally common."""
     return math.log(len(estimate.classes)) - estimate.cross_entropy
 
 
@@ -120,7 +120,7 @@ def mean_and_error(x: Tensor) -> str:
 def claims(
     found: dict[str, Any], bounds: dict[tuple[int, int], Tensor], small: bool
 ) -> dict[str, bool]:
-    """Claims by their words, each with whether it holds."""
+    """Return each claim with True if the claim holds."""
     tolerance, too_much = (0.1, 0.02) if small else (0.02, 0.1)  # nats
     truth = {name: SETS[name].mutual_information() for name in found}
     crossed = {name: of_set[0] for name, of_set in found.items()}
@@ -163,7 +163,7 @@ def claims(
 
 
 def draw(found: dict[str, Any], bounds: dict[tuple[int, int], Tensor], path: Path) -> None:
-    """The estimates beside the truth, and InfoNCE under its cap."""
+    """Draw the estimates beside the truth, and InfoNCE under its cap."""
     import matplotlib.pyplot as plt
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.4), layout="constrained")

@@ -31,24 +31,24 @@ from xent.learn import Bernoulli, Gaussian, rare_event
 from xent.learn.search.rare_events import RareEvent
 from xent.learn.search.search_distributions import SearchDistribution
 
-HELD = 0.99  # of the truths by the intervals
+HELD = 0.99  # share of the truths that the intervals must hold
 BRIDGE = torch.tensor([0.25, 0.4, 0.1, 0.3, 0.2], dtype=torch.float64)  # mean lengths of its edges
 
 
 @dataclass(frozen=True, eq=False)
 class Exponential(SearchDistribution):
-    """Independent waiting times: a family of one's own."""
+    """Independent waiting times: a family of distributions that a user writes."""
 
     mean: Tensor
 
     @property
     def centre(self) -> Tensor:
-        """The likeliest point."""
+        """Return the likeliest point."""
         return torch.zeros_like(self.mean)
 
     @property
     def spread(self) -> float:
-        """The largest standard deviation."""
+        """Return the largest standard deviation."""
         return self.mean.max().item()
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
@@ -57,12 +57,12 @@ class Exponential(SearchDistribution):
         return -self.mean * torch.log1p(-uniform)
 
     def fit(self, elite: Tensor, weights: Tensor | None = None) -> Exponential:
-        """The mean of the elite."""
+        """Return the family with the mean of the elite."""
         w = torch.ones(len(elite), dtype=elite.dtype) if weights is None else weights
         return Exponential(w @ elite / w.sum())
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """Log-density."""
+        """Return the log-density."""
         return -(x / self.mean + self.mean.log()).sum(1)
 
 
@@ -77,13 +77,13 @@ class Problem(NamedTuple):
 
 
 def shortest_way(x: Tensor) -> Tensor:
-    """Length of the shortest of the four ways across the bridge, (n, 5) -> (n,)."""
+    """Return the length of the shortest of the four ways, (n, 5) -> (n,)."""
     a, b, c, d, e = x.unbind(1)
     return torch.stack([a + d, a + c + e, b + e, b + c + d]).amin(0)
 
 
 def bridge_probability(threshold: float, cells: int = 160) -> float:
-    """P(shortest way >= threshold) by quadrature.
+    """Compute P(shortest way >= threshold) by quadrature.
 
     Given the first three edges, the last two are independent and the rest is a formula. An edge
     longer than the threshold is as good as one of its length. Cells of equal width, then half of
@@ -105,18 +105,18 @@ def bridge_probability(threshold: float, cells: int = 160) -> float:
 
 
 def skewed_sum(x: Tensor) -> Tensor:
-    """A weighted sum of Gaussians with standard deviation 1."""
+    """Return a weighted sum of Gaussians with standard deviation 1."""
     weights = torch.arange(1.0, x.shape[1] + 1, dtype=x.dtype)
     return x @ (weights / weights.norm())
 
 
 def above(x: float) -> float:
-    """The probability that a standard normal number is more than x."""
+    """Return the probability that a standard normal number is more than x."""
     return float(stats.norm.sf(x))
 
 
 def any_of(probability: float, times: int) -> float:
-    """The probability that one of several independent events happens."""
+    """Return the probability that one of several independent events happens."""
     return -float(np.expm1(times * np.log1p(-probability)))
 
 
@@ -129,7 +129,7 @@ PROBLEMS = {
         lambda level: any_of(above(level), 5),
     ),
     "|x| + |y| of 2 Gaussians": Problem(
-        # It is the larger of |x + y| and |x - y|, which are independent.
+        # |x| + |y| is the larger of |x + y| and |x - y|, which are independent.
         lambda x: x.abs().sum(1), Gaussian(torch.zeros(2), 1.0), [5.0, 7.0, 10.0],
         lambda level: any_of(2 * above(level / 2**0.5), 2),
     ),
@@ -160,12 +160,12 @@ class Row(NamedTuple):
         return (deviation / (self.errors.mean() / len(self.estimates) ** 0.5)).item()
 
     def plain(self) -> float:
-        """Points that plain sampling needs for the same error."""
+        """Number of points that plain sampling needs for the same error."""
         return (1 - self.exact) * self.exact / self.errors.square().mean().item()
 
 
 def experiment(seeds: range) -> list[Row]:
-    """All problems at all thresholds."""
+    """Run all problems at all thresholds."""
     rows = []
     total = len(seeds) * sum(len(problem.thresholds) for problem in PROBLEMS.values())
     with tqdm(total=total, unit="estimate", mininterval=5) as bar:
@@ -188,7 +188,7 @@ def experiment(seeds: range) -> list[Row]:
 
 
 def show(rows: list[Row]) -> str:
-    """The table."""
+    """Return the table."""
     head = f"{'':30}{'level':>6}  {'exact':>10}  {'mean estimate':>13}  {'error of one':>12}"
     lines = [f"{head}  {'held':>6}  {'points':>7}  {'plain':>8}"]
     for r in rows:
@@ -206,11 +206,11 @@ def impossible() -> RareEvent:
 
 
 def claims(rows: list[Row], never: RareEvent) -> dict[str, bool]:
-    """Claims by their words, each with whether it holds."""
+    """Return each claim with True if the claim holds."""
     tutorial = next(r for r in rows if r.name.endswith("bridge") and r.threshold == 2.0)
     rarest = min(rows, key=lambda r: r.exact)
     runs = len(rows[0].errors)
-    # What one row of intervals holds at least, but for once in a thousand rows.
+    # One row of intervals holds at least so many truths, except once in a thousand rows.
     least, of_all = (int(stats.binom(n, HELD).ppf(1e-3)) for n in (runs, runs * len(rows)))
     return {
         "no estimate has a bias: the means are within 4 of their standard errors": all(
@@ -236,7 +236,7 @@ def claims(rows: list[Row], never: RareEvent) -> dict[str, bool]:
 
 
 def draw(rows: list[Row], path: Path) -> None:
-    """Every estimate over the truth, the errors made over those claimed, and an event's places."""
+    """Draw estimates over the truth, errors made over errors claimed, and places of an event."""
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, 3, figsize=(14, 4.4), width_ratios=(3, 2, 2))

@@ -30,12 +30,12 @@ FLOOR = 0.21340  # entropy of the pixels of all rows, nats per pixel
 
 
 def squared(logits: Tensor, x: Tensor) -> Tensor:
-    """Mean squared error of the pixels."""
+    """Compute the mean squared error of the pixels."""
     return (torch.sigmoid(logits) - x).square().mean()
 
 
 def continuous_mean(logits: Tensor) -> Tensor:
-    """The mean of the continuous Bernoulli distribution, which is not the sigmoid."""
+    """Return the mean of the continuous Bernoulli distribution, which is not the sigmoid."""
     return torch.distributions.ContinuousBernoulli(logits=logits).mean
 
 
@@ -54,7 +54,7 @@ WAYS = {
 
 
 class Outcome(NamedTuple):
-    """One network on the test rows, in nats per pixel."""
+    """Results of one network on the test rows, in nats per pixel."""
 
     cross_entropy: float
     excess: float
@@ -62,12 +62,12 @@ class Outcome(NamedTuple):
 
 
 def entropy(x: Tensor) -> float:
-    """The floor: mean entropy of grey pixels, each the probability of white."""
+    """Return the floor: the mean entropy of grey pixels, each a probability of white."""
     return xent.binary_cross_entropy(x.double(), x.double()).item()
 
 
 def train(loss: Callable[[Tensor, Tensor], Tensor], x: Tensor, seed: int, epochs: int) -> nn.Module:
-    """An autoencoder with one bottleneck: 64 pixels, 16 numbers, 64 logits."""
+    """Train an autoencoder with one bottleneck: 64 pixels, 16 numbers, 64 logits."""
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Linear(64, CODE), nn.ReLU(), nn.Linear(CODE, 64))
     train_classifier(
@@ -78,7 +78,7 @@ def train(loss: Callable[[Tensor, Tensor], Tensor], x: Tensor, seed: int, epochs
 
 
 def judge(pixels: Tensor, x: Tensor) -> Outcome:
-    """Cross-entropy and excess of a reconstruction."""
+    """Return cross-entropy and excess of a reconstruction."""
     pixels = pixels.double()
     return Outcome(
         xent.binary_cross_entropy(pixels, x).item(),
@@ -88,7 +88,7 @@ def judge(pixels: Tensor, x: Tensor) -> Outcome:
 
 
 def draw(x: Tensor, found: dict[str, Tensor], path: Path) -> None:
-    """Some digits, and what each network makes of them."""
+    """Draw some digits, and their reconstruction by each network."""
     from matplotlib.figure import Figure
 
     rows = {"pixels": x, **found}

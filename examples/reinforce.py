@@ -5,9 +5,9 @@
 Needs gymnasium, and matplotlib for the picture. Takes about three minutes on one core.
 
 A network of 4-128-2 learns CartPole-v1, which counts as solved when the last 100 episodes average
-475. Beside it learns the same network from the same loss, but divided by the sum of the weights, as
-``torch.nn.functional.cross_entropy`` divides by its class weights. Advantages are signed and sum
-to 0, give or take rounding, so that mean has no scale, nor a sign that it keeps.
+475. The same network also learns with a mistake: the loss is divided by the sum of the weights, as
+``torch.nn.functional.cross_entropy`` divides by its class weights. Advantages are signed and sum to
+0, up to rounding. So a mean that divides by their sum has an arbitrary scale and sign.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ ENVIRONMENT = "CartPole-v1"
 
 
 def network(seed: int) -> torch.nn.Module:
-    """A policy: from observations to logits."""
+    """Return a policy: a network from observations to logits."""
     torch.manual_seed(seed)
     return torch.nn.Sequential(torch.nn.Linear(4, 128), torch.nn.ReLU(), torch.nn.Linear(128, 2))
 
 
 def divided_by_weights(log_prob: Tensor, advantage: Tensor, **_: object) -> Tensor:
-    """The mistake: the mean of cross-entropies, weighted as if advantages were weights."""
+    """Make the mistake: divide the sum of weighted cross-entropies by the sum of weights."""
     return -(advantage * log_prob).sum() / advantage.sum()
 
 
 def train(
     policy: torch.nn.Module, seed: int, target: float, episodes: int, bar: tqdm
 ) -> PolicyRecord:
-    """One run of the real thing."""
+    """Train once with the correct loss."""
     return reinforce(
         policy, ENVIRONMENT, target=target, episodes=episodes, seed=seed, quiet=True,
         callback=lambda record: bar.update(record.batch),
@@ -52,14 +52,14 @@ def train(
 def train_mistaken(
     policy: torch.nn.Module, seed: int, target: float, episodes: int, bar: tqdm
 ) -> PolicyRecord:
-    """One run with the mistake, up to the NaN that a sum of exactly 0 makes."""
+    """Train once with the mistake, up to the NaN that a sum of exactly 0 makes."""
     seen: list[PolicyRecord] = []
 
     def keep(record: PolicyRecord) -> None:
         seen[:] = [record]
         bar.update(record.batch)
 
-    # No option leads there: the loss itself is exchanged.
+    # No option makes the mistake, so the loss itself is replaced.
     with (
         patch("xent.learn.policies.policy_learning.reinforce_loss", divided_by_weights),
         suppress(ValueError),
@@ -72,7 +72,7 @@ def train_mistaken(
 
 
 def identity() -> float:
-    """Largest difference between the gradient of weighted cross-entropy and A (p - onehot) / N."""
+    """Compare the gradient with A (p - onehot) / N; return the largest difference."""
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(50, 4, generator=generator, dtype=torch.float64).requires_grad_()
     actions = torch.randint(4, (50,), generator=generator)
@@ -120,7 +120,7 @@ def main() -> None:
 
 
 def draw(right: list[PolicyRecord], wrong: list[PolicyRecord], target: float, path: Path) -> None:
-    """Learning curves of all seeds, and the mistake."""
+    """Draw learning curves of all seeds, and of the mistake."""
     from xent.plot import learning_curves
 
     runs = {

@@ -42,11 +42,11 @@ CLASSES = ("background", "disc", "square", "cross")
 SIZE, SHAPES, VOID = 32, 6, 255
 TEST_IMAGES, BATCH, LEARNING_RATE = 60, 8, 1e-2
 BRIGHTNESS, NOISE = numpy.array([0.1, 0.4, 0.7, 1.0]), 0.25
-GAP, STRENGTH, SPREAD = 1.5, 5.0, 2.0  # in a gap, two shapes are at most so many pixels away
+GAP, STRENGTH, SPREAD = 1.5, 5.0, 2.0  # a pixel in a gap has two shapes within GAP pixels
 
 
 class Scenes(NamedTuple):
-    """Made images and what is known of them."""
+    """Artificial images with their masks and weights."""
 
     images: Tensor  # (N, 1, H, W)
     exact: Tensor  # (N, H, W), classes
@@ -56,7 +56,7 @@ class Scenes(NamedTuple):
 
 
 def make_shape(kind: int, draw: numpy.random.Generator) -> numpy.ndarray:
-    """A mask with one shape of a class, (H, W)."""
+    """Return a mask with one shape of a class, (H, W)."""
     rows, columns = numpy.mgrid[:SIZE, :SIZE]
     (y, x), r = draw.uniform(4, SIZE - 4, 2), draw.uniform(3, 5.5)
     dy, dx = abs(rows - y), abs(columns - x)
@@ -68,7 +68,7 @@ def make_shape(kind: int, draw: numpy.random.Generator) -> numpy.ndarray:
 
 
 def make_scene(draw: numpy.random.Generator) -> tuple[numpy.ndarray, ...]:
-    """One image, by dropping shapes where there is room, a pixel of background between them."""
+    """Return one image: shapes with at least a pixel of background between them."""
     exact, shapes = numpy.zeros((SIZE, SIZE), int), []
     for _ in range(4 * SHAPES):
         kind = int(draw.integers(1, len(CLASSES)))
@@ -88,7 +88,7 @@ def make_scene(draw: numpy.random.Generator) -> tuple[numpy.ndarray, ...]:
 
 
 def make_scenes(count: int, seed: int) -> Scenes:
-    """So many images."""
+    """Return ``n`` images."""
     draw = numpy.random.default_rng(seed)
     columns = zip(*(make_scene(draw) for _ in range(count)), strict=True)
     scenes = Scenes(*(torch.as_tensor(numpy.stack(column)) for column in columns))
@@ -96,7 +96,7 @@ def make_scenes(count: int, seed: int) -> Scenes:
 
 
 class UNet(nn.Module):
-    """Down to a quarter of the size and up again, with what was there before beside it."""
+    """A network down to a quarter of the size and up again, with skip connections."""
 
     def __init__(self, width: int = 8) -> None:
         super().__init__()
@@ -112,7 +112,7 @@ class UNet(nn.Module):
         self.head = nn.Conv2d(w, len(CLASSES), 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits of each pixel, (N, C, H, W)."""
+        """Return logits of each pixel, (N, C, H, W)."""
         whole = self.down[0](x)
         half = self.down[1](max_pool2d(whole, 2))
         deep = self.down[2](max_pool2d(half, 2))
@@ -122,14 +122,14 @@ class UNet(nn.Module):
 
 
 def weighted(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-    """Cross-entropy in which each pixel counts as much as its weight."""
+    """Compute cross-entropy in which each pixel counts as much as its weight."""
     loss = xent.cross_entropy(logits, target, row_weight=weight)
     assert isinstance(loss, Tensor)
     return loss
 
 
 class Way(NamedTuple):
-    """What a network learns from, after the images, and the options for its training."""
+    """A way to train a network: the tensors it learns from, after the images, and the options."""
 
     targets: Callable[[Scenes], tuple[Tensor, ...]]
     loss: Callable[..., Tensor] = xent.cross_entropy
@@ -147,7 +147,7 @@ WAYS = {
 
 
 class Outcome(NamedTuple):
-    """One network on the test images."""
+    """Results of one network on the test images."""
 
     classes: Tensor  # predicted, (N, H, W)
     iou: Tensor  # of each class
@@ -169,7 +169,7 @@ def learn(way: Way, scenes: Scenes, test: Scenes, seed: int, epochs: int) -> Out
 
 
 def show(outcomes: dict[str, list[Outcome]]) -> str:
-    """The table: means over the seeds, and the least and largest of the last two columns."""
+    """Return the table: means over the seeds, and the range of the last two columns."""
     lines = [
         f"{'IoU':27}" + "".join(f"{c:>12}" for c in CLASSES) + f"{'mean':>18}{'gaps seen':>18}"
     ]
@@ -183,7 +183,7 @@ def show(outcomes: dict[str, list[Outcome]]) -> str:
 
 
 def claims(outcomes: dict[str, list[Outcome]], scenes: Scenes, small: bool) -> dict[str, bool]:
-    """Claims by their words, each with whether it holds."""
+    """Return each claim with True if the claim holds."""
     plain, boundary, without, mistaken = outcomes.values()
     logits = torch.randn(8, len(CLASSES), SIZE, SIZE, requires_grad=True)
     marked = scenes.marked[:8]
@@ -192,7 +192,7 @@ def claims(outcomes: dict[str, list[Outcome]], scenes: Scenes, small: bool) -> d
     kept = xent.cross_entropy(logits.movedim(1, -1)[marked != VOID], marked[marked != VOID])
 
     def iou(found: list[Outcome]) -> Tensor:
-        """The mean over the classes, for each seed."""
+        """Return the mean over the classes, for each seed."""
         return torch.stack([o.iou.mean() for o in found])
 
     def gap(found: list[Outcome]) -> Tensor:
@@ -216,7 +216,7 @@ def claims(outcomes: dict[str, list[Outcome]], scenes: Scenes, small: bool) -> d
 
 
 def draw(test: Scenes, outcomes: dict[str, list[Outcome]], path: Path) -> None:
-    """Images, masks, and what each network of the first seed makes of them."""
+    """Draw images, masks, and the predictions of each network of the first seed."""
     from matplotlib.colors import ListedColormap
     from matplotlib.figure import Figure
 

@@ -61,23 +61,23 @@ Course = list[tuple[float, float]]  # (sweeps, objective)
 
 
 class CountedDesign(Design):
-    """The rows, which count how often they are swept over."""
+    """A design that counts how often its rows are swept over."""
 
     sweeps = 0
 
     def pull_back(self, slopes: Tensor) -> Tensor:
-        """As before, and counted."""
+        """Compute the same as the base class, and count a sweep."""
         self.sweeps += 1
         return super().pull_back(slopes)
 
     def products(self, weight: Tensor, means: Tensor) -> Tensor:
-        """Likewise; many columns make it about as much work."""
+        """Compute the same as the base class, and count a sweep; the work is about the same."""
         self.sweeps += 1
         return super().products(weight, means)
 
 
 def standardised(loader: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Features of mean 0 and variance 1, and classes."""
+    """Return features of mean 0 and variance 1, and classes."""
     x, y = loader(return_X_y=True)
     return StandardScaler().fit_transform(x), y
 
@@ -94,7 +94,7 @@ class Race(NamedTuple):
 
 
 def minima() -> dict[str, float]:
-    """The least objective on each data set."""
+    """Return the least objective on each data set."""
     fits = {}
     for name, loader in LOADERS.items():
         x, y = standardised(loader)
@@ -104,7 +104,7 @@ def minima() -> dict[str, float]:
 
 
 def digits_task(max_iter: int, course: Course) -> tuple[SolverTask, Tensor]:
-    """The objective on digits, whose course is written down, and where to begin."""
+    """Return the task on digits, which records its values in ``course``, and a start."""
     x, y = standardised(load_digits)
     share = torch.full((len(x),), 1 / len(x), dtype=torch.float64)
     design = CountedDesign(x, share, intercept=True)
@@ -135,7 +135,7 @@ def race() -> Race:
 
 
 def scikit_learn(objective: Objective) -> Iterator[tuple[float, float]]:
-    """Its objective after more and more iterations, each counted as one sweep, which is little."""
+    """Yield scikit-learn's objective by iterations, each counted as one sweep (too little)."""
     x, y = standardised(load_digits)
     for k in range(9):
         model: Any = LogisticRegression(C=1 / (len(x) * LAMBDA), tol=1e-12, max_iter=2**k)
@@ -147,7 +147,7 @@ def scikit_learn(objective: Objective) -> Iterator[tuple[float, float]]:
 
 
 def sweeps_to(course: Course, goal: float) -> float:
-    """How many it takes to come below an objective; infinite if it does not."""
+    """Return the number of sweeps to come below an objective; infinite if it stays above."""
     return next((sweeps for sweeps, value in course if value <= goal), np.inf)
 
 
@@ -165,7 +165,7 @@ class Comparison(NamedTuple):
 
 
 def compare(dataset: Any, model: Any) -> Comparison:
-    """Fit a data set of statsmodels without a penalty, by it and by us."""
+    """Fit a data set of statsmodels without a penalty, with statsmodels and with xent."""
     x, y = np.asarray(dataset.exog, float), np.asarray(dataset.endog).astype(int)
     theirs = model(y, sm.add_constant(x, prepend=False)).fit(
         method="newton", tol=1e-12, maxiter=100, disp=0
@@ -190,7 +190,7 @@ class Sparse(NamedTuple):
 
 
 def sparse() -> Sparse:
-    """Fit them all."""
+    """Fit the shares of the strength, and the whole path."""
     x, y = standardised(load_breast_cancer)
     model = SoftmaxRegression(l1_ratio=1, tol=1e-9)
     least = smallest_C(model, x, y)
@@ -201,7 +201,7 @@ def sparse() -> Sparse:
 
 
 def separated() -> tuple[str, dict[int, tuple[float, float]]]:
-    """A warning, and loss and length of the coefficients after some iterations."""
+    """Return a warning, and loss and length of the coefficients after some iterations."""
     x, y = standardised(load_wine)
     course, text = {}, ""
     for k in (1, 2, 4, 8, 16, 32, 64):
@@ -218,7 +218,7 @@ def separated() -> tuple[str, dict[int, tuple[float, float]]]:
 
 
 def noisy(seeds: range) -> np.ndarray:
-    """Accuracy on rows with right labels, (losses, noise, seeds)."""
+    """Return accuracy on rows with right labels, (losses, noise, seeds)."""
     x, y = standardised(load_digits)
     accuracy = np.zeros((len(LOSSES), len(NOISE), len(seeds)))
     for place in tqdm(list(np.ndindex(len(NOISE), len(seeds))), unit="fit", desc="wrong labels"):
@@ -239,7 +239,7 @@ def noisy(seeds: range) -> np.ndarray:
 
 
 class Results(NamedTuple):
-    """Of all five parts."""
+    """Results of all five parts."""
 
     minima: dict[str, float]
     race: Race
@@ -252,14 +252,14 @@ class Results(NamedTuple):
 
 
 def experiment(seeds: range) -> Results:
-    """Run everything."""
+    """Run all five parts."""
     spector = compare(sm.datasets.spector.load_pandas(), sm.Logit)
     anes96 = compare(sm.datasets.anes96.load_pandas(), sm.MNLogit)
     return Results(minima(), race(), spector, anes96, sparse(), *separated(), noisy(seeds))
 
 
 def show(results: Results) -> str:
-    """The tables."""
+    """Return the tables."""
     gaps = (1e-2, 1e-4, 1e-8)
     lines = ["Digits: sweeps over the rows until the objective is so far above its minimum", ""]
     lines.append(f"{'':22}" + "".join(f"{gap:>10.0e}" for gap in gaps))
@@ -288,7 +288,7 @@ def show(results: Results) -> str:
 
 
 def claims(results: Results) -> dict[str, bool]:
-    """Claims by their words, each with whether it holds."""
+    """Return each claim with True if the claim holds."""
     courses, minimum, bound = results.race
     steps = [value - minimum for _, value in courses["gradient-descent"]]
     to = {name: sweeps_to(course, minimum + 1e-8) for name, course in courses.items()}
@@ -335,7 +335,7 @@ def claims(results: Results) -> dict[str, bool]:
 
 
 def draw(results: Results, path: Path) -> None:
-    """One panel for each part with a course."""
+    """Draw one panel for each part with a course."""
     import matplotlib.pyplot as plt
 
     from xent.plot import coefficient_paths
@@ -362,7 +362,7 @@ def draw(results: Results, path: Path) -> None:
 
 
 def draw_race(race: Race, panel: Any) -> None:
-    """The gap of each solver over sweeps, and the bound of the first."""
+    """Draw the gap of each solver over sweeps, and the proven bound for step 1/L."""
     for name, course in race.courses.items():
         sweeps, values = np.array(course).T
         line = ":o" if name.startswith("scikit") else "-"
@@ -378,7 +378,7 @@ def draw_race(race: Race, panel: Any) -> None:
 
 
 def draw_separated(course: dict[int, tuple[float, float]], panel: Any) -> None:
-    """The loss falls and the coefficients grow."""
+    """Draw how the loss falls and the coefficients grow."""
     loss, size = np.array(list(course.values())).T
     panel.loglog(list(course), loss, "o-", label="loss (nats)")
     panel.loglog(list(course), size, "s-", label="length of the coefficients")

@@ -48,7 +48,7 @@ NOISE: dict[str, Noise] = {
     "decreasing noise": lambda iteration: max(5 - iteration / 10, 0.0),
 }
 COLORS = {"no noise": "#0072B2", "constant noise": "#E69F00", "decreasing noise": "#D55E00"}
-# Of I, O, T, S, Z, J and L, as they have been since the game has colours.
+# The usual colours of I, O, T, S, Z, J and L.
 PIECE_COLORS = ("#3EC1D3", "#F2C230", "#A65FC0", "#5BB450", "#E0483E", "#3F6FD1", "#EE8A2C")
 
 
@@ -70,7 +70,7 @@ SMALL = Scale(rows=10, iterations=10, searches=1, cut=500, cut_at_end=500)
 
 
 class Course(NamedTuple):
-    """How one search went. Its player is the centre of the Gaussian; lines are means over games."""
+    """One search. Its player is the centre of the Gaussian; lines are means over games."""
 
     at_first: float  # lines of the first players drawn
     curve: list[float]  # of its player after each iteration, on fresh games
@@ -83,7 +83,7 @@ Courses = dict[str, list[list[Course]]]
 
 
 def learn(scale: Scale, seed: int, schedule: str) -> Course:
-    """One search."""
+    """Run one search."""
     of_search, of_judge = np.random.default_rng(seed).spawn(2)
     start = Gaussian(torch.zeros(2 * scale.columns + 2), 100.0)
     search = CrossEntropyMethod(
@@ -105,7 +105,7 @@ def learn(scale: Scale, seed: int, schedule: str) -> Course:
 
 
 def experiment(scale: Scale, seeds: range, processes: int) -> Courses:
-    """All searches; each has a seed of its own, those of the first seed the first ones."""
+    """Run all searches, each with another seed."""
     numbers = np.arange(seeds.start * scale.searches, seeds.stop * scale.searches)
     jobs = list(product(numbers.tolist(), NOISE))
     with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
@@ -117,12 +117,12 @@ def experiment(scale: Scale, seeds: range, processes: int) -> Courses:
 
 
 def lines_of(courses: Courses) -> np.ndarray:
-    """Lines of the last players, by schedule, seed and search."""
+    """Return lines of the last players, by schedule, seed and search."""
     return np.array([[[c.lines for c in some] for some in seeds] for seeds in courses.values()])
 
 
 def show(courses: Courses) -> str:
-    """The table: mean lines, the range of the searches, and the gain by noise."""
+    """Return the table: mean lines, the range of the searches, and the gain by noise."""
     lines = [f"{'seed':>4}" + "".join(f"{name:>36}" for name in courses)]
     for seed, of_seed in enumerate(lines_of(courses).swapaxes(0, 1)):
         cells = [f"{x.mean():,.0f} ({x.min():,.0f} to {x.max():,.0f})" for x in of_seed]
@@ -136,7 +136,7 @@ def show(courses: Courses) -> str:
 
 
 def claims(courses: Courses, small: bool) -> dict[str, bool]:
-    """Claims by their words, each with whether it holds."""
+    """Return each claim with True if the claim holds."""
     every = [c for seeds in courses.values() for searches in seeds for c in searches]
     plain, *noisy = lines_of(courses).mean(-1)
     of_players = {
@@ -156,7 +156,7 @@ def claims(courses: Courses, small: bool) -> dict[str, bool]:
 def fullest_board(
     weights: np.ndarray, scale: Scale, pieces: int = 3000
 ) -> tuple[np.ndarray, int, int]:
-    """The fullest board among the first of a game: its pieces (-1: empty), their number, lines."""
+    """Return the fullest board early in a game: pieces (-1: empty), their number, lines."""
     board = np.full((scale.rows, scale.columns), -1)
     fullest, at, lines_then, lines = board.copy(), 0, 0, 0
     game = placements(weights, np.random.default_rng(0), rows=scale.rows)
@@ -173,7 +173,7 @@ def fullest_board(
 
 
 def draw_curves(axes: Axes, courses: Courses, scale: Scale) -> None:
-    """Lines by iteration."""
+    """Draw lines by iteration."""
     x = range(1, scale.iterations + 1)
     for name, seeds in courses.items():
         curves = np.array([course.curve for searches in seeds for course in searches])
@@ -195,7 +195,7 @@ def draw_curves(axes: Axes, courses: Courses, scale: Scale) -> None:
 
 
 def draw_board(axes: Axes, weights: np.ndarray, scale: Scale) -> None:
-    """The player with these weights at work."""
+    """Draw the player with these weights at work."""
     from matplotlib.patches import BoxStyle, FancyBboxPatch
 
     board, pieces, lines = fullest_board(weights, scale)
@@ -214,7 +214,7 @@ def draw_board(axes: Axes, weights: np.ndarray, scale: Scale) -> None:
 
 
 def draw(courses: Courses, scale: Scale, path: Path) -> None:
-    """The curves, and the best player of all."""
+    """Draw the curves, and the best player of all."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11.5, 6), layout="constrained")

@@ -5,10 +5,10 @@
 Needs scikit-learn, and matplotlib for the picture. Takes about a minute.
 
 Handwritten digits, each somewhere on a larger canvas. A network learns the digits 0 to 4 from many
-images, and with them what lines and curves are, and that their place does not matter. Then it gets
-a new head for 5 to 9 and a few rows of each: with the features frozen, so that only the head
-learns, or tuned along. A third network starts from scratch on the same rows. ``train_classifier``
-does it all; of frozen parts it leaves weights and statistics alone.
+images, and so learns lines, curves, and that the place does not matter. Then it gets a new head for
+5 to 9 and a few rows of each. Either the features are frozen and only the head learns, or both
+learn. A third network starts from scratch on the same rows. ``train_classifier`` trains all of
+them; it does not change weights and statistics of frozen parts.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from xent.learn import predict_logits, train_classifier
 from xent.plot.canvas import COLORS
 
 CANVAS, FEATURES, CLASSES = 12, 64, 5
-ROWS = (1, 2, 5, 20)  # of each new digit; the others of it are for the test
+ROWS = (1, 2, 5, 20)  # of each new digit; its other rows are for the test
 STEPS = 120  # of the head; enough for every training loss to vanish
 COPIES, PRETRAINING_RATE = 2, 5e-3
 RATES = {"frozen features, new head": 1e-2, "features tuned along": 2e-3, "from scratch": 2e-3}
@@ -34,7 +34,7 @@ WAYS = list(RATES)
 
 
 def place(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Each image somewhere on an empty canvas, (N, 1, CANVAS, CANVAS)."""
+    """Place each image somewhere on an empty canvas, (N, 1, CANVAS, CANVAS)."""
     canvas = torch.zeros(len(images), 1, CANVAS, CANVAS)
     corners = torch.randint(CANVAS - 7, (len(images), 2), generator=generator)
     for here, image, (row, column) in zip(canvas, images, corners.tolist(), strict=True):
@@ -43,7 +43,7 @@ def place(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def make_features() -> nn.Sequential:
-    """Convolutions, of each of which the strongest answer anywhere counts."""
+    """Return convolutions; of each filter the strongest answer anywhere on the image counts."""
     return nn.Sequential(
         nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
         nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(),
@@ -52,13 +52,13 @@ def make_features() -> nn.Sequential:
 
 
 def with_head(features: nn.Module, trainable: bool = True) -> nn.Sequential:
-    """A copy of the features with a new head."""
+    """Return a copy of the features with a new head."""
     features = copy.deepcopy(features).requires_grad_(trainable)
     return nn.Sequential(features, nn.Linear(FEATURES, CLASSES))
 
 
 def one_seed(seed: int, epochs: int, bar: tqdm) -> Tensor:
-    """Percent right on test rows of 5 to 9, (ways, numbers of rows)."""
+    """Return percent right on test rows of 5 to 9, (ways, numbers of rows)."""
     images, digits = load_digits(return_X_y=True)
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(digits), generator=generator)
@@ -92,7 +92,7 @@ def one_seed(seed: int, epochs: int, bar: tqdm) -> Tensor:
 
 
 def show(percent: Tensor) -> str:
-    """The table: mean and standard deviation over the seeds."""
+    """Return the table: mean and standard deviation over the seeds."""
     lines = [f"{'rows of each digit':28}" + "".join(f"{n:>13}" for n in ROWS)]
     for name, row in zip(WAYS, percent.unbind(1), strict=True):
         lines.append(f"{name:28}" + "".join(f"{over_seeds(cell):>13}" for cell in row.T))
@@ -100,7 +100,7 @@ def show(percent: Tensor) -> str:
 
 
 def claims(percent: Tensor, small: bool) -> dict[str, bool]:
-    """Claims by their words, each with whether it holds."""
+    """Return each claim with True if the claim holds."""
     frozen, tuned, scratch = percent.unbind(1)  # (seeds, numbers of rows)
     gain = tuned - scratch  # the same rows and the same test, so seeds compare in pairs
     if small:
@@ -124,7 +124,7 @@ def claims(percent: Tensor, small: bool) -> dict[str, bool]:
 
 
 def draw(percent: Tensor, path: Path) -> None:
-    """Accuracy against the number of rows."""
+    """Draw accuracy against the number of rows."""
     from matplotlib.figure import Figure
 
     ax = Figure(figsize=(7, 4.5), layout="constrained").subplots()

@@ -45,14 +45,14 @@ PixelLoss = Callable[..., Tensor]
 
 
 class Code(NamedTuple):
-    """What the network makes of a batch: logits of the pixels, and where the code came from."""
+    """Output of the network for a batch: logits of the pixels, and distribution of the code."""
 
     logits: Tensor  # (N, PIXELS)
     posterior: Normal  # q(z | x) of the code, (N, CODE)
 
 
 class Autoencoder(nn.Module):
-    """Pixels to a normal distribution of the code, and a sample of it to logits of the pixels."""
+    """A network from pixels to a normal distribution of the code, and from a sample to logits."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -62,30 +62,30 @@ class Autoencoder(nn.Module):
         self.decode = nn.Sequential(nn.Linear(CODE, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, PIXELS))
 
     def posterior(self, x: Tensor) -> Normal:
-        """q(z | x), (N, CODE)."""
+        """Return q(z | x), (N, CODE)."""
         mean, log_variance = self.encode(x).chunk(2, -1)
         return Normal(mean, torch.exp(log_variance / 2), validate_args=False)
 
     def forward(self, x: Tensor) -> Code:
-        """Logits from one sample of the code."""
+        """Return logits from one sample of the code."""
         posterior = self.posterior(x)
         return Code(self.decode(posterior.rsample()), posterior)
 
 
 class NegativeELBO:
-    """Nats per image: cross-entropy of the pixels, plus the KL divergence of the code."""
+    """A loss in nats per image: cross-entropy of the pixels, plus KL divergence of the code."""
 
     def __init__(self, pixel_loss: PixelLoss) -> None:
         self.pixel_loss = pixel_loss
 
     def __call__(self, code: Code, x: Tensor) -> Tensor:
-        """The mean over the images."""
+        """Return the mean over the images."""
         reconstruction = self.pixel_loss(code.logits, x, reduction="sum") / len(x)
         return reconstruction + divergence(code, x).mean()
 
 
 def divergence(code: Code, x: Tensor) -> Tensor:
-    """KL divergence of the code from the prior, nats per image."""
+    """Return the KL divergence of the code from the prior, nats per image."""
     return kl_divergence(code.posterior, PRIOR).sum(-1)
 
 
@@ -99,7 +99,7 @@ WAYS: dict[str, tuple[PixelLoss, Callable[[Tensor], Tensor]]] = {
 
 
 class Outcome(NamedTuple):
-    """One network on the test images, in bits per pixel."""
+    """Results of one network on the test images, in bits per pixel."""
 
     model: Autoencoder
     reconstruction: float  # cross-entropy of the pixels
@@ -121,7 +121,7 @@ def learn(pixel_loss: PixelLoss, x: Tensor, test: Tensor, seed: int, epochs: int
 
 @torch.no_grad()
 def judge(model: Autoencoder, pixel_loss: PixelLoss, x: Tensor) -> Outcome:
-    """The parts of -ELBO, and the bounds from importance weights."""
+    """Return the parts of -ELBO, and the bounds from importance weights."""
     most, images = max(SAMPLES), len(x)
     reconstruction, log_weights = [], []
     for rows in x.split(50):
@@ -145,7 +145,7 @@ def judge(model: Autoencoder, pixel_loss: PixelLoss, x: Tensor) -> Outcome:
 
 
 def show(outcomes: dict[str, list[Outcome]], floor: float) -> str:
-    """The table: means over the seeds, and the standard deviation of -ELBO."""
+    """Return the table: means over the seeds, and the standard deviation of -ELBO."""
     titles = ["reconstruction", "excess", "KL", "-ELBO", *(f"K = {k}" for k in SAMPLES[1:])]
     lines = [f"{'':20}" + "".join(f"{title:>18}" for title in titles)]
     for name, found in outcomes.items():
@@ -166,7 +166,7 @@ def show(outcomes: dict[str, list[Outcome]], floor: float) -> str:
 def claims(
     outcomes: dict[str, list[Outcome]], test: Tensor, floor: float, single: float
 ) -> dict[str, bool]:
-    """Claims by their words, each with whether it holds."""
+    """Return each claim with True if the claim holds."""
     everyone = [o for found in outcomes.values() for o in found]
     model, x = outcomes["Bernoulli"][0].model, test.double()
     logits = model.decode(model.posterior(test).mean).double()
@@ -193,7 +193,7 @@ def claims(
 
 @torch.no_grad()
 def draw(outcomes: dict[str, list[Outcome]], test: Tensor, path: Path) -> None:
-    """Reconstructions and samples of the first seed, and the bounds of all seeds."""
+    """Draw images, reconstructions and samples."""
     from matplotlib.figure import Figure
 
     shown = 12

@@ -1,4 +1,4 @@
-"""What every test shares: fixed seeds, two threads, and the engines to run on."""
+"""Fixtures of every test: fixed seeds, two threads, and the engines to run on."""
 
 import os
 import signal
@@ -19,7 +19,7 @@ settings.register_profile("xent", deadline=None, derandomize=True, max_examples=
 settings.load_profile("xent")
 
 
-# A shell that starts the tests in the background has Ctrl-C ignored; here it is sent on purpose.
+# A shell that starts the tests in the background ignores Ctrl-C; some tests send Ctrl-C.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -32,13 +32,13 @@ if triton.INTERPRETED:
 
 @pytest.fixture(autouse=True)
 def _same_start():
-    """Every test starts from the same seed and thread count, in whatever order they run."""
+    """Start each test from the same seed and thread count, whatever the order of the tests."""
     torch.manual_seed(0)
     torch.set_num_threads(2)
 
 
 def _named(name: str, request) -> str:
-    """The engine of this name, if it can run this test here."""
+    """Return the engine of this name, or skip if it cannot run this test here."""
     if name == "native" and not native.available():
         pytest.skip("the compiled core is not installed")
     if name == "triton" and torch.cuda.is_available():
@@ -55,37 +55,37 @@ def _named(name: str, request) -> str:
 
 @pytest.fixture(params=["native", "reference"])
 def engine(request) -> str:
-    """Each engine by name; a pure-Python installation has only the reference."""
+    """Run a test on each engine; an installation without the core has only the reference."""
     return _named(request.param, request)
 
 
 @pytest.fixture(params=["native", "triton", "reference"])
 def every_engine(request) -> str:
-    """Triton's among them, which in its interpreter takes milliseconds for each program."""
+    """Run a test on each engine, on Triton's too, which is slow in its interpreter."""
     return _named(request.param, request)
 
 
 @pytest.fixture(params=["native", "triton"])
 def kernels(request) -> str:
-    """Each engine with kernels by name."""
+    """Run a test on each engine with kernels."""
     return _named(request.param, request)
 
 
 @pytest.fixture
 def on_triton(request) -> None:
-    """For tests of what only Triton's kernels have; tensors are made where they run."""
+    """Run a test of features that only Triton's kernels have, or skip it."""
     _named("triton", request)
 
 
 @pytest.fixture
 def core():
-    """For tests of what only the compiled core has."""
+    """Give the compiled core to tests of features that only the core has."""
     if not native.available():
         pytest.skip("the compiled core is not installed")
     return native
 
 
-# Test functions of which one case takes more than a third of a second: `make check` does without.
+# Test functions whose first case takes more than a third of a second; `make check` skips them.
 LONG = frozenset(Path(__file__).with_name("long_functions.txt").read_text().split())
 
 

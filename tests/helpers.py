@@ -1,4 +1,4 @@
-"""Measuring sticks: distances in ulps, exact values from mpmath, and calls that give gradients."""
+"""Tools of the tests: distances in ulps, exact values from mpmath, calls with gradients."""
 
 import math
 import warnings
@@ -13,12 +13,12 @@ HALF = (torch.bfloat16, torch.float16)
 
 
 def widest(engine: str) -> torch.dtype:
-    """The type with the most digits that an engine takes."""
+    """Return the dtype with the most digits that an engine takes."""
     return torch.float32 if engine == "triton" else torch.float64
 
 
 def spacing(value: Tensor, dtype: torch.dtype) -> Tensor:
-    """One unit in the last place of ``dtype`` at each (float64) value."""
+    """Return one unit in the last place of ``dtype`` at each (float64) value."""
     info = torch.finfo(dtype)
     magnitude = value.double().abs().clamp(min=info.tiny)
     exponent = torch.frexp(magnitude).exponent.double() - 1
@@ -26,7 +26,7 @@ def spacing(value: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def ulps(actual: Tensor, truth: Tensor) -> Tensor:
-    """Distance from a float64 truth in units of the last place of ``actual``'s dtype.
+    """Return the distance from a float64 truth in units of the last place of ``actual``'s dtype.
 
     Equal infinities and NaN in both places are at distance 0, in one of them at infinity.
     """
@@ -39,9 +39,9 @@ def ulps(actual: Tensor, truth: Tensor) -> Tensor:
 
 
 def worst(actual: Tensor, truth: Tensor, nats: Tensor | float = 0.0) -> float:
-    """The largest distance in ulps, after half an epsilon (relative) per nat is forgiven.
+    """Return the largest distance in ulps, less half an epsilon (relative) per nat.
 
-    That is the conditioning of exp: its argument of so many nats is itself rounded once.
+    The allowance is for exp: its argument of so many nats is itself rounded once.
     """
     forgiven = nats / 2 * torch.finfo(actual.dtype).eps * truth.double().abs()
     distance = ulps(actual, truth) - forgiven / spacing(truth.nan_to_num(0, 0, 0), actual.dtype)
@@ -49,13 +49,13 @@ def worst(actual: Tensor, truth: Tensor, nats: Tensor | float = 0.0) -> float:
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:
-    """Equal to the bit, the sign of zero included, NaN equal to NaN."""
+    """Return True if tensors are equal to the bit, with the sign of 0; NaN equals NaN."""
     same = (a == b) & (a.signbit() == b.signbit())
     return a.shape == b.shape and a.dtype == b.dtype and bool((same | (a != a) & (b != b)).all())
 
 
 def value_and_grad(loss, input: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
-    """The loss of a fresh copy of ``input`` and the gradient of its sum."""
+    """Return the loss of a fresh copy of ``input`` and the gradient of its sum."""
     z = input.detach().requires_grad_()
     value = loss(z, *args, **kwargs)
     (grad,) = torch.autograd.grad(value.sum(), z)
@@ -63,7 +63,7 @@ def value_and_grad(loss, input: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor
 
 
 def opcheck(op, arguments) -> None:
-    """``torch.library.opcheck``, which in PyTorch 2.14 warns of what it does itself."""
+    """Run ``torch.library.opcheck``, without PyTorch 2.14's warnings about itself."""
     with warnings.catch_warnings():
         message = r"The \.grad attribute of a Tensor that is not a leaf"
         warnings.filterwarnings("ignore", message, UserWarning, module=r"torch\.")
@@ -71,13 +71,13 @@ def opcheck(op, arguments) -> None:
 
 
 def nats_below_top(z: Tensor, dim: int = -1) -> Tensor:
-    """How far each logit lies below the largest of its row: the conditioning of its exp."""
+    """Return how many nats each logit lies below the largest of its row."""
     z = z.double()
     return z.amax(dim, keepdim=True) - z
 
 
 def exact_row(z: Tensor, q: list | None = None, y: int | None = None, scale=1):
-    """Loss and gradient of one row of logits in 50 digits, as lists of mpf."""
+    """Return loss and gradient of one row of logits in 50 digits, as lists of mpf."""
     values = [mpmath.mpf(v) * scale for v in z.double().tolist()]
     if q is None:
         q = [mpmath.mpf(j == y) for j in range(len(values))]
@@ -98,7 +98,7 @@ def exact_row(z: Tensor, q: list | None = None, y: int | None = None, scale=1):
 
 
 def exact(z: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of index targets and its gradient, rows of (N, V), rounded to float64."""
+    """Return cross-entropy of index targets and its gradient, rows of (N, V), as float64."""
     rows = [exact_row(row, y=int(label)) for row, label in zip(z, y, strict=True)]
     loss = torch.tensor([float(r[0]) for r in rows], dtype=torch.float64)
     grad = torch.tensor([[float(g) for g in r[1]] for r in rows], dtype=torch.float64)
@@ -106,11 +106,11 @@ def exact(z: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def head(n=37, d=6, v=50, dtype=torch.float64):
-    """Features, weight and bias of a linear head."""
+    """Return features, weight and bias of a linear head."""
     parts = (torch.randn(n, d), torch.randn(v, d), torch.randn(v))
     return tuple(x.to(dtype).requires_grad_() for x in parts)
 
 
 def grads(loss, parts, slope=1.5):
-    """The gradients of a multiple of a loss, or of the sum of losses."""
+    """Return the gradients of a multiple of a loss, or of the sum of losses."""
     return torch.autograd.grad((loss * slope).sum(), parts, allow_unused=True)

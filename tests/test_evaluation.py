@@ -20,7 +20,7 @@ CLASSES, WIDTH = 13, 6
 
 
 class Averaging(nn.Module):
-    """A causal model: features are the mean of the embeddings so far."""
+    """A causal model: its features are the mean of the embeddings so far."""
 
     def __init__(self, dtype=torch.float32, kind="tensor"):
         super().__init__()
@@ -107,7 +107,7 @@ def test_it_is_what_float64_finds_by_hand(kind, size, length, stride, batch):
 
 @pytest.mark.parametrize("length", [2, 3, 4, 7, 16])
 def test_every_token_is_scored_once(length):
-    """Without context each token has a fixed loss, so the sum is right only if each counts once."""
+    """A model without context gives each token another number; only then the sum is right."""
     table = torch.randn(CLASSES, CLASSES, dtype=torch.float64)
     for size in (2, 3, length, length + 1, length + 2, 41):
         text = text_of(size)

@@ -1,4 +1,4 @@
-"""Rules of hyperparameters: rules of two classes differ, also if they have the same numbers."""
+"""Rules of hyperparameters: two rules are never mixed up, however alike they are."""
 
 import ast
 import importlib
@@ -16,12 +16,12 @@ HOUSE = Path(xent.__file__).parent
 
 
 def kinds(rule: type[Rule] = Rule) -> list[type[Rule]]:
-    """All classes below this class of rules."""
+    """Return every subclass of this class of rules."""
     return [kind for below in rule.__subclasses__() for kind in (below, *kinds(below))]
 
 
 def written() -> list[tuple[str, str, str]]:
-    """Every ``Annotated[type, rule]`` of the sources: module, whole expression, rule."""
+    """Return every ``Annotated[type, rule]`` of the sources: module, whole expression, rule."""
     found = []
     for file in sorted(HOUSE.rglob("*.py")):
         module = ".".join(("xent", *file.relative_to(HOUSE).with_suffix("").parts))

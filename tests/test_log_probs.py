@@ -27,7 +27,7 @@ def close(actual, expected, rtol=1e-13, atol=1e-13):
 
 
 def same_as_categorical(logits, z, y, parts, **options):
-    """Values and gradients are those of PyTorch's distribution with ``logits``.
+    """Compare values and gradients with PyTorch's distribution with ``logits``.
 
     ``parts`` are the tensors to differentiate by.
     """
@@ -82,7 +82,7 @@ def test_one_pass_for_both(monkeypatch):
 
 
 def exact(z, y):
-    """Log-probability and entropy of a row in 50 digits."""
+    """Return log-probability and entropy of a row in 50 digits."""
     e = [mpmath.exp(mpmath.mpf(v)) for v in z.tolist()]
     total = mpmath.fsum(e)
     log_p = [mpmath.log1p(-mpmath.fsum(e[:j] + e[j + 1 :]) / total) for j in range(len(e))]
@@ -264,7 +264,7 @@ def test_under_autocast():
 
 @pytest.fixture
 def lean(monkeypatch):
-    """Make several chunks of small problems, too, and raise if all logits are made."""
+    """Take several chunks even for small problems, and forbid all logits at once."""
 
     def refuse(*_):
         raise AssertionError("all logits were made")

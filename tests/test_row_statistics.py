@@ -27,13 +27,13 @@ logit = st.one_of(
 
 @pytest.fixture
 def engine(every_engine):
-    """Every engine, Triton's kernels included."""
+    """Run on Triton's kernels, too."""
     return every_engine
 
 
 @st.composite
 def split_rows(draw):
-    """Logits (N, V), each row with an unmasked class; a target; where to cut the classes."""
+    """Return logits (N, V) with an unmasked class in each row, a target, and places to cut."""
     v = draw(st.integers(2, 12))
     n = draw(st.integers(1, 3))
     z = [draw(st.lists(logit, min_size=v, max_size=v)) for _ in range(n)]
@@ -46,7 +46,7 @@ def split_rows(draw):
 
 
 def soft_target(z):
-    """Probabilities, 0 for masked classes and for class 0 (unless only class 0 is unmasked)."""
+    """Return probabilities that are 0 for masked classes, and for class 0 if others are left."""
     q = torch.linspace(1.0, 3.0, z.numel(), dtype=torch.float64).view(z.shape)
     q = q.masked_fill(z == -math.inf, 0)
     q[:, 0] = torch.where((q[:, 1:] > 0).any(-1), 0.0, q[:, 0])
@@ -64,7 +64,7 @@ def shards(z, target, edges, **options):
 
 
 def assert_same(a: RowStatistics, b: RowStatistics, scale: float = 1.0) -> None:
-    """Equal within some roundings of the terms, which are as large as the logits."""
+    """Assert equality within some roundings of the terms, which are as large as the logits."""
     for name in FLOATS:
         x, y = getattr(a, name), getattr(b, name)
         if name == "log_odds" and a.soft:  # logit(exp(log_prob)), whose slope is 1 / (1 - prob)
@@ -80,7 +80,7 @@ def assert_same(a: RowStatistics, b: RowStatistics, scale: float = 1.0) -> None:
 
 
 def height(z):
-    """The largest size of the numbers that are added up."""
+    """Return the size of the numbers that are added up."""
     return 1 + z[z.isfinite()].abs().max().item()
 
 
@@ -132,7 +132,7 @@ def test_any_split_with_ignored_rows(engine_name, rows):
 
 @pytest.fixture(scope="module", params=["native", "reference"])
 def engine_name(request):
-    """Name of the engine. Hypothesis needs a fixture that lives longer than one example."""
+    """Give the engine to hypothesis, which needs fixtures that outlive one example."""
     if request.param == "native" and not xent.engines.core.available():
         pytest.skip("the compiled core is not installed")
     return request.param
@@ -161,7 +161,7 @@ def test_classes_that_are_masked_come_before_no_classes(soft):
         assert merged.top_logit.tolist() == [-torch.inf]
 
 
-def test_the_identity_stands_where_it_is_told():
+def test_the_identity_is_on_the_given_device():
     nothing = RowStatistics.identity((2,), device="meta", squares=True, cubes=True, **EVERYTHING)
     tensors = [x for x in vars(nothing).values() if isinstance(x, torch.Tensor)]
     for x in (*tensors, *nothing.on_request.values()):
@@ -171,7 +171,7 @@ def test_the_identity_stands_where_it_is_told():
 
 
 def test_certainty_has_a_slope():
-    """A log-probability that was rounded to 0 has infinite log-odds, and a gradient without NaN."""
+    """A log-probability rounded to 0 has infinite log-odds, and a gradient without NaN."""
     x = torch.tensor([0.0, 1e-300, -1.0, -800.0], dtype=torch.float64, requires_grad=True)
     d = logit_of_exp(x)
     (slope,) = torch.autograd.grad(d.sum(), x)
@@ -187,7 +187,7 @@ def test_certainty_has_a_slope():
 @pytest.mark.float64
 @pytest.mark.parametrize("edges", [[0, 3, 7], [0, 1, 2, 6, 7]])
 def test_what_is_asked_of_the_rest_merges_to_its_formula(engine, edges):
-    """Powers of probabilities, and the likeliest other class, against softmax of all classes."""
+    """Powers of probabilities and the runner-up, compared with the softmax of all classes."""
     z = torch.randn(5, 7, dtype=torch.float64) * 2
     z[1, :3] = -math.inf  # a part with all classes masked
     y = torch.tensor([0, 6, 3, 2, 5])

@@ -46,7 +46,7 @@ Board = np.ndarray[Any, np.dtype[np.int64]]
 
 
 def shapes(piece: str) -> list[np.ndarray]:
-    """The different ways a piece can lie, as arrays of cells whose first row is the lowest."""
+    """Return the different ways a piece can lie, as arrays of cells with the lowest row first."""
     drawn = np.array([[cell == "#" for cell in row] for row in reversed(_DRAWN[piece])])
     turned = [np.rot90(drawn, k) for k in range(4)]
     different = {(shape.shape, shape.tobytes()): shape for shape in turned}
@@ -77,7 +77,7 @@ _WIDTH, _HEIGHT, _MASK, _GAP = _tables()
 
 @intrinsic
 def bit_count(typing_context: Any, x: Any) -> Any:
-    """The number of ones of an integer: one instruction."""
+    """Return the number of ones of an integer: one instruction."""
 
     def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         return builder.ctpop(values[0])
@@ -87,7 +87,7 @@ def bit_count(typing_context: Any, x: Any) -> Any:
 
 @intrinsic
 def leading_zeros(typing_context: Any, x: Any) -> Any:
-    """The number of zeros before the first one of an integer."""
+    """Return the number of zeros before the first one of an integer."""
 
     def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         return builder.ctlz(values[0], context.get_constant(types.boolean, False))
@@ -101,7 +101,7 @@ small = njit(inline="always", cache=True)
 
 @small
 def height_of(column: int) -> int:
-    """The number of rows up to the highest cell of a column."""
+    """Return the number of rows up to the highest cell of a column."""
     return 64 - leading_zeros(column)
 
 
@@ -110,7 +110,7 @@ def height_of(column: int) -> int:
 
 @small
 def landing_row(board: Board, piece: int, turn: int, left: int) -> int:
-    """The row in which the lowest cells of a piece come to rest."""
+    """Return the row in which the lowest cells of a piece come to rest."""
     row = 0
     for k in range(_WIDTH[piece, turn]):
         row = max(row, height_of(board[left + k]) - _GAP[piece, turn, k])
@@ -119,7 +119,7 @@ def landing_row(board: Board, piece: int, turn: int, left: int) -> int:
 
 @small
 def clear_rows(board: Board) -> int:
-    """Take the full rows off the board; their number."""
+    """Take the full rows off the board; return the number of full rows."""
     full = board[0]
     for k in range(1, len(board)):
         full &= board[k]
@@ -134,7 +134,7 @@ def clear_rows(board: Board) -> int:
 
 @small
 def put(board: Board, piece: int, turn: int, left: int, row: int) -> int:
-    """Put a piece where it comes to rest; the number of rows that vanish."""
+    """Put a piece where it comes to rest; return the number of rows that vanish."""
     for k in range(_WIDTH[piece, turn]):
         board[left + k] |= _MASK[piece, turn, k] << row
     return clear_rows(board)
@@ -145,7 +145,7 @@ def put(board: Board, piece: int, turn: int, left: int, row: int) -> int:
 
 @njit(cache=True)
 def features(board: Board) -> np.ndarray:
-    """The features of Bertsekas and Tsitsiklis, 2 C + 2 of a board of C columns.
+    """Return the features of Bertsekas and Tsitsiklis, 2 C + 2 of a board of C columns.
 
     Height of each column, absolute difference of each two neighbours, height of the highest column,
     number of holes (empty cells below a full one of their column), and 1, which makes no difference
@@ -166,7 +166,7 @@ def features(board: Board) -> np.ndarray:
 
 @small
 def value(board: Board, weights: np.ndarray) -> float:
-    """Features times weights, without an array of features: half the time."""
+    """Return features times weights, without an array of features: half the time."""
     columns = len(board)
     total, highest, holes, left = weights[2 * columns + 1], 0, 0, 0
     for k in range(columns):
@@ -182,7 +182,7 @@ def value(board: Board, weights: np.ndarray) -> float:
 
 @njit(cache=True)
 def choose(board: Board, rows: int, piece: int, weights: np.ndarray) -> tuple[int, int, int]:
-    """Turn, leftmost column and row of the best legal placement; turn -1 if there is none."""
+    """Return turn, left column and row of the best legal placement; turn -1 if there is none."""
     best, chosen = -np.inf, (-1, -1, -1)
     after = np.empty_like(board)
     for turn in range(4):
@@ -238,7 +238,7 @@ class Placement(NamedTuple):
 def play(
     weights: np.ndarray, rng: np.random.Generator, *, rows: int = 20, most: int = 1_000_000
 ) -> np.ndarray:
-    """One game for each player.
+    """Play one game for each player.
 
     Args:
         weights: of the :func:`features`, ``(n, 2 C + 2)`` for a board of ``C`` columns.
@@ -258,7 +258,7 @@ def play(
 def placements(
     weights: np.ndarray, rng: np.random.Generator, *, rows: int = 20
 ) -> Iterator[Placement]:
-    """One game of the player with these weights, ``(2 C + 2,)``, piece by piece."""
+    """Play one game with these weights, ``(2 C + 2,)``; yield the placement of each piece."""
     (player,) = _players(weights[None], rows)
     board = np.zeros((len(player) - 2) // 2, np.int64)
     while True:
@@ -270,7 +270,7 @@ def placements(
 
 
 def _players(weights: np.ndarray, rows: int) -> np.ndarray:
-    """The weights as compiled code expects them."""
+    """Return the weights as compiled code expects them."""
     players = np.ascontiguousarray(weights, dtype=np.float64)
     if players.ndim != 2 or players.shape[1] % 2 or players.shape[1] < 2 * 4 + 2:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""``benchmarks/gpu/first_run.sh`` and its parts, rehearsed without a GPU."""
+"""``benchmarks/gpu/first_run.sh`` and its parts, tried without a GPU."""
 
 import ast
 import json
@@ -28,7 +28,7 @@ pytestmark = [
 
 
 def run(*words: object, **variables: object) -> subprocess.CompletedProcess[str]:
-    """Run a command that is to find the interpreter by itself."""
+    """Run a command that must find the Python interpreter by itself."""
     env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     env |= {name: str(value) for name, value in variables.items()}
     return subprocess.run(words, capture_output=True, text=True, env=env, cwd=GPU.parents[1])
@@ -76,7 +76,7 @@ FILES = [GPU.parents[1] / "tests" / "engines" / "triton" / "test_gpu.py", *sorte
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
 def test_no_name_is_old(file):
-    """Bodies of functions, too, that nothing runs without a GPU."""
+    """Function bodies that run only on a GPU are checked, too."""
     for name in names_of_xent(file):
         operator.attrgetter(name.removeprefix("xent."))(xent)
 
@@ -130,7 +130,7 @@ def test_the_pieces_of_a_head_and_who_computes_one():
 
 @pytest.mark.parametrize("rows", [6, 4])
 def test_the_pipeline_is_a_gradient(rows):
-    """In one chunk and in two: a rounding of logits, slope and result each, below 2^-8."""
+    """In one chunk and in two; logits, slope and result each round below 2^-8."""
     inputs = head.Head.of(6, 16, 40)
     leaves = [x.double().requires_grad_() for x in inputs[:2]]
     exact = torch.autograd.grad(F.cross_entropy(F.linear(*leaves), inputs.target), leaves)
@@ -141,7 +141,7 @@ def test_the_pipeline_is_a_gradient(rows):
 
 @pytest.mark.slow
 def test_clusters_compile_without_a_gpu(tmp_path):
-    """Machine code for each number of classes, in a process in which nothing is interpreted."""
+    """Machine code for each number of classes, in a process that interprets no kernel."""
     code = f"""
 from pathlib import Path
 from benchmarks.gpu import clusters

@@ -1,4 +1,4 @@
-"""``benchmarks/gpu/logits.py`` without a GPU: its form, its truth and its arithmetic."""
+"""``benchmarks/gpu/logits.py`` without a GPU: its output, its truth and its arithmetic."""
 
 import json
 import math
@@ -39,7 +39,7 @@ QUICK = [name for name in CONTESTANTS if name != "compile"]
 
 
 def command(*words: str) -> subprocess.CompletedProcess[str]:
-    """A process of its own, which is to find the interpreter by itself."""
+    """Run the benchmark in a new process, which must find the interpreter by itself."""
     env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     words = (sys.executable, "-m", "benchmarks.gpu.logits", *words)
     return subprocess.run(words, capture_output=True, text=True, env=env, cwd=ROOT)
@@ -113,7 +113,7 @@ def test_the_json_is_complete(outcome):
 @interpreter
 @pytest.mark.parametrize("name", ["xent", BY_ROW])
 def test_errors_of_xent_are_those_of_one_rounding(outcome, name):
-    """Which the interpreter does by cutting off: up to one unit instead of half of one."""
+    """The interpreter rounds by cutting off: up to one unit instead of half a unit."""
     found = outcome[1]["cells"][0]["contestants"][name]["errors"]
     assert found["loss"] < torch.finfo(torch.bfloat16).eps
     assert found["gradient_ulps"] < 1 + 2**-10
@@ -274,7 +274,7 @@ def test_errors_are_relative_and_in_units_of_the_last_place(dtype):
 
 
 def overwriting(z, y):
-    """As Liger does it: the gradient goes where the logits were, on the way forward."""
+    """Overwrite the logits with the gradient in the forward pass, as Liger does."""
 
     class Loss(torch.autograd.Function):
         @staticmethod
@@ -297,7 +297,7 @@ def broken(z, y):
 
 @pytest.fixture
 def setting(monkeypatch):
-    """Three who need no interpreter; one uses up its logits, another fails."""
+    """Three contestants that need no interpreter; one overwrites its logits, another fails."""
     found = {
         "xent": Contestant(lambda engine: F.cross_entropy),
         "spoiler": Contestant(lambda engine: overwriting, overwrites=True),
@@ -307,11 +307,11 @@ def setting(monkeypatch):
     return gpu_logits.Setting(Timer(), "auto", list(found), 3)
 
 
-def test_who_overwrites_the_logits_spoils_nothing(setting):
+def test_a_contestant_that_overwrites_the_logits_spoils_nothing(setting):
     cell = gpu_logits.measure_cell(Cell(6, 9, "float32"), setting)
     spoiler = cell["contestants"]["spoiler"]
     assert len(spoiler["backward"]["ms_all"]) == 3
-    assert spoiler["errors"]["gradient_ulps"] <= 0.5 + 1e-6  # of the logits, not of what is left
+    assert spoiler["errors"]["gradient_ulps"] <= 0.5 + 1e-6  # compared with the original logits
     assert spoiler["errors"]["loss"] < 2**-24
     logits, target = torch.randn(6, 9), torch.randint(9, (6,))
     before = logits.clone()
@@ -320,7 +320,7 @@ def test_who_overwrites_the_logits_spoils_nothing(setting):
     assert torch.equal(logits, before)
 
 
-def test_who_fails_is_reported_and_the_others_go_on(setting):
+def test_a_failing_contestant_is_reported_and_the_others_go_on(setting):
     cell = gpu_logits.measure_cell(Cell(6, 9, "float32"), setting)
     assert cell["contestants"]["broken"] == {"failed": "RuntimeError: no such luck"}
     assert "broken failed: RuntimeError: no such luck" in gpu_report.cell_text(cell)
@@ -336,7 +336,7 @@ def test_a_launch_that_fails_is_reported(setting, monkeypatch):
 
 
 class Taximeter(Timer):
-    """A millisecond for every loss computed, and no clock."""
+    """A fake clock that counts a millisecond for every loss computed."""
 
     def __init__(self):
         self.losses = 0
@@ -383,7 +383,7 @@ def test_a_race_is_run_in_turns_after_one_round_to_warm_up(monkeypatch):
 
 
 class Clockwork:
-    """What there is of ``torch.cuda`` in timing, keeping a diary; memory is that of a list."""
+    """A fake of ``torch.cuda`` that records the calls of the timing; memory comes from a list."""
 
     def __init__(self, monkeypatch):
         self.diary, self.allocated, self.most = [], 100, 100
@@ -422,7 +422,7 @@ class Clockwork:
         return lambda: self.diary.append(text)
 
 
-def test_on_a_gpu_events_enclose_the_call_and_nobody_waits_before_the_end(monkeypatch):
+def test_on_a_gpu_events_enclose_the_call_without_a_wait_inside(monkeypatch):
     clockwork = Clockwork(monkeypatch)
     timer = CudaTimer()
     monkeypatch.setattr(timer, "flush", clockwork.note("flush"))

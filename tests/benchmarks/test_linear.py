@@ -1,4 +1,4 @@
-"""``xent bench linear``: what it writes, its truth, and what it refuses; never the speed."""
+"""``xent bench linear``: its output, its truth, and what it refuses; never the speed."""
 
 import json
 import math
@@ -67,7 +67,7 @@ def test_the_table(result):
 
 @pytest.mark.parametrize("sure", [False, True])
 def test_the_truth_is_what_autograd_finds_in_float64(sure, monkeypatch):
-    """On rows that are sure, too: a loss made of odds has no error to speak of."""
+    """Also on confident rows: a loss computed from odds has hardly any error."""
 
     def exact(h, w, y):
         z = h.double() @ w.double().T
@@ -97,7 +97,7 @@ def _broken(h, w, y):
     raise RuntimeError("no such luck\nand more")
 
 
-def test_who_fails_is_reported_and_the_others_go_on(monkeypatch):
+def test_a_failing_contestant_is_reported_and_the_others_go_on(monkeypatch):
     broken = LinearContestant(lambda: _broken)
     monkeypatch.setitem(LINEAR_CONTESTANTS, "broken", broken)
     assert broken.unavailable("cpu") == "RuntimeError: no such luck"

@@ -1,4 +1,4 @@
-"""``xent bench``: the structure of what it writes and the size of the errors; never the speed."""
+"""``xent bench``: the structure of its output and the size of the errors; never the speed."""
 
 import json
 import math
@@ -95,7 +95,7 @@ def test_a_loss_is_called_a_loss(result):
     assert "**0.50**" in markdown({**result, "cells": [cell]})
 
 
-def test_a_busy_machine_is_told(result):
+def test_a_busy_machine_is_reported(result):
     cell = {**result["cells"][0], "others_busy": 1.5}
     assert "DISTURBED" in cell_text(cell)
     assert "busy" in verdict([cell])
@@ -128,7 +128,7 @@ def _broken(logits, target):
 
 def test_a_contestant_that_fails_is_reported_and_the_others_go_on(monkeypatch):
     class Here(Worker):
-        """Answers in this process, for contestants that another process would not know."""
+        """A worker that answers in this process, for contestants unknown to other processes."""
 
         def send(self, method, *arguments):
             if not hasattr(self, "bench"):
@@ -163,7 +163,7 @@ def test_a_worker_that_dies_is_reported_and_starts_again():
         worker.close()
 
 
-def test_who_is_not_installed_is_left_out(monkeypatch):
+def test_a_contestant_that_is_not_installed_is_left_out(monkeypatch):
     build = CONTESTANTS["torch"].build
     monkeypatch.setitem(CONTESTANTS, "absent", Contestant(build, ("no_such_package",), ""))
     names, absent = logits.who_takes_part(["absent", "copy"])
@@ -210,7 +210,7 @@ def test_the_installed_command_finds_the_checkout_it_is_run_in(tmp_path, monkeyp
 
 
 def test_only_one_module_reads_what_is_private():
-    """The benchmarks are a user's programs: each name is public, but for those of `internals`."""
+    """The benchmarks use public names, as users do; only `internals` reads private ones."""
     root = Path(logits.__file__).parents[1]
     private = re.compile(
         r"^\s*(?:from|import) xent\.(?!losses |policy |learn |nn |information )", re.M

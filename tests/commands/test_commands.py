@@ -1,4 +1,4 @@
-"""What all commands share: output that is lost is no success, text of others, typos, signals."""
+"""What all commands share: lost output is an error; foreign text, typos, signals."""
 
 import ast
 import io
@@ -26,12 +26,12 @@ PLACES = Path(console.__file__).parent
 
 @pytest.fixture(autouse=True)
 def benchmarks_of_this_checkout(monkeypatch):
-    """Let an installed package find the benchmarks beside these tests, in whatever folder it is."""
+    """Let an installed package find the benchmarks beside these tests, in any folder."""
     monkeypatch.setattr("xent.commands.bench.CHECKOUT", Path(__file__).parents[2])
 
 
 def code_of(*words: object) -> int:
-    """The exit code, whether the parser or the command refuses."""
+    """Return the exit code, from the parser or from the command."""
     try:
         return main([str(word) for word in words])
     except SystemExit as stopped:
@@ -53,7 +53,7 @@ def test_what_acts_on_a_terminal_is_shown():
 
 
 def test_all_output_goes_through_the_console():
-    """One place decides what is fit to be shown, and what happens where it cannot be written."""
+    """One module decides what can be shown, and what happens if output cannot be written."""
     for file in [*PLACES.glob("*.py"), PLACES.parent / "cli.py"]:
         for node in ast.walk(ast.parse(file.read_text())):
             name = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
@@ -144,7 +144,7 @@ def test_typos_get_a_suggestion(words, meant, capsys):
 
 
 def test_what_is_no_option_is_left_to_argparse(capsys):
-    """Values that look like options, words after two dashes, beginnings of options."""
+    """Values that look like options, words after `--`, and abbreviated options."""
     assert code_of("losses", "--js") == 0
     capsys.readouterr()
     assert code_of("losses", "--", "--focal") == 2
@@ -175,7 +175,7 @@ def test_what_is_not_saved_is_an_error_in_the_end(tmp_path, monkeypatch, capsys)
         work(fails=False)
     told = f"done\n\npicture: {tmp_path}/a.png\nrecord: {tmp_path}/record.json\n"
     assert capsys.readouterr().out == told
-    with pytest.raises(KeyError):  # what ended the work is what is told
+    with pytest.raises(KeyError):  # the error of the work itself is reported
         work(fails=True)
 
 
@@ -298,8 +298,8 @@ def test_what_the_system_refuses_is_one_line(error, told, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("command", ["fit", "mi", "train", "cem", "reinforce", "search", "plot"])
-def test_every_command_says_what_a_full_disk_took(command, tmp_path, monkeypatch, capsys):
-    """What has content fits nowhere; an empty file does, as on a real one."""
+def test_every_command_reports_a_full_disk(command, tmp_path, monkeypatch, capsys):
+    """On a full disk no file with content can be written; an empty file can."""
     for package in ("gymnasium", "sklearn", "pyarrow", "cma", "matplotlib"):
         pytest.importorskip(package)
     table, text, out = tmp_path / "t.csv", tmp_path / "t.txt", tmp_path / "out"
@@ -336,7 +336,7 @@ def test_every_command_says_what_a_full_disk_took(command, tmp_path, monkeypatch
 
 
 def test_the_page_shows_what_is_said(tmp_path, monkeypatch, capsys):
-    """Each line that the page shows is said, in this order, and each exit code is right."""
+    """Each line on the page is printed, in this order, and each exit code is right."""
     for package in ("sklearn", "pyarrow", "matplotlib"):
         pytest.importorskip(package)
     page = (Path(__file__).parents[2] / "docs/commands.md").read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""How columns become features: against scikit-learn, with gaps, and on tables never seen."""
+"""Features from columns: compared with scikit-learn, with gaps, and on unknown tables."""
 
 import json
 import math
@@ -32,7 +32,7 @@ def table(target="y", **columns):
 
 @pytest.fixture
 def fit(tmp_path, monkeypatch, capsys):
-    """Runs ``xent fit`` quietly in a folder of its own; the record, and what was said."""
+    """Run ``xent fit`` quietly in a new folder; return the record and the messages."""
     monkeypatch.chdir(tmp_path)
 
     def run(*words, out="out"):
@@ -48,7 +48,7 @@ def fit(tmp_path, monkeypatch, capsys):
 
 
 def gapped(rows):
-    """Numbers and words with gaps, and a class that depends on both."""
+    """Return numbers and words with gaps, and a class that depends on both."""
     x, word = rng.normal(size=rows), rng.choice(["rot", "blau", "gruen"], rows).astype(object)
     y = np.where(x + (word == "rot") + rng.normal(size=rows) > 0, "ja", "nein")
     x[rng.random(rows) < 0.2] = np.nan
@@ -122,7 +122,7 @@ def test_what_else_is_done_about_gaps():
         )  # fmt: skip
 
 
-def test_many_columns_with_gaps_are_told_of_in_short(capsys):
+def test_many_columns_with_gaps_are_reported_in_short(capsys):
     columns = {f"x{k}": pa.array([None, 1.0, 2.0]) for k in range(40)}
     said = prepared(table(**columns, y=pa.array([1, 2, 1])), "fill", ()).said
     told = capsys.readouterr().err.splitlines()
@@ -232,7 +232,7 @@ def test_an_encoding_comes_back():
 # ---- the target ----------------------------------------------------------------------------------
 
 
-def test_the_target_is_told(fit, tmp_path, capsys):
+def test_the_target_is_reported(fit, tmp_path, capsys):
     lines = [f"{k % 7},{'pq'[k % 2]}" for k in range(60)]
     (tmp_path / "a.csv").write_text("\n".join(["n,outcome", *lines]))
     line = (

@@ -1,4 +1,4 @@
-"""Linear classifiers of tables: the files they are saved in, and ``xent fit``."""
+"""``xent fit`` and the files that it saves classifiers in."""
 
 import json
 import math
@@ -55,7 +55,7 @@ def again(model, path):
 def test_a_model_comes_back_bit_by_bit(classes, tmp_path):
     x = rng.normal(size=(60, 3)) * [1, 1e-9, 1e7]
     model = SoftmaxRegression(C=3)
-    model.classes_ = classes  # what a fit leaves, for classes that scikit-learn would not all take
+    model.classes_ = classes  # as after a fit; scikit-learn refuses some of these classes
     model.n_features_in_, model.n_iter_, model.history_ = 3, 4, [1.1, 0.1 + 0.2]
     scores = 1 if len(classes) == 2 else len(classes)
     model.coef_, model.intercept_ = rng.normal(size=(scores, 3)), rng.normal(size=scores)
@@ -231,7 +231,7 @@ def table_of(data, rows=slice(None)):
 
 @pytest.fixture
 def fit(tmp_path, capsys):
-    """Runs ``xent fit`` quietly; the record and what was printed."""
+    """Run ``xent fit`` quietly; return the record and the output."""
 
     def run(*words, out="out"):
         code = cli.main(["fit", *map(str, words), "--quiet", "--out", str(tmp_path / out)])
@@ -314,7 +314,7 @@ def test_a_model_is_used_on_another_table(ripe, fit, tmp_path):
         load_model(model).predict(x).tolist(), few["ripe"], strict=True
     )])  # fmt: skip
     assert record["test"]["accuracy"] == pytest.approx(right)
-    del few["ripe"]  # nothing to judge by
+    del few["ripe"]  # the true classes are missing
     record, told = fit(write(tmp_path / "c.csv", few), "--model", model, out="blind")
     assert "test" not in record
     assert "50 predictions" in told.out
@@ -342,7 +342,7 @@ def test_other_losses_penalties_and_weights(fit, tmp_path):
     assert isinstance(load_model(tmp_path / "out/model.json"), LogisticRegression)
 
 
-def test_what_a_fit_warns_of_is_told(fit, tmp_path):
+def test_warnings_of_a_fit_are_reported(fit, tmp_path):
     path = write(tmp_path / "a.csv", table_of(load_iris()))
     record, told = fit(path, "--max-iter", 1)
     assert "not converged after 1 iterations: the objective is about 0.09" in told.err
@@ -434,7 +434,7 @@ def test_the_command_refuses(text, words, message, tmp_path, monkeypatch, capsys
 
 @pytest.fixture(scope="module")
 def mixed(tmp_path_factory):
-    """A table, and the model that was fitted to it."""
+    """Return a table, and the model that was fitted to it."""
     folder = tmp_path_factory.mktemp("mixed")
     path = write(folder / "a.parquet", MIXED)
     assert cli.main(["fit", path, "--quiet", "--out", str(folder)]) == 0
@@ -504,7 +504,7 @@ def test_a_confusion_matrix_is_drawn():
 
 
 def test_coefficients_that_differ_by_rounding_stay_in_their_order():
-    """Which of two categories has the last bit more depends on the processor."""
+    """Which of two equal coefficients is larger in the last bit depends on the processor."""
     for last_bit in (-1, 0, 1):
         row = np.array([[1.0, 0.1, -0.1 * (1 + last_bit * 2**-52), 2.0]])
         assert [*largest(row, list("abcd"), ["no", "yes"])["yes"]] == ["d", "a", "b", "c"]

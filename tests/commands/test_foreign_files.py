@@ -1,4 +1,4 @@
-"""Checkpoints and models of others: one line, nothing executed, no memory that a file asks for."""
+"""Foreign checkpoints and models: a bad file gives one line, runs no code, takes no memory."""
 
 import io
 import json
@@ -35,7 +35,7 @@ def _same_threads():
 
 
 class Call:
-    """What a pickle calls when it is read."""
+    """An object whose pickle calls a function when it is read."""
 
     def __init__(self, function, *arguments):
         self.what = function, arguments
@@ -143,7 +143,7 @@ def test_forms():
 
 
 def changed(state: dict, path: str, value: object) -> dict:
-    """A copy of a state, one of its parts another one or, if that is ..., not there."""
+    """Return a copy of a state with one part replaced, or removed if the new part is ...."""
     key, _, rest = path.partition("/")
     copy = dict(state)
     if rest:
@@ -190,7 +190,7 @@ def test_commands_refuse_odd_checkpoints_in_one_line(
         ("model/bias", torch.zeros(3)),
     ],
 )  # fmt: skip
-def test_what_goes_on_is_a_whole_state(path, value, trained, tmp_path, capsys):
+def test_only_a_complete_state_resumes(path, value, trained, tmp_path, capsys):
     state = torch.load(trained / "checkpoint.pt", weights_only=True)
     state = changed(changed(state, "settings/steps", 6), path, value)
     if path != "results":
@@ -229,7 +229,7 @@ def test_a_model_of_json_takes_no_memory_that_it_asks_for(tmp_path, capsys):
         words = ["fit", str(table), "--model", str(file), "--out", str(tmp_path / "p"), "--quiet"]
         code = main(words)
         err = capsys.readouterr().err
-        if path == "classes/dtype" and value != 3:  # words are as long as they are
+        if path == "classes/dtype" and value != 3:  # the length of the words is not checked
             assert code == 0
         else:
             assert code == 2, (path, value)

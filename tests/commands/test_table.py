@@ -1,4 +1,4 @@
-"""Tables of features and classes: what is read, what is guessed, and that it is said."""
+"""Tables of features and classes: how they are read, what is guessed, and the notes on it."""
 
 import codecs
 import gzip
@@ -28,7 +28,7 @@ CSV = """size,colour,round,kind
 
 @pytest.fixture
 def read(tmp_path):
-    """Reads a table that is given as text, bytes or columns: what it holds and what was said."""
+    """Read a table given as text, bytes or columns; return its content and the notes."""
 
     def run(content, name="a.csv", kinds=None, **options):
         path = tmp_path / name
@@ -202,10 +202,10 @@ def test_decimal_commas(read):
         "the table has semicolons between the cells (--separator names another mark) and decimal "
         "commas in 'a', 'b' (--decimal . for points)"
     )
-    found, _ = read(text, decimal=".", separator=";")  # the column says itself what 1,234 is
+    found, _ = read(text, decimal=".", separator=";")  # other values decide what 1,234 is
     assert found["a"] == [0.5, 1.234, 2]
     assert read(lines("a;y", "1,234;p"), decimal=".")[0]["a"] == [1234]
-    for separator in (";", ","):  # 3.750 is what the sure ones make of it
+    for separator in (";", ","):  # the unambiguous numbers decide what 3.750 is
         text = lines("a;b;y", '"39,1";3.750;p', '"40,25";4.500;q').replace(";", separator)
         assert read(text)[0] == {"a": [39.1, 40.25], "b": [3750, 4500], "y": ["p", "q"]}
 

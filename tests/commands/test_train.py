@@ -29,7 +29,7 @@ SMALL = ["--dim", "8", "--batch", "4", "--length", "8", "--threads", "1", "--qui
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Thirty files of made-up sentences, with a few words of their own."""
+    """Return thirty files of made-up sentences, each with a few words of its own."""
     path = tmp_path_factory.mktemp("text")
     draw = random.Random(0)
     words = ["the", "a", "cat", "dog", "house", "tree", "sees", "likes", "and", "or", "not"]
@@ -52,7 +52,7 @@ def read(*paths: object, seed: int = 0, vocab: int = 1000):
 
 
 def train(folder: Path, out: Path, *options: str) -> dict:
-    """Train to the end; the record."""
+    """Train to the end; return the record."""
     assert main(["train", str(folder), "--out", str(out), *SMALL, *options]) == 0
     return json.loads((out / "record.json").read_text())
 
@@ -209,7 +209,7 @@ def test_an_untrained_model_knows_the_frequencies():
 
 @pytest.mark.parametrize("head", HEADS)
 def test_a_step_moves_as_autograd_in_float64_says(head, folder):
-    """The gradient in two parts is that of the whole, with its two ways to the embedding."""
+    """The gradient in two parts equals the whole one, with both uses of the embedding."""
     settings = trainer.Settings(head=head, steps=1, dim=8, batch=2, length=8)
     run = trainer.Trainer(settings, read(folder))
     whole = copy.deepcopy(run.model).double()
@@ -300,7 +300,7 @@ def test_minutes_are_the_default_budget_and_are_kept(folder, tmp_path):
 
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int, number: int = signal.SIGINT) -> None:
-    """Have a signal arrive during a step."""
+    """Send a signal to this process during a step."""
     advance = trainer.Trainer.advance
 
     def stopping(self: trainer.Trainer) -> float:
@@ -346,7 +346,7 @@ def test_resuming_a_finished_run_shows_its_results(folder, tmp_path, capsys):
 
 
 def test_a_run_of_an_earlier_version_goes_on(folder, tmp_path):
-    """It had two heads, of which xent was the first, and timed the loss alone."""
+    """That version had two heads, xent the first of them, and timed the loss alone."""
     run = trainer.Trainer(Settings(head="xent", steps=4, dim=8, batch=4, length=8), read(folder))
     run.advance()
     state = run.state()
@@ -359,7 +359,7 @@ def test_a_run_of_an_earlier_version_goes_on(folder, tmp_path):
     assert record["results"]["steps"] == 4
     assert record["results"]["head_share_of_time"] is None
     assert "not known" in report([record])
-    del record["results"]["head_share_of_time"]  # and one that was finished then
+    del record["results"]["head_share_of_time"]  # and a run that was complete in that version
     assert "not known" in report([record])
 
 
@@ -383,7 +383,7 @@ def test_ctrl_c_from_outside(folder, tmp_path):
 
 
 def refusal(capsys: pytest.CaptureFixture, *words: object) -> str:
-    """Run a command that must fail with exit code 2 and one line."""
+    """Run a command that must fail with exit code 2 and one line; return the line."""
     capsys.readouterr()
     assert main(["train", *map(str, words), "--quiet"]) == 2
     out, err = capsys.readouterr()
@@ -449,7 +449,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(tmp_path, capsys, folder):
 
 
 def test_a_full_disk_loses_no_results(tmp_path, capsys, folder, monkeypatch):
-    """What could not be saved is an exit code all the same; what was saved before is kept."""
+    """A file that could not be saved sets the exit code; files saved before are kept."""
     write_whole, saved = run_folder.write_whole, tmp_path / "checkpoint.pt"
 
     def full(path: Path, data: bytes) -> None:
@@ -471,7 +471,7 @@ def test_a_full_disk_loses_no_results(tmp_path, capsys, folder, monkeypatch):
 
 
 def test_a_run_that_is_killed_is_not_taken_for_the_one_before(tmp_path, capsys, folder):
-    """Nothing is removed before the new run has its text, and then everything of the old one."""
+    """The files of the old run are removed as soon as the new run has its text."""
     train(folder, tmp_path, "--steps", "3")
     assert main(["train", str(tmp_path / "nowhere"), "--out", str(tmp_path)]) == 2
     assert {"checkpoint.pt", "record.json"} <= {path.name for path in tmp_path.iterdir()}

@@ -67,7 +67,7 @@ def test_values_that_are_named_as_gaps():
     assert numbers_of(column("1", "-99"), gaps=["-99"]).column.to_pylist() == [1, None]
 
 
-def test_strangers_are_counted_and_located():
+def test_values_that_are_no_numbers_are_counted_and_located():
     words = ["1", "?", "5%", "-", "?", "", "2"]
     found = numbers_of(pa.chunked_array([column(*words).chunk(0), column("?", "1,000").chunk(0)]))
     assert found.missing.rows == 4

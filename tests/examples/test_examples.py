@@ -1,4 +1,4 @@
-"""The examples: each has a small form, claims and an output that is kept; their runner notices."""
+"""Each example has a small form, claims and a kept output; their runner reports failures."""
 
 import ast
 import runpy
@@ -71,7 +71,7 @@ SCRIPTS = {
 }
 
 
-def test_who_runs_them_goes_on_and_says_how_each_ended(tmp_path, monkeypatch, capsys):
+def test_the_runner_goes_on_after_a_failure_and_reports_each_result(tmp_path, monkeypatch, capsys):
     for name, text in SCRIPTS.items():
         (tmp_path / f"{name}.py").write_text(f"# picture=False\n{text}\n")
     scripts = {name: tmp_path / f"{name}.py" for name in SCRIPTS}

@@ -1,4 +1,4 @@
-"""The example that learns Tetris: its game against a slow one that is plainly right."""
+"""The example that learns Tetris: its game against a slow game of obvious code."""
 
 import runpy
 import subprocess
@@ -27,7 +27,7 @@ class SlowGame:
         self.cells = [[False] * columns for _ in range(rows)]
 
     def landing_row(self, shape, left):
-        """From above all, down one row at a time, until the next step would hit something."""
+        """Move down from above, one row at a time, until the next step would hit a cell."""
         filled = np.argwhere(shape).tolist()
 
         def free(row):
@@ -41,7 +41,7 @@ class SlowGame:
         return row
 
     def legal(self, piece):
-        """All placements as (turn, left, row), in the order in which the player looks at them."""
+        """Return all placements as (turn, left, row), in the order of the player."""
         for turn, shape in enumerate(tetris.shapes(tetris.PIECES[piece])):
             for left in range(self.columns - shape.shape[1] + 1):
                 row = self.landing_row(shape, left)
@@ -60,7 +60,7 @@ class SlowGame:
         return cleared
 
     def after(self, *placement):
-        """A copy of the game after a placement."""
+        """Return a copy of the game after a placement."""
         copy = SlowGame(self.rows, self.columns)
         copy.cells = [row.copy() for row in self.cells]
         copy.put(*placement)
@@ -74,7 +74,7 @@ class SlowGame:
         return [*heights, *steps, max(heights), holes, 1]
 
     def best(self, piece, weights):
-        """The placement whose board has the highest value, the first of equals; None if none."""
+        """Return the placement whose board has the highest value, the first of equals, or None."""
 
         def worth(placement):
             return np.dot(self.after(piece, *placement).features(), weights)
@@ -82,12 +82,12 @@ class SlowGame:
         return max(self.legal(piece), key=worth, default=None)
 
     def bits(self):
-        """The board as the fast game has it."""
+        """Return the board as the fast game stores it."""
         return [sum(cell << k for k, cell in enumerate(c)) for c in zip(*self.cells, strict=True)]
 
 
 def board_of(*drawn):
-    """A bitboard from a drawing, top row first."""
+    """Return a bitboard from a drawing, top row first."""
     rows = [[cell == "#" for cell in row] for row in reversed(drawn)]
     return np.array([sum(cell << k for k, cell in enumerate(c)) for c in zip(*rows, strict=True)])
 
@@ -101,7 +101,7 @@ def drawing_of(board, rows):
 
 def test_the_turned_pieces_are_all_arrangements_of_four_cells():
     def grown(cells):
-        """What a cell more makes of it, moved to the corner."""
+        """Yield each shape with one more cell, moved to the corner."""
         for (r, c), (dr, dc) in product(cells, [(0, 1), (1, 0), (0, -1), (-1, 0)]):
             more = {*cells, (r + dr, c + dc)}
             low, left = min(r for r, _ in more), min(c for _, c in more)
@@ -273,7 +273,7 @@ WIDTH, HEIGHT, MASK = tetris._WIDTH, tetris._HEIGHT, tetris._MASK
 
 @njit
 def dellacherie(board, rows):
-    """What a board is worth to Pierre Dellacherie's player: changes, holes and wells are bad."""
+    """Return a board's value for Dellacherie's player: changes, holes and wells are bad."""
     wall = (1 << rows) - 1
     left, total = wall, 0
     for c in range(len(board)):

@@ -1,4 +1,4 @@
-"""The example that explains the library: each of its functions against the library and formulas."""
+"""The example that explains the library: its functions against the library and formulas."""
 
 import re
 import runpy
@@ -30,7 +30,7 @@ def random_case(rows, classes, scale, dtype):
 
 
 def masked(dtype):
-    """Classes at -inf: some, all others than the target, and the target itself."""
+    """Return rows with classes at -inf: some, all but the target, and the target itself."""
     z, y = random_case(6, 5, 3.0, dtype)
     z[:2].masked_fill_(torch.rand(2, 5) < 0.4, -INF)
     z[2:4] = z[2:4].masked_fill(torch.arange(5) != y[2:4, None], -INF)
@@ -39,7 +39,7 @@ def masked(dtype):
 
 
 def confident(dtype):
-    """Rows that are sure of their class, up to 700 nats, and as sure of another class."""
+    """Return rows with margins up to 700 nats, for the target and for another class."""
     z, y = random_case(8, 7, 1.0, dtype)
     lead = torch.tensor([0.0, 5, 17, 40, 90, 700, -90, -700], dtype=dtype)
     return z.scatter_add(1, y[:, None], lead[:, None]), y
@@ -67,7 +67,7 @@ def with_gradients(value, *leaves):
 
 
 def assert_same(found, expected, logits):
-    """Equal to what rounding may do.
+    """Assert equality up to rounding.
 
     Log-odds are float64, rounded at the size of the logits, and a rounding of ``a`` in an exponent
     is one of ``a`` times the result. Float32 kernels lose a unit for each nat below 1 besides.
@@ -89,7 +89,7 @@ def assert_same(found, expected, logits):
 def test_the_losses_are_those_of_the_library(ours, xents, case, dtype):
     z, y = CASES[case](dtype)
     kept = (y != -100).nonzero().squeeze(1)
-    # All rows, and each alone, as a mean hides the small loss of a row that is sure.
+    # All rows, and each alone: a mean hides the small loss of a confident row.
     for rows in (torch.arange(len(y)), *kept.split(1)):
         part = z[rows].requires_grad_()
         found = with_gradients(tiny.mean_loss(part, y[rows], ours), part)

@@ -1,4 +1,4 @@
-"""Nested tensors and DTensors: a loss of each part is that of plain tensors, or a clear refusal."""
+"""Nested tensors and DTensors: losses equal those of plain tensors, or the call is refused."""
 
 import warnings
 
@@ -19,7 +19,7 @@ def jagged(values: Tensor, lengths: list[int]) -> Tensor:
 
 @pytest.fixture
 def sequences():
-    """Logits of sequences of different lengths, classes last, and in memory; labels likewise."""
+    """Return logits of sequences of different lengths, classes last, and labels likewise."""
     z, y, lengths = torch.randn(8, 5), torch.randint(5, (8,)), [3, 1, 4]
     y[2] = -100
     nested = jagged(z, lengths)
@@ -88,7 +88,7 @@ def test_nested_tensors_that_make_no_sense_are_refused(sequences):
 
 @pytest.fixture(scope="module")
 def mesh():
-    """Two dimensions of one rank each: what a rank does, without another process."""
+    """Return a mesh of two dimensions with one rank each, so that no other process is needed."""
     import torch.distributed as dist
     from torch.distributed.tensor import init_device_mesh
 

@@ -25,7 +25,7 @@ def with_gradient(loss, z, *args, **options):
 
 
 @pytest.mark.parametrize("name", OF_ELEMENTS)
-def test_nan_marks_what_nobody_knows(name, every_engine):
+def test_nan_marks_unknown_targets(name, every_engine):
     function = CATALOG[name].function
     if every_engine != "reference":
         try:
@@ -39,7 +39,7 @@ def test_nan_marks_what_nobody_knows(name, every_engine):
         expected = with_gradient(function, Z, marked, ignore_value=-1, **options)
         for a, b in zip(found, expected, strict=True):
             assert torch.equal(a, b)
-    assert torch.isnan(HOLED).any()  # the caller's targets are his
+    assert torch.isnan(HOLED).any()  # the targets of the caller are not changed
 
 
 @pytest.mark.parametrize("mark", [math.nan, np.float32(np.nan), torch.tensor(math.nan)])
@@ -78,7 +78,7 @@ ALPHA = torch.tensor([0.1, 0.25, 0.5, 0.9])
 
 
 def focal(z, t, alpha, gamma):
-    """The formula, in float64."""
+    """Compute the formula, in float64."""
     z, t, alpha = z.double(), t.double(), alpha.double()
     p = torch.sigmoid(z)
     nll = -(t * F.logsigmoid(z) + (1 - t) * F.logsigmoid(-z))
@@ -158,7 +158,7 @@ def test_smoothed_labels(every_engine, amount):
 
 @pytest.mark.parametrize(("amount", "mark"), [(1.0, 0.5), (0.5, 0.25), (0.1, 0.3)])
 def test_a_mark_is_looked_for_before_targets_are_smoothed(amount, mark, every_engine):
-    """No label moves onto a mark, and a mark that its type rounds is one after it, too."""
+    """Smoothing moves no label onto a mark; the dtype may round the mark."""
     for dtype in (torch.float32, torch.bfloat16):
         marked = torch.where(KNOWN, T, mark).to(dtype)
         value, slope = with_gradient(
@@ -173,7 +173,7 @@ def test_a_mark_is_looked_for_before_targets_are_smoothed(amount, mark, every_en
         torch.testing.assert_close(slope, torch.where(KNOWN, Z.sigmoid() - smooth, 0))
 
 
-def test_smoothing_elsewhere():
+def test_smoothing_of_other_losses():
     moved = T * 0.8 + 0.1
     each = F.binary_cross_entropy_with_logits(Z, moved, reduction="none")
     p = torch.sigmoid(Z)

@@ -1,4 +1,4 @@
-"""The frame: what two lines on row statistics become."""
+"""The frame of a loss of rows: what it adds to two lines on row statistics."""
 
 import inspect
 import math
@@ -42,7 +42,7 @@ def test_two_lines_make_a_whole_loss(engine):
 
 
 def test_a_body_of_arithmetic_takes_one_sweep(monkeypatch, core):
-    """Its loss and gradient come from one call into the core; other bodies take two sweeps."""
+    """Loss and gradient come from one call of the core; other bodies take two sweeps."""
     if not core.fast:
         pytest.skip("this processor takes the reference engine")
     calls, real = [], core._core
@@ -84,7 +84,7 @@ def test_sums_of_any_length(shape):
 
 
 def test_the_last_rows_of_many_count(engine):
-    """The sum takes whole blocks first; the rest holds nearly all of the loss here."""
+    """The sum takes whole blocks first; here the rest holds nearly all of the loss."""
     z, y = torch.zeros(8197, 2, dtype=torch.float64), torch.zeros(8197, dtype=torch.int64)
     z[8192:, 1] = torch.tensor([2e5, 3e5, 4e5, 5e5, 6e5])
     total = 8192 * math.log(2) + 2e6
@@ -140,7 +140,7 @@ def test_gamma_zero_is_cross_entropy(engine):
         ({"label_smoothing": 0.0}, {}),
         ({"z_loss": 0.0}, {}),
         ({"logit_scale": 1.0}, {}),
-        ({"softcap": 1e9}, {}),  # so far out that it caps nothing
+        ({"softcap": 1e9}, {}),  # too large to change a logit
         ({"class_bias": torch.zeros(5).double()}, {}),
         ({"weight": torch.ones(5).double()}, {}),
         ({"row_weight": torch.ones(6)}, {}),
@@ -189,7 +189,7 @@ def test_a_body_must_return_one_value_per_row(body):
         xent.row_loss(body)(Z, Y)
 
 
-def test_a_statistic_nobody_asked_for():
+def test_a_statistic_that_was_not_requested_raises():
     for name in ("entropy", "mean", "top", "support", "top_logit", "mean_mass"):
         with pytest.raises(AttributeError, match="nobody asked"):
             xent.row_loss(lambda s, name=name: getattr(s, name))(Z, Y)
@@ -268,7 +268,7 @@ UNFIT = {
 
 
 @pytest.mark.parametrize("name", UNFIT)
-def test_an_engine_that_cannot_says_why(core, name):
+def test_an_engine_that_cannot_take_a_call_says_why(core, name):
     z, y, options, reason = UNFIT[name]
     with pytest.raises(ValueError, match=reason):
         xent.explain(z, y, engine="native", **options)

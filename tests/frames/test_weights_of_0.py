@@ -19,13 +19,13 @@ BY_ROW = [n for n in REGISTRY if n not in {*APART, *OF_A_BATCH, *OF_LABELS, *OF_
 
 
 def logits(name, hole, dtype=torch.float64):
-    """Logits of rows, and the same with something else in the rows of weight 0."""
+    """Return logits of rows, and the same with other numbers in the rows of weight 0."""
     z = 0.5 * torch.randn(N, REGISTRY[name].width(C), dtype=dtype)
     return z, torch.where(KEPT[:, None], z, torch.tensor(hole, dtype=dtype))
 
 
 def both(loss, z, holed):
-    """Loss and gradient of whole rows and of rows with holes."""
+    """Return loss and gradient of whole rows and of rows with holes."""
     found = []
     for x in (z, holed):
         x = x.clone().requires_grad_()
@@ -36,7 +36,7 @@ def both(loss, z, holed):
 
 
 def check(loss, z, holed):
-    """As if the rows held something harmless, and without a gradient there."""
+    """Assert that such rows have no effect on the loss, and no gradient."""
     value, slope, with_holes, holed_slope = both(loss, z, holed)
     assert value.isfinite().all()
     assert torch.equal(value, with_holes)
@@ -99,7 +99,7 @@ def test_every_engine(every_engine, hole):
 
 
 def test_what_else_a_row_holds():
-    """A label that does not exist, probabilities that are none, a target that is NaN."""
+    """A label that does not exist, numbers that are no probabilities, a target that is NaN."""
     z, y = torch.randn(N, C), torch.arange(N) % C
     bad = torch.where(KEPT, y, 77)
     assert xent.cross_entropy(z, bad, row_weight=WEIGHT) == xent.cross_entropy(
@@ -139,7 +139,7 @@ def test_what_else_a_mixture_and_a_probability_hold():
 
 @pytest.mark.parametrize("normalize", [True, False])
 def test_queries_of_weight_0_and_those_ignored(normalize):
-    """The length of a query that is left out is no number to divide by."""
+    """The length of a query that is left out must not be a divisor."""
     query, key = torch.randn(2, N, 3).double()
     target = torch.where(KEPT, torch.arange(N), -100)
     for options in ({"row_weight": WEIGHT}, {"target": target}, {"target": target.int()}):
@@ -152,7 +152,7 @@ def test_queries_of_weight_0_and_those_ignored(normalize):
 
 
 def test_counts_and_statistics_go_on_as_they_were():
-    """A row of weight 0 is a row all the same: an advantage of 0, say."""
+    """A row of weight 0 still counts as a row, such as a row with an advantage of 0."""
     z, y = torch.randn(N, C).double(), torch.arange(N) % C
     options = {"row_weight": WEIGHT, "normalizer": "count"}
     total = xent.cross_entropy(z, y, row_weight=WEIGHT, reduction="sum")
@@ -214,7 +214,7 @@ def test_elements_behind_a_head(reduction):
 @pytest.mark.parametrize("soft", [False, True])
 @pytest.mark.parametrize("behind_head", [False, True])
 def test_scales_of_rows_left_out(soft, behind_head):
-    """A temperature of NaN, and one that is learned, where a row does not count."""
+    """A row that does not count may have a temperature of NaN, also a learned one."""
     z = torch.randn(N, C, dtype=torch.float64)
     y = torch.rand(N, C).double().softmax(1) if soft else torch.arange(N) % C
     if not soft:
@@ -252,7 +252,7 @@ def test_soft_targets_of_rows_left_out():
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
 def test_a_weight_of_0_has_a_slope_forward():
-    """A derivative by a weight in forward mode looks at rows of weight 0, too."""
+    """A derivative by a weight in forward mode reads rows of weight 0, too."""
     z, y = torch.randn(N, C).double(), torch.arange(N) % C
     with forward_ad.dual_level():
         weight = forward_ad.make_dual(WEIGHT.double(), torch.ones(N).double())

@@ -1,4 +1,4 @@
-"""Every way into a linear head beside its oracle, and what exact gradients of one may cost.
+"""Every way into a linear head with its oracle, and the largest errors of exact gradients.
 
 The oracle is float64 PyTorch on the whole logits: a function that gives a value for each row.
 """
@@ -76,7 +76,7 @@ def smoothed(z, y):
 
 
 def by_formula(formula):
-    """Of the registry, which knows of no ignored rows."""
+    """Return a function of the registry, which has no ignored rows."""
     return lambda z, y: formula(z, y.clamp(min=0), {})
 
 
@@ -106,18 +106,18 @@ def grads(loss, parts, slope=None, **options):
     return torch.autograd.grad(loss, parts, slope, **options)
 
 
-# ---- what float32 products allow ----------------------------------------------------------------
+# ---- errors of float32 products ------------------------------------------------------------------
 
 UNIT = 2.0**-24  # half a float32 epsilon: what one operation rounds by
 
 
 def logit_error(h, w, b):
-    """At most, of logits (N, V) that are float32 sums of D products and a bias."""
+    """Return the largest error of logits (N, V): float32 sums of D products and a bias."""
     return (h.shape[1] + 1) * UNIT * (h.double().abs() @ w.double().abs().T + b.double().abs())
 
 
 def slopes(h, w, b, y):
-    """The gradient of the summed cross-entropy by each logit, and its relative error, (N, 1).
+    """Return the gradient of the summed cross-entropy by the logits, and relative errors (N, 1).
 
     A logit that is off by an error moves a probability by so much of itself; exp of so many nats
     has its argument rounded once, and a few operations follow.
@@ -127,15 +127,15 @@ def slopes(h, w, b, y):
     dz = torch.softmax(z, -1)
     rows = torch.arange(len(y))
     dz[rows, y] = 0
-    dz[rows, y] = -dz.sum(-1)  # p - 1, with all its digits
+    dz[rows, y] = -dz.sum(-1)  # p - 1, without the subtraction
     nats = z.amax(-1, keepdim=True) - z.amin(-1, keepdim=True)
     return dz, 2 * logit_error(h, w, b).amax(-1, keepdim=True) + (nats + 8) * UNIT
 
 
 def exact_gradients(h, w, b, y, scale=1.0):
-    """Of the mean, scaled, by features, weight and bias, each with the most it may be off.
+    """Return the gradients of the scaled mean by features, weight, bias, and largest errors.
 
-    That of a float32 sum of so many products, and of one rounding to the dtype.
+    An error is that of a float32 sum of so many products, and of one rounding to the dtype.
     """
     dz, error = slopes(h, w, b, y)
     ones = torch.ones(len(h), 1)
@@ -146,14 +146,14 @@ def exact_gradients(h, w, b, y, scale=1.0):
 
 
 def _product(left, right, error, scale):
-    """``left @ right``, scaled, of factors with such relative errors."""
+    """Return ``left @ right``, scaled, and its largest error, for such errors of the factors."""
     right = right.detach().double()
     most = error + (left.shape[1] + 4) * UNIT  # the sum, then the scale
     return scale * left @ right, scale * 1.01 * (left.abs() * most) @ right.abs()
 
 
 def rounding(x, dtype):
-    """Half a unit in the last place, at most."""
+    """Return the largest error of one rounding: half a unit in the last place."""
     info = torch.finfo(dtype)
     return info.eps / 2 * x.abs().clamp(min=info.smallest_normal)
 

@@ -1,4 +1,4 @@
-"""What is asked of logits along the classes: the answers of whole logits, without them."""
+"""Functions of logits along the classes: the answers of whole logits, without the logits."""
 
 import pytest
 import torch
@@ -10,12 +10,12 @@ from xent.heads import chunks as heads
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch):
-    """Several chunks even of small problems."""
+    """Make even small problems take several chunks."""
     monkeypatch.setattr(heads, "MAX_ROWS", 5)
 
 
 def head(cap=True, shape=(3, 4), d=6, v=20, dtype=torch.float64):
-    """Logits behind a head, the same logits, and what they are made of."""
+    """Return logits behind a head, the same logits as a tensor, and the parts of the head."""
     parts = [torch.randn(*shape, d), torch.randn(v, d), torch.randn(v)]
     parts = [x.to(dtype).requires_grad_() for x in parts]
     lean, z = xent.LinearLogits(*parts), F.linear(*parts)
@@ -59,7 +59,7 @@ CLASSES = {
 def test_values_and_gradients(name, cap):
     lean, z, parts = head(cap)
     found, expected = (ANSWERS[name](x) for x in (lean, z))
-    narrow = "rows" in name  # by way of float32
+    narrow = "rows" in name  # computed by way of float32
     rtol = 1e-6 if narrow else 1e-12
     torch.testing.assert_close(found, expected, rtol=rtol, atol=1e-12)
     for a, c in zip(
@@ -122,7 +122,7 @@ def test_all_logits_are_kept_for_each_gradient_mode():
 
 @pytest.mark.parametrize("cap", [False, True])
 def test_many_classes_are_gathered_by_chunks(cap):
-    """When their weights would take more than the logits."""
+    """By chunks if the weights of all classes would take more memory than the logits."""
     lean, z, parts = head(cap)
     index = torch.randint(20, (3, 4, 9))
     found, expected = lean.gather(-1, index), z.gather(-1, index)

@@ -1,4 +1,4 @@
-"""Behind a linear head: every entry of the gradient, the bits of the loss, and the memory."""
+"""Behind a linear head: each entry of the gradient, the bits of the loss, and the memory."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ from xent.heads import chunks as heads
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
-# More terms in one sum than in the others: rows, features, classes; and several chunks of rows.
+# One sum has many terms, over rows, features or classes; the last has several chunks of rows.
 # A float16 gradient of sure rows is nothing but zeros unless the loss is scaled.
 SCALE = {torch.float32: 1.0, torch.bfloat16: 1.0, torch.float16: 2.0**14}
 SHAPES = [(64, 32, 100), (30, 64, 700), (500, 48, 40), (30, 300, 50)]
@@ -27,7 +27,7 @@ def ordinary(n, d, v, dtype):
 
 
 def confident(n, d, v, dtype, margin):
-    """Rows whose target is that many nats above the log-sum-exp of the others."""
+    """Return rows whose target is that many nats above the log-sum-exp of the other classes."""
     (h, w, b), y = ordinary(n, d, v, dtype)
     h, w, b = (x.detach().double() for x in (h, w, b))
     toward, far = w[y] / w[y].square().sum(-1, keepdim=True), torch.full((n,), 400.0)
@@ -38,13 +38,13 @@ def confident(n, d, v, dtype, margin):
         others = z.scatter(-1, y.unsqueeze(-1), -torch.inf).logsumexp(-1)
         below = z[rows, y] - others < margin
         low, far = torch.where(below, middle, low), torch.where(below, far, middle)
-    assert bool((far < 400).all())  # all of them got there
+    assert bool((far < 400).all())  # every row has the margin
     h = 0.3 * h + low.unsqueeze(-1) * toward
     return tuple(x.to(dtype).requires_grad_() for x in (h, w, b)), y
 
 
 def both_gradients(parts, y, scale, reduction="mean"):
-    """Ours, and those of the unfused path in the same dtype, scaled from above."""
+    """Return the gradients of xent, and those of the unfused path in the same dtype."""
     h, w, b = parts
     ours = xent.linear_cross_entropy(h, w, y, linear_bias=b, reduction=reduction)
     theirs = F.cross_entropy(F.linear(h, w, b), y, reduction=reduction)
@@ -62,7 +62,7 @@ def spread(x, exact):
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("margin", [None, 4, 8, 16, 20, 25])
 def test_every_entry_of_the_gradient(dtype, shape, margin):
-    """Nowhere further off than the arithmetic allows, and as a whole no worse than unfused."""
+    """Each error is within the bound of the arithmetic; all together are no worse than unfused."""
     for seed in range(2 if margin is None else 1):
         torch.manual_seed(seed)
         parts, y = ordinary(*shape, dtype) if margin is None else confident(*shape, dtype, margin)
@@ -71,8 +71,8 @@ def test_every_entry_of_the_gradient(dtype, shape, margin):
         for a, t, (truth, most) in zip(ours, theirs, exact, strict=True):
             assert a.dtype == dtype
             within(a, truth, most)
-            # Ordinary float32 rows have the same sums in another order, which is worth as much
-            # noise. Elsewhere theirs round p, or p - 1, to the type.
+            # Ordinary float32 rows have the same sums in another order, which makes as much
+            # noise. In other cases PyTorch rounds p, or p - 1, to the type.
             same_sums = margin is None and dtype == torch.float32
             assert spread(a, truth) <= spread(t, truth) * (2.0 if same_sums else 1.0)
 
@@ -81,7 +81,7 @@ def test_every_entry_of_the_gradient(dtype, shape, margin):
 @pytest.mark.parametrize("margin", [18, 20, 25])
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_the_target_of_a_sure_row_still_learns(dtype, margin, reduction):
-    """There p rounds to 1, and p - 1 to nothing: torch has a gradient of exactly 0."""
+    """In float32 p rounds to 1 and p - 1 to 0: torch has a gradient of exactly 0."""
     (h, w, b), y = parts, _ = confident(1, 32, 100, dtype, margin)
     ours, theirs = both_gradients(parts, y, SCALE[dtype], reduction)
     exact = exact_gradients(h, w, b, y, SCALE[dtype])
@@ -97,7 +97,7 @@ def test_the_target_of_a_sure_row_still_learns(dtype, margin, reduction):
 @pytest.mark.parametrize("rows", [1, 3, 7, 64, 100])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 def test_any_chunking_has_the_loss_of_its_logits(engine, rows, dtype, monkeypatch):
-    """To the bit; and where products of fewer rows round differently, to their rounding."""
+    """Equal to the bit; up to rounding if products of fewer rows round differently."""
     monkeypatch.setattr(heads, "MAX_ROWS", rows)
     (h, w, b), y = ordinary(100, 32, 60, dtype)
     wide = torch.float64 if dtype == torch.float64 else torch.float32
@@ -111,7 +111,7 @@ def test_any_chunking_has_the_loss_of_its_logits(engine, rows, dtype, monkeypatc
 
 
 def products(h, w, y):
-    """The three of a training step, as one chunk has them."""
+    """Return the three products of a training step, as one chunk has them."""
     z = h @ w.T
     dz = torch.softmax(z, -1)
     dz[torch.arange(len(y)), y] -= 1
@@ -121,7 +121,7 @@ def products(h, w, y):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_same_bits_from_run_to_run_and_for_any_threads(dtype, reduction, core):
-    """Wherever the products have them, that is; those of torch need not for any threads."""
+    """This holds if torch's products have the same bits, which they need not for any threads."""
     (h, w, _), y = ordinary(300, 64, 500, dtype)
     wide = torch.float64 if dtype == torch.float64 else torch.float32
 
@@ -144,7 +144,7 @@ def test_same_bits_from_run_to_run_and_for_any_threads(dtype, reduction, core):
 
 
 class Memory(TorchDispatchMode):
-    """The most bytes that tensors made inside have taken at a time."""
+    """The most bytes that tensors made inside take at a time."""
 
     def __init__(self, *given):
         super().__init__()
@@ -191,7 +191,7 @@ def test_memory_beyond_the_gradients(way, n, d, v, size, dtype, core):
     # Gradients are added up in float32. In 16 bits they are there in both types for a moment.
     gradients = (n + v) * d * (4 if dtype == torch.float32 else 4 + 2)
     rows = heads.plan(xent.LinearLogits(h, w, max_workspace=size)).rows
-    chunk = max(size, rows * v * 4)  # one row is the least
+    chunk = max(size, rows * v * 4)  # a chunk has at least one row
     features = 2 * rows * d * 4  # of a chunk, widened, and their gradient
     assert memory.peak <= gradients + chunk + features + 200 * n
 

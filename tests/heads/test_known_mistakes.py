@@ -1,7 +1,7 @@
-"""Mistakes that fused heads have shipped, one test for each: none of them may be ours.
+"""Mistakes of other libraries' fused heads, one test for each: xent must make none of them.
 
-The oracle is float64 PyTorch on the whole logits. Every way into the head is tried, in chunks of
-eight rows.
+A docstring with "Elsewhere" says what another library does. The oracle is float64 PyTorch on the
+whole logits. Every way into the head is tried, in chunks of eight rows.
 """
 
 import pytest
@@ -107,7 +107,7 @@ def y0():
 
 @pytest.mark.parametrize("name", READ)
 def test_what_changed_since_forward_is_used_in_backward(name):
-    """A reused buffer of labels, or an optimizer step: the gradient is right or refused."""
+    """A changed buffer of labels, or an optimiser step: the gradient is right or refused."""
     parts = head()
     tensors = {
         "labels": y0(), "labels of tokens": y0(), "teacher": TEACHER.clone(),
@@ -116,7 +116,7 @@ def test_what_changed_since_forward_is_used_in_backward(name):
     x = tensors.get(name, torch.rand(V, dtype=torch.float64))
     loss = READ[name](xent.LinearLogits(*parts), x)
     truth = grads(READ[name](xent.LinearLogits(*parts), x.clone()).sum(), parts)
-    if loss.ndim == 0:  # the gradient was taken while what it needs was there
+    if loss.ndim == 0:  # the gradient was computed in forward
         x.mul_(2)
         near(grads(loss, parts, retain_graph=True), truth)
     else:
@@ -128,7 +128,7 @@ def test_what_changed_since_forward_is_used_in_backward(name):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("temperature", [0.2, 1.0, 5.0])
 def test_log_probabilities_are_positive(dtype, temperature):
-    """Elsewhere lse and logit are rounded apart, and confident tokens get more than all."""
+    """Elsewhere lse and logit round apart, so confident tokens get a probability above 1."""
     h = torch.randn(200, 64).to(dtype)
     w = torch.randn(30, 64).to(dtype)
     h[:100] += w[torch.arange(100) % 30]
@@ -169,7 +169,7 @@ def test_a_quarter_million_classes_drift():
 @every_way
 @pytest.mark.parametrize("chunk", [1, 5, 37])
 def test_the_mean_is_that_of_chunks(way, chunk, monkeypatch):
-    """Elsewhere the sum over chunks of their means, or a mean of means that are uneven."""
+    """Elsewhere a loss is the sum of the means of chunks, or the mean of uneven means."""
     monkeypatch.setattr(heads, "MAX_ROWS", chunk)
     parts, y = head(), labels()
     y[:20] = -100
@@ -179,7 +179,7 @@ def test_the_mean_is_that_of_chunks(way, chunk, monkeypatch):
 
 @every_reduction
 def test_a_target_of_another_mass_has_the_gradient_of_mass_one(reduction):
-    """Elsewhere p - q, where p times the mass of q is due."""
+    """Elsewhere the gradient is p - q; right is p times the mass of q, less q."""
     parts, q = head(), torch.rand(N, V, dtype=torch.float64)
     ours = xent.linear_cross_entropy(*parts[:2], q, linear_bias=parts[2], reduction=reduction)
     truth = F.cross_entropy(F.linear(*parts), q, reduction=reduction)
@@ -208,7 +208,7 @@ def test_an_option_is_dropped_on_the_fast_path(reduction):
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_training_leaves_the_path_of_the_plain_loss(tied):
-    """Elsewhere the loss agrees and the model does not; with tied weights one part is lost."""
+    """Elsewhere losses agree and gradients do not; with tied weights a part is lost."""
 
     def train(loss):
         torch.manual_seed(1)
@@ -239,7 +239,7 @@ def test_ignored_rows_count(way, reduction):
         parts[0][y == -100] = 1e6
     some = (parts[0][y != -100], *parts[1:])
     loss = lean(way, parts, y, reduction)
-    if way != "distilled":  # whose teacher has a row for each
+    if way != "distilled":  # its teacher has a row for each class
         few = lean(way, some, y[y != -100], reduction)
         near(loss if reduction != "none" else loss[y != -100], few)
     found = grads(loss.sum(), parts)
@@ -265,7 +265,7 @@ def test_a_batch_without_labels_spoils_the_weights(way, reduction, n):
 @every_way
 @every_reduction
 def test_the_loss_of_constants_is_zero(way, reduction):
-    """Elsewhere it is computed beside the gradient, and so not in evaluation."""
+    """Elsewhere a loss without gradients, as in evaluation, is not computed."""
     parts, y = head(), labels()
     truth = whole(way, parts, y, reduction).detach()
     near(lean(way, [x.detach() for x in parts], y, reduction), truth)
@@ -279,7 +279,7 @@ def test_the_loss_of_constants_is_zero(way, reduction):
 @pytest.mark.parametrize("divisor", [float, int, torch.tensor])
 @pytest.mark.parametrize("loss", ["function", "focal", "distilled"])
 def test_micro_batches_weigh_alike_whatever_they_hold(divisor, loss):
-    """Elsewhere a mean of means: the short ones count for more."""
+    """Elsewhere a mean of means gives rows of short batches more weight."""
     parts, y = head(), labels()
     y[:15] = -100
     y[3] = 1
@@ -343,7 +343,7 @@ BESIDE = {
 
 @pytest.mark.parametrize("name", BESIDE)
 def test_what_wants_a_gradient_beside_the_head_has_none(name):
-    """It has one; where that takes all logits at once, a warning says so."""
+    """Other tensors get a gradient; if that takes all logits at once, a warning says so."""
     parts, y, (loss, oracle) = head(), labels(), BESIDE[name]
     x = {"teacher": TEACHER, "weight": torch.rand(V), "row weight": torch.rand(N)}[name]
     x = x.double().clone().requires_grad_()

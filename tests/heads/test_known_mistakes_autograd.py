@@ -1,6 +1,7 @@
-"""Mistakes that fused heads have shipped in dealing with autograd, compilers and frozen parts.
+"""Mistakes of other libraries' fused heads with autograd, compilers and frozen parts.
 
-The oracle is float64 PyTorch on the whole logits, or the count of the products that are due.
+The oracle is float64 PyTorch on the whole logits, or the count of the products that are needed.
+A docstring with "Elsewhere" says what another library does.
 """
 
 import math
@@ -31,7 +32,7 @@ from tests.heads.linear_heads import (
 )
 from xent.heads import chunks as heads
 
-# Dynamo itself warns on some Python versions; that is not ours to answer for.
+# Dynamo itself warns on some Python versions.
 compiling = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
 
@@ -47,7 +48,7 @@ def small_chunks(monkeypatch):
 @every_way
 @every_reduction
 def test_the_caller_s_tensors_are_written_over(way, reduction):
-    """Elsewhere the gradient takes the place of what an earlier operation has saved."""
+    """Elsewhere the gradient overwrites a tensor that an earlier operation has saved."""
     x, w, b = head()
     y = labels()
 
@@ -66,7 +67,7 @@ def test_the_caller_s_tensors_are_written_over(way, reduction):
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
 @every_way
 def test_a_derivative_forward_is_zero(way):
-    """Elsewhere jvp of a function that has none is nothing, and nobody says so."""
+    """Elsewhere jvp of a function without a forward derivative is None, without a word."""
     parts, y = head(), labels()
     tangents = tuple(torch.randn_like(x) for x in parts)
     slopes = grads(whole(way, parts, y), parts)
@@ -97,7 +98,7 @@ def test_a_second_derivative_is_zero(way, reduction):
 @every_way
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_a_checkpoint_loses_the_gradient(way, reentrant):
-    """Elsewhere a gradient taken in forward, where there is no graph, is gone."""
+    """Elsewhere a gradient computed in forward without a graph is lost."""
     x, w, b = parts = head()
     y = labels()
 
@@ -111,13 +112,13 @@ def test_a_checkpoint_loses_the_gradient(way, reentrant):
 @every_way
 @every_reduction
 def test_a_loss_that_is_kept_keeps_its_tensors(way, reduction):
-    """After backward; elsewhere the logits of a step are there until the next one has its own."""
+    """Also after backward; elsewhere old logits stay until the next step has new logits."""
     x, w, b = head()
     h = torch.exp(x / 3)
     logits = F.linear(h, w, b)
     refs = [StorageWeakRef(t.untyped_storage()) for t in (h, logits)]
     kept = [lean(way, (h, w, b), labels(), reduction).sum()]
-    if way in ("smoothed", "focal", "brier"):  # the same of logits
+    if way in ("smoothed", "focal", "brier"):  # the same loss of logits
         loss = {"focal": xent.losses.focal_loss, "brier": xent.losses.brier_loss}.get(
             way, xent.cross_entropy
         )
@@ -144,7 +145,7 @@ def test_hooks_of_parameters_are_passed_by():
 @pytest.mark.parametrize("dtypes", [("float32",) * 2, ("bfloat16",) * 2, ("bfloat16", "float32")])
 @every_reduction
 def test_autocast_costs_digits_or_is_refused(dtypes, reduction):
-    """Features and weights may differ there; the loss is float32, as of F.cross_entropy."""
+    """Features and weights may differ in type; the loss is float32, as of F.cross_entropy."""
     h, w = (x.to(getattr(torch, t)).detach() for x, t in zip(head(), dtypes, strict=False))
     h, w, y = h.requires_grad_(), w.requires_grad_(), labels()
     with torch.autocast("cpu", torch.bfloat16):
@@ -182,7 +183,7 @@ def test_ignored_rows_count_when_compiled(way, reduction):
 @compiling
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # Dynamo looks at it itself
 def test_compiled_distillation_is_another_loss():
-    """Its graph is broken where Dynamo gives up, and the numbers stay."""
+    """The graph is broken if Dynamo gives up, and the numbers stay the same."""
     parts, y = head(), labels()
     compiled = torch.compile(lambda *parts: lean("distilled", parts, y), backend="aot_eager")
     near(compiled(*parts), whole("distilled", parts, y))
@@ -233,7 +234,7 @@ def test_a_compiled_training_step_learns_otherwise():
 
 
 class Products(TorchDispatchMode):
-    """Multiplications in the products of matrices."""
+    """Counter of the multiplications in products of matrices."""
 
     def __init__(self):
         super().__init__()
@@ -261,7 +262,7 @@ class Products(TorchDispatchMode):
     ],
 )
 def test_frozen_parts_are_worked_for(way, reduction, wanted):
-    """Elsewhere a frozen head costs its whole gradient. Nor do ignored rows cost a product."""
+    """Elsewhere a frozen head costs its whole gradient. Ignored rows must not cost a product."""
     parts, y = head(), labels()
     for name, x in zip("hwb", parts, strict=True):
         x.requires_grad_(name in wanted)
@@ -276,7 +277,7 @@ def test_frozen_parts_are_worked_for(way, reduction, wanted):
 
 
 def test_a_frozen_head_with_an_adapter():
-    """W + B A with W frozen: the adapter has its gradient, and the head none."""
+    """W + B A with W frozen: the adapter gets a gradient, and the head gets none."""
     h, w, b = head()
     y, w = labels(), w.detach()
     up = torch.randn(V, 2, dtype=torch.float64, requires_grad=True)
@@ -287,7 +288,7 @@ def test_a_frozen_head_with_an_adapter():
 
 
 def test_a_teacher_is_worked_for():
-    """Its logits are needed once; nothing goes back to it."""
+    """The teacher's logits are needed once; the teacher gets no gradient."""
     (h, w, _), teacher = head(), head()
     with Products() as products:
         z, t = xent.LinearLogits(h, w), xent.LinearLogits(*(x.detach() for x in teacher))

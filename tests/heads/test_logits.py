@@ -1,4 +1,4 @@
-"""Losses behind a linear head: the numbers of the whole logits, and every way to use them."""
+"""Losses behind a linear head: the numbers of the whole logits, in every use."""
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ both = pytest.mark.parametrize("engine", ["auto", "reference"])
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch):
-    """Several chunks even of small problems."""
+    """Make even small problems take several chunks."""
     monkeypatch.setattr(heads, "MAX_ROWS", 8)
 
 
@@ -84,7 +84,7 @@ def test_module(out_features):
 @every_reduction
 @pytest.mark.parametrize("shift", [1, 3])
 def test_targets_ahead(reduction, shift):
-    """A causal model whose targets are its own input, without slicing features."""
+    """A causal model's targets are its own input, without slices of the features."""
     h, w, b = head(28)
     h, y = h.view(4, 7, 6), torch.randint(50, (4, 7))
     y[1, 2:5] = -1
@@ -207,7 +207,7 @@ def test_any_class_may_mark_what_is_ignored(reduction):
 
 @xent.row_loss(own={"target_table": lambda shift: torch.diag(1 + shift)})
 def by_table(s, shift):
-    """A soft target for each class, of another mass."""
+    """Return a soft target for each class, of another mass."""
     return 1 - s.log_prob
 
 
@@ -308,7 +308,7 @@ LEARNED = {
 @pytest.mark.parametrize("name", LEARNED)
 @every_reduction
 def test_learned_scales_and_biases(name, reduction):
-    """They become part of the head; that no warning comes says that it stays lean."""
+    """They become part of the head; no warning comes, so the loss stays lean."""
     options = {"reduction": reduction, **LEARNED[name]}
     h, w, b = head(12, 5, 7)
     b = options.pop("bias", b)
@@ -343,7 +343,7 @@ def test_what_needs_the_logits_says_so():
     with pytest.warns(UserWarning, match="softmax needs all 21 logits"):
         p = torch.softmax(z, -1)
     torch.testing.assert_close(p, torch.softmax(F.linear(h, w, b), -1))
-    assert torch.equal(z.exp(), F.linear(h, w, b).exp())  # they are there by now, and it was said
+    assert torch.equal(z.exp(), F.linear(h, w, b).exp())  # computed by now, after a warning
     for index in ((..., 2), (0, 1), (slice(None), torch.tensor([1, 2])), (..., None)):
         z = xent.LinearLogits(h, w, b)
         with pytest.warns(UserWarning, match="indexing classes"):
@@ -370,7 +370,7 @@ def test_narrow_types_are_rounded_once(dtype):
 
 
 def test_products_in_16_bits_add_up_in_float32(monkeypatch):
-    """As on devices that have them; a sum in 16 bits would stop growing after a few chunks."""
+    """As on devices with such products; a sum in 16 bits would stop growing after some chunks."""
     narrow = heads.Plan(torch.bfloat16, 8, 1000)
     monkeypatch.setattr(heads, "plan", lambda source, count=1: narrow)
     parts, y = head(4096, 4, 6, torch.bfloat16), torch.zeros(4096, dtype=torch.int64)

@@ -1,4 +1,4 @@
-"""Behind a linear head, at the edges: what a tensor of logits would do, LinearLogits do."""
+"""Behind a linear head, edge cases: LinearLogits do what a tensor of logits would do."""
 
 import copy
 
@@ -14,7 +14,7 @@ from xent.heads import chunks as heads
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch):
-    """Several chunks even of small problems."""
+    """Make even small problems take several chunks."""
     monkeypatch.setattr(heads, "MAX_ROWS", 5)
 
 
@@ -176,7 +176,7 @@ def test_numbers_are_compared():
 
 
 def test_a_mask_stays_a_mask():
-    """Through a cap, a learned scale and a list with its tail."""
+    """A mask of -inf passes through a cap, a learned scale, and a list with a tail."""
     h, w, b = head(13, 6, 9)
     b = b.detach().clone()
     b[2] = -torch.inf

@@ -1,4 +1,4 @@
-"""The family behind a linear head: each loss as of the whole logits, without them."""
+"""The family behind a linear head: each loss equals that of the whole logits."""
 
 import functools
 
@@ -16,7 +16,7 @@ every_reduction = pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch):
-    """Several chunks even of small problems."""
+    """Make even small problems take several chunks."""
     monkeypatch.setattr(heads, "MAX_ROWS", 8)
 
 
@@ -45,7 +45,7 @@ WHOLE_ROWS = {
 @pytest.mark.parametrize("name", WHOLE_ROWS)
 @every_reduction
 def test_losses_of_whole_rows(name, reduction):
-    """They need all logits of a row, but not all rows."""
+    """Such losses need all logits of a row, but not all rows."""
     h, w, b = parts = head(36)
     y = torch.randint(50, (36,))
     options = {"reduction": reduction, "row_weight": torch.rand(36), "softcap": 3.0}
@@ -72,7 +72,7 @@ DISTILLATIONS = {
 @pytest.mark.parametrize("name", DISTILLATIONS)
 @every_reduction
 def test_student_and_teacher(name, sides, reduction):
-    """Neither has all its logits at once; a teacher that is a tensor is read by chunks."""
+    """Neither holds all logits at once; a teacher that is a tensor is read by chunks."""
     student, teacher = head(36, 6, 20), head(36, 4, 20)
     options = {"reduction": reduction, "row_mask": torch.rand(4, 9) < 0.7, **DISTILLATIONS[name]}
     if name == "labels":
@@ -128,7 +128,7 @@ MEMBERS = sorted(REGISTRY.keys() - APART)
 
 @pytest.mark.parametrize("name", MEMBERS)
 def test_every_loss_of_the_catalog(name):
-    """The mean with its gradient; that no warning comes says that it was by chunks."""
+    """The mean with its gradient; no warning comes, so the loss went by chunks."""
     entry = REGISTRY[name]
     h, w, b = parts = head(24, 5, entry.width(7))
     y = torch.randint(5, (24,))
@@ -164,7 +164,7 @@ OF_LABELS = {
 @pytest.mark.parametrize("name", OF_LABELS)
 @every_reduction
 def test_sigmoid_losses(name, reduction):
-    """Every class a decision of its own, of a chunk of rows at a time."""
+    """Each class is a decision of its own; a chunk of rows at a time."""
     parts = head(36)
     y = (torch.rand(4, 9, 50) < 0.2).double()
     y[1, 2:5] = -1

@@ -1,4 +1,4 @@
-"""Runs a fast part of the suite on the other Pythons of this machine: ``make test-pythons``.
+"""Run fast tests on the other Pythons of this machine: ``make test-pythons``.
 
 Each gets an environment of its own, which is removed afterwards. PyTorch is a download of gigabytes
 where it is no file of this machine; with ``--no-download`` such a Python is left out, by name.
@@ -41,7 +41,7 @@ print(version("torch"), version("triton"), "yes" if native.available() else "no"
 
 
 class Row(NamedTuple):
-    """What became of a Python."""
+    """Result for one Python."""
 
     python: str
     result: str  # passed, failed or skipped
@@ -56,7 +56,7 @@ class Failure(Exception):
 
 
 def candidates() -> Iterator[Path]:
-    """What is called ``python3`` or ``python3.X`` on the path, and the versions of pyenv."""
+    """Return the commands ``python3`` and ``python3.X`` on the path, and pyenv's versions."""
     for folder in map(Path, os.environ["PATH"].split(os.pathsep)):
         yield from sorted(
             p for p in folder.glob("python3*") if re.fullmatch(r"python3(\.\d+)?", p.name)
@@ -66,7 +66,7 @@ def candidates() -> Iterator[Path]:
 
 
 def ask(path: Path) -> tuple[str, bool]:
-    """The version of a Python, empty if it does not start, and whether it makes environments."""
+    """Return a Python's version ("" if it does not start), and if it makes environments."""
     try:
         said = subprocess.run([path, "-c", VERSION], capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired):
@@ -76,7 +76,7 @@ def ask(path: Path) -> tuple[str, bool]:
 
 
 def found() -> tuple[dict[str, Path], list[Row]]:
-    """A Python for each version but ours, and those that are left out."""
+    """Return a Python for each version but the running one, and the Pythons left out."""
     pythons, left_out = {}, []
     for path in candidates():
         version, complete = ask(path)
@@ -92,7 +92,7 @@ def found() -> tuple[dict[str, Path], list[Row]]:
 
 
 def run(*command: str | Path) -> str:
-    """What a command prints; raises if it fails."""
+    """Run a command and return its output; raise if it fails."""
     done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
     if done.returncode:
         print(done.stdout[-4000:], done.stderr[-4000:], flush=True)
@@ -106,7 +106,7 @@ def pip(python: Path, *arguments: str | Path) -> str:
 
 
 def torch_address(python: Path) -> str | None:
-    """Where pip would take PyTorch from, or None if there is none for this Python."""
+    """Return the address where pip takes PyTorch from, or None if there is none."""
     wanted = "install --dry-run --no-deps --report - -c constraints.txt torch"
     try:
         (wheel,) = json.loads(pip(python, *wanted.split()))["install"]
@@ -116,7 +116,7 @@ def torch_address(python: Path) -> str | None:
 
 
 def wheel_in(folder: Path) -> Path:
-    """The project as a wheel, built once: it is for the stable interface, so for every Python."""
+    """Build the project as a wheel, once: it is for the stable interface, so for every Python."""
     if not list(folder.glob("xent*.whl")):
         pip(Path(sys.executable), "wheel", "--no-deps", "-w", folder, ".")
     (wheel,) = folder.glob("xent*.whl")
@@ -145,7 +145,7 @@ def tried(version: str, path: Path, wheels: Path, download: bool) -> Row:
 
 
 def main() -> int:
-    """Try all, print a table; how many failed."""
+    """Try all Pythons, print a table; return the number of failures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--no-download", action="store_true")
     options = parser.parse_args()

@@ -14,7 +14,7 @@ import xent
 from tests.helpers import opcheck, same_bits, value_and_grad
 from tests.registry import BASIC, Loss
 
-# Dynamo itself warns on some Python versions; that is not ours to answer for.
+# Dynamo itself warns on some Python versions.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
 
@@ -141,7 +141,7 @@ def test_a_module_shows_its_settings_and_moves_with_its_buffers():
 
 
 class Losses(Dataset):
-    """Computes a loss in whatever process asks for an item."""
+    """A dataset that computes a loss in the process that asks for an item."""
 
     def __len__(self):
         return 4
@@ -162,6 +162,6 @@ def check_workers(start: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("start", ["fork", "spawn"])  # with the parent's thread pool gone; afresh
 def test_data_loader_workers(start):
-    """From a new process, as PyTorch does not fork where gradients were taken on threads."""
+    """From a new process: PyTorch does not fork after gradients were computed on threads."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as parent:
         parent.submit(check_workers, start).result()

@@ -1,4 +1,4 @@
-"""What the project says about itself: the reference page and ``xent losses``."""
+"""The pages about the project: the reference page and ``xent losses``."""
 
 import importlib.util
 import json

@@ -1,6 +1,6 @@
-"""Every example in a docstring, and those of the README, print what is written below them.
+"""Every example in a docstring, and those of the README, print the text below them.
 
-On other processors, too, which is tried by moving the last places of functions and sums.
+They print the same on other processors, which is tried by changing the last digits of results.
 """
 
 import copy
@@ -20,7 +20,7 @@ import xent
 
 README = Path(__file__).parents[2] / "README.md"
 
-# What ends differently in the last places from processor to processor, or with other threads.
+# Functions whose last digits depend on the processor or on the number of threads.
 ROUNDED = [
     getattr(torch.ops.aten, name)
     for name in (
@@ -33,9 +33,10 @@ ROUNDED = [
 
 
 class OtherProcessor(TorchDispatchMode):
-    """Moves what functions and sums return by some units in the last place, always the same way.
+    """A mode that moves results of functions and sums by some units in the last place.
 
-    Numbers of few digits stay, as 0 and 1: they are taken for exact, which every processor gets.
+    Each result moves the same way every time. Numbers of few digits, such as 0 and 1, stay: every
+    processor computes them exactly.
     """
 
     def __init__(self, units: int) -> None:
@@ -53,7 +54,7 @@ class OtherProcessor(TorchDispatchMode):
 
 
 class Runner(doctest.DocTestRunner):
-    """Skips an example whose package is not installed."""
+    """A runner that skips an example whose package is not installed."""
 
     def report_unexpected_exception(self, out, test, example, exc_info):
         if isinstance(exc_info[1], ImportError) and is_extra(exc_info[1]):
@@ -62,12 +63,12 @@ class Runner(doctest.DocTestRunner):
 
 
 def is_extra(error: ImportError) -> bool:
-    """Whether another package is missing, and not a part of ours."""
+    """Return True if the missing package is not a part of xent."""
     return "pip install 'xent[" in str(error) or not (error.name or "xent").startswith("xent")
 
 
 def modules() -> Iterator[ModuleType]:
-    """Every module of the library that can be imported here."""
+    """Return every module of the library that can be imported here."""
     yield xent
     for found in walk_packages(xent.__path__, "xent."):
         if found.name != "xent.__main__":
@@ -79,7 +80,7 @@ def modules() -> Iterator[ModuleType]:
 
 
 def examples() -> list[doctest.DocTest]:
-    """The examples of all docstrings and of the README."""
+    """Return the examples of all docstrings and of the README."""
     finder, read = doctest.DocTestFinder(), doctest.DocTestParser().get_doctest
     found = [read(README.read_text(encoding="utf-8"), {}, "README", str(README), 0)]
     found[0].globs.update(torch=torch, xent=xent)

@@ -1,4 +1,4 @@
-"""The journey of a logit: how many functions of the library a small call walks through."""
+"""The number of functions of the library that a small call runs through."""
 
 import sys
 from collections import Counter
@@ -19,8 +19,8 @@ def of_a_user(s, power=2.0):
 
 
 def steps(call) -> tuple[int, int]:
-    """The calls of the library's functions, forward and backward, and the files they lie in."""
-    call().backward()  # what is done once is done
+    """Return how many calls of the library's functions are made, and in how many files."""
+    call().backward()  # the first call fills the caches
     calls = Counter()
 
     def profile(frame, event, _):

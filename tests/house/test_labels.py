@@ -1,4 +1,4 @@
-"""Labels of every integer type, wherever labels are taken; and labels that do not exist."""
+"""Labels of every integer type, in every function that takes labels; and invalid labels."""
 
 import numpy as np
 import pytest
@@ -68,7 +68,7 @@ def test_no_other_type(name):
 
 @pytest.mark.parametrize("dtype", TYPES)
 def test_no_type_wraps_around(every_engine, dtype):
-    """255 as int8 would be -1, a mark of -1 as uint8 would be 255."""
+    """255 as int8 would be -1; a mark of -1 as uint8 would be 255."""
     x, y = X.float(), Y.to(dtype)
     assert xent.cross_entropy(x, y, ignore_index=2**31, engine=every_engine) == xent.cross_entropy(
         x, Y, engine=every_engine
@@ -85,7 +85,7 @@ def test_no_type_wraps_around(every_engine, dtype):
 
 @pytest.mark.parametrize("bad", [4, -1])
 def test_under_transforms(bad):
-    """A label that does not exist raises as it does elsewhere, and as it does in PyTorch."""
+    """A label that does not exist raises as it does elsewhere, and as in PyTorch."""
     y = torch.where(Y == 2, bad, Y)
     per_row = torch.func.vmap(lambda a, b: xent.cross_entropy(a, b))
     for call in (

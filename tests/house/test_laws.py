@@ -15,20 +15,20 @@ N, V = 6, 9
 
 @pytest.fixture
 def engine(every_engine, loss):
-    """The laws hold on all of them; in an interpreter, which is slow, for one loss of each kind."""
+    """Run the laws on all engines; in an interpreter, which is slow, one loss of each kind."""
     if every_engine == "triton" and loss not in KINDS:
         pytest.skip("the interpreter is slow: another loss asks for the same statistics")
     return every_engine
 
 
 def problem(dtype=torch.float64, n=N, v=V):
-    """Logits on a grid of 1/64, so that adding 64 to them is exact, and one class per row."""
+    """Return logits on a grid of 1/64, so that adding 64 is exact, and one class per row."""
     z = (torch.randn(n, v, dtype=torch.float64) * 128).round() / 64
     return z.to(dtype), torch.randint(v, (n,))
 
 
 def close(a, b, terms: float = 1.0, limit: float = 8.0) -> None:
-    """Equal within some ulps of the largest of the terms added up (of order ``terms``)."""
+    """Assert equality within some ulps of the largest term that is added up."""
     error = (a.double() - b.double()).abs()
     scale = b.double().abs().clamp(min=terms)
     eps = torch.finfo(a.dtype).eps

@@ -1,4 +1,4 @@
-"""The laws for losses that need all logits of a row at once, and have no choice of engine."""
+"""The laws for losses that need all logits of a row at once, and run without an engine."""
 
 import math
 
@@ -30,12 +30,12 @@ pytestmark = [
 
 @pytest.fixture
 def every_engine():
-    """None to choose."""
+    """Give no engine: these losses have none."""
 
 
 @pytest.fixture
 def engine(every_engine):
-    """None to choose."""
+    """Give no engine: these losses have none."""
 
 
 def test_twice_differentiable(loss):

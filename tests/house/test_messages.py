@@ -1,4 +1,4 @@
-"""What an error says: the argument as the caller wrote it, and the way out."""
+"""Error messages name the argument as the caller wrote it, and say how to correct the call."""
 
 import inspect
 import re
@@ -20,7 +20,7 @@ RESPONSIBLE = torch.zeros(1, 2, 4, 4, dtype=torch.bool)
 
 
 def good_calls():
-    """Every public loss with arguments that fit, by name."""
+    """Return each public loss with arguments that fit, by name."""
     calls = {}
     for name, member in CATALOG.items():
         if name in {"yolo_loss", "siglip_loss", "kl_div", "nll_loss", "binary_cross_entropy"}:
@@ -77,7 +77,7 @@ def good_calls():
 
 
 CALLS = good_calls()
-# What may stand in the place of a tensor, and of an option.
+# Wrong values in the place of a tensor, and of an option.
 WRONG = {
     "text": "wrong", "a number": 3.5, "a list": [1.0], "nothing": None, "True": True,
     "a tensor of another shape": torch.rand(3, 7, 2), "a 0-d tensor": torch.tensor(0.5),
@@ -93,7 +93,7 @@ ALLOWED = {"xent info", "loss"}
 
 @pytest.mark.parametrize("name", CALLS)
 def test_every_name_is_an_argument(name):
-    """Each argument in turn is replaced by what it cannot be."""
+    """Each argument in turn is replaced by a wrong value."""
     function, data, settings = CALLS[name]
     parameters = inspect.signature(function).parameters
     function(*data, **settings)
@@ -105,7 +105,7 @@ def test_every_name_is_an_argument(name):
             continue
         for wrong in WRONG.values():
             if name in {"entmax", "sample"} and argument == "input" and given_at(wrong) == "meta":
-                continue  # which look at numbers, where there are none
+                continue  # the check looks at numbers, and there are none
             given = dict(zip(places, data, strict=True)) | settings | {argument: wrong}
             said = message(function, given)
             raised += said is not None
@@ -119,7 +119,7 @@ def given_at(value):
 
 
 def message(function, given):
-    """What the call says that refuses it; nothing but these errors is raised."""
+    """Return the message of the error that the call raises, or None if it raises none."""
     try:
         function(**given)
     except (TypeError, ValueError, IndexError) as error:
@@ -152,8 +152,8 @@ LOSSES = [
 
 
 @pytest.mark.parametrize("name", WAYS_OUT)
-def test_the_way_out_is_said(name):
-    """By every frame; and by the diagnosis, in the same words."""
+def test_the_message_says_how_to_correct_the_call(name):
+    """By every frame, and by the diagnosis in the same words."""
     input, target, words = WAYS_OUT[name]
     for loss in LOSSES:
         said = message(loss, {"input": input, "target": target})
@@ -235,4 +235,4 @@ def test_distributions_that_the_losses_refuse_are_diagnosed():
         assert message(xent.losses.sparsemax_loss, {"input": X, "target": q}) is not None
         assert any(f.name.startswith("soft-target") for f in xent.diagnose(X, q))
     assert not xent.diagnose(X, T.softmax(1))
-    assert not xent.diagnose(X, T.bfloat16().softmax(1))  # whose sums are off by its rounding
+    assert not xent.diagnose(X, T.bfloat16().softmax(1))  # sums are rounded in bfloat16

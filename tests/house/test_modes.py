@@ -1,4 +1,4 @@
-"""Kinds of tensors and modes of PyTorch, each with every entry: right, or a clear refusal.
+"""Kinds of tensors and modes of PyTorch, with every function: a right result, or an error.
 
 What a plain call computes is tested elsewhere. Here the same call in another mode, or of the same
 numbers in another kind of tensor, must give the same.
@@ -26,18 +26,18 @@ def drawn(entry: Call, seed: int = 0, rows: int = ROWS) -> tuple:
     return entry.inputs(rows)
 
 
-# ---- tensors whose memory is not what it seems ---------------------------------------------------
+# ---- tensors whose memory does not hold their numbers --------------------------------------------
 
 
 def negated_later(x):
-    """A tensor with the numbers of ``x``, whose memory holds their negatives."""
+    """Return a tensor with the numbers of ``x``, whose memory holds their negatives."""
     if not isinstance(x, Tensor) or not x.is_floating_point():
         return x
     return torch._neg_view(-x)
 
 
 def conjugated(x):
-    """Likewise, as the imaginary part of a conjugate: every other number of its memory."""
+    """Return the same as the imaginary part of a conjugate: every other number of its memory."""
     if not isinstance(x, Tensor) or not x.is_floating_point() or x.dtype == torch.bfloat16:
         return x
     return torch.complex(-x, -x).conj().imag
@@ -56,7 +56,7 @@ def inside_a_storage(x):
 
 
 def misaligned(x):
-    """At an address that is no multiple of the size of a number."""
+    """Return a tensor at an address that is no multiple of the size of a number."""
     if not isinstance(x, Tensor):
         return x
     raw = bytearray(x.numel() * x.itemsize + 1)
@@ -87,7 +87,7 @@ def test_kinds_of_tensors(entry, kind):
 
 @every_entry
 def test_one_row_for_all(entry):
-    """Expanded tensors, whose rows are one row of memory."""
+    """Expanded tensors: all rows are one row of memory."""
     inputs = tuple(
         x[:1].expand(ROWS, *x.shape[1:])
         if isinstance(x, Tensor) and x.ndim and x.shape[0] == ROWS
@@ -99,7 +99,7 @@ def test_one_row_for_all(entry):
 
 
 def test_every_tensor_of_a_call_may_be_negated_later(every_engine):
-    """Weights, biases, scales, row weights, divisors and slopes, too."""
+    """Also weights, biases, scales, row weights, divisors and slopes."""
     z, y = torch.randn(5, 4), torch.tensor([0, 3, 1, 2, 2])
     options = {
         "weight": torch.rand(4) + 0.1, "row_weight": torch.rand(5), "logit_scale": torch.rand(5),
@@ -152,7 +152,7 @@ def test_tensors_of_inference_mode():
 
 
 def test_logits_changed_in_place_after_the_loss():
-    """A gradient taken with the loss is that of the logits it saw; none is taken from others."""
+    """The gradient is that of the logits that the loss saw, or an error."""
     z, y, t = torch.randn(4, 5, requires_grad=True), torch.tensor([0, 1, 2, 3]), torch.rand(4, 5)
     for loss in (xent.cross_entropy, xent.losses.focal_loss):
         grad = gradient_of(Call("", loss, tuple), (z, y))[1]
@@ -161,7 +161,7 @@ def test_logits_changed_in_place_after_the_loss():
         with torch.no_grad():
             ours.div_(2)
             other.div_(2)
-        with contextlib.suppress(RuntimeError):  # where no gradient was taken
+        with contextlib.suppress(RuntimeError):  # if no gradient was computed with the loss
             close(torch.autograd.grad(value, z)[0], grad)
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
             torch.autograd.grad(thrice, z)
@@ -174,7 +174,7 @@ def test_logits_changed_in_place_after_the_loss():
 
 
 class Named(torch.Tensor):
-    """A subclass with a method of its own, and the memory of a tensor."""
+    """A subclass with a method of its own, and with the memory of a tensor."""
 
 
 class Wrapped(torch.Tensor):
@@ -213,7 +213,7 @@ def test_subclasses_with_numbers_elsewhere(entry):
     close(again.inner, entry.function(*inputs))
 
 
-# ---- defaults that are not ours to use -----------------------------------------------------------
+# ---- the user's defaults must not matter ---------------------------------------------------------
 
 
 @every_entry
@@ -249,7 +249,7 @@ FILES = [f for f in sorted(HOUSE.rglob("*.py")) if "commands" not in f.relative_
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(HOUSE)))
 def test_every_tensor_that_is_made_has_a_device(file):
-    """Without one it would be on the default device; without a dtype, of the default dtype."""
+    """Otherwise it would be on the default device; without a dtype, of the default dtype."""
     for node in ast.walk(ast.parse(file.read_text())):
         call = isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
         if not call or not isinstance(node.func.value, ast.Name) or node.func.value.id != "torch":
@@ -264,7 +264,7 @@ def test_every_tensor_that_is_made_has_a_device(file):
 
 
 def tensors_only(entry: Call, inputs: tuple):
-    """The tensors among the inputs, and a function of them."""
+    """Return the tensors among the inputs, and a function of them."""
     places = [k for k, x in enumerate(inputs) if isinstance(x, Tensor)]
 
     def function(*tensors):
@@ -285,7 +285,7 @@ def test_jit_trace(entry):
     close(traced(*others), function(*others))
 
 
-# Of these a graph has thousands of operations, the steps of a search for the normaliser.
+# A graph of these has thousands of operations, the steps of a search for the normaliser.
 SEARCHING = {"bi_tempered_loss", "entmax", "entmax_loss", "sparsemax_loss", "tempered_softmax"}
 TRACED = [
     pytest.param(
@@ -364,7 +364,7 @@ def test_shapes_without_numbers(entry, kind):
 
 @every_entry
 def test_functionalize(entry):
-    """PyTorch has no rule there for functions with a gradient of their own, and says so."""
+    """PyTorch refuses functions that are an autograd.Function, with an error."""
     tensors, function = tensors_only(entry, drawn(entry))
     try:
         value = torch.func.functionalize(function)(*tensors)
@@ -383,7 +383,7 @@ REFUSE_PROXIES = {
 
 @every_entry
 def test_fx_symbolic_trace(entry):
-    """A loss is one call of the graph, as PyTorch's own; what is none says that it got a Proxy."""
+    """A loss is one call of the graph; other functions raise an error that names the Proxy."""
     tensors, function = tensors_only(entry, drawn(entry))
     names = [f"x{k}" for k in range(len(tensors))]
     space = {"function": function}

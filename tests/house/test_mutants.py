@@ -1,4 +1,4 @@
-"""The tool behind ``make mutants``: what it changes, and that tests get the changed module."""
+"""The tool behind ``make mutants``: its changes, and that tests run the changed module."""
 
 import ast
 import importlib

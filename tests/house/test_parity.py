@@ -1,4 +1,4 @@
-"""Drop-in for torch.nn.functional.cross_entropy: same values, gradients, shapes, dtypes, errors."""
+"""Drop-in for torch.nn.functional.cross_entropy: values, gradients, shapes, dtypes, errors."""
 
 import itertools
 import warnings
@@ -44,7 +44,7 @@ def run(function, z, y, **options):
 
 def assert_parity(z, y, engine="auto", **options):
     value, grad = run(lambda *a, **k: xent.cross_entropy(*a, engine=engine, **k), z, y, **options)
-    # torch takes uint8 for (N, C) logits only; we take it wherever int64 goes.
+    # torch takes uint8 for (N, C) logits only; xent takes uint8 wherever it takes int64.
     expected, slope = run(F.cross_entropy, z, y.long() if y.dtype == torch.uint8 else y, **options)
     assert value.shape == expected.shape
     assert value.dtype == expected.dtype
@@ -93,7 +93,7 @@ def test_zero_class_weights(engine):
 
 def test_a_single_row_with_its_target_in_a_vector(engine):
     z = torch.randn(5, dtype=torch.float64)
-    for reduction in REDUCTIONS:  # torch takes it forward, but fails backward
+    for reduction in REDUCTIONS:  # torch computes the loss, but fails in backward
         value = xent.cross_entropy(z, torch.tensor([3]), reduction=reduction, engine=engine)
         expected = F.cross_entropy(z, torch.tensor([3]), reduction=reduction)
         torch.testing.assert_close(value, expected)

@@ -1,6 +1,6 @@
-"""What is printed is the same with the kernels and the arithmetic of other processors.
+"""Printed output is the same with the kernels and the arithmetic of other processors.
 
-PyTorch and its products of matrices choose theirs when they start, so each runs by itself.
+PyTorch and its products of matrices choose kernels when they start, so each test is a process.
 """
 
 import os
@@ -17,7 +17,7 @@ KERNELS = {  # ours, PyTorch's, and those of its products
     "avx2": {"ATEN_CPU_CAPABILITY": "avx2", "MKL_CBWR": "AVX2"},
     "avx512": {"ATEN_CPU_CAPABILITY": "avx512"},
 }
-PRINTING = [  # where text with numbers in it is compared
+PRINTING = [  # tests that compare text with numbers in it
     "tests/house/test_doctests.py",
     "tests/house/test_docs.py",
     "tests/house/test_structure.py",

@@ -1,4 +1,4 @@
-"""The words of the project: how docstrings begin, and whether what the pages name is there."""
+"""The words of docstrings and pages: how docstrings begin, and files that pages name."""
 
 import ast
 import re

@@ -1,4 +1,4 @@
-"""Numbers of every library are numbers, in every option of every loss; nothing else is one."""
+"""Numbers of every library are taken as numbers by each option of each loss; others are not."""
 
 import inspect
 from decimal import Decimal
@@ -31,7 +31,7 @@ TENSORS = {"normalizer": 3.0, "logit_scale": 0.5}  # which may be 0-d tensors, a
 
 
 def options_of(name):
-    """Every option of a loss that takes a number, with a value that it can take."""
+    """Return each option of a loss that takes a number, with a valid value."""
     function = CATALOG[name].function
     parameters = inspect.signature(function).parameters
     found = {k: v for k, v in {**SHARED, **TENSORS}.items() if k in parameters}
@@ -216,7 +216,7 @@ def test_other_functions(name, option):
 
 
 def test_settings_of_modules():
-    """They are kept as Python's numbers, or a module that moves would take them along."""
+    """Modules keep them as Python's numbers, so that moving a module does not move them."""
     focal = xent.nn.FocalLoss(gamma=torch.tensor(1.5), ignore_index=np.int64(1))
     assert (focal.gamma, focal.ignore_index, list(focal.buffers())) == (1.5, 1, [])
     assert focal(X, Y) == xent.losses.focal_loss(X, Y, gamma=1.5, ignore_index=1)

@@ -1,4 +1,4 @@
-"""The house itself: imports, weight of the import, docstrings, the compiled core."""
+"""The library (``src/xent``, "the house") as a whole: imports, docstrings, compiled core."""
 
 import ast
 import doctest
@@ -21,7 +21,7 @@ HOUSE = Path(xent.__file__).parent
 PROJECT = Path(__file__).parents[2]
 SOURCES = [*HOUSE.rglob("*.py"), *(PROJECT / "benchmarks").rglob("*.py")]
 
-# The rooms of the house from the ground up. A room imports what lies below it, and nothing else.
+# The rooms (modules or folders), lowest first. A room imports rooms below it, and nothing else.
 FLOORS = [
     {"_core"},
     {"engines.modes", "engines.contract"},
@@ -43,33 +43,33 @@ FLOORS = [
     {"plot", "integrations", "learn"},
 ]
 FLOOR = {room: k for k, rooms in enumerate(FLOORS) for room in rooms}
-# What may look at all of the house: its doors.
+# The doors: modules that may import every room.
 DOORS = {"", "__main__", "cli", "commands"}
 
-# What stands on top imports public names of the rooms below, those in `__all__` of a module, as
-# users do. It could live in a package of its own; with it would go these few modules, which know
-# nothing of losses: checks of arguments with one text for an error, files that are complete or not
-# there, text for terminals, Ctrl-C, modes of PyTorch.
+# Rooms on top import only public names of other rooms, those in `__all__` of a module, as users do.
+# These rooms could be a package of their own. They also import a few modules that know nothing of
+# losses: checks of arguments, files that are written completely or not at all, text for terminals,
+# Ctrl-C, modes of PyTorch.
 ON_TOP = ("learn", "plot", "integrations", "commands", "cli", "__main__")
 UTILITIES = {
     "_check", "_files", "_printable", "_probabilities", "_start", "_suggestions", "engines.modes",
 }  # fmt: skip
-# `xent info` says how the library was built, which nothing else on top has to know.
+# Only `xent info` says how the library was built.
 BUILD = {"commands/info.py": {"engines.core", "engines.triton"}}
 
 
 def room_of(module: str) -> str:
-    """The room that a module lies in: its longest name that a floor knows."""
+    """Return the room of a module: its longest name that a floor knows."""
     while module and module not in FLOOR and module not in DOORS:
         module = module.rpartition(".")[0]
     return module
 
 
 def imports_of(file: Path) -> set[str]:
-    """The modules of the house that a file imports, by their names within it."""
+    """Return the modules of the house that a file imports, by their names within the house."""
     package = ("xent", *file.relative_to(HOUSE).with_suffix("").parts)
     found, tree = set(), ast.parse(file.read_text())
-    for_types = {  # which nothing that runs depends on
+    for_types = {  # imports for type checkers only
         inner
         for node in ast.walk(tree)
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
@@ -119,7 +119,7 @@ LONGEST_BODY, LONGEST_FILE = 50, 400  # lines; a docstring does not count
 
 
 def bodies_of(file: Path) -> dict[str, int]:
-    """Lines of the body of each function of a file, by name."""
+    """Return the lines of the body of each function of a file, by name."""
     found = {}
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
@@ -129,7 +129,7 @@ def bodies_of(file: Path) -> dict[str, int]:
     return found
 
 
-# Too long still; whoever shortens one takes it out here.
+# Bodies and files that are too long; remove the name of each that becomes shorter.
 LONG_BODIES = {
     "dense_loss.dense_loss", "element_loss.element_loss", "row_loss.row_loss",
     "contrastive.sampled_cross_entropy",
@@ -189,12 +189,12 @@ print(json.dumps(sorted({name.split(".")[0] for name in set(sys.modules) - befor
 
 
 TESTS = PROJECT / "tests"
-# Folders of tests that are about all rooms, or about what lies beside the package.
+# Folders of tests that are about all rooms, or about code outside of the package.
 OF_ALL = {"benchmarks", "examples", "house", "mutants", "registry"}
 
 
 def test_tests_lie_in_the_folders_of_the_package():
-    """Those of a module at the top lie at the top, under its name."""
+    """Tests of a module outside of folders lie outside of folders, under its name."""
     folders = {p.relative_to(TESTS).parent for p in TESTS.rglob("test_*.py")}
     folders = {f for f in folders if f.parts and f.parts[0] not in OF_ALL}
     assert not [f for f in folders if not (HOUSE / f).is_dir()]
@@ -202,7 +202,7 @@ def test_tests_lie_in_the_folders_of_the_package():
 
 
 def test_the_import_is_quick():
-    """In time of the processor and beside PyTorch: a slow or busy machine is slow with both."""
+    """In processor time, relative to the import of PyTorch, so that slow machines pass."""
     code = """
 import time
 start = time.process_time()
@@ -214,7 +214,7 @@ print((time.process_time() - between) / (between - start))
     assert any(float(python(code)) < 0.2 for _ in range(5))  # 0.06 to 0.12, by Python
 
 
-# What is public, by the name that users write.
+# Public functions and classes, by the name that users write.
 PUBLIC = {
     f"{room.__name__}.{name}": getattr(room, name)
     for room in (xent, xent.losses, xent.policy, xent.information)
@@ -234,7 +234,7 @@ def test_every_public_symbol_has_an_example(name):
 
 
 def test_every_module_that_is_written_has_an_example():
-    """Those that are made from functions point to the examples there."""
+    """Modules made from functions point to the examples of the functions."""
     written = [twin for twin in vars(xent.nn).values() if inspect.isclass(twin)]
     written = [twin for twin in written if issubclass(twin, torch.nn.Module) and twin is not Loss]
     written = [twin for twin in written if twin.__module__ != "xent.nn"]
@@ -284,7 +284,7 @@ print(xent.learn.calibration.__name__, xent.integrations.boosting.__name__)
 
 
 @pytest.mark.parametrize("room", ["losses", "policy", "nn", "information", "learn", "plot"])
-def test_a_name_that_stands_in_a_package_is_told(room):
+def test_the_error_for_a_name_of_a_package_says_where_it_is(room):
     names = set(getattr(xent, room).__all__) - set(xent.__all__)
     assert names
     for name in names:
@@ -294,7 +294,7 @@ def test_a_name_that_stands_in_a_package_is_told(room):
         assert error.value.name == name
 
 
-def test_a_name_that_is_none_is_no_attribute():
+def test_an_unknown_name_is_no_attribute():
     with pytest.raises(AttributeError, match="did you mean cross_entropy"):
         xent.crossentropy  # noqa: B018
     assert not hasattr(xent, "__wrapped__")
@@ -314,7 +314,7 @@ def test_the_stub_lists_what_the_core_has(core):
 
 
 def test_kernels_of_different_instruction_sets_share_no_symbol():
-    # A weak symbol compiled for AVX-512 could be what the linker keeps for every machine.
+    # The linker could keep a weak symbol compiled for AVX-512 for every machine.
     objects = list((PROJECT / "build").rglob("xent_*.dir/**/*.o"))
     nm = shutil.which("nm")
     if not objects or nm is None:

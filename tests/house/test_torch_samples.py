@@ -1,4 +1,4 @@
-"""The samples that torch tests its own cross_entropy with, if its test tools are there."""
+"""The samples with which torch tests its own cross_entropy, if its test tools are installed."""
 
 import pytest
 import torch

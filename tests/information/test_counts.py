@@ -69,7 +69,7 @@ def test_entropy_from_samples():
     assert entropy_from_samples(x / 7, unit="bit").item() == 1.5
     y = torch.tensor([0, 1, 0, 0])
     joint = entropy_from_samples(torch.stack([x, y], 1))
-    given_x = 0.5 * math.log(2)  # y is uncertain only where x is 3, half of the time
+    given_x = 0.5 * math.log(2)  # y is uncertain only if x is 3, half of the time
     close(joint, entropy_from_samples(x) + given_x)
     close(
         entropy_from_samples(x, estimator="miller-madow"), entropy_from_samples(x) + 2 / 8
@@ -172,7 +172,7 @@ def test_report_without_labels_and_at_the_edges():
 
 
 def test_bits_per_byte():
-    # With one byte per token the result is in bits per token; with four it is a quarter of that.
+    # One byte per token: bits of a token. Four bytes per token: a quarter of these.
     assert bits_per_byte(math.log(2), 10, 10) == pytest.approx(1)
     assert bits_per_byte(torch.tensor(math.log(2)), 10, 40).item() == pytest.approx(0.25)
     with pytest.raises(ValueError, match="positive"):

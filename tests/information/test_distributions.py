@@ -144,7 +144,7 @@ def test_entropy_and_information_content():
     sure = torch.tensor([30.0, 0.0])
     exact = truth(exact_entropy, exact_softmax, sure[None])[0]
     assert worst(entropy(sure, from_logits=True), exact) <= 0.51  # 2.9e-12, not 0
-    lost = torch.tensor([1e-20, 1.0], dtype=F64)  # 1 stands for 1 - 1e-20, which float64 lacks
+    lost = torch.tensor([1e-20, 1.0], dtype=F64)  # float64 cannot hold 1 - 1e-20
     assert entropy(lost).item() == pytest.approx(1e-20 * (1 + 20 * math.log(10)), rel=1e-14)
     assert cross_entropy_of(torch.tensor([0.0, 1.0], dtype=F64), lost).item() == 1e-20
     surprise = information_content(sure, from_logits=True)[0].item()
@@ -158,7 +158,7 @@ def test_nearly_equal_distributions_keep_their_digits(size, name):
     b = a + size * step
     p, q = torch.softmax(a, -1), torch.softmax(b, -1)
     function, exact = PAIRS[name], EXACT[name]
-    # p and q sum to 1 up to rounding, which enters the result only squared.
+    # Normalised only up to rounding, whose square remains as the error.
     close(function(p, q), truth(exact, exact_normalised, p, q), rtol=1e-13, atol=5e-31)
     close(
         function(a, b, from_logits=True), truth(exact, exact_softmax, a, b), rtol=1e-13, atol=5e-31
@@ -416,7 +416,7 @@ def test_what_is_no_distribution_is_refused(p, message):
 
 
 def test_one_tolerance_for_what_sums_to_1():
-    """Float32 numbers pass as float64; a real mistake passes nowhere."""
+    """Numbers of float32 kept as float64 pass; a real mistake passes nowhere."""
     z, y = torch.zeros(1, 3).double(), torch.tensor([0])
     third = torch.tensor([0.1, 0.2, 0.7])
     for p, passes in ((third.double(), True), (third.double() * (1 + 1e-4), False)):
@@ -460,7 +460,7 @@ def test_other_bad_input():
             information_content(torch.tensor([value]))
 
 
-# ---- the room -------------------------------------------------------------------------------
+# ---- the package ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", information.__all__)

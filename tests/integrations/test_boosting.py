@@ -1,4 +1,4 @@
-"""Losses as objectives of LightGBM and XGBoost: exact derivatives, parity with the built-in."""
+"""Losses as objectives of LightGBM and XGBoost: exact derivatives, parity with built-in ones."""
 
 import math
 import pickle
@@ -20,7 +20,7 @@ ROUNDS = 10
 
 @xent.row_loss(needs="entropy")
 def home_made(s, beta=0.3):
-    """A loss of somebody's own, not convex."""
+    """A loss of a user's own, not convex."""
     return -s.log_prob * (1 + beta * s.entropy)
 
 
@@ -293,7 +293,7 @@ def test_xgboost_gives_the_built_in_scores(name, weighted):
     ours = xgboost.train({**XGBOOST, **many}, rows, ROUNDS, obj=objective)
     scores = ours.predict(rows, output_margin=True)
     assert np.abs(scores - truth).max() <= 1e-6
-    # Where it starts of itself, it adds up the labels in float32: one ulp for each row at worst.
+    # XGBoost's own start adds up the labels in float32: at worst one ulp for each row.
     assert np.abs(scores - own_start).max() <= 1e-6 + len(y) * 2**-24 * np.abs(start).max()
 
 
@@ -393,7 +393,7 @@ def test_unknown_library_and_unknown_loss():
 def test_shapes_that_do_not_fit():
     objective = Objective(xent.cross_entropy, "lightgbm")
     with pytest.raises(ValueError, match=r"scores must have shape \(2,\) or \(2, K\)"):
-        objective([0, 1], np.zeros(6))  # how LightGBM 3 passed three classes
+        objective([0, 1], np.zeros(6))  # LightGBM 3 passed three classes in this way
     with pytest.raises(ValueError, match="sample_weight"):
         objective([0, 1], [0.0, 0.0], [1.0])
     with pytest.raises(ValueError, match="label"):
@@ -423,7 +423,7 @@ def test_options_reach_the_loss():
         torch.testing.assert_close(got, wanted)
 
 
-def test_the_factors_bound_the_curvature_as_told():
+def test_the_factors_bound_the_curvature():
     p = batch(50, 4)[0].softmax(1)
     hessian = torch.diag_embed(p) - p.unsqueeze(2) * p.unsqueeze(1)
     twice = torch.diag_embed(2 * p * (1 - p)) - hessian

@@ -1,4 +1,4 @@
-"""Hugging Face models without their logits: same losses, gradients and tokens as untouched."""
+"""Hugging Face models without their logits: losses, gradients and tokens stay the same."""
 
 import copy
 import pickle
@@ -39,7 +39,7 @@ T5 = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4, "dr
 MOE = {"num_local_experts": 4, "num_experts_per_tok": 2, "output_router_logits": True}
 MOE["experts_implementation"] = "eager"  # the other one has no float64
 
-# What is special about the head of each, if anything.
+# A comment says what is special about the head of a model, if anything.
 MODELS = {
     "LlamaForCausalLM": LLAMA,
     "Qwen2ForCausalLM": LLAMA,
@@ -97,7 +97,7 @@ def loss_and_gradients(model, inputs, call=None):
 
 
 def assert_same(ours, theirs, eps, ulps=32):
-    """Losses within a few ulps, gradients within some ulps of their largest entry."""
+    """Assert that losses agree to a few ulps, gradients to some ulps of their largest entry."""
     (loss, gradients), (true_loss, true_gradients) = ours, theirs
     torch.testing.assert_close(loss, true_loss, rtol=4 * eps, atol=0)
     assert gradients.keys() == true_gradients.keys()
@@ -109,7 +109,7 @@ def assert_same(ours, theirs, eps, ulps=32):
 
 
 class Largest(TorchDispatchMode):
-    """The largest number of elements of any tensor that is made."""
+    """A mode that records the largest number of elements of any new tensor."""
 
     numel = 0
 
@@ -202,7 +202,7 @@ def test_no_tensor_of_the_size_of_the_logits(monkeypatch):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast(dtype):
-    """As accurate as the logits in 16 bits are."""
+    """The error is that of logits in 16 bits."""
     model, inputs = make("PhiForCausalLM"), batch()
     with torch.autocast("cpu", dtype):
         theirs = loss_and_gradients(model, inputs)
@@ -326,7 +326,7 @@ def test_peft(options, monkeypatch):
 
 @each_adapter
 def test_a_switched_off_adapter_leaves_the_head_that_was_there(options):
-    """As the reference policy of a training on preferences, say."""
+    """As for the reference policy of a training on preferences."""
     model, inputs = adapted(**options), batch()
     with torch.no_grad():  # as a training moves it away from the original
         for key, p in model.named_parameters():
@@ -449,7 +449,7 @@ def test_on_and_off():
     untouched = set(vars(model))
     assert lean(model).model is model
     assert is_lean()
-    with lean(model):  # who did not switch it on does not switch it off
+    with lean(model):  # the inner `with` did not switch lean on, and so does not switch it off
         assert is_lean()
     assert is_lean()
     with pytest.raises(ValueError, match="lean already, with another `max_workspace`"):
@@ -532,7 +532,7 @@ def test_a_new_head_is_noticed():
 
 
 class Linear4bit(nn.Linear):
-    """Computes its product itself, as those of bitsandbytes do."""
+    """A linear layer that computes its product itself, as those of bitsandbytes do."""
 
     def forward(self, input):
         return F.linear(input, self.weight)

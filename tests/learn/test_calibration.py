@@ -17,7 +17,7 @@ close = torch.testing.assert_close
 
 
 def predictions(rows=400, classes=5, seed=0, sharpness=1.0):
-    """Logits that are right about their own chances, but for the sharpness; and what came."""
+    """Return logits with the right chances except for a factor, and drawn labels."""
     g = torch.Generator().manual_seed(seed)
     z = 2 * torch.randn(rows, classes, generator=g, dtype=F64)
     y = torch.multinomial(torch.softmax(z, 1), 1, generator=g)[:, 0]
@@ -28,7 +28,7 @@ def predictions(rows=400, classes=5, seed=0, sharpness=1.0):
 
 
 def best_temperature(z, y):
-    """Bisection on the derivative of the loss in 1/T, from the definition."""
+    """Return the temperature by bisection on the derivative of the loss in 1/T."""
     low, high = 1e-6, 1e6
     for _ in range(70):
         scale = math.sqrt(low * high)
@@ -111,7 +111,7 @@ def test_where_there_is_no_best_temperature():
 
 
 def counted(confidence, right, edges):
-    """Mean confidence, accuracy and count of each bin (low, high], by a loop."""
+    """Return mean confidence, accuracy and count of each bin (low, high], by a loop."""
     bins = [[] for _ in edges[1:]]
     for c, r in zip(confidence.tolist(), right.tolist(), strict=True):
         bins[next(k for k, high in enumerate(edges[1:]) if c <= high)].append((c, r))
@@ -148,7 +148,7 @@ def test_the_table_of_equal_widths(bins):
 @pytest.mark.parametrize("kept", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("binned", ["reliability", "bin_confidences"])
 def test_a_border_belongs_to_the_bin_below_however_it_was_rounded(kept, binned):
-    """And what is above it by more than that to the bin above."""
+    """A confidence above the border by more than rounding belongs to the bin above."""
     for bins in range(2, 26):
         for k in range(1, bins):
             border = torch.tensor(k / bins, dtype=torch.float64).to(kept)

@@ -23,7 +23,7 @@ NOISE = {
 
 @cache
 def digits(kind, seed=0):
-    """Held-out probabilities of digits with flipped labels, those labels, and which are wrong."""
+    """Return held-out probabilities of digits, flipped labels, and which labels are wrong."""
     datasets = pytest.importorskip("sklearn.datasets")
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import cross_val_predict
@@ -46,7 +46,7 @@ def small(seed, classes=4, rows=60):
 
 
 def joint_of(p, labels):
-    """Whole counts (label, class), row by row, as the paper has them."""
+    """Return whole counts (label, class), row by row, as in the paper."""
     classes, p, labels = p.shape[1], p.tolist(), labels.tolist()
     threshold = []
     for j in range(classes):
@@ -106,7 +106,7 @@ def test_agrees_with_cleanlab(kind):
     joint = torch.tensor(joint_of(p, labels)[0])
     raw = compute_confident_joint(labels.numpy(), p.numpy(), calibrate=False)
     calibrated = compute_confident_joint(labels.numpy(), p.numpy())
-    # Counts whose remainders are equal are rounded in any order there: by an unstable sort, which
+    # cleanlab rounds counts with equal remainders in any order: by an unstable sort, which
     # differs from one processor to the other. Those of a line with the same count may be exchanged.
     for line, ours, counts in zip(calibrated, joint.tolist(), raw, strict=True):
         assert Counter(zip(counts, line, strict=True)) == Counter(zip(counts, ours, strict=True))
@@ -123,7 +123,7 @@ def test_agrees_with_cleanlab(kind):
 
 @pytest.mark.parametrize("name", FILTERS)
 def test_classes_without_labels_and_near_ties_are_as_in_cleanlab(name):
-    """Where no row reaches several thresholds but not that of its likeliest class."""
+    """Rows that reach several thresholds, but not that of their likeliest class."""
     pytest.importorskip("cleanlab")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -147,7 +147,7 @@ def test_classes_without_labels_and_near_ties_are_as_in_cleanlab(name):
 
 
 def test_how_often_the_rows_are_those_of_cleanlab():
-    """README says it: all but one in a thousand, on random predictions."""
+    """README says how often: all but one in a thousand, on random predictions."""
     pytest.importorskip("cleanlab")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -26,7 +26,7 @@ EVERYTHING = Formula((1.5, 0.25, -0.3, 0.7, -0.2), (2.0, 0.5))
 
 
 def direct(z, y, formula):
-    """The formula on probabilities, class by class."""
+    """Compute the formula on probabilities, class by class."""
     log_p = torch.log_softmax(z, -1)
     p = log_p.exp()
     p_y = p.gather(1, y[:, None])[:, 0]
@@ -184,7 +184,7 @@ def test_the_judge_trains_every_formula_as_it_would_alone():
 
 
 def judge(formulas, round):
-    """A landscape with its top at a known place, and a little noise that the round decides."""
+    """Score a landscape with its top at a known place, and a little noise set by the round."""
     rng = np.random.default_rng(round)
     top = (0.9, 0.4, -0.2, 0.0, 0.1)
     return [
@@ -214,7 +214,7 @@ def test_it_never_returns_less_than_cross_entropy():
 
 
 def test_it_leaves_the_random_numbers_of_others_alone():
-    def state():  # what legacy code draws from
+    def state():  # the random states of NumPy and PyTorch
         return [*np.random.get_state()[1].tolist(), *torch.get_rng_state().tolist()]  # noqa: NPY002
 
     before = state()
@@ -309,7 +309,7 @@ import xent.learn.loss_search
 
 
 def test_it_finds_label_smoothing_like_losses_for_few_noisy_rows():
-    # A fifth of the labels is wrong: whatever holds back from certainty is better here.
+    # A fifth of the labels is wrong, so a loss that avoids certainty is better here.
     (x, y), (u, v) = blobs(90, 4), blobs(600, 4, seed=1)
     y = torch.where(torch.arange(90) % 5 == 0, (y + 1) % 4, y)
     accuracy = HeldOutAccuracy(x, y, u, v, networks=2, hidden=32, steps=120, batch=32, lr=1e-2)

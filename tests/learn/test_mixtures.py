@@ -27,7 +27,7 @@ def of_target(z, y):
 
 
 def best_by_scipy(loss, members):
-    """The least value that a general solver finds on the simplex."""
+    """Return the least value that a general solver finds on the simplex."""
     result = minimize(
         lambda w: loss(torch.tensor(w)).item(), [1 / members] * members, method="SLSQP",
         bounds=[(1e-12, 1)] * members, constraints={"type": "eq", "fun": lambda w: sum(w) - 1},

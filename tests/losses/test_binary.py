@@ -20,7 +20,7 @@ MARGINS = [-100, -80, -40, -17.3, -5.25, -1, -0.3, -1e-3, 0, 1e-3, 0.3, 1, 5.25,
 
 @pytest.fixture(autouse=True)
 def _one_thread(_same_start):
-    """The tensors are small: a second thread costs more than it brings."""
+    """Use one thread: the tensors are too small for two."""
     torch.set_num_threads(1)
 
 
@@ -31,7 +31,7 @@ def grid(targets, dtype=torch.float64):
 
 
 def ask(loss: ElementLoss, engine: str, dtype: torch.dtype = torch.float32) -> str:
-    """Return the engine; skip if the loss has no such kernel, or the kernel no such type."""
+    """Return the engine, or skip if the loss lacks the engine, or the engine the dtype."""
     if engine != "reference" and not loss.kernel:
         pytest.skip("has no kernel")
     if engine == "triton" and dtype == torch.float64:
@@ -40,7 +40,7 @@ def ask(loss: ElementLoss, engine: str, dtype: torch.dtype = torch.float32) -> s
 
 
 def assert_close(actual, truth, scale, limit):
-    """Allow ``limit`` ulps of the truth, or of the terms it is a difference of, ``scale``."""
+    """Assert closeness in ulps of the truth, or of the terms whose difference it is."""
     unit = torch.maximum(spacing(truth, actual.dtype), spacing(scale, actual.dtype))
     error = (actual.double() - truth).abs() / unit
     worst = error.argmax()
@@ -53,17 +53,17 @@ def assert_close(actual, truth, scale, limit):
 @EACH
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 def test_hard_targets_to_the_last_digits(loss, every_engine, dtype):
-    """With targets 0 and 1 nothing cancels: a few ulps at every margin, down to subnormals."""
+    """Nothing cancels if the target is 0 or 1: a few ulp at each margin, down to subnormals."""
     engine = ask(loss, every_engine, dtype)
     z, t = grid([0.0, 1.0], dtype)
     value, grad = value_and_grad(loss, z, t, reduction="none", engine=engine)
     truth, slope = loss.truth(z, t)
     assert value.dtype == dtype
-    # A power multiplies relative errors by the exponent; through logarithms also by the nats.
+    # A power multiplies relative errors; by logarithms, by the size of the logarithm in nats.
     power = max(v for k, v in {"gamma": 2, **loss.options}.items() if "gamma" in k)
     logarithms = dtype == torch.float64 and ("focal" in loss.name or "asymmetric" in loss.name)
     limit = 4 + power * (100 if logarithms else 1)
-    # The continuous Bernoulli is a difference of two terms, and has the digits of these terms.
+    # The density of the continuous Bernoulli is a difference, as accurate as its terms.
     scale = torch.zeros_like(truth)
     if "continuous" in loss.name:
         scale = 1 + z.double().abs()
@@ -89,7 +89,7 @@ def test_targets_between(loss, every_engine, dtype):
 
 
 def test_values_beside_the_smallest_numbers(every_engine):
-    """Values in float32 go down through the subnormal numbers to 0."""
+    """Values of float32 down to its subnormal numbers, and to 0."""
     z = torch.tensor([87.0, 88.5, 95.0, 103.0, 103.9, 120.0, 1e30])
     value, grad = value_and_grad(BCE, z, torch.ones_like(z), reduction="none", engine=every_engine)
     exact = [float(mpmath.log1p(mpmath.exp(-mpmath.mpf(v)))) for v in z.tolist()]
@@ -106,7 +106,7 @@ def test_infinite_logits(loss, every_engine):
     t = torch.tensor([1.0, 0.0], dtype=z.dtype)
     right, slope = value_and_grad(loss, z, t, reduction="none", engine=engine)
     if "continuous" in loss.name:
-        assert right.tolist() == [-inf, -inf]  # all the density in one point
+        assert right.tolist() == [-inf, -inf]  # the density is concentrated in one point
         return
     assert right.tolist() == [0, 0]
     assert slope.tolist() == [0, 0]
@@ -283,7 +283,7 @@ def test_powers_below_one_where_the_probability_is_one(engine, z):
 
 
 def test_torchvision_formula(engine):
-    """The formula holds for targets between 0 and 1, too."""
+    """Targets between 0 and 1, too."""
     z, t = torch.randn(300, dtype=torch.float64), torch.rand(300, dtype=torch.float64)
     p = torch.sigmoid(z)
     p_t = p * t + (1 - p) * (1 - t)

@@ -30,7 +30,7 @@ def derivatives_of_probabilities():
 
 def test_probabilities_and_all_their_derivatives():
     q, t, value, dq, dt, dqq, dqt, dtq = derivatives_of_probabilities()
-    # The gradient dq is the difference of t / q and (1 - t) / (1 - q).
+    # dq is the difference of t/q and (1-t)/(1-q).
     terms = torch.maximum(t / q, (1 - t) / (1 - q))
     with mpmath.workdps(60):
         exact = [
@@ -66,7 +66,7 @@ def test_corners_of_probabilities():
 
 
 def test_no_hidden_clipping():
-    """PyTorch's function clamps logarithms at -100 here, and its gradient vanishes."""
+    """torch clamps its logarithms at -100, so its gradient vanishes there."""
     z = torch.tensor([-30.0, -50.0, -100.0], dtype=torch.float64, requires_grad=True)
     value = xent.binary_cross_entropy(torch.sigmoid(z), torch.ones_like(z), reduction="none")
     value.sum().backward()
@@ -89,7 +89,7 @@ def test_a_clip_is_asked_for_and_lets_the_gradient_through():
 
 
 def test_excess_near_the_floor():
-    """The excess keeps digits where cross-entropy minus entropy has none."""
+    """Near the floor, cross-entropy minus entropy has no digits left."""
     t = torch.tensor([1e-7, 0.01, 0.3, 0.5, 0.999], dtype=torch.float64)
     near = [1e-12, 1e-8, 1e-4, 1e-2, 0.24, 0.26]
     with mpmath.workdps(80):

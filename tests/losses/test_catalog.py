@@ -17,7 +17,7 @@ EACH = pytest.mark.parametrize("name", NAMES)
 
 @pytest.fixture(autouse=True)
 def _one_thread(_same_start):
-    """The tensors are small: a second thread costs more than it brings."""
+    """Use one thread: the tensors are too small for two."""
     torch.set_num_threads(1)
 
 
@@ -26,7 +26,7 @@ def outcomes_of(c):
 
 
 def some_logits(c, outcomes, n=60):
-    """Logits of every size from almost equal to far apart."""
+    """Return logits from almost equal to far apart."""
     generator = torch.Generator().manual_seed(1)
     sizes = torch.logspace(-2, 1.3, n, dtype=torch.float64)[:, None]
     return sizes * torch.randn(n, c.width(outcomes), dtype=torch.float64, generator=generator)
@@ -34,7 +34,7 @@ def some_logits(c, outcomes, n=60):
 
 @pytest.mark.parametrize("name", CATALOG)
 def test_every_member_can_be_called(name):
-    """The other tests of this file reach a member only if the registry can call it."""
+    """Every member of the catalog needs an entry here, or no other test would see it."""
     entry = REGISTRY[name]
     if entry.apart or entry.follows:
         return
@@ -60,7 +60,7 @@ def test_binary_members_have_one_label():
 
 
 def distributions(c):
-    """Yield random distributions over the outcomes of a row, 100 in all."""
+    """Return 100 random distributions over the outcomes of a row, by number of outcomes."""
     if c.labels:
         yield c.of_labels(0.01 + 0.98 * torch.rand(100, c.labels, dtype=torch.float64))
         return
@@ -70,17 +70,17 @@ def distributions(c):
 
 
 def logits_of(c, p):
-    """Logits that predict ``p`` by softmax or sigmoid."""
+    """Return logits that predict ``p`` by softmax or sigmoid."""
     return torch.logit(p @ c.targets(0)) if c.labels else p.log()
 
 
 def inside(c, u):
-    """Map any numbers to logits that a loss accepts: cosines for some losses."""
+    """Return logits in the domain of a loss, from unbounded ones."""
     return u.tanh() if c.cosines else u
 
 
 def minimise(c, p, start, steps):
-    """Logits with a local minimum of the expected loss for each ``p``, found in one search."""
+    """Return logits of locally least expected loss under each ``p``, all solved as one problem."""
     u = (start.clamp(-0.99, 0.99).atanh() if c.cosines else start).clone()
     u.requires_grad_()
     optimizer = torch.optim.LBFGS(
@@ -104,7 +104,7 @@ def risk(c, p, z):
 
 @pytest.mark.parametrize("name", [n for n in NAMES if CATALOG[n].proper])
 def test_proper(name):
-    """From every start the search for the least expected loss ends at the truth, or at its cost."""
+    """From any start the least expected loss is that of the truth."""
     c = REGISTRY[name]
     for p in distributions(c):
         start = torch.randn(len(p), c.width(p.shape[1]), dtype=torch.float64)
@@ -121,7 +121,7 @@ def test_proper(name):
 
 @pytest.mark.parametrize("name", [n for n in ALONE if not CATALOG[n].proper])
 def test_not_proper(name):
-    """Some other prediction costs less than the truth, with any shift of its logits."""
+    """Some prediction costs less than the truth, however the truth is shifted."""
     c = REGISTRY[name]
     for p in distributions(c):
         true = logits_of(c, p)
@@ -143,7 +143,7 @@ def test_not_proper(name):
 
 @pytest.mark.parametrize("name", sorted(OF_A_BATCH))
 def test_not_proper_over_a_batch(name):
-    """Some other prediction costs less in a batch whose classes are as frequent as predicted."""
+    """The same for a batch whose class frequencies are those of the distribution."""
     assert not CATALOG[name].proper
     target = torch.tensor([0] * 14 + [1] * 5 + [2])
     p = torch.bincount(target) / 20
@@ -173,7 +173,7 @@ def test_bounded(name):
 
 
 def least_curvature(c, z, outcomes):
-    """The smallest eigenvalue of a Hessian, relative to the numbers it was computed from."""
+    """Return the smallest eigenvalue of a Hessian, relative to the size of its terms."""
     z = z.detach().requires_grad_()
     values = c.values(z, outcomes)
     least = []
@@ -192,7 +192,7 @@ def least_curvature(c, z, outcomes):
 
 
 def largest_sag(loss, z):
-    """The largest relative height of the loss above its chord, in the middle of a segment."""
+    """Return how far the loss lies above its chord in the middle, at most; relative."""
     a, b = z, z.flip(0)
     at_a, at_b, middle = loss(a), loss(b), loss((a + b) / 2)
     return ((middle - (at_a + at_b) / 2) / (1 + at_a.abs() + at_b.abs())).max().item()

@@ -1,4 +1,4 @@
-"""All that PyTorch refuses is refused here, with a message that says the way out."""
+"""Whatever torch refuses, xent refuses, with a message that says how to correct the call."""
 
 import pytest
 import torch
@@ -50,7 +50,7 @@ BAD = {
     "no target": (Z, None, {}, "target"),
 }  # fmt: skip
 
-# Options that only xent has. PyTorch gives nothing to compare with, but bad values must not pass.
+# Options that only xent has: bad values must not pass.
 OURS = {
     "label_smoothing -0.1": (Z, Y, {"label_smoothing": -0.1}, "label_smoothing"),
     "label_smoothing nan": (Z, Y, {"label_smoothing": float("nan")}, "label_smoothing"),
@@ -104,7 +104,7 @@ def test_a_class_out_of_range_raises_on_every_engine(engine, name):
 
 @pytest.mark.parametrize(
     ("label", "hint"), [(5, "off by one"), (-1, "ignore_index=-100"), (77, "diagnose")]
-)  # one too large, another mark for ignored rows, out of range
+)  # one too many; a common mark for ignored rows; nonsense
 def test_the_hint_fits_the_label(engine, label, hint):
     y = torch.tensor([0, 1, 2, label])
     with pytest.raises(xent.TargetError, match=hint):

@@ -1,4 +1,4 @@
-"""Losses whose classes are other examples, or samples: as from the whole matrix, without it."""
+"""Losses whose classes are other examples, or samples: equal to the whole matrix."""
 
 import mpmath
 import pytest
@@ -13,7 +13,7 @@ every_reduction = pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch):
-    """Make several chunks of small problems, too."""
+    """Make even small problems take several chunks."""
     monkeypatch.setattr(heads, "MAX_ROWS", 5)
 
 
@@ -149,7 +149,7 @@ def test_the_correction_takes_the_bias_out():
     for _ in range(draws):
         some = torch.multinomial(q, size, replacement=True, generator=generator)
         loss = xent.losses.sampled_cross_entropy(h, w, y, some, log_q=(q * size).log())
-        odds = torch.expm1(loss)  # the sampled others against the target, both divided by q
+        odds = torch.expm1(loss)  # odds of all sampled classes against the target
         total.append(odds / (q[3] * size))
     total = torch.stack(total)
     z = (h @ w.T)[0]

@@ -22,7 +22,7 @@ def uniform(*shape: int, seed: int = 0) -> Tensor:
 
 
 def scene(seed: int = 0) -> dict[str, Tensor]:
-    """A head and its targets; a third of the boxes is responsible, many overlap something."""
+    """Return a head and its targets; a third of the boxes is responsible, many overlap objects."""
     return {
         "input": 6 * uniform(B, A * (5 + C), H, W, seed=seed) - 3,
         "responsible": uniform(B, A, H, W, seed=seed + 1) < 0.3,
@@ -38,13 +38,13 @@ def cells():
 
 
 def logistic(z: float, t: float) -> float:
-    """Logistic cross-entropy in 30 digits."""
+    """Compute logistic cross-entropy in 30 digits."""
     p = 1 / (1 + mpmath.exp(-mpmath.mpf(z)))
     return float(-t * mpmath.log(p) - (1 - t) * mpmath.log(1 - p))
 
 
 def by_the_rules(scene, version, rescore, scales, ignore_above, truth_above=1.0, multi=None):
-    """The three sums and darknet's delta with the sign of a gradient, one box at a time."""
+    """Return the three sums and darknet's delta, as a gradient, one box at a time."""
     object_scale, noobject_scale, class_scale, center_scale = scales
     input = scene["input"]
     sums, delta = [0.0, 0.0, 0.0], torch.zeros_like(input)
@@ -305,7 +305,7 @@ def siblings(node: int) -> list[int]:
 
 
 def node_log_prob(z: Tensor, node: int) -> Tensor:
-    """Log-probability of a node: the product of conditional ones up to its root."""
+    """Return the log-probability of a node: conditional probabilities up to its root."""
     total = z.new_zeros(())
     while node >= 0:
         total = total + z[node] - torch.logsumexp(z[siblings(node)], 0)
@@ -437,7 +437,7 @@ def test_bad_trees_and_targets():
 
 
 def test_facts_of_the_catalog():
-    """Convex along every line, without a bound, and least in expectation at the truth."""
+    """Convex along every line, not bounded, and least in expectation at the truth."""
     data = scene()
     head = {k: v for k, v in data.items() if k != "input"}
     target = torch.arange(len(TREE))

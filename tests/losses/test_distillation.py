@@ -25,7 +25,7 @@ EACH_KIND = pytest.mark.parametrize(("kind", "beta"), KINDS)
 
 
 def direct(z, v, kind, beta, temperature=1.0):
-    """The textbook formula in float64."""
+    """Compute the textbook formula in float64."""
     log_p, log_q = torch.log_softmax(z / temperature, -1), torch.log_softmax(v / temperature, -1)
     p, q = log_p.exp(), log_q.exp()
     if kind == "forward":
@@ -37,7 +37,7 @@ def direct(z, v, kind, beta, temperature=1.0):
 
 
 def exact_row(z, v, kind, beta, temperature):
-    """Value and gradients of a row, by student and by teacher, to mpmath's digits."""
+    """Return value and gradients of a row, by student and by teacher, in mpmath's digits."""
     t = mpf(temperature)
     e = [[mpmath.exp(mpf(x) / t) for x in row] for row in (z, v)]
     p, q = ([x / mpmath.fsum(row) for x in row] for row in e)
@@ -103,7 +103,7 @@ def test_every_digit_of_a_student_near_its_teacher(kind, beta, distance, size):
     assert value[0] == 0
     assert not grad[0].any()
     torch.testing.assert_close(value[1:], truth[1:], rtol=3e-14, atol=0)
-    # A class whose log-ratio is the mean has gradient 0, so errors are relative to the row.
+    # A class with the mean ratio has slope 0: the slopes of other classes are the scale.
     error = (grad - slope)[1:].abs() / slope[1:].abs().amax(-1, keepdim=True)
     assert error.max() < 1e-13
 
@@ -118,7 +118,7 @@ def test_every_digit_in_float32(kind, beta):
         )
         truth, slope = exact(z, v, kind, beta)
         assert worst(value, truth) <= 1
-        # Where both are sure of different classes, p (r_j - E_p r) has nearly equal log-ratios r.
+        # Two confident, different predictions: p (r_j - E_p r) with nearly equal log-ratios r.
         rounding = 1e-15 * torch.softmax(z.double(), -1)
         assert bool(((grad - slope).abs() <= spacing(slope, grad.dtype) + rounding).all())
 
@@ -253,7 +253,7 @@ def test_a_few_rows_at_a_time_are_the_same(monkeypatch):
     assert all(map(torch.equal, torch.autograd.grad(parts.sum(), (z, v)), slopes))
 
 
-def test_a_bad_teacher_is_told():
+def test_a_bad_teacher_is_refused_with_the_reason():
     z = logits(3, 4)
     for options, message in (
         ({"temperature": 0.0}, "temperature"),

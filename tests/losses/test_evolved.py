@@ -28,7 +28,7 @@ def probabilities(z):
 
 
 def through_softmax(p, slopes):
-    """Gradient by the logits from that by the probabilities, and the size of the terms in it."""
+    """Return the gradient in the logits from that in the probabilities, and its scale."""
     n = range(len(p))
     grad = [p[k] * mp.fsum(p[j] * (slopes[k] - slopes[j]) for j in n if j != k) for k in n]
     sizes = [
@@ -130,7 +130,7 @@ def test_the_polynomial_the_authors_write_for_cross_entropy():
     published = 0.166667 - p + 2 * p * p - 1.33333 * p**3 + x * (2.19315 - 4 * p + 2 * p * p)
     loss = xent.losses.taylorglo_loss(z, y, theta=CROSS_ENTROPY, reduction="none")
     gaps = published.sum(-1) - loss
-    assert (gaps - gaps.mean()).abs().max() < 1e-5  # the published numbers have six digits
+    assert (gaps - gaps.mean()).abs().max() < 1e-5  # the paper prints six digits
 
 
 def test_every_parameter_of_taylorglo_that_can_steer_does():
@@ -217,7 +217,7 @@ def test_compiles_in_one_graph(loss):
 
 
 def least_expected(call, q):
-    """The probabilities with the least expected loss."""
+    """Return the probabilities of the least expected loss, by Newton's method with a fallback."""
     classes = torch.arange(len(q))
     z = q.log().clone().requires_grad_()
     optimiser = torch.optim.LBFGS([z], max_iter=300, line_search_fn="strong_wolfe")

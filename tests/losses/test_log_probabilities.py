@@ -1,4 +1,4 @@
-"""``nll_loss`` and ``kl_div``: equal to PyTorch's where that is a number, and right where not."""
+"""``nll_loss`` and ``kl_div``: equal to PyTorch's, and right where PyTorch gives no number."""
 
 import math
 import warnings
@@ -30,7 +30,7 @@ def labels(shape):
 
 
 def agree(ours, theirs, tensors, eps=None):
-    """Check that values and gradients of two functions agree."""
+    """Compare values and gradients of two functions."""
     dtype = tensors[0].dtype
     eps = 8 * torch.finfo(dtype).eps if eps is None else eps
     results = []

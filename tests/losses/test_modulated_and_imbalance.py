@@ -1,4 +1,4 @@
-"""Tests beyond the laws: accuracy at every margin, limits of hyperparameters, known numbers."""
+"""Facts beyond the laws: accuracy at every margin, limits of hyperparameters, known numbers."""
 
 import math
 
@@ -109,7 +109,7 @@ def test_focal_loss_of_a_certainty(gamma, engine):
 
 
 def focal_rows(z, y, gamma):
-    """The formula of focal loss, row by row."""
+    """Return the formula of focal loss, row by row."""
     p = torch.softmax(z, 1).gather(1, y[:, None])[:, 0]
     return -((1 - p) ** gamma) * p.log()
 

@@ -75,7 +75,7 @@ def test_symmetric_shortcuts(rate):
 
 
 def exact_forward(z, matrix, y):
-    """Value and gradient in 100 digits, rounded to float64."""
+    """Return value and gradient in 100 digits, rounded to float64."""
     values, grads = [], []
     with mpmath.workdps(100):
         column = [mpf(v) for v in matrix[:, y].tolist()]
@@ -137,7 +137,7 @@ def test_symmetric_forward_at_every_margin(rate):
     torch.testing.assert_close(grad, true_grad, rtol=1e-13, atol=0)
 
 
-# ---- what corrections are for ---------------------------------------------------------------
+# ---- corrections find the clean minimum ------------------------------------------------------
 
 
 @MATRICES
@@ -152,7 +152,7 @@ def test_backward_is_unbiased(matrix):
 @pytest.mark.parametrize("matrix", [SYMMETRIC, PAIR, ANY], ids=["symmetric", "pair", "any"])
 def test_the_minimiser_over_a_noisy_population_is_the_clean_posterior(matrix):
     posterior = torch.softmax(torch.randn(3, C, dtype=torch.float64), 1)
-    noisy = posterior @ matrix  # probabilities of the labels that are seen
+    noisy = posterior @ matrix  # the distribution of noisy labels
 
     def minimiser(loss, **options):
         z = torch.zeros(3, C, dtype=torch.float64, requires_grad=True)

@@ -1,4 +1,4 @@
-"""Noise matrices: checks, makers, sampling of labels, and estimates."""
+"""Noise matrices: bad matrices are refused; making, sampling and estimating them."""
 
 import math
 
@@ -135,7 +135,7 @@ def test_flipped_labels_follow_the_matrix():
 
 
 def population(rows=20000, sharpness=12.0):
-    """Clean posteriors of overlapping classes, most of them nearly sure."""
+    """Return clean posteriors of overlapping classes, most of them nearly certain."""
     generator = torch.Generator().manual_seed(7)
     z = torch.randn(rows, C, generator=generator, dtype=torch.float64) * sharpness
     return torch.softmax(z, 1)

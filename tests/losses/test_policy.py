@@ -21,7 +21,7 @@ every_loss = pytest.mark.parametrize("name", LOSSES)
 
 
 def tokens(*shape, dtype=torch.float64):
-    """Log-probabilities now, when sampled and under a reference; advantages."""
+    """Return log-probabilities now, when sampled and under a reference; advantages; a mask."""
     p = -torch.rand(*shape, dtype=dtype) * 3
     old, reference = (p + torch.randn(*shape, dtype=dtype) * 0.4 for _ in range(2))
     return p.requires_grad_(), old, reference, torch.randn(*shape, dtype=dtype)
@@ -62,7 +62,7 @@ def test_estimates_are_exact(d, dtype):
 
 
 def test_what_estimates_tell_on_average():
-    """Exact expectations over the actions of a small categorical, and gradients of them."""
+    """Exact expectations, and their gradients, over the actions of a small categorical."""
     z = torch.randn(6, dtype=torch.float64, requires_grad=True)
     policy, reference = Categorical(logits=z), torch.randn(6, dtype=torch.float64)
     log_p, log_r = policy.logits, reference.log_softmax(0)
@@ -126,7 +126,7 @@ def test_rewards_of_right_and_wrong():
 
 
 def averaged(values, mask, average, normalizer=None):
-    """Average in plain Python, by loops."""
+    """Average by loops, with Python's sums."""
     rows = [[v for v, keep in zip(*pair, strict=True) if keep]
             for pair in zip(values, mask, strict=True)]  # fmt: skip
     rows = [row for row in rows if row]
@@ -204,7 +204,7 @@ def test_reductions(name, average):
 
 
 def test_the_policy_gradient(engine):
-    """The gradient is R (p - onehot) / N for rewards of any sign, as that of cross-entropy."""
+    """R (p - onehot) / N in the logits, for rewards of any sign, as of weighted cross-entropy."""
     z = torch.randn(9, 6, dtype=torch.float64, requires_grad=True)
     y, r = torch.randint(6, (9,)), torch.randn(9, dtype=torch.float64)
     r -= r.mean()  # so the sum of the weights is 0
@@ -241,7 +241,7 @@ def test_on_policy_sequences():
 
 @pytest.mark.parametrize("clip", [0.1, 0.2, 0.3])
 def test_the_range_of_the_ratio_is_clip(clip):
-    """All advantages are positive: ratios above ``1 + clip`` have no gradient."""
+    """Ratios of 1.05, 1.15 and 1.25 should rise; those outside the range have no gradient."""
     ratio = torch.tensor([[1.05, 1.15, 1.25]], dtype=torch.float64)
     p = ratio.log().requires_grad_()
     for loss in (xent.policy.ppo_loss, xent.policy.grpo_loss):
@@ -314,7 +314,7 @@ def test_no_tokens(name, average):
 
 @every_loss
 def test_advantages_by_sequence_and_single_actions(name):
-    p, _, _, _ = tokens(5, 5)  # B = T: a vector could be taken for one per position
+    p, _, _, _ = tokens(5, 5)  # a number per sequence could pass for a number per position
     a, loss = torch.randn(5, dtype=torch.float64), LOSSES[name]
     each = loss(p, a[:, None].expand(5, 5), average="sequence")
     assert torch.equal(loss(p, a, average="sequence"), each)

@@ -1,4 +1,4 @@
-"""Robust losses: digits at every margin, limits of hyperparameters, facts of the catalog.
+"""Robust losses at every margin, at limits of hyperparameters, and their promised properties.
 
 The laws of every loss (tests/house/test_laws.py) run over tests/registry.
 """
@@ -57,7 +57,7 @@ MEMBERS = pytest.mark.parametrize("loss", EXACT, ids=lambda loss: loss.__name__)
 
 
 def exact(formula, z, y):
-    """Value and gradient of the rows of ``z`` in 100 digits, rounded to float64."""
+    """Return value and gradient of the rows of ``z`` in 100 digits, rounded to float64."""
 
     def of_logits(*row):
         e = [mpmath.exp(v - max(row)) for v in row]
@@ -74,7 +74,7 @@ def exact(formula, z, y):
 
 
 def rows_of_margin(*margins):
-    """Rows whose class 0 is above the next class by these margins."""
+    """Return rows whose class 0 has these margins above the next class."""
     others = torch.tensor([0.0, -0.75, -4.5])
     return torch.stack([torch.cat([torch.tensor([m]), others]) for m in margins]) + 2.0
 
@@ -224,7 +224,7 @@ SYMMETRIC = [loss for loss in EXACT if CATALOG[loss.__name__].symmetric]
 
 
 def over_labels(loss, z):
-    """The sum of the losses of all labels, one per row."""
+    """Return the sum of the losses of all labels, one per row."""
     labels = torch.arange(z.shape[1])
     return sum(loss(z, torch.full((len(z),), int(y)), reduction="none") for y in labels)
 
@@ -257,7 +257,7 @@ def test_bounded_losses_have_a_bound(loss):
 
 @pytest.mark.parametrize("loss", SYMMETRIC, ids=lambda loss: loss.__name__)
 def test_uniform_noise_does_not_move_the_slope(loss):
-    # What makes symmetric losses robust: noise scales the mean loss and adds a constant.
+    # Symmetric losses are robust, because noise scales the mean loss and adds a constant.
     matrix = xent.losses.symmetric_noise_matrix(13, 0.4)
     _, clean = value_and_grad(loss, Z, Y, reduction="none")
     noisy = torch.zeros_like(Z)

@@ -1,4 +1,4 @@
-"""Soft targets from tables, mixtures and short lists."""
+"""Soft targets given by tables, mixtures and short lists."""
 
 import math
 
@@ -18,7 +18,7 @@ N, C = 8, 6
 
 @pytest.fixture
 def engine(every_engine):
-    """Every engine, Triton's kernels included."""
+    """Run on Triton's kernels, too."""
     return every_engine
 
 
@@ -161,7 +161,7 @@ def test_mixup_of_a_batch():
         xent.losses.mixup(x, y[:2])
 
 
-def test_a_bad_mixture_is_told():
+def test_a_bad_mixture_is_refused_with_the_reason():
     z, y = logits(3, C), torch.tensor([0, 1, 2])
     for lam, message in ((1.5, "lam"), (torch.tensor([0.5, -0.1, 2.0]), "lam"),
                          (torch.rand(2), "one per row")):  # fmt: skip
@@ -253,7 +253,7 @@ def test_the_tail_is_one_class_more(engine):
 
 
 def test_the_tail_has_every_digit(engine):
-    """Class 0 is listed, class 1 is the tail; margins go from sure of 1 to sure of 0."""
+    """Classes 0 (listed) and 1 (the tail), with probabilities from nearly 0 to nearly 1."""
     d = torch.arange(-80, 81, 4.0)
     z = torch.stack([d, torch.zeros_like(d), torch.full_like(d, -math.inf)], 1)
     classes = torch.zeros(len(d), 1, dtype=torch.int64)
@@ -343,7 +343,7 @@ def test_lists_are_differentiable():
         torch.testing.assert_close(each / 2, whole, rtol=1e-12, atol=1e-15)
 
 
-def test_a_bad_list_is_told():
+def test_a_bad_list_is_refused_with_the_reason():
     z, classes, q = lists()
     twice = classes.clone()
     twice[0, 0] = twice[0, 2]
@@ -366,7 +366,7 @@ def test_a_bad_list_is_told():
 
 
 def test_a_target_of_0_has_a_slope_for_every_class():
-    """The likeliest class has one, too, though kernels keep that class apart from the others."""
+    """Also the likeliest class, which kernels keep apart from the others."""
     z = torch.tensor([[3.0, 0.0, 1.0], [0.0, 3.0, -torch.inf]], dtype=torch.float64)
     q = torch.tensor([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]], dtype=torch.float64, requires_grad=True)
     (slope,) = torch.autograd.grad(xent.cross_entropy(z, q, reduction="sum"), q)

@@ -18,7 +18,7 @@ ALPHAS = [1.05, 1.5, 2.0, 2.5, 4.0, 10.0]
 
 
 def exact_sparsemax(z):
-    """The nearest point of the simplex, found over all supports, in fractions."""
+    """Return the nearest point of the simplex, found over all supports, in fractions."""
     z = [Fraction(v) for v in z]
     best = None
     for n in range(1, len(z) + 1):
@@ -32,7 +32,7 @@ def exact_sparsemax(z):
 
 
 def exact_entmax(z, alpha):
-    """Probabilities of one row to 60 digits by bisection."""
+    """Return probabilities of one row to 60 digits by bisection."""
     with mpmath.workdps(60):
         alpha = mpf(alpha)
         x = [(alpha - 1) * mpf(v) for v in z]
@@ -53,12 +53,12 @@ def exact_rows(z, alpha):
 
 
 def rounding(p, alpha, size):
-    """Error of probabilities from rounded logits, p^(2 - alpha): large for rare classes."""
+    """Return the effect of rounded logits on probabilities, p^(2 - alpha): large for rare ones."""
     return 8e-16 * (1 + size) * torch.where(p > 0, p ** (2 - alpha), 1).clamp(min=1)
 
 
 def exact_loss(z, q, alpha):
-    """The Fenchel-Young loss of a row, to 60 digits."""
+    """Return the Fenchel-Young loss of a row, to 60 digits."""
     with mpmath.workdps(60):
         a = mpf(alpha)
         p = exact_entmax(z, alpha)
@@ -111,7 +111,7 @@ def test_the_loss_and_its_gradient_are_exact(alpha, size):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("alpha", [1.0, 1.5, 2.0, 3.0])
 def test_every_digit_at_every_margin(alpha, dtype):
-    """Two classes have closed forms in the margin; the loss goes to 0 with all its digits."""
+    """Two classes have closed forms in the margin; the loss stays accurate as it goes to 0."""
     d = torch.cat(
         [torch.arange(-80, 80.5, 0.5), 1 / max(alpha - 1, 0.01) - torch.logspace(-6, -1, 9)]
     )

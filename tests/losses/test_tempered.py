@@ -12,13 +12,13 @@ from tests.helpers import nats_below_top, value_and_grad, worst
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 
-# Inputs of the tests of the authors' code, whose numbers are expected to 1e-5 as there.
+# Numbers that the tests of the authors' code expect, to 1e-5.
 LABELS = torch.tensor([[0.2, 0.3, 0.5], [0.6, 0.3, 0.1], [0.2, 0.8, 0.0]])
 ACTIVATIONS = torch.tensor([[-0.5, 0.1, 2.0], [0.1, 1.5, -5.0], [4.0, -3.0, -6.0]])
 
 
 def exact_p(z, t):
-    """The tempered softmax of a row, to 60 digits by bisection of the normaliser."""
+    """Return the tempered softmax of a row and its normaliser, to 60 digits by bisection."""
     t = mpf(t)
     z = [mpf(v) for v in z]
 
@@ -38,7 +38,7 @@ def exact_p(z, t):
 
 
 def exact_loss(z, q, t1, t2):
-    """Loss and gradient of a row, with the digits that mpmath is set to."""
+    """Return loss and gradient of a row, to the digits that mpmath works with."""
     p, q, t1, t2 = exact_p(z, t2), [mpf(v) for v in q], mpf(t1), mpf(t2)
 
     def log_t(v):
@@ -74,14 +74,14 @@ def test_the_numbers_of_the_authors():
     one = {"z": ACTIVATIONS[:1], "q": torch.tensor([[0.2, 0.5, 0.3]])}
     for step, expected in ((0.1, 0.45677936), (0.2, 0.34298314), (0.3, 0.26295574)):
         assert loss(1 - step, 1 + step, **one) == pytest.approx([expected], **close)
-    # At t1 = t2 = 1 the authors' code leaves out the entropy of the target, so it jumps there.
+    # At t1 = t2 = 1 the authors' code leaves out the entropy of the target, and jumps.
     entropy = -(one["q"] * one["q"].log()).sum().item()
     assert loss(1.0, 1.0, **one)[0] + entropy == pytest.approx(1.6583576, **close)
     for target in (torch.tensor([2, 0, 1]), torch.eye(3)[[2, 0, 1]]):
         smoothed = loss(0.5, 1.5, q=target, label_smoothing=0.1, smoothed_over="others")
         truth = (1 - 0.15) * torch.eye(3)[[2, 0, 1]] + 0.05
         assert smoothed == pytest.approx(loss(0.5, 1.5, q=truth), **close)
-    # The authors' test gives each row one of three targets; these targets give its numbers.
+    # The authors' test has one target per row; these targets give the three numbers.
     smoothed = [
         xent.losses.bi_tempered_loss(
             ACTIVATIONS[k], torch.tensor(y), t1=0.5, t2=1.5, label_smoothing=0.1,
@@ -90,7 +90,7 @@ def test_the_numbers_of_the_authors():
         for k, y in ((0, 0), (1, 1), (2, 2))
     ]  # fmt: skip
     assert smoothed == pytest.approx([0.76652711, 0.08627685, 1.35443510], **close)
-    softmax = xent.tempered_softmax(ACTIVATIONS[0], t=4.0).tolist()  # authors': sum 1.00003
+    softmax = xent.tempered_softmax(ACTIVATIONS[0], t=4.0).tolist()  # the authors' sum is 1.00003
     assert softmax == pytest.approx([0.3205458, 0.32714278, 0.3523402], abs=2e-5)
 
 
@@ -133,7 +133,7 @@ def test_the_normaliser_has_converged(t, size):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize(("t1", "t2"), [(0.8, 1.2), (0, 1), (0.5, 1), (1, 1), (0, 2), (0.5, 0.8)])
 def test_every_digit_at_every_margin(t1, t2, dtype):
-    """The loss of a sure prediction keeps its digits as it goes to 0."""
+    """The loss of a confident prediction stays accurate as it goes to 0."""
     d = torch.arange(-80, 81, 8, dtype=dtype)
     if t2 < 1:  # beyond 1 / (1 - t2) a class is certain or impossible
         d = torch.arange(-4.75, 5, 0.5, dtype=dtype)
@@ -169,7 +169,7 @@ def test_the_limits_are_continuous():
 @pytest.mark.parametrize("t", [0.0, 0.5, 0.9, 1.0])
 def test_equal_temperatures_are_an_entmax_loss(t):
     z = torch.randn(8, 5, dtype=torch.float64)
-    y = z.argmax(-1)  # a class that is possible: entmax_loss has a penalty for others
+    y = z.argmax(-1)  # a possible class: entmax has a price for impossible ones
     truth = xent.losses.entmax_loss(z, y, alpha=2 - t, reduction="none")
     value = xent.losses.bi_tempered_loss(z, y, t1=t, t2=t, reduction="none")
     torch.testing.assert_close(value, truth, rtol=1e-14, atol=0)

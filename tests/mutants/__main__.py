@@ -2,7 +2,7 @@
 
     every change of the files --seed--> a sample --coverage--> tests that touch it --> killed or not
 
-What is found out is kept in ``build/mutants``: a second call with the same sources goes on.
+Results are kept in ``build/mutants``: a second call with the same sources continues.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .processes import LATE, each
 ROOT = Path(__file__).parents[2]
 TESTS = ROOT / "tests"
 ROOMS = ("frames", "losses", "row_statistics.py", "heads", "information")
-# Tests of what stands on top of these rooms: they train, plot or talk, and are slow.
+# Tests of the rooms on top: they train, plot or run commands, and are slow.
 FAR = ("benchmarks", "commands", "examples", "learn", "plot", "test_cli.py", "test_evaluation.py")
 EQUIVALENT = Path(__file__).with_name("equivalent.txt")
 CONTROLS = 5  # mutants whose tests run on the unchanged library first
@@ -35,7 +35,7 @@ LATE_AFTER = 120  # seconds of the processor
 
 @dataclass(frozen=True)
 class Mutant:
-    """A file of the library and a change of it."""
+    """A file of the library and one change of it."""
 
     package: Path
     file: Path
@@ -47,7 +47,7 @@ class Mutant:
 
     @property
     def name(self) -> str:
-        """A name for files, and for what has been found out."""
+        """Name for files, and for the results that are kept."""
         text = f"{self.where} {self.change.start} {self.change.end} {self.change.new}"
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -57,7 +57,7 @@ class Mutant:
         return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
     def __str__(self) -> str:
-        """What is changed, wherever in its file it has moved to."""
+        """Return the change, wherever in its file it is now."""
         before, after = self.change.statement
         return f"{self.where}: {before} -> {after}"
 
@@ -66,7 +66,7 @@ Chosen = dict[Mutant, list[str]]
 
 
 def main() -> None:
-    """Sample, judge, report."""
+    """Sample, judge and report."""
     parser = argparse.ArgumentParser(prog="python -m tests.mutants", description=__doc__)
     parser.add_argument("--sample", type=int, default=400, help="how many mutants to judge")
     parser.add_argument("--seed", type=int, default=0)
@@ -97,12 +97,12 @@ def _python_files(path: Path) -> list[Path]:
 
 
 def _room(tests: Path) -> str:
-    """The folder of a file of tests, or the file itself where it is in none."""
+    """Return the folder of a file of tests, or the file itself if it is in no folder."""
     return tests.relative_to(TESTS).parts[0]
 
 
 def _name(tests: Path) -> str:
-    """One word for a file of tests: others have the same name in another folder."""
+    """Return one word for a file of tests: others have the same name in another folder."""
     return ".".join(tests.relative_to(TESTS).with_suffix("").parts)
 
 
@@ -112,7 +112,7 @@ def _digest(files: list[Path]) -> str:
 
 
 def _watch(tests: list[Path], package: Path, folder: Path, count: int) -> None:
-    """Find out which lines each test runs, file by file, where that is not known yet."""
+    """Find out, file by file, which lines each test runs, unless that is known already."""
     folder.mkdir(parents=True, exist_ok=True)
     notes = {file: folder / _name(file) for file in tests}
     left = [file for file in tests if not Path(f"{notes[file]}.json").exists()]
@@ -123,7 +123,7 @@ def _watch(tests: list[Path], package: Path, folder: Path, count: int) -> None:
 
 
 def _check_controls(chosen: Chosen, folder: Path, count: int) -> None:
-    """Stop if tests fail on the library as it is, when they are run like this."""
+    """Stop if tests fail on the unchanged library when they are run like this."""
     jobs = [_job(mutant, tests, folder, changed=False) for mutant, tests in chosen.items() if tests]
     for mutant, code in tqdm(each(jobs, count), "controls", len(jobs)):
         if code:
@@ -131,7 +131,7 @@ def _check_controls(chosen: Chosen, folder: Path, count: int) -> None:
 
 
 def _verdicts(chosen: Chosen, folder: Path, count: int) -> dict[Mutant, int | str]:
-    """The exit code of the tests of each mutant; 0 where they notice nothing, or there are none."""
+    """Return the exit code of each mutant's tests; 0 if no test notices, or if there is none."""
     file = folder / "verdicts.json"
     told = json.loads(file.read_text()) if file.exists() else {}
     left = [mutant for mutant in chosen if mutant.name not in told]
@@ -153,7 +153,7 @@ def _job(
 
 
 def _report(verdicts: dict[Mutant, int | str], chosen: Chosen, of: int) -> None:
-    """What tests notice by room, with the interval of the share, and what none noticed."""
+    """Print the noticed share by room, with its interval, and the mutants that no test noticed."""
     print(f"{len(verdicts)} mutants of {of}\n")
     for room in (*ROOMS, ""):
         codes = [code for mutant, code in verdicts.items() if mutant.where.startswith(room)]

@@ -1,6 +1,6 @@
-"""What a mutant is: one small change of the text of a function.
+"""Mutants as changes: one small change of the text of a function.
 
-Left alone are what runs on import, since no test stands for it, annotations, docstrings, and the
+Not changed are code that runs on import, since no test runs it, annotations, docstrings, and the
 words of messages.
 """
 
@@ -37,7 +37,7 @@ REMOVED = (ast.AugAssign, ast.Raise, ast.Delete, ast.Break, ast.Continue)
 
 @dataclass(frozen=True)
 class Change:
-    """The text between two offsets becomes another.
+    """The replacement of the text between two offsets.
 
     Attributes:
         start: offset of the first byte that goes.
@@ -56,7 +56,7 @@ class Change:
     statement: tuple[str, str]
 
     def applied(self, source: bytes) -> bytes:
-        """The source with the change."""
+        """Return the source with the change."""
         return source[: self.start] + self.new.encode() + source[self.end :]
 
     def __str__(self) -> str:
@@ -64,7 +64,7 @@ class Change:
 
 
 def changes(file: Path) -> list[Change]:
-    """All changes of a module, in the order of its text."""
+    """Return all changes of a module, in the order of its text."""
     source, starts = file.read_bytes(), [0]
     for line in source.splitlines(keepends=True):
         starts.append(starts[-1] + len(line))
@@ -87,7 +87,7 @@ def _change(source: bytes, starts: list[int], node: Any, new: str, lines: range)
 
 
 def _outermost(node: ast.AST) -> Iterator[ast.FunctionDef]:
-    """The functions and methods that are not inside another."""
+    """Return the functions and methods that are not inside another."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.FunctionDef):
             yield child
@@ -96,7 +96,7 @@ def _outermost(node: ast.AST) -> Iterator[ast.FunctionDef]:
 
 
 def _alternatives_within(node: ast.AST, lines: range) -> Iterator[tuple[Any, str, range]]:
-    """What could stand in place of each node from here on down."""
+    """Yield replacements of each node from here on down."""
     if isinstance(node, ast.stmt):
         lines = _header(node)
     for place, new in _alternatives(node):
@@ -106,7 +106,7 @@ def _alternatives_within(node: ast.AST, lines: range) -> Iterator[tuple[Any, str
 
 
 def _header(statement: ast.stmt) -> range:
-    """The lines of a statement without those of the statements inside it."""
+    """Return the lines of a statement without those of the statements inside it."""
     body = getattr(statement, "body", None)
     last = body[0].lineno - 1 if body else statement.end_lineno
     return range(statement.lineno, max(last, statement.lineno) + 1)
@@ -128,14 +128,14 @@ def _is_docstring(node: ast.AST) -> bool:
 
 
 def _alternatives(node: ast.AST) -> Iterator[tuple[Any, str]]:
-    """What could stand in place of a node, or of its condition."""
+    """Yield replacements of a node, or of its condition."""
     if isinstance(node, ast.stmt):
         yield from _statements(node)
     elif isinstance(node, ast.expr):
         yield from ((node, f"({ast.unparse(new)})") for new in _expressions(node))
     tests = [node.test] if isinstance(node, ast.If | ast.While | ast.IfExp) else []
     tests += node.ifs if isinstance(node, ast.comprehension) else []
-    # Of an equality, or of what is negated already, the opposite is found below.
+    # The opposite of an equality, or of a negation, is found below.
     yield from ((test, f"(not ({ast.unparse(test)}))") for test in tests if not _two_sided(test))
 
 

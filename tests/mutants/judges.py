@@ -1,4 +1,4 @@
-"""Which tests run a line, and what they say of a changed file."""
+"""Tests by the lines that they run, and their verdict on a changed file."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from .processes import written_to
 OPTIONS = ("-q", "-p", "no:cacheprovider", "-p", "no:xdist")
 # Files of tests that look at docstrings and signatures, which are made on import.
 OF_IMPORTS = ("test_docs", "test_doctests", "test_structure")
-# Triton's interpreter is many times slower: of its tests those of what only it runs.
+# Triton's interpreter is slow: of its tests, only those of code that no other engine runs.
 MINE = ("-m", "not slow", "-k", "not triton or test_triton")
 
 
 class Watch:
-    """A plugin of pytest: which lines each test runs, how long it takes, and whether it passes."""
+    """A plugin of pytest that records each test's lines and time, and if the test passes."""
 
     def __init__(self, coverage: Any) -> None:
         self.coverage, self.seconds, self.failed = coverage, {}, set()
@@ -39,7 +39,7 @@ class Watch:
 
 
 def watch(tests: Path, package: Path, notes: Path) -> int:
-    """Run a file of tests; files that begin with ``notes`` say which lines each of them runs."""
+    """Run a file of tests; write which lines each test runs to files that begin with ``notes``."""
     import coverage
     import pytest
 
@@ -64,9 +64,9 @@ class Touching:
 
     @classmethod
     def read(cls, folder: Path, files: Iterable[Path]) -> Touching:
-        """What :func:`watch` has left in a folder; tests that did not pass are left out.
+        """Read the records of :func:`watch` in a folder, without tests that did not pass.
 
-        What runs on import is run by no test: it is left to those of docstrings and signatures.
+        Code that runs on import is run by no test; tests of docstrings and signatures cover it.
         """
         import coverage
 
@@ -85,7 +85,7 @@ class Touching:
         return cls(tests, seconds)
 
     def quickest(self, file: Path, lines: Iterable[int], seconds: float) -> list[str]:
-        """The quickest tests that run one of the lines, one of each function before its others.
+        """Return the quickest tests that run one of the lines, one of each function first.
 
         At least one, at most 200, and no more than take so many seconds together.
         """
@@ -104,7 +104,7 @@ class Touching:
 
 
 class _Changed(SourceFileLoader):
-    """Loads a module from another source than its file's."""
+    """A loader of a module from a changed source."""
 
     def __init__(self, name: str, path: str, source: bytes) -> None:
         super().__init__(name, path)
@@ -115,7 +115,7 @@ class _Changed(SourceFileLoader):
 
 
 class Finder:
-    """Finds one module in a changed source, and leaves the others to those who find them."""
+    """A finder of one module in a changed source, and of no other module."""
 
     def __init__(self, name: str, file: Path, source: bytes) -> None:
         self.name, self.loader = name, _Changed(name, str(file), source)
@@ -127,7 +127,7 @@ class Finder:
 
 
 def judge(module: str, file: Path, source: bytes, tests: list[str], log: Path) -> int:
-    """Run tests on another source of a module; 0 if all of them pass."""
+    """Run tests on a changed source of a module; return 0 if all pass."""
     import pytest
 
     written_to(log)

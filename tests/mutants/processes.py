@@ -1,4 +1,4 @@
-"""Work in processes of its own, forked from one that has imported PyTorch and pytest already."""
+"""Jobs in processes that are forked after the import of PyTorch and pytest."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-# What tests import but for the library itself, which is what changes.
+# The imports of the tests, without the library itself, which changes.
 PRELOADED = ("mpmath", "numpy", "pytest", "torch")
 LATE = "late"
 BROKEN = 70  # the exit code of a job that has raised
@@ -66,7 +66,7 @@ def each(jobs: Iterable[tuple[Any, Work, int]], count: int) -> Iterator[tuple[An
 
 
 def _end(process: BaseProcess) -> None:
-    """End a process, if it has not ended, and what its tests have started."""
+    """End a process, if it has not ended, and the processes that its tests have started."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.join()

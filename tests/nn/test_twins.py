@@ -18,7 +18,7 @@ CLASSES = 4
 
 
 def example(name):
-    """The module of a name, the arguments of its call, and its settings."""
+    """Return a module of a name, and arguments to call it with."""
     c = REGISTRY[modules()[name].__name__]
     settings = c.arguments(CLASSES)
     targets = c.targets(CLASSES)

@@ -1,4 +1,4 @@
-"""Names of the user's in pictures, and curves of unlike sizes beside each other."""
+"""The user's names in pictures, and curves of different sizes in one picture."""
 
 import warnings
 from dataclasses import replace
@@ -33,7 +33,7 @@ ODD = [
 
 
 def drawn(text: str) -> str:
-    """What Matplotlib makes of a text: the characters that it draws, and that none is a formula."""
+    """Return the characters that Matplotlib draws of a text; assert that none is a formula."""
     from matplotlib.text import Text
 
     ax = new_axes(2, 2)[0]
@@ -85,7 +85,7 @@ def test_letters_that_no_font_has_can_be_told_apart():
 
 
 def test_letters_of_another_font_are_drawn_in_it():
-    """A font that is installed and has what Matplotlib's own lacks, here among its own files."""
+    """An installed font has letters that Matplotlib's own font lacks."""
     own = font_manager.get_font(font_manager.findfont(font_manager.FontProperties()))
     entries = (e for e in font_manager.fontManager.ttflist if not e.name.startswith("Last"))
     fonts = [font_manager.get_font(entry.fname) for entry in entries]
@@ -102,7 +102,7 @@ def test_letters_of_another_font_are_drawn_in_it():
 
 
 def test_curves_of_unlike_sizes_can_all_be_read():
-    """Of each curve beside a much larger one the picture shows a tenth of its height at least."""
+    """Each curve beside a much larger one takes at least a tenth of its height."""
     for over in ("prob", "log-odds"):
         names = "cross_entropy", "cosface_loss", "normalized_cross_entropy"
         for ax in loss_curves(*names, over=over):

@@ -1,4 +1,4 @@
-"""Pictures: what is drawn is what the losses say, and what cannot be drawn is refused in words."""
+"""Pictures: the drawn numbers are those of the losses; other requests are refused."""
 
 import doctest
 import inspect
@@ -26,7 +26,7 @@ DRAWN = [name for name, member in CATALOG.items() if member.targets != "other"]
 
 
 def lines(ax):
-    """The curves that have a name."""
+    """Return the curves that have a name."""
     return {line.get_label(): line for line in ax.lines if not line.get_label().startswith("_")}
 
 

@@ -1,4 +1,4 @@
-"""The one list of the losses under test: how to call each, what it should be, what laws it obeys.
+"""The list of losses under test: how to call each, its formula, and the laws that it obeys.
 
     records.py            a loss in one setting with its formula, and an entry of the catalog
     formulas.py           textbook formulas of rows in float64
@@ -18,13 +18,13 @@ REGISTRY: dict[str, Entry] = {entry.name: entry for entry in ENTRIES}
 
 
 def settings_of(*names: str) -> list:
-    """Every setting with a formula of members of the catalog, by their names."""
+    """Return each setting with a formula of these members of the catalog."""
     return [loss for name in names for loss in REGISTRY[name].settings]
 
 
 # ---- losses in one setting, with their formulas -------------------------------------------------
 
-# Cross-entropy with each option, and losses of a user's own: for what frames do.
+# Cross-entropy with each option, and losses as a user writes them: for tests of the frames.
 BASIC: list[Loss] = [*settings_of("cross_entropy"), *OF_STATISTICS]
 _EVERY = settings_of(*REGISTRY)
 ELEMENTS: list[ElementLoss] = [loss for loss in _EVERY if isinstance(loss, ElementLoss)]
@@ -33,7 +33,7 @@ _ROWS: list[Loss] = [loss for loss in _EVERY if isinstance(loss, Loss)]
 ANGULAR: list[Loss] = settings_of("arcface_loss", "large_margin_loss")
 # Losses of row statistics, on every engine; and those that need all logits of a row at once.
 ROWS = BASIC + [loss for loss in _ROWS if loss.engines and loss not in BASIC + ANGULAR]
-# Of these one for each set of statistics that it asks for, and each option that it sets.
+# One of these for each set of requested statistics, and for each option that a loss sets.
 KINDS = BASIC + settings_of("brier_loss", "crammer_singer_loss", "taylorglo_loss")
 DENSE = [loss for loss in _ROWS if not loss.engines]
 REQUESTING: list[Loss] = list(OF_REQUESTS)

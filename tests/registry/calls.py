@@ -124,7 +124,7 @@ CALLS = [
 
 
 def gradient_of(call: Call, inputs: tuple) -> tuple[Tensor, Tensor]:
-    """The value, and the gradient of its sum by the first input."""
+    """Return the value, and the gradient of its sum by the first input."""
     x = inputs[0].detach() if isinstance(inputs[0], Tensor) else inputs[0]
     x.requires_grad_()
     value = call.function(x, *inputs[1:])

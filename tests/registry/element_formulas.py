@@ -9,7 +9,7 @@ def sigmoid(z):
 
 
 def binary_cross_entropy(z, t):
-    """Minus the two log terms, weighed by the target."""
+    """Return minus the two log terms, weighted by the target."""
     p = sigmoid(z)
     yes = -t * mpmath.log(p) if t else mpf(0)
     no = -(1 - t) * mpmath.log(1 - p) if t != 1 else mpf(0)

@@ -27,7 +27,7 @@ def prior(classes: int) -> dict[str, Any]:
 
 
 def noise(classes: int) -> dict[str, Any]:
-    """Labels that are one time in five those of the next class, and never of another."""
+    """Return a matrix: one label in five is that of the next class, and never of another."""
     eye = torch.eye(classes, dtype=torch.float64)
     return {"matrix": 0.8 * eye + 0.2 * eye.roll(1, 1)}
 
@@ -37,13 +37,13 @@ def rate(classes: int) -> dict[str, Any]:
 
 
 def table(classes: int) -> dict[str, Any]:
-    """Soft targets that prefer the next class to the others."""
+    """Return soft targets that prefer the next class to the others."""
     eye = torch.eye(classes, dtype=torch.float64)
     return {"table": 0.7 * eye + 0.2 * eye.roll(1, 1) + 0.1 / classes}
 
 
 def tree(classes: int) -> dict[str, Any]:
-    """Node 0 has all leaves below it but the first, node 1."""
+    """Return a tree: node 0 has all leaves below it but the first, node 1."""
     return {"parent": [-1, -1, *[0] * (classes - 1)]}
 
 
@@ -55,13 +55,13 @@ def summed(classes: int) -> dict[str, Any]:
 
 
 def of_the_leaves(z: Tensor) -> Tensor:
-    """The probabilities of the leaves of :func:`tree`."""
+    """Return the probabilities of the leaves of :func:`tree`."""
     top = torch.softmax(z[:, :2], 1)
     return torch.cat([top[:, 1:], top[:, :1] * torch.softmax(z[:, 2:], 1)], 1)
 
 
 def mean_of_continuous_bernoulli(z: Tensor) -> Tensor:
-    """The mean of the density over [0, 1] with this logit."""
+    """Return the mean of the density over [0, 1] with this logit."""
     return 0.5 + z / 12 - z**3 / 720 if z.abs().max() < 1e-2 else 1 / -torch.expm1(-z) - 1 / z
 
 
@@ -71,14 +71,14 @@ def mean_of_continuous_bernoulli(z: Tensor) -> Tensor:
 def rows(
     name: str, *settings: tuple[str, Any, dict[str, Any]], arguments: Any = nothing, **facts: Any
 ) -> Entry:
-    """A loss of rows, with the settings that the laws run over: label, formula, and their facts."""
+    """Return the entry of a loss of rows; settings for the laws are label, formula and facts."""
     call = CATALOG[name].function
     losses = (Loss(label, call, f, arguments=arguments, **more) for label, f, more in settings)
     return Entry(name, arguments, settings=tuple(losses), **facts)
 
 
 def elements(name: str, *settings: tuple[Any, dict[str, Any]], kernel: bool = True, **facts: Any):
-    """A loss of single elements, with settings: formula and options."""
+    """Return the entry of a loss of single elements; settings are formula and options."""
     call = CATALOG[name].function
     losses = (
         ElementLoss(
@@ -90,17 +90,17 @@ def elements(name: str, *settings: tuple[Any, dict[str, Any]], kernel: bool = Tr
 
 
 def setting(label: str, formula: Callable[..., Tensor], *per_class: str, **facts: Any):
-    """Of a loss of rows. ``options`` are those of the call; other facts are fields of `Loss`."""
+    """Return a setting: ``options`` are those of the call; other facts are fields of `Loss`."""
     return label, formula, {"per_class": per_class, **facts}
 
 
 def hard(label: str, formula: Callable[..., Tensor], *per_class: str, **facts: Any):
-    """A setting of a loss that takes one class per row, and no distribution."""
+    """Return a setting of a loss that takes one class per row, and no distribution."""
     return setting(label, formula, *per_class, soft=False, **facts)
 
 
 def dense(label: str, formula: Callable[..., Tensor], *per_class: str, **options: Any):
-    """A setting of a loss of all logits of a row at once, which has no choice of engine."""
+    """Return a setting of a loss of all logits of a row at once, which has no choice of engine."""
     facts = {"offset": True, "engines": False, "options": options}
     return setting(label, formula, *per_class, **facts)
 

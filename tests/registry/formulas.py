@@ -28,12 +28,12 @@ def nll(z: Tensor, y: Tensor) -> Tensor:
 
 
 def target(z: Tensor, y: Tensor) -> Tensor:
-    """The logit of the target."""
+    """Return the logit of the target."""
     return z.gather(-1, y[:, None])[:, 0]
 
 
 def others(z: Tensor, y: Tensor) -> Tensor:
-    """The logits of every class but the target's; -inf there."""
+    """Return the logits of every class but the target's, where -inf stands."""
     return z.masked_fill(one_hot(y, z.shape[1]).bool(), -torch.inf)
 
 
@@ -47,7 +47,7 @@ def hot(z: Tensor, y: Tensor) -> Tensor:
 
 
 def weight_of(z: Tensor, y: Tensor, s: dict) -> Tensor:
-    """The class weight of each row."""
+    """Return the class weight of each row."""
     return class_weight(z, s)[y]
 
 
@@ -109,7 +109,7 @@ def hinge(z, y, s):
 
 
 def lowered(z: Tensor, y: Tensor, psi: Tensor, scale: float) -> Tensor:
-    """Cross-entropy of scaled cosines whose target is replaced by ``psi``."""
+    """Return cross-entropy of scaled cosines with ``psi`` in the place of the target's cosine."""
     return nll((z.scatter(1, y[:, None], psi[:, None])) * scale, y)
 
 
@@ -189,7 +189,7 @@ def nce_mae(z, y, s):
 
 
 def noise_forward(z, y, s):
-    """Noise over the classes that are not masked."""
+    """Return the formula of forward correction over the classes that are not masked."""
     others = (z > -torch.inf).sum(-1).double() - 1
     p = p_y(z, y)
     return -torch.log((1 - s["rate"]) * p + s["rate"] / others * (1 - p))
@@ -218,7 +218,7 @@ def baikal_cma(z, y, s):
 
 
 def polynomial(x, p, theta):
-    """The terms of third order that depend on the prediction, one by one."""
+    """Return the terms of third order that depend on the prediction, one by one."""
     t0, t1, t2, t3, t4, t5, t6, t7 = theta
     u, v = x - t0, p - t1
     return t2 * v + t3 * v**2 + t4 * v**3 + t5 * u * v + t6 * u * v**2 + t7 * u**2 * v
@@ -255,7 +255,7 @@ def exp_t(x, t):
 
 
 def tempered(z, t):
-    """Probabilities with a normaliser from 200 bisections and a step of Newton for its gradient."""
+    """Return probabilities, whose normaliser comes from 200 bisections and a step of Newton."""
     z = z - z.detach().amax(-1, keepdim=True)
     low = torch.zeros_like(z[..., :1])
     high = low - log_t(torch.tensor(1 / z.shape[-1], dtype=z.dtype), t)

@@ -1,4 +1,4 @@
-"""Losses of a user's own: together they ask for every statistic and set every option of a frame."""
+"""Losses as a user writes them: together they request every statistic and every option."""
 
 import torch
 from torch import Tensor
@@ -19,19 +19,19 @@ def focal(s, gamma=2.0):
 
 @xent.row_loss(needs="entropy")
 def entropy_regularised(s, beta=0.1):
-    """Cross-entropy that pays for being sure."""
+    """Compute cross-entropy with a price on confidence."""
     return -s.log_prob - beta * s.entropy
 
 
 @xent.row_loss(needs="mean")
 def above_average(s):
-    """How far the target lies below the mean logit: a loss of target and mean, without lse."""
+    """Return the mean logit less the target: a loss without lse."""
     return softplus(s.mean - s.target)
 
 
 @xent.row_loss(needs=("entropy", "mean"))
 def everything(s, a=0.3):
-    """Touches every differentiable statistic at once."""
+    """Use every differentiable statistic at once."""
     return (
         s.lse.square() * 0.01
         - s.log_prob
@@ -42,25 +42,25 @@ def everything(s, a=0.3):
 
 @xent.row_loss(needs="top", soft=False)
 def runner_up(s):
-    """How far the likeliest other class comes near the target."""
+    """Return how near the likeliest other class comes to the target."""
     return softplus(s.rest_top_logit - s.target)
 
 
 @xent.row_loss(needs="squares", soft=False)
 def squared(s):
-    """Sum of squared errors of the probabilities."""
+    """Return the sum of squared errors of the probabilities."""
     return s.miss**2 + s.rest_squares
 
 
 @xent.row_loss(needs=("squares", "cubes"), soft=False)
 def cubed(s):
-    """Touches both power sums."""
+    """Use both power sums."""
     return -s.log_prob * (1 + s.rest_squares) + s.rest_cubes
 
 
 @xent.row_loss(needs=("entropy", "mean", "top", "squares", "cubes"), soft=False)
 def all_requests(s):
-    """Touches whatever can be asked for."""
+    """Use every statistic that can be requested."""
     powers = s.rest_squares + 0.5 * s.rest_cubes
     gap = (s.rest_top_logit - s.mean).tanh()
     return -s.log_prob * (1 + powers) + 0.3 * s.entropy * s.prob + 0.2 * gap
@@ -72,24 +72,24 @@ def _scale(counts: Tensor) -> Tensor:
 
 @xent.row_loss(own={"class_scale": lambda counts: _scale(counts)})
 def scaled(s, counts):
-    """Cross-entropy of logits with a factor for each class."""
+    """Return cross-entropy of logits with a factor for each class."""
     return -s.log_prob
 
 
 @xent.row_loss(needs="mean", own={"mean_weight": lambda counts: _scale(counts)})
 def weighted_mean(s, counts):
-    """The mean logit with weights that no other part of the loss sees."""
+    """Return the mean logit with weights that no other part of the loss reads."""
     return softplus(s.mean - s.target)
 
 
 @xent.row_loss(own={"target_table": lambda shift: _table(shift)})
 def looked_up(s, shift):
-    """Cross-entropy of the line of a table that belongs to the class."""
+    """Return cross-entropy with the line of a table that belongs to the class."""
     return -s.log_prob
 
 
 def _table(shift: Tensor) -> Tensor:
-    """Most of it on the class itself, some of it negative."""
+    """Return a table with most of the mass on the class itself, some of it negative."""
     return torch.eye(shift.numel(), dtype=shift.dtype) * 1.5 - shift / shift.numel() * 0.5
 
 

@@ -1,4 +1,4 @@
-"""What the registry holds: losses in one setting, with a formula, and entries of the catalog."""
+"""Records of the registry: losses in one setting, with a formula; entries of the catalog."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from xent.losses import CATALOG, Member
 
 
 def nothing(classes: int) -> dict[str, Any]:
-    """The hyperparameters that a loss needs, where every one has a default."""
+    """Return no hyperparameters, for a loss whose hyperparameters all have defaults."""
     return {}
 
 
@@ -40,13 +40,13 @@ class Loss:
     engines: bool = True  # whether it can be told which engine to run on
 
     def settings(self, classes: int, dtype: torch.dtype = torch.float64) -> dict[str, Any]:
-        """The keyword arguments, for so many classes."""
+        """Return the keyword arguments for this number of classes."""
         ramp = torch.linspace(0.4, 1.7, classes, dtype=torch.float64)
         found = {**self.arguments(classes), **dict.fromkeys(self.per_class, ramp), **self.options}
         return {k: v.to(dtype) if isinstance(v, Tensor) else v for k, v in found.items()}
 
     def __call__(self, input: Tensor, target: Tensor, **kwargs: Any) -> Any:
-        """Call it with its settings; ``kwargs`` override them."""
+        """Call the loss with its settings; ``kwargs`` override them."""
         axis = 0 if input.ndim == 1 else 1
         settings = {**self.settings(input.shape[axis], input.dtype), **kwargs}
         if not self.engines:
@@ -54,7 +54,7 @@ class Loss:
         return self.call(input, target, **settings)
 
     def truth(self, input: Tensor, target: Tensor) -> Tensor:
-        """One value per row of (N, V) logits and (N,) classes, in float64."""
+        """Return one value per row of (N, V) logits and (N,) classes, in float64."""
         s = self.settings(input.shape[1], input.dtype)
         z = input.double() * s.get("logit_scale", 1.0)
         if "softcap" in s:
@@ -78,7 +78,7 @@ class ElementLoss:
         return self.call(input, target, *args, **{**self.options, **kwargs})
 
     def truth(self, z: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Values and slopes, rounded to float64."""
+        """Return values and slopes, rounded to float64."""
         values, slopes = [], []
         with mpmath.workdps(120):  # for 1 - p at a hundred nats, and its differences
             for x, y in zip(
@@ -124,15 +124,15 @@ class Entry:
 
     @property
     def function(self) -> Callable[..., Any]:
-        """The loss itself."""
+        """The loss function."""
         return self.member.function
 
     def width(self, outcomes: int) -> int:
-        """How many logits a row has."""
+        """Return how many logits a row has."""
         return self.labels or outcomes + self.more_logits
 
     def targets(self, outcomes: int) -> Tensor:
-        """Every possible target, one per row."""
+        """Return every possible target, one per row."""
         if self.labels:
             bits = [torch.tensor([0.0, 1.0], dtype=torch.float64)] * self.labels
             return torch.cartesian_prod(*bits).view(-1, self.labels)
@@ -141,7 +141,7 @@ class Entry:
         return torch.arange(outcomes)
 
     def values(self, z: Tensor, outcomes: int) -> Tensor:
-        """The loss of each row of ``z`` with each target, ``(N, outcomes)``."""
+        """Return the loss of each row of ``z`` with each target, ``(N, outcomes)``."""
         n = z.shape[0]
         arguments = self.arguments(outcomes)
         rows = z.repeat_interleave(outcomes, 0)
@@ -154,16 +154,16 @@ class Entry:
         return values.reshape(n, outcomes)
 
     def data(self, z: Tensor, y: Tensor) -> tuple[Any, ...]:
-        """Logits and what follows them in a call."""
+        """Return logits and the arguments after them in a call."""
         return (z, *self.follows(z, y)) if self.follows else (z, y)
 
     def predictions(self, z: Tensor) -> Tensor:
-        """The probability of each outcome."""
+        """Return the probability of each outcome."""
         default = torch.sigmoid if self.labels else lambda z: torch.softmax(z, 1)
         predicted = (self.predicts or default)(z)
         return self.of_labels(predicted) if self.labels else predicted
 
     def of_labels(self, marginals: Tensor) -> Tensor:
-        """The distribution of independent labels, from the probability that each is 1."""
+        """Return the distribution of independent labels, from the probability that each is 1."""
         yes = self.targets(0)[:, None]
         return (yes * marginals + (1 - yes) * (1 - marginals)).prod(-1).T

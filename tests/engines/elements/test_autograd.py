@@ -1,4 +1,4 @@
-"""Derivatives of every kind of the losses of single elements, and compilers."""
+"""Losses of single elements: derivatives of every kind, and compilers."""
 
 import gc
 
@@ -13,7 +13,7 @@ from xent.engines.elements import operators
 
 @pytest.fixture(autouse=True)
 def _one_thread(_same_start):
-    """The tensors are small: a second thread costs more than it brings."""
+    """Use one thread: the tensors are too small for two."""
     torch.set_num_threads(1)
 
 
@@ -88,7 +88,7 @@ def test_any_slope_and_any_number_of_backward_passes(every_engine):
     z.requires_grad_()
     loss = BCE(z, t, engine=every_engine)
     first = torch.autograd.grad(loss, z, retain_graph=True)[0]
-    first.add_(1e9)  # it is ours: the next pass must not see it
+    first.add_(1e9)  # a change of this gradient must not reach the next pass
     again = torch.autograd.grad(loss, z, retain_graph=True)[0]
     truth = ((torch.sigmoid(z.double()) - t) / 2000).detach()
     torch.testing.assert_close(again.double(), truth, rtol=1e-5, atol=1e-10)

@@ -1,4 +1,4 @@
-"""The frame and the engines of losses of single elements: parity, layouts, derivatives, errors."""
+"""Losses of single elements, frame and engines: parity, layouts, derivatives, errors."""
 
 import copy
 
@@ -21,7 +21,7 @@ SHAPES = [(), (5,), (4, 5), (2, 3, 4), (2, 3, 4, 2), (0, 5), (1, 1), (3, 700)]
 
 @pytest.fixture(autouse=True)
 def _one_thread(_same_start):
-    """The tensors are small: a second thread costs more than it brings."""
+    """Use one thread: the tensors are too small for two."""
     torch.set_num_threads(1)
 
 
@@ -50,7 +50,7 @@ def test_parity(every_engine, shape, reduction):
 
 
 def assert_parity(engine, z, t, **options):
-    """Value and gradient are those of torch in float64, in torch's shapes and types."""
+    """Assert that value and gradient equal torch's in float64, in torch's shapes and types."""
     eps = torch.finfo(z.dtype).eps
     ours = run(lambda *a, **k: BCE(*a, engine=engine, **k), z, t, **options)
     theirs = run(F.binary_cross_entropy_with_logits, z, t, **options)
@@ -139,7 +139,7 @@ def test_layouts(every_engine, of_logits, of_targets):
 )  # fmt: skip
 @pytest.mark.parametrize("layout", ["plain", "channels last"])
 def test_weights_broadcast(every_engine, shape, layout):
-    """A map of weights over pixels, a factor per channel, whatever."""
+    """Weights may be a map over pixels, a factor per channel, or any shape that broadcasts."""
     dtype = widest(every_engine)
     z, t = pair(3, 4, 5, 6, dtype=dtype)
     if layout != "plain":
@@ -150,7 +150,7 @@ def test_weights_broadcast(every_engine, shape, layout):
 
 
 def test_large_inputs_are_cut_into_pieces():
-    """More than one piece of the reference, more than one block of the kernel, and odd ends."""
+    """Several pieces of the reference, several blocks of the kernel, and incomplete last ones."""
     z, t = pair(3, 33331)
     w, pw = torch.rand(33331).double(), torch.rand(3, 1).double()
     for reduction in ("mean", "none"):
@@ -301,7 +301,7 @@ def test_whole_numbers_are_weights(every_engine):
 
 @pytest.mark.parametrize("batched", [False, True])
 def test_powers_and_products_at_the_edge(batched):
-    """0 times infinity is 0, and a power of 0 has no slope, where nobody can look, too."""
+    """0 times infinity is 0, and a power of 0 has slope 0, also where values cannot be read."""
     run = torch.vmap if batched else lambda function: function
     inf = torch.inf
     factor = torch.tensor([0.0, 2.0, 0.0, 0.5, -1.0], dtype=torch.float64)
@@ -363,7 +363,7 @@ def test_a_loss_of_ones_own():
 
 
 def test_the_form_of_a_loss_comes_through(core):
-    """What the native kernel computes: the body is for the others."""
+    """The native kernel computes the form; the other engines run the body."""
 
     @xent.element_loss(form=lambda: Form())
     def own(e):

@@ -1,6 +1,6 @@
-"""The element-wise kernel for GPUs: how it strides, what it looks at, and that nobody waits for it.
+"""The element-wise kernel for GPUs: strides, the numbers it reads, and no wait for the device.
 
-What it computes is tested beside the other engines, in test_binary and test_elements.
+Its results are tested with those of the other engines, in test_binary and test_engines.
 """
 
 import pytest
@@ -32,14 +32,14 @@ def _one_thread(_same_start):
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    """Several blocks a program, and one that is not whole, on a few hundred elements."""
+    """Make a few hundred elements take several blocks, with an incomplete last block."""
     monkeypatch.setattr(engine, "BLOCK", 64)
     monkeypatch.setattr(engine, "DOUBLE_BLOCK", 64)
     monkeypatch.setattr(engine, "PROGRAMS", 3)
 
 
 def batch(dtype=torch.float32, shape=(2, 3, 5, 7)):
-    """Images with sure labels and marks, as channels-last, and weights that broadcast."""
+    """Return images with confident labels and marks, channels-last, and broadcast weights."""
     z = (torch.randn(shape) * 4).to(dtype).contiguous(memory_format=torch.channels_last)
     t = torch.randint(3, shape).to(dtype) - 1
     return z, t, torch.rand(shape[1], 1, 1), torch.rand(shape[0], 1, *shape[2:])
@@ -57,7 +57,7 @@ def test_every_form_against_50_digits(loss, dtype, small_blocks):
     values, slopes = loss.truth(z, t.clamp(min=0))
     share = kept * weight.double() / kept.sum()
     truth, slope = (values * share).sum(), slopes * share
-    # A power multiplies the relative error; of that, half precision sees nothing.
+    # A power multiplies the relative error; in half precision the last rounding hides that.
     power = max(v for k, v in {"gamma": 2, **loss.options}.items() if "gamma" in k)
     single = dtype == torch.float32
     assert ulps(value, truth) <= (4 if single else 0.51)
@@ -66,7 +66,7 @@ def test_every_form_against_50_digits(loss, dtype, small_blocks):
 
 
 def focal(z, t, gamma=2.0):
-    """The formula of sigmoid focal loss for labels of 0 and 1, summed."""
+    """Compute the formula of sigmoid focal loss for labels of 0 and 1, summed."""
     miss = torch.sigmoid(torch.where(t > 0, -z, z))
     share = torch.where(t > 0, 0.25, 0.75)
     return (share * miss**gamma * F.binary_cross_entropy_with_logits(z, t, reduction="none")).sum()
@@ -104,7 +104,7 @@ def test_operands_that_repeat_across_blocks(dtype, small_blocks):
 
 @triton.jit
 def probe(out, first, size):
-    """Quotients and remainders, one after the other."""
+    """Return quotients and remainders, one after the other."""
     steps = tl.arange(0, 64)
     quotient, remainder = divided(first, steps, size)
     tl.store(out + steps, quotient)
@@ -169,8 +169,8 @@ def test_slopes_in_a_sum_of_losses():
     torch.testing.assert_close(grad.double(), truth, rtol=1e-6, atol=1e-10)
 
 
-def test_nobody_waits(monkeypatch):
-    """On a GPU whoever looked at a number would wait for it."""
+def test_nothing_waits_for_the_device(monkeypatch):
+    """On a GPU, reading a number on the host would wait for the device."""
 
     def look(*_):
         raise AssertionError("somebody looked")

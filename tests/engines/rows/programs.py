@@ -1,4 +1,4 @@
-"""Losses of rows as programs for the core, the same in torch, and both ways to run them."""
+"""Losses of rows as programs for the core, the same in torch, and two ways to run programs."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from torch.nn.functional import logsigmoid, pad, softplus
 from xent.engines.core import TYPES, _core
 from xent.row_statistics import FIELDS, INDEX, field_mask, fields_of
 
-NOWHERE = (0, 0, 0, 1, 0, 1)  # a matrix that is not there
+NOWHERE = (0, 0, 0, 1, 0, 1)  # the arguments for a missing matrix
 
 
 def number(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """The same, with 1.0 for true and 0.0 for false."""
+    """Return the same, with 1.0 for true and 0.0 for false."""
     return lambda *operands: function(*operands).double()
 
 
-# With a slope by every operand, and without.
+# Operations with a slope by every operand, and operations without slopes.
 ONE = {
     "neg": torch.neg,
     "exp": torch.exp,
@@ -60,7 +60,7 @@ IN_TORCH: dict[str, Callable[..., Tensor]] = {
 
 
 class Tape:
-    """Records a program step by step; every method returns a register."""
+    """Record a program step by step; every method returns a register."""
 
     def __init__(self) -> None:
         self.steps: list[tuple[str, tuple[int, ...], float]] = []
@@ -79,7 +79,7 @@ class Tape:
         return self("constant", constant=value)
 
     def program(self) -> Any:
-        """The program for the core."""
+        """Return the program for the core."""
         codes = {name: code for code, name in enumerate(_core.OPERATIONS)}
         return _core.Program(
             [(codes[name], *operands, *(0,) * (3 - len(operands)), c)
@@ -87,7 +87,7 @@ class Tape:
         )  # fmt: skip
 
     def in_torch(self, fields: dict[str, Tensor], inputs: list[Tensor]) -> Tensor:
-        """The value of every row by torch."""
+        """Return the value of every row by torch."""
         register: list[Tensor] = []
         some = next(iter(fields.values()))
         for name, operands, c in self.steps:
@@ -127,7 +127,7 @@ class Call(NamedTuple):
         return field_mask(self.soft is not None, self.requests)
 
     def vector(self, x: Tensor | None, keep: list[Tensor]) -> int:
-        """The address of a number per class, in the type of the sweep, with zeros after it."""
+        """Return the address of a number per class, in the type of the sweep, padded with zeros."""
         if x is None:
             return 0
         wide = torch.float64 if self.logits.dtype == torch.float64 else torch.float32
@@ -135,7 +135,7 @@ class Call(NamedTuple):
         return keep[-1].data_ptr()
 
     def arguments(self, keep: list[Tensor]) -> tuple[Any, ...]:
-        """What both ways begin with."""
+        """Return the first arguments of both ways."""
         labels = 0 if self.labels is None else self.labels.data_ptr()
         scale = self.scale
         transform = (
@@ -155,7 +155,7 @@ class Call(NamedTuple):
         self, tape: Tape, divisor: tuple[int, float, bool] = (0, 0.0, False), slope: float = 1.0,
         gradient: bool = True, dtype: torch.dtype | None = None,
     ) -> tuple[Any, Tensor, Tensor]:  # fmt: skip
-        """What the core answers, the loss, and the gradient, in one call."""
+        """Compute loss and gradient in one call; return the core's answer, loss and gradient."""
         keep: list[Tensor] = []
         out = torch.full_like(self.logits, 7.0)
         loss = torch.full((), 7.0, dtype=dtype or self.logits.dtype)
@@ -169,7 +169,7 @@ class Call(NamedTuple):
         return answer, loss, out
 
     def in_two(self, tape: Tape, divisor: float, slope: float = 1.0) -> tuple[Tensor, Tensor]:
-        """The loss and the gradient by two sweeps, with torch's autograd between them.
+        """Compute the loss and the gradient by two sweeps, with torch's autograd between them.
 
         Rows that are left out must be marked to be ignored.
         """
@@ -192,13 +192,13 @@ class Call(NamedTuple):
 
 
 def held(x: Tensor, keep: list[Tensor]) -> int:
-    """The address of a tensor that is kept meanwhile."""
+    """Return the address of a tensor, which is kept alive."""
     keep.append(x.contiguous())
     return keep[-1].data_ptr()
 
 
 def matrix(x: Tensor | None) -> tuple[int, ...]:
-    """Rows of (N, C) or (N, C, d)."""
+    """Return rows of (N, C) or (N, C, d)."""
     if x is None:
         return NOWHERE
     step, inner = x.stride(), x.shape[2] if x.ndim == 3 else 1
@@ -208,7 +208,7 @@ def matrix(x: Tensor | None) -> tuple[int, ...]:
 
 
 def cross_entropy(smoothing: float = 0.0, z_loss: float = 0.0) -> Tape:
-    """The body of ``xent.cross_entropy``."""
+    """Record the body of ``xent.cross_entropy``."""
     t = Tape()
     mass = t.field("mass")
     loss = t("mul", t("neg", t.field("log_prob")), mass)
@@ -223,7 +223,7 @@ def cross_entropy(smoothing: float = 0.0, z_loss: float = 0.0) -> Tape:
 
 
 def focal(gamma: float = 2.0) -> Tape:
-    """The body of ``xent.losses.focal_loss``."""
+    """Record the body of ``xent.losses.focal_loss``."""
     t = Tape()
     log_miss = t("logsigmoid", t("neg", t.field("log_odds")))
     share = t("exp", t("mul", t.constant(gamma), log_miss))

@@ -1,4 +1,4 @@
-"""The gradient of rows from the coefficients of the shared algebra, in float64."""
+"""Gradients of rows from the coefficients of the shared algebra, in float64."""
 
 import math
 
@@ -31,13 +31,13 @@ LOGITS = (
 
 
 def partials_of(problem: Problem, given: dict[str, Tensor]) -> list[Tensor | None]:
-    """Partial derivatives in the order of the table."""
+    """Return partials in the order of the table."""
     assert given.keys() <= set(problem.fields)
     return [given.get(name) for name in problem.fields]
 
 
 def by_coefficients(problem: Problem, table: Tensor, partials: list[Tensor | None]) -> Tensor:
-    """The gradient of (N, V) logits without a transform, as the algebra's comments put it."""
+    """Return the gradient of (N, V) logits without a transform, from the coefficients."""
     p, s = problem, dict(zip(problem.fields, table, strict=True))
     zero = torch.zeros_like(s["lse"])
     of = {k: zero if g is None else g for k, g in zip(p.fields, partials, strict=True)}
@@ -63,7 +63,7 @@ def by_coefficients(problem: Problem, table: Tensor, partials: list[Tensor | Non
 
 
 def _of_target(p: Problem, s: dict[str, Tensor], of: dict[str, Tensor]):
-    """Log-odds of the pivot, the pivot, and the coefficients by the fields of every loss."""
+    """Return log-odds of the pivot, the pivot, and coefficients by the fields of every loss."""
     zero = torch.zeros_like(s["lse"])
     common = of["lse"], of["log_prob"], of["log_odds"], of["target"]
     if not p.settings.soft:
@@ -78,7 +78,7 @@ def _of_target(p: Problem, s: dict[str, Tensor], of: dict[str, Tensor]):
 
 
 def _of_requests(d: Tensor, unit: Tensor, s: dict[str, Tensor], of: dict[str, Tensor]):
-    """The coefficients by what a loss may ask for besides."""
+    """Return the coefficients by the fields that a loss may request."""
     zero = torch.zeros_like(d)
     all_, at_pivot, spread, square, cube, mean = (zero,) * 6
     if "entropy" in s:

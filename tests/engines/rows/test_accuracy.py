@@ -1,4 +1,4 @@
-"""Losses and gradients against 50 digits: 4 ulp, and for a gradient entry half an ulp per nat."""
+"""Losses and gradients against 50 digits: 4 ulp, and half an ulp per nat for the gradient."""
 
 import math
 
@@ -19,22 +19,22 @@ from tests.helpers import (
 )
 
 LOSS_ULPS = GRAD_ULPS = 4
-# In float64 there is no wider type to hide in: exp (1 ulp), a sum over lanes and its folding (3),
+# No wider type than float64 hides these errors: exp (1 ulp), a sum over lanes and its folding (3),
 # sigmoid (2) and three products (1.5) add up.
 GRAD_ULPS_FLOAT64 = 8
 # The kernels for GPUs multiply by log2(e) to 24 digits: an eighth of an ulp per nat beside the half
-# of the product's rounding, which their instruction for powers of two leaves no room to avoid.
+# of the product's rounding, which their instruction for powers of two does not allow to avoid.
 CONSTANT = 1.25
 
 
 @pytest.fixture
 def engine(every_engine):
-    """Triton's kernels, too."""
+    """Run on Triton's kernels, too."""
     return every_engine
 
 
 def check(z, y, engine):
-    """Losses and gradients of every row within the contract's bounds."""
+    """Assert that losses and gradients of every row are within the bounds of the contract."""
     loss, grad = value_and_grad(xent.cross_entropy, z, y, reduction="none", engine=engine)
     truth, slope = exact(z, y)
     grad_nats = nats_below_top(z) * (CONSTANT if engine == "triton" else 1)
@@ -43,7 +43,7 @@ def check(z, y, engine):
     assert worst(grad, slope, grad_nats) <= bound
 
 
-# From hopelessly wrong (the loss is the margin) to so sure that 1 - p underflows, first in float32.
+# From hopeless (the loss is the margin) to so confident that 1 - p underflows; first in float32.
 MARGINS = torch.tensor(
     [-700, -300, -100, -88, -30, -16.7, -5, -0.5, 0, 0.5, 5, 12, 16.7, 18, 25, 36.9, 60, 80, 87,
      100, 200, 300, 450, 600, 700, 720], dtype=torch.float64,
@@ -51,7 +51,7 @@ MARGINS = torch.tensor(
 
 
 def at_margins(classes, dtype):
-    """Rows whose targets are at the margins before the largest of the others, and the targets."""
+    """Return rows whose targets have these margins, and the targets."""
     z = torch.randn(len(MARGINS), classes, dtype=torch.float64) * 2
     y = torch.randint(classes, (len(MARGINS),))
     others = z.scatter(1, y[:, None], -math.inf).amax(1)
@@ -129,7 +129,7 @@ def test_no_margin_hides_nan(engine, dtype, margin):
 @pytest.mark.parametrize("offset", [0.0, 1e4, -1e4, 1e6])  # none; where a lone fp32 lse loses all
 def test_an_offset_of_the_logits_loses_nothing(engine, dtype, offset):
     z = (torch.randn(12, 6, dtype=torch.float64) * 8).mul(4).round() / 4 + offset
-    assert torch.equal(z.to(dtype).double(), z)  # so the truth is that of the numbers given
+    assert torch.equal(z.to(dtype).double(), z)  # the logits are exact in this type
     check(z.to(dtype), torch.randint(6, (12,)), engine)
 
 
@@ -144,7 +144,7 @@ def test_logits_beyond_the_reach_of_their_exponents(engine, classes):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_every_width(engine, dtype):
-    few = 7 if engine == "triton" else 1  # whose interpreter is slow, and tiles powers of two
+    few = 7 if engine == "triton" else 1  # the interpreter is slow, and tiles are powers of two
     for classes in [*range(1, 70, few), 127, 129, 2047, 2048, 2049, 4100]:
         z = (torch.randn(5, classes) * 3).to(dtype)
         y = torch.randint(classes, (5,))
@@ -205,8 +205,8 @@ def test_golden_numbers(engine, logits, label, expected):
 @pytest.mark.parametrize(
     ("p", "q", "expected"),
     [
-        # StackOverflow 47377222: -sum t log p over rows, mean over N = 2 (not over N * k); a fifth
-        # class holds what the second row lacks to a sum of 1
+        # StackOverflow 47377222: -sum t log p over rows, mean over N = 2 (not N * k). A fifth
+        # class makes the second row sum to 1.
         (
             [[0.25] * 4 + [0], [0.01, 0.01, 0.01, 0.96, 0.01]],
             [[0, 0, 0, 1.0, 0]] * 2,

@@ -1,4 +1,4 @@
-"""The algebra of a row: coefficients beside autograd, the text under Triton, and lists of names."""
+"""The algebra of a row: coefficients against autograd, the same text in Triton, lists of names."""
 
 import ast
 import inspect
@@ -27,7 +27,7 @@ CASES += [(False, name) for name in ("rest_top_logit", "rest_squares", "rest_cub
 
 @pytest.mark.parametrize(("soft", "name"), CASES)
 def test_coefficients_are_autograd_of_the_fields(soft, name):
-    """Both are the shared text: autograd differentiates the fields, the other half says how."""
+    """Both come from the shared text: autograd differentiates the fields."""
     z, y = LOGITS
     target = torch.softmax(torch.randn_like(z) * 2, -1).masked_fill(z == -INF, 0) if soft else y
     requests = REQUESTS[:3] if soft else REQUESTS
@@ -55,7 +55,7 @@ FUNCTIONS = [
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_triton_runs_the_text(name, on_triton):
-    """Every function gives the numbers that PyTorch gives, edges included."""
+    """Each function gives the numbers that PyTorch gives, also at the edges."""
     from tests.engines.triton.kernels_of_algebra import by_torch, by_triton, drawn
 
     given = drawn(name)
@@ -66,7 +66,7 @@ def test_triton_runs_the_text(name, on_triton):
 
 
 def test_a_kernel_gets_every_function():
-    """A new function of the text is compiled for Triton; one that kernels call is tried above."""
+    """Every function of the text compiles for Triton; functions in kernels are tested above."""
     pytest.importorskip("triton")
     from xent.engines.triton import algebra as compiled
 
@@ -110,7 +110,7 @@ def test_every_request_but_the_largest_class_has_a_term_of_the_core():
 
 
 def names_in(file: Path) -> dict[str, set[str]]:
-    """Names that kernels of a file look up, by the list that they look them up in."""
+    """Return the names that kernels of a file look up, by the list of the names."""
     found: dict[str, set[str]] = {}
     for node in ast.walk(ast.parse(file.read_text())):
         called = getattr(getattr(node, "func", None), "id", "")
@@ -124,7 +124,7 @@ def names_in(file: Path) -> dict[str, set[str]]:
 
 
 def test_kernels_look_up_names_that_are_there():
-    """A name that no list has would be one that is not wanted, and never be stored."""
+    """A name that is in no list would count as not wanted, and never be stored."""
     pytest.importorskip("triton")
     from xent.engines.triton import gradient, one_sweep, sweep
 

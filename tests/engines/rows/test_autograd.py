@@ -1,4 +1,4 @@
-"""Every way PyTorch can differentiate works, or raises; none gives a wrong number."""
+"""Every way in which PyTorch can differentiate works or raises; none gives a wrong number."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from tests.registry import BASIC, Loss
 from xent.engines import core
 
 every_loss = pytest.mark.parametrize("loss", BASIC, ids=lambda loss: loss.name)
-# What torch itself warns of on the way, from its forward-mode formulas.
+# Warnings of torch's own forward-mode formulas.
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 
 
@@ -155,7 +155,7 @@ def test_saved_tensors_come_back_in_another_layout(head):
     "options", [{}, {"z_loss": 0.1}, {"engine": "reference"}, {"reduction": "none"}]
 )
 def test_logits_changed_between_forward_and_backward(options, slope):
-    """Nothing is silently wrong: the gradient is there already, or needs the logits and says so."""
+    """The gradient is computed already, or backward raises; it is never silently wrong."""
     z, y = problem()
     x = z * 1
     (right,) = torch.autograd.grad(slope * xent.cross_entropy(x, y, **options).sum(), z)

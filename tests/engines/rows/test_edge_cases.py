@@ -1,4 +1,4 @@
-"""Traps: NaN, infinities, masks, nothing at all, and too much of it."""
+"""Edge cases: NaN, infinities, masks, empty tensors and very large ones."""
 
 import math
 
@@ -81,7 +81,7 @@ def test_t16_masked_classes(engine):
 @pytest.mark.parametrize("soft", [False, True])
 @pytest.mark.parametrize("classes", [1, 3, 40])
 def test_t16_the_only_class_allowed(engine, classes, soft, options, reduction):
-    # A policy with one legal move: nothing to learn, and no 0 / 0 for the others.
+    # A policy with one legal move: the gradient is 0, and not 0 / 0 for the other moves.
     z = torch.full((2, classes), -INF)
     z[:, 0], z[1, 0] = 1.5, -80.0
     y = torch.zeros(2, dtype=torch.int64)

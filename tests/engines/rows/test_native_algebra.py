@@ -1,6 +1,6 @@
-"""The per-row functions of the compiled core, one by one, beside the shared text in float64.
+"""The per-row functions of the compiled core, one by one, against the shared text in float64.
 
-Forward they are driven by logits at the edges; backward by tables of statistics that no logits
+Forward, the input are logits at the edges; backward, tables of statistics that no logits
 would give, so that each function sees any log-odds with any probability, sum and slope.
 """
 
@@ -58,7 +58,7 @@ FORWARD = {
 
 
 def problem_of(z, soft, requests, **settings):
-    """A problem about rows of which every fifth is ignored."""
+    """Return a problem in which every fifth row is ignored."""
     weights = {"class_weight": torch.linspace(0.5, 2, V).double()}
     if "mean" in requests:
         weights["mean_weight"] = torch.linspace(2, 0.5, V).double()
@@ -72,7 +72,7 @@ def problem_of(z, soft, requests, **settings):
 
 
 def fields_of(table, problem):
-    """Fields by name; where the sum of the rest is needed, whatever it is relative to."""
+    """Return fields by name, and the log of the sum of the rest, which no shift changes."""
     fields = dict(zip(problem.fields, table, strict=True))
     return fields | {"log_total": fields["shift"] + fields["sum"].log()}
 
@@ -95,7 +95,7 @@ def test_fields(function):
 
 @pytest.mark.parametrize("soft", [False, True])
 def test_rows_without_classes(soft):
-    """finish_ignored and finish_masked_shard: every field of the table is written."""
+    """finish_ignored and finish_nothing write every field of the table."""
     z = torch.full((4, V), -INF, dtype=torch.float64)
     z[3] = 1.0
     requests = (
@@ -126,7 +126,7 @@ BACKWARD = {
 
 
 def any_statistics(problem):
-    """A table whose log-odds are unrelated to the logits; what follows from them fits."""
+    """Return a table of arbitrary log-odds, and statistics that are consistent with them."""
     table, _ = reference.row_statistics(problem)
     fields = dict(zip(problem.fields, table, strict=True))
     d = fields["pivot_log_odds" if problem.settings.soft else "log_odds"]

@@ -1,4 +1,4 @@
-"""Row-wise work gives the same bits however it is split or vectorised, and any layout will do."""
+"""The bits of a result depend on neither splits, vectors nor layouts."""
 
 import pytest
 import torch
@@ -13,12 +13,12 @@ every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
 @pytest.fixture
 def engine(every_engine):
-    """Triton's kernels, too."""
+    """Run on Triton's kernels, too."""
     return every_engine
 
 
 def problem(dtype=torch.float32, n=37, v=300):
-    """Some ordinary rows, and two with masked classes and a target that is out of reach."""
+    """Return ordinary rows, and two with masked classes and a masked target."""
     z = (torch.randn(n, v) * 4).to(dtype)
     z[3, 10:50] = -torch.inf
     z[5, ::2] -= 200
@@ -45,7 +45,7 @@ def test_any_split_of_the_batch(loss: Loss, core):
 
 @pytest.mark.parametrize("v", [4, 30, 2500])  # panels, several rows a block, blocks
 def test_any_neighbours(core, v):
-    # What makes one row of a strip harder (huge, masked, ignored, underflowing) is its own affair.
+    # A difficult row of a strip (huge, masked, ignored, underflowing) must not change other rows.
     z = torch.randn(32, v)
     y = torch.randint(v, (32,))
     alone = both(BASIC[0].call, z, y, engine="native")
@@ -113,7 +113,7 @@ def test_any_instruction_set(loss: Loss, core, dtype, v):
 
 
 def layouts(z, y):
-    """The same numbers as ``z`` (N, C, A, B), differently laid out in memory."""
+    """Return the numbers of ``z`` (N, C, A, B) in several memory layouts."""
     wide = torch.full((z.shape[0] * 2, z.shape[1] + 3, *z.shape[2:]), torch.nan, dtype=z.dtype)
     wide[::2, 2:-1] = z
     odd = torch.full((*z.shape[:3], z.shape[3] * 2), torch.nan, dtype=z.dtype)

@@ -1,4 +1,4 @@
-"""A loss of rows in one call of the core: the value of a row is a program between two sweeps."""
+"""A loss of rows in one call of the core: a program gives the value of a row between two sweeps."""
 
 import math
 
@@ -32,7 +32,7 @@ SOME = torch.cat([torch.tensor(EDGES, dtype=torch.float64), torch.linspace(-3, 3
 
 
 def of_inputs(operation: str, slope_by: int, operands: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """The value of an operation of numbers, row by row, and its slope by one of them.
+    """Return the value of an operation on numbers, row by row, and its slope by one of them.
 
     That one is the logit of the target, which is -0.0, plus an input.
     """
@@ -85,14 +85,14 @@ def test_two_operands(operation, slope_by):
 
 @pytest.mark.parametrize("slope_by", [1, 2])
 def test_a_choice(slope_by):
-    # The branch that is not taken has slope 0, and infinite values of it do not come in.
+    # The branch that is not taken has slope 0, and its infinite values have no effect.
     few = torch.tensor([0.0, -0.0, 2.0, math.inf, math.nan], dtype=torch.float64)
     operands = [x.contiguous() for x in torch.cartesian_prod(few, few, few).unbind(1)]
     check("where", slope_by, operands)
 
 
 def test_exact_powers():
-    # Those that PyTorch forms by multiplication.
+    # Operations that PyTorch computes by multiplication.
     x = torch.randn(200, dtype=torch.float64) * 10
     for exponent in (0.0, 1.0, 2.0, 3.0):
         y = torch.full_like(x, exponent)
@@ -141,7 +141,7 @@ def test_what_a_program_reads_must_be_there():
 
 
 def problem(dtype: torch.dtype = torch.float32, n: int = 70, v: int = 33) -> tuple[Tensor, Tensor]:
-    """Logits, some of them masked, and labels, some of them ignored."""
+    """Return logits, some of them masked, and labels, some of them ignored."""
     z = (torch.randn(n, v) * 3).to(dtype)
     y = torch.randint(v, (n,))
     z[2, 1 : v // 2], y[2], y[4] = -torch.inf, 0, -100
@@ -149,12 +149,12 @@ def problem(dtype: torch.dtype = torch.float32, n: int = 70, v: int = 33) -> tup
 
 
 def eighths(*shape: int, low: int = 1, dtype: torch.dtype = torch.float64) -> Tensor:
-    """Numbers whose sums are exact in any order."""
+    """Return numbers whose sums are exact in any order."""
     return torch.randint(low, 17, shape).to(dtype) / 8
 
 
 def same(call: Call, tape: Tape, divisor: float, given=None, slope: float = 1.0) -> None:
-    """One call gives the gradient of two sweeps to the bit, and a sum in another order."""
+    """Assert that one call gives the gradient of two sweeps to the bit; sums differ in order."""
     loss, grad = call.in_two(tape, divisor, slope)
     answer, one, gradient = call.in_one(tape, given or (NUMBER, divisor, False), slope)
     assert answer[3] == divisor
@@ -181,7 +181,7 @@ def test_cross_entropy(dtype, v, options):
 @every_dtype
 @pytest.mark.parametrize("v", [3, 33, 250, 5000, 40000])
 def test_rows_that_are_hard_in_other_ways(dtype, v):
-    # What the first sweep leaves for the second may be of use for some rows of a block only.
+    # The exponentials that the first sweep keeps may be useful for some rows of a block only.
     n = 40 if v < 1000 else 9
     z, y = problem(dtype, n, v)
     z[0] *= 60
@@ -250,7 +250,7 @@ def test_a_table_of_soft_targets():
 def test_every_field_with_a_slope():
     z, y = problem()
     tape = Tape()
-    # With factors, because a slope that goes to the wrong field would not show otherwise.
+    # With factors, so that a slope that goes to the wrong field changes the result.
     names = ["log_odds", "log_prob", "target", "lse", "entropy", "mean", "rest_top_logit"]
     names += ["rest_squares", "rest_cubes", "mass", "top", "support"]
     total = tape.constant(0.0)
@@ -379,7 +379,7 @@ def test_sums_over_many_blocks():
 
 
 def everything(dtype: torch.dtype, *sizes: tuple[int, int]) -> list[Tensor]:
-    """Losses and gradients of problems of several sizes, by several programs."""
+    """Return losses and gradients of problems of several sizes, by several programs."""
     torch.manual_seed(1)
     found = []
     power = Tape()
@@ -418,7 +418,7 @@ def test_any_instruction_set(dtype, core):
 
 
 def scaled(core, x: Tensor, slope: float) -> Tensor | None:
-    """What ``scale_exactly`` makes of numbers; None if it leaves them alone, which is checked."""
+    """Return the result of ``scale_exactly``; None if it changes nothing, which is checked."""
     before = x.clone()
     if core._core.scale_exactly(x.data_ptr(), core.TYPES[x.dtype], x.numel(), slope):
         return x

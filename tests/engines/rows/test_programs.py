@@ -1,4 +1,4 @@
-"""Bodies as programs: what can be recorded, what it gives, and when a program is kept."""
+"""Bodies as programs: which can be recorded, what they compute, and when they are kept."""
 
 import random
 
@@ -38,7 +38,7 @@ BODIES = {
 @pytest.mark.parametrize("name", BODIES)
 @pytest.mark.parametrize("weighted", [False, True])
 def test_a_program_does_what_its_body_does(name, weighted):
-    """The same to the rounding of float64, loss and gradient, as the body on tensors."""
+    """Loss and gradient equal those of the body on tensors, to the rounding of float64."""
     body = BODIES[name]
     assert record(body, False, ()) is not None
     loss = xent.row_loss(body)
@@ -64,7 +64,7 @@ def test_a_program_does_what_its_body_does(name, weighted):
         lambda s: s.nll * s.classes,
         lambda s: s.nll.float(),
         lambda s: 1.0,
-        lambda s: s.entropy,  # which nobody asked for
+        lambda s: s.entropy,  # a statistic that was not requested
     ],
 )
 def test_what_is_no_program(body):
@@ -78,7 +78,7 @@ def test_two_ways_to_cross_entropy():
 
 
 def test_a_number_outside_is_read_at_every_call(monkeypatch):
-    """No program outlives the constants that it was recorded with."""
+    """A program must not outlive the constants that it was recorded with."""
     loss = xent.row_loss(with_a_helper)
     z, y = torch.tensor([[2.0, 0.0]]), torch.tensor([0])
     nll = F.cross_entropy(z, y)
@@ -121,7 +121,7 @@ def test_settings_that_change_at_every_step_take_no_memory():
 @pytest.mark.parametrize("name", ["focal_loss", "generalized_cross_entropy", "poly1_loss"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_one_sweep_has_the_bits_of_two(name, dtype, core):
-    """Whatever the slope: the statistics of ``return_stats`` come from two passes."""
+    """The bits agree for any slope; with `return_stats` a loss takes two sweeps."""
     if not core.fast:
         pytest.skip("this processor takes the reference engine")
     loss = CATALOG[name].function
@@ -140,7 +140,7 @@ def test_one_sweep_has_the_bits_of_two(name, dtype, core):
 
 
 def test_zeros_of_both_signs_are_two_numbers():
-    """In a program, in what a program is kept by, and in the divisor of a mean."""
+    """In a program, in the key of a kept program, and in the divisor of a mean."""
     z, y = torch.tensor([[0.3, -0.2, 0.1]]), torch.tensor([0])
 
     @xent.row_loss
@@ -163,7 +163,7 @@ def test_zeros_of_both_signs_are_two_numbers():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
 def test_later_calls_are_as_the_first(dtype):
-    """Options that were seen before take a shorter way, with class weights of every dtype."""
+    """Later calls with known options take a shorter way, with class weights of every dtype."""
     g = torch.Generator().manual_seed(3)
     z = torch.randn(9, 5, generator=g).to(dtype)
     y, w = torch.randint(5, (9,), generator=g), torch.tensor([1.0, 2.0, 3.0, 0.5, 0.25]).to(dtype)

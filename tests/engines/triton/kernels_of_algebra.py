@@ -1,4 +1,4 @@
-"""A kernel that calls the functions of the shared algebra, and the edges it is called with."""
+"""A kernel that calls the functions of the shared algebra, with arguments at the edges."""
 
 import math
 
@@ -54,7 +54,7 @@ DRAWN = {
 
 
 def drawn(name: str) -> Tensor:
-    """Arguments of a function, (arguments, COUNT)."""
+    """Return arguments of a function, (arguments, COUNT)."""
     choices = [torch.tensor(values, dtype=torch.float64) for values in DRAWN[name]]
     given = torch.stack([c[torch.randint(len(c), (COUNT,))] for c in choices])
     if takes_odds(name):  # beside a tiny sum there is always a class at the shift
@@ -63,20 +63,20 @@ def drawn(name: str) -> Tensor:
 
 
 def takes_odds(name: str) -> bool:
-    """Whether the arguments of a function begin with those of the odds."""
+    """Return True if the first arguments of a function are those of the odds."""
     return DRAWN[name][:4] == DRAWN["odds_of"]
 
 
 @triton.jit
 def store(out, n, values, COUNT: tl.constexpr):
-    """Store a tuple of results, a line each."""
+    """Store a tuple of results, one line for each."""
     for k in tl.static_range(len(values)):
         tl.store(out + k * COUNT + n, values[k])
 
 
 @triton.jit
 def call(given, out, NAME: tl.constexpr, ARGUMENTS: tl.constexpr, COUNT: tl.constexpr):
-    """Call one function on numbers of its own in each place."""
+    """Call one function in each place, on numbers of that place."""
     n = tl.arange(0, COUNT)
     a = tl.load(given + n)
     b = tl.load(given + (1 if ARGUMENTS > 1 else 0) * COUNT + n)
@@ -119,7 +119,7 @@ def call(given, out, NAME: tl.constexpr, ARGUMENTS: tl.constexpr, COUNT: tl.cons
 
 
 def by_torch(name: str, given: Tensor) -> Tensor:
-    """The results of a function of the text, (results, COUNT)."""
+    """Return the results of a function of the text by PyTorch, (results, COUNT)."""
     first, rest = given[:4], given[4:]
     odds = text.odds_of(*first) if takes_odds(name) else None
     results = {
@@ -138,7 +138,7 @@ def by_torch(name: str, given: Tensor) -> Tensor:
 
 
 def by_triton(name: str, given: Tensor, results: int) -> Tensor:
-    """The results of the compiled function."""
+    """Return the results of the compiled function."""
     out = torch.full((results, COUNT), 77.0, dtype=torch.float64, device=given.device)
     call[(1,)](given, out, NAME=name, ARGUMENTS=len(given), COUNT=COUNT)
     return out

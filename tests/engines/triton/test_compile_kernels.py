@@ -1,4 +1,4 @@
-"""The kernels compile for GPUs, without one, and come out as they should."""
+"""The kernels compile for GPUs, without a GPU, and do not spill registers."""
 
 import json
 import os
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.skipif(not triton.INSTALLED, reason="Triton is not inst
 
 
 def compiled_for(*target: str, cache: Path) -> list[dict]:
-    """What compile_kernels.py has to say, in a process in which nothing is interpreted."""
+    """Return the output of compile_kernels.py, from a process that interprets no kernel."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     done = subprocess.run(
         [sys.executable, Path(__file__).parent / "compile_kernels.py", *target],

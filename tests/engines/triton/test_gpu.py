@@ -1,4 +1,4 @@
-"""What only a GPU can show: kernels as they are compiled, graphs, more than 2^31 logits."""
+"""Tests that need a GPU: compiled kernels, graphs, more than 2^31 logits."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ NATS = 1.25  # see test_accuracy
 
 
 def rows_of(z, y, n):
-    """Loss and gradient of some rows in float64."""
+    """Return loss and gradient of some rows in float64."""
     wide = z[n].double()
     log_p = torch.log_softmax(wide, 1)
     slope = log_p.exp()

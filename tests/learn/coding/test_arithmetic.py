@@ -21,7 +21,7 @@ SOURCES = b"".join(Path(str(m.__file__)).read_bytes() for m in (argparse, typing
 
 
 def information(symbols, model):
-    """The sum of -log2 q, in exact shares."""
+    """Return the sum of -log2 q, in exact shares."""
     bits = 0.0
     for symbol in symbols:
         f = [int(x) for x in model.frequencies()]
@@ -31,7 +31,7 @@ def information(symbols, model):
 
 
 def comes_back(symbols, make):
-    """The code of the symbols, after it has been decoded; `make` makes a model."""
+    """Return the code of the symbols after decoding it; `make` makes a model."""
     code = encode(symbols, make())
     assert decode(code.data, make(), len(symbols)) == list(symbols)
     assert len(code.data) == -(-code.bits // 8)
@@ -123,7 +123,7 @@ def test_the_empty_message():
 )
 def test_two_hundred_kilobytes_of_real_text(make):
     code = encode(SOURCES, make())
-    assert len(SOURCES) > 150_000  # as much as the Python has
+    assert len(SOURCES) > 150_000  # the size depends on the version of Python
     assert bytes(decode(code.data, make(), len(SOURCES))) == SOURCES
     assert -0.1 < code.bits - code.information < 2
 

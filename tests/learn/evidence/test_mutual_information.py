@@ -45,7 +45,7 @@ def _one_thread():
 
 # ---- sets whose information is known ------------------------------------------------------------
 
-KNOWN = {  # by quadrature, in another program
+KNOWN = {  # computed by quadrature in another program
     BALANCED: {1: 1.0314, 2: 1.3003, 5: 1.5544, 10: 1.6058},
     IMBALANCED: {1: 1.0224, 2: 1.2393, 5: 1.4449, 10: 1.4868},
 }
@@ -86,7 +86,7 @@ def test_the_default_network_comes_close_to_the_truth(counts):
     classes = GaussianClasses(2, counts)
     x, y = classes.sample(seed=3)
     found = MutualInformation(folds=2, bootstrap=200).estimate(x.numpy(), y.numpy(), quiet=True)
-    # On the same rows the true posterior tells as much as any, but for luck.
+    # On the same rows the true posterior gives about the same estimate.
     best = mutual_information_from_logits(classes.log_posterior(x), y)
     assert abs(found.nats - best.nats) < 0.02
     low, high = found.interval
@@ -253,7 +253,7 @@ def test_the_network_stops_where_the_held_out_loss_is_least():
     assert network.steps_ < 1000
     new = rng.normal(size=(500, 10))
     loss = -network.predict_log_proba(new)[np.arange(500), rng.integers(0, 2, 500)].mean()
-    assert loss < 0.8  # one that had learnt its rows by heart would be far above log 2
+    assert loss < 0.8  # a network that knows its rows by heart would be far above log 2
     again = NetworkClassifier().fit(x, y)
     assert np.array_equal(network.predict_proba(new), again.predict_proba(new))
     with pytest.raises(ValueError, match="`networks` must be at least 2"):
@@ -331,7 +331,7 @@ def test_maps_add_up_to_logits():
     torch.testing.assert_close(found.mean((1, 2)), against_others, rtol=1e-12, atol=1e-12)
     lowest = info_cam(features, weight, y, bias=bias, against="lowest")
     torch.testing.assert_close(lowest.mean((1, 2)), own - z.amin(1), rtol=1e-12, atol=1e-12)
-    # Place by place, as the definition has it; and without the bias less by its difference.
+    # Place by place, as in the definition; without the bias, less by the difference of biases.
     bare = info_cam(features, weight, y)
     others = weight[[0, 1, 3]].mean(0)
     expected = ((weight[2] - others)[:, None, None] * features[2]).sum(0)
@@ -470,7 +470,7 @@ def test_the_command_refuses(in_csv, tmp_path, capsys):
 
 
 class Constant(ClassifierMixin, BaseEstimator):
-    """Says the frequencies to every row, times something, or in another order."""
+    """A classifier that gives each row the frequencies, times a factor, or in another order."""
 
     def __init__(self, times: float = 1.0, step: int = 1) -> None:
         self.times = times
@@ -527,7 +527,7 @@ def test_labels_that_are_no_classes(labels, match):
 
 
 def test_a_feature_that_hardly_varies_says_nothing():
-    """The mean of equal numbers may miss them by a digit, which is not a spread."""
+    """The mean of equal numbers may differ in the last digit, which is not a spread."""
     x = np.random.default_rng(0).normal(size=(60, 1))
     constant = np.full((60, 1), 0.1)
     assert constant.std() > 0
@@ -537,7 +537,7 @@ def test_a_feature_that_hardly_varies_says_nothing():
 
 
 def test_quadrature_sees_classes_far_apart():
-    """Of a third class that is never mistaken, all is known; what is left is that of the two."""
+    """A third class is never mistaken, so the rest is the information of the other two."""
     near = GaussianClasses(1, (10, 10), (0.0, 0.5)).mutual_information()
     far = GaussianClasses(1, (10, 10, 10), (0.0, 0.5, 1e4)).mutual_information()
     assert far == pytest.approx(math.log(3) - 2 / 3 * math.log(2) + 2 / 3 * near, abs=1e-9)

@@ -1,4 +1,4 @@
-"""Steps of every optimiser of PyTorch, those included that ask for the loss again."""
+"""Steps of each optimiser of PyTorch, also of those that compute the loss more than once."""
 
 import math
 from functools import partial
@@ -14,7 +14,7 @@ from xent.learn import SoftmaxRegression, train_classifier
 
 
 def least_loss(x, y, C):
-    """Of softmax regression with a penalty, as the penalty of weights in training has it."""
+    """Return the least loss of softmax regression with a penalty, as weight decay adds it."""
     model = SoftmaxRegression(C=C, tol=1e-10).fit(x.double().numpy(), y.numpy())
     return model.history_[-1]
 
@@ -36,11 +36,11 @@ def test_lbfgs_finds_the_minimum(search):
         model, (x.double(), y), penalised(model, 1.0, 150), optimizer=optimizer, batch_size=150
     )
     assert record.epochs[-1]["loss"] == pytest.approx(least_loss(x, y, 1.0), abs=1e-8)
-    assert record.epochs[0]["loss"] > record.epochs[-1]["loss"] + 0.1  # the first answer counts
+    assert record.epochs[0]["loss"] > record.epochs[-1]["loss"] + 0.1  # a step's first loss counts
 
 
 def closures():
-    """Every optimiser of PyTorch that takes a list of parameters of a linear map."""
+    """Return each optimiser of PyTorch that takes a list of parameters of a linear map."""
     skipped = {"Optimizer", "SparseAdam", "Muon"}  # no optimiser, sparse gradients, matrices only
     found = {name: getattr(torch.optim, name) for name in dir(torch.optim)}
     return [
@@ -58,7 +58,7 @@ def test_every_optimizer_learns(optimizer):
 
 
 class Sharpness(torch.optim.Optimizer):
-    """Sharpness-aware: climbs, asks again, and descends from before by what it was told there."""
+    """Sharpness-aware steps: climb, compute the loss again, and descend from the old place."""
 
     def __init__(self, params, lr):
         super().__init__(params, {"lr": lr})
@@ -78,8 +78,8 @@ class Sharpness(torch.optim.Optimizer):
                 p.sub_(u).sub_(p.grad, alpha=self.param_groups[0]["lr"])
 
 
-def test_an_optimizer_that_asks_twice_is_told_the_same_function_twice():
-    """Dropout would move the loss by more than the small climb does; rows are counted once."""
+def test_an_optimizer_that_computes_the_loss_twice_gets_the_same_loss():
+    """Dropout would change the loss by more than the small climb; rows count once."""
     made = []
 
     def optimizer(parameters, lr):
@@ -93,7 +93,7 @@ def test_an_optimizer_that_asks_twice_is_told_the_same_function_twice():
     for first, again in made[0].told:
         assert first < again < first + 0.05
     assert [e["loss"] for e in record.epochs] == pytest.approx([t[0] for t in made[0].told])
-    assert len({t[0] for t in made[0].told}) == 8  # each batch draws anew
+    assert len({t[0] for t in made[0].told}) == 8  # each batch draws new random numbers
 
 
 def test_a_step_without_a_closure():
@@ -139,7 +139,7 @@ def test_whose_step_size_is_taken():
     assert last == [1e-3, 0.3, 0.2, 1, 0.5]
 
 
-def test_a_step_that_ends_at_no_number_is_said():
+def test_a_step_to_nan_is_reported():
     x, y = blobs()
     model = linear()
 

@@ -1,4 +1,4 @@
-"""Training by backpropagation: exact means, early stopping, and nothing changed but the weights."""
+"""Training by backpropagation: exact means, early stopping, only the weights change."""
 
 import inspect
 import json
@@ -27,7 +27,7 @@ def _one_thread(_same_start):
 
 
 def blobs(rows=150, classes=3, noise=0.4, seed=0):
-    """Rows around the unit vectors, and which of them."""
+    """Return rows around the unit vectors, and the vector of each."""
     generator = torch.Generator().manual_seed(seed)
     y = torch.randint(classes, (rows,), generator=generator)
     return torch.eye(classes)[y] + noise * torch.randn(rows, classes, generator=generator), y
@@ -50,7 +50,7 @@ VOID = torch.where(INDICES < 0, 255, INDICES)
 SOFT = torch.softmax(torch.arange(33.0).view(11, 3).sin(), 1)
 HOLES = torch.where(torch.arange(33).view(11, 3) % 4 == 0, -1.0, (SOFT > 0.3).float())
 CASES = {
-    # Ignored rows fall unevenly: the third batch of four has one row that counts of three.
+    # Ignored rows are uneven: the third batch of four has one row that counts among three.
     "ignored": (xent.cross_entropy, INDICES),
     "ignored, PyTorch": (nn.functional.cross_entropy, INDICES),
     "another mark": (partial(xent.cross_entropy, ignore_index=255), VOID),
@@ -96,7 +96,7 @@ OF_ROWS = [
 
 @pytest.mark.parametrize("name", OF_ROWS)
 def test_the_means_of_the_family(name):
-    """With class weights where a loss of classes takes them, and ignored rows."""
+    """With class weights, if a loss of classes takes them, and ignored rows."""
     member = CATALOG[name]
     settings = REGISTRY[name].arguments(3)
     weighted = "weight" in inspect.signature(member.function).parameters
@@ -112,7 +112,7 @@ def test_the_means_of_the_family(name):
 
 
 def test_pixels_with_weights_of_their_own():
-    """What comes after the targets goes to the loss, and `count` says what its mean divides by."""
+    """Tensors after the targets go to the loss; `count` gives the divisor of the mean."""
     z, y = torch.randn(5, 3, 4, 4), torch.randint(3, (5, 4, 4))
     y[torch.rand(5, 4, 4) < 0.3] = 255
     w = torch.rand(5, 4, 4)
@@ -139,12 +139,12 @@ def test_accuracy_and_metrics_are_means_of_rows():
 
 
 def test_a_metric_has_a_name_of_its_own():
-    """Added to the entry of the loss, it would be part of what early stopping looks at."""
+    """With the name of the loss, early stopping would look at the metric, too."""
     for name in ("loss", "epoch", "seconds"):
         with pytest.raises(ValueError, match=f"`metrics` must have other names than {name}"):
             fit(linear(), blobs(), metrics={name: lambda z, y: z})
     record = fit(linear(), blobs(), metrics={"accuracy": lambda z, y: torch.full((3,), 7.0)})
-    assert record.epochs[0]["accuracy"] == 7  # in the place of the other, not mixed with it
+    assert record.epochs[0]["accuracy"] == 7  # replaces the other metric
     with pytest.raises(TypeError, match=r"metric 'half' must return a tensor of values, got 0\.5"):
         fit(linear(), blobs(), metrics={"half": lambda z, y: 0.5})
 
@@ -269,7 +269,7 @@ def test_batches_of_something_else():
         fit(linear(), DataLoader(TensorDataset(x, y), 5, drop_last=True))
 
 
-def test_the_seed_decides_and_nobody_else_notices():
+def test_the_seed_decides_and_global_random_states_stay():
     def run(seed):
         model = nn.Sequential(linear(), nn.Dropout(0.3), linear(seed=1))
         record = fit(model, blobs(), validation=blobs(30, seed=1), seed=seed)
@@ -359,7 +359,7 @@ def test_noise_in_validation_is_the_same_each_time():
 
 
 def test_logits_behind_a_head_stay_behind_it():
-    """Neither the loss nor the accuracy asks for all of them, which would warn."""
+    """Loss and accuracy do not read all logits at once, which would warn."""
 
     class Behind(nn.Module):
         def __init__(self):
@@ -381,7 +381,7 @@ def test_logits_behind_a_head_stay_behind_it():
 
 
 def overfitting(**options):
-    """Ten rows with noise for labels, which are soon known by heart."""
+    """Return ten rows with random labels, which are soon known by heart."""
     x = torch.randn(40, 20, generator=torch.Generator().manual_seed(0))
     y = torch.randint(2, (40,), generator=torch.Generator().manual_seed(1))
     model = linear(20, 2)

@@ -1,4 +1,4 @@
-"""Policies that learn in gymnasium environments: episodes, REINFORCE, and the best of episodes."""
+"""Policies that learn in gymnasium environments: episodes, REINFORCE, the best episodes."""
 
 import doctest
 import importlib
@@ -34,7 +34,7 @@ def _one_thread(_same_start):
 
 
 class Corridor(gymnasium.Env):
-    """Steps to the right are worth 1, to the left 0; over after a random number of steps."""
+    """An environment: steps to the right give 1, to the left 0; it ends after random many steps."""
 
     observation_space = Box(-1, 100, (1,))
     action_space = Discrete(2, start=5)  # 5: left, 6: right
@@ -54,7 +54,7 @@ class Corridor(gymnasium.Env):
         return self._seen(), float(action == 6), self.left == 0, False, {}
 
     def _seen(self):
-        self.buffer[0] = self.left  # the same array each time, which whoever keeps it must copy
+        self.buffer[0] = self.left  # the same array each time, so a caller must copy it
         return self.buffer
 
 
@@ -94,7 +94,7 @@ def test_an_episode_is_the_same_whatever_plays_beside_it(copies):
     assert played.lengths.tolist() == alone
     assert played.returns.tolist() == alone
     assert not played.truncated.any()
-    # What was seen before each step: the steps that are left.
+    # The observation before each step is the number of steps left.
     expected = [left for length in alone for left in range(length, 0, -1)]
     assert played.observations[:, 0].tolist() == expected
 
@@ -199,7 +199,7 @@ def test_environments_and_policies_that_do_not_fit():
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_rewards_that_are_no_numbers_are_not_learnt_from(bad):
-    """As returns, NaN would be the largest of all: the best episodes there are."""
+    """Otherwise episodes with a return of NaN would count as the best."""
 
     class Broken(Corridor):
         def step(self, action):
@@ -221,7 +221,7 @@ def test_policies_in_double_precision():
 
 
 def test_policies_are_judged_in_evaluation_mode():
-    """Dropout would draw, and a batch norm would count the observations."""
+    """Otherwise dropout would draw, and a batch norm would count the observations."""
     norm = torch.nn.BatchNorm1d(1)
     policy = torch.nn.Sequential(norm, torch.nn.Dropout(0.9), network())
     policy[1].eval()
@@ -325,7 +325,7 @@ def test_an_interrupted_training_goes_on_to_the_same_bits(learn, tmp_path):
     assert record == expected
     for a, b in zip(whole.parameters(), other.parameters(), strict=True):
         assert torch.equal(a, b)
-    # Prolonged; then other options, another file, a damaged one.
+    # A longer run; then other options, another file, a damaged file.
     longer = learn(other, Corridor, checkpoint=file, resume=True, **{**options, "episodes": 40})
     assert longer.returns[:30] == expected.returns
     with pytest.raises(ValueError, match="holds a training; resume=True"):
@@ -516,7 +516,7 @@ def test_the_command_cem(tmp_path, capsys):
 
 
 def test_commands_are_interrupted_and_go_on(tmp_path, capsys, monkeypatch):
-    """What each has saved before Ctrl-C is where the other starts."""
+    """Each command continues from the state saved before Ctrl-C."""
     step = Corridor.step
     gymnasium.register("Corridor-v0", Corridor, disable_env_checker=True)
     try:

@@ -14,7 +14,7 @@ Array = Any
 
 
 class Problem(NamedTuple):
-    """Rows, indices of classes, weights of rows, and what the estimator is set to."""
+    """Rows, indices of classes, weights of rows, and the settings of the estimator."""
 
     name: str
     x: Array
@@ -25,7 +25,7 @@ class Problem(NamedTuple):
 
 
 def objective(problem: Problem, coef: Array, intercept: Array) -> float:
-    """What the estimator minimises, at coefficients ``(classes, features)``."""
+    """Return the objective of the estimator at coefficients ``(classes, features)``."""
     x, weight = problem.x.astype(WIDE), problem.weight.astype(WIDE)
     scores = x @ coef.T.astype(WIDE) + intercept.astype(WIDE)
     if scores.shape[1] == 1:
@@ -35,14 +35,14 @@ def objective(problem: Problem, coef: Array, intercept: Array) -> float:
 
 
 def least(problem: Problem, coef: Array, intercept: Array, steps: int = 60) -> float:
-    """The least objective that Newton's method finds from 0 and from these coefficients."""
+    """Return the least objective that Newton's method finds from 0 and from these coefficients."""
     starts = [np.zeros_like(coef, WIDE), coef.astype(WIDE)]
     shifts = [np.zeros_like(intercept, WIDE), intercept.astype(WIDE)]
     return min(_descend(problem, *start, steps) for start in zip(starts, shifts, strict=True))
 
 
 def _losses(scores: Array, y: Array) -> Array:
-    """Cross-entropy, with all digits also where it is small."""
+    """Return cross-entropies, also accurate if they are small."""
     lead = scores - scores[np.arange(len(y)), y][:, None]
     lead[np.arange(len(y)), y] = -np.inf
     top = lead.max(1)
@@ -62,7 +62,7 @@ def _descend(problem: Problem, coef: Array, intercept: Array, steps: int) -> flo
         x = np.hstack([np.ones((len(x), 1), WIDE), x])
         coef = np.hstack([intercept[:, None], coef])
     back, q = _orthonormal(x, weight)  # x @ back = q
-    # Coefficients in columns that add nothing cost and gain nothing, but for the penalty.
+    # Coefficients of columns that depend on others change nothing but the penalty.
     keep = np.eye(x.shape[1], dtype=WIDE)
     keep[:1] *= not problem.intercept
     if ridge:
@@ -118,7 +118,7 @@ def _solved_for(back: Array, coef: Array) -> Array:
 
 
 def _orthonormal(x: Array, weight: Array) -> tuple[Array, Array]:
-    """What makes columns orthonormal under the weights, by Gram and Schmidt, twice; and them."""
+    """Make columns orthonormal under the weights; return the matrix that does it, and them."""
     root = np.sqrt(weight)[:, None]
     back, made = [], []
     for j in range(x.shape[1]):
@@ -159,7 +159,7 @@ def _cholesky_solve(matrix: Array, right: Array) -> Array:
 
 
 def _columns(rng: np.random.Generator, rows: int) -> dict[str, Array]:
-    """One column of each kind."""
+    """Return one column of each kind."""
     plain = rng.normal(size=rows)
     outlier = rng.normal(size=rows)
     outlier[rng.integers(rows)] = rng.choice([1e8, -1e8, 1e5, 99999999.0])
@@ -185,7 +185,7 @@ def _columns(rng: np.random.Generator, rows: int) -> dict[str, Array]:
 
 
 def hard_problem(seed: int) -> Problem:
-    """A data set with a few columns of different kinds, and copies of them."""
+    """Return a data set with a few columns of different kinds, and copies of them."""
     rng = np.random.default_rng(seed)
     rows, classes = int(rng.integers(12, 90)), int(rng.choice([2, 2, 3, 4]))
     made = _columns(rng, rows)

@@ -1,4 +1,4 @@
-"""Runs ``xent fit`` on a hundred tables of R, each with a sensible target: who can be fitted?
+"""Run ``xent fit`` on a hundred tables of R, each with a sensible target; count the fits.
 
     python tests/learn/regression/r_tables.py [PART OF A NAME ...]
 
@@ -48,7 +48,7 @@ LEAST = 95  # of a hundred
 
 
 def fit(path, target, folder):
-    """The exit code of the command, and what it says of the table and of the fit."""
+    """Return the exit code of the command, and its messages about the table and the fit."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         words = ["fit", str(path), "--target", target, "--out", str(folder), "--quiet"]

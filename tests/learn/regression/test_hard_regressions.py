@@ -1,4 +1,4 @@
-"""Regressions on columns that are hard: as a slow exact solver, or a warning that says how far.
+"""Regressions on hard columns: as good as a slow exact solver, or a warning says how far.
 
 A data set is of several kinds at once: heavy tails, constants, copies, rare categories, units from
 1e-12 to 1e12, codes for missing values, timestamps; with and without a penalty.
@@ -22,7 +22,7 @@ CLOSE = 1e-8  # nats
 
 
 def fitted(model, x, y, weight=None):
-    """The model, and how far the largest of its warnings says that it is above the minimum."""
+    """Return the model, and the largest distance from the minimum that its warnings claim."""
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         model.fit(x, y, weight)
@@ -31,7 +31,7 @@ def fitted(model, x, y, weight=None):
 
 
 def judge(problem, model, said):
-    """Within `CLOSE` of the least objective, or said: at least a fifth of how far it is."""
+    """Assert that the objective is within `CLOSE` of the least, or the warning claims enough."""
     found = objective(problem, model.coef_, model.intercept_)
     above = float(found - least(problem, model.coef_, model.intercept_))
     assert above <= max(CLOSE, 5 * said), f"{above:.2g} nats above, said {said:.2g}: {problem.name}"
@@ -62,7 +62,7 @@ def test_the_least_objective_or_how_far_by_other_solvers(seed, solver):
 
 
 def test_most_data_sets_need_no_warning():
-    """Or else saying something of everything would pass."""
+    """Otherwise a warning for every data set would pass the other tests."""
     said = 0
     for seed in range(24):
         problem = hard_problem(seed)
@@ -113,7 +113,7 @@ def test_a_penalised_constant_column_is_0(rows, penalty):
 @pytest.mark.parametrize("without_hessian", [False, True])
 @pytest.mark.parametrize("offset", [1e4, 1e6, -1e9])
 def test_columns_that_hardly_vary(rows, offset, without_hessian, monkeypatch):
-    """A timestamp: the fit is that of the part that varies, whichever solver is at hand."""
+    """A timestamp: the fit is that of the part that varies, with each solver."""
     if without_hessian:
         monkeypatch.setattr(solvers, "WORK", 0)
     f, y = rows
@@ -129,7 +129,7 @@ def test_columns_that_hardly_vary(rows, offset, without_hessian, monkeypatch):
 @pytest.mark.parametrize("C", [1.0, np.inf])
 @pytest.mark.parametrize("classes", [2, 3])
 def test_one_row_far_out(value, C, classes):
-    """In the limit that row is right, and the others have the frequencies of their classes."""
+    """In the limit that row is right, and the other rows have the class frequencies."""
     y = np.random.default_rng(7).integers(classes, size=201)
     x = np.r_[np.zeros(200), value][:, None]
     share = np.bincount(y[:-1]) / 200
@@ -150,8 +150,8 @@ def test_copies_share_their_coefficient(rows):
         assert np.abs(model.coef_[0] * factors).max() < 2
 
 
-def test_two_units_of_a_timestamp_are_one_column_and_the_rest_is_said(rows):
-    """Seconds and minutes differ by how they were rounded, which is no feature to learn from."""
+def test_two_units_of_a_timestamp_are_one_column(rows):
+    """Seconds and minutes differ by rounding, which is no feature to learn from."""
     f, y = rows
     seconds = 1.7e9 + np.round(1e4 * f)
     model, said = fitted(LogisticRegression(np.inf), np.c_[seconds, seconds / 60], y)
@@ -193,7 +193,7 @@ def test_single_precision_of_any_size(rows, scale):
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("max_iter", [1, 3])
 def test_the_warning_says_how_far(solver, max_iter):
-    """Of what Newton's quadratic model knows, so after the first steps: within a factor of 3."""
+    """The claim comes from Newton's quadratic model, so it holds within a factor of 3."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=(300, 4))
     y = (x @ rng.normal(size=(4, 3)) + rng.gumbel(size=(300, 3))).argmax(1)
@@ -215,7 +215,7 @@ def test_separation_says_how_far_when_it_was_cut_short():
 
 
 def test_rows_that_stay_sparse_and_single(rows, monkeypatch):
-    """What is done for rows too large to be made dense and double."""
+    """The way for rows that are too large to be made dense and double."""
     monkeypatch.setattr(linear_objective, "SMALL", 0)
     rng = np.random.default_rng(3)
     x = rng.normal(size=(150, 5)) * (rng.random((150, 5)) < 0.4) + [0, 0, 0, 5, 0]
@@ -240,7 +240,7 @@ def test_spread_about_the_mean_of_sparse_rows_is_that_of_dense_ones():
 
 @pytest.fixture
 def years():
-    """Powers of years, which nearly are multiples of each other."""
+    """Return powers of years, which nearly are multiples of each other."""
     x = np.random.default_rng(0).normal(size=(300, 4))
     chance = 1 / (1 + np.exp(-x @ [1, -0.5, 0.3, 0]))
     y = (np.random.default_rng(1).random(300) < chance).astype(int)
@@ -266,7 +266,7 @@ def test_much_left_along_a_direction_of_little_curvature(years, solver, penalty)
         size = np.abs(one.coef_).sum() * ratio + 0.5 * np.square(one.coef_).sum() * (1 - ratio)
         return mean_loss(one, x, y) + (0 if penalty["C"] == np.inf else size / (penalty["C"] * n))
 
-    free = SoftmaxRegression(C=np.inf).fit(x, y)  # for weak penalties as good as the best
+    free = SoftmaxRegression(C=np.inf).fit(x, y)  # for weak penalties nearly the best fit
     above = objective_of(model) - objective_of(free)
     assert above < 1e-8 or any("nats above" in str(one.message) for one in said)
 
@@ -291,5 +291,5 @@ def test_one_value_far_out_in_many_rows_of_float32():
     model = SoftmaxRegression(C=np.inf).fit(x, y)
     without = np.delete(x, 0, 0), np.delete(y, 0)
     best = SoftmaxRegression(C=np.inf).fit(without[0].astype(np.float64), without[1])
-    # The row far out costs nothing or log 2, and the others cannot be better than alone.
+    # The row far out costs 0 or log 2, and the other rows cost at least as much as alone.
     assert 60_000 * mean_loss(model, x, y) <= 59_999 * mean_loss(best, *without) + np.log(2) + 1e-4

@@ -1,4 +1,4 @@
-"""Softmax and logistic regression: against scikit-learn, their laws, and what they refuse."""
+"""Softmax and logistic regression: against scikit-learn, laws, and refused input."""
 
 import math
 import warnings
@@ -27,7 +27,7 @@ BOTH = (SoftmaxRegression, LogisticRegression)
 LOADERS = (load_iris, load_wine, load_digits, load_breast_cancer)
 
 
-# What `parametrize_with_checks` does, which up to scikit-learn 1.7 pytest 9 warns of.
+# The same as `parametrize_with_checks`, for which pytest 9 warns up to scikit-learn 1.7.
 CHECKS = [each for model in BOTH for each in estimator_checks_generator(model())]
 
 
@@ -44,7 +44,7 @@ def standardised(load):
 
 
 def objective(x, y, coef, intercept, *, C=1.0, l1_ratio=0.0, weight=None):
-    """The objective of the class docstring in plain NumPy, float64."""
+    """Return the objective of the class docstring in plain NumPy, float64."""
     weight = np.ones(len(y)) if weight is None else weight
     scores = x @ coef.T + intercept
     if scores.shape[1] == 1:
@@ -105,7 +105,7 @@ def test_l1_and_elastic_net(load, l1_ratio):
     ours = SoftmaxRegression(**settings).fit(x, y)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        # Before 1.8 scikit-learn heeds `l1_ratio` only with `penalty`, which it refuses by now.
+        # Before 1.8 scikit-learn reads `l1_ratio` only with `penalty`, which 1.8 refuses.
         mixed = {"penalty": "elasticnet"} if SKLEARN < (1, 8) else {}
         theirs = Sklearn(**settings, **mixed, solver="saga", tol=1e-8, max_iter=3000).fit(x, y)
     assert value_of(ours, x, y, **settings) <= value_of(theirs, x, y, **settings) * (1 + 1e-8)
@@ -215,7 +215,7 @@ def test_probabilities_have_all_their_digits():
 
 
 def objective_of(kind, x, y, **settings):
-    """What an estimator minimises, as an objective of coefficients."""
+    """Return the objective of an estimator as a function of coefficients."""
     model = kind(**settings)
     x, y = model._read(x, y, reset=True)
     model.classes_ = model._classes(y)
@@ -323,17 +323,17 @@ def test_warm_start(rows):
 # ---- separable classes --------------------------------------------------------------------------
 
 
-def test_separable_classes_without_penalty_are_said():
+def test_separable_classes_without_penalty_are_reported():
     x, y = load_iris(return_X_y=True)
     with pytest.warns(SeparationWarning, match="completely"):
         SoftmaxRegression(C=np.inf).fit(x[:100], y[:100])
-    with pytest.warns(SeparationWarning, match="in part"):  # only setosa stands apart
+    with pytest.warns(SeparationWarning, match="in part"):  # only setosa is separable
         SoftmaxRegression(C=np.inf).fit(x, y)
-    SoftmaxRegression(C=np.inf).fit(x[50:], y[50:])  # the two others do not
+    SoftmaxRegression(C=np.inf).fit(x[50:], y[50:])  # the two others are not separable
     SoftmaxRegression(C=1e3).fit(x, y)
 
 
-def test_a_feature_that_separates_a_few_rows_is_said(rows):
+def test_a_feature_that_separates_a_few_rows_is_reported(rows):
     x, y = rows
     x, y = np.column_stack([x, np.arange(90) < 7]), (y == 0).astype(int)
     y[:7] = 1
@@ -397,7 +397,7 @@ def test_data_that_does_not_fit(rows):
     assert not hasattr(SoftmaxRegression(l1_ratio=1.0), "partial_fit")
 
 
-def test_too_few_iterations_are_said(rows):
+def test_too_few_iterations_are_reported(rows):
     with pytest.warns(ConvergenceWarning, match="max_iter"):
         SoftmaxRegression(max_iter=2, solver="lbfgs").fit(*rows)
 

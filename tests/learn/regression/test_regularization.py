@@ -1,4 +1,4 @@
-"""Regularisation paths, the solvers for l1, and what statsmodels finds without a penalty."""
+"""Regularisation paths, the solvers for l1, and statsmodels' results without a penalty."""
 
 from itertools import product
 
@@ -17,7 +17,7 @@ from sklearn.preprocessing import StandardScaler
 
 from xent.learn import LogisticRegression, SoftmaxRegression, regularization_path, smallest_C
 
-# Before 1.8 scikit-learn heeds `l1_ratio` only with `penalty`, which it refuses by now.
+# Before 1.8 scikit-learn reads `l1_ratio` only with `penalty`; since 1.8 it refuses `penalty`.
 OLD = tuple(map(int, sklearn.__version__.split(".")[:2])) < (1, 8)
 LOADERS = {
     "breast_cancer": load_breast_cancer,
@@ -28,21 +28,21 @@ LOADERS = {
 
 
 def data(name, rows=None):
-    """Standardised features and classes, or every so manieth row."""
+    """Return standardised features and classes, or every k-th row of them."""
     x, y = LOADERS[name](return_X_y=True)
     step = 1 if rows is None else len(x) // rows
     return StandardScaler().fit_transform(x[::step]), y[::step]
 
 
 def strongest(x, onehot, weight=None):
-    """The l1 strength that leaves nothing, from the formula for cross-entropy."""
+    """Return the l1 strength that leaves no coefficient, from the formula for cross-entropy."""
     weight = np.ones(len(x)) if weight is None else weight
     weight = weight / weight.sum()
     return np.abs(x.T @ (weight[:, None] * (onehot - weight @ onehot))).max()
 
 
 def violation(model, x, y, lam, ridge=0.0):
-    """How far coefficients are from the conditions of a minimum of mean cross-entropy + l1."""
+    """Return how far coefficients are from the conditions of a minimum with l1."""
     p = model.predict_proba(x)
     gradient = (p - (y[:, None] == model.classes_)).T @ x / len(x)
     gradient = gradient[-len(model.coef_) :] + ridge * model.coef_
@@ -108,7 +108,7 @@ def test_the_first_coefficient_comes_at_smallest_c(loss):
     assert np.count_nonzero(above) > 0
 
 
-def test_features_that_tell_nothing():
+def test_features_without_information():
     x, y = np.ones((6, 2)), [0, 1, 0, 1, 0, 1]
     model = SoftmaxRegression(l1_ratio=1)
     assert smallest_C(model, x, y) > 1e12
@@ -275,7 +275,7 @@ def test_a_loss_that_is_not_convex():
 
 
 def statsmodels_fit(dataset, kind):
-    """Features, classes, and what statsmodels makes of them, the constant last."""
+    """Return features, classes, and the fit of statsmodels, the constant last."""
     sm = pytest.importorskip("statsmodels.api")
     frame = getattr(sm.datasets, dataset).load_pandas()
     x, y = np.asarray(frame.exog, float), np.asarray(frame.endog).astype(int)

@@ -241,7 +241,7 @@ def test_points_that_failed_are_never_fitted_to():
     with pytest.raises(ValueError, match="`points` must be the 4 that `ask` gave, got 3"):
         search.tell(x[:3], [1.0, 2.0, 3.0])
     with pytest.raises(ValueError, match="must hold finite"):
-        search.tell(x * math.nan, [9.0] * 4)  # the best score so far is not that of no point
+        search.tell(x * math.nan, [9.0] * 4)  # a point of NaN must not become the best
     after = search.state_dict()
     assert {k: str(v) for k, v in after.items()} == {k: str(v) for k, v in before.items()}
     search.tell(x.numpy(), np.array([5.0, 6.0, 0.0, 0.0]))

@@ -1,4 +1,4 @@
-"""Rare events beside their exact probabilities."""
+"""Rare events with exact probabilities."""
 
 import math
 import re
@@ -30,12 +30,12 @@ def normal(d):
 
 
 def any_of(*probabilities):
-    """That one of several independent events happens."""
+    """Return the probability that one of several independent events happens."""
     return -math.expm1(sum(math.log1p(-p) for p in probabilities))
 
 
 def sum_of_dice(at_least):
-    """P(sum of five dice >= at_least), faces from 0, by convolution."""
+    """Return P(sum of five dice >= at_least), faces from 0, by convolution."""
     ways = [1]
     for _ in range(5):
         ways = [sum(ways[max(k - 5, 0) : k + 1]) for k in range(len(ways) + 5)]
@@ -102,7 +102,7 @@ def test_two_claimed_errors_hold_the_truth_in_95_of_100_runs(case):
     found = [rare_event(score, threshold, nominal, seed=seed) for seed in range(100, 140)]
     near = sum(abs(f.probability - exact) <= 2 * f.standard_error for f in found)
     held = sum(f.interval[0] <= exact <= f.interval[1] for f in found)
-    # As many as of 40 runs that each hold it in 99 of 100, but once in ten thousand.
+    # So many of 40 intervals of 99 % hold the truth, except once in ten thousand runs.
     assert min(near, held) >= stats.binom(40, 0.99).ppf(1e-4)
 
 
@@ -160,7 +160,7 @@ def test_an_event_that_is_never_met_has_a_bound_and_no_number():
 
 
 def test_more_places_than_are_held_are_no_number():
-    """1024 corners; and what was found of them is a hundredth of the truth."""
+    """1024 corners; the places that were found have a hundredth of the probability."""
     corners = rare_event(
         lambda x: x.abs().amin(1), 2.0, normal(10), population=200, final=1000, seed=1
     )
@@ -169,8 +169,8 @@ def test_more_places_than_are_held_are_no_number():
     assert "it has more places than `population` holds" in corners.message
 
 
-def test_places_that_only_one_of_two_populations_found_tell_of_others():
-    """As unlikely as 7 of 7 dice of 20 faces equal: 20 places, of which neither finds half."""
+def test_places_that_only_one_of_two_populations_found_show_that_others_are_missed():
+    """7 of 7 dice of 20 faces equal: 20 places, of which no population finds half."""
     dice = Categorical(torch.full((7, 20), 1 / 20))
     found = rare_event(
         lambda x: (x == x[:, :1]).sum(1), 7.0, dice, population=300, final=2000, seed=1
@@ -187,7 +187,7 @@ def test_places_that_only_one_of_two_populations_found_tell_of_others():
 
 
 def test_the_bound_holds_where_a_place_was_missed():
-    """A needle that no score leads to, beside a place that is found."""
+    """A narrow event that no score leads to, beside a place that is found."""
     needle = 0.5**12
 
     def score(x):
@@ -229,7 +229,7 @@ def test_a_population_is_as_drawn_given_the_level():
         population.move(5)
         x, rest = population.points[:, 0], population.points[:, 1:]
         given = stats.truncnorm(3, math.inf)
-        # Copies are related: as far as a twentieth of the points could be off.
+        # Copies are correlated, so a twentieth of the points may differ.
         assert abs(x.mean().item() - given.mean()) < 4 * given.std() / 200**0.5
         assert abs(rest.mean().item()) < 4 / 200**0.5
         assert abs(rest.std().item() - 1) < 4 / 400**0.5
@@ -242,7 +242,7 @@ def test_a_step_leaves_its_distribution_as_it_is(nominal):
     y = nominal.step(x, torch.tensor(0.3), generator)
     full = RELATED.covariance if nominal is RELATED else torch.eye(2)
     assert torch.allclose(y.T.cov(), full.double(), atol=0.06)
-    # Reversible: there and back are as likely.
+    # Reversible: a step and its reverse are equally likely.
     there = torch.stack([x[:, 0], y[:, 1]]).cov()[0, 1]
     back = torch.stack([y[:, 0], x[:, 1]]).cov()[0, 1]
     assert abs(there - back) < 0.06
