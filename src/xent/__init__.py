@@ -98,12 +98,14 @@ __all__ = [
 _AT_FIRST_USE = ("integrations", "learn", "plot")
 
 
-def __getattr__(name: str) -> Any:
-    """Import a package at its first use; for a name inside a package, say where it stands."""
-    if name in _AT_FIRST_USE:
-        return import_module(f".{name}", __name__)
-    place = "" if name.startswith("_") else _place_of(name)
-    raise AttributeError(f"module 'xent' has no attribute {name!r}{place}", name=name)
+if not TYPE_CHECKING:  # where every name would be right
+
+    def __getattr__(name: str) -> Any:
+        """Import a package at its first use; for a name inside a package, say where it stands."""
+        if name in _AT_FIRST_USE:
+            return import_module(f".{name}", __name__)
+        place = "" if name.startswith("_") else _place_of(name)
+        raise AttributeError(f"module 'xent' has no attribute {name!r}{place}", name=name)
 
 
 def _place_of(name: str) -> str:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ._check import is_tensor, whole_number
-from .engines.modes import can_look_at, refuse_where
+from .engines.modes import can_look_at, refuse_where, widened
 
 
 def rounding(dtype: torch.dtype = torch.float32) -> float:
@@ -81,11 +81,6 @@ def _refuse(x: Tensor, bad: Tensor, counted: Tensor | None, wanted: str, hint: s
 
 
 # ---- distributions along an axis ---------------------------------------------------------------
-
-
-def widened(x: Tensor) -> Tensor:
-    """The tensor in float64; in float32 on a device that has no float64."""
-    return x.double() if x.device.type != "mps" else x.float()
 
 
 def read_distribution(name: str, x: Tensor, dim: int, from_logits: bool) -> Tensor:

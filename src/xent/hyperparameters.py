@@ -36,6 +36,9 @@ __all__ = [
 ]
 
 
+Logits = Tensor | Lean  # as a rule reads them: shape, dtype and device
+
+
 class Rule(ABC):
     """A condition on a hyperparameter: the base class of all rules.
 
@@ -44,7 +47,7 @@ class Rule(ABC):
     """
 
     @abstractmethod
-    def check(self, name: str, value: Any, input: Tensor | None) -> Any:
+    def check(self, name: str, value: Any, input: Logits | None) -> Any:
         """The checked value, a number as a float; raise unless the value satisfies the rule.
 
         ``input`` holds the logits, or is None where there are none.
@@ -65,7 +68,7 @@ class Range(Rule):
     high: float = math.inf
     open: bool = False
 
-    def check(self, name: str, value: Any, input: Tensor | None) -> Any:
+    def check(self, name: str, value: Any, input: Logits | None) -> Any:
         """The number; raise unless it lies in the range."""
         if value is None:
             return None
@@ -87,7 +90,7 @@ class Range(Rule):
 class PerElement(Range):
     """A number of this range, or a tensor that broadcasts to the logits and may be learned."""
 
-    def check(self, name: str, value: Any, input: Tensor | None) -> Any:
+    def check(self, name: str, value: Any, input: Logits | None) -> Any:
         """The number or tensor; raise unless it fits the range and the logits."""
         if not isinstance(value, Tensor) or (value.ndim == 0 and not value.requires_grad):
             return super().check(name, value, input)
@@ -106,7 +109,7 @@ class PerClass(Rule):
 
     low: float = -math.inf
 
-    def check(self, name: str, value: Any, input: Tensor | None) -> Any:
+    def check(self, name: str, value: Any, input: Logits | None) -> Any:
         """The vector; raise unless it has a number for each class, none below ``low``."""
         if value is None or input is None:
             return value
@@ -148,7 +151,7 @@ class Hyperparameters:
             if self.defaults.get(name, ...) is None or type(None) in getattr(hint, "__args__", ())
         )
 
-    def settings(self, given: Mapping[str, Any], input: Tensor | None = None) -> dict[str, Any]:
+    def settings(self, given: Mapping[str, Any], input: Logits | None = None) -> dict[str, Any]:
         """All hyperparameters by name: the given ones, checked, and defaults for the others."""
         for name in given:
             if name not in self.names:

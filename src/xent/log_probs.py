@@ -6,14 +6,14 @@ The classes are on the last axis here, as in :class:`torch.distributions.Categor
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
 
 from ._check import at_hand, class_indices, finite_number, is_tensor, scalar, whole_number
 from .engines.modes import refuse_where
-from .heads.logits import are_logits
+from .heads.logits import LinearLogits, are_logits
 from .heads.measure import measure
 from .heads.problem import flatten, make_problem
 from .overrides import overridable
@@ -33,9 +33,39 @@ class TokenLogProbs(NamedTuple):
     entropy: Tensor
 
 
+@overload
+def token_log_probs(
+    input: Tensor | LinearLogits,
+    target: Tensor,
+    *,
+    temperature: float | Tensor = 1.0,
+    ignore_index: int = -100,
+    shift: int = 0,
+    softcap: float | None = None,
+    class_bias: Tensor | None = None,
+    entropy: Literal[False] = False,
+    engine: str = "auto",
+) -> Tensor: ...
+
+
+@overload
+def token_log_probs(
+    input: Tensor | LinearLogits,
+    target: Tensor,
+    *,
+    temperature: float | Tensor = 1.0,
+    ignore_index: int = -100,
+    shift: int = 0,
+    softcap: float | None = None,
+    class_bias: Tensor | None = None,
+    entropy: Literal[True],
+    engine: str = "auto",
+) -> TokenLogProbs: ...
+
+
 @overridable
 def token_log_probs(
-    input: Tensor,
+    input: Tensor | LinearLogits,
     target: Tensor,
     *,
     temperature: float | Tensor = 1.0,
@@ -105,7 +135,7 @@ def token_log_probs(
 
 @overridable
 def entropy(
-    input: Tensor,
+    input: Tensor | LinearLogits,
     *,
     temperature: float | Tensor = 1.0,
     softcap: float | None = None,
@@ -242,5 +272,5 @@ def read_temperature(
     return at_hand("temperature", temperature, device).to(torch.float64)
 
 
-def _rounded(x: Tensor, input: Tensor) -> Tensor:
+def _rounded(x: Tensor, input: Tensor | LinearLogits) -> Tensor:
     return x.to(torch.promote_types(input.dtype, torch.float32))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from .engines.choice import Explanation
+from .heads.logits import LinearLogits
 from .heads.measure import choose, measure
 from .heads.problem import make_problem
 from .overrides import overridable
@@ -13,7 +14,7 @@ from .row_statistics import REQUESTS, RowStatistics
 
 @overridable
 def statistics(
-    input: Tensor,
+    input: Tensor | LinearLogits,
     target: Tensor,
     *,
     weight: Tensor | None = None,
@@ -86,7 +87,7 @@ def statistics(
 
 
 def explain(
-    input: Tensor,
+    input: Tensor | LinearLogits,
     target: Tensor,
     *,
     weight: Tensor | None = None,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ._check import class_indices, is_tensor, label_out_of_range, whole_number
+
+if TYPE_CHECKING:
+    from .heads.stand_in import Lean
 
 __all__ = ["class_axis", "class_rows", "shift_labels"]
 
@@ -83,7 +86,7 @@ def are_alike(target: Tensor, input: Any) -> bool:
     return target.ndim == input.ndim and target.shape == input.shape
 
 
-def class_axis(input: Tensor) -> int:
+def class_axis(input: Tensor | Lean) -> int:
     """Axis of the classes: 0 of a single row, 1 of any other tensor, the last behind a head.
 
     Args:

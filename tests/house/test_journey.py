@@ -82,8 +82,8 @@ def test_a_loss_of_rows_is_a_short_way(loss, batch):
 # the calls are steps of sparsemax itself.
 binary = xent.binary_cross_entropy_with_logits
 OF_FRAMES = {
-    "element_loss": (lambda z, _: binary(z, (z > 0).float()), 40, 10),
-    "element_loss, weight": (lambda z, _: binary(z, (z > 0).float(), weight=W), 50, 10),
+    "element_loss": (lambda z, _: binary(z, (z > 0).float()), 40, 11),
+    "element_loss, weight": (lambda z, _: binary(z, (z > 0).float(), weight=W), 50, 11),
     "token_loss": (lambda z, _: xent.policy.reinforce_loss(z[:, 0], ROWS.float()), 40, 7),
     "dense_loss": (xent.losses.sparsemax_loss, 200, 16),
 }

@@ -16,7 +16,7 @@ from .console import note, say
 class Parser(argparse.ArgumentParser):
     """A parser that suggests similar words, and prints only what a terminal can show."""
 
-    def parse_known_args(  # pyright: ignore[reportIncompatibleMethodOverride]
+    def parse_known_args(
         self, args: Sequence[str] | None = None, namespace: Any = None
     ) -> tuple[Any, list[str]]:
         """Parse all words, or say which word cannot be understood."""

@@ -12,11 +12,11 @@ import functools
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch._C._functorch import (  # pyright: ignore[reportMissingImports]
+from torch._C._functorch import (
     get_unwrapped,
     is_functorch_wrapped_tensor,
     is_legacy_batchedtensor,
@@ -31,6 +31,15 @@ _TRACERS = (
     torch._C._TorchDispatchModeKey.PROXY,
     torch._C._TorchDispatchModeKey.FUNCTIONAL,
 )
+
+
+class OnDevice(Protocol):
+    """A tensor, or an object that stands for one."""
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the numbers."""
+        ...
 
 
 # ---- modes --------------------------------------------------------------------------------------
@@ -63,7 +72,7 @@ def has_tangent(tensor: Tensor) -> bool:
     return forward._current_level >= 0 and forward.unpack_dual(tensor).tangent is not None
 
 
-def autocasts(tensor: Tensor) -> bool:
+def autocasts(tensor: OnDevice) -> bool:
     """True if autocast is on for the device of a tensor; some types of devices have none."""
     device = tensor.device.type
     return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
@@ -153,6 +162,16 @@ def is_dtensor(x: Any) -> bool:
     """True if something is a DTensor; then its module has been imported."""
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(x, module.DTensor)
+
+
+def wide_dtype(tensor: OnDevice) -> torch.dtype:
+    """The dtype for numbers of rows: float64 where the device has it."""
+    return torch.float32 if tensor.device.type == "mps" else torch.float64
+
+
+def widened(tensor: Tensor) -> Tensor:
+    """The tensor in the dtype for numbers of rows."""
+    return tensor.to(wide_dtype(tensor))
 
 
 def obstacle(tensors: Sequence[Tensor | None], devices: Sequence[str]) -> str | None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .._probabilities import sums_to_1
-from ..engines.modes import deferred
+from ..engines.modes import deferred, wide_dtype
 from ..engines.rows.labels import check_labels
 from ..engines.rows.problem import Problem
 from ..heads.logits import LinearLogits
@@ -196,11 +196,6 @@ def by_rows(function: Callable[..., Tensor], *tensors: Tensor | None) -> Tensor:
         for part in zip(*parts, strict=True)
     ]
     return torch.cat(values).view(rows)
-
-
-def wide_dtype(x: Tensor) -> torch.dtype:
-    """Return the dtype for numbers of rows: float64 where the device has it."""
-    return torch.float32 if x.device.type == "mps" else torch.float64
 
 
 def explained(function: F) -> F:

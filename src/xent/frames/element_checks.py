@@ -18,7 +18,7 @@ from .reduction import rows_left_out
 
 
 def make_problem(
-    input: Tensor,
+    input: Tensor | LinearLogits,
     target: Tensor,
     weight: Tensor | None,
     pos_weight: Tensor | None,

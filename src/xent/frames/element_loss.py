@@ -249,7 +249,7 @@ def element_loss(
         for name in left_out:
             if given[name]:
                 raise TypeError(f"{body.__name__}() got an unexpected keyword argument {name!r}")
-        settings = hyper.settings(hyperparameters, input)  # pyright: ignore
+        settings = hyper.settings(hyperparameters, input)
         usual = (
             normalizer is ignore_value is None
             and engine == "auto"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .._check import at_hand, is_tensor, one_of, scalar
-from ..engines.modes import can_look_at, deferred, has_tangent
+from ..engines.modes import can_look_at, deferred, has_tangent, widened
 from ..engines.rows.problem import Problem
 from ..heads.problem import HeadProblem
 from ..targets import class_axis, read_target
@@ -113,7 +113,7 @@ def _read_row_weight(row_weight: Tensor, rows: torch.Size, device: torch.device)
             f"{tuple(row_weight.shape)}"
         )
     row_weight = at_hand("row_weight", row_weight, device)
-    return row_weight if row_weight.device.type == "mps" else row_weight.to(torch.float64)
+    return widened(row_weight)
 
 
 def refuse_signed_mean(row_weight: Tensor) -> None:

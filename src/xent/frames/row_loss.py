@@ -191,7 +191,7 @@ def row_loss(
         engine: str = "auto",
         **hyperparameters: Any,
     ) -> Tensor | tuple[Tensor, RowStatistics]:
-        settings = frame.hyper.settings(hyperparameters, input)  # pyright: ignore
+        settings = frame.hyper.settings(hyperparameters, input)
         one_number = not (return_stats or inplace_backward)
         plain = logit_scale is softcap is class_bias is None and engine == "auto"
         if plain and one_number and not compiling():

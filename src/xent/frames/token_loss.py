@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from .._check import is_tensor, one_of
+from ..engines.modes import widened
 from ..hyperparameters import Range
 from ..overrides import overridable
-from .dense_loss import wide_dtype
 from .docstrings import complete
 from .reduction import Reduce, RowValues, read_reduction
 
@@ -157,7 +157,7 @@ class Tokens:
         return 1 / (length if isinstance(average, str) else torch.full_like(length, average))
 
     def _kept(self, x: Tensor) -> Tensor:
-        x = x.to(wide_dtype(x))
+        x = widened(x)
         return x if self.mask is None else torch.where(self.mask, x, 0.0)
 
 

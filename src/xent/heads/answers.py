@@ -24,7 +24,7 @@ from .problem import flat_rows, problem_of
 
 
 def sample(
-    input: Tensor,
+    input: Tensor | LinearLogits,
     *,
     temperature: float | Tensor = 1.0,
     generator: torch.Generator | None = None,
@@ -201,7 +201,7 @@ def _gather_log_probs(input: LinearLogProbs, dim: int, index: Tensor, **options:
     if can_look_at(index) and bool(((index < 0) | (index >= input.shape[-1])).any()):
         raise IndexError(f"gather: `index` must hold classes from 0 to {input.shape[-1] - 1}")
     if index.shape == (*input.shape[:-1], 1):
-        log_prob = statistics(logits, index[..., 0]).log_prob  # pyright: ignore
+        log_prob = statistics(logits, index[..., 0]).log_prob
         return input.sign * log_prob.to(input.dtype).unsqueeze(-1)
     return input.sign * (_gather(logits, dim, index) - _logsumexp(logits, -1, keepdim=True))
 

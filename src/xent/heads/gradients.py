@@ -64,7 +64,7 @@ class _Fields(torch.autograd.Function):
 def measure_fields(problem: HeadProblem, engine: RowEngine) -> tuple[Any, ...]:
     """The fields one by one, differentiable, and whether no row was ignored."""
     source = problem.source
-    return _Fields.apply(source.hidden, source.weight, source.bias, problem, engine)  # pyright: ignore
+    return _Fields.apply(source.hidden, source.weight, source.bias, problem, engine)
 
 
 def _emptied(source: Any) -> LinearLogits:
@@ -284,14 +284,14 @@ def sum_ahead(rows: RowFunction) -> Tensor:
     if needs_all(rows.others):
         return _of_all(rows)
     if torch.is_grad_enabled() and any(s.requires_grad for s in rows.sources):
-        return _SumAhead.apply(rows, *rows.tensors)  # pyright: ignore
+        return _SumAhead.apply(rows, *rows.tensors)
     zero = rows.sources[0].hidden.new_zeros((), dtype=torch.float64)
     return sum((value for _, value in rows.values()), zero)
 
 
 def row_values(rows: RowFunction) -> Tensor:
     """``function(index, *logits)`` of every row, 0 for those not kept; differentiable."""
-    return _of_all(rows) if needs_all(rows.others) else _RowValues.apply(rows, *rows.tensors)  # pyright: ignore
+    return _of_all(rows) if needs_all(rows.others) else _RowValues.apply(rows, *rows.tensors)
 
 
 def needs_all(others: Iterable[Tensor | None]) -> bool:
@@ -356,4 +356,4 @@ def rows_of_weight(weight: Tensor, index: Tensor) -> Tensor:
     """``weight[index]``, which can be differentiated any number of times."""
     if deferred():
         return weight[index]
-    return _RowsOfWeight.apply(weight, index)  # pyright: ignore
+    return _RowsOfWeight.apply(weight, index)

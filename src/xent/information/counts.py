@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from .._check import is_tensor, one_of
-from .._probabilities import widened
-from ..engines.modes import can_look_at
+from ..engines.modes import can_look_at, widened
 from .common import Unit, in_unit, nats_per
 
 Estimator = Literal["plug-in", "miller-madow"]

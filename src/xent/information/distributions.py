@@ -11,9 +11,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .._probabilities import check_axis, check_floating, read_distribution, widened
+from .._probabilities import check_axis, check_floating, read_distribution
 from .._series import exp_beyond_line
-from ..engines.modes import can_look_at
+from ..engines.modes import can_look_at, widened
 from ..softmax import log_softmax
 from .common import Unit, in_unit, nats_per, read_pair
 

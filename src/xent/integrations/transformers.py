@@ -163,7 +163,7 @@ class _LateLogits(Tensor):
 
     @staticmethod
     def __new__(cls, logits: LinearLogits) -> _LateLogits:
-        late = Tensor._make_wrapper_subclass(  # pyright: ignore
+        late = Tensor._make_wrapper_subclass(
             cls, logits.shape, dtype=logits.dtype, device=logits.device
         )
         late.logits = logits

@@ -51,7 +51,7 @@ _MODULE_OF: dict[str, str] = {
     "smallest_C": "regression.regularization",
     "train_classifier": "networks.training",
 }
-__all__ = sorted(_MODULE_OF)
+__all__ = sorted(_MODULE_OF)  # pyright: ignore[reportUnsupportedDunderAll]
 _MODULES = [module.name for module in iter_modules(__path__)]
 
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from .. import softmax, statistics
-from .._probabilities import read_distribution, widened
+from .._probabilities import read_distribution
+from ..engines.modes import widened
 from ..information.reliability import Binning, Reliability, bin_confidences
 from ..targets import class_rows
 

@@ -12,6 +12,7 @@ from ..engines.modes import PLAIN_TENSORS, autocasts
 from ..frames.element_checks import check_unit_range
 from ..frames.element_loss import Elements, element_loss, power, product
 from ..frames.reduction import Reduction
+from ..heads.logits import LinearLogits
 from ..heads.stand_in import Lean
 from ..hyperparameters import NonNegative, PerElement, Range
 from .catalog import member
@@ -20,7 +21,7 @@ from .classification import _legacy_reduction
 
 @member("binary", proper=True, convex=True)
 def binary_cross_entropy_with_logits(
-    input: Tensor,
+    input: Tensor | LinearLogits,
     target: Tensor,
     weight: Tensor | None = None,
     size_average: bool | None = None,

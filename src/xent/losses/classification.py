@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import Literal
+from typing import Literal, overload
 
 from torch import Tensor
 
@@ -11,13 +11,62 @@ from .._check import finite_number
 from ..engines.modes import PLAIN_TENSORS
 from ..frames.reduction import Reduction
 from ..frames.row_loss import row_loss
+from ..heads.logits import LinearLogits
 from ..row_statistics import RowStatistics
 from .catalog import member
 
 
+@overload
+def cross_entropy(
+    input: Tensor | LinearLogits,
+    target: Tensor,
+    weight: Tensor | None = None,
+    size_average: bool | None = None,
+    ignore_index: int = -100,
+    reduce: bool | None = None,
+    reduction: Reduction = "mean",
+    label_smoothing: float = 0.0,
+    *,
+    normalizer: float | Tensor | str | None = None,
+    row_weight: Tensor | None = None,
+    z_loss: float = 0.0,
+    logit_scale: float | Tensor | None = None,
+    softcap: float | None = None,
+    class_bias: Tensor | None = None,
+    return_stats: Literal[False] = False,
+    inplace_backward: bool = False,
+    empty: Literal["nan", "zero"] = "nan",
+    engine: str = "auto",
+) -> Tensor: ...
+
+
+@overload
+def cross_entropy(
+    input: Tensor | LinearLogits,
+    target: Tensor,
+    weight: Tensor | None = None,
+    size_average: bool | None = None,
+    ignore_index: int = -100,
+    reduce: bool | None = None,
+    reduction: Reduction = "mean",
+    label_smoothing: float = 0.0,
+    *,
+    normalizer: float | Tensor | str | None = None,
+    row_weight: Tensor | None = None,
+    z_loss: float = 0.0,
+    logit_scale: float | Tensor | None = None,
+    softcap: float | None = None,
+    class_bias: Tensor | None = None,
+    return_stats: Literal[True],
+    inplace_backward: bool = False,
+    empty: Literal["nan", "zero"] = "nan",
+    engine: str = "auto",
+) -> tuple[Tensor, RowStatistics]: ...
+
+
 @member(proper=True, convex=True)
 def cross_entropy(
-    input: Tensor,
+    input: Tensor | LinearLogits,
     target: Tensor,
     weight: Tensor | None = None,
     size_average: bool | None = None,

@@ -84,7 +84,6 @@ def info_nce_loss(
         ignore_index=ignore_index, reduction=reduction, normalizer=normalizer,
         row_weight=row_weight, empty=empty,
     )  # fmt: skip
-    assert isinstance(result, Tensor)
     return result
 
 
@@ -200,7 +199,6 @@ def nt_xent_loss(
     def values_of(index: Any, z: Tensor) -> RowValues:
         apart = z.scatter(1, itself[index].unsqueeze(-1), -torch.inf)  # (rows, 2 N)
         values = cross_entropy(apart, other[index], reduction="none")
-        assert isinstance(values, Tensor)
         return RowValues(values.double(), None, torch.ones_like(values, dtype=torch.float64))
 
     return reduce_by_chunks((source,), None, values_of, (), reduce).to(view_a.dtype)
@@ -309,7 +307,7 @@ def sampled_cross_entropy(
     place = torch.searchsorted(few, label).clamp(max=few.shape[0] - 1)
     place = torch.where(few[place] == label, place, few.shape[0])
     stats: Any = statistics(
-        logits, torch.where(kept, place, -1),  # pyright: ignore
+        logits, torch.where(kept, place, -1),
         ignore_index=-1, class_bias=correction, first_class=0,
     )  # fmt: skip
     wide = torch.promote_types(hidden.dtype, torch.float32)

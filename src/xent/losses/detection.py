@@ -215,7 +215,6 @@ def _classes(
         return loss.view(boxes)
     if version == "v2":
         loss = cross_entropy(logits, index.flatten(0, 1), reduction="none")
-        assert isinstance(loss, Tensor)
         return loss.view(boxes)
     one_hot = torch.zeros(several, dtype=logits.dtype, device=logits.device)
     one_hot.scatter_(2, index.clamp(0, classes - 1).unsqueeze(2), 1.0)

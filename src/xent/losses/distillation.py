@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from ..frames.by_chunks import reduce_by_chunks
 from ..frames.dense_loss import explained
 from ..frames.reduction import Reduce, Reduction, RowValues, read_reduction
 from ..heads.gradients import numbers_of
-from ..heads.logits import are_logits
+from ..heads.logits import LinearLogits, are_logits
 from ..heads.problem import HeadProblem, flat_rows, problem_of
 from ..hyperparameters import Range
 from ..targets import class_axis
@@ -27,8 +27,8 @@ from .divergence import DIVERGENCES, diverge
 @member("other", proper=True, convex=True, second_pass=True)
 @explained
 def distillation_loss(
-    input: Tensor,
-    teacher: Tensor,
+    input: Tensor | LinearLogits,
+    teacher: Tensor | LinearLogits,
     target: Tensor | None = None,
     row_mask: Tensor | None = None,
     *,
@@ -105,8 +105,8 @@ def distillation_loss(
     ignore_index = whole_number("ignore_index", ignore_index)
     if target is None and alpha is not None:
         raise ValueError("`alpha` is the share of the labels: pass them as `target`, too")
-    lean = not (isinstance(input, Tensor) and isinstance(teacher, Tensor))
-    axis = len(input.shape) - 1 if lean else class_axis(input)
+    plain = isinstance(input, Tensor) and isinstance(teacher, Tensor)
+    axis = class_axis(input) if plain else len(input.shape) - 1
     rows = input.shape[:axis] + input.shape[axis + 1 :]
     reduce = read_reduction(reduction, normalizer, row_weight, empty, rows, input.device)
     if target is not None:
@@ -132,20 +132,19 @@ def distillation_loss(
             values = values * temperature**2
         if target is not None:
             hard = cross_entropy(student, target, ignore_index=ignore_index, reduction="none")
-            assert isinstance(hard, Tensor)
             values = (1 - share) * values + share * torch.where(kept, hard, 0)
         return RowValues(values, kept, kept.to(values.dtype))
 
     dtype = torch.promote_types(input.dtype, teacher.dtype)
     dtype = torch.float32 if autocasts(input) and dtype.itemsize < 4 else dtype
-    if not lean:
+    if isinstance(input, Tensor) and isinstance(teacher, Tensor):
         return reduce.of(values_of(input, teacher, kept, target, axis)).to(dtype)
     return _reduce_by_chunks(input, teacher, values_of, kept, target, reduce).to(dtype)
 
 
 def _reduce_by_chunks(
-    student: Tensor,
-    teacher: Tensor,
+    student: Tensor | LinearLogits,
+    teacher: Tensor | LinearLogits,
     values_of: Callable[..., RowValues],
     kept: Tensor,
     target: Tensor | None,
@@ -177,14 +176,14 @@ def _reduce_by_chunks(
     return result.reshape(shape) if reduce.reduction == "none" else result
 
 
-def _side(logits: Any) -> HeadProblem | Tensor:
+def _side(logits: Tensor | LinearLogits) -> HeadProblem | Tensor:
     """The logits of student or teacher, all rows on one axis: ``(N, C)``."""
     if isinstance(logits, Tensor):
         return logits.reshape(-1, logits.shape[-1])
     return problem_of(logits)
 
 
-def _check_teacher(input: Tensor, teacher: Tensor) -> None:
+def _check_teacher(input: Tensor | LinearLogits, teacher: Tensor | LinearLogits) -> None:
     for name, value in (("input", input), ("teacher", teacher)):
         are_logits(name, value)
         if not value.is_floating_point():
@@ -199,7 +198,7 @@ def _check_teacher(input: Tensor, teacher: Tensor) -> None:
 
 
 def _rows_kept(
-    input: Tensor, target: Tensor | None, row_mask: Tensor | None, ignore_index: int,
+    input: Tensor | LinearLogits, target: Tensor | None, row_mask: Tensor | None, ignore_index: int,
     rows: torch.Size,
 ) -> Tensor:  # fmt: skip
     kept = torch.ones(rows, dtype=torch.bool, device=input.device)

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..engines.modes import deferred, only_differentiable
-from ..frames.dense_loss import CHUNK, wide_dtype
+from ..engines.modes import deferred, only_differentiable, wide_dtype
+from ..frames.dense_loss import CHUNK
 from .tsallis import bregman, log_softmax_t
 
 
@@ -28,7 +28,7 @@ def diverge(
     options = (temperature, divergence, beta)
     if deferred():
         return _values(student, teacher, *options)
-    return _Diverge.apply(student, teacher, *options)  # pyright: ignore
+    return _Diverge.apply(student, teacher, *options)
 
 
 def _values(

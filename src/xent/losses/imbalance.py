@@ -21,8 +21,7 @@ from .._check import (
     is_whole,
     whole_number,
 )
-from ..engines.modes import can_look_at
-from ..frames.dense_loss import wide_dtype
+from ..engines.modes import can_look_at, wide_dtype
 from ..frames.reduction import stable_sum
 from ..frames.row_loss import row_loss
 from ..heads.logits import are_logits

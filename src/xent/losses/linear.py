@@ -101,12 +101,11 @@ def linear_cross_entropy(
     if linear_weight.ndim <= 2:
         hidden, head, bias = under_autocast(input, linear_weight, linear_bias)
         check_head(hidden, head, bias, ("input", "linear_weight", "linear_bias"))
-        logits: Any = LinearLogits(input, linear_weight, linear_bias, max_workspace=max_workspace)
+        logits = LinearLogits(input, linear_weight, linear_bias, max_workspace=max_workspace)
         result = cross_entropy(
             logits, target, weight, reduction=reduction, normalizer=normalizer,
             row_weight=row_weight, **common,
         )  # fmt: skip
-        assert isinstance(result, Tensor)
         return result[..., :-shift] if shift and reduction == "none" else result
     heads = _heads(input, linear_weight, linear_bias, target, max_workspace)
     if row_weight is not None or normalizer is not None or isinstance(logit_scale, Tensor):
@@ -176,7 +175,7 @@ def _of_torch(input: LinearLogits, target: Tensor, *arguments: Any, **options: A
     if input.ndim > 2:
         whole = input.materialize_for("cross_entropy with the classes on axis 1")
         return torch.nn.functional.cross_entropy(whole, target, *arguments, **options)
-    return cross_entropy(input, target, *arguments, **options)  # pyright: ignore
+    return cross_entropy(input, target, *arguments, **options)
 
 
 LinearLogits.lean[torch.nn.functional.cross_entropy] = _of_torch

@@ -14,9 +14,8 @@ from torch import Tensor
 
 from .._check import broadcasts_to, is_tensor, one_of
 from .._probabilities import log_probabilities, probabilities
-from ..engines.modes import autocasts
+from ..engines.modes import autocasts, wide_dtype, widened
 from ..engines.rows.labels import check_labels
-from ..frames.dense_loss import wide_dtype
 from ..frames.reduction import (
     Reduction,
     RowValues,
@@ -35,7 +34,7 @@ from .classification import _legacy_reduction, cross_entropy
 
 @member("other", proper=True, convex=True)
 def nll_loss(
-    input: Tensor,
+    input: Tensor | LinearLogProbs,
     target: Tensor,
     weight: Tensor | None = None,
     size_average: bool | None = None,
@@ -95,7 +94,6 @@ def nll_loss(
                 log_probs.logits, target, weight, ignore_index=ignore_index, reduction=reduction,
                 normalizer=normalizer, row_weight=row_weight, empty=empty,
             )  # fmt: skip
-            assert isinstance(result, Tensor)
             return result
         input = input.materialize_for("nll_loss")
     problem = make_problem(input, target, weight, ignore_index)
@@ -117,7 +115,7 @@ def nll_loss(
 
 @member("other", proper=True, convex=True, second_pass=True)
 def kl_div(
-    input: Tensor,
+    input: Tensor | LinearLogProbs,
     target: Tensor,
     size_average: bool | None = None,
     reduce: bool | None = None,
@@ -184,7 +182,7 @@ def kl_div(
     counted = None if out is None else ~out
     log_probabilities("input", input, counted)
     (log_probabilities if log_target else probabilities)("target", target, counted)
-    log_p, t = input.to(wide_dtype(input)), target.to(wide_dtype(target))
+    log_p, t = input.to(wide_dtype(input)), widened(target)
     none = (t == -torch.inf) if log_target else (t == 0)
     none = none if out is None else none | out
     t, log_p = torch.where(none, 1.0 - log_target, t), torch.where(none, 0.0, log_p)

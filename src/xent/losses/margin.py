@@ -18,7 +18,7 @@ from torch.nn.functional import logsigmoid
 
 from .._check import at_hand, finite_number, scalar
 from ..frames.row_loss import row_loss
-from ..hyperparameters import NonNegative, Positive, Range, Rule
+from ..hyperparameters import Logits, NonNegative, Positive, Range, Rule
 from ..row_statistics import RowStatistics
 from ..targets import class_axis
 from .catalog import member
@@ -31,7 +31,7 @@ def _scale(scale: float | Tensor, **_: object) -> float | Tensor:
 class _PerRow(Rule):
     """A rule for a number, or a tensor of one number per row."""
 
-    def check(self, name: str, value: Any, input: Tensor | None) -> Any:
+    def check(self, name: str, value: Any, input: Logits | None) -> Any:
         """The number or tensor; raise unless it fits the rows."""
         if not isinstance(value, Tensor):
             return finite_number(name, value)

@@ -24,7 +24,7 @@ from .catalog import member
 
 @member("other", proper=True, convex=True)
 def multilabel_cross_entropy(
-    input: Tensor,
+    input: Tensor | LinearLogits,
     target: Tensor,
     weight: Tensor | None = None,
     *,
@@ -276,7 +276,7 @@ def asymmetric_loss(
 
 @member("other", proper=True, convex=True)
 def siglip_loss(
-    similarity: Tensor,
+    similarity: Tensor | LinearLogits,
     target: Tensor | None = None,
     *,
     scale: float | Tensor = 10.0,

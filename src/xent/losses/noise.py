@@ -19,7 +19,7 @@ from ..engines.modes import can_look_at
 from ..frames.dense_loss import explained
 from ..frames.reduction import Reduction
 from ..frames.row_loss import row_loss
-from ..heads.logits import whole_logits
+from ..heads.logits import LinearLogits, whole_logits
 from ..row_statistics import RowStatistics
 from ..targets import class_axis
 from .catalog import member
@@ -29,7 +29,7 @@ from .noise_matrix import Condition, NoiseMatrix, NoiseRate, inverse
 @member(proper=False, convex=False, second_pass=True)
 @explained
 def forward_corrected_cross_entropy(
-    input: Tensor,
+    input: Tensor | LinearLogits,
     target: Tensor,
     weight: Tensor | None = None,
     *,

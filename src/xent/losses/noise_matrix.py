@@ -14,16 +14,15 @@ from torch import Tensor
 
 from .._check import class_indices, is_tensor, whole_number
 from .._probabilities import sums_to_1
-from ..engines.modes import can_look_at
-from ..frames.dense_loss import wide_dtype
-from ..hyperparameters import PerClass, Range
+from ..engines.modes import can_look_at, widened
+from ..hyperparameters import Logits, PerClass, Range
 from ..targets import class_axis
 
 
 class _Stochastic(PerClass):
     """A rule for noise matrices that fit the classes of the logits."""
 
-    def check(self, name: str, value: Any, input: Tensor | None) -> Any:
+    def check(self, name: str, value: Any, input: Logits | None) -> Any:
         """The matrix; raise unless it fits the classes and its rows sum to 1."""
         is_tensor(name, value)
         classes = value.shape[-1:].numel() if input is None else _classes(input)
@@ -47,7 +46,7 @@ class _Stochastic(PerClass):
 class _BelowChance(Range):
     """A rule for rates of uniform exchange that leave the true label the most likely one."""
 
-    def check(self, name: str, value: Any, input: Tensor | None) -> Any:
+    def check(self, name: str, value: Any, input: Logits | None) -> Any:
         """The rate; raise unless the true label stays the most likely one."""
         rate = super().check(name, value, input)
         if input is None:
@@ -61,7 +60,7 @@ class _BelowChance(Range):
         return rate
 
 
-def _classes(input: Tensor) -> int:
+def _classes(input: Logits) -> int:
     return input.shape[class_axis(input)]
 
 
@@ -72,7 +71,7 @@ Condition = Annotated[float, Range(1)]
 
 def inverse(matrix: Tensor, max_condition: float) -> Tensor:
     """The inverse of a noise matrix in float64, if its condition number allows."""
-    result, failed = torch.linalg.inv_ex(matrix.to(wide_dtype(matrix)))
+    result, failed = torch.linalg.inv_ex(widened(matrix))
     if not can_look_at(matrix):
         return result
     # Condition in the maximum norm, which is 1 for a stochastic matrix.

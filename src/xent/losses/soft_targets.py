@@ -19,17 +19,17 @@ from .._check import (
     whole_number,
 )
 from .._probabilities import sums_to_1
-from ..engines.modes import autocasts, can_look_at
+from ..engines.modes import autocasts, can_look_at, wide_dtype, widened
 from ..engines.rows.labels import check_labels
 from ..engines.rows.problem import Index, Problem
 from ..frames.by_chunks import reduce_problem
-from ..frames.dense_loss import explained, wide_dtype
+from ..frames.dense_loss import explained
 from ..frames.reduction import Reduction, RowValues, read_reduction
 from ..frames.row_loss import row_loss
-from ..heads.logits import are_logits
+from ..heads.logits import LinearLogits, are_logits
 from ..heads.measure import measure
 from ..heads.problem import make_problem
-from ..hyperparameters import PerClass, Range
+from ..hyperparameters import Logits, PerClass, Range
 from ..row_statistics import RowStatistics
 from ..softmax import log_softmax
 from ..targets import class_axis
@@ -39,7 +39,7 @@ from .catalog import member
 class _SoftTargets(PerClass):
     """A rule for tables with a soft target for each class."""
 
-    def check(self, name: str, value: Any, input: Tensor | None) -> Any:
+    def check(self, name: str, value: Any, input: Logits | None) -> Any:
         """The table; raise unless it is a square of rows that add up to 1."""
         is_tensor(name, value)
         classes = value.shape[-1] if input is None else input.shape[class_axis(input)]
@@ -102,7 +102,7 @@ def _look_up(problem: Problem, classes: Tensor, ignore_index: int) -> _Listed:
     present = (classes != ignore_index) & (classes >= 0) & (classes < problem.classes)
     classes = torch.where(present, classes, 0)
     x = problem.logits.movedim(problem.axis, -1).gather(-1, classes)
-    x = torch.where(present, x.to(wide_dtype(x)), 0)
+    x = torch.where(present, widened(x), 0)
     bias = problem.tensors.class_bias
     transform = problem.transform._replace(class_bias=None if bias is None else bias[classes])
     return _Listed(classes, present, torch.where(present, transform(x), -torch.inf))
@@ -137,7 +137,7 @@ def _nll_of_listed(problem: Problem, listed: _Listed, mass: Tensor, engine: str)
 @member("other", proper=True, convex=True)
 @explained
 def mixup_cross_entropy(
-    input: Tensor,
+    input: Tensor | LinearLogits,
     target_a: Tensor,
     target_b: Tensor,
     lam: float | Tensor,
@@ -224,7 +224,7 @@ def _mixing_weight(lam: float | Tensor, problem: Problem) -> Tensor:
             f"`lam` must be a number or one per row, shape {tuple(problem.rows)}; got shape "
             f"{tuple(lam.shape)}"
         )
-    return lam.to(wide_dtype(lam)).expand(problem.rows)
+    return widened(lam).expand(problem.rows)
 
 
 def mixup(
@@ -269,7 +269,7 @@ def mixup(
 @member("other", proper=True, convex=True)
 @explained
 def sparse_cross_entropy(
-    input: Tensor,
+    input: Tensor | LinearLogits,
     classes: Tensor,
     probabilities: Tensor,
     weight: Tensor | None = None,
@@ -337,7 +337,7 @@ def sparse_cross_entropy(
     )
     classes, q, kept = (problem.flat(x) for x in (classes, q, kept))
     reduce = reduce._replace(row_weight=problem.flat(reduce.row_weight))
-    q = q.to(wide_dtype(q))
+    q = widened(q)
     if tail == "renormalize":
         q = q / torch.where(kept, q.sum(-1), 1).unsqueeze(-1)
 
@@ -357,7 +357,7 @@ def sparse_cross_entropy(
     return reduce_problem(problem, values_of, reduce, (q, classes)).to(dtype)
 
 
-def _check_lists(input: Tensor, classes: Tensor, probabilities: Tensor) -> int:
+def _check_lists(input: Tensor | LinearLogits, classes: Tensor, probabilities: Tensor) -> int:
     """The axis of the classes; raise unless the lists fit the logits."""
     are_logits("input", input)
     for name, value in (("classes", classes), ("probabilities", probabilities)):

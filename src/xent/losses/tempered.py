@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from .._check import finite_number, one_of
-from ..frames.dense_loss import DenseRows, dense_loss, wide_dtype
+from ..engines.modes import wide_dtype
+from ..frames.dense_loss import DenseRows, dense_loss
 from ..hyperparameters import Fraction, NonNegative
 from ..overrides import overridable
 from ..softmax import check_logits

@@ -50,7 +50,6 @@ def log_softmax_t(z: Tensor, t: float) -> Tensor:
 
         return operator(z, float(t))
     result = _LogSoftmax.apply(z, t)
-    assert isinstance(result, Tensor)
     return result
 
 
@@ -127,12 +126,12 @@ class _LogSoftmax(Function):
         ctx.save_for_forward(output)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # pyright: ignore
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (x,) = ctx.saved_tensors
         return shifted_gradient(x, ctx.t, grad), None
 
     @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:  # pyright: ignore
+    def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
         (x,) = ctx.saved_tensors
         moved = tangent - torch.where(_is_top(x), tangent, 0).sum(-1, keepdim=True)
         return moved - (_escort(x, ctx.t) * moved).sum(-1, keepdim=True)
@@ -205,7 +204,6 @@ def _divergence_at_target(q: Tensor, log_p: Tensor, y: Tensor, beta: float) -> T
 
         return operator(q, log_p, y, float(beta))
     result = _Divergence.apply(q, log_p, y, beta)
-    assert isinstance(result, Tensor)
     return result
 
 
@@ -240,13 +238,13 @@ class _Divergence(Function):
         ctx.save_for_forward(*tensors)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, None, None]:  # pyright: ignore
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, None, None]:
         q, log_p, y = ctx.saved_tensors
         by_q = grad * by_target(q, log_p, y, ctx.beta) if ctx.needs_input_grad[0] else None
         return by_q, grad * by_log_p(q, log_p, y, ctx.beta), None, None
 
     @staticmethod
-    def jvp(ctx: Any, dq: Tensor | None, dlog_p: Tensor | None, *_: Any) -> Tensor:  # pyright: ignore
+    def jvp(ctx: Any, dq: Tensor | None, dlog_p: Tensor | None, *_: Any) -> Tensor:
         q, log_p, y = ctx.saved_tensors
         by_q = torch.zeros_like(y) if dq is None else by_target(q, log_p, y, ctx.beta) * dq
         return by_q if dlog_p is None else by_q + by_log_p(q, log_p, y, ctx.beta) * dlog_p

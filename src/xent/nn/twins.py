@@ -159,8 +159,8 @@ def make_module(function: Callable[..., Any]) -> type[Loss]:
     myself = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
     anything = inspect.Parameter("options", inspect.Parameter.VAR_KEYWORD)
     call = [p for p in call if p.kind is not p.VAR_KEYWORD]
-    __init__.__signature__ = inspect.Signature([myself, *by_place, *named])  # pyright: ignore
-    forward.__signature__ = inspect.Signature([myself, *call, anything])  # pyright: ignore
+    __init__.__signature__ = inspect.Signature([myself, *by_place, *named])
+    forward.__signature__ = inspect.Signature([myself, *call, anything])
     forward.__doc__ = Loss.forward.__doc__
     content = {
         "__init__": __init__,

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .._check import class_indices, finite_number, is_tensor, one_of, whole_number
 from .._series import exp_beyond_line
-from ..frames.dense_loss import wide_dtype
+from ..engines.modes import widened
 from ..frames.reduction import Reduction
 from ..frames.token_loss import Average, Tokens, explained
 from ..hyperparameters import Range
@@ -117,7 +117,7 @@ def group_advantages(
     if reward.ndim != 1:
         raise ValueError(f"`reward` must have shape (B,), got {tuple(reward.shape)}")
     index = _group_index(group, reward)
-    r = reward.detach().to(wide_dtype(reward))
+    r = widened(reward.detach())
     none = r.new_zeros(index.numel())
 
     def total(x: Tensor) -> Tensor:

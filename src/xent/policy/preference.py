@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .._check import one_of
-from ..frames.dense_loss import wide_dtype
+from ..engines.modes import widened
 from ..frames.reduction import Reduction, RowValues
 from ..frames.token_loss import Tokens, check_log_probs, read_reduction_of_tokens
 from ..hyperparameters import Range
@@ -141,4 +141,4 @@ def _lead(prefix: str, chosen: Tensor, rejected: Tensor, like: Tensor) -> Tensor
     """Return the log-ratio of chosen over rejected answers, in a wide dtype."""
     check_log_probs(f"{prefix}chosen", chosen, ("chosen", like))
     check_log_probs(f"{prefix}rejected", rejected, ("chosen", like))
-    return chosen.to(wide_dtype(chosen)) - rejected.to(wide_dtype(rejected))
+    return widened(chosen) - widened(rejected)

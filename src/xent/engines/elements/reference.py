@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ..modes import deferred, refuse_where
+from ..modes import deferred, refuse_where, widened
 from .problem import ElementProblem
 
 # PyTorch gives each thread at least 32768 elements. Whole multiples of this number are cut into the
@@ -29,14 +29,14 @@ def is_small(problem: ElementProblem) -> bool:
 
 def plain_values(problem: ElementProblem) -> Tensor:
     """Return one value per element, in float64, by operations that transforms can differentiate."""
-    z, t = _wide(problem.input), _wide(problem.target)
+    z, t = widened(problem.input), widened(problem.target)
     kept = problem.kept()
     if kept is not None:
         z, t = torch.where(kept, z, 0.0), torch.where(kept, t, 0.0)
-    pos_weight = None if problem.pos_weight is None else _wide(problem.pos_weight)
+    pos_weight = None if problem.pos_weight is None else widened(problem.pos_weight)
     values = problem.body(z, t, pos_weight)
     if problem.weight is not None:
-        weight = _wide(problem.weight)
+        weight = widened(problem.weight)
         if weight.requires_grad:  # a learned weight of 0 has a gradient, unless the value is NaN
             values = torch.where((weight == 0) & ~values.isfinite(), 0.0, values)
         values = values * weight
@@ -97,7 +97,7 @@ def gradient(
     ``ahead``, a gradient that was computed with the loss, is overwritten.
     """
     result = _empty(problem, problem.input.dtype) if ahead is None else ahead.view(-1)
-    slopes = _wide(upstream)
+    slopes = widened(upstream)
     each = slopes.ndim > 0
     slopes = slopes.flatten() if each else slopes / divisor
     for begin, part in _pieces(problem):
@@ -127,11 +127,6 @@ def check_targets(problem: ElementProblem) -> None:
 def _empty(problem: ElementProblem, dtype: torch.dtype) -> Tensor:
     """Return a vector with memory for one number per element."""
     return torch.empty(problem.input.numel(), dtype=dtype, device=problem.input.device)
-
-
-def _wide(x: Tensor) -> Tensor:
-    """Return the tensor in float64, where the device has it."""
-    return x.to(torch.float32 if x.device.type == "mps" else torch.float64)
 
 
 def _pieces(problem: ElementProblem) -> Iterator[tuple[int, ElementProblem]]:

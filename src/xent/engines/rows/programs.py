@@ -240,7 +240,7 @@ class NotThere:
     def _refuse(self, *_: Any) -> NoReturn:
         raise Unrecordable("the labels of rows, or the number of classes")
 
-    __getattr__ = __ge__ = __gt__ = __lt__ = __le__ = __eq__ = __ne__ = _refuse  # pyright: ignore
+    __getattr__ = __ge__ = __gt__ = __lt__ = __le__ = __eq__ = __ne__ = _refuse
     __getitem__ = __add__ = __sub__ = __mul__ = __bool__ = __index__ = _refuse
     __hash__ = None  # pyright: ignore
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ...row_statistics import product
+from ..modes import wide_dtype
 from . import algebra
 from .algebra import INF, Odds
 from .labels import check_labels_of
@@ -123,7 +124,7 @@ def _read(p: Problem) -> SplitRows:
         pivot, ignored = _read_labels(p)  # (N,) each
 
     is_pivot = torch.arange(p.classes, device=z.device) == pivot.unsqueeze(-1)  # (N, V)
-    wide = torch.float32 if z.device.type == "mps" else torch.float64
+    wide = wide_dtype(z)
     at_pivot = torch.where(is_pivot, z, 0).sum(-1).to(wide)  # (N,)
     pivot_logit = torch.where(pivot < 0, -INF, at_pivot)
     rest = torch.where(is_pivot, -INF, z)  # (N, V)

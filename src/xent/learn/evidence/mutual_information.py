@@ -256,7 +256,6 @@ def mutual_information_from_logits(
     else:
         is_tensor("prior", prior)
         nll = logit_adjusted_loss(z, target, prior=prior.double(), reduction="none")
-    assert isinstance(nll, Tensor)
     if not bool(nll.isfinite().all()):
         raise ValueError(
             f"the loss of {int((~nll.isfinite()).sum())} rows is not finite, and so the estimate; "
