@@ -84,7 +84,7 @@ binary = xent.binary_cross_entropy_with_logits
 OF_FRAMES = {
     "element_loss": (lambda z, _: binary(z, (z > 0).float()), 40, 11),
     "element_loss, weight": (lambda z, _: binary(z, (z > 0).float(), weight=W), 50, 11),
-    "token_loss": (lambda z, _: xent.policy.reinforce_loss(z[:, 0], ROWS.float()), 40, 7),
+    "token_loss": (lambda z, _: xent.policy.reinforce_loss(z[:, 0], ROWS.float()), 45, 7),
     "dense_loss": (xent.losses.sparsemax_loss, 200, 16),
 }
 
