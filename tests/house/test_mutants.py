@@ -129,3 +129,17 @@ else:
 
 def test_jobs_end_by_themselves_or_late():
     subprocess.run([sys.executable, "-c", JOBS], cwd=Path(__file__).parents[2], check=True)
+
+
+def test_each_change_that_changes_nothing_is_of_a_statement_that_is_there():
+    """A statement that was rewritten or moved must not excuse its old mutants for ever."""
+    equivalent = Path(__file__).parents[1] / "mutants" / "equivalent.txt"
+    package, gone = Path(xent.__file__).parent, []
+    for line in equivalent.read_text().splitlines():
+        if line.startswith("#"):
+            continue
+        file, change = line.split(": ", 1)
+        text = " ".join((package / file).read_text().split())
+        if change.split(" -> ")[0] not in text:
+            gone.append(line)
+    assert not gone

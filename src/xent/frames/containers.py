@@ -17,7 +17,11 @@ import torch
 from torch import Tensor
 
 from ..engines.modes import PLAIN_TENSORS, can_look_at, is_dtensor
+from ..heads.logits import LinearLogits
 from ..targets import class_axis
+
+# No container has one of these types: a call with such an `input` needs no look inside.
+NO_CONTAINERS = (*PLAIN_TENSORS, LinearLogits)
 
 F = TypeVar("F", bound=Callable[..., Any])
 Divisor = Callable[[dict[str, Any]], Tensor]
@@ -59,7 +63,7 @@ def through_containers(loss: F, divisor: Divisor, *, of_rows: bool, rowwise: boo
     @functools.wraps(loss)
     def entry(*args: Any, **kwargs: Any) -> Any:
         input = args[0] if args else kwargs.get("input")
-        if type(input) in PLAIN_TENSORS or not isinstance(input, Tensor):
+        if type(input) in NO_CONTAINERS or not isinstance(input, Tensor):
             return loss(*args, **kwargs)
         container = container_of(input, class_axis(input) if of_rows else None)
         if container is None:

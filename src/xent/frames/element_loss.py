@@ -35,7 +35,7 @@ class ElementLoss(Protocol):
     """A loss of single elements, as :func:`element_loss` makes it."""
 
     __name__: str
-    of_tensors: Callable[..., Tensor]  # the loss itself, for plain tensors: without containers
+    of_tensors: Callable[..., Tensor]  # the loss for `input` of NO_CONTAINERS
 
     def __call__(
         self,

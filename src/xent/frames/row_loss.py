@@ -29,7 +29,7 @@ class RowLoss(Protocol):
 
     __name__: str
     needs: Callable[..., tuple[str, ...]]  # from hyperparameters to the statistics asked for
-    of_tensors: Callable[..., Any]  # the loss itself, for plain tensors: without containers
+    of_tensors: Callable[..., Any]  # the loss for `input` of NO_CONTAINERS
 
     @overload
     def __call__(

@@ -95,7 +95,8 @@ class LinearLogits(Lean):
     @property
     def parts(self) -> tuple[Tensor, ...]:
         """The tensors of the head: features, weight and bias."""
-        return tuple(t for t in (self.hidden, self.weight, self.bias) if t is not None)
+        pair = self.hidden, self.weight
+        return pair if self.bias is None else (*pair, self.bias)
 
     # ---- what is recorded -----------------------------------------------------------------------
 

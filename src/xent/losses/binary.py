@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ..engines.elements.problem import ElementProblem, Form
-from ..engines.modes import PLAIN_TENSORS, autocasts
+from ..engines.modes import autocasts
+from ..frames.containers import NO_CONTAINERS
 from ..frames.element_checks import check_unit_range
 from ..frames.element_loss import Elements, element_loss, power, product
 from ..frames.reduction import Reduction
@@ -87,7 +88,7 @@ def binary_cross_entropy_with_logits(
     """
     if size_average is not None or reduce is not None:
         reduction = _legacy_reduction(size_average, reduce)
-    function = _cross_entropy.of_tensors if type(input) in PLAIN_TENSORS else _cross_entropy
+    function = _cross_entropy.of_tensors if type(input) in NO_CONTAINERS else _cross_entropy
     loss = function(
         input, target, weight, pos_weight=pos_weight, unnormalized=unnormalized,
         label_smoothing=label_smoothing, ignore_value=ignore_value, reduction=reduction,

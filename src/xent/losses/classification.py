@@ -8,7 +8,7 @@ from typing import Literal, overload
 from torch import Tensor
 
 from .._check import finite_number
-from ..engines.modes import PLAIN_TENSORS
+from ..frames.containers import NO_CONTAINERS
 from ..frames.reduction import Reduction
 from ..frames.row_loss import row_loss
 from ..heads.logits import LinearLogits
@@ -155,7 +155,7 @@ def cross_entropy(
         label_smoothing = finite_number("label_smoothing", label_smoothing)
     if not 0.0 <= label_smoothing <= 1.0:
         raise ValueError(f"`label_smoothing` must be between 0.0 and 1.0, got {label_smoothing}")
-    loss = _cross_entropy.of_tensors if type(input) in PLAIN_TENSORS else _cross_entropy
+    loss = _cross_entropy.of_tensors if type(input) in NO_CONTAINERS else _cross_entropy
     return loss(
         input, target, weight, ignore_index=ignore_index, reduction=reduction,
         normalizer=normalizer, row_weight=row_weight, logit_scale=logit_scale, softcap=softcap,
