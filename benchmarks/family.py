@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import random
 import statistics
 import time
 from collections.abc import Iterator
@@ -87,13 +88,18 @@ def inputs(name: str, z: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def measure(calls: dict[Any, Step]) -> dict[Any, float]:
-    """Time all in turn; return median seconds. An untimed call before each fetches its memory."""
+    """Time all in turn; return median seconds. An untimed call before each fetches its memory.
+
+    Every round has an order of its own, because a call of JAX goes on after it has returned: within
+    the next two calls its threads take 150 ms of a core, and these should not always be the same.
+    """
     for call in calls.values():
         call()
     times: dict[Any, list[float]] = {key: [] for key in calls}
-    start = time.perf_counter()
+    start, generator = time.perf_counter(), random.Random(0)
     while len(times[next(iter(times))]) < MIN_ROUNDS or time.perf_counter() - start < SECONDS:
-        for key, call in calls.items():
+        for key in generator.sample(list(calls), len(calls)):
+            call = calls[key]
             call()
             before = time.perf_counter()
             call()
