@@ -3,7 +3,7 @@
 Every call is timed forward and backward on logits of 32 x 10. Calls take turns, round after round;
 microseconds are medians. The column beside them says how many times as long the call of xent takes
 as another call, which is named: PyTorch's function with the same options where it has them, the
-textbook formula on ``log_softmax``, or PyTorch's plain cross-entropy.
+textbook formula in PyTorch, or PyTorch's plain cross-entropy.
 """
 
 from __future__ import annotations

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from ._check import class_indices, is_tensor, label_out_of_range, whole_number
 
-if TYPE_CHECKING:
-    from .heads.stand_in import Lean
-
 __all__ = ["class_axis", "class_rows", "shift_labels"]
+
+
+class HasAxes(Protocol):
+    """A tensor, or an object that stands for one."""
+
+    @property
+    def ndim(self) -> int:
+        """The number of axes."""
+        ...
 
 
 class Target(NamedTuple):
@@ -86,7 +92,7 @@ def are_alike(target: Tensor, input: Any) -> bool:
     return target.ndim == input.ndim and target.shape == input.shape
 
 
-def class_axis(input: Tensor | Lean) -> int:
+def class_axis(input: HasAxes) -> int:
     """Axis of the classes: 0 of a single row, 1 of any other tensor, the last behind a head.
 
     Args:

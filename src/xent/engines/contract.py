@@ -6,9 +6,10 @@ read. Engines know tensors only, checked by whoever calls them: no option, no lo
 ``rows/reference.py`` and ``elements/reference.py`` are the specification, and the laws in the tests
 hold for every engine.
 
-To add an engine: a module of each kind, its names in ``choice.ENGINES``, ``choice.KERNELS`` and the
-two tables ``MODULES``, and its device in ``choice.kernels_for``. An engine that also finds a loss
-and its gradient in one sweep (:class:`TotalEngine`) stands in ``rows.TOTALS``, too.
+To add an engine: a module of each kind, its names in ``choice.ENGINES``, ``choice.KERNELS``, the
+two tables ``MODULES`` and ``rows._GRADIENT`` (how the gradient is found, in words), its device in
+``choice.kernels_for``, and its sentence in ``choice.where_kernels_run``. An engine that also finds
+a loss and its gradient in one sweep (:class:`TotalEngine`) stands in ``rows.TOTALS``, too.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ class TotalEngine(RowEngine, Protocol):
 
     @property
     def COUNTS(self) -> bool:
-        """True if the divisor may be a number or a name; False if it is a 0-d tensor or None."""
+        """True if the divisor is a number, a name or None; False if it is a 0-d tensor or None."""
         ...
 
     @property
@@ -82,7 +83,8 @@ class TotalEngine(RowEngine, Protocol):
         """The sum, 0-d.
 
         ``gradient``, if not None, receives the gradient of the logits for slope 1. It has the
-        layout of the logits; with ``IN_PLACE`` it may be the logits themselves.
+        shape of the logits, and their layout if they are dense; with ``IN_PLACE`` it may be the
+        logits themselves.
         """
         ...
 

@@ -1,14 +1,14 @@
-"""Behind a linear head: logits that are never there as a whole.
+"""Behind a linear head: logits that are never all in memory at once.
 
 ==================  ===========================================================================
-``stand_in.py``     what stands for a tensor without holding its numbers
+``stand_in.py``     objects that stand for a tensor without holding its numbers
 ``logits.py``       :class:`xent.LinearLogits`, the product of features and weight, as a stand-in
-``log_probs.py``    the same for its log-probabilities
-``problem.py``      the door: a call is read, whether its logits are a tensor or lie behind a head
+``log_probs.py``    the log-probabilities of such logits, as a stand-in
+``problem.py``      reads a call, whether its logits are a tensor or lie behind a head
 ``chunks.py``       the rows of some heads, a chunk at a time: their logits and gradients
 ``gradients.py``    functions of such rows, differentiable without all logits
-``totals.py``       sums over such rows, whose gradient is taken while the logits are there
-``measure.py``      row statistics of tensors and of heads: the front door for both
-``answers.py``      what PyTorch's functions answer: topk, argmax, logsumexp, ...
+``totals.py``       sums over such rows, whose gradient is taken while the logits are in memory
+``measure.py``      row statistics of tensors and of heads
+``answers.py``      answers to PyTorch's functions: topk, argmax, logsumexp, ...
 ==================  ===========================================================================
 """

@@ -134,17 +134,36 @@ def test_a_second_backward(options):
         torch.autograd.grad(loss, z)
 
 
-@pytest.mark.parametrize("head", [False, True])
-def test_saved_tensors_come_back_in_another_layout(head):
+def strided(x):
+    return torch.stack([x, x], -1)[..., 0]
+
+
+def transposed(x):
+    return x.mT.contiguous().mT if x.ndim > 1 else x
+
+
+LAYOUTS = {"contiguous": torch.Tensor.contiguous, "strided": strided, "transposed": transposed}
+SCALARS = {
+    "cross_entropy": lambda x, y, w, t: xent.cross_entropy(x, y),
+    "focal_loss": lambda x, y, w, t: xent.losses.focal_loss(x, y),
+    "behind a head": lambda x, y, w, t: xent.cross_entropy(xent.LinearLogits(x, w), y),
+    "binary": lambda x, y, w, t: xent.binary_cross_entropy_with_logits(x, t),
+    "sigmoid_focal_loss": lambda x, y, w, t: xent.losses.sigmoid_focal_loss(x, t),
+}
+
+
+@pytest.mark.parametrize("name", SCALARS)
+@pytest.mark.parametrize("after", LAYOUTS)
+@pytest.mark.parametrize("before", LAYOUTS)
+def test_saved_tensors_come_back_in_another_layout(before, after, name):
     """Hooks on saved tensors may return any strides; kernels must not trust the old ones."""
-    z, y = problem(8, 10, torch.float32)
-    w = torch.randn(10, 5)
-    call = lambda x: xent.cross_entropy(xent.LinearLogits(x, w) if head else x, y)  # noqa: E731
-    x = torch.randn(8, 5, requires_grad=True) if head else z
-    expected = torch.autograd.grad(call(x) * 0.3, x)[0]  # and later calls take the short way
-    other_strides = lambda t: torch.stack([t, t], -1)[..., 0]  # noqa: E731
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: t, other_strides):
-        loss = call(x)
+    shape = (8, 10)
+    y, w, t = torch.randint(10, (8,)), torch.randn(10, 10), LAYOUTS[before](torch.rand(shape))
+    x = LAYOUTS[before](torch.randn(shape)).requires_grad_()
+    call = lambda: SCALARS[name](x, y, w, t)  # noqa: E731
+    expected = torch.autograd.grad(call() * 0.3, x)[0]  # and later calls take the short way
+    with torch.autograd.graph.saved_tensors_hooks(LAYOUTS[after], lambda t: t):
+        loss = call()
     for _ in range(2):  # the second time nothing is left of the first
         grad = torch.autograd.grad(loss * 0.3, x, retain_graph=True)[0]
         torch.testing.assert_close(grad, expected)

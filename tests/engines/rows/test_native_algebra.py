@@ -95,7 +95,7 @@ def test_fields(function):
 
 @pytest.mark.parametrize("soft", [False, True])
 def test_rows_without_classes(soft):
-    """finish_ignored and finish_nothing write every field of the table."""
+    """finish_ignored and finish_masked_shard write every field of the table."""
     z = torch.full((4, V), -INF, dtype=torch.float64)
     z[3] = 1.0
     requests = (

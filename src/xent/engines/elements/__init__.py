@@ -190,6 +190,9 @@ class ElementReduction(torch.autograd.Function):
         if ahead is not None and not differentiable and ctx.module.fits(grad):
             return ahead, None
         problem = ElementProblem(*ctx.saved_tensors, *ctx.settings)
+        # Hooks on saved tensors may have given back tensors of another layout.
+        if ahead is not None and ahead.stride() != problem.input.stride():
+            ahead = None
         if differentiable:
             plain = lambda: reference.plain_loss(problem, ctx.divisor)  # noqa: E731
             return _plain_gradient(plain, problem.input, grad), None

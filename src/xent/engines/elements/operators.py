@@ -12,10 +12,9 @@ from typing import Any, get_type_hints
 import torch
 from torch import Tensor
 
-from . import native, triton
+from . import MODULES
 from .problem import TENSORS, ElementProblem, Form
 
-_MODULES = {"native": native, "triton": triton}
 _KINDS = list(get_type_hints(ElementProblem).items())[:TENSORS]
 _TENSORS = ", ".join(f"Tensor{'' if kind is Tensor else '?'} {name}" for name, kind in _KINDS)
 _QUESTION = f"{_TENSORS}, float[] form, float ignored, bool bounded, ScalarType dtype, str engine"
@@ -45,7 +44,7 @@ def _read(given: tuple[Any, ...]) -> tuple[ElementProblem, Any]:
         *tensors, body=_no_body, form=Form(*form),
         ignore_value=None if math.isnan(ignored) else ignored, bounded=bounded, dtype=dtype,
     )  # fmt: skip
-    return problem, _MODULES[engine]
+    return problem, MODULES[engine]
 
 
 def _no_body(*_: Tensor | None) -> Tensor:

@@ -44,7 +44,7 @@ def plain_values(problem: ElementProblem) -> Tensor:
 
 
 def plain_loss(problem: ElementProblem, divisor: float | Tensor) -> Tensor:
-    """Return the sum over all elements by ``divisor``, 0-d, in the same differentiable way."""
+    """Return the sum over all elements by ``divisor``, 0-d, in plain differentiable operations."""
     lines = _line_sums(plain_values(problem).flatten())
     return (_total(lines) / divisor).to(problem.dtype)
 

@@ -100,7 +100,7 @@ class TotalAhead(torch.autograd.Function):
         tensors, row_weight, total = question
         ctx.gradient = empty_like(logits)
         loss = total.engine.total(*question, ctx.gradient)
-        # Only autograd may keep the tensors: it raises if one of them was changed since.
+        # Only autograd may keep large tensors: it raises if one of them was changed since.
         ctx.total, divisor = total, total.divisor
         ctx.save_for_backward(
             *tensors, row_weight, divisor if isinstance(divisor, Tensor) else None
@@ -118,7 +118,10 @@ class TotalAhead(torch.autograd.Function):
             return gradient, None  # and the logits are not read again
         *saved, row_weight, _ = ctx.saved_tensors  # raises if one was changed since
         tensors = Tensors(*saved)
-        total = total._replace(direct=False)  # hooks may have given back tensors of another layout
+        # Hooks on saved tensors may have given back tensors of another layout.
+        total = total._replace(direct=False)
+        if gradient is not None and gradient.stride() != tensors.logits.stride():
+            gradient = None
         if not differentiable:
             return total.engine.follow(tensors, row_weight, total, grad, gradient), None
         record, problem = torch.is_grad_enabled(), Problem(tensors, total.settings)

@@ -48,8 +48,8 @@ def row_gradient(
     table = table.contiguous()
     arguments, keep = _arguments(problem)
     matrix, whole = _matrix(out, problem.axis, may_copy=False)
-    slopes = [_slopes(partial, keep) for partial in partials]
-    arguments += [table.data_ptr(), problem.mask, slopes, matrix]
+    addresses = [_partial(partial, keep) for partial in partials]
+    arguments += [table.data_ptr(), problem.mask, addresses, matrix]
     core._core.row_gradient(*arguments)
     del keep
     if whole is not None:
@@ -159,7 +159,7 @@ def compiled(program: Program) -> Any:
     return found
 
 
-def _slopes(partial: Tensor | None, keep: list[Tensor]) -> tuple[int, int]:
+def _partial(partial: Tensor | None, keep: list[Tensor]) -> tuple[int, int]:
     """The address of one number per row, and the step between them; (0, 0) for zeros."""
     if partial is None:
         return (0, 0)

@@ -14,10 +14,9 @@ from typing import Any, get_type_hints
 import torch
 from torch import Tensor
 
-from . import native, triton
+from . import MODULES
 from .problem import Problem, Settings, Tensors
 
-_MODULES = {"native": native, "triton": triton}
 _SEPARATOR = ","  # operators take no tuples of names
 _TENSORS = [
     f"Tensor{'?' if name in Tensors._field_defaults else ''} {name}" for name in Tensors._fields
@@ -48,7 +47,7 @@ def _read(given: tuple[Any, ...]) -> tuple[Problem, Any]:
     *settings, requests, engine = given[count:]
     names = tuple(name for name in requests.split(_SEPARATOR) if name)
     problem = Problem(Tensors(*given[:count]), Settings(*settings, requests=names))
-    return problem, _MODULES[engine]
+    return problem, MODULES[engine]
 
 
 def _row_statistics(*given: Any) -> Tensor:

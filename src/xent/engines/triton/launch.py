@@ -190,15 +190,15 @@ class Launch:
         p, t = self.problem, self.tiling
         given = dict(zip(p.fields, partials, strict=True))
         chosen = [_partial(given.get(name)) for name in Partials._fields]
-        slopes = Partials(*[at for at, _ in chosen])
+        addresses = Partials(*[at for at, _ in chosen])
         steps = Partials(*[step for _, step in chosen])
-        names = _coefficients(p, slopes)
+        names = _coefficients(p, addresses)
         device = p.logits.device
         coefficients = _floats((len(names), self.rows), device)
         places = torch.empty((2, self.rows), dtype=torch.int32, device=device)
         launch(
             gradient.find_coefficients, triton.cdiv(self.rows, COUNT), device, self.arguments,
-            table.contiguous(), slopes, steps, coefficients, places, FIELDS=" ".join(p.fields),
+            table.contiguous(), addresses, steps, coefficients, places, FIELDS=" ".join(p.fields),
             NAMES=" ".join(names), COUNT=COUNT,
         )  # fmt: skip
         launch(
@@ -217,18 +217,18 @@ def _sums(p: Problem) -> list[str]:
     return list(dict.fromkeys(itertools.chain(*groups)))
 
 
-def _coefficients(p: Problem, slopes: Partials) -> list[str]:
+def _coefficients(p: Problem, addresses: Partials) -> list[str]:
     """Return the names of the coefficients that the gradient needs."""
     names = [*gradient.ALWAYS]
-    if slopes.entropy is not None:
+    if addresses.entropy is not None:
         names += ["spread"]
-    if slopes.rest_squares is not None or slopes.rest_cubes is not None:
+    if addresses.rest_squares is not None or addresses.rest_cubes is not None:
         names += ["square", "cube"]
-    if slopes.mean is not None:
+    if addresses.mean is not None:
         names += ["mean"]
     if p.settings.soft:
         names += ["soft"]
-    if slopes.rest_top_logit is not None:
+    if addresses.rest_top_logit is not None:
         names += ["at_top"]
     return names
 

@@ -1,4 +1,4 @@
-"""Cross-entropy and its gradient in one kernel, which reads each logit once.
+"""Cross-entropy and its gradient in one kernel.
 
 The loss must be one number whose derivative by the log-probability of each row is known before the
 sweep. A row that one program can hold stays on the chip between its sum and its gradient. A longer
@@ -67,15 +67,15 @@ def cross_entropy(
             put(to, "largest", largest, SUMS)
             put(to, "small", small, SUMS)
         factor = factor_of_rows(args, row_weight, rows) * upstream
-        slopes = coefficients(target, base, small, factor.to(tl.float32))
+        factors = coefficients(target, base, small, factor.to(tl.float32))
         if WHOLE:
-            put_gradient(args, out, rows, classes, rest, base, slopes, transform_slope, ALIGN)
+            put_gradient(args, out, rows, classes, rest, base, factors, transform_slope, ALIGN)
         else:
             for tile in range(args.tiles):
                 # The last tiles come first, because they were read last and are in the cache.
                 classes = (args.tiles - 1 - tile) * BLOCK + tl.arange(0, BLOCK)
                 rest, transform_slope = load_rest(args, rows, classes, "evict_first", ALIGN)
-                put_gradient(args, out, rows, classes, rest, base, slopes, transform_slope, ALIGN)
+                put_gradient(args, out, rows, classes, rest, base, factors, transform_slope, ALIGN)
 
 
 @triton.jit
@@ -141,12 +141,12 @@ def coefficients(target, base, total, factor):
 
 @triton.jit
 def put_gradient(
-    args, out, rows, classes, rest, base, slopes, transform_slope, ALIGN: tl.constexpr
+    args, out, rows, classes, rest, base, factors, transform_slope, ALIGN: tl.constexpr
 ):
     """Store the gradient of a tile; ignored rows have zeros."""
     e, fade = split_power(rest - base.offset[:, None], base.exponent[:, None], False)
-    g = e * (fade * slopes[0][:, None])
-    g = tl.where(classes[None, :] == rows.label[:, None], slopes[1][:, None], g)
+    g = e * (fade * factors[0][:, None])
+    g = tl.where(classes[None, :] == rows.label[:, None], factors[1][:, None], g)
     g = tl.where(rows.kept[:, None], tl.where(g == 0.0, g, g * transform_slope), 0.0)
     mask = rows.mask[:, None] & is_class(args, classes, ALIGN)[None, :]
     to = addresses(out, rows.outer, rows.inner, classes, ALIGN)
