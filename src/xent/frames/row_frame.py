@@ -236,14 +236,14 @@ class RowFrame:
     ) -> Total:  # fmt: skip
         """The order for an engine: what to do with the tensors of a call."""
         problem = call.problem
-        plain = functools.partial(
-            self._again, reduction=reduce.reduction, normalizer=reduce.normalizer,
+        by_operations = functools.partial(
+            self._by_operations, reduction=reduce.reduction, normalizer=reduce.normalizer,
             empty=reduce.empty, settings=call.settings,
         )  # fmt: skip
         dtype = problem.logits.dtype if call.plain else problem.result_dtype()
         return Total(
             rows.TOTALS[engine], program, problem.settings, problem.mask, divisor, reduce.empty,
-            dtype, plain,
+            dtype, by_operations,
         )  # fmt: skip
 
     def _total_behind_head(
@@ -264,7 +264,8 @@ class RowFrame:
                 self._keep(call, total)
             return totals.total(problem, reduce.row_weight, total)
         of_sum = total._replace(
-            dtype=torch.float64, plain=functools.partial(total.plain, reduction="sum")
+            dtype=torch.float64,
+            by_operations=functools.partial(total.by_operations, reduction="sum"),
         )
         result = totals.total(problem, reduce.row_weight, of_sum)
         divisor = divisor_of_problem(problem, reduce)
@@ -277,7 +278,7 @@ class RowFrame:
             return None
         return self.recorder.find(settings, soft, self._by_mass(soft, weight))
 
-    def _again(
+    def _by_operations(
         self,
         problem: Problem,
         row_weight: Tensor | None,

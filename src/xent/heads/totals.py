@@ -72,7 +72,9 @@ class _TotalAhead(torch.autograd.Function):
         if not differentiable:
             return None, *_sweep(problem, row_weight, sum, needed)[1].times(factor)
         with torch.enable_grad():
-            loss = sum.plain(problem.with_logits(source.product().to(source.dtype)), row_weight)
+            loss = sum.by_operations(
+                problem.with_logits(source.product().to(source.dtype)), row_weight
+            )
         record = torch.is_grad_enabled()
         return None, *gradients_of(loss, parts[:3], needed, grad, create_graph=record)
 

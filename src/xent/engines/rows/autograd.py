@@ -80,7 +80,7 @@ class Total(NamedTuple):
     divisor: float | str | Tensor | None  # "weight" or "count" for that of the rows kept; None: 1
     empty: str  # "zero": a divisor of 0 becomes 1
     dtype: torch.dtype  # of the result
-    plain: Callable[..., Tensor]  # the same of a problem and row weights, in plain operations
+    by_operations: Callable[..., Tensor]  # of a problem and row weights, in plain operations
     direct: bool = False  # True: contiguous (N, C) logits and (N,) classes, with weights or without
 
 
@@ -126,7 +126,7 @@ class TotalAhead(torch.autograd.Function):
             return total.engine.follow(tensors, row_weight, total, grad, gradient), None
         record, problem = torch.is_grad_enabled(), Problem(tensors, total.settings)
         with torch.enable_grad():
-            loss = total.plain(problem, row_weight)
+            loss = total.by_operations(problem, row_weight)
         (result,) = torch.autograd.grad(loss, problem.logits, grad, create_graph=record)
         return result, None
 
