@@ -167,7 +167,7 @@ class Design:
             x = x - offsets.to(x.dtype)
         if x is self.x:
             return self
-        near = Design(x.numpy(), self.weight, intercept=self.intercept)
+        near = type(self)(x.numpy(), self.weight, intercept=self.intercept)
         near.grain, near.offsets = self.grain, offsets
         return near
 

@@ -117,7 +117,7 @@ def _widened(task: SolverTask, start: Tensor) -> SolverTask | None:
     if design.rows * design.features > ENTRIES:
         return None
     x = torch.from_numpy(design.x.toarray()) if design.sparse else design.x
-    near = Design(x.double().numpy(), design.weight, intercept=design.intercept)
+    near = type(design)(x.double().numpy(), design.weight, intercept=design.intercept)
     near.grain, near.offsets = design.grain, design.offsets
     wide = replace(task, objective=replace(task.objective, design=near))
     return wide if _full(wide, start) else None
