@@ -20,7 +20,6 @@ from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 from .coordinates import Whitening, symmetric_operator
-from .linear_objective import Design
 from .newton import by_newton
 from .proximal import by_gradients, by_proximal_newton
 from .task import Solution, SolverTask, enough
