@@ -84,7 +84,7 @@ def predicted_boxes(head: Tensor) -> Tensor:
 
 
 class Targets(NamedTuple):
-    """What the loss asks of each predicted box."""
+    """Targets of each predicted box."""
 
     responsible: Tensor  # (B, A, H, W)
     owner: Tensor  # (B, A, H, W): the object that a responsible box answers for

@@ -36,7 +36,7 @@ ENOUGH = 0.95  # share of the test rows that must be right with every seed
 
 
 class Outcome(NamedTuple):
-    """One network, and its answers on the test rows."""
+    """A trained network, and its answers on the test rows."""
 
     record: TrainingRecord
     validation_loss: float  # of the weights that the training left

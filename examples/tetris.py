@@ -70,7 +70,7 @@ SMALL = Scale(rows=10, iterations=10, searches=1, cut=500, cut_at_end=500)
 
 
 class Course(NamedTuple):
-    """One search. Its player is the centre of the Gaussian; lines are means over games."""
+    """Course of a search: its player is the centre of the Gaussian, lines are means over games."""
 
     at_first: float  # lines of the first players drawn
     curve: list[float]  # of its player after each iteration, on fresh games

@@ -1,4 +1,4 @@
-"""What all commands share: lost output is an error; foreign text, typos, signals."""
+"""Behaviour of all commands: lost output is an error; foreign text, typos, signals."""
 
 import ast
 import io
@@ -53,7 +53,7 @@ def test_what_acts_on_a_terminal_is_shown():
 
 
 def test_all_output_goes_through_the_console():
-    """One module decides what can be shown, and what happens if output cannot be written."""
+    """Only `console` decides what can be shown, and what happens if output cannot be written."""
     for file in [*PLACES.glob("*.py"), PLACES.parent / "cli.py"]:
         for node in ast.walk(ast.parse(file.read_text())):
             name = ast.unparse(node.func) if isinstance(node, ast.Call) else ""

@@ -504,7 +504,7 @@ def test_a_confusion_matrix_is_drawn():
 
 
 def test_coefficients_that_differ_by_rounding_stay_in_their_order():
-    """Which of two equal coefficients is larger in the last bit depends on the processor."""
+    """Equal coefficients may differ in the last bit; the columns keep their order all the same."""
     for last_bit in (-1, 0, 1):
         row = np.array([[1.0, 0.1, -0.1 * (1 + last_bit * 2**-52), 2.0]])
         assert [*largest(row, list("abcd"), ["no", "yes"])["yes"]] == ["d", "a", "b", "c"]

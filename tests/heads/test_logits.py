@@ -308,7 +308,7 @@ LEARNED = {
 @pytest.mark.parametrize("name", LEARNED)
 @every_reduction
 def test_learned_scales_and_biases(name, reduction):
-    """They become part of the head; no warning comes, so the loss stays lean."""
+    """Learned scale and bias become part of the head; no warning comes, so the loss stays lean."""
     options = {"reduction": reduction, **LEARNED[name]}
     h, w, b = head(12, 5, 7)
     b = options.pop("bias", b)

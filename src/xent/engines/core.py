@@ -94,6 +94,15 @@ def empty_like(x: Tensor) -> Tensor:
     return empty(x.shape, x.dtype)
 
 
+def still_fitting(gradient: Tensor | None, logits: Tensor) -> Tensor | None:
+    """The gradient if it has the strides of the logits, else None.
+
+    Hooks on saved tensors may give back logits of another layout than the gradient was made for.
+    """
+    alike = gradient is not None and gradient.stride() == logits.stride()
+    return gradient if alike else None
+
+
 def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     """Memory; if it is large, from the core's buffer, which is reused and so spares page faults."""
     size = math.prod(shape) * dtype.itemsize

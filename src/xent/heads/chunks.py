@@ -75,7 +75,7 @@ class Chunks:
 
 
 class Head:
-    """One linear head: memory for the logits, which all chunks share, and the gradients."""
+    """A linear head: its tensors, memory for the logits of a chunk, and its gradients."""
 
     def __init__(self, source: LinearLogits, plan: Plan, height: int) -> None:
         self.source, self.height = source, height

@@ -336,7 +336,7 @@ def _refuse_other_leaves(value: Tensor, logits: Iterable[Tensor]) -> None:
 
 
 class _RowsOfWeight(torch.autograd.Function):
-    """Some rows of a weight; their gradients are added up in float32 or wider, and rounded once."""
+    """Rows of a weight by number; gradients are added up in float32 or wider, and rounded once."""
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, index: Tensor) -> Tensor:

@@ -66,7 +66,7 @@ class LinearLogProbs(Lean):
         return LinearLogProbs(self.logits.detach(), self.sign)
 
     def __getitem__(self, index: Any) -> LinearLogProbs | Tensor:
-        """Some of the rows. An index into the classes needs all numbers, and gets them."""
+        """Return the rows that an index picks. An index into the classes needs all numbers."""
         if self.logits.spelled_out(index) is not None:
             return self.materialize_for("indexing classes")[index]
         return LinearLogProbs(self.logits.rows(index), self.sign)

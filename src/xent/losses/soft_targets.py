@@ -89,7 +89,7 @@ def structured_cross_entropy(s: RowStatistics, table: Annotated[Tensor, _SoftTar
 
 
 class _Listed(NamedTuple):
-    """Some classes of each row, and their logits after scale, softcap and bias."""
+    """Listed classes of each row, and their logits after scale, softcap and bias."""
 
     classes: Tensor  # (N..., K), 0 where there is none
     present: Tensor  # (N..., K)

@@ -190,9 +190,7 @@ class ElementReduction(torch.autograd.Function):
         if ahead is not None and not differentiable and ctx.module.fits(grad):
             return ahead, None
         problem = ElementProblem(*ctx.saved_tensors, *ctx.settings)
-        # Hooks on saved tensors may have given back tensors of another layout.
-        if ahead is not None and ahead.stride() != problem.input.stride():
-            ahead = None
+        ahead = core.still_fitting(ahead, problem.input)
         if differentiable:
             plain = lambda: reference.plain_loss(problem, ctx.divisor)  # noqa: E731
             return _plain_gradient(plain, problem.input, grad), None
@@ -200,7 +198,7 @@ class ElementReduction(torch.autograd.Function):
 
 
 class ElementValues(torch.autograd.Function):
-    """One value per element; the gradient is computed when the slopes are known."""
+    """Values of a loss, one per element; the gradient is computed when the slopes are known."""
 
     @staticmethod
     def forward(ctx: Any, input: Tensor, question: tuple[ElementProblem, ElementEngine]) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from ..contract import RowEngine, TotalEngine
-from ..core import empty_like
+from ..core import empty_like, still_fitting
 from ..modes import only_differentiable
 from . import reference
 from .problem import Problem, Settings, Tensors
@@ -118,10 +118,8 @@ class TotalAhead(torch.autograd.Function):
             return gradient, None  # and the logits are not read again
         *saved, row_weight, _ = ctx.saved_tensors  # raises if one was changed since
         tensors = Tensors(*saved)
-        # Hooks on saved tensors may have given back tensors of another layout.
-        total = total._replace(direct=False)
-        if gradient is not None and gradient.stride() != tensors.logits.stride():
-            gradient = None
+        gradient = still_fitting(gradient, tensors.logits)
+        total = total._replace(direct=False)  # hooks may have given back tensors of another layout
         if not differentiable:
             return total.engine.follow(tensors, row_weight, total, grad, gradient), None
         record, problem = torch.is_grad_enabled(), Problem(tensors, total.settings)
