@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
@@ -21,18 +20,21 @@ from .linear_contestants import (
     memory,
     products,
 )
-from .machine import cpu_seconds_of_all, describe_machine
+from .machine import describe_machine
 from .options import DTYPES, device, head_shape, output_file, positive, write_json
+from .race import Plan, race, turn_of
 from .report import aligned, digits, disturbance, error_text, in_one_line, machine_text
-from .timing import PAUSE_SECONDS, announce, summary
+from .timing import announce
 
 PURPOSE = "Loss and gradient behind a linear head: time, memory and error beside others."
 Shape = tuple[int, int, int]
 GRID: list[Shape] = [(1024, 512, 32000), (2048, 256, 50257), (512, 1024, 128256), (4096, 64, 8192)]
 QUICK_GRID: list[Shape] = [(512, 128, 8192)]
-NARROW_GRID: list[Shape] = [(1024, 512, 32000), (4096, 64, 8192)]  # also run in bfloat16
-ROUNDS = 5
-CELL_SECONDS = 60.0  # seconds after which no round begins, except the first three
+NARROW_GRID: list[Shape] = [  # of bfloat16
+    (1024, 512, 32000), (128, 256, 8192), (4096, 64, 8192), (2048, 1024, 50257),
+]  # fmt: skip
+CELL_SECONDS = 15.0  # time for the rounds of one cell, of which there are at least three
+LEAST_ROUNDS = 3
 LEGEND = """\
 A cell is rows, features and classes. Milliseconds of loss and gradient are medians of rounds in
 turn; "x products" divides them by those of the three bare products of matrices, in float32 where
@@ -51,14 +53,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--dtypes", nargs="+", choices=DTYPES, metavar="DTYPE",
-        help="of %(choices)s (default: float32, and two shapes in bfloat16)",
+        help="of %(choices)s (default: float32, and other shapes in bfloat16)",
     )  # fmt: skip
     parser.add_argument(
-        "--repeats",
-        type=positive,
-        default=ROUNDS,
-        metavar="K",
-        help="rounds (default: %(default)s)",
+        "--repeats", type=positive, metavar="K", help="rounds (default: by time, at least 3)"
     )
     parser.add_argument(
         "--threads", type=positive, default=torch.get_num_threads(), help="default: %(default)s"
@@ -108,7 +106,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def cells_for(args: argparse.Namespace) -> list[LinearCell]:
-    """Return every shape in every dtype asked for; by default bfloat16 where that is quick."""
+    """Return every shape in every dtype asked for; by default some in bfloat16."""
     if args.shapes or args.dtypes or args.quick:
         shapes: list[Shape] = args.shapes or (QUICK_GRID if args.quick else GRID)
         grid = [(shape, dtype) for shape in shapes for dtype in args.dtypes or DTYPES[:2]]
@@ -121,13 +119,13 @@ def cells_for(args: argparse.Namespace) -> list[LinearCell]:
 # -- Measuring -------------------------------------------------------------------------------------
 
 
-def measure_cell(cell: LinearCell, names: Sequence[str], rounds: int) -> dict[str, Any]:
+def measure_cell(cell: LinearCell, names: Sequence[str], repeats: int | None) -> dict[str, Any]:
     """Measure times and errors of one cell.
 
     Args:
         cell: the problem.
         names: the contestants.
-        rounds: how often each is timed; if that takes long, fewer times, but at least three.
+        repeats: how often each is timed; None for as often as the time allows.
 
     Returns:
         The cell with ``products``, the times of the bare products in each dtype, and one entry per
@@ -147,13 +145,15 @@ def measure_cell(cell: LinearCell, names: Sequence[str], rounds: int) -> dict[st
             entries[name]["failed"] = in_one_line(error)
         else:
             calls[name] = lambda loss=loss: both(loss, *inputs)
-    times, busy = _race(calls, rounds, cell.device)
-    yardsticks = {name: summary(times[name]) for name in bare}
+    turns = {name: turn_of(_until_done(call, cell.device)) for name, call in calls.items()}
+    outcome = race(turns, Plan(CELL_SECONDS, repeats=repeats, least=LEAST_ROUNDS))
+    yardsticks = {name: outcome.times.pop(name) for name in bare}
     least = min(one["ms"] for one in yardsticks.values())
-    for name in times.keys() - bare:
-        entries[name] |= summary(times[name])
-        entries[name]["ratio"] = entries[name]["ms"] / least
-    found = {"others_busy": busy, "products": yardsticks, "contestants": entries}
+    for name, times in outcome.times.items():
+        entries[name] |= {**times, "ratio": times["ms"] / least}
+    for name, reason in outcome.failed.items():
+        entries[name]["failed"] = reason
+    found = {"others_busy": outcome.others_busy, "products": yardsticks, "contestants": entries}
     return {**cell._asdict(), **found}
 
 
@@ -166,33 +166,16 @@ def _products(cell: LinearCell, hidden: Tensor, weight: Tensor) -> dict[str, Cal
     return calls
 
 
-def _race(
-    calls: dict[str, Callable[[], None]], rounds: int, device: str
-) -> tuple[dict[str, list[float]], float | None]:
-    """Time each call in turn; return milliseconds, and how many cores others kept busy."""
-    found: dict[str, list[float]] = {name: [] for name in calls}
-    before, started, ours = cpu_seconds_of_all(), time.monotonic(), time.process_time()
-    deadline = started + CELL_SECONDS
-    for done in range(-1, rounds):  # the first one is for warming up
-        if done >= min(rounds, 3) and time.monotonic() > deadline:
-            break
-        for name, call in calls.items():
-            time.sleep(PAUSE_SECONDS)
-            start = time.perf_counter()
-            call()
-            _wait_for(device)
-            if done >= 0:
-                found[name].append(1e3 * (time.perf_counter() - start))
-    ours, wall = time.process_time() - ours, time.monotonic() - started
-    after = cpu_seconds_of_all()
-    if before is None or after is None:
-        return found, None
-    return found, max(0.0, after - before - ours) / wall
+def _until_done(call: Callable[[], None], device: str) -> Callable[[], None]:
+    """A call that returns once the device has finished its work."""
+    if device == "cpu":
+        return call
 
-
-def _wait_for(device: str) -> None:
-    if device != "cpu":
+    def wait() -> None:
+        call()
         torch.accelerator.synchronize()
+
+    return wait
 
 
 def measure_memory(cell: LinearCell, entries: dict[str, dict[str, Any]], threads: int) -> None:

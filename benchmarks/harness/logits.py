@@ -8,32 +8,28 @@ slower are printed like the others.
 from __future__ import annotations
 
 import argparse
-import math
-import statistics
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 import torch
 
 from . import linear
 from .contestants import CONTESTANTS, MODES, Cell
-from .machine import cpu_seconds_of_all, describe_machine
+from .machine import describe_machine
 from .options import DTYPES, output_file, positive, seconds, shape, write_json
+from .race import PATIENCE, ContestantError, Outcome, Plan, compare, race
 from .report import LEGEND, cell_text, machine_text, markdown, memory_text, verdict
-from .timing import PAUSE_SECONDS, announce, summary
-from .worker import ContestantError, Worker
+from .timing import announce
+from .worker import Worker
 
 # From a toy batch over image classification to language models; the last is a short decode step.
 GRID = [(32, 10), (1024, 1000), (65536, 100), (2048, 32000), (1024, 128256), (8, 151936)]
 QUICK_GRID = [(32, 10), (1024, 1000), (8, 151936)]
 
-TURN_SECONDS = 0.04  # one turn repeats short calls for so long: far above the timer's resolution
 CELL_SECONDS, QUICK_CELL_SECONDS = 6.0, 1.5  # time for the rounds of one cell
-PATIENCE = 5.0  # further seconds per cell for rounds without disturbance
-QUIET = 0.15  # cores that others may keep busy in a round that counts as undisturbed
-ROUNDS = (5, 25)  # at least and at most
 MEMORY_FROM = 8 << 20  # bytes of logits; below, the memory of the process varies as much
 
 
@@ -89,8 +85,8 @@ def run(args: argparse.Namespace) -> int:
 
     modes = MODES if args.forward_only else MODES[:1]
     time_of_cell = QUICK_CELL_SECONDS if args.quick else CELL_SECONDS
-    plan = Plan(modes, args.repeats, time_of_cell, args.patience)
-    result["cells"] = _measure_cells(cells, names, args.threads, plan)
+    plan = Plan(time_of_cell, args.patience, args.repeats)
+    result["cells"] = _measure_cells(cells, names, args.threads, modes, plan)
     if args.memory or (args.memory is None and not args.quick):
         _measure_memory(result["cells"], names, args.threads)
         print(f"\n{memory_text(result['cells'])}")
@@ -113,31 +109,15 @@ def who_takes_part(asked: Sequence[str]) -> tuple[list[str], dict[str, str]]:
 # -- Time and accuracy -----------------------------------------------------------------------------
 
 
-class Plan(NamedTuple):
-    """Modes, number of rounds and time limits of a measurement.
-
-    Attributes:
-        modes: which of :data:`MODES` to time.
-        repeats: rounds; None for as many as ``seconds`` allow.
-        seconds: time for the rounds of one cell.
-        patience: seconds per cell to spend on repeating rounds that other processes disturbed.
-    """
-
-    modes: tuple[str, ...]
-    repeats: int | None
-    seconds: float
-    patience: float
-
-
 def _measure_cells(
-    cells: list[Cell], names: list[str], threads: int, plan: Plan
+    cells: list[Cell], names: list[str], threads: int, modes: tuple[str, ...], plan: Plan
 ) -> list[dict[str, Any]]:
     workers = {name: Worker(name, threads) for name in names}
     found = []
     try:
         for done, cell in enumerate(cells):
             announce(done, len(cells), cell)
-            found.append(measure_cell(cell, workers, plan))
+            found.append(measure_cell(cell, workers, modes, plan))
             print(f"\n{cell_text(found[-1])}", flush=True)
     finally:
         for worker in workers.values():
@@ -145,34 +125,48 @@ def _measure_cells(
     return found
 
 
-def measure_cell(cell: Cell, workers: dict[str, Worker], plan: Plan) -> dict[str, Any]:
+def measure_cell(
+    cell: Cell, workers: dict[str, Worker], modes: tuple[str, ...], plan: Plan
+) -> dict[str, Any]:
     """Measure all figures of one cell but the memory.
 
     Args:
         cell: the problem.
         workers: the contestants, by name.
-        plan: what to time and how long.
+        modes: which of :data:`MODES` to time.
+        plan: how long.
 
     Returns:
         The cell with one entry per contestant, as plain types; an entry has ``failed``, a reason,
         if something went wrong.
     """
     entries: dict[str, dict[str, Any]] = {name: {} for name in workers}
-    offered = _ask_all(workers, entries, "prepare", cell, plan.modes)
+    offered = _ask_all(workers, entries, "prepare", cell, modes)
     errors = _ask_all({name: workers[name] for name in offered}, entries, "errors")
     for name, found in errors.items():
         if found:
             entries[name]["errors"] = found
-    turns = [(name, mode) for mode in plan.modes for name in errors if mode in offered[name]]
-    rounds = _Race(workers, entries, turns).run(plan)
-    for name, mode in turns:
-        times = [1e3 * one.seconds[name, mode] for one in rounds if (name, mode) in one.seconds]
-        if times:
-            entries[name][mode] = summary(times)
-    _compare(entries, plan.modes)
-    known = [one.busy for one in rounds if one.busy is not None]
-    busy = statistics.mean(known) if known else None
-    return {**cell._asdict(), "others_busy": busy, "contestants": entries}
+    outcome = _race({name: workers[name] for name in errors}, offered, plan)
+    for (name, _), reason in outcome.failed.items():
+        entries[name]["failed"] = reason
+    for (name, mode), times in outcome.times.items():
+        entries[name][mode] = times
+    compare(entries, modes, cell.rows * cell.classes)
+    return {**cell._asdict(), "others_busy": outcome.others_busy, "contestants": entries}
+
+
+def _race(workers: dict[str, Worker], offered: dict[str, tuple[str, ...]], plan: Plan) -> Outcome:
+    """Let all workers take turns, in each of their modes."""
+    turns = {
+        (name, mode): partial(worker.ask, "seconds", mode)
+        for name, worker in workers.items()
+        for mode in offered[name]
+    }
+
+    def cpu_seconds() -> float:
+        return time.process_time() + sum(worker.cpu_seconds() for worker in workers.values())
+
+    return race(turns, plan, cpu_seconds)
 
 
 def _ask_all(
@@ -188,83 +182,6 @@ def _ask_all(
         except ContestantError as error:
             entries[name]["failed"] = str(error)
     return answers
-
-
-class _Round(NamedTuple):
-    """One turn of every contestant in every mode."""
-
-    busy: float | None  # cores that other processes kept busy; None where that is unknown
-    seconds: dict[tuple[str, str], float]  # per call, of every contestant and mode
-
-    @property
-    def quiet(self) -> bool:
-        return self.busy is None or self.busy <= QUIET
-
-
-class _Race:
-    """Let the contestants of one cell take turns."""
-
-    def __init__(
-        self, workers: dict[str, Worker], entries: dict[str, dict], turns: list[tuple[str, str]]
-    ):
-        self.workers, self.entries, self.turns = workers, entries, turns
-        self.fastest: dict[tuple[str, str], float] = {}
-
-    def run(self, plan: Plan) -> list[_Round]:
-        """Run rounds, and return as many as planned: the least disturbed, whatever their times."""
-        for _ in range(2):  # not counted: the second knows how many calls fill a turn
-            self._round()
-        expected = sum(max(TURN_SECONDS, s) + PAUSE_SECONDS for s in self.fastest.values())
-        wanted = min(max(round(plan.seconds / (expected or 1)), ROUNDS[0]), ROUNDS[1])
-        wanted = plan.repeats or wanted
-        deadline = time.monotonic() + wanted * expected + plan.patience
-        rounds = [self._round() for _ in range(wanted)]
-        while sum(one.quiet for one in rounds) < wanted and time.monotonic() < deadline:
-            rounds.append(self._round())
-        return sorted(rounds, key=lambda one: one.busy or 0.0)[:wanted]
-
-    def _round(self) -> _Round:
-        before = self._clocks()
-        seconds = {turn: s for turn in self.turns if (s := self._turn(*turn)) is not None}
-        after = self._clocks()
-        if before is None or after is None:
-            return _Round(None, seconds)
-        wall, everything, ours = (b - a for a, b in zip(before, after, strict=True))
-        return _Round(max(0.0, (everything - ours) / wall), seconds)
-
-    def _turn(self, name: str, mode: str) -> float | None:
-        """Time one contestant; return seconds per call, or None if the contestant has failed."""
-        if "failed" in self.entries[name]:
-            return None
-        time.sleep(PAUSE_SECONDS)
-        calls = math.ceil(TURN_SECONDS / self.fastest.get((name, mode), TURN_SECONDS))
-        try:
-            seconds = self.workers[name].ask("seconds", mode, calls)
-        except ContestantError as error:
-            self.entries[name]["failed"] = str(error)
-            return None
-        self.fastest[name, mode] = min(seconds, self.fastest.get((name, mode), seconds))
-        return seconds
-
-    def _clocks(self) -> tuple[float, float, float] | None:
-        """Read wall time, CPU time of all processes, CPU time of ours; None where unknown."""
-        everything = cpu_seconds_of_all()
-        if everything is None:
-            return None
-        ours = time.process_time() + sum(w.cpu_seconds() for w in self.workers.values())
-        return time.perf_counter(), everything, ours
-
-
-def _compare(entries: dict[str, dict[str, Any]], modes: tuple[str, ...]) -> None:
-    """Add the ratio to xent (above 1: xent is faster) and the number of plain copies."""
-    copy = entries.get("copy", {}).get("both")
-    for mode in modes:
-        ours = entries["xent"].get(mode)
-        for entry in entries.values():
-            if mode in entry and ours and entry is not entries.get("copy"):
-                entry[mode]["ratio"] = entry[mode]["ms"] / ours["ms"]
-            if mode in entry and copy:
-                entry[mode]["copies"] = entry[mode]["ms"] / copy["ms"]
 
 
 # -- Memory ----------------------------------------------------------------------------------------

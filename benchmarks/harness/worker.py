@@ -12,7 +12,6 @@ computes while anything is timed.
 from __future__ import annotations
 
 import contextlib
-import gc
 import multiprocessing
 import os
 import signal
@@ -26,7 +25,9 @@ import torch
 
 from .contestants import CONTESTANTS, ERROR_ELEMENTS, Cell, Contestant, errors, make_inputs
 from .memory import peak_beyond_now
+from .race import ContestantError
 from .report import in_one_line
+from .timing import seconds_per_call
 
 
 class Workbench:
@@ -52,17 +53,8 @@ class Workbench:
 
     def seconds(self, mode: str, calls: int) -> float:
         """Time one turn; return seconds per call."""
-        call = self.calls[mode]
-        gc.disable()
         with torch.set_grad_enabled(mode == "both"):
-            if calls > 1:  # short calls: one untimed call wakes threads and fetches inputs
-                call()
-            start = time.perf_counter()
-            for _ in range(calls):
-                call()
-            elapsed = time.perf_counter() - start
-        gc.enable()
-        return elapsed / calls
+            return seconds_per_call(self.calls[mode], calls)
 
     def errors(self) -> dict[str, dict[str, float]]:
         """Measure errors on the random and the confident batch, on no more rows than needed."""
@@ -107,10 +99,6 @@ def _serve(pipe: Connection, name: str, threads: int) -> None:
             answer = (False, in_one_line(error))
         with contextlib.suppress(ConnectionError):  # the next request shows whether the parent left
             pipe.send(answer)
-
-
-class ContestantError(Exception):
-    """A contestant could not do what it was asked; the message is the reason."""
 
 
 class Worker:

@@ -102,7 +102,7 @@ def test_a_failing_contestant_is_reported_and_the_others_go_on(monkeypatch):
     monkeypatch.setitem(LINEAR_CONTESTANTS, "broken", broken)
     assert broken.unavailable("cpu") == "RuntimeError: no such luck"
     cell = LinearCell(3, 4, 5, "float32", "cpu")
-    found = linear.measure_cell(cell, ["xent", "broken"], rounds=1)
+    found = linear.measure_cell(cell, ["xent", "broken"], repeats=1)
     assert found["contestants"]["broken"] == {"failed": "RuntimeError: no such luck"}
     assert len(found["contestants"]["xent"]["ms_all"]) == 1
     assert "broken failed: RuntimeError: no such luck" in linear.cell_text(found)
@@ -140,11 +140,11 @@ def test_what_is_refused_before_the_work(words, reason, capsys):
     assert reason in capsys.readouterr().err
 
 
-def test_the_default_grid_has_bfloat16_where_it_is_quick():
+def test_the_default_grid_has_both_types():
     parser = __import__("argparse").ArgumentParser()
     linear.add_arguments(parser)
     cells = linear.cells_for(parser.parse_args([]))
-    assert [c.dtype for c in cells] == ["float32"] * 4 + ["bfloat16"] * 2
+    assert [c.dtype for c in cells] == ["float32"] * 4 + ["bfloat16"] * 4
     quick = linear.cells_for(parser.parse_args(["--quick"]))
     assert [c.dtype for c in quick] == ["float32", "bfloat16"]
     asked = linear.cells_for(parser.parse_args(["--shapes", "1,2,3", "--dtypes", "float16"]))

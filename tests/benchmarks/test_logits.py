@@ -10,8 +10,9 @@ import torch
 
 from benchmarks.harness import contestants, logits, memory
 from benchmarks.harness.contestants import CONTESTANTS, Cell, Contestant
+from benchmarks.harness.race import ContestantError, Plan
 from benchmarks.harness.report import cell_text, in_one_line, markdown, memory_text, verdict
-from benchmarks.harness.worker import ContestantError, Workbench, Worker
+from benchmarks.harness.worker import Workbench, Worker
 from xent import cli
 from xent.commands import bench
 
@@ -53,6 +54,8 @@ def test_times_are_medians_of_the_rounds(result):
                 assert len(time["ms_all"]) == 3
                 assert 0 < low <= time["ms"] == sorted(time["ms_all"])[1] <= high
                 assert time["copies"] > 0
+                elements = cell["rows"] * cell["classes"]
+                assert time["ns"] == pytest.approx(1e6 * time["ms"] / elements)
         ours, theirs = (cell["contestants"][name]["both"] for name in ("xent", "torch"))
         assert ours["ratio"] == 1
         assert theirs["ratio"] == pytest.approx(theirs["ms"] / ours["ms"])
@@ -144,8 +147,8 @@ def test_a_contestant_that_fails_is_reported_and_the_others_go_on(monkeypatch):
 
     monkeypatch.setitem(CONTESTANTS, "broken", Contestant(_broken, (), "fails"))
     workers = {name: Here(name, 1) for name in ("xent", "broken")}
-    plan = logits.Plan(("both",), repeats=2, seconds=1.0, patience=0.0)
-    found = logits.measure_cell(Cell(3, 4, "float32"), workers, plan)
+    plan = Plan(seconds=1.0, patience=0.0, repeats=2)
+    found = logits.measure_cell(Cell(3, 4, "float32"), workers, ("both",), plan)
     assert found["contestants"]["broken"] == {"failed": "RuntimeError: no such luck"}
     assert len(found["contestants"]["xent"]["both"]["ms_all"]) == 2
     assert "broken failed: RuntimeError: no such luck" in cell_text(found)
