@@ -1,49 +1,46 @@
-"""Every loss of the family beside plain cross-entropy, and beside what people use today.
+"""Every loss of the family beside what people use today: ``python -m benchmarks.family``.
 
-    python -m benchmarks.family [--shapes 2048,32000 65536,100] [--dtypes float32 bfloat16]
-
-In one run all contestants take turns, round after round; times are medians of forward and backward.
-``ratio`` is the time of the loss divided by that of cross-entropy on the same logits. The other
-columns say how many times as long others take for the same loss: its textbook formula in PyTorch,
-the same formula compiled, and the libraries that are installed. Below 1 they are faster.
+The columns of others are the textbook formula of the loss in PyTorch, the same formula compiled,
+and the libraries that are installed (``family_others.py``). The losses of one class per row come
+first, with ``cross_entropy`` as the first line; then those of a number per logit; then those that
+need all logits of a row at once, on fewer rows.
 """
 
 from __future__ import annotations
 
-import argparse
 import inspect
-import random
-import statistics
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from xent.losses import CATALOG
+from xent.losses import CATALOG, distillation_loss, entmax_loss, sparsemax_loss
 
-from .family_others import (
-    TEXTBOOK,
-    TEXTBOOK_BINARY,
-    Loss,
-    Step,
-    kornia_steps,
-    optax_steps,
-    step,
-)
-from .harness.machine import describe_machine
-from .harness.report import machine_text
+from . import family_others as others
+from .harness.calls import Loss, Step, step
+from .harness.command import Cell, run
 
-MIN_ROUNDS, SECONDS = 3, 4.0
+SHAPES = (2048, 32000), (65536, 100)
+DENSE_SHAPES = (512, 32000), (4096, 1024)
+SECONDS = 4.0
+FLAT = 1e-3  # standard deviation of logits that are nearly equal: the worst case of sparsemax
 
 
-def members(targets: str, classes: int, device: str = "cpu") -> dict[str, Loss]:
-    """Return the losses of such targets that need one sweep, at their defaults.
+def members(
+    targets: str, classes: int, device: str = "cpu", *, dense: bool = False
+) -> dict[str, Loss]:
+    """Return the losses of such targets at their defaults.
 
     Losses with a matrix of classes by classes are left out, since the matrix may be larger than the
-    logits. So is ``reconstruction_excess``, which has no kernel (150 ns an element).
+    logits.
+
+    Args:
+        targets: as in the catalog, ``"classes"`` or ``"binary"``.
+        classes: of the logits.
+        device: of vectors over the classes.
+        dense: whether to return the losses that need all logits of a row at once, or the others.
     """
     required = {
         "prior": torch.linspace(1, 2, classes, device=device),
@@ -58,28 +55,24 @@ def members(targets: str, classes: int, device: str = "cpu") -> dict[str, Loss]:
             for p in inspect.signature(member.function).parameters.values()
             if p.kind is p.KEYWORD_ONLY and p.default is p.empty
         }
-        one_sweep = not member.second_pass and name != "reconstruction_excess"
-        if member.targets == targets and one_sweep and missing <= required.keys():
+        if (member.targets, member.second_pass) == (targets, dense) and missing <= required.keys():
             found[name] = partial(member.function, **{key: required[key] for key in missing})
     return found
 
 
-def contestants(targets: str, z: Tensor, y: Tensor) -> Iterator[tuple[str, str, Step]]:
-    """Yield names of loss and contestant, and one step."""
-    textbook = TEXTBOOK if targets == "classes" else TEXTBOOK_BINARY
-    for name, loss in members(targets, z.shape[1]).items():
-        yield name, "xent", step(loss, *inputs(name, z, y))
+def of_targets(targets: str, z: Tensor, y: Tensor) -> dict[tuple[str, str], Step]:
+    """Return steps of losses of one class per row, or of a number per logit."""
+    found = {
+        (name, "xent"): step(loss, *inputs(name, z, y))
+        for name, loss in members(targets, z.shape[1]).items()
+    }
+    textbook = others.TEXTBOOK if targets == "classes" else others.TEXTBOOK_BINARY
     for name, loss in textbook.items():
-        yield name, "torch", step(loss, *inputs(name, z, y))
-        yield name, "compiled", step(torch.compile(loss), *inputs(name, z, y))
-    for library, steps in (("kornia", kornia_steps), ("optax", optax_steps)):
-        try:
-            calls = steps(z, y)
-        except ImportError:
-            print(f"{library} is not installed")
-            continue
-        for name, call in calls.items():
-            yield name, library, call
+        found[name, "torch"] = step(loss, *inputs(name, z, y))
+        found[name, "compiled"] = step(torch.compile(loss), *inputs(name, z, y))
+    for library, steps in (("kornia", others.kornia_steps), ("optax", others.optax_steps)):
+        found |= _of_library(library, lambda steps=steps: steps(z, y))
+    return found
 
 
 def inputs(name: str, z: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -87,64 +80,59 @@ def inputs(name: str, z: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     return (z / 16 if name in ("cosface_loss", "arcface_loss", "ldam_loss") else z), y
 
 
-def measure(calls: dict[Any, Step]) -> dict[Any, float]:
-    """Time all in turn; return median seconds. An untimed call before each fetches its memory.
-
-    Every round has an order of its own, because a call of JAX goes on after it has returned: within
-    the next two calls its threads take 150 ms of a core, and these should not always be the same.
-    """
-    for call in calls.values():
-        call()
-    times: dict[Any, list[float]] = {key: [] for key in calls}
-    start, generator = time.perf_counter(), random.Random(0)
-    while len(times[next(iter(times))]) < MIN_ROUNDS or time.perf_counter() - start < SECONDS:
-        for key in generator.sample(list(calls), len(calls)):
-            call = calls[key]
-            call()
-            before = time.perf_counter()
-            call()
-            times[key].append(time.perf_counter() - before)
-    return {key: statistics.median(values) for key, values in times.items()}
-
-
-def table(seconds: dict[tuple[str, str], float]) -> str:
-    """Return one line per loss."""
-    base = next(time for (_, who), time in seconds.items() if who == "xent")
-    others = list(dict.fromkeys(who for _, who in seconds if who != "xent"))
-    lines = [f"{'':36}{'ms':>9}{'ratio':>8}" + "".join(f"{who:>10}" for who in others)]
-    for name, who in seconds:
-        if who != "xent":
-            continue
-        mine = seconds[name, who]
-        cells = [
-            f"{seconds[name, other] / mine:10.2f}" if (name, other) in seconds else f"{'':10}"
-            for other in others
-        ]
-        lines.append(f"{name:36}{1e3 * mine:9.2f}{mine / base:8.2f}" + "".join(cells))
-    return "\n".join(lines)
+def of_whole_rows(z: Tensor, y: Tensor, teacher: Tensor) -> dict[tuple[str, str], Step]:
+    """Return steps of the losses that need all logits of a row at once."""
+    flat = (FLAT * z.float()).to(z.dtype)
+    found = {
+        ("sparsemax_loss, flat rows", "xent"): step(sparsemax_loss, flat, y),
+        ("entmax_loss, flat rows", "xent"): step(entmax_loss, flat, y),
+    }
+    for name, loss in members("classes", z.shape[1], dense=True).items():
+        found[name, "xent"] = step(loss, z, y)
+    for divergence, textbook in others.DIVERGENCES.items():
+        name = f"distillation_loss, {divergence}"
+        options: dict[str, Any] = {"temperature": 2.0, "divergence": divergence}
+        ours = partial(distillation_loss, **options)
+        found[name, "xent"] = step(ours, z, teacher)
+        found[name, "torch"] = step(textbook, z, teacher)
+        found[name, "compiled"] = step(torch.compile(textbook), z, teacher)
+    return found | _of_library("entmax", lambda: others.entmax_steps(z, flat, y))
 
 
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--shapes", nargs="+", default=["2048,32000", "65536,100"])
-    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
-    parser.add_argument(
-        "--spread", type=float, default=1.0, help="standard deviation of the logits"
-    )
-    args = parser.parse_args()
-    print(machine_text(describe_machine(torch.get_num_threads())))
-    for shape in args.shapes:
-        rows, classes = map(int, shape.split(","))
-        for dtype in args.dtypes:
-            torch.manual_seed(0)
-            z = (args.spread * torch.randn(rows, classes)).to(getattr(torch, dtype))
-            labels = torch.randint(classes, (rows,))
-            for targets, y in (("classes", labels), ("binary", torch.rand_like(z).round())):
-                print(f"\n{rows} x {classes} {dtype}, targets: {targets}", flush=True)
-                calls = {(name, who): call for name, who, call in contestants(targets, z, y)}
-                print(table(measure(calls)), flush=True)
+def _of_library(library: str, steps: Callable[[], dict[str, Any]]) -> dict[tuple[str, str], Step]:
+    """Return the steps of a library; none, with a note, if the library is not installed."""
+    try:
+        return {(name, library): call for name, call in steps().items()}
+    except ImportError:
+        print(f"{library} is not installed")
+        return {}
+
+
+def cells(dtypes: list[str]) -> Iterator[Cell]:
+    """One cell for each shape, dtype and kind of targets."""
+    for rows, classes in SHAPES:
+        for dtype in dtypes:
+            z, y = draw(rows, classes, dtype)
+            name = f"{rows} x {classes} {dtype}"
+            yield Cell(f"{name}, classes", of_targets("classes", z, y), z)
+            binary = torch.rand_like(z).round()
+            yield Cell(f"{name}, binary", of_targets("binary", z, binary), z)
+    for rows, classes in DENSE_SHAPES:
+        for dtype in dtypes:
+            z, y = draw(rows, classes, dtype)
+            yield Cell(
+                f"{rows} x {classes} {dtype}, whole rows",
+                of_whole_rows(z, y, torch.randn_like(z)),
+                z,
+            )
+
+
+def draw(rows: int, classes: int, dtype: str) -> tuple[Tensor, Tensor]:
+    """Draw normal logits and uniform targets."""
+    torch.manual_seed(0)
+    z = torch.randn(rows, classes).to(getattr(torch, dtype))
+    return z, torch.randint(classes, (rows,))
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(run(__doc__, "family", cells, SECONDS))

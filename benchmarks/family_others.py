@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -9,8 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Loss = Callable[[Tensor, Tensor], Tensor]
-Step = Callable[[], object]
+from .harness.calls import Loss, Step, step
 
 # ---- textbook formulas in PyTorch ---------------------------------------------------------------
 
@@ -123,18 +123,32 @@ TEXTBOOK_BINARY: dict[str, Loss] = {
 }
 
 
+def torch_forward(z: Tensor, teacher: Tensor) -> Tensor:
+    """Distillation at temperature 2 as its paper has it."""
+    log_p, log_q = F.log_softmax(z / 2, 1), F.log_softmax(teacher / 2, 1)
+    return 4 * F.kl_div(log_p, log_q, log_target=True, reduction="batchmean")
+
+
+def torch_reverse(z: Tensor, teacher: Tensor) -> Tensor:
+    log_p, log_q = F.log_softmax(z / 2, 1), F.log_softmax(teacher / 2, 1)
+    return 4 * F.kl_div(log_q, log_p, log_target=True, reduction="batchmean")
+
+
+def torch_jensen_shannon(z: Tensor, teacher: Tensor) -> Tensor:
+    log_p, log_q = F.log_softmax(z / 2, 1), F.log_softmax(teacher / 2, 1)
+    log_m = torch.logaddexp(log_p, log_q) - math.log(2)
+    to_p = F.kl_div(log_m, log_p, log_target=True, reduction="batchmean")
+    return 2 * (to_p + F.kl_div(log_m, log_q, log_target=True, reduction="batchmean"))
+
+
+DIVERGENCES: dict[str, Loss] = {
+    "forward": torch_forward,
+    "reverse": torch_reverse,
+    "jensen_shannon": torch_jensen_shannon,
+}
+
+
 # ---- libraries ----------------------------------------------------------------------------------
-
-
-def step(loss: Loss, z: Tensor, y: Tensor) -> Step:
-    """Return a function that runs forward and backward, and frees the gradient."""
-    leaf = z.detach().requires_grad_()
-
-    def run() -> None:
-        loss(leaf, y).backward()
-        leaf.grad = None
-
-    return run
 
 
 def kornia_steps(z: Tensor, y: Tensor) -> dict[str, Step]:
@@ -150,6 +164,19 @@ def kornia_steps(z: Tensor, y: Tensor) -> dict[str, Step]:
     if y.is_floating_point():
         return {"sigmoid_focal_loss": step(binary, z, y)}
     return {"focal_loss": step(focal, z, y)}
+
+
+def entmax_steps(z: Tensor, flat: Tensor, y: Tensor) -> dict[str, Step]:
+    """Return steps of the losses that the package entmax has; ``flat`` are rows nearly equal."""
+    from entmax import Entmax15Loss, SparsemaxLoss  # pyright: ignore
+
+    sparsemax, entmax15 = SparsemaxLoss(), Entmax15Loss()
+    return {
+        "sparsemax_loss": step(sparsemax, z, y),
+        "sparsemax_loss, flat rows": step(sparsemax, flat, y),
+        "entmax_loss": step(entmax15, z, y),
+        "entmax_loss, flat rows": step(entmax15, flat, y),
+    }
 
 
 def optax_steps(z: Tensor, y: Tensor) -> dict[str, Step]:
