@@ -64,7 +64,7 @@ $(VENV)/pyright: $(VENV)/test
 
 $(VENV)/bench: $(VENV)/installed
 	$(PIP) install -c constraints.txt jax optax ".[learn]"
-	$(PIP) install --no-deps kornia kornia_rs
+	$(PIP) install --no-deps kornia kornia_rs entmax
 	@touch $@
 
 demo: $(VENV)/installed
@@ -121,13 +121,16 @@ mutants: $(VENV)/mutants
 experiments: $(VENV)/examples
 	$(BIN)/python docs/experiments.py
 
+# In under 20 minutes on two cores; then the tables of README.md.
+RESULTS = benchmarks/results
 bench: $(VENV)/bench
-	mkdir -p benchmarks/results
-	$(BIN)/xent bench --memory --json benchmarks/results/cpu.json --markdown | tee benchmarks/results/cpu.txt
-	$(BIN)/python -m benchmarks.small_calls | tee benchmarks/results/small_calls.txt
-	$(BIN)/python -m benchmarks.family | tee benchmarks/results/family.txt
-	$(BIN)/python -m benchmarks.regression | tee benchmarks/results/regression.txt
-	$(BIN)/xent bench linear --json benchmarks/results/linear.json --markdown | tee benchmarks/results/linear.txt
+	mkdir -p $(RESULTS)
+	$(BIN)/xent bench --memory --json $(RESULTS)/cpu.json --markdown | tee $(RESULTS)/cpu.txt
+	for part in small_calls inputs family; do \
+	  $(BIN)/python -m benchmarks.$$part --json $(RESULTS)/$$part.json | tee $(RESULTS)/$$part.txt; done
+	$(BIN)/xent bench linear --json $(RESULTS)/linear.json --markdown | tee $(RESULTS)/linear.txt
+	$(BIN)/python -m benchmarks.regression | tee $(RESULTS)/regression.txt
+	$(BIN)/python -m benchmarks.readme
 
 # In the environment that is active: PyTorch for this GPU is not what the constraints install.
 bench-gpu:

@@ -19,7 +19,7 @@ from torch import Tensor
 import xent
 from xent.losses import binary_cross_entropy_with_logits, sparse_cross_entropy
 
-from .harness.calls import Loss, Step, step
+from .harness.calls import Loss, step
 from .harness.command import Cell, run
 
 TOP = 8  # classes of a list
@@ -61,15 +61,21 @@ def padded(count: int, classes: int, dtype: torch.dtype) -> Problem:
     return Problem(z, torch.randint(classes, (count,)))
 
 
-def plain(p: Problem) -> dict[tuple[str, str], Step]:
+class Pair(NamedTuple):
+    """A call of xent and that of PyTorch, of logits and this target."""
+
+    name: str
+    target: Tensor
+    ours: Loss
+    theirs: Loss
+
+
+def plain(p: Problem) -> list[Pair]:
     """Calls on the logits as they lie."""
-    return {
-        ("classes", "xent"): step(xent.cross_entropy, p.logits, p.classes),
-        ("classes", "torch"): step(F.cross_entropy, p.logits, p.classes),
-    }
+    return [Pair("classes", p.classes, xent.cross_entropy, F.cross_entropy)]
 
 
-def kinds(p: Problem) -> dict[tuple[str, str], Step]:
+def kinds(p: Problem) -> list[Pair]:
     """Calls with every kind of target."""
     assert p.soft is not None
     weight = torch.rand(p.logits.shape[1]).add_(0.5).to(p.logits.dtype)
@@ -80,23 +86,18 @@ def kinds(p: Problem) -> dict[tuple[str, str], Step]:
     def listed(z: Tensor, y: Tensor) -> Tensor:
         return -(mass * F.log_softmax(z, 1).gather(1, y)).sum(1).mean()
 
-    def of_both(name: str, y: Tensor, ours: Loss, theirs: Loss) -> dict[tuple[str, str], Step]:
-        return {(name, "xent"): step(ours, p.logits, y), (name, "torch"): step(theirs, p.logits, y)}
-
     ours, theirs = xent.cross_entropy, F.cross_entropy
     smooth = {"weight": weight, "label_smoothing": 0.1}
-    return {
-        **of_both(
-            "weights, smoothing", p.classes, partial(ours, **smooth), partial(theirs, **smooth)
-        ),
-        **of_both("half ignored", some, ours, theirs),
-        **of_both("one loss per row", p.classes, _each(ours), _each(theirs)),
-        **of_both(f"{TOP} listed", places, lambda z, y: sparse_cross_entropy(z, y, mass), listed),
-        **of_both("soft", p.soft, ours, theirs),
-        **of_both(
+    return [
+        Pair("weights, smoothing", p.classes, partial(ours, **smooth), partial(theirs, **smooth)),
+        Pair("half ignored", some, ours, theirs),
+        Pair("one loss per row", p.classes, _each(ours), _each(theirs)),
+        Pair(f"{TOP} listed", places, lambda z, y: sparse_cross_entropy(z, y, mass), listed),
+        Pair("soft", p.soft, ours, theirs),
+        Pair(
             "binary", p.soft, binary_cross_entropy_with_logits, F.binary_cross_entropy_with_logits
         ),
-    }
+    ]
 
 
 def _each(loss: Callable[..., Tensor]) -> Loss:
@@ -121,8 +122,13 @@ def cells(dtypes: list[str]) -> Iterator[Cell]:
         for name, build in builders.items():
             for dtype in dtypes:
                 torch.manual_seed(0)
-                problem = build(getattr(torch, dtype))
-                yield Cell(f"{name} {dtype}", calls(problem), problem.logits)
+                p = build(getattr(torch, dtype))
+                steps = {
+                    (pair.name, who): step(loss, p.logits, pair.target)
+                    for pair in calls(p)
+                    for who, loss in (("xent", pair.ours), ("torch", pair.theirs))
+                }
+                yield Cell(f"{name} {dtype}", steps, p.logits)
 
 
 if __name__ == "__main__":

@@ -9,10 +9,8 @@ textbook formula in PyTorch, or PyTorch's plain cross-entropy.
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,8 +19,9 @@ from torch import Tensor
 import xent
 
 from .harness.machine import describe_machine
-from .harness.options import positive
-from .harness.report import aligned, machine_text
+from .harness.options import output_file, positive, write_json
+from .harness.race import Plan, race, turn_of
+from .harness.report import aligned, machine_text, spread
 
 ROWS, CLASSES, FEATURES = 32, 10, 16
 Loss = Callable[[], Tensor]
@@ -125,19 +124,36 @@ def pairs(b: Batch) -> list[Pair]:
     ]
 
 
-def seconds(calls: dict[str, Loss], leaves: tuple[Tensor, ...], rounds: int) -> dict[str, float]:
-    """Median seconds of each call with its backward pass; the calls take turns."""
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for number in range(rounds + 1):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            for _ in range(100):
-                for leaf in leaves:
-                    leaf.grad = None
-                call().backward()
-            if number:  # the first round warms up
-                times[name].append((time.perf_counter() - start) / 100)
-    return {name: statistics.median(found) for name, found in times.items()}
+def measure(batch: Batch, plan: Plan) -> list[dict[str, Any]]:
+    """One entry per call of xent, with both times; all calls take turns."""
+    table, theirs = pairs(batch), others(batch)
+    calls = {("xent", p.name): p.ours for p in table} | {("other", n): f for n, f in theirs.items()}
+    times = race({key: turn_of(_step(f, batch.leaves)) for key, f in calls.items()}, plan).times
+    return [
+        {"call": p.name, "ours": times["xent", p.name], "other": p.theirs,
+         "theirs": times["other", p.theirs]}
+        for p in table
+    ]  # fmt: skip
+
+
+def _step(loss: Loss, leaves: tuple[Tensor, ...]) -> Callable[[], None]:
+    def step() -> None:
+        for leaf in leaves:
+            leaf.grad = None
+        loss().backward()
+
+    return step
+
+
+def text(entries: Sequence[dict[str, Any]]) -> str:
+    """The table, in microseconds."""
+    lines = [("xent", "us", "spread", "times", "other call", "us")]
+    for entry in entries:
+        ours, theirs = entry["ours"], entry["theirs"]
+        us, them = (f"{1e3 * time['ms']:.1f}" for time in (ours, theirs))
+        times = f"{ours['ms'] / theirs['ms']:.2f}"
+        lines.append((entry["call"], us, spread(ours), times, entry["other"], them))
+    return aligned(lines)
 
 
 def main() -> int:
@@ -145,20 +161,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.small_calls", description=(__doc__ or "").partition("\n")[0]
     )
-    parser.add_argument("--rounds", type=positive, default=15, help="of 100 calls each")
+    parser.add_argument("--rounds", type=positive, default=15, help="default: %(default)s")
     parser.add_argument("--threads", type=positive, default=2)
+    parser.add_argument(
+        "--json", type=output_file, metavar="PATH", help="write everything measured here"
+    )
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    batch = Batch()
-    table, theirs = pairs(batch), others(batch)
-    calls = {f"xent {p.name}": p.ours for p in table} | {f"other {n}": f for n, f in theirs.items()}
-    found = {name: 1e6 * s for name, s in seconds(calls, batch.leaves, args.rounds).items()}
-    lines = [("xent", "us", "times", "other call", "us")]
-    for name, _, other in table:
-        ours, them = found[f"xent {name}"], found[f"other {other}"]
-        lines.append((name, f"{ours:.1f}", f"{ours / them:.2f}", other, f"{them:.1f}"))
-    print(aligned(lines))
-    print(f"\n{machine_text(describe_machine(args.threads))}")
+    result: dict[str, Any] = {"machine": describe_machine(args.threads)}
+    result["calls"] = measure(Batch(), Plan(0.0, repeats=args.rounds))
+    print(f"{text(result['calls'])}\n\n{machine_text(result['machine'])}")
+    if args.json:
+        write_json(args.json, result)
     return 0
 
 

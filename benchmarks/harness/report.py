@@ -191,14 +191,14 @@ def _markdown_row(cell: dict[str, Any], rivals: list[str]) -> list[str]:
     return [
         _name(cell) + (" \\*" if _disturbed(cell) else ""),
         digits(ours["ms"]) if ours else "-",
-        *(_markdown_ratio(entries[name], "both") for name in rivals),
+        *(markdown_ratio(entries[name].get("both", {})) for name in rivals),
         f"{ours['copies']:.1f}" if "copies" in ours else "-",
-        *(_markdown_ratio(entries[name], "forward") for name in rivals),
+        *(markdown_ratio(entries[name].get("forward", {})) for name in rivals),
     ]
 
 
-def _markdown_ratio(entry: dict[str, Any], mode: str) -> str:
-    time = entry.get(mode, {})
+def markdown_ratio(time: dict[str, Any]) -> str:
+    """Return how many times as long as xent a contestant takes, bold where xent is slower."""
     if "ratio" not in time:
         return "-"
     text = f"{time['ratio']:.2f}" if time["ratio"] < 10 else f"{time['ratio']:.0f}"

@@ -1,0 +1,116 @@
+"""Write the tables of README.md from results of benchmarks: ``python -m benchmarks.readme``.
+
+A table stands between two lines, ``<!-- table: NAME -->`` and ``<!-- end -->``. A table whose
+results are not there yet stays as it is.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from .harness import report
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+BLOCK = re.compile(r"(?s)(<!-- table: (\w+) -->\n\n).*?(\n\n<!-- end -->)")
+
+
+def logits(result: dict[str, Any]) -> str:
+    """Cross-entropy of logits that are there."""
+    return report.markdown(result)
+
+
+def family(result: dict[str, Any]) -> str:
+    """The losses of the family that others have, in float32."""
+    cells = [c for c in result["cells"] if " float32," in c["name"]]
+    lines: dict[str, dict[str, str]] = {}
+    others: dict[str, None] = {}
+    for cell in cells:
+        for name, entries in cell["rows"].items():
+            rivals = {who: report.markdown_ratio(e) for who, e in entries.items() if who != "xent"}
+            if rivals and name != "cross_entropy":
+                shape = cell["name"].partition(" float32")[0]
+                ours = entries["xent"]
+                rivals["xent"] = f"{report.digits(ours['ms'])} ms, {ours['copies']:.2f} copies"
+                lines[f"`{name}`, {shape}"] = rivals
+                others |= dict.fromkeys(who for who in rivals if who != "xent")
+    rows = [[name, found["xent"], *(found.get(who, "") for who in others)]
+            for name, found in lines.items()]  # fmt: skip
+    return _table(["loss", "xent", *others], rows, result)
+
+
+def linear(result: dict[str, Any]) -> str:
+    """Losses behind a linear head, in multiples of the bare products, and peak memory."""
+    names = [
+        name
+        for name in result["cells"][0]["contestants"]
+        if any("ratio" in cell["contestants"][name] for cell in result["cells"])
+    ]
+    rows = []
+    for cell in result["cells"]:
+        entries = cell["contestants"]
+        plain = [name for name in names if "memory" in entries[name] and name not in LEAN_VARIANTS]
+        rows.append([
+            f"{cell['rows']}, {cell['features']}, {cell['classes']} {cell['dtype']}",
+            *(f"{entries[n]['ratio']:.2f}" if "ratio" in entries[n] else "" for n in names),
+            " / ".join(f"{entries[name]['memory'] / 2**20:.0f}" for name in plain),
+        ])  # fmt: skip
+    return _table(["N, D, V", *names, "MiB of xent / torch / chunked"], rows, result)
+
+
+LEAN_VARIANTS = ("xent, 60 % ignored", "xent, focal", "xent, smoothing")
+
+
+def small_calls(result: dict[str, Any]) -> str:
+    """Calls on 32 x 10 logits."""
+    rows = [
+        [
+            f"`{entry['call']}`",
+            f"{1e3 * entry['ours']['ms']:.0f}",
+            f"{entry['ours']['ms'] / entry['theirs']['ms']:.2f}",
+            entry["other"],
+        ]
+        for entry in result["calls"]
+    ]
+    return _table(["call", "us", "times the other call", "the other call"], rows, result)
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], result: dict[str, Any]) -> str:
+    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+    lines += [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([*lines, "", report.machine_text(result["machine"]) + "."])
+
+
+TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
+    "logits": ("cpu.json", logits),
+    "family": ("family.json", family),
+    "linear": ("linear.json", linear),
+    "small_calls": ("small_calls.json", small_calls),
+}
+
+
+def with_tables(text: str) -> str:
+    """Return the text with every table made anew from the results."""
+
+    def replace(block: re.Match[str]) -> str:
+        name, make = TABLES[block[2]]
+        path = RESULTS / name
+        if not path.is_file():
+            return block[0]
+        return block[1] + make(json.loads(path.read_text(encoding="utf-8"))) + block[3]
+
+    return BLOCK.sub(replace, text)
+
+
+def main() -> None:
+    """Rewrite README.md."""
+    readme = ROOT / "README.md"
+    readme.write_text(with_tables(readme.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
