@@ -5,7 +5,7 @@ Dense probabilities are targets of :func:`xent.cross_entropy` itself.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from .._check import (
     whole_number,
 )
 from .._probabilities import sums_to_1
-from ..engines.modes import autocasts, can_look_at, wide_dtype, widened
+from ..engines.modes import autocasts, can_look_at, widened
 from ..engines.rows.labels import check_labels
 from ..engines.rows.problem import Index, Problem
 from ..frames.by_chunks import reduce_problem
@@ -27,13 +27,12 @@ from ..frames.dense_loss import explained
 from ..frames.reduction import Reduction, RowValues, read_reduction
 from ..frames.row_loss import row_loss
 from ..heads.logits import LinearLogits, are_logits
-from ..heads.measure import measure
 from ..heads.problem import make_problem
 from ..hyperparameters import Logits, PerClass, Range
 from ..row_statistics import RowStatistics
-from ..softmax import log_softmax
 from ..targets import class_axis
 from .catalog import member
+from .listed import look_up, nll_of_listed, nll_with_tail, refuse_doubles, where
 
 
 class _SoftTargets(PerClass):
@@ -88,50 +87,9 @@ def structured_cross_entropy(s: RowStatistics, table: Annotated[Tensor, _SoftTar
 # ---- short lists --------------------------------------------------------------------------------
 
 
-class _Listed(NamedTuple):
-    """Listed classes of each row, and their logits after scale, softcap and bias."""
-
-    classes: Tensor  # (N..., K), 0 where there is none
-    present: Tensor  # (N..., K)
-    logits: Tensor  # (N..., K), float64, -inf where there is none
-
-
-def _look_up(problem: Problem, classes: Tensor, ignore_index: int) -> _Listed:
-    """The logits of ``classes``, (N..., K), among which ``ignore_index`` stands for no class."""
-    check_labels(classes, problem.classes, ignore_index, name="classes")
-    present = (classes != ignore_index) & (classes >= 0) & (classes < problem.classes)
-    classes = torch.where(present, classes, 0)
-    x = problem.logits.movedim(problem.axis, -1).gather(-1, classes)
-    x = torch.where(present, widened(x), 0)
-    bias = problem.tensors.class_bias
-    transform = problem.transform._replace(class_bias=None if bias is None else bias[classes])
-    return _Listed(classes, present, torch.where(present, transform(x), -torch.inf))
-
-
 def _mark(kept: Tensor, ignore_index: int) -> Tensor:
     """Labels that only mark the kept rows: any class there, ``ignore_index`` in other rows."""
     return torch.where(kept, int(ignore_index == 0), ignore_index)
-
-
-def _nll_of_listed(problem: Problem, listed: _Listed, mass: Tensor, engine: str) -> Tensor:
-    """``-sum_k mass_k log p_k`` with one sweep over the logits.
-
-    The sweep gives the log-probability of the likeliest listed class. Those of the others follow
-    from the differences of their logits to that one.
-    """
-    height = listed.logits.detach().nan_to_num(neginf=torch.finfo(listed.logits.dtype).min)
-    height = torch.where(listed.present, height, -torch.inf)
-    pivot = height.argmax(-1, keepdim=True)  # (N..., 1)
-    label = listed.classes.gather(-1, pivot)
-    ignored = problem.settings.ignore_index
-    label = torch.where(listed.present.gather(-1, pivot), label, ignored)
-    s = measure(problem.replace(target=label[..., 0]), engine)
-    used = mass != 0  # 0 times an infinite loss is 0
-    at_pivot = listed.logits.gather(-1, pivot)
-    gap = torch.where(used, at_pivot - torch.where(used, listed.logits, 0), 0)
-    total = mass.sum(-1)
-    nll = torch.where(total == 0, 0, total * -torch.where(total == 0, 0, s.log_prob))
-    return nll + (mass * gap).sum(-1)
 
 
 @member("other", proper=True, convex=True)
@@ -202,11 +160,11 @@ def mixup_cross_entropy(
     problem = problem.replace(target=_mark(kept, ignore_index))
 
     def values_of(part: Problem, index: Index) -> RowValues:
-        listed = _look_up(part, both[index], ignore_index)
-        mass = torch.where(listed.present, torch.stack([lam[index], 1 - lam[index]], -1), 0)
+        part, listed = look_up(part, both[index], ignore_index, engine)
+        mass = where(listed.present, torch.stack([lam[index], 1 - lam[index]], -1), 0)
         if weight is not None:
             mass = mass * weight.to(mass.dtype)[listed.classes]
-        values = _nll_of_listed(part, listed, mass, engine)
+        values = nll_of_listed(part, listed, mass, engine)
         return RowValues(values, kept[index], mass.sum(-1))
 
     return reduce_problem(problem, values_of, reduce, (lam,)).to(problem.result_dtype())
@@ -342,14 +300,14 @@ def sparse_cross_entropy(
         q = q / torch.where(kept, q.sum(-1), 1).unsqueeze(-1)
 
     def values_of(part: Problem, index: Index) -> RowValues:
-        listed = _look_up(part, classes[index], ignore_index)
-        _refuse_doubles(listed)
+        part, listed = look_up(part, classes[index], ignore_index, engine)
+        refuse_doubles(listed)
         here = kept[index]
         if tail == "mass":
-            values = _nll_with_tail(part, listed, q[index], engine)
+            values = nll_with_tail(part, listed, q[index], engine)
         else:
             mass = q[index] if weight is None else q[index] * weight.to(q.dtype)[listed.classes]
-            values = _nll_of_listed(part, listed, mass, engine)
+            values = nll_of_listed(part, listed, mass, engine)
         return RowValues(values, here, here.to(values.dtype))
 
     dtype = torch.promote_types(problem.result_dtype(), probabilities.dtype)
@@ -378,40 +336,3 @@ def _check_lists(input: Tensor | LinearLogits, classes: Tensor, probabilities: T
     if not probabilities.is_floating_point():
         raise TypeError(f"`probabilities` must be floating point, got {probabilities.dtype}")
     return axis
-
-
-def _refuse_doubles(listed: _Listed) -> None:
-    if not can_look_at(listed.classes):
-        return
-    gaps = listed.classes.shape[-1]
-    order = torch.arange(-1, -1 - gaps, -1, device="cpu")  # below 0, all different
-    ranked = torch.where(listed.present, listed.classes, order).sort(-1).values
-    double = ranked[..., 1:] == ranked[..., :-1]
-    if bool(double.any()):
-        raise ValueError(
-            f"`classes` must list no class twice in a row; {int(ranked[..., 1:][double][0])} is. "
-            f"Add up its probabilities"
-        )
-
-
-def _nll_with_tail(problem: Problem, listed: _Listed, q: Tensor, engine: str) -> Tensor:
-    """Cross-entropy of the listed classes and of all the others as one more class."""
-    # An empty place holds class 0, which must not be hidden. So it gets a class that is hidden.
-    first = listed.present.to(torch.uint8).argmax(-1, keepdim=True)
-    hidden = torch.where(listed.present, listed.classes, listed.classes.gather(-1, first))
-    if problem.differentiable_beyond_logits():  # else 0 times the infinity below gives NaN
-        z = problem.logits.movedim(problem.axis, -1).to(wide_dtype(problem.logits))
-        z = problem.transform(z).movedim(-1, problem.axis)
-        problem = problem.without_transform(z)
-    others = problem.logits.scatter(problem.axis, hidden.movedim(-1, problem.axis), -torch.inf)
-    ignored = problem.settings.ignore_index
-    absent = problem.classes + (problem.classes == ignored)
-    label = torch.where(problem.tensors.target == ignored, ignored, absent)
-    shard = problem.settings._replace(sharded=True)
-    rest = Problem(problem.tensors._replace(logits=others, target=label), shard)
-    rest = measure(rest, engine).lse.unsqueeze(-1)  # (N..., 1)
-    empty = rest == -torch.inf  # every class is listed: what is missing from 1 was rounded off
-    spare = torch.where(empty, 0, (1 - q.sum(-1, keepdim=True)).clamp(min=0))
-    q, z = torch.cat([q, spare], -1), torch.cat([listed.logits, rest], -1)  # (N..., K + 1)
-    log_p = log_softmax(torch.where(listed.present.any(-1, keepdim=True), z, 0))
-    return -(q * torch.where(q == 0, 0, log_p)).sum(-1)

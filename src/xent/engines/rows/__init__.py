@@ -16,7 +16,7 @@ from ..choice import KERNELS, Explanation, kernels_for, where_kernels_run, why_r
 from ..contract import RowEngine, TotalEngine
 from ..modes import compiling, deferred
 from . import native, reference, triton
-from .autograd import differentiable_fields
+from .autograd import all_and_some, differentiable_fields
 from .problem import Problem
 from .programs import Program
 
@@ -83,6 +83,24 @@ def measure(
         values = reference.row_statistics(problem)[0].unbind(0)
         return named(problem, values, constant_masses=False)
     return _measure_by(problem, MODULES[taken], inplace_backward)
+
+
+def with_logits_of(problem: Problem, classes: Tensor, engine: str) -> tuple[Problem, Tensor]:
+    """The problem to measure, and its logits of some classes, ``(N..., K)``.
+
+    Args:
+        problem: the problem.
+        classes: indices, ``(N..., K)``.
+        engine: the engine that will measure the problem.
+    """
+    places, z = classes.movedim(-1, problem.axis), problem.logits
+    recorded = z.requires_grad and torch.is_grad_enabled() and not deferred()
+    if recorded and choose(problem, engine).engine != "reference":
+        z, few = all_and_some(z, places, problem.axis)
+        problem = problem.replace(logits=z)
+    else:
+        few = z.gather(problem.axis, places)
+    return problem, few.movedim(problem.axis, -1)
 
 
 def measure_plain(

@@ -70,6 +70,44 @@ def gradient(
     return result
 
 
+class _AllAndSome(torch.autograd.Function):
+    """The logits, and again those of some classes.
+
+    By PyTorch's ``gather`` the gradient of a few logits would be a second tensor as large as all of
+    them, full of zeros. Here it is added in place to the gradient of all logits, which comes from a
+    kernel and belongs to nobody else.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, classes: Tensor, axis: int) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(classes)
+        ctx.axis, ctx.shape = axis, logits.shape
+        ctx.set_materialize_grads(False)
+        return logits.view_as(logits), logits.gather(axis, classes)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        (classes,), (of_all, of_some) = ctx.saved_tensors, grads
+        if of_some is None:
+            return of_all, None, None
+        if of_all is None:
+            of_all = of_some.new_zeros(ctx.shape)
+        if only_differentiable(of_all, of_some):
+            return of_all.scatter_add(ctx.axis, classes, of_some), None, None
+        return of_all.scatter_add_(ctx.axis, classes, of_some), None, None
+
+
+def all_and_some(logits: Tensor, classes: Tensor, axis: int) -> tuple[Tensor, Tensor]:
+    """The logits, to be measured by kernels and used nowhere else, and those of some classes.
+
+    Args:
+        logits: logits that require a gradient.
+        classes: indices, with K in the place of the classes.
+        axis: the axis of the classes.
+    """
+    return _AllAndSome.apply(logits, classes, axis)  # pyright: ignore
+
+
 class Total(NamedTuple):
     """The order for a sum over rows: all that an engine needs but for the tensors."""
 
