@@ -42,7 +42,7 @@ def measure(
         those that failed; ``others_busy``. As plain types.
     """
     found = race({key: turn_of(s) for key, s in {**steps, (COPY, COPY): copy}.items()}, plan)
-    times = {key: _without_all(time) for key, time in found.times.items()}
+    times = {key: without_all(time) for key, time in found.times.items()}
     bare = times.pop((COPY, COPY))
     rows: dict[str, dict[str, Any]] = {}
     for (name, who), time in times.items():
@@ -54,7 +54,7 @@ def measure(
     return {"rows": rows, "copy": bare, "failed": failed, "others_busy": found.others_busy}
 
 
-def _without_all(time: dict[str, Any]) -> dict[str, Any]:
+def without_all(time: dict[str, Any]) -> dict[str, Any]:
     """Median, quartiles and the number of rounds: all times of hundreds of calls would be long."""
     return {"rounds": len(time["ms_all"]), **{k: v for k, v in time.items() if k != "ms_all"}}
 
