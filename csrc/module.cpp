@@ -18,6 +18,14 @@
 #include "arguments.h"
 #include "binding.h"
 
+#if defined(XENT_X86_VARIANTS)
+#include <cpuid.h>
+#elif defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+#elif defined(__aarch64__) && defined(__APPLE__)
+#include <sys/sysctl.h>
+#endif
+
 namespace nb = nanobind;
 using namespace xent;
 
@@ -65,6 +73,33 @@ void set_isa(const std::string& name) {
   std::string message = "isa must be one of";
   for (const std::string& known : isas()) message += " '" + known + "'";
   throw nb::value_error((message + " on this machine, got '" + name + "'").c_str());
+}
+
+// The 16-bit types whose matrices the processor multiplies by instructions made for that, with sums
+// in float32. The bits are read here because older compilers do not know the names of all of them.
+std::vector<std::string> products() {
+  std::vector<std::string> types;
+#if defined(XENT_X86_VARIANTS)
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  // The operating system must keep the wide registers, too, which this asks.
+  if (!__builtin_cpu_supports("avx512vl") || !__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx))
+    return types;
+  const unsigned subleaves = eax, features = edx;
+  if (subleaves < 1 || !__get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx)) eax = 0;
+  const bool avx512_bf16 = eax >> 5 & 1, amx_fp16 = eax >> 21 & 1;
+  const bool amx_bf16 = features >> 22 & 1, avx512_fp16 = features >> 23 & 1;
+  if (avx512_bf16 || amx_bf16) types.emplace_back("bfloat16");
+  if (avx512_fp16 || amx_fp16) types.emplace_back("float16");
+#elif defined(__aarch64__) && defined(__linux__)
+  constexpr unsigned long bf16 = 1UL << 14;  // HWCAP2_BF16, which old headers lack
+  if (getauxval(AT_HWCAP2) & bf16) types.emplace_back("bfloat16");
+#elif defined(__aarch64__) && defined(__APPLE__)
+  int has = 0;
+  size_t size = sizeof has;
+  if (sysctlbyname("hw.optional.arm.FEAT_BF16", &has, &size, nullptr, 0) == 0 && has)
+    types.emplace_back("bfloat16");
+#endif
+  return types;
 }
 
 // ---- memory -------------------------------------------------------------------------------------
@@ -169,6 +204,7 @@ NB_MODULE(_core, m) {
   m.def("isas", &isas, "Instruction sets compiled in that this machine can run, best last.");
   m.def("isa", [] { return std::string(kernels->name); }, "The instruction set in use.");
   m.def("set_isa", &set_isa, nb::arg("name"), "Choose one of isas().");
+  m.def("products", &products, "Types of 16 bits that the processor multiplies in hardware.");
   m.def(
       "set_parallel_for",
       [](uintptr_t f) { parallel_for = pointer<std::remove_pointer_t<ParallelFor>>(f); },

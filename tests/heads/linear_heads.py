@@ -106,17 +106,24 @@ def grads(loss, parts, slope=None, **options):
     return torch.autograd.grad(loss, parts, slope, **options)
 
 
-# ---- errors of float32 products ------------------------------------------------------------------
+# ---- errors of products in float32, and in 16 bits -----------------------------------------------
 
 UNIT = 2.0**-24  # half a float32 epsilon: what one operation rounds by
 
 
-def logit_error(h, w, b):
-    """Return the largest error of logits (N, V): float32 sums of D products and a bias."""
-    return (h.shape[1] + 1) * UNIT * (h.double().abs() @ w.double().abs().T + b.double().abs())
+def logit_error(h, w, b, products="float32"):
+    """Return the largest error of logits (N, V): float32 sums of D products and a bias.
+
+    Products in the type of the input are rounded to that.
+    """
+    size = h.double().abs() @ w.double().abs().T + b.double().abs()
+    error = (h.shape[1] + 1) * UNIT * size
+    if products == "input":
+        error += rounding(F.linear(h.double(), w.double(), b.double()).abs() + error, h.dtype)
+    return error
 
 
-def slopes(h, w, b, y):
+def slopes(h, w, b, y, products="float32"):
     """Return the gradient of the summed cross-entropy by the logits, and relative errors (N, 1).
 
     A logit that is off by an error moves a probability by so much of itself; exp of so many nats
@@ -129,15 +136,19 @@ def slopes(h, w, b, y):
     dz[rows, y] = 0
     dz[rows, y] = -dz.sum(-1)  # p - 1, without the subtraction
     nats = z.amax(-1, keepdim=True) - z.amin(-1, keepdim=True)
-    return dz, 2 * logit_error(h, w, b).amax(-1, keepdim=True) + (nats + 8) * UNIT
+    error = torch.expm1(2 * logit_error(h, w, b, products).amax(-1, keepdim=True))
+    return dz, error + (nats + 8) * UNIT
 
 
-def exact_gradients(h, w, b, y, scale=1.0):
+def exact_gradients(h, w, b, y, scale=1.0, products="float32"):
     """Return the gradients of the scaled mean by features, weight, bias, and largest errors.
 
-    An error is that of a float32 sum of so many products, and of one rounding to the dtype.
+    An error is that of a float32 sum of so many products, and of one rounding to the dtype. With
+    products in the type of the input the factor is rounded to that, and so is the sum of a chunk.
     """
-    dz, error = slopes(h, w, b, y)
+    dz, error = slopes(h, w, b, y, products)
+    if products == "input":
+        error = error + torch.finfo(h.dtype).eps
     ones = torch.ones(len(h), 1)
     products = ((dz, w, error), (dz.T, h, error.T), (dz.T, ones, error.T))
     found = [_product(*product, scale / len(y)) for product in products]

@@ -43,10 +43,10 @@ def confident(n, d, v, dtype, margin):
     return tuple(x.to(dtype).requires_grad_() for x in (h, w, b)), y
 
 
-def both_gradients(parts, y, scale, reduction="mean"):
+def both_gradients(parts, y, scale, reduction="mean", products="float32"):
     """Return the gradients of xent, and those of the unfused path in the same dtype."""
-    h, w, b = parts
-    ours = xent.linear_cross_entropy(h, w, y, linear_bias=b, reduction=reduction)
+    (h, w, b), options = parts, {"reduction": reduction, "products": products}
+    ours = xent.linear_cross_entropy(h, w, y, linear_bias=b, **options)
     theirs = F.cross_entropy(F.linear(h, w, b), y, reduction=reduction)
     return [grads(loss, parts, torch.full_like(loss, scale)) for loss in (ours, theirs)]
 

@@ -147,7 +147,7 @@ def test_more_chunks_round_the_weight_gradient_more_often(rows, monkeypatch):
     monkeypatch.setattr(heads, "MAX_ROWS", 1000)
     h, w, b = parts = head(128, torch.bfloat16)
     y = torch.randint(V, (128,))
-    z = xent.LinearLogits(h, w, b, max_workspace=rows * V * 4 * 2)
+    z = xent.LinearLogits(h, w, b, max_workspace=rows * V * 4 * 2, products="float32")
     assert len(list(heads.Chunks((z,), None))) == 128 // rows
     found = grads(xent.cross_entropy(z, y), parts)
     for actual, (exact, most) in zip(found, exact_gradients(h, w, b, y), strict=True):

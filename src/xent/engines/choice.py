@@ -26,14 +26,17 @@ class Explanation(NamedTuple):
         engine: ``"native"``, ``"triton"`` or ``"reference"``.
         reason: one sentence.
         gradient: how the gradient is found.
+        products: the type in which a linear head is multiplied, and why; empty without a head.
     """
 
     engine: str
     reason: str
     gradient: str
+    products: str = ""
 
     def __str__(self) -> str:
-        return f"engine: {self.engine} ({self.reason})\ngradient: {self.gradient}"
+        text = f"engine: {self.engine} ({self.reason})\ngradient: {self.gradient}"
+        return f"{text}\nproducts: {self.products}" if self.products else text
 
 
 def kernels_for(device: torch.device, engine: str) -> str:

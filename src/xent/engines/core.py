@@ -52,6 +52,9 @@ def set_isa(name: str) -> None:
 isa = _core.isa() if _core is not None else "none"
 fast = _core is not None and _core.fused()
 
+# The types of 16 bits that the processor multiplies in hardware, with sums in float32.
+products = frozenset(getattr(torch, name) for name in _core.products()) if _core else frozenset()
+
 
 def trim() -> None:
     """Give back the memory that is kept for the next large gradient."""

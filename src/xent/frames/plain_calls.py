@@ -16,7 +16,7 @@ from .._check import INT64
 from ..engines import core
 from ..engines.modes import PLAIN_TENSORS, deferred, in_cpu_memory
 from ..engines.rows.problem import Problem, Settings, Tensors
-from ..heads import chunks
+from ..heads import chunks, products
 from ..heads.logits import LinearLogits
 from .reduction import Reduce, refuse_signed_mean
 
@@ -120,12 +120,11 @@ def is_plain_head(
     hidden, head, bias = input.hidden, input.weight, input.bias
     return (
         hidden.ndim == 2
-        and hidden.dtype in (torch.float32, torch.float64)
         and input.dtype is hidden.dtype
         and input.softcap is None
         and type(input.scale) is float
         and input.scale == 1.0
-        and len(hidden) <= chunks.MAX_ROWS
+        and len(hidden) <= _rows_of_one_chunk(input)
         and len(hidden) * len(head) * hidden.itemsize <= input.max_workspace
         and type(target) is Tensor
         and target.dtype is torch.int64
@@ -136,13 +135,22 @@ def is_plain_head(
         and not deferred()
         and _is_plain_matrix(hidden)
         and _is_plain_matrix(head)
+        and (bias is None or bias.dtype is hidden.dtype)
         and (bias is None or (type(bias) in PLAIN_TENSORS and in_cpu_memory(bias)))
+        and (weight is None or hidden.itemsize > 2)
         and (weight is None or _is_vector(weight, hidden.dtype, len(head)))
         and (row_weight is None or _is_vector(row_weight, torch.float64, len(hidden)))
         and core.fast
         and not torch.is_autocast_enabled("cpu")
         and bool((target != ignore_index).all())
     )
+
+
+def _rows_of_one_chunk(input: LinearLogits) -> int:
+    """The most rows of a chunk; 0 if the products, or the gradient of a mean, need another type."""
+    if input.dtype in (torch.float32, torch.float64):
+        return chunks.MAX_ROWS
+    return chunks.most_rows(input) if products.type_of(input) == torch.bfloat16 else 0
 
 
 def _is_plain_matrix(x: Tensor) -> bool:

@@ -26,7 +26,7 @@ from ..engines.rows.autograd import Total
 from ..engines.rows.problem import Problem, Tensors
 from ..engines.rows.programs import Program
 from ..engines.rows.recorder import Recorded, Recorder, as_key
-from ..heads import gradients, totals
+from ..heads import gradients, products, totals
 from ..heads.logits import LinearLogits
 from ..heads.measure import choose, measure
 from ..heads.problem import HeadProblem, make_problem
@@ -165,6 +165,7 @@ class RowFrame:
             if row_weight is None:
                 return None
         if type(input) is LinearLogits:
+            input = products.for_sum(input)
             if not is_plain_head(input, target, weight, row_weight, ignore_index):
                 return None
             tensors = Tensors(input.hidden, target, None, None, weight)
@@ -256,20 +257,27 @@ class RowFrame:
         if gradients.needs_all((*problem.others, reduce.row_weight)):
             return None
         left, reduce = leave_out(problem, reduce)  # ignored rows are not multiplied
-        problem = cast(HeadProblem, left)
-        one_chunk = totals.is_one_chunk(problem)
-        total = self._total(call, reduce, program, engine, _divisor(reduce) if one_chunk else None)
-        if one_chunk:
+        source = products.for_sum(cast(HeadProblem, left).source)
+        problem = cast(HeadProblem, left).with_source(source)
+        if products.type_of(source) == torch.float16:  # too narrow for the gradient of a mean
+            total = self._total(call, reduce, program, engine, None)
+            of_sum = total._replace(
+                dtype=torch.float64,
+                by_operations=functools.partial(total.by_operations, reduction="sum"),
+            )
+            result = totals.total(problem, reduce.row_weight, of_sum)
+            divisor = divisor_of_problem(problem, reduce)
+            return (result if divisor is None else result / divisor).to(total.dtype)
+        if totals.is_one_chunk(problem):
+            total = self._total(call, reduce, program, engine, _divisor(reduce))
             if left is call.problem:
                 self._keep(call, total)
             return totals.total(problem, reduce.row_weight, total)
-        of_sum = total._replace(
-            dtype=torch.float64,
-            by_operations=functools.partial(total.by_operations, reduction="sum"),
-        )
-        result = totals.total(problem, reduce.row_weight, of_sum)
         divisor = divisor_of_problem(problem, reduce)
-        return (result if divisor is None else result / divisor).to(total.dtype)
+        number = None if divisor is None else divisor.item()
+        total = self._total(call, reduce, program, engine, number)
+        result = totals.total(problem, reduce.row_weight, total._replace(dtype=torch.float64))
+        return result.to(total.dtype)
 
     def _recorded(
         self, settings: dict[str, Any], soft: bool, weight: Tensor | None

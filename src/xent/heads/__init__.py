@@ -4,6 +4,7 @@
 ``stand_in.py``     objects that stand for a tensor without holding its numbers
 ``logits.py``       :class:`xent.LinearLogits`, the product of features and weight, as a stand-in
 ``log_probs.py``    the log-probabilities of such logits, as a stand-in
+``products.py``     the type of the products: 16 bits in hardware, or float32
 ``problem.py``      reads a call, whether its logits are a tensor or lie behind a head
 ``chunks.py``       the rows of some heads, a chunk at a time: their logits and gradients
 ``gradients.py``    functions of such rows, differentiable without all logits

@@ -25,6 +25,7 @@ from ..engines.contract import RowEngine
 from ..engines.modes import are_there, deferred, only_differentiable
 from ..engines.rows import reference
 from ..engines.rows.problem import Index, Problem, Tensors
+from . import products
 from .chunks import Chunks, Head
 from .logits import LinearLogits
 from .problem import HeadProblem
@@ -283,6 +284,7 @@ def sum_ahead(rows: RowFunction) -> Tensor:
     """The sum of ``function(index, *logits)`` over chunks of rows, differentiable."""
     if needs_all(rows.others):
         return _of_all(rows)
+    rows = rows._replace(sources=tuple(map(products.for_sum, rows.sources)))
     if torch.is_grad_enabled() and any(s.requires_grad for s in rows.sources):
         return _SumAhead.apply(rows, *rows.tensors)
     zero = rows.sources[0].hidden.new_zeros((), dtype=torch.float64)

@@ -6,7 +6,7 @@ from ..engines import rows
 from ..engines.choice import Explanation, kernels_for, where_kernels_run, why_reference
 from ..engines.rows.problem import Problem
 from ..row_statistics import RowStatistics
-from . import chunks, gradients
+from . import chunks, gradients, products
 from .problem import HeadProblem
 
 
@@ -17,13 +17,13 @@ def choose(problem: Problem, engine: str = "auto") -> Explanation:
     source, kernels = problem.source, kernels_for(problem.device, engine)
     tensors = (*source.parts, *problem.others)
     reason = why_reference(engine, kernels, lambda: rows.obstacle_of(problem, tensors, kernels))
-    gradient = "autograd, all logits at once"
+    gradient, how = "autograd, all logits at once", ""
     if comes_by_chunks(problem):
-        gradient = chunks.describe(source)
+        gradient, how = chunks.describe(source), products.describe(source)
     if reason is not None:
-        return Explanation("reference", reason, gradient)
+        return Explanation("reference", reason, gradient, how)
     where = where_kernels_run(kernels, problem.device, problem.dtype)
-    return Explanation(kernels, where, gradient)
+    return Explanation(kernels, where, gradient, how)
 
 
 def measure(

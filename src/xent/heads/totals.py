@@ -16,7 +16,7 @@ from ..engines.rows.autograd import Total
 from ..engines.rows.problem import Tensors
 from .chunks import Chunks, Head
 from .gradients import gradients_of, kept_rows
-from .logits import LinearLogits
+from .logits import LinearLogits, Products
 from .problem import HeadProblem
 
 
@@ -79,11 +79,18 @@ class _TotalAhead(torch.autograd.Function):
         return None, *gradients_of(loss, parts[:3], needed, grad, create_graph=record)
 
 
-def _source_of(source: LinearLogits | int, parts: Sequence[Any]) -> LinearLogits:
-    """A head with these tensors; ``source`` may be the workspace alone, of a plain head."""
-    if isinstance(source, int):
-        return LinearLogits(*parts, max_workspace=source)
+def _source_of(source: LinearLogits | Options, parts: Sequence[Any]) -> LinearLogits:
+    """A head with these tensors; of a plain head the options alone are known."""
+    if isinstance(source, Options):
+        return LinearLogits(*parts, max_workspace=source.max_workspace, products=source.products)
     return source.with_parts(*parts)
+
+
+class Options(NamedTuple):
+    """The options of a head."""
+
+    max_workspace: int
+    products: Products | None
 
 
 class _Gradients(NamedTuple):
@@ -104,7 +111,7 @@ class _OneChunk(_TotalAhead):
     @staticmethod
     def forward(
         ctx: Any,
-        question: tuple[Tensors, Tensor | None, Total, int],
+        question: tuple[Tensors, Tensor | None, Total, Options],
         hidden: Tensor,
         weight: Tensor,
         bias: Tensor | None,
@@ -138,7 +145,7 @@ def total_of_chunk(
 ) -> Tensor:
     """The sum over the rows of a plain head: one chunk, and no row is ignored."""
     if torch.is_grad_enabled() and source.requires_grad:
-        question = tensors, row_weight, sum, source.max_workspace
+        question = tensors, row_weight, sum, Options(source.max_workspace, source.products)
         return _apply_to_chunk(question, source.hidden, source.weight, source.bias)
     z = _product(source.hidden, source.weight, source.bias)
     return sum.engine.total(tensors._replace(logits=z), row_weight, sum, None)

@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from .. import LinearLogits
+from .._check import one_of
 from ..engines.modes import autocasts
 
 MAX_WORKSPACE: int = inspect.signature(LinearLogits).parameters["max_workspace"].default
@@ -44,11 +45,13 @@ class lean:
             logits; compile its body instead (``model.model.compile()``). Weights that are sharded
             over processes (FSDP, ZeRO-3) are not tested.
         max_workspace: bytes that a chunk of logits may take.
+        products: the type of the products with a head of 16 bits, as for
+            :class:`xent.LinearLogits`.
 
     Raises:
         TypeError: for a model without an output head, or with a head that is quantised or not
             linear.
-        ValueError: for a model that is lean already, with another ``max_workspace``.
+        ValueError: for a model that is lean already, with other options; for unknown ``products``.
 
     Example:
         >>> import torch
@@ -61,7 +64,16 @@ class lean:
         LinearLogits((1, 3, 32000), torch.float32, cpu)
     """
 
-    def __init__(self, model: nn.Module, *, max_workspace: int = MAX_WORKSPACE) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        max_workspace: int = MAX_WORKSPACE,
+        products: Literal["float32", "input"] | None = None,
+    ) -> None:
+        if products is not None:
+            one_of("products", products, ("float32", "input"))
+        options = {"max_workspace": max_workspace, "products": products}
         self.model = model
         owner = _owner(model)
         heads = _linear_heads(owner)
@@ -69,11 +81,12 @@ class lean:
         self.was_lean = hooks is not None and hooks.heads == heads
         if not self.was_lean:
             unlean(model)
-            owner._xent_hooks = _Hooks(owner, heads, max_workspace)  # pyright: ignore
-        elif hooks.max_workspace != max_workspace:  # pyright: ignore
+            owner._xent_hooks = _Hooks(owner, heads, options)  # pyright: ignore
+        elif hooks.options != options:  # pyright: ignore
+            name = next(name for name, value in options.items() if hooks.options[name] != value)  # pyright: ignore
             raise ValueError(
-                f"this model is lean already, with another `max_workspace` than {max_workspace}; "
-                f"call unlean(model) first"
+                f"this model is lean already, with another `{name}` than {options[name]!r}; call "
+                f"unlean(model) first"
             )
 
     def __enter__(self) -> nn.Module:
@@ -104,8 +117,8 @@ def unlean(model: nn.Module) -> None:
 class _Hooks:
     """The hooks of a lean model: on its forward, where labels arrive, and on its head."""
 
-    def __init__(self, owner: nn.Module, heads: list[nn.Linear], max_workspace: int) -> None:
-        self.heads, self.max_workspace = heads, max_workspace
+    def __init__(self, owner: nn.Module, heads: list[nn.Linear], options: dict[str, Any]) -> None:
+        self.heads, self.options = heads, options  # of the LinearLogits
         self.labels_given = self.met = False
         self.handles = [
             owner.register_forward_pre_hook(self.enter, with_kwargs=True),
@@ -137,22 +150,22 @@ class _Hooks:
     def stand_in(self, head: nn.Module, args: tuple[Any, ...]) -> Any:
         if args and (self.labels_given or (head.training and torch.is_grad_enabled())):
             self.met = True
-            return _Hidden(args[0], self.max_workspace)
+            return _Hidden(args[0], self.options)
         return None
 
 
 class _Hidden:
     """The features that go into the head; its own forward turns them into LinearLogits."""
 
-    def __init__(self, tensor: Tensor, max_workspace: int) -> None:
-        self.tensor, self.max_workspace = tensor, max_workspace
+    def __init__(self, tensor: Tensor, options: dict[str, Any]) -> None:
+        self.tensor, self.options = tensor, options
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Make LinearLogits; the only function that a head calls is torch.nn.functional.linear."""
         hidden, *parameters = args
         parts = [None if x is None else _autocast(x) for x in (hidden.tensor, *parameters)]
-        return LinearLogits(*parts, max_workspace=hidden.max_workspace)  # pyright: ignore
+        return LinearLogits(*parts, **hidden.options)  # pyright: ignore
 
 
 class _LateLogits(Tensor):

@@ -10,7 +10,7 @@ from torch import Tensor
 from .._check import class_indices, is_tensor, one_of, whole_number
 from ..frames.reduction import Reduction
 from ..heads.log_probs import LinearLogProbs
-from ..heads.logits import MAX_WORKSPACE, LinearLogits, check_head, under_autocast
+from ..heads.logits import MAX_WORKSPACE, LinearLogits, Products, check_head, under_autocast
 from ..overrides import overridable
 from ..targets import moved_labels
 from .classification import cross_entropy
@@ -35,6 +35,7 @@ def linear_cross_entropy(
     logit_scale: float | Tensor | None = None,
     softcap: float | None = None,
     max_workspace: int = MAX_WORKSPACE,
+    products: Products | None = None,
 ) -> Tensor:
     r"""Cross-entropy of ``input @ linear_weight.T + linear_bias``, never with all logits in memory.
 
@@ -53,8 +54,8 @@ def linear_cross_entropy(
         reduction: ``"none"``, ``"sum"`` or ``"mean"``, which divides as :func:`cross_entropy` does.
         ignore_index: class index that marks rows to leave out; -100 unless given.
         label_smoothing: how much of each target is spread evenly over the classes.
-        options: PyTorch's :class:`torch.nn.LinearCrossEntropyOptions`; accepted without effect,
-            because the most exact way is always taken, without all logits.
+        options: PyTorch's :class:`torch.nn.LinearCrossEntropyOptions`; accepted without effect:
+            all logits are never in memory, and ``products`` says how exact they are.
         shift: how many places the targets are ahead: row ``t`` of ``(..., T, D)`` predicts target
             ``t + shift`` (1 in a causal model whose targets are its own input). Labels and
             ``row_weight``, which are ``(..., T)``, are moved rather than features.
@@ -64,6 +65,8 @@ def linear_cross_entropy(
         logit_scale: factor on the logits, a number or one per row.
         softcap: cap on the logits.
         max_workspace: bytes that a chunk of logits may take.
+        products: the type of the products with a weight of 16 bits, ``"float32"`` or ``"input"``,
+            as for :class:`xent.LinearLogits`, which says what is taken unless given.
 
     Returns:
         In nats: a scalar, or the shape of the rows, with ``shift`` ``(..., T - shift)``; in the
@@ -98,16 +101,17 @@ def linear_cross_entropy(
         "logit_scale": logit_scale,
         "softcap": softcap,
     }
+    of_head: dict[str, Any] = {"max_workspace": max_workspace, "products": products}
     if linear_weight.ndim <= 2:
         hidden, head, bias = under_autocast(input, linear_weight, linear_bias)
         check_head(hidden, head, bias, ("input", "linear_weight", "linear_bias"))
-        logits = LinearLogits(input, linear_weight, linear_bias, max_workspace=max_workspace)
+        logits = LinearLogits(input, linear_weight, linear_bias, **of_head)
         result = cross_entropy(
             logits, target, weight, reduction=reduction, normalizer=normalizer,
             row_weight=row_weight, **common,
         )  # fmt: skip
         return result[..., :-shift] if shift and reduction == "none" else result
-    heads = _heads(input, linear_weight, linear_bias, target, max_workspace)
+    heads = _heads(input, linear_weight, linear_bias, target, of_head)
     if row_weight is not None or normalizer is not None or isinstance(logit_scale, Tensor):
         raise ValueError(
             "with a weight (C, d1, ..., D) leave out `row_weight`, `normalizer` and a tensor for "
@@ -147,7 +151,7 @@ def _ahead(
 
 
 def _heads(
-    input: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, max_workspace: int
+    input: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, options: dict[str, Any]
 ) -> list[tuple[Any, Tensor]]:
     """Logits and targets of each head of a weight (C, d1, ..., D): (N, C) and (N,) or (N, C)."""
     inner = weight.shape[1:-1]
@@ -165,7 +169,7 @@ def _heads(
     biases = [None] * len(weights) if bias is None else bias.flatten(1).unbind(1)
     targets = target.flatten(2).unbind(2) if soft else target.flatten(1).unbind(1)
     return [
-        (LinearLogits(input, w, b, max_workspace=max_workspace), t)
+        (LinearLogits(input, w, b, **options), t)
         for w, b, t in zip(weights, biases, targets, strict=True)
     ]
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..frames.reduction import Reduction
-from ..heads.logits import MAX_WORKSPACE
+from ..heads.logits import MAX_WORKSPACE, Products
 from ..losses import linear_cross_entropy
 
 
@@ -36,6 +36,7 @@ class LinearCrossEntropyLoss(torch.nn.Module):
         logit_scale: as for the function, a number.
         softcap: as for the function.
         max_workspace: as for the function.
+        products: as for the function.
 
     Shape:
         As for the function; ``forward`` takes ``normalizer`` and ``row_weight``, too.
@@ -72,6 +73,7 @@ class LinearCrossEntropyLoss(torch.nn.Module):
         logit_scale: float | None = None,
         softcap: float | None = None,
         max_workspace: int = MAX_WORKSPACE,
+        products: Products | None = None,
     ) -> None:
         super().__init__()
         if weight is not None and weight.shape != (num_classes,):
@@ -92,6 +94,7 @@ class LinearCrossEntropyLoss(torch.nn.Module):
             "logit_scale": logit_scale,
             "softcap": softcap,
             "max_workspace": max_workspace,
+            "products": products,
         }
 
     def forward(

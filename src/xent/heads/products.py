@@ -1,0 +1,76 @@
+"""The type in which the matrices of a linear head are multiplied: that of its tensors, or float32.
+
+Logits of 16 bits are rounded, and a processor without instructions for such products takes a
+hundred times as long for them as for float32. So float32 is the rule on CPUs. Where the processor
+multiplies 16 bits in hardware, five times as fast, a loss that is summed over the rows takes that:
+of the rounding of single logits little is left in a sum. Numbers of single rows keep float32.
+"""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from ..engines import core
+from .logits import LinearLogits
+
+NARROW = (torch.bfloat16, torch.float16)
+# Limits that a user can set for the library of the products, and that rule out 16 bits.
+_BEFORE_BFLOAT16 = (
+    "SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI",
+)  # fmt: skip
+_TOO_LOW = {
+    torch.bfloat16: _BEFORE_BFLOAT16,
+    torch.float16: (*_BEFORE_BFLOAT16, "AVX512_CORE_BF16"),
+}
+
+
+def type_of(source: LinearLogits) -> torch.dtype:
+    """The type of the products of a head."""
+    own = source.weight.dtype
+    if own not in NARROW:
+        return own
+    unless_named = "float32" if source.is_cpu else "input"
+    return own if (source.products or unless_named) == "input" else torch.float32
+
+
+def for_sum(source: LinearLogits) -> LinearLogits:
+    """The head of a loss that is summed: with products in 16 bits where the processor has them."""
+    if source.weight.dtype not in NARROW or source.products is not None:
+        return source
+    return source if why_float32(source) is not None else source._with(products="input")
+
+
+def why_float32(source: LinearLogits) -> str | None:
+    """Return why sums over the rows of a head take no products in 16 bits; None if they do."""
+    own = source.weight.dtype
+    if own not in NARROW or not source.is_cpu:
+        return f"the weight is {own} on {source.device.type}"
+    if own is torch.float16 and source.requires_grad and torch.is_grad_enabled():
+        return "small gradients in float16 need the scale of the loss, which is not known yet"
+    if any(x.dtype != own for x in source.parts):
+        return "features, weight and bias differ in type"
+    if own not in core.products:
+        return f"no instructions for products in {own} were found in this processor"
+    if not torch.backends.mkldnn.enabled or not torch.backends.mkldnn.is_available():
+        return "PyTorch multiplies without oneDNN (torch.backends.mkldnn)"
+    if os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper() in _TOO_LOW[own]:
+        return f"ONEDNN_MAX_CPU_ISA keeps PyTorch from the instructions for {own}"
+    return None
+
+
+def describe(source: LinearLogits) -> str:
+    """Say in which type a head is multiplied, and why."""
+    own = source.weight.dtype
+    if own not in NARROW or (source.products is None and not source.is_cpu):
+        return f"in {own}, the type of the weight"
+    if source.products is not None:
+        return f"in {type_of(source)}, as asked"
+    reason = why_float32(source)
+    if reason is not None:
+        return f"in torch.float32: {reason}"
+    return (
+        f"in {own} for sums over the rows, as this processor multiplies it in hardware; in "
+        f"torch.float32 for numbers of single rows"
+    )
