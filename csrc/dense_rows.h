@@ -100,6 +100,16 @@ void for_blocks(int64_t classes, Function function) {
   for (int64_t first = 0; first < classes; first += kBuffer) function(block_of_row(first, classes));
 }
 
+// Stores one number of a row, over what is there.
+inline void store_number(const Strip& out, int64_t j, double value) {
+  switch (out.type) {
+    case Type::f32: return narrow(float(value), *out.at<float>(0, j));
+    case Type::f64: return narrow(value, *out.at<double>(0, j));
+    case Type::bf16: return narrow(float(value), *out.at<bf16>(0, j));
+    case Type::f16: return narrow(float(value), *out.at<f16>(0, j));
+  }
+}
+
 // Stores a gradient of zeros for a row that is left out.
 void store_zeros(const Matrix& gradient, int64_t row, int64_t classes) {
   if (!gradient.data) return;
