@@ -51,5 +51,6 @@ inline void prefer_huge_pages(uintptr_t address, int64_t bytes) {
 
 void bind_loss(nanobind::module_& m);
 void bind_elements(nanobind::module_& m);
+void bind_dense(nanobind::module_& m);
 
 }  // namespace xent

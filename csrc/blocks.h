@@ -42,7 +42,7 @@ bool adjacent(const Problem& p) { return p.logits.class_stride == 1; }
 
 // The number of rows in the strip that begins at `row`. A strip ends with its outer index, because
 // the step to the next row is another one there.
-int strip_height(const Problem& p, int64_t row, int64_t end) {
+inline int strip_height(const Problem& p, int64_t row, int64_t end) {
   int64_t height = kStrip;
   if (height > end - row) height = end - row;
   const int64_t left = p.logits.inner - row % p.logits.inner;
@@ -112,11 +112,11 @@ void load(const Strip& strip, const Block& b, Real* buffer, Seen& seen) {
   load(strip, b, buffer, [](Real x, int) { return x; }, seen);
 }
 
-void store(const Strip& strip, const Block& b, const double* buffer) {
+inline void store(const Strip& strip, const Block& b, const double* buffer) {
   scatter<double>(strip, b, buffer);
 }
 
-void store(const Strip& strip, const Block& b, const float* buffer) {
+inline void store(const Strip& strip, const Block& b, const float* buffer) {
   switch (strip.type) {
     case Type::f32: return scatter<float>(strip, b, buffer);
     case Type::bf16: return scatter<bf16>(strip, b, buffer);
@@ -317,10 +317,10 @@ void store_rows(const Strip& out, const Block& b, Real* buffer,
   store(out, b, buffer);
 }
 
-void scatter_any(const Strip& out, const Block& b, const double* panel) {
+inline void scatter_any(const Strip& out, const Block& b, const double* panel) {
   scatter_panel<double>(out, b, panel);
 }
-void scatter_any(const Strip& out, const Block& b, const float* panel) {
+inline void scatter_any(const Strip& out, const Block& b, const float* panel) {
   switch (out.type) {
     case Type::f32: return scatter_panel<float>(out, b, panel);
     case Type::bf16: return scatter_panel<bf16>(out, b, panel);
@@ -353,7 +353,7 @@ struct Prefetch {
   Row row(int r) const { return {at + r * row_step, class_step}; }
 };
 
-Prefetch prefetch_at(const Strip& s, int64_t row, int64_t first) {
+inline Prefetch prefetch_at(const Strip& s, int64_t row, int64_t first) {
   const int64_t size = size_of(s.type);
   return {s.data + (row * s.row_step + first * s.class_step) * size, s.row_step * size,
           s.class_step * size};
@@ -361,7 +361,7 @@ Prefetch prefetch_at(const Strip& s, int64_t row, int64_t first) {
 
 // A panel is swept class by class. Short rows whose classes are adjacent lie in memory one after
 // the other, so each step of the sweep fetches kStrip numbers.
-Prefetch prefetch_of_panel(const Strip& s, int64_t row, int64_t first) {
+inline Prefetch prefetch_of_panel(const Strip& s, int64_t row, int64_t first) {
   Prefetch prefetch = prefetch_at(s, row, first);
   if (s.adjacent()) prefetch.class_step *= kStrip;
   return prefetch;

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "arguments.h"
+#include "counts.h"
 #include "loss.h"
 
 namespace nb = nanobind;
@@ -125,93 +126,7 @@ class Program {
   size_t inputs_ = 0;
 };
 
-// ---- the divisor --------------------------------------------------------------------------------
-
-enum class Divide { by_nothing, by_number, by_weight, by_count };
-// (kind, number, use 1 in the place of 0?)
-using DivisorArguments = std::tuple<int, double, bool>;
-
-// Counts of some rows, taken before any logit is read.
-struct RowCounts {
-  int64_t rows = 0;  // rows whose label is not ignore_index
-  int64_t kept = 0;  // those of them whose row weight is not 0
-  double mass = 0;   // sum of row weight times class weight over the kept rows
-  int64_t bad = -1;  // the first kept row with a label out of range; -1: none
-
-  void add(const RowCounts& later) {
-    rows += later.rows;
-    kept += later.kept;
-    mass += later.mass;
-    if (bad < 0) bad = later.bad;
-  }
-};
-
-constexpr int64_t kCountedRows = 4096;  // rows in one partial sum, for any number of threads
-
-// Counts the rows [begin, end). Class weights have the type of the sweep.
-template <class Real>
-RowCounts count(const Loss& loss, int64_t begin, int64_t end) {
-  const Problem& p = loss.problem;
-  const Real* class_weight = p.labels ? static_cast<const Real*>(p.class_weight) : nullptr;
-  RowCounts found;
-  for (int64_t n = begin; n < end; ++n) {
-    const int64_t label = p.labels ? p.labels[n] : 0;
-    const double weight = loss.row_weight ? loss.row_weight[n] : 1.0;
-    if (p.labels && label == p.ignore_index) continue;
-    ++found.rows;
-    if (weight == 0) continue;
-    ++found.kept;
-    if (uint64_t(label) >= uint64_t(p.classes)) {
-      if (found.bad < 0) found.bad = n;
-      continue;
-    }
-    found.mass += (class_weight && !p.soft.data ? double(class_weight[label]) : 1.0) * weight;
-  }
-  return found;
-}
-
-RowCounts count_all(const Loss& loss) {
-  const Problem& p = loss.problem;
-  const int64_t blocks = (p.rows + kCountedRows - 1) / kCountedRows;
-  std::vector<RowCounts> part(blocks);
-  for_range(blocks, kGrain / kCountedRows, [&](int64_t begin, int64_t end) {
-    for (int64_t b = begin; b < end; ++b) {
-      const int64_t from = b * kCountedRows, to = from + kCountedRows;
-      const int64_t last = to < p.rows ? to : p.rows;
-      part[b] = p.logits.type == Type::f64 ? count<double>(loss, from, last)
-                                           : count<float>(loss, from, last);
-    }
-  });
-  RowCounts all;
-  for (const RowCounts& one : part) all.add(one);
-  return all;
-}
-
-double divisor_of(const RowCounts& counts, const DivisorArguments& divisor) {
-  const auto [kind, number, never_zero] = divisor;
-  double value = 1;
-  switch (Divide(kind)) {
-    case Divide::by_nothing: return 1;
-    case Divide::by_number: value = number; break;
-    case Divide::by_weight: value = counts.mass; break;
-    case Divide::by_count: value = double(counts.rows); break;
-  }
-  return never_zero && value == 0 ? 1 : value;
-}
-
 // ---- the loss -----------------------------------------------------------------------------------
-
-// The sum of n values, in a fixed order for any number of threads.
-double sum_of(const double* value, int64_t n) {
-  constexpr int lanes = 8;
-  double lane[lanes] = {}, sum = 0;
-  int64_t i = 0;
-  for (; i + lanes <= n; i += lanes)
-    for (int k = 0; k < lanes; ++k) lane[k] += value[i + k];
-  for (; i < n; ++i) lane[0] += value[i];
-  for (double part : lane) sum += part;
-  return sum;
-}
 
 // (address, step) for each input
 using InputArguments = std::vector<std::tuple<uintptr_t, int64_t>>;
@@ -251,7 +166,12 @@ Answer run(const Program& program, const MatrixArguments& logits, int64_t rows, 
   loss.inputs = given.data();
   loss.row_weight = pointer<const double>(row_weight);
   nb::gil_scoped_release release;
-  const RowCounts counts = count_all(loss);
+  const Problem& p = loss.problem;
+  const RowsToCount counted = {
+      rows,           classes,         p.labels,
+      p.ignore_index, loss.row_weight, p.soft.data ? nullptr : p.class_weight,
+      p.logits.type};
+  const RowCounts counts = count_all(counted);
   const double divide_by = divisor_of(counts, divisor);
   if (counts.bad >= 0) return {counts.kept, true, loss.problem.labels[counts.bad], divide_by};
   loss.seed = slope / divide_by;

@@ -220,4 +220,5 @@ NB_MODULE(_core, m) {
   m.def("row_gradient", &row_gradient);
   bind_loss(m);
   bind_elements(m);
+  bind_dense(m);
 }

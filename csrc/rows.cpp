@@ -34,6 +34,7 @@
 //   scaling.h        multiplies a gradient by a power of two
 #include "rows.h"
 
+#include "dense.h"
 #include "elements.h"
 #include "program.h"
 #include "scaling.h"
@@ -210,6 +211,6 @@ void loss_entry(const Loss& loss, int64_t begin, int64_t end) {
 namespace xent {
 extern const Kernels XENT_TABLE(XENT_VARIANT);
 const Kernels XENT_TABLE(XENT_VARIANT) = {
-    XENT_NAME(XENT_VARIANT),      statistics_entry, gradient_entry, loss_entry,
-    XENT_VARIANT::sweep_elements, scale_entry};
+    XENT_NAME(XENT_VARIANT),      statistics_entry,          gradient_entry, loss_entry,
+    XENT_VARIANT::sweep_elements, XENT_VARIANT::sweep_dense, scale_entry};
 }  // namespace xent

@@ -95,3 +95,19 @@ def element_sweep(
     slope: float,
     divisor: float,
 ) -> tuple[bool, float]: ...
+def dense(
+    kind: tuple[int, float, float, float, float],
+    logits: Matrix,
+    teacher: Matrix,
+    rows: int,
+    classes: int,
+    labels: tuple[int, int],
+    row_weight: int,
+    factors: tuple[float, float],
+    divisor: Divisor,
+    values: int,
+    result: int,
+    result_type: int,
+    gradient: Matrix,
+    teacher_gradient: Matrix,
+) -> tuple[bool, int]: ...

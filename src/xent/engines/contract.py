@@ -1,8 +1,9 @@
 """The contract of an engine: the page for whoever writes a fourth one.
 
-An engine is two modules, one in ``rows/`` for the softmax family and one in ``elements/`` for the
-sigmoid family, and an entry in :mod:`xent.engines.choice` that says which tensors its kernels can
-read. Engines know tensors only, checked by whoever calls them: no option, no loss, no linear head.
+An engine is a module in ``rows/`` for the softmax family, one in ``elements/`` for the sigmoid
+family, one in ``dense/`` if it has kernels for losses of all logits of a row, and an entry in
+:mod:`xent.engines.choice` that says which tensors its kernels can read. Engines know tensors only,
+checked by whoever calls them: no option, no loss, no linear head.
 ``rows/reference.py`` and ``elements/reference.py`` are the specification, and the laws in the tests
 hold for every engine.
 
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from torch import Tensor, dtype
 
 if TYPE_CHECKING:
+    from .dense.problem import DenseProblem
     from .elements.problem import ElementProblem
     from .rows.autograd import Total
     from .rows.problem import Problem, Tensors
@@ -129,4 +131,43 @@ class ElementEngine(Protocol):
 
     def fits(self, slope: Tensor) -> bool:
         """True if a gradient for slope 1 is the one for this slope."""
+        ...
+
+
+class DenseEngine(Protocol):
+    """Losses of all logits of a row: values of rows, or their sum with its gradients.
+
+    Gradients are lists of two, by the logits and by those of a teacher; None where not ``needed``.
+    A divisor is a number, "weight" or "count" for that of the rows kept, or None for 1; with
+    ``never_zero`` a divisor of 0 becomes 1.
+    """
+
+    def values(self, problem: DenseProblem) -> Tensor:
+        """The weighted value of each row."""
+        ...
+
+    def total(
+        self,
+        problem: DenseProblem,
+        divisor: float | str | None,
+        needed: Sequence[bool],
+        never_zero: bool = False,
+    ) -> tuple[Tensor, list[Tensor | None]]:
+        """The sum over all rows by a divisor, 0-d, and its gradients for slope 1."""
+        ...
+
+    def gradients(
+        self,
+        problem: DenseProblem,
+        slope: Tensor,
+        divisor: float | str | None,
+        needed: Sequence[bool],
+        never_zero: bool = False,
+        ahead: list[Tensor | None] | None = None,
+    ) -> list[Tensor | None]:
+        """The gradients for a slope, 0-d or one per row, over those for slope 1 that are there."""
+        ...
+
+    def fits(self, slope: Tensor, gradients: list[Tensor | None]) -> bool:
+        """True if gradients for slope 1 are, or were made, exactly those for this slope."""
         ...

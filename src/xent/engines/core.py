@@ -25,6 +25,7 @@ else:
         _core = None
 
 TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+NO_MATRIX = (0, 0, 0, 1, 0, 1)  # where no matrix is given
 POOLED_BYTES = 32 << 20  # smaller blocks are kept by malloc for the next call
 
 
@@ -117,3 +118,32 @@ def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     storage = torch.frombuffer(view, dtype=dtype).untyped_storage()
     strides = torch.empty(shape, dtype=dtype, device="meta").stride()
     return torch.empty(0, dtype=dtype, device="cpu").set_(storage, 0, torch.Size(shape), strides)
+
+
+def matrix(x: Tensor, axis: int, may_copy: bool = True) -> tuple[tuple[int, ...], Tensor | None]:
+    """A tensor as rows: (address, type, outer step, inner count, inner step, class step).
+
+    Rows of (N, C, d1, ...) are addressed in place if d1, ... step evenly, which holds for
+    contiguous and channels-last tensors and slices of a batch. Others are copied; the copy is the
+    second value. With ``may_copy=False`` it is left uninitialised, to be copied back from.
+    """
+    copy = None
+    if x.ndim > 3:
+        try:
+            flat = x.view(*x.shape[:2], -1)
+        except RuntimeError:
+            copy = (
+                x.contiguous()
+                if may_copy
+                else torch.empty_like(x, memory_format=torch.contiguous_format)
+            )
+            flat = copy.view(*x.shape[:2], -1)
+    else:
+        flat = x
+    step = flat.stride()
+    kind = TYPES[x.dtype]
+    if flat.ndim == 2:
+        return (flat.data_ptr(), kind, step[0], 1, 0, step[1]), copy
+    if x.ndim == 1:
+        return (flat.data_ptr(), kind, 0, 1, 0, step[0]), copy
+    return (flat.data_ptr(), kind, step[0], flat.shape[2], step[2], step[1]), copy

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 
 from .._probabilities import sums_to_1
+from ..engines import dense
+from ..engines.dense.problem import DenseProblem
 from ..engines.modes import deferred, wide_dtype
 from ..engines.rows.labels import check_labels
 from ..engines.rows.problem import Problem
@@ -28,12 +30,14 @@ from .containers import through_containers
 from .docstrings import described, loss_docstring
 from .reduction import (
     Normalizer,
+    Reduce,
     Reduction,
     RowValues,
     divisor_of_rows,
     leave_out,
     read_reduction,
     rows_left_out,
+    stable_sum,
 )
 
 CHUNK = 2**17  # numbers that a dense loss works on at a time: 1 MB in float64 fits into the cache
@@ -196,6 +200,45 @@ def by_rows(function: Callable[..., Tensor], *tensors: Tensor | None) -> Tensor:
         for part in zip(*parts, strict=True)
     ]
     return torch.cat(values).view(rows)
+
+
+def reduce_rows(
+    problem: DenseProblem, kept: Tensor | None, reduce: Reduce, engine: str = "auto"
+) -> Tensor:
+    """The reduction of the rows of a problem.
+
+    Args:
+        problem: its row weights are what each row adds to the divisor of the mean, None for 1.
+        kept: mask of the rows that count, None for all.
+        reduce: the options of the call.
+        engine: the engine to ask for.
+    """
+    mass, row_weight = problem.row_weight, reduce.row_weight
+    if reduce.reduction == "none" or reduce.learned():
+        each = dense.values(problem._replace(dtype=torch.float64), engine)
+        ones = torch.ones_like(each) if mass is None else mass
+        return reduce.of(RowValues(each, kept, ones)).to(problem.dtype)
+    weight = mass if row_weight is None else row_weight if mass is None else mass * row_weight
+
+    def result(values: Tensor) -> Tensor:
+        total = stable_sum(values)
+        if reduce.reduction == "sum":
+            return total
+        ones = torch.ones_like(total).expand(problem.rows) if mass is None else mass
+        return reduce.by(total, reduce.divisor(RowValues(values, kept, ones)))
+
+    def divisor() -> float | str | None:
+        normalizer = reduce.normalizer
+        if reduce.reduction == "sum":
+            return None
+        if normalizer == "count" and kept is not None:
+            return float(kept.sum())
+        if normalizer is None or isinstance(normalizer, str):
+            return normalizer or "weight"
+        return float(normalizer)
+
+    weighted = problem._replace(row_weight=weight)
+    return dense.loss(weighted, divisor, reduce.empty == "zero", result, engine)
 
 
 def explained(function: F) -> F:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Literal
 
@@ -9,12 +10,19 @@ import torch
 from torch import Tensor
 
 from .._check import class_indices, finite_number, is_tensor, one_of, whole_number
-from ..engines.modes import autocasts
+from ..engines.dense.problem import DenseProblem, Form
+from ..engines.modes import autocasts, wide_dtype
 from ..engines.rows.problem import Index
-from ..frames.by_chunks import reduce_by_chunks
-from ..frames.dense_loss import explained
-from ..frames.reduction import Reduce, Reduction, RowValues, read_reduction
-from ..heads.gradients import numbers_of
+from ..frames.dense_loss import explained, reduce_rows
+from ..frames.reduction import (
+    Reduce,
+    Reduction,
+    RowValues,
+    divisor_of,
+    read_reduction,
+    weigh,
+)
+from ..heads.gradients import RowFunction, numbers_of, row_values, sum_ahead
 from ..heads.logits import LinearLogits, are_logits
 from ..heads.problem import HeadProblem, flat_rows, problem_of
 from ..hyperparameters import Range
@@ -114,39 +122,49 @@ def distillation_loss(
     if target is not None and not target.is_floating_point():
         target = class_indices("target", target)
     kept = _rows_kept(input, target, row_mask, ignore_index, rows)
-    unweighted = kept
-    kept, reduce = reduce.counting(unweighted)
-    if kept is not unweighted and target is not None and target.shape == rows:
-        target = torch.where(kept, target, ignore_index)
+    if kept is None and row_weight is not None:
+        kept = torch.ones(rows, dtype=torch.bool, device=input.device)
+    if kept is not None:
+        unweighted = kept
+        kept, reduce = reduce.counting(unweighted)
+        if kept is not unweighted and target is not None and target.shape == rows:
+            target = torch.where(kept, target, ignore_index)
     share = 0.0 if target is None else 0.5 if alpha is None else alpha
-
-    def values_of(
-        student: Tensor, teacher: Tensor, kept: Tensor, target: Tensor | None, axis: int = 1
-    ) -> RowValues:
-        student = torch.where(kept.unsqueeze(axis), student, 0)
-        teacher = torch.where(kept.unsqueeze(axis), teacher, 0)
-        values = diverge(
-            student.movedim(axis, -1), teacher.movedim(axis, -1), temperature, divergence, beta
-        )
-        if keep_gradient_size:
-            values = values * temperature**2
-        if target is not None:
-            hard = cross_entropy(student, target, ignore_index=ignore_index, reduction="none")
-            values = (1 - share) * values + share * torch.where(kept, hard, 0)
-        return RowValues(values, kept, kept.to(values.dtype))
-
     dtype = torch.promote_types(input.dtype, teacher.dtype)
     dtype = torch.float32 if autocasts(input) and dtype.itemsize < 4 else dtype
+    body = functools.partial(diverge, temperature=temperature, divergence=divergence, beta=beta)
+    form = Form(divergence, (1 / temperature, beta))
+    scale = (1 - share) * (temperature**2 if keep_gradient_size else 1.0)
+
+    def reduced(
+        student: Tensor, teacher: Tensor, kept: Tensor | None, target: Tensor | None,
+        reduce: Reduce, dtype: torch.dtype,
+    ) -> Tensor:  # fmt: skip
+        wide = wide_dtype(student)
+        mass = None if kept is None else kept.to(wide)
+        problem = DenseProblem(
+            student, teacher, None, mass, lambda z, v, _: body(z, v), form, scale, 0,
+            dtype if target is None else wide,
+        )  # fmt: skip
+        result = reduce_rows(problem, kept, reduce)
+        if target is None:
+            return result
+        if kept is not None:
+            student = torch.where(kept.unsqueeze(problem.axis), student, 0)
+        hard = cross_entropy(student, target, ignore_index=ignore_index, reduction="none")
+        ones = torch.ones_like(hard) if mass is None else mass
+        return (result + share * reduce.of(RowValues(hard, kept, ones))).to(dtype)
+
     if isinstance(input, Tensor) and isinstance(teacher, Tensor):
-        return reduce.of(values_of(input, teacher, kept, target, axis)).to(dtype)
-    return _reduce_by_chunks(input, teacher, values_of, kept, target, reduce).to(dtype)
+        return reduced(input, teacher, kept, target, reduce, dtype)
+    return _reduce_by_chunks(input, teacher, reduced, kept, target, reduce).to(dtype)
 
 
 def _reduce_by_chunks(
     student: Tensor | LinearLogits,
     teacher: Tensor | LinearLogits,
-    values_of: Callable[..., RowValues],
-    kept: Tensor,
+    reduced: Callable[..., Tensor],
+    kept: Tensor | None,
     target: Tensor | None,
     reduce: Reduce,
 ) -> Tensor:
@@ -156,24 +174,35 @@ def _reduce_by_chunks(
     sides = [_side(student), _side(teacher)]
     heads = [side for side in sides if isinstance(side, HeadProblem)]
     tensors = [side for side in sides if isinstance(side, Tensor)]
-    sources = [side.source for side in heads]
-    read = (*tensors, target, *(x for side in heads for x in side.others))
-    sides = [side if isinstance(side, Tensor) else side.with_source(None) for side in sides]
+    read = (*tensors, target, weight, *(x for side in heads for x in side.others))
+    questions = [side if isinstance(side, Tensor) else side.with_source(None) for side in sides]
+    each = reduce.reduction == "none"
 
-    def some_rows(index: Index, *z: Tensor) -> RowValues:
+    def some_rows(index: Index, *z: Tensor) -> Tensor:
         chunks = iter(z)
         pair = [
             side[index]
             if isinstance(side, Tensor)
             else side.of_rows(index, next(chunks)).transformed()
-            for side in sides
+            for side in questions
         ]
-        return values_of(*pair, kept[index], None if target is None else target[index])
+        here, labels, w = (None if x is None else x[index] for x in (kept, target, weight))
+        part = Reduce("none" if each else "sum", None, None if each else w, "nan")
+        return reduced(*pair, here, labels, part, torch.float64)
 
-    result = reduce_by_chunks(
-        sources, numbers_of(kept), some_rows, read, reduce._replace(row_weight=weight)
-    )
-    return result.reshape(shape) if reduce.reduction == "none" else result
+    rows = RowFunction(
+        tuple(side.source for side in heads), None if kept is None else numbers_of(kept), some_rows,
+        tuple(x for x in read if isinstance(x, Tensor)),
+    )  # fmt: skip
+    if each:
+        return weigh(row_values(rows), kept, weight).reshape(shape)
+    total = sum_ahead(rows)
+    if reduce.reduction == "sum":
+        return total
+    mass = torch.ones(shape.numel(), dtype=total.dtype, device=total.device)
+    mass = mass if kept is None else kept.to(total.dtype)
+    divisor = divisor_of(kept, mass, reduce.normalizer, weight)
+    return reduce.by(total, divisor)
 
 
 def _side(logits: Tensor | LinearLogits) -> HeadProblem | Tensor:
@@ -200,8 +229,9 @@ def _check_teacher(input: Tensor | LinearLogits, teacher: Tensor | LinearLogits)
 def _rows_kept(
     input: Tensor | LinearLogits, target: Tensor | None, row_mask: Tensor | None, ignore_index: int,
     rows: torch.Size,
-) -> Tensor:  # fmt: skip
-    kept = torch.ones(rows, dtype=torch.bool, device=input.device)
+) -> Tensor | None:  # fmt: skip
+    """A mask of the rows that count; None for all."""
+    kept = None
     if row_mask is not None:
         is_tensor("row_mask", row_mask)
         if row_mask.shape != rows or row_mask.dtype != torch.bool:
@@ -209,7 +239,8 @@ def _rows_kept(
                 f"`row_mask` must be bool, one per row, shape {tuple(rows)}; got {row_mask.dtype} "
                 f"of shape {tuple(row_mask.shape)}"
             )
-        kept = kept & row_mask
+        kept = row_mask
     if target is not None and target.shape == rows:
-        kept = kept & (target != ignore_index)
+        labelled = target != ignore_index
+        kept = labelled if kept is None else kept & labelled
     return kept

@@ -17,7 +17,6 @@ from .programs import Program
 COUNTS = True  # the divisor of a mean, while the rows are read
 IN_PLACE = True
 BEYOND = 32  # zeros after a vector of the classes that is read by whole cache lines
-_NO_MATRIX = (0, 0, 0, 1, 0, 1)
 _NO_TRANSFORM = (0, False, 0.0, 0, 0)
 
 
@@ -47,7 +46,7 @@ def row_gradient(
         out = core.empty_like(problem.logits)
     table = table.contiguous()
     arguments, keep = _arguments(problem)
-    matrix, whole = _matrix(out, problem.axis, may_copy=False)
+    matrix, whole = core.matrix(out, problem.axis, may_copy=False)
     addresses = [_partial(partial, keep) for partial in partials]
     arguments += [table.data_ptr(), problem.mask, addresses, matrix]
     core._core.row_gradient(*arguments)
@@ -76,7 +75,7 @@ def total(
         keep.append(row_weight.contiguous())
     weights = 0 if row_weight is None else keep[-1].data_ptr()
     if gradient is not None and not problem.logits.is_contiguous():
-        matrix, whole = _matrix(gradient, problem.axis, may_copy=False)
+        matrix, whole = core.matrix(gradient, problem.axis, may_copy=False)
     arguments = *arguments, problem.mask, [], weights
     result = _call(problem.logits, arguments, sum, gradient, slope, matrix)
     del keep
@@ -117,7 +116,7 @@ def _call(
     """One call into the core. Without ``matrix`` a gradient lies in memory as the logits do."""
     result, by = logits.new_empty((), dtype=sum.dtype), sum.divisor
     if matrix is None:
-        matrix = _NO_MATRIX if gradient is None else (gradient.data_ptr(), *arguments[0][1:])
+        matrix = core.NO_MATRIX if gradient is None else (gradient.data_ptr(), *arguments[0][1:])
     if isinstance(by, str):
         divisor = (_DIVISORS[by], 0.0, sum.empty == "zero")
     else:
@@ -139,7 +138,7 @@ def _direct_arguments(tensors: Tensors, row_weight: Tensor | None, sum: Total) -
     return (
         (logits.data_ptr(), core.TYPES[logits.dtype], classes, 1, 0, 1), count, classes,
         (tensors.target.data_ptr(), sum.settings.ignore_index, 0, False),
-        _NO_MATRIX, _NO_TRANSFORM, (0 if weight is None else weight.data_ptr(), 0),
+        core.NO_MATRIX, _NO_TRANSFORM, (0 if weight is None else weight.data_ptr(), 0),
         sum.mask, [], 0 if row_weight is None else row_weight.data_ptr(),
     )  # fmt: skip
 
@@ -172,7 +171,7 @@ def _partial(partial: Tensor | None, keep: list[Tensor]) -> tuple[int, int]:
 def _arguments(problem: Problem) -> tuple[list[Any], list[Tensor]]:
     """The problem as numbers, and the tensors that must live as long as the addresses are used."""
     t, s, keep = problem.tensors, problem.settings, []
-    logits, copy = _matrix(t.logits, problem.axis)
+    logits, copy = core.matrix(t.logits, problem.axis)
     if copy is not None:
         keep.append(copy)
     sweep = torch.float64 if t.logits.dtype == torch.float64 else torch.float32
@@ -186,7 +185,7 @@ def _arguments(problem: Problem) -> tuple[list[Any], list[Tensor]]:
             keep.append(tensor)
         return tensor.data_ptr()
 
-    soft = _soft_matrix(problem, sweep, keep) if s.soft else _NO_MATRIX
+    soft = _soft_matrix(problem, sweep, keep) if s.soft else core.NO_MATRIX
     labels = address(t.target, torch.int64) if problem.labelled else 0
     transform = _NO_TRANSFORM
     if s.softcap or t.scale is not None or t.class_scale is not None or t.class_bias is not None:
@@ -209,40 +208,11 @@ def _soft_matrix(problem: Problem, sweep: torch.dtype, keep: list[Tensor]) -> tu
     """The soft targets of rows, or of a table's classes, as a matrix."""
     table, copy = problem.tensors.target_table, None
     if table is None:
-        soft, copy = _matrix(problem.tensors.target, problem.axis)
+        soft, copy = core.matrix(problem.tensors.target, problem.axis)
     else:
         table = table.to(sweep) if table.dtype == torch.float64 else table
         keep.append(table)
-        soft, copy = _matrix(table, 1)
+        soft, copy = core.matrix(table, 1)
     if copy is not None:
         keep.append(copy)
     return soft
-
-
-def _matrix(x: Tensor, axis: int, may_copy: bool = True) -> tuple[tuple, Tensor | None]:
-    """A tensor as rows: (address, type, outer step, inner count, inner step, class step).
-
-    Rows of (N, C, d1, ...) are addressed in place if d1, ... step evenly, which holds for
-    contiguous and channels-last tensors and slices of a batch. Others are copied; the copy is the
-    second value. With ``may_copy=False`` it is left uninitialised, to be copied back from.
-    """
-    copy = None
-    if x.ndim > 3:
-        try:
-            flat = x.view(*x.shape[:2], -1)
-        except RuntimeError:
-            copy = (
-                x.contiguous()
-                if may_copy
-                else torch.empty_like(x, memory_format=torch.contiguous_format)
-            )
-            flat = copy.view(*x.shape[:2], -1)
-    else:
-        flat = x
-    step = flat.stride()
-    kind = core.TYPES[x.dtype]
-    if flat.ndim == 2:
-        return (flat.data_ptr(), kind, step[0], 1, 0, step[1]), copy
-    if x.ndim == 1:
-        return (flat.data_ptr(), kind, 0, 1, 0, step[0]), copy
-    return (flat.data_ptr(), kind, step[0], flat.shape[2], step[2], step[1]), copy

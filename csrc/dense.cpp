@@ -1,0 +1,24 @@
+// The kernels of dense losses. This source is compiled once per instruction set (CMakeLists.txt).
+// Everything is float64, which is rounded once: losses and gradients have all digits of their type.
+//
+//   dense_rows.h     what all kinds share
+//   divergence.h     divergences between the logits of a student and of a teacher
+#include "dense.h"
+
+#include "divergence.h"
+
+#ifndef XENT_VARIANT
+#define XENT_VARIANT baseline
+#endif
+
+namespace xent::XENT_VARIANT {
+void sweep_dense(const Dense& p, int64_t begin, int64_t end) {
+  switch (p.kind) {
+    case DenseKind::forward:
+    case DenseKind::reverse:
+    case DenseKind::jensen_shannon: return sweep_divergence(p, begin, end);
+    case DenseKind::fenchel_young:
+    case DenseKind::bi_tempered: return;
+  }
+}
+}  // namespace xent::XENT_VARIANT
