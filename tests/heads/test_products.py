@@ -288,9 +288,7 @@ def test_a_bias_of_another_type_with_products_as_asked():
         torch.testing.assert_close(loss, truth, rtol=1e-2, atol=0)
 
 
-@pytest.mark.skipif(
-    not Path("/proc/cpuinfo").exists(), reason="no list of the processor's features"
-)
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="no list of what the processor has")
 @pytest.mark.skipif(not core.available(), reason="the compiled core asks the processor")
 def test_the_processor_is_asked():
     """Linux keeps a list of what the processor has and the system lets programs use."""

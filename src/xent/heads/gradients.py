@@ -8,8 +8,8 @@ Two ways to a gradient, both of which hold one chunk of logits and nothing of th
   forward pass computes the numbers, and the backward pass computes the logits of each chunk again,
   because only then the slopes are known. Four products.
 
-Ignored rows are never multiplied. The gradient of the weight is added up in float32 or float64, and
-rounded once.
+Ignored rows are never multiplied. The gradient of the weight is added up over chunks in float32 or
+float64.
 """
 
 from __future__ import annotations
