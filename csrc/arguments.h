@@ -76,7 +76,6 @@ inline void set_gradient(Problem& p, const MatrixArguments& gradient) {
   p.gradient = make_matrix(gradient, p.rows);
   const int64_t row_bytes = p.classes * size_of(p.gradient.type);
   p.streams = worth_streaming(p.gradient, row_bytes, p.rows);
-  prefer_huge_pages(uintptr_t(p.gradient.data), p.rows * row_bytes);
 }
 
 inline void write_scalar(uintptr_t data, Type type, double value) {

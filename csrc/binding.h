@@ -5,10 +5,6 @@
 
 #include <cstdint>
 
-#ifdef __linux__
-#include <sys/mman.h>
-#endif
-
 #include "rows.h"
 
 namespace xent {
@@ -34,19 +30,6 @@ void for_range(int64_t count, int64_t grain, Function function) {
 template <class T>
 T* pointer(uintptr_t address) {
   return reinterpret_cast<T*>(address);
-}
-
-// Asks the system for 2 MB pages. Half the time of a large gradient goes into the page faults of
-// fresh memory; with pages of 2 MB there are 512 times fewer of them.
-inline void prefer_huge_pages(uintptr_t address, int64_t bytes) {
-#ifdef MADV_HUGEPAGE
-  constexpr uintptr_t huge = uintptr_t{1} << 21;
-  const uintptr_t begin = (address + huge - 1) / huge * huge;
-  const uintptr_t end = (address + uintptr_t(bytes)) / huge * huge;
-  if (end > begin) madvise(pointer<void>(begin), end - begin, MADV_HUGEPAGE);
-#else
-  (void)address, (void)bytes;
-#endif
 }
 
 void bind_loss(nanobind::module_& m);

@@ -72,9 +72,7 @@ std::tuple<bool, double> sweep(int64_t count, const OperandArguments& logits,
     nb::gil_scoped_release release;
     if (e.gradient.data) {
       const int64_t bytes = count * size_of(e.gradient.type);
-      const uintptr_t address = uintptr_t(e.gradient.data);
-      e.streams = address % 64 == 0 && bytes >= int64_t{8} << 20;
-      prefer_huge_pages(address, bytes);
+      e.streams = uintptr_t(e.gradient.data) % 64 == 0 && bytes >= int64_t{8} << 20;
     }
     for_range(blocks, kGrain / kElementBlock,
               [&](int64_t begin, int64_t end) { kernels->elements(e, begin, end); });

@@ -19,7 +19,7 @@ def instruction_set() -> str:
 
 def release_memory() -> None:
     """Free the memory that the library keeps for the next large gradient."""
-    core.trim()
+    core.pool.clear()
 
 
 @contextmanager

@@ -49,6 +49,7 @@ def collect() -> dict[str, Any]:
             "instruction_sets": core.isas(),
             "threaded": core.threaded,
         },
+        "pool": {"bound_mib": core.pool.bound >> 20, "held_mib": core.pool.held >> 20},
         "triton": {"installed": triton.INSTALLED, "gpus": _gpus()},
         "extras": {
             extra: {module: importlib.util.find_spec(module) is not None for module in modules}
@@ -61,6 +62,7 @@ def describe(facts: dict[str, Any]) -> str:
     """Return the facts as a table for people."""
     rows = [(name, str(facts[name])) for name in ("xent", "python", "torch", "platform", "threads")]
     rows.append(("compiled core", _describe_core(facts["core"])))
+    rows.append(("kept memory", _describe_pool(facts["pool"])))
     rows.append(("Triton, for GPUs", _describe_triton(facts["triton"])))
     rows += [(f"extra [{name}]", _describe_extra(mods)) for name, mods in facts["extras"].items()]
     text = table(rows)
@@ -73,6 +75,13 @@ def _describe_core(core: dict[str, Any]) -> str:
     pool = "on torch's threads" if core["threaded"] else "on one thread: torch's pool was not found"
     offered = ", ".join(core["instruction_sets"])
     return f"{core['instruction_set']} (this machine can run {offered}), {pool}"
+
+
+def _describe_pool(pool: dict[str, int]) -> str:
+    if not pool["bound_mib"]:
+        return "none; page faults of large gradients take as long as the loss (XENT_POOL_MIB)"
+    bound, held = pool["bound_mib"], pool["held_mib"]
+    return f"at most {bound} MiB, for the gradients of later calls (XENT_POOL_MIB); {held} MiB now"
 
 
 def _gpus() -> list[str]:

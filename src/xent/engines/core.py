@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .modes import obstacle
+from .pool import SMALLEST, Pool, bound_in_environment
 
 if TYPE_CHECKING:
     from .. import _core
@@ -26,7 +27,6 @@ else:
 
 TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 NO_MATRIX = (0, 0, 0, 1, 0, 1)  # where no matrix is given
-POOLED_BYTES = 32 << 20  # smaller blocks are kept by malloc for the next call
 
 
 def available() -> bool:
@@ -57,10 +57,11 @@ fast = _core is not None and _core.fused()
 products = frozenset(getattr(torch, name) for name in _core.products()) if _core else frozenset()
 
 
-def trim() -> None:
-    """Give back the memory that is kept for the next large gradient."""
-    if _core is not None:
-        _core.trim()
+# Huge pages are cleared ten times as fast, and written up to twice as fast.
+pool = Pool(bound_in_environment(), _core.prefer_huge_pages if _core is not None else None)
+if hasattr(os, "register_at_fork"):
+    # A child would copy each page at its first write, which takes longer than a fresh page.
+    os.register_at_fork(after_in_child=pool.clear)
 
 
 def use_threads_of_torch() -> bool:
@@ -93,9 +94,10 @@ def obstacle_of(tensors: Sequence[Tensor | None]) -> str | None:
 
 def empty_like(x: Tensor) -> Tensor:
     """Memory for a gradient of ``x``, in the layout of ``x`` and on its device."""
-    if x.nbytes < POOLED_BYTES or not x.is_cpu or not x.is_contiguous():
+    if x.nbytes < SMALLEST or not x.is_cpu:
         return torch.empty_like(x)
-    return empty(x.shape, x.dtype)
+    strides = () if x.is_contiguous() else torch.empty_like(x, device="meta").stride()
+    return empty(x.shape, x.dtype, strides)
 
 
 def still_fitting(gradient: Tensor | None, logits: Tensor) -> Tensor | None:
@@ -107,16 +109,12 @@ def still_fitting(gradient: Tensor | None, logits: Tensor) -> Tensor | None:
     return gradient if alike else None
 
 
-def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """Memory; if it is large, from the core's buffer, which is reused and so spares page faults."""
+def empty(shape: Sequence[int], dtype: torch.dtype, strides: Sequence[int] = ()) -> Tensor:
+    """Dense memory, contiguous without ``strides``; if it is large, from the pool."""
     size = math.prod(shape) * dtype.itemsize
-    if size < POOLED_BYTES or _core is None:
+    if size < SMALLEST:
         return torch.empty(shape, dtype=dtype, device="cpu")
-    buffer = _core.Buffer(size)
-    view = (ctypes.c_char * size).from_address(buffer.address)
-    setattr(view, "owner", buffer)  # noqa: B010 - lives as long as the tensor's storage
-    storage = torch.frombuffer(view, dtype=dtype).untyped_storage()
-    strides = torch.empty(shape, dtype=dtype, device="meta").stride()
+    storage = pool.take(size)
     return torch.empty(0, dtype=dtype, device="cpu").set_(storage, 0, torch.Size(shape), strides)
 
 
