@@ -454,14 +454,19 @@ def test_on_and_off():
     assert is_lean()
     with pytest.raises(ValueError, match="lean already, with another `max_workspace`"):
         lean(model, max_workspace=1)
+    with pytest.raises(ValueError, match="lean already, with another `products`"):
+        lean(model, products="float32")
+    with pytest.raises(ValueError, match="`products` must be one of"):
+        lean(model, products="bfloat16")
     unlean(model)
     unlean(model)
     assert not is_lean()
     assert set(vars(model)) == untouched
     hooked = [m for m in model.modules() if m._forward_hooks or m._forward_pre_hooks]
     assert not hooked
-    with lean(model, max_workspace=12345):
-        assert model(**inputs).logits.max_workspace == 12345
+    with lean(model, max_workspace=12345, products="input"):
+        logits = model(**inputs).logits
+        assert (logits.max_workspace, logits.products) == (12345, "input")
 
 
 def test_labels_by_position_and_after_an_exception():
