@@ -20,6 +20,7 @@ from .._check import (
 )
 from .._probabilities import sums_to_1
 from ..engines.modes import autocasts, can_look_at, wide_dtype, widened
+from ..engines.rows.entries import entries_of
 from ..engines.rows.labels import check_labels
 from ..engines.rows.problem import Index, Problem
 from ..frames.by_chunks import reduce_problem
@@ -96,16 +97,20 @@ class _Listed(NamedTuple):
     logits: Tensor  # (N..., K), float64, -inf where there is none
 
 
-def _look_up(problem: Problem, classes: Tensor, ignore_index: int) -> _Listed:
-    """The logits of ``classes``, (N..., K), among which ``ignore_index`` stands for no class."""
+def _look_up(problem: Problem, classes: Tensor, ignore_index: int) -> tuple[Problem, _Listed]:
+    """The logits of ``classes``, (N..., K), among which ``ignore_index`` stands for no class.
+
+    They come with the problem to use from there on.
+    """
     check_labels(classes, problem.classes, ignore_index, name="classes")
     present = (classes != ignore_index) & (classes >= 0) & (classes < problem.classes)
     classes = torch.where(present, classes, 0)
-    x = problem.logits.movedim(problem.axis, -1).gather(-1, classes)
+    logits, x = entries_of(problem.logits, classes, problem.axis)
     x = torch.where(present, widened(x), 0)
     bias = problem.tensors.class_bias
     transform = problem.transform._replace(class_bias=None if bias is None else bias[classes])
-    return _Listed(classes, present, torch.where(present, transform(x), -torch.inf))
+    listed = _Listed(classes, present, torch.where(present, transform(x), -torch.inf))
+    return problem.replace(logits=logits), listed
 
 
 def _mark(kept: Tensor, ignore_index: int) -> Tensor:
@@ -202,7 +207,7 @@ def mixup_cross_entropy(
     problem = problem.replace(target=_mark(kept, ignore_index))
 
     def values_of(part: Problem, index: Index) -> RowValues:
-        listed = _look_up(part, both[index], ignore_index)
+        part, listed = _look_up(part, both[index], ignore_index)
         mass = torch.where(listed.present, torch.stack([lam[index], 1 - lam[index]], -1), 0)
         if weight is not None:
             mass = mass * weight.to(mass.dtype)[listed.classes]
@@ -342,7 +347,7 @@ def sparse_cross_entropy(
         q = q / torch.where(kept, q.sum(-1), 1).unsqueeze(-1)
 
     def values_of(part: Problem, index: Index) -> RowValues:
-        listed = _look_up(part, classes[index], ignore_index)
+        part, listed = _look_up(part, classes[index], ignore_index)
         _refuse_doubles(listed)
         here = kept[index]
         if tail == "mass":
