@@ -206,6 +206,18 @@ template <class Real>
   }
 }
 
+// The soft target of class j of a line, times the class weight.
+template <class Real>
+Real soft_at(const Problem& p, int64_t line, int64_t j) {
+  const Strip strip(p.soft, line);
+  const auto at = [&](auto type) { return Real(widen(*strip.at<const decltype(type)>(0, j))); };
+  const Real q = strip.type == Type::f32    ? at(float())
+                 : strip.type == Type::f64  ? at(double())
+                 : strip.type == Type::bf16 ? at(bf16())
+                                            : at(f16());
+  return p.class_weight ? q * static_cast<const Real*>(p.class_weight)[j] : q;
+}
+
 // A panel holds a block transposed: for each class the numbers of all rows of the strip. Rows that
 // lie side by side in memory, too, are loaded without a step between them.
 template <class Stored, class Real>
@@ -260,19 +272,36 @@ void transpose(const Real* from, int from_pitch, int rows, int columns, Real* to
 }
 
 template <class Real>
-void load_panel(const Problem& p, const Strip& strip, int64_t row, const Block& b, Real* buffer,
-                Real* slope, Real* panel) {
-  if (adjacent(p)) {
-    NoExtremes none;
-    load_logits(p, strip, row, b, buffer, slope, none);
-    return transpose(buffer, b.pitch, kStrip, b.width, panel, kStrip);
-  }
+void gather_any(const Strip& strip, const Block& b, Real* panel) {
   switch (strip.type) {
     case Type::f32: return gather_panel<float>(strip, b, panel);
     case Type::f64: return gather_panel<double>(strip, b, panel);
     case Type::bf16: return gather_panel<bf16>(strip, b, panel);
     case Type::f16: return gather_panel<f16>(strip, b, panel);
   }
+}
+
+template <class Real>
+void load_panel(const Problem& p, const Strip& strip, int64_t row, const Block& b, Real* buffer,
+                Real* slope, Real* panel) {
+  if (!adjacent(p)) return gather_any(strip, b, panel);
+  NoExtremes none;
+  load_logits(p, strip, row, b, buffer, slope, none);
+  transpose(buffer, b.pitch, kStrip, b.width, panel, kStrip);
+}
+
+// The same for soft targets times the class weights; see `load_soft`.
+template <class Real>
+[[gnu::noinline]] void load_soft_panel(const Problem& p, int64_t row, const int64_t* line,
+                                       const Block& b, Real* buffer, Real* panel) {
+  if (line || p.soft.class_stride == 1) {
+    load_soft(p, row, line, b, buffer);
+    return transpose(buffer, b.pitch, kStrip, b.width, panel, kStrip);
+  }
+  gather_any(Strip(p.soft, row), b, panel);
+  if (const Real* weight = static_cast<const Real*>(p.class_weight))
+    for (int j = 0; j < b.width; ++j)
+      for (int r = 0; r < b.height; ++r) panel[j * kStrip + r] *= weight[b.first + j];
 }
 
 // The derivative of the transform of a block of logits, without the scale of the row: one factor
@@ -300,7 +329,8 @@ TransformSlopes<Real> transform_slopes(const Problem& p, const Block& b, Real* c
 // Numbers that belong to the classes of a block, besides the logits.
 template <class Real>
 struct PerClass {
-  Real* soft;          // soft targets, in rows with the pitch of the block
+  Real* soft;          // soft targets, in the layout of the block
+  int pitch;           // numbers from row to row of them
   const Real* weight;  // the weights of the classes in the mean; null: 1
   TransformSlopes<Real> transform;
 };

@@ -28,12 +28,6 @@ Matrix optional_matrix(const MatrixArguments& m, int64_t rows) {
   return std::get<0>(m) ? make_matrix(m, rows) : Matrix{};
 }
 
-Matrix gradient_matrix(const MatrixArguments& m, int64_t rows, int64_t classes) {
-  const Matrix matrix = optional_matrix(m, rows);
-  if (matrix.data) prefer_huge_pages(uintptr_t(matrix.data), rows * classes * size_of(matrix.type));
-  return matrix;
-}
-
 // Computes the values of all rows if `values` is an address, their sum by the divisor if `result`
 // is one, and gradients times slope by the divisor where they have an address. Computes nothing if
 // a label is out of range.
@@ -61,8 +55,8 @@ Answer run(const KindArguments& kind, const MatrixArguments& logits, const Matri
   double slope = 1;
   std::tie(d.scale, slope) = factors;
   d.seed = slope / divide_by;
-  d.gradient = gradient_matrix(gradient, rows, classes);
-  d.teacher_gradient = gradient_matrix(teacher_gradient, rows, classes);
+  d.gradient = optional_matrix(gradient, rows);
+  d.teacher_gradient = optional_matrix(teacher_gradient, rows);
   const Matrix& written = d.gradient.data ? d.gradient : d.teacher_gradient;
   d.streams = written.data && worth_streaming(written, classes * size_of(written.type), rows);
   const std::unique_ptr<double[]> own(values ? nullptr : new double[rows]);

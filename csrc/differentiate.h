@@ -11,8 +11,8 @@ namespace {
 constexpr bool varies(unsigned set) { return set & (kEntropy | kPowers); }
 
 // The gradient of one class from its logit, in one row. The quick way is right if no logit of the
-// row is below a floor, which `differentiate` computes.
-template <unsigned set, bool quick, class Real>
+// row is below a floor, which `differentiate` computes. `class_step` is that of the soft targets.
+template <unsigned set, bool quick, int class_step, class Real>
 struct ClassGradient {
   Real offset, magic, vanished, all, spread, square, cube, mean, soft, live;
   Real quick_row;  // 1 if the quick way is right for this row
@@ -38,7 +38,7 @@ struct ClassGradient {
       else
         g = multiple(power, factor, x) + (!quick && z == Real(-kInfinity) ? Real(0) : c);
     }
-    if constexpr (set & kSoft) g = fused(soft, target[j], g);
+    if constexpr (set & kSoft) g = fused(soft, target[j * class_step], g);
     if constexpr (set & kTransform) g = !quick && g == 0 ? g : g * transform[j];
     return quick || live == Real(1) ? g : live;
   }
@@ -86,14 +86,14 @@ void differentiate(const Coefficients<Real>& s, const Layout& block, int from,
   const auto step = [&](auto how) {
     return [&](int r) {
       const int n = from + r;
-      ClassGradient<set, decltype(how)::value, Real> one;
+      ClassGradient<set, decltype(how)::value, Layout::class_step, Real> one;
       one.offset = offset[r], one.magic = magic[r], one.vanished = vanished[r];
       one.quick_row = quick_row[r], one.live = s.live[n], one.all = s.all[n];
       if constexpr (set & kEntropy) one.spread = s.spread[n];
       if constexpr (set & kPowers) one.square = s.square[n], one.cube = s.cube[n];
       if constexpr (set & kMean) one.mean = s.mean[n], one.weight = per_class.weight;
       if constexpr (set & kSoft)
-        one.soft = s.soft[n], one.target = per_class.soft + r * block.pitch;
+        one.soft = s.soft[n], one.target = per_class.soft + r * per_class.pitch;
       if constexpr (set & kTransform) one.transform = per_class.transform.row(r);
       return one;
     };

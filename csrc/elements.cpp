@@ -7,107 +7,13 @@
 // targets are 0 or 1, and the smallest losses keep their digits.
 #include "elements.h"
 
-#include "memory.h"
+#include "operands.h"
 
 #ifndef XENT_VARIANT
 #define XENT_VARIANT baseline
 #endif
 
 namespace {
-
-using xent::Elements;
-using xent::Operand;
-using xent::Output;
-using xent::Type;
-
-constexpr int kGroup = 32;  // elements whose results are stored together: a cache line of bf16
-constexpr int kBlock = int(xent::kElementBlock);
-
-// ---- operands -----------------------------------------------------------------------------------
-
-// Gives blocks of an operand, from its memory or from a buffer of converted, broadcast numbers.
-template <class Real>
-class Reader {
- public:
-  Reader(const Operand& operand, int64_t count)
-      : from_(operand), whole_(operand.repeat == 1 && operand.period >= count) {}
-
-  // Returns n numbers, with zeros up to whole groups.
-  const Real* read(int64_t begin, int n) {
-    const bool ready = n % kGroup == 0;
-    if (whole_ && ready && from_.type == own_type())
-      return static_cast<const Real*>(from_.data) + begin;
-    const int64_t place = from_.repeat == 1 ? begin % from_.period : from_.period == 1 ? 0 : begin;
-    if (n == length_ && place == place_) return buffer_;  // it still holds these numbers
-    length_ = n, place_ = place;
-    switch (from_.type) {
-      case Type::f32: spread<float>(begin, n); break;
-      case Type::f64: spread<double>(begin, n); break;
-      case Type::bf16: spread<bf16>(begin, n); break;
-      case Type::f16: spread<f16>(begin, n); break;
-    }
-    for (int j = n; j % kGroup; ++j) buffer_[j] = 0;
-    return buffer_;
-  }
-
- private:
-  static constexpr Type own_type() { return sizeof(Real) == 8 ? Type::f64 : Type::f32; }
-
-  template <class Stored>
-  void spread(int64_t begin, int n) {
-    const Stored* data = static_cast<const Stored*>(from_.data);
-    for (int j = 0; j < n;) {
-      const int64_t i = begin + j, at = i / from_.repeat % from_.period;
-      const int64_t left = from_.repeat == 1 ? from_.period - at : from_.repeat - i % from_.repeat;
-      const int run = int(left < n - j ? left : n - j);
-      if (from_.repeat == 1) {
-        convert(data + at, buffer_ + j, run, [](Stored x, Real& to) { to = Real(widen(x)); });
-      } else {
-        const Real value = Real(widen(data[at]));
-        for (int k = 0; k < run; ++k) buffer_[j + k] = value;
-      }
-      j += run;
-    }
-  }
-
-  const Operand from_;
-  const bool whole_;
-  int length_ = 0;
-  int64_t place_ = -1;
-  alignas(64) Real buffer_[kBlock];
-};
-
-// ---- results ------------------------------------------------------------------------------------
-
-template <class Stored, class Real>
-XENT_LANE void put(const Real* group, const Output& out, int64_t begin, int n, bool streams) {
-  Stored* to = static_cast<Stored*>(out.data) + begin;
-  alignas(64) Stored line[kGroup];
-  XENT_FOR(i, kGroup) narrow(group[i], line[i]);
-  constexpr int lanes = 64 / sizeof(Stored);
-  if (n < kGroup)
-    for (int i = 0; i < n; ++i) to[i] = line[i];
-  else if (streams)
-    for (int i = 0; i < kGroup; i += lanes) stream_line(line + i, to + i);
-  else
-    __builtin_memcpy(to, line, sizeof line);
-}
-
-XENT_LANE void put_any(const float* group, const Output& out, int64_t begin, int n, bool streams) {
-  switch (out.type) {
-    case Type::f32: return put<float>(group, out, begin, n, streams);
-    case Type::bf16: return put<bf16>(group, out, begin, n, streams);
-    case Type::f16: return put<f16>(group, out, begin, n, streams);
-    case Type::f64: return;  // swept in float64
-  }
-}
-
-XENT_LANE void put_any(const double* group, const Output& out, int64_t begin, int n, bool streams) {
-  if (out.type == Type::f64) return put<double>(group, out, begin, n, streams);
-  float narrower[kGroup];
-  XENT_FOR(i, kGroup) narrower[i] = float(group[i]);
-  put_any(narrower, out, begin, n, streams);
-}
 
 // ---- one element --------------------------------------------------------------------------------
 
@@ -121,10 +27,25 @@ constexpr float kLog1pOver[] = {
 XENT_LANE float log1p_unit(float e) { return e * polynomial(e, kLog1pOver); }
 XENT_LANE double log1p_unit(double e) { return log1p_lane(e); }
 
-// factor * value, where 0 times infinity is 0.
-template <class Real>
+// factor * value, where 0 times infinity is 0. Near logits have no infinite terms.
+template <bool near = false, class Real>
 XENT_LANE Real product(Real factor, Real value) {
-  return factor == 0 ? Real(0) : factor * value;
+  return !near && factor == 0 ? Real(0) : factor * value;
+}
+
+// A logit is near if its exponential is a normal number, which takes a third of the work of others.
+// Nearly all logits are near.
+template <class Real>
+bool are_near(const Real* z, int n) {
+  constexpr Real limit = -Exp<Real>::lowest / Exp<Real>::log2e;
+  Real far[kLanes] = {};
+  for (int j = 0; j < n; j += kLanes) XENT_FOR(i, kLanes) {
+      const Real size = z[j + i] < 0 ? -z[j + i] : z[j + i];
+      far[i] = size > far[i] ? size : far[i];
+    }
+  bool near = true;
+  for (const Real one : far) near &= one < limit;
+  return near;
 }
 
 template <class Real>
@@ -151,12 +72,13 @@ struct Group {
 enum class Modulator { none, whole, any, margin };
 
 // The log terms of an element, and their derivative by the logit.
-template <class Real>
+template <bool near, class Real>
 struct Terms {
   Real e, unit, p, q, yes, no, value, slope;
 
   XENT_LANE Terms(Real z, Real t, Real pos_weight) {
-    e = exp_scaled(z < 0 ? z : -z, Real(1));
+    const Real x = z < 0 ? z : -z;
+    e = near ? exponential(x).value() : exp_scaled(x, Real(1));
     unit = Real(1) / (Real(1) + e);
     const Real overlap = log1p_unit(e), small = e * unit;
     const Real up = (z > 0 ? z : Real(0)) + overlap, down = (z < 0 ? -z : Real(0)) + overlap;
@@ -164,7 +86,7 @@ struct Terms {
     q = z < 0 ? unit : small;
     no = Real(1) - t;
     yes = t * pos_weight;
-    value = product(yes, down) + product(no, up);
+    value = product<near>(yes, down) + product<near>(no, up);
     slope = no * p - yes * q;
   }
 };
@@ -174,7 +96,8 @@ template <class Real>
 struct Error {
   Real value, turn, share;
 
-  XENT_LANE Error(const Settings<Real>& s, const Terms<Real>& x, Real t) {
+  template <bool near>
+  XENT_LANE Error(const Settings<Real>& s, const Terms<near, Real>& x, Real t) {
     const Real other = s.side * x.no, gap = t * x.q + other * x.p;
     const bool plain = t > s.plain_above;
     value = plain ? Real(1) : gap < 0 ? -gap : gap;
@@ -183,11 +106,11 @@ struct Error {
   }
 };
 
-template <class Real>
+template <bool near, class Real>
 XENT_LANE void evaluate_whole(Group<Real>& g, const Settings<Real>& s) {
   Real error[kGroup], power[kGroup];  // power = share error^(gamma - 1)
   XENT_FOR(i, kGroup) {
-    const Terms<Real> x(g.z[i], g.t[i], g.pos_weight[i]);
+    const Terms<near, Real> x(g.z[i], g.t[i], g.pos_weight[i]);
     const Error<Real> e(s, x, g.t[i]);
     error[i] = e.value;
     power[i] = e.share;
@@ -207,11 +130,11 @@ XENT_LANE Real power_of(Real log_error, Real gamma, Real share) {
   return exp_scaled(gamma * (log_error < Real(-1e300) ? Real(-1e300) : log_error), share);
 }
 
-template <class Real>
+template <bool near, class Real>
 XENT_LANE void evaluate_any(Group<Real>& g, const Settings<Real>& s) {
   Real error[kGroup], share[kGroup], turn[kGroup];
   XENT_FOR(i, kGroup) {
-    const Terms<Real> x(g.z[i], g.t[i], g.pos_weight[i]);
+    const Terms<near, Real> x(g.z[i], g.t[i], g.pos_weight[i]);
     const Error<Real> e(s, x, g.t[i]);
     error[i] = e.value;
     share[i] = e.share;
@@ -233,25 +156,25 @@ XENT_LANE void evaluate_any(Group<Real>& g, const Settings<Real>& s) {
 
 // Computes a group with a margin. For targets 0 the error is r = max(p - margin, 0), and the power
 // is gamma_negative.
-template <class Real>
+template <bool near, class Real>
 XENT_LANE void evaluate_margin(Group<Real>& g, const Settings<Real>& s) {
-  Real error[kGroup], turn[kGroup], rest[kGroup], yes[kGroup], near[kGroup];
+  Real error[kGroup], turn[kGroup], rest[kGroup], yes[kGroup], close[kGroup];
   XENT_FOR(i, kGroup) {
     const Real t = g.t[i];
-    const Terms<Real> x(g.z[i], t, Real(0));  // the term of targets 0; y: that of targets 1
-    const Terms<Real> y(g.z[i], Real(1), g.pos_weight[i]);
+    const Terms<near, Real> x(g.z[i], t, Real(0));  // the term of targets 0; y: that of targets 1
+    const Terms<near, Real> y(g.z[i], Real(1), g.pos_weight[i]);
     const bool inside = x.p > s.margin;
     const Real over = inside ? x.p - s.margin : Real(0), slope = inside ? x.p * x.q : Real(0);
     error[i] = t * x.q + x.no * over;
     turn[i] = error[i] == 0 ? Real(0) : (x.no * slope - t * x.p * x.q) / error[i];
-    // rest = 1 - r. If r is small, `near` corrects log(rest) for the rounding of 1 - r.
+    // rest = 1 - r. If r is small, `close` corrects log(rest) for the rounding of 1 - r.
     const bool low = x.p < Real(0.5);
     rest[i] = low ? Real(1) - over : x.q + s.margin;
-    near[i] = low ? (-over - (rest[i] - Real(1))) / rest[i] : Real(0);
+    close[i] = low ? (-over - (rest[i] - Real(1))) / rest[i] : Real(0);
     yes[i] = product(t, y.value);
     g.slope[i] = t * y.slope + x.no * (s.margin == 0 ? x.p : slope / rest[i]);
     g.value[i] = s.margin == 0 ? x.value : Real(0);  // not from q, which may be rounded to 0
-    near[i] = s.margin == 0 ? Real(0) : near[i];
+    close[i] = s.margin == 0 ? Real(0) : close[i];
     rest[i] = s.margin == 0 ? Real(1) : rest[i];
   }
   XENT_FOR(i, kGroup) rest[i] = log_lane(rest[i]);
@@ -260,26 +183,26 @@ XENT_LANE void evaluate_margin(Group<Real>& g, const Settings<Real>& s) {
     const Real t = g.t[i], no = Real(1) - t;
     const Real gamma = s.gamma * t + s.gamma_negative * no;
     const Real power = power_of(error[i], gamma, Real(1));
-    const Real value = yes[i] + g.value[i] - product(no, rest[i] + near[i]);
+    const Real value = yes[i] + g.value[i] - product(no, rest[i] + close[i]);
     g.slope[i] = power * (s.followed * gamma * product(turn[i], value) + g.slope[i]);
     g.value[i] = product(power, value);
   }
 }
 
-template <Modulator modulator, class Real>
+template <Modulator modulator, bool near, class Real>
 XENT_LANE void evaluate(Group<Real>& g, const Settings<Real>& s) {
   if constexpr (modulator == Modulator::none) {
     XENT_FOR(i, kGroup) {
-      const Terms<Real> x(g.z[i], g.t[i], g.pos_weight[i]);
+      const Terms<near, Real> x(g.z[i], g.t[i], g.pos_weight[i]);
       g.value[i] = x.value;
       g.slope[i] = x.slope;
     }
   } else if constexpr (modulator == Modulator::whole) {
-    evaluate_whole(g, s);
+    evaluate_whole<near>(g, s);
   } else if constexpr (modulator == Modulator::any) {
-    evaluate_any(g, s);
+    evaluate_any<near>(g, s);
   } else {
-    evaluate_margin(g, s);
+    evaluate_margin<near>(g, s);
   }
   XENT_FOR(i, kGroup) {
     const bool ignored = g.t[i] == s.ignored;
@@ -322,6 +245,21 @@ struct Totals {
   }
 };
 
+// Evaluates the n elements from `first` on, in groups.
+template <Modulator modulator, bool near, bool values, bool gradient, class Real>
+void sweep_block(const Elements& p, const Settings<Real>& settings, Group<Real>& g, int64_t first,
+                 int n, Totals<Real>& totals) {
+  for (int j = 0; j < n; j += kGroup) {
+    evaluate<modulator, near>(g, settings);
+    const int some = n - j < kGroup ? n - j : kGroup;
+    if constexpr (values) totals.add(g, settings.ignored);
+    if (values && p.values.data) put_any(g.value, p.values, first + j, some, false);
+    if (gradient) put_any(g.slope, p.gradient, first + j, some, p.streams);
+    g.z += kGroup, g.t += kGroup, g.weight += kGroup, g.pos_weight += kGroup;
+    g.upstream += kGroup;
+  }
+}
+
 template <Modulator modulator, bool values, bool gradient, class Real>
 void sweep(Elements& p, int64_t begin, int64_t end) {
   Reader<Real> logits(p.logits, p.count), target(p.target, p.count), weight(p.weight, p.count),
@@ -338,15 +276,10 @@ void sweep(Elements& p, int64_t begin, int64_t end) {
                   {},
                   {}};
     Totals<Real> totals;
-    for (int j = 0; j < n; j += kGroup) {
-      evaluate<modulator>(g, settings);
-      const int some = n - j < kGroup ? n - j : kGroup;
-      if constexpr (values) totals.add(g, settings.ignored);
-      if (values && p.values.data) put_any(g.value, p.values, first + j, some, false);
-      if (gradient) put_any(g.slope, p.gradient, first + j, some, p.streams);
-      g.z += kGroup, g.t += kGroup, g.weight += kGroup, g.pos_weight += kGroup;
-      g.upstream += kGroup;
-    }
+    if (are_near(g.z, n))
+      sweep_block<modulator, true, values, gradient>(p, settings, g, first, n, totals);
+    else
+      sweep_block<modulator, false, values, gradient>(p, settings, g, first, n, totals);
     if constexpr (values) totals.finish(p, block);
   }
   if (p.streams) finish_streams();

@@ -179,22 +179,33 @@ void finish_index(const Problem& p, const StripState& state, const Odds& odds, c
 }
 
 // The logarithm of a number that may be subnormal.
-double log_of_tiny(double x) {
-  return x < 0x1p-1000 ? log_lane(x * 0x1p100) - 100 * (kLn2High + kLn2Low) : log_lane(x);
+XENT_LANE double log_of_tiny(double x) {
+  const bool tiny = x < 0x1p-1000;
+  return log_lane(tiny ? x * 0x1p100 : x) - (tiny ? 100 * (kLn2High + kLn2Low) : 0.0);
 }
 
 void finish_soft(const xent::Statistics& s, const StripState& state, const Odds& odds, int64_t n,
                  int height) {
+  const double *q = state.pivot_soft, *mass = state.mass;
+  double log_prob[kStrip], value[kStrip];
+  for (int r = 0; r < height; ++r)
+    log_prob[r] = -(times(q[r], odds.above[r]) + state.deficit[r] + times(mass[r], odds.below[r]));
+  put(s.log_prob, n, height, log_prob);
+  if (s.log_odds)
+    for (int r = 0; r < height; ++r) {
+      const double finite = log_prob[r] - log_of_tiny(one_minus_exp(-log_prob[r]));
+      value[r] = log_prob[r] >= 0 ? kInfinity : finite;
+    }
+  put(s.log_odds, n, height, value);
   for (int r = 0; r < height; ++r) {
-    const double q = state.pivot_soft[r], pivot = state.pivot[r], mass = state.mass[r];
-    const double nll = times(q, odds.above[r]) + state.deficit[r] + times(mass, odds.below[r]);
-    put(s.log_prob, n + r, -nll);
-    put(s.log_odds, n + r, nll <= 0 ? kInfinity : -nll - log_of_tiny(one_minus_exp(nll)));
-    put(s.target, n + r,
-        times(q, finite_or_nan(pivot)) + times(mass, state.shift[r]) - state.deficit[r]);
-    put(s.mass, n + r, q + mass);
-    put(s.top, n + r, double(state.top[r]));
+    const double pivot = finite_or_nan(state.pivot[r]);
+    value[r] = times(q[r], pivot) + times(mass[r], state.shift[r]) - state.deficit[r];
   }
+  put(s.target, n, height, value);
+  for (int r = 0; r < height; ++r) value[r] = q[r] + mass[r];
+  put(s.mass, n, height, value);
+  for (int r = 0; r < height; ++r) value[r] = double(state.top[r]);
+  put(s.top, n, height, value);
   put(s.top_logit, n, height, state.pivot);
   put(s.pivot_log_odds, n, height, odds.d);
 }

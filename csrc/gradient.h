@@ -135,13 +135,12 @@ class CoefficientFinder {
       // log_odds is a function of log_prob = sum_j q_j log p_j; its derivative is 1 / (1 - prob).
       const bool flat = f.odds[r] == 0 || nll <= 0;
       const double slope = f.prob[r] + (flat ? 0.0 : f.odds[r] / one_minus_exp(nll));
-      Real q[kLanes] = {};
-      if (label_[r].kind == LabelKind::kept)
-        load_soft(p_, n_ + r, p_.labels ? &label_[r].pivot : nullptr,
-                  {0, 1, out_.pivot[r], 1, kLanes}, q);
+      const int64_t line = p_.labels ? label_[r].pivot : n_ + r;
+      const bool kept = label_[r].kind == LabelKind::kept;
+      const double q = kept ? double(soft_at<Real>(p_, line, out_.pivot[r])) : 0.0;
       all_[r] = (f.lse[r] - slope * mass) * rest_[r];
-      at_pivot_[r] = f.lse[r] * pivot_[r] + slope * ((double(q[0]) - mass) + mass * rest_[r]) +
-                     f.target[r] * double(q[0]);
+      at_pivot_[r] =
+          f.lse[r] * pivot_[r] + slope * ((q - mass) + mass * rest_[r]) + f.target[r] * q;
       soft_[r] = slope + f.target[r];
     }
   }

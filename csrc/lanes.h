@@ -239,7 +239,7 @@ struct Base {
     const bool near = (!exact && sizeof(Real) < 8) & ((wanted < 0 ? -wanted : wanted) < far);
     const double nearest = (wanted * log2e + magic) - magic;
     exponent = near ? Real(nearest) : Real(0);
-    offset = near | (wanted == -__builtin_huge_val()) ? Real(0) : Real(wanted);
+    offset = (near | (wanted == -__builtin_huge_val())) ? Real(0) : Real(wanted);
     shift = near ? nearest / log2e : double(Real(wanted));
   }
 

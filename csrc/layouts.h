@@ -40,6 +40,7 @@ void fold(const Real (*lane)[kLanes], int count, Operation operation, Number* ou
 template <class Real, class Operation>
 struct RowsLayout {
   static constexpr bool is_panel = false, keeps = false;
+  static constexpr int class_step = 1;
   Real* z;
   int height, width, pitch;
   Extremes<Real, Operation>& extremes;  // found when the block was loaded
@@ -177,6 +178,7 @@ struct RowsLayout {
 template <class Real, class Operation>
 struct PanelLayout {
   static constexpr bool is_panel = true, keeps = false;
+  static constexpr int class_step = kStrip;
   Real* z;
   int height, width;
 

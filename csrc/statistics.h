@@ -64,12 +64,12 @@ class BlockAdder {
       displaced_soft_[r] = state_.pivot_soft[n];
       displaced_weight_[r] = mean_weight<Real>(p_, state_.top[n]);
       place_[r] = int64_t(found[r]);
-      Real& soft = per_class_.soft[r * block_.pitch + place_[r]];
+      Real& soft = per_class_.soft[r * per_class_.pitch + place_[r] * Layout::class_step];
       state_.pivot[n] = double(here_[r]);
       state_.pivot_soft[n] = double(soft);
       state_.top[n] = first_ + place_[r];
       block_.at(r, place_[r]) = Real(-kInfinity);
-      block_.look_again(r);
+      if constexpr (!Layout::is_panel) block_.look_again(r);
       soft = 0;
     }
     block_.extreme(next_, here_);
@@ -147,7 +147,8 @@ class BlockAdder {
   template <Way way>
   auto adder(const Real* low) const {
     return [this, low](int r) {
-      return Adder<set, way, Real>{offset_[r], magic_[r], low[r], per_class_.weight, soft(r)};
+      return Adder<set, way, Layout::class_step, Real>{offset_[r], magic_[r], low[r],
+                                                       per_class_.weight, soft(r)};
     };
   }
 
@@ -213,7 +214,7 @@ class BlockAdder {
   }
 
   const Real* soft([[maybe_unused]] int r) const {
-    if constexpr (set & kSoft) return per_class_.soft + r * block_.pitch;
+    if constexpr (set & kSoft) return per_class_.soft + r * per_class_.pitch;
     return nullptr;
   }
 

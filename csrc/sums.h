@@ -32,8 +32,8 @@ struct Places {
 // True if sums have terms of z - shift, which must then be exact.
 constexpr bool exact_sums(unsigned set) { return set & (kMean | kEntropy | kSoft); }
 
-// Adds a class of a row to its sums.
-template <unsigned set, Way way, class Real>
+// Adds a class of a row to its sums. `class_step` is that of the soft targets.
+template <unsigned set, Way way, int class_step, class Real>
 struct Adder {
   Real offset, magic, low;
   const Real *weight, *soft;
@@ -69,7 +69,7 @@ struct Adder {
     }
     if constexpr (way != Way::quick) sum(At::support) += out ? Real(0) : Real(1);
     if constexpr (set & kSoft) {
-      const Real q = soft[j];
+      const Real q = soft[j * class_step];
       sum(At::mass) += q;
       sum(At::deficit) += way != Way::quick && q == 0 ? Real(0) : -x * q;
     }

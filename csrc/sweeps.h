@@ -12,7 +12,6 @@ namespace {
 constexpr int64_t kShort = 16;
 
 bool fits_panels(const Problem& p) {
-  if (is_soft(p)) return false;
   const bool transformed = p.scale || p.softcap > 0 || p.class_scale || p.class_bias;
   return adjacent(p) ? p.classes <= kShort : !transformed;
 }
@@ -77,7 +76,7 @@ template <class Real>
 struct Buffers {
   alignas(64) Real logits[kBuffer + xent::kBeyond] = {};  // loops by cache lines end beyond a row
   alignas(64) Real panel[kBuffer] = {};
-  alignas(64) Real soft[kBuffer + xent::kBeyond];
+  alignas(64) Real soft[kBuffer + xent::kBeyond], soft_panel[kBuffer] = {};
   alignas(64) Real ones[kBuffer + xent::kBeyond];
   alignas(64) Real cap_slopes[kBuffer + xent::kBeyond];
   Extremes<Real, Greater> largest;
@@ -88,17 +87,24 @@ struct Buffers {
 // the mean if `set` has them.
 template <unsigned set, class Real>
 PerClass<Real> load_per_class(const Problem& p, int64_t n, const Label* label, const Block& b,
-                              Buffers<Real>& buffers) {
+                              bool panels, Buffers<Real>& buffers) {
   if (is_soft(p)) {
     int64_t line[kStrip];
     for (int r = 0; r < b.height; ++r)  // an ignored row may get any line
       line[r] = label[b.r + r].pivot < 0 ? 0 : label[b.r + r].pivot;
-    load_soft(p, n, p.labels ? line : nullptr, b, buffers.soft);
+    const int64_t* lines = p.labels ? line : nullptr;
+    if (panels)
+      load_soft_panel(p, n, lines, b, buffers.soft, buffers.soft_panel);
+    else
+      load_soft(p, n, lines, b, buffers.soft);
   }
   const Real* weight = static_cast<const Real*>(p.mean_weight);
   if ((set & kWeights) && !weight)
     for (int j = 0; j < b.width + xent::kBeyond; ++j) buffers.ones[j] = j < b.width ? 1 : 0;
-  return {buffers.soft, weight ? weight + b.first : buffers.ones, {}};
+  return {panels ? buffers.soft_panel : buffers.soft,
+          panels ? 1 : b.pitch,
+          weight ? weight + b.first : buffers.ones,
+          {}};
 }
 
 // ---- statistics ---------------------------------------------------------------------------------
@@ -126,13 +132,12 @@ void sweep(const Problem& p, const Strip& strip, int64_t n, int height, const La
       shape = exponentials ? buffered.unbuffered(p, height) : buffered;
   Real* const no_slope = nullptr;
   shape.for_blocks(p, height, [&](const Block& b) {
-    if constexpr (!(set & kSoft))
-      if (panels) {
-        load_panel(p, strip, n, b, buffers.logits, no_slope, buffers.panel);
-        const PanelLayout<Real, Greater> block{buffers.panel, b.height, b.width};
-        return add_block<set>(p, state, block, load_per_class<set>(p, n, label, b, buffers), label,
-                              b, prefetch_of_panel(strip, kStrip, b.first));
-      }
+    if (panels) {
+      load_panel(p, strip, n, b, buffers.logits, no_slope, buffers.panel);
+      const PanelLayout<Real, Greater> block{buffers.panel, b.height, b.width};
+      return add_block<set>(p, state, block, load_per_class<set>(p, n, label, b, true, buffers),
+                            label, b, prefetch_of_panel(strip, kStrip, b.first));
+    }
     if (!any_kept(label, b)) return;
     if constexpr (set == kPlain)
       if (exponentials) {
@@ -147,7 +152,7 @@ void sweep(const Problem& p, const Strip& strip, int64_t n, int height, const La
     load_logits(p, strip, n, b, buffers.logits, no_slope, buffers.largest);
     const RowsLayout<Real, Greater> block{buffers.logits, b.height, b.width, b.pitch,
                                           buffers.largest};
-    add_block<set>(p, state, block, load_per_class<set>(p, n, label, b, buffers), label, b,
+    add_block<set>(p, state, block, load_per_class<set>(p, n, label, b, false, buffers), label, b,
                    shape.next_block(p, strip, b));
   });
 }
@@ -205,17 +210,17 @@ void differentiate_in_buffer(const Problem& p, const Strip& strip, const Strip& 
                              const Coefficients<Real>& coefficients, Buffers<Real>& buffers,
                              const Prefetch& next) {
   const auto run = [&](const auto& block) {
-    differentiate<set>(coefficients, block, b.r, load_per_class<set>(p, n, label, b, buffers), next,
+    differentiate<set>(coefficients, block, b.r,
+                       load_per_class<set>(p, n, label, b, panels, buffers), next,
                        [&](auto step) { block.map(step); });
     put_pivots(coefficients, b, [&](int r, int64_t j, Real g) { block.at(r, j) = g; });
   };
-  if constexpr (!(set & kSoft))
-    if (panels) {
-      load_panel(p, strip, n, b, buffers.logits, buffers.cap_slopes, buffers.panel);
-      run(PanelLayout<Real, Less>{buffers.panel, b.height, b.width});
-      return store_panel(p, out, b, buffers.panel, buffers.logits,
-                         transform_slopes(p, b, buffers.cap_slopes));
-    }
+  if (panels) {
+    load_panel(p, strip, n, b, buffers.logits, buffers.cap_slopes, buffers.panel);
+    run(PanelLayout<Real, Less>{buffers.panel, b.height, b.width});
+    return store_panel(p, out, b, buffers.panel, buffers.logits,
+                       transform_slopes(p, b, buffers.cap_slopes));
+  }
   if constexpr (is_all(set)) {
     load_logits(p, strip, n, b, buffers.logits, buffers.cap_slopes, buffers.smallest);
     run(RowsLayout<Real, Less>{buffers.logits, b.height, b.width, b.pitch, buffers.smallest});
@@ -230,7 +235,7 @@ void differentiate_directly(const Problem& p, const Strip& strip, const Strip& o
                             const Coefficients<Real>& coefficients, Buffers<Real>& buffers,
                             const Prefetch& next) {
   load_logits(p, strip, n, b, buffers.logits, buffers.cap_slopes, buffers.smallest);
-  PerClass<Real> per_class = load_per_class<set>(p, n, label, b, buffers);
+  PerClass<Real> per_class = load_per_class<set>(p, n, label, b, false, buffers);
   per_class.transform = transform_slopes(p, b, buffers.cap_slopes);
   const RowsLayout<Real, Less> block{buffers.logits, b.height, b.width, b.pitch, buffers.smallest};
   differentiate_to<set>(out, b, p.streams, coefficients, block, per_class, next);

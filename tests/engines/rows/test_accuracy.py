@@ -291,6 +291,32 @@ def test_soft_targets(engine, dtype):
     assert worst(loss, torch.tensor(truth, dtype=torch.float64)) <= LOSS_ULPS
 
 
+# Rows side by side in memory, and short rows: some of a strip of 32, more than one strip, several
+# blocks of classes.
+@pytest.mark.parametrize("shape", [(2, 3, 5), (3, 70, 40), (1, 130, 7), (40, 16)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, *HALF], ids=str)
+def test_soft_targets_in_every_layout(engine, dtype, shape):
+    z = (torch.randn(shape) * 3).to(dtype)
+    z[0, 0] = -torch.inf
+    q = torch.softmax(torch.randn(shape) * 2, 1)
+    q[0, 0], q[1:, 1] = 0, 0
+    q, weight = q.to(dtype), (torch.rand(shape[1]) + 0.5).to(dtype)
+    wide = z.double().requires_grad_()
+    mass = q.double() * weight.double().view(-1, *(1 for _ in shape[2:]))
+    terms = mass * torch.log_softmax(wide, 1).masked_fill(z == -torch.inf, 0)
+    truth = -terms.sum(1)
+    (slope,) = torch.autograd.grad(truth.sum(), wide)
+    eps = torch.finfo(dtype).eps
+    for logits in (z, z.movedim(1, -1).contiguous().movedim(-1, 1)):
+        for target in (q, q.movedim(1, -1).contiguous().movedim(-1, 1)):
+            loss, grad = value_and_grad(
+                xent.cross_entropy, logits, target, weight, reduction="none", engine=engine
+            )
+            torch.testing.assert_close(loss.double(), truth.detach(), rtol=LOSS_ULPS * eps, atol=0)
+            # p - q: each of the two is below 2, and has its own rounding
+            torch.testing.assert_close(grad.double(), slope, rtol=eps, atol=2 * GRAD_ULPS * eps)
+
+
 def log_sum_exp(row):
     return mpmath.log(mpmath.fsum(mpmath.exp(mpmath.mpf(v)) for v in row.double().tolist()))
 
