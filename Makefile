@@ -124,6 +124,7 @@ experiments: $(VENV)/examples
 bench: $(VENV)/bench
 	mkdir -p benchmarks/results
 	$(BIN)/xent bench --memory --json benchmarks/results/cpu.json --markdown | tee benchmarks/results/cpu.txt
+	$(BIN)/python -m benchmarks.in_a_step --json benchmarks/results/in_a_step.json | tee benchmarks/results/in_a_step.txt
 	$(BIN)/python -m benchmarks.small_calls | tee benchmarks/results/small_calls.txt
 	$(BIN)/python -m benchmarks.family | tee benchmarks/results/family.txt
 	$(BIN)/python -m benchmarks.regression | tee benchmarks/results/regression.txt

@@ -5,9 +5,11 @@ for the next call. Here xent and PyTorch are measured where it does not:
 
 * **fresh**: the first calls of a new process, loss and gradient of given logits, after two untimed
   calls.
-* **in a step**: within training steps, which are `Linear`, loss, backward pass and SGD. The time of
-  the loss is that of the step, less that of the same step without a loss, whose backward pass
-  starts from a given gradient of the logits.
+* **in a step**: within training steps, which are `Linear`, loss, backward pass and SGD: from the
+  call of the loss until autograd has the gradient of the logits.
+* **difference**: the time of such a step, less that of a step without a loss, whose backward
+  pass starts from a given gradient. That includes what the loss costs the rest of the step, such as
+  memory to free and caches to fill again; where logits are large it is the noise of their memory.
 
 Each contestant has processes of its own, since the memory that an allocator keeps is part of what
 is measured. Within a process, steps with and without a loss take turns, and so do the contestants.
@@ -18,6 +20,7 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import statistics
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -82,11 +85,13 @@ class Bench:
         self.turn()
         self.steps = max(1, round(TURN_SECONDS / (2e-3 * self.turn()[0])))
 
-    def step(self, with_loss: bool) -> float:
-        """Return the milliseconds of one training step."""
+    def step(self, with_loss: bool) -> tuple[float, float]:
+        """Return the milliseconds of one training step, and those of the loss in it."""
         assert self.model is not None
-        start = time.perf_counter()
+        moments = [time.perf_counter()]
         logits = self.model()
+        logits.register_hook(lambda _: moments.append(time.perf_counter()))
+        moments.append(time.perf_counter())
         if with_loss:
             self.loss(logits, self.target).backward()
         else:
@@ -94,13 +99,20 @@ class Bench:
         self.optimizer.step()
         self.optimizer.zero_grad()
         del logits
-        return 1e3 * (time.perf_counter() - start)
+        start, called, ready = moments
+        return 1e3 * (time.perf_counter() - start), 1e3 * (ready - called)
 
-    def turn(self) -> tuple[float, float]:
-        """Return the milliseconds of a step with the loss and without: medians of a turn."""
-        pairs = [[self.step(True), self.step(False)] for _ in range(self.steps)]
-        with_loss, without = torch.tensor(pairs, dtype=torch.float64).median(0).values.tolist()
-        return with_loss, without
+    def turn(self) -> tuple[float, float, float]:
+        """Return milliseconds, medians of a turn: of a step, of the loss in it, and by difference.
+
+        The difference is that of two steps, one after the other.
+        """
+        found = []
+        for _ in range(self.steps):
+            (whole, inside), (without, _) = self.step(True), self.step(False)
+            found.append((whole, inside, whole - without))
+        whole, inside, difference = map(statistics.median, zip(*found, strict=True))
+        return whole, inside, difference
 
 
 def serve(pipe: Connection, name: str, rows: int, classes: int, threads: int) -> None:
@@ -143,7 +155,7 @@ class Process:
 def measure(cell: Shape, processes: int, turn_seconds: float, threads: int) -> dict[str, Any]:
     """Measure one shape, with so many processes of each contestant, one pair after the other."""
     fresh: dict[str, list[float]] = {name: [] for name in LOSSES}
-    steps: dict[str, list[tuple[float, float]]] = {name: [] for name in LOSSES}
+    steps: dict[str, list[tuple[float, ...]]] = {name: [] for name in LOSSES}
     for _ in range(processes):
         pair = {name: Process(name, cell, threads) for name in LOSSES}
         for name, process in pair.items():
@@ -163,20 +175,22 @@ def measure(cell: Shape, processes: int, turn_seconds: float, threads: int) -> d
         "classes": cell[1],
         "features": features(cell[1]),
         "fresh": {name: summary(times) for name, times in fresh.items()},
-        "step": {name: summary([both for both, _ in times]) for name, times in steps.items()},
-        "loss": {name: summary([a - b for a, b in times]) for name, times in steps.items()},
+        **{
+            kind: {name: summary([turn[k] for turn in turns]) for name, turns in steps.items()}
+            for k, kind in enumerate(("step", "loss", "difference"))
+        },
     }
 
 
 def text(result: dict[str, Any]) -> str:
     """Return the table."""
     lines = [
-        ["", "fresh", "", "", "loss in a step", "", "", "step", ""],
-        ["logits", *("xent", "torch", "times") * 2, "xent", "torch"],
+        ["", "fresh", "", "", "in a step", "", "", "difference", "", "", "step", ""],
+        ["logits", *("xent", "torch", "times") * 3, "xent", "torch"],
     ]
     for cell in result["cells"]:
         line = [f"{cell['rows']} x {cell['classes']} float32"]
-        for kind in ("fresh", "loss"):
+        for kind in ("fresh", "loss", "difference"):
             line += [_figure(cell[kind][name]) for name in LOSSES] + [ratio(cell[kind])]
         lines.append(line + [digits(cell["step"][name]["ms"]) for name in LOSSES])
     head = (__doc__ or "").partition("\n\n")[2].strip().replace("`", "")

@@ -17,7 +17,8 @@ def test_steps_with_and_without_a_loss_train_the_layer(name):
     (weight, bias) = bench.optimizer.param_groups[0]["params"]
     for with_loss in (True, False):
         before = weight.detach().clone(), bias.detach().clone()
-        assert bench.step(with_loss) > 0
+        whole, inside = bench.step(with_loss)
+        assert whole > inside > 0
         assert (weight != before[0]).any()
         if not with_loss:  # each logit has the gradient 1 / 80, and the rate is 1e-3
             torch.testing.assert_close(before[1] - bias, torch.full((5,), 16 * 1e-3 / 80))
@@ -26,17 +27,20 @@ def test_steps_with_and_without_a_loss_train_the_layer(name):
 
 def test_a_turn_is_the_median_of_its_steps(monkeypatch):
     bench = in_a_step.Bench("xent", 4, 3)
-    times = iter([5.0, 1.0, 90.0, 2.0, 7.0, 60.0])
+    times = iter([(5.0, 2.0), (1.0, 0.0), (90.0, 3.0), (2.0, 0.0), (7.0, 1.0), (60.0, 0.0)])
     monkeypatch.setattr(bench, "step", lambda with_loss: next(times))
     bench.steps = 3
-    assert bench.turn() == (7.0, 2.0)
+    assert bench.turn() == (7.0, 2.0, 4.0)
+
+
+KINDS = ("fresh", "step", "loss", "difference")
 
 
 def test_results_are_added_to_those_of_other_shapes(monkeypatch, capsys, tmp_path):
     def measured(cell, *_):
         time = {"ms": 2.0, "ms_quartiles": [1.0, 3.0], "ms_all": [2.0]}
         slow = {**time, "ms": 2.5 * runs}
-        parts = {kind: {"xent": time, "torch": slow} for kind in ("fresh", "step", "loss")}
+        parts = {kind: {"xent": time, "torch": slow} for kind in KINDS}
         return {"rows": cell[0], "classes": cell[1], **parts}
 
     path, runs = tmp_path / "result.json", 1
