@@ -126,7 +126,7 @@ RESULTS = benchmarks/results
 bench: $(VENV)/bench
 	mkdir -p $(RESULTS)
 	$(BIN)/xent bench --memory --json $(RESULTS)/cpu.json --markdown | tee $(RESULTS)/cpu.txt
-	for part in small_calls inputs family; do \
+	for part in in_a_step small_calls inputs family; do \
 	  $(BIN)/python -m benchmarks.$$part --json $(RESULTS)/$$part.json | tee $(RESULTS)/$$part.txt; done
 	$(BIN)/xent bench linear --json $(RESULTS)/linear.json --markdown | tee $(RESULTS)/linear.txt
 	$(BIN)/python -m benchmarks.regression | tee $(RESULTS)/regression.txt

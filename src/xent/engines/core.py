@@ -115,7 +115,7 @@ def empty(shape: Sequence[int], dtype: torch.dtype, strides: Sequence[int] = ())
     if size < SMALLEST:
         return torch.empty(shape, dtype=dtype, device="cpu")
     storage = pool.take(size)
-    return torch.empty(0, dtype=dtype, device="cpu").set_(storage, 0, torch.Size(shape), strides)
+    return torch.empty(0, dtype=dtype, device="cpu").set_(storage, 0, shape, strides)
 
 
 def matrix(x: Tensor, axis: int, may_copy: bool = True) -> tuple[tuple[int, ...], Tensor | None]:

@@ -78,13 +78,18 @@ class Pool:
         if size > self.bound or not lock.acquire(blocking=False):
             return self._new(size).storage
         try:
-            now = time.monotonic()
+            now, blocks = time.monotonic(), self._blocks
             block = self._fitting(size)
-            kept = [b for b in self._blocks if b is not block and now - b.used < IDLE_SECONDS]
-            self._blocks = _latest([b for b in kept if b.is_ours()], self.bound - size)
-            block = block or self._new(size)  # after the others have made room
+            if block is None or now > blocks[0].used + IDLE_SECONDS:
+                kept = [b for b in blocks if b is not block and now <= b.used + IDLE_SECONDS]
+                room = self.bound - (block.size if block else size)
+                self._blocks = blocks = _latest([b for b in kept if b.is_ours()], room)
+                block = block or self._new(size)  # after the others have made room
+                blocks.append(block)
+            elif block is not blocks[-1]:
+                blocks.remove(block)
+                blocks.append(block)
             block.used = now
-            self._blocks.append(block)
             return block.storage
         finally:
             lock.release()
