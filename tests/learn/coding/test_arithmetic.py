@@ -3,6 +3,7 @@
 import argparse
 import math
 import random
+import sys
 import typing
 from fractions import Fraction
 from pathlib import Path
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 
 import xent
 from xent.learn import FixedModel, MixtureModel, OrderModel, decode, encode, quantize
+from xent.learn.coding import arithmetic
 from xent.learn.coding.arithmetic import MOST
 
 SOURCES = b"".join(Path(str(m.__file__)).read_bytes() for m in (argparse, typing))
@@ -110,6 +112,70 @@ def test_the_empty_message():
     assert encode([], OrderModel(1)) == (b"", 0, 0.0)
     assert decode(b"", OrderModel(1), 0) == []
     assert encode([0] * 1000, FixedModel([7])).bits == 0
+
+
+# ---- compiled loops ---------------------------------------------------------------------------
+
+
+def both_ways(symbols, make, monkeypatch):
+    """Return code, decoded symbols and models by the loops in Python, and by the compiled ones."""
+    ways = []
+    for least in (1 << 60, 1):
+        monkeypatch.setattr(arithmetic, "LONG", least)
+        coder, decoder = make(), make()
+        code = encode(symbols, coder)
+        ways.append((code, decode(code.data, decoder, len(symbols)), coder, decoder))
+    return ways
+
+
+@pytest.mark.parametrize(
+    ("order", "symbols", "gain"),
+    [(0, 256, None), (1, 256, None), (2, 256, None), (5, 256, 7), (3, 2, None), (1, 3, 2**29),
+     (0, 2, 2**30), (2, 300, 1)],
+)  # fmt: skip
+@pytest.mark.parametrize("kind", ["text", "run", "rarest"])
+def test_compiled_loops_give_the_same_bytes(order, symbols, gain, kind, monkeypatch):
+    pytest.importorskip("numba")
+    text = np.frombuffer(SOURCES[:2500], np.uint8).astype(np.int64) % symbols
+    runs = np.repeat([1, 0, symbols - 1], [1200, 1, 1200])
+    message = {"text": text, "run": runs, "rarest": np.arange(2500)[::-1] % symbols}[kind]
+
+    def make():
+        model = OrderModel(order, symbols, gain)
+        for symbol in (1, 0, 1):  # the loops go on with a model that has seen something
+            model.update(symbol)
+        return model
+
+    (slow, back, *before), (fast, again, *after) = both_ways(message, make, monkeypatch)
+    assert (fast.data, fast.bits, again) == (slow.data, slow.bits, back)
+    assert again == message.tolist()
+    assert fast.information == pytest.approx(slow.information, abs=1e-6)
+    for one, other in zip(before, after, strict=True):
+        one.update(0), other.update(0)
+        for symbol in (1, 0, symbols - 1):
+            assert one.frequencies().tolist() == other.frequencies().tolist()
+            one.update(symbol), other.update(symbol)
+
+
+def test_compiled_loops_refuse_what_the_others_refuse(monkeypatch):
+    pytest.importorskip("numba")
+    monkeypatch.setattr(arithmetic, "LONG", 1)
+    with pytest.raises(ValueError, match="symbols 0 to 1, not 7"):
+        encode(np.array([0, 1, 7]), OrderModel(1, symbols=2))
+    data = encode(SOURCES[:2000], OrderModel(1)).data
+    for bad in (data[:-9], data + b"x", b"", bytes([data[0] ^ 16]) + data[1:]):
+        with pytest.raises(ValueError, match="damaged"):
+            decode(bad, OrderModel(1), 2000)
+    assert encode(np.zeros(99, int), OrderModel(0, symbols=1)).bits == 0
+
+
+def test_without_numba_the_loops_are_those_of_python(monkeypatch):
+    code = encode(SOURCES[:500], OrderModel(1))
+    monkeypatch.setattr(arithmetic, "LONG", 1)
+    monkeypatch.setitem(sys.modules, "numba", None)
+    monkeypatch.delitem(sys.modules, "xent.learn.coding.compiled", raising=False)
+    monkeypatch.delattr("xent.learn.coding.compiled", raising=False)
+    assert encode(SOURCES[:500], OrderModel(1)) == code
 
 
 # ---- the length is the cross-entropy ----------------------------------------------------------

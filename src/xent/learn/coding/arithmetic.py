@@ -23,6 +23,7 @@ from ..._probabilities import rounding
 
 _WORD, _BYTE = 64, 8  # bits of the window in which the interval is narrowed
 _TOP = _WORD - _BYTE
+LONG = 50_000  # symbols from which on compiled loops take less time than compiling them
 MOST = 1 << 32  # largest sum of the frequencies, 24 bits below the narrowest interval
 
 
@@ -66,7 +67,8 @@ def encode(symbols: Iterable[int], model: SymbolModel) -> Code:
     Args:
         symbols: the message, such as ``bytes``; with ``n`` frequencies, from 0 to ``n - 1``.
         model: predicts the message; its ``frequencies()`` is called before each symbol,
-            ``update()`` after it.
+            ``update()`` after it. With numba, an :class:`OrderModel` codes ``bytes`` and arrays of
+            more than 50,000 symbols many times as fast, into the same bytes.
 
     Returns:
         A :class:`Code`. A code does not say where the message ends: keep the number of symbols,
@@ -88,7 +90,21 @@ def encode(symbols: Iterable[int], model: SymbolModel) -> Code:
         Carries in the output: Martin, *Range encoding: an algorithm for removing redundancy from a
         digitised message*, 1979.
     """
-    interval, information = _Interval(), 0.0
+    interval = _Interval()
+    numbers = _numbers(symbols)
+    loops = None if numbers is None else _compiled_loops(model, len(numbers))
+    if numbers is None or loops is None or not loops.known(numbers, model):
+        information = _code(symbols, model, interval)
+    else:
+        information = _code(numbers[:1], model, interval)
+        information += loops.code(numbers[1:].astype(np.int64), model, interval)
+    data, bits = interval.close()
+    return Code(data, bits, information)
+
+
+def _code(symbols: Iterable[int], model: SymbolModel, interval: _Interval) -> float:
+    """Narrow the interval for each symbol; return the information of the symbols, in bits."""
+    information = 0.0
     for symbol in map(_symbol, symbols):
         below = _cumulative(model)
         if not 0 <= symbol < len(below) - 1:
@@ -99,8 +115,7 @@ def encode(symbols: Iterable[int], model: SymbolModel) -> Code:
         interval.narrow(start, stop, total)
         information += math.log2(total) - math.log2(stop - start)
         model.update(symbol)
-    data, bits = interval.close()
-    return Code(data, bits, information)
+    return information
 
 
 def decode(data: bytes, model: SymbolModel, count: int) -> list[int]:
@@ -134,8 +149,29 @@ def decode(data: bytes, model: SymbolModel, count: int) -> list[int]:
     if not isinstance(data, bytes | bytearray | memoryview):
         raise TypeError(f"`data` must be bytes, as the `data` of a Code, got {type(data).__name__}")
     data = bytes(data)
-    interval, symbols = _Interval(), []
-    read, offset = _WORD // _BYTE, int.from_bytes(data[: _WORD // _BYTE].ljust(8, b"\0"), "big")
+    interval, loops = _Interval(), _compiled_loops(model, count)
+    window = int.from_bytes(data[: _WORD // _BYTE].ljust(_WORD // _BYTE, b"\0"), "big")
+    first = count if loops is None else 1
+    symbols, offset, read = _decoded(data, first, model, interval, window)
+    if loops is not None:
+        symbols += loops.decoded(data, count - first, model, interval, offset, read)
+    if interval.close()[0] != data:
+        raise ValueError(
+            f"`data` is not the code of {count} symbols with this model: it is damaged or cut "
+            f"off, or `count` or `model` are not those it was made with"
+        )
+    return symbols
+
+
+def _decoded(
+    data: bytes, count: int, model: SymbolModel, interval: _Interval, offset: int
+) -> tuple[list[int], int, int]:
+    """Return the first symbols, and where the reading stopped.
+
+    ``offset`` says how far the code is above the lower end of the interval, in units. It is
+    returned for the interval after the symbols, with the number of bytes that it has seen.
+    """
+    symbols, read = [], _WORD // _BYTE
     for _ in range(count):
         below = _cumulative(model)
         total = below.item(-1)
@@ -149,12 +185,29 @@ def decode(data: bytes, model: SymbolModel, count: int) -> list[int]:
         read += shifted
         symbols.append(symbol)
         model.update(symbol)
-    if interval.close()[0] != data:
-        raise ValueError(
-            f"`data` is not the code of {count} symbols with this model: it is damaged or cut "
-            f"off, or `count` or `model` are not those it was made with"
-        )
-    return symbols
+    return symbols, offset, read
+
+
+def _numbers(symbols: Any) -> np.ndarray | None:
+    """Return a message of bytes, or an array of whole numbers, as an array; else None."""
+    if isinstance(symbols, bytes | bytearray):
+        return np.frombuffer(symbols, np.uint8)
+    whole = isinstance(symbols, np.ndarray) and symbols.dtype.kind in "iu" and symbols.ndim == 1
+    return symbols if whole else None
+
+
+def _compiled_loops(model: SymbolModel, count: int) -> Any:
+    """Return the module of compiled loops if they know the model, else None.
+
+    Compiling takes seconds, once on a machine; so short messages do without.
+    """
+    if count < LONG:
+        return None
+    try:
+        from . import compiled
+    except (ImportError, RuntimeError):  # numba is optional, and wants a folder for its results
+        return None
+    return compiled if compiled.counts_by_contexts(model) else None
 
 
 def _symbol(symbol: Any) -> int:
