@@ -151,19 +151,67 @@ DIVERGENCES: dict[str, Loss] = {
 # ---- libraries ----------------------------------------------------------------------------------
 
 
-def kornia_steps(z: Tensor, y: Tensor) -> dict[str, Step]:
-    """Return steps of the losses that kornia has, on these tensors."""
+def kornia_losses(reduction: str = "mean") -> dict[str, Loss]:
+    """Return the losses that kornia has; the mean of one of rows is over its classes, too."""
     from kornia.losses import binary_focal_loss_with_logits, focal_loss  # pyright: ignore
 
     def focal(z: Tensor, y: Tensor) -> Tensor:
-        return focal_loss(z, y, alpha=None, gamma=2.0, reduction="mean")
+        return focal_loss(z, y, alpha=None, gamma=2.0, reduction=reduction)
 
     def binary(z: Tensor, y: Tensor) -> Tensor:
-        return binary_focal_loss_with_logits(z, y, alpha=0.25, gamma=2.0, reduction="mean")
+        return binary_focal_loss_with_logits(z, y, alpha=0.25, gamma=2.0, reduction=reduction)
 
-    if y.is_floating_point():
-        return {"sigmoid_focal_loss": step(binary, z, y)}
-    return {"focal_loss": step(focal, z, y)}
+    return {"focal_loss": focal, "sigmoid_focal_loss": binary}
+
+
+def kornia_steps(z: Tensor, y: Tensor) -> dict[str, Step]:
+    """Return steps of the losses that kornia has, on these tensors."""
+    suits = of_elements if y.is_floating_point() else of_rows
+    return {name: step(loss, z, y) for name, loss in suits(kornia_losses()).items()}
+
+
+def of_elements(losses: dict[str, Any]) -> dict[str, Any]:
+    """Return the losses of single logits among these."""
+    return {name: loss for name, loss in losses.items() if name in TEXTBOOK_BINARY}
+
+
+def of_rows(losses: dict[str, Any]) -> dict[str, Any]:
+    """Return the losses of rows among these."""
+    return {name: loss for name, loss in losses.items() if name in TEXTBOOK}
+
+
+def optax_losses() -> dict[str, Callable[[Any, Any], Any]]:
+    """Return the losses that optax has, of each row or element, on its own arrays."""
+    import jax  # pyright: ignore
+    import optax  # pyright: ignore
+
+    def poly1(z: Any, y: Any) -> Any:
+        hot = jax.nn.one_hot(y, z.shape[1])
+        return optax.losses.poly_loss_cross_entropy(z, hot, epsilon=2.0)
+
+    def smoothed(z: Any, y: Any) -> Any:
+        hot = optax.smooth_labels(jax.nn.one_hot(y, z.shape[1]), 0.1)
+        return optax.softmax_cross_entropy(z, hot)
+
+    def focal(z: Any, y: Any) -> Any:
+        return optax.sigmoid_focal_loss(z, y, alpha=0.25, gamma=2.0)
+
+    return {
+        "cross_entropy": optax.softmax_cross_entropy_with_integer_labels,
+        "poly1_loss": poly1,
+        "smoothed_cross_entropy": smoothed,
+        "binary_cross_entropy_with_logits": optax.sigmoid_binary_cross_entropy,
+        "sigmoid_focal_loss": focal,
+    }
+
+
+def to_jax(x: Tensor) -> Any:
+    """Return an array of JAX, which reads no bfloat16 from numpy."""
+    import jax.numpy as jnp  # pyright: ignore
+
+    if x.dtype == torch.bfloat16:
+        return jnp.asarray(x.float().numpy()).astype(jnp.bfloat16)
+    return jnp.asarray(x.numpy())
 
 
 def entmax_steps(z: Tensor, flat: Tensor, y: Tensor) -> dict[str, Step]:
@@ -182,36 +230,11 @@ def entmax_steps(z: Tensor, flat: Tensor, y: Tensor) -> dict[str, Step]:
 def optax_steps(z: Tensor, y: Tensor) -> dict[str, Step]:
     """Return steps of the losses that optax has, on its own arrays: no conversion is timed."""
     import jax  # pyright: ignore
-    import jax.numpy as jnp  # pyright: ignore
-    import optax  # pyright: ignore
-
-    def poly1(z: Any, y: Any) -> Any:
-        hot = jax.nn.one_hot(y, z.shape[1])
-        return optax.losses.poly_loss_cross_entropy(z, hot, epsilon=2.0).mean()
-
-    def smoothed(z: Any, y: Any) -> Any:
-        hot = optax.smooth_labels(jax.nn.one_hot(y, z.shape[1]), 0.1)
-        return optax.softmax_cross_entropy(z, hot).mean()
-
-    def plain(z: Any, y: Any) -> Any:
-        return optax.softmax_cross_entropy_with_integer_labels(z, y).mean()
-
-    def binary(z: Any, y: Any) -> Any:
-        return optax.sigmoid_binary_cross_entropy(z, y).mean()
-
-    def focal(z: Any, y: Any) -> Any:
-        return optax.sigmoid_focal_loss(z, y, alpha=0.25, gamma=2.0).mean()
-
-    def array(x: Tensor) -> Any:
-        wide = jnp.asarray(x.float().numpy() if x.is_floating_point() else x.numpy())
-        return wide.astype(jnp.bfloat16) if x.dtype == torch.bfloat16 else wide
 
     def ready(loss: Callable[[Any, Any], Any]) -> Step:
-        both, arrays = jax.jit(jax.value_and_grad(loss)), (array(z), array(y))
+        both = jax.jit(jax.value_and_grad(lambda z, y: loss(z, y).mean()))
+        arrays = to_jax(z), to_jax(y)
         return lambda: jax.block_until_ready(both(*arrays))
 
-    if y.is_floating_point():
-        losses = {"binary_cross_entropy_with_logits": binary, "sigmoid_focal_loss": focal}
-    else:
-        losses = {"cross_entropy": plain, "poly1_loss": poly1, "smoothed_cross_entropy": smoothed}
-    return {name: ready(loss) for name, loss in losses.items()}
+    suits = of_elements if y.is_floating_point() else of_rows
+    return {name: ready(loss) for name, loss in suits(optax_losses()).items()}

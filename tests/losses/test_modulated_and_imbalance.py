@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from mpmath import mpf
 
 import xent
-from tests.helpers import value_and_grad, worst
-from tests.registry import ANGULAR
+from tests.helpers import HALF, ulps, value_and_grad, worst
+from tests.registry import ANGULAR, REGISTRY
 
 # Limits for float32. Those for float64 are wider: e^-80 has the rounding errors of 80 nats.
 LOSS_ULPS = 4
@@ -373,3 +373,17 @@ def test_hyperparameters_that_are_missing_or_unknown():
         xent.losses.focal_loss(Z, Y, gama=1.0)
     with pytest.raises(TypeError, match="sets `class_bias` itself"):
         xent.losses.logit_adjusted_loss(Z, Y, prior=torch.ones(3), class_bias=torch.ones(3))
+
+
+@pytest.mark.parametrize("name", ["vs_loss", "logit_adjusted_loss", "ldam_loss"])
+@pytest.mark.parametrize("dtype", HALF)
+def test_counts_with_few_digits_make_factors_with_many(engine, name, dtype):
+    loss = REGISTRY[name].settings[0]
+    z, y = (16 * torch.randn(40, 9) if name != "ldam_loss" else torch.rand(40, 9)), torch.arange(40)
+    settings = {k: v.to(dtype) for k, v in loss.arguments(9).items()}
+    options = {"reduction": "none", "engine": engine, **loss.options}
+    value, grad = value_and_grad(loss.call, z.to(dtype), y % 9, **settings, **options)
+    wide = {k: v.double() for k, v in settings.items()}
+    truth, slope = value_and_grad(loss.call, z.to(dtype).double(), y % 9, **wide, **options)
+    assert ulps(value, truth).max() <= 0.51  # rounded once
+    assert ulps(grad, slope).max() <= 0.51

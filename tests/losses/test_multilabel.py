@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 import xent
-from tests.helpers import ulps, value_and_grad
+from tests.helpers import HALF, ulps, value_and_grad
 
 BCE = xent.binary_cross_entropy_with_logits
 ML = xent.losses.multilabel_cross_entropy
@@ -171,6 +171,15 @@ def test_siglip_is_the_double_sum_over_pairs_by_the_rows(engine):
             total -= math.log(1 / (1 + math.exp(-sign * (scale * x[n, m].item() + bias))))
     value = xent.losses.siglip_loss(x, scale=scale, bias=bias, engine=engine)
     assert math.isclose(value.item(), total / 5, rel_tol=1e-13)
+
+
+@pytest.mark.parametrize("dtype", HALF)
+def test_similarities_with_few_digits_make_logits_with_many(engine, dtype):
+    x = (torch.rand(30, 30) * 2 - 1).to(dtype)
+    value, grad = value_and_grad(xent.losses.siglip_loss, x, reduction="none", engine=engine)
+    truth, slope = value_and_grad(xent.losses.siglip_loss, x.double(), reduction="none")
+    assert ulps(value, truth).max() <= 0.51  # rounded once
+    assert ulps(grad, slope).max() <= 0.51
 
 
 def test_siglip_learns_its_temperature_and_takes_any_pairs(engine):

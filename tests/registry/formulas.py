@@ -235,7 +235,8 @@ def trivial(classes, theta):
 
 def taylorglo(z, y, s):
     terms = polynomial(hot(z, y), torch.softmax(z, -1), s["theta"])
-    return trivial(z.shape[-1], s["theta"]) - terms.sum(-1)
+    classes = (z > -torch.inf).sum(-1).double()
+    return trivial(classes, s["theta"]) - terms.sum(-1)
 
 
 def ngl(z, y, s):
@@ -268,7 +269,7 @@ def tempered(z, t):
     return exp_t(z - low - (p.sum(-1, keepdim=True) - 1) / slope, t)
 
 
-def bi_tempered(t1, t2):
+def bi_tempered(t1, t2, tempered=tempered):
     def formula(z, y, s):
         q, p = hot(z, y), tempered(z, t2)
         loss = (p ** (2 - t1) - q ** (2 - t1)) / (2 - t1)
@@ -278,7 +279,7 @@ def bi_tempered(t1, t2):
     return formula
 
 
-def entmax(alpha):
+def entmax(alpha, tempered=tempered):
     def formula(z, y, s):
         p = tempered(z, 2 - alpha)
         inner = ((p - hot(z, y)) * z).sum(-1)

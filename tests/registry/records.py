@@ -79,18 +79,18 @@ class ElementLoss:
 
     def truth(self, z: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """Return values and slopes, rounded to float64."""
-        values, slopes = [], []
-        with mpmath.workdps(120):  # for 1 - p at a hundred nats, and its differences
-            for x, y in zip(
-                z.double().flatten().tolist(), t.double().flatten().tolist(), strict=True
-            ):
-                x, y = mpf(x), mpf(y)
-                values.append(float(self.formula(x, y)))
-                h = mpf(10) ** -30
-                slope = (self.formula(x + h, y) - self.formula(x - h, y)) / (2 * h)
-                slopes.append(float(slope))
-        both = torch.tensor([values, slopes], dtype=torch.float64).view(2, *z.shape)
-        return both[0], both[1]
+        pairs = zip(z.double().flatten().tolist(), t.double().flatten().tolist(), strict=True)
+        both = [[float(x) for x in exact_element(self.formula, *pair)] for pair in pairs]
+        values, slopes = torch.tensor(both, dtype=torch.float64).T
+        return values.view_as(z), slopes.view_as(z)
+
+
+def exact_element(formula: Callable[..., Any], x: float, y: float) -> tuple[Any, Any]:
+    """Return value and slope of a formula of one element, in mpf."""
+    with mpmath.workdps(120):  # for 1 - p at a hundred nats, and its differences
+        z, t = mpf(x), mpf(y)
+        h = mpf(10) ** -30 * min(abs(z) or 1, 1)
+        return formula(z, t), (formula(z + h, t) - formula(z - h, t)) / (2 * h)
 
 
 # ---- a member of the catalog ------------------------------------------------------------------

@@ -117,7 +117,13 @@ def _check_counts(name: str, counts: Tensor) -> None:
 # ---- priors -------------------------------------------------------------------------------------
 
 
+def _at_least_float32(counts: Tensor) -> Tensor:
+    """Numbers of which a loss makes factors and shifts of logits, which half a type would spoil."""
+    return counts.to(torch.promote_types(counts.dtype, torch.float32))
+
+
 def _log_prior(prior: Tensor, tau: float = 1.0, **_: object) -> Tensor:
+    prior = _at_least_float32(prior)
     return tau * torch.log(prior / prior.sum())
 
 
@@ -200,6 +206,7 @@ def adjust_logits(input: Tensor, prior: Tensor, tau: float = 1.0) -> Tensor:
 
 
 def _vs_scale(counts: Tensor, gamma: float = 0.3, **_: object) -> Tensor:
+    counts = _at_least_float32(counts)
     return (counts / counts.max()) ** gamma
 
 
@@ -270,6 +277,7 @@ def ldam_loss(
         Cao et al., *Learning imbalanced datasets with label-distribution-aware margin loss*,
         NeurIPS 2019.
     """
+    counts = _at_least_float32(counts)
     known = torch.where(counts > 0, counts, torch.inf)
     rarest = known.min()
     margins = max_margin * (torch.where(counts > 0, counts, rarest) / rarest) ** -0.25

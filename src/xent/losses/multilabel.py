@@ -351,10 +351,13 @@ def siglip_loss(
         )  # fmt: skip
     if target is None:
         target = torch.eye(*similarity.shape, dtype=similarity.dtype, device=similarity.device)
-    return multilabel_cross_entropy(
-        similarity * scale + bias, target, row_weight=row_weight, reduction=reduction,
+    # Logits of half the digits would be off by more than the similarities are.
+    wide = similarity.to(torch.promote_types(similarity.dtype, torch.float32))
+    value = multilabel_cross_entropy(
+        wide * scale + bias, target, row_weight=row_weight, reduction=reduction,
         normalizer=normalizer, empty=empty, engine=engine,
     )  # fmt: skip
+    return value.to(similarity.dtype)
 
 
 def _siglip_by_chunks(

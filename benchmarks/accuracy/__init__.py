@@ -1,0 +1,1 @@
+"""The errors of every loss against many digits, by type, engine and margin: the atlas."""
