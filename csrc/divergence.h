@@ -41,7 +41,10 @@ struct Growth {
   }
 };
 
-XENT_LANE double limited(double y) { return y < -kFar ? -kFar : y > kFar ? kFar : y; }
+XENT_LANE double limited(double y) {
+  const double raised = -kFar > y ? -kFar : y;
+  return kFar < raised ? kFar : raised;
+}
 
 // a e^y - a - a y, where b = a e^y
 XENT_LANE double divergence_term(double a, double b, double y) {
@@ -70,7 +73,8 @@ struct Exponent {
   template <bool careful>
   XENT_LANE double of(double z) const {
     using E = Exp<double>;
-    const double x = z - shift, y = low > x ? low : high < x ? high : x;
+    const double x = z - shift, raised = low > x ? low : x;
+    const double y = high < raised ? high : raised;
     const double biased = fused(y, unit, E::magic);
     const double f = fused(y, unit, E::magic - biased);
     const double value = polynomial(f, E::power) * power_of_two(biased);
