@@ -120,6 +120,7 @@ def serve(pipe: Connection, name: str, rows: int, classes: int, threads: int) ->
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     bench = Bench(name, rows, classes)
+    pipe.send("ready")
     while True:
         try:
             method = pipe.recv()
@@ -140,6 +141,10 @@ class Process:
         self._process.start()
         theirs.close()
 
+    def wait(self) -> None:
+        """Wait until the process has started, which keeps a core busy."""
+        self._pipe.recv()
+
     def ask(self, method: str) -> Any:
         """Return the answer of a method of :class:`Bench`."""
         time.sleep(PAUSE_SECONDS)
@@ -158,6 +163,8 @@ def measure(cell: Shape, processes: int, turn_seconds: float, threads: int) -> d
     steps: dict[str, list[tuple[float, ...]]] = {name: [] for name in LOSSES}
     for _ in range(processes):
         pair = {name: Process(name, cell, threads) for name in LOSSES}
+        for process in pair.values():
+            process.wait()
         for name, process in pair.items():
             fresh[name] += process.ask("fresh")
         for process in pair.values():
