@@ -20,13 +20,6 @@ namespace {
 
 using xent::DenseKind;
 
-// e^x for x of at most 700, and 0 where that is below the normal numbers.
-XENT_LANE double exp_or_zero(double x) {
-  constexpr double low = -700;
-  const double value = exponential(low > x ? low : x).value();
-  return x < low ? 0.0 : value;
-}
-
 // (e^y - 1 - y) / y^2 for |y| <= 1/2, by its series
 // clang-format off
 constexpr double kExcess[] = {
