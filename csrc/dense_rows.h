@@ -13,13 +13,6 @@ namespace {
 
 using xent::Dense;
 
-// e^x for x of at most 700, and 0 where that is below the normal numbers.
-XENT_LANE double exp_or_zero(double x) {
-  constexpr double low = -700;
-  const double value = exponential(low > x ? low : x).value();
-  return x < low ? 0.0 : value;
-}
-
 // Float64 numbers for the classes of a row, a few for each class. They stay in the second-level
 // cache for rows of up to some 40,000 classes.
 class RowNumbers {
@@ -60,14 +53,22 @@ Block block_of_row(int64_t first, int64_t classes) {
   return {0, 1, first, width, padded(width)};
 }
 
-// Loads a block of a row, padded with -inf to whole vectors, and returns its largest number.
-double load_row(const Strip& row, const Block& b, double* to) {
-  Extremes<double, Greater> largest;
-  load(row, b, to, largest);
+// Loads a block of a row, padded with -inf to whole vectors.
+inline void load_row(const Strip& row, const Block& b, double* to) {
+  NoExtremes none;
+  load(row, b, to, none);
   for (int j = b.width; j < b.pitch; ++j) to[j] = -kInfinity;
-  double top[1];
-  fold(largest.lane, 1, Greater(), top);
-  return top[0];
+}
+
+// The largest of some numbers, in whole vectors; NaN is ignored.
+inline double largest_of(const double* z, int64_t count) {
+  double lane[kLanes];
+  XENT_FOR(i, kLanes) lane[i] = z[i];
+  for (int64_t j = 0; j < count; j += kLanes)
+    XENT_FOR(i, kLanes) lane[i] = Greater()(z[j + i], lane[i]);
+  double top = lane[0];
+  for (int i = 1; i < kLanes; ++i) top = Greater()(lane[i], top);
+  return top;
 }
 
 // Stores step(number, class in the block) of each of the numbers of a block.

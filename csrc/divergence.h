@@ -20,33 +20,66 @@ namespace {
 
 using xent::DenseKind;
 
-// (e^y - 1 - y) / y^2 for |y| <= 1/2, by its series
+// e^y - 1 and e^y - 1 - y for |y| <= kFar, both with all digits near 0.
+constexpr double kFar = 700;
 // clang-format off
-constexpr double kExcess[] = {
+constexpr double kExcess[] = {  // (e^r - 1 - r) / r^2 for |r| <= ln(2) / 2, by its series
     1.0 / 2, 1.0 / 6, 1.0 / 24, 1.0 / 120, 1.0 / 720, 1.0 / 5040, 1.0 / 40320, 1.0 / 362880,
-    1.0 / 3628800, 1.0 / 39916800, 1.0 / 479001600, 1.0 / 6227020800, 1.0 / 87178291200,
-    1.0 / 1307674368000};
+    1.0 / 3628800, 1.0 / 39916800, 1.0 / 479001600, 1.0 / 6227020800};
 // clang-format on
+struct Growth {
+  double whole, excess;
+
+  XENT_LANE explicit Growth(double y) {
+    using E = Exp<double>;
+    constexpr double high = 6.93147180369123816490e-01, low = 1.90821492927058770002e-10;
+    const double biased = fused(y, E::log2e, E::magic), k = biased - E::magic;
+    const double r = fused(k, -low, fused(k, -high, y));
+    const double more = r * r * polynomial(r, kExcess), power = power_of_two(biased);
+    whole = fused(r + more, power, power - 1.0);
+    excess = k == 0 ? more : whole - y;
+  }
+};
+
+XENT_LANE double limited(double y) {
+  const double raised = -kFar > y ? -kFar : y;
+  return kFar < raised ? kFar : raised;
+}
 
 // a e^y - a - a y, where b = a e^y
 XENT_LANE double divergence_term(double a, double b, double y) {
-  const bool near = (y < 0.5) & (y > -0.5), below = y < 1;
-  const double excess = near ? y * y * polynomial(y, kExcess) : expm1_of(y) - y;
-  return below ? a * excess : (b - a) - a * y;
+  const double near = a * Growth(limited(y)).excess, far = (b - a) - a * y;
+  return y < 1 ? near : far;
 }
 
 // The number that is subtracted from the logits of a row before exp. The range of float64 has room
-// for logits far above it, so the largest logit of the first block will do for nearly all rows.
+// for logits far above it, so that the largest logit of the first block does for nearly all rows.
 struct Shift {
-  static constexpr double room = 300;
   double value = -kInfinity;
 
-  // Sees the largest of some numbers. Returns false if it is beyond the room.
-  bool see(double top) {
-    if (value == -kInfinity) value = top;
-    return !(top > value + room);
-  }
+  bool found() const { return value > -kInfinity; }
   double finite() const { return value == -kInfinity ? 0.0 : value; }
+};
+
+// Exponentials of the logits of a row, over the temperature and relative to the shift.
+struct Exponent {
+  static constexpr int lowest = -1000, highest = 500;  // powers of two
+  double unit, shift, low, high;
+
+  Exponent(double unit, double shift)
+      : unit(unit), shift(shift), low(lowest / unit), high(highest / unit) {}
+
+  // 2^(unit (z - shift)), which stays between the limits. `careful` gives 0 below them.
+  template <bool careful>
+  XENT_LANE double of(double z) const {
+    using E = Exp<double>;
+    const double x = z - shift, raised = low > x ? low : x;
+    const double y = high < raised ? high : raised;
+    const double biased = fused(y, unit, E::magic);
+    const double f = fused(y, unit, E::magic - biased);
+    const double value = polynomial(f, E::power) * power_of_two(biased);
+    return careful && x < low ? 0.0 : value;
+  }
 };
 
 class Divergence {
@@ -89,9 +122,10 @@ class Divergence {
     near_ = false;
     if (needs_ratios_) find_ratios(student, teacher);
     double value = quick_value();
-    if (value < limit_ * (1 + __builtin_fabs(delta_)) && refine(student, teacher)) {
-      near_ = true;
-      value = near_value();
+    if (value < limit_ * (1 + __builtin_fabs(delta_))) {
+      near_ = refine(student, teacher);
+      if (!near_ && needs_ratios_) find_ratios(student, teacher);
+      value = near_ ? near_value() : quick_value();
     }
     p_.values[n] = p_.weight(n) * value;
     const double slope = p_.seed * p_.weight(n) * unit_;
@@ -103,57 +137,71 @@ class Divergence {
 
   void find_exponentials(const Strip& student, const Strip& teacher) {
     Shift of_student, of_teacher;
-    if (!sweep(student, teacher, of_student, of_teacher)) {
+    if (!sweep<false>(student, teacher, of_student, of_teacher)) {
       of_student.value = top(student), of_teacher.value = top(teacher);
-      sweep(student, teacher, of_student, of_teacher);
+      sweep<true>(student, teacher, of_student, of_teacher);
+    } else if (B_ - B_ != 0) {  // a class is masked, or a number is not finite
+      sweep<true>(student, teacher, of_student, of_teacher);
     }
-    delta_ = (of_student.finite() + log_of(P_)) - (of_teacher.finite() + log_of(S_));
+    delta_ = unit_ * (of_student.finite() - of_teacher.finite()) + (log_of(P_) - log_of(S_));
   }
 
-  // The largest logit of a row, over the temperature.
   double top(const Strip& row) {
     double largest = -kInfinity;
-    for_blocks(p_.classes,
-               [&](const Block& b) { largest = Greater()(load_row(row, b, w_), largest); });
-    return unit_ * largest;
+    for_blocks(p_.classes, [&](const Block& b) {
+      load_row(row, b, w_);
+      largest = Greater()(largest_of(w_, b.pitch), largest);
+    });
+    return largest;
   }
 
-  // Finds the exponentials of a row and their sums. Returns false if a shift was too small.
+  // Finds the exponentials of a row and their sums. Returns false if a shift was too small. Where
+  // classes are masked only the careful way is right: the other has no zeros, and B is not finite.
+  template <bool careful>
   bool sweep(const Strip& student, const Strip& teacher, Shift& of_student, Shift& of_teacher) {
+    const double powers = unit_ * Exp<double>::log2e;
     LaneSum P, S, B;
-    bool fits = true;
     for_blocks(p_.classes, [&](const Block& b) {
       double *w = w_ + b.first, *u = u_ + b.first;
-      fits &= of_student.see(unit_ * load_row(student, b, w));
-      fits &= of_teacher.see(unit_ * load_row(teacher, b, u));
-      if (!fits) return;
-      if (p_.kind == DenseKind::reverse)
-        exponentiate<true>(w, u, b.pitch, of_student.finite(), of_teacher.finite(), P, S, B);
-      else
-        exponentiate<false>(w, u, b.pitch, of_student.finite(), of_teacher.finite(), P, S, B);
+      load_row(student, b, w);
+      load_row(teacher, b, u);
+      if (!of_student.found()) of_student.value = largest_of(w, b.pitch);
+      if (!of_teacher.found()) of_teacher.value = largest_of(u, b.pitch);
+      const Exponent e(powers, of_student.finite()), f(powers, of_teacher.finite());
+      const Prefetch::Row z = prefetch_at(student, 0, b.first + kBuffer).row(0);
+      const Prefetch::Row v = prefetch_at(teacher, 0, b.first + kBuffer).row(0);
+      const int whole = careful ? b.pitch : b.width / kLanes * kLanes;
+      const auto add = [&](auto reverse) {
+        exponentiate<careful, decltype(reverse)::value>(w, u, 0, whole, e, f, z, v, P, S, B);
+        exponentiate<true, decltype(reverse)::value>(w, u, whole, b.pitch, e, f, z, v, P, S, B);
+      };
+      p_.kind == DenseKind::reverse ? add(std::true_type()) : add(std::false_type());
     });
     P_ = P.total(), S_ = S.total(), B_ = B.total();
     if (!(P_ > 0)) P_ = kNaN;  // all classes are masked
     if (!(S_ > 0)) S_ = kNaN;
-    return fits;
+    constexpr double large = 0x1p400;
+    return !(P_ > large) & !(S_ > large);
   }
 
-  template <bool reverse>
-  void exponentiate(double* __restrict w, double* __restrict u, int n, double student_shift,
-                    double teacher_shift, LaneSum& P, LaneSum& S, LaneSum& B) const {
-    const double unit = unit_;
+  template <bool careful, bool reverse>
+  static void exponentiate(double* __restrict w, double* __restrict u, int begin, int end,
+                           const Exponent e, const Exponent f, const Prefetch::Row& next_z,
+                           const Prefetch::Row& next_v, LaneSum& P, LaneSum& S, LaneSum& B) {
     LaneSum sum_w = P, sum_u = S, sum_d = B;
-    for (int j = 0; j < n; j += kLanes) XENT_FOR(i, kLanes) {
+    for (int j = begin; j < end; j += kLanes) {
+      next_z.fetch(j), next_v.fetch(j);
+      XENT_FOR(i, kLanes) {
         const double z = w[j + i], v = u[j + i], d = z - v;
-        const double e = exp_or_zero(fused(z, unit, -student_shift));
-        const double f = exp_or_zero(fused(v, unit, -teacher_shift));
-        w[j + i] = e;
-        u[j + i] = f;
-        sum_w.lane[i] += e;
-        sum_u.lane[i] += f;
-        const double weight = reverse ? e : f;
-        sum_d.lane[i] += weight == 0 ? 0.0 : weight * d;
+        const double a = e.of<careful>(z), b = f.of<careful>(v), weight = reverse ? a : b;
+        w[j + i] = a;
+        u[j + i] = b;
+        sum_w.lane[i] += a;
+        sum_u.lane[i] += b;
+        const double more = weight * d;
+        sum_d.lane[i] += careful && weight == 0 ? 0.0 : more;
       }
+    }
     P = sum_w, S = sum_u, B = sum_d;
   }
 
@@ -208,26 +256,32 @@ class Divergence {
   }
 
   // Finds the log-ratios with all digits: y = x - log E_q[e^x] for the differences x from their
-  // mean. Returns false if that has no advantage, or one of the two has a class that the other
-  // has not.
+  // mean. They are taken from the difference of the teacher's likeliest class first, whose own x
+  // may be far below the rounding of the mean. Returns false if that has no advantage, or one of
+  // the two has a class that the other has not.
   bool refine(const Strip& student, const Strip& teacher) {
-    const double origin = mean_difference(), unit = unit_;
-    load_differences(student, teacher, [=](double d) XENT_INLINE {
-      const double x = (d - origin) * unit;
-      return x == x ? x : 0.0;
-    });
-    LaneSum raised, infinite;
+    load_differences(student, teacher, [](double d) XENT_INLINE { return d; });
+    const double origin = y_[likeliest(u_)], unit = unit_;
+    LaneSum moved, raised, beyond;
     const double* u = u_;
+    double* y = y_;
     for (int64_t j = 0; j < p_.classes; j += kLanes) XENT_FOR(i, kLanes) {
-        const double x = y_[j + i], grown = u[j + i] * expm1_of(x);
-        raised.lane[i] += u[j + i] == 0 ? 0.0 : grown;
-        infinite.lane[i] += x - x == 0 ? 0.0 : 1.0;
+        const double more = u[j + i] * (y[j + i] - origin);
+        moved.lane[i] += u[j + i] == 0 ? 0.0 : more;
       }
-    const double mean = raised.total() / S_;
-    const bool fine = infinite.total() == 0 && mean < 1 && mean > -0.5;
-    const double shift = fine ? log1p_of(mean) : delta_ - unit * origin;
-    for (int64_t j = 0; j < p_.classes; j += kLanes) XENT_FOR(i, kLanes) y_[j + i] -= shift;
-    return fine;
+    const double mean = moved.total() / S_;
+    for (int64_t j = 0; j < p_.classes; j += kLanes) XENT_FOR(i, kLanes) {
+        const double d = y[j + i], moved_d = ((d - origin) - mean) * unit;
+        const double x = d == d ? moved_d : 0.0, size = x < 0 ? -x : x;
+        y[j + i] = x;
+        raised.lane[i] += u[j + i] * Growth(limited(x)).whole;
+        beyond.lane[i] += size < kFar ? 0.0 : 1.0;
+      }
+    const double grown = raised.total() / S_;
+    if (!(beyond.total() == 0 && grown < 1 && grown > -0.5)) return false;
+    const double shift = log1p_of(grown);
+    for (int64_t j = 0; j < p_.classes; j += kLanes) XENT_FOR(i, kLanes) y[j + i] -= shift;
+    return true;
   }
 
   // Jensen-Shannon's divergence. Puts log(m / p) into y and log(m / q) into t, for the mixture m,
@@ -243,7 +297,8 @@ class Divergence {
         // Of the two logarithms the one of m over the larger probability comes first.
         const bool falls = ratio < 0;
         const double share = falls ? rest : beta, size = falls ? -ratio : ratio;
-        const double first = log1p_of(share * expm1_of(-size)), second = first + size;
+        const double first = log1p_lane(share * Growth(limited(-size)).whole),
+                     second = first + size;
         const double to_p = falls ? second : first, to_q = falls ? first : second;
         y[j + i] = to_p;
         t[j + i] = to_q;
@@ -282,7 +337,7 @@ class Divergence {
       const double *u = u_ + b.first, *y = y_ + b.first;
       const auto step = [=](double w, int j) XENT_INLINE { return w * of_w - u[j] * of_u; };
       const auto near_step = [=](double w, int j) XENT_INLINE {
-        const double grown = u[j] * of_u * expm1_of(y[j]);
+        const double grown = u[j] * of_u * Growth(limited(y[j])).whole;
         return y[j] < 1 ? grown : w * of_w - u[j] * of_u;
       };
       if (near_)
@@ -296,7 +351,7 @@ class Divergence {
   // class is minus the sum of the others, which has more digits.
   void store_share(const Strip& out, double slope, const Side& side) {
     const double unit = 1 / side.sum, sign = side.sign, mean = side.mean;
-    const int64_t top = likeliest(side);
+    const int64_t top = likeliest(side.e);
     const double* x = side.x;
     LaneSum others;
     const double largest = side.e[top];
@@ -317,10 +372,11 @@ class Divergence {
     store_number(out, top, -slope * others.total());
   }
 
-  int64_t likeliest(const Side& side) const {
+  // The first class with the largest of the exponentials.
+  int64_t likeliest(const double* e) const {
+    const double largest = largest_of(e, p_.classes);
     int64_t top = 0;
-    for (int64_t j = 1; j < p_.classes; ++j)
-      if (side.e[j] > side.e[top]) top = j;
+    while (top + 1 < p_.classes && e[top] != largest) ++top;
     return top;
   }
 

@@ -6,7 +6,6 @@
 // slow.
 #pragma once
 
-#include "dense_rows.h"
 #include "elementary.h"
 
 namespace {
@@ -89,6 +88,13 @@ struct WholePowers {
     return 2.0 * root * excess / (1.0 + root);
   }
 };
+
+// e^x for x of at most 700, and 0 where that is below the normal numbers.
+XENT_LANE double exp_or_zero(double x) {
+  constexpr double low = -700;
+  const double value = exponential(low > x ? low : x).value();
+  return x < low ? 0.0 : value;
+}
 
 struct AnyPowers {
   double t2, c, inverse, gamma;  // inverse = 1 / c

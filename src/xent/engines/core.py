@@ -25,7 +25,9 @@ else:
         _core = None
 
 TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
-NO_MATRIX = (0, 0, 0, 1, 0, 1)  # where no matrix is given
+# Rows in memory: (address, type, outer step, inner count, inner step, class step).
+Matrix = tuple[int, int, int, int, int, int]
+NO_MATRIX: Matrix = (0, 0, 0, 1, 0, 1)  # where no matrix is given
 POOLED_BYTES = 32 << 20  # smaller blocks are kept by malloc for the next call
 
 
@@ -117,7 +119,7 @@ def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     return torch.empty(0, dtype=dtype, device="cpu").set_(storage, 0, torch.Size(shape), strides)
 
 
-def matrix(x: Tensor, axis: int, may_copy: bool = True) -> tuple[tuple[int, ...], Tensor | None]:
+def matrix(x: Tensor, axis: int, may_copy: bool = True) -> tuple[Matrix, Tensor | None]:
     """A tensor as rows: (address, type, outer step, inner count, inner step, class step).
 
     Rows of (N, C, d1, ...) are addressed in place if d1, ... step evenly, which holds for

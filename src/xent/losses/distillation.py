@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -68,7 +68,8 @@ def distillation_loss(
     The divergence is never negative, and right to the last digits however near the student is. It
     is a sum of terms :math:`q_j (e^{y_j} - 1 - y_j)` of the log-ratios :math:`y_j`, which come from
     the difference of the two logits. A teacher that requires a gradient gets one, too: detach the
-    teacher, or compute it under ``torch.no_grad()``. Makes float64 tensors of the size of the
+    teacher, or compute it under ``torch.no_grad()``. On a CPU the compiled core computes in float64
+    a row at a time; without it, and on other devices, there are float64 tensors of the size of the
     logits.
 
     Args:
@@ -104,15 +105,9 @@ def distillation_loss(
         generalised Jensen-Shannon).
     """
     _check_teacher(input, teacher)
-    temperature = Range(0, open=True).check("temperature", temperature, None)
-    one_of("divergence", divergence, tuple(DIVERGENCES))
-    beta = finite_number("beta", beta)
-    if not 0 < beta < 1:
-        raise ValueError(f"`beta` must be above 0 and below 1, got {beta}")
-    alpha = Range(0, 1).check("alpha", alpha, None)
-    ignore_index = whole_number("ignore_index", ignore_index)
-    if target is None and alpha is not None:
-        raise ValueError("`alpha` is the share of the labels: pass them as `target`, too")
+    order = _read_order(
+        temperature, divergence, beta, alpha, keep_gradient_size, ignore_index, target is not None
+    )
     plain = isinstance(input, Tensor) and isinstance(teacher, Tensor)
     axis = class_axis(input) if plain else len(input.shape) - 1
     rows = input.shape[:axis] + input.shape[axis + 1 :]
@@ -121,49 +116,85 @@ def distillation_loss(
         is_tensor("target", target)
     if target is not None and not target.is_floating_point():
         target = class_indices("target", target)
-    kept = _rows_kept(input, target, row_mask, ignore_index, rows)
+    kept = _rows_kept(input, target, row_mask, order.ignore_index, rows)
     if kept is None and row_weight is not None:
         kept = torch.ones(rows, dtype=torch.bool, device=input.device)
     if kept is not None:
         unweighted = kept
         kept, reduce = reduce.counting(unweighted)
         if kept is not unweighted and target is not None and target.shape == rows:
-            target = torch.where(kept, target, ignore_index)
-    share = 0.0 if target is None else 0.5 if alpha is None else alpha
+            target = torch.where(kept, target, order.ignore_index)
     dtype = torch.promote_types(input.dtype, teacher.dtype)
     dtype = torch.float32 if autocasts(input) and dtype.itemsize < 4 else dtype
-    body = functools.partial(diverge, temperature=temperature, divergence=divergence, beta=beta)
-    form = Form(divergence, (1 / temperature, beta))
-    scale = (1 - share) * (temperature**2 if keep_gradient_size else 1.0)
+    if isinstance(input, Tensor) and isinstance(teacher, Tensor):
+        return order.reduce(input, teacher, kept, target, reduce, dtype)
+    return _reduce_by_chunks(input, teacher, order, kept, target, reduce).to(dtype)
 
-    def reduced(
-        student: Tensor, teacher: Tensor, kept: Tensor | None, target: Tensor | None,
-        reduce: Reduce, dtype: torch.dtype,
-    ) -> Tensor:  # fmt: skip
+
+class _Order(NamedTuple):
+    """The options of a distillation."""
+
+    form: Form
+    body: Callable[[Tensor, Tensor], Tensor]  # the divergence in plain operations
+    scale: float  # factor on the divergence
+    share: float  # of the labels
+    ignore_index: int
+
+    def reduce(
+        self,
+        student: Tensor,
+        teacher: Tensor,
+        kept: Tensor | None,
+        target: Tensor | None,
+        reduce: Reduce,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        """The loss of logits that are there. ``kept`` marks rows, ``target`` may have labels."""
         wide = wide_dtype(student)
         mass = None if kept is None else kept.to(wide)
         problem = DenseProblem(
-            student, teacher, None, mass, lambda z, v, _: body(z, v), form, scale, 0,
-            dtype if target is None else wide,
+            student, teacher, None, mass, lambda z, v, _: self.body(z, v), self.form,  # pyright: ignore
+            self.scale, self.ignore_index, dtype if target is None else wide,
         )  # fmt: skip
         result = reduce_rows(problem, kept, reduce)
         if target is None:
             return result
         if kept is not None:
             student = torch.where(kept.unsqueeze(problem.axis), student, 0)
-        hard = cross_entropy(student, target, ignore_index=ignore_index, reduction="none")
+        hard = cross_entropy(student, target, ignore_index=self.ignore_index, reduction="none")
         ones = torch.ones_like(hard) if mass is None else mass
-        return (result + share * reduce.of(RowValues(hard, kept, ones))).to(dtype)
+        return (result + self.share * reduce.of(RowValues(hard, kept, ones))).to(dtype)
 
-    if isinstance(input, Tensor) and isinstance(teacher, Tensor):
-        return reduced(input, teacher, kept, target, reduce, dtype)
-    return _reduce_by_chunks(input, teacher, reduced, kept, target, reduce).to(dtype)
+
+def _read_order(
+    temperature: float,
+    divergence: str,
+    beta: float,
+    alpha: float | None,
+    keep_gradient_size: bool,
+    ignore_index: int,
+    labelled: bool,
+) -> _Order:
+    """Check the options of a distillation."""
+    temperature = Range(0, open=True).check("temperature", temperature, None)
+    one_of("divergence", divergence, tuple(DIVERGENCES))
+    beta = finite_number("beta", beta)
+    if not 0 < beta < 1:
+        raise ValueError(f"`beta` must be above 0 and below 1, got {beta}")
+    alpha = Range(0, 1).check("alpha", alpha, None)
+    ignore_index = whole_number("ignore_index", ignore_index)
+    if not labelled and alpha is not None:
+        raise ValueError("`alpha` is the share of the labels: pass them as `target`, too")
+    share = 0.0 if not labelled else 0.5 if alpha is None else alpha
+    body = functools.partial(diverge, temperature=temperature, divergence=divergence, beta=beta)
+    scale = (1 - share) * (temperature**2 if keep_gradient_size else 1.0)
+    return _Order(Form(divergence, (1 / temperature, beta)), body, scale, share, ignore_index)
 
 
 def _reduce_by_chunks(
     student: Tensor | LinearLogits,
     teacher: Tensor | LinearLogits,
-    reduced: Callable[..., Tensor],
+    order: _Order,
     kept: Tensor | None,
     target: Tensor | None,
     reduce: Reduce,
@@ -188,7 +219,7 @@ def _reduce_by_chunks(
         ]
         here, labels, w = (None if x is None else x[index] for x in (kept, target, weight))
         part = Reduce("none" if each else "sum", None, None if each else w, "nan")
-        return reduced(*pair, here, labels, part, torch.float64)
+        return order.reduce(pair[0], pair[1], here, labels, part, torch.float64)
 
     rows = RowFunction(
         tuple(side.source for side in heads), None if kept is None else numbers_of(kept), some_rows,

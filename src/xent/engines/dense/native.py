@@ -84,7 +84,7 @@ def _sweep(
     p, form, keep, late = problem, problem.form, [], []
     assert form is not None
 
-    def matrix(x: Tensor | None, may_copy: bool = True) -> tuple[int, ...]:
+    def matrix(x: Tensor | None, may_copy: bool = True) -> core.Matrix:
         if x is None:
             return core.NO_MATRIX
         place, copy = core.matrix(x, p.axis, may_copy)
@@ -102,9 +102,9 @@ def _sweep(
         by = (_DIVISORS[divisor], 0.0, never_zero)
     else:
         by = (0, 1.0, False) if divisor is None else (1, float(divisor), never_zero)
-    numbers = form.numbers + (0.0,) * (_NUMBERS - len(form.numbers))
+    a, b, c, d = form.numbers + (0.0,) * (_NUMBERS - len(form.numbers))
     bad, label = core._core.dense(
-        (KINDS.index(form.kind), *numbers), matrix(p.logits), matrix(p.teacher), p.rows.numel(),
+        (KINDS.index(form.kind), a, b, c, d), matrix(p.logits), matrix(p.teacher), p.rows.numel(),
         p.classes, (address(p.target), p.ignore_index), address(p.row_weight), (p.scale, slope),
         by, 0 if values is None else values.data_ptr(), 0 if result is None else result.data_ptr(),
         0 if result is None else core.TYPES[result.dtype], matrix(gradients[0], False),

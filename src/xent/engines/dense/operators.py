@@ -39,9 +39,11 @@ def _question(p: DenseProblem, engine: str) -> tuple[Any, ...]:
 
 def _read(given: tuple[Any, ...]) -> tuple[DenseProblem, Any]:
     """Return the problem and the engine from the arguments of an operator."""
-    *tensors, kind, numbers, scale, ignore_index, dtype, engine = given
+    logits, teacher, target, row_weight, kind, numbers, scale, ignore_index, dtype, engine = given
     form = Form(kind, tuple(numbers))
-    problem = DenseProblem(*tensors, _no_body, form, scale, ignore_index, dtype)
+    problem = DenseProblem(
+        logits, teacher, target, row_weight, _no_body, form, scale, ignore_index, dtype
+    )
     return problem, MODULES[engine]
 
 
