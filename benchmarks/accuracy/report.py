@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .losses import ENGINES, LEFT_OUT, SUBJECTS
+from .losses import ENGINES, LEFT_OUT, SIZES, SUBJECTS
 from .measure import NOT_FINITE
 from .others import LIBRARIES
 from .pictures import picture
 from .rows import MARGINS
-from .run import DTYPES, Records
+from .run import DTYPES, Records, cell_of, cells
 
 DOCS = Path(__file__).parents[2] / "docs"
 WHAT = ("value", "gradient")
@@ -48,8 +48,19 @@ def summarised(records: Records, missing: dict[str, str]) -> dict[str, Any]:
         key=lambda x: (names.index(x["loss"]), ORDER.index(x["by"]), DTYPES.index(x["dtype"])),
     )
     return {
-        "margins": list(MARGINS), "left out": LEFT_OUT, "not at hand": missing, "lines": ordered,
+        "margins": list(MARGINS), "left out": LEFT_OUT, "not at hand": missing,
+        "measured": _coverage(records), "lines": ordered,
     }  # fmt: skip
+
+
+def _coverage(records: Records) -> list[str]:
+    """Return, for each number of classes, how many cells of the whole atlas were measured."""
+    whole, done = set(cells(SUBJECTS, DTYPES, SIZES)), {cell_of(record) for record in records}
+    counts = {cell.classes: [0, 0] for cell in sorted(whole, key=lambda cell: cell.classes)}
+    for cell in whole:
+        counts[cell.classes][0] += cell in done
+        counts[cell.classes][1] += 1
+    return [f"{n:,} classes: {some} of {all_}" for n, (some, all_) in counts.items()]
 
 
 def _merge(line: dict[str, Any], what: str, numbers: list[float | None]) -> None:
@@ -101,6 +112,7 @@ def table(atlas: dict[str, Any]) -> str:
             cells += [shown(_largest(line[what])) if line else "" for what in WHAT]
         part = max(line["worst"]["part"] for line in lines.values())
         text.append(f"{loss:36}{by:10}" + "".join(f"{x:>9}" for x in cells) + f"{shown(part):>9}")
+    text.append("cells measured, " + "; ".join(atlas["measured"]))
     text += [f"{name} is left out: {why}" for name, why in atlas["left out"].items()]
     text += [f"{name} is not at hand: {why}" for name, why in atlas["not at hand"].items()]
     return "\n".join(text)
@@ -128,7 +140,8 @@ textbook formula in 75 digits, for the logits as the type holds them.
 also with 10,000 added to all logits; 1000 classes; and 128,256 classes, whose logits have a few
 distinct values, so that the exact sums have few terms. Cosines have margins of a hundredth,
 similarities of a tenth of that. Single logits have targets 1, 0, 1/4 and 3/4; their margin is the
-distance from 0.
+distance from 0. In bfloat16 and float16 most logits near 10,000 are equal, whatever their margin
+was before.
 
 **Errors** are in *ulps*, units in the last place of the type of the result, at the true value. The
 best possible error is 0.5. An error of 1.7e7 in float32 (9.0e15 in float64, 256 in bfloat16, 2048
