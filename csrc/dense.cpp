@@ -3,9 +3,13 @@
 //
 //   dense_rows.h     what all kinds share
 //   divergence.h     divergences between the logits of a student and of a teacher
+//   tempered.h       sparsemax, entmax and bi-tempered losses
+//   tsallis.h        the powers that these losses have in place of exponentials
+//   candidates.h     the classes of a row that can have a probability
 #include "dense.h"
 
 #include "divergence.h"
+#include "tempered.h"
 
 #ifndef XENT_VARIANT
 #define XENT_VARIANT baseline
@@ -18,7 +22,7 @@ void sweep_dense(const Dense& p, int64_t begin, int64_t end) {
     case DenseKind::reverse:
     case DenseKind::jensen_shannon: return sweep_divergence(p, begin, end);
     case DenseKind::fenchel_young:
-    case DenseKind::bi_tempered: return;
+    case DenseKind::bi_tempered: return sweep_tempered(p, begin, end);
   }
 }
 }  // namespace xent::XENT_VARIANT

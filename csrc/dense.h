@@ -9,7 +9,8 @@
 namespace xent {
 
 // The kinds of losses, in the order of engines/dense/problem.py: KINDS. The numbers of a divergence
-// are the inverse of the temperature and the share of the teacher in the mixture.
+// are the inverse of the temperature and the share of the teacher in the mixture. Those of the last
+// two kinds are the temperatures of the logarithm and of the softmax.
 enum class DenseKind : int { forward, reverse, jensen_shannon, fenchel_young, bi_tempered };
 
 constexpr int kDenseNumbers = 4;

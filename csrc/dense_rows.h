@@ -13,6 +13,13 @@ namespace {
 
 using xent::Dense;
 
+// e^x for x of at most 700, and 0 where that is below the normal numbers.
+XENT_LANE double exp_or_zero(double x) {
+  constexpr double low = -700;
+  const double value = exponential(low > x ? low : x).value();
+  return x < low ? 0.0 : value;
+}
+
 // Float64 numbers for the classes of a row, a few for each class. They stay in the second-level
 // cache for rows of up to some 40,000 classes.
 class RowNumbers {
@@ -72,27 +79,27 @@ inline double largest_of(const double* z, int64_t count) {
 }
 
 // Stores step(number, class in the block) of each of the numbers of a block.
-template <class Stored, class Step>
-void store_row_as(const Strip& out, const Block& b, bool streams, double* numbers, Step step,
+template <class Stored, class Real, class Step>
+void store_row_as(const Strip& out, const Block& b, bool streams, Real* numbers, Step step,
                   const Prefetch& next) {
   using Rounded = std::conditional_t<sizeof(Stored) == 8, double, float>;
-  const auto one = [=](double x, int j) XENT_INLINE { return Rounded(step(x, j)); };
+  const auto one = [=](Real x, int j) XENT_INLINE { return Rounded(step(x, j)); };
   if (!out.adjacent()) {
     Stored* at = out.at<Stored>(0, b.first);
     for (int j = 0; j < b.width; ++j) narrow(one(numbers[j], j), at[j * out.class_step]);
     return;
   }
-  Extremes<double, Greater> unused;
-  const RowsLayout<double, Greater> row{numbers, 1, b.width, b.pitch, unused};
+  Extremes<Real, Greater> unused;
+  const RowsLayout<Real, Greater> row{numbers, 1, b.width, b.pitch, unused};
   const auto of_row = [&](int) { return one; };
   if (streams)
-    row.map_to<true, Stored>(out, b, of_row, next);
+    row.template map_to<true, Stored>(out, b, of_row, next);
   else
-    row.map_to<false, Stored>(out, b, of_row, next);
+    row.template map_to<false, Stored>(out, b, of_row, next);
 }
 
-template <class Step>
-void store_row(const Strip& out, const Block& b, bool streams, double* numbers, Step step,
+template <class Real, class Step>
+void store_row(const Strip& out, const Block& b, bool streams, Real* numbers, Step step,
                const Prefetch& next) {
   switch (out.type) {
     case Type::f32: return store_row_as<float>(out, b, streams, numbers, step, next);

@@ -17,12 +17,12 @@ from torch import Tensor
 
 from .._probabilities import sums_to_1
 from ..engines import dense
-from ..engines.dense.problem import DenseProblem
+from ..engines.dense.problem import DenseProblem, Form
 from ..engines.modes import deferred, wide_dtype
 from ..engines.rows.labels import check_labels
 from ..engines.rows.problem import Problem
 from ..heads.logits import LinearLogits
-from ..heads.problem import make_problem
+from ..heads.problem import HeadProblem, make_problem
 from ..hyperparameters import Hyperparameters
 from ..overrides import overridable
 from .by_chunks import reduce_problem
@@ -94,13 +94,22 @@ class DenseLoss(Protocol):
         ...
 
 
-def dense_loss(body: Callable[..., Tensor]) -> DenseLoss:
-    """Turn a function of :class:`DenseRows` into a loss. A decorator.
+def dense_loss(
+    body: Callable[..., Tensor] | None = None, *, form: Callable[..., Form | None] | None = None
+) -> Any:
+    """Turn a function of :class:`DenseRows` into a loss. A decorator, with or without options.
 
     The options are those of :func:`xent.row_loss` without the ones for engines and statistics.
     Targets are class indices or probabilities. A class weight is a factor on the rows of the class;
     with probabilities the factor of a row is the mean of the class weights under its target.
+
+    Args:
+        body: the function, in float64.
+        form: how kernels compute the same for class indices, from the hyperparameters; None where
+            they cannot. It checks what the body checks.
     """
+    if body is None:
+        return functools.partial(dense_loss, form=form)
     hyper = Hyperparameters(body)
 
     @functools.wraps(body)
@@ -133,10 +142,14 @@ def dense_loss(body: Callable[..., Tensor]) -> DenseLoss:
                 q = torch.where(out.unsqueeze(-1), 1 / problem.classes, q)
             sums_to_1("target", q)
         problem, reduce = leave_out(problem, reduce)
+        whole = functools.partial(body, **settings)
+        known_form = None if form is None or problem.settings.soft else form(**settings)
+        if known_form is not None:
+            return _reduce_labelled(problem, whole, known_form, reduce, weight)
 
         def values_of(part: Problem, _: Any) -> RowValues:
             rows, kept, known = _read(part)
-            values = by_rows(lambda *some: body(DenseRows(*some), **settings), *rows)
+            values = by_rows(lambda *some: whole(DenseRows(*some)), *rows)
             mass = torch.ones_like(values)
             if kept is not None:
                 # Where labels cannot be looked at, one that does not exist has a loss of infinity.
@@ -155,6 +168,58 @@ def dense_loss(body: Callable[..., Tensor]) -> DenseLoss:
     explain = functools.partial(loss_docstring, body, soft=True)
     made = described(loss, hyper.parameters, (), explain)
     return overridable(through_containers(made, divisor_of_rows, of_rows=True))
+
+
+def _reduce_labelled(
+    problem: Problem,
+    body: Callable[[DenseRows], Tensor],
+    form: Form,
+    reduce: Reduce,
+    weight: Tensor | None,
+) -> Tensor:
+    """The reduction of a loss of class indices that has a kernel."""
+    dtype = problem.result_dtype()
+    if not isinstance(problem, HeadProblem):
+        rows, kept = _labelled(problem, body, form, weight)
+        return reduce_rows(rows._replace(dtype=dtype), kept, reduce)
+
+    def values_of(part: Problem, _: Any) -> RowValues:
+        rows, kept = _labelled(part, body, form, weight)
+        assert rows.row_weight is not None
+        return RowValues(dense.values(rows), kept, rows.row_weight)
+
+    return reduce_problem(problem, values_of, reduce).to(dtype)
+
+
+def _labelled(
+    problem: Problem, body: Callable[[DenseRows], Tensor], form: Form, weight: Tensor | None
+) -> tuple[DenseProblem, Tensor]:
+    """The rows of class indices for an engine, and a mask of the kept ones."""
+    labels, ignore_index = problem.tensors.target, problem.settings.ignore_index
+    wide, classes, axis = wide_dtype(problem.logits), problem.classes, problem.axis
+    kept = labels != ignore_index
+    if weight is None:
+        mass = kept.to(wide)
+    else:
+        inside = (labels >= 0) & (labels < classes)
+        mass = torch.where(kept, weight.to(wide)[torch.where(inside, labels, 0)], 0)
+    logits, transform = problem.logits, problem.transform
+    if transform.softcap or transform.tensors:
+        z = logits.movedim(axis, -1).to(wide)
+        z = transform(torch.where(kept.unsqueeze(-1), z, 0))  # an ignored row may hold NaN
+        logits = z.movedim(-1, axis)
+
+    def values(logits: Tensor, _: Tensor | None, labels: Tensor | None) -> Tensor:
+        assert labels is not None
+        check_labels(labels, classes, ignore_index)
+        known = (labels >= 0) & (labels < classes)
+        rows = (logits.to(wide), None, torch.where(known, labels, 0))
+        found = by_rows(lambda *some: body(DenseRows(*some)), *rows)
+        # Where labels cannot be looked at, one that does not exist has a loss of infinity.
+        return torch.where(known, found, torch.inf)
+
+    rows = DenseProblem(logits, None, labels, mass, values, form, 1.0, ignore_index, wide)
+    return rows, kept
 
 
 def _read(problem: Problem) -> tuple[DenseRows, Tensor | None, Tensor]:

@@ -11,6 +11,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
+from ..engines.dense.problem import Form
 from ..frames.dense_loss import DenseRows, dense_loss
 from ..hyperparameters import Range
 from ..overrides import overridable
@@ -84,8 +85,12 @@ def entmax(input: Tensor, alpha: float = 1.5, dim: int = -1) -> Tensor:
     return tempered_softmax(input, 2 - alpha, dim)
 
 
+def _form(alpha: float = 2.0) -> Form:
+    return Form("fenchel_young", (2 - alpha, 2 - alpha))
+
+
 @member(proper=True, convex=True, second_pass=True)
-@dense_loss
+@dense_loss(form=_form)
 def sparsemax_loss(rows: DenseRows) -> Tensor:
     r"""The convex loss whose gradient is sparsemax minus the target.
 
@@ -93,7 +98,8 @@ def sparsemax_loss(rows: DenseRows) -> Tensor:
 
     The loss is exactly 0 once the logit of the target is 1 above all others; from then on the row
     has no gradient. Its expectation is least where ``p`` (not softmax) is the true distribution.
-    Computed in float64 tensors of the size of the logits.
+    On the CPU class indices have a kernel; other targets and devices take float64 tensors of the
+    size of the logits.
 
     Example:
         >>> import torch, xent
@@ -108,7 +114,7 @@ def sparsemax_loss(rows: DenseRows) -> Tensor:
 
 
 @member(proper=True, convex=True, second_pass=True)
-@dense_loss
+@dense_loss(form=_form)
 def entmax_loss(rows: DenseRows, alpha: Alpha = 1.5) -> Tensor:
     r"""The convex loss whose gradient is entmax minus the target.
 
@@ -118,7 +124,8 @@ def entmax_loss(rows: DenseRows, alpha: Alpha = 1.5) -> Tensor:
     ``alpha = 1`` is cross-entropy minus the entropy of the target, 2 is
     :func:`xent.losses.sparsemax_loss`. The loss is exactly 0 once the logit of the target is
     :math:`1 / (\alpha - 1)` above all others. Its expectation is least where ``p`` (not softmax) is
-    the true distribution. Computed in float64 tensors of the size of the logits.
+    the true distribution. On the CPU class indices have a kernel, which is fastest for ``alpha`` of
+    1.5 and 2; other targets and devices take float64 tensors of the size of the logits.
 
     Args:
         alpha: at least 1; the higher, the sparser the prediction.

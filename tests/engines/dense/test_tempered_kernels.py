@@ -1,0 +1,96 @@
+"""Kernels of sparsemax, entmax and bi-tempered losses against the reference, and their bits."""
+
+import math
+
+import pytest
+import torch
+
+import xent
+from tests.helpers import value_and_grad
+from xent.engines import core
+
+pytestmark = pytest.mark.skipif(not core.available(), reason="needs the compiled core")
+
+LOSSES = [
+    (xent.losses.sparsemax_loss, {}),
+    (xent.losses.entmax_loss, {}),
+    (xent.losses.entmax_loss, {"alpha": 1.3}),
+    (xent.losses.entmax_loss, {"alpha": 3.0}),
+    (xent.losses.entmax_loss, {"alpha": 1.0}),
+    (xent.losses.bi_tempered_loss, {}),
+    (xent.losses.bi_tempered_loss, {"t1": 0.5, "t2": 1.5}),
+    (xent.losses.bi_tempered_loss, {"t1": 0.9, "t2": 1.3}),
+]
+
+
+def rows_of(classes, size, dtype):
+    """Return logits with masked classes and labels, some of them right and one masked."""
+    z = (size * torch.randn(12, classes)).to(dtype)
+    y = torch.randint(classes, (12,))
+    y[::3] = z[::3].float().argmax(-1)
+    if classes > 4:
+        z[1::4, 3] = -math.inf
+        y[1] = 3
+    y[5] = -100
+    return z, y
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(("classes", "size"), [(1, 1), (5, 3), (100, 1), (2500, 0.01), (4500, 2)])
+def test_kernels_agree_with_the_reference(classes, size, dtype):
+    """A block of the kernels has 2048 classes."""
+    z, y = rows_of(classes, size, dtype)
+    unit = torch.finfo(dtype).eps
+    for loss, options in LOSSES:
+        value, grad = value_and_grad(loss, z, y, reduction="none", **options)
+        assert "Values" in loss(z.requires_grad_(), y, **options, reduction="none").grad_fn.name()
+        z = z.detach()
+        hot = torch.nn.functional.one_hot(y.clamp(min=0), classes).to(torch.float64)
+        truth, slope = value_and_grad(loss, z.double(), hot, reduction="none", **options)
+        truth, slope = (
+            torch.where(y.view(-1, *[1] * k) < 0, 0, x) for k, x in ((0, truth), (1, slope))
+        )
+        torch.testing.assert_close(value.double(), truth, rtol=unit, atol=1e-15)
+        torch.testing.assert_close(grad.double(), slope, rtol=unit, atol=1e-10)
+
+
+@pytest.mark.parametrize("isa", core.isas())
+def test_the_bits_depend_on_nothing_else(isa):
+    z, y = rows_of(3000, 1, torch.float32)
+    threads, before = torch.get_num_threads(), core.isa
+    for loss, options in LOSSES:
+        value, grad = value_and_grad(loss, z, y, reduction="sum", **options)
+        try:
+            core.set_isa(isa)
+            core.fast = True
+            torch.set_num_threads(2)
+            same, slope = value_and_grad(loss, z, y, reduction="sum", **options)
+        finally:
+            core.set_isa(before)
+            torch.set_num_threads(threads)
+        assert torch.equal(same, value)
+        assert torch.equal(slope, grad)
+
+
+def test_rows_that_are_not_finite():
+    z, y = torch.randn(4, 40), torch.zeros(4, dtype=torch.int64)
+    z[0, 7], z[1, 30], z[2] = math.nan, math.inf, -math.inf
+    for loss, options in LOSSES:
+        value, grad = value_and_grad(loss, z, y, reduction="none", **options)
+        assert value[:3].isnan().all()
+        assert grad[:3].isnan().all()
+        assert value[3].isfinite()
+        assert grad[3].isfinite().all()
+
+
+def test_layouts():
+    z, y = torch.randn(3, 40, 5), torch.randint(40, (3, 5))
+    for loss, options in LOSSES:
+        value, grad = value_and_grad(loss, z, y, reduction="none", **options)
+        flat = z.movedim(1, -1).reshape(15, 40)
+        truth, slope = value_and_grad(loss, flat, y.flatten(), reduction="none", **options)
+        assert torch.equal(value.flatten(), truth)
+        assert torch.equal(grad.movedim(1, -1).reshape(15, 40), slope)
+        none, empty = value_and_grad(loss, z[:0], y[:0], reduction="sum", **options)
+        assert none == 0
+        assert empty.shape == (0, 40, 5)
