@@ -31,7 +31,6 @@ FEW, FULL = 2000, 1000  # coefficients up to which the full Hessian is chosen, w
 WORK = 4e9  # products that a full Hessian may take
 ENTRIES = 20_000_000  # rows times coefficients that a full Hessian may take
 STAGE = 40  # iterations between checks of the curvature
-EARLY = 10.0  # times tol; at such a gradient Newton steps take over from L-BFGS
 DIGIT, SLOW = 0.1, 0.25  # what a Newton step leaves of the gradient; a share above which it is idle
 MANY = 50_000  # entries from which on sweeps in single precision save more than they cost
 SINGLE = float(np.finfo(np.float32).eps)  # relative rounding of rows in single precision
@@ -229,6 +228,7 @@ def polished(
             return w, left
         w, gradient, left, steps = there, after, share * left, steps + 1
         history[-1:] = [value] if steps == 1 else [history[-1], value]
+        task.report(value)
         if left <= enough(task, w, value) or share > SLOW or len(history) > task.max_iter:
             return w, left
 
@@ -270,8 +270,8 @@ def _by_scipy_in(
 
     options = {
         "L-BFGS-B": {
-            "gtol": EARLY * task.tol,
-            "ftol": objective.design.noise,
+            "gtol": task.tol,
+            "ftol": objective.design.noise / 25,
             "maxfun": 20 * max_iter,
         },
         "Newton-CG": {"xtol": 0.01 * task.tol},
