@@ -17,7 +17,9 @@ from sklearn.utils.estimator_checks import estimator_checks_generator
 
 import xent
 from xent.learn import LogisticRegression, SeparationWarning, SoftmaxRegression
+from xent.learn.regression import solvers
 from xent.learn.regression.criteria import softmax_criterion
+from xent.learn.regression.curvature import ALL, AutogradCurvature, SoftmaxCurvature
 from xent.learn.regression.linear_objective import Design, Objective
 from xent.learn.regression.solvers import FIRST_ORDER, SMOOTH
 
@@ -480,14 +482,83 @@ def test_the_curvature_of_rows_is_taken_in_blocks(estimator, sparse, monkeypatch
 def test_the_curvature_of_cross_entropy_is_that_of_autograd(classes):
     y, weight = torch.randint(classes, (20,)), torch.rand(20, dtype=torch.float64)
     criterion = softmax_criterion(xent.cross_entropy, y, weight, classes)
-    assert criterion.curvature is not None
     scores = 4 * torch.randn(20, criterion.columns, dtype=torch.float64)
     whole = torch.autograd.functional.hessian(criterion.mean_loss, scores)
     rows = torch.arange(20)
     truth = whole.movedim(2, 1)[rows, rows].movedim(1, 0)  # (K, N, K)
-    torch.testing.assert_close(criterion.curvature(scores), truth, rtol=1e-12, atol=1e-15)
+    torch.testing.assert_close(
+        criterion.curvature.matrices(scores, ALL), truth, rtol=1e-12, atol=1e-15
+    )
     sure = torch.tensor([[40.0] + [0.0] * (criterion.columns - 1)], dtype=torch.float64)
-    own = criterion.curvature(sure, slice(1)) / weight[0]
+    own = criterion.curvature.matrices(sure, slice(1)) / weight[0]
     others = max(criterion.columns - 1, 1)
     assert own[0, 0, 0].item() == pytest.approx(others * math.exp(-40), rel=1e-14)
-    assert softmax_criterion(xent.losses.focal_loss, y, weight, classes).curvature is None
+    direction = torch.randn(20, criterion.columns, dtype=torch.float64)
+    turned = torch.einsum("knj,nj->nk", truth, direction)
+    for curvature in (criterion.curvature, AutogradCurvature(criterion.mean_loss)):
+        torch.testing.assert_close(
+            curvature.turning(scores)(direction), turned, rtol=1e-11, atol=1e-15
+        )
+        torch.testing.assert_close(curvature.matrices(scores, ALL), truth, rtol=1e-11, atol=1e-15)
+    torch.testing.assert_close(
+        criterion.curvature.own(scores, ALL), truth.diagonal(0, 0, 2), rtol=1e-11, atol=1e-15
+    )
+
+
+@pytest.mark.parametrize("classes", [2, 3, 5])
+def test_the_curvature_of_a_sure_row_has_all_its_digits(classes):
+    curvature = SoftmaxCurvature(torch.ones(1, dtype=torch.float64))
+    scores = torch.zeros(1, max(classes, 2), dtype=torch.float64)
+    scores[0, 0] = 40
+    scores = scores[:, : 1 if classes == 2 else classes]
+    others = classes - 1
+    exact = others * math.exp(-40) / (1 + others * math.exp(-40)) ** 2
+    unit = torch.zeros_like(scores)
+    unit[0, 0] = 1
+    assert curvature.own(scores, ALL)[0, 0].item() == pytest.approx(exact, rel=1e-14)
+    assert curvature.turning(scores)(unit)[0, 0].item() == pytest.approx(exact, rel=1e-14)
+    assert curvature.turning(scores)(unit + 3)[0, 0].item() == pytest.approx(
+        exact if classes > 2 else 4 * exact, rel=1e-12
+    )
+
+
+# ---- rows in single precision -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "used"),
+    [("plain", True), ("sparse", True), ("offsets", True), ("no penalty", False),
+     ("hardly any", False), ("huge", False)],
+)  # fmt: skip
+def test_single_precision_only_leads_to_the_minimum_of_double(kind, used, rows, monkeypatch):
+    x, y = rows
+    x, C = {
+        "plain": (x, 1.0),
+        "sparse": (csr_array(np.where(np.abs(x) > 0.5, x, 0)), 1.0),
+        "offsets": (x + np.array([5, 0, -50, 0]), 1.0),
+        "no penalty": (x, np.inf),
+        "hardly any": (x, 1e14),
+        "huge": (x * 1e100, 1e-200),
+    }[kind]
+    settings = {"C": C, "solver": "lbfgs"}
+    monkeypatch.setattr(solvers, "WORK", 0)  # no full Hessian afterwards
+    singles = []
+
+    def count(design, single=Design.single):
+        singles.append(design)
+        return single(design)
+
+    monkeypatch.setattr(Design, "single", count)
+    fits = []
+    for least in (0, 10**9):  # entries from which on rows are taken in single precision
+        monkeypatch.setattr(solvers, "MANY", least)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            fits.append(SoftmaxRegression(**settings).fit(x, y))
+        assert bool(singles) == used
+    if used:
+        least = fits[1].history_[-1]
+        assert fits[0].history_[-1] == pytest.approx(least, rel=1e-9)
+        np.testing.assert_allclose(
+            fits[0].decision_function(x), fits[1].decision_function(x), atol=2e-3
+        )

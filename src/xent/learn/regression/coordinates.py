@@ -29,14 +29,17 @@ class Whitening:
     Args:
         objective: the objective.
         w: the coefficients, ``(K, columns)``.
+        alone: whether each column is only scaled, which takes one sweep over the rows.
     """
 
-    def __init__(self, objective: Objective, w: Tensor) -> None:
+    def __init__(self, objective: Objective, w: Tensor, *, alone: bool = False) -> None:
         self.objective, design = objective, objective.design
         rows, ridge = self._row_curvature(w), objective.penalty.mean(0)
         self.curvature = rows.sum().item()
         self.factor: Tensor | None = None
-        if not design.sparse and design.columns <= WHITENED and self.curvature > 0:
+        possible = not design.sparse and design.columns <= WHITENED and self.curvature > 0
+        self.postponed = alone and possible
+        if possible and not alone:
             self.means = design.means()
             matrix = design.products(rows, self.means) + ridge.diag()
             diagonal = matrix.diagonal()
@@ -50,8 +53,12 @@ class Whitening:
             self.scale = torch.where(scale > 0, scale, 1.0)
 
     def stale(self, w: Tensor) -> bool:
-        """True if the loss is far less curved at ``w`` than at first: most rows are sure."""
-        return self._row_curvature(w).sum().item() < STALE * self.curvature
+        """True if it is time for other coordinates.
+
+        That is so if whitening was postponed, or if the loss is far less curved at ``w`` than at
+        first: most rows are sure.
+        """
+        return self.postponed or self._row_curvature(w).sum().item() < STALE * self.curvature
 
     def _row_curvature(self, w: Tensor) -> Tensor:
         """Return the absolute value of the curvature of the loss in each row, ``(N,)``."""

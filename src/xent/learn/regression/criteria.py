@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ...losses import CATALOG, cross_entropy
+from .curvature import AutogradCurvature, Curvature, SoftmaxCurvature, logits_of
 from .linear_objective import Design, Objective
 
 
@@ -21,14 +22,13 @@ class Criterion(NamedTuple):
             of the mean that these rows add.
         columns: K.
         bound: the largest curvature of cross-entropy in the scores of a row.
-        curvature: maps the same arguments to the second derivatives by two scores of a row,
-            ``(K, N, K)``; None leaves them to autograd, which takes five times as long.
+        curvature: the second derivatives of the mean loss by the scores.
     """
 
     mean_loss: Callable[..., Tensor]
     columns: int
     bound: float
-    curvature: Callable[..., Tensor] | None = None
+    curvature: Curvature
 
 
 class LinearProblem(NamedTuple):
@@ -58,31 +58,10 @@ def softmax_criterion(
     def mean_loss(scores: Tensor, rows: slice = slice(None)) -> Tensor:
         return loss(logits_of(scores), target[rows], row_weight=weight[rows], reduction="sum")
 
-    def curvature(scores: Tensor, rows: slice = slice(None)) -> Tensor:
-        return weight[rows].unsqueeze(-1) * _softmax_curvature(scores)
-
     columns, bound = (1, 0.25) if classes == 2 else (classes, 0.5)
-    return Criterion(mean_loss, columns, bound, curvature if loss is cross_entropy else None)
-
-
-def _softmax_curvature(scores: Tensor) -> Tensor:
-    """Second derivatives of cross-entropy by two scores of a row, ``(K, N, K)``."""
-    p = torch.softmax(logits_of(scores), 1)  # (N, C)
-    if scores.shape[1] == 1:
-        return (p[:, :1] * p[:, 1:]).unsqueeze(0)
-    pairs = -p.T.unsqueeze(2) * p  # (K, N, K)
-    own = torch.diagonal(pairs, dim1=0, dim2=2)  # (N, K)
-    own.zero_()
-    own.copy_(-pairs.sum(2).T)  # 1 - p would lose the digits of a nearly sure class
-    return pairs
-
-
-def logits_of(scores: Tensor) -> Tensor:
-    """Return the logits of all classes from the scores: two classes have one score."""
-    if scores.ndim == 2 and scores.shape[1] > 1:
-        return scores
-    scores = scores.reshape(-1, 1)
-    return torch.cat([torch.zeros_like(scores), scores], 1)
+    closed = loss is cross_entropy
+    curvature = SoftmaxCurvature(weight) if closed else AutogradCurvature(mean_loss)
+    return Criterion(mean_loss, columns, bound, curvature)
 
 
 def loss_of(loss: str | Callable[..., Any], targets: str) -> Callable[..., Any]:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ...losses import cross_entropy
 from .criteria import Criterion, loss_of, softmax_criterion
+from .curvature import AutogradCurvature
 from .softmax_regression import DTYPES, SoftmaxRegression
 
 BINARY = "binary_cross_entropy_with_logits"
@@ -154,7 +155,7 @@ class LogisticRegression(SoftmaxRegression):
         def mean_loss(scores: Tensor, rows: slice = slice(None)) -> Tensor:
             return loss(scores, target[rows], weight=weight[rows].unsqueeze(1), reduction="sum")
 
-        return Criterion(mean_loss, target.shape[1], 0.25)
+        return Criterion(mean_loss, target.shape[1], 0.25, AutogradCurvature(mean_loss))
 
     def _decisions(self, scores: Tensor, y: np.ndarray) -> Iterator[tuple[str, Tensor, Tensor]]:
         if not self.multilabel_:

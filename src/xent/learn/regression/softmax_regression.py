@@ -25,7 +25,8 @@ from torch import Tensor
 
 from ... import log_softmax
 from ..._check import one_of
-from .criteria import Criterion, LinearProblem, logits_of, loss_of, softmax_criterion
+from .criteria import Criterion, LinearProblem, loss_of, softmax_criterion
+from .curvature import logits_of
 from .linear_objective import Design, Objective
 from .separation import SeparationWarning, separation
 from .solvers import SMOOTH, SOLVERS, solve
@@ -45,8 +46,10 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
     scikit-learn's ``LogisticRegression``: the same parameters, objective and coefficients. Two
     classes have one score, that of the second; the first has the score 0.
 
-    L-BFGS and the Newton methods work in coordinates that undo the correlations of the features:
-    where these are strong, tens of sweeps over the rows do what would take hundreds.
+    The Newton methods work in coordinates that undo the correlations of the features, and L-BFGS
+    does so where it has not converged after 40 iterations: where correlations are strong, tens of
+    sweeps over the rows do what would take hundreds. L-BFGS sweeps over rows in single precision as
+    long as their digits suffice; the last steps take the gradient in double precision.
 
     Args:
         C: inverse of the strength of the penalty; ``np.inf`` for none. If then the classes can be
@@ -59,8 +62,8 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
             ``"newton"`` if the full Hessian is small enough; ``"gradient-descent"`` with the step
             1/L, ``"accelerated"`` and ``"proximal-newton"``, which take l1. ``"auto"`` takes, with
             l1, ``"proximal-newton"`` for up to 2000 coefficients and ``"accelerated"`` for more;
-            without l1 ``"newton"`` for few coefficients, another Newton method for up to 50,000
-            scores (rows times classes), else ``"lbfgs"``.
+            without l1 ``"newton"`` for few coefficients, else ``"lbfgs"``; without any penalty,
+            ``"trust-region"`` for up to 50,000 scores (rows times classes).
         tol: no entry of the gradient is larger at the end, in coordinates of about unit curvature,
             so the objective is about ``tol**2`` nats above its minimum.
         max_iter: most iterations. If they do not reach the minimum, or rounding hides more than

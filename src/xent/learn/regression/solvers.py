@@ -20,16 +20,20 @@ from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 from .coordinates import Whitening, symmetric_operator
+from .linear_objective import HUGE, Objective
 from .newton import by_newton
 from .proximal import by_gradients, by_proximal_newton
 from .task import Solution, SolverTask, enough
 
 EPS = float(np.finfo(np.float64).eps)
-SMALL = 50_000  # scores (rows times classes) up to which a Newton method is chosen
+SMALL = 50_000  # scores (rows times classes) up to which a Newton method needs no penalty
 FEW, FULL = 2000, 1000  # coefficients up to which the full Hessian is chosen, with l1 and without
 WORK = 4e9  # products that a full Hessian may take
 ENTRIES = 20_000_000  # rows times coefficients that a full Hessian may take
 STAGE = 40  # iterations between checks of the curvature
+DIGIT, SLOW = 0.1, 0.25  # what a Newton step leaves of the gradient; a share above which it is idle
+MANY = 50_000  # entries from which on sweeps in single precision save more than they cost
+SINGLE = float(np.finfo(np.float32).eps)  # relative rounding of rows in single precision
 
 SMOOTH = {"lbfgs": "L-BFGS-B", "newton-cg": "Newton-CG", "trust-region": "trust-krylov"}
 FIRST_ORDER = ("gradient-descent", "accelerated")
@@ -40,10 +44,9 @@ def solve(task: SolverTask, start: Tensor, solver: str) -> Solution:
     """Minimise from coefficients ``(K, columns)`` on, by one of ``SOLVERS``.
 
     Where there is l1, ``"auto"`` takes the proximal Newton method for few coefficients, whose
-    Hessian is small, and accelerated gradients for many. Without l1 it takes Newton's method, with
-    the full Hessian for few coefficients and with products of the Hessian for few rows: Newton's
-    method needs the fewest steps where rows are sure. Large problems get L-BFGS, which needs the
-    fewest sweeps over the rows where they are not.
+    Hessian is small, and accelerated gradients for many. Without l1 it takes Newton's method with
+    the full Hessian for few coefficients, else L-BFGS; without any penalty and for few rows, where
+    the rows become sure, Newton's method with products of the Hessian.
 
     Features far from 0 are moved to 0 first, if an intercept without a penalty can make up for the
     move; at the end the intercept is moved back.
@@ -92,15 +95,13 @@ def _minimise(task: SolverTask, start: Tensor, solver: str) -> Solution:
 
 
 def _choice(task: SolverTask, start: Tensor) -> str:
-    rows = task.objective.design.rows
     if task.l1 is not None:
-        few = start.numel() <= min(FEW, ENTRIES // rows)
+        few = start.numel() <= min(FEW, ENTRIES // task.objective.design.rows)
         return "proximal-newton" if few else "accelerated"
     if _full(task, start):
         return "newton"
-    if rows * len(start) > SMALL:
-        return "lbfgs"
-    return "newton-cg" if bool(task.objective.penalty.any()) else "trust-region"
+    few = task.objective.design.rows * len(start) <= SMALL
+    return "trust-region" if few and not bool(task.objective.penalty.any()) else "lbfgs"
 
 
 def _full(task: SolverTask, start: Tensor) -> bool:
@@ -140,55 +141,96 @@ def _thread_pools() -> ThreadpoolController:
 
 @np.errstate(divide="ignore", invalid="ignore", over="ignore")  # SciPy divides by a gain of 0
 def by_scipy(task: SolverTask, start: Tensor, method: str) -> Solution:
-    """Minimise a smooth objective by one of SciPy's methods, in whitened coordinates.
+    """Minimise a smooth objective by one of SciPy's methods, then by Newton steps, in rounds.
 
-    A round ends when the method stops or most of the curvature is gone; the next round has new
-    coordinates. The last round is the first that leaves little or gains no more than rounding.
+    A round ends when the method stops or when other coordinates would be better; the next round
+    has new ones. L-BFGS begins with columns that are only scaled, as whitening takes as long as
+    many sweeps, and few data need it. Its sweeps are over rows in single precision, which take half
+    the time, until a round gains no more than their rounding. The last round is the first that
+    leaves little or gains no more than rounding.
     """
-    objective, w = task.objective, start
-    history = [objective.value(start)]
+    objective, w, value = task.objective, start, torch.inf
+    rough = _rough(objective) if method == "L-BFGS-B" else objective
+    white = Whitening(rough, w, alone=method == "L-BFGS-B")
+    history: list[float] = []
     while True:
-        before = history[-1]
-        white = Whitening(objective, w)
-        result = _by_scipy_in(white, task, w, method, task.max_iter - len(history) + 1, history)
+        result, halted = _by_scipy_in(white, task, w, method, history)
         w = white.to_coefficients(torch.from_numpy(result.x).view(w.shape))
-        w, left = newton_step(Whitening(objective, w), w)
-        value = history[-1] = objective.value(w)
-        spent, gained = len(history) > task.max_iter, before - value
-        noise = objective.design.noise * max(abs(value), 1e-3)
-        if left <= enough(task, w, value) or spent or not gained > noise:
-            return Solution(w, history, min(left, abs(value)))  # no loss here falls below 0
+        spent = len(history) > task.max_iter
+        if spent or not halted:
+            before, noise = value, rough.design.noise * max(abs(history[-1]), 1e-3)
+            w, left = polished(white, task, w, result, history)
+            value, spent = history[-1], len(history) > task.max_iter
+            idle = not before - value > noise
+            if left <= enough(task, w, value) or spent or (idle and rough is objective):
+                return Solution(w, history, min(left, abs(value)))  # no loss here falls below 0
+            rough = objective if idle else rough
+        white = Whitening(rough, w)
 
 
-def newton_step(white: Whitening, w: Tensor) -> tuple[Tensor, float]:
-    """Take one full Newton step; return the coefficients and the nats left above the minimum.
+def _rough(objective: Objective) -> Objective:
+    """Return the objective with rows in single precision, if rounding hides no direction.
 
-    The gradient judges the step, not the objective. A line search ends where the objective shows no
-    change, and there the coefficients have only half of their digits.
+    The rounding of the rows must add less curvature than the penalty has. Few rows are left as they
+    are, as are those that were given in single precision.
     """
-    objective = white.objective
+    design = objective.design
+    if design.rows * design.features <= MANY or design.noise >= SINGLE:
+        return objective
+    hidden = objective.bound * design.features * (SINGLE * design.size) ** 2
+    penalised = objective.penalty[:, : design.features].min().item()
+    if not (1 / HUGE < design.size < HUGE and hidden <= penalised):
+        return objective
+    return replace(objective, design=design.single())
+
+
+def polished(
+    white: Whitening, task: SolverTask, w: Tensor, result: Any, history: list[float]
+) -> tuple[Tensor, float]:
+    """Take Newton steps, the gradient in double precision, until little is left.
+
+    The gradient judges a step, not the objective. A line search ends where the objective shows no
+    change, and there the coefficients have only half of their digits. Of the Hessian, a few digits
+    are enough: each step makes the gradient about ten times smaller.
+
+    Args:
+        white: the coordinates.
+        task: what is to be minimised.
+        w: the coefficients, ``(K, columns)``.
+        result: SciPy's, with the gradient and perhaps the inverse of the Hessian that L-BFGS found.
+        history: the objective at each iteration; the first step belongs to the last iteration.
+
+    Returns:
+        The coefficients, and the nats left above the minimum.
+    """
+    identity = symmetric_operator(lambda v: v, w.numel())
+    inverse, gradient, steps = result.get("hess_inv", identity), result.jac, 0
 
     def product(v: np.ndarray) -> np.ndarray:
         direction = white.to_coefficients(torch.from_numpy(v).view(w.shape))
-        return white.gradient(objective.hessian_product(w, direction)).flatten().numpy()
+        return white.gradient(white.objective.hessian_product(w, direction)).flatten().numpy()
 
-    def slope(w: Tensor) -> np.ndarray:
-        return white.gradient(objective.gradient(w)).flatten().numpy()
+    def look(w: Tensor) -> tuple[float, np.ndarray]:
+        value, gradient = task.objective.exact_value_and_gradient(w)
+        return value, white.gradient(gradient).flatten().numpy()
 
-    def solved(gradient: np.ndarray) -> tuple[np.ndarray, float]:
-        """Return the step, and an upper bound of its gain, as the curvature is about 1 here."""
-        operator = symmetric_operator(product, gradient.size)
-        step, _ = cg(operator, -gradient, rtol=1e-6, maxiter=100)
-        rest = gradient + operator @ step
-        return step, 0.5 * (abs(float(gradient @ step)) + float(rest @ rest))
-
-    gradient = slope(w)
-    step, left = solved(gradient)
-    there = w + white.to_coefficients(torch.from_numpy(step).view(w.shape))
-    after = slope(there)
-    if np.abs(after).max() < np.abs(gradient).max():
-        return there, solved(after)[1]
-    return w, left
+    operator = symmetric_operator(product, w.numel())
+    while True:
+        step, _ = cg(operator, -gradient, rtol=DIGIT, maxiter=100, M=inverse)
+        left = 0.5 * abs(float(gradient @ step))
+        there = w + white.to_coefficients(torch.from_numpy(step).view(w.shape))
+        value, after = look(there)
+        before = float(gradient @ (inverse @ gradient))
+        share = float(after @ (inverse @ after)) / before if before > 0 else torch.inf
+        if not share < 1:
+            if steps == 0:
+                history[-1] = look(w)[0]
+            return w, left
+        w, gradient, left, steps = there, after, share * left, steps + 1
+        history[-1:] = [value] if steps == 1 else [history[-1], value]
+        task.report(value)
+        if left <= enough(task, w, value) or share > SLOW or len(history) > task.max_iter:
+            return w, left
 
 
 def _by_scipy_in(
@@ -196,17 +238,22 @@ def _by_scipy_in(
     task: SolverTask,
     start: Tensor,
     method: str,
-    max_iter: int,
     history: list[float],
-) -> Any:
-    """Minimise in these coordinates until the end, or until they are stale."""
-    objective = task.objective
+) -> tuple[Any, bool]:
+    """Minimise in these coordinates.
+
+    Return SciPy's result, and whether the method was halted because others would be better.
+    """
+    objective, halted = white.objective, False
+    max_iter = task.max_iter - max(len(history) - 1, 0)
 
     def coefficients(v: np.ndarray) -> Tensor:
         return white.to_coefficients(torch.from_numpy(v).view(start.shape))
 
     def function(v: np.ndarray) -> tuple[float, np.ndarray]:
         value, gradient = objective.value_and_gradient(coefficients(v))
+        if not history:
+            history.append(value)
         return value, white.gradient(gradient).flatten().numpy()
 
     def hessian_product(v: np.ndarray, direction: np.ndarray) -> np.ndarray:
@@ -216,16 +263,23 @@ def _by_scipy_in(
     def callback(intermediate_result: Any) -> None:
         history.append(float(intermediate_result.fun))
         task.report(history[-1])
+        nonlocal halted
         if len(history) % STAGE == 0 and white.stale(coefficients(intermediate_result.x)):
+            halted = True
             raise StopIteration
 
     options = {
-        "L-BFGS-B": {"gtol": task.tol, "ftol": 4 * EPS, "maxfun": 20 * max_iter},
+        "L-BFGS-B": {
+            "gtol": task.tol,
+            "ftol": objective.design.noise / 25,
+            "maxfun": 20 * max_iter,
+        },
         "Newton-CG": {"xtol": 0.01 * task.tol},
         "trust-krylov": {"gtol": task.tol},
     }[method]
-    return minimize(
+    result = minimize(
         function, white.from_coefficients(start).flatten().numpy(), jac=True, method=method,
         hessp=hessian_product if method != "L-BFGS-B" else None, callback=callback,
         options={"maxiter": max_iter, **options},
     )  # fmt: skip
+    return result, halted
