@@ -24,7 +24,7 @@ SOURCES = [*HOUSE.rglob("*.py"), *(PROJECT / "benchmarks").rglob("*.py")]
 # The rooms (modules or folders), lowest first. A room imports rooms below it, and nothing else.
 FLOORS = [
     {"_core"},
-    {"engines.modes", "engines.contract"},
+    {"engines.modes", "engines.contract", "engines.pool"},
     {"_check", "_files", "_printable", "_start", "_suggestions", "_series", "row_statistics"},
     {"_probabilities", "logits", "heads.stand_in"},
     {"overrides", "heads.logits"},

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, Protocol, TypeVar
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar, overload
 
 import torch
 from torch import Tensor
@@ -94,6 +94,16 @@ class DenseLoss(Protocol):
         ...
 
 
+@overload
+def dense_loss(body: Callable[..., Tensor]) -> DenseLoss: ...
+
+
+@overload
+def dense_loss(
+    *, form: Callable[..., Form | None]
+) -> Callable[[Callable[..., Tensor]], DenseLoss]: ...
+
+
 def dense_loss(
     body: Callable[..., Tensor] | None = None, *, form: Callable[..., Form | None] | None = None
 ) -> Any:
@@ -109,7 +119,12 @@ def dense_loss(
             they cannot. It checks what the body checks.
     """
     if body is None:
-        return functools.partial(dense_loss, form=form)
+        return lambda body: _made(body, form)
+    return _made(body, form)
+
+
+def _made(body: Callable[..., Tensor], form: Callable[..., Form | None] | None) -> DenseLoss:
+    """The loss of a body and its form."""
     hyper = Hyperparameters(body)
 
     @functools.wraps(body)
@@ -202,7 +217,9 @@ def _labelled(
         mass = kept.to(wide)
     else:
         inside = (labels >= 0) & (labels < classes)
-        mass = torch.where(kept, weight.to(wide)[torch.where(inside, labels, 0)], 0)
+        # `weight[labels]` would read a number of a label under vmap, which cannot do that.
+        of_rows = weight.to(wide).index_select(0, torch.where(inside, labels, 0).flatten())
+        mass = torch.where(kept, of_rows.view(labels.shape), 0)
     logits, transform = problem.logits, problem.transform
     if transform.softcap or transform.tensors:
         z = logits.movedim(axis, -1).to(wide)

@@ -69,7 +69,7 @@ def _form(
     return None if label_smoothing else Form("bi_tempered", (t1, t2))
 
 
-@member(proper=True, bounded=True, convex=False, second_pass=True)
+@member(proper=True, bounded=True, convex=False)
 @dense_loss(form=_form)
 def bi_tempered_loss(
     rows: DenseRows,

@@ -20,7 +20,7 @@ _NUMBERS = 4  # of a kind, as the core takes them
 
 def values(problem: DenseProblem) -> Tensor:
     """The weighted value of each row."""
-    result = torch.empty(problem.rows, dtype=torch.float64)
+    result = torch.empty(problem.rows, dtype=torch.float64, device="cpu")
     _sweep(problem, values=result)
     return result.to(problem.dtype)
 
