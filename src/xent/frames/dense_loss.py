@@ -119,7 +119,7 @@ def dense_loss(
             they cannot. It checks what the body checks.
     """
     if body is None:
-        return lambda body: _made(body, form)
+        return functools.partial(_made, form=form)
     return _made(body, form)
 
 
@@ -162,20 +162,7 @@ def _made(body: Callable[..., Tensor], form: Callable[..., Form | None] | None) 
         if known_form is not None:
             return _reduce_labelled(problem, whole, known_form, reduce, weight)
 
-        def values_of(part: Problem, _: Any) -> RowValues:
-            rows, kept, known = _read(part)
-            values = by_rows(lambda *some: whole(DenseRows(*some)), *rows)
-            mass = torch.ones_like(values)
-            if kept is not None:
-                # Where labels cannot be looked at, one that does not exist has a loss of infinity.
-                values = torch.where(known, values, torch.inf)
-                mass = kept.to(mass.dtype)
-            if weight is not None:
-                expected = rows.expected(weight.to(values.dtype))
-                values = values * expected
-                mass = mass if kept is None else torch.where(kept, expected, 0)
-            return RowValues(values, kept, mass)
-
+        values_of = functools.partial(_values_by_operations, whole, weight)
         return reduce_problem(
             problem, values_of, reduce, tuple(settings.values()), chunks=hyper.fit_chunks(settings)
         ).to(problem.result_dtype())
@@ -183,6 +170,24 @@ def _made(body: Callable[..., Tensor], form: Callable[..., Form | None] | None) 
     explain = functools.partial(loss_docstring, body, soft=True)
     made = described(loss, hyper.parameters, (), explain)
     return overridable(through_containers(made, divisor_of_rows, of_rows=True))
+
+
+def _values_by_operations(
+    body: Callable[[DenseRows], Tensor], weight: Tensor | None, part: Problem, _: Any
+) -> RowValues:
+    """The values of some rows in plain operations."""
+    rows, kept, known = _read(part)
+    values = by_rows(lambda *some: body(DenseRows(*some)), *rows)
+    mass = torch.ones_like(values)
+    if kept is not None:
+        # Where labels cannot be looked at, one that does not exist has a loss of infinity.
+        values = torch.where(known, values, torch.inf)
+        mass = kept.to(mass.dtype)
+    if weight is not None:
+        expected = rows.expected(weight.to(values.dtype))
+        values = values * expected
+        mass = mass if kept is None else torch.where(kept, expected, 0)
+    return RowValues(values, kept, mass)
 
 
 def _reduce_labelled(
