@@ -110,29 +110,29 @@ def _of_library(library: str, steps: Callable[[], dict[str, Any]]) -> dict[tuple
         return {}
 
 
-def cells(dtypes: list[str]) -> Iterator[Cell]:
+def cells(dtypes: list[str], spread: float) -> Iterator[Cell]:
     """One cell for each shape, dtype and kind of targets."""
     for rows, classes in SHAPES:
         for dtype in dtypes:
-            z, y = draw(rows, classes, dtype)
+            z, y = draw(rows, classes, dtype, spread)
             name = f"{rows} x {classes} {dtype}"
             yield Cell(f"{name}, classes", of_targets("classes", z, y), z)
             binary = torch.rand_like(z).round()
             yield Cell(f"{name}, binary", of_targets("binary", z, binary), z)
     for rows, classes in DENSE_SHAPES:
         for dtype in dtypes:
-            z, y = draw(rows, classes, dtype)
+            z, y = draw(rows, classes, dtype, spread)
             yield Cell(
                 f"{rows} x {classes} {dtype}, whole rows",
-                of_whole_rows(z, y, torch.randn_like(z)),
+                of_whole_rows(z, y, spread * torch.randn_like(z)),
                 z,
             )
 
 
-def draw(rows: int, classes: int, dtype: str) -> tuple[Tensor, Tensor]:
+def draw(rows: int, classes: int, dtype: str, spread: float) -> tuple[Tensor, Tensor]:
     """Draw normal logits and uniform targets."""
     torch.manual_seed(0)
-    z = torch.randn(rows, classes).to(getattr(torch, dtype))
+    z = (spread * torch.randn(rows, classes)).to(getattr(torch, dtype))
     return z, torch.randint(classes, (rows,))
 
 

@@ -116,13 +116,14 @@ TARGETS = {
 }
 
 
-def cells(dtypes: list[str]) -> Iterator[Cell]:
+def cells(dtypes: list[str], spread: float) -> Iterator[Cell]:
     """One cell for each layout and for each shape of targets."""
     for builders, calls in ((LAYOUTS, plain), (TARGETS, kinds)):
         for name, build in builders.items():
             for dtype in dtypes:
                 torch.manual_seed(0)
                 p = build(getattr(torch, dtype))
+                p.logits.mul_(spread)
                 steps = {
                     (pair.name, who): step(loss, p.logits, pair.target)
                     for pair in calls(p)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,44 @@ BLOCK = re.compile(r"(?s)(<!-- table: (\w+) -->\n\n).*?(\n\n<!-- end -->)")
 def logits(result: dict[str, Any]) -> str:
     """Cross-entropy of logits that are there."""
     return report.markdown(result)
+
+
+def in_a_step(result: dict[str, Any]) -> str:
+    """Cross-entropy within training steps and in new processes."""
+    rows = []
+    for cell in result["cells"]:
+        loss, fresh = cell["loss"], cell["fresh"]
+        rows.append([
+            f"{cell['rows']} x {cell['classes']}",
+            *(report.digits(loss[name]["ms"]) for name in ("xent", "torch")),
+            *(_times(loss), _times(fresh)),
+        ])  # fmt: skip
+    head = ["logits, float32", "xent, ms", "PyTorch, ms", "in a step", "in a new process"]
+    return _table(head, rows, result)
+
+
+def _times(of: dict[str, dict[str, Any]]) -> str:
+    """How many times as long PyTorch takes; bold where xent is slower."""
+    return report.markdown_ratio({"ratio": of["torch"]["ms"] / of["xent"]["ms"]})
+
+
+def family_in_words(result: dict[str, Any]) -> str:
+    """The losses of one class per row beside cross-entropy."""
+    lines = []
+    for cell in result["cells"]:
+        shape, _, targets = cell["name"].partition(", ")
+        if targets == "classes":
+            base = cell["rows"]["cross_entropy"]["xent"]["ms"]
+            ratios = {name: e["xent"]["ms"] / base for name, e in cell["rows"].items()}
+            del ratios["cross_entropy"]
+            low, high = min(ratios.values()), max(ratios.values())
+            most = max(ratios, key=lambda name: ratios[name])
+            lines.append(
+                f"- {shape}: the {len(ratios)} other losses of one class per row take {low:.2f} to "
+                f"{high:.2f} times as long as `cross_entropy` on the same logits, the median is "
+                f"{statistics.median(ratios.values()):.2f}; `{most}` takes the most."
+            )
+    return "\n".join(lines)
 
 
 def family(result: dict[str, Any]) -> str:
@@ -86,7 +125,9 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]], result: dict[str,
 
 
 TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
+    "in_a_step": ("in_a_step.json", in_a_step),
     "logits": ("cpu.json", logits),
+    "family_in_words": ("family.json", family_in_words),
     "family": ("family.json", family),
     "linear": ("linear.json", linear),
     "small_calls": ("small_calls.json", small_calls),

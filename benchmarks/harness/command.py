@@ -34,7 +34,7 @@ class Cell(NamedTuple):
 def run(
     purpose: str | None,
     name: str,
-    cells: Callable[[list[str]], Iterable[Cell]],
+    cells: Callable[[list[str], float], Iterable[Cell]],
     time_of_cell: float,
 ) -> int:
     """Measure all cells, print their tables, and return 0 unless xent itself failed somewhere.
@@ -42,7 +42,8 @@ def run(
     Args:
         purpose: the docstring of the benchmark, whose first line describes the command.
         name: of the module in ``benchmarks``.
-        cells: makes the cells of the dtypes that are asked for; one is in memory at a time.
+        cells: makes the cells of some dtypes, with logits of some standard deviation; one is in
+            memory at a time.
         time_of_cell: seconds for the rounds of one cell, unless the command says otherwise.
     """
     parser = argparse.ArgumentParser(
@@ -63,6 +64,9 @@ def run(
         help="per cell, for repeating rounds that other processes disturb (default: %(default)g)",
     )  # fmt: skip
     parser.add_argument(
+        "--spread", type=seconds, default=1.0, help="standard deviation of the logits (default: 1)"
+    )
+    parser.add_argument(
         "--threads", type=positive, default=torch.get_num_threads(), help="default: %(default)s"
     )
     parser.add_argument(
@@ -72,7 +76,7 @@ def run(
     torch.set_num_threads(args.threads)
     result: dict[str, Any] = {"machine": describe_machine(args.threads), "cells": []}
     print(f"{machine_text(result['machine'])}\n{LEGEND}", flush=True)
-    for cell in cells(args.dtypes):
+    for cell in cells(args.dtypes, args.spread):
         if any(text in cell.name for text in args.only):
             found = measure(cell, Plan(args.seconds, args.patience))
             result["cells"].append(found)

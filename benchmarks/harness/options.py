@@ -21,13 +21,13 @@ def positive(text: str) -> int:
 
 
 def seconds(text: str) -> float:
-    """Read a duration."""
+    """Read a number that is not below 0."""
     try:
         number = float(text)
     except ValueError:
         number = math.nan
     if not 0 <= number < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 0")
     return number
 
 

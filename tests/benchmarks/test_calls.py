@@ -93,7 +93,8 @@ def test_the_text_of_a_table(cell):
 
 
 def test_the_command_writes_what_it_measured(tmp_path, monkeypatch, capsys):
-    def cells(dtypes):
+    def cells(dtypes, spread):
+        assert spread == 1
         for dtype in dtypes:
             z = torch.randn(3, 4).to(getattr(torch, dtype))
             yield command.Cell(f"3 x 4 {dtype}", {("line", "xent"): lambda z=z: z.exp()}, z)
