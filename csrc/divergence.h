@@ -82,11 +82,13 @@ struct Exponent {
   }
 };
 
+// Values below this are refined, relative to the largest of their summands.
+constexpr double kNear = 1e-6;
+
 class Divergence {
  public:
   explicit Divergence(const Dense& p)
       : p_(p), unit_(p.number[0]), beta_(p.number[1]),
-        limit_(is_double(p.logits) || is_double(p.teacher) ? 1.0 : 1e-6),
         needs_ratios_(p.kind == DenseKind::jensen_shannon ||
                       (p.kind == DenseKind::forward ? p.teacher_gradient : p.gradient).data),
         number_(p.classes, 4), w_(number_[0]), u_(number_[1]), y_(number_[2]), t_(number_[3]) {}
@@ -114,15 +116,13 @@ class Divergence {
     double mean;  // of sign x
   };
 
-  static bool is_double(const Matrix& m) { return m.type == Type::f64; }
-
   void row(int64_t n) {
     const Strip student(p_.logits, n), teacher(p_.teacher, n);
     find_exponentials(student, teacher);
     near_ = false;
     if (needs_ratios_) find_ratios(student, teacher);
     double value = quick_value();
-    if (value < limit_ * (1 + __builtin_fabs(delta_))) {
+    if (value < kNear * (1 + __builtin_fabs(delta_))) {
       near_ = refine(student, teacher);
       if (!near_ && needs_ratios_) find_ratios(student, teacher);
       value = near_ ? near_value() : quick_value();
@@ -382,7 +382,6 @@ class Divergence {
 
   const Dense& p_;
   const double unit_, beta_;  // 1 / temperature, share of the teacher in the mixture
-  const double limit_;        // values below it are refined, relative to the largest summand
   const bool needs_ratios_;
   RowNumbers number_;
   double *const w_, *const u_;  // the exponentials of student and teacher

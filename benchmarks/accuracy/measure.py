@@ -6,11 +6,9 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from xent.engines import core, triton
-
+from ..harness.internals import runs_here
 from .losses import Subject
 from .others import IN_AN_INTERPRETER, Both, differentiated
 from .rows import FEW, MARGINS, Cell, Rows, make_elements, make_rows
@@ -27,9 +25,7 @@ def rows_of(subject: Subject, cell: Cell) -> Rows:
 def contestants(subject: Subject, cell: Cell, libraries: dict[str, dict[str, Both]]) -> Iterator:
     """Yield the names of those who compute this loss here, and how."""
     for engine in subject.engines:
-        if engine == "native" and not core.available():
-            continue
-        if engine == "triton" and not (triton.INTERPRETED or torch.cuda.is_available()):
+        if not runs_here(engine):
             continue
         if engine == "triton" and (cell.dtype == "float64" or cell.classes > FEW):
             continue

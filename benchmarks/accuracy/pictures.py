@@ -6,8 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from xent.plot.canvas import rendered
-
+from ..harness.internals import rendered
 from .rows import MARGINS
 from .run import DTYPES
 

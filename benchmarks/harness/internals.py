@@ -9,12 +9,24 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from xent.engines import core
+import torch
+
+from xent.engines import core, triton
+from xent.plot.canvas import rendered
+
+__all__ = ["instruction_set", "launch_sizes", "release_memory", "rendered", "runs_here"]
 
 
 def instruction_set() -> str:
     """Return the instruction set of the kernels for CPUs; ``"none"`` without the compiled core."""
     return core.isa
+
+
+def runs_here(engine: str) -> bool:
+    """Return True if an engine can run on this machine."""
+    if engine == "triton":
+        return triton.INTERPRETED or torch.cuda.is_available()
+    return engine != "native" or core.available()
 
 
 def release_memory() -> None:

@@ -46,7 +46,6 @@ Z = 3 * Z
 EVERY = slice(None)
 PAIRS = {
     "plain": (Z, V),
-    "float64": (Z.double(), V.double()),
     "half": (Z[:, :50].half(), V[:, :50].half()),
     "bfloat16 and float32": (Z[:, :50].bfloat16(), V[:, :50]),
     "near": (V + 1e-4 * Z, V),

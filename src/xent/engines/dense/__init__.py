@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from .. import core
@@ -42,6 +43,8 @@ def _obstacle(problem: DenseProblem, kernels: str) -> str | None:
     if problem.form is None:
         return "this loss has no kernel for these targets or options"
     for side in problem.sides:
+        if side is not None and side.dtype is torch.float64:
+            return "the kernels compute in float64, of which float64 logits ask all digits"
         if side is not None and side.dtype not in core.TYPES:
             return f"logits of {side.dtype}"
     if not problem.classes:
