@@ -115,11 +115,18 @@ def torch_asymmetric(z: Tensor, y: Tensor) -> Tensor:
     return -(loss * (1 - right) ** (1 * y + 4 * (1 - y))).mean()
 
 
+def torch_excess(z: Tensor, y: Tensor) -> Tensor:
+    """Cross-entropy less the entropy of the targets."""
+    entropy = -torch.xlogy(y, y) - torch.xlogy(1 - y, 1 - y)
+    return (F.binary_cross_entropy_with_logits(z, y, reduction="none") - entropy).mean()
+
+
 TEXTBOOK_BINARY: dict[str, Loss] = {
     "binary_cross_entropy_with_logits": F.binary_cross_entropy_with_logits,
     "sigmoid_focal_loss": torch_sigmoid_focal,
     "quality_focal_loss": torch_quality_focal,
     "asymmetric_loss": torch_asymmetric,
+    "reconstruction_excess": torch_excess,
 }
 
 

@@ -7,6 +7,7 @@
 // targets are 0 or 1, and the smallest losses keep their digits.
 #include "elements.h"
 
+#include "elementary.h"
 #include "operands.h"
 
 #ifndef XENT_VARIANT
@@ -68,8 +69,8 @@ struct Group {
 };
 
 // The modulator, a factor of the log terms: none, error^gamma for a whole gamma, error^gamma for
-// any gamma, or the one with a margin.
-enum class Modulator { none, whole, any, margin };
+// any gamma, or the one with a margin. `excess` is none, and subtracts the entropy of the target.
+enum class Modulator { none, whole, any, margin, excess };
 
 // The log terms of an element, and their derivative by the logit.
 template <bool near, class Real>
@@ -189,6 +190,35 @@ XENT_LANE void evaluate_margin(Group<Real>& g, const Settings<Real>& s) {
   }
 }
 
+// 1/3 + u/5 + u^2/7 + ...: log(1 + x) = 2 s (1 + u times this) for s = x / (2 + x) and u = s^2.
+constexpr double kArtanhTail[] = {1 / 3.0,  1 / 5.0,  1 / 7.0,  1 / 9.0, 1 / 11.0,
+                                  1 / 13.0, 1 / 15.0, 1 / 17.0, 1 / 19.0};
+
+// a log(a / b) + gap for probabilities a and b = a + gap. It is not negative. Near 0, where
+// log(a / b) = -log(1 + x) with x = gap / a, it is a (x - log(1 + x)) without the parts that cancel.
+XENT_LANE double divergence_term(double a, double gap, double log_ratio) {
+  const bool close = (gap < 0 ? -gap : gap) < 0.25 * a;
+  const double s = gap / (2.0 * a + gap), u = s * s;
+  const double series = s * (gap - 2.0 * a * u * polynomial(u, kArtanhTail));
+  const double far = gap + product(a, log_ratio);
+  return close ? series : far;
+}
+
+// The logarithms of t / p and (1 - t) / q need no logarithms of p and q, which may be rounded to 0.
+// The gap p - t is the slope.
+template <bool near>
+XENT_LANE void evaluate_excess(Group<double>& g) {
+  XENT_FOR(i, kGroup) {
+    const double z = g.z[i], t = g.t[i];
+    const Terms<near, double> x(z, t, 1.0);
+    const double below = 1.0 + x.e;
+    const double from_yes = log_of(t * below) + (z < 0 ? -z : 0.0);
+    const double from_no = log_of(x.no * below) + (z > 0 ? z : 0.0);
+    g.slope[i] = x.slope;
+    g.value[i] = divergence_term(t, x.slope, from_yes) + divergence_term(x.no, -x.slope, from_no);
+  }
+}
+
 template <Modulator modulator, bool near, class Real>
 XENT_LANE void evaluate(Group<Real>& g, const Settings<Real>& s) {
   if constexpr (modulator == Modulator::none) {
@@ -201,8 +231,10 @@ XENT_LANE void evaluate(Group<Real>& g, const Settings<Real>& s) {
     evaluate_whole<near>(g, s);
   } else if constexpr (modulator == Modulator::any) {
     evaluate_any<near>(g, s);
-  } else {
+  } else if constexpr (modulator == Modulator::margin) {
     evaluate_margin<near>(g, s);
+  } else {
+    evaluate_excess<near>(g);
   }
   XENT_FOR(i, kGroup) {
     const bool ignored = g.t[i] == s.ignored;
@@ -294,6 +326,7 @@ void sweep_what_is_wanted(Elements& p, int64_t begin, int64_t end) {
 }
 
 Modulator modulator_of(const Elements& p) {
+  if (p.excess) return Modulator::excess;
   if (p.margin >= 0) return Modulator::margin;
   const bool plain = p.gamma == 0 && p.positive == 1 && p.negative == 1;
   if (plain && p.plain_above >= 1) return Modulator::none;
@@ -306,7 +339,8 @@ Modulator modulator_of(const Elements& p) {
 bool sweeps_in_double(const Elements& p) {
   const bool wide = p.logits.type == Type::f64 || p.target.type == Type::f64;
   const Modulator modulator = modulator_of(p);
-  return wide || modulator == Modulator::any || modulator == Modulator::margin || p.side < 0;
+  const bool single = modulator == Modulator::none || modulator == Modulator::whole;
+  return wide || !single || p.side < 0;
 }
 
 template <class Real>
@@ -319,7 +353,9 @@ void sweep_modulated(Elements& p, int64_t begin, int64_t end) {
   if constexpr (sizeof(Real) == 8) {
     if (modulator == Modulator::any)
       return sweep_what_is_wanted<Modulator::any, Real>(p, begin, end);
-    sweep_what_is_wanted<Modulator::margin, Real>(p, begin, end);
+    if (modulator == Modulator::margin)
+      return sweep_what_is_wanted<Modulator::margin, Real>(p, begin, end);
+    sweep_what_is_wanted<Modulator::excess, Real>(p, begin, end);
   }
 }
 

@@ -18,8 +18,9 @@ namespace {
 using OperandArguments = std::tuple<uintptr_t, int, int64_t, int64_t>;
 // (address or 0, type)
 using OutputArguments = std::tuple<uintptr_t, int>;
-// (positive, negative, gamma, side, plain_above, gamma_negative, margin, detached?)
-using FormArguments = std::tuple<double, double, double, double, double, double, double, double>;
+// (positive, negative, gamma, side, plain_above, gamma_negative, margin, detached?, excess?)
+using FormArguments =
+    std::tuple<double, double, double, double, double, double, double, double, double>;
 
 constexpr double kOne = 1;
 
@@ -58,10 +59,11 @@ std::tuple<bool, double> sweep(int64_t count, const OperandArguments& logits,
   e.target = make_operand(target);
   e.weight = make_operand(weight);
   e.pos_weight = make_operand(pos_weight);
-  double detached = 0;
+  double detached = 0, excess = 0;
   std::tie(e.positive, e.negative, e.gamma, e.side, e.plain_above, e.gamma_negative, e.margin,
-           detached) = form;
+           detached, excess) = form;
   e.detached = detached != 0;
+  e.excess = excess != 0;
   e.ignored = ignored;
   e.sums = total.data ? partial.data() : nullptr;
   e.values = make_output(values);

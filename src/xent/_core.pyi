@@ -18,7 +18,7 @@ Divisor = tuple[int, float, bool]
 # the settings of csrc/elements.h.
 Operand = tuple[int, int, int, int]
 Output = tuple[int, int]
-Form = tuple[float, float, float, float, float, float, float, float]
+Form = tuple[float, float, float, float, float, float, float, float, float]
 
 OPERATIONS: list[str]
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from torch import Tensor
 
 from .engines.choice import Explanation
@@ -88,7 +91,7 @@ def statistics(
 
 def explain(
     input: Tensor | LinearLogits,
-    target: Tensor,
+    target: Tensor | LinearLogits,
     *,
     weight: Tensor | None = None,
     ignore_index: int = -100,
@@ -96,24 +99,34 @@ def explain(
     softcap: float | None = None,
     class_bias: Tensor | None = None,
     engine: str = "auto",
+    loss: Callable[..., Any] | None = None,
+    **hyperparameters: Any,
 ) -> Explanation:
     """Tell which engine a call with these arguments takes, and why. Computes nothing.
 
+    Without ``loss`` the answer is for losses of row statistics, which share their kernels. The
+    losses that need all logits of a row (``distillation_loss``, ``sparsemax_loss``,
+    ``entmax_loss``, ``bi_tempered_loss``) have kernels of their own on the CPU, and none in Triton.
+
     Args:
         input: logits, as for :func:`statistics`, and so are the other arguments.
-        target: class indices or probabilities.
+        target: class indices or probabilities; for ``distillation_loss`` the logits of the teacher.
         weight: class weights.
         ignore_index: class index that marks rows to leave out.
         logit_scale: factor on the logits.
         softcap: cap on the logits.
         class_bias: added to the logits.
         engine: the engine to ask for.
+        loss: a loss that needs all logits of a row.
+        hyperparameters: those of ``loss``.
 
     Returns:
         An :class:`Explanation`: ``engine``, ``reason`` and ``gradient``; prints as text.
 
     Raises:
         ValueError: if a named engine cannot take this call; the message says why.
+        TypeError: for a loss that needs less than all logits of a row, or for an option that
+            ``loss`` does not have.
 
     Example:
         >>> import torch, xent
@@ -121,6 +134,37 @@ def explain(
         >>> print(plan)
         engine: reference (as asked)
         gradient: autograd on plain tensor operations
+
+        Soft targets have no kernel in these losses:
+
+        >>> soft = torch.full((4, 10), 0.1)
+        >>> xent.explain(torch.randn(4, 10), soft, loss=xent.losses.sparsemax_loss).engine
+        'reference'
     """
-    problem = make_problem(input, target, weight, ignore_index, logit_scale, softcap, class_bias)
+    if loss is not None:
+        options = {
+            "weight": weight, "logit_scale": logit_scale, "softcap": softcap,
+            "class_bias": class_bias,
+            "ignore_index": ignore_index if ignore_index != -100 else None,
+        }  # fmt: skip
+        given = {name: value for name, value in options.items() if value is not None}
+        return _explanation_of(loss)(input, target, engine=engine, **given, **hyperparameters)
+    for name in hyperparameters:
+        raise TypeError(
+            f"explain() got an unexpected keyword argument {name!r}; hyperparameters come with "
+            f"their `loss`"
+        )
+    labels: Any = target  # logits behind a head are refused
+    problem = make_problem(input, labels, weight, ignore_index, logit_scale, softcap, class_bias)
     return choose(problem, engine)
+
+
+def _explanation_of(loss: Callable[..., Any]) -> Callable[..., Explanation]:
+    """What tells the engine of a loss that needs all logits of a row."""
+    explanation = getattr(loss, "explanation", None)
+    if explanation is None:
+        raise TypeError(
+            "`loss` must be a loss that needs all logits of a row, such as "
+            "xent.losses.sparsemax_loss; for losses of row statistics leave it out"
+        )
+    return explanation

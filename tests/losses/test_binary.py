@@ -320,6 +320,7 @@ def test_every_instruction_set_gives_the_same_bits():
         lambda x: xent.losses.quality_focal_loss(x, t.to(x.dtype), engine="native"),
         lambda x: xent.losses.varifocal_loss(x, t.to(x.dtype), engine="native"),
         lambda x: xent.losses.asymmetric_loss(x, t.to(x.dtype), engine="native"),
+        lambda x: xent.losses.reconstruction_excess(x, t.to(x.dtype), engine="native"),
     ]
     results = {}
     try:

@@ -3,12 +3,15 @@
 import math
 
 import mpmath
+import pytest
 import torch
 
 import xent
-from tests.helpers import ulps, value_and_grad
+from tests.helpers import HALF, ulps, value_and_grad
+from tests.registry import ELEMENTS
 
 BCE = xent.binary_cross_entropy_with_logits
+EXCESS = next(loss for loss in ELEMENTS if loss.name == "reconstruction_excess")
 
 
 # ---- probabilities ------------------------------------------------------------------------------
@@ -88,14 +91,14 @@ def test_a_clip_is_asked_for_and_lets_the_gradient_through():
 # ---- excess over the floor ----------------------------------------------------------------------
 
 
-def test_excess_near_the_floor():
+def test_excess_near_the_floor(engine):
     """Near the floor, cross-entropy minus entropy has no digits left."""
     t = torch.tensor([1e-7, 0.01, 0.3, 0.5, 0.999], dtype=torch.float64)
     near = [1e-12, 1e-8, 1e-4, 1e-2, 0.24, 0.26]
     with mpmath.workdps(80):
         for relative in near:
             logit = torch.logit(t * (1 - relative))
-            value = xent.losses.reconstruction_excess(logit, t, reduction="none")
+            value = EXCESS(logit, t, reduction="none", engine=engine)
             for v, x, y in zip(value.tolist(), logit.tolist(), t.tolist(), strict=True):
                 p, y = 1 / (1 + mpmath.exp(-mpmath.mpf(x))), mpmath.mpf(y)
                 truth = y * mpmath.log(y / p) + (1 - y) * mpmath.log((1 - y) / (1 - p))
@@ -103,10 +106,22 @@ def test_excess_near_the_floor():
                 assert abs(v / truth - 1) < 1e-14 + 1e-14 / relative, (relative, y)
 
 
-def test_excess_is_cross_entropy_less_entropy():
+@pytest.mark.parametrize("dtype", [torch.float32, *HALF], ids=str)
+def test_excess_near_the_floor_in_narrow_types(every_engine, dtype):
+    """The numbers are those of float64, rounded once, above and below the edge of the series."""
+    t = torch.tensor([2.0**-20, 0.01, 0.3, 0.5, 0.984375]).to(dtype).double()
+    for relative in (1e-6, 1e-3, 0.2, 0.24, 0.26, 0.3):
+        z = torch.logit(t * (1 - relative)).to(dtype)
+        value, grad = value_and_grad(EXCESS, z, t.to(dtype), reduction="none", engine=every_engine)
+        truth, slope = EXCESS.truth(z, t)
+        assert ulps(value, truth).max() <= 0.51
+        assert ulps(grad, slope).max() <= 0.51
+
+
+def test_excess_is_cross_entropy_less_entropy(engine):
     z, t = torch.randn(500, dtype=torch.float64) * 3, torch.rand(500, dtype=torch.float64)
     entropy = -torch.xlogy(t, t) - torch.xlogy(1 - t, 1 - t)
-    excess, slope = value_and_grad(xent.losses.reconstruction_excess, z, t, reduction="none")
+    excess, slope = value_and_grad(EXCESS, z, t, reduction="none", engine=engine)
     truth, same = value_and_grad(BCE, z, t, reduction="none")
     torch.testing.assert_close(excess, truth - entropy, rtol=0, atol=1e-14)
     torch.testing.assert_close(slope, same, rtol=0, atol=1e-14)

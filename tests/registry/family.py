@@ -223,7 +223,7 @@ ENTRIES = [
         "quality_focal_loss", (element.quality(2), {}), (element.quality(0.5), {"beta": 0.5})
     ),
     elements("varifocal_loss", (element.varifocal, {})),
-    elements("reconstruction_excess", (element.excess, {}), kernel=False),
+    elements("reconstruction_excess", (element.excess, {})),
     elements(
         "continuous_bernoulli_loss",
         (element.continuous_bernoulli, {}),

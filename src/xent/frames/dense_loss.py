@@ -17,11 +17,13 @@ from torch import Tensor
 
 from .._probabilities import sums_to_1
 from ..engines import dense
+from ..engines.choice import Explanation
 from ..engines.dense.problem import DenseProblem, Form
 from ..engines.modes import deferred, wide_dtype
 from ..engines.rows.labels import check_labels
 from ..engines.rows.problem import Problem
-from ..heads.logits import LinearLogits
+from ..heads.logits import LinearLogits, outline
+from ..heads.measure import how_logits_come
 from ..heads.problem import HeadProblem, make_problem
 from ..hyperparameters import Hyperparameters
 from ..overrides import overridable
@@ -147,6 +149,7 @@ def _made(body: Callable[..., Tensor], form: Callable[..., Form | None] | None) 
         problem = make_problem(
             input, target, weight, ignore_index, logit_scale, softcap, class_bias
         )
+        known_form = _form_of(form, problem, settings)
         reduce = read_reduction(
             reduction, normalizer, problem.flat(row_weight), empty, problem.rows, problem.device
         )
@@ -158,7 +161,6 @@ def _made(body: Callable[..., Tensor], form: Callable[..., Form | None] | None) 
             sums_to_1("target", q)
         problem, reduce = leave_out(problem, reduce)
         whole = functools.partial(body, **settings)
-        known_form = None if form is None or problem.settings.soft else form(**settings)
         if known_form is not None:
             return _reduce_labelled(problem, whole, known_form, reduce, weight)
 
@@ -167,9 +169,63 @@ def _made(body: Callable[..., Tensor], form: Callable[..., Form | None] | None) 
             problem, values_of, reduce, tuple(settings.values()), chunks=hyper.fit_chunks(settings)
         ).to(problem.result_dtype())
 
+    loss.explanation = functools.partial(_explanation, hyper, form)  # pyright: ignore
     explain = functools.partial(loss_docstring, body, soft=True)
     made = described(loss, hyper.parameters, (), explain)
     return overridable(through_containers(made, divisor_of_rows, of_rows=True))
+
+
+def _form_of(
+    form: Callable[..., Form | None] | None, problem: Problem, settings: dict[str, Any]
+) -> Form | None:
+    """How kernels compute a problem; None if they cannot."""
+    return None if form is None or problem.settings.soft else form(**settings)
+
+
+def _explanation(
+    hyper: Hyperparameters,
+    form: Callable[..., Form | None] | None,
+    input: Tensor | LinearLogits,
+    target: Tensor,
+    *,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    logit_scale: float | Tensor | None = None,
+    softcap: float | None = None,
+    class_bias: Tensor | None = None,
+    engine: str = "auto",
+    **hyperparameters: Any,
+) -> Explanation:
+    """The engine that a call of a loss with these arguments takes, and why."""
+    settings = hyper.settings(hyperparameters, input)
+    problem = make_problem(input, target, weight, ignore_index, logit_scale, softcap, class_bias)
+    head = problem if isinstance(problem, HeadProblem) else None
+    known_form = _form_of(form, problem, settings)
+    return explain_dense(input, None, target, weight, known_form, head, engine)
+
+
+def explain_dense(
+    input: Tensor | LinearLogits,
+    teacher: Tensor | LinearLogits | None,
+    target: Tensor | None,
+    weight: Tensor | None,
+    form: Form | None,
+    head: HeadProblem | None,
+    engine: str,
+) -> Explanation:
+    """The engine for logits and what they are compared with, and why."""
+    logits, other = outline(input), None if teacher is None else outline(teacher)
+    # The class weights stand for those of the rows, which are made of them.
+    problem = DenseProblem(logits, other, target, weight, _no_body, form, 1.0, -100, logits.dtype)
+    plan = dense.choose(problem, engine)
+    if head is None:
+        return plan
+    gradient, products = how_logits_come(head)
+    return plan._replace(gradient=gradient, products=products)
+
+
+def _no_body(*_: Tensor | None) -> Tensor:
+    raise NotImplementedError
 
 
 def _values_by_operations(

@@ -11,7 +11,7 @@ from .._check import broadcasts_to, finite_number, is_tensor, number_or_nan
 from ..engines import elements
 from ..engines.elements.problem import ElementProblem
 from ..engines.modes import autocasts, refuse_where, settled
-from ..heads.logits import LinearLogits
+from ..heads.logits import LinearLogits, outline
 from ..hyperparameters import Range
 from ..targets import densified
 from .reduction import rows_left_out
@@ -26,8 +26,7 @@ def make_problem(
     bounded: bool = True,
 ) -> ElementProblem:
     """Check the tensors of a call against each other; the loss itself is still to be set."""
-    if isinstance(input, LinearLogits):  # only shape, dtype and device are checked here
-        input = input.hidden.new_empty((), dtype=input.dtype).expand(input.shape)
+    input = outline(input)
     is_tensor("input", input)
     target = densified(target)
     is_tensor("target", target)

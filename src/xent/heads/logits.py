@@ -327,6 +327,16 @@ def are_logits(name: str, x: Any) -> None:
         is_tensor(name, x)
 
 
+def outline(logits: Tensor | LinearLogits) -> Tensor:
+    """A tensor of the shape, dtype and device of logits; of those behind a head it holds nothing.
+
+    It is for checks that read no number.
+    """
+    if isinstance(logits, LinearLogits):
+        return logits.hidden.new_empty((), dtype=logits.dtype).expand(logits.shape)
+    return logits
+
+
 def whole_logits(function: str, input: Any) -> Tensor:
     """The logits of a call as a tensor, classes on axis 1, for a function that needs them all."""
     if isinstance(input, LinearLogits):

@@ -17,13 +17,18 @@ def choose(problem: Problem, engine: str = "auto") -> Explanation:
     source, kernels = problem.source, kernels_for(problem.device, engine)
     tensors = (*source.parts, *problem.others)
     reason = why_reference(engine, kernels, lambda: rows.obstacle_of(problem, tensors, kernels))
-    gradient, how = "autograd, all logits at once", ""
-    if comes_by_chunks(problem):
-        gradient, how = chunks.describe(source), products.describe(source)
+    gradient, how = how_logits_come(problem)
     if reason is not None:
         return Explanation("reference", reason, gradient, how)
     where = where_kernels_run(kernels, problem.device, problem.dtype)
     return Explanation(kernels, where, gradient, how)
+
+
+def how_logits_come(problem: HeadProblem) -> tuple[str, str]:
+    """How the gradient behind a head is found, and the type of its products, in words."""
+    if comes_by_chunks(problem):
+        return chunks.describe(problem.source), products.describe(problem.source)
+    return "autograd, all logits at once", ""
 
 
 def measure(

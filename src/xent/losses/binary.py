@@ -297,7 +297,7 @@ def varifocal_loss(e: Elements, alpha: NonNegative = 0.75, gamma: NonNegative = 
 
 
 @member("binary", proper=True, convex=True)
-@element_loss
+@element_loss(form=lambda: Form(excess=1.0))
 def reconstruction_excess(e: Elements) -> Tensor:
     r"""Sigmoid cross-entropy above its floor: the KL divergence of predictions from targets.
 

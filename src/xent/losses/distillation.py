@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from .._check import class_indices, finite_number, is_tensor, one_of, whole_number
+from ..engines.choice import Explanation
 from ..engines.dense.problem import DenseProblem, Form
 from ..engines.modes import autocasts, wide_dtype
 from ..engines.rows.problem import Index
-from ..frames.dense_loss import explained, reduce_rows
+from ..frames.dense_loss import explain_dense, explained, reduce_rows
 from ..frames.reduction import (
     Reduce,
     Reduction,
@@ -129,6 +130,27 @@ def distillation_loss(
     if isinstance(input, Tensor) and isinstance(teacher, Tensor):
         return order.reduce(input, teacher, kept, target, reduce, dtype)
     return _reduce_by_chunks(input, teacher, order, kept, target, reduce).to(dtype)
+
+
+def _explanation(
+    input: Tensor | LinearLogits,
+    teacher: Tensor | LinearLogits,
+    *,
+    temperature: float = 1.0,
+    divergence: str = "forward",
+    beta: float = 0.5,
+    keep_gradient_size: bool = True,
+    engine: str = "auto",
+) -> Explanation:
+    """The engine that computes the divergence of a call with these arguments, and why."""
+    _check_teacher(input, teacher)
+    order = _read_order(temperature, divergence, beta, None, keep_gradient_size, -100, False)
+    heads = [problem_of(x) for x in (input, teacher) if isinstance(x, LinearLogits)]
+    head = heads[0] if heads else None
+    return explain_dense(input, teacher, None, None, order.form, head, engine)
+
+
+distillation_loss.explanation = _explanation  # pyright: ignore
 
 
 class _Order(NamedTuple):

@@ -225,12 +225,12 @@ WRONG = {
     "ignore_value": (lambda: BCE(Z, Y, ignore_value="x"), ValueError, "ignore_value"),
     "engine": (lambda: BCE(Z, Y, engine="cuda"), ValueError, "engine"),
     "no kernel": (
-        lambda: xent.losses.reconstruction_excess(Z, Y, engine="native"),
+        lambda: xent.losses.continuous_bernoulli_loss(Z, Y, engine="native"),
         ValueError,
         "cannot do this",
     ),
     "no kernel for GPUs": (
-        lambda: xent.losses.reconstruction_excess(Z, Y, engine="triton"),
+        lambda: xent.losses.continuous_bernoulli_loss(Z, Y, engine="triton"),
         ValueError,
         "cannot do this",
     ),

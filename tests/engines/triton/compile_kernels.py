@@ -105,7 +105,11 @@ def main() -> None:
     call(ce, 1, 1)  # where every number is 1, and so a constant
     call(everything, 1, 1)
     z = torch.zeros(4096, dtype=torch.bfloat16, requires_grad=True)
-    for loss in (xent.binary_cross_entropy_with_logits, xent.losses.sigmoid_focal_loss):
+    losses = xent.losses
+    for loss in (
+        losses.binary_cross_entropy_with_logits, losses.sigmoid_focal_loss,
+        losses.reconstruction_excess,
+    ):  # fmt: skip
         loss(z, torch.zeros_like(z), engine="triton", reduction="sum").backward()
 
 

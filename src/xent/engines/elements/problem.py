@@ -16,7 +16,8 @@ class Form(NamedTuple):
     log terms are ``-(pos_weight t log p + (1 - t) log(1 - p))``. For targets above ``plain_above``
     the modulator is ``t``. A margin below 0 stands for none. With a margin, ``max(p - margin, 0)``
     takes the place of ``p`` for targets 0, and their power is ``gamma_negative``. If ``detached``
-    is 1, the gradient takes the modulator for a constant.
+    is 1, the gradient takes the modulator for a constant. If ``excess`` is 1, the loss is
+    cross-entropy less the entropy of the target, and the other numbers do not count.
     """
 
     positive: float = 1.0
@@ -27,6 +28,7 @@ class Form(NamedTuple):
     gamma_negative: float = 0.0
     margin: float = -1.0
     detached: float = 0.0
+    excess: float = 0.0
 
 
 class ElementProblem(NamedTuple):

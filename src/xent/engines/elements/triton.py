@@ -69,8 +69,11 @@ def _modulator(form: Form) -> tuple[str, int]:
     """Return the modulator of the log terms, and gamma if it is whole.
 
     "plain" is no modulator, "whole" is error^gamma for a whole gamma, "any" is error^gamma for any
-    gamma, "margin" is the modulator with a margin.
+    gamma, "margin" is the modulator with a margin. "excess" is no modulator, and subtracts the
+    entropy of the target.
     """
+    if form.excess:
+        return "excess", 0
     if form.margin >= 0:
         return "margin", 0
     if form == Form(side=form.side):
@@ -86,7 +89,7 @@ def _in_double(form: Form) -> bool:
     Powers that are computed from logarithms lose digits, and so does a difference of target and
     probability.
     """
-    return _modulator(form)[0] in ("any", "margin") or form.side < 0
+    return _modulator(form)[0] not in ("plain", "whole") or form.side < 0
 
 
 def _operand(x: Tensor | None, order: MemoryOrder, count: int) -> Operand | None:
@@ -133,7 +136,7 @@ def _sweep(
     arguments = kernel.ElementArguments(
         count, input, target, weight, pos_weight, p.mark(), slopes, at
     )
-    *numbers, detached = form
+    *numbers, detached, _ = form
     modulator, power = _modulator(form)
     programs, block = _grid(problem)
     launch(

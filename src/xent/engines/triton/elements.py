@@ -195,6 +195,38 @@ def evaluate_margin(f, z, t, pos_weight, DETACHED: tl.constexpr):
     return product(power, value), power * slope
 
 
+@triton.jit
+def divergence_term(a, gap, log_ratio):
+    """Return ``a log(a / b) + gap``, not negative, for probabilities a and ``b = a + gap``.
+
+    Near 0, where ``log(a / b) = -log(1 + x)`` with ``x = gap / a``, it is ``a (x - log(1 + x))``
+    without the parts that cancel: ``log(1 + x) = 2 (s + s^3 / 3 + ...)`` with ``s = x / (2 + x)``.
+    """
+    close = tl.abs(gap) < 0.25 * a
+    s = tl.where(close, gap, 0.0) / tl.where(close, 2.0 * a + gap, 1.0)
+    square = s * s
+    tail = square * 0.0 + 1.0 / 19
+    for k in tl.static_range(8):  # pyright: ignore
+        tail = tail * square + 1.0 / (17 - 2 * k)
+    series = s * (gap - 2.0 * a * square * tail)
+    return tl.where(close, series, gap + product(a, log_ratio))
+
+
+@triton.jit
+def evaluate_excess(z, t):
+    """Return (value, slope) of cross-entropy less the entropy of the target.
+
+    The logarithms of t / p and (1 - t) / q need none of p and q, which may be rounded to 0. The gap
+    p - t is the slope.
+    """
+    e, _, p, q, _, _ = halves_of(z)
+    no = 1.0 - t
+    slope = no * p - t * q
+    from_yes = tl.log(t * (1.0 + e)) + tl.where(z < 0, -z, 0.0)
+    from_no = tl.log(no * (1.0 + e)) + tl.where(z > 0, z, 0.0)
+    return divergence_term(t, slope, from_yes) + divergence_term(no, -slope, from_no), slope
+
+
 # ---- the sweep ----------------------------------------------------------------------------------
 
 
@@ -220,6 +252,8 @@ def sweep_block(
         pos_weight = read(args.pos_weight, begin, j, mask, REAL)
     if MODULATOR == "margin":
         value, slope = evaluate_margin(f, z, t, pos_weight, DETACHED)
+    elif MODULATOR == "excess":
+        value, slope = evaluate_excess(z, t)
     else:
         value, slope = evaluate(f, z, t, pos_weight, MODULATOR, POWER)
     if args.upstream is not None:
