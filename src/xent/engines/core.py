@@ -129,15 +129,16 @@ def matrix(x: Tensor, axis: int, may_copy: bool = True) -> tuple[Matrix, Tensor 
     """
     copy = None
     if x.ndim > 3:
+        shape = (*x.shape[:2], math.prod(x.shape[2:]))  # a -1 is not known of empty tensors
         try:
-            flat = x.view(*x.shape[:2], -1)
+            flat = x.view(shape)
         except RuntimeError:
             copy = (
                 x.contiguous()
                 if may_copy
                 else torch.empty_like(x, memory_format=torch.contiguous_format)
             )
-            flat = copy.view(*x.shape[:2], -1)
+            flat = copy.view(shape)
     else:
         flat = x
     step = flat.stride()

@@ -3,7 +3,8 @@
 Logits of 16 bits are rounded, and a processor without instructions for such products takes a
 hundred times as long for them as for float32. So float32 is the rule on CPUs. Where the processor
 multiplies 16 bits in hardware, five times as fast, a loss that is summed over the rows takes that:
-of the rounding of single logits little is left in a sum. Numbers of single rows keep float32.
+of the rounding of single logits little is left in a sum. Numbers of single rows keep float32, and
+so do sums that compare the logits of two predictions.
 """
 
 from __future__ import annotations
@@ -40,6 +41,14 @@ def for_sum(source: LinearLogits) -> LinearLogits:
     if source.weight.dtype not in NARROW or source.products is not None:
         return source
     return source if why_float32(source) is not None else source._with(products="input")
+
+
+def for_comparison(source: LinearLogits) -> LinearLogits:
+    """The head of a loss that compares two predictions: on CPUs with products in float32.
+
+    Of two that are nearly the same the rounding of 16 bits would leave no correct digit.
+    """
+    return source._with(products="float32") if type_of(source) is torch.float32 else source
 
 
 def why_float32(source: LinearLogits) -> str | None:

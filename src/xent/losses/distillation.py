@@ -23,6 +23,7 @@ from ..frames.reduction import (
     read_reduction,
     weigh,
 )
+from ..heads import products
 from ..heads.gradients import RowFunction, numbers_of, row_values, sum_ahead
 from ..heads.logits import LinearLogits, are_logits
 from ..heads.problem import HeadProblem, flat_rows, problem_of
@@ -262,7 +263,7 @@ def _side(logits: Tensor | LinearLogits) -> HeadProblem | Tensor:
     """The logits of student or teacher, all rows on one axis: ``(N, C)``."""
     if isinstance(logits, Tensor):
         return logits.reshape(-1, logits.shape[-1])
-    return problem_of(logits)
+    return problem_of(products.for_comparison(logits))
 
 
 def _check_teacher(input: Tensor | LinearLogits, teacher: Tensor | LinearLogits) -> None:

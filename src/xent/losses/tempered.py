@@ -21,6 +21,8 @@ from ..softmax import check_logits
 from .catalog import member
 from .tsallis import log_exp, log_softmax_t, row_divergence, softmax_t
 
+MOST_T2 = 32  # of the kernel: its search takes few steps, and the normaliser grows as C^t2
+
 
 @overridable
 def tempered_softmax(input: Tensor, t: float = 1.2, dim: int = -1) -> Tensor:
@@ -66,7 +68,7 @@ def _form(
     t1: float, t2: float, label_smoothing: float, smoothed_over: Literal["all", "others"]
 ) -> Form | None:
     one_of("smoothed_over", smoothed_over, ("all", "others"))
-    return None if label_smoothing else Form("bi_tempered", (t1, t2))
+    return None if label_smoothing or t2 > MOST_T2 else Form("bi_tempered", (t1, t2))
 
 
 @member(proper=True, bounded=True, convex=False)
@@ -91,8 +93,8 @@ def bi_tempered_loss(
     entropy of the target.
 
     The normaliser is iterated to convergence. On the CPU class indices without smoothing have a
-    kernel, which is fastest for the default temperatures and ``t1=0.5, t2=1.5``; all else takes
-    float64 tensors of the size of the logits.
+    kernel for ``t2`` of at most 32, which is fastest for the default temperatures and
+    ``t1=0.5, t2=1.5``; all else takes float64 tensors of the size of the logits.
 
     Args:
         t1: temperature of the logarithm, in [0, 1]; the lower, the lower the bound.

@@ -95,3 +95,14 @@ def test_layouts():
         none, empty = value_and_grad(loss, z[:0], y[:0], reduction="sum", **options)
         assert none == 0
         assert empty.shape == (0, 40, 5)
+
+
+@pytest.mark.parametrize("t2", [20, 32, 70, 200])
+@pytest.mark.parametrize("t1", [0.0, 0.5])
+def test_a_high_temperature_makes_two_classes_equal(t1, t2):
+    """With so heavy a tail both have probability 1/2, whatever the logits."""
+    logits = torch.tensor([[3.0, -2.0], [0.5, 4.0]])
+    value = xent.losses.bi_tempered_loss(logits, torch.tensor([0, 0]), t1=t1, t2=t2)
+    gamma = 1 - t1
+    limit = (1 - 0.5**gamma) / gamma - (1 - 2 * 0.5 ** (1 + gamma)) / (1 + gamma)
+    assert value.item() == pytest.approx(limit, rel=2 ** (6 - t2) + 1e-6)

@@ -236,7 +236,9 @@ def test_a_row_of_masks_alone_is_nan(engine, soft, classes):
 
 
 def test_no_rows_and_no_classes(engine):
-    for shape, rows in (((0, 3), (0,)), ((2, 3, 0), (2, 0)), ((0, 3, 2), (0, 2))):
+    shapes = ((0, 3), (2, 3, 0), (0, 3, 2), (0, 3, 2, 4), (2, 3, 0, 4), (0, 3, 1, 2, 2))
+    for shape in shapes:
+        rows = shape[:1] + shape[2:]
         value, grad = run(torch.randn(shape), torch.zeros(rows).long(), engine, reduction="none")
         assert value.shape == rows
         assert grad.shape == shape

@@ -157,6 +157,13 @@ def test_compiled_loops_give_the_same_bytes(order, symbols, gain, kind, monkeypa
             one.update(symbol), other.update(symbol)
 
 
+@pytest.mark.parametrize(("order", "places"), [(0, 8), (1, 1024), (3, 1024)])
+def test_compiled_loops_have_no_more_places_than_contexts(order, places):
+    compiled = pytest.importorskip("xent.learn.coding.compiled")
+    count = 10**7 if order < 3 else 300
+    assert len(compiled._Tables(OrderModel(order), count).keys) <= places
+
+
 def test_compiled_loops_refuse_what_the_others_refuse(monkeypatch):
     pytest.importorskip("numba")
     monkeypatch.setattr(arithmetic, "LONG", 1)

@@ -78,7 +78,7 @@ class RowLayout(NamedTuple):
         if x.ndim == 2:
             return cls(1, x.shape[0], x.shape[1], (0, x.stride(0), x.stride(1)))
         try:
-            flat = x.view(*x.shape[:2], -1)
+            flat = x.view(*x.shape[:2], math.prod(x.shape[2:]))
         except RuntimeError:
             return None
         step = flat.stride()

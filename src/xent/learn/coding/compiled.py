@@ -94,7 +94,8 @@ class _Tables:
     def __init__(self, model: OrderModel, count: int) -> None:
         self.model, known = model, model._counts
         self.counts = np.ones((len(known), model._symbols), np.int64)
-        places = 1 << (2 * (len(known) + count + 1)).bit_length()
+        most = min(len(known) + count, model._contexts)  # contexts that there can be
+        places = 1 << (2 * (most + 1)).bit_length()
         self.keys, self.rows = np.full(places, _FREE), np.empty(places, np.int64)
         self.state = np.array([model._context, 0])  # the context, and how many were seen
         for context, counts in known.items():
