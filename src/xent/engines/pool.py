@@ -40,7 +40,10 @@ class Block:
     def is_free(self) -> bool:
         """True if only the pool refers to the storage: no tensor, and no other name in Python."""
         assert _references is not None
-        return _references(self.storage._cdata) == 1 and sys.getrefcount(self.storage) == 2
+        cdata = self.storage._cdata
+        # A name of another thread may become a tensor between two checks, so the first is repeated.
+        alone = _references(cdata) == 1 and sys.getrefcount(self.storage) == 2
+        return alone and _references(cdata) == 1
 
     def is_ours(self) -> bool:
         """False if the storage was resized, or moved into memory that other processes may read."""
