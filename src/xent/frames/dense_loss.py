@@ -18,7 +18,7 @@ from torch import Tensor
 from .._probabilities import sums_to_1
 from ..engines import dense
 from ..engines.choice import Explanation
-from ..engines.dense.problem import DenseProblem, Form
+from ..engines.dense.problem import DenseProblem, Form, form_for
 from ..engines.modes import deferred, wide_dtype
 from ..engines.rows.labels import check_labels
 from ..engines.rows.problem import Problem
@@ -178,8 +178,9 @@ def _made(body: Callable[..., Tensor], form: Callable[..., Form | None] | None) 
 def _form_of(
     form: Callable[..., Form | None] | None, problem: Problem, settings: dict[str, Any]
 ) -> Form | None:
-    """How kernels compute a problem; None if they cannot."""
-    return None if form is None or problem.settings.soft else form(**settings)
+    """The form of a problem for kernels; None if they cannot compute it."""
+    known = None if form is None or problem.settings.soft else form(**settings)
+    return form_for(known, problem.dtype)
 
 
 def _explanation(

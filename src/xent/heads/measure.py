@@ -25,7 +25,7 @@ def choose(problem: Problem, engine: str = "auto") -> Explanation:
 
 
 def how_logits_come(problem: HeadProblem) -> tuple[str, str]:
-    """How the gradient behind a head is found, and the type of its products, in words."""
+    """Tell how the gradient behind a head is found, and the type of its products, in words."""
     if comes_by_chunks(problem):
         return chunks.describe(problem.source), products.describe(problem.source)
     return "autograd, all logits at once", ""

@@ -81,5 +81,5 @@ def describe(source: LinearLogits) -> str:
         return f"in torch.float32: {reason}"
     return (
         f"in {own} for sums over the rows, as this processor multiplies it in hardware; in "
-        f"torch.float32 for numbers of single rows"
+        f"torch.float32 for numbers of single rows and for distillation"
     )

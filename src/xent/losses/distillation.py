@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .._check import class_indices, finite_number, is_tensor, one_of, whole_number
 from ..engines.choice import Explanation
-from ..engines.dense.problem import DenseProblem, Form
+from ..engines.dense.problem import DenseProblem, Form, form_for
 from ..engines.modes import autocasts, wide_dtype
 from ..engines.rows.problem import Index
 from ..frames.dense_loss import explain_dense, explained, reduce_rows
@@ -109,7 +109,7 @@ def distillation_loss(
     _check_teacher(input, teacher)
     order = _read_order(
         temperature, divergence, beta, alpha, keep_gradient_size, ignore_index, target is not None
-    )
+    ).for_types(input.dtype, teacher.dtype)
     plain = isinstance(input, Tensor) and isinstance(teacher, Tensor)
     axis = class_axis(input) if plain else len(input.shape) - 1
     rows = input.shape[:axis] + input.shape[axis + 1 :]
@@ -146,6 +146,7 @@ def _explanation(
     """The engine that computes the divergence of a call with these arguments, and why."""
     _check_teacher(input, teacher)
     order = _read_order(temperature, divergence, beta, None, keep_gradient_size, -100, False)
+    order = order.for_types(input.dtype, teacher.dtype)
     heads = [problem_of(x) for x in (input, teacher) if isinstance(x, LinearLogits)]
     head = heads[0] if heads else None
     return explain_dense(input, teacher, None, None, order.form, head, engine)
@@ -157,11 +158,15 @@ distillation_loss.explanation = _explanation  # pyright: ignore
 class _Order(NamedTuple):
     """The options of a distillation."""
 
-    form: Form
+    form: Form | None  # None where kernels cannot compute the divergence
     body: Callable[[Tensor, Tensor], Tensor]  # the divergence in plain operations
     scale: float  # factor on the divergence
     share: float  # of the labels
     ignore_index: int
+
+    def for_types(self, *dtypes: torch.dtype) -> _Order:
+        """The options for logits of these types."""
+        return self._replace(form=form_for(self.form, *dtypes))
 
     def reduce(
         self,

@@ -104,7 +104,9 @@ def test_rows_without_classes(soft):
     problem = problem_of(z, soft, requests, sharded=True)
     problem.tensors.target[1] = 0 if soft else -100
     ours, text = (engine.row_statistics(problem)[0] for engine in (native, reference))
-    torch.testing.assert_close(ours[:, :3], text[:, :3], rtol=0, atol=0, equal_nan=True)
+    # The kernel adds up the numbers of a soft target in another order.
+    rtol = V * torch.finfo(torch.float64).eps if soft else 0
+    torch.testing.assert_close(ours[:, :3], text[:, :3], rtol=rtol, atol=0, equal_nan=True)
 
 
 # ---- backward -----------------------------------------------------------------------------------

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
 from .. import core
@@ -41,10 +40,8 @@ def _obstacle(problem: DenseProblem, kernels: str) -> str | None:
     if foreign is not None:
         return foreign
     if problem.form is None:
-        return "this loss has no kernel for these targets or options"
+        return "this loss has no kernel for these targets, options or types"
     for side in problem.sides:
-        if side is not None and side.dtype is torch.float64:
-            return "the kernels compute in float64, of which float64 logits ask all digits"
         if side is not None and side.dtype not in core.TYPES:
             return f"logits of {side.dtype}"
     if not problem.classes:

@@ -25,6 +25,14 @@ class Form(NamedTuple):
     numbers: tuple[float, ...] = ()
 
 
+def form_for(form: Form | None, *dtypes: torch.dtype) -> Form | None:
+    """The form for logits of these types; None for float64, of which kernels lose digits.
+
+    The kernels compute in float64. So the results of narrower types are right to the last digit.
+    """
+    return None if torch.float64 in dtypes else form
+
+
 class DenseProblem(NamedTuple):
     """The input of an engine: tensors that have been checked against each other, and the loss.
 
