@@ -130,19 +130,24 @@ TEXTBOOK_BINARY: dict[str, Loss] = {
 }
 
 
+def log_probs_of_both(z: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of student and teacher at temperature 2."""
+    return F.log_softmax(z / 2, 1), F.log_softmax(teacher / 2, 1)
+
+
 def torch_forward(z: Tensor, teacher: Tensor) -> Tensor:
     """Distillation at temperature 2 as its paper has it."""
-    log_p, log_q = F.log_softmax(z / 2, 1), F.log_softmax(teacher / 2, 1)
+    log_p, log_q = log_probs_of_both(z, teacher)
     return 4 * F.kl_div(log_p, log_q, log_target=True, reduction="batchmean")
 
 
 def torch_reverse(z: Tensor, teacher: Tensor) -> Tensor:
-    log_p, log_q = F.log_softmax(z / 2, 1), F.log_softmax(teacher / 2, 1)
+    log_p, log_q = log_probs_of_both(z, teacher)
     return 4 * F.kl_div(log_q, log_p, log_target=True, reduction="batchmean")
 
 
 def torch_jensen_shannon(z: Tensor, teacher: Tensor) -> Tensor:
-    log_p, log_q = F.log_softmax(z / 2, 1), F.log_softmax(teacher / 2, 1)
+    log_p, log_q = log_probs_of_both(z, teacher)
     log_m = torch.logaddexp(log_p, log_q) - math.log(2)
     to_p = F.kl_div(log_m, log_p, log_target=True, reduction="batchmean")
     return 2 * (to_p + F.kl_div(log_m, log_q, log_target=True, reduction="batchmean"))

@@ -25,6 +25,13 @@ import xent
 from xent import losses
 
 from .harness.calls import Step, step, without_all
+from .harness.linear_contestants import (
+    LINEAR_CONTESTANTS,
+    LinearCell,
+    both,
+    make_inputs,
+    products,
+)
 from .harness.machine import describe_machine
 from .harness.options import DTYPES, output_file, positive, seconds, write_json
 from .harness.race import PATIENCE, ContestantError, Plan, race
@@ -61,10 +68,9 @@ class Draw:
 
     def head(self) -> tuple[Tensor, Tensor, Tensor]:
         """Features, weight and the class of each row, of a head of (rows, features, classes)."""
-        n, d, v = self.shape
-        hidden, weight = torch.randn(n, d), torch.randn(v, d) / d**0.5
-        hidden, weight = (x.to(self.dtype).requires_grad_() for x in (hidden, weight))
-        return hidden, weight, torch.randint(v, (n,))
+        rows, features, classes = self.shape
+        name = str(self.dtype).removeprefix("torch.")
+        return make_inputs(LinearCell(rows, features, classes, name, "cpu"))
 
 
 def with_classes(loss: Any, draw: Draw, spread: float = 1.0) -> Step:
@@ -92,13 +98,7 @@ def with_list(draw: Draw) -> Step:
 
 def behind_head(draw: Draw) -> Step:
     """Cross-entropy behind a linear head."""
-    hidden, weight, target = draw.head()
-
-    def both() -> None:
-        xent.cross_entropy(xent.LinearLogits(hidden, weight), target).backward()
-        hidden.grad = weight.grad = None
-
-    return both
+    return partial(both, LINEAR_CONTESTANTS["xent"].load(), *draw.head())
 
 
 def each_row(z: Tensor, y: Tensor) -> Tensor:
@@ -113,15 +113,10 @@ def copy(draw: Draw) -> Step:
     return lambda: out.copy_(z)
 
 
-def products(draw: Draw) -> Step:
+def three_products(draw: Draw) -> Step:
     """The yardstick of a head."""
-    hidden, weight = (x.detach() for x in draw.head()[:2])
-
-    def three() -> None:
-        logits = hidden @ weight.T
-        _ = logits @ weight, logits.T @ hidden
-
-    return three
+    hidden, weight, _ = draw.head()
+    return partial(products, hidden, weight)
 
 
 Make = Callable[[Draw], Step]
@@ -163,7 +158,7 @@ class Cell(NamedTuple):
 
     def steps(self) -> dict[str, Step]:
         """The call and its yardstick."""
-        make, bare = LINES[self.line][1], products if self.line == "LinearLogits" else copy
+        make, bare = LINES[self.line][1], three_products if self.line == "LinearLogits" else copy
         return {
             "call": make(Draw(self.shape, self.dtype)),
             "bare": bare(Draw(self.shape, self.dtype)),

@@ -25,7 +25,6 @@ class RowNumbers {
   RowNumbers(const RowNumbers&) = delete;
   ~RowNumbers() { free(data_); }
 
-  bool there() const { return data_; }
   double* operator[](int k) const { return data_ + k * pitch_; }
 
  private:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..contract import DenseEngine
+from ..core import still_fitting
 from ..modes import only_differentiable
 from . import reference
 from .problem import SIDES, TENSORS, DenseProblem
@@ -56,7 +57,7 @@ class _TotalAhead(torch.autograd.Function):
         problem = _saved(ctx)
         if differentiable:
             return *_plain_gradients(ctx, problem, order.by_operations, grad), None
-        if made is not None and not _still_fitting(made, problem):
+        if made is not None and not _all_fit(made, problem):
             made = None
         found = order.engine.gradients(
             problem, grad, order.divisor, ctx.needed, order.never_zero, made
@@ -115,10 +116,10 @@ def _tracked(problem: DenseProblem) -> bool:
     )
 
 
-def _still_fitting(made: list[Tensor | None], problem: DenseProblem) -> bool:
-    """True if gradients ahead have the strides of the logits."""
+def _all_fit(made: list[Tensor | None], problem: DenseProblem) -> bool:
+    """True if every gradient ahead still has the layout of its side."""
     pairs = zip(made, problem.sides, strict=True)
-    return all(x is None or (y is not None and x.stride() == y.stride()) for x, y in pairs)
+    return all(x is None or (y is not None and still_fitting(x, y) is x) for x, y in pairs)
 
 
 def _save(ctx: Any, problem: DenseProblem) -> None:
