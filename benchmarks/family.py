@@ -111,7 +111,7 @@ def _of_library(library: str, steps: Callable[[], dict[str, Any]]) -> dict[tuple
 
 
 def cells(dtypes: list[str], spread: float) -> Iterator[Cell]:
-    """One cell for each shape, dtype and kind of targets."""
+    """Yield a cell for each shape, dtype and kind of targets."""
     for rows, classes in SHAPES:
         for dtype in dtypes:
             z, y = draw(rows, classes, dtype, spread)

@@ -117,7 +117,7 @@ TARGETS = {
 
 
 def cells(dtypes: list[str], spread: float) -> Iterator[Cell]:
-    """One cell for each layout and for each shape of targets."""
+    """Yield a cell for each layout and for each shape of targets."""
     for builders, calls in ((LAYOUTS, plain), (TARGETS, kinds)):
         for name, build in builders.items():
             for dtype in dtypes:

@@ -40,7 +40,7 @@ def in_a_step(result: dict[str, Any]) -> str:
 
 
 def _times(of: dict[str, dict[str, Any]]) -> str:
-    """How many times as long PyTorch takes; bold where xent is slower."""
+    """PyTorch's time divided by that of xent; bold where xent is slower."""
     return report.markdown_ratio({"ratio": of["torch"]["ms"] / of["xent"]["ms"]})
 
 

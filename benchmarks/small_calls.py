@@ -125,7 +125,7 @@ def pairs(b: Batch) -> list[Pair]:
 
 
 def measure(batch: Batch, plan: Plan) -> list[dict[str, Any]]:
-    """One entry per call of xent, with both times; all calls take turns."""
+    """Time all calls in turn; return an entry per call of xent, with both times."""
     table, theirs = pairs(batch), others(batch)
     calls = {("xent", p.name): p.ours for p in table} | {("other", n): f for n, f in theirs.items()}
     times = race({key: turn_of(_step(f, batch.leaves)) for key, f in calls.items()}, plan).times

@@ -1,4 +1,4 @@
-"""The same losses in PyTorch, optax, kornia and Liger: their functions, or textbook formulas."""
+"""Losses of PyTorch, optax, kornia and Liger: their functions, or textbook formulas."""
 
 from __future__ import annotations
 

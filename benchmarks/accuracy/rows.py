@@ -15,7 +15,7 @@ SPREAD = 3.0  # standard deviation of the other logits
 
 
 class Cell(NamedTuple):
-    """What one line of the file of cells is about, apart from who computes it."""
+    """The subject of a line in the file of cells: all of its key but who computes it."""
 
     loss: str
     dtype: str

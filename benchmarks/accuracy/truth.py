@@ -1,4 +1,4 @@
-"""What a loss is to many digits on the rows of a cell, and what rounded logits make of it."""
+"""The value of a loss in many digits on the rows of a cell, and from rounded logits."""
 
 from __future__ import annotations
 

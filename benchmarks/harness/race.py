@@ -26,7 +26,7 @@ MOST = 25  # rounds
 
 
 class Plan(NamedTuple):
-    """How long a race takes.
+    """Limits on the time of a race.
 
     Attributes:
         seconds: time for the rounds.
@@ -41,12 +41,12 @@ class Plan(NamedTuple):
     least: int = 5
 
     def rounds(self, seconds: float) -> int:
-        """How many rounds of so many seconds to run."""
+        """The number of rounds to run, if one takes so many seconds."""
         return self.repeats or min(max(round(self.seconds / (seconds or 1)), self.least), MOST)
 
 
 class Outcome(NamedTuple):
-    """What a race found.
+    """Results of a race.
 
     Attributes:
         times: median, quartiles and all times in milliseconds of every call that did not fail.
@@ -111,7 +111,7 @@ def compare(entries: dict[str, dict[str, Any]], modes: Sequence[str], elements: 
 
 
 class _Round(NamedTuple):
-    """One turn of every contestant."""
+    """Results of a round, in which every contestant has one turn."""
 
     busy: float | None  # cores that other processes kept busy; None where that is unknown
     seconds: dict[Any, float]  # of one call of each contestant
@@ -149,7 +149,7 @@ class _Race(Generic[Key]):
         return Outcome(times, self.failed, statistics.mean(known) if known else None)
 
     def _round(self) -> _Round:
-        """One turn of each, in an order of its own: nobody always comes after the same rival."""
+        """Run a round, in an order of its own: nobody always comes after the same rival."""
         before = self._clocks()
         left = [key for key in self.turns if key not in self.failed]
         seconds = {key: self._turn(key) for key in self.order.sample(left, len(left))}
