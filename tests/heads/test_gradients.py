@@ -198,7 +198,7 @@ def test_memory_beyond_the_gradients(way, n, d, v, size, dtype, core):
 
 @pytest.mark.parametrize("size", [1 << 20, 4 << 20])
 def test_without_the_core_a_chunk_and_its_copies_fit_the_workspace(size, monkeypatch):
-    monkeypatch.setattr(native, "fast", False)
+    monkeypatch.setattr(native, "fast", frozenset())
     h, w = torch.randn(200, 8).requires_grad_(), torch.randn(3000, 8).requires_grad_()
     y = torch.randint(3000, (200,))
     with Memory(h, w, y) as memory:

@@ -55,19 +55,23 @@ def where_kernels_run(kernels: str, device: torch.device, dtype: torch.dtype) ->
     return f"logits on {device.type}, {dtype}; Triton kernels{interpreted}"
 
 
-def why_reference(engine: str, kernels: str, find_obstacle: Callable[[], str | None]) -> str | None:
+def why_reference(
+    engine: str, kernels: str, arithmetic: torch.dtype, find_obstacle: Callable[[], str | None]
+) -> str | None:
     """Return why the reference engine computes, or None where the engine ``kernels`` does.
 
-    ``find_obstacle`` returns why the kernels cannot take the problem, or None. Raises a ValueError
-    if the caller has asked for ``kernels`` by name and they cannot.
+    ``arithmetic`` is the type in which the native kernels would compute; logits of 16 bits stand
+    for float32. ``find_obstacle`` returns why the kernels cannot take the problem, or None. Raises
+    a ValueError if the caller has asked for ``kernels`` by name and they cannot.
     """
     if engine == "reference":
         return "as asked"
     reason = find_obstacle()
     if reason is None and plain_operations():
         reason = "a transform or tracer of PyTorch is active, which needs plain tensor operations"
-    if engine == "auto" and kernels == "native" and reason is None and not core.fast:
-        reason = "this processor lacks fused multiply-add, and the kernels would emulate it"
+    slow = kernels == "native" and arithmetic not in core.fast
+    if engine == "auto" and reason is None and slow:
+        reason = "this processor lacks fused multiply-add, which float64 kernels would emulate"
     if engine == kernels and reason is not None:
         raise ValueError(
             f'engine="{engine}" cannot do this: {reason}. engine="auto" takes the reference engine'

@@ -47,13 +47,24 @@ def set_isa(name: str) -> None:
     if _core is None:
         raise RuntimeError("the compiled core of xent is not installed")
     _core.set_isa(name)
-    isa, fast = _core.isa(), _core.fused()
+    isa, fast = _core.isa(), _fast_arithmetic()
 
 
-# The instruction set in use, and whether it beats plain PyTorch: not without fused multiply-add.
-# Constants and not calls, because torch.compile cannot trace calls into the core.
+def _fast_arithmetic() -> frozenset[torch.dtype]:
+    """The types in which the kernels compute faster than plain operations of PyTorch.
+
+    A fused multiply-add that is emulated costs float32 a factor of four, and float64, where it is
+    a call for each number, a factor of a hundred.
+    """
+    if _core is None:
+        return frozenset()
+    return frozenset(TYPES if _core.fused() else set(TYPES) - {torch.float64})
+
+
+# The instruction set in use, and the types that it is fast in. Constants and not calls, because
+# torch.compile cannot trace calls into the core.
 isa = _core.isa() if _core is not None else "none"
-fast = _core is not None and _core.fused()
+fast = _fast_arithmetic()
 
 # The types of 16 bits that the processor multiplies in hardware, with sums in float32.
 products = frozenset(getattr(torch, name) for name in _core.products()) if _core else frozenset()

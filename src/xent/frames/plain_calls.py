@@ -42,11 +42,10 @@ def read_plain(
     if not (
         type(input) in PLAIN_TENSORS
         and input.ndim == 2
-        and input.dtype in core.TYPES
+        and input.dtype in core.fast
         and type(ignore_index) is int
         and ignore_index in INT64
         and _is_plain_reduction(how, normalizer, empty)
-        and core.fast
         and not deferred()
         and not torch.is_autocast_enabled("cpu")
         and input.layout is torch.strided
@@ -96,6 +95,7 @@ def is_plain_memory(input: Any, target: Any, weight: Any, row_weight: Any) -> bo
         type(input) in PLAIN_TENSORS
         and type(target) is Tensor
         and target.dtype is torch.int64
+        and input.dtype in core.fast
         and input.ndim == 2
         and target.shape == input.shape[:1]
         and target.is_cpu
@@ -108,7 +108,6 @@ def is_plain_memory(input: Any, target: Any, weight: Any, row_weight: Any) -> bo
         and (weight is None or input.itemsize > 2)
         and (weight is None or _is_vector(weight, input.dtype, input.shape[1]))
         and (row_weight is None or _is_vector(row_weight, torch.float64, input.shape[0]))
-        and core.fast
         and not torch.is_autocast_enabled("cpu")
     )
 
@@ -121,6 +120,7 @@ def is_plain_head(
     return (
         hidden.ndim == 2
         and input.dtype is hidden.dtype
+        and input.dtype in core.fast
         and input.softcap is None
         and type(input.scale) is float
         and input.scale == 1.0
@@ -140,7 +140,6 @@ def is_plain_head(
         and (weight is None or hidden.itemsize > 2)
         and (weight is None or _is_vector(weight, hidden.dtype, len(head)))
         and (row_weight is None or _is_vector(row_weight, torch.float64, len(hidden)))
-        and core.fast
         and not torch.is_autocast_enabled("cpu")
         and bool((target != ignore_index).all())
     )

@@ -39,7 +39,7 @@ def plan(source: LinearLogits, heads: int = 1) -> Plan:
     dtype = products.type_of(source)
     widened = dtype != source.weight.dtype
     budget = source.max_workspace // heads // (2 if widened else 1)  # half for wider weights
-    if source.is_cpu and not core.fast:
+    if source.is_cpu and dtype not in core.fast:
         budget //= REFERENCE_COPIES
     rows, block = (
         max(1, budget // max(1, width * dtype.itemsize)) for width in source.weight.shape

@@ -16,7 +16,9 @@ def choose(problem: Problem, engine: str = "auto") -> Explanation:
         return rows.choose(problem, engine)
     source, kernels = problem.source, kernels_for(problem.device, engine)
     tensors = (*source.parts, *problem.others)
-    reason = why_reference(engine, kernels, lambda: rows.obstacle_of(problem, tensors, kernels))
+    reason = why_reference(
+        engine, kernels, problem.dtype, lambda: rows.obstacle_of(problem, tensors, kernels)
+    )
     gradient, how = how_logits_come(problem)
     if reason is not None:
         return Explanation("reference", reason, gradient, how)

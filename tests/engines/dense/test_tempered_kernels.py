@@ -35,6 +35,7 @@ def rows_of(classes, size, dtype):
     return z, y
 
 
+@pytest.mark.skipif(torch.float64 not in core.fast, reason="the reference is taken, being faster")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize(("classes", "size"), [(1, 1), (5, 3), (100, 1), (2500, 0.01), (4500, 2)])
 def test_kernels_agree_with_the_reference(classes, size, dtype):
@@ -63,7 +64,7 @@ def test_the_bits_depend_on_nothing_else(isa):
         value, grad = value_and_grad(loss, z, y, reduction="sum", **options)
         try:
             core.set_isa(isa)
-            core.fast = True
+            core.fast = frozenset(core.TYPES)
             torch.set_num_threads(2)
             same, slope = value_and_grad(loss, z, y, reduction="sum", **options)
         finally:

@@ -182,7 +182,7 @@ def test_logits_changed_between_forward_and_backward(options, slope):
     loss = slope * xent.cross_entropy(x, y, **options).sum()
     x.add_(1)
     known = slope == 1 and "reduction" not in options and "engine" not in options
-    if known and core.fast:
+    if known and z.dtype in core.fast:
         loss.backward()
         assert same_bits(z.grad, right)
         return

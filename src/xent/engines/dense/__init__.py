@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from .. import core
@@ -25,7 +26,8 @@ MODULES: dict[str, DenseEngine] = {"native": native}
 def choose(problem: DenseProblem, engine: str = "auto") -> Explanation:
     """Decide which engine computes a problem; raise if a named engine cannot."""
     kernels = kernels_for(problem.logits.device, engine)
-    reason = why_reference(engine, kernels, lambda: _obstacle(problem, kernels))
+    wide = torch.float64  # where a row is solved for a number of its own
+    reason = why_reference(engine, kernels, wide, lambda: _obstacle(problem, kernels))
     if reason is not None:
         return Explanation("reference", reason, "autograd on plain tensor operations")
     reason = where_kernels_run(kernels, problem.logits.device, problem.logits.dtype)

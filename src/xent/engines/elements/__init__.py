@@ -29,11 +29,18 @@ MODULES: dict[str, ElementEngine] = {
 def choose(problem: ElementProblem, engine: str) -> Explanation:
     """Decide which engine computes a problem; raise if a named engine cannot."""
     kernels = kernels_for(problem.input.device, engine)
-    reason = why_reference(engine, kernels, lambda: _obstacle(problem, kernels))
+    reason = why_reference(
+        engine, kernels, _arithmetic(problem), lambda: _obstacle(problem, kernels)
+    )
     if reason is not None:
         return Explanation("reference", reason, _REFERENCE_GRADIENT)
     reason = where_kernels_run(kernels, problem.input.device, problem.input.dtype)
     return Explanation(kernels, reason, "in the same sweep as the loss, where that is one number")
+
+
+def _arithmetic(problem: ElementProblem) -> torch.dtype:
+    """The type that the native kernels may compute in: float64 for most modulators."""
+    return problem.input.dtype if problem.form == Form() else torch.float64
 
 
 def _obstacle(problem: ElementProblem, kernels: str) -> str | None:
@@ -114,7 +121,7 @@ def plain(
     if (
         type(input) not in PLAIN_TENSORS
         or type(target) is not Tensor
-        or input.dtype not in core.TYPES
+        or input.dtype not in core.fast
         or target.dtype is not input.dtype
         or input.shape != target.shape
         or target.requires_grad
@@ -124,7 +131,7 @@ def plain(
         or not (weight is None or _is_plain_weight(weight, input))
         or not (pos_weight is None or _is_plain_weight(pos_weight, input))
         or torch.is_autocast_enabled("cpu")
-        or not core.fast
+        or (form != Form() and torch.float64 not in core.fast)
     ):
         return None
     problem = ElementProblem(input, target, weight, pos_weight, body, form, None, True, input.dtype)

@@ -35,7 +35,9 @@ _GRADIENT = {
 def choose(problem: Problem, engine: str = "auto") -> Explanation:
     """Decide which engine computes a problem; raise if a named engine cannot."""
     kernels = kernels_for(problem.device, engine)
-    reason = why_reference(engine, kernels, lambda: obstacle_of(problem, problem.tensors, kernels))
+    reason = why_reference(
+        engine, kernels, problem.dtype, lambda: obstacle_of(problem, problem.tensors, kernels)
+    )
     if reason is not None:
         return Explanation("reference", reason, "autograd on plain tensor operations")
     return Explanation(
