@@ -42,7 +42,8 @@ from xent.learn import (
     smallest_C,
 )
 from xent.learn.regression.criteria import LinearProblem, softmax_criterion
-from xent.learn.regression.linear_objective import Design, Objective
+from xent.learn.regression.design import Design
+from xent.learn.regression.linear_objective import Objective
 from xent.learn.regression.proximal import Shrunken
 from xent.learn.regression.solvers import solve
 from xent.learn.regression.task import SolverTask

@@ -15,8 +15,8 @@ from sklearn.exceptions import ConvergenceWarning
 
 from tests.learn.regression.exact_regression import hard_problem, least, objective
 from xent.learn import LogisticRegression, SeparationWarning, SoftmaxRegression
-from xent.learn.regression import linear_objective, solvers
-from xent.learn.regression.linear_objective import Design
+from xent.learn.regression import design, solvers
+from xent.learn.regression.design import Design
 
 CLOSE = 1e-8  # nats
 
@@ -216,7 +216,7 @@ def test_separation_says_how_far_when_it_was_cut_short():
 
 def test_rows_that_stay_sparse_and_single(rows, monkeypatch):
     """The way for rows that are too large to be made dense and double."""
-    monkeypatch.setattr(linear_objective, "SMALL", 0)
+    monkeypatch.setattr(design, "SMALL", 0)
     rng = np.random.default_rng(3)
     x = rng.normal(size=(150, 5)) * (rng.random((150, 5)) < 0.4) + [0, 0, 0, 5, 0]
     y = (x @ rng.normal(size=(5, 3)) + rng.gumbel(size=(150, 3))).argmax(1)

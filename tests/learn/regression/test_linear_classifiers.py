@@ -17,10 +17,11 @@ from sklearn.utils.estimator_checks import estimator_checks_generator
 
 import xent
 from xent.learn import LogisticRegression, SeparationWarning, SoftmaxRegression
-from xent.learn.regression import solvers
+from xent.learn.regression import linear_objective, solvers
 from xent.learn.regression.criteria import softmax_criterion
 from xent.learn.regression.curvature import ALL, AutogradCurvature, SoftmaxCurvature
-from xent.learn.regression.linear_objective import Design, Objective
+from xent.learn.regression.design import Design
+from xent.learn.regression.linear_objective import Objective
 from xent.learn.regression.solvers import FIRST_ORDER, SMOOTH
 
 SKLEARN = tuple(map(int, sklearn.__version__.split(".")[:2]))
@@ -465,9 +466,9 @@ def test_partial_fit_refuses_other_classes_than_before():
 @pytest.mark.parametrize("sparse", [False, True])
 @pytest.mark.parametrize("estimator", BOTH)
 def test_the_curvature_of_rows_is_taken_in_blocks(estimator, sparse, monkeypatch):
-    from xent.learn.regression import linear_objective
+    from xent.learn.regression import design
 
-    monkeypatch.setattr(linear_objective, "BLOCK", 7)
+    monkeypatch.setattr(design, "BLOCK", 7)
     generator = np.random.default_rng(0)
     x, y = generator.normal(size=(40, 3)), generator.integers(2, size=40)
     model = estimator().fit(x, y)
@@ -544,14 +545,14 @@ def test_single_precision_only_leads_to_the_minimum_of_double(kind, used, rows, 
     monkeypatch.setattr(solvers, "WORK", 0)  # no full Hessian afterwards
     singles = []
 
-    def count(design, single=Design.single):
+    def count(design, single=Design.single.func):
         singles.append(design)
         return single(design)
 
-    monkeypatch.setattr(Design, "single", count)
+    monkeypatch.setattr(Design, "single", property(count))
     fits = []
     for least in (0, 10**9):  # entries from which on rows are taken in single precision
-        monkeypatch.setattr(solvers, "MANY", least)
+        monkeypatch.setattr(linear_objective, "MANY", least)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             fits.append(SoftmaxRegression(**settings).fit(x, y))

@@ -10,7 +10,9 @@ import torch
 from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
 
-from .linear_objective import Design, Objective
+from .design import Design
+from .linear_objective import Objective
+from .shares import WORTH
 
 WHITENED = 4096  # most features that are whitened; more are only scaled, one by one
 ROUNDED = 1e-13  # share of the mean of a column below which its spread is only rounding
@@ -47,7 +49,10 @@ class Whitening:
             least = self.curvature * (ROUNDED * self.means).square()
             floor = torch.where(diagonal > least, 1e-10 * diagonal, 1.0)
             factor, failed = torch.linalg.cholesky_ex(matrix + floor.diag())
-            self.factor = factor if not failed else None
+            if not failed:  # the inverse once, as solving takes ten times as long as a product
+                identity = torch.eye(len(factor), dtype=torch.float64, device="cpu")
+                self.inverse = torch.linalg.solve_triangular(factor, identity, upper=False)
+                self.factor = factor
         if self.factor is None:
             scale = (design.pull_back_squares(rows.unsqueeze(1))[0] + ridge).sqrt()
             self.scale = torch.where(scale > 0, scale, 1.0)
@@ -68,7 +73,7 @@ class Whitening:
         """The coefficients of a point in these coordinates, ``(K, columns)``."""
         if self.factor is None:
             return v / self.scale
-        w = torch.linalg.solve_triangular(self.factor, v, upper=False, left=False)
+        w = _product(v, self.inverse)
         w[:, -1] -= w @ self.means
         return w
 
@@ -85,7 +90,14 @@ class Whitening:
         if self.factor is None:
             return gradient / self.scale
         gradient = gradient - self.means * gradient[:, -1:]
-        return torch.linalg.solve_triangular(self.factor.T, gradient, upper=True, left=False)
+        return _product(gradient, self.inverse.T)
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """The product of two matrices; for small ones, PyTorch would take longer to begin."""
+    if a.numel() * b.shape[1] >= WORTH:
+        return a @ b
+    return torch.from_numpy(a.numpy() @ b.numpy())
 
 
 class Standardising:

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ...losses import CATALOG, cross_entropy
 from .curvature import AutogradCurvature, Curvature, SoftmaxCurvature, logits_of
-from .linear_objective import Design, Objective
+from .design import Design
+from .linear_objective import Objective
 
 
 class Criterion(NamedTuple):

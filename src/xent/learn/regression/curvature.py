@@ -110,7 +110,7 @@ class SoftmaxCurvature:
         def turn(direction: Tensor) -> Tensor:
             # Relative to the likely class, or a nearly sure row would lose its digits.
             apart = direction - direction.gather(1, likely)
-            return weighted * (apart - (p * apart).sum(1, keepdim=True))
+            return weighted.mul(apart.sub_(torch.linalg.vecdot(p, apart).unsqueeze(1)))
 
         return turn
 

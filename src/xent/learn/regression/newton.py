@@ -1,10 +1,11 @@
 r"""Newton's method with the full Hessian, for few coefficients, and how far it is from the minimum.
 
 The second derivatives of a loss by the scores of a row are sums of squares of differences between
-scores, so the Hessian is a sum of squares of scaled rows. A QR decomposition of these rows finds
-the coordinates in which the Hessian is the identity. Sums of products of columns would lose half of
-the digits; with QR, two columns may agree in 12 digits and still be told apart. In those
-coordinates the gradient g is the step, and gives the distance from the minimum:
+scores, so the Hessian is a sum of squares of scaled rows. A Cholesky decomposition of it finds the
+coordinates in which it is the identity. Sums of products of columns lose half of the digits; where
+too few are left, a QR decomposition of the rows takes their place, with which two columns may agree
+in 12 digits and still be told apart. In those coordinates the gradient g is the step, and gives the
+distance from the minimum:
 
 .. math:: f(W) - \min f \approx \tfrac12\, |g|^2
 
@@ -28,6 +29,7 @@ TRIALS = 12  # most trials of a step, each more damped than the one before
 FIRST_DAMPING = 1e-2  # first damping of a step that was too long, in units of the curvature
 FAIR, GOOD = 1e-4, 0.5  # gain of a fair and of a good step, as shares of what the model promised
 CONSTANT = 8.0  # times the rounding of a column; a spread below that is only rounding
+WELL = 1e-4  # share of the largest singular value from which on sums of products keep 8 digits
 MOVING = 0.5  # nats; a score that a step changes by more may lose its curvature
 NEAR = 1e-3  # nats left below which the estimate of the model is checked again
 PATIENCE = 3  # steps without a gain after which the rest is taken to be rounding
@@ -44,6 +46,7 @@ class Model:
     Attributes:
         left: about how far the objective is above its minimum, in nats.
         hidden: further nats, along directions that exist only because the rows were rounded.
+        well: True if sums of products of columns keep enough digits.
     """
 
     def __init__(self, objective: Objective, w: Tensor, without: Tensor | None = None) -> None:
@@ -145,17 +148,55 @@ class Model:
         if self.design.intercept:
             unit = torch.nn.functional.pad(unit, (0, 1), value=1.0)
         unit = torch.where(unit > 0, unit, 1.0).expand(self.w.shape)
-        triangle = (self.objective.penalty.sqrt() / unit).flatten().diag()  # K * columns, squared
         given = torch.zeros_like(unit)
         for some in self.design.blocks():
-            rows = self._rows(some, self.means) / unit[0]
             before = (self._rows(some, -self.design.offsets, 0.0) / unit[0]).square()
+            weights = torch.stack([weight[some].abs() for weight, _ in self.parts])
+            squares = torch.stack([direction.square() for _, direction in self.parts])
+            given = given + squares.T @ (weights @ before)
+        given = given.flatten().sqrt()
+        maps = self._map_by_cholesky(unit, given)
+        self.well = maps is not None
+        if maps is not None:
+            return maps.view(*self.w.shape, -1), maps.new_zeros(*self.w.shape, 0)
+        return self._maps_by_qr(unit, given)
+
+    def _map_by_cholesky(self, unit: Tensor, given: Tensor) -> Tensor | None:
+        """Return the map ``(K * columns, r)`` from sums of products; None if digits would be lost.
+
+        The sums take a tenth of the time of the QR decomposition. They are exact enough if the
+        least eigenvalue of the Hessian is above 1e-8, in columns of length 1, and above rounding.
+        """
+        hessian = (self.objective.penalty / unit.square()).flatten().diag()
+        for some in self.design.blocks():
+            rows = self._rows(some, self.means) / unit[0]
+            for weight, direction in self.parts:
+                products = rows.T @ (weight[some].abs().unsqueeze(1) * rows)
+                hessian = hessian + torch.kron(direction.outer(direction), products)
+        if bool(self.idle.any()):  # no curvature where all scores of a row move alike: take some
+            alike = torch.where(self.idle, hessian.diagonal().view(unit.shape).mean(0), 0.0)
+            hessian = hessian + torch.kron(alike.new_ones(len(unit), len(unit)), alike.diag())
+        length = hessian.diagonal().sqrt()
+        factor, failed = torch.linalg.cholesky_ex(hessian / length.outer(length))
+        if failed or not bool((length > 0).all()):
+            return None
+        identity = torch.eye(len(factor), dtype=torch.float64, device="cpu")
+        inverse = torch.linalg.solve_triangular(factor, identity, upper=False)
+        rounding = self.design.grain * (given / length).square().sum().sqrt().item()
+        if not inverse.square().sum().sqrt().item() * max(WELL, CONSTANT * rounding) < 1:
+            return None
+        return inverse.T / (length * unit.flatten()).unsqueeze(1)
+
+    def _maps_by_qr(self, unit: Tensor, given: Tensor) -> tuple[Tensor, Tensor]:
+        """Return both maps by a QR decomposition, which keeps all digits of the rows."""
+        triangle = (self.objective.penalty.sqrt() / unit).flatten().diag()  # K * columns, squared
+        for some in self.design.blocks():
+            rows = self._rows(some, self.means) / unit[0]
             for weight, direction in self.parts:
                 root = weight[some].abs().sqrt().unsqueeze(1)
                 block = torch.kron(direction.unsqueeze(0), root * rows)  # (n, K * columns)
                 triangle = torch.linalg.qr(torch.cat([triangle, block]), mode="r").R
-                given = given + direction.square().outer(weight[some].abs() @ before)
-        length, given = triangle.norm(dim=0), given.flatten().sqrt()
+        length = triangle.norm(dim=0)
         constant = length <= CONSTANT * self.design.grain * given  # only rounding
         triangle = torch.where(constant, 0.0, triangle)
         length = torch.where(length > 0, length, 1.0)
@@ -174,6 +215,9 @@ class Model:
         pulled = torch.einsum("kf,kfr->r", pull, self._back(coordinates))
         for some in self.design.blocks():
             rows = self._rows(some, self.means)
+            if self.well:
+                pulled = pulled + torch.einsum("kf,kfr->r", slopes[some].T @ rows, coordinates)
+                continue
             for of_score, to in zip(slopes[some].T, coordinates, strict=True):
                 pulled = pulled + of_score @ (rows @ to)
         return pulled

@@ -10,7 +10,7 @@ from scipy.sparse.linalg import eigsh
 from torch import Tensor
 
 from .coordinates import Standardising, symmetric_operator
-from .linear_objective import Design
+from .design import Design
 from .task import UNSAID, Solution, SolverTask
 
 NOISE = 1e-12  # relative rounding of an objective, by which a step may miss its promise

@@ -20,7 +20,7 @@ from sklearn.base import clone
 from torch import Tensor
 
 from .criteria import LinearProblem
-from .linear_objective import Design
+from .design import Design
 from .softmax_regression import SoftmaxRegression
 from .solvers import solve
 from .task import SolverTask

@@ -27,8 +27,10 @@ from ... import log_softmax
 from ..._check import one_of
 from .criteria import Criterion, LinearProblem, loss_of, softmax_criterion
 from .curvature import logits_of
-from .linear_objective import Design, Objective
+from .design import Design
+from .linear_objective import Objective
 from .separation import SeparationWarning, separation
+from .shares import one_blas_thread
 from .solvers import SMOOTH, SOLVERS, solve
 from .task import UNSAID, SolverTask, enough, progress
 
@@ -49,7 +51,8 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
     The Newton methods work in coordinates that undo the correlations of the features, and L-BFGS
     does so where it has not converged after 40 iterations: where correlations are strong, tens of
     sweeps over the rows do what would take hundreds. L-BFGS sweeps over rows in single precision as
-    long as their digits suffice; the last steps take the gradient in double precision.
+    long as their digits suffice; the last steps take the gradient in double precision. Many rows
+    are shared out to as many threads as PyTorch has.
 
     Args:
         C: inverse of the strength of the penalty; ``np.inf`` for none. If then the classes can be
@@ -357,7 +360,8 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
 
     def _remember(self, objective: Objective, prior: Tensor, total: float) -> None:
         """Keep the precision of the coefficients, for further rows."""
-        learnt = objective.hessian_diagonal(self._learnt(objective.design))
+        with one_blas_thread():
+            learnt = objective.rough.hessian_diagonal(self._learnt(objective.design))
         self.precision_ = (prior + total * learnt).numpy()
 
     def _warn_if_separable(self, design: Design, y: np.ndarray, left: float) -> bool:

@@ -8,21 +8,20 @@ are left above the minimum.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
 from scipy.optimize import minimize
-from scipy.sparse.linalg import cg
-from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 from .coordinates import Whitening, symmetric_operator
-from .linear_objective import HUGE, Objective
+from .linear_objective import SINGLE
 from .newton import by_newton
 from .proximal import by_gradients, by_proximal_newton
+from .shares import one_blas_thread
 from .task import Solution, SolverTask, enough
 
 EPS = float(np.finfo(np.float64).eps)
@@ -32,8 +31,8 @@ WORK = 4e9  # products that a full Hessian may take
 ENTRIES = 20_000_000  # rows times coefficients that a full Hessian may take
 STAGE = 40  # iterations between checks of the curvature
 DIGIT, SLOW = 0.1, 0.25  # what a Newton step leaves of the gradient; a share above which it is idle
-MANY = 50_000  # entries from which on sweeps in single precision save more than they cost
-SINGLE = float(np.finfo(np.float32).eps)  # relative rounding of rows in single precision
+PRODUCTS = 100  # products with the Hessian that a Newton step may take
+LITTLE = 0.01  # share of the nats that are enough; a Newton step that leaves less is exact enough
 
 SMOOTH = {"lbfgs": "L-BFGS-B", "newton-cg": "Newton-CG", "trust-region": "trust-krylov"}
 FIRST_ORDER = ("gradient-descent", "accelerated")
@@ -56,7 +55,7 @@ def solve(task: SolverTask, start: Tensor, solver: str) -> Solution:
     free = design.intercept and not bool(objective.penalty[:, -1].any())
     offsets = design.far_offsets() if free else design.offsets
     near = replace(objective, design=design.prepared(offsets))
-    with _thread_pools().limit(limits={"libscipy_openblas": 1}):
+    with one_blas_thread():
         solution = _minimise(replace(task, objective=near), _moved(start, offsets), solver)
     w = _moved(solution.w, -offsets)
     lost = objective.rounding(w)
@@ -129,16 +128,6 @@ def _wide(task: SolverTask) -> bool:
     return not design.sparse and design.x.dtype == torch.float64
 
 
-@cache
-def _thread_pools() -> ThreadpoolController:
-    """Return the thread pools of NumPy and SciPy, whose threads wait for work by spinning.
-
-    Between products, the spinning threads would take the cores from PyTorch: 20,000 rows of 784
-    features take 2.7 times as long on two cores.
-    """
-    return ThreadpoolController()
-
-
 @np.errstate(divide="ignore", invalid="ignore", over="ignore")  # SciPy divides by a gain of 0
 def by_scipy(task: SolverTask, start: Tensor, method: str) -> Solution:
     """Minimise a smooth objective by one of SciPy's methods, then by Newton steps, in rounds.
@@ -150,7 +139,7 @@ def by_scipy(task: SolverTask, start: Tensor, method: str) -> Solution:
     leaves little or gains no more than rounding.
     """
     objective, w, value = task.objective, start, torch.inf
-    rough = _rough(objective) if method == "L-BFGS-B" else objective
+    rough = objective.rough if method == "L-BFGS-B" else objective
     white = Whitening(rough, w, alone=method == "L-BFGS-B")
     history: list[float] = []
     while True:
@@ -168,22 +157,6 @@ def by_scipy(task: SolverTask, start: Tensor, method: str) -> Solution:
         white = Whitening(rough, w)
 
 
-def _rough(objective: Objective) -> Objective:
-    """Return the objective with rows in single precision, if rounding hides no direction.
-
-    The rounding of the rows must add less curvature than the penalty has. Few rows are left as they
-    are, as are those that were given in single precision.
-    """
-    design = objective.design
-    if design.rows * design.features <= MANY or design.noise >= SINGLE:
-        return objective
-    hidden = objective.bound * design.features * (SINGLE * design.size) ** 2
-    penalised = objective.penalty[:, : design.features].min().item()
-    if not (1 / HUGE < design.size < HUGE and hidden <= penalised):
-        return objective
-    return replace(objective, design=design.single())
-
-
 def polished(
     white: Whitening, task: SolverTask, w: Tensor, result: Any, history: list[float]
 ) -> tuple[Tensor, float]:
@@ -191,7 +164,7 @@ def polished(
 
     The gradient judges a step, not the objective. A line search ends where the objective shows no
     change, and there the coefficients have only half of their digits. Of the Hessian, a few digits
-    are enough: each step makes the gradient about ten times smaller.
+    are enough: each step makes the gradient about ten times smaller, or as small as it needs be.
 
     Args:
         white: the coordinates.
@@ -214,10 +187,9 @@ def polished(
         value, gradient = task.objective.exact_value_and_gradient(w)
         return value, white.gradient(gradient).flatten().numpy()
 
-    operator = symmetric_operator(product, w.numel())
     while True:
-        step, _ = cg(operator, -gradient, rtol=DIGIT, maxiter=100, M=inverse)
-        left = 0.5 * abs(float(gradient @ step))
+        little = LITTLE * enough(task, w, history[-1])
+        step, left = newton_step(product, gradient, inverse, little)
         there = w + white.to_coefficients(torch.from_numpy(step).view(w.shape))
         value, after = look(there)
         before = float(gradient @ (inverse @ gradient))
@@ -231,6 +203,41 @@ def polished(
         task.report(value)
         if left <= enough(task, w, value) or share > SLOW or len(history) > task.max_iter:
             return w, left
+
+
+def newton_step(
+    product: Callable[[np.ndarray], np.ndarray], gradient: np.ndarray, inverse: Any, little: float
+) -> tuple[np.ndarray, float]:
+    """Return a step towards the minimum of a quadratic model, and the nats that it gains.
+
+    Conjugate gradients end where a tenth of the gradient is left, or where a quarter of what the
+    step gains is left and that is little.
+
+    Args:
+        product: multiplies the Hessian by a direction.
+        gradient: the gradient at the start.
+        inverse: about the inverse of the Hessian, an operator of SciPy.
+        little: nats that need not be gained.
+    """
+    step, residual, gained = np.zeros_like(gradient), -gradient, 0.0
+    towards = inverse @ residual
+    first = size = float(residual @ towards)
+    direction, goal = towards, DIGIT * float(np.linalg.norm(gradient))
+    for _ in range(PRODUCTS):
+        turned = product(direction)
+        curvature = float(direction @ turned)
+        if curvature == 0:  # nothing is left to be gained
+            break
+        length = size / curvature
+        step, residual = step + length * direction, residual - length * turned
+        gained += 0.5 * abs(length * size)
+        towards = inverse @ residual
+        before, size = size, float(residual @ towards)
+        share = size / first
+        if np.linalg.norm(residual) <= goal or (share <= SLOW and share * gained <= little):
+            break
+        direction = towards + (size / before) * direction
+    return step, gained
 
 
 def _by_scipy_in(
@@ -268,10 +275,13 @@ def _by_scipy_in(
             halted = True
             raise StopIteration
 
+    # Near the rounding of single precision, a line search tries many steps in vain.
+    noise = objective.design.noise
+    rounded = noise if noise >= SINGLE else noise / 25
     options = {
         "L-BFGS-B": {
             "gtol": task.tol,
-            "ftol": objective.design.noise / 25,
+            "ftol": rounded,
             "maxfun": 20 * max_iter,
         },
         "Newton-CG": {"xtol": 0.01 * task.tol},
