@@ -367,22 +367,6 @@ void store_panel(const Problem& p, const Strip& out, const Block& b, const Real*
   store_rows(out, b, buffer, transform);
 }
 
-// Memory that will be read soon: it is fetched into the cache step by step, while something else is
-// computed. The prefetcher of the processor does not foresee where the next block begins. This
-// saves a third of the time of a large problem.
-struct Prefetch {
-  const char* at = nullptr;
-  int64_t row_step = 0, class_step = 0;  // bytes
-
-  // One row of that memory; fetch(j) fetches what follows class j.
-  struct Row {
-    const char* at;
-    int64_t step;
-    XENT_LANE void fetch(int j) const { __builtin_prefetch(at + j * step); }
-  };
-  Row row(int r) const { return {at + r * row_step, class_step}; }
-};
-
 inline Prefetch prefetch_at(const Strip& s, int64_t row, int64_t first) {
   const int64_t size = size_of(s.type);
   return {s.data + (row * s.row_step + first * s.class_step) * size, s.row_step * size,

@@ -60,9 +60,9 @@ struct ClassGradient {
 };
 
 // Calls apply(step), where step(row)(logit, class) is the gradient of a class other than the pivot.
-template <unsigned set, class Real, class Layout, class Apply>
+template <unsigned set, class Real, class Layout, class Next, class Apply>
 void differentiate(const Coefficients<Real>& s, const Layout& block, int from,
-                   const PerClass<Real>& per_class, const Prefetch& next, Apply apply) {
+                   const PerClass<Real>& per_class, const Next& next, Apply apply) {
   const int height = block.height;
   Real magic[kStrip] = {}, offset[kStrip] = {}, vanished[kStrip] = {};
   Real quick_row[kStrip] = {};
@@ -118,9 +118,9 @@ void put_pivots(const Coefficients<Real>& s, const Block& b, Put put) {
 }
 
 // Stores the gradient of a block; `step` is that of `differentiate`.
-template <class Stored, class Real, class Step>
+template <class Stored, class Real, class Step, class Next>
 void store_gradient(const Strip& out, const Block& b, bool streams,
-                    const RowsLayout<Real, Less>& block, Step step, const Prefetch& next) {
+                    const RowsLayout<Real, Less>& block, Step step, const Next& next) {
   if (streams)
     block.template map_to<true, Stored>(out, b, step, next);
   else
@@ -143,10 +143,10 @@ void with_stored(Type type, const float*, Visit visit) {
 }
 
 // Computes the gradient of a block of logits and stores it, without a copy in the buffer.
-template <unsigned set, class Real>
+template <unsigned set, class Real, class Next>
 void differentiate_to(const Strip& out, const Block& b, bool streams,
                       const Coefficients<Real>& coefficients, const RowsLayout<Real, Less>& block,
-                      const PerClass<Real>& per_class, const Prefetch& next) {
+                      const PerClass<Real>& per_class, const Next& next) {
   with_stored(out.type, block.z, [&](auto type) {
     using Stored = decltype(type);
     differentiate<set>(coefficients, block, b.r, per_class, next, [&](auto step) {

@@ -58,7 +58,10 @@ struct RowsLayout {
   }
 
   // out[r] = the extreme of row r
-  void extreme(const Prefetch&, Real* out) const { fold(extremes.lane, height, Operation(), out); }
+  template <class Next>
+  void extreme(const Next&, Real* out) const {
+    fold(extremes.lane, height, Operation(), out);
+  }
   // Finds the extreme of row r again, after a change of the row.
   void look_again(int r) const { extremes.look(r, z + r * pitch, width); }
 
@@ -80,8 +83,8 @@ struct RowsLayout {
 
   // out[k][r] = the k-th of n sums over row r; step(r)(logit, class, sums) adds a class to them.
   // Lanes are added up in float64, because the last few additions would round the sum of the row.
-  template <int n, class Step>
-  void sums(Step step, const Prefetch& next, double (*out)[kStrip]) const {
+  template <int n, class Step, class Next>
+  void sums(Step step, const Next& next, double (*out)[kStrip]) const {
     Real lane[n][kStrip][kLanes];
     for (int r = 0; r < height; ++r)
       sum_row<n>(r, step(r), next, [&](int k) { return lane[k][r]; });
@@ -89,8 +92,8 @@ struct RowsLayout {
   }
 
   // The same sums, for the marked rows only.
-  template <int n, class Step>
-  void sums_of(const bool* marked, Step step, const Prefetch& next, double (*out)[kStrip]) const {
+  template <int n, class Step, class Next>
+  void sums_of(const bool* marked, Step step, const Next& next, double (*out)[kStrip]) const {
     Real lane[n][kStrip][kLanes];
     double own[kStrip];
     int row[kStrip], count = 0;
@@ -117,12 +120,12 @@ struct RowsLayout {
   }
 
   // Stores step(r)(z, class) in rows of `out`, cache line by cache line, and fetches `next`.
-  template <bool streams, class Stored, class Step>
-  void map_to(const Strip& out, const Block& b, Step step, const Prefetch& next) const {
+  template <bool streams, class Stored, class Step, class Next>
+  void map_to(const Strip& out, const Block& b, Step step, const Next& next) const {
     constexpr int lanes = 64 / sizeof(Stored);
     for (int r = 0; r < height; ++r) {
       const auto one = step(r);
-      const Prefetch::Row prefetch = next.row(r);
+      const auto prefetch = next.row(r);
       const Real* at = z + r * pitch;
       Stored* to = out.at<Stored>(b.r + r, b.first);
       const auto compute = [&](int j, Stored* __restrict into) XENT_INLINE {
@@ -152,10 +155,10 @@ struct RowsLayout {
 
  private:
   // lane(k)[i] = the part of the k-th sum over row r that lane i has added up
-  template <int n, class One, class Lane>
-  XENT_LANE void sum_row(int r, One one, const Prefetch& next, Lane lane) const {
+  template <int n, class One, class Next, class Lane>
+  XENT_LANE void sum_row(int r, One one, const Next& next, Lane lane) const {
     Real* at = z + r * pitch;
-    const Prefetch::Row prefetch = next.row(r);
+    const auto prefetch = next.row(r);
     Real a[n][kLanes] = {}, b[1][kLanes] = {};
     int j = 0;
     if constexpr (n == 1)  // two sets of lanes take turns: an addition must wait for the one before
@@ -190,9 +193,10 @@ struct PanelLayout {
   }
 
   // Finds the extremes by a loop over the panel, which also fetches the next block.
-  void extreme(const Prefetch& next, Real* out) const {
+  template <class Next>
+  void extreme(const Next& next, Real* out) const {
     Real lane[kStrip];
-    const Prefetch::Row prefetch = next.row(0);
+    const auto prefetch = next.row(0);
     for (int r = 0; r < kStrip; ++r) lane[r] = z[r];
     for (int j = 1; j < width; ++j) {
       prefetch.fetch(j);
@@ -211,8 +215,8 @@ struct PanelLayout {
   }
 
   // Two classes at a time are added in the type of the logits, and these pairs in float64.
-  template <int n, class Step>
-  void sums(Step step, const Prefetch&, double (*out)[kStrip]) const {
+  template <int n, class Step, class Next>
+  void sums(Step step, const Next&, double (*out)[kStrip]) const {
     double lane[n][kStrip] = {};
     for (int j = 0; j < width; j += 2) {
       Real pair[n][kStrip] = {};
@@ -227,8 +231,8 @@ struct PanelLayout {
       for (int r = 0; r < height; ++r) out[k][r] = lane[k][r];
   }
 
-  template <int n, class Step>
-  void sums_of(const bool* marked, Step step, const Prefetch& next, double (*out)[kStrip]) const {
+  template <int n, class Step, class Next>
+  void sums_of(const bool* marked, Step step, const Next& next, double (*out)[kStrip]) const {
     double own[n][kStrip];
     sums<n>(step, next, own);
     for (int k = 0; k < n; ++k)

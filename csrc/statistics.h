@@ -9,12 +9,12 @@ namespace {
 bool is_finite(double x) { return x - x == 0; }
 
 // Adds a block, the classes from `first` on, to the state of the rows from `from` on.
-template <unsigned set, class Real, class Layout>
+template <unsigned set, class Real, class Layout, class Next>
 class BlockAdder {
  public:
   BlockAdder(const Problem& p, StripState& state, const Layout& block,
              const PerClass<Real>& per_class, const Label* label, int from, int64_t first,
-             const Prefetch& next)
+             const Next& next)
       : p_(p), state_(state), block_(block), per_class_(per_class), label_(label), from_(from),
         first_(first), next_(next) {}
 
@@ -307,7 +307,7 @@ class BlockAdder {
   const Label* label_;
   const int from_;
   const int64_t first_;
-  const Prefetch& next_;
+  const Next& next_;
 
   int64_t place_[kStrip];            // the place of the pivot in the block; -1: not in the block
   Real here_[kStrip], top_[kStrip];  // largest logits of the rest: in this block, in all so far
@@ -318,11 +318,11 @@ class BlockAdder {
   double displaced_[kStrip], displaced_soft_[kStrip], displaced_weight_[kStrip];  // former pivots
 };
 
-template <unsigned set, class Real, class Layout>
+template <unsigned set, class Real, class Layout, class Next>
 [[gnu::flatten]] void add_block(const Problem& p, StripState& state, const Layout& block,
                                 const PerClass<Real>& per_class, const Label* label, const Block& b,
-                                const Prefetch& next) {
-  BlockAdder<set, Real, Layout>(p, state, block, per_class, label, b.r, b.first, next).add();
+                                const Next& next) {
+  BlockAdder<set, Real, Layout, Next>(p, state, block, per_class, label, b.r, b.first, next).add();
 }
 
 }  // namespace

@@ -66,6 +66,20 @@ struct BlockShape {
   }
 };
 
+// The memory that will be read after block b: of the logits, and of the soft targets if `set` has
+// them and each row has its own.
+template <unsigned set>
+auto next_of(const Problem& p, const Strip& strip, int64_t n, const BlockShape& shape, bool panels,
+             const Block& b) {
+  const auto after = [&](const Strip& s) {
+    return panels ? prefetch_of_panel(s, kStrip, b.first) : shape.next_block(p, s, b);
+  };
+  if constexpr (set & kSoft)
+    return PrefetchBoth{after(strip), after(p.labels ? strip : Strip(p.soft, n))};
+  else
+    return after(strip);
+}
+
 bool any_kept(const Label* label, const Block& b) {
   for (int r = b.r; r < b.r + b.height; ++r)
     if (label[r].kind == LabelKind::kept) return true;
@@ -132,11 +146,12 @@ void sweep(const Problem& p, const Strip& strip, int64_t n, int height, const La
       shape = exponentials ? buffered.unbuffered(p, height) : buffered;
   Real* const no_slope = nullptr;
   shape.for_blocks(p, height, [&](const Block& b) {
+    const auto next = next_of<set>(p, strip, n, shape, panels, b);
     if (panels) {
       load_panel(p, strip, n, b, buffers.logits, no_slope, buffers.panel);
       const PanelLayout<Real, Greater> block{buffers.panel, b.height, b.width};
       return add_block<set>(p, state, block, load_per_class<set>(p, n, label, b, true, buffers),
-                            label, b, prefetch_of_panel(strip, kStrip, b.first));
+                            label, b, next);
     }
     if (!any_kept(label, b)) return;
     if constexpr (set == kPlain)
@@ -146,14 +161,13 @@ void sweep(const Problem& p, const Strip& strip, int64_t n, int height, const La
         const RowsLayout<Real, Greater> layout{exponentials->at(b), b.height, b.width, b.pitch,
                                                buffers.largest};
         const KeepingLayout<Real> block{layout, buffers.smallest, *exponentials, b};
-        return add_block<set>(p, state, block, PerClass<Real>{}, label, b,
-                              shape.next_block(p, strip, b));
+        return add_block<set>(p, state, block, PerClass<Real>{}, label, b, next);
       }
     load_logits(p, strip, n, b, buffers.logits, no_slope, buffers.largest);
     const RowsLayout<Real, Greater> block{buffers.logits, b.height, b.width, b.pitch,
                                           buffers.largest};
     add_block<set>(p, state, block, load_per_class<set>(p, n, label, b, false, buffers), label, b,
-                   shape.next_block(p, strip, b));
+                   next);
   });
 }
 
@@ -204,11 +218,11 @@ void store_zeros(const Strip& out, const Block& b, Real* buffer) {
 }
 
 // Computes the gradient of a block in the buffer or in a panel, and stores it from there.
-template <unsigned set, class Real>
+template <unsigned set, class Real, class Next>
 void differentiate_in_buffer(const Problem& p, const Strip& strip, const Strip& out, int64_t n,
                              const Block& b, bool panels, const Label* label,
                              const Coefficients<Real>& coefficients, Buffers<Real>& buffers,
-                             const Prefetch& next) {
+                             const Next& next) {
   const auto run = [&](const auto& block) {
     differentiate<set>(coefficients, block, b.r,
                        load_per_class<set>(p, n, label, b, panels, buffers), next,
@@ -229,11 +243,11 @@ void differentiate_in_buffer(const Problem& p, const Strip& strip, const Strip& 
 }
 
 // Computes the gradient of a block and stores it, without a copy in the buffer.
-template <unsigned set, class Real>
+template <unsigned set, class Real, class Next>
 void differentiate_directly(const Problem& p, const Strip& strip, const Strip& out, int64_t n,
                             const Block& b, const Label* label,
                             const Coefficients<Real>& coefficients, Buffers<Real>& buffers,
-                            const Prefetch& next) {
+                            const Next& next) {
   load_logits(p, strip, n, b, buffers.logits, buffers.cap_slopes, buffers.smallest);
   PerClass<Real> per_class = load_per_class<set>(p, n, label, b, false, buffers);
   per_class.transform = transform_slopes(p, b, buffers.cap_slopes);
@@ -264,8 +278,7 @@ class GradientSweep {
     Sets::with(terms_, [&](auto set) {
       const auto by_logits = [&](const Block& b) {
         if (!panels_ && !any_kept(label, b)) return store_zeros(out, b, buffers.logits);
-        const Prefetch next =
-            panels_ ? prefetch_of_panel(strip, kStrip, b.first) : shape.next_block(p, strip, b);
+        const auto next = next_of<set.value>(p, strip, n, shape, panels_, b);
         if constexpr (!is_all(set.value))
           if (direct_)
             return differentiate_directly<set.value>(p, strip, out, n, b, label, coefficients_,
