@@ -15,6 +15,8 @@ class Candidates {
   Candidates(const Candidates&) = delete;
   ~Candidates() { free(z_), free(class_); }
 
+  bool are_there() const { return z_ && class_; }
+
   // Finds the largest logit of a row. The candidates become the largest of each block, without the
   // largest of all: a sample of the row that has all its sure classes. Returns false if no logit is
   // finite, or one is +inf.
@@ -25,7 +27,7 @@ class Candidates {
     for (int64_t first = 0; first < classes_; first += kBuffer) {
       const int width = width_at(first);
       Extremes<Real, Greater> extremes;
-      extremes.look(0, view(row, first, width), width);
+      extremes.look(0, view_(row, block_of_row(first, classes_)), width);
       fold(extremes.lane, 1, Greater(), z_ + count_);
       if (z_[count_] > largest_) largest_ = z_[count_], top_block = count_;
       ++count_;
@@ -43,7 +45,7 @@ class Candidates {
     count_ = 0;
     for (int64_t first = 0; first < classes_; first += kBuffer) {
       const int width = width_at(first);
-      const Real* z = view(row, first, width);
+      const Real* z = view_(row, block_of_row(first, classes_));
       if (first == top_block_) top_ = first + place_of_largest(z);
       keep_above(z, floor, first, width);
     }
@@ -61,7 +63,7 @@ class Candidates {
       XENT_FOR(i, kLanes) above[i] += z_[j + i] > floor ? 1 : 0;
     int64_t kept = 0;
     for (int i = 0; i < kLanes; ++i) kept += int64_t(above[i]);
-    if (2 * kept > count_) return;
+    if (8 * kept > count_) return;
     const int64_t count = count_;
     count_ = 0;
     for (int64_t j = 0; j < count; j += kGroup)
@@ -117,13 +119,15 @@ class Candidates {
 
   // Stores the same number for all classes.
   void store_all(const Strip& out, bool streams, double value, const Strip& next) {
-    for (Real& x : block_) x = Real(value);
+    alignas(64) Real block[kBuffer];
+    for (Real& x : block) x = Real(value);
     for (int64_t first = 0; first < classes_; first += kBuffer)
-      store_block(out, streams, first, width_at(first), block_, next);
+      store_block(out, streams, first, width_at(first), block, next);
   }
 
  private:
-  static constexpr int kGroup = 2 * kLanes;  // classes that are compared with the floor at once
+  // Classes that are compared with the floor at once.
+  static constexpr int kGroup = BlockView<Real>::kGroup;
 
   template <class Number>
   static Number* allocate(int64_t count) {
@@ -143,17 +147,6 @@ class Candidates {
     return Real(floor - __builtin_fabs(floor) * (sizeof(Real) == 4 ? 0x1p-22 : 0x1p-51));
   }
 
-  // The logits of a block, padded with -inf to whole groups: in memory if they can be read there,
-  // else in a buffer.
-  const Real* view(const Strip& row, int64_t first, int width) {
-    constexpr Type own = sizeof(Real) == 8 ? Type::f64 : Type::f32;
-    if (row.type == own && row.adjacent() && width % kGroup == 0) return row.at<Real>(0, first);
-    NoExtremes none;
-    load(row, {0, 1, first, width, kBuffer}, block_, none);
-    for (int j = width; j % kGroup > 0; ++j) block_[j] = Real(-kInfinity);
-    return block_;
-  }
-
   int place_of_largest(const Real* z) const {
     int j = 0;
     while (z[j] != largest_) ++j;
@@ -167,15 +160,17 @@ class Candidates {
     return above;
   }
 
-  // Appends those of kGroup numbers whose bits are set; they may be the ones of this list itself.
+  // Appends kGroup numbers, of which those are candidates whose bits are set. They may be numbers of
+  // this list itself. If many are candidates all are appended: to move a whole group takes less
+  // time than to choose, and a class that has no probability changes no sum.
   template <class ClassOf>
   XENT_LANE void append(const Real* z, uint32_t mask, ClassOf class_of) {
-    if (__builtin_popcount(mask) > kGroup / 4) {  // no branch could be foreseen
-      for (int i = 0; i < kGroup; ++i) {
-        z_[count_] = z[i];
-        class_[count_] = class_of(i);
-        count_ += mask >> i & 1;
-      }
+    if (__builtin_popcount(mask) > kGroup / 4) {
+      Real group[kGroup];
+      int32_t number[kGroup];
+      for (int i = 0; i < kGroup; ++i) group[i] = z[i], number[i] = class_of(i);
+      for (int i = 0; i < kGroup; ++i) z_[count_ + i] = group[i], class_[count_ + i] = number[i];
+      count_ += kGroup;
     } else {
       for (; mask; mask &= mask - 1) {
         const int i = __builtin_ctz(mask);
@@ -186,19 +181,8 @@ class Candidates {
   }
 
   void keep_above(const Real* z, Real floor, int64_t first, int width) {
-    for (int j = 0; j < width; j += kGroup) {
-      const uint32_t above = mask_above(z + j, floor);
-      const auto class_of = [=](int i) { return int32_t(first) + j + i; };
-      if (above != ~uint32_t{0}) {
-        append(z + j, above, class_of);
-        continue;
-      }
-      for (int i = 0; i < kGroup; ++i) {
-        z_[count_ + i] = z[j + i];
-        class_[count_ + i] = class_of(i);
-      }
-      count_ += kGroup;
-    }
+    for (int j = 0; j < width; j += kGroup)
+      append(z + j, mask_above(z + j, floor), [=](int i) { return int32_t(first) + j + i; });
   }
 
   void pad() {
@@ -229,7 +213,7 @@ class Candidates {
   int32_t* const class_;
   int64_t count_ = 0, top_ = -1, top_block_ = 0;
   Real largest_ = 0;
-  alignas(64) Real block_[kBuffer];
+  BlockView<Real> view_;
   alignas(64) Real zeros_[kBuffer] = {};
 };
 

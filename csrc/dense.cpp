@@ -1,11 +1,12 @@
 // The kernels of dense losses. This source is compiled once per instruction set (CMakeLists.txt).
 // Everything is float64, which is rounded once: losses and gradients have all digits of their type.
 //
-//   dense_rows.h     what all kinds share
-//   divergence.h     divergences between the logits of a student and of a teacher
-//   tempered.h       sparsemax, entmax and bi-tempered losses
-//   tsallis.h        the powers that these losses have in place of exponentials
-//   candidates.h     the classes of a row that can have a probability
+//   dense_rows.h         what all kinds share
+//   divergence.h         divergences between the logits of a student and of a teacher
+//   divergence_terms.h   the exponentials and terms of their classes
+//   tempered.h           sparsemax, entmax and bi-tempered losses
+//   tsallis.h            the powers that these losses have in place of exponentials
+//   candidates.h         the classes of a row that can have a probability
 #include "dense.h"
 
 #include "divergence.h"
@@ -16,7 +17,7 @@
 #endif
 
 namespace xent::XENT_VARIANT {
-void sweep_dense(const Dense& p, int64_t begin, int64_t end) {
+bool sweep_dense(const Dense& p, int64_t begin, int64_t end) {
   switch (p.kind) {
     case DenseKind::forward:
     case DenseKind::reverse:
@@ -24,5 +25,6 @@ void sweep_dense(const Dense& p, int64_t begin, int64_t end) {
     case DenseKind::fenchel_young:
     case DenseKind::bi_tempered: return sweep_tempered(p, begin, end);
   }
+  return true;
 }
 }  // namespace xent::XENT_VARIANT

@@ -40,15 +40,15 @@ struct Dense {
 };
 
 // The kernel of each instruction set, for the rows [begin, end) of a problem. Labels have been
-// checked.
+// checked. Returns false if there is not enough memory for the numbers of a row.
 namespace baseline {
-void sweep_dense(const Dense&, int64_t begin, int64_t end);
+bool sweep_dense(const Dense&, int64_t begin, int64_t end);
 }
 namespace avx2 {
-void sweep_dense(const Dense&, int64_t begin, int64_t end);
+bool sweep_dense(const Dense&, int64_t begin, int64_t end);
 }
 namespace avx512 {
-void sweep_dense(const Dense&, int64_t begin, int64_t end);
+bool sweep_dense(const Dense&, int64_t begin, int64_t end);
 }
 
 }  // namespace xent

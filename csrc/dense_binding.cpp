@@ -4,7 +4,9 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <memory>
+#include <new>
 #include <tuple>
 
 #include "counts.h"
@@ -61,8 +63,11 @@ Answer run(const KindArguments& kind, const MatrixArguments& logits, const Matri
   d.streams = written.data && worth_streaming(written, classes * size_of(written.type), rows);
   const std::unique_ptr<double[]> own(values ? nullptr : new double[rows]);
   d.values = values ? pointer<double>(values) : own.get();
-  for_range(rows, kGrain / std::max<int64_t>(classes, 1) + 1,
-            [&](int64_t begin, int64_t end) { kernels->dense(d, begin, end); });
+  std::atomic<bool> complete{true};
+  for_range(rows, kGrain / std::max<int64_t>(classes, 1) + 1, [&](int64_t begin, int64_t end) {
+    if (!kernels->dense(d, begin, end)) complete = false;
+  });
+  if (!complete) throw std::bad_alloc();  // here, as no exception may leave a thread
   if (result) write_scalar(result, Type(result_type), sum_of(d.values, rows) / divide_by);
   return {false, 0};
 }

@@ -20,11 +20,13 @@ class RowNumbers {
   RowNumbers(int64_t classes, int count)
       : pitch_((classes + xent::kBeyond + 2 * kLanes - 1) / kLanes * kLanes),
         data_(static_cast<double*>(aligned_alloc(64, size_t(count * pitch_) * sizeof(double)))) {
-    for (int64_t i = 0; data_ && i < count * pitch_; ++i) data_[i] = 0;
+    for (int k = 0; data_ && k < count; ++k)
+      for (int64_t j = classes; j < pitch_; ++j) (*this)[k][j] = 0;  // loops end beyond a row
   }
   RowNumbers(const RowNumbers&) = delete;
   ~RowNumbers() { free(data_); }
 
+  bool are_there() const { return data_; }
   double* operator[](int k) const { return data_ + k * pitch_; }
 
  private:
@@ -52,11 +54,40 @@ Block block_of_row(int64_t first, int64_t classes) {
   return {0, 1, first, width, padded(width)};
 }
 
-// Loads a block of a row, padded with -inf to whole vectors.
-inline void load_row(const Strip& row, const Block& b, double* to) {
-  NoExtremes none;
-  load(row, b, to, none);
-  for (int j = b.width; j < b.pitch; ++j) to[j] = -kInfinity;
+// Gives blocks of a row as numbers of one type, padded with -inf to whole groups of kGroup: in
+// memory if they can be read there, else in a buffer.
+template <class Real>
+class BlockView {
+ public:
+  static constexpr int kGroup = 2 * kLanes;
+
+  const Real* operator()(const Strip& row, const Block& b) {
+    constexpr Type own = sizeof(Real) == 8 ? Type::f64 : Type::f32;
+    if (row.type == own && row.adjacent() && b.width % kGroup == 0)
+      return row.at<const Real>(0, b.first);
+    NoExtremes none;
+    load(row, b, buffer_, none);
+    for (int j = b.width; j % kGroup > 0; ++j) buffer_[j] = Real(-kInfinity);
+    return buffer_;
+  }
+
+ private:
+  alignas(64) Real buffer_[kBuffer];
+};
+
+struct Range {
+  float smallest, largest;
+};
+
+// The smallest and the largest of some numbers; NaN is ignored.
+inline Range range_of(const float* z, int count) {
+  Extremes<float, Less> smallest;
+  Extremes<float, Greater> largest;
+  BothExtremes<float>{smallest, largest}.look(0, z, count);
+  Range found;
+  fold(smallest.lane, 1, Less(), &found.smallest);
+  fold(largest.lane, 1, Greater(), &found.largest);
+  return found;
 }
 
 // The largest of some numbers, in whole vectors; NaN is ignored.

@@ -14,73 +14,12 @@
 #pragma once
 
 #include "dense_rows.h"
+#include "divergence_terms.h"
 #include "elementary.h"
 
 namespace {
 
 using xent::DenseKind;
-
-// e^y - 1 and e^y - 1 - y for |y| <= kFar, both with all digits near 0.
-constexpr double kFar = 700;
-// clang-format off
-constexpr double kExcess[] = {  // (e^r - 1 - r) / r^2 for |r| <= ln(2) / 2, by its series
-    1.0 / 2, 1.0 / 6, 1.0 / 24, 1.0 / 120, 1.0 / 720, 1.0 / 5040, 1.0 / 40320, 1.0 / 362880,
-    1.0 / 3628800, 1.0 / 39916800, 1.0 / 479001600, 1.0 / 6227020800};
-// clang-format on
-struct Growth {
-  double whole, excess;
-
-  XENT_LANE explicit Growth(double y) {
-    using E = Exp<double>;
-    constexpr double high = 6.93147180369123816490e-01, low = 1.90821492927058770002e-10;
-    const double biased = fused(y, E::log2e, E::magic), k = biased - E::magic;
-    const double r = fused(k, -low, fused(k, -high, y));
-    const double more = r * r * polynomial(r, kExcess), power = power_of_two(biased);
-    whole = fused(r + more, power, power - 1.0);
-    excess = k == 0 ? more : whole - y;
-  }
-};
-
-XENT_LANE double limited(double y) {
-  const double raised = -kFar > y ? -kFar : y;
-  return kFar < raised ? kFar : raised;
-}
-
-// a e^y - a - a y, where b = a e^y
-XENT_LANE double divergence_term(double a, double b, double y) {
-  const double near = a * Growth(limited(y)).excess, far = (b - a) - a * y;
-  return y < 1 ? near : far;
-}
-
-// The number that is subtracted from the logits of a row before exp. The range of float64 has room
-// for logits far above it, so that the largest logit of the first block does for nearly all rows.
-struct Shift {
-  double value = -kInfinity;
-
-  bool found() const { return value > -kInfinity; }
-  double finite() const { return value == -kInfinity ? 0.0 : value; }
-};
-
-// Exponentials of the logits of a row, over the temperature and relative to the shift.
-struct Exponent {
-  static constexpr int lowest = -1000, highest = 500;  // powers of two
-  double unit, shift, low, high;
-
-  Exponent(double unit, double shift)
-      : unit(unit), shift(shift), low(lowest / unit), high(highest / unit) {}
-
-  // 2^(unit (z - shift)), which stays between the limits. `careful` gives 0 below them.
-  template <bool careful>
-  XENT_LANE double of(double z) const {
-    using E = Exp<double>;
-    const double x = z - shift, raised = low > x ? low : x;
-    const double y = high < raised ? high : raised;
-    const double biased = fused(y, unit, E::magic);
-    const double f = fused(y, unit, E::magic - biased);
-    const double value = polynomial(f, E::power) * power_of_two(biased);
-    return careful && x < low ? 0.0 : value;
-  }
-};
 
 // Values below this are refined, relative to the largest of their summands.
 constexpr double kNear = 1e-6;
@@ -93,7 +32,9 @@ class Divergence {
                       (p.kind == DenseKind::forward ? p.teacher_gradient : p.gradient).data),
         number_(p.classes, 4), w_(number_[0]), u_(number_[1]), y_(number_[2]), t_(number_[3]) {}
 
-  void run(int64_t begin, int64_t end) {
+  // Returns false if there is not enough memory.
+  bool run(int64_t begin, int64_t end) {
+    if (!number_.are_there()) return false;
     for (int64_t n = begin; n < end; ++n) {
       if (p_.leaves_out(n)) {
         p_.values[n] = 0;
@@ -104,6 +45,7 @@ class Divergence {
       }
     }
     if (p_.streams) finish_streams();
+    return true;
   }
 
  private:
@@ -137,11 +79,9 @@ class Divergence {
 
   void find_exponentials(const Strip& student, const Strip& teacher) {
     Shift of_student, of_teacher;
-    if (!sweep<false>(student, teacher, of_student, of_teacher)) {
+    if (!sweep(student, teacher, of_student, of_teacher)) {
       of_student.value = top(student), of_teacher.value = top(teacher);
-      sweep<true>(student, teacher, of_student, of_teacher);
-    } else if (B_ - B_ != 0) {  // a class is masked, or a number is not finite
-      sweep<true>(student, teacher, of_student, of_teacher);
+      sweep(student, teacher, of_student, of_teacher);
     }
     delta_ = unit_ * (of_student.finite() - of_teacher.finite()) + (log_of(P_) - log_of(S_));
   }
@@ -149,33 +89,30 @@ class Divergence {
   double top(const Strip& row) {
     double largest = -kInfinity;
     for_blocks(p_.classes, [&](const Block& b) {
-      load_row(row, b, w_);
-      largest = Greater()(largest_of(w_, b.pitch), largest);
+      const double highest = range_of(student_block_(row, b), b.width).largest;
+      largest = Greater()(highest, largest);
     });
     return largest;
   }
 
-  // Finds the exponentials of a row and their sums. Returns false if a shift was too small. Where
-  // classes are masked only the careful way is right: the other has no zeros, and B is not finite.
-  template <bool careful>
+  // Finds the exponentials of a row and their sums. Returns false if a shift was too small.
   bool sweep(const Strip& student, const Strip& teacher, Shift& of_student, Shift& of_teacher) {
     const double powers = unit_ * Exp<double>::log2e;
     LaneSum P, S, B;
     for_blocks(p_.classes, [&](const Block& b) {
-      double *w = w_ + b.first, *u = u_ + b.first;
-      load_row(student, b, w);
-      load_row(teacher, b, u);
-      if (!of_student.found()) of_student.value = largest_of(w, b.pitch);
-      if (!of_teacher.found()) of_teacher.value = largest_of(u, b.pitch);
+      const float *z = student_block_(student, b), *v = teacher_block_(teacher, b);
+      const Range of_z = range_of(z, b.width), of_v = range_of(v, b.width);
+      if (!of_student.found()) of_student.value = of_z.largest;
+      if (!of_teacher.found()) of_teacher.value = of_v.largest;
       const Exponent e(powers, of_student.finite()), f(powers, of_teacher.finite());
-      const Prefetch::Row z = prefetch_at(student, 0, b.first + kBuffer).row(0);
-      const Prefetch::Row v = prefetch_at(teacher, 0, b.first + kBuffer).row(0);
-      const int whole = careful ? b.pitch : b.width / kLanes * kLanes;
-      const auto add = [&](auto reverse) {
-        exponentiate<careful, decltype(reverse)::value>(w, u, 0, whole, e, f, z, v, P, S, B);
-        exponentiate<true, decltype(reverse)::value>(w, u, whole, b.pitch, e, f, z, v, P, S, B);
-      };
-      p_.kind == DenseKind::reverse ? add(std::true_type()) : add(std::false_type());
+      const bool plain = b.width == b.pitch && e.is_plain(of_z.smallest, of_z.largest) &&
+                         f.is_plain(of_v.smallest, of_v.largest);
+      const Prefetch::Row next_z = prefetch_at(student, 0, b.first + kBuffer).row(0);
+      const Prefetch::Row next_v = prefetch_at(teacher, 0, b.first + kBuffer).row(0);
+      const bool reverse = p_.kind == DenseKind::reverse;
+      const auto add = plain ? (reverse ? exponentiate<false, true> : exponentiate<false, false>)
+                             : (reverse ? exponentiate<true, true> : exponentiate<true, false>);
+      add(z, v, b.pitch, e, f, next_z, next_v, w_ + b.first, u_ + b.first, P, S, B);
     });
     P_ = P.total(), S_ = S.total(), B_ = B.total();
     if (!(P_ > 0)) P_ = kNaN;  // all classes are masked
@@ -185,21 +122,22 @@ class Divergence {
   }
 
   template <bool careful, bool reverse>
-  static void exponentiate(double* __restrict w, double* __restrict u, int begin, int end,
-                           const Exponent e, const Exponent f, const Prefetch::Row& next_z,
-                           const Prefetch::Row& next_v, LaneSum& P, LaneSum& S, LaneSum& B) {
+  static void exponentiate(const float* z, const float* v, int count, const Exponent e,
+                           const Exponent f, const Prefetch::Row& next_z,
+                           const Prefetch::Row& next_v, double* __restrict w, double* __restrict u,
+                           LaneSum& P, LaneSum& S, LaneSum& B) {
     LaneSum sum_w = P, sum_u = S, sum_d = B;
-    for (int j = begin; j < end; j += kLanes) {
+    for (int j = 0; j < count; j += kLanes) {
       next_z.fetch(j), next_v.fetch(j);
       XENT_FOR(i, kLanes) {
-        const double z = w[j + i], v = u[j + i], d = z - v;
-        const double a = e.of<careful>(z), b = f.of<careful>(v), weight = reverse ? a : b;
+        const double own = z[j + i], other = v[j + i], d = own - other;
+        const double a = e.of<careful>(own), b = f.of<careful>(other), weight = reverse ? a : b;
         w[j + i] = a;
         u[j + i] = b;
         sum_w.lane[i] += a;
         sum_u.lane[i] += b;
-        const double more = weight * d;
-        sum_d.lane[i] += careful && weight == 0 ? 0.0 : more;
+        const double more = fused(weight, d, sum_d.lane[i]);
+        sum_d.lane[i] = careful && weight == 0 ? sum_d.lane[i] : more;
       }
     }
     P = sum_w, S = sum_u, B = sum_d;
@@ -247,11 +185,10 @@ class Divergence {
   template <class Step>
   void load_differences(const Strip& student, const Strip& teacher, Step step) {
     for_blocks(p_.classes, [&](const Block& b) {
-      double* __restrict y = y_ + b.first, * __restrict v = t_ + b.first;
-      load_row(student, b, y);
-      load_row(teacher, b, v);
+      const float *z = student_block_(student, b), *v = teacher_block_(teacher, b);
+      double* __restrict y = y_ + b.first;
       for (int j = 0; j < b.pitch; j += kLanes)
-        XENT_FOR(i, kLanes) y[j + i] = step(y[j + i] - v[j + i]);
+        XENT_FOR(i, kLanes) y[j + i] = step(double(z[j + i]) - double(v[j + i]));
     });
   }
 
@@ -386,11 +323,14 @@ class Divergence {
   RowNumbers number_;
   double *const w_, *const u_;  // the exponentials of student and teacher
   double *const y_, *const t_;  // log-ratios
+  BlockView<float> student_block_, teacher_block_;
   double P_ = 0, S_ = 0, B_ = 0, delta_ = 0;
   double from_p_ = 0, from_q_ = 0;  // the parts of Jensen-Shannon's divergence
   bool near_ = false;
 };
 
-void sweep_divergence(const Dense& p, int64_t begin, int64_t end) { Divergence(p).run(begin, end); }
+bool sweep_divergence(const Dense& p, int64_t begin, int64_t end) {
+  return Divergence(p).run(begin, end);
+}
 
 }  // namespace

@@ -147,7 +147,7 @@ struct Kernels {
   void (*row_gradient)(const Problem&, int64_t begin, int64_t end);
   void (*loss)(const Loss&, int64_t begin, int64_t end);
   void (*elements)(Elements&, int64_t begin, int64_t end);  // blocks of elements
-  void (*dense)(const Dense&, int64_t begin, int64_t end);  // rows of a dense loss
+  bool (*dense)(const Dense&, int64_t begin, int64_t end);  // rows of a dense loss
   bool (*scale)(void* data, Type, int64_t begin, int64_t end, int exponent, bool unchecked);
 };
 

@@ -11,36 +11,40 @@
 
 namespace {
 
-// Calls step(x, place, lane) for the candidates of a row, by whole vectors. x is the logit less the
-// normaliser lambda, which is the largest logit plus mu.
+// Calls step(x, place, lane) for the candidates of a row, by whole vectors, or for one vector in
+// `stride`. x is the logit less the normaliser lambda, which is the largest logit plus mu.
 template <class Real, class Step>
-XENT_LANE void each_candidate(Candidates<Real>& row, double mu, Step step) {
+XENT_LANE void each_candidate(Candidates<Real>& row, double mu, Step step, int stride = 1) {
   const Real* z = row.logits();
   const double largest = row.largest();
   const int64_t count = row.count();
-  for (int64_t first = 0; first < count; first += kLanes)
+  for (int64_t first = 0; first < count; first += stride * kLanes)
     XENT_FOR(i, kLanes) step((double(z[first + i]) - largest) - mu, first + i, i);
 }
 
-// Searches the number `mu` of a row, from a number that is not above it. Newton's method is on
+// Searches the number `mu` of a row, which is not below `low`. Newton's method is on
 // log_t sum_j exp_t(z_j - lambda), which is convex for t >= 0 and linear if all logits are equal.
-// Bisection replaces a step that leaves the interval or shrinks too slowly.
+// Bisection replaces a step that leaves the interval or shrinks too slowly. With a stride one vector
+// of candidates stands for as many.
 template <class Powers, class Real>
 double search_normaliser(const Temperatures& t, const Powers powers, Candidates<Real>& row,
-                         double mu = 0) {
+                         double low, double mu, int stride = 1) {
   constexpr double eps = 0x1p-52;
   // The largest probability is at least 1 / classes.
-  double low = mu, high = -(1 + 4 * eps) * expm1_of(-t.c * log_of(double(row.count() + 1))) / t.c;
+  double high = -(1 + 4 * eps) * expm1_of(-t.c * log_of(double(row.count() + 1))) / t.c;
   double last = kInfinity;
   const int most = t.t2 >= 0 ? 40 : 100;
   for (int k = 0; k < most; ++k) {
     LaneSum p, slopes;
-    each_candidate(row, mu, [&](double x, int64_t, int i) XENT_INLINE {
-      const ClassPowers one = powers(x);
-      p.lane[i] += one.p;
-      slopes.lane[i] += one.slope;
-    });
-    const double sum = p.total(), others = slopes.total();
+    each_candidate(
+        row, mu,
+        [&](double x, int64_t, int i) XENT_INLINE {
+          const ClassPowers one = powers(x);
+          p.lane[i] += one.p;
+          slopes.lane[i] += one.slope;
+        },
+        stride);
+    const double sum = stride * p.total(), others = stride * slopes.total();
     if (t.t2 == 1) return log1p_of(sum);
     // Rounding of all x moves mu by about this much, so a smaller step has no meaning.
     const double noise = (sum - others) / t.c;  // the sum of slope times x
@@ -49,7 +53,8 @@ double search_normaliser(const Temperatures& t, const Powers powers, Candidates<
     const double excess = powers.exp_less_1(-mu) + sum;
     if (excess >= 0) {
       low = mu;
-      if (t.t2 < 1) row.drop(t.reach() - mu);  // these probabilities are 0 from now on
+      if (t.t2 < 1 && stride == 1)
+        row.drop(t.reach() - mu);  // these probabilities are 0 from now on
     }
     if (excess <= 0) high = mu;
     const double step = powers.rise(excess) / slope, size = __builtin_fabs(step);
@@ -65,6 +70,17 @@ double search_normaliser(const Temperatures& t, const Powers powers, Candidates<
   return mu;
 }
 
+// Searches from `low`, or from what a sample of many candidates says. That saves half of the sweeps
+// over rows of nearly equal logits, and over all rows where t2 > 1.
+template <class Powers, class Real>
+double search_from_sample(const Temperatures& t, const Powers powers, Candidates<Real>& row,
+                          double low) {
+  constexpr int many = 4096, stride = 16;
+  const bool samples = t.t2 >= 0 && t.t2 != 1 && row.count() >= many;
+  const double start = samples ? search_normaliser(t, powers, row, low, low, stride) : low;
+  return search_normaliser(t, powers, row, low, start);
+}
+
 // Computes value and gradient of rows of a dense loss. With `priced`, where t1 = t2, the gradient is p - q.
 template <class Powers, bool priced, class Real>
 class TemperedSweep {
@@ -72,7 +88,9 @@ class TemperedSweep {
   TemperedSweep(const Dense& loss, const Temperatures& t)
       : p_(loss), t_(t), powers_(t), divergence_(t), candidates_(loss.classes) {}
 
-  void run(int64_t begin, int64_t end) {
+  // Returns false if there is not enough memory.
+  bool run(int64_t begin, int64_t end) {
+    if (!candidates_.are_there()) return false;
     for (int64_t n = begin; n < end; ++n) {
       if (p_.leaves_out(n))
         fill(n, 0, 0);
@@ -80,6 +98,7 @@ class TemperedSweep {
         run_row(n, p_.labels[n]);
     }
     if (p_.streams) finish_streams();
+    return true;
   }
 
  private:
@@ -98,7 +117,7 @@ class TemperedSweep {
     if (!candidates_.find_largest(row)) return fill(n, kNaN, kNaN);
     const double least = least_normaliser();
     if (!candidates_.collect(row, t_.reach() - least)) return fill(n, kNaN, kNaN);
-    const double mu = search_normaliser(t_, powers_, candidates_, least);
+    const double mu = search_from_sample(t_, powers_, candidates_, least);
     const bool right = label == candidates_.top();
     const double x = right ? -mu : (logit(n, label) - candidates_.largest()) - mu;
     if (const int64_t place = candidates_.place_of(label); place >= 0)
@@ -117,7 +136,7 @@ class TemperedSweep {
   // times fewer candidates above it: with 1.5-entmax that is half of the time of a row.
   double least_normaliser() {
     if (!(t_.t2 >= 0 && t_.t2 < 1) || candidates_.count() == 1) return 0;
-    return search_normaliser(t_, powers_, candidates_) * (1 - 0x1p-48);
+    return search_normaliser(t_, powers_, candidates_, 0, 0) * (1 - 0x1p-48);
   }
 
   Sums sum_others(double mu) {
@@ -184,14 +203,13 @@ class TemperedSweep {
 };
 
 template <class Powers, bool priced>
-void sweep_tempered_as(const Dense& p, const Temperatures& t, int64_t begin, int64_t end) {
+bool sweep_tempered_as(const Dense& p, const Temperatures& t, int64_t begin, int64_t end) {
   if (p.logits.type == Type::f64)
-    TemperedSweep<Powers, priced, double>(p, t).run(begin, end);
-  else
-    TemperedSweep<Powers, priced, float>(p, t).run(begin, end);
+    return TemperedSweep<Powers, priced, double>(p, t).run(begin, end);
+  return TemperedSweep<Powers, priced, float>(p, t).run(begin, end);
 }
 
-void sweep_tempered(const Dense& p, int64_t begin, int64_t end) {
+bool sweep_tempered(const Dense& p, int64_t begin, int64_t end) {
   const Temperatures t(p.number[0], p.number[1]);
   if (p.kind == xent::DenseKind::bi_tempered) {
     if (t.are_powers(-2, -1))
@@ -202,7 +220,7 @@ void sweep_tempered(const Dense& p, int64_t begin, int64_t end) {
   }
   if (t.are_powers(1, 1)) return sweep_tempered_as<WholePowers<1, 1>, true>(p, t, begin, end);
   if (t.are_powers(2, 1)) return sweep_tempered_as<WholePowers<2, 1>, true>(p, t, begin, end);
-  sweep_tempered_as<AnyPowers, true>(p, t, begin, end);
+  return sweep_tempered_as<AnyPowers, true>(p, t, begin, end);
 }
 
 }  // namespace

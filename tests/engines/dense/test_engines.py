@@ -169,3 +169,17 @@ def test_an_engine_says_why_it_cannot():
         assert dense.choose(problem, "native").engine == "native"
         with pytest.raises(ValueError, match="no kernel for these targets"):
             dense.choose(problem._replace(form=None), "native")
+
+
+@needs_core
+@pytest.mark.parametrize("kind", ["forward", "fenchel_young", "bi_tempered"])
+def test_too_little_memory_is_an_error(kind):
+    """The kernel has numbers for each class of a row; here more than there are addresses."""
+    z = torch.zeros(1).expand(1, 2**44)
+    numbers = (0.8, 1.2) if kind == "bi_tempered" else (0.5, 0.5)
+    teacher, label = (z, None) if kind == "forward" else (None, torch.zeros(1, dtype=torch.int64))
+    problem = DenseProblem(
+        z, teacher, label, None, diverge, Form(kind, numbers), 1.0, -100, torch.float64
+    )
+    with pytest.raises(MemoryError):
+        dense.values(problem, "native")
