@@ -250,3 +250,24 @@ def test_bad_input():
         xent.tempered_softmax(z, math.nan)
     with pytest.raises(TypeError, match=r"torch\.Tensor"):
         xent.tempered_softmax([1.0, 2.0])
+
+
+@pytest.mark.parametrize("classes", [2, 1000, 32000])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_temperatures_beyond_the_range_of_float64_are_refused(classes, dtype):
+    """The slopes of the softmax fall as C^-t; just below the limit all probabilities are equal."""
+    limit = -math.log(torch.finfo(torch.float64).tiny) / math.log(classes)
+    z = torch.randn(2, classes).to(dtype)
+    y = torch.randint(classes, (2,))
+    for t in (1.001 * limit, 1e300):
+        for refused in (
+            lambda t=t: xent.tempered_softmax(z, t),
+            lambda t=t: xent.losses.bi_tempered_loss(z, y, t2=t),
+        ):
+            with pytest.raises(ValueError, match=f"must be below .* for {classes} classes"):
+                refused()
+    p = xent.tempered_softmax(z.double(), 0.999 * limit)
+    torch.testing.assert_close(p, torch.full_like(p, 1 / classes), rtol=1e-12, atol=0)
+    value, grad = value_and_grad(xent.losses.bi_tempered_loss, z, y, t2=0.999 * limit)
+    assert bool(value.isfinite())
+    assert bool(grad.isfinite().all())

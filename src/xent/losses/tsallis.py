@@ -153,6 +153,7 @@ def _normalised(z: Tensor, t: float) -> Tensor:
     ``log_t sum_j exp_t(z_j - lambda)``, which is convex for ``t >= 0`` and linear if all logits are
     equal. Bisection replaces a step that leaves the interval or shrinks too slowly.
     """
+    _check_height(t, z)
     others = torch.where(_is_top(z), -torch.inf, z)
     eps = torch.finfo(z.dtype).eps
     low = torch.zeros_like(z[..., :1])
@@ -180,6 +181,17 @@ def _normalised(z: Tensor, t: float) -> Tensor:
         if are_there(done) and bool(done.all()):
             break
     return z - mu
+
+
+def _check_height(t: float, z: Tensor) -> None:
+    """Raise if the least slope of equal classes, ``C^-t``, is no normal number."""
+    classes, least = z.shape[-1], math.log(torch.finfo(z.dtype).tiny)
+    if -t * math.log(classes) < least:
+        raise ValueError(
+            f"the temperature of the softmax must be below {-least / math.log(classes):.4g} for "
+            f"{classes} classes in {z.dtype}, got {t}; probabilities of so high a temperature are "
+            f"equal, 1 / {classes}"
+        )
 
 
 def _exp_and_slope(x: Tensor, t: float) -> tuple[Tensor, Tensor]:
