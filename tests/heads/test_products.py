@@ -90,6 +90,28 @@ def test_sums_take_those_of_the_processor_and_values_of_rows_float32(kind, able,
         assert types_of(monkeypatch, lambda name=name: step(name)) == {expected}, name
 
 
+CONTRASTIVE = {
+    "info_nce": (xent.losses.info_nce_loss, BF16),
+    "clip": (xent.losses.clip_loss, BF16),
+    "nt_xent": (xent.losses.nt_xent_loss, BF16),
+    "sampled": (
+        lambda a, b, **options: xent.losses.sampled_cross_entropy(
+            a, b, torch.arange(30), torch.arange(20), **options
+        ),
+        F32,
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", CONTRASTIVE)
+def test_contrastive_losses_take_what_is_asked_for(kind, able, monkeypatch):
+    loss, unless_named = CONTRASTIVE[kind]
+    a, b = (torch.randn(30, 16, dtype=BF16, requires_grad=True) for _ in range(2))
+    for name, expected in ((None, unless_named), ("float32", F32), ("input", BF16)):
+        step = lambda name=name: loss(a, b, products=name).backward()  # noqa: E731
+        assert types_of(monkeypatch, step) == {expected}, name
+
+
 @pytest.mark.parametrize("kind", ["mean", "sum", "focal", "binary"])
 def test_float16_for_sums_without_a_gradient(kind, able, monkeypatch):
     """A gradient that is taken before the scale of the loss is known would lose small numbers."""

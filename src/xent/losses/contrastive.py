@@ -17,7 +17,7 @@ from ..frames.by_chunks import reduce_by_chunks
 from ..frames.dense_loss import explained
 from ..frames.reduction import Reduction, RowValues, read_reduction, rows_left_out
 from ..heads.gradients import rows_of_weight
-from ..heads.logits import MAX_WORKSPACE, LinearLogits, check_head, under_autocast
+from ..heads.logits import MAX_WORKSPACE, LinearLogits, Products, check_head, under_autocast
 from ..measurement import statistics
 from .classification import cross_entropy
 
@@ -36,6 +36,7 @@ def info_nce_loss(
     row_weight: Tensor | None = None,
     empty: Literal["nan", "zero"] = "nan",
     max_workspace: int = MAX_WORKSPACE,
+    products: Products | None = None,
 ) -> Tensor:
     r"""InfoNCE: cross-entropy of choosing the key that belongs to a query among many keys.
 
@@ -56,6 +57,7 @@ def info_nce_loss(
         reduction: ``"none"``, ``"sum"`` or ``"mean"``, which divides by the number of queries kept,
             or by the sum of their ``row_weight``.
         max_workspace: bytes that a chunk of similarities may take.
+        products: of features of 16 bits, as for :class:`xent.LinearLogits`.
 
     Returns:
         In nats: a scalar, or ``(N,)`` for ``reduction="none"``, in the dtype of ``query``.
@@ -77,7 +79,9 @@ def info_nce_loss(
     _check_features(("query", query), ("key", key))
     if normalize:
         query = _without_left_out(query, target, row_weight, ignore_index)
-    logits: Any = _similarities(("query", query), ("key", key), normalize, max_workspace)
+    logits: Any = _similarities(
+        ("query", query), ("key", key), normalize, max_workspace=max_workspace, products=products
+    )
     temperature = _inverse(temperature, logits.device)
     result = cross_entropy(
         logits, _paired(logits) if target is None else target, logit_scale=temperature,
@@ -99,6 +103,7 @@ def clip_loss(
     row_weight: Tensor | None = None,
     empty: Literal["nan", "zero"] = "nan",
     max_workspace: int = MAX_WORKSPACE,
+    products: Products | None = None,
 ) -> Tensor:
     r"""The contrastive loss of CLIP: :func:`xent.losses.info_nce_loss` both ways, and their mean.
 
@@ -115,6 +120,7 @@ def clip_loss(
         normalize: divide features by their length.
         reduction: ``"none"``, ``"sum"`` or ``"mean"`` over the pairs.
         max_workspace: bytes that a chunk of similarities may take.
+        products: of features of 16 bits, as for :class:`xent.LinearLogits`.
 
     Returns:
         In nats: a scalar, or ``(N,)`` for ``reduction="none"``, in the dtype of ``image``.
@@ -140,6 +146,7 @@ def clip_loss(
         info_nce_loss(
             a, b, temperature=temperature, normalize=normalize, reduction=reduction,
             normalizer=normalizer, row_weight=row_weight, empty=empty, max_workspace=max_workspace,
+            products=products,
         )
         for a, b in ((image, text), (text, image))
     ]  # fmt: skip
@@ -156,6 +163,7 @@ def nt_xent_loss(
     reduction: Reduction = "mean",
     normalizer: float | Tensor | str | None = None,
     max_workspace: int = MAX_WORKSPACE,
+    products: Products | None = None,
 ) -> Tensor:
     r"""The loss of SimCLR: cross-entropy of finding the other view of an example among all views.
 
@@ -168,6 +176,7 @@ def nt_xent_loss(
         normalize: divide features by their length.
         reduction: ``"none"``, ``"sum"`` or ``"mean"`` over all ``2 N`` views.
         max_workspace: bytes that a chunk of similarities may take.
+        products: of features of 16 bits, as for :class:`xent.LinearLogits`.
 
     Returns:
         In nats: a scalar, or ``(2 N,)`` for ``reduction="none"``, the views ``a`` first; in the
@@ -190,7 +199,7 @@ def nt_xent_loss(
         )
     reduce = read_reduction(reduction, normalizer, None, "nan", view_a.shape[:1], view_a.device)
     views = ("views", torch.cat([view_a, view_b]))
-    logits = _similarities(views, views, normalize, max_workspace)
+    logits = _similarities(views, views, normalize, max_workspace=max_workspace, products=products)
     one = torch.ones((), dtype=torch.float64, device=logits.device)
     source = logits.absorb(_inverse(temperature, logits.device) * one, None)
     itself = torch.arange(source.shape[0], device=source.device)
@@ -219,6 +228,7 @@ def sampled_cross_entropy(
     row_weight: Tensor | None = None,
     empty: Literal["nan", "zero"] = "nan",
     max_workspace: int = MAX_WORKSPACE,
+    products: Products | None = None,
 ) -> Tensor:
     r"""Cross-entropy against a sample of the classes, for a vocabulary too large for all of them.
 
@@ -242,6 +252,7 @@ def sampled_cross_entropy(
         reduction: ``"none"``, ``"sum"`` or ``"mean"``, which divides by the number of rows kept, or
             by the sum of their ``row_weight``.
         max_workspace: bytes that a chunk of logits may take.
+        products: with a weight of 16 bits, as for :class:`xent.LinearLogits`.
 
     Returns:
         In nats: a scalar, or ``(...)`` for ``reduction="none"``, in the dtype of ``hidden``.
@@ -302,6 +313,7 @@ def sampled_cross_entropy(
         rows_of_weight(weight, few),
         None if bias is None else bias[few],
         max_workspace=max_workspace,
+        products=products,
     )
     # The target is one of the sampled classes or absent. Either way the rest is without the target.
     place = torch.searchsorted(few, label).clamp(max=few.shape[0] - 1)
@@ -333,7 +345,7 @@ def _check_features(query: tuple[str, Tensor], key: tuple[str, Tensor]) -> None:
 
 
 def _similarities(
-    query: tuple[str, Tensor], key: tuple[str, Tensor], normalize: bool, max_workspace: int
+    query: tuple[str, Tensor], key: tuple[str, Tensor], normalize: bool, **of_head: Any
 ) -> LinearLogits:
     _check_features(query, key)
     features = [
@@ -344,7 +356,7 @@ def _similarities(
         else x
         for _, x in (query, key)
     ]
-    return LinearLogits(*features, max_workspace=max_workspace)
+    return LinearLogits(*features, **of_head)
 
 
 def _without_left_out(
