@@ -67,9 +67,11 @@ def hard_bootstrap_loss(s: RowStatistics, beta: Fraction = 0.8) -> Tensor:
     References:
         Reed et al., *Training deep neural networks on noisy labels with bootstrapping*, ICLR 2015.
     """
-    # Where the label is the predicted class, its log-probability has the digits that lse lacks.
-    right = s.target >= s.rest_top_logit
-    top = torch.where(right, s.log_prob, s.rest_top_logit - s.lse)
+    # The prediction's log-probability is a difference, of logits or of nats: of what is smaller. If
+    # the label is the prediction, it is the label's own.
+    lead = s.rest_top_logit - s.target
+    by_nats = lead <= s.rest_top_logit.abs()
+    top = torch.where(by_nats, s.log_prob + torch.relu(lead), s.rest_top_logit - s.lse)
     return -beta * s.log_prob - (1 - beta) * top
 
 
