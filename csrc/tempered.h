@@ -161,15 +161,15 @@ class TemperedSweep {
     sums.slope += one.slope;
   }
 
-  // The gradient adds up to 0, so the entry of the likeliest class is minus the sum of the others,
-  // which keeps all digits.
+  // The gradient adds up to 0, so the entry of the likeliest class is minus the sum of the others.
+  // That keeps all digits where the class has more weight than the others together.
   void differentiate(int64_t n, int64_t label, double mu, const Sums& sums, const ClassPowers& own,
                      double x, double log_p) {
     const double seed = p_.seed * p_.weight(n);
     const double less_1 = expm1_of(log_p), u = t_.base(x);
     const double pull = priced ? less_1 : u > 0 ? own.gain * less_1 / u : 0.0;
     // What is left over is shared by the derivatives of mu; of an entmax loss only rounding is.
-    const double share = (sums.pull + pull) / (sums.slope + own.slope);
+    const double weight = sums.slope + own.slope, share = (sums.pull + pull) / weight;
     LaneSum total;
     const Powers powers = powers_;
     Real* out = candidates_.logits();
@@ -180,7 +180,10 @@ class TemperedSweep {
       out[place] = Real(seed * g);
     });
     const double others = total.total(), at_label = pull - own.slope * share;
-    const double at_top = -(label == candidates_.top() ? others : others + at_label);
+    const ClassPowers top = powers(-mu);
+    const bool right = label == candidates_.top();
+    const double itself = right ? at_label : pull_of(top) - top.slope * share;
+    const double at_top = 2 * top.slope < weight ? itself : -(right ? others : others + at_label);
     candidates_.store(Strip(p_.gradient, n), p_.streams, label, seed * at_label, candidates_.top(),
                       seed * at_top, next_row(n));
   }

@@ -106,12 +106,13 @@ def shifted(z: Tensor, t: float) -> Tensor:
 
 def shifted_gradient(x: Tensor, t: float, grad: Tensor) -> Tensor:
     """The gradient of :func:`shifted` by ``z``, from its result ``x``."""
-    result = grad - _escort(x, t) * grad.sum(-1, keepdim=True)
-    # The gradient adds up to 0, so the entry of the likeliest class is minus the sum of the others,
-    # which keeps all digits.
+    escort = _escort(x, t)
+    result = grad - escort * grad.sum(-1, keepdim=True)
+    # The gradient adds up to 0, so the entry of the likeliest class is minus the sum of the others.
+    # That keeps all digits where the class has more weight than the others together.
     top = _is_top(x)
     others = torch.where(top, 0, result).sum(-1, keepdim=True)
-    return torch.where(top, -others, result)
+    return torch.where(top & (escort > 0.5), -others, result)
 
 
 class _LogSoftmax(Function):
