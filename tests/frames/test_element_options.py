@@ -24,6 +24,21 @@ def with_gradient(loss, z, *args, **options):
     return value.detach(), torch.autograd.grad(value.sum(), z)[0]
 
 
+def test_probabilities_near_1_have_derivatives_with_all_digits():
+    z = torch.tensor([-700.0, -40.0, -3.0, 0.0, 0.5, 3.0, 40.0, 700.0], dtype=torch.float64)
+    z.requires_grad_()
+    e = xent.Elements(z, torch.zeros_like(z))
+    small = (-z.detach().abs()).exp()
+    expected = small / (1 + small) ** 2  # p (1 - p), even in z
+    sign = z.detach().sign()
+    for p, slope in ((e.prob, 1.0), (e.miss, -1.0)):
+        (first,) = torch.autograd.grad(p.sum(), z, create_graph=True)
+        torch.testing.assert_close(first.detach(), slope * expected, rtol=2.0**-50, atol=0)
+        (second,) = torch.autograd.grad(first.sum(), z)
+        curve = -slope * sign * expected * (1 - small) / (1 + small)  # p (1 - p) (1 - 2 p)
+        torch.testing.assert_close(second, curve, rtol=2.0**-48, atol=0)
+
+
 @pytest.mark.parametrize("name", OF_ELEMENTS)
 def test_nan_marks_unknown_targets(name, every_engine):
     function = CATALOG[name].function

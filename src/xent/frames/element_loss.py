@@ -80,12 +80,12 @@ class Elements:
     @property
     def prob(self) -> Tensor:
         """Probability of label 1."""
-        return torch.sigmoid(self.input)
+        return _sigmoid(self.input)
 
     @property
     def miss(self) -> Tensor:
         """Probability of label 0, ``1 - prob`` with all its digits."""
-        return torch.sigmoid(-self.input)
+        return _sigmoid(-self.input)
 
     @property
     def log_prob(self) -> Tensor:
@@ -118,6 +118,16 @@ _NO_SMOOTHING = 0.0  # compared by identity: another object was given by the cal
 
 # From the problem and the hyperparameters of a call to those that an engine gets.
 Share = Callable[[ElementProblem, dict[str, Any]], tuple[ElementProblem, dict[str, Any]]]
+
+
+def _sigmoid(z: Tensor) -> Tensor:
+    """``1 / (1 + e^-z)``, from the smaller of both probabilities.
+
+    The derivative of PyTorch's sigmoid has ``1 - p`` from p, which leaves no digit of it near 1.
+    """
+    positive = (z > 0).to(z.dtype)
+    sign = 1 - 2 * positive
+    return torch.addcmul(positive, sign, torch.sigmoid(sign * z))
 
 
 def product(factor: Tensor, value: Tensor) -> Tensor:
