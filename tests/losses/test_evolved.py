@@ -1,11 +1,13 @@
 """The evolved losses against their published formulas, written out class by class."""
 
+import math
+
 import mpmath
 import pytest
 import torch
 
 import xent
-from tests.helpers import nats_below_top, value_and_grad
+from tests.helpers import nats_below_top, value_and_grad, widest
 from tests.registry import settings_of
 from tests.registry.formulas import ALPHA, CROSS_ENTROPY, hot, ngl, polynomial
 from xent.losses import CATALOG
@@ -110,6 +112,41 @@ def test_fifty_digits_at_every_margin(name, engine):
             for k, (entry, scale) in enumerate(zip(slopes, sizes, strict=True)):
                 error = abs(got[row, k].item() - entry)
                 assert error <= (limit + nats[k]) * eps * scale, (margins[row], k, error / scale)
+
+
+FLAT = (0.5, 0.5, 0.75, -0.75, 1.0, 1.5, -1.5, 0.0)  # 3/4 of CROSS_ENTROPY: exact numbers
+
+
+@pytest.mark.parametrize("margin", [2.0, 10.0, 30.0, 100.0])
+def test_a_polynomial_that_is_flat_at_1_keeps_its_digits(margin, engine):
+    # Of two classes it is 3 q^2 / 2 - 1 for q = 1 - p, with the slope -3 q^2 p by the target.
+    z, y = torch.tensor([[margin, 0.0]], dtype=torch.float64), torch.tensor([0])
+    z = z.to(widest(engine))
+    _, grad = value_and_grad(xent.losses.taylorglo_loss, z, y, theta=FLAT, engine=engine)
+    q, p = torch.sigmoid(-z[0, 0].double()), torch.sigmoid(z[0, 0].double())
+    limit = (16 + 2 * margin) * torch.finfo(z.dtype).eps
+    assert abs(grad[0, 0].double() / (-3 * q * q * p) - 1) <= limit
+    assert abs(grad[0, 1].double() / (3 * q * q * p) - 1) <= limit
+
+
+def test_small_probabilities_differ_in_their_own_slopes():
+    # The slopes of all small probabilities are nearly equal, and only differences move a logit.
+    z = torch.tensor([[0.0] * 3000 + [-1.0] * 2000], dtype=torch.float64)
+    _, grad = value_and_grad(xent.losses.ngl_loss, z, torch.tensor([4999]))
+    with mp.workdps(50):
+        first = 1 / (3000 + 2000 / mp.e)
+        p, times = [first, first / mp.e, first / mp.e], [3000, 1999, 1]
+        slopes = [
+            -(1 + h) * mp.exp(mp.mpf(ALPHA) - (1 + h) * a)
+            - mp.sin(mp.cos(mp.sin(a))) * mp.sin(mp.sin(a)) * mp.cos(a)
+            for a, h in zip(p, (0, 0, 1), strict=True)
+        ]
+        mean = mp.fsum(a * s * n for a, s, n in zip(p, slopes, times, strict=True))
+        truth = [float(a * (s - mean) / 5000) for a, s in zip(p, slopes, strict=True)]
+    for k, a, expected in zip((0, 3000, 4999), p, truth, strict=True):
+        terms = 2 * math.exp(ALPHA) * float(a * first) / 5000  # without the slope of all
+        # Two sums of 5000 terms have 24 roundings.
+        assert abs(grad[0, k].item() - expected) <= 2.0**-47 * (terms + abs(expected))
 
 
 # ---- what the papers say ------------------------------------------------------------------------
