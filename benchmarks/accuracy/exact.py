@@ -15,6 +15,8 @@ import torch
 from mpmath import mpf
 from torch import Tensor
 
+from .rounding import error_of_exponentials
+
 Array = np.ndarray  # of mpf
 Pullback = Callable[[Array], Array]
 
@@ -164,7 +166,11 @@ class Exact:
 
     def exp(self) -> Exact:
         """Return e to these powers."""
-        value = _exp(self.value)
+        if "exp" not in self.memory:
+            self.memory["exp"] = self._exponential(_exp(self.value))
+        return self.memory["exp"]
+
+    def _exponential(self, value: Array) -> Exact:
         return self.like(value, lambda slope: slope * value)
 
     def log(self) -> Exact:
@@ -258,7 +264,7 @@ class Exact:
         if "logsumexp" not in self.memory:
             times = 1 if self.times is None else self.times
             top = self.value.max(-1, keepdims=True)
-            e = _exp(self.value - top) * times
+            e = _exp(self.value - top) * error_of_exponentials(self.value - top) * times
             total = e.sum(-1, keepdims=True)
             self.memory["logsumexp"] = self.like(
                 (top + _log(total))[..., 0], lambda slope: slope[..., None] * (e / total)
@@ -268,13 +274,14 @@ class Exact:
     def log_softmax(self, dim: int = -1) -> Exact:
         """Return the logarithms of the probabilities of the classes."""
         if "log_softmax" not in self.memory:
-            self.memory["log_softmax"] = self - self.logsumexp()[..., None]
+            log_p = self.memory["log_softmax"] = self - self.logsumexp()[..., None]
+            p = _exp(log_p.value) * error_of_exponentials(log_p.value)
+            log_p.memory["exp"] = log_p._exponential(p)
         return self.memory["log_softmax"]
 
     def softmax(self, dim: int = -1) -> Exact:
         """Return the probabilities of the classes."""
-        log_p = self.log_softmax()
-        return log_p.memory.setdefault("exp", log_p.exp())
+        return self.log_softmax().exp()
 
     # ---- operators ------------------------------------------------------------------------------
 

@@ -89,6 +89,14 @@ def baikal_cma(z: Exact, y: Tensor, s: Extras) -> Exact:
     return c0 * (surprise + c3 * c4 / c5 * inverse_probability(z, y) / z.count)
 
 
+def taylorglo(z: Exact, y: Tensor, s: Extras) -> Exact:
+    """Return minus the polynomials of all classes, without what does not depend on them."""
+    t0, t1, _, t3, t4, t5, t6, t7 = theta = [mpf(t) for t in s["theta"]]
+    constants = F.polynomial(1, 0, theta) + (z.count - 1) * F.polynomial(0, 0, theta)
+    slope = theta[2] - 2 * t1 * t3 + 3 * t1**2 * t4 - t0 * t5 + 2 * t0 * t1 * t6 + t0**2 * t7
+    return constants + slope - F.polynomial(Exact(F.hot(z, y), z.times), z.softmax(), theta).sum()
+
+
 def of_a_tree(z: Exact, y: Tensor, s: Extras) -> Exact:
     """Return cross-entropy of the second root, or of a node below the first."""
     top, leaves = F.nll(z[:, :2], (y == 1).long()), z[:, 2:]

@@ -76,10 +76,11 @@ class Subject:
 _OTHERWISE = {
     "baikal_loss": formulas.baikal,
     "baikal_cma_loss": formulas.baikal_cma,
+    "taylorglo_loss": formulas.taylorglo,
     "bi_tempered_loss": F.bi_tempered(0.8, 1.2, tempered),
     "sparsemax_loss": F.entmax(2, tempered),
     "entmax_loss": F.entmax(1.5, tempered),
-}  # what is cut off at 20 nats, and what needs a normaliser of many digits
+}  # what is cut off at 20 nats, what needs a normaliser of many digits, constants times the classes
 
 
 def _engines_of(function: Callable[..., Any]) -> tuple[str, ...]:

@@ -13,9 +13,10 @@ from benchmarks.accuracy.losses import ENGINES, SUBJECTS
 from benchmarks.accuracy.measure import contestants, errors_of, measure, ours, rows_of
 from benchmarks.accuracy.others import differentiated, others
 from benchmarks.accuracy.report import OURS, WHAT, page, summarised, table, write_docs
+from benchmarks.accuracy.rounding import rounded_exponentials
 from benchmarks.accuracy.rows import MARGINS, Cell, Rows
 from benchmarks.accuracy.run import cells, read, run
-from benchmarks.accuracy.truth import truth_of
+from benchmarks.accuracy.truth import _Logits, truth_of
 from tests.registry import REGISTRY
 from xent.engines import core, triton
 from xent.losses import CATALOG
@@ -75,6 +76,39 @@ def test_a_kink_has_no_derivative():
     at_the_limit = z.clamp(min=1.0).gradient(z)[0]
     assert mpmath.isnan(at_the_limit[0])
     assert at_the_limit[2] == 0
+
+
+# ---- what arithmetic allows ---------------------------------------------------------------------
+
+
+def test_errors_of_a_class_of_the_target_and_of_its_rival_add_up_in_one_draw():
+    z = np.array([[0.0, 1.0, -2.0, -3.0], [5.0, 1.0, -2.0, -3.0]])
+    logits = _Logits(z.tobytes(), (0, 0), None, 2.0**-53, False, False)
+    signs = [logits.signs(draw) for draw in range(4)]
+    for row in range(2):
+        for own in (2, 3):
+            found = {tuple(s[row, [0, 1]] * s[row, own]) for s in signs}
+            assert found == {(a, b) for a in (-1.0, 1.0) for b in (-1.0, 1.0)}
+
+
+def test_classes_with_the_same_logit_are_rounded_one_by_one():
+    # Of 10,000 equal classes each has the gradient 2 p (p - sum p^2) = 0, a difference of terms of
+    # 1e-8 that are rounded to float32.
+    z, zeros = torch.tensor([[-80.0, -40.0, 0.0]]), torch.zeros(1, dtype=torch.long)
+    group, times = torch.tensor([0, 1] + [2] * 10_000), np.array([1, 1, 10_000], dtype=object)
+    truth = truth_of(SUBJECTS["brier_loss"], Rows(z, zeros, zeros + 1, group, times, zeros))
+    assert truth.gradient.high[0, 2].abs() < 1e-20
+    assert 1e-8 * 2.0**-24 < truth.gradient.floor[0, 2] < 1e-8 * 2.0**-20
+
+
+def test_exponentials_are_wrong_only_where_that_is_asked_for():
+    z = Exact([[0.0, -10.0, -20.0]], wanted=True)
+    with rounded_exponentials(np.full((1, 3), mpmath.mpf(2) ** -20, dtype=object)):
+        p = z.softmax().value[0]
+    right = Exact([[0.0, -10.0, -20.0]]).softmax().value[0]
+    for k, nats in ((1, 10), (2, 20)):
+        assert abs((p[k] / right[k] - 1) * 2**20 / (1 + nats) - 1) < 1e-3
+    assert 0 < abs(p[0] / right[0] - 1) < 1e-8  # only by the sum of the others
 
 
 # ---- errors -------------------------------------------------------------------------------------
