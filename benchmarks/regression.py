@@ -113,7 +113,7 @@ def data_sets(rows: int, features: int) -> dict[str, Callable[[], tuple[Any, Any
         **sets,
         "correlated": lambda: problem(rows, features, 10, together=True),
         "10 classes": lambda: problem(rows, features, 10, together=False),
-        "100 classes": lambda: problem(rows // 2, features, 100, together=False),
+        "100 classes": lambda: problem(rows, features, 100, together=False),
         "digits": digits,
         "words": lambda: words(rows),
     }
