@@ -11,6 +11,7 @@ struct Operand {
   const void* data;
   Type type;
   int64_t repeat, period;
+  bool is_one = false;  // a single 1 for all elements
 };
 
 // The memory of results, one per element; null: not wanted.
@@ -35,7 +36,8 @@ struct Elements {
   double gamma_negative, margin;  // a margin below 0 stands for none
   bool detached;                  // with a margin: the gradient takes the power for a constant
   bool excess;
-  double ignored;  // a target that marks elements to leave out, or NaN
+  double ignored;    // a target that marks elements to leave out, or NaN
+  double smoothing;  // the part of its distance to 1/2 that each target moves first
 
   double* sums;  // sums of the values, one per block; null: not wanted
   Output values;

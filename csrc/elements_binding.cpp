@@ -27,7 +27,7 @@ constexpr double kOne = 1;
 // An operand without an address is 1 everywhere.
 Operand make_operand(const OperandArguments& o) {
   auto [data, type, repeat, period] = o;
-  if (!data) return {&kOne, Type::f64, std::numeric_limits<int64_t>::max(), 1};
+  if (!data) return {&kOne, Type::f64, std::numeric_limits<int64_t>::max(), 1, true};
   return {pointer<const void>(data), Type(type), repeat, period};
 }
 
@@ -47,7 +47,7 @@ double sum_of(std::vector<double>& part) {
 std::tuple<bool, double> sweep(int64_t count, const OperandArguments& logits,
                                const OperandArguments& target, const OperandArguments& weight,
                                const OperandArguments& pos_weight, const FormArguments& form,
-                               double ignored, const OutputArguments& loss,
+                               double ignored, double smoothing, const OutputArguments& loss,
                                const OutputArguments& values, const OutputArguments& gradient,
                                const OperandArguments& upstream, double slope, double divisor) {
   const int64_t blocks = (count + kElementBlock - 1) / kElementBlock;
@@ -65,6 +65,7 @@ std::tuple<bool, double> sweep(int64_t count, const OperandArguments& logits,
   e.detached = detached != 0;
   e.excess = excess != 0;
   e.ignored = ignored;
+  e.smoothing = smoothing;
   e.sums = total.data ? partial.data() : nullptr;
   e.values = make_output(values);
   e.gradient = make_output(gradient);

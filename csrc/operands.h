@@ -11,7 +11,8 @@ using xent::Operand;
 using xent::Output;
 using xent::Type;
 
-constexpr int kGroup = 32;  // elements whose results are stored together: a cache line of bf16
+constexpr int kGroup = 32;   // elements that are stored together: a cache line of bf16
+constexpr int kPiece = 256;  // elements that are computed together
 constexpr int kBlock = int(xent::kElementBlock);
 
 // ---- operands -----------------------------------------------------------------------------------
@@ -71,32 +72,34 @@ class Reader {
 // ---- results ------------------------------------------------------------------------------------
 
 template <class Stored, class Real>
-XENT_LANE void put(const Real* group, const Output& out, int64_t begin, int n, bool streams) {
+XENT_LANE void put(const Real* piece, const Output& out, int64_t begin, int n, bool streams) {
   Stored* to = static_cast<Stored*>(out.data) + begin;
-  alignas(64) Stored line[kGroup];
-  XENT_FOR(i, kGroup) narrow(group[i], line[i]);
   constexpr int lanes = 64 / sizeof(Stored);
-  if (n < kGroup)
-    for (int i = 0; i < n; ++i) to[i] = line[i];
-  else if (streams)
-    for (int i = 0; i < kGroup; i += lanes) stream_line(line + i, to + i);
-  else
-    __builtin_memcpy(to, line, sizeof line);
+  for (int j = 0; j < n; j += kGroup) {
+    alignas(64) Stored line[kGroup];
+    XENT_FOR(i, kGroup) narrow(piece[j + i], line[i]);
+    if (n - j < kGroup)
+      for (int i = 0; i < n - j; ++i) to[j + i] = line[i];
+    else if (streams)
+      for (int i = 0; i < kGroup; i += lanes) stream_line(line + i, to + j + i);
+    else
+      __builtin_memcpy(to + j, line, sizeof line);
+  }
 }
 
-XENT_LANE void put_any(const float* group, const Output& out, int64_t begin, int n, bool streams) {
+XENT_LANE void put_any(const float* piece, const Output& out, int64_t begin, int n, bool streams) {
   switch (out.type) {
-    case Type::f32: return put<float>(group, out, begin, n, streams);
-    case Type::bf16: return put<bf16>(group, out, begin, n, streams);
-    case Type::f16: return put<f16>(group, out, begin, n, streams);
+    case Type::f32: return put<float>(piece, out, begin, n, streams);
+    case Type::bf16: return put<bf16>(piece, out, begin, n, streams);
+    case Type::f16: return put<f16>(piece, out, begin, n, streams);
     case Type::f64: return;  // swept in float64
   }
 }
 
-XENT_LANE void put_any(const double* group, const Output& out, int64_t begin, int n, bool streams) {
-  if (out.type == Type::f64) return put<double>(group, out, begin, n, streams);
-  float narrower[kGroup];
-  XENT_FOR(i, kGroup) narrower[i] = float(group[i]);
+XENT_LANE void put_any(const double* piece, const Output& out, int64_t begin, int n, bool streams) {
+  if (out.type == Type::f64) return put<double>(piece, out, begin, n, streams);
+  alignas(64) float narrower[kPiece];
+  for (int j = 0; j < n; j += kGroup) XENT_FOR(i, kGroup) narrower[j + i] = float(piece[j + i]);
   put_any(narrower, out, begin, n, streams);
 }
 

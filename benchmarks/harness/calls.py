@@ -76,14 +76,19 @@ def rivals(cells: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def slower(cells: Sequence[dict[str, Any]]) -> list[str]:
-    """Every case in which xent is slower, in words."""
+    """Every case in which xent is slower, in words, with the reason if the cell knows one."""
     return [
-        f"{cell['name']}, {name}: {who} {time['ratio']:.2f}x"
+        f"{cell['name']}, {name}: {who} {time['ratio']:.2f}x" + _why(cell, name)
         for cell in cells
         for name, entries in cell["rows"].items()
         for who, time in entries.items()
         if "LOSS" in ratio_text(time)
     ]
+
+
+def _why(cell: dict[str, Any], name: str) -> str:
+    reason = cell.get("why", {}).get(name)
+    return f", because {reason}" if reason else ""
 
 
 def _columns(entries: dict[str, Any], who: Sequence[str]) -> list[str]:

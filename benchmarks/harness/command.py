@@ -29,6 +29,7 @@ class Cell(NamedTuple):
     name: str
     steps: Mapping[tuple[str, str], Step]
     logits: Tensor
+    why: Mapping[str, str] = {}  # reasons of lines that are known to be slower, by their names
 
 
 def run(
@@ -92,4 +93,5 @@ def measure(cell: Cell, plan: Plan) -> dict[str, Any]:
     """The times of one cell, under its name."""
     out = torch.empty_like(cell.logits)
     copy = lambda: out.copy_(cell.logits)  # noqa: E731
-    return {"name": cell.name, **calls.measure(cell.steps, copy, cell.logits.numel(), plan)}
+    found = {"name": cell.name, "why": dict(cell.why)}
+    return {**found, **calls.measure(cell.steps, copy, cell.logits.numel(), plan)}

@@ -83,6 +83,7 @@ def element_sweep(
     pos_weight: Operand,
     form: Form,
     ignored: float,
+    smoothing: float,
     loss: Output,
     values: Output,
     gradient: Output,

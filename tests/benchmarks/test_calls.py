@@ -90,6 +90,8 @@ def test_the_text_of_a_table(cell):
     cell["rows"]["second"]["other"]["ratio"] = 0.5
     assert calls.slower([cell]) == ["30 x 11 float32, second: other 0.50x"]
     assert "0.50x LOSS" in calls.text(cell)
+    cell["why"] = {"second": "it does more"}
+    assert calls.slower([cell]) == ["30 x 11 float32, second: other 0.50x, because it does more"]
 
 
 def test_the_command_writes_what_it_measured(tmp_path, monkeypatch, capsys):

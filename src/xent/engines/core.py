@@ -105,12 +105,13 @@ def obstacle_of(tensors: Sequence[Tensor | None]) -> str | None:
     return obstacle(tensors, ("cpu",))
 
 
-def empty_like(x: Tensor) -> Tensor:
-    """Memory for a gradient of ``x``, in the layout of ``x`` and on its device."""
-    if x.nbytes < SMALLEST or not x.is_cpu:
-        return torch.empty_like(x)
+def empty_like(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Memory for a gradient of ``x``, or for values of ``dtype``, in the layout of ``x``."""
+    dtype = dtype or x.dtype
+    if x.numel() * dtype.itemsize < SMALLEST or not x.is_cpu:
+        return torch.empty_like(x, dtype=dtype)
     strides = () if x.is_contiguous() else torch.empty_like(x, device="meta").stride()
-    return empty(x.shape, x.dtype, strides)
+    return empty(x.shape, dtype, strides)
 
 
 def still_fitting(gradient: Tensor | None, logits: Tensor) -> Tensor | None:

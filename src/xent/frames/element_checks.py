@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from .._check import broadcasts_to, finite_number, is_tensor, number_or_nan
-from ..engines import elements
 from ..engines.elements.problem import ElementProblem
 from ..engines.modes import autocasts, refuse_where, settled
 from ..heads.logits import LinearLogits, outline
@@ -77,16 +76,10 @@ def without_weightless(problem: ElementProblem) -> ElementProblem:
 
 
 def smooth(problem: ElementProblem, label_smoothing: float) -> ElementProblem:
-    """The problem with each target moved towards 1/2, by this part of its distance."""
+    """The problem whose engine moves each target towards 1/2, by this part of its distance."""
     amount = finite_number("label_smoothing", label_smoothing)
     Range(0, 1).check("label_smoothing", amount, None)
-    if not amount:
-        return problem
-    elements.check_targets(problem)  # after the move a wrong target may look right
-    target = problem.target.to(torch.promote_types(problem.target.dtype, torch.float32))
-    moved, kept = target * (1 - amount) + amount / 2, problem.kept()
-    problem = problem._replace(target=moved, ignore_value=None)
-    return problem if kept is None else mark_out(problem, ~kept)  # no target moves onto this mark
+    return problem._replace(smoothing=amount)
 
 
 def _no_body(*_: Tensor | None) -> Tensor:

@@ -283,6 +283,7 @@ def element_loss(
             problem, settings = share(problem, settings)
         if isinstance(input, LinearLogits):
             same: dict[str, Any] = {"unnormalized": unnormalized} if unnormalized else {}
+            same |= {"label_smoothing": problem.smoothing} if problem.smoothing else {}
             same |= {"ignore_value": problem.ignore_value, "engine": engine, **settings}
             if reduction == "none" or not hyper.fit_chunks(settings):
                 result = loss(

@@ -88,8 +88,8 @@ def multilabel_cross_entropy(
     problem = smooth(problem, label_smoothing)
     if not isinstance(input, Tensor):
         loss = functools.partial(
-            multilabel_cross_entropy, labels=labels, ignore_value=problem.ignore_value,
-            engine=engine,
+            multilabel_cross_entropy, labels=labels, label_smoothing=label_smoothing,
+            ignore_value=problem.ignore_value, engine=engine,
         )  # fmt: skip
         logits: LinearLogits = input
         known = without_weightless(problem).kept()

@@ -203,7 +203,7 @@ def test_opcheck(kernels, op, layout):
     if layout != "plain":
         z = LAYOUTS[layout](z)
     form = [0.25, 0.75, 2.0, 1.0, 1.0, 0.0, -1.0, 0.0]
-    arguments = [z, t, torch.rand(2), None, form, -1.0, True, torch.float32, kernels]
+    arguments = [z, t, torch.rand(2), None, form, -1.0, True, torch.float32, 0.1, kernels]
     if op == "element_gradient":
         arguments = [torch.randn_like(z), *arguments]
     else:

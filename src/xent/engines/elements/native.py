@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 
 from .. import core
@@ -31,7 +30,7 @@ fits = reference.fits
 def values(problem: ElementProblem) -> Tensor:
     """Return one value per element."""
     input = dense(problem.input)
-    result = torch.empty_like(input, dtype=problem.dtype)
+    result = core.empty_like(input, problem.dtype)
     _sweep(problem, input, values=result)
     return result
 
@@ -82,6 +81,7 @@ def _sweep(
         operand(problem.pos_weight),
         form,
         math.nan if mark is None else mark,
+        problem.smoothing,
         NOWHERE if loss is None else (loss.data_ptr(), core.TYPES[loss.dtype]),
         NOWHERE if values is None else (values.data_ptr(), core.TYPES[values.dtype]),
         NOWHERE if gradient is None else (gradient.data_ptr(), core.TYPES[gradient.dtype]),

@@ -17,7 +17,8 @@ from .problem import TENSORS, ElementProblem, Form
 
 _KINDS = list(get_type_hints(ElementProblem).items())[:TENSORS]
 _TENSORS = ", ".join(f"Tensor{'' if kind is Tensor else '?'} {name}" for name, kind in _KINDS)
-_QUESTION = f"{_TENSORS}, float[] form, float ignored, bool bounded, ScalarType dtype, str engine"
+_SETTINGS = "float[] form, float ignored, bool bounded, ScalarType dtype, float smoothing"
+_QUESTION = f"{_TENSORS}, {_SETTINGS}, str engine"
 
 
 def total_op(problem: ElementProblem, engine: str) -> Tensor:
@@ -34,15 +35,17 @@ def _question(p: ElementProblem, engine: str) -> tuple[Any, ...]:
     """Return a problem and its engine as arguments of an operator."""
     assert p.form is not None
     ignored = math.nan if p.ignore_value is None else float(p.ignore_value)
-    return (*p.tensors, [float(x) for x in p.form], ignored, p.bounded, p.dtype, engine)
+    form = [float(x) for x in p.form]
+    return (*p.tensors, form, ignored, p.bounded, p.dtype, p.smoothing, engine)
 
 
 def _read(given: tuple[Any, ...]) -> tuple[ElementProblem, Any]:
     """Return the problem and the engine from the arguments of an operator."""
-    *tensors, form, ignored, bounded, dtype, engine = given
+    *tensors, form, ignored, bounded, dtype, smoothing, engine = given
     problem = ElementProblem(
         *tensors, body=_no_body, form=Form(*form),
         ignore_value=None if math.isnan(ignored) else ignored, bounded=bounded, dtype=dtype,
+        smoothing=smoothing,
     )  # fmt: skip
     return problem, MODULES[engine]
 

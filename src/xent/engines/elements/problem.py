@@ -43,6 +43,7 @@ class ElementProblem(NamedTuple):
     ignore_value: float | None  # a target that marks elements to leave out
     bounded: bool  # True if targets outside [0, 1] are errors
     dtype: torch.dtype  # of the result
+    smoothing: float = 0.0  # the part of its distance to 1/2 that each target moves
 
     @property
     def tensors(self) -> tuple[Tensor | None, ...]:

@@ -33,6 +33,8 @@ def plain_values(problem: ElementProblem) -> Tensor:
     kept = problem.kept()
     if kept is not None:
         z, t = torch.where(kept, z, 0.0), torch.where(kept, t, 0.0)
+    if problem.smoothing:
+        t = t * (1 - problem.smoothing) + problem.smoothing / 2
     pos_weight = None if problem.pos_weight is None else widened(problem.pos_weight)
     values = problem.body(z, t, pos_weight)
     if problem.weight is not None:

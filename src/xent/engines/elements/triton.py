@@ -141,7 +141,7 @@ def _sweep(
     programs, block = _grid(problem)
     launch(
         kernel.sweep, programs, input.device, arguments,
-        kernel.Results(sums, values, gradient), number, *map(float, numbers),
+        kernel.Results(sums, values, gradient), number, *map(float, numbers), p.smoothing,
         MODULATOR=modulator, POWER=power, DETACHED=bool(detached), DOUBLE=_in_double(form),
         UNLESS_ONE=unless_one, BLOCK=block,
     )  # fmt: skip

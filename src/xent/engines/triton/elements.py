@@ -71,6 +71,7 @@ class Numbers(NamedTuple):
     plain_above: Any
     gamma_negative: Any
     margin: Any
+    smoothing: Any
 
 
 # ---- operands -----------------------------------------------------------------------------------
@@ -246,7 +247,8 @@ def sweep_block(
     """Return the values of a block in float64; store values and gradient, if they are wanted."""
     j = tl.arange(0, BLOCK)
     z = tl.load(args.logits + begin + j, mask=mask).to(REAL)
-    t = read(args.target, begin, j, mask, REAL)
+    label = read(args.target, begin, j, mask, REAL)
+    t = label * (1.0 - f.smoothing) + 0.5 * f.smoothing
     pos_weight = 1.0
     if args.pos_weight is not None:
         pos_weight = read(args.pos_weight, begin, j, mask, REAL)
@@ -263,7 +265,7 @@ def sweep_block(
         value, scale = weight * value, weight * scale
     slope = scale * slope
     if args.ignored is not None:
-        ignored = t == args.ignored
+        ignored = label == args.ignored
         value, slope = tl.where(ignored, 0.0, value), tl.where(ignored, 0.0, slope)
     if out.value is not None:
         store_block(out.value + begin, value, mask)
@@ -277,6 +279,7 @@ def sweep(
     args, out, divisor: tl.float64,
     positive: tl.float64, negative: tl.float64, gamma: tl.float64, side: tl.float64,
     plain_above: tl.float64, gamma_negative: tl.float64, margin: tl.float64,
+    smoothing: tl.float64,
     MODULATOR: tl.constexpr, POWER: tl.constexpr, DETACHED: tl.constexpr, DOUBLE: tl.constexpr,
     UNLESS_ONE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -292,6 +295,7 @@ def sweep(
         tl.full([1], positive, REAL), tl.full([1], negative, REAL), tl.full([1], gamma, REAL),
         tl.full([1], side, REAL), tl.full([1], plain_above, REAL),
         tl.full([1], gamma_negative, REAL), tl.full([1], margin, REAL),
+        tl.full([1], smoothing, REAL),
     )  # fmt: skip
     scale = scale.to(REAL)
     program, programs = tl.program_id(0).to(tl.int64), tl.num_programs(0)
