@@ -25,8 +25,8 @@ from .harness.command import Cell, run
 TOP = 8  # classes of a list
 # Why lines are slower where there is little else to do.
 WHY = {
-    f"{TOP} listed": "the lists are read by twenty tensor operations in float64, which also look "
-    "for classes that are listed twice; the textbook takes five in float32"
+    f"{TOP} listed": "the lists are read by dozens of tensor operations, in float64 and with a look"
+    " for classes that are listed twice; the textbook takes six in float32"
 }
 SECONDS = 2.0
 
