@@ -20,7 +20,7 @@ from .rounding import error_of_exponentials
 Array = np.ndarray  # of mpf
 Pullback = Callable[[Array], Array]
 
-DIGITS = 75  # 1 - p at a hundred nats needs 44 of them
+DIGITS = 110  # 1 - p at a hundred nats needs 44 of them, its square 88
 LOST = mpf("nan")  # the derivative where there is none
 
 

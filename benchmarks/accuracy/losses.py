@@ -82,6 +82,9 @@ _OTHERWISE = {
     "entmax_loss": F.entmax(1.5, tempered),
 }  # what is cut off at 20 nats, what needs a normaliser of many digits, constants times the classes
 
+# Three quarters of the published polynomial: 4 / 3, rounded, is not flat at probability 1.
+_NUMBERS: dict[str, Any] = {"taylorglo_loss": {"theta": (0.5, 0.5, 0.75, -0.75, 1, 1.5, -1.5, 0)}}
+
 
 def _engines_of(function: Callable[..., Any]) -> tuple[str, ...]:
     return ENGINES if "engine" in inspect.signature(function).parameters else ("xent",)
@@ -90,7 +93,8 @@ def _engines_of(function: Callable[..., Any]) -> tuple[str, ...]:
 def _of_rows(name: str, loss: Loss) -> Subject:
     def arguments(rows: Rows) -> dict[str, Any]:
         plain = replace(loss, per_class=())
-        return plain.settings(rows.distinct.shape[1], rows.distinct.dtype)
+        settings = plain.settings(rows.distinct.shape[1], rows.distinct.dtype)
+        return {**settings, **_NUMBERS.get(name, {})}
 
     cosines = REGISTRY[name].cosines
     return Subject(

@@ -133,7 +133,7 @@ PAGE = """\
 # An atlas of errors
 
 Written by `python -m benchmarks.accuracy --docs`. It compares every loss of the catalog with the
-textbook formula in 75 digits, for the logits as the type holds them.
+textbook formula in 110 digits, for the logits as the type holds them.
 
 **Rows.** The logit of the target is -100 to 100 nats above the largest of the other classes (the
 *margin*): on the left the model is surely wrong, on the right surely right. There are 10 classes,

@@ -271,19 +271,3 @@ def test_temperatures_beyond_the_range_of_float64_are_refused(classes, dtype):
     value, grad = value_and_grad(xent.losses.bi_tempered_loss, z, y, t2=0.999 * limit)
     assert bool(value.isfinite())
     assert bool(grad.isfinite().all())
-
-
-def test_of_many_likely_classes_those_with_equal_logits_have_equal_gradients():
-    # One of them is the largest, whose entry may not be what is left of the sum of all others.
-    z = torch.zeros(1, 20_000, dtype=torch.float64)
-    z[0, 3:5] = 0.5
-    y = torch.tensor([7])
-    z[0, 7] = -1
-
-    def loss(x):
-        return xent.losses.bi_tempered_loss(x, y, reduction="sum")
-
-    _, by_engine = value_and_grad(loss, z)
-    by_plain_operations = torch.func.grad(loss)(z)
-    for grad in (by_engine, by_plain_operations):
-        assert abs(grad[0, 3] / grad[0, 4] - 1) <= 2.0**-40
