@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..harness.internals import runs_here
@@ -14,6 +15,7 @@ from .others import IN_AN_INTERPRETER, Both, differentiated
 from .rows import FEW, MARGINS, Cell, Rows, make_elements, make_rows
 from .truth import Numbers, Truth, truth_of
 
+ORDINARY = 80.0  # the largest size of a logit whose exponential is a normal number of float32
 NOT_FINITE = 1e99  # the error of a result that is not finite where the truth is
 
 
@@ -43,7 +45,24 @@ def ours(subject: Subject, engine: str) -> Both:
     def call(z: Tensor, y: Tensor, **arguments: Any) -> Tensor:
         return subject.call(z, y, **arguments, **chosen)
 
-    return differentiated(call)
+    return differentiated(_by_kind(call) if subject.of_elements else call)
+
+
+def _by_kind(call: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Return a loss that computes labels with ordinary logits apart from all other elements.
+
+    Kernels compute a block of such elements in float32, and any other block in float64.
+    """
+
+    def apart(z: Tensor, y: Tensor, **arguments: Any) -> Tensor:
+        usual = ((y == 0) | (y == 1)) & (z.abs() < ORDINARY)
+        one, other = (
+            call(torch.where(kept, z, 0), torch.where(kept, y, 0), **arguments)
+            for kept in (usual, ~usual)
+        )
+        return torch.where(usual, one, other)
+
+    return apart
 
 
 def errors_of(
