@@ -1,4 +1,4 @@
-"""Write the tables of README.md from results of benchmarks: ``python -m benchmarks.readme``.
+"""Write the tables of README.md and docs/speed.md from results: ``python -m benchmarks.readme``.
 
 A table stands between two lines, ``<!-- table: NAME -->`` and ``<!-- end -->``. A table whose
 results are not there yet stays as it is.
@@ -13,10 +13,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from . import versions
 from .harness import report
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+PAGES = [ROOT / "README.md", ROOT / "docs" / "speed.md"]
 BLOCK = re.compile(r"(?s)(<!-- table: (\w+) -->\n\n).*?(\n\n<!-- end -->)")
 
 
@@ -118,6 +120,11 @@ def small_calls(result: dict[str, Any]) -> str:
     return _table(["call", "us", "times the other call", "the other call"], rows, result)
 
 
+def before_and_now(result: dict[str, Any]) -> str:
+    """This version beside an earlier one."""
+    return _table(versions.HEAD, versions.table(result["cells"]), result)
+
+
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]], result: dict[str, Any]) -> str:
     lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
     lines += [f"| {' | '.join(row)} |" for row in rows]
@@ -131,6 +138,7 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "family": ("family.json", family),
     "linear": ("linear.json", linear),
     "small_calls": ("small_calls.json", small_calls),
+    "versions": ("versions.json", before_and_now),
 }
 
 
@@ -148,9 +156,9 @@ def with_tables(text: str) -> str:
 
 
 def main() -> None:
-    """Rewrite README.md."""
-    readme = ROOT / "README.md"
-    readme.write_text(with_tables(readme.read_text(encoding="utf-8")), encoding="utf-8")
+    """Rewrite the pages."""
+    for page in PAGES:
+        page.write_text(with_tables(page.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":

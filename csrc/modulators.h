@@ -1,4 +1,4 @@
-// Value and slope of single elements: the log terms, and the modulator that a loss multiplies them by.
+// Value and slope of single elements: the log terms, and the modulator, a factor of these terms.
 // A piece of a few hundred elements goes through one short loop after the other.
 #pragma once
 
@@ -98,7 +98,8 @@ struct Piece {
 };
 
 // The modulator, a factor of the log terms: none, error^gamma for a gamma of 1, 3/2, 2, ... (which
-// takes products and a square root), error^gamma for any gamma, or the one with a margin. `excess` is none, and subtracts the entropy of the target.
+// takes products and a square root), error^gamma for any gamma, or the one with a margin. `excess`
+// has no such factor and subtracts the entropy of the target.
 enum class Modulator { none, simple, any, margin, excess };
 
 // The log terms of an element, and their derivative by the logit.

@@ -37,7 +37,7 @@ def test_this_version_beside_itself():
     with versions.Version(HERE, 1) as before, versions.Version(HERE, 1) as now:
         found = versions.measure(cell, before, now, plan)
         assert {"before", "now", "bare"} <= set(found)
-        assert "cross_entropy, 6 x 9 float32" in versions.text([found])
+        assert "cross_entropy, 6 x 9 float32" in str(versions.table([found]))
         wrong = versions.measure(cell._replace(line="no such line"), before, now, plan)
         assert wrong["failed"] == dict.fromkeys(["before", "now"], "KeyError: 'no such line'")
         now.process.kill()
