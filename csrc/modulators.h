@@ -246,7 +246,7 @@ XENT_LANE void evaluate_margin(Piece<float>& g, const Settings<float>& s) {
     g.value[i] = yes ? product<near>(pos_weight, x.down) : x.up;
   }
   if (s.margin != 0) XENT_EACH(i, g.count) {
-      const float if_no = -(log_of_normal(rest[i]) + close[i]);
+      const float if_no = 0.0f - (log_of_normal(rest[i]) + close[i]);  // not -0
       g.value[i] = g.t[i] == 1.0f ? g.value[i] : if_no;
     }
   XENT_EACH(i, g.count) power[i] = 1.0f;

@@ -15,7 +15,9 @@ def rounded_exponentials(errors: np.ndarray) -> Iterator[None]:
     """Make the exponentials of softmax wrong by so much, and as much more for each nat.
 
     The logits stay right where a formula has them without an exponential. The largest is the number
-    that is subtracted from all, and has the exponential 1.
+    that is subtracted from all, and has the exponential 1. If several are the largest, their
+    exponentials are off all the same, because the probability of each is rounded: a third is no
+    number of a computer.
     """
     _errors.append(errors)
     try:
@@ -29,4 +31,5 @@ def error_of_exponentials(x: np.ndarray) -> np.ndarray | int:
     if not _errors or _errors[-1].shape != x.shape:
         return 1
     error = _errors[-1] * (1 + np.abs(x))
-    return 1 + np.where(x == x.max(-1, keepdims=True), 0, error)
+    largest = x == x.max(-1, keepdims=True)
+    return 1 + np.where(largest & (largest.sum(-1, keepdims=True) == 1), 0, error)

@@ -224,6 +224,7 @@ def _numbers(units: float, plain: Array, *moved: Array) -> Numbers:
     high = plain.astype(float)
     finite = np.isfinite(high)
     low = np.where(finite, plain - array_of(np.where(finite, high, 0)), mpf(0)).astype(float)
-    floor = np.max([np.abs(x - plain).astype(float) for x in moved], 0)
+    # A draw in which a probability exceeds 1 may have no logarithm; the others say how far.
+    floor = np.fmax.reduce([np.abs(x - plain).astype(float) for x in moved])
     parts = (torch.from_numpy(np.asarray(x)) for x in (high, low, np.nan_to_num(floor)))
     return Numbers(*parts, units=units)

@@ -20,6 +20,7 @@ from tests.house.test_laws import (  # noqa: F401
     test_the_order_of_the_classes_does_not_matter,
     test_value_and_gradient_are_those_of_the_formula,
 )
+from tests.helpers import ulps
 from tests.registry import DENSE
 
 pytestmark = [
@@ -71,10 +72,12 @@ def test_float32_is_float64_rounded(loss, size):
     narrow = z.clone().requires_grad_()
     truth, value = (loss(x, y, reduction="none") for x in (wide, narrow))
     assert value.isfinite().all()
-    torch.testing.assert_close(value, truth.float(), rtol=0, atol=0)
     truth.sum().backward()
     value.sum().backward()
-    torch.testing.assert_close(narrow.grad, wide.grad.float(), rtol=0, atol=0)
+    # Many numbers of sparse losses lie half-way between two in float32, and the last bit in float64
+    # says to which they are rounded.
+    for found, exact in ((value, truth), (narrow.grad, wide.grad)):
+        assert ulps(found, exact).max() <= 0.5 + 2**-20
 
 
 def test_infinite_logits_stay_in_their_row(loss):

@@ -202,9 +202,9 @@ def ngl_loss(rows: DenseRows, alpha: Number = 2.4092) -> Tensor:
         Akhmedova & Körber, *Next generation loss function for image classification*,
         arXiv:2404.12948, 2024.
     """
-    masked = rows.logits == -torch.inf
     # Not torch.softmax, whose sum of 100,000 exponentials is wrong in the last four digits.
     power = (rows.logits - rows.logits.detach().amax(-1, keepdim=True)).exp()
+    masked = (rows.logits == -torch.inf) & (power == 0)  # of no class the power is NaN, so the loss
     p = power / power.sum(-1, keepdim=True)
     # A probability near 1 is 1 minus the others, and so is its derivative.
     sure = p > 0.5

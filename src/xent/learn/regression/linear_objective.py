@@ -47,7 +47,7 @@ class Objective:
     anchor: Tensor
     curvature: Curvature
     _at: tuple[Tensor, Callable[[Tensor], Tensor]] | None = field(default=None, init=False)
-    _last: tuple[Tensor | None, Tensor] = field(default=(None, torch.empty(0)), init=False)
+    _last: tuple[Tensor, Tensor] | None = field(default=None, init=False)
 
     @cached_property
     def rough(self) -> Objective:
@@ -125,8 +125,9 @@ class Objective:
         """The Hessian at ``w`` times a direction, both ``(K, columns)``."""
         if self._at is None or not torch.equal(self._at[0], w):  # a solver asks often at one w
             self._at = None  # frees the memory of the former first
-            last, scores = self._last
-            if last is None or not torch.equal(last, w):
+            if self._last is not None and torch.equal(self._last[0], w):
+                scores = self._last[1]
+            else:
                 scores = self.design.scores(w)
             self._at = w.clone(), self.curvature.turning(scores)
         turns = self._at[1](self.design.scores(direction))

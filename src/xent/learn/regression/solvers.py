@@ -59,8 +59,8 @@ def solve(task: SolverTask, start: Tensor, solver: str) -> Solution:
         solution = _minimise(replace(task, objective=near), _moved(start, offsets), solver)
     w = _moved(solution.w, -offsets)
     lost = objective.rounding(w)
-    if bool(offsets.any()):
-        lost = max(lost, objective.value(w) - near.value(solution.w))
+    if bool(offsets.any()):  # the intercept is rounded; scores of far rows would add their rounding
+        lost = max(lost, near.value(_moved(w, offsets)) - near.value(solution.w))
     return replace(solution, w=w, left=solution.left + lost)
 
 
