@@ -160,9 +160,9 @@ class Candidates {
     return above;
   }
 
-  // Appends kGroup numbers, of which those are candidates whose bits are set. They may be numbers of
-  // this list itself. If many are candidates all are appended: to move a whole group takes less
-  // time than to choose, and a class that has no probability changes no sum.
+  // Appends kGroup numbers, of which those are candidates whose bits are set. The numbers may be
+  // part of this list itself. If many are candidates, all are appended: to move a whole group takes
+  // less time than to choose, and a class that has no probability changes no sum.
   template <class ClassOf>
   XENT_LANE void append(const Real* z, uint32_t mask, ClassOf class_of) {
     if (__builtin_popcount(mask) > kGroup / 4) {

@@ -27,8 +27,8 @@ struct Output {
 //
 // where share = positive t + negative (1 - t). Targets above `plain_above` have the share t and no
 // power. With a margin, r = max(p - margin, 0) takes the place of p in the terms of 1 - t, and
-// gamma is gamma t + gamma_negative (1 - t). With `excess` there is only the weight, and the entropy
-// of t is subtracted: weight (t log(t / p) + (1 - t) log((1 - t) / q)).
+// gamma is gamma t + gamma_negative (1 - t). With `excess` there is only the weight, and the
+// entropy of t is subtracted: weight (t log(t / p) + (1 - t) log((1 - t) / q)).
 struct Elements {
   int64_t count;
   Operand logits, target, weight, pos_weight;

@@ -275,7 +275,8 @@ constexpr double kArtanhTail[] = {1 / 3.0,  1 / 5.0,  1 / 7.0,  1 / 9.0, 1 / 11.
                                   1 / 13.0, 1 / 15.0, 1 / 17.0, 1 / 19.0};
 
 // a log(a / b) + gap for probabilities a and b = a + gap. It is not negative. Near 0, where
-// log(a / b) = -log(1 + x) with x = gap / a, it is a (x - log(1 + x)) without the parts that cancel.
+// log(a / b) = -log(1 + x) with x = gap / a, it is a (x - log(1 + x)) without the parts that
+// cancel.
 XENT_LANE double divergence_term(double a, double gap, double log_ratio) {
   const bool close = (gap < 0 ? -gap : gap) < 0.25 * a;
   const double s = gap / (2.0 * a + gap), u = s * s;

@@ -24,8 +24,8 @@ XENT_LANE void each_candidate(Candidates<Real>& row, double mu, Step step, int s
 
 // Searches the number `mu` of a row, which is not below `low`. Newton's method is on
 // log_t sum_j exp_t(z_j - lambda), which is convex for t >= 0 and linear if all logits are equal.
-// Bisection replaces a step that leaves the interval or shrinks too slowly. With a stride one vector
-// of candidates stands for as many.
+// Bisection replaces a step that leaves the interval or shrinks too slowly. With a stride, one
+// vector of candidates stands for so many of them.
 template <class Powers, class Real>
 double search_normaliser(const Temperatures& t, const Powers powers, Candidates<Real>& row,
                          double low, double mu, int stride = 1) {
