@@ -7,12 +7,13 @@ import pytest
 import torch
 from scipy.sparse import csr_array
 from sklearn.datasets import load_iris
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from xent.learn import SoftmaxRegression
 from xent.learn.regression import design as designs
 from xent.learn.regression import newton
 from xent.learn.regression.design import Design
-from xent.learn.regression.shares import in_threads, shares_of
+from xent.learn.regression.shares import in_threads, one_blas_thread, shares_of
 from xent.learn.regression.solvers import newton_step
 
 
@@ -65,10 +66,32 @@ def _product_after_fork() -> None:
 @pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="no fork")
 def test_a_fork_has_threads_of_its_own():
     assert in_threads(lambda k: k + 1, [1, 2]) == [2, 3]  # the threads of this process
-    child = multiprocessing.get_context("fork").Process(target=_product_after_fork)
+    child = multiprocessing.get_context("fork").Process(
+        target=_product_after_fork, daemon=True
+    )
     child.start()
     child.join(30)
     assert child.exitcode == 0
+
+
+def _blas_threads() -> list[int]:
+    pools = threadpool_info()
+    return [p["num_threads"] for p in pools if p["prefix"] == "libscipy_openblas"]
+
+
+def test_fits_that_overlap_in_time_restore_the_threads_of_blas():
+    if not _blas_threads():
+        pytest.skip("NumPy has another library of linear algebra")
+    with threadpool_limits(2):
+        before = _blas_threads()
+        assert 2 in before
+        first, second = one_blas_thread(), one_blas_thread()
+        first.__enter__()
+        second.__enter__()
+        first.__exit__(None, None, None)
+        assert set(_blas_threads()) == {1}  # the second still needs one
+        second.__exit__(None, None, None)
+        assert _blas_threads() == before
 
 
 @pytest.mark.parametrize("little", [0.0, np.inf])

@@ -8,10 +8,11 @@ linear algebra leave cores idle there: 20,000 rows of 784 features times 10 coef
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from functools import cache, lru_cache
+from threading import Lock
 from typing import Any, TypeVar
 
 import numpy as np
@@ -48,13 +49,42 @@ def _executor(process: int, threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, f"xent-rows-{process}")
 
 
-def one_blas_thread() -> AbstractContextManager[Any]:
-    """Return a context in which a product of NumPy or SciPy takes one thread.
+@contextmanager
+def one_blas_thread() -> Iterator[None]:
+    """Let a product of NumPy or SciPy take one thread.
 
-    The threads of their products wait for work by spinning, and between products would take the
-    cores from PyTorch.
+    The threads of these libraries wait for work by spinning, and between products would take the
+    cores from PyTorch. The number of threads is one for the whole process. So of several fits that
+    overlap in time, the last to end restores it.
     """
-    return _thread_pools().limit(limits={"libscipy_openblas": 1})
+    _blas.enter()
+    try:
+        yield
+    finally:
+        _blas.leave()
+
+
+class _Blas:
+    """The limit of the libraries of linear algebra, and how many fits need it now."""
+
+    def __init__(self) -> None:
+        self.lock, self.fits = Lock(), 0
+        self.limit: Any = None
+
+    def enter(self) -> None:
+        with self.lock:
+            if self.fits == 0:
+                self.limit = _thread_pools().limit(limits={"libscipy_openblas": 1})
+            self.fits += 1
+
+    def leave(self) -> None:
+        with self.lock:
+            self.fits -= 1
+            if self.fits == 0:
+                self.limit.restore_original_limits()
+
+
+_blas = _Blas()
 
 
 @cache
