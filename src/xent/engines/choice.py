@@ -60,7 +60,7 @@ def why_reference(
 ) -> str | None:
     """Return why the reference engine computes, or None where the engine ``kernels`` does.
 
-    ``arithmetic`` is the type in which the native kernels would compute; logits of 16 bits stand
+    ``arithmetic`` is the type in which the native kernels would compute; a type of 16 bits stands
     for float32. ``find_obstacle`` returns why the kernels cannot take the problem, or None. Raises
     a ValueError if the caller has asked for ``kernels`` by name and they cannot.
     """

@@ -6,6 +6,9 @@ import torch
 from tests.helpers import same_bits, value_and_grad
 from xent import losses
 from xent.engines import core as native
+from xent.engines import elements
+from xent.engines.elements.problem import Form
+from xent.frames.element_checks import make_problem
 
 BCE = losses.binary_cross_entropy_with_logits
 FOCAL, ASYMMETRIC = losses.sigmoid_focal_loss, losses.asymmetric_loss
@@ -96,3 +99,18 @@ def test_values_are_in_memory_of_the_pool(core, dtype):
     values = BCE(z, z, reduction="none", engine="native")
     blocks = [block.address for block in native.pool._blocks]
     assert values.untyped_storage().data_ptr() in blocks
+
+
+def test_slow_arithmetic_is_left_to_the_reference(core):
+    """Without fused multiply-add, kernels are slow in float64, in which they sweep wide targets."""
+    before = native.isa
+    try:
+        native.set_isa("baseline")
+        if torch.float64 in native.fast:
+            pytest.skip("this processor always has fused multiply-add")
+        z = torch.zeros(3)
+        for t, engine in ((z, "native"), (z.double(), "reference")):
+            problem = make_problem(z, t, None, None, None)._replace(form=Form())
+            assert elements.choose(problem, "auto").engine == engine
+    finally:
+        native.set_isa(before)

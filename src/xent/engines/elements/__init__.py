@@ -40,7 +40,8 @@ def choose(problem: ElementProblem, engine: str) -> Explanation:
 
 def _arithmetic(problem: ElementProblem) -> torch.dtype:
     """The type that the native kernels may compute in: float64 for most modulators."""
-    return problem.input.dtype if problem.form == Form() else torch.float64
+    types = problem.input.dtype, problem.target.dtype
+    return types[0] if problem.form == Form() and torch.float64 not in types else torch.float64
 
 
 def _obstacle(problem: ElementProblem, kernels: str) -> str | None:
