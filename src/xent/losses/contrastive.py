@@ -57,7 +57,7 @@ def info_nce_loss(
         reduction: ``"none"``, ``"sum"`` or ``"mean"``, which divides by the number of queries kept,
             or by the sum of their ``row_weight``.
         max_workspace: bytes that a chunk of similarities may take.
-        products: of features of 16 bits, as for :class:`xent.LinearLogits`.
+        products: the type of the products of 16-bit features, as for :class:`xent.LinearLogits`.
 
     Returns:
         In nats: a scalar, or ``(N,)`` for ``reduction="none"``, in the dtype of ``query``.
@@ -120,7 +120,7 @@ def clip_loss(
         normalize: divide features by their length.
         reduction: ``"none"``, ``"sum"`` or ``"mean"`` over the pairs.
         max_workspace: bytes that a chunk of similarities may take.
-        products: of features of 16 bits, as for :class:`xent.LinearLogits`.
+        products: the type of the products of 16-bit features, as for :class:`xent.LinearLogits`.
 
     Returns:
         In nats: a scalar, or ``(N,)`` for ``reduction="none"``, in the dtype of ``image``.
@@ -176,7 +176,7 @@ def nt_xent_loss(
         normalize: divide features by their length.
         reduction: ``"none"``, ``"sum"`` or ``"mean"`` over all ``2 N`` views.
         max_workspace: bytes that a chunk of similarities may take.
-        products: of features of 16 bits, as for :class:`xent.LinearLogits`.
+        products: the type of the products of 16-bit features, as for :class:`xent.LinearLogits`.
 
     Returns:
         In nats: a scalar, or ``(2 N,)`` for ``reduction="none"``, the views ``a`` first; in the
@@ -252,7 +252,7 @@ def sampled_cross_entropy(
         reduction: ``"none"``, ``"sum"`` or ``"mean"``, which divides by the number of rows kept, or
             by the sum of their ``row_weight``.
         max_workspace: bytes that a chunk of logits may take.
-        products: with a weight of 16 bits, as for :class:`xent.LinearLogits`.
+        products: the type of products with a 16-bit weight, as for :class:`xent.LinearLogits`.
 
     Returns:
         In nats: a scalar, or ``(...)`` for ``reduction="none"``, in the dtype of ``hidden``.

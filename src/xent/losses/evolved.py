@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from .._series import exp_beyond_line
 from ..engines.modes import compiling
 from ..frames.dense_loss import DenseRows, dense_loss
 from ..frames.row_loss import row_loss
-from ..hyperparameters import Number
+from ..hyperparameters import Range
 from ..row_statistics import RowStatistics
 from .catalog import member
 
@@ -179,7 +179,7 @@ def _refuse_other_than(name: str, values: Sequence[float] | Tensor, count: int) 
 
 @member(proper=False, bounded=True, convex=False, second_pass=True)
 @dense_loss
-def ngl_loss(rows: DenseRows, alpha: Number = 2.4092) -> Tensor:
+def ngl_loss(rows: DenseRows, alpha: Annotated[float, Range(high=700)] = 2.4092) -> Tensor:
     r"""Next Generation Loss: exponential in the probabilities, twice as steep for the target.
 
     .. math:: \ell = \frac1C \sum_j \Bigl(e^{\alpha - p_j (1 + q_j)} - \cos \cos \sin p_j\Bigr)
@@ -190,7 +190,7 @@ def ngl_loss(rows: DenseRows, alpha: Number = 2.4092) -> Tensor:
     not masked by ``-inf``.
 
     Args:
-        alpha: scale of the exponential part, :math:`e^\alpha`.
+        alpha: logarithm of the scale of the exponential part, at most 700.
 
     Example:
         >>> import torch, xent
