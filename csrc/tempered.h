@@ -81,8 +81,8 @@ double search_from_sample(const Temperatures& t, const Powers powers, Candidates
   return search_normaliser(t, powers, row, low, start);
 }
 
-// Computes value and gradient of rows of a dense loss. With `priced`, where t1 = t2, the gradient is
-// p - q.
+// Computes value and gradient of rows of a dense loss. With `priced`, where t1 = t2, the gradient
+// is p - q.
 template <class Powers, bool priced, class Real>
 class TemperedSweep {
  public:
