@@ -107,13 +107,15 @@ template <bool near, class Real>
 struct Terms {
   Real e, unit, p, q, yes, no, up, down, value, slope;
 
-  XENT_LANE Terms(Real z, Real t, Real pos_weight, Real e, Real overlap) : e(e) {
+  XENT_LANE Terms(Real z, Real t, Real pos_weight, Real e, Real overlap)
+      : Terms(z, t, Real(1) - t, pos_weight, e, overlap) {}
+  // `no` is 1 - t, given apart where 1 minus the rounded t would lose digits.
+  XENT_LANE Terms(Real z, Real t, Real no, Real pos_weight, Real e, Real overlap) : e(e), no(no) {
     unit = Real(1) / (Real(1) + e);
     const Real small = e * unit;
     up = (z > 0 ? z : Real(0)) + overlap, down = (z < 0 ? -z : Real(0)) + overlap;
     p = z < 0 ? small : unit;
     q = z < 0 ? unit : small;
-    no = Real(1) - t;
     yes = t * pos_weight;
     value = product<near>(yes, down) + product<near>(no, up);
     slope = no * p - yes * q;
@@ -311,7 +313,8 @@ XENT_LANE void evaluate(Piece<Real>& g, const Settings<Real>& s) {
   XENT_EACH(i, g.count) g.overlap[i] = log1p_unit(g.e[i]);
   if constexpr (modulator == Modulator::none) {
     XENT_EACH(i, g.count) {
-      const Terms<near, Real> x(g.z[i], g.t[i], plain ? Real(1) : g.pos_weight[i], g.e[i],
+      const Real no = fused(Real(1) - g.label[i], s.kept, s.half);  // smoothed as g.t
+      const Terms<near, Real> x(g.z[i], g.t[i], no, plain ? Real(1) : g.pos_weight[i], g.e[i],
                                 g.overlap[i]);
       g.value[i] = x.value;
       g.slope[i] = x.slope;
