@@ -82,17 +82,21 @@ class _Logits(NamedTuple):
 
         Most of what moves an entry of a gradient comes from its own class, from the target and from
         the largest of the others, and may cancel. So of four draws two have the sign of the target
-        turned round, and two that of its rival: in one of them all three add up. In half of those
-        of exponentials all signs are the same, as from an error in their sum.
+        turned round, and two that of its rival: in one of them all three add up. Rivals with the
+        same logit have signs in turns. In half of the draws of exponentials all signs are the same,
+        as from an error in their sum.
         """
         z = self.plain()
         signs = np.random.default_rng(0).choice([-1.0, 1.0], z.shape)
-        if draw >= EXPONENTIALS and draw % 2 == 0:
-            signs = np.abs(signs)
+        in_turns = (-1.0) ** np.arange(z.shape[1])
         of_target = np.arange(z.shape[1]) == np.array(self.target)[:, None]
         rival = np.where(of_target, -np.inf, z).max(-1, keepdims=True)
+        rivals = (z == rival) & ~of_target
+        signs = np.where(rivals & (rivals.sum(-1, keepdims=True) > 1), in_turns, signs)
+        if draw >= EXPONENTIALS and draw % 2 == 0:
+            signs = np.abs(signs)
         signs = np.where(of_target & (draw % 2 == 1), -signs, signs)
-        signs = np.where((z == rival) & ~of_target & (draw % 4 > 1), -signs, signs).astype(float)
+        signs = np.where(rivals & (draw % 4 > 1), -signs, signs).astype(float)
         if self.times is not None:
             others = np.array(self.times) > 1  # of the group of the class to their left
             signs[:, others] = -signs[:, np.flatnonzero(others) - 1]
