@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import xent
+from tests.helpers import ulps
 from tests.house.test_laws import (  # noqa: F401
     test_a_constant_added_to_the_logits_changes_nothing,
     test_a_masked_class_is_a_class_that_is_not_there,
@@ -20,7 +21,6 @@ from tests.house.test_laws import (  # noqa: F401
     test_the_order_of_the_classes_does_not_matter,
     test_value_and_gradient_are_those_of_the_formula,
 )
-from tests.helpers import ulps
 from tests.registry import DENSE
 
 pytestmark = [

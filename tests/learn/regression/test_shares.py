@@ -66,9 +66,7 @@ def _product_after_fork() -> None:
 @pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="no fork")
 def test_a_fork_has_threads_of_its_own():
     assert in_threads(lambda k: k + 1, [1, 2]) == [2, 3]  # the threads of this process
-    child = multiprocessing.get_context("fork").Process(
-        target=_product_after_fork, daemon=True
-    )
+    child = multiprocessing.get_context("fork").Process(target=_product_after_fork, daemon=True)
     child.start()
     child.join(30)
     assert child.exitcode == 0

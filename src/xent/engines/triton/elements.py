@@ -139,10 +139,12 @@ def raised(log_base, exponent):
 
 
 @triton.jit
-def evaluate(f, z, t, pos_weight, MODULATOR: tl.constexpr, POWER: tl.constexpr):
-    """Return (value, slope) of elements, without a margin."""
+def evaluate(f, z, t, no, pos_weight, MODULATOR: tl.constexpr, POWER: tl.constexpr):
+    """Return (value, slope) of elements, without a margin.
+
+    ``no`` is 1 - t, given apart where 1 minus the rounded t would lose digits.
+    """
     e, unit, p, q, up, down = halves_of(z)
-    no = 1.0 - t
     yes = t * pos_weight
     value = product(yes, down) + product(no, up)
     slope = no * p - yes * q
@@ -257,7 +259,8 @@ def sweep_block(
     elif MODULATOR == "excess":
         value, slope = evaluate_excess(z, t)
     else:
-        value, slope = evaluate(f, z, t, pos_weight, MODULATOR, POWER)
+        no = (1.0 - label) * (1.0 - f.smoothing) + 0.5 * f.smoothing
+        value, slope = evaluate(f, z, t, no, pos_weight, MODULATOR, POWER)
     if args.upstream is not None:
         scale = scale * read(args.upstream, begin, j, mask, REAL)
     if args.weight is not None:
