@@ -2,8 +2,8 @@
 
 Forward and backward of ``xent.cross_entropy`` and its kind, where the logits are not one dense row
 after the other, or where the target is more than a class. ``torch`` is PyTorch's call with the same
-options, or the textbook formula where it has no such call. The yardstick of a copy moves the
-logits, and the targets where they are as wide.
+options, or the textbook formula where it has no such call. The yardstick is a plain copy of the
+logits.
 """
 
 from __future__ import annotations

@@ -51,7 +51,8 @@ def ours(subject: Subject, engine: str) -> Both:
 def _by_kind(call: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Return a loss that computes labels with ordinary logits apart from all other elements.
 
-    Kernels compute a block of such elements in float32, and any other block in float64.
+    The kernel of losses with a margin computes a block of such elements in float32, and any other
+    block in float64.
     """
 
     def apart(z: Tensor, y: Tensor, **arguments: Any) -> Tensor:

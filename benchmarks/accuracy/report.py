@@ -200,8 +200,8 @@ def _beyond(atlas: dict[str, Any]) -> str:
                 f"{worst['margin']}, {worst['classes']} classes, offset {worst['offset']:g}: "
                 f"{shown(worst['part'])} of what is allowed"
             )
-    listed = "\n".join(text) or "Nothing."
-    return f"## Beyond what is allowed\n\n{listed}\n{BEYOND}"
+    listed = "\n".join(text) + f"\n{BEYOND}" if text else "Nothing.\n"
+    return f"## Beyond what is allowed\n\n{listed}"
 
 
 def slug(loss: str) -> str:

@@ -11,7 +11,8 @@ from .exact import Array, Exact, array_of, power
 def tempered(z: Exact, t: float) -> Exact:
     """Return the probabilities ``exp_t(z - l)``, whose normaliser ``l`` makes them add up to 1.
 
-    Bisection in float64 gives 15 digits of it, steps of Newton the others.
+    Bisection in float64 gives 15 digits of it, steps of Newton the others. A class that is alone
+    has all of the probability, exactly.
     """
     slope_of_base = 1 - mpf(t)
     x = z.value - z.value.max(-1, keepdims=True)
@@ -28,6 +29,9 @@ def tempered(z: Exact, t: float) -> Exact:
         if np.all(np.abs(excess) < mpf(10) ** -60):
             break
         level = level + excess / total
+    alone = inside & ((inside * times).sum(-1, keepdims=True) == 1)
+    p, slope = (np.where(alone, mpf(1), found) for found in (p, slope))
+    total = (slope * times).sum(-1, keepdims=True)
 
     def pull(given: Array) -> Array:
         inner = given * slope
