@@ -1,4 +1,4 @@
-"""What `xent.explain` tells about losses that need all logits of a row."""
+"""Answers of `xent.explain` about losses that need all logits of a row."""
 
 import pytest
 import torch

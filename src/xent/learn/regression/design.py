@@ -63,7 +63,7 @@ class Design:
         return torch.cat([w, torch.from_numpy(intercept).double().unsqueeze(1)], 1)
 
     def dense(self, columns: Tensor) -> Tensor:
-        """Some columns of all rows, ``(N, M)``, float64."""
+        """The columns with these numbers, of all rows: ``(N, M)``, float64."""
         features = columns[columns < self.features]
         rows: Any = self.x
         if self.sparse:
