@@ -122,6 +122,12 @@ struct Terms {
   }
 };
 
+// The log terms of an element of a piece.
+template <bool near, bool plain, class Real>
+XENT_LANE Terms<near, Real> terms_at(const Piece<Real>& g, int i) {
+  return {g.z[i], g.t[i], plain ? Real(1) : g.pos_weight[i], g.e[i], g.overlap[i]};
+}
+
 // The error of an element. Its modulator is share error^gamma, and d error / d z = turn p q.
 template <class Real>
 struct Error {
@@ -141,8 +147,7 @@ template <bool near, bool plain, class Real>
 XENT_LANE void evaluate_simple(Piece<Real>& g, const Settings<Real>& s) {
   Real error[kPiece], power[kPiece];  // power = share error^(gamma - 1)
   XENT_EACH(i, g.count) {
-    const Terms<near, Real> x(g.z[i], g.t[i], plain ? Real(1) : g.pos_weight[i], g.e[i],
-                              g.overlap[i]);
+    const auto x = terms_at<near, plain>(g, i);
     const Error<Real> e(s, x, g.t[i]);
     error[i] = e.value;
     power[i] = e.share;
@@ -167,8 +172,7 @@ template <bool near, bool plain, class Real>
 XENT_LANE void evaluate_any(Piece<Real>& g, const Settings<Real>& s) {
   Real error[kPiece], share[kPiece], turn[kPiece];
   XENT_EACH(i, g.count) {
-    const Terms<near, Real> x(g.z[i], g.t[i], plain ? Real(1) : g.pos_weight[i], g.e[i],
-                              g.overlap[i]);
+    const auto x = terms_at<near, plain>(g, i);
     const Error<Real> e(s, x, g.t[i]);
     error[i] = e.value;
     share[i] = e.share;

@@ -118,7 +118,7 @@ def test_slow_arithmetic_is_left_to_the_reference(core):
 
 @pytest.mark.parametrize("amount", [0.1, 1e-3, 1e-6])
 def test_a_little_smoothing_keeps_its_digits(every_engine, amount):
-    """The share of the other label is computed for itself: 1 minus a rounded share has no digits."""
+    """The share of the other label has digits that 1 minus a rounded share has not."""
     z, t = labels_and_logits(20.0)
     z, t = z[:2048], t[:2048]
     options = {"reduction": "none", "label_smoothing": amount, "engine": every_engine}
