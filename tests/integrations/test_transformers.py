@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 import xent
 from xent.heads import chunks as heads
+from xent.heads.late import Late
 from xent.integrations.transformers import lean, unlean
 
 transformers = pytest.importorskip("transformers")
@@ -167,7 +168,7 @@ def test_evaluation_and_generation(name):
         assert out.logits.shape == truth.logits.shape
         assert isinstance(model(**inputs).logits, xent.LinearLogits)
         if "decoder_start_token_id" not in MODELS[name] and name != "BartForConditionalGeneration":
-            assert type(model(ids).logits) is torch.Tensor
+            assert isinstance(model(ids).logits, xent.LinearLogits)
         if able:
             assert torch.equal(model.generate(**prompt, **options), tokens)
             model.train()
@@ -435,6 +436,7 @@ def test_late_logits_pass_for_a_tensor():
         torch.testing.assert_close(found, truth)
     torch.testing.assert_close(copy.deepcopy(late), truth)
     assert torch.equal(late.argmax(-1), truth.argmax(-1))
+    assert (late.shape, late.dtype, late.device) == (truth.shape, truth.dtype, truth.device)
 
 
 # ---- on and off --------------------------------------------------------------------------------
@@ -479,10 +481,17 @@ def test_labels_by_position_and_after_an_exception():
     assert type(model.lm_head(torch.ones(1, 32))) is torch.Tensor
 
 
-def test_no_grad_in_training_gives_tensors():
-    model = make("LlamaForCausalLM")
-    with lean(model), torch.no_grad():
-        assert type(model(batch()["input_ids"]).logits) is torch.Tensor
+def test_only_in_training():
+    model, inputs = make("LlamaForCausalLM"), batch()
+    ids = inputs["input_ids"]
+    with lean(model, when="training"):
+        assert isinstance(model(ids).logits, xent.LinearLogits)
+        with torch.no_grad():
+            assert type(model(ids).logits) is torch.Tensor
+            assert isinstance(model(**inputs).logits, Late)
+        model.eval()
+        assert type(model(ids).logits) is torch.Tensor
+        assert isinstance(model(**inputs).logits, xent.LinearLogits)
 
 
 def test_tuples():
@@ -521,37 +530,41 @@ def test_nothing_is_saved(tmp_path):
     assert "xent" not in (tmp_path / "config.json").read_text()
 
 
-def test_a_new_head_is_noticed():
+def test_a_new_head_is_followed():
     model, inputs = make("LlamaForCausalLM"), batch()
     lean(model)
     model.resize_token_embeddings(101, mean_resizing=False)
-    with pytest.warns(UserWarning, match=r"call lean\(model\) again"):
-        model(**inputs)
-    lean(model)
     assert isinstance(model(**inputs).logits, xent.LinearLogits)
     unlean(model)
-    assert not model._forward_hooks
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
 # ---- what is refused ---------------------------------------------------------------------------
 
 
-class Linear4bit(nn.Linear):
+class Linear8bit(nn.Linear):
     """A linear layer that computes its product itself, as those of bitsandbytes do."""
 
     def forward(self, input):
-        return F.linear(input, self.weight)
+        return torch.einsum("...d,vd->...v", input, self.weight)
 
 
 def test_a_quantised_head():
     model = make("LlamaForCausalLM")
-    model.lm_head = Linear4bit(32, VOCABULARY)
-    with pytest.raises(TypeError, match=r"LlamaForCausalLM .* Linear4bit.*llm_int8_skip_modules"):
-        lean(model)
-    model.lm_head = nn.Linear(32, VOCABULARY)
     model.lm_head.weight = nn.Parameter(model.lm_head.weight.to(torch.int8), requires_grad=False)
-    with pytest.raises(TypeError, match=r"must be a torch\.nn\.Linear with a floating point"):
+    with pytest.raises(TypeError, match=r"LlamaForCausalLM .* torch\.int8.*llm_int8_skip_modules"):
         lean(model)
+
+
+def test_a_head_that_computes_its_product_itself_is_told_once():
+    model, inputs = make("LlamaForCausalLM"), batch()
+    truth = loss_and_gradients(model, inputs)
+    model.lm_head = (own := Linear8bit(32, VOCABULARY, bias=False))
+    own.weight = nn.Parameter(make("LlamaForCausalLM").lm_head.weight.detach())
+    lean(model)
+    with pytest.warns(UserWarning, match="all its logits: its head, Linear8bit, computes"):
+        model(**inputs)
+    assert_same(loss_and_gradients(model, inputs), truth, F32_EPS)  # warnings would be errors
 
 
 def test_a_head_that_is_not_linear():
@@ -559,6 +572,14 @@ def test_a_head_that_is_not_linear():
     model.lm_head = nn.Sequential(nn.Linear(32, 32), nn.Linear(32, VOCABULARY))
     with pytest.raises(TypeError, match=r"got Sequential(?s:.*)xent\.LinearLogits"):
         lean(model)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_compiled_model_is_told():
+    model = make("LlamaForCausalLM")
+    with pytest.warns(UserWarning, match=r"compile its body instead: model\.model\.compile"):
+        lean(torch.compile(model))
+    assert "_xent_hooks" in vars(model)
 
 
 @pytest.mark.parametrize("kind", ["LlamaModel", "LlamaForSequenceClassification"])

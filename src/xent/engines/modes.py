@@ -187,6 +187,19 @@ def obstacle(tensors: Sequence[Tensor | None], devices: Sequence[str]) -> str | 
     return None
 
 
+def version(tensor: Tensor | None) -> int | None:
+    """The number of times that a tensor was changed in place; None where nobody counts."""
+    if tensor is None or compiling() or _transformed() or tensor.is_inference():
+        return None
+    return tensor._version
+
+
+def is_freed(tensor: Tensor) -> bool:
+    """True if a plain tensor has a shape, but its memory was given back."""
+    plain = type(tensor) in PLAIN_TENSORS and tensor.layout is torch.strided
+    return plain and tensor.numel() > 0 and not tensor.untyped_storage().size()
+
+
 def only_differentiable(*grads: Tensor | None) -> bool:
     """True if a backward pass must be plain operations, given the incoming gradients.
 

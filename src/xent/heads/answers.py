@@ -186,6 +186,7 @@ def _gather(input: LinearLogits, dim: int, index: Tensor, **options: Any) -> Ten
 
 def _few(input: LinearLogits, index: Tensor) -> Tensor:
     """The logits of a few classes of each row: products with the weights of these classes only."""
+    input.unchanged()
     wide = torch.promote_types(input.weight.dtype, torch.float32)
     weight = gradients.rows_of_weight(input.weight, index).to(wide)
     z = (weight @ input.hidden.to(wide).unsqueeze(-1))[..., 0]

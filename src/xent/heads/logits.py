@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .._check import is_tensor, one_of, whole_number
-from ..engines.modes import autocasts, without_autocast
+from ..engines.modes import autocasts, is_freed, version, without_autocast
 from ..logits import LogitTransform
 from .stand_in import Lean
 
@@ -19,6 +20,7 @@ MAX_WORKSPACE = 128 << 20
 Products = Literal["float32", "input"]
 
 
+@dataclasses.dataclass(init=False, repr=False, eq=False)  # so that wrappers find its tensors
 class LinearLogits(Lean):
     """``hidden @ weight.T + bias`` for every loss and for :func:`xent.statistics`.
 
@@ -64,6 +66,10 @@ class LinearLogits(Lean):
 
     lean: ClassVar[dict[Callable[..., Any], Callable[..., Any]]] = {}
 
+    hidden: Tensor
+    weight: Tensor
+    bias: Tensor | None
+
     def __init__(
         self,
         hidden: Tensor,
@@ -85,6 +91,11 @@ class LinearLogits(Lean):
         if not torch.is_grad_enabled():  # as logits computed here would be
             hidden, weight, bias = _constant(hidden), _constant(weight), _constant(bias)
         self.hidden, self.weight, self.bias = hidden, weight, bias
+        self.versions = {
+            "hidden": version(hidden),
+            "weight": version(weight),
+            "bias": version(bias),
+        }
         self.scale: float | Tensor = 1.0  # before the cap
         self.softcap: float | None = None
         self.capped = False  # True after tanh, until the factor of the cap comes
@@ -116,7 +127,34 @@ class LinearLogits(Lean):
     def _with(self, **changes: Any) -> LinearLogits:
         other = object.__new__(LinearLogits)
         vars(other).update({**vars(self), **changes, "_all": None})
+        new = {name: version(x) for name, x in changes.items() if name in self.versions}
+        other.versions = {**self.versions, **new}
         return other
+
+    def unchanged(self) -> LinearLogits:
+        """Return these logits.
+
+        Raises:
+            RuntimeError: if a part was changed, or its memory freed, since they were made: they
+                would not be the logits of that time.
+        """
+        for name, before in self.versions.items():
+            part = getattr(self, name)
+            if before is None or part is None:
+                continue
+            if part._version != before:
+                raise RuntimeError(
+                    f"the {name} behind {self!r} was changed after these logits were made, as by "
+                    f"the step of an optimizer; compute the logits again, or keep "
+                    f".materialize() of them"
+                )
+            if is_freed(part):
+                raise RuntimeError(
+                    f"the {name} behind {self!r} is no longer in memory, as after the forward of a "
+                    f"unit of FSDP. Call fully_shard(head, reshard_after_forward=False), or leave "
+                    f"the head in the root unit"
+                )
+        return self
 
     def reshape(self, *shape: Any) -> LinearLogits:
         """Reshape the rows; the last axis, of the classes, stays."""
@@ -227,6 +265,7 @@ class LinearLogits(Lean):
 
     def without_recorded(self) -> LinearLogits:
         """The head with its rows on one axis, ``(N, V)``, without recorded scale and softcap."""
+        self.unchanged()
         hidden = self.hidden.reshape(-1, self.hidden.shape[-1])
         return self._with(hidden=hidden, scale=1.0, softcap=None, divisor=None, undivided=1.0)
 
@@ -264,9 +303,11 @@ class LinearLogits(Lean):
 
     def product(self) -> Tensor:
         """The product of features and weight, in the wider of their dtypes, whatever autocast."""
+        self.unchanged()
         wide = torch.promote_types(self.hidden.dtype, self.weight.dtype)
         parts = (None if x is None else x.to(wide) for x in (self.hidden, self.weight, self.bias))
-        with without_autocast(self.hidden):
+        # Not as a function that others may see: the mode of a lean head would make it late again.
+        with without_autocast(self.hidden), torch._C.DisableTorchFunction():
             return torch.nn.functional.linear(*parts)  # pyright: ignore
 
     def transform(self, z: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ class Lean:
     shape: Any
     dtype: torch.dtype
     hidden: Tensor
+    silent = False  # True where the numbers may be read without a warning
     _all: tuple[bool, Tensor] | None = None  # whether grad was on, and all the numbers
 
     def materialize(self) -> Tensor:
@@ -33,10 +34,10 @@ class Lean:
         raise NotImplementedError
 
     def materialize_for(self, operation: str) -> Tensor:
-        """Materialise once, keep the result, and warn which operation needed it."""
+        """Materialise once, keep the result, and warn which operation needed it, unless silent."""
         if self._all is not None and self._all[0] == torch.is_grad_enabled():
             return self._all[1]
-        if not compiling():
+        if not (self.silent or compiling()):
             warnings.warn(
                 f"{operation} needs all {self.numel():,} logits of {self!r} at once", stacklevel=3
             )
@@ -148,6 +149,14 @@ class Lean:
         return self.__torch_function__(function, (type(self),), (self, *args), kwargs)
 
     @classmethod
+    def answer_to(
+        cls, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> Callable[..., Any] | None:
+        """The lean answer to a function with these arguments, or None."""
+        answer = cls.lean.get(func)
+        return answer if answer is not None and _fits(answer, args, kwargs) else None
+
+    @classmethod
     def __torch_function__(
         cls,
         func: Callable[..., Any],
@@ -161,8 +170,8 @@ class Lean:
             raise TypeError(
                 f"{name}(out=) writes a tensor, and {cls.__name__} are none; leave out `out`"
             )
-        answer = cls.lean.get(func)
-        if answer is not None and _fits(answer, args, kwargs):
+        answer = cls.answer_to(func, args, kwargs)
+        if answer is not None:
             return answer(*args, **kwargs)
         if name.endswith("_") and not name.startswith("__"):
             raise TypeError(

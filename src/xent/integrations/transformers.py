@@ -4,9 +4,10 @@
     with lean(model):          # or for a while
         model(input_ids, labels=labels).loss.backward()
 
-The code of a model does not change; only its output head returns :class:`xent.LinearLogits` instead
-of logits. The forward of the model scales, caps, shifts and flattens this stand-in as it would the
-logits, and cross-entropy is computed a chunk of rows at a time. No model needs code of its own.
+The code of a model does not change; only the product of its output head is late: it becomes
+:class:`xent.LinearLogits` instead of logits. The forward of the model scales, caps, shifts and
+flattens this stand-in as it would the logits, and cross-entropy is computed a chunk of rows at a
+time. No model needs code of its own, and hooks of others see tensors until the product.
 """
 
 from __future__ import annotations
@@ -17,11 +18,14 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from .. import LinearLogits
 from .._check import one_of
-from ..engines.modes import autocasts
+from ..engines.modes import compiling
+from ..heads.late import Late, in_evaluation
+from ..heads.late_product import LateProduct
 
 MAX_WORKSPACE: int = inspect.signature(LinearLogits).parameters["max_workspace"].default
 
@@ -29,11 +33,11 @@ MAX_WORKSPACE: int = inspect.signature(LinearLogits).parameters["max_workspace"]
 class lean:
     """Let a model of Transformers compute its loss without all logits in memory at once.
 
-    The model is changed in training mode with gradients enabled, and whenever ``labels`` are given:
-    then ``outputs.logits`` are :class:`xent.LinearLogits`, or without gradients a tensor that is
-    computed when something reads it. Otherwise, as in ``generate``, the model works as before.
-    Parameters and saved files stay the same; copies and pickles are lean, too. After a change of
-    the head (``resize_token_embeddings``, an adapter on it) call ``lean`` again.
+    With gradients ``outputs.logits`` are :class:`xent.LinearLogits`. Without gradients they are a
+    tensor whose numbers are computed when something reads them; functions with a lean answer
+    (``cross_entropy``, ``log_softmax`` and ``gather``, ``argmax``, slices) and all functions of
+    this library read none. ``generate`` works as before. Parameters and saved files stay the same;
+    copies and pickles are lean, too.
 
     As a context manager ``lean`` returns the model, and undoes the change at the end unless the
     model was lean before. Without ``with``, the change stays until :func:`unlean`.
@@ -41,9 +45,11 @@ class lean:
     Args:
         model: any model whose output head is a :class:`torch.nn.Linear`, tied or not: causal,
             masked or sequence to sequence; or a PEFT model around one. A frozen head costs no
-            matrix product for its gradient. ``torch.compile`` of the whole model computes all
-            logits; compile its body instead (``model.model.compile()``). Weights that are sharded
-            over processes (FSDP, ZeRO-3) are not tested.
+            matrix product for its gradient. What comes before the product of the head (hooks,
+            casts, an own ``forward``) works as before. ``torch.compile`` of the whole model
+            computes all logits; compile its body instead (``model.model.compile()``).
+        when: ``"always"``, or ``"training"``: logits are late in training mode with gradients, and
+            whenever ``labels`` are given; otherwise the model returns a tensor.
         max_workspace: bytes that a chunk of logits may take.
         products: the type of the products with a head of 16 bits, as for
             :class:`xent.LinearLogits`.
@@ -51,7 +57,8 @@ class lean:
     Raises:
         TypeError: for a model without an output head, or with a head that is quantised or not
             linear.
-        ValueError: for a model that is lean already, with other options; for unknown ``products``.
+        ValueError: for a model that is lean already, with other options; for an unknown ``when`` or
+            ``products``.
 
     Example:
         >>> import torch
@@ -68,26 +75,37 @@ class lean:
         self,
         model: nn.Module,
         *,
+        when: Literal["always", "training"] = "always",
         max_workspace: int = MAX_WORKSPACE,
         products: Literal["float32", "input"] | None = None,
     ) -> None:
+        one_of("when", when, ("always", "training"))
         if products is not None:
             one_of("products", products, ("float32", "input"))
         options = {"max_workspace": max_workspace, "products": products}
         self.model = model
         owner = _owner(model)
-        heads = _linear_heads(owner)
         hooks = getattr(owner, "_xent_hooks", None)
-        self.was_lean = hooks is not None and hooks.heads == heads
-        if not self.was_lean:
-            unlean(model)
-            owner._xent_hooks = _Hooks(owner, heads, options)  # pyright: ignore
-        elif hooks.options != options:  # pyright: ignore
-            name = next(name for name, value in options.items() if hooks.options[name] != value)  # pyright: ignore
-            raise ValueError(
-                f"this model is lean already, with another `{name}` than {options[name]!r}; call "
-                f"unlean(model) first"
-            )
+        self.was_lean = hooks is not None
+        if hooks is None:
+            objection = _objection(_head(owner))
+            if objection is not None:
+                raise TypeError(f"{type(owner).__name__} {objection}")
+            if _is_compiled(model, owner):
+                warnings.warn(
+                    "`model` is compiled as a whole, and compiled code computes all logits; "
+                    "compile its body instead: model.model.compile()",
+                    stacklevel=2,
+                )
+            owner._xent_hooks = Hooks(owner, when, options)  # pyright: ignore
+            return
+        before = {"when": hooks.when, **hooks.options}
+        for name, value in {"when": when, **options}.items():
+            if before[name] != value:
+                raise ValueError(
+                    f"this model is lean already, with another `{name}` than {value!r}; call "
+                    f"unlean(model) first"
+                )
 
     def __enter__(self) -> nn.Module:
         return self.model
@@ -109,116 +127,165 @@ def unlean(model: nn.Module) -> None:
     owner = _owner(model)
     hooks = getattr(owner, "_xent_hooks", None)
     if hooks is not None:
-        for handle in hooks.handles:
-            handle.remove()
+        hooks.remove(owner)
         del owner._xent_hooks
 
 
-class _Hooks:
-    """The hooks of a lean model: on its forward, where labels arrive, and on its head."""
+class Hooks:
+    """The hooks of a lean model: around its forward, and around its head.
 
-    def __init__(self, owner: nn.Module, heads: list[nn.Linear], options: dict[str, Any]) -> None:
-        self.heads, self.options = heads, options  # of the LinearLogits
-        self.labels_given = self.met = False
-        self.handles = [
+    Attributes:
+        when: the argument of :class:`lean`.
+        options: of the LinearLogits.
+    """
+
+    def __init__(self, owner: nn.Module, when: str, options: dict[str, Any]) -> None:
+        self.when, self.options = when, options
+        self.plainly = False  # True within `generate`
+        self.inside = self.labels_given = self.called = self.met = self.warned = False
+        self.obstacle: str | None = None  # why the product of this call was not late
+        self.products: list[LateProduct] = []  # the modes that are on
+        self.of_owner = [
             owner.register_forward_pre_hook(self.enter, with_kwargs=True),
             owner.register_forward_hook(self.leave, always_call=True),
-            *(head.register_forward_pre_hook(self.stand_in) for head in heads),
         ]
+        self.head: nn.Module | None = None
+        self.of_head: list[Any] = []
+        self.hook_head(_head(owner))
+        if hasattr(type(owner), "generate"):
+            owner.generate = Generate(owner, self)  # pyright: ignore
+
+    def hook_head(self, head: nn.Module) -> None:
+        """Put the hooks around a head, unless they are there."""
+        if head is not self.head:
+            for handle in self.of_head:
+                handle.remove()
+            self.head = head
+            self.of_head = [
+                head.register_forward_pre_hook(self.before_head, with_kwargs=True),
+                head.register_forward_hook(self.after_head, always_call=True),
+            ]
+
+    def remove(self, owner: nn.Module) -> None:
+        """Take all hooks away."""
+        for handle in (*self.of_owner, *self.of_head):
+            handle.remove()
+        given = vars(owner).get("generate")
+        if isinstance(given, Generate):  # and not what others put in its place
+            given.undo()
+
+    # ---- the forward of the model ----------------------------------------------------------------
 
     def enter(self, owner: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        # A flag, not a counter: the next call clears what an interrupted call left behind.
+        """Note what a call of the model is given, and follow a head that was replaced."""
+        if compiling():
+            return
+        # Flags, not counters: the next call clears what an interrupted call left behind.
         labels = kwargs.get("labels")
         if labels is None and len(args) > 1:
             names = inspect.signature(owner.forward).parameters
             labels = dict(zip(names, args, strict=False)).get("labels")
-        self.labels_given, self.met = labels is not None, False
+        self.inside, self.labels_given = True, labels is not None
+        self.called, self.met, self.obstacle = False, False, None
+        head = _head(owner)
+        if head is not self.head and _objection(head) is None:  # resized, or an adapter on it
+            self.hook_head(head)
 
     def leave(self, owner: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        given, self.labels_given = self.labels_given, False
-        if given and not self.met and output is not None:
-            warnings.warn(
-                f"{type(owner).__name__} did not call the head that lean(model) found, so it had "
-                f"all its logits. If the head is a new one, call lean(model) again",
-                stacklevel=2,
-            )
-        if not given or torch.is_grad_enabled():
+        """Make late tensors of what a call without gradients returns; warn of logits."""
+        if compiling():
             return None
-        # Code of an evaluation, as that of Trainer, needs tensors if it reads the logits.
-        return tree_map_only(LinearLogits, _LateLogits, output)
+        wanted = self.inside and not self.met and self.wanted(owner)
+        self.inside = self.labels_given = False
+        if wanted and not self.warned and _has_logits(output):
+            self.warned = True
+            warnings.warn(f"{type(owner).__name__} had all its logits: {self.why()}", stacklevel=2)
+        if torch.is_grad_enabled():
+            return None
+        return tree_map_only(LinearLogits, Late, output)  # code of an evaluation needs tensors
 
-    def stand_in(self, head: nn.Module, args: tuple[Any, ...]) -> Any:
-        if args and (self.labels_given or (head.training and torch.is_grad_enabled())):
-            self.met = True
-            return _Hidden(args[0], self.options)
-        return None
+    def wanted(self, module: nn.Module) -> bool:
+        """Whether logits are to be late in this call of a module."""
+        if self.plainly:
+            return False
+        if self.inside and (self.labels_given or self.when == "always" or in_evaluation.get()):
+            return True
+        return module.training and torch.is_grad_enabled()
 
-
-class _Hidden:
-    """The features that go into the head; its own forward turns them into LinearLogits."""
-
-    def __init__(self, tensor: Tensor, options: dict[str, Any]) -> None:
-        self.tensor, self.options = tensor, options
-
-    @classmethod
-    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Make LinearLogits; the only function that a head calls is torch.nn.functional.linear."""
-        hidden, *parameters = args
-        parts = [None if x is None else _autocast(x) for x in (hidden.tensor, *parameters)]
-        return LinearLogits(*parts, **hidden.options)  # pyright: ignore
-
-
-class _LateLogits(Tensor):
-    """Logits that are computed when something reads them, for code that needs a tensor."""
-
-    __torch_function__ = torch._C._disabled_torch_function_impl  # pyright: ignore
-    logits: LinearLogits | Tensor
-
-    @staticmethod
-    def __new__(cls, logits: LinearLogits) -> _LateLogits:
-        late = Tensor._make_wrapper_subclass(
-            cls, logits.shape, dtype=logits.dtype, device=logits.device
+    def why(self) -> str:
+        """Say why a call had all its logits."""
+        if not self.called:
+            return (
+                "it multiplies by the weight of its head without calling the head. For a lean loss "
+                "hand xent.LinearLogits(hidden, weight) to the loss"
+            )
+        return self.obstacle or (
+            f"its head, {type(self.head).__name__}, computes its product itself, as quantised "
+            f"layers do"
         )
-        late.logits = logits
-        return late
 
-    @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        args, kwargs = tree_map_only(cls, cls.now, (args, kwargs or {}))
-        return func(*args, **kwargs)
+    # ---- its head --------------------------------------------------------------------------------
 
-    def numpy(self, *args: Any, **kwargs: Any) -> Any:
-        """The logits as an array."""
-        return self.now().numpy(*args, **kwargs)
+    def before_head(self, head: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Switch the late product on."""
+        if compiling():
+            return
+        self.called = True
+        hidden = next(iter((*args, *kwargs.values())), None)
+        if isinstance(hidden, Tensor) and self.wanted(head):
+            product = LateProduct(hidden.shape[:-1], _classes(head), self.options)
+            self.products.append(product)
+            product.__enter__()
 
-    def tolist(self) -> Any:
-        """The logits as lists of numbers."""
-        return self.now().tolist()
-
-    def __array__(self, *args: Any) -> Any:
-        return self.now().__array__(*args)
-
-    def __deepcopy__(self, memo: Any) -> Tensor:
-        return self.now().clone()
-
-    def now(self) -> Tensor:
-        """Compute the logits, once, and return them."""
-        if isinstance(self.logits, LinearLogits):
-            self.logits = self.logits.materialize()
-        return self.logits
+    def after_head(self, head: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """Switch the late product off."""
+        if not compiling() and self.products:
+            product = self.products.pop()
+            product.__exit__(None, None, None)
+            self.met, self.obstacle = self.met or product.met, product.obstacle
 
 
-def _autocast(x: Tensor) -> Tensor:
-    """Cast an argument of a product of matrices as autocast would."""
-    if not autocasts(x) or x.dtype == torch.float64:
-        return x
-    return x.to(torch.get_autocast_dtype(x.device.type))
+class Generate:
+    """The ``generate`` of a lean model, in which all works as in an untouched one."""
+
+    def __init__(self, owner: Any, hooks: Hooks) -> None:
+        self.owner, self.hooks = owner, hooks
+        self.before = vars(owner).get("generate")  # of others, who replaced it first
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Generate as an untouched model does."""
+        generate = self.before or type(self.owner).generate.__get__(self.owner)
+        outer, self.hooks.plainly = self.hooks.plainly, True
+        try:
+            return generate(*args, **kwargs)
+        finally:
+            self.hooks.plainly = outer
+
+    def undo(self) -> None:
+        """Give the model its own ``generate`` back."""
+        del self.owner.generate
+        if self.before is not None:
+            self.owner.generate = self.before
+
+
+def _has_logits(output: Any) -> bool:
+    """True if a model returned logits; it has none where another fused loss ran."""
+    logits = output.get("logits") if isinstance(output, dict) else output
+    return any(isinstance(x, Tensor) and x.ndim > 1 for x in tree_leaves(logits))
 
 
 def _owner(model: nn.Module) -> nn.Module:
-    """Return the model of Transformers inside a PEFT model; all calls reach that model."""
-    inner = getattr(model, "get_base_model", None)
-    owner = model if inner is None else inner()
+    """Return the model of Transformers inside wrappers; all calls reach that model."""
+    owner: Any = model
+    while True:
+        if hasattr(owner, "get_base_model"):  # of PEFT
+            owner = owner.get_base_model()
+        elif hasattr(owner, "_orig_mod"):  # of torch.compile
+            owner = owner._orig_mod
+        elif isinstance(owner, (nn.DataParallel, DistributedDataParallel)):
+            owner = owner.module
+        else:
+            break
     if not hasattr(owner, "get_output_embeddings"):
         raise TypeError(
             f"`model` must be a model of Transformers, or of PEFT around one; got "
@@ -227,31 +294,48 @@ def _owner(model: nn.Module) -> nn.Module:
     return owner
 
 
-def _linear_heads(owner: nn.Module) -> list[nn.Linear]:
-    head, name = owner.get_output_embeddings(), type(owner).__name__  # pyright: ignore
+def _head(owner: nn.Module) -> Any:
+    return owner.get_output_embeddings()  # pyright: ignore
+
+
+def _layer(head: Any) -> Any:
+    """Return the layer of a head inside the wrappers of PEFT."""
+    while True:
+        inner = getattr(head, "base_layer", None) or getattr(head, "original_module", None)
+        if inner is None:
+            return head
+        head = inner
+
+
+def _classes(head: nn.Module) -> set[int]:
+    layer = _layer(head)
+    return {layer.out_features, layer.weight.shape[0]}
+
+
+def _objection(head: Any) -> str | None:
+    """Say why a head cannot be late; None if it can."""
     if head is None:
-        raise TypeError(
-            f"{name} has no output head over a vocabulary (get_output_embeddings() is None). Take "
-            f"its class for language models; a head of a few classes has nothing to gain"
+        return (
+            "has no output head over a vocabulary (get_output_embeddings() is None). Take its "
+            "class for language models; a head of a few classes has nothing to gain"
         )
-    heads = _layers(head)
-    for layer in heads:
-        none = torch.empty(0, dtype=torch.bool, device="cpu")
-        kind, weight = type(layer), getattr(layer, "weight", none)
-        plain = type(weight) in (Tensor, nn.Parameter) and weight.is_floating_point()
-        if not isinstance(layer, nn.Linear) or kind.forward is not nn.Linear.forward or not plain:
-            raise TypeError(
-                f"the output head of {name} must be a torch.nn.Linear with a floating point "
-                f"weight, got {layer}. Leave the head out of a quantisation (bitsandbytes: "
-                f"llm_int8_skip_modules), or hand xent.LinearLogits(hidden, weight) to the loss"
-            )
-    return heads
+    layer = _layer(head)
+    elsewhere = "hand xent.LinearLogits(hidden, weight) to the loss"
+    if isinstance(layer, nn.Embedding):
+        return (
+            f"multiplies by the weight of its output head, {layer}, without calling it, so the "
+            f"product cannot be late; {elsewhere}"
+        )
+    if not isinstance(layer, nn.Linear):
+        return f"has an output head that is not a torch.nn.Linear, got {layer}; {elsewhere}"
+    if not layer.weight.is_floating_point():
+        return (
+            f"has an output head with a weight of {layer.weight.dtype}: {layer}. Leave the head "
+            f"out of a quantisation (bitsandbytes: llm_int8_skip_modules), or {elsewhere}"
+        )
+    return None
 
 
-def _layers(head: nn.Module) -> list[Any]:
-    """Return the layers whose results are logits; PEFT may have wrapped the head."""
-    if hasattr(head, "modules_to_save"):  # PEFT trains a copy beside the original
-        return [head.original_module, *head.modules_to_save.values()]  # pyright: ignore
-    if hasattr(head, "base_layer"):  # an adapter adds to the result of the layer
-        return [head.base_layer, *getattr(head, "lora_B", {}).values()]
-    return [head]
+def _is_compiled(model: nn.Module, owner: nn.Module) -> bool:
+    compiled = getattr(owner, "_compiled_call_impl", None) is not None  # by its own `compile`
+    return compiled or hasattr(model, "_orig_mod")

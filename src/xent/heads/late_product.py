@@ -1,0 +1,103 @@
+"""The product of a head as logits that are never all in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from ..engines.modes import PLAIN_TENSORS, autocasts, is_dtensor
+from .logits import LinearLogits
+
+LINEAR = torch.nn.functional.linear
+PRODUCTS = frozenset(
+    (torch.matmul, torch.mm, Tensor.matmul, Tensor.mm, Tensor.__matmul__, Tensor.__rmatmul__)
+)
+
+
+class LateProduct(TorchFunctionMode):
+    """A mode in which products with all classes are :class:`~xent.LinearLogits`.
+
+    The mode is on while a head runs. Whatever the head does before the product, and whoever hooks
+    into the head, works on tensors; an adapter scales and adds what comes after the product.
+
+    Args:
+        rows: the shape of the rows that go into the head.
+        classes: how many results a product with all classes may have.
+        options: of the LinearLogits.
+    """
+
+    def __init__(self, rows: torch.Size, classes: set[int], options: dict[str, Any]) -> None:
+        super().__init__()
+        self.rows, self.classes, self.options = rows, classes, options
+        self.met = False
+        self.obstacle: str | None = None  # why a product with all classes was not taken
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """LinearLogits for a product with all classes, the function itself for anything else."""
+        parts = _parts(func, args, kwargs or {})
+        if parts is not None and self._of_all_classes(*parts):
+            self.obstacle = next(filter(None, map(_obstacle, parts)), None)
+            if self.obstacle is None:
+                self.met = True
+                return LinearLogits(*map(_in_graph, parts), **self.options)  # pyright: ignore
+        return func(*args, **(kwargs or {}))
+
+    def _of_all_classes(self, hidden: Any, weight: Any, bias: Any) -> bool:
+        return (
+            isinstance(hidden, Tensor)
+            and isinstance(weight, Tensor)
+            and weight.ndim == 2
+            and weight.shape[0] in self.classes
+            and hidden.shape[:-1] == self.rows
+        )
+
+
+def _parts(
+    func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[Any, Any, Any] | None:
+    """Features, weight ``(V, D)`` and bias of a product; None for other functions."""
+    if func is LINEAR:
+        named = dict(zip(("input", "weight", "bias"), args, strict=False)) | dict(kwargs)
+        return named["input"], named["weight"], named.get("bias")
+    if func in PRODUCTS and len(args) == 2 and not kwargs:
+        hidden, factor = args[::-1] if func is Tensor.__rmatmul__ else args
+        if isinstance(factor, Tensor) and factor.ndim == 2:
+            return hidden, factor.T, None
+    return None
+
+
+def _obstacle(part: Tensor | None) -> str | None:
+    """Say why a part of a product cannot go into LinearLogits; None if it can."""
+    if part is None:
+        return None
+    if is_dtensor(part):
+        return "its product is one of DTensors, whose numbers lie on several ranks"
+    if type(part) not in PLAIN_TENSORS:
+        return f"its product is one of a {type(part).__name__}"
+    if not part.is_floating_point():
+        return f"its product is one of numbers of {part.dtype}"
+    return None
+
+
+def _in_graph(part: Tensor | None) -> Tensor | None:
+    """Cast a part as autocast would, and give a parameter a place in the graph.
+
+    DistributedDataParallel looks for the parameters that a result needs in the graph behind the
+    tensors of the result, where a parameter itself is none.
+    """
+    if part is None:
+        return None
+    if autocasts(part) and part.dtype != torch.float64:
+        part = part.to(torch.get_autocast_dtype(part.device.type))
+    wanted = part.is_leaf and part.requires_grad and torch.is_grad_enabled()
+    return part.view_as(part) if wanted else part

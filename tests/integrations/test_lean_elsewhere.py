@@ -1,0 +1,325 @@
+"""A lean model among the hooks, wrappers and adapters of others."""
+
+import io
+import pickle
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import xent
+from xent.heads import chunks
+from xent.heads.late import Late
+from xent.integrations.transformers import lean, unlean
+
+from .test_transformers import (
+    F32_EPS,
+    VOCABULARY,
+    Largest,
+    assert_same,
+    batch,
+    loss_and_gradients,
+    make,
+)
+
+torch.manual_seed(0)
+
+
+def llama(**options):
+    return make("LlamaForCausalLM", **options)
+
+
+def evaluated(model, ids):
+    with torch.no_grad():
+        return model(ids).logits
+
+
+# ---- late tensors --------------------------------------------------------------------------------
+
+VOCABULARY_OF_LATE = 997
+
+
+@pytest.fixture
+def late():
+    """Return logits of an evaluation, late, and the same as a tensor."""
+    model, ids = llama(vocab_size=VOCABULARY_OF_LATE).eval(), batch(3, 20)["input_ids"]
+    truth = evaluated(model, ids)
+    lean(model)
+    found = evaluated(model, ids)
+    assert type(found) is Late
+    return found, truth
+
+
+WITHOUT_NUMBERS = {
+    "argmax": lambda z: z.argmax(-1),
+    "cross_entropy": lambda z: F.cross_entropy(
+        z[:, :-1].reshape(-1, z.shape[-1]).float(), torch.arange(57)
+    ),
+    "log_softmax": lambda z: -F.log_softmax(z, -1).gather(-1, torch.ones(3, 20, 1).long()),
+    "focal_loss": lambda z: xent.losses.focal_loss(z, torch.arange(60).view(3, 20))
+    if isinstance(z, Late)
+    else xent.losses.focal_loss(z.movedim(-1, 1), torch.arange(60).view(3, 20)),
+    "token_log_probs": lambda z: xent.token_log_probs(z, torch.arange(60).view(3, 20)),
+    "detach": lambda z: z.detach()[..., 0, :].argmax(-1),
+    "outline": lambda z: torch.tensor([*z.shape, z.dim(), z.numel(), len(z), z.size(1)]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WITHOUT_NUMBERS)
+def test_what_an_evaluation_does_without_the_numbers(name, late, monkeypatch):
+    call, (found, truth) = WITHOUT_NUMBERS[name], late
+    expected = call(truth)
+    monkeypatch.setattr(xent.LinearLogits, "materialize", None)
+    torch.testing.assert_close(call(found), expected, rtol=1e-5, atol=1e-6)
+
+
+def in_place(z):
+    z[0] = 0
+    z /= 2
+    return z
+
+
+def saved(z):
+    file = io.BytesIO()
+    torch.save(z, file)
+    file.seek(0)
+    return torch.load(file)
+
+
+WITH_NUMBERS = {
+    "sum": lambda z: z + 0,
+    "softmax": lambda z: z.softmax(-1),
+    "transposed": lambda z: z.mT.contiguous(),
+    "data": lambda z: z.data,
+    "in place": in_place,
+    "numpy": lambda z: torch.from_numpy(z.numpy()),
+    "list": lambda z: torch.tensor(z.tolist()),
+    "saved": saved,
+    "pickled": lambda z: pickle.loads(pickle.dumps(z)),
+    "dlpack": lambda z: torch.from_dlpack(torch.utils.dlpack.to_dlpack(z)),
+    "from_dlpack": torch.from_dlpack,
+    "shared": lambda z: z.share_memory_(),
+    "joined": lambda z: torch.cat([z, z]),
+    "an operator": lambda z: torch.ops.aten.mul.Tensor(z, z),
+    "pairs": lambda z: torch.stack(torch.broadcast_tensors(z, torch.zeros(()))),
+}
+
+
+@pytest.mark.parametrize("name", WITH_NUMBERS)
+def test_what_reads_the_numbers_gets_them(name, late):
+    call, (found, truth) = WITH_NUMBERS[name], late
+    torch.testing.assert_close(call(found) + 0, call(truth), rtol=1e-5, atol=1e-6)
+
+
+def test_the_numbers_are_computed_once(late, monkeypatch):
+    found, truth = late
+    made, materialize = [], xent.LinearLogits.materialize
+    monkeypatch.setattr(
+        xent.LinearLogits, "materialize", lambda z: (made.append(z), materialize(z))[1]
+    )
+    for _ in range(2):
+        torch.testing.assert_close(found + 1, truth + 1, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(found.exp(), truth.exp(), rtol=1e-5, atol=1e-6)
+    assert len(made) == 1
+
+
+@pytest.mark.parametrize("read", [False, True])
+def test_logits_kept_over_a_step_are_those_of_their_forward(read):
+    model, ids = llama().eval(), batch()["input_ids"]
+    truth = evaluated(model, ids)
+    lean(model)
+    found, in_training = evaluated(model, ids), model.train()(ids).logits
+    if read:
+        found + 0
+    with torch.no_grad():
+        model.lm_head.weight.add_(0.1)
+    if read:
+        torch.testing.assert_close(found + 0, truth)
+        return
+    for use in (
+        lambda: found + 0,
+        lambda: xent.token_log_probs(found, ids),
+        lambda: xent.token_log_probs(in_training, ids),
+        lambda: in_training.materialize(),
+        lambda: in_training.gather(-1, ids[..., None]),
+    ):
+        with pytest.raises(RuntimeError, match=r"weight behind .* was changed after these logits"):
+            use()
+
+
+# ---- hooks, casts and other heads ----------------------------------------------------------------
+
+
+def hook_that_casts(model):
+    model.lm_head.register_forward_pre_hook(lambda _, args: (args[0].to(torch.float64),))
+    model.lm_head.double()
+
+
+def hook_that_reads(model):
+    model.lm_head.register_forward_pre_hook(lambda _, args: (args[0] * args[0].abs().mean(),))
+
+
+def own_forward(model):
+    head = model.lm_head
+    head.forward = lambda z: F.linear(z.double(), head.weight.double())
+
+
+def matmul(model):
+    head = model.lm_head
+    head.forward = lambda z: torch.matmul(2 * z, head.weight.t())
+
+
+def own_class(model):
+    class Scaled(nn.Linear):
+        def forward(self, input):
+            return super().forward(input.tanh()) / 2
+
+    model.lm_head.__class__ = Scaled
+
+
+def hook_on_the_result(model):
+    model.lm_head.register_forward_hook(lambda _, args, out: out * 0.5)
+
+
+each_change = pytest.mark.parametrize(
+    "change",
+    [hook_that_casts, hook_that_reads, own_forward, matmul, own_class, hook_on_the_result],
+    ids=lambda f: f.__name__,
+)
+
+
+@each_change
+@pytest.mark.parametrize("order", ["before", "after"])
+def test_what_comes_before_and_after_the_product(change, order, monkeypatch):
+    monkeypatch.setattr(chunks, "MAX_ROWS", 8)
+    model, inputs = llama(vocab_size=997), batch(8, 60)
+    change(model)
+    truth = loss_and_gradients(model, inputs)
+    model = llama(vocab_size=997)
+    if order == "after":
+        lean(model)
+    change(model)
+    lean(model)
+    with Largest() as made:
+        ours = loss_and_gradients(model, inputs)
+    assert made.numel < 8 * 60 * 997
+    assert_same(ours, truth, F32_EPS)
+    unlean(model)
+    assert type(model(**inputs).logits) is torch.Tensor
+
+
+def test_generation_of_others_stays():
+    model, ids = llama().eval(), batch()["input_ids"][:, :4]
+    tokens = model.generate(ids, max_new_tokens=3, do_sample=False, pad_token_id=0)
+    model.generate = (given := lambda *a, **k: tokens)
+    with lean(model):
+        assert model.generate(ids) is tokens
+        assert model.generate is not given
+    assert model.generate is given
+
+
+# ---- messages ------------------------------------------------------------------------------------
+
+
+def test_a_head_that_is_not_called():
+    model, inputs = llama(), batch()
+    head = model.lm_head
+    truth = loss_and_gradients(model, inputs)
+    lean(model)
+    model.lm_head = None  # as in models that multiply by the weight themselves
+    body = model.forward
+
+    def forward(input_ids, labels=None):
+        model.lm_head = lambda h: F.linear(h, head.weight)
+        try:
+            return body(input_ids=input_ids, labels=labels)
+        finally:
+            model.lm_head = None
+
+    del model.lm_head
+    model.forward, model.get_output_embeddings = forward, lambda: head
+    with pytest.warns(UserWarning, match="by the weight of its head without calling the head"):
+        loss = model(**inputs).loss
+    torch.testing.assert_close(loss.detach(), truth[0])
+
+
+def test_an_embedding_is_no_head():
+    model = llama()
+    model.get_output_embeddings = lambda: model.model.embed_tokens
+    with pytest.raises(TypeError, match="multiplies by the weight of its output head, Embedding"):
+        lean(model)
+
+
+def test_no_warning_where_the_model_returns_no_logits():
+    model, inputs = llama(), batch()
+    lean(model)
+    model.forward = lambda **_: {"loss": torch.zeros(()), "logits": None}  # another fused loss
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model(**inputs)
+
+
+# ---- several processes ---------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def one_rank():
+    """Return nothing; a group of one process exists meanwhile."""
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def loss_outside(model, inputs):
+    logits, ids = model(inputs["input_ids"]).logits, inputs["input_ids"]
+    loss = F.cross_entropy(logits[:, :-1].reshape(-1, VOCABULARY), ids[:, 1:].reshape(-1))
+    loss.backward()
+    return loss.detach(), {
+        key.removeprefix("module."): getattr(p.grad, "full_tensor", lambda g=p.grad: g)()
+        for key, p in model.named_parameters()
+        if p.grad is not None
+    }
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_data_parallel_looks_for_unused_parameters(one_rank, tied):
+    def wrapped(model):
+        return nn.parallel.DistributedDataParallel(model, find_unused_parameters=True)
+
+    inputs = batch()
+    truth = loss_outside(wrapped(llama(tie_word_embeddings=tied)), inputs)
+    model = llama(tie_word_embeddings=tied)
+    lean(wrapped(model))
+    assert_same(loss_outside(wrapped(model), inputs), truth, F32_EPS)
+
+
+@pytest.mark.filterwarnings("ignore:.*_register_pre_backward_hook")
+@pytest.mark.filterwarnings("ignore::UserWarning:torch")
+@pytest.mark.parametrize("order", ["before", "after"])
+@pytest.mark.parametrize("unit", ["root", "own, kept", "own"])
+def test_fully_sharded(one_rank, unit, order):
+    from torch.distributed.fsdp import fully_shard
+
+    inputs = batch()
+    truth, model = loss_outside(llama(), inputs), llama()
+    if order == "before":
+        lean(model)
+    for layer in model.model.layers:
+        fully_shard(layer)
+    if unit != "root":
+        fully_shard(model.lm_head, reshard_after_forward=unit == "own")
+    fully_shard(model)
+    if order == "after":
+        lean(model)
+    if unit == "own":
+        with pytest.raises(RuntimeError, match=r"no longer in memory.*reshard_after_forward=False"):
+            loss_outside(model, inputs)
+        return
+    for _ in range(2):
+        model.zero_grad()
+        ours = loss_outside(model, inputs)
+        assert_same(ours, truth, F32_EPS)
