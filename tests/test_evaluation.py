@@ -1,5 +1,6 @@
 """`xent.evaluate` and `xent eval`: against float64 by hand, window by window."""
 
+import dataclasses
 import json
 import math
 import random
@@ -31,7 +32,7 @@ class Averaging(nn.Module):
         self.kind, self.seen = kind, []
 
     def forward(self, ids):
-        self.seen.append((tuple(ids.shape), self.training, torch.is_grad_enabled()))
+        self.seen.append((ids, self.training, torch.is_grad_enabled()))
         counts = torch.arange(1, ids.shape[1] + 1).to(self.embedding.dtype)
         hidden = self.embedding[ids].cumsum(1) / counts[:, None]
         if self.kind == "lean":
@@ -150,6 +151,93 @@ def test_several_texts_are_each_for_itself():
     assert found.correct == sum(one.correct for one in one_by_one)
 
 
+@pytest.mark.parametrize("as_list", [False, True])
+@pytest.mark.parametrize("batch", [1, 3, 50])
+def test_texts_of_different_lengths(batch, as_list):
+    sizes = [31, 5, 1, 17, 5, 0, 2, 9]
+    texts = [text_of(size, seed) for seed, size in enumerate(sizes)]
+    nats, right = 0.0, 0
+    for text in texts:
+        if len(text) > 1:
+            log_probs = by_hand(text, 9, 4)
+            nats -= log_probs.gather(1, text[1:, None]).sum().item()
+            right += int((log_probs.argmax(1) == text[1:]).sum())
+    given = [text.tolist() for text in texts] if as_list else texts
+    found = xent.evaluate(Averaging(), given, length=9, stride=4, batch=batch)
+    assert (found.tokens, found.correct) == (30 + 4 + 16 + 4 + 1 + 8, right)
+    assert found.nats == pytest.approx(nats, rel=1e-6)  # of logits in float32
+    assert xent.evaluate(Averaging(), given[0]).tokens == 30  # a list of tokens is a text
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.float32], ids=str)
+def test_padding_is_neither_shown_nor_scored(dtype):
+    texts = [text_of(size, size) for size in (12, 7, 3)]
+    ids, mask = torch.full((3, 12), 5), torch.zeros(3, 12, dtype=dtype)
+    labels = [torch.where(text == 3, -100, text) for text in texts]
+    for row, (text, start) in enumerate(zip(texts, (0, 5, 2), strict=True)):
+        ids[row, start : start + len(text)], mask[row, start : start + len(text)] = text, 1
+    goals = ids.masked_fill(ids == 3, -100)
+    options = {"length": 6, "prefix": 1}
+    for one, other in ((None, None), (goals, labels)):
+        found = xent.evaluate(Averaging(), ids, labels=one, attention_mask=mask, **options)
+        alone = xent.evaluate(Averaging(), texts, labels=other, **options)
+        assert (found.tokens, found.nats) == (alone.tokens, alone.nats)
+
+
+def by_hand_after(prefix, text, length, stride):
+    """Log-probabilities of all tokens, each from the first window that holds it.
+
+    A window starts with the prefix, and has room for ``length - 1`` tokens of the text.
+    """
+    model, room = Averaging(torch.float64), length - 1
+    rows = []
+    for t in range(len(text)):
+        end = length - 1  # of the first window, whose last token predicts the one there
+        while end < t:
+            end = min(end + stride, len(text) - 1)
+        context = [prefix, *text[max(end - room, 0) : t].tolist()]
+        with torch.no_grad():
+            rows.append(model(torch.tensor([context]))[0, -1].log_softmax(0))
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize(
+    ("size", "length", "stride"), [(40, 9, 4), (40, 9, 8), (3, 9, 1), (1, 2, 1)]
+)
+def test_a_prefix_starts_every_window(size, length, stride):
+    text, model = text_of(size), Averaging()
+    found = xent.evaluate(model, text, prefix=7, length=length, stride=stride, batch=1)
+    own = by_hand_after(7, text, length, stride).gather(1, text[:, None])
+    assert found.tokens == size
+    assert found.nats == pytest.approx(-own.sum().item(), rel=1e-6)
+    for ids, *_ in model.seen:
+        assert ids[0, 0] == 7
+        assert ids.shape[1] <= length
+
+
+@pytest.mark.parametrize("length", [2, 3, 7, 16])
+def test_every_token_is_scored_once_after_a_prefix(length):
+    table = torch.randn(CLASSES, CLASSES, dtype=torch.float64)
+    texts = [text_of(size) for size in (1, 2, length - 1, length, length + 1, 41)]
+    before = torch.cat([torch.cat([torch.tensor([7]), text[:-1]]) for text in texts])
+    rows = table[before].log_softmax(1).gather(1, torch.cat(texts)[:, None])
+    for stride in range(1, length + 1):
+        found = xent.evaluate(
+            table.__getitem__, texts, prefix=7, length=length, stride=stride, batch=3
+        )
+        assert found.tokens == len(before)
+        assert found.nats == pytest.approx(-rows.sum().item(), rel=1e-12)
+
+
+def test_the_time_per_token():
+    found = xent.evaluate(Averaging(), text_of(60))
+    assert found.seconds_per_token == found.to_dict()["seconds_per_token"] == found.seconds / 59
+    assert f"{1e3 * found.seconds / 59:.4g} ms" in str(found)
+    without = dataclasses.replace(found, seconds=None)
+    assert without.seconds_per_token is None
+    assert " ms" not in str(without)
+
+
 def test_the_logits_are_never_there_as_a_whole(monkeypatch):
     monkeypatch.setattr(xent.LinearLogits, "materialize", None)
     found = xent.evaluate(Averaging(kind="lean"), text_of(60).int(), length=8)
@@ -175,7 +263,9 @@ def test_narrow_logits():
 
 def test_it_prints_and_is_plain(capsys):
     found = xent.evaluate(Averaging(), text_of(60), bins=4, progress=True)
-    assert "evaluating" in capsys.readouterr().err
+    shown = capsys.readouterr().err
+    assert "evaluating" in shown
+    assert "59.0/59.0" in shown  # tokens
     assert f"{found.perplexity:.2f}" in str(found)
     assert "byte" not in str(found)
     told = json.loads(json.dumps(found.to_dict()))
@@ -198,6 +288,11 @@ def test_it_prints_and_is_plain(capsys):
         ({"batch": 0}, "`batch` must be"),
         ({"total_bytes": 0}, "`total_bytes` must be"),
         ({"bins": 0}, "`bins` must be"),
+        ({"prefix": -1}, "`prefix` must be a whole number from 0, got -1"),
+        ({"attention_mask": torch.ones(19)}, "`attention_mask` must have the shape of `tokens`"),
+        ({"attention_mask": torch.full((20,), -torch.inf)}, "must be 1 for tokens and 0 for"),
+        ({"attention_mask": torch.arange(20) % 2}, "must not be 0 between two tokens"),
+        ({"attention_mask": torch.arange(20) == 3}, "a text of two tokens or more"),
         ({"labels": torch.zeros(3, dtype=torch.int64)}, "shape of `tokens`"),
     ],
 )
@@ -209,8 +304,21 @@ def test_what_makes_no_sense(options, message):
 def test_tokens_and_logits_that_do_not_fit():
     with pytest.raises(ValueError, match="two tokens or more"):
         xent.evaluate(Averaging(), text_of(1))
-    with pytest.raises(TypeError, match="must hold integers"):
-        xent.evaluate(Averaging(), torch.rand(5))
+    for wrong in (torch.rand(5), [torch.rand(5)], [[0.5, 1.0]], ["some", "text"]):
+        with pytest.raises(TypeError, match="must hold integers"):
+            xent.evaluate(Averaging(), wrong)
+    for none in ([], [text_of(1), []], torch.zeros(0, 5).long()):
+        with pytest.raises(ValueError, match="two tokens or more"):
+            xent.evaluate(Averaging(), none)
+    for wrong in (torch.zeros(2, 3, 4).long(), [torch.zeros(2, 3).long()], torch.tensor(1)):
+        with pytest.raises(ValueError, match=r"must hold texts of shape \(T,\)"):
+            xent.evaluate(Averaging(), wrong)
+    with pytest.raises(ValueError, match="2 texts; got 1"):
+        xent.evaluate(Averaging(), [text_of(3), text_of(4)], labels=[text_of(3)])
+    with pytest.raises(ValueError, match="text 1 has 4 tokens and 3 labels"):
+        xent.evaluate(Averaging(), [text_of(3), text_of(4)], labels=[text_of(3), text_of(3)])
+    with pytest.raises(ValueError, match="a list, which has no padding"):
+        xent.evaluate(Averaging(), [text_of(3)], attention_mask=torch.ones(1, 3))
     with pytest.raises(ValueError, match=r"must return logits of shape \(1, 4, 'V'\)"):
         xent.evaluate(lambda ids: torch.zeros(1, 5, 3), torch.tensor([0, 1, 2, 0, 1]))
     with pytest.raises(ValueError, match="got str"):
@@ -319,22 +427,26 @@ def test_a_model_of_hugging_face(tmp_path, folder, capsys):
     model.save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     capsys.readouterr()
-    command = ["eval", "--hf", str(tmp_path / "model"), str(folder / "3.txt"), "--json", "--quiet"]
+    files = [folder / "3.txt", folder / "5.txt"]
+    command = ["eval", "--hf", str(tmp_path / "model"), *map(str, files), "--json", "--quiet"]
     assert main([*command, "--stride", "9"]) == 0
     found = json.loads(capsys.readouterr().out)
 
-    ids = torch.tensor([words["<s>"], *(words[word] for word in text.split())])
-    model, nats, last = model.double(), 0.0, len(ids) - 1
-    for t in range(1, len(ids)):
-        start = 0
-        while start + 24 < t:
-            start = min(start + 9, last - 24)
-        with torch.no_grad():
-            logits = model(ids[None, start:t]).logits[0, -1]
-        nats -= logits.log_softmax(0)[ids[t]].item()
-    assert found["tokens"] == last
-    assert found["nats_per_token"] == pytest.approx(nats / last, rel=1e-5)
-    bits = nats / math.log(2) / len(text.encode())
+    model, nats, tokens = model.double(), 0.0, 0
+    for file in files:
+        ids = torch.tensor([words.get(word, words["<unk>"]) for word in file.read_text().split()])
+        tokens += len(ids)
+        for t in range(len(ids)):
+            end = 23
+            while end < t:
+                end = min(end + 9, len(ids) - 1)
+            context = [words["<s>"], *ids[max(end - 23, 0) : t].tolist()]
+            with torch.no_grad():
+                logits = model(torch.tensor([context])).logits[0, -1]
+            nats -= logits.log_softmax(0)[ids[t]].item()
+    assert found["tokens"] == tokens
+    assert found["nats_per_token"] == pytest.approx(nats / tokens, rel=1e-5)
+    bits = nats / math.log(2) / sum(len(file.read_bytes()) for file in files)
     assert found["bits_per_byte"] == pytest.approx(bits, rel=1e-5)
 
     assert main([*command, "--length", "25"]) == 2

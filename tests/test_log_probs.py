@@ -1,5 +1,6 @@
 """Log-probabilities of tokens and entropies, classes last: of tensors, and behind a linear head."""
 
+import itertools
 import math
 
 import mpmath
@@ -233,6 +234,25 @@ def test_shifted_labels():
     close(lean, F.cross_entropy(*sliced, ignore_index=-1), rtol=1e-6, atol=0)
 
 
+@pytest.mark.parametrize("k", [0, 1, 2, 5, 9])
+def test_labels_stay_within_their_document(k):
+    labels = torch.arange(18).reshape(2, 9)
+    documents = torch.tensor([[4, 4, 4, 0, 0, 4, 4, 4, 4], [1, 2, 2, 2, 2, 2, 2, 2, 3]])
+    bounds = [[0, 3, 5, 9], [0, 1, 8, 9]]
+    expected = torch.full_like(labels, -7)
+    for row, edges in enumerate(bounds):
+        for start, end in itertools.pairwise(edges):
+            expected[row, start : max(end - k, start)] = labels[row, start + k : end]
+    found = xent.shift_labels(labels, k, -7, documents=documents)
+    assert torch.equal(found, expected)
+    one = xent.shift_labels(labels, k, -7, documents=documents[1].byte())  # for both rows
+    assert torch.equal(one[1], expected[1])
+    assert torch.equal(one[0], expected[1] - 9 * (expected[1] != -7))
+    positions = torch.cat([torch.arange(b - a) for a, b in itertools.pairwise(bounds[0])])
+    starts = (positions == 0).cumsum(-1)
+    assert torch.equal(xent.shift_labels(labels[0], k, -7, documents=starts), expected[0])
+
+
 # ---- dtypes ---------------------------------------------------------------------------------
 
 
@@ -407,5 +427,9 @@ def test_bad_labels():
         xent.shift_labels(torch.ones(3))
     with pytest.raises(ValueError, match="axis of positions"):
         xent.shift_labels(torch.tensor(1))
+    with pytest.raises(ValueError, match=r"`documents` must have the shape of `labels`, \(2, 3\)"):
+        xent.shift_labels(torch.ones(2, 3).long(), documents=torch.ones(2).long())
+    with pytest.raises(TypeError, match="`documents` must hold integers"):
+        xent.shift_labels(torch.ones(3).long(), documents=torch.ones(3))
     with pytest.raises(ValueError, match="must have a class"):
         xent.entropy(torch.zeros(3, 0))

@@ -1,17 +1,19 @@
-"""Evaluation of causal language models: perplexity, accuracy and calibration over a text."""
+"""Evaluation of causal language models: perplexity, accuracy and calibration over texts."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ._check import is_tensor, is_whole
+from ._check import is_whole
+from ._texts import padded, read_texts, windows_of
 from .information.reliability import Reliability, bin_confidences
 from .measurement import statistics
 
@@ -27,6 +29,7 @@ class Evaluation:
         reliability: confidence against accuracy of the most likely tokens, bin by bin;
             ``xent.plot.reliability`` draws it.
         total_bytes: bytes of text that the scored tokens stand for, or None.
+        seconds: time that the model and the scoring took, or None.
 
     Example:
         >>> import torch, xent
@@ -40,6 +43,7 @@ class Evaluation:
     correct: int
     reliability: Reliability
     total_bytes: int | None = None
+    seconds: float | None = None
 
     @property
     def nats_per_token(self) -> float:
@@ -60,6 +64,11 @@ class Evaluation:
     def bits_per_byte(self) -> float | None:
         """Bits per byte, to compare models with different tokens; None without ``total_bytes``."""
         return self.nats / math.log(2) / self.total_bytes if self.total_bytes else None
+
+    @property
+    def seconds_per_token(self) -> float | None:
+        """Time per scored token; tokens that are context only add to it. None without a time."""
+        return None if self.seconds is None else self.seconds / self.tokens
 
     @property
     def accuracy(self) -> float:
@@ -86,7 +95,7 @@ class Evaluation:
             means = getattr(table, name).tolist()
             bins[name] = [m if n else None for m, n in zip(means, bins["count"], strict=True)]
         names = ("tokens", "nats_per_token", "bits_per_token", "perplexity", "bits_per_byte")
-        names += ("accuracy", "confidence", "calibration_error")
+        names += ("accuracy", "confidence", "calibration_error", "seconds_per_token")
         return {**{name: getattr(self, name) for name in names}, "reliability": bins}
 
     def __str__(self) -> str:
@@ -98,21 +107,23 @@ class Evaluation:
         ]
         if self.bits_per_byte is not None:
             lines.append(f"  bits per byte           {self.bits_per_byte:.4f}")
-        return "\n".join(
-            [
-                *lines,
-                f"accuracy                  {self.accuracy:.4f}",
-                f"  mean confidence         {self.confidence:.4f}",
-                f"  calibration error, ECE  {self.calibration_error:.4f}",
-            ]
-        )
+        lines += [
+            f"accuracy                  {self.accuracy:.4f}",
+            f"  mean confidence         {self.confidence:.4f}",
+            f"  calibration error, ECE  {self.calibration_error:.4f}",
+        ]
+        if self.seconds_per_token is not None:
+            lines.append(f"time per token            {1e3 * self.seconds_per_token:.4g} ms")
+        return "\n".join(lines)
 
 
 def evaluate(
     model: Callable[[Tensor], Any],
-    tokens: Tensor,
+    tokens: Tensor | Sequence[Any],
     *,
-    labels: Tensor | None = None,
+    labels: Tensor | Sequence[Any] | None = None,
+    attention_mask: Tensor | None = None,
+    prefix: int | None = None,
     length: int = 1024,
     stride: int | None = None,
     batch: int = 8,
@@ -122,15 +133,16 @@ def evaluate(
     device: torch.device | str | None = None,
     progress: bool = False,
 ) -> Evaluation:
-    r"""Perplexity, accuracy and calibration of a causal language model over a text.
+    r"""Perplexity, accuracy and calibration of a causal language model over texts.
 
     .. math:: \mathrm{perplexity} = \exp\Bigl(
         -\frac{1}{T - 1} \sum_{t=2}^{T} \log p(x_t \mid x_{<t})\Bigr)
 
-    The text is cut into windows of ``length`` tokens, ``stride`` apart; the last one ends with the
+    A text is cut into windows of ``length`` tokens, ``stride`` apart; the last one ends with the
     text. Each token but the first is scored exactly once, in the first window that holds it. So
     more than ``length - stride`` tokens of the window precede it, except at the start of the text.
-    Sums are float64.
+    With a ``prefix`` the first token is scored, too. Windows of different lengths are padded at
+    their end, where no token of a causal model looks. Sums are float64.
 
     If the model returns :class:`xent.LinearLogits`, the logits are never all in memory, and no
     logits are computed for tokens that an earlier window has scored.
@@ -139,25 +151,32 @@ def evaluate(
         model: any callable that maps token ids, int64 ``(B, T)``, to logits of the tokens that
             follow, ``(B, T, V)``: a tensor, :class:`xent.LinearLogits`, or an object that has them
             as ``logits``. A ``torch.nn.Module`` is in evaluation mode during the call.
-        tokens: ids of the text, ``(T,)``, or of several texts, ``(N, T)``, each scored alone.
-        labels: what to score, in the shape of ``tokens``, with ``ignore_index`` where a token is
+        tokens: ids of a text, ``(T,)``; or of several texts, each scored alone: ``(N, T)``, or a
+            list of texts of any lengths, tensors or lists. A text with nothing to predict adds
+            nothing.
+        labels: what to score, in the shapes of ``tokens``, with ``ignore_index`` where a token is
             context only. By default all of ``tokens``.
+        attention_mask: for texts ``(N, T)`` that are padded, at their start or end: 1 or True for
+            each token of the text, in the shape of ``tokens``. Padding is neither shown nor scored.
+        prefix: id of a token that starts every window, such as the start token of the tokenizer;
+            ``tokens`` leave it out. It is not scored, and takes one of the ``length`` places.
         length: tokens that the model sees at once, at least 2.
-        stride: tokens that each further window adds, 1 to ``length``. By default half of
-            ``length``; more is quicker, and gives the tokens less context.
+        stride: tokens that each further window adds, 1 to ``length``, with a prefix at most
+            ``length - 1``. By default half of ``length``; more is quicker, and gives the tokens
+            less context.
         batch: windows that the model sees side by side.
         ignore_index: label that marks tokens to leave out.
         total_bytes: bytes of text that the scored tokens stand for, for bits per byte.
         bins: bins of confidence, of equal width, for the calibration.
         device: where to put the tokens; by default to the parameters of the model.
-        progress: show a bar; needs tqdm.
+        progress: show a bar with the tokens per second; needs tqdm.
 
     Returns:
         An :class:`Evaluation`.
 
     Raises:
-        ValueError: for lengths out of range, a text of fewer than two tokens, labels of another
-            shape or all left out, or logits that do not fit the tokens.
+        ValueError: for lengths out of range, no token to score, labels or a mask of another shape,
+            a mask with holes, or logits that do not fit the tokens.
         TypeError: for tokens that are no integers.
 
     Example:
@@ -174,30 +193,28 @@ def evaluate(
         accuracy                  1.0000
           mean confidence         0.6383
           calibration error, ECE  0.3617
+        time per token            ... ms
+        >>> found = xent.evaluate(model, [text[:7], text[:100]], prefix=2, length=16)
+        >>> found.tokens, f"{found.accuracy:.4f}"
+        (107, '1.0000')
 
     References:
         Jelinek et al., *Perplexity, a measure of the difficulty of speech recognition tasks*, 1977.
         Calibration: Guo et al., *On calibration of modern neural networks*, ICML 2017.
     """
-    labels = _check(tokens, labels, length, stride, batch, total_bytes)
-    texts, labels = (x.reshape(-1, x.shape[-1]).long() for x in (tokens, labels))
-    positions = texts.shape[1] - 1
-    width, step = min(length, positions), stride or length // 2
-    windows = [
-        Window(row, start, done)
-        for row in range(len(texts))
-        for start, done in _windows(positions, width, step)
-    ]
-    batches = [windows[k : k + batch] for k in range(0, len(windows), batch)]
-    device = device or _device_of(model) or tokens.device
+    _check_sizes(length, stride, batch, total_bytes, prefix)
+    texts = read_texts(tokens, labels, attention_mask, prefix, ignore_index)
+    windows = [w for text in texts for w in windows_of(text, length, stride or length // 2)]
+    windows = [w for w in windows if w.scored()]
+    windows.sort(key=lambda w: w.start - w.end)  # those of one length side by side
+    device = device or _device_of(model) or texts[0].tokens.device
     table, nats, correct = None, 0.0, 0
-    with torch.no_grad(), _evaluation_mode(model):
-        for some in _with_bar(batches) if progress else batches:
-            ids = torch.stack([texts[w.row, w.start : w.start + width] for w in some])  # (B, T)
-            goal = torch.stack([_goal(labels[w.row], w, width, ignore_index) for w in some])
-            kept = (goal != ignore_index).flatten()
-            if not bool(kept.any()):
-                continue
+    total = sum(w.scored() for w in windows)
+    started = time.perf_counter()
+    with torch.no_grad(), _evaluation_mode(model), _bar(total, progress) as update:
+        for k in range(0, len(windows), batch):
+            ids, goal = padded(windows[k : k + batch])  # (B, T)
+            kept = (goal != ignore_index).flatten().cpu()
             logits = _logits_of(model(ids.to(device)), ids.shape)  # (B * T, V)
             goal = goal.flatten().to(device)
             s = statistics(logits, goal, ignore_index=ignore_index, top=True)
@@ -208,59 +225,20 @@ def evaluate(
             correct += int(right.sum())
             found = bin_confidences(confidence, right, bins)
             table = found if table is None else table.merge(found)
+            update(len(right))
     if table is None:
-        raise ValueError("there is no token to score: all labels but the first are `ignore_index`")
-    return Evaluation(int(table.count.sum()), nats, correct, table, total_bytes)
+        raise ValueError("there is no token to score: `labels` are `ignore_index` after all tokens")
+    seconds = time.perf_counter() - started
+    return Evaluation(int(table.count.sum()), nats, correct, table, total_bytes, seconds)
 
 
-class Window(NamedTuple):
-    """A part of a text, and the position up to which earlier windows have scored."""
-
-    row: int
-    start: int
-    done: int
-
-
-def _windows(positions: int, width: int, stride: int) -> Iterator[tuple[int, int]]:
-    """Yield the start of each window, and the position up to which earlier windows have scored."""
-    done = 0
-    for start in (*range(0, positions - width, stride), positions - width):
-        yield start, done
-        done = start + width
-
-
-def _goal(labels: Tensor, window: Window, width: int, ignore_index: int) -> Tensor:
-    """Return the token after each token of a window; ``ignore_index`` for scored ones."""
-    _, start, done = window
-    goal = labels[start + 1 : start + 1 + width].clone()
-    goal[: done - start] = ignore_index
-    return goal
-
-
-def _check(
-    tokens: Tensor, labels: Tensor | None, length: int, stride: int | None, batch: int,
-    total_bytes: int | None,
-) -> Tensor:  # fmt: skip
-    """Check the arguments, and return the labels."""
-    labels = tokens if labels is None else labels
-    for name, x in (("tokens", tokens), ("labels", labels)):
-        is_tensor(name, x)
-        if x.is_floating_point() or x.is_complex() or x.dtype == torch.bool:
-            raise TypeError(f"`{name}` must hold integers, got {x.dtype}; call .long()")
-    if tokens.ndim not in (1, 2) or tokens.shape[-1] < 2 or not tokens.numel():
-        raise ValueError(
-            f"`tokens` must hold a text of two tokens or more, shape (T,), or several, (N, T); got "
-            f"shape {tuple(tokens.shape)}"
-        )
-    if labels.shape != tokens.shape:
-        raise ValueError(
-            f"`labels` must have the shape of `tokens`, {tuple(tokens.shape)}, unshifted; got "
-            f"{tuple(labels.shape)}"
-        )
+def _check_sizes(
+    length: int, stride: int | None, batch: int, total_bytes: int | None, prefix: int | None
+) -> None:
     least = {"length": (length, 2), "stride": (stride, 1), "batch": (batch, 1)}
-    least["total_bytes"] = (total_bytes, 1)
+    least |= {"total_bytes": (total_bytes, 1), "prefix": (prefix, 0)}
     for name, (value, bound) in least.items():
-        if value is None and name in ("stride", "total_bytes"):
+        if value is None and name in ("stride", "total_bytes", "prefix"):
             continue
         if not is_whole(value) or value < bound:
             raise ValueError(f"`{name}` must be a whole number from {bound}, got {value!r}")
@@ -269,7 +247,9 @@ def _check(
             f"`stride` must be at most `length`, {length}, or tokens would be left out; got "
             f"{stride}"
         )
-    return labels
+
+
+# ---- the model ----------------------------------------------------------------------------------
 
 
 def _logits_of(output: Any, shape: torch.Size) -> Any:
@@ -306,7 +286,13 @@ def _evaluation_mode(model: Any) -> Iterator[None]:
             module.training = training
 
 
-def _with_bar(batches: list[list[Window]]) -> Any:
+@contextmanager
+def _bar(tokens: int, progress: bool) -> Iterator[Callable[[int], Any]]:
+    """Return a function that moves a bar on by some tokens, or does nothing."""
+    if not progress:
+        yield lambda _: None
+        return
     from tqdm import tqdm
 
-    return tqdm(batches, desc="evaluating", unit="batch")
+    with tqdm(desc="evaluating", total=tokens, unit=" tokens", unit_scale=True) as bar:
+        yield bar.update

@@ -96,6 +96,7 @@ def token_log_probs(
             gradient are 0.
         shift: how many places the targets are ahead: token ``t + shift`` is predicted by row ``t``
             (1 in a causal model whose targets are its own input). Labels are moved, not logits.
+            Instead, rows of several documents take :func:`xent.shift_labels` with ``documents``.
         softcap: replaces logits ``z`` by ``softcap * tanh(z / softcap)``.
         class_bias: added to the logits after the softcap, ``(V,)``.
         entropy: also return the entropy.

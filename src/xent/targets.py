@@ -35,30 +35,57 @@ class Target(NamedTuple):
     sharded: bool = False
 
 
-def shift_labels(labels: Tensor, k: int = 1, ignore_index: int = -100) -> Tensor:
+def shift_labels(
+    labels: Tensor, k: int = 1, ignore_index: int = -100, *, documents: Tensor | None = None
+) -> Tensor:
     """Labels moved ``k`` places to the left, for models whose position ``t`` predicts ``t + k``.
 
     With moved labels every loss fits a causal model. Slicing the logits instead would copy them.
+    In rows that hold several documents (packed rows), ``documents`` keeps the end of a document
+    from predicting the start of the next. Position ids tell where documents start, too:
+    ``documents=(position_ids == 0).cumsum(-1)``; and so do their lengths:
+    ``documents=torch.arange(len(lengths)).repeat_interleave(lengths)``.
 
     Args:
         labels: class indices of any integer type, ``(..., T)``; those of ignored tokens move
             along.
         k: how many places, from 0 to ``T``.
-        ignore_index: label of the last ``k`` places.
+        ignore_index: label of the last ``k`` places, and of the last ``k`` of each document.
+        documents: a number for each token, the same within a document: integers in the shape of
+            ``labels``, or ``(T,)`` for all rows. Where the number changes, a document starts.
 
     Returns:
         int64, ``(..., T)``.
 
     Raises:
-        ValueError: if there is no axis to move along, or ``k`` is out of range.
-        TypeError: if ``labels`` are no integers.
+        ValueError: if there is no axis to move along, ``k`` is out of range, or ``documents`` has
+            another shape.
+        TypeError: if ``labels`` or ``documents`` are no integers.
 
     Example:
         >>> import torch, xent
         >>> xent.shift_labels(torch.tensor([[5, 6, 7]]))
         tensor([[   6,    7, -100]])
+        >>> packed = torch.tensor([[5, 6, 7, 8, 9]])
+        >>> xent.shift_labels(packed, documents=torch.tensor([[0, 0, 0, 1, 1]]))
+        tensor([[   6,    7, -100,    9, -100]])
+        >>> position_ids = torch.tensor([[0, 1, 2, 0, 1]])
+        >>> xent.shift_labels(packed, documents=(position_ids == 0).cumsum(-1))
+        tensor([[   6,    7, -100,    9, -100]])
     """
-    return moved_labels(("labels", labels), ("k", k), ignore_index)
+    moved = moved_labels(("labels", labels), ("k", k), ignore_index)
+    if documents is None:
+        return moved
+    documents = class_indices("documents", documents)
+    if documents.shape not in (labels.shape, labels.shape[-1:]):
+        raise ValueError(
+            f"`documents` must have the shape of `labels`, {tuple(labels.shape)}, or "
+            f"({labels.shape[-1]},); got {tuple(documents.shape)}"
+        )
+    if documents.device != labels.device:
+        raise ValueError(f"`labels` is on {labels.device} but `documents` on {documents.device}")
+    number = (documents.diff(prepend=documents[..., :1]) != 0).cumsum(-1)  # from 0 on, in each row
+    return moved.masked_fill(number.roll(-whole_number("k", k), -1) != number, ignore_index)
 
 
 def moved_labels(labels: tuple[str, Tensor], k: tuple[str, int], ignore_index: int) -> Tensor:

@@ -174,12 +174,14 @@ OTHERS = {
         {
             "clip": 0.25,
             "dual_clip": 2.0,
+            "max_log_ratio": 0.5,
             "kl_weight": 0.5,
             "entropy_weight": 0.5,
             "average": 4.0,
             "normalizer": 2.0,
         },
     ),
+    "kl_estimate": (lambda **o: xent.policy.kl_estimate(P, P + 1, **o), {"max_log_ratio": 0.5}),
     "dpo_loss": (
         lambda **o: xent.policy.dpo_loss(P[0], P[1], **o),
         {"beta": 0.5, "label_smoothing": 0.25, "margin": 0.5},

@@ -26,7 +26,7 @@ FLOORS = [
     {"_core"},
     {"engines.modes", "engines.contract", "engines.pool"},
     {"_check", "_files", "_printable", "_start", "_suggestions", "_series", "row_statistics"},
-    {"_probabilities", "logits", "heads.stand_in"},
+    {"_probabilities", "_texts", "logits", "heads.stand_in"},
     {"overrides", "heads.logits"},
     {"heads.log_probs", "targets", "softmax"},
     {

@@ -61,6 +61,60 @@ def test_estimates_are_exact(d, dtype):
         assert ulps(grad(found.sum(), p), by_p).max() <= 4
 
 
+# The largest log-ratio whose exponential is taken.
+LARGEST = {torch.float32: 40.0, torch.float64: 350.0}
+APART = [-1000.0, -0.5, 0.125, 0.3, 19.5, 20.5, 110.0, 600.0]
+
+
+@pytest.mark.parametrize("dtype", LARGEST, ids=str)
+@pytest.mark.parametrize("bound", [0.25, 20.0, None])
+def test_above_the_bound_k3_is_its_tangent(dtype, bound):
+    p = torch.zeros(len(APART), dtype=dtype, requires_grad=True)
+    r = torch.tensor(APART, dtype=dtype)
+    found = xent.policy.kl_estimate(p, r, max_log_ratio=bound)
+    b = LARGEST[dtype] if bound is None else bound
+    values, slopes = [], []
+    for y in map(mpmath.mpf, r.tolist()):
+        c = min(y, b)
+        values.append(float(mpmath.exp(c) - 1 - c + mpmath.expm1(c) * (y - c)))
+        slopes.append(float(-mpmath.expm1(c)))
+    assert ulps(found, torch.tensor(values, dtype=torch.float64)).max() <= 4
+    by_p = grad(found.sum(), p)
+    assert ulps(by_p, torch.tensor(slopes, dtype=torch.float64)).max() <= 4
+    assert by_p.square().sum().isfinite()  # so clipping by the norm works
+
+
+@pytest.mark.parametrize("dtype", LARGEST, ids=str)
+@pytest.mark.parametrize("bound", [20.0, None])
+def test_above_the_bound_the_ratio_is_its_tangent(dtype, bound):
+    """Only where the advantage is negative, as the ratio is clipped elsewhere."""
+    p = torch.tensor(APART, dtype=dtype, requires_grad=True)
+    loss = xent.policy.ppo_loss(
+        p, torch.zeros_like(p), -torch.ones_like(p), clip=1.0, max_log_ratio=bound, reduction="none"
+    )
+    b = LARGEST[dtype] if bound is None else bound
+    capped = [(mpmath.exp(min(y, b)), max(y - b, 0)) for y in map(mpmath.mpf, p.tolist())]
+    values = [float(e * (1 + beyond)) for e, beyond in capped]
+    assert ulps(loss, torch.tensor(values, dtype=torch.float64)).max() <= 4
+    slopes = torch.tensor([float(e) for e, _ in capped], dtype=torch.float64)
+    assert ulps(grad(loss.sum(), p), slopes).max() <= 4
+
+
+@pytest.mark.parametrize("gap", [110.0, -110.0])
+@pytest.mark.parametrize("ratio", ["token", "sequence"])
+def test_a_loss_of_policies_far_apart_is_finite(gap, ratio):
+    p = torch.tensor([[-10.0 - gap, -1.0, -2.0]] * 2, requires_grad=True)
+    other = torch.tensor([[-10.0, -1.1, -2.2]] * 2)
+    loss = xent.policy.grpo_loss(
+        p, other, torch.tensor([1.0, -1.0]), reference=other, kl_weight=0.04, ratio=ratio
+    )
+    slope = grad(loss, p)
+    assert loss.isfinite()
+    assert slope.square().sum().isfinite()
+    if gap > 0:  # the loss draws the policy back to the reference
+        assert slope[0, 0] < -1e14
+
+
 def test_what_estimates_tell_on_average():
     """Exact expectations, and their gradients, over the actions of a small categorical."""
     z = torch.randn(6, dtype=torch.float64, requires_grad=True)
@@ -481,6 +535,7 @@ BAD = {
         {"reference": P, "kl_weight": 0.1, "kl_estimator": "k4"}, ValueError, "estimator",
     ),
     "ratio": ({"ratio": "word"}, ValueError, "`ratio`"),
+    "bound": ({"max_log_ratio": 0.0}, ValueError, "`max_log_ratio` must be greater than 0"),
     "average": ({"average": "batch"}, ValueError, "`average` must be"),
     "no length": ({"average": 0}, ValueError, "`average` must be"),
     "normalizer": ({"normalizer": "weight"}, ValueError, "number or a 0-d tensor"),

@@ -32,20 +32,20 @@ LENGTH, IGNORED = 1024, -100
 
 
 class Subject(NamedTuple):
-    """A model to evaluate, and a text in the tokens of the model.
+    """A model to evaluate, and texts in the tokens of the model.
 
     Attributes:
         model: maps ids, ``(B, T)``, to logits.
-        tokens: the text, ``(T,)``.
-        labels: the tokens, with ``IGNORED`` for those that are only context, ``(T,)``.
+        texts: the tokens of each text, ``(T,)``.
+        prefix: a token that each text starts with, for the model; None for none.
         length: the most tokens that the model can see at once, or None.
-        total_bytes: bytes of text that the labels stand for; None if tokens may be unknown.
-        sizes: bytes of text that each token stands for, ``(T,)``; None if no token is unknown.
+        total_bytes: bytes of text that are predicted; None if tokens may be unknown.
+        sizes: bytes that each token of the only text stands for; None if no token is unknown.
     """
 
     model: Callable[[Tensor], Any]
-    tokens: Tensor
-    labels: Tensor
+    texts: list[Tensor]
+    prefix: int | None = None
     length: int | None = None
     total_bytes: int | None = None
     sizes: Tensor | None = None
@@ -82,13 +82,13 @@ def run(args: argparse.Namespace) -> int:
     longest = subject.length or LENGTH
     if subject.length and (args.length or 0) > longest:
         raise UserError(f"--length {args.length}: the model sees {longest} tokens at most")
-    if len(subject.tokens) < 2:
+    if all(len(text) + (subject.prefix is not None) < 2 for text in subject.texts):
         raise UserError(f"{', '.join(args.words)}: there is no text to predict")
     try:
         found = evaluate(
-            subject.model, subject.tokens, labels=subject.labels, batch=args.batch,
+            subject.model, subject.texts, prefix=subject.prefix, batch=args.batch,
             length=min(LENGTH, longest) if args.length is None else args.length,
-            stride=args.stride, ignore_index=IGNORED, total_bytes=subject.total_bytes,
+            stride=args.stride, total_bytes=subject.total_bytes,
             device=args.device, progress=show and find_spec("tqdm") is not None,
         )  # fmt: skip
     except ValueError as error:
@@ -115,7 +115,7 @@ def _with_unknown(found: Evaluation, subject: Subject) -> dict[str, float]:
     """Return bits per byte with the spelling of unknown tokens, and the share of such tokens."""
     if subject.sizes is None:
         return {}
-    classes, sizes = subject.tokens[1:], subject.sizes[1:]
+    classes, sizes = subject.texts[0][1:], subject.sizes[1:]
     return {
         "bits_per_byte": bits_per_byte(found.nats, classes, sizes),
         "unknown_share": (classes == UNKNOWN).double().mean().item(),
@@ -140,7 +140,7 @@ def _run(args: argparse.Namespace, bar: Callable[..., Any]) -> Subject:
             raise UserError(f"RUN: the text of {folder} has changed since; name a TEXT")
         tokens, sizes = corpus.valid, corpus.valid_bytes
     model = _language_model(saved, args.device)
-    return Subject(model, tokens, tokens, sizes=sizes)
+    return Subject(model, [tokens], sizes=sizes)
 
 
 def _language_model(saved: dict[str, Any], device: str) -> Callable[[Tensor], Any]:
@@ -189,31 +189,26 @@ def _hugging_face(args: argparse.Namespace) -> Subject:
         reason = str(error).strip().partition("\n")[0]
         raise UserError(f"--hf {args.hf}: {reason}") from None
     _move(model.eval(), args.device)
-    tokens, labels, total_bytes = _tokenise(texts, tokenizer)
+    tokens, start, total_bytes = _tokenise(texts, tokenizer)
     length = getattr(model.config, "max_position_embeddings", None)
-    return Subject(_lean(model), tokens, labels, length, total_bytes)
+    return Subject(_lean(model), tokens, start, length, total_bytes)
 
 
-def _tokenise(texts: list[bytes], tokenizer: Any) -> tuple[Tensor, Tensor, int]:
-    """Return tokens, labels and bytes of all texts, each after a start token.
+def _tokenise(texts: list[bytes], tokenizer: Any) -> tuple[list[Tensor], int | None, int]:
+    """Return the tokens of each text, the token that starts a text, and the bytes to predict.
 
-    The start token is given and not predicted. If the tokenizer has none, the first token of the
-    text takes its place.
+    If the tokenizer has no such token, the first token of each text takes its place: it is given
+    and not predicted.
     """
     start = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-    tokens: list[int] = []
-    labels: list[int] = []
-    total_bytes = 0
+    tokens, total_bytes = [], 0
     for text in texts:
         ids = tokenizer(text.decode(), add_special_tokens=False, verbose=False).input_ids
-        given = ids[:1] if start is None else [start]
-        rest = ids[1:] if start is None else ids
-        tokens += [*given, *rest]
-        labels += [*[IGNORED] * len(given), *rest]
+        tokens.append(torch.tensor(ids, dtype=torch.int64))
         total_bytes += len(text)
         if start is None:
-            total_bytes -= len(tokenizer.decode(given).encode())
-    return torch.tensor(tokens), torch.tensor(labels), total_bytes
+            total_bytes -= len(tokenizer.decode(ids[:1]).encode())
+    return tokens, start, total_bytes
 
 
 def _lean(model: Any) -> Callable[[Tensor], Any]:

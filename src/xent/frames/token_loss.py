@@ -33,6 +33,10 @@ _SHARED = {
     "    one number per sequence, ``(B,)`` or ``(B, 1)``; a constant.",
     "mask": "bool, in the shape of ``log_prob``: which tokens count. What the others hold leaves\n"
     "    no trace.",
+    "max_log_ratio": "the largest log-ratio of two policies, in nats, whose exponential is taken;\n"
+    "    above it the loss goes on along its tangent, so that neither the loss nor a gradient\n"
+    "    overflows. By default 40 for float32 and 350 for float64; see\n"
+    "    :func:`xent.policy.kl_estimate`.",
     "entropy": "of each prediction, in the shape of ``log_prob``.",
     "entropy_weight": "how much of the entropy is subtracted from each token's loss.",
     "average": 'what ``"mean"`` is of. ``"token"``: of all tokens (DAPO). ``"sequence"``: of the\n'

@@ -58,7 +58,8 @@ def linear_cross_entropy(
             all logits are never in memory, and ``products`` says how exact they are.
         shift: how many places the targets are ahead: row ``t`` of ``(..., T, D)`` predicts target
             ``t + shift`` (1 in a causal model whose targets are its own input). Labels and
-            ``row_weight``, which are ``(..., T)``, are moved rather than features.
+            ``row_weight``, which are ``(..., T)``, are moved rather than features. Instead, rows of
+            several documents take :func:`xent.shift_labels` with ``documents``.
         normalizer: what ``"mean"`` divides by instead, as for :func:`cross_entropy`.
         row_weight: one number per row.
         z_loss: factor of the squared log-sum-exp.

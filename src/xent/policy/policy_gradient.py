@@ -27,7 +27,13 @@ Estimator = Literal["k1", "k2", "k3"]
 
 
 @overridable
-def kl_estimate(log_prob: Tensor, reference: Tensor, *, estimator: Estimator = "k3") -> Tensor:
+def kl_estimate(
+    log_prob: Tensor,
+    reference: Tensor,
+    *,
+    estimator: Estimator = "k3",
+    max_log_ratio: float | None = None,
+) -> Tensor:
     r"""Estimates of a Kullback-Leibler divergence from samples, token by token.
 
     .. math:: k_1 = \log \frac{p}{r}, \qquad k_2 = \frac12 \log^2 \frac{p}{r}, \qquad
@@ -41,10 +47,19 @@ def kl_estimate(log_prob: Tensor, reference: Tensor, *, estimator: Estimator = "
     :math:`\mathrm{KL}(p \,\|\, r)`. That of k3 is the gradient of :math:`\mathrm{KL}(r \,\|\, p)`,
     the other way round, and that of k1 is 0 on average. In a *reward* it is k1 that is right.
 
+    The exponential of k3 has no bound: float32 overflows at 89 nats, and long before that a single
+    token decides where a step goes. So above ``max_log_ratio`` k3 goes on along its tangent. It
+    still grows, and its gradient, which still draws the policies together, grows no further. To
+    clamp the log-ratio or the estimate, as other libraries do at 10 or 20 nats, would leave the
+    tokens that are farthest away without any gradient.
+
     Args:
         log_prob: log-probabilities of the tokens, any shape, float32 or float64.
         reference: log-probabilities of the same tokens under the other policy.
         estimator: ``"k1"``, ``"k2"`` or ``"k3"``.
+        max_log_ratio: the largest :math:`\log \frac{r}{p}`, in nats, up to which k3 is exact;
+            k1 and k2 have no bound. By default 40 for float32 and 350 for float64: squares of
+            gradients, and sums of thousands of squares, are finite there.
 
     Returns:
         In nats, in the shape and dtype of ``log_prob``; differentiable in both.
@@ -59,25 +74,46 @@ def kl_estimate(log_prob: Tensor, reference: Tensor, *, estimator: Estimator = "
         >>> reference = log_prob + torch.tensor([1e-9, 1.0], dtype=torch.float64)
         >>> [f"{k:.4e}" for k in xent.policy.kl_estimate(log_prob, reference).tolist()]
         ['5.0000e-19', '7.1828e-01']
+        >>> apart = torch.tensor([-120.0], requires_grad=True), torch.tensor([-10.0])
+        >>> estimate = xent.policy.kl_estimate(*apart, max_log_ratio=20.0)
+        >>> estimate.isfinite().item(), f"{torch.autograd.grad(estimate, apart[0])[0].item():.4e}"
+        (True, '-4.8517e+08')
 
     References:
         Schulman, *Approximating KL divergence*, 2020.
     """
     tokens = Tokens(log_prob)
     log_ratio = tokens.log_prob - tokens.read("reference", reference)
-    return _estimate(log_ratio, estimator).to(log_prob.dtype)
+    bound = _bound("max_log_ratio", max_log_ratio, log_prob.dtype)
+    return _estimate(log_ratio, estimator, bound).to(log_prob.dtype)
 
 
-def _estimate(log_ratio: Tensor, estimator: str, name: str = "estimator") -> Tensor:
+def _estimate(log_ratio: Tensor, estimator: str, bound: float, name: str = "estimator") -> Tensor:
     one_of(name, estimator, ("k1", "k2", "k3"))
     if estimator == "k1":
         return log_ratio
     if estimator == "k2":
         return log_ratio.square() / 2
+    log_ratio, beyond = _split(-log_ratio, bound)
     near = log_ratio.abs() < 1
-    close = exp_beyond_line(torch.where(near, log_ratio, 0.0))
+    close = exp_beyond_line(torch.where(near, -log_ratio, 0.0))
     far = torch.where(near, 1.0, log_ratio)
-    return torch.where(near, close, torch.expm1(-far) + far)
+    return torch.where(near, close, torch.expm1(far) - far) + torch.expm1(log_ratio) * beyond
+
+
+def _split(log_ratio: Tensor, bound: float) -> tuple[Tensor, Tensor]:
+    """Return log-ratios up to a bound, and how far each is above it."""
+    return log_ratio.clamp(max=bound), (log_ratio - bound).relu()
+
+
+def _bound(name: str, given: float | None, dtype: torch.dtype) -> float:
+    """Return the largest log-ratio whose exponential is taken."""
+    given = Range(0, open=True).check(name, given, None)
+    return _MAX_LOG_RATIO[dtype] if given is None else given
+
+
+# Squares overflow at 44.4 and 354.9 nats.
+_MAX_LOG_RATIO = {torch.float32: 40.0, torch.float64: 350.0}
 
 
 def group_advantages(
@@ -206,6 +242,7 @@ def ppo_loss(
     *,
     clip: float | tuple[float, float] = 0.2,
     dual_clip: float | None = None,
+    max_log_ratio: float | None = None,
     entropy: Tensor | None = None,
     entropy_weight: float = 0.0,
     average: Average = "token",
@@ -240,9 +277,9 @@ def ppo_loss(
         *Mastering complex control in MOBA games*, AAAI 2020.
     """
     return grpo_loss(
-        log_prob, old_log_prob, advantage, mask, clip=clip, dual_clip=dual_clip, entropy=entropy,
-        entropy_weight=entropy_weight, average=average, reduction=reduction,
-        normalizer=normalizer, empty=empty,
+        log_prob, old_log_prob, advantage, mask, clip=clip, dual_clip=dual_clip,
+        max_log_ratio=max_log_ratio, entropy=entropy, entropy_weight=entropy_weight,
+        average=average, reduction=reduction, normalizer=normalizer, empty=empty,
     )  # fmt: skip
 
 
@@ -259,6 +296,7 @@ def grpo_loss(
     clip: float | tuple[float, float] = 0.2,
     dual_clip: float | None = None,
     ratio: Literal["token", "sequence"] = "token",
+    max_log_ratio: float | None = None,
     entropy: Tensor | None = None,
     entropy_weight: float = 0.0,
     average: Average = "sequence",
@@ -308,13 +346,15 @@ def grpo_loss(
     if ratio == "sequence":
         tokens.need_sequences("ratio")
         log_ratio = log_ratio.sum(-1, keepdim=True) / tokens.lengths().clamp(min=1)
-    values = -a * _clipped(log_ratio, a, clip, dual_clip).exp()
+    bound = _bound("max_log_ratio", max_log_ratio, log_prob.dtype)
+    near, beyond = _split(_clipped(log_ratio, a, clip, dual_clip), bound)
+    values = -a * near.exp() * (1 + beyond)
     kl_weight = finite_number("kl_weight", kl_weight)
     if kl_weight:
         if reference is None:
             raise ValueError("`kl_weight` needs `reference`, log-probabilities to stay near to")
         from_reference = p - tokens.read("reference", reference).detach()
-        values = values + kl_weight * _estimate(from_reference, kl_estimator, "kl_estimator")
+        values = values + kl_weight * _estimate(from_reference, kl_estimator, bound, "kl_estimator")
     values = values - _bonus(tokens, entropy, entropy_weight)
     return tokens.reduce(values, average, reduction, normalizer, empty)
 
