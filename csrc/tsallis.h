@@ -110,7 +110,7 @@ struct AnyPowers {
     const double log_v = log_lane(v) + lost * part;
     const double log_p = c == 0 ? x : log_v * inverse, p = exp_or_zero(log_p);
     const double gain = gamma == 0 ? 1.0 : exp_or_zero(gamma * log_p);
-    return {possible ? p : 0.0, possible ? p * part : 0.0, possible | (gamma == 0) ? gain : 0.0};
+    return {possible ? p : 0.0, possible ? p * part : 0.0, (possible | (gamma == 0)) ? gain : 0.0};
   }
 
   double exp_less_1(double x) const { return expm1_of(t2 == 1 ? x : log1p_of(c * x) / c); }

@@ -6,6 +6,7 @@ import argparse
 import multiprocessing
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from multiprocessing.context import BaseContext
 from typing import Any
 
 import torch
@@ -28,12 +29,12 @@ from .timing import announce
 
 PURPOSE = "Loss and gradient behind a linear head: time, memory and error beside others."
 Shape = tuple[int, int, int]
-GRID: list[Shape] = [(1024, 512, 32000), (2048, 256, 50257), (512, 1024, 128256), (4096, 64, 8192)]
+GRID: list[Shape] = [(1024, 512, 32000), (1024, 256, 50257), (256, 256, 128256), (4096, 64, 8192)]
 QUICK_GRID: list[Shape] = [(512, 128, 8192)]
 NARROW_GRID: list[Shape] = [  # of bfloat16
-    (1024, 512, 32000), (128, 256, 8192), (4096, 64, 8192), (2048, 1024, 50257),
+    (1024, 512, 32000), (128, 256, 8192), (4096, 64, 8192), (1024, 1024, 50257),
 ]  # fmt: skip
-CELL_SECONDS = 15.0  # time for the rounds of one cell, of which there are at least three
+CELL_SECONDS = 6.0  # time for the rounds of one cell, of which there are at least three
 LEAST_ROUNDS = 3
 LEGEND = """\
 A cell is rows, features and classes. Milliseconds of loss and gradient are medians of rounds in
@@ -140,7 +141,6 @@ def measure_cell(cell: LinearCell, names: Sequence[str], repeats: int | None) ->
             loss = LINEAR_CONTESTANTS[name].load()
             if LINEAR_CONTESTANTS[name].plain:
                 entries[name]["errors"] = errors(loss, cell)
-            both(loss, *inputs)
         except Exception as error:  # whatever other libraries raise
             entries[name]["failed"] = in_one_line(error)
         else:
@@ -179,15 +179,28 @@ def _until_done(call: Callable[[], None], device: str) -> Callable[[], None]:
 
 
 def measure_memory(cell: LinearCell, entries: dict[str, dict[str, Any]], threads: int) -> None:
-    """Add ``memory``, in bytes, each measured in a process that has done nothing else."""
-    spawn = multiprocessing.get_context("spawn")
+    """Add ``memory``, in bytes, each measured in a process that has done nothing but imports."""
+    context = _fresh_processes()
     for name, entry in entries.items():
         if "failed" not in entry:
             try:
-                with ProcessPoolExecutor(1, spawn) as pool:
+                with ProcessPoolExecutor(1, context) as pool:
                     entry["memory"] = pool.submit(memory, name, cell, threads).result()
             except Exception as error:  # of the contestant, or the end of its process
                 entry["memory_failed"] = in_one_line(error)
+
+
+def _fresh_processes() -> BaseContext:
+    """Return a context whose processes have the imports of the contestants, and nothing else.
+
+    Where the system can fork, one server imports once and every process is a fork of the server:
+    most of a measurement of memory was the import.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([memory.__module__])
+    return context
 
 
 # -- Tables ----------------------------------------------------------------------------------------

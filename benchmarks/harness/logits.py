@@ -29,7 +29,7 @@ from .worker import Worker
 GRID = [(32, 10), (1024, 1000), (65536, 100), (2048, 32000), (1024, 128256), (8, 151936)]
 QUICK_GRID = [(32, 10), (1024, 1000), (8, 151936)]
 
-CELL_SECONDS, QUICK_CELL_SECONDS = 6.0, 1.5  # time for the rounds of one cell
+CELL_SECONDS, QUICK_CELL_SECONDS = 5.0, 1.5  # time for the rounds of one cell
 MEMORY_FROM = 8 << 20  # bytes of logits; below, the memory of the process varies as much
 
 
