@@ -4,30 +4,33 @@
 
 Needs transformers; downloads nothing. Takes about half a minute on two cores.
 
-A small random Llama takes a few steps in two processes: unchanged, and after one call of
+A small random Llama takes a few steps in processes of their own: unchanged, and after one call of
 ``xent.integrations.transformers.lean``. The losses are the same, with less memory and less time.
+Where the package cut-cross-entropy is installed, its fall-back for CPUs takes part, too, which is
+code that torch.compile makes. Liger has none for CPUs.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import resource
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from _experiment import hold, options
 
 VOCABULARY = 128_256
 
 
-def train(is_lean: bool, tokens: int, steps: int) -> dict[str, object]:
+def train(way: str, tokens: int, steps: int) -> dict[str, object]:
     """Return losses, seconds per step and the peak memory of this process."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
-
-    from xent.integrations.transformers import lean
 
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -35,15 +38,14 @@ def train(is_lean: bool, tokens: int, steps: int) -> dict[str, object]:
         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=tokens,
     )  # fmt: skip
     model = LlamaForCausalLM(config).train()
-    if is_lean:
-        lean(model)
+    loss_of = {"plain": of_model, "lean": of_lean_model, "cce": of_cce}[way](model)
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     ids = torch.randint(VOCABULARY, (1, tokens))
     losses, seconds = [], []
     for _ in range(steps):
         start = time.perf_counter()
         optimizer.zero_grad()
-        loss = model(ids, labels=ids).loss
+        loss = loss_of(ids)
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
@@ -54,25 +56,52 @@ def train(is_lean: bool, tokens: int, steps: int) -> dict[str, object]:
     return {"losses": losses, "seconds": min(seconds[1:]), "peak": peak}
 
 
+def of_model(model: Any) -> Callable[[Any], Any]:
+    return lambda ids: model(ids, labels=ids).loss
+
+
+def of_lean_model(model: Any) -> Callable[[Any], Any]:
+    from xent.integrations.transformers import lean
+
+    return of_model(lean(model).model)
+
+
+def of_cce(model: Any) -> Callable[[Any], Any]:
+    from cut_cross_entropy import linear_cross_entropy
+
+    def loss(ids: Any) -> Any:
+        hidden = model.model(ids).last_hidden_state
+        return linear_cross_entropy(
+            hidden, model.lm_head.weight, ids, shift=1, impl="torch_compile"
+        )
+
+    return loss
+
+
 def main() -> None:
     given = options(__file__, __doc__, picture=False, tokens=(1024, 512), steps=(3, 2))
+    ways = {"plain": "as it is", "lean": "lean"}
+    if importlib.util.find_spec("cut_cross_entropy") is not None:
+        ways["cce"] = "CCE"
     found = {}
-    for child in ("plain", "lean"):  # each in a new process, to measure its peak memory
-        call = f"print(json.dumps(train({child == 'lean'}, {given.tokens}, {given.steps})))"
+    for way in ways:  # each in a new process, to measure its peak memory
+        call = f"print(json.dumps(train({way!r}, {given.tokens}, {given.steps})))"
         command = [sys.executable, "-c", f"import json; from huggingface import train; {call}"]
         here = Path(__file__).parent
         done = subprocess.run(command, cwd=here, stdout=subprocess.PIPE, text=True, check=True)
-        found[child] = json.loads(done.stdout.splitlines()[-1])
-    plain, ours = found["plain"], found["lean"]
-    pairs = list(zip(plain["losses"], ours["losses"], strict=True))
-    apart = max(abs(a - b) for a, b in pairs)
+        found[way] = json.loads(done.stdout.splitlines()[-1])
     print(f"{given.tokens} tokens, {VOCABULARY:,} classes, {given.steps} steps\n")
-    print(f"{'':24}{'as it is':>12}{'lean':>12}")
-    print(f"{'seconds per step':24}{plain['seconds']:12.2f}{ours['seconds']:12.2f}")
-    print(f"{'peak memory, MiB':24}{plain['peak']:12.0f}{ours['peak']:12.0f}")
-    for name, step in (("first", 0), ("last", -1)):
-        print(f"{name + ' loss, nats':24}" + "".join(f"{z:12.6f}" for z in pairs[step]))
-    print(f"\nlargest difference of a loss: {apart:.1e} nats\n")
+    rows = {
+        "": [f"{title:>12}" for title in ways.values()],
+        "seconds per step": [f"{one['seconds']:12.2f}" for one in found.values()],
+        "peak memory, MiB": [f"{one['peak']:12.0f}" for one in found.values()],
+        "first loss, nats": [f"{one['losses'][0]:12.6f}" for one in found.values()],
+        "last loss, nats": [f"{one['losses'][-1]:12.6f}" for one in found.values()],
+    }
+    print("\n".join(f"{name:24}" + "".join(row) for name, row in rows.items()))
+    plain, ours = found["plain"], found["lean"]
+    apart = max(abs(a - b) for a, b in zip(plain["losses"], ours["losses"], strict=True))
+    print(f"\nlargest difference of a loss of the lean model: {apart:.1e} nats\n")
     logits = given.tokens * VOCABULARY * 4 / 2**20
     times = 1 if given.small else 2  # a small model has more other memory
     claims = {

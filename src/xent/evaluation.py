@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ._check import is_whole
 from ._texts import padded, read_texts, windows_of
+from .heads.late import in_evaluation
 from .information.reliability import Reliability, bin_confidences
 from .measurement import statistics
 
@@ -274,14 +275,16 @@ def _device_of(model: Any) -> torch.device | None:
 
 @contextmanager
 def _evaluation_mode(model: Any) -> Iterator[None]:
-    """Keep the model in evaluation mode, and put every module back afterwards."""
+    """Keep the model in evaluation mode, its logits late; put every module back afterwards."""
     modules = list(model.modules()) if isinstance(model, torch.nn.Module) else []
     before = [module.training for module in modules]
     for module in modules:
         module.training = False
+    outer = in_evaluation.set(True)
     try:
         yield
     finally:
+        in_evaluation.reset(outer)
         for module, training in zip(modules, before, strict=True):
             module.training = training
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any, overload
 
+import torch
 from torch import Tensor
 
 from .engines.choice import Explanation
@@ -13,6 +14,9 @@ from .heads.measure import choose, measure
 from .heads.problem import make_problem
 from .overrides import overridable
 from .row_statistics import REQUESTS, RowStatistics
+
+if TYPE_CHECKING:
+    from .integrations.transformers import LeanExplanation
 
 
 @overridable
@@ -89,6 +93,11 @@ def statistics(
     return problem.unflat(measure(problem, engine))
 
 
+@overload
+def explain(input: torch.nn.Module) -> LeanExplanation: ...
+
+
+@overload
 def explain(
     input: Tensor | LinearLogits,
     target: Tensor | LinearLogits,
@@ -101,8 +110,26 @@ def explain(
     engine: str = "auto",
     loss: Callable[..., Any] | None = None,
     **hyperparameters: Any,
-) -> Explanation:
+) -> Explanation: ...
+
+
+def explain(
+    input: Any,
+    target: Any = None,
+    *,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    logit_scale: float | Tensor | None = None,
+    softcap: float | None = None,
+    class_bias: Tensor | None = None,
+    engine: str = "auto",
+    loss: Callable[..., Any] | None = None,
+    **hyperparameters: Any,
+) -> Explanation | LeanExplanation:
     """Tell which engine a call with these arguments takes, and why. Computes nothing.
+
+    Of a model of Transformers, the only argument then, it tells whether the model is lean, and what
+    has needed all its logits (:func:`xent.integrations.transformers.explain_model`).
 
     Without ``loss`` the answer is for losses of row statistics, which share their kernels. The
     losses that need all logits of a row (``distillation_loss``, ``sparsemax_loss``,
@@ -141,6 +168,10 @@ def explain(
         >>> xent.explain(torch.randn(4, 10), soft, loss=xent.losses.sparsemax_loss).engine
         'reference'
     """
+    if isinstance(input, torch.nn.Module):
+        from .integrations.transformers import explain_model
+
+        return explain_model(input)
     if loss is not None:
         options = {
             "weight": weight, "logit_scale": logit_scale, "softcap": softcap,

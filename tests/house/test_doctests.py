@@ -18,7 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import xent
 
-README = Path(__file__).parents[2] / "README.md"
+PROJECT = Path(__file__).parents[2]
+PAGES = "README.md", "docs/language-models.md"
 
 # Functions whose last digits depend on the processor or on the number of threads.
 ROUNDED = [
@@ -80,10 +81,12 @@ def modules() -> Iterator[ModuleType]:
 
 
 def examples() -> list[doctest.DocTest]:
-    """Return the examples of all docstrings and of the README."""
+    """Return the examples of all docstrings and of the pages."""
     finder, read = doctest.DocTestFinder(), doctest.DocTestParser().get_doctest
-    found = [read(README.read_text(encoding="utf-8"), {}, "README", str(README), 0)]
-    found[0].globs.update(torch=torch, xent=xent)
+    found = []
+    for page in PAGES:
+        text = (PROJECT / page).read_text(encoding="utf-8")
+        found.append(read(text, {"torch": torch, "xent": xent}, page, str(PROJECT / page), 0))
     for module in modules():
         name = module.__name__
         found.append(read(module.__doc__ or "", {}, name, module.__file__, 0))

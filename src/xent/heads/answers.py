@@ -16,8 +16,8 @@ from .._check import at_hand, scalar
 from ..engines.modes import can_look_at
 from ..measurement import statistics
 from ..row_statistics import RowStatistics
-from . import gradients
-from .log_probs import LinearLogProbs
+from . import arithmetic, gradients, layouts, row_operations  # noqa: F401  (they register, too)
+from .log_probs import LinearLogProbs, LinearProbs
 from .logits import LinearLogits, are_logits
 from .measure import comes_by_chunks
 from .problem import flat_rows, problem_of
@@ -138,6 +138,13 @@ def _max(input: LinearLogits, dim: Any = None, keepdim: bool = False) -> Any:
     return torch.return_types.max(pair)
 
 
+def _amax(input: LinearLogits, dim: Any = (), keepdim: bool = False) -> Tensor:
+    axes = dim if isinstance(dim, (tuple, list)) else (dim,)
+    if len(axes) != 1 or not _along_classes(input, axes[0]):
+        return torch.amax(input.materialize_for("amax"), dim, keepdim)
+    return _max(input, axes[0], keepdim).values
+
+
 def _argmax(
     input: LinearLogits | LinearLogProbs, dim: int | None = None, keepdim: bool = False
 ) -> Tensor:
@@ -149,18 +156,28 @@ def _argmax(
     return found.unsqueeze(-1) if keepdim else found
 
 
-def _log_softmax(
-    input: LinearLogits,
-    dim: int | None = None,
-    *options: Any,
-    dtype: torch.dtype | None = None,
-    _stacklevel: int = 0,
-) -> LinearLogProbs | Tensor:
-    # The function has a `_stacklevel` before the dtype, the method has not.
-    dtype = next((x for x in options if isinstance(x, torch.dtype)), dtype)
-    if not _along_classes(input, dim):
-        return torch.log_softmax(input.materialize_for("log_softmax"), dim, dtype=dtype)  # pyright: ignore
-    return LinearLogProbs(input if dtype is None else input._with(dtype=dtype))
+def _normalised(name: str, kind: Callable[..., LinearLogProbs]) -> Callable[..., Any]:
+    """``softmax`` or ``log_softmax`` along the classes."""
+    function = getattr(torch, name)
+
+    def answer(
+        input: LinearLogits,
+        dim: int | None = None,
+        *options: Any,
+        dtype: torch.dtype | None = None,
+        _stacklevel: int = 0,
+    ) -> LinearLogProbs | Tensor:
+        # The functions have a `_stacklevel` before the dtype, the methods have not.
+        dtype = next((x for x in options if isinstance(x, torch.dtype)), dtype)
+        if not _along_classes(input, dim):
+            return function(input.materialize_for(name), dim, dtype=dtype)
+        return kind(input if dtype is None else input._with(dtype=dtype))
+
+    return answer
+
+
+_softmax = _normalised("softmax", LinearProbs)
+_log_softmax = _normalised("log_softmax", LinearLogProbs)
 
 
 def _gather(input: LinearLogits, dim: int, index: Tensor, **options: Any) -> Tensor:
@@ -207,6 +224,14 @@ def _gather_log_probs(input: LinearLogProbs, dim: int, index: Tensor, **options:
     return input.sign * (_gather(logits, dim, index) - _logsumexp(logits, -1, keepdim=True))
 
 
+def _gather_probs(input: LinearProbs, dim: int, index: Tensor, **options: Any) -> Tensor:
+    return _gather_log_probs(LinearLogProbs(input.logits), dim, index, **options).exp()
+
+
+def _other_sign(input: LinearLogProbs) -> LinearLogProbs:
+    return LinearLogProbs(input.logits, -input.sign)
+
+
 def _over_classes(name: str) -> Callable[..., Tensor]:
     """``sum`` or ``mean`` of all log-probabilities of a row; label smoothing asks for both."""
 
@@ -236,12 +261,14 @@ def _register(answers: dict[Any, Any], name: str, answer: Callable[..., Any]) ->
 
 for _name, _answer in (
     ("logsumexp", _logsumexp), ("topk", _topk), ("max", _max), ("argmax", _argmax),
-    ("log_softmax", _log_softmax), ("gather", _gather),
+    ("log_softmax", _log_softmax), ("softmax", _softmax), ("gather", _gather), ("amax", _amax),
 ):  # fmt: skip
     _register(LinearLogits.lean, _name, _answer)
 for _name, _answer in (
     ("gather", _gather_log_probs), ("mean", _over_classes("mean")),
     ("sum", _over_classes("sum")),
-    ("argmax", _argmax), ("neg", LinearLogProbs.__neg__),
+    ("argmax", _argmax), ("neg", _other_sign), ("__neg__", _other_sign),
 ):  # fmt: skip
     _register(LinearLogProbs.lean, _name, _answer)
+for _name, _answer in (("gather", _gather_probs), ("argmax", _argmax)):
+    _register(LinearProbs.lean, _name, _answer)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from .stand_in import Lean
+from .stand_in import Lean, NotRecordedError
 
 # True while :func:`xent.evaluate` runs a model: then logits may always be late.
 in_evaluation = ContextVar("in_evaluation", default=False)
@@ -49,10 +49,10 @@ class Late(Tensor):
         late.content, late.settled = content, False
         return late
 
-    def now(self) -> Tensor:
-        """Compute the numbers, once, and return them."""
+    def now(self, operation: str = "an operator") -> Tensor:
+        """Compute the numbers, once, for an operation, and return them."""
         if isinstance(self.content, Lean):
-            self.content = self.content.materialize_for("an evaluation")
+            self.content = self.content.materialize_for(operation)
         return self.content
 
     @classmethod
@@ -65,23 +65,22 @@ class Late(Tensor):
     ) -> Any:
         """A late answer where there is a lean one, else the function of the numbers."""
         given: Any = args, dict(kwargs or {})
-        name = getattr(func, "__name__", "")
+        name = getattr(func, "__name__", str(func))
         if name == "__get__":
             return args[0]._attribute(func)
         if name in OF_THE_OUTLINE:
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **given[1])
         late = [x for x in tree_leaves(given) if isinstance(x, Late)]
-        lean = next((x.content for x in late if isinstance(x.content, Lean)), None)
-        answer = None
-        if lean is not None:
-            answer = func if hasattr(func, "__overridable__") else None  # one of this library
-            answer = answer or lean.answer_to(func, *tree_map_only(Late, _content, given))
-            if answer is None:
-                for x in late:
-                    x.now()
         args, options = tree_map_only(Late, _content, given)
-        result = (answer or func)(*args, **options)
+        lean = next((x for x in tree_leaves((args, options)) if isinstance(x, Lean)), None)
+        try:
+            result = _lean_answer(func, lean, args, options)
+        except NotRecordedError:
+            result = NotImplemented
+        if result is NotImplemented:
+            args, options = tree_map_only(Late, lambda x: x.now(name.strip("_")), given)
+            result = func(*args, **options)
         for x in late:
             if result is x.content:  # of a function that works in place
                 return x
@@ -96,7 +95,7 @@ class Late(Tensor):
             if name not in OF_THE_NUMBERS:
                 with torch._C.DisableTorchFunctionSubclass():
                     return getter(self)
-        return getattr(self.now(), name)
+        return getattr(self.now(name), name)
 
     @classmethod
     def __torch_dispatch__(
@@ -128,3 +127,12 @@ class Late(Tensor):
 
 def _content(x: Late) -> Lean | Tensor:
     return x.content
+
+
+def _lean_answer(func: Callable[..., Any], lean: Lean | None, args: Any, options: Any) -> Any:
+    """The result without the numbers, NotImplemented where there is none."""
+    if lean is None:
+        return NotImplemented
+    own = hasattr(func, "__overridable__")  # of this library
+    answer = func if own else lean.answer_to(func, args, options)
+    return NotImplemented if answer is None else answer(*args, **options)

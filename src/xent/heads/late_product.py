@@ -28,11 +28,14 @@ class LateProduct(TorchFunctionMode):
         rows: the shape of the rows that go into the head.
         classes: how many results a product with all classes may have.
         options: of the LinearLogits.
+        readers: where they note the operations that read all logits.
     """
 
-    def __init__(self, rows: torch.Size, classes: set[int], options: dict[str, Any]) -> None:
+    def __init__(
+        self, rows: torch.Size, classes: set[int], options: dict[str, Any], readers: list[str]
+    ) -> None:
         super().__init__()
-        self.rows, self.classes, self.options = rows, classes, options
+        self.rows, self.classes, self.options, self.readers = rows, classes, options, readers
         self.met = False
         self.obstacle: str | None = None  # why a product with all classes was not taken
 
@@ -49,7 +52,9 @@ class LateProduct(TorchFunctionMode):
             self.obstacle = next(filter(None, map(_obstacle, parts)), None)
             if self.obstacle is None:
                 self.met = True
-                return LinearLogits(*map(_in_graph, parts), **self.options)  # pyright: ignore
+                logits = LinearLogits(*map(_in_graph, parts), **self.options)  # pyright: ignore
+                logits.readers = self.readers
+                return logits
         return func(*args, **(kwargs or {}))
 
     def _of_all_classes(self, hidden: Any, weight: Any, bias: Any) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -27,6 +27,7 @@ class LinearLogProbs(Lean):
 
     def __init__(self, logits: LinearLogits, sign: int = 1) -> None:
         self.logits, self.sign = logits, sign
+        self.silent, self.readers = logits.silent, logits.readers
 
     @property
     def shape(self) -> torch.Size:
@@ -48,9 +49,35 @@ class LinearLogProbs(Lean):
         """True if the logits require a gradient."""
         return self.logits.requires_grad
 
+    @property
+    def row_tensors(self) -> list[Tensor]:
+        """The tensors with a number or more for each row."""
+        return self.logits.row_tensors
+
+    def with_rows(self, tensors: Sequence[Tensor]) -> LinearLogProbs:
+        """Return log-probabilities whose rows are others, given the tensors of these rows."""
+        return self.with_logits(self.logits.with_rows(tensors))
+
+    def with_logits(self, logits: LinearLogits) -> LinearLogProbs:
+        """Return the log-probabilities of other logits."""
+        return LinearLogProbs(logits, self.sign)
+
+    def with_scale_per_row(self) -> LinearLogProbs:
+        """Return the same log-probabilities, of logits with a scale for each row."""
+        return self.with_logits(self.logits.with_scale_per_row())
+
+    def has_head_of(self, other: Any) -> bool:
+        """True if other log-probabilities differ from these in their rows only."""
+        same = isinstance(other, LinearLogProbs) and other.sign == self.sign
+        return same and self.logits.has_head_of(other.logits)
+
+    def is_zero_without_features(self) -> bool:
+        """False: all classes are equally likely then."""
+        return False
+
     def reshape(self, *shape: Any) -> LinearLogProbs:
         """Reshape the rows; the last axis, of the classes, stays."""
-        return LinearLogProbs(self.logits.reshape(*shape), self.sign)
+        return self.with_logits(self.logits.reshape(*shape))
 
     view = reshape
 
@@ -63,18 +90,46 @@ class LinearLogProbs(Lean):
 
     def detach(self) -> LinearLogProbs:
         """Return these log-probabilities as constants."""
-        return LinearLogProbs(self.logits.detach(), self.sign)
+        return self.with_logits(self.logits.detach())
+
+    def clone(self, **options: Any) -> LinearLogProbs:
+        """Return a copy."""
+        return self.with_logits(self.logits.clone(**options))
 
     def __getitem__(self, index: Any) -> LinearLogProbs | Tensor:
         """Return the rows that an index picks. An index into the classes needs all numbers."""
         if self.logits.spelled_out(index) is not None:
             return self.materialize_for("indexing classes")[index]
-        return LinearLogProbs(self.logits.rows(index), self.sign)
+        return self.with_logits(self.logits.rows(index))
 
     def materialize(self) -> Tensor:
         """The log-probabilities as a tensor, with their gradient."""
         return self.sign * torch.log_softmax(self.logits.materialize(), -1)
 
-    def __neg__(self) -> LinearLogProbs:
-        """Record the other sign."""
-        return LinearLogProbs(self.logits, -self.sign)
+
+class LinearProbs(LinearLogProbs):
+    """Result of :func:`torch.softmax` of :class:`xent.LinearLogits` along the classes.
+
+    As :class:`LinearLogProbs`; ``gather`` and ``argmax`` are lean.
+    """
+
+    lean: ClassVar[dict[Callable[..., Any], Callable[..., Any]]] = {}
+
+    def __init__(self, logits: LinearLogits) -> None:
+        super().__init__(logits)
+
+    def with_logits(self, logits: LinearLogits) -> LinearProbs:
+        """Return the probabilities of other logits."""
+        return LinearProbs(logits)
+
+    def has_head_of(self, other: Any) -> bool:
+        """True if other probabilities differ from these in their rows only."""
+        return isinstance(other, LinearProbs) and self.logits.has_head_of(other.logits)
+
+    def to(self, *arguments: Any, **options: Any) -> LinearProbs:
+        """Return probabilities of another floating-point dtype."""
+        return self.with_logits(super().to(*arguments, **options).logits)
+
+    def materialize(self) -> Tensor:
+        """The probabilities as a tensor, with their gradient."""
+        return torch.softmax(self.logits.materialize(), -1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal
 
@@ -96,12 +97,13 @@ class LinearLogits(Lean):
             "weight": version(weight),
             "bias": version(bias),
         }
-        self.scale: float | Tensor = 1.0  # before the cap
+        self.scale: float | Tensor = 1.0  # before the cap; a tensor is 0-d or one number per row
         self.softcap: float | None = None
         self.capped = False  # True after tanh, until the factor of the cap comes
         self.divisor: float | None = None  # of a division just recorded: tanh makes it the cap
         self.undivided: float | Tensor = 1.0  # the scale before that division
         self.dtype = hidden.dtype
+        self.views = [weakref.ref(self)]  # stand-ins that show the same logits
 
     # ---- what it shares with a tensor -----------------------------------------------------------
 
@@ -127,6 +129,7 @@ class LinearLogits(Lean):
     def _with(self, **changes: Any) -> LinearLogits:
         other = object.__new__(LinearLogits)
         vars(other).update({**vars(self), **changes, "_all": None})
+        other.views = [weakref.ref(other)]
         new = {name: version(x) for name, x in changes.items() if name in self.versions}
         other.versions = {**self.versions, **new}
         return other
@@ -156,6 +159,56 @@ class LinearLogits(Lean):
                 )
         return self
 
+    @property
+    def row_tensors(self) -> list[Tensor]:
+        """The tensors with a number or more for each row: features, and scales if they differ."""
+        return [self.hidden, *(x.unsqueeze(-1) for x in self._scales.values())]
+
+    @property
+    def _scales(self) -> dict[str, Tensor]:
+        named = {"scale": self.scale, "undivided": self.undivided}
+        return {name: x for name, x in named.items() if isinstance(x, Tensor) and x.ndim}
+
+    def with_rows(self, tensors: Sequence[Tensor]) -> LinearLogits:
+        """Return logits whose rows are others, given the tensors of these rows."""
+        hidden, *scales = tensors
+        changes = {name: x.squeeze(-1) for name, x in zip(self._scales, scales, strict=True)}
+        return self._shows(self._with(hidden=hidden, **changes))
+
+    def _shows(self, view: LinearLogits) -> LinearLogits:
+        """Note that a stand-in shows logits of this one."""
+        self.views[:] = [ref for ref in self.views if ref() is not None]
+        self.views.append(weakref.ref(view))
+        view.views = self.views
+        return view
+
+    def with_scale_per_row(self) -> LinearLogits:
+        """Return the same logits with a scale for each row."""
+        rows = self.shape[:-1]
+        scales = {
+            name: torch.as_tensor(x, dtype=torch.float64, device=self.device).expand(rows)
+            for name, x in (("scale", self.scale), ("undivided", self.undivided))
+        }
+        return self._with(**scales)
+
+    def has_head_of(self, other: Any) -> bool:
+        """True if other logits differ from these in their rows only."""
+        if not isinstance(other, LinearLogits):
+            return False
+        recorded = ("softcap", "capped", "divisor", "dtype", "products", "max_workspace")
+        parts = ((self.weight, other.weight), (self.bias, other.bias))
+        numbers = [x for x in (self.scale, other.scale) if not (isinstance(x, Tensor) and x.ndim)]
+        return (
+            all(getattr(self, name) == getattr(other, name) for name in recorded)
+            and all(_are_one(a, b) for a, b in parts)
+            and (len(numbers) < 2 or numbers[0] is numbers[1] or _equal(*numbers))
+            and self.hidden.dtype == other.hidden.dtype
+        )
+
+    def is_zero_without_features(self) -> bool:
+        """True if features of zero give logits of zero."""
+        return self.bias is None
+
     def reshape(self, *shape: Any) -> LinearLogits:
         """Reshape the rows; the last axis, of the classes, stays."""
         given = shape[0] if len(shape) == 1 and isinstance(shape[0], Sequence) else shape
@@ -169,7 +222,7 @@ class LinearLogits(Lean):
             rows = math.prod(self.shape[:-1])
             if math.prod(sizes[:-1]) != rows:
                 raise ValueError(f"shape {sizes} does not hold the {rows} rows of {self!r}")
-        return self._with(hidden=self.hidden.reshape(*sizes[:-1], self.hidden.shape[-1]))
+        return self.with_rows([x.reshape(*sizes[:-1], x.shape[-1]) for x in self.row_tensors])
 
     def view(self, *shape: Any) -> LinearLogits:
         """Reshape the rows, as :meth:`reshape`."""
@@ -186,7 +239,8 @@ class LinearLogits(Lean):
         if not isinstance(classes, slice):
             return self.materialize_for("indexing classes")[index]
         bias = None if self.bias is None else self.bias[classes]
-        return self._with(weight=self.weight[classes], bias=bias).rows((*rows, slice(None)))
+        some = self._shows(self._with(weight=self.weight[classes], bias=bias))
+        return some.rows((*rows, slice(None)))
 
     def spelled_out(self, index: Any) -> tuple[Any, ...] | None:
         """An index with a part for every axis, if it says something about the classes."""
@@ -199,7 +253,7 @@ class LinearLogits(Lean):
 
     def rows(self, index: Any) -> LinearLogits:
         """Return the rows that an index picks."""
-        return self._with(hidden=self.hidden[index])
+        return self.with_rows([x[index] for x in self.row_tensors])
 
     def to(self, *arguments: Any, **options: Any) -> LinearLogits | Tensor:
         """Return logits of another dtype. The device stays that of the parts."""
@@ -216,45 +270,6 @@ class LinearLogits(Lean):
         if dtype is not None and not dtype.is_floating_point:
             return self.materialize_for(f"a cast to {dtype}").to(dtype)
         return self if dtype is None else self._with(dtype=dtype)
-
-    def __mul__(self, factor: Any) -> LinearLogits | Tensor:
-        """Record a scale; or the second half of a softcap."""
-        if not _is_scalar(factor):
-            return self.materialize_for("multiplication by a tensor") * factor
-        if self.capped:
-            if isinstance(factor, Tensor) or factor != self.softcap:
-                return self.materialize_for("a factor that is not the cap") * factor
-            return self._with(capped=False)
-        if self.softcap is not None:
-            return self.materialize_for("a scale after the softcap") * factor
-        return self._with(scale=self.scale * factor, divisor=None)
-
-    __rmul__ = __mul__
-
-    def __truediv__(self, divisor: Any) -> LinearLogits | Tensor:
-        """Record a division by a number."""
-        if not _is_scalar(divisor) or self.capped or self.softcap is not None:
-            return self.materialize_for("a division") / divisor
-        cap = float(divisor) if isinstance(divisor, (int, float)) and divisor > 0 else None
-        return self._with(scale=self.scale / divisor, undivided=self.scale, divisor=cap)
-
-    def __add__(self, other: Any) -> LinearLogits | Tensor:
-        """Add a number for each class to the bias; or add other logits of the same rows."""
-        if isinstance(other, LinearLogits):
-            return _sum(self, other)
-        plain = self.softcap is None and not isinstance(self.scale, Tensor) and self.scale == 1.0
-        if not plain or not _is_per_class(other, self.shape):
-            return self.materialize_for("addition of a tensor") + other
-        joined = self.absorb(None, other.reshape(-1))
-        return joined._with(divisor=None, dtype=torch.promote_types(self.dtype, other.dtype))
-
-    __radd__ = __add__
-
-    def tanh(self) -> LinearLogits | Tensor:
-        """Record the first half of a softcap, after a division by the cap."""
-        if self.softcap is not None or self.divisor is None:
-            return self.materialize_for("tanh").tanh()
-        return self._with(softcap=self.divisor, scale=self.undivided, divisor=None, capped=True)
 
     def recorded(self) -> tuple[float | Tensor | None, float | None]:
         """The recorded scale and cap, as `logit_scale` and `softcap` of a loss; None for none."""
@@ -319,48 +334,23 @@ class LinearLogits(Lean):
         z = LogitTransform(scale, cap or 0.0)(z)
         return (z / cap if self.capped and cap else z).to(self.dtype)
 
+    def clone(self, **_: Any) -> LinearLogits:
+        """Return a copy, which operations in place leave alone."""
+        return self._with()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy or a file needs."""
+        return {k: v for k, v in vars(self).items() if k not in ("views", "versions", "_all")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, views=[weakref.ref(self)])
+        parts = {"hidden": self.hidden, "weight": self.weight, "bias": self.bias}
+        self.versions = {name: version(part) for name, part in parts.items()}
+
     def detach(self) -> LinearLogits:
         """Return a copy of this head whose tensors are constants."""
-        names = ("hidden", "weight", "bias", "scale")
-        return self._with(**{name: _constant(getattr(self, name)) for name in names})
-
-
-def _product(a: Any, b: Any, *, out: None = None) -> Any:
-    return a * b if isinstance(a, LinearLogits) else b * a
-
-
-def _added(a: Any, b: Any, *, out: None = None) -> Any:
-    return a + b if isinstance(a, LinearLogits) else b + a
-
-
-def _sum(a: LinearLogits, b: LinearLogits) -> LinearLogits | Tensor:
-    """The sum of two heads over the same classes: one head with the features side by side."""
-    if a.shape != b.shape or a.softcap is not None or b.softcap is not None:
-        return a.materialize_for("addition") + b.materialize_for("addition")
-    hidden = torch.cat([a.hidden * a.scale, b.hidden * b.scale], -1)
-    biases = [x.bias * x.scale for x in (a, b) if x.bias is not None]
-    bias = sum(biases[1:], biases[0]) if biases else None
-    weight = torch.cat([a.weight, b.weight], -1)
-    named = {a.products, b.products}
-    return a._with(
-        hidden=hidden, weight=weight, bias=bias, scale=1.0, divisor=None,
-        dtype=torch.promote_types(a.dtype, b.dtype),
-        products=next((name for name in ("float32", "input") if name in named), None),
-    )  # fmt: skip
-
-
-LinearLogits.lean |= {
-    torch.add: _added,
-    torch.Tensor.add: _added,
-    torch.Tensor.__add__: _added,
-    torch.Tensor.__radd__: _added,
-    torch.tanh: LinearLogits.tanh,
-    torch.mul: _product,
-    torch.Tensor.mul: _product,
-    torch.Tensor.__mul__: _product,
-    torch.Tensor.__rmul__: _product,
-    torch.div: LinearLogits.__truediv__,
-}
+        names = ("hidden", "weight", "bias", "scale", "undivided")
+        return self._shows(self._with(**{name: _constant(getattr(self, name)) for name in names}))
 
 
 def are_logits(name: str, x: Any) -> None:
@@ -388,15 +378,19 @@ def whole_logits(function: str, input: Any) -> Tensor:
     return input
 
 
-def _is_scalar(x: Any) -> bool:
-    """A number, or a tensor that holds one."""
-    return isinstance(x, (int, float)) or (isinstance(x, Tensor) and x.ndim == 0)
+def _are_one(a: Tensor | None, b: Tensor | None) -> bool:
+    """True for the same tensor, or for two of the same memory and the same place in the graph."""
+    if a is None or b is None or a is b:
+        return a is b
+    return (
+        (a.data_ptr(), a.shape, a.stride(), a.dtype) == (b.data_ptr(), b.shape, b.stride(), b.dtype)
+        and a.requires_grad == b.requires_grad
+        and a._base is b._base
+    )
 
 
-def _is_per_class(x: Any, shape: torch.Size) -> bool:
-    """A vector over the classes, whatever axes of length one it has before them."""
-    fits = isinstance(x, Tensor) and 0 < x.ndim <= len(shape)
-    return fits and x.numel() == x.shape[-1] == shape[-1]
+def _equal(a: float | Tensor, b: float | Tensor) -> bool:
+    return not isinstance(a, Tensor) and not isinstance(b, Tensor) and a == b
 
 
 def _axes(index: Any) -> int:

@@ -14,6 +14,10 @@ from torch import Tensor
 from ..engines.modes import compiling
 
 
+class NotRecordedError(TypeError):
+    """An operation that would have to change numbers that are not there."""
+
+
 class Lean:
     """Stands for a tensor of ``(..., V)`` numbers that are never all in memory at once.
 
@@ -27,6 +31,7 @@ class Lean:
     dtype: torch.dtype
     hidden: Tensor
     silent = False  # True where the numbers may be read without a warning
+    readers: list[str] | None = None  # where to note the operations that read all the numbers
     _all: tuple[bool, Tensor] | None = None  # whether grad was on, and all the numbers
 
     def materialize(self) -> Tensor:
@@ -37,6 +42,8 @@ class Lean:
         """Materialise once, keep the result, and warn which operation needed it, unless silent."""
         if self._all is not None and self._all[0] == torch.is_grad_enabled():
             return self._all[1]
+        if self.readers is not None and operation not in self.readers:
+            self.readers.append(operation)
         if not (self.silent or compiling()):
             warnings.warn(
                 f"{operation} needs all {self.numel():,} logits of {self!r} at once", stacklevel=3
@@ -107,6 +114,21 @@ class Lean:
         """Convert to float64."""
         return self.to(torch.float64)
 
+    def half(self) -> Any:
+        """Convert to float16."""
+        return self.to(torch.float16)
+
+    def bfloat16(self) -> Any:
+        """Convert to bfloat16."""
+        return self.to(torch.bfloat16)
+
+    def type(self, dtype: Any = None, non_blocking: bool = False) -> Any:
+        """Convert to a dtype; without one, return the name of the type."""
+        if dtype is None or not isinstance(dtype, torch.dtype):
+            outline = torch.empty(0, dtype=self.dtype, device=self.device)
+            return outline.type() if dtype is None else self.to(outline.type(dtype).dtype)
+        return self.to(dtype)
+
     def cpu(self) -> Any:
         """Itself on the CPU; raises elsewhere."""
         return self.to("cpu")
@@ -127,6 +149,14 @@ class Lean:
         """The length of the first axis."""
         return self.shape[0]
 
+    def __iter__(self) -> Any:
+        """Iterate over the first axis."""
+        return iter(self._call(torch.Tensor.unbind, 0))
+
+    def __array__(self, *arguments: Any, **options: Any) -> Any:
+        """All the numbers as an array."""
+        return self.materialize_for("an array").__array__(*arguments, **options)
+
     def __repr__(self) -> str:
         """Shape and dtype, since the numbers are not there."""
         return f"{type(self).__name__}({tuple(self.shape)}, {self.dtype}, {self.device})"
@@ -134,7 +164,7 @@ class Lean:
     def __getattr__(self, name: str) -> Any:
         """Any other attribute of a tensor, except those that would change or watch a copy."""
         of_one_tensor = name.startswith(("_", "register_", "retain_", "record_", "data", "grad"))
-        member = None if of_one_tensor or name.endswith("_") else getattr(Tensor, name, None)
+        member = None if of_one_tensor else getattr(Tensor, name, None)
         if member is None:
             raise AttributeError(f"{type(self).__name__} have no attribute {name!r}")
         if name.startswith("new_"):
@@ -174,7 +204,7 @@ class Lean:
         if answer is not None:
             return answer(*args, **kwargs)
         if name.endswith("_") and not name.startswith("__"):
-            raise TypeError(
+            raise NotRecordedError(
                 f"{name} works in place, and {cls.__name__} have no place; use {name[:-1]}"
             )
         name = name.strip("_")
@@ -210,5 +240,6 @@ def _operator(name: str) -> Callable[..., Any]:
 for _name in (
     "add", "radd", "sub", "rsub", "mul", "rmul", "truediv", "rtruediv", "pow", "rpow", "neg", "abs",
     "matmul", "floordiv", "mod", "eq", "ne", "lt", "le", "gt", "ge",
+    "iadd", "isub", "imul", "itruediv", "setitem",
 ):  # fmt: skip
     setattr(Lean, f"__{_name}__", _operator(f"__{_name}__"))

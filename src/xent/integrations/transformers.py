@@ -14,18 +14,19 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from .. import LinearLogits
 from .._check import one_of
 from ..engines.modes import compiling
+from ..heads import products
 from ..heads.late import Late, in_evaluation
 from ..heads.late_product import LateProduct
+from ..heads.logits import LinearLogits
 
 MAX_WORKSPACE: int = inspect.signature(LinearLogits).parameters["max_workspace"].default
 
@@ -131,6 +132,54 @@ def unlean(model: nn.Module) -> None:
         del owner._xent_hooks
 
 
+class LeanExplanation(NamedTuple):
+    """What :func:`xent.explain` tells of a model.
+
+    Attributes:
+        lean: when its logits are late, as the argument ``when`` of :class:`lean`; or why never.
+        head: the output head, and the type of its weight.
+        products: the type in which the head is multiplied, and why.
+        all_logits: what needed all logits since the model became lean.
+    """
+
+    lean: str
+    head: str
+    products: str
+    all_logits: tuple[str, ...]
+
+    def __str__(self) -> str:
+        read = "; ".join(self.all_logits) or "nothing so far"
+        return (
+            f"lean: {self.lean}\nhead: {self.head}\nproducts: {self.products}\n"
+            f"all logits were needed by: {read}"
+        )
+
+
+def explain_model(model: nn.Module) -> LeanExplanation:
+    """Tell whether a model is lean, and what has needed all its logits.
+
+    Args:
+        model: as for :class:`lean`.
+
+    Raises:
+        TypeError: if ``model`` is not a model of Transformers.
+    """
+    owner = _owner(model)
+    head, hooks = _head(owner), getattr(owner, "_xent_hooks", None)
+    objection = _objection(head)
+    if objection is not None:
+        return LeanExplanation(f"no: {type(owner).__name__} {objection}", "none", "", ())
+    weight = _layer(head).weight
+    described = f"{_layer(head)}, {weight.dtype}"
+    if hooks is None:
+        return LeanExplanation("no: call lean(model)", described, "", ())
+    outline = torch.empty(1, weight.shape[1], dtype=weight.dtype, device=weight.device)
+    how = products.describe(LinearLogits(outline, weight, **hooks.options))
+    compiled = ["compiled code, since the model is compiled as a whole"]
+    read = (*compiled * _is_compiled(model, owner), *hooks.readers)
+    return LeanExplanation(hooks.when, described, how, read)
+
+
 class Hooks:
     """The hooks of a lean model: around its forward, and around its head.
 
@@ -145,6 +194,7 @@ class Hooks:
         self.inside = self.labels_given = self.called = self.met = self.warned = False
         self.obstacle: str | None = None  # why the product of this call was not late
         self.products: list[LateProduct] = []  # the modes that are on
+        self.readers: list[str] = []  # the operations that read all logits
         self.of_owner = [
             owner.register_forward_pre_hook(self.enter, with_kwargs=True),
             owner.register_forward_hook(self.leave, always_call=True),
@@ -199,6 +249,7 @@ class Hooks:
         self.inside = self.labels_given = False
         if wanted and not self.warned and _has_logits(output):
             self.warned = True
+            self.readers.append(f"the model, since {self.why()}")
             warnings.warn(f"{type(owner).__name__} had all its logits: {self.why()}", stacklevel=2)
         if torch.is_grad_enabled():
             return None
@@ -233,7 +284,7 @@ class Hooks:
         self.called = True
         hidden = next(iter((*args, *kwargs.values())), None)
         if isinstance(hidden, Tensor) and self.wanted(head):
-            product = LateProduct(hidden.shape[:-1], _classes(head), self.options)
+            product = LateProduct(hidden.shape[:-1], _classes(head), self.options, self.readers)
             self.products.append(product)
             product.__enter__()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from .._check import class_indices, is_tensor, one_of, whole_number
 from ..frames.reduction import Reduction
+from ..heads.layouts import ClassesOnAxis1
 from ..heads.log_probs import LinearLogProbs
 from ..heads.logits import MAX_WORKSPACE, LinearLogits, Products, check_head, under_autocast
 from ..overrides import overridable
@@ -195,5 +197,23 @@ def _nll_of_log_probs(
         return torch.nn.functional.nll_loss(whole, target, *arguments, **options)
     return _of_torch(input.logits, target, *arguments, **options)
 
+
+def _of_classes_on_axis_1(name: str) -> Callable[..., Any]:
+    """The answer to a loss of PyTorch for logits whose classes were moved to axis 1."""
+    function = getattr(torch.nn.functional, name)
+
+    def answer(input: ClassesOnAxis1, target: Tensor, *arguments: Any, **options: Any) -> Any:
+        inner = input.logits
+        if name == "nll_loss" and isinstance(inner, LinearLogProbs) and inner.sign > 0:
+            inner = inner.logits
+        if isinstance(inner, LinearLogits):
+            return cross_entropy(inner, input.classes_last(target), *arguments, **options)
+        return function(input.materialize_for(name), target, *arguments, **options)
+
+    return answer
+
+
+for _name in ("cross_entropy", "nll_loss"):
+    ClassesOnAxis1.lean[getattr(torch.nn.functional, _name)] = _of_classes_on_axis_1(_name)
 
 LinearLogProbs.lean[torch.nn.functional.nll_loss] = _nll_of_log_probs

@@ -1,0 +1,225 @@
+"""Arithmetic that is recorded on logits behind a head: scales, softcaps, sums, masks of classes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .logits import LinearLogits
+from .stand_in import NotRecordedError
+
+# ---- factors -------------------------------------------------------------------------------------
+
+
+def times(z: LinearLogits, factor: Any) -> LinearLogits | Tensor:
+    """Record a factor: a number, one per row ``(..., 1)`` or one per class; or close a softcap."""
+    if z.capped and not isinstance(factor, Tensor) and factor == z.softcap:
+        return z._with(capped=False)
+    if z.capped or z.softcap is not None:
+        return z.materialize_for("a factor after tanh") * factor
+    if is_scalar(factor):
+        return z._with(scale=z.scale * factor, divisor=None)
+    if is_per_row(factor, z.shape):
+        rows = factor.expand(*z.shape[:-1], 1).squeeze(-1)
+        dtype = torch.promote_types(z.dtype, factor.dtype)
+        return z._with(scale=z.scale * rows, divisor=None, dtype=dtype)
+    if is_per_class(factor, z.shape):
+        per_class = factor.reshape(-1)
+        return z._with(
+            weight=z.weight * per_class.unsqueeze(-1),
+            bias=None if z.bias is None else z.bias * per_class,
+            divisor=None, dtype=torch.promote_types(z.dtype, factor.dtype),
+        )  # fmt: skip
+    return z.materialize_for("multiplication by a tensor") * factor
+
+
+def divided(z: LinearLogits, divisor: Any, *, rounding_mode: None = None) -> LinearLogits | Tensor:
+    """Record a division by a number, by one per row or by one per class."""
+    if z.capped or z.softcap is not None:
+        return z.materialize_for("a division") / divisor
+    if is_scalar(divisor):
+        cap = float(divisor) if isinstance(divisor, (int, float)) and divisor > 0 else None
+        return z._with(scale=z.scale / divisor, undivided=z.scale, divisor=cap)
+    if is_per_row(divisor, z.shape) or is_per_class(divisor, z.shape):
+        return times(z, 1 / divisor)
+    return z.materialize_for("a division") / divisor
+
+
+def tanh(z: LinearLogits) -> LinearLogits | Tensor:
+    """Record the first half of a softcap, after a division by the cap."""
+    if z.softcap is not None or z.divisor is None:
+        return z.materialize_for("tanh").tanh()
+    return z._with(softcap=z.divisor, scale=z.undivided, divisor=None, capped=True)
+
+
+# ---- sums ----------------------------------------------------------------------------------------
+
+
+def plus(z: LinearLogits, other: Any, *, alpha: float = 1) -> LinearLogits | Tensor:
+    """Add a number for each class to the bias; or add other logits of the same rows."""
+    if alpha != 1:
+        other = other * alpha
+    if isinstance(other, LinearLogits):
+        return _sum(z, other)
+    plain = z.softcap is None and not isinstance(z.scale, Tensor) and z.scale == 1.0
+    if not plain or not is_per_class(other, z.shape):
+        return z.materialize_for("addition of a tensor") + other
+    joined = z.absorb(None, other.reshape(-1))
+    return joined._with(divisor=None, dtype=torch.promote_types(z.dtype, other.dtype))
+
+
+def _sum(a: LinearLogits, b: LinearLogits) -> LinearLogits | Tensor:
+    """The sum of two heads over the same classes: one head with the features side by side."""
+    per_row = any(
+        x.bias is not None and isinstance(x.scale, Tensor) and x.scale.ndim for x in (a, b)
+    )
+    if a.shape != b.shape or a.softcap is not None or b.softcap is not None or per_row:
+        return a.materialize_for("addition") + b.materialize_for("addition")
+    biases = [x.bias * x.scale for x in (a, b) if x.bias is not None]
+    named = {a.products, b.products}
+    changes = {
+        "bias": sum(biases[1:], biases[0]) if biases else None,
+        "scale": 1.0, "divisor": None, "dtype": torch.promote_types(a.dtype, b.dtype),
+        "products": next((name for name in ("float32", "input") if name in named), None),
+    }  # fmt: skip
+    if a.hidden is b.hidden and not any(isinstance(x.scale, Tensor) for x in (a, b)):
+        return a._with(weight=a.weight * a.scale + b.weight * b.scale, **changes)
+    hidden = torch.cat([_scaled(x) for x in (a, b)], -1)
+    return a._with(hidden=hidden, weight=torch.cat([a.weight, b.weight], -1), **changes)
+
+
+def _scaled(z: LinearLogits) -> Tensor:
+    scale = z.scale
+    return z.hidden * (scale.unsqueeze(-1) if isinstance(scale, Tensor) and scale.ndim else scale)
+
+
+# ---- masks of classes ----------------------------------------------------------------------------
+
+
+def masked_fill(z: LinearLogits, mask: Any, value: Any) -> LinearLogits | Tensor:
+    """Record a value for some classes of all rows, as for the padding of a vocabulary."""
+    whole = z.softcap is None and not isinstance(z.scale, Tensor) and z.scale > 0
+    per_class = is_per_class(mask, z.shape) and mask.dtype == torch.bool
+    if not whole or not per_class or (isinstance(value, Tensor) and value.ndim):
+        return z.materialize_for("masked_fill").masked_fill(mask, value)
+    mask, value = mask.reshape(-1), float(value) / z.scale
+    bias = z.weight.new_zeros(z.weight.shape[0]) if z.bias is None else z.bias
+    bias = torch.where(mask, value, bias)
+    if value == -torch.inf:  # whatever the product adds
+        return z._with(bias=bias, divisor=None)
+    return z._with(weight=z.weight.masked_fill(mask.unsqueeze(-1), 0), bias=bias, divisor=None)
+
+
+def set_item(z: LinearLogits, index: Any, value: Any) -> None:
+    """Record ``z[..., classes] = value`` for some classes of all rows.
+
+    Raises:
+        NotRecordedError: for some of the rows, or for values in a tensor.
+    """
+    parts = z.spelled_out(index)
+    rows = [slice(None)] * (z.ndim - 1)
+    if parts is None or list(parts[:-1]) != rows or (isinstance(value, Tensor) and value.ndim):
+        raise NotRecordedError(
+            f"{type(z).__name__} have no memory: only z[..., classes] = number is recorded; "
+            f"call .materialize() for a tensor"
+        )
+    mask = torch.zeros(z.shape[-1], dtype=torch.bool, device=z.device)
+    mask[parts[-1]] = True
+    in_place(masked_fill)(z, mask, value)
+
+
+# ---- in place ------------------------------------------------------------------------------------
+
+
+def in_place(
+    function: Callable[..., Any], *, operator: bool = False
+) -> Callable[..., LinearLogits | Tensor]:
+    """The answer that changes the stand-in itself; an operator may put a tensor in its place."""
+
+    def answer(z: LinearLogits, *args: Any, **kwargs: Any) -> LinearLogits | Tensor:
+        shared = any(ref() is not None and ref() is not z for ref in z.views)
+        found = None if shared else function(z, *args, **kwargs)
+        if isinstance(found, LinearLogits):
+            vars(z).update({**vars(found), "dtype": z.dtype, "views": z.views})
+            return z
+        if operator and found is not None:
+            return found
+        reason = "other logits show the same rows" if shared else "they hold no numbers"
+        raise NotRecordedError(
+            f"{type(z).__name__} cannot be changed in place here, since {reason}; use the "
+            f"operation that returns a result, as in z = z / 2"
+        )
+
+    return answer
+
+
+# ---- kinds of operands ---------------------------------------------------------------------------
+
+
+def is_scalar(x: Any) -> bool:
+    """A number, or a tensor that holds one."""
+    return isinstance(x, (int, float)) or (isinstance(x, Tensor) and x.ndim == 0)
+
+
+def is_per_class(x: Any, shape: torch.Size) -> bool:
+    """A vector over the classes, whatever axes of length one it has before them."""
+    fits = isinstance(x, Tensor) and 0 < x.ndim <= len(shape)
+    return fits and x.numel() == x.shape[-1] == shape[-1]
+
+
+def is_per_row(x: Any, shape: torch.Size) -> bool:
+    """A number for each row, with an axis of length one for the classes."""
+    if not isinstance(x, Tensor) or not 0 < x.ndim <= len(shape) or x.shape[-1] != 1:
+        return False
+    pairs = zip(x.shape[-2::-1], shape[-2::-1], strict=False)
+    return all(size in (1, most) for size, most in pairs)
+
+
+# ---- the registry --------------------------------------------------------------------------------
+
+
+def _commutative(function: Callable[..., Any]) -> Callable[..., Any]:
+    def answer(input: Any, other: Any, **options: Any) -> Any:
+        first, second = (input, other) if isinstance(input, LinearLogits) else (other, input)
+        return function(first, second, **options)
+
+    return answer
+
+
+def _minus(input: Any, other: Any, *, alpha: float = 1) -> Any:
+    if not isinstance(input, LinearLogits):  # a tensor less logits
+        return plus(times(other, -float(alpha)), input)
+    return plus(input, other, alpha=-alpha)
+
+
+def _negative(input: LinearLogits) -> LinearLogits | Tensor:
+    return times(input, -1.0)
+
+
+def _register(answer: Callable[..., Any], *names: str) -> None:
+    for name in names:
+        for home in (torch, Tensor):
+            if hasattr(home, name):
+                LinearLogits.lean[getattr(home, name)] = answer
+
+
+_register(_commutative(times), "mul", "multiply", "__mul__", "__rmul__")
+_register(divided, "div", "divide", "true_divide", "__truediv__")
+_register(_commutative(plus), "add", "__add__", "__radd__")
+_register(_minus, "sub", "subtract", "__sub__")
+_register(lambda input, other: _minus(other, input), "__rsub__")
+_register(_negative, "neg", "negative", "__neg__")
+_register(tanh, "tanh")
+_register(masked_fill, "masked_fill")
+_register(set_item, "__setitem__")
+_register(in_place(times), "mul_", "multiply_")
+_register(in_place(divided), "div_", "divide_", "true_divide_")
+_register(in_place(plus), "add_")
+_register(in_place(times, operator=True), "__imul__")
+_register(in_place(divided, operator=True), "__itruediv__")
+_register(in_place(plus, operator=True), "__iadd__")
+_register(in_place(_minus, operator=True), "__isub__")
+_register(in_place(masked_fill), "masked_fill_")
