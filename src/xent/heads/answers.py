@@ -221,15 +221,17 @@ def _gather_log_probs(input: LinearLogProbs, dim: int, index: Tensor, **options:
     if index.shape == (*input.shape[:-1], 1):
         log_prob = statistics(logits, index[..., 0]).log_prob
         return input.sign * log_prob.to(input.dtype).unsqueeze(-1)
-    return input.sign * (_gather(logits, dim, index) - _logsumexp(logits, -1, keepdim=True))
+    log_prob = _gather(logits, dim, index) - _logsumexp(logits, -1, keepdim=True)
+    return (input.sign * log_prob).to(input.dtype)
 
 
 def _gather_probs(input: LinearProbs, dim: int, index: Tensor, **options: Any) -> Tensor:
-    return _gather_log_probs(LinearLogProbs(input.logits), dim, index, **options).exp()
+    log_probs = LinearLogProbs(input.logits)
+    return _gather_log_probs(log_probs, dim, index, **options).exp().to(input.dtype)
 
 
 def _other_sign(input: LinearLogProbs) -> LinearLogProbs:
-    return LinearLogProbs(input.logits, -input.sign)
+    return LinearLogProbs(input.logits, -input.sign, input.dtype)
 
 
 def _over_classes(name: str) -> Callable[..., Tensor]:

@@ -64,11 +64,18 @@ def plus(z: LinearLogits, other: Any, *, alpha: float = 1) -> LinearLogits | Ten
         other = other * alpha
     if isinstance(other, LinearLogits):
         return _sum(z, other)
-    plain = z.softcap is None and not isinstance(z.scale, Tensor) and z.scale == 1.0
-    if not plain or not is_per_class(other, z.shape):
+    per_row = isinstance(z.scale, Tensor) and z.scale.ndim > 0
+    if (
+        z.softcap is not None
+        or (per_row and z.bias is not None)
+        or not is_per_class(other, z.shape)
+    ):
         return z.materialize_for("addition of a tensor") + other
-    joined = z.absorb(None, other.reshape(-1))
-    return joined._with(divisor=None, dtype=torch.promote_types(z.dtype, other.dtype))
+    dtype = torch.promote_types(z.dtype, other.dtype)
+    if isinstance(z.scale, Tensor) or z.scale != 1.0:
+        scale = torch.as_tensor(z.scale, dtype=torch.float64, device=z.device)
+        z = z.absorb(scale, None)._with(scale=1.0)
+    return z.absorb(None, other.reshape(-1))._with(divisor=None, dtype=dtype)
 
 
 def _sum(a: LinearLogits, b: LinearLogits) -> LinearLogits | Tensor:

@@ -21,23 +21,21 @@ class LinearLogProbs(Lean):
     Args:
         logits: the logits.
         sign: 1, or -1 for the negative log-probabilities.
+        dtype: of the log-probabilities; that of the logits unless given.
     """
 
     lean: ClassVar[dict[Callable[..., Any], Callable[..., Any]]] = {}
 
-    def __init__(self, logits: LinearLogits, sign: int = 1) -> None:
-        self.logits, self.sign = logits, sign
+    def __init__(
+        self, logits: LinearLogits, sign: int = 1, dtype: torch.dtype | None = None
+    ) -> None:
+        self.logits, self.sign, self.dtype = logits, sign, dtype or logits.dtype
         self.silent, self.readers = logits.silent, logits.readers
 
     @property
     def shape(self) -> torch.Size:
         """The shape, ``(..., V)``."""
         return self.logits.shape
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of the logits."""
-        return self.logits.dtype
 
     @property
     def hidden(self) -> Tensor:
@@ -60,15 +58,19 @@ class LinearLogProbs(Lean):
 
     def with_logits(self, logits: LinearLogits) -> LinearLogProbs:
         """Return the log-probabilities of other logits."""
-        return LinearLogProbs(logits, self.sign)
+        return LinearLogProbs(logits, self.sign, self.dtype)
 
     def with_scale_per_row(self) -> LinearLogProbs:
         """Return the same log-probabilities, of logits with a scale for each row."""
         return self.with_logits(self.logits.with_scale_per_row())
 
+    def without_divisor(self) -> LinearLogProbs:
+        """Return the same log-probabilities."""
+        return self.with_logits(self.logits.without_divisor())
+
     def has_head_of(self, other: Any) -> bool:
         """True if other log-probabilities differ from these in their rows only."""
-        same = isinstance(other, LinearLogProbs) and other.sign == self.sign
+        same = type(other) is type(self) and (other.sign, other.dtype) == (self.sign, self.dtype)
         return same and self.logits.has_head_of(other.logits)
 
     def is_zero_without_features(self) -> bool:
@@ -86,7 +88,11 @@ class LinearLogProbs(Lean):
         logits = self.logits.to(*arguments, **options)
         if isinstance(logits, Tensor):
             raise TypeError("log-probabilities are no integers; cast .materialize(), if you must")
-        return LinearLogProbs(logits, self.sign)
+        if logits is self.logits:
+            return self
+        other = self.with_logits(self.logits)
+        other.dtype = logits.dtype
+        return other
 
     def detach(self) -> LinearLogProbs:
         """Return these log-probabilities as constants."""
@@ -104,7 +110,7 @@ class LinearLogProbs(Lean):
 
     def materialize(self) -> Tensor:
         """The log-probabilities as a tensor, with their gradient."""
-        return self.sign * torch.log_softmax(self.logits.materialize(), -1)
+        return (self.sign * torch.log_softmax(self.logits.materialize(), -1)).to(self.dtype)
 
 
 class LinearProbs(LinearLogProbs):
@@ -115,21 +121,10 @@ class LinearProbs(LinearLogProbs):
 
     lean: ClassVar[dict[Callable[..., Any], Callable[..., Any]]] = {}
 
-    def __init__(self, logits: LinearLogits) -> None:
-        super().__init__(logits)
-
     def with_logits(self, logits: LinearLogits) -> LinearProbs:
         """Return the probabilities of other logits."""
-        return LinearProbs(logits)
-
-    def has_head_of(self, other: Any) -> bool:
-        """True if other probabilities differ from these in their rows only."""
-        return isinstance(other, LinearProbs) and self.logits.has_head_of(other.logits)
-
-    def to(self, *arguments: Any, **options: Any) -> LinearProbs:
-        """Return probabilities of another floating-point dtype."""
-        return self.with_logits(super().to(*arguments, **options).logits)
+        return LinearProbs(logits, dtype=self.dtype)
 
     def materialize(self) -> Tensor:
         """The probabilities as a tensor, with their gradient."""
-        return torch.softmax(self.logits.materialize(), -1)
+        return torch.softmax(self.logits.materialize(), -1).to(self.dtype)

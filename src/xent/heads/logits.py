@@ -191,11 +191,15 @@ class LinearLogits(Lean):
         }
         return self._with(**scales)
 
+    def without_divisor(self) -> LinearLogits:
+        """Return the same logits; tanh of them is no softcap."""
+        return self._with(divisor=None)
+
     def has_head_of(self, other: Any) -> bool:
         """True if other logits differ from these in their rows only."""
         if not isinstance(other, LinearLogits):
             return False
-        recorded = ("softcap", "capped", "divisor", "dtype", "products", "max_workspace")
+        recorded = ("softcap", "capped", "dtype", "products", "max_workspace")
         parts = ((self.weight, other.weight), (self.bias, other.bias))
         numbers = [x for x in (self.scale, other.scale) if not (isinstance(x, Tensor) and x.ndim)]
         return (

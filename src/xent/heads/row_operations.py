@@ -136,11 +136,11 @@ def _join(name: str) -> Function:
         if not alike:
             whole = [x.materialize_for(name) if isinstance(x, Lean) else x for x in tensors]
             return function(whole, dim)
-        rows = [x.row_tensors for x in tensors]
-        count = max(map(len, rows))  # those without a scale per row take one
-        rows = [x if len(x) == count else x.with_scale_per_row().row_tensors for x in tensors]
-        found = [function(parts, dim % axes) for parts in zip(*rows, strict=True)]
-        return max(tensors, key=lambda x: len(x.row_tensors)).with_rows(found)
+        if any(len(x.row_tensors) > 1 for x in tensors):  # then all take a scale per row
+            tensors = [x.with_scale_per_row() for x in tensors]
+        tensors = [x.without_divisor() for x in tensors]
+        rows = zip(*(x.row_tensors for x in tensors), strict=True)
+        return tensors[0].with_rows([function(parts, dim % axes) for parts in rows])
 
     return answer
 

@@ -171,6 +171,8 @@ class Lean:
             return functools.partial(getattr(self.hidden, name), dtype=self.dtype)
         if name == "get_device" or (name.startswith("is_") and not callable(member)):
             return getattr(self.hidden, name)
+        if name == "mT":
+            return self._call(Tensor.transpose, -2, -1)
         if callable(member):
             return functools.partial(self._call, member)
         return getattr(self.materialize_for(name), name)
