@@ -68,7 +68,7 @@ def test_nested_tensors_of_elements(sequences, reduction):
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 def test_nested_tensors_that_make_no_sense_are_refused(sequences):
     nested, labels, z, y = sequences
-    with pytest.raises(ValueError, match=r"different lengths.*transpose\(1, -1\)"):
+    with pytest.raises(ValueError, match=r"different lengths.*class_dim=-1"):
         xent.cross_entropy(nested, labels)
     with pytest.raises(TypeError, match="`target` must be one, too"):
         xent.cross_entropy(nested.transpose(1, 2), y)
@@ -116,7 +116,7 @@ def test_dtensors(mesh):
         value = xent.binary_cross_entropy_with_logits(x, soft)
         close(value.full_tensor(), xent.binary_cross_entropy_with_logits(z, b))
     by_class = distribute_tensor(z, mesh, [Shard(1), Replicate()])
-    with pytest.raises(ValueError, match="classes, axis 1, are split over ranks"):
+    with pytest.raises(ValueError, match="classes are split over ranks"):
         xent.cross_entropy(by_class, target)
     with pytest.raises(TypeError, match="`target` must be one, too"):
         xent.cross_entropy(x, y)
