@@ -83,14 +83,16 @@ def takes_class_dim(
         lean = any(isinstance(given.get(name), Lean) for name in ("input", *alike))
         usual = class_axis(input)
         axis = usual if class_dim is None else _read_class_dim(class_dim, input.ndim, lean)
-        call = _Call(input, axis, class_dim, tuple(alike), elements)
+        rows = input.shape[:axis] + input.shape[axis + 1 :]
+        call = _Call(input, axis, class_dim, rows, tuple(alike), elements)
         if lean or axis == usual:
             if not lean:
                 call.refuse_other_readings(given, refuses)
             return function(*args, **kwargs)
-        given = call.read(given)
         flat = call.flattened(given)
-        return function(**call.moved(given)) if flat is None else call.unflat(function(**flat))
+        if flat is not None:
+            return call.unflat(shortest(**flat))
+        return function(**call.moved(call.read(given)))
 
     return entry
 
@@ -131,14 +133,9 @@ class _Call(NamedTuple):
     input: Tensor
     axis: int  # of the classes
     class_dim: int | None  # as the caller gave the axis
+    rows: torch.Size  # the shape of the rows
     alike: tuple[str, ...]
     elements: bool
-
-    @property
-    def rows(self) -> torch.Size:
-        """The shape of the rows."""
-        shape = self.input.shape
-        return shape[: self.axis] + shape[self.axis + 1 :]
 
     # ---- what is wrong --------------------------------------------------------------------------
 
@@ -178,15 +175,11 @@ class _Call(NamedTuple):
         return given
 
     def _fits(self, name: str, x: Tensor) -> bool:
-        if name in _CLASSES and not self.elements and x.shape == self.rows:
-            return True
-        return name in self.alike and self._rows_of(name, x) == self._rows_of(name, self.input)
-
-    def _rows_of(self, name: str, x: Tensor) -> tuple[int, ...]:
-        """The shape of a tensor like the logits; of a list without its length."""
-        if name not in _LISTS or x.ndim != self.input.ndim:
-            return tuple(x.shape)
-        return (*x.shape[: self.axis], *x.shape[self.axis + 1 :])
+        if name in _LISTS and x.ndim == self.input.ndim:
+            return x.shape[: self.axis] + x.shape[self.axis + 1 :] == self.rows
+        if x.shape == self.input.shape:
+            return name == "input" or name in self.alike
+        return name in _CLASSES and not self.elements and x.shape == self.rows
 
     def _message(self, name: str, x: Tensor) -> str:
         rows, shape = tuple(self.rows), tuple(self.input.shape)
@@ -230,16 +223,15 @@ class _Call(NamedTuple):
         for name, x in given.items():
             if not isinstance(x, Tensor):
                 continue
-            if name == "input" or (name in self.alike and x.ndim == input.ndim):
-                if not x.is_contiguous():
+            of_rows = name in _OF_ROWS and x.ndim > 0
+            if of_rows and x.shape == rows and not (self.elements and name in _CLASSES):
+                changed[name] = x.reshape(count)
+            elif name == "input" or name in self.alike:
+                if not self._fits(name, x) or x.layout != torch.strided or not x.is_contiguous():
                     return None
                 changed[name] = x.reshape(count, x.shape[-1])  # (N, C)
-            elif name in _OF_ROWS and x.shape == rows:
-                changed[name] = x.reshape(count)
-            elif x.shape == rows or (name in _OF_ROWS and x.ndim):
+            elif of_rows or x.shape == rows or (name in _OF_ELEMENTS and x.ndim > 1):
                 return None  # a number per row by another name, or in another shape
-            elif name in _OF_ELEMENTS and x.ndim > 1:
-                return None
         return {**given, **changed}
 
     def unflat(self, result: Any) -> Any:

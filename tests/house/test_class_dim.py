@@ -1,6 +1,7 @@
 """The axis of the classes that a caller names: every function of logits reads it alike."""
 
 import functools
+import inspect
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import xent
 from tests.helpers import value_and_grad
 from tests.registry import REGISTRY, Loss
+from xent.engines import core
 
 C = 5
 # Losses of single elements, of pairs of rows and of parts of a head have no axis of classes.
@@ -184,9 +186,8 @@ def test_modules_have_the_setting(name):
 
     module = getattr(xent.nn, class_name(name))
     loss, data = call_of(name, (2, 3))
-    settings = {
-        k: v for k, v in loss.keywords.items() if k in inspect_parameters(module)
-    }  # a tree belongs to the call
+    known = inspect.signature(module).parameters  # a tree belongs to the call
+    settings = {k: v for k, v in loss.keywords.items() if k in known}
     others = {k: v for k, v in loss.keywords.items() if k not in settings}
     data = [laid(a, (2, 3), 2) for a in data]
     made = module(class_dim=-1, **settings)
@@ -194,12 +195,6 @@ def test_modules_have_the_setting(name):
     assert "class_dim=-1" in repr(made)
     with pytest.raises(TypeError, match="`class_dim`"):
         module(class_dim=1.5, **settings)
-
-
-def inspect_parameters(module):
-    import inspect
-
-    return inspect.signature(module).parameters
 
 
 # ---- the ways that a call may go ----------------------------------------------------------------
@@ -220,6 +215,7 @@ class Copies(TorchDispatchMode):
         return result
 
 
+@pytest.mark.skipif(not core.fast, reason="the reference engine copies")
 @pytest.mark.parametrize("name", ["cross_entropy", "focal_loss", "sparsemax_loss"])
 def test_rows_one_after_the_other_are_not_copied(name):
     loss = REGISTRY[name].function
