@@ -152,17 +152,19 @@ def _findings(input: Tensor, target: Tensor, ignore_index: int) -> list[Finding]
 
 
 def _about_axes(z: Tensor, y: Tensor) -> Iterator[Finding]:
-    """Tell where the last axis, and not axis 1, looks like the one of the classes."""
-    if z.numel() == 0:
-        return
-    soft = y.is_floating_point() and y.shape == z.shape
-    names = ["target"] * (soft and _adds_up(y, -1))
-    names += ["input"] * any(_adds_up(x, -1) and not _adds_up(x, 1) for x in (z, z.double().exp()))
-    for name in names[:1]:
+    """Tell where the classes, which are read on axis 1, may be on the last axis."""
+    seen = None
+    if z.numel() and y.is_floating_point() and y.shape == z.shape and _adds_up(y, -1):
+        seen = "`target` adds up to 1 along"
+    elif z.numel() and any(_adds_up(x, -1) and not _adds_up(x, 1) for x in (z, z.double().exp())):
+        seen = "`input` looks like probabilities along"
+    elif y.shape == z.shape[:-1] == z.shape[:1] + z.shape[2:]:
+        seen = "`target` also fits classes on"
+    if seen is not None:
         yield Finding(
             "class-axis",
-            f"`{name}` looks like distributions along the last axis, of length {z.shape[-1]}, but "
-            f"the classes are read on axis 1, of length {z.shape[1]}, as in PyTorch",
+            f"{seen} the last axis, of length {z.shape[-1]}, but the classes are read on axis 1, "
+            f"of length {z.shape[1]}, as in PyTorch",
             "for classes on the last axis pass class_dim=-1, otherwise class_dim=1",
         )
 
