@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ._check import class_indices, is_tensor, whole_number
 from ._probabilities import rounding
+from .class_dim import axis_of_classes
 from .targets import class_axis, read_target, shape_hint
 
 # Sums of logits this near to 1 look like probabilities, in any dtype.
@@ -41,7 +42,9 @@ class Diagnosis(list[Finding]):
         return "\n".join(map(str, self)) or "nothing suspicious found"
 
 
-def diagnose(input: Tensor, target: Tensor, *, ignore_index: int = -100) -> Diagnosis:
+def diagnose(
+    input: Tensor, target: Tensor, *, class_dim: int | None = None, ignore_index: int = -100
+) -> Diagnosis:
     """Look for the classic mistakes in a batch of logits and targets, and say how to correct them.
 
     Reads every value, so call it once when something looks wrong, not in the training loop. Bad
@@ -50,13 +53,16 @@ def diagnose(input: Tensor, target: Tensor, *, ignore_index: int = -100) -> Diag
     Args:
         input: logits, ``(C,)``, ``(N, C)`` or ``(N, C, d1, ...)``.
         target: class indices or probabilities, as for :func:`xent.cross_entropy`.
+        class_dim: the axis of the classes, as for :func:`xent.cross_entropy`. Without it a finding
+            tells where the last axis looks like that of the classes.
         ignore_index: class index that marks rows to leave out.
 
     Returns:
         A list of :class:`Finding`, empty if nothing is suspicious; ``print`` it.
 
     Raises:
-        TypeError: if ``input`` or ``target`` is not a tensor.
+        TypeError: if ``input`` or ``target`` is not a tensor, or ``class_dim`` no integer.
+        ValueError: if ``class_dim`` is not one of the axes of ``input``.
 
     Example:
         >>> import torch, xent
@@ -70,6 +76,10 @@ def diagnose(input: Tensor, target: Tensor, *, ignore_index: int = -100) -> Diag
     """
     is_tensor("input", input)
     is_tensor("target", target)
+    if class_dim is not None and input.ndim:
+        axis, place = axis_of_classes(input, class_dim), class_axis(input)
+        target = target.movedim(axis, place) if target.ndim == input.ndim else target
+        input = input.movedim(axis, place)
     refused = _refusal(input, target, ignore_index)
     if input.ndim == 0 or not input.is_floating_point():
         problem = f"`input` is a {input.dtype} tensor of shape {tuple(input.shape)}"
@@ -86,6 +96,9 @@ def diagnose(input: Tensor, target: Tensor, *, ignore_index: int = -100) -> Diag
         assert refused is not None
         return Diagnosis([refused])
     found = _findings(input, target, ignore_index)
+    if class_dim is None and input.ndim > 2:
+        axes = [*_about_axes(input.detach().cpu(), target.detach().cpu())]
+        found = axes + [f for f in found if not (axes and f.name == "soft-target-sum")]
     if refused is not None:  # take the fix from the error message of the losses
         found = [f._replace(fix=refused.fix) if f.name == "target-dtype" else f for f in found]
     if refused is not None and not {finding.name for finding in found} & _REFUSED:
@@ -136,6 +149,30 @@ def _findings(input: Tensor, target: Tensor, ignore_index: int) -> list[Finding]
     else:
         found += _about_labels(z, class_indices("target", y).reshape(rows), ignore_index)
     return found
+
+
+def _about_axes(z: Tensor, y: Tensor) -> Iterator[Finding]:
+    """Tell where the classes, which are read on axis 1, may be on the last axis."""
+    seen = None
+    if z.numel() and y.is_floating_point() and y.shape == z.shape and _adds_up(y, -1):
+        seen = "`target` adds up to 1 along"
+    elif z.numel() and any(_adds_up(x, -1) and not _adds_up(x, 1) for x in (z, z.double().exp())):
+        seen = "`input` looks like probabilities along"
+    elif y.shape == z.shape[:-1] == z.shape[:1] + z.shape[2:]:
+        seen = "`target` also fits classes on"
+    if seen is not None:
+        yield Finding(
+            "class-axis",
+            f"{seen} the last axis, of length {z.shape[-1]}, but the classes are read on axis 1, "
+            f"of length {z.shape[1]}, as in PyTorch",
+            "for classes on the last axis pass class_dim=-1, otherwise class_dim=1",
+        )
+
+
+def _adds_up(p: Tensor, axis: int) -> bool:
+    """True if the numbers along an axis look like probabilities, all over the tensor."""
+    p = p.double()
+    return bool((p >= 0).all() and ((p.sum(axis) - 1).abs() < LOOKS_LIKE_1).all())
 
 
 def _count(mask: Tensor) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, overload
 import torch
 from torch import Tensor
 
+from .class_dim import takes_class_dim
 from .engines.choice import Explanation
 from .heads.logits import LinearLogits
 from .heads.measure import choose, measure
@@ -20,10 +21,12 @@ if TYPE_CHECKING:
 
 
 @overridable
+@takes_class_dim
 def statistics(
     input: Tensor | LinearLogits,
     target: Tensor,
     *,
+    class_dim: int | None = None,
     weight: Tensor | None = None,
     ignore_index: int = -100,
     logit_scale: float | Tensor | None = None,
@@ -44,6 +47,8 @@ def statistics(
         input: logits, ``(C,)``, ``(N, C)`` or ``(N, C, d1, ...)``.
         target: class indices of any integer type in the shape of the rows, ``()``, ``(N,)`` or
             ``(N, d1, ...)``; or probabilities in the shape of ``input``.
+        class_dim: the axis of the classes, as for every loss: -1 for ``(B, T, C)``. By default axis
+            1, or the only one. Must be given for probabilities of three or more axes.
         weight: class weights, ``(C,)``. They scale ``mass``, soft targets and ``mean``.
         ignore_index: class index that marks rows to leave out.
         logit_scale: factor on the logits, a number or one per row.
@@ -102,6 +107,7 @@ def explain(
     input: Tensor | LinearLogits,
     target: Tensor | LinearLogits,
     *,
+    class_dim: int | None = None,
     weight: Tensor | None = None,
     ignore_index: int = -100,
     logit_scale: float | Tensor | None = None,
@@ -138,6 +144,7 @@ def explain(
     Args:
         input: logits, as for :func:`statistics`, and so are the other arguments.
         target: class indices or probabilities; for ``distillation_loss`` the logits of the teacher.
+        class_dim: the axis of the classes.
         weight: class weights.
         ignore_index: class index that marks rows to leave out.
         logit_scale: factor on the logits.
@@ -174,8 +181,8 @@ def explain(
         return explain_model(input)
     if loss is not None:
         options = {
-            "weight": weight, "logit_scale": logit_scale, "softcap": softcap,
-            "class_bias": class_bias,
+            "class_dim": class_dim, "weight": weight, "logit_scale": logit_scale,
+            "softcap": softcap, "class_bias": class_bias,
             "ignore_index": ignore_index if ignore_index != -100 else None,
         }  # fmt: skip
         given = {name: value for name, value in options.items() if value is not None}
@@ -186,7 +193,27 @@ def explain(
             f"their `loss`"
         )
     labels: Any = target  # logits behind a head are refused
-    problem = make_problem(input, labels, weight, ignore_index, logit_scale, softcap, class_bias)
+    return _explained(
+        input, labels, weight, ignore_index, logit_scale, softcap, class_bias, engine,
+        class_dim=class_dim,
+    )  # fmt: skip
+
+
+@takes_class_dim(refuses=False)
+def _explained(
+    input: Tensor | LinearLogits,
+    target: Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+    logit_scale: float | Tensor | None,
+    softcap: float | None,
+    class_bias: Tensor | None,
+    engine: str,
+    *,
+    class_dim: int | None = None,
+) -> Explanation:
+    """The engine that a loss of row statistics takes, and why."""
+    problem = make_problem(input, target, weight, ignore_index, logit_scale, softcap, class_bias)
     return choose(problem, engine)
 
 

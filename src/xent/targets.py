@@ -268,7 +268,7 @@ def shape_hint(input: Tensor, target: Tensor, name: str = "target") -> str:
     if len(shape) == len(rows) + 1 and shape[1] == 1 and shape[:1] + shape[2:] == rows:
         return f"; pass {name}.squeeze(1)"
     if input.ndim > 2 and shape == input.shape[:-1]:
-        return "; the classes must come on axis 1: pass input.movedim(-1, 1)"
+        return "; if the classes are on the last axis, pass class_dim=-1 or input.movedim(-1, 1)"
     if shape.numel() == input.shape[:-1].numel():
         logits = "input.flatten(0, -2) and " if input.ndim > 2 else ""
         return f"; pass {logits}{name}.flatten()"

@@ -45,6 +45,35 @@ def test_nested_tensors_of_rows(sequences, name, reduction):
     close(nested.grad.values(), grad)
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_the_axis_of_the_classes_of_nested_tensors(sequences):
+    nested, labels, z, y = sequences
+    q = torch.softmax(torch.randn(8, 5), 1)
+    soft = torch.nested.nested_tensor_from_jagged(q, offsets=nested.offsets())
+    for class_dim in (-1, 2):
+        value = xent.losses.focal_loss(nested, labels, class_dim=class_dim)
+        close(value, xent.losses.focal_loss(z, y))
+        close(
+            xent.losses.sparsemax_loss(nested, soft, class_dim=-1), xent.losses.sparsemax_loss(z, q)
+        )
+    # The axis of different lengths is never that of the classes.
+    turned = nested.transpose(1, 2), soft.transpose(1, 2)
+    close(xent.losses.sparsemax_loss(*turned), xent.losses.sparsemax_loss(z, q))
+    with pytest.raises(ValueError, match="axis of the sequences"):
+        xent.cross_entropy(nested, labels, class_dim=0)
+    pixels = torch.nested.nested_tensor_from_jagged(
+        torch.randn(8, 3, 5, requires_grad=True), offsets=nested.offsets()
+    )
+    of_pixels = torch.nested.nested_tensor_from_jagged(
+        torch.randint(5, (8, 3)), offsets=nested.offsets()
+    )
+    value = xent.cross_entropy(pixels, of_pixels, class_dim=-1, reduction="none")
+    plain = xent.cross_entropy(
+        pixels.values().flatten(0, 1), of_pixels.values().flatten(), reduction="none"
+    )
+    close(value.values().flatten(), plain)
+
+
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 def test_nested_tensors_of_elements(sequences, reduction):
     nested, _, z, _ = sequences
@@ -68,7 +97,7 @@ def test_nested_tensors_of_elements(sequences, reduction):
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 def test_nested_tensors_that_make_no_sense_are_refused(sequences):
     nested, labels, z, y = sequences
-    with pytest.raises(ValueError, match=r"different lengths.*transpose\(1, -1\)"):
+    with pytest.raises(ValueError, match=r"different lengths.*class_dim=-1"):
         xent.cross_entropy(nested, labels)
     with pytest.raises(TypeError, match="`target` must be one, too"):
         xent.cross_entropy(nested.transpose(1, 2), y)
@@ -116,7 +145,7 @@ def test_dtensors(mesh):
         value = xent.binary_cross_entropy_with_logits(x, soft)
         close(value.full_tensor(), xent.binary_cross_entropy_with_logits(z, b))
     by_class = distribute_tensor(z, mesh, [Shard(1), Replicate()])
-    with pytest.raises(ValueError, match="classes, axis 1, are split over ranks"):
+    with pytest.raises(ValueError, match="classes are split over ranks"):
         xent.cross_entropy(by_class, target)
     with pytest.raises(TypeError, match="`target` must be one, too"):
         xent.cross_entropy(x, y)
@@ -127,6 +156,24 @@ def test_dtensors(mesh):
     local = torch.distributed.tensor.DTensor.from_local(z, mesh, [Partial(), Replicate()])
     with pytest.raises(ValueError, match="still to be added"):
         xent.cross_entropy(local, target)
+
+
+def test_the_axis_of_the_classes_of_dtensors(mesh):
+    from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+
+    z, y, b = torch.randn(6, 4, 3), torch.randint(4, (6, 3)), torch.rand(6, 4, 3)
+    for rows in (Replicate(), Shard(0), Shard(1)):  # of (B, T, V)
+        x = distribute_tensor(z.mT.contiguous(), mesh, [rows, Replicate()]).requires_grad_()
+        target = distribute_tensor(y, mesh, [rows, Replicate()])
+        for reduction in ("mean", "none"):
+            options = {"reduction": reduction}
+            value = xent.losses.focal_loss(x, target, class_dim=-1, **options)
+            close(value.full_tensor(), xent.losses.focal_loss(z, y, **options))
+        soft = distribute_tensor(b.mT.contiguous(), mesh, [rows, Replicate()])
+        with pytest.raises(ValueError, match="class_dim=-1"):
+            xent.losses.bootstrap_loss(x, soft)
+        value = xent.losses.bootstrap_loss(x, soft, class_dim=-1)
+        close(value.full_tensor(), xent.losses.bootstrap_loss(z, b, class_dim=1))
 
 
 def on_two_ranks(rank: int, address: str) -> None:

@@ -109,7 +109,7 @@ def test_a_few_rows_at_a_time_are_the_same(loss, monkeypatch):
     z, y = torch.randn(7, 5, 2, dtype=torch.float64, requires_grad=True), torch.randint(5, (7, 2))
 
     def everything(target):
-        value = loss(z, target, reduction="none")
+        value = loss(z, target, reduction="none", class_dim=1)
         (slope,) = torch.autograd.grad(value.square().sum(), z, create_graph=True)
         return value, slope, *torch.autograd.grad(slope.square().sum(), z)
 

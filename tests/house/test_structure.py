@@ -40,7 +40,7 @@ FLOORS = [
     {"engines.choice"},
     {"engines.rows", "engines.elements", "engines.dense"},
     {"engines"},
-    {"heads", "hyperparameters"},
+    {"heads", "hyperparameters", "class_dim"},
     {"measurement", "information"},
     {"log_probs", "heads.answers", "frames"},
     {"losses", "policy"},

@@ -16,6 +16,7 @@ from xent import LinearLogits, RowStatistics
 def drop_ins(z: Tensor, head: LinearLogits, y: Tensor, flag: bool) -> None:
     assert_type(xent.cross_entropy(z, y, label_smoothing=0.1), Tensor)
     assert_type(xent.cross_entropy(head, y), Tensor)
+    assert_type(xent.cross_entropy(z, y, class_dim=-1), Tensor)
     assert_type(xent.cross_entropy(z, y, return_stats=True), tuple[Tensor, RowStatistics])
     assert_type(xent.cross_entropy(z, y, return_stats=flag), Tensor | tuple[Tensor, RowStatistics])
     assert_type(xent.binary_cross_entropy_with_logits(head, y), Tensor)
@@ -29,6 +30,8 @@ def drop_ins(z: Tensor, head: LinearLogits, y: Tensor, flag: bool) -> None:
 
 def losses(z: Tensor, head: LinearLogits, y: Tensor, flag: bool) -> None:
     assert_type(xent.losses.focal_loss(head, y, gamma=1.0), Tensor)
+    assert_type(xent.losses.focal_loss(z, y, class_dim=-1), Tensor)
+    assert_type(xent.losses.distillation_loss(z, z, class_dim=-1), Tensor)
     assert_type(xent.losses.focal_loss(z, y, return_stats=True), tuple[Tensor, RowStatistics])
     assert_type(
         xent.losses.focal_loss(z, y, return_stats=flag), Tensor | tuple[Tensor, RowStatistics]

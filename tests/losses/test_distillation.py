@@ -1,5 +1,6 @@
 """Students and teachers: every divergence against the textbook, 80 digits and its limits."""
 
+import functools
 import math
 
 import mpmath
@@ -205,8 +206,9 @@ def test_the_student_learns_from_labels_too():
 
 
 def test_rows_of_a_distillation():
+    loss = functools.partial(xent.losses.distillation_loss, class_dim=1)
     z, v = logits(2, C, 4), logits(2, C, 4)
-    each = xent.losses.distillation_loss(z, v, reduction="none")
+    each = loss(z, v, reduction="none")
     truth = direct(z.movedim(1, -1), v.movedim(1, -1), "forward", 0.5)
     torch.testing.assert_close(each, truth, rtol=1e-13, atol=1e-14)
     mask = torch.rand(2, 4) > 0.4
@@ -214,22 +216,22 @@ def test_rows_of_a_distillation():
     garbage = z.clone().movedim(1, -1)
     garbage[~mask] = math.nan
     garbage = garbage.movedim(-1, 1)
-    value, grad = value_and_grad(xent.losses.distillation_loss, garbage, v, row_mask=mask)
+    value, grad = value_and_grad(loss, garbage, v, row_mask=mask)
     torch.testing.assert_close(value, truth[mask].mean(), rtol=1e-13, atol=0)
     assert grad.isfinite().all()
     assert not grad.movedim(1, -1)[~mask].any()
-    weighted = xent.losses.distillation_loss(z, v, None, mask, row_weight=w)
+    weighted = loss(z, v, None, mask, row_weight=w)
     truth_weighted = (truth * w)[mask].sum() / w[mask].double().sum()
     torch.testing.assert_close(weighted, truth_weighted, rtol=1e-12, atol=0)
-    total = xent.losses.distillation_loss(z, v, row_mask=mask, normalizer=7)
+    total = loss(z, v, row_mask=mask, normalizer=7)
     torch.testing.assert_close(total, truth[mask].sum() / 7, rtol=1e-13, atol=0)
     none = torch.zeros(2, 4, dtype=torch.bool)
-    assert xent.losses.distillation_loss(z, v, row_mask=none).isnan()
-    assert xent.losses.distillation_loss(z, v, row_mask=none, empty="zero") == 0
+    assert loss(z, v, row_mask=none).isnan()
+    assert loss(z, v, row_mask=none, empty="zero") == 0
     single = xent.losses.distillation_loss(z[0, :, 0], v[0, :, 0])
     torch.testing.assert_close(single, truth[0, 0], rtol=1e-13, atol=0)
-    assert xent.losses.distillation_loss(z.bfloat16(), v.bfloat16()).dtype == torch.bfloat16
-    assert xent.losses.distillation_loss(z.bfloat16(), v.float()).dtype == torch.float32
+    assert loss(z.bfloat16(), v.bfloat16()).dtype == torch.bfloat16
+    assert loss(z.bfloat16(), v.float()).dtype == torch.float32
 
 
 @EACH_KIND
@@ -237,7 +239,7 @@ def test_gradients_of_any_axes(kind, beta):
     z, v = (torch.randn(2, 5, 3, dtype=torch.float64, requires_grad=True) for _ in range(2))
     options = {"divergence": kind, "beta": beta, "reduction": "sum"}
     flat = [x.movedim(1, -1).reshape(-1, 5) for x in (z, v)]
-    found = torch.autograd.grad(xent.losses.distillation_loss(z, v, **options), (z, v))
+    found = torch.autograd.grad(xent.losses.distillation_loss(z, v, class_dim=1, **options), (z, v))
     expected = torch.autograd.grad(xent.losses.distillation_loss(*flat, **options), (z, v))
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b)

@@ -26,7 +26,7 @@ def test_labels_first_rows_then(engine, shape):
     for labels, row in (("sum", each.sum(axis)), ("mean", each.mean(axis))):
         for reduction, truth in (("none", row), ("sum", row.sum()), ("mean", row.mean())):
             value, grad = value_and_grad(
-                ML, z, t, labels=labels, reduction=reduction, engine=engine
+                ML, z, t, labels=labels, reduction=reduction, engine=engine, class_dim=axis
             )
             torch.testing.assert_close(value, truth, rtol=1e-13, atol=0)
             share = (1 if labels == "sum" else shape[axis]) * (
@@ -116,15 +116,15 @@ def test_zlpr_of_one_label_is_two_softmax_losses():
 
 def test_zlpr_masks_unknown_labels_and_extra_axes():
     z, t = rows(3, 5, 2)
-    whole = xent.losses.zlpr_loss(z, t, reduction="none")
+    whole = xent.losses.zlpr_loss(z, t, reduction="none", class_dim=1)
     assert whole.shape == (3, 2)
     marked = t.clone()
     marked[:, 3:] = -1
     z[:, 3:] = torch.nan
     value, grad = value_and_grad(
-        xent.losses.zlpr_loss, z, marked, ignore_value=-1, reduction="none"
+        xent.losses.zlpr_loss, z, marked, ignore_value=-1, reduction="none", class_dim=1
     )
-    few = xent.losses.zlpr_loss(z[:, :3], t[:, :3], reduction="none")
+    few = xent.losses.zlpr_loss(z[:, :3], t[:, :3], reduction="none", class_dim=1)
     torch.testing.assert_close(value, few, rtol=1e-13, atol=0)
     assert not grad[:, 3:].any()
     z = torch.tensor([[-math.inf, 1.0]]).double()  # a masked class

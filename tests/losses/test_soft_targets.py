@@ -308,7 +308,9 @@ def test_lists_of_every_class_and_every_axis(tail, engine):
     z = logits(2, C, 3).to(widest(engine))
     q = torch.softmax(logits(2, C, 3), 1).float()
     everything = torch.arange(C)[None, :, None].expand(2, C, 3)
-    value = xent.losses.sparse_cross_entropy(z, everything, q, tail=tail, engine=engine)
+    value = xent.losses.sparse_cross_entropy(
+        z, everything, q, tail=tail, engine=engine, class_dim=1
+    )
     truth = F.cross_entropy(z.double(), q.double())
     torch.testing.assert_close(value.double(), truth, rtol=1e-6, atol=0)
     part = xent.losses.sparse_cross_entropy(

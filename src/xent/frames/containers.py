@@ -16,12 +16,9 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from ..engines.modes import PLAIN_TENSORS, can_look_at, is_dtensor
-from ..heads.logits import LinearLogits
+from ..class_dim import NO_CONTAINERS
+from ..engines.modes import can_look_at, is_dtensor
 from ..targets import class_axis
-
-# No container has one of these types: a call with such an `input` needs no look inside.
-NO_CONTAINERS = (*PLAIN_TENSORS, LinearLogits)
 
 F = TypeVar("F", bound=Callable[..., Any])
 Divisor = Callable[[dict[str, Any]], Tensor]
@@ -121,9 +118,9 @@ class OnRanks:
         for place in self.placements:
             if _axis_of_shard(place) == axis is not None:
                 raise ValueError(
-                    f"`input` is a DTensor whose classes, axis {axis}, are split over ranks. "
-                    f"Losses take DTensors that are replicated or split by rows: call "
-                    f"input.redistribute(placements=[Shard(0)]) or [Replicate()]"
+                    "`input` is a DTensor whose classes are split over ranks. "
+                    "Losses take DTensors that are replicated or split by rows: call "
+                    "input.redistribute(placements=[Shard(0)]) or [Replicate()]"
                 )
             if not isinstance(place, (Shard, Replicate)):
                 raise ValueError(
@@ -217,8 +214,8 @@ class Ragged:
         if axis is not None and axis == ragged:
             raise ValueError(
                 f"the classes of `input` are on axis 1, which here is the one of different "
-                f"lengths, shape {tuple(input.shape)}; for classes on the last axis call "
-                f"input.transpose(1, -1)"
+                f"lengths, shape {tuple(input.shape)}; for classes on the last axis pass "
+                f"class_dim=-1"
             )
         self.ragged, self.axis, self.offsets = ragged, axis, input.offsets()
         # The axes after the rows, which a plain tensor may have: one for rows of classes.

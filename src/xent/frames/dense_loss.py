@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .._probabilities import sums_to_1
+from ..class_dim import takes_class_dim
 from ..engines import dense
 from ..engines.choice import Explanation
 from ..engines.dense.problem import DenseProblem, Form, form_for
@@ -82,6 +83,7 @@ class DenseLoss(Protocol):
         target: Tensor,
         weight: Tensor | None = None,
         *,
+        class_dim: int | None = None,
         ignore_index: int = -100,
         reduction: Reduction = "mean",
         normalizer: Normalizer = None,
@@ -135,6 +137,7 @@ def _made(body: Callable[..., Tensor], form: Callable[..., Form | None] | None) 
         target: Tensor,
         weight: Tensor | None = None,
         *,
+        class_dim: int | None = None,
         ignore_index: int = -100,
         reduction: Reduction = "mean",
         normalizer: float | Tensor | str | None = None,
@@ -169,10 +172,12 @@ def _made(body: Callable[..., Tensor], form: Callable[..., Form | None] | None) 
             problem, values_of, reduce, tuple(settings.values()), chunks=hyper.fit_chunks(settings)
         ).to(problem.result_dtype())
 
-    loss.explanation = functools.partial(_explanation, hyper, form)  # pyright: ignore
+    explanation = functools.partial(_explanation, hyper, form)
+    loss.explanation = takes_class_dim(explanation)  # pyright: ignore
     explain = functools.partial(loss_docstring, body, soft=True)
     made = described(loss, hyper.parameters, (), explain)
-    return overridable(through_containers(made, divisor_of_rows, of_rows=True))
+    entry = through_containers(made, divisor_of_rows, of_rows=True)
+    return overridable(takes_class_dim(entry, short=made))
 
 
 def _form_of(

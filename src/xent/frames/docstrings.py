@@ -14,6 +14,10 @@ _ARGUMENTS = {
     "input": "logits, ``(C,)``, ``(N, C)`` or ``(N, C, d1, ...)``; ``-inf`` masks a class.",
     "target": "class indices of any integer type, in the shape of the rows, ``()``, ``(N,)`` or\n"
     "    ``(N, d1, ...)``{soft}.",
+    "class_dim": "the axis of the classes, of ``input`` and of all that lies like it: -1 for the\n"
+    "    ``(B, T, C)`` of language models. By default axis 1, or the only one; the last behind a\n"
+    "    linear head. Must be given for a tensor of three or more axes and a target of its\n"
+    "    shape, except in PyTorch's functions.",
     "weight": "class weights, ``(C,)``: each row counts as much as its target class.",
     "ignore_index": "class index that marks rows to leave out.",
     "reduction": '``"none"``, ``"sum"`` or ``"mean"``. The mean divides by the summed class\n'

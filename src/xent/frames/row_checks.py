@@ -17,7 +17,7 @@ def refuse_probabilities(name: str, input: Any, target: Any) -> None:
     if logits and target.is_floating_point() and are_alike(target, input):
         raise ValueError(
             f"{name} takes one class per row, but `target` has the shape of `input`, which makes "
-            f"it probabilities. Pass class indices, target.argmax(1) say"
+            f"it probabilities. Pass class indices, the argmax of `target` over the classes"
         )
 
 

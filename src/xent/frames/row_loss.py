@@ -14,6 +14,7 @@ from typing import Any, Literal, Protocol, overload
 
 from torch import Tensor
 
+from ..class_dim import takes_class_dim
 from ..engines.modes import compiling
 from ..heads.logits import LinearLogits
 from ..overrides import overridable
@@ -38,6 +39,7 @@ class RowLoss(Protocol):
         target: Tensor,
         weight: Tensor | None = None,
         *,
+        class_dim: int | None = None,
         ignore_index: int = -100,
         reduction: Reduction = "mean",
         normalizer: Normalizer = None,
@@ -59,6 +61,7 @@ class RowLoss(Protocol):
         target: Tensor,
         weight: Tensor | None = None,
         *,
+        class_dim: int | None = None,
         ignore_index: int = -100,
         reduction: Reduction = "mean",
         normalizer: Normalizer = None,
@@ -80,6 +83,7 @@ class RowLoss(Protocol):
         target: Tensor,
         weight: Tensor | None = None,
         *,
+        class_dim: int | None = None,
         ignore_index: int = -100,
         reduction: Reduction = "mean",
         normalizer: Normalizer = None,
@@ -107,6 +111,7 @@ def row_loss(
     soft: bool = True,
     own: Mapping[str, Callable[..., Any]] | None = None,
     rowwise: bool = True,
+    like_torch: bool = False,
 ) -> Callable[[Callable[..., Tensor]], RowLoss]: ...
 
 
@@ -118,15 +123,16 @@ def row_loss(
     soft: bool = True,
     own: Mapping[str, Callable[..., Any]] | None = None,
     rowwise: bool = True,
+    like_torch: bool = False,
 ) -> RowLoss | Callable[[Callable[..., Tensor]], RowLoss]:
     r"""Turn a few lines on row statistics into a loss. A decorator.
 
     The decorated function takes a :class:`~xent.RowStatistics` and hyperparameters and returns one
     value per row. What comes out is a loss
 
-    ``loss(input, target, weight=None, *, ignore_index=-100, reduction="mean", normalizer=None,
-    row_weight=None, logit_scale=None, softcap=None, class_bias=None, return_stats=False,
-    inplace_backward=False, empty="nan", engine="auto", **hyperparameters)``
+    ``loss(input, target, weight=None, *, class_dim=None, ignore_index=-100, reduction="mean",
+    normalizer=None, row_weight=None, logit_scale=None, softcap=None, class_bias=None,
+    return_stats=False, inplace_backward=False, empty="nan", engine="auto", **hyperparameters)``
 
     with index and soft targets, any number of dimensions, every engine and exact gradients; the
     arguments mean what they mean in :func:`xent.cross_entropy`. ``reduction="mean"`` divides by the
@@ -148,6 +154,9 @@ def row_loss(
             the soft target that stands for each class). The caller cannot set these.
         rowwise: True if the value of a row depends on no other row. Behind a linear head the body
             then gets a chunk of rows at a time.
+        like_torch: True if soft targets of three and more axes have their classes on axis 1 unless
+            ``class_dim`` is given, as in PyTorch. Otherwise such calls are refused, because nothing
+            tells whether the last axis is meant.
 
     Returns:
         The loss.
@@ -168,8 +177,9 @@ def row_loss(
     """
     if body is None:
         return functools.partial(
-            row_loss, needs=needs, weighted=weighted, soft=soft, own=own, rowwise=rowwise
-        )  # pyright: ignore[reportReturnType]
+            row_loss, needs=needs, weighted=weighted, soft=soft, own=own, rowwise=rowwise,
+            like_torch=like_torch,
+        )  # fmt: skip  # pyright: ignore[reportReturnType]
     frame = RowFrame(body, needs, weighted, soft, dict(own or {}), rowwise)
 
     @functools.wraps(body)
@@ -178,6 +188,7 @@ def row_loss(
         target: Tensor,
         weight: Tensor | None = None,
         *,
+        class_dim: int | None = None,
         ignore_index: int = -100,
         reduction: Reduction = "mean",
         normalizer: Normalizer = None,
@@ -215,6 +226,7 @@ def row_loss(
 
     explain = functools.partial(loss_docstring, body, soft=soft)
     made = described(loss, frame.hyper.parameters, frame.own, explain)
-    entry = overridable(through_containers(made, divisor_of_rows, of_rows=True, rowwise=rowwise))
+    entry = through_containers(made, divisor_of_rows, of_rows=True, rowwise=rowwise)
+    entry = overridable(takes_class_dim(entry, refuses=soft and not like_torch, short=made))
     entry.needs, entry.of_tensors = frame.needs, made
     return entry

@@ -7,9 +7,9 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor
 
+from ..class_dim import NO_CONTAINERS
 from ..engines.elements.problem import ElementProblem, Form
 from ..engines.modes import autocasts
-from ..frames.containers import NO_CONTAINERS
 from ..frames.element_checks import check_unit_range
 from ..frames.element_loss import Elements, element_loss, power, product
 from ..frames.reduction import Reduction

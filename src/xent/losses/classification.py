@@ -8,7 +8,7 @@ from typing import Literal, overload
 from torch import Tensor
 
 from .._check import finite_number
-from ..frames.containers import NO_CONTAINERS
+from ..class_dim import NO_CONTAINERS
 from ..frames.reduction import Reduction
 from ..frames.row_loss import row_loss
 from ..heads.logits import LinearLogits
@@ -27,6 +27,7 @@ def cross_entropy(
     reduction: Reduction = "mean",
     label_smoothing: float = 0.0,
     *,
+    class_dim: int | None = None,
     normalizer: float | Tensor | str | None = None,
     row_weight: Tensor | None = None,
     z_loss: float = 0.0,
@@ -51,6 +52,7 @@ def cross_entropy(
     reduction: Reduction = "mean",
     label_smoothing: float = 0.0,
     *,
+    class_dim: int | None = None,
     normalizer: float | Tensor | str | None = None,
     row_weight: Tensor | None = None,
     z_loss: float = 0.0,
@@ -75,6 +77,7 @@ def cross_entropy(
     reduction: Reduction = "mean",
     label_smoothing: float = 0.0,
     *,
+    class_dim: int | None = None,
     normalizer: float | Tensor | str | None = None,
     row_weight: Tensor | None = None,
     z_loss: float = 0.0,
@@ -108,6 +111,9 @@ def cross_entropy(
             of the rows that are kept; with probabilities by the number of rows.
         label_smoothing: in [0, 1]: how much of the target is spread evenly over the classes.
             Classes masked by ``-inf`` take no part (PyTorch returns ``inf`` there).
+        class_dim: the axis of the classes, of ``input`` and of probabilities: -1 for logits of a
+            language model, ``(B, T, C)``. By default axis 1 as in PyTorch, or the only one; the
+            last one of :class:`xent.LinearLogits`, which have no other.
         normalizer: another divisor of the mean: a number or 0-d tensor (the global token
             count, say), ``"count"`` for the number of rows kept, ``"weight"`` for the rule above.
         row_weight: factor on each row, in the shape of the rows; 0 leaves a row out, whatever it
@@ -155,9 +161,10 @@ def cross_entropy(
         label_smoothing = finite_number("label_smoothing", label_smoothing)
     if not 0.0 <= label_smoothing <= 1.0:
         raise ValueError(f"`label_smoothing` must be between 0.0 and 1.0, got {label_smoothing}")
-    loss = _cross_entropy.of_tensors if type(input) in NO_CONTAINERS else _cross_entropy
+    plain = class_dim is None and type(input) in NO_CONTAINERS
+    loss = _cross_entropy.of_tensors if plain else _cross_entropy
     return loss(
-        input, target, weight, ignore_index=ignore_index, reduction=reduction,
+        input, target, weight, class_dim=class_dim, ignore_index=ignore_index, reduction=reduction,
         normalizer=normalizer, row_weight=row_weight, logit_scale=logit_scale, softcap=softcap,
         class_bias=class_bias, return_stats=return_stats, inplace_backward=inplace_backward,
         empty=empty, engine=engine, label_smoothing=label_smoothing, z_loss=z_loss,
@@ -168,7 +175,7 @@ def _needs(label_smoothing: float, z_loss: float) -> tuple[str, ...]:
     return ("mean",) if label_smoothing else ()
 
 
-@row_loss(needs=_needs, weighted=True)
+@row_loss(needs=_needs, weighted=True, like_torch=True)
 def _cross_entropy(s: RowStatistics, label_smoothing: float = 0.0, z_loss: float = 0.0) -> Tensor:
     loss = s.nll
     if label_smoothing:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .._check import class_indices, finite_number, is_tensor, one_of, whole_number
+from ..class_dim import takes_class_dim
 from ..engines.choice import Explanation
 from ..engines.dense.problem import DenseProblem, Form, form_for
 from ..engines.modes import autocasts, wide_dtype
@@ -36,12 +37,14 @@ from .divergence import DIVERGENCES, diverge
 
 @member("other", proper=True, convex=True, second_pass=True)
 @explained
+@takes_class_dim(alike=("teacher", "target"))
 def distillation_loss(
     input: Tensor | LinearLogits,
     teacher: Tensor | LinearLogits,
     target: Tensor | None = None,
     row_mask: Tensor | None = None,
     *,
+    class_dim: int | None = None,
     temperature: float = 1.0,
     divergence: Literal["forward", "reverse", "jensen_shannon"] = "forward",
     beta: float = 0.5,
@@ -133,10 +136,12 @@ def distillation_loss(
     return _reduce_by_chunks(input, teacher, order, kept, target, reduce).to(dtype)
 
 
+@takes_class_dim(alike=("teacher",))
 def _explanation(
     input: Tensor | LinearLogits,
     teacher: Tensor | LinearLogits,
     *,
+    class_dim: int | None = None,
     temperature: float = 1.0,
     divergence: str = "forward",
     beta: float = 0.5,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .._check import class_indices, whole_number
+from ..class_dim import takes_class_dim
 from ..engines.modes import are_there, compiling
 from ..engines.rows.labels import check_labels
 from ..frames.reduction import Reduction, RowValues, read_reduction
@@ -20,11 +21,13 @@ from .catalog import member
 
 
 @member("other", proper=True, convex=True)
+@takes_class_dim(alike=())
 def wordtree_cross_entropy(
     input: Tensor,
     target: Tensor,
     parent: Sequence[int],
     *,
+    class_dim: int | None = None,
     ignore_index: int = -100,
     reduction: Reduction = "mean",
     normalizer: float | Tensor | str | None = None,
@@ -45,6 +48,7 @@ def wordtree_cross_entropy(
         target: node of each row, an integer, in the shape of the rows.
         parent: the parent of each node, -1 for roots: C numbers, in darknet's order. A parent comes
             before its children, and siblings stand next to each other.
+        class_dim: the axis of the nodes, as for :func:`cross_entropy`.
         ignore_index: node index that marks rows to leave out.
         reduction: ``"none"``, ``"sum"`` or ``"mean"``, which divides by the number of rows kept.
         normalizer: another divisor of the mean: a number or 0-d tensor.

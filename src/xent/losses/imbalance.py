@@ -21,13 +21,13 @@ from .._check import (
     is_whole,
     whole_number,
 )
+from ..class_dim import axis_of_classes, takes_class_dim
 from ..engines.modes import can_look_at, wide_dtype
 from ..frames.reduction import stable_sum
 from ..frames.row_loss import row_loss
 from ..heads.logits import are_logits
 from ..hyperparameters import Counts, NonNegative, Number, Positive, Range
 from ..row_statistics import RowStatistics
-from ..targets import class_axis
 from .catalog import member
 from .classification import cross_entropy
 from .margin import OWN_SCALE, lowered_cross_entropy
@@ -162,7 +162,9 @@ def logit_adjusted_loss(s: RowStatistics, prior: Counts, tau: Number = 1.0) -> T
 balanced_softmax_loss = pc_softmax_loss = logit_adjusted_loss
 
 
-def adjust_logits(input: Tensor, prior: Tensor, tau: float = 1.0) -> Tensor:
+def adjust_logits(
+    input: Tensor, prior: Tensor, tau: float = 1.0, *, class_dim: int | None = None
+) -> Tensor:
     r"""Logits of a model trained with plain cross-entropy, corrected for balanced classes.
 
     Subtracts :math:`\tau \log \pi`: post-hoc logit adjustment, for prediction.
@@ -171,6 +173,7 @@ def adjust_logits(input: Tensor, prior: Tensor, tau: float = 1.0) -> Tensor:
         input: logits, ``(C,)``, ``(N, C)`` or ``(N, C, d1, ...)``.
         prior: how often each class occurs, ``(C,)``: counts or probabilities, all positive.
         tau: how much of the prior to take out.
+        class_dim: the axis of the classes, as for :func:`cross_entropy`.
 
     Returns:
         Logits in the shape and dtype of ``input``.
@@ -196,7 +199,7 @@ def adjust_logits(input: Tensor, prior: Tensor, tau: float = 1.0) -> Tensor:
         )
     _check_counts("prior", prior)
     tau, prior = finite_number("tau", tau), at_hand("prior", prior, input.device)
-    axis = class_axis(input)
+    axis = axis_of_classes(input, class_dim)
     if prior.numel() != input.shape[axis] or (can_look_at(prior) and not bool((prior > 0).all())):
         raise ValueError(
             f"`prior` must hold a positive number for each of the {input.shape[axis]} classes"
@@ -323,12 +326,14 @@ def recall_loss(s: RowStatistics, smoothing: NonNegative = 1.0) -> Tensor:
 
 
 @member("other", proper=False, convex=True)
+@takes_class_dim(alike=())
 def hardest_loss(
     input: Tensor,
     target: Tensor,
     keep: float = 0.7,
     *,
     loss: Callable[..., Any] = cross_entropy,
+    class_dim: int | None = None,
     ignore_index: int = -100,
     **options: Any,
 ) -> Tensor:
@@ -344,6 +349,7 @@ def hardest_loss(
         keep: which part of the rows that are not ignored to keep, in (0, 1]; or how many, if it is
             an integer.
         loss: the loss to rank by and to average, any of :mod:`xent` that takes classes.
+        class_dim: the axis of the classes, as for :func:`cross_entropy`.
         ignore_index: class index that marks rows to leave out.
         **options: for ``loss``, ``weight=`` say.
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .._check import broadcasts_to, is_tensor, one_of
 from .._probabilities import log_probabilities, probabilities
+from ..class_dim import takes_class_dim
 from ..engines.modes import autocasts, wide_dtype, widened
 from ..engines.rows.labels import check_labels
 from ..frames.reduction import (
@@ -33,6 +34,7 @@ from .classification import _legacy_reduction, cross_entropy
 
 
 @member("other", proper=True, convex=True)
+@takes_class_dim(refuses=False)
 def nll_loss(
     input: Tensor | LinearLogProbs,
     target: Tensor,
@@ -42,6 +44,7 @@ def nll_loss(
     reduce: bool | None = None,
     reduction: Reduction = "mean",
     *,
+    class_dim: int | None = None,
     normalizer: float | Tensor | str | None = None,
     row_weight: Tensor | None = None,
     empty: Literal["nan", "zero"] = "nan",
@@ -63,6 +66,7 @@ def nll_loss(
         reduce: deprecated in PyTorch; use ``reduction``.
         reduction: ``"none"``, ``"sum"`` or ``"mean"``, which divides by the summed class weight of
             the rows that are kept.
+        class_dim: the axis of the classes, as for :func:`cross_entropy`.
         normalizer: another divisor of the mean: a number or 0-d tensor, ``"count"`` for the
             number of rows kept, ``"weight"`` for the rule above.
         row_weight: factor on each row, in the shape of the rows; the mean divides by its sum, too.

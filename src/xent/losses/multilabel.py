@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .._check import is_tensor, one_of, scalar
+from ..class_dim import takes_class_dim
 from ..engines import elements
 from ..engines.elements.problem import ElementProblem, Form
 from ..engines.rows.problem import Index
@@ -23,11 +24,13 @@ from .catalog import member
 
 
 @member("other", proper=True, convex=True)
+@takes_class_dim(elements=True)
 def multilabel_cross_entropy(
     input: Tensor | LinearLogits,
     target: Tensor,
     weight: Tensor | None = None,
     *,
+    class_dim: int | None = None,
     labels: Literal["sum", "mean"] = "sum",
     pos_weight: Tensor | None = None,
     label_smoothing: float = 0.0,
@@ -45,14 +48,13 @@ def multilabel_cross_entropy(
     The labels of a row are reduced first: ``labels="sum"`` is the negative log-likelihood of all
     labels of a row, ``labels="mean"`` that of one label on average (``multilabel_soft_margin_loss``
     in PyTorch). The mean is the sum divided by the number of labels, and so is its gradient.
-    ``reduction`` is over rows.
 
     Args:
         input: logits, ``(C,)``, ``(N, C)`` or ``(N, C, d1, ...)``: one per label.
-        target: probabilities of the labels in the shape of ``input``, in [0, 1]; 0 and 1 may also
-            be booleans or integers.
+        target: probabilities of the labels, in the shape of ``input``; or booleans or integers.
         weight: factor on each element; broadcasts to the shape of ``input``. 0 leaves an element
             out, whatever it holds.
+        class_dim: the axis of the labels, as for :func:`cross_entropy` that of the classes.
         labels: ``"sum"`` or ``"mean"`` over the labels of a row; the mean is over those known.
         pos_weight: factor on the targets, the term of label 1; broadcasts likewise.
         label_smoothing: in [0, 1]: how far targets move towards 1/2.
@@ -60,8 +62,7 @@ def multilabel_cross_entropy(
             labels is left out.
         row_weight: factor on each row, in the shape of the rows; the mean divides by its sum.
         reduction: ``"none"``, ``"sum"`` or ``"mean"`` over the rows.
-        normalizer: another divisor of the mean: a number or 0-d tensor, ``"count"`` for the
-            number of rows kept, ``"weight"`` for the rule above.
+        normalizer: another divisor of the mean, as for :func:`xent.cross_entropy`.
         empty: ``"nan"`` as PyTorch, or ``"zero"``: the mean of no rows.
         engine: ``"auto"``, ``"native"``, ``"triton"`` or ``"reference"``.
 
@@ -70,8 +71,7 @@ def multilabel_cross_entropy(
         ``target`` together (float32 under autocast).
 
     Raises:
-        ValueError: for shapes that do not fit, a target outside [0, 1] (looked for on the CPU), or
-            a value that an option cannot take.
+        ValueError: for shapes that do not fit, targets outside [0, 1] (on the CPU), or an option.
         TypeError: for dtypes that do not fit.
 
     Example:
@@ -117,10 +117,12 @@ def _cross_entropy(input: Tensor, target: Tensor, pos_weight: Tensor | None) -> 
 
 
 @member("other", proper=False, convex=True)
+@takes_class_dim(elements=True)
 def zlpr_loss(
     input: Tensor,
     target: Tensor,
     *,
+    class_dim: int | None = None,
     ignore_value: float | None = None,
     row_weight: Tensor | None = None,
     reduction: Reduction = "mean",
@@ -138,6 +140,7 @@ def zlpr_loss(
     Args:
         input: logits, ``(C,)``, ``(N, C)`` or ``(N, C, d1, ...)``.
         target: labels 0 and 1 in the shape of ``input``, or numbers between; without gradient.
+        class_dim: the axis of the labels.
         ignore_value: target that marks labels nobody knows. A row without known labels is left out.
         row_weight: factor on each row, in the shape of the rows; the mean divides by its sum.
         reduction: ``"none"``, ``"sum"`` or ``"mean"`` over the rows.
@@ -149,8 +152,7 @@ def zlpr_loss(
         ``target`` together (float32 under autocast).
 
     Raises:
-        ValueError: for shapes that do not fit, a target outside [0, 1] (looked for on the CPU), or
-            a value that an option cannot take.
+        ValueError: for shapes that do not fit, targets outside [0, 1] (on the CPU), or an option.
         TypeError: for dtypes that do not fit.
 
     Example:
@@ -303,8 +305,7 @@ def siglip_loss(
         bias: added after the scale, likewise a number; outweighs the many negatives at the start.
         row_weight: factor on each row, ``(N,)``; the mean divides by its sum.
         reduction: ``"none"``, ``"sum"`` or ``"mean"`` over the rows.
-        normalizer: another divisor of the mean, as for :func:`multilabel_cross_entropy`: the
-            rows of all machines, say.
+        normalizer: another divisor of the mean: the rows of all machines, say.
         empty: ``"nan"`` as PyTorch, or ``"zero"``: the mean of no rows.
         engine: ``"auto"``, ``"native"``, ``"triton"`` or ``"reference"``.
 
@@ -313,8 +314,7 @@ def siglip_loss(
         under autocast).
 
     Raises:
-        ValueError: for shapes that do not fit, a target outside [0, 1] (looked for on the CPU), or
-            a value that an option cannot take.
+        ValueError: for shapes that do not fit, targets outside [0, 1] (on the CPU), or an option.
         TypeError: for dtypes that do not fit.
 
     Example:

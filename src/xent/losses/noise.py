@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from ..class_dim import takes_class_dim
 from ..engines.modes import can_look_at
 from ..frames.dense_loss import explained
 from ..frames.reduction import Reduction
@@ -28,6 +29,7 @@ from .noise_matrix import Condition, NoiseMatrix, NoiseRate, inverse
 
 @member(proper=False, convex=False, second_pass=True)
 @explained
+@takes_class_dim(refuses=False)
 def forward_corrected_cross_entropy(
     input: Tensor | LinearLogits,
     target: Tensor,
@@ -35,6 +37,7 @@ def forward_corrected_cross_entropy(
     *,
     matrix: NoiseMatrix,
     max_condition: Condition | None = 1e6,
+    class_dim: int | None = None,
     ignore_index: int = -100,
     reduction: Reduction = "mean",
     normalizer: float | Tensor | str | None = None,

@@ -19,6 +19,7 @@ from .._check import (
     whole_number,
 )
 from .._probabilities import sums_to_1
+from ..class_dim import takes_class_dim
 from ..engines.modes import autocasts, can_look_at, widened
 from ..engines.rows.labels import check_labels
 from ..engines.rows.problem import Index, Problem
@@ -94,6 +95,7 @@ def _mark(kept: Tensor, ignore_index: int) -> Tensor:
 
 @member("other", proper=True, convex=True)
 @explained
+@takes_class_dim(alike=())
 def mixup_cross_entropy(
     input: Tensor | LinearLogits,
     target_a: Tensor,
@@ -101,6 +103,7 @@ def mixup_cross_entropy(
     lam: float | Tensor,
     weight: Tensor | None = None,
     *,
+    class_dim: int | None = None,
     ignore_index: int = -100,
     reduction: Reduction = "mean",
     normalizer: float | Tensor | str | None = None,
@@ -226,12 +229,14 @@ def mixup(
 
 @member("other", proper=True, convex=True)
 @explained
+@takes_class_dim(alike=("classes", "probabilities"))
 def sparse_cross_entropy(
     input: Tensor | LinearLogits,
     classes: Tensor,
     probabilities: Tensor,
     weight: Tensor | None = None,
     *,
+    class_dim: int | None = None,
     tail: Literal["ignore", "mass", "renormalize"] = "ignore",
     ignore_index: int = -100,
     reduction: Reduction = "mean",
@@ -325,10 +330,12 @@ def _check_lists(input: Tensor | LinearLogits, classes: Tensor, probabilities: T
     if classes.ndim == input.ndim:
         shape[axis] = classes.shape[axis]
     if [*classes.shape] != shape or classes.shape != probabilities.shape:
+        last = classes.ndim == input.ndim > 2 and classes.shape[:-1] == input.shape[:-1]
+        hint = "; for classes on the last axis pass class_dim=-1" if last else ""
         raise ValueError(
             f"`classes` and `probabilities` must have the shape of `input`, {tuple(input.shape)}, "
-            f"with K in the place of the classes; got {tuple(classes.shape)} and "
-            f"{tuple(probabilities.shape)}"
+            f"with K in the place of the classes, axis {axis}; got {tuple(classes.shape)} and "
+            f"{tuple(probabilities.shape)}{hint}"
         )
     for name, value in (("classes", classes), ("probabilities", probabilities)):
         if value.device != input.device:

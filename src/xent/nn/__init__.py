@@ -30,6 +30,7 @@ if TYPE_CHECKING:
             reduction: Reduction = "mean",
             label_smoothing: float = 0.0,
             *,
+            class_dim: int | None = None,
             z_loss: float = 0.0,
             logit_scale: float | Tensor | None = None,
             softcap: float | None = None,

@@ -230,11 +230,17 @@ def _rules(function: Callable[..., Any]) -> dict[str, list[Rule]]:
             rules[name] = [lambda name, value, choices=choices: one_of(name, value, choices)]
         elif hint in (int, "int"):
             rules[name] = [whole_number]
+        elif hint in (int | None, "int | None"):
+            rules[name] = [_whole_or_none]
         elif hint in (float, "float", float | None, "float | None"):
             rules[name] = [_number]
     for name, rule in Hyperparameters(inspect.unwrap(function)).checks:
         rules.setdefault(name, []).append(lambda n, value, rule=rule: rule.check(n, value, None))
     return rules
+
+
+def _whole_or_none(name: str, value: Any) -> Any:
+    return None if value is None else whole_number(name, value)
 
 
 def _number(name: str, value: Any) -> Any:

@@ -238,7 +238,8 @@ def test_a_table_is_the_target_it_looks_up(engine, table_dtype, n):
 
     value, grad = both(loss, z, y, weight=weight, engine=engine)
     q = table.t()[y.clamp(min=0)].movedim(-1, 1).double()
-    expected, slope = both(dense, z.double(), q, weight=weight, engine="reference")
+    of_table = {"weight": weight, "engine": "reference", "class_dim": 1}
+    expected, slope = both(dense, z.double(), q, **of_table)
     ignored = (y == -100)[:, None].expand_as(z)
     assert not value[1].any()
     assert not grad[1].any()
