@@ -11,7 +11,7 @@ TEST_DEPENDENCIES = pytest pytest-xdist hypothesis mpmath numpy expecttest peft 
                     $(EXAMPLE_DEPENDENCIES)
 
 # What `make test` leaves out for its length.
-PARTS = test-slow test-processors test-examples test-pythons
+PARTS = test-slow test-processors test-examples test-pythons test-trl
 LINTERS = ruff pyright clang-format
 LINTS = $(addprefix lint-,$(LINTERS))
 
@@ -114,6 +114,10 @@ test-examples: $(VENV)/examples
 # By itself it downloads PyTorch, gigabytes, for the Pythons that need it; in test-all it leaves them out.
 test-pythons: $(VENV)/python
 	$(BIN)/python tests/house/other_pythons.py $(PYTHONS)
+
+# Two environments of 1.5 GB, one after the other, which are removed.
+test-trl: $(VENV)/python
+	$(BIN)/python -m tests.trl
 
 mutants: $(VENV)/mutants
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m tests.mutants

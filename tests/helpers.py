@@ -6,6 +6,8 @@ import warnings
 import mpmath
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 mpmath.mp.dps = 50
 
@@ -114,3 +116,15 @@ def head(n=37, d=6, v=50, dtype=torch.float64):
 def grads(loss, parts, slope=1.5):
     """Return the gradients of a multiple of a loss, or of the sum of losses."""
     return torch.autograd.grad((loss * slope).sum(), parts, allow_unused=True)
+
+
+class Largest(TorchDispatchMode):
+    """A mode that records the largest number of elements of any new tensor."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        made = [t.numel() for t in tree_leaves(out) if isinstance(t, torch.Tensor)]
+        self.numel = max(self.numel, *made, 0)
+        return out

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -144,6 +144,14 @@ def tried(version: str, path: Path, wheels: Path, download: bool) -> Row:
     return Row(version, "failed" if done.returncode else "passed", *facts, f"{seconds:.0f} s")
 
 
+def show(table: Sequence[Sequence[str]]) -> None:
+    """Print rows of cells, aligned."""
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for row in table:
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        print("  ".join(cells).rstrip())
+
+
 def main() -> int:
     """Try all Pythons, print a table; return the number of failures."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -155,11 +163,7 @@ def main() -> int:
         for version, path in sorted(pythons.items()):
             print(f"\nPython {version}: {path}", flush=True)
             rows.append(tried(version, path, Path(folder), not options.no_download))
-    table = [Row("python", "result", "torch", "triton", "core", "note"), *rows]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    for row in table:
-        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
-        print("  ".join(cells).rstrip())
+    show([Row("python", "result", "torch", "triton", "core", "note"), *rows])
     counts = {
         name: sum(row.result == name for row in rows) for name in ("passed", "failed", "skipped")
     }

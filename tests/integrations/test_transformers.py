@@ -7,10 +7,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 import xent
+from tests.helpers import Largest
 from xent.heads import chunks as heads
 from xent.heads.late import Late
 from xent.integrations.transformers import lean, unlean
@@ -106,18 +105,6 @@ def assert_same(ours, theirs, eps, ulps=32):
         # Some gradients are zero but for rounding: the keys' bias, say.
         scale = max(g.abs().max().item(), 1e-3 * largest.item())
         torch.testing.assert_close(gradients[key], g, rtol=0, atol=ulps * eps * scale, msg=key)
-
-
-class Largest(TorchDispatchMode):
-    """A mode that records the largest number of elements of any new tensor."""
-
-    numel = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        made = [t.numel() for t in tree_leaves(out) if isinstance(t, torch.Tensor)]
-        self.numel = max(self.numel, *made, 0)
-        return out
 
 
 # ---- every architecture ----------------------------------------------------------------------
