@@ -198,7 +198,8 @@ def _commutative(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _minus(input: Any, other: Any, *, alpha: float = 1) -> Any:
     if not isinstance(input, LinearLogits):  # a tensor less logits
-        return plus(times(other, -float(alpha)), input)
+        less = times(other, -float(alpha))
+        return plus(less, input) if isinstance(less, LinearLogits) else input + less
     return plus(input, other, alpha=-alpha)
 
 

@@ -103,7 +103,7 @@ class LinearLogits(Lean):
         self.divisor: float | None = None  # of a division just recorded: tanh makes it the cap
         self.undivided: float | Tensor = 1.0  # the scale before that division
         self.dtype = hidden.dtype
-        self.views = [weakref.ref(self)]  # stand-ins that show the same logits
+        self.views: list[weakref.ref[Any]] = [weakref.ref(self)]  # of the same logits
 
     # ---- what it shares with a tensor -----------------------------------------------------------
 
