@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, overload
+from typing import Any, NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -16,8 +16,28 @@ from .heads.problem import make_problem
 from .overrides import overridable
 from .row_statistics import REQUESTS, RowStatistics
 
-if TYPE_CHECKING:
-    from .integrations.transformers import LeanExplanation
+
+class LeanExplanation(NamedTuple):
+    """What :func:`xent.explain` tells of a model.
+
+    Attributes:
+        lean: when its logits are late, as the argument ``when`` of ``lean``; or ``"no"``.
+        head: the output head, and the type of its weight.
+        products: the type in which the head is multiplied, and why.
+        all_logits: what needed all logits since the model became lean.
+    """
+
+    lean: str
+    head: str
+    products: str
+    all_logits: tuple[str, ...]
+
+    def __str__(self) -> str:
+        read = "; ".join(self.all_logits) or "nothing so far"
+        return (
+            f"lean: {self.lean}\nhead: {self.head}\nproducts: {self.products}\n"
+            f"all logits were needed by: {read}"
+        )
 
 
 @overridable
@@ -123,6 +143,7 @@ def explain(
     input: Any,
     target: Any = None,
     *,
+    class_dim: int | None = None,
     weight: Tensor | None = None,
     ignore_index: int = -100,
     logit_scale: float | Tensor | None = None,
@@ -135,7 +156,7 @@ def explain(
     """Tell which engine a call with these arguments takes, and why. Computes nothing.
 
     Of a model of Transformers, the only argument then, it tells whether the model is lean, and what
-    has needed all its logits (:func:`xent.integrations.transformers.explain_model`).
+    has needed all its logits since.
 
     Without ``loss`` the answer is for losses of row statistics, which share their kernels. The
     losses that need all logits of a row (``distillation_loss``, ``sparsemax_loss``,
@@ -176,9 +197,10 @@ def explain(
         'reference'
     """
     if isinstance(input, torch.nn.Module):
-        from .integrations.transformers import explain_model
-
-        return explain_model(input)
+        owner = next((m for m in input.modules() if hasattr(m, "_xent_hooks")), None)
+        if owner is None:
+            return LeanExplanation("no", "", "", ("every call, as lean(model) was not called",))
+        return owner._xent_hooks.explanation(owner)  # pyright: ignore
     if loss is not None:
         options = {
             "class_dim": class_dim, "weight": weight, "logit_scale": logit_scale,

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,7 @@ from ..heads import products
 from ..heads.late import Late, in_evaluation
 from ..heads.late_product import LateProduct
 from ..heads.logits import LinearLogits
+from ..measurement import LeanExplanation
 
 MAX_WORKSPACE: int = inspect.signature(LinearLogits).parameters["max_workspace"].default
 
@@ -132,54 +133,6 @@ def unlean(model: nn.Module) -> None:
         del owner._xent_hooks
 
 
-class LeanExplanation(NamedTuple):
-    """What :func:`xent.explain` tells of a model.
-
-    Attributes:
-        lean: when its logits are late, as the argument ``when`` of :class:`lean`; or why never.
-        head: the output head, and the type of its weight.
-        products: the type in which the head is multiplied, and why.
-        all_logits: what needed all logits since the model became lean.
-    """
-
-    lean: str
-    head: str
-    products: str
-    all_logits: tuple[str, ...]
-
-    def __str__(self) -> str:
-        read = "; ".join(self.all_logits) or "nothing so far"
-        return (
-            f"lean: {self.lean}\nhead: {self.head}\nproducts: {self.products}\n"
-            f"all logits were needed by: {read}"
-        )
-
-
-def explain_model(model: nn.Module) -> LeanExplanation:
-    """Tell whether a model is lean, and what has needed all its logits.
-
-    Args:
-        model: as for :class:`lean`.
-
-    Raises:
-        TypeError: if ``model`` is not a model of Transformers.
-    """
-    owner = _owner(model)
-    head, hooks = _head(owner), getattr(owner, "_xent_hooks", None)
-    objection = _objection(head)
-    if objection is not None:
-        return LeanExplanation(f"no: {type(owner).__name__} {objection}", "none", "", ())
-    weight = _layer(head).weight
-    described = f"{_layer(head)}, {weight.dtype}"
-    if hooks is None:
-        return LeanExplanation("no: call lean(model)", described, "", ())
-    outline = torch.empty(1, weight.shape[1], dtype=weight.dtype, device=weight.device)
-    how = products.describe(LinearLogits(outline, weight, **hooks.options))
-    compiled = ["compiled code, since the model is compiled as a whole"]
-    read = (*compiled * _is_compiled(model, owner), *hooks.readers)
-    return LeanExplanation(hooks.when, described, how, read)
-
-
 class Hooks:
     """The hooks of a lean model: around its forward, and around its head.
 
@@ -223,6 +176,16 @@ class Hooks:
         given = vars(owner).get("generate")
         if isinstance(given, Generate):  # and not what others put in its place
             given.undo()
+
+    def explanation(self, owner: nn.Module) -> LeanExplanation:
+        """What :func:`xent.explain` tells of the model with these hooks."""
+        layer = _layer(_head(owner))
+        weight = layer.weight
+        outline = torch.empty(1, weight.shape[1], dtype=weight.dtype, device=weight.device)
+        how = products.describe(LinearLogits(outline, weight, **self.options))
+        compiled = ["compiled code, since the model is compiled as a whole"]
+        read = (*compiled * _is_compiled(owner, owner), *self.readers)
+        return LeanExplanation(self.when, f"{layer}, {weight.dtype}", how, read)
 
     # ---- the forward of the model ----------------------------------------------------------------
 
