@@ -216,6 +216,22 @@ def test_what_reads_the_classes_says_so_once(call):
     assert len(told) == 1 - recorded
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x, z: torch.div(x, z), lambda x, z: x.masked_fill(z > 0, 1.0),
+        lambda x, z: x.clone().add_(z), lambda x, z: x.clone().div_(z), lambda x, z: x / z,
+        lambda x, z: torch.div(x, other=z),
+    ],
+)  # fmt: skip
+def test_logits_in_the_second_place(call):
+    parts = [x.detach() for x in head()]
+    x, z = torch.rand(*ROWS, CLASSES).double(), F.linear(*parts)
+    with pytest.warns(UserWarning, match="needs all 42 logits"):
+        found = call(x, xent.LinearLogits(*parts))
+    torch.testing.assert_close(found, call(x, z))
+
+
 def test_other_heads_are_joined_as_tensors():
     parts, others = head(), [x.detach() + 1 for x in head()]
     with pytest.warns(UserWarning, match="cat needs all 42 logits"):

@@ -323,3 +323,51 @@ def test_fully_sharded(one_rank, unit, order):
         model.zero_grad()
         ours = loss_outside(model, inputs)
         assert_same(ours, truth, F32_EPS)
+
+
+# ---- adapters on the head ------------------------------------------------------------------------
+
+HEAD = {"task_type": "CAUSAL_LM", "target_modules": ["lm_head"]}
+ADAPTERS = {
+    "LoRA with a bias": ("LoraConfig", {"r": 4, "lora_bias": True, **HEAD}),
+    "DoRA": ("LoraConfig", {"r": 4, "use_dora": True, "lora_dropout": 0.3, **HEAD}),
+    "IA3": ("IA3Config", {"feedforward_modules": [], **HEAD}),
+    "IA3 of features": ("IA3Config", {"feedforward_modules": ["lm_head"], **HEAD}),
+    "VeRA": ("VeraConfig", {"r": 4, **HEAD}),
+    "LoHa": ("LoHaConfig", {"r": 4, **HEAD}),
+    "LoKr": ("LoKrConfig", {"r": 4, **HEAD}),
+    "BOFT": ("BOFTConfig", {"boft_block_size": 1, **HEAD}),
+    "FourierFT": ("FourierFTConfig", {"n_frequency": 50, **HEAD}),
+    "AdaLoRA": ("AdaLoraConfig", {"init_r": 6, "target_r": 4, "total_step": 10, **HEAD}),
+    "tokens": (
+        "LoraConfig",
+        {
+            "r": 4, "target_modules": ["q_proj"], "task_type": "CAUSAL_LM",
+            "trainable_token_indices": {"lm_head": [3, 4], "embed_tokens": [5]},
+        },
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:peft")
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_adapters_on_the_head(name, monkeypatch):
+    peft = pytest.importorskip("peft")
+    monkeypatch.setattr(chunks, "MAX_ROWS", 8)
+    kind, options = ADAPTERS[name]
+    model, inputs = peft.get_peft_model(llama(), getattr(peft, kind)(**options)), batch(8, 30)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.requires_grad:  # an adapter that does nothing yet would hide what it adds
+                p.add_(0.1 * torch.randn_like(p))
+
+    def run():
+        torch.manual_seed(2)  # of the dropout
+        return loss_and_gradients(model.train(), inputs)
+
+    truth = run()
+    with lean(model), Largest() as made:
+        ours = run()
+    assert made.numel < 8 * 30 * VOCABULARY
+    assert_same(ours, truth, F32_EPS)

@@ -2,50 +2,52 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from .logits import LinearLogits
-from .stand_in import NotRecordedError
+from .stand_in import Lean, NotRecordedError
 
 # ---- factors -------------------------------------------------------------------------------------
 
 
-def times(z: LinearLogits, factor: Any) -> LinearLogits | Tensor:
+def times(z: LinearLogits, other: Any) -> LinearLogits | Tensor:
     """Record a factor: a number, one per row ``(..., 1)`` or one per class; or close a softcap."""
-    if z.capped and not isinstance(factor, Tensor) and factor == z.softcap:
+    if z.capped and not isinstance(other, Tensor) and other == z.softcap:
         return z._with(capped=False)
     if z.capped or z.softcap is not None:
-        return z.materialize_for("a factor after tanh") * factor
-    if is_scalar(factor):
-        return z._with(scale=z.scale * factor, divisor=None)
-    if is_per_row(factor, z.shape):
-        rows = factor.expand(*z.shape[:-1], 1).squeeze(-1)
-        dtype = torch.promote_types(z.dtype, factor.dtype)
+        return z.materialize_for("a factor after tanh") * other
+    if is_scalar(other):
+        return z._with(scale=z.scale * other, divisor=None)
+    if is_per_row(other, z.shape):
+        rows = other.expand(*z.shape[:-1], 1).squeeze(-1)
+        dtype = torch.promote_types(z.dtype, other.dtype)
         return z._with(scale=z.scale * rows, divisor=None, dtype=dtype)
-    if is_per_class(factor, z.shape):
-        per_class = factor.reshape(-1)
+    if is_per_class(other, z.shape):
+        per_class = other.reshape(-1)
         return z._with(
             weight=z.weight * per_class.unsqueeze(-1),
             bias=None if z.bias is None else z.bias * per_class,
-            divisor=None, dtype=torch.promote_types(z.dtype, factor.dtype),
+            divisor=None, dtype=torch.promote_types(z.dtype, other.dtype),
         )  # fmt: skip
-    return z.materialize_for("multiplication by a tensor") * factor
+    return z.materialize_for("multiplication by a tensor") * other
 
 
-def divided(z: LinearLogits, divisor: Any, *, rounding_mode: None = None) -> LinearLogits | Tensor:
+def divided(z: LinearLogits, other: Any, *, rounding_mode: None = None) -> LinearLogits | Tensor:
     """Record a division by a number, by one per row or by one per class."""
     if z.capped or z.softcap is not None:
-        return z.materialize_for("a division") / divisor
-    if is_scalar(divisor):
-        cap = float(divisor) if isinstance(divisor, (int, float)) and divisor > 0 else None
-        return z._with(scale=z.scale / divisor, undivided=z.scale, divisor=cap)
-    if is_per_row(divisor, z.shape) or is_per_class(divisor, z.shape):
-        return times(z, 1 / divisor)
-    return z.materialize_for("a division") / divisor
+        return z.materialize_for("a division") / other
+    if is_scalar(other):
+        cap = float(other) if isinstance(other, (int, float)) and other > 0 else None
+        return z._with(scale=z.scale / other, undivided=z.scale, divisor=cap)
+    if is_per_row(other, z.shape) or is_per_class(other, z.shape):
+        return times(z, 1 / other)
+    return z.materialize_for("a division") / other
 
 
 def tanh(z: LinearLogits) -> LinearLogits | Tensor:
@@ -214,20 +216,43 @@ def _register(answer: Callable[..., Any], *names: str) -> None:
                 LinearLogits.lean[getattr(home, name)] = answer
 
 
+def _register_first(answer: Callable[..., Any], *names: str) -> None:
+    """Register an answer for logits in the first place; in other places they are a tensor."""
+    for name in names:
+        for home in (torch, Tensor):
+            if hasattr(home, name):
+                function = getattr(home, name)
+                LinearLogits.lean[function] = functools.partial(_if_first, function, name, answer)
+
+
+def _if_first(
+    function: Callable[..., Any],
+    name: str,
+    answer: Callable[..., Any],
+    input: Any,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    if isinstance(input, LinearLogits):
+        return answer(input, *args, **kwargs)
+    args, kwargs = tree_map_only(Lean, lambda x: x.materialize_for(name), (args, kwargs))
+    return function(input, *args, **kwargs)
+
+
 _register(_commutative(times), "mul", "multiply", "__mul__", "__rmul__")
-_register(divided, "div", "divide", "true_divide", "__truediv__")
+_register_first(divided, "div", "divide", "true_divide", "__truediv__")
 _register(_commutative(plus), "add", "__add__", "__radd__")
 _register(_minus, "sub", "subtract", "__sub__")
 _register(lambda input, other: _minus(other, input), "__rsub__")
 _register(_negative, "neg", "negative", "__neg__")
-_register(tanh, "tanh")
-_register(masked_fill, "masked_fill")
-_register(set_item, "__setitem__")
-_register(in_place(times), "mul_", "multiply_")
-_register(in_place(divided), "div_", "divide_", "true_divide_")
-_register(in_place(plus), "add_")
-_register(in_place(times, operator=True), "__imul__")
-_register(in_place(divided, operator=True), "__itruediv__")
-_register(in_place(plus, operator=True), "__iadd__")
-_register(in_place(_minus, operator=True), "__isub__")
-_register(in_place(masked_fill), "masked_fill_")
+_register_first(tanh, "tanh")
+_register_first(masked_fill, "masked_fill")
+_register_first(set_item, "__setitem__")
+_register_first(in_place(times), "mul_", "multiply_")
+_register_first(in_place(divided), "div_", "divide_", "true_divide_")
+_register_first(in_place(plus), "add_")
+_register_first(in_place(times, operator=True), "__imul__")
+_register_first(in_place(divided, operator=True), "__itruediv__")
+_register_first(in_place(plus, operator=True), "__iadd__")
+_register_first(in_place(_minus, operator=True), "__isub__")
+_register_first(in_place(masked_fill), "masked_fill_")
