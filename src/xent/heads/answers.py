@@ -17,10 +17,11 @@ from ..engines.modes import can_look_at
 from ..measurement import statistics
 from ..row_statistics import RowStatistics
 from . import arithmetic, gradients, layouts, row_operations  # noqa: F401  (they register, too)
-from .log_probs import LinearLogProbs, LinearProbs
+from .log_probs import LinearEntropyTerms, LinearLogProbs, LinearProbs
 from .logits import LinearLogits, are_logits
 from .measure import comes_by_chunks
 from .problem import flat_rows, problem_of
+from .stand_in import Lean
 
 
 def sample(
@@ -234,6 +235,36 @@ def _other_sign(input: LinearLogProbs) -> LinearLogProbs:
     return LinearLogProbs(input.logits, -input.sign, input.dtype)
 
 
+def _exp(input: LinearLogProbs) -> LinearProbs | Tensor:
+    if input.sign < 0:
+        return input.materialize_for("exp").exp()
+    return LinearProbs(input.logits, dtype=input.dtype)
+
+
+def _entropy_terms(input: Any, other: Any) -> LinearEntropyTerms | Tensor:
+    """Probabilities times their logarithms, in any order; other products need all numbers."""
+    kinds = {type(input): input, type(other): other}
+    log_probs, probs = kinds.get(LinearLogProbs), kinds.get(LinearProbs)
+    if log_probs is None or probs is None or log_probs.logits is not probs.logits:
+        parts = [x.materialize_for("mul") if isinstance(x, Lean) else x for x in (input, other)]
+        return parts[0] * parts[1]
+    if log_probs.sign < 0:
+        return input.materialize_for("mul") * other.materialize_for("mul")
+    return LinearEntropyTerms(log_probs.logits, dtype=log_probs.dtype)
+
+
+def _minus_entropy(
+    input: LinearEntropyTerms, dim: Any = None, keepdim: bool = False, *, dtype: Any = None
+) -> Tensor:
+    if not (isinstance(dim, int) and _along_classes(input, dim)) or not comes_by_chunks(
+        problem_of(input.logits)
+    ):
+        arguments = () if dim is None else (dim, keepdim)
+        return torch.sum(input.materialize_for("sum"), *arguments, dtype=dtype)
+    value = -_statistics(input.logits, entropy=True).entropy
+    return (value.unsqueeze(-1) if keepdim else value).to(dtype or input.dtype)
+
+
 def _over_classes(name: str) -> Callable[..., Tensor]:
     """``sum`` or ``mean`` of all log-probabilities of a row; label smoothing asks for both."""
 
@@ -272,5 +303,10 @@ for _name, _answer in (
     ("argmax", _argmax), ("neg", _other_sign), ("__neg__", _other_sign),
 ):  # fmt: skip
     _register(LinearLogProbs.lean, _name, _answer)
+for _name in ("exp", "mul", "__mul__", "__rmul__"):
+    _register(LinearLogProbs.lean, _name, _exp if _name == "exp" else _entropy_terms)
+    if _name != "exp":
+        _register(LinearProbs.lean, _name, _entropy_terms)
+_register(LinearEntropyTerms.lean, "sum", _minus_entropy)
 for _name, _answer in (("gather", _gather_probs), ("argmax", _argmax)):
     _register(LinearProbs.lean, _name, _answer)

@@ -128,3 +128,21 @@ class LinearProbs(LinearLogProbs):
     def materialize(self) -> Tensor:
         """The probabilities as a tensor, with their gradient."""
         return torch.softmax(self.logits.materialize(), -1).to(self.dtype)
+
+
+class LinearEntropyTerms(LinearProbs):
+    """Probabilities times their logarithms.
+
+    The sum along the classes is lean: minus the entropy.
+    """
+
+    lean: ClassVar[dict[Callable[..., Any], Callable[..., Any]]] = {}
+
+    def with_logits(self, logits: LinearLogits) -> LinearEntropyTerms:
+        """Return the terms of other logits."""
+        return LinearEntropyTerms(logits, dtype=self.dtype)
+
+    def materialize(self) -> Tensor:
+        """The terms as a tensor, with their gradient."""
+        log_p = torch.log_softmax(self.logits.materialize(), -1)
+        return (log_p.exp() * log_p).to(self.dtype)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .log_probs import LinearLogProbs, LinearProbs
+from .log_probs import LinearEntropyTerms, LinearLogProbs, LinearProbs
 from .logits import LinearLogits
 from .stand_in import Lean
 
@@ -188,7 +188,7 @@ def _homes(name: str) -> list[Function]:
     return [getattr(home, name) for home in homes if hasattr(home, name)]
 
 
-for _kind in (LinearLogits, LinearLogProbs, LinearProbs):
+for _kind in (LinearLogits, LinearLogProbs, LinearProbs, LinearEntropyTerms):
     for _name in AXES:
         for _function in _homes(_name):
             _kind.lean[_function] = functools.partial(_of_axes, _function, _name)
