@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, TypeVar, overload
 import torch
 from torch import Tensor
 
-from ._check import whole_number
+from ._check import broadcasts_to, whole_number
 from .engines.modes import PLAIN_TENSORS, compiling
 from .heads.logits import LinearLogits
 from .heads.stand_in import Lean
@@ -81,8 +81,7 @@ def takes_class_dim(
         if not _has_axes(input) or len(given) < len(args) + len(kwargs):
             return function(*args, **kwargs)  # whose error says what is wrong
         lean = any(isinstance(given.get(name), Lean) for name in ("input", *alike))
-        usual = class_axis(input)
-        axis = usual if class_dim is None else _read_class_dim(class_dim, input.ndim, lean)
+        usual, axis = class_axis(input), axis_of_classes(input, class_dim, lean=lean)
         rows = input.shape[:axis] + input.shape[axis + 1 :]
         call = _Call(input, axis, class_dim, rows, tuple(alike), elements)
         if lean or axis == usual:
@@ -105,17 +104,21 @@ def _has_place(p: inspect.Parameter) -> bool:
     return p.kind is p.POSITIONAL_OR_KEYWORD
 
 
-def axis_of_classes(input: Any, class_dim: int | None) -> int:
-    """The axis of the classes of a tensor, by a caller's ``class_dim``."""
-    return class_axis(input) if class_dim is None else _read_class_dim(class_dim, input.ndim, False)
+def axis_of_classes(x: Any, class_dim: int | None, name: str = "input", lean: bool = False) -> int:
+    """The axis of the classes by a caller's ``class_dim``, from 0 on; raise if there is none.
 
-
-def _read_class_dim(class_dim: int, ndim: int, lean: bool) -> int:
-    """The axis from 0 on; raise unless there is one, which behind a head is the last."""
-    number = whole_number("class_dim", class_dim)
+    Args:
+        x: the tensor, or its stand-in.
+        class_dim: as the caller gave the axis.
+        name: what the caller calls ``x``.
+        lean: whether the last axis is the only one, as it is behind a head.
+    """
+    if class_dim is None:
+        return class_axis(x)
+    number, ndim = whole_number("class_dim", class_dim), x.ndim
     if not -ndim <= number < ndim:
         raise ValueError(
-            f"`class_dim` must name one of the {ndim} axes of `input`, {-ndim} to {ndim - 1}; got "
+            f"`class_dim` must name one of the {ndim} axes of `{name}`, {-ndim} to {ndim - 1}; got "
             f"{class_dim}"
         )
     axis = number % ndim
@@ -209,7 +212,8 @@ class _Call(NamedTuple):
                 changed[name] = _moved(x, self.axis)
         for name in _OF_ELEMENTS if self.elements else ():
             x = given.get(name)
-            if isinstance(x, Tensor) and x.ndim <= self.input.ndim:
+            if isinstance(x, Tensor):
+                broadcasts_to(name, x, self.input)
                 changed[name] = _moved(torch.broadcast_to(x, self.input.shape), self.axis)
         return {**given, **changed}
 

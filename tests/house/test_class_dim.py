@@ -273,6 +273,13 @@ def test_weights_of_labels_broadcast_as_they_are_given():
         torch.testing.assert_close(value, (each * weight.double()).sum(-1).mean())
 
 
+def test_weights_of_labels_that_fit_nothing_are_refused():
+    z, t = torch.randn(2, 3, C), torch.rand(2, 3, C)
+    for weight in (torch.rand(3, 3), torch.rand(1, 2, 3, C), torch.rand(C + 1)):
+        with pytest.raises(ValueError, match="`weight` must broadcast"):
+            xent.losses.multilabel_cross_entropy(z, t, weight, class_dim=-1)
+
+
 def test_statistics_have_the_shape_of_the_rows():
     z, q = torch.randn(2, 3, C), torch.softmax(torch.randn(2, 3, C), -1)
     for axis in range(3):

@@ -141,6 +141,7 @@ def test_report_on_soft_labels():
     assert said.floor == pytest.approx(entropy(q).mean().item())
     assert said.label_entropy == pytest.approx(entropy(q.mean(0)).item())
     assert report(1.0, q.T[None], floor=0.25).excess == 0.75  # classes on axis 1
+    assert report(1.0, q[None], class_dim=-1) == report(1.0, q)
     with pytest.raises(ValueError, match="must sum to 1"):
         report(1.0, 2 * q)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .._check import class_indices, finite_number, is_tensor, whole_number
-from ..targets import class_axis
+from ..class_dim import axis_of_classes
 from .common import NATS_PER_BIT
 from .counts import entropy_from_counts
 from .distributions import entropy
@@ -104,6 +104,7 @@ def report(
     *,
     counts: Tensor | Iterable[float] | None = None,
     floor: float | None = None,
+    class_dim: int | None = None,
     ignore_index: int = -100,
 ) -> Report:
     """Say what a mean cross-entropy means: in bits, as a probability, against the labels.
@@ -115,6 +116,7 @@ def report(
         counts: instead of ``target``: how often each label occurred.
         floor: the least the loss can be, in nats. By default 0, or for probabilities their mean
             entropy.
+        class_dim: the axis of the classes of probabilities, as for :func:`xent.cross_entropy`.
         ignore_index: class index that marks rows of ``target`` to leave out.
 
     Returns:
@@ -153,7 +155,7 @@ def report(
         raise ValueError("report takes `target` or the `counts` of its classes, not both")
     label_entropy, least = None, 0.0
     if target is not None:
-        label_entropy, least = _about_labels(target, ignore_index)
+        label_entropy, least = _about_labels(target, class_dim, ignore_index)
     elif counts is not None:
         counted = counts
         if not isinstance(counted, Tensor):
@@ -162,12 +164,12 @@ def report(
     return Report(nats, least if floor is None else finite_number("floor", floor), label_entropy)
 
 
-def _about_labels(target: Tensor, ignore_index: int) -> tuple[float, float]:
+def _about_labels(target: Tensor, class_dim: int | None, ignore_index: int) -> tuple[float, float]:
     """Entropy of the label distribution, and mean entropy of soft labels; in nats."""
     is_tensor("target", target)
     target = target.detach()
     if target.is_floating_point():
-        axis = class_axis(target)
+        axis = axis_of_classes(target, class_dim, "target")
         each = entropy(target, axis).double().mean().item()
         average = target.double().movedim(axis, -1).flatten(0, -2).mean(0)  # (C,)
         return entropy_from_counts(average).item(), each

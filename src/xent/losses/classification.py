@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from typing import Literal, overload
 
@@ -161,10 +162,12 @@ def cross_entropy(
         label_smoothing = finite_number("label_smoothing", label_smoothing)
     if not 0.0 <= label_smoothing <= 1.0:
         raise ValueError(f"`label_smoothing` must be between 0.0 and 1.0, got {label_smoothing}")
-    plain = class_dim is None and type(input) in NO_CONTAINERS
-    loss = _cross_entropy.of_tensors if plain else _cross_entropy
+    if class_dim is None and type(input) in NO_CONTAINERS:
+        loss = _cross_entropy.of_tensors
+    else:
+        loss = functools.partial(_cross_entropy, class_dim=class_dim)
     return loss(
-        input, target, weight, class_dim=class_dim, ignore_index=ignore_index, reduction=reduction,
+        input, target, weight, ignore_index=ignore_index, reduction=reduction,
         normalizer=normalizer, row_weight=row_weight, logit_scale=logit_scale, softcap=softcap,
         class_bias=class_bias, return_stats=return_stats, inplace_backward=inplace_backward,
         empty=empty, engine=engine, label_smoothing=label_smoothing, z_loss=z_loss,
