@@ -119,12 +119,16 @@ def grads(loss, parts, slope=1.5):
 
 
 class Largest(TorchDispatchMode):
-    """A mode that records the largest number of elements of any new tensor."""
+    """A mode that records the largest number of elements that any new tensor has in memory."""
 
     numel = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        made = [t.numel() for t in tree_leaves(out) if isinstance(t, torch.Tensor)]
+        made = [
+            min(t.numel(), t.untyped_storage().nbytes() // t.itemsize)  # an expanded one has less
+            for t in tree_leaves(out)
+            if isinstance(t, torch.Tensor) and t.layout is torch.strided
+        ]
         self.numel = max(self.numel, *made, 0)
         return out

@@ -117,7 +117,7 @@ def _rows(name: str, texts: Any) -> list[Tensor]:
 def _ids(name: str, text: Any) -> Tensor:
     if not isinstance(text, Tensor):
         try:
-            text = torch.tensor(text, dtype=None if len(text) else torch.int64)
+            text = torch.tensor(text, dtype=None if len(text) else torch.int64, device="cpu")
         except (TypeError, ValueError, RuntimeError):
             raise TypeError(
                 f"`{name}` must hold integers, each text as a tensor or a list; got "

@@ -16,9 +16,11 @@ from .heads.problem import make_problem
 from .overrides import overridable
 from .row_statistics import REQUESTS, RowStatistics
 
+__all__ = ["LeanExplanation", "explain", "statistics"]
+
 
 class LeanExplanation(NamedTuple):
-    """What :func:`xent.explain` tells of a model.
+    """Explanation of a model.
 
     Attributes:
         lean: when its logits are late, as the argument ``when`` of ``lean``; or ``"no"``.

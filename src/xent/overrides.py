@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 from torch.overrides import handle_torch_function, has_torch_function
 
 from .engines.modes import compiling
-from .heads.layouts import ClassesOnAxis1
 from .heads.stand_in import Lean
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -28,7 +27,7 @@ def overridable(function: F) -> F:
     def entry(*args: Any, **kwargs: Any) -> Any:
         given = (*args, *kwargs.values()) if kwargs else args
         if has_torch_function(given) and not compiling():
-            moved = next((x for x in given if isinstance(x, ClassesOnAxis1)), None)
+            moved = next((x for x in given if isinstance(x, Lean) and x.moved), None)
             if moved is not None:
                 args, kwargs = _with_classes_last(moved, args, kwargs)
                 return function(*args, **kwargs)
@@ -43,12 +42,12 @@ def overridable(function: F) -> F:
 
 
 def _with_classes_last(
-    moved: ClassesOnAxis1, args: tuple[Any, ...], kwargs: dict[str, Any]
+    moved: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Put the logits behind a head, whose classes are on the last axis, into a call."""
 
     def inner(x: Any) -> Any:
-        return x.logits if isinstance(x, ClassesOnAxis1) else moved.classes_last(x)
+        return x.logits if isinstance(x, Lean) and x.moved else moved.classes_last(x)
 
     kept = {k: inner(x) for k, x in kwargs.items() if (k, x) != ("class_dim", 1)}
     return tuple(map(inner, args)), kept

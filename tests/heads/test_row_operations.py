@@ -108,6 +108,9 @@ NUMBERS = {
     "max": lambda z: z.max(-1, keepdim=True).values,
     "softmax and gather": lambda z: z.softmax(-1).gather(-1, torch.zeros(*ROWS, 2).long()),
     "softmax of rows": lambda z: F.softmax(z[0], -1).squeeze(0).argmax(-1),
+    "mean": lambda z: z.mean(-1),
+    "sum of some rows": lambda z: torch.sum(z[KEPT], dim=-1, keepdim=True),
+    "mean of all": lambda z: z.mean(),
     "entropy": lambda z: -(torch.exp(log_p := z.log_softmax(-1)) * log_p).sum(-1),
     "cross_entropy on axis 1": lambda z: F.cross_entropy(
         z.permute(0, 3, 1, 2), torch.arange(6).view(ROWS), label_smoothing=0.1

@@ -6,6 +6,7 @@ TRL is no dependency of the tests: ``make test-trl`` runs this file in environme
 from __future__ import annotations
 
 import random
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -33,6 +34,7 @@ CLASSES, WIDTH, STEPS = 1009, 16, 3
 ROWS, LONG = 4, 24  # of a batch: sequences, and tokens of each, or more
 WHOLE = ROWS * LONG * CLASSES  # numbers: the logits of a batch
 CHUNK = 8  # rows of logits at once
+RANK = 4  # of an adapter
 
 
 def tokenizer():
@@ -84,7 +86,7 @@ def options(folder, **more):
 
 def adapter(layers):
     """LoRA on layers of these names; None for no layers."""
-    config = {"r": 4, "target_modules": list(layers), "task_type": "CAUSAL_LM"}
+    config = {"r": RANK, "target_modules": list(layers), "task_type": "CAUSAL_LM"}
     return peft.LoraConfig(**config) if layers else None
 
 
@@ -230,5 +232,15 @@ def test_a_trainer(name, tmp_path):
         if FUSED:  # blocks of more classes than there are here
             assert mine == true
         else:
-            assert mine <= CLASSES * WIDTH  # as large as the head
+            assert mine <= CLASSES * (WIDTH + RANK)  # as large as the head and its adapter
             assert true >= WHOLE  # so the count can fail
+
+
+def test_the_page_on_language_models(tmp_path, monkeypatch):
+    page = (Path(__file__).parents[2] / "docs" / "language-models.md").read_text(encoding="utf-8")
+    (code,) = [block for block in page.split("```")[1::2] if "SFTTrainer(" in block]
+    monkeypatch.chdir(tmp_path)
+    given = {"rows": datasets.Dataset.from_dict({"text": texts(16)}), "model": llama()}
+    given["tokenizer"] = tokenizer()
+    exec(code.replace("max_steps=100", "max_steps=2, use_cpu=True"), given)
+    assert given["trainer"].state.global_step == 2

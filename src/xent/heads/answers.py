@@ -286,6 +286,27 @@ def _over_classes(name: str) -> Callable[..., Tensor]:
     return answer
 
 
+def _of_logits(name: str) -> Callable[..., Tensor]:
+    """``sum`` or ``mean`` of the logits of each row, or of all rows."""
+
+    def answer(input: LinearLogits, dim: Any = None, keepdim: bool = False, *, dtype: Any = None):
+        axes = dim if isinstance(dim, (tuple, list)) else (dim,)
+        along = len(axes) == 1 and (axes[0] is None or _along_classes(input, axes[0]))
+        if not along or not comes_by_chunks(problem_of(input)):
+            arguments = () if dim is None else (dim, keepdim)
+            return getattr(torch, name)(input.materialize_for(name), *arguments, dtype=dtype)
+        s = _statistics(input, mean=True)
+        value = torch.where(s.support < input.shape[-1], -torch.inf, s.mean)
+        value = value * input.shape[-1] if name == "sum" else value
+        if axes[0] is None:
+            value = getattr(value, name)()
+        elif keepdim:
+            value = value.unsqueeze(-1)
+        return value.to(dtype or input.dtype)
+
+    return answer
+
+
 def _register(answers: dict[Any, Any], name: str, answer: Callable[..., Any]) -> None:
     for home in (torch, torch.Tensor, torch.nn.functional):
         if hasattr(home, name):
@@ -295,6 +316,7 @@ def _register(answers: dict[Any, Any], name: str, answer: Callable[..., Any]) ->
 for _name, _answer in (
     ("logsumexp", _logsumexp), ("topk", _topk), ("max", _max), ("argmax", _argmax),
     ("log_softmax", _log_softmax), ("softmax", _softmax), ("gather", _gather), ("amax", _amax),
+    ("sum", _of_logits("sum")), ("mean", _of_logits("mean")),
 ):  # fmt: skip
     _register(LinearLogits.lean, _name, _answer)
 for _name, _answer in (

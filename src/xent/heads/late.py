@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any
 
@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from .stand_in import Lean, NotRecordedError
+
+__all__ = ["Late", "in_evaluation"]
 
 # True while :func:`xent.evaluate` runs a model: then logits may always be late.
 in_evaluation = ContextVar("in_evaluation", default=False)
@@ -48,6 +50,10 @@ class Late(Tensor):
         content.silent = True  # an evaluation may read the numbers
         late.content, late.settled = content, False
         return late
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """Iterate over the first axis."""
+        return iter(self.unbind(0))
 
     def now(self, operation: str = "an operator") -> Tensor:
         """Compute the numbers, once, for an operation, and return them."""

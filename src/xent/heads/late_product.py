@@ -12,6 +12,8 @@ from torch.overrides import TorchFunctionMode
 from ..engines.modes import PLAIN_TENSORS, autocasts, is_dtensor
 from .logits import LinearLogits
 
+__all__ = ["LateProduct"]
+
 LINEAR = torch.nn.functional.linear
 PRODUCTS = frozenset(
     (torch.matmul, torch.mm, Tensor.matmul, Tensor.mm, Tensor.__matmul__, Tensor.__rmatmul__)

@@ -23,6 +23,7 @@ class ClassesOnAxis1(Lean):
     """
 
     lean: ClassVar[dict[Callable[..., Any], Callable[..., Any]]] = {}
+    moved = True
 
     def __init__(self, logits: LinearLogits | LinearLogProbs) -> None:
         self.logits = logits
@@ -108,7 +109,7 @@ def _given(ndim: int, *dims: Any) -> list[int]:
 
 def _moved(ndim: int, source: Any, destination: Any) -> list[int]:
     # The order that PyTorch gives the axes of an outline of different lengths.
-    outline = torch.empty(*range(ndim), device="meta")
+    outline = torch.empty(*range(ndim), dtype=torch.bool, device="meta")
     return list(outline.movedim(source, destination).shape)
 
 

@@ -343,7 +343,7 @@ class LinearLogits(Lean):
         return self._with()
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a copy or a file needs."""
+        """Return what a copy or a file needs."""
         return {k: v for k, v in vars(self).items() if k not in ("views", "versions", "_all")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""What only moves, joins or repeats rows, done to the features instead of the logits.
+"""Operations that move, join or repeat rows, done to the features instead of the logits.
 
 Features ``(..., D)`` and logits ``(..., V)`` have the same axes of rows, so that a function of rows
 takes the same arguments for both. Registered for every stand-in, as functions of torch and methods

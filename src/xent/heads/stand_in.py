@@ -30,6 +30,7 @@ class Lean:
     shape: Any
     dtype: torch.dtype
     hidden: Tensor
+    moved = False  # True for logits whose classes were moved to axis 1
     silent = False  # True where the numbers may be read without a warning
     readers: list[str] | None = None  # where to note the operations that read all the numbers
     _all: tuple[bool, Tensor] | None = None  # whether grad was on, and all the numbers

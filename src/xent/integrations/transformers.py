@@ -21,12 +21,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from .. import LinearLogits, explain
 from .._check import one_of
 from ..engines.modes import compiling
-from ..heads import products
 from ..heads.late import Late, in_evaluation
 from ..heads.late_product import LateProduct
-from ..heads.logits import LinearLogits
 from ..measurement import LeanExplanation
 
 MAX_WORKSPACE: int = inspect.signature(LinearLogits).parameters["max_workspace"].default
@@ -178,11 +177,12 @@ class Hooks:
             given.undo()
 
     def explanation(self, owner: nn.Module) -> LeanExplanation:
-        """What :func:`xent.explain` tells of the model with these hooks."""
+        """Explain the model with these hooks, for :func:`xent.explain`."""
         layer = _layer(_head(owner))
         weight = layer.weight
         outline = torch.empty(1, weight.shape[1], dtype=weight.dtype, device=weight.device)
-        how = products.describe(LinearLogits(outline, weight, **self.options))
+        target = torch.zeros(1, dtype=torch.int64, device=weight.device)
+        how = explain(LinearLogits(outline, weight, **self.options), target).products
         compiled = ["compiled code, since the model is compiled as a whole"]
         read = (*compiled * _is_compiled(owner, owner), *self.readers)
         return LeanExplanation(self.when, f"{layer}, {weight.dtype}", how, read)
@@ -219,7 +219,7 @@ class Hooks:
         return tree_map_only(LinearLogits, Late, output)  # code of an evaluation needs tensors
 
     def wanted(self, module: nn.Module) -> bool:
-        """Whether logits are to be late in this call of a module."""
+        """True if logits are to be late in this call of a module."""
         if self.plainly:
             return False
         if self.inside and (self.labels_given or self.when == "always" or in_evaluation.get()):
