@@ -207,7 +207,8 @@ def test_losses_of_recorded_logits():
         lambda z: z.roll(1), lambda z: z.repeat(1, 1, 1, 2), lambda z: torch.cat([z, z], -1),
         lambda z: F.pad(z, (0, 0, 1, 0)), lambda z: F.pad(z, (1, 0)), lambda z: z.movedim(-1, 0),
         lambda z: z.masked_fill(KEPT.unsqueeze(-1), 0.0), lambda z: z * PER_CLASS * PER_ROW,
-        lambda z: z * (PER_CLASS * PER_ROW), lambda z: z.transpose(1, 3).exp(),
+        lambda z: z * (PER_CLASS * PER_ROW), lambda z: z.div(2, rounding_mode="floor"),
+        lambda z: z.transpose(1, 3).exp(),
     ],
 )  # fmt: skip
 def test_what_reads_the_classes_says_so_once(call):

@@ -1,7 +1,9 @@
 """A lean model among the hooks, wrappers and adapters of others."""
 
 import io
+import os
 import pickle
+import socket
 import warnings
 
 import pytest
@@ -22,6 +24,7 @@ from .test_transformers import (
     batch,
     loss_and_gradients,
     make,
+    trainer,
 )
 
 torch.manual_seed(0)
@@ -144,6 +147,10 @@ def test_logits_kept_over_a_step_are_those_of_their_forward(read):
         lambda: xent.token_log_probs(in_training, ids),
         lambda: in_training.materialize(),
         lambda: in_training.gather(-1, ids[..., None]),
+        lambda: xent.cross_entropy(in_training.reshape(-1, VOCABULARY), ids.flatten()),
+        lambda: xent.cross_entropy(in_training[..., :50], ids % 50),
+        lambda: xent.losses.focal_loss(in_training, ids),
+        lambda: in_training.argmax(-1),
     ):
         with pytest.raises(RuntimeError, match=r"weight behind .* was changed after these logits"):
             use()
@@ -323,6 +330,53 @@ def test_fully_sharded(one_rank, unit, order):
         model.zero_grad()
         ours = loss_outside(model, inputs)
         assert_same(ours, truth, F32_EPS)
+
+
+def test_tensor_parallel_heads_are_right_and_told_once(one_rank):
+    from torch.distributed.tensor import Replicate, init_device_mesh
+    from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
+
+    inputs = batch()
+    truth = loss_outside(llama(), inputs)
+    plan = {"lm_head": ColwiseParallel(output_layouts=Replicate())}
+    model = parallelize_module(llama(), init_device_mesh("cpu", (1,)), plan)
+    lean(model)
+    with pytest.warns(UserWarning, match="all its logits: its product is one of DTensors"):
+        ours = loss_outside(model, inputs)
+    assert_same(ours, truth, F32_EPS)
+    assert_same(loss_outside(model, inputs), ours, F32_EPS)
+    assert "DTensors" in str(xent.explain(model))
+
+
+def train_on_two_ranks(rank, port, folder):
+    """Train a plain and a lean model on one of two processes, and compare them."""
+    os.environ |= {
+        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+    }  # fmt: skip
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    found = []
+    for is_lean in (False, True):
+        model = llama()
+        if is_lean:
+            lean(model)
+        trained = trainer(model, folder, label_smoothing_factor=0.1)
+        trained.train()
+        assert isinstance(trained.model_wrapped, nn.parallel.DistributedDataParallel)
+        found.append(({k: p.detach() for k, p in model.named_parameters()}, trained.evaluate()))
+    (plain, expected), (ours, evaluated) = found
+    for key, p in plain.items():
+        torch.testing.assert_close(ours[key], p, rtol=1e-5, atol=1e-6, msg=key)
+    assert evaluated["eval_loss"] == pytest.approx(expected["eval_loss"], rel=1e-6)
+
+
+@pytest.mark.slow
+def test_trainer_on_two_processes(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(train_on_two_ranks, (port, str(tmp_path)), nprocs=2)
 
 
 # ---- adapters on the head ------------------------------------------------------------------------

@@ -409,6 +409,30 @@ def test_trainer_evaluates(tmp_path):
     assert loss_only["eval_loss"] == ours["eval_loss"]
 
 
+@pytest.mark.parametrize(
+    "options", [{"label_smoothing_factor": 0.1}, {}], ids=["smoothed", "plain"]
+)
+def test_trainer_evaluates_without_the_logits(options, tmp_path, monkeypatch):
+    monkeypatch.setattr(heads, "MAX_ROWS", 4)
+
+    def accuracy(prediction):
+        return {"accuracy": float((prediction.predictions == prediction.label_ids).mean())}
+
+    found = []
+    for is_lean in (False, True):
+        model = make("LlamaForCausalLM", vocab_size=997, hidden_size=16, head_dim=4)
+        if is_lean:
+            lean(model)
+        evaluated = trainer(model, tmp_path, compute_metrics=accuracy, **options)
+        evaluated.preprocess_logits_for_metrics = lambda logits, labels: logits.argmax(-1)
+        with Largest() as made:
+            found.append(evaluated.evaluate())
+        assert (made.numel < 3 * 10 * 997) == is_lean
+    plain, ours = found
+    assert ours["eval_accuracy"] == plain["eval_accuracy"]
+    assert ours["eval_loss"] == pytest.approx(plain["eval_loss"], rel=1e-6)
+
+
 def test_late_logits_pass_for_a_tensor():
     model = make("LlamaForCausalLM").eval()
     ids = torch.randint(97, (2, 5))

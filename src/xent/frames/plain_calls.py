@@ -116,6 +116,7 @@ def is_plain_head(
     input: LinearLogits, target: Any, weight: Any, row_weight: Any, ignore_index: int
 ) -> bool:
     """True for a head of plain memory whose rows fit into one chunk, with no row ignored."""
+    input.unchanged()
     hidden, head, bias = input.hidden, input.weight, input.bias
     return (
         hidden.ndim == 2

@@ -15,6 +15,7 @@ from torch import Tensor
 from .._check import at_hand, scalar
 from ..engines.modes import can_look_at
 from ..measurement import statistics
+from ..overrides import overridable
 from ..row_statistics import RowStatistics
 from . import arithmetic, gradients, layouts, row_operations  # noqa: F401  (they register, too)
 from .log_probs import LinearEntropyTerms, LinearLogProbs, LinearProbs
@@ -24,6 +25,7 @@ from .problem import flat_rows, problem_of
 from .stand_in import Lean
 
 
+@overridable
 def sample(
     input: Tensor | LinearLogits,
     *,

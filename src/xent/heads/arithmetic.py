@@ -38,10 +38,12 @@ def times(z: LinearLogits, other: Any) -> LinearLogits | Tensor:
     return z.materialize_for("multiplication by a tensor") * other
 
 
-def divided(z: LinearLogits, other: Any, *, rounding_mode: None = None) -> LinearLogits | Tensor:
+def divided(
+    z: LinearLogits, other: Any, *, rounding_mode: str | None = None
+) -> LinearLogits | Tensor:
     """Record a division by a number, by one per row or by one per class."""
-    if z.capped or z.softcap is not None:
-        return z.materialize_for("a division") / other
+    if z.capped or z.softcap is not None or rounding_mode is not None:
+        return torch.div(z.materialize_for("a division"), other, rounding_mode=rounding_mode)
     if is_scalar(other):
         cap = float(other) if isinstance(other, (int, float)) and other > 0 else None
         return z._with(scale=z.scale / other, undivided=z.scale, divisor=cap)
@@ -115,8 +117,10 @@ def masked_fill(z: LinearLogits, mask: Any, value: Any) -> LinearLogits | Tensor
     if not whole or not per_class or (isinstance(value, Tensor) and value.ndim):
         return z.materialize_for("masked_fill").masked_fill(mask, value)
     mask, value = mask.reshape(-1), float(value) / z.scale
-    bias = z.weight.new_zeros(z.weight.shape[0]) if z.bias is None else z.bias
-    bias = torch.where(mask, value, bias)
+    # In float32 at least, so that the scale gives the value back.
+    wide = torch.promote_types(z.weight.dtype, torch.float32)
+    none = z.weight.new_zeros(z.weight.shape[0], dtype=wide)
+    bias = torch.where(mask, value, none if z.bias is None else z.bias.to(wide))
     if value == -torch.inf:  # whatever the product adds
         return z._with(bias=bias, divisor=None)
     return z._with(weight=z.weight.masked_fill(mask.unsqueeze(-1), 0), bias=bias, divisor=None)

@@ -127,10 +127,12 @@ class LinearLogits(Lean):
     # ---- what is recorded -----------------------------------------------------------------------
 
     def _with(self, **changes: Any) -> LinearLogits:
+        new = {name: version(x) for name, x in changes.items() if name in self.versions}
+        if new:  # a part of a part that was changed would look unchanged
+            self.unchanged()
         other = object.__new__(LinearLogits)
         vars(other).update({**vars(self), **changes, "_all": None})
         other.views = [weakref.ref(other)]
-        new = {name: version(x) for name, x in changes.items() if name in self.versions}
         other.versions = {**self.versions, **new}
         return other
 
@@ -273,6 +275,8 @@ class LinearLogits(Lean):
             raise ValueError(f"{self!r} cannot move; move hidden and weight to {device}")
         if dtype is not None and not dtype.is_floating_point:
             return self.materialize_for(f"a cast to {dtype}").to(dtype)
+        if options.get("copy") and dtype is None:
+            return self.clone()
         return self if dtype is None else self._with(dtype=dtype)
 
     def recorded(self) -> tuple[float | Tensor | None, float | None]:

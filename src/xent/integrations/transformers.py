@@ -182,7 +182,7 @@ class Hooks:
         weight = layer.weight
         outline = torch.empty(1, weight.shape[1], dtype=weight.dtype, device=weight.device)
         target = torch.zeros(1, dtype=torch.int64, device=weight.device)
-        how = explain(LinearLogits(outline, weight, **self.options), target).products
+        how = explain(LinearLogits(outline, outline, **self.options), target).products
         compiled = ["compiled code, since the model is compiled as a whole"]
         read = (*compiled * _is_compiled(owner, owner), *self.readers)
         return LeanExplanation(self.when, f"{layer}, {weight.dtype}", how, read)
