@@ -216,7 +216,8 @@ def test_only_one_module_reads_what_is_private():
     """The benchmarks use public names, as users do; only `internals` reads private ones."""
     root = Path(logits.__file__).parents[1]
     private = re.compile(
-        r"^\s*(?:from|import) xent\.(?!losses |policy |learn |nn |information |integrations\b)", re.M
+        r"^\s*(?:from|import) xent\.(?!losses |policy |learn |nn |information |integrations\b)",
+        re.M,
     )
     files = {file.relative_to(root).as_posix() for file in root.rglob("*.py")}
     found = {name for name in files if private.search((root / name).read_text())}

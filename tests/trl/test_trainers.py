@@ -222,6 +222,9 @@ def test_a_trainer(name, tmp_path):
     for mine, true in zip(ours.logs, theirs.logs, strict=True):
         assert mine.keys() == true.keys()
         for key, value in true.items():  # rewards are differences of log-probabilities near -170
+            margin = true.get(key.replace("accuracies", "margins"), 1.0)
+            if key.endswith("rewards/accuracies") and abs(margin) < 1e-4:
+                continue  # of equal policies: the share of rounding errors that are positive
             tolerance = 1e-6 if key.endswith("loss") else 1e-5
             assert mine[key] == pytest.approx(value, rel=tolerance, abs=tolerance), key
     assert len(ours.gradients) == STEPS
