@@ -141,6 +141,7 @@ def explain(
 ) -> Explanation: ...
 
 
+@overridable
 def explain(
     input: Any,
     target: Any = None,

@@ -275,3 +275,72 @@ def test_a_change_in_place_that_others_would_miss():
         z.mul_(torch.rand(z.shape))
     with pytest.raises(TypeError, match=r"only z\[\.\.\., classes\] = number is recorded"):
         z[0] = 0.0
+
+
+def test_log_probabilities_stay_when_the_logits_change_in_place():
+    parts, index = head(), torch.zeros(*ROWS, 1).long()
+    z, whole = xent.LinearLogits(*parts), F.linear(*parts)
+    log_p, p = z.log_softmax(-1), z.softmax(-1)
+    z /= 0.5
+    torch.testing.assert_close(log_p.gather(-1, index), whole.log_softmax(-1).gather(-1, index))
+    torch.testing.assert_close(p.gather(-1, index), whole.softmax(-1).gather(-1, index))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+def test_factors_and_numbers_of_other_types(dtype):
+    h, w = torch.randn(8, 16, dtype=dtype), torch.randn(40, 16, dtype=dtype)
+    b, row, target = torch.randn(40), 1 + torch.rand(8, 1), torch.arange(8)
+    for change in (
+        lambda z: 2 * z + b,
+        lambda z: z.float() / 0.7 + b,
+        lambda z: z * row + b,
+        lambda z: z + z * row,
+        lambda z: z * b.double().abs(),
+        lambda z: (z / 2).masked_fill(b > 0, torch.finfo(dtype).min),
+    ):
+        wide = change(F.linear(h.double(), w.double()))
+        loss = F.cross_entropy(change(xent.LinearLogits(h, w)), target)
+        expected = F.cross_entropy(wide.double(), target)
+        torch.testing.assert_close(loss.double(), expected, rtol=0.05, atol=0)
+
+
+def test_masked_classes_under_a_cap_and_a_negative_factor():
+    parts = [x.detach() for x in head()]
+    mask = torch.arange(CLASSES) == 2
+    z, whole = xent.LinearLogits(*parts), F.linear(*parts)
+    for change in (
+        lambda z: 3 * torch.tanh(z.masked_fill(mask, -torch.inf) / 3),
+        lambda z: 1 - z.masked_fill(mask, -torch.inf),
+        lambda z: -z.masked_fill(mask, -torch.inf),
+    ):
+        with pytest.warns(UserWarning, match="needs all"):
+            found = change(z)
+        torch.testing.assert_close(found, change(whole))
+
+
+def test_changed_weights_are_found_in_every_operand():
+    h, w, b = (x.detach() for x in head())
+    old = xent.LinearLogits(h, w, b)
+    w += 1
+    new = xent.LinearLogits(h, w, b)
+    for use in (lambda: torch.cat([new, old]), lambda: new - old, lambda: torch.stack([new, old])):
+        with pytest.raises(RuntimeError, match=r"weight behind .* was changed"):
+            use()
+
+
+SPELLINGS = [
+    lambda z: z.permute(dims=(2, 0, 1, 3)), lambda z: torch.permute(z, dims=(0, 2, 1, 3)),
+    lambda z: torch.swapaxes(z, axis0=0, axis1=2), lambda z: z.tile(2, 1, 1, 1),
+    lambda z: torch.cat([torch.zeros(1, 1, 3, CLASSES).double(), z]), lambda z: z.roll(1, ()),
+    lambda z: z.movedim(-1, 1)[:, :, :, :2], lambda z: z.squeeze(-3), lambda z: z / 0.0,
+    lambda z: torch.max(z, torch.zeros(CLASSES).double()), lambda z: z.to(torch.float64, copy=True),
+]  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:.*needs all")
+@pytest.mark.parametrize("call", SPELLINGS)
+def test_other_spellings(call):
+    parts = [x.detach() for x in head()]
+    found = call(xent.LinearLogits(*parts))
+    found = found if isinstance(found, torch.Tensor) else found.materialize()
+    torch.testing.assert_close(found, call(F.linear(*parts)))

@@ -104,6 +104,9 @@ WITH_NUMBERS = {
     "dlpack": lambda z: torch.from_dlpack(torch.utils.dlpack.to_dlpack(z)),
     "from_dlpack": torch.from_dlpack,
     "shared": lambda z: z.share_memory_(),
+    "flat": lambda z: z.view(-1),
+    "bits": lambda z: z.view(torch.int32),
+    "softmax of this library": lambda z: xent.softmax(z),
     "joined": lambda z: torch.cat([z, z]),
     "an operator": lambda z: torch.ops.aten.mul.Tensor(z, z),
     "pairs": lambda z: torch.stack(torch.broadcast_tensors(z, torch.zeros(()))),
@@ -154,6 +157,31 @@ def test_logits_kept_over_a_step_are_those_of_their_forward(read):
     ):
         with pytest.raises(RuntimeError, match=r"weight behind .* was changed after these logits"):
             use()
+
+
+def test_a_change_of_some_rows_that_others_would_miss(late):
+    found, _ = late
+    rows = found[:, -1]
+    for change in (lambda: rows.div_(2), lambda: found.__setitem__((..., 0), -50.0)):
+        with pytest.raises(TypeError, match="other logits show the same rows"):
+            change()
+
+
+def test_an_interrupted_head_leaves_no_mode_behind():
+    model, ids = llama(), batch()["input_ids"]
+    lean(model)
+    forward = model.lm_head.forward
+
+    def interrupted(hidden):
+        raise KeyboardInterrupt
+
+    model.lm_head.forward = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        model(ids)
+    model.lm_head.forward = forward
+    assert isinstance(model(ids).logits, xent.LinearLogits)
+    unlean(model)
+    assert type(model(ids).logits) is torch.Tensor
 
 
 # ---- hooks, casts and other heads ----------------------------------------------------------------

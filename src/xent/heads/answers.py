@@ -133,6 +133,8 @@ def _topk(
 
 
 def _max(input: LinearLogits, dim: Any = None, keepdim: bool = False) -> Any:
+    if isinstance(dim, Tensor):
+        return torch.maximum(input.materialize_for("max"), dim)
     if not isinstance(dim, int) or not _along_classes(input, dim):
         arguments = () if dim is None else (dim, keepdim)
         return torch.max(input.materialize_for("max"), *arguments)
@@ -174,7 +176,8 @@ def _normalised(name: str, kind: Callable[..., LinearLogProbs]) -> Callable[...,
         dtype = next((x for x in options if isinstance(x, torch.dtype)), dtype)
         if not _along_classes(input, dim):
             return function(input.materialize_for(name), dim, dtype=dtype)
-        return kind(input if dtype is None else input._with(dtype=dtype))
+        # A copy: what changes the logits in place later leaves their log-probabilities alone.
+        return kind(input.clone() if dtype is None else input._with(dtype=dtype))
 
     return answer
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from .logits import LinearLogits
-from .stand_in import Lean, NotRecordedError
+from .stand_in import Lean, NotRecordedError, SharedRowsError
 
 # ---- factors -------------------------------------------------------------------------------------
 
@@ -22,6 +22,8 @@ def times(z: LinearLogits, other: Any) -> LinearLogits | Tensor:
         return z._with(capped=False)
     if z.capped or z.softcap is not None:
         return z.materialize_for("a factor after tanh") * other
+    if z.masked and not (isinstance(other, (int, float)) and other > 0):
+        return z.materialize_for("a factor on masked classes") * other
     if is_scalar(other):
         return z._with(scale=z.scale * other, divisor=None)
     if is_per_row(other, z.shape):
@@ -30,11 +32,12 @@ def times(z: LinearLogits, other: Any) -> LinearLogits | Tensor:
         return z._with(scale=z.scale * rows, divisor=None, dtype=dtype)
     if is_per_class(other, z.shape):
         per_class = other.reshape(-1)
-        return z._with(
+        scaled = z._with(
             weight=z.weight * per_class.unsqueeze(-1),
             bias=None if z.bias is None else z.bias * per_class,
             divisor=None, dtype=torch.promote_types(z.dtype, other.dtype),
         )  # fmt: skip
+        return _of_one_type(scaled)
     return z.materialize_for("multiplication by a tensor") * other
 
 
@@ -44,6 +47,8 @@ def divided(
     """Record a division by a number, by one per row or by one per class."""
     if z.capped or z.softcap is not None or rounding_mode is not None:
         return torch.div(z.materialize_for("a division"), other, rounding_mode=rounding_mode)
+    if isinstance(other, (int, float)) and other == 0:
+        return z.materialize_for("a division") / other
     if is_scalar(other):
         cap = float(other) if isinstance(other, (int, float)) and other > 0 else None
         return z._with(scale=z.scale / other, undivided=z.scale, divisor=cap)
@@ -54,7 +59,7 @@ def divided(
 
 def tanh(z: LinearLogits) -> LinearLogits | Tensor:
     """Record the first half of a softcap, after a division by the cap."""
-    if z.softcap is not None or z.divisor is None:
+    if z.softcap is not None or z.divisor is None or z.masked:  # a cap would unmask the classes
         return z.materialize_for("tanh").tanh()
     return z._with(softcap=z.divisor, scale=z.undivided, divisor=None, capped=True)
 
@@ -76,14 +81,29 @@ def plus(z: LinearLogits, other: Any, *, alpha: float = 1) -> LinearLogits | Ten
     ):
         return z.materialize_for("addition of a tensor") + other
     dtype = torch.promote_types(z.dtype, other.dtype)
-    if isinstance(z.scale, Tensor) or z.scale != 1.0:
-        scale = torch.as_tensor(z.scale, dtype=torch.float64, device=z.device)
-        z = z.absorb(scale, None)._with(scale=1.0)
-    return z.absorb(None, other.reshape(-1))._with(divisor=None, dtype=dtype)
+    joined = _without_scale(z).absorb(None, other.reshape(-1))
+    return _of_one_type(joined._with(divisor=None, dtype=dtype))
+
+
+def _without_scale(z: LinearLogits) -> LinearLogits:
+    """Return the same logits with the scale in the features."""
+    if not isinstance(z.scale, Tensor) and z.scale == 1.0:
+        return z
+    scale = torch.as_tensor(z.scale, dtype=torch.float64, device=z.device)
+    return _of_one_type(z.absorb(scale, None)._with(scale=1.0, divisor=None))
+
+
+def _of_one_type(z: LinearLogits) -> LinearLogits:
+    """Return the same logits with features and weight in the wider of their types."""
+    if z.hidden.dtype == z.weight.dtype:
+        return z
+    wide = torch.promote_types(z.hidden.dtype, z.weight.dtype)
+    return z._with(hidden=z.hidden.to(wide), weight=z.weight.to(wide))
 
 
 def _sum(a: LinearLogits, b: LinearLogits) -> LinearLogits | Tensor:
     """The sum of two heads over the same classes: one head with the features side by side."""
+    b.unchanged()
     per_row = any(
         x.bias is not None and isinstance(x.scale, Tensor) and x.scale.ndim for x in (a, b)
     )
@@ -97,9 +117,10 @@ def _sum(a: LinearLogits, b: LinearLogits) -> LinearLogits | Tensor:
         "products": next((name for name in ("float32", "input") if name in named), None),
     }  # fmt: skip
     if a.hidden is b.hidden and not any(isinstance(x.scale, Tensor) for x in (a, b)):
-        return a._with(weight=a.weight * a.scale + b.weight * b.scale, **changes)
+        return _of_one_type(a._with(weight=a.weight * a.scale + b.weight * b.scale, **changes))
     hidden = torch.cat([_scaled(x) for x in (a, b)], -1)
-    return a._with(hidden=hidden, weight=torch.cat([a.weight, b.weight], -1), **changes)
+    weight = torch.cat([a.weight, b.weight], -1)
+    return _of_one_type(a._with(hidden=hidden, weight=weight, **changes))
 
 
 def _scaled(z: LinearLogits) -> Tensor:
@@ -114,15 +135,17 @@ def masked_fill(z: LinearLogits, mask: Any, value: Any) -> LinearLogits | Tensor
     """Record a value for some classes of all rows, as for the padding of a vocabulary."""
     whole = z.softcap is None and not isinstance(z.scale, Tensor) and z.scale > 0
     per_class = is_per_class(mask, z.shape) and mask.dtype == torch.bool
-    if not whole or not per_class or (isinstance(value, Tensor) and value.ndim):
+    learned = isinstance(value, Tensor) and (value.ndim > 0 or value.requires_grad)
+    if not whole or not per_class or learned:
         return z.materialize_for("masked_fill").masked_fill(mask, value)
-    mask, value = mask.reshape(-1), float(value) / z.scale
-    # In float32 at least, so that the scale gives the value back.
+    mask, value = mask.reshape(-1), float(value)
+    if value != -torch.inf:
+        z = _without_scale(z)
     wide = torch.promote_types(z.weight.dtype, torch.float32)
     none = z.weight.new_zeros(z.weight.shape[0], dtype=wide)
     bias = torch.where(mask, value, none if z.bias is None else z.bias.to(wide))
     if value == -torch.inf:  # whatever the product adds
-        return z._with(bias=bias, divisor=None)
+        return z._with(bias=bias, divisor=None, masked=True)
     return z._with(weight=z.weight.masked_fill(mask.unsqueeze(-1), 0), bias=bias, divisor=None)
 
 
@@ -161,7 +184,8 @@ def in_place(
         if operator and found is not None:
             return found
         reason = "other logits show the same rows" if shared else "they hold no numbers"
-        raise NotRecordedError(
+        kind = SharedRowsError if shared else NotRecordedError
+        raise kind(
             f"{type(z).__name__} cannot be changed in place here, since {reason}; use the "
             f"operation that returns a result, as in z = z / 2"
         )

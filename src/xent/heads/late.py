@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from .stand_in import Lean, NotRecordedError
+from .stand_in import Lean, SharedRowsError
 
 __all__ = ["Late", "in_evaluation"]
 
@@ -82,7 +82,9 @@ class Late(Tensor):
         lean = next((x for x in tree_leaves((args, options)) if isinstance(x, Lean)), None)
         try:
             result = _lean_answer(func, lean, args, options)
-        except NotRecordedError:
+        except SharedRowsError:
+            raise
+        except (TypeError, ValueError):  # the function of the numbers knows better
             result = NotImplemented
         if result is NotImplemented:
             args, options = tree_map_only(Late, lambda x: x.now(name.strip("_")), given)

@@ -103,7 +103,12 @@ def _transposed(ndim: int, dim0: int, dim1: int) -> list[int]:
     return axes
 
 
-def _given(ndim: int, *dims: Any) -> list[int]:
+def _swapped(ndim: int, axis0: int, axis1: int) -> list[int]:
+    return _transposed(ndim, axis0, axis1)
+
+
+def _given(ndim: int, *given: Any, dims: Any = None) -> list[int]:
+    dims = given if dims is None else (dims,)
     return list(dims[0] if len(dims) == 1 and not isinstance(dims[0], int) else dims)
 
 
@@ -114,7 +119,7 @@ def _moved(ndim: int, source: Any, destination: Any) -> list[int]:
 
 
 ORDERS = {
-    "transpose": _transposed, "swapaxes": _transposed, "swapdims": _transposed,
+    "transpose": _transposed, "swapaxes": _swapped, "swapdims": _transposed,
     "permute": _given, "movedim": _moved, "moveaxis": _moved,
 }  # fmt: skip
 

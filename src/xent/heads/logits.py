@@ -31,8 +31,8 @@ class LinearLogits(Lean):
     (``cap * torch.tanh(logits / cap)``) are recorded and not computed. A PyTorch function either
     works by chunks, too (``torch.nn.functional.cross_entropy``), or gets all logits as a tensor,
     with a warning. An object that is made under :func:`torch.no_grad` is a constant. Logits are
-    computed only when a loss asks for them: after a step of an optimizer they are those of the new
-    weight.
+    computed only when a loss asks for them; if a part has changed by then, as after a step of an
+    optimizer, that is an error.
 
     Args:
         hidden: ``(..., D)``: one row of features for each row of logits.
@@ -103,6 +103,7 @@ class LinearLogits(Lean):
         self.divisor: float | None = None  # of a division just recorded: tanh makes it the cap
         self.undivided: float | Tensor = 1.0  # the scale before that division
         self.dtype = hidden.dtype
+        self.masked = False  # True if classes were filled with -inf: a cap would unmask them
         self.views: list[weakref.ref[Any]] = [weakref.ref(self)]  # of the same logits
 
     # ---- what it shares with a tensor -----------------------------------------------------------
@@ -201,7 +202,8 @@ class LinearLogits(Lean):
         """True if other logits differ from these in their rows only."""
         if not isinstance(other, LinearLogits):
             return False
-        recorded = ("softcap", "capped", "dtype", "products", "max_workspace")
+        other.unchanged()
+        recorded = ("softcap", "capped", "masked", "dtype", "products", "max_workspace")
         parts = ((self.weight, other.weight), (self.bias, other.bias))
         numbers = [x for x in (self.scale, other.scale) if not (isinstance(x, Tensor) and x.ndim)]
         return (
@@ -275,9 +277,9 @@ class LinearLogits(Lean):
             raise ValueError(f"{self!r} cannot move; move hidden and weight to {device}")
         if dtype is not None and not dtype.is_floating_point:
             return self.materialize_for(f"a cast to {dtype}").to(dtype)
-        if options.get("copy") and dtype is None:
+        if options.get("copy") and dtype in (None, self.dtype):
             return self.clone()
-        return self if dtype is None else self._with(dtype=dtype)
+        return self if dtype in (None, self.dtype) else self._with(dtype=dtype)
 
     def recorded(self) -> tuple[float | Tensor | None, float | None]:
         """The recorded scale and cap, as `logit_scale` and `softcap` of a loss; None for none."""

@@ -47,7 +47,7 @@ def _of_axes(function: Function, name: str, input: Any, *args: Any, **kwargs: An
     if name == "flip" and len(args) > 1:  # flip(0, 1)
         axes = args
     axes = axes if isinstance(axes, (tuple, list)) else (axes,)
-    if any(axis is ALL or axis is None or _is_of_classes(input, axis) for axis in axes):
+    if not axes or any(axis is ALL or axis is None or _is_of_classes(input, axis) for axis in axes):
         return function(input.materialize_for(name), *args, **kwargs)
     return _mapped(input, lambda x: function(x, *args, **kwargs))
 
@@ -132,7 +132,11 @@ def _join(name: str) -> Function:
     def answer(tensors: Any, dim: int = 0, *, out: None = None) -> Any:
         first, *others = tensors
         axes = first.ndim + (name == "stack")
-        alike = dim % axes != axes - 1 and all(first.has_head_of(x) for x in others)
+        alike = (
+            isinstance(first, Lean)
+            and dim % axes != axes - 1
+            and all(first.has_head_of(x) for x in others)
+        )
         if not alike:
             whole = [x.materialize_for(name) if isinstance(x, Lean) else x for x in tensors]
             return function(whole, dim)
@@ -169,7 +173,7 @@ def _method(name: str) -> Function:
 
 ANSWERS: Mapping[str, Function] = {
     "squeeze": _squeeze, "unsqueeze": _unsqueeze, "expand": _expand, "repeat": _repeat,
-    "tile": _repeat, "reshape": _reshape, "view": _view, "view_as": _like("view"),
+    "reshape": _reshape, "view": _view, "view_as": _like("view"),
     "reshape_as": _like("reshape"), "expand_as": _like("expand"), "flatten": _flatten,
     "cat": _join("cat"), "concat": _join("cat"), "concatenate": _join("cat"),
     "stack": _join("stack"), "pad": _pad, "contiguous": _itself,

@@ -18,6 +18,10 @@ class NotRecordedError(TypeError):
     """An operation that would have to change numbers that are not there."""
 
 
+class SharedRowsError(TypeError):
+    """A change in place that other stand-ins for the same rows would miss."""
+
+
 class Lean:
     """Stands for a tensor of ``(..., V)`` numbers that are never all in memory at once.
 
@@ -149,6 +153,10 @@ class Lean:
     def __len__(self) -> int:
         """The length of the first axis."""
         return self.shape[0]
+
+    def __getitem__(self, index: Any) -> Any:
+        """Some of the numbers."""
+        return self._call(Tensor.__getitem__, index)
 
     def __iter__(self) -> Any:
         """Iterate over the first axis."""

@@ -168,8 +168,16 @@ class Hooks:
                 head.register_forward_hook(self.after_head, always_call=True),
             ]
 
+    def switch_off(self) -> None:
+        """Switch off late products that an interrupted call left on."""
+        while self.products:
+            product = self.products.pop()
+            if torch.overrides._get_current_function_mode() is product:
+                product.__exit__(None, None, None)
+
     def remove(self, owner: nn.Module) -> None:
         """Take all hooks away."""
+        self.switch_off()
         for handle in (*self.of_owner, *self.of_head):
             handle.remove()
         given = vars(owner).get("generate")
@@ -193,6 +201,7 @@ class Hooks:
         """Note what a call of the model is given, and follow a head that was replaced."""
         if compiling():
             return
+        self.switch_off()
         # Flags, not counters: the next call clears what an interrupted call left behind.
         labels = kwargs.get("labels")
         if labels is None and len(args) > 1:
