@@ -22,7 +22,7 @@ def times(z: LinearLogits, other: Any) -> LinearLogits | Tensor:
         return z._with(capped=False)
     if z.capped or z.softcap is not None:
         return z.materialize_for("a factor after tanh") * other
-    if z.masked and not (isinstance(other, (int, float)) and other > 0):
+    if z.masked and not is_positive(other):
         return z.materialize_for("a factor on masked classes") * other
     if is_scalar(other):
         return z._with(scale=z.scale * other, divisor=None)
@@ -199,6 +199,11 @@ def in_place(
 def is_scalar(x: Any) -> bool:
     """A number, or a tensor that holds one."""
     return isinstance(x, (int, float)) or (isinstance(x, Tensor) and x.ndim == 0)
+
+
+def is_positive(x: Any) -> bool:
+    """A number above 0."""
+    return isinstance(x, (int, float)) and x > 0
 
 
 def is_per_class(x: Any, shape: torch.Size) -> bool:
