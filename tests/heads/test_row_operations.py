@@ -318,6 +318,13 @@ def test_masked_classes_under_a_cap_and_a_negative_factor():
         torch.testing.assert_close(found, change(whole))
 
 
+def test_log_probabilities_take_every_type_in_turn():
+    log_p = xent.LinearLogits(*head()).log_softmax(-1)
+    for dtype in (torch.float16, torch.float64, torch.float32):
+        log_p = log_p.to(dtype)
+        assert log_p.dtype == log_p.materialize().dtype == dtype
+
+
 def test_changed_weights_are_found_in_every_operand():
     h, w, b = (x.detach() for x in head())
     old = xent.LinearLogits(h, w, b)

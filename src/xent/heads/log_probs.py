@@ -88,7 +88,7 @@ class LinearLogProbs(Lean):
         logits = self.logits.to(*arguments, **options)
         if isinstance(logits, Tensor):
             raise TypeError("log-probabilities are no integers; cast .materialize(), if you must")
-        if logits is self.logits:
+        if logits.dtype == self.dtype:
             return self
         other = self.with_logits(self.logits)
         other.dtype = logits.dtype

@@ -103,23 +103,11 @@ def _repeat(input: Any, *repeats: Any) -> Any:
     return _mapped(input, lambda x: x.repeat(*sizes))
 
 
-def _reshape(input: Any, *shape: Any) -> Any:
-    return input.reshape(*shape)
-
-
-def _view(input: Any, *shape: Any) -> Any:
-    return input.view(*shape)
-
-
 def _like(method: str) -> Function:
     def answer(input: Any, other: Any) -> Any:
         return getattr(input, method)(*other.shape)
 
     return answer
-
-
-def _flatten(input: Any, start_dim: int = 0, end_dim: int = -1) -> Any:
-    return input.flatten(start_dim, end_dim)
 
 
 # ---- functions of several ------------------------------------------------------------------------
@@ -160,10 +148,6 @@ def _pad(input: Any, pad: Any, mode: str = "constant", value: float | None = Non
 # ---- functions of one ----------------------------------------------------------------------------
 
 
-def _itself(input: Any, *_: Any, **__: Any) -> Any:
-    return input
-
-
 def _method(name: str) -> Function:
     def answer(input: Any, *args: Any, **kwargs: Any) -> Any:
         return getattr(type(input), name)(input, *args, **kwargs)
@@ -173,15 +157,14 @@ def _method(name: str) -> Function:
 
 ANSWERS: Mapping[str, Function] = {
     "squeeze": _squeeze, "unsqueeze": _unsqueeze, "expand": _expand, "repeat": _repeat,
-    "reshape": _reshape, "view": _view, "view_as": _like("view"),
-    "reshape_as": _like("reshape"), "expand_as": _like("expand"), "flatten": _flatten,
+    "view_as": _like("view"), "reshape_as": _like("reshape"), "expand_as": _like("expand"),
     "cat": _join("cat"), "concat": _join("cat"), "concatenate": _join("cat"),
-    "stack": _join("stack"), "pad": _pad, "contiguous": _itself,
+    "stack": _join("stack"), "pad": _pad,
     **{
         name: _method(name)
         for name in (
-            "to", "float", "double", "half", "bfloat16", "cpu", "detach", "clone", "type",
-            "__getitem__",
+            "reshape", "view", "flatten", "contiguous", "to", "float", "double", "half",
+            "bfloat16", "cpu", "detach", "clone", "type", "__getitem__",
         )
     },
 }  # fmt: skip
