@@ -147,11 +147,12 @@ def test_probabilities_are_refused_where_they_make_no_sense():
 INDICES = [
     (slice(None), slice(2), ...), (slice(None), 1, ...), (0, ..., slice(1, 3)), (..., -1, slice(4)),
     (slice(None), [1, 0], ...), (torch.tensor([True, False, True]), slice(1, 3)), (None, 1),
-    (torch.ones(3, 4).bool(), slice(1, 3)), (slice(None), slice(None, None, 2)), -1, (0, 1, 5, ...),
+    (torch.ones(3, 4).bool(), slice(1, 3)), torch.eye(12, 7).view(3, 4, 7).bool().numpy(),
+    [True, False, True], (slice(None), slice(None, None, 2)), -1, (0, 1, 5, ...),
 ]  # fmt: skip
 
 
-@pytest.mark.filterwarnings("ignore:indexing classes")
+@pytest.mark.filterwarnings("ignore:getitem needs all")
 @pytest.mark.parametrize("index", INDICES, ids=str)
 def test_indices(index):
     h, w, b = head(12, 5, 7)
@@ -215,7 +216,7 @@ def test_what_is_asked_for_is_done_or_refused():
     for ask in (lambda: torch.mul(z, 2, out=torch.empty(6, 5)), lambda: torch.add(z, 1, out=index)):
         with pytest.raises(TypeError, match="leave out `out`"):
             ask()
-    with pytest.warns(UserWarning, match="a cast to"):
+    with pytest.warns(UserWarning, match="to needs all"):
         assert z.to(torch.int64).dtype == torch.int64
     z = xent.LinearLogits(h, w)
     with pytest.warns(UserWarning, match="argmax needs all"):

@@ -22,7 +22,6 @@ from .log_probs import LinearEntropyTerms, LinearLogProbs, LinearProbs
 from .logits import LinearLogits, are_logits
 from .measure import comes_by_chunks
 from .problem import flat_rows, problem_of
-from .stand_in import Lean
 
 
 @overridable
@@ -93,15 +92,15 @@ def sample(
 
 def _of_chunks(logits: LinearLogits, function: Callable[[Tensor, Any], Any]) -> list[Any]:
     """The results of ``function(logits, rows)`` for one chunk of rows after the other."""
-    problem = problem_of(logits.detach())
+    problem = problem_of(logits.constant())
     if not comes_by_chunks(problem):
         return [function(problem.transform(problem.source.materialize()), ...)]
     rows = gradients.RowFunction((problem.source,), None, lambda _, z: z)
     return [function(problem.of_rows(index, z).transformed(), index) for index, z in rows.values()]
 
 
-def _along_classes(input: LinearLogits | LinearLogProbs, dim: int | None) -> bool:
-    return dim is not None and dim % input.ndim == input.ndim - 1
+def _along_classes(input: LinearLogits | LinearLogProbs, dim: Any) -> bool:
+    return dim in (-1, input.ndim - 1)
 
 
 def _statistics(input: LinearLogits, **requests: bool) -> RowStatistics:
@@ -117,7 +116,7 @@ def _logsumexp(input: LinearLogits, dim: Any, keepdim: bool = False) -> Tensor:
         or not _along_classes(input, axes[0])
         or not comes_by_chunks(problem_of(input))
     ):
-        return torch.logsumexp(input.materialize_for("logsumexp"), dim, keepdim)
+        return NotImplemented
     lse = _statistics(input).lse.to(input.dtype)
     return lse.unsqueeze(-1) if keepdim else lse
 
@@ -125,36 +124,33 @@ def _logsumexp(input: LinearLogits, dim: Any, keepdim: bool = False) -> Tensor:
 def _topk(
     input: LinearLogits, k: int, dim: int = -1, largest: bool = True, sorted: bool = True
 ) -> Any:
-    if not _along_classes(input, dim):
-        return torch.topk(input.materialize_for("topk"), k, dim, largest, sorted)
+    if not _along_classes(input, dim) or not comes_by_chunks(problem_of(input)):
+        return NotImplemented
     found = _of_chunks(input, lambda z, _: z.topk(k, -1, largest, sorted).indices)
     classes = torch.cat(found).reshape(*input.shape[:-1], k)
     return torch.return_types.topk((_gather(input, -1, classes), classes))
 
 
 def _max(input: LinearLogits, dim: Any = None, keepdim: bool = False) -> Any:
-    if isinstance(dim, Tensor):
-        return torch.maximum(input.materialize_for("max"), dim)
-    if not isinstance(dim, int) or not _along_classes(input, dim):
-        arguments = () if dim is None else (dim, keepdim)
-        return torch.max(input.materialize_for("max"), *arguments)
-    values, classes = _topk(input, 1)
+    found = NotImplemented if isinstance(dim, Tensor) else _topk(input, 1, dim)
+    if found is NotImplemented:
+        return NotImplemented
+    values, classes = found
     pair = (values, classes) if keepdim else (values[..., 0], classes[..., 0])
     return torch.return_types.max(pair)
 
 
 def _amax(input: LinearLogits, dim: Any = (), keepdim: bool = False) -> Tensor:
     axes = dim if isinstance(dim, (tuple, list)) else (dim,)
-    if len(axes) != 1 or not _along_classes(input, axes[0]):
-        return torch.amax(input.materialize_for("amax"), dim, keepdim)
-    return _max(input, axes[0], keepdim).values
+    found = _max(input, axes[0], keepdim) if len(axes) == 1 else NotImplemented
+    return found if found is NotImplemented else found.values
 
 
 def _argmax(
     input: LinearLogits | LinearLogProbs, dim: int | None = None, keepdim: bool = False
 ) -> Tensor:
     if not _along_classes(input, dim):
-        return torch.argmax(input.materialize_for("argmax"), dim, keepdim)
+        return NotImplemented
     logits, sign = (input.logits, input.sign) if isinstance(input, LinearLogProbs) else (input, 1)
     found = torch.cat(_of_chunks(logits, lambda z, _: (sign * z).argmax(-1)))
     found = found.reshape(input.shape[:-1])
@@ -163,7 +159,6 @@ def _argmax(
 
 def _normalised(name: str, kind: Callable[..., LinearLogProbs]) -> Callable[..., Any]:
     """``softmax`` or ``log_softmax`` along the classes."""
-    function = getattr(torch, name)
 
     def answer(
         input: LinearLogits,
@@ -175,9 +170,9 @@ def _normalised(name: str, kind: Callable[..., LinearLogProbs]) -> Callable[...,
         # The functions have a `_stacklevel` before the dtype, the methods have not.
         dtype = next((x for x in options if isinstance(x, torch.dtype)), dtype)
         if not _along_classes(input, dim):
-            return function(input.materialize_for(name), dim, dtype=dtype)
+            return NotImplemented
         # A copy: what changes the logits in place later leaves their log-probabilities alone.
-        return kind(input.clone() if dtype is None else input._with(dtype=dtype))
+        return kind(input.copy() if dtype is None else input.cast(dtype))
 
     return answer
 
@@ -188,14 +183,14 @@ _log_softmax = _normalised("log_softmax", LinearLogProbs)
 
 def _gather(input: LinearLogits, dim: int, index: Tensor, **options: Any) -> Tensor:
     if index.shape[:-1] != input.shape[:-1] or not _along_classes(input, dim):
-        return torch.gather(input.materialize_for("gather"), dim, index, **options)
+        return NotImplemented
     classes, features = input.weight.shape
     gathered = index.numel() * features * max(4, input.weight.itemsize)
     if index.shape[-1] * features <= classes and gathered <= input.max_workspace:
         return _few(input, index)
     problem, (flat,) = problem_of(input), flat_rows(input.shape[:-1], index)
     if not comes_by_chunks(problem):
-        return torch.gather(input.materialize_for("gather"), dim, index, **options)
+        return NotImplemented
 
     question = problem.with_source(None)
 
@@ -219,9 +214,9 @@ def _few(input: LinearLogits, index: Tensor) -> Tensor:
 
 
 def _gather_log_probs(input: LinearLogProbs, dim: int, index: Tensor, **options: Any) -> Tensor:
-    logits = input.logits
-    if not _along_classes(input, dim) or not comes_by_chunks(problem_of(logits)):
-        return torch.gather(input.materialize_for("gather"), dim, index, **options)
+    logits, fits = input.logits, index.shape[:-1] == input.shape[:-1]
+    if not (fits and _along_classes(input, dim) and comes_by_chunks(problem_of(logits))):
+        return NotImplemented
     if can_look_at(index) and bool(((index < 0) | (index >= input.shape[-1])).any()):
         raise IndexError(f"gather: `index` must hold classes from 0 to {input.shape[-1] - 1}")
     if index.shape == (*input.shape[:-1], 1):
@@ -233,7 +228,8 @@ def _gather_log_probs(input: LinearLogProbs, dim: int, index: Tensor, **options:
 
 def _gather_probs(input: LinearProbs, dim: int, index: Tensor, **options: Any) -> Tensor:
     log_probs = LinearLogProbs(input.logits)
-    return _gather_log_probs(log_probs, dim, index, **options).exp().to(input.dtype)
+    found = _gather_log_probs(log_probs, dim, index, **options)
+    return found if found is NotImplemented else found.exp().to(input.dtype)
 
 
 def _other_sign(input: LinearLogProbs) -> LinearLogProbs:
@@ -242,7 +238,7 @@ def _other_sign(input: LinearLogProbs) -> LinearLogProbs:
 
 def _exp(input: LinearLogProbs) -> LinearProbs | Tensor:
     if input.sign < 0:
-        return input.materialize_for("exp").exp()
+        return NotImplemented
     return LinearProbs(input.logits, dtype=input.dtype)
 
 
@@ -251,21 +247,17 @@ def _entropy_terms(input: Any, other: Any) -> LinearEntropyTerms | Tensor:
     kinds = {type(input): input, type(other): other}
     log_probs, probs = kinds.get(LinearLogProbs), kinds.get(LinearProbs)
     if log_probs is None or probs is None or log_probs.logits is not probs.logits:
-        parts = [x.materialize_for("mul") if isinstance(x, Lean) else x for x in (input, other)]
-        return parts[0] * parts[1]
+        return NotImplemented
     if log_probs.sign < 0:
-        return input.materialize_for("mul") * other.materialize_for("mul")
+        return NotImplemented
     return LinearEntropyTerms(log_probs.logits, dtype=log_probs.dtype)
 
 
 def _minus_entropy(
     input: LinearEntropyTerms, dim: Any = None, keepdim: bool = False, *, dtype: Any = None
 ) -> Tensor:
-    if not (isinstance(dim, int) and _along_classes(input, dim)) or not comes_by_chunks(
-        problem_of(input.logits)
-    ):
-        arguments = () if dim is None else (dim, keepdim)
-        return torch.sum(input.materialize_for("sum"), *arguments, dtype=dtype)
+    if not _along_classes(input, dim) or not comes_by_chunks(problem_of(input.logits)):
+        return NotImplemented
     value = -_statistics(input.logits, entropy=True).entropy
     return (value.unsqueeze(-1) if keepdim else value).to(dtype or input.dtype)
 
@@ -277,11 +269,8 @@ def _over_classes(name: str) -> Callable[..., Tensor]:
         input: LinearLogProbs, dim: Any = None, keepdim: bool = False, *, dtype: Any = None
     ) -> Tensor:
         logits, classes = input.logits, input.shape[-1]
-        if not (isinstance(dim, int) and _along_classes(input, dim)) or not comes_by_chunks(
-            problem_of(logits)
-        ):
-            arguments = () if dim is None else (dim, keepdim)
-            return getattr(torch, name)(input.materialize_for(name), *arguments, dtype=dtype)
+        if not _along_classes(input, dim) or not comes_by_chunks(problem_of(logits)):
+            return NotImplemented
         s = _statistics(logits, mean=True)
         masked = s.support < classes  # a class of probability 0 costs infinitely much
         value = input.sign * torch.where(masked, -torch.inf, s.mean - s.lse)
@@ -298,8 +287,7 @@ def _of_logits(name: str) -> Callable[..., Tensor]:
         axes = dim if isinstance(dim, (tuple, list)) else (dim,)
         along = len(axes) == 1 and (axes[0] is None or _along_classes(input, axes[0]))
         if not along or not comes_by_chunks(problem_of(input)):
-            arguments = () if dim is None else (dim, keepdim)
-            return getattr(torch, name)(input.materialize_for(name), *arguments, dtype=dtype)
+            return NotImplemented
         s = _statistics(input, mean=True)
         value = torch.where(s.support < input.shape[-1], -torch.inf, s.mean)
         value = value * input.shape[-1] if name == "sum" else value

@@ -1,4 +1,7 @@
-"""Arithmetic that is recorded on logits behind a head: scales, softcaps, sums, masks of classes."""
+"""Arithmetic that is recorded on logits behind a head: scales, softcaps, sums, masks of classes.
+
+The answers are NotImplemented where the result is not a head.
+"""
 
 from __future__ import annotations
 
@@ -8,22 +11,20 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map_only
 
 from .logits import LinearLogits
-from .stand_in import Lean, NotRecordedError, SharedRowsError
 
 # ---- factors -------------------------------------------------------------------------------------
 
 
-def times(z: LinearLogits, other: Any) -> LinearLogits | Tensor:
+def times(z: LinearLogits, other: Any) -> LinearLogits:
     """Record a factor: a number, one per row ``(..., 1)`` or one per class; or close a softcap."""
     if z.capped and not isinstance(other, Tensor) and other == z.softcap:
         return z._with(capped=False)
     if z.capped or z.softcap is not None:
-        return z.materialize_for("a factor after tanh") * other
+        return NotImplemented
     if z.masked and not is_positive(other):
-        return z.materialize_for("a factor on masked classes") * other
+        return NotImplemented
     if is_scalar(other):
         return z._with(scale=z.scale * other, divisor=None)
     if is_per_row(other, z.shape):
@@ -38,36 +39,36 @@ def times(z: LinearLogits, other: Any) -> LinearLogits | Tensor:
             divisor=None, dtype=torch.promote_types(z.dtype, other.dtype),
         )  # fmt: skip
         return _of_one_type(scaled)
-    return z.materialize_for("multiplication by a tensor") * other
+    return NotImplemented
 
 
 def divided(
     z: LinearLogits, other: Any, *, rounding_mode: str | None = None
-) -> LinearLogits | Tensor:
+) -> LinearLogits:
     """Record a division by a number, by one per row or by one per class."""
     if z.capped or z.softcap is not None or rounding_mode is not None:
-        return torch.div(z.materialize_for("a division"), other, rounding_mode=rounding_mode)
+        return NotImplemented
     if isinstance(other, (int, float)) and other == 0:
-        return z.materialize_for("a division") / other
+        return NotImplemented
     if is_scalar(other):
         cap = float(other) if isinstance(other, (int, float)) and other > 0 else None
         return z._with(scale=z.scale / other, undivided=z.scale, divisor=cap)
     if is_per_row(other, z.shape) or is_per_class(other, z.shape):
         return times(z, 1 / other)
-    return z.materialize_for("a division") / other
+    return NotImplemented
 
 
-def tanh(z: LinearLogits) -> LinearLogits | Tensor:
+def tanh(z: LinearLogits) -> LinearLogits:
     """Record the first half of a softcap, after a division by the cap."""
     if z.softcap is not None or z.divisor is None or z.masked:  # a cap would unmask the classes
-        return z.materialize_for("tanh").tanh()
+        return NotImplemented
     return z._with(softcap=z.divisor, scale=z.undivided, divisor=None, capped=True)
 
 
 # ---- sums ----------------------------------------------------------------------------------------
 
 
-def plus(z: LinearLogits, other: Any, *, alpha: float = 1) -> LinearLogits | Tensor:
+def plus(z: LinearLogits, other: Any, *, alpha: float = 1) -> LinearLogits:
     """Add a number for each class to the bias; or add other logits of the same rows."""
     if alpha != 1:
         other = other * alpha
@@ -79,7 +80,7 @@ def plus(z: LinearLogits, other: Any, *, alpha: float = 1) -> LinearLogits | Ten
         or (per_row and z.bias is not None)
         or not is_per_class(other, z.shape)
     ):
-        return z.materialize_for("addition of a tensor") + other
+        return NotImplemented
     dtype = torch.promote_types(z.dtype, other.dtype)
     joined = _without_scale(z).absorb(None, other.reshape(-1))
     return _of_one_type(joined._with(divisor=None, dtype=dtype))
@@ -101,14 +102,14 @@ def _of_one_type(z: LinearLogits) -> LinearLogits:
     return z._with(hidden=z.hidden.to(wide), weight=z.weight.to(wide))
 
 
-def _sum(a: LinearLogits, b: LinearLogits) -> LinearLogits | Tensor:
+def _sum(a: LinearLogits, b: LinearLogits) -> LinearLogits:
     """The sum of two heads over the same classes: one head with the features side by side."""
     b.unchanged()
     per_row = any(
         x.bias is not None and isinstance(x.scale, Tensor) and x.scale.ndim for x in (a, b)
     )
     if a.shape != b.shape or a.softcap is not None or b.softcap is not None or per_row:
-        return a.materialize_for("addition") + b.materialize_for("addition")
+        return NotImplemented
     biases = [x.bias * x.scale for x in (a, b) if x.bias is not None]
     named = {a.products, b.products}
     changes = {
@@ -131,13 +132,13 @@ def _scaled(z: LinearLogits) -> Tensor:
 # ---- masks of classes ----------------------------------------------------------------------------
 
 
-def masked_fill(z: LinearLogits, mask: Any, value: Any) -> LinearLogits | Tensor:
+def masked_fill(z: LinearLogits, mask: Any, value: Any) -> LinearLogits:
     """Record a value for some classes of all rows, as for the padding of a vocabulary."""
     whole = z.softcap is None and not isinstance(z.scale, Tensor) and z.scale > 0
     per_class = is_per_class(mask, z.shape) and mask.dtype == torch.bool
     learned = isinstance(value, Tensor) and (value.ndim > 0 or value.requires_grad)
     if not whole or not per_class or learned:
-        return z.materialize_for("masked_fill").masked_fill(mask, value)
+        return NotImplemented
     mask, value = mask.reshape(-1), float(value)
     if value != -torch.inf:
         z = _without_scale(z)
@@ -149,46 +150,32 @@ def masked_fill(z: LinearLogits, mask: Any, value: Any) -> LinearLogits | Tensor
     return z._with(weight=z.weight.masked_fill(mask.unsqueeze(-1), 0), bias=bias, divisor=None)
 
 
-def set_item(z: LinearLogits, index: Any, value: Any) -> None:
-    """Record ``z[..., classes] = value`` for some classes of all rows.
-
-    Raises:
-        NotRecordedError: for some of the rows, or for values in a tensor.
-    """
+def set_item(z: LinearLogits, index: Any, value: Any) -> LinearLogits:
+    """Record ``z[..., classes] = number`` for some classes of all rows."""
     parts = z.spelled_out(index)
     rows = [slice(None)] * (z.ndim - 1)
     if parts is None or list(parts[:-1]) != rows or (isinstance(value, Tensor) and value.ndim):
-        raise NotRecordedError(
-            f"{type(z).__name__} have no memory: only z[..., classes] = number is recorded; "
-            f"call .materialize() for a tensor"
-        )
+        return NotImplemented
     mask = torch.zeros(z.shape[-1], dtype=torch.bool, device=z.device)
     mask[parts[-1]] = True
-    in_place(masked_fill)(z, mask, value)
+    return in_place(masked_fill)(z, mask, value)
 
 
 # ---- in place ------------------------------------------------------------------------------------
 
 
-def in_place(
-    function: Callable[..., Any], *, operator: bool = False
-) -> Callable[..., LinearLogits | Tensor]:
-    """The answer that changes the stand-in itself; an operator may put a tensor in its place."""
+def in_place(function: Callable[..., LinearLogits]) -> Callable[..., LinearLogits]:
+    """The answer that changes the stand-in itself."""
 
-    def answer(z: LinearLogits, *args: Any, **kwargs: Any) -> LinearLogits | Tensor:
-        shared = any(ref() is not None and ref() is not z for ref in z.views)
-        found = None if shared else function(z, *args, **kwargs)
-        if isinstance(found, LinearLogits):
-            vars(z).update({**vars(found), "dtype": z.dtype, "views": z.views})
-            return z
-        if operator and found is not None:
-            return found
-        reason = "other logits show the same rows" if shared else "they hold no numbers"
-        kind = SharedRowsError if shared else NotRecordedError
-        raise kind(
-            f"{type(z).__name__} cannot be changed in place here, since {reason}; use the "
-            f"operation that returns a result, as in z = z / 2"
-        )
+    def answer(z: LinearLogits, *args: Any, **kwargs: Any) -> LinearLogits:
+        z.refuse_if_shared()
+        if z.is_read:  # what was read may be in use, and has to change, too
+            return NotImplemented
+        found = function(z, *args, **kwargs)
+        if found is NotImplemented:
+            return NotImplemented
+        vars(z).update({**vars(found), "dtype": z.dtype, "views": z.views})
+        return z
 
     return answer
 
@@ -234,11 +221,11 @@ def _commutative(function: Callable[..., Any]) -> Callable[..., Any]:
 def _minus(input: Any, other: Any, *, alpha: float = 1) -> Any:
     if not isinstance(input, LinearLogits):  # a tensor less logits
         less = times(other, -float(alpha))
-        return plus(less, input) if isinstance(less, LinearLogits) else input + less
+        return less if less is NotImplemented else plus(less, input)
     return plus(input, other, alpha=-alpha)
 
 
-def _negative(input: LinearLogits) -> LinearLogits | Tensor:
+def _negative(input: LinearLogits) -> LinearLogits:
     return times(input, -1.0)
 
 
@@ -249,43 +236,27 @@ def _register(answer: Callable[..., Any], *names: str) -> None:
                 LinearLogits.lean[getattr(home, name)] = answer
 
 
-def _register_first(answer: Callable[..., Any], *names: str) -> None:
-    """Register an answer for logits in the first place; in other places they are a tensor."""
-    for name in names:
-        for home in (torch, Tensor):
-            if hasattr(home, name):
-                function = getattr(home, name)
-                LinearLogits.lean[function] = functools.partial(_if_first, function, name, answer)
+def _if_first(answer: Callable[..., Any]) -> Callable[..., Any]:
+    """The answer for logits in the first place; elsewhere they are a tensor."""
 
+    @functools.wraps(answer)
+    def entry(input: Any, *args: Any, **kwargs: Any) -> Any:
+        return answer(input, *args, **kwargs) if isinstance(input, LinearLogits) else NotImplemented
 
-def _if_first(
-    function: Callable[..., Any],
-    name: str,
-    answer: Callable[..., Any],
-    input: Any,
-    *args: Any,
-    **kwargs: Any,
-) -> Any:
-    if isinstance(input, LinearLogits):
-        return answer(input, *args, **kwargs)
-    args, kwargs = tree_map_only(Lean, lambda x: x.materialize_for(name), (args, kwargs))
-    return function(input, *args, **kwargs)
+    return entry
 
 
 _register(_commutative(times), "mul", "multiply", "__mul__", "__rmul__")
-_register_first(divided, "div", "divide", "true_divide", "__truediv__")
+_register(_if_first(divided), "div", "divide", "true_divide", "__truediv__")
 _register(_commutative(plus), "add", "__add__", "__radd__")
 _register(_minus, "sub", "subtract", "__sub__")
 _register(lambda input, other: _minus(other, input), "__rsub__")
 _register(_negative, "neg", "negative", "__neg__")
-_register_first(tanh, "tanh")
-_register_first(masked_fill, "masked_fill")
-_register_first(set_item, "__setitem__")
-_register_first(in_place(times), "mul_", "multiply_")
-_register_first(in_place(divided), "div_", "divide_", "true_divide_")
-_register_first(in_place(plus), "add_")
-_register_first(in_place(times, operator=True), "__imul__")
-_register_first(in_place(divided, operator=True), "__itruediv__")
-_register_first(in_place(plus, operator=True), "__iadd__")
-_register_first(in_place(_minus, operator=True), "__isub__")
-_register_first(in_place(masked_fill), "masked_fill_")
+_register(_if_first(tanh), "tanh")
+_register(_if_first(masked_fill), "masked_fill")
+_register(_if_first(set_item), "__setitem__")
+_register(_if_first(in_place(times)), "mul_", "multiply_", "__imul__")
+_register(_if_first(in_place(divided)), "div_", "divide_", "true_divide_", "__itruediv__")
+_register(_if_first(in_place(plus)), "add_", "__iadd__")
+_register(_if_first(in_place(_minus)), "sub_", "subtract_", "__isub__")
+_register(_if_first(in_place(masked_fill)), "masked_fill_")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from .stand_in import Lean, SharedRowsError
+from .stand_in import Lean
 
 __all__ = ["Late", "in_evaluation"]
 
@@ -36,7 +36,7 @@ class Late(Tensor):
         content: the logits or log-probabilities, without a gradient.
     """
 
-    content: Lean | Tensor  # the numbers as a tensor, once something has read them
+    content: Lean
     settled: bool
 
     @staticmethod
@@ -57,9 +57,7 @@ class Late(Tensor):
 
     def now(self, operation: str = "an operator") -> Tensor:
         """Compute the numbers, once, for an operation, and return them."""
-        if isinstance(self.content, Lean):
-            self.content = self.content.materialize_for(operation)
-        return self.content
+        return self.content.materialize_for(operation)
 
     @classmethod
     def __torch_function__(
@@ -77,33 +75,22 @@ class Late(Tensor):
         if name in OF_THE_OUTLINE:
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **given[1])
-        late = [x for x in tree_leaves(given) if isinstance(x, Late)]
-        args, options = tree_map_only(Late, _content, given)
-        lean = next((x for x in tree_leaves((args, options)) if isinstance(x, Lean)), None)
-        try:
-            result = _lean_answer(func, lean, args, options)
-        except SharedRowsError:
-            raise
-        except (TypeError, ValueError):  # the function of the numbers knows better
-            result = NotImplemented
-        if result is NotImplemented:
-            args, options = tree_map_only(Late, lambda x: x.now(name.strip("_")), given)
-            result = func(*args, **options)
-        for x in late:
-            if result is x.content:  # of a function that works in place
+        args, options = tree_map_only(Late, lambda x: x.content, given)
+        result = _answer(func, args, options)
+        for x in tree_leaves(given):
+            if isinstance(x, Late) and x.content.is_same(result):  # as of a function in place
                 return x
         return tree_map_only(Lean, Late, result)
 
     def _attribute(self, getter: Any) -> Any:
         """Return an attribute of the outline, or of the numbers where it shows these."""
         name = getter.__self__.__name__
-        if isinstance(self.content, Lean):
-            if name == "device":
-                return self.content.device
-            if name not in OF_THE_NUMBERS:
-                with torch._C.DisableTorchFunctionSubclass():
-                    return getter(self)
-        return getattr(self.now(name), name)
+        if name == "device":
+            return self.content.device
+        if name in OF_THE_NUMBERS:
+            return getattr(self.now(name), name)
+        with torch._C.DisableTorchFunctionSubclass():
+            return getter(self)
 
     @classmethod
     def __torch_dispatch__(
@@ -133,14 +120,14 @@ class Late(Tensor):
         return numbers
 
 
-def _content(x: Late) -> Lean | Tensor:
-    return x.content
-
-
-def _lean_answer(func: Callable[..., Any], lean: Lean | None, args: Any, options: Any) -> Any:
-    """The result without the numbers, NotImplemented where there is none."""
-    if lean is None:
-        return NotImplemented
-    own = hasattr(func, "__overridable__")  # of this library
-    answer = func if own else lean.answer_to(func, args, options)
-    return NotImplemented if answer is None else answer(*args, **options)
+def _answer(func: Callable[..., Any], args: Any, options: Any) -> Any:
+    """The result of a function of stand-ins; of their numbers where a loss refuses stand-ins."""
+    lean = next(x for x in tree_leaves((args, options)) if isinstance(x, Lean))
+    if not hasattr(func, "__overridable__"):  # of PyTorch
+        return lean.__torch_function__(func, (), args, options)
+    try:
+        return func(*args, **options)
+    except (TypeError, ValueError):
+        name = func.__name__
+        args, options = tree_map_only(Lean, lambda x: x.materialize_for(name), (args, options))
+        return func(*args, **options)

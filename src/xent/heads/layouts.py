@@ -8,12 +8,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from .log_probs import LinearLogProbs, LinearProbs
+from .log_probs import LinearLogProbs, LinearProbs, OfLogits
 from .logits import LinearLogits
-from .stand_in import Lean
 
 
-class ClassesOnAxis1(Lean):
+class ClassesOnAxis1(OfLogits):
     """Result of ``transpose``, ``permute`` or ``movedim`` of logits ``(N, d1, ..., V)``.
 
     ``cross_entropy`` and ``nll_loss`` are lean, and so are the functions of this library.
@@ -24,10 +23,6 @@ class ClassesOnAxis1(Lean):
 
     lean: ClassVar[dict[Callable[..., Any], Callable[..., Any]]] = {}
     moved = True
-
-    def __init__(self, logits: LinearLogits | LinearLogProbs) -> None:
-        self.logits = logits
-        self.silent, self.readers = logits.silent, logits.readers
 
     @property
     def shape(self) -> torch.Size:
@@ -40,30 +35,24 @@ class ClassesOnAxis1(Lean):
         """The dtype of the logits."""
         return self.logits.dtype
 
-    @property
-    def hidden(self) -> Tensor:
-        """The features."""
-        return self.logits.hidden
-
-    @property
-    def requires_grad(self) -> bool:
-        """True if the logits require a gradient."""
-        return self.logits.requires_grad
-
-    def to(self, *arguments: Any, **options: Any) -> Any:
+    def cast(self, dtype: torch.dtype) -> ClassesOnAxis1:
         """Return logits of another dtype."""
-        return ClassesOnAxis1(self.logits.to(*arguments, **options))  # pyright: ignore
+        return ClassesOnAxis1(self.logits.cast(dtype))
 
-    def detach(self) -> ClassesOnAxis1:
-        """Return these logits as constants."""
-        return ClassesOnAxis1(self.logits.detach())
+    def copy(self) -> ClassesOnAxis1:
+        """Return the same logits."""
+        return ClassesOnAxis1(self.logits.copy())
+
+    def constant(self) -> ClassesOnAxis1:
+        """Return the same logits without a gradient."""
+        return ClassesOnAxis1(self.logits.constant())
 
     def is_contiguous(self) -> bool:
         """False: the classes are next to each other in memory."""
         return False
 
-    def materialize(self) -> Tensor:
-        """All the numbers as a tensor."""
+    def computed(self) -> Tensor:
+        """Compute all the numbers."""
         return self.logits.materialize().movedim(-1, 1)
 
     def classes_last(self, other: Any) -> Any:
@@ -72,7 +61,7 @@ class ClassesOnAxis1(Lean):
         return other.movedim(1, -1) if alike else other
 
 
-def _permuted(name: str, order: Callable[..., Sequence[int]]) -> Callable[..., Any]:
+def _permuted(order: Callable[..., Sequence[int]]) -> Callable[..., Any]:
     """The answer to a function that puts the axes into another order."""
 
     def answer(input: Any, *args: Any, **kwargs: Any) -> Any:
@@ -86,7 +75,7 @@ def _permuted(name: str, order: Callable[..., Sequence[int]]) -> Callable[..., A
             return _rows_in_order(inner, axes)
         if len(axes) > 2 and axes[1] == last:
             return ClassesOnAxis1(_rows_in_order(inner, [axes[0], *axes[2:], last]))
-        return inner.materialize_for(name).permute(axes)
+        return NotImplemented
 
     return answer
 
@@ -126,27 +115,17 @@ ORDERS = {
 for _kind in (LinearLogits, LinearLogProbs, LinearProbs, ClassesOnAxis1):
     for _name, _order in ORDERS.items():
         for _home in (torch, Tensor):
-            _kind.lean[getattr(_home, _name)] = _permuted(_name, _order)
+            _kind.lean[getattr(_home, _name)] = _permuted(_order)
 
 
 def _log_softmax(
     input: ClassesOnAxis1, dim: int | None = None, *options: Any, **named: Any
 ) -> ClassesOnAxis1 | Tensor:
     if dim is None or dim % input.ndim != 1:
-        whole = input.materialize_for("log_softmax")
-        return torch.nn.functional.log_softmax(whole, dim, *options, **named)
+        return NotImplemented
     answer = LinearLogits.lean[torch.log_softmax]
     return ClassesOnAxis1(answer(input.logits, -1, *options, **named))
 
 
-def _method(name: str) -> Callable[..., Any]:
-    def answer(input: ClassesOnAxis1, *args: Any, **kwargs: Any) -> Any:
-        return getattr(ClassesOnAxis1, name)(input, *args, **kwargs)
-
-    return answer
-
-
-for _name in ("to", "float", "double", "half", "bfloat16", "contiguous", "detach"):
-    ClassesOnAxis1.lean[getattr(Tensor, _name)] = _method(_name)
 for _home in (torch, Tensor, torch.nn.functional):
     ClassesOnAxis1.lean[_home.log_softmax] = _log_softmax

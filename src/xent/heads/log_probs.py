@@ -12,24 +12,15 @@ from .logits import LinearLogits
 from .stand_in import Lean
 
 
-class LinearLogProbs(Lean):
-    """Result of :func:`torch.log_softmax` of :class:`xent.LinearLogits` along the classes.
-
-    Rows may be sliced and reshaped. The sign, ``gather``, ``sum`` and ``mean`` along the classes
-    and :func:`torch.nn.functional.nll_loss` are lean.
+class OfLogits(Lean):
+    """Stands for numbers that come from logits behind a head.
 
     Args:
-        logits: the logits.
-        sign: 1, or -1 for the negative log-probabilities.
-        dtype: of the log-probabilities; that of the logits unless given.
+        logits: the logits, or what comes from them.
     """
 
-    lean: ClassVar[dict[Callable[..., Any], Callable[..., Any]]] = {}
-
-    def __init__(
-        self, logits: LinearLogits, sign: int = 1, dtype: torch.dtype | None = None
-    ) -> None:
-        self.logits, self.sign, self.dtype = logits, sign, dtype or logits.dtype
+    def __init__(self, logits: Any) -> None:
+        self.logits = logits
         self.silent, self.readers = logits.silent, logits.readers
 
     @property
@@ -46,6 +37,31 @@ class LinearLogProbs(Lean):
     def requires_grad(self) -> bool:
         """True if the logits require a gradient."""
         return self.logits.requires_grad
+
+    def refuse_if_shared(self) -> None:
+        """Raise if others show the same logits."""
+        self.logits.refuse_if_shared()
+
+
+class LinearLogProbs(OfLogits):
+    """Result of :func:`torch.log_softmax` of :class:`xent.LinearLogits` along the classes.
+
+    Rows may be sliced and reshaped. The sign, ``gather``, ``sum`` and ``mean`` along the classes
+    and :func:`torch.nn.functional.nll_loss` are lean.
+
+    Args:
+        logits: the logits.
+        sign: 1, or -1 for the negative log-probabilities.
+        dtype: of the log-probabilities; that of the logits unless given.
+    """
+
+    lean: ClassVar[dict[Callable[..., Any], Callable[..., Any]]] = {}
+
+    def __init__(
+        self, logits: LinearLogits, sign: int = 1, dtype: torch.dtype | None = None
+    ) -> None:
+        super().__init__(logits)
+        self.sign, self.dtype = sign, dtype or logits.dtype
 
     @property
     def row_tensors(self) -> list[Tensor]:
@@ -77,38 +93,27 @@ class LinearLogProbs(Lean):
         """False: all classes are equally likely then."""
         return False
 
-    def reshape(self, *shape: Any) -> LinearLogProbs:
-        """Reshape the rows; the last axis, of the classes, stays."""
-        return self.with_logits(self.logits.reshape(*shape))
-
-    view = reshape
-
-    def to(self, *arguments: Any, **options: Any) -> LinearLogProbs:
-        """Return log-probabilities of another floating-point dtype."""
-        logits = self.logits.to(*arguments, **options)
-        if isinstance(logits, Tensor):
-            raise TypeError("log-probabilities are no integers; cast .materialize(), if you must")
-        if logits.dtype == self.dtype:
-            return self
-        other = self.with_logits(self.logits)
-        other.dtype = logits.dtype
+    def cast(self, dtype: torch.dtype) -> LinearLogProbs:
+        """Return log-probabilities of another dtype."""
+        other = self.copy()
+        other.dtype = dtype
         return other
 
-    def detach(self) -> LinearLogProbs:
-        """Return these log-probabilities as constants."""
-        return self.with_logits(self.logits.detach())
+    def copy(self) -> LinearLogProbs:
+        """Return the same log-probabilities."""
+        return self.with_logits(self.logits)
 
-    def clone(self, **options: Any) -> LinearLogProbs:
-        """Return a copy."""
-        return self.with_logits(self.logits.clone(**options))
+    def constant(self) -> LinearLogProbs:
+        """Return the same log-probabilities without a gradient."""
+        return self.with_logits(self.logits.constant())
 
-    def __getitem__(self, index: Any) -> LinearLogProbs | Tensor:
-        """Return the rows that an index picks. An index into the classes needs all numbers."""
+    def picked(self, index: Any) -> LinearLogProbs:
+        """Return the rows that an index picks; no index into the classes is lean."""
         if self.logits.spelled_out(index) is not None:
-            return self.materialize_for("indexing classes")[index]
+            return NotImplemented
         return self.with_logits(self.logits.rows(index))
 
-    def materialize(self) -> Tensor:
+    def computed(self) -> Tensor:
         """The log-probabilities as a tensor, with their gradient."""
         return (self.sign * torch.log_softmax(self.logits.materialize(), -1)).to(self.dtype)
 
@@ -125,7 +130,7 @@ class LinearProbs(LinearLogProbs):
         """Return the probabilities of other logits."""
         return LinearProbs(logits, dtype=self.dtype)
 
-    def materialize(self) -> Tensor:
+    def computed(self) -> Tensor:
         """The probabilities as a tensor, with their gradient."""
         return torch.softmax(self.logits.materialize(), -1).to(self.dtype)
 
@@ -142,7 +147,7 @@ class LinearEntropyTerms(LinearProbs):
         """Return the terms of other logits."""
         return LinearEntropyTerms(logits, dtype=self.dtype)
 
-    def materialize(self) -> Tensor:
+    def computed(self) -> Tensor:
         """The terms as a tensor, with their gradient."""
         log_p = torch.log_softmax(self.logits.materialize(), -1)
         return (log_p.exp() * log_p).to(self.dtype)

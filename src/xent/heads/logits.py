@@ -15,7 +15,7 @@ from torch import Tensor
 from .._check import is_tensor, one_of, whole_number
 from ..engines.modes import autocasts, is_freed, version, without_autocast
 from ..logits import LogitTransform
-from .stand_in import Lean
+from .stand_in import Lean, SharedRowsError
 
 MAX_WORKSPACE = 128 << 20
 Products = Literal["float32", "input"]
@@ -160,7 +160,20 @@ class LinearLogits(Lean):
                     f"unit of FSDP. Call fully_shard(head, reshard_after_forward=False), or leave "
                     f"the head in the root unit"
                 )
+        if any(x is not None and x.overwritten for x in (ref() for ref in self.views)):
+            raise RuntimeError(
+                f"{self!r} were computed as a tensor, and this tensor was changed in place, so "
+                f"they are no longer the logits of a head; use the tensor, .materialize()"
+            )
         return self
+
+    def refuse_if_shared(self) -> None:
+        """Raise a SharedRowsError if other stand-ins show the same rows."""
+        if any(ref() is not None and ref() is not self for ref in self.views):
+            raise SharedRowsError(
+                f"{self!r} cannot be changed in place: other logits show the same rows and would "
+                f"not change. Use the operation that returns a result, as in z = z / 2"
+            )
 
     @property
     def row_tensors(self) -> list[Tensor]:
@@ -173,10 +186,13 @@ class LinearLogits(Lean):
         return {name: x for name, x in named.items() if isinstance(x, Tensor) and x.ndim}
 
     def with_rows(self, tensors: Sequence[Tensor]) -> LinearLogits:
-        """Return logits whose rows are others, given the tensors of these rows."""
+        """Return logits that show other rows, given the tensors of these rows."""
+        return self._shows(self._of_rows(tensors))
+
+    def _of_rows(self, tensors: Sequence[Tensor]) -> LinearLogits:
         hidden, *scales = tensors
         changes = {name: x.squeeze(-1) for name, x in zip(self._scales, scales, strict=True)}
-        return self._shows(self._with(hidden=hidden, **changes))
+        return self._with(hidden=hidden, **changes)
 
     def _shows(self, view: LinearLogits) -> LinearLogits:
         """Note that a stand-in shows logits of this one."""
@@ -217,35 +233,14 @@ class LinearLogits(Lean):
         """True if features of zero give logits of zero."""
         return self.bias is None
 
-    def reshape(self, *shape: Any) -> LinearLogits:
-        """Reshape the rows; the last axis, of the classes, stays."""
-        given = shape[0] if len(shape) == 1 and isinstance(shape[0], Sequence) else shape
-        sizes = [int(n) for n in given]
-        if not sizes or sizes[-1] not in (-1, self.weight.shape[0]):
-            raise ValueError(
-                f"LinearLogits of shape {tuple(self.shape)} keep their last axis, the classes; "
-                f"cannot reshape to {sizes}. Call .materialize() for a tensor"
-            )
-        if sizes[-1] == -1 and -1 not in sizes[:-1]:
-            rows = math.prod(self.shape[:-1])
-            if math.prod(sizes[:-1]) != rows:
-                raise ValueError(f"shape {sizes} does not hold the {rows} rows of {self!r}")
-        return self.with_rows([x.reshape(*sizes[:-1], x.shape[-1]) for x in self.row_tensors])
-
-    def view(self, *shape: Any) -> LinearLogits:
-        """Reshape the rows, as :meth:`reshape`."""
-        if len(shape) == 1 and isinstance(shape[0], torch.dtype):
-            raise TypeError("LinearLogits have no memory to see as another dtype")
-        return self.reshape(*shape)
-
-    def __getitem__(self, index: Any) -> LinearLogits | Tensor:
-        """Some of the rows, or a slice of the classes; other picks of classes need the logits."""
+    def picked(self, index: Any) -> LinearLogits:
+        """Return some of the rows, or a slice of the classes; no other pick of classes is lean."""
         parts = self.spelled_out(index)
         if parts is None:
             return self.rows(index)
         *rows, classes = parts
         if not isinstance(classes, slice):
-            return self.materialize_for("indexing classes")[index]
+            return NotImplemented
         bias = None if self.bias is None else self.bias[classes]
         some = self._shows(self._with(weight=self.weight[classes], bias=bias))
         return some.rows((*rows, slice(None)))
@@ -253,6 +248,7 @@ class LinearLogits(Lean):
     def spelled_out(self, index: Any) -> tuple[Any, ...] | None:
         """An index with a part for every axis, if it says something about the classes."""
         parts = index if isinstance(index, tuple) else (index,)
+        parts = tuple(torch.as_tensor(p) if hasattr(p, "__array__") else p for p in parts)
         missing = self.ndim - sum(_axes(p) for p in parts)
         at = next((k for k, p in enumerate(parts) if p is Ellipsis), len(parts))
         parts = (*parts[:at], *[slice(None)] * missing, *parts[at + 1 :])
@@ -260,26 +256,15 @@ class LinearLogits(Lean):
         return None if isinstance(last, slice) and last == slice(None) else parts
 
     def rows(self, index: Any) -> LinearLogits:
-        """Return the rows that an index picks."""
-        return self.with_rows([x[index] for x in self.row_tensors])
+        """Return the rows that an index picks: a copy where the index holds a tensor or a list."""
+        some = self._of_rows([x[index] for x in self.row_tensors])
+        parts = index if isinstance(index, tuple) else (index,)
+        is_copy = any(hasattr(p, "__array__") or isinstance(p, list) for p in parts)
+        return some if is_copy else self._shows(some)
 
-    def to(self, *arguments: Any, **options: Any) -> LinearLogits | Tensor:
-        """Return logits of another dtype. The device stays that of the parts."""
-        for other in arguments:
-            if isinstance(other, Tensor):
-                return self.to(other.device, other.dtype)
-        dtypes = [a for a in (*arguments, options.get("dtype")) if isinstance(a, torch.dtype)]
-        devices = [
-            a for a in (*arguments, options.get("device")) if isinstance(a, (str, torch.device))
-        ]
-        dtype, device = next(iter(dtypes), None), next(iter(devices), None)
-        if device is not None and torch.device(device) != self.device:
-            raise ValueError(f"{self!r} cannot move; move hidden and weight to {device}")
-        if dtype is not None and not dtype.is_floating_point:
-            return self.materialize_for(f"a cast to {dtype}").to(dtype)
-        if options.get("copy") and dtype in (None, self.dtype):
-            return self.clone()
-        return self if dtype in (None, self.dtype) else self._with(dtype=dtype)
+    def cast(self, dtype: torch.dtype) -> LinearLogits:
+        """Return logits of another dtype."""
+        return self._with(dtype=dtype)
 
     def recorded(self) -> tuple[float | Tensor | None, float | None]:
         """The recorded scale and cap, as `logit_scale` and `softcap` of a loss; None for none."""
@@ -324,6 +309,10 @@ class LinearLogits(Lean):
 
     def materialize(self) -> Tensor:
         """All ``N x V`` logits as a tensor, differentiable."""
+        return super().materialize()
+
+    def computed(self) -> Tensor:
+        """Compute all logits."""
         return self.transform(self.product())
 
     def product(self) -> Tensor:
@@ -344,8 +333,8 @@ class LinearLogits(Lean):
         z = LogitTransform(scale, cap or 0.0)(z)
         return (z / cap if self.capped and cap else z).to(self.dtype)
 
-    def clone(self, **_: Any) -> LinearLogits:
-        """Return a copy, which operations in place leave alone."""
+    def copy(self) -> LinearLogits:
+        """Return the same logits; operations in place on them leave these alone."""
         return self._with()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -357,8 +346,8 @@ class LinearLogits(Lean):
         parts = {"hidden": self.hidden, "weight": self.weight, "bias": self.bias}
         self.versions = {name: version(part) for name, part in parts.items()}
 
-    def detach(self) -> LinearLogits:
-        """Return a copy of this head whose tensors are constants."""
+    def constant(self) -> LinearLogits:
+        """Return the same logits without a gradient."""
         names = ("hidden", "weight", "bias", "scale", "undivided")
         return self._shows(self._with(**{name: _constant(getattr(self, name)) for name in names}))
 
@@ -405,7 +394,7 @@ def _equal(a: float | Tensor, b: float | Tensor) -> bool:
 
 def _axes(index: Any) -> int:
     """Return the number of axes that one part of an index covers."""
-    if isinstance(index, Tensor) and index.dtype == torch.bool:
+    if isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8):  # a mask
         return index.ndim
     return 0 if index is None or index is Ellipsis else 1
 

@@ -2,7 +2,7 @@
 
 Features ``(..., D)`` and logits ``(..., V)`` have the same axes of rows, so that a function of rows
 takes the same arguments for both. Registered for every stand-in, as functions of torch and methods
-of tensors.
+of tensors. NotImplemented where the function looks at the classes.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .layouts import ClassesOnAxis1
 from .log_probs import LinearEntropyTerms, LinearLogProbs, LinearProbs
 from .logits import LinearLogits
 from .stand_in import Lean
@@ -23,32 +24,32 @@ ALL = object()  # the axes of a function that looks at all elements in a row
 
 # ---- functions that are told their axes ----------------------------------------------------------
 
-# The names of the axes among the arguments, the place of the first, and what they are by default.
-AXES: dict[str, tuple[tuple[str, ...], int, Any]] = {
-    "split": (("dim",), 1, 0),
-    "split_with_sizes": (("dim",), 1, 0),
-    "chunk": (("dim",), 1, 0),
-    "tensor_split": (("dim",), 1, 0),
-    "unbind": (("dim",), 0, 0),
-    "index_select": (("dim",), 0, ALL),
-    "narrow": (("dim",), 0, ALL),
-    "select": (("dim",), 0, ALL),
-    "repeat_interleave": (("dim",), 1, ALL),
-    "roll": (("dims",), 1, ALL),
-    "flip": (("dims",), 0, ALL),
-    "unflatten": (("dim",), 0, ALL),
+# The name of the axes among the arguments, their place, and what they are by default.
+AXES: dict[str, tuple[str, int, Any]] = {
+    "split": ("dim", 1, 0),
+    "split_with_sizes": ("dim", 1, 0),
+    "chunk": ("dim", 1, 0),
+    "tensor_split": ("dim", 1, 0),
+    "unbind": ("dim", 0, 0),
+    "index_select": ("dim", 0, ALL),
+    "narrow": ("dim", 0, ALL),
+    "select": ("dim", 0, ALL),
+    "repeat_interleave": ("dim", 1, ALL),
+    "roll": ("dims", 1, ALL),
+    "flip": ("dims", 0, ALL),
+    "unflatten": ("dim", 0, ALL),
 }
 
 
 def _of_axes(function: Function, name: str, input: Any, *args: Any, **kwargs: Any) -> Any:
     """The answer to a function that is told its axes."""
-    (axes_name, *_), place, default = AXES[name]
+    axes_name, place, default = AXES[name]
     axes = kwargs.get(axes_name, args[place] if len(args) > place else default)
     if name == "flip" and len(args) > 1:  # flip(0, 1)
         axes = args
     axes = axes if isinstance(axes, (tuple, list)) else (axes,)
     if not axes or any(axis is ALL or axis is None or _is_of_classes(input, axis) for axis in axes):
-        return function(input.materialize_for(name), *args, **kwargs)
+        return NotImplemented
     return _mapped(input, lambda x: function(x, *args, **kwargs))
 
 
@@ -71,14 +72,14 @@ def _squeeze(input: Any, dim: Any = None) -> Any:
         given = dim if isinstance(dim, (tuple, list)) else (dim,)
         axes = tuple(k % input.ndim for k in given if input.shape[k] == 1)
     if input.ndim - 1 in axes:
-        return input.materialize_for("squeeze").squeeze(*([] if dim is None else [dim]))
+        return NotImplemented
     return _mapped(input, lambda x: x.squeeze(axes))
 
 
 def _unsqueeze(input: Any, dim: int) -> Any:
-    if dim % (input.ndim + 1) == input.ndim:
-        return input.materialize_for("unsqueeze").unsqueeze(dim)
-    return _mapped(input, lambda x: x.unsqueeze(dim % (input.ndim + 1)))
+    if dim in (-1, input.ndim):
+        return NotImplemented
+    return _mapped(input, lambda x: x.unsqueeze(dim))
 
 
 # ---- functions that are told sizes ---------------------------------------------------------------
@@ -89,23 +90,37 @@ def _sizes(sizes: tuple[Any, ...]) -> list[int]:
     return [int(n) for n in given]
 
 
+def _reshape(input: Any, *size: Any) -> Any:
+    if isinstance(size[0], torch.dtype):  # as in view(dtype)
+        return NotImplemented
+    sizes = torch.empty(input.shape, device="meta").reshape(_sizes(size)).shape
+    if not sizes or sizes[-1] != input.shape[-1]:
+        return NotImplemented
+    return _mapped(input, lambda x: x.reshape(*sizes[:-1], x.shape[-1]))
+
+
+def _flatten(input: Any, start_dim: int = 0, end_dim: int = -1) -> Any:
+    sizes = torch.empty(input.shape, device="meta").flatten(start_dim, end_dim).shape
+    return _reshape(input, *sizes)
+
+
 def _expand(input: Any, *size: Any) -> Any:
     sizes = _sizes(size)
     if sizes[-1] not in (-1, input.shape[-1]):
-        return input.materialize_for("expand").expand(sizes)
+        return NotImplemented
     return _mapped(input, lambda x: x.expand(*sizes[:-1], -1))
 
 
 def _repeat(input: Any, *repeats: Any) -> Any:
     sizes = _sizes(repeats)
     if sizes[-1] != 1 or len(sizes) < input.ndim:
-        return input.materialize_for("repeat").repeat(sizes)
+        return NotImplemented
     return _mapped(input, lambda x: x.repeat(*sizes))
 
 
-def _like(method: str) -> Function:
+def _like(function: Function) -> Function:
     def answer(input: Any, other: Any) -> Any:
-        return getattr(input, method)(*other.shape)
+        return function(input, *other.shape)
 
     return answer
 
@@ -117,7 +132,7 @@ def _join(name: str) -> Function:
     """The answer to ``cat`` or ``stack``: one head, if all have the same."""
     function = getattr(torch, name)
 
-    def answer(tensors: Any, dim: int = 0, *, out: None = None) -> Any:
+    def answer(tensors: Any, dim: int = 0) -> Any:
         first, *others = tensors
         axes = first.ndim + (name == "stack")
         alike = (
@@ -126,8 +141,7 @@ def _join(name: str) -> Function:
             and all(first.has_head_of(x) for x in others)
         )
         if not alike:
-            whole = [x.materialize_for(name) if isinstance(x, Lean) else x for x in tensors]
-            return function(whole, dim)
+            return NotImplemented
         if any(len(x.row_tensors) > 1 for x in tensors):  # then all take a scale per row
             tensors = [x.with_scale_per_row() for x in tensors]
         tensors = [x.without_divisor() for x in tensors]
@@ -141,32 +155,55 @@ def _pad(input: Any, pad: Any, mode: str = "constant", value: float | None = Non
     function = torch.nn.functional.pad
     zero = mode == "constant" and not value and tuple(pad[:2]) == (0, 0)
     if not zero or not input.is_zero_without_features():
-        return function(input.materialize_for("pad"), pad, mode, value)
+        return NotImplemented
     return _mapped(input, lambda x: function(x, pad, mode, value))
 
 
 # ---- functions of one ----------------------------------------------------------------------------
 
 
-def _method(name: str) -> Function:
-    def answer(input: Any, *args: Any, **kwargs: Any) -> Any:
-        return getattr(type(input), name)(input, *args, **kwargs)
+def _to(input: Any, *arguments: Any, **options: Any) -> Any:
+    given = (*arguments, *options.values())
+    like = [x for x in given if isinstance(x, Tensor)]
+    dtypes = [x for x in given if isinstance(x, torch.dtype)] + [x.dtype for x in like]
+    devices = [x for x in given if isinstance(x, (str, torch.device))] + [x.device for x in like]
+    dtype = next(iter(dtypes), input.dtype)
+    if not dtype.is_floating_point or any(torch.device(x) != input.device for x in devices):
+        return NotImplemented
+    if dtype == input.dtype:
+        return input.copy() if options.get("copy") else input
+    return input.cast(dtype)
 
-    return answer
+
+def _type(input: Any, dtype: Any = None, non_blocking: bool = False) -> Any:
+    outline = torch.empty(0, dtype=input.dtype, device=input.device)
+    return outline.type() if dtype is None else _to(input, outline.type(dtype).dtype)
 
 
-ANSWERS: Mapping[str, Function] = {
+def _cast(dtype: torch.dtype) -> Function:
+    return lambda input: _to(input, dtype)
+
+
+def _itself(input: Any, memory_format: Any = torch.contiguous_format) -> Any:
+    return input
+
+
+def _copy(input: Any, *, memory_format: Any = torch.preserve_format) -> Any:
+    return input.copy()
+
+
+FOR_ALL: Mapping[str, Function] = {
+    "to": _to, "type": _type, "cpu": lambda input: _to(input, "cpu"),
+    "float": _cast(torch.float32), "double": _cast(torch.float64), "half": _cast(torch.float16),
+    "bfloat16": _cast(torch.bfloat16), "contiguous": _itself, "clone": _copy,
+    "detach": lambda input: input.constant(),
+}  # fmt: skip
+OF_ROWS: Mapping[str, Function] = {
     "squeeze": _squeeze, "unsqueeze": _unsqueeze, "expand": _expand, "repeat": _repeat,
-    "view_as": _like("view"), "reshape_as": _like("reshape"), "expand_as": _like("expand"),
+    "reshape": _reshape, "view": _reshape, "flatten": _flatten,
+    "view_as": _like(_reshape), "reshape_as": _like(_reshape), "expand_as": _like(_expand),
     "cat": _join("cat"), "concat": _join("cat"), "concatenate": _join("cat"),
-    "stack": _join("stack"), "pad": _pad,
-    **{
-        name: _method(name)
-        for name in (
-            "reshape", "view", "flatten", "contiguous", "to", "float", "double", "half",
-            "bfloat16", "cpu", "detach", "clone", "type", "__getitem__",
-        )
-    },
+    "stack": _join("stack"), "pad": _pad, "__getitem__": lambda input, index: input.picked(index),
 }  # fmt: skip
 
 
@@ -175,10 +212,15 @@ def _homes(name: str) -> list[Function]:
     return [getattr(home, name) for home in homes if hasattr(home, name)]
 
 
+def _register(kind: type[Lean], answers: Mapping[str, Function]) -> None:
+    for name, answer in answers.items():
+        for function in _homes(name):
+            kind.lean[function] = answer
+
+
 for _kind in (LinearLogits, LinearLogProbs, LinearProbs, LinearEntropyTerms):
+    _register(_kind, {**FOR_ALL, **OF_ROWS})
     for _name in AXES:
         for _function in _homes(_name):
             _kind.lean[_function] = functools.partial(_of_axes, _function, _name)
-    for _name, _answer in ANSWERS.items():
-        for _function in _homes(_name):
-            _kind.lean[_function] = _answer
+_register(ClassesOnAxis1, FOR_ALL)

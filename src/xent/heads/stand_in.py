@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map_only
 
-from ..engines.modes import compiling
-
-
-class NotRecordedError(TypeError):
-    """An operation that would have to change numbers that are not there."""
+from ..engines.modes import compiling, version
 
 
 class SharedRowsError(TypeError):
@@ -26,7 +24,9 @@ class Lean:
     """Stands for a tensor of ``(..., V)`` numbers that are never all in memory at once.
 
     PyTorch functions and methods of tensors either have a lean answer, registered in ``lean``, or
-    get all the numbers: once, with a warning that says which operation needs them.
+    get all the numbers: once, with a warning that says which operation needs them. An answer that
+    does not know the case returns NotImplemented. If somebody changes the numbers in place, the
+    numbers count from then on.
     """
 
     lean: ClassVar[dict[Callable[..., Any], Callable[..., Any]]]
@@ -37,24 +37,60 @@ class Lean:
     moved = False  # True for logits whose classes were moved to axis 1
     silent = False  # True where the numbers may be read without a warning
     readers: list[str] | None = None  # where to note the operations that read all the numbers
-    _all: tuple[bool, Tensor] | None = None  # whether grad was on, and all the numbers
+    # Whether grad was on, all the numbers, and their version when they were computed.
+    _all: tuple[bool, Tensor, int | None] | None = None
 
     def materialize(self) -> Tensor:
         """All the numbers as a tensor."""
+        if self._all is not None and self.overwritten:
+            return self._all[1]
+        return self.computed()
+
+    def computed(self) -> Tensor:
+        """Compute all the numbers."""
         raise NotImplementedError
+
+    @property
+    def is_read(self) -> bool:
+        """True if something has read all the numbers, which are kept since."""
+        return self._all is not None
+
+    def is_same(self, x: Any) -> bool:
+        """True for the stand-in itself, and for the tensor of all the numbers that is kept."""
+        return x is self or (self._all is not None and x is self._all[1])
+
+    @property
+    def overwritten(self) -> bool:
+        """True if the tensor of all the numbers was changed in place after it was computed."""
+        if self._all is None:
+            return False
+        before, now = self._all[2], version(self._all[1])
+        return None not in (before, now) and before != now
 
     def materialize_for(self, operation: str) -> Tensor:
         """Materialise once, keep the result, and warn which operation needed it, unless silent."""
-        if self._all is not None and self._all[0] == torch.is_grad_enabled():
+        if self._all is not None and (self._all[0] == torch.is_grad_enabled() or self.overwritten):
             return self._all[1]
         if self.readers is not None and operation not in self.readers:
             self.readers.append(operation)
         if not (self.silent or compiling()):
             warnings.warn(
-                f"{operation} needs all {self.numel():,} logits of {self!r} at once", stacklevel=3
+                f"{operation} needs all {self.numel():,} logits of {self!r} at once",
+                stacklevel=_level_of_caller(),
             )
-        self._all = torch.is_grad_enabled(), self.materialize()
+        self._all = self._computed_and_watched()
         return self._all[1]
+
+    def _computed_and_watched(self) -> tuple[bool, Tensor, int | None]:
+        if torch.is_inference_mode_enabled():  # whose tensors do not count changes in place
+            with torch.inference_mode(False), torch.no_grad():
+                numbers = self.materialize()
+        else:
+            numbers = self.materialize()
+        return torch.is_grad_enabled(), numbers, version(numbers)
+
+    def refuse_if_shared(self) -> None:
+        """Raise before a change in place that other stand-ins for the same rows would miss."""
 
     # ---- what it shares with a tensor -----------------------------------------------------------
 
@@ -107,44 +143,6 @@ class Lean:
         """True: the materialised tensor is."""
         return True
 
-    def contiguous(self, *_: Any, **__: Any) -> Any:
-        """Itself."""
-        return self
-
-    def float(self) -> Any:
-        """Convert to float32."""
-        return self.to(torch.float32)
-
-    def double(self) -> Any:
-        """Convert to float64."""
-        return self.to(torch.float64)
-
-    def half(self) -> Any:
-        """Convert to float16."""
-        return self.to(torch.float16)
-
-    def bfloat16(self) -> Any:
-        """Convert to bfloat16."""
-        return self.to(torch.bfloat16)
-
-    def type(self, dtype: Any = None, non_blocking: bool = False) -> Any:
-        """Convert to a dtype; without one, return the name of the type."""
-        if dtype is None or not isinstance(dtype, torch.dtype):
-            outline = torch.empty(0, dtype=self.dtype, device=self.device)
-            return outline.type() if dtype is None else self.to(outline.type(dtype).dtype)
-        return self.to(dtype)
-
-    def cpu(self) -> Any:
-        """Itself on the CPU; raises elsewhere."""
-        return self.to("cpu")
-
-    def flatten(self, start_dim: int = 0, end_dim: int = -1) -> Any:
-        """Flatten some axes of rows. With the axis of the classes all numbers are needed."""
-        start, end = start_dim % self.ndim, end_dim % self.ndim
-        if end == self.ndim - 1 and start < end:
-            return self.materialize_for("flatten").flatten(start, end)
-        return self.reshape(*self.shape[:start], -1, *self.shape[end + 1 :])
-
     def __bool__(self) -> bool:
         raise RuntimeError(f"the truth of {self!r} is ambiguous")
 
@@ -153,10 +151,6 @@ class Lean:
     def __len__(self) -> int:
         """The length of the first axis."""
         return self.shape[0]
-
-    def __getitem__(self, index: Any) -> Any:
-        """Some of the numbers."""
-        return self._call(Tensor.__getitem__, index)
 
     def __iter__(self) -> Any:
         """Iterate over the first axis."""
@@ -195,7 +189,10 @@ class Lean:
     ) -> Callable[..., Any] | None:
         """The lean answer to a function with these arguments, or None."""
         answer = cls.lean.get(func)
-        return answer if answer is not None and _fits(answer, args, kwargs) else None
+        if answer is None or not _fits(answer, args, kwargs):
+            return None
+        given = tree_leaves((args, kwargs))
+        return None if any(isinstance(x, Lean) and x.overwritten for x in given) else answer
 
     @classmethod
     def __torch_function__(
@@ -212,20 +209,27 @@ class Lean:
                 f"{name}(out=) writes a tensor, and {cls.__name__} are none; leave out `out`"
             )
         answer = cls.answer_to(func, args, kwargs)
-        if answer is not None:
-            return answer(*args, **kwargs)
-        if name.endswith("_") and not name.startswith("__"):
-            raise NotRecordedError(
-                f"{name} works in place, and {cls.__name__} have no place; use {name[:-1]}"
-            )
-        name = name.strip("_")
+        result = NotImplemented if answer is None else answer(*args, **kwargs)
+        if result is not NotImplemented:
+            return result
+        if works_in_place(name) and isinstance(args[0], Lean):
+            args[0].refuse_if_shared()
+        given: Any = args, kwargs
+        args, kwargs = tree_map_only(Lean, lambda x: x.materialize_for(name.strip("_")), given)
+        return func(*args, **kwargs)
 
-        def there(x: Any) -> Any:
-            if isinstance(x, (list, tuple)) and any(isinstance(y, Lean) for y in x):
-                return type(x)(map(there, x))
-            return x.materialize_for(name) if isinstance(x, Lean) else x
 
-        return func(*map(there, args), **{k: there(v) for k, v in kwargs.items()})
+def _level_of_caller() -> int:
+    """The level, for a warning, of the first frame outside of this library and PyTorch."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back and frame.f_globals.get("__name__", "").startswith(("xent.", "torch.")):
+        level, frame = level + 1, frame.f_back
+    return level
+
+
+def works_in_place(name: str) -> bool:
+    """True for the name of a function that changes its first argument."""
+    return name in IN_PLACE or (name.endswith("_") and not name.startswith("__"))
 
 
 def _fits(answer: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
@@ -240,17 +244,22 @@ def _fits(answer: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, 
 def _operator(name: str) -> Callable[..., Any]:
     member = getattr(torch.Tensor, name)
 
-    def operate(self: Lean, *other: Any) -> Any:
-        return self._call(member, *other)
+    def operate(self: Lean, *args: Any, **kwargs: Any) -> Any:
+        return self._call(member, *args, **kwargs)
 
     operate.__name__ = name
-    operate.__doc__ = "The operator of tensors."
+    operate.__doc__ = f"As :meth:`torch.Tensor.{name}`."
     return operate
 
 
+IN_PLACE = ("__iadd__", "__isub__", "__imul__", "__itruediv__", "__setitem__")
 for _name in (
     "add", "radd", "sub", "rsub", "mul", "rmul", "truediv", "rtruediv", "pow", "rpow", "neg", "abs",
-    "matmul", "floordiv", "mod", "eq", "ne", "lt", "le", "gt", "ge",
-    "iadd", "isub", "imul", "itruediv", "setitem",
+    "matmul", "floordiv", "mod", "eq", "ne", "lt", "le", "gt", "ge", "getitem",
 ):  # fmt: skip
     setattr(Lean, f"__{_name}__", _operator(f"__{_name}__"))
+for _name in (
+    *IN_PLACE, "reshape", "view", "flatten", "contiguous", "detach", "clone", "to", "type", "cpu",
+    "float", "double", "half", "bfloat16",
+):  # fmt: skip
+    setattr(Lean, _name, _operator(_name))

@@ -180,8 +180,7 @@ def _heads(
 def _of_torch(input: LinearLogits, target: Tensor, *arguments: Any, **options: Any) -> Any:
     """Answer PyTorch's function for LinearLogits; PyTorch has the classes on axis 1."""
     if input.ndim > 2:
-        whole = input.materialize_for("cross_entropy with the classes on axis 1")
-        return torch.nn.functional.cross_entropy(whole, target, *arguments, **options)
+        return NotImplemented
     return cross_entropy(input, target, *arguments, **options)
 
 
@@ -193,14 +192,12 @@ def _nll_of_log_probs(
 ) -> Any:
     """Answer PyTorch's function for log-probabilities by the cross-entropy of their logits."""
     if input.ndim > 2 or input.sign < 0:
-        whole = input.materialize_for("nll_loss of these")
-        return torch.nn.functional.nll_loss(whole, target, *arguments, **options)
+        return NotImplemented
     return _of_torch(input.logits, target, *arguments, **options)
 
 
 def _of_classes_on_axis_1(name: str) -> Callable[..., Any]:
     """The answer to a loss of PyTorch for logits whose classes were moved to axis 1."""
-    function = getattr(torch.nn.functional, name)
 
     def answer(input: ClassesOnAxis1, target: Tensor, *arguments: Any, **options: Any) -> Any:
         inner = input.logits
@@ -208,7 +205,7 @@ def _of_classes_on_axis_1(name: str) -> Callable[..., Any]:
             inner = inner.logits
         if isinstance(inner, LinearLogits):
             return cross_entropy(inner, input.classes_last(target), *arguments, **options)
-        return function(input.materialize_for(name), target, *arguments, **options)
+        return NotImplemented
 
     return answer
 
