@@ -1,9 +1,11 @@
 """A lean model among the hooks, wrappers and adapters of others."""
 
+import copy
 import io
 import os
 import pickle
 import socket
+import threading
 import warnings
 
 import pytest
@@ -453,3 +455,47 @@ def test_adapters_on_the_head(name, monkeypatch):
         ours = run()
     assert made.numel < 8 * 30 * VOCABULARY
     assert_same(ours, truth, F32_EPS)
+
+    ids = inputs["input_ids"]
+    truth = evaluated(model.eval(), ids).argmax(-1)
+    with lean(model), Largest() as made:
+        assert torch.equal(evaluated(model, ids).argmax(-1), truth)
+    assert made.numel < 8 * 30 * VOCABULARY
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:peft", "ignore:.*needs all")
+def test_an_adapter_for_each_example():
+    peft = pytest.importorskip("peft")
+    options = peft.LoraConfig(r=4, init_lora_weights=False, **HEAD)
+    model, ids = peft.get_peft_model(llama(), options, "a"), batch(4, 6)["input_ids"]
+    model.add_adapter("b", options)
+    names = ["a", "b", "__base__", "a"]
+    with torch.no_grad():
+        truth = model.eval()(ids, adapter_names=names).logits
+        with lean(model):
+            found = model(ids, adapter_names=names).logits
+            torch.testing.assert_close(found + 0, truth)
+            torch.testing.assert_close(found.log_softmax(-1) + 0, truth.log_softmax(-1))
+
+
+# ---- threads -------------------------------------------------------------------------------------
+
+
+def test_a_call_in_one_thread_knows_nothing_of_others():
+    model, ids = lean(llama().eval()).model, batch(2, 5)["input_ids"]
+    met = []
+
+    def look(*_):
+        if threading.current_thread() is not threading.main_thread():
+            return
+        if not met:  # within `generate` of this thread
+            met.append(None)
+            other = threading.Thread(target=lambda: met.append(type(evaluated(model, ids))))
+            other.start()
+            other.join()
+            met.append(type(evaluated(model, ids)))
+
+    model.model.register_forward_hook(look)
+    model.generate(ids, max_new_tokens=1, do_sample=False)
+    assert met[1:] == [Late, torch.Tensor]
+    assert copy.deepcopy(model)(ids).logits.shape == (2, 5, VOCABULARY)

@@ -8,6 +8,7 @@ of tensors. NotImplemented where the function looks at the classes.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -93,15 +94,21 @@ def _sizes(sizes: tuple[Any, ...]) -> list[int]:
 def _reshape(input: Any, *size: Any) -> Any:
     if isinstance(size[0], torch.dtype):  # as in view(dtype)
         return NotImplemented
-    sizes = torch.empty(input.shape, device="meta").reshape(_sizes(size)).shape
-    if not sizes or sizes[-1] != input.shape[-1]:
+    sizes = _sizes(size)
+    known = math.prod(n for n in sizes if n != -1)
+    if known and sizes.count(-1) == 1:
+        sizes[sizes.index(-1)] = input.numel() // known
+    if not sizes or sizes[-1] != input.shape[-1] or math.prod(sizes) != input.numel():
         return NotImplemented
     return _mapped(input, lambda x: x.reshape(*sizes[:-1], x.shape[-1]))
 
 
 def _flatten(input: Any, start_dim: int = 0, end_dim: int = -1) -> Any:
-    sizes = torch.empty(input.shape, device="meta").flatten(start_dim, end_dim).shape
-    return _reshape(input, *sizes)
+    axes, shape = range(input.ndim), input.shape
+    if not -len(axes) <= start_dim < len(axes) or not -len(axes) <= end_dim < len(axes):
+        return NotImplemented
+    start, end = axes[start_dim], axes[end_dim] + 1
+    return _reshape(input, *shape[:start], math.prod(shape[start:end]), *shape[end:])
 
 
 def _expand(input: Any, *size: Any) -> Any:

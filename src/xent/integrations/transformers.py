@@ -13,6 +13,7 @@ time. No model needs code of its own, and hooks of others see tensors until the 
 from __future__ import annotations
 
 import inspect
+import threading
 import warnings
 from typing import Any, Literal
 
@@ -132,6 +133,34 @@ def unlean(model: nn.Module) -> None:
         del owner._xent_hooks
 
 
+class Call(threading.local):
+    """What the call of a model has met so far; each thread has a call of its own."""
+
+    def __init__(self) -> None:
+        self.plainly = False  # True within `generate`
+        self.inside = self.labels_given = False
+        self.head_called = self.met = False
+        self.obstacle: str | None = None  # why the product of this call was not late
+        self.products: list[LateProduct] = []  # the modes that are on
+
+    def __reduce__(self) -> tuple[type[Call], tuple[()]]:
+        return Call, ()
+
+    def begin(self, labels_given: bool) -> None:
+        """Begin a call of the model."""
+        self.switch_off()
+        # Flags, not counters: the next call clears what an interrupted call left behind.
+        self.inside, self.labels_given = True, labels_given
+        self.head_called, self.met, self.obstacle = False, False, None
+
+    def switch_off(self) -> None:
+        """Switch off late products that an interrupted call left on."""
+        while self.products:
+            product = self.products.pop()
+            if torch.overrides._get_current_function_mode() is product:
+                product.__exit__(None, None, None)
+
+
 class Hooks:
     """The hooks of a lean model: around its forward, and around its head.
 
@@ -142,10 +171,7 @@ class Hooks:
 
     def __init__(self, owner: nn.Module, when: str, options: dict[str, Any]) -> None:
         self.when, self.options = when, options
-        self.plainly = False  # True within `generate`
-        self.inside = self.labels_given = self.called = self.met = self.warned = False
-        self.obstacle: str | None = None  # why the product of this call was not late
-        self.products: list[LateProduct] = []  # the modes that are on
+        self.call, self.warned = Call(), False
         self.readers: list[str] = []  # the operations that read all logits
         self.of_owner = [
             owner.register_forward_pre_hook(self.enter, with_kwargs=True),
@@ -168,16 +194,9 @@ class Hooks:
                 head.register_forward_hook(self.after_head, always_call=True),
             ]
 
-    def switch_off(self) -> None:
-        """Switch off late products that an interrupted call left on."""
-        while self.products:
-            product = self.products.pop()
-            if torch.overrides._get_current_function_mode() is product:
-                product.__exit__(None, None, None)
-
     def remove(self, owner: nn.Module) -> None:
         """Take all hooks away."""
-        self.switch_off()
+        self.call.switch_off()
         for handle in (*self.of_owner, *self.of_head):
             handle.remove()
         given = vars(owner).get("generate")
@@ -201,14 +220,11 @@ class Hooks:
         """Note what a call of the model is given, and follow a head that was replaced."""
         if compiling():
             return
-        self.switch_off()
-        # Flags, not counters: the next call clears what an interrupted call left behind.
         labels = kwargs.get("labels")
         if labels is None and len(args) > 1:
             names = inspect.signature(owner.forward).parameters
             labels = dict(zip(names, args, strict=False)).get("labels")
-        self.inside, self.labels_given = True, labels is not None
-        self.called, self.met, self.obstacle = False, False, None
+        self.call.begin(labels is not None)
         head = _head(owner)
         if head is not self.head and _objection(head) is None:  # resized, or an adapter on it
             self.hook_head(head)
@@ -217,32 +233,34 @@ class Hooks:
         """Make late tensors of what a call without gradients returns; warn of logits."""
         if compiling():
             return None
-        wanted = self.inside and not self.met and self.wanted(owner)
-        self.inside = self.labels_given = False
+        call = self.call
+        wanted = call.inside and not call.met and self.wanted(owner)
+        call.inside = call.labels_given = False
         if wanted and not self.warned and _has_logits(output):
             self.warned = True
             self.readers.append(f"the model, since {self.why()}")
             warnings.warn(f"{type(owner).__name__} had all its logits: {self.why()}", stacklevel=2)
-        if torch.is_grad_enabled():
-            return None
-        return tree_map_only(LinearLogits, Late, output)  # code of an evaluation needs tensors
+        return _evaluated(output)
 
     def wanted(self, module: nn.Module) -> bool:
         """True if logits are to be late in this call of a module."""
-        if self.plainly:
+        call = self.call
+        if call.plainly:
             return False
-        if self.inside and (self.labels_given or self.when == "always" or in_evaluation.get()):
-            return True
-        return module.training and torch.is_grad_enabled()
+        learns = torch.is_grad_enabled()
+        if call.inside or not learns:  # adapters may call a forward that has no hooks
+            if self.when == "always" or call.labels_given or in_evaluation.get():
+                return True
+        return module.training and learns
 
     def why(self) -> str:
         """Say why a call had all its logits."""
-        if not self.called:
+        if not self.call.head_called:
             return (
                 "it multiplies by the weight of its head without calling the head. For a lean loss "
                 "hand xent.LinearLogits(hidden, weight) to the loss"
             )
-        return self.obstacle or (
+        return self.call.obstacle or (
             f"its head, {type(self.head).__name__}, computes its product itself, as quantised "
             f"layers do"
         )
@@ -253,19 +271,22 @@ class Hooks:
         """Switch the late product on."""
         if compiling():
             return
-        self.called = True
+        self.call.head_called = True
         hidden = next(iter((*args, *kwargs.values())), None)
         if isinstance(hidden, Tensor) and self.wanted(head):
             product = LateProduct(hidden.shape[:-1], _classes(head), self.options, self.readers)
-            self.products.append(product)
+            self.call.products.append(product)
             product.__enter__()
 
-    def after_head(self, head: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        """Switch the late product off."""
-        if not compiling() and self.products:
-            product = self.products.pop()
-            product.__exit__(None, None, None)
-            self.met, self.obstacle = self.met or product.met, product.obstacle
+    def after_head(self, head: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        """Switch the late product off; outside of a call of the model, make late tensors."""
+        call = self.call
+        if compiling() or not call.products:
+            return None
+        product = call.products.pop()
+        product.__exit__(None, None, None)
+        call.met, call.obstacle = call.met or product.met, product.obstacle
+        return None if call.inside else _evaluated(output)
 
 
 class Generate:
@@ -278,17 +299,23 @@ class Generate:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Generate as an untouched model does."""
         generate = self.before or type(self.owner).generate.__get__(self.owner)
-        outer, self.hooks.plainly = self.hooks.plainly, True
+        call = self.hooks.call
+        outer, call.plainly = call.plainly, True
         try:
             return generate(*args, **kwargs)
         finally:
-            self.hooks.plainly = outer
+            call.plainly = outer
 
     def undo(self) -> None:
         """Give the model its own ``generate`` back."""
         del self.owner.generate
         if self.before is not None:
             self.owner.generate = self.before
+
+
+def _evaluated(output: Any) -> Any:
+    """Return late tensors in the place of logits without gradients: evaluations need tensors."""
+    return None if torch.is_grad_enabled() else tree_map_only(LinearLogits, Late, output)
 
 
 def _has_logits(output: Any) -> bool:
