@@ -21,6 +21,7 @@ from ._check import broadcasts_to, whole_number
 from .engines.modes import PLAIN_TENSORS, compiling
 from .heads.logits import LinearLogits
 from .heads.stand_in import Lean
+from .overrides import LISTS, OF_ELEMENTS
 from .row_statistics import RowStatistics
 from .targets import class_axis, densified, refuse_other_rows
 
@@ -30,8 +31,6 @@ NO_CONTAINERS = (*PLAIN_TENSORS, LinearLogits)
 # Arguments by name. Those of rows hold a class or a number for each row, if they are tensors.
 _CLASSES = ("target", "target_a", "target_b")
 _OF_ROWS = (*_CLASSES, "row_weight", "row_mask", "logit_scale", "lam")
-_LISTS = ("classes", "probabilities")  # with K numbers in the place of the classes
-_OF_ELEMENTS = ("weight", "pos_weight")  # broadcast to the logits
 
 F = TypeVar("F", bound=Callable[..., Any])
 Arguments = dict[str, Any]
@@ -178,7 +177,7 @@ class _Call(NamedTuple):
         return given
 
     def _fits(self, name: str, x: Tensor) -> bool:
-        if name in _LISTS and x.ndim == self.input.ndim:
+        if name in LISTS and x.ndim == self.input.ndim:
             return x.shape[: self.axis] + x.shape[self.axis + 1 :] == self.rows
         if x.shape == self.input.shape:
             return name == "input" or name in self.alike
@@ -190,7 +189,7 @@ class _Call(NamedTuple):
             [f"{rows} (a class for each row)"] if name in _CLASSES and not self.elements else []
         )
         if name in self.alike:
-            of_list = " (with K in the place of the classes)" if name in _LISTS else ""
+            of_list = " (with K in the place of the classes)" if name in LISTS else ""
             wanted.append(f"{shape}{of_list}")
         first = shape[:1] + shape[2:]
         hint = "; it fits classes on axis 1: class_dim=1" if x.shape == first else ""
@@ -210,7 +209,7 @@ class _Call(NamedTuple):
             x = given.get(name)
             if isinstance(x, Tensor) and x.ndim == self.input.ndim:
                 changed[name] = _moved(x, self.axis)
-        for name in _OF_ELEMENTS if self.elements else ():
+        for name in OF_ELEMENTS if self.elements else ():
             x = given.get(name)
             if isinstance(x, Tensor):
                 broadcasts_to(name, x, self.input)
@@ -234,7 +233,7 @@ class _Call(NamedTuple):
                 if not self._fits(name, x) or x.layout != torch.strided or not x.is_contiguous():
                     return None
                 changed[name] = x.reshape(count, x.shape[-1])  # (N, C)
-            elif of_rows or x.shape == rows or (name in _OF_ELEMENTS and x.ndim > 1):
+            elif of_rows or x.shape == rows or (name in OF_ELEMENTS and x.ndim > 1):
                 return None  # a number per row by another name, or in another shape
         return {**given, **changed}
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from ._check import class_indices, is_tensor, whole_number
 from ._probabilities import rounding
 from .class_dim import axis_of_classes
+from .heads.stand_in import Lean
 from .targets import class_axis, read_target, shape_hint
 
 # Sums of logits this near to 1 look like probabilities, in any dtype.
@@ -43,7 +44,7 @@ class Diagnosis(list[Finding]):
 
 
 def diagnose(
-    input: Tensor, target: Tensor, *, class_dim: int | None = None, ignore_index: int = -100
+    input: Tensor | Lean, target: Tensor, *, class_dim: int | None = None, ignore_index: int = -100
 ) -> Diagnosis:
     """Look for the classic mistakes in a batch of logits and targets, and say how to correct them.
 
@@ -51,7 +52,8 @@ def diagnose(
     values are reported as findings and never raise.
 
     Args:
-        input: logits, ``(C,)``, ``(N, C)`` or ``(N, C, d1, ...)``.
+        input: logits, ``(C,)``, ``(N, C)`` or ``(N, C, d1, ...)``; or :class:`xent.LinearLogits`,
+            which are computed.
         target: class indices or probabilities, as for :func:`xent.cross_entropy`.
         class_dim: the axis of the classes, as for :func:`xent.cross_entropy`. Without it a finding
             tells where the last axis looks like that of the classes.
@@ -74,6 +76,9 @@ def diagnose(
         label-out-of-range: `target` holds 3, but with 3 classes the labels go from 0 to 2
             fix: the labels seem to start at 1: pass target - 1
     """
+    if isinstance(input, Lean):
+        class_dim = class_dim if input.moved else -1
+        input = input.materialize_for("diagnose")
     is_tensor("input", input)
     is_tensor("target", target)
     if class_dim is not None and input.ndim:

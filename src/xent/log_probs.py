@@ -63,7 +63,7 @@ def token_log_probs(
 ) -> TokenLogProbs: ...
 
 
-@overridable
+@overridable(classes_last=True)
 def token_log_probs(
     input: Tensor | LinearLogits,
     target: Tensor,
@@ -134,7 +134,7 @@ def token_log_probs(
     return TokenLogProbs(log_prob, *others) if entropy else log_prob
 
 
-@overridable
+@overridable(classes_last=True)
 def entropy(
     input: Tensor | LinearLogits,
     *,

@@ -7,47 +7,98 @@ modes that watch functions (a default device is one) see the loss as one of PyTo
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
+import torch
+from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
+from torch.utils._pytree import tree_map_only
 
 from .engines.modes import compiling
 from .heads.stand_in import Lean
 
+# Arguments that lie like the logits, with K numbers in the place of the classes.
+LISTS = ("classes", "probabilities")
+# Arguments of losses of single elements that broadcast to the logits.
+OF_ELEMENTS = ("weight", "pos_weight")
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def overridable(function: F) -> F:
-    """Let an argument with ``__torch_function__`` answer in place of the function. A decorator."""
+@overload
+def overridable(function: F) -> F: ...
+
+
+@overload
+def overridable(*, classes_last: bool) -> Callable[[F], F]: ...
+
+
+def overridable(function: Any = None, *, classes_last: bool = False) -> Any:
+    """Let an argument with ``__torch_function__`` answer in place of the function. A decorator.
+
+    Args:
+        function: takes tensors, and stand-ins for logits.
+        classes_last: whether the function reads the classes on the last axis of tensors, too.
+    """
+    if function is None:
+        return functools.partial(overridable, classes_last=classes_last)
     if hasattr(function, "__overridable__"):
         return function
+    names = tuple(inspect.signature(function).parameters)
 
     @functools.wraps(function)
     def entry(*args: Any, **kwargs: Any) -> Any:
         given = (*args, *kwargs.values()) if kwargs else args
         if has_torch_function(given) and not compiling():
-            moved = next((x for x in given if isinstance(x, Lean) and x.moved), None)
-            if moved is not None:
-                args, kwargs = _with_classes_last(moved, args, kwargs)
-                return function(*args, **kwargs)
             # Our own stand-ins for logits do not answer: the loss itself takes them.
             others = [x for x in given if not isinstance(x, Lean)]
             if has_torch_function(others):
                 return handle_torch_function(entry, others, *args, **kwargs)
+            if len(others) < len(given):
+                named = {**dict(zip(names, args, strict=False)), **kwargs}
+                if len(named) == len(given):
+                    return _of_stand_ins(function, named, classes_last, "dim" in names)
         return function(*args, **kwargs)
 
     entry.__overridable__ = True  # pyright: ignore
     return entry  # pyright: ignore
 
 
-def _with_classes_last(
-    moved: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Put the logits behind a head, whose classes are on the last axis, into a call."""
+def _of_stand_ins(
+    function: Callable[..., Any], given: dict[str, Any], classes_last: bool, any_axis: bool
+) -> Any:
+    """Call a function for logits behind a head, whose classes losses take on the last axis.
 
-    def inner(x: Any) -> Any:
-        return x.logits if isinstance(x, Lean) and x.moved else moved.classes_last(x)
+    Args:
+        function: the function.
+        given: its arguments by name.
+        classes_last: whether the function reads the classes on the last axis of tensors, too.
+        any_axis: whether the function takes an axis by ``dim`` and needs tensors.
+    """
+    moved = next((x for x in given.values() if isinstance(x, Lean) and x.moved), None)
+    if moved is not None:
+        any_axis |= classes_last or given.get("class_dim") not in (None, 1, 1 - moved.ndim)
+    if any_axis:
+        name = function.__name__
+        return function(**tree_map_only(Lean, lambda x: x.materialize_for(name), given))
+    if moved is None:
+        return function(**given)
+    result = function(**{name: _with_classes_last(moved, name, x) for name, x in given.items()})
+    of_elements = isinstance(result, Tensor) and result.ndim == moved.ndim
+    return result.movedim(-1, 1) if of_elements else result
 
-    kept = {k: inner(x) for k, x in kwargs.items() if (k, x) != ("class_dim", 1)}
-    return tuple(map(inner, args)), kept
+
+def _with_classes_last(moved: Lean, name: str, x: Any) -> Any:
+    """An argument beside logits that were moved to axis 1, as it is beside those not moved."""
+    if isinstance(x, Lean):
+        return x.logits if x.moved else x
+    if name == "class_dim":
+        return None
+    if not isinstance(x, Tensor):
+        return x
+    if name in OF_ELEMENTS and x.ndim > 1:
+        x = torch.broadcast_to(x, moved.shape)
+    like_logits = x.shape == moved.shape or (name in LISTS and x.ndim == moved.ndim)
+    return x.movedim(1, -1) if like_logits else x

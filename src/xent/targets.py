@@ -52,7 +52,8 @@ def shift_labels(
         k: how many places, from 0 to ``T``.
         ignore_index: label of the last ``k`` places, and of the last ``k`` of each document.
         documents: a number for each token, the same within a document: integers in the shape of
-            ``labels``, or ``(T,)`` for all rows. Where the number changes, a document starts.
+            ``labels``, or ``(T,)`` or ``(1, T)`` for all rows. Where the number changes, a document
+            starts.
 
     Returns:
         int64, ``(..., T)``.
@@ -77,10 +78,12 @@ def shift_labels(
     if documents is None:
         return moved
     documents = class_indices("documents", documents)
-    if documents.shape not in (labels.shape, labels.shape[-1:]):
+    pairs = zip(documents.shape[-2::-1], labels.shape[-2::-1], strict=False)
+    of_all = documents.shape[-1:] == labels.shape[-1:] and documents.ndim <= labels.ndim
+    if not of_all or any(have not in (1, want) for have, want in pairs):
         raise ValueError(
             f"`documents` must have the shape of `labels`, {tuple(labels.shape)}, or "
-            f"({labels.shape[-1]},); got {tuple(documents.shape)}"
+            f"({labels.shape[-1]},) for all rows; got {tuple(documents.shape)}"
         )
     if documents.device != labels.device:
         raise ValueError(f"`labels` is on {labels.device} but `documents` on {documents.device}")

@@ -12,7 +12,7 @@ import functools
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -192,38 +192,6 @@ def version(tensor: Tensor | None) -> int | None:
     if tensor is None or compiling() or _transformed() or tensor.is_inference():
         return None
     return tensor._version
-
-
-class Stamp(NamedTuple):
-    """What tells whether a tensor was changed in place; the parts are None where nobody can tell.
-
-    Changes by ``.data`` and in inference mode move no version. So a few numbers are looked at, too.
-    """
-
-    version: int | None
-    numbers: Tensor | None
-
-    def fits(self, tensor: Tensor) -> bool:
-        """True unless a tensor was changed since this stamp was taken."""
-        now = stamp(tensor)
-        same = self.version == now.version or None in (self.version, now.version)
-        if self.numbers is None or now.numbers is None:
-            return same
-        return same and torch.equal(self.numbers, now.numbers)
-
-
-def stamp(tensor: Tensor | None) -> Stamp:
-    """The stamp of a tensor at this time."""
-    number = version(tensor)
-    if tensor is None or type(tensor) not in PLAIN_TENSORS or deferred():
-        return Stamp(number, None)
-    if not tensor.numel() or not in_cpu_memory(tensor):  # a GPU would have to be waited for
-        return Stamp(number, None)
-    with torch.no_grad():
-        step = max(1, tensor.numel() // STAMPED)
-        few = torch.as_strided(tensor, (min(STAMPED, tensor.numel()),), (step,))
-        few = few if tensor.is_contiguous() else tensor.flatten()[::step]
-        return Stamp(number, few.clone().view(torch.uint8))  # bytes, in which NaN equals NaN
 
 
 def is_freed(tensor: Tensor) -> bool:

@@ -24,7 +24,7 @@ from .measure import comes_by_chunks
 from .problem import flat_rows, problem_of
 
 
-@overridable
+@overridable(classes_last=True)
 def sample(
     input: Tensor | LinearLogits,
     *,

@@ -42,9 +42,7 @@ def times(z: LinearLogits, other: Any) -> LinearLogits:
     return NotImplemented
 
 
-def divided(
-    z: LinearLogits, other: Any, *, rounding_mode: str | None = None
-) -> LinearLogits:
+def divided(z: LinearLogits, other: Any, *, rounding_mode: str | None = None) -> LinearLogits:
     """Record a division by a number, by one per row or by one per class."""
     if z.capped or z.softcap is not None or rounding_mode is not None:
         return NotImplemented

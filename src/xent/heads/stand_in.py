@@ -215,8 +215,8 @@ class Lean:
         if works_in_place(name) and isinstance(args[0], Lean):
             args[0].refuse_if_shared()
         given: Any = args, kwargs
-        args, kwargs = tree_map_only(Lean, lambda x: x.materialize_for(name.strip("_")), given)
-        return func(*args, **kwargs)
+        whole: Any = tree_map_only(Lean, lambda x: x.materialize_for(name.strip("_")), given)
+        return func(*whole[0], **whole[1])
 
 
 def _level_of_caller() -> int:

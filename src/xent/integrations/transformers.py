@@ -248,9 +248,9 @@ class Hooks:
         if call.plainly:
             return False
         learns = torch.is_grad_enabled()
-        if call.inside or not learns:  # adapters may call a forward that has no hooks
-            if self.when == "always" or call.labels_given or in_evaluation.get():
-                return True
+        always = self.when == "always" or call.labels_given or in_evaluation.get()
+        if always and (call.inside or not learns):  # adapters may call a forward without hooks
+            return True
         return module.training and learns
 
     def why(self) -> str:
