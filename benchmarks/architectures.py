@@ -50,7 +50,7 @@ LARGEST = 120_000_000  # parameters of a model
 
 
 class Row(NamedTuple):
-    """What became of a class. Errors are relative to the largest number of the untouched model."""
+    """Result for a class. Errors are relative to the largest number of the untouched model."""
 
     name: str
     kind: str
@@ -153,7 +153,7 @@ class Logits(TorchDispatchMode):
 
 
 class Step(NamedTuple):
-    """What a step has computed, and how often it had all logits."""
+    """Results of a step, and how often it had all logits."""
 
     loss: torch.Tensor
     gradients: dict[str, torch.Tensor]

@@ -144,7 +144,7 @@ def grpo(model, folder, adapted=(), **more):
 
 
 class Run(NamedTuple):
-    """What a training and an evaluation have told."""
+    """Results of a training and an evaluation."""
 
     logs: list[dict[str, float]]
     gradients: list[dict[str, torch.Tensor]]
