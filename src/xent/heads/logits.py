@@ -247,7 +247,7 @@ class LinearLogits(Lean):
     def spelled_out(self, index: Any) -> tuple[Any, ...] | None:
         """An index with a part for every axis, if it says something about the classes."""
         parts = index if isinstance(index, tuple) else (index,)
-        parts = tuple(torch.as_tensor(p) if hasattr(p, "__array__") else p for p in parts)
+        parts = tuple(_as_tensor(p, self.device) for p in parts)
         missing = self.ndim - sum(_axes(p) for p in parts)
         at = next((k for k, p in enumerate(parts) if p is Ellipsis), len(parts))
         parts = (*parts[:at], *[slice(None)] * missing, *parts[at + 1 :])
@@ -389,6 +389,11 @@ def _are_one(a: Tensor | None, b: Tensor | None) -> bool:
 
 def _equal(a: float | Tensor, b: float | Tensor) -> bool:
     return not isinstance(a, Tensor) and not isinstance(b, Tensor) and a == b
+
+
+def _as_tensor(index: Any, device: torch.device) -> Any:
+    """A part of an index that holds arrays as a tensor; other parts as they are."""
+    return torch.as_tensor(index, device=device) if hasattr(index, "__array__") else index
 
 
 def _axes(index: Any) -> int:

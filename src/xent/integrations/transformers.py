@@ -134,7 +134,7 @@ def unlean(model: nn.Module) -> None:
 
 
 class Call(threading.local):
-    """What the call of a model has met so far; each thread has a call of its own."""
+    """State of the call of a model; each thread has a call of its own."""
 
     def __init__(self) -> None:
         self.plainly = False  # True within `generate`
