@@ -23,15 +23,20 @@ def good_calls():
     """Return each public loss with arguments that fit, by name."""
     calls = {}
     for name, member in CATALOG.items():
-        if name in {"yolo_loss", "siglip_loss", "kl_div", "nll_loss", "binary_cross_entropy"}:
+        if name in {
+            "yolo_loss",
+            "siglip_loss",
+            "kl_div",
+            "nll_loss",
+            "binary_cross_entropy",
+        }:
             continue
         c, settings = REGISTRY[name], REGISTRY[name].arguments(4)
         width = c.width(4)
         z = X[:, :width] if width <= 4 else torch.cat([X, X[:, :1]], 1)
         if name == "hardest_loss" or name == "wordtree_cross_entropy":
             data = (z, Y)
-        elif member.targets == "classes" or name in {"mixup_cross_entropy", "sparse_cross_entropy",
-                                                     "distillation_loss"}:  # fmt: skip
+        elif member.targets == "classes" or c.follows:
             data = c.data(z, Y)
         elif member.targets == "soft":
             data = (z, torch.softmax(z, 1))

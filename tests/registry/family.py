@@ -65,6 +65,20 @@ def mean_of_continuous_bernoulli(z: Tensor) -> Tensor:
     return 0.5 + z / 12 - z**3 / 720 if z.abs().max() < 1e-2 else 1 / -torch.expm1(-z) - 1 / z
 
 
+# ---- orders -------------------------------------------------------------------------------------
+
+
+def order(z: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+    """Return a relevance for each item of a list: item y last, the item before it first."""
+    return ((torch.arange(z.shape[1], device=z.device) - y[:, None]) % z.shape[1],)
+
+
+def times(z: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+    """Return the times of :func:`order`, and events at all but one of them."""
+    (time,) = order(z, y)
+    return time, time != 1
+
+
 # ---- entries ------------------------------------------------------------------------------------
 
 
@@ -267,4 +281,9 @@ ENTRIES = [
         predicts=of_the_leaves, more_logits=1,
     ),
     rows("yolo_loss", apart="a sum of others"),
+    # ---- orders
+    rows("plackett_luce_loss", follows=order, apart="an order for a target"),
+    rows("cox_loss", follows=times, apart="an order for a target"),
+    rows("cosent_loss", follows=order, apart="an order for a target"),
+    rows("pairwise_logistic_loss", follows=order, apart="an order for a target"),
 ]  # fmt: skip

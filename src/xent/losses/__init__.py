@@ -5,7 +5,7 @@
 from . import classification, modulated, imbalance, margin, robust, noise, soft_targets  # noqa: F401
 from . import distillation, log_probabilities, binary, multilabel, tempered  # noqa: F401
 from . import sparse, evolved  # noqa: F401
-from . import detection, hierarchy  # noqa: F401
+from . import detection, hierarchy, ranking  # noqa: F401
 # isort: on
 
 from .binary import (
@@ -58,6 +58,13 @@ from .noise import (
     forward_corrected_symmetric_noise_loss,
 )
 from .noise_matrix import flip_labels, pair_noise_matrix, symmetric_noise_matrix
+from .ranking import (
+    RankedItems,
+    cosent_loss,
+    cox_loss,
+    pairwise_logistic_loss,
+    plackett_luce_loss,
+)
 from .robust import (
     bootstrap_loss,
     generalized_cross_entropy,
@@ -82,6 +89,7 @@ from .tempered import bi_tempered_loss
 __all__ = [
     "CATALOG",
     "Member",
+    "RankedItems",
     "YoloParts",
     "adjust_logits",
     "arcface_loss",
@@ -100,7 +108,9 @@ __all__ = [
     "complementary_loss",
     "confidence_penalty_loss",
     "continuous_bernoulli_loss",
+    "cosent_loss",
     "cosface_loss",
+    "cox_loss",
     "crammer_singer_loss",
     "cross_entropy",
     "deferred_weights",
@@ -131,7 +141,9 @@ __all__ = [
     "normalized_cross_entropy",
     "nt_xent_loss",
     "pair_noise_matrix",
+    "pairwise_logistic_loss",
     "pc_softmax_loss",
+    "plackett_luce_loss",
     "poly1_loss",
     "quality_focal_loss",
     "recall_loss",

@@ -25,7 +25,7 @@ Rule = Callable[[str, Any], Any]
 
 # Arguments that belong to one batch, and so to `forward`.
 PER_CALL = (
-    "normalizer", "row_weight", "return_stats", "iou", "best_iou", "center",
+    "normalizer", "row_weight", "return_stats", "iou", "best_iou", "center", "mask",
 )  # fmt: skip
 
 # PyTorch's modules of the functions that ours replace. Our modules are subclasses of them, and take
@@ -45,8 +45,8 @@ _SAVED = ("weight", "pos_weight")  # buffers that PyTorch saves
 _SPELLING = {
     word.lower(): word
     for word in (
-        "ArcFace", "BCE", "CMA", "CosFace", "GCE", "JS", "KL", "LDAM", "MAE", "NCE", "NGL", "OHEM",
-        "PC", "RCE", "SCE", "SigLIP", "TaylorGLO", "VS", "ZLPR",
+        "ArcFace", "BCE", "CMA", "CoSENT", "CosFace", "GCE", "JS", "KL", "LDAM", "MAE", "NCE",
+        "NGL", "OHEM", "PC", "RCE", "SCE", "SigLIP", "TaylorGLO", "VS", "ZLPR",
     )
 }  # fmt: skip
 
