@@ -24,6 +24,7 @@ def good_calls():
     calls = {}
     for name, member in CATALOG.items():
         if name in {
+            "cumulative_link_loss",
             "yolo_loss",
             "siglip_loss",
             "kl_div",
@@ -44,6 +45,11 @@ def good_calls():
             data = (z, T[:, :width])
         calls[name] = (member.function, data, settings)
     calls |= {
+        "cumulative_link_loss": (
+            xent.losses.cumulative_link_loss,
+            (X[:, 0], torch.arange(3.0), Y),
+            {},
+        ),
         "yolo_loss": (xent.losses.yolo_loss, (HEAD, RESPONSIBLE, RESPONSIBLE.long()), {}),
         "siglip_loss": (xent.losses.siglip_loss, (X @ X.T, torch.eye(6)), {}),
         "kl_div": (xent.kl_div, (P, P.exp()), {"reduction": "sum"}),

@@ -55,7 +55,9 @@ def _member(entry: Entry) -> Call:
             return z, (torch.rand(rows, CLASSES) > 0.5).float()
         if entry.member.targets == "soft":
             return entry.data(z, torch.softmax(torch.randn(rows, CLASSES), 1))
-        return entry.data(z, torch.randint(CLASSES - 2 * tree, (rows,)))
+        if name == "cumulative_link_loss":
+            return z[:, 0], torch.linspace(-1, 1, 4), torch.randint(5, (rows,))
+        return entry.data(z, torch.randint(CLASSES - 2 * max(tree, 0), (rows,)))
 
     return Call(name, function, inputs)
 

@@ -60,6 +60,18 @@ def of_the_leaves(z: Tensor) -> Tensor:
     return torch.cat([top[:, 1:], top[:, :1] * torch.softmax(z[:, 2:], 1)], 1)
 
 
+def of_cumulative(z: Tensor) -> Tensor:
+    """Return the probabilities of classes in order, from those of being above each but the last."""
+    above = torch.nn.functional.pad(torch.sigmoid(z), (1, 0), value=1.0)
+    return above - torch.nn.functional.pad(torch.sigmoid(z), (0, 1))
+
+
+def of_continuation(z: Tensor) -> Tensor:
+    """Return the probabilities of classes in order, from those of going on beyond each."""
+    reached = torch.nn.functional.pad(torch.sigmoid(z).cumprod(1), (1, 0), value=1.0)
+    return reached * torch.nn.functional.pad(torch.sigmoid(-z), (0, 1), value=1.0)
+
+
 def mean_of_continuous_bernoulli(z: Tensor) -> Tensor:
     """Return the mean of the density over [0, 1] with this logit."""
     return 0.5 + z / 12 - z**3 / 720 if z.abs().max() < 1e-2 else 1 / -torch.expm1(-z) - 1 / z
@@ -77,6 +89,11 @@ def times(z: Tensor, y: Tensor) -> tuple[Tensor, ...]:
     """Return the times of :func:`order`, and events at all but one of them."""
     (time,) = order(z, y)
     return time, time != 1
+
+
+def classes_of(z: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+    """Return the classes, of a loss whose targets the catalog calls by another name."""
+    return (y,)
 
 
 # ---- entries ------------------------------------------------------------------------------------
@@ -286,4 +303,8 @@ ENTRIES = [
     rows("cox_loss", follows=times, apart="an order for a target"),
     rows("cosent_loss", follows=order, apart="an order for a target"),
     rows("pairwise_logistic_loss", follows=order, apart="an order for a target"),
+    # ---- ordered classes
+    rows("cumulative_loss", follows=classes_of, predicts=of_cumulative, more_logits=-1),
+    rows("continuation_loss", follows=classes_of, predicts=of_continuation, more_logits=-1),
+    rows("cumulative_link_loss", apart="a score for an input"),
 ]  # fmt: skip

@@ -5,7 +5,7 @@
 from . import classification, modulated, imbalance, margin, robust, noise, soft_targets  # noqa: F401
 from . import distillation, log_probabilities, binary, multilabel, tempered  # noqa: F401
 from . import sparse, evolved  # noqa: F401
-from . import detection, hierarchy, ranking  # noqa: F401
+from . import detection, hierarchy, ranking, ordinal  # noqa: F401
 # isort: on
 
 from .binary import (
@@ -58,6 +58,7 @@ from .noise import (
     forward_corrected_symmetric_noise_loss,
 )
 from .noise_matrix import flip_labels, pair_noise_matrix, symmetric_noise_matrix
+from .ordinal import continuation_loss, cumulative_link_loss, cumulative_loss
 from .ranking import (
     RankedItems,
     cosent_loss,
@@ -107,12 +108,15 @@ __all__ = [
     "clip_loss",
     "complementary_loss",
     "confidence_penalty_loss",
+    "continuation_loss",
     "continuous_bernoulli_loss",
     "cosent_loss",
     "cosface_loss",
     "cox_loss",
     "crammer_singer_loss",
     "cross_entropy",
+    "cumulative_link_loss",
+    "cumulative_loss",
     "deferred_weights",
     "distillation_loss",
     "effective_number_weights",
