@@ -300,7 +300,7 @@ def test_derivatives(name):
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_compiled(name):
+def test_ordered_classes_compile(name):
     z, y, c = numbers(6, 3), torch.tensor([0, 1, 2, 3, -100, 3]), torch.arange(3.0)
     torch._dynamo.reset()
     agree(torch.compile(CALLS[name], backend="aot_eager")(z, y, c), CALLS[name](z, y, c), z)

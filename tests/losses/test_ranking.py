@@ -407,11 +407,19 @@ def test_transforms(name):
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_compiled(name):
+def test_an_order_compiles(name):
     s, r, e = data()
     torch._dynamo.reset()
     compiled = torch.compile(CALLS[name], backend="aot_eager")
     agree(compiled(s, r, e), CALLS[name](s, r, e), s)
+
+
+@pytest.mark.parametrize("name", [name for name in RANKING if name != "cox_loss"])
+def test_scores_behind_a_head(name, recwarn):
+    loss = CATALOG[name].function
+    query, document, r = scores(4, 3), scores(N, 3), torch.randint(3, (4, N))
+    agree(loss(xent.LinearLogits(query, document), r), loss(query @ document.T, r), query, document)
+    assert not recwarn.list
 
 
 # ---- what does not count ------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from .._check import is_tensor
 from ..engines.modes import deferred, refuse_where, widened
 from ..frames.dense_loss import CHUNK
 from ..frames.reduction import RowValues, read_reduction
+from ..heads.logits import LinearLogits
 
 _NOTHING = -1e30  # the logarithm of an empty sum; finite, since a gradient of inf - inf is NaN
 _SURE = 700.0  # e^-700 is about the smallest number of float64 that has all its digits
@@ -29,7 +30,7 @@ class Lists:
 
     def __init__(
         self,
-        scores: tuple[str, Tensor],
+        scores: tuple[str, Tensor | LinearLogits],
         mask: Tensor | None,
         reduction: str,
         normalizer: float | Tensor | str | None,
@@ -40,6 +41,8 @@ class Lists:
     ) -> None:
         """Read a call. A list with less than ``fewest`` items is left out."""
         self.name, given = scores
+        if isinstance(given, LinearLogits):  # what they are sorted by has the same size
+            given = given.materialize()
         is_tensor(self.name, given)
         if not given.is_floating_point():
             raise TypeError(
@@ -52,7 +55,7 @@ class Lists:
         self.given = given
         there = torch.ones_like(given, dtype=torch.bool) if mask is None else mask
         is_tensor("mask", there)
-        refuse_other_shape("mask", there, scores)
+        refuse_other_shape("mask", there, (self.name, given))
         if there.dtype != torch.bool:
             raise TypeError(f"`mask` must be bool, True for items that count; got {there.dtype}")
         rows = given.shape[:-1]
@@ -215,17 +218,20 @@ def sum_over_pairs(
     column = torch.arange(n, device=score.device)
 
     def of_rows(score: Tensor, a: int, b: int) -> Tensor:
-        better, worse = score[..., a:b, None], score[..., None, a:]  # (..., b - a, n - a) together
         used = there[..., a:b, None] & there[..., None, a:] & (end[..., a:b, None] <= column[a:])
-        if weight is None or items is None:
-            return choice(better, worse, used).sum((-2, -1))
-        factor = weight(items.part((..., slice(a, b), None)), items.part((..., None, slice(a, n))))
-        if not isinstance(factor, Tensor):
-            raise TypeError(f"`weight` must return a tensor, got {type(factor).__name__}")
-        factor = widened(factor.detach())
-        used = used & (factor != 0)
-        values = choice(better, worse, used)
-        return torch.where(used, factor * values, 0.0).sum((-2, -1))
+        factor = None
+        if weight is not None and items is not None:
+            better, worse = (..., slice(a, b), None), (..., None, slice(a, n))
+            factor = weight(items.part(better), items.part(worse))
+            if not isinstance(factor, Tensor):
+                raise TypeError(f"`weight` must return a tensor, got {type(factor).__name__}")
+            factor = widened(factor.detach())
+            used = used & (factor != 0)
+        gap = score[..., a:b, None] - score[..., None, a:]  # (..., b - a, n - a)
+        values = -torch.nn.functional.logsigmoid(torch.where(used, gap, torch.inf))
+        if factor is not None:
+            values = torch.where(used, factor, 0.0) * values
+        return values.sum((-2, -1))
 
     spans = list(_spans(n, score.numel() // max(n, 1))) or [(0, 0)]
     if len(spans) == 1:

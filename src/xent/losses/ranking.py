@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .._check import one_of, scalar, whole_number
 from ..frames.reduction import Reduction
+from ..heads.logits import LinearLogits
 from .catalog import member
 from .lists import (
     Lists,
@@ -31,7 +32,7 @@ from .lists import (
 
 @member("other", proper=True, convex=True, second_pass=True)
 def plackett_luce_loss(
-    score: Tensor,
+    score: Tensor | LinearLogits,
     relevance: Tensor,
     *,
     mask: Tensor | None = None,
@@ -52,7 +53,8 @@ def plackett_luce_loss(
     relevance stay in the order in which they are given; shuffle them if that order means something.
 
     Args:
-        score: scores of the items of a list, ``(n,)``, or of several lists, ``(..., n)``.
+        score: scores of the items of a list, ``(n,)``, or of several lists, ``(..., n)``; also
+            ``LinearLogits(query, document)``, whose scores are then in memory, as the relevances.
         relevance: how good each item is, in the shape of ``score``: real numbers of any type. Only
             their order counts.
         mask: bool, in the shape of ``score``: which items are in the list. What the others hold
@@ -195,7 +197,7 @@ def cox_loss(
 
 @member("other", proper=False, convex=True, second_pass=True)
 def cosent_loss(
-    similarity: Tensor,
+    similarity: Tensor | LinearLogits,
     label: Tensor,
     *,
     mask: Tensor | None = None,
@@ -214,7 +216,8 @@ def cosent_loss(
 
     Args:
         similarity: ``x``, the similarity of the two texts of each item, ``(n,)``; or ``(..., n)``
-            for several lists, whose items are not compared across lists.
+            for several lists, whose items are not compared across lists. Also
+            ``LinearLogits(text, other)``, as for :func:`plackett_luce_loss`.
         label: ``y``, how similar the texts are said to be, in the shape of ``similarity``. Only the
             order of the labels counts.
         mask: bool, in the shape of ``similarity``: which items there are. What the others hold
@@ -258,7 +261,7 @@ def cosent_loss(
 
 @member("other", proper=True, convex=True, second_pass=True)
 def pairwise_logistic_loss(
-    score: Tensor,
+    score: Tensor | LinearLogits,
     relevance: Tensor,
     *,
     mask: Tensor | None = None,
@@ -275,7 +278,8 @@ def pairwise_logistic_loss(
     The pairs are never all in memory: a chunk is computed at a time, and again for the gradient.
 
     Args:
-        score: scores ``s`` of the items of a list, ``(n,)``, or of several lists, ``(..., n)``.
+        score: scores ``s`` of the items of a list, ``(n,)``, or of several lists, ``(..., n)``;
+            also ``LinearLogits(query, document)``, as for :func:`plackett_luce_loss`.
         relevance: ``r``, how good each item is, in the shape of ``score``: real numbers of any
             type. Items of equal relevance are no pair.
         mask: bool, in the shape of ``score``: which items are in the list. What the others hold
