@@ -306,4 +306,6 @@ _found = {
 }
 _names = [name for loss in CATALOG for name in _found if name.partition(",")[0] == loss]
 SUBJECTS: dict[str, Subject] = {name: _found[name] for name in _names}
-LEFT_OUT = {name: "a sum of others" for name in CATALOG if name not in _found}
+LEFT_OUT = {
+    name: REGISTRY[name].apart or "a sum of others" for name in CATALOG if name not in _found
+}
