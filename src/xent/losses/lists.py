@@ -184,7 +184,8 @@ class RankedItems(NamedTuple):
     Attributes:
         score: the scores.
         relevance: the relevances.
-        rank: the place of each item by its score, 0 for the highest.
+        rank: the place of each item by its score, 0 for the highest; of equal scores the more
+            relevant item comes first.
         index: where each item stands in its list.
     """
 
