@@ -2,9 +2,9 @@
 
 # The catalog lists its members in this order: from the plainest to the most special.
 # isort: off
-from . import classification, modulated, imbalance, margin, robust, noise, soft_targets  # noqa: F401
-from . import distillation, log_probabilities, binary, multilabel, tempered  # noqa: F401
-from . import sparse, evolved  # noqa: F401
+from . import classification, sets, modulated, imbalance, margin, robust, noise  # noqa: F401
+from . import soft_targets, distillation, log_probabilities, binary, multilabel  # noqa: F401
+from . import metric, tempered, sparse, evolved  # noqa: F401
 from . import detection, hierarchy, ranking, ordinal  # noqa: F401
 # isort: on
 
@@ -39,6 +39,13 @@ from .imbalance import (
 from .linear import linear_cross_entropy
 from .log_probabilities import kl_div, nll_loss
 from .margin import arcface_loss, cosface_loss, large_margin_loss
+from .metric import (
+    circle_loss,
+    decoupled_contrastive_loss,
+    multi_similarity_loss,
+    nca_loss,
+    supcon_loss,
+)
 from .modulated import (
     brier_loss,
     complementary_loss,
@@ -78,6 +85,7 @@ from .robust import (
     symmetric_cross_entropy,
     truncated_generalized_cross_entropy,
 )
+from .sets import set_cross_entropy
 from .soft_targets import (
     mixup,
     mixup_cross_entropy,
@@ -105,6 +113,7 @@ __all__ = [
     "binary_cross_entropy_with_logits",
     "bootstrap_loss",
     "brier_loss",
+    "circle_loss",
     "clip_loss",
     "complementary_loss",
     "confidence_penalty_loss",
@@ -117,6 +126,7 @@ __all__ = [
     "cross_entropy",
     "cumulative_link_loss",
     "cumulative_loss",
+    "decoupled_contrastive_loss",
     "deferred_weights",
     "distillation_loss",
     "effective_number_weights",
@@ -137,7 +147,9 @@ __all__ = [
     "mae_loss",
     "mixup",
     "mixup_cross_entropy",
+    "multi_similarity_loss",
     "multilabel_cross_entropy",
+    "nca_loss",
     "nce_mae_loss",
     "nce_rce_loss",
     "ngl_loss",
@@ -154,12 +166,14 @@ __all__ = [
     "reconstruction_excess",
     "reverse_cross_entropy",
     "sampled_cross_entropy",
+    "set_cross_entropy",
     "siglip_loss",
     "sigmoid_focal_loss",
     "smoothed_cross_entropy",
     "sparse_cross_entropy",
     "sparsemax_loss",
     "structured_cross_entropy",
+    "supcon_loss",
     "symmetric_cross_entropy",
     "symmetric_noise_matrix",
     "taylor_cross_entropy",

@@ -11,15 +11,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from .._check import class_indices, is_tensor, scalar, vector_of_classes, whole_number
+from .._check import class_indices, vector_of_classes, whole_number
 from ..engines.modes import are_there, behind_transforms, compiling, refuse_where
 from ..frames.by_chunks import reduce_by_chunks
 from ..frames.dense_loss import explained
-from ..frames.reduction import Reduction, RowValues, read_reduction, rows_left_out
+from ..frames.reduction import Reduction, RowValues, read_reduction
 from ..heads.gradients import rows_of_weight
-from ..heads.logits import MAX_WORKSPACE, LinearLogits, Products, check_head, under_autocast
+from ..heads.logits import MAX_WORKSPACE, LinearLogits, Products
 from ..measurement import statistics
 from .classification import cross_entropy
+from .similarity import check_features, inverse, paired, similarities, without_left_out
 
 
 @explained
@@ -76,15 +77,15 @@ def info_nce_loss(
         van den Oord, Li & Vinyals, *Representation learning with contrastive predictive coding*,
         2018. Poole et al., *On variational bounds of mutual information*, ICML 2019.
     """
-    _check_features(("query", query), ("key", key))
+    check_features(("query", query), ("key", key))
     if normalize:
-        query = _without_left_out(query, target, row_weight, ignore_index)
-    logits: Any = _similarities(
+        query = without_left_out(query, target, row_weight, ignore_index)
+    logits: Any = similarities(
         ("query", query), ("key", key), normalize, max_workspace=max_workspace, products=products
     )
-    temperature = _inverse(temperature, logits.device)
+    temperature = inverse(temperature, logits.device)
     result = cross_entropy(
-        logits, _paired(logits) if target is None else target, logit_scale=temperature,
+        logits, paired(logits) if target is None else target, logit_scale=temperature,
         ignore_index=ignore_index, reduction=reduction, normalizer=normalizer,
         row_weight=row_weight, empty=empty,
     )  # fmt: skip
@@ -140,8 +141,8 @@ def clip_loss(
             f"`image` and `text` must have the same shape, (N, D); got {tuple(image.shape)} and "
             f"{tuple(text.shape)}"
         )
-    _check_features(("image", image), ("text", text))
-    temperature = _inverse(logit_scale, image.device, "logit_scale")
+    check_features(("image", image), ("text", text))
+    temperature = inverse(logit_scale, image.device, "logit_scale")
     ways = [
         info_nce_loss(
             a, b, temperature=temperature, normalize=normalize, reduction=reduction,
@@ -191,7 +192,7 @@ def nt_xent_loss(
         Chen et al., *A simple framework for contrastive learning of visual representations*, ICML
         2020.
     """
-    _check_features(("view_a", view_a), ("view_b", view_b))
+    check_features(("view_a", view_a), ("view_b", view_b))
     if view_a.shape != view_b.shape:
         raise ValueError(
             f"`view_a` and `view_b` must have the same shape, (N, D); got {tuple(view_a.shape)} "
@@ -199,9 +200,9 @@ def nt_xent_loss(
         )
     reduce = read_reduction(reduction, normalizer, None, "nan", view_a.shape[:1], view_a.device)
     views = ("views", torch.cat([view_a, view_b]))
-    logits = _similarities(views, views, normalize, max_workspace=max_workspace, products=products)
+    logits = similarities(views, views, normalize, max_workspace=max_workspace, products=products)
     one = torch.ones((), dtype=torch.float64, device=logits.device)
-    source = logits.absorb(_inverse(temperature, logits.device) * one, None)
+    source = logits.absorb(inverse(temperature, logits.device) * one, None)
     itself = torch.arange(source.shape[0], device=source.device)
     other = itself.roll(len(view_a))
 
@@ -329,70 +330,3 @@ def sampled_cross_entropy(
     rest = torch.where(kept, stats.rest, 0)
     values = -torch.nn.functional.logsigmoid(z - rest)
     return reduce.of(RowValues(values, kept, kept.to(values.dtype))).to(every.dtype)
-
-
-def _check_features(query: tuple[str, Tensor], key: tuple[str, Tensor]) -> None:
-    """Raise unless both are features (N, D) that can be multiplied."""
-    for name, x in (query, key):
-        is_tensor(name, x)
-        if x.ndim != 2 or not x.is_floating_point():
-            raise ValueError(
-                f"`{name}` must hold features, floating point, (N, D); got {x.dtype} of shape "
-                f"{tuple(x.shape)}"
-            )
-    features, others, none = under_autocast(query[1], key[1], None)
-    check_head(features, others, none, (query[0], key[0], ""))
-
-
-def _similarities(
-    query: tuple[str, Tensor], key: tuple[str, Tensor], normalize: bool, **of_head: Any
-) -> LinearLogits:
-    _check_features(query, key)
-    features = [
-        torch.nn.functional.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=-1).to(
-            x.dtype
-        )
-        if normalize
-        else x
-        for _, x in (query, key)
-    ]
-    return LinearLogits(*features, **of_head)
-
-
-def _without_left_out(
-    query: Tensor, target: Tensor | None, row_weight: Tensor | None, ignore_index: int
-) -> Tensor:
-    """Set queries that are left out to 0, so that NaN in these queries cannot spread.
-
-    Errors in the other arguments are raised where those arguments are read.
-    """
-
-    def of_queries(x: Tensor | None) -> bool:
-        return isinstance(x, Tensor) and x.shape == query.shape[:1] and x.device == query.device
-
-    out = rows_left_out(row_weight) if of_queries(row_weight) else None
-    if out is not None:
-        query = torch.where(out.unsqueeze(1), 0, query)
-    if of_queries(target):
-        marked = class_indices("target", target) == whole_number("ignore_index", ignore_index)
-        query = torch.where(marked.unsqueeze(1), 0, query)
-    return query
-
-
-def _paired(logits: LinearLogits) -> Tensor:
-    """Targets that give key n to query n."""
-    queries, keys = logits.shape
-    if keys < queries:
-        raise ValueError(
-            f"{queries} queries need as many keys, got {keys}; say which belongs to which: `target`"
-        )
-    return torch.arange(queries, device=logits.device)
-
-
-def _inverse(x: float | Tensor, device: torch.device, name: str = "temperature") -> float | Tensor:
-    """The inverse of a positive number, or of a 0-d tensor that holds one."""
-    one = x.reshape(()) if isinstance(x, Tensor) and x.numel() == 1 else x
-    one = scalar(name, one, device)
-    if not isinstance(one, Tensor) and one <= 0:
-        raise ValueError(f"`{name}` must be positive, got {x}")
-    return 1 / one

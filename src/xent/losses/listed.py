@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from ..engines import rows
-from ..engines.modes import can_look_at, wide_dtype, widened
+from ..engines.modes import can_look_at, widened
 from ..engines.rows.labels import check_labels
 from ..engines.rows.problem import Problem
 from ..heads.measure import measure
 from ..softmax import log_softmax
+from .sets import lse_of, with_plain_logits
 
 
 class Listed(NamedTuple):
@@ -100,17 +101,9 @@ def nll_with_tail(problem: Problem, listed: Listed, q: Tensor, engine: str) -> T
     if listed.present is not None:
         first = listed.present.to(torch.uint8).argmax(-1, keepdim=True)
         hidden = torch.where(listed.present, hidden, hidden.gather(-1, first))
-    if problem.differentiable_beyond_logits():  # else 0 times the infinity below gives NaN
-        z = problem.logits.movedim(problem.axis, -1).to(wide_dtype(problem.logits))
-        z = problem.transform(z).movedim(-1, problem.axis)
-        problem = problem.without_transform(z)
+    problem = with_plain_logits(problem)
     others = problem.logits.scatter(problem.axis, hidden.movedim(-1, problem.axis), -torch.inf)
-    ignored = problem.settings.ignore_index
-    absent = problem.classes + (problem.classes == ignored)
-    label = torch.where(problem.tensors.target == ignored, ignored, absent)
-    shard = problem.settings._replace(sharded=True)
-    rest = Problem(problem.tensors._replace(logits=others, target=label), shard)
-    rest = measure(rest, engine).lse.unsqueeze(-1)  # (N..., 1)
+    rest = lse_of(problem, others, engine).unsqueeze(-1)  # (N..., 1)
     empty = rest == -torch.inf  # every class is listed: what is missing from 1 was rounded off
     spare = torch.where(empty, 0, (1 - q.sum(-1, keepdim=True)).clamp(min=0))
     q, z = torch.cat([q, spare], -1), torch.cat([listed.logits, rest], -1)  # (N..., K + 1)

@@ -180,7 +180,7 @@ def _belongs_to_the_call(p: inspect.Parameter, function: Callable[..., Any]) -> 
     if p.name in PER_CALL or p.kind is p.VAR_KEYWORD:
         return True
     hint = _hints(function).get(p.name)
-    tensor = hint is Tensor or Tensor in typing.get_args(hint)
+    tensor = hint in (Tensor, "Tensor") or Tensor in typing.get_args(hint)
     return p.kind is not p.KEYWORD_ONLY and p.name not in _SAVED and tensor
 
 
