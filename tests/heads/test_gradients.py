@@ -215,3 +215,26 @@ def test_no_logits_of_rows_that_are_ignored(way, core):
     with Memory(h, w, y) as memory:
         step(h, w, y, way, 128 << 20)
     assert memory.peak <= (5000 + 400) * 8 * 4 + 4 * 5000 * 4 + 200 * 400
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_second_derivatives_of_features_that_are_their_own_weight(reduction, smoothing):
+    x = torch.randn(6, 3, dtype=torch.float64, requires_grad=True)
+    y, options = torch.arange(6).roll(1), {"reduction": reduction, "label_smoothing": smoothing}
+    twice = []
+    for logits in (xent.LinearLogits(x, x), x @ x.T):
+        loss = xent.cross_entropy(logits, y, **options).sum()
+        (slope,) = torch.autograd.grad(loss, x, create_graph=True)
+        twice.append(torch.autograd.grad(slope.square().sum(), x)[0])
+    torch.testing.assert_close(*twice, rtol=1e-11, atol=1e-12)
+
+
+def test_second_derivatives_of_other_losses_of_such_features():
+    x = torch.randn(6, 3, dtype=torch.float64, requires_grad=True)
+    twice = []
+    for logits in (xent.LinearLogits(x, x), x @ x.T):
+        loss = xent.losses.sparsemax_loss(logits, torch.arange(6).roll(1))
+        (slope,) = torch.autograd.grad(loss, x, create_graph=True)
+        twice.append(torch.autograd.grad(slope.square().sum(), x)[0])
+    torch.testing.assert_close(*twice, rtol=1e-11, atol=1e-12)

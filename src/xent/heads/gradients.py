@@ -133,9 +133,15 @@ def _whole_gradient(
 ) -> list[Tensor | None]:
     """Return gradients with all logits at once; they can be differentiated again."""
     with torch.enable_grad():
-        z = problem.source.product()
+        parts = as_views(tensors)
+        z = problem.source.with_parts(*parts).product()
         dz = reference.row_gradient(problem.with_logits(z), table, partials)
-        return gradients_of(z, tensors, needed, dz, create_graph=True)
+        return gradients_of(z, parts, needed, dz, create_graph=True)
+
+
+def as_views(tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """Views of tensors: features that are their own weight have a gradient in each place."""
+    return [None if t is None else t.view_as(t) for t in tensors]
 
 
 def gradients_of(
@@ -226,9 +232,10 @@ class RowFunction(NamedTuple):
         """The gradients from all logits at once; they can be differentiated again if grad is on."""
         record = torch.is_grad_enabled()
         with torch.enable_grad():
-            logits = [source.product().to(source.dtype) for source in self.sources]
-            value = self.function(..., *logits)
-            return gradients_of(value, self.tensors, needed, grad, record)
+            parts = as_views(self.tensors)
+            heads = [s.with_parts(*parts[3 * k : 3 * k + 3]) for k, s in enumerate(self.sources)]
+            value = self.function(..., *(head.product().to(head.dtype) for head in heads))
+            return gradients_of(value, parts, needed, grad, record)
 
 
 class _SumAhead(torch.autograd.Function):

@@ -15,7 +15,7 @@ from ..engines.modes import only_differentiable
 from ..engines.rows.autograd import Total
 from ..engines.rows.problem import Tensors
 from .chunks import Chunks, Head
-from .gradients import gradients_of, kept_rows
+from .gradients import as_views, gradients_of, kept_rows
 from .logits import LinearLogits, Products
 from .problem import HeadProblem
 
@@ -72,11 +72,11 @@ class _TotalAhead(torch.autograd.Function):
         if not differentiable:
             return None, *_sweep(problem, row_weight, sum, needed)[1].times(factor)
         with torch.enable_grad():
-            loss = sum.by_operations(
-                problem.with_logits(source.product().to(source.dtype)), row_weight
-            )
+            parts = as_views(parts[:3])
+            z = source.with_parts(*parts).product().to(source.dtype)
+            loss = sum.by_operations(problem.with_logits(z), row_weight)
         record = torch.is_grad_enabled()
-        return None, *gradients_of(loss, parts[:3], needed, grad, create_graph=record)
+        return None, *gradients_of(loss, parts, needed, grad, create_graph=record)
 
 
 def _source_of(source: LinearLogits | Options, parts: Sequence[Any]) -> LinearLogits:
