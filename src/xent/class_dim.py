@@ -148,7 +148,8 @@ class _Call(NamedTuple):
             return  # classes are never on the axis of different lengths
         for name in self.alike if refuses and self.class_dim is None else ():
             x: Any = given.get(name)
-            if self._is_like_input(x) and (self.elements or x.is_floating_point()):
+            numbers = isinstance(x, Tensor) and (x.is_floating_point() or x.dtype == torch.bool)
+            if self._is_like_input(x) and (self.elements or numbers):
                 shape = tuple(input.shape)
                 raise ValueError(
                     f"`{name}` has the shape of `input`, {shape}, which does not tell where the "

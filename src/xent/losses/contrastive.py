@@ -6,6 +6,7 @@ rows is in memory at a time, never all N x N similarities.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -20,6 +21,7 @@ from ..heads.gradients import rows_of_weight
 from ..heads.logits import MAX_WORKSPACE, LinearLogits, Products
 from ..measurement import statistics
 from .classification import cross_entropy
+from .labelled import belonging, nll_of_positives
 from .similarity import check_features, inverse, paired, similarities, without_left_out
 
 
@@ -29,6 +31,9 @@ def info_nce_loss(
     key: Tensor,
     target: Tensor | None = None,
     *,
+    labels: Tensor | None = None,
+    key_labels: Tensor | None = None,
+    key_mask: Callable[[Tensor], Tensor] | None = None,
     temperature: float | Tensor = 0.07,
     normalize: bool = True,
     ignore_index: int = -100,
@@ -52,9 +57,18 @@ def info_nce_loss(
             negatives: a queue, or the keys of other machines.
         target: the number of the key of each query, int64, ``(N,)``; None if key n belongs to
             query n.
+        labels: in the place of ``target`` where several keys belong to a query, those with its
+            label: integers, ``(N,)``. The loss is the mean over these keys, as in
+            :func:`supcon_loss`; a query without any is left out. (For keys of which one must be
+            found: ``set_cross_entropy(LinearLogits(query, key), labels, groups=key_labels)``.)
+        key_labels: integers, ``(M,)``; None if key n has the label of query n.
+        key_mask: a function from numbers of queries, int64, ``(n,)``, to booleans, ``(n, M)``:
+            True for keys that take part. It is called for a chunk of queries at a time, and leaves
+            out negatives that may be positives, by the similarities of another model say (GIST). A
+            key that belongs to a query takes part in any case.
         temperature: ``T``, positive: a number, or a 0-d tensor to be learned.
         normalize: divide features by their length, so that similarities are cosines.
-        ignore_index: number in ``target`` that marks queries to leave out.
+        ignore_index: number in ``target`` or ``labels`` that marks queries to leave out.
         reduction: ``"none"``, ``"sum"`` or ``"mean"``, which divides by the number of queries kept,
             or by the sum of their ``row_weight``.
         max_workspace: bytes that a chunk of similarities may take.
@@ -73,23 +87,39 @@ def info_nce_loss(
         >>> round(t.grad.item(), 4)
         1.1223
 
+        Keys that another model finds too much like a query are not its negatives:
+
+        >>> guide = image @ text.T
+        >>> far = lambda n: guide[n] < guide.diagonal()[n, None] - 0.5
+        >>> loss = xent.losses.info_nce_loss(image, text, temperature=0.5, key_mask=far)
+
     References:
         van den Oord, Li & Vinyals, *Representation learning with contrastive predictive coding*,
-        2018. Poole et al., *On variational bounds of mutual information*, ICML 2019.
+        2018. Poole et al., *On variational bounds of mutual information*, ICML 2019. Solatorio,
+        *GISTEmbed: guided in-sample selection of training negatives*, 2024.
     """
     check_features(("query", query), ("key", key))
+    ignore_index = whole_number("ignore_index", ignore_index)
     if normalize:
-        query = without_left_out(query, target, row_weight, ignore_index)
+        own = labels if target is None else target
+        query = without_left_out(query, own, row_weight, ignore_index)
     logits: Any = similarities(
         ("query", query), ("key", key), normalize, max_workspace=max_workspace, products=products
     )
-    temperature = inverse(temperature, logits.device)
-    result = cross_entropy(
-        logits, paired(logits) if target is None else target, logit_scale=temperature,
-        ignore_index=ignore_index, reduction=reduction, normalizer=normalizer,
-        row_weight=row_weight, empty=empty,
-    )  # fmt: skip
-    return result
+    factor = inverse(temperature, logits.device)
+    options = {
+        "reduction": reduction, "normalizer": normalizer, "row_weight": row_weight, "empty": empty,
+    }  # fmt: skip
+    if labels is None and key_labels is None and key_mask is None:
+        target = paired(logits) if target is None else target
+        return cross_entropy(
+            logits, target, logit_scale=factor, ignore_index=ignore_index, **options
+        )
+    reduce = read_reduction(rows=query.shape[:1], device=query.device, **options)
+    pairs = belonging(logits, target, labels, key_labels, ignore_index, key_mask)
+    source = logits.absorb(factor * torch.ones((), dtype=torch.float64, device=logits.device), None)
+    left_out = "" if labels is None else "positives"
+    return pairs.reduce(source, nll_of_positives, reduce, leaves_out=left_out).to(logits.dtype)
 
 
 @explained

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .._check import whole_number
+from ..engines.rows.labels import check_labels
 from ..engines.rows.problem import Index
 from ..frames.by_chunks import reduce_by_chunks
 from ..frames.docstrings import complete, described, sections
@@ -25,8 +26,9 @@ from ..heads.logits import MAX_WORKSPACE, LinearLogits, Products
 from ..heads.problem import make_problem
 from ..hyperparameters import Hyperparameters
 from ..overrides import overridable
+from .classification import cross_entropy
 from .sets import lse_of
-from .similarity import check_features, inverse, labels_of, normalized
+from .similarity import check_features, inverse, labels_of, normalized, paired
 
 KeyMask = Callable[[Tensor], Tensor]
 
@@ -56,8 +58,8 @@ class Compared(NamedTuple):
 
 def lse(z: Tensor, among: Tensor) -> Tensor:
     """Log-sum-exp of ``z``, (n, M), over the columns of a mask; -inf where there is none."""
-    row = torch.zeros_like(among[:, 0], dtype=torch.int64)
-    return lse_of(make_problem(z, row), torch.where(among, z, -torch.inf))
+    any_class = torch.zeros(z.shape[0], dtype=torch.int64, device=z.device)
+    return lse_of(make_problem(z, any_class), torch.where(among, z, -torch.inf))
 
 
 class Labelled(NamedTuple):
@@ -127,9 +129,10 @@ class Labelled(NamedTuple):
         kept, reduce = reduce.counting(kept)
 
         def values_of(index: Index, z: Tensor) -> RowValues:
-            values = body(self.compare(index, z, positives)).double()
+            compared = z.numel() > 0  # without columns there are no classes
+            values = body(self.compare(index, z, positives)) if compared else z.sum(-1)
             here = kept[index]
-            return RowValues(values, here, here.double())
+            return RowValues(values.double(), here, here.double())
 
         read = (self.row, self.column, kept, positives)
         return reduce_by_chunks((source,), numbers_of(kept), values_of, read, reduce)
@@ -145,6 +148,41 @@ def _masked(key_mask: KeyMask, rows: Tensor, like: Tensor) -> Tensor:
             f"{tuple(like.shape)}, True for a key that takes part; got {got}"
         )
     return mask
+
+
+def nll_of_positives(c: Compared) -> Tensor:
+    """Minus the log-probability of each positive among all columns; the mean over positives."""
+    # A soft target keeps its largest class out of the sum, so a sure pair keeps all digits.
+    return cross_entropy(c.apart, c.same.to(c.z.dtype), reduction="none").double() / c.positives
+
+
+def belonging(
+    logits: LinearLogits,
+    target: Tensor | None,
+    labels: Tensor | None,
+    key_labels: Tensor | None,
+    ignore_index: int,
+    key_mask: KeyMask | None,
+) -> Labelled:
+    """Which keys belong to which queries, by numbers (``target``) or labels of both."""
+    queries, keys = logits.hidden, logits.weight
+    if labels is None and key_labels is not None:
+        raise ValueError("`key_labels` are compared with `labels`; pass `labels`, too")
+    if labels is None:
+        row = paired(logits) if target is None else labels_of("target", target, "query", queries)
+        check_labels(row, keys.shape[0], ignore_index)
+        column = torch.arange(keys.shape[0], device=logits.device)
+        return Labelled(row, column, ignore_index, key_mask=key_mask)
+    if target is not None:
+        raise ValueError("`target` and `labels` both say which keys belong; leave one out")
+    row = labels_of("labels", labels, "query", queries)
+    if key_labels is None and keys.shape[0] != queries.shape[0]:
+        raise ValueError(
+            f"{keys.shape[0]} keys cannot have the labels of {queries.shape[0]} queries; pass "
+            f"`key_labels`"
+        )
+    column = row if key_labels is None else labels_of("key_labels", key_labels, "key", keys)
+    return Labelled(row, column, ignore_index, key_mask=key_mask)
 
 
 # ---- the frame ------------------------------------------------------------------------------------

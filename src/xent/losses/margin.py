@@ -22,6 +22,7 @@ from ..hyperparameters import Logits, NonNegative, Positive, Range, Rule
 from ..row_statistics import RowStatistics
 from ..targets import class_axis
 from .catalog import member
+from .centers import takes_centers
 
 
 def _scale(scale: float | Tensor, **_: object) -> float | Tensor:
@@ -58,8 +59,15 @@ def lowered_cross_entropy(s: RowStatistics, drop: Tensor | float) -> Tensor:
 
 
 @member(proper=False, convex=True)
+@takes_centers
 @row_loss(soft=False, own=OWN_SCALE)
-def cosface_loss(s: RowStatistics, margin: NonNegative = 0.35, scale: Positive = 64.0) -> Tensor:
+def cosface_loss(
+    s: RowStatistics,
+    margin: NonNegative = 0.35,
+    scale: Positive = 64.0,
+    centers: int = 1,
+    center_temperature: Positive | None = None,
+) -> Tensor:
     r"""Cross-entropy on cosines, the target's lowered by a margin; large-margin cosine loss.
 
     .. math:: \ell = -\log \frac{e^{s (\cos\theta_y - m)}}
@@ -70,6 +78,10 @@ def cosface_loss(s: RowStatistics, margin: NonNegative = 0.35, scale: Positive =
     Args:
         margin: ``m``, in cosine.
         scale: ``s``, the factor that turns cosines into logits.
+        centers: how many cosines each class has, next to each other: ``input`` has ``C * centers``
+            of them. A class counts by its best one.
+        center_temperature: counts a class by the mean of its cosines under the softmax of cosines
+            divided by this number, 0.1 say (SoftTriple); None for the largest.
 
     Example:
         >>> import torch, xent
@@ -78,15 +90,21 @@ def cosface_loss(s: RowStatistics, margin: NonNegative = 0.35, scale: Positive =
         '0.2026'
 
     References:
-        Wang et al., *CosFace: large margin cosine loss for deep face recognition*, CVPR 2018.
+        Wang et al., *CosFace: large margin cosine loss for deep face recognition*, CVPR 2018. Qian
+        et al., *SoftTriple loss: deep metric learning without triplet sampling*, ICCV 2019.
     """
     return lowered_cross_entropy(s, scale * margin)
 
 
 @member(proper=False, convex=False)
+@takes_centers
 @row_loss(soft=False, own=OWN_SCALE)
 def arcface_loss(
-    s: RowStatistics, margin: Annotated[float, Range(0, math.pi / 2)] = 0.5, scale: Positive = 64.0
+    s: RowStatistics,
+    margin: Annotated[float, Range(0, math.pi / 2)] = 0.5,
+    scale: Positive = 64.0,
+    centers: int = 1,
+    center_temperature: Positive | None = None,
 ) -> Tensor:
     r"""Cross-entropy on cosines with a margin added to the target's angle.
 
@@ -98,6 +116,10 @@ def arcface_loss(
     Args:
         margin: ``m``, in radians, at most pi / 2.
         scale: the factor that turns cosines into logits.
+        centers: how many cosines each class has, next to each other: ``input`` has ``C * centers``
+            of them. A class counts by its best one.
+        center_temperature: counts a class by the mean of its cosines under the softmax of cosines
+            divided by this number, 0.1 say (SoftTriple); None for the largest.
 
     Example:
         >>> import torch, xent
@@ -106,7 +128,8 @@ def arcface_loss(
         '0.2781'
 
     References:
-        Deng et al., *ArcFace: additive angular margin loss for deep face recognition*, CVPR 2019.
+        Deng et al., *ArcFace: additive angular margin loss for deep face recognition*, CVPR 2019,
+        and *Sub-center ArcFace*, ECCV 2020.
     """
     cos = (s.target / scale).clamp(-1, 1)
     # The sine has an infinite derivative at the poles; a sine below 1e-6 counts as constant.

@@ -9,8 +9,7 @@ from torch.nn.functional import logsigmoid
 from ..heads.problem import make_problem
 from ..hyperparameters import Number, Positive
 from .catalog import member
-from .classification import cross_entropy
-from .labelled import Compared, labelled_loss, lse
+from .labelled import Compared, labelled_loss, lse, nll_of_positives
 from .sets import set_statistics
 
 
@@ -40,8 +39,7 @@ def supcon_loss(c: Compared, temperature: float | Tensor = 0.07) -> Tensor:
     References:
         Khosla et al., *Supervised contrastive learning*, NeurIPS 2020.
     """
-    # A soft target keeps its largest class out of the sum, so a sure pair keeps all digits.
-    return cross_entropy(c.apart, c.same.to(c.z.dtype), reduction="none").double() / c.positives
+    return nll_of_positives(c)
 
 
 @member("other", proper=False, convex=False, second_pass=True)
@@ -111,7 +109,8 @@ def multi_similarity_loss(
     r"""Positives above a similarity and negatives below it, the worst ones most of all.
 
     .. math:: \ell_n =
-        \frac{1}{\alpha} \log\Bigl(1 + \sum_{p \in P_n} e^{-\alpha (x_n \cdot x_p - \lambda)}\Bigr)
+        \frac{1}{\alpha} \log\Bigl(1 + \sum_{p \in P_n}
+        e^{-\alpha (x_n \cdot x_p - \lambda)}\Bigr)
         + \frac{1}{\beta} \log\Bigl(1 + \sum_{m : y_m \ne y_n}
         e^{\beta (x_n \cdot x_m - \lambda)}\Bigr)
 

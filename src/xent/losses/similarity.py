@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._check import class_indices, is_tensor, scalar, whole_number
+from .._check import class_indices, is_tensor, scalar
 from ..frames.reduction import rows_left_out
 from ..heads.logits import LinearLogits, check_head, under_autocast
 
@@ -57,23 +57,25 @@ def similarities(
 
 
 def without_left_out(
-    query: Tensor, target: Tensor | None, row_weight: Tensor | None, ignore_index: int
+    x: Tensor, target: Tensor | None, row_weight: Tensor | None, ignore_index: int, axis: int = 1
 ) -> Tensor:
-    """Set queries that are left out to 0, so that NaN in these queries cannot spread.
+    """Set rows that are left out to 0, so that NaN in these rows cannot spread.
 
-    Errors in the other arguments are raised where those arguments are read.
+    Each row lies along an axis of ``x``. Errors in the other arguments are raised where those
+    arguments are read.
     """
+    rows = x.shape[:axis] + x.shape[axis + 1 :]
 
-    def of_queries(x: Tensor | None) -> bool:
-        return isinstance(x, Tensor) and x.shape == query.shape[:1] and x.device == query.device
+    def of_rows(given: Tensor | None) -> bool:
+        return isinstance(given, Tensor) and given.shape == rows and given.device == x.device
 
-    out = rows_left_out(row_weight) if of_queries(row_weight) else None
+    out = rows_left_out(row_weight) if of_rows(row_weight) else None
     if out is not None:
-        query = torch.where(out.unsqueeze(1), 0, query)
-    if of_queries(target):
-        marked = class_indices("target", target) == whole_number("ignore_index", ignore_index)
-        query = torch.where(marked.unsqueeze(1), 0, query)
-    return query
+        x = torch.where(out.unsqueeze(axis), 0, x)
+    if of_rows(target):
+        marked = class_indices("target", target) == ignore_index
+        x = torch.where(marked.unsqueeze(axis), 0, x)
+    return x
 
 
 def paired(logits: LinearLogits) -> Tensor:
