@@ -14,14 +14,18 @@ from xent.engines import core
 
 C = 5
 # Losses of single elements, of pairs of rows and of parts of a head have no axis of classes.
-WITHOUT = {"binary_cross_entropy", "kl_div", "siglip_loss", "yolo_loss"}
-NAMES = [name for name, entry in REGISTRY.items() if entry.labels != 1 and name not in WITHOUT]
+WITHOUT = {"binary_cross_entropy", "kl_div", "siglip_loss"}
+NAMES = [
+    name
+    for name, entry in REGISTRY.items()
+    if entry.labels != 1 and not entry.apart and name not in WITHOUT
+]
 SOFT = [
     name
     for name in NAMES
     if any(isinstance(s, Loss) and s.soft for s in REGISTRY[name].settings)
 ]  # fmt: skip
-ALIKE = [*SOFT, "distillation_loss", "multilabel_cross_entropy", "zlpr_loss"]
+ALIKE = [*SOFT, "distillation_loss", "set_cross_entropy", "multilabel_cross_entropy", "zlpr_loss"]
 LISTS = ["sparse_cross_entropy"]
 SHAPES = [(), (4,), (2, 3), (2, 3, 2)]  # of the rows
 

@@ -19,18 +19,18 @@ HEAD = torch.zeros(1, 2 * 8, 4, 4)
 RESPONSIBLE = torch.zeros(1, 2, 4, 4, dtype=torch.bool)
 
 
+BY_HAND = {
+    "cumulative_link_loss", "yolo_loss", "siglip_loss", "kl_div", "nll_loss",
+    "binary_cross_entropy", "supcon_loss", "nca_loss", "decoupled_contrastive_loss",
+    "multi_similarity_loss", "circle_loss",
+}  # fmt: skip
+
+
 def good_calls():
     """Return each public loss with arguments that fit, by name."""
     calls = {}
     for name, member in CATALOG.items():
-        if name in {
-            "cumulative_link_loss",
-            "yolo_loss",
-            "siglip_loss",
-            "kl_div",
-            "nll_loss",
-            "binary_cross_entropy",
-        }:
+        if name in BY_HAND:
             continue
         c, settings = REGISTRY[name], REGISTRY[name].arguments(4)
         width = c.width(4)
@@ -57,6 +57,22 @@ def good_calls():
         "binary_cross_entropy": (xent.binary_cross_entropy, (T, T), {}),
         "linear_cross_entropy": (xent.linear_cross_entropy, (X, X, Y), {"linear_bias": X[:, 0]}),
         "info_nce_loss": (xent.losses.info_nce_loss, (X, X, Y), {}),
+        "info_nce_loss of labels": (
+            xent.losses.info_nce_loss, (X, X), {"labels": Y, "key_labels": Y},
+        ),
+        **{
+            name: (getattr(xent.losses, name), (X, Y), {})
+            for name in (
+                "supcon_loss", "nca_loss", "decoupled_contrastive_loss", "multi_similarity_loss",
+                "circle_loss",
+            )
+        },
+        "set_cross_entropy of groups": (
+            xent.losses.set_cross_entropy, (X, Y % 2), {"groups": torch.tensor([0, 1, 0, 1])},
+        ),
+        "cosface_loss of centers": (
+            xent.losses.cosface_loss, (X.tanh(), Y % 2), {"centers": 2, "center_temperature": 0.1},
+        ),
         "clip_loss": (xent.losses.clip_loss, (X, X), {}),
         "nt_xent_loss": (xent.losses.nt_xent_loss, (X, X + 1), {}),
         "sampled_cross_entropy": (

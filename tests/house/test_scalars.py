@@ -156,6 +156,30 @@ OTHERS = {
         lambda **o: xent.losses.info_nce_loss(X, X, **o),
         {"temperature": 0.5, "ignore_index": 1},
     ),
+    "info_nce_loss of labels": (
+        lambda **o: xent.losses.info_nce_loss(X, X, labels=Y, **o),
+        {"temperature": 0.5, "ignore_index": 1},
+    ),
+    "supcon_loss": (
+        lambda **o: xent.losses.supcon_loss(X, Y, **o),
+        {"temperature": 0.5, "ignore_index": 1},
+    ),
+    "nca_loss": (lambda **o: xent.losses.nca_loss(X, Y, **o), {"temperature": 0.5}),
+    "multi_similarity_loss": (
+        lambda **o: xent.losses.multi_similarity_loss(X, Y, **o),
+        {"alpha": 0.5, "beta": 2.0, "base": 0.25},
+    ),
+    "circle_loss": (
+        lambda **o: xent.losses.circle_loss(X, Y, **o), {"margin": 0.25, "gamma": 2.0},
+    ),
+    "set_cross_entropy": (
+        lambda **o: xent.losses.set_cross_entropy(X, Y, groups=torch.arange(4), **o),
+        {"ignore_index": 1, "softcap": 4.0},
+    ),
+    "cosface_loss of centers": (
+        lambda **o: xent.losses.cosface_loss(X.tanh(), Y % 2, **{"centers": 2, **o}),
+        {"centers": 2, "center_temperature": 0.5, "margin": 0.25},
+    ),
     "clip_loss": (lambda **o: xent.losses.clip_loss(X, X, **o), {"logit_scale": 2.0}),
     "nt_xent_loss": (lambda **o: xent.losses.nt_xent_loss(X, X + 1, **o), {"temperature": 0.5}),
     "siglip_loss": (lambda **o: xent.losses.siglip_loss(X, **o), {"scale": 0.5, "bias": -0.5}),

@@ -293,12 +293,27 @@ def test_no_matrix_of_pairs(name):
         assert seen.numel < n * n / 2
 
 
-def test_convex_in_the_similarities():
-    """The facts of the catalog, of features that make similarities whatever they like."""
-    member = xent.losses.CATALOG
-    for name in LOSSES:
-        loss = LOSSES[name][0]
-        assert not member[loss.__name__].bounded
+@each
+def test_the_facts_of_the_catalog(name):
+    """Convex in the similarities, or not; not bounded. A Gram matrix may be any of its kind."""
+    loss, _, _, others = LOSSES[name]
+    member = xent.losses.CATALOG[loss.__name__]
+    y = torch.tensor([0, 0, 1, 1, 0])
+
+    def of_gram(gram):
+        return loss(torch.linalg.cholesky(gram), y, normalize=False, **others).item()
+
+    sags = []
+    for step in [1.0, 0.1] * 200:
+        near = 0.4 * torch.rand(2, 5, 5, dtype=torch.float64) - 0.3  # similarities of two batches
+        a, b = ((g + g.T) / 2 + 2 * torch.eye(5) for g in (near[0], near[0].lerp(near[1], step)))
+        at_a, at_b = of_gram(a), of_gram(b)
+        sags.append((of_gram((a + b) / 2) - (at_a + at_b) / 2) / (1 + abs(at_a) + abs(at_b)))
+    assert max(sags) <= 1e-12 if member.convex else max(sags) > 1e-6
+    x = torch.randn(5, 5, dtype=torch.float64)
+    near, far = (loss(size * x, y, normalize=False, **others) for size in (100, 200))
+    assert not member.bounded
+    assert far > 1.5 * near
 
 
 BAD = {

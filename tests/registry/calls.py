@@ -100,8 +100,32 @@ def _statistics(z: Tensor, y: Tensor) -> Tensor:
     return s.log_prob + s.entropy + s.mean + s.rest_squares + s.rest_top_logit
 
 
+def _batch(rows: int) -> tuple[Any, ...]:
+    return torch.randn(rows, 4), torch.arange(rows) % 3
+
+
+def _labelled_pairs(rows: int) -> tuple[Any, ...]:
+    return torch.randn(rows, 4), torch.randn(7, 4), torch.arange(rows) % 3
+
+
+def _labelled(query: Tensor, key: Tensor, y: Tensor) -> Tensor:
+    of_keys = torch.tensor([0, 1, 2, 0, 1, 2, 5], device=y.device)
+    return xent.losses.info_nce_loss(query, key, labels=y, key_labels=of_keys)
+
+
+def _grouped(z: Tensor, y: Tensor) -> Tensor:
+    groups = torch.arange(z.shape[-1], device=z.device) // 2
+    return xent.losses.set_cross_entropy(z, y // 2, groups=groups)
+
+
+def _of_centers(z: Tensor, y: Tensor) -> Tensor:
+    return xent.losses.cosface_loss(
+        torch.tanh(z), y % 3, scale=4.0, centers=3, center_temperature=0.5
+    )
+
+
 CALLS = [
-    *(_member(entry) for entry in ENTRIES if entry.name != "yolo_loss"),  # a sum of others
+    *(_member(entry) for entry in ENTRIES if not entry.apart),
     Call("cross_entropy of distributions", xent.cross_entropy, _soft),
     Call("cross_entropy with options", _with_options, _labels),
     Call("cross_entropy by row", lambda *x: xent.cross_entropy(*x, reduction="none"), _labels),
@@ -119,6 +143,12 @@ CALLS = [
     Call(
         "info_nce_loss", xent.losses.info_nce_loss, lambda n: (torch.randn(n, 4), torch.randn(n, 4))
     ),
+    Call("info_nce_loss of labels", _labelled, _labelled_pairs),
+    Call("supcon_loss", xent.losses.supcon_loss, _batch),
+    Call("nca_loss", xent.losses.nca_loss, _batch),
+    Call("multi_similarity_loss", xent.losses.multi_similarity_loss, _batch),
+    Call("set_cross_entropy of groups", _grouped, _labels),
+    Call("cosface_loss of centers", _of_centers, _labels),
     Call("information.entropy", lambda p, q: entropy(p), _distributions),
     Call("information.kl_divergence", kl_divergence, _distributions),
     Call("information.cross_entropy_of", cross_entropy_of, _distributions),

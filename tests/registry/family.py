@@ -51,6 +51,12 @@ def summed(classes: int) -> dict[str, Any]:
     return {"reduction": "sum"}
 
 
+def with_the_next(z: Tensor, y: Tensor) -> Tensor:
+    """Return sets of two classes: that of each row, and the class after it."""
+    classes = torch.arange(z.shape[1], device=z.device)
+    return ((classes - y.unsqueeze(-1)) % z.shape[1]) < 2
+
+
 # ---- predictions --------------------------------------------------------------------------------
 
 
@@ -156,6 +162,7 @@ ENTRIES = [
             options={"label_smoothing": 0.1, "z_loss": 0.01, "softcap": 5.0, "logit_scale": 1.3},
         ),
     ),
+    rows("set_cross_entropy", follows=lambda z, y: (with_the_next(z, y),)),
     rows("focal_loss", hard("focal loss", F.focal, "weight")),
     rows("poly1_loss", hard("poly1", F.poly1)),
     rows(
@@ -270,6 +277,14 @@ ENTRIES = [
     rows("multilabel_cross_entropy", labels=2),
     rows("zlpr_loss", labels=2),
     rows("siglip_loss", labels=2, predicts=lambda z: torch.sigmoid(10 * z - 10)),
+    # ---- batches of features, each compared with the others
+    *(
+        rows(name, apart="compares examples with each other: tests/losses/test_metric.py")
+        for name in (
+            "supcon_loss", "nca_loss", "decoupled_contrastive_loss", "multi_similarity_loss",
+            "circle_loss",
+        )
+    ),
     # ---- tempered, sparse, evolved
     rows(
         "bi_tempered_loss",
