@@ -307,7 +307,7 @@ _found = {
 _names = [name for loss in CATALOG for name in _found if name.partition(",")[0] == loss]
 SUBJECTS: dict[str, Subject] = {name: _found[name] for name in _names}
 LEFT_OUT = {
-    name: REGISTRY[name].apart or "a target of many classes: tests/losses/test_sets.py"
+    name: REGISTRY[name].apart or "its target is a set of classes"
     for name in CATALOG
     if name not in {key.partition(",")[0] for key in _found}
 }

@@ -58,20 +58,29 @@ def good_calls():
         "linear_cross_entropy": (xent.linear_cross_entropy, (X, X, Y), {"linear_bias": X[:, 0]}),
         "info_nce_loss": (xent.losses.info_nce_loss, (X, X, Y), {}),
         "info_nce_loss of labels": (
-            xent.losses.info_nce_loss, (X, X), {"labels": Y, "key_labels": Y},
+            xent.losses.info_nce_loss,
+            (X, X),
+            {"labels": Y, "key_labels": Y},
         ),
         **{
             name: (getattr(xent.losses, name), (X, Y), {})
             for name in (
-                "supcon_loss", "nca_loss", "decoupled_contrastive_loss", "multi_similarity_loss",
+                "supcon_loss",
+                "nca_loss",
+                "decoupled_contrastive_loss",
+                "multi_similarity_loss",
                 "circle_loss",
             )
         },
         "set_cross_entropy of groups": (
-            xent.losses.set_cross_entropy, (X, Y % 2), {"groups": torch.tensor([0, 1, 0, 1])},
+            xent.losses.set_cross_entropy,
+            (X, Y % 2),
+            {"groups": torch.tensor([0, 1, 0, 1])},
         ),
         "cosface_loss of centers": (
-            xent.losses.cosface_loss, (X.tanh(), Y % 2), {"centers": 2, "center_temperature": 0.1},
+            xent.losses.cosface_loss,
+            (X.tanh(), Y % 2),
+            {"centers": 2, "center_temperature": 0.1},
         ),
         "clip_loss": (xent.losses.clip_loss, (X, X), {}),
         "nt_xent_loss": (xent.losses.nt_xent_loss, (X, X + 1), {}),

@@ -170,14 +170,15 @@ OTHERS = {
         {"alpha": 0.5, "beta": 2.0, "base": 0.25},
     ),
     "circle_loss": (
-        lambda **o: xent.losses.circle_loss(X, Y, **o), {"margin": 0.25, "gamma": 2.0},
+        lambda **o: xent.losses.circle_loss(X, Y, **o),
+        {"margin": 0.25, "gamma": 2.0},
     ),
     "set_cross_entropy": (
-        lambda **o: xent.losses.set_cross_entropy(X, Y, groups=torch.arange(4), **o),
+        lambda **o: xent.losses.set_cross_entropy(X, Y, groups=torch.arange(5), **o),
         {"ignore_index": 1, "softcap": 4.0},
     ),
     "cosface_loss of centers": (
-        lambda **o: xent.losses.cosface_loss(X.tanh(), Y % 2, **{"centers": 2, **o}),
+        lambda **o: xent.losses.cosface_loss(X[:, :4].tanh(), Y % 2, **{"centers": 2, **o}),
         {"centers": 2, "center_temperature": 0.5, "margin": 0.25},
     ),
     "clip_loss": (lambda **o: xent.losses.clip_loss(X, X, **o), {"logit_scale": 2.0}),

@@ -64,6 +64,78 @@ def test_keys_in_any_order():
     agree(found, F.cross_entropy(cosines(a, b) / 0.5, y), (a, b))
 
 
+def of_several(z, same, out):
+    """Return minus the mean log-probability of the keys that belong, row by row; 0 where none."""
+    values = []
+    for row, belongs, removed in zip(z, same, out, strict=True):
+        p = torch.log_softmax(row[~removed | belongs], 0)[belongs[~removed | belongs]]
+        values.append(-p.mean() if len(p) else row.new_zeros(()))
+    return torch.stack(values)
+
+
+@every_reduction
+@pytest.mark.parametrize("masked", [True, False])
+def test_several_keys_of_a_query(reduction, masked):
+    a, b, t = features(12, 6), features(17, 6), learned(0.3)
+    y, of_keys = torch.randint(4, (12,)), torch.randint(4, (17,))
+    y[1], y[2], of_keys[3] = -100, 9, 7  # ignored; without a key; a key without a query
+    weight = torch.rand(12, dtype=torch.float64)
+    weight[5] = 0
+    out = (torch.rand(12, 17) < 0.3) & torch.tensor(masked)
+    options = {"key_mask": lambda n: ~out[n]} if masked else {}
+    found = xent.losses.info_nce_loss(
+        a, b, labels=y, key_labels=of_keys, temperature=t, row_weight=weight, reduction=reduction,
+        **options,
+    )  # fmt: skip
+    same = y[:, None] == of_keys
+    values = of_several(cosines(a, b) / t, same, out) * weight
+    kept = (y != -100) & same.any(1)
+    mean = values.sum() / (weight * kept).sum()
+    agree(found, mean if reduction == "mean" else reduced(values, reduction), (a, b, t), 1e-12)
+
+
+def test_false_negatives_are_removed():
+    """As a guide finds them: keys nearer to a query than its own are no negatives (GIST)."""
+    a, b, guide = features(9, 4), features(9, 4), torch.randn(9, 9)
+    near = guide > guide.diagonal()[:, None]
+    asked = []
+
+    def mask(rows):
+        asked.append(rows)
+        return ~near[rows]
+
+    found = xent.losses.info_nce_loss(a, b, temperature=0.5, key_mask=mask)
+    assert torch.equal(torch.cat(asked), torch.arange(9))
+    assert len(asked) > 1
+    z = (cosines(a, b) / 0.5).masked_fill(near, -torch.inf)
+    agree(found, F.cross_entropy(z, torch.arange(9)), (a, b), 1e-12)
+    y = torch.randperm(9)
+    y[3] = -100
+    found = xent.losses.info_nce_loss(a, b, y, temperature=0.5, key_mask=lambda n: ~near[n])
+    own = F.one_hot(y.clamp(min=0), 9).bool()  # the key of a query takes part in any case
+    z = (cosines(a, b) / 0.5).masked_fill(near & ~own, -torch.inf)
+    agree(found, F.cross_entropy(z, y), (a, b), 1e-12)
+
+
+def test_one_key_of_each_label_is_its_number():
+    a, b = features(7, 4), features(9, 4)
+    y, order = torch.randint(9, (7,)), torch.randperm(9)
+    found = xent.losses.info_nce_loss(a, b, labels=order[y], key_labels=order)
+    agree(found, xent.losses.info_nce_loss(a, b, y), (a, b), 1e-12)
+    both = xent.losses.info_nce_loss(a, b[:7], labels=y)
+    agree(both, xent.losses.info_nce_loss(a, b[:7], labels=y, key_labels=y), (a, b), 1e-12)
+
+
+def test_one_of_several_keys_must_be_found():
+    """MIL-NCE, as the docstring says: the cross-entropy of a set."""
+    a, b = features(7, 4), features(9, 4)
+    y, of_keys = torch.randint(3, (7,)), torch.arange(9) % 3
+    head = xent.LinearLogits(a, b)
+    found = xent.losses.set_cross_entropy(head, y, groups=of_keys, logit_scale=2.0)
+    p = torch.softmax(2 * a @ b.T, 1)
+    agree(found, -(p * (y[:, None] == of_keys)).sum(1).log().mean(), (a, b), 1e-12)
+
+
 @every_reduction
 def test_clip(reduction):
     a, b, log_scale = features(12, 6), features(12, 6), learned(2.0)
@@ -224,6 +296,28 @@ def test_no_matrix_of_pairs():
 BAD = {
     "shape": (lambda a: xent.losses.info_nce_loss(a, a[0]), "`key` must hold features"),
     "too few keys": (lambda a: xent.losses.info_nce_loss(a, a[:2]), "need as many keys"),
+    "both": (
+        lambda a: xent.losses.info_nce_loss(a, a, torch.arange(5), labels=torch.arange(5)),
+        "`target` and `labels`",
+    ),
+    "labels of keys alone": (
+        lambda a: xent.losses.info_nce_loss(a, a, key_labels=torch.arange(5)),
+        "pass `labels`",
+    ),
+    "no labels of keys": (
+        lambda a: xent.losses.info_nce_loss(a, a[:4], labels=torch.arange(5)),
+        "pass `key_labels`",
+    ),
+    "mask": (
+        lambda a: xent.losses.info_nce_loss(a, a, key_mask=lambda n: torch.ones(5, 5)),
+        "`key_mask` must return booleans",
+    ),
+    "no such key": (
+        lambda a: xent.losses.info_nce_loss(
+            a, a, torch.arange(1, 6), key_mask=lambda n: torch.ones(len(n), 5).bool()
+        ),
+        "`target`",
+    ),
     "temperature": (
         lambda a: xent.losses.info_nce_loss(a, a, temperature=0.0),
         "`temperature` must be",

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 import xent
-from tests.helpers import grads, head, ulps, value_and_grad, widest
+from tests.helpers import head, ulps, value_and_grad, widest
 from xent.heads import chunks as heads
 from xent.heads.problem import make_problem
 from xent.losses import set_cross_entropy
@@ -152,9 +152,7 @@ def test_groups_are_masks(reduction):
 def test_the_empty_set_costs_infinity_and_the_full_set_nothing(every_engine):
     z = torch.randn(3, C)
     none, every = torch.zeros(3, C, dtype=torch.bool), torch.ones(3, C, dtype=torch.bool)
-    value, _ = value_and_grad(
-        set_cross_entropy, z, none, reduction="none", engine=every_engine
-    )
+    value, _ = value_and_grad(set_cross_entropy, z, none, reduction="none", engine=every_engine)
     assert torch.equal(value, torch.full((3,), torch.inf))
     value, grad = value_and_grad(set_cross_entropy, z, every, engine=every_engine)
     assert value == 0
@@ -191,6 +189,7 @@ def test_derivatives(grouped):
         y = torch.tensor([0, 1, -100, 1])
         options["groups"] = torch.tensor([0, 1, 0, 2, 2, 1, 0])
     for reduction in ("mean", "none"):
+
         def loss(x, reduction=reduction):
             return set_cross_entropy(x, y, reduction=reduction, **options)
 
@@ -292,7 +291,9 @@ def test_groups_behind_a_head_need_no_tensor_of_all_logits(small_chunks):
 
     with Sizes():
         set_cross_entropy(xent.LinearLogits(h, w), y, groups=groups).backward()
-        set_cross_entropy(xent.LinearLogits(h, w), y, groups=groups, reduction="none").sum().backward()
+        set_cross_entropy(
+            xent.LinearLogits(h, w), y, groups=groups, reduction="none"
+        ).sum().backward()
     assert largest < n * c / 2
 
 

@@ -279,7 +279,7 @@ ENTRIES = [
     rows("siglip_loss", labels=2, predicts=lambda z: torch.sigmoid(10 * z - 10)),
     # ---- batches of features, each compared with the others
     *(
-        rows(name, apart="compares examples with each other: tests/losses/test_metric.py")
+        rows(name, apart="compares examples with each other")
         for name in (
             "supcon_loss", "nca_loss", "decoupled_contrastive_loss", "multi_similarity_loss",
             "circle_loss",

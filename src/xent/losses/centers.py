@@ -46,6 +46,8 @@ def takes_centers(loss: F) -> F:
         if count == 1:
             return loss(input, target, weight, **options)
         are_logits("input", input)
+        if not input.is_floating_point():
+            raise TypeError(f"`input` must hold floating-point cosines, got {input.dtype}")
         lean = isinstance(input, LinearLogits)
         axis = axis_of_classes(input, options.get("class_dim"), lean=lean)
         if input.shape[axis] % count:

@@ -185,19 +185,19 @@ def belonging(
     return Labelled(row, column, ignore_index, key_mask=key_mask)
 
 
-# ---- the frame ------------------------------------------------------------------------------------
+# ---- the frame ---------------------------------------------------------------------------------
 
 _ARGUMENTS = {
     "features": "``x``, ``(N, D)``; several views of the same examples come one after the other.",
     "labels": "``y``, integers, ``(N,)``: classes, or with views the number of the example.",
     "normalize": "divide features by their length, so that similarities are cosines.",
     "ignore_index": "label that marks rows to leave out; no other row is compared with them.",
-    "reduction": '``"none"``, ``"sum"`` or ``"mean"``, which divides by the number of rows kept, or'
-    "\n    by the sum of their ``row_weight``.",
+    "reduction": '``"none"``, ``"sum"`` or ``"mean"``, which divides by the number of rows kept,\n'
+    "    or by the sum of their ``row_weight``.",
     "normalizer": 'another divisor of the mean: a number or 0-d tensor, or ``"count"`` for the\n'
     "    number of rows kept.",
-    "row_weight": "factor on the loss of each row, ``(N,)``. A row of weight 0 has no loss, but the"
-    "\n    others are compared with it.",
+    "row_weight": "factor on the loss of each row, ``(N,)``. A row of weight 0 has no loss, but\n"
+    "    the others are compared with it.",
     "empty": '``"nan"`` as PyTorch, or ``"zero"``: the mean of no rows.',
     "max_workspace": "bytes that a chunk of similarities may take.",
     "products": "the type of the products of 16-bit features, as for :class:`xent.LinearLogits`.",

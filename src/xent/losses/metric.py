@@ -34,7 +34,7 @@ def supcon_loss(c: Compared, temperature: float | Tensor = 0.07) -> Tensor:
         >>> features = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0], [0.6, 0.8]])
         >>> labels = torch.tensor([0, 0, 1, 1])
         >>> round(xent.losses.supcon_loss(features, labels, temperature=0.5).item(), 4)
-        0.0
+        0.8707
 
     References:
         Khosla et al., *Supervised contrastive learning*, NeurIPS 2020.
@@ -62,7 +62,7 @@ def nca_loss(c: Compared, temperature: float | Tensor = 1.0) -> Tensor:
         >>> features = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0], [0.6, 0.8]])
         >>> labels = torch.tensor([0, 0, 1, 1])
         >>> round(xent.losses.nca_loss(features, labels).item(), 4)
-        0.0
+        0.8707
 
     References:
         Goldberger et al., *Neighbourhood components analysis*, NeurIPS 2004.
@@ -93,7 +93,7 @@ def decoupled_contrastive_loss(c: Compared, temperature: float | Tensor = 0.1) -
         >>> labels = torch.tensor([0, 0, 1, 1])
         >>> loss = xent.losses.decoupled_contrastive_loss(features, labels, temperature=0.5)
         >>> round(loss.item(), 4)
-        0.0
+        0.2899
 
     References:
         Yeh et al., *Decoupled contrastive learning*, ECCV 2022.
@@ -127,7 +127,7 @@ def multi_similarity_loss(
         >>> features = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0], [0.6, 0.8]])
         >>> labels = torch.tensor([0, 0, 1, 1])
         >>> round(xent.losses.multi_similarity_loss(features, labels).item(), 4)
-        0.0
+        0.4988
 
     References:
         Wang et al., *Multi-similarity loss with general pair weighting for deep metric learning*,
@@ -160,7 +160,7 @@ def circle_loss(c: Compared, margin: Number = 0.4, gamma: Positive = 80.0) -> Te
         >>> features = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0], [0.6, 0.8]])
         >>> labels = torch.tensor([0, 0, 1, 1])
         >>> round(xent.losses.circle_loss(features, labels).item(), 4)
-        0.0
+        28.8648
 
     References:
         Sun et al., *Circle loss: a unified perspective of pair similarity optimization*, CVPR 2020.

@@ -15,7 +15,6 @@ from ..frames.reduction import rows_left_out
 from ..heads.logits import LinearLogits, check_head, under_autocast
 
 
-
 def labels_of(name: str, labels: Tensor, of: str, features: Tensor) -> Tensor:
     """Labels as int64; raise unless there is one for each row of features."""
     labels = class_indices(name, labels)
