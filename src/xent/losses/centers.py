@@ -18,6 +18,7 @@ from ..frames.reduction import RowValues, leave_out, mass_of_labels, read_reduct
 from ..heads.logits import LinearLogits, are_logits
 from ..heads.problem import make_problem
 from ..hyperparameters import Range
+from ..overrides import overridable
 from .similarity import without_left_out
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -62,7 +63,8 @@ def takes_centers(loss: F) -> F:
         x = without_left_out(input, target, options.get("row_weight"), ignored, axis)
         return loss(best(x, axis), target, weight, **options)
 
-    return cast(F, entry)
+    del entry.__overridable__  # pyright: ignore  # the mark of the loss inside
+    return cast(F, overridable(entry))
 
 
 def _best(cosines: Tensor, axis: int, count: int, temperature: float | None) -> Tensor:

@@ -83,8 +83,9 @@ class Labelled(NamedTuple):
     def counts(self) -> tuple[Tensor, Tensor]:
         """The number of positives of each row, and of its negatives before ``key_mask``."""
         ranked = self.column.sort().values
-        first = torch.searchsorted(ranked, self.row)
-        alike = torch.searchsorted(ranked, self.row, right=True) - first
+        row = self.row.contiguous()
+        first = torch.searchsorted(ranked, row)
+        alike = torch.searchsorted(ranked, row, right=True) - first
         columns = self.columns
         total = self.column.shape[0] if columns is None else columns.sum()
         return alike - int(self.itself), total - alike
@@ -95,8 +96,8 @@ class Labelled(NamedTuple):
         number = torch.arange(self.row.shape[0], device=z.device)[index]
         if self.itself:
             itself = number.unsqueeze(-1)
-            same = same.scatter(1, itself, False)
-            out = (~same & (self.column == self.ignore_index)).scatter(1, itself, True)
+            same = same.scatter(1, itself, 0)
+            out = (~same & (self.column == self.ignore_index)).scatter(1, itself, 1)
         if self.key_mask is not None:
             masked = ~(_masked(self.key_mask, number, same) | same)
             out = masked if out is None else out | masked
@@ -164,7 +165,7 @@ def belonging(
     ignore_index: int,
     key_mask: KeyMask | None,
 ) -> Labelled:
-    """Which keys belong to which queries, by numbers (``target``) or labels of both."""
+    """Tell which keys belong to which queries: by their numbers, ``target``, or by labels."""
     queries, keys = logits.hidden, logits.weight
     if labels is None and key_labels is not None:
         raise ValueError("`key_labels` are compared with `labels`; pass `labels`, too")
