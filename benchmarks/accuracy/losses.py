@@ -306,8 +306,9 @@ _found = {
 }
 _names = [name for loss in CATALOG for name in _found if name.partition(",")[0] == loss]
 SUBJECTS: dict[str, Subject] = {name: _found[name] for name in _names}
+_REASONS = {"set_cross_entropy": "its target is a set of classes"}
 LEFT_OUT = {
-    name: REGISTRY[name].apart or "its target is a set of classes"
+    name: REGISTRY[name].apart or _REASONS.get(name, "a sum of others")
     for name in CATALOG
-    if name not in {key.partition(",")[0] for key in _found}
+    if name not in _found
 }
