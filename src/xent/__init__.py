@@ -29,6 +29,8 @@ from ._check import TargetError
 from .diagnose import diagnose
 from .engines.choice import Explanation
 from .evaluation import Evaluation, evaluate
+from .frames.dense_loss import dense_loss
+from .frames.dense_rows import DenseRows
 from .frames.element_loss import Elements, element_loss
 from .frames.row_loss import row_loss
 from .heads.answers import sample
@@ -58,6 +60,7 @@ except PackageNotFoundError:  # imported from a source tree that was never insta
     __version__ = "0+unknown"
 
 __all__ = [
+    "DenseRows",
     "Elements",
     "Evaluation",
     "Explanation",
@@ -68,6 +71,7 @@ __all__ = [
     "binary_cross_entropy",
     "binary_cross_entropy_with_logits",
     "cross_entropy",
+    "dense_loss",
     "diagnose",
     "element_loss",
     "entmax",

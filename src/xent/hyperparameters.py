@@ -174,9 +174,14 @@ class Hyperparameters:
 
         False if a tensor may hold a number per row, or requires a gradient itself.
         """
-        tensors = {name: x for name, x in settings.items() if isinstance(x, Tensor)}
-        return not any(
-            x.requires_grad or (x.ndim and n not in self.per_class) for n, x in tensors.items()
+        learned = any(isinstance(x, Tensor) and x.requires_grad for x in settings.values())
+        return not learned and not self.may_be_of_rows(settings)
+
+    def may_be_of_rows(self, settings: Mapping[str, Any]) -> bool:
+        """True if a tensor may hold a number per row: no annotation says that it does not."""
+        return any(
+            isinstance(x, Tensor) and x.ndim > 0 and name not in self.per_class
+            for name, x in settings.items()
         )
 
 

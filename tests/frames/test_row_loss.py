@@ -11,7 +11,7 @@ import xent
 from tests.helpers import same_bits, value_and_grad
 from tests.registry.probes import above_average, entropy_regularised, focal
 from xent import RowStatistics
-from xent.frames.dense_loss import by_rows
+from xent.frames.dense_rows import by_rows
 from xent.frames.reduction import read_reduction, stable_sum
 
 Z, Y = torch.randn(6, 5, generator=torch.Generator().manual_seed(0)).double(), torch.arange(6) % 5
@@ -98,7 +98,7 @@ def test_the_last_rows_of_many_count(engine):
 @pytest.mark.parametrize("rows", [1, 3, 4, 8])
 @pytest.mark.parametrize(("classes", "height"), [(1, 15), (4, 3), (20, 1)])
 def test_rows_are_worked_on_as_many_at_a_time_as_fit(rows, classes, height, monkeypatch):
-    monkeypatch.setattr("xent.frames.dense_loss.CHUNK", 15)
+    monkeypatch.setattr("xent.frames.dense_rows.CHUNK", 15)
     heights = []
 
     def square(x, nothing, y):

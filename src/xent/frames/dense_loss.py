@@ -1,8 +1,7 @@
 """The second frame: losses that need all logits of a row, because no few statistics suffice.
 
-The body of such a loss is a function of logits and target probabilities, classes last, in float64;
-the frame adds the options that every loss has. A loss that is a function of row statistics is
-better made by :func:`xent.row_loss`: it is faster and keeps nothing of the size of the logits.
+The body of such a loss is a function of logits and target, classes last, in float64; the frame
+adds the options that every loss has.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, Protocol, TypeVar, overload
+from typing import Any, Literal, Protocol, TypeVar, overload
 
 import torch
 from torch import Tensor
@@ -20,7 +19,7 @@ from ..class_dim import takes_class_dim
 from ..engines import dense
 from ..engines.choice import Explanation
 from ..engines.dense.problem import DenseProblem, Form, form_for
-from ..engines.modes import deferred, wide_dtype
+from ..engines.modes import wide_dtype
 from ..engines.rows.labels import check_labels
 from ..engines.rows.problem import Problem
 from ..heads.logits import LinearLogits, outline
@@ -30,6 +29,7 @@ from ..hyperparameters import Hyperparameters
 from ..overrides import overridable
 from .by_chunks import reduce_problem
 from .containers import through_containers
+from .dense_rows import DenseRows, by_rows
 from .docstrings import described, loss_docstring
 from .reduction import (
     Normalizer,
@@ -42,34 +42,9 @@ from .reduction import (
     rows_left_out,
     stable_sum,
 )
-
-CHUNK = 2**17  # numbers that a dense loss works on at a time: 1 MB in float64 fits into the cache
+from .row_checks import refuse_probabilities
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-
-class DenseRows(NamedTuple):
-    """Rows for a dense loss, in float64 where the device has it, with one of two targets."""
-
-    logits: Tensor  # (N..., C), after scale, softcap and bias; -inf masks a class
-    soft: Tensor | None  # (N..., C), each row a distribution
-    label: Tensor | None  # (N...), the class of each row
-
-    @property
-    def target(self) -> Tensor:
-        """The target distribution of each row, one-hot for a class."""
-        if self.label is None:
-            assert self.soft is not None
-            return self.soft
-        classes = torch.arange(self.logits.shape[-1], device=self.logits.device)
-        return (classes == self.label.unsqueeze(-1)).to(self.logits.dtype)
-
-    def expected(self, values: Tensor) -> Tensor:
-        """Return the mean under the target of one value per class, (N..., C) or (C,)."""
-        if self.label is None:
-            return (self.target * values).sum(-1)
-        values = values.expand_as(self.logits)
-        return values.gather(-1, self.label.unsqueeze(-1))[..., 0]
 
 
 class DenseLoss(Protocol):
@@ -104,30 +79,61 @@ def dense_loss(body: Callable[..., Tensor]) -> DenseLoss: ...
 
 @overload
 def dense_loss(
-    *, form: Callable[..., Form | None]
+    *, soft: bool = True, form: Callable[..., Form | None] | None = None
 ) -> Callable[[Callable[..., Tensor]], DenseLoss]: ...
 
 
 def dense_loss(
-    body: Callable[..., Tensor] | None = None, *, form: Callable[..., Form | None] | None = None
+    body: Callable[..., Tensor] | None = None,
+    *,
+    soft: bool = True,
+    form: Callable[..., Form | None] | None = None,
 ) -> Any:
-    """Turn a function of :class:`DenseRows` into a loss. A decorator, with or without options.
+    """Turn a function of all logits of a row into a loss. A decorator, with or without options.
 
-    The options are those of :func:`xent.row_loss` without the ones for engines and statistics.
+    The decorated function takes :class:`xent.DenseRows` and hyperparameters and returns one value
+    per row, in plain operations. A function of few statistics is better made by
+    :func:`xent.row_loss`, which has kernels and keeps nothing of the size of the logits. What comes
+    out has the options of a :func:`xent.row_loss` but those for statistics and engines. Large
+    inputs are computed some rows at a time, and behind a linear head a chunk of logits at a time.
     Targets are class indices or probabilities. A class weight is a factor on the rows of the class;
     with probabilities the factor of a row is the mean of the class weights under its target.
 
     Args:
-        body: the function, in float64.
+        body: the function; its parameters after the first are the loss's hyperparameters. Those
+            annotated with a range of ``xent.hyperparameters`` are checked at every call. Behind a
+            linear head a tensor with a number per class must be annotated so, as ``ClassVector``
+            say: any other tensor may hold a number per row, and then all logits are computed.
+        soft: whether probabilities make sense as targets. If not, they are refused.
         form: how kernels compute the same for class indices, from the hyperparameters; None where
-            they cannot. It checks what the body checks.
+            they cannot. Only for losses of this library, whose kernels are written.
+
+    Returns:
+        The loss.
+
+    Raises:
+        ValueError: by the loss, if the function returns anything but one value per row.
+
+    Example:
+        >>> import torch, xent
+        >>> @xent.dense_loss
+        ... def cubic(rows, power=3.0):
+        ...     error = torch.softmax(rows.logits, -1) - rows.target
+        ...     return error.abs().pow(power).sum(-1)
+        >>> logits, target = torch.tensor([[2.0, 0.0], [0.0, 2.0]]), torch.tensor([0, 0])
+        >>> cubic(logits, target, reduction="none")
+        tensor([0.0034, 1.3667])
+        >>> cubic(xent.LinearLogits(torch.randn(5, 3), torch.randn(9, 3)), torch.arange(5)).shape
+        torch.Size([])
     """
     if body is None:
-        return functools.partial(_made, form=form)
-    return _made(body, form)
+        return functools.partial(_made, soft=soft, form=form)
+    return _made(body, soft, form)
 
 
-def _made(body: Callable[..., Tensor], form: Callable[..., Form | None] | None) -> DenseLoss:
+def _made(
+    body: Callable[..., Tensor], soft: bool, form: Callable[..., Form | None] | None
+) -> DenseLoss:
     """The loss of a body and its form."""
     hyper = Hyperparameters(body)
 
@@ -149,6 +155,8 @@ def _made(body: Callable[..., Tensor], form: Callable[..., Form | None] | None) 
         **hyperparameters: Any,
     ) -> Tensor:
         settings = hyper.settings(hyperparameters, input)
+        if not soft:
+            refuse_probabilities(body.__name__, input, target)
         problem = make_problem(
             input, target, weight, ignore_index, logit_scale, softcap, class_bias
         )
@@ -157,27 +165,46 @@ def _made(body: Callable[..., Tensor], form: Callable[..., Form | None] | None) 
             reduction, normalizer, problem.flat(row_weight), empty, problem.rows, problem.device
         )
         if problem.settings.soft:
-            q = problem.tensors.target.movedim(problem.axis, -1)
-            out = rows_left_out(reduce.row_weight)
-            if out is not None:
-                q = torch.where(out.unsqueeze(-1), 1 / problem.classes, q)
-            sums_to_1("target", q)
+            _check_distributions(problem, reduce)
         problem, reduce = leave_out(problem, reduce)
-        whole = functools.partial(body, **settings)
+        whole = functools.partial(_value_of_each, body, settings)
         if known_form is not None:
             return _reduce_labelled(problem, whole, known_form, reduce, weight)
 
-        values_of = functools.partial(_values_by_operations, whole, weight)
+        together = hyper.may_be_of_rows(settings)  # then no part of the rows goes alone
+        values_of = functools.partial(_values_by_operations, whole, weight, together)
         return reduce_problem(
             problem, values_of, reduce, tuple(settings.values()), chunks=hyper.fit_chunks(settings)
         ).to(problem.result_dtype())
 
     explanation = functools.partial(_explanation, hyper, form)
     loss.explanation = takes_class_dim(explanation)  # pyright: ignore
-    explain = functools.partial(loss_docstring, body, soft=True)
+    explain = functools.partial(loss_docstring, body, soft=soft)
     made = described(loss, hyper.parameters, (), explain)
     entry = through_containers(made, divisor_of_rows, of_rows=True)
     return overridable(takes_class_dim(entry, short=made))
+
+
+def _check_distributions(problem: Problem, reduce: Reduce) -> None:
+    """Raise unless the soft targets of the rows that count sum to 1."""
+    q = problem.tensors.target.movedim(problem.axis, -1)
+    out = rows_left_out(reduce.row_weight)
+    if out is not None:
+        q = torch.where(out.unsqueeze(-1), 1 / problem.classes, q)
+    sums_to_1("target", q)
+
+
+def _value_of_each(
+    body: Callable[..., Tensor], settings: dict[str, Any], rows: DenseRows
+) -> Tensor:
+    """The values of a body; raise unless it is one for each row."""
+    values = body(rows, **settings)
+    if values.shape != rows.logits.shape[:-1]:
+        raise ValueError(
+            f"{body.__name__} must return one value per row, shape "
+            f"{tuple(rows.logits.shape[:-1])}; it returned shape {tuple(values.shape)}"
+        )
+    return values
 
 
 def _form_of(
@@ -235,11 +262,15 @@ def _no_body(*_: Tensor | None) -> Tensor:
 
 
 def _values_by_operations(
-    body: Callable[[DenseRows], Tensor], weight: Tensor | None, part: Problem, _: Any
+    body: Callable[[DenseRows], Tensor],
+    weight: Tensor | None,
+    together: bool,
+    part: Problem,
+    _: Any,
 ) -> RowValues:
-    """The values of some rows in plain operations."""
+    """The values of some rows in plain operations; ``together`` for all of them in one call."""
     rows, kept, known = _read(part)
-    values = by_rows(lambda *some: body(DenseRows(*some)), *rows)
+    values = body(rows) if together else by_rows(lambda *some: body(DenseRows(*some)), *rows)
     mass = torch.ones_like(values)
     if kept is not None:
         # Where labels cannot be looked at, one that does not exist has a loss of infinity.
@@ -319,36 +350,6 @@ def _read(problem: Problem) -> tuple[DenseRows, Tensor | None, Tensor]:
     # An ignored row may hold NaN; without `where` a gradient would hold 0 * NaN.
     z = problem.transform(torch.where(kept.unsqueeze(-1), x, 0))
     return DenseRows(z, None, torch.where(known, values, 0)), kept, known
-
-
-def by_rows(function: Callable[..., Tensor], *tensors: Tensor | None) -> Tensor:
-    """The values of a function of rows, some rows at a time; backward computes each part again.
-
-    So the float64 tensors inside the function never exist for all rows at once.
-
-    Args:
-        function: from tensors (n, ...) to one value per row, (n,).
-        tensors: the first of shape (N..., C), the others of this shape or (N...), or None.
-    """
-    from torch.utils import checkpoint
-
-    again: Callable[..., Tensor] = checkpoint.checkpoint  # pyright: ignore
-    logits = tensors[0]
-    assert logits is not None
-    rows, classes = logits.shape[:-1], logits.shape[-1]
-    height = max(1, CHUNK // max(1, classes))
-    if deferred() or rows.numel() <= height:
-        return function(*tensors)
-    count = -(-rows.numel() // height)
-    parts: list[list[Any]] = [
-        [None] * count if x is None else list(x.reshape(-1, *x.shape[len(rows) :]).split(height))  # pyright: ignore
-        for x in tensors
-    ]
-    values: list[Tensor] = [
-        again(function, *part, use_reentrant=False, preserve_rng_state=False)
-        for part in zip(*parts, strict=True)
-    ]
-    return torch.cat(values).view(rows)
 
 
 def reduce_rows(

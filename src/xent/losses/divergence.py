@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..engines.modes import deferred, only_differentiable, wide_dtype
-from ..frames.dense_loss import CHUNK
+from ..frames.dense_rows import CHUNK
 from .tsallis import bregman, log_softmax_t
 
 

@@ -17,7 +17,8 @@ from torch.autograd import Function
 from .._check import finite_number
 from .._series import exp_beyond_line
 from ..engines.modes import compiling
-from ..frames.dense_loss import DenseRows, dense_loss
+from ..frames.dense_loss import dense_loss
+from ..frames.dense_rows import DenseRows
 from ..frames.row_loss import row_loss
 from ..hyperparameters import Range
 from ..row_statistics import RowStatistics

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from ..engines.dense.problem import Form
-from ..frames.dense_loss import DenseRows, dense_loss
+from ..frames.dense_loss import dense_loss
+from ..frames.dense_rows import DenseRows
 from ..hyperparameters import Range
 from ..overrides import overridable
 from .catalog import member

@@ -14,7 +14,8 @@ from torch import Tensor
 from .._check import finite_number, one_of
 from ..engines.dense.problem import Form
 from ..engines.modes import wide_dtype
-from ..frames.dense_loss import DenseRows, dense_loss
+from ..frames.dense_loss import dense_loss
+from ..frames.dense_rows import DenseRows
 from ..hyperparameters import Fraction, NonNegative
 from ..overrides import overridable
 from ..softmax import check_logits
