@@ -367,15 +367,6 @@ def outline(logits: Tensor | LinearLogits) -> Tensor:
     return logits
 
 
-def whole_logits(function: str, input: Any) -> Tensor:
-    """The logits of a call as a tensor, classes on axis 1, for a function that needs them all."""
-    if isinstance(input, LinearLogits):
-        input = input.materialize_for(function)
-        input = input.movedim(-1, 1) if input.ndim > 2 else input
-    is_tensor("input", input)
-    return input
-
-
 def _are_one(a: Tensor | None, b: Tensor | None) -> bool:
     """True for the same tensor, or for two of the same memory and the same place in the graph."""
     if a is None or b is None or a is b:

@@ -17,14 +17,21 @@ from torch.nn.functional import logsigmoid
 
 from ..class_dim import takes_class_dim
 from ..engines.modes import can_look_at
-from ..frames.dense_loss import explained
+from ..frames.dense_loss import dense_loss, explained
+from ..frames.dense_rows import DenseRows
 from ..frames.reduction import Reduction
 from ..frames.row_loss import row_loss
-from ..heads.logits import LinearLogits, whole_logits
+from ..heads.logits import LinearLogits, are_logits
 from ..row_statistics import RowStatistics
-from ..targets import class_axis
 from .catalog import member
-from .noise_matrix import Condition, NoiseMatrix, NoiseRate, inverse
+from .noise_matrix import (
+    LEAST_CONDITION,
+    STOCHASTIC,
+    Condition,
+    NoiseMatrix,
+    NoiseRate,
+    inverse,
+)
 
 
 @member(proper=False, convex=False, second_pass=True)
@@ -53,9 +60,9 @@ def forward_corrected_cross_entropy(
 
     .. math:: d = \log \sum_j T_{jy} e^{z_j} - \log \sum_j (1 - T_{jy}) e^{z_j}
 
-    which is :func:`xent.cross_entropy` to the last digits where ``T`` is the identity. Two more
-    sweeps over the classes, in float64. Differentiable with respect to the matrix: to learn it,
-    pass ``xent.softmax(parameter)``.
+    which is :func:`xent.cross_entropy` to the last digits where ``T`` is the identity. In plain
+    operations, in float64. Differentiable with respect to the matrix: to learn it, pass
+    ``xent.softmax(parameter)``; only then all logits behind a linear head are computed.
 
     Args:
         matrix: ``T``, ``(C, C)``: ``T[i, j]`` is the probability of the label ``j`` where the class
@@ -81,32 +88,27 @@ def forward_corrected_cross_entropy(
         approach*, CVPR 2017. Learning the matrix: Sukhbaatar et al., *Training convolutional
         networks with noisy labels*, ICLR 2015 workshop.
     """
-    input = whole_logits("forward_corrected_cross_entropy", input)  # little beside (C, C)
+    are_logits("input", input)
+    if input.ndim:
+        matrix = STOCHASTIC.check("matrix", matrix, input)
+    max_condition = LEAST_CONDITION.check("max_condition", max_condition, input)
+    if max_condition is not None and can_look_at(matrix):
+        inverse(matrix.detach(), max_condition)
     return _forward_corrected(
-        input.detach(), target, weight, ignore_index=ignore_index, reduction=reduction,
-        normalizer=normalizer, row_weight=row_weight, empty=empty,
-        logits=input, matrix=matrix, max_condition=max_condition,
+        input, target, weight, ignore_index=ignore_index, reduction=reduction,
+        normalizer=normalizer, row_weight=row_weight, empty=empty, matrix=matrix,
     )  # fmt: skip
 
 
-@row_loss(soft=False)
-def _forward_corrected(
-    s: RowStatistics, logits: Tensor, matrix: NoiseMatrix, max_condition: Condition | None
-) -> Tensor:
-    assert s.label is not None
-    if max_condition is not None and can_look_at(matrix):
-        inverse(matrix.detach(), max_condition)
-    wide = s.log_odds.dtype
-    known = (s.label >= 0) & (s.label < s.classes)
-    z = logits.to(wide).movedim(class_axis(logits), -1)  # (..., C)
-    z = torch.where(known.unsqueeze(-1), z, 0.0)  # NaN in an ignored row must not spread
+@dense_loss(soft=False)
+def _forward_corrected(rows: DenseRows, matrix: NoiseMatrix) -> Tensor:
+    z = rows.logits
     z = torch.where(z == torch.inf, torch.nan, z)  # an overflow must not look like certainty
-    # T[:, y] of every row; nothing leads to a label that does not exist.
-    seen = matrix.to(wide).T[torch.where(known, s.label, 0)] * known.unsqueeze(-1)  # (..., C)
+    seen = matrix.to(z.dtype).T[rows.label]  # (..., C): T[:, y] of every row
     # The largest logit enters as a constant. Then its derivative is minus the sum of the others,
     # not a difference of two numbers near 1.
     top = z.detach().argmax(-1, keepdim=True)
-    is_top = torch.arange(s.classes, device=z.device) == top
+    is_top = torch.arange(z.shape[-1], device=z.device) == top
     gap = torch.where(is_top, 0.0, z - z.gather(-1, top))
     unseen = (1 - seen).clamp(min=0.0)  # an entry may be rounded to above 1
     return -logsigmoid(_log_sum_exp(gap, seen) - _log_sum_exp(gap, unseen))

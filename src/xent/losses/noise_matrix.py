@@ -64,9 +64,10 @@ def _classes(input: Logits) -> int:
     return input.shape[class_axis(input)]
 
 
-NoiseMatrix = Annotated[Tensor, _Stochastic()]
+STOCHASTIC, LEAST_CONDITION = _Stochastic(), Range(1)
+NoiseMatrix = Annotated[Tensor, STOCHASTIC]
 NoiseRate = Annotated[float, _BelowChance(0, 1)]
-Condition = Annotated[float, Range(1)]
+Condition = Annotated[float, LEAST_CONDITION]
 
 
 def inverse(matrix: Tensor, max_condition: float) -> Tensor:
@@ -177,7 +178,7 @@ def flip_labels(
         >>> xent.losses.flip_labels(torch.tensor([0, 1, 2]), xent.losses.pair_noise_matrix(3, 1.0))
         tensor([1, 2, 0])
     """
-    _Stochastic().check("matrix", matrix, None)
+    STOCHASTIC.check("matrix", matrix, None)
     labels = class_indices("labels", labels)
     if labels.numel() == 0:
         return labels.clone()
