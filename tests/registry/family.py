@@ -102,6 +102,12 @@ def classes_of(z: Tensor, y: Tensor) -> tuple[Tensor, ...]:
     return (y,)
 
 
+def of_a_dirichlet(z: Tensor) -> Tensor:
+    """Return the mean of a Dirichlet distribution with this evidence."""
+    alpha = 1 + z.exp()
+    return alpha / alpha.sum(1, keepdim=True)
+
+
 # ---- entries ------------------------------------------------------------------------------------
 
 
@@ -234,6 +240,33 @@ ENTRIES = [
         "backward_corrected_symmetric_noise_loss",
         hard("noise backward", F.noise_backward, options={"rate": 0.1}, offset=True),
         arguments=rate,
+    ),
+    # ---- uncertainty
+    rows("outlier_exposure_loss", hard("outlier exposure", F.outlier_exposure, offset=True)),
+    rows(
+        "energy_loss",
+        hard("energy", F.energy, shift_invariant=False),
+        hard(
+            "energy of outliers", F.energy_of_outliers, shift_invariant=False,
+            options={"outliers": True, "margin": -1.0},
+        ),
+    ),
+    rows("entropy_loss", hard("entropy", lambda z, y, s: F.entropy(z), slopes_cancel=True)),
+    rows(
+        "evidential_loss",
+        hard("evidential", F.evidential, shift_invariant=False),
+        hard(
+            "evidential, expected", F.expected_evidential, shift_invariant=False,
+            options={"form": "expected"},
+        ),
+        predicts=of_a_dirichlet,
+    ),
+    rows(
+        "logit_norm_loss",
+        hard(
+            "logit norm", F.logit_norm, shift_invariant=False, engines=False,
+            options={"temperature": 0.2},
+        ),
     ),
     # ---- soft targets, distillation, log-probabilities
     rows("structured_cross_entropy", arguments=table),

@@ -203,6 +203,42 @@ def noise_backward(z, y, s):
     return (1 - eps) * nll(z, y) + eps * uniform
 
 
+# ---- uncertainty ---------------------------------------------------------------------------------
+
+
+def outlier_exposure(z, y, s):
+    return -torch.log_softmax(z, -1).mean(-1)
+
+
+def energy(z, y, s):
+    return (-torch.logsumexp(z, -1) + 25).clamp(min=0).square()
+
+
+def energy_of_outliers(z, y, s):
+    return (-1 + torch.logsumexp(z, -1)).clamp(min=0).square()
+
+
+def evidential(z, y, s):
+    alpha = 1 + z.exp()
+    return (alpha.sum(-1) / alpha.gather(-1, y[:, None])[:, 0]).log()
+
+
+def expected_evidential(z, y, s):
+    alpha = 1 + z.exp()
+    return digamma(alpha.sum(-1)) - digamma(alpha.gather(-1, y[:, None])[:, 0])
+
+
+def digamma(x):
+    """Return the function by its series at ``x + 100``: PyTorch's derivative has nine digits."""
+    far = x + 100
+    series = far.log() - 1 / (2 * far) - 1 / (12 * far**2) + 1 / (120 * far**4)
+    return series - sum(1 / (x + k) for k in range(100))
+
+
+def logit_norm(z, y, s):
+    return nll(z / (s["temperature"] * z.square().sum(-1, keepdim=True) ** 0.5), y)
+
+
 # ---- evolved: published class by class ----------------------------------------------------------
 
 

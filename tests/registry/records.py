@@ -37,6 +37,7 @@ class Loss:
     soft: bool = True  # whether it takes soft targets at all
     offset: bool = False  # whether it subtracts numbers of the height of the logits
     cancels: bool = False  # whether it is a difference of terms several times as large
+    slopes_cancel: bool = False  # whether its gradient is a difference of terms of some nats
     engines: bool = True  # whether it can be told which engine to run on
 
     def settings(self, classes: int, dtype: torch.dtype = torch.float64) -> dict[str, Any]:

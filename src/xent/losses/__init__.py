@@ -5,6 +5,10 @@
 from . import classification, sets, modulated, imbalance, margin, robust, noise  # noqa: F401
 from . import soft_targets, distillation, log_probabilities, binary, multilabel  # noqa: F401
 from . import metric, tempered, sparse, evolved  # noqa: F401
+from . import classification, modulated, imbalance, margin, robust, noise, uncertainty  # noqa: F401
+from . import soft_targets  # noqa: F401
+from . import distillation, log_probabilities, binary, multilabel, tempered  # noqa: F401
+from . import sparse, evolved  # noqa: F401
 from . import detection, hierarchy, ranking, ordinal  # noqa: F401
 # isort: on
 
@@ -94,6 +98,13 @@ from .soft_targets import (
 )
 from .sparse import entmax_loss, sparsemax_loss
 from .tempered import bi_tempered_loss
+from .uncertainty import (
+    energy_loss,
+    entropy_loss,
+    evidential_loss,
+    logit_norm_loss,
+    outlier_exposure_loss,
+)
 
 __all__ = [
     "CATALOG",
@@ -130,7 +141,10 @@ __all__ = [
     "deferred_weights",
     "distillation_loss",
     "effective_number_weights",
+    "energy_loss",
     "entmax_loss",
+    "entropy_loss",
+    "evidential_loss",
     "flip_labels",
     "focal_loss",
     "forward_corrected_cross_entropy",
@@ -144,6 +158,7 @@ __all__ = [
     "ldam_loss",
     "linear_cross_entropy",
     "logit_adjusted_loss",
+    "logit_norm_loss",
     "mae_loss",
     "mixup",
     "mixup_cross_entropy",
@@ -156,6 +171,7 @@ __all__ = [
     "nll_loss",
     "normalized_cross_entropy",
     "nt_xent_loss",
+    "outlier_exposure_loss",
     "pair_noise_matrix",
     "pairwise_logistic_loss",
     "pc_softmax_loss",
