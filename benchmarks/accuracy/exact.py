@@ -285,6 +285,10 @@ class Exact:
 
     # ---- operators ------------------------------------------------------------------------------
 
+    def __ge__(self, other: Exact) -> Tensor:
+        """Return which numbers are at least as large as others."""
+        return torch.from_numpy((self.value >= other.value).astype(bool))
+
     def __add__(self, other: Any) -> Exact:
         """Return the sum."""
         other = lifted(other)

@@ -387,3 +387,49 @@ def test_counts_with_few_digits_make_factors_with_many(engine, name, dtype):
     truth, slope = value_and_grad(loss.call, z.to(dtype).double(), y % 9, **wide, **options)
     assert ulps(value, truth).max() <= 0.51  # rounded once
     assert ulps(grad, slope).max() <= 0.51
+
+
+# ---- losses of all logits of a row -----------------------------------------------------------
+
+
+def test_dual_focal_looks_at_the_next_class_below_the_target():
+    z = torch.tensor([[3.0, 1.0, 2.0], [1.0, 3.0, 0.5], [0.0, 3.0, 1.0], [1.0, 1.0, 0.0]]).double()
+    p, y = torch.softmax(z, 1), torch.zeros(4).long()
+    below = torch.stack([p[0, 2], p[1, 2], torch.tensor(0.0).double(), p[3, 2]])
+    expected = -((1 - p[:, 0] + below) ** 3) * p[:, 0].log()
+    found = xent.losses.dual_focal_loss(z, y, gamma=3.0, reduction="none")
+    torch.testing.assert_close(found, expected, rtol=1e-13, atol=0)
+
+
+def test_dual_focal_of_sure_rows():
+    """Also for exponents below 1, whose derivative at 0 is infinite."""
+    z, y = torch.tensor([[40.0, 0.0], [900.0, 0.0], [0.0, 900.0]]).double(), torch.zeros(3).long()
+    for gamma in (0.5, 5.0):
+        value, grad = value_and_grad(
+            xent.losses.dual_focal_loss, z, y, gamma=gamma, reduction="none"
+        )
+        small = math.exp(-40)
+        assert value[0].item() == pytest.approx((2 * small) ** gamma * small, rel=1e-13)
+        assert value[2].item() == 900
+        assert grad.isfinite().all()
+    plain = xent.losses.dual_focal_loss(z, y, gamma=0.0)
+    torch.testing.assert_close(plain, xent.cross_entropy(z, y), rtol=1e-15, atol=0)
+
+
+def test_hinges_are_those_of_pytorch():
+    z, y = torch.randn(20, 6, dtype=torch.float64), torch.randint(6, (20,))
+    found = xent.losses.weston_watkins_loss(z, y, margin=1.5)
+    expected = 6 * torch.nn.functional.multi_margin_loss(z, y, margin=1.5)
+    torch.testing.assert_close(found, expected, rtol=1e-14, atol=0)
+
+
+def test_margin_smoothing_leaves_near_logits_alone():
+    z, y = torch.rand(20, 6, dtype=torch.float64), torch.randint(6, (20,))
+    found = value_and_grad(xent.losses.margin_smoothing_loss, z, y, margin=1.0)
+    expected = value_and_grad(xent.cross_entropy, z, y)
+    torch.testing.assert_close(found, expected, rtol=1e-14, atol=1e-16)
+    masked = torch.cat([9 * z, torch.full((20, 1), -torch.inf, dtype=torch.float64)], 1)
+    gaps = (9 * z.amax(1, keepdim=True) - 9 * z - 2).clamp(min=0)
+    expected = xent.cross_entropy(9 * z, y) + 0.3 * gaps.mean()
+    found = xent.losses.margin_smoothing_loss(masked, y, margin=2.0, alpha=0.3)
+    torch.testing.assert_close(found, expected, rtol=1e-14, atol=0)

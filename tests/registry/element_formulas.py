@@ -26,6 +26,14 @@ def focal(alpha, gamma):
     return formula
 
 
+def poly1(epsilon):
+    def formula(z, t):
+        p = sigmoid(z)
+        return binary_cross_entropy(z, t) + mpf(epsilon) * (t * (1 - p) + (1 - t) * p)
+
+    return formula
+
+
 def quality(beta):
     return lambda z, t: abs(t - sigmoid(z)) ** mpf(beta) * binary_cross_entropy(z, t)
 

@@ -32,6 +32,11 @@ def noise(classes: int) -> dict[str, Any]:
     return {"matrix": 0.8 * eye + 0.2 * eye.roll(1, 1)}
 
 
+def near(classes: int) -> dict[str, Any]:
+    """Return a margin: logits of the distributions in the tests lie nearer than the default one."""
+    return {"margin": 1.0}
+
+
 def rate(classes: int) -> dict[str, Any]:
     return {"rate": 0.2}
 
@@ -148,6 +153,14 @@ def dense(label: str, formula: Callable[..., Tensor], *per_class: str, **options
     return setting(label, formula, *per_class, **facts)
 
 
+def unsoft(label: str, formula: Callable[..., Tensor], **options: Any):
+    """Return such a setting of a loss that takes one class per row.
+
+    Margins lie off the grid of the logits: a hinge has no derivative where it bends.
+    """
+    return hard(label, formula, offset=True, engines=False, options=options)
+
+
 CE, F = formulas.cross_entropy, formulas
 ENTRIES = [
     # ---- classification, modulated
@@ -170,6 +183,7 @@ ENTRIES = [
     ),
     rows("set_cross_entropy", follows=lambda z, y: (with_the_next(z, y),)),
     rows("focal_loss", hard("focal loss", F.focal, "weight")),
+    rows("dual_focal_loss", unsoft("dual focal", F.dual_focal)),
     rows("poly1_loss", hard("poly1", F.poly1)),
     rows(
         "taylor_cross_entropy",
@@ -192,6 +206,12 @@ ENTRIES = [
     rows("complementary_loss", hard("complementary", F.complementary)),
     rows("brier_loss", hard("brier", F.brier)),
     rows("crammer_singer_loss", hard("crammer-singer", F.hinge)),
+    rows("weston_watkins_loss", unsoft("weston-watkins", F.hinges, margin=1.01)),
+    rows(
+        "margin_smoothing_loss",
+        unsoft("margin smoothing", F.margin_smoothing, margin=1.01),
+        arguments=near,
+    ),
     # ---- margin, imbalance
     rows("cosface_loss", hard("cosface", F.cosface, options={"scale": 8.0}), cosines=True),
     rows("arcface_loss", hard("arcface", F.arcface, options={"scale": 8.0}), cosines=True),
@@ -213,6 +233,11 @@ ENTRIES = [
     rows(
         "ldam_loss", hard("ldam", F.ldam, options={"scale": 8.0}), arguments=counts, cosines=True
     ),
+    rows(
+        "seesaw_loss",
+        unsoft("seesaw, mitigation", F.mitigation, q=0.0),  # no finite difference sees a constant
+        arguments=counts,
+    ),
     rows("recall_loss", batch=True),
     rows("hardest_loss", batch=True),
     # ---- robust, noise
@@ -223,6 +248,9 @@ ENTRIES = [
         "truncated_generalized_cross_entropy",
         hard("truncated gce", F.truncated, options={"threshold": 0.1}),
     ),
+    rows("phuber_loss", hard("phuber", F.phuber, options={"tau": 4.0})),
+    rows("agce_loss", hard("agce", F.agce), hard("agce, flat", F.flat_agce, options=F.FLAT)),
+    rows("aul_loss", hard("aul", F.aul)),
     rows("mae_loss", hard("mae", F.mae)),
     rows("reverse_cross_entropy", hard("reverse", F.reverse)),
     rows("symmetric_cross_entropy", hard("symmetric", F.symmetric)),
@@ -289,6 +317,12 @@ ENTRIES = [
         (element.focal(0.25, 0.5), {"gamma": 0.5}),
         (element.focal(0.25, 1.7), {"gamma": 1.7}),
         (element.focal(0.25, 0), {"gamma": 0.0}),
+    ),
+    elements(
+        "sigmoid_poly1_loss",
+        (element.poly1(1), {}),
+        (element.poly1(-0.5), {"epsilon": -0.5}),
+        kernel=False,
     ),
     elements(
         "quality_focal_loss", (element.quality(2), {}), (element.quality(0.5), {"beta": 0.5})

@@ -105,6 +105,20 @@ def hinge(z, y, s):
     return (1 + others(z, y).max(-1).values - target(z, y)).clamp(min=0)
 
 
+def dual_focal(z, y, s):
+    p = torch.softmax(z, -1)
+    ahead = p >= p.gather(-1, y[:, None])
+    return (1 - p_y(z, y) + p.masked_fill(ahead, 0.0).max(-1).values) ** 5 * nll(z, y)
+
+
+def hinges(z, y, s):
+    return (s["margin"] + others(z, y) - target(z, y)[:, None]).clamp(min=0).sum(-1)
+
+
+def margin_smoothing(z, y, s):
+    return nll(z, y) + 0.1 * (z.max(-1).values[:, None] - z - s["margin"]).clamp(min=0).mean(-1)
+
+
 # ---- margins, and classes of unlike size --------------------------------------------------------
 
 
@@ -145,6 +159,11 @@ def ldam(z, y, s):
     return lowered(z, y, target(z, y) - (0.5 * (n / n.min()) ** -0.25)[y], 8.0)
 
 
+def mitigation(z, y, s):
+    n = s["counts"].double()
+    return nll(z + 0.8 * torch.log(n / n[y][:, None]).clamp(max=0), y)
+
+
 # ---- robust against wrong labels ----------------------------------------------------------------
 
 
@@ -162,6 +181,26 @@ def generalized(z, y, s):
 
 def truncated(z, y, s):
     return (1 - p_y(z, y).clamp(min=0.1) ** 0.7) / 0.7
+
+
+FLAT = {"a": 0.6, "q": 0.6}
+
+
+def phuber(z, y, s):
+    p = p_y(z, y)
+    return (1 - 4 * p).clamp(min=0) - torch.log(p.clamp(min=0.25))
+
+
+def agce(z, y, s):
+    return (4 - (1 + p_y(z, y)) ** 2) / 2
+
+
+def flat_agce(z, y, s):
+    return (1.6**0.6 - (0.6 + p_y(z, y)) ** 0.6) / 0.6
+
+
+def aul(z, y, s):
+    return ((1.5 - p_y(z, y)) ** 0.9 - 0.5**0.9) / 0.9
 
 
 def mae(z, y, s):

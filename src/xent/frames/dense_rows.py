@@ -66,6 +66,7 @@ class DenseRows(NamedTuple):
         Their :func:`torch.nn.functional.logsigmoid` is the log-probability with all its digits,
         where ``logits - lse`` has none of a row that is sure.
         """
+        logits = torch.where(logits == torch.inf, torch.nan, logits)  # an overflow is no certainty
         others = torch.where(self.is_label, -torch.inf, logits)
         return self.expected(logits) - torch.logsumexp(others, -1)
 

@@ -6,12 +6,15 @@ from . import classification, sets, modulated, imbalance, margin, robust, noise 
 from . import soft_targets, distillation, log_probabilities, binary, multilabel  # noqa: F401
 from . import metric, tempered, sparse, evolved  # noqa: F401
 from . import classification, modulated, imbalance, margin, robust, noise, uncertainty  # noqa: F401
+from . import classification, modulated, imbalance, seesaw, margin, robust, asymmetric  # noqa: F401
+from . import noise, uncertainty  # noqa: F401
 from . import soft_targets  # noqa: F401
 from . import distillation, log_probabilities, binary, multilabel, tempered  # noqa: F401
 from . import sparse, evolved  # noqa: F401
 from . import detection, hierarchy, ranking, ordinal  # noqa: F401
 # isort: on
 
+from .asymmetric import agce_loss, aul_loss
 from .binary import (
     binary_cross_entropy,
     binary_cross_entropy_with_logits,
@@ -19,6 +22,7 @@ from .binary import (
     quality_focal_loss,
     reconstruction_excess,
     sigmoid_focal_loss,
+    sigmoid_poly1_loss,
     varifocal_loss,
 )
 from .catalog import CATALOG, Member
@@ -55,11 +59,14 @@ from .modulated import (
     complementary_loss,
     confidence_penalty_loss,
     crammer_singer_loss,
+    dual_focal_loss,
     focal_loss,
+    margin_smoothing_loss,
     poly1_loss,
     smoothed_cross_entropy,
     taylor_cross_entropy,
     unlikelihood_loss,
+    weston_watkins_loss,
 )
 from .multilabel import asymmetric_loss, multilabel_cross_entropy, siglip_loss, zlpr_loss
 from .noise import (
@@ -85,11 +92,13 @@ from .robust import (
     nce_mae_loss,
     nce_rce_loss,
     normalized_cross_entropy,
+    phuber_loss,
     reverse_cross_entropy,
     symmetric_cross_entropy,
     truncated_generalized_cross_entropy,
 )
 from .sets import set_cross_entropy
+from .seesaw import seesaw_loss
 from .soft_targets import (
     mixup,
     mixup_cross_entropy,
@@ -112,8 +121,10 @@ __all__ = [
     "RankedItems",
     "YoloParts",
     "adjust_logits",
+    "agce_loss",
     "arcface_loss",
     "asymmetric_loss",
+    "aul_loss",
     "backward_corrected_cross_entropy",
     "backward_corrected_symmetric_noise_loss",
     "baikal_cma_loss",
@@ -140,6 +151,7 @@ __all__ = [
     "decoupled_contrastive_loss",
     "deferred_weights",
     "distillation_loss",
+    "dual_focal_loss",
     "effective_number_weights",
     "energy_loss",
     "entmax_loss",
@@ -160,6 +172,7 @@ __all__ = [
     "logit_adjusted_loss",
     "logit_norm_loss",
     "mae_loss",
+    "margin_smoothing_loss",
     "mixup",
     "mixup_cross_entropy",
     "multi_similarity_loss",
@@ -175,6 +188,7 @@ __all__ = [
     "pair_noise_matrix",
     "pairwise_logistic_loss",
     "pc_softmax_loss",
+    "phuber_loss",
     "plackett_luce_loss",
     "poly1_loss",
     "quality_focal_loss",
@@ -183,8 +197,10 @@ __all__ = [
     "reverse_cross_entropy",
     "sampled_cross_entropy",
     "set_cross_entropy",
+    "seesaw_loss",
     "siglip_loss",
     "sigmoid_focal_loss",
+    "sigmoid_poly1_loss",
     "smoothed_cross_entropy",
     "sparse_cross_entropy",
     "sparsemax_loss",
@@ -198,6 +214,7 @@ __all__ = [
     "unlikelihood_loss",
     "varifocal_loss",
     "vs_loss",
+    "weston_watkins_loss",
     "wordtree_cross_entropy",
     "yolo_loss",
     "zlpr_loss",

@@ -242,6 +242,27 @@ def sigmoid_focal_loss(
     return loss if alpha is None else (alpha * e.target + (1 - alpha) * (1 - e.target)) * loss
 
 
+@member("binary", proper=False, convex=True)
+@element_loss
+def sigmoid_poly1_loss(e: Elements, epsilon: Annotated[float, Range(-1)] = 1.0) -> Tensor:
+    r"""Sigmoid cross-entropy with another weight for the first term of its series in ``1 - p_t``.
+
+    .. math:: \ell = -t \log p - (1 - t) \log(1 - p) + \epsilon \bigl(t (1 - p) + (1 - t) p\bigr)
+
+    Args:
+        epsilon: added to the weight of the first term, at least -1; up to 1 the loss is convex.
+
+    Example:
+        >>> import torch, xent
+        >>> xent.losses.sigmoid_poly1_loss(torch.tensor([2.0, -2.0]), torch.tensor([1, 1]))
+        tensor(1.6269)
+
+    References:
+        Leng et al., *PolyLoss*, ICLR 2022.
+    """
+    return e.nll + epsilon * e.error
+
+
 @member("binary", proper=False, convex=False)
 @element_loss(form=lambda beta: Form(gamma=beta, side=-1.0))
 def quality_focal_loss(e: Elements, beta: NonNegative = 2.0) -> Tensor:

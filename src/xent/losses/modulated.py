@@ -11,7 +11,11 @@ from typing import Annotated
 
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
+from ..frames.dense_loss import dense_loss
+from ..frames.dense_rows import DenseRows
+from ..frames.element_loss import power
 from ..frames.row_loss import row_loss
 from ..hyperparameters import Counts, NonNegative, Range
 from ..row_statistics import RowStatistics
@@ -43,6 +47,39 @@ def focal_loss(s: RowStatistics, gamma: NonNegative = 2.0) -> Tensor:
     if gamma == 0:  # (1 - p)^0 = 1 at p = 1, too
         return -s.log_prob
     return -(gamma * s.log_miss).exp() * s.log_prob
+
+
+@member(proper=False, convex=False, second_pass=True)
+@dense_loss(soft=False)
+def dual_focal_loss(rows: DenseRows, gamma: NonNegative = 5.0) -> Tensor:
+    r"""Focal loss that looks at the class that comes next after the target, too.
+
+    .. math:: \ell = -(1 - p + p')^\gamma \log p, \qquad p' = \max \{p_j : p_j < p\}
+
+    To lower the factor, the target has to rise above the next class, not only to rise; such a model
+    is less underconfident than by :func:`xent.losses.focal_loss`. ``p'`` is 0 where no class is
+    less probable than the target. The loss jumps where another class overtakes the target.
+
+    Args:
+        gamma: how much less weight rows get whose target is far ahead; 0 is cross-entropy.
+
+    Example:
+        >>> import torch, xent
+        >>> logits = torch.tensor([[2.0, 0.0], [0.0, 2.0]])
+        >>> xent.losses.dual_focal_loss(logits, torch.tensor([0, 0]), gamma=2.0, reduction="none")
+        tensor([0.0072, 1.6501])
+
+    References:
+        Tao, Dong & Xu, *Dual focal loss for calibration*, ICML 2023.
+    """
+    z, log_odds = rows.logits, rows.log_odds(rows.logits)
+    log_p = logsigmoid(log_odds)
+    if gamma == 0:
+        return -log_p
+    target = rows.expected(z)
+    below = torch.where(z < target.unsqueeze(-1), z, -torch.inf).amax(-1)
+    lead = torch.where(below == -torch.inf, torch.inf, target - below)
+    return -power(logsigmoid(-log_odds).exp() + (log_p - lead).exp(), gamma) * log_p
 
 
 @member(proper=False, convex=False)
@@ -225,3 +262,65 @@ def crammer_singer_loss(s: RowStatistics, margin: NonNegative = 1.0) -> Tensor:
         machines*, JMLR 2001.
     """
     return torch.relu(margin + s.rest_top_logit - s.target)
+
+
+@member(proper=False, convex=True, second_pass=True)
+@dense_loss(soft=False)
+def weston_watkins_loss(rows: DenseRows, margin: NonNegative = 1.0) -> Tensor:
+    r"""The sum of the hinge losses of the target against every other class.
+
+    .. math:: \ell = \sum_{j \ne y} \max(0,\ m + z_j - z_y)
+
+    :func:`xent.losses.crammer_singer_loss` takes the largest of them.
+    ``torch.nn.functional.multi_margin_loss`` is this over the number of classes.
+
+    Args:
+        margin: ``m``, by how much the target's logit has to lead.
+
+    Example:
+        >>> import torch, xent
+        >>> xent.losses.weston_watkins_loss(
+        ...     torch.tensor([[2.0, 0.0, 0.0], [0.5, 0.0, 0.5]]), torch.tensor([0, 0]),
+        ...     reduction="none",
+        ... )
+        tensor([0.0000, 1.5000])
+
+    References:
+        Weston and Watkins, *Support vector machines for multi-class pattern recognition*, ESANN
+        1999, where ``m`` is 2.
+    """
+    behind = margin + rows.logits - rows.expected(rows.logits).unsqueeze(-1)
+    return (torch.relu(behind) * (1 - rows.target)).sum(-1)
+
+
+@member(proper=False, convex=True, second_pass=True)
+@dense_loss(soft=False)
+def margin_smoothing_loss(
+    rows: DenseRows, margin: NonNegative = 10.0, alpha: NonNegative = 0.1
+) -> Tensor:
+    r"""Cross-entropy plus a price on logits that are too far apart (margin-based smoothing, MbLS).
+
+    .. math:: \ell = -\log p + \frac{\alpha}{C} \sum_j \max\bigl(0,\ \max_k z_k - z_j - m\bigr)
+
+    Label smoothing pulls all logits together, however near they are; this price is 0 as long as no
+    logit is more than ``m`` below the largest. The mean over the classes that are not masked is
+    that of the authors' program; the paper writes a sum.
+
+    Args:
+        margin: ``m``, in nats.
+        alpha: the price.
+
+    Example:
+        >>> import torch, xent
+        >>> logits = torch.tensor([[9.0, 0.0], [30.0, 0.0]])
+        >>> xent.losses.margin_smoothing_loss(logits, torch.tensor([0, 0]), reduction="none")
+        tensor([1.2340e-04, 1.0000e+00])
+
+    References:
+        Liu et al., *The devil is in the margin: margin-based label smoothing for network
+        calibration*, CVPR 2022.
+    """
+    z = rows.logits
+    top, masked = z.max(-1, keepdim=True).values, z == -torch.inf
+    price = torch.relu(top - torch.where(masked, top, z) - margin).sum(-1) / (~masked).sum(-1)
+    return -rows.log_prob(z) + alpha * price

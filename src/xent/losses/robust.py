@@ -20,6 +20,7 @@ from ..row_statistics import RowStatistics
 from .catalog import member
 
 Floor = Annotated[float, Range(0, 1, open=True)]
+AboveOne = Annotated[float, Range(1, open=True)]
 
 
 @member(proper=False, convex=True)
@@ -143,6 +144,33 @@ def _power_loss(log_prob: Tensor, q: float) -> Tensor:
     x = q * log_prob
     # The derivative of expm1 is computed as expm1(x) + 1, without digits where x is far below 0.
     return torch.where(x > -1, -torch.expm1(x), 1 - torch.exp(x)) / q
+
+
+@member(proper=False, bounded=True, convex=False)
+@row_loss(soft=False)
+def phuber_loss(s: RowStatistics, tau: AboveOne = 10.0) -> Tensor:
+    r"""Cross-entropy that is linear in the probability where that is low (partially Huberised).
+
+    .. math:: \ell = \begin{cases} -\log p & p > 1 / \tau \\
+        1 + \log \tau - \tau p & \text{else} \end{cases}
+
+    The derivative by the probability is never steeper than ``-tau``. To clip the gradient of the
+    whole model gives no such robustness, because the loss of a linear model stays convex then.
+
+    Args:
+        tau: above 1. The authors take 2 for few classes, 10 for a hundred.
+
+    Example:
+        >>> import torch, xent
+        >>> logits = torch.tensor([[2.0, 0.0], [0.0, 20.0]])
+        >>> xent.losses.phuber_loss(logits, torch.tensor([0, 0]), reduction="none")
+        tensor([0.1269, 3.3026])
+
+    References:
+        Menon et al., *Can gradient clipping mitigate label noise?*, ICLR 2020.
+    """
+    bend = math.log(tau)
+    return torch.where(s.log_prob > -bend, -s.log_prob, 1 + bend - tau * s.prob)
 
 
 @member(proper=False, bounded=True, convex=False, symmetric=True)

@@ -253,7 +253,7 @@ def _is_product(logits: LinearLogits) -> bool:
 
 
 def _without_bias(logits: LinearLogits) -> LinearLogits:
-    """Logits without a bias, as for a head with the bias as the weight of one more feature, which is 1."""
+    """Logits without a bias, which becomes the weight of one more feature, 1 in every row."""
     hidden, weight, bias = logits.hidden, logits.weight, logits.bias
     if bias is None:
         return logits

@@ -45,8 +45,9 @@ _SAVED = ("weight", "pos_weight")  # buffers that PyTorch saves
 _SPELLING = {
     word.lower(): word
     for word in (
-        "ArcFace", "BCE", "CMA", "CoSENT", "CosFace", "GCE", "JS", "KL", "LDAM", "MAE", "NCA",
-        "NCE", "NGL", "OHEM", "PC", "RCE", "SCE", "SigLIP", "SupCon", "TaylorGLO", "VS", "ZLPR",
+        "AGCE", "ArcFace", "AUL", "BCE", "CMA", "CoSENT", "CosFace", "GCE", "JS", "KL", "LDAM",
+        "MAE", "NCA", "NCE", "NGL", "OHEM", "PC", "PHuber", "RCE", "SCE", "SigLIP", "SupCon",
+        "TaylorGLO", "VS", "ZLPR",
     )
 }  # fmt: skip
 
