@@ -65,7 +65,12 @@ DISTILLATIONS = {
     "reverse": {"divergence": "reverse", "temperature": 0.7},
     "between": {"divergence": "jensen_shannon", "beta": 0.3},
     "labels": {"alpha": 0.2, "temperature": 3.0},
-}
+    "skew": {"divergence": "skew"},
+    "total variation": {"divergence": "total_variation"},
+    "centre": {
+        "teacher_temperature": 0.5, "center": torch.linspace(-1, 1, 20, dtype=torch.float64)
+    },
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("sides", ["both", "student", "teacher"])

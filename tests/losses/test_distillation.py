@@ -21,7 +21,10 @@ def logits(*shape, size=2.0):
     return size * torch.randn(*shape, dtype=torch.float64)
 
 
-KINDS = [("forward", 0.5), ("reverse", 0.5), ("jensen_shannon", 0.5), ("jensen_shannon", 0.1)]
+KINDS = [
+    ("forward", 0.5), ("reverse", 0.5), ("jensen_shannon", 0.5), ("jensen_shannon", 0.1),
+    ("skew", 0.1), ("skew", 0.7), ("total_variation", 0.5),
+]  # fmt: skip
 EACH_KIND = pytest.mark.parametrize(("kind", "beta"), KINDS)
 
 
@@ -33,7 +36,11 @@ def direct(z, v, kind, beta, temperature=1.0):
         return (q * (log_q - log_p)).sum(-1)
     if kind == "reverse":
         return (p * (log_p - log_q)).sum(-1)
+    if kind == "total_variation":
+        return (p - q).abs().sum(-1) / 2
     log_m = torch.log(beta * q + (1 - beta) * p)
+    if kind == "skew":
+        return (q * (log_q - log_m)).sum(-1)
     return (beta * q * (log_q - log_m) + (1 - beta) * p * (log_p - log_m)).sum(-1)
 
 
@@ -53,6 +60,11 @@ def exact_row(z, v, kind, beta, temperature):
         return value, [x - y for x, y in zip(p, q, strict=True)]
     if kind == "reverse":
         value, by_p = kl(p, q), [mpmath.log(x / y) for x, y in zip(p, q, strict=True)]
+    elif kind == "skew":
+        value, by_p = kl(q, m), [-(1 - b) * y / x for x, y in zip(m, q, strict=True)]
+    elif kind == "total_variation":
+        value = mpmath.fsum(abs(x - y) for x, y in zip(p, q, strict=True)) / 2
+        by_p = [mpmath.sign(x - y) / 2 for x, y in zip(p, q, strict=True)]
     else:
         value = b * kl(q, m) + (1 - b) * kl(p, m)
         by_p = [(1 - b) * mpmath.log(x / y) for x, y in zip(p, m, strict=True)]
@@ -176,11 +188,12 @@ def test_divergences_of_certainties_are_finite():
         )
         assert value.isfinite().all()
         assert grad.isfinite().all()
-        if kind == "jensen_shannon":
-            bound = -(beta * math.log(beta) + (1 - beta) * math.log(1 - beta))
-            assert value[0].item() == pytest.approx(bound, rel=1e-6)
-        else:
-            assert value[0] == 2000
+        bounds = {
+            "jensen_shannon": -(beta * math.log(beta) + (1 - beta) * math.log(1 - beta)),
+            "skew": -math.log(beta),
+            "total_variation": 1.0,
+        }
+        assert value[0].item() == pytest.approx(bounds.get(kind, 2000.0), rel=1e-6)
         assert value[1] == 0
 
 
@@ -272,3 +285,160 @@ def test_a_bad_teacher_is_refused_with_the_reason():
         xent.losses.distillation_loss(z, z[:, :3])
     with pytest.raises(TypeError, match="floating-point logits"):
         xent.losses.distillation_loss(z, torch.ones(3, 4, dtype=torch.int64))
+
+
+# ---- a teacher of its own temperature and centre --------------------------------------------
+
+
+def test_a_teacher_that_is_sharpened_and_centred():
+    """The loss of DINO, up to the entropy of the teacher."""
+    z, v, c = logits(N, C).requires_grad_(), logits(N, C).requires_grad_(), logits(C)
+    for kind, beta in KINDS:
+        options = {"temperature": 0.5, "teacher_temperature": 0.2, "center": c}
+        loss = xent.losses.distillation_loss(
+            z, v, **options, divergence=kind, beta=beta, keep_gradient_size=False, reduction="none"
+        )
+        truth = direct(z / 0.5, (v - c) / 0.2, kind, beta)
+        torch.testing.assert_close(loss, truth, rtol=1e-12, atol=1e-14)
+        found, expected = (torch.autograd.grad(x.sum(), (z, v)) for x in (loss, truth))
+        torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-13)
+    q = torch.softmax((v - c) / 0.04, 1).detach()
+    dino = -(q * torch.log_softmax(z / 0.1, 1)).sum(1).mean()
+    entropy = -(q * torch.log_softmax((v - c) / 0.04, 1)).sum(1).mean()
+    loss = xent.losses.distillation_loss(
+        z, v, temperature=0.1, teacher_temperature=0.04, center=c, keep_gradient_size=False
+    )
+    torch.testing.assert_close(loss, dino - entropy, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("axes", [(), (3,), (3, 2)])
+def test_a_centre_lies_on_the_axis_of_the_classes(axes, monkeypatch):
+    monkeypatch.setattr("xent.frames.dense_rows.CHUNK", 2 * C)
+    z, v, c = logits(N, *axes, C), logits(N, *axes, C), logits(C)
+    loss = functools.partial(xent.losses.distillation_loss, center=c, teacher_temperature=0.5)
+    last = loss(z, v, class_dim=-1, reduction="none")
+    torch.testing.assert_close(last, direct(z, (v - c) / 0.5, "forward", 0.5))
+    second = loss(z.movedim(-1, 1), v.movedim(-1, 1), class_dim=1, reduction="none")
+    torch.testing.assert_close(second, last)
+
+
+def test_a_teacher_like_the_student_is_the_usual_one():
+    z, v = logits(N, C), logits(N, C)
+    plain = xent.losses.distillation_loss(z, v, temperature=2.0)
+    zero = torch.zeros(C).double()
+    same = xent.losses.distillation_loss(
+        z, v, temperature=2.0, teacher_temperature=2.0, center=zero
+    )
+    torch.testing.assert_close(same, plain, rtol=1e-13, atol=0)
+
+
+def test_defaults_of_the_mixture():
+    z, v = logits(N, C), logits(N, C)
+    for kind, beta in (("skew", 0.1), ("jensen_shannon", 0.5)):
+        loss = functools.partial(xent.losses.distillation_loss, z, v, divergence=kind)
+        assert loss() == loss(beta=beta)
+    assert xent.explain(z.float(), v.float(), loss=xent.losses.distillation_loss).engine
+    for wrong, match in (({"beta": 1.0}, "`beta`"), ({"teacher_temperature": 0.0}, "`teacher_")):
+        with pytest.raises(ValueError, match=match):
+            xent.losses.distillation_loss(z, v, **wrong)
+    with pytest.raises(ValueError, match="`center`"):
+        xent.losses.distillation_loss(z, v, center=torch.zeros(C + 1))
+
+
+# ---- the target and the other classes apart -------------------------------------------------
+
+
+def decoupled(z, v, y, temperature=4.0, alpha=1.0, beta=8.0):
+    """Compute the textbook formula in float64."""
+    p, q = torch.softmax(z / temperature, 1), torch.softmax(v / temperature, 1)
+    hot = F.one_hot(y, z.shape[1]).bool()
+
+    def kl(b, a):
+        return (b * (b.log() - a.log())).sum(1)
+
+    both = [torch.stack([x[hot], 1 - x[hot]], 1) for x in (q, p)]
+    others = [x[~hot].view(len(y), -1) for x in (q, p)]
+    others = [x / x.sum(1, keepdim=True) for x in others]
+    return temperature**2 * (alpha * kl(*both) + beta * kl(*others))
+
+
+def test_the_decoupled_parts(monkeypatch):
+    monkeypatch.setattr("xent.frames.dense_rows.CHUNK", 2 * C)
+    z, v = logits(N, C).requires_grad_(), logits(N, C).requires_grad_()
+    y = torch.randint(C, (N,))
+    for options in ({}, {"temperature": 1.0, "alpha": 0.5, "beta": 0.0}, {"alpha": 0.0}):
+        loss = xent.losses.decoupled_distillation_loss(z, v, y, reduction="none", **options)
+        truth = decoupled(z, v, y, **options)
+        torch.testing.assert_close(loss, truth, rtol=1e-11, atol=1e-13)
+        found, expected = (torch.autograd.grad(x.sum(), (z, v)) for x in (loss, truth))
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+
+
+def test_decoupled_parts_with_the_weight_of_the_teacher_are_the_whole_divergence():
+    """The chain rule of the divergence, row by row; also for a student that is sure."""
+    for size in (1.0, 30.0):
+        z, v = logits(1, C, size=size), logits(1, C, size=size)
+        y = torch.tensor([2])
+        rest = -torch.expm1(torch.log_softmax(v, 1)[0, 2]).item()
+        found = xent.losses.decoupled_distillation_loss(z, v, y, temperature=1.0, beta=rest)
+        whole = xent.losses.distillation_loss(z, v)
+        torch.testing.assert_close(found, whole, rtol=1e-11, atol=0)
+
+
+@pytest.mark.parametrize("sides", ["both", "student", "teacher"])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_decoupled_parts_behind_heads(sides, reduction, monkeypatch):
+    monkeypatch.setattr("xent.heads.chunks.MAX_ROWS", 4)
+    h, w = torch.randn(2, N, 3).double().unbind(0), torch.randn(2, C, 3).double().unbind(0)
+    parts = [x.requires_grad_() for x in (*h, *w)]
+    lean = [xent.LinearLogits(h[k], w[k]) for k in (0, 1)]
+    whole = [h[k] @ w[k].T for k in (0, 1)]
+    given = [
+        lean[k] if sides in ("both", side) else whole[k].detach()
+        for k, side in enumerate(("student", "teacher"))
+    ]
+    if sides != "both":
+        other = 1 if sides == "student" else 0
+        whole[other] = whole[other].detach()
+    y = torch.tensor([0, 1, -100, 3, 4, 5, 0, 1])
+    options = {"row_weight": torch.rand(N, dtype=torch.float64), "reduction": reduction}
+    found = xent.losses.decoupled_distillation_loss(*given, y, **options)
+    expected = xent.losses.decoupled_distillation_loss(*whole, y, **options)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
+    for a, b in zip(
+        *(torch.autograd.grad(x.sum(), parts, allow_unused=True) for x in (found, expected)),
+        strict=True,
+    ):
+        if a is not None or b is not None:
+            torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
+def test_rows_of_decoupled_parts():
+    z, v, y = logits(N, C), logits(N, C), torch.arange(N) % C
+    each = xent.losses.decoupled_distillation_loss(z, v, y, reduction="none")
+    mask = torch.arange(N) != 3
+    z[3] = torch.nan
+    found = xent.losses.decoupled_distillation_loss(z, v, y, row_mask=mask)
+    torch.testing.assert_close(found, each[mask].mean())
+    ignored = xent.losses.decoupled_distillation_loss(z, v, torch.where(mask, y, -100))
+    torch.testing.assert_close(ignored, found)
+    nothing = torch.full((N,), -100)
+    assert xent.losses.decoupled_distillation_loss(z, v, nothing).isnan()
+    assert xent.losses.decoupled_distillation_loss(z, v, nothing, empty="zero") == 0
+    with pytest.raises(xent.TargetError, match=f"class index {C}"):
+        xent.losses.decoupled_distillation_loss(z, v, torch.full((N,), C))
+    with pytest.raises(ValueError, match="`target` must hold one class"):
+        xent.losses.decoupled_distillation_loss(z, v, y[:-1])
+    with pytest.raises(ValueError, match="`beta`"):
+        xent.losses.decoupled_distillation_loss(z, v, y, beta=-1.0)
+
+
+def test_decoupled_parts_in_float32_are_those_of_float64():
+    z, v, y = 20 * torch.randn(40, C), 20 * torch.randn(40, C), torch.randint(C, (40,))
+    loss = functools.partial(xent.losses.decoupled_distillation_loss, target=y, reduction="none")
+    torch.testing.assert_close(loss(z, v).double(), loss(z.double(), v.double()), rtol=2e-7, atol=0)
+    a = logits(3, C).requires_grad_()
+    b, y = logits(3, C).requires_grad_(), torch.tensor([0, 1, -100])
+    assert torch.autograd.gradcheck(
+        lambda a, b: xent.losses.decoupled_distillation_loss(a, b, y), (a, b)
+    )

@@ -304,6 +304,10 @@ ENTRIES = [
         follows=lambda z, y: (y[:, None], torch.ones_like(y)[:, None].double()),
     ),
     rows("distillation_loss", follows=lambda z, y: (F.hot(z, y).log(),)),
+    rows(
+        "decoupled_distillation_loss", follows=lambda z, y: (z.sin(), y),
+        apart="a teacher that is certain has no other classes",
+    ),
     rows("nll_loss", apart="log-probabilities for an input"),
     rows("kl_div", arguments=summed, apart="log-probabilities for an input, element by element"),
     # ---- binary, multilabel

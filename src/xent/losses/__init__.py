@@ -9,7 +9,7 @@ from . import classification, modulated, imbalance, margin, robust, noise, uncer
 from . import classification, modulated, imbalance, seesaw, margin, robust, asymmetric  # noqa: F401
 from . import noise, uncertainty  # noqa: F401
 from . import soft_targets  # noqa: F401
-from . import distillation, log_probabilities, binary, multilabel, tempered  # noqa: F401
+from . import distillation, decoupled, log_probabilities, binary, multilabel, tempered  # noqa: F401
 from . import sparse, evolved  # noqa: F401
 from . import detection, hierarchy, ranking, ordinal  # noqa: F401
 # isort: on
@@ -28,6 +28,7 @@ from .binary import (
 from .catalog import CATALOG, Member
 from .classification import cross_entropy
 from .contrastive import clip_loss, info_nce_loss, nt_xent_loss, sampled_cross_entropy
+from .decoupled import decoupled_distillation_loss
 from .detection import YoloParts, yolo_loss
 from .distillation import distillation_loss
 from .evolved import baikal_cma_loss, baikal_loss, ngl_loss, taylorglo_loss
@@ -149,6 +150,7 @@ __all__ = [
     "cumulative_link_loss",
     "cumulative_loss",
     "decoupled_contrastive_loss",
+    "decoupled_distillation_loss",
     "deferred_weights",
     "distillation_loss",
     "dual_focal_loss",

@@ -23,7 +23,7 @@ def diverge(
         teacher: logits of the same shape.
         temperature: divides the logits of both.
         divergence: a key of :data:`DIVERGENCES`.
-        beta: share of the teacher in the mixture of Jensen-Shannon.
+        beta: share of the teacher in the mixture of Jensen-Shannon and of the skew divergence.
     """
     options = (temperature, divergence, beta)
     if deferred():
@@ -161,7 +161,22 @@ def _log_mixture(log_ratio: Tensor, share: float) -> Tensor:
     )
 
 
-DIVERGENCES = {"forward": _forward, "reverse": _reverse, "jensen_shannon": _jensen_shannon}
+def _skew(c: _Comparison, beta: float) -> Tensor:
+    _, q, _, to_q, log_m = _mixture(c, beta)
+    return bregman(q, log_m, 1.0, to_q)
+
+
+def _total_variation(c: _Comparison, beta: float) -> Tensor:
+    return _gained(c).abs() / 2
+
+
+DIVERGENCES = {
+    "forward": _forward,
+    "reverse": _reverse,
+    "jensen_shannon": _jensen_shannon,
+    "skew": _skew,
+    "total_variation": _total_variation,
+}
 
 
 # The derivatives by the logits of student and teacher, at temperature 1.
@@ -186,6 +201,29 @@ def _jensen_shannon_slopes(c: _Comparison, beta: float) -> tuple[Tensor, Tensor]
     return (1 - beta) * _share(p, -to_p - from_p), beta * _share(q, -to_q - from_q)
 
 
+def _skew_slopes(c: _Comparison, beta: float) -> tuple[Tensor, Tensor]:
+    p, q, _, to_q, _ = _mixture(c, beta)
+    excess = torch.expm1(-to_q)  # q / m - 1
+    by_p, by_q = -(1 - beta) * excess, -to_q - beta * excess
+    of_p, of_q = ((x * by).sum(-1, keepdim=True) for x, by in ((p, by_p), (q, by_q)))
+    return _share(p, by_p - of_p), _share(q, by_q - of_q)
+
+
+def _total_variation_slopes(c: _Comparison, beta: float) -> tuple[Tensor, Tensor]:
+    sign = _gained(c).sign()
+    p, q = c.log_p.exp(), c.log_q.exp()
+    return _share(p, _beyond_mean(p, sign)), -_share(q, _beyond_mean(q, sign))
+
+
+def _beyond_mean(p: Tensor, sign: Tensor) -> Tensor:
+    """Half of a sign less its mean: the part of the other signs, which loses no digit."""
+    above, below, level = (torch.where(sign == s, p, 0).sum(-1, keepdim=True) for s in (1, -1, 0))
+    of_level = (below - above) / 2
+    return torch.where(
+        sign > 0, below + level / 2, torch.where(sign < 0, -above - level / 2, of_level)
+    )
+
+
 def _gained(c: _Comparison) -> Tensor:
     """``p - q`` without cancellation."""
     near = c.log_ratio < 1
@@ -208,4 +246,6 @@ SLOPES = {
     "forward": _forward_slopes,
     "reverse": _reverse_slopes,
     "jensen_shannon": _jensen_shannon_slopes,
+    "skew": _skew_slopes,
+    "total_variation": _total_variation_slopes,
 }
