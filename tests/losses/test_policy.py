@@ -163,6 +163,20 @@ def test_advantages_by_a_loop(scale, eps):
     )
 
 
+def test_the_mean_of_the_others_is_a_baseline():
+    reward = torch.randn(12, dtype=torch.float64)
+    group = torch.tensor([7, 3, 3, -1, 7, 7, 3, -1, 7, 3, 7, 50])
+    found = xent.policy.group_advantages(reward, group, baseline="others", scale=False)
+    for k, g in enumerate(group.tolist()):
+        others = [r for j, r in enumerate(reward.tolist()) if group[j] == g and j != k]
+        expected = reward[k].item() - sum(others) / len(others) if others else 0.0
+        assert found[k].item() == pytest.approx(expected, rel=1e-13, abs=1e-14)
+    scaled = xent.policy.group_advantages(reward, 4, baseline="others", eps=0.0)
+    close(scaled, 4 / 3 * xent.policy.group_advantages(reward, 4, eps=0.0))
+    with pytest.raises(ValueError, match="baseline"):
+        xent.policy.group_advantages(reward, 4, baseline="other")
+
+
 @pytest.mark.parametrize("eps", [1e-4, 0.0])
 def test_equal_rewards_have_no_advantage(eps):
     found = xent.policy.group_advantages(torch.tensor([0.1, 0.1, 0.1, 0.7, 0.7, 0.7]), 3, eps=eps)
@@ -439,6 +453,65 @@ def test_derivatives_and_transforms(name):
     close(grad(compiled(p), p), slope)
 
 
+# ---- other first terms ----------------------------------------------------------------------
+
+
+def test_cispo_is_the_policy_gradient_with_a_clipped_weight():
+    p, old, reference, a = tokens(4, 5)
+    mask = a_mask()
+    options = {"reference": reference, "kl_weight": 0.3, "average": "token"}
+    for clip, low, high in ((0.2, 0.8, 1.2), ((1.0, 4.0), 0.0, 5.0)):
+        found = xent.policy.grpo_loss(p, old, a, mask, kind="cispo", clip=clip, **options)
+        weight = (p - old).exp().clamp(low, high).detach()
+        d = p - reference
+        values = -weight * a * p + 0.3 * ((-d).exp() - 1 + d)
+        expected = values[mask].mean()
+        close(found, expected)
+        close(grad(found, p), grad(expected, p))
+
+
+@pytest.mark.parametrize("ratio", ["token", "sequence"])
+def test_sapo_written_out(ratio):
+    p, old, _, a = tokens(4, 5)
+    found = xent.policy.grpo_loss(p, old, a, kind="sapo", ratio=ratio, temperature=(1.0, 1.5))
+    log_ratio = p - old
+    if ratio == "sequence":
+        log_ratio = log_ratio.mean(1, keepdim=True).expand(4, 5)
+    t = torch.where(a > 0, 1.0, 1.5).double()
+    expected = (-4 / t * torch.sigmoid(t * (log_ratio.exp() - 1)) * a).mean(1).mean()
+    close(found, expected)
+    close(grad(found, p), grad(expected, p))
+
+
+def test_on_policy_every_kind_has_the_policy_gradient():
+    p, _, _, a = tokens(4, 5)
+    expected = grad(xent.policy.reinforce_loss(p, a), p)
+    for kind in ("clip", "cispo", "sapo"):
+        loss = xent.policy.grpo_loss(p, None, a, kind=kind, average="token")
+        close(grad(loss, p), expected)
+
+
+def test_far_policies_leave_every_kind_finite():
+    p = torch.tensor([0.0, -600.0, -600.0, 0.0], requires_grad=True)
+    old = torch.tensor([-600.0, 0.0, 0.0, -600.0])
+    a = torch.tensor([1.0, 1.0, -1.0, -1.0])
+    for kind in ("cispo", "sapo"):
+        loss = xent.policy.grpo_loss(p, old, a, kind=kind, average="token")
+        assert loss.isfinite()
+        assert grad(loss, p).isfinite().all()
+
+
+def test_options_of_one_kind_are_refused_by_the_others():
+    for options, words in (
+        ({"kind": "ppo"}, "kind"), ({"kind": "sapo", "clip": 0.1}, "`clip`"),
+        ({"kind": "cispo", "dual_clip": 3.0}, "`dual_clip`"),
+        ({"kind": "sapo", "temperature": 1.0}, "must be a pair"),
+        ({"kind": "sapo", "temperature": (1.0, 0.0)}, "`temperature` must be greater"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=words):
+            xent.policy.grpo_loss(P, None, A, **options)
+
+
 # ---- preferences ----------------------------------------------------------------------------
 
 
@@ -512,6 +585,134 @@ def test_preferences_in_float32_are_worked_on_in_float64(kind):
         assert ulps(grad(found, narrow), grad(truth.mean(), wide)).max() <= 0.5001
 
 
+def log_sigmoid(x):
+    return -torch.logaddexp(torch.zeros_like(x), -x)
+
+
+ALONE = {
+    "nca": lambda c, r: -log_sigmoid(c) - log_sigmoid(-c) / 2 - log_sigmoid(-r) / 2,
+    "bco": lambda c, r: -log_sigmoid(c - 0.25) - log_sigmoid(-(r - 0.25)),
+    "apo_zero": lambda c, r: 1 - torch.sigmoid(c) + torch.sigmoid(r),
+    "apo_down": lambda c, r: torch.sigmoid(c) + 1 - torch.sigmoid(c - r),
+}
+
+
+@pytest.mark.parametrize("kind", ALONE)
+def test_kinds_that_look_at_each_answer(kind):
+    chosen, rejected, *reference = torch.randn(4, 6, dtype=torch.float64) * 3
+    chosen.requires_grad_(), rejected.requires_grad_()
+    options = {"kind": kind, "beta": 0.5, "margin": 0.25 if kind == "bco" else 0.0}
+    found = xent.policy.dpo_loss(chosen, rejected, *reference, **options)
+    c, r = 0.5 * (chosen - reference[0]), 0.5 * (rejected - reference[1])
+    expected = ALONE[kind](c, r).mean()
+    close(found, expected)
+    for x in (chosen, rejected):
+        close(grad(found, x), grad(expected, x), atol=1e-13)
+    far = torch.tensor([400.0, -400.0], requires_grad=True), torch.tensor([-300.0, 300.0])
+    loss = xent.policy.dpo_loss(*far, torch.zeros(2), torch.zeros(2), **options)
+    assert loss.isfinite()
+    assert grad(loss, far[0]).isfinite().all()
+
+
+@pytest.mark.parametrize("gap", [0.0, 1e-7, -1e-3, 0.5, -3.0, 40.0, -900.0])
+def test_exo_is_a_divergence_with_all_its_digits(gap):
+    eps = 0.02
+    with mpmath.workdps(60):
+        true = mpmath.log(1 - mpmath.mpf(eps)) - mpmath.log(mpmath.mpf(eps))
+        x = torch.tensor([float(true) + gap], dtype=torch.float64, requires_grad=True)
+        a, b = 1 / (1 + mpmath.exp(-mpmath.mpf(x.item()))), 1 - mpmath.mpf(eps)
+        no, other = 1 / (1 + mpmath.exp(mpmath.mpf(x.item()))), mpmath.mpf(eps)
+        exact = float(a * mpmath.log(a / b) + no * mpmath.log(no / other))
+    found = xent.policy.dpo_loss(x, torch.zeros_like(x), kind="exo", beta=1.0, label_smoothing=eps)
+    # The log-odds are rounded to 1e-15, and the divergence is quadratic in their difference.
+    assert found.item() == pytest.approx(exact, rel=1e-12 + 4e-15 / max(abs(gap), 1e-9), abs=1e-30)
+    assert grad(found, x).isfinite().all()
+
+
+def test_exo_by_default():
+    x, zero = torch.randn(5, dtype=torch.float64), torch.zeros(5, dtype=torch.float64)
+    found = xent.policy.dpo_loss(x, zero, kind="exo")
+    close(found, xent.policy.dpo_loss(x, zero, kind="exo", label_smoothing=1e-3))
+
+
+@pytest.mark.parametrize("eps", [0.0, 0.1, 0.3])
+def test_negative_smoothing_undoes_wrong_preferences(eps):
+    """The mean over the noise of robust DPO is DPO: backward correction."""
+    x, zero = torch.randn(9, dtype=torch.float64) * 20, torch.zeros(9, dtype=torch.float64)
+    smoothing = -eps / (1 - 2 * eps)
+
+    def robust(a, b):
+        return xent.policy.dpo_loss(a, b, label_smoothing=smoothing, reduction="none")
+
+    written = -(1 - eps) * log_sigmoid(0.1 * x) + eps * log_sigmoid(-0.1 * x)
+    close(robust(x, zero), written / (1 - 2 * eps))
+    mean = (1 - eps) * robust(x, zero) + eps * robust(zero, x)
+    close(mean, xent.policy.dpo_loss(x, zero, reduction="none"), rtol=1e-12)
+
+
+def test_kto_written_out():
+    p, reference = (torch.randn(2, 8, dtype=torch.float64) * 5).unbind()
+    p.requires_grad_()
+    good = torch.tensor([1, 0, 0, 1, 1, 0, 1, 0]).bool()
+    for point in (0.0, 1.5, torch.tensor(0.75, requires_grad=True)):
+        found = xent.policy.kto_loss(
+            p, reference, good, reference_point=point, beta=0.3, desirable_weight=2.0,
+            undesirable_weight=0.5, reduction="none",
+        )  # fmt: skip
+        z0 = point.detach() if isinstance(point, torch.Tensor) else point
+        lead = 0.3 * (p - reference - z0)
+        value = torch.where(good, torch.sigmoid(lead), torch.sigmoid(-lead))
+        weight = torch.where(good, 2.0, 0.5).double()
+        close(found, weight - weight * value)
+        close(grad(found.sum(), p), grad((-weight * value).sum(), p))
+    mean = xent.policy.kto_loss(p, reference, good)
+    close(mean, xent.policy.kto_loss(p, reference, good, reduction="sum") / 8)
+    assert xent.policy.kto_loss(p[:0], reference[:0], good[:0], empty="zero") == 0
+    for changed, error, words in (
+        ({"desirable": good.double()}, ValueError, "`desirable` must be bool"),
+        ({"beta": 0.0}, ValueError, "`beta`"), ({"reference": p[:3]}, ValueError, "`reference`"),
+        ({"undesirable_weight": -1.0}, ValueError, "`undesirable_weight`"),
+        ({"reference_point": torch.zeros(8)}, ValueError, "`reference_point`"),
+    ):  # fmt: skip
+        with pytest.raises(error, match=words):
+            xent.policy.kto_loss(
+                **{"log_prob": p, "reference": reference, "desirable": good, **changed}
+            )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("chosen", [-1e-12, -1e-8, -1e-3, -0.7, -4.0, -60.0])
+def test_odds_of_sure_answers_keep_their_digits(chosen, dtype):
+    c = torch.tensor([chosen], dtype=dtype, requires_grad=True)
+    r = torch.tensor([-1.5], dtype=dtype)
+    found = xent.policy.orpo_loss(c, r, beta=0.5, nll_weight=0.0, reduction="none")
+    with mpmath.workdps(60):
+        x, y = mpmath.mpf(c.item()), mpmath.mpf(r.item())
+
+        def exact(x):
+            odds = [v - mpmath.log(1 - mpmath.exp(v)) for v in (x, y)]
+            return mpmath.log(1 + mpmath.exp(odds[1] - odds[0])) / 2
+
+        value, slope = exact(x), mpmath.diff(exact, x, h=abs(x) * mpmath.mpf(10) ** -20)
+    assert found.item() == pytest.approx(float(value), rel=8 * torch.finfo(dtype).eps)
+    assert grad(found.sum(), c).item() == pytest.approx(
+        float(slope), rel=8 * torch.finfo(dtype).eps
+    )
+    whole = xent.policy.orpo_loss(c, r, beta=0.5, reduction="none")
+    close(whole, found - c, rtol=4 * torch.finfo(dtype).eps)
+
+
+def test_certain_answers_have_finite_odds():
+    c, r = torch.tensor([0.0, 0.0, -1.0]), torch.tensor([0.0, -1.0, 0.0])
+    c.requires_grad_()
+    loss = xent.policy.orpo_loss(c, r, reduction="none")
+    assert loss.isfinite().all()
+    assert grad(loss.sum(), c).isfinite().all()
+    assert loss[0].item() == pytest.approx(0.1 * math.log(2), rel=1e-6)
+    with pytest.raises(ValueError, match="nll_weight"):
+        xent.policy.orpo_loss(c, r, nll_weight=-1.0)
+
+
 # ---- what is refused ------------------------------------------------------------------------
 
 P, A = torch.full((3, 4), -1.0), torch.ones(3, 4)
@@ -579,6 +780,9 @@ def test_bad_groups():
 
 
 BAD_PAIRS = {
+    "no reference": ({"kind": "nca"}, ValueError, "`reference_chosen` and `reference_rejected`"),
+    "exo": ({"kind": "exo", "label_smoothing": 0.0}, ValueError, "`label_smoothing` must be above"),
+    "smoothing of ipo": ({"kind": "ipo", "label_smoothing": 0.1}, ValueError, "leave it out"),
     "half a reference": ({"reference_chosen": P[0]}, ValueError, "both of"),
     "shapes": ({"rejected": P}, ValueError, "`rejected` must have the shape of `chosen`"),
     "dtype": ({"chosen": P[0].half()}, TypeError, "float32 or float64"),

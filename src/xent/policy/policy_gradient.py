@@ -13,17 +13,17 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from .._check import class_indices, finite_number, is_tensor, one_of, whole_number
+from .._check import finite_number, one_of
 from .._series import exp_beyond_line
-from ..engines.modes import widened
 from ..frames.reduction import Reduction
 from ..frames.token_loss import Average, Tokens, explained
 from ..hyperparameters import Range
 from ..overrides import overridable
 
 Estimator = Literal["k1", "k2", "k3"]
+Kind = Literal["clip", "cispo", "sapo"]
 
-# ---- divergences and advantages from samples ----------------------------------------------------
+# ---- divergences from samples -------------------------------------------------------------------
 
 
 @overridable
@@ -114,76 +114,6 @@ def _bound(name: str, given: float | None, dtype: torch.dtype) -> float:
 
 # Squares overflow at 44.4 and 354.9 nats.
 _MAX_LOG_RATIO = {torch.float32: 40.0, torch.float64: 350.0}
-
-
-def group_advantages(
-    reward: Tensor, group: int | Tensor, *, scale: bool = True, eps: float = 1e-4
-) -> Tensor:
-    r"""Rewards compared within groups: the answers to one prompt.
-
-    .. math:: A_i = \frac{R_i - \mathrm{mean}(R)}{\mathrm{std}(R) + \epsilon}
-
-    Where all rewards of a group are equal, or there is only one, advantages are exactly 0.
-
-    Args:
-        reward: ``(B,)``.
-        group: how many consecutive rewards make a group; or the group of each, integers ``(B,)``.
-        scale: divide by the standard deviation (with ``n - 1``). It makes easy and hard prompts
-            count more than others; Dr. GRPO leaves it out.
-        eps: added to the standard deviation.
-
-    Returns:
-        ``(B,)``, a constant, in the dtype of ``reward`` (float32 for integers).
-
-    Raises:
-        ValueError: for shapes that do not fit, or a negative ``eps``.
-        TypeError: if ``reward`` is no tensor, or ``group`` no integers.
-
-    Example:
-        >>> import torch, xent
-        >>> rewards = torch.tensor([1.0, 0.0, 0.0, 5.0, 5.0, 5.0])
-        >>> xent.policy.group_advantages(rewards, 3, scale=False)
-        tensor([ 0.6667, -0.3333, -0.3333,  0.0000,  0.0000,  0.0000])
-
-    References:
-        Shao et al., *DeepSeekMath*, 2024. Liu et al., *Understanding R1-Zero-like training*, 2025.
-    """
-    is_tensor("reward", reward)
-    eps = Range(0).check("eps", eps, None)
-    if reward.ndim != 1:
-        raise ValueError(f"`reward` must have shape (B,), got {tuple(reward.shape)}")
-    index = _group_index(group, reward)
-    r = widened(reward.detach())
-    none = r.new_zeros(index.numel())
-
-    def total(x: Tensor) -> Tensor:
-        return none.index_add(0, index, x)[index]
-
-    # Subtract the least reward of each group. So equal rewards are exactly 0, and so is their mean.
-    r = r - none.scatter_reduce(0, index, r, "amin", include_self=False)[index]
-    count = total(torch.ones_like(r))
-    advantage = r - total(r) / count
-    if scale:
-        deviation = (total(advantage.square()) / (count - 1).clamp(min=1)).sqrt() + eps
-        advantage = advantage / torch.where(deviation == 0, 1.0, deviation)
-    return advantage.to(reward.dtype if reward.is_floating_point() else torch.float32)
-
-
-def _group_index(group: int | Tensor, reward: Tensor) -> Tensor:
-    """The number of each reward's group, from 0 on."""
-    size = reward.numel()
-    if isinstance(group, Tensor) and group.ndim:
-        group = class_indices("group", group)
-        if group.shape != reward.shape:
-            raise ValueError(
-                f"`group` must hold the group of each reward, shape {tuple(reward.shape)}; got "
-                f"{tuple(group.shape)}"
-            )
-        return torch.unique(group, return_inverse=True)[1]
-    group = whole_number("group", group)
-    if group < 1 or size % group:
-        raise ValueError(f"`group`, {group}, must divide the number of rewards, {size}")
-    return torch.arange(size, device=reward.device) // group
 
 
 # ---- losses -------------------------------------------------------------------------------------
@@ -290,12 +220,14 @@ def grpo_loss(
     advantage: Tensor,
     mask: Tensor | None = None,
     *,
+    kind: Kind = "clip",
     reference: Tensor | None = None,
     kl_weight: float = 0.0,
     kl_estimator: Estimator = "k3",
     clip: float | tuple[float, float] = 0.2,
     dual_clip: float | None = None,
     ratio: Literal["token", "sequence"] = "token",
+    temperature: tuple[float, float] = (1.0, 1.05),
     max_log_ratio: float | None = None,
     entropy: Tensor | None = None,
     entropy_weight: float = 0.0,
@@ -311,9 +243,16 @@ def grpo_loss(
 
     Options give related losses: DAPO is ``average="token", clip=(0.2, 0.28)``; Dr. GRPO
     ``average=L``, with ``group_advantages(..., scale=False)``; GSPO ``ratio="sequence",
-    clip=(3e-4, 4e-4)``.
+    clip=(3e-4, 4e-4)``. Two kinds have another first term, in which no token loses its gradient at
+    a bound:
+
+    .. math:: \text{cispo: } -\mathrm{const}\bigl(\mathrm{clip}(\rho, 1 - c, 1 + c)\bigr) A \log p,
+        \qquad \text{sapo: } -\frac4\tau \sigma\bigl(\tau (\rho - 1)\bigr) A
 
     Args:
+        kind: ``"clip"`` for PPO's first term; ``"cispo"``: the policy gradient with a clipped ratio
+            as a constant weight; ``"sapo"``: a soft gate, whose slope at a ratio of 1 is that of
+            the policy gradient. It has no ``clip``.
         reference: log-probabilities under the reference policy, in the shape of ``log_prob``; a
             constant.
         kl_weight: ``beta``, the weight of the divergence from the reference.
@@ -322,6 +261,8 @@ def grpo_loss(
         dual_clip: the largest ratio that counts where the advantage is negative, above 1.
         ratio: ``"token"``, or ``"sequence"``: the ratio of each token is replaced by the geometric
             mean over its sequence, before clipping.
+        temperature: ``tau`` of ``kind="sapo"``, where the advantage is positive and elsewhere:
+            the larger, the sooner tokens far from a ratio of 1 lose their gradient.
 
     Example:
         >>> import torch, xent
@@ -336,9 +277,15 @@ def grpo_loss(
     References:
         Shao et al., *DeepSeekMath*, 2024 (GRPO). Yu et al., *DAPO*, 2025. Liu et al.,
         *Understanding R1-Zero-like training*, 2025 (Dr. GRPO). Zheng et al., *Group sequence policy
-        optimization*, 2025 (GSPO).
+        optimization*, 2025 (GSPO). MiniMax, *MiniMax-M1*, 2025 (CISPO). Gao et al., *Soft adaptive
+        policy optimization*, 2025 (SAPO).
     """
     one_of("ratio", ratio, ("token", "sequence"))
+    one_of("kind", kind, ("clip", "cispo", "sapo"))
+    if kind != "clip" and dual_clip is not None:
+        raise ValueError(f'`dual_clip` is for kind="clip", not {kind!r}')
+    if kind == "sapo" and clip != 0.2:
+        raise ValueError('`clip` is for the other kinds: with kind="sapo" no ratio is clipped')
     tokens = Tokens(log_prob, mask)
     p, a = tokens.log_prob, tokens.advantage(advantage)
     old = p if old_log_prob is None else tokens.read("old_log_prob", old_log_prob)
@@ -347,8 +294,13 @@ def grpo_loss(
         tokens.need_sequences("ratio")
         log_ratio = log_ratio.sum(-1, keepdim=True) / tokens.lengths().clamp(min=1)
     bound = _bound("max_log_ratio", max_log_ratio, log_prob.dtype)
-    near, beyond = _split(_clipped(log_ratio, a, clip, dual_clip), bound)
-    values = -a * near.exp() * (1 + beyond)
+    if kind == "clip":
+        near, beyond = _split(_clipped(log_ratio, a, clip, dual_clip), bound)
+        values = -a * near.exp() * (1 + beyond)
+    elif kind == "cispo":
+        values = -a * log_ratio.detach().clamp(*_range(clip)).clamp(max=bound).exp() * p
+    else:
+        values = -a * _gate(log_ratio.clamp(max=bound), a, temperature)
     kl_weight = finite_number("kl_weight", kl_weight)
     if kl_weight:
         if reference is None:
@@ -369,14 +321,32 @@ def _clipped(
 
     Logarithms are clipped, not ratios, because a ratio that overflows would make the gradient NaN.
     """
-    pair: Any = clip if isinstance(clip, tuple) and len(clip) == 2 else (clip, clip)
-    low, high = Range(0, 1).check("clip", pair[0], None), Range(0).check("clip", pair[1], None)
+    low, high = _range(clip)
     dual_clip = Range(1, open=True).check("dual_clip", dual_clip, None)
     good = advantage >= 0
-    least = torch.full_like(advantage, math.log1p(-low) if low < 1 else -math.inf)
+    least = torch.full_like(advantage, low)
     most = torch.full_like(advantage, math.log(dual_clip or math.inf))
-    least, most = least.masked_fill(good, -math.inf), most.masked_fill(good, math.log1p(high))
+    least, most = least.masked_fill(good, -math.inf), most.masked_fill(good, high)
     return log_ratio.clamp(least, most)
+
+
+def _range(clip: float | tuple[float, float]) -> tuple[float, float]:
+    """The smallest and the largest log-ratio of a range."""
+    pair: Any = clip if isinstance(clip, tuple) and len(clip) == 2 else (clip, clip)
+    low, high = Range(0, 1).check("clip", pair[0], None), Range(0).check("clip", pair[1], None)
+    return math.log1p(-low) if low < 1 else -math.inf, math.log1p(high)
+
+
+def _gate(log_ratio: Tensor, advantage: Tensor, temperature: tuple[float, float]) -> Tensor:
+    """``4 / t`` times the sigmoid of ``t`` times the ratio less 1."""
+    if not isinstance(temperature, tuple) or len(temperature) != 2:
+        raise ValueError(
+            f"`temperature` must be a pair, for positive advantages and for others; got "
+            f"{temperature!r}"
+        )
+    for_good, for_others = (Range(0, open=True).check("temperature", t, None) for t in temperature)
+    t = torch.where(advantage > 0, for_good, for_others).to(log_ratio.dtype)
+    return 4 / t * torch.sigmoid(t * torch.expm1(log_ratio))
 
 
 def _bonus(tokens: Tokens, entropy: Tensor | None, weight: float) -> Tensor | float:
