@@ -142,6 +142,7 @@ def _parts(
     wide = wide_dtype(student)
     pair = [DenseRows(x.to(wide) / temperature, None, label) for x in (student, teacher)]
     odds = [rows.log_odds(rows.logits) for rows in pair]
-    of_target = diverge(*(torch.stack([x, 0 * x], -1) for x in odds), 1.0, "forward", 0.5)
-    others = [rows.logits.masked_fill(rows.is_label, -torch.inf) for rows in pair]
-    return alpha * of_target + beta * diverge(*others, 1.0, "forward", 0.5)
+    s, t = (torch.stack([x, 0 * x], -1) for x in odds)
+    of_target = diverge(s, t, 1.0, "forward", 0.5)
+    s, t = (rows.logits.masked_fill(rows.is_label, -torch.inf) for rows in pair)
+    return alpha * of_target + beta * diverge(s, t, 1.0, "forward", 0.5)

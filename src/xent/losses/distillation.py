@@ -186,7 +186,7 @@ class _Order(NamedTuple):
             center = center.detach()
         temperature = Range(0, open=True).check("temperature", temperature, None)
         own = temperature if own is None else own
-        plain = functools.partial(self.body, temperature=1.0)
+        plain = functools.partial(self.body, temperature=1.0)  # pyright: ignore
 
         def scaled(z: Tensor, v: Tensor) -> Tensor:
             wide = wide_dtype(z)
