@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .._check import is_tensor
 from ..engines.modes import deferred, refuse_where, widened
-from ..frames.dense_loss import CHUNK
+from ..frames.dense_rows import CHUNK
 from ..frames.reduction import RowValues, read_reduction
 from ..heads.logits import LinearLogits
 
