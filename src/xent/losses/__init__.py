@@ -2,15 +2,9 @@
 
 # The catalog lists its members in this order: from the plainest to the most special.
 # isort: off
-from . import classification, sets, modulated, imbalance, margin, robust, noise  # noqa: F401
-from . import soft_targets, distillation, log_probabilities, binary, multilabel  # noqa: F401
-from . import metric, tempered, sparse, evolved  # noqa: F401
-from . import classification, modulated, imbalance, margin, robust, noise, uncertainty  # noqa: F401
-from . import classification, modulated, imbalance, seesaw, margin, robust, asymmetric  # noqa: F401
-from . import noise, uncertainty  # noqa: F401
-from . import soft_targets  # noqa: F401
-from . import distillation, decoupled, log_probabilities, binary, multilabel, tempered  # noqa: F401
-from . import sparse, evolved  # noqa: F401
+from . import classification, sets, modulated, imbalance, seesaw, margin, robust  # noqa: F401
+from . import asymmetric, noise, uncertainty, soft_targets, distillation, decoupled  # noqa: F401
+from . import log_probabilities, binary, multilabel, metric, tempered, sparse, evolved  # noqa: F401
 from . import detection, hierarchy, ranking, ordinal  # noqa: F401
 # isort: on
 
@@ -98,8 +92,8 @@ from .robust import (
     symmetric_cross_entropy,
     truncated_generalized_cross_entropy,
 )
-from .sets import set_cross_entropy
 from .seesaw import seesaw_loss
+from .sets import set_cross_entropy
 from .soft_targets import (
     mixup,
     mixup_cross_entropy,
@@ -198,8 +192,8 @@ __all__ = [
     "reconstruction_excess",
     "reverse_cross_entropy",
     "sampled_cross_entropy",
-    "set_cross_entropy",
     "seesaw_loss",
+    "set_cross_entropy",
     "siglip_loss",
     "sigmoid_focal_loss",
     "sigmoid_poly1_loss",
