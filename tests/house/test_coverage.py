@@ -89,6 +89,12 @@ def of_transformers():
     return {loss.__name__ for loss in mapping.values()}
 
 
+SENTENCE_TRANSFORMERS = [
+    f"sentence_transformers.{kind}.losses"
+    for kind in (
+        "base", "cross_encoder", "multi_vector_encoder", "sentence_transformer", "sparse_encoder"
+    )
+]  # fmt: skip
 FOUND = {
     "torch.nn": ("torch", lambda: of_module("torch.nn")),
     "transformers": ("transformers", of_transformers),
@@ -107,7 +113,7 @@ FOUND = {
     "lightly": ("lightly", lambda: of_module("lightly.loss")),
     "sentence-transformers": (
         "sentence-transformers",
-        lambda: of_module("sentence_transformers.losses"),
+        lambda: set().union(*map(of_module, SENTENCE_TRANSFORMERS)),
     ),
 }
 
