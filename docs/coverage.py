@@ -7,8 +7,10 @@ compares the page on disk with what this script writes, and checks the table.
 from __future__ import annotations
 
 import csv
+import re
 from collections import Counter
 from collections.abc import Iterator
+from functools import cache
 from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
@@ -49,7 +51,7 @@ def counts(table: list[Loss]) -> str:
     number = Counter(loss.verdict for loss in table)
     peers = len({loss.peer for loss in table})
     return (
-        f"{len(table)} public losses of {peers} libraries: {number['here']} are here by name or "
+        f"Of {len(table)} public losses of {peers} libraries {number['here']} are here by name or "
         f"option, {number['lines']} are a few lines of what is here, {number['needs']} need an "
         f"idea that is missing (sums over paths, as CTC), and {number['out']} are not likelihoods "
         f"of classes"
@@ -80,14 +82,21 @@ def _lines(table: list[Loss]) -> Iterator[str]:
         yield from (f"| `{loss.name}` | {loss.verdict} | {_cell(loss)} |" for loss in rows)
 
 
-def _anchor(peer: str) -> str:
-    return peer.lower().replace(".", "")
+def _anchor(heading: str) -> str:
+    return heading.lower().replace(".", "")
+
+
+@cache
+def _heading(name: str) -> str:
+    """The heading of a function on the reference page."""
+    page = (FOLDER / "reference.md").read_text()
+    return re.findall(rf"^### (\S*\b{name})$", page, re.MULTILINE)[0]
 
 
 def _cell(loss: Loss) -> str:
     if loss.verdict == "here":
         name, _, how = loss.place.partition(";")
-        return f"[`{name}`](reference.md){',' * bool(how)}{how}"
+        return f"[`{name}`](reference.md#{_anchor(_heading(name))}){',' * bool(how)}{how}"
     return f"`{loss.place}`".replace("|", "\\|") if loss.verdict == "lines" else loss.place
 
 
