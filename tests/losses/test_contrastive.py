@@ -233,6 +233,9 @@ def test_the_correction_takes_the_bias_out():
     "loss",
     [
         lambda a, b: xent.losses.info_nce_loss(a, b, temperature=0.3),
+        lambda a, b: xent.losses.info_nce_loss(
+            a, b[:4], labels=torch.tensor([0, 0, 1, 2, 9, 1]), key_labels=torch.tensor([0, 1, 0, 2])
+        ),
         lambda a, b: xent.losses.clip_loss(a, b, reduction="none").sum(),
         lambda a, b: xent.losses.nt_xent_loss(a, b, temperature=0.3),
         lambda a, b: xent.losses.siglip_loss(xent.LinearLogits(a, b), scale=2.0, bias=-1.0),
@@ -240,7 +243,7 @@ def test_the_correction_takes_the_bias_out():
             a, b, torch.arange(6), torch.tensor([1, 2, 2])
         ),
     ],
-    ids=["info_nce", "clip", "nt_xent", "siglip", "sampled"],
+    ids=["info_nce", "info_nce_of_labels", "clip", "nt_xent", "siglip", "sampled"],
 )
 def test_derivatives(loss):
     a, b = features(6, 3), features(6, 3)

@@ -52,8 +52,9 @@ class Compared(NamedTuple):
         return self.z if self.out is None else self.z.masked_fill(self.out, -torch.inf)
 
     def mean(self) -> Tensor:
-        """The mean similarity of the positives."""
-        return torch.where(self.same, self.z, 0).sum(-1, dtype=torch.float64) / self.positives
+        """The mean similarity of the positives; 0 where there is none."""
+        total = torch.where(self.same, self.z, 0).sum(-1, dtype=torch.float64)
+        return total / self.positives.clamp(min=1)
 
 
 def lse(z: Tensor, among: Tensor) -> Tensor:
@@ -154,7 +155,8 @@ def _masked(key_mask: KeyMask, rows: Tensor, like: Tensor) -> Tensor:
 def nll_of_positives(c: Compared) -> Tensor:
     """Minus the log-probability of each positive among all columns; the mean over positives."""
     # A soft target keeps its largest class out of the sum, so a sure pair keeps all digits.
-    return cross_entropy(c.apart, c.same.to(c.z.dtype), reduction="none").double() / c.positives
+    total = cross_entropy(c.apart, c.same.to(c.z.dtype), reduction="none").double()
+    return total / c.positives.clamp(min=1)  # 0 / 0 of a row that is left out would spread
 
 
 def belonging(
