@@ -48,12 +48,12 @@ def cumulative(z, y):
 
 
 def continuation(z, y, event=None):
-    """Return minus the log-probability of the class, or of all classes from it on."""
+    """Return minus the log-probability of the class, or of all classes above it."""
     on = torch.cat([torch.ones_like(z[:, :1]), torch.sigmoid(z).cumprod(1)], 1)
     end = torch.cat([torch.sigmoid(-z), torch.ones_like(z[:, :1])], 1)
     at = y[:, None]
     exact = -(on * end).gather(1, at)[:, 0].log()
-    beyond = -on.gather(1, at)[:, 0].log()
+    beyond = -on.gather(1, (at + 1).clamp(max=z.shape[1]))[:, 0].log()
     return exact if event is None else torch.where(event.bool(), exact, beyond)
 
 
@@ -87,10 +87,9 @@ def test_cumulative(reduction):
 @pytest.mark.parametrize("censored", [True, False])
 def test_continuation(reduction, censored):
     z, y = numbers(N, C - 1), classes(N)
-    event = torch.arange(N) % 3 != 0 if censored else None  # the first row, of class 0, too
+    event = torch.arange(N) % 5 != 0 if censored else None  # rows of the first and last class, too
     y[4] = -100
-    kept = y >= 0 if event is None else (y > 0) | event & (y >= 0)
-    assert int(kept.sum()) == N - 1 - censored - int(censored and bool((y[[3, 6, 9]] == 0).sum()))
+    kept = y >= 0
     values = torch.where(kept, continuation(z, y.clamp(min=0), event), 0)
     found = continuation_loss(z, y, event, reduction=reduction)
     agree(found, reduced(values, reduction, kept.sum()), z)
@@ -100,13 +99,16 @@ def test_continuation(reduction, censored):
 
 
 def test_a_hazard_is_the_probability_of_ending():
-    """Bins survived and an event, as the likelihood of discrete times has it."""
+    """The likelihood of discrete times: density of an event, survival of a censored row's bin."""
     z = numbers(1, 4)
     hazard = torch.sigmoid(-z[0])
-    two_bins = -((1 - hazard[0]) * (1 - hazard[1])).log()
-    three = torch.tensor([2])
-    agree(continuation_loss(z, three, torch.tensor([0])), two_bins, z)
-    agree(continuation_loss(z, three, torch.tensor([1])), two_bins - hazard[2].log(), z)
+    for k in range(5):
+        before = -(1 - hazard[:k]).log().sum()
+        survived = -(1 - hazard[: k + 1]).log().sum()
+        died = before - hazard[k].log() if k < 4 else before
+        y = torch.tensor([k])
+        agree(continuation_loss(z, y, torch.tensor([0])), survived, z)
+        agree(continuation_loss(z, y, torch.tensor([1])), died, z)
 
 
 @every_reduction

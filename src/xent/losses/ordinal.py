@@ -105,21 +105,23 @@ def continuation_loss(
 ) -> Tensor:
     r"""Cross-entropy of "does it go on beyond k?", asked until the answer is no (CORN, hazards).
 
-    .. math:: \ell = \sum_{k < y} -\log \sigma(z_k) - [y < C - 1] \log \sigma(-z_y)
+    .. math::
+        \ell = \sum_{k < y} -\log \sigma(z_k) - [y < C - 1] \log \sigma(-z_y), \qquad
+        \text{censored: } \sum_{k \le y} -\log \sigma(z_k)
 
     ``sigmoid(z_k)`` is the probability that the class is above ``k``, given that it is not below
     ``k``. So these are the log-probabilities of the classes for any logits, unlike those of
-    :func:`cumulative_loss`. For discrete times ``sigmoid(-z_k)`` is the hazard of bin ``k``.
+    :func:`cumulative_loss`. For discrete times ``sigmoid(-z_k)`` is the hazard of bin ``k``, and a
+    row that was censored in bin ``y`` has survived it: minus the logarithm of ``P(Y > y)``. The
+    last class is beyond all cutpoints, so a row censored there has the loss of an event.
 
     Args:
         input: logits, one fewer than there are classes: ``(C - 1,)``, ``(N, C - 1)`` or
             ``(N, C - 1, d1, ...)``; or :class:`xent.LinearLogits`.
-        target: class indices from 0 to ``C - 1``, in the shape of the rows: how many bins were
-            survived.
+        target: class indices from 0 to ``C - 1``, in the shape of the rows: the bin of the event,
+            or the last bin in which a censored row was seen.
         event: in the shape of the rows: False or 0 for a row that was censored, of which no more is
-            known than the bins it has survived. The row is left out if it has survived none. None
-            if all is known. (Where the bin of the censoring counts as survived, add 1 to the
-            target.)
+            known than that it has survived bin ``y`` and all before. None if all is known.
         class_dim: the axis of the logits of a row, as for :func:`xent.cross_entropy`.
         ignore_index: class index that marks rows to leave out.
         row_weight: factor on each row, in the shape of the rows; the mean divides by its sum.
@@ -145,7 +147,7 @@ def continuation_loss(
         tensor([0.4402, 1.3618])
         >>> event = torch.tensor([True, False])
         >>> xent.losses.continuation_loss(logits, target, event, reduction="none")
-        tensor([0.4402, 0.0486])
+        tensor([0.4402, 0.3618])
 
     References:
         Shi, Cao & Raschka, *Deep neural networks for rank-consistent ordinal regression based on
@@ -153,9 +155,12 @@ def continuation_loss(
         Narasimhan, *A scalable discrete-time survival model for neural networks*, PeerJ 2019.
     """
     y, kept = _read(input, target, ignore_index)
-    asked = y + (1 if event is None else events(event, ("target", target), kept).long())
+    above = y
+    if event is not None:
+        inside = y < input.shape[class_axis(input)]  # no cutpoint is above the last class
+        above = y + (inside & ~events(event, ("target", target), kept)).long()
     return _decided(
-        input, y, kept & (asked > 0), asked, engine, reduction=reduction, normalizer=normalizer,
+        input, above, kept, y + 1, engine, reduction=reduction, normalizer=normalizer,
         row_weight=row_weight, empty=empty,
     )  # fmt: skip
 
