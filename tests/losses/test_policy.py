@@ -166,12 +166,12 @@ def test_advantages_by_a_loop(scale, eps):
 def test_the_mean_of_the_others_is_a_baseline():
     reward = torch.randn(12, dtype=torch.float64)
     group = torch.tensor([7, 3, 3, -1, 7, 7, 3, -1, 7, 3, 7, 50])
-    found = xent.policy.group_advantages(reward, group, baseline="others", scale=False)
+    found = xent.policy.group_advantages(reward, group, baseline="others")
     for k, g in enumerate(group.tolist()):
         others = [r for j, r in enumerate(reward.tolist()) if group[j] == g and j != k]
         expected = reward[k].item() - sum(others) / len(others) if others else 0.0
         assert found[k].item() == pytest.approx(expected, rel=1e-13, abs=1e-14)
-    scaled = xent.policy.group_advantages(reward, 4, baseline="others", eps=0.0)
+    scaled = xent.policy.group_advantages(reward, 4, baseline="others", scale=True, eps=0.0)
     close(scaled, 4 / 3 * xent.policy.group_advantages(reward, 4, eps=0.0))
     with pytest.raises(ValueError, match="baseline"):
         xent.policy.group_advantages(reward, 4, baseline="other")

@@ -17,7 +17,7 @@ def group_advantages(
     group: int | Tensor,
     *,
     baseline: Literal["group", "others"] = "group",
-    scale: bool = True,
+    scale: bool | None = None,
     eps: float = 1e-4,
 ) -> Tensor:
     r"""Rewards compared within groups: the answers to one prompt.
@@ -25,15 +25,17 @@ def group_advantages(
     .. math:: A_i = \frac{R_i - \mathrm{mean}(R)}{\mathrm{std}(R) + \epsilon}
 
     Where all rewards of a group are equal, or there is only one, advantages are exactly 0. With
-    ``baseline="others", scale=False`` they are those of RLOO, of which REINFORCE has no bias.
+    ``baseline="others"`` they are those of RLOO, the rewards less the mean of the others, with
+    which REINFORCE has no bias.
 
     Args:
         reward: ``(B,)``.
         group: how many consecutive rewards make a group; or the group of each, integers ``(B,)``.
         baseline: what is subtracted: the mean of the ``"group"``, or of the ``"others"`` in it,
             which makes advantages ``n / (n - 1)`` times as large.
-        scale: divide by the standard deviation (with ``n - 1``). It makes easy and hard prompts
-            count more than others; Dr. GRPO leaves it out.
+        scale: divide by the standard deviation (with ``n - 1``): unless given, for the baseline of
+            the group only. It makes easy and hard prompts count more than others; Dr. GRPO leaves
+            it out.
         eps: added to the standard deviation.
 
     Returns:
@@ -48,7 +50,7 @@ def group_advantages(
         >>> rewards = torch.tensor([1.0, 0.0, 0.0, 5.0, 5.0, 5.0])
         >>> xent.policy.group_advantages(rewards, 3, scale=False)
         tensor([ 0.6667, -0.3333, -0.3333,  0.0000,  0.0000,  0.0000])
-        >>> xent.policy.group_advantages(rewards, 3, baseline="others", scale=False)
+        >>> xent.policy.group_advantages(rewards, 3, baseline="others")
         tensor([ 1.0000, -0.5000, -0.5000,  0.0000,  0.0000,  0.0000])
 
     References:
@@ -75,7 +77,7 @@ def group_advantages(
     deviation = (total(advantage.square()) / (count - 1).clamp(min=1)).sqrt() + eps
     if baseline == "others":
         advantage = advantage * (count / (count - 1).clamp(min=1))
-    if scale:
+    if baseline == "group" if scale is None else scale:
         advantage = advantage / torch.where(deviation == 0, 1.0, deviation)
     return advantage.to(reward.dtype if reward.is_floating_point() else torch.float32)
 
