@@ -8,6 +8,7 @@ them: ``average`` and ``normalizer`` set the divisor.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -227,7 +228,7 @@ def grpo_loss(
     clip: float | tuple[float, float] = 0.2,
     dual_clip: float | None = None,
     ratio: Literal["token", "sequence"] = "token",
-    temperature: tuple[float, float] = (1.0, 1.05),
+    temperature: Sequence[float] = (1.0, 1.05),
     max_log_ratio: float | None = None,
     entropy: Tensor | None = None,
     entropy_weight: float = 0.0,
@@ -337,15 +338,15 @@ def _range(clip: float | tuple[float, float]) -> tuple[float, float]:
     return math.log1p(-low) if low < 1 else -math.inf, math.log1p(high)
 
 
-def _gate(log_ratio: Tensor, advantage: Tensor, temperature: tuple[float, float]) -> Tensor:
+def _gate(log_ratio: Tensor, advantage: Tensor, temperature: Sequence[float]) -> Tensor:
     """``4 / t`` times the sigmoid of ``t`` times the ratio less 1."""
-    if not isinstance(temperature, tuple) or len(temperature) != 2:
+    if not isinstance(temperature, Sequence) or len(temperature) != 2:
         raise ValueError(
             f"`temperature` must be a pair, for positive advantages and for others; got "
-            f"{temperature!r}"
+            f"{temperature!r}. Pass the same number twice for one temperature"
         )
     for_good, for_others = (Range(0, open=True).check("temperature", t, None) for t in temperature)
-    t = torch.where(advantage > 0, for_good, for_others).to(log_ratio.dtype)
+    t = torch.full_like(advantage, for_others).masked_fill(advantage > 0, for_good)
     return 4 / t * torch.sigmoid(t * torch.expm1(log_ratio))
 
 

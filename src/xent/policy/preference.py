@@ -284,17 +284,13 @@ def kto_loss(
             f"{desirable.dtype} of shape {tuple(desirable.shape)}"
         )
     beta = Range(0, open=True).check("beta", beta, None)
-    weights = [
-        Range(0).check(name, weight, None)
-        for name, weight in (
-            ("desirable_weight", desirable_weight), ("undesirable_weight", undesirable_weight)
-        )
-    ]  # fmt: skip
+    of_good = Range(0).check("desirable_weight", desirable_weight, None)
+    of_bad = Range(0).check("undesirable_weight", undesirable_weight, None)
     point = scalar("reference_point", reference_point, log_prob.device)
     point = point.detach() if isinstance(point, Tensor) else point
     lead = beta * (widened(log_prob) - widened(reference).detach() - point)
     values = _probability(torch.where(desirable, -lead, lead))
-    values = values * torch.where(desirable, *weights).to(values.dtype)
+    values = values * torch.full_like(values, of_bad).masked_fill(desirable, of_good)
     reduce = read_reduction_of_tokens(reduction, normalizer, empty, values)
     return reduce.of(RowValues(values, None, torch.ones_like(values))).to(log_prob.dtype)
 
