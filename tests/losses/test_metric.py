@@ -179,6 +179,30 @@ def test_float32_is_near_float64(name):
     assert (a.double() - b).norm() <= 5e-6 * b.norm()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_common_offset_costs_no_digit_of_a_distance(dtype):
+    x, y = (torch.randn(60, 16) + 100).to(dtype), torch.randint(8, (60,))
+    y[7], dirty = -100, x.clone()
+    dirty[7] = torch.nan
+    wide = x.double().requires_grad_()
+    values, kept = expected_of("nca", wide, y)
+    truth = values.sum() / kept.sum()
+    limit = max(2e-6, torch.finfo(dtype).eps)
+    narrow = dirty.requires_grad_()
+    found = nca_loss(narrow, y)
+    assert abs(found.item() - truth.item()) <= limit * truth.item()
+    (a,), (b,) = grads(found, [narrow]), grads(truth, [wide])
+    assert (a.double() - b).norm() <= 2.5 * limit * b.norm()
+
+
+def test_narrow_products_of_distances_are_taken_if_asked_for():
+    x, y = torch.randn(60, 16).bfloat16() / 4, torch.randint(8, (60,))
+    truth = nca_loss(x.double(), y).item()
+    assert nca_loss(x, y, products="float32").item() == nca_loss(x, y).item()
+    found = nca_loss(x, y, products="input").item()
+    assert found == pytest.approx(truth, rel=2**-6)
+
+
 # ---- laws ---------------------------------------------------------------------------------------
 
 

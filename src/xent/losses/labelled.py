@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .._check import whole_number
+from ..engines.modes import wide_dtype
 from ..engines.rows.labels import check_labels
 from ..engines.rows.problem import Index
 from ..frames.by_chunks import reduce_by_chunks
@@ -257,9 +258,11 @@ def labelled_loss(
                 reduction, normalizer, row_weight, empty, labels.shape, features.device
             )
             # NaN in an ignored row must not spread.
-            x = torch.where((labels == ignore_index).unsqueeze(-1), 0, features)
+            kept = labels != ignore_index
+            x = torch.where(kept.unsqueeze(-1), features, 0)
             x = normalized(x) if normalize else x
-            source = _compared_with_itself(x, distances, max_workspace, products)
+            of_head: Any = {"max_workspace": max_workspace, "products": products}
+            source = _distances(x, kept, **of_head) if distances else LinearLogits(x, x, **of_head)
             if "temperature" in settings:
                 factor = inverse(settings["temperature"], x.device)
                 one = torch.ones((), dtype=torch.float64, device=x.device)
@@ -276,14 +279,17 @@ def labelled_loss(
     return made
 
 
-def _compared_with_itself(
-    x: Tensor, distances: bool, max_workspace: int, products: Products | None
+def _distances(
+    x: Tensor, kept: Tensor, max_workspace: int, products: Products | None
 ) -> LinearLogits:
-    """The similarities of features with each other."""
-    if not distances:
-        return LinearLogits(x, x, max_workspace=max_workspace, products=products)
-    bias = -x.square().sum(-1)  # -|a - b|^2 = 2 a b - |b|^2 - |a|^2
-    return LinearLogits(2 * x, x, bias, max_workspace=max_workspace, products=products)
+    """Minus the squared distances of features from each other, but for a number of each row."""
+    narrow, wide = x.dtype, torch.promote_types(x.dtype, torch.float32)
+    # A common offset changes no distance, but would cost the digits of the difference below.
+    center = x.detach().to(wide_dtype(x)).sum(0) / kept.sum().clamp(min=1)
+    x = (x - center).to(narrow if products == "input" else wide)
+    bias = -x.to(wide).square().sum(-1)  # -|a - b|^2 = 2 a b - |b|^2 - |a|^2
+    head = LinearLogits(2 * x, x, max_workspace=max_workspace, products=products)
+    return head.absorb(None, bias)
 
 
 def _docstring(body: Callable[..., Any], names: list[str]) -> str:

@@ -56,6 +56,8 @@ def nca_loss(c: Compared, temperature: float | Tensor = 1.0) -> Tensor:
 
     Args:
         temperature: ``T``, positive: a number, or a 0-d tensor to be learned.
+        products: the type of the products of 16-bit features, of which the distances are
+            differences: float32 unless given; ``"input"`` for that of the features.
 
     Example:
         >>> import torch, xent
