@@ -442,3 +442,29 @@ def test_decoupled_parts_in_float32_are_those_of_float64():
     assert torch.autograd.gradcheck(
         lambda a, b: xent.losses.decoupled_distillation_loss(a, b, y), (a, b)
     )
+
+
+def test_decoupled_parts_of_masked_and_single_classes():
+    """Nothing is left to learn where there is no other class; no gradient is NaN."""
+    loss, y, inf = xent.losses.decoupled_distillation_loss, torch.tensor([0]), torch.inf
+    of = functools.partial(torch.tensor, dtype=torch.float64)
+    wide, alone = of([[2.0, 1.0, 0.0]]), of([[2.0, -inf, -inf]])
+    for z, v in ((of([[2.0]]), of([[1.0]])), (alone, alone), (3 * alone, alone)):
+        value, grad = value_and_grad(loss, z, v, y)
+        assert value == 0
+        assert torch.equal(grad, torch.zeros_like(z))
+    value, grad = value_and_grad(loss, wide, alone, y, temperature=1.0)  # only cross-entropy
+    expected = value_and_grad(xent.cross_entropy, wide, y)
+    torch.testing.assert_close((value, grad), expected, rtol=1e-14, atol=1e-16)
+    for z, v in ((alone, wide), (of([[-inf, 1.0, 0.0]]), wide), (of([[-inf, 1.0, 0.0]]), alone)):
+        for weights in ({}, {"alpha": 0.0}, {"beta": 0.0}):
+            value, grad = value_and_grad(loss, z, v, y, **weights)
+            assert not value.isnan()
+            assert grad.isfinite().all()
+            assert value == inf or weights == {"alpha": 0.0}
+    assert value_and_grad(loss, alone, wide, y, alpha=0.0)[0] == inf
+    both = of([[-inf, 1.0, 0.0]])  # impossible for both: only the other classes differ
+    value, grad = value_and_grad(loss, both, of([[-inf, 2.0, 2.0]]), y, temperature=1.0, beta=1.0)
+    expected = (2 * F.softplus(of(1.0)) - 1) / 2 - math.log(2)
+    assert value.item() == pytest.approx(expected.item(), rel=1e-14)
+    assert grad.isfinite().all()

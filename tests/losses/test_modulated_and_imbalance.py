@@ -433,3 +433,46 @@ def test_margin_smoothing_leaves_near_logits_alone():
     expected = xent.cross_entropy(9 * z, y) + 0.3 * gaps.mean()
     found = xent.losses.margin_smoothing_loss(masked, y, margin=2.0, alpha=0.3)
     torch.testing.assert_close(found, expected, rtol=1e-14, atol=0)
+
+
+OF_ALL_LOGITS = {
+    "dual focal": (xent.losses.dual_focal_loss, {}),
+    "margin smoothing": (xent.losses.margin_smoothing_loss, {}),
+    "seesaw": (xent.losses.seesaw_loss, {"counts": torch.full((3,), 7.0)}),
+    "weston watkins": (xent.losses.weston_watkins_loss, {}),
+}
+
+
+@pytest.mark.parametrize("name", OF_ALL_LOGITS)
+def test_masked_and_single_classes_in_losses_of_all_logits(name):
+    loss, options = OF_ALL_LOGITS[name]
+    inf, y = torch.inf, torch.tensor([0])
+    single = torch.tensor([[2.0]], dtype=torch.float64)
+    for z in (single, torch.tensor([[2.0, -inf, -inf]], dtype=torch.float64)):
+        counted = {k: v[: z.shape[1]] for k, v in options.items()}
+        value, grad = value_and_grad(loss, z, y, **counted)
+        assert value.item() == 0
+        assert math.copysign(1, value.item()) == 1
+        assert torch.equal(grad, torch.zeros_like(z))
+        x = z.clone().requires_grad_()
+        (slope,) = torch.autograd.grad(loss(x, y, **counted), x, create_graph=True)
+        assert torch.equal(torch.autograd.grad(slope.sum(), x)[0], torch.zeros_like(z))
+    masked = torch.tensor([[-inf, 1.0, 0.0]], dtype=torch.float64)
+    value, grad = value_and_grad(loss, masked, y, **options)
+    assert value.item() == inf
+    expected = value_and_grad(xent.cross_entropy, masked, y)[1]
+    if name == "weston watkins":
+        expected = torch.tensor([[-2.0, 1.0, 1.0]], dtype=torch.float64)
+    torch.testing.assert_close(grad, expected, rtol=1e-14, atol=0)
+    value, grad = value_and_grad(
+        loss, masked.roll(1, 1), torch.tensor([2]), **options
+    )  # the masked class is not the target
+    assert value.isfinite()
+    assert grad.isfinite().all()
+
+
+def test_margins_of_classes_that_all_have_no_rows_are_alike():
+    z, y = torch.rand(4, 3, dtype=torch.float64), torch.tensor([0, 1, 2, 1])
+    found, expected = (xent.losses.ldam_loss(z, y, counts=torch.full((3,), n)) for n in (0.0, 7.0))
+    assert found.isfinite()
+    torch.testing.assert_close(found, expected, rtol=1e-15, atol=0)

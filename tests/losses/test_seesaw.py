@@ -53,6 +53,12 @@ def test_a_class_without_rows_counts_as_the_rarest():
     torch.testing.assert_close(found, expected)
 
 
+def test_classes_that_all_have_no_rows_are_alike():
+    found, expected = (seesaw_loss(Z, Y, counts=torch.full((5,), n)) for n in (0.0, 7.0))
+    assert found.isfinite()
+    torch.testing.assert_close(found, expected, rtol=1e-15, atol=0)
+
+
 def test_a_masked_target_is_infinite():
     z = torch.tensor([[0.0, 1.0, -torch.inf]])
     loss = seesaw_loss(z, torch.tensor([2]), counts=torch.ones(3), q=0.0)

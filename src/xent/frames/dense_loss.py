@@ -204,7 +204,7 @@ def _value_of_each(
             f"{body.__name__} must return one value per row, shape "
             f"{tuple(rows.logits.shape[:-1])}; it returned shape {tuple(values.shape)}"
         )
-    return values
+    return values + 0.0  # no minus 0 of a row that has one class only
 
 
 def _form_of(

@@ -64,11 +64,14 @@ class DenseRows(NamedTuple):
         """Return the log-odds of the class of each row by these logits, for class indices only.
 
         Their :func:`torch.nn.functional.logsigmoid` is the log-probability with all its digits,
-        where ``logits - lse`` has none of a row that is sure.
+        where ``logits - lse`` has none of a row that is sure. Infinite, without a gradient, where
+        there is no other class.
         """
         logits = torch.where(logits == torch.inf, torch.nan, logits)  # an overflow is no certainty
-        others = torch.where(self.is_label, -torch.inf, logits)
-        return self.expected(logits) - torch.logsumexp(others, -1)
+        lowest = torch.finfo(logits.dtype).min  # of nothing but -inf the derivative is NaN
+        rest = torch.logsumexp(torch.where(self.is_label, lowest, logits), -1)
+        target = self.expected(logits)
+        return torch.where(rest == lowest, target.detach() + torch.inf, target - rest)
 
     def log_prob(self, logits: Tensor) -> Tensor:
         """Return the log-probability of the class of each row by these logits, all its digits."""

@@ -52,6 +52,7 @@ def decoupled_distillation_loss(
     with the probabilities ``q`` of the teacher and ``p`` of the student at temperature ``T``. The
     divergence of both, :func:`xent.losses.distillation_loss`, has ``1 - q_y`` in the place of
     ``beta``: the surer the teacher, the less the student learns from it about the other classes.
+    Of a teacher that masks all classes but the target the student learns nothing about them.
 
     Args:
         input: logits of the student, ``(C,)``, ``(N, C)`` or ``(N, C, d1, ...)``; ``-inf`` masks a
@@ -141,8 +142,22 @@ def _parts(
     """The weighted sum of both divergences."""
     wide = wide_dtype(student)
     pair = [DenseRows(x.to(wide) / temperature, None, label) for x in (student, teacher)]
-    odds = [rows.log_odds(rows.logits) for rows in pair]
-    s, t = (torch.stack([x, 0 * x], -1) for x in odds)
-    of_target = diverge(s, t, 1.0, "forward", 0.5)
-    s, t = (rows.logits.masked_fill(rows.is_label, -torch.inf) for rows in pair)
-    return alpha * of_target + beta * diverge(s, t, 1.0, "forward", 0.5)
+    total = pair[0].logits.new_zeros(label.shape)
+    if alpha:
+        s, t = (_of_target(rows) for rows in pair)
+        total = total + alpha * diverge(s, t, 1.0, "forward", 0.5)
+    if beta:
+        s, t = (rows.logits.masked_fill(rows.is_label, -torch.inf) for rows in pair)
+        none, unlearned = ((x == -torch.inf).all(-1) for x in (t, s))  # there are no other classes
+        s, t = (torch.where((none | unlearned).unsqueeze(-1), 0.0, x) for x in (s, t))
+        of_others = diverge(s, t, 1.0, "forward", 0.5)
+        total = total + beta * torch.where(unlearned & ~none, torch.inf, of_others)
+    return total
+
+
+def _of_target(rows: DenseRows) -> Tensor:
+    """Logits of the target and of all other classes together, ``(n, 2)``; masked if certain."""
+    odds = rows.log_odds(rows.logits)
+    certain = odds == torch.inf
+    others = torch.zeros_like(odds).masked_fill(certain, -torch.inf)
+    return torch.stack([odds.masked_fill(certain, 0), others], -1)

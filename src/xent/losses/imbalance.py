@@ -280,11 +280,16 @@ def ldam_loss(
         Cao et al., *Learning imbalanced datasets with label-distribution-aware margin loss*,
         NeurIPS 2019.
     """
-    counts = _at_least_float32(counts)
-    known = torch.where(counts > 0, counts, torch.inf)
-    rarest = known.min()
-    margins = max_margin * (torch.where(counts > 0, counts, rarest) / rarest) ** -0.25
+    n = rarest_if_unseen(_at_least_float32(counts))
+    margins = max_margin * (n / n.amin()) ** -0.25
     return lowered_cross_entropy(s, scale * s.of_label(margins))
+
+
+def rarest_if_unseen(counts: Tensor) -> Tensor:
+    """Rows per class; one without rows has those of the rarest of the others, or 1 if all have."""
+    seen = counts > 0
+    rarest = torch.where(seen, counts, torch.inf).amin()
+    return torch.where(seen, counts, torch.where(rarest == torch.inf, 1.0, rarest))
 
 
 # ---- re-weighting during training ---------------------------------------------------------------

@@ -79,7 +79,8 @@ def dual_focal_loss(rows: DenseRows, gamma: NonNegative = 5.0) -> Tensor:
     target = rows.expected(z)
     below = torch.where(z < target.unsqueeze(-1), z, -torch.inf).amax(-1)
     lead = torch.where(below == -torch.inf, torch.inf, target - below)
-    return -power(logsigmoid(-log_odds).exp() + (log_p - lead).exp(), gamma) * log_p
+    factor = power(logsigmoid(-log_odds).exp() + (log_p - lead).exp(), gamma)
+    return -torch.where(log_p == -torch.inf, 1.0, factor) * log_p
 
 
 @member(proper=False, convex=False)
@@ -289,8 +290,10 @@ def weston_watkins_loss(rows: DenseRows, margin: NonNegative = 1.0) -> Tensor:
         Weston and Watkins, *Support vector machines for multi-class pattern recognition*, ESANN
         1999, where ``m`` is 2.
     """
-    behind = margin + rows.logits - rows.expected(rows.logits).unsqueeze(-1)
-    return (torch.relu(behind) * (1 - rows.target)).sum(-1)
+    z = rows.logits
+    behind = margin + z - rows.expected(z).unsqueeze(-1)
+    total = torch.relu(torch.where(rows.is_label | (z == -torch.inf), 0.0, behind)).sum(-1)
+    return torch.where(z.amax(-1).isfinite(), total, torch.nan)
 
 
 @member(proper=False, convex=True, second_pass=True)

@@ -9,6 +9,7 @@ from ..frames.dense_loss import dense_loss
 from ..frames.dense_rows import DenseRows
 from ..hyperparameters import Counts, NonNegative
 from .catalog import member
+from .imbalance import rarest_if_unseen
 
 
 @member(proper=False, convex=True, second_pass=True)
@@ -27,7 +28,7 @@ def seesaw_loss(
 
     Args:
         counts: rows per class, ``(C,)``, or probabilities. A class without rows counts as the
-            rarest of the others.
+            rarest of the others; where all have none, all are alike.
         p: strength of mitigation.
         q: strength of compensation.
 
@@ -42,9 +43,7 @@ def seesaw_loss(
         Wang et al., *Seesaw loss for long-tailed instance segmentation*, CVPR 2021.
     """
     z = rows.logits
-    n = counts.to(z.dtype)
-    n = torch.where(n > 0, n, torch.where(n > 0, n, torch.inf).amin())
-    log_n = n.log()  # (C,)
+    log_n = rarest_if_unseen(counts.to(z.dtype)).log()  # (C,)
     rarer = (log_n - rows.expected(log_n).unsqueeze(-1)).clamp(max=0)  # (..., C)
     ahead = torch.relu(z - rows.expected(z).unsqueeze(-1)).detach()  # log(p_j / p_y)
     ahead = torch.where(ahead.isfinite(), ahead, 0.0)  # a masked target costs infinity without it
