@@ -122,6 +122,13 @@ def are_alike(target: Tensor, input: Any) -> bool:
     return target.ndim == input.ndim and target.shape == input.shape
 
 
+def any_class(input: Any) -> Tensor:
+    """The first class for each row, for losses in which the class of a target has no say."""
+    axis = class_axis(input)
+    rows = input.shape[:axis] + input.shape[axis + 1 :]
+    return torch.zeros(rows, dtype=torch.int64, device=input.device)
+
+
 def class_axis(input: HasAxes) -> int:
     """Axis of the classes: 0 of a single row, 1 of any other tensor, the last behind a head.
 

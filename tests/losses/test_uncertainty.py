@@ -178,3 +178,45 @@ def test_float32_is_float64_rounded():
         loss = getattr(xent.losses, name)
         narrow, wide = (loss(x, y, reduction="none", **options) for x in (z, z.double()))
         assert worst(narrow, wide, nats_below_top(z).amax(1)) <= 4, name
+
+
+UNLABELLED = ["outlier_exposure_loss", "energy_loss", "entropy_loss"]
+
+
+@pytest.mark.parametrize("name", UNLABELLED)
+@pytest.mark.parametrize("shape", [(5,), (4, 5), (0, 5), (2, 5, 3), (2, 5, 2, 2)])
+def test_without_a_target_all_rows_count(name, shape):
+    loss, z = getattr(xent.losses, name), torch.randn(shape, dtype=torch.float64)
+    zeros = torch.zeros(shape[:1] + shape[2:] if len(shape) > 1 else ()).long()
+    for options in ({"reduction": "none"}, {"empty": "zero"}, {"return_stats": True}):
+        found, expected = loss(z, **options), loss(z, zeros, **options)
+        found, expected = (x[0] if "return_stats" in options else x for x in (found, expected))
+        torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
+    last = z.movedim(1, -1) if z.ndim > 1 else z
+    torch.testing.assert_close(loss(last, class_dim=-1), loss(z), equal_nan=True)
+    weight = torch.rand(zeros.shape)
+    torch.testing.assert_close(
+        loss(z, row_weight=weight), loss(z, zeros, row_weight=weight), equal_nan=True
+    )
+
+
+@pytest.mark.parametrize("name", UNLABELLED)
+def test_without_a_target_elsewhere(name):
+    loss, (h, w, b) = getattr(xent.losses, name), head(9)
+    z, zeros = F.linear(h, w, b), torch.zeros(9).long()
+    lean, whole = loss(xent.LinearLogits(h, w, b)), loss(z, zeros)
+    torch.testing.assert_close(lean, whole, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(grads(lean, (h, w, b)), grads(whole, (h, w, b)))
+    module = getattr(xent.nn, name.removesuffix("_loss").title().replace("_", "") + "Loss")()
+    torch.testing.assert_close(module(z), whole)
+    each = torch.func.vmap(lambda row: loss(row, reduction="none"))(z.detach())
+    torch.testing.assert_close(each, loss(z.detach(), reduction="none"))
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda z: loss(z), backend="aot_eager", fullgraph=True)(z.detach())
+    torch.testing.assert_close(compiled, whole.detach())
+    nested = torch.nested.nested_tensor_from_jagged(z.detach(), torch.tensor([0, 4, 9]))
+    torch.testing.assert_close(loss(nested, class_dim=-1), whole.detach())
+    with pytest.raises(TypeError, match="`input`"):
+        loss(z.tolist())
+    with pytest.raises(TypeError, match="target"):
+        xent.cross_entropy(z)

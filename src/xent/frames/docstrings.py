@@ -99,12 +99,18 @@ def described(
     return loss
 
 
-def loss_docstring(body: Callable[..., Any], parameters: Sequence[str], soft: bool) -> str | None:
+def loss_docstring(
+    body: Callable[..., Any], parameters: Sequence[str], soft: bool, labelled: bool = True
+) -> str | None:
     """The docstring of a row loss: that of its body, and the arguments that every loss takes."""
     if not body.__doc__:
         return None
     words = {
-        "soft": "; or class probabilities in the shape of ``input``" if soft else "",
+        "soft": "; or class probabilities in the shape of ``input``"
+        if soft
+        else ""
+        if labelled
+        else "; they only\n    say which rows count: None for all",
         "rows": "; with probabilities by the number of rows" if soft else "",
     }
     told: dict[str, str] = {}

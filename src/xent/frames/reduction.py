@@ -12,7 +12,7 @@ from .._check import at_hand, is_tensor, one_of, scalar
 from ..engines.modes import can_look_at, deferred, has_tangent, widened
 from ..engines.rows.problem import Problem
 from ..heads.problem import HeadProblem
-from ..targets import class_axis, read_target
+from ..targets import any_class, class_axis, read_target
 
 Reduction = Literal["none", "mean", "sum"]
 Normalizer = float | Tensor | str | None
@@ -255,7 +255,8 @@ def divisor_of_problem(problem: Problem, reduce: Reduce) -> Tensor | None:
 def divisor_of_rows(given: Mapping[str, Any]) -> Tensor:
     """Return the divisor of the mean of a loss of rows, from the arguments of the call."""
     input, weight = given["input"], given["weight"]
-    target = read_target(input, given["target"], given["ignore_index"])
+    classes = any_class(input) if given["target"] is None else given["target"]
+    target = read_target(input, classes, given["ignore_index"])
     if target.soft:
         kept, mass = None, torch.ones_like(target.values.select(class_axis(input), 0)).double()
     else:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
 
 from ..heads.logits import LinearLogits
 from ..heads.stand_in import Lean
-from ..targets import are_alike
+from ..targets import any_class, are_alike
 
 
 def refuse_probabilities(name: str, input: Any, target: Any) -> None:
@@ -40,3 +43,19 @@ def refuse_shared_logits(input: Tensor | LinearLogits) -> None:
                 "inplace_backward=True needs logits of their own memory; `input` overlaps itself"
             )
         reach += step * (n - 1)
+
+
+def needs_no_target(loss: Callable[..., Any]) -> Callable[..., Any]:
+    """Make a loss in which the class of a target has no say count all rows if there is none."""
+
+    @functools.wraps(loss)
+    def entry(input: Any, target: Tensor | None = None, *args: Any, **options: Any) -> Any:
+        if target is None and isinstance(input, (Tensor, Lean)) and input.ndim:
+            target = any_class(input)
+        return loss(input, target, *args, **options)
+
+    signature = inspect.signature(loss, follow_wrapped=False)
+    parameters = dict(signature.parameters)
+    parameters["target"] = parameters["target"].replace(default=None, annotation="Tensor | None")
+    entry.__signature__ = signature.replace(parameters=list(parameters.values()))  # pyright: ignore
+    return entry

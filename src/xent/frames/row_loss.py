@@ -22,6 +22,7 @@ from ..row_statistics import RowStatistics
 from .containers import through_containers
 from .docstrings import described, loss_docstring
 from .reduction import Normalizer, Reduction, divisor_of_rows
+from .row_checks import needs_no_target
 from .row_frame import Empty, Needs, RowFrame
 
 
@@ -99,6 +100,24 @@ class RowLoss(Protocol):
     ) -> Tensor | tuple[Tensor, RowStatistics]: ...
 
 
+class UnlabelledLoss(Protocol):
+    """A loss of rows in which the class of a target has no say, so that the target may be None."""
+
+    __name__: str
+    needs: Callable[..., tuple[str, ...]]
+    of_tensors: Callable[..., Any]
+
+    def __call__(
+        self,
+        input: Tensor | LinearLogits,
+        target: Tensor | None = None,
+        weight: Tensor | None = None,
+        **options: Any,
+    ) -> Any:
+        """The loss; with ``return_stats`` the statistics, too."""
+        ...
+
+
 @overload
 def row_loss(body: Callable[..., Tensor]) -> RowLoss: ...
 
@@ -115,6 +134,12 @@ def row_loss(
 ) -> Callable[[Callable[..., Tensor]], RowLoss]: ...
 
 
+@overload
+def row_loss(
+    *, needs: Needs = (), soft: Literal[False], labelled: Literal[False]
+) -> Callable[[Callable[..., Tensor]], UnlabelledLoss]: ...
+
+
 def row_loss(
     body: Callable[..., Tensor] | None = None,
     *,
@@ -124,7 +149,8 @@ def row_loss(
     own: Mapping[str, Callable[..., Any]] | None = None,
     rowwise: bool = True,
     like_torch: bool = False,
-) -> RowLoss | Callable[[Callable[..., Tensor]], RowLoss]:
+    labelled: bool = True,
+) -> Any:
     r"""Turn a few lines on row statistics into a loss. A decorator.
 
     The decorated function takes a :class:`~xent.RowStatistics` and hyperparameters and returns one
@@ -157,6 +183,8 @@ def row_loss(
         like_torch: True if soft targets of three and more axes have their classes on axis 1 unless
             ``class_dim`` is given, as in PyTorch. Otherwise such calls are refused, because nothing
             tells whether the last axis is meant.
+        labelled: whether the body looks at the class of the target. If not, the caller may leave
+            the target out, and all rows count.
 
     Returns:
         The loss.
@@ -178,8 +206,8 @@ def row_loss(
     if body is None:
         return functools.partial(
             row_loss, needs=needs, weighted=weighted, soft=soft, own=own, rowwise=rowwise,
-            like_torch=like_torch,
-        )  # fmt: skip  # pyright: ignore[reportReturnType]
+            like_torch=like_torch, labelled=labelled,
+        )  # fmt: skip  # pyright: ignore[reportCallIssue]
     frame = RowFrame(body, needs, weighted, soft, dict(own or {}), rowwise)
 
     @functools.wraps(body)
@@ -224,8 +252,10 @@ def row_loss(
                 return result
         return frame.of_statistics(call, input, return_stats, inplace_backward)
 
-    explain = functools.partial(loss_docstring, body, soft=soft)
-    made = described(loss, frame.hyper.parameters, frame.own, explain)
+    explain = functools.partial(loss_docstring, body, soft=soft, labelled=labelled)
+    made = described(
+        loss if labelled else needs_no_target(loss), frame.hyper.parameters, frame.own, explain
+    )
     entry = through_containers(made, divisor_of_rows, of_rows=True, rowwise=rowwise)
     entry = overridable(takes_class_dim(entry, refuses=soft and not like_torch, short=made))
     entry.needs, entry.of_tensors = frame.needs, made

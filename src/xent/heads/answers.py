@@ -17,6 +17,7 @@ from ..engines.modes import can_look_at
 from ..measurement import statistics
 from ..overrides import overridable
 from ..row_statistics import RowStatistics
+from ..targets import any_class
 from . import arithmetic, gradients, layouts, row_operations  # noqa: F401  (they register, too)
 from .log_probs import LinearEntropyTerms, LinearLogProbs, LinearProbs
 from .logits import LinearLogits, are_logits
@@ -105,8 +106,7 @@ def _along_classes(input: LinearLogits | LinearLogProbs, dim: Any) -> bool:
 
 def _statistics(input: LinearLogits, **requests: bool) -> RowStatistics:
     """Return the statistics that depend on no target."""
-    any_class = torch.zeros(input.shape[:-1], dtype=torch.int64, device=input.device)
-    return statistics(input, any_class, **requests)  # pyright: ignore
+    return statistics(input, any_class(input), **requests)  # pyright: ignore
 
 
 def _logsumexp(input: LinearLogits, dim: Any, keepdim: bool = False) -> Tensor:

@@ -16,7 +16,7 @@ from ..engines.modes import autocasts, settled
 from ..engines.rows.problem import Problem, Settings, Shaped, Tensors
 from ..logits import make_transform
 from ..row_statistics import INDEX_ONLY, field_mask
-from ..targets import are_alike, class_axis, read_target
+from ..targets import any_class, are_alike, class_axis, read_target
 from .logits import LinearLogits
 
 _NOTHING = torch.empty(0, dtype=torch.float32, device="cpu")  # in the place of the logits
@@ -195,8 +195,7 @@ def flat_rows(rows: torch.Size, *values: Any) -> tuple[Any, ...]:
 
 def problem_of(logits: LinearLogits) -> HeadProblem:
     """The problem of logits behind a head for a function that reads no target: it is class 0."""
-    any_class = torch.zeros(logits.shape[:-1], dtype=torch.int64, device=logits.device)
-    return cast(HeadProblem, make_problem(logits, any_class))
+    return cast(HeadProblem, make_problem(logits, any_class(logits)))
 
 
 def _absorb(source: LinearLogits, tensors: Tensors, softcap: float) -> tuple[LinearLogits, Tensors]:

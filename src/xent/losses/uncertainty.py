@@ -1,8 +1,8 @@
 r"""Losses that teach a model to know what it does not know.
 
-Some are for rows that belong to no class: outliers, and rows without a label. Their targets only
-say which rows count: any class does, and ``ignore_index`` leaves a row out. Others keep a model
-from being surer than its evidence allows.
+Some are for rows that belong to no class: outliers, and rows without a label. They need no target;
+if there is one, it only says which rows count: any class does, and ``ignore_index`` leaves a row
+out. Others keep a model from being surer than its evidence allows.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from .classification import cross_entropy
 
 
 @member(proper=False, convex=True)
-@row_loss(needs="mean", soft=False)
+@row_loss(needs="mean", soft=False, labelled=False)
 def outlier_exposure_loss(s: RowStatistics) -> Tensor:
     r"""Cross-entropy from the uniform distribution, for rows that belong to no class.
 
@@ -43,8 +43,7 @@ def outlier_exposure_loss(s: RowStatistics) -> Tensor:
     Example:
         >>> import torch, xent
         >>> logits = torch.tensor([[0.0, 0.0], [4.0, 0.0]])
-        >>> any_class = torch.tensor([0, 0])
-        >>> xent.losses.outlier_exposure_loss(logits, any_class, reduction="none")
+        >>> xent.losses.outlier_exposure_loss(logits, reduction="none")
         tensor([0.6931, 2.0181])
 
     References:
@@ -54,7 +53,7 @@ def outlier_exposure_loss(s: RowStatistics) -> Tensor:
 
 
 @member(proper=False, convex=False)
-@row_loss(soft=False)
+@row_loss(soft=False, labelled=False)
 def energy_loss(s: RowStatistics, margin: Number | None = None, outliers: bool = False) -> Tensor:
     r"""Squared hinge on the free energy of a row: low for the data, high for outliers.
 
@@ -70,11 +69,11 @@ def energy_loss(s: RowStatistics, margin: Number | None = None, outliers: bool =
 
     Example:
         >>> import torch, xent
-        >>> logits, any_class = torch.tensor([[9.0, 0.0], [30.0, 0.0]]), torch.tensor([0, 0])
+        >>> logits = torch.tensor([[9.0, 0.0], [30.0, 0.0]])
         >>> loss = xent.losses.energy_loss
-        >>> loss(logits, any_class, reduction="none")
+        >>> loss(logits, reduction="none")
         tensor([255.9960,   0.0000])
-        >>> loss(logits, any_class, outliers=True, reduction="none")
+        >>> loss(logits, outliers=True, reduction="none")
         tensor([  4.0005, 529.0000])
 
     References:
@@ -86,7 +85,7 @@ def energy_loss(s: RowStatistics, margin: Number | None = None, outliers: bool =
 
 
 @member(proper=False, bounded=True, convex=False)
-@row_loss(needs="entropy", soft=False)
+@row_loss(needs="entropy", soft=False, labelled=False)
 def entropy_loss(s: RowStatistics) -> Tensor:
     r"""Entropy of the prediction: makes a model decide about rows whose class nobody knows.
 
@@ -97,8 +96,8 @@ def entropy_loss(s: RowStatistics) -> Tensor:
 
     Example:
         >>> import torch, xent
-        >>> logits, any_class = torch.tensor([[0.0, 0.0], [4.0, 0.0]]), torch.tensor([0, 0])
-        >>> xent.losses.entropy_loss(logits, any_class, reduction="none")
+        >>> logits = torch.tensor([[0.0, 0.0], [4.0, 0.0]])
+        >>> xent.losses.entropy_loss(logits, reduction="none")
         tensor([0.6931, 0.0901])
 
     References:
