@@ -341,8 +341,9 @@ def test_defaults_of_the_mixture():
     for wrong, match in (({"beta": 1.0}, "`beta`"), ({"teacher_temperature": 0.0}, "`teacher_")):
         with pytest.raises(ValueError, match=match):
             xent.losses.distillation_loss(z, v, **wrong)
-    with pytest.raises(ValueError, match="`center`"):
-        xent.losses.distillation_loss(z, v, center=torch.zeros(C + 1))
+    for shape in ((C + 1,), (1, C + 1), (2, C)):
+        with pytest.raises(ValueError, match="`center`"):
+            xent.losses.distillation_loss(z, v, center=torch.zeros(shape))
 
 
 # ---- the target and the other classes apart -------------------------------------------------
@@ -468,3 +469,14 @@ def test_decoupled_parts_of_masked_and_single_classes():
     expected = (2 * F.softplus(of(1.0)) - 1) / 2 - math.log(2)
     assert value.item() == pytest.approx(expected.item(), rel=1e-14)
     assert grad.isfinite().all()
+
+
+def test_names_of_the_authors():
+    """DINO keeps its centre as a row of a matrix; the skew divergence has an alpha."""
+    z, v, c = logits(N, C), logits(N, C), logits(C)
+    found = xent.losses.distillation_loss(z, v, center=c[None])
+    assert torch.equal(found, xent.losses.distillation_loss(z, v, center=c))
+    with pytest.raises(ValueError, match="the share of the teacher in the mixture is `beta`"):
+        xent.losses.distillation_loss(z, v, divergence="skew", alpha=0.1)
+    with pytest.raises(ValueError, match="pass them as `target`, too$"):
+        xent.losses.distillation_loss(z, v, alpha=0.1)

@@ -84,14 +84,14 @@ def distillation_loss(
         temperature: ``T``, positive. Divides both logits; above 1 improbable classes count more.
         teacher_temperature: another temperature for the teacher; below that of the student it makes
             the teacher surer (DINO: 0.04 and 0.1).
-        center: subtracted from the logits of the teacher, ``(C,)``, a constant: their running mean
-            keeps one class from winning everywhere (DINO).
+        center: subtracted from the logits of the teacher, ``(C,)`` or ``(1, C)``, a constant: their
+            running mean keeps one class from winning everywhere (DINO).
         divergence: ``"forward"`` makes the student cover all classes of the teacher, ``"reverse"``
             makes it prefer the likeliest, ``"jensen_shannon"`` is between the two, and bounded;
             ``"skew"`` is the forward one with a mixture for the student, and bounded, too;
             ``"total_variation"`` is at most 1 and pulls equally at every class.
         beta: share of the teacher in the mixture, above 0 and below 1; unless given 0.5 for
-            Jensen-Shannon and 0.1 for the skew divergence.
+            Jensen-Shannon and 0.1 for the skew divergence, whose authors call it alpha.
         alpha: share of the labels in the loss, in [0, 1]; 0.5 unless given. Only with ``target``.
         keep_gradient_size: multiply by :math:`T^2` of the student, so that gradients do not shrink
             as the temperature grows. False gives the plain divergence.
@@ -182,6 +182,8 @@ class _Order(NamedTuple):
         if own is None and center is None:
             return self
         if center is not None:
+            if isinstance(center, Tensor) and center.shape == (1, classes):
+                center = center[0]  # as DINO keeps it
             vector_of_classes("center", center, classes, device)
             center = center.detach()
         temperature = Range(0, open=True).check("temperature", temperature, None)
@@ -240,7 +242,8 @@ def _read_order(
     alpha = Range(0, 1).check("alpha", alpha, None)
     ignore_index = whole_number("ignore_index", ignore_index)
     if not labelled and alpha is not None:
-        raise ValueError("`alpha` is the share of the labels: pass them as `target`, too")
+        other = "; the share of the teacher in the mixture is `beta`" * (divergence == "skew")
+        raise ValueError(f"`alpha` is the share of the labels: pass them as `target`, too{other}")
     share = 0.0 if not labelled else 0.5 if alpha is None else alpha
     body = functools.partial(diverge, temperature=temperature, divergence=divergence, beta=beta)
     scale = (1 - share) * (temperature**2 if keep_gradient_size else 1.0)
