@@ -478,5 +478,5 @@ def test_names_of_the_authors():
     assert torch.equal(found, xent.losses.distillation_loss(z, v, center=c))
     with pytest.raises(ValueError, match="the share of the teacher in the mixture is `beta`"):
         xent.losses.distillation_loss(z, v, divergence="skew", alpha=0.1)
-    with pytest.raises(ValueError, match="pass them as `target`, too$"):
+    with pytest.raises(ValueError, match=r"pass them as `target`, too$"):
         xent.losses.distillation_loss(z, v, alpha=0.1)

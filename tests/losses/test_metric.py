@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 import xent
-from tests.helpers import grads
+from tests.helpers import grads, same_bits
 from xent.heads import chunks as heads
 from xent.losses import (
     circle_loss,
@@ -375,3 +375,11 @@ def test_bad_input(name, bad):
 def test_a_hyperparameter_that_must_be_positive(loss, option):
     with pytest.raises(ValueError, match=f"`{option}` must be"):
         loss(torch.randn(5, 2), Y[:5], **{option: 0.0})
+
+
+@pytest.mark.parametrize("loss", [nca_loss, multi_similarity_loss])
+def test_a_loss_of_0_has_no_sign(loss):
+    x, y = torch.tensor([[1.0, 0.0], [1.0, 0.0]]), torch.tensor([0, 0])
+    if loss is multi_similarity_loss:
+        y = torch.tensor([0, -100])  # nothing to compare the first example with
+    assert same_bits(loss(x, y, reduction="none"), torch.zeros(2))

@@ -629,6 +629,15 @@ def test_exo_is_a_divergence_with_all_its_digits(gap):
     assert grad(found, x).isfinite().all()
 
 
+def test_exo_of_an_impossible_answer():
+    """The divergence of certainty from the smoothed label: the logarithm of its probability."""
+    for c, r, share in ((0.0, -math.inf, 0.8), (-math.inf, 0.0, 0.2)):
+        x, y = (torch.tensor([v], dtype=torch.float64, requires_grad=True) for v in (c, r))
+        found = xent.policy.dpo_loss(x, y, kind="exo", label_smoothing=0.2)
+        assert found.item() == pytest.approx(-math.log(share), rel=1e-15)
+        assert not any(slope.any() for slope in torch.autograd.grad(found, (x, y)))
+
+
 def test_exo_by_default():
     x, zero = torch.randn(5, dtype=torch.float64), torch.zeros(5, dtype=torch.float64)
     found = xent.policy.dpo_loss(x, zero, kind="exo")

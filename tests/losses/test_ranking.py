@@ -425,6 +425,18 @@ def test_scores_behind_a_head(name, recwarn):
 # ---- what does not count ------------------------------------------------------------------------
 
 
+def test_cosent_of_a_similarity_of_minus_infinity():
+    """Last by its label it costs nothing; above another one, everything, without a NaN."""
+    x = torch.tensor([2.0, 1.0, -torch.inf], dtype=torch.float64, requires_grad=True)
+    found = cosent_loss(x, torch.tensor([2, 1, 0]))
+    short = cosent_loss(x[:2], torch.tensor([2, 1]))
+    agree(found, short, x)
+    for label in ([0, 1, 2], [0, 2, 1], [1, 0, 1]):
+        found = cosent_loss(x, torch.tensor(label))
+        assert found == torch.inf
+        assert torch.autograd.grad(found, x)[0].isfinite().all()
+
+
 @pytest.mark.parametrize("name", RANKING)
 @pytest.mark.parametrize("fill", [math.nan, math.inf, -math.inf])
 def test_masked_items_leave_no_trace(name, fill):

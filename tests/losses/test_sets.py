@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 import xent
-from tests.helpers import head, ulps, value_and_grad, widest
+from tests.helpers import head, same_bits, ulps, value_and_grad, widest
 from xent.heads import chunks as heads
 from xent.heads.problem import make_problem
 from xent.losses import set_cross_entropy
@@ -316,3 +316,13 @@ def test_bad_input(name):
     call, kind, message = BAD[name]
     with pytest.raises(kind, match=message):
         call()
+
+
+def test_the_full_set_costs_0_without_a_sign():
+    z = torch.randn(3, 4, dtype=torch.float64)
+    for x in (z, z[:, :1]):
+        of_mask = set_cross_entropy(x, torch.ones_like(x, dtype=torch.bool), reduction="none")
+        y, groups = torch.zeros(3).long(), torch.zeros(x.shape[1]).long()
+        of_groups = set_cross_entropy(x, y, groups=groups, reduction="none")
+        for values in (of_mask, of_groups):
+            assert same_bits(values, torch.zeros(3).double())

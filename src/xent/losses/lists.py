@@ -156,12 +156,15 @@ def counts(there: Tensor) -> Tensor:
 def log1p_sum(x: Tensor, there: Tensor) -> Tensor:
     """``log(1 + sum(exp(x)))`` over the numbers that are there, with all its digits.
 
-    Numbers 700 nats below the largest, or below 0, add nothing; see :func:`choice`.
+    Numbers 700 nats below the largest, or below 0, add nothing; see :func:`choice`. The sum is
+    infinite if a number is, which then has no derivative.
     """
-    x = torch.where(there, x, _NOTHING)
+    infinite = (there & (x == torch.inf)).any(-1)
+    x = torch.where(there & (x != torch.inf), x, _NOTHING)
     top = torch.nn.functional.pad(x.detach(), (1, 0)).amax(-1, keepdim=True)
     total = torch.where(x < top - _SURE, _NOTHING, x).logsumexp(-1)
-    return choice(torch.zeros_like(total), total, there.any(-1))
+    values = choice(torch.zeros_like(total), total, there.any(-1))
+    return torch.where(infinite, torch.inf, values)
 
 
 def choice(x: Tensor, rest: Tensor, used: Tensor) -> Tensor:

@@ -70,7 +70,7 @@ def nca_loss(c: Compared, temperature: float | Tensor = 1.0) -> Tensor:
         Goldberger et al., *Neighbourhood components analysis*, NeurIPS 2004.
     """
     any_class = torch.zeros_like(c.positives, dtype=torch.int64)
-    return -set_statistics(make_problem(c.apart, any_class), c.same).log_prob
+    return 0.0 - set_statistics(make_problem(c.apart, any_class), c.same).log_prob
 
 
 @member("other", proper=False, convex=True, second_pass=True)
@@ -137,7 +137,7 @@ def multi_similarity_loss(
     """
     above = c.z - base
     near, far = lse(-alpha * above, c.same), lse(beta * above, c.other)
-    return -logsigmoid(-near) / alpha - logsigmoid(-far) / beta
+    return 0.0 - logsigmoid(-near) / alpha - logsigmoid(-far) / beta
 
 
 @member("other", proper=False, convex=False, second_pass=True)

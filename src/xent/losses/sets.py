@@ -101,7 +101,7 @@ def set_cross_entropy(
         if groups is not None:
             inside = (inside.unsqueeze(-1) == groups).movedim(-1, part.axis)
         here = kept[index]
-        values = -set_statistics(part, inside, engine).log_prob
+        values = 0.0 - set_statistics(part, inside, engine).log_prob  # no minus 0
         return RowValues(values, here, here.to(values.dtype))
 
     reduce = reduce._replace(row_weight=row_weight)

@@ -16,7 +16,7 @@ from ..frames.reduction import Reduction, RowValues
 from ..frames.token_loss import Tokens, check_log_probs, read_reduction_of_tokens
 from ..hyperparameters import Range
 from ..overrides import overridable
-from ..row_statistics import logit_of_exp
+from ..row_statistics import logit_of_exp, product
 
 Kind = Literal["sigmoid", "hinge", "ipo", "exo", "nca", "bco", "apo_zero", "apo_down"]
 
@@ -210,8 +210,8 @@ def _divergence_of_odds(x: Tensor, true: float) -> Tensor:
     p = _probability(torch.where(x > 0, -x, x))
     close = torch.log1p(p * torch.expm1(small)) - p * small
     odds = gap.new_tensor(true)
-    far = _probability(x) * (logsigmoid(x) - logsigmoid(odds))
-    far = far + _probability(-x) * (logsigmoid(-x) - logsigmoid(-odds))
+    far = product(_probability(x), logsigmoid(x) - logsigmoid(odds))
+    far = far + product(_probability(-x), logsigmoid(-x) - logsigmoid(-odds))
     return torch.where(near, close, far)
 
 
@@ -312,7 +312,8 @@ def orpo_loss(
         \mathrm{logit}\, p(\text{chosen}) - \mathrm{logit}\, p(\text{rejected})\bigr)
 
     The logit of a probability near 1 has all digits that its logarithm has. At a log-probability of
-    0 it is that of the next smaller probability, so that no difference of infinities arises.
+    0 the logit is that of the next smaller probability, so that no difference of infinities arises:
+    such a rejected answer costs some 708 times ``beta``, and has no gradient.
 
     Args:
         chosen: mean log-probabilities of the tokens of the better answers, ``(B,)``, float32 or
