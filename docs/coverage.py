@@ -53,8 +53,8 @@ def counts(table: list[Loss]) -> str:
     return (
         f"Of {len(table)} public losses of {peers} libraries {number['here']} are here by name or "
         f"option, {number['lines']} are a few lines of what is here, {number['needs']} need an "
-        f"idea that is missing (sums over paths, as CTC), and {number['out']} are not likelihoods "
-        f"of classes"
+        f"idea that is missing (sums over paths, as CTC, or over triples), and {number['out']} are "
+        f"not likelihoods of classes"
     )
 
 

@@ -63,7 +63,8 @@ def examples():
         "relevance": torch.tensor([3.0, 0.0, 1.0, 2.0]), "better": torch.randn(4),
         "worse": torch.randn(4), "gain": torch.randn(4), "good": label == 0,
         "log_prob": -torch.rand(4, 3), "old": -torch.rand(4, 3), "advantage": torch.randn(4),
-        "lengths": torch.tensor([1.0, 2.0, 3.0, 3.0]),
+        "chosen": -torch.rand(4), "rejected": -torch.rand(4), "ref_chosen": -torch.rand(4),
+        "ref_rejected": -torch.rand(4), "lengths": torch.tensor([1.0, 2.0, 3.0, 3.0]),
     }  # fmt: skip
 
 
