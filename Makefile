@@ -144,7 +144,7 @@ bench-gpu:
 docs: $(VENV)/examples
 	$(BIN)/python docs/build.py
 	$(BIN)/python docs/architecture.py
-	$(BIN)/python docs/coverage.py
+	$(BIN)/python docs/coverage_page.py
 
 lint: $(LINTS)
 

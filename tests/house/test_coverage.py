@@ -15,7 +15,7 @@ import xent
 from .test_docs import script
 
 PROJECT = Path(__file__).parents[2]
-COVERAGE = script("coverage")
+COVERAGE = script("coverage_page")
 LOSSES = COVERAGE.losses()
 NAMES = {
     name: getattr(room, name) for room in (xent, xent.losses, xent.policy) for name in room.__all__
@@ -28,7 +28,7 @@ def by(verdict):
 
 
 def test_the_page_and_readme_are_those_of_the_table():
-    assert COVERAGE.PAGE.read_text() == COVERAGE.page(), "run python docs/coverage.py"
+    assert COVERAGE.PAGE.read_text() == COVERAGE.page(), "run python docs/coverage_page.py"
     readme = " ".join((PROJECT / "README.md").read_text().split())
     assert COVERAGE.counts(LOSSES) in readme
 

@@ -1,7 +1,8 @@
-"""Writes docs/coverage.md from docs/coverage.tsv: ``python docs/coverage.py``.
+"""Writes docs/coverage.md from docs/coverage.tsv: ``python docs/coverage_page.py``.
 
 The table lists the public losses of other libraries, and what takes their place here. A test
-compares the page on disk with what this script writes, and checks the table.
+compares the page on disk with what this script writes, and checks the table. (A script of the name
+coverage.py would hide the package ``coverage``, which Numba imports, from the others here.)
 """
 
 from __future__ import annotations
