@@ -60,6 +60,9 @@ def group_advantages(
     """
     is_tensor("reward", reward)
     one_of("baseline", baseline, ("group", "others"))
+    if not (scale is None or isinstance(scale, bool)):
+        raise ValueError(f"`scale` must be True, False or None, got {scale!r}")
+    scale = baseline == "group" if scale is None else scale
     eps = Range(0).check("eps", eps, None)
     if reward.ndim != 1:
         raise ValueError(f"`reward` must have shape (B,), got {tuple(reward.shape)}")
@@ -77,7 +80,7 @@ def group_advantages(
     deviation = (total(advantage.square()) / (count - 1).clamp(min=1)).sqrt() + eps
     if baseline == "others":
         advantage = advantage * (count / (count - 1).clamp(min=1))
-    if baseline == "group" if scale is None else scale:
+    if scale:
         advantage = advantage / torch.where(deviation == 0, 1.0, deviation)
     return advantage.to(reward.dtype if reward.is_floating_point() else torch.float32)
 
