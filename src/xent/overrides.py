@@ -77,9 +77,12 @@ def _of_stand_ins(
         classes_last: whether the function reads the classes on the last axis of tensors, too.
         any_axis: whether the function takes an axis by ``dim`` and needs tensors.
     """
-    moved = next((x for x in given.values() if isinstance(x, Lean) and x.moved), None)
+    if isinstance(given.get("target"), Lean):  # soft targets are numbers
+        given = {**given, "target": given["target"].materialize_for(function.__name__)}
+    moved: Any = next((x for x in given.values() if isinstance(x, Lean) and x.moved), None)
     if moved is not None:
-        any_axis |= classes_last or given.get("class_dim") not in (None, 1, 1 - moved.ndim)
+        elsewhere = given.get("class_dim") not in (None, 1, 1 - moved.ndim)
+        any_axis |= classes_last or elsewhere or moved.overwritten
     if any_axis:
         name = function.__name__
         return function(**tree_map_only(Lean, lambda x: x.materialize_for(name), given))

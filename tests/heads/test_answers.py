@@ -111,13 +111,47 @@ def test_everything_else_gets_all_logits_once(ask):
     torch.testing.assert_close(found, ask(z))
 
 
-def test_all_logits_are_kept_for_each_gradient_mode():
+def test_all_logits_are_kept_for_both_gradient_modes():
     lean, _, _ = head()
     with pytest.warns(UserWarning, match="exp needs all"), torch.no_grad():
         assert not lean.exp().requires_grad
-    with pytest.warns(UserWarning, match="exp needs all"):
-        assert lean.exp().requires_grad
-    assert lean.exp().requires_grad
+    assert lean.exp().requires_grad  # without a second product and warning
+
+
+def test_the_likeliest_classes():
+    lean, z, parts = head()
+    for kind in (torch.softmax, torch.log_softmax):
+        found, expected = kind(lean, -1), kind(z, -1)
+        torch.testing.assert_close(found.max(-1).values, expected.max(-1).values)
+        torch.testing.assert_close(found.amax(-1, True), expected.amax(-1, True))
+        pair = found.topk(3), expected.topk(3)
+        for a, b in zip(*pair, strict=True):
+            torch.testing.assert_close(a, b)
+        slopes = [
+            torch.autograd.grad(x.values.square().sum(), parts, retain_graph=True) for x in pair
+        ]
+        torch.testing.assert_close(*slopes)
+
+
+def test_the_entropy_of_two_calls():
+    lean, z, _ = head()
+    found = -(F.softmax(lean, -1) * F.log_softmax(lean, -1)).sum(-1)
+    torch.testing.assert_close(found, -(z.softmax(-1) * z.log_softmax(-1)).sum(-1))
+    with pytest.warns(UserWarning, match="mul needs all"):
+        F.softmax(2 * lean, -1) * F.log_softmax(lean, -1)
+
+
+@pytest.mark.filterwarnings("ignore:.*needs all")
+def test_half_a_softcap_and_soft_targets():
+    lean, z, _ = head()
+    for name in ("logsumexp", "sum", "argmax", "amax"):
+        found = getattr(torch.tanh(lean / 3), name)(-1)
+        torch.testing.assert_close(found, getattr(torch.tanh(z / 3), name)(-1))
+    flat, whole = lean.view(-1, 20), z.view(-1, 20)
+    torch.testing.assert_close(
+        F.cross_entropy(flat, flat.detach().softmax(-1)),
+        F.cross_entropy(whole, whole.detach().softmax(-1)),
+    )
 
 
 @pytest.mark.parametrize("cap", [False, True])

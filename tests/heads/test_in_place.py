@@ -7,6 +7,7 @@ import torch.nn.functional as F
 
 import xent
 from xent.heads.late import Late
+from xent.heads.stand_in import Lean
 
 ROWS, CLASSES = (3, 4), 7
 
@@ -57,7 +58,7 @@ USES = {
 
 
 def materialized(x):
-    return x.materialize() if isinstance(x, xent.LinearLogits) else x + 0
+    return x.materialize() if isinstance(x, Lean) else x + 0
 
 
 @pytest.mark.filterwarnings("ignore:.*needs all")
@@ -92,19 +93,98 @@ def test_two_names_of_one():
     torch.testing.assert_close(materialized(z), F.linear(*parts) + 1)
 
 
-def test_a_change_that_others_would_miss():
-    for z in (logits()[0], late()[0]):
-        rows = z[0]
-        for change in (
-            lambda z=z: z.div_(2),
-            lambda rows=rows: rows.div_(2),
-            lambda z=z: z.clamp_(0, 1),
-            lambda z=z: z.__setitem__((..., 0), -50.0),
-        ):
-            with pytest.raises(TypeError, match="other logits show the same rows"):
-                change()
-        del rows
-        assert z.div_(2) is z
+STALE = "changed in place through other logits"
+
+
+@pytest.mark.filterwarnings("ignore:.*needs all")
+@pytest.mark.parametrize("kind", [logits, late], ids=["logits", "late"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda z: z.div_(2),
+        lambda z: z.clamp_(0, 1),
+        lambda z: z.__setitem__((..., 0), -50.0),
+        lambda z: z.__isub__(z.amax(-1, keepdim=True)),
+        lambda z: z.__setitem__(z < z.amax(-1, keepdim=True), -torch.inf),
+        lambda z: z.transpose(-1, -2).mul_(100) if z.ndim > 2 else z.mul_(100),
+    ],
+)
+def test_a_change_that_others_would_miss(kind, change):
+    """Who changed the rows goes on with them; who shows the rows of before says so when used."""
+    for whose, other in ((lambda z: z[:, -1], lambda z: z), (lambda z: z, lambda z: z[0])):
+        z, parts = kind()
+        kept, changed = other(z), whose(z)
+        truth = whose(F.linear(*parts))
+        change(truth)
+        through_others = changed.ndim > 2 and "transpose" in change.__code__.co_names
+        change(changed)
+        for use in (lambda z: z + 0, lambda z: z.argmax(-1), lambda z: z[..., :3] * 2):
+            with pytest.raises(RuntimeError, match=STALE):
+                use(kept)
+        if not through_others:
+            torch.testing.assert_close(
+                materialized(changed.reshape(-1, CLASSES)), truth.reshape(-1, CLASSES)
+            )
+
+
+@pytest.mark.filterwarnings("ignore:.*needs all")
+def test_what_was_read_before_a_change():
+    z, _ = logits()
+    moved = z.transpose(1, 2)
+    moved.std()
+    z.div_(2)
+    with pytest.raises(RuntimeError, match=STALE):
+        moved.std()
+    with pytest.raises(RuntimeError, match=STALE):
+        xent.cross_entropy(moved, torch.zeros(ROWS).long())
+
+
+@pytest.mark.filterwarnings("ignore:.*needs all")
+@pytest.mark.parametrize("change", CHANGES)
+def test_gradients_of_what_is_changed_without_a_record(change):
+    z, parts = logits()
+    whole = F.linear(*parts)
+    with torch.no_grad():
+        CHANGES[change](z)
+        CHANGES[change](whole)
+    found, truth = ((x.reshape(-1, CLASSES) ** 2).sum() for x in (z, whole))
+    torch.testing.assert_close(torch.autograd.grad(found, parts), torch.autograd.grad(truth, parts))
+
+
+def test_axes_in_place():
+    z, parts = logits()
+    z.unsqueeze_(1)
+    assert z.shape == (3, 1, 4, CLASSES)
+    torch.testing.assert_close(z.squeeze_(1).materialize(), F.linear(*parts))
+    assert not z.detach_().requires_grad
+    with pytest.raises(TypeError, match="use the result"):
+        z.transpose_(0, 1)
+
+
+WITHOUT_A_RECORD = {
+    "log_softmax": lambda z: z.log_softmax(-1),
+    "softmax": lambda z: F.softmax(z, -1),
+    "quotient": lambda z: z / 2,
+    "numbers": lambda z: z + torch.ones(CLASSES).double(),
+    "rows": lambda z: z[:, 1:],
+    "view": lambda z: z.view(-1, CLASSES),
+    "clone": lambda z: z.clone(),
+    "cat": lambda z: torch.cat([z, z]),
+    "transpose": lambda z: z.transpose(1, 2),
+    "float": lambda z: z.float(),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*needs all")
+@pytest.mark.parametrize("name", WITHOUT_A_RECORD)
+def test_what_is_made_without_a_record_has_no_gradient(name):
+    z, parts = logits()
+    with torch.no_grad():
+        constant = WITHOUT_A_RECORD[name](z)
+        assert z.contiguous() is z
+    assert not constant.requires_grad
+    assert not (constant * 2).requires_grad
+    assert torch.autograd.grad(z.logsumexp(-1).sum(), parts)
 
 
 @pytest.mark.filterwarnings("ignore:.*needs all")
@@ -116,7 +196,7 @@ def test_functions_of_the_library_refuse_logits_that_are_no_longer_those_of_a_he
         for use in (
             lambda z=z: xent.cross_entropy(z, target),
             lambda z=z: xent.token_log_probs(z, target),
-            lambda rows=rows: rows.argmax(-1) + 0,
+            lambda rows=rows: rows.argmax(-1) + 0,  # the rows show no change
         ):
             with pytest.raises(RuntimeError, match="changed in place"):
                 use()
@@ -132,6 +212,29 @@ def test_what_was_picked_by_a_list_is_a_copy():
     torch.testing.assert_close(some.materialize(), whole[[0, 1]] / 2)
     torch.testing.assert_close(z.materialize(), whole * 3)
     torch.testing.assert_close(z[np.array([2, 0])].materialize(), whole[[2, 0]] * 3)
+
+
+@pytest.mark.parametrize(
+    "copied",
+    [
+        lambda z: z[:, :-1].contiguous(),
+        lambda z: z[:, :-1].reshape(-1, CLASSES),
+        lambda z: z.flip(0),
+        lambda z: z.transpose(1, 2).contiguous().transpose(1, 2),
+        lambda z: z.log_softmax(-1).clone(),
+    ],
+)
+def test_copies_are_apart(copied):
+    z, parts = logits()
+    whole = F.linear(*parts)
+    some, truth = copied(z), copied(whole)
+    kept = z.log_softmax(-1)
+    if isinstance(some, xent.LinearLogits):
+        some /= 4
+        truth /= 4
+    torch.testing.assert_close(materialized(some), truth)
+    torch.testing.assert_close(z.logsumexp(-1), whole.logsumexp(-1))
+    torch.testing.assert_close(kept.materialize(), whole.log_softmax(-1))
 
 
 @pytest.mark.filterwarnings("ignore:.*needs all")

@@ -161,12 +161,32 @@ def test_logits_kept_over_a_step_are_those_of_their_forward(read):
             use()
 
 
-def test_a_change_of_some_rows_that_others_would_miss(late):
-    found, _ = late
-    rows = found[:, -1]
-    for change in (lambda: rows.div_(2), lambda: found.__setitem__((..., 0), -50.0)):
-        with pytest.raises(TypeError, match="other logits show the same rows"):
-            change()
+def test_a_sampling_loop_changes_the_last_rows(late):
+    found, truth = late
+    last, plain = found[:, -1], truth[:, -1].clone()
+    for x in (last, plain):
+        x /= 0.7
+        x[x < torch.topk(x, 5).values[:, [-1]]] = -torch.inf
+    torch.testing.assert_close(last.softmax(-1) + 0, plain.softmax(-1))
+    with pytest.raises(RuntimeError, match="changed in place through other logits"):
+        found.argmax(-1)
+
+
+@pytest.mark.parametrize("way", ["modules_to_save", "copied head"])
+def test_a_copied_head_is_lean_while_its_model_is(way):
+    model, ids = lean(llama().train()).model, batch(2, 5)["input_ids"]
+    if way == "copied head":
+        model.lm_head = copy.deepcopy(model.lm_head)
+    else:
+        peft = pytest.importorskip("peft")
+        options = peft.LoraConfig(
+            target_modules=["q_proj"], modules_to_save=["lm_head"], task_type="CAUSAL_LM"
+        )
+        model = peft.get_peft_model(model, options).train()
+    assert isinstance(model(ids).logits, xent.LinearLogits)
+    unlean(model)
+    assert type(model(ids).logits) is torch.Tensor
+    assert type(evaluated(model, ids)) is torch.Tensor
 
 
 def test_an_interrupted_head_leaves_no_mode_behind():

@@ -194,6 +194,13 @@ def version(tensor: Tensor | None) -> int | None:
     return tensor._version
 
 
+def share_memory(a: Tensor, b: Tensor) -> bool:
+    """True if two tensors have the same storage, and where nobody can tell."""
+    if compiling() or plain_operations() or not {type(a), type(b)} <= set(PLAIN_TENSORS):
+        return True
+    return a.untyped_storage()._cdata == b.untyped_storage()._cdata
+
+
 def is_freed(tensor: Tensor) -> bool:
     """True if a plain tensor has a shape, but its memory was given back."""
     plain = type(tensor) in PLAIN_TENSORS and tensor.layout is torch.strided

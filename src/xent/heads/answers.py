@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .._check import at_hand, scalar
-from ..engines.modes import can_look_at
+from ..engines.modes import autocasts, can_look_at
 from ..measurement import statistics
 from ..overrides import overridable
 from ..row_statistics import RowStatistics
@@ -104,6 +104,11 @@ def _along_classes(input: LinearLogits | LinearLogProbs, dim: Any) -> bool:
     return dim in (-1, input.ndim - 1)
 
 
+def _by_chunks(input: LinearLogits) -> bool:
+    """True if logits may come by chunks, and are not those between the two halves of a softcap."""
+    return not input.capped and comes_by_chunks(problem_of(input))
+
+
 def _statistics(input: LinearLogits, **requests: bool) -> RowStatistics:
     """Return the statistics that depend on no target."""
     return statistics(input, any_class(input), **requests)  # pyright: ignore
@@ -111,11 +116,7 @@ def _statistics(input: LinearLogits, **requests: bool) -> RowStatistics:
 
 def _logsumexp(input: LinearLogits, dim: Any, keepdim: bool = False) -> Tensor:
     axes = dim if isinstance(dim, (tuple, list)) else (dim,)
-    if (
-        len(axes) != 1
-        or not _along_classes(input, axes[0])
-        or not comes_by_chunks(problem_of(input))
-    ):
+    if len(axes) != 1 or not _along_classes(input, axes[0]) or not _by_chunks(input):
         return NotImplemented
     lse = _statistics(input).lse.to(input.dtype)
     return lse.unsqueeze(-1) if keepdim else lse
@@ -124,15 +125,16 @@ def _logsumexp(input: LinearLogits, dim: Any, keepdim: bool = False) -> Tensor:
 def _topk(
     input: LinearLogits, k: int, dim: int = -1, largest: bool = True, sorted: bool = True
 ) -> Any:
-    if not _along_classes(input, dim) or not comes_by_chunks(problem_of(input)):
+    if not _along_classes(input, dim) or not _by_chunks(input):
         return NotImplemented
     found = _of_chunks(input, lambda z, _: z.topk(k, -1, largest, sorted).indices)
     classes = torch.cat(found).reshape(*input.shape[:-1], k)
     return torch.return_types.topk((_gather(input, -1, classes), classes))
 
 
-def _max(input: LinearLogits, dim: Any = None, keepdim: bool = False) -> Any:
-    found = NotImplemented if isinstance(dim, Tensor) else _topk(input, 1, dim)
+def _max(input: Any, dim: Any = None, keepdim: bool = False) -> Any:
+    topk = _most_likely if isinstance(input, LinearLogProbs) else _topk
+    found = NotImplemented if isinstance(dim, Tensor) else topk(input, 1, dim)
     if found is NotImplemented:
         return NotImplemented
     values, classes = found
@@ -149,7 +151,8 @@ def _amax(input: LinearLogits, dim: Any = (), keepdim: bool = False) -> Tensor:
 def _argmax(
     input: LinearLogits | LinearLogProbs, dim: int | None = None, keepdim: bool = False
 ) -> Tensor:
-    if not _along_classes(input, dim):
+    logits = input.logits if isinstance(input, LinearLogProbs) else input
+    if not _along_classes(input, dim) or logits.capped:
         return NotImplemented
     logits, sign = (input.logits, input.sign) if isinstance(input, LinearLogProbs) else (input, 1)
     found = torch.cat(_of_chunks(logits, lambda z, _: (sign * z).argmax(-1)))
@@ -171,6 +174,8 @@ def _normalised(name: str, kind: Callable[..., LinearLogProbs]) -> Callable[...,
         dtype = next((x for x in options if isinstance(x, torch.dtype)), dtype)
         if not _along_classes(input, dim):
             return NotImplemented
+        if dtype is None and input.device.type == "cuda" and autocasts(input):
+            dtype = torch.float32  # as PyTorch's
         # A copy: what changes the logits in place later leaves their log-probabilities alone.
         return kind(input.copy() if dtype is None else input.cast(dtype))
 
@@ -215,7 +220,7 @@ def _few(input: LinearLogits, index: Tensor) -> Tensor:
 
 def _gather_log_probs(input: LinearLogProbs, dim: int, index: Tensor, **options: Any) -> Tensor:
     logits, fits = input.logits, index.shape[:-1] == input.shape[:-1]
-    if not (fits and _along_classes(input, dim) and comes_by_chunks(problem_of(logits))):
+    if not (fits and _along_classes(input, dim) and _by_chunks(logits)):
         return NotImplemented
     if can_look_at(index) and bool(((index < 0) | (index >= input.shape[-1])).any()):
         raise IndexError(f"gather: `index` must hold classes from 0 to {input.shape[-1] - 1}")
@@ -232,6 +237,19 @@ def _gather_probs(input: LinearProbs, dim: int, index: Tensor, **options: Any) -
     return found if found is NotImplemented else found.exp().to(input.dtype)
 
 
+def _most_likely(
+    input: LinearLogProbs, k: int, dim: int = -1, largest: bool = True, sorted: bool = True
+) -> Any:
+    """``topk`` of probabilities or their logarithms: of the classes with the largest logits."""
+    found = NotImplemented
+    if input.sign > 0:
+        found = _topk(input.logits, k, dim, largest, sorted)
+    if found is NotImplemented:
+        return NotImplemented
+    gather = _gather_probs if isinstance(input, LinearProbs) else _gather_log_probs
+    return torch.return_types.topk((gather(input, -1, found.indices), found.indices))
+
+
 def _other_sign(input: LinearLogProbs) -> LinearLogProbs:
     return LinearLogProbs(input.logits, -input.sign, input.dtype)
 
@@ -246,9 +264,9 @@ def _entropy_terms(input: Any, other: Any) -> LinearEntropyTerms | Tensor:
     """Probabilities times their logarithms, in any order; other products need all numbers."""
     kinds = {type(input): input, type(other): other}
     log_probs, probs = kinds.get(LinearLogProbs), kinds.get(LinearProbs)
-    if log_probs is None or probs is None or log_probs.logits is not probs.logits:
+    if log_probs is None or probs is None or log_probs.sign < 0:
         return NotImplemented
-    if log_probs.sign < 0:
+    if not log_probs.logits.equals(probs.logits):
         return NotImplemented
     return LinearEntropyTerms(log_probs.logits, dtype=log_probs.dtype)
 
@@ -256,7 +274,7 @@ def _entropy_terms(input: Any, other: Any) -> LinearEntropyTerms | Tensor:
 def _minus_entropy(
     input: LinearEntropyTerms, dim: Any = None, keepdim: bool = False, *, dtype: Any = None
 ) -> Tensor:
-    if not _along_classes(input, dim) or not comes_by_chunks(problem_of(input.logits)):
+    if not _along_classes(input, dim) or not _by_chunks(input.logits):
         return NotImplemented
     value = -_statistics(input.logits, entropy=True).entropy
     return (value.unsqueeze(-1) if keepdim else value).to(dtype or input.dtype)
@@ -269,7 +287,7 @@ def _over_classes(name: str) -> Callable[..., Tensor]:
         input: LinearLogProbs, dim: Any = None, keepdim: bool = False, *, dtype: Any = None
     ) -> Tensor:
         logits, classes = input.logits, input.shape[-1]
-        if not _along_classes(input, dim) or not comes_by_chunks(problem_of(logits)):
+        if not _along_classes(input, dim) or not _by_chunks(logits):
             return NotImplemented
         s = _statistics(logits, mean=True)
         masked = s.support < classes  # a class of probability 0 costs infinitely much
@@ -286,7 +304,7 @@ def _of_logits(name: str) -> Callable[..., Tensor]:
     def answer(input: LinearLogits, dim: Any = None, keepdim: bool = False, *, dtype: Any = None):
         axes = dim if isinstance(dim, (tuple, list)) else (dim,)
         along = len(axes) == 1 and (axes[0] is None or _along_classes(input, axes[0]))
-        if not along or not comes_by_chunks(problem_of(input)):
+        if not along or not _by_chunks(input):
             return NotImplemented
         s = _statistics(input, mean=True)
         value = torch.where(s.support < input.shape[-1], -torch.inf, s.mean)
@@ -324,4 +342,7 @@ for _name in ("exp", "mul", "__mul__", "__rmul__"):
         _register(LinearProbs.lean, _name, _entropy_terms)
 _register(LinearEntropyTerms.lean, "sum", _minus_entropy)
 for _name, _answer in (("gather", _gather_probs), ("argmax", _argmax)):
+    _register(LinearProbs.lean, _name, _answer)
+for _name, _answer in (("topk", _most_likely), ("max", _max), ("amax", _amax)):
+    _register(LinearLogProbs.lean, _name, _answer)
     _register(LinearProbs.lean, _name, _answer)

@@ -52,7 +52,10 @@ def divided(z: LinearLogits, other: Any, *, rounding_mode: str | None = None) ->
         cap = float(other) if isinstance(other, (int, float)) and other > 0 else None
         return z._with(scale=z.scale / other, undivided=z.scale, divisor=cap)
     if is_per_row(other, z.shape) or is_per_class(other, z.shape):
-        return times(z, 1 / other)
+        quotient = times(z, 1 / other)
+        if quotient is not NotImplemented:
+            quotient.dtype = torch.promote_types(z.dtype, other.dtype)
+        return quotient
     return NotImplemented
 
 
@@ -166,13 +169,15 @@ def in_place(function: Callable[..., LinearLogits]) -> Callable[..., LinearLogit
     """The answer that changes the stand-in itself."""
 
     def answer(z: LinearLogits, *args: Any, **kwargs: Any) -> LinearLogits:
-        z.refuse_if_shared()
-        if z.is_read:  # what was read may be in use, and has to change, too
+        # What was read may be in use, and has to change, too. Without a record of gradients the
+        # numbers change and their gradient does not.
+        if z.is_read or (z.requires_grad and not torch.is_grad_enabled()):
             return NotImplemented
         found = function(z, *args, **kwargs)
         if found is NotImplemented:
             return NotImplemented
-        vars(z).update({**vars(found), "dtype": z.dtype, "views": z.views})
+        z.part()
+        vars(z).update({**vars(found), "dtype": z.dtype, "shown": z.shown})
         return z
 
     return answer
@@ -258,3 +263,4 @@ _register(_if_first(in_place(divided)), "div_", "divide_", "true_divide_", "__it
 _register(_if_first(in_place(plus)), "add_", "__iadd__")
 _register(_if_first(in_place(_minus)), "sub_", "subtract_", "__isub__")
 _register(_if_first(in_place(masked_fill)), "masked_fill_")
+_register(in_place(LinearLogits.constant), "detach_")

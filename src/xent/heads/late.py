@@ -75,12 +75,14 @@ class Late(Tensor):
         if name in OF_THE_OUTLINE:
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **given[1])
+        if name == "requires_grad_":  # a leaf is a tensor
+            return func(args[0].now(name), *args[1:], **given[1])
         args, options = tree_map_only(Late, lambda x: x.content, given)
         result = _answer(func, args, options)
         for x in tree_leaves(given):
             if isinstance(x, Late) and x.content.is_same(result):  # as of a function in place
                 return x
-        return tree_map_only(Lean, Late, result)
+        return tree_map_only(Lean, lambda x: x if x.requires_grad else Late(x), result)
 
     def _attribute(self, getter: Any) -> Any:
         """Return an attribute of the outline, or of the numbers where it shows these."""

@@ -23,6 +23,10 @@ class ClassesOnAxis1(OfLogits):
 
     lean: ClassVar[dict[Callable[..., Any], Callable[..., Any]]] = {}
     moved = True
+    packed = False  # True after contiguous()
+
+    def __init__(self, logits: LinearLogits | LinearLogProbs) -> None:
+        super().__init__(logits.view_of_all())
 
     @property
     def shape(self) -> torch.Size:
@@ -47,13 +51,20 @@ class ClassesOnAxis1(OfLogits):
         """Return the same logits without a gradient."""
         return ClassesOnAxis1(self.logits.constant())
 
+    def compact(self) -> ClassesOnAxis1:
+        """Return a copy, which is contiguous as a tensor."""
+        other = self.copy()
+        other.packed = True
+        return other
+
     def is_contiguous(self) -> bool:
-        """False: the classes are next to each other in memory."""
-        return False
+        """False unless made so: the classes are next to each other in memory."""
+        return self.packed
 
     def computed(self) -> Tensor:
         """Compute all the numbers."""
-        return self.logits.materialize().movedim(-1, 1)
+        numbers = self.logits.materialize().movedim(-1, 1)
+        return numbers.contiguous() if self.packed else numbers
 
     def classes_last(self, other: Any) -> Any:
         """Return an argument beside these logits as it is beside those with the classes last."""

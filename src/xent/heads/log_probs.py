@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .logits import LinearLogits
-from .stand_in import Lean
+from .stand_in import Lean, Shown
 
 
 class OfLogits(Lean):
@@ -38,9 +38,14 @@ class OfLogits(Lean):
         """True if the logits require a gradient."""
         return self.logits.requires_grad
 
-    def refuse_if_shared(self) -> None:
-        """Raise if others show the same logits."""
-        self.logits.refuse_if_shared()
+    @property
+    def shown(self) -> Shown:
+        """What the stand-ins for the same rows share."""
+        return self.logits.shown
+
+    @shown.setter
+    def shown(self, shown: Shown) -> None:
+        self.logits.shown = shown
 
 
 class LinearLogProbs(OfLogits):
@@ -99,9 +104,18 @@ class LinearLogProbs(OfLogits):
         other.dtype = dtype
         return other
 
+    def view_of_all(self) -> LinearLogProbs:
+        """Return log-probabilities that show the same rows."""
+        return self.with_logits(self.logits.view_of_all())
+
+    def compact(self) -> LinearLogProbs:
+        """Return these log-probabilities, or a copy where contiguous() would copy a tensor."""
+        logits = self.logits.compact()
+        return self if logits is self.logits else self.with_logits(logits)
+
     def copy(self) -> LinearLogProbs:
         """Return the same log-probabilities."""
-        return self.with_logits(self.logits)
+        return self.with_logits(self.logits.copy())
 
     def constant(self) -> LinearLogProbs:
         """Return the same log-probabilities without a gradient."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal
 
@@ -12,9 +11,9 @@ import torch
 from torch import Tensor
 
 from .._check import is_tensor, one_of, whole_number
-from ..engines.modes import autocasts, is_freed, version, without_autocast
+from ..engines.modes import autocasts, is_freed, share_memory, version, without_autocast
 from ..logits import LogitTransform
-from .stand_in import Lean, SharedRowsError
+from .stand_in import Lean, Shown
 
 MAX_WORKSPACE = 128 << 20
 Products = Literal["float32", "input"]
@@ -102,8 +101,9 @@ class LinearLogits(Lean):
         self.divisor: float | None = None  # of a division just recorded: tanh makes it the cap
         self.undivided: float | Tensor = 1.0  # the scale before that division
         self.dtype = hidden.dtype
+        self.like_hidden = hidden.is_contiguous()  # whether all logits have that order in memory
         self.masked = False  # True if classes were filled with -inf: a cap would unmask them
-        self.views: list[weakref.ref[Any]] = [weakref.ref(self)]  # of the same logits
+        self.shown = Shown()
 
     # ---- what it shares with a tensor -----------------------------------------------------------
 
@@ -132,7 +132,7 @@ class LinearLogits(Lean):
             self.unchanged()
         other = object.__new__(LinearLogits)
         vars(other).update({**vars(self), **changes, "_all": None})
-        other.views = [weakref.ref(other)]
+        other.shown = Shown()
         other.versions = {**self.versions, **new}
         return other
 
@@ -159,20 +159,13 @@ class LinearLogits(Lean):
                     f"unit of FSDP. Call fully_shard(head, reshard_after_forward=False), or leave "
                     f"the head in the root unit"
                 )
-        if any(x is not None and x.overwritten for x in (ref() for ref in self.views)):
+        self.refuse_if_stale()
+        if self.overwritten:
             raise RuntimeError(
                 f"{self!r} were computed as a tensor, and this tensor was changed in place, so "
                 f"they are no longer the logits of a head; use the tensor, .materialize()"
             )
         return self
-
-    def refuse_if_shared(self) -> None:
-        """Raise a SharedRowsError if other stand-ins show the same rows."""
-        if any(ref() is not None and ref() is not self for ref in self.views):
-            raise SharedRowsError(
-                f"{self!r} cannot be changed in place: other logits show the same rows and would "
-                f"not change. Use the operation that returns a result, as in z = z / 2"
-            )
 
     @property
     def row_tensors(self) -> list[Tensor]:
@@ -185,19 +178,19 @@ class LinearLogits(Lean):
         return {name: x for name, x in named.items() if isinstance(x, Tensor) and x.ndim}
 
     def with_rows(self, tensors: Sequence[Tensor]) -> LinearLogits:
-        """Return logits that show other rows, given the tensors of these rows."""
-        return self._shows(self._of_rows(tensors))
+        """Return logits that have other rows, given the tensors of these rows.
 
-    def _of_rows(self, tensors: Sequence[Tensor]) -> LinearLogits:
+        They show the rows of these logits where the features are views, and copies elsewhere.
+        """
         hidden, *scales = tensors
         changes = {name: x.squeeze(-1) for name, x in zip(self._scales, scales, strict=True)}
-        return self._with(hidden=hidden, **changes)
+        some = self._with(hidden=hidden, **changes)
+        is_copy = self.like_hidden and not share_memory(hidden, self.hidden)
+        return some if is_copy else self._shows(some)
 
     def _shows(self, view: LinearLogits) -> LinearLogits:
         """Note that a stand-in shows logits of this one."""
-        self.views[:] = [ref for ref in self.views if ref() is not None]
-        self.views.append(weakref.ref(view))
-        view.views = self.views
+        view.shown = self.shown
         return view
 
     def with_scale_per_row(self) -> LinearLogits:
@@ -228,6 +221,11 @@ class LinearLogits(Lean):
             and self.hidden.dtype == other.hidden.dtype
         )
 
+    def equals(self, other: LinearLogits) -> bool:
+        """True if other logits have the same parts and the same scale, so the same numbers."""
+        same_scale = self.scale is other.scale or _equal(self.scale, other.scale)
+        return self.hidden is other.hidden and same_scale and self.has_head_of(other)
+
     def is_zero_without_features(self) -> bool:
         """True if features of zero give logits of zero."""
         return self.bias is None
@@ -255,11 +253,8 @@ class LinearLogits(Lean):
         return None if isinstance(last, slice) and last == slice(None) else parts
 
     def rows(self, index: Any) -> LinearLogits:
-        """Return the rows that an index picks: a copy where the index holds a tensor or a list."""
-        some = self._of_rows([x[index] for x in self.row_tensors])
-        parts = index if isinstance(index, tuple) else (index,)
-        is_copy = any(hasattr(p, "__array__") or isinstance(p, list) for p in parts)
-        return some if is_copy else self._shows(some)
+        """Return the rows that an index picks."""
+        return self.with_rows([x[index] for x in self.row_tensors])
 
     def cast(self, dtype: torch.dtype) -> LinearLogits:
         """Return logits of another dtype."""
@@ -332,16 +327,24 @@ class LinearLogits(Lean):
         z = LogitTransform(scale, cap or 0.0)(z)
         return (z / cap if self.capped and cap else z).to(self.dtype)
 
+    def view_of_all(self) -> LinearLogits:
+        """Return logits that show the same rows."""
+        return self._shows(self._with())
+
+    def compact(self) -> LinearLogits:
+        """Return these logits, or a copy where contiguous() would copy a tensor."""
+        return self.copy() if self.like_hidden and not self.hidden.is_contiguous() else self
+
     def copy(self) -> LinearLogits:
         """Return the same logits; operations in place on them leave these alone."""
         return self._with()
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy or a file needs."""
-        return {k: v for k, v in vars(self).items() if k not in ("views", "versions", "_all")}
+        return {k: v for k, v in vars(self).items() if k not in ("shown", "versions", "_all")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, views=[weakref.ref(self)])
+        vars(self).update(state, shown=Shown())
         parts = {"hidden": self.hidden, "weight": self.weight, "bias": self.bias}
         self.versions = {name: version(part) for name, part in parts.items()}
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .arithmetic import in_place
 from .layouts import ClassesOnAxis1
 from .log_probs import LinearEntropyTerms, LinearLogProbs, LinearProbs
 from .logits import LinearLogits
@@ -191,8 +192,8 @@ def _cast(dtype: torch.dtype) -> Function:
     return lambda input: _to(input, dtype)
 
 
-def _itself(input: Any, memory_format: Any = torch.contiguous_format) -> Any:
-    return input
+def _contiguous(input: Any, memory_format: Any = torch.contiguous_format) -> Any:
+    return input.compact()
 
 
 def _copy(input: Any, *, memory_format: Any = torch.preserve_format) -> Any:
@@ -202,7 +203,7 @@ def _copy(input: Any, *, memory_format: Any = torch.preserve_format) -> Any:
 FOR_ALL: Mapping[str, Function] = {
     "to": _to, "type": _type, "cpu": lambda input: _to(input, "cpu"),
     "float": _cast(torch.float32), "double": _cast(torch.float64), "half": _cast(torch.float16),
-    "bfloat16": _cast(torch.bfloat16), "contiguous": _itself, "clone": _copy,
+    "bfloat16": _cast(torch.bfloat16), "contiguous": _contiguous, "clone": _copy,
     "detach": lambda input: input.constant(),
 }  # fmt: skip
 OF_ROWS: Mapping[str, Function] = {
@@ -231,3 +232,4 @@ for _kind in (LinearLogits, LinearLogProbs, LinearProbs, LinearEntropyTerms):
         for _function in _homes(_name):
             _kind.lean[_function] = functools.partial(_of_axes, _function, _name)
 _register(ClassesOnAxis1, FOR_ALL)
+_register(LinearLogits, {"squeeze_": in_place(_squeeze), "unsqueeze_": in_place(_unsqueeze)})

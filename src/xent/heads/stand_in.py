@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 import sys
 import warnings
+import weakref
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, ClassVar
 
 import torch
@@ -16,8 +19,17 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from ..engines.modes import compiling, version
 
 
-class SharedRowsError(TypeError):
-    """A change in place that other stand-ins for the same rows would miss."""
+class Shown:
+    """Record that logits share which show the same rows, as the views of a tensor share memory.
+
+    Attributes:
+        changed: True once one of them was changed in place, which the others do not show.
+        read: those whose numbers were read, and may be changed in place.
+    """
+
+    def __init__(self) -> None:
+        self.changed = False
+        self.read: list[weakref.ref[Lean]] = []
 
 
 class Lean:
@@ -37,18 +49,41 @@ class Lean:
     moved = False  # True for logits whose classes were moved to axis 1
     silent = False  # True where the numbers may be read without a warning
     readers: list[str] | None = None  # where to note the operations that read all the numbers
-    # Whether grad was on, all the numbers, and their version when they were computed.
-    _all: tuple[bool, Tensor, int | None] | None = None
+    shown: Shown
+    _all: tuple[Tensor, int | None] | None = None  # the numbers, and their version at first
 
     def materialize(self) -> Tensor:
         """All the numbers as a tensor."""
         if self._all is not None and self.overwritten:
-            return self._all[1]
+            return self._all[0]
         return self.computed()
 
     def computed(self) -> Tensor:
         """Compute all the numbers."""
         raise NotImplementedError
+
+    def materialize_for(self, operation: str) -> Tensor:
+        """Materialise once, keep the result, and warn which operation needed it, unless silent."""
+        if self._all is not None:
+            self.refuse_if_stale()
+            return self._all[0]
+        if self.readers is not None and operation not in self.readers:
+            self.readers.append(operation)
+        if not (self.silent or compiling()):
+            warnings.warn(
+                f"{operation} needs all {self.numel():,} logits of {self!r} at once",
+                stacklevel=_level_of_caller(),
+            )
+        # Without a gradient now, they may need one later; and in inference mode they would not
+        # count their changes in place.
+        off = torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext()
+        with off, torch.set_grad_enabled(self.requires_grad):
+            numbers = self.materialize()
+        self._all = numbers, version(numbers)
+        self.shown.read.append(weakref.ref(self))
+        return numbers
+
+    # ---- changes in place -----------------------------------------------------------------------
 
     @property
     def is_read(self) -> bool:
@@ -57,40 +92,33 @@ class Lean:
 
     def is_same(self, x: Any) -> bool:
         """True for the stand-in itself, and for the tensor of all the numbers that is kept."""
-        return x is self or (self._all is not None and x is self._all[1])
+        return x is self or (self._all is not None and x is self._all[0])
 
     @property
     def overwritten(self) -> bool:
         """True if the tensor of all the numbers was changed in place after it was computed."""
         if self._all is None:
             return False
-        before, now = self._all[2], version(self._all[1])
+        before, now = self._all[1], version(self._all[0])
         return None not in (before, now) and before != now
 
-    def materialize_for(self, operation: str) -> Tensor:
-        """Materialise once, keep the result, and warn which operation needed it, unless silent."""
-        if self._all is not None and (self._all[0] == torch.is_grad_enabled() or self.overwritten):
-            return self._all[1]
-        if self.readers is not None and operation not in self.readers:
-            self.readers.append(operation)
-        if not (self.silent or compiling()):
-            warnings.warn(
-                f"{operation} needs all {self.numel():,} logits of {self!r} at once",
-                stacklevel=_level_of_caller(),
+    def refuse_if_stale(self) -> None:
+        """Raise if other logits for the same rows were changed in place."""
+        read = [ref() for ref in self.shown.read]
+        if self.shown.changed or any(
+            x.overwritten for x in read if x is not None and x is not self
+        ):
+            raise RuntimeError(
+                f"{self!r} show rows that were changed in place through other logits, and do not "
+                f"show the change. Use those, or change a copy: z = z.clone()"
             )
-        self._all = self._computed_and_watched()
-        return self._all[1]
 
-    def _computed_and_watched(self) -> tuple[bool, Tensor, int | None]:
-        if torch.is_inference_mode_enabled():  # whose tensors do not count changes in place
-            with torch.inference_mode(False), torch.no_grad():
-                numbers = self.materialize()
-        else:
-            numbers = self.materialize()
-        return torch.is_grad_enabled(), numbers, version(numbers)
-
-    def refuse_if_shared(self) -> None:
-        """Raise before a change in place that other stand-ins for the same rows would miss."""
+    def part(self) -> None:
+        """Show rows that no other stand-in shows, as before a change in place."""
+        self.refuse_if_stale()
+        self.shown.changed, self.shown = True, Shown()
+        if self.is_read:
+            self.shown.read.append(weakref.ref(self))
 
     # ---- what it shares with a tensor -----------------------------------------------------------
 
@@ -130,6 +158,19 @@ class Lean:
     def numel(self) -> int:
         """Return how many numbers there are."""
         return self.shape.numel()
+
+    def stride(self, dim: int | None = None) -> Any:
+        """Return the strides of the materialised tensor, or that of one axis."""
+        strides = tuple(math.prod(self.shape[k + 1 :]) for k in range(self.ndim))
+        return strides if dim is None else strides[dim]
+
+    def element_size(self) -> int:
+        """Bytes of one number."""
+        return self.itemsize
+
+    def is_inference(self) -> bool:
+        """True for features of inference mode."""
+        return self.hidden.is_inference()
 
     def is_floating_point(self) -> bool:
         """True: logits are."""
@@ -189,7 +230,7 @@ class Lean:
     ) -> Callable[..., Any] | None:
         """The lean answer to a function with these arguments, or None."""
         answer = cls.lean.get(func)
-        if answer is None or not _fits(answer, args, kwargs):
+        if answer is None or kwargs.get("out") is not None or not _fits(answer, args, kwargs):
             return None
         given = tree_leaves((args, kwargs))
         return None if any(isinstance(x, Lean) and x.overwritten for x in given) else answer
@@ -204,16 +245,14 @@ class Lean:
     ) -> Any:
         """A lean answer where there is one; the function of all the numbers elsewhere."""
         kwargs, name = kwargs or {}, getattr(func, "__name__", str(func))
-        if kwargs.get("out") is not None:
-            raise TypeError(
-                f"{name}(out=) writes a tensor, and {cls.__name__} are none; leave out `out`"
-            )
+        if isinstance(kwargs.get("out"), Lean) or name in OF_SHAPES:
+            raise TypeError(f"{name} changes a tensor, and {cls.__name__} are none; use the result")
         answer = cls.answer_to(func, args, kwargs)
         result = NotImplemented if answer is None else answer(*args, **kwargs)
         if result is not NotImplemented:
-            return result
+            return result if torch.is_grad_enabled() else _constants(result, args)
         if works_in_place(name) and isinstance(args[0], Lean):
-            args[0].refuse_if_shared()
+            args[0].part()
         given: Any = args, kwargs
         whole: Any = tree_map_only(Lean, lambda x: x.materialize_for(name.strip("_")), given)
         return func(*whole[0], **whole[1])
@@ -228,8 +267,18 @@ def _level_of_caller() -> int:
 
 
 def works_in_place(name: str) -> bool:
-    """True for the name of a function that changes its first argument."""
-    return name in IN_PLACE or (name.endswith("_") and not name.startswith("__"))
+    """True for the name of a function that changes the numbers of its first argument."""
+    named = name.endswith("_") and not name.startswith("__") and name != "requires_grad_"
+    return name in IN_PLACE or named
+
+
+def _constants(result: Any, args: Any) -> Any:
+    """A result without a gradient, as under no_grad; arguments stay as they are."""
+    return tree_map_only(
+        Lean,
+        lambda x: x.constant() if x.requires_grad and all(x is not y for y in args) else x,
+        result,
+    )
 
 
 def _fits(answer: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
@@ -252,7 +301,12 @@ def _operator(name: str) -> Callable[..., Any]:
     return operate
 
 
-IN_PLACE = ("__iadd__", "__isub__", "__imul__", "__itruediv__", "__setitem__")
+IN_PLACE = (
+    "__iadd__", "__isub__", "__imul__", "__itruediv__", "__ifloordiv__", "__imod__", "__ipow__",
+    "__setitem__",
+)  # fmt: skip
+# These change the shape of a tensor in place.
+OF_SHAPES = ("transpose_", "swapaxes_", "swapdims_", "t_", "resize_", "resize_as_", "set_")
 for _name in (
     "add", "radd", "sub", "rsub", "mul", "rmul", "truediv", "rtruediv", "pow", "rpow", "neg", "abs",
     "matmul", "floordiv", "mod", "eq", "ne", "lt", "le", "gt", "ge", "getitem",

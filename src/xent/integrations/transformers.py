@@ -29,6 +29,8 @@ from ..heads.late import Late, in_evaluation
 from ..heads.late_product import LateProduct
 from ..measurement import LeanExplanation
 
+__all__ = ["lean", "unlean"]
+
 MAX_WORKSPACE: int = inspect.signature(LinearLogits).parameters["max_workspace"].default
 
 
@@ -172,6 +174,7 @@ class Hooks:
     def __init__(self, owner: nn.Module, when: str, options: dict[str, Any]) -> None:
         self.when, self.options = when, options
         self.call, self.warned = Call(), False
+        self.in_use = True
         self.readers: list[str] = []  # the operations that read all logits
         self.of_owner = [
             owner.register_forward_pre_hook(self.enter, with_kwargs=True),
@@ -182,6 +185,10 @@ class Hooks:
         self.hook_head(_head(owner))
         if hasattr(type(owner), "generate"):
             owner.generate = Generate(owner, self)  # pyright: ignore
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore a copy. With a copied head come hooks that no model calls, so not in use."""
+        vars(self).update(state, in_use=False)
 
     def hook_head(self, head: nn.Module) -> None:
         """Put the hooks around a head, unless they are there."""
@@ -224,6 +231,7 @@ class Hooks:
         if labels is None and len(args) > 1:
             names = inspect.signature(owner.forward).parameters
             labels = dict(zip(names, args, strict=False)).get("labels")
+        self.in_use = True
         self.call.begin(labels is not None)
         head = _head(owner)
         if head is not self.head and _objection(head) is None:  # resized, or an adapter on it
@@ -245,11 +253,12 @@ class Hooks:
     def wanted(self, module: nn.Module) -> bool:
         """True if logits are to be late in this call of a module."""
         call = self.call
-        if call.plainly:
+        if call.plainly or not self.in_use:
             return False
         learns = torch.is_grad_enabled()
         always = self.when == "always" or call.labels_given or in_evaluation.get()
-        if always and (call.inside or not learns):  # adapters may call a forward without hooks
+        evaluates = not (learns or module.training)
+        if always and (call.inside or evaluates):  # adapters may call a forward without hooks
             return True
         return module.training and learns
 
