@@ -36,7 +36,8 @@ def call_of(name, rows, soft=False):
     entry, count = REGISTRY[name], torch.Size(rows).numel()
     z = torch.randn(count, C, dtype=torch.float64)
     z = torch.log_softmax(z, 1) if name == "nll_loss" else z.tanh() if entry.cosines else z
-    labels = torch.randint(C - 2 * entry.more_logits, (count,))
+    more = entry.more_logits
+    labels = torch.randint(C - max(more, 2 * more), (count,))
     if entry.labels:
         labels = (torch.rand(count, C) > 0.5).double()
     elif soft:

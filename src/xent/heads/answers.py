@@ -133,7 +133,7 @@ def _topk(
 
 
 def _max(input: Any, dim: Any = None, keepdim: bool = False) -> Any:
-    topk = _most_likely if isinstance(input, LinearLogProbs) else _topk
+    topk: Any = _most_likely if isinstance(input, LinearLogProbs) else _topk
     found = NotImplemented if isinstance(dim, Tensor) else topk(input, 1, dim)
     if found is NotImplemented:
         return NotImplemented
@@ -246,8 +246,10 @@ def _most_likely(
         found = _topk(input.logits, k, dim, largest, sorted)
     if found is NotImplemented:
         return NotImplemented
-    gather = _gather_probs if isinstance(input, LinearProbs) else _gather_log_probs
-    return torch.return_types.topk((gather(input, -1, found.indices), found.indices))
+    classes = found.indices
+    if isinstance(input, LinearProbs):
+        return torch.return_types.topk((_gather_probs(input, -1, classes), classes))
+    return torch.return_types.topk((_gather_log_probs(input, -1, classes), classes))
 
 
 def _other_sign(input: LinearLogProbs) -> LinearLogProbs:

@@ -53,7 +53,8 @@ def divided(z: LinearLogits, other: Any, *, rounding_mode: str | None = None) ->
         return z._with(scale=z.scale / other, undivided=z.scale, divisor=cap)
     if is_per_row(other, z.shape) or is_per_class(other, z.shape):
         quotient = times(z, 1 / other)
-        if quotient is not NotImplemented:
+        if isinstance(quotient, LinearLogits):  # 1 / other is float32 for integers
+            assert isinstance(other, Tensor)
             quotient.dtype = torch.promote_types(z.dtype, other.dtype)
         return quotient
     return NotImplemented
