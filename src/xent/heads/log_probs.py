@@ -40,7 +40,7 @@ class OfLogits(Lean):
 
     @property
     def shown(self) -> Shown:
-        """What the stand-ins for the same rows share."""
+        """Record that the stand-ins for the same rows share."""
         return self.logits.shown
 
     @shown.setter
