@@ -77,8 +77,9 @@ def _of_stand_ins(
         classes_last: whether the function reads the classes on the last axis of tensors, too.
         any_axis: whether the function takes an axis by ``dim`` and needs tensors.
     """
-    if isinstance(given.get("target"), Lean):  # soft targets are numbers
-        given = {**given, "target": given["target"].materialize_for(function.__name__)}
+    target = given.get("target")
+    if isinstance(target, Lean) and target.normalised:  # soft targets are read as numbers
+        given = {**given, "target": target.materialize_for(function.__name__)}
     moved: Any = next((x for x in given.values() if isinstance(x, Lean) and x.moved), None)
     if moved is not None:
         elsewhere = given.get("class_dim") not in (None, 1, 1 - moved.ndim)

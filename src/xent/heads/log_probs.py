@@ -61,6 +61,7 @@ class LinearLogProbs(OfLogits):
     """
 
     lean: ClassVar[dict[Callable[..., Any], Callable[..., Any]]] = {}
+    normalised = True
 
     def __init__(
         self, logits: LinearLogits, sign: int = 1, dtype: torch.dtype | None = None

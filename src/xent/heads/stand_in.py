@@ -47,6 +47,7 @@ class Lean:
     dtype: torch.dtype
     hidden: Tensor
     moved = False  # True for logits whose classes were moved to axis 1
+    normalised = False  # True for probabilities and their logarithms
     silent = False  # True where the numbers may be read without a warning
     readers: list[str] | None = None  # where to note the operations that read all the numbers
     shown: Shown
