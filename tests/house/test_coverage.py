@@ -47,7 +47,7 @@ def test_what_is_here_exists(loss):
 
 
 def examples():
-    """What the expressions may speak of: a batch of each kind."""
+    """Return a batch of each kind, by the names that expressions use."""
     torch.manual_seed(0)
     a, b = F.normalize(torch.randn(4, 6)), F.normalize(torch.randn(4, 6))
     h, w, z, y = torch.randn(4, 6), torch.randn(5, 6), torch.randn(4, 5), torch.tensor([0, 1, 2, 1])

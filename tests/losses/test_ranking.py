@@ -383,7 +383,7 @@ def test_equal_scores(name):
 
 @pytest.mark.parametrize("name", CALLS)
 def test_second_derivatives_of_sure_orders(name):
-    """They are 0, not NaN, thousands of nats away."""
+    """Second derivatives are 0, not NaN, thousands of nats away."""
     _, r, e = data()
     far = (1e4 * r * (-1 if name in ("breslow", "efron") else 1)).double().requires_grad_()
     (grad,) = torch.autograd.grad(CALLS[name](far, r, e).sum(), far, create_graph=True)

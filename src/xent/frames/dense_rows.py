@@ -87,9 +87,6 @@ def by_rows(function: Callable[..., Tensor], *tensors: Tensor | None) -> Tensor:
         function: from tensors (n, ...) to one value per row, (n,).
         tensors: the first of shape (N..., C), the others of this shape or (N...), or None.
     """
-    from torch.utils import checkpoint
-
-    again: Callable[..., Tensor] = checkpoint.checkpoint  # pyright: ignore
     logits = tensors[0]
     assert logits is not None
     rows, classes = logits.shape[:-1], logits.shape[-1]
@@ -101,8 +98,13 @@ def by_rows(function: Callable[..., Tensor], *tensors: Tensor | None) -> Tensor:
         [None] * count if x is None else list(x.reshape(-1, *x.shape[len(rows) :]).split(height))  # pyright: ignore
         for x in tensors
     ]
-    values: list[Tensor] = [
-        again(function, *part, use_reentrant=False, preserve_rng_state=False)
-        for part in zip(*parts, strict=True)
-    ]
+    values = [computed_twice(function, *part) for part in zip(*parts, strict=True)]
     return torch.cat(values).view(rows)
+
+
+def computed_twice(function: Callable[..., Tensor], *args: Any) -> Tensor:
+    """The result of a function that backward computes again, so that nothing inside is kept."""
+    from torch.utils import checkpoint
+
+    again: Callable[..., Tensor] = checkpoint.checkpoint  # pyright: ignore
+    return again(function, *args, use_reentrant=False, preserve_rng_state=False)

@@ -105,12 +105,11 @@ def loss_docstring(
     """The docstring of a row loss: that of its body, and the arguments that every loss takes."""
     if not body.__doc__:
         return None
+    others = "; or class probabilities in the shape of ``input``" if soft else ""
+    if not labelled:
+        others = "; they only\n    say which rows count: None for all"
     words = {
-        "soft": "; or class probabilities in the shape of ``input``"
-        if soft
-        else ""
-        if labelled
-        else "; they only\n    say which rows count: None for all",
+        "soft": others,
         "rows": "; with probabilities by the number of rows" if soft else "",
     }
     told: dict[str, str] = {}

@@ -68,7 +68,7 @@ def takes_centers(loss: F) -> F:
 
 
 def _best(cosines: Tensor, axis: int, count: int, temperature: float | None) -> Tensor:
-    """One cosine for each class, from those of its centers on an axis."""
+    """Cosines of the classes, from those of their centers on an axis."""
     apart = cosines.unflatten(axis, (-1, count)).movedim(axis + 1, -1)
     if temperature is None:
         return apart.max(-1).values

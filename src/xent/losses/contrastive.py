@@ -22,7 +22,14 @@ from ..heads.logits import MAX_WORKSPACE, LinearLogits, Products
 from ..measurement import statistics
 from .classification import cross_entropy
 from .labelled import belonging, nll_of_positives
-from .similarity import check_features, inverse, paired, similarities, without_left_out
+from .similarity import (
+    at_temperature,
+    check_features,
+    inverse,
+    paired,
+    similarities,
+    without_left_out,
+)
 
 
 @explained
@@ -106,18 +113,18 @@ def info_nce_loss(
     logits: Any = similarities(
         ("query", query), ("key", key), normalize, max_workspace=max_workspace, products=products
     )
-    factor = inverse(temperature, logits.device)
     options = {
         "reduction": reduction, "normalizer": normalizer, "row_weight": row_weight, "empty": empty,
     }  # fmt: skip
     if labels is None and key_labels is None and key_mask is None:
         target = paired(logits) if target is None else target
+        factor = inverse(temperature, logits.device)
         return cross_entropy(
             logits, target, logit_scale=factor, ignore_index=ignore_index, **options
         )
     reduce = read_reduction(rows=query.shape[:1], device=query.device, **options)
     pairs = belonging(logits, target, labels, key_labels, ignore_index, key_mask)
-    source = logits.absorb(factor * torch.ones((), dtype=torch.float64, device=logits.device), None)
+    source = at_temperature(logits, temperature)
     left_out = "" if labels is None else "positives"
     return pairs.reduce(source, nll_of_positives, reduce, leaves_out=left_out).to(logits.dtype)
 
@@ -231,8 +238,7 @@ def nt_xent_loss(
     reduce = read_reduction(reduction, normalizer, None, "nan", view_a.shape[:1], view_a.device)
     views = ("views", torch.cat([view_a, view_b]))
     logits = similarities(views, views, normalize, max_workspace=max_workspace, products=products)
-    one = torch.ones((), dtype=torch.float64, device=logits.device)
-    source = logits.absorb(inverse(temperature, logits.device) * one, None)
+    source = at_temperature(logits, temperature)
     itself = torch.arange(source.shape[0], device=source.device)
     other = itself.roll(len(view_a))
 

@@ -27,15 +27,16 @@ from ..heads.logits import MAX_WORKSPACE, LinearLogits, Products
 from ..heads.problem import make_problem
 from ..hyperparameters import Hyperparameters
 from ..overrides import overridable
+from ..targets import any_class
 from .classification import cross_entropy
 from .sets import lse_of
-from .similarity import check_features, inverse, labels_of, normalized, paired
+from .similarity import at_temperature, check_features, labels_of, normalized, paired
 
 KeyMask = Callable[[Tensor], Tensor]
 
 
 class Compared(NamedTuple):
-    """Some rows compared with all columns."""
+    """Comparison of some rows with all columns."""
 
     z: Tensor  # (n, M), similarities, float32 at least
     same: Tensor  # (n, M), bool: the columns that belong to the row, its positives
@@ -60,8 +61,7 @@ class Compared(NamedTuple):
 
 def lse(z: Tensor, among: Tensor) -> Tensor:
     """Log-sum-exp of ``z``, (n, M), over the columns of a mask; -inf where there is none."""
-    any_class = torch.zeros(z.shape[0], dtype=torch.int64, device=z.device)
-    return lse_of(make_problem(z, any_class), torch.where(among, z, -torch.inf))
+    return lse_of(make_problem(z, any_class(z)), torch.where(among, z, -torch.inf))
 
 
 class Labelled(NamedTuple):
@@ -264,9 +264,7 @@ def labelled_loss(
             of_head: Any = {"max_workspace": max_workspace, "products": products}
             source = _distances(x, kept, **of_head) if distances else LinearLogits(x, x, **of_head)
             if "temperature" in settings:
-                factor = inverse(settings["temperature"], x.device)
-                one = torch.ones((), dtype=torch.float64, device=x.device)
-                source = source.absorb(factor * one, None)
+                source = at_temperature(source, settings["temperature"])
             pairs = Labelled(labels, labels, ignore_index, itself=True)
             result = pairs.reduce(
                 source, functools.partial(body, **settings), reduce, leaves_out=leaves_out

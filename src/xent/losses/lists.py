@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .._check import is_tensor
 from ..engines.modes import deferred, refuse_where, widened
-from ..frames.dense_rows import CHUNK
+from ..frames.dense_rows import CHUNK, computed_twice
 from ..frames.reduction import RowValues, read_reduction
 from ..heads.logits import LinearLogits
 
@@ -198,7 +198,7 @@ class RankedItems(NamedTuple):
     index: Tensor
 
     def part(self, where: Any) -> RankedItems:
-        """Some of the items."""
+        """Return the items that an index picks."""
         return RankedItems(*(x[where] for x in self))
 
 
@@ -240,14 +240,7 @@ def sum_over_pairs(
     spans = list(_spans(n, score.numel() // max(n, 1))) or [(0, 0)]
     if len(spans) == 1:
         return of_rows(score, *spans[0])
-    from torch.utils import checkpoint
-
-    again: Any = checkpoint.checkpoint
-    parts = [
-        again(of_rows, score, *span, use_reentrant=False, preserve_rng_state=False)
-        for span in spans
-    ]
-    return sum(parts, score.new_zeros(()))
+    return sum((computed_twice(of_rows, score, *span) for span in spans), score.new_zeros(()))
 
 
 def _spans(n: int, lists: int) -> Iterator[tuple[int, int]]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from ..heads.problem import make_problem
 from ..hyperparameters import Number, Positive
+from ..targets import any_class
 from .catalog import member
 from .labelled import Compared, labelled_loss, lse, nll_of_positives
 from .sets import set_statistics
@@ -69,8 +69,8 @@ def nca_loss(c: Compared, temperature: float | Tensor = 1.0) -> Tensor:
     References:
         Goldberger et al., *Neighbourhood components analysis*, NeurIPS 2004.
     """
-    any_class = torch.zeros_like(c.positives, dtype=torch.int64)
-    return 0.0 - set_statistics(make_problem(c.apart, any_class), c.same).log_prob
+    z = c.apart
+    return 0.0 - set_statistics(make_problem(z, any_class(z)), c.same).log_prob
 
 
 @member("other", proper=False, convex=True, second_pass=True)

@@ -55,6 +55,12 @@ def similarities(
     return LinearLogits(*features, **of_head)
 
 
+def at_temperature(logits: LinearLogits, temperature: float | Tensor) -> LinearLogits:
+    """Similarities divided by a temperature, which may be learned."""
+    one = torch.ones((), dtype=torch.float64, device=logits.device)
+    return logits.absorb(inverse(temperature, logits.device) * one, None)
+
+
 def without_left_out(
     x: Tensor, target: Tensor | None, row_weight: Tensor | None, ignore_index: int, axis: int = 1
 ) -> Tensor:

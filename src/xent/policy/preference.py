@@ -145,7 +145,6 @@ def dpo_loss(
     if margin and kind not in ("sigmoid", "bco"):
         raise ValueError(f'`margin` is for kind="sigmoid" and kind="bco", not {kind!r}')
     c, r = _pair("", chosen, rejected, chosen)
-    reduce = read_reduction_of_tokens(reduction, normalizer, empty, c)
     h = c - r
     if reference_chosen is not None or reference_rejected is not None:
         if reference_chosen is None or reference_rejected is None:
@@ -171,7 +170,7 @@ def dpo_loss(
         values = -(1 - smoothing) * logsigmoid(x)
         if smoothing:
             values = values - smoothing * logsigmoid(-x)
-    return reduce.of(RowValues(values, None, torch.ones_like(values))).to(chosen.dtype)
+    return _reduced(values, reduction, normalizer, empty).to(chosen.dtype)
 
 
 # The kinds that look at each answer alone, from beta times the log-ratios of both.
@@ -213,6 +212,14 @@ def _divergence_of_odds(x: Tensor, true: float) -> Tensor:
     far = product(_probability(x), logsigmoid(x) - logsigmoid(odds))
     far = far + product(_probability(-x), logsigmoid(-x) - logsigmoid(-odds))
     return torch.where(near, close, far)
+
+
+def _reduced(
+    values: Tensor, reduction: str, normalizer: float | Tensor | None, empty: str
+) -> Tensor:
+    """The reduction of one value for each answer, or for each pair of answers."""
+    reduce = read_reduction_of_tokens(reduction, normalizer, empty, values)
+    return reduce.of(RowValues(values, None, torch.ones_like(values)))
 
 
 def _pair(prefix: str, chosen: Tensor, rejected: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -291,8 +298,7 @@ def kto_loss(
     lead = beta * (widened(log_prob) - widened(reference).detach() - point)
     values = _probability(torch.where(desirable, -lead, lead))
     values = values * torch.full_like(values, of_bad).masked_fill(desirable, of_good)
-    reduce = read_reduction_of_tokens(reduction, normalizer, empty, values)
-    return reduce.of(RowValues(values, None, torch.ones_like(values))).to(log_prob.dtype)
+    return _reduced(values, reduction, normalizer, empty).to(log_prob.dtype)
 
 
 @overridable
@@ -347,5 +353,4 @@ def orpo_loss(
     c, r = _pair("", chosen, rejected, chosen)
     odds = [logit_of_exp(x.clamp(max=-torch.finfo(x.dtype).tiny)) for x in (c, r)]
     values = -nll_weight * c - beta * logsigmoid(odds[0] - odds[1])
-    reduce = read_reduction_of_tokens(reduction, normalizer, empty, values)
-    return reduce.of(RowValues(values, None, torch.ones_like(values))).to(chosen.dtype)
+    return _reduced(values, reduction, normalizer, empty).to(chosen.dtype)
