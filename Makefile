@@ -106,7 +106,7 @@ test-slow: $(VENV)/test
 	$(PYTEST) -n 2 -m slow --ignore=tests/house/test_processors.py
 
 test-processors: $(VENV)/test
-	$(PYTEST) tests/house/test_processors.py
+	$(PYTEST) -n 2 tests/house/test_processors.py
 
 test-examples: $(VENV)/examples
 	$(BIN)/python docs/experiments.py --small

@@ -25,7 +25,6 @@ from .harness.command import Cell, run
 SHAPES = (512, 32000), (65536, 100)
 DENSE_SHAPES = (512, 32000), (4096, 1024)
 SECONDS = 4.0
-WHOLE_ROWS = ("sparsemax_loss", "entmax_loss", "bi_tempered_loss", "ngl_loss")
 FLAT = 1e-3  # standard deviation of logits that are nearly equal: the worst case of sparsemax
 
 
@@ -41,7 +40,8 @@ def members(
         targets: as in the catalog, ``"classes"`` or ``"binary"``.
         classes: of the logits.
         device: of vectors over the classes.
-        dense: whether to return the losses that need all logits of a row at once, or the others.
+        dense: whether to return the losses that need all logits of a row at once, which take no
+            ``engine``, or the others.
     """
     required = {
         "prior": torch.linspace(1, 2, classes, device=device),
@@ -51,12 +51,11 @@ def members(
     }
     found: dict[str, Loss] = {}
     for name, member in CATALOG.items():
+        parameters = inspect.signature(member.function).parameters
         missing = {
-            p.name
-            for p in inspect.signature(member.function).parameters.values()
-            if p.kind is p.KEYWORD_ONLY and p.default is p.empty
+            p.name for p in parameters.values() if p.kind is p.KEYWORD_ONLY and p.default is p.empty
         }
-        suits = member.targets == targets and (name in WHOLE_ROWS) == dense
+        suits = member.targets == targets and ("engine" not in parameters) == dense
         if suits and missing <= required.keys():
             found[name] = partial(member.function, **{key: required[key] for key in missing})
     return found

@@ -1,8 +1,10 @@
 """Fixtures of every test: fixed seeds, two threads, and the engines to run on."""
 
+import gc
 import os
 import signal
 from pathlib import Path
+from random import Random
 
 import torch
 
@@ -100,14 +102,42 @@ def pytest_itemcollected(item):
         item.add_marker("long")
 
 
+def of_functions(items) -> dict[str, list]:
+    """Return the cases of each test function."""
+    found = {}
+    for item in items:
+        found.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    return found
+
+
+@pytest.hookimpl(tryfirst=True, specname="pytest_collection_modifyitems")
+def mark_all_but_a_sample(items):
+    """Mark the cases outside the sample of ``sample(n)`` as slow; the draw is always the same."""
+    sampled = [item for item in items if item.get_closest_marker("sample")]
+    for name, cases in of_functions(sampled).items():
+        size = cases[0].get_closest_marker("sample").args[0]
+        chosen = Random(name).sample(cases, min(size, len(cases)))
+        for item in cases:
+            if item not in chosen:
+                item.add_marker("slow")
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config, items):
     """Keep the first case of each test function, if ``--one-case`` asks for that."""
     if not config.getoption("--one-case"):
         return
-    first = {}
-    for item in items:
-        first.setdefault(item.nodeid.partition("[")[0], item)
-    chosen = set(first.values())
+    chosen = {cases[0] for cases in of_functions(items).values()}
     config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
     items[:] = [item for item in items if item in chosen]
+
+
+def pytest_collection_finish():
+    """Take what was collected out of the sight of the garbage collector, which reads it in vain."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure():
+    """Let the collector see all again, so that extension modules can be unloaded without leaks."""
+    gc.unfreeze()

@@ -53,6 +53,7 @@ def test_many_digits_and_float64_agree_on_a_formula(name, formula):
 GROUP = torch.tensor([0, 1, 2, 3, 3, 3, 3, 3, 3, 3])  # of ten classes, seven with one logit
 
 
+@pytest.mark.sample(15)
 @pytest.mark.parametrize("name", [n for n, s in SUBJECTS.items() if 128256 in s.classes])
 def test_classes_with_the_same_logit_count_as_often_as_they_are(name):
     subject = replace(SUBJECTS[name], prepare=lambda z: z)
@@ -153,6 +154,7 @@ def _worst() -> dict[str, dict]:
     return found
 
 
+@pytest.mark.sample(20)
 @pytest.mark.parametrize("line", _worst().values(), ids=_worst().keys())
 def test_the_worst_cell_is_within_what_arithmetic_allows(line):
     subject, worst, engine = SUBJECTS[line["loss"]], line["worst"], line["by"]

@@ -59,6 +59,7 @@ def outcome(tmp_path_factory):
     return done.stdout, json.loads(path.read_text())
 
 
+@pytest.mark.slow
 @interpreter
 def test_the_header_says_that_the_times_mean_nothing(outcome):
     text, result = outcome

@@ -22,6 +22,7 @@ def result(tmp_path_factory):
     return json.loads(path.read_text())
 
 
+@pytest.mark.slow
 def test_every_contestant_takes_part_or_says_why_not(result):
     assert list(result["cells"][0]["contestants"]) + list(result["absent"]) == list(
         LINEAR_CONTESTANTS

@@ -26,6 +26,7 @@ def test_both_calls_compute_the_same(pair):
         torch.testing.assert_close(ours, theirs)
 
 
+@pytest.mark.slow
 def test_the_table(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["small_calls", "--rounds", "1", "--threads", "1"])
     threads = torch.get_num_threads()

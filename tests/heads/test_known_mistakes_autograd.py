@@ -163,6 +163,7 @@ def test_autocast_costs_digits_or_is_refused(dtypes, reduction):
 # ---- compilers ----------------------------------------------------------------------------------
 
 
+@pytest.mark.sample(3)
 @compiling
 @pytest.mark.parametrize("way", [w for w in WAYS if w != "distilled"])
 @pytest.mark.parametrize("reduction", ["mean", "none"])

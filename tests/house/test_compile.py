@@ -23,6 +23,7 @@ def _fresh_compiler():
     torch._dynamo.reset()
 
 
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("loss", BASIC, ids=lambda loss: loss.name)
 @pytest.mark.parametrize("soft", [False, True])
 def test_fullgraph(loss: Loss, soft):
@@ -35,6 +36,7 @@ def test_fullgraph(loss: Loss, soft):
     torch.testing.assert_close(da, db, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 def test_fullgraph_dynamic_shapes(reduction):
     step = torch.compile(
@@ -75,6 +77,7 @@ def test_export():
     torch.testing.assert_close(exported.module()(z, y), module(z, y))
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("op", ["row_statistics", "row_gradient"])
 @pytest.mark.parametrize("soft", [False, True])
 @pytest.mark.parametrize("layout", ["contiguous", "permuted"])

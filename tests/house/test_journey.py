@@ -29,8 +29,7 @@ def steps(call) -> tuple[int, int]:
             calls[frame.f_code.co_filename] += 1
 
     loss = call()
-    gc.collect()  # what other tests have left would be counted when it is freed
-    gc.disable()
+    gc.disable()  # what other tests have left would be counted when it is freed
     sys.setprofile(profile)
     try:
         loss = call()

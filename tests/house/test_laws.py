@@ -101,6 +101,7 @@ def test_a_one_hot_row_is_its_class(loss: Loss, engine):
     close(da, db)
 
 
+@pytest.mark.sample(200)
 @pytest.mark.parametrize("index", [-100, -1, 3])  # the default; a common one; a class that exists
 def test_ignored_rows_are_rows_left_out(loss: Loss, engine, index):
     if engine == "triton" and index != 3:
@@ -198,6 +199,7 @@ def test_the_mean_of_no_rows(loss: Loss, engine):
         assert loss(x, t, reduction="sum", engine=engine) == 0
 
 
+@pytest.mark.sample(200)
 @pytest.mark.parametrize("shape", [(), (5,), (2, 3), (2, 3, 2)])  # K = none, 1, 2, 3 extra axes
 def test_extra_axes_are_more_rows(loss: Loss, engine, shape):
     if engine == "triton" and len(shape) in (1, 3):
@@ -215,6 +217,7 @@ def test_extra_axes_are_more_rows(loss: Loss, engine, shape):
     close(dsingle, db[0])
 
 
+@pytest.mark.sample(150)
 @pytest.mark.parametrize(
     ("dtype", "v"),
     [

@@ -75,6 +75,7 @@ def parameter(x):
 KINDS = (negated_later, conjugated, in_strides, inside_a_storage, misaligned, transposed, parameter)
 
 
+@pytest.mark.sample(250)
 @every_entry
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 def test_kinds_of_tensors(entry, kind):
@@ -276,6 +277,7 @@ def tensors_only(entry: Call, inputs: tuple):
     return tuple(inputs[k] for k in places), function
 
 
+@pytest.mark.sample(20)
 @every_entry
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
 def test_jit_trace(entry):
@@ -288,14 +290,14 @@ def test_jit_trace(entry):
 # A graph of these has thousands of operations, the steps of a search for the normaliser.
 SEARCHING = {"bi_tempered_loss", "entmax", "entmax_loss", "sparsemax_loss", "tempered_softmax"}
 TRACED = [
-    pytest.param(
-        entry, mode, id=f"{mode}-{entry}",
-        marks=[pytest.mark.slow] if mode != "real" or entry.name in SEARCHING else [],
-    )
-    for mode in ("real", "symbolic", "fake", "pre_dispatch") for entry in CALLS
-]  # fmt: skip
+    pytest.param(entry, mode, id=f"{mode}-{entry}")
+    for mode in ("real", "symbolic", "fake", "pre_dispatch")
+    for entry in CALLS
+    if mode == "fake" or entry.name not in SEARCHING
+]
 
 
+@pytest.mark.sample(12)
 @pytest.mark.parametrize(("entry", "mode"), TRACED)
 def test_make_fx(entry, mode):
     tensors, function = tensors_only(entry, drawn(entry))
@@ -344,6 +346,7 @@ def test_grad_and_vmap_of_torch_func(entry):
         close(slope, grad)
 
 
+@pytest.mark.sample(40)
 @every_entry
 @pytest.mark.parametrize("kind", ["meta", "fake"])
 def test_shapes_without_numbers(entry, kind):
@@ -477,8 +480,16 @@ def test_one_graph_for_compilers(entry):
     tensors, function = tensors_only(entry, drawn(entry))
     compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
     close(compiled(*tensors), function(*tensors))
-    negated = tuple(map(negated_later, tensors))
-    close(compiled(*negated), function(*tensors))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("entry", CALLS[::12], ids=str)
+def test_a_graph_of_tensors_that_are_negated_later(entry):
+    torch._dynamo.reset()
+    tensors, function = tensors_only(entry, drawn(entry))
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    close(compiled(*map(negated_later, tensors)), function(*tensors))
 
 
 class Module(torch.nn.Module):
@@ -514,6 +525,7 @@ def test_export_with_pictures_of_any_size(name):
     close(exported(z, y), loss(z, y))
 
 
+@pytest.mark.sample(1)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 @pytest.mark.parametrize("name", ["cross_entropy", "focal_loss", "brier_loss"])
 def test_compiled_code_may_use_transforms(name):
@@ -543,6 +555,7 @@ BAD = {
 }  # fmt: skip
 
 
+@pytest.mark.sample(2)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 @pytest.mark.parametrize("what", BAD)
 def test_compiled_code_refuses_what_eager_code_refuses(what):

@@ -35,6 +35,7 @@ def test_samples_of_torch_itself(engine, dtype):
         torch.testing.assert_close(grad, slope, rtol=eps, atol=eps, equal_nan=True)
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, *HALF], ids=str)
 @pytest.mark.parametrize("info", LINEAR, ids=lambda info: info.variant_test_name)
 def test_samples_of_linear_cross_entropy(info, dtype):

@@ -344,6 +344,7 @@ def test_estimators_of_xgboost(name):
 # ---- other losses train ---------------------------------------------------------------------
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("loss", [xent.losses.focal_loss, home_made])
 @pytest.mark.parametrize("name", ["breast_cancer", "wine"])
 def test_other_losses_train(loss, name):

@@ -376,6 +376,7 @@ def trainer(model, folder, **options):
     )
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("name", ["LlamaForCausalLM", "BertForMaskedLM"])
 @pytest.mark.parametrize(
     "options",

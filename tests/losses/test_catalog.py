@@ -56,6 +56,13 @@ def test_binary_members_have_one_label():
     assert binary <= set(OF_ELEMENTS)
 
 
+@pytest.mark.parametrize("name", [n for n in ALONE if CATALOG[n].targets == "classes"])
+def test_a_loss_of_0_has_no_sign(name):
+    z, y = torch.rand(3, 1), torch.zeros(3, dtype=torch.long)  # (N, 1): a single class
+    values = CATALOG[name].function(z, y, reduction="none", **REGISTRY[name].arguments(1))
+    assert not torch.signbit(values[values == 0]).any()
+
+
 # ---- proper: the best prediction is the truth -----------------------------------------------
 
 
@@ -102,6 +109,7 @@ def risk(c, p, z):
     return (p * c.values(z, p.shape[1])).sum(1)
 
 
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("name", [n for n in NAMES if CATALOG[n].proper])
 def test_proper(name):
     """From any start the least expected loss is that of the truth."""

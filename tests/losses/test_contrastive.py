@@ -229,6 +229,7 @@ def test_the_correction_takes_the_bias_out():
     assert abs(total.mean() - truth) <= 4 * total.std() / draws**0.5
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(
     "loss",
     [

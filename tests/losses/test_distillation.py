@@ -136,6 +136,7 @@ def test_every_digit_in_float32(kind, beta):
         assert bool(((grad - slope).abs() <= spacing(slope, grad.dtype) + rounding).all())
 
 
+@pytest.mark.sample(2)
 @EACH_KIND
 def test_distillation_is_differentiable_by_both(kind, beta):
     z, v = logits(3, 4).requires_grad_(), logits(3, 4).requires_grad_()

@@ -244,6 +244,7 @@ def test_derivatives_of_every_mode(loss):
     torch.testing.assert_close(rows, call(z).detach())
 
 
+@pytest.mark.sample(2)
 @every_setting
 def test_compiles_in_one_graph(loss):
     z, y = torch.randn(4, 5), torch.randint(5, (4,))

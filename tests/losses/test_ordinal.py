@@ -301,6 +301,7 @@ def test_derivatives(name):
     assert torch.autograd.gradgradcheck(call, parts)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("name", CALLS)
 def test_ordered_classes_compile(name):
     z, y, c = numbers(6, 3), torch.tensor([0, 1, 2, 3, -100, 3]), torch.arange(3.0)

@@ -406,6 +406,7 @@ def test_transforms(name):
     torch.testing.assert_close(many[0], value.detach())
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("name", CALLS)
 def test_an_order_compiles(name):
     s, r, e = data()

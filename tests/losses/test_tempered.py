@@ -97,6 +97,7 @@ def test_the_numbers_of_the_authors():
 TEMPERATURES = [(0.8, 1.2), (0.5, 1.5), (0.5, 0.8), (1, 1), (0, 2), (0.3, 0), (1, 1.3), (0.7, 1)]
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(("t1", "t2"), TEMPERATURES)
 def test_value_and_gradient_are_exact(t1, t2):
     z = 2 * torch.randn(10, 5, dtype=torch.float64)
@@ -115,6 +116,7 @@ def test_value_and_gradient_are_exact(t1, t2):
         torch.testing.assert_close(grad, slope, rtol=1e-12, atol=1e-15)
 
 
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("t", [0.0, 0.5, 0.9, 1 - 1e-9, 1 + 1e-9, 1.2, 2.0, 4.0])
 @pytest.mark.parametrize("size", [0.1, 3.0, 50.0])
 def test_the_normaliser_has_converged(t, size):
@@ -130,6 +132,7 @@ def test_the_normaliser_has_converged(t, size):
     assert bool(((p - truth).abs() <= slack).all())
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize(("t1", "t2"), [(0.8, 1.2), (0, 1), (0.5, 1), (1, 1), (0, 2), (0.5, 0.8)])
 def test_every_digit_at_every_margin(t1, t2, dtype):

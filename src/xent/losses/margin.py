@@ -55,7 +55,7 @@ OWN_SCALE = {"logit_scale": _scale}
 
 def lowered_cross_entropy(s: RowStatistics, drop: Tensor | float) -> Tensor:
     """Cross-entropy of logits whose target is ``drop`` lower."""
-    return -logsigmoid(s.log_odds - drop)
+    return 0.0 - logsigmoid(s.log_odds - drop)  # 0, not -0, of a single class
 
 
 @member(proper=False, convex=True)

@@ -129,6 +129,7 @@ def test_a_sum_takes_its_gradient_along(kind, beta):
             torch.testing.assert_close(a, b, rtol=0, atol=float(1.2e-7 * b.abs().max()))
 
 
+@pytest.mark.sample(2)
 @needs_core
 @EACH_KIND
 @pytest.mark.parametrize("reduction", ["mean", "none"])

@@ -163,6 +163,7 @@ def test_autocast(loss):
 # ---- compilers ----------------------------------------------------------------------------------
 
 
+@pytest.mark.sample(4)
 @EACH
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_fullgraph(loss):
@@ -180,6 +181,7 @@ def test_fullgraph(loss):
         torch.testing.assert_close(da, db, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_fullgraph_dynamic_shapes_and_bad_targets(kernels, reduction):
@@ -196,6 +198,7 @@ def test_fullgraph_dynamic_shapes_and_bad_targets(kernels, reduction):
         step(z, t * 255)
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("op", ["element_total", "element_values", "element_gradient"])
 @pytest.mark.parametrize("layout", ["plain", "channels last"])
 def test_opcheck(kernels, op, layout):

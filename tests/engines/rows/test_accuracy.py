@@ -58,6 +58,7 @@ def at_margins(classes, dtype):
     return z.scatter(1, y[:, None], (others + MARGINS)[:, None]).to(dtype), y
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("classes", [2, 3, 10, 1000])  # one other; a few; a lane block; many
 def test_every_margin(engine, dtype, classes):
@@ -163,6 +164,7 @@ def test_random_rows(engine, dtype, spread):
     check((torch.randn(30, 33) * spread).to(dtype), torch.randint(33, (30,)), engine)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("classes", [32000, 128256])  # vocabularies of Llama 2 and 3
 def test_vocabularies(engine, classes):
     z = torch.randn(8, classes) * 3
@@ -293,6 +295,7 @@ def test_soft_targets(engine, dtype):
 
 # Rows side by side in memory, and short rows: some of a strip of 32, more than one strip, several
 # blocks of classes.
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("shape", [(2, 3, 5), (3, 70, 40), (1, 130, 7), (40, 16)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, *HALF], ids=str)
 def test_soft_targets_in_every_layout(engine, dtype, shape):

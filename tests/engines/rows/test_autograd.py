@@ -22,12 +22,14 @@ def problem(n=3, v=4, dtype=torch.float64, soft=False):
     return z, y
 
 
+@pytest.mark.sample(10)
 @every_loss
 def test_second_derivatives(loss: Loss, engine):
     z, y = problem()
     assert gradgradcheck(lambda x: loss(x, y, engine=engine), z)
 
 
+@pytest.mark.sample(8)
 @every_loss
 @pytest.mark.parametrize("soft", [False, True])
 def test_forward_mode_and_batched_gradients(loss: Loss, soft):
@@ -84,6 +86,7 @@ def test_hessian_is_the_softmax_jacobian(engine):
     torch.testing.assert_close(h.view(5, 5), xent.softmax_jacobian(z)[0], rtol=1e-12, atol=1e-15)
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize(
     "name", ["target", "weight", "logit_scale", "row scale", "class_bias", "row_weight"]
 )

@@ -128,6 +128,7 @@ def layouts(z, y):
     yield "not aligned", offset[1:].view(z.shape)
 
 
+@pytest.mark.sample(12)
 @every_loss
 @every_dtype
 def test_any_layout_of_extra_axes(loss: Loss, engine, dtype):
@@ -143,6 +144,7 @@ def test_any_layout_of_extra_axes(loss: Loss, engine, dtype):
         torch.testing.assert_close(slope, grad, rtol=32 * eps, atol=4 * eps, msg=name)
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("reduction", ["mean", "none"])  # plain path and frame
 @every_dtype
 def test_any_layout_of_a_matrix(engine, dtype, reduction):
@@ -170,6 +172,7 @@ def test_any_layout_of_a_matrix(engine, dtype, reduction):
         torch.testing.assert_close(slope, grad, rtol=32 * eps, atol=eps, equal_nan=True)
 
 
+@pytest.mark.sample(3)
 @every_dtype
 def test_strided_labels_and_soft_targets(engine, dtype):
     loss = BASIC[0].call

@@ -77,6 +77,7 @@ def test_engines_agree(loss: Loss, core, dtype, v):
     assert bool((error <= (nats_below_top(z).nan_to_num(posinf=0) + 8) * eps * terms).all())
 
 
+@pytest.mark.sample(12)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("margin", [-80.0, -16.0, 0.0, 16.0, 40.0])
 @pytest.mark.parametrize("classes", [3, 40, 2500])  # a panel; several rows a block; blocks
@@ -139,6 +140,7 @@ def test_ties_and_masks(engine, asked, classes):
             torch.testing.assert_close(getattr(s, name).double(), value.double(), msg=name)
 
 
+@pytest.mark.sample(12)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("place", [0, 2100, 4999])  # the first, a middle and the last block
 @pytest.mark.parametrize("margin", [20.0, 60.0, 80.0])

@@ -51,6 +51,7 @@ def test_every_way_of_cutting_up_rows(shape, reduction):
     assert worst(grad, slope, nats_below_top(z) * NATS) <= 4
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("v", [7, 100, 9000, 17000])
 @pytest.mark.parametrize("reduction", ["sum", "none"])
 def test_a_row_has_the_same_bits_in_any_company(v, reduction):
@@ -75,6 +76,7 @@ LAYOUTS = {
 }
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("reduction", ["sum", "none"])
 def test_every_layout(layout, reduction):
@@ -405,6 +407,7 @@ def test_why_it_is_taken_or_not(monkeypatch):
         xent.cross_entropy(z, y, engine="triton")
 
 
+@pytest.mark.sample(1)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_fullgraph_and_export(reduction):

@@ -27,6 +27,7 @@ def compiled_for(*target: str, cache: Path) -> list[dict]:
 KERNELS = {"sweep", "finish", "find_coefficients", "differentiate", "cross_entropy"}
 
 
+@pytest.mark.slow
 def test_nvidia(tmp_path):
     kernels = compiled_for("cuda", "90", cache=tmp_path)
     assert {k["kernel"] for k in kernels} == KERNELS

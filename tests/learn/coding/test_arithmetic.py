@@ -65,6 +65,7 @@ def test_mixtures(data):
     comes_back(data, lambda: MixtureModel([OrderModel(k) for k in range(4)]))
 
 
+@pytest.mark.sample(8)
 @pytest.mark.parametrize(
     "frequencies",
     [
@@ -128,6 +129,7 @@ def both_ways(symbols, make, monkeypatch):
     return ways
 
 
+@pytest.mark.sample(8)
 @pytest.mark.parametrize(
     ("order", "symbols", "gain"),
     [(0, 256, None), (1, 256, None), (2, 256, None), (5, 256, 7), (3, 2, None), (1, 3, 2**29),
