@@ -111,7 +111,7 @@ def of_functions(items) -> dict[str, list]:
 
 
 @pytest.hookimpl(tryfirst=True, specname="pytest_collection_modifyitems")
-def mark_all_but_a_sample(items):
+def pytest_sample(items):
     """Mark the cases outside the sample of ``sample(n)`` as slow; the draw is always the same."""
     sampled = [item for item in items if item.get_closest_marker("sample")]
     for name, cases in of_functions(sampled).items():

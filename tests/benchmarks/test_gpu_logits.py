@@ -34,6 +34,7 @@ from xent.engines import triton
 
 ROOT = Path(__file__).parents[2]
 
+pytestmark = pytest.mark.slow
 interpreter = pytest.mark.skipif(not triton.INTERPRETED, reason="Triton's interpreter is not here")
 QUICK = [name for name in CONTESTANTS if name != "compile"]
 
@@ -59,7 +60,6 @@ def outcome(tmp_path_factory):
     return done.stdout, json.loads(path.read_text())
 
 
-@pytest.mark.slow
 @interpreter
 def test_the_header_says_that_the_times_mean_nothing(outcome):
     text, result = outcome
@@ -121,7 +121,6 @@ def test_errors_of_xent_are_those_of_one_rounding(outcome, name):
 
 
 @interpreter
-@pytest.mark.slow
 def test_all_that_runs_by_default(tmp_path):
     path = tmp_path / "result.json"
     small = ("--shapes", "2,9", "--launches", "2,9", "--family", "2,9", "--repeats", "1")

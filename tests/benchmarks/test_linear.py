@@ -10,6 +10,7 @@ from benchmarks.harness import linear, linear_contestants
 from benchmarks.harness.linear_contestants import LINEAR_CONTESTANTS, LinearCell, LinearContestant
 from xent import cli
 
+pytestmark = pytest.mark.slow
 HERE = ["xent", "xent, 60 % ignored", "xent, focal", "xent, smoothing", "torch", "torch, chunked"]
 
 
@@ -22,7 +23,6 @@ def result(tmp_path_factory):
     return json.loads(path.read_text())
 
 
-@pytest.mark.slow
 def test_every_contestant_takes_part_or_says_why_not(result):
     assert list(result["cells"][0]["contestants"]) + list(result["absent"]) == list(
         LINEAR_CONTESTANTS

@@ -352,6 +352,7 @@ def test_extra_axes(loss, engine):
     assert same_bits(value, again)
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("soft", [False, True])
 def test_the_default_dtype_is_for_others(every_engine, dtype, soft):

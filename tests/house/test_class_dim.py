@@ -63,6 +63,7 @@ def reductions(name):
     return [{}] if name == "hardest_loss" else [{"reduction": r} for r in ("none", "mean", "sum")]
 
 
+@pytest.mark.sample(120)
 @pytest.mark.parametrize("rows", SHAPES, ids=str)
 @pytest.mark.parametrize("name", NAMES)
 def test_every_axis_is_the_second_one_of_a_matrix(name, rows):

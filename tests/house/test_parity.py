@@ -54,6 +54,7 @@ def assert_parity(z, y, engine="auto", **options):
     torch.testing.assert_close(grad, slope, rtol=64 * eps, atol=64 * eps, equal_nan=True)
 
 
+@pytest.mark.sample(150)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("kind", ["index", "uint8", "soft"])  # all targets that torch takes
 @pytest.mark.parametrize("weighted", [False, True])

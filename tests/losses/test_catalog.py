@@ -127,6 +127,7 @@ def test_proper(name):
         assert (risk(c, p, z) >= cost - 1e-13).all()
 
 
+@pytest.mark.sample(20)
 @pytest.mark.parametrize("name", [n for n in ALONE if not CATALOG[n].proper])
 def test_not_proper(name):
     """Some prediction costs less than the truth, however the truth is shifted."""

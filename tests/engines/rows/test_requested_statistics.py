@@ -25,6 +25,7 @@ def both(loss, z, y, **options):
     return value_and_grad(loss, z, y, reduction="none", **options)
 
 
+@pytest.mark.sample(30)
 @every_loss
 @pytest.mark.parametrize("v", [2, 9, 50, 3000])  # one other; a panel; several rows a block; blocks
 def test_value_and_gradient_are_those_of_the_formula(loss: Loss, engine, v):
@@ -43,6 +44,7 @@ def test_value_and_gradient_are_those_of_the_formula(loss: Loss, engine, v):
     torch.testing.assert_close(grad, slope, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.sample(8)
 @pytest.mark.float64
 @every_loss
 def test_derivatives(loss: Loss, engine):
@@ -160,6 +162,7 @@ def test_entropy_of_a_sure_and_wrong_row_over_several_blocks(engine, dtype, plac
         assert abs(s.entropy[row].item() - truth) <= bound * truth
 
 
+@pytest.mark.sample(24)
 @pytest.mark.parametrize("asked", EACH, ids=lambda asked: "+".join(asked))
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 @pytest.mark.parametrize("classes", [5, 100, 5000])

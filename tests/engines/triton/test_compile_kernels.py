@@ -10,7 +10,10 @@ import pytest
 
 from xent.engines import triton
 
-pytestmark = pytest.mark.skipif(not triton.INSTALLED, reason="Triton is not installed")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not triton.INSTALLED, reason="Triton is not installed"),
+]
 
 
 def compiled_for(*target: str, cache: Path) -> list[dict]:
@@ -27,7 +30,6 @@ def compiled_for(*target: str, cache: Path) -> list[dict]:
 KERNELS = {"sweep", "finish", "find_coefficients", "differentiate", "cross_entropy"}
 
 
-@pytest.mark.slow
 def test_nvidia(tmp_path):
     kernels = compiled_for("cuda", "90", cache=tmp_path)
     assert {k["kernel"] for k in kernels} == KERNELS

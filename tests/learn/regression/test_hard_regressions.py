@@ -89,6 +89,7 @@ def mean_loss(model, x, y):
     return -model.predict_log_proba(x)[np.arange(len(y)), y].mean()
 
 
+@pytest.mark.sample(25)
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("constant", CONSTANTS)
 @pytest.mark.parametrize("kind", [np.asarray, csr_array], ids=["dense", "sparse"])

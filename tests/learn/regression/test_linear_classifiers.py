@@ -66,6 +66,7 @@ def value_of(model, x, y, **options):
 # ---- the same as scikit-learn -------------------------------------------------------------------
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("load", LOADERS)
 @pytest.mark.parametrize("solver", ["auto", "lbfgs", "trust-region"])
 def test_reaches_the_objective_of_scikit_learn(load, solver):

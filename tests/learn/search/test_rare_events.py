@@ -108,6 +108,7 @@ def test_two_claimed_errors_hold_the_truth_as_often_as_they_say(case):
     assert held >= stats.binom(10, 0.99).ppf(1e-4)
 
 
+@pytest.mark.slow
 def test_rarer_events_take_hardly_more_points_for_the_same_error():
     ratios = []
     for level in (stats.norm.isf(1e-3), stats.norm.isf(1e-9)):
