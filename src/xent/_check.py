@@ -155,7 +155,7 @@ def class_indices(name: str, labels: Any) -> Tensor:
     is_tensor(name, labels)
     if labels.dtype is torch.int64:
         return labels
-    if labels.dtype not in _INTEGERS:
+    if labels.dtype not in INTEGERS:
         raise TypeError(
             f"`{name}` must hold integers, as class indices are, but it is {labels.dtype}; call "
             f"{name}.long()"
@@ -166,7 +166,7 @@ def class_indices(name: str, labels: Any) -> Tensor:
     return wide
 
 
-_INTEGERS = (
+INTEGERS = (
     torch.int64, torch.int32, torch.int16, torch.int8,
     torch.uint8, torch.uint16, torch.uint32, torch.uint64,
 )  # fmt: skip

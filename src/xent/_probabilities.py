@@ -83,30 +83,36 @@ def _refuse(x: Tensor, bad: Tensor, counted: Tensor | None, wanted: str, hint: s
 # ---- distributions along an axis ---------------------------------------------------------------
 
 
-def read_distribution(name: str, x: Tensor, dim: int, from_logits: bool) -> Tensor:
+def read_distribution(name: str, x: Tensor, dim: int, from_logits: bool, hint: str = "") -> Tensor:
     """Distributions along ``dim``, checked: in float64, classes last. Logits are not checked."""
-    check_axis(name, x, dim)
-    wide = widened(x).movedim(dim, -1)
+    wide = read_masses(name, x, dim, from_logits)
     if not from_logits and can_look_at(wide):
-        _check_probabilities(name, wide, rounding(x.dtype))
+        total, off = sums_off(wide, x.dtype)
+        if bool(off.any()):
+            raise ValueError(
+                f"`{name}` must sum to 1 along `dim`, got {total[off].flatten()[0].item():.9g}. "
+                f"Normalise: {name} / {name}.sum(dim, keepdim=True), in the precision it is used "
+                f"in; for logits pass from_logits=True, for counts call entropy_from_counts{hint}"
+            )
     return wide
 
 
-def _check_probabilities(name: str, p: Tensor, slack: float) -> None:
-    """Raise unless rows are distributions, up to rounding. NaN passes, and comes out as NaN."""
-    if bool((p < 0).any()):
+def read_masses(name: str, x: Tensor, dim: int, from_logits: bool = False) -> Tensor:
+    """Numbers along ``dim``, none negative: in float64, classes last. NaN passes."""
+    check_axis(name, x, dim)
+    wide = widened(x).movedim(dim, -1)
+    if not from_logits and can_look_at(wide) and bool((wide < 0).any()):
         raise ValueError(
-            f"`{name}` holds {p.min().item():g}, which is no probability; for logits pass "
+            f"`{name}` holds {wide.min().item():g}, which is no probability; for logits pass "
             f"from_logits=True"
         )
+    return wide
+
+
+def sums_off(p: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The sums of rows, and which of them differ from 1 by more than rounding to a dtype."""
     total = p.sum(-1)
-    off = (total - 1).abs() > slack
-    if bool(off.any()):
-        raise ValueError(
-            f"`{name}` must sum to 1 along `dim`, got {total[off].flatten()[0].item():.9g}. "
-            f"Normalise: {name} / {name}.sum(dim, keepdim=True), in the precision it is used in; "
-            f"for logits pass from_logits=True, for counts call entropy_from_counts"
-        )
+    return total, (total - 1).abs() > rounding(dtype)
 
 
 def check_axis(name: str, x: Tensor, dim: int) -> None:

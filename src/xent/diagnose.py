@@ -11,12 +11,13 @@ from torch import Tensor
 
 from ._check import class_indices, is_tensor, whole_number
 from ._probabilities import rounding
+from .arrays import takes_arrays
 from .class_dim import axis_of_classes
 from .heads.stand_in import Lean
 from .targets import class_axis, read_target, shape_hint
 
 # Sums of logits this near to 1 look like probabilities, in any dtype.
-LOOKS_LIKE_1 = 1e-2
+LOOKS_LIKE_1 = 0.02
 
 
 class Finding(NamedTuple):
@@ -43,6 +44,7 @@ class Diagnosis(list[Finding]):
         return "\n".join(map(str, self)) or "nothing suspicious found"
 
 
+@takes_arrays
 def diagnose(
     input: Tensor | Lean, target: Tensor, *, class_dim: int | None = None, ignore_index: int = -100
 ) -> Diagnosis:
@@ -63,7 +65,7 @@ def diagnose(
         A list of :class:`Finding`, empty if nothing is suspicious; ``print`` it.
 
     Raises:
-        TypeError: if ``input`` or ``target`` is not a tensor, or ``class_dim`` no integer.
+        TypeError: if ``input`` or ``target`` is no tensor or array, or ``class_dim`` no integer.
         ValueError: if ``class_dim`` is not one of the axes of ``input``.
 
     Example:
@@ -128,7 +130,16 @@ def _refusal(input: Tensor, target: Tensor, ignore_index: int) -> Finding | None
 def _findings(input: Tensor, target: Tensor, ignore_index: int) -> list[Finding]:
     z = input.detach().movedim(class_axis(input), -1).double().cpu()  # (..., C)
     y = target.detach().cpu()
-    found = [*_about_logits(z)]
+    if _are_swapped(z, input, target):
+        return [
+            Finding(
+                "swapped-arguments",
+                "`input` holds one-hot rows, and `target` holds numbers between: in Keras the "
+                "target comes first, here the logits do",
+                "pass (logits, target), by name if in doubt: input=logits, target=one_hot",
+            )
+        ]
+    found = [*_about_logits(z, rounding(input.dtype))]
     rows, classes = z.shape[:-1], z.shape[-1]
     if y.is_floating_point() and target.shape == input.shape:
         found += _about_soft(y.movedim(class_axis(input), -1).double(), z, rounding(y.dtype))
@@ -154,6 +165,14 @@ def _findings(input: Tensor, target: Tensor, ignore_index: int) -> list[Finding]
     else:
         found += _about_labels(z, class_indices("target", y).reshape(rows), ignore_index)
     return found
+
+
+def _are_swapped(z: Tensor, input: Tensor, target: Tensor) -> bool:
+    """True for one-hot rows in the place of logits, and numbers that are none as their target."""
+    if target.shape != input.shape or not target.is_floating_point() or z.shape[-1] < 2:
+        return False
+    one_hot = bool(((z == 0) | (z == 1)).all() and (z.sum(-1) == 1).all())
+    return z.numel() > 0 and one_hot and not bool(((target == 0) | (target == 1)).all())
 
 
 def _about_axes(z: Tensor, y: Tensor) -> Iterator[Finding]:
@@ -184,7 +203,7 @@ def _count(mask: Tensor) -> str:
     return f"{int(mask.sum())} of {mask.numel()} rows"
 
 
-def _about_logits(z: Tensor) -> Iterator[Finding]:
+def _about_logits(z: Tensor, slack: float) -> Iterator[Finding]:
     if z.numel() == 0:
         yield Finding(
             "empty-batch",
@@ -220,10 +239,21 @@ def _about_logits(z: Tensor) -> Iterator[Finding]:
         floor = math.log(math.e + z.shape[-1] - 1) - 1
         yield Finding(
             "softmax-as-logits",
-            f"every row of `input` is non-negative and sums to 1: these look like probabilities. "
+            f"every row of `input` is non-negative and sums to 1, or nearly: these look like "
+            f"probabilities. "
             f"Softmax would be applied twice, and the loss could never fall below {floor:.4f}",
             "pass the logits, the scores before softmax; or input.log() if they cannot be had",
         )
+        off = (sums - 1).abs() > slack
+        if off.any():
+            yield Finding(
+                "unnormalised-rows",
+                f"{_count(off)} of `input` do not sum to 1, first row {_first(off)} with a sum of "
+                f"{sums[off][0].item():.6g}; softmax would rescale them silently, and so does "
+                "input.log()",
+                "find out where the missing probability went; or pass input / input.sum(1, "
+                "keepdim=True), which says that the rows are rescaled",
+            )
     logs = z.exp().sum(-1)
     if z.shape[-1] > 1 and (z <= 0).all() and ((logs - 1).abs() < LOOKS_LIKE_1).all():
         yield Finding(

@@ -17,7 +17,7 @@ from typing import Annotated, Any, get_type_hints
 
 from torch import Tensor
 
-from ._check import broadcasts_to, finite_number, vector_of_classes
+from ._check import INTEGERS, broadcasts_to, finite_number, vector_of_classes
 from .engines.modes import can_look_at
 from .heads.stand_in import Lean
 from .targets import class_axis
@@ -105,12 +105,14 @@ class PerElement(Range):
 
 @dataclass(frozen=True, eq=False)
 class PerClass(Rule):
-    """One floating-point number for each class of the logits, none below ``low``."""
+    """One number for each class of the logits, none below ``low``; integers become float64."""
 
     low: float = -math.inf
 
     def check(self, name: str, value: Any, input: Logits | None) -> Any:
         """The vector; raise unless it has a number for each class, none below ``low``."""
+        if isinstance(value, Tensor) and value.dtype in INTEGERS:
+            value = value.double()
         if value is None or input is None:
             return value
         vector_of_classes(name, value, input.shape[class_axis(input)], input.device)

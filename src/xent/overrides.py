@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 from torch.utils._pytree import tree_map_only
 
+from .arrays import Door
 from .engines.modes import compiling
 from .heads.stand_in import Lean
 
@@ -38,6 +39,8 @@ def overridable(*, classes_last: bool) -> Callable[[F], F]: ...
 def overridable(function: Any = None, *, classes_last: bool = False) -> Any:
     """Let an argument with ``__torch_function__`` answer in place of the function. A decorator.
 
+    Arrays and lists become tensors first (``arrays``).
+
     Args:
         function: takes tensors, and stand-ins for logits.
         classes_last: whether the function reads the classes on the last axis of tensors, too.
@@ -46,10 +49,12 @@ def overridable(function: Any = None, *, classes_last: bool = False) -> Any:
         return functools.partial(overridable, classes_last=classes_last)
     if hasattr(function, "__overridable__"):
         return function
-    names = tuple(inspect.signature(function).parameters)
+    names, door = tuple(inspect.signature(function).parameters), Door(function)
 
     @functools.wraps(function)
     def entry(*args: Any, **kwargs: Any) -> Any:
+        if not compiling() and not door.usual(args, kwargs):
+            args, kwargs = door.read(args, kwargs)
         given = (*args, *kwargs.values()) if kwargs else args
         if has_torch_function(given) and not compiling():
             # Our own stand-ins for logits do not answer: the loss itself takes them.

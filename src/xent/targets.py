@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ._check import class_indices, is_tensor, label_out_of_range, whole_number
+from .arrays import takes_arrays
 
 __all__ = ["class_axis", "class_rows", "shift_labels"]
 
@@ -35,6 +36,7 @@ class Target(NamedTuple):
     sharded: bool = False
 
 
+@takes_arrays
 def shift_labels(
     labels: Tensor, k: int = 1, ignore_index: int = -100, *, documents: Tensor | None = None
 ) -> Tensor:

@@ -25,7 +25,16 @@ SOURCES = [*HOUSE.rglob("*.py"), *(PROJECT / "benchmarks").rglob("*.py")]
 FLOORS = [
     {"_core"},
     {"engines.modes", "engines.contract", "engines.pool"},
-    {"_check", "_files", "_printable", "_start", "_suggestions", "_series", "row_statistics"},
+    {
+        "_check",
+        "_files",
+        "_printable",
+        "_start",
+        "_suggestions",
+        "_series",
+        "arrays",
+        "row_statistics",
+    },
     {"_probabilities", "_texts", "logits", "heads.stand_in"},
     {"overrides", "heads.logits"},
     {"heads.log_probs", "targets", "softmax"},
@@ -58,7 +67,8 @@ DOORS = {"", "__main__", "cli", "commands"}
 # Ctrl-C, modes of PyTorch.
 ON_TOP = ("learn", "plot", "integrations", "commands", "cli", "__main__")
 UTILITIES = {
-    "_check", "_files", "_printable", "_probabilities", "_start", "_suggestions", "engines.modes",
+    "_check", "_files", "_printable", "_probabilities", "_start", "_suggestions", "arrays",
+    "engines.modes",
 }  # fmt: skip
 # Only `xent info` says how the library was built.
 BUILD = {"commands/info.py": {"engines.core", "engines.triton"}}

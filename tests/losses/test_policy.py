@@ -727,12 +727,12 @@ def test_certain_answers_have_finite_odds():
 P, A = torch.full((3, 4), -1.0), torch.ones(3, 4)
 BAD = {
     "half": ({"log_prob": P.bfloat16()}, TypeError, "must be float32 or float64"),
-    "list": ({"log_prob": [1.0]}, TypeError, "torch.Tensor"),
+    "text": ({"log_prob": "1"}, TypeError, "torch.Tensor"),
     "old": ({"old_log_prob": P[:2]}, ValueError, "`old_log_prob` must have the shape"),
     "advantage": ({"advantage": torch.ones(4)}, ValueError, "number per sequence"),
-    "list of advantages": ({"advantage": [1.0]}, TypeError, "`advantage` must be a torch.Tensor"),
-    "list as a mask": ({"mask": [True]}, TypeError, "`mask` must be a torch.Tensor"),
-    "old list": ({"old_log_prob": [1.0]}, TypeError, "`old_log_prob` must be a torch.Tensor"),
+    "text for advantages": ({"advantage": "1"}, TypeError, "`advantage` must be a torch.Tensor"),
+    "text for a mask": ({"mask": "all"}, TypeError, "`mask` must be a torch.Tensor"),
+    "old text": ({"old_log_prob": "1"}, TypeError, "`old_log_prob` must be a torch.Tensor"),
     "mask": ({"mask": torch.ones(3, 4)}, ValueError, r"mask\.bool\(\)"),
     "mask of rows": ({"mask": torch.ones(3).bool()}, ValueError, "in the shape"),
     "clip": ({"clip": -0.1}, ValueError, "`clip` must be at least 0"),

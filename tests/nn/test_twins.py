@@ -134,7 +134,7 @@ def test_a_parameter_among_the_settings_is_learned():
         ("FocalLoss", {"gamma": -1.0}, ValueError, "`gamma` must be at least 0"),
         ("FocalLoss", {"reduction": "avg"}, ValueError, "`reduction` must be one of"),
         ("FocalLoss", {"engine": "gpu"}, ValueError, "`engine` must be one of"),
-        ("FocalLoss", {"weight": [1.0, 2.0]}, TypeError, "`weight` must be a torch.Tensor"),
+        ("FocalLoss", {"weight": "balanced"}, TypeError, "`weight` must be a torch.Tensor"),
         (
             "FocalLoss",
             {"gama": 2.0},

@@ -11,12 +11,14 @@ import torch
 from torch import Tensor
 
 from .._check import is_tensor, one_of
+from ..arrays import takes_arrays
 from ..engines.modes import can_look_at, widened
 from .common import Unit, in_unit, nats_per
 
 Estimator = Literal["plug-in", "miller-madow"]
 
 
+@takes_arrays
 def entropy_from_counts(
     counts: Tensor, dim: int = -1, *, estimator: Estimator = "plug-in", unit: Unit = "nat"
 ) -> Tensor:
@@ -72,6 +74,7 @@ def entropy_from_counts(
     return in_unit(nats, unit, counts.dtype if counts.is_floating_point() else nats.dtype)
 
 
+@takes_arrays
 def entropy_from_samples(
     samples: Tensor, *, estimator: Estimator = "plug-in", unit: Unit = "nat"
 ) -> Tensor:

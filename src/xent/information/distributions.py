@@ -13,11 +13,13 @@ from torch import Tensor
 
 from .._probabilities import check_axis, check_floating, read_distribution
 from .._series import exp_beyond_line
+from ..arrays import takes_arrays
 from ..engines.modes import can_look_at, widened
 from ..softmax import log_softmax
-from .common import Unit, in_unit, nats_per, read_pair
+from .common import Sums, Unit, in_unit, nats_per, read_pair
 
 
+@takes_arrays
 def entropy(p: Tensor, dim: int = -1, *, unit: Unit = "nat", from_logits: bool = False) -> Tensor:
     r"""Entropy of a distribution: the mean information of a draw from it.
 
@@ -52,8 +54,15 @@ def entropy(p: Tensor, dim: int = -1, *, unit: Unit = "nat", from_logits: bool =
     return in_unit(_expected(-log_p, x), unit, p.dtype)
 
 
+@takes_arrays
 def cross_entropy_of(
-    p: Tensor, q: Tensor, dim: int = -1, *, unit: Unit = "nat", from_logits: bool = False
+    p: Tensor,
+    q: Tensor,
+    dim: int = -1,
+    *,
+    unit: Unit = "nat",
+    from_logits: bool = False,
+    sums: Sums = "must be 1",
 ) -> Tensor:
     r"""Cross-entropy of two distributions: mean code length for draws from p, coded for q.
 
@@ -67,6 +76,9 @@ def cross_entropy_of(
         dim: the axis of the classes, which the result lacks.
         unit: ``"nat"`` or ``"bit"``.
         from_logits: whether ``p`` and ``q`` hold logits.
+        sums: what becomes of probabilities that do not sum to 1. ``"must be 1"`` raises;
+            ``"normalize"`` divides each row by its sum; ``"as given"`` takes the numbers for what
+            they are, as formulas by hand do, and warns.
 
     Returns:
         At least the entropy of ``p``; ``inf`` if what is possible under p is impossible under q.
@@ -75,19 +87,27 @@ def cross_entropy_of(
         TypeError: if ``p`` or ``q`` is not floating point.
         ValueError: if they hold no probabilities, or differ in shape.
 
+    Warns:
+        UserWarning: with ``sums="as given"``, if a row does not sum to 1; the warning names it.
+
     Example:
         >>> import torch
         >>> from xent.information import cross_entropy_of
         >>> p, q = torch.tensor([0.5, 0.5, 0.0]), torch.tensor([0.25, 0.5, 0.25])
         >>> cross_entropy_of(p, q, unit="bit").item(), cross_entropy_of(q, p).item()
         (1.5, inf)
+        >>> round(cross_entropy_of([0, 1], [0.01, 0.96], sums="normalize").item(), 4)
+        0.0104
     """
-    x, y, dtype = read_pair(p, q, dim, from_logits)
+    x, y, dtype = read_pair(p, q, dim, from_logits, sums)
+    if sums == "as given" and not from_logits:
+        return in_unit(_expected(-_log(y), x), unit, dtype)
     x, _ = _normalised(x, from_logits)
     _, log_q = _normalised(y, from_logits)
     return in_unit(_expected(-log_q, x), unit, dtype)
 
 
+@takes_arrays
 def kl_divergence(
     p: Tensor, q: Tensor, dim: int = -1, *, unit: Unit = "nat", from_logits: bool = False
 ) -> Tensor:
@@ -129,6 +149,7 @@ def kl_divergence(
     return in_unit(_divergence(x, difference, log_ratio), unit, dtype)
 
 
+@takes_arrays
 def jensen_shannon(
     p: Tensor,
     q: Tensor,
@@ -175,6 +196,7 @@ def jensen_shannon(
     return in_unit(_jensen_shannon(x, y, weight, from_logits), unit, dtype)
 
 
+@takes_arrays
 def jensen_shannon_distance(
     p: Tensor, q: Tensor, dim: int = -1, *, unit: Unit = "nat", from_logits: bool = False
 ) -> Tensor:
@@ -212,6 +234,7 @@ def jensen_shannon_distance(
     return torch.where(js == 0, 0.0, root).to(dtype)
 
 
+@takes_arrays
 def perplexity(
     p: Tensor, q: Tensor | None = None, dim: int = -1, *, from_logits: bool = False
 ) -> Tensor:
@@ -241,6 +264,7 @@ def perplexity(
     return cross_entropy_of(p, q, dim, from_logits=from_logits).exp()
 
 
+@takes_arrays
 def information_content(
     p: Tensor, dim: int = -1, *, unit: Unit = "nat", from_logits: bool = False
 ) -> Tensor:

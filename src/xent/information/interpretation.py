@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .._check import class_indices, finite_number, is_tensor, whole_number
+from ..arrays import takes_arrays
 from ..class_dim import axis_of_classes
 from .common import NATS_PER_BIT
 from .counts import entropy_from_counts
@@ -98,6 +99,7 @@ class Report:
         return "\n".join(lines)
 
 
+@takes_arrays
 def report(
     loss: float | Tensor,
     target: Tensor | None = None,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .._check import is_whole, one_of
+from ..arrays import takes_arrays
 
 __all__ = ["Binning", "Reliability", "bin_confidences"]
 
@@ -95,6 +96,7 @@ class Reliability:
         return "\n".join([*lines, f"ECE {self.ece:.4f}  MCE {self.mce:.4f}"])
 
 
+@takes_arrays
 def bin_confidences(
     confidence: Tensor,
     right: Tensor,

@@ -10,11 +10,13 @@ from torch import Tensor
 
 from .. import softmax, statistics
 from .._probabilities import read_distribution
+from ..arrays import takes_arrays
 from ..engines.modes import widened
 from ..information.reliability import Binning, Reliability, bin_confidences
 from ..targets import class_rows
 
 
+@takes_arrays
 def fit_temperature(input: Tensor, target: Tensor, *, ignore_index: int = -100) -> float:
     r"""The temperature T at which ``softmax(logits / T)`` has the least cross-entropy.
 
@@ -114,6 +116,7 @@ def _root(f: Callable[[float], float]) -> float:
     return x
 
 
+@takes_arrays
 def reliability(
     input: Tensor,
     target: Tensor,
@@ -178,6 +181,7 @@ def reliability(
     return bin_confidences(p[:, label], labels == label, bins, binning, dtype)
 
 
+@takes_arrays
 def calibration_error(
     input: Tensor,
     target: Tensor,
@@ -229,6 +233,7 @@ def calibration_error(
     return math.fsum(each) / len(each)
 
 
+@takes_arrays
 def brier_score(
     input: Tensor,
     target: Tensor,

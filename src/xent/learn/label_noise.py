@@ -22,6 +22,7 @@ from torch import Tensor
 
 from .._check import class_indices, finite_number, is_tensor, one_of
 from .._probabilities import sums_to_1
+from ..arrays import takes_arrays
 
 Filter = Literal[
     "prune_by_noise_rate", "prune_by_class", "both", "confident_learning", "predicted_neq_given"
@@ -31,6 +32,7 @@ Score = Literal["self_confidence", "normalized_margin"]
 TIE = 1e-6  # probabilities that differ by no more are taken for equal
 
 
+@takes_arrays
 def estimate_noise_matrix(probabilities: Tensor, percentile: float = 97.0) -> Tensor:
     r"""Noise matrix from anchor points: the rows that are the most probable of each class.
 
@@ -72,6 +74,7 @@ def estimate_noise_matrix(probabilities: Tensor, percentile: float = 97.0) -> Te
     return p[anchors] / p[anchors].sum(1, keepdim=True)
 
 
+@takes_arrays
 def confident_noise_matrix(probabilities: Tensor, labels: Tensor) -> Tensor:
     r"""Noise matrix from counts of labels among the rows that confidently belong to a class.
 
@@ -116,6 +119,7 @@ def confident_noise_matrix(probabilities: Tensor, labels: Tensor) -> Tensor:
     return torch.where(total > 0, joint.T / total.clamp(min=torch.finfo(p.dtype).tiny), identity)
 
 
+@takes_arrays
 def label_quality(
     probabilities: Tensor, labels: Tensor, score: Score = "self_confidence"
 ) -> Tensor:
@@ -146,6 +150,7 @@ def label_quality(
     return _quality(p, _check_labels(labels, p), score)
 
 
+@takes_arrays
 def find_label_issues(
     probabilities: Tensor,
     labels: Tensor,

@@ -19,6 +19,7 @@ from torch.autograd.functional import hessian
 from .. import statistics
 from .._check import class_indices, is_tensor
 from .._probabilities import log_probabilities, sums_to_1
+from ..arrays import takes_arrays
 
 _STEPS, _ENOUGH = 500, 1e-9
 
@@ -37,6 +38,7 @@ class MixtureFit(NamedTuple):
     gap: float
 
 
+@takes_arrays
 def mixture_log_prob(log_probs: Tensor, weights: Tensor, dim: int = -1) -> Tensor:
     r"""Log-probability under a mixture, from those under its members.
 
@@ -78,6 +80,7 @@ def mixture_log_prob(log_probs: Tensor, weights: Tensor, dim: int = -1) -> Tenso
     return torch.logsumexp(log_probs.movedim(dim, -1) + log_weights.to(log_probs.dtype), -1)
 
 
+@takes_arrays
 def fit_mixture_weights(members: Tensor, target: Tensor | None = None) -> MixtureFit:
     r"""The weights at which a mixture of models has the least cross-entropy.
 
@@ -135,6 +138,7 @@ def fit_mixture_weights(members: Tensor, target: Tensor | None = None) -> Mixtur
     return MixtureFit(weights, -mixture_log_prob(log_probs, weights).mean().item(), gap)
 
 
+@takes_arrays
 def fit_logit_weights(logits: Tensor, target: Tensor) -> MixtureFit:
     r"""The weights at which the mean of the logits of models has the least cross-entropy.
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .._check import (
+    INTEGERS,
     at_hand,
     class_indices,
     finite_number,
@@ -21,6 +22,7 @@ from .._check import (
     is_whole,
     whole_number,
 )
+from ..arrays import takes_arrays
 from ..class_dim import axis_of_classes, takes_class_dim
 from ..engines.modes import can_look_at, wide_dtype
 from ..frames.reduction import stable_sum
@@ -35,19 +37,21 @@ from .margin import OWN_SCALE, lowered_cross_entropy
 # ---- weights ------------------------------------------------------------------------------------
 
 
+@takes_arrays
 def effective_number_weights(counts: Tensor, beta: float = 0.9999) -> Tensor:
     r"""Class weights by the effective number of rows, :math:`(1 - \beta) / (1 - \beta^{n_c})`.
 
     Args:
-        counts: rows per class, ``(C,)``. A class without rows gets weight 0.
+        counts: rows per class, ``(C,)``, whole numbers or not. A class without rows gets weight 0.
         beta: in [0, 1]: 0 gives equal weights, 1 (the limit) inverse frequencies.
 
     Returns:
-        Weights, ``(C,)``, that sum to the number of classes; for ``weight=``.
+        Weights, ``(C,)``, that sum to the number of classes; for ``weight=``. In the dtype of
+        ``counts``, or PyTorch's default dtype for whole numbers.
 
     Raises:
         ValueError: for ``beta`` outside [0, 1], negative counts, or counts that are all 0.
-        TypeError: if ``counts`` is not a floating-point tensor.
+        TypeError: if ``counts`` holds no real numbers.
 
     Example:
         >>> import torch, xent
@@ -57,7 +61,7 @@ def effective_number_weights(counts: Tensor, beta: float = 0.9999) -> Tensor:
     References:
         Cui et al., *Class-balanced loss based on effective number of samples*, CVPR 2019.
     """
-    _check_counts("counts", counts)
+    counts = _read_counts("counts", counts)
     beta = Range(0, 1).check("beta", beta, None)
     n = counts.double()
     if beta == 1:
@@ -68,6 +72,7 @@ def effective_number_weights(counts: Tensor, beta: float = 0.9999) -> Tensor:
     return (weights * (n.numel() / weights.sum())).to(counts.dtype)
 
 
+@takes_arrays
 def deferred_weights(
     counts: Tensor, epoch: int, start: int = 160, beta: float = 0.9999
 ) -> Tensor | None:
@@ -100,8 +105,11 @@ def deferred_weights(
     return effective_number_weights(counts, beta) if epoch >= start else None
 
 
-def _check_counts(name: str, counts: Tensor) -> None:
+def _read_counts(name: str, counts: Tensor) -> Tensor:
+    """The counts, checked; whole numbers in PyTorch's default dtype, as its own functions do it."""
     is_tensor(name, counts)
+    if counts.dtype in INTEGERS:
+        counts = counts.to(torch.get_default_dtype())
     if not counts.is_floating_point():
         raise TypeError(f"`{name}` must be floating point, got {counts.dtype}; call .float()")
     wrong = counts.ndim != 1
@@ -112,6 +120,7 @@ def _check_counts(name: str, counts: Tensor) -> None:
             f"`{name}` must hold one number of rows per class, none negative and not all 0; got "
             f"{counts.tolist() if counts.numel() < 20 and counts.is_cpu else tuple(counts.shape)}"
         )
+    return counts
 
 
 # ---- priors -------------------------------------------------------------------------------------
@@ -162,6 +171,7 @@ def logit_adjusted_loss(s: RowStatistics, prior: Counts, tau: Number = 1.0) -> T
 balanced_softmax_loss = pc_softmax_loss = logit_adjusted_loss
 
 
+@takes_arrays
 def adjust_logits(
     input: Tensor, prior: Tensor, tau: float = 1.0, *, class_dim: int | None = None
 ) -> Tensor:
@@ -197,7 +207,7 @@ def adjust_logits(
             f"`input` must hold floating-point logits, (C,), (N, C) or (N, C, d1, ...); got "
             f"{input.dtype} of shape {tuple(input.shape)}"
         )
-    _check_counts("prior", prior)
+    prior = _read_counts("prior", prior)
     tau, prior = finite_number("tau", tau), at_hand("prior", prior, input.device)
     axis = axis_of_classes(input, class_dim)
     if prior.numel() != input.shape[axis] or (can_look_at(prior) and not bool((prior > 0).all())):

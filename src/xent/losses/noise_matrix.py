@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .._check import class_indices, is_tensor, whole_number
 from .._probabilities import sums_to_1
+from ..arrays import takes_arrays
 from ..engines.modes import can_look_at, widened
 from ..hyperparameters import Logits, PerClass, Range
 from ..targets import class_axis
@@ -156,6 +157,7 @@ def _check_noise(classes: int, rate: float) -> tuple[int, float]:
     return classes, Range(0, 1).check("rate", rate, None)
 
 
+@takes_arrays
 def flip_labels(
     labels: Tensor, matrix: NoiseMatrix, generator: torch.Generator | None = None
 ) -> Tensor:

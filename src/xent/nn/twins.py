@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .._check import is_tensor, number_or_nan, one_of, whole_number
+from ..arrays import Door
 from ..engines.choice import ENGINES
 from ..hyperparameters import Hyperparameters
 from ..losses import cross_entropy, linear_cross_entropy
@@ -85,7 +86,10 @@ class Loss(torch.nn.Module):
                 raise TypeError(self._unexpected(name))
             if name in by_place and name in given:
                 raise TypeError(f"{module}() got multiple values for argument {name!r}")
-        settings = {**by_place, **given}
+        given = {**by_place, **given}
+        _, settings = Door(self.function).read((), given)
+        if settings.get("weight") is not given.get("weight"):  # as parameters of the model
+            settings["weight"] = settings["weight"].to(torch.get_default_dtype())
         for name, value in settings.items():
             for rule in _rules(self.function).get(name, ()):
                 settings[name] = value = rule(name, value)

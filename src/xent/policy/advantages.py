@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 
 from .._check import class_indices, is_tensor, one_of, whole_number
+from ..arrays import takes_arrays
 from ..engines.modes import widened
 from ..hyperparameters import Range
 
 
+@takes_arrays
 def group_advantages(
     reward: Tensor,
     group: int | Tensor,

@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 
 from ..._check import is_tensor, label_out_of_range, one_of
+from ...arrays import takes_arrays
 
 
+@takes_arrays
 def class_activation_map(
     features: Tensor, weight: Tensor, target: Tensor, *, bias: Tensor | None = None
 ) -> Tensor:
@@ -51,6 +53,7 @@ def class_activation_map(
     return _project(features, weight[target], bias[target])
 
 
+@takes_arrays
 def info_cam(
     features: Tensor,
     weight: Tensor,

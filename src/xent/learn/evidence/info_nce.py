@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..._check import finite_number, is_tensor
+from ...arrays import takes_arrays
 from ...information import NATS_PER_BIT
 from ...losses import cross_entropy, info_nce_loss
 
@@ -40,6 +41,7 @@ class InfoNCEBound:
         return f"at least {self.nats:.4f} nats; cannot exceed log {self.keys} = {self.cap:.4f}"
 
 
+@takes_arrays
 def info_nce_bound(
     query: Tensor,
     key: Tensor | None = None,

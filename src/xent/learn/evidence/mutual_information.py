@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ..._check import class_indices, finite_number, is_tensor
 from ..._probabilities import rounding
+from ...arrays import takes_arrays
 from ...information import NATS_PER_BIT, entropy_from_counts
 from ...losses import cross_entropy, logit_adjusted_loss
 
@@ -193,6 +194,7 @@ class MutualInformation:
         return NetworkClassifier(random_state=self.seed)
 
 
+@takes_arrays
 def mutual_information_from_logits(
     input: Tensor,
     target: Tensor,
