@@ -206,6 +206,12 @@ def test_other_arguments_than_logits():
     )
 
 
+def test_arrays_beside_logits_elsewhere_go_there():
+    z = Z.to("meta")
+    loss = xent.cross_entropy(z, [1, 2], weight=np.ones(3), row_weight=[1.0, 2.0])
+    assert loss.device.type == "meta"
+
+
 def test_gradients_pass_by_arrays_to_tensors():
     z = Z.clone().requires_grad_()
     weight, target = np.array([1.0, 2.0, 3.0]), np.array([1, 2])

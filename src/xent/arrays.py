@@ -74,10 +74,10 @@ class Door:
             return args, kwargs  # the function itself says what is wrong
         read = {name: self._read_one(name, x) for name, x in given.items()}
         input = read.get("input")
-        for name in ("target", "weight"):
-            x = read.get(name)
-            if hasattr(input, "ndim") and isinstance(x, Tensor) and x is not given[name]:
-                read[name] = _beside_logits(name, x, input, _of_python(given[name]))
+        if hasattr(type(input), "__torch_function__"):
+            made = {name for name, x in read.items() if x is not given[name]} - {"input"}
+            for name in made:
+                read[name] = _beside_logits(name, read[name], input, _of_python(given[name]))
         return (), read
 
     def _read_one(self, name: str, x: Any) -> Any:
@@ -128,14 +128,16 @@ def as_tensor(name: str, value: Any) -> Any:
 
 
 def _beside_logits(name: str, x: Tensor, input: Any, of_python: bool) -> Tensor:
-    """A target or class weight as losses need it beside logits.
+    """A tensor made of an array as losses need it beside logits: on their device.
 
     Integers of Python in the shape of the logits are numbers, and no class indices. Class weights
     have the dtype of the logits.
     """
     if name == "target" and of_python and x.dtype == torch.int64 and x.ndim == input.ndim:
-        return x.double()
-    return x.to(input.dtype) if name == "weight" and input.dtype.is_floating_point else x
+        x = x.double()
+    if name == "weight" and input.dtype.is_floating_point:
+        x = x.to(input.dtype)
+    return x.to(input.device)
 
 
 def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
