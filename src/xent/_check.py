@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .engines.modes import is_dtensor
+from .engines.modes import can_look_at, is_dtensor
 
 
 class TargetError(ValueError, IndexError):
@@ -203,6 +203,24 @@ def vector_of_classes(name: str, value: object, classes: int, device: torch.devi
         raise TypeError(f"`{name}` must be floating point, got {value.dtype}; call .float()")
     if value.device != device:
         raise ValueError(f"`{name}` is on {value.device}, the logits are on {device}")
+
+
+def class_counts(name: str, counts: Tensor) -> Tensor:
+    """The counts, checked; whole numbers in PyTorch's default dtype, as its own functions do it."""
+    is_tensor(name, counts)
+    if counts.dtype in INTEGERS:
+        counts = counts.to(torch.get_default_dtype())
+    if not counts.is_floating_point():
+        raise TypeError(f"`{name}` must be floating point, got {counts.dtype}; call .float()")
+    wrong = counts.ndim != 1
+    if not wrong and can_look_at(counts):
+        wrong = bool((counts < 0).any()) or not bool((counts > 0).any())
+    if wrong:
+        raise ValueError(
+            f"`{name}` must hold one number of rows per class, none negative and not all 0; got "
+            f"{counts.tolist() if counts.numel() < 20 and counts.is_cpu else tuple(counts.shape)}"
+        )
+    return counts
 
 
 def label_out_of_range(

@@ -32,8 +32,9 @@ _WHOLE = (
 )  # fmt: skip
 _WORDS = ("Tensor", "ClassVector", "Counts", "NoiseMatrix")  # of annotations of tensors
 _NO_TENSORS = ("Callable", "Sequence", "Iterable", "Mapping")  # of annotations of other things
-_USUAL = frozenset({*PLAIN_TENSORS, type(None)})
-_OPTIONS = _USUAL | {bool, int, float, str}
+# Types of arguments that no door has to read.
+TENSORS = frozenset({*PLAIN_TENSORS, type(None)})
+OPTIONS = TENSORS | {bool, int, float, str}
 
 
 class Door:
@@ -46,18 +47,15 @@ class Door:
         self.numbers = frozenset(
             name for name in self.arrays if hints[name] == "Tensor" or name in ("input", "target")
         )
+        self.seldom = self.numbers | {"axis"}  # keywords of arguments that are read
         self.axis = next((name for name in ("dim", "class_dim") if name in hints), None)
         self.name = function.__name__
 
     def usual(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """True if all arguments are tensors and options, which need no reading."""
-        return _USUAL.issuperset(map(type, args)) and (
+        return TENSORS.issuperset(map(type, args)) and (
             not kwargs
-            or (
-                _OPTIONS.issuperset(map(type, kwargs.values()))
-                and self.numbers.isdisjoint(kwargs)
-                and "axis" not in kwargs
-            )
+            or (OPTIONS.issuperset(map(type, kwargs.values())) and self.seldom.isdisjoint(kwargs))
         )
 
     def read(

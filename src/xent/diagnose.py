@@ -233,6 +233,11 @@ def _about_logits(z: Tensor, slack: float) -> Iterator[Finding]:
             f"{_count(masked)} are -inf throughout, first at row {_first(masked)}",
             "leave at least one class unmasked, or mark the row with ignore_index",
         )
+    yield from _about_probabilities(z, slack)
+
+
+def _about_probabilities(z: Tensor, slack: float) -> Iterator[Finding]:
+    """Tell of logits that look like probabilities, or their logarithms."""
     sums = z.sum(-1)
     looks_like = (z >= 0).all(-1) & ((sums - 1).abs() < LOOKS_LIKE_1)
     if z.shape[-1] > 1 and looks_like.all():

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 from torch.utils._pytree import tree_map_only
 
-from .arrays import Door
+from .arrays import OPTIONS, TENSORS, Door
 from .engines.modes import compiling
 from .heads.stand_in import Lean
 
@@ -50,10 +50,16 @@ def overridable(function: Any = None, *, classes_last: bool = False) -> Any:
     if hasattr(function, "__overridable__"):
         return function
     names, door = tuple(inspect.signature(function).parameters), Door(function)
+    seldom = door.seldom
 
     @functools.wraps(function)
     def entry(*args: Any, **kwargs: Any) -> Any:
-        if not compiling() and not door.usual(args, kwargs):
+        # As `door.usual`, without a call of its own on the shortest way.
+        usual = TENSORS.issuperset(map(type, args)) and (
+            not kwargs
+            or (OPTIONS.issuperset(map(type, kwargs.values())) and seldom.isdisjoint(kwargs))
+        )
+        if not usual and not compiling():
             args, kwargs = door.read(args, kwargs)
         given = (*args, *kwargs.values()) if kwargs else args
         if has_torch_function(given) and not compiling():

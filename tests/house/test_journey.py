@@ -108,4 +108,4 @@ def test_behind_a_head_it_is_a_short_way(name, batch):
         lambda: xent.cross_entropy(xent.LinearLogits(hidden, weight), batch[1], **OPTIONS[name])
     )
     assert calls <= 120
-    assert files <= 14
+    assert files <= 15  # one of them looks for arrays beside the stand-in

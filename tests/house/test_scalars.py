@@ -70,7 +70,7 @@ def test_every_option_of_every_loss(name, option):
     optional = optional or option in hyper.optional
     vector = isinstance(dict(hyper.checks).get(option), PerElement)
     for what, wrong in NEITHER.items():
-        if (wrong is None and optional) or (vector and what == "a tensor with an axis"):
+        if (wrong is None and optional) or (vector and what in ("a tensor with an axis", "a list")):
             continue
         with pytest.raises((TypeError, ValueError), match=f"`{option}`"):
             call(name, option, wrong)

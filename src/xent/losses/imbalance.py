@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from .._check import (
-    INTEGERS,
     at_hand,
+    class_counts,
     class_indices,
     finite_number,
     is_tensor,
@@ -61,7 +61,7 @@ def effective_number_weights(counts: Tensor, beta: float = 0.9999) -> Tensor:
     References:
         Cui et al., *Class-balanced loss based on effective number of samples*, CVPR 2019.
     """
-    counts = _read_counts("counts", counts)
+    counts = class_counts("counts", counts)
     beta = Range(0, 1).check("beta", beta, None)
     n = counts.double()
     if beta == 1:
@@ -103,24 +103,6 @@ def deferred_weights(
         NeurIPS 2019.
     """
     return effective_number_weights(counts, beta) if epoch >= start else None
-
-
-def _read_counts(name: str, counts: Tensor) -> Tensor:
-    """The counts, checked; whole numbers in PyTorch's default dtype, as its own functions do it."""
-    is_tensor(name, counts)
-    if counts.dtype in INTEGERS:
-        counts = counts.to(torch.get_default_dtype())
-    if not counts.is_floating_point():
-        raise TypeError(f"`{name}` must be floating point, got {counts.dtype}; call .float()")
-    wrong = counts.ndim != 1
-    if not wrong and can_look_at(counts):
-        wrong = bool((counts < 0).any()) or not bool((counts > 0).any())
-    if wrong:
-        raise ValueError(
-            f"`{name}` must hold one number of rows per class, none negative and not all 0; got "
-            f"{counts.tolist() if counts.numel() < 20 and counts.is_cpu else tuple(counts.shape)}"
-        )
-    return counts
 
 
 # ---- priors -------------------------------------------------------------------------------------
@@ -207,7 +189,7 @@ def adjust_logits(
             f"`input` must hold floating-point logits, (C,), (N, C) or (N, C, d1, ...); got "
             f"{input.dtype} of shape {tuple(input.shape)}"
         )
-    prior = _read_counts("prior", prior)
+    prior = class_counts("prior", prior)
     tau, prior = finite_number("tau", tau), at_hand("prior", prior, input.device)
     axis = axis_of_classes(input, class_dim)
     if prior.numel() != input.shape[axis] or (can_look_at(prior) and not bool((prior > 0).all())):
