@@ -43,8 +43,11 @@ def function_of(name: str) -> Callable[..., Any]:
 
 def read_word(word: str) -> tuple[Member | Callable[..., Any], dict[str, Any]]:
     """The loss that a word names, and its hyperparameters; raises as :func:`function_of`."""
-    if not is_own(word):
-        return read_loss(word)
+    return read_own(word) if is_own(word) else read_loss(word)
+
+
+def read_own(word: str) -> tuple[Callable[..., Any], dict[str, Any]]:
+    """The user's loss that a word names, and its hyperparameters."""
     name, settings = parted(word)
     loss = _load(name)
     return loss, read_settings(settings, name, hyperparameters(loss))

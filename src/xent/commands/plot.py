@@ -15,7 +15,7 @@ from ..plot.canvas import rendered
 from ..plot.loss_names import hyperparameters
 from .arguments import finite
 from .console import UserError, say
-from .loss_words import function_of, is_own, parted, read_word
+from .loss_words import function_of, is_own, parted, read_own
 from .run_folder import write_output
 
 if TYPE_CHECKING:
@@ -23,9 +23,10 @@ if TYPE_CHECKING:
 
 USAGE = "xent plot LOSS [LOSS ...] [--HYPERPARAMETER VALUE [VALUE ...]] [options]"
 EPILOG = """\
-A LOSS is a name, with hyperparameters if you like: focal_loss:gamma=2,weight=[1,5]; or a function of
-yours, module:function, module:function:gamma=2. Hyperparameters are options, too, and each combination of their values is a curve: xent plot focal_loss --gamma 0 2.
-For names and facts see xent losses."""
+A LOSS is a name, with hyperparameters if you like: focal_loss:gamma=2,weight=[1,5]; or a function
+of yours, module:function, module:function:gamma=2. Hyperparameters are options, too, and each
+combination of their values is a curve: xent plot focal_loss --gamma 0 2. For names and facts see
+xent losses."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -123,11 +124,11 @@ def _vary(losses: list[str], given: dict[str, list[str]]) -> list[str]:
 
 
 def _drawable(word: str) -> Any:
-    """What :func:`xent.plot.loss_curves` draws: a word of the library, or a function of the user."""
+    """A word that :func:`xent.plot.loss_curves` reads, or a function of the user."""
     if not is_own(word):
         return word
-    loss, given = read_word(word)
-    return partial(loss, **given)
+    function, given = read_own(word)
+    return partial(function, **given)
 
 
 def _logits(text: str) -> torch.Tensor:

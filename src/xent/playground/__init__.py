@@ -1,9 +1,9 @@
 """A page to play with losses: one file, without a server, that runs the losses of the library.
 
 The few lines that make a loss of a row's statistics are arithmetic. ``torch.fx`` records the lines
-as they stand (``trace.py``), ``losses.py`` tells what the page has to know of a loss, and ``page.py``
-puts everything into one file of HTML. In the browser the numbers carry their derivatives along, so
-every loss has its gradient. ``xent play`` writes the page.
+as they stand (``trace.py``), ``losses.py`` tells what the page has to know of a loss, and
+``page.py`` puts everything into one file of HTML. In the browser the numbers carry their
+derivatives along, so every loss has its gradient. ``xent play`` writes the page.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ def page(
     """
     if len(chosen) > 2:
         raise ValueError(f"the page begins with one or two losses, got {len(chosen)}")
-    losses, left_out = of_catalog()
-    start = []
+    catalog, left_out = of_catalog()
+    losses, start = dict(catalog), []
     for loss, given in chosen:
         name = loss.name if isinstance(loss, Member) else loss.__name__
         try:
@@ -65,7 +65,7 @@ def _begun(
 
     Hyperparameters that the page has no slider for keep the values given.
     """
-    made_of = of_member if isinstance(loss, Member) else of_function
+    made_of: Any = of_member if isinstance(loss, Member) else of_function
     made_of(loss, **given)  # checks the values
     made: dict[str, Any] = made_of(loss)
     moved = [f"{key}={value}" for key, value in given.items() if key in made["options"]]

@@ -6,6 +6,7 @@ import itertools
 import json
 import re
 from collections.abc import Callable
+from functools import cache
 from typing import Any, Literal, get_args, get_origin
 
 from torch import Tensor
@@ -27,6 +28,7 @@ START = 0.2  # of a hyperparameter without a default, such as a rate
 WHOLE = 6  # a whole number goes over so many values
 
 
+@cache
 def of_catalog() -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
     """The entries of all losses of the catalog that can be shown, and why the others cannot."""
     shown, left_out = {}, {}
@@ -76,8 +78,7 @@ def entry(loss: Any, call: str, summary: str, **given: Any) -> dict[str, Any]:
     start = _start(hyper, given)
     options = {n: o for n, x in start.items() if n not in given and (o := _option(hyper, n, x))}
     codes = {
-        key: _code(function, options, start)
-        for key, function in _functions(loss, frame).items()
+        key: _code(function, options, start) for key, function in _functions(loss, frame).items()
     }
     used = set(re.findall(r"\bh\.(\w+)", " ".join(codes.values())))
     free = {name: option for name, option in options.items() if name in used}
@@ -102,9 +103,9 @@ def _functions(loss: Any, frame: RowFrame | None) -> dict[str, Callable[..., Any
     found = {"index": lambda given, settings: _of_row(frame, False, given, settings)}
     if frame.soft:
         found["soft"] = lambda given, settings: _of_row(frame, True, given, settings)
-    for name, function in frame.own.items():
+    for name in frame.own:
         if name == "logit_scale":
-            found["scale"] = lambda given, settings: function(**settings)
+            found["scale"] = lambda given, settings: frame.own["logit_scale"](**settings)
         elif name != "mean_weight":
             raise Untraceable(f"it changes the logits of each class by its `{name}`")
     return found
@@ -114,10 +115,11 @@ def _of_row(frame: RowFrame, soft: bool, given: Given, settings: dict[str, Any])
     """What the body returns for the statistics of a row."""
     fields = fields_of(field_mask(soft, frame.requests(**settings)))
     numbers: Any = [given(f"s.{name}") for name in fields]
+    label: Any = None if soft else given("s.label")
+    classes: Any = given("s.classes")
     stats = RowStatistics.from_fields(
-        numbers, fields, soft, constant_masses=False, complete=True,
-        label=None if soft else given("s.label"), classes=given("s.classes"),
-    )  # fmt: skip  # pyright: ignore
+        numbers, fields, soft, constant_masses=False, label=label, classes=classes, complete=True
+    )
     return frame.body(stats, **settings)
 
 
@@ -154,9 +156,7 @@ def _option(hyper: Hyperparameters, name: str, value: Any) -> dict[str, Any] | N
     return None
 
 
-def _code(
-    function: Callable[..., Any], options: dict[str, Any], start: dict[str, Any]
-) -> str:
+def _code(function: Callable[..., Any], options: dict[str, Any], start: dict[str, Any]) -> str:
     """A function of JavaScript, of statistics ``s`` and hyperparameters ``h``."""
     chosen = {name: o["choices"] for name, o in options.items() if "choices" in o}
     numbers = [name for name in options if name not in chosen]

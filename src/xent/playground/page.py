@@ -50,4 +50,4 @@ def as_json(value: Any) -> str:
 
 def asset(name: str) -> str:
     """The text of a file of the page."""
-    return files(__package__).joinpath("assets", name).read_text(encoding="utf-8")
+    return (files("xent.playground") / "assets" / name).read_text(encoding="utf-8")

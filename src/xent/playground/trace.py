@@ -15,8 +15,9 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch.fx.proxy import TraceError
 
-NUMBERS = files(__package__).joinpath("assets/numbers.js").read_text(encoding="utf-8")
+NUMBERS = (files("xent.playground") / "assets" / "numbers.js").read_text(encoding="utf-8")
 # The operations that `numbers.js` has, by the names of PyTorch's functions and methods.
 OPERATIONS = frozenset(re.findall(r"^  (\w+):", NUMBERS, re.MULTILINE))
 MOST_FORKS = 12  # questions on one way through a body
@@ -95,8 +96,10 @@ def _lines(
         yes, no = (_lines(function, (*answers, way), known) for way in (True, False))
         asked = _text(fork.condition)
         return f"{''.join(map(_line, new))}if (o.truth({asked})) {{ {yes}}} else {{ {no}}} "
-    except (TypeError, AttributeError, NotImplementedError, fx.proxy.TraceError) as error:
-        raise Untraceable(f"it does more than arithmetic with the numbers of a row: {error}") from None
+    except (TypeError, AttributeError, NotImplementedError, TraceError) as error:
+        raise Untraceable(
+            f"it does more than arithmetic with the numbers of a row: {error}"
+        ) from None
     graph.eliminate_dead_code()
     return "".join(_line(node) for node in graph.nodes if node.name not in known)
 

@@ -302,7 +302,10 @@ function connect() {
   });
   copies("copy-python", () => python(state));
   copies("copy-link", () => location.href.split("#")[0] + writeState(state));
-  addEventListener("hashchange", () => { state = readState(location.hash); rebuild(); });
+  addEventListener("hashchange", ({ newURL }) => { // the address may have been replaced since
+    state = readState(new URL(newURL).hash);
+    rebuild();
+  });
 }
 
 // The clipboard of the browser, or, in a page that is opened from a folder, the old way.

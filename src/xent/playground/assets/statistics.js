@@ -71,7 +71,8 @@ function value(loss, options, logits, target, temperature = 1, make = statistics
   return ofRow(loss, options, logits.map((x) => number(round(x * scale))), target, make).v;
 }
 
-const valueByHand = (...call) => inFloat32(() => value(...call, statisticsByHand));
+const valueByHand = (loss, options, logits, target, temperature = 1) =>
+  inFloat32(() => value(loss, options, logits, target, temperature, statisticsByHand));
 
 function evaluate(loss, options, logits, target, temperature = 1) {
   const scale = scaleOf(loss, options) / temperature;
