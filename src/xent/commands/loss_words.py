@@ -50,7 +50,7 @@ def read_own(word: str) -> tuple[Callable[..., Any], dict[str, Any]]:
     """The user's loss that a word names, and its hyperparameters."""
     name, settings = parted(word)
     loss = _load(name)
-    return loss, read_settings(settings, name, hyperparameters(loss))
+    return loss, read_settings(settings, word, name, hyperparameters(loss))
 
 
 def _is_loss(name: str) -> bool:

@@ -57,7 +57,7 @@ def of_function(loss: Any, **given: Any) -> dict[str, Any]:
 
 
 def entry(loss: Any, call: str, summary: str, **given: Any) -> dict[str, Any]:
-    """What the page knows of a loss, as JavaScript and numbers.
+    """Return what the page knows of a loss, as JavaScript and numbers.
 
     Args:
         loss: a loss that :func:`xent.row_loss` or :func:`xent.element_loss` made.
@@ -93,7 +93,7 @@ def entry(loss: Any, call: str, summary: str, **given: Any) -> dict[str, Any]:
 
 
 def _functions(loss: Any, frame: RowFrame | None) -> dict[str, Callable[..., Any]]:
-    """What is to become JavaScript: functions of ``given`` and the hyperparameters."""
+    """Functions of ``given`` and the hyperparameters that are to become JavaScript."""
     if frame is None:
         return {
             "index": lambda given, settings: loss.body(
@@ -112,7 +112,7 @@ def _functions(loss: Any, frame: RowFrame | None) -> dict[str, Callable[..., Any
 
 
 def _of_row(frame: RowFrame, soft: bool, given: Given, settings: dict[str, Any]) -> Any:
-    """What the body returns for the statistics of a row."""
+    """Return what the body makes of the statistics of a row."""
     fields = fields_of(field_mask(soft, frame.requests(**settings)))
     numbers: Any = [given(f"s.{name}") for name in fields]
     label: Any = None if soft else given("s.label")
@@ -140,7 +140,7 @@ def _start(hyper: Hyperparameters, given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _option(hyper: Hyperparameters, name: str, value: Any) -> dict[str, Any] | None:
-    """What the page offers for a hyperparameter: a range or choices; None if it is fixed."""
+    """The range or the choices of a hyperparameter on the page; None if it is fixed."""
     hint = hyper.hints.get(name)
     rule = next((r for n, r in hyper.checks if n == name and isinstance(r, Range)), Range())
     if isinstance(value, bool):

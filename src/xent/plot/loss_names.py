@@ -63,11 +63,12 @@ def read_loss(word: str) -> tuple[Member, dict[str, Any]]:
     """
     name, _, settings = word.partition(":")
     member = find(name)
-    return member, read_settings(settings, member.name, hyperparameters(member.function))
+    known = hyperparameters(member.function)
+    return member, read_settings(settings, word, member.name, known)
 
 
-def read_settings(settings: str, loss: str, known: list[str]) -> dict[str, Any]:
-    """The hyperparameters that ``key=value,key=value`` gives to a loss, which has those known.
+def read_settings(settings: str, word: str, loss: str, known: list[str]) -> dict[str, Any]:
+    """The hyperparameters that ``key=value,key=value`` of a word gives to a loss with those known.
 
     Raises:
         ValueError: for a hyperparameter that does not exist.
@@ -77,7 +78,7 @@ def read_settings(settings: str, loss: str, known: list[str]) -> dict[str, Any]:
         key, equals, value = part.partition("=")
         key = key.strip().replace("-", "_")
         if not equals:
-            raise ValueError(f"{part!r} after {loss} is no `name=value`, like gamma=2")
+            raise ValueError(f"{part!r} in {word!r} is no `name=value`, like gamma=2")
         _check_known(loss, key, known)
         given[key] = _value(value)
     return given
