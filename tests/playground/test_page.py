@@ -109,6 +109,26 @@ def test_keys_move_a_logit(opened):
     assert tab.locator("#curve-title").inner_text() == "The loss as the logit of class 1 moves"
 
 
+def test_a_typed_logit_stretches_the_bars(opened):
+    tab = opened("#z=2,0,-1&y=0&a=cross_entropy&b=none")
+    tab.get_by_label("logit of class 2, typed").fill("34.5")
+    tab.keyboard.press("Enter")
+    assert now(tab, 2) == 34.5
+    assert result(tab) == pytest.approx(32.5)
+    logit(tab, 2).focus()
+    tab.keyboard.press("End")
+    assert now(tab, 2) == 40
+
+
+def test_the_number_of_classes(opened):
+    tab = opened("#z=0,0,0&q=0.5,0.5,0&a=cross_entropy&b=none")
+    tab.locator("#more").click()
+    assert result(tab) == pytest.approx(1.3862943611198906)  # log(4)
+    for _ in range(3):
+        tab.locator("#fewer").click(force=True)  # the last click finds the button disabled
+    assert hash_of(tab) == "#z=0,0&q=0.5,0.5&a=cross_entropy&b=none"
+
+
 def test_the_state_is_in_the_address(opened):
     tab = opened("#z=1,2,3&y=2&t=2&a=focal_loss:gamma=5&b=none")
     assert hash_of(tab) == "#z=1,2,3&y=2&t=2&a=focal_loss:gamma=5&b=none"

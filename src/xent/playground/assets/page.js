@@ -84,7 +84,10 @@ function slider(kind, label, range, get, set) {
   return element;
 }
 
-let reach = 10; // how far the bars go; it grows with larger logits of an address
+let reach = 10; // how far the bars go; it grows with larger logits of an address, or typed ones
+function stretch() {
+  reach = Math.max(10, 10 * Math.ceil(Math.max(...state.z.map(Math.abs)) / 10));
+}
 const logitRange = () => (ofCosines() ? { low: -1, high: 1, step: 0.01 }
   : { low: -reach, high: reach, step: 0.1 });
 
@@ -111,7 +114,7 @@ function buildColumn(j) {
   const entry = make("input", { type: "number", step: "any", "aria-label": `${unit()} of class ${j}, typed` });
   entry.addEventListener("change", () => {
     const x = Number(entry.value);
-    if (entry.value.trim() !== "" && Number.isFinite(x)) { state.z[j] = x; select(); }
+    if (entry.value.trim() !== "" && Number.isFinite(x)) { state.z[j] = x; select(); stretch(); }
     update();
   });
   const radio = make("input", { type: "radio", name: "target", "aria-label": `class ${j} is the target` });
@@ -262,7 +265,7 @@ function update() {
 
 function rebuild() {
   const far = Math.max(...state.z.map(Math.abs));
-  reach = far > 10 ? Math.ceil(far / 10) * 10 : 10;
+  stretch();
   if (ofCosines() && far > 1) state.z = state.z.map((x) => snap(x / far * 0.9, 0.01));
   buildLosses();
   buildColumns();
@@ -294,12 +297,14 @@ function connect() {
     const dark = now === "dark" || (now !== "light" && matchMedia("(prefers-color-scheme: dark)").matches);
     root.style.colorScheme = dark ? "light" : "dark";
   });
-  const copies = (id, text) => byId(id).addEventListener("click", async ({ currentTarget: button }) => {
-    const before = button.textContent;
-    await copy(text());
-    button.textContent = "Copied";
-    setTimeout(() => { button.textContent = before; }, 1500);
-  });
+  const copies = (id, text) => {
+    const button = byId(id), label = button.textContent;
+    button.addEventListener("click", async () => {
+      await copy(text());
+      button.textContent = "Copied";
+      setTimeout(() => { button.textContent = label; }, 1500);
+    });
+  };
   copies("copy-python", () => python(state));
   copies("copy-link", () => location.href.split("#")[0] + writeState(state));
   addEventListener("hashchange", ({ newURL }) => { // the address may have been replaced since
