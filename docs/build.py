@@ -28,6 +28,7 @@ PAGE = Path(__file__).with_name("reference.md")
 MODULES = (
     "xent.losses", "xent.losses.catalog", "xent.losses.lookup", "xent.policy", "xent.information",
     "xent.information.reliability", "xent.targets", "xent.hyperparameters", "xent.plot",
+    "xent.playground",
 )  # fmt: skip
 PACKAGES = ("xent.learn", "xent.integrations")
 

@@ -20,6 +20,7 @@ COMMANDS = {
     "eval": "perplexity, accuracy and calibration of a language model over text",
     "losses": "list the losses and what is known about them, or explain one",
     "plot": "draw losses and gradients against the probability of the target",
+    "play": "write a page to play with losses in a browser, a loss of your own among them",
     "search": "look for a loss that suits your data, by evolution",
     "reinforce": "learn to act in a gymnasium environment, by weighted cross-entropy",
     "cem": "learn to act in a gymnasium environment, by the cross-entropy method",

@@ -55,7 +55,7 @@ FLOORS = [
     {"losses", "policy"},
     {"nn", "evaluation", "diagnose"},
     {""},  # the names of `xent`
-    {"plot", "integrations", "learn"},
+    {"plot", "integrations", "learn", "playground"},
 ]
 FLOOR = {room: k for k, rooms in enumerate(FLOORS) for room in rooms}
 # The doors: modules that may import every room.

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..losses.lookup import find, members
+from ..losses.lookup import members
 from ..plot.canvas import rendered
 from ..plot.loss_names import hyperparameters
 from .arguments import finite
 from .console import UserError, say
+from .loss_words import function_of, is_own, parted, read_own
 from .run_folder import write_output
 
 if TYPE_CHECKING:
@@ -21,9 +23,10 @@ if TYPE_CHECKING:
 
 USAGE = "xent plot LOSS [LOSS ...] [--HYPERPARAMETER VALUE [VALUE ...]] [options]"
 EPILOG = """\
-A LOSS is a name, with hyperparameters if you like: focal_loss:gamma=2,weight=[1,5]. Hyperparameters
-are options, too, and each combination of their values is a curve: xent plot focal_loss --gamma 0 2.
-For names and facts see xent losses."""
+A LOSS is a name, with hyperparameters if you like: focal_loss:gamma=2,weight=[1,5]; or a function
+of yours, module:function, module:function:gamma=2. Hyperparameters are options, too, and each
+combination of their values is a curve: xent plot focal_loss --gamma 0 2. For names and facts see
+xent losses."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -93,7 +96,7 @@ def _draw(args: argparse.Namespace) -> Figure:
     if sum(chosen) != 1:
         raise UserError("name one or more losses, or --terms, or --jacobian: one of the three")
     if args.losses:
-        words = _vary(args.losses, given)
+        words = [_drawable(word) for word in _vary(args.losses, given)]
         over, classes, target = args.over, args.classes, args.target
         ax: Any = plot.loss_curves(*words, over=over, classes=classes, target=target)[0]
     elif args.jacobian is not None:
@@ -107,8 +110,8 @@ def _vary(losses: list[str], given: dict[str, list[str]]) -> list[str]:
     """The losses with each combination of the values that options give to their hyperparameters."""
     words, used = [], set()
     for word in losses:
-        name, _, settings = word.partition(":")
-        own = hyperparameters(find(name).function)
+        name, settings = parted(word)
+        own = hyperparameters(function_of(name))
         varied = {key: values for key, values in given.items() if key in own}
         used |= varied.keys()
         for values in product(*varied.values()):
@@ -118,6 +121,14 @@ def _vary(losses: list[str], given: dict[str, list[str]]) -> list[str]:
         if key not in used:
             raise UserError(f"none of the losses has the hyperparameter {key!r}")
     return words
+
+
+def _drawable(word: str) -> Any:
+    """A word that :func:`xent.plot.loss_curves` reads, or a function of the user."""
+    if not is_own(word):
+        return word
+    function, given = read_own(word)
+    return partial(function, **given)
 
 
 def _logits(text: str) -> torch.Tensor:

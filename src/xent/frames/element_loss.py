@@ -36,6 +36,7 @@ class ElementLoss(Protocol):
 
     __name__: str
     of_tensors: Callable[..., Tensor]  # the loss for `input` of NO_CONTAINERS
+    body: Callable[..., Tensor]  # the few lines
 
     def __call__(
         self,
@@ -304,7 +305,7 @@ def element_loss(
     explain = functools.partial(element_docstring, body)
     made = described(loss, hyper.parameters, left_out, explain)
     entry = overridable(through_containers(made, _divisor_of, of_rows=False))
-    entry.of_tensors = made
+    entry.of_tensors, entry.body = made, body
     return entry
 
 

@@ -32,6 +32,7 @@ class RowLoss(Protocol):
     __name__: str
     needs: Callable[..., tuple[str, ...]]  # from hyperparameters to the statistics asked for
     of_tensors: Callable[..., Any]  # the loss for `input` of NO_CONTAINERS
+    frame: RowFrame  # its parts
 
     @overload
     def __call__(
@@ -106,6 +107,7 @@ class UnlabelledLoss(Protocol):
     __name__: str
     needs: Callable[..., tuple[str, ...]]
     of_tensors: Callable[..., Any]
+    frame: RowFrame
 
     def __call__(
         self,
@@ -258,5 +260,5 @@ def row_loss(
     )
     entry = through_containers(made, divisor_of_rows, of_rows=True, rowwise=rowwise)
     entry = overridable(takes_class_dim(entry, refuses=soft and not like_torch, short=made))
-    entry.needs, entry.of_tensors = frame.needs, made
+    entry.needs, entry.of_tensors, entry.frame = frame.needs, made, frame
     return entry

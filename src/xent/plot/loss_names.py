@@ -63,15 +63,25 @@ def read_loss(word: str) -> tuple[Member, dict[str, Any]]:
     """
     name, _, settings = word.partition(":")
     member = find(name)
+    known = hyperparameters(member.function)
+    return member, read_settings(settings, word, member.name, known)
+
+
+def read_settings(settings: str, word: str, loss: str, known: list[str]) -> dict[str, Any]:
+    """The hyperparameters that ``key=value,key=value`` of a word gives to a loss with those known.
+
+    Raises:
+        ValueError: for a hyperparameter that does not exist.
+    """
     given = {}
     for part in _split(settings):
         key, equals, value = part.partition("=")
         key = key.strip().replace("-", "_")
         if not equals:
             raise ValueError(f"{part!r} in {word!r} is no `name=value`, like gamma=2")
-        _check_known(member.name, key, hyperparameters(member.function))
+        _check_known(loss, key, known)
         given[key] = _value(value)
-    return member, given
+    return given
 
 
 def make_curve(loss: Callable[..., Any], label: str | None = None) -> Curve:
@@ -91,7 +101,8 @@ def make_curve(loss: Callable[..., Any], label: str | None = None) -> Curve:
         accepted = inspect.signature(function).parameters
         call = partial(loss, reduction="sum") if "reduction" in accepted else loss
     sizes = [v.shape[0] for v in given.values() if isinstance(v, Tensor) and v.ndim]
-    targets = member.targets if member else "classes"
+    of_elements = hasattr(function, "body")
+    targets = member.targets if member else "binary" if of_elements else "classes"
     in_nats = member is not None and not member.bounded
     return Curve(label, call, targets, sizes[0] if sizes else None, in_nats)
 
