@@ -10,6 +10,7 @@ from typing import Any
 from ..losses import CATALOG, Member
 from ..losses.lookup import bare_signature, find, members
 from .console import UserError, say, say_json, table
+from .formulas import readable
 
 FACTS = ("proper", "bounded", "convex", "symmetric", "second_pass")
 LEGEND = """\
@@ -95,10 +96,10 @@ def overview(chosen: list[Member]) -> str:
 
 
 def explanation(member: Member) -> str:
-    """Return the description of a loss: signature, facts, docstring."""
+    """Return the description of a loss: signature, facts, docstring with readable formulas."""
     names = f"\nalso known as {', '.join(aliases(member))}" if aliases(member) else ""
     facts = [(fact.replace("_", " "), "yes" if getattr(member, fact) else "no") for fact in FACTS]
     facts = [("targets", member.targets), *facts, ("needs", ", ".join(needs(member)) or "nothing")]
     call = textwrap.wrap(f"xent.losses.{member.name}{bare_signature(member.function)}", 96)
     head = "\n    ".join(call) + names
-    return f"{head}\n\n{table(facts)}\n\n{inspect.getdoc(member.function)}"
+    return f"{head}\n\n{table(facts)}\n\n{readable(inspect.getdoc(member.function) or '')}"
