@@ -7,7 +7,7 @@ SOURCES = $(shell find src csrc -type f -not -name '*.so' -not -name '*.pyc') CM
 EXAMPLE_DEPENDENCIES = scipy scikit-learn cma lightgbm xgboost-cpu transformers gymnasium pyarrow numba \
                        statsmodels
 TEST_DEPENDENCIES = pytest pytest-xdist hypothesis mpmath numpy expecttest peft accelerate \
-                    cleanlab triton \
+                    cleanlab triton rich rich-argparse shtab \
                     $(EXAMPLE_DEPENDENCIES)
 
 # What `make test` leaves out for its length.

@@ -119,7 +119,9 @@ def _fit(args: argparse.Namespace) -> int:
     text = (
         f"{type(model).__name__} by {args.loss} predicts {args.target!r}: {len(names)} features, "
         f"{len(judged.classes)} classes, fitted on {len(train.y):,} rows\n\n"
-        f"{describe(record['test'])}\n\n{describe_largest(record['largest_coefficients'])}"
+        + describe(record["test"])
+        + "\n\n"
+        + describe_largest(record["largest_coefficients"])
     )
     _conclude(args, folder, record, text, judged)
     return 0
@@ -238,7 +240,7 @@ def _use(args: argparse.Namespace) -> int:
         judged = _judged(model, features.x, table)
     if judged:
         record["test"] = judged.figures()
-        text = f"{describe(record['test'])}\n\n{text}"
+        text = describe(record["test"]) + f"\n\n{text}"
     record["notes"] = table.said
     if record["not_used"]:
         text += f"\nnot used: {listed(record['not_used'])}"

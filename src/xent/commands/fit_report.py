@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .. import cross_entropy
 from ..information import NATS_PER_BIT, report
-from .console import table
+from .page import table
 
 MOST_CLASSES = 12  # in a table
 MOST_FEATURES = 5  # named for each class
@@ -96,7 +96,7 @@ def describe(figures: dict[str, Any]) -> str:
     skill = figures["skill"]
     share = "" if skill is None else f"skill {skill:.4f} = 1 - log loss / that of the frequencies; "
     calibration = f"expected calibration error {figures['calibration_error']:.4f}"
-    return f"{table(lines)}\n{share}{calibration}\n\n{_describe_confusion(figures)}"
+    return table(lines) + f"\n{share}{calibration}\n\n" + _describe_confusion(figures)
 
 
 def _describe_confusion(figures: dict[str, Any]) -> str:
@@ -111,7 +111,7 @@ def _describe_confusion(figures: dict[str, Any]) -> str:
     pairs = [(n, i, j) for i, row in enumerate(counts) for j, n in enumerate(row) if n and i != j]
     lines = [["class", "taken for", "rows"]]
     lines += [[names[i], names[j], str(n)] for n, i, j in sorted(pairs, reverse=True)[:10]]
-    return f"the most frequent confusions of {len(names)} classes\n{table(lines)}"
+    return f"the most frequent confusions of {len(names)} classes\n" + table(lines)
 
 
 def largest(coefficients: np.ndarray, names: list[str], classes: list[Any]) -> dict[str, Any]:

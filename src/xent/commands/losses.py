@@ -9,8 +9,9 @@ from typing import Any
 
 from ..losses import CATALOG, Member
 from ..losses.lookup import bare_signature, find, members
-from .console import UserError, say, say_json, table
+from .console import UserError, say, say_json
 from .formulas import readable
+from .page import table
 
 FACTS = ("proper", "bounded", "convex", "symmetric", "second_pass")
 LEGEND = """\
@@ -44,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
         facts = [facts_of(member) for member in chosen]
         say_json(facts if args.name is None else facts[0])
     elif args.name is None:
-        say(f"{overview(chosen)}\n\n{LEGEND}")
+        say(overview(chosen) + f"\n\n{LEGEND}")
     else:
         say(explanation(chosen[0]))
     return 0
@@ -102,4 +103,5 @@ def explanation(member: Member) -> str:
     facts = [("targets", member.targets), *facts, ("needs", ", ".join(needs(member)) or "nothing")]
     call = textwrap.wrap(f"xent.losses.{member.name}{bare_signature(member.function)}", 96)
     head = "\n    ".join(call) + names
-    return f"{head}\n\n{table(facts)}\n\n{readable(inspect.getdoc(member.function) or '')}"
+    told = readable(inspect.getdoc(member.function) or "")
+    return f"{head}\n\n" + table(facts, head=False) + f"\n\n{told}"

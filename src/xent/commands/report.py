@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from .console import note, table
+from .console import note
+from .page import table
 
 
 def report(records: Sequence[dict[str, Any]]) -> str:
