@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .. import cross_entropy
 from ..information import NATS_PER_BIT, report
+from .class_scores import SCORES, class_scores
 from .page import table
 
 MOST_CLASSES = 12  # in a table
@@ -75,6 +76,7 @@ class Judged(NamedTuple):
             "calibration_error": calibration.ece,
             "most_calibration_error": calibration.mce,
             "classes": self.classes,
+            "scores": class_scores(self.log_probs.exp(), self.predicted, self.target),
             "confusion": confusion.tolist(),
         }
 
@@ -96,7 +98,27 @@ def describe(figures: dict[str, Any]) -> str:
     skill = figures["skill"]
     share = "" if skill is None else f"skill {skill:.4f} = 1 - log loss / that of the frequencies; "
     calibration = f"expected calibration error {figures['calibration_error']:.4f}"
-    return table(lines) + f"\n{share}{calibration}\n\n" + _describe_confusion(figures)
+    scores = f"\n{share}{calibration}\n\n" + _describe_scores(figures)
+    return table(lines) + scores + "\n\n" + _describe_confusion(figures)
+
+
+def _describe_scores(figures: dict[str, Any]) -> str:
+    """Return the scores of the classes and their means; for many classes only the means."""
+    scores = [figures["scores"][name] for name in SCORES]
+    lines = [["class against the others", *SCORES.values()]]
+    if len(figures["classes"]) <= MOST_CLASSES:
+        for k, name in enumerate(figures["classes"]):
+            pairs = [(s["classes"][k], s["classes_standard_errors"][k]) for s in scores]
+            lines.append([str(name), *(_with_error(*pair) for pair in pairs)])
+    means = [_with_error(score["mean"], score["standard_error"]) for score in scores]
+    return table([*lines, ["mean of the classes", *means]])
+
+
+def _with_error(value: float | None, error: float | None) -> str:
+    """Return a figure with its standard error; an error of 0 says nothing, so it is left out."""
+    if value is None or error is None:
+        return "-"
+    return f"{value:.4f}" + f" +- {error:.4f}" * (error >= 5e-5)
 
 
 def _describe_confusion(figures: dict[str, Any]) -> str:
