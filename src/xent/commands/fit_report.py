@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .. import cross_entropy
 from ..information import NATS_PER_BIT, report
+from ..plot.canvas import new_axes, rendered, styled
 from .class_scores import SCORES, class_scores
 from .page import table
 
@@ -164,10 +165,10 @@ def describe_largest(found: dict[str, Any]) -> str:
     return table(lines) + (f"\nand {more} more classes in the record" if more > 0 else "")
 
 
+@styled
 def picture(judged: Judged, title: str) -> bytes:
     """Reliability diagram and confusion matrix side by side, as PNG."""
     from ..plot import confusion_matrix, reliability
-    from ..plot.canvas import new_axes, rendered
 
     left, right = new_axes(12, 5.4, columns=2)
     reliability(judged.reliability(), left)
