@@ -7,7 +7,7 @@ SOURCES = $(shell find src csrc -type f -not -name '*.so' -not -name '*.pyc') CM
 EXAMPLE_DEPENDENCIES = scipy scikit-learn cma lightgbm xgboost-cpu transformers gymnasium pyarrow numba \
                        statsmodels
 TEST_DEPENDENCIES = pytest pytest-xdist hypothesis mpmath numpy expecttest peft accelerate \
-                    cleanlab triton playwright \
+                    cleanlab triton playwright rich rich-argparse shtab \
                     $(EXAMPLE_DEPENDENCIES)
 
 # What `make test` leaves out for its length.
@@ -69,6 +69,8 @@ $(VENV)/bench: $(VENV)/installed
 
 demo: $(VENV)/installed
 	$(BIN)/xent train --minutes 2 --out runs/demo
+	@echo
+	@echo "next: score a text of yours by $(BIN)/xent eval runs/demo FILE, or draw losses by $(BIN)/xent plot cross_entropy focal_loss"
 
 # One case of each test function but for the long ones, on one core, while the linters have the other.
 check: $(VENV)/test $(addprefix $(VENV)/,$(LINTERS))

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import statistics
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from xent.plot.canvas import STYLE
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,7 +24,7 @@ def options(
     Args:
         file: its ``__file__``, which names the picture.
         doc: its docstring, whose first line is the description.
-        picture: whether there is an option ``--picture``.
+        picture: whether there is an option ``--picture``; pictures then have the look of xent.
         sizes: options that are whole numbers: the default, and the default with ``--small``. The
             option ``seeds``, the number of seeds, adds an option ``seed``, the first seed.
 
@@ -37,6 +40,10 @@ def options(
     if picture:
         default = Path(f"runs/{Path(file).stem}.png")
         parser.add_argument("--picture", type=Path, default=default)
+        with suppress(ImportError):
+            from matplotlib import style
+
+            style.use(STYLE)
     chosen = parser.parse_args()
     for name, values in sizes.items():
         if getattr(chosen, name) is None:

@@ -235,7 +235,7 @@ def draw(drawn: Any, path: Path) -> None:
             map = maps[kind][k]
             activation_map(test.images[k, 0], map, ax)
             boxes = (test.boxes[k].tolist(), "black", "--"), (
-                box_around(map > thresholds[kind] * map.max()), "tab:blue", "-"
+                box_around(map > thresholds[kind] * map.max()), "C0", "-"
             )  # fmt: skip
             for (top, left, bottom, right), colour, line in boxes:
                 corner = (left - 0.5, top - 0.5)

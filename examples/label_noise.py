@@ -234,7 +234,7 @@ def draw(accuracy: dict[str, Tensor], path: Path) -> None:
         mean, spread = column.mean(-1), column.std(-1)
         panel.axvline(mean[0], color="0.8", zorder=0)
         corrected = ["(T" in name for name in accuracy]
-        for known, colour in ((False, "tab:blue"), (True, "tab:orange")):
+        for known, colour in ((False, "C0"), (True, "C1")):
             rows = torch.tensor(corrected) == known
             panel.errorbar(
                 mean[rows], place[rows], xerr=spread[rows], fmt="o", color=colour, capsize=3

@@ -177,7 +177,7 @@ def draw(found: dict[str, Any], bounds: dict[tuple[int, int], Tensor], path: Pat
     left.set_xlim(0.9, 1.75)
     left.legend(fontsize="small", loc="lower center", bbox_to_anchor=(0.5, 1), ncols=4)
     right.plot([0, 10.5], [0, 10.5], "--", color="black", linewidth=1, label="truth")
-    for keys, colour in zip(KEYS, ("tab:blue", "tab:orange"), strict=True):
+    for keys, colour in zip(KEYS, ("C0", "C1"), strict=True):
         each = [bounds[i, keys] for i in INFORMATION]
         error = [2 * x.std().item() / len(x) ** 0.5 for x in each]
         right.errorbar(

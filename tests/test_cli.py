@@ -1,8 +1,11 @@
 """The command line: subcommands, `xent info`, and the picture."""
 
 import json
+import re
 import subprocess
 import sys
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 
@@ -24,7 +27,7 @@ def test_help_names_the_commands_and_imports_none_of_them():
         "except SystemExit as stop: assert stop.code == 0\n"
         "lazy = ('info', 'train', 'bench')\n"
         "assert not [n for n in lazy if f'xent.commands.{n}' in sys.modules]\n"
-        "assert 'matplotlib' not in sys.modules\n"
+        "assert not {'matplotlib', 'rich', 'rich_argparse', 'shtab'} & set(sys.modules)\n"
     )
     done = python("-c", code)
     assert done.returncode == 0, done.stderr
@@ -36,7 +39,7 @@ def test_python_dash_m_runs_the_same_command():
     assert done.stdout.strip() == f"xent {xent.__version__}"
 
 
-@pytest.mark.parametrize("words", [[], ["nonsense"], ["info", "--nonsense"]])
+@pytest.mark.parametrize("words", [["nonsense"], ["info", "--nonsense"]])
 def test_unknown_words_are_refused(words, capsys):
     with pytest.raises(SystemExit) as stopped:
         main(words)
@@ -44,12 +47,25 @@ def test_unknown_words_are_refused(words, capsys):
     assert "usage: xent" in capsys.readouterr().err
 
 
+def test_the_command_alone_prints_its_help(capsys):
+    assert main([]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("usage: xent")
+    assert not err
+
+
 def test_info_as_json(capsys):
     assert main(["info", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["xent"] == xent.__version__
     assert facts["core"]["available"] == native.available()
-    assert set(facts["extras"]) == {"plot", "train", "bench"}
+    project = (Path(__file__).parents[1] / "pyproject.toml").read_text()
+    extras = project.partition("[project.optional-dependencies]\n")[2].partition("\n\n")[0]
+    declared = set(re.findall(r"^(\w+) = ", extras, re.MULTILINE))
+    assert set(facts["extras"]) == declared - {"gpu", "all"}
+    for modules in facts["extras"].values():
+        assert modules
+        assert all(there == (find_spec(name) is not None) for name, there in modules.items())
 
 
 def test_info_for_people(capsys):

@@ -7,12 +7,12 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from . import __version__, _start
 from .commands.arguments import Parser
-from .commands.console import UserError, abandon, note
+from .commands.console import ERROR, WARNING, UserError, abandon, note, say
 
 COMMANDS = {
     "info": "what is installed and which engine runs",
@@ -44,13 +44,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     who = " ".join(["xent", *(word for word in words[:1] if word in COMMANDS)])
     with _one_line_each(who), _stopped_by_sigterm():
         try:
-            parser = _parser(words)
+            parser = _parser(words[:1])
             args = parser.parse_args(words)
+            if args.print_completion:
+                from .commands.completion import script
+
+                known = COMMANDS.keys() - {"bench"}  # its options are in a checkout only
+                say(script(_parser(known), args.print_completion))
+                return 0
             if args.command is None:
-                parser.error("name a COMMAND; xent --help lists them")
+                parser.print_help()
+                return 0
             return args.run(args)
         except UserError as error:
-            note(f"{who}: {error}")
+            note(f"{who}: {error}", ERROR)
             return 2
         except BrokenPipeError:
             abandon(sys.stdout)
@@ -58,27 +65,32 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 1
         except OSError as error:
             named = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-            note(f"{who}: {named}")
+            note(f"{who}: {named}", ERROR)
             return 2
         except MemoryError:
-            note(f"{who}: not enough memory")
+            note(f"{who}: not enough memory", ERROR)
             return 2
         except KeyboardInterrupt:
             note(f"{who}: interrupted")
             return 130
 
 
-def _parser(words: list[str]) -> Parser:
-    """The parser; only the chosen subcommand is imported, so that help is quick."""
+def _parser(chosen: Iterable[str]) -> Parser:
+    """The parser; only the chosen subcommands are imported, so that help is quick."""
     parser = Parser(
-        prog="xent", description="Cross-entropy and its family: exact, fused and memory-lean."
-    )
+        prog="xent", description="Cross-entropy and its family: exact, fused and memory-lean.",
+        epilog="xent COMMAND --help explains a command.",
+    )  # fmt: skip
     parser.add_argument("--version", action="version", version=f"xent {__version__}")
+    parser.add_argument(
+        "--print-completion", choices=("bash", "zsh", "fish", "tcsh"), metavar="SHELL",
+        help="print a script that completes words: bash, zsh, fish or tcsh",
+    )  # fmt: skip
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name, purpose in COMMANDS.items():
         text = f"{purpose[0].upper()}{purpose[1:]}."
         subparser = subparsers.add_parser(name, help=purpose, description=text)
-        if words[:1] == [name]:
+        if name in chosen:
             module = importlib.import_module(f".commands.{name}", __package__)
             module.add_arguments(subparser)
             subparser.set_defaults(run=module.run)
@@ -89,7 +101,7 @@ def _parser(words: list[str]) -> Parser:
 def _one_line_each(who: str) -> Iterator[None]:
     """Print each warning as one line, without the place in the source."""
     with warnings.catch_warnings():
-        warnings.showwarning = lambda message, *_, **__: note(f"{who}: warning: {message}")
+        warnings.showwarning = lambda message, *_, **__: note(f"{who}: warning: {message}", WARNING)
         yield
 
 

@@ -18,7 +18,8 @@ from xent._files import write_whole
 from xent._printable import one_line, printable
 from xent.cli import COMMANDS, main
 from xent.commands import console, info, run_folder
-from xent.commands.console import UserError, as_options, note, say, say_json, table
+from xent.commands.console import UserError, as_options, note, say, say_json
+from xent.commands.page import table
 from xent.commands.run_folder import RunFolder
 
 PLACES = Path(console.__file__).parent
@@ -135,7 +136,6 @@ def test_warnings_are_one_line_without_the_place(monkeypatch, capsys):
         (["bench", "linear", "--quik"], "did you mean --quick?"),
         (["info", "--frobnicate"], "xent info --help lists them"),
         (["info", "a", "b"], "there is no use for 'a' 'b'"),
-        ([], "name a COMMAND"),
     ],
 )
 def test_typos_get_a_suggestion(words, meant, capsys):

@@ -12,7 +12,14 @@ import pytest
 import torch
 from sklearn.datasets import load_iris, load_wine
 from sklearn.linear_model import LogisticRegression as Theirs
-from sklearn.metrics import accuracy_score, log_loss
+from sklearn.metrics import (
+    accuracy_score,
+    average_precision_score,
+    f1_score,
+    log_loss,
+    precision_score,
+    roc_auc_score,
+)
 from sklearn.metrics import confusion_matrix as confusion
 from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import StandardScaler
@@ -262,6 +269,12 @@ def test_the_figures_are_those_of_scikit_learn(load, kind, fit, tmp_path):
     shares = np.unique(v, return_counts=True)[1] / len(v)
     assert figures["label_entropy_nats"] == pytest.approx(-(shares * np.log(shares)).sum())
     assert figures["most_frequent_share"] == shares.max()
+    hot, scores = v[:, None] == theirs.classes_, figures["scores"]
+    labels = theirs.predict(scaler.transform(u))
+    assert scores["precision"]["mean"] == precision_score(v, labels, average="macro")
+    assert scores["f1"]["mean"] == f1_score(v, labels, average="macro")
+    assert scores["average_precision"]["mean"] == pytest.approx(average_precision_score(hot, p))
+    assert scores["roc_auc"]["mean"] == pytest.approx(roc_auc_score(hot, p))
     right = p.argmax(1) == np.searchsorted(theirs.classes_, v)
     edges = np.linspace(0, 1, 16)
     which = np.digitize(p.max(1), edges[1:-1], right=True)
@@ -342,6 +355,29 @@ def test_other_losses_penalties_and_weights(fit, tmp_path):
     assert isinstance(load_model(tmp_path / "out/model.json"), LogisticRegression)
 
 
+@pytest.mark.sample(1)
+@pytest.mark.parametrize(
+    ("loss", "name"),
+    [
+        ("logit_adjusted_loss", "prior"), ("vs_loss", "counts"), ("ldam_loss", "counts"),
+        ("seesaw_loss", "counts"),
+    ],
+)  # fmt: skip
+def test_class_counts_that_are_not_given_are_counted(loss, name, fit, tmp_path):
+    columns = table_of(load_iris(), slice(0, 120))  # 50, 50 and 20 rows
+    path = write(tmp_path / "a.csv", columns)
+    record, told = fit(path, "--loss", loss, "--test", 0.2)
+    counts = record["counted"][name]
+    assert counts == [40, 40, 16]
+    said = f"the loss takes the rows of each class as its {name}: setosa 40, versicolor 40, "
+    assert f"{said}virginica 16\n" in told.out
+    coef = load_model(tmp_path / "out/model.json").coef_
+    given, told = fit(path, "--loss", f"{loss}:{name}=[40,40,16]", "--test", 0.2)
+    assert not given["counted"]
+    assert "the loss takes" not in told.out
+    assert np.array_equal(load_model(tmp_path / "out/model.json").coef_, coef)
+
+
 def test_warnings_of_a_fit_are_reported(fit, tmp_path):
     path = write(tmp_path / "a.csv", table_of(load_iris()))
     record, told = fit(path, "--max-iter", 1)
@@ -414,7 +450,7 @@ def rows(*lines, header="u,v,y"):
         (rows(*LINES), ["--loss", "zlpr_loss"], "zlpr_loss is no loss of a class per row\na class"),
         (rows(*LINES), ["--loss", "focal:gama=1"], "no hyperparameter 'gama'; did you mean gamma?"),
         (rows(*LINES), ["--loss", "focal:gamma=-1"], "`gamma` must be at least 0"),
-        (rows(*LINES), ["--loss", "logit_adjusted_loss"], "needs the keyword argument `prior`"),
+        (rows(*LINES), ["--loss", "vs_loss:counts=[1,2]"], "counts"),
         (rows(*LINES), ["--loss", "sigmoid_focal_loss"], "for two classes, and there are 3"),
         (rows(*LINES), ["--model", "none.json"], "none.json: cannot be read: No such file"),
         (rows(*LINES), ["--model", "a.csv", "--l1-ratio", "1"], "leave --l1-ratio out"),

@@ -193,6 +193,7 @@ def python(code: str, *flags: str) -> str:
 
 def test_the_import_brings_nothing_optional():
     optional = ["triton", "matplotlib", "sklearn", "transformers", "jax", "optax", "tqdm", "scipy"]
+    optional += ["rich", "rich_argparse", "shtab"]
     code = """
 import sys, json, torch
 before = set(sys.modules)

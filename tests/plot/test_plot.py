@@ -20,7 +20,11 @@ from xent.plot.loss_names import hyperparameters, make_curve, read_curve
 
 pytest.importorskip("matplotlib")
 
+import matplotlib
+from matplotlib.figure import Figure
+
 from xent.plot import binary_terms, jacobian, loss_curves, reliability
+from xent.plot.canvas import COLORS, STYLE
 
 DRAWN = [name for name, member in CATALOG.items() if member.targets != "other"]
 
@@ -249,3 +253,20 @@ def test_the_command_refuses(words, message, capsys):
 def test_importing_the_pictures_does_not_import_matplotlib():
     code = "import sys, xent.plot, xent.commands.plot; assert 'matplotlib' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# ---- the style ----------------------------------------------------------------------------------
+
+
+def test_the_colours_are_those_of_the_style():
+    style = matplotlib.rc_params_from_file(STYLE, use_default_template=False)
+    assert tuple(style["axes.prop_cycle"].by_key()["color"]) == COLORS
+
+
+def test_a_picture_has_the_style_unless_the_caller_gives_axes():
+    before = dict(matplotlib.rcParams)
+    own = jacobian(torch.tensor([2.0, 1.0]))
+    given = jacobian(torch.tensor([2.0, 1.0]), Figure().subplots())
+    assert dict(matplotlib.rcParams) == before
+    assert own.spines["left"].get_edgecolor() == (0.6, 0.6, 0.6, 1.0)
+    assert given.spines["left"].get_edgecolor() == (0.0, 0.0, 0.0, 1.0)

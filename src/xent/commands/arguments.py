@@ -6,15 +6,21 @@ import argparse
 import math
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from difflib import get_close_matches
+from functools import partial
 from typing import IO, Any, NoReturn
 
 from .._suggestions import near, nearest
-from .console import note, say
+from .console import ERROR, note, say, say_as_it_is, terminal
 
 
 class Parser(argparse.ArgumentParser):
     """A parser that suggests similar words, and prints only what a terminal can show."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.color = False  # of argparse in Python 3.14; rich-argparse has other colours
 
     def parse_known_args(
         self, args: Sequence[str] | None = None, namespace: Any = None
@@ -60,10 +66,35 @@ class Parser(argparse.ArgumentParser):
                 action, f"invalid choice: {value!r}{hint} (choose from {', '.join(words)})"
             )
 
+    def print_help(self, file: IO[str] | None = None) -> None:
+        """Print the help, with colours where stdout is a terminal and rich-argparse is there."""
+        console = terminal(sys.stdout) if file is None else None
+        if console:
+            with suppress(ImportError):
+                self.formatter_class = _coloured(console)
+                return say_as_it_is(self.format_help().removesuffix("\n"))
+        return super().print_help(file)
+
+    def error(self, message: str) -> NoReturn:
+        """Print usage and message, and exit."""
+        self.print_usage(sys.stderr)
+        note(f"{self.prog}: error: {message}", ERROR)
+        sys.exit(2)
+
     def _print_message(self, message: str, file: IO[str] | None = None) -> None:
         if message:
             tell = say if file is sys.stdout else note
             tell(message.removesuffix("\n"))
+
+
+def _coloured(console: Any) -> Any:
+    """The class that formats help for a console; the words are those of the plain help."""
+    from rich_argparse import RichHelpFormatter
+
+    class Coloured(RichHelpFormatter):
+        group_name_formatter, help_markup, text_markup = str, False, False
+
+    return partial(Coloured, console=console)
 
 
 def whole(text: str, least: int = 1) -> int:

@@ -81,7 +81,7 @@ def _conclude(args: argparse.Namespace, folder: RunFolder, records: list[dict[st
     if args.json:
         say_json(results)
     else:
-        folder.say(f"{report(records)}\n\n{FOOTNOTE}")
+        folder.say(report(records) + f"\n\n{FOOTNOTE}")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Output of the subcommands: results, notes, progress bars, tables, errors."""
+"""Output of the subcommands: results, notes, progress bars, errors."""
 
 from __future__ import annotations
 
@@ -6,13 +6,17 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from contextlib import suppress
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
-from .._printable import columns, one_line, printable
+from .._printable import printable
+from .page import Page
 
-WIDEST = 48  # characters of a cell of a table
+if TYPE_CHECKING:
+    from rich.console import Console
+
+ERROR, WARNING = "bold red", "yellow"  # styles of the name of a command, on a terminal
 
 
 class UserError(Exception):
@@ -20,21 +24,23 @@ class UserError(Exception):
 
 
 def say(text: str) -> None:
-    """Print a result.
+    """Print a result, on a terminal with its tables as such.
 
     Raises:
         UserError: if the text cannot be written, as on a full disk.
         BrokenPipeError: if the reader of a pipe is gone.
     """
-    _say(printable(text))
+    console = terminal(sys.stdout)
+    say_as_it_is(Page(text).on(console) if console else printable(text))
 
 
 def say_json(value: Any) -> None:
     """Print a result as JSON, which has its own escape sequences; raises what :func:`say` does."""
-    _say(json.dumps(value, indent=2).replace("\x7f", "\\u007f"))
+    say_as_it_is(json.dumps(value, indent=2).replace("\x7f", "\\u007f"))
 
 
-def _say(text: str) -> None:
+def say_as_it_is(text: str) -> None:
+    """Print text that holds no foreign escape sequence; raises what :func:`say` does."""
     if sys.stdout is None:
         raise UserError("the result has no place: stdout is closed")
     try:
@@ -46,11 +52,42 @@ def _say(text: str) -> None:
         raise UserError(f"the result cannot be written to stdout: {error.strerror}") from None
 
 
-def note(text: str) -> None:
-    """Print a line on stderr, for people, if stderr is there; stdout is for results."""
+def note(text: str, style: str = "") -> None:
+    """Print a line on stderr, for people, if stderr is there; stdout is for results.
+
+    Args:
+        text: the line.
+        style: of the words before its first colon, on a terminal.
+    """
     if sys.stderr is not None:
+        console = terminal(sys.stderr) if style else None
         with suppress(OSError):
-            _write(sys.stderr, printable(text))
+            _write(sys.stderr, _styled(text, style, console) if console else printable(text))
+
+
+def terminal(stream: IO[str] | None) -> Console | None:
+    """The console of rich for a stream; None where text stays plain.
+
+    That is where the stream is no terminal, where ``NO_COLOR`` is set, and without rich.
+    """
+    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+    if plain or stream is None or not stream.isatty():
+        return None
+    try:
+        from rich.console import Console
+    except ImportError:
+        return None
+    console = Console(file=stream, highlight=False, markup=False, emoji=False)
+    return None if console.legacy_windows else console
+
+
+def _styled(text: str, style: str, console: Console) -> str:
+    from rich.text import Text
+
+    who, colon, rest = printable(text).partition(":")
+    with console.capture() as shown:
+        console.print(Text.assemble((who, style), colon, rest), end="", soft_wrap=True)
+    return shown.get()
 
 
 def _write(stream: IO[str], text: str) -> None:
@@ -110,14 +147,3 @@ class _NoBar:
 
     def set_postfix_str(self, text: str, refresh: bool = True) -> None:
         pass
-
-
-def table(rows: Sequence[Sequence[str]]) -> str:
-    """Align rows of cells as lines; only the last cell of a line may be long."""
-    rows = [[*(one_line(cell, WIDEST) for cell in row[:-1]), one_line(row[-1])] for row in rows]
-    widths = [max(map(columns, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(map(_padded, row, widths)).rstrip() for row in rows)
-
-
-def _padded(cell: str, width: int) -> str:
-    return cell + " " * (width - columns(cell))

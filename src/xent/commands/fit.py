@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import io
 import math
 import re
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from ..losses import CATALOG, Member
 from ..losses.lookup import find
@@ -52,7 +54,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--target", metavar="COLUMN", help="the class (default: the last column)")
     add(
         "--loss", metavar="LOSS",
-        help="name, with hyperparameters if you like: focal_loss:gamma=1 (default cross_entropy)",
+        help="name, with hyperparameters if you like: focal_loss:gamma=1 (default cross_entropy); "
+        "class counts that a loss needs are those of the rows to fit, unless you give others",
     )  # fmt: skip
     add("--C", help="inverse strength of the penalty, inf for none (default 1)", **number)
     add("--l1-ratio", help="how much of the penalty is l1, 0 to 1 (default 0)", **number)
@@ -92,9 +95,9 @@ def run(args: argparse.Namespace) -> int:
 def _fit(args: argparse.Namespace) -> int:
     train, test, encoding, args.target, decimal, notes = _rows(args)
     release()
-    classes, _, _ = distinct(train.y)
+    classes, counts, _ = distinct(train.y)
     target = indices(args.target, test.y, classes)
-    model = _model(args, len(classes))
+    model, counted = _model(args, counts)
     from ..learn.regression.saved_models import model_bytes
 
     folder = RunFolder(args.out or "runs/fit")
@@ -109,6 +112,7 @@ def _fit(args: argparse.Namespace) -> int:
         "rows": {"fitted": len(train.y), "tested": len(test.y)},
         "notes": notes,
         "features": names,
+        "counted": counted,
         "iterations": model.n_iter_,
         "warnings": warned,
         "test": judged.figures(),
@@ -118,8 +122,12 @@ def _fit(args: argparse.Namespace) -> int:
         record["settings"]["C"] = "inf"  # JSON has no such number
     text = (
         f"{type(model).__name__} by {args.loss} predicts {args.target!r}: {len(names)} features, "
-        f"{len(judged.classes)} classes, fitted on {len(train.y):,} rows\n\n"
-        f"{describe(record['test'])}\n\n{describe_largest(record['largest_coefficients'])}"
+        f"{len(judged.classes)} classes, fitted on {len(train.y):,} rows\n"
+        + _describe_counted(counted, judged.classes)
+        + "\n"
+        + describe(record["test"])
+        + "\n\n"
+        + describe_largest(record["largest_coefficients"])
     )
     _conclude(args, folder, record, text, judged)
     return 0
@@ -151,18 +159,32 @@ def _rows(
     return fitted, tested, encoding, table.target, table.decimal, table.said
 
 
-def _model(args: argparse.Namespace, classes: int) -> Any:
-    """Return the classifier that the options ask for, not yet fitted."""
+def _model(args: argparse.Namespace, counts: np.ndarray) -> tuple[Any, dict[str, list[int]]]:
+    """Return the classifier that the options ask for, and the class counts that its loss takes."""
     from .. import learn
 
     member, options = _loss(args.loss)
-    if member.targets == "binary" and classes > 2:
-        raise UserError(f"--loss {member.name} is for two classes, and there are {classes}")
-    return getattr(learn, KINDS[member.targets])(
+    if member.targets == "binary" and len(counts) > 2:
+        raise UserError(f"--loss {member.name} is for two classes, and there are {len(counts)}")
+    parameters = inspect.signature(member.function).parameters.values()
+    asked = [p.name for p in parameters if p.annotation == "Counts" and p.default is p.empty]
+    counted = {name: counts.tolist() for name in asked if name not in options}
+    options |= {name: torch.tensor(rows, dtype=torch.float64) for name, rows in counted.items()}
+    model = getattr(learn, KINDS[member.targets])(
         args.C, l1_ratio=args.l1_ratio, class_weight=args.class_weight, max_iter=args.max_iter,
         loss=partial(member.function, **options) if options else member.name,
         verbose=int(not args.quiet),
     )  # fmt: skip
+    return model, counted
+
+
+def _describe_counted(counted: dict[str, list[int]], classes: list[Any]) -> str:
+    """Say which hyperparameters are the rows of the classes, a line each."""
+    lines = []
+    for name, counts in counted.items():
+        rows = listed(f"{c} {n:,}" for c, n in zip(classes, counts, strict=True))
+        lines.append(f"the loss takes the rows of each class as its {name}: {rows}\n")
+    return "".join(lines)
 
 
 def _loss(word: str) -> tuple[Member, dict[str, Any]]:
@@ -238,7 +260,7 @@ def _use(args: argparse.Namespace) -> int:
         judged = _judged(model, features.x, table)
     if judged:
         record["test"] = judged.figures()
-        text = f"{describe(record['test'])}\n\n{text}"
+        text = describe(record["test"]) + f"\n\n{text}"
     record["notes"] = table.said
     if record["not_used"]:
         text += f"\nnot used: {listed(record['not_used'])}"

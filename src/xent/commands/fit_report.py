@@ -11,7 +11,9 @@ from torch import Tensor
 
 from .. import cross_entropy
 from ..information import NATS_PER_BIT, report
-from .console import table
+from ..plot.canvas import new_axes, rendered, styled
+from .class_scores import SCORES, class_scores
+from .page import table
 
 MOST_CLASSES = 12  # in a table
 MOST_FEATURES = 5  # named for each class
@@ -75,6 +77,7 @@ class Judged(NamedTuple):
             "calibration_error": calibration.ece,
             "most_calibration_error": calibration.mce,
             "classes": self.classes,
+            "scores": class_scores(self.log_probs.exp(), self.predicted, self.target),
             "confusion": confusion.tolist(),
         }
 
@@ -96,7 +99,27 @@ def describe(figures: dict[str, Any]) -> str:
     skill = figures["skill"]
     share = "" if skill is None else f"skill {skill:.4f} = 1 - log loss / that of the frequencies; "
     calibration = f"expected calibration error {figures['calibration_error']:.4f}"
-    return f"{table(lines)}\n{share}{calibration}\n\n{_describe_confusion(figures)}"
+    scores = f"\n{share}{calibration}\n\n" + _describe_scores(figures)
+    return table(lines) + scores + "\n\n" + _describe_confusion(figures)
+
+
+def _describe_scores(figures: dict[str, Any]) -> str:
+    """Return the scores of the classes and their means; for many classes only the means."""
+    scores = [figures["scores"][name] for name in SCORES]
+    lines = [["class against the others", *SCORES.values()]]
+    if len(figures["classes"]) <= MOST_CLASSES:
+        for k, name in enumerate(figures["classes"]):
+            pairs = [(s["classes"][k], s["classes_standard_errors"][k]) for s in scores]
+            lines.append([str(name), *(_with_error(*pair) for pair in pairs)])
+    means = [_with_error(score["mean"], score["standard_error"]) for score in scores]
+    return table([*lines, ["mean of the classes", *means]])
+
+
+def _with_error(value: float | None, error: float | None) -> str:
+    """Return a figure with its standard error; an error of 0 says nothing, so it is left out."""
+    if value is None or error is None:
+        return "-"
+    return f"{value:.4f}" + f" +- {error:.4f}" * (error >= 5e-5)
 
 
 def _describe_confusion(figures: dict[str, Any]) -> str:
@@ -111,7 +134,7 @@ def _describe_confusion(figures: dict[str, Any]) -> str:
     pairs = [(n, i, j) for i, row in enumerate(counts) for j, n in enumerate(row) if n and i != j]
     lines = [["class", "taken for", "rows"]]
     lines += [[names[i], names[j], str(n)] for n, i, j in sorted(pairs, reverse=True)[:10]]
-    return f"the most frequent confusions of {len(names)} classes\n{table(lines)}"
+    return f"the most frequent confusions of {len(names)} classes\n" + table(lines)
 
 
 def largest(coefficients: np.ndarray, names: list[str], classes: list[Any]) -> dict[str, Any]:
@@ -142,10 +165,10 @@ def describe_largest(found: dict[str, Any]) -> str:
     return table(lines) + (f"\nand {more} more classes in the record" if more > 0 else "")
 
 
+@styled
 def picture(judged: Judged, title: str) -> bytes:
     """Reliability diagram and confusion matrix side by side, as PNG."""
     from ..plot import confusion_matrix, reliability
-    from ..plot.canvas import new_axes, rendered
 
     left, right = new_axes(12, 5.4, columns=2)
     reliability(judged.reliability(), left)

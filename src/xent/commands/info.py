@@ -11,9 +11,20 @@ import torch
 
 from .. import __version__
 from ..engines import core, triton
-from .console import say, say_json, table
+from .console import say, say_json
+from .page import table
 
-EXTRAS = {"plot": ("matplotlib", "numpy"), "train": ("tqdm",), "bench": ("jax", "optax")}
+EXTRAS = {
+    "plot": ("matplotlib", "numpy"),
+    "cli": ("rich", "rich_argparse", "shtab"),
+    "train": ("tqdm",),
+    "search": ("cma",),
+    "learn": ("scipy", "sklearn", "gymnasium", "pyarrow"),
+    "boosting": ("lightgbm", "xgboost"),
+    "transformers": ("transformers",),
+    "examples": ("numba", "statsmodels"),
+    "bench": ("jax", "optax", "kornia", "mpmath"),
+}
 WITHOUT_CORE = """\
 The compiled core is missing. Everything works all the same, through the reference engine, only
 slower. To get the core, reinstall where a C++17 compiler is on the path:
@@ -65,8 +76,8 @@ def describe(facts: dict[str, Any]) -> str:
     rows.append(("kept memory", _describe_pool(facts["pool"])))
     rows.append(("Triton, for GPUs", _describe_triton(facts["triton"])))
     rows += [(f"extra [{name}]", _describe_extra(mods)) for name, mods in facts["extras"].items()]
-    text = table(rows)
-    return text if facts["core"]["available"] else f"{text}\n\n{WITHOUT_CORE}"
+    text = table(rows, head=False)
+    return text if facts["core"]["available"] else text + f"\n\n{WITHOUT_CORE}"
 
 
 def _describe_core(core: dict[str, Any]) -> str:

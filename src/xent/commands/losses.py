@@ -9,7 +9,9 @@ from typing import Any
 
 from ..losses import CATALOG, Member
 from ..losses.lookup import bare_signature, find, members
-from .console import UserError, say, say_json, table
+from .console import UserError, say, say_json
+from .formulas import readable
+from .page import table
 
 FACTS = ("proper", "bounded", "convex", "symmetric", "second_pass")
 LEGEND = """\
@@ -43,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
         facts = [facts_of(member) for member in chosen]
         say_json(facts if args.name is None else facts[0])
     elif args.name is None:
-        say(f"{overview(chosen)}\n\n{LEGEND}")
+        say(overview(chosen) + f"\n\n{LEGEND}")
     else:
         say(explanation(chosen[0]))
     return 0
@@ -95,10 +97,11 @@ def overview(chosen: list[Member]) -> str:
 
 
 def explanation(member: Member) -> str:
-    """Return the description of a loss: signature, facts, docstring."""
+    """Return the description of a loss: signature, facts, docstring with readable formulas."""
     names = f"\nalso known as {', '.join(aliases(member))}" if aliases(member) else ""
     facts = [(fact.replace("_", " "), "yes" if getattr(member, fact) else "no") for fact in FACTS]
     facts = [("targets", member.targets), *facts, ("needs", ", ".join(needs(member)) or "nothing")]
     call = textwrap.wrap(f"xent.losses.{member.name}{bare_signature(member.function)}", 96)
     head = "\n    ".join(call) + names
-    return f"{head}\n\n{table(facts)}\n\n{inspect.getdoc(member.function)}"
+    told = readable(inspect.getdoc(member.function) or "")
+    return f"{head}\n\n" + table(facts, head=False) + f"\n\n{told}"

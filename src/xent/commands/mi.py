@@ -7,8 +7,9 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from .arguments import finite
-from .console import UserError, as_options, progress_bar, say_json, table
+from .console import UserError, as_options, progress_bar, say_json
 from .features import Encoding
+from .page import table
 from .plot import require_matplotlib
 from .run_folder import RECORD, RunFolder
 from .table_options import (

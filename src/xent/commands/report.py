@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from .console import note, table
+from ..plot.canvas import new_axes, rendered, styled
+from .console import note
+from .page import table
 
 
 def report(records: Sequence[dict[str, Any]]) -> str:
@@ -18,18 +20,22 @@ def report(records: Sequence[dict[str, Any]]) -> str:
 def draw(records: Sequence[dict[str, Any]]) -> bytes | None:
     """Draw the curves as PNG, for several runs also over time; None without matplotlib."""
     try:
-        from matplotlib.figure import Figure
+        import matplotlib  # noqa: F401
     except ImportError:
         note("no picture: matplotlib is not installed (pip install 'xent[plot]')")
         return None
+    return _drawn(records)
+
+
+@styled
+def _drawn(records: Sequence[dict[str, Any]]) -> bytes:
     from ..plot import curves
-    from ..plot.canvas import rendered
 
     panels = ("step", "seconds") if len(records) > 1 else ("step",)
-    figure = Figure(figsize=(7 * len(panels), 5), layout="constrained")
-    for ax, over in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+    axes = new_axes(7 * len(panels), 5, len(panels))
+    for ax, over in zip(axes, panels, strict=True):
         curves(records, ax, over=over)
-    return rendered(figure, dpi=120)
+    return rendered(axes[0].figure)
 
 
 def _column(record: dict[str, Any]) -> dict[str, str]:

@@ -83,8 +83,8 @@ class RunFolder:
     def say(self, text: str) -> None:
         """Print a result, and each file of this run with its description."""
         paths = [self.path / name for name in self.written]
-        files = [f"{'picture' if p.suffix == '.png' else p.stem}: {p}" for p in paths]
-        say("\n".join([text, *([""] if files else []), *files]))
+        files = [f"\n{'picture' if p.suffix == '.png' else p.stem}: {p}" for p in paths]
+        say(text + "\n" * bool(files) + "".join(files))
 
     def save_json(self, name: str, value: Any) -> str | None:
         """Write plain types, as :meth:`save`."""

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from ..learn.loss_formula import CROSS_ENTROPY, Formula
 from ..learn.loss_search import RECORD, Found, HeldOutAccuracy, search_loss
-from .console import UserError, as_options, say_json, table
+from .console import UserError, as_options, say_json
 from .features import Encoding
+from .page import table
 from .run_folder import RECORD as RESULT
 from .run_folder import RunFolder
 from .table import Reading
@@ -118,8 +119,9 @@ def _report(
             return
         folder.wrote(RECORD)
         folder.say(
-            f"{found.formula.source()}\n{table(lines)}\n\nbetter with {wins} of {test.shape[1]} "
-            "fresh networks"
+            f"{found.formula.source()}\n"
+            + table(lines)
+            + f"\n\nbetter with {wins} of {test.shape[1]} fresh networks"
         )
 
 

@@ -179,5 +179,5 @@ def _conclude(record: dict[str, Any], folder: RunFolder, args: argparse.Namespac
     if args.json:
         say_json(record["results"])
     else:
-        folder.say(f"{report([record])}\n\n{FOOTNOTE}")
+        folder.say(report([record]) + f"\n\n{FOOTNOTE}")
     return 0

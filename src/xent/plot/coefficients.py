@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from .canvas import COLORS, new_axes, shown
+from .canvas import COLORS, new_axes, shown, styled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
+@styled
 def coefficient_paths(
     path: Any, ax: Axes | None = None, *, names: Sequence[str] = (), named: int = 6
 ) -> Axes:

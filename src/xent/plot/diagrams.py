@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from .. import softmax_jacobian
-from .canvas import COLORS, new_axes, shown
+from .canvas import COLORS, new_axes, shown, styled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
+@styled
 def binary_terms(target: float = 0.5, ax: Axes | None = None) -> Axes:
     """The two log terms of binary cross-entropy and their sum, against the probability.
 
@@ -68,6 +69,7 @@ def binary_terms(target: float = 0.5, ax: Axes | None = None) -> Axes:
     return ax
 
 
+@styled
 def reliability(table: Any, ax: Axes | None = None) -> Axes:
     """Reliability diagram: how often predictions of each confidence are right.
 
@@ -127,6 +129,7 @@ def reliability(table: Any, ax: Axes | None = None) -> Axes:
     return ax
 
 
+@styled
 def confusion_matrix(matrix: Any, labels: Sequence[Any], ax: Axes | None = None) -> Axes:
     """Draw a confusion matrix: how many rows of each class are taken for each class.
 
@@ -175,6 +178,7 @@ def confusion_matrix(matrix: Any, labels: Sequence[Any], ax: Axes | None = None)
     return ax
 
 
+@styled
 def jacobian(input: Tensor, ax: Axes | None = None) -> Axes:
     """The Jacobian of softmax at one row of logits as a heat map.
 

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .canvas import COLORS, new_axes, shown
+from .canvas import COLORS, new_axes, shown, styled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
+@styled
 def information(estimate: Any, ax: Axes | None = None) -> Axes:
     """Draw what each class adds to an estimate of mutual information, and the most it could add.
 
@@ -50,6 +51,7 @@ def information(estimate: Any, ax: Axes | None = None) -> Axes:
     return ax
 
 
+@styled
 def information_bars(
     estimates: Mapping[str, Any], truth: Mapping[str, float] | None = None, ax: Axes | None = None
 ) -> Axes:
@@ -98,6 +100,7 @@ def information_bars(
     return ax
 
 
+@styled
 def activation_map(image: Tensor, map: Tensor, ax: Axes | None = None) -> Axes:
     """A map of evidence for a class, drawn over the image.
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from .canvas import new_axes, styles
+from .canvas import new_axes, styled, styles
 from .loss_names import Curve, make_curve, read_curve
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ FARTHEST = 8.0  # log-odds at the edge of the picture
 UNLIKE = 10.0  # ratio of sizes from which the smaller curve looks flat
 
 
+@styled
 def loss_curves(
     *losses: str | Callable[..., Any],
     axes: Sequence[Axes] | None = None,

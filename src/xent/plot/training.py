@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from .canvas import LINES, new_axes, shown, styles
+from .canvas import COLORS, LINES, new_axes, shown, styled, styles
 
 if TYPE_CHECKING:
     import numpy as np
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 Record = Mapping[str, Any]
 
 
+@styled
 def curves(
     records: Record | Sequence[Record],
     ax: Axes | None = None,
@@ -55,10 +56,7 @@ def curves(
         raise ValueError(f"`over` cannot be {over!r} for all of these records")
     if labels is not None and len(labels) != len(runs):
         raise ValueError(f"`labels` must name each of the {len(runs)} runs, got {len(labels)}")
-    if ax is None:
-        from matplotlib.figure import Figure
-
-        ax = Figure(figsize=(8, 5), layout="constrained").subplots()
+    ax = ax or new_axes(8, 5)[0]
     for i, run in enumerate(runs):
         label = labels[i] if labels is not None else run.label
         _draw(run, ax, over == "seconds", f"{shown(label)}: " if label else "", i)
@@ -97,7 +95,7 @@ def _of_epochs(record: Record) -> _Run:
 
 
 def _draw(run: _Run, ax: Axes, timed: bool, prefix: str, number: int) -> None:
-    color, line = f"C{number}", LINES[number % len(LINES)]
+    color, line = COLORS[number % len(COLORS)], LINES[number % len(LINES)]
     x, loss = run.seconds if timed else range(1, len(run.loss) + 1), run.loss
     dots: dict[str, Any] = {"color": color, "label": f"{prefix}validation", "markersize": 4}
     if run.counted == "step":
@@ -124,6 +122,7 @@ def _smooth(values: Sequence[float]) -> list[float]:
     return smooth
 
 
+@styled
 def learning_curves(
     runs: Mapping[str, Sequence[float] | Sequence[Sequence[float]]],
     ax: Axes | None = None,
