@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from .._package import not_installed
 from .console import note, table
 
 
@@ -20,7 +21,7 @@ def draw(records: Sequence[dict[str, Any]]) -> bytes | None:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        note("no picture: matplotlib is not installed (pip install 'xent[plot]')")
+        note(f"no picture: {not_installed('matplotlib', 'plot')}")
         return None
     from ..plot import curves
     from ..plot.canvas import rendered

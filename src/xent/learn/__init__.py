@@ -9,6 +9,8 @@ from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any
 
+from .._package import pip_install
+
 _MODULE_OF: dict[str, str] = {
     "Bernoulli": "search.choices",
     "Categorical": "search.choices",
@@ -64,7 +66,7 @@ def __getattr__(name: str) -> Any:
         return getattr(import_module(f".{_MODULE_OF[name]}", __name__), name)
     except ModuleNotFoundError as error:
         raise ImportError(
-            f"xent.learn.{name} needs {error.name}: pip install 'xent[learn]'", name=error.name
+            f"xent.learn.{name} needs {error.name}: {pip_install('learn')}", name=error.name
         ) from error
 
 
