@@ -1,8 +1,8 @@
 """Tools that learn or fit with the losses; each is imported when it is used.
 
 ``import xent`` loads none of them. The names below are imported from here, as in
-``from xent.learn import SoftmaxRegression``; the modules hold more. They need the extra
-``xent[learn]``.
+``from xent.learn import SoftmaxRegression``; the modules hold more. They need what the
+extra ``learn`` installs.
 """
 
 from importlib import import_module
