@@ -16,13 +16,14 @@ LINTERS = ruff pyright clang-format
 LINTS = $(addprefix lint-,$(LINTERS))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check test-quick test test-all $(PARTS) mutants experiments bench bench-gpu docs lint $(LINTS) format clean
+.PHONY: help demo check test-quick test test-all $(PARTS) check-package mutants experiments bench bench-gpu docs lint $(LINTS) format clean
 
 help:
 	@echo "make demo      train a language model for two minutes and show table and picture"
 	@echo "make check     lint, types and a part of the tests, in a minute and a half: for whoever works on it"
 	@echo "make test      the test suite, with the compiled core and without it"
 	@echo "make test-all  what is long: $(PARTS)"
+	@echo "make check-package  builds what is published, and checks it with the tools of those who take it"
 	@echo "make mutants   puts faults into the library, and counts those that the tests notice"
 	@echo "make bench     speed, memory and error beside PyTorch and its peers"
 	@echo "make bench-gpu  the same for logits on a GPU, with the torch that is installed there"
@@ -42,6 +43,11 @@ $(VENV)/installed: $(VENV)/python $(SOURCES) constraints.txt
 
 $(VENV)/test: $(VENV)/installed
 	$(PIP) install -c constraints.txt $(TEST_DEPENDENCIES)
+	@touch $@
+
+# Frameworks that docs/frameworks.md is about.
+$(VENV)/frameworks: $(VENV)/test
+	$(PIP) install -c constraints.txt lightning keras skorch
 	@touch $@
 
 $(VENV)/mutants: $(VENV)/test
@@ -104,7 +110,7 @@ test-all:
 	done; \
 	if [ -n "$$failed" ]; then echo "failed:$$failed"; exit 1; fi; echo "all parts passed: $(PARTS)"
 
-test-slow: $(VENV)/test
+test-slow: $(VENV)/frameworks
 	$(PYTEST) -n 2 -m slow --ignore=tests/house/test_processors.py
 
 test-processors: $(VENV)/test
@@ -120,6 +126,10 @@ test-pythons: $(VENV)/python
 # Two environments of 1.5 GB, one after the other, which are removed.
 test-trl: $(VENV)/python
 	$(BIN)/python -m tests.trl
+
+# Tools, sdist, wheels and an empty environment for the wheels, all of which are removed.
+check-package: $(VENV)/python
+	$(BIN)/python -m tests.house.package
 
 mutants: $(VENV)/mutants
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m tests.mutants

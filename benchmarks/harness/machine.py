@@ -9,10 +9,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import xent
+
 from .internals import instruction_set
 
 PACKAGES = (
-    "xent", "torch", "triton", "jax", "optax", "scikit-learn", "liger-kernel", "cut-cross-entropy",
+    "torch", "triton", "jax", "optax", "scikit-learn", "liger-kernel", "cut-cross-entropy",
     "quack-kernels", "flash-attn",
 )  # fmt: skip
 
@@ -40,7 +42,7 @@ def _cpu_model() -> str:
 
 
 def _versions() -> dict[str, str]:
-    found = {}
+    found = {"xent": xent.__version__}
     for name in PACKAGES:
         try:
             found[name] = version(name)

@@ -28,7 +28,7 @@ try:
     from numba import njit, types
     from numba.extending import intrinsic
 except ImportError as error:
-    raise ImportError("Tetris needs numba: pip install 'xent[examples]'", name="numba") from error
+    raise ImportError("Tetris needs numba: pip install numba", name="numba") from error
 
 PIECES = "IOTSZJL"
 _DRAWN = {

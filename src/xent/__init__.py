@@ -17,7 +17,6 @@ from . import _start as _start  # first, so that Ctrl-C during the other imports
 
 # isort: split
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from ._start import collections_paused as _paused
@@ -26,6 +25,7 @@ with _paused():
     from . import information, losses, nn, policy
 
 from ._check import TargetError
+from ._package import VERSION as _VERSION
 from .diagnose import diagnose
 from .engines.choice import Explanation
 from .evaluation import Evaluation, evaluate
@@ -54,10 +54,7 @@ from .targets import shift_labels
 if TYPE_CHECKING:
     from . import integrations, learn, plot
 
-try:
-    __version__ = version("xent")
-except PackageNotFoundError:  # imported from a source tree that was never installed
-    __version__ = "0+unknown"
+__version__ = _VERSION
 
 __all__ = [
     "DenseRows",

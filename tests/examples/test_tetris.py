@@ -439,4 +439,4 @@ def test_without_numba_the_error_says_what_to_install():
         [sys.executable, "-c", code], cwd=EXAMPLES, capture_output=True, text=True
     )
     assert done.returncode != 0
-    assert done.stderr.rstrip().endswith("Tetris needs numba: pip install 'xent[examples]'")
+    assert done.stderr.rstrip().endswith("Tetris needs numba: pip install numba")

@@ -117,9 +117,9 @@ def torch_address(python: Path) -> str | None:
 
 def wheel_in(folder: Path) -> Path:
     """Build the project as a wheel, once: it is for the stable interface, so for every Python."""
-    if not list(folder.glob("xent*.whl")):
+    if not list(folder.glob("*.whl")):
         pip(Path(sys.executable), "wheel", "--no-deps", "-w", folder, ".")
-    (wheel,) = folder.glob("xent*.whl")
+    (wheel,) = folder.glob("*.whl")
     return wheel
 
 

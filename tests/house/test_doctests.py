@@ -17,6 +17,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import xent
+from xent._package import NAME
 
 PROJECT = Path(__file__).parents[2]
 PAGES = "README.md", "docs/language-models.md"
@@ -65,7 +66,7 @@ class Runner(doctest.DocTestRunner):
 
 def is_extra(error: ImportError) -> bool:
     """Return True if the missing package is not a part of xent."""
-    return "pip install 'xent[" in str(error) or not (error.name or "xent").startswith("xent")
+    return f"pip install '{NAME}[" in str(error) or not (error.name or "xent").startswith("xent")
 
 
 def modules() -> Iterator[ModuleType]:

@@ -23,7 +23,7 @@ SOURCES = [*HOUSE.rglob("*.py"), *(PROJECT / "benchmarks").rglob("*.py")]
 
 # The rooms (modules or folders), lowest first. A room imports rooms below it, and nothing else.
 FLOORS = [
-    {"_core"},
+    {"_core", "_package"},
     {"engines.modes", "engines.contract", "engines.pool"},
     {
         "_check",
@@ -63,11 +63,11 @@ DOORS = {"", "__main__", "cli", "commands"}
 
 # Rooms on top import only public names of other rooms, those in `__all__` of a module, as users do.
 # These rooms could be a package of their own. They also import a few modules that know nothing of
-# losses: checks of arguments, files that are written completely or not at all, text for terminals,
-# Ctrl-C, modes of PyTorch.
+# losses: checks of arguments, files that are written completely or not at all, the package's name,
+# text for terminals, Ctrl-C, modes of PyTorch.
 ON_TOP = ("learn", "plot", "integrations", "commands", "cli", "__main__")
 UTILITIES = {
-    "_check", "_files", "_printable", "_probabilities", "_start", "_suggestions", "arrays",
+    "_check", "_files", "_package", "_printable", "_probabilities", "_start", "_suggestions", "arrays",
     "engines.modes",
 }  # fmt: skip
 # Only `xent info` says how the library was built.

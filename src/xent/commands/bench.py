@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+from .._package import NAME
 from .console import UserError
 
 HARNESS = Path("benchmarks", "harness", "logits.py")
@@ -37,6 +38,6 @@ def _harness() -> ModuleType:
             return importlib.import_module("benchmarks.harness.logits")
     raise UserError(
         "the benchmarks come with the repository, not with the installed package: get its sources "
-        "(or `pip download --no-deps --no-binary xent xent`, and unpack), and run this command in "
-        f"their folder, the one that holds {HARNESS.parts[0]}/"
+        f"(or `pip download --no-deps --no-binary {NAME} {NAME}`, and unpack), and run this "
+        f"command in their folder, the one that holds {HARNESS.parts[0]}/"
     )

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import Linear, Module, ReLU, Sequential
 
+from .._package import not_installed
 from ..plot.canvas import rendered, shown
 from .arguments import finite
 from .console import UserError, note, say_json
@@ -76,7 +77,7 @@ def open_environment(args: argparse.Namespace) -> Environment:
         import gymnasium
         from gymnasium.wrappers import FlattenObservation
     except ImportError:
-        raise UserError("gymnasium is not installed (pip install 'xent[learn]')") from None
+        raise UserError(not_installed("gymnasium", "learn")) from None
 
     def make() -> Any:
         return FlattenObservation(gymnasium.make(args.env))

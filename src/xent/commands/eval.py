@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .. import Evaluation, evaluate
+from .._package import not_installed
 from ..integrations.transformers import lean
 from .console import UserError, as_options, note, progress_bar, say, say_json
 from .model import LanguageModel
@@ -181,7 +182,7 @@ def _hugging_face(args: argparse.Namespace) -> Subject:
     try:
         from transformers import AutoModelForCausalLM, AutoTokenizer
     except ImportError:
-        raise UserError("--hf: transformers is not installed (pip install transformers)") from None
+        raise UserError(f"--hf: {not_installed('transformers', 'transformers')}") from None
     try:
         tokenizer = AutoTokenizer.from_pretrained(args.hf)
         model = AutoModelForCausalLM.from_pretrained(args.hf)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from .._package import not_installed
 from ..losses import CATALOG, Member
 from ..losses.lookup import find
 from ..plot.canvas import shown
@@ -78,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         from ..learn.regression import saved_models  # noqa: F401
     except ImportError as error:
-        raise UserError(f"{error.name} is not installed (pip install 'xent[learn]')") from None
+        raise UserError(not_installed(error.name, "learn")) from None
     given = [name for name in (*FITTING, *LEARNING) if getattr(args, name) is not None]
     if args.model and given:
         option = given[0].replace("_", "-")

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
 import platform
+import shlex
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import torch
 
 from .. import __version__
+from .._package import NAME
 from ..engines import core, triton
 from .console import say, say_json
 from .page import table
@@ -28,7 +35,7 @@ EXTRAS = {
 WITHOUT_CORE = """\
 The compiled core is missing. Everything works all the same, through the reference engine, only
 slower. To get the core, reinstall where a C++17 compiler is on the path:
-    pip install --force-reinstall --no-deps --no-cache-dir --no-binary xent xent"""
+    pip install --force-reinstall --no-deps --no-cache-dir {source}"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -77,7 +84,21 @@ def describe(facts: dict[str, Any]) -> str:
     rows.append(("Triton, for GPUs", _describe_triton(facts["triton"])))
     rows += [(f"extra [{name}]", _describe_extra(mods)) for name, mods in facts["extras"].items()]
     text = table(rows, head=False)
-    return text if facts["core"]["available"] else text + f"\n\n{WITHOUT_CORE}"
+    if facts["core"]["available"]:
+        return text
+    return f"{text}\n\n{WITHOUT_CORE.format(source=_source())}"
+
+
+def _source() -> str:
+    """Return what pip compiles: the folder that xent was installed from, or the sdist by name."""
+    try:
+        told = distribution(NAME).read_text("direct_url.json")
+    except PackageNotFoundError:  # imported from a folder of sources
+        return shlex.quote(str(Path(__file__).parents[3]))
+    origin = json.loads(told or "{}")
+    if "dir_info" in origin:
+        return shlex.quote(url2pathname(urlsplit(origin["url"]).path))
+    return f"--no-binary {NAME} {NAME}"
 
 
 def _describe_core(core: dict[str, Any]) -> str:

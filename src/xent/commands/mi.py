@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from .._package import not_installed
 from .arguments import finite
 from .console import UserError, as_options, progress_bar, say_json
 from .features import Encoding
@@ -75,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
 
         classifier = CLASSIFIERS[args.classifier](args.seed)
     except ImportError as error:
-        raise UserError(f"{error.name} is not installed (pip install 'xent[learn]')") from None
+        raise UserError(not_installed(error.name, "learn")) from None
     estimator = MutualInformation(
         classifier, folds=args.folds, bootstrap=args.bootstrap, confidence=args.confidence,
         seed=args.seed,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from .._package import not_installed
 from ..losses.lookup import members
 from ..plot.canvas import rendered
 from ..plot.loss_names import hyperparameters
@@ -76,7 +77,7 @@ def require_matplotlib() -> None:
     try:
         import matplotlib  # noqa: F401
     except ImportError:
-        raise UserError("matplotlib is not installed (pip install 'xent[plot]')") from None
+        raise UserError(not_installed("matplotlib", "plot")) from None
 
 
 def save_figure(figure: Any, path: Path, option: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from .._package import not_installed
 from ..plot.canvas import new_axes, rendered, styled
 from .console import note
 from .page import table
@@ -22,7 +23,7 @@ def draw(records: Sequence[dict[str, Any]]) -> bytes | None:
     try:
         import matplotlib  # noqa: F401
     except ImportError:
-        note("no picture: matplotlib is not installed (pip install 'xent[plot]')")
+        note(f"no picture: {not_installed('matplotlib', 'plot')}")
         return None
     return _drawn(records)
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .._package import not_installed
 from .columns import NUMBERS, cast, listed, plain
 from .console import UserError, note
 from .delimited import Format, read_delimited
@@ -164,7 +165,7 @@ def _content(
     try:
         import pyarrow
     except ImportError:
-        raise UserError("pyarrow is not installed (pip install 'xent[learn]')") from None
+        raise UserError(not_installed("pyarrow", "learn")) from None
     try:
         if is_parquet(path):
             table, said = read_parquet(path)

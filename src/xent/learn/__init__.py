@@ -1,13 +1,15 @@
 """Tools that learn or fit with the losses; each is imported when it is used.
 
 ``import xent`` loads none of them. The names below are imported from here, as in
-``from xent.learn import SoftmaxRegression``; the modules hold more. They need the extra
-``xent[learn]``.
+``from xent.learn import SoftmaxRegression``; the modules hold more. They need what the
+extra ``learn`` installs.
 """
 
 from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any
+
+from .._package import pip_install
 
 _MODULE_OF: dict[str, str] = {
     "Bernoulli": "search.choices",
@@ -64,7 +66,7 @@ def __getattr__(name: str) -> Any:
         return getattr(import_module(f".{_MODULE_OF[name]}", __name__), name)
     except ModuleNotFoundError as error:
         raise ImportError(
-            f"xent.learn.{name} needs {error.name}: pip install 'xent[learn]'", name=error.name
+            f"xent.learn.{name} needs {error.name}: {pip_install('learn')}", name=error.name
         ) from error
 
 

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from .. import statistics
 from .._files import write_whole
+from .._package import pip_install
 from .loss_formula import CROSS_ENTROPY, TERMS, Formula, weighted_sum
 from .networks.small_networks import SmallNetworks
 
@@ -179,7 +180,7 @@ def search_loss(
         from tqdm import tqdm
     except ImportError as error:
         raise ImportError(
-            f"the loss search needs the package {error.name}: pip install 'xent[search]'"
+            f"the loss search needs the package {error.name}: {pip_install('search')}"
         ) from None
     record = _Record(folder, resume, {"population": population, "sigma": sigma, "seed": seed})
     tried = record.generations
