@@ -67,7 +67,8 @@ DOORS = {"", "__main__", "cli", "commands"}
 # text for terminals, Ctrl-C, modes of PyTorch.
 ON_TOP = ("learn", "plot", "integrations", "commands", "cli", "__main__")
 UTILITIES = {
-    "_check", "_files", "_package", "_printable", "_probabilities", "_start", "_suggestions", "arrays",
+    "_check", "_files", "_package", "_printable", "_probabilities", "_start", "_suggestions",
+    "arrays",
     "engines.modes",
 }  # fmt: skip
 # Only `xent info` says how the library was built.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 
+from .._package import not_installed
 from ..losses.lookup import members
 from .console import UserError
 
@@ -25,7 +26,7 @@ def script(parser: argparse.ArgumentParser, shell: str) -> str:
     try:
         import shtab
     except ImportError:
-        raise UserError("shtab is not installed (pip install 'xent[cli]')") from None
+        raise UserError(not_installed("shtab", "cli")) from None
     for action in _actions(parser):
         if action.dest in LOSSES:
             action.choices = sorted(members())
