@@ -389,7 +389,7 @@ BAD = {
     "classes on axis 1": ({"input": Z.movedim(2, 1)}, ValueError, "classes last"),
     "probabilities": ({"target": Z.softmax(-1)}, ValueError, r"must have shape \(3, 4\)"),
     "floats": ({"target": Y.float()}, TypeError, "class indices"),
-    "list": ({"input": [1.0]}, TypeError, "torch.Tensor"),
+    "text": ({"input": "1"}, TypeError, "torch.Tensor"),
     "no class axis": ({"input": torch.tensor(1.0)}, ValueError, "class axis"),
     "integer logits": ({"input": Z.long()}, TypeError, "floating-point logits"),
     "no such class": ({"target": Y + 7}, IndexError, "out of bounds"),

@@ -172,16 +172,26 @@ def _of_list(name: str, value: Any) -> Tensor:
             raise ValueError(f"`{name}` is a list of arrays of different shapes: {shapes}")
         dtype = functools.reduce(torch.promote_types, [part.dtype for part in parts])
         return torch.stack([part.to(dtype) for part in parts])
+    kinds = _kinds(value)
+    if complex in kinds:
+        raise TypeError(f"`{name}` must hold real numbers, got complex ones")
+    if kinds == {bool}:
+        dtype = torch.bool
+    else:
+        whole = name in _WHOLE and kinds <= {bool, int}
+        dtype = torch.int64 if whole else torch.float64
     try:
-        found = torch.tensor(value, device="cpu")
-        whole = not (found.is_floating_point() or found.is_complex())
-        keeps = found.dtype == torch.bool or (whole and name in _WHOLE)
-        keeps |= found.is_complex()
-        if not found.numel() and name in _WHOLE:
-            return found.long()
-        return found if keeps else torch.tensor(value, dtype=torch.float64, device="cpu")
+        return torch.tensor(value, dtype=dtype, device="cpu")
     except (ValueError, TypeError, RuntimeError, OverflowError) as error:
         raise ValueError(f"`{name}` is a list that is no array of numbers: {error}") from None
+
+
+def _kinds(value: Any) -> set[type]:
+    """The kinds of numbers in nested lists: bool, int, float, complex; object for others."""
+    if isinstance(value, (list, tuple)):
+        return set().union(*map(_kinds, value))
+    kinds = (bool, int, float, complex)
+    return {next((kind for kind in kinds if isinstance(value, kind)), object)}
 
 
 def _has_numbers_only(value: Any) -> bool:

@@ -112,7 +112,7 @@ def test_other_files(tmp_path):
 
 def test_without_pyarrow(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(UserError, match=r"xent\[learn\]"):
+    with pytest.raises(UserError, match=r"crossentropy\[learn\]"):
         read_table(tmp_path / "a.csv")
 
 

@@ -166,4 +166,4 @@ def test_other_shells_have_a_script(shell, capsys):
 def test_without_shtab_the_message_names_the_extra(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "shtab", None)
     assert main(["--print-completion", "bash"]) == 2
-    assert "shtab is not installed (pip install 'xent[cli]')" in capsys.readouterr().err
+    assert "shtab is not installed (pip install 'crossentropy[cli]')" in capsys.readouterr().err

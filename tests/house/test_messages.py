@@ -222,7 +222,13 @@ def test_class_weights_are_weight():
         xent.losses.sparsemax_loss,
         xent.nll_loss,
     ):
-        for weight in (torch.ones(3), [1.0] * 4, torch.ones(4).long(), torch.ones(1, 4)):
+        for weight in (
+            torch.ones(3),
+            "balanced",
+            [1.0] * 3,
+            torch.ones(4).long(),
+            torch.ones(1, 4),
+        ):
             said = message(loss, {"input": P, "target": Y, "weight": weight})
             assert said is not None
             assert "`weight`" in said, said

@@ -295,7 +295,7 @@ def test_progress_and_missing_packages(capsys, monkeypatch):
     for package in ("cma", "tqdm"):
         with monkeypatch.context() as patch:
             patch.setitem(sys.modules, package, None)
-            with pytest.raises(ImportError, match=r"xent\[search\]"):
+            with pytest.raises(ImportError, match=r"crossentropy\[search\]"):
                 search_loss(judge, generations=1)
 
 

@@ -207,7 +207,7 @@ def test_bad_input():
         with pytest.raises(ValueError, match=r"\(N, K\)"):
             fit_mixture_weights(bad)
     with pytest.raises(TypeError, match="members"):
-        fit_mixture_weights([[0.1]])
+        fit_mixture_weights("members")
     half = torch.tensor([0.5, 0.5])
     with pytest.raises(ValueError, match="each of the 3 members"):
         mixture_log_prob(torch.zeros(4, 3), half)

@@ -560,7 +560,7 @@ BAD = {
     "score of integers": (lambda: plackett_luce_loss(R.long(), R), TypeError, r"call \.float\(\)"),
     "score of bool": (lambda: cosent_loss(B, R), TypeError, "`similarity` must be floating point"),
     "a number": (lambda: pairwise_logistic_loss(S[0], R[0]), ValueError, "must hold lists"),
-    "no tensor": (lambda: plackett_luce_loss([1.0], R), TypeError, "`score` must be a torch"),
+    "no tensor": (lambda: plackett_luce_loss("1", R), TypeError, "`score` must be a torch"),
     "shape": (lambda: plackett_luce_loss(S, R[:2]), ValueError, "`relevance` must have the shape"),
     "complex": (lambda: plackett_luce_loss(S, R * 1j), TypeError, "`relevance` must hold real"),
     "NaN": (lambda: cosent_loss(S, R / 0), ValueError, "`label` holds NaN"),

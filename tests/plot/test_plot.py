@@ -264,9 +264,11 @@ def test_the_colours_are_those_of_the_style():
 
 
 def test_a_picture_has_the_style_unless_the_caller_gives_axes():
-    before = dict(matplotlib.rcParams)
-    own = jacobian(torch.tensor([2.0, 1.0]))
-    given = jacobian(torch.tensor([2.0, 1.0]), Figure().subplots())
-    assert dict(matplotlib.rcParams) == before
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()  # whatever style another test has set
+        before = dict(matplotlib.rcParams)
+        own = jacobian(torch.tensor([2.0, 1.0]))
+        given = jacobian(torch.tensor([2.0, 1.0]), Figure().subplots())
+        assert dict(matplotlib.rcParams) == before
     assert own.spines["left"].get_edgecolor() == (0.6, 0.6, 0.6, 1.0)
     assert given.spines["left"].get_edgecolor() == (0.0, 0.0, 0.0, 1.0)

@@ -311,7 +311,7 @@ def test_info_nce_of_scores_is_that_of_features():
     with pytest.raises(ValueError, match="`temperature`"):
         info_nce_bound(scores, temperature=0.0)
     with pytest.raises(TypeError, match="`query`"):
-        info_nce_bound([[1.0]])
+        info_nce_bound("scores")
 
 
 # ---- infoCAM ------------------------------------------------------------------------------------
