@@ -84,7 +84,7 @@ def entry(loss: Any, call: str, summary: str, **given: Any) -> dict[str, Any]:
     free = {name: option for name, option in options.items() if name in used}
     return {
         "call": call,
-        "summary": summary,
+        "summary": summary.replace("``", ""),
         "elements": frame is None,
         "options": {n: o | {"default": hyper.defaults.get(n)} for n, o in free.items()},
         "fixed": {n: start[n] for n in given},
