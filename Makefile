@@ -36,9 +36,17 @@ $(VENV)/python:
 	$(PYTHON) -m venv $(VENV)
 	@touch $@
 
-$(VENV)/installed: $(VENV)/python $(SOURCES) constraints.txt
+# Compiled once, for the stable interface: every Python takes this wheel.
+WHEELS = $(VENV)/wheels
+$(VENV)/wheel: $(VENV)/python $(SOURCES)
+	rm -rf $(WHEELS)
+	$(PIP) wheel --no-deps -w $(WHEELS) .
+	@touch $@
+
+$(VENV)/installed: $(VENV)/wheel constraints.txt
 	$(PIP) install -c constraints.txt torch==2.13.0 numpy
-	$(PIP) install -c constraints.txt ".[train]"
+	$(PIP) install --no-deps --force-reinstall $(WHEELS)/*.whl
+	$(PIP) install -c constraints.txt "$$(echo $(WHEELS)/*.whl)[train]"
 	@touch $@
 
 $(VENV)/test: $(VENV)/installed
@@ -120,11 +128,11 @@ test-examples: $(VENV)/examples
 	$(BIN)/python docs/experiments.py --small
 
 # By itself it downloads PyTorch, gigabytes, for the Pythons that need it; in test-all it leaves them out.
-test-pythons: $(VENV)/python
+test-pythons: $(VENV)/wheel
 	$(BIN)/python tests/house/other_pythons.py $(PYTHONS)
 
 # Two environments of 1.5 GB, one after the other, which are removed.
-test-trl: $(VENV)/python
+test-trl: $(VENV)/wheel
 	$(BIN)/python -m tests.trl
 
 # Tools, sdist, wheels and an empty environment for the wheels, all of which are removed.

@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -115,6 +116,17 @@ def torch_address(python: Path) -> str | None:
     return wheel["download_info"]["url"]
 
 
+@contextmanager
+def wheels() -> Iterator[Path]:
+    """The folder of the wheel that make has built, or a folder that is removed afterwards."""
+    made = Path(sys.prefix, "wheels")
+    if made.is_dir():
+        yield made
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder)
+
+
 def wheel_in(folder: Path) -> Path:
     """Build the project as a wheel, once: it is for the stable interface, so for every Python."""
     if not list(folder.glob("*.whl")):
@@ -159,10 +171,10 @@ def main() -> int:
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # environments are removed on the way out
     pythons, rows = found()
-    with tempfile.TemporaryDirectory() as folder:
+    with wheels() as folder:
         for version, path in sorted(pythons.items()):
             print(f"\nPython {version}: {path}", flush=True)
-            rows.append(tried(version, path, Path(folder), not options.no_download))
+            rows.append(tried(version, path, folder, not options.no_download))
     show([Row("python", "result", "torch", "triton", "core", "note"), *rows])
     counts = {
         name: sum(row.result == name for row in rows) for name in ("passed", "failed", "skipped")

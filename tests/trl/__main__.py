@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.house.other_pythons import PROJECT, Failure, pip, run, show, wheel_in
+from tests.house.other_pythons import PROJECT, Failure, pip, run, show, wheel_in, wheels
 
 VERSIONS = ["trl~=1.0.0", "trl"]
 # TRL 1.0 imports requests without naming it.
@@ -62,8 +62,8 @@ def tried(wanted: str, wheels: Path) -> Row:
 def main() -> int:
     """Try all versions, print a table; return the number of failures."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # environments are removed on the way out
-    with tempfile.TemporaryDirectory() as folder:
-        rows = [tried(wanted, Path(folder)) for wanted in VERSIONS]
+    with wheels() as folder:
+        rows = [tried(wanted, folder) for wanted in VERSIONS]
     show([Row("wanted", "result", "trl", "transformers", "torch", "note"), *rows])
     return sum(row.result == "failed" for row in rows)
 
