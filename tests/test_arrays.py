@@ -186,6 +186,14 @@ def test_numbers_of_python():
     assert xent.cross_entropy(input=[2.0, 1.0], target=0) == xent.cross_entropy([2.0, 1.0], [1, 0])
 
 
+def test_numbers_of_numpy_in_lists():
+    exact = xent.cross_entropy([[1.0, 2.0]], [1])
+    assert xent.cross_entropy([[np.float64(1), np.float64(2)]], [np.int64(1)]) == exact
+    assert xent.cross_entropy([np.float64(1), 2], 1) == exact
+    assert xent.binary_cross_entropy(np.float64(0.25), 1) == xent.binary_cross_entropy(0.25, 1)
+    assert xent.cross_entropy([[1.0, 2.0]] * 2, [np.int64(1), 1]) == exact
+
+
 def test_integers_of_python_are_one_hot_rows_where_they_lie_like_the_logits():
     one_hot = [[0, 1, 0], [0, 0, 1]]
     assert xent.cross_entropy(Z.tolist(), one_hot) == xent.cross_entropy(Z.tolist(), Y)

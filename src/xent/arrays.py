@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import numbers
 import sys
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
@@ -164,15 +163,15 @@ def _is_traced(value: Any) -> bool:
 
 def _of_list(name: str, value: Any) -> Tensor:
     """The tensor of a number or of nested lists."""
-    if not _has_numbers_only(value):
-        parts = [as_tensor(f"{name}[{k}]", x) for k, x in enumerate(value)]
+    kinds = _kinds(value)
+    if object in kinds:
+        parts = [as_tensor(name, x) for x in value]
         _raise_unless_tensors(name, parts)
         if len({part.shape for part in parts}) > 1:
             shapes = ", ".join(str(tuple(part.shape)) for part in parts[:3])
             raise ValueError(f"`{name}` is a list of arrays of different shapes: {shapes}")
         dtype = functools.reduce(torch.promote_types, [part.dtype for part in parts])
         return torch.stack([part.to(dtype) for part in parts])
-    kinds = _kinds(value)
     if complex in kinds:
         raise TypeError(f"`{name}` must hold real numbers, got complex ones")
     if kinds == {bool}:
@@ -192,12 +191,6 @@ def _kinds(value: Any) -> set[type]:
         return set().union(*map(_kinds, value))
     kinds = (bool, int, float, complex)
     return {next((kind for kind in kinds if isinstance(value, kind)), object)}
-
-
-def _has_numbers_only(value: Any) -> bool:
-    if isinstance(value, (list, tuple)):
-        return all(map(_has_numbers_only, value))
-    return isinstance(value, numbers.Number) and not hasattr(value, "__array__")
 
 
 def _raise_unless_tensors(name: str, parts: list[Any]) -> None:

@@ -105,7 +105,7 @@ class PerElement(Range):
 
 @dataclass(frozen=True, eq=False)
 class PerClass(Rule):
-    """One number for each class of the logits, none below ``low``; integers become float64."""
+    """A rule for a vector: a number per class, none below ``low``; integers become float64."""
 
     low: float = -math.inf
 

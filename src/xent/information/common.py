@@ -54,7 +54,7 @@ def read_pair(
 
 
 def _read(name: str, p: Tensor, dim: int, from_logits: bool, sums: Sums | None) -> Tensor:
-    """One of the distributions: in float64, classes last."""
+    """Probabilities or logits of one argument, checked as ``sums`` says: float64, classes last."""
     if from_logits or sums in (None, "must be 1"):
         hint = '; or say what to do: sums="normalize", or sums="as given"' if sums else ""
         return read_distribution(name, p, dim, from_logits, hint)
