@@ -72,7 +72,6 @@ def effective_number_weights(counts: Tensor, beta: float = 0.9999) -> Tensor:
     return (weights * (n.numel() / weights.sum())).to(counts.dtype)
 
 
-@takes_arrays
 def deferred_weights(
     counts: Tensor, epoch: int, start: int = 160, beta: float = 0.9999
 ) -> Tensor | None:
