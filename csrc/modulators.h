@@ -207,7 +207,7 @@ XENT_LANE void evaluate_margin(Piece<double>& g, const Settings<double>& s) {
     error[i] = t * x.q + x.no * over;
     turn[i] = error[i] == 0 ? 0.0 : (x.no * slope - t * x.p * x.q) / error[i];
     // rest = 1 - r. If r is small, `close` corrects log(rest) for the rounding of 1 - r.
-    const bool low = x.p < 0.5;
+    const bool low = over < 0.5;
     rest[i] = low ? 1.0 - over : x.q + s.margin;
     close[i] = low ? (-over - (rest[i] - 1.0)) / rest[i] : 0.0;
     yes[i] = product(t, y.value);
@@ -238,10 +238,11 @@ XENT_LANE void evaluate_margin(Piece<float>& g, const Settings<float>& s) {
     const bool yes = g.t[i] == 1.0f;
     const Terms<near, float> x(g.z[i], 0.0f, 0.0f, g.e[i], g.overlap[i]);
     // p - margin from e: a difference of p would have the rounding of p, too.
-    const bool negative = g.z[i] < 0, low = x.p < 0.5f;
+    const bool negative = g.z[i] < 0;
     const float factor = negative ? s.rest : -s.margin, term = negative ? -s.margin : s.rest;
     const float beyond = fused(x.e, factor, term) * x.unit;
     const float over = beyond > 0 ? beyond : 0.0f, slope = beyond > 0 ? x.p * x.q : 0.0f;
+    const bool low = over < 0.5f;
     const float left = low ? 1.0f - over : x.q + s.margin;
     error[i] = yes ? x.q : over;
     turn[i] = yes ? -x.p * x.q : slope;

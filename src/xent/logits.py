@@ -37,16 +37,26 @@ class LogitTransform(NamedTuple):
         """Apply to logits whose classes are on the last axis."""
         z = x
         if self.scale is not None:
-            z = z * self.scale.to(x.dtype).unsqueeze(-1)
+            z = scaled(z, self.scale.to(x.dtype).unsqueeze(-1))
         if self.softcap:
             masked = z == -torch.inf
             capped = self.softcap * torch.tanh(z.masked_fill(masked, 0) / self.softcap)
             z = torch.where(masked, z, capped)
         if self.class_scale is not None:
-            z = z * self.class_scale.to(x.dtype)
+            z = scaled(z, self.class_scale.to(x.dtype))
         if self.class_bias is not None:
             z = z + self.class_bias.to(x.dtype)
         return z
+
+
+def scaled(x: Tensor, factor: float | Tensor) -> Tensor:
+    """Product of scores and a factor; a masked score, -inf, adds nothing to the factor's gradient.
+
+    Its share would be 0 times infinity, NaN.
+    """
+    if not isinstance(factor, Tensor):
+        return x * factor
+    return x * torch.where(x == -torch.inf, factor.detach(), factor)
 
 
 def make_transform(

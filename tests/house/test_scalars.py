@@ -91,6 +91,36 @@ def test_no_gradient_is_lost_and_no_device_is_waited_for(name, option):
             call(name, option, learned)
 
 
+# The infinite terms of a corrected loss may have both signs.
+LEARNED = [
+    *((n, o) for n, o in CALLS if o == "logit_scale" and n != "backward_corrected_cross_entropy"),
+    ("siglip_loss", "scale"), ("cosent_loss", "scale"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "option"), LEARNED)
+def test_a_masked_class_leaves_the_gradient_of_a_scale(name, option):
+    """A logit of -inf adds no NaN, its 0 times infinity, to the gradient of the factor."""
+    c = REGISTRY[name]
+    z = torch.randn(2, c.width(4), generator=torch.Generator().manual_seed(1)).double()
+    z[:, -1] = -torch.inf
+    y = c.targets(4)[:2] if name != "cosent_loss" else torch.tensor([[3, 1, 2, 0]] * 2)
+    options = {k: v for k, v in c.arguments(4).items() if k != option}
+
+    def loss(scale):
+        data = (z, y) if name == "cosent_loss" else c.data(z, y)
+        return CATALOG[name].function(*data, **options, **{option: scale})
+
+    scale, step = torch.tensor(0.5, dtype=torch.float64, requires_grad=True), 1e-5
+    with torch.no_grad():
+        sloped = (loss(scale + step) - loss(scale - step)) / (2 * step)
+    (slope,) = torch.autograd.grad(loss(scale), scale)
+    if loss(scale).isfinite():
+        torch.testing.assert_close(slope, sloped, rtol=1e-7, atol=1e-9)
+    else:  # a loss that no masked class may have
+        assert not loss(scale).isnan()
+
+
 def test_numbers_and_what_is_none():
     for kind in NUMBERS.values():
         found = finite_number("x", kind(0.5))

@@ -74,10 +74,7 @@ def states(name, count, seed):
         classes, size = (int(torch.randint(*x, (), generator=g)) for x in ((2, 9), (0, 3)))
         z = torch.randn(classes, dtype=torch.float64, generator=g) * (1.0, 3.0, 10.0)[size]
         z = z.tanh() if "scale" in loss else z  # cosines
-        options = {
-            key: option_of(option, classes, g, LIMITS.get((name, key)))
-            for key, option in loss["options"].items()
-        }
+        options = {key: option_of(option, classes, g) for key, option in loss["options"].items()}
         target = int(torch.randint(classes, (), generator=g))
         if loss["elements"] and torch.rand((), generator=g) < 0.5:
             target = torch.rand(classes, dtype=torch.float64, generator=g).tolist()
@@ -88,18 +85,14 @@ def states(name, count, seed):
     return made
 
 
-# Where prob is between 1/2 and a larger clip, the engines of asymmetric_loss differ from its body.
-LIMITS = {("asymmetric_loss", "clip"): 0.5}
-
-
-def option_of(option, classes, g, limit):
+def option_of(option, classes, g):
     """Return a random hyperparameter of those that the page offers."""
     if "choices" in option:
         return option["choices"][int(torch.randint(len(option["choices"]), (), generator=g))]
     share = float(torch.rand((), generator=g))
     if share < 0.2:
         return option["value"]
-    low, high = option["low"] or 0.0, limit or option["high"]
+    low, high = option["low"] or 0.0, option["high"]
     if option["value"] == 0.2 and option["default"] is None:  # a rate of noise, below chance
         return share * (1 - 1 / classes) / 2
     return low + (1e-3 + share) * ((high - low) / 1.01 if high else max(option["value"], 1))

@@ -344,6 +344,7 @@ ENTRIES = [
         (element.asymmetric(4, 1, 0.05), {}),
         (element.asymmetric(2, 0.5, 0), {"gamma_neg": 2.0, "gamma_pos": 0.5, "clip": 0.0}),
         (element.asymmetric(1, 0, 1e-6), {"gamma_neg": 1.0, "gamma_pos": 0.0, "clip": 1e-6}),
+        (element.asymmetric(2, 1, 0.75), {"gamma_neg": 2.0, "clip": 0.75}),
     ),
     rows("multilabel_cross_entropy", labels=2),
     rows("zlpr_loss", labels=2),

@@ -19,6 +19,7 @@ from ..frames.element_loss import Elements, element_loss, power, product
 from ..frames.reduction import Reduction, RowValues, read_reduction, rows_left_out
 from ..heads.logits import LinearLogits, are_logits
 from ..hyperparameters import Fraction, NonNegative
+from ..logits import scaled
 from ..targets import class_axis
 from .catalog import member
 
@@ -267,9 +268,9 @@ def asymmetric_loss(
     prob, miss = e.log_prob.exp(), log_rest.exp()  # in less time than `e.prob` and `e.miss`
     shifted = (prob - clip).clamp(min=0)
     if clip:  # log(1 - p_m): from p_m where that is small, else from 1 - p_m = (1 - p) + m
-        near = prob < 0.5
-        low = torch.log1p(-torch.where(near, shifted, 0.0))
-        log_rest = torch.where(near, low, (miss + clip).log())
+        low = shifted < 0.5
+        of_shifted = torch.log1p(-torch.where(low, shifted, 0.0))
+        log_rest = torch.where(low, of_shifted, (miss + clip).log())
     focus = power(yes * miss + no * shifted, gamma_pos * yes + gamma_neg * no)
     if detach_focus:
         focus = focus.detach()
@@ -354,7 +355,7 @@ def siglip_loss(
     # Logits of half the digits would be off by more than the similarities are.
     wide = similarity.to(torch.promote_types(similarity.dtype, torch.float32))
     value = multilabel_cross_entropy(
-        wide * scale + bias, target, row_weight=row_weight, reduction=reduction,
+        scaled(wide, scale) + bias, target, row_weight=row_weight, reduction=reduction,
         normalizer=normalizer, empty=empty, engine=engine,
     )  # fmt: skip
     return value.to(similarity.dtype)

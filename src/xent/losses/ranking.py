@@ -16,6 +16,7 @@ from torch import Tensor
 from .._check import one_of, scalar, whole_number
 from ..frames.reduction import Reduction
 from ..heads.logits import LinearLogits
+from ..logits import scaled
 from .catalog import member
 from .lists import (
     Lists,
@@ -253,7 +254,7 @@ def cosent_loss(
     order = lists.keys("label", label)
     label, order = order.sort(dim=-1, stable=True)
     there = lists.there.gather(-1, order)
-    x = lists.scores.gather(-1, order) * scalar("scale", scale, similarity.device)
+    x = scaled(lists.scores.gather(-1, order), scalar("scale", scale, similarity.device))
     lower, _ = runs(label)
     paired = there & (counts(there).gather(-1, lower) > 0)
     return lists.reduced(log1p_sum(log_sums(x, there).gather(-1, lower) - x, paired))

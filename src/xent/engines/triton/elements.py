@@ -181,7 +181,7 @@ def evaluate_margin(f, z, t, pos_weight, DETACHED: tl.constexpr):
     error = t * q + no * over
     # rest = 1 - over. Where over is small, the logarithm gets back what 1 - over rounds away;
     # elsewhere q + margin has all digits.
-    low = p < 0.5
+    low = over < 0.5
     rest = tl.where(low, 1.0 - over, q + f.margin)
     near = tl.where(low, (-over - (rest - 1.0)) / rest, 0.0)
     log_rest = tl.log(rest) + near
