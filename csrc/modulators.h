@@ -241,7 +241,8 @@ XENT_LANE void evaluate_margin(Piece<float>& g, const Settings<float>& s) {
     const bool negative = g.z[i] < 0;
     const float factor = negative ? s.rest : -s.margin, term = negative ? -s.margin : s.rest;
     const float beyond = fused(x.e, factor, term) * x.unit;
-    const float over = beyond > 0 ? beyond : 0.0f, slope = beyond > 0 ? x.p * x.q : 0.0f;
+    const float over = beyond < 0 ? 0.0f : beyond;  // NaN stays
+    const float slope = beyond > 0 ? x.p * x.q : 0.0f;
     const bool low = over < 0.5f;
     const float left = low ? 1.0f - over : x.q + s.margin;
     error[i] = yes ? x.q : over;
