@@ -10,13 +10,16 @@ TEST_DEPENDENCIES = pytest pytest-xdist hypothesis mpmath numpy expecttest peft 
                     cleanlab triton playwright rich rich-argparse shtab \
                     $(EXAMPLE_DEPENDENCIES)
 
+SITE_DEPENDENCIES = sphinx myst-nb pydata-sphinx-theme sphinx-design sphinx-copybutton sphinxcontrib-bibtex \
+                    sphinx-mathjax-offline axe-playwright-python
+
 # What `make test` leaves out for its length.
 PARTS = test-slow test-processors test-examples test-pythons test-trl
 LINTERS = ruff pyright clang-format
 LINTS = $(addprefix lint-,$(LINTERS))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check test-quick test test-all $(PARTS) check-package mutants experiments bench bench-gpu docs lint $(LINTS) format clean
+.PHONY: help demo check test-quick test test-all $(PARTS) check-package mutants experiments bench bench-gpu site docs lint $(LINTS) format clean
 
 help:
 	@echo "make demo      train a language model for two minutes and show table and picture"
@@ -27,6 +30,7 @@ help:
 	@echo "make mutants   puts faults into the library, and counts those that the tests notice"
 	@echo "make bench     speed, memory and error beside PyTorch and its peers"
 	@echo "make bench-gpu  the same for logits on a GPU, with the torch that is installed there"
+	@echo "make site      the documentation as pages: $(SITE)/index.html"
 	@echo "make docs      writes docs/reference.md and docs/architecture.svg anew"
 	@echo "make lint      ruff, pyright and clang-format; make format fixes what they can"
 	@echo "make experiments   every example: tables, pictures, and what they must show, into docs/experiments"
@@ -74,6 +78,10 @@ $(VENV)/ruff $(VENV)/clang-format: $(VENV)/python constraints.txt
 
 $(VENV)/pyright: $(VENV)/test
 	$(LINTER) "pyright[nodejs]"
+	@touch $@
+
+$(VENV)/site: $(VENV)/examples
+	$(PIP) install -c constraints.txt $(SITE_DEPENDENCIES)
 	@touch $@
 
 $(VENV)/bench: $(VENV)/installed
@@ -160,6 +168,12 @@ bench: $(VENV)/bench
 bench-gpu:
 	mkdir -p benchmarks/results
 	$(PYTHON) -m benchmarks.gpu.logits --json benchmarks/results/gpu_logits.json --markdown | tee benchmarks/results/gpu_logits.txt
+
+# The pages into build/site: opens from the folder, and asks no other host for anything.
+SITE = build/site
+site: $(VENV)/site
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m sphinx -q -W --keep-going --nitpicky -b html docs $(SITE)
+	@echo "open $(SITE)/index.html"
 
 docs: $(VENV)/examples
 	$(BIN)/python docs/build.py

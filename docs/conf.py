@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from pathlib import Path
 
 import xent
+
+sys.path.insert(0, str(Path(__file__).parent / "site"))
 
 
 def mathjax() -> Path:
@@ -16,7 +19,7 @@ def mathjax() -> Path:
 
 
 project = "xent"
-author = "the developers of xent"
+author = copyright = "The xent maintainers"
 version = release = xent.__version__
 
 extensions = [
@@ -27,9 +30,12 @@ extensions = [
     "sphinx_copybutton",
     "sphinx_design",
     "sphinxcontrib.bibtex",
+    "api_pages",
+    "playground_page",
 ]
 source_suffix = {".md": "myst-nb", ".rst": "restructuredtext"}
-exclude_patterns = ["experiments/*.txt"]
+exclude_patterns = ["experiments/*.txt", "jupyter_execute", ".jupyter_cache", "site"]
+templates_path = ["_templates"]
 
 # Pages written in Markdown; a block of {code-cell} is run when the site is built.
 myst_enable_extensions = ["amsmath", "attrs_inline", "colon_fence", "deflist", "dollarmath"]
@@ -39,12 +45,47 @@ nb_execution_raise_on_error = True
 nb_execution_timeout = 60
 nb_merge_streams = True
 copybutton_exclude = ".linenos, .gp, .go"
-
 bibtex_bibfiles = ["references.bib"]
+
+autodoc_member_order = "bysource"
+autodoc_typehints_format = "short"
+autodoc_preserve_defaults = True
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+napoleon_custom_sections = ["Call", "Shape"]
+napoleon_use_ivar = True
+python_maximum_signature_line_length = 88
+toc_object_entries_show_parents = "hide"
 
 html_theme = "pydata_sphinx_theme"
 html_title = "xent"
 html_static_path = ["_static", str(mathjax())]
-mathjax_path = "tex-svg.js"
-
 html_css_files = ["site.css"]
+html_favicon = "_static/mark.svg"
+html_show_sourcelink = html_copy_source = html_show_sphinx = False
+mathjax_path = "tex-svg.js"
+html_context = {
+    "sections": [
+        ("Learn", "learn/index"),
+        ("Which loss?", "which-loss"),
+        ("Losses", "losses/index"),
+        ("Playground", "playground.html"),
+        ("Coming from", "coming-from/index"),
+        ("API", "api/index"),
+        ("More", "more"),
+    ],
+    "default_mode": "auto",
+}
+html_theme_options = {
+    "logo": {"text": "xent", "image_light": "_static/mark.svg", "image_dark": "_static/mark.svg"},
+    "navbar_center": ["site-nav"],
+    "navbar_end": ["theme-switcher"],
+    "show_toc_level": 2,
+    "navigation_depth": 2,
+    "footer_start": ["copyright"],
+    "footer_end": [],
+    "secondary_sidebar_items": ["page-toc"],
+    "pygments_light_style": "a11y-high-contrast-light",
+    "pygments_dark_style": "a11y-high-contrast-dark",
+}
+html_sidebars = {"index": [], "which-loss": []}

@@ -1,0 +1,120 @@
+"""The pages of the API, written from the public names before Sphinx reads its sources.
+
+A page for each public module: what the module says of itself, its functions, classes and values,
+and the names that another page explains. Each of these names is in the inventory of the site.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from public_names import Name, modules, names, of_module, summary
+from sphinx.application import Sphinx
+from sphinx.domains.python import ObjectEntry, PythonDomain
+from sphinx.environment import BuildEnvironment
+from xent.losses import CATALOG
+
+KINDS = {"function": "Functions", "class": "Classes", "exception": "Errors", "data": "Values"}
+DIRECTIVES = {"function": "autofunction", "class": "autoclass", "exception": "autoexception"}
+
+HEAD = """\
+# API
+
+Every public name. {mod}`xent` has the functions that replace those of PyTorch and the tools for a
+loss of your own, {mod}`xent.losses` [the family](../losses/index.md), {mod}`xent.nn` a module for
+each loss. The other modules are imported at their first use: `xent.plot.loss_curves(...)` works
+after `import xent`.
+
+```{toctree}
+:hidden:
+"""
+
+
+def index() -> str:
+    """The page that lists the modules."""
+    lines = [HEAD + "\n".join(modules()), "```", "", "| module | |", "|---|---|"]
+    lines += [
+        f"| [`{path}`]({path}.md) | {_of_code(summary(m))} |" for path, m in modules().items()
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def page(path: str) -> str:
+    """The page of a module."""
+    lines = [f"# {path}", "", "```{eval-rst}", f".. automodule:: {path}", "", "```"]
+    own = [name for name in of_module(path) if name.is_explained_here]
+    losses = [name for name in own if is_loss(name)]
+    others = [name for name in of_module(path) if not name.is_explained_here]
+    for kind, title in KINDS.items():
+        chosen = [name for name in own if name.kind == kind and name not in losses]
+        if chosen:
+            lines += ["", f"## {title}", "", "```{eval-rst}"]
+            lines += [line for name in chosen for line in _directive(name)]
+            lines += ["```"]
+    if losses:
+        lines += ["", "## Losses", "", "Each has [a page of its own](../losses/index.md).", ""]
+        lines += _table((name, summary(name.thing)) for name in losses)
+    if others:
+        lines += ["", "## Explained elsewhere", ""]
+        lines += _table((name, summary(name.thing)) for name in others)
+    return "\n".join(lines) + "\n"
+
+
+def is_loss(name: Name) -> bool:
+    """Return True if a name has a page among the losses."""
+    return name.module == "xent.losses" and name.name in CATALOG
+
+
+def _directive(name: Name) -> list[str]:
+    directive = DIRECTIVES.get(name.kind, "autodata")
+    options = ["   :no-value:"] if isinstance(name.thing, dict) else []
+    return [f".. {directive}:: {name.full}", *options, ""]
+
+
+def _table(rows: Iterator[tuple[Name, str]]) -> Iterator[str]:
+    yield from ("| name | |", "|---|---|")
+    for name, text in rows:
+        role = {"class": "class", "exception": "exc", "data": "data"}.get(name.kind, "func")
+        shown = f"{{py:{role}}}`{name.name} <{name.explained_as}>`"
+        yield f"| {shown} | {_of_code(text)} |"
+
+
+def _of_code(text: str) -> str:
+    """Return the words of a docstring as Markdown: roles and double backquotes become code."""
+    import re
+
+    text = re.sub(r":\w+:`~?([^`]*)`", r"`\1`", text.replace("``", "`"))
+    return text.replace("|", "\\|")
+
+
+def write(app: Sphinx) -> None:
+    """Write the pages whose text has changed."""
+    folder = Path(app.srcdir) / "api"
+    folder.mkdir(exist_ok=True)
+    texts = {"index.md": index(), **{f"{path}.md": page(path) for path in modules()}}
+    for file in folder.iterdir():
+        if file.name not in texts:
+            file.unlink()
+    for name, text in texts.items():
+        file = folder / name
+        if not file.exists() or file.read_text(encoding="utf-8") != text:
+            file.write_text(text, encoding="utf-8")
+
+
+def add_second_names(app: Sphinx, env: BuildEnvironment) -> None:
+    """Let every public name lead to the entry of what it stands for."""
+    domain = env.domains.python_domain
+    assert isinstance(domain, PythonDomain)
+    for name in names().values():
+        entry = domain.objects.get(name.explained_as)
+        if entry is not None and name.full not in domain.objects:
+            place = ObjectEntry(entry.docname, entry.node_id, entry.objtype, aliased=True)
+            domain.objects[name.full] = place
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    """Connect the pages with Sphinx."""
+    app.connect("builder-inited", write, priority=100)
+    app.connect("env-updated", add_second_names)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
