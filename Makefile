@@ -31,7 +31,7 @@ help:
 	@echo "make bench     speed, memory and error beside PyTorch and its peers"
 	@echo "make bench-gpu  the same for logits on a GPU, with the torch that is installed there"
 	@echo "make site      the documentation as pages: $(SITE)/index.html"
-	@echo "make docs      writes docs/reference.md and docs/architecture.svg anew"
+	@echo "make docs      writes docs/architecture.svg and docs/coverage.md anew"
 	@echo "make lint      ruff, pyright and clang-format; make format fixes what they can"
 	@echo "make experiments   every example: tables, pictures, and what they must show, into docs/experiments"
 
@@ -176,7 +176,6 @@ site: $(VENV)/site
 	@echo "open $(SITE)/index.html"
 
 docs: $(VENV)/examples
-	$(BIN)/python docs/build.py
 	$(BIN)/python docs/architecture.py
 	$(BIN)/python docs/coverage_page.py
 

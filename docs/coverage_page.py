@@ -8,13 +8,13 @@ coverage.py would hide the package ``coverage``, which Numba imports, from the o
 from __future__ import annotations
 
 import csv
-import re
 from collections import Counter
 from collections.abc import Iterator
-from functools import cache
 from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
+
+import xent
 
 FOLDER = Path(__file__).parent
 PAGE = FOLDER / "coverage.md"
@@ -87,18 +87,17 @@ def _anchor(heading: str) -> str:
     return heading.lower().replace(".", "")
 
 
-@cache
-def _heading(name: str) -> str:
-    """The heading of a function on the reference page."""
-    page = (FOLDER / "reference.md").read_text()
-    return re.findall(rf"^### (\S*\b{name})$", page, re.MULTILINE)[0]
-
-
 def _cell(loss: Loss) -> str:
     if loss.verdict == "here":
         name, _, how = loss.place.partition(";")
-        return f"[`{name}`](reference.md#{_anchor(_heading(name))}){',' * bool(how)}{how}"
+        return f"`{_full(name)}`{',' * bool(how)}{how}"
     return f"`{loss.place}`".replace("|", "\\|") if loss.verdict == "lines" else loss.place
+
+
+def _full(name: str) -> str:
+    """The name with its module; the site makes a link of it."""
+    room = next(room for room in (xent, xent.losses, xent.policy) if name in room.__all__)
+    return f"{room.__name__}.{name}"
 
 
 if __name__ == "__main__":

@@ -1,18 +1,23 @@
 """The pages of the API, written from the public names before Sphinx reads its sources.
 
 A page for each public module: what the module says of itself, its functions, classes and values,
-and the names that another page explains. Each of these names is in the inventory of the site.
+and the names that another page explains. Each of these names is in the inventory of the site, and
+a full name in code, ``xent.losses.focal_loss``, is a link wherever it stands.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from docutils import nodes
 from public_names import Name, modules, names, of_module, summary
+from sphinx import addnodes
 from sphinx.application import Sphinx
 from sphinx.domains.python import ObjectEntry, PythonDomain
 from sphinx.environment import BuildEnvironment
+
 from xent.losses import CATALOG
 
 KINDS = {"function": "Functions", "class": "Classes", "exception": "Errors", "data": "Values"}
@@ -82,8 +87,6 @@ def _table(rows: Iterator[tuple[Name, str]]) -> Iterator[str]:
 
 def _of_code(text: str) -> str:
     """Return the words of a docstring as Markdown: roles and double backquotes become code."""
-    import re
-
     text = re.sub(r":\w+:`~?([^`]*)`", r"`\1`", text.replace("``", "`"))
     return text.replace("|", "\\|")
 
@@ -113,8 +116,31 @@ def add_second_names(app: Sphinx, env: BuildEnvironment) -> None:
             domain.objects[name.full] = place
 
 
+def link_names(app: Sphinx, doctree: nodes.document) -> None:
+    """Make a link of each public name that stands in code by its full name."""
+    known = {*names(), *modules()}
+    for node in list(doctree.findall(nodes.literal)):
+        target = node.astext().removesuffix("()")
+        around = (nodes.reference, nodes.title, addnodes.pending_xref, addnodes.desc_signature)
+        if target not in known or any(isinstance(x, around) for x in _parents(node)):
+            continue
+        link = addnodes.pending_xref(
+            "", refdomain="py", reftype="obj", reftarget=target, refexplicit=True, refwarn=True
+        )
+        link["refdoc"] = app.env.docname
+        node.replace_self(link)
+        link += node
+
+
+def _parents(node: nodes.Node) -> Iterator[nodes.Node]:
+    while node.parent is not None:
+        node = node.parent
+        yield node
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     """Connect the pages with Sphinx."""
     app.connect("builder-inited", write, priority=100)
+    app.connect("doctree-read", link_names)
     app.connect("env-updated", add_second_names)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,6 +1,6 @@
 """The losses by name, with the facts about each as data.
 
-The catalog drives :mod:`xent.nn`, the laws in the tests, the reference page and ``xent losses``.
+The catalog drives :mod:`xent.nn`, the laws in the tests, the pages of the losses and ``xent losses``.
 """
 
 from __future__ import annotations
