@@ -1,8 +1,8 @@
 """Runs the examples and keeps what they print and draw: ``python docs/experiments.py [NAME ...]``.
 
 Each example is an experiment that fails if one of its claims does not hold. Its output goes to
-``docs/experiments/NAME.txt``, its picture beside it, and ``docs/experiments/README.md`` shows all;
-``times.txt`` there is the table of a run of all examples. With ``--small`` each runs in its small
+``docs/experiments/NAME.txt``, its picture beside it, and ``docs/gallery/NAME.md`` shows both;
+``times.txt`` is the table of a run of all examples. With ``--small`` each runs in its small
 form, which takes seconds, and nothing is kept. An example that fails or lacks a package does not
 stop the others.
 """
@@ -64,7 +64,6 @@ def main() -> int:
         OUT.mkdir(exist_ok=True)
         if not chosen.names:
             (OUT / "times.txt").write_text(f"{machine()}\n\n{table}\n", encoding="utf-8")
-        (OUT / "README.md").write_text(index(), encoding="utf-8")
     print(table)
     return int(any(run.ended == "failed" for run in runs))
 
@@ -129,25 +128,6 @@ def machine() -> str:
 def draws(name: str) -> bool:
     """Return True if the example has a picture."""
     return "picture=False" not in EXAMPLES[name].read_text(encoding="utf-8")
-
-
-def index() -> str:
-    """Return the page that shows all results."""
-    parts = [
-        "# Experiments\n\nWritten by `make experiments`. Each example fails if a claim does not "
-        "hold. `--small` runs the small form of an example, which has claims of its own."
-    ]
-    for name, path in EXAMPLES.items():
-        if (OUT / f"{name}.txt").exists():
-            title = path.read_text(encoding="utf-8").partition("\n")[0].strip('"')
-            parts.append(f"## {name}\n\n{title} [`examples/{name}.py`](../../examples/{name}.py)")
-            parts.append(f"```\n{(OUT / f'{name}.txt').read_text(encoding='utf-8').rstrip()}\n```")
-        if (OUT / f"{name}.png").exists():
-            parts.append(f"![{name}]({name}.png)")
-    if (OUT / "times.txt").exists():
-        text = (OUT / "times.txt").read_text(encoding="utf-8").rstrip()
-        parts.append(f"## How long they take\n\n```\n{text}\n```")
-    return "\n\n".join(parts) + "\n"
 
 
 if __name__ == "__main__":

@@ -155,23 +155,29 @@ def draw(bits: dict[str, Tensor], sizes: dict[str, float], path: Path) -> None:
 
     along, whole = new_axes(12, 4.6, columns=2)
     window = 4000
-    for cost, colour in zip(bits.values(), COLORS, strict=False):
+    for (name, cost), colour in zip(bits.items(), COLORS, strict=False):
         total = torch.cat([torch.zeros(1, dtype=cost.dtype), cost.cumsum(0)])
         mean = (total[window:] - total[:-window])[::200] / window
-        along.plot(torch.arange(len(mean)) * 0.2 + window / 2000, mean, color=colour)
+        along.plot(torch.arange(len(mean)) * 0.2 + window / 2000, mean, color=colour, label=name)
     border = len((LIBRARY / CODED[0]).read_bytes()) / 1000
     along.axvline(border, color="0.6", linestyle=":")
     along.text(border, 0.1, f" {CODED[1]}", color="0.4")
     along.text(border, 0.1, f"{CODED[0]} ", color="0.4", ha="right")
-    along.set(xlabel="kB", ylabel=f"bits per byte, mean of {window:,} bytes", ylim=(0, None))
+    along.set(
+        xlabel="place in the text, kB", ylabel=f"bits per byte, mean of {window:,} bytes",
+        ylim=(0, 8), title="Each model learns while it reads; a new file sets it back",
+    )  # fmt: skip
+    along.legend(title="order k: what followed the last k bytes", ncols=2, loc="upper center")
     along.grid(alpha=0.3)
-    along.set_title("along the text; colours as on the right", fontsize="medium")
     places = range(len(sizes), 0, -1)
     colours = [*COLORS[: len(bits)], *["0.7"] * (len(sizes) - len(bits))]
     bars = whole.barh(places, list(sizes.values()), color=colours)
     whole.bar_label(bars, fmt="%.3f", padding=3)
     whole.set_yticks(list(places), list(sizes))
-    whole.set(xlabel="bits per byte, the whole text", xlim=(0, 1.12 * max(sizes.values())))
+    whole.set(
+        xlabel="bits per byte, the whole text", xlim=(0, 1.12 * max(sizes.values())),
+        title="Longer contexts need fewer bits (grey: compressors)",
+    )  # fmt: skip
     save(along.figure, path, dpi=120)
 
 

@@ -112,12 +112,12 @@ def draw(searches: dict[str, list[Search]], records: list[PolicyRecord], path: P
     figure, panels = plt.subplots(1, 3, figsize=(13, 4))
     for panel, (env, found) in zip(panels, searches.items(), strict=False):
         learning_curves(
-            {"mean of the population": [s.means for s in found]}, panel, window=1,
+            {"mean of the 100 policies drawn": [s.means for s in found]}, panel, window=1,
             target=GOOD[env], unit="iteration",
         )  # fmt: skip
-        panel.set_title(f"{env}, parameters", fontsize="medium")
-    learning_curves({"policy": [r.returns for r in records]}, panels[2], target=TARGET)
-    panels[2].set_title("CartPole-v1, actions", fontsize="medium")
+        panel.set_title(f"{env}: search for parameters, {len(found)} seeds")
+    learning_curves({"the network": [r.returns for r in records]}, panels[2], target=TARGET)
+    panels[2].set_title(f"CartPole-v1: actions of the best, {len(records)} seeds")
     figure.tight_layout()
     save(figure, path, dpi=130)
 

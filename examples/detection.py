@@ -243,6 +243,7 @@ def draw(path: Path, scene: Scene, found: dict[str, list[list[Found]]]) -> None:
                     clip_on=True,
                 )  # fmt: skip
         row[0].set_ylabel(f"{version}: {'softmax' if version == 'v2' else 'logistic'} classes")
+    figure.suptitle("A softmax gives each box one name, logistic classes give it all its names")
     save(figure, path, dpi=110)
 
 

@@ -136,9 +136,14 @@ def draw(outcomes: list[Outcome], path: Path) -> None:
 
     figure = Figure(figsize=(12, 5), layout="constrained")
     left, middle = figure.subplots(1, 2, width_ratios=(1.2, 1))
-    labels = [f"seed {k}" for k in range(len(outcomes))]
-    curves([o.record.to_dict() for o in outcomes], left, labels=labels)
-    left.set(yscale="log", ylabel="cross-entropy, nats", title="a star is where each returned to")
+    curves([o.record.to_dict() for o in outcomes], left)
+    left.plot([], [], "*", color="0.4", markersize=12, label="the weights that are kept")
+    lines = {line.get_label(): line for line in left.lines if line.get_label()[0] != "_"}
+    left.legend(lines.values(), lines)
+    left.set(
+        yscale="log", ylabel="cross-entropy, nats",
+        title="Training stops when rows set aside gain no more (a colour per seed)",
+    )  # fmt: skip
     truth = numpy.concatenate([o.truth for o in outcomes])
     table = confusion_matrix(truth, numpy.concatenate([o.names for o in outcomes]), labels=WORDS)
     shade = numpy.where(numpy.eye(len(WORDS)), 0, table)  # only mistakes get a colour
@@ -149,7 +154,7 @@ def draw(outcomes: list[Outcome], path: Path) -> None:
             middle.text(column, row, n, ha="center", va="center", color=colour, fontsize=9)
     middle.set_xticks(range(10), WORDS, rotation=45)
     middle.set_yticks(range(10), WORDS)
-    middle.set(xlabel="taken for", ylabel="is", title="test rows of all seeds; mistakes shaded")
+    middle.set(xlabel="taken for", ylabel="is", title="Eight is the hardest (mistakes shaded)")
     save(figure, path, dpi=120)
 
 

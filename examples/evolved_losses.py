@@ -74,8 +74,14 @@ def draw(path: Path) -> None:
         at_tenth = slope[(p - 0.1).abs().argmin(), 0].abs()  # so that all pull equally at the start
         axes[0].plot(p, (height / at_tenth).detach(), label=name)
         axes[1].plot(p, slope[:, 0] / at_tenth, label=name)
-    axes[0].set(ylabel="loss above its least value", ylim=(-0.1, 4))
-    axes[1].set(ylabel="gradient in the target's logit", ylim=(-1.2, 0.8))
+    axes[0].set(
+        ylabel="loss above its least value", ylim=(-0.1, 4),
+        title="Evolved losses are least before certainty",
+    )  # fmt: skip
+    axes[1].set(
+        ylabel="gradient in the target's logit", ylim=(-1.2, 0.8),
+        title="so they push the target down again (above 0)",
+    )  # fmt: skip
     axes[1].axhline(0, color="black", linewidth=0.8)
     for ax in axes:
         ax.set_xlabel("probability of the target, the others sharing the rest")

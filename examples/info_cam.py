@@ -245,8 +245,11 @@ def draw(drawn: Any, path: Path) -> None:
                         linestyle=line, linewidth=2,
                     )
                 )  # fmt: skip
-        row[0].set_ylabel(kind)
-    figure.suptitle("orange: for the predicted class; dashed: the digit; blue: what the map says")
+        row[0].set_ylabel(kind.replace(", ", ",\nweights "))
+    figure.suptitle(
+        "One vector added to all class weights changes no prediction, but it moves plain maps\n"
+        "orange: for the class, purple: against it; dashed: the digit; blue: the box of the map"
+    )
     save(figure, path, dpi=110)
 
 

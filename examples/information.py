@@ -144,7 +144,10 @@ def draw(path: Path) -> None:
         left.plot(
             heads[1:-1], info.information_content(p, unit="bit"), "--", label=f"if it is {name}"
         )
-    left.set(xlabel="probability of heads", ylabel="information, bits", ylim=(0, 5))
+    left.set(
+        xlabel="probability of heads", ylabel="information, bits", ylim=(0, 5),
+        title="A fair coin tells most: one bit",
+    )  # fmt: skip
 
     text = torch.tensor(list(TEXT[:85]))
     own = torch.bincount(torch.tensor(list(TEXT)), minlength=128).double()
@@ -155,7 +158,10 @@ def draw(path: Path) -> None:
         bits = info.information_content(p.double()[text], unit="bit")
         right.step(range(1, len(text) + 1), bits.cumsum(0), where="mid", label=f"coded for {name}")
     right.set_xticks(range(1, len(text) + 1), [chr(c) for c in text], fontsize=6)
-    right.set(xlabel="the message, character by character", ylabel="bits so far")
+    right.set(
+        xlabel="the message, character by character", ylabel="bits so far",
+        title="Coded for the wrong frequencies a message takes twice as long",
+    )  # fmt: skip
     for ax in (left, right):
         ax.grid(axis="y", alpha=0.3)
         ax.legend()

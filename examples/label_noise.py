@@ -32,6 +32,7 @@ from xent.learn.label_noise import estimate_noise_matrix
 EARLY_EPOCHS, BATCH, LEARNING_RATE, HIDDEN = 10, 64, 2e-3, 128
 CLASSES, TRAINING_ROWS = 10, 1200
 ALIKE = {7: 1, 2: 7, 5: 6, 6: 5, 3: 8}
+KINDS = {"sym": "of any class", "asym": "taken for alike"}
 NOISE = {
     "none": torch.eye(CLASSES, dtype=torch.float64),
     **{f"sym .{k}": xent.losses.symmetric_noise_matrix(CLASSES, k / 10) for k in (2, 4, 6)},
@@ -227,7 +228,9 @@ def draw(accuracy: dict[str, Tensor], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     kinds = list(NOISE)
-    figure, panels = plt.subplots(1, len(kinds), figsize=(13, 4), sharey=True)
+    figure, panels = plt.subplots(
+        1, len(kinds), figsize=(13, 4.6), sharex=True, sharey=True, layout="constrained"
+    )
     place = torch.arange(len(accuracy)).flip(0)
     columns = torch.stack(list(accuracy.values())).unbind(1)
     for panel, kind, column in zip(panels, kinds, columns, strict=True):
@@ -239,13 +242,16 @@ def draw(accuracy: dict[str, Tensor], path: Path) -> None:
             panel.errorbar(
                 mean[rows], place[rows], xerr=spread[rows], fmt="o", color=colour, capsize=3
             )
-        panel.set(title=kind)
+        way, _, share = kind.partition(" ")
+        panel.set_title(
+            f"{100 * float(share):.0f} % wrong,\n{KINDS[way]}" if share else "none wrong"
+        )
         panel.grid(axis="x", alpha=0.3)
     panels[0].set_yticks(place, accuracy)
     figure.supxlabel(
-        "accuracy on clean test rows, % (line: CE; orange: knows or estimates the noise)"
+        "right on clean test rows, % (grey line: CE; orange: knows or estimates the noise)"
     )
-    figure.tight_layout()
+    figure.suptitle("The more labels are wrong, the more it pays to use a loss that forgives them")
     save(figure, path, dpi=130)
 
 

@@ -59,7 +59,10 @@ def draw(found: Found, path: Path) -> None:
     best, mean = zip(*found.history, strict=True)
     axes[0].plot([100 * v for v in best], "o-", label="best of the generation")
     axes[0].plot([100 * v for v in mean], "o-", label="mean of the generation")
-    axes[0].set(xlabel="generation", ylabel="accuracy on the judging rows, %")
+    axes[0].set(
+        xlabel="generation", ylabel="right on the judging rows, %",
+        title="The search drops bad losses quickly",
+    )  # fmt: skip
 
     p = torch.linspace(0.005, 0.995, 400, dtype=torch.float64)
     logits = torch.zeros(len(p), 10, dtype=torch.float64)
@@ -72,8 +75,10 @@ def draw(found: Found, path: Path) -> None:
         unit = slope[(p - 0.1).abs().argmin(), 0].abs()  # both have the same slope at chance
         axes[1].plot(p, ((value - value.min()) / unit).detach(), label=name)
         axes[2].plot(p, slope[:, 0] / unit, label=name)
-    axes[1].set_ylabel("loss above its least value")
-    axes[2].set_ylabel("gradient in the target's logit")
+    axes[1].set(
+        ylabel="loss above its least value", title="The loss found is least before certainty"
+    )
+    axes[2].set(ylabel="gradient in the target's logit", title="and pushes down beyond that point")
     axes[2].axhline(0, color="black", linewidth=0.8)
     for ax in axes[1:]:
         ax.set_xlabel("probability of the target, nine others sharing the rest")

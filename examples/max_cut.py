@@ -180,20 +180,18 @@ def draw(found: dict[str, list[Found]], path: Path) -> None:
     """Draw the best and the mean cut of each iteration."""
     import matplotlib.pyplot as plt
 
-    figure, panels = plt.subplots(1, 2, figsize=(10, 4))
+    figure, panels = plt.subplots(1, 2, figsize=(10, 4.2), layout="constrained")
     for panel, (name, each) in zip(panels, found.items(), strict=True):
         for k, f in enumerate(each):
-            for field, line in (("best", "-"), ("mean", ":")):
+            for field, colour in (("best", "C0"), ("mean", "C1")):
                 values = [100 * getattr(i, field) / f.optimum for i in f.search.history]
-                panel.plot(values, line, color=f"C{k}")
-        panel.axhline(100, color="black", linewidth=0.8)
-        panel.set(title=name, xlabel="iteration")
+                label = f"{field} cut of the iteration" if k == 0 else None
+                panel.plot(values, color=colour, linewidth=1, alpha=0.7, label=label)
+        panel.axhline(100, color="black", linewidth=0.8, label="the heaviest cut there is")
+        panel.set(title=f"{name}: {len(each)} graphs", xlabel="iteration")
         panel.grid(alpha=0.3)
-    panels[0].set_ylabel("weight of the cut, % of the optimum")
-    panels[0].plot([], [], "-", color="0.4", label="best of the iteration")
-    panels[0].plot([], [], ":", color="0.4", label="mean")
-    panels[0].legend()
-    figure.tight_layout()
+    panels[0].set_ylabel("weight of the cut, % of the heaviest")
+    panels[0].legend(loc="lower right")
     save(figure, path, dpi=130)
 
 

@@ -148,7 +148,8 @@ def draw(looks: Tensor, angles: Tensor, ratios: dict[str, Tensor], path: Path) -
         slow.plot(looks, column, color=colour, label=name)
     slow.plot(looks[looks > 9], 2 / looks[looks > 9].log(), ":", color="0.5", label="2 / log t")
     slow.set(xscale="log", xlabel="step t", ylabel="angle to the widest margin (rad)", ylim=(0, 1))
-    slow.set_title("gradient descent, classes weighted", fontsize="medium")
+    slow.set_title("Gradient descent turns to the margin, as slowly as 1 / log t")
+    slow.legend(title="weight of the classes")
     for (name, ratio), style, colour in zip(
         ratios.items(), ("--", "--", "-", "-"), (*COLORS[1::-1], *COLORS[1::-1]), strict=True
     ):
@@ -159,10 +160,10 @@ def draw(looks: Tensor, angles: Tensor, ratios: dict[str, Tensor], path: Path) -
     short.set(
         xscale="log", yscale="log", xlabel="step", ylabel="margin missing, share of the widest"
     )
-    short.set_title("normalised steps; x: the gradient has become 0", fontsize="medium")
+    short.set_title("Normalised steps go on while there is a gradient (x: it became 0)")
+    short.legend()
     for ax in (slow, short):
         ax.grid(alpha=0.3)
-        ax.legend()
     save(short.figure, path, dpi=120)
 
 

@@ -114,7 +114,7 @@ def draw(
 
     from xent.plot.canvas import COLORS
 
-    figure = Figure(figsize=(14, 4.6), dpi=120, layout="constrained")
+    figure = Figure(figsize=(14, 5.4), dpi=120, layout="constrained")
     left, right = figure.subfigures(1, 2, width_ratios=(2, 1.1))
     bars, points = left.subplots(1, 2)
     places = torch.arange(len(kinds))
@@ -124,8 +124,8 @@ def draw(
             yerr=distance[..., k].std(1), color=colour, label=name, capsize=2,
         )  # fmt: skip
     bars.set_xticks(places.tolist(), kinds)
-    bars.set(ylabel="share of labels in the wrong place", title="estimates of the noise matrix")
-    bars.legend()
+    bars.set(ylabel="share of labels in the wrong place", title="How far each estimate is off")
+    bars.legend(title="estimate of the noise")
     for kind, colour, x, y in zip(kinds, COLORS, recall, precision, strict=False):
         for name, marker, u, v in zip(FILTERS, "osDv^", x.T, y.T, strict=True):
             points.errorbar(
@@ -134,10 +134,10 @@ def draw(
             )  # fmt: skip
     for name, marker in zip(FILTERS, "osDv^", strict=True):
         points.plot([], [], marker, color="0.4", label=name)
-    points.set(xlabel="recall", ylabel="precision", title="wrong labels found")
+    points.set(xlabel="recall", ylabel="precision", title="How many wrong labels are found")
     points.grid(alpha=0.3)
-    points.set_xlim(left=0.15)  # room for the names
-    points.legend(loc="center left", fontsize="small")
+    names = points.get_legend_handles_labels()
+    left.legend(*names, loc="outside lower right", ncols=4, fontsize="small")
     labels, p = spoilt(NOISE["sym .2"], seed)
     for ax, row in zip(
         right.subplots(3, 5).flat, find_label_issues(p, labels).tolist(), strict=False
@@ -148,7 +148,7 @@ def draw(
             color="black" if labels[row] != Y[row] else COLORS[1],
         )  # fmt: skip
         ax.set_axis_off()
-    right.suptitle("sym .2: the first suspects (red: labelled right)")
+    right.suptitle("The first suspects, sym .2 (orange: labelled right)")
     save(figure, path, dpi=120)
 
 

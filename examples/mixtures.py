@@ -31,7 +31,9 @@ from xent.learn.networks.small_networks import SmallNetworks
 
 TRAINING_ROWS, FITTING_ROWS = 300, 300
 SEEN = (40, 40, 100, 100, 300)  # rows each network learns from
-MEMBERS = [*(f"network, {n} rows" for n in SEEN), "forest", "tree", "naive Bayes"]
+MEMBERS = [
+    *(f"network {k}, {n} rows" for k, n in enumerate(SEEN, 1)), "forest", "tree", "naive Bayes",
+]  # fmt: skip
 WAYS = (
     "best single",
     "probabilities, equal",
@@ -119,11 +121,18 @@ def draw(ways: Tensor, weights: Tensor, path: Path) -> None:
 
     left, right = new_axes(12, 4.4, columns=2)
     places = torch.arange(len(WAYS)).flip(0)
-    for seed in ways:
-        left.plot(seed, places, "o-", color="0.8", markersize=4, linewidth=0.8)
-    left.errorbar(ways.mean(0), places, xerr=ways.std(0), fmt="o", color=COLORS[0], capsize=3)
+    for k, seed in enumerate(ways):
+        left.plot(
+            seed, places - 0.22, "o", color="0.65", markersize=3.5,
+            label=None if k else "each seed",
+        )  # fmt: skip
+    left.errorbar(
+        ways.mean(0), places, xerr=ways.std(0), fmt="o", color=COLORS[0], capsize=3,
+        label="mean and standard deviation",
+    )  # fmt: skip
     left.set_yticks(places.tolist(), WAYS)
-    left.set(xlabel="test cross-entropy (nats)", title="mean and deviation; grey: each seed")
+    left.set(xlabel="test cross-entropy (nats)", title="Fitted weights beat equal ones")
+    left.legend(loc="upper right")
     left.grid(axis="x", alpha=0.3)
     places = torch.arange(len(MEMBERS)).flip(0)
     for k, name in enumerate(("probabilities", "logits")):
@@ -133,7 +142,9 @@ def draw(ways: Tensor, weights: Tensor, path: Path) -> None:
         )  # fmt: skip
     right.axvline(1 / len(MEMBERS), color="0.5", linestyle=":", label="equal")
     right.set_yticks(places.tolist(), MEMBERS)
-    right.set(xlabel="weight", title="fitted weights", xlim=(0, None))
+    right.set(
+        xlabel="weight", title="The fit takes few members (whiskers: deviation)", xlim=(0, None)
+    )
     right.legend()
     save(left.figure, path, dpi=120)
 

@@ -113,7 +113,10 @@ def draw(matches: dict[str, list[float]], x: Tensor, target: Tensor,
         ax.plot(found, [place] * len(found), "o", color=colour, alpha=0.7)
     ax.set_yticks(range(len(matches)), [name.replace(", ", ",\n") for name in matches])
     ax.invert_yaxis()
-    ax.set(xlim=(0, 1), xlabel="digits with all four attributes right, one dot per seed")
+    ax.set(
+        xlim=(0, 1), xlabel="digits with all four attributes right, one dot per seed",
+        title="A softmax cannot say two things at once",
+    )  # fmt: skip
     ax.grid(axis="x", alpha=0.3)
 
     probabilities = {
@@ -130,12 +133,12 @@ def draw(matches: dict[str, list[float]], x: Tensor, target: Tensor,
             bars.barh(at, p[n], height=0.38, color=COLORS[k], label=name)
         bars.axvline(0.5, color="black", linewidth=0.8)
         for place in target[n].nonzero()[:, 0].tolist():
-            bars.text(1.05, place, "✓", va="center")
-        bars.set(xlim=(0, 1), xticks=(0, 1))
+            bars.text(1.2, place, "✓", va="center", ha="center")
+        bars.set(xlim=(0, 1.4), xticks=(0, 1))
     grid[1, 0].set_yticks(range(len(ATTRIBUTES)), ATTRIBUTES)
     grid[1, 0].invert_yaxis()
     right.legend(*grid[1, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
-    right.suptitle("probability of each attribute (✓: it has it); above one half it is claimed")
+    right.suptitle("Probability of each attribute; ✓: the digit has it; line: one half")
     save(figure, path, dpi=110)
 
 

@@ -174,8 +174,9 @@ def draw(found: dict[str, Any], bounds: dict[tuple[int, int], Tensor], path: Pat
         [wrong(one) for one in crossed.values()], list(crossed), "x", color="black",
         label="log C - CE",
     )  # fmt: skip
-    left.set_xlim(0.9, 1.75)
-    left.legend(fontsize="small", loc="lower center", bbox_to_anchor=(0.5, 1), ncols=4)
+    left.set_xlim(0, 1.75)
+    left.set_title("H(Y) - CE tells the truth; log C - CE tells too much", pad=26)
+    left.legend(loc="lower center", bbox_to_anchor=(0.5, 0.99), ncols=4, frameon=False)
     right.plot([0, 10.5], [0, 10.5], "--", color="black", linewidth=1, label="truth")
     for keys, colour in zip(KEYS, ("C0", "C1"), strict=True):
         each = [bounds[i, keys] for i in INFORMATION]
@@ -186,7 +187,8 @@ def draw(found: dict[str, Any], bounds: dict[tuple[int, int], Tensor], path: Pat
         )  # fmt: skip
         right.axhline(math.log(keys), color=colour, linestyle=":", label=f"log {keys}")
     right.set(xlabel="mutual information (nats)", ylabel="bound (nats)")
-    right.legend(fontsize="small")
+    right.set_title("InfoNCE cannot tell more than log M, for M keys", pad=26)
+    right.legend()
     right.grid(alpha=0.3)
     save(figure, path, dpi=130)
 

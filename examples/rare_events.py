@@ -239,7 +239,9 @@ def draw(rows: list[Row], path: Path) -> None:
     """Draw estimates over the truth, errors made over errors claimed, and places of an event."""
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, 3, figsize=(14, 4.4), width_ratios=(3, 2, 2))
+    figure, axes = plt.subplots(
+        1, 3, figsize=(14, 4.6), width_ratios=(3, 2, 2), layout="constrained"
+    )
     left, middle, right = axes
     for place, r in enumerate(rows):
         relative = (r.estimates / r.exact).sort().values
@@ -249,17 +251,18 @@ def draw(rows: list[Row], path: Path) -> None:
     left.set_xticks(range(len(rows)), [f"{r.exact:.0e}" for r in rows], fontsize="x-small")
     left.tick_params(axis="x", rotation=45)
     left.set(xlabel="exact probability", ylabel="estimate / exact")
-    left.set_title("estimates of all seeds, sorted", fontsize="medium")
+    left.set_title("Each dot is the estimate of one seed")
     for k, name in enumerate(PROBLEMS):
-        left.plot([], [], "o", color=f"C{k}", label=name)
-    left.legend(fontsize="x-small")
+        left.plot([], [], "o", markersize=4, color=f"C{k}", label=name)
+    left.set_ylim(top=1.16)  # room for the names
+    left.legend(loc="upper center", ncols=2, fontsize="x-small")
     scores = torch.cat([(r.estimates - r.exact) / r.errors for r in rows])
     middle.hist(scores.clamp(-4, 4), bins=32, range=(-4, 4), density=True, color="0.75")
     x = np.linspace(-4, 4, 201)
     middle.plot(x, stats.norm.pdf(x), color="black", label="normal")
     middle.set(xlabel="(estimate - exact) / standard error", yticks=[])
-    middle.set_title(f"{len(scores)} errors, no wider than claimed", fontsize="medium")
-    middle.legend(fontsize="small")
+    middle.set_title(f"{len(scores)} errors, no wider than claimed")
+    middle.legend()
     threshold, problem = 7.0, PROBLEMS["|x| + |y| of 2 Gaussians"]
     found = rare_event(problem.score, threshold, problem.nominal)
     points = found.distribution.sample(2000, torch.Generator().manual_seed(0))
@@ -268,8 +271,7 @@ def draw(rows: list[Row], path: Path) -> None:
     right.plot(*points[hit].T, ".", markersize=2, color="C2")
     right.plot([7, 0, -7, 0, 7], [0, 7, 0, -7, 0], color="black", linewidth=0.8)
     right.set(xlabel="x", ylabel="y", aspect="equal")
-    right.set_title(f"drawn for |x| + |y| > {threshold:g}, in four places", fontsize="medium")
-    figure.tight_layout()
+    right.set_title(f"Drawn for |x| + |y| > {threshold:g}: all four places")
     save(figure, path, dpi=130)
 
 

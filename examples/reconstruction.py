@@ -98,7 +98,8 @@ def draw(x: Tensor, found: dict[str, Tensor], path: Path) -> None:
             ax.imshow(image.view(8, 8), cmap="gray", vmin=0, vmax=1)
             ax.set_axis_off()
         line[0].set_title(name, loc="left", fontsize=9)
-    figure.subplots_adjust(0.02, 0.02, 0.98, 0.93, wspace=0.05, hspace=0.35)
+    figure.suptitle("Three losses, the same digits behind a code of 16 numbers", fontsize="medium")
+    figure.subplots_adjust(0.02, 0.02, 0.98, 0.88, wspace=0.05, hspace=0.35)
     save(figure, path, dpi=120)
 
 

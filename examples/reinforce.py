@@ -124,11 +124,12 @@ def draw(right: list[PolicyRecord], wrong: list[PolicyRecord], target: float, pa
     from xent.plot import learning_curves
 
     runs = {
-        "weighted cross-entropy over the number of steps": [r.returns for r in right],
-        "over the sum of the weights": [r.returns for r in wrong],
+        "divided by the number of steps": [r.returns for r in right],
+        "divided by the sum of weights": [r.returns for r in wrong],
     }
     ax = learning_curves(runs, target=target)
-    ax.set_title(f"REINFORCE on {ENVIRONMENT}, {len(right)} seeds", fontsize="medium")
+    ax.legend(title="weighted cross-entropy", loc="upper left", bbox_to_anchor=(0, 0.93))
+    ax.set_title(f"What the loss is divided by decides: {ENVIRONMENT}, {len(right)} seeds")
     save(ax.figure, path, dpi=130)
 
 

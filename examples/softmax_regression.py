@@ -347,7 +347,7 @@ def draw(results: Results, path: Path) -> None:
     draw_race(results.race, panels[0, 0])
     names = results.sparse.names
     coefficient_paths(results.sparse.path, panels[0, 1], names=names)
-    panels[0, 1].set_title("l1 on breast_cancer", pad=10)
+    panels[0, 1].set_title("A weaker l1 penalty lets more features in (breast_cancer)", pad=10)
     draw_separated(results.separated, panels[1, 0])
     for loss, of_loss, marker in zip(LOSSES, results.accuracy, "os", strict=True):
         panels[1, 1].errorbar(
@@ -355,7 +355,7 @@ def draw(results: Results, path: Path) -> None:
             marker=marker, capsize=4, label=loss,
         )  # fmt: skip
     panels[1, 1].set(
-        title="digits with wrong labels", xlabel="wrong training labels, %",
+        title="A loss that forgives wrong labels (digits)", xlabel="wrong training labels, %",
         ylabel="accuracy on right labels, %",
     )  # fmt: skip
     panels[1, 1].legend()
@@ -374,7 +374,7 @@ def draw_race(race: Race, panel: Any) -> None:
     proven = race.bound / np.arange(1, len(sweeps) + 1)
     panel.loglog(sweeps, proven, "k--", linewidth=1, label=r"$L\,|W^*|^2/\,2t$, for step 1/L")
     panel.set(
-        title="digits, λ = 0.01", xlabel="sweeps over the rows",
+        title="How fast solvers converge (digits, λ = 0.01)", xlabel="sweeps over the rows",
         ylabel="objective above its minimum", ylim=(1e-13, None),
     )  # fmt: skip
     panel.legend(fontsize="small")
@@ -385,7 +385,9 @@ def draw_separated(course: dict[int, tuple[float, float]], panel: Any) -> None:
     loss, size = np.array(list(course.values())).T
     panel.loglog(list(course), loss, "o-", label="loss (nats)")
     panel.loglog(list(course), size, "s-", label="length of the coefficients")
-    panel.set(title="wine, separable, no penalty", xlabel="iterations")
+    panel.set(
+        title="Separable classes, no penalty: coefficients never settle (wine)", xlabel="iterations"
+    )
     panel.legend()
 
 

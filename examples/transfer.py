@@ -137,7 +137,7 @@ def draw(percent: Tensor, path: Path) -> None:
     ax.annotate("chance", (ROWS[-1], 100 / CLASSES), color="0.4", ha="right", va="bottom")
     ax.set(
         xlabel="rows of each of the digits 5 to 9", ylabel="right on test rows, %", ylim=(15, 100),
-        title=f"a network that knows 0 to 4 learns 5 to 9; {len(percent)} seeds",
+        title=f"A network that knows 0 to 4 learns 5 to 9 from fewer rows ({len(percent)} seeds)",
     )  # fmt: skip
     ax.grid(alpha=0.3)
     ax.legend(loc="lower right", bbox_to_anchor=(1, 0.12))

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -66,6 +67,20 @@ def test_info_as_json(capsys):
     for modules in facts["extras"].values():
         assert modules
         assert all(there == (find_spec(name) is not None) for name, there in modules.items())
+
+
+def test_info_names_the_commit_of_a_checkout_alone(tmp_path, monkeypatch):
+    package = tmp_path / "src" / "xent" / "commands"
+    monkeypatch.setattr(info, "__file__", str(package / "info.py"))
+    assert info.collect()["commit"] is None
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    if shutil.which("git") is None:
+        pytest.skip("needs git")
+    subprocess.run([*git, "init", "-q"], check=True)
+    assert info.collect()["commit"] is None  # there is none yet
+    subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "first"], check=True)
+    head = (tmp_path / ".git" / "HEAD").read_text().split()[-1]
+    assert info.collect()["commit"] == (tmp_path / ".git" / head).read_text().strip()
 
 
 def test_info_for_people(capsys):

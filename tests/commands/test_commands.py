@@ -235,6 +235,18 @@ def test_the_picture_that_cannot_be_written(tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["b.png"]
 
 
+def test_a_picture_without_out_leaves_earlier_ones(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("matplotlib")
+    monkeypatch.chdir(tmp_path)
+    Path("plot.png").write_bytes(b"mine")
+    for _ in range(2):
+        assert main(["plot", "focal"]) == 0
+    assert capsys.readouterr().out.split() == ["plot-2.png", "plot-3.png"]
+    assert Path("plot.png").read_bytes() == b"mine"
+    assert main(["plot", "focal", "--out", "plot.png"]) == 0  # named, so meant
+    assert Path("plot.png").read_bytes()[1:4] == b"PNG"
+
+
 # --- signals
 
 

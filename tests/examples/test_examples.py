@@ -1,6 +1,7 @@
 """Each example has a small form, claims and a kept output; their runner reports failures."""
 
 import ast
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ PROJECT = Path(__file__).parents[2]
 RUNNER = runpy.run_path(str(PROJECT / "docs" / "experiments.py"))
 EXAMPLES = RUNNER["EXAMPLES"]
 OUT = RUNNER["OUT"]
+GALLERY = PROJECT / "docs" / "gallery"
 SHARED = runpy.run_path(str(PROJECT / "examples" / "_experiment.py"))
 
 
@@ -30,14 +32,36 @@ def test_an_example_has_a_small_form_and_claims(name):
 
 
 def test_what_every_example_printed_and_drew_is_kept():
-    kept = {path.name for path in OUT.iterdir()} - {"README.md", "times.txt"}
+    kept = {path.name for path in OUT.iterdir()} - {"times.txt"}
     pictures = {f"{name}.png" for name in EXAMPLES if RUNNER["draws"](name)}
     assert kept == {f"{name}.txt" for name in EXAMPLES} | pictures
     for name in EXAMPLES:
         text = (OUT / f"{name}.txt").read_text(encoding="utf-8")
         assert "\nholds: " in text
         assert "DOES NOT HOLD" not in text
-    assert (OUT / "README.md").read_text(encoding="utf-8") == RUNNER["index"]()
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_the_gallery_tells_what_an_example_printed(name):
+    page = (GALLERY / f"{name}.md").read_text(encoding="utf-8")
+    printed = (OUT / f"{name}.txt").read_text(encoding="utf-8")
+    found = re.search(r"\*\*Found:\*\* (.*?)\n\n", page, re.DOTALL)
+    assert found is not None
+    numbers = set(re.findall(r"(?<![\w.])-?\d(?:[\d.,]*\d)?(?:e[-+]\d+)?x?(?![\w])", found[1]))
+    assert numbers
+    assert not {n for n in numbers if not re.search(rf"(?<![\d.]){re.escape(n)}(?!\.?\d)", printed)}
+    for part in (f"experiments/{name}.txt", f"examples/{name}.py"):
+        assert f"{{literalinclude}} ../{part}" in page.replace("../../", "../")
+    drawn = re.search(rf"{{figure}} \.\./experiments/{name}\.png\n:alt: .{{20,}}\n\n\w", page)
+    assert RUNNER["draws"](name) == (drawn is not None)
+
+
+def test_the_gallery_has_a_card_for_every_example():
+    index = (GALLERY / "index.md").read_text(encoding="utf-8")
+    assert sorted(re.findall(r"^:link: (\w+)$", index, re.MULTILINE)) == sorted(EXAMPLES)
+    listed = index.partition(":hidden:")[2].removesuffix("```\n").split()
+    assert sorted(listed) == sorted(EXAMPLES)
+    assert {page.stem for page in GALLERY.iterdir()} == {*EXAMPLES, "index"}
 
 
 def test_a_claim_that_does_not_hold_is_an_error(capsys):
@@ -91,4 +115,4 @@ def test_the_runner_goes_on_after_a_failure_and_reports_each_result(tmp_path, mo
     monkeypatch.setattr(sys, "argv", ["experiments.py", "good", "lacking"])
     assert RUNNER["main"]() == 0
     assert (tmp_path / "kept" / "good.txt").read_text() == "holds: it\n"
-    assert {path.name for path in (tmp_path / "kept").iterdir()} == {"good.txt", "README.md"}
+    assert {path.name for path in (tmp_path / "kept").iterdir()} == {"good.txt"}

@@ -7,6 +7,7 @@ import importlib.util
 import json
 import platform
 import shlex
+import subprocess
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,7 @@ def collect() -> dict[str, Any]:
     """Collect facts about versions, machine, engines and extras, as plain types."""
     return {
         "xent": __version__,
+        "commit": _commit(Path(__file__).parents[3]),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "platform": platform.platform(),
@@ -74,6 +76,20 @@ def collect() -> dict[str, Any]:
             for extra, modules in EXTRAS.items()
         },
     }
+
+
+def _commit(folder: Path) -> str | None:
+    """Return the commit of a checkout; None for another folder, or without git."""
+    if not (folder / ".git").exists():
+        return None
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), "rev-parse", "HEAD"],
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
 
 
 def describe(facts: dict[str, Any]) -> str:

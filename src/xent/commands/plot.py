@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from functools import partial
-from itertools import product
+from itertools import chain, count, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,8 +50,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--target", type=finite, default=1.0, metavar="T", help="of sigmoid losses (default 1)"
     )
     parser.add_argument(
-        "--out", type=Path, default=Path("plot.png"), metavar="FILE",
-        help="PNG, SVG or PDF (default plot.png)",
+        "--out", type=Path, metavar="FILE",
+        help="PNG, SVG or PDF, which replaces such a file (default plot.png, or plot-2.png and so "
+        "on, as a file that is there stays)",
     )  # fmt: skip
     taken = {action.dest for action in parser._actions}
     for name in sorted({n for m in members().values() for n in hyperparameters(m.function)}):
@@ -67,9 +68,16 @@ def run(args: argparse.Namespace) -> int:
         figure = _draw(args)
     except (ValueError, TypeError) as error:
         raise UserError(str(error)) from None
-    save_figure(figure, args.out, "--out")
-    say(str(args.out))
+    path = args.out or _free(Path("plot.png"))
+    save_figure(figure, path, "--out")
+    say(str(path))
     return 0
+
+
+def _free(path: Path) -> Path:
+    """The path, or the first of plot-2.png, plot-3.png, ... that is not there yet."""
+    numbered = (path.with_stem(f"{path.stem}-{k}") for k in count(2))
+    return next(p for p in chain([path], numbered) if not p.exists())
 
 
 def require_matplotlib() -> None:

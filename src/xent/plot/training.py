@@ -169,7 +169,7 @@ def learning_curves(
             label = shown(name) if k == 0 else None
             ax.plot(x, _last_means(returns, window), line, color=color, label=label)
     if target is not None:
-        ax.axhline(target, color="black", linewidth=0.8, label=f"{target:g}")
+        ax.axhline(target, color="black", linewidth=0.8, label=f"target: {target:g}")
     ax.set_xlabel(unit)
     ax.set_ylabel(f"return, mean of the last {window}" if window > 1 else "return")
     ax.grid(alpha=0.3)

@@ -586,7 +586,7 @@ def test_commands_with_bad_options(tmp_path, capsys):
 def test_learning_curves():
     pytest.importorskip("matplotlib")
     ax = learning_curves({"one": [1.0, 2.0, 6.0]}, window=2, target=5)
-    assert [line.get_label() for line in ax.lines] == ["each", "one", "5"]
+    assert [line.get_label() for line in ax.lines] == ["each", "one", "target: 5"]
     assert ax.lines[1].get_ydata().tolist() == [1.0, 1.5, 4.0]
     ax = learning_curves({"a": [[1, 2], [3]], "b": [4, 5]}, window=1, unit="iteration")
     assert [line.get_ydata().tolist() for line in ax.lines] == [[1, 2], [3], [4, 5]]
