@@ -147,6 +147,7 @@ def draw(outcomes: list[Outcome], path: Path) -> None:
     truth = numpy.concatenate([o.truth for o in outcomes])
     table = confusion_matrix(truth, numpy.concatenate([o.names for o in outcomes]), labels=WORDS)
     shade = numpy.where(numpy.eye(len(WORDS)), 0, table)  # only mistakes get a colour
+    hardest = WORDS[shade.sum(1).argmax()].capitalize()
     middle.imshow(shade, cmap="Oranges", vmax=max(2 * shade.max(), 1))
     for (row, column), n in numpy.ndenumerate(table):
         if n:
@@ -154,7 +155,7 @@ def draw(outcomes: list[Outcome], path: Path) -> None:
             middle.text(column, row, n, ha="center", va="center", color=colour, fontsize=9)
     middle.set_xticks(range(10), WORDS, rotation=45)
     middle.set_yticks(range(10), WORDS)
-    middle.set(xlabel="taken for", ylabel="is", title="Eight is the hardest (mistakes shaded)")
+    middle.set(xlabel="taken for", ylabel="is", title=f"{hardest} is the hardest (mistakes shaded)")
     save(figure, path, dpi=120)
 
 
