@@ -54,7 +54,9 @@ Raises:
     TypeError: for dtypes that do not fit.
 """
 
-_SECTION = re.compile(r"^(Args|Returns|Raises|Example|Examples|References|Note):$", re.MULTILINE)
+_SECTION = re.compile(
+    r"^(Use|Args|Returns|Raises|Example|Examples|References|Note):$", re.MULTILINE
+)
 
 
 def sections(doc: str) -> dict[str, str]:
@@ -67,11 +69,19 @@ def sections(doc: str) -> dict[str, str]:
     return {title: text.rstrip() for title, text in found.items()}
 
 
+def use(loss: Callable[..., Any]) -> str:
+    """The sentence of a loss's docstring that says when to take the loss, and when not."""
+    return " ".join(sections(inspect.getdoc(loss) or "").get("Use", "").split())
+
+
 def complete(doc: str, arguments: dict[str, str], returns: str, raises: str) -> str:
     """A docstring with ``arguments`` explained before its own, and the sections it lacks added."""
     own = sections(doc)
     told = [f"    {name}: {text}".replace("\n", "\n    ") for name, text in arguments.items()]
-    parts = [own.pop(""), "Args:\n" + "\n".join([*told, own.pop("Args", "")]).rstrip()]
+    parts = [own.pop("")]
+    if "Use" in own:
+        parts.append("Use:\n" + own.pop("Use"))
+    parts.append("Args:\n" + "\n".join([*told, own.pop("Args", "")]).rstrip())
     parts.append("Returns:\n" + own.pop("Returns") if "Returns" in own else returns)
     parts.append("Raises:\n" + own.pop("Raises") if "Raises" in own else raises)
     parts += [f"{title}:\n{text}" for title, text in own.items()]

@@ -27,6 +27,10 @@ def agce_loss(s: RowStatistics, a: Positive = 1.0, q: Positive = 2.0) -> Tensor:
     With ``a = 0`` it would be :func:`xent.losses.generalized_cross_entropy`. From ``q = 1`` on it
     is asymmetric whatever the rates of the noise; 1 is half the mean absolute error.
 
+    Use:
+        For wrong labels, while the right label of a row is the most frequent; not for clean labels,
+        since rows of low probability hardly teach.
+
     Args:
         a: positive; the larger, the more evenly rows of any probability pull.
         q: positive.
@@ -49,6 +53,10 @@ def aul_loss(s: RowStatistics, a: AboveOne = 1.5, q: Positive = 0.9) -> Tensor:
     r"""Asymmetric unhinged loss (AUL).
 
     .. math:: \ell = \frac{(a - p)^q - (a - 1)^q}{q}
+
+    Use:
+        For wrong labels, as a second candidate beside the asymmetric GCE; not for clean labels,
+        since rows of low probability hardly teach.
 
     Args:
         a: above 1; the larger, the more evenly rows of any probability pull.

@@ -45,6 +45,10 @@ def binary_cross_entropy_with_logits(
 
     .. math:: \ell = w \bigl(-w_+ \, t \log \sigma(z) - (1 - t) \log \sigma(-z)\bigr)
 
+    Use:
+        For answers yes or no, such as two classes or the pixels of a mask; not for classes that
+        exclude each other, which are for :func:`~xent.cross_entropy`.
+
     Args:
         input: logits, of any shape: one per label, per pixel, per pair.
         target: probabilities of label 1 in the shape of ``input``, in [0, 1]; labels 0 and 1 may
@@ -128,6 +132,10 @@ def binary_cross_entropy(
     more digits: float32 cannot tell :math:`\sigma(17)` from 1.
 
     .. math:: \ell = w \bigl(-t \log q - (1 - t) \log(1 - q)\bigr), \qquad 0 \log 0 = 0
+
+    Use:
+        For probabilities that a model returns already; not if you have logits, since float32
+        probabilities near 1 have lost their digits.
 
     Args:
         input: probabilities ``q``, of any shape, in [0, 1].
@@ -223,6 +231,10 @@ def sigmoid_focal_loss(
     default. Neither loss nor gradient turns into NaN or 0 where ``p`` is nearly 0 or 1, also for
     ``gamma`` below 1. Whole numbers up to 8 are the fastest ``gamma``.
 
+    Use:
+        For few positives among many easy negatives, as in dense detection; not where the
+        probabilities are used as they are, since the loss is not proper.
+
     Args:
         alpha: weight of the targets 1, in [0, 1]; targets 0 get ``1 - alpha``. None gives both the
             weight 1. A number, or a tensor that broadcasts to the shape of ``input``: ``(C,)`` for
@@ -249,6 +261,10 @@ def sigmoid_poly1_loss(e: Elements, epsilon: Annotated[float, Range(-1)] = 1.0) 
 
     .. math:: \ell = -t \log p - (1 - t) \log(1 - p) + \epsilon \bigl(t (1 - p) + (1 - t) p\bigr)
 
+    Use:
+        To tune one number on top of sigmoid cross-entropy; not without tuning it, since the best
+        value differs from task to task.
+
     Args:
         epsilon: added to the weight of the first term, at least -1; up to 1 the loss is convex.
 
@@ -272,6 +288,10 @@ def quality_focal_loss(e: Elements, beta: NonNegative = 2.0) -> Tensor:
 
     The loss is 0 where ``p`` is the target, and positive elsewhere. For labels 0 and 1 it is
     :func:`xent.losses.sigmoid_focal_loss` with ``alpha=None``.
+
+    Use:
+        For detectors whose targets are overlaps between 0 and 1; not for labels 0 and 1, where
+        :func:`~xent.losses.sigmoid_focal_loss` weighs the two sides.
 
     Args:
         beta: how much less weight elements get that are nearly right; 0 is cross-entropy.
@@ -297,6 +317,10 @@ def varifocal_loss(e: Elements, alpha: NonNegative = 0.75, gamma: NonNegative = 
         t \bigl(-t \log p - (1 - t) \log(1 - p)\bigr) & t > 0 \\
         -\alpha \, p^\gamma \log(1 - p) & t = 0
         \end{cases}
+
+    Use:
+        For detectors in which a positive counts by the overlap of its box; not for soft labels in
+        general, since a small target hardly counts.
 
     Args:
         alpha: factor on the negatives.
@@ -328,6 +352,10 @@ def reconstruction_excess(e: Elements) -> Tensor:
     over that floor is what a reconstruction can still gain. The gradient is that of cross-entropy.
     Near 0 the excess keeps all its digits, where the difference of cross-entropy and entropy has
     none.
+
+    Use:
+        To report how far a reconstruction is above its floor; not to train better, since its
+        gradient is that of sigmoid cross-entropy.
 
     Example:
         >>> import torch, xent
@@ -369,6 +397,10 @@ def continuous_bernoulli_loss(e: Elements) -> Tensor:
     Cross-entropy alone does not belong to a density over [0, 1]; with the constant ``C`` it does.
     As a function of the logit the loss is :math:`\log((e^z - 1) / z) - t z`. It is stable
     everywhere, near 0 by a series.
+
+    Use:
+        For the likelihood of grey pixels, as in a variational autoencoder; not for labels 0 and 1,
+        whose likelihood is sigmoid cross-entropy.
 
     Example:
         >>> import torch, xent

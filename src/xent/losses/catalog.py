@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, TypeVar
 
+from ..frames.docstrings import use
 from ..overrides import overridable
 
 __all__ = ["CATALOG", "Member", "Targets", "member"]
@@ -53,6 +54,11 @@ class Member(NamedTuple):
     def summary(self) -> str:
         """The first line of the docstring of the loss."""
         return (self.function.__doc__ or "").strip().partition("\n")[0]
+
+    @property
+    def use(self) -> str:
+        """The sentence of the docstring that says when to take the loss, and when not."""
+        return use(self.function)
 
     def needs(self, **hyperparameters: Any) -> tuple[str, ...]:
         """The statistics that the loss asks for, beyond those that every loss has."""

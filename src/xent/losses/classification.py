@@ -99,6 +99,10 @@ def cross_entropy(
         \ell_n = -w_{y_n} \log p_{n, y_n} = w_{y_n} \log\bigl(1 + e^{-d_n}\bigr), \qquad
         d_n = z_{n, y_n} - \log \sum_{j \ne y_n} e^{z_{n, j}}
 
+    Use:
+        For one right class per row, and whenever you are unsure; not for rows with several labels
+        at once, nor for labels of which many are wrong.
+
     Args:
         input: logits, ``(C,)``, ``(N, C)`` or ``(N, C, d1, ...)``. ``-inf`` masks a class:
             probability and gradient are 0.

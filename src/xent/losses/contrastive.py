@@ -58,6 +58,10 @@ def info_nce_loss(
     The similarities are never all in memory. ``log(M)`` minus the loss estimates the mutual
     information of query and key from below, and is never above ``log(M)``.
 
+    Use:
+        To find the key of a query among many, and to bound mutual information; not to measure more
+        than the logarithm of the number of keys, which is its bound.
+
     Args:
         query: features, ``(N, D)``.
         key: features, ``(M, D)``, of the same dtype. Keys that belong to no query are further
@@ -150,6 +154,10 @@ def clip_loss(
 
     The similarities are never all in memory, in neither direction.
 
+    Use:
+        For pairs of images and texts, compared in both directions; not where several keys belong to
+        a query, which are for :func:`~xent.losses.info_nce_loss` with ``labels``.
+
     Args:
         image: features ``x``, ``(N, D)``.
         text: features ``y``, ``(N, D)``; row n belongs to row n of ``image``.
@@ -206,6 +214,10 @@ def nt_xent_loss(
     r"""The loss of SimCLR: cross-entropy of finding the other view of an example among all views.
 
     InfoNCE over ``2 N`` views, each of which is compared with all the others.
+
+    Use:
+        For two views of each example, without labels; not when classes are known, which
+        :func:`~xent.losses.supcon_loss` uses.
 
     Args:
         view_a: features of one view of each example, ``(N, D)``.
@@ -275,6 +287,10 @@ def sampled_cross_entropy(
     With ``log_q`` the sample stands for all classes in the right proportion, and the gradient tends
     to that of :func:`xent.cross_entropy` as the sample grows. A target that is in the sample does
     not compete with itself.
+
+    Use:
+        For training with a vocabulary too large to compute all logits; not for reports, since it
+        only estimates cross-entropy.
 
     Args:
         hidden: features, ``(..., D)``.

@@ -54,6 +54,10 @@ def decoupled_distillation_loss(
     ``beta``: the surer the teacher, the less the student learns from it about the other classes.
     Of a teacher that masks all classes but the target the student learns nothing about them.
 
+    Use:
+        For a student of a teacher that is very sure, and labelled rows; not without labels, which
+        it needs to part the target from the other classes.
+
     Args:
         input: logits of the student, ``(C,)``, ``(N, C)`` or ``(N, C, d1, ...)``; ``-inf`` masks a
             class.

@@ -85,6 +85,10 @@ def yolo_loss(
     12,800 images of v2. A soft target has entropy, so objectness with IoU targets and the centre
     do not go to 0.
 
+    Use:
+        For the heads of YOLO v2 and v3; not for the width and height of boxes, which are a
+        regression of your own.
+
     Args:
         input: the head, ``(B, A * (5 + C), H, W)``: for each of A anchors the channels x, y, w, h,
             objectness and C classes. Contiguous memory is not copied.

@@ -74,6 +74,10 @@ def distillation_loss(
     a row at a time; without it, and on other devices, there are float64 tensors of the size of the
     logits.
 
+    Use:
+        For a student that learns from the logits of a teacher; not when only the top of the teacher
+        is stored, which is for :func:`~xent.losses.sparse_cross_entropy`.
+
     Args:
         input: logits of the student, ``(C,)``, ``(N, C)`` or ``(N, C, d1, ...)``; ``-inf`` masks a
             class.

@@ -47,6 +47,10 @@ def baikal_loss(s: RowStatistics) -> Tensor:
     :math:`1 / p_y = e^{-\log p_y}` as a function of :math:`-\log p_y`. So the loss grows linearly
     and nothing overflows.
 
+    Use:
+        For few training rows, where it beat cross-entropy in the experiment; not when probabilities
+        are used as they are, since the loss is not proper.
+
     Example:
         >>> import torch, xent
         >>> logits = torch.tensor([[2.0, 0.0], [0.0, 2.0], [0.0, 200.0]])
@@ -76,6 +80,10 @@ def baikal_cma_loss(
     Training depends on :math:`c_0 c_1` and :math:`c_0 c_3 c_4 / c_5` only. With all six
     coefficients 1 the loss is :func:`xent.losses.baikal_loss`; the tangent above 20 nats is the
     same.
+
+    Use:
+        For few training rows, with coefficients that evolution tuned; not as an improvement on
+        :func:`~xent.losses.baikal_loss`, which did as well in the experiment.
 
     Args:
         coefficients: :math:`c_0, \dots, c_5`; :math:`c_2` positive and :math:`c_5` not zero.
@@ -127,6 +135,10 @@ def taylorglo_loss(
         b_3 &= \theta_3 - 3 \theta_1 \theta_4 - \theta_0 \theta_6 \end{aligned}
 
     The gradient is that of the polynomial. The loss may be negative: only differences matter.
+
+    Use:
+        For few training rows, or to search for a loss by eight numbers; not when probabilities are
+        used as they are, since the loss is not proper.
 
     Args:
         theta: :math:`\theta_0, \dots, \theta_7`, numbers or a tensor of them, which may require
@@ -189,6 +201,10 @@ def ngl_loss(rows: DenseRows, alpha: Annotated[float, Range(high=700)] = 2.4092)
     Not a function of row statistics: the sum is a second pass over the row, in plain tensor
     operations that keep tensors of the size of the logits. The mean is over the classes that are
     not masked by ``-inf``.
+
+    Use:
+        For few training rows, where it beat cross-entropy in the experiment; not for large
+        vocabularies, since it keeps tensors of the size of the logits.
 
     Args:
         alpha: logarithm of the scale of the exponential part, at most 700.

@@ -42,6 +42,10 @@ def wordtree_cross_entropy(
     The probability of a node is the product of the conditional ones from its root down, so a label
     may be any node. A label that is an inner node gives no gradient to the nodes below it.
 
+    Use:
+        For classes in a hierarchy, when a label may be an inner node; not for a flat list of
+        classes, where it is :func:`~xent.cross_entropy`.
+
     Args:
         input: logits of the nodes, ``(C,)``, ``(N, C)`` or ``(N, C, d1, ...)``. Siblings are
             read without a copy.

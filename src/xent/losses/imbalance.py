@@ -129,6 +129,10 @@ def logit_adjusted_loss(s: RowStatistics, prior: Counts, tau: Number = 1.0) -> T
     are the same function: the balanced softmax is this at ``tau=1``, and the probability-corrected
     softmax differs from it by the constant :math:`\log \pi_y` of each row.
 
+    Use:
+        For rare classes that count as much as common ones in the test; not when test rows are as
+        unbalanced as training rows, where cross-entropy has the right prior.
+
     Args:
         prior: how often each class occurs, ``(C,)``: counts or probabilities. A class with 0 is
             masked.
@@ -221,6 +225,10 @@ def vs_loss(
     The factor still has an effect late in training, when all rows are fitted; additive terms and
     class weights have none by then.
 
+    Use:
+        For the rarest classes of a network that fits all its rows; not without tuning where common
+        classes matter, which paid for it in the experiment.
+
     Args:
         counts: rows per class, ``(C,)``, all positive.
         gamma: strength of the factors; 0 is logit adjustment.
@@ -253,6 +261,10 @@ def ldam_loss(
     .. math:: \psi = s (\cos\theta_y - m_y), \qquad m_j = m \, (n_j / n_{\min})^{-1/4}
 
     The paper trains without weights first and then with :func:`xent.losses.deferred_weights`.
+
+    Use:
+        For rare classes behind a head of cosines, with deferred weights; not as a first choice,
+        since :func:`~xent.losses.logit_adjusted_loss` did better in the experiment.
 
     Args:
         counts: rows per class, ``(C,)``. A class without rows has the margin of the rarest.
@@ -297,6 +309,10 @@ def recall_loss(s: RowStatistics, smoothing: NonNegative = 1.0) -> Tensor:
     The weights are constants of the batch. The mean divides by the number of rows (or their class
     weight), not by these weights.
 
+    Use:
+        For rare classes, with weights that follow what the network misses now; not with batches
+        that often lack a class, since the weights are counted on the batch.
+
     Args:
         smoothing: ``a``, added to both counts, so that a class without misses keeps some weight.
 
@@ -338,6 +354,10 @@ def hardest_loss(
     .. math:: \frac1k \sum_{i=1}^k \ell_{(i)}, \qquad \ell_{(1)} \ge \ell_{(2)} \ge \dots
 
     Convex in all logits of the batch together if ``loss`` is.
+
+    Use:
+        When most rows are learnt and only the hardest of a batch should count; not with wrong
+        labels, which stay among the hardest.
 
     Args:
         input: logits, as ``loss`` takes them.

@@ -45,6 +45,10 @@ def linear_cross_entropy(
     a time, and their gradient at once. Any other loss of the family works the same way on
     :class:`xent.LinearLogits`.
 
+    Use:
+        For a vocabulary whose logits do not fit in memory; not when the logits themselves are
+        needed.
+
     Args:
         input: features, ``(D,)``, ``(N, D)`` or ``(..., D)``.
         linear_weight: ``(C, D)``; or ``(C, d1, ..., D)`` with ``input`` ``(N, D)``: a head of its

@@ -55,6 +55,10 @@ def nll_loss(
 
     .. math:: \ell_n = -w_{y_n} \log p_{n, y_n}
 
+    Use:
+        For log-probabilities that a model returns already; not for logits, which
+        :func:`~xent.cross_entropy` takes with more digits.
+
     Args:
         input: log-probabilities, ``(C,)``, ``(N, C)`` or ``(N, C, d1, ...)``; or those of a linear
             head, ``torch.log_softmax`` of :class:`xent.LinearLogits`, the classes on the last axis.
@@ -138,6 +142,10 @@ def kl_div(
     .. math:: \ell = t \, (\log t - \log p), \qquad 0 \log 0 = 0
 
     The derivative by a target of 0 is infinite; the gradient given for it is 0.
+
+    Use:
+        For programs written for PyTorch's function, on log-probabilities; not for logits, which are
+        for :func:`~xent.losses.distillation_loss`.
 
     Args:
         input: log-probabilities, of any shape.

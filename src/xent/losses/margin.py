@@ -75,6 +75,10 @@ def cosface_loss(
 
     ``input`` holds cosines: products of normalised features with normalised class vectors.
 
+    Use:
+        For features of many classes, such as faces, with a margin in cosine; not for logits of an
+        ordinary layer, since the input must be cosines.
+
     Args:
         margin: ``m``, in cosine.
         scale: ``s``, the factor that turns cosines into logits.
@@ -112,6 +116,10 @@ def arcface_loss(
         \psi = \cos\theta_y - m \sin m \quad \text{beyond}
 
     The second branch keeps ``psi`` falling where the angle would pass pi. ``input`` holds cosines.
+
+    Use:
+        For features of many classes when the margin should be an angle; not for logits of an
+        ordinary layer, nor where the loss must be convex, as :func:`~xent.losses.cosface_loss` is.
 
     Args:
         margin: ``m``, in radians, at most pi / 2.
@@ -153,6 +161,10 @@ def large_margin_loss(
     ``psi`` falls all the way from 1 at angle 0. ``input`` holds cosines. If ``scale`` holds the
     length of the features of each row, the logits are those of an ordinary layer with normalised
     weights.
+
+    Use:
+        To reproduce SphereFace and large-margin softmax; not as a first choice, since its margin
+        can only be a whole number.
 
     Args:
         margin: ``m``, a whole number; 1 is cross-entropy.

@@ -26,6 +26,10 @@ def supcon_loss(c: Compared, temperature: float | Tensor = 0.07) -> Tensor:
     for a label this is :func:`xent.losses.nt_xent_loss`. A row without positives is left out, but
     the others are compared with it.
 
+    Use:
+        For features in which the rows of a class are near each other; not with batches of one row
+        per class, since a row without positives is left out.
+
     Args:
         temperature: ``T``, positive: a number, or a 0-d tensor to be learned.
 
@@ -53,6 +57,10 @@ def nca_loss(c: Compared, temperature: float | Tensor = 1.0) -> Tensor:
     The cross-entropy of a set, :func:`xent.losses.set_cross_entropy`, of minus the squared
     distances: one positive must be near, not all. A row without positives is left out, but the
     others are compared with it.
+
+    Use:
+        For features by whose nearest neighbours rows are classified; not when all rows of a class
+        should meet, which is for :func:`~xent.losses.supcon_loss`.
 
     Args:
         temperature: ``T``, positive: a number, or a 0-d tensor to be learned.
@@ -85,6 +93,9 @@ def decoupled_contrastive_loss(c: Compared, temperature: float | Tensor = 0.1) -
     :func:`xent.losses.supcon_loss` without the positives in its denominator, so that the gradient
     of a row does not fade as its positives come near. It has no least value. A row without
     positives, or without negatives, is left out, but the others are compared with it.
+
+    Use:
+        For contrastive learning in small batches; not as a likelihood, since it has no least value.
 
     Args:
         temperature: ``T``, positive: a number, or a 0-d tensor to be learned.
@@ -119,6 +130,10 @@ def multi_similarity_loss(
     Multi-similarity loss without its mining of pairs. :math:`P_n` holds the other examples with the
     label of n; a row without any has the second term only.
 
+    Use:
+        For retrieval, when the worst positives and negatives should count most; not without tuning
+        its threshold, a similarity that depends on the features.
+
     Args:
         alpha: sharpness for positives.
         beta: sharpness for negatives.
@@ -152,6 +167,10 @@ def circle_loss(c: Compared, margin: Number = 0.4, gamma: Positive = 80.0) -> Te
     :math:`s_m = x_n \cdot x_m` are the similarities and :math:`P_n` holds the other examples with
     the label of n. The weights ``a`` count as constants in the gradient. A row without positives,
     or without negatives, is left out, but the others are compared with it.
+
+    Use:
+        For retrieval, when each pair is pulled as far as it is from its goal; not with batches in
+        which rows lack positives or negatives, since such rows are left out.
 
     Args:
         margin: ``Delta``, how far positives may be from 1 and negatives from 0.

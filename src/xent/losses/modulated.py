@@ -32,6 +32,11 @@ def focal_loss(s: RowStatistics, gamma: NonNegative = 2.0) -> Tensor:
     Neither the loss nor its gradient turns into NaN at probability 1, where naive forms do for
     ``gamma`` below 1. The balancing factor alpha of the paper is ``weight``.
 
+    Use:
+        When easy rows are so many that they drown the hard ones; not against rare classes alone,
+        where :func:`~xent.losses.logit_adjusted_loss` did more in the experiment, nor with wrong
+        labels, which are the hardest rows.
+
     Args:
         gamma: how much less weight rows get that are right; 0 is cross-entropy.
 
@@ -59,6 +64,10 @@ def dual_focal_loss(rows: DenseRows, gamma: NonNegative = 5.0) -> Tensor:
     To lower the factor, the target has to rise above the next class, not only to rise; such a model
     is less underconfident than by :func:`xent.losses.focal_loss`. ``p'`` is 0 where no class is
     less probable than the target. The loss jumps where another class overtakes the target.
+
+    Use:
+        When a focal loss leaves a network underconfident; not where the loss must be continuous,
+        since it jumps when another class overtakes the target.
 
     Args:
         gamma: how much less weight rows get whose target is far ahead; 0 is cross-entropy.
@@ -90,6 +99,10 @@ def poly1_loss(s: RowStatistics, epsilon: Annotated[float, Range(-1)] = 2.0) -> 
 
     .. math:: \ell = -\log p + \epsilon (1 - p)
 
+    Use:
+        To tune one number on top of cross-entropy; not without tuning it, since the best value
+        differs from task to task.
+
     Args:
         epsilon: number added to the weight 1 of the first term, at least -1; 0 is cross-entropy.
 
@@ -112,6 +125,10 @@ def taylor_cross_entropy(s: RowStatistics, terms: Annotated[int, Range(1)] = 2) 
     .. math:: \ell = \sum_{k=1}^{t} \frac{(1 - p)^k}{k}
 
     One term is half the mean absolute error, robust to wrong labels; all are cross-entropy.
+
+    Use:
+        For some wrong labels, between cross-entropy and mean absolute error; not for clean labels
+        of many classes, of which few terms learn slowly.
 
     Args:
         terms: how many terms.
@@ -151,6 +168,10 @@ def smoothed_cross_entropy(
     :func:`xent.losses.backward_corrected_symmetric_noise_loss`); and class weights that weigh whole
     rows by their target, while in PyTorch's rule the weights of the other classes count, too.
 
+    Use:
+        To smooth labels towards a prior, or by a negative amount; not for plain smoothing, which is
+        ``label_smoothing`` of :func:`~xent.cross_entropy`.
+
     Args:
         smoothing: the amount, at most 1. Below 0 the loss is not bounded from below.
         prior: ``u``, ``(C,)``: probabilities or counts, of which only the ratios matter; by default
@@ -180,6 +201,10 @@ def confidence_penalty_loss(s: RowStatistics, beta: NonNegative = 0.1) -> Tensor
 
     .. math:: \ell = -\log p - \beta H(p_1, \dots, p_C)
 
+    Use:
+        When a classifier is surer than it is right; not where its probabilities are used as they
+        are, since the best prediction is flatter than the truth.
+
     Args:
         beta: weight of the entropy.
 
@@ -206,6 +231,10 @@ def complementary_loss(s: RowStatistics) -> Tensor:
     The target names a class that is wrong: a complementary label, or a token that should not be
     generated. ``xent.losses.unlikelihood_loss`` is the same function.
 
+    Use:
+        For labels that name a wrong class, or tokens that must not be generated; not in the place
+        of right labels, since ruling out one class tells little.
+
     Example:
         >>> import torch, xent
         >>> logits, label = torch.tensor([[2.0, 0.0]]), torch.tensor([1])
@@ -229,6 +258,10 @@ def brier_loss(s: RowStatistics) -> Tensor:
 
     .. math:: \ell = (1 - p)^2 + \sum_{j \ne y} p_j^2
 
+    Use:
+        For probabilities, when no single row may cost without limit; not for hard tasks from
+        scratch, since its gradient vanishes at rows that are surely wrong.
+
     Example:
         >>> import torch, xent
         >>> f"{xent.losses.brier_loss(torch.tensor([[2.0, 0.0]]), torch.tensor([0])).item():.4f}"
@@ -247,6 +280,10 @@ def crammer_singer_loss(s: RowStatistics, margin: NonNegative = 1.0) -> Tensor:
     r"""The hinge loss of multi-class support vector machines.
 
     .. math:: \ell = \max\bigl(0,\ m + \max_{j \ne y} z_j - z_y\bigr)
+
+    Use:
+        For a margin over the strongest other class, as in a vector machine; not when you need
+        probabilities, since rows beyond the margin have no gradient.
 
     Args:
         margin: ``m``, by how much the target's logit has to lead.
@@ -274,6 +311,10 @@ def weston_watkins_loss(rows: DenseRows, margin: NonNegative = 1.0) -> Tensor:
 
     :func:`xent.losses.crammer_singer_loss` takes the largest of them.
     ``torch.nn.functional.multi_margin_loss`` is this over the number of classes.
+
+    Use:
+        For a margin over every other class at once; not when you need probabilities, nor when the
+        logits fill the memory, since it keeps tensors of their size.
 
     Args:
         margin: ``m``, by how much the target's logit has to lead.
@@ -308,6 +349,10 @@ def margin_smoothing_loss(
     Label smoothing pulls all logits together, however near they are; this price is 0 as long as no
     logit is more than ``m`` below the largest. The mean over the classes that are not masked is
     that of the authors' program; the paper writes a sum.
+
+    Use:
+        When a network is too sure, to hold back only logits that are far apart; not where one
+        temperature, fitted afterwards, is enough.
 
     Args:
         margin: ``m``, in nats.

@@ -50,6 +50,10 @@ def multilabel_cross_entropy(
     labels of a row, ``labels="mean"`` that of one label on average (``multilabel_soft_margin_loss``
     in PyTorch). The mean is the sum divided by the number of labels, and so is its gradient.
 
+    Use:
+        For rows with any number of labels; not for classes that exclude each other, which are for
+        :func:`~xent.cross_entropy`.
+
     Args:
         input: logits, ``(C,)``, ``(N, C)`` or ``(N, C, d1, ...)``: one per label.
         target: probabilities of the labels, in the shape of ``input``; or booleans or integers.
@@ -137,6 +141,10 @@ def zlpr_loss(
 
     .. math:: \ell_n = \log\Bigl(1 + \sum_c (1 - t_{nc}) e^{z_{nc}}\Bigr)
         + \log\Bigl(1 + \sum_c t_{nc} e^{-z_{nc}}\Bigr)
+
+    Use:
+        For rows with several labels that should rank above all others; not when each label needs
+        its probability, since the loss is not proper.
 
     Args:
         input: logits, ``(C,)``, ``(N, C)`` or ``(N, C, d1, ...)``.
@@ -248,6 +256,10 @@ def asymmetric_loss(
     ``1e-8``; here nothing is clamped. The two versions of that code differ in whether the focusing
     factor is differentiated.
 
+    Use:
+        For many labels of which a row has few; not for few balanced labels, of which
+        :func:`~xent.losses.multilabel_cross_entropy` got more right in the experiment.
+
     Args:
         gamma_neg: how much less weight negatives get that are right.
         gamma_pos: how much less weight positives get that are right.
@@ -296,6 +308,10 @@ def siglip_loss(
         y_{nm} = 2 t_{nm} - 1
 
     The mean divides by the number of rows, as in the paper, not by the number of pairs.
+
+    Use:
+        For pairs of images and texts without a softmax over the batch; not for bounds on mutual
+        information, which are for :func:`~xent.losses.info_nce_loss`.
 
     Args:
         similarity: scalar products of the normalised embeddings, ``(N, M)``; or

@@ -64,6 +64,10 @@ def forward_corrected_cross_entropy(
     operations, in float64. Differentiable with respect to the matrix: to learn it, pass
     ``xent.softmax(parameter)``; only then all logits behind a linear head are computed.
 
+    Use:
+        For wrong labels whose confusion matrix you know or can estimate; not when the matrix is a
+        guess, since a wrong matrix moves the minimum.
+
     Args:
         matrix: ``T``, ``(C, C)``: ``T[i, j]`` is the probability of the label ``j`` where the class
             is ``i``. Rows sum to 1.
@@ -142,6 +146,10 @@ def backward_corrected_cross_entropy(
     bound and may fall without end on a finite set of rows: forward correction is the safer choice.
     The matrix is inverted at every call. Class weights belong to the clean classes ``j``.
 
+    Use:
+        For linear models and a known confusion matrix, convex and unbiased; not for networks, since
+        it has no lower bound and did worse than forward correction in the experiment.
+
     Args:
         matrix: ``T``, ``(C, C)``: ``T[i, j]`` is the probability of the label ``j`` where the class
             is ``i``. Rows sum to 1.
@@ -177,6 +185,10 @@ def forward_corrected_symmetric_noise_loss(s: RowStatistics, rate: NoiseRate) ->
     :func:`xent.losses.symmetric_noise_matrix`, at the price of cross-entropy. ``C`` counts the
     classes that are not masked by ``-inf``.
 
+    Use:
+        For labels that are exchanged uniformly, at a rate you know; not for confusions of certain
+        classes, which need a matrix.
+
     Args:
         rate: ``eta``, the share of labels that are wrong, each other class being as likely; less
             than ``(C - 1) / C``. 0 is cross-entropy.
@@ -210,6 +222,10 @@ def backward_corrected_symmetric_noise_loss(s: RowStatistics, rate: NoiseRate) -
     :func:`xent.losses.backward_corrected_cross_entropy` with
     :func:`xent.losses.symmetric_noise_matrix`. ``C`` counts the classes that are not masked by
     ``-inf``.
+
+    Use:
+        For linear models and labels exchanged uniformly, at a rate you know; not for networks,
+        since the loss has no lower bound.
 
     Args:
         rate: ``eta``, the share of labels that are wrong, each other class being as likely; less

@@ -51,6 +51,10 @@ def cumulative_loss(
     row one score and a bias each, so that the probabilities fall from one logit to the next; the
     loss itself asks for no such head.
 
+    Use:
+        For ordered classes such as ratings, with a question for each step; not for the
+        probabilities of classes, unless the head keeps its logits in order.
+
     Args:
         input: logits, one fewer than there are classes: ``(C - 1,)``, ``(N, C - 1)`` or
             ``(N, C - 1, d1, ...)``; or :class:`xent.LinearLogits`.
@@ -114,6 +118,10 @@ def continuation_loss(
     :func:`cumulative_loss`. For discrete times ``sigmoid(-z_k)`` is the hazard of bin ``k``, and a
     row that was censored in bin ``y`` has survived it: minus the logarithm of ``P(Y > y)``. The
     last class is beyond all cutpoints, so a row censored there has the loss of an event.
+
+    Use:
+        For ordered classes, and for discrete survival times; not for classes without an order,
+        which are for :func:`~xent.cross_entropy`.
 
     Args:
         input: logits, one fewer than there are classes: ``(C - 1,)``, ``(N, C - 1)`` or
@@ -233,6 +241,10 @@ def cumulative_link_loss(
     The logarithm of the difference is the sum of the logarithms of :math:`\sigma(c_y - s)`, of
     :math:`\sigma(s - c_{y-1})` and of :math:`1 - e^{c_{y-1} - c_y}`, so the loss is finite however
     far the score is from its class.
+
+    Use:
+        For ordered classes and a model with one score per row; not when two classes differ by more
+        than one score can say.
 
     Args:
         score: ``s``, one number per row, of any shape.

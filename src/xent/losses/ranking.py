@@ -53,6 +53,10 @@ def plackett_luce_loss(
     Each place of the ranking is a choice by softmax among the items that are left. Items of equal
     relevance stay in the order in which they are given; shuffle them if that order means something.
 
+    Use:
+        For lists whose items have a full order; not for grades with many ties, whose items are then
+        ordered as they come.
+
     Args:
         score: scores of the items of a list, ``(n,)``, or of several lists, ``(..., n)``; also
             ``LinearLogits(query, document)``, whose scores are then in memory, as the relevances.
@@ -136,6 +140,10 @@ def cox_loss(
     ``l/m`` of these events out of the risk set of the event with ``l`` events before it (in the
     order given).
 
+    Use:
+        For survival times, when only relative hazards matter; not for the times themselves, which
+        are for :func:`~xent.losses.continuation_loss`.
+
     Args:
         log_hazard: ``h``, the logarithms of relative hazards, ``(n,)``; or ``(..., n)``: each list
             is a stratum with risk sets of its own.
@@ -215,6 +223,10 @@ def cosent_loss(
     The sum has a term for each two items of different labels, up to ``n (n - 1) / 2``; time is that
     of a sort.
 
+    Use:
+        For pairs of texts with grades of similarity; not when the grades are to be predicted as
+        numbers, since only their order counts.
+
     Args:
         similarity: ``x``, the similarity of the two texts of each item, ``(n,)``; or ``(..., n)``
             for several lists, whose items are not compared across lists. Also
@@ -277,6 +289,10 @@ def pairwise_logistic_loss(
     .. math:: \ell = \sum_{r_i > r_j} -w_{ij} \log \sigma(s_i - s_j)
 
     The pairs are never all in memory: a chunk is computed at a time, and again for the gradient.
+
+    Use:
+        For lists whose items have grades, ties included; not for very long lists, since its time
+        grows with the square of their length.
 
     Args:
         score: scores ``s`` of the items of a list, ``(n,)``, or of several lists, ``(..., n)``;

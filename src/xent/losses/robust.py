@@ -33,6 +33,10 @@ def bootstrap_loss(s: RowStatistics, beta: Fraction = 0.95) -> Tensor:
 
     The gradient goes through both occurrences of ``p``, so the loss is an entropy penalty.
 
+    Use:
+        For a few wrong labels, as a bonus for predictions that are sure; not for a network that is
+        too sure already, since it makes the network surer.
+
     Args:
         beta: how much the label counts, in [0, 1]; 1 is cross-entropy. Convex in the logits where
             ``beta / (1 - beta) >= 1 + log(classes)``.
@@ -55,6 +59,10 @@ def hard_bootstrap_loss(s: RowStatistics, beta: Fraction = 0.8) -> Tensor:
     r"""Cross-entropy from the label and, in part, from the predicted class.
 
     .. math:: \ell = -\beta \log p_y - (1 - \beta) \log \max_j p_j
+
+    Use:
+        For a few wrong labels, once the network is mostly right; not for many, where
+        :func:`~xent.losses.generalized_cross_entropy` did better in the experiment.
 
     Args:
         beta: how much the label counts, in [0, 1]; 1 is cross-entropy.
@@ -82,6 +90,10 @@ def generalized_cross_entropy(s: RowStatistics, q: Fraction = 0.7) -> Tensor:
     r"""Generalised cross-entropy: between cross-entropy and mean absolute error (GCE, alpha-loss).
 
     .. math:: \ell = \frac{1 - p^q}{q}
+
+    Use:
+        For wrong labels, with a dial from cross-entropy to mean absolute error; not for clean
+        labels, whose hard rows it learns more slowly.
 
     Args:
         q: in [0, 1]. 0 is cross-entropy, 1 half the mean absolute error: the larger, the less a
@@ -114,6 +126,10 @@ def truncated_generalized_cross_entropy(
     :func:`xent.losses.generalized_cross_entropy` first, then choose the rows to keep every few
     epochs, with the best model so far:
     ``row_weight=xent.statistics(logits, labels).prob > threshold``.
+
+    Use:
+        For wrong labels, after a first training without truncation; not from scratch, since an
+        untrained model learns nothing from it.
 
     Args:
         q: as in :func:`xent.losses.generalized_cross_entropy`.
@@ -157,6 +173,10 @@ def phuber_loss(s: RowStatistics, tau: AboveOne = 10.0) -> Tensor:
     The derivative by the probability is never steeper than ``-tau``. To clip the gradient of the
     whole model gives no such robustness, because the loss of a linear model stays convex then.
 
+    Use:
+        For wrong labels, with cross-entropy unchanged where the label is likely; not for clean
+        labels, whose hard rows it holds back.
+
     Args:
         tau: above 1. The authors take 2 for few classes, 10 for a hundred.
 
@@ -184,6 +204,10 @@ def mae_loss(s: RowStatistics) -> Tensor:
     uniformly at random do not move its minimiser. The price is a gradient that vanishes where the
     label is improbable. Some implementations leave out the factor 2.
 
+    Use:
+        For labels that are wrong uniformly at random; not for many classes, which it learns slowly,
+        nor for confusions of certain classes, where it was worst in the experiment.
+
     Example:
         >>> import torch, xent
         >>> logits = torch.tensor([[2.0, 0.0], [0.0, 20.0]])
@@ -205,6 +229,10 @@ def reverse_cross_entropy(s: RowStatistics, label_floor: Floor = 1e-4) -> Tensor
 
     The zeros of the one-hot label ``q`` are replaced by the floor ``f``. The loss is half of
     ``-log f`` times the mean absolute error, so it is symmetric, too.
+
+    Use:
+        As the robust half of a sum with cross-entropy; not alone, since it is a multiple of
+        :func:`~xent.losses.mae_loss` and learns as slowly.
 
     Args:
         label_floor: ``f``, in (0, 1].
@@ -235,6 +263,10 @@ def symmetric_cross_entropy(
 
     "Symmetric" in label and prediction; over the labels it does not add up to a constant.
 
+    Use:
+        For wrong labels, when training must still start fast; not without tuning its two weights,
+        which the authors set anew for each data set.
+
     Args:
         alpha: weight of cross-entropy, which learns fast.
         beta: weight of reverse cross-entropy, which is robust.
@@ -261,6 +293,10 @@ def normalized_cross_entropy(s: RowStatistics) -> Tensor:
 
     In [0, 1] and symmetric: over all labels of a row it adds up to 1. Classes masked by ``-inf``
     take no part in the sum.
+
+    Use:
+        As one half of :func:`~xent.losses.nce_rce_loss` or :func:`~xent.losses.nce_mae_loss`; not
+        alone, since it underfits.
 
     Example:
         >>> import torch, xent
@@ -296,6 +332,11 @@ def nce_rce_loss(
     Both are symmetric, hence so is the sum. The active part raises the labelled class, the passive
     one lowers the others; together they underfit less than either of them alone.
 
+    Use:
+        For many labels that are wrong uniformly at random; not for confusions whose matrix you
+        know, where :func:`~xent.losses.forward_corrected_cross_entropy` did better in the
+        experiment.
+
     Args:
         alpha: weight of :func:`xent.losses.normalized_cross_entropy`.
         beta: weight of :func:`xent.losses.reverse_cross_entropy`. For a hundred classes the authors
@@ -320,6 +361,11 @@ def nce_mae_loss(s: RowStatistics, alpha: NonNegative = 1.0, beta: NonNegative =
     r"""Normalised cross-entropy plus mean absolute error: active plus passive (APL).
 
     .. math:: \ell = \alpha \, \mathrm{NCE} + \beta \, \mathrm{MAE}
+
+    Use:
+        For many labels that are wrong uniformly at random, with no floor to choose; not for
+        confusions whose matrix you know, where
+        :func:`~xent.losses.forward_corrected_cross_entropy` did better in the experiment.
 
     Args:
         alpha: weight of :func:`xent.losses.normalized_cross_entropy`.

@@ -26,6 +26,10 @@ def seesaw_loss(
     compensation, takes this back where such a class is mistaken for the class of the row; it counts
     as a constant of the row, without a gradient. The authors count the rows seen so far.
 
+    Use:
+        For long tails in detection, where frequent classes push rare ones down; not when the logits
+        fill the memory, since it keeps tensors of their size.
+
     Args:
         counts: rows per class, ``(C,)``, or probabilities. A class without rows counts as the
             rarest of the others; where all have none, all are alike.

@@ -58,6 +58,10 @@ def set_cross_entropy(
     :func:`xent.cross_entropy`; the loss of the set of all classes is 0, of no class infinite. The
     loss has all its digits however sure the prediction.
 
+    Use:
+        For rows of which only a set of possible classes is known; not for several labels that all
+        hold, which are for :func:`~xent.losses.multilabel_cross_entropy`.
+
     Args:
         target: the set of each row: booleans in the shape of ``input``; or with ``groups`` the
             number of a group, an integer, in the shape of the rows.

@@ -66,6 +66,10 @@ def structured_cross_entropy(s: RowStatistics, table: Annotated[Tensor, _SoftTar
     the logits is made. Class weights are those of the classes in the soft target, as in
     :func:`xent.cross_entropy` with probabilities.
 
+    Use:
+        When some mistakes are smaller than others, by similarity or order; not for another soft
+        target in each row, which :func:`~xent.cross_entropy` takes.
+
     Args:
         table: ``Q``, ``(C, C)``: its row ``y`` is the target of class ``y``, a distribution. It may
             be learned.
@@ -120,6 +124,10 @@ def mixup_cross_entropy(
 
     One sweep over the logits, not two. Every row counts as two rows, of weight :math:`\lambda` and
     :math:`1 - \lambda`: if one of its classes is ignored, the other still counts for its part.
+
+    Use:
+        For rows that are mixtures of two, each with its class; not for mixtures of many classes,
+        which :func:`~xent.cross_entropy` takes as probabilities.
 
     Args:
         target_a: class indices of any integer type, in the shape of the rows.
@@ -256,6 +264,10 @@ def sparse_cross_entropy(
     The part in brackets belongs to ``tail="mass"``: listed classes and all others together are a
     problem of ``K + 1`` classes, whose loss is least where the student gives each its share. With
     ``"ignore"`` the student learns to give the others nothing.
+
+    Use:
+        For soft targets of which a few classes are stored, as of a teacher; not for dense ones,
+        which :func:`~xent.cross_entropy` takes.
 
     Args:
         classes: integers, like ``input`` with K in the place of the classes: ``(K,)``, ``(N, K)``,

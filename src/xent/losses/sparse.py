@@ -102,6 +102,10 @@ def sparsemax_loss(rows: DenseRows) -> Tensor:
     On the CPU class indices have a kernel; other targets and devices take float64 tensors of the
     size of the logits.
 
+    Use:
+        When most classes should have probability 0 exactly; not when an unlikely class needs a
+        logarithm of its probability, as for perplexity.
+
     Example:
         >>> import torch, xent
         >>> logits = torch.tensor([[1.0, 0.0], [0.5, 0.0], [0.0, 3.0]])
@@ -127,6 +131,10 @@ def entmax_loss(rows: DenseRows, alpha: Alpha = 1.5) -> Tensor:
     :math:`1 / (\alpha - 1)` above all others. Its expectation is least where ``p`` (not softmax) is
     the true distribution. On the CPU class indices have a kernel, which is fastest for ``alpha`` of
     1.5 and 2; other targets and devices take float64 tensors of the size of the logits.
+
+    Use:
+        For sparse probabilities, with a dial from softmax to sparsemax; not when an unlikely class
+        needs a logarithm of its probability, as for perplexity.
 
     Args:
         alpha: at least 1; the higher, the sparser the prediction.

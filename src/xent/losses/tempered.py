@@ -97,6 +97,10 @@ def bi_tempered_loss(
     kernel for ``t2`` of at most 32, which is fastest for the default temperatures and
     ``t1=0.5, t2=1.5``; all else takes float64 tensors of the size of the logits.
 
+    Use:
+        For wrong labels, near the boundary and far from it; not when the model must predict by
+        ordinary softmax, since its softmax is a tempered one.
+
     Args:
         t1: temperature of the logarithm, in [0, 1]; the lower, the lower the bound.
         t2: temperature of the softmax; above 1 for heavy tails.

@@ -40,6 +40,10 @@ def outlier_exposure_loss(s: RowStatistics) -> Tensor:
     The authors add half of it, over a batch of outliers, to cross-entropy over a batch of the data.
     The class of a target has no say. Classes masked by ``-inf`` take no part in the mean.
 
+    Use:
+        For extra rows that belong to no class, beside cross-entropy on the data; not for rows of
+        the data, since it teaches to be undecided.
+
     Example:
         >>> import torch, xent
         >>> logits = torch.tensor([[0.0, 0.0], [4.0, 0.0]])
@@ -62,6 +66,10 @@ def energy_loss(s: RowStatistics, margin: Number | None = None, outliers: bool =
 
     The authors add a tenth of the sum of both to cross-entropy, and call a row an outlier where its
     energy is above a threshold. The class of a target has no say.
+
+    Use:
+        To tell outliers by the log-sum-exp of their logits, beside cross-entropy; not with the
+        default margins if your logits are of another size.
 
     Args:
         margin: ``m``; unless given, the authors' -25 for rows of the data and -7 for outliers.
@@ -93,6 +101,10 @@ def entropy_loss(s: RowStatistics) -> Tensor:
 
     For learning from rows without labels, and for adaptation at test time. The class of a target
     has no say.
+
+    Use:
+        For rows without labels, to make a trained model decide; not from scratch, since the same
+        sure answer to every row makes it 0.
 
     Example:
         >>> import torch, xent
@@ -130,6 +142,10 @@ def evidential_loss(
 
     which keeps the digits of the surest row. ``C`` counts the classes that are not masked by
     ``-inf``.
+
+    Use:
+        When one network should say how much evidence a prediction has; not in the place of softmax
+        cross-entropy, since the model predicts other probabilities.
 
     Args:
         form: ``"likelihood"`` (type II maximum likelihood) or ``"expected"``.
@@ -201,6 +217,10 @@ def logit_norm_loss(
     A row of zeros stays as it is. Classes masked by ``-inf`` add nothing to the length. Behind a
     linear head, ``z = W h``, the lengths come from the matrix of products ``W' W`` of the size of a
     row of features squared, :math:`\lVert z \rVert^2 = h' (W' W) h`, without a look at the logits.
+
+    Use:
+        When outliers should stand out by low confidence; not when probabilities are used as they
+        are, since the temperature sets how sure they can be.
 
     Args:
         temperature: ``tau``, positive: no logit is larger than ``1 / tau``. The authors choose it

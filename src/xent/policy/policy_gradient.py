@@ -144,6 +144,10 @@ def reinforce_loss(
     lowers the probability of tokens and is never below 0. ``xent.learn.reinforce`` trains a policy
     with this loss.
 
+    Use:
+        For rewards of actions that the policy itself has just drawn; not for samples of an older
+        policy, which are for :func:`~xent.policy.ppo_loss`.
+
     Example:
         >>> import torch, xent
         >>> log_prob = torch.tensor([[-1.0, -2.0], [-3.0, 0.0]])
@@ -187,6 +191,10 @@ def ppo_loss(
         \rho = \frac{p}{p_{\text{old}}}
 
     Clipped tokens have no gradient.
+
+    Use:
+        For several steps on the samples of one policy; not for a single step, where
+        :func:`~xent.policy.reinforce_loss` has the same gradient.
 
     Args:
         clip: ``c``, or ``(low, high)`` for a range from ``1 - low`` to ``1 + high`` (DAPO's
@@ -249,6 +257,10 @@ def grpo_loss(
 
     .. math:: \text{cispo: } -\mathrm{const}\bigl(\mathrm{clip}(\rho, 1 - c, 1 + c)\bigr) A \log p,
         \qquad \text{sapo: } -\frac4\tau \sigma\bigl(\tau (\rho - 1)\bigr) A
+
+    Use:
+        For several answers to each prompt, compared within their group; not for one answer per
+        prompt, whose advantage in its group is 0.
 
     Args:
         kind: ``"clip"`` for PPO's first term; ``"cispo"``: the policy gradient with a clipped ratio

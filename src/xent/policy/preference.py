@@ -96,6 +96,10 @@ def dpo_loss(
     ``D`` is the divergence of two answers, without a difference of entropies. The last four kinds
     look at each answer alone, so they need a reference.
 
+    Use:
+        For pairs of a better and a worse answer, without a reward model; not for answers judged one
+        by one, which are for :func:`~xent.policy.kto_loss`.
+
     Args:
         chosen: log-probabilities of the better answers, ``(B,)``, float32 or float64; see
             :func:`xent.policy.sequence_log_prob`.
@@ -250,6 +254,10 @@ def kto_loss(
     with the minus and the first weight for good answers, the plus and the second one for bad ones.
     The pull is largest where the log-ratio is at the reference point :math:`z_0`.
 
+    Use:
+        For answers that were judged good or bad one by one; not for pairs of one prompt, which
+        :func:`~xent.policy.dpo_loss` compares.
+
     Args:
         log_prob: log-probabilities of the answers, ``(B,)``, float32 or float64; see
             :func:`xent.policy.sequence_log_prob`.
@@ -320,6 +328,10 @@ def orpo_loss(
     The logit of a probability near 1 has all digits that its logarithm has. At a log-probability of
     0 the logit is that of the next smaller probability, so that no difference of infinities arises:
     such a rejected answer costs some 708 times ``beta``, and has no gradient.
+
+    Use:
+        For pairs of answers without a reference model, while fine-tuning; not when a reference
+        should hold the policy near, as in :func:`~xent.policy.dpo_loss`.
 
     Args:
         chosen: mean log-probabilities of the tokens of the better answers, ``(B,)``, float32 or
