@@ -1,4 +1,4 @@
-"""Write the tables of README.md and docs/speed.md from results: ``python -m benchmarks.readme``.
+"""Write tables of README.md and of pages of docs/ from results: ``python -m benchmarks.readme``.
 
 A table stands between two lines, ``<!-- table: NAME -->`` and ``<!-- end -->``. A table whose
 results are not there yet stays as it is.
@@ -18,7 +18,7 @@ from .harness import report
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-PAGES = [ROOT / "README.md", ROOT / "docs" / "speed.md"]
+PAGES = [ROOT / "README.md", ROOT / "docs" / "speed.md", ROOT / "docs" / "index.md"]
 BLOCK = re.compile(r"(?s)(<!-- table: (\w+) -->\n\n).*?(\n\n<!-- end -->)")
 
 
@@ -106,6 +106,34 @@ def linear(result: dict[str, Any]) -> str:
 LEAN_VARIANTS = ("xent, 60 % ignored", "xent, focal", "xent, smoothing")
 
 
+def memory_in_words(result: dict[str, Any]) -> str:
+    """The memory of a step behind a linear head."""
+    cell = result["cells"][0]
+    xent, torch = (cell["contestants"][who]["memory"] / 2**20 for who in ("xent", "torch"))
+    return (
+        f"- **Memory.** Loss and gradient behind a linear head, of {cell['rows']} rows with "
+        f"{cell['features']} features and {cell['classes']} classes in {cell['dtype']}, need "
+        f"{xent:.0f} MiB beyond inputs and gradients; with PyTorch they need {torch:.0f} MiB."
+    )
+
+
+def time_in_words(result: dict[str, Any]) -> str:
+    """The time of the loss within a training step: a large batch, and the smallest."""
+    told = {
+        f"{cell['rows']} x {cell['classes']}": [
+            report.digits(cell["loss"][who]["ms"]) for who in ("xent", "torch")
+        ]
+        for cell in result["cells"]
+    }
+    large, small = "2048 x 32000", "32 x 10"
+    return (
+        f"- **Time.** Within a training step on the CPU, loss and gradient of {large} logits in "
+        f"float32 take {told[large][0]} ms; in PyTorch they take {told[large][1]} ms. On small "
+        f"batches PyTorch is faster: {small} logits take {told[small][0]} ms here, "
+        f"{told[small][1]} ms there."
+    )
+
+
 def small_calls(result: dict[str, Any]) -> str:
     """Calls on 32 x 10 logits."""
     rows = [
@@ -137,6 +165,8 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "family_in_words": ("family.json", family_in_words),
     "family": ("family.json", family),
     "linear": ("linear.json", linear),
+    "memory_in_words": ("linear.json", memory_in_words),
+    "time_in_words": ("in_a_step.json", time_in_words),
     "small_calls": ("small_calls.json", small_calls),
     "versions": ("versions.json", before_and_now),
 }

@@ -14,8 +14,8 @@ sys.path.insert(0, str(Path(__file__).parent / "site"))
 def mathjax() -> Path:
     """The one file of MathJax that draws formulas as SVG, and so needs no fonts and no network."""
     spec = importlib.util.find_spec("sphinx-mathjax-offline")
-    assert spec is not None and spec.origin is not None
-    return Path(spec.origin).parent / "static" / "mathjax" / "tex-svg.js"
+    assert spec is not None
+    return Path(str(spec.origin)).parent / "static" / "mathjax" / "tex-svg.js"
 
 
 project = "xent"
@@ -32,13 +32,22 @@ extensions = [
     "sphinxcontrib.bibtex",
     "api_pages",
     "playground_page",
+    "start_picture",
 ]
 source_suffix = {".md": "myst-nb", ".rst": "restructuredtext"}
 exclude_patterns = ["experiments/*.txt", "jupyter_execute", ".jupyter_cache", "site"]
 templates_path = ["_templates"]
 
 # Pages written in Markdown; a block of {code-cell} is run when the site is built.
-myst_enable_extensions = ["amsmath", "attrs_inline", "colon_fence", "deflist", "dollarmath"]
+myst_enable_extensions = [
+    "amsmath",
+    "attrs_inline",
+    "colon_fence",
+    "deflist",
+    "dollarmath",
+    "substitution",
+]
+myst_substitutions = {"losses": len(xent.losses.CATALOG)}
 myst_heading_anchors = 3
 nb_execution_mode = "cache"  # a page runs again only if its cells have changed
 nb_execution_raise_on_error = True
@@ -48,13 +57,16 @@ copybutton_exclude = ".linenos, .gp, .go"
 bibtex_bibfiles = ["references.bib"]
 
 autodoc_member_order = "bysource"
-autodoc_typehints_format = "short"
-autodoc_preserve_defaults = True
+autodoc_typehints = "none"  # the lists of arguments tell the types in words
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
-napoleon_custom_sections = ["Call", "Shape"]
+napoleon_custom_sections = ["Call", "Shape", ("On request", "params_style")]
 napoleon_use_ivar = True
 python_maximum_signature_line_length = 88
+# Names of other libraries, whose pages this site does not ask.
+nitpick_ignore_regex = [
+    ("py:.*", r"(collections|functools|matplotlib|numpy|sklearn|torch|transformers)\..*")
+]
 toc_object_entries_show_parents = "hide"
 
 html_theme = "pydata_sphinx_theme"

@@ -7,18 +7,23 @@ a full name in code, ``xent.losses.focal_loss``, is a link wherever it stands.
 
 from __future__ import annotations
 
+import inspect
 import re
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from docutils import nodes
-from public_names import Name, modules, names, of_module, summary
+from public_names import Name, modules, names, of_module, summary, words
 from sphinx import addnodes
 from sphinx.application import Sphinx
 from sphinx.domains.python import ObjectEntry, PythonDomain
 from sphinx.environment import BuildEnvironment
+from sphinx.util.nodes import make_refnode
 
 from xent.losses import CATALOG
+from xent.losses.lookup import bare_signature
 
 KINDS = {"function": "Functions", "class": "Classes", "exception": "Errors", "data": "Values"}
 DIRECTIVES = {"function": "autofunction", "class": "autoclass", "exception": "autoexception"}
@@ -39,9 +44,9 @@ after `import xent`.
 def index() -> str:
     """The page that lists the modules."""
     lines = [HEAD + "\n".join(modules()), "```", "", "| module | |", "|---|---|"]
-    lines += [
-        f"| [`{path}`]({path}.md) | {_of_code(summary(m))} |" for path, m in modules().items()
-    ]
+    for path, module in modules().items():
+        first = inspect.cleandoc(module.__doc__ or "").partition("\n")[0]
+        lines += [f"| [`{path}`]({path}.md) | {_of_code(first)} |"]
     return "\n".join(lines) + "\n"
 
 
@@ -59,10 +64,10 @@ def page(path: str) -> str:
             lines += ["```"]
     if losses:
         lines += ["", "## Losses", "", "Each has [a page of its own](../losses/index.md).", ""]
-        lines += _table((name, summary(name.thing)) for name in losses)
+        lines += _table((name, summary(name)) for name in losses)
     if others:
         lines += ["", "## Explained elsewhere", ""]
-        lines += _table((name, summary(name.thing)) for name in others)
+        lines += _table((name, summary(name)) for name in others)
     return "\n".join(lines) + "\n"
 
 
@@ -72,9 +77,13 @@ def is_loss(name: Name) -> bool:
 
 
 def _directive(name: Name) -> list[str]:
-    directive = DIRECTIVES.get(name.kind, "autodata")
-    options = ["   :no-value:"] if isinstance(name.thing, dict) else []
-    return [f".. {directive}:: {name.full}", *options, ""]
+    if name.kind == "data":
+        return [f".. py:data:: {name.full}", "", textwrap.indent(words(name), "   "), ""]
+    options = []
+    if inspect.isclass(name.thing) and name.module != "xent.nn":  # modules of one kind
+        fields = getattr(name.thing, "_fields", ())  # a named tuple tells them as attributes
+        options = ["   :members:", *([f"   :exclude-members: {', '.join(fields)}"] * bool(fields))]
+    return [f".. {DIRECTIVES[name.kind]}:: {name.full}", *options, ""]
 
 
 def _table(rows: Iterator[tuple[Name, str]]) -> Iterator[str]:
@@ -116,6 +125,21 @@ def add_second_names(app: Sphinx, env: BuildEnvironment) -> None:
             domain.objects[name.full] = place
 
 
+def find_short_name(
+    app: Sphinx, env: BuildEnvironment, node: addnodes.pending_xref, text: nodes.Element
+) -> nodes.reference | None:
+    """Find what a docstring names without its module, if the name is that of one thing."""
+    target = node["reftarget"]
+    if node.get("refdomain") != "py":
+        return None
+    objects = env.domains.python_domain.objects
+    places = {(e.docname, e.node_id) for n, e in objects.items() if n.endswith(f".{target}")}
+    if len(places) != 1:
+        return None
+    page, anchor = places.pop()
+    return make_refnode(app.builder, node["refdoc"], page, anchor, [text], target)
+
+
 def link_names(app: Sphinx, doctree: nodes.document) -> None:
     """Make a link of each public name that stands in code by its full name."""
     known = {*names(), *modules()}
@@ -138,9 +162,20 @@ def _parents(node: nodes.Node) -> Iterator[nodes.Node]:
         yield node
 
 
+def plain_signature(
+    app: Sphinx, what: str, name: str, thing: Any, options: Any, given: str, result: str
+) -> tuple[str, None] | None:
+    """Show defaults that are functions by name, without a place in memory."""
+    if given and what in ("function", "class"):
+        return str(bare_signature(thing)), None
+    return None
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     """Connect the pages with Sphinx."""
     app.connect("builder-inited", write, priority=100)
+    app.connect("autodoc-process-signature", plain_signature)
     app.connect("doctree-read", link_names)
+    app.connect("missing-reference", find_short_name)
     app.connect("env-updated", add_second_names)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

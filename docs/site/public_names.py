@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import sys
 from collections.abc import Iterator
 from functools import cache
 from pkgutil import walk_packages
 from types import ModuleType
 from typing import Any, NamedTuple
+
+from sphinx.pycode import ModuleAnalyzer
 
 from xent.losses import CATALOG
 
@@ -49,24 +52,30 @@ class Name(NamedTuple):
 
 @cache
 def modules() -> dict[str, ModuleType]:
-    """The public modules by name."""
+    """The public modules by name, each after the package that holds it."""
     found = {path: importlib.import_module(path) for path in MODULES}
     for package in PACKAGES:
         for module in walk_packages(found[package].__path__, f"{package}."):
             loaded = importlib.import_module(module.name)
             if hasattr(loaded, "__all__"):
                 found[module.name] = loaded
-    return found
+    rooms = [path for path in MODULES if path.count(".") < 2]
+    return {p: found[p] for p in sorted(found, key=lambda p: (rooms.index(_room(p)), p))}
+
+
+def _room(path: str) -> str:
+    return ".".join(path.split(".")[:2])
 
 
 @cache
 def names() -> dict[str, Name]:
     """All public names but those of modules, by the name as users write it."""
     places = {id(member.function): f"xent.losses.{name}" for name, member in CATALOG.items()}
+    places[id(CATALOG)] = "xent.losses.catalog.CATALOG"
     found = {}
     for path, name, thing in _things():
         full = f"{path}.{name}"
-        unique = inspect.isroutine(thing) or inspect.isclass(thing)
+        unique = inspect.isroutine(thing) or inspect.isclass(thing) or thing is CATALOG
         explained_as = places.setdefault(id(thing), full) if unique else full
         found[full] = Name(path, name, thing, explained_as)
     return found
@@ -74,10 +83,11 @@ def names() -> dict[str, Name]:
 
 def _things() -> Iterator[tuple[str, str, Any]]:
     for path, module in modules().items():
-        for name in module.__all__:
-            thing = getattr(module, name)
-            if not inspect.ismodule(thing):
-                yield path, name, thing
+        things = {name: getattr(module, name) for name in module.__all__}
+        own = [name for name, thing in things.items() if getattr(thing, "__name__", "") == name]
+        for name in dict.fromkeys([*own, *things]):  # second names of a thing come last
+            if not inspect.ismodule(things[name]):
+                yield path, name, things[name]
 
 
 def of_module(path: str) -> list[Name]:
@@ -85,7 +95,17 @@ def of_module(path: str) -> list[Name]:
     return [name for name in names().values() if name.module == path]
 
 
-def summary(thing: Any) -> str:
-    """The first sentence of a docstring, without its period."""
-    doc = inspect.cleandoc(thing.__doc__ or "").partition("\n\n")[0]
-    return " ".join(doc.split()).rstrip(".")
+def summary(name: Name) -> str:
+    """The first paragraph of what the library says of a name."""
+    return " ".join(words(name).partition("\n\n")[0].split())
+
+
+def words(name: Name) -> str:
+    """The docstring of a name; of a value the text below its assignment."""
+    if name.kind != "data":
+        return inspect.cleandoc(name.thing.__doc__ or "")
+    for path in sorted(path for path in sys.modules if path.startswith(name.module)):
+        texts = ModuleAnalyzer.for_module(path).find_attr_docs()
+        if ("", name.name) in texts:
+            return "\n".join(texts["", name.name]).strip()
+    raise LookupError(f"{name.full} has no text below its assignment")

@@ -1,5 +1,7 @@
 """xent: cross-entropy and its family, exact, fused and memory-lean.
 
+::
+
     import xent
     loss = xent.cross_entropy(logits, target)        # instead of torch.nn.functional.cross_entropy
 

@@ -62,7 +62,8 @@ def diagnose(
         ignore_index: class index that marks rows to leave out.
 
     Returns:
-        A list of :class:`Finding`, empty if nothing is suspicious; ``print`` it.
+        A list of findings, each with ``name``, ``problem`` and ``fix``; empty if nothing is
+        suspicious; ``print`` it.
 
     Raises:
         TypeError: if ``input`` or ``target`` is no tensor or array, or ``class_dim`` no integer.

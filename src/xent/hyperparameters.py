@@ -1,5 +1,7 @@
 """Hyperparameters of losses: annotations say which values are allowed.
 
+::
+
     @row_loss
     def focal_loss(s, gamma: NonNegative = 2.0): ...
 
@@ -122,11 +124,17 @@ class PerClass(Rule):
 
 
 Number = Annotated[float, Range()]
+"""A finite number."""
 NonNegative = Annotated[float, Range(0)]
+"""A finite number that is at least 0."""
 Positive = Annotated[float, Range(0, open=True)]
+"""A finite number above 0."""
 Fraction = Annotated[float, Range(0, 1)]
+"""A number from 0 to 1."""
 ClassVector = Annotated[Tensor, PerClass()]
-Counts = Annotated[Tensor, PerClass(0)]  # or probabilities: only the ratios matter
+"""A vector with a number for each class."""
+Counts = Annotated[Tensor, PerClass(0)]
+"""A vector with a count for each class; or probabilities, as only the ratios matter."""
 
 
 class Hyperparameters:

@@ -130,10 +130,10 @@ class RowStatistics:
         classes: number of classes, masked ones included.
         complete: whether it is known that no row is ignored.
 
-    On request only (``entropy=True`` and so on):
-        entropy: entropy of the predicted distribution.
-        mean: mean logit over the classes that are not masked by ``-inf``; with class weights
-            their weighted sum over the number of those classes.
+    On request:
+        entropy: with ``entropy=True``, the entropy of the predicted distribution.
+        mean: with ``mean=True``, the mean logit over the classes that are not masked by ``-inf``;
+            with class weights their weighted sum over the number of those classes.
         mean_mass: *constant*. Sum of the coefficients of ``mean``: 1 without class weights.
         support: *constant*. Number of classes that are not masked.
         top: *constant*. Class of the largest logit, int64, ties to the lowest class.

@@ -39,7 +39,7 @@ _ARGUMENTS = {
 
 _RETURNS = """\
 Returns:
-    In nats unless the formula says otherwise: a scalar, or the shape of the rows for
+    In nats unless the formula says otherwise; a scalar, or the shape of the rows for
     ``reduction="none"``, in the dtype of ``input`` (float32 under autocast).
 """
 
@@ -155,7 +155,7 @@ _ELEMENT_ARGUMENTS = {
 
 _ELEMENT_RETURNS = """\
 Returns:
-    In nats unless the formula says otherwise: a scalar, or the shape of ``input`` for
+    In nats unless the formula says otherwise; a scalar, or the shape of ``input`` for
     ``reduction="none"``, in the dtype of ``input`` and ``target`` together (float32 under
     autocast).
 """

@@ -17,6 +17,7 @@ Unit = Literal["nat", "bit"]
 Sums = Literal["must be 1", "normalize", "as given"]
 
 NATS_PER_BIT = math.log(2)
+"""The natural logarithm of 2: a bit is 0.693 nats."""
 
 
 def nats_per(unit: str) -> float:

@@ -14,6 +14,7 @@ from ..arrays import takes_arrays
 __all__ = ["Binning", "Reliability", "bin_confidences"]
 
 Binning = Literal["width", "mass"]
+"""Bins of equal width, or of an equal number of rows."""
 
 
 @dataclass(frozen=True)

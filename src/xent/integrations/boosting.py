@@ -24,6 +24,8 @@ from .. import softmax
 from .._check import one_of
 from ..losses import CATALOG, binary_cross_entropy_with_logits, cross_entropy
 
+__all__ = ["Metric", "Objective"]
+
 # Factor on the diagonal Hessian of K scores per row. The scores of a softmax act on each other, so
 # its diagonal alone is no bound of its curvature. Twice the diagonal always is a bound; where the
 # classes are equally likely, K / (K - 1) times the diagonal is one, too.

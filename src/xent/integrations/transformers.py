@@ -1,5 +1,7 @@
 """The losses of Hugging Face models without all their logits in memory at once.
 
+::
+
     lean(model)                # from now on, until unlean(model)
     with lean(model):          # or for a while
         model(input_ids, labels=labels).loss.backward()

@@ -15,6 +15,8 @@ from ..engines.modes import widened
 from ..information.reliability import Binning, Reliability, bin_confidences
 from ..targets import class_rows
 
+__all__ = ["brier_score", "calibration_error", "fit_temperature", "reliability"]
+
 
 @takes_arrays
 def fit_temperature(input: Tensor, target: Tensor, *, ignore_index: int = -100) -> float:

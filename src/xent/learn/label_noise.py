@@ -24,6 +24,8 @@ from .._check import class_indices, finite_number, is_tensor, one_of
 from .._probabilities import sums_to_1
 from ..arrays import takes_arrays
 
+__all__ = ["confident_noise_matrix", "estimate_noise_matrix", "find_label_issues", "label_quality"]
+
 Filter = Literal[
     "prune_by_noise_rate", "prune_by_class", "both", "confident_learning", "predicted_neq_given"
 ]

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from .. import RowStatistics, row_loss
 
+__all__ = ["Formula", "Term"]
+
 DIGITS = 4  # significant digits of the numbers in a formula, printed and judged alike
 
 

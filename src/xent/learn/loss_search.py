@@ -29,6 +29,8 @@ from .._package import pip_install
 from .loss_formula import CROSS_ENTROPY, TERMS, Formula, weighted_sum
 from .networks.small_networks import SmallNetworks
 
+__all__ = ["Formula", "Found", "HeldOutAccuracy", "search_loss"]
+
 RECORD = "search.json"
 
 

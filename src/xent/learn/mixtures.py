@@ -21,6 +21,8 @@ from .._check import class_indices, is_tensor
 from .._probabilities import log_probabilities, sums_to_1
 from ..arrays import takes_arrays
 
+__all__ = ["MixtureFit", "fit_logit_weights", "fit_mixture_weights", "mixture_log_prob"]
+
 _STEPS, _ENOUGH = 500, 1e-9
 
 

@@ -1,6 +1,7 @@
 """The losses by name, with the facts about each as data.
 
-The catalog drives :mod:`xent.nn`, the laws in the tests, the pages of the losses and ``xent losses``.
+The catalog drives :mod:`xent.nn`, the laws in the tests, the pages of the losses on the site and
+``xent losses``.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ __all__ = ["CATALOG", "Member", "Targets", "member"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 Targets = Literal["classes", "soft", "binary", "other"]
+"""What a loss takes as targets; :class:`Member` explains the words."""
 
 
 class Member(NamedTuple):
@@ -67,6 +69,7 @@ class Member(NamedTuple):
 
 
 CATALOG: dict[str, Member] = {}
+"""The losses by name, from the plainest to the most special."""
 
 
 def member(

@@ -86,7 +86,7 @@ def info_nce_loss(
         products: the type of the products of 16-bit features, as for :class:`xent.LinearLogits`.
 
     Returns:
-        In nats: a scalar, or ``(N,)`` for ``reduction="none"``, in the dtype of ``query``.
+        In nats; a scalar, or ``(N,)`` for ``reduction="none"``, in the dtype of ``query``.
 
     Example:
         >>> import torch, xent
@@ -169,7 +169,7 @@ def clip_loss(
         products: the type of the products of 16-bit features, as for :class:`xent.LinearLogits`.
 
     Returns:
-        In nats: a scalar, or ``(N,)`` for ``reduction="none"``, in the dtype of ``image``.
+        In nats; a scalar, or ``(N,)`` for ``reduction="none"``, in the dtype of ``image``.
 
     Example:
         >>> import torch, xent
@@ -229,7 +229,7 @@ def nt_xent_loss(
         products: the type of the products of 16-bit features, as for :class:`xent.LinearLogits`.
 
     Returns:
-        In nats: a scalar, or ``(2 N,)`` for ``reduction="none"``, the views ``a`` first; in the
+        In nats; a scalar, or ``(2 N,)`` for ``reduction="none"``, the views ``a`` first; in the
         dtype of ``view_a``.
 
     Example:
@@ -308,7 +308,7 @@ def sampled_cross_entropy(
         products: the type of products with a 16-bit weight, as for :class:`xent.LinearLogits`.
 
     Returns:
-        In nats: a scalar, or ``(...)`` for ``reduction="none"``, in the dtype of ``hidden``.
+        In nats; a scalar, or ``(...)`` for ``reduction="none"``, in the dtype of ``hidden``.
 
     Example:
         >>> import torch, xent

@@ -59,7 +59,7 @@ def wordtree_cross_entropy(
         row_weight: factor on each row; the mean divides by its sum, too.
 
     Returns:
-        In nats: a scalar, or the shape of the rows for ``reduction="none"``, in the dtype of
+        In nats; a scalar, or the shape of the rows for ``reduction="none"``, in the dtype of
         ``input``.
 
     Raises:

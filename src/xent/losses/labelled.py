@@ -208,7 +208,7 @@ _ARGUMENTS = {
 }
 _RETURNS = """\
 Returns:
-    In nats: a scalar, or ``(N,)`` for ``reduction="none"``, in the dtype of ``features``. The
+    In nats; a scalar, or ``(N,)`` for ``reduction="none"``, in the dtype of ``features``. The
     similarities are never all in memory.
 """
 _RAISES = """\

@@ -76,7 +76,7 @@ def linear_cross_entropy(
             as for :class:`xent.LinearLogits`, which says what is taken unless given.
 
     Returns:
-        In nats: a scalar, or the shape of the rows, with ``shift`` ``(..., T - shift)``; in the
+        In nats; a scalar, or the shape of the rows, with ``shift`` ``(..., T - shift)``; in the
         dtype of ``input``.
 
     Raises:

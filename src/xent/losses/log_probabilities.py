@@ -162,7 +162,7 @@ def kl_div(
             weights of ``(N, C)``. 0 leaves an element out, whatever it holds.
 
     Returns:
-        In nats: a scalar, or the shape of ``input`` for ``reduction="none"``, in the dtype of
+        In nats; a scalar, or the shape of ``input`` for ``reduction="none"``, in the dtype of
         ``input`` and ``target`` together (float32 under autocast).
 
     Raises:

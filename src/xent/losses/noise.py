@@ -76,7 +76,7 @@ def forward_corrected_cross_entropy(
             posteriors look alike. None skips the check, and with it an inversion.
 
     Returns:
-        In nats: a scalar, or the shape of the rows for ``reduction="none"``, in the dtype of
+        In nats; a scalar, or the shape of the rows for ``reduction="none"``, in the dtype of
         ``input`` (float32 under autocast).
 
     Example:

@@ -140,7 +140,7 @@ def continuation_loss(
         engine: ``"auto"``, ``"native"``, ``"triton"`` or ``"reference"``.
 
     Returns:
-        In nats: a scalar, or the shape of the rows for ``reduction="none"``, in the dtype of
+        In nats; a scalar, or the shape of the rows for ``reduction="none"``, in the dtype of
         ``input`` (float32 under autocast).
 
     Raises:
@@ -258,7 +258,7 @@ def cumulative_link_loss(
         empty: ``"nan"`` as PyTorch, or ``"zero"``: the mean of no rows.
 
     Returns:
-        In nats: a scalar, or the shape of ``score`` for ``reduction="none"``, in its dtype.
+        In nats; a scalar, or the shape of ``score`` for ``reduction="none"``, in its dtype.
 
     Raises:
         ValueError: for shapes that do not fit, a class index out of range, cutpoints that do not

@@ -76,7 +76,7 @@ def plackett_luce_loss(
         empty: ``"nan"`` as PyTorch, or ``"zero"``: the mean of no lists.
 
     Returns:
-        In nats: a scalar, or the shape of the lists for ``reduction="none"``, in the dtype of
+        In nats; a scalar, or the shape of the lists for ``reduction="none"``, in the dtype of
         ``score``.
 
     Raises:
@@ -158,7 +158,7 @@ def cox_loss(
         empty: ``"nan"`` as PyTorch, or ``"zero"``: the mean of no events.
 
     Returns:
-        In nats: a scalar, or the shape of ``log_hazard`` for ``reduction="none"``, in its dtype.
+        In nats; a scalar, or the shape of ``log_hazard`` for ``reduction="none"``, in its dtype.
 
     Raises:
         ValueError: for shapes that do not fit, NaN among the times or an event that is neither 0
@@ -245,7 +245,7 @@ def cosent_loss(
         empty: ``"nan"`` as PyTorch, or ``"zero"``: the mean of no lists.
 
     Returns:
-        In nats: a scalar, or the shape of the lists for ``reduction="none"``, in the dtype of
+        In nats; a scalar, or the shape of the lists for ``reduction="none"``, in the dtype of
         ``similarity``.
 
     Raises:
@@ -313,7 +313,7 @@ def pairwise_logistic_loss(
         empty: ``"nan"`` as PyTorch, or ``"zero"``: the mean of no pairs.
 
     Returns:
-        In nats: a scalar, or the shape of the lists for ``reduction="none"``, in the dtype of
+        In nats; a scalar, or the shape of the lists for ``reduction="none"``, in the dtype of
         ``score``.
 
     Raises:

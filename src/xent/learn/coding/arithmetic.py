@@ -21,6 +21,8 @@ import numpy as np
 from ..._check import is_whole
 from ..._probabilities import rounding
 
+__all__ = ["Code", "SymbolModel", "decode", "encode", "quantize"]
+
 _WORD, _BYTE = 64, 8  # bits of the window in which the interval is narrowed
 _TOP = _WORD - _BYTE
 LONG = 50_000  # symbols from which on compiled loops take less time than compiling them

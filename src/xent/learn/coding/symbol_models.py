@@ -9,6 +9,8 @@ import numpy as np
 
 from .arithmetic import MOST, SymbolModel
 
+__all__ = ["FixedModel", "MixtureModel", "OrderModel"]
+
 _HALF = MOST // 2  # sum of the frequencies of a mixture, before each gets 1 more
 
 

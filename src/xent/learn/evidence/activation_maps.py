@@ -17,6 +17,8 @@ from torch import Tensor
 from ..._check import is_tensor, label_out_of_range, one_of
 from ...arrays import takes_arrays
 
+__all__ = ["class_activation_map", "info_cam"]
+
 
 @takes_arrays
 def class_activation_map(

@@ -12,6 +12,8 @@ from torch import Tensor
 from ... import log_softmax
 from ...information import entropy_from_counts
 
+__all__ = ["GaussianClasses"]
+
 BALANCED = (10_000,) * 5
 IMBALANCED = (5_000, 10_000, 15_000, 20_000, 25_000)
 

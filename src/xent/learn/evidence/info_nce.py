@@ -14,6 +14,8 @@ from ...arrays import takes_arrays
 from ...information import NATS_PER_BIT
 from ...losses import cross_entropy, info_nce_loss
 
+__all__ = ["InfoNCEBound", "info_nce_bound"]
+
 
 @dataclass(frozen=True)
 class InfoNCEBound:

@@ -26,6 +26,8 @@ from ...arrays import takes_arrays
 from ...information import NATS_PER_BIT, entropy_from_counts
 from ...losses import cross_entropy, logit_adjusted_loss
 
+__all__ = ["InformationEstimate", "MutualInformation", "mutual_information_from_logits"]
+
 
 @dataclass(frozen=True, eq=False)
 class InformationEstimate:

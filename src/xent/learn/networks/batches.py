@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
+__all__ = ["Batches"]
+
 Data = tuple[Tensor, ...] | Dataset | DataLoader
 
 

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from ...targets import class_axis
 
+__all__ = ["EpochMeans"]
+
 
 class EpochMeans:
     """Loss of a model batch by batch, and the mean over the rows of all batches.

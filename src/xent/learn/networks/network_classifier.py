@@ -18,6 +18,8 @@ from ... import log_softmax
 from ...losses import cross_entropy
 from .small_networks import SmallNetworks
 
+__all__ = ["NetworkClassifier"]
+
 FEWEST = 5  # least number of steps between two measurements of the held-out loss
 
 

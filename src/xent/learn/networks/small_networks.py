@@ -15,6 +15,8 @@ from torch import Tensor
 
 from ..._check import is_tensor
 
+__all__ = ["SmallNetworks"]
+
 
 class SmallNetworks:
     """Networks with one hidden layer of rectified units, one for each seed.

@@ -20,6 +20,8 @@ from .batches import Batches, Data
 from .epoch_means import EpochMeans
 from .steps import Step
 
+__all__ = ["TrainingRecord", "predict_logits", "train_classifier"]
+
 Entry = dict[str, float]
 EVALUATION = 4  # how many times larger a batch is in evaluation, without gradients
 

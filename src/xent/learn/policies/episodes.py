@@ -20,6 +20,8 @@ from torch.nn import Module
 
 from ..._check import is_whole
 
+__all__ = ["Episodes", "Stage"]
+
 # (observations (k, ...), numbers of their episodes (k,)) -> actions
 Act = Callable[[Tensor, Tensor], Tensor]
 

@@ -28,6 +28,8 @@ from ...policy import group_advantages, reinforce_loss
 from ..search.cross_entropy_method import elite_count
 from .episodes import Episodes, Stage, check_discrete, logits_of, sampled, seeds_of
 
+__all__ = ["PolicyRecord", "deep_cem", "reinforce"]
+
 # (episodes, logits of all steps, classes of the actions) -> loss
 BatchLoss = Callable[[Episodes, Tensor, Tensor], Tensor]
 WINDOW = 100  # episodes that must average the target

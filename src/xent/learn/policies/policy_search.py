@@ -22,6 +22,8 @@ from ..._check import is_whole
 from ..networks.training import evaluation_mode
 from .episodes import Stage, as_for, greedy, seeds_of
 
+__all__ = ["PolicyScores", "evaluate_policy"]
+
 
 class PolicyScores:
     """Score of a vector of parameters: the mean return of the policy with these parameters.

@@ -19,6 +19,8 @@ from .criteria import Criterion, loss_of, softmax_criterion
 from .curvature import AutogradCurvature
 from .softmax_regression import DTYPES, SoftmaxRegression
 
+__all__ = ["LogisticRegression"]
+
 BINARY = "binary_cross_entropy_with_logits"
 
 

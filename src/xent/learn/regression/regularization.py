@@ -25,6 +25,8 @@ from .softmax_regression import SoftmaxRegression
 from .solvers import solve
 from .task import SolverTask
 
+__all__ = ["RegularizationPath", "regularization_path", "smallest_C"]
+
 SPAN = 1000  # the strongest penalty of a path over the weakest
 NULL_TOL, NULL_ITERATIONS = 1e-12, 1000
 

@@ -18,6 +18,8 @@ from ...losses import CATALOG
 from .logistic_regression import LogisticRegression
 from .softmax_regression import SoftmaxRegression
 
+__all__ = ["load_model", "save_model"]
+
 FORMAT, VERSION = "xent linear classifier", 1
 CLASSES: dict[str, type[Any]] = {
     cls.__name__: cls for cls in (SoftmaxRegression, LogisticRegression)

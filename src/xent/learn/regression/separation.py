@@ -10,6 +10,8 @@ from scipy.optimize import linprog
 from scipy.sparse import csr_array, eye_array, kron, vstack
 from torch import Tensor
 
+__all__ = ["SeparationWarning"]
+
 LARGE = 8.0  # nats of margin above which the linear program is asked
 ENTRIES = 3_000_000  # most entries of a linear program
 

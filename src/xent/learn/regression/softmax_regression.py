@@ -34,6 +34,8 @@ from .shares import one_blas_thread
 from .solvers import SMOOTH, SOLVERS, solve
 from .task import UNSAID, SolverTask, enough, progress
 
+__all__ = ["SoftmaxRegression"]
+
 DTYPES = (np.float64, np.float32)
 
 

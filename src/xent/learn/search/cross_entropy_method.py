@@ -24,6 +24,8 @@ from ..._check import finite_number, is_whole
 from ..._files import fits
 from .search_distributions import SearchDistribution
 
+__all__ = ["CrossEntropyMethod", "Iteration", "SearchResult"]
+
 
 def elite_count(elite: float, of: int, name: str = "population") -> int:
     """Return the number of points in an elite.

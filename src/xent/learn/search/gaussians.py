@@ -13,6 +13,8 @@ from .points import finite_numbers, points_of, shares_of
 from .search_distributions import SearchDistribution
 from .tilts import effective_count, sure_shift, sure_stretch
 
+__all__ = ["Gaussian"]
+
 
 @dataclass(frozen=True, eq=False)
 class Gaussian(SearchDistribution):

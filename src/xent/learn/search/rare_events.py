@@ -33,6 +33,8 @@ from .proposals import Proposal, grow
 from .search_distributions import SearchDistribution
 from .splitting import Counted, Population, pool
 
+__all__ = ["RareEvent", "rare_event"]
+
 FLATTENED = 1 / 9  # the power of the density: three times the standard deviation of a Gaussian
 MOST_REFITS = 6  # fits of the mixture, each to a population that the fit before has redrawn
 LEAST_GAIN = 0.1  # nats of the second moment that a further fit must gain

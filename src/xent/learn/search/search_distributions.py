@@ -12,6 +12,8 @@ from dataclasses import dataclass, fields, replace
 
 from torch import Generator, Tensor
 
+__all__ = ["SearchDistribution"]
+
 
 @dataclass(frozen=True, eq=False)
 class SearchDistribution(ABC):
