@@ -20,7 +20,7 @@ import xent
 from xent._package import NAME
 
 PROJECT = Path(__file__).parents[2]
-PAGES = "README.md", "docs/language-models.md"
+PAGES = "README.md", "docs/language-models.md", "docs/cheat-sheet.md"
 
 # Functions whose last digits depend on the processor or on the number of threads.
 ROUNDED = [
