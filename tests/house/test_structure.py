@@ -151,7 +151,7 @@ LONG_BODIES = {
     "element_loss.element_loss", "row_loss.row_loss",
     "contrastive.sampled_cross_entropy",
 }  # fmt: skip
-LONG_FILES = {"row_statistics.py"}
+LONG_FILES = {"src/xent/row_statistics.py", "src/xent/heads/logits.py"}
 
 
 def test_no_body_of_a_function_is_long():
@@ -166,7 +166,9 @@ def test_no_body_of_a_function_is_long():
 
 def test_no_file_is_long():
     sources = [*SOURCES, *(PROJECT / "csrc").glob("*.*")]
-    lengths = {file.name: len(file.read_text().splitlines()) for file in sources}
+    lengths = {
+        str(file.relative_to(PROJECT)): len(file.read_text().splitlines()) for file in sources
+    }
     long = {name: lines for name, lines in lengths.items() if lines > LONGEST_FILE}
     assert long.keys() == LONG_FILES, long
 

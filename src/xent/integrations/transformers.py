@@ -1,6 +1,4 @@
-"""The losses of Hugging Face models without all their logits in memory at once.
-
-::
+"""The losses of Hugging Face models without all their logits in memory at once::
 
     lean(model)                # from now on, until unlean(model)
     with lean(model):          # or for a while

@@ -13,13 +13,16 @@ from .binary import (
     binary_cross_entropy,
     binary_cross_entropy_with_logits,
     continuous_bernoulli_loss,
-    quality_focal_loss,
     reconstruction_excess,
+)
+from .binary_modulated import (
+    quality_focal_loss,
     sigmoid_focal_loss,
     sigmoid_poly1_loss,
     varifocal_loss,
 )
 from .catalog import CATALOG, Member
+from .class_weights import deferred_weights, effective_number_weights
 from .classification import cross_entropy
 from .contrastive import clip_loss, info_nce_loss, nt_xent_loss, sampled_cross_entropy
 from .decoupled import decoupled_distillation_loss
@@ -30,8 +33,6 @@ from .hierarchy import wordtree_cross_entropy
 from .imbalance import (
     adjust_logits,
     balanced_softmax_loss,
-    deferred_weights,
-    effective_number_weights,
     hardest_loss,
     ldam_loss,
     logit_adjusted_loss,
@@ -63,7 +64,7 @@ from .modulated import (
     unlikelihood_loss,
     weston_watkins_loss,
 )
-from .multilabel import asymmetric_loss, multilabel_cross_entropy, siglip_loss, zlpr_loss
+from .multilabel import asymmetric_loss, multilabel_cross_entropy, zlpr_loss
 from .noise import (
     backward_corrected_cross_entropy,
     backward_corrected_symmetric_noise_loss,
@@ -94,6 +95,7 @@ from .robust import (
 )
 from .seesaw import seesaw_loss
 from .sets import set_cross_entropy
+from .siglip import siglip_loss
 from .soft_targets import (
     mixup,
     mixup_cross_entropy,
