@@ -153,7 +153,7 @@ mutants: $(VENV)/mutants
 experiments: $(VENV)/examples
 	$(BIN)/python docs/experiments.py
 
-# In under 20 minutes on two cores; then the tables of README.md.
+# In under 20 minutes on two cores; then the tables of the pages.
 RESULTS = benchmarks/results
 bench: $(VENV)/bench
 	mkdir -p $(RESULTS)

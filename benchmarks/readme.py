@@ -1,4 +1,6 @@
-"""Write tables of README.md and of pages of docs/ from results: ``python -m benchmarks.readme``.
+"""Write figures and tables of pages from results: ``python -m benchmarks.readme``.
+
+The pages are README.md and docs/index.md, docs/benchmarks.md and docs/speed.md.
 
 A table stands between two lines, ``<!-- table: NAME -->`` and ``<!-- end -->``. A table whose
 results are not there yet stays as it is.
@@ -18,8 +20,32 @@ from .harness import report
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-PAGES = [ROOT / "README.md", ROOT / "docs" / "speed.md", ROOT / "docs" / "index.md"]
+PAGES = [ROOT / "README.md", *(ROOT / "docs" / f"{x}.md" for x in ("index", "benchmarks", "speed"))]
 BLOCK = re.compile(r"(?s)(<!-- table: (\w+) -->\n\n).*?(\n\n<!-- end -->)")
+
+
+def in_short(result: dict[str, Any]) -> str:
+    """The largest gain and the largest loss of time within a training step."""
+    cells = sorted(result["cells"], key=lambda cell: cell["loss"]["torch"]["ms"] / _ours(cell))
+    return "\n".join(
+        f"- {cell['rows']} x {cell['classes']} logits: xent takes {report.digits(_ours(cell))} ms, "
+        f"PyTorch {report.digits(cell['loss']['torch']['ms'])} ms ({word} case)"
+        for cell, word in ((cells[-1], "the best"), (cells[0], "the worst"))
+    )
+
+
+def _ours(cell: dict[str, Any]) -> float:
+    return cell["loss"]["xent"]["ms"]
+
+
+def memory_in_short(result: dict[str, Any]) -> str:
+    """The memory behind the head that needs the most."""
+    cell = max(result["cells"], key=lambda cell: cell["contestants"]["torch"]["memory"])
+    ours, theirs = (cell["contestants"][who]["memory"] / 2**20 for who in ("xent", "torch"))
+    return (
+        f"- {cell['rows']} rows behind a head of {cell['classes']} classes, {cell['dtype']}: xent "
+        f"needs {ours:.0f} MiB beyond inputs and gradients, PyTorch {theirs:.0f} MiB"
+    )
 
 
 def logits(result: dict[str, Any]) -> str:
@@ -159,7 +185,14 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]], result: dict[str,
     return "\n".join([*lines, "", report.machine_text(result["machine"]) + "."])
 
 
-TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
+def as_printed(text: str) -> str:
+    """Return what a benchmark has printed."""
+    return f"```text\n{text.rstrip()}\n```"
+
+
+TABLES: dict[str, tuple[str, Callable[[Any], str]]] = {
+    "in_short": ("in_a_step.json", in_short),
+    "memory_in_short": ("linear.json", memory_in_short),
     "in_a_step": ("in_a_step.json", in_a_step),
     "logits": ("cpu.json", logits),
     "family_in_words": ("family.json", family_in_words),
@@ -169,6 +202,7 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "time_in_words": ("in_a_step.json", time_in_words),
     "small_calls": ("small_calls.json", small_calls),
     "versions": ("versions.json", before_and_now),
+    "pairs": ("pairs.txt", as_printed),
 }
 
 
@@ -180,7 +214,8 @@ def with_tables(text: str) -> str:
         path = RESULTS / name
         if not path.is_file():
             return block[0]
-        return block[1] + make(json.loads(path.read_text(encoding="utf-8"))) + block[3]
+        text = path.read_text(encoding="utf-8")
+        return block[1] + make(json.loads(text) if path.suffix == ".json" else text) + block[3]
 
     return BLOCK.sub(replace, text)
 

@@ -23,7 +23,7 @@ except ModuleNotFoundError:  # Python 3.10
 PROJECT = Path(__file__).parents[1]
 FILES = (
     "pyproject.toml", "CITATION.cff", "SECURITY.md", "CODE_OF_CONDUCT.md", "package/recipe.yaml",
-    ".github/ISSUE_TEMPLATE/config.yml",
+    ".github/ISSUE_TEMPLATE/config.yml", "docs/cite.md",
 )  # fmt: skip
 BLOCK = re.compile(
     r"^(?P<open>(?:#|<!--) facts: (?P<name>\w+).*\n)(?:.*\n)*?(?=(?:#|<!--) end facts)",
@@ -81,6 +81,24 @@ def citation(facts: Facts) -> list[str]:
     ]
 
 
+def bibtex(facts: Facts) -> list[str]:
+    """Return the entry for a bibliography."""
+    url = facts.site or facts.repository
+    return [
+        "",
+        "```bibtex",
+        "@software{xent,",
+        "  title   = {xent: cross-entropy and its family, exact, fused and memory-lean},",
+        "  author  = {{The xent maintainers}},",
+        f"  version = {{{facts.version}}},",
+        f"  date    = {{{facts.date}}},",
+        *[f"  url     = {{{url}}},"] * bool(url),
+        "}",
+        "```",
+        "",
+    ]
+
+
 def recipe(facts: Facts) -> list[str]:
     """Return name and version for the recipe of conda."""
     return ["context:", f"  name: {facts.name}", f'  version: "{facts.version}"']
@@ -131,7 +149,8 @@ _OPEN = [
     "you have this copy, and nobody else.",
 ]
 BLOCKS: dict[str, Callable[[Facts], list[str]]] = {
-    block.__name__: block for block in (urls, citation, recipe, about, security, conduct, links)
+    block.__name__: block
+    for block in (urls, citation, bibtex, recipe, about, security, conduct, links)
 }
 
 
