@@ -14,7 +14,7 @@ SITE_DEPENDENCIES = sphinx myst-nb pydata-sphinx-theme sphinx-design sphinx-copy
                     sphinx-mathjax-offline axe-playwright-python
 
 # What `make test` leaves out for its length.
-PARTS = test-slow test-processors test-examples test-pythons test-trl
+PARTS = test-slow test-site test-processors test-examples test-pythons test-trl
 LINTERS = ruff pyright clang-format
 LINTS = $(addprefix lint-,$(LINTERS))
 
@@ -127,7 +127,15 @@ test-all:
 	if [ -n "$$failed" ]; then echo "failed:$$failed"; exit 1; fi; echo "all parts passed: $(PARTS)"
 
 test-slow: $(VENV)/frameworks
-	$(PYTEST) -n 2 -m slow --ignore=tests/house/test_processors.py
+	$(PYTEST) -n 2 -m slow --ignore=tests/house/test_processors.py --ignore=tests/site --ignore=tests/playground
+
+# The pages in Debian's chromium, and the losses of the playground against the library.
+test-site: $(VENV)/test
+	@if $(MAKE) --no-print-directory $(VENV)/site; \
+	then $(MAKE) --no-print-directory site; \
+	else echo "skipped: the pages, as one of these cannot be installed here: $(SITE_DEPENDENCIES)"; fi
+	@command -v chromium chromium-headless-shell >/dev/null || echo "skipped: tests in a browser, as chromium is not installed"
+	$(PYTEST) -n 2 -m slow tests/site tests/playground
 
 test-processors: $(VENV)/test
 	$(PYTEST) -n 2 tests/house/test_processors.py

@@ -2,6 +2,7 @@
 
 import gc
 import os
+import shutil
 import signal
 from pathlib import Path
 from random import Random
@@ -85,6 +86,19 @@ def core():
     if not native.available():
         pytest.skip("the compiled core is not installed")
     return native
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Give the browser of the system to tests of pages."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    chromium = shutil.which("chromium") or shutil.which("chromium-headless-shell")
+    if chromium is None:
+        pytest.skip("chromium is not installed")
+    with playwright.sync_playwright() as run:
+        started = run.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield started
+        started.close()
 
 
 # Test functions whose first case takes more than a third of a second; `make check` skips them.

@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import inspect
 import re
+import sys
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from docutils import nodes
-from public_names import Name, modules, names, of_module, summary, words
+from public_names import Name, modules, names, of_module
 from sphinx import addnodes
 from sphinx.application import Sphinx
 from sphinx.domains.python import ObjectEntry, PythonDomain
 from sphinx.environment import BuildEnvironment
+from sphinx.pycode import ModuleAnalyzer
 from sphinx.util.nodes import make_refnode
 
 from xent.losses import CATALOG
@@ -92,6 +94,22 @@ def _table(rows: Iterator[tuple[Name, str]]) -> Iterator[str]:
         role = {"class": "class", "exception": "exc", "data": "data"}.get(name.kind, "func")
         shown = f"{{py:{role}}}`{name.name} <{name.explained_as}>`"
         yield f"| {shown} | {_of_code(text)} |"
+
+
+def summary(name: Name) -> str:
+    """The first paragraph of what the library says of a name."""
+    return " ".join(words(name).partition("\n\n")[0].split())
+
+
+def words(name: Name) -> str:
+    """The docstring of a name; of a value the text below its assignment."""
+    if name.kind != "data":
+        return inspect.cleandoc(name.thing.__doc__ or "")
+    for path in sorted(path for path in sys.modules if path.startswith(name.module)):
+        texts = ModuleAnalyzer.for_module(path).find_attr_docs()
+        if ("", name.name) in texts:
+            return "\n".join(texts["", name.name]).strip()
+    raise LookupError(f"{name.full} has no text below its assignment")
 
 
 def _of_code(text: str) -> str:

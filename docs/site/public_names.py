@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import sys
 from collections.abc import Iterator
 from functools import cache
 from pkgutil import walk_packages
 from types import ModuleType
 from typing import Any, NamedTuple
-
-from sphinx.pycode import ModuleAnalyzer
 
 from xent.losses import CATALOG
 
@@ -93,19 +90,3 @@ def _things() -> Iterator[tuple[str, str, Any]]:
 def of_module(path: str) -> list[Name]:
     """The public names of a module."""
     return [name for name in names().values() if name.module == path]
-
-
-def summary(name: Name) -> str:
-    """The first paragraph of what the library says of a name."""
-    return " ".join(words(name).partition("\n\n")[0].split())
-
-
-def words(name: Name) -> str:
-    """The docstring of a name; of a value the text below its assignment."""
-    if name.kind != "data":
-        return inspect.cleandoc(name.thing.__doc__ or "")
-    for path in sorted(path for path in sys.modules if path.startswith(name.module)):
-        texts = ModuleAnalyzer.for_module(path).find_attr_docs()
-        if ("", name.name) in texts:
-            return "\n".join(texts["", name.name]).strip()
-    raise LookupError(f"{name.full} has no text below its assignment")
