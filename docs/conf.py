@@ -30,6 +30,8 @@ extensions = [
     "sphinx_copybutton",
     "sphinx_design",
     "sphinxcontrib.bibtex",
+    "loss_pages",
+    "loss_tables",
     "api_pages",
     "playground_page",
     "start_picture",
@@ -60,7 +62,7 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # the lists of arguments tell the types in words
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
-napoleon_custom_sections = ["Call", "Shape", ("On request", "params_style")]
+napoleon_custom_sections = ["Use", "Call", "Shape", ("On request", "params_style")]
 napoleon_use_ivar = True
 python_maximum_signature_line_length = 88
 # Names of other libraries, whose pages this site does not ask.

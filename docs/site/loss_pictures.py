@@ -1,0 +1,149 @@
+"""Pictures of the losses: value and gradient, as SVG for a light page and for a dark one."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import matplotlib as mpl
+import torch
+from loss_settings import SETTINGS, SPECIAL, Special
+from matplotlib import style
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+import xent.plot
+from xent.losses import CATALOG
+from xent.plot.canvas import COLORS, LINES, STYLE
+
+# Losses without a picture, and why.
+WITHOUT = {
+    "hardest_loss": "It is a mean over the hardest rows of a batch, not a function of one row.",
+    "sparse_cross_entropy": "It depends on a list of probabilities for each row.",
+    "wordtree_cross_entropy": "It is cross-entropy at each step of a path through a tree.",
+    "yolo_loss": "It is a sum of cross-entropies over the cells of a grid.",
+}
+ALONE = {"energy_loss", "entropy_loss"}  # cross-entropy beside these would mean nothing
+BASELINES = {"classes": "cross_entropy", "binary": "binary_cross_entropy_with_logits"}
+POINTS = 121
+# Colours on a dark page for those of the style, in which matplotlib writes SVG.
+DARK = {
+    "#000000": "#d5d9de", "#ffffff": "#1f252d", "#b0b0b0": "#7d8590", "#999999": "#7d8590",
+    "#cccccc": "#4a525c", "#d9d9d9": "#4a525c",
+    "#0072b2": "#56b4e9", "#d55e00": "#f08a3c", "#009e73": "#2fc79b",
+}  # fmt: skip
+
+
+class Picture(NamedTuple):
+    """The drawings of a loss as SVG, by file name ending, and a description in words."""
+
+    drawings: dict[str, str]
+    alt: str
+
+
+def picture(name: str) -> Picture:
+    """Draw a loss; a name of :data:`WITHOUT` has no picture."""
+    options: Any = {"svg.fonttype": "none", "svg.hashsalt": name, "font.family": "sans-serif"}
+    with style.context(STYLE), mpl.rc_context(options):
+        figure = Figure(figsize=(7.8, 3.3), layout="constrained")
+        axes = figure.subplots(1, 2)
+        what = _special(SPECIAL[name], axes) if name in SPECIAL else _ordinary(name, axes)
+        curve = axes[0].lines[0].get_xydata()
+        whole, small = _svg(figure), _svg(_thumbnail(axes[0]))
+    drawings = {"light": whole, "dark": _darkened(whole)}
+    drawings |= {"thumb-light": small, "thumb-dark": _darkened(small)}
+    return Picture(drawings, f"Loss and gradient of {name} against {what}: {_in_words(curve)}.")
+
+
+def _ordinary(name: str, axes: Any) -> str:
+    """Draw a loss of one row, or of one element, against the probability of its target."""
+    member = CATALOG[name]
+    loss: Any = partial(member.function, **SETTINGS.get(name, {}))
+    baseline = BASELINES[member.targets]
+    beside = [] if name in ALONE or name == baseline else [baseline]
+    xent.plot.loss_curves(loss, *beside, axes=axes)
+    for axis in axes:
+        axis.lines[0].set_zorder(3)
+        axis.title.set_fontsize("small")
+    legend = axes[0].get_legend()
+    legend.get_texts()[0].set_text(name)
+    if not beside:
+        legend.remove()
+    return "the probability of the target"
+
+
+def _special(special: Special, axes: Any) -> str:
+    """Draw what :data:`SPECIAL` says."""
+    low, high = special.ends
+    x = torch.linspace(low, high, POINTS, dtype=torch.float64)
+    for (label, loss), line, color in zip(special.curves.items(), LINES, COLORS, strict=False):
+        value, slope = _sample(loss, x)
+        for axis, y in zip(axes, (value, slope), strict=True):
+            axis.plot(x.tolist(), y.tolist(), line, color=color, linewidth=1.8, label=label)
+    titles = (special.title, "its gradient")
+    for axis, title in zip(axes, titles, strict=True):
+        axis.set_title(title)
+        axis.set_xlabel(special.over)
+        axis.grid(alpha=0.3)
+        axis.axhline(0, color="black", linewidth=0.8, zorder=1)
+    axes[0].set_ylabel("loss")
+    axes[1].set_ylabel(f"d loss / d {special.variable}")
+    if len(special.curves) > 1:
+        axes[0].legend()
+    return special.over
+
+
+def _sample(loss: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
+    """Loss and derivative at each place."""
+    pairs = []
+    for place in x:
+        here = place.clone().requires_grad_()
+        value = loss(here)
+        pairs.append((value.detach(), torch.autograd.grad(value, here)[0]))
+    values, slopes = zip(*pairs, strict=True)
+    return torch.stack(values), torch.stack(slopes)
+
+
+def _thumbnail(axis: Axes) -> Figure:
+    """The curves of the loss alone, without numbers."""
+    figure = Figure(figsize=(2.2, 1.3), layout="constrained")
+    small = figure.subplots()
+    for line in reversed(axis.lines):
+        if len(line.get_xdata()) > 2:  # the line at 0 has two points
+            look = {"color": line.get_color(), "linestyle": line.get_linestyle()}
+            small.plot(*line.get_data(), linewidth=1.6, **look)
+    small.set_xlim(axis.get_xlim())
+    if axis.get_yscale() == "linear":
+        small.set_ylim(axis.get_ylim())
+    else:
+        width = axis.yaxis.get_transform().linear_width
+        small.set_yscale("asinh", linear_width=width)
+        small.set_ylim(axis.get_ylim())
+        small.minorticks_off()
+    small.set_xticks([])
+    small.set_yticks([])
+    small.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def _svg(figure: Figure) -> str:
+    """The figure as SVG with text as text, on no background, without a date."""
+    data = io.StringIO()
+    figure.savefig(data, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    return re.sub(r"(\d+\.\d\d)\d+", r"\1", data.getvalue())
+
+
+def _darkened(svg: str) -> str:
+    """The drawing in colours for a dark page; what has no colour of its own is text."""
+    recolored = re.sub(r"#[0-9a-f]{6}", lambda found: DARK.get(found[0], found[0]), svg)
+    return re.sub(r"<svg ", f'<svg fill="{DARK["#000000"]}" ', recolored, count=1)
+
+
+def _in_words(curve: Any) -> str:
+    """Where the curve is at its ends and in the middle."""
+    places = [curve[round(share * (len(curve) - 1))] for share in (0.25, 0.5, 0.75)]
+    return ", ".join(f"the loss is {y:.3g} at {x:.2g}" for x, y in places)
