@@ -13,6 +13,7 @@ import torch
 from loss_settings import SETTINGS, SPECIAL, Special
 from matplotlib import style
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -30,6 +31,7 @@ WITHOUT = {
 ALONE = {"energy_loss", "entropy_loss"}  # cross-entropy beside these would mean nothing
 BASELINES = {"classes": "cross_entropy", "binary": "binary_cross_entropy_with_logits"}
 POINTS = 121
+SMALL = 200, 110  # the size of a thumbnail
 # Colours on a dark page for those of the style, in which matplotlib writes SVG.
 DARK = {
     "#000000": "#d5d9de", "#ffffff": "#1f252d", "#b0b0b0": "#7d8590", "#999999": "#7d8590",
@@ -49,13 +51,14 @@ def picture(name: str) -> Picture:
     """Draw a loss; a name of :data:`WITHOUT` has no picture."""
     options: Any = {"svg.fonttype": "none", "svg.hashsalt": name, "font.family": "sans-serif"}
     with style.context(STYLE), mpl.rc_context(options):
-        figure = Figure(figsize=(7.8, 3.3), layout="constrained")
+        figure = Figure(figsize=(7.8, 3.3))
+        figure.subplots_adjust(left=0.1, right=0.985, top=0.9, bottom=0.15, wspace=0.3)
         axes = figure.subplots(1, 2)
         what = _special(SPECIAL[name], axes) if name in SPECIAL else _ordinary(name, axes)
         curve = axes[0].lines[0].get_xydata()
-        whole, small = _svg(figure), _svg(_thumbnail(axes[0]))
+        whole, small = _svg(figure), _thumbnail(axes[0])
     drawings = {"light": whole, "dark": _darkened(whole)}
-    drawings |= {"thumb-light": small, "thumb-dark": _darkened(small)}
+    drawings |= {"thumb-light": small, "thumb-dark": _recolored(small)}
     return Picture(drawings, f"Loss and gradient of {name} against {what}: {_in_words(curve)}.")
 
 
@@ -108,26 +111,22 @@ def _sample(loss: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor
     return torch.stack(values), torch.stack(slopes)
 
 
-def _thumbnail(axis: Axes) -> Figure:
-    """The curves of the loss alone, without numbers."""
-    figure = Figure(figsize=(2.2, 1.3), layout="constrained")
-    small = figure.subplots()
+def _thumbnail(axis: Axes) -> str:
+    """The curves of the loss alone, without numbers, as SVG."""
+    width, height = SMALL
+    shapes = [f'<path d="M3 0V{height - 3}H{width}" stroke="#999999"/>']
     for line in reversed(axis.lines):
         if len(line.get_xdata()) > 2:  # the line at 0 has two points
-            look = {"color": line.get_color(), "linestyle": line.get_linestyle()}
-            small.plot(*line.get_data(), linewidth=1.6, **look)
-    small.set_xlim(axis.get_xlim())
-    if axis.get_yscale() == "linear":
-        small.set_ylim(axis.get_ylim())
-    else:
-        width = axis.yaxis.get_transform().linear_width
-        small.set_yscale("asinh", linear_width=width)
-        small.set_ylim(axis.get_ylim())
-        small.minorticks_off()
-    small.set_xticks([])
-    small.set_yticks([])
-    small.spines[["top", "right"]].set_visible(False)
-    return figure
+            places = axis.transAxes.inverted().transform(
+                axis.transData.transform(line.get_xydata())
+            )
+            points = [(3 + x * (width - 3), (1 - y) * (height - 3)) for x, y in places[::2]]
+            path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+            color = to_hex(line.get_color())
+            dashes = "" if line.get_linestyle() == "-" else ' stroke-dasharray="6 4"'
+            shapes.append(f'<polyline points="{path}" stroke="{color}" stroke-width="2"{dashes}/>')
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" fill="none">'
+    return "\n".join([head, *shapes, "</svg>\n"])
 
 
 def _svg(figure: Figure) -> str:
@@ -139,11 +138,14 @@ def _svg(figure: Figure) -> str:
 
 def _darkened(svg: str) -> str:
     """The drawing in colours for a dark page; what has no colour of its own is text."""
-    recolored = re.sub(r"#[0-9a-f]{6}", lambda found: DARK.get(found[0], found[0]), svg)
-    return re.sub(r"<svg ", f'<svg fill="{DARK["#000000"]}" ', recolored, count=1)
+    return _recolored(svg).replace("<svg ", f'<svg fill="{DARK["#000000"]}" ', 1)
+
+
+def _recolored(svg: str) -> str:
+    return re.sub(r"#[0-9a-f]{6}", lambda found: DARK.get(found[0], found[0]), svg)
 
 
 def _in_words(curve: Any) -> str:
     """Where the curve is at its ends and in the middle."""
     places = [curve[round(share * (len(curve) - 1))] for share in (0.25, 0.5, 0.75)]
-    return ", ".join(f"the loss is {y:.3g} at {x:.2g}" for x, y in places)
+    return ", ".join(f"the loss is {y:.3g} at {round(x, 2) + 0:g}" for x, y in places)
