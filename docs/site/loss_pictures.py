@@ -15,6 +15,7 @@ from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from start_picture import DARK, INK
 from torch import Tensor
 
 import xent.plot
@@ -32,12 +33,6 @@ ALONE = {"energy_loss", "entropy_loss"}  # cross-entropy beside these would mean
 BASELINES = {"classes": "cross_entropy", "binary": "binary_cross_entropy_with_logits"}
 POINTS = 121
 SMALL = 200, 110  # the size of a thumbnail
-# Colours on a dark page for those of the style, in which matplotlib writes SVG.
-DARK = {
-    "#000000": "#d5d9de", "#ffffff": "#1f252d", "#b0b0b0": "#7d8590", "#999999": "#7d8590",
-    "#cccccc": "#4a525c", "#d9d9d9": "#4a525c",
-    "#0072b2": "#56b4e9", "#d55e00": "#f08a3c", "#009e73": "#2fc79b",
-}  # fmt: skip
 
 
 class Picture(NamedTuple):
@@ -138,11 +133,11 @@ def _svg(figure: Figure) -> str:
 
 def _darkened(svg: str) -> str:
     """The drawing in colours for a dark page; what has no colour of its own is text."""
-    return _recolored(svg).replace("<svg ", f'<svg fill="{DARK["#000000"]}" ', 1)
+    return _recolored(svg).replace("<svg ", f'<svg fill="{DARK[INK]}" ', 1)
 
 
 def _recolored(svg: str) -> str:
-    return re.sub(r"#[0-9a-f]{6}", lambda found: DARK.get(found[0], found[0]), svg)
+    return re.sub("|".join(DARK), lambda found: DARK[found[0]], svg)
 
 
 def _in_words(curve: Any) -> str:
