@@ -130,5 +130,6 @@ def check_floating(name: str, x: Tensor) -> None:
     is_tensor(name, x)
     if not x.is_floating_point():
         raise TypeError(
-            f"`{name}` must be floating point, got {x.dtype}; for counts call entropy_from_counts"
+            f"`{name}` must be floating point, got {x.dtype}; make floats of one-hot rows, for "
+            f"counts call entropy_from_counts"
         )
