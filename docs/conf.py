@@ -33,6 +33,7 @@ extensions = [
     "loss_pages",
     "loss_tables",
     "api_pages",
+    "pairs_directive",
     "playground_page",
     "start_picture",
 ]
