@@ -57,9 +57,11 @@ $(VENV)/test: $(VENV)/installed
 	$(PIP) install -c constraints.txt $(TEST_DEPENDENCIES)
 	@touch $@
 
-# Frameworks that docs/frameworks.md is about.
+# Frameworks that docs/frameworks.md is about, and libraries whose numbers docs/coming-from shows.
 $(VENV)/frameworks: $(VENV)/test
 	$(PIP) install -c constraints.txt lightning keras skorch || echo "skipped: frameworks, which cannot be installed here"
+	$(PIP) install -c constraints.txt jax optax || echo "skipped: optax, which cannot be installed here"
+	$(PIP) install -c constraints.txt --no-deps liger-kernel cut-cross-entropy || echo "skipped: Liger and CCE, which cannot be installed here"
 	@touch $@
 
 $(VENV)/mutants: $(VENV)/test

@@ -18,13 +18,14 @@ def blocks(text: str) -> str:
 
 
 def marked(question: str):
-    """Return the question as a parameter; what is compiled takes seconds."""
-    marks = pytest.mark.slow if "torch.compile(" in question else ()
+    """Return the question as a parameter; what PyTorch compiles first takes seconds."""
+    compiled = any(word in question for word in ("torch.compile(", "func.jvp("))
+    marks = pytest.mark.slow if compiled else ()
     return pytest.param(question, marks=marks, id=question.splitlines()[0])
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
-@pytest.mark.parametrize("question", map(marked, QUESTIONS))
+@pytest.mark.parametrize("question", list(map(marked, QUESTIONS)))
 def test_the_answer_is_what_is_printed(question):
     code = blocks(INTRODUCTION) + "\n" + blocks(question)
     example = doctest.DocTestParser().get_doctest(code, {}, question.splitlines()[0], None, 0)
