@@ -4,7 +4,6 @@ import ast
 import io
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -23,12 +22,6 @@ from xent.commands.page import table
 from xent.commands.run_folder import RunFolder
 
 PLACES = Path(console.__file__).parent
-
-
-@pytest.fixture(autouse=True)
-def benchmarks_of_this_checkout(monkeypatch):
-    """Let an installed package find the benchmarks beside these tests, in any folder."""
-    monkeypatch.setattr("xent.commands.bench.CHECKOUT", Path(__file__).parents[2])
 
 
 def code_of(*words: object) -> int:
@@ -342,31 +335,3 @@ def test_every_command_reports_a_full_disk(command, tmp_path, monkeypatch, capsy
     assert str(where) in err.splitlines()[-1]
     assert str(where) not in told
     assert not list(out.glob("*"))
-
-
-# --- the page
-
-
-def test_the_page_shows_what_is_said(tmp_path, monkeypatch, capsys):
-    """Each line on the page is printed, in this order, and each exit code is right."""
-    for package in ("sklearn", "pyarrow", "matplotlib"):
-        pytest.importorskip(package)
-    page = (Path(__file__).parents[2] / "docs/commands.md").read_text(encoding="utf-8")
-    monkeypatch.chdir(tmp_path)
-    meals = (f"{'soup' if k % 3 else 'fish'},{'$' if 7 * k % 5 < 2 else '$$'}\n" for k in range(60))
-    Path("prices.csv").write_text("meal,price\n" + "".join(meals))
-    Path("title.csv").write_bytes(b"a,b\n\x1b]0;title\x07,x\n")
-    weather = "今天天气很好。明天会下雨,后天是晴天。\n"
-    Path("weather.txt").write_text(300 * weather, encoding="utf-8")
-    blocks = "".join(re.findall(r"```console\n(.*?)```", page, re.DOTALL))
-    calls = re.findall(r"^\$ xent (.*?)\n(.*?)\[(\d+)\]$", blocks, re.DOTALL | re.MULTILINE)
-    assert len(calls) == blocks.count("$ xent ") == 17
-    for words, shown, code in calls:
-        assert code_of(*words.split()) == int(code), words
-        told = capsys.readouterr()
-        said = iter((told.err + told.out).splitlines())
-        for line in shown.splitlines():
-            start = line.removesuffix("...")
-            assert any(one == line or (start != line and one.startswith(start)) for one in said), (
-                line
-            )
