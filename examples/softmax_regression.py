@@ -385,9 +385,7 @@ def draw_separated(course: dict[int, tuple[float, float]], panel: Any) -> None:
     loss, size = np.array(list(course.values())).T
     panel.loglog(list(course), loss, "o-", label="loss (nats)")
     panel.loglog(list(course), size, "s-", label="length of the coefficients")
-    panel.set(
-        title="Separable classes, no penalty: coefficients never settle (wine)", xlabel="iterations"
-    )
+    panel.set(title="No penalty: coefficients never settle (wine)", xlabel="iterations")
     panel.legend()
 
 

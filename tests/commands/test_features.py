@@ -264,7 +264,7 @@ def test_a_target_that_is_none_leads_to_the_others(fit, tmp_path, capsys):
 def test_the_page_shows_what_is_said(tmp_path, monkeypatch, capsys):
     page = (Path(__file__).parents[2] / "docs/tables.md").read_text(encoding="utf-8")
     monkeypatch.chdir(tmp_path)
-    for name, text in re.findall(r"```csv (\S+)\n(.*?)```", page, re.DOTALL):
+    for name, text in re.findall(r"```text (\S+)\n(.*?)```", page, re.DOTALL):
         encoding = "cp1252" if name == "penguins.csv" else "utf-8"
         (tmp_path / name).write_text(text, encoding=encoding)
     for words, shown in re.findall(r"```console\n\$ xent (.*?)\n(.*?)```", page, re.DOTALL):
