@@ -210,7 +210,7 @@ print(json.dumps(sorted({name.split(".")[0] for name in set(sys.modules) - befor
 
 TESTS = PROJECT / "tests"
 # Folders of tests that are about all rooms, or about code outside of the package.
-OF_ALL = {"benchmarks", "examples", "house", "mutants", "registry", "trl"}
+OF_ALL = {"benchmarks", "examples", "house", "mutants", "registry", "site", "trl"}
 
 
 def test_tests_lie_in_the_folders_of_the_package():

@@ -1,10 +1,12 @@
 """The cross-entropy method: search by drawing points and fitting to the best of them.
 
-search = CrossEntropyMethod(Gaussian(torch.zeros(22), 100.0), population=100, noise=4.0)
-while not search.stop() and search.iteration < 50:
-    points = search.ask()  # (100, 22)
-    search.tell(points, scores_of(points))  # one score for each point
-search.result().centre
+::
+
+    search = CrossEntropyMethod(Gaussian(torch.zeros(22), 100.0), population=100, noise=4.0)
+    while not search.stop() and search.iteration < 50:
+        points = search.ask()  # (100, 22)
+        search.tell(points, scores_of(points))  # one score for each point
+    search.result().centre
 
 Without noise the distribution collapses too early: Tetris players found without it are 23 to 36
 times worse. One in nine searches without noise is lucky all the same, so compare means of several
