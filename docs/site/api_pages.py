@@ -80,7 +80,8 @@ def is_loss(name: Name) -> bool:
 
 def _directive(name: Name) -> list[str]:
     if name.kind == "data":
-        return [f".. py:data:: {name.full}", "", textwrap.indent(words(name), "   "), ""]
+        text = textwrap.indent(words(name), "   ")
+        return [f".. py:data:: {name.name}", f"   :module: {name.module}", "", text, ""]
     options = []
     if inspect.isclass(name.thing) and name.module != "xent.nn":  # modules of one kind
         fields = getattr(name.thing, "_fields", ())  # a named tuple tells them as attributes
@@ -141,6 +142,9 @@ def add_second_names(app: Sphinx, env: BuildEnvironment) -> None:
         if entry is not None and name.full not in domain.objects:
             place = ObjectEntry(entry.docname, entry.node_id, entry.objtype, aliased=True)
             domain.objects[name.full] = place
+    # Sphinx adds the place where a class is defined, which may be private.
+    for full in [full for full in domain.objects if "._" in full]:
+        del domain.objects[full]
 
 
 def find_short_name(
@@ -180,6 +184,14 @@ def _parents(node: nodes.Node) -> Iterator[nodes.Node]:
         yield node
 
 
+def skip_foreign(
+    app: Sphinx, what: str, name: str, thing: Any, skip: bool, options: Any
+) -> bool | None:
+    """Leave out methods that other libraries put into a class."""
+    foreign = inspect.isroutine(thing) and not str(thing.__module__).startswith("xent")
+    return True if foreign else None
+
+
 def plain_signature(
     app: Sphinx, what: str, name: str, thing: Any, options: Any, given: str, result: str
 ) -> tuple[str, None] | None:
@@ -192,6 +204,7 @@ def plain_signature(
 def setup(app: Sphinx) -> dict[str, bool]:
     """Connect the pages with Sphinx."""
     app.connect("builder-inited", write, priority=100)
+    app.connect("autodoc-skip-member", skip_foreign)
     app.connect("autodoc-process-signature", plain_signature)
     app.connect("doctree-read", link_names)
     app.connect("missing-reference", find_short_name)

@@ -190,7 +190,7 @@ class RowStatistics:
 
     @property
     def nll(self) -> Tensor:
-        """Negative log-likelihood with the class weights: the term of a row in cross-entropy."""
+        """Negative log-likelihood with the class weights, the term of a row in cross-entropy."""
         return -self.log_prob if self.soft else -self.log_prob * self.mass
 
     entropy = _requested("entropy", "entropy", "Entropy of the predicted distribution.")

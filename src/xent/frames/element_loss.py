@@ -100,7 +100,7 @@ class Elements:
 
     @property
     def nll(self) -> Tensor:
-        """Cross-entropy: the negative log-likelihood of the target, times ``pos_weight``."""
+        """Cross-entropy, the negative log-likelihood of the target, times ``pos_weight``."""
         yes = self.target if self.pos_weight is None else self.target * self.pos_weight
         return product(yes, -self.log_prob) + product(1 - self.target, -self.log_miss)
 

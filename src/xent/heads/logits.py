@@ -120,7 +120,7 @@ class LinearLogits(Lean):
 
     @property
     def parts(self) -> tuple[Tensor, ...]:
-        """The tensors of the head: features, weight and bias."""
+        """The tensors of the head, which are features, weight and bias."""
         pair = self.hidden, self.weight
         return pair if self.bias is None else (*pair, self.bias)
 
@@ -169,7 +169,7 @@ class LinearLogits(Lean):
 
     @property
     def row_tensors(self) -> list[Tensor]:
-        """The tensors with a number or more for each row: features, and scales if they differ."""
+        """The tensors with a number or more for each row; features, and scales if they differ."""
         return [self.hidden, *(x.unsqueeze(-1) for x in self._scales.values())]
 
     @property

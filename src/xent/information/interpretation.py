@@ -46,7 +46,7 @@ class Report:
 
     @property
     def perplexity(self) -> float:
-        """Perplexity: the number of equally likely classes that are as hard to guess."""
+        """Perplexity, the number of equally likely classes that are as hard to guess."""
         return math.exp(self.nats) if self.nats < 709 else math.inf
 
     @property
@@ -56,7 +56,7 @@ class Report:
 
     @property
     def excess(self) -> float:
-        """The loss above its floor: for soft labels the mean KL divergence from them."""
+        """The loss above its floor; for soft labels the mean KL divergence from them."""
         return self.nats - self.floor
 
     @property

@@ -83,7 +83,7 @@ class Reliability:
 
     @property
     def mce(self) -> float:
-        """Maximum calibration error: the largest ``|accuracy - confidence|`` of a bin."""
+        """Maximum calibration error, the largest ``|accuracy - confidence|`` of a bin."""
         return (self.accuracy - self.confidence)[self.count > 0].abs().max().item()
 
     def __str__(self) -> str:

@@ -50,7 +50,7 @@ CROSS_ENTROPY = (1.0, *[0.0] * (len(TERMS) + EXPONENTS - 1))  # a point of the s
 
 @dataclass(frozen=True)
 class Formula:
-    """A weighted sum of :data:`TERMS`: a loss that prints as the body of ``@xent.row_loss``.
+    """A weighted sum of ``TERMS``: a loss that prints as the body of ``@xent.row_loss``.
 
     Args:
         coefficients: one for each term.

@@ -58,7 +58,7 @@ class InformationEstimate:
 
     @property
     def nats(self) -> float:
-        """The estimate, H(Y) - CE: on average not above the truth. Below 0 means: nothing found."""
+        """The estimate, H(Y) - CE, on average not above the truth. Below 0 nothing was found."""
         return self.entropy - self.cross_entropy
 
     @property
@@ -68,7 +68,7 @@ class InformationEstimate:
 
     @property
     def bound(self) -> float:
-        """H(Y) in nats: neither estimate nor truth is above it."""
+        """H(Y) in nats; neither estimate nor truth is above it."""
         return self.entropy
 
     @property

@@ -17,6 +17,8 @@ from torch import Generator, Tensor
 
 from .search_distributions import SearchDistribution
 
+__all__ = ["Proposal"]
+
 MOST_COMPONENTS = 64
 STEPS = 3  # steps of expectation and maximisation after components are added
 PATIENCE = 2  # how often components may be added without a gain
