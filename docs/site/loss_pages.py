@@ -80,13 +80,13 @@ def page(name: str, alt: str) -> str:
 
 def _badges(member: Member) -> str:
     """The facts, each with a link to what the word means."""
-    shown = [f"{{bdg-light}}`{TARGETS[member.targets]}`"]
+    shown = [f"{{bdg-primary-line}}`{TARGETS[member.targets]}`"]
     for fact, word in FACTS.items():
         holds = getattr(member, fact)
         color = "warning" if fact == "second_pass" else "success"
         if holds or fact != "second_pass":
             text = word if holds else f"not {word}"
-            kind = f"bdg-link-{color}" if holds else "bdg-link-secondary-line"
+            kind = f"bdg-link-{color}" if holds else "bdg-link-muted-line"
             anchor = word.replace(" ", "-")
             shown.append(f"{{{kind}}}`{text} <../glossary.html#{anchor}>`")
     return " ".join(shown)
@@ -206,7 +206,10 @@ def _card(name: str, is_drawn: bool) -> str:
     when = as_markdown(CATALOG[name].use).partition("; not ")[0]
     when = re.sub(r"\[(\w+)\]\([^)]*\)", r"\1", when)  # the card is one link
     body = "\n".join([*(images if is_drawn else []), "", f"{when}."])
-    card = f":::{{grid-item-card}} {name}\n:link: {name}\n:link-type: doc\n:class-card: loss-card\n"
+    title = name.replace("_", "_\N{ZERO WIDTH SPACE}")  # so that a long name breaks there
+    card = (
+        f":::{{grid-item-card}} {title}\n:link: {name}\n:link-type: doc\n:class-card: loss-card\n"
+    )
     return f"{card}\n{body}\n:::"
 
 
@@ -248,7 +251,17 @@ def _save(file: Path, text: str) -> None:
         file.write_text(text, encoding="utf-8")
 
 
+def without_use(
+    app: Sphinx, what: str, name: str, thing: Any, options: Any, lines: list[str]
+) -> None:
+    """Leave the section on use out of the docstring of a loss, whose page begins with it."""
+    if name.removeprefix("xent.losses.") in CATALOG and "Use:" in lines:
+        first = lines.index("Use:")
+        del lines[first : lines.index("", first) + 1]
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     """Connect the pages with Sphinx."""
     app.connect("builder-inited", write, priority=100)
+    app.connect("autodoc-process-docstring", without_use, priority=100)  # before napoleon
     return {"parallel_read_safe": True, "parallel_write_safe": True}

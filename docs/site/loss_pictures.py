@@ -46,8 +46,8 @@ def picture(name: str) -> Picture:
     """Draw a loss; a name of :data:`WITHOUT` has no picture."""
     options: Any = {"svg.fonttype": "none", "svg.hashsalt": name, "font.family": "sans-serif"}
     with style.context(STYLE), mpl.rc_context(options):
-        figure = Figure(figsize=(7.8, 3.3))
-        figure.subplots_adjust(left=0.1, right=0.985, top=0.9, bottom=0.15, wspace=0.3)
+        figure = Figure(figsize=(7.0, 3.1))
+        figure.subplots_adjust(left=0.11, right=0.985, top=0.9, bottom=0.16, wspace=0.3)
         axes = figure.subplots(1, 2)
         what = _special(SPECIAL[name], axes) if name in SPECIAL else _ordinary(name, axes)
         curve = axes[0].lines[0].get_xydata()

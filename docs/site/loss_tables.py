@@ -85,7 +85,8 @@ def measured(experiment: str, label: str) -> list[str]:
     for line in text.splitlines():
         if re.match(rf"{re.escape(label)}  ", line):
             told = re.sub(r"\s+\(", " (", line[len(label) :].strip()).replace("+-", "±")
-            return re.split(r"\s{2,}", told)
+            cells = re.split(r"\s{2,}", told)
+            return [cell.replace(" ", "\N{NO-BREAK SPACE}") for cell in cells]
     raise ValueError(f"{experiment} has no line for {label!r}")
 
 

@@ -70,6 +70,15 @@ def test_every_loss_has_a_page(name):
     assert set(others) <= set(CATALOG)
 
 
+def test_the_page_says_once_when_to_take_the_loss():
+    lines = CATALOG["focal_loss"].function.__doc__.split("\n")
+    assert "Use:" in lines
+    loss_pages.without_use(None, "function", "xent.losses.focal_loss", None, None, lines)
+    assert "Use:" not in lines
+    assert lines[lines.index("Args:") - 1] == ""
+    assert not any(line.startswith("    When easy") for line in lines)
+
+
 def test_the_gallery_has_a_card_for_every_loss():
     page = loss_pages.gallery(set(CATALOG) - set(loss_pictures.WITHOUT))
     assert sorted(re.findall(r":link: (\w+)\n", page)) == sorted(CATALOG)
