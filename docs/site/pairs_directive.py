@@ -19,6 +19,17 @@ SIDE = """
 ::::
 """
 
+GRID = """
+:::::{{grid}} 1 1 2 2
+:gutter: 2
+:margin: 3 2 0 0
+:class-container: pair
+{sides}
+:::::
+
+{sentence}
+"""
+
 
 class PairDirective(SphinxDirective):
     """Two blocks of code side by side; the argument is the page of the other library."""
@@ -33,7 +44,7 @@ class PairDirective(SphinxDirective):
         read = pair("\n".join(self.content), self.options.get("formula"))
         sides = (library.language, library.title, read.theirs), ("python", "xent", read.ours)
         grid = "".join(SIDE.format(language=a, title=b, code=c) for a, b, c in sides)
-        text = f":::::{{grid}} 1 1 2 2\n:gutter: 2\n{grid}\n:::::\n\n{sentence(library, read)}\n"
+        text = GRID.format(sides=grid, sentence=sentence(library, read))
         return self.parse_text_to_nodes(text)
 
 
