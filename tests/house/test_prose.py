@@ -38,7 +38,7 @@ def test_a_docstring_begins_with_a_verb_or_a_noun(room):
 def test_files_that_a_page_names_are_there(page):
     text = (PROJECT / page).read_text(encoding="utf-8")
     quoted = re.findall(r"`([\w./]+(?:\.(?:py|h|cpp|md|txt)|/))(?::[^`]*)?`", text)
-    linked = re.findall(r"\]\(((?!http)[\w./]+)[)#]", text)
+    linked = re.findall(r"\]\(((?!http)[\w./-]+)[)#]", text)
     roots = (HOUSE, *(PROJECT / name for name in ("benchmarks", "csrc", "docs", "tests")))
     folders = [PROJECT, *roots, *(p for root in roots for p in root.rglob("*") if p.is_dir())]
     named = {*quoted, *linked}

@@ -124,9 +124,10 @@ class RowFrame:
                 return Call(*plain, settings, rows.PLAIN, True, recorded)
         if not self.soft:
             refuse_probabilities(self.name, input, target)
+        requests = self.requests(**settings)
         problem = make_problem(
-            input, target, weight, ignore_index, requests=self.requests(**settings),
-            **self._options(settings, options, weight),
+            input, target, weight, ignore_index, requests=requests,
+            **self._options(settings, options, weight if "mean" in requests else None),
         )  # fmt: skip
         reduce = read_reduction(
             reduction, normalizer, problem.flat(row_weight), empty, problem.rows, problem.device
@@ -134,7 +135,7 @@ class RowFrame:
         return Call(problem, reduce, settings, engine)
 
     def _options(
-        self, settings: Mapping[str, Any], given: Mapping[str, Any], weight: Tensor | None
+        self, settings: Mapping[str, Any], given: Mapping[str, Any], mean_weight: Tensor | None
     ) -> dict[str, Any]:
         """The options of :func:`make_problem` that the caller or the loss itself sets."""
         options = dict(given)
@@ -143,7 +144,7 @@ class RowFrame:
                 raise TypeError(f"{self.name}() sets `{name}` itself; leave it out")
             options[name] = set_by(**settings)
         if self.weighted:
-            options.setdefault("mean_weight", weight)
+            options.setdefault("mean_weight", mean_weight)
         return options
 
     # ---- the ways ---------------------------------------------------------------------------

@@ -1,4 +1,6 @@
-"""The losses of Hugging Face models without all their logits in memory at once::
+"""The losses of Hugging Face models without all their logits in memory at once.
+
+.. code-block:: python
 
     lean(model)                # from now on, until unlean(model)
     with lean(model):          # or for a while
@@ -6,8 +8,8 @@
 
 The code of a model does not change; only the product of its output head is late: it becomes
 :class:`xent.LinearLogits` instead of logits. The forward of the model scales, caps, shifts and
-flattens this stand-in as it would the logits, and cross-entropy is computed a chunk of rows at a
-time. No model needs code of its own, and hooks of others see tensors until the product.
+flattens this stand-in, and cross-entropy is computed a chunk of rows at a time. No model needs code
+of its own, and hooks of others see tensors until the product.
 """
 
 from __future__ import annotations
