@@ -50,6 +50,7 @@ def opened(browser):
 
     def open_page(path, **options):
         tab = browser.new_page(**{"viewport": {"width": 1200, "height": 900}, **options})
+        tab.set_default_timeout(300_000)  # on a machine that is busy
         tab.on("console", lambda message: note(path, message.text))
         tab.on("pageerror", lambda error: note(path, str(error)))
         allowed = ("file:", "data:", "blob:")
