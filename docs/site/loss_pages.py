@@ -187,7 +187,7 @@ def gallery(drawn: Iterable[str]) -> str:
         parts.append(
             "\n".join([f"## {title}", "", "| loss | when to take it |", "|---|---|", *rows])
         )
-    names = "\n".join(CATALOG)
+    names = "\n".join(name for title in GROUPS for name in CATALOG if group_of(name) == title)
     parts.append(f"```{{toctree}}\n:hidden:\n:maxdepth: 1\n\n{names}\n```")
     return "\n".join(parts) + "\n"
 

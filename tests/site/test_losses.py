@@ -82,6 +82,8 @@ def test_the_page_says_once_when_to_take_the_loss():
 def test_the_gallery_has_a_card_for_every_loss():
     page = loss_pages.gallery(set(CATALOG) - set(loss_pictures.WITHOUT))
     assert sorted(re.findall(r":link: (\w+)\n", page)) == sorted(CATALOG)
+    listed = page.partition(":maxdepth: 1")[2].replace("`", "").split()
+    assert listed == re.findall(r":link: (\w+)\n", page)
     rooms = [room for rooms in loss_pages.GROUPS.values() for room in rooms]
     assert sorted(rooms) == sorted({member.room for member in CATALOG.values()})
 

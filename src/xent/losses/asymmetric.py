@@ -55,8 +55,8 @@ def aul_loss(s: RowStatistics, a: AboveOne = 1.5, q: Positive = 0.9) -> Tensor:
     .. math:: \ell = \frac{(a - p)^q - (a - 1)^q}{q}
 
     Use:
-        For wrong labels, as a second candidate beside the asymmetric GCE; not for clean labels,
-        since rows of low probability hardly teach.
+        For wrong labels, as a second candidate beside :func:`~xent.losses.agce_loss`; not for clean
+        labels, since rows of low probability hardly teach.
 
     Args:
         a: above 1; the larger, the more evenly rows of any probability pull.
