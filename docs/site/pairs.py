@@ -72,7 +72,7 @@ def values(sources: Iterable[str], names: dict[str, Any]) -> list[Any]:
     """Run the sources one after the other, and return the value of the last line of each."""
     found = []
     for source in sources:
-        *lines, last = ast.parse(source).body or [ast.Expr(ast.Constant(None))]
+        *lines, last = ast.parse(source).body
         exec(compile(ast.Module(lines, []), "pair", "exec"), names)
         if isinstance(last, ast.Expr):
             found.append(plain(eval(compile(ast.Expression(last.value), "pair", "eval"), names)))
