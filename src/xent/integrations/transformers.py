@@ -1,15 +1,13 @@
 """The losses of Hugging Face models without all their logits in memory at once.
 
-.. code-block:: python
+The code of a model does not change::
 
-    lean(model)                # from now on, until unlean(model)
-    with lean(model):          # or for a while
+    with lean(model):  # or lean(model): from now on, until unlean(model)
         model(input_ids, labels=labels).loss.backward()
 
-The code of a model does not change; only the product of its output head is late: it becomes
-:class:`xent.LinearLogits` instead of logits. The forward of the model scales, caps, shifts and
-flattens this stand-in, and cross-entropy is computed a chunk of rows at a time. No model needs code
-of its own, and hooks of others see tensors until the product.
+Only the product of its output head is late: it becomes :class:`xent.LinearLogits`. The forward of
+the model scales, caps, shifts and flattens this stand-in, and cross-entropy is computed a chunk of
+rows at a time. Hooks of others see tensors until the product.
 """
 
 from __future__ import annotations
