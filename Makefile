@@ -182,7 +182,7 @@ bench-gpu:
 # The pages into build/site: opens from the folder, and asks no other host for anything.
 SITE = build/site
 site: $(VENV)/site
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m sphinx -q -W --keep-going --nitpicky -b html docs $(SITE)
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m sphinx -q -W --keep-going --nitpicky -j 4 -b html docs $(SITE)
 	@echo "open $(SITE)/index.html"
 
 docs: $(VENV)/examples

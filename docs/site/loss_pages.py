@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -221,20 +223,28 @@ def write(app: Sphinx) -> None:
     folder = Path(app.srcdir) / "losses"
     (folder / "pictures").mkdir(parents=True, exist_ok=True)
     newest = max(file.stat().st_mtime for file in _sources())
-    alts = {}
-    for name in status_iterator(CATALOG, "drawing losses... ", "green", len(CATALOG)):
-        if name in loss_pictures.WITHOUT:
-            continue
-        told = folder / "pictures" / f"{name}.txt"
-        if not told.exists() or told.stat().st_mtime < newest:
-            drawings, alt = loss_pictures.picture(name)
-            for ending, svg in drawings.items():
-                _save(folder / "pictures" / f"{name}-{ending}.svg", svg)
-            told.write_text(alt, encoding="utf-8")
-        alts[name] = told.read_text(encoding="utf-8")
+    told = {name: folder / "pictures" / f"{name}.txt" for name in CATALOG}
+    told = {name: file for name, file in told.items() if name not in loss_pictures.WITHOUT}
+    stale = [n for n, file in told.items() if not file.exists() or file.stat().st_mtime < newest]
+    for name, (drawings, alt) in zip(stale, _drawn(stale), strict=True):
+        for ending, svg in drawings.items():
+            _save(folder / "pictures" / f"{name}-{ending}.svg", svg)
+        told[name].write_text(alt, encoding="utf-8")
+    alts = {name: file.read_text(encoding="utf-8") for name, file in told.items()}
     for name in CATALOG:
         _save(folder / f"{name}.md", page(name, alts.get(name, "")))
     _save(folder / "index.md", gallery(alts))
+
+
+def _drawn(names: list[str]) -> Iterator[loss_pictures.Picture]:
+    """Yield the pictures of these losses, which two processes draw."""
+    if not names:
+        return
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        pictures = pool.map(loss_pictures.picture, names, chunksize=4)
+        yield from status_iterator(
+            pictures, "drawing losses... ", "green", len(names), stringify_func=lambda _: ""
+        )
 
 
 def _sources() -> Iterator[Path]:
