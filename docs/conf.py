@@ -78,6 +78,7 @@ html_static_path = ["_static", str(mathjax())]
 html_css_files = ["site.css"]
 html_favicon = "_static/mark.svg"
 html_show_sourcelink = html_copy_source = html_show_sphinx = False
+html_show_search_summary = False  # a page opened as a file may not fetch the others
 mathjax_path = "tex-svg.js"
 html_context = {
     "sections": [
