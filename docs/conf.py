@@ -65,7 +65,6 @@ napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_custom_sections = ["Use", "Call", "Shape", ("On request", "params_style")]
 napoleon_use_ivar = True
-python_maximum_signature_line_length = 88
 # Names of other libraries, whose pages this site does not ask.
 nitpick_ignore_regex = [
     ("py:.*", r"(collections|functools|matplotlib|numpy|sklearn|torch|transformers)\..*")
@@ -76,6 +75,7 @@ html_theme = "pydata_sphinx_theme"
 html_title = "xent"
 html_static_path = ["_static", str(mathjax())]
 html_css_files = ["site.css"]
+html_js_files = [("site.js", {"defer": "defer"})]
 html_favicon = "_static/mark.svg"
 html_show_sourcelink = html_copy_source = html_show_sphinx = False
 html_show_search_summary = False  # a page opened as a file may not fetch the others
@@ -98,6 +98,7 @@ html_theme_options = {
     "navbar_end": ["theme-switcher"],
     "show_toc_level": 2,
     "navigation_depth": 2,
+    "collapse_navigation": True,
     "footer_start": ["copyright"],
     "footer_end": [],
     "secondary_sidebar_items": ["page-toc"],

@@ -99,7 +99,7 @@ def test_the_search_finds(opened, word):
 def test_everybody_can_use_a_page(opened, path, scheme):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
     tab = opened(path, color_scheme=scheme)
-    found = axe.run(tab).response["violations"]
+    found = axe.run(tab, options={"preload": False}).response["violations"]  # it may not fetch
     grave = [rule for rule in found if rule["impact"] in ("serious", "critical")]
     told = [f"{rule['id']}: {node['html'][:160]}" for rule in grave for node in rule["nodes"][:4]]
     assert not told, "\n".join(told)
