@@ -17,6 +17,7 @@ from typing import Any
 
 from docutils import nodes
 from public_names import Name, modules, names, of_module
+from saved import save
 from sphinx import addnodes
 from sphinx.application import Sphinx
 from sphinx.domains.python import ObjectEntry, PythonDomain
@@ -128,9 +129,7 @@ def write(app: Sphinx) -> None:
         if file.name not in texts:
             file.unlink()
     for name, text in texts.items():
-        file = folder / name
-        if not file.exists() or file.read_text(encoding="utf-8") != text:
-            file.write_text(text, encoding="utf-8")
+        save(folder / name, text)
 
 
 def add_second_names(app: Sphinx, env: BuildEnvironment) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import loss_pictures
 import papers
 import relatives
+from saved import save
 from sphinx.application import Sphinx
 from sphinx.util.display import status_iterator
 
@@ -185,7 +186,7 @@ def gallery(drawn: Iterable[str]) -> str:
         parts += [_card(name, name in drawn) for name in CATALOG if group_of(name) == title]
         parts.append("::::")
     for title, paths in BESIDE.items():
-        rows = [f"| {{func}}`~{path}` | {as_markdown(use(_at(path)))} |" for path in paths]
+        rows = [f"| {{func}}`~{path}` | {as_markdown(use(function_at(path)))} |" for path in paths]
         parts.append(
             "\n".join([f"## {title}", "", "| loss | when to take it |", "|---|---|", *rows])
         )
@@ -194,7 +195,8 @@ def gallery(drawn: Iterable[str]) -> str:
     return "\n".join(parts) + "\n"
 
 
-def _at(path: str) -> Any:
+def function_at(path: str) -> Any:
+    """Return the function of this full name."""
     module, _, name = path.removeprefix("xent.").rpartition(".")
     return getattr(getattr(xent, module), name)
 
@@ -228,12 +230,12 @@ def write(app: Sphinx) -> None:
     stale = [n for n, file in told.items() if not file.exists() or file.stat().st_mtime < newest]
     for name, (drawings, alt) in zip(stale, _drawn(stale), strict=True):
         for ending, svg in drawings.items():
-            _save(folder / "pictures" / f"{name}-{ending}.svg", svg)
+            save(folder / "pictures" / f"{name}-{ending}.svg", svg)
         told[name].write_text(alt, encoding="utf-8")
     alts = {name: file.read_text(encoding="utf-8") for name, file in told.items()}
     for name in CATALOG:
-        _save(folder / f"{name}.md", page(name, alts.get(name, "")))
-    _save(folder / "index.md", gallery(alts))
+        save(folder / f"{name}.md", page(name, alts.get(name, "")))
+    save(folder / "index.md", gallery(alts))
 
 
 def _drawn(names: list[str]) -> Iterator[loss_pictures.Picture]:
@@ -253,12 +255,6 @@ def _sources() -> Iterator[Path]:
     yield from here.glob("loss_*.py")
     for room in ("losses", "plot"):
         yield from (house / room).glob("*.*")
-
-
-def _save(file: Path, text: str) -> None:
-    """Write a file unless it has the text already, so that Sphinx reads only what has changed."""
-    if not file.exists() or file.read_text(encoding="utf-8") != text:
-        file.write_text(text, encoding="utf-8")
 
 
 def without_use(

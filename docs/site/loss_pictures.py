@@ -15,7 +15,7 @@ from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
-from start_picture import DARK, INK
+from start_picture import DARK, INK, darkened
 from torch import Tensor
 
 import xent.plot
@@ -52,8 +52,8 @@ def picture(name: str) -> Picture:
         what = _special(SPECIAL[name], axes) if name in SPECIAL else _ordinary(name, axes)
         curve = axes[0].lines[0].get_xydata()
         whole, small = _svg(figure), _thumbnail(axes[0])
-    drawings = {"light": whole, "dark": _darkened(whole)}
-    drawings |= {"thumb-light": small, "thumb-dark": _recolored(small)}
+    drawings = {"light": whole, "dark": _with_dark_words(whole)}
+    drawings |= {"thumb-light": small, "thumb-dark": darkened(small)}
     return Picture(drawings, f"Loss and gradient of {name} against {what}: {_in_words(curve)}.")
 
 
@@ -131,16 +131,12 @@ def _svg(figure: Figure) -> str:
     return re.sub(r"(\d+\.\d\d)\d+", r"\1", data.getvalue())
 
 
-def _darkened(svg: str) -> str:
-    """The drawing in colours for a dark page; what has no colour of its own is text."""
-    return _recolored(svg).replace("<svg ", f'<svg fill="{DARK[INK]}" ', 1)
-
-
-def _recolored(svg: str) -> str:
-    return re.sub("|".join(DARK), lambda found: DARK[found[0]], svg)
+def _with_dark_words(svg: str) -> str:
+    """Return the drawing for a dark page, with a colour for words, which have none in the file."""
+    return darkened(svg).replace("<svg ", f'<svg fill="{DARK[INK]}" ', 1)
 
 
 def _in_words(curve: Any) -> str:
-    """Where the curve is at its ends and in the middle."""
+    """Return words for three values of the curve, a quarter, half and three quarters along."""
     places = [curve[round(share * (len(curve) - 1))] for share in (0.25, 0.5, 0.75)]
     return ", ".join(f"the loss is {y:.3g} at {round(x, 2) + 0:g}" for x, y in places)

@@ -48,7 +48,7 @@ class Special(NamedTuple):
 
 
 def _row(*numbers: Any) -> Tensor:
-    """One row, ``(1, n)``."""
+    """Return these numbers as a row, ``(1, n)``."""
     row = [torch.as_tensor(x, dtype=torch.float64) for x in numbers]
     return torch.stack(row).unsqueeze(0)
 

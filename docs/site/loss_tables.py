@@ -10,11 +10,10 @@ from typing import Any, ClassVar
 from docutils import nodes
 from docutils.parsers.rst import directives
 from docutils.statemachine import StringList
-from loss_pages import as_markdown
+from loss_pages import as_markdown, function_at
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
-import xent
 from xent.frames.docstrings import use
 from xent.losses import CATALOG
 
@@ -54,8 +53,7 @@ def function_of(name: str) -> Any:
     """The loss that a line of a table names: of the catalog, or with its module."""
     if name in CATALOG:
         return CATALOG[name].function
-    module, _, function = name.partition(".")
-    return getattr(getattr(xent, module), function)
+    return function_at(f"xent.{name}")
 
 
 class MeasuredTable(_MarkdownTable):

@@ -11,6 +11,7 @@ from pathlib import Path
 import matplotlib as mpl
 from matplotlib import style
 from matplotlib.figure import Figure
+from saved import save
 from sphinx.application import Sphinx
 
 import xent.plot
@@ -36,15 +37,19 @@ def drawings() -> dict[str, str]:
         axes = figure.subplots(1, 2)
         xent.plot.loss_curves(*LOSSES, axes=axes)
         light = rendered(figure, "svg", transparent=True, metadata={"Date": None}).decode()
-    dark = re.sub("|".join(DARK), lambda found: DARK[found[0]], light)
-    return {"losses-light.svg": light, "losses-dark.svg": dark}
+    return {"losses-light.svg": light, "losses-dark.svg": darkened(light)}
+
+
+def darkened(svg: str) -> str:
+    """Return a drawing in the colours of a dark page."""
+    return re.sub("|".join(DARK), lambda found: DARK[found[0]], svg)
 
 
 def write(folder: Path) -> None:
     """Write both files."""
     folder.mkdir(exist_ok=True)
     for name, text in drawings().items():
-        (folder / name).write_text(text, encoding="utf-8")
+        save(folder / name, text)
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

@@ -1,4 +1,4 @@
-"""What the project says of itself: the drawing of its rooms, and ``xent losses``."""
+"""Descriptions of the project: the drawing of its rooms, and ``xent losses``."""
 
 import importlib.util
 import json

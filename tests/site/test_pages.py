@@ -16,7 +16,7 @@ LOADED = {
 
 
 class Page(HTMLParser):
-    """What a page has: its anchors, its links, what it loads, and pictures without words."""
+    """Anchors and links of a page, what the page loads, and its pictures without words."""
 
     def __init__(self, text):
         super().__init__()

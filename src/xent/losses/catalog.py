@@ -16,7 +16,7 @@ __all__ = ["CATALOG", "Member", "Targets", "member"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 Targets = Literal["classes", "soft", "binary", "other"]
-"""What a loss takes as targets; :class:`Member` explains the words."""
+"""Kinds of targets that a loss takes; :class:`Member` explains the words."""
 
 
 class Member(NamedTuple):
