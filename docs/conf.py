@@ -10,8 +10,8 @@ from pathlib import Path
 import xent
 
 sys.path.insert(0, str(Path(__file__).parent / "site"))
-# Pages are millions of small objects that stay until the end. Without visits of the collector a build
-# whose notebooks are stored takes 53 s instead of 84, and 1.05 GB of memory instead of 0.9.
+# Pages are millions of small objects that stay until the end. Without visits of the collector a
+# build whose notebooks are stored takes 53 s instead of 84, and 1.05 GB of memory instead of 0.9.
 gc.disable()
 
 

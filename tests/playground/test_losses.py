@@ -40,8 +40,6 @@ LEFT_OUT = {
         "sparse_cross_entropy", "sparsemax_loss", "supcon_loss", "weston_watkins_loss",
         "wordtree_cross_entropy", "yolo_loss", "zlpr_loss",
     },
-    "it needs `prior`, which is no number": {"logit_adjusted_loss"},
-    "it needs `counts`, which is no number": {"ldam_loss", "vs_loss"},
     "it needs `matrix`, which is no number": {"backward_corrected_cross_entropy"},
     "it needs `table`, which is no number": {"structured_cross_entropy"},
     "it compares the rows of a batch": {"recall_loss"},
@@ -73,7 +71,7 @@ def states(name, count, seed):
     for _ in range(count):
         classes, size = (int(torch.randint(*x, (), generator=g)) for x in ((2, 9), (0, 3)))
         z = torch.randn(classes, dtype=torch.float64, generator=g) * (1.0, 3.0, 10.0)[size]
-        z = z.tanh() if "scale" in loss else z  # cosines
+        z = z.tanh() if "logit_scale" in loss else z  # cosines
         options = {key: option_of(option, classes, g) for key, option in loss["options"].items()}
         target = int(torch.randint(classes, (), generator=g))
         if loss["elements"] and torch.rand((), generator=g) < 0.5:
@@ -87,6 +85,8 @@ def states(name, count, seed):
 
 def option_of(option, classes, g):
     """Return a random hyperparameter of those that the page offers."""
+    if "counts" in option:
+        return (torch.rand(classes, generator=g) * 100 + 1).round().tolist()
     if "choices" in option:
         return option["choices"][int(torch.randint(len(option["choices"]), (), generator=g))]
     share = float(torch.rand((), generator=g))
@@ -126,7 +126,7 @@ def compare(name, count, seed):
 
 QUICK = (
     "cross_entropy", "focal_loss", "arcface_loss", "large_margin_loss", "evidential_loss",
-    "taylorglo_loss", "asymmetric_loss",
+    "taylorglo_loss", "asymmetric_loss", "ldam_loss", "vs_loss",
 )  # fmt: skip
 
 

@@ -116,6 +116,21 @@ def test_the_number_of_classes(opened):
     assert hash_of(tab) == "#z=0,0&q=0.5,0.5&a=cross_entropy&b=none"
 
 
+def test_the_numbers_of_rows(opened):
+    tab = opened("#z=0,0&y=1&n=90,10&a=logit_adjusted_loss&b=none")
+    assert result(tab) == pytest.approx(2.302585092994046)  # log(10)
+    tab.get_by_label("rows of class 0", exact=True).fill("10")
+    tab.keyboard.press("Enter")
+    assert result(tab) == pytest.approx(0.6931471805599453)  # log(2)
+    tab.get_by_label("rows of class 0", exact=True).fill("-5")  # is refused
+    tab.keyboard.press("Enter")
+    assert hash_of(tab) == "#z=0,0&y=1&n=10,10&a=logit_adjusted_loss&b=none"
+    tab.locator("#more").click()
+    assert hash_of(tab) == "#z=0,0,0&y=1&n=10,10,25&a=logit_adjusted_loss&b=none"
+    tab.get_by_label("loss A", exact=True).select_option("cross_entropy")
+    assert tab.get_by_label("rows of class 0", exact=True).count() == 0
+
+
 def test_the_state_is_in_the_address(opened):
     tab = opened("#z=1,2,3&y=2&t=2&a=focal_loss:gamma=5&b=none")
     assert hash_of(tab) == "#z=1,2,3&y=2&t=2&a=focal_loss:gamma=5&b=none"
@@ -142,6 +157,7 @@ SITUATIONS = [
     "#z=2,0.5,-1&q=0.5,0.25,0.25&a=cross_entropy&b=asymmetric_loss:clip=0.1",
     "#z=0.5,0.2,-0.1&y=0&a=arcface_loss:scale=16&b=evidential_loss:form=expected",
     "#z=1,2&y=0&a=forward_corrected_symmetric_noise_loss&b=none",
+    "#z=2,0.5,-1&y=2&n=90,9,1&a=logit_adjusted_loss:tau=0.5&b=vs_loss",
 ]
 
 

@@ -6,14 +6,15 @@ import itertools
 import json
 import re
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import Any, Literal, get_args, get_origin
 
+import torch
 from torch import Tensor
 
 from ..frames.element_loss import Elements
 from ..frames.row_frame import RowFrame
-from ..hyperparameters import Hyperparameters, Range
+from ..hyperparameters import Hyperparameters, PerClass, Range
 from ..losses import CATALOG, binary, classification
 from ..losses.catalog import Member
 from ..row_statistics import RowStatistics, field_mask, fields_of
@@ -25,6 +26,7 @@ _INSIDE = {
     "binary_cross_entropy_with_logits": binary._cross_entropy,
 }
 START = 0.2  # of a hyperparameter without a default, such as a rate
+COUNTS = torch.ones(2, dtype=torch.float64)  # stands for the numbers of rows that the page has
 WHOLE = 6  # a whole number goes over so many values
 
 
@@ -103,12 +105,25 @@ def _functions(loss: Any, frame: RowFrame | None) -> dict[str, Callable[..., Any
     found = {"index": lambda given, settings: _of_row(frame, False, given, settings)}
     if frame.soft:
         found["soft"] = lambda given, settings: _of_row(frame, True, given, settings)
-    for name in frame.own:
-        if name == "logit_scale":
-            found["scale"] = lambda given, settings: frame.own["logit_scale"](**settings)
-        elif name != "mean_weight":
-            raise Untraceable(f"it changes the logits of each class by its `{name}`")
+    for name, of_settings in frame.own.items():
+        if name == "target_table":
+            raise Untraceable("it makes a soft target of a class by its matrix")
+        if name != "mean_weight":
+            found[name] = partial(_of_settings, of_settings)
     return found
+
+
+def _of_settings(function: Callable[..., Any], given: Given, settings: dict[str, Any]) -> Any:
+    """Return what a function of the hyperparameters alone gives."""
+    return function(**settings)
+
+
+class _Row(RowStatistics):
+    """The statistics of one row, whose class is no index that has to be checked."""
+
+    def of_label(self, values: Any) -> Any:
+        """Return the number of the target class."""
+        return values[self.label]
 
 
 def _of_row(frame: RowFrame, soft: bool, given: Given, settings: dict[str, Any]) -> Any:
@@ -117,7 +132,7 @@ def _of_row(frame: RowFrame, soft: bool, given: Given, settings: dict[str, Any])
     numbers: Any = [given(f"s.{name}") for name in fields]
     label: Any = None if soft else given("s.label")
     classes: Any = given("s.classes")
-    stats = RowStatistics.from_fields(
+    stats = _Row.from_fields(
         numbers, fields, soft, constant_masses=False, label=label, classes=classes, complete=True
     )
     return frame.body(stats, **settings)
@@ -128,9 +143,15 @@ def _of_row(frame: RowFrame, soft: bool, given: Given, settings: dict[str, Any])
 
 def _start(hyper: Hyperparameters, given: dict[str, Any]) -> dict[str, Any]:
     """The hyperparameters to start with, checked."""
-    missing = {name: START for name in hyper.required if name not in given}
+    rules = dict(hyper.checks)
+    missing: dict[str, Any] = {name: START for name in hyper.required if name not in given}
     for name in (*missing, *hyper.per_class.intersection(given)):
-        if not any(isinstance(rule, Range) for key, rule in hyper.checks if key == name):
+        rule = rules.get(name)
+        if type(rule) is PerClass and name in given:
+            raise Untraceable(f"the page itself has the numbers of its `{name}`")
+        if type(rule) is PerClass:
+            missing[name] = COUNTS
+        elif not isinstance(rule, Range):
             raise Untraceable(f"it needs `{name}`, which is no number")
     given = {n: x.tolist() if isinstance(x, Tensor) else x for n, x in given.items()}
     try:
@@ -141,6 +162,8 @@ def _start(hyper: Hyperparameters, given: dict[str, Any]) -> dict[str, Any]:
 
 def _option(hyper: Hyperparameters, name: str, value: Any) -> dict[str, Any] | None:
     """The range or the choices of a hyperparameter on the page; None if it is fixed."""
+    if value is COUNTS:
+        return {"counts": True}
     hint = hyper.hints.get(name)
     rule = next((r for n, r in hyper.checks if n == name and isinstance(r, Range)), Range())
     if isinstance(value, bool):

@@ -8,7 +8,8 @@ from importlib.resources import files
 from typing import Any
 
 SCRIPTS = ("numbers.js", "statistics.js", "state.js", "explain.js", "page.js")
-CODE = ("index", "soft", "scale")  # the parts of an entry that are JavaScript already
+# The parts of an entry that are JavaScript already.
+CODE = ("index", "soft", "logit_scale", "class_scale", "class_bias")
 
 
 def assembled(

@@ -10,6 +10,7 @@ const SITUATIONS = [
   ["A wrong label pulls", "#z=-3,4,0,-1,-2&y=0&a=cross_entropy&b=mae_loss"],
   ["Soft target", "#z=2,1,0,-1,-2&q=0.5,0.3,0.2,0,0&a=cross_entropy&b=bootstrap_loss:beta=0.8"],
   ["Several labels at once", "#z=3,2,-2,-3,0&q=1,1,0,0,0&a=binary_cross_entropy_with_logits&b=asymmetric_loss"],
+  ["Rare classes: the priors join the logits", "#z=2,1.5,1,0,-1&y=3&n=1000,300,100,30,10&a=cross_entropy&b=logit_adjusted_loss"],
   ["A margin between cosines", "#z=0.6,0.5,0.1,-0.2,-0.4&y=0&a=cosface_loss:scale=16&b=arcface_loss:scale=16"],
   ["A hot softmax", "#z=4,2,0,-2,-4&y=1&t=4&a=cross_entropy&b=none"],
 ];
@@ -22,7 +23,7 @@ function drawCurve(state, results) {
   const k = state.selected, { low, high } = logitRange();
   const xs = Array.from({ length: 121 }, (_, i) => low + (high - low) * i / 120);
   const curves = results.map(({ side, chosen, value: now }) => ({
-    side, now, values: xs.map((x) => value(lossOf(chosen), chosen.options,
+    side, now, values: xs.map((x) => value(lossOf(chosen), settings(state, chosen),
       state.z.map((z, j) => (j === k ? x : z)), targetOf(state), state.t)),
   }));
   const [bottom, top] = heights(curves);
@@ -114,7 +115,7 @@ function findings(state, results) {
     if (state.q && !loss.elements && !loss.soft) {
       found.push({ name: "refused", problem: `${name} takes one class per row, no distribution.`,
         fix: "Choose “one class”, or a loss that takes soft targets." });
-    } else if (loss.scale && state.z.some((x) => Math.abs(x) > 1)) {
+    } else if (loss.logit_scale && state.z.some((x) => Math.abs(x) > 1)) {
       found.push({ name: "not-cosines", problem: `${name} takes cosines, from −1 to 1.`,
         fix: "Normalise features and class vectors; the loss scales their products itself." });
     }
@@ -131,10 +132,10 @@ function findings(state, results) {
 
 // What the first loss becomes if the row is passed in a wrong way.
 function mistakes(state) {
-  const loss = lossOf(state.a), { options, name } = state.a, target = targetOf(state);
+  const loss = lossOf(state.a), options = settings(state, state.a), target = targetOf(state);
   const of = (z, y = target, t = state.t) => value(loss, options, z, y, t);
   const right = of(state.z), classes = state.z.length, made = [];
-  if (!loss.elements && !loss.scale) {
+  if (!loss.elements && !loss.logit_scale) {
     const p = statistics(state.z.map((x) => number(x / state.t)), 0).prob.map((x) => x.v);
     made.push({ title: "Softmax first", right, wrong: shown(of(p, target, 1)),
       text: `The probabilities are passed as if they were logits. Even a prediction that is certain and right `

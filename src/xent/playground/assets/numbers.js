@@ -39,12 +39,22 @@ const logSigmoid = (x) => round(0.1) === 0.1
 const logAddExp = (a, b) => (a === b ? a + Math.LN2
   : Math.max(a, b) + Math.log1p(Math.exp(-Math.abs(a - b))));
 
+// An operation on numbers, made for vectors too: number by number, where one of its operands is one.
+function each(f) {
+  const at = (x, j) => (Array.isArray(x) ? x[j] : x);
+  const [second, third] = [f.length > 1, f.length > 2];
+  return (a, b, c) => {
+    const vector = Array.isArray(a) ? a : second && Array.isArray(b) ? b : third && Array.isArray(c) ? c : null;
+    return vector ? vector.map((_, j) => f(at(a, j), at(b, j), at(c, j))) : f(a, b, c);
+  };
+}
+
 // The operations of loss bodies, by the names that PyTorch gives them.
-const o = {
+const onNumbers = {
   abs: unary(Math.abs, Math.sign),
   acos: unary(Math.acos, (x) => -1 / Math.sqrt(1 - x * x)),
   add: binary((a, b) => a + b, () => [1, 1]),
-  addcmul: (a, b, c) => o.add(a, o.mul(b, c)),
+  addcmul: (a, b, c) => onNumbers.add(a, onNumbers.mul(b, c)),
   and_: (a, b) => truth(a) && truth(b),
   clamp: (a, low, high) => {
     a = lift(a);
@@ -90,3 +100,13 @@ const o = {
   where: (c, a, b) => lift(truth(c) ? a : b),
   zeros_like: () => number(0),
 };
+const smallest = (a, b) => (lift(b).v < lift(a).v ? b : a);
+const largest = (a, b) => (lift(b).v > lift(a).v ? b : a);
+const onVectors = {
+  amin: (a) => a.reduce(smallest),
+  getitem: (a, j) => a[j],
+  max: (a) => a.reduce(largest),
+  sum: (a) => a.reduce((x, y) => onNumbers.add(x, y), number(0)),
+};
+const o = { ...onVectors };
+for (const [name, f] of Object.entries(onNumbers)) o[name] = each(f);

@@ -33,7 +33,7 @@ const clamp = (x, low, high) => Math.min(Math.max(x, low), high);
 const snap = (x, step) => Number((Math.round(x / step) * step).toFixed(6));
 const pairs = () => ["a", "b"].filter((side) => state[side]).map((side) => [side, state[side]]);
 const lossOf = (chosen) => LOSSES[chosen.name];
-const ofCosines = () => pairs().some(([, chosen]) => lossOf(chosen).scale);
+const ofCosines = () => pairs().some(([, chosen]) => lossOf(chosen).logit_scale);
 const unit = () => (ofCosines() ? "cosine" : "logit");
 
 // ---- sliders ---------------------------------------------------------------------------------
@@ -97,14 +97,28 @@ let columns = [];
 
 function buildColumns() {
   byId("columns").style.setProperty("--count", state.z.length);
+  byId("columns").style.setProperty("--parts", isCounted(state) ? 5 : 4);
   columns = state.z.map((_, j) => buildColumn(j));
   byId("columns").replaceChildren(titles(), ...columns.map((column) => column.element));
 }
 
 // What the rows of the columns are, beside them.
 const titles = () => make("div", { class: "titles", "aria-hidden": true },
-  ...[unit(), "target", "probability", "gradient"].map((text) =>
+  ...[unit(), "target", ...(isCounted(state) ? ["rows"] : []), "probability", "gradient"].map((text) =>
     make("div", { class: `title ${text}` }, make("span", { textContent: text }))));
+
+// The number of rows of a class, which losses against imbalance ask for.
+function countEntry(j) {
+  const entry = make("input", { type: "number", step: "any", min: 0, value: state.n[j],
+    "aria-label": `rows of class ${j}` });
+  entry.addEventListener("change", () => {
+    const x = Number(entry.value);
+    if (Number.isFinite(x) && x > 0) state.n[j] = x;
+    entry.value = state.n[j];
+    update();
+  });
+  return make("div", { class: "part rows" }, entry);
+}
 
 function buildColumn(j) {
   const select = () => { state.selected = j; };
@@ -130,7 +144,7 @@ function buildColumn(j) {
   const slopes = { a: make("small", { class: "a" }), b: make("small", { class: "b" }) };
   const grad = make("div", { class: "grad" }, make("div", { class: "zero" }), arrows.a, arrows.b);
   const element = make("div", { class: "column" }, make("div", { class: "part" }, logit, entry), target,
-    prob, make("div", { class: "part" }, grad, slopes.a, slopes.b));
+    ...(isCounted(state) ? [countEntry(j)] : []), prob, make("div", { class: "part" }, grad, slopes.a, slopes.b));
   return { element, logit, entry, radio, pick, weight, weightText, level, percent, grad, arrows, slopes };
 }
 
@@ -176,7 +190,7 @@ function buildLosses() {
       make("label", { class: "which" }, make("span", { class: "dot" }), side.toUpperCase(), select));
     if (!chosen) continue;
     card.append(make("p", { textContent: lossOf(chosen).summary }),
-      ...Object.entries(lossOf(chosen).options).map(([key, option]) => buildOption(chosen, key, option)));
+      ...movable(chosen.name).map(([key, option]) => buildOption(chosen, key, option)));
   }
   document.querySelector(".losses").querySelectorAll("select")
     .forEach((select, k) => { select.value = state["ab"[k]]?.name ?? select.value; });
@@ -243,7 +257,7 @@ let later = 0;
 
 function update() {
   const results = pairs().map(([side, chosen]) => {
-    const call = [lossOf(chosen), chosen.options, state.z, targetOf(state), state.t];
+    const call = [lossOf(chosen), settings(state, chosen), state.z, targetOf(state), state.t];
     const result = evaluate(...call), byHand = valueByHand(...call);
     const lost = !(Math.abs(byHand - result.value) <= 1e-3 * Math.abs(result.value) + 1e-300);
     return { side, chosen, ...result, byHand, lost: lost && !Number.isNaN(result.value) };
@@ -283,8 +297,10 @@ function connect() {
     update();
   });
   const resize = (by) => {
-    state.z = by > 0 ? [...state.z, 0] : state.z.slice(0, -1);
-    if (state.q) state.q = by > 0 ? [...state.q, 0] : state.q.slice(0, -1);
+    const changed = (numbers, next) => (by > 0 ? [...numbers, next] : numbers.slice(0, -1));
+    state.n = changed(state.n, countAt(state.z.length));
+    state.z = changed(state.z, 0);
+    if (state.q) state.q = changed(state.q, 0);
     state.y = Math.min(state.y, state.z.length - 1);
     state.selected = Math.min(state.selected, state.z.length - 1);
     buildColumns();

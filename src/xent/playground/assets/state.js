@@ -4,8 +4,18 @@
 
 const MOST_CLASSES = 8;
 
-const defaultsOf = (name) => Object.fromEntries(
-  Object.entries(LOSSES[name].options).map(([key, option]) => [key, option.value]));
+// The options that a card has a slider for; the numbers of rows stand below the bars.
+const movable = (name) => Object.entries(LOSSES[name].options).filter(([, option]) => !option.counts);
+const defaultsOf = (name) => Object.fromEntries(movable(name).map(([key, { value }]) => [key, value]));
+
+// Numbers of rows to begin with: each class has half as many as the class before.
+const countAt = (j) => Math.max(1, Math.round(100 / 2 ** j));
+const countsIn = ({ options }) => Object.keys(options).filter((key) => options[key].counts);
+const isCounted = (state) => [state.a, state.b].some((loss) => loss && countsIn(LOSSES[loss.name]).length > 0);
+
+// All hyperparameters of a loss that was chosen.
+const settings = (state, { name, options }) =>
+  ({ ...options, ...Object.fromEntries(countsIn(LOSSES[name]).map((key) => [key, state.n])) });
 
 // A choice, true or a word, or a number, from text; undefined for what the option does not take.
 function read(option, text) {
@@ -45,11 +55,12 @@ function readState(hash) {
   if (z.length < 2 || !z.every(Number.isFinite)) z = [2, 0.5, -1, 1, -3];
   const y = Number(given.get("y") ?? 0), q = numbersIn(given.get("q"));
   const isSoft = q.length === z.length && q.every((x) => x >= 0 && x <= 1);
-  const t = Number(given.get("t") ?? 1);
+  const n = numbersIn(given.get("n")), t = Number(given.get("t") ?? 1);
   const state = {
     z,
     y: Number.isInteger(y) && y >= 0 && y < z.length ? y : 0,
     q: isSoft ? q : null,
+    n: z.map((_, j) => (Number.isFinite(n[j]) && n[j] > 0 ? n[j] : countAt(j))),
     t: t >= 0.1 && t <= 10 ? t : 1,
     a: readLoss(given.get("a") ?? START[0]) || readLoss(START[0]),
     b: readLoss(given.get("b") ?? START[1]),
@@ -62,6 +73,7 @@ function readState(hash) {
 function writeState(state) {
   const parts = [`z=${state.z.join(",")}`, state.q ? `q=${state.q.join(",")}` : `y=${state.y}`];
   if (state.t !== 1) parts.push(`t=${state.t}`);
+  if (isCounted(state)) parts.push(`n=${state.n.join(",")}`);
   return `#${parts.join("&")}&a=${writeLoss(state.a)}&b=${writeLoss(state.b)}`;
 }
 
@@ -92,7 +104,7 @@ function python(state) {
   lines.push("");
   for (const loss of chosen) {
     const { call, fixed, options } = LOSSES[loss.name];
-    const set = Object.entries(loss.options).filter(([key, x]) => x !== options[key].default);
+    const set = Object.entries(settings(state, loss)).filter(([key, x]) => x !== options[key].default);
     const given = [...Object.entries(fixed), ...set];
     const kind = elements(loss) && !state.q ? "labels" : "target";
     const words = ["logits", kind, ...given.map(([key, x]) => `${key}=${asPython(x)}`)];

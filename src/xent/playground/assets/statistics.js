@@ -1,13 +1,12 @@
 // The statistics of a row, and what a loss makes of them. Needs numbers.js.
 "use strict";
 
-const sum = (numbers) => numbers.reduce((a, b) => o.add(a, b), number(0));
-const dot = (weights, numbers) => sum(numbers.map((x, j) => o.mul(weights[j], x)));
+const dot = (weights, numbers) => o.sum(o.mul(weights, numbers));
 
 function logSumExp(numbers) {
   if (numbers.length === 0) return number(-Infinity);
   const shift = Math.max(...numbers.map((x) => x.v));
-  return o.add(shift, o.log(sum(numbers.map((x) => o.exp(o.sub(x, shift))))));
+  return o.add(shift, o.log(o.sum(numbers.map((x) => o.exp(o.sub(x, shift))))));
 }
 
 // Exact: the log-odds of a class against all others lose no digit, however sure the row.
@@ -18,7 +17,7 @@ function statistics(z, target) {
 
 // By hand: exp, sum, divide, then log, each rounded to float32.
 function statisticsByHand(z, target) {
-  const power = z.map(o.exp), total = sum(power);
+  const power = z.map(o.exp), total = o.sum(power);
   const p = power.map((x) => o.truediv(x, total));
   const odds = p.map((x) => o.log(o.truediv(x, o.sub(1, x))));
   return fields(z, target, odds, p.map(o.log), o.log(total));
@@ -37,8 +36,8 @@ function fields(z, target, odds, logProbs, total) {
     target: soft ? dot(target, z) : z[y],
     lse: soft ? total : o.sub(z[y], logProb),
     mass: soft ? target.reduce((a, b) => a + b, 0) : 1,
-    entropy: o.neg(sum(p.map((x, j) => o.mul(x, logProbs[j])))),
-    mean: o.truediv(sum(z), z.length),
+    entropy: o.neg(o.sum(p.map((x, j) => o.mul(x, logProbs[j])))),
+    mean: o.truediv(o.sum(z), z.length),
     mean_mass: 1,
     support: z.length,
     classes: z.length,
@@ -47,8 +46,8 @@ function fields(z, target, odds, logProbs, total) {
     top_logit: number(z[largest].v),
     rest_top: restTop,
     rest_top_logit: restTop < 0 ? number(-Infinity) : z[restTop],
-    rest_squares: sum(others(p).map(o.square)),
-    rest_cubes: sum(others(p).map((x) => o.mul(x, o.square(x)))),
+    rest_squares: o.sum(others(p).map(o.square)),
+    rest_cubes: o.sum(others(p).map((x) => o.mul(x, o.square(x)))),
   };
 }
 
@@ -57,26 +56,31 @@ function fields(z, target, odds, logProbs, total) {
 function ofRow(loss, options, z, target, make) {
   if (loss.elements) {
     const labels = Array.isArray(target) ? target : z.map((_, j) => Number(j === target));
-    return o.truediv(sum(z.map((x, j) => loss.index({ input: x, target: labels[j] }, options))), z.length);
+    return o.truediv(o.sum(z.map((x, j) => loss.index({ input: x, target: labels[j] }, options))), z.length);
   }
   const body = Array.isArray(target) ? loss.soft : loss.index;
   return body ? lift(body(make(z, target), options)) : number(NaN);
 }
 
-// The factor on the logits that a loss asks for.
-const scaleOf = (loss, options) => (loss.scale ? lift(loss.scale({}, options)).v : 1);
+// The logits with the factors and shifts that a loss asks for.
+function scaled(loss, options, logits) {
+  for (const factor of ["logit_scale", "class_scale"]) {
+    if (loss[factor]) logits = o.mul(logits, loss[factor]({}, options));
+  }
+  return loss.class_bias ? o.add(logits, loss.class_bias({}, options)) : logits;
+}
 
 function value(loss, options, logits, target, temperature = 1, make = statistics) {
-  const scale = scaleOf(loss, options) / temperature;
-  return ofRow(loss, options, logits.map((x) => number(round(x * scale))), target, make).v;
+  const z = logits.map((x) => number(round(x / temperature)));
+  return ofRow(loss, options, scaled(loss, options, z), target, make).v;
 }
 
 const valueByHand = (loss, options, logits, target, temperature = 1) =>
   inFloat32(() => value(loss, options, logits, target, temperature, statisticsByHand));
 
 function evaluate(loss, options, logits, target, temperature = 1) {
-  const scale = scaleOf(loss, options) / temperature;
-  const z = logits.map((x, j) => number(x * scale, logits.map((_, k) => (j === k ? scale : 0))));
-  const result = ofRow(loss, options, z, target, statistics);
+  const unit = 1 / temperature;
+  const z = logits.map((x, j) => number(x * unit, logits.map((_, k) => (j === k ? unit : 0))));
+  const result = ofRow(loss, options, scaled(loss, options, z), target, statistics);
   return { value: result.v, gradient: result.g ?? logits.map(() => result.v * 0) };
 }
