@@ -148,7 +148,7 @@ def _start(hyper: Hyperparameters, given: dict[str, Any]) -> dict[str, Any]:
     for name in (*missing, *hyper.per_class.intersection(given)):
         rule = rules.get(name)
         if type(rule) is PerClass and name in given:
-            raise Untraceable(f"the page itself has the numbers of its `{name}`")
+            raise Untraceable(f"leave `{name}` out: the page has a field for each class")
         if type(rule) is PerClass:
             missing[name] = COUNTS
         elif not isinstance(rule, Range):
