@@ -32,10 +32,12 @@ def draw(records: Sequence[dict[str, Any]]) -> bytes | None:
 def _drawn(records: Sequence[dict[str, Any]]) -> bytes:
     from ..plot import curves
 
-    panels = ("step", "seconds") if len(records) > 1 else ("step",)
+    panels = {"step": "Loss after so many steps"}
+    if len(records) > 1:
+        panels["seconds"] = "The same, after so much time"
     axes = new_axes(7 * len(panels), 5, len(panels))
-    for ax, over in zip(axes, panels, strict=True):
-        curves(records, ax, over=over)
+    for ax, (over, title) in zip(axes, panels.items(), strict=True):
+        curves(records, ax, over=over).set_title(title)
     return rendered(axes[0].figure)
 
 
