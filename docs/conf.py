@@ -61,6 +61,8 @@ nb_execution_mode = "cache"  # a page runs again only if its cells have changed
 nb_execution_raise_on_error = True
 nb_execution_timeout = 600  # of a cell, on a machine that is busy
 nb_merge_streams = True
+nb_code_prompt_show = "Show the code"
+nb_code_prompt_hide = "Hide the code"
 copybutton_exclude = ".linenos, .gp, .go"
 bibtex_bibfiles = ["references.bib"]
 
