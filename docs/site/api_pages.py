@@ -163,7 +163,7 @@ def find_short_name(
 
 def link_names(app: Sphinx, doctree: nodes.document) -> None:
     """Make a link of each public name that stands in code by its full name."""
-    known = {*names(), *modules()}
+    known = {*names(), *modules()} - {"xent"}  # which may be the command, the package, the module
     for node in list(doctree.findall(nodes.literal)):
         target = node.astext().removesuffix("()")
         around = (nodes.reference, nodes.title, addnodes.pending_xref, addnodes.desc_signature)
