@@ -245,9 +245,17 @@ def test_counts_are_whole_numbers(make):
     )
     close(losses.ldam_loss(Z / 4, Y, counts=counts), losses.ldam_loss(Z / 4, Y, counts=exact))
     weights = losses.effective_number_weights(counts)
-    assert weights.dtype == torch.float32
-    close(weights, losses.effective_number_weights(exact).float())
-    xent.cross_entropy(Z, Y, weight=weights)
+    assert weights.dtype == (torch.float64 if make is list else torch.float32)
+    close(weights, losses.effective_number_weights(exact).to(weights.dtype))
+
+
+def test_lists_of_counts_become_float64():
+    """As all lists of numbers do; arrays keep their type."""
+    of_list = losses.effective_number_weights([5, 3, 2])
+    exact = losses.effective_number_weights(torch.tensor([5.0, 3.0, 2.0], dtype=torch.float64))
+    assert torch.equal(of_list, exact)
+    assert torch.equal(losses.deferred_weights([5, 3, 2], epoch=200), exact)
+    assert losses.effective_number_weights(np.float32([5, 3, 2])).dtype == torch.float32
 
 
 def test_modules_take_arrays():

@@ -24,10 +24,10 @@ _SHARED = (
     "input", "target", "weight", "row_weight", "class_bias", "pos_weight", "logit_scale",
     "features", "labels",
 )  # fmt: skip
-# Arguments that hold labels or counts, so that integers of Python stay integers.
+# Arguments that hold labels, so that integers of Python stay integers.
 _WHOLE = (
     "target", "target_a", "target_b", "labels", "key_labels", "groups", "group", "samples",
-    "classes", "documents", "counts", "prior",
+    "classes", "documents",
 )  # fmt: skip
 _WORDS = ("Tensor", "ClassVector", "Counts", "NoiseMatrix")  # of annotations of tensors
 _NO_TENSORS = ("Callable", "Sequence", "Iterable", "Mapping")  # of annotations of other things
@@ -99,8 +99,7 @@ def takes_arrays(function: F) -> F:
 def as_tensor(name: str, value: Any) -> Any:
     """The tensor of an array or nested list; whatever is no array, tensors included, as it is.
 
-    Python's floats become float64, and its integers too, but int64 where an argument holds labels
-    or counts.
+    Python's floats become float64, and its integers too, but int64 where an argument holds labels.
 
     Args:
         name: of the argument, for messages.

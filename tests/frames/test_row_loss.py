@@ -41,6 +41,27 @@ def test_two_lines_make_a_whole_loss(engine):
     assert focal(Z.float(), Y, **call).dtype == torch.float32
 
 
+@pytest.mark.parametrize("loss", [xent.cross_entropy, xent.losses.focal_loss, xent.losses.mae_loss])
+@pytest.mark.parametrize("logits", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("weights", [torch.float64, torch.float32, torch.bfloat16])
+def test_class_weights_have_any_floating_type(every_engine, loss, logits, weights):
+    """The weights are numbers, so that only their values count."""
+    z, w = Z.to(logits), torch.tensor([0.5, 2.0, 1.0, 0.25, 3.0]).to(weights)
+    loss_and_gradient = value_and_grad(lambda z: loss(z, Y, w, engine=every_engine), z)
+    same = value_and_grad(lambda z: loss(z, Y, w.to(logits), engine=every_engine), z)
+    for got, expected in zip(loss_and_gradient, same, strict=True):
+        assert got.dtype == logits
+        assert torch.equal(got, expected)
+
+
+def test_smoothing_takes_class_weights_of_any_floating_type(engine):
+    w = torch.tensor([0.5, 2.0, 1.0, 0.25, 3.0])
+    for z, other in ((Z, w), (Z.float(), w.double())):
+        close = xent.cross_entropy(z, Y, other, label_smoothing=0.1, engine=engine)
+        exact = xent.cross_entropy(z, Y, w.to(z.dtype), label_smoothing=0.1, engine=engine)
+        torch.testing.assert_close(close, exact, rtol=1e-6, atol=0)
+
+
 def test_a_body_of_arithmetic_takes_one_sweep(monkeypatch, core):
     """Loss and gradient come from one call of the core; other bodies take two sweeps."""
     if not core.fast:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .._check import is_tensor, vector_of_classes, whole_number
-from ..engines.modes import autocasts, settled
+from ..engines.modes import settled
 from ..engines.rows.problem import Problem, Settings, Shaped, Tensors
 from ..logits import make_transform
 from ..row_statistics import INDEX_ONLY, field_mask
@@ -115,7 +115,7 @@ def make_problem(
     if mean_weight is not None and mean_weight is not weight:
         vector_of_classes("mean_weight", mean_weight, classes, z.device)
     if weight is not None:
-        _check_weight(weight, z, classes, soft)
+        vector_of_classes("weight", weight, classes, z.device)
     others = (checked.values, scale, bias, weight, class_scale, mean_weight, target_table)
     others = [t if t is None else settled(t) for t in others]
     settings = Settings(
@@ -136,16 +136,6 @@ def _check_table(
         raise ValueError(
             f"`target_table` must have a row for each class, shape ({classes}, {classes}), on "
             f"{device}; got shape {tuple(table.shape)} on {table.device}"
-        )
-
-
-def _check_weight(weight: Tensor, input: Tensor, classes: int, soft: bool) -> None:
-    """Raise unless these are class weights of the dtype that PyTorch asks for."""
-    vector_of_classes("weight", weight, classes, input.device)
-    if not (weight.dtype == input.dtype or soft or autocasts(input)):
-        raise TypeError(
-            f"expected `weight` of the logits' dtype {input.dtype} but found {weight.dtype}; "
-            f"call weight.to(input.dtype)"
         )
 
 

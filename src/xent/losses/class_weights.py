@@ -22,7 +22,8 @@ def effective_number_weights(counts: Tensor, beta: float = 0.9999) -> Tensor:
 
     Returns:
         Weights, ``(C,)``, that sum to the number of classes; for ``weight=``. In the dtype of
-        ``counts``, or PyTorch's default dtype for whole numbers.
+        ``counts``: float64 for lists, PyTorch's default dtype for tensors and arrays of whole
+        numbers. Losses of this library take weights of any of these types beside any logits.
 
     Raises:
         ValueError: for ``beta`` outside [0, 1], negative counts, or counts that are all 0.

@@ -108,7 +108,7 @@ def cross_entropy(
             probability and gradient are 0.
         target: class indices of any integer type, in the shape of the rows, ``()``, ``(N,)`` or
             ``(N, d1, ...)``; or class probabilities in the shape of ``input``.
-        weight: class weights, ``(C,)``.
+        weight: class weights, ``(C,)``, of any floating-point type.
         size_average: deprecated in PyTorch; use ``reduction``.
         ignore_index: class index that marks rows to leave out.
         reduce: deprecated in PyTorch; use ``reduction``.
