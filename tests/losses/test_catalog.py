@@ -245,6 +245,23 @@ def test_symmetric(name):
         assert spread > 1e-4
 
 
+# ---- in_nats --------------------------------------------------------------------------------
+
+OF_ONE_ROW = [n for n in ALONE if CATALOG[n].targets in ("classes", "soft", "binary")]
+
+
+@pytest.mark.parametrize("name", [n for n in OF_ONE_ROW if CATALOG[n].in_nats])
+def test_a_loss_in_nats_grows_no_faster_than_the_logits(name):
+    """A logarithm, a difference of logits, or less: no square of them, no power above 1."""
+    c = REGISTRY[name]
+    outcomes = outcomes_of(c)
+    far = 100 * torch.randn(
+        30, c.width(outcomes), dtype=torch.float64, generator=torch.Generator().manual_seed(2)
+    )
+    near, double = (c.values(z, outcomes).abs().amax().item() for z in (far, 2 * far))
+    assert double <= 2.1 * near + 1e-9
+
+
 # ---- needs, second_pass ---------------------------------------------------------------------
 
 

@@ -60,6 +60,25 @@ def test_cross_entropy_over_the_probability():
     assert value.get_title() == "loss of a row"
 
 
+@pytest.mark.parametrize(
+    ("names", "label"),
+    [
+        (["energy_loss"], "loss"),  # a square
+        (["baikal_loss"], "loss"),  # with the inverse of a probability
+        (["sparsemax_loss"], "loss"),  # squares of logits
+        (["brier_loss"], "loss"),
+        (["entropy_loss"], "loss (nats)"),  # bounded, but a logarithm
+        (["logit_norm_loss"], "loss (nats)"),
+        (["sigmoid_focal_loss"], "loss (nats)"),
+        (["cross_entropy", "mae_loss"], "loss"),  # no unit is that of both
+    ],
+    ids=lambda x: "+".join(x) if isinstance(x, list) else None,
+)
+def test_the_axis_has_a_unit_only_where_all_losses_are_in_nats(names, label):
+    value, _ = loss_curves(*names)
+    assert value.get_ylabel().removesuffix(", logarithmic far from 0") == label
+
+
 def test_several_settings_of_one_loss_over_the_log_odds():
     value, slope = loss_curves("focal:gamma=0", "focal_loss:gamma=2", over="log-odds")
     assert texts(value) == ["focal_loss, gamma=0", "focal_loss, gamma=2"]

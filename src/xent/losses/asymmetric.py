@@ -17,7 +17,7 @@ from .catalog import member
 from .robust import AboveOne
 
 
-@member(proper=False, bounded=True, convex=False)
+@member(proper=False, bounded=True, convex=False, in_nats=False)
 @row_loss(soft=False)
 def agce_loss(s: RowStatistics, a: Positive = 1.0, q: Positive = 2.0) -> Tensor:
     r"""Asymmetric generalised cross-entropy (AGCE).
@@ -47,7 +47,7 @@ def agce_loss(s: RowStatistics, a: Positive = 1.0, q: Positive = 2.0) -> Tensor:
     return -((a + 1) ** q) * torch.expm1(q * torch.log1p(-s.miss / (a + 1))) / q
 
 
-@member(proper=False, bounded=True, convex=False)
+@member(proper=False, bounded=True, convex=False, in_nats=False)
 @row_loss(soft=False)
 def aul_loss(s: RowStatistics, a: AboveOne = 1.5, q: Positive = 0.9) -> Tensor:
     r"""Asymmetric unhinged loss (AUL).

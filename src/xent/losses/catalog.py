@@ -36,6 +36,8 @@ class Member(NamedTuple):
             loss robust to labels that are wrong uniformly at random.
         second_pass: whether the loss sweeps the logits more than once, or keeps tensors of their
             size.
+        in_nats: whether the loss is in nats, as log-probabilities and differences of logits are;
+            powers of probabilities, squares and shares are not.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Member(NamedTuple):
     convex: bool
     symmetric: bool
     second_pass: bool
+    in_nats: bool
 
     @property
     def room(self) -> str:
@@ -80,6 +83,7 @@ def member(
     convex: bool,
     symmetric: bool = False,
     second_pass: bool = False,
+    in_nats: bool = True,
 ) -> Callable[[F], F]:
     """Enter a loss into the catalog. A decorator; the facts are those of :class:`Member`."""
 
@@ -87,7 +91,7 @@ def member(
         function, name = overridable(function), function.__name__
         assert name not in CATALOG, name
         CATALOG[name] = Member(
-            name, function, targets, proper, bounded, convex, symmetric, second_pass
+            name, function, targets, proper, bounded, convex, symmetric, second_pass, in_nats
         )
         return function
 

@@ -34,7 +34,7 @@ def _inverse_prob(s: RowStatistics) -> Tensor:
     return capped.exp() * (1 + (nats - capped))
 
 
-@member(proper=False, convex=True)
+@member(proper=False, convex=True, in_nats=False)
 @row_loss(needs="mean", soft=False)
 def baikal_loss(s: RowStatistics) -> Tensor:
     r"""Baikal: the mean surprise of all classes plus the inverse probability of the target.
@@ -64,7 +64,7 @@ def baikal_loss(s: RowStatistics) -> Tensor:
     return s.lse - s.mean + _inverse_prob(s) / s.support
 
 
-@member(proper=False, convex=True)
+@member(proper=False, convex=True, in_nats=False)
 @row_loss(needs="mean", soft=False)
 def baikal_cma_loss(
     s: RowStatistics,
@@ -109,7 +109,7 @@ def baikal_cma_loss(
     return c[0] * (surprise + c[3] * c[4] / c[5] * _inverse_prob(s) / s.support)
 
 
-@member(proper=False, bounded=True, convex=False)
+@member(proper=False, bounded=True, convex=False, in_nats=False)
 @row_loss(needs=("squares", "cubes"), soft=False)
 def taylorglo_loss(
     s: RowStatistics,
@@ -190,7 +190,7 @@ def _refuse_other_than(name: str, values: Sequence[float] | Tensor, count: int) 
         finite_number(name, value)
 
 
-@member(proper=False, bounded=True, convex=False, second_pass=True)
+@member(proper=False, bounded=True, convex=False, second_pass=True, in_nats=False)
 @dense_loss
 def ngl_loss(rows: DenseRows, alpha: Annotated[float, Range(high=700)] = 2.4092) -> Tensor:
     r"""Next Generation Loss: exponential in the probabilities, twice as steep for the target.

@@ -114,7 +114,7 @@ def decoupled_contrastive_loss(c: Compared, temperature: float | Tensor = 0.1) -
     return lse(c.z, c.other) - c.mean()
 
 
-@member("other", proper=False, convex=True, second_pass=True)
+@member("other", proper=False, convex=True, second_pass=True, in_nats=False)
 @labelled_loss()
 def multi_similarity_loss(
     c: Compared, alpha: Positive = 2.0, beta: Positive = 50.0, base: Number = 0.5

@@ -251,7 +251,7 @@ def complementary_loss(s: RowStatistics) -> Tensor:
 unlikelihood_loss = complementary_loss
 
 
-@member(proper=True, bounded=True, convex=False)
+@member(proper=True, bounded=True, convex=False, in_nats=False)
 @row_loss(needs="squares", soft=False)
 def brier_loss(s: RowStatistics) -> Tensor:
     r"""Squared distance of the predicted probabilities from the target; between 0 and 2.

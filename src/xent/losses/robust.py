@@ -84,7 +84,7 @@ def hard_bootstrap_loss(s: RowStatistics, beta: Fraction = 0.8) -> Tensor:
     return -beta * s.log_prob - (1 - beta) * top
 
 
-@member(proper=False, bounded=True, convex=False)
+@member(proper=False, bounded=True, convex=False, in_nats=False)
 @row_loss(soft=False)
 def generalized_cross_entropy(s: RowStatistics, q: Fraction = 0.7) -> Tensor:
     r"""Generalised cross-entropy: between cross-entropy and mean absolute error (GCE, alpha-loss).
@@ -112,7 +112,7 @@ def generalized_cross_entropy(s: RowStatistics, q: Fraction = 0.7) -> Tensor:
     return _power_loss(s.log_prob, q)
 
 
-@member(proper=False, bounded=True, convex=False)
+@member(proper=False, bounded=True, convex=False, in_nats=False)
 @row_loss(soft=False)
 def truncated_generalized_cross_entropy(
     s: RowStatistics, q: Fraction = 0.7, threshold: Fraction = 0.5
@@ -193,7 +193,7 @@ def phuber_loss(s: RowStatistics, tau: AboveOne = 10.0) -> Tensor:
     return torch.where(s.log_prob > -bend, -s.log_prob, 1 + bend - tau * s.prob)
 
 
-@member(proper=False, bounded=True, convex=False, symmetric=True)
+@member(proper=False, bounded=True, convex=False, symmetric=True, in_nats=False)
 @row_loss(soft=False)
 def mae_loss(s: RowStatistics) -> Tensor:
     r"""Mean absolute error of the probabilities: the sum over the classes of ``|p - onehot|``.
@@ -284,7 +284,7 @@ def symmetric_cross_entropy(
     return -alpha * s.log_prob - beta * math.log(label_floor) * s.miss
 
 
-@member(proper=False, bounded=True, convex=False, symmetric=True)
+@member(proper=False, bounded=True, convex=False, symmetric=True, in_nats=False)
 @row_loss(needs="mean", soft=False)
 def normalized_cross_entropy(s: RowStatistics) -> Tensor:
     r"""Cross-entropy as a share of that of all possible labels together (NCE).
@@ -317,7 +317,7 @@ def _share(s: RowStatistics) -> Tensor:
     return nats / torch.where(total == 0, 1.0, total)
 
 
-@member(proper=False, bounded=True, convex=False, symmetric=True)
+@member(proper=False, bounded=True, convex=False, symmetric=True, in_nats=False)
 @row_loss(needs="mean", soft=False)
 def nce_rce_loss(
     s: RowStatistics,
@@ -355,7 +355,7 @@ def nce_rce_loss(
     return alpha * _share(s) - beta * math.log(label_floor) * s.miss
 
 
-@member(proper=False, bounded=True, convex=False, symmetric=True)
+@member(proper=False, bounded=True, convex=False, symmetric=True, in_nats=False)
 @row_loss(needs="mean", soft=False)
 def nce_mae_loss(s: RowStatistics, alpha: NonNegative = 1.0, beta: NonNegative = 1.0) -> Tensor:
     r"""Normalised cross-entropy plus mean absolute error: active plus passive (APL).

@@ -90,7 +90,7 @@ def _form(alpha: float = 2.0) -> Form:
     return Form("fenchel_young", (2 - alpha, 2 - alpha))
 
 
-@member(proper=True, convex=True)
+@member(proper=True, convex=True, in_nats=False)
 @dense_loss(form=_form)
 def sparsemax_loss(rows: DenseRows) -> Tensor:
     r"""The convex loss whose gradient is sparsemax minus the target.
@@ -118,7 +118,7 @@ def sparsemax_loss(rows: DenseRows) -> Tensor:
     return _fenchel_young(rows, 2.0)
 
 
-@member(proper=True, convex=True)
+@member(proper=True, convex=True, in_nats=False)
 @dense_loss(form=_form)
 def entmax_loss(rows: DenseRows, alpha: Alpha = 1.5) -> Tensor:
     r"""The convex loss whose gradient is entmax minus the target.

@@ -72,7 +72,7 @@ def _form(
     return None if label_smoothing or t2 > MOST_T2 else Form("bi_tempered", (t1, t2))
 
 
-@member(proper=True, bounded=True, convex=False)
+@member(proper=True, bounded=True, convex=False, in_nats=False)
 @dense_loss(form=_form)
 def bi_tempered_loss(
     rows: DenseRows,

@@ -56,7 +56,7 @@ def outlier_exposure_loss(s: RowStatistics) -> Tensor:
     return s.lse - s.mean
 
 
-@member(proper=False, convex=False)
+@member(proper=False, convex=False, in_nats=False)
 @row_loss(soft=False, labelled=False)
 def energy_loss(s: RowStatistics, margin: Number | None = None, outliers: bool = False) -> Tensor:
     r"""Squared hinge on the free energy of a row: low for the data, high for outliers.

@@ -32,7 +32,7 @@ class Curve(NamedTuple):
         call: maps logits and target of one row to the loss.
         targets: the kind of targets, as :class:`xent.losses.Member` names them.
         classes: how many classes the hyperparameters are made for; None if for any number.
-        in_nats: whether the loss is in nats; a bounded loss is no logarithm, and so is not.
+        in_nats: whether the loss is in nats, by the catalog.
     """
 
     label: str
@@ -103,7 +103,7 @@ def make_curve(loss: Callable[..., Any], label: str | None = None) -> Curve:
     sizes = [v.shape[0] for v in given.values() if isinstance(v, Tensor) and v.ndim]
     of_elements = hasattr(function, "body")
     targets = member.targets if member else "binary" if of_elements else "classes"
-    in_nats = member is not None and not member.bounded
+    in_nats = member is not None and member.in_nats
     return Curve(label, call, targets, sizes[0] if sizes else None, in_nats)
 
 
