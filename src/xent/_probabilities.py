@@ -44,15 +44,23 @@ def sums_to_1(
         f"`{name}` must hold probabilities, none below 0 or NaN, and each row must sum to "
         f"{'at most ' * at_most}1"
     )
+    bad = (p < 0).any(-1) | ~(off <= rounding(dtype or p.dtype))
 
     def error() -> ValueError:
         found = f"sums from {total.min():.6g} to {total.max():.6g}, smallest entry {p.min():.4g}"
+        row = first_row(bad)
+        first = f", first bad row {row} with a sum of {total[bad][0]:.6g}" if row else ""
         return ValueError(
-            f"{wanted}; got {found}. Divide each row by its sum, or take the softmax of logits"
-            f"{hint}"
+            f"{wanted}; got {found}{first}. Divide each row by its sum, or take the softmax of "
+            f"logits{hint}"
         )
 
-    refuse_where((p < 0).any(-1) | ~(off <= rounding(dtype or p.dtype)), error, wanted)
+    refuse_where(bad, error, wanted)
+
+
+def first_row(bad: Tensor) -> str:
+    """The place of the first of the bad rows, as ``"2"`` or ``"0, 2"``; empty for a single row."""
+    return ", ".join(map(str, bad.nonzero()[0].tolist())) if bad.ndim else ""
 
 
 def probabilities(name: str, p: Tensor, counted: Tensor | None = None) -> None:
@@ -89,8 +97,10 @@ def read_distribution(name: str, x: Tensor, dim: int, from_logits: bool, hint: s
     if not from_logits and can_look_at(wide):
         total, off = sums_off(wide, x.dtype)
         if bool(off.any()):
+            row = first_row(off)
+            where = f"; the first row that does not is row {row}, whose sum is" if row else ", got"
             raise ValueError(
-                f"`{name}` must sum to 1 along `dim`, got {total[off].flatten()[0].item():.9g}. "
+                f"`{name}` must sum to 1 along `dim`{where} {total[off][0].item():.9g}. "
                 f"Normalise: {name} / {name}.sum(dim, keepdim=True), in the precision it is used "
                 f"in; for logits pass from_logits=True, for counts call entropy_from_counts{hint}"
             )

@@ -415,6 +415,32 @@ def test_what_is_no_distribution_is_refused(p, message):
         entropy(p)
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        entropy,
+        lambda p: information.cross_entropy_of(p, p),
+        lambda p: information.cross_entropy_of(torch.full_like(p, 0.5), p),
+        lambda p: information.kl_divergence(p, p),
+        lambda p: information.jensen_shannon(p, p),
+        lambda p: xent.losses.sparsemax_loss(torch.zeros(p.shape), p),
+    ],
+)
+def test_the_first_row_that_is_no_distribution_is_named(call):
+    rows = torch.tensor([[0.5, 0.5], [0.25, 0.75], [0.5, 0.75], [0.5, 0.5], [0.25, 0.5]])
+    with pytest.raises(ValueError, match=r"row 2\b.* sum .*1\.25\b"):
+        call(rows)
+
+
+def test_a_row_on_several_axes_is_named_by_its_place():
+    rows = torch.full((2, 3, 2), 0.5)
+    rows[1, 0, 0] = 0.25
+    with pytest.raises(ValueError, match=r"row 1, 0, whose sum is 0\.75"):
+        entropy(rows)
+    with pytest.raises(ValueError, match=r"row 1, 0, whose sum is 0\.75"):
+        entropy(rows.movedim(-1, 0), dim=0)
+
+
 def test_one_tolerance_for_what_sums_to_1():
     """Numbers of float32 kept as float64 pass; a real mistake passes nowhere."""
     z, y = torch.zeros(1, 3).double(), torch.tensor([0])

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .._check import one_of
-from .._probabilities import read_distribution, read_masses, sums_off
+from .._probabilities import first_row, read_distribution, read_masses, sums_off
 from ..engines.modes import can_look_at
 
 Unit = Literal["nat", "bit"]
@@ -64,8 +64,8 @@ def _read(name: str, p: Tensor, dim: int, from_logits: bool, sums: Sums | None) 
         return x / x.sum(-1, keepdim=True)
     total, off = sums_off(x, p.dtype)
     if can_look_at(off) and bool(off.any()):
-        row = off.nonzero()[0].tolist() if off.ndim else []
-        where = f", first row {', '.join(map(str, row))} with a sum of" if row else ": its sum is"
+        row = first_row(off)
+        where = f", first row {row} with a sum of" if row else ": its sum is"
         warnings.warn(
             f"{int(off.sum())} of {off.numel()} rows of `{name}` do not sum to 1{where} "
             f"{total[off][0].item():.6g}; taken as given, so the result is no cross-entropy of "
