@@ -18,8 +18,8 @@ _ARGUMENTS = {
     "    ``(B, T, C)`` of language models. By default axis 1, or the only one; the last behind a\n"
     "    linear head. Must be given for a tensor of three or more axes and a target of its\n"
     "    shape, except in PyTorch's functions.",
-    "weight": "class weights, ``(C,)``, of any floating-point type: each row counts as much as its\n"
-    "    target class.",
+    "weight": "class weights, ``(C,)``, of any floating-point type: each row counts as much as\n"
+    "    its target class.",
     "ignore_index": "class index that marks rows to leave out.",
     "reduction": '``"none"``, ``"sum"`` or ``"mean"``. The mean divides by the summed class\n'
     "    weight of the rows that are kept{rows}.",
