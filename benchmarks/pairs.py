@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -27,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import xent
+from xent.commands.trainer import peak_memory
 
 from .harness.machine import describe_machine
 from .harness.options import positive
@@ -75,11 +75,6 @@ CONTESTANTS: dict[str, Callable[[], Loss]] = {
 }
 
 
-def largest_memory() -> float:
-    """The most memory that this process has taken so far, in MiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-
-
 def measure(name: str, case: Case) -> dict[str, float]:
     """Seconds of loss and gradient, memory in MiB beyond that of before, and the loss."""
     torch.set_num_threads(1)
@@ -89,7 +84,7 @@ def measure(name: str, case: Case) -> dict[str, float]:
     loss(small, torch.arange(32) % 4).backward()  # loads what a first call loads
     features = torch.randn(case.rows, WIDTH, requires_grad=True)
     labels = torch.arange(case.rows) % (case.rows // case.alike)
-    before, times = largest_memory(), []
+    before, times = peak_memory() or 0, []
     value = torch.zeros(())
     for _ in range(CALLS):
         features.grad = None
@@ -99,7 +94,7 @@ def measure(name: str, case: Case) -> dict[str, float]:
         times.append(time.perf_counter() - start)
     return {
         "seconds": statistics.median(times),
-        "memory": largest_memory() - before,
+        "memory": ((peak_memory() or 0) - before) / 2**20,
         "loss": value.item(),
     }
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import resource
+import math
 import subprocess
 import sys
 import time
@@ -31,6 +31,8 @@ def train(way: str, tokens: int, steps: int) -> dict[str, object]:
     """Return losses, seconds per step and the peak memory of this process."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
+
+    from xent.commands.trainer import peak_memory
 
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -50,10 +52,8 @@ def train(way: str, tokens: int, steps: int) -> dict[str, object]:
         optimizer.step()
         losses.append(loss.item())
         seconds.append(time.perf_counter() - start)
-    # The first step warms up. Linux counts the peak in KiB, macOS in bytes.
-    unit = 1 if sys.platform == "darwin" else 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
-    return {"losses": losses, "seconds": min(seconds[1:]), "peak": peak}
+    peak = (peak_memory() or math.nan) / 2**20  # in MiB
+    return {"losses": losses, "seconds": min(seconds[1:]), "peak": peak}  # the first warms up
 
 
 def of_model(model: Any) -> Callable[[Any], Any]:

@@ -4,7 +4,6 @@ import io
 import json
 import os
 import pickle
-import resource
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 
 from xent._files import checkpoint_bytes, fits, read_checkpoint
 from xent.cli import main
+from xent.commands.trainer import peak_memory
 
 TEXT = "hello world, this is it.\n" * 500
 SMALL = ["--steps", "3", "--dim", "8", "--batch", "2", "--length", "4", "--threads", "1", "--quiet"]
@@ -52,7 +52,7 @@ def refused(file: Path) -> str:
 
 
 def peak() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return (peak_memory() or 0) // 1024
 
 
 # --- the file

@@ -197,6 +197,27 @@ def test_lanes_are_stretches_of_the_text():
     assert lanes.tolist() == [[0, 3, 6], [1, 4, 7], [2, 5, 8]]
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux tells it")
+def test_the_peak_of_memory_is_that_of_the_process_itself():
+    """Not that of the process that started it, which Linux hands on in ``ru_maxrss``."""
+    here = Path(trainer.__file__).parents[2]
+    child = (
+        "import resource, sys; from xent.commands.trainer import peak_memory; "
+        "print(peak_memory(), 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+    parent = (
+        "import subprocess, sys; held = bytearray(b'x') * 2**30; "
+        f"print(subprocess.run([sys.executable, '-c', {child!r}], capture_output=True, text=True)"
+        ".stdout)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", parent], env={**os.environ, "PYTHONPATH": str(here)},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    own, inherited = map(int, done.stdout.split())
+    assert own < 2**30 <= inherited
+
+
 def test_an_untrained_model_knows_the_frequencies():
     counts = torch.tensor([1, 5, 94])
     model = LanguageModel(counts, dim=4)
