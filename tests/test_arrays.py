@@ -197,8 +197,38 @@ def test_numbers_of_numpy_in_lists():
 def test_integers_of_python_are_one_hot_rows_where_they_lie_like_the_logits():
     one_hot = [[0, 1, 0], [0, 0, 1]]
     assert xent.cross_entropy(Z.tolist(), one_hot) == xent.cross_entropy(Z.tolist(), Y)
-    with pytest.raises(TypeError, match=r"target\.float\(\)"):  # arrays keep their type
+    with pytest.raises(TypeError, match=r"target\.astype\(float\)"):  # arrays keep their type
         xent.cross_entropy(Z, np.array(one_hot))
+
+
+def advice(call, *args, **options):
+    """Return the message of a call that is refused."""
+    with pytest.raises((TypeError, ValueError)) as caught:
+        call(*args, **options)
+    return str(caught.value)
+
+
+def test_messages_advise_what_the_argument_can_do():
+    """No method of tensors for those who passed a list or an array of NumPy."""
+    whole, floats, column = np.array([[1, 2]]), np.array([1.0, 2.0]), np.array([[1], [2]])
+    p = np.log([0.5, 0.5])
+    cases = {
+        "input.astype(float)": (xent.cross_entropy, whole, np.array([0])),
+        "target.astype(int)": (xent.cross_entropy, Z, floats),
+        "target.squeeze(1)": (xent.cross_entropy, Z, column),
+        "torch.as_tensor(target).long()": (xent.cross_entropy, Z, floats.tolist()),
+        "torch.as_tensor(target).unsqueeze(1)": (
+            losses.sigmoid_focal_loss, torch.zeros(2, 1), np.array([0.0, 1.0]),
+        ),
+        "input.astype(float); or": (losses.sigmoid_focal_loss, whole, np.zeros((1, 2))),
+        "target.argmax(1)": (xent.cross_entropy, Z, np.eye(3, dtype=int)[:2]),
+    }  # fmt: skip
+    for words, (call, *args) in cases.items():
+        said = advice(call, *args)
+        assert words in said, said
+    said = advice(xent.policy.ppo_loss, p, p, p, mask=np.array([1, 0]))
+    assert "mask.astype(bool)" in said
+    assert "target.long()" in advice(xent.cross_entropy, Z, torch.tensor(floats))  # of tensors
 
 
 def test_other_arguments_than_logits():
@@ -280,7 +310,7 @@ REFUSED = {
     "objects": (np.array([1, None]), TypeError, "`input` is an array of object"),
     "masked": (np.ma.array([1.0, 2.0], mask=[False, True]), TypeError, r"input\.filled"),
     "shapes": ([np.ones(2), np.ones(3)], ValueError, "arrays of different shapes"),
-    "integers of numpy": (np.array([1, 2]), TypeError, r"call \.float\(\)"),
+    "integers of numpy": (np.array([1, 2]), TypeError, r"call input\.astype\(float\)"),
 }  # fmt: skip
 
 

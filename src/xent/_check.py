@@ -200,7 +200,7 @@ def vector_of_classes(name: str, value: object, classes: int, device: torch.devi
             f"({classes},); got shape {tuple(value.shape)}"
         )
     if not value.is_floating_point():
-        raise TypeError(f"`{name}` must be floating point, got {value.dtype}; call .float()")
+        raise TypeError(f"`{name}` must be floating point, got {value.dtype}; call {name}.float()")
     if value.device != device:
         raise ValueError(f"`{name}` is on {value.device}, the logits are on {device}")
 
@@ -211,7 +211,7 @@ def class_counts(name: str, counts: Tensor) -> Tensor:
     if counts.dtype in INTEGERS:
         counts = counts.to(torch.get_default_dtype())
     if not counts.is_floating_point():
-        raise TypeError(f"`{name}` must be floating point, got {counts.dtype}; call .float()")
+        raise TypeError(f"`{name}` must be floating point, got {counts.dtype}; call {name}.float()")
     wrong = counts.ndim != 1
     if not wrong and can_look_at(counts):
         wrong = bool((counts < 0).any()) or not bool((counts > 0).any())

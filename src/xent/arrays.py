@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 import sys
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
@@ -31,6 +32,8 @@ _WHOLE = (
 )  # fmt: skip
 _WORDS = ("Tensor", "ClassVector", "Counts", "NoiseMatrix")  # of annotations of tensors
 _NO_TENSORS = ("Callable", "Sequence", "Iterable", "Mapping")  # of annotations of other things
+_KINDS = {"float": "float", "long": "int", "bool": "bool"}  # what arrays write as `astype`
+_OF_ARRAYS = ("argmax", "astype", "flatten", "reshape", "squeeze", "sum")  # as tensors have them
 # Types of arguments that no door has to read.
 TENSORS = frozenset({*PLAIN_TENSORS, type(None)})
 OPTIONS = TENSORS | {bool, int, float, str}
@@ -77,10 +80,36 @@ class Door:
                 read[name] = _beside_logits(name, read[name], input, _of_python(given[name]))
         return (), read
 
+    def enter(
+        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Call a function with tensors in the place of arrays; its errors speak of the arrays."""
+        placed, read = self.read(args, kwargs)
+        try:
+            return function(*placed, **read)
+        except (TypeError, ValueError, IndexError) as error:
+            given = {**dict(zip(self.places, args, strict=False)), **kwargs}
+            arrays = {name: x for name, x in given.items() if read.get(name, x) is not x}
+            if error.args and isinstance(error.args[0], str):
+                error.args = (_in_words_of(arrays, error.args[0]), *error.args[1:])
+            raise
+
     def _read_one(self, name: str, x: Any) -> Any:
         if name not in self.arrays or (_is_number(x) and name not in self.numbers):
             return x
         return as_tensor(name, x)
+
+
+def _in_words_of(arrays: dict[str, Any], message: str) -> str:
+    """A message about tensors, whose advice fits arguments that came as arrays or lists."""
+    for name, x in arrays.items():
+        if hasattr(x, "astype"):
+            for method, kind in _KINDS.items():
+                message = re.sub(rf"\b{name}\.{method}\(\)", f"{name}.astype({kind})", message)
+        kept = rf"(?!(?:{'|'.join(_OF_ARRAYS)})\()" if hasattr(x, "astype") else ""
+        called = rf"(?<![\w.]){name}\.{kept}(?=\w+\()"
+        message = re.sub(called, f"torch.as_tensor({name}).", message)
+    return message
 
 
 def takes_arrays(function: F) -> F:
@@ -90,7 +119,7 @@ def takes_arrays(function: F) -> F:
     @functools.wraps(function)
     def entry(*args: Any, **kwargs: Any) -> Any:
         if not door.usual(args, kwargs) and not compiling():
-            args, kwargs = door.read(args, kwargs)
+            return door.enter(function, args, kwargs)
         return function(*args, **kwargs)
 
     return cast(F, entry)

@@ -97,7 +97,9 @@ class PerElement(Range):
         if not isinstance(value, Tensor) or (value.ndim == 0 and not value.requires_grad):
             return super().check(name, value, input)
         if not value.is_floating_point():
-            raise TypeError(f"`{name}` must be floating point, got {value.dtype}; call .float()")
+            raise TypeError(
+                f"`{name}` must be floating point, got {value.dtype}; call {name}.float()"
+            )
         if can_look_at(value) and not bool(((value >= self.low) & (value <= self.high)).all()):
             raise ValueError(f"`{name}` must be {self}, in every entry")
         if input is not None:

@@ -52,16 +52,8 @@ def overridable(function: Any = None, *, classes_last: bool = False) -> Any:
     names, door = tuple(inspect.signature(function).parameters), Door(function)
     seldom = door.seldom
 
-    @functools.wraps(function)
-    def entry(*args: Any, **kwargs: Any) -> Any:
-        # As `door.usual`, without a call of its own on the shortest way.
-        usual = TENSORS.issuperset(map(type, args)) and (
-            not kwargs
-            or (OPTIONS.issuperset(map(type, kwargs.values())) and seldom.isdisjoint(kwargs))
-        )
-        if not usual and not compiling():
-            args, kwargs = door.read(args, kwargs)
-        given = (*args, *kwargs.values()) if kwargs else args
+    def of_tensors(*args: Any, **kwargs: Any) -> Any:
+        given = (*args, *kwargs.values())
         if has_torch_function(given) and not compiling():
             # Our own stand-ins for logits do not answer: the loss itself takes them.
             others = [x for x in given if not isinstance(x, Lean)]
@@ -71,6 +63,19 @@ def overridable(function: Any = None, *, classes_last: bool = False) -> Any:
                 named = {**dict(zip(names, args, strict=False)), **kwargs}
                 if len(named) == len(given):
                     return _of_stand_ins(function, named, classes_last, "dim" in names)
+        return function(*args, **kwargs)
+
+    @functools.wraps(function)
+    def entry(*args: Any, **kwargs: Any) -> Any:
+        # As `door.usual`, without a call of its own on the shortest way.
+        usual = TENSORS.issuperset(map(type, args)) and (
+            not kwargs
+            or (OPTIONS.issuperset(map(type, kwargs.values())) and seldom.isdisjoint(kwargs))
+        )
+        if not usual and not compiling():
+            return door.enter(of_tensors, args, kwargs)
+        if has_torch_function((*args, *kwargs.values()) if kwargs else args):
+            return of_tensors(*args, **kwargs)
         return function(*args, **kwargs)
 
     entry.__overridable__ = True  # pyright: ignore

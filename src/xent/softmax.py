@@ -14,7 +14,7 @@ def check_logits(input: Tensor, dim: int) -> None:
     is_tensor("input", input)
     if not input.is_floating_point():
         raise TypeError(
-            f"`input` must hold floating-point logits, got {input.dtype}; call .float()"
+            f"`input` must hold floating-point logits, got {input.dtype}; call input.float()"
         )
     dim = whole_number("dim", dim)
     if not -max(input.ndim, 1) <= dim < max(input.ndim, 1):

@@ -162,7 +162,7 @@ def read_target(
     target = densified(target)
     is_tensor(name, target)
     if not input.is_floating_point():
-        way_out = _swapped(input, target, name) or "call .float()"
+        way_out = _swapped(input, target, name) or "call input.float()"
         raise TypeError(f"`input` must hold floating-point logits, got {input.dtype}; {way_out}")
     if input.ndim == 0:
         raise ValueError("`input` must have a class axis: shape (C,), (N, C) or (N, C, d1, ...)")

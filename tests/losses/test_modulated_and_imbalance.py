@@ -238,7 +238,7 @@ def test_counts_that_are_none(counts):
 
 
 def test_more_bad_counts():
-    with pytest.raises(TypeError, match=r"call .float\(\)"):
+    with pytest.raises(TypeError, match=r"call counts.float\(\)"):
         xent.losses.effective_number_weights(torch.tensor([True, False]))
     with pytest.raises(ValueError, match=r"`beta` must be at least 0 and at most 1, got 1\.1"):
         xent.losses.effective_number_weights(torch.ones(2), beta=1.1)

@@ -30,7 +30,7 @@ def make_problem(
     target = densified(target)
     is_tensor("target", target)
     if not input.is_floating_point():
-        way_out = "call .float()"
+        way_out = "call input.float()"
         if target.is_floating_point():
             way_out += "; or are `input` and `target` swapped? The logits come first"
         raise TypeError(f"`input` must be floating point, got {input.dtype}; {way_out}")

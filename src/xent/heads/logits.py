@@ -424,7 +424,7 @@ def check_head(
         is_tensor(name, x)
         assert x is not None
         if not x.is_floating_point():
-            raise TypeError(f"`{name}` must be floating point, got {x.dtype}; call .float()")
+            raise TypeError(f"`{name}` must be floating point, got {x.dtype}; call {name}.float()")
         if x.dtype != hidden.dtype:
             raise TypeError(f"`{name}` is {x.dtype} but `{first}` is {hidden.dtype}; make them one")
         if x.device != hidden.device:

@@ -250,7 +250,9 @@ def _check_head(input: Tensor, responsible: Tensor) -> int:
     if not input.is_floating_point():
         raise TypeError(f"`input` must hold floating-point logits, got {input.dtype}")
     if responsible.dtype != torch.bool:
-        raise TypeError(f"`responsible` must be bool, got {responsible.dtype}; call .bool()")
+        raise TypeError(
+            f"`responsible` must be bool, got {responsible.dtype}; call responsible.bool()"
+        )
     if input.ndim != 4 or responsible.ndim != 4:
         raise ValueError(
             f"`input` must have shape (B, A * (5 + C), H, W) and `responsible` (B, A, H, W); got "

@@ -46,7 +46,7 @@ class Lists:
         is_tensor(self.name, given)
         if not given.is_floating_point():
             raise TypeError(
-                f"`{self.name}` must be floating point, got {given.dtype}; call .float()"
+                f"`{self.name}` must be floating point, got {given.dtype}; call {self.name}.float()"
             )
         if given.ndim == 0:
             raise ValueError(

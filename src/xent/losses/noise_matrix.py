@@ -33,7 +33,9 @@ class _Stochastic(PerClass):
                 f"{classes}); got shape {tuple(value.shape)}"
             )
         if not value.is_floating_point():
-            raise TypeError(f"`{name}` must be floating point, got {value.dtype}; call .float()")
+            raise TypeError(
+                f"`{name}` must be floating point, got {value.dtype}; call {name}.float()"
+            )
         if input is not None and value.device != input.device:
             raise ValueError(f"`{name}` is on {value.device}, the logits are on {input.device}")
         hint = (

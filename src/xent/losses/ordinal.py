@@ -177,7 +177,7 @@ def _read(input: Tensor | LinearLogits, target: Tensor, ignore_index: int) -> tu
     """Check logits and classes; the result is that of :func:`_read_classes`."""
     are_logits("input", input)
     if not input.is_floating_point():
-        raise TypeError(f"`input` must be floating point, got {input.dtype}; call .float()")
+        raise TypeError(f"`input` must be floating point, got {input.dtype}; call input.float()")
     if input.ndim == 0:
         raise ValueError("`input` must have an axis of logits, one fewer than there are classes")
     axis = class_axis(input)
@@ -278,7 +278,7 @@ def cumulative_link_loss(
     for name, x in (("score", score), ("cutpoints", cutpoints)):
         is_tensor(name, x)
         if not x.is_floating_point():
-            raise TypeError(f"`{name}` must be floating point, got {x.dtype}; call .float()")
+            raise TypeError(f"`{name}` must be floating point, got {x.dtype}; call {name}.float()")
     classes = _check_cutpoints(cutpoints, score)
     y, kept = _read_classes(("score", score), score.shape, target, classes, ignore_index)
     reduce = read_reduction(reduction, normalizer, row_weight, empty, score.shape, score.device)
