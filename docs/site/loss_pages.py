@@ -156,13 +156,14 @@ def group_of(name: str) -> str:
 
 
 def as_markdown(text: str) -> str:
-    """A sentence of a docstring as Markdown; losses that have a page become links to it."""
+    """A sentence of a docstring as Markdown; losses and experiments become links to their pages."""
 
     def link(found: re.Match[str]) -> str:
         path = found[1]
         name = path.rpartition(".")[2]
         return f"[{name}](/losses/{name}.md)" if name in CATALOG else f"{{func}}`~{path}`"
 
+    text = re.sub(r"``(\w+)`` experiment\b", r"[\1](/gallery/\1.md) experiment", text)
     return re.sub(r":func:`~([\w.]+)`", link, text).replace("``", "`")
 
 

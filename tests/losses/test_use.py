@@ -1,6 +1,7 @@
 """The sentence of every loss that says when to take the loss, and when not."""
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -8,6 +9,8 @@ import xent
 from xent.commands.formulas import readable
 from xent.frames.docstrings import use
 from xent.losses import CATALOG
+
+PROJECT = Path(__file__).parents[2]
 
 # Losses that are no members of the catalog, since they see features or log-probabilities.
 BESIDE = [
@@ -32,6 +35,16 @@ def test_the_sentence_names_losses_that_there_are(name):
         assert other != name
         assert hasattr(getattr(xent, module) if module else xent, other)
     assert ":func:" not in readable(sentence)
+
+
+def test_a_sentence_that_leans_on_an_experiment_names_it():
+    """By the name of its page, which the pages of the losses link."""
+    told = [member.use for member in CATALOG.values() if "experiment" in member.use]
+    assert told
+    for sentence in told:
+        names = re.findall(r"``(\w+)`` experiment\b", sentence)
+        assert len(names) == sentence.count("experiment"), sentence
+        assert all((PROJECT / "docs" / "gallery" / f"{name}.md").exists() for name in names)
 
 
 def test_no_two_losses_have_the_same_sentence():

@@ -48,8 +48,8 @@ def baikal_loss(s: RowStatistics) -> Tensor:
     and nothing overflows.
 
     Use:
-        For few training rows, where it beat cross-entropy in the experiment; not when probabilities
-        are used as they are, since the loss is not proper.
+        For few training rows, where it beat cross-entropy in the ``evolved_losses`` experiment; not
+        when probabilities are used as they are, since the loss is not proper.
 
     Example:
         >>> import torch, xent
@@ -83,7 +83,7 @@ def baikal_cma_loss(
 
     Use:
         For few training rows, with coefficients that evolution tuned; not as an improvement on
-        :func:`~xent.losses.baikal_loss`, which did as well in the experiment.
+        :func:`~xent.losses.baikal_loss`, which did as well in the ``evolved_losses`` experiment.
 
     Args:
         coefficients: :math:`c_0, \dots, c_5`; :math:`c_2` positive and :math:`c_5` not zero.
@@ -203,8 +203,8 @@ def ngl_loss(rows: DenseRows, alpha: Annotated[float, Range(high=700)] = 2.4092)
     not masked by ``-inf``.
 
     Use:
-        For few training rows, where it beat cross-entropy in the experiment; not for large
-        vocabularies, since it keeps tensors of the size of the logits.
+        For few training rows, where it beat cross-entropy in the ``evolved_losses`` experiment; not
+        for large vocabularies, since it keeps tensors of the size of the logits.
 
     Args:
         alpha: logarithm of the scale of the exponential part, at most 700.

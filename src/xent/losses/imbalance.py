@@ -156,7 +156,7 @@ def vs_loss(
 
     Use:
         For the rarest classes of a network that fits all its rows; not without tuning where common
-        classes matter, which paid for it in the experiment.
+        classes matter, which paid for it in the ``imbalance`` experiment.
 
     Args:
         counts: rows per class, ``(C,)``, all positive.
@@ -193,7 +193,7 @@ def ldam_loss(
 
     Use:
         For rare classes behind a head of cosines, with deferred weights; not as a first choice,
-        since :func:`~xent.losses.logit_adjusted_loss` did better in the experiment.
+        since :func:`~xent.losses.logit_adjusted_loss` did better in the ``imbalance`` experiment.
 
     Args:
         counts: rows per class, ``(C,)``. A class without rows has the margin of the rarest.

@@ -34,8 +34,8 @@ def focal_loss(s: RowStatistics, gamma: NonNegative = 2.0) -> Tensor:
 
     Use:
         When easy rows are so many that they drown the hard ones; not against rare classes alone,
-        where :func:`~xent.losses.logit_adjusted_loss` did more in the experiment, nor with wrong
-        labels, which are the hardest rows.
+        where :func:`~xent.losses.logit_adjusted_loss` did more in the ``imbalance`` experiment, nor
+        with wrong labels, which are the hardest rows.
 
     Args:
         gamma: how much less weight rows get that are right; 0 is cross-entropy.

@@ -256,7 +256,8 @@ def asymmetric_loss(
 
     Use:
         For many labels of which a row has few; not for few balanced labels, of which
-        :func:`~xent.losses.multilabel_cross_entropy` got more right in the experiment.
+        :func:`~xent.losses.multilabel_cross_entropy` got more right in the ``multilabel``
+        experiment.
 
     Args:
         gamma_neg: how much less weight negatives get that are right.

@@ -148,7 +148,8 @@ def backward_corrected_cross_entropy(
 
     Use:
         For linear models and a known confusion matrix, convex and unbiased; not for networks, since
-        it has no lower bound and did worse than forward correction in the experiment.
+        it has no lower bound and did worse than forward correction in the ``label_noise``
+        experiment.
 
     Args:
         matrix: ``T``, ``(C, C)``: ``T[i, j]`` is the probability of the label ``j`` where the class

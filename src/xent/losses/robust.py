@@ -62,7 +62,7 @@ def hard_bootstrap_loss(s: RowStatistics, beta: Fraction = 0.8) -> Tensor:
 
     Use:
         For a few wrong labels, once the network is mostly right; not for many, where
-        :func:`~xent.losses.generalized_cross_entropy` did better in the experiment.
+        :func:`~xent.losses.generalized_cross_entropy` did better in the ``label_noise`` experiment.
 
     Args:
         beta: how much the label counts, in [0, 1]; 1 is cross-entropy.
@@ -206,7 +206,7 @@ def mae_loss(s: RowStatistics) -> Tensor:
 
     Use:
         For labels that are wrong uniformly at random; not for many classes, which it learns slowly,
-        nor for confusions of certain classes, where it was worst in the experiment.
+        nor for confusions of certain classes, where it was worst in the ``label_noise`` experiment.
 
     Example:
         >>> import torch, xent
@@ -335,7 +335,7 @@ def nce_rce_loss(
     Use:
         For many labels that are wrong uniformly at random; not for confusions whose matrix you
         know, where :func:`~xent.losses.forward_corrected_cross_entropy` did better in the
-        experiment.
+        ``label_noise`` experiment.
 
     Args:
         alpha: weight of :func:`xent.losses.normalized_cross_entropy`.
@@ -364,8 +364,8 @@ def nce_mae_loss(s: RowStatistics, alpha: NonNegative = 1.0, beta: NonNegative =
 
     Use:
         For many labels that are wrong uniformly at random, with no floor to choose; not for
-        confusions whose matrix you know, where
-        :func:`~xent.losses.forward_corrected_cross_entropy` did better in the experiment.
+        confusions whose matrix you know, where :func:`~xent.losses.forward_corrected_cross_entropy`
+        did better in the ``label_noise`` experiment.
 
     Args:
         alpha: weight of :func:`xent.losses.normalized_cross_entropy`.
