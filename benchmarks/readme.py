@@ -24,30 +24,6 @@ PAGES = [ROOT / "README.md", *(ROOT / "docs" / f"{x}.md" for x in ("index", "ben
 BLOCK = re.compile(r"(?s)(<!-- table: (\w+) -->\n\n).*?(\n\n<!-- end -->)")
 
 
-def in_short(result: dict[str, Any]) -> str:
-    """The largest gain and the largest loss of time within a training step."""
-    cells = sorted(result["cells"], key=lambda cell: cell["loss"]["torch"]["ms"] / _ours(cell))
-    return "\n".join(
-        f"- {cell['rows']} x {cell['classes']} logits: xent takes {report.digits(_ours(cell))} ms, "
-        f"PyTorch {report.digits(cell['loss']['torch']['ms'])} ms ({word} case)"
-        for cell, word in ((cells[-1], "the best"), (cells[0], "the worst"))
-    )
-
-
-def _ours(cell: dict[str, Any]) -> float:
-    return cell["loss"]["xent"]["ms"]
-
-
-def memory_in_short(result: dict[str, Any]) -> str:
-    """The memory behind the head that needs the most."""
-    cell = max(result["cells"], key=lambda cell: cell["contestants"]["torch"]["memory"])
-    ours, theirs = (cell["contestants"][who]["memory"] / 2**20 for who in ("xent", "torch"))
-    return (
-        f"- {cell['rows']} rows behind a head of {cell['classes']} classes, {cell['dtype']}: xent "
-        f"needs {ours:.0f} MiB beyond inputs and gradients, PyTorch {theirs:.0f} MiB"
-    )
-
-
 def logits(result: dict[str, Any]) -> str:
     """Cross-entropy of logits that are there."""
     return report.markdown(result)
@@ -191,8 +167,6 @@ def as_printed(text: str) -> str:
 
 
 TABLES: dict[str, tuple[str, Callable[[Any], str]]] = {
-    "in_short": ("in_a_step.json", in_short),
-    "memory_in_short": ("linear.json", memory_in_short),
     "in_a_step": ("in_a_step.json", in_a_step),
     "logits": ("cpu.json", logits),
     "family_in_words": ("family.json", family_in_words),
