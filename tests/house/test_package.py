@@ -78,24 +78,36 @@ def test_no_line_installs_the_package_of_another_project():
     assert not found
 
 
-def test_without_the_core_the_command_compiles_what_was_installed(monkeypatch):
-    def installed_from(told):
+def test_without_the_core_the_command_compiles_what_was_installed(monkeypatch, tmp_path):
+    def installed_from(origin):
+        told = None if origin is None else json.dumps(origin)
         monkeypatch.setattr(
             info, "distribution", lambda name: SimpleNamespace(read_text=lambda _: told)
         )
         return info._source()
 
+    assert installed_from(None) == f"-e {PROJECT}"  # a checkout, whatever else is installed
+    monkeypatch.setattr(info, "FOLDER", tmp_path / "lib")
     assert installed_from(None) == f"--no-binary {NAME} {NAME}"  # from an index
-    origin = {"url": "file:///home/me/my%20xent", "dir_info": {"editable": True}}
-    assert installed_from(json.dumps(origin)) == "'/home/me/my xent'"
-    origin = {"url": "file:///home/me/a.whl", "archive_info": {}}
-    assert installed_from(json.dumps(origin)) == f"--no-binary {NAME} {NAME}"
+    origin = {"url": "file:///home/me/my%20xent", "dir_info": {}}
+    assert installed_from(origin) == "'/home/me/my xent'"
+    wheel = tmp_path / ".venv" / "wheels" / "crossentropy-1-cp310-abi3-linux_x86_64.whl"
+    origin = {"url": wheel.as_uri(), "archive_info": {}}
+    assert installed_from(origin) == info.UNKNOWN  # a wheel alone has no sources
+    (tmp_path / "src" / "xent").mkdir(parents=True)
+    (tmp_path / "pyproject.toml").touch()
+    assert installed_from(origin) == str(tmp_path)  # the wheel that make built
+    origin = {"url": "https://example.org/crossentropy-1.tar.gz", "archive_info": {}}
+    assert installed_from(origin) == "https://example.org/crossentropy-1.tar.gz"
+    told = {"vcs": "git", "commit_id": "abc", "requested_revision": "main"}
+    origin = {"url": "https://example.org/xent.git", "vcs_info": told}
+    assert installed_from(origin) == "git+https://example.org/xent.git@abc"
 
     def missing(name):
         raise PackageNotFoundError(name)
 
     monkeypatch.setattr(info, "distribution", missing)
-    assert info._source() == str(HOUSE.parents[1])
+    assert info._source() == info.UNKNOWN
 
 
 # ---- facts of the owner -------------------------------------------------------------------------

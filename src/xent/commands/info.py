@@ -33,6 +33,8 @@ EXTRAS = {
     "examples": ("numba", "statsmodels"),
     "bench": ("jax", "optax", "kornia", "mpmath"),
 }
+FOLDER = Path(__file__).parents[3]  # a folder of sources, or one that holds site-packages
+UNKNOWN = "FOLDER_OF_THE_SOURCES_OF_XENT"
 WITHOUT_CORE = """\
 The compiled core is missing. Everything works all the same, through the reference engine, only
 slower. To get the core, reinstall where a C++17 compiler is on the path:
@@ -58,7 +60,7 @@ def collect() -> dict[str, Any]:
     """Collect facts about versions, machine, engines and extras, as plain types."""
     return {
         "xent": __version__,
-        "commit": _commit(Path(__file__).parents[3]),
+        "commit": _commit(FOLDER),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "platform": platform.platform(),
@@ -106,15 +108,32 @@ def describe(facts: dict[str, Any]) -> str:
 
 
 def _source() -> str:
-    """Return what pip compiles: the folder that xent was installed from, or the sdist by name."""
+    """Return what pip compiles: the sources that xent came from, or the sdist by its name.
+
+    A wheel tells only where it lay. What ``make`` builds lies inside the folder of its sources.
+    """
+    if _holds_sources(FOLDER):
+        return f"-e {shlex.quote(str(FOLDER))}"
     try:
         told = distribution(NAME).read_text("direct_url.json")
-    except PackageNotFoundError:  # imported from a folder of sources
-        return shlex.quote(str(Path(__file__).parents[3]))
-    origin = json.loads(told or "{}")
-    if "dir_info" in origin:
-        return shlex.quote(url2pathname(urlsplit(origin["url"]).path))
-    return f"--no-binary {NAME} {NAME}"
+    except PackageNotFoundError:
+        return UNKNOWN
+    if told is None:  # from an index
+        return f"--no-binary {NAME} {NAME}"
+    origin = json.loads(told)
+    if "vcs_info" in origin:
+        kind, commit = origin["vcs_info"]["vcs"], origin["vcs_info"]["commit_id"]
+        return shlex.quote(f"{kind}+{origin['url']}@{commit}")
+    url = urlsplit(origin["url"])
+    path = Path(url2pathname(url.path))
+    if path.suffix != ".whl":  # a folder or an sdist
+        return shlex.quote(str(path) if url.scheme == "file" else origin["url"])
+    found = next(filter(_holds_sources, path.parents), None) if url.scheme == "file" else None
+    return UNKNOWN if found is None else shlex.quote(str(found))
+
+
+def _holds_sources(folder: Path) -> bool:
+    return (folder / "pyproject.toml").is_file() and (folder / "src" / "xent").is_dir()
 
 
 def _describe_core(core: dict[str, Any]) -> str:
