@@ -48,7 +48,7 @@ def baikal_loss(s: RowStatistics) -> Tensor:
     and nothing overflows.
 
     Use:
-        For few training rows, where it beat cross-entropy in the ``evolved_losses`` experiment; not
+        For few rows, where it beat cross-entropy in the ``evolved_losses`` experiment; not
         when probabilities are used as they are, since the loss is not proper.
 
     Example:
@@ -203,7 +203,7 @@ def ngl_loss(rows: DenseRows, alpha: Annotated[float, Range(high=700)] = 2.4092)
     not masked by ``-inf``.
 
     Use:
-        For few training rows, where it beat cross-entropy in the ``evolved_losses`` experiment; not
+        For few rows, where it beat cross-entropy in the ``evolved_losses`` experiment; not
         for large vocabularies, since it keeps tensors of the size of the logits.
 
     Args:
