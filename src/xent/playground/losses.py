@@ -26,7 +26,9 @@ _INSIDE = {
     "binary_cross_entropy_with_logits": binary._cross_entropy,
 }
 START = 0.2  # of a hyperparameter without a default, such as a rate
-COUNTS = torch.ones(2, dtype=torch.float64)  # stands for the numbers of rows that the page has
+COUNTS = torch.ones(
+    2, dtype=torch.float64, device="cpu"
+)  # stands for the numbers of rows that the page has
 WHOLE = 6  # a whole number goes over so many values
 
 
