@@ -26,8 +26,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import xent
-from xent.commands.trainer import peak_memory
 
+from .harness.internals import peak_memory
 from .harness.machine import describe_machine
 from .harness.options import positive
 from .harness.report import aligned, machine_text

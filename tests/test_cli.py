@@ -70,8 +70,7 @@ def test_info_as_json(capsys):
 
 
 def test_info_names_the_commit_of_a_checkout_alone(tmp_path, monkeypatch):
-    package = tmp_path / "src" / "xent" / "commands"
-    monkeypatch.setattr(info, "__file__", str(package / "info.py"))
+    monkeypatch.setattr(info, "FOLDER", tmp_path)
     assert info.collect()["commit"] is None
     git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
     if shutil.which("git") is None:

@@ -11,10 +11,13 @@ from contextlib import contextmanager
 
 import torch
 
+from xent.commands.trainer import peak_memory
 from xent.engines import core, triton
 from xent.plot.canvas import rendered
 
-__all__ = ["instruction_set", "launch_sizes", "release_memory", "rendered", "runs_here"]
+__all__ = [
+    "instruction_set", "launch_sizes", "peak_memory", "release_memory", "rendered", "runs_here",
+]  # fmt: skip
 
 
 def instruction_set() -> str:

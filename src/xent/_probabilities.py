@@ -101,8 +101,8 @@ def read_distribution(name: str, x: Tensor, dim: int, from_logits: bool, hint: s
             where = f"; the first row that does not is row {row}, whose sum is" if row else ", got"
             raise ValueError(
                 f"`{name}` must sum to 1 along `dim`{where} {total[off][0].item():.9g}. "
-                f"Normalise: {name} / {name}.sum(dim, keepdim=True), in the precision it is used "
-                f"in; for logits pass from_logits=True, for counts call entropy_from_counts{hint}"
+                f"Divide it by {name}.sum(dim, keepdim=True), in the precision it is used in; for "
+                f"logits pass from_logits=True, for counts call entropy_from_counts{hint}"
             )
     return wide
 

@@ -60,7 +60,7 @@ def test_it_begins_with_the_losses_named(folder):
         (["broken_module:loss"], "broken_module cannot be imported: division by zero"),
         (["my_own_losses:steep:powr=1"], "no hyperparameter 'powr'; did you mean power?"),
         (["recall_loss"], "recall_loss is not for the playground: it compares the rows"),
-        (["logit_adjusted:prior=[1,2]"], "it needs `prior`, which is no number"),
+        (["logit_adjusted:prior=[1,2]"], "leave `prior` out: the page has a field for each class"),
         (["focal:gamma=-1"], "`gamma` must be at least 0"),
         (["focal:gamma"], "'gamma' in 'focal:gamma' is no `name=value`"),
         (["focla"], "did you mean focal_loss?"),

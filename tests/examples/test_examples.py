@@ -52,7 +52,8 @@ def test_the_gallery_tells_what_an_example_printed(name):
     assert not {n for n in numbers if not re.search(rf"(?<![\d.]){re.escape(n)}(?!\.?\d)", printed)}
     for part in (f"experiments/{name}.txt", f"examples/{name}.py"):
         assert f"{{literalinclude}} ../{part}" in page.replace("../../", "../")
-    drawn = re.search(rf"{{figure}} \.\./experiments/{name}\.png\n:alt: .{{20,}}\n\n\w", page)
+    options = r"(?::figclass: \w+\n)?:alt: .{20,}\n\n\w"
+    drawn = re.search(rf"{{figure}} \.\./experiments/{name}\.png\n{options}", page)
     assert RUNNER["draws"](name) == (drawn is not None)
 
 

@@ -86,6 +86,7 @@ def test_without_the_core_the_command_compiles_what_was_installed(monkeypatch, t
         )
         return info._source()
 
+    monkeypatch.setattr(info, "FOLDER", PROJECT)
     assert installed_from(None) == f"-e {PROJECT}"  # a checkout, whatever else is installed
     monkeypatch.setattr(info, "FOLDER", tmp_path / "lib")
     assert installed_from(None) == f"--no-binary {NAME} {NAME}"  # from an index

@@ -557,7 +557,9 @@ def test_other_facts(name):
 
 S, R, B = torch.zeros(3), torch.zeros(3), torch.ones(3, dtype=torch.bool)
 BAD = {
-    "score of integers": (lambda: plackett_luce_loss(R.long(), R), TypeError, r"call \.float\(\)"),
+    "score of integers": (
+        lambda: plackett_luce_loss(R.long(), R), TypeError, r"call score\.float\(\)",
+    ),
     "score of bool": (lambda: cosent_loss(B, R), TypeError, "`similarity` must be floating point"),
     "a number": (lambda: pairwise_logistic_loss(S[0], R[0]), ValueError, "must hold lists"),
     "no tensor": (lambda: plackett_luce_loss("1", R), TypeError, "`score` must be a torch"),

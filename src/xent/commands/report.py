@@ -32,12 +32,11 @@ def draw(records: Sequence[dict[str, Any]]) -> bytes | None:
 def _drawn(records: Sequence[dict[str, Any]]) -> bytes:
     from ..plot import curves
 
-    panels = {"step": "Loss after so many steps"}
-    if len(records) > 1:
-        panels["seconds"] = "The same, after so much time"
-    axes = new_axes(7 * len(panels), 5, len(panels))
-    for ax, (over, title) in zip(axes, panels.items(), strict=True):
-        curves(records, ax, over=over).set_title(title)
+    several = len(records) > 1
+    axes = new_axes(14 if several else 7, 5, 2 if several else 1)
+    curves(records, axes[0], over="step").set_title("Loss after so many steps")
+    if several:
+        curves(records, axes[1], over="seconds").set_title("The same, after so much time")
     return rendered(axes[0].figure)
 
 
