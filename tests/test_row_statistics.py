@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import xent
 from xent import RowStatistics
-from xent.row_statistics import logit_of_exp
+from xent.extremes import logit_of_exp
 
 FLOATS = ("log_odds", "log_prob", "target", "lse", "mass", "entropy", "mean", "mean_mass")
 EXACT = ("support", "top", "top_logit")
@@ -320,3 +320,26 @@ def test_unlike_statistics_are_refused():
         s.merge(xent.statistics(z, torch.softmax(z, -1)))
     with pytest.raises(ValueError, match="entropy"):
         s.merge(xent.statistics(z, y, entropy=True))
+
+
+@pytest.mark.float64
+def test_a_row_of_nothing_but_its_target_merges_with_a_gradient(engine):
+    z = torch.tensor([[0.5, -torch.inf, -torch.inf, -torch.inf]], dtype=torch.float64)
+    z.requires_grad_()
+    y = torch.tensor([0])
+    a, b = (
+        xent.statistics(z[:, i:j], y, first_class=i, engine=engine) for i, j in ((0, 2), (2, 4))
+    )
+    (gradient,) = torch.autograd.grad(a.merge(b).nll.sum(), z)
+    assert gradient.tolist() == [[0.0] * 4]
+
+
+@pytest.mark.float64
+@pytest.mark.parametrize("ignored", [-100, 7])
+def test_an_ignored_row_stays_a_row_that_is_certain(engine, ignored):
+    z, y = torch.randn(2, 6, dtype=torch.float64), torch.tensor([ignored, 1])
+    options = {"ignore_index": ignored, "engine": engine, **EVERYTHING}
+    whole = xent.statistics(z, y, **options)
+    a, b, c = (xent.statistics(z[:, i : i + 2], y, first_class=i, **options) for i in (0, 2, 4))
+    assert_same(a.merge(b).merge(c), whole)
+    assert a.merge(b).merge(c).lse[0] == 0

@@ -15,7 +15,8 @@ from xent.losses import CATALOG
 # In the order of the pages. Of the packages below every module counts that has an `__all__`.
 MODULES = (
     "xent", "xent.losses", "xent.nn", "xent.policy", "xent.information", "xent.plot", "xent.learn",
-    "xent.integrations", "xent.playground", "xent.losses.catalog", "xent.losses.lookup",
+    "xent.integrations", "xent.parallel", "xent.playground", "xent.losses.catalog",
+    "xent.losses.lookup",
     "xent.information.reliability", "xent.targets", "xent.hyperparameters",
 )  # fmt: skip
 PACKAGES = ("xent.learn", "xent.integrations")

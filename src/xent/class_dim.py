@@ -23,6 +23,7 @@ from .heads.logits import LinearLogits
 from .heads.stand_in import Lean
 from .overrides import LISTS, OF_ELEMENTS
 from .row_statistics import RowStatistics
+from .shards import ShardedLogits
 from .targets import class_axis, densified, refuse_other_rows
 
 # Tensors and stand-ins that hold no other tensors, unlike DTensors and nested tensors.
@@ -77,6 +78,8 @@ def takes_class_dim(
         if class_dim is None and type(input) in NO_CONTAINERS and input.ndim < 3:
             return shortest(*args, **kwargs)
         given = {**dict(zip(names, args, strict=False)), **kwargs}
+        if type(input) is ShardedLogits:
+            return function(**_of_shard(input, class_dim, given, tuple(alike), elements))
         if not _has_axes(input) or len(given) < len(args) + len(kwargs):
             return function(*args, **kwargs)  # whose error says what is wrong
         lean = any(isinstance(given.get(name), Lean) for name in ("input", *alike))
@@ -93,6 +96,22 @@ def takes_class_dim(
         return function(**call.moved(call.read(given)))
 
     return entry
+
+
+def _of_shard(
+    input: ShardedLogits, class_dim: int | None, given: Arguments, alike: tuple[str, ...],
+    elements: bool,
+) -> Arguments:  # fmt: skip
+    """The arguments of a call on some classes of each row, with the classes on axis 1."""
+    own: Any = input.own
+    class_dim = input.class_dim if class_dim is None else class_dim
+    axis = axis_of_classes(own, class_dim, lean=isinstance(own, Lean))
+    if axis == class_axis(own):
+        return given
+    rows = own.shape[:axis] + own.shape[axis + 1 :]
+    call = _Call(own, axis, class_dim, rows, alike, elements)
+    moved = call.moved(call.read({**given, "input": own}))
+    return {**moved, "input": input.with_own(moved["input"])}
 
 
 def _has_axes(input: Any) -> bool:

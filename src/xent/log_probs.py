@@ -18,6 +18,7 @@ from .heads.measure import measure
 from .heads.problem import flatten, make_problem
 from .overrides import overridable
 from .row_statistics import RowStatistics
+from .shards import ShardedLogits, own_logits, takes_shards
 from .targets import moved_labels
 
 
@@ -35,7 +36,7 @@ class TokenLogProbs(NamedTuple):
 
 @overload
 def token_log_probs(
-    input: Tensor | LinearLogits,
+    input: Tensor | LinearLogits | ShardedLogits,
     target: Tensor,
     *,
     temperature: float | Tensor = 1.0,
@@ -50,7 +51,7 @@ def token_log_probs(
 
 @overload
 def token_log_probs(
-    input: Tensor | LinearLogits,
+    input: Tensor | LinearLogits | ShardedLogits,
     target: Tensor,
     *,
     temperature: float | Tensor = 1.0,
@@ -64,8 +65,9 @@ def token_log_probs(
 
 
 @overridable(classes_last=True)
+@takes_shards
 def token_log_probs(
-    input: Tensor | LinearLogits,
+    input: Tensor | LinearLogits | ShardedLogits,
     target: Tensor,
     *,
     temperature: float | Tensor = 1.0,
@@ -135,8 +137,9 @@ def token_log_probs(
 
 
 @overridable(classes_last=True)
+@takes_shards
 def entropy(
-    input: Tensor | LinearLogits,
+    input: Tensor | LinearLogits | ShardedLogits,
     *,
     temperature: float | Tensor = 1.0,
     softcap: float | None = None,
@@ -173,11 +176,12 @@ def entropy(
         >>> xent.entropy(torch.tensor([[0.0, 0.0], [2.0, 0.0], [-torch.inf, 0.0]]))
         tensor([0.6931, 0.3653, 0.0000])
     """
-    _check_logits(input)
-    if input.shape[-1] == 0:
-        raise ValueError(f"`input` must have a class, got shape {tuple(input.shape)}")
+    own = own_logits(input)
+    _check_logits(own)
+    if own.shape[-1] == 0 and own is input:
+        raise ValueError(f"`input` must have a class, got shape {tuple(own.shape)}")
     # The entropy does not depend on the target, so class 0 will do.
-    target = torch.zeros((), dtype=torch.int64, device=input.device).expand(input.shape[:-1])
+    target = torch.zeros((), dtype=torch.int64, device=own.device).expand(own.shape[:-1])
     stats = _measure(input, target, temperature, -100, softcap, class_bias, ("entropy",), engine)
     return _rounded(stats.entropy, input)
 
@@ -193,6 +197,7 @@ def _measure(
     engine: str,
 ) -> RowStatistics:
     """Statistics of the rows of logits ``(..., V)``, whose classes come last."""
+    given, input = input, own_logits(input)
     _check_logits(input)
     is_tensor("target", target)
     rows, scale = input.shape[:-1], None
@@ -215,6 +220,8 @@ def _measure(
         temperature = temperature.expand(rows).reshape(target.shape)
     scale = 1 / temperature if scale is None else scale / temperature
     softcap, class_bias = _divided(softcap, class_bias, temperature)
+    if isinstance(given, ShardedLogits):
+        input = given.with_own(input)
     problem = make_problem(input, target, None, ignore_index, scale, softcap, class_bias, requests)
     return measure(problem, engine).reshape(rows)
 
@@ -273,5 +280,5 @@ def read_temperature(
     return at_hand("temperature", temperature, device).to(torch.float64)
 
 
-def _rounded(x: Tensor, input: Tensor | LinearLogits) -> Tensor:
+def _rounded(x: Tensor, input: Tensor | LinearLogits | ShardedLogits) -> Tensor:
     return x.to(torch.promote_types(input.dtype, torch.float32))

@@ -15,6 +15,7 @@ from .heads.measure import choose, measure
 from .heads.problem import make_problem
 from .overrides import overridable
 from .row_statistics import REQUESTS, RowStatistics
+from .shards import ShardedLogits, takes_shards
 
 __all__ = ["LeanExplanation", "explain", "statistics"]
 
@@ -44,8 +45,9 @@ class LeanExplanation(NamedTuple):
 
 @overridable
 @takes_class_dim
+@takes_shards
 def statistics(
-    input: Tensor | LinearLogits,
+    input: Tensor | LinearLogits | ShardedLogits,
     target: Tensor,
     *,
     class_dim: int | None = None,

@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_map_only
 from .arrays import OPTIONS, TENSORS, Door
 from .engines.modes import compiling
 from .heads.stand_in import Lean
+from .shards import ShardedLogits, across_ranks
 
 # Arguments that lie like the logits, with K numbers in the place of the classes.
 LISTS = ("classes", "probabilities")
@@ -53,6 +54,9 @@ def overridable(function: Any = None, *, classes_last: bool = False) -> Any:
     seldom = door.seldom
 
     def of_tensors(*args: Any, **kwargs: Any) -> Any:
+        input = kwargs.get("input")
+        if type(input) is ShardedLogits and input.shard.agreement is None:
+            return across_ranks(function, kwargs)
         given = (*args, *kwargs.values())
         if has_torch_function(given) and not compiling():
             # Our own stand-ins for logits do not answer: the loss itself takes them.

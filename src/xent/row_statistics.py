@@ -30,6 +30,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from .row_merge import NO_CLASS, merged
+
 # The fields that an engine may return, in the order of the C++ struct `Statistics`.
 FIELDS = (
     "shift",
@@ -300,7 +302,7 @@ class RowStatistics:
             "top": {},
         }
         for peak in ("top",) if soft else ("top", "rest_top"):
-            nothing["top"][peak] = full(torch.iinfo(torch.int64).max, torch.int64)
+            nothing["top"][peak] = full(NO_CLASS, torch.int64)
             nothing["top"][f"{peak}_logit"] = full(-torch.inf)
         wanted = zip(REQUESTS, (entropy, mean, top, squares, cubes), strict=True)
         return cls(
@@ -325,81 +327,4 @@ class RowStatistics:
         Raises:
             ValueError: if one side has soft targets, or a request, that the other lacks.
         """
-        a, b = self, other
-        if a.soft != b.soft:
-            raise ValueError("merge: one side has soft targets and the other class indices")
-        for name in a.on_request.keys() ^ b.on_request.keys():
-            raise ValueError(f"merge: only one side holds `{name}`; ask for it on both")
-        lse = torch.logaddexp(a.lse, b.lse)
-        mass = a.mass + b.mass
-        if a.soft:
-            # Each side's log_prob is relative to its own lse.
-            log_prob = (a.log_prob - product(a.mass, lse - a.lse)) + (
-                b.log_prob - product(b.mass, lse - b.lse)
-            )
-            target = a.target + b.target
-            log_odds = logit_of_exp(log_prob)
-        else:
-            target = torch.maximum(a.target, b.target)
-            rest = torch.logaddexp(a.rest, b.rest)
-            log_odds = torch.where(target == -torch.inf, target, target - rest)
-            log_prob = torch.nn.functional.logsigmoid(log_odds)
-        label = b.label if a.label is None else a.label
-        return RowStatistics(
-            log_odds, log_prob, target, lse, mass, a.soft, label,
-            a.classes + b.classes, a._merge_requested(b, lse),
-        )  # fmt: skip
-
-    def _merge_requested(self, other: RowStatistics, lse: Tensor) -> dict[str, Tensor]:
-        a, b = self, other
-        merged: dict[str, Tensor] = {}
-        if "entropy" in a.on_request:
-            # The chain rule of entropy: within the parts, and between them.
-            merged["entropy"] = a._entropy_within(lse) + b._entropy_within(lse)
-        if "mean" in a.on_request:
-            merged["support"] = a.support + b.support
-            for name in ("mean", "mean_mass"):
-                total = getattr(a, name) * a.support + getattr(b, name) * b.support
-                merged[name] = total / merged["support"].clamp(min=1)
-        for peak in ("top", "rest_top"):
-            if peak in a.on_request:
-                logit = f"{peak}_logit"
-                merged[peak], merged[logit] = _larger(
-                    (getattr(a, peak), getattr(a, logit)), (getattr(b, peak), getattr(b, logit))
-                )
-        for name, power in (("rest_squares", 2), ("rest_cubes", 3)):
-            if name in a.on_request:
-                share_a, share_b = (torch.exp(power * x._log_share(lse)) for x in (a, b))
-                merged[name] = getattr(a, name) * share_a + getattr(b, name) * share_b
-        return merged
-
-    def _entropy_within(self, lse: Tensor) -> Tensor:
-        """Return the part of these classes in the entropy of a larger set with this ``lse``."""
-        log_share = self._log_share(lse)
-        return product(log_share.exp(), self.entropy - log_share)
-
-    def _log_share(self, lse: Tensor) -> Tensor:
-        """Log of the probability that these classes have in a larger set with this ``lse``."""
-        return torch.where(self.lse == -torch.inf, -torch.inf, self.lse - lse)
-
-
-Peak = tuple[Tensor, Tensor]
-
-
-def _larger(a: Peak, b: Peak) -> Peak:
-    """Return the pair (class, logit) of the larger logit; of equal logits the lower class."""
-    first = (a[1] > b[1]) | ((a[1] == b[1]) & (a[0] < b[0]))
-    return torch.where(first, a[0], b[0]), torch.where(first, a[1], b[1])
-
-
-def logit_of_exp(log_prob: Tensor) -> Tensor:
-    """``logit(exp(log_prob))``; infinite at ``log_prob`` 0, with a finite derivative there."""
-    certain = log_prob >= 0  # above 0 only if a target has negative entries
-    x = torch.where(certain, -1.0, log_prob)
-    return torch.where(certain, torch.inf, x - torch.log(-torch.expm1(x)))
-
-
-def product(factor: Tensor, value: Tensor) -> Tensor:
-    """``factor * value`` where 0 times infinity is 0; a factor of 0 keeps its derivative."""
-    void = (factor == 0) & ~value.isfinite()
-    return factor * torch.where(void, 0.0, value)
+        return merged((self, other))

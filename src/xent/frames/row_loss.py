@@ -19,6 +19,7 @@ from ..engines.modes import compiling
 from ..heads.logits import LinearLogits
 from ..overrides import overridable
 from ..row_statistics import RowStatistics
+from ..shards import takes_shards
 from .containers import through_containers
 from .docstrings import described, loss_docstring
 from .reduction import Normalizer, Reduction, divisor_of_rows
@@ -254,6 +255,7 @@ def row_loss(
                 return result
         return frame.of_statistics(call, input, return_stats, inplace_backward)
 
+    takes_shards(loss)
     explain = functools.partial(loss_docstring, body, soft=soft, labelled=labelled)
     made = described(
         loss if labelled else needs_no_target(loss), frame.hyper.parameters, frame.own, explain

@@ -6,17 +6,20 @@ the source asks for the problem ``of_rows``.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from .._check import is_tensor, vector_of_classes, whole_number
-from ..engines.modes import settled
+from ..engines.modes import deferred, settled
+from ..engines.rows.labels import check_labels
 from ..engines.rows.problem import Problem, Settings, Shaped, Tensors
 from ..logits import make_transform
 from ..row_statistics import INDEX_ONLY, field_mask
-from ..targets import any_class, are_alike, class_axis, read_target
+from ..shards import Shard, ShardedLogits, summed_gradient
+from ..targets import Target, any_class, are_alike, class_axis, read_target
 from .logits import LinearLogits
 
 _NOTHING = torch.empty(0, dtype=torch.float32, device="cpu")  # in the place of the logits
@@ -76,7 +79,7 @@ class HeadProblem(Problem):
 
 
 def make_problem(
-    input: Tensor | LinearLogits,
+    input: Tensor | LinearLogits | ShardedLogits,
     target: Tensor,
     weight: Tensor | None = None,
     ignore_index: int = -100,
@@ -95,6 +98,10 @@ def make_problem(
 
     The rows of a head come on one axis, and its recorded scale and softcap join the options.
     """
+    shard = None
+    if isinstance(input, ShardedLogits):
+        input, target, shard = _own_part(input, target, weight)
+        first_class = shard.start
     z: Any = input  # only shape, dtype and device are read
     if isinstance(input, LinearLogits):
         z, target, logit_scale, softcap = flatten(input, target, logit_scale, softcap)
@@ -103,28 +110,79 @@ def make_problem(
     first_class = None if first_class is None else whole_number("first_class", first_class)
     checked = read_target(z, target, ignore_index, first_class, target_name)
     axis = class_axis(z)
-    rows, classes = z.shape[:axis] + z.shape[axis + 1 :], z.shape[axis]
+    rows, width = z.shape[:axis] + z.shape[axis + 1 :], z.shape[axis]
+    classes = width if shard is None else shard.classes
     scale, cap, bias, class_scale = make_transform(
         logit_scale, softcap, class_bias, rows, classes, z.device, class_scale
     )
     soft = checked.soft or target_table is not None
     if target_table is not None:
-        _check_table(target_table, classes, z.device, first_class)
+        _check_table(target_table, classes, z.device, None if shard else first_class)
     if soft and set(requests) & set(INDEX_ONLY):
         raise ValueError("squares and cubes are known for class indices only, not for soft targets")
     if mean_weight is not None and mean_weight is not weight:
         vector_of_classes("mean_weight", mean_weight, classes, z.device)
     if weight is not None:
         vector_of_classes("weight", weight, classes, z.device)
-    others = (checked.values, scale, bias, weight, class_scale, mean_weight, target_table)
-    others = [t if t is None else settled(t) for t in others]
+    vectors = (bias, weight, class_scale, mean_weight, target_table)
+    if shard is not None:
+        _check_shard(shard, checked, (scale, *vectors))
+        vectors = map(shard.own, vectors)
+    others = [t if t is None else settled(t) for t in (checked.values, scale, *vectors)]
     settings = Settings(
-        soft, checked.ignore_index, checked.first_class, checked.sharded, cap, requests
+        soft, checked.ignore_index, checked.first_class, checked.sharded, cap, requests, shard
     )
     if not isinstance(z, LinearLogits):
-        return Problem(Tensors(settled(z), *others), settings)  # pyright: ignore
-    source, tensors = _absorb(z, Tensors(_NOTHING, *others), cap)  # pyright: ignore
-    return HeadProblem(source, tensors, settings, input.shape[:-1])
+        problem = Problem(Tensors(settled(z), *others), settings)  # pyright: ignore
+    else:
+        source, tensors = _absorb(z, Tensors(_NOTHING, *others), cap)  # pyright: ignore
+        problem = HeadProblem(source, tensors, settings, input.shape[:-1])
+    if shard is not None:
+        shard.agree(problem)
+    return problem
+
+
+def _own_part(
+    input: ShardedLogits, target: Tensor, weight: Tensor | None
+) -> tuple[Tensor | LinearLogits, Tensor, Shard]:
+    """The logits of this rank, their targets, and their shard with the weights of the call."""
+    if deferred():
+        raise NotImplementedError(
+            "logits whose classes are split over ranks do not pass through torch.func, "
+            "torch.compile or forward-mode AD: call the loss outside"
+        )
+    own, shard = input.own, replace(input.shard, weight=weight)
+    width = own.shape[class_axis(own)]
+    if width != shard.width:
+        raise ValueError(
+            f"`input` has {width} classes on the axis where they are looked for, but this shard "
+            f"has {shard.width}: pass `class_dim` to shard()"
+        )
+    if isinstance(own, LinearLogits):
+        own = own.with_hidden(summed_gradient(own.hidden, shard.group))
+    elif not width:
+        soft = isinstance(target, Tensor) and are_alike(target, own)
+        target = _with_a_class(target, 0) if soft else target
+        own = _with_a_class(own, -torch.inf)
+    return own, target, shard
+
+
+def _with_a_class(x: Tensor, value: float) -> Tensor:
+    """Numbers of no class, with one class of this value: a masked class changes nothing."""
+    axis = class_axis(x)
+    return torch.nn.functional.pad(x.movedim(axis, -1), (0, 1), value=value).movedim(-1, axis)
+
+
+def _check_shard(shard: Shard, target: Target, others: tuple[Tensor | None, ...]) -> None:
+    """Raise for a label that no rank owns, and for gradients that one rank does not have."""
+    if not target.soft:
+        check_labels(target.values, shard.classes, target.ignore_index)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in others):
+        raise NotImplementedError(
+            "a scale, bias or weight that requires a gradient has only a part of its gradient on "
+            "each rank where the classes are split over ranks: pass it with .detach(), or make it "
+            "a part of the head"
+        )
 
 
 def _check_table(

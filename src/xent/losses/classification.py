@@ -14,6 +14,7 @@ from ..frames.reduction import Reduction
 from ..frames.row_loss import row_loss
 from ..heads.logits import LinearLogits
 from ..row_statistics import RowStatistics
+from ..shards import takes_shards
 from .catalog import member
 
 
@@ -68,6 +69,7 @@ def cross_entropy(
 
 
 @member(proper=True, convex=True)
+@takes_shards
 def cross_entropy(
     input: Tensor | LinearLogits,
     target: Tensor,

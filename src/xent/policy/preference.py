@@ -12,11 +12,11 @@ from torch.nn.functional import logsigmoid
 
 from .._check import is_tensor, one_of, scalar
 from ..engines.modes import widened
+from ..extremes import logit_of_exp, product
 from ..frames.reduction import Reduction, RowValues
 from ..frames.token_loss import Tokens, check_log_probs, read_reduction_of_tokens
 from ..hyperparameters import Range
 from ..overrides import overridable
-from ..row_statistics import logit_of_exp, product
 
 Kind = Literal["sigmoid", "hinge", "ipo", "exo", "nca", "bco", "apo_zero", "apo_down"]
 

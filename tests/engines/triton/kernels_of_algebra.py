@@ -22,8 +22,8 @@ from xent.engines.triton.algebra import (
     unit_of,
 )
 from xent.engines.triton.arithmetic import log1p, logit_of_exp, one_minus_exp, product
-from xent.row_statistics import logit_of_exp as torch_logit_of_exp
-from xent.row_statistics import product as torch_product
+from xent.extremes import logit_of_exp as torch_logit_of_exp
+from xent.extremes import product as torch_product
 
 COUNT = 1024
 INF = math.inf

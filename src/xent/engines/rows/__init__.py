@@ -50,6 +50,8 @@ def choose(problem: Problem, engine: str = "auto") -> Explanation:
 def obstacle_of(problem: Problem, tensors: Sequence[Tensor | None], kernels: str) -> str | None:
     """Return why the kernels of an engine cannot take these tensors, or None if they can."""
     there, logits, soft = KERNELS[kernels], problem.dtype, problem.probabilities
+    if problem.settings.shard is not None and problem.tensors.target_table is not None:
+        return "a table of targets whose classes are split over ranks"
     foreign = there.obstacle_of(tensors)
     if foreign is not None:
         return foreign
@@ -123,17 +125,19 @@ def named(
     complete: bool = False,
     constant_masses: bool = True,
 ) -> RowStatistics:
-    """The fields of a table as row statistics."""
-    return RowStatistics.from_fields(
+    """The fields of a table as row statistics, which are merged where ranks share the classes."""
+    shard = problem.settings.shard
+    stats = RowStatistics.from_fields(
         values,
         problem.fields,
         problem.settings.soft,
-        problem.settings.first_class,
+        problem.settings.first_class if shard is None else shard.start,
         constant_masses=constant_masses,
         label=problem.labels(),
         classes=problem.classes,
         complete=complete,
     )
+    return stats if shard is None else shard.merged(stats)
 
 
 def takes_one_sweep(problem: Problem, program: Program, engine: str) -> bool:

@@ -33,7 +33,7 @@ from typing import NamedTuple
 import torch as xp
 from torch import Tensor, log1p
 
-from ...row_statistics import logit_of_exp, product
+from ...extremes import logit_of_exp, product
 
 INF = inf
 

@@ -22,7 +22,9 @@ _TENSORS = [
     f"Tensor{'?' if name in Tensors._field_defaults else ''} {name}" for name in Tensors._fields
 ]
 _TYPES = {bool: "bool", int: "SymInt", float: "float"}
-_SETTINGS = [f"{_TYPES.get(kind, 'str')} {name}" for name, kind in get_type_hints(Settings).items()]
+# Shards of classes are no arguments of operators: compilers refuse them before.
+_KINDS = {k: kind for k, kind in get_type_hints(Settings).items() if k != "shard"}
+_SETTINGS = [f"{_TYPES.get(kind, 'str')} {name}" for name, kind in _KINDS.items()]
 _QUESTION = ", ".join([*_TENSORS, *_SETTINGS, "str engine"])
 
 
@@ -37,7 +39,7 @@ def table_op(problem: Problem, engine: str, inplace_backward: bool) -> Tensor:
 
 def question(problem: Problem, engine: str) -> tuple[Any, ...]:
     """Return a problem and its engine as arguments of an operator."""
-    *settings, requests = problem.settings
+    *settings, requests, _ = problem.settings
     return (*problem.tensors, *settings, _SEPARATOR.join(requests), engine)
 
 

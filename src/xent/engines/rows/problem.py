@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ...logits import LogitTransform
 from ...row_statistics import RowStatistics, field_mask, fields_of
+from ...shards import Shard
 from ...targets import class_axis
 from ..modes import autocasts
 
@@ -42,6 +43,7 @@ class Settings(NamedTuple):
     sharded: bool = False  # whether targets may be classes of other shards
     softcap: float = 0.0  # 0: none
     requests: tuple[str, ...] = ()
+    shard: Shard | None = None  # where the classes are split over ranks
 
 
 class Problem:

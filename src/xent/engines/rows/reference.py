@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ...row_statistics import product
+from ...extremes import product
 from ..modes import wide_dtype
 from . import algebra
 from .algebra import INF, Odds

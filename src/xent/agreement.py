@@ -1,0 +1,162 @@
+"""Agreement of ranks on a call, before the first of its collectives.
+
+A collective of ranks that disagree hangs, aborts the process or gives a wrong number. So every call
+on logits whose classes are split over ranks begins with one gather of a record of fixed size, which
+cannot mismatch: what the rank is about to do, or the error that it has found in its own arguments.
+Every rank reads all records, and all raise, or none.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_TEXT = 512  # bytes of a record that hold words
+_Describe = Callable[[int], str]
+
+
+class Record(NamedTuple):
+    """A description of what a rank is about to do: numbers, and words of up to 512 bytes."""
+
+    failed: int = 0  # 1: the words are those of an error
+    rows: int = 0
+    start: int = 0
+    stop: int = 0
+    classes: int = 0
+    dtype: int = 0
+    statistics: int = 0  # the fields that the kernels compute, as bits
+    options: int = 0  # a checksum
+    targets: int = 0  # a checksum of class indices; 0 for probabilities
+    words: str = ""
+
+    def packed(self, device: torch.device) -> Tensor:
+        """The record as one tensor of int64."""
+        text = self.words.encode()[:_TEXT].ljust(_TEXT, b"\0")
+        words = torch.frombuffer(bytearray(text), dtype=torch.int64)
+        numbers = torch.tensor(self[:-1], dtype=torch.int64, device="cpu")
+        return torch.cat([numbers, words]).to(device)
+
+
+def unpacked(record: Tensor) -> Record:
+    """The record of a packed one."""
+    numbers, words = record[: len(Record._fields) - 1].tolist(), record[len(Record._fields) - 1 :]
+    text = bytes(words.view(torch.uint8).tolist()).rstrip(b"\0")
+    return Record(*numbers, text.decode(errors="replace"))
+
+
+def gathered(part: Tensor, group: Any) -> Tensor:
+    """The tensors of all ranks, ``(P, ...)``; they must have the same shape."""
+    import torch.distributed as dist
+
+    # PyTorch 2.13 has the operation by a new name.
+    gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+    parts = part.new_empty(dist.get_world_size(group), *part.shape)
+    gather(parts.view(-1), part.contiguous().view(-1), group=group)
+    return parts
+
+
+class Agreement:
+    """One call on all ranks of a group.
+
+    Args:
+        name: the function.
+        given: its arguments by name.
+        group: the process group.
+        device: where collectives of the group take their tensors.
+    """
+
+    def __init__(
+        self, name: str, given: Mapping[str, Any], group: Any, device: torch.device
+    ) -> None:
+        self.name, self.given, self.group, self.device = name, given, group, device
+        self.reached = False  # True once the records have been gathered
+
+    def reach(
+        self, dtype: torch.dtype, rows: int, classes: tuple[int, int, int], fields: int,
+        labels: Tensor | None,
+    ) -> None:  # fmt: skip
+        """Gather the records; raise unless all ranks are about to do the same.
+
+        Args:
+            dtype: the dtype of the logits.
+            rows: number of rows.
+            classes: the first class of this rank, one past the last, and how many all ranks have.
+            fields: the fields that kernels compute, as bits.
+            labels: class indices; None for probabilities.
+        """
+        words = ", ".join(f"{k}={_shown(v)}" for k, v in self.given.items() if k not in _PER_RANK)
+        tensors = (x for k, x in self.given.items() if isinstance(x, Tensor) and k not in _PER_RANK)
+        options = zlib.crc32(repr((self.name, words, [_checksum(x) for x in tensors])).encode())
+        own = Record(
+            0, rows, *classes, _DTYPES.index(dtype), fields, options,
+            0 if labels is None else _checksum(labels), f"{self.name}({words})",
+        )  # fmt: skip
+        _compare(self._exchanged(own), self.name)
+
+    def refuse(self, error: Exception) -> None:
+        """Tell the other ranks of an error of this rank, unless the records are gathered."""
+        if not self.reached:
+            self._exchanged(Record(failed=1, words=f"{type(error).__name__}: {error}"))
+
+    def _exchanged(self, own: Record) -> list[Record]:
+        self.reached = True
+        table = gathered(own.packed(self.device), self.group).cpu()
+        return [unpacked(record) for record in table]
+
+
+_PER_RANK = ("input", "target", "class_dim")  # arguments that the options do not hold
+
+
+def _shown(value: Any) -> str:
+    """An option in words."""
+    return f"a tensor {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
+
+
+def _checksum(x: Tensor) -> int:
+    """A number that is the same for equal tensors and hardly for others."""
+    if x.is_floating_point():
+        x = x.detach().double().contiguous().view(torch.int64)
+    flat = x.detach().reshape(-1).to(torch.int64)
+    places = torch.arange(1, 2 * flat.numel(), 2, device=flat.device)  # odd: no digit is lost
+    return int(((flat + 1) * places).sum())
+
+
+def _compare(records: Sequence[Record], name: str) -> None:
+    """Raise unless all ranks are about to do the same, on shards that fit together."""
+    for rank, record in enumerate(records):
+        if record.failed:
+            raise ValueError(
+                f"{name}: rank {rank} of the group refuses its arguments: {record.words}"
+            )
+    differences: list[tuple[str, str, _Describe]] = [
+        ("options", "another call or other options", lambda k: records[k].words),
+        ("statistics", "other statistics", lambda k: records[k].words),
+        ("rows", "another number of rows", lambda k: f"{records[k].rows} rows"),
+        ("dtype", "another dtype of `input`", lambda k: str(_DTYPES[records[k].dtype])),
+        ("classes", "another number of `classes`", lambda k: f"{records[k].classes} classes"),
+    ]
+    for field, what, describe in differences:
+        if len({getattr(record, field) for record in records}) > 1:
+            found = "; ".join(f"rank {k}: {describe(k)}" for k in range(len(records)))
+            raise ValueError(f"{name}: some ranks have {what}. {found}")
+    pieces = sorted((r.start, r.stop) for r in records if r.stop > r.start)
+    ends = [0, *(stop for _, stop in pieces)]
+    if [start for start, _ in pieces] != ends[:-1] or ends[-1] != records[0].classes:
+        found = "; ".join(f"rank {k}: {r.start} to {r.stop}" for k, r in enumerate(records))
+        raise ValueError(
+            f"{name}: the classes of the ranks must be those from 0 to {records[0].classes}, each "
+            f"on one rank, the end not included. {found}"
+        )
+    others = [k for k, r in enumerate(records) if r.targets != records[0].targets]
+    if others:
+        raise ValueError(
+            f"{name}: `target` is not the same on rank 0 and rank {others[0]}. Where the classes "
+            f"are split over ranks, all ranks of the group take the same rows. For rows of its own "
+            f"on each rank, each with all classes, call the loss without `shard` and pass "
+            f"normalizer=xent.parallel.global_normalizer(target)"
+        )

@@ -1,0 +1,12 @@
+"""Classes and tokens over many ranks, on ``torch.distributed`` alone.
+
+:func:`shard` stands for logits whose classes are split over ranks: every loss of rows takes it, and
+gives the loss, the digits and the gradients of one process, with one gather forward and none
+backward. :func:`global_normalizer` counts the tokens of all ranks, and :func:`shift_labels` moves
+labels where each rank has a piece of every sequence.
+"""
+
+from .sharding import shard
+from .tokens import global_normalizer, shift_labels
+
+__all__ = ["global_normalizer", "shard", "shift_labels"]

@@ -1,0 +1,80 @@
+"""Logits whose classes are split over ranks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._check import whole_number
+from ..agreement import gathered
+from ..class_dim import axis_of_classes
+from ..heads.logits import LinearLogits, are_logits
+from ..shards import Shard, ShardedLogits
+from .groups import group_of
+
+
+def shard(
+    input: Tensor | LinearLogits,
+    group: Any = None,
+    *,
+    start: int | None = None,
+    classes: int | None = None,
+    class_dim: int | None = None,
+) -> ShardedLogits:
+    """Logits of all classes, of which this rank has some; for every loss of rows.
+
+    All ranks of the group make the same calls on the same rows, and get the same bits. Targets are
+    class indices, counted over all ranks, or probabilities of this rank's classes. Vectors over
+    classes (weights, biases, counts) are given whole. The rank has the gradient of its own logits;
+    behind a head, that of the features is added up over the ranks.
+
+    Args:
+        input: the logits of this rank's classes, ``(C_own,)``, ``(N, C_own)`` or
+            ``(N, C_own, d1, ...)``, with ``class_dim=-1`` ``(..., C_own)``; or
+            :class:`xent.LinearLogits` of this rank's part of the weight, ``(..., C_own)``. A rank
+            may have no class.
+        group: the ranks that share the classes: a process group, or a device mesh of one
+            dimension; by default all ranks.
+        start: number of the first class here; by default the classes of the lower ranks come first.
+        classes: number of classes of all ranks; by default their sum. With ``start`` and
+            ``classes`` given no collective is needed.
+        class_dim: the axis of the classes, as for every loss, which then need not be told again.
+
+    Returns:
+        What stands for the logits. Its ``gather()`` is all of them as a tensor.
+
+    Raises:
+        RuntimeError: if there is no process group.
+        ValueError: for classes that do not fit. Where the ranks disagree, all raise at the first
+            call of a loss.
+        TypeError: if ``input`` holds no logits.
+
+    Example:
+        >>> import torch, torch.distributed as dist, xent
+        >>> store = dist.HashStore()
+        >>> dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+        >>> logits = torch.tensor([[2.0, 1.0, 0.0]], requires_grad=True)
+        >>> loss = xent.cross_entropy(xent.parallel.shard(logits), torch.tensor([0]))
+        >>> round(loss.item(), 4)
+        0.4076
+        >>> dist.destroy_process_group()
+    """
+    group = group_of(group)
+    are_logits("input", input)
+    axis = axis_of_classes(input, class_dim, lean=isinstance(input, LinearLogits))
+    width = input.shape[axis]
+    if start is None or classes is None:
+        widths = gathered(torch.tensor([width], dtype=torch.int64, device=input.device), group)[
+            :, 0
+        ].tolist()
+        before = sum(widths[: torch.distributed.get_rank(group)])
+        start, classes = before if start is None else start, sum(widths)
+    start, classes = whole_number("start", start), whole_number("classes", classes)
+    if not 0 <= start <= start + width <= classes:
+        raise ValueError(
+            f"`input` has {width} classes, so `start` must be 0 to {classes - width}, of "
+            f"{classes} classes of all ranks; got {start}"
+        )
+    return ShardedLogits(input, Shard(group, start, width, classes), class_dim)

@@ -1,0 +1,216 @@
+"""Logits whose classes are split over ranks: what a shard is, and the merge across ranks.
+
+Each rank measures its own classes. One gather brings the packed numbers of all ranks together, a
+few per row, and every rank merges them in the order of the ranks, so that all ranks hold the same
+bits. The numbers of the other ranks are constants: each rank has the gradient of its own logits,
+and no collective runs in the backward pass of logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+import torch
+from torch import Tensor
+
+from .agreement import Agreement, gathered
+from .row_merge import packed, union
+from .row_statistics import RowStatistics
+from .targets import class_axis
+
+if TYPE_CHECKING:
+    from .heads.logits import LinearLogits
+
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The classes of one rank among those of its group.
+
+    Attributes:
+        group: the process group.
+        start: number of the first class of this rank.
+        width: number of classes of this rank.
+        classes: number of classes of all ranks.
+        weight: class weights of a call, whole.
+        agreement: what the ranks agree on before a call; None outside of one.
+    """
+
+    group: Any
+    start: int
+    width: int
+    classes: int
+    weight: Tensor | None = None
+    agreement: Agreement | None = None
+
+    @property
+    def stop(self) -> int:
+        """One past the last class of this rank."""
+        return self.start + self.width
+
+    def own(self, vector: Tensor | None) -> Tensor | None:
+        """The numbers of this rank's classes in a vector, or in the lines of a table.
+
+        A rank without a class gets one number, for the masked class that stands for none.
+        """
+        if vector is None or self.width:
+            return vector if vector is None else vector[..., self.start : self.stop]
+        return vector[..., :1]
+
+    def agree(self, problem: Any) -> None:
+        """Ask whether all ranks are about to compute the same problem, if nobody has asked yet."""
+        if self.agreement is not None and not self.agreement.reached:
+            labels = problem.tensors.target if problem.labelled else None
+            places = self.start, self.stop, self.classes
+            rows = problem.rows.numel()
+            self.agreement.reach(problem.dtype, rows, places, problem.mask, labels)
+
+    def merged(self, stats: RowStatistics) -> RowStatistics:
+        """Statistics of all classes; differentiable with respect to those of this rank."""
+        table = all_parts(packed(stats), self.group)
+        label, mass = stats.label, stats.mass
+        if label is not None and not stats.soft:
+            mass = (label >= 0).to(mass.dtype)
+            if self.weight is not None:
+                known = (label >= 0) & (label < self.classes)
+                mass = torch.where(known, self.weight.to(mass.dtype)[label.where(known, 0)], 0.0)
+        return union(table, replace(stats, mass=mass, classes=self.classes))
+
+
+class ShardedLogits:
+    """Stands for logits ``(N, C, ...)``, of which each rank has some classes.
+
+    :func:`xent.parallel.shard` makes one.
+
+    Attributes:
+        own: the logits of this rank: a tensor, or :class:`xent.LinearLogits`.
+        shard: the place of these classes among those of all ranks.
+        class_dim: the axis of the classes, if it is not the usual one.
+    """
+
+    def __init__(
+        self, own: Tensor | LinearLogits, shard: Shard, class_dim: int | None = None
+    ) -> None:
+        self.own, self.shard, self.class_dim = own, shard, class_dim
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the logits."""
+        return self.own.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """The device of this rank's logits."""
+        return self.own.device
+
+    def with_own(self, own: Tensor | LinearLogits) -> ShardedLogits:
+        """This shard with its logits in another layout, with the classes on the usual axis."""
+        return ShardedLogits(own, self.shard)
+
+    def gather(self) -> Tensor:
+        """The logits of all ranks, with as much memory as they need; differentiable."""
+        own = self.own if isinstance(self.own, Tensor) else self.own.materialize()
+        axis = class_axis(self.own) if self.class_dim is None else self.class_dim
+        group = self.shard.group
+        columns = own.movedim(axis, 0)  # (C_own, N, ...)
+        widths = gathered(own.new_full((1,), len(columns), dtype=torch.int64), group)[:, 0].tolist()
+        room = columns.new_zeros(max(widths) - len(columns), *columns.shape[1:])
+        parts = all_parts(torch.cat([columns, room]), group)
+        kept = [part[:width] for part, width in zip(parts, widths, strict=True)]
+        return torch.cat(kept).movedim(0, axis)
+
+    def __repr__(self) -> str:
+        shard = self.shard
+        return (
+            f"ShardedLogits(classes {shard.start} to {shard.stop} of {shard.classes}, the end not "
+            f"included: {tuple(self.own.shape)}, {self.dtype})"
+        )
+
+
+def takes_shards(function: F) -> F:
+    """Mark a function of logits that reads its call by ``make_problem``. A decorator."""
+    function.takes_shards = True  # pyright: ignore
+    return function
+
+
+def across_ranks(function: Callable[..., Any], given: dict[str, Any]) -> Any:
+    """Call a function whose ``input`` is split over ranks, so that all ranks raise, or none.
+
+    Raises:
+        TypeError: if the function needs all classes of a row.
+    """
+    input, name = given["input"], function.__name__
+    if not hasattr(function, "takes_shards"):
+        raise TypeError(
+            f"{name} takes no logits whose classes are split over ranks: it reads more of a row "
+            f"than the statistics that ranks can merge. Pass input.gather(), the logits of all "
+            f"ranks, if they fit into memory"
+        )
+    agreement = Agreement(name, given, input.shard.group, input.device)
+    shard = replace(input.shard, agreement=agreement)
+    try:
+        result = function(**{**given, "input": ShardedLogits(input.own, shard, input.class_dim)})
+    except Exception as error:
+        agreement.refuse(error)
+        raise
+    assert agreement.reached, f"{name} did not ask the other ranks"
+    return result
+
+
+def own_logits(input: Any) -> Any:
+    """The logits of this rank's classes; logits of all classes as they are."""
+    return input.own if isinstance(input, ShardedLogits) else input
+
+
+# ---- collectives ---------------------------------------------------------------------------------
+
+
+def all_parts(own: Tensor, group: Any) -> Tensor:
+    """The numbers of all ranks; those of this rank stay attached to its graph."""
+    return cast(Tensor, _AllParts.apply(own, group))
+
+
+class _AllParts(torch.autograd.Function):
+    """Gathers; backward returns the gradient of this rank's part, without a collective."""
+
+    @staticmethod
+    def forward(ctx: Any, own: Tensor, group: Any) -> Tensor:
+        import torch.distributed as dist
+
+        ctx.rank = dist.get_rank(group)
+        return gathered(own, group)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise NotImplementedError(
+                "a gradient that is differentiated again needs those of the other ranks, too; "
+                "logits of a shard have first derivatives only"
+            )
+        return grads[0][ctx.rank], None
+
+
+def summed_gradient(x: Tensor, group: Any) -> Tensor:
+    """A tensor that all ranks have, whose gradient is the sum of what each rank finds."""
+    return cast(Tensor, _SummedGradient.apply(x, group)) if x.requires_grad else x
+
+
+class _SummedGradient(torch.autograd.Function):
+    """Returns its input; backward adds up the gradients of all ranks."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: Any) -> Tensor:
+        ctx.group = group
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        import torch.distributed as dist
+
+        total = grads[0].contiguous().clone()
+        dist.all_reduce(total, group=ctx.group)
+        return total, None

@@ -1,0 +1,192 @@
+"""What the ranks of a test do; functions of a module, since they travel to other processes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+import xent
+from xent.parallel import shard
+from xent.shards import ShardedLogits
+
+NUMBERS = ("log_odds", "log_prob", "target", "lse", "mass")
+
+
+def own_part(group: Any, z: torch.Tensor, edges: list[int]) -> tuple[torch.Tensor, slice]:
+    """The leaf of this rank's logits, and which columns they are."""
+    rank = dist.get_rank(group)
+    columns = slice(edges[rank], edges[rank + 1])
+    return z[:, columns].clone().requires_grad_(), columns
+
+
+def loss_and_gradient(
+    group: Any, name: str, z: torch.Tensor, target: torch.Tensor, edges: list[int],
+    options: dict[str, Any],
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    """A loss of the shard of this rank, and the gradient of its logits."""
+    own, columns = own_part(group, z, edges)
+    if target.is_floating_point():
+        target = target[:, columns]
+    logits = shard(own, group)
+    loss = getattr(xent.losses, name)(logits, target, **options)
+    (gradient,) = torch.autograd.grad(loss.sum(), own)
+    return loss.detach(), gradient
+
+
+def statistics_of(
+    group: Any, z: torch.Tensor, target: torch.Tensor, edges: list[int], options: dict[str, Any]
+) -> dict[str, torch.Tensor]:
+    """All statistics of the rows, as tensors by name."""
+    own, columns = own_part(group, z, edges)
+    if target.is_floating_point():
+        target = target[:, columns]
+    stats = xent.statistics(shard(own, group), target, **options)
+    found = {name: getattr(stats, name) for name in (*NUMBERS, *stats.on_request)}
+    return {name: x.detach() for name, x in found.items()} | {
+        "classes": torch.tensor(stats.classes)
+    }
+
+
+def collectives(
+    group: Any, name: str, options: dict[str, Any], soft: bool
+) -> list[tuple[str, int]]:
+    """The collectives of a call and its backward pass, and the number of float64 of each."""
+    counted: list[tuple[str, int]] = []
+    rank, count = dist.get_rank(group), dist.get_world_size(group)
+    own = torch.randn(8, 5, requires_grad=True)
+    target = torch.full((8, 5), 1 / 5 / count) if soft else torch.arange(8) % 5
+    kinds = ("all_gather_single", "all_gather_into_tensor", "all_reduce", "all_to_all_single")
+    before = {kind: getattr(dist, kind) for kind in kinds if hasattr(dist, kind)}
+
+    def counting(kind: str) -> Any:
+        def call(first: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+            part = args[0] if kind.startswith("all_gather") else first
+            if part.dtype == torch.float64:
+                counted.append(
+                    (kind.removesuffix("_into_tensor").removesuffix("_single"), part.numel())
+                )
+            elif part.dtype == torch.int64:
+                counted.append(("record", part.numel()))
+            return before[kind](first, *args, **kwargs)
+
+        return call
+
+    for kind in before:
+        setattr(dist, kind, counting(kind))
+    try:
+        logits = shard(own, group, start=5 * rank, classes=5 * count)
+        loss = getattr(xent.losses, name)(logits, target, **options)
+        counted.append(("backward", 0))
+        loss.backward()
+    finally:
+        for kind, function in before.items():
+            setattr(dist, kind, function)
+    return counted
+
+
+def message(group: Any, change: dict[int, dict[str, Any]]) -> str:
+    """What this rank hears if some ranks change their arguments."""
+    rank = dist.get_rank(group)
+    given: dict[str, Any] = {
+        "rows": 4, "width": 3, "start": 3 * rank, "classes": 3 * dist.get_world_size(group),
+        "dtype": torch.float32, "label": 0, "loss": "focal_loss", "options": {},
+    } | change.get(rank, {})  # fmt: skip
+    own = torch.randn(given["rows"], given["width"], dtype=given["dtype"])
+    target = torch.full((given["rows"],), given["label"])
+    logits = shard(own, group, start=given["start"], classes=given["classes"])
+    try:
+        getattr(xent.losses, given["loss"])(logits, target, **given["options"])
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "no error"
+
+
+def refused(group: Any, name: str) -> str:
+    """What a function says to a shard."""
+    own = torch.randn(4, 3)
+    logits = shard(own, group)
+    target = torch.zeros(4, dtype=torch.int64)
+    try:
+        getattr(xent.losses, name)(logits, target)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "no error"
+
+
+def head_and_gradients(
+    group: Any, name: str, hidden: torch.Tensor, weight: torch.Tensor, target: torch.Tensor,
+    edges: list[int],
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
+    """A loss behind a head whose weight is split, and the gradients of features and weight."""
+    rank = dist.get_rank(group)
+    hidden = hidden.clone().requires_grad_()
+    own = weight[edges[rank] : edges[rank + 1]].clone().requires_grad_()
+    logits: ShardedLogits = shard(xent.LinearLogits(hidden, own), group)
+    loss = getattr(xent.losses, name)(logits, target)
+    loss.backward()
+    return loss.detach(), hidden.grad, own.grad
+
+
+def called(
+    group: Any, function: str, z: torch.Tensor, args: tuple[Any, ...], edges: list[int],
+    options: dict[str, Any],
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    """A function of ``xent`` on logits whose classes are last, and the gradient of its sum."""
+    rank = dist.get_rank(group)
+    own = z[..., edges[rank] : edges[rank + 1]].clone().requires_grad_()
+    result = getattr(xent, function)(shard(own, group, class_dim=-1), *args, **options)
+    (gradient,) = torch.autograd.grad(result.sum(), own)
+    return result.detach(), gradient
+
+
+def all_logits(group: Any, z: torch.Tensor, edges: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """The logits of all ranks, and the gradient of the sum of their squares."""
+    own, _ = own_part(group, z, edges)
+    whole = shard(own, group).gather()
+    (gradient,) = torch.autograd.grad(whole.square().sum(), own)
+    return whole.detach(), gradient
+
+
+def second_derivative(group: Any) -> str:
+    """What is said to a gradient that is differentiated again."""
+    own = torch.randn(4, 3, requires_grad=True)
+    loss = xent.cross_entropy(shard(own, group), torch.zeros(4, dtype=torch.int64))
+    try:
+        torch.autograd.grad(loss, own, create_graph=True)
+    except NotImplementedError as error:
+        return str(error)
+    return "no error"
+
+
+def learned(group: Any) -> str:
+    """What is said to a class bias that requires a gradient."""
+    bias = torch.zeros(3 * dist.get_world_size(group), requires_grad=True)
+    own = torch.randn(4, 3, requires_grad=True)
+    target = torch.zeros(4, dtype=torch.int64)
+    try:
+        xent.cross_entropy(shard(own, group), target, class_bias=bias)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "no error"
+
+
+def normalizer(group: Any, targets: list[list[torch.Tensor]], options: dict[str, Any]) -> Any:
+    """The divisor over all ranks."""
+    return xent.parallel.global_normalizer(*targets[dist.get_rank(group)], group=group, **options)
+
+
+def shifted(
+    group: Any, labels: torch.Tensor, documents: torch.Tensor | None, k: int
+) -> torch.Tensor:
+    """The moved labels of this rank's piece."""
+    rank, count = dist.get_rank(group), dist.get_world_size(group)
+    pieces = [x if x is None else x.chunk(count, -1)[rank] for x in (labels, documents)]
+    return xent.parallel.shift_labels(pieces[0], group, k, documents=pieces[1])
+
+
+def executed(group: Any, code: str) -> None:
+    """Run the code of a page; the group is that of all ranks."""
+    assert dist.get_world_size(group) == dist.get_world_size()
+    exec(compile(code, "parallel.md", "exec"), {})
