@@ -46,7 +46,7 @@ def unpacked(record: Tensor) -> Record:
     """The record of a packed one."""
     numbers, words = record[: len(Record._fields) - 1].tolist(), record[len(Record._fields) - 1 :]
     text = bytes(words.view(torch.uint8).tolist()).rstrip(b"\0")
-    return Record(*numbers, text.decode(errors="replace"))
+    return Record._make([*numbers, text.decode(errors="replace")])
 
 
 def gathered(part: Tensor, group: Any) -> Tensor:
@@ -104,7 +104,7 @@ class Agreement:
             self._exchanged(Record(failed=1, words=f"{type(error).__name__}: {error}"))
 
     def _exchanged(self, own: Record) -> list[Record]:
-        self.reached = True
+        self.reached, self.given = True, {}  # a loss that is kept must not keep the logits
         table = gathered(own.packed(self.device), self.group).cpu()
         return [unpacked(record) for record in table]
 

@@ -57,9 +57,9 @@ class Shard:
 
         A rank without a class gets one number, for the masked class that stands for none.
         """
-        if vector is None or self.width:
-            return vector if vector is None else vector[..., self.start : self.stop]
-        return vector[..., :1]
+        if vector is None:
+            return None
+        return vector[..., self.start : self.stop] if self.width else vector[..., :1]
 
     def agree(self, problem: Any) -> None:
         """Ask whether all ranks are about to compute the same problem, if nobody has asked yet."""

@@ -145,8 +145,12 @@ def test_dtensors(mesh):
         value = xent.binary_cross_entropy_with_logits(x, soft)
         close(value.full_tensor(), xent.binary_cross_entropy_with_logits(z, b))
     by_class = distribute_tensor(z, mesh, [Shard(1), Replicate()])
-    with pytest.raises(ValueError, match="classes are split over ranks"):
-        xent.cross_entropy(by_class, target)
+    close(xent.cross_entropy(by_class, target).full_tensor(), xent.cross_entropy(z, y))
+    with pytest.raises(ValueError, match="classes are split over ranks, on 1"):
+        xent.losses.sparsemax_loss(by_class, target)
+    twice = distribute_tensor(z, mesh, [Shard(1), Shard(1)])
+    with pytest.raises(ValueError, match="classes are split over ranks, on 2"):
+        xent.cross_entropy(twice, target)
     with pytest.raises(TypeError, match="`target` must be one, too"):
         xent.cross_entropy(x, y)
     with pytest.raises(ValueError, match="looks at all rows"):

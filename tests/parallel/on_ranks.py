@@ -190,3 +190,36 @@ def executed(group: Any, code: str) -> None:
     """Run the code of a page; the group is that of all ranks."""
     assert dist.get_world_size(group) == dist.get_world_size()
     exec(compile(code, "parallel.md", "exec"), {})
+
+
+def of_dtensor(
+    group: Any, name: str, z: torch.Tensor, target: torch.Tensor, options: dict[str, Any],
+    dims: tuple[int, ...], soft: bool,
+) -> tuple[torch.Tensor, torch.Tensor, str]:  # fmt: skip
+    """A loss of a DTensor, split by rows and classes on a mesh, its gradient, and its placement."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+
+    mesh = init_device_mesh("cpu", dims)
+    places = [Shard(1)] if len(dims) == 1 else [Shard(0), Shard(1)]
+    of_rows = [Replicate() if place == Shard(1) else place for place in places]
+    x = distribute_tensor(z, mesh, places).requires_grad_()
+    y = distribute_tensor(target, mesh, places if soft else of_rows)
+    loss = getattr(xent.losses, name)(x, y, **options)
+    (gradient,) = torch.autograd.grad(loss.sum(), x)
+    return loss.full_tensor().detach(), gradient.full_tensor(), str(tuple(loss.placements))
+
+
+def refused_dtensor(group: Any, name: str) -> str:
+    """What a loss says to a DTensor whose classes are split."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+
+    mesh = init_device_mesh("cpu", (4,))
+    x = distribute_tensor(torch.randn(4, 8), mesh, [Shard(1)])
+    y = distribute_tensor(torch.zeros(4, dtype=torch.int64), mesh, [Replicate()])
+    try:
+        getattr(xent.losses, name)(x, y)
+    except ValueError as error:
+        return str(error)
+    return "no error"

@@ -14,7 +14,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "parallel.md"
 @pytest.mark.slow
 def test_the_recipes_run(ranks):
     blocks = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE)
-    assert len(blocks) == 6
+    assert len(blocks) == 7
     values(ranks.run(on_ranks.executed, RANKS, "\n".join(blocks)))
 
 

@@ -3,7 +3,8 @@
 The rows of a DTensor may lie on several ranks; those of a nested tensor come in sequences of
 different lengths. The loss of a row depends on no other row, so each rank computes the losses of
 its own rows from the tensors inside, and the results become such a container again. Only the
-divisor of a mean is counted over all ranks; no logits are gathered.
+divisor of a mean is counted over all ranks; no logits are gathered. Where one dimension of the mesh
+splits the classes, the ranks along it merge the statistics of their classes.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from torch import Tensor
 
 from ..class_dim import NO_CONTAINERS
 from ..engines.modes import can_look_at, is_dtensor
+from ..shards import Shard as ClassShard
+from ..shards import ShardedLogits, across_ranks, own_logits
 from ..targets import class_axis
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -55,14 +58,14 @@ def through_containers(loss: F, divisor: Divisor, *, of_rows: bool, rowwise: boo
         of_rows: whether ``input`` has an axis of classes.
         rowwise: whether a row's loss depends on no other row.
     """
-    signature = inspect.signature(loss)
+    signature, takes_shards = inspect.signature(loss), hasattr(loss, "takes_shards")
 
     @functools.wraps(loss)
     def entry(*args: Any, **kwargs: Any) -> Any:
         input = args[0] if args else kwargs.get("input")
         if type(input) in NO_CONTAINERS or not isinstance(input, Tensor):
             return loss(*args, **kwargs)
-        container = container_of(input, class_axis(input) if of_rows else None)
+        container = container_of(input, class_axis(input) if of_rows else None, takes_shards)
         if container is None:
             return loss(*args, **kwargs)
         if not rowwise and container.split:
@@ -77,20 +80,24 @@ def through_containers(loss: F, divisor: Divisor, *, of_rows: bool, rowwise: boo
             if given.get(option):
                 raise ValueError(f"`{option}` is for plain tensors, not for {_kind(input)}")
         given |= {name: container.inner(name, value) for name, value in given.items()}
-        if given["reduction"] == "none":
-            return container.rows(loss(*bound.args, **bound.kwargs))
         normalizer = given["normalizer"]
         if given["reduction"] == "mean" and (normalizer is None or isinstance(normalizer, str)):
-            given["normalizer"] = container.over_all(divisor(given))
-        return container.total(loss(*bound.args, **bound.kwargs))
+            own = {**given, "input": own_logits(given["input"])}
+            given["normalizer"] = container.over_all(divisor(own))
+        shared = isinstance(given["input"], ShardedLogits)
+        result = across_ranks(loss, given) if shared else loss(*bound.args, **bound.kwargs)
+        return container.rows(result) if given["reduction"] == "none" else container.total(result)
 
     return entry  # pyright: ignore
 
 
-def container_of(input: Tensor, axis: int | None) -> Container | None:
-    """The container of logits whose classes are on an axis; None for tensors that are none."""
+def container_of(input: Tensor, axis: int | None, takes_shards: bool) -> Container | None:
+    """The container of logits whose classes are on an axis; None for tensors that are none.
+
+    ``takes_shards`` tells whether the loss takes some classes of each row.
+    """
     if is_dtensor(input):
-        return OnRanks(input, axis)
+        return OnRanks(input, axis, takes_shards)
     if input.is_nested:
         return Ragged(input, axis)
     return None
@@ -108,33 +115,38 @@ def _axis_of_shard(place: Any) -> int | None:
 
 
 class OnRanks:
-    """DTensors whose rows are on every rank, or split over ranks; each rank has all classes."""
+    """DTensors whose rows are on every rank, or split over ranks; likewise the classes."""
 
-    def __init__(self, input: Any, axis: int | None) -> None:
+    def __init__(self, input: Any, axis: int | None, takes_shards: bool) -> None:
         from torch.distributed.tensor import Partial, Replicate, Shard
 
         self.mesh, self.placements, self.shape = input.device_mesh, input.placements, input.shape
         self.axis = axis
+        by_classes = [_axis_of_shard(p) == axis is not None for p in self.placements]
+        if sum(by_classes) > takes_shards:
+            raise ValueError(
+                f"`input` is a DTensor whose classes are split over ranks, on {sum(by_classes)} "
+                f"dimensions of its mesh. Losses of rows take one such dimension, other losses "
+                f"none: call input.redistribute(placements=...), with Shard(0) or Replicate() there"
+            )
+        self.of_classes = by_classes.index(True) if any(by_classes) else None
         for place in self.placements:
-            if _axis_of_shard(place) == axis is not None:
-                raise ValueError(
-                    "`input` is a DTensor whose classes are split over ranks. "
-                    "Losses take DTensors that are replicated or split by rows: call "
-                    "input.redistribute(placements=[Shard(0)]) or [Replicate()]"
-                )
             if not isinstance(place, (Shard, Replicate)):
                 raise ValueError(
                     f"`input` is a DTensor placed as {place}, whose numbers are still to be added "
                     f"up: call input.redistribute(placements=[Replicate()])"
                 )
+        # The placements of a number per row, and of a sum over the rows of a rank.
         self.of_rows = tuple(self._without_classes(p) for p in self.placements)
-        self.of_sums = tuple(Partial() if isinstance(p, Shard) else p for p in self.placements)
-        self.split = any(isinstance(p, Shard) for p in self.placements)
+        self.of_sums = tuple(Partial() if isinstance(p, Shard) else p for p in self.of_rows)
+        self.split = any(isinstance(p, Shard) for p in self.of_rows)
 
     def _without_classes(self, place: Any) -> Any:
-        from torch.distributed.tensor import Shard
+        from torch.distributed.tensor import Replicate, Shard
 
         axis = _axis_of_shard(place)
+        if axis == self.axis is not None:
+            return Replicate()  # all ranks that share the classes of a row have its result
         behind = axis is not None and self.axis is not None and axis > self.axis
         return Shard(axis - 1) if axis is not None and behind else place
 
@@ -150,7 +162,8 @@ class OnRanks:
         if value.device_mesh != self.mesh:
             raise ValueError(f"`{name}` is on another device mesh than `input`")
         if value.shape == self.shape:
-            return value.redistribute(placements=self.placements).to_local()
+            own = value.redistribute(placements=self.placements).to_local()
+            return self._shard_of(own) if name == "input" and self.of_classes is not None else own
         if value.shape == self.row_shape:
             return value.redistribute(placements=self.of_rows).to_local()
         from torch.distributed.tensor import Replicate
@@ -159,6 +172,18 @@ class OnRanks:
         everywhere = [Replicate()] * len(self.placements)
         # The gradient that each rank finds is that of its own rows.
         return value.redistribute(placements=everywhere).to_local(grad_placements=self.of_sums)
+
+    def _shard_of(self, own: Tensor) -> ShardedLogits:
+        """The logits of this rank's classes."""
+        from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+        assert self.axis is not None
+        _, offset = compute_local_shape_and_global_offset(self.shape, self.mesh, self.placements)
+        shard = ClassShard(
+            self.mesh.get_group(self.of_classes), offset[self.axis], own.shape[self.axis],
+            self.shape[self.axis],
+        )  # fmt: skip
+        return ShardedLogits(own, shard)
 
     @property
     def row_shape(self) -> torch.Size:
