@@ -25,7 +25,9 @@ from .processes import LATE, each
 
 ROOT = Path(__file__).parents[2]
 TESTS = ROOT / "tests"
-ROOMS = ("frames", "losses", "row_statistics.py", "heads", "information")
+ROOMS = (
+    "frames", "losses", "row_statistics.py", "row_merge.py", "extremes.py", "heads", "information",
+)  # fmt: skip
 # Tests of the rooms on top: they train, plot or run commands, and are slow.
 FAR = ("benchmarks", "commands", "examples", "learn", "plot", "test_cli.py", "test_evaluation.py")
 EQUIVALENT = Path(__file__).with_name("equivalent.txt")
