@@ -50,13 +50,23 @@ def unpacked(record: Tensor) -> Record:
 
 
 def gathered(part: Tensor, group: Any) -> Tensor:
-    """The tensors of all ranks, ``(P, ...)``; they must have the same shape."""
+    """The tensors of all ranks, ``(P, ...)``; they must have the same shape.
+
+    Raises:
+        RuntimeError: if a rank cannot be reached.
+    """
     import torch.distributed as dist
 
     # PyTorch 2.13 has the operation by a new name.
     gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
     parts = part.new_empty(dist.get_world_size(group), *part.shape)
-    gather(parts.view(-1), part.contiguous().view(-1), group=group)
+    try:
+        gather(parts.view(-1), part.contiguous().view(-1), group=group)
+    except RuntimeError as error:
+        raise RuntimeError(
+            f"rank {dist.get_rank(group)} has not got the numbers of the other ranks, most likely "
+            f"because one of them has ended or hangs; look at the output of each rank: {error}"
+        ) from error
     return parts
 
 

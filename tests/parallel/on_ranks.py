@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from typing import Any
 
 import torch
@@ -223,3 +225,35 @@ def refused_dtensor(group: Any, name: str) -> str:
     except ValueError as error:
         return str(error)
     return "no error"
+
+
+def beside_a_rank_that_ends(group: Any) -> tuple[str, float]:
+    """What a rank hears, and after how many seconds, when rank 1 ends before the second call."""
+    own, target = torch.randn(4, 3), torch.zeros(4, dtype=torch.int64)
+    logits = shard(own, group)
+    xent.cross_entropy(logits, target)
+    if dist.get_rank(group) == 1:
+        os._exit(1)
+    start = time.monotonic()
+    try:
+        xent.cross_entropy(logits, target)
+    except RuntimeError as error:
+        return str(error), time.monotonic() - start
+    return "no error", time.monotonic() - start
+
+
+@xent.row_loss(needs="entropy")
+def own_loss(s: xent.RowStatistics, power: float = 2.0) -> torch.Tensor:
+    """A loss of a user."""
+    return s.miss**power - s.log_prob + 0.1 * s.entropy
+
+
+def other_ways(group: Any, z: torch.Tensor, y: torch.Tensor, edges: list[int]) -> list[Any]:
+    """A loss of a user, a module, statistics beside a loss, and a gradient over the logits."""
+    own, _ = own_part(group, z, edges)
+    logits = shard(own * 1, group)
+    value, stats = xent.cross_entropy(logits, y, return_stats=True)
+    results = [own_loss(logits, y, power=3.0), xent.nn.FocalLoss(gamma=1.5)(logits, y), value]
+    written = xent.cross_entropy(shard(own * 1, group), y, inplace_backward=True)
+    (gradient,) = torch.autograd.grad(written, own)
+    return [x.detach() for x in (*results, stats.log_prob, written)] + [gradient]

@@ -253,3 +253,19 @@ def test_what_would_be_wrong_on_one_rank_is_refused(ranks):
         assert "first derivatives only" in text
     for text in values(ranks.run(on_ranks.learned, 2)):
         assert text.startswith("NotImplementedError: a scale, bias or weight")
+
+
+def test_modules_own_losses_and_statistics(ranks):
+    z, y = rows()
+    edges = SPLITS["uneven"]
+    whole, slope = of_one_process("cross_entropy", z, y, {})
+    expected = [
+        on_ranks.own_loss(z, y, power=3.0), xent.losses.focal_loss(z, y, gamma=1.5), whole,
+        xent.statistics(z, y).log_prob, whole,
+    ]  # fmt: skip
+    found = values(ranks.run(on_ranks.other_ways, 3, z, y, edges))
+    for *results, _ in found:
+        for x, truth in zip(results, expected, strict=True):
+            torch.testing.assert_close(x, truth, rtol=1e-12, atol=1e-11)
+    gradient = torch.cat([part[-1] for part in found], 1)
+    torch.testing.assert_close(gradient, slope, rtol=1e-11, atol=1e-11)

@@ -32,6 +32,7 @@ from ..heads.measure import choose, measure
 from ..heads.problem import HeadProblem, make_problem
 from ..hyperparameters import Hyperparameters
 from ..row_statistics import REQUESTS, RowStatistics
+from ..shards import own_logits
 from .by_chunks import reduce_problem
 from .plain_calls import is_plain_head, is_plain_memory, positive, read_plain
 from .reduction import (
@@ -333,7 +334,7 @@ class RowFrame:
         every_row, reduce, settings, engine, plain, _ = call
         problem, reduce = leave_out(every_row, reduce)
         if inplace_backward:
-            refuse_shared_logits(input)
+            refuse_shared_logits(own_logits(input))
         apart = return_stats and problem is not every_row  # statistics of all rows
         find = rows.measure_plain if plain else measure
         stats = find(problem, engine, inplace_backward and not apart)
