@@ -32,6 +32,7 @@ class Record(NamedTuple):
     statistics: int = 0  # the fields that the kernels compute, as bits
     options: int = 0  # a checksum
     targets: int = 0  # a checksum of class indices; 0 for probabilities
+    height: int = 0  # rows of a chunk behind a head, as this rank alone would take them
     words: str = ""
 
     def packed(self, device: torch.device) -> Tensor:
@@ -85,10 +86,11 @@ class Agreement:
     ) -> None:
         self.name, self.given, self.group, self.device = name, given, group, device
         self.reached = False  # True once the records have been gathered
+        self.height = 0  # rows of a chunk that all ranks have the memory for
 
     def reach(
         self, dtype: torch.dtype, rows: int, classes: tuple[int, int, int], fields: int,
-        labels: Tensor | None,
+        labels: Tensor | None, height: int,
     ) -> None:  # fmt: skip
         """Gather the records; raise unless all ranks are about to do the same.
 
@@ -98,15 +100,18 @@ class Agreement:
             classes: the first class of this rank, one past the last, and how many all ranks have.
             fields: the fields that kernels compute, as bits.
             labels: class indices; None for probabilities.
+            height: the rows of a chunk behind a head; 0 without a head.
         """
         words = ", ".join(f"{k}={_shown(v)}" for k, v in self.given.items() if k not in _PER_RANK)
         tensors = (x for k, x in self.given.items() if isinstance(x, Tensor) and k not in _PER_RANK)
         options = zlib.crc32(repr((self.name, words, [_checksum(x) for x in tensors])).encode())
         own = Record(
             0, rows, *classes, _DTYPES.index(dtype), fields, options,
-            0 if labels is None else _checksum(labels), f"{self.name}({words})",
+            0 if labels is None else _checksum(labels), height, f"{self.name}({words})",
         )  # fmt: skip
-        _compare(self._exchanged(own), self.name)
+        records = self._exchanged(own)
+        _compare(records, self.name)
+        self.height = min(record.height for record in records)
 
     def refuse(self, error: Exception) -> None:
         """Tell the other ranks of an error of this rank, unless the records are gathered."""

@@ -61,13 +61,19 @@ class Shard:
             return None
         return vector[..., self.start : self.stop] if self.width else vector[..., :1]
 
-    def agree(self, problem: Any) -> None:
-        """Ask whether all ranks are about to compute the same problem, if nobody has asked yet."""
-        if self.agreement is not None and not self.agreement.reached:
+    def agree(self, problem: Any, height: int) -> int:
+        """Ask the ranks whether all are about to compute this problem, if nobody has asked yet.
+
+        Returns the rows of a chunk behind a head: the fewest of any rank, since ranks gather after
+        each chunk. ``height`` is what this rank would take.
+        """
+        if self.agreement is None:
+            raise RuntimeError("a shard of classes is read outside of a call on all ranks")
+        if not self.agreement.reached:
             labels = problem.tensors.target if problem.labelled else None
-            places = self.start, self.stop, self.classes
-            rows = problem.rows.numel()
-            self.agreement.reach(problem.dtype, rows, places, problem.mask, labels)
+            places, rows = (self.start, self.stop, self.classes), problem.rows.numel()
+            self.agreement.reach(problem.dtype, rows, places, problem.mask, labels, height)
+        return self.agreement.height
 
     def merged(self, stats: RowStatistics) -> RowStatistics:
         """Statistics of all classes; differentiable with respect to those of this rank."""

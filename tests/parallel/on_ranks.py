@@ -119,13 +119,13 @@ def refused(group: Any, name: str) -> str:
 
 def head_and_gradients(
     group: Any, name: str, hidden: torch.Tensor, weight: torch.Tensor, target: torch.Tensor,
-    edges: list[int],
+    edges: list[int], workspace: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
     """A loss behind a head whose weight is split, and the gradients of features and weight."""
     rank = dist.get_rank(group)
     hidden = hidden.clone().requires_grad_()
     own = weight[edges[rank] : edges[rank + 1]].clone().requires_grad_()
-    logits: ShardedLogits = shard(xent.LinearLogits(hidden, own), group)
+    logits: ShardedLogits = shard(xent.LinearLogits(hidden, own, max_workspace=workspace), group)
     loss = getattr(xent.losses, name)(logits, target)
     loss.backward()
     return loss.detach(), hidden.grad, own.grad

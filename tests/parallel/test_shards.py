@@ -146,16 +146,20 @@ def test_statistics(ranks, split, soft):
 
 @pytest.mark.parametrize("edges", [SPLITS["even"], SPLITS["uneven"], SPLITS["empty"]])
 @pytest.mark.parametrize("name", ["cross_entropy", "focal_loss"])
-def test_behind_a_head(ranks, name, edges):
+@pytest.mark.parametrize("workspace", [1 << 20, 1000])  # all rows at once; many chunks, uneven
+def test_behind_a_head(ranks, name, edges, workspace):
     g = torch.Generator().manual_seed(1)
-    hidden = torch.randn(ROWS, 4, generator=g, dtype=torch.float64)
+    hidden = torch.randn(100, 4, generator=g, dtype=torch.float64)
     weight = torch.randn(CLASSES, 4, generator=g, dtype=torch.float64)
-    y = torch.randint(CLASSES, (ROWS,), generator=g)
+    y = torch.randint(CLASSES, (100,), generator=g)
+    y[::9] = -100
     h, w = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
     whole = getattr(xent.losses, name)(h @ w.T, y)
     whole.backward()
     found = values(
-        ranks.run(on_ranks.head_and_gradients, len(edges) - 1, name, hidden, weight, y, edges)
+        ranks.run(
+            on_ranks.head_and_gradients, len(edges) - 1, name, hidden, weight, y, edges, workspace
+        )
     )
     for k, (loss, of_hidden, of_weight) in enumerate(found):
         torch.testing.assert_close(loss, whole.detach(), rtol=1e-14, atol=0)

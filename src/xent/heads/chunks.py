@@ -45,7 +45,13 @@ def plan(source: LinearLogits, heads: int = 1) -> Plan:
         max(1, budget // max(1, width * dtype.itemsize)) for width in source.weight.shape
     )
     rows = min(most_rows(source), rows)
-    return Plan(dtype, rows if rows < STRIP else rows // STRIP * STRIP, block)
+    rows = rows if rows < STRIP else rows // STRIP * STRIP
+    return Plan(dtype, rows if source.most_rows is None else min(rows, source.most_rows), block)
+
+
+def height_of(source: LinearLogits) -> int:
+    """The most rows of a chunk, whether its rows are summed or not."""
+    return min(plan(source).rows, plan(products.for_sum(source)).rows)
 
 
 def most_rows(source: LinearLogits) -> int:

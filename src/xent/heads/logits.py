@@ -86,6 +86,7 @@ class LinearLogits(Lean):
         if products is not None:
             one_of("products", products, ("float32", "input"))
         self.max_workspace = max_workspace
+        self.most_rows: int | None = None  # of a chunk; by default what the workspace holds
         self.products: Products | None = products
         if not torch.is_grad_enabled():  # as logits computed here would be
             hidden, weight, bias = _constant(hidden), _constant(weight), _constant(bias)
@@ -276,6 +277,10 @@ class LinearLogits(Lean):
     def with_parts(self, hidden: Any, weight: Any, bias: Any) -> LinearLogits:
         """Return a copy of this head with other tensors, or None for those to be set later."""
         return self._with(hidden=hidden, weight=weight, bias=bias)
+
+    def by_chunks_of(self, rows: int) -> LinearLogits:
+        """Return a copy of this head whose chunks have at most so many rows."""
+        return self._with(most_rows=rows)
 
     def with_hidden(self, hidden: Tensor) -> LinearLogits:
         """Return a copy of this head with other features."""

@@ -20,6 +20,7 @@ from ..logits import make_transform
 from ..row_statistics import INDEX_ONLY, field_mask
 from ..shards import Shard, ShardedLogits, summed_gradient
 from ..targets import Target, any_class, are_alike, class_axis, read_target
+from . import chunks
 from .logits import LinearLogits
 
 _NOTHING = torch.empty(0, dtype=torch.float32, device="cpu")  # in the place of the logits
@@ -137,9 +138,17 @@ def make_problem(
     else:
         source, tensors = _absorb(z, Tensors(_NOTHING, *others), cap)  # pyright: ignore
         problem = HeadProblem(source, tensors, settings, input.shape[:-1])
-    if shard is not None:
-        shard.agree(problem)
-    return problem
+    return problem if shard is None else _agreed(problem, shard)
+
+
+def _agreed(problem: Problem, shard: Shard) -> Problem:
+    """The problem, once all ranks are about to compute it, with chunks of one height on all."""
+    if not isinstance(problem, HeadProblem):
+        shard.agree(problem, 0)
+        return problem
+    source = problem.source
+    height = shard.agree(problem, chunks.height_of(source))
+    return problem.with_source(source.by_chunks_of(height))
 
 
 def _own_part(
