@@ -72,7 +72,7 @@ def gathered(part: Tensor, group: Any) -> Tensor:
 
 
 class Agreement:
-    """One call on all ranks of a group.
+    """Consent of all ranks of a group to one call.
 
     Args:
         name: the function.

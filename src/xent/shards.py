@@ -49,7 +49,7 @@ class Shard:
 
     @property
     def stop(self) -> int:
-        """One past the last class of this rank."""
+        """Number that follows the last class of this rank."""
         return self.start + self.width
 
     def own(self, vector: Tensor | None) -> Tensor | None:
@@ -80,10 +80,8 @@ class Shard:
         table = all_parts(packed(stats), self.group)
         label, mass = stats.label, stats.mass
         if label is not None and not stats.soft:
-            mass = (label >= 0).to(mass.dtype)
-            if self.weight is not None:
-                known = (label >= 0) & (label < self.classes)
-                mass = torch.where(known, self.weight.to(mass.dtype)[label.where(known, 0)], 0.0)
+            kept = (label >= 0).to(mass.dtype)
+            mass = kept if self.weight is None else stats.of_label(self.weight)
         return union(table, replace(stats, mass=mass, classes=self.classes))
 
 

@@ -1,9 +1,10 @@
-"""What the ranks of a test do; functions of a module, since they travel to other processes."""
+"""Functions for the ranks of a test, in a module of their own: they travel to other processes."""
 
 from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,6 +15,15 @@ from xent.parallel import shard
 from xent.shards import ShardedLogits
 
 NUMBERS = ("log_odds", "log_prob", "target", "lse", "mass")
+
+
+def heard(call: Callable[[], Any]) -> str:
+    """The error of a call, in words."""
+    try:
+        call()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "no error"
 
 
 def own_part(group: Any, z: torch.Tensor, edges: list[int]) -> tuple[torch.Tensor, slice]:
@@ -89,7 +99,7 @@ def collectives(
 
 
 def message(group: Any, change: dict[int, dict[str, Any]]) -> str:
-    """What this rank hears if some ranks change their arguments."""
+    """The error on this rank if some ranks change their arguments."""
     rank = dist.get_rank(group)
     given: dict[str, Any] = {
         "rows": 4, "width": 3, "start": 3 * rank, "classes": 3 * dist.get_world_size(group),
@@ -98,23 +108,16 @@ def message(group: Any, change: dict[int, dict[str, Any]]) -> str:
     own = torch.randn(given["rows"], given["width"], dtype=given["dtype"])
     target = torch.full((given["rows"],), given["label"])
     logits = shard(own, group, start=given["start"], classes=given["classes"])
-    try:
-        getattr(xent.losses, given["loss"])(logits, target, **given["options"])
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
-    return "no error"
+    loss = getattr(xent.losses, given["loss"])
+    return heard(lambda: loss(logits, target, **given["options"]))
 
 
 def refused(group: Any, name: str) -> str:
-    """What a function says to a shard."""
+    """The error of a function that is given a shard."""
     own = torch.randn(4, 3)
     logits = shard(own, group)
     target = torch.zeros(4, dtype=torch.int64)
-    try:
-        getattr(xent.losses, name)(logits, target)
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
-    return "no error"
+    return heard(lambda: getattr(xent.losses, name)(logits, target))
 
 
 def head_and_gradients(
@@ -152,26 +155,18 @@ def all_logits(group: Any, z: torch.Tensor, edges: list[int]) -> tuple[torch.Ten
 
 
 def second_derivative(group: Any) -> str:
-    """What is said to a gradient that is differentiated again."""
+    """The error of a gradient that is differentiated again."""
     own = torch.randn(4, 3, requires_grad=True)
     loss = xent.cross_entropy(shard(own, group), torch.zeros(4, dtype=torch.int64))
-    try:
-        torch.autograd.grad(loss, own, create_graph=True)
-    except NotImplementedError as error:
-        return str(error)
-    return "no error"
+    return heard(lambda: torch.autograd.grad(loss, own, create_graph=True))
 
 
 def learned(group: Any) -> str:
-    """What is said to a class bias that requires a gradient."""
+    """The error for a class bias that requires a gradient."""
     bias = torch.zeros(3 * dist.get_world_size(group), requires_grad=True)
     own = torch.randn(4, 3, requires_grad=True)
     target = torch.zeros(4, dtype=torch.int64)
-    try:
-        xent.cross_entropy(shard(own, group), target, class_bias=bias)
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
-    return "no error"
+    return heard(lambda: xent.cross_entropy(shard(own, group), target, class_bias=bias))
 
 
 def normalizer(group: Any, targets: list[list[torch.Tensor]], options: dict[str, Any]) -> Any:
@@ -213,33 +208,25 @@ def of_dtensor(
 
 
 def refused_dtensor(group: Any, name: str) -> str:
-    """What a loss says to a DTensor whose classes are split."""
+    """The error of a loss for a DTensor whose classes are split."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
     mesh = init_device_mesh("cpu", (4,))
     x = distribute_tensor(torch.randn(4, 8), mesh, [Shard(1)])
     y = distribute_tensor(torch.zeros(4, dtype=torch.int64), mesh, [Replicate()])
-    try:
-        getattr(xent.losses, name)(x, y)
-    except ValueError as error:
-        return str(error)
-    return "no error"
+    return heard(lambda: getattr(xent.losses, name)(x, y))
 
 
 def beside_a_rank_that_ends(group: Any) -> tuple[str, float]:
-    """What a rank hears, and after how many seconds, when rank 1 ends before the second call."""
+    """The error on the other ranks when rank 1 ends before the second call, and its seconds."""
     own, target = torch.randn(4, 3), torch.zeros(4, dtype=torch.int64)
     logits = shard(own, group)
     xent.cross_entropy(logits, target)
     if dist.get_rank(group) == 1:
         os._exit(1)
     start = time.monotonic()
-    try:
-        xent.cross_entropy(logits, target)
-    except RuntimeError as error:
-        return str(error), time.monotonic() - start
-    return "no error", time.monotonic() - start
+    return heard(lambda: xent.cross_entropy(logits, target)), time.monotonic() - start
 
 
 @xent.row_loss(needs="entropy")

@@ -34,7 +34,7 @@ class Pool:
             worker.start()
 
     def run(self, function: Callable[..., Any], ranks: int, *args: Any) -> list[Any]:
-        """What ``function(group, *args)`` returns on each rank; an exception, where it raises."""
+        """Results of ``function(group, *args)`` on each rank; an exception, where it raises."""
         for pipe in self.pipes[:ranks]:
             pipe.send((function, ranks, args))
         return [pipe.recv() for pipe in self.pipes[:ranks]]
@@ -61,7 +61,7 @@ def _work(rank: int, count: int, pipe: Connection, store: str) -> None:
         try:
             pipe.send(function(groups[ranks], *args))
         except Exception as error:
-            error.add_note(traceback.format_exc())
+            traceback.print_exc()  # an exception loses its traceback on the way
             pipe.send(error)
     dist.destroy_process_group()
 

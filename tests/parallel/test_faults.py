@@ -16,6 +16,7 @@ def test_a_rank_that_ends_is_missed(tmp_path):
         for pipe in (pool.pipes[0], pool.pipes[2]):
             assert pipe.poll(60)
             heard, seconds = pipe.recv()
+            assert heard.startswith("RuntimeError")
             assert "one of them has ended" in heard
             assert seconds < 10
     finally:
