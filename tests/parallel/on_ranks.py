@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -64,7 +65,7 @@ def statistics_of(
 def collectives(
     group: Any, name: str, options: dict[str, Any], soft: bool
 ) -> list[tuple[str, int]]:
-    """The collectives of a call and its backward pass, and the number of float64 of each."""
+    """The collectives of a call and its backward pass, and how much a rank gives to each."""
     counted: list[tuple[str, int]] = []
     rank, count = dist.get_rank(group), dist.get_world_size(group)
     own = torch.randn(8, 5, requires_grad=True)
@@ -74,7 +75,7 @@ def collectives(
 
     def counting(kind: str) -> Any:
         def call(first: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-            part = args[0] if kind.startswith("all_gather") else first
+            part = first if kind == "all_reduce" else args[0]
             if part.dtype == torch.float64:
                 counted.append(
                     (kind.removesuffix("_into_tensor").removesuffix("_single"), part.numel())
@@ -96,6 +97,12 @@ def collectives(
         for kind, function in before.items():
             setattr(dist, kind, function)
     return counted
+
+
+def in_two_steps(group: Any, function: Callable[..., Any], *args: Any) -> Any:
+    """A function of this module, where no call is small enough for one gather."""
+    with mock.patch("xent.shards.ONE_GATHER", 0):
+        return function(group, *args)
 
 
 def message(group: Any, change: dict[int, dict[str, Any]]) -> str:

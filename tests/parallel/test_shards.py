@@ -50,9 +50,20 @@ def of_one_process(name, z, target, options):
     return loss.detach(), gradient
 
 
+def of_ranks(ranks, call, two_steps):
+    """The results of a function on the ranks, which merge in two steps if asked to."""
+    function, count, *args = call
+    if two_steps:
+        return ranks.run(on_ranks.in_two_steps, count, function, *args)
+    return ranks.run(function, count, *args)
+
+
 def takes_soft(name):
     frame = getattr(CATALOG[name].function, "frame", None)
     return frame is not None and frame.soft and not frame.own and not frame.hyper.required
+
+
+SOFT = [name for name in OF_ROWS if name != "cross_entropy" and takes_soft(name)]
 
 
 def takes_logits(name):
@@ -70,12 +81,11 @@ def settings_of(name):
     return SETTINGS.get(name, {}) | dict.fromkeys(missing, 0.2)
 
 
-def agrees(ranks, name, z, target, options, edges):
+def agrees(ranks, name, z, target, options, edges, two_steps=False):
     """The loss and the gradients of the ranks are those of one process."""
     whole, slope = of_one_process(name, z, target, options)
-    found = values(
-        ranks.run(on_ranks.loss_and_gradient, len(edges) - 1, name, z, target, edges, options)
-    )
+    call = (on_ranks.loss_and_gradient, len(edges) - 1, name, z, target, edges, options)
+    found = values(of_ranks(ranks, call, two_steps))
     eps = torch.finfo(z.dtype).eps
     for loss, _ in found:
         assert torch.equal(loss, found[0][0])  # the same bits on all ranks
@@ -119,20 +129,22 @@ def test_soft_targets(ranks, split):
     z, _ = rows()
     z[3] = 0.0
     q = torch.randn(ROWS, CLASSES, dtype=torch.float64).softmax(1)
-    for name in [n for n in OF_ROWS if n == "cross_entropy" or takes_soft(n)][:6]:
+    for name in ("cross_entropy", *SOFT[:5]):
         agrees(ranks, name, z, q, {}, SPLITS[split])
 
 
+@pytest.mark.parametrize("two_steps", [False, True])
 @pytest.mark.parametrize("split", SPLITS)
 @pytest.mark.parametrize("soft", [False, True])
-def test_statistics(ranks, split, soft):
+def test_statistics(ranks, split, soft, two_steps):
     z, y = rows()
     z[3] = 0.0
     target = torch.randn(ROWS, CLASSES, dtype=torch.float64).softmax(1) if soft else y
     options = WANTED if soft else WANTED | {"squares": True, "cubes": True}
     edges = SPLITS[split]
     whole = xent.statistics(z, target, **options)
-    found = values(ranks.run(on_ranks.statistics_of, len(edges) - 1, z, target, edges, options))
+    call = (on_ranks.statistics_of, len(edges) - 1, z, target, edges, options)
+    found = values(of_ranks(ranks, call, two_steps))
     for part in found:
         assert int(part.pop("classes")) == CLASSES
         for name, x in part.items():
@@ -142,6 +154,25 @@ def test_statistics(ranks, split, soft):
             torch.testing.assert_close(
                 x, getattr(whole, name), rtol=1e-12, atol=1e-11, equal_nan=True, msg=name
             )
+
+
+@pytest.mark.parametrize("split", ["uneven", "empty"])
+@pytest.mark.parametrize("soft", [False, True])
+def test_two_steps(ranks, split, soft):
+    z, y = rows()
+    z[3] = 0.0
+    q = torch.randn(ROWS, CLASSES, dtype=torch.float64).softmax(1)
+    for name in ("cross_entropy", SOFT[0] if soft else "focal_loss"):
+        options = {"label_smoothing": 0.1} if name == "cross_entropy" else {}
+        agrees(ranks, name, z[:11], (q if soft else y)[:11], options, SPLITS[split], True)
+
+
+def test_two_steps_send_at_most_twice_the_packed_rows(ranks):
+    call = (on_ranks.collectives, 4, "cross_entropy", {}, False)
+    for counted in values(of_ranks(ranks, call, True)):
+        assert [kind for kind, _ in counted] == ["record", "all_to_all", "all_gather", "backward"]
+        rows, received = 8, counted[1][1] * 3 / 4 + counted[2][1] * 3
+        assert received <= 2 * (2 * rows)
 
 
 @pytest.mark.parametrize("edges", [SPLITS["even"], SPLITS["uneven"], SPLITS["empty"]])
