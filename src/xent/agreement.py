@@ -4,10 +4,14 @@ A collective of ranks that disagree hangs, aborts the process or gives a wrong n
 on logits whose classes are split over ranks begins with one gather of a record of fixed size, which
 cannot mismatch: what the rank is about to do, or the error that it has found in its own arguments.
 Every rank reads all records, and all raise, or none.
+
+On an accelerator the processor would wait for each record. There the ranks gather records once for
+each signature, which holds no values of tensors.
 """
 
 from __future__ import annotations
 
+import weakref
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -15,7 +19,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .collectives import gathered
+
+# The signatures that the ranks of a group agree on, and the height of their chunks.
+_AGREED: weakref.WeakKeyDictionary[Any, dict[Record, int]] = weakref.WeakKeyDictionary()
+
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+LEARNED = ("features", "scale", "class_bias", "class_scale")  # what `reach` is given
 _TEXT = 512  # bytes of a record that hold words
 _Describe = Callable[[int], str]
 
@@ -32,6 +42,7 @@ class Record(NamedTuple):
     statistics: int = 0  # the fields that the kernels compute, as bits
     options: int = 0  # a checksum
     targets: int = 0  # a checksum of class indices; 0 for probabilities
+    learned: int = 0  # which of the tensors that all ranks have require a gradient, as bits
     height: int = 0  # rows of a chunk behind a head, as this rank alone would take them
     words: str = ""
 
@@ -48,27 +59,6 @@ def unpacked(record: Tensor) -> Record:
     numbers, words = record[: len(Record._fields) - 1].tolist(), record[len(Record._fields) - 1 :]
     text = bytes(words.view(torch.uint8).tolist()).rstrip(b"\0")
     return Record._make([*numbers, text.decode(errors="replace")])
-
-
-def gathered(part: Tensor, group: Any) -> Tensor:
-    """The tensors of all ranks, ``(P, ...)``; they must have the same shape.
-
-    Raises:
-        RuntimeError: if a rank cannot be reached.
-    """
-    import torch.distributed as dist
-
-    # PyTorch 2.13 has the operation by a new name.
-    gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-    parts = part.new_empty(dist.get_world_size(group), *part.shape)
-    try:
-        gather(parts.view(-1), part.contiguous().view(-1), group=group)
-    except RuntimeError as error:
-        raise RuntimeError(
-            f"rank {dist.get_rank(group)} has not got the numbers of the other ranks, most likely "
-            f"because one of them has ended or hangs; look at the output of each rank: {error}"
-        ) from error
-    return parts
 
 
 class Agreement:
@@ -90,7 +80,7 @@ class Agreement:
 
     def reach(
         self, dtype: torch.dtype, rows: int, classes: tuple[int, int, int], fields: int,
-        labels: Tensor | None, height: int,
+        labels: Tensor | None, learned: Sequence[Tensor | None], height: int,
     ) -> None:  # fmt: skip
         """Gather the records; raise unless all ranks are about to do the same.
 
@@ -100,31 +90,47 @@ class Agreement:
             classes: the first class of this rank, one past the last, and how many all ranks have.
             fields: the fields that kernels compute, as bits.
             labels: class indices; None for probabilities.
+            learned: the tensors that all ranks have and whose gradients they add up, if they
+                require one.
             height: the rows of a chunk behind a head; 0 without a head.
         """
-        words = ", ".join(f"{k}={_shown(v)}" for k, v in self.given.items() if k not in _PER_RANK)
-        tensors = (x for k, x in self.given.items() if isinstance(x, Tensor) and k not in _PER_RANK)
-        options = zlib.crc32(repr((self.name, words, [_checksum(x) for x in tensors])).encode())
+        given = {k: v for k, v in self.given.items() if k not in _PER_RANK}
+        words = ", ".join(f"{k}={_shown(v)}" for k, v in given.items())
+        sums = [self._checksum(x) for x in given.values() if isinstance(x, Tensor)]
+        options = zlib.crc32(repr((self.name, words, sums)).encode())
         own = Record(
-            0, rows, *classes, _DTYPES.index(dtype), fields, options,
-            0 if labels is None else _checksum(labels), height, f"{self.name}({words})",
+            0, rows, *classes, _DTYPES.index(dtype), fields, options, self._checksum(labels),
+            sum(1 << k for k, x in enumerate(learned) if x is not None and x.requires_grad),
+            height, f"{self.name}({words})",
         )  # fmt: skip
-        records = self._exchanged(own)
-        _compare(records, self.name)
-        self.height = min(record.height for record in records)
+        known = _AGREED.setdefault(self.group, {}) if _reading_waits(self.device) else {}
+        if own not in known:
+            records = self._exchanged(own)
+            _compare(records, self.name)
+            known[own] = min(record.height for record in records)
+        self.reached, self.height = True, known[own]
+        self.given = {}  # a loss that is kept must not keep the logits
 
     def refuse(self, error: Exception) -> None:
         """Tell the other ranks of an error of this rank, unless the records are gathered."""
         if not self.reached:
             self._exchanged(Record(failed=1, words=f"{type(error).__name__}: {error}"))
 
+    def _checksum(self, x: Tensor | None) -> int:
+        return 0 if x is None or _reading_waits(self.device) else _checksum(x)
+
     def _exchanged(self, own: Record) -> list[Record]:
-        self.reached, self.given = True, {}  # a loss that is kept must not keep the logits
+        self.reached = True
         table = gathered(own.packed(self.device), self.group).cpu()
         return [unpacked(record) for record in table]
 
 
 _PER_RANK = ("input", "target", "class_dim")  # arguments that the options do not hold
+
+
+def _reading_waits(device: torch.device) -> bool:
+    """True where a number can be read only after all that was asked of the device before."""
+    return device.type != "cpu"
 
 
 def _shown(value: Any) -> str:
@@ -141,6 +147,12 @@ def _checksum(x: Tensor) -> int:
     return int(((flat + 1) * places).sum())
 
 
+def _learned(record: Record) -> str:
+    """The tensors of a record that require a gradient."""
+    names = [name for k, name in enumerate(LEARNED) if record.learned >> k & 1]
+    return ", ".join(names) or "none"
+
+
 def _compare(records: Sequence[Record], name: str) -> None:
     """Raise unless all ranks are about to do the same, on shards that fit together."""
     for rank, record in enumerate(records):
@@ -154,6 +166,7 @@ def _compare(records: Sequence[Record], name: str) -> None:
         ("rows", "another number of rows", lambda k: f"{records[k].rows} rows"),
         ("dtype", "another dtype of `input`", lambda k: str(_DTYPES[records[k].dtype])),
         ("classes", "another number of `classes`", lambda k: f"{records[k].classes} classes"),
+        ("learned", "other tensors that require a gradient", lambda k: _learned(records[k])),
     ]
     for field, what, describe in differences:
         if len({getattr(record, field) for record in records}) > 1:

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from .agreement import Agreement, gathered
+from .agreement import Agreement
+from .collectives import begin_sum, exchanged, gathered
 from .row_merge import joined, packed, read, refuse_second_derivative, with_gradient_of
 from .row_statistics import RowStatistics
 from .targets import class_axis
@@ -78,7 +79,9 @@ class Shard:
         if not self.agreement.reached:
             labels = problem.tensors.target if problem.labelled else None
             places, rows = (self.start, self.stop, self.classes), problem.rows.numel()
-            self.agreement.reach(problem.dtype, rows, places, problem.mask, labels, height)
+            self.agreement.reach(
+                problem.dtype, rows, places, problem.mask, labels, problem.of_all_ranks, height
+            )
         return self.agreement.height
 
     def merged(self, stats: RowStatistics) -> RowStatistics:
@@ -178,7 +181,7 @@ def own_logits(input: Any) -> Any:
     return input.own if isinstance(input, ShardedLogits) else input
 
 
-# ---- collectives ---------------------------------------------------------------------------------
+# ---- numbers of all ranks ------------------------------------------------------------------------
 
 
 def joined_over_ranks(own: Tensor, like: RowStatistics, group: Any) -> Tensor:
@@ -204,9 +207,7 @@ def _in_two_steps(own: Tensor, like: RowStatistics, group: Any) -> Tensor:
     height = -(-count // ranks)  # rows of a share
     room = ranks * height - count
     shares = pad(own.flatten(1), (0, room)).unflatten(1, (ranks, height))  # (K, P, height)
-    sent = shares.transpose(0, 1).contiguous()
-    table = torch.empty_like(sent)  # (P, K, height): the numbers of all ranks for one share
-    dist.all_to_all_single(table.view(-1), sent.view(-1), group=group)
+    table = exchanged(shares.transpose(0, 1), group)  # (P, K, height): all ranks, for one share
     label = like.label
     if label is not None:
         label = pad(label.flatten(), (0, room)).unflatten(0, (ranks, height))[dist.get_rank(group)]
@@ -235,9 +236,9 @@ class _AllParts(torch.autograd.Function):
         return grads[0][ctx.rank], None
 
 
-def summed_gradient(x: Tensor, group: Any) -> Tensor:
+def summed_gradient(x: Tensor | None, group: Any) -> Any:
     """A tensor that all ranks have, whose gradient is the sum of what each rank finds."""
-    return cast(Tensor, _SummedGradient.apply(x, group)) if x.requires_grad else x
+    return x if x is None or not x.requires_grad else _SummedGradient.apply(x, group)
 
 
 class _SummedGradient(torch.autograd.Function):
@@ -250,8 +251,6 @@ class _SummedGradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        import torch.distributed as dist
-
         total = grads[0].contiguous().clone()
-        dist.all_reduce(total, group=ctx.group)
+        begin_sum(total, ctx.group)()
         return total, None

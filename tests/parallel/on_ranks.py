@@ -66,22 +66,36 @@ def collectives(
     group: Any, name: str, options: dict[str, Any], soft: bool
 ) -> list[tuple[str, int]]:
     """The collectives of a call and its backward pass, and how much a rank gives to each."""
-    counted: list[tuple[str, int]] = []
     rank, count = dist.get_rank(group), dist.get_world_size(group)
     own = torch.randn(8, 5, requires_grad=True)
     target = torch.full((8, 5), 1 / 5 / count) if soft else torch.arange(8) % 5
+    logits = shard(own, group, start=5 * rank, classes=5 * count)
+    return counted_of(lambda: getattr(xent.losses, name)(logits, target, **options))
+
+
+def head_collectives(group: Any, rows: int) -> list[tuple[str, int]]:
+    """The collectives of a loss behind a head in chunks of some rows, and its backward pass."""
+    rank, count = dist.get_rank(group), dist.get_world_size(group)
+    hidden, weight = torch.randn(8, 3, requires_grad=True), torch.randn(5, 3, requires_grad=True)
+    own = xent.LinearLogits(hidden, weight, max_workspace=rows * 5 * 4)
+    logits = shard(own, group, start=5 * rank, classes=5 * count)
+    return counted_of(lambda: xent.cross_entropy(logits, torch.arange(8) % 5))
+
+
+def counted_of(loss: Callable[[], torch.Tensor]) -> list[tuple[str, int]]:
+    """The collectives of a loss and its backward pass, and how many numbers a rank gives to each.
+
+    Records are named as such, as their numbers are whole.
+    """
+    counted: list[tuple[str, int]] = []
     kinds = ("all_gather_single", "all_gather_into_tensor", "all_reduce", "all_to_all_single")
     before = {kind: getattr(dist, kind) for kind in kinds if hasattr(dist, kind)}
 
     def counting(kind: str) -> Any:
         def call(first: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
             part = first if kind == "all_reduce" else args[0]
-            if part.dtype == torch.float64:
-                counted.append(
-                    (kind.removesuffix("_into_tensor").removesuffix("_single"), part.numel())
-                )
-            elif part.dtype == torch.int64:
-                counted.append(("record", part.numel()))
+            name = kind.removesuffix("_into_tensor").removesuffix("_single")
+            counted.append((name if part.is_floating_point() else "record", part.numel()))
             return before[kind](first, *args, **kwargs)
 
         return call
@@ -89,10 +103,9 @@ def collectives(
     for kind in before:
         setattr(dist, kind, counting(kind))
     try:
-        logits = shard(own, group, start=5 * rank, classes=5 * count)
-        loss = getattr(xent.losses, name)(logits, target, **options)
+        value = loss()
         counted.append(("backward", 0))
-        loss.backward()
+        value.backward()
     finally:
         for kind, function in before.items():
             setattr(dist, kind, function)
@@ -168,12 +181,39 @@ def second_derivative(group: Any) -> str:
     return heard(lambda: torch.autograd.grad(loss, own, create_graph=True))
 
 
-def learned(group: Any) -> str:
-    """The error for a class bias that requires a gradient."""
-    bias = torch.zeros(3 * dist.get_world_size(group), requires_grad=True)
+def learned_weight(group: Any) -> str:
+    """The error for class weights that require a gradient."""
+    weight = torch.ones(3 * dist.get_world_size(group), requires_grad=True)
     own = torch.randn(4, 3, requires_grad=True)
     target = torch.zeros(4, dtype=torch.int64)
-    return heard(lambda: xent.cross_entropy(shard(own, group), target, class_bias=bias))
+    return heard(lambda: xent.cross_entropy(shard(own, group), target, weight=weight))
+
+
+def learned(
+    group: Any, parts: list[torch.Tensor], target: torch.Tensor, edges: list[int],
+    given: dict[str, torch.Tensor],
+) -> tuple[torch.Tensor, ...]:  # fmt: skip
+    """A loss with options that are learned, and the gradients of these options.
+
+    ``parts`` are all logits, or the features, the weight and the bias of a head.
+    """
+    rank = dist.get_rank(group)
+    columns = slice(edges[rank], edges[rank + 1])
+    given = {name: x.clone().requires_grad_() for name, x in given.items()}
+    if len(parts) == 1:
+        own: Any = parts[0][:, columns].clone().requires_grad_()
+    else:
+        hidden, weight, bias = (x.clone().requires_grad_() for x in parts)
+        own = xent.LinearLogits(hidden, weight[columns], bias[columns])
+    loss = xent.cross_entropy(shard(own, group), target, **given)
+    return (loss.detach(), *torch.autograd.grad(loss, given.values()))
+
+
+def signatures(group: Any) -> list[tuple[str, int]]:
+    """The collectives of two calls where reading a record would wait for the device."""
+    with mock.patch("xent.agreement._reading_waits", return_value=True):
+        first = collectives(group, "focal_loss", {"gamma": 1.25}, False)
+        return first + collectives(group, "focal_loss", {"gamma": 1.25}, False)
 
 
 def normalizer(group: Any, targets: list[list[torch.Tensor]], options: dict[str, Any]) -> Any:

@@ -217,6 +217,13 @@ def test_one_gather_forward_and_none_backward(ranks, name, options, soft, number
         assert counted[1][1] == numbers * 8  # per row
 
 
+def test_behind_a_head_each_chunk_has_one_gather_and_one_sum_of_its_features(ranks):
+    for rows, chunks in ((8, 1), (4, 2)):
+        for counted in values(ranks.run(on_ranks.head_collectives, 3, rows)):
+            of_chunk = [("all_gather", 2 * rows), ("all_reduce", 3 * rows)]
+            assert counted[1:] == [*of_chunk * chunks, ("backward", 0)]
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -230,6 +237,13 @@ def test_one_gather_forward_and_none_backward(ranks, name, options, soft, number
         ({2: {"label": 1}}, "`target` is not the same on rank 0 and rank 2"),
         ({1: {"options": {"gamma": -1.0}}}, "`gamma` must be"),
         ({0: {"label": 9}}, "class index 9"),
+        (
+            {
+                k: {"options": {"logit_scale": torch.ones((), requires_grad=k == 1)}}
+                for k in range(3)
+            },
+            "rank 0: none; rank 1: scale",
+        ),
     ],
 )
 def test_all_ranks_hear_of_a_disagreement(ranks, change, words):
@@ -287,8 +301,43 @@ def test_what_would_be_wrong_on_one_rank_is_refused(ranks):
     for text in values(ranks.run(on_ranks.second_derivative, 2)):
         assert text.startswith("NotImplementedError")
         assert "first derivatives only" in text
-    for text in values(ranks.run(on_ranks.learned, 2)):
-        assert text.startswith("NotImplementedError: a scale, bias or weight")
+    for text in values(ranks.run(on_ranks.learned_weight, 2)):
+        assert text.startswith("NotImplementedError: a class weight or a table")
+
+
+@pytest.mark.filterwarnings("ignore:.*all their numbers")
+@pytest.mark.parametrize("behind_a_head", [False, True])
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"logit_scale": torch.tensor(1.5, dtype=torch.float64)},
+        {"class_bias": torch.linspace(-1, 1, CLASSES, dtype=torch.float64)},
+        {
+            "logit_scale": torch.linspace(0.5, 2, ROWS, dtype=torch.float64),
+            "class_bias": torch.linspace(-1, 1, CLASSES, dtype=torch.float64),
+        },
+    ],
+)
+def test_learned_options(ranks, given, behind_a_head):
+    g = torch.Generator().manual_seed(2)
+    hidden, weight, bias = (
+        torch.randn(*size, generator=g, dtype=torch.float64)
+        for size in ((ROWS, 4), (CLASSES, 4), (CLASSES,))
+    )
+    z, y = torch.nn.functional.linear(hidden, weight, bias), torch.arange(ROWS) % CLASSES
+    leaves = {name: x.clone().requires_grad_() for name, x in given.items()}
+    whole = xent.cross_entropy(z, y, **leaves)
+    truth = (whole.detach(), *torch.autograd.grad(whole, leaves.values()))
+    parts = [hidden, weight, bias] if behind_a_head else [z]
+    for found in values(ranks.run(on_ranks.learned, 3, parts, y, SPLITS["uneven"], given)):
+        for x, expected in zip(found, truth, strict=True):
+            torch.testing.assert_close(x, expected, rtol=1e-12, atol=1e-13)
+
+
+def test_accelerators_gather_a_record_once_for_each_signature(ranks):
+    for counted in values(ranks.run(on_ranks.signatures, 2)):
+        kinds = [kind for kind, _ in counted]
+        assert kinds == ["record", "all_gather", "backward", "all_gather", "backward"]
 
 
 def test_modules_own_losses_and_statistics(ranks):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..collectives import begin_sum
 from ..engines import core
 from ..engines.modes import are_there
 from ..engines.rows.problem import Index
@@ -24,6 +25,14 @@ STRIP = 64  # products are fastest with a multiple of so many rows
 SUMMED_AT_ONCE = 1 << 19  # entries of the weight's gradient; their products stay in the cache
 # The reference engine holds about eight times the memory of a chunk, most of it in float64.
 REFERENCE_COPIES = 8
+
+
+class RowsOverRanks(NamedTuple):
+    """Rows of a gradient that ranks are adding up."""
+
+    index: Index
+    rows: Tensor
+    end: Callable[[], None]  # waits for the sum
 
 
 class Plan(NamedTuple):
@@ -119,6 +128,7 @@ class Head:
         self.buffer: Tensor | None = None
         self.gradients: list[Tensor | None] = [None, None, None]
         self.begun = False  # True once the gradients of a chunk are there
+        self.sums: list[RowsOverRanks] = []  # under way
 
     def hidden(self, index: Index) -> Tensor:
         """The features of some rows, in the type of the products."""
@@ -175,15 +185,17 @@ class Head:
         """Add the gradient of the logits of some rows to the gradients of the head."""
         hidden, weight, bias = self.gradients
         if hidden is not None:
-            self._write_hidden(hidden, index, dz)
+            rows = self._write_hidden(hidden, index, dz)
+            if self.source.group is not None:
+                self.sums.append(RowsOverRanks(index, rows, begin_sum(rows, self.source.group)))
         if weight is not None:
             self._add_to_weight(weight, self.hidden(index), dz)
         if bias is not None:
             self._put(bias, dz.sum(0, dtype=bias.dtype))
         self.begun = True
 
-    def _write_hidden(self, gradient: Tensor, index: Index, dz: Tensor) -> None:
-        """Write the gradient of the features of some rows."""
+    def _write_hidden(self, gradient: Tensor, index: Index, dz: Tensor) -> Tensor:
+        """Write the gradient of the features of some rows, and return these rows."""
         adjacent = isinstance(index, slice)
         total = gradient[index] if adjacent else gradient.new_empty(len(dz), gradient.shape[1])
         for part, weight in self.weights():
@@ -193,6 +205,7 @@ class Head:
                 torch.mm(dz[:, part], weight, out=total)
         if not adjacent:
             gradient[index] = total
+        return total
 
     def _add_to_weight(self, gradient: Tensor, hidden: Tensor, dz: Tensor) -> None:
         """Add what some rows give to the gradient of the weight."""
@@ -215,6 +228,11 @@ class Head:
 
     def times(self, factor: Tensor | None = None) -> list[Tensor | None]:
         """The gradients of features, weight and bias times a number, in the dtypes of the head."""
+        for index, rows, end in self.sums:
+            end()
+            if not isinstance(index, slice):  # else the rows are a view
+                self.gradients[0][index] = rows  # pyright: ignore
+        self.sums = []
         if factor is not None and not (are_there(factor) and factor == 1):
             for part in self.gradients:
                 if part is not None:

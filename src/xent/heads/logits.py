@@ -13,6 +13,7 @@ from torch import Tensor
 from .._check import is_tensor, one_of, whole_number
 from ..engines.modes import autocasts, is_freed, share_memory, version, without_autocast
 from ..logits import LogitTransform
+from ..shards import summed_gradient
 from .stand_in import Lean, Shown
 
 MAX_WORKSPACE = 128 << 20
@@ -87,6 +88,7 @@ class LinearLogits(Lean):
             one_of("products", products, ("float32", "input"))
         self.max_workspace = max_workspace
         self.most_rows: int | None = None  # of a chunk; by default what the workspace holds
+        self.group: Any = None  # ranks that each have some classes of these features
         self.products: Products | None = products
         if not torch.is_grad_enabled():  # as logits computed here would be
             hidden, weight, bias = _constant(hidden), _constant(weight), _constant(bias)
@@ -282,6 +284,10 @@ class LinearLogits(Lean):
         """Return a copy of this head whose chunks have at most so many rows."""
         return self._with(most_rows=rows)
 
+    def shared_by(self, group: Any) -> LinearLogits:
+        """Return a copy of this head whose features have the gradient of all ranks of a group."""
+        return self._with(group=group)
+
     def with_hidden(self, hidden: Tensor) -> LinearLogits:
         """Return a copy of this head with other features."""
         return self._with(hidden=hidden)
@@ -318,7 +324,8 @@ class LinearLogits(Lean):
         """The product of features and weight, in the wider of their dtypes, whatever autocast."""
         self.unchanged()
         wide = torch.promote_types(self.hidden.dtype, self.weight.dtype)
-        parts = (None if x is None else x.to(wide) for x in (self.hidden, self.weight, self.bias))
+        hidden = self.hidden if self.group is None else summed_gradient(self.hidden, self.group)
+        parts = (None if x is None else x.to(wide) for x in (hidden, self.weight, self.bias))
         # Not as a function that others may see: the mode of a lean head would make it late again.
         with without_autocast(self.hidden), torch._C.DisableTorchFunction():
             return torch.nn.functional.linear(*parts)  # pyright: ignore

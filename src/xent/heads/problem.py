@@ -74,6 +74,14 @@ class HeadProblem(Problem):
         other.tensors, other.source = self.tensors, source
         return other
 
+    @property
+    def of_all_ranks(self) -> tuple[Tensor | None, ...]:
+        """Tensors that all ranks have: features, and what changes the logits of their classes.
+
+        The order is that of ``agreement.LEARNED``.
+        """
+        return self.source.hidden, *super().of_all_ranks[1:]
+
     def with_logits(self, logits: Tensor) -> Problem:
         """The problem with all logits as a tensor, ``(N, V)``."""
         return Problem(self.tensors._replace(logits=logits), self.settings)
@@ -127,7 +135,8 @@ def make_problem(
         vector_of_classes("weight", weight, classes, z.device)
     vectors = (bias, weight, class_scale, mean_weight, target_table)
     if shard is not None:
-        _check_shard(shard, checked, (scale, *vectors))
+        _check_shard(shard, checked, (weight, mean_weight, target_table))
+        scale, *vectors = (summed_gradient(x, shard.group) for x in (scale, *vectors))
         vectors = map(shard.own, vectors)
     others = [t if t is None else settled(t) for t in (checked.values, scale, *vectors)]
     settings = Settings(
@@ -168,7 +177,7 @@ def _own_part(
             f"has {shard.width}: pass `class_dim` to shard()"
         )
     if isinstance(own, LinearLogits):
-        own = own.with_hidden(summed_gradient(own.hidden, shard.group))
+        own = own.shared_by(shard.group)
     elif not width:
         soft = isinstance(target, Tensor) and are_alike(target, own)
         target = _with_a_class(target, 0) if soft else target
@@ -183,14 +192,13 @@ def _with_a_class(x: Tensor, value: float) -> Tensor:
 
 
 def _check_shard(shard: Shard, target: Target, others: tuple[Tensor | None, ...]) -> None:
-    """Raise for a label that no rank owns, and for gradients that one rank does not have."""
+    """Raise for a label that no rank owns, and for a weight or table that is learned."""
     if not target.soft:
         check_labels(target.values, shard.classes, target.ignore_index)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in others):
         raise NotImplementedError(
-            "a scale, bias or weight that requires a gradient has only a part of its gradient on "
-            "each rank where the classes are split over ranks: pass it with .detach(), or make it "
-            "a part of the head"
+            "a class weight or a table of targets that requires a gradient cannot be learned "
+            "where the classes are split over ranks: pass it with .detach()"
         )
 
 
@@ -260,6 +268,8 @@ def _absorb(source: LinearLogits, tensors: Tensors, softcap: float) -> tuple[Lin
     scale, bias = tensors.scale, tensors.class_bias
     wanted = [t is not None and t.requires_grad for t in (scale, bias)]
     capped = softcap or tensors.class_scale is not None
+    if source.group is not None and wanted[0]:  # its gradient would be a part by way of the bias
+        return source, tensors
     per_row = scale is not None and scale.ndim and source.bias is not None
     if not torch.is_grad_enabled() or not any(wanted) or per_row or (capped and wanted[1]):
         return source, tensors

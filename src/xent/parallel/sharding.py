@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from .._check import whole_number
-from ..agreement import gathered
 from ..class_dim import axis_of_classes
+from ..collectives import gathered
 from ..heads.logits import LinearLogits, are_logits
 from ..shards import Shard, ShardedLogits
 from .groups import group_of

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .._check import class_indices, vector_of_classes, whole_number
-from ..agreement import gathered
+from ..collectives import gathered
 from ..frames.reduction import mass_of_labels, stable_sum
 from ..targets import moved_labels
 from .groups import group_of

@@ -158,6 +158,15 @@ class Problem:
         return Problem(self.tensors._replace(**tensors), self.settings)
 
     @property
+    def of_all_ranks(self) -> tuple[Tensor | None, ...]:
+        """Tensors that all ranks have: features, and what changes the logits of their classes.
+
+        The order is that of ``agreement.LEARNED``.
+        """
+        t = self.tensors
+        return None, t.scale, t.class_bias, t.class_scale
+
+    @property
     def others(self) -> tuple[Tensor | None, ...]:
         """Every tensor but the logits."""
         return self.tensors[1:]
