@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 import xent
+from tests.helpers import Largest
 from xent.parallel import shard
 from xent.shards import ShardedLogits
 
@@ -291,3 +292,14 @@ def other_ways(group: Any, z: torch.Tensor, y: torch.Tensor, edges: list[int]) -
     written = xent.cross_entropy(shard(own * 1, group), y, inplace_backward=True)
     (gradient,) = torch.autograd.grad(written, own)
     return [x.detach() for x in (*results, stats.log_prob, written)] + [gradient]
+
+
+def largest_tensors(group: Any) -> tuple[int, int, str]:
+    """The largest tensors of the forward and the backward pass on this rank, and the engine."""
+    own, target = torch.randn(64, 500, requires_grad=True), torch.arange(64)
+    logits = shard(own, group)
+    with Largest() as forward:
+        loss = xent.cross_entropy(logits, target)
+    with Largest() as backward:
+        loss.backward()
+    return forward.numel, backward.numel, xent.explain(own, target).engine

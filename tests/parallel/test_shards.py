@@ -354,3 +354,12 @@ def test_modules_own_losses_and_statistics(ranks):
             torch.testing.assert_close(x, truth, rtol=1e-12, atol=1e-11)
     gradient = torch.cat([part[-1] for part in found], 1)
     torch.testing.assert_close(gradient, slope, rtol=1e-11, atol=1e-11)
+
+
+def test_memory_beyond_the_own_shard(ranks):
+    rows, own, count, numbers = 64, 500, 4, 2
+    for forward, backward, engine in values(ranks.run(on_ranks.largest_tensors, count)):
+        assert backward == rows * own  # the gradient, and nothing for the classes of all ranks
+        if engine == "native":
+            assert forward <= max(rows * count * numbers, 512)  # the words of a record
+        assert forward <= rows * own
