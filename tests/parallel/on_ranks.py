@@ -303,3 +303,29 @@ def largest_tensors(group: Any) -> tuple[int, int, str]:
     with Largest() as backward:
         loss.backward()
     return forward.numel, backward.numel, xent.explain(own, target).engine
+
+
+def transformed(group: Any) -> list[str]:
+    """The errors of a loss of a shard under transforms of PyTorch; none where it was right."""
+    own, target = torch.randn(4, 3, requires_grad=True), torch.zeros(4, dtype=torch.int64)
+    place = {"start": 3 * dist.get_rank(group), "classes": 3 * dist.get_world_size(group)}
+
+    def loss(own: torch.Tensor) -> torch.Tensor:
+        return xent.cross_entropy(shard(own, group, **place), target)
+
+    def compiled() -> None:
+        function = torch.compile(loss, backend="aot_eager")
+        torch.testing.assert_close(function(own), loss(own))
+        found, expected = (torch.autograd.grad(f(own), own)[0] for f in (function, loss))
+        torch.testing.assert_close(found, expected)
+
+    plain, tangent = own.detach(), torch.ones(4, 3)
+    return [
+        heard(call)
+        for call in (
+            lambda: torch.func.grad(loss)(plain),
+            lambda: torch.func.vmap(loss)(plain[None]),
+            lambda: torch.func.jvp(loss, (plain,), (tangent,)),
+            compiled,
+        )
+    ]

@@ -305,6 +305,12 @@ def test_what_would_be_wrong_on_one_rank_is_refused(ranks):
         assert text.startswith("NotImplementedError: a class weight or a table")
 
 
+def test_transforms_are_refused_or_right(ranks):
+    for *transforms, compiled in values(ranks.run(on_ranks.transformed, 2)):
+        assert all(text.startswith("NotImplementedError") for text in transforms), transforms
+        assert compiled == "no error" or compiled.startswith("NotImplementedError")
+
+
 @pytest.mark.filterwarnings("ignore:.*all their numbers")
 @pytest.mark.parametrize("behind_a_head", [False, True])
 @pytest.mark.parametrize(
