@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..learn.policies.policy_search import PolicyScores
 from ..learn.search.cross_entropy_method import CrossEntropyMethod, SearchResult
@@ -23,6 +24,7 @@ from .environments import (
     settings_of,
 )
 from .run_folder import RECORD, RunFolder, load_checkpoint
+from .workers import add_workers_argument, workers
 
 FRESH_SEED = 1_000_000  # so that the fresh episodes are new to the search
 
@@ -42,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--episodes", default=1, help="to judge each policy by (%(default)s)", **whole
     )
+    add_workers_argument(parser, "play a policy at a time")
     parser.add_argument("--bias", action="store_true", help="give the policy biases")
 
 
@@ -89,11 +92,16 @@ def _search(
             note(f"{failure}; the search goes on")
         folder.save_json(RECORD, _record(args, search))
 
+    def all_at_once(points: Tensor) -> Tensor:
+        return scores(points, search.iteration)
+
     try:
-        search.run(
-            lambda points: scores(points, search.iteration), args.iterations,
-            target=environment.target, callback=keep, quiet=args.quiet,
-        )  # fmt: skip
+        with workers(args.workers) as map:
+            search.run(
+                scores.of_one if map else all_at_once, args.iterations,
+                map=map, numbered=True, target=environment.target, callback=keep,
+                quiet=args.quiet,
+            )  # fmt: skip
     except (ValueError, TypeError) as error:
         raise UserError(as_options(str(error), vars(args))) from None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 from math import prod
 from typing import Any, NamedTuple
 
@@ -75,13 +76,10 @@ def open_environment(args: argparse.Namespace) -> Environment:
     """
     try:
         import gymnasium
-        from gymnasium.wrappers import FlattenObservation
     except ImportError:
         raise UserError(not_installed("gymnasium", "learn")) from None
 
-    def make() -> Any:
-        return FlattenObservation(gymnasium.make(args.env))
-
+    make = partial(_flat, args.env)
     try:
         env = make()
     except (gymnasium.error.Error, ImportError, ValueError, NotImplementedError) as error:
@@ -93,6 +91,14 @@ def open_environment(args: argparse.Namespace) -> Environment:
     target = env.spec.reward_threshold if args.target is None else args.target
     env.close()
     return Environment(make, prod(env.observation_space.shape), outputs, target)
+
+
+def _flat(env: str) -> Any:
+    """An environment whose observations are vectors."""
+    import gymnasium
+    from gymnasium.wrappers import FlattenObservation
+
+    return FlattenObservation(gymnasium.make(env))
 
 
 def make_policy(environment: Environment, hidden: int, seed: int, bias: bool = True) -> Module:
@@ -122,7 +128,7 @@ def make_policy(environment: Environment, hidden: int, seed: int, bias: bool = T
 
 def settings_of(args: argparse.Namespace) -> dict[str, Any]:
     """Return the options that decide the result, for the record."""
-    beside = ("command", "run", "out", "resume", "quiet", "json")
+    beside = ("command", "run", "out", "resume", "workers", "quiet", "json")
     return {name: value for name, value in vars(args).items() if name not in beside}
 
 

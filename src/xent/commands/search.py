@@ -26,6 +26,7 @@ from .table_options import (
     refuse_table_options,
     table_to_learn_from,
 )
+from .workers import add_workers_argument, workers
 
 FRESH = 1_000_000  # rounds from here on are for the test; no search gets that far
 FEWEST = 40  # rows
@@ -45,6 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--population", default=12, help="of each (%(default)s)", **whole)
     parser.add_argument("--steps", default=600, help="batches per network (%(default)s)", **whole)
     parser.add_argument("--hidden", default=128, help="hidden units (%(default)s)", **whole)
+    add_workers_argument(parser, "judge a loss at a time")
     parser.add_argument("--seed", default=0, help="of search and split (%(default)s)", **whole)
     parser.add_argument("--quiet", action="store_true", help="no progress, only the result")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
@@ -80,10 +82,11 @@ def run(args: argparse.Namespace) -> int:
         RunFolder(args.out).begin(RESULT)
     judge = HeldOutAccuracy(x, y, u, v, hidden=args.hidden, steps=args.steps)
     try:
-        found = search_loss(
-            judge, generations=args.generations, population=args.population, seed=args.seed,
-            folder=args.out, resume=args.resume, quiet=args.quiet,
-        )  # fmt: skip
+        with workers(args.workers) as map:
+            found = search_loss(
+                judge, generations=args.generations, population=args.population, seed=args.seed,
+                map=map, folder=args.out, resume=args.resume, quiet=args.quiet,
+            )  # fmt: skip
     except (ValueError, ImportError) as error:
         raise UserError(as_options(str(error), vars(args))) from None
     fresh = replace(judge, held_out_x=w, held_out_y=t, networks=12)

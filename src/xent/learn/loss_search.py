@@ -17,6 +17,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,6 +29,7 @@ from .._files import write_whole
 from .._package import pip_install
 from .loss_formula import CROSS_ENTROPY, TERMS, Formula, weighted_sum
 from .networks.small_networks import SmallNetworks
+from .workers import Map, Round, results_of
 
 __all__ = ["Formula", "Found", "HeldOutAccuracy", "search_loss"]
 
@@ -129,6 +131,7 @@ def search_loss(
     seed: int = 0,
     finalists: int = 4,
     rounds: int = 4,
+    map: Map | None = None,
     folder: str | Path | None = None,
     resume: bool = False,
     quiet: bool = False,
@@ -149,6 +152,10 @@ def search_loss(
         seed: of the search.
         finalists: how many of the candidates tried are judged again.
         rounds: how many times the finalists are judged.
+        map: calls the judge for each formula alone, with a list of this formula and the round, like
+            the built-in ``map``: that of ``multiprocessing.Pool``, of an executor of
+            :mod:`concurrent.futures`, and others. The result is the same for any number of workers.
+            Processes must be able to pickle the judge.
         folder: where to keep ``search.json``, the record, written after each generation; None
             keeps nothing.
         resume: continue the search in ``folder``, if there is one. The settings must be the same,
@@ -162,6 +169,9 @@ def search_loss(
         ImportError: if the packages cma or tqdm are not installed.
         ValueError: for numbers out of range, if the folder holds a search and ``resume`` is False,
             or if that search has other settings.
+        RuntimeError: if the judge raises for a formula, or a worker ends, where there is a ``map``.
+            The message names the formula; the record in ``folder`` holds all generations before.
+        TypeError: if the judge cannot be sent to workers, or ``map`` returns no results.
 
     Example:
         >>> from xent.learn.loss_search import search_loss
@@ -184,6 +194,7 @@ def search_loss(
         raise ImportError(
             f"the loss search needs the package {error.name}: {pip_install('search')}"
         ) from None
+    judged = partial(_scores, judge) if map is None else partial(_scores_one_by_one, map, judge)
     record = _Record(folder, resume, {"population": population, "sigma": sigma, "seed": seed})
     tried = record.generations
     for generation in tried:
@@ -191,15 +202,15 @@ def search_loss(
     bar = tqdm(total=generations, desc="generations", disable=quiet, initial=len(tried))
     for number in range(len(tried), generations):
         points = strategy.ask()
-        scores = _scores(judge, [Formula.at(point) for point in points], number)
+        scores = judged([Formula.at(point) for point in points], number)
         strategy.tell(points, [-score for score in scores])
-        tried.append({"points": [list(map(float, point)) for point in points], "scores": scores})
+        tried.append({"points": [[float(x) for x in p] for p in points], "scores": scores})
         record.save(tried)
         bar.set_postfix_str(f"best {max(scores):.4f}, mean {sum(scores) / population:.4f}")
         bar.update()
     bar.close()
     final = _finalists(tried, strategy.mean, finalists)
-    each = [_scores(judge, final, len(tried) + k) for k in range(rounds)]
+    each = [judged(final, len(tried) + k) for k in range(rounds)]
     means = [sum(of_round) / rounds for of_round in zip(*each, strict=True)]
     # The sort is stable, so cross-entropy comes first among equal scores.
     ranked = sorted(zip(final, means, strict=True), key=lambda pair: -pair[1])
@@ -221,6 +232,18 @@ def _scores(judge: Judge, formulas: Sequence[Formula], round: int) -> list[float
     if len(scores) != len(formulas):
         raise ValueError(f"`judge` returned {len(scores)} scores for {len(formulas)} formulas")
     return [float(score) if math.isfinite(score) else -1e9 for score in scores]
+
+
+def _scores_one_by_one(
+    map: Map, judge: Judge, formulas: Sequence[Formula], number: int
+) -> list[float]:
+    """Return the scores of the judge, which gets one formula at a time."""
+    round = Round(
+        f"round {number}", "formula", {"judge": judge},
+        "The generations before are in `folder`, and resume=True goes on from there",
+    )  # fmt: skip
+    items = [([formula], number) for formula in formulas]
+    return [score for (score,) in results_of(map, partial(_scores, judge), items, round)]
 
 
 def _strategy(population: int, sigma: float, seed: int) -> Any:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -44,6 +44,17 @@ class Episodes:
     rewards: Tensor
     lengths: Tensor
     truncated: Tensor
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travel as arrays: between processes PyTorch would share memory for each tensor."""
+        return _of_arrays, tuple(getattr(self, field.name).numpy() for field in fields(self))
+
+    @classmethod
+    def joined(cls, parts: Sequence[Episodes]) -> Episodes:
+        """The episodes of all parts, one after the other."""
+        return cls(
+            *(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(cls))
+        )
 
     @property
     def returns(self) -> Tensor:
@@ -104,7 +115,7 @@ class Stage:
                 "`env` must be the id of a gymnasium environment, or a function that makes one, "
                 f"since copies of it are played on; got {type(env).__name__}"
             )
-        self.copies = copies
+        self.env, self.copies = env, copies
         self._envs = [self._make()]
         if not isinstance(self._envs[0], gymnasium.Env):
             raise TypeError(f"`env` must make a gymnasium.Env, made {type(self._envs[0]).__name__}")
@@ -187,6 +198,10 @@ class _Episode:
         self.steps.append((self.seen, action, float(reward)))
         self.seen = np.array(seen)
         self.over, self.truncated = bool(terminated or cut), bool(cut and not terminated)
+
+
+def _of_arrays(*arrays: np.ndarray) -> Episodes:
+    return Episodes(*map(torch.from_numpy, arrays))
 
 
 def _joined(played: list[_Episode]) -> Episodes:

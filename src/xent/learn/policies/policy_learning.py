@@ -26,7 +26,9 @@ from ..._files import checkpoint_bytes, fits, read_checkpoint, write_whole
 from ...hyperparameters import Range
 from ...policy import group_advantages, reinforce_loss
 from ..search.cross_entropy_method import elite_count
+from ..workers import Map
 from .episodes import Episodes, Stage, check_discrete, logits_of, sampled, seeds_of
+from .played_alone import played_alone
 
 __all__ = ["PolicyRecord", "deep_cem", "reinforce"]
 
@@ -140,6 +142,7 @@ def deep_cem(
     episodes: int = 1600,
     target: float | None = None,
     seed: int = 0,
+    map: Map | None = None,
     callback: Callable[[PolicyRecord], object] | None = None,
     checkpoint: str | Path | None = None,
     resume: bool = False,
@@ -163,6 +166,12 @@ def deep_cem(
         episodes: how many to play at most.
         target: stop when the mean return of the last 100 episodes reaches this number.
         seed: of episodes and actions; the caller sets the first weights of the policy.
+        map: plays each episode by a call of its own, like the built-in ``map``: that of
+            ``multiprocessing.Pool``, of an executor of :mod:`concurrent.futures`, and others. The
+            result is the same for any number of workers, but another than without ``map``, since
+            each episode draws its actions with a seed of its own. A policy that draws random
+            numbers itself, as dropout does, is not the same. Processes must be able to pickle
+            ``policy`` and ``env``.
         callback: called with the record after each update.
         checkpoint: a file to save the state in after each update.
         resume: go on from ``checkpoint``, to the same bits as without the interruption.
@@ -174,7 +183,10 @@ def deep_cem(
     Raises:
         ValueError: for values that options cannot take, logits that do not fit the actions, or a
             checkpoint of another training.
-        TypeError: for actions that are not discrete.
+        TypeError: for actions that are not discrete, or if ``policy`` or ``env`` cannot be sent to
+            workers.
+        RuntimeError: if an episode fails, or a worker ends, where there is a ``map``; the message
+            names the episode. The policy and ``checkpoint`` are as the last update left them.
 
     Example:
         >>> import torch
@@ -188,9 +200,11 @@ def deep_cem(
         Mannor, Rubinstein & Gat, *The cross entropy method for fast policy search*, ICML 2003.
         Lapan, *Deep reinforcement learning hands-on*, 2018.
     """
-    settings = {"method": "deep_cem", "elite": elite}
+    settings: dict[str, Any] = {"method": "deep_cem", "elite": elite}
+    if map is not None:
+        settings["map"] = True  # the actions are others
     loss = partial(_elite_cross_entropy, count=elite_count(elite, batch, "batch"))
-    training = _Training(policy, loss, batch, lr, seed, settings)
+    training = _Training(policy, loss, batch, lr, seed, settings, map)
     return training.run(env, episodes, target, callback, checkpoint, resume, quiet)
 
 
@@ -221,11 +235,12 @@ class _Training:
         lr: float,
         seed: int,
         settings: dict[str, Any],
+        map: Map | None = None,
     ) -> None:
         if not is_whole(batch) or batch < 2:
             raise ValueError(f"`batch` must be a whole number of at least 2, got {batch!r}")
         batch, lr = int(batch), Range(0, open=True).check("lr", lr, None)
-        self.policy, self.loss, self.seed = policy, loss, seed
+        self.policy, self.loss, self.seed, self.map = policy, loss, seed, map
         self.optimizer = torch.optim.Adam(policy.parameters(), lr)
         self.generator = torch.Generator().manual_seed(seed)
         self.record = PolicyRecord(batch)
@@ -269,8 +284,12 @@ class _Training:
     def _update(self, stage: Stage) -> None:
         """Play a batch of episodes, and take one step on it."""
         record, space = self.record, check_discrete(stage.action_space)
-        seeds = seeds_of(self.seed, len(record.loss), record.batch)
-        played = stage.play(sampled(self.policy, space, self.generator), seeds)
+        if self.map is None:
+            seeds = seeds_of(self.seed, len(record.loss), record.batch)
+            played = stage.play(sampled(self.policy, space, self.generator), seeds)
+        else:
+            update = len(record.loss)
+            played = played_alone(self.map, self.policy, stage.env, self.seed, update, record.batch)
         logits = logits_of(self.policy, played.observations, space)
         classes = (played.actions - int(space.start)).to(logits.device)
         loss = self.loss(played, logits, classes)

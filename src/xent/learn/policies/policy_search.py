@@ -9,7 +9,8 @@ No gradient is taken, so a policy may be anything that chooses actions.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from copy import deepcopy
 from math import prod
 from typing import Any
 
@@ -64,7 +65,12 @@ class PolicyScores:
         self._shapes = {name: p.shape for name, p in policy.named_parameters()}
         if not self._shapes:
             raise ValueError("`policy` has no parameters to score")
-        self._stage = Stage(env)
+        self._env = env
+        self._stage: Stage | None = Stage(env)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy is made of; it makes its own environments."""
+        return {**vars(self), "_stage": None}
 
     @property
     def dimensions(self) -> int:
@@ -80,7 +86,23 @@ class PolicyScores:
         """
         return self.of_each_episode(points, round).mean(1)
 
-    @torch.no_grad()
+    def of_one(self, point: Tensor, round: int = 0, number: int = 0) -> float:
+        """Mean return of one vector, in the episodes of the vector with this number in a round.
+
+        For ``CrossEntropyMethod.run(scores.of_one, map=pool.map, numbered=True)``. It plays on a
+        copy of the policy and on environments of its own, so threads may call it, too.
+
+        Args:
+            point: ``(dimensions,)``.
+            round: number of the round.
+            number: which vector of the round it is, from 0.
+        """
+        own, last = deepcopy(self), self.episodes * (number + 1)
+        own._stage = Stage(self._env)
+        with own._stage:
+            seeds = seeds_of(self.seed, round, last)[-self.episodes :]
+            return own._returns(point.unsqueeze(0), seeds).mean().item()
+
     def of_each_episode(self, points: Tensor, round: int = 0) -> Tensor:
         """Return of each episode of each vector of parameters, ``(n, episodes)``.
 
@@ -88,6 +110,11 @@ class PolicyScores:
             points: ``(n, dimensions)``.
             round: number of the round.
         """
+        return self._returns(points, seeds_of(self.seed, round, len(points) * self.episodes))
+
+    @torch.no_grad()
+    def _returns(self, points: Tensor, seeds: Sequence[int]) -> Tensor:
+        """Return of each episode of each vector, ``(n, episodes)``, with a seed for each."""
         if points.ndim != 2 or points.shape[1] != self.dimensions:
             raise ValueError(
                 f"`points` must have shape (n, {self.dimensions}), got {tuple(points.shape)}"
@@ -106,10 +133,10 @@ class PolicyScores:
             whose = {name: p[which // self.episodes] for name, p in parameters.items()}
             return greedy(vmap(output)(whose, as_for(self.policy, seen)).cpu(), space)
 
-        space = self._stage.action_space
-        seeds = seeds_of(self.seed, round, len(points) * self.episodes)
+        stage = self._stage = self._stage or Stage(self._env)
+        space = stage.action_space
         with evaluation_mode(self.policy):
-            played = self._stage.play(act, seeds)
+            played = stage.play(act, seeds)
         return played.returns.view(len(points), self.episodes)
 
 

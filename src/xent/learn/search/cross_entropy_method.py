@@ -24,6 +24,8 @@ from torch import Tensor
 
 from ..._check import finite_number, is_whole
 from ..._files import fits
+from ..workers import Map
+from .one_by_one import scores_one_by_one
 from .search_distributions import SearchDistribution
 
 __all__ = ["CrossEntropyMethod", "Iteration", "SearchResult"]
@@ -228,14 +230,15 @@ class CrossEntropyMethod:
         fitted = self.distribution.fit(points[order])
         new = self.distribution.blend(fitted, 1 - self.smoothing) if self.smoothing else fitted
         variance = self._variance(self.iteration + 1)
-        self.distribution = new.widen(variance) if variance else new
+        new = new.widen(variance) if variance else new
         sign = 1 if self.maximize else -1
         best, threshold = sign * gains[order[0]].item(), sign * gains[order[-1]].item()
+        iteration = Iteration(best, threshold, sign * gains.mean().item(), new.spread)
         if self._best is None or sign * best > sign * self._score:
             self._best, self._score = points[order[0]].clone(), best
+        self.distribution = new
         self.evaluations += len(points)
-        mean = sign * gains.mean().item()
-        self.history.append(Iteration(best, threshold, mean, self.distribution.spread))
+        self.history.append(iteration)
 
     def stop(self, tolerance: float = 1e-8) -> bool:
         """True if the distribution can draw nothing new: its spread is below the tolerance."""
@@ -250,31 +253,62 @@ class CrossEntropyMethod:
 
     def run(
         self,
-        function: Callable[[Tensor], Tensor | Sequence[float]],
+        function: Callable[..., Any],
         iterations: int,
         *,
+        map: Map | None = None,
+        numbered: bool = False,
         target: float | None = None,
         callback: Callable[[SearchResult], object] | None = None,
         quiet: bool = False,
     ) -> SearchResult:
         """Ask and tell until the distribution collapses, the target is met or iterations end.
 
+        An iteration that fails leaves the search as it was before: a further ``run`` draws the same
+        points again, and ends where one without a failure would.
+
         Args:
-            function: maps points ``(population, d)`` to their scores, ``(population,)``.
+            function: maps points ``(population, d)`` to their scores, ``(population,)``. With
+                ``map`` it takes one point, ``(d,)``, and returns one number.
             iterations: most iterations of the search, with those already done.
+            map: calls the function for each point, like the built-in ``map``: that of
+                ``multiprocessing.Pool``, of an executor of :mod:`concurrent.futures`, and others.
+                The result is the same for any number of workers. Processes must be able to pickle
+                the function.
+            numbered: with ``map``, call the function with a point, the number of iterations that
+                are done, and the number of the point in its iteration, from 0. A score that is
+                drawn at random takes its seed from these two, and so not from the worker;
+                :meth:`PolicyScores.of_one` does.
             target: a mean score of the population that is good enough.
             callback: called with the result so far after each iteration.
             quiet: show no progress.
 
         Returns:
             The :class:`SearchResult`.
+
+        Raises:
+            RuntimeError: if the function raises for a point, or a worker ends, where there is a
+                ``map``. The message names the point.
+            TypeError: if the function cannot be sent to workers, or ``map`` returns no results.
+            ValueError: for scores as :meth:`tell` refuses them, or if ``map`` returns too few.
+
+        Example:
+            >>> import torch
+            >>> from concurrent.futures import ThreadPoolExecutor
+            >>> from xent.learn import CrossEntropyMethod, Gaussian
+            >>> def score(point):  # (2,)
+            ...     return -point.square().sum()
+            >>> search = CrossEntropyMethod(Gaussian(torch.ones(2), 1.0))
+            >>> with ThreadPoolExecutor(2) as pool:
+            ...     found = search.run(score, 20, map=pool.map, quiet=True)
+            >>> bool(found.centre.abs().max() < 1e-3)
+            True
         """
         from tqdm import tqdm
 
         with tqdm(total=iterations, initial=self.iteration, disable=quiet, unit="it") as bar:
             while self.iteration < iterations and not self.stop() and not self._meets(target):
-                points = self.ask()
-                self.tell(points, function(points))
+                self._iterate(function, map, numbered)
                 bar.set_postfix_str(f"mean {self.history[-1].mean:.4g}, best {self._score:.4g}")
                 bar.update()
                 if callback is not None:
@@ -322,6 +356,20 @@ class CrossEntropyMethod:
         self.distribution = type(self.distribution)(**state["distribution"])
         self._generator, self.history, self.evaluations = generator, history, evaluations
         self._best, self._score = best, score
+
+    def _iterate(self, function: Callable[..., Any], map: Map | None, numbered: bool) -> None:
+        """Ask and tell once, or leave all as it was."""
+        before = self._generator.get_state()
+        try:
+            points = self.ask()
+            if map is None:
+                scores = function(points)
+            else:
+                scores = scores_one_by_one(map, function, points, self.iteration, numbered)
+            self.tell(points, scores)
+        except BaseException:
+            self._generator.set_state(before)
+            raise
 
     def _meets(self, target: float | None) -> bool:
         if target is None or not self.history:
