@@ -1,6 +1,6 @@
 """Write figures and tables of pages from results: ``python -m benchmarks.readme``.
 
-The pages are README.md and docs/index.md, docs/benchmarks.md and docs/speed.md.
+The pages are README.md and docs/index.md, docs/benchmarks.md, docs/speed.md and docs/parallel.md.
 
 A table stands between two lines, ``<!-- table: NAME -->`` and ``<!-- end -->``. A table whose
 results are not there yet stays as it is.
@@ -15,12 +15,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import versions
+from . import cost_model, versions
 from .harness import report
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-PAGES = [ROOT / "README.md", *(ROOT / "docs" / f"{x}.md" for x in ("index", "benchmarks", "speed"))]
+PAGES = [
+    ROOT / "README.md",
+    *(ROOT / "docs" / f"{x}.md" for x in ("index", "benchmarks", "speed", "parallel")),
+]
 BLOCK = re.compile(r"(?s)(<!-- table: (\w+) -->\n\n).*?(\n\n<!-- end -->)")
 
 
@@ -178,12 +181,22 @@ TABLES: dict[str, tuple[str, Callable[[Any], str]]] = {
     "versions": ("versions.json", before_and_now),
     "pairs": ("pairs.txt", as_printed),
 }
+# What is computed from no result.
+MODELS: dict[str, Callable[[], str]] = {
+    "costs": cost_model.table,
+    "costs_of_a_head": cost_model.table_of_heads,
+    "costs_in_bytes": cost_model.in_bytes,
+    "costs_crossings": cost_model.crossings,
+    "costs_in_words": cost_model.in_words,
+}
 
 
 def with_tables(text: str) -> str:
     """Return the text with every table made anew from the results."""
 
     def replace(block: re.Match[str]) -> str:
+        if block[2] in MODELS:
+            return block[1] + MODELS[block[2]]() + block[3]
         name, make = TABLES[block[2]]
         path = RESULTS / name
         if not path.is_file():

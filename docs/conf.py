@@ -9,7 +9,7 @@ from pathlib import Path
 
 import xent
 
-sys.path.insert(0, str(Path(__file__).parent / "site"))
+sys.path[:0] = [str(Path(__file__).parent / "site"), str(Path(__file__).parents[1])]
 # Pages are millions of small objects that stay until the end. Without visits of the collector a
 # build whose notebooks are stored takes 53 s instead of 84, and 1.05 GB of memory instead of 0.9.
 gc.disable()
@@ -41,6 +41,7 @@ extensions = [
     "playground_page",
     "reading_order",
     "start_picture",
+    "cost_picture",
 ]
 source_suffix = {".md": "myst-nb", ".rst": "restructuredtext"}
 exclude_patterns = ["experiments/*.txt", "jupyter_execute", ".jupyter_cache", "site"]
