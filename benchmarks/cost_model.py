@@ -18,6 +18,8 @@ from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from xent import shards
+
 MOST_RANKS = 4096
 ROWS = (1024, 8192, 65536)  # of a table
 
@@ -167,8 +169,8 @@ def table_of_heads() -> str:
     """What travels for a head beside the numbers of the loss."""
     head = ("of a head", "collectives, forward and backward", "bytes received")
     rows = (
-        ("gradient of the features, added up", "0 and 1", FEATURES.words()),
-        ("features split over the sequence: gathered, gradient scattered", "1 and 1",
+        ("gradient of the features, added up", "*K*, awaited in backward", FEATURES.words()),
+        ("features of the ranks gathered, their gradient scattered", "1 and 1",
          FEATURES.words()),
         ("FSDP: weight gathered, gradient scattered", "1 and 1", FSDP_HEAD.words()),
     )  # fmt: skip
@@ -209,7 +211,8 @@ def in_words() -> str:
     return "\n".join([
         f"- **Two steps** are faster than one gather from about *N* (*P* - 1) = {many[0]:,.0f} "
         f"inside a node and {many[1]:,.0f} between nodes, where the time to start a second "
-        f"collective is that of the bytes saved.",
+        f"collective is that of the bytes saved. From three ranks on `shard` takes them above "
+        f"{shards.ONE_GATHER:,}.",
         f"- **The reduction of the features' gradient** can hide behind the three products of a "
         f"head where a rank has more than {wide[INSIDE]:,.0f} classes inside a node, "
         f"{wide[BETWEEN]:,.0f} between nodes, at {FLOPS / 1e12:.0f} TFLOP/s: for {case.V:,} "

@@ -25,6 +25,7 @@ from benchmarks.cost_model import (
     first_faster,
 )  # fmt: skip
 from benchmarks.readme import with_tables
+from xent import shards
 
 PAGE = Path(__file__).parents[2] / "docs" / "parallel.md"
 
@@ -77,6 +78,8 @@ def test_the_rule_for_two_steps_is_near_where_they_cross():
             ranks = first_faster(TWO_STEPS, ONE_GATHER, Case(N=rows), link)
             rule = cost_model.rows_of_two_steps(link)
             assert rule <= rows * (ranks - 1) <= 1.2 * rule
+    fewest, most = sorted(map(cost_model.rows_of_two_steps, (INSIDE, BETWEEN)))
+    assert fewest < shards.ONE_GATHER < most
 
 
 def test_classes_hide_the_reduction_where_products_take_as_long():
