@@ -171,6 +171,7 @@ bench: $(VENV)/bench
 	for part in in_a_step small_calls inputs family; do \
 	  $(BIN)/python -m benchmarks.$$part --json $(RESULTS)/$$part.json | tee $(RESULTS)/$$part.txt; done
 	$(BIN)/xent bench linear --json $(RESULTS)/linear.json --markdown | tee $(RESULTS)/linear.txt
+	$(BIN)/python -m benchmarks.over_ranks | tee $(RESULTS)/over_ranks.txt
 	$(BIN)/python -m benchmarks.regression | tee $(RESULTS)/regression.txt
 	$(BIN)/python -m benchmarks.readme
 

@@ -10,13 +10,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 
+import xent
+from xent import row_merge
 from xent.commands.trainer import peak_memory
 from xent.engines import core, triton
 from xent.plot.canvas import rendered
 
 __all__ = [
-    "instruction_set", "launch_sizes", "peak_memory", "release_memory", "rendered", "runs_here",
+    "instruction_set", "launch_sizes", "merge", "packed", "peak_memory", "release_memory",
+    "rendered", "runs_here",
 ]  # fmt: skip
 
 
@@ -35,6 +39,16 @@ def runs_here(engine: str) -> bool:
 def release_memory() -> None:
     """Free the memory that the library keeps for the next large gradient."""
     core.pool.clear()
+
+
+def packed(stats: xent.RowStatistics) -> Tensor:
+    """The numbers of the rows that a rank sends, ``(K, N)``."""
+    return row_merge.packed(stats)
+
+
+def merge(table: Tensor, like: xent.RowStatistics) -> xent.RowStatistics:
+    """Statistics of all classes from the numbers of all ranks, ``(P, K, N)``."""
+    return row_merge.read(row_merge.joined(table, like), like)
 
 
 @contextmanager

@@ -7,8 +7,8 @@
 
 This package has the functions that replace PyTorch's, softmax and related functions, and the tools
 for a loss of your own. The family of losses is in :mod:`xent.losses`, losses of log-probabilities
-are in :mod:`xent.policy`, modules in :mod:`xent.nn`. :mod:`xent.learn`, :mod:`xent.plot` and
-:mod:`xent.integrations` are imported at their first use.
+are in :mod:`xent.policy`, modules in :mod:`xent.nn`. :mod:`xent.learn`, :mod:`xent.parallel`,
+:mod:`xent.plot` and :mod:`xent.integrations` are imported at their first use.
 
 Reading order: ``row_statistics`` (the idea), ``engines/rows/reference`` (the specification),
 ``frames`` (what makes a loss), ``losses`` (the family); for the speed ``engines/rows/native`` and
@@ -54,7 +54,7 @@ from .softmax import log_softmax, softmax, softmax_jacobian
 from .targets import shift_labels
 
 if TYPE_CHECKING:
-    from . import integrations, learn, plot
+    from . import integrations, learn, parallel, plot
 
 __version__ = _VERSION
 
@@ -86,6 +86,7 @@ __all__ = [
     "losses",
     "nll_loss",
     "nn",
+    "parallel",
     "plot",
     "policy",
     "row_loss",
@@ -98,7 +99,7 @@ __all__ = [
     "tempered_softmax",
     "token_log_probs",
 ]
-_AT_FIRST_USE = ("integrations", "learn", "plot")
+_AT_FIRST_USE = ("integrations", "learn", "parallel", "plot")
 
 
 if not TYPE_CHECKING:  # where every name would be right

@@ -296,17 +296,19 @@ def test_all_lists_what_is_public(room):
 def test_packages_are_imported_at_their_first_use():
     code = """
 import sys, xent
-packages = "integrations", "learn", "plot"
+packages = "integrations", "learn", "parallel", "plot"
 assert not any(f"xent.{name}" in sys.modules for name in packages)
 assert set(packages) <= set(dir(xent))
 print(xent.learn.mixture_log_prob.__name__, xent.plot.loss_curves.__name__)
 print(xent.learn.calibration.__name__, xent.integrations.boosting.__name__)
+print(xent.parallel.shard.__name__)
 """
     words = [
         "mixture_log_prob",
         "loss_curves",
         "xent.learn.calibration",
         "xent.integrations.boosting",
+        "shard",
     ]
     assert python(code).split() == words
 

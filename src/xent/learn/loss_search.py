@@ -154,7 +154,7 @@ def search_loss(
         rounds: how many times the finalists are judged.
         map: calls the judge for each formula alone, with a list of this formula and the round, like
             the built-in ``map``: that of ``multiprocessing.Pool``, of an executor of
-            :mod:`concurrent.futures`, and others. The result is the same for any number of workers.
+            ``concurrent.futures``, and others. The result is the same for any number of workers.
             Processes must be able to pickle the judge.
         folder: where to keep ``search.json``, the record, written after each generation; None
             keeps nothing.

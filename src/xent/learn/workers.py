@@ -14,8 +14,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-__all__ = ["Map", "Round", "results_of"]
-
 Map = Callable[[Callable[[Any], Any], Sequence[Any]], Iterable[Any]]
 
 

@@ -13,8 +13,6 @@ from torch.nn import Module
 from ..workers import Map, Round, results_of
 from .episodes import Episodes, Stage, sampled, seeds_of
 
-__all__ = ["played_alone"]
-
 
 def played_alone(
     map: Map, policy: Module, env: str | Callable[[], Any], seed: int, update: int, count: int

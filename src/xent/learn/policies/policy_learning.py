@@ -167,7 +167,7 @@ def deep_cem(
         target: stop when the mean return of the last 100 episodes reaches this number.
         seed: of episodes and actions; the caller sets the first weights of the policy.
         map: plays each episode by a call of its own, like the built-in ``map``: that of
-            ``multiprocessing.Pool``, of an executor of :mod:`concurrent.futures`, and others. The
+            ``multiprocessing.Pool``, of an executor of ``concurrent.futures``, and others. The
             result is the same for any number of workers, but another than without ``map``, since
             each episode draws its actions with a seed of its own. A policy that draws random
             numbers itself, as dropout does, is not the same. Processes must be able to pickle

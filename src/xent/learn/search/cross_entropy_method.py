@@ -272,7 +272,7 @@ class CrossEntropyMethod:
                 ``map`` it takes one point, ``(d,)``, and returns one number.
             iterations: most iterations of the search, with those already done.
             map: calls the function for each point, like the built-in ``map``: that of
-                ``multiprocessing.Pool``, of an executor of :mod:`concurrent.futures`, and others.
+                ``multiprocessing.Pool``, of an executor of ``concurrent.futures``, and others.
                 The result is the same for any number of workers. Processes must be able to pickle
                 the function.
             numbered: with ``map``, call the function with a point, the number of iterations that

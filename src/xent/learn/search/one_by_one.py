@@ -11,8 +11,6 @@ from torch import Tensor
 
 from ..workers import Map, Round, results_of
 
-__all__ = ["scores_one_by_one"]
-
 
 def scores_one_by_one(
     map: Map, function: Callable[..., Any], points: Tensor, iteration: int, numbered: bool
