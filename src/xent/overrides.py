@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_map_only
 
 from .arrays import OPTIONS, TENSORS, Door
 from .engines.modes import compiling
+from .heads.distributed import DistributedLogits
 from .heads.stand_in import Lean
 from .shards import ShardedLogits, across_ranks
 
@@ -55,6 +56,9 @@ def overridable(function: Any = None, *, classes_last: bool = False) -> Any:
 
     def of_tensors(*args: Any, **kwargs: Any) -> Any:
         input = kwargs.get("input")
+        if isinstance(input, DistributedLogits) and input.is_local:
+            input = input.sharded()
+            kwargs = {**kwargs, "input": input}
         if type(input) is ShardedLogits and input.shard.agreement is None:
             return across_ranks(function, kwargs)
         given = (*args, *kwargs.values())
@@ -66,7 +70,7 @@ def overridable(function: Any = None, *, classes_last: bool = False) -> Any:
             if len(others) < len(given):
                 named = {**dict(zip(names, args, strict=False)), **kwargs}
                 if len(named) == len(given):
-                    return _of_stand_ins(function, named, classes_last, "dim" in names)
+                    return _of_stand_ins(function, entry, named, classes_last, "dim" in names)
         return function(*args, **kwargs)
 
     @functools.wraps(function)
@@ -87,12 +91,14 @@ def overridable(function: Any = None, *, classes_last: bool = False) -> Any:
 
 
 def _of_stand_ins(
-    function: Callable[..., Any], given: dict[str, Any], classes_last: bool, any_axis: bool
-) -> Any:
+    function: Callable[..., Any], entry: Callable[..., Any], given: dict[str, Any],
+    classes_last: bool, any_axis: bool,
+) -> Any:  # fmt: skip
     """Call a function for logits behind a head, whose classes losses take on the last axis.
 
     Args:
         function: the function.
+        entry: the function as callers have it.
         given: its arguments by name.
         classes_last: whether the function reads the classes on the last axis of tensors, too.
         any_axis: whether the function takes an axis by ``dim`` and needs tensors.
@@ -109,7 +115,7 @@ def _of_stand_ins(
         return function(**tree_map_only(Lean, lambda x: x.materialize_for(name), given))
     if moved is None:
         return function(**given)
-    result = function(**{name: _with_classes_last(moved, name, x) for name, x in given.items()})
+    result = entry(**{name: _with_classes_last(moved, name, x) for name, x in given.items()})
     of_elements = isinstance(result, Tensor) and result.ndim == moved.ndim
     return result.movedim(-1, 1) if of_elements else result
 

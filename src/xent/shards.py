@@ -96,6 +96,28 @@ class Shard:
         return read(with_gradient_of(own, union, like), like)
 
 
+def shard_of(x: Any, dim: int, axis: int) -> Shard:
+    """The classes of this rank in a DTensor, whose classes one dimension of its mesh splits.
+
+    Args:
+        x: the DTensor.
+        dim: the dimension of the mesh.
+        axis: the axis of the classes.
+    """
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    mesh = x.device_mesh
+    own, first = compute_local_shape_and_global_offset(x.shape, mesh, x.placements)
+    return Shard(mesh.get_group(dim), first[axis], own[axis], x.shape[axis])
+
+
+def axis_of(place: Any) -> int | None:
+    """The axis that a placement of a DTensor splits into a piece for each rank; else None."""
+    from torch.distributed.tensor import Shard as Split
+
+    return place.dim if isinstance(place, Split) else None  # pyright: ignore
+
+
 class ShardedLogits:
     """Stands for logits ``(N, C, ...)``, of which each rank has some classes.
 
@@ -162,8 +184,8 @@ def across_ranks(function: Callable[..., Any], given: dict[str, Any]) -> Any:
     if not hasattr(function, "takes_shards"):
         raise TypeError(
             f"{name} takes no logits whose classes are split over ranks: it reads more of a row "
-            f"than the statistics that ranks can merge. Pass input.gather(), the logits of all "
-            f"ranks, if they fit into memory"
+            f"than the statistics that ranks can merge. Pass the logits of all ranks, if they fit "
+            f"into memory: input.gather(), or input.materialize() of LinearLogits of DTensors"
         )
     agreement = Agreement(name, given, input.shard.group, input.device)
     shard = replace(input.shard, agreement=agreement)

@@ -41,7 +41,9 @@ FLOORS = [
     {"_probabilities", "_texts", "logits", "heads.stand_in"},
     {"targets"},
     {"shards"},
-    {"overrides", "heads.logits"},
+    {"heads.logits"},
+    {"heads.distributed"},
+    {"overrides"},
     {"heads.log_probs", "softmax"},
     {
         "engines.core",

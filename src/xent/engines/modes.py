@@ -202,7 +202,8 @@ def share_memory(a: Tensor, b: Tensor) -> bool:
 
 
 def is_freed(tensor: Tensor) -> bool:
-    """True if a plain tensor has a shape, but its memory was given back."""
+    """True if a plain tensor, or that of a DTensor, has a shape but no memory any more."""
+    tensor = tensor._local_tensor if is_dtensor(tensor) else tensor  # pyright: ignore
     plain = type(tensor) in PLAIN_TENSORS and tensor.layout is torch.strided
     return plain and tensor.numel() > 0 and not tensor.untyped_storage().size()
 

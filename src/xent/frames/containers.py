@@ -19,8 +19,8 @@ from torch import Tensor
 
 from ..class_dim import NO_CONTAINERS
 from ..engines.modes import can_look_at, is_dtensor
-from ..shards import Shard as ClassShard
-from ..shards import ShardedLogits, across_ranks, own_logits
+from ..heads.distributed import DistributedLogits
+from ..shards import ShardedLogits, across_ranks, axis_of, own_logits, shard_of
 from ..targets import class_axis
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -63,7 +63,7 @@ def through_containers(loss: F, divisor: Divisor, *, of_rows: bool, rowwise: boo
     @functools.wraps(loss)
     def entry(*args: Any, **kwargs: Any) -> Any:
         input = args[0] if args else kwargs.get("input")
-        if type(input) in NO_CONTAINERS or not isinstance(input, Tensor):
+        if type(input) in NO_CONTAINERS or not isinstance(input, (Tensor, DistributedLogits)):
             return loss(*args, **kwargs)
         container = container_of(input, class_axis(input) if of_rows else None, takes_shards)
         if container is None:
@@ -96,7 +96,7 @@ def container_of(input: Tensor, axis: int | None, takes_shards: bool) -> Contain
 
     ``takes_shards`` tells whether the loss takes some classes of each row.
     """
-    if is_dtensor(input):
+    if _is_distributed(input):
         return OnRanks(input, axis, takes_shards)
     if input.is_nested:
         return Ragged(input, axis)
@@ -104,14 +104,12 @@ def container_of(input: Tensor, axis: int | None, takes_shards: bool) -> Contain
 
 
 def _kind(input: Tensor) -> str:
-    return "DTensors" if is_dtensor(input) else "nested tensors"
+    return "DTensors" if _is_distributed(input) else "nested tensors"
 
 
-def _axis_of_shard(place: Any) -> int | None:
-    """The axis that a placement splits over ranks; None where it splits none."""
-    from torch.distributed.tensor import Shard
-
-    return place.dim if isinstance(place, Shard) else None  # pyright: ignore
+def _is_distributed(input: Any) -> bool:
+    """True for a DTensor, and for logits behind a head of DTensors."""
+    return is_dtensor(input) or isinstance(input, DistributedLogits)
 
 
 class OnRanks:
@@ -122,12 +120,13 @@ class OnRanks:
 
         self.mesh, self.placements, self.shape = input.device_mesh, input.placements, input.shape
         self.axis = axis
-        by_classes = [_axis_of_shard(p) == axis is not None for p in self.placements]
+        by_classes = [axis_of(p) == axis is not None for p in self.placements]
         if sum(by_classes) > takes_shards:
             raise ValueError(
                 f"`input` is a DTensor whose classes are split over ranks, on {sum(by_classes)} "
                 f"dimensions of its mesh. Losses of rows take one such dimension, other losses "
-                f"none: call input.redistribute(placements=...), with Shard(0) or Replicate() there"
+                f"none: call input.redistribute(placements=...), with Shard(0) or Replicate() "
+                f"there; of LinearLogits, input.materialize().redistribute(placements=...)"
             )
         self.of_classes = by_classes.index(True) if any(by_classes) else None
         for place in self.placements:
@@ -144,7 +143,7 @@ class OnRanks:
     def _without_classes(self, place: Any) -> Any:
         from torch.distributed.tensor import Replicate, Shard
 
-        axis = _axis_of_shard(place)
+        axis = axis_of(place)
         if axis == self.axis is not None:
             return Replicate()  # all ranks that share the classes of a row have its result
         behind = axis is not None and self.axis is not None and axis > self.axis
@@ -152,18 +151,19 @@ class OnRanks:
 
     def inner(self, name: str, value: Any) -> Any:
         """The part of a DTensor that belongs to the rows of this rank."""
+        if isinstance(value, DistributedLogits) and name == "input":
+            return value.own() if self.of_classes is None else value.sharded()
         if not is_dtensor(value):
-            if isinstance(value, Tensor) and value.ndim and name in ("target", "row_weight"):
-                raise TypeError(
-                    f"`input` is a DTensor, so `{name}` must be one, too: "
-                    f"distribute_tensor({name}, input.device_mesh, ...)"
-                )
+            self._refuse_plain(name, value)
             return value  # a vector over the classes, the same on all ranks
         if value.device_mesh != self.mesh:
             raise ValueError(f"`{name}` is on another device mesh than `input`")
         if value.shape == self.shape:
             own = value.redistribute(placements=self.placements).to_local()
-            return self._shard_of(own) if name == "input" and self.of_classes is not None else own
+            if name != "input" or self.of_classes is None:
+                return own
+            assert self.axis is not None
+            return ShardedLogits(own, shard_of(value, self.of_classes, self.axis))
         if value.shape == self.row_shape:
             return value.redistribute(placements=self.of_rows).to_local()
         from torch.distributed.tensor import Replicate
@@ -173,17 +173,19 @@ class OnRanks:
         # The gradient that each rank finds is that of its own rows.
         return value.redistribute(placements=everywhere).to_local(grad_placements=self.of_sums)
 
-    def _shard_of(self, own: Tensor) -> ShardedLogits:
-        """The logits of this rank's classes."""
-        from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
-
-        assert self.axis is not None
-        _, offset = compute_local_shape_and_global_offset(self.shape, self.mesh, self.placements)
-        shard = ClassShard(
-            self.mesh.get_group(self.of_classes), offset[self.axis], own.shape[self.axis],
-            self.shape[self.axis],
-        )  # fmt: skip
-        return ShardedLogits(own, shard)
+    def _refuse_plain(self, name: str, value: Any) -> None:
+        """Raise for a plain tensor that may be another on each rank, or whose gradient would be."""
+        if not isinstance(value, Tensor):
+            return
+        # Ranks that share all classes, and nothing else, compare what they are given.
+        compared = self.of_classes is not None and len(self.placements) == 1
+        learned = self.split and value.requires_grad and torch.is_grad_enabled()
+        of_rows = value.ndim > 0 and name in ("target", "row_weight") and not compared
+        if of_rows or learned:
+            raise TypeError(
+                f"`input` is a DTensor, so `{name}` must be one, too: "
+                f"distribute_tensor({name}, input.device_mesh, ...)"
+            )
 
     @property
     def row_shape(self) -> torch.Size:
@@ -197,7 +199,7 @@ class OnRanks:
         if self.axis is not None:
             return
         missing = len(self.shape) - value.ndim
-        axes = (_axis_of_shard(place) for place in self.placements)
+        axes = (axis_of(place) for place in self.placements)
         split = [axis - missing for axis in axes if axis is not None]
         if any(axis >= 0 and value.shape[axis] != 1 for axis in split):
             raise ValueError(

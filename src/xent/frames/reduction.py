@@ -11,8 +11,9 @@ from torch import Tensor
 from .._check import at_hand, is_tensor, one_of, scalar
 from ..engines.modes import can_look_at, deferred, has_tangent, widened
 from ..engines.rows.problem import Problem
-from ..heads.problem import HeadProblem
-from ..targets import any_class, class_axis, read_target
+from ..heads.logits import LinearLogits
+from ..heads.problem import HeadProblem, flat_rows, flatten
+from ..targets import any_class, are_alike, class_axis, read_target
 
 Reduction = Literal["none", "mean", "sum"]
 Normalizer = float | Tensor | str | None
@@ -254,11 +255,16 @@ def divisor_of_problem(problem: Problem, reduce: Reduce) -> Tensor | None:
 
 def divisor_of_rows(given: Mapping[str, Any]) -> Tensor:
     """Return the divisor of the mean of a loss of rows, from the arguments of the call."""
-    input, weight = given["input"], given["weight"]
+    input, row_weight = given["input"], given["row_weight"]
     classes = any_class(input) if given["target"] is None else given["target"]
-    target = read_target(input, classes, given["ignore_index"])
-    if target.soft:
-        kept, mass = None, torch.ones_like(target.values.select(class_axis(input), 0)).double()
+    if isinstance(input, LinearLogits):
+        (row_weight,) = flat_rows(input.shape[:-1], row_weight)
+        input, classes, *_ = flatten(input, classes, None, None)
+    if are_alike(classes, input):  # a rank may have no class of soft targets
+        axis = class_axis(input)
+        rows = input.shape[:axis] + input.shape[axis + 1 :]
+        kept, mass = None, torch.ones(rows, dtype=torch.float64, device=input.device)
     else:
-        kept, mass = mass_of_labels(target.values, target.ignore_index, weight)
-    return divisor_of(kept, mass, given["normalizer"], given["row_weight"])
+        target = read_target(input, classes, given["ignore_index"])
+        kept, mass = mass_of_labels(target.values, target.ignore_index, given["weight"])
+    return divisor_of(kept, mass, given["normalizer"], row_weight)

@@ -96,6 +96,8 @@ class Chunks:
     """
 
     def __init__(self, sources: Sequence[LinearLogits], kept: Tensor | None) -> None:
+        for source in sources:
+            source.in_memory()
         plans = [plan(source, len(sources)) for source in sources]
         self.rows, self.kept = sources[0].shape[0], kept
         count = self.rows if kept is None else kept.shape[0]

@@ -11,7 +11,14 @@ import torch
 from torch import Tensor
 
 from .._check import is_tensor, one_of, whole_number
-from ..engines.modes import autocasts, is_freed, share_memory, version, without_autocast
+from ..engines.modes import (
+    autocasts,
+    is_dtensor,
+    is_freed,
+    share_memory,
+    version,
+    without_autocast,
+)
 from ..logits import LogitTransform
 from ..shards import summed_gradient
 from .stand_in import Lean, Shown
@@ -33,6 +40,10 @@ class LinearLogits(Lean):
     computed only when a loss asks for them; if a part has changed by then, as after a step of an
     optimizer, that is an error.
 
+    Of DTensors it stands for a DTensor of logits: the weight may be split by its classes over one
+    dimension of a mesh, and the features by their rows over others. Losses of rows take it, and
+    give DTensors; ``to_local()`` makes it one for plain targets. See ``docs/parallel.md``.
+
     Args:
         hidden: ``(..., D)``: one row of features for each row of logits.
         weight: ``(V, D)``, of the dtype of ``hidden``. Under autocast they may differ; the wider
@@ -49,8 +60,10 @@ class LinearLogits(Lean):
             taken and why.
 
     Raises:
-        TypeError: if they are not floating point, or of different dtypes.
-        ValueError: for shapes that do not fit, different devices, or unknown ``products``.
+        TypeError: if they are not floating point, or of different dtypes; or if some are DTensors
+            and others plain tensors, whose rows may be the same on all ranks or different ones.
+        ValueError: for shapes that do not fit, different devices, or unknown ``products``; for
+            DTensors on different meshes, or split along the features.
 
     Example:
         >>> import torch, xent
@@ -65,10 +78,18 @@ class LinearLogits(Lean):
     """
 
     lean: ClassVar[dict[Callable[..., Any], Callable[..., Any]]] = {}
+    of_dtensors: ClassVar[type[LinearLogits]]  # the kind whose weight is a DTensor
 
     hidden: Tensor
     weight: Tensor
     bias: Tensor | None
+
+    def __new__(
+        cls, hidden: Any = None, weight: Any = None, bias: Any = None, **options: Any
+    ) -> LinearLogits:
+        """Make an object of the kind that the tensors need."""
+        distributed = any(map(is_dtensor, (weight, hidden, bias)))
+        return object.__new__(cls.of_dtensors if distributed else LinearLogits)
 
     def __init__(
         self,
@@ -79,8 +100,7 @@ class LinearLogits(Lean):
         max_workspace: int = MAX_WORKSPACE,
         products: Products | None = None,
     ) -> None:
-        hidden, weight, bias = under_autocast(hidden, weight, bias)
-        check_head(hidden, weight, bias)
+        hidden, weight, bias = self.read(*under_autocast(hidden, weight, bias))
         max_workspace = whole_number("max_workspace", max_workspace)
         if max_workspace <= 0:
             raise ValueError(f"`max_workspace` must be a number of bytes, got {max_workspace!r}")
@@ -108,6 +128,11 @@ class LinearLogits(Lean):
         self.masked = False  # True if classes were filled with -inf: a cap would unmask them
         self.shown = Shown()
 
+    def read(self, hidden: Any, weight: Any, bias: Any) -> tuple[Any, Any, Any]:
+        """Return features, weight and bias; raise unless they make a head."""
+        check_head(hidden, weight, bias)
+        return hidden, weight, bias
+
     # ---- what it shares with a tensor -----------------------------------------------------------
 
     @property
@@ -133,8 +158,9 @@ class LinearLogits(Lean):
         new = {name: version(x) for name, x in changes.items() if name in self.versions}
         if new:  # a part of a part that was changed would look unchanged
             self.unchanged()
-        other = object.__new__(LinearLogits)
-        vars(other).update({**vars(self), **changes, "_all": None})
+        parts = {**vars(self), **changes, "_all": None}
+        other = LinearLogits.__new__(LinearLogits, parts["hidden"], parts["weight"])
+        vars(other).update(parts)
         other.shown = Shown()
         other.versions = {**self.versions, **new}
         return other
@@ -156,12 +182,7 @@ class LinearLogits(Lean):
                     f"the step of an optimizer; compute the logits again, or keep "
                     f".materialize() of them"
                 )
-            if is_freed(part):
-                raise RuntimeError(
-                    f"the {name} behind {self!r} is no longer in memory, as after the forward of a "
-                    f"unit of FSDP. Call fully_shard(head, reshard_after_forward=False), or leave "
-                    f"the head in the root unit"
-                )
+        self.in_memory()
         self.refuse_if_stale()
         if self.overwritten:
             raise RuntimeError(
@@ -169,6 +190,17 @@ class LinearLogits(Lean):
                 f"they are no longer the logits of a head; use the tensor, .materialize()"
             )
         return self
+
+    def in_memory(self) -> None:
+        """Raise a RuntimeError if the memory of a part was given back."""
+        for name in ("hidden", "weight", "bias"):
+            part = getattr(self, name)
+            if part is not None and is_freed(part):
+                raise RuntimeError(
+                    f"the {name} behind {self!r} is no longer in memory, as after the forward of a "
+                    f"unit of FSDP. Call fully_shard(head, reshard_after_forward=False), or leave "
+                    f"the head in the root unit"
+                )
 
     @property
     def row_tensors(self) -> list[Tensor]:
@@ -433,7 +465,8 @@ def check_head(
     for name, x in ((first, hidden), (second, weight), (third, bias)):
         if x is None and name == third:
             continue
-        is_tensor(name, x)
+        if not is_dtensor(x):
+            is_tensor(name, x)
         assert x is not None
         if not x.is_floating_point():
             raise TypeError(f"`{name}` must be floating point, got {x.dtype}; call {name}.float()")

@@ -18,7 +18,7 @@ from ..engines.rows.labels import check_labels
 from ..engines.rows.problem import Problem, Settings, Shaped, Tensors
 from ..logits import make_transform
 from ..row_statistics import INDEX_ONLY, field_mask
-from ..shards import Shard, ShardedLogits, summed_gradient
+from ..shards import Shard, ShardedLogits
 from ..targets import Target, any_class, are_alike, class_axis, read_target
 from . import chunks
 from .logits import LinearLogits
@@ -176,18 +176,25 @@ def _own_part(
             f"`input` has {width} classes on the axis where they are looked for, but this shard "
             f"has {shard.width}: pass `class_dim` to shard()"
         )
-    if isinstance(own, LinearLogits):
-        own = own.shared_by(shard.group)
-    elif not width:
-        soft = isinstance(target, Tensor) and are_alike(target, own)
-        target = _with_a_class(target, 0) if soft else target
-        own = _with_a_class(own, -torch.inf)
+    if not width:
+        soft = isinstance(target, Tensor) and are_alike(target, cast(Tensor, own))
+        target = _with_a_class(target, 0, class_axis(own)) if soft else target
+        own = _with_masked_class(own)
     return own, target, shard
 
 
-def _with_a_class(x: Tensor, value: float) -> Tensor:
-    """Numbers of no class, with one class of this value: a masked class changes nothing."""
-    axis = class_axis(x)
+def _with_masked_class(own: Tensor | LinearLogits) -> Tensor | LinearLogits:
+    """Logits of no class, with one class that is masked and so changes nothing."""
+    if isinstance(own, Tensor):
+        return _with_a_class(own, -torch.inf, class_axis(own))
+    bias = own.weight.new_empty(0) if own.bias is None else own.bias
+    return own.with_parts(
+        own.hidden, _with_a_class(own.weight, 0, 0), _with_a_class(bias, -torch.inf, 0)
+    )
+
+
+def _with_a_class(x: Tensor, value: float, axis: int) -> Tensor:
+    """Numbers of no class, with one class of this value."""
     return torch.nn.functional.pad(x.movedim(axis, -1), (0, 1), value=value).movedim(-1, axis)
 
 
@@ -251,7 +258,7 @@ def flatten(
 def flat_rows(rows: torch.Size, *values: Any) -> tuple[Any, ...]:
     """Tensors whose first axes are those of the rows, with one axis in their place."""
     return tuple(
-        x.reshape(-1, *x.shape[len(rows) :])
+        x.reshape(rows.numel(), *x.shape[len(rows) :])
         if isinstance(x, Tensor) and x.shape[: len(rows)] == rows
         else x
         for x in values

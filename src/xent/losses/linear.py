@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .._check import class_indices, is_tensor, one_of, whole_number
+from ..engines.modes import is_dtensor
 from ..frames.reduction import Reduction
 from ..heads.layouts import ClassesOnAxis1
 from ..heads.log_probs import LinearLogProbs
@@ -94,10 +95,11 @@ def linear_cross_entropy(
         Wijmans et al., *Cut your losses in large-vocabulary language models*, ICLR 2025.
     """
     for name, tensor in (("input", input), ("linear_weight", linear_weight), ("target", target)):
-        is_tensor(name, tensor)
+        if not is_dtensor(tensor):
+            is_tensor(name, tensor)
     ignore_index = -100 if ignore_index is None else whole_number("ignore_index", ignore_index)
     shift = whole_number("shift", shift)
-    if not target.is_floating_point():
+    if not (target.is_floating_point() or is_dtensor(target)):
         target = class_indices("target", target)
     if shift:
         target, row_weight = _ahead(linear_weight, target, row_weight, shift, ignore_index)

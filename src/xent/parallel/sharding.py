@@ -10,6 +10,7 @@ from torch import Tensor
 from .._check import whole_number
 from ..class_dim import axis_of_classes
 from ..collectives import gathered
+from ..heads.distributed import DistributedLogits
 from ..heads.logits import LinearLogits, are_logits
 from ..shards import Shard, ShardedLogits
 from .groups import group_of
@@ -63,6 +64,11 @@ def shard(
     """
     group = group_of(group)
     are_logits("input", input)
+    if isinstance(input, DistributedLogits):
+        raise TypeError(
+            "`input` is LinearLogits of DTensors, which know where their classes are: pass `input` "
+            "to the loss, or input.to_local() for plain targets"
+        )
     axis = axis_of_classes(input, class_dim, lean=isinstance(input, LinearLogits))
     width = input.shape[axis]
     if start is None or classes is None:
@@ -77,4 +83,6 @@ def shard(
             f"`input` has {width} classes, so `start` must be 0 to {classes - width}, of "
             f"{classes} classes of all ranks; got {start}"
         )
+    if isinstance(input, LinearLogits):
+        input = input.shared_by(group)
     return ShardedLogits(input, Shard(group, start, width, classes), class_dim)
