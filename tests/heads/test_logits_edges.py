@@ -278,3 +278,23 @@ def test_explain_says_when_all_logits_are_needed():
     assert "by chunks of" in str(xent.explain(z, y))
     weight = torch.rand(5, dtype=torch.float64, requires_grad=True)
     assert "all logits at once" in str(xent.explain(z, y, weight=weight))
+
+
+@pytest.mark.parametrize("reduction", ["none", "sum"])
+@pytest.mark.parametrize("rows", [3, 900])  # one chunk, and several
+def test_a_weight_without_memory_is_multiplied_nowhere(reduction, rows):
+    hidden, weight = torch.randn(rows, 4, requires_grad=True), torch.randn(5, 4)
+    logits, y = xent.LinearLogits(hidden, weight), torch.arange(rows) % 5
+    loss = xent.losses.focal_loss(logits, y, reduction=reduction).sum()
+    if reduction == "sum":  # the gradient is there already; a second backward pass multiplies
+        loss.backward(retain_graph=True)
+    weight.untyped_storage().resize_(0)
+    for use in (
+        loss.backward,
+        lambda: xent.cross_entropy(logits, y),
+        lambda: torch.nn.functional.cross_entropy(logits, y),
+        lambda: logits.argmax(-1),
+        logits.materialize,
+    ):
+        with pytest.raises(RuntimeError, match=r"weight behind .* is no longer in memory"):
+            use()
