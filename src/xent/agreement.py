@@ -143,8 +143,8 @@ def _checksum(x: Tensor) -> int:
     if x.is_floating_point():
         x = x.detach().double().contiguous().view(torch.int64)
     flat = x.detach().reshape(-1).to(torch.int64)
-    places = torch.arange(1, 2 * flat.numel(), 2, device=flat.device)  # odd: no digit is lost
-    return int(((flat + 1) * places).sum())
+    places = torch.arange(flat.numel(), device=flat.device)
+    return int(((flat + 1) * (2 * places + 1)).sum())  # odd factors: no digit is lost
 
 
 def _learned(record: Record) -> str:

@@ -98,7 +98,7 @@ def test_plans_of_tensor_parallelism(ranks, gathers, local):
             torch.testing.assert_close(x, truth, rtol=1e-6, atol=1e-7, check_dtype=False)
 
 
-@pytest.mark.parametrize(("workspace", "chunks"), [(1 << 20, 1), (700, 2)])
+@pytest.mark.parametrize(("workspace", "chunks"), [(1 << 20, 1), (300, 2)])
 @pytest.mark.parametrize("place", ["-", "1"])
 def test_one_gather_for_a_chunk_and_one_reduction(ranks, place, workspace, chunks):
     parts, y = parts_of(12)

@@ -91,7 +91,7 @@ def through_containers(loss: F, divisor: Divisor, *, of_rows: bool, rowwise: boo
     return entry  # pyright: ignore
 
 
-def container_of(input: Tensor, axis: int | None, takes_shards: bool) -> Container | None:
+def container_of(input: Any, axis: int | None, takes_shards: bool) -> Container | None:
     """The container of logits whose classes are on an axis; None for tensors that are none.
 
     ``takes_shards`` tells whether the loss takes some classes of each row.
@@ -103,7 +103,7 @@ def container_of(input: Tensor, axis: int | None, takes_shards: bool) -> Contain
     return None
 
 
-def _kind(input: Tensor) -> str:
+def _kind(input: Any) -> str:
     return "DTensors" if _is_distributed(input) else "nested tensors"
 
 
@@ -151,7 +151,9 @@ class OnRanks:
 
     def inner(self, name: str, value: Any) -> Any:
         """The part of a DTensor that belongs to the rows of this rank."""
-        if isinstance(value, DistributedLogits) and name == "input":
+        if isinstance(value, DistributedLogits):
+            if name != "input":
+                return value  # whoever reads them refuses them by name
             return value.own() if self.of_classes is None else value.sharded()
         if not is_dtensor(value):
             self._refuse_plain(name, value)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -259,7 +259,7 @@ def divisor_of_rows(given: Mapping[str, Any]) -> Tensor:
     classes = any_class(input) if given["target"] is None else given["target"]
     if isinstance(input, LinearLogits):
         (row_weight,) = flat_rows(input.shape[:-1], row_weight)
-        input, classes, *_ = flatten(input, classes, None, None)
+        input, classes = cast(tuple[Any, Tensor], flatten(input, classes, None, None)[:2])
     if are_alike(classes, input):  # a rank may have no class of soft targets
         axis = class_axis(input)
         rows = input.shape[:axis] + input.shape[axis + 1 :]
