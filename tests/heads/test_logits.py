@@ -162,6 +162,24 @@ def test_backward_again_after_a_change_is_refused():
         torch.autograd.grad(loss, w)
 
 
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
+def test_memory_that_was_given_back_is_refused_before_a_product(mode):
+    h, w, _ = head()
+    target = torch.randint(50, (37,))
+    with mode():
+        if mode is torch.inference_mode:
+            h, w = h.clone(), w.clone()
+        logits = xent.LinearLogits(h, w)
+        values = xent.cross_entropy(logits, target, reduction="none")
+        w.untyped_storage().resize_(0)
+        for use in (lambda: xent.cross_entropy(logits, target), logits.materialize):
+            with pytest.raises(RuntimeError, match=r"weight behind .* is no longer in memory"):
+                use()
+    if values.requires_grad:
+        with pytest.raises(RuntimeError, match=r"weight behind .* is no longer in memory"):
+            values.sum().backward()
+
+
 @pytest.mark.parametrize("frozen", [0, 1])
 def test_a_frozen_part_has_no_gradient(frozen, monkeypatch):
     parts = list(head())

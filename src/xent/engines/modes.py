@@ -203,6 +203,8 @@ def share_memory(a: Tensor, b: Tensor) -> bool:
 
 def is_freed(tensor: Tensor) -> bool:
     """True if a plain tensor, or that of a DTensor, has a shape but no memory any more."""
+    if deferred():
+        return False
     tensor = tensor._local_tensor if is_dtensor(tensor) else tensor  # pyright: ignore
     plain = type(tensor) in PLAIN_TENSORS and tensor.layout is torch.strided and not deferred()
     return plain and tensor.numel() > 0 and not tensor.untyped_storage().size()

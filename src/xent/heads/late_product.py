@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -31,13 +31,17 @@ class LateProduct(TorchFunctionMode):
         classes: how many results a product with all classes may have.
         options: of the LinearLogits.
         readers: where they note the operations that read all logits.
+        original_of: gives what counts the changes of a part of a product, where the part itself
+            must not be a view; None elsewhere.
     """
 
     def __init__(
-        self, rows: torch.Size, classes: set[int], options: dict[str, Any], readers: list[str]
-    ) -> None:
+        self, rows: torch.Size, classes: set[int], options: dict[str, Any], readers: list[str],
+        original_of: Callable[[Tensor], Tensor | None] = lambda _: None,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.rows, self.classes, self.options, self.readers = rows, classes, options, readers
+        self.original_of = original_of
         self.met = False
         self.obstacle: str | None = None  # why a product with all classes was not taken
 
@@ -54,10 +58,18 @@ class LateProduct(TorchFunctionMode):
             self.obstacle = next(filter(None, map(_obstacle, parts)), None)
             if self.obstacle is None:
                 self.met = True
-                logits = LinearLogits(*map(_in_graph, parts), **self.options)  # pyright: ignore
-                logits.readers = self.readers
-                return logits
+                return self._logits(parts)
         return func(*args, **(kwargs or {}))
+
+    def _logits(self, parts: tuple[Any, Any, Any]) -> LinearLogits:
+        given = [None if x is None else _under_autocast(x) for x in parts]
+        originals = [None if x is None else self.original_of(x) for x in given]
+        some = [
+            None if x is None else _in_graph(x, y) for x, y in zip(given, originals, strict=True)
+        ]
+        logits = LinearLogits(*some, **self.options)  # pyright: ignore
+        logits.readers = self.readers
+        return logits.stale_with([x for x in originals if x is not None])
 
     def _of_all_classes(self, hidden: Any, weight: Any, bias: Any) -> bool:
         return (
@@ -96,15 +108,33 @@ def _obstacle(part: Tensor | None) -> str | None:
     return None
 
 
-def _in_graph(part: Tensor | None) -> Tensor | None:
-    """Cast a part as autocast would, and give a parameter a place in the graph.
+def _under_autocast(part: Tensor) -> Tensor:
+    """A part of a product in the type in which autocast would multiply it."""
+    if autocasts(part) and part.dtype != torch.float64:
+        return part.to(torch.get_autocast_dtype(part.device.type))
+    return part
+
+
+def _in_graph(part: Tensor, original: Tensor | None) -> Tensor:
+    """A part with a place in the graph, and no view where something else counts its changes.
 
     DistributedDataParallel looks for the parameters that a result needs in the graph behind the
-    tensors of the result, where a parameter itself is none.
+    tensors of the result, where a parameter itself is none. FSDP warns of views.
     """
-    if part is None:
-        return None
-    if autocasts(part) and part.dtype != torch.float64:
-        part = part.to(torch.get_autocast_dtype(part.device.type))
-    wanted = part.is_leaf and part.requires_grad and torch.is_grad_enabled()
-    return part.view_as(part) if wanted else part
+    if not (part.requires_grad and torch.is_grad_enabled()):
+        return part
+    if original is not None:
+        return cast(Tensor, _Same.apply(part))
+    return part.view_as(part) if part.is_leaf else part
+
+
+class _Same(torch.autograd.Function):
+    """The numbers of a tensor, in the same memory, as a tensor that is no view."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.data
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return grads[0]

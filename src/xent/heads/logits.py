@@ -118,6 +118,7 @@ class LinearLogits(Lean):
             "weight": version(weight),
             "bias": version(bias),
         }
+        self.originals: list[tuple[Tensor, int | None]] = []  # tensors and their versions
         self.scale: float | Tensor = 1.0  # before the cap; a tensor is 0-d or one number per row
         self.softcap: float | None = None
         self.capped = False  # True after tanh, until the factor of the cap comes
@@ -172,11 +173,9 @@ class LinearLogits(Lean):
             RuntimeError: if a part was changed, or its memory freed, since they were made: they
                 would not be the logits of that time.
         """
-        for name, before in self.versions.items():
-            part = getattr(self, name)
-            if before is None or part is None:
-                continue
-            if part._version != before:
+        parts = [(name, getattr(self, name), before) for name, before in self.versions.items()]
+        for name, part, before in (*parts, *(("tensor", *x) for x in self.originals)):
+            if before is not None and part is not None and part._version != before:
                 raise RuntimeError(
                     f"the {name} behind {self!r} was changed after these logits were made, as by "
                     f"the step of an optimizer; compute the logits again, or keep "
@@ -201,6 +200,15 @@ class LinearLogits(Lean):
                     f"unit of FSDP. Call fully_shard(head, reshard_after_forward=False), or leave "
                     f"the head in the root unit"
                 )
+
+    def stale_with(self, originals: Sequence[Tensor]) -> LinearLogits:
+        """Return these logits, which changes of other tensors make stale.
+
+        The parts show the numbers of these tensors without counting their changes: the weight that
+        FSDP gathers from its parameter does not.
+        """
+        self.originals = [(x, version(x)) for x in originals]
+        return self
 
     @property
     def row_tensors(self) -> list[Tensor]:
@@ -310,7 +318,8 @@ class LinearLogits(Lean):
 
     def with_parts(self, hidden: Any, weight: Any, bias: Any) -> LinearLogits:
         """Return a copy of this head with other tensors, or None for those to be set later."""
-        return self._with(hidden=hidden, weight=weight, bias=bias)
+        parameters = [x for x in self.originals if x[0].is_leaf]  # those of other parts go
+        return self._with(hidden=hidden, weight=weight, bias=bias, originals=parameters)
 
     def by_chunks_of(self, rows: int) -> LinearLogits:
         """Return a copy of this head whose chunks have at most so many rows."""
@@ -383,12 +392,17 @@ class LinearLogits(Lean):
         """Return the same logits; operations in place on them leave these alone."""
         return self._with()
 
+    def __repr__(self) -> str:
+        """Shape and dtype, if the tensors are there."""
+        return super().__repr__() if self.hidden is not None else "LinearLogits"
+
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy or a file needs."""
-        return {k: v for k, v in vars(self).items() if k not in ("shown", "versions", "_all")}
+        of_this_process = ("shown", "versions", "originals", "_all")
+        return {k: v for k, v in vars(self).items() if k not in of_this_process}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, shown=Shown())
+        vars(self).update(state, shown=Shown(), originals=[])
         parts = {"hidden": self.hidden, "weight": self.weight, "bias": self.bias}
         self.versions = {name: version(part) for name, part in parts.items()}
 

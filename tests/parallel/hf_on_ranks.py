@@ -1,0 +1,263 @@
+"""Models of Transformers on the ranks of a test, beside the same model in one process."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+
+import xent
+from xent.integrations.transformers import lean, unlean
+
+from .on_ranks import heard
+
+VOCABULARY, ROWS, LENGTH = 97, 8, 12
+RATE = 1024.0  # of a step whose change of a weight is its gradient but for rounding
+
+
+class Batch(NamedTuple):
+    """Tokens and labels; the ranks have different numbers of labels."""
+
+    ids: Tensor
+    labels: Tensor
+
+    @property
+    def tokens(self) -> Tensor:
+        """How many labels there are."""
+        return (self.labels[:, 1:] != -100).sum()
+
+    def part(self, rank: int, ranks: int) -> Batch:
+        """The rows of one rank."""
+        return Batch(*(x.chunk(ranks)[rank] for x in self))
+
+
+class Step(NamedTuple):
+    """Errors of a step over ranks, relative to one process, and what the logits were."""
+
+    loss: float
+    gradient: float
+    logits: str
+
+
+def batch() -> Batch:
+    """The rows of all ranks."""
+    ids = torch.randint(VOCABULARY, (ROWS, LENGTH), generator=torch.Generator().manual_seed(1))
+    labels = ids.clone()
+    labels[0, :9] = labels[1, :5] = labels[5, :3] = -100
+    return Batch(ids, labels)
+
+
+def llama(tied: bool = False) -> Any:
+    """A small model, the same on all ranks."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 4, "max_position_embeddings": 64}
+    return LlamaForCausalLM(
+        LlamaConfig(vocab_size=VOCABULARY, tie_word_embeddings=tied, **sizes, **heads)
+    ).train()
+
+
+@functools.cache
+def of_one_process(tied: bool) -> tuple[float, dict[str, Tensor]]:
+    """Loss and gradients of the model in one process, not lean."""
+    model, (ids, labels) = llama(tied), batch()
+    loss = model(input_ids=ids, labels=labels).loss
+    loss.backward()
+    return loss.item(), {name: p.grad for name, p in model.named_parameters()}
+
+
+def whole(x: Any) -> Tensor:
+    """All numbers of a DTensor."""
+    return x.full_tensor() if isinstance(x, DTensor) else x
+
+
+def worst(found: dict[str, Tensor], tied: bool) -> float:
+    """The largest error of a gradient, relative to the largest number of that gradient."""
+    truths = of_one_process(tied)[1]
+    errors = [(whole(found[n]) - g).abs().max() / g.abs().max() for n, g in truths.items()]
+    return max(x.item() for x in errors)
+
+
+def unsynchronised(model: Any, last: bool) -> contextlib.AbstractContextManager[Any]:
+    """A context in which gradients stay on their rank unless this is the last micro-batch."""
+    if isinstance(model, FSDPModule):
+        model.set_requires_gradient_sync(last)
+    wait = isinstance(model, DistributedDataParallel) and not last
+    return model.no_sync() if wait else contextlib.nullcontext()
+
+
+def loss_of(output: Any, labels: Tensor, tokens: Tensor) -> Tensor:
+    """The loss of a model; outside of the model, if that was given no labels."""
+    if output.loss is not None:
+        return output.loss
+    rows = F.pad(labels, (0, 1), value=-100)[:, 1:].reshape(-1)
+    logits = output.logits.float().view(-1, output.logits.shape[-1])
+    return F.cross_entropy(logits, rows, reduction="sum") / tokens
+
+
+def step(
+    rows: Any, prepare: Callable[[Any], Any], tied: bool = False, micro_batches: int = 1,
+    outside: bool = False,
+) -> Step:  # fmt: skip
+    """One step of a prepared model on the rows of this rank.
+
+    ``rows`` is the group of the ranks with different rows; None if all have the same. ``outside``
+    tells that the model is given no labels.
+    """
+    ranks = 1 if rows is None else dist.get_world_size(rows)
+    own = batch().part(0 if rows is None else dist.get_rank(rows), ranks)
+    tokens = batch().tokens / ranks  # since gradients are averaged over the ranks
+    model, total = prepare(llama(tied)), torch.zeros((), dtype=torch.float64)
+    for k in range(micro_batches):
+        ids, labels = own.part(k, micro_batches)
+        with unsynchronised(model, k == micro_batches - 1):
+            given = {} if outside else {"labels": labels, "num_items_in_batch": tokens}
+            output = model(input_ids=ids, **given)
+            loss = loss_of(output, labels, tokens)
+            loss.backward()
+        total += whole(loss.detach())
+    if rows is not None:
+        dist.all_reduce(total, group=rows)
+    gradients = {n.removeprefix("module."): p.grad for n, p in model.named_parameters()}
+    truth = of_one_process(tied)[0]
+    return Step(
+        abs(total.item() / ranks / truth - 1), worst(gradients, tied), type(output.logits).__name__
+    )
+
+
+# ---- data parallel -------------------------------------------------------------------------------
+
+
+def mesh_of(group: Any) -> DeviceMesh:
+    """The ranks of a group as a device mesh."""
+    return DeviceMesh.from_group(group, "cpu")
+
+
+def fully_sharded(mesh: DeviceMesh, model: Any, units: tuple[str, ...], **options: Any) -> Any:
+    """A model under FSDP2; ``units`` names what is a unit of its own beside the root."""
+    body, head = model.model, model.lm_head
+    parts = {
+        "layers": [*body.layers], "head": [head], "embedding, head": [[body.embed_tokens, head]],
+        "norm, head": [[body.norm, head]],
+    }  # fmt: skip
+    for unit in (unit for name in units for unit in parts[name]):
+        fully_shard(unit, mesh=mesh, **options)
+    return fully_shard(model, mesh=mesh, **options)
+
+
+def data_parallel(
+    group: Any, units: tuple[str, ...] | None, lean_before: bool | None = True,
+    tied: bool = False, micro_batches: int = 1, outside: bool = False, bfloat16: bool = False,
+) -> Step:  # fmt: skip
+    """A step under DDP or, with units, under FSDP2; lean before or after, or with None never."""
+    options = {"mp_policy": MixedPrecisionPolicy(torch.bfloat16, torch.float32)} if bfloat16 else {}
+
+    def prepare(model: Any) -> Any:
+        if lean_before:
+            lean(model)
+        if units is None:
+            wrapped = DistributedDataParallel(model, process_group=group)
+        else:
+            wrapped = fully_sharded(mesh_of(group), model, units, **options)
+        if lean_before is False:
+            lean(wrapped)
+        return wrapped
+
+    return step(group, prepare, tied, micro_batches, outside)
+
+
+def kept_weights(group: Any, sizes: bool) -> list[Any]:
+    """How a head that is a unit frees its weight: before lean, while lean, and after unlean."""
+    mesh, model, found = mesh_of(group), llama(), []
+    how = dist.get_world_size(group) // 2 if sizes else True
+    fully_shard(model.lm_head, mesh=mesh, reshard_after_forward=how)
+    fully_shard(model, mesh=mesh)
+    (weights,) = model.lm_head._get_fsdp_state()._fsdp_param_groups
+    for switch in (unlean, lean, unlean):
+        switch(model)
+        loss_of(model(input_ids=batch().ids), batch().labels, batch().tokens).backward()
+        freed = weights.post_forward_mesh_info
+        found.append(freed and freed.shard_mesh_size)
+    return found
+
+
+def misused(group: Any) -> list[str]:
+    """The errors of logits whose weight was freed, or was gathered again after a step."""
+    model = lean(llama()).model
+    fully_sharded(mesh_of(group), model, ("head",))
+    optimizer, (ids, labels) = torch.optim.SGD(model.parameters(), lr=1.0), batch()
+    early = model(input_ids=ids).logits
+    model.lm_head.reshard()
+    errors = [heard(lambda: xent.cross_entropy(early, labels))]
+    early = model(input_ids=ids).logits
+    xent.cross_entropy(early, labels).backward()
+    optimizer.step()
+    model(input_ids=ids)
+    return [*errors, heard(lambda: xent.cross_entropy(early, labels))]
+
+
+def by_transformers(group: Any, folder: str, tied: bool, sizes: dict[str, Any]) -> Step:
+    """A step of a model that Transformers loads onto all ranks by a configuration."""
+    from transformers import AutoModelForCausalLM
+    from transformers.distributed import DistributedConfig
+
+    def prepare(_: Any) -> Any:
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, distributed_config=DistributedConfig(**sizes)
+        )
+        return lean(model.train()).model
+
+    assert dist.get_world_size(group) == dist.get_world_size()
+    return step(group, prepare, tied)
+
+
+@contextlib.contextmanager
+def as_torchrun(group: Any) -> Iterator[None]:
+    """The variables that torchrun sets, which accelerate reads."""
+    rank, ranks = dist.get_rank(group), dist.get_world_size(group)
+    here = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
+    os.environ |= {name: str(value) for name, value in here.items()}
+    try:
+        yield
+    finally:
+        for name in here:
+            del os.environ[name]
+
+
+def trained(group: Any, folder: str, is_lean: bool, accumulation: int) -> Step:
+    """A step of Trainer on all ranks."""
+    from transformers import PrinterCallback, Trainer, TrainingArguments
+
+    ranks, model = dist.get_world_size(group), llama()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    if is_lean:
+        lean(model)
+    with as_torchrun(group):
+        arguments = TrainingArguments(
+            folder, max_steps=1, per_device_train_batch_size=ROWS // ranks // accumulation,
+            gradient_accumulation_steps=accumulation, optim="sgd", learning_rate=RATE,
+            lr_scheduler_type="constant", max_grad_norm=0.0, use_cpu=True, report_to="none",
+            disable_tqdm=True, logging_steps=1, save_strategy="no", ddp_backend="gloo",
+            average_tokens_across_devices=True, dataloader_pin_memory=False,
+        )  # fmt: skip
+    rows = [{"input_ids": ids, "labels": labels} for ids, labels in zip(*batch(), strict=True)]
+    trainer = Trainer(model, arguments, train_dataset=rows)
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+    assert isinstance(trainer.model_wrapped, DistributedDataParallel)
+    found = {n: (before[n] - p.detach()) / RATE for n, p in model.named_parameters()}
+    loss = trainer.state.log_history[0]["loss"]
+    return Step(abs(loss / of_one_process(False)[0] - 1), worst(found, False), "")
