@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -12,15 +13,23 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
-from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.distributed.tensor.debug import CommDebugMode
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    RowwiseParallel,
+    SequenceParallel,
+    parallelize_module,
+)
 from torch.nn.parallel import DistributedDataParallel
 
 import xent
 from xent.integrations.transformers import lean, unlean
 
 from .on_ranks import heard
+from .pool import RANKS
 
 VOCABULARY, ROWS, LENGTH = 97, 8, 12
 RATE = 1024.0  # of a step whose change of a weight is its gradient but for rounding
@@ -209,19 +218,27 @@ def misused(group: Any) -> list[str]:
     return [*errors, heard(lambda: xent.cross_entropy(early, labels))]
 
 
+@functools.cache
+def two_by_two() -> DeviceMesh:
+    """Four ranks: pairs of the same rows, and pairs of the same classes."""
+    return init_device_mesh("cpu", (2, 2), mesh_dim_names=("rows", "classes"))
+
+
 def by_transformers(group: Any, folder: str, tied: bool, sizes: dict[str, Any]) -> Step:
     """A step of a model that Transformers loads onto all ranks by a configuration."""
     from transformers import AutoModelForCausalLM
     from transformers.distributed import DistributedConfig
 
     def prepare(_: Any) -> Any:
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, distributed_config=DistributedConfig(**sizes)
-        )
+        with as_torchrun(group):
+            model = AutoModelForCausalLM.from_pretrained(
+                folder, distributed_config=DistributedConfig(**sizes)
+            )
         return lean(model.train()).model
 
-    assert dist.get_world_size(group) == dist.get_world_size()
-    return step(group, prepare, tied)
+    assert dist.get_world_size(group) == RANKS
+    by_rows = {1: None, 2: two_by_two().get_group("rows"), RANKS: group}
+    return step(by_rows[sizes.get("fsdp_size", 1)], prepare, tied)
 
 
 @contextlib.contextmanager
@@ -261,3 +278,101 @@ def trained(group: Any, folder: str, is_lean: bool, accumulation: int) -> Step:
     found = {n: (before[n] - p.detach()) / RATE for n, p in model.named_parameters()}
     loss = trainer.state.log_history[0]["loss"]
     return Step(abs(loss / of_one_process(False)[0] - 1), worst(found, False), "")
+
+
+# ---- tensor parallel -----------------------------------------------------------------------------
+
+
+def tensor_parallel(mesh: DeviceMesh, model: Any, plan: str) -> Any:
+    """A model whose head has its classes on several ranks, by a plan of PyTorch."""
+    late = {"output_layouts": Shard(-1), "use_local_output": False}
+    layers: dict[str, Any] = {
+        "DTensor": {"lm_head": ColwiseParallel(**late)},
+        "all logits": {"lm_head": ColwiseParallel(output_layouts=Replicate())},
+        "own logits": {"lm_head": ColwiseParallel()},
+        "tied": {
+            "model.embed_tokens": RowwiseParallel(input_layouts=Replicate()),
+            "lm_head": ColwiseParallel(**late),
+        },
+        "sequence": {
+            "model.norm": SequenceParallel(),
+            "lm_head": ColwiseParallel(input_layouts=Shard(1), **late),
+        },
+    }[plan]
+    if plan == "sequence":
+        model.model.norm.register_forward_pre_hook(
+            lambda _, args: (DTensor.from_local(args[0], mesh, [Replicate()], run_check=False),)
+        )
+    return parallelize_module(model, mesh, layers)
+
+
+def class_parallel(
+    group: Any, plan: str, lean_before: bool = True, micro_batches: int = 1, outside: bool = False
+) -> Step:
+    """A step with the classes of the head over the ranks; all have the same rows."""
+
+    def prepare(model: Any) -> Any:
+        if lean_before:
+            lean(model)
+        tensor_parallel(mesh_of(group), model, plan)
+        if plan == "tied":
+            model.tie_weights()
+        return lean(model).model
+
+    return step(None, prepare, plan == "tied", micro_batches, outside)
+
+
+def both_parallel(group: Any, units: tuple[str, ...], lean_before: bool) -> Step:
+    """A step on a mesh of two by two: FSDP2 over the rows, and the classes of the head over two."""
+    mesh = two_by_two()
+
+    def prepare(model: Any) -> Any:
+        if lean_before:
+            lean(model)
+        tensor_parallel(mesh["classes"], model, "DTensor")
+        return lean(fully_sharded(mesh["rows"], model, units)).model
+
+    return step(mesh.get_group("rows"), prepare)
+
+
+def torn(group: Any, lean_before: bool) -> list[str]:
+    """The warnings of two steps of a model whose tie a plan has torn."""
+    model = llama(tied=True)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        if lean_before:
+            lean(model)
+        tensor_parallel(mesh_of(group), model, "tied")
+        lean(model)
+        for _ in range(2):
+            model(input_ids=batch().ids)
+    return [str(w.message) for w in said if "weight" in str(w.message)]
+
+
+def evaluated(group: Any, plan: str, folder: str) -> list[Tensor]:
+    """All logits, the loss and generated tokens, without gradients, beside those of one process."""
+    from transformers import AutoModelForCausalLM
+
+    one = llama().eval()
+    if plan == "Transformers":
+        with as_torchrun(group):
+            model = AutoModelForCausalLM.from_pretrained(folder, tp_plan="auto")
+    else:
+        model = tensor_parallel(mesh_of(group), llama(), plan)
+    model, found = lean(model.eval()).model, []
+    ids, labels = batch()
+    for m in (one, model):
+        with torch.no_grad():
+            output = m(input_ids=ids, labels=labels)
+        tokens = m.generate(ids[:, :4], max_new_tokens=3, do_sample=False, pad_token_id=0)
+        found.append([whole(output.loss), whole(output.logits + 0), tokens])
+    return found
+
+
+def counted(group: Any, plan: str) -> dict[str, int]:
+    """The collectives of a step of a model whose head has its classes on several ranks."""
+    model = lean(tensor_parallel(mesh_of(group), llama(), plan)).model
+    ids, labels = batch()
+    with CommDebugMode() as calls:
+        model(input_ids=ids, labels=labels).loss.backward()
+    return {str(name): count for name, count in calls.get_comm_counts().items()}

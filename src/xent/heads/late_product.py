@@ -72,13 +72,12 @@ class LateProduct(TorchFunctionMode):
         return logits.stale_with([x for x in originals if x is not None])
 
     def _of_all_classes(self, hidden: Any, weight: Any, bias: Any) -> bool:
-        return (
-            isinstance(hidden, Tensor)
-            and isinstance(weight, Tensor)
-            and weight.ndim == 2
-            and weight.shape[0] in self.classes
-            and hidden.shape[:-1] == self.rows
-        )
+        if not (isinstance(hidden, Tensor) and isinstance(weight, Tensor)):
+            return False
+        if weight.ndim != 2 or weight.shape[0] not in self.classes:
+            return False
+        joined = is_dtensor(hidden) and hidden.ndim == len(self.rows) + 1  # pieces of the rows
+        return joined or hidden.shape[:-1] == self.rows
 
 
 def _parts(
@@ -99,9 +98,7 @@ def _obstacle(part: Tensor | None) -> str | None:
     """Say why a part of a product cannot go into LinearLogits; None if it can."""
     if part is None:
         return None
-    if is_dtensor(part):
-        return "its product is one of DTensors, whose numbers lie on several ranks"
-    if type(part) not in PLAIN_TENSORS:
+    if type(part) not in PLAIN_TENSORS and not is_dtensor(part):
         return f"its product is one of a {type(part).__name__}"
     if not part.is_floating_point():
         return f"its product is one of numbers of {part.dtype}"

@@ -17,6 +17,7 @@ from ...heads.late import Late, in_evaluation
 from ...heads.late_product import LateProduct
 from ...measurement import LeanExplanation
 from .heads import classes_of, head_of, is_compiled, layer_of, modules_around, objection_to
+from .plans import late_forward, torn_tie
 from .units import HeadUnits
 
 
@@ -40,6 +41,10 @@ class Call(threading.local):
         self.inside, self.labels_given = True, labels_given
         self.head_called, self.met, self.obstacle = False, False, None
 
+    def product_is_late(self) -> bool:
+        """Return True while a head runs whose product is to be late."""
+        return bool(self.products)
+
     def switch_off(self) -> None:
         """Switch off late products that an interrupted call left on."""
         while self.products:
@@ -58,7 +63,7 @@ class Hooks:
 
     def __init__(self, owner: nn.Module, when: str, options: dict[str, Any]) -> None:
         self.when, self.options = when, options
-        self.call, self.warned = Call(), False
+        self.call, self.warned, self.torn = Call(), False, False
         self.in_use = True
         self.readers: list[str] = []  # the operations that read all logits
         self.of_owner = [
@@ -66,6 +71,7 @@ class Hooks:
             owner.register_forward_hook(self.leave, always_call=True),
         ]
         self.hook_head(owner, head_of(owner))
+        self.follow_plan(owner)
         if hasattr(type(owner), "generate"):
             owner.generate = Generate(owner, self)  # pyright: ignore
 
@@ -76,6 +82,7 @@ class Hooks:
     def hook_head(self, owner: nn.Module, head: nn.Module) -> None:
         """Put the hooks around a head."""
         self.head, self.units = head, HeadUnits(head, modules_around(owner, head))
+        self.forward = None
         self.of_head = [
             head.register_forward_pre_hook(self.before_head, with_kwargs=True),
             head.register_forward_hook(self.after_head, always_call=True),
@@ -86,6 +93,8 @@ class Hooks:
         for handle in self.of_head:
             handle.remove()
         self.units.undo()
+        if self.forward is not None:
+            self.forward.undo()
 
     def remove(self, owner: nn.Module) -> None:
         """Take all hooks away."""
@@ -124,6 +133,17 @@ class Hooks:
         if head is not self.head and objection_to(head) is None:  # resized, or an adapter on it
             self.leave_head()
             self.hook_head(owner, head)
+        self.follow_plan(owner)
+
+    def follow_plan(self, owner: nn.Module) -> None:
+        """Take the place of a plan's ``forward``, and warn of a tie that a plan has torn."""
+        layer = layer_of(self.head)
+        found = late_forward(layer, self.call.product_is_late)
+        self.forward = self.forward if found is None else found
+        torn = None if self.torn else torn_tie(owner, layer)
+        if torn is not None:
+            self.torn = True
+            warnings.warn(torn, stacklevel=2)
 
     def leave(self, owner: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         """Make late tensors of what a call without gradients returns; warn of logits."""
