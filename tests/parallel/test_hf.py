@@ -1,6 +1,7 @@
 """Lean models of Transformers on several ranks: loss and gradients of one process."""
 
 import pytest
+import torch
 
 from .pool import RANKS, values
 
@@ -59,13 +60,68 @@ def test_a_weight_that_is_not_there_or_another_one_is_refused(ranks):
         assert "was changed after these logits were made" in changed
 
 
-@pytest.mark.parametrize("tied", [False, True])
-def test_sharded_by_transformers(ranks, tmp_path, tied):
-    hf.llama(tied).save_pretrained(tmp_path)
-    agrees(ranks.run(hf.by_transformers, RANKS, str(tmp_path), tied, {"fsdp_size": RANKS}))
-
-
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_trainer(ranks, tmp_path, accumulation):
     pytest.importorskip("accelerate")
     agrees(ranks.run(hf.trained, RANKS, str(tmp_path), True, accumulation), late="")
+
+
+# ---- classes over ranks --------------------------------------------------------------------------
+
+PLANS = ["DTensor", "all logits", "own logits", "tied", "sequence"]
+
+
+@pytest.mark.parametrize("lean_before", [True, False])
+@pytest.mark.parametrize("plan", PLANS)
+def test_plans_of_pytorch(ranks, plan, lean_before):
+    late = "DistributedLogits"
+    agrees(ranks.run(hf.class_parallel, 2, plan, lean_before), late)
+    agrees(ranks.run(hf.class_parallel, 2, plan, lean_before, 2, True), late)
+
+
+def test_three_ranks_share_the_classes(ranks):
+    agrees(ranks.run(hf.class_parallel, 3, "all logits"), "DistributedLogits")
+
+
+@pytest.mark.parametrize("lean_before", [True, False])
+@pytest.mark.parametrize("units", [("layers",), ("layers", "head")])
+def test_rows_and_classes(ranks, units, lean_before):
+    agrees(ranks.run(hf.both_parallel, RANKS, units, lean_before), "DistributedLogits")
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize(
+    "sizes",
+    [{"fsdp_size": RANKS}, {"tp_plan": "auto"}, {"fsdp_size": 2, "tp_plan": "auto"}],
+    ids=["FSDP2", "classes", "both"],
+)
+def test_models_that_transformers_shards(ranks, tmp_path, tied, sizes):
+    hf.llama(tied).save_pretrained(tmp_path)
+    late = "DistributedLogits" if "tp_plan" in sizes else "LinearLogits"
+    agrees(ranks.run(hf.by_transformers, RANKS, str(tmp_path), tied, sizes), late)
+
+
+@pytest.mark.parametrize("plan", ["DTensor", "all logits"])
+def test_one_gather_of_statistics_and_one_sum_of_features(ranks, plan):
+    for counts in values(ranks.run(hf.counted, 2, plan)):
+        gathers = counts.pop("c10d._allgather_base_")
+        assert gathers == 2  # the record by which ranks agree, and the statistics
+        assert counts == {"c10d_functional.all_reduce": 1}
+
+
+@pytest.mark.parametrize(
+    ("plan", "count"), [("DTensor", 2), ("all logits", 2), ("Transformers", RANKS)]
+)
+def test_evaluation_and_generation(ranks, tmp_path, plan, count):
+    hf.llama().save_pretrained(tmp_path)
+    for truths, found in values(ranks.run(hf.evaluated, count, plan, str(tmp_path))):
+        for x, truth in zip(found, truths, strict=True):
+            torch.testing.assert_close(x, truth, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("lean_before", [True, False])
+def test_a_tie_that_a_plan_has_torn_is_told_once(ranks, lean_before):
+    for said in values(ranks.run(hf.torn, 2, lean_before)):
+        assert len(said) == 1
+        assert "model.embed_tokens.weight and lm_head.weight are one weight in" in said[0]
+        assert "Call model.tie_weights() after the plan" in said[0]
