@@ -254,30 +254,44 @@ def as_torchrun(group: Any) -> Iterator[None]:
             del os.environ[name]
 
 
-def trained(group: Any, folder: str, is_lean: bool, accumulation: int) -> Step:
-    """A step of Trainer on all ranks."""
-    from transformers import PrinterCallback, Trainer, TrainingArguments
+def example(group: Any, code: str, folder: str) -> float:
+    """The worst gradient, or step of an optimizer, of code with these names, on all ranks."""
+    import transformers
+    from transformers.distributed import DistributedConfig
 
-    ranks, model = dist.get_world_size(group), llama()
-    before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    if is_lean:
-        lean(model)
+    rank, ranks, (ids, labels), model = dist.get_rank(group), RANKS, batch(), llama()
+    own, before = batch().part(rank, ranks), {n: p.detach() for n, p in llama().named_parameters()}
+    rows = [{"input_ids": x, "labels": y} for x, y in zip(ids, labels, strict=True)]
     with as_torchrun(group):
-        arguments = TrainingArguments(
-            folder, max_steps=1, per_device_train_batch_size=ROWS // ranks // accumulation,
-            gradient_accumulation_steps=accumulation, optim="sgd", learning_rate=RATE,
+        arguments = transformers.TrainingArguments(
+            folder, max_steps=1, per_device_train_batch_size=ROWS // ranks // 2,
+            gradient_accumulation_steps=2, optim="sgd", learning_rate=RATE,
             lr_scheduler_type="constant", max_grad_norm=0.0, use_cpu=True, report_to="none",
-            disable_tqdm=True, logging_steps=1, save_strategy="no", ddp_backend="gloo",
-            average_tokens_across_devices=True, dataloader_pin_memory=False,
+            disable_tqdm=True, logging_strategy="no", save_strategy="no", ddp_backend="gloo",
+            dataloader_pin_memory=False,
         )  # fmt: skip
-    rows = [{"input_ids": ids, "labels": labels} for ids, labels in zip(*batch(), strict=True)]
-    trainer = Trainer(model, arguments, train_dataset=rows)
+        names: dict[str, Any] = {
+            "lean": lean, "fully_shard": fully_shard, "DistributedConfig": DistributedConfig,
+            "AutoModelForCausalLM": transformers.AutoModelForCausalLM, "rows": rows,
+            "Trainer": quiet_trainer, "path": folder, "model": model, "ids": ids, "labels": labels,
+            "own_ids": own.ids, "own_labels": own.labels, "tokens": batch().tokens / ranks,
+            "arguments": arguments,
+        }  # fmt: skip
+        exec(compile(code, "README.md", "exec"), names)
+    parameters = dict(names["model"].named_parameters())
+    if "trainer" not in names:
+        return worst({name: p.grad for name, p in parameters.items()}, False)
+    assert isinstance(names["trainer"].model_wrapped, DistributedDataParallel)
+    return worst({n: (before[n] - p.detach()) / RATE for n, p in parameters.items()}, False)
+
+
+def quiet_trainer(*args: Any, **options: Any) -> Any:
+    """A Trainer that prints nothing."""
+    from transformers import PrinterCallback, Trainer
+
+    trainer = Trainer(*args, **options)
     trainer.remove_callback(PrinterCallback)
-    trainer.train()
-    assert isinstance(trainer.model_wrapped, DistributedDataParallel)
-    found = {n: (before[n] - p.detach()) / RATE for n, p in model.named_parameters()}
-    loss = trainer.state.log_history[0]["loss"]
-    return Step(abs(loss / of_one_process(False)[0] - 1), worst(found, False), "")
+    return trainer
 
 
 # ---- tensor parallel -----------------------------------------------------------------------------
@@ -350,7 +364,7 @@ def torn(group: Any, lean_before: bool) -> list[str]:
 
 
 def evaluated(group: Any, plan: str, folder: str) -> list[Tensor]:
-    """Loss, all logits and generated tokens, without gradients: of one process, and of the ranks."""
+    """Loss, all logits and generated tokens without gradients: of one process, and of ranks."""
     from transformers import AutoModelForCausalLM
 
     one = llama().eval()

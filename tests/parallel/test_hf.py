@@ -1,5 +1,8 @@
 """Lean models of Transformers on several ranks: loss and gradients of one process."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -58,12 +61,6 @@ def test_a_weight_that_is_not_there_or_another_one_is_refused(ranks):
         assert "no longer in memory" in freed
         assert changed.startswith("RuntimeError: the tensor behind LinearLogits((8, 12, 97)")
         assert "was changed after these logits were made" in changed
-
-
-@pytest.mark.parametrize("accumulation", [1, 2])
-def test_trainer(ranks, tmp_path, accumulation):
-    pytest.importorskip("accelerate")
-    agrees(ranks.run(hf.trained, RANKS, str(tmp_path), True, accumulation), late="")
 
 
 # ---- classes over ranks --------------------------------------------------------------------------
@@ -125,3 +122,24 @@ def test_a_tie_that_a_plan_has_torn_is_told_once(ranks, lean_before):
         assert len(said) == 1
         assert "model.embed_tokens.weight and lm_head.weight are one weight in" in said[0]
         assert "Call model.tie_weights() after the plan" in said[0]
+
+
+# ---- the README ----------------------------------------------------------------------------------
+
+PAGE = Path(__file__).parents[2] / "README.md"
+EXAMPLES = re.findall(
+    r"^```python\n((?!>>>).*?)^```", PAGE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
+)
+
+
+def test_there_are_three_examples():
+    words = "tp_plan", "fully_shard", "Trainer"
+    assert [word in code for word, code in zip(words, EXAMPLES, strict=True)] == [True] * 3
+
+
+@pytest.mark.parametrize("code", EXAMPLES, ids=["tensor parallel", "FSDP2", "Trainer"])
+def test_examples(ranks, tmp_path, code):
+    pytest.importorskip("accelerate")
+    hf.llama().save_pretrained(tmp_path)
+    for error in values(ranks.run(hf.example, RANKS, code, str(tmp_path))):
+        assert error < 1e-5

@@ -25,6 +25,11 @@ class lean:
     this library read none. ``generate`` works as before. Parameters and saved files stay the same;
     copies and pickles are lean, too.
 
+    On several ranks ``lean`` comes before or after ``fully_shard``, DistributedDataParallel and
+    plans of tensor parallelism: loss and gradients are those of one process. A head whose classes
+    lie on several ranks gives logits that are never gathered. A unit of FSDP that holds the head
+    keeps its weights from forward to backward.
+
     As a context manager ``lean`` returns the model, and undoes the change at the end unless the
     model was lean before. Without ``with``, the change stays until :func:`unlean`.
 
