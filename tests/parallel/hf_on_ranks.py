@@ -372,13 +372,13 @@ def evaluated(group: Any, plan: str, folder: str) -> list[Tensor]:
         with as_torchrun(group):
             model = AutoModelForCausalLM.from_pretrained(folder, tp_plan="auto")
     else:
-        model = tensor_parallel(mesh_of(group), llama(), plan)
-    model, found = lean(model.eval()).model, []
+        model = tensor_parallel(mesh_of(group), lean(llama()).model, plan)
+    model, found, features = lean(model.eval()).model, [], torch.randn(1, 2, 16)
     ids, labels = batch()
     for m in (one, model):
         with torch.no_grad():
-            output = m(input_ids=ids, labels=labels)
-        found.append([whole(output.loss), whole(output.logits + 0)])
+            output, alone = m(input_ids=ids, labels=labels), m.lm_head(features)
+        found.append([whole(output.loss), whole(output.logits + 0), whole(alone + 0)])
         if plan != "DTensor":  # of which generate() takes none
             options = {"max_new_tokens": 3, "do_sample": False, "pad_token_id": 0}
             found[-1].append(m.generate(ids[:, :4], **options))

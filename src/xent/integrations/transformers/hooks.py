@@ -235,8 +235,13 @@ class Generate:
 
 
 def _evaluated(output: Any) -> Any:
-    """Return late tensors in the place of logits without gradients: evaluations need tensors."""
-    return None if torch.is_grad_enabled() else tree_map_only(LinearLogits, Late, output)
+    """Return late tensors in the place of logits without gradients: evaluations need tensors.
+
+    Logits that stand for a DTensor stay, since a plan asks them for their placements.
+    """
+    if torch.is_grad_enabled():
+        return None
+    return tree_map_only(LinearLogits, lambda x: x if hasattr(x, "placements") else Late(x), output)
 
 
 def _has_logits(output: Any) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ... import LinearLogits
 from ...engines.modes import is_dtensor
 
 
@@ -26,16 +27,18 @@ class LateForward:
         self.layer, self.is_late, self.before = layer, is_late, layer.forward
 
     def __call__(self, hidden: Tensor) -> Any:
-        """Multiply all rows of this rank by the classes of all ranks, sooner or later."""
-        if not self.is_late():
-            return self.before(hidden)
+        """The logits of all classes; late ones without the plan, unless only that can multiply."""
+        late = self.without_plan(hidden) if self.is_late() else None
+        return late.to_local() if isinstance(late, LinearLogits) else self.before(hidden)
+
+    def without_plan(self, hidden: Any) -> Any:
+        """Call the layer with a DTensor of features."""
         from torch.distributed.tensor import DTensor, Replicate
 
         if not is_dtensor(hidden):  # the ranks that share the classes have the same rows
             mesh = self.layer.weight.device_mesh
             hidden = DTensor.from_local(hidden, mesh, [Replicate()] * mesh.ndim, run_check=False)
-        logits = type(self.layer).forward(self.layer, hidden)
-        return logits.to_local()
+        return type(self.layer).forward(self.layer, hidden)
 
     def undo(self) -> None:
         """Give the layer the ``forward`` of its plan back."""
