@@ -13,6 +13,19 @@ hf = pytest.importorskip("tests.parallel.hf_on_ranks")
 pytestmark = pytest.mark.slow
 
 
+def _plans_of_transformers():
+    try:
+        from transformers.distributed import DistributedConfig
+    except ImportError:
+        return False
+    return hasattr(DistributedConfig, "fsdp_size")
+
+
+by_configuration = pytest.mark.skipif(
+    not _plans_of_transformers(), reason="this version of Transformers shards no models"
+)
+
+
 def agrees(steps, late="LinearLogits", loss=1e-6, gradient=1e-5):
     for step in values(steps):
         assert step.loss < loss
@@ -23,14 +36,15 @@ def agrees(steps, late="LinearLogits", loss=1e-6, gradient=1e-5):
 # ---- data parallel -------------------------------------------------------------------------------
 
 
+UNITS = [None, (), ("layers",), ("layers", "embedding, head")]  # None: DDP
+
+
 @pytest.mark.parametrize("lean_before", [True, False])
-@pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize(
-    "units", [None, (), ("layers",), ("layers", "head"), ("layers", "embedding, head")]
+    ("units", "tied"),
+    [(("layers", "head"), False), *((units, tied) for units in UNITS for tied in (False, True))],
 )
 def test_data_parallel(ranks, units, tied, lean_before):
-    if tied and units == ("layers", "head"):
-        pytest.skip("PyTorch wants both modules of a tied weight in one unit")
     agrees(ranks.run(hf.data_parallel, 2, units, lean_before, tied))
     agrees(ranks.run(hf.data_parallel, 2, units, lean_before, tied, 2))
 
@@ -86,6 +100,7 @@ def test_rows_and_classes(ranks, units, lean_before):
     agrees(ranks.run(hf.both_parallel, RANKS, units, lean_before), "DistributedLogits")
 
 
+@by_configuration
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize(
     "sizes",
@@ -107,7 +122,12 @@ def test_one_gather_of_statistics_and_one_sum_of_features(ranks, plan):
 
 
 @pytest.mark.parametrize(
-    ("plan", "count"), [("DTensor", 2), ("all logits", 2), ("Transformers", RANKS)]
+    ("plan", "count"),
+    [
+        ("DTensor", 2),
+        ("all logits", 2),
+        pytest.param("Transformers", RANKS, marks=by_configuration),
+    ],
 )
 def test_evaluation_and_generation(ranks, tmp_path, plan, count):
     hf.llama().save_pretrained(tmp_path)
@@ -137,6 +157,7 @@ def test_there_are_three_examples():
     assert [word in code for word, code in zip(words, EXAMPLES, strict=True)] == [True] * 3
 
 
+@by_configuration
 @pytest.mark.parametrize("code", EXAMPLES, ids=["tensor parallel", "FSDP2", "Trainer"])
 def test_examples(ranks, tmp_path, code):
     pytest.importorskip("accelerate")

@@ -37,7 +37,7 @@ class LateProduct(TorchFunctionMode):
 
     def __init__(
         self, rows: torch.Size, classes: set[int], options: dict[str, Any], readers: list[str],
-        original_of: Callable[[Tensor], Tensor | None] = lambda _: None,
+        original_of: Callable[[Tensor], Tensor | None],
     ) -> None:  # fmt: skip
         super().__init__()
         self.rows, self.classes, self.options, self.readers = rows, classes, options, readers
