@@ -42,8 +42,10 @@ def _drawn(records: Sequence[dict[str, Any]]) -> bytes:
 
 def _column(record: dict[str, Any]) -> dict[str, str]:
     r, memory = record["results"], record["results"]["peak_memory_bytes"]
+    ranks = record.get("ranks", 1)
     return {
         "head": record["settings"]["head"],
+        **({"ranks": str(ranks)} if ranks > 1 else {}),
         "steps": f"{r['steps']:,}",
         "training tokens": f"{r['training_tokens']:,}",
         "validation, nats per token": f"{r['nats_per_token']:.4f}",
@@ -53,7 +55,9 @@ def _column(record: dict[str, Any]) -> dict[str, str]:
         "  unknown tokens *": f"{r['unknown_share']:.1%}",
         "tokens per second": f"{r['tokens_per_second']:,.0f}",
         "share of time in head and loss **": _share(r.get("head_share_of_time")),
-        "peak memory": "not known" if memory is None else f"{memory / 1e9:.2f} GB",
+        f"peak memory{' of a rank' * (ranks > 1)}": (
+            "not known" if memory is None else f"{memory / 1e9:.2f} GB"
+        ),
     }
 
 

@@ -1,4 +1,7 @@
-"""A run of a command: trains until the budget is used or a signal stops it, and saves."""
+"""A run of a command: trains until the budget is used or a signal stops it, and saves.
+
+Every rank of a training over ranks has a session. Only that of the first rank shows and saves.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,6 @@ import math
 import platform
 import signal
 from dataclasses import asdict
-from time import perf_counter
 from typing import Any
 
 import torch
@@ -25,13 +27,15 @@ class Session:
 
     Args:
         trainer: the run.
-        folder: where to save.
+        folder: where the first rank saves.
         paths: the text, for the checkpoint.
         quiet: whether to show no progress.
     """
 
     def __init__(self, trainer: Trainer, folder: RunFolder, paths: list[str], quiet: bool) -> None:
-        self.trainer, self.folder, self.paths, self.quiet = trainer, folder, paths, quiet
+        self.trainer, self.ranks = trainer, trainer.ranks
+        self.folder, self.paths = folder, paths
+        self.quiet = quiet or not self.ranks.first
         self.stop, self.told = StopSignals(), set()
 
     def run(self) -> dict[str, Any]:
@@ -42,10 +46,10 @@ class Session:
         """
         with self.stop:
             self._train()
-            if not self.stop and not self.trainer.results:
+            if not self._stopped() and not self.trainer.results:
                 self.trainer.finish()
             self._save_checkpoint()
-            return self._save_record()
+            return self.ranks.once(self._save_record)
 
     def record(self) -> dict[str, Any]:
         """Return the content of ``record.json``."""
@@ -58,6 +62,7 @@ class Session:
                 "python": platform.python_version(),
             },
             "threads": torch.get_num_threads(),
+            "ranks": self.ranks.count,
             "text": {
                 "files": corpus.files,
                 "fingerprint": corpus.fingerprint,
@@ -70,10 +75,10 @@ class Session:
         }
 
     def _train(self) -> None:
-        trainer, saved = self.trainer, perf_counter()
+        trainer, saved = self.trainer, self.trainer.times["elapsed"]
         layout = "{percentage:3.0f}%|{bar}| {elapsed}{postfix}"
         with progress_bar(self.quiet, total=100, bar_format=layout) as bar:
-            while not self.stop and trainer.progress() < 1:
+            while not self._stopped() and trainer.progress() < 1:
                 loss = trainer.advance()
                 if not math.isfinite(loss):
                     raise UserError(
@@ -82,9 +87,13 @@ class Session:
                     )
                 bar.set_postfix_str(self._status(loss), refresh=False)
                 bar.update(100 * trainer.progress() - bar.n)
-                if trainer.just_checked() or perf_counter() - saved > SAVE_EVERY:
+                if trainer.just_checked() or trainer.times["elapsed"] - saved > SAVE_EVERY:
                     self._tell(self._save_checkpoint())
-                    saved = perf_counter()
+                    saved = trainer.times["elapsed"]
+
+    def _stopped(self) -> bool:
+        """Return True if a signal asked this rank, or another, to stop."""
+        return self.ranks.most(float(bool(self.stop))) > 0
 
     def _status(self, loss: float) -> str:
         trainer = self.trainer
@@ -94,7 +103,8 @@ class Session:
         return f"step {trainer.step}, loss {loss:.3f}{validation}, {speed:,.0f} tokens/s"
 
     def _save_checkpoint(self) -> str | None:
-        return self.folder.save_checkpoint({**self.trainer.state(), "paths": self.paths})
+        state = {**self.trainer.state(), "paths": self.paths}
+        return self.ranks.once(lambda: self.folder.save_checkpoint(state))
 
     def _save_record(self) -> dict[str, Any]:
         record = self.record()
@@ -106,7 +116,7 @@ class Session:
 
     def _tell(self, failure: str | None) -> None:
         """Report a failure to save a checkpoint, each message once; the training goes on."""
-        if failure and failure not in self.told:
+        if failure and self.ranks.first and failure not in self.told:
             self.told.add(failure)
             note(f"\n{failure}; the training goes on")
 

@@ -9,13 +9,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from .arguments import amount, whole
 from .console import UserError, note, progress_bar, say_json
 from .model import HEADS
+from .ranks import PARALLEL, Ranks, command, joined
 from .report import FOOTNOTE, report
 from .run_folder import CHECKPOINT, CURVES, RECORD, RunFolder, load_checkpoint, load_record
 from .session import Session
@@ -37,6 +38,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--compare", action="store_true", help="train with each head in turn and compare"
     )
+    parser.add_argument(
+        "--parallel", choices=PARALLEL,
+        help="train on the processes that torchrun starts, which share the lanes of text (data) or "
+        "the classes of the lean head (classes); the training is the same",
+    )  # fmt: skip
     _add_settings(parser)
     parser.add_argument("--threads", type=whole, help="threads (default: torch's choice)")
     parser.add_argument("--quiet", action="store_true", help="no progress, only the result")
@@ -45,21 +51,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train, or with ``--compare`` train with each head."""
-    if args.compare:
+    with joined(args.parallel) as ranks:
+        if not args.compare:
+            return _train(args, ranks)
+        if args.parallel:
+            raise UserError("--compare trains on one process; leave --parallel out")
         from .compare import compare
 
         return compare(args)
+
+
+def _train(args: argparse.Namespace, ranks: Ranks) -> int:
+    """Train on all ranks, of which the first reads and writes."""
+    settings, saved = ranks.once(partial(_begin, args))
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    with ranks.once(partial(RunFolder, args.out)) as folder:
+        text = ranks.once(partial(_prepare, args, settings, saved, folder, ranks))
+        trainer = Trainer(settings, text.corpus, text.schedule, ranks)
+        if saved:
+            trainer.restore(saved)
+            saved = None  # its tensors are copied by now
+        record = Session(trainer, folder, text.paths, args.quiet).run()
+        return ranks.once(partial(_conclude, record, folder, args, ranks))
+
+
+def _begin(args: argparse.Namespace) -> tuple[Settings, dict[str, Any] | None]:
+    """Return the settings, and the checkpoint to continue from."""
     saved = load_checkpoint(args.out) if args.resume else None
     if saved:
         check_state(saved, f"--resume: {Path(args.out, CHECKPOINT)}")
-    settings = settle(args, saved)
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    with RunFolder(args.out) as folder:
-        trainer, paths = _prepare(args, settings, saved, folder)
-        saved = None  # its tensors are copied by now
-        record = Session(trainer, folder, paths, args.quiet).run()
-        return _conclude(record, folder, args)
+    return settle(args, saved), saved
 
 
 def settle(args: argparse.Namespace, saved: dict[str, Any] | None) -> Settings:
@@ -112,10 +134,19 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(f"--{name}", type=kind, help=text)
 
 
+class Text(NamedTuple):
+    """What to train on."""
+
+    corpus: Corpus
+    paths: list[str]
+    schedule: list[float] | None
+
+
 def _prepare(
-    args: argparse.Namespace, settings: Settings, saved: dict[str, Any] | None, folder: RunFolder
-) -> tuple[Trainer, list[str]]:
-    """Return the trainer, new or restored, and the source of its text."""
+    args: argparse.Namespace, settings: Settings, saved: dict[str, Any] | None,
+    folder: RunFolder, ranks: Ranks,
+) -> Text:  # fmt: skip
+    """Read the text, or raise if a run cannot begin; make place for the files of a new run."""
     paths = [str(Path(path).absolute()) for path in args.paths]
     if saved and not paths:
         paths = saved["paths"]
@@ -123,7 +154,7 @@ def _prepare(
     bar = partial(progress_bar, args.quiet or not sys.stderr.isatty())
     corpus = read_corpus(paths, settings.seed, settings.vocab, bar)
     if not args.quiet:
-        _introduce(corpus, settings, paths)
+        _introduce(corpus, settings, paths, ranks)
     unknown = (corpus.valid == UNKNOWN).double().mean().item()
     if unknown > UNKNOWN_SHARE:
         note(
@@ -132,28 +163,45 @@ def _prepare(
             "byte pay for their spelling"
         )
     require_enough(settings, corpus)
+    _check_shares(settings, len(corpus.vocabulary), ranks)
     if not saved:
         if not args.quiet and (folder.path / CHECKPOINT).exists():
             note(f"this run takes the place of the one in {folder.path}")
         # Before the slow start of the trainer: a killed run must not leave the old run here.
         folder.begin(CHECKPOINT, RECORD, CURVES)
-    trainer = Trainer(settings, corpus, schedule)
-    if saved:
-        trainer.restore(saved)
-    return trainer, paths
+    return Text(corpus, paths, schedule)
 
 
-def _introduce(corpus: Corpus, settings: Settings, paths: Sequence[str]) -> None:
+def _check_shares(settings: Settings, classes: int, ranks: Ranks) -> None:
+    """Raise unless each rank gets a share, and the head can be split."""
+    lanes, parts = ranks.lanes.parts, ranks.classes.parts
+    if settings.batch < lanes:
+        raise UserError(
+            f"--parallel data: {lanes} ranks cannot share {settings.batch} lanes of text; take a "
+            f"larger --batch or fewer ranks"
+        )
+    if parts > 1 and settings.head != "lean":
+        raise UserError(
+            f"--parallel classes splits the lean head; --head {settings.head} goes with --parallel "
+            f"data, which takes all heads"
+        )
+    if classes < parts:
+        raise UserError(f"--parallel classes: {parts} ranks cannot share {classes} classes")
+
+
+def _introduce(corpus: Corpus, settings: Settings, paths: Sequence[str], ranks: Ranks) -> None:
     if corpus.skipped:
         names = _some([path.name for path in corpus.skipped])
         note(f"left out as not text: {names} ({len(corpus.skipped)} in all)")
     source = _some(paths) or f"the standard library of Python {platform.python_version()}"
     rows, classes = settings.batch * settings.length, len(corpus.vocabulary)
+    what = "lanes of text" if ranks.lanes.parts > 1 else "classes"
+    shared = f"; {ranks.count} ranks share the {what}" if ranks.count > 1 else ""
     held = "a chunk of rows at a time" if settings.head == "lean" else "all at once"
     note(
         f"{source}: {corpus.files} files, {len(corpus.train):,} training tokens of {classes:,} "
         f"classes; the logits of a step are {rows} x {classes:,}, {4e-6 * rows * classes:,.0f} MB, "
-        f"{held}"
+        f"{held}{shared}"
     )
     of_unspaced = [bool(UNSPACED_TOKEN.fullmatch(token)) for token in corpus.vocabulary]
     share = corpus.counts[torch.tensor(of_unspaced)].sum().item() / len(corpus.train)
@@ -169,12 +217,15 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join([*names[:3], *(["..."] if len(names) > 3 else [])])
 
 
-def _conclude(record: dict[str, Any], folder: RunFolder, args: argparse.Namespace) -> int:
+def _conclude(
+    record: dict[str, Any], folder: RunFolder, args: argparse.Namespace, ranks: Ranks
+) -> int:
     """Print the result, and return the exit code."""
     if not record["results"]:
         step = len(record["history"]["loss"])
         if CHECKPOINT not in folder.lost:
-            note(f"stopped after step {step}; continue: xent train --resume --out {folder.path}")
+            again = command(args.parallel, ranks.count, f"--resume --out {folder.path}")
+            note(f"stopped after step {step}; continue: {again}")
         return 130
     if args.json:
         say_json(record["results"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,11 +13,12 @@ from types import NoneType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .._files import fits
 from .console import UserError
-from .model import HEADS, LanguageModel, make_lanes
+from .model import HEADS, OF_CLASSES, LanguageModel, make_lanes
+from .ranks import Ranks
 from .text import UNKNOWN, Corpus, bits_per_byte
 
 DEFAULT_MINUTES = 2.0
@@ -115,17 +117,20 @@ class Trainer:
         settings: of the run.
         corpus: the text.
         schedule: the share of the budget that another run had used before each step, to follow it.
+        ranks: the processes that train together, each with a trainer; this one alone by default.
     """
 
     def __init__(
-        self, settings: Settings, corpus: Corpus, schedule: list[float] | None = None
-    ) -> None:
+        self, settings: Settings, corpus: Corpus, schedule: list[float] | None = None,
+        ranks: Ranks | None = None,
+    ) -> None:  # fmt: skip
         torch.manual_seed(settings.seed)
         self.settings, self.corpus, self.schedule = settings, corpus, schedule
-        self.model = LanguageModel(corpus.counts, settings.dim)
+        self.ranks = ranks or Ranks()
+        self.model = LanguageModel(corpus.counts, settings.dim, self.ranks.classes)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), weight_decay=0.0, fused=True)
-        self.lanes = make_lanes(corpus.train, settings.batch)
-        self.memory = self.model.blank(settings.batch)
+        self.lanes = self._own_lanes(corpus.train)
+        self.memory = self._blank()
         self.history: dict[str, list] = {name: [] for name in HISTORY}
         self.times = {"elapsed": 0.0, "steps": 0.0, "head": 0.0}
         self.results: dict[str, Any] = {}
@@ -155,13 +160,13 @@ class Trainer:
         loss = self._train(progress)
         taken = perf_counter() - started
         self.times["steps"] += taken
-        self.times["elapsed"] = before + taken
+        self.times["elapsed"] = self.ranks.of_first(before + taken)
         self.history["loss"].append(loss)
         self.history["progress"].append(progress)
         self.history["seconds"].append(round(self.times["elapsed"], 3))
         if int(CHECKS * self.progress()) > int(CHECKS * progress):
             self._check()
-            self.times["elapsed"] = before + perf_counter() - started
+            self.times["elapsed"] = self.ranks.of_first(before + perf_counter() - started)
         return loss
 
     def just_checked(self) -> bool:
@@ -172,7 +177,7 @@ class Trainer:
     def finish(self) -> dict[str, Any]:
         """Evaluate on more text and sum up."""
         nats, bits_per_byte, unknown = self.evaluate(FINAL_SIZE)
-        share = self.times["head"] / self.times["steps"]
+        share, memory = self.times["head"] / self.times["steps"], peak_memory()
         self.results = {
             "steps": self.step,
             "training_tokens": self.tokens,
@@ -184,7 +189,7 @@ class Trainer:
             "tokens_per_second": self.tokens / self.times["steps"],
             "head_share_of_time": None if math.isnan(share) else share,
             "seconds": round(self.times["elapsed"], 3),
-            "peak_memory_bytes": peak_memory(),
+            "peak_memory_bytes": memory and int(self.ranks.most(memory)),
         }
         return self.results
 
@@ -197,29 +202,39 @@ class Trainer:
         """
         batch, length = self.settings.batch, self.settings.length
         most = FINAL_SIZE * length * batch + batch  # no prediction of the first token of a lane
-        lanes = make_lanes(self.corpus.valid[:most], batch)
-        sizes = make_lanes(self.corpus.valid_bytes[:most], batch)
-        memory, nats = self.model.blank(batch), 0.0
+        lanes = self._own_lanes(self.corpus.valid[:most])
+        memory, total = self._blank(), torch.zeros((), dtype=torch.float64, device="cpu")
         end = min(len(lanes) - 1, size * length)
         for start in range(0, end, length):
             piece = lanes[start : min(start + length, end) + 1]
             features, memory = self.model(piece[:-1], memory)  # (length, batch, dim)
             logits, target = self.model.logits(features.flatten(0, 1)), piece[1:].flatten().long()
-            nats += HEADS[self.settings.head](logits, target, reduction="sum").item()
-        target, sizes = lanes[1 : end + 1], sizes[1 : end + 1]
+            total += HEADS[self.settings.head](logits, target, 1.0)
+        self.ranks.lanes.add_up(total)
+        target = make_lanes(self.corpus.valid[:most], batch)[1 : end + 1]  # of all ranks
+        sizes = make_lanes(self.corpus.valid_bytes[:most], batch)[1 : end + 1]
         count = target.numel()
         unknown = (target == UNKNOWN).sum().item() / count
+        nats = total.item()
         return nats / count, bits_per_byte(nats, target, sizes), unknown
 
     def state(self) -> dict[str, Any]:
-        """Return all that the rest of the run depends on: tensors and plain types."""
+        """Return all that the rest of the run depends on: tensors and plain types.
+
+        All ranks call it; the tensors are whole on the first one.
+        """
+        ranks, batch, classes = self.ranks, self.settings.batch, self.model.classes
+        model, optimizer = self._with_classes(
+            self.model.state_dict(), self.optimizer.state_dict(),
+            lambda own: ranks.classes.whole(own, classes),
+        )  # fmt: skip
         return {
             "settings": asdict(self.settings),
             "text": self.corpus.fingerprint,
             "vocabulary": self.corpus.vocabulary,
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "memory": self.memory,
+            "model": model,
+            "optimizer": optimizer,
+            "memory": ranks.lanes.whole(self.memory, batch, dim=1),
             "random": torch.get_rng_state(),
             "history": self.history,
             "times": self.times,
@@ -232,14 +247,19 @@ class Trainer:
             raise UserError("--resume: the text is not the one that the checkpoint was trained on")
         if state["vocabulary"] != self.corpus.vocabulary:
             raise UserError("--resume: an earlier version began this run, with other tokens")
+        ranks, batch, classes = self.ranks, self.settings.batch, self.model.classes
         try:
-            self.model.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self._check_restored(state["memory"])
+            model, optimizer = self._with_classes(
+                state["model"], state["optimizer"], lambda x: ranks.classes.own(x, classes).clone()
+            )
+            self.model.load_state_dict(model)
+            self.optimizer.load_state_dict(optimizer)
+            memory = ranks.lanes.own(state["memory"], batch, dim=1)
+            self._check_restored(memory)
             torch.set_rng_state(state["random"])
         except (LookupError, TypeError, ValueError, RuntimeError, AttributeError):
             raise UserError("--resume: the checkpoint is damaged; begin anew") from None
-        self.memory, self.history = state["memory"], state["history"]
+        self.memory, self.history = memory, state["history"]
         # Earlier versions did not time head and loss together; such a time is not known.
         self.times, self.results = {"head": math.nan} | state["times"], state["results"]
 
@@ -252,6 +272,20 @@ class Trainer:
             if not fits(kept, form):
                 raise ValueError("the optimizer is of other parameters")
 
+    def _with_classes(
+        self, model: dict[str, Any], optimizer: dict[str, Any], change: Callable[[Tensor], Tensor]
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return the states of model and optimizer with each tensor of all classes changed."""
+        names = [name for name, _ in self.model.named_parameters()]
+        return (
+            {k: change(x) if k in OF_CLASSES else x for k, x in model.items()},
+            optimizer | {"state": {
+                k: {m: change(x) if x.ndim else x for m, x in kept.items()}
+                if names[k] in OF_CLASSES else kept
+                for k, kept in optimizer["state"].items()
+            }},
+        )  # fmt: skip
+
     def _train(self, progress: float) -> float:
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings.lr * min(1.0, 0.1 + progress / WARMUP) * (1 - progress)
@@ -261,22 +295,45 @@ class Trainer:
         # time of head and loss alone is known.
         leaf = features.detach().flatten(0, 1).requires_grad_()  # (length * batch, dim)
         started = perf_counter()
-        loss = HEADS[self.settings.head](self.model.logits(leaf), target)
+        rows = self.settings.batch * self.settings.length  # of all ranks
+        loss = HEADS[self.settings.head](self.model.logits(leaf), target, rows)
         loss.backward()
         self.times["head"] += perf_counter() - started
         assert leaf.grad is not None
         features.backward(leaf.grad.view_as(features))
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), CLIP)
+        gradients = {name: p.grad for name, p in self.model.named_parameters() if p.grad is not None}
+        loss = loss.detach()
+        self.ranks.lanes.add_up(loss, *gradients.values())
+        self._clip(gradients)
         self.optimizer.step()
         self.optimizer.zero_grad()
         return loss.item()
+
+    def _clip(self, gradients: dict[str, Tensor]) -> None:
+        """Make the gradient at most ``CLIP`` long, over the classes of all ranks."""
+        split = [grad for name, grad in gradients.items() if name in OF_CLASSES]
+        shared = [grad for name, grad in gradients.items() if name not in OF_CLASSES]
+        squares = nn.utils.get_total_norm(split).square()
+        self.ranks.classes.add_up(squares)
+        norm = (squares + nn.utils.get_total_norm(shared).square()).sqrt()
+        nn.utils.clip_grads_with_norm_(self.model.parameters(), CLIP, norm)
+
+    def _own_lanes(self, stream: Tensor) -> Tensor:
+        """Return the lanes of this rank, ``(length, lanes)``."""
+        batch = self.settings.batch
+        return self.ranks.lanes.own(make_lanes(stream, batch), batch, dim=1)
+
+    def _blank(self) -> Tensor:
+        """Return the state of this rank's lanes before any text."""
+        start, stop = self.ranks.lanes.ends(self.settings.batch)
+        return self.model.blank(stop - start)
 
     def _next_batch(self) -> tuple[Tensor, Tensor]:
         """Return the next tokens of each lane and their targets; the text repeats at its end."""
         length = self.settings.length
         position = self.step % ((len(self.lanes) - 1) // length)
         if position == 0:
-            self.memory = self.model.blank(self.settings.batch)
+            self.memory = self._blank()
         piece = self.lanes[position * length :][: length + 1]
         return piece[:-1], piece[1:].flatten().long()
 
