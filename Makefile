@@ -22,7 +22,7 @@ LINTS = $(addprefix lint-,$(LINTERS))
 .PHONY: help demo check test-quick test test-all $(PARTS) check-package mutants experiments bench bench-gpu site docs lint $(LINTS) format clean
 
 help:
-	@echo "make demo      train a language model for two minutes and show table and picture"
+	@echo "make demo      train a language model, alone and on two ranks, for two minutes, and show tables and pictures"
 	@echo "make check     lint, types and a part of the tests, in a minute and a half: for whoever works on it"
 	@echo "make test      the test suite, with the compiled core and without it"
 	@echo "make test-all  what is long: $(PARTS)"
@@ -92,7 +92,10 @@ $(VENV)/bench: $(VENV)/installed
 	@touch $@
 
 demo: $(VENV)/installed
-	$(BIN)/xent train --minutes 2 --out runs/demo
+	$(BIN)/xent train --minutes 1.75 --out runs/demo
+	@echo
+	@echo "on two ranks, each with half of the classes, and on the sources of xent:"
+	OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc-per-node 2 -m xent train src --parallel classes --steps 40 --out runs/ranks
 	@echo
 	@echo "next: score a text of yours by $(BIN)/xent eval runs/demo FILE, or draw losses by $(BIN)/xent plot cross_entropy focal_loss"
 

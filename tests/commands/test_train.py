@@ -20,8 +20,10 @@ from xent.cli import main
 from xent.commands import run_folder, session, trainer
 from xent.commands.console import UserError, progress_bar
 from xent.commands.model import HEADS, LanguageModel, make_lanes
+from xent.commands.ranks import Ranks, Split, joined
 from xent.commands.report import report
 from xent.commands.text import END, TOKEN, UNKNOWN, read_corpus
+from xent.commands.train import check_shares
 from xent.commands.trainer import DEFAULT_MINUTES, Settings
 
 SMALL = ["--dim", "8", "--batch", "4", "--length", "8", "--threads", "1", "--quiet"]
@@ -450,9 +452,49 @@ def test_what_cannot_be_resumed(tmp_path, capsys, folder):
     assert "the text is not the one" in refusal(capsys, folder / "0.txt", *resume)
 
 
+def test_ranks_that_nobody_started(capsys, monkeypatch):
+    """Processes and the option belong together, and one of the processes says so."""
+    message = refusal(capsys, "--parallel", "classes", "--steps", "2")
+    assert "torchrun --nproc-per-node 2 -m xent train --parallel classes" in message
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("RANK", "0")
+    assert "torchrun started 4 processes; say what they share" in refusal(capsys, "--steps", "2")
+    monkeypatch.setenv("RANK", "3")
+    with pytest.raises(SystemExit) as stopped:
+        main(["train", "--steps", "2"])
+    assert stopped.value.code == 2
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(("rank", "kind"), [("0", KeyboardInterrupt), ("1", SystemExit)])
+def test_one_rank_tells_of_an_interruption(rank, kind, monkeypatch):
+    monkeypatch.setenv("RANK", rank)
+    with pytest.raises(kind), joined(None):
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("what", "head", "message"),
+    [
+        ("lanes", "torch", "4 ranks cannot share 3 lanes of text; take a larger --batch"),
+        ("classes", "lean", "4 ranks cannot share 2 classes"),
+        ("classes", "torch", "--head torch goes with --parallel data"),
+        ("classes", "xent", "--head xent goes with --parallel data"),
+    ],
+)
+def test_ranks_without_a_share(what, head, message):
+    split = Split()
+    split.parts = 4
+    with pytest.raises(UserError, match=message):
+        check_shares(Settings(head=head, batch=3), 2, Ranks(**{what: split}))
+
+
 def test_compare_runs_every_head(tmp_path, capsys, folder):
     command = [folder, "--compare", "--head", "torch", "--out", tmp_path]
     assert "leave --head out" in refusal(capsys, *command)
+    with pytest.raises(SystemExit):
+        main(["train", "--compare", "--parallel", "data"])
+    assert "--parallel: not allowed with argument --compare" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("word", ["--steps=0", "--steps=x", "--lr=-1", "--lr=nan", "--vocab=2"])

@@ -20,6 +20,8 @@ from xent.commands.session import Session
 from xent.commands.text import Corpus
 from xent.commands.trainer import Settings, Trainer
 
+CLIP = 0.25  # smaller than most gradients of the tests, so that all are clipped
+
 
 def trained(
     group: Any, what: str, settings: Settings, corpus: Corpus, steps: int, state: Any = None
@@ -28,6 +30,7 @@ def trained(
 
     States travel as copies: a tensor that is sent to several processes is one memory for all.
     """
+    trainer.CLIP = CLIP
     run = Trainer(settings, corpus, None, Ranks.that_share(what, group))
     if state:
         run.restore(copied(state))
@@ -86,7 +89,7 @@ def refused(group: Any, what: str, settings: Settings, corpus: Corpus, state: An
 
 
 def answered_once(group: Any, what: str) -> Any:
-    """What all ranks get of an action of the first one, and how an error of the action ends them."""
+    """What all ranks get of an action of the first one, and how an error of it ends them."""
     ranks = Ranks.that_share(what, group)
     found = ranks.once(lambda: ("done", os.getpid()))
 

@@ -11,12 +11,12 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 from torch import Tensor
 
-from .console import UserError
+from .console import ERROR, UserError, note
 
 PARALLEL = ("data", "classes")  # what the ranks share: the lanes of the batch, or the classes
 T = TypeVar("T")
@@ -75,7 +75,9 @@ class Split:
         if self.group is not None:
             import torch.distributed as dist
 
-            sums = [dist.all_reduce(part, group=self.group, async_op=True) for part in parts]
+            sums: list[Any] = [
+                dist.all_reduce(part, group=self.group, async_op=True) for part in parts
+            ]
             for one in sums:  # all are on the way by now
                 one.wait()
 
@@ -162,59 +164,72 @@ def command(parallel: str | None, count: int, rest: str) -> str:
 def joined(parallel: str | None) -> Iterator[Ranks]:
     """The ranks that torchrun started, or this process alone; one of them tells errors of use.
 
+    A rank that does not hear from another one any more says so and ends.
+
     Args:
         parallel: what the ranks share, one of :data:`PARALLEL`; None for one process.
 
     Raises:
         UserError: if the option and the way this process was started do not fit.
-        ConnectionError: if another rank has ended.
     """
     try:
-        with _group(parallel) as group:
-            yield Ranks() if parallel is None else Ranks.that_share(parallel, group)
+        _check_start(parallel)
+        if parallel is None:
+            yield Ranks()
+            return
+        import torch.distributed as dist
+
+        dist.init_process_group("gloo")
+        try:
+            yield Ranks.that_share(parallel, dist.group.WORLD)
+        except RuntimeError as error:
+            if _is_of_connection(error):
+                _end(error)
+            raise
+        finally:
+            dist.destroy_process_group()
     except (UserError, KeyboardInterrupt) as error:
         if _place() == 0:
             raise
         raise SystemExit(2 if isinstance(error, UserError) else 130) from None
-    except RuntimeError as error:
-        if parallel is None or not _is_of_connection(error):
-            raise
-        raise ConnectionError(
-            f"rank {_place()} cannot go on, because it does not hear from another rank: that rank "
-            f"has ended, most likely, and torchrun names it; --resume continues from the last "
-            f"checkpoint. {error}"
-        ) from None
 
 
-@contextmanager
-def _group(parallel: str | None) -> Iterator[Any]:
-    """Give the group of all ranks, or None for one process; refuse what does not fit."""
+def _check_start(parallel: str | None) -> None:
+    """Raise :class:`UserError` if the option does not fit the way this process was started."""
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if parallel is None:
-        if started > 1:
-            raise UserError(
-                f"torchrun started {started} processes; say what they share: --parallel data or "
-                "--parallel classes"
-            )
-        yield None
-        return
+        if started == 1:
+            return
+        raise UserError(
+            f"torchrun started {started} processes; say what they share: --parallel data or "
+            "--parallel classes"
+        )
     import torch.distributed as dist
 
     if not dist.is_available() or not dist.is_gloo_available():
         raise UserError(f"--parallel {parallel}: this PyTorch is built without gloo")
     if "RANK" not in os.environ:
-        started = command(parallel, 2, "...")
-        raise UserError(f"--parallel {parallel} needs processes that torchrun starts: {started}")
-    dist.init_process_group("gloo")
-    try:
-        yield dist.group.WORLD
-    finally:
-        dist.destroy_process_group()
+        way_out = command(parallel, 2, "...")
+        raise UserError(f"--parallel {parallel} needs processes that torchrun starts: {way_out}")
 
 
 def _place() -> int:
     """Return the number of this process among those that torchrun started."""
     return int(os.environ.get("RANK", "0"))
+
+
+def _end(error: RuntimeError) -> NoReturn:
+    """Say that another rank is lost, and end at once, so that all ranks soon hear of it.
+
+    The usual end would wait for what this rank has sent, and so for ranks that wait for this one.
+    """
+    note(
+        f"xent train: rank {_place()} does not hear from another rank any more: that rank has "
+        f"ended, most likely, and torchrun names it. --resume continues from the last checkpoint. "
+        f"The connection says: {str(error).partition('. ')[0]}",
+        ERROR,
+    )
+    os._exit(2)
 
 
 def _is_of_connection(error: RuntimeError) -> bool:

@@ -35,10 +35,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--out", default="runs/train", help="folder for the results (%(default)s)")
     parser.add_argument("--resume", action="store_true", help="continue the run in --out")
-    parser.add_argument(
+    several = parser.add_mutually_exclusive_group()
+    several.add_argument(
         "--compare", action="store_true", help="train with each head in turn and compare"
     )
-    parser.add_argument(
+    several.add_argument(
         "--parallel", choices=PARALLEL,
         help="train on the processes that torchrun starts, which share the lanes of text (data) or "
         "the classes of the lean head (classes); the training is the same",
@@ -52,13 +53,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Train, or with ``--compare`` train with each head."""
     with joined(args.parallel) as ranks:
-        if not args.compare:
-            return _train(args, ranks)
-        if args.parallel:
-            raise UserError("--compare trains on one process; leave --parallel out")
-        from .compare import compare
+        if args.compare:
+            from .compare import compare
 
-        return compare(args)
+            return compare(args)
+        return _train(args, ranks)
 
 
 def _train(args: argparse.Namespace, ranks: Ranks) -> int:
@@ -163,7 +162,7 @@ def _prepare(
             "byte pay for their spelling"
         )
     require_enough(settings, corpus)
-    _check_shares(settings, len(corpus.vocabulary), ranks)
+    check_shares(settings, len(corpus.vocabulary), ranks)
     if not saved:
         if not args.quiet and (folder.path / CHECKPOINT).exists():
             note(f"this run takes the place of the one in {folder.path}")
@@ -172,8 +171,8 @@ def _prepare(
     return Text(corpus, paths, schedule)
 
 
-def _check_shares(settings: Settings, classes: int, ranks: Ranks) -> None:
-    """Raise unless each rank gets a share, and the head can be split."""
+def check_shares(settings: Settings, classes: int, ranks: Ranks) -> None:
+    """Raise :class:`UserError` unless each rank gets a share, and the head can be split."""
     lanes, parts = ranks.lanes.parts, ranks.classes.parts
     if settings.batch < lanes:
         raise UserError(

@@ -301,7 +301,9 @@ class Trainer:
         self.times["head"] += perf_counter() - started
         assert leaf.grad is not None
         features.backward(leaf.grad.view_as(features))
-        gradients = {name: p.grad for name, p in self.model.named_parameters() if p.grad is not None}
+        gradients = {
+            name: p.grad for name, p in self.model.named_parameters() if p.grad is not None
+        }
         loss = loss.detach()
         self.ranks.lanes.add_up(loss, *gradients.values())
         self._clip(gradients)
