@@ -1,4 +1,4 @@
-"""`xent train --parallel` under torchrun: a rank that is killed, a signal to all, and what is seen."""
+"""`xent train --parallel` under torchrun: a rank that is killed, and a signal to all."""
 
 import json
 import os
