@@ -116,7 +116,7 @@ def _place_of(name: str) -> str:
     """Return a hint to end a message: the package that has the name, or names that look alike."""
     from ._suggestions import near
 
-    for room in ("losses", "policy", "nn", "information", "learn", "plot"):
+    for room in ("losses", "policy", "nn", "information", "learn", "parallel", "plot"):
         if name in _names_in(room):
             return f"; `xent.{name}` is `xent.{room}.{name}`"
     return near(name, __all__)

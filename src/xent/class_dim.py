@@ -12,7 +12,7 @@ import functools
 import inspect
 import math
 from collections.abc import Callable, Collection
-from typing import Any, NamedTuple, TypeVar, overload
+from typing import Any, NamedTuple, TypeVar, cast, overload
 
 import torch
 from torch import Tensor
@@ -103,13 +103,16 @@ def _of_shard(
     elements: bool,
 ) -> Arguments:  # fmt: skip
     """The arguments of a call on some classes of each row, with the classes on axis 1."""
-    own: Any = input.own
-    class_dim = input.class_dim if class_dim is None else class_dim
-    axis = axis_of_classes(own, class_dim, lean=isinstance(own, Lean))
+    own, axis = cast(Any, input.own), input.class_axis
+    if class_dim is not None and axis_of_classes(input, class_dim) != axis:
+        raise ValueError(
+            f"`class_dim` is {class_dim}, but the classes of this shard are on axis {axis} of "
+            f"{input.ndim}: pass class_dim={class_dim} to shard()"
+        )
     if axis == class_axis(own):
         return given
     rows = own.shape[:axis] + own.shape[axis + 1 :]
-    call = _Call(own, axis, class_dim, rows, alike, elements)
+    call = _Call(own, axis, axis, rows, alike, elements)
     moved = call.moved(call.read({**given, "input": own}))
     return {**moved, "input": input.with_own(moved["input"])}
 

@@ -199,6 +199,11 @@ def _measure(
     """Statistics of the rows of logits ``(..., V)``, whose classes come last."""
     given, input = input, own_logits(input)
     _check_logits(input)
+    if isinstance(given, ShardedLogits) and given.class_axis != given.ndim - 1:
+        raise ValueError(
+            f"the classes of `input` are on axis {given.class_axis} of {given.ndim}, but are read "
+            f"on the last axis here: pass class_dim=-1 to shard()"
+        )
     is_tensor("target", target)
     rows, scale = input.shape[:-1], None
     if target.shape != rows:

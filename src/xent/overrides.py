@@ -61,6 +61,9 @@ def overridable(function: Any = None, *, classes_last: bool = False) -> Any:
             kwargs = {**kwargs, "input": input}
         if type(input) is ShardedLogits and input.shard.agreement is None:
             return across_ranks(function, kwargs)
+        for name, value in kwargs.items():
+            if type(value) is ShardedLogits and value is not input:
+                value.materialize_for(f"`{name}` of {function.__name__}")
         given = (*args, *kwargs.values())
         if has_torch_function(given) and not compiling():
             # Our own stand-ins for logits do not answer: the loss itself takes them.

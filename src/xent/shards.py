@@ -8,9 +8,9 @@ and no collective runs in the backward pass of logits.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -18,9 +18,11 @@ from torch.nn.functional import pad
 
 from .agreement import Agreement
 from .collectives import begin_sum, exchanged, gathered
+from .engines.modes import deferred
+from .heads.stand_in import Lean, Shown
 from .row_merge import joined, packed, read, refuse_second_derivative, with_gradient_of
 from .row_statistics import RowStatistics
-from .targets import class_axis
+from .targets import class_axis as usual_axis
 
 if TYPE_CHECKING:
     from .heads.logits import LinearLogits
@@ -74,14 +76,21 @@ class Shard:
         Returns the rows of a chunk behind a head: the fewest of any rank, since ranks gather after
         each chunk. ``height`` is what this rank would take.
         """
+        labels = problem.tensors.target if problem.labelled else None
+        return self.ask(
+            problem.dtype, problem.rows.numel(), problem.of_all_ranks, problem.mask, labels, height
+        )
+
+    def ask(
+        self, dtype: torch.dtype, rows: int, learned: Sequence[Tensor | None] = (), fields: int = 0,
+        labels: Tensor | None = None, height: int = 0,
+    ) -> int:  # fmt: skip
+        """Ask the ranks about what :meth:`Agreement.reach` compares."""
         if self.agreement is None:
             raise RuntimeError("a shard of classes is read outside of a call on all ranks")
         if not self.agreement.reached:
-            labels = problem.tensors.target if problem.labelled else None
-            places, rows = (self.start, self.stop, self.classes), problem.rows.numel()
-            self.agreement.reach(
-                problem.dtype, rows, places, problem.mask, labels, problem.of_all_ranks, height
-            )
+            places = self.start, self.stop, self.classes
+            self.agreement.reach(dtype, rows, places, fields, labels, learned, height)
         return self.agreement.height
 
     def merged(self, stats: RowStatistics) -> RowStatistics:
@@ -118,21 +127,38 @@ def axis_of(place: Any) -> int | None:
     return place.dim if isinstance(place, Split) else None  # pyright: ignore
 
 
-class ShardedLogits:
+class ShardedLogits(Lean):
     """Stands for logits ``(N, C, ...)``, of which each rank has some classes.
 
-    :func:`xent.parallel.shard` makes one.
+    :func:`xent.parallel.shard` makes one. The object has the shape, dtype and device of all logits.
+    PyTorch's functions of it are answered where each rank can do so with its own logits and one
+    gather; other functions raise, because no rank has all logits.
 
     Attributes:
         own: the logits of this rank: a tensor, or :class:`xent.LinearLogits`.
         shard: the place of these classes among those of all ranks.
-        class_dim: the axis of the classes, if it is not the usual one.
+        class_axis: the axis of the classes.
     """
 
+    lean: ClassVar[dict[Callable[..., Any], Callable[..., Any]]] = {}
+
     def __init__(
-        self, own: Tensor | LinearLogits, shard: Shard, class_dim: int | None = None
+        self, own: Tensor | LinearLogits, shard: Shard, class_axis: int | None = None
     ) -> None:
-        self.own, self.shard, self.class_dim = own, shard, class_dim
+        self.own, self.shard, self.shown = own, shard, Shown()
+        self.class_axis = usual_axis(own) if class_axis is None else class_axis
+
+    @property
+    def shape(self) -> torch.Size:
+        """The shape of the logits of all ranks."""
+        sizes = list(self.own.shape)
+        sizes[self.class_axis] = self.shard.classes
+        return torch.Size(sizes)
+
+    @property
+    def rows(self) -> torch.Size:
+        """The shape of the rows."""
+        return self.shape[: self.class_axis] + self.shape[self.class_axis + 1 :]
 
     @property
     def dtype(self) -> torch.dtype:
@@ -140,27 +166,59 @@ class ShardedLogits:
         return self.own.dtype
 
     @property
-    def device(self) -> torch.device:
-        """The device of this rank's logits."""
-        return self.own.device
+    def hidden(self) -> Tensor:
+        """A tensor of this rank, on the device of the logits."""
+        return self.own if isinstance(self.own, Tensor) else self.own.hidden
+
+    @property
+    def requires_grad(self) -> bool:
+        """True if the logits of this rank require a gradient."""
+        return self.own.requires_grad
+
+    @property
+    def attached(self) -> Tensor | LinearLogits:
+        """The logits of this rank; behind a head the features have the gradient of all ranks."""
+        own = self.own
+        if isinstance(own, Tensor):
+            return own
+        refuse_learned([own.scale])
+        return own.shared_by(None).with_hidden(summed_gradient(own.hidden, own.group))
 
     def with_own(self, own: Tensor | LinearLogits) -> ShardedLogits:
         """This shard with its logits in another layout, with the classes on the usual axis."""
         return ShardedLogits(own, self.shard)
 
+    def mapped(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> ShardedLogits:
+        """This shard after a function of single logits."""
+        return ShardedLogits(function(self.own, *args, **kwargs), self.shard, self.class_axis)
+
+    def constant(self) -> ShardedLogits:
+        """The same logits without a gradient."""
+        return self.mapped(lambda own: own.detach())
+
     def gather(self) -> Tensor:
         """The logits of all ranks, with as much memory as they need; differentiable."""
-        own = self.own if isinstance(self.own, Tensor) else self.own.materialize()
-        axis = class_axis(self.own) if self.class_dim is None else self.class_dim
+        own: Any = self.attached
+        own = own if isinstance(own, Tensor) else own.materialize()
+        columns = own.movedim(self.class_axis, 0)  # (C_own, N, ...)
         group = self.shard.group
-        columns = own.movedim(axis, 0)  # (C_own, N, ...)
         widths = gathered(own.new_full((1,), len(columns), dtype=torch.int64), group)[:, 0].tolist()
         room = columns.new_zeros(max(widths) - len(columns), *columns.shape[1:])
         parts = all_parts(torch.cat([columns, room]), group)
         kept = [part[:width] for part, width in zip(parts, widths, strict=True)]
-        return torch.cat(kept).movedim(0, axis)
+        return torch.cat(kept).movedim(0, self.class_axis)
+
+    def materialize_for(self, operation: str) -> NoReturn:
+        """Raise: an operation needs all logits, and no rank has them."""
+        raise TypeError(
+            f"{operation} takes no logits whose classes are split over ranks: it reads more of a "
+            f"row than the statistics that ranks can merge. Do it to the logits of this rank, "
+            f"before shard(), if it looks at single logits; else take the logits of all ranks, if "
+            f"they fit into memory: gather() of a shard, materialize() of LinearLogits of DTensors"
+        )
 
     def __repr__(self) -> str:
+        """The classes of this rank; the numbers of the others are elsewhere."""
         shard = self.shard
         return (
             f"ShardedLogits(classes {shard.start} to {shard.stop} of {shard.classes}, the end not "
@@ -179,23 +237,34 @@ def across_ranks(function: Callable[..., Any], given: dict[str, Any]) -> Any:
 
     Raises:
         TypeError: if the function needs all classes of a row.
+        NotImplementedError: where PyTorch transforms or records operations.
     """
     input, name = given["input"], function.__name__
     if not hasattr(function, "takes_shards"):
-        raise TypeError(
-            f"{name} takes no logits whose classes are split over ranks: it reads more of a row "
-            f"than the statistics that ranks can merge. Pass the logits of all ranks, if they fit "
-            f"into memory: input.gather(), or input.materialize() of LinearLogits of DTensors"
+        input.materialize_for(name)
+    if deferred():
+        raise NotImplementedError(
+            "logits whose classes are split over ranks do not pass through torch.func, "
+            "torch.compile or forward-mode AD: call the loss outside"
         )
     agreement = Agreement(name, given, input.shard.group, input.device)
     shard = replace(input.shard, agreement=agreement)
     try:
-        result = function(**{**given, "input": ShardedLogits(input.own, shard, input.class_dim)})
+        result = function(**{**given, "input": ShardedLogits(input.own, shard, input.class_axis)})
     except Exception as error:
         agreement.refuse(error)
         raise
     assert agreement.reached, f"{name} did not ask the other ranks"
     return result
+
+
+def refuse_learned(factors: Iterable[Any]) -> None:
+    """Raise for a factor of the logits that wants a gradient, of which each rank has a part."""
+    if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in factors):
+        raise NotImplementedError(
+            "a factor of logits whose classes are split over ranks cannot be learned here: pass it "
+            "as `logit_scale` of a loss, or with .detach()"
+        )
 
 
 def own_logits(input: Any) -> Any:
@@ -259,8 +328,10 @@ class _AllParts(torch.autograd.Function):
 
 
 def summed_gradient(x: Tensor | None, group: Any) -> Any:
-    """A tensor that all ranks have, whose gradient is the sum of what each rank finds."""
-    return x if x is None or not x.requires_grad else _SummedGradient.apply(x, group)
+    """A tensor that the ranks of a group have, whose gradient is the sum of what each finds."""
+    if x is None or group is None or not x.requires_grad:
+        return x
+    return _SummedGradient.apply(x, group)
 
 
 class _SummedGradient(torch.autograd.Function):

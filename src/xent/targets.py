@@ -144,7 +144,7 @@ def class_axis(input: HasAxes) -> int:
         (0, 1)
     """
     if not isinstance(input, Tensor):
-        return input.ndim - 1
+        return getattr(input, "class_axis", input.ndim - 1)
     return 0 if input.ndim == 1 else 1
 
 

@@ -165,7 +165,7 @@ class OnRanks:
             if name != "input" or self.of_classes is None:
                 return own
             assert self.axis is not None
-            return ShardedLogits(own, shard_of(value, self.of_classes, self.axis))
+            return ShardedLogits(own, shard_of(value, self.of_classes, self.axis), self.axis)
         if value.shape == self.row_shape:
             return value.redistribute(placements=self.of_rows).to_local()
         from torch.distributed.tensor import Replicate

@@ -11,11 +11,13 @@ from torch import Tensor
 
 from ..heads.logits import LinearLogits
 from ..heads.stand_in import Lean
+from ..shards import own_logits
 from ..targets import any_class, are_alike
 
 
 def refuse_probabilities(name: str, input: Any, target: Any) -> None:
     """Raise for a soft target."""
+    input = own_logits(input)  # probabilities come as those of this rank's classes
     logits = isinstance(input, (Tensor, Lean)) and isinstance(target, Tensor)
     if logits and target.is_floating_point() and are_alike(target, input):
         raise ValueError(

@@ -365,7 +365,7 @@ class LinearLogits(Lean):
         """The product of features and weight, in the wider of their dtypes, whatever autocast."""
         self.unchanged()
         wide = torch.promote_types(self.hidden.dtype, self.weight.dtype)
-        hidden = self.hidden if self.group is None else summed_gradient(self.hidden, self.group)
+        hidden = summed_gradient(self.hidden, self.group)
         parts = (None if x is None else x.to(wide) for x in (hidden, self.weight, self.bias))
         # Not as a function that others may see: the mode of a lean head would make it late again.
         with without_autocast(self.hidden), torch._C.DisableTorchFunction():

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .._check import is_tensor, vector_of_classes, whole_number
-from ..engines.modes import deferred, settled
+from ..engines.modes import settled
 from ..engines.rows.labels import check_labels
 from ..engines.rows.problem import Problem, Settings, Shaped, Tensors
 from ..logits import make_transform
@@ -164,11 +164,6 @@ def _own_part(
     input: ShardedLogits, target: Tensor, weight: Tensor | None
 ) -> tuple[Tensor | LinearLogits, Tensor, Shard]:
     """The logits of this rank, their targets, and their shard with the weights of the call."""
-    if deferred():
-        raise NotImplementedError(
-            "logits whose classes are split over ranks do not pass through torch.func, "
-            "torch.compile or forward-mode AD: call the loss outside"
-        )
     own, shard = input.own, replace(input.shard, weight=weight)
     width = own.shape[class_axis(own)]
     if width != shard.width:

@@ -69,6 +69,10 @@ def shard(
             "`input` is LinearLogits of DTensors, which know where their classes are: pass `input` "
             "to the loss, or input.to_local() for plain targets"
         )
+    if not input.is_floating_point():
+        raise TypeError(
+            f"`input` must hold floating-point logits, got {input.dtype}; call input.float()"
+        )
     axis = axis_of_classes(input, class_dim, lean=isinstance(input, LinearLogits))
     width = input.shape[axis]
     if start is None or classes is None:
@@ -85,4 +89,4 @@ def shard(
         )
     if isinstance(input, LinearLogits):
         input = input.shared_by(group)
-    return ShardedLogits(input, Shard(group, start, width, classes), class_dim)
+    return ShardedLogits(input, Shard(group, start, width, classes), axis)
