@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 from unittest import mock
 
@@ -84,7 +85,17 @@ def head_collectives(group: Any, rows: int) -> list[tuple[str, int]]:
 
 
 def counted_of(loss: Callable[[], torch.Tensor]) -> list[tuple[str, int]]:
-    """The collectives of a loss and its backward pass, and how many numbers a rank gives to each.
+    """The collectives of a loss and its backward pass."""
+    with listed_collectives() as counted:
+        value = loss()
+        counted.append(("backward", 0))
+        value.backward()
+    return counted
+
+
+@contextmanager
+def listed_collectives() -> Iterator[list[tuple[str, int]]]:
+    """Context that lists collectives, and how many numbers a rank gives to each.
 
     Records are named as such, as their numbers are whole.
     """
@@ -104,13 +115,10 @@ def counted_of(loss: Callable[[], torch.Tensor]) -> list[tuple[str, int]]:
     for kind in before:
         setattr(dist, kind, counting(kind))
     try:
-        value = loss()
-        counted.append(("backward", 0))
-        value.backward()
+        yield counted
     finally:
         for kind, function in before.items():
             setattr(dist, kind, function)
-    return counted
 
 
 def in_two_steps(group: Any, function: Callable[..., Any], *args: Any) -> Any:
