@@ -20,10 +20,11 @@ class TargetError(ValueError, IndexError):
 def is_tensor(name: str, value: object) -> None:
     """Raise unless ``value`` is a dense tensor: not sparse, not nested, no DTensor."""
     if not isinstance(value, Tensor):
+        whole = getattr(type(value), "whole", None)  # the method of a stand-in that gives a tensor
         make = "from_numpy" if type(value).__module__ == "numpy" else "tensor"
         raise TypeError(
             f"`{name}` must be a torch.Tensor, got {type(value).__name__}; pass "
-            f"torch.{make}({name})"
+            + (f"{name}.{whole}()" if whole else f"torch.{make}({name})")
         )
     if value.layout is torch.strided and not value.is_nested and not is_dtensor(value):
         return

@@ -85,7 +85,16 @@ class Shard:
         self, dtype: torch.dtype, rows: int, learned: Sequence[Tensor | None] = (), fields: int = 0,
         labels: Tensor | None = None, height: int = 0,
     ) -> int:  # fmt: skip
-        """Ask the ranks about what :meth:`Agreement.reach` compares."""
+        """Ask the ranks about what :meth:`Agreement.reach` compares.
+
+        Raises:
+            NotImplementedError: where PyTorch transforms or records operations.
+        """
+        if deferred():
+            raise NotImplementedError(
+                "logits whose classes are split over ranks do not pass through torch.func, "
+                "torch.compile or forward-mode AD: call the loss outside"
+            )
         if self.agreement is None:
             raise RuntimeError("a shard of classes is read outside of a call on all ranks")
         if not self.agreement.reached:
@@ -141,6 +150,7 @@ class ShardedLogits(Lean):
     """
 
     lean: ClassVar[dict[Callable[..., Any], Callable[..., Any]]] = {}
+    whole = "gather"
 
     def __init__(
         self, own: Tensor | LinearLogits, shard: Shard, class_axis: int | None = None
@@ -237,16 +247,10 @@ def across_ranks(function: Callable[..., Any], given: dict[str, Any]) -> Any:
 
     Raises:
         TypeError: if the function needs all classes of a row.
-        NotImplementedError: where PyTorch transforms or records operations.
     """
     input, name = given["input"], function.__name__
     if not hasattr(function, "takes_shards"):
         input.materialize_for(name)
-    if deferred():
-        raise NotImplementedError(
-            "logits whose classes are split over ranks do not pass through torch.func, "
-            "torch.compile or forward-mode AD: call the loss outside"
-        )
     agreement = Agreement(name, given, input.shard.group, input.device)
     shard = replace(input.shard, agreement=agreement)
     try:

@@ -315,7 +315,9 @@ print(xent.parallel.shard.__name__)
     assert python(code).split() == words
 
 
-@pytest.mark.parametrize("room", ["losses", "policy", "nn", "information", "learn", "plot"])
+@pytest.mark.parametrize(
+    "room", ["losses", "policy", "nn", "information", "learn", "parallel", "plot"]
+)
 def test_the_error_for_a_name_of_a_package_says_where_it_is(room):
     names = set(getattr(xent, room).__all__) - set(xent.__all__)
     assert names

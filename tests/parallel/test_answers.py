@@ -83,7 +83,7 @@ def test_classes_in_another_order_than_ranks(ranks):
 def test_what_a_shard_does_not_do_is_said(ranks):
     words = {
         "rows": "`dim` must be 1", "all": "`dim` must be 1", "two": "`dim` must be 1",
-        "many": "`k` must be 0 to 6", "learned": "pass it with .detach()", "bias": "gather()",
+        "many": "`k` must be 0 to 6", "learned": "or with .detach()", "bias": "gather()",
         "per class": "gather()", "softmax": "gather()", "index": "gather()", "divisor": "gather()",
         "view": "gather()", "bool": "ambiguous", "in place": "gather()", "array": "gather()",
         "two shards": "gather()", "options": "rank 1: topk(k=2",

@@ -79,6 +79,15 @@ def test_the_context(ranks):
         assert all(found.values()), found
 
 
+def test_collectives(ranks):
+    for of_log_probs, of_loss, of_elements in values(ranks.run(on_ranks.collectives, RANKS)):
+        records = [
+            [c for c in counted if c[0] != "record"]
+            for counted in (of_log_probs, of_loss, of_elements)
+        ]
+        assert records == [[("all_gather", 16), ("all_reduce", 8)], [("all_gather", 8)], []]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_digits_of_log_probabilities(ranks, dtype):
     z = torch.randn(6, 12, generator=torch.Generator().manual_seed(3)) * 4

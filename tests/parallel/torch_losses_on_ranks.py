@@ -15,7 +15,7 @@ from torch.distributed.tensor.parallel import loss_parallel as of_torch
 
 from xent.parallel import loss_parallel
 
-from .on_ranks import heard
+from .on_ranks import heard, listed_collectives
 
 Results = dict[str, torch.Tensor]
 
@@ -179,8 +179,28 @@ def context(group: Any) -> dict[str, Any]:
     def decorated() -> Any:
         return F.cross_entropy(x, y)
 
+    square = distributed(torch.randn(8, 8), torch.arange(8), torch.rand(8, 8), (2, 2), 1)
+    weight = torch.arange(1.0, 9.0)
+    everywhere = distribute_tensor(weight, square[0].device_mesh, [Replicate()] * 2)
+    with loss_parallel():  # as many rows as classes
+        pair = [F.cross_entropy(*square[:2], w).full_tensor() for w in (weight, everywhere)]
+    found["weights in a DTensor"] = torch.equal(*pair)
     found["decorator"] = heard(decorated) == "no error" == heard(decorated) and off()
     return found
+
+
+def collectives(group: Any) -> list[list[tuple[str, int]]]:
+    """The collectives of log-probabilities with their gradient, and of a loss of them."""
+    x = distributed(torch.randn(8, 8), torch.zeros(8), torch.rand(8, 8), (4,), 1)[0]
+    y = torch.arange(8)
+    with loss_parallel():
+        with listed_collectives() as of_log_probs:
+            torch.autograd.grad(F.log_softmax(x, 1).square().sum(), x)
+        with listed_collectives() as of_loss:
+            torch.autograd.grad(F.nll_loss(x, y), x)
+        with listed_collectives() as of_elements:
+            torch.autograd.grad(F.kl_div(-x.square(), -x.exp(), log_target=True), x)
+    return [of_log_probs, of_loss, of_elements]
 
 
 def narrow(group: Any, z: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

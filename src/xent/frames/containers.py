@@ -24,6 +24,7 @@ from ..shards import ShardedLogits, across_ranks, axis_of, own_logits, shard_of
 from ..targets import class_axis
 
 F = TypeVar("F", bound=Callable[..., Any])
+_OF_CLASSES = ("weight", "class_bias")  # vectors over classes, of which there may be N as well
 Divisor = Callable[[dict[str, Any]], Tensor]
 
 
@@ -160,13 +161,14 @@ class OnRanks:
             return value  # a vector over the classes, the same on all ranks
         if value.device_mesh != self.mesh:
             raise ValueError(f"`{name}` is on another device mesh than `input`")
-        if value.shape == self.shape:
+        of_classes = self.axis is not None and name in _OF_CLASSES
+        if value.shape == self.shape and not of_classes:
             own = value.redistribute(placements=self.placements).to_local()
             if name != "input" or self.of_classes is None:
                 return own
             assert self.axis is not None
             return ShardedLogits(own, shard_of(value, self.of_classes, self.axis), self.axis)
-        if value.shape == self.row_shape:
+        if value.shape == self.row_shape and not of_classes:
             return value.redistribute(placements=self.of_rows).to_local()
         from torch.distributed.tensor import Replicate
 

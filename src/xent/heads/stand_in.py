@@ -46,6 +46,7 @@ class Lean:
     shape: Any
     dtype: torch.dtype
     hidden: Tensor
+    whole = "materialize"  # the method that gives all the numbers
     moved = False  # True for logits whose classes were moved to axis 1
     normalised = False  # True for probabilities and their logarithms
     silent = False  # True where the numbers may be read without a warning

@@ -26,10 +26,17 @@ def shard(
 ) -> ShardedLogits:
     """Logits of all classes, of which this rank has some; for every loss of rows.
 
+    Also for :func:`xent.statistics`, :func:`xent.token_log_probs` and :func:`xent.entropy`, and for
+    :func:`torch.logsumexp`, :func:`torch.argmax` and :func:`torch.topk` along the classes, with one
+    gather each. A factor (``logits / t``), a softcap (``cap * torch.tanh(logits / cap)``) and
+    another floating-point type are kept. Any other function of PyTorch raises: no rank has all
+    logits.
+
     All ranks of the group make the same calls on the same rows, and get the same bits. Targets are
     class indices, counted over all ranks, or probabilities of this rank's classes. Vectors over
     classes (weights, biases, counts) are given whole. The rank has the gradient of its own logits;
-    behind a head, that of the features is added up over the ranks.
+    behind a head, that of the features is added up over the ranks. What is made of the results must
+    be the same on all ranks, as the results are.
 
     Args:
         input: the logits of this rank's classes, ``(C_own,)``, ``(N, C_own)`` or

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.nn._reduction import legacy_get_string
 from torch.overrides import TorchFunctionMode
 
 from .. import losses
@@ -44,7 +45,8 @@ def loss_parallel() -> Iterator[None]:
 
     In the context the functions raise:
         ValueError: for classes that are split on two dimensions of a mesh, sums that are still to
-            be added up, values that an option cannot take, and where the ranks disagree.
+            be added up, values that an option cannot take, what is no probability or
+            log-probability in ``kl_div``, and where the ranks disagree.
         TypeError: for a target that is no DTensor beside rows that are split over ranks, and for
             ``out=``.
         NotImplementedError: under ``torch.func`` and ``torch.compile``, and for second derivatives.
@@ -219,4 +221,4 @@ def _reduction(size_average: bool | None, reduce: bool | None, reduction: str) -
     """The reduction, which PyTorch's old pair of flags may mean."""
     if size_average is None and reduce is None:
         return reduction
-    return torch.nn._reduction.legacy_get_string(size_average, reduce)
+    return legacy_get_string(size_average, reduce)
