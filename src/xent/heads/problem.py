@@ -18,7 +18,7 @@ from ..engines.rows.labels import check_labels
 from ..engines.rows.problem import Problem, Settings, Shaped, Tensors
 from ..logits import make_transform
 from ..row_statistics import INDEX_ONLY, field_mask
-from ..shards import Shard, ShardedLogits
+from ..shards import Shard, ShardedLogits, summed_gradient
 from ..targets import Target, any_class, are_alike, class_axis, read_target
 from . import chunks
 from .logits import LinearLogits
