@@ -110,7 +110,8 @@ def make_problem(
     shard = None
     if isinstance(input, ShardedLogits):
         input, target, shard = _own_part(input, target, weight)
-        first_class = shard.start
+        # The masked class of a rank without classes is no class that a row can have.
+        first_class = shard.start if shard.width else shard.classes
     z: Any = input  # only shape, dtype and device are read
     if isinstance(input, LinearLogits):
         z, target, logit_scale, softcap = flatten(input, target, logit_scale, softcap)
@@ -137,7 +138,8 @@ def make_problem(
     if shard is not None:
         _check_shard(shard, checked, (weight, mean_weight, target_table))
         scale, *vectors = (summed_gradient(x, shard.group) for x in (scale, *vectors))
-        vectors = map(shard.own, vectors)
+        bias, *vectors = map(shard.own, vectors)
+        vectors = (bias if shard.width else _masking(bias, z), *vectors)
     others = [t if t is None else settled(t) for t in (checked.values, scale, *vectors)]
     settings = Settings(
         soft, checked.ignore_index, checked.first_class, checked.sharded, cap, requests, shard
@@ -173,24 +175,25 @@ def _own_part(
         )
     if not width:
         soft = isinstance(target, Tensor) and are_alike(target, cast(Tensor, own))
-        target = _with_a_class(target, 0, class_axis(own)) if soft else target
-        own = _with_masked_class(own)
+        target = _with_a_class(target, class_axis(own)) if soft else target
+        if isinstance(own, Tensor):
+            own = _with_a_class(own, class_axis(own))
+        else:
+            bias = None if own.bias is None else _with_a_class(own.bias, 0)
+            own = own.with_parts(own.hidden, _with_a_class(own.weight, 0), bias)
     return own, target, shard
 
 
-def _with_masked_class(own: Tensor | LinearLogits) -> Tensor | LinearLogits:
-    """Logits of no class, with one class that is masked and so changes nothing."""
-    if isinstance(own, Tensor):
-        return _with_a_class(own, -torch.inf, class_axis(own))
-    bias = own.weight.new_empty(0) if own.bias is None else own.bias
-    return own.with_parts(
-        own.hidden, _with_a_class(own.weight, 0, 0), _with_a_class(bias, -torch.inf, 0)
-    )
+def _with_a_class(x: Tensor, axis: int) -> Tensor:
+    """Numbers of no class, with a 0 for one class, which :func:`_masking` masks."""
+    return torch.nn.functional.pad(x.movedim(axis, -1), (0, 1)).movedim(-1, axis)
 
 
-def _with_a_class(x: Tensor, value: float, axis: int) -> Tensor:
-    """Numbers of no class, with one class of this value."""
-    return torch.nn.functional.pad(x.movedim(axis, -1), (0, 1), value=value).movedim(-1, axis)
+def _masking(bias: Tensor | None, z: Tensor | LinearLogits) -> Tensor:
+    """The class bias of a rank without classes: it masks the one class, whatever the scale."""
+    if bias is None:
+        return torch.full((1,), -torch.inf, dtype=z.dtype, device=z.device)
+    return bias.masked_fill(torch.ones_like(bias, dtype=torch.bool), -torch.inf)
 
 
 def _check_shard(shard: Shard, target: Target, others: tuple[Tensor | None, ...]) -> None:
