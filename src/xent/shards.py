@@ -203,7 +203,7 @@ class ShardedLogits(Lean):
         return ShardedLogits(function(self.own, *args, **kwargs), self.shard, self.class_axis)
 
     def constant(self) -> ShardedLogits:
-        """The same logits without a gradient."""
+        """Return the same logits without a gradient."""
         return self.mapped(lambda own: own.detach())
 
     def gather(self) -> Tensor:

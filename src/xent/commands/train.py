@@ -134,7 +134,7 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
 
 
 class Text(NamedTuple):
-    """What to train on."""
+    """Things to train on."""
 
     corpus: Corpus
     paths: list[str]

@@ -72,7 +72,7 @@ class DistributedLogits(LinearLogits):
 
     @property
     def placements(self) -> tuple[Any, ...]:
-        """Where the logits would be: the rows with the features, the classes with the weight."""
+        """Placements of the logits: the rows lie with the features, the classes with the weight."""
         from torch.distributed.tensor import Shard
 
         hidden: Any = self.hidden

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NoReturn
 
 import torch
 from torch import Tensor
 
 from .._check import is_tensor, one_of, whole_number
 from ..engines.modes import (
+    PLAIN_TENSORS,
     autocasts,
     is_dtensor,
     is_freed,
@@ -88,7 +89,8 @@ class LinearLogits(Lean):
         cls, hidden: Any = None, weight: Any = None, bias: Any = None, **options: Any
     ) -> LinearLogits:
         """Make an object of the kind that the tensors need."""
-        distributed = any(map(is_dtensor, (weight, hidden, bias)))
+        plain = type(hidden) in PLAIN_TENSORS and type(weight) in PLAIN_TENSORS
+        distributed = not plain and any(map(is_dtensor, (weight, hidden, bias)))
         return object.__new__(cls.of_dtensors if distributed else LinearLogits)
 
     def __init__(
@@ -173,14 +175,13 @@ class LinearLogits(Lean):
             RuntimeError: if a part was changed, or its memory freed, since they were made: they
                 would not be the logits of that time.
         """
-        parts = [(name, getattr(self, name), before) for name, before in self.versions.items()]
-        for name, part, before in (*parts, *(("tensor", *x) for x in self.originals)):
+        for name, before in self.versions.items():
+            part = getattr(self, name)
             if before is not None and part is not None and part._version != before:
-                raise RuntimeError(
-                    f"the {name} behind {self!r} was changed after these logits were made, as by "
-                    f"the step of an optimizer; compute the logits again, or keep "
-                    f".materialize() of them"
-                )
+                self._refuse_changed(name)
+        for original, before in self.originals:
+            if before is not None and original._version != before:
+                self._refuse_changed("tensor")
         self.in_memory()
         self.refuse_if_stale()
         if self.overwritten:
@@ -189,6 +190,12 @@ class LinearLogits(Lean):
                 f"they are no longer the logits of a head; use the tensor, .materialize()"
             )
         return self
+
+    def _refuse_changed(self, name: str) -> NoReturn:
+        raise RuntimeError(
+            f"the {name} behind {self!r} was changed after these logits were made, as by the step "
+            f"of an optimizer; compute the logits again, or keep .materialize() of them"
+        )
 
     def in_memory(self) -> None:
         """Raise a RuntimeError if the memory of a part was given back."""
@@ -479,7 +486,7 @@ def check_head(
     for name, x in ((first, hidden), (second, weight), (third, bias)):
         if x is None and name == third:
             continue
-        if not is_dtensor(x):
+        if type(x) in PLAIN_TENSORS or not is_dtensor(x):
             is_tensor(name, x)
         assert x is not None
         if not x.is_floating_point():

@@ -18,7 +18,7 @@ Map = Callable[[Callable[[Any], Any], Sequence[Any]], Iterable[Any]]
 
 
 class Round(NamedTuple):
-    """What messages say of a round of calls.
+    """Words of messages about a round of calls.
 
     Attributes:
         name: ``"iteration 3"``.
@@ -110,7 +110,7 @@ def _explained(error: Exception, answers: Sequence[Any], round: Round) -> Except
 
 
 def _why_not_sent(thing: Any) -> str:
-    """Why something cannot be pickled; nothing if it can be."""
+    """Say why something cannot be pickled; nothing if it can be."""
     try:
         pickle.dumps(thing)
     except Exception as error:

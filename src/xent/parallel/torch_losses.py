@@ -97,7 +97,7 @@ def cross_entropy(
     reduction: Any = "mean",
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    """As :func:`torch.nn.functional.cross_entropy`."""
+    """Answer :func:`torch.nn.functional.cross_entropy`."""
     if not _is_split(input, _usual_axis(input)):
         return NotImplemented
     return losses.cross_entropy(
@@ -115,7 +115,7 @@ def nll_loss(
     reduce: bool | None = None,
     reduction: str = "mean",
 ) -> Tensor:
-    """As :func:`torch.nn.functional.nll_loss`, which looks at no number but that of the target."""
+    """Answer :func:`torch.nn.functional.nll_loss`, which looks at no number but that of the target."""
     if not _is_split(input, _usual_axis(input)):
         return NotImplemented
     how = _reduction(size_average, reduce, reduction)
@@ -131,7 +131,7 @@ def log_softmax(
     input: Any, dim: int | None = None, *options: Any, dtype: torch.dtype | None = None,
     _stacklevel: int = 3, out: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """As :func:`torch.nn.functional.log_softmax`, torch's and that of tensors."""
+    """Answer :func:`torch.nn.functional.log_softmax`, torch's and that of tensors."""
     if not is_dtensor(input):
         return NotImplemented
     if dim is None:  # PyTorch's guess
@@ -158,7 +158,7 @@ def kl_div(
     reduction: str = "mean",
     log_target: bool = False,
 ) -> Tensor:
-    """As :func:`torch.nn.functional.kl_div`; the classes are on the last axis that is split."""
+    """Answer :func:`torch.nn.functional.kl_div`; the classes are on the last axis that is split."""
     axis = _last_split_axis(input)
     if axis is None or (axis == 0 and input.ndim > 1):  # all classes of some rows
         return NotImplemented

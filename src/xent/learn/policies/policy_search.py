@@ -69,7 +69,7 @@ class PolicyScores:
         self._stage: Stage | None = Stage(env)
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a copy is made of; it makes its own environments."""
+        """Return all that a copy is made of, but for environments, which a copy makes itself."""
         return {**vars(self), "_stage": None}
 
     @property
