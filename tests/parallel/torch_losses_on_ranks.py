@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import loss_parallel as of_torch
 
@@ -66,22 +66,26 @@ def slopes(calls: dict[str, Callable[[], Any]], *leaves: Any) -> dict[str, list[
 
 
 def distributed(
-    x: torch.Tensor, y: torch.Tensor, q: torch.Tensor, dims: tuple[int, ...], class_axis: int
-) -> tuple[Any, ...]:
-    """The tensors as DTensors: the last dimension of the mesh splits classes, the first rows."""
-    mesh = init_device_mesh("cpu", dims)
-    by_classes = [Shard(0), Shard(class_axis)] if len(dims) == 2 else [Shard(class_axis)]
-    by_rows = [Shard(0), Replicate()] if len(dims) == 2 else [Replicate()]
+    group: Any, x: torch.Tensor, y: torch.Tensor, q: torch.Tensor, square: bool = False,
+    class_axis: int = 1,
+) -> tuple[Any, ...]:  # fmt: skip
+    """The tensors as DTensors, whose classes are split over a group.
+
+    In a square mesh of four ranks the first dimension splits the rows, the second the classes.
+    """
+    mesh = init_device_mesh("cpu", (2, 2)) if square else DeviceMesh.from_group(group, "cpu")
+    by_classes = [Shard(0), Shard(class_axis)] if square else [Shard(class_axis)]
+    by_rows = [Shard(0), Replicate()] if square else [Replicate()]
     leaves = [distribute_tensor(z, mesh, by_classes).requires_grad_() for z in (x, q)]
     return leaves[0], distribute_tensor(y, mesh, by_rows), leaves[1]
 
 
 def in_context(
     group: Any, x: torch.Tensor, y: torch.Tensor, q: torch.Tensor, weight: torch.Tensor,
-    dims: tuple[int, ...],
+    square: bool,
 ) -> dict[str, list[torch.Tensor]]:  # fmt: skip
     """Values and gradients in the context."""
-    x, y, q = distributed(x, y, q, dims, 1)
+    x, y, q = distributed(group, x, y, q, square)
     with loss_parallel():
         return slopes(losses(x, y, q, weight), x, q)
 
@@ -96,7 +100,7 @@ def last_axis(x: Any, q: Any) -> dict[str, Callable[[], Any]]:
 
 def of_language(group: Any, x: torch.Tensor, q: torch.Tensor) -> dict[str, list[torch.Tensor]]:
     """Values and gradients for classes on the last axis."""
-    x, _, q = distributed(x, torch.zeros(len(x)), q, (2, 2), 2)
+    x, _, q = distributed(group, x, torch.zeros(len(x)), q, True, 2)
     with loss_parallel():
         return slopes(last_axis(x, q), x, q)
 
@@ -106,7 +110,7 @@ def beside_torch(
 ) -> list[dict[str, list[torch.Tensor]]]:
     """Code for PyTorch's context: in that one, in ours, and in both, one inside the other."""
     plain = y.clamp(0)  # PyTorch's fails on class weights beside ignored rows
-    x, y, q = distributed(x, y, q, (4,), 1)
+    x, y, q = distributed(group, x, y, q)
     right = {
         name: call
         for name, call in losses(x, plain, q, weight).items()
@@ -127,7 +131,7 @@ def beside_torch(
 
 def context(group: Any) -> dict[str, Any]:
     """What the context leaves behind, what it refuses, and which calls it lets pass."""
-    x = distributed(torch.randn(4, 8), torch.zeros(4), torch.rand(4, 8), (4,), 1)[0]
+    x = distributed(group, torch.randn(4, 8), torch.zeros(4), torch.rand(4, 8))[0]
     y = torch.zeros(
         4, dtype=torch.int64
     )  # PyTorch refuses it beside a DTensor, without the context
@@ -179,7 +183,7 @@ def context(group: Any) -> dict[str, Any]:
     def decorated() -> Any:
         return F.cross_entropy(x, y)
 
-    square = distributed(torch.randn(8, 8), torch.arange(8), torch.rand(8, 8), (2, 2), 1)
+    square = distributed(group, torch.randn(8, 8), torch.arange(8), torch.rand(8, 8), True)
     weight = torch.arange(1.0, 9.0)
     everywhere = distribute_tensor(weight, square[0].device_mesh, [Replicate()] * 2)
     with loss_parallel():  # as many rows as classes
@@ -191,7 +195,7 @@ def context(group: Any) -> dict[str, Any]:
 
 def collectives(group: Any) -> list[list[tuple[str, int]]]:
     """The collectives of log-probabilities with their gradient, and of a loss of them."""
-    x = distributed(torch.randn(8, 8), torch.zeros(8), torch.rand(8, 8), (4,), 1)[0]
+    x = distributed(group, torch.randn(8, 8), torch.zeros(8), torch.rand(8, 8))[0]
     y = torch.arange(8)
     with loss_parallel():
         with listed_collectives() as of_log_probs:
@@ -205,6 +209,6 @@ def collectives(group: Any) -> list[list[tuple[str, int]]]:
 
 def narrow(group: Any, z: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Log-probabilities of logits of another type."""
-    x = distributed(z.to(dtype), torch.zeros(len(z)), z, (4,), 1)[0]
+    x = distributed(group, z.to(dtype), torch.zeros(len(z)), z)[0]
     with loss_parallel():
         return F.log_softmax(x, 1).full_tensor().detach()
