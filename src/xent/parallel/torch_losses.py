@@ -115,7 +115,7 @@ def nll_loss(
     reduce: bool | None = None,
     reduction: str = "mean",
 ) -> Tensor:
-    """Answer :func:`torch.nn.functional.nll_loss`, which looks at no number but that of the target."""
+    """Answer :func:`torch.nn.functional.nll_loss`, which reads the number of the target alone."""
     if not _is_split(input, _usual_axis(input)):
         return NotImplemented
     how = _reduction(size_average, reduce, reduction)
