@@ -23,6 +23,6 @@ def log_sum_exp(x: Tensor) -> Tensor:
     """Log-sum-exp over the first axis; where all are ``-inf``, so is the sum, with derivative 0."""
     largest = x.detach().amax(0)
     shift = torch.where(largest.isfinite(), largest, 0.0)
-    total = torch.exp(x - shift).sum(0)
+    total = (x - shift).exp_().sum(0)
     none = total == 0
     return torch.where(none, -torch.inf, shift + torch.log(torch.where(none, 1.0, total)))

@@ -23,7 +23,7 @@ def shard(
     start: int | None = None,
     classes: int | None = None,
     class_dim: int | None = None,
-) -> ShardedLogits:
+) -> Any:  # ShardedLogits, which losses take where their types say a tensor
     """Logits of all classes, of which this rank has some; for every loss of rows.
 
     Also for :func:`xent.statistics`, :func:`xent.token_log_probs` and :func:`xent.entropy`, and for
