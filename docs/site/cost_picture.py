@@ -64,7 +64,7 @@ def drawings() -> dict[str, str]:
 def figure() -> Figure:
     """Bytes, and times on two kinds of links, against the number of ranks."""
     case = Case()
-    figure = Figure(figsize=(10.0, 4.6), layout="constrained")
+    figure = Figure(figsize=(9.2, 4.6), layout="constrained")
     of_bytes, *of_times = figure.subplots(1, 3)
     for name, (design, line, color, width) in LOOKS.items():
         look = {"linestyle": line, "color": color, "linewidth": width, "label": name}

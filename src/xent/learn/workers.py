@@ -94,7 +94,8 @@ class _Call:
 
 def _explained(error: Exception, answers: Sequence[Any], round: Round) -> Exception:
     """An error for one that does not come from a call: what cannot be sent, or where it stopped."""
-    if isinstance(error, pickle.PicklingError) or "pickle" in str(error).lower():
+    pickling = isinstance(error, (pickle.PicklingError, AttributeError))  # of local functions
+    if pickling or "pickle" in str(error):
         for name, thing in round.sent.items():
             if reason := _why_not_sent(thing):
                 return TypeError(

@@ -278,7 +278,7 @@ class CrossEntropyMethod:
             numbered: with ``map``, call the function with a point, the number of iterations that
                 are done, and the number of the point in its iteration, from 0. A score that is
                 drawn at random takes its seed from these two, and so not from the worker;
-                :meth:`PolicyScores.of_one` does.
+                ``PolicyScores.of_one`` does.
             target: a mean score of the population that is good enough.
             callback: called with the result so far after each iteration.
             quiet: show no progress.
