@@ -109,8 +109,7 @@ def _contestants(
     h, weight = hidden.requires_grad_(), part.clone().requires_grad_()
 
     def loss(h: Tensor, weight: Tensor, target: Tensor) -> Any:
-        logits: Any = xent.parallel.shard(xent.LinearLogits(h, weight))
-        return xent.cross_entropy(logits, target)
+        return xent.cross_entropy(xent.parallel.shard(xent.LinearLogits(h, weight)), target)
 
     return {
         "products": lambda: products(h.detach(), weight.detach()),
