@@ -92,7 +92,7 @@ $(VENV)/bench: $(VENV)/installed
 	@touch $@
 
 demo: $(VENV)/installed
-	$(BIN)/xent train --minutes 1.75 --out runs/demo
+	$(BIN)/xent train --minutes 1.6 --out runs/demo
 	@echo
 	@echo "on two ranks, each with half of the classes, and on the sources of xent:"
 	OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc-per-node 2 -m xent train src --parallel classes --steps 40 --out runs/ranks

@@ -112,7 +112,7 @@ class Ranks:
         return self.lanes.place == self.classes.place == 0
 
     def once(self, action: Callable[[], T]) -> T:
-        """Run ``action`` on the first rank alone, and return its result on all ranks.
+        """Run an action on the first rank alone; all ranks get the result, plain types and tensors.
 
         An error is raised there, and ends the other ranks, which need not tell it again.
         """

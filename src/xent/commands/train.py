@@ -134,7 +134,7 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
 
 
 class Text(NamedTuple):
-    """Things to train on."""
+    """The text to train on, its source, and the schedule of another run to follow."""
 
     corpus: Corpus
     paths: list[str]
