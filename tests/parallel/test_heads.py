@@ -102,14 +102,15 @@ def test_plans_of_tensor_parallelism(ranks, gathers, local):
 @pytest.mark.parametrize("place", ["-", "1"])
 def test_one_gather_for_a_chunk_and_one_reduction(ranks, place, workspace, chunks):
     parts, y = parts_of(12)
-    features = [{"all_gather_into_tensor": 1}, {"reduce_scatter_tensor": 1}]
-    made, reduced = features if place == "1" else ({}, {"all_reduce": 1})
+    made, added_up, reduced = {}, {"allreduce": chunks}, {}  # begun in forward
+    if place == "1":  # features that came split
+        made, added_up, reduced = {"all_gather_into_tensor": 1}, {}, {"reduce_scatter_tensor": 1}
     for first, forward, backward in values(
         ranks.run(heads_on_ranks.collectives, 4, parts, y, place, workspace)
     ):
         assert first == made
         assert backward == reduced
-        assert forward == {"allgather_base": 1 + chunks}  # the first is the record
+        assert forward == {"allgather_base": 1 + chunks} | added_up  # the first is the record
 
 
 def test_a_gather_of_a_head_has_the_gradient_of_all_classes(ranks):

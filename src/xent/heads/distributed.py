@@ -31,6 +31,7 @@ class DistributedLogits(LinearLogits):
     """
 
     of_features: Sequence[Any] | None = None  # where the features were before to_local()
+    scattered = False  # True if the features came split where the classes are
 
     def read(self, hidden: Any, weight: Any, bias: Any) -> tuple[Any, Any, Any]:
         """Return features, weight and bias, each where it belongs; raise unless they fit."""
@@ -48,6 +49,7 @@ class DistributedLogits(LinearLogits):
             p if k != split and axis_of(p) in rows else _replicate()
             for k, p in enumerate(hidden.placements)
         ]
+        self.scattered = split is not None and hidden.placements[split] != places[split]
         hidden = hidden.redistribute(placements=places)
         bias = None if bias is None else bias.redistribute(placements=weight.placements)
         return hidden, weight, bias
@@ -132,16 +134,22 @@ class DistributedLogits(LinearLogits):
         weight, bias = (
             None if x is None else x.to_local(grad_placements=places) for x in (weight, bias)
         )
-        return self._with(hidden=self._own_hidden(), weight=weight, bias=bias)
+        # A gradient that is reduced and split waits for all chunks; others are added up early.
+        early = self.split is not None and not self.scattered
+        group = self.device_mesh.get_group(self.split) if early else None
+        return self._with(hidden=self._own_hidden(), weight=weight, bias=bias, group=group)
 
     def _own_hidden(self) -> Tensor:
-        """The features of this rank's rows; their gradient is the sum over the classes."""
+        """The features of this rank's rows."""
         from torch.distributed.tensor import Partial
 
         hidden: Any = self.hidden
         if self.is_local:
             return hidden
-        places = [Partial() if k == self.split else p for k, p in enumerate(hidden.placements)]
+        places = [
+            Partial() if self.scattered and k == self.split else p
+            for k, p in enumerate(hidden.placements)
+        ]
         return hidden.to_local(grad_placements=places)
 
     def sharded(self) -> ShardedLogits:
