@@ -274,6 +274,18 @@ def refused_dtensor(group: Any, name: str) -> str:
     return heard(lambda: getattr(xent.losses, name)(x, y))
 
 
+def of_dtensor_with_an_error(group: Any) -> str:
+    """The error on each rank where one passes an option that DTensors do not take."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+
+    mesh = init_device_mesh("cpu", (4,))
+    x = distribute_tensor(torch.randn(4, 8), mesh, [Shard(1)])
+    y = distribute_tensor(torch.zeros(4, dtype=torch.int64), mesh, [Replicate()])
+    wrong = dist.get_rank(group) == 2
+    return heard(lambda: xent.cross_entropy(x, y, return_stats=wrong))
+
+
 def beside_a_rank_that_ends(group: Any) -> tuple[str, float]:
     """The error on the other ranks when rank 1 ends before the second call, and its seconds."""
     own, target = torch.randn(4, 3), torch.zeros(4, dtype=torch.int64)

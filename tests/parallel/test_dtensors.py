@@ -47,6 +47,11 @@ def test_soft_targets(ranks):
         torch.testing.assert_close(gradient, slope, rtol=1e-11, atol=1e-11)
 
 
+def test_all_ranks_hear_of_an_error_of_one(ranks):
+    for text in ranks.run(on_ranks.of_dtensor_with_an_error, RANKS):
+        assert "`return_stats` is for plain tensors" in text
+
+
 def test_losses_that_need_all_classes_say_the_way_out(ranks):
     for text in ranks.run(on_ranks.refused_dtensor, RANKS, "sparsemax_loss"):
         assert text.startswith("ValueError")

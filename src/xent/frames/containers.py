@@ -17,6 +17,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from ..agreement import Agreement
 from ..class_dim import NO_CONTAINERS
 from ..engines.modes import can_look_at, is_dtensor
 from ..heads.distributed import DistributedLogits
@@ -35,6 +36,10 @@ class Container(Protocol):
 
     def inner(self, name: str, value: Any) -> Any:
         """The tensor inside an argument; whatever is no such container stays as it is."""
+        ...
+
+    def tell(self, name: str, error: Exception) -> None:
+        """Tell ranks that wait for a function that it raised an error here."""
         ...
 
     def rows(self, values: Tensor) -> Tensor:
@@ -77,19 +82,29 @@ def through_containers(loss: F, divisor: Divisor, *, of_rows: bool, rowwise: boo
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
         given = bound.arguments
-        for option in ("return_stats", "inplace_backward"):
-            if given.get(option):
-                raise ValueError(f"`{option}` is for plain tensors, not for {_kind(input)}")
-        given |= {name: container.inner(name, value) for name, value in given.items()}
-        normalizer = given["normalizer"]
-        if given["reduction"] == "mean" and (normalizer is None or isinstance(normalizer, str)):
-            own = {**given, "input": own_logits(given["input"])}
-            given["normalizer"] = container.over_all(divisor(own))
+        try:
+            _take_out(given, container, divisor)
+        except Exception as error:
+            container.tell(loss.__name__, error)
+            raise
         shared = isinstance(given["input"], ShardedLogits)
         result = across_ranks(loss, given) if shared else loss(*bound.args, **bound.kwargs)
         return container.rows(result) if given["reduction"] == "none" else container.total(result)
 
     return entry  # pyright: ignore
+
+
+def _take_out(given: dict[str, Any], container: Container, divisor: Divisor) -> None:
+    """Put the tensors inside containers in the place of these, and the divisor of a mean."""
+    for option in ("return_stats", "inplace_backward"):
+        if given.get(option):
+            kind = _kind(given["input"])
+            raise ValueError(f"`{option}` is for plain tensors, not for {kind}")
+    given |= {name: container.inner(name, value) for name, value in given.items()}
+    normalizer = given["normalizer"]
+    if given["reduction"] == "mean" and (normalizer is None or isinstance(normalizer, str)):
+        own = {**given, "input": own_logits(given["input"])}
+        given["normalizer"] = container.over_all(divisor(own))
 
 
 def container_of(input: Any, axis: int | None, takes_shards: bool) -> Container | None:
@@ -176,6 +191,12 @@ class OnRanks:
         everywhere = [Replicate()] * len(self.placements)
         # The gradient that each rank finds is that of its own rows.
         return value.redistribute(placements=everywhere).to_local(grad_placements=self.of_sums)
+
+    def tell(self, name: str, error: Exception) -> None:
+        """Tell the ranks that share the classes."""
+        if self.of_classes is not None:
+            group = self.mesh.get_group(self.of_classes)
+            Agreement(name, {}, group, torch.device(self.mesh.device_type)).refuse(error)
 
     def _refuse_plain(self, name: str, value: Any) -> None:
         """Raise for a plain tensor that may be another on each rank, or whose gradient would be."""
@@ -268,6 +289,9 @@ class Ragged:
             raise ValueError(f"`{name}` must have sequences of the same lengths as `input`")
         # In memory the batch and its ragged axis are one axis, that of the rows.
         return nested.values().movedim(nested._ragged_idx - 1, 0)
+
+    def tell(self, name: str, error: Exception) -> None:
+        """Tell nobody: all rows are here."""
 
     def rows(self, values: Tensor) -> Tensor:
         """A nested tensor of sequences of the same lengths."""
