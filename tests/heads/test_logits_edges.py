@@ -1,6 +1,7 @@
 """Behind a linear head, edge cases: LinearLogits do what a tensor of logits would do."""
 
 import copy
+import inspect
 
 import pytest
 import torch
@@ -298,3 +299,8 @@ def test_a_weight_without_memory_is_multiplied_nowhere(reduction, rows):
     ):
         with pytest.raises(RuntimeError, match=r"weight behind .* is no longer in memory"):
             use()
+
+
+def test_the_signature_is_that_of_a_call():
+    names = list(inspect.signature(xent.LinearLogits).parameters)
+    assert names == ["hidden", "weight", "bias", "max_workspace", "products"]

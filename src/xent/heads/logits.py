@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal, NoReturn
 
@@ -417,6 +418,12 @@ class LinearLogits(Lean):
         """Return the same logits without a gradient."""
         names = ("hidden", "weight", "bias", "scale", "undivided")
         return self._shows(self._with(**{name: _constant(getattr(self, name)) for name in names}))
+
+
+_of_init = inspect.signature(LinearLogits.__init__)  # which readers want to see, not `__new__`
+LinearLogits.__signature__ = _of_init.replace(  # pyright: ignore
+    parameters=list(_of_init.parameters.values())[1:]
+)
 
 
 def are_logits(name: str, x: Any) -> None:

@@ -13,7 +13,7 @@ from ..._check import one_of
 from .heads import head_of, is_compiled, objection_to, owner_of
 from .hooks import Hooks
 
-MAX_WORKSPACE: int = inspect.signature(LinearLogits.__init__).parameters["max_workspace"].default
+MAX_WORKSPACE: int = inspect.signature(LinearLogits).parameters["max_workspace"].default
 
 
 class lean:
