@@ -191,7 +191,7 @@ class DistributedLogits(LinearLogits):
         return super().answer_to(func, args, kwargs)
 
 
-LinearLogits.of_dtensors = DistributedLogits
+LinearLogits._of_dtensors = DistributedLogits
 
 _BY_ROWS = frozenset((
     "split", "split_with_sizes", "chunk", "tensor_split", "unbind", "index_select", "narrow",

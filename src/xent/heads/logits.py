@@ -80,7 +80,7 @@ class LinearLogits(Lean):
     """
 
     lean: ClassVar[dict[Callable[..., Any], Callable[..., Any]]] = {}
-    of_dtensors: ClassVar[type[LinearLogits]]  # the kind whose weight is a DTensor
+    _of_dtensors: ClassVar[type[LinearLogits]]  # the kind whose weight is a DTensor
 
     hidden: Tensor
     weight: Tensor
@@ -92,7 +92,7 @@ class LinearLogits(Lean):
         """Make an object of the kind that the tensors need."""
         plain = type(hidden) in PLAIN_TENSORS and type(weight) in PLAIN_TENSORS
         distributed = not plain and any(map(is_dtensor, (weight, hidden, bias)))
-        return object.__new__(cls.of_dtensors if distributed else LinearLogits)
+        return object.__new__(cls._of_dtensors if distributed else LinearLogits)
 
     def __init__(
         self,

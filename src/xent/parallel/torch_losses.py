@@ -43,10 +43,11 @@ def loss_parallel() -> Iterator[None]:
     The context is that of one thread. It nests, ends with an exception, and works as a decorator.
     Where the context of PyTorch is on, too, inside or outside, this one counts.
 
-    In the context the functions raise:
-        ValueError: for classes that are split on two dimensions of a mesh, sums that are still to
-            be added up, values that an option cannot take, what is no probability or
-            log-probability in ``kl_div``, and where the ranks disagree.
+    Raises:
+        ValueError: in the context, as the errors below: for classes that are split on two
+            dimensions of a mesh, sums that are still to be added up, values that an option cannot
+            take, what is no probability or log-probability in ``kl_div``, and where the ranks
+            disagree.
         TypeError: for a target that is no DTensor beside rows that are split over ranks, and for
             ``out=``.
         NotImplementedError: under ``torch.func`` and ``torch.compile``, and for second derivatives.
