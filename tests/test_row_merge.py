@@ -2,6 +2,7 @@
 
 import itertools
 
+import mpmath
 import pytest
 import torch
 
@@ -55,7 +56,8 @@ def test_the_gradient_of_one_part_is_that_of_the_joined_parts(soft, part):
     assert union.equal(whole)
     (found,) = torch.autograd.grad(union, own, torch.where(finite, slope, 0.0))
     expected[fixed] = 0.0
-    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    offset = 1e4 * EPS  # the rounding of a logit at the offset of a row
+    torch.testing.assert_close(found, expected, rtol=4 * offset, atol=4 * offset)
 
 
 @pytest.mark.parametrize("soft", [False, True])
@@ -69,3 +71,21 @@ def test_packed_numbers_hold_the_statistics(soft):
         )
     for name, x in whole.on_request.items():
         assert torch.equal(again.on_request[name], x), name
+
+
+def test_the_entropy_of_a_row_that_is_nearly_certain_keeps_its_digits():
+    z = torch.tensor([[4.6, 29.1, -3.0, 2.0]], dtype=torch.float64, requires_grad=True)
+    with mpmath.workdps(50):
+        p = [mpmath.exp(mpmath.mpf(v)) for v in z[0].tolist()]
+        shares = [x / mpmath.fsum(p) for x in p]
+        truth = -mpmath.fsum(x * mpmath.log(x) for x in shares)
+        slopes = [-x * (mpmath.log(x) + truth) for x in shares]
+    y = torch.tensor([1])
+    parts = [xent.statistics(z[:, k : k + 1], y, first_class=k, entropy=True) for k in range(4)]
+    own, like = packed(parts[1]), parts[1]
+    table = torch.stack([own if k == 1 else packed(p).detach() for k, p in enumerate(parts)])
+    union = with_gradient_of(own, joined(table, like).detach(), like)
+    entropy = read(union, like).entropy
+    (slope,) = torch.autograd.grad(entropy, z)
+    assert abs(entropy.item() / float(truth) - 1) < 100 * EPS
+    assert abs(slope[0, 1].item() / float(slopes[1]) - 1) < 1000 * EPS

@@ -22,10 +22,12 @@ from torch import Tensor
 from .collectives import gathered
 
 # The signatures that the ranks of a group agree on, and the height of their chunks.
+_MOST_AGREED = 1000  # of a group
 _AGREED: weakref.WeakKeyDictionary[Any, dict[Record, int]] = weakref.WeakKeyDictionary()
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 LEARNED = ("features", "scale", "class_bias", "class_scale")  # what `reach` is given
+_ODD = (0x9E3779B97F4A7C1, 0x5851F42D4C957F2D, 0x14057B7EF767814F)  # of the checksum
 _TEXT = 512  # bytes of a record that hold words
 _Describe = Callable[[int], str]
 
@@ -44,6 +46,7 @@ class Record(NamedTuple):
     targets: int = 0  # a checksum of class indices; 0 for probabilities
     learned: int = 0  # which of the tensors that all ranks have require a gradient, as bits
     height: int = 0  # rows of a chunk behind a head, as this rank alone would take them
+    products: int = 0  # the types of the products with a head
     words: str = ""
 
     def packed(self, device: torch.device) -> Tensor:
@@ -81,6 +84,7 @@ class Agreement:
     def reach(
         self, dtype: torch.dtype, rows: int, classes: tuple[int, int, int], fields: int,
         labels: Tensor | None, learned: Sequence[Tensor | None], height: int,
+        products: Sequence[torch.dtype],
     ) -> None:  # fmt: skip
         """Gather the records; raise unless all ranks are about to do the same.
 
@@ -93,20 +97,24 @@ class Agreement:
             learned: the tensors that all ranks have and whose gradients they add up, if they
                 require one.
             height: the rows of a chunk behind a head; 0 without a head.
+            products: the types of the products with a head.
         """
         given = {k: v for k, v in self.given.items() if k not in _PER_RANK}
-        words = ", ".join(f"{k}={_shown(v)}" for k, v in given.items())
+        words = ", ".join(f"{k}={self._shown(v)}" for k, v in given.items())
         sums = [self._checksum(x) for x in given.values() if isinstance(x, Tensor)]
         options = zlib.crc32(repr((self.name, words, sums)).encode())
         own = Record(
             0, rows, *classes, _DTYPES.index(dtype), fields, options, self._checksum(labels),
-            sum(1 << k for k, x in enumerate(learned) if x is not None and x.requires_grad),
-            height, f"{self.name}({words})",
+            sum(1 << k for k, x in enumerate(learned) if x is not None and _is_learned(x)),
+            height, sum(len(_DTYPES) ** k * _DTYPES.index(x) for k, x in enumerate(products)),
+            f"{self.name}({words})",
         )  # fmt: skip
         known = _AGREED.setdefault(self.group, {}) if _reading_waits(self.device) else {}
         if own not in known:
             records = self._exchanged(own)
             _compare(records, self.name)
+            if len(known) >= _MOST_AGREED:  # as with an option that is another at each step
+                known.clear()
             known[own] = min(record.height for record in records)
         self.reached, self.height = True, known[own]
         self.given = {}  # a loss that is kept must not keep the logits
@@ -115,6 +123,13 @@ class Agreement:
         """Tell the other ranks of an error of this rank, unless the records are gathered."""
         if not self.reached:
             self._exchanged(Record(failed=1, words=f"{type(error).__name__}: {error}"))
+
+    def _shown(self, value: Any) -> str:
+        """An option in words, with a part of the checksum of a tensor."""
+        if not isinstance(value, Tensor):
+            return repr(value)
+        gradient = " that requires a gradient" * _is_learned(value)
+        return f"a tensor {tuple(value.shape)}{gradient} #{self._checksum(value) % 2**16:04x}"
 
     def _checksum(self, x: Tensor | None) -> int:
         return 0 if x is None or _reading_waits(self.device) else _checksum(x)
@@ -133,9 +148,9 @@ def _reading_waits(device: torch.device) -> bool:
     return device.type != "cpu"
 
 
-def _shown(value: Any) -> str:
-    """An option in words."""
-    return f"a tensor {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
+def _is_learned(x: Tensor) -> bool:
+    """True for a tensor that gets a gradient, so that its call may take another way."""
+    return x.requires_grad and torch.is_grad_enabled()
 
 
 def _checksum(x: Tensor) -> int:
@@ -143,8 +158,27 @@ def _checksum(x: Tensor) -> int:
     if x.is_floating_point():
         x = x.detach().double().contiguous().view(torch.int64)
     flat = x.detach().reshape(-1).to(torch.int64)
-    places = torch.arange(flat.numel(), device=flat.device)
-    return int(((flat + 1) * (2 * places + 1)).sum())  # odd factors: no digit is lost
+    places = torch.arange(1, flat.numel() + 1, dtype=torch.int64, device=flat.device)
+    # Odd factors lose no digit; shifts bring the high digits, which differ most, to the low ones.
+    mixed = (flat + places * _ODD[0]) * _ODD[1]
+    mixed = (mixed ^ (mixed >> 29)) * _ODD[2]
+    return int((mixed ^ (mixed >> 32)).sum())
+
+
+def same_on_all(name: str, numbers: Mapping[str, int], group: Any, device: torch.device) -> None:
+    """Gather a few numbers of a call, before a collective that needs them to be the same.
+
+    Raises:
+        ValueError: on all ranks, if some have other numbers.
+    """
+    own = torch.tensor(list(numbers.values()), dtype=torch.int64, device=device)
+    table = gathered(own, group).tolist()
+    if any(row != table[0] for row in table):
+        found = "; ".join(
+            f"rank {k}: " + ", ".join(f"{n}={x}" for n, x in zip(numbers, row, strict=True))
+            for k, row in enumerate(table)
+        )
+        raise ValueError(f"{name}: the ranks must agree on {', '.join(numbers)}. {found}")
 
 
 def _learned(record: Record) -> str:
@@ -166,6 +200,11 @@ def _compare(records: Sequence[Record], name: str) -> None:
         ("rows", "another number of rows", lambda k: f"{records[k].rows} rows"),
         ("dtype", "another dtype of `input`", lambda k: str(_DTYPES[records[k].dtype])),
         ("classes", "another number of `classes`", lambda k: f"{records[k].classes} classes"),
+        (
+            "products",
+            'another type of products with the head (pass products="float32")',
+            lambda k: ", ".join(str(_DTYPES[n]) for n in divmod(records[k].products, len(_DTYPES))),
+        ),
         ("learned", "other tensors that require a gradient", lambda k: _learned(records[k])),
     ]
     for field, what, describe in differences:

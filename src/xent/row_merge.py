@@ -135,7 +135,7 @@ def _on_request(
     found = {}
     if "entropy" in asked:
         # The chain rule of entropy: within the parts, and between them.
-        share = _difference(lse_of(numbers), lse)
+        share = _log_shares(lse_of(numbers), lse)
         found["entropy"] = product(share.exp(), numbers["entropy"] - share).sum(0)
     if "mean" in asked:
         support = numbers["support"]
@@ -153,6 +153,15 @@ def _on_request(
             share = _difference(lse_of(numbers), lse)
             found[name] = (numbers[name] * torch.exp(power * share)).sum(0)
     return found
+
+
+def _log_shares(parts: Tensor, whole: Tensor) -> Tensor:
+    """The logarithms of the shares of all parts, with all digits where one part has nearly all."""
+    place = parts.detach().argmax(0, keepdim=True)
+    others = log_sum_exp(parts.scatter(0, place, -torch.inf))  # all parts but the largest
+    largest = parts.gather(0, place)
+    of_largest = torch.where(largest == -torch.inf, largest, logsigmoid(largest - others))
+    return _difference(parts, whole).scatter(0, place, of_largest)
 
 
 def _largest(classes: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -211,6 +220,8 @@ def _gradient(own: Numbers, union: Numbers, grad: Numbers, *, soft: bool) -> dic
     """The gradient of the numbers of a part; those without one are left out."""
     own_lse = lse_of(own)
     log_share = _difference(own_lse, lse_of(union))
+    if not soft:
+        log_share = _share_of_index(own, union, own_lse, log_share)
     share = log_share.exp()
     found = {
         f"{peak}_logit": grad[f"{peak}_logit"] * (own[peak] == union[peak])
@@ -243,6 +254,17 @@ def _gradient(own: Numbers, union: Numbers, grad: Numbers, *, soft: bool) -> dic
     here = own["target"] == union["target"]
     found["target"] = grad["target"] * here + of_lse * _difference(own["target"], own_lse).exp()
     return found
+
+
+def _share_of_index(own: Numbers, union: Numbers, own_lse: Tensor, log_share: Tensor) -> Tensor:
+    """The logarithm of the share of a part, with all digits where it has the target and most else.
+
+    It is ``-log(1 + x)``, where ``x`` is what the other parts have for each of this one.
+    """
+    x = (_difference(union["rest"], own_lse)).exp() - _difference(own["rest"], own_lse).exp()
+    here = own["target"] == union["target"]
+    x = x + torch.where(here, 0.0, _difference(union["target"], own_lse).exp())
+    return torch.where(x < 1, -torch.log1p(x.clamp(min=0)), log_share)
 
 
 def _difference(part: Tensor, whole: Tensor) -> Tensor:

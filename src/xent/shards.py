@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from .agreement import Agreement
+from .agreement import Agreement, same_on_all
 from .collectives import begin_sum, exchanged, gathered
 from .engines.modes import deferred
 from .heads.stand_in import Lean, Shown
@@ -70,20 +70,21 @@ class Shard:
             return None
         return vector[..., self.start : self.stop] if self.width else vector[..., :1]
 
-    def agree(self, problem: Any, height: int) -> int:
+    def agree(self, problem: Any, height: int = 0, products: Sequence[torch.dtype] = ()) -> int:
         """Ask the ranks whether all are about to compute this problem, if nobody has asked yet.
 
         Returns the rows of a chunk behind a head: the fewest of any rank, since ranks gather after
-        each chunk. ``height`` is what this rank would take.
+        each chunk. ``height`` is what this rank would take, ``products`` the types of its products.
         """
         labels = problem.tensors.target if problem.labelled else None
         return self.ask(
-            problem.dtype, problem.rows.numel(), problem.of_all_ranks, problem.mask, labels, height
-        )
+            problem.dtype, problem.rows.numel(), problem.of_all_ranks, problem.mask, labels, height,
+            products,
+        )  # fmt: skip
 
     def ask(
         self, dtype: torch.dtype, rows: int, learned: Sequence[Tensor | None] = (), fields: int = 0,
-        labels: Tensor | None = None, height: int = 0,
+        labels: Tensor | None = None, height: int = 0, products: Sequence[torch.dtype] = (),
     ) -> int:  # fmt: skip
         """Ask the ranks about what :meth:`Agreement.reach` compares.
 
@@ -99,7 +100,7 @@ class Shard:
             raise RuntimeError("a shard of classes is read outside of a call on all ranks")
         if not self.agreement.reached:
             places = self.start, self.stop, self.classes
-            self.agreement.reach(dtype, rows, places, fields, labels, learned, height)
+            self.agreement.reach(dtype, rows, places, fields, labels, learned, height, products)
         return self.agreement.height
 
     def merged(self, stats: RowStatistics) -> RowStatistics:
@@ -211,20 +212,28 @@ class ShardedLogits(Lean):
         own: Any = self.attached
         own = own if isinstance(own, Tensor) else own.materialize()
         columns = own.movedim(self.class_axis, 0)  # (C_own, N, ...)
-        group = self.shard.group
-        widths = gathered(own.new_full((1,), len(columns), dtype=torch.int64), group)[:, 0].tolist()
-        room = columns.new_zeros(max(widths) - len(columns), *columns.shape[1:])
+        group, place = self.shard.group, [self.shard.start, len(columns)]
+        same_on_all("gather", {"rows": self.rows.numel()}, group, columns.device)
+        own = torch.tensor(place, dtype=torch.int64, device=columns.device)
+        places = gathered(own, group).tolist()
+        room = max(width for _, width in places) - len(columns)
+        room = columns.new_zeros(room, *columns.shape[1:])
         parts = all_parts(torch.cat([columns, room]), group)
-        kept = [part[:width] for part, width in zip(parts, widths, strict=True)]
-        return torch.cat(kept).movedim(0, self.class_axis)
+        # In the order of the classes, which need not be that of the ranks.
+        order = sorted(range(len(places)), key=lambda rank: places[rank])
+        return torch.cat([parts[k, : places[k][1]] for k in order]).movedim(0, self.class_axis)
+
+    def materialize(self) -> Tensor:
+        """The logits of all ranks, as :meth:`gather` gives them."""
+        return self.gather()
 
     def materialize_for(self, operation: str) -> NoReturn:
         """Raise: an operation needs all logits, and no rank has them."""
         raise TypeError(
-            f"{operation} takes no logits whose classes are split over ranks: it reads more of a "
-            f"row than the statistics that ranks can merge. Do it to the logits of this rank, "
-            f"before shard(), if it looks at single logits; else take the logits of all ranks, if "
-            f"they fit into memory: gather() of a shard, materialize() of LinearLogits of DTensors"
+            f"{operation} takes no logits whose classes are split over ranks. Do it to the logits "
+            f"of this rank, before shard(), if it looks at single logits; else take the logits of "
+            f"all ranks, if they fit into memory: gather() of a shard, materialize() of "
+            f"LinearLogits of DTensors"
         )
 
     def __repr__(self) -> str:
@@ -248,12 +257,12 @@ def across_ranks(function: Callable[..., Any], given: dict[str, Any]) -> Any:
     Raises:
         TypeError: if the function needs all classes of a row.
     """
-    input, name = given["input"], function.__name__
-    if not hasattr(function, "takes_shards"):
-        input.materialize_for(name)
+    input, name = given["input"], function.__name__.lstrip("_")
     agreement = Agreement(name, given, input.shard.group, input.device)
     shard = replace(input.shard, agreement=agreement)
     try:
+        if not hasattr(function, "takes_shards"):
+            input.materialize_for(name)
         result = function(**{**given, "input": ShardedLogits(input.own, shard, input.class_axis)})
     except Exception as error:
         agreement.refuse(error)

@@ -349,3 +349,47 @@ def transformed(group: Any) -> list[str]:
             compiled,
         )
     ]
+
+
+def gathered_in_another_order(group: Any, rows: torch.Tensor) -> torch.Tensor:
+    """All logits where the last rank has the first classes."""
+    rank, count = dist.get_rank(group), dist.get_world_size(group)
+    width = rows.shape[1] // count
+    start = width * (count - 1 - rank)
+    own = rows[:, start : start + width].clone()
+    return shard(own, group, start=start, classes=rows.shape[1]).gather()
+
+
+def disagreements(group: Any) -> dict[str, str]:
+    """The errors on this rank of calls that are other ones on rank 1."""
+    here = dist.get_rank(group) == 1
+    place = {"start": 3 * dist.get_rank(group), "classes": 3 * dist.get_world_size(group)}
+    z, labels = torch.randn(2, 3), torch.tensor([[0, 1, 2]])
+    hidden, weight = torch.randn(2, 4, requires_grad=True), torch.randn(3, 4)
+
+    def without_gradient() -> None:
+        with torch.set_grad_enabled(not here):
+            xent.cross_entropy(
+                shard(xent.LinearLogits(hidden, weight), group, **place), labels[0, :2]
+            )
+
+    def of_types() -> None:
+        products = "float32" if here else "input"
+        head = xent.LinearLogits(hidden.bfloat16(), weight.bfloat16(), products=products)
+        xent.cross_entropy(shard(head, group, **place), labels[0, :2])
+
+    def dense() -> None:
+        loss = xent.losses.sparsemax_loss if here else xent.cross_entropy
+        loss(shard(z, group, **place), labels[0, :2])
+
+    calls = {
+        "targets": lambda: xent.cross_entropy(
+            shard(z, group, **place), torch.tensor([0, 2] if here else [3, 1])
+        ),
+        "gradient": without_gradient, "products": of_types, "dense": dense,
+        "rows": lambda: shard(torch.randn(2 + here, 3), group, **place).gather(),
+        "documents": lambda: xent.parallel.shift_labels(
+            labels, group, documents=labels if here else None
+        ),
+    }  # fmt: skip
+    return {name: heard(call) for name, call in calls.items()}

@@ -234,6 +234,14 @@ def test_behind_a_head_each_chunk_has_one_gather_and_one_sum_of_its_features(ran
         ({2: {"options": {"gamma": 3.0}}}, "rank 2: focal_loss(gamma=3.0"),
         ({1: {"options": {"reduction": "sum"}}}, "reduction='sum'"),
         ({1: {"loss": "poly1_loss"}}, "rank 1: poly1_loss"),
+        (
+            {
+                1: {"options": {"class_bias": torch.ones(9)}},
+                0: {"options": {"class_bias": torch.zeros(9)}},
+                2: {"options": {"class_bias": torch.zeros(9)}},
+            },
+            "class_bias=a tensor (9,) #",
+        ),
         ({2: {"label": 1}}, "`target` is not the same on rank 0 and rank 2"),
         ({1: {"options": {"gamma": -1.0}}}, "`gamma` must be"),
         ({0: {"label": 9}}, "class index 9"),
@@ -242,7 +250,7 @@ def test_behind_a_head_each_chunk_has_one_gather_and_one_sum_of_its_features(ran
                 k: {"options": {"logit_scale": torch.ones((), requires_grad=k == 1)}}
                 for k in range(3)
             },
-            "rank 0: none; rank 1: scale",
+            "rank 1: focal_loss(logit_scale=a tensor () that requires a gradient",
         ),
     ],
 )
@@ -369,3 +377,20 @@ def test_memory_beyond_the_own_shard(ranks):
         if engine == "native":
             assert forward <= max(rows * count * numbers, 512)  # the words of a record
         assert forward <= rows * own
+
+
+def test_gathered_logits_are_in_the_order_of_the_classes(ranks):
+    z = torch.arange(24.0).reshape(2, 12)
+    for whole in values(ranks.run(on_ranks.gathered_in_another_order, 4, z)):
+        assert torch.equal(whole, z)
+
+
+def test_all_ranks_hear_of_what_would_change_their_collectives(ranks):
+    words = {
+        "targets": "`target` is not the same", "gradient": "other tensors that require a gradient",
+        "products": "another type of products", "dense": "sparsemax_loss takes no logits",
+        "rows": "rank 0: rows=2; rank 1: rows=3", "documents": "rank 1: k=1, documents=1",
+    }  # fmt: skip
+    for found in values(ranks.run(on_ranks.disagreements, 2)):
+        for name, text in found.items():
+            assert words[name] in text, (name, text)

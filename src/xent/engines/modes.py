@@ -206,7 +206,7 @@ def is_freed(tensor: Tensor) -> bool:
     if deferred():
         return False
     tensor = tensor._local_tensor if is_dtensor(tensor) else tensor  # pyright: ignore
-    plain = type(tensor) in PLAIN_TENSORS and tensor.layout is torch.strided and not deferred()
+    plain = type(tensor) in PLAIN_TENSORS and tensor.layout is torch.strided
     return plain and tensor.numel() > 0 and not tensor.untyped_storage().size()
 
 

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -82,16 +83,23 @@ def through_containers(loss: F, divisor: Divisor, *, of_rows: bool, rowwise: boo
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
         given = bound.arguments
-        try:
+        with errors_told(container, loss.__name__.lstrip("_")):
             _take_out(given, container, divisor)
-        except Exception as error:
-            container.tell(loss.__name__, error)
-            raise
         shared = isinstance(given["input"], ShardedLogits)
         result = across_ranks(loss, given) if shared else loss(*bound.args, **bound.kwargs)
         return container.rows(result) if given["reduction"] == "none" else container.total(result)
 
     return entry  # pyright: ignore
+
+
+@contextmanager
+def errors_told(container: Container, name: str) -> Iterator[None]:
+    """Tell the ranks that wait for a function if this one finds an error in its arguments."""
+    try:
+        yield
+    except Exception as error:
+        container.tell(name, error)
+        raise
 
 
 def _take_out(given: dict[str, Any], container: Container, divisor: Divisor) -> None:

@@ -205,7 +205,7 @@ class Head:
                 torch.addmm(total, dz[:, part], weight, out=total)
             else:
                 torch.mm(dz[:, part], weight, out=total)
-        if not adjacent:
+        if not adjacent and self.source.group is None:  # else the sum over ranks comes there
             gradient[index] = total
         return total
 

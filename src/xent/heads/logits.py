@@ -90,6 +90,8 @@ class LinearLogits(Lean):
         cls, hidden: Any = None, weight: Any = None, bias: Any = None, **options: Any
     ) -> LinearLogits:
         """Make an object of the kind that the tensors need."""
+        if hidden is None:  # as copies are made
+            return object.__new__(cls)
         plain = type(hidden) in PLAIN_TENSORS and type(weight) in PLAIN_TENSORS
         distributed = not plain and any(map(is_dtensor, (weight, hidden, bias)))
         return object.__new__(cls._of_dtensors if distributed else LinearLogits)

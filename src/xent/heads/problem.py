@@ -20,7 +20,7 @@ from ..logits import make_transform
 from ..row_statistics import INDEX_ONLY, field_mask
 from ..shards import Shard, ShardedLogits, summed_gradient
 from ..targets import Target, any_class, are_alike, class_axis, read_target
-from . import chunks
+from . import chunks, products
 from .logits import LinearLogits
 
 _NOTHING = torch.empty(0, dtype=torch.float32, device="cpu")  # in the place of the logits
@@ -155,10 +155,11 @@ def make_problem(
 def _agreed(problem: Problem, shard: Shard) -> Problem:
     """The problem, once all ranks are about to compute it, with chunks of one height on all."""
     if not isinstance(problem, HeadProblem):
-        shard.agree(problem, 0)
+        shard.agree(problem)
         return problem
     source = problem.source
-    height = shard.agree(problem, chunks.height_of(source))
+    types = [products.type_of(x) for x in (source, products.for_sum(source))]
+    height = shard.agree(problem, chunks.height_of(source), types)
     return problem.with_source(source.by_chunks_of(height))
 
 

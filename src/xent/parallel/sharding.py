@@ -70,6 +70,8 @@ def shard(
         >>> dist.destroy_process_group()
     """
     group = group_of(group)
+    if isinstance(input, ShardedLogits):
+        raise TypeError("`input` is a shard already: pass it to the loss")
     are_logits("input", input)
     if isinstance(input, DistributedLogits):
         raise TypeError(

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from .._check import class_indices, vector_of_classes, whole_number
-from ..collectives import gathered
+from ..agreement import same_on_all
+from ..collectives import begin_sum, gathered
 from ..frames.reduction import mass_of_labels, stable_sum
 from ..targets import moved_labels
 from .groups import group_of
@@ -65,7 +66,7 @@ def global_normalizer(
         raise ValueError("`row_weight` is for one target; call once per target and add the results")
     counts = [_count(target, ignore_index, weight, row_weight, shift) for target in targets]
     total = torch.stack(counts).sum()
-    dist.all_reduce(total, group=group)
+    begin_sum(total, group)()
     return total / dist.get_world_size(group) if averaged else total
 
 
@@ -141,6 +142,8 @@ def shift_labels(
                 f"`documents` must have the shape of `labels`, {tuple(labels.shape)}; got "
                 f"{tuple(documents.shape)}"
             )
+    facts = {"k": k, "documents": len(pieces) - 1, "sequences": labels[..., :1].numel()}
+    same_on_all("shift_labels", facts, group, labels.device)
     heads = gathered(
         torch.stack([piece[..., :k] for piece in pieces]), group
     )  # (P, 1 or 2, ..., k)

@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from .. import losses
 from .._check import one_of
 from ..engines.modes import autocasts, is_dtensor, wide_dtype
-from ..frames.containers import OnRanks, through_containers
+from ..frames.containers import OnRanks, errors_told, through_containers
 from ..frames.reduction import divisor_of_rows, stable_sum
 from ..shards import across_ranks
 from ..targets import class_axis
@@ -163,16 +163,15 @@ def kl_div(
     axis = _last_split_axis(input)
     if axis is None or (axis == 0 and input.ndim > 1):  # all classes of some rows
         return NotImplemented
-    how = _reduction(size_average, reduce, reduction)
-    one_of("reduction", how, ("none", "batchmean", "sum", "mean"))
     ranks, elements = OnRanks(input, axis, takes_shards=True), _of_elements(input)
-    own = across_ranks(
-        log_probs.kl_div,
-        {
+    with errors_told(ranks, "kl_div"):
+        how = _reduction(size_average, reduce, reduction)
+        one_of("reduction", how, ("none", "batchmean", "sum", "mean"))
+        given = {
             "input": ranks.inner("input", input), "target": elements.inner("target", target),
             "log_target": log_target,
-        },
-    )  # fmt: skip
+        }  # fmt: skip
+    own = across_ranks(log_probs.kl_div, given)
     if how == "none":
         return elements.rows(own)
     total = stable_sum(own.to(wide_dtype(own)))
