@@ -43,8 +43,10 @@ def any_map(request):
         yield reversed_map
     else:
         joblib = pytest.importorskip("joblib")
-        run = joblib.Parallel(2, prefer="threads")
-        yield lambda function, items: run(joblib.delayed(function)(item) for item in items)
+        # A new Parallel for each round: one that failed may give a late result to the next.
+        yield lambda function, items: joblib.Parallel(2, prefer="threads")(
+            joblib.delayed(function)(item) for item in items
+        )
 
 
 # ---- the cross-entropy method --------------------------------------------------------------------
