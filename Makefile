@@ -146,7 +146,7 @@ test-processors: $(VENV)/test
 	$(PYTEST) -n 2 tests/house/test_processors.py
 
 test-examples: $(VENV)/examples
-	$(BIN)/python docs/experiments.py --small
+	$(BIN)/python docs/experiments.py --small --jobs 2
 
 # By itself it downloads PyTorch, gigabytes, for the Pythons that need it; in test-all it leaves them out.
 test-pythons: $(VENV)/wheel

@@ -3,8 +3,8 @@
 Each example is an experiment that fails if one of its claims does not hold. Its output goes to
 ``docs/experiments/NAME.txt``, its picture beside it, and ``docs/gallery/NAME.md`` shows both;
 ``times.txt`` is the table of a run of all examples. With ``--small`` each runs in its small
-form, which takes seconds, and nothing is kept. An example that fails or lacks a package does not
-stop the others.
+form, which takes seconds, and nothing is kept; ``--jobs 2`` runs two at a time, with one thread
+each. An example that fails or lacks a package does not stop the others.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -49,16 +51,22 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help="default: all")
     parser.add_argument("--small", action="store_true", help="seconds each; keeps nothing")
+    parser.add_argument("--jobs", type=int, default=1, help="how many at a time (%(default)s)")
     chosen = parser.parse_args()
     unknown = [name for name in chosen.names if name not in EXAMPLES]
     if unknown:
         parser.error(f"no example {', '.join(unknown)}; there are {', '.join(EXAMPLES)}")
-    runs = []
-    for name in chosen.names or EXAMPLES:
+    threads = {"OMP_NUM_THREADS": "1"} if chosen.jobs > 1 else {}
+
+    def one(name: str) -> Run:
         with tempfile.TemporaryDirectory() as folder:
-            runs.append(run(name, chosen.small, Path(folder)))
-            if runs[-1].ended == "passed" and not chosen.small:
-                keep(runs[-1], Path(folder))
+            done = run(name, chosen.small, Path(folder), threads)
+            if done.ended == "passed" and not chosen.small:
+                keep(done, Path(folder))
+        return done
+
+    with ThreadPoolExecutor(chosen.jobs) as pool:
+        runs = list(pool.map(one, chosen.names or EXAMPLES))
     table = times(runs)
     if not chosen.small:
         OUT.mkdir(exist_ok=True)
@@ -68,7 +76,7 @@ def main() -> int:
     return int(any(run.ended == "failed" for run in runs))
 
 
-def run(name: str, small: bool, folder: Path) -> Run:
+def run(name: str, small: bool, folder: Path, threads: Mapping[str, str]) -> Run:
     """Run one example, which writes its picture into ``folder``."""
     print(f"{name} ...", flush=True)
     options = ["--picture", str(folder / f"{name}.png")] if draws(name) else []
@@ -79,7 +87,7 @@ def run(name: str, small: bool, folder: Path) -> Run:
         capture_output=True,
         text=True,
         encoding="utf-8",
-        env={**QUIET_THREADS, **os.environ, "PYTHONIOENCODING": "utf-8"},
+        env={**QUIET_THREADS, **threads, **os.environ, "PYTHONIOENCODING": "utf-8"},
     )
     seconds = time.perf_counter() - start
     last = (done.stderr.strip() or "no word").splitlines()[-1]
@@ -90,8 +98,8 @@ def run(name: str, small: bool, folder: Path) -> Run:
         ended = f"skipped: no {missing[1] or missing[2]}"
     else:
         ended = "failed"
-    print(done.stdout, done.stderr if ended == "failed" else "", sep="")
-    print(f"{name}: {ended}, {seconds:.0f} s\n", flush=True)
+    errors = done.stderr if ended == "failed" else ""
+    print(f"{done.stdout}{errors}\n{name}: {ended}, {seconds:.0f} s\n", flush=True)
     return Run(name, done.stdout.replace(f"{folder}/", "docs/experiments/"), seconds, ended)
 
 
