@@ -135,7 +135,7 @@ def _on_request(
     found = {}
     if "entropy" in asked:
         # The chain rule of entropy: within the parts, and between them.
-        share = _log_shares(lse_of(numbers), lse)
+        share = _log_shares(lse_of(numbers), lse, label)
         found["entropy"] = product(share.exp(), numbers["entropy"] - share).sum(0)
     if "mean" in asked:
         support = numbers["support"]
@@ -155,12 +155,17 @@ def _on_request(
     return found
 
 
-def _log_shares(parts: Tensor, whole: Tensor) -> Tensor:
-    """The logarithms of the shares of all parts, with all digits where one part has nearly all."""
+def _log_shares(parts: Tensor, whole: Tensor, label: Tensor | None) -> Tensor:
+    """The logarithms of the shares of all parts, with all digits where one part has nearly all.
+
+    Of an ignored row, which is certain in each part, all parts have the share 1.
+    """
     place = parts.detach().argmax(0, keepdim=True)
     others = log_sum_exp(parts.scatter(0, place, -torch.inf))  # all parts but the largest
     largest = parts.gather(0, place)
     of_largest = torch.where(largest == -torch.inf, largest, logsigmoid(largest - others))
+    if label is not None:
+        of_largest = torch.where(label < 0, 0.0, of_largest)
     return _difference(parts, whole).scatter(0, place, of_largest)
 
 
