@@ -180,6 +180,7 @@ TABLES: dict[str, tuple[str, Callable[[Any], str]]] = {
     "small_calls": ("small_calls.json", small_calls),
     "versions": ("versions.json", before_and_now),
     "pairs": ("pairs.txt", as_printed),
+    "over_ranks": ("over_ranks.txt", as_printed),
 }
 # What is computed from no result.
 MODELS: dict[str, Callable[[], str]] = {
