@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
@@ -93,7 +93,7 @@ def through_containers(loss: F, divisor: Divisor, *, of_rows: bool, rowwise: boo
 
 
 @contextmanager
-def errors_told(container: Container, name: str) -> Iterator[None]:
+def errors_told(container: Container, name: str) -> Generator[None]:
     """Tell the ranks that wait for a function if this one finds an error in its arguments."""
     try:
         yield
