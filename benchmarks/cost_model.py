@@ -1,4 +1,4 @@
-"""What classes over ranks cost: a model of collectives, bytes and time. It measures nothing.
+"""Model of the collectives, bytes and time of classes over ranks. It measures nothing.
 
 ``python -m benchmarks.readme`` writes its tables into docs/parallel.md, and the pages draw its
 picture (docs/site/cost_picture.py).
@@ -166,7 +166,7 @@ def table() -> str:
 
 
 def table_of_heads() -> str:
-    """What travels for a head beside the numbers of the loss."""
+    """Table of what travels for a head beside the numbers of the loss."""
     head = ("of a head", "collectives, forward and backward", "bytes received")
     rows = (
         ("gradient of the features, added up", "*K*, awaited in backward", FEATURES.words()),
@@ -204,7 +204,7 @@ def crossings() -> str:
 
 
 def in_words() -> str:
-    """Where each design wins."""
+    """List of the sizes at which each design wins."""
     case = Case()
     many = [rows_of_two_steps(link) for link in (INSIDE, BETWEEN)]
     wide = {link: classes_that_hide(case, link) for link in (INSIDE, BETWEEN)}

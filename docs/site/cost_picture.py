@@ -8,7 +8,7 @@ import matplotlib as mpl
 from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from saved import save
+from saved import save_all
 from sphinx.application import Sphinx
 from start_picture import FOLDER, INK, darkened
 
@@ -113,14 +113,7 @@ def _mark(ax: Axes, case: Case, link: Link) -> None:
         )  # fmt: skip
 
 
-def write(folder: Path) -> None:
-    """Write both files."""
-    folder.mkdir(exist_ok=True)
-    for name, text in drawings().items():
-        save(folder / name, text)
-
-
 def setup(app: Sphinx) -> dict[str, bool]:
     """Draw before the pages are read."""
-    app.connect("builder-inited", lambda app: write(Path(app.srcdir) / FOLDER))
+    app.connect("builder-inited", lambda app: save_all(Path(app.srcdir) / FOLDER, drawings()))
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -11,7 +11,7 @@ from pathlib import Path
 import matplotlib as mpl
 from matplotlib import style
 from matplotlib.figure import Figure
-from saved import save
+from saved import save_all
 from sphinx.application import Sphinx
 
 import xent.plot
@@ -45,18 +45,11 @@ def darkened(svg: str) -> str:
     return re.sub("|".join(DARK), lambda found: DARK[found[0]], svg)
 
 
-def write(folder: Path) -> None:
-    """Write both files."""
-    folder.mkdir(exist_ok=True)
-    for name, text in drawings().items():
-        save(folder / name, text)
-
-
 def setup(app: Sphinx) -> dict[str, bool]:
     """Draw before the pages are read."""
-    app.connect("builder-inited", lambda app: write(Path(app.srcdir) / FOLDER))
+    app.connect("builder-inited", lambda app: save_all(Path(app.srcdir) / FOLDER, drawings()))
     return {"parallel_read_safe": True, "parallel_write_safe": True}
 
 
 if __name__ == "__main__":
-    write(Path(__file__).parents[1] / "pictures")
+    save_all(Path(__file__).parents[1] / "pictures", drawings())

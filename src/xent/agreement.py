@@ -21,8 +21,8 @@ from torch import Tensor
 
 from .collectives import gathered
 
+_MOST_AGREED = 1000  # signatures of a group
 # The signatures that the ranks of a group agree on, and the height of their chunks.
-_MOST_AGREED = 1000  # of a group
 _AGREED: weakref.WeakKeyDictionary[Any, dict[Record, int]] = weakref.WeakKeyDictionary()
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)

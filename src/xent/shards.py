@@ -212,12 +212,12 @@ class ShardedLogits(Lean):
         own: Any = self.attached
         own = own if isinstance(own, Tensor) else own.materialize()
         columns = own.movedim(self.class_axis, 0)  # (C_own, N, ...)
-        group, place = self.shard.group, [self.shard.start, len(columns)]
-        same_on_all("gather", {"rows": self.rows.numel()}, group, columns.device)
-        own = torch.tensor(place, dtype=torch.int64, device=columns.device)
-        places = gathered(own, group).tolist()
-        room = max(width for _, width in places) - len(columns)
-        room = columns.new_zeros(room, *columns.shape[1:])
+        group, device = self.shard.group, columns.device
+        same_on_all("gather", {"rows": self.rows.numel()}, group, device)
+        place = torch.tensor([self.shard.start, len(columns)], dtype=torch.int64, device=device)
+        places = gathered(place, group).tolist()
+        widest = max(width for _, width in places)
+        room = columns.new_zeros(widest - len(columns), *columns.shape[1:])
         parts = all_parts(torch.cat([columns, room]), group)
         # In the order of the classes, which need not be that of the ranks.
         order = sorted(range(len(places)), key=lambda rank: places[rank])

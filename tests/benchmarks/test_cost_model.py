@@ -45,7 +45,7 @@ def test_a_formula_is_one_text_for_number_and_words():
 
 @pytest.mark.parametrize("ranks", [2, 8, 64])
 def test_bytes_are_those_of_rings(ranks):
-    """Of each design by hand: gathers of (P - 1) parts, all-reduces of twice (P - 1) / P."""
+    """Bytes of each design, by hand: gathers of (P - 1) parts, all-reduces of twice (P - 1) / P."""
     case = Case(N=100, V=1000, D=16, P=ranks)
     numbers, several = 100 * (ranks - 1), 2 * 100 * (ranks - 1) / ranks
     assert ONE_GATHER.received(case) == 2 * 8 * numbers

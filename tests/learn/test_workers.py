@@ -203,7 +203,7 @@ def _spread(function, arguments):
 
 
 def test_episodes_by_workers(any_map, tmp_path):
-    """The same policy for any map, also after an update that failed."""
+    """Any map gives the same policy, also after an update that failed."""
     pytest.importorskip("gymnasium")
     policies = [torch.nn.Linear(4, 2) for _ in range(3)]
     for policy in policies[1:]:

@@ -96,7 +96,7 @@ def refusals(group: Any) -> dict[str, str]:
 
 
 def outline(group: Any) -> tuple[Any, ...]:
-    """What a shard says of all logits."""
+    """Shape, dtype and device that a shard tells of all logits, and the like."""
     own = torch.randn(4, 3, 5, requires_grad=True)
     z = shard(own, group, class_dim=1)
     return (

@@ -70,7 +70,7 @@ def losses(
 def collectives(
     group: Any, parts: list[torch.Tensor], y: torch.Tensor, place: str, workspace: int
 ) -> list[dict[str, int]]:
-    """How often each collective runs: in making the head, in a loss, and in its backward pass."""
+    """Counts of each collective: in making the head, in a loss, and in its backward pass."""
     from torch.distributed.tensor.debug import CommDebugMode
 
     mesh, found, before = mesh_of((dist.get_world_size(group),), group), [], {}

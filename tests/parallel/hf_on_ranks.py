@@ -43,7 +43,7 @@ class Batch(NamedTuple):
 
     @property
     def tokens(self) -> Tensor:
-        """How many labels there are."""
+        """Number of labels."""
         return (self.labels[:, 1:] != -100).sum()
 
     def part(self, rank: int, ranks: int) -> Batch:
@@ -121,7 +121,7 @@ def step(
     rows: Any, prepare: Callable[[Any], Any], tied: bool = False, micro_batches: int = 1,
     outside: bool = False,
 ) -> Step:  # fmt: skip
-    """One step of a prepared model on the rows of this rank.
+    """Loss and gradients of a step of a prepared model on the rows of this rank.
 
     ``rows`` is the group of the ranks with different rows; None if all have the same. ``outside``
     tells that the model is given no labels.
@@ -189,7 +189,7 @@ def data_parallel(
 
 
 def kept_weights(group: Any, sizes: bool) -> list[Any]:
-    """How a head that is a unit frees its weight: before lean, while lean, and after unlean."""
+    """Settings by which a unit frees its head: before lean, while lean, and after unlean."""
     mesh, model, found = mesh_of(group), llama(), []
     how = dist.get_world_size(group) // 2 if sizes else True
     fully_shard(model.lm_head, mesh=mesh, reshard_after_forward=how)

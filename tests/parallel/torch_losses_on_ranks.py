@@ -130,7 +130,7 @@ def beside_torch(
 
 
 def context(group: Any) -> dict[str, Any]:
-    """What the context leaves behind, what it refuses, and which calls it lets pass."""
+    """Traces of the context, its errors, and the calls that it lets pass."""
     x = distributed(group, torch.randn(4, 8), torch.zeros(4), torch.rand(4, 8))[0]
     y = torch.zeros(
         4, dtype=torch.int64

@@ -89,7 +89,7 @@ def refused(group: Any, what: str, settings: Settings, corpus: Corpus, state: An
 
 
 def answered_once(group: Any, what: str) -> Any:
-    """What all ranks get of an action of the first one, and how an error of it ends them."""
+    """Results of an action of the first rank on all ranks, and the end after an error of it."""
     ranks = Ranks.that_share(what, group)
     found = ranks.once(lambda: ("done", os.getpid()))
 
