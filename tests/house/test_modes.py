@@ -308,13 +308,26 @@ def test_make_fx(entry, mode):
     close(graph(*others), function(*others))
 
 
+WEIGHT = torch.randn(9, 4, generator=torch.Generator().manual_seed(0))
+
+
+def behind_a_head(h, y):
+    return xent.linear_cross_entropy(h, WEIGHT, y)
+
+
 @pytest.mark.parametrize("mode", ["symbolic", "pre_dispatch"])
-@pytest.mark.parametrize("loss", [xent.cross_entropy, xent.losses.focal_loss])
+@pytest.mark.parametrize("loss", [xent.cross_entropy, xent.losses.focal_loss, behind_a_head])
 def test_make_fx_of_the_plainest_call(loss, mode):
     options = {"pre_dispatch": True} if mode == "pre_dispatch" else {"tracing_mode": mode}
-    graph = make_fx(lambda z, y: loss(z, y), **options)(torch.randn(6, 9), torch.randint(9, (6,)))
-    z, y = torch.randn(6, 9), torch.randint(9, (6,))
-    close(graph(z, y), loss(z, y))
+    width = 4 if loss is behind_a_head else 9
+
+    def made(rows):
+        return torch.randn(rows, width), torch.randint(9, (rows,))
+
+    loss(*made(6))  # its options are known from now on, and plain calls with them take short ways
+    graph = make_fx(lambda z, y: loss(z, y), **options, _allow_non_fake_inputs=True)(*made(6))
+    others = made(11 if mode == "symbolic" else 6)
+    close(graph(*others), loss(*others))
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

@@ -119,7 +119,8 @@ def is_plain_head(
     input.unchanged()
     hidden, head, bias = input.hidden, input.weight, input.bias
     return (
-        hidden.ndim == 2
+        not deferred()  # asked first: lengths that are being traced must not be read
+        and hidden.ndim == 2
         and input.dtype is hidden.dtype
         and input.dtype in core.fast
         and input.softcap is None
@@ -133,7 +134,6 @@ def is_plain_head(
         and target.layout is torch.strided
         and target.is_cpu
         and target.is_contiguous()
-        and not deferred()
         and _is_plain_matrix(hidden)
         and _is_plain_matrix(head)
         and (bias is None or bias.dtype is hidden.dtype)

@@ -73,7 +73,7 @@ def sample(
     if not bool((t > 0).all()):
         raise ValueError(f"`temperature` must be positive, got {temperature}; argmax is its limit")
     t = t.expand(rows).reshape(-1)
-    drawn = torch.rand(rows.numel(), dtype=torch.float64, device=input.device, generator=generator)
+    drawn = torch.rand(t.shape, dtype=torch.float64, device=input.device, generator=generator)
 
     def draw(z: Tensor, index: Any) -> Tensor:
         p = torch.softmax(z.double() / t[index].unsqueeze(-1), -1).cumsum(-1)

@@ -6,6 +6,7 @@ the source asks for the problem ``of_rows``.
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any, NamedTuple, cast
 
@@ -257,7 +258,7 @@ def flatten(
 def flat_rows(rows: torch.Size, *values: Any) -> tuple[Any, ...]:
     """Tensors whose first axes are those of the rows, with one axis in their place."""
     return tuple(
-        x.reshape(rows.numel(), *x.shape[len(rows) :])
+        x.reshape(math.prod(rows), *x.shape[len(rows) :])  # Size.numel() would fix a traced size
         if isinstance(x, Tensor) and x.shape[: len(rows)] == rows
         else x
         for x in values

@@ -159,7 +159,7 @@ class Lean:
 
     def numel(self) -> int:
         """Return how many numbers there are."""
-        return self.shape.numel()
+        return math.prod(self.shape)
 
     def stride(self, dim: int | None = None) -> Any:
         """Return the strides of the materialised tensor, or that of one axis."""

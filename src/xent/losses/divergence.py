@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -77,7 +78,7 @@ def _blocks(*tensors: Tensor | None) -> Iterator[tuple[Any, ...]]:
     """Split tensors into chunks of rows; None stays None."""
     assert tensors[0] is not None
     height = max(1, CHUNK // max(1, tensors[0].shape[-1]))
-    count = -(-tensors[0].shape[:-1].numel() // height) or 1
+    count = -(-math.prod(tensors[0].shape[:-1]) // height) or 1
     yield from zip(
         *(
             [None] * count if x is None else x.reshape(-1, x.shape[-1]).split(height)

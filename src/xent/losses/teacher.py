@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Protocol
 
 import torch
@@ -112,7 +113,7 @@ def _reduce_by_chunks(
     total = sum_ahead(rows)
     if reduce.reduction == "sum":
         return total
-    mass = torch.ones(shape.numel(), dtype=total.dtype, device=total.device)
+    mass = torch.ones(math.prod(shape), dtype=total.dtype, device=total.device)
     mass = mass if kept is None else kept.to(total.dtype)
     divisor = divisor_of(kept, mass, reduce.normalizer, weight)
     return reduce.by(total, divisor)
