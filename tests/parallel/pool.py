@@ -15,13 +15,16 @@ import torch.multiprocessing as mp
 
 RANKS = 4
 PATIENCE = 120  # seconds until a collective gives up
+# Imported once, by the process that the ranks are copies of: an import takes seconds.
+IMPORTED = ["xent", "torch._dynamo", "torch.distributed.tensor", "transformers", "trl"]
 
 
 class Pool:
     """Runs a function of a module on some ranks, and returns the results in their order."""
 
     def __init__(self, folder: Path, ranks: int = RANKS) -> None:
-        context = mp.get_context("spawn")
+        context = mp.get_context("forkserver")
+        context.set_forkserver_preload(IMPORTED)
         ends = [context.Pipe() for _ in range(ranks)]
         self.pipes = [ours for ours, _ in ends]
         self.workers = [

@@ -68,8 +68,7 @@ def agree(ranks, dims, parts, target, places, calls):
 
 
 @pytest.mark.parametrize(("dims", "places"), PLACES, ids=str)
-@pytest.mark.parametrize("classes", [97, 3])
-@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize(("classes", "soft"), [(97, False), (3, False), (97, True)])
 def test_the_loss_of_one_process(ranks, dims, places, classes, soft):
     parts, y = parts_of(classes, bias=not soft)
     target = torch.randn(5, 7, classes, dtype=torch.float64).softmax(-1) if soft else y
