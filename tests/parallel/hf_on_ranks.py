@@ -188,6 +188,50 @@ def data_parallel(
     return step(group, prepare, tied, micro_batches, outside)
 
 
+def with_adapters(group: Any, when: str) -> Step:
+    """A step of a model of PEFT that is one unit, which frees the weights after its forward.
+
+    ``when`` tells what is made lean: the wrapper before or after it becomes a unit; the model, and
+    the wrapper once more; or nothing.
+    """
+    import peft
+
+    def adapted(model: Any) -> Any:
+        options = {"r": 4, "target_modules": ["q_proj"], "init_lora_weights": False}
+        torch.manual_seed(0)
+        return peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", **options))
+
+    inner = llama()
+    if when == "inside":
+        lean(inner)
+    model = adapted(inner)
+    if when == "before":
+        lean(model)
+    fully_shard(model, mesh=mesh_of(group), reshard_after_forward=True)
+    if when in ("inside", "after"):
+        lean(model)
+    truth, steps = adapted(llama()), []
+    for one, rows in ((model, batch().part(dist.get_rank(group), 2)), (truth, batch())):
+        tokens = batch().tokens / (1 if one is truth else 2)
+        optimizer = torch.optim.SGD(one.parameters(), lr=0.1)
+        for _ in range(2):  # gathers the weights anew for the second step
+            optimizer.step()
+            optimizer.zero_grad()
+            output = one(input_ids=rows.ids)
+            loss = loss_of(output, rows.labels, tokens)  # after the forward that frees the weights
+            loss.backward()
+        steps.append((loss.detach().double(), output.logits))
+    (loss, logits), (expected, _) = steps
+    dist.all_reduce(loss, group=group)
+    pairs = zip(model.parameters(), truth.parameters(), strict=True)
+    errors = [
+        (whole(p.grad) - q.grad).abs().max() / q.grad.abs().max()
+        for p, q in pairs
+        if q.grad is not None
+    ]
+    return Step(abs(loss / 2 / expected - 1).item(), max(errors).item(), type(logits).__name__)
+
+
 def kept_weights(group: Any, sizes: bool) -> list[Any]:
     """Settings by which a unit frees its head: before lean, while lean, and after unlean."""
     mesh, model, found = mesh_of(group), llama(), []

@@ -63,6 +63,12 @@ def test_mixed_precision_is_as_good_as_without_lean(ranks, units, micro_batches)
     agrees(found, loss=max(plain.loss, 1e-6), gradient=plain.gradient)
 
 
+@pytest.mark.parametrize("when", ["before", "after", "inside"])
+def test_a_wrapper_of_adapters_is_the_unit_of_the_head(ranks, when):
+    pytest.importorskip("peft")
+    agrees(ranks.run(hf.with_adapters, 2, when))
+
+
 @pytest.mark.parametrize("sizes", [False, True])
 def test_a_unit_frees_its_weight_as_before_lean(ranks, sizes):
     for found in values(ranks.run(hf.kept_weights, RANKS, sizes)):

@@ -33,11 +33,11 @@ def head_of(owner: nn.Module) -> Any:
     return owner.get_output_embeddings()  # pyright: ignore
 
 
-def modules_around(owner: nn.Module, head: nn.Module) -> list[nn.Module]:
-    """Return the modules that a head is a part of, the innermost first."""
-    name = next((name for name, module in owner.named_modules() if module is head), "")
-    parts = name.split(".")
-    return [owner.get_submodule(".".join(parts[:k])) for k in reversed(range(len(parts)))]
+def modules_around(part: nn.Module, whole: nn.Module) -> list[nn.Module]:
+    """Return the modules inside ``whole`` that have a part, and ``whole``, the innermost first."""
+    name = next((name for name, module in whole.named_modules() if module is part), "")
+    names = name.split(".")
+    return [whole.get_submodule(".".join(names[:k])) for k in reversed(range(len(names)))]
 
 
 def layer_of(head: Any) -> Any:

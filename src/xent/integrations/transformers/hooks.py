@@ -63,6 +63,7 @@ class Hooks:
 
     def __init__(self, owner: nn.Module, when: str, options: dict[str, Any]) -> None:
         self.when, self.options = when, options
+        self.wrappers: list[nn.Module] = []  # around the owner, the innermost first
         self.call, self.warned, self.torn = Call(), False, False
         self.in_use = True
         self.readers: list[str] = []  # the operations that read all logits
@@ -81,12 +82,19 @@ class Hooks:
 
     def hook_head(self, owner: nn.Module, head: nn.Module) -> None:
         """Put the hooks around a head."""
-        self.head, self.units = head, HeadUnits(head, modules_around(owner, head))
+        self.head = head
+        self.units = HeadUnits(head, [*modules_around(head, owner), *self.wrappers])
         self.forward = None
         self.of_head = [
             head.register_forward_pre_hook(self.before_head, with_kwargs=True),
             head.register_forward_hook(self.after_head, always_call=True),
         ]
+
+    def wrapped_in(self, model: nn.Module, owner: nn.Module) -> None:
+        """Note the modules around the owner, since one of them may be the unit of the head."""
+        if model is not owner:
+            self.wrappers = modules_around(owner, model)
+            self.units.around = [*modules_around(self.head, owner), *self.wrappers]
 
     def leave_head(self) -> None:
         """Take the hooks around the head away."""

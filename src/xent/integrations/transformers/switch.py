@@ -88,8 +88,10 @@ class lean:
                     "compile its body instead: model.model.compile()",
                     stacklevel=2,
                 )
-            owner._xent_hooks = Hooks(owner, when, options)  # pyright: ignore
+            owner._xent_hooks = hooks = Hooks(owner, when, options)  # pyright: ignore
+            hooks.wrapped_in(model, owner)
             return
+        hooks.wrapped_in(model, owner)
         before = {"when": hooks.when, **hooks.options}
         for name, value in {"when": when, **options}.items():
             if before[name] != value:
