@@ -131,6 +131,7 @@ def done(value):
         (lambda f, items: [f(items[0])] * 12, ValueError, "returned 12, of 1 points"),
         (lambda f, items: [done(f(x)) for x in items], TypeError, "Future.*client.gather"),
         (lambda f, items: [1.0 for _ in items], TypeError, "results of the calls, returned float"),
+        (lambda f, items: None, TypeError, "results of the calls, returned NoneType"),
         (lambda f, items: None, RuntimeError, "point 0 of iteration 1: TypeError: 'NoneType'"),
     ],
 )
@@ -301,9 +302,15 @@ def test_processes_that_fail(tmp_path):
 def test_the_error_of_a_command_says_how_to_go_on():
     with workers(None) as no_map:
         assert no_map is None
-    message = "--workers 2: point 3 of iteration 1: .*--resume goes on.*"
-    with pytest.raises(UserError, match=message), workers(2):
-        raise RuntimeError("point 3 of iteration 1: ValueError: bad. resume=True goes on")
+    for of_library, of_command in (
+        (
+            "It is in `folder`, and resume=True goes on",
+            "It is in the folder of --out, and --resume",
+        ),
+        ("It goes on if `run` is called again", "It goes on with --resume$"),
+    ):
+        with pytest.raises(UserError, match=f"--workers 2: {of_command}"), workers(2):
+            raise RuntimeError(of_library)
 
 
 @pytest.mark.slow

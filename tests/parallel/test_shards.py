@@ -2,6 +2,7 @@
 
 import inspect
 import itertools
+from time import perf_counter
 
 import pytest
 import torch
@@ -255,8 +256,13 @@ def test_behind_a_head_each_chunk_has_one_gather_and_one_sum_of_its_features(ran
     ],
 )
 def test_all_ranks_hear_of_a_disagreement(ranks, change, words):
-    heard = ranks.run(on_ranks.message, 3, change)
-    assert all(words in text for text in heard), heard
+    seconds = []
+    for _ in range(3):
+        started = perf_counter()
+        heard = ranks.run(on_ranks.message, 3, change)
+        seconds.append(perf_counter() - started)
+        assert all(words in text for text in heard), heard
+    assert min(seconds) < 1  # the other two may wait for a busy machine
 
 
 def test_losses_that_need_all_classes_refuse(ranks):

@@ -44,8 +44,9 @@ def workers(count: int | None) -> Iterator[Any]:
         try:
             yield pool.map
         except RuntimeError as error:
-            told = as_options(str(error), ("resume",))
-            raise UserError(f"--workers {count}: {told} (with --resume)") from None
+            told = as_options(str(error).replace("`folder`", "the folder of --out"), ("resume",))
+            told = told.replace("if `run` is called again", "with --resume")
+            raise UserError(f"--workers {count}: {told}") from None
 
 
 def _begin() -> None:

@@ -58,7 +58,8 @@ def results_of(
     numbered = list(enumerate(items))
     answers: list[Any] = []
     try:
-        for answer in map(_Call(function, f"{round.item} {{}} of {round.name}"), numbered):
+        returned = map(_Call(function, f"{round.item} {{}} of {round.name}"), numbered)
+        for answer in returned if isinstance(returned, Iterable) else [returned]:
             answers.append(answer)
     except _CallError as error:
         raise RuntimeError(f"{error}. {round.again}") from error
