@@ -229,9 +229,14 @@ def are_there(values: Tensor) -> bool:
     return not deferred() and unreadable(settled(values)) is None
 
 
+def on_accelerator(x: OnDevice) -> bool:
+    """True for numbers on another device than the CPU: a look at them waits for that device."""
+    return x.device.type != "cpu"
+
+
 def can_look_at(values: Tensor) -> bool:
     """True if a check may read values: they exist, and reading waits for no device."""
-    return values.device.type == "cpu" and are_there(values)
+    return not on_accelerator(values) and are_there(values)
 
 
 def refuse_where(wrong: Tensor, error: Callable[[], Exception], in_short: str) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..engines.rows.problem import Index, Problem
 from ..heads import gradients
+from ..heads.kept import Kept, kept_rows
 from ..heads.logits import LinearLogits
 from ..heads.measure import with_all_logits
 from ..heads.problem import HeadProblem
@@ -46,7 +47,7 @@ def reduce_problem(
 
         result = reduce_by_chunks(
             (problem.source,),
-            gradients.kept_rows(problem),
+            kept_rows(problem),
             values_of_chunk,
             (*problem.others, *others),
             reduce,
@@ -56,7 +57,7 @@ def reduce_problem(
 
 def reduce_by_chunks(
     sources: Sequence[LinearLogits],
-    kept: Tensor | None,
+    kept: Kept | None,
     values_of: Callable[..., RowValues],
     others: Sequence[Any],
     reduce: Reduce,

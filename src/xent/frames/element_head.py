@@ -11,6 +11,7 @@ from torch import Tensor
 from ..engines.elements.problem import ElementProblem
 from ..engines.rows.problem import Index, Problem
 from ..heads import gradients
+from ..heads.kept import rows_of
 from ..heads.logits import LinearLogits
 from ..heads.problem import flat_rows, problem_of
 from .by_chunks import reduce_by_chunks
@@ -23,7 +24,7 @@ def sum_behind_head(loss: Loss, input: LinearLogits, problem: ElementProblem) ->
     """The sum of a loss over all elements, float64."""
     alone, tensors = problem_of(input), _flat(tensors_of(problem), input)
     known = problem.kept()
-    kept = None if known is None else gradients.numbers_of(known.any(-1).flatten())
+    kept = None if known is None else rows_of(known.any(-1).flatten())
     question = alone.with_source(None)
 
     def sum_of(index: Index, z: Tensor) -> Tensor:
@@ -73,14 +74,14 @@ def reduce_values(
     alone = problem_of(input)
     question = alone.with_source(None)
 
-    def rows_of(index: Index, z: Tensor) -> RowValues:
+    def some_rows(index: Index, z: Tensor) -> RowValues:
         values = values_of(_transformed(question, index, z), index).double()
         here = None if kept is None else kept[index]
         mass = values.new_ones(values.shape) if here is None else here.double()
         return RowValues(values, here, mass)
 
     read = (*alone.others, *others)
-    return reduce_by_chunks((alone.source,), gradients.numbers_of(kept), rows_of, read, reduce)
+    return reduce_by_chunks((alone.source,), rows_of(kept), some_rows, read, reduce)
 
 
 def tensors_of(problem: ElementProblem) -> dict[str, Tensor]:

@@ -270,6 +270,11 @@ class RowFrame:
             result = totals.total(problem, reduce.row_weight, of_sum)
             divisor = divisor_of_problem(problem, reduce)
             return (result if divisor is None else result / divisor).to(total.dtype)
+        if not rows.TOTALS[engine].COUNTS:  # the divisor stays on the device
+            divisor = divisor_of_problem(problem, reduce)
+            total = self._total(call, reduce, program, engine, divisor)
+            result = totals.total(problem, reduce.row_weight, total._replace(dtype=torch.float64))
+            return result.to(total.dtype)
         if totals.is_one_chunk(problem):
             total = self._total(call, reduce, program, engine, _divisor(reduce))
             if left is call.problem:

@@ -22,11 +22,12 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from ..engines.contract import RowEngine
-from ..engines.modes import are_there, deferred, only_differentiable
+from ..engines.modes import deferred, only_differentiable
 from ..engines.rows import reference
-from ..engines.rows.problem import Index, Problem, Tensors
+from ..engines.rows.problem import Index, Tensors
 from . import products
 from .chunks import Chunks, Head
+from .kept import Kept, finite_slope, kept_rows
 from .logits import LinearLogits
 from .problem import HeadProblem
 
@@ -73,18 +74,6 @@ def _emptied(source: Any) -> LinearLogits:
     return source.with_parts(None, None, None)
 
 
-def kept_rows(problem: Problem) -> Tensor | None:
-    """The rows that are not ignored, by number; None for all."""
-    return numbers_of(problem.kept())
-
-
-def numbers_of(kept: Tensor | None) -> Tensor | None:
-    """Return the numbers of the kept rows; None if all are kept, or values cannot be looked at."""
-    if kept is None or not are_there(kept) or bool(kept.all()):
-        return None
-    return kept.nonzero()[:, 0]
-
-
 def _chunks(problem: HeadProblem) -> tuple[Chunks, Head]:
     chunks = Chunks((problem.source,), kept_rows(problem))
     return chunks, chunks.heads[0]
@@ -114,7 +103,7 @@ def _gradient(
 ) -> list[Tensor | None]:
     """Return gradients of hidden, weight and bias; recomputes the logits of each chunk."""
     chunks, head = _chunks(problem)
-    head.want(needed, chunks.kept is None)
+    head.want(needed, chunks.in_order)
     for index in chunks:
         z = head.logits(index)
         some = [None if g is None else g[index] for g in partials]
@@ -166,7 +155,7 @@ class RowFunction(NamedTuple):
     """
 
     sources: tuple[LinearLogits, ...]
-    kept: Tensor | None  # the rows that are looked at, by number; None for all
+    kept: Kept | None  # the rows that are looked at; None for all
     function: Callable[..., Tensor]
     others: tuple[Tensor, ...] = ()  # that the function reads; backward must find them unchanged
 
@@ -176,10 +165,9 @@ class RowFunction(NamedTuple):
         return [t for s in self.sources for t in (s.hidden, s.weight, s.bias)]
 
     @property
-    def none(self) -> bool:
-        """True if there is no row to read."""
-        looked_at = self.sources[0].hidden if self.kept is None else self.kept
-        return looked_at.shape[0] == 0
+    def none(self) -> bool | Tensor:
+        """True if there is no row to read; on an accelerator 0-d."""
+        return self.sources[0].hidden.shape[0] == 0 if self.kept is None else self.kept.none
 
     def save(self, ctx: Any) -> None:
         """Save the tensors for the backward pass."""
@@ -210,7 +198,7 @@ class RowFunction(NamedTuple):
         chunks, total = Chunks(self.sources, self.kept), None
         wanting = []
         for k, head in enumerate(chunks.heads):
-            head.want(needed[3 * k : 3 * k + 3], chunks.kept is None)
+            head.want(needed[3 * k : 3 * k + 3], chunks.in_order)
             if any(part is not None for part in head.gradients):
                 wanting.append(head)
         for index in chunks:
@@ -257,7 +245,7 @@ class _SumAhead(torch.autograd.Function):
         heads, ctx.heads = ctx.heads, None
         if heads is None:
             _, heads = RowFunction.saved(ctx).differentiate(ctx.needed)
-        factor = None if ctx.none else grad  # the slope of the mean of no rows is infinite
+        factor = finite_slope(grad, ctx.none)
         return None, *(part for head in heads for part in head.times(factor))
 
 

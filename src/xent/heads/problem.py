@@ -51,6 +51,10 @@ class HeadProblem(Problem):
         """The dtype that the logits would have."""
         return self._dtype
 
+    def wants_gradient(self) -> bool:
+        """True if a part of the head wants a gradient."""
+        return self.source.requires_grad and torch.is_grad_enabled()
+
     def flat(self, x: Any) -> Any:
         """A tensor whose first axes are those of the caller's rows, with one axis in their place.
 

@@ -12,8 +12,10 @@ from __future__ import annotations
 import os
 
 import torch
+from torch import Tensor
 
 from ..engines import core
+from ..engines.modes import on_accelerator
 from .logits import LinearLogits
 
 NARROW = (torch.bfloat16, torch.float16)
@@ -32,7 +34,7 @@ def type_of(source: LinearLogits) -> torch.dtype:
     own = source.weight.dtype
     if own not in NARROW:
         return own
-    unless_named = "float32" if source.is_cpu else "input"
+    unless_named = "input" if on_accelerator(source) else "float32"
     return own if (source.products or unless_named) == "input" else torch.float32
 
 
@@ -54,7 +56,7 @@ def for_comparison(source: LinearLogits) -> LinearLogits:
 def why_float32(source: LinearLogits) -> str | None:
     """Return why sums over the rows of a head take no products in 16 bits; None if they do."""
     own = source.weight.dtype
-    if own not in NARROW or not source.is_cpu:
+    if own not in NARROW or on_accelerator(source):
         return f"the weight is {own} on {source.device.type}"
     if own is torch.float16 and source.requires_grad and torch.is_grad_enabled():
         return "small gradients in float16 need the scale of the loss, which is not known yet"
@@ -69,10 +71,31 @@ def why_float32(source: LinearLogits) -> str | None:
     return None
 
 
+def type_of_sums(dtype: torch.dtype) -> torch.dtype:
+    """The type in which products of a type are added up: float32 or wider."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def add(total: Tensor, left: Tensor, right: Tensor, begun: bool) -> None:
+    """Add ``left @ right`` to a total, or write it there if nothing has begun.
+
+    Factors of 16 bits have products in the type of the total, which may be float32.
+    """
+    wide: tuple[torch.dtype, ...] = ()
+    if total.dtype != left.dtype and left.is_cuda:  # other devices have no such product
+        wide = (total.dtype,)
+    elif total.dtype != left.dtype:
+        left, right = left.to(total.dtype), right.to(total.dtype)
+    if begun:  # FLOP counters do not see addmm_
+        torch.addmm(total, left, right, *wide, out=total)
+    else:
+        torch.mm(left, right, *wide, out=total)
+
+
 def describe(source: LinearLogits) -> str:
     """Say in which type a head is multiplied, and why."""
     own = source.weight.dtype
-    if own not in NARROW or (source.products is None and not source.is_cpu):
+    if own not in NARROW or (source.products is None and on_accelerator(source)):
         return f"in {own}, the type of the weight"
     if source.products is not None:
         return f"in {type_of(source)}, as asked"

@@ -15,7 +15,8 @@ from ..engines.modes import only_differentiable
 from ..engines.rows.autograd import Total
 from ..engines.rows.problem import Tensors
 from .chunks import Chunks, Head
-from .gradients import as_views, gradients_of, kept_rows
+from .gradients import as_views, gradients_of
+from .kept import finite_slope, kept_rows
 from .logits import LinearLogits, Products
 from .problem import HeadProblem
 
@@ -23,7 +24,8 @@ from .problem import HeadProblem
 def total(problem: HeadProblem, row_weight: Tensor | None, sum: Total) -> Tensor:
     """The sum over the rows, 0-d, differentiable with respect to features, weight and bias.
 
-    With more than one chunk (:func:`is_one_chunk`) the divisor of ``sum`` must be a number or None.
+    With more than one chunk (:func:`is_one_chunk`) the divisor of ``sum`` must be a number, a 0-d
+    tensor or None.
     """
     source = problem.source
     if torch.is_grad_enabled() and source.requires_grad:
@@ -61,7 +63,7 @@ class _TotalAhead(torch.autograd.Function):
         # The gradients are handed over, to save memory; a second backward pass multiplies again.
         head, ctx.head = ctx.head, None
         needed, differentiable = ctx.needs_input_grad[1:], only_differentiable(grad)
-        factor = None if ctx.nothing else grad  # the slope of the mean of no rows is infinite
+        factor = finite_slope(grad, ctx.nothing)
         if head is not None and not differentiable:
             return None, *head.times(factor)
         *parts, row_weight = ctx.saved_tensors  # raises if one was changed since
@@ -153,12 +155,12 @@ def total_of_chunk(
 
 def _sweep(
     problem: HeadProblem, row_weight: Tensor | None, sum: Total, needed: Sequence[bool]
-) -> tuple[Tensor, Head, bool]:
+) -> tuple[Tensor, Head, bool | Tensor]:
     """The sum, the head with the gradients that are needed, and whether no row was kept."""
     kept = kept_rows(problem)
     chunks = Chunks((problem.source,), kept)
     (head,), ahead, loss = chunks.heads, any(needed), None
-    head.want(needed, kept is None)
+    head.want(needed, chunks.in_order)
     for index in chunks:
         z = head.logits(index)  # (n, V); `total` replaces them by their gradient
         weights = None if row_weight is None else row_weight[index]
@@ -168,4 +170,4 @@ def _sweep(
             head.add(index, z)
         loss = value if loss is None else loss + value
     assert loss is not None
-    return loss, head, kept is not None and kept.numel() == 0
+    return loss, head, False if kept is None else kept.none

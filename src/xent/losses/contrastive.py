@@ -18,7 +18,7 @@ from ..frames.by_chunks import reduce_by_chunks
 from ..frames.dense_loss import explained
 from ..frames.reduction import Reduction, RowValues, read_reduction
 from ..heads.gradients import rows_of_weight
-from ..heads.logits import MAX_WORKSPACE, LinearLogits, Products
+from ..heads.logits import LinearLogits, Products
 from ..measurement import statistics
 from .classification import cross_entropy
 from .labelled import belonging, nll_of_positives
@@ -48,7 +48,7 @@ def info_nce_loss(
     normalizer: float | Tensor | str | None = None,
     row_weight: Tensor | None = None,
     empty: Literal["nan", "zero"] = "nan",
-    max_workspace: int = MAX_WORKSPACE,
+    max_workspace: int | None = None,
     products: Products | None = None,
 ) -> Tensor:
     r"""InfoNCE: cross-entropy of choosing the key that belongs to a query among many keys.
@@ -82,7 +82,7 @@ def info_nce_loss(
         ignore_index: number in ``target`` or ``labels`` that marks queries to leave out.
         reduction: ``"none"``, ``"sum"`` or ``"mean"``, which divides by the number of queries kept,
             or by the sum of their ``row_weight``.
-        max_workspace: bytes that a chunk of similarities may take.
+        max_workspace: bytes of a chunk of similarities, as for :class:`xent.LinearLogits`.
         products: the type of the products of 16-bit features, as for :class:`xent.LinearLogits`.
 
     Returns:
@@ -144,7 +144,7 @@ def clip_loss(
     normalizer: float | Tensor | str | None = None,
     row_weight: Tensor | None = None,
     empty: Literal["nan", "zero"] = "nan",
-    max_workspace: int = MAX_WORKSPACE,
+    max_workspace: int | None = None,
     products: Products | None = None,
 ) -> Tensor:
     r"""The contrastive loss of CLIP: :func:`xent.losses.info_nce_loss` both ways, and their mean.
@@ -165,7 +165,7 @@ def clip_loss(
             learned (``log_scale.exp()`` of a parameter, say).
         normalize: divide features by their length.
         reduction: ``"none"``, ``"sum"`` or ``"mean"`` over the pairs.
-        max_workspace: bytes that a chunk of similarities may take.
+        max_workspace: bytes of a chunk of similarities, as for :class:`xent.LinearLogits`.
         products: the type of the products of 16-bit features, as for :class:`xent.LinearLogits`.
 
     Returns:
@@ -208,7 +208,7 @@ def nt_xent_loss(
     normalize: bool = True,
     reduction: Reduction = "mean",
     normalizer: float | Tensor | str | None = None,
-    max_workspace: int = MAX_WORKSPACE,
+    max_workspace: int | None = None,
     products: Products | None = None,
 ) -> Tensor:
     r"""The loss of SimCLR: cross-entropy of finding the other view of an example among all views.
@@ -225,7 +225,7 @@ def nt_xent_loss(
         temperature: divides the similarities: positive, a number or a 0-d tensor to be learned.
         normalize: divide features by their length.
         reduction: ``"none"``, ``"sum"`` or ``"mean"`` over all ``2 N`` views.
-        max_workspace: bytes that a chunk of similarities may take.
+        max_workspace: bytes of a chunk of similarities, as for :class:`xent.LinearLogits`.
         products: the type of the products of 16-bit features, as for :class:`xent.LinearLogits`.
 
     Returns:
@@ -276,7 +276,7 @@ def sampled_cross_entropy(
     normalizer: float | Tensor | str | None = None,
     row_weight: Tensor | None = None,
     empty: Literal["nan", "zero"] = "nan",
-    max_workspace: int = MAX_WORKSPACE,
+    max_workspace: int | None = None,
     products: Products | None = None,
 ) -> Tensor:
     r"""Cross-entropy against a sample of the classes, for a vocabulary too large for all of them.
@@ -304,7 +304,7 @@ def sampled_cross_entropy(
         ignore_index: class index that marks rows to leave out.
         reduction: ``"none"``, ``"sum"`` or ``"mean"``, which divides by the number of rows kept, or
             by the sum of their ``row_weight``.
-        max_workspace: bytes that a chunk of logits may take.
+        max_workspace: bytes that a chunk of logits may take, as for :class:`xent.LinearLogits`.
         products: the type of products with a 16-bit weight, as for :class:`xent.LinearLogits`.
 
     Returns:

@@ -22,8 +22,8 @@ from ..engines.rows.problem import Index
 from ..frames.by_chunks import reduce_by_chunks
 from ..frames.docstrings import complete, described, sections
 from ..frames.reduction import Reduce, Reduction, RowValues, read_reduction
-from ..heads.gradients import numbers_of
-from ..heads.logits import MAX_WORKSPACE, LinearLogits, Products
+from ..heads.kept import rows_of
+from ..heads.logits import LinearLogits, Products
 from ..heads.problem import make_problem
 from ..hyperparameters import Hyperparameters
 from ..overrides import overridable
@@ -138,7 +138,7 @@ class Labelled(NamedTuple):
             return RowValues(values.double(), here, here.double())
 
         read = (self.row, self.column, kept, positives)
-        return reduce_by_chunks((source,), numbers_of(kept), values_of, read, reduce)
+        return reduce_by_chunks((source,), rows_of(kept), values_of, read, reduce)
 
 
 def _masked(key_mask: KeyMask, rows: Tensor, like: Tensor) -> Tensor:
@@ -203,7 +203,7 @@ _ARGUMENTS = {
     "row_weight": "factor on the loss of each row, ``(N,)``. A row of weight 0 has no loss, but\n"
     "    the others are compared with it.",
     "empty": '``"nan"`` as PyTorch, or ``"zero"``: the mean of no rows.',
-    "max_workspace": "bytes that a chunk of similarities may take.",
+    "max_workspace": "bytes of a chunk of similarities, as for :class:`xent.LinearLogits`.",
     "products": "the type of the products of 16-bit features, as for :class:`xent.LinearLogits`.",
 }
 _RETURNS = """\
@@ -246,7 +246,7 @@ def labelled_loss(
             normalizer: float | Tensor | str | None = None,
             row_weight: Tensor | None = None,
             empty: Literal["nan", "zero"] = "nan",
-            max_workspace: int = MAX_WORKSPACE,
+            max_workspace: int | None = None,
             products: Products | None = None,
             **hyperparameters: Any,
         ) -> Tensor:
@@ -278,7 +278,7 @@ def labelled_loss(
 
 
 def _distances(
-    x: Tensor, kept: Tensor, max_workspace: int, products: Products | None
+    x: Tensor, kept: Tensor, max_workspace: int | None, products: Products | None
 ) -> LinearLogits:
     """Minus the squared distances of features from each other, but for a number of each row."""
     narrow, wide = x.dtype, torch.promote_types(x.dtype, torch.float32)

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from .._check import class_indices, is_tensor, one_of, whole_number
 from ..engines.modes import is_dtensor
-from ..frames.reduction import Reduction
+from ..frames.reduction import Reduction, mass_of_labels
 from ..heads.layouts import ClassesOnAxis1
 from ..heads.log_probs import LinearLogProbs
-from ..heads.logits import MAX_WORKSPACE, LinearLogits, Products, check_head, under_autocast
+from ..heads.logits import LinearLogits, Products, check_head, under_autocast
 from ..overrides import overridable
 from ..targets import moved_labels
 from .classification import cross_entropy
@@ -37,7 +37,7 @@ def linear_cross_entropy(
     z_loss: float = 0.0,
     logit_scale: float | Tensor | None = None,
     softcap: float | None = None,
-    max_workspace: int = MAX_WORKSPACE,
+    max_workspace: int | None = None,
     products: Products | None = None,
 ) -> Tensor:
     r"""Cross-entropy of ``input @ linear_weight.T + linear_bias``, never with all logits in memory.
@@ -72,7 +72,7 @@ def linear_cross_entropy(
         z_loss: factor of the squared log-sum-exp.
         logit_scale: factor on the logits, a number or one per row.
         softcap: cap on the logits.
-        max_workspace: bytes that a chunk of logits may take.
+        max_workspace: bytes that a chunk of logits may take, as for :class:`xent.LinearLogits`.
         products: the type of the products with a weight of 16 bits, ``"float32"`` or ``"input"``,
             as for :class:`xent.LinearLogits`, which says what is taken unless given.
 
@@ -140,8 +140,7 @@ def linear_cross_entropy(
 
 def _mass(target: Tensor, weight: Tensor | None, ignore_index: int) -> Tensor:
     """Return the divisor of the mean over the rows of all heads."""
-    kept = target[target != ignore_index]
-    return kept.new_tensor(kept.numel()).double() if weight is None else weight.double()[kept].sum()
+    return mass_of_labels(target, ignore_index, weight)[1].sum()
 
 
 def _ahead(

@@ -13,7 +13,8 @@ from ..engines.modes import autocasts
 from ..engines.rows.problem import Index
 from ..frames.reduction import Reduce, Reduction, divisor_of, read_reduction, weigh
 from ..heads import products
-from ..heads.gradients import RowFunction, numbers_of, row_values, sum_ahead
+from ..heads.gradients import RowFunction, row_values, sum_ahead
+from ..heads.kept import rows_of
 from ..heads.logits import LinearLogits, are_logits
 from ..heads.problem import HeadProblem, flat_rows, problem_of
 from ..targets import class_axis
@@ -105,7 +106,7 @@ def _reduce_by_chunks(
         return order.reduce(pair[0], pair[1], here, labels, part, torch.float64)
 
     rows = RowFunction(
-        tuple(side.source for side in heads), None if kept is None else numbers_of(kept), some_rows,
+        tuple(side.source for side in heads), rows_of(kept), some_rows,
         tuple(x for x in read if isinstance(x, Tensor)),
     )  # fmt: skip
     if each:

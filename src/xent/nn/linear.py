@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..frames.reduction import Reduction
-from ..heads.logits import MAX_WORKSPACE, Products
+from ..heads.logits import Products
 from ..losses import linear_cross_entropy
 
 
@@ -72,7 +72,7 @@ class LinearCrossEntropyLoss(torch.nn.Module):
         z_loss: float = 0.0,
         logit_scale: float | None = None,
         softcap: float | None = None,
-        max_workspace: int = MAX_WORKSPACE,
+        max_workspace: int | None = None,
         products: Products | None = None,
     ) -> None:
         super().__init__()

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..._check import TargetError, label_out_of_range
-from ..modes import behind_transforms, compiling, plain_operations, refuse_where
+from ..modes import behind_transforms, compiling, on_accelerator, plain_operations, refuse_where
 from .problem import Problem
 
 
@@ -19,7 +19,7 @@ def check_labels(
     loss. Under torch.func the check reads the labels behind the wrappers: each label is right or
     wrong by itself.
     """
-    if labels.device.type != "cpu":
+    if on_accelerator(labels):
         return
     if not compiling() and plain_operations():
         seen = behind_transforms(labels)

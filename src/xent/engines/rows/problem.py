@@ -176,6 +176,10 @@ class Problem:
         plain = self.tensors._replace(logits=logits, scale=None, class_bias=None, class_scale=None)
         return Problem(plain, self.settings._replace(softcap=0.0))
 
+    def wants_gradient(self) -> bool:
+        """True if the logits want a gradient."""
+        return self.logits.requires_grad and torch.is_grad_enabled()
+
     def differentiable_beyond_logits(self) -> bool:
         """True if a tensor other than the logits wants a gradient."""
         wanted = (t is not None and t.requires_grad for t in self.others)

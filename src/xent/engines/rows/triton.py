@@ -54,8 +54,7 @@ def row_gradient(
 
 def takes(problem: Problem, program: Program) -> bool:
     """Return True for a cross-entropy of classes whose logits want a gradient."""
-    wanted = problem.logits.requires_grad and torch.is_grad_enabled()
-    return program in CROSS_ENTROPY and not problem.settings.soft and wanted
+    return program in CROSS_ENTROPY and not problem.settings.soft and problem.wants_gradient()
 
 
 def total(

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
 import warnings
 from typing import Literal
 
 from torch import nn
 
-from ... import LinearLogits
 from ..._check import one_of
 from .heads import head_of, is_compiled, objection_to, owner_of
 from .hooks import Hooks
-
-MAX_WORKSPACE: int = inspect.signature(LinearLogits).parameters["max_workspace"].default
 
 
 class lean:
@@ -41,7 +37,7 @@ class lean:
             computes all logits; compile its body instead (``model.model.compile()``).
         when: ``"always"``, or ``"training"``: logits are late in training mode with gradients, and
             whenever ``labels`` are given; otherwise the model returns a tensor.
-        max_workspace: bytes that a chunk of logits may take.
+        max_workspace: bytes that a chunk of logits may take, as for :class:`xent.LinearLogits`.
         products: the type of the products with a head of 16 bits, as for
             :class:`xent.LinearLogits`.
 
@@ -67,7 +63,7 @@ class lean:
         model: nn.Module,
         *,
         when: Literal["always", "training"] = "always",
-        max_workspace: int = MAX_WORKSPACE,
+        max_workspace: int | None = None,
         products: Literal["float32", "input"] | None = None,
     ) -> None:
         one_of("when", when, ("always", "training"))
