@@ -40,7 +40,7 @@ class _Fields(torch.autograd.Function):
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, problem: HeadProblem,
         engine: RowEngine,
     ) -> tuple[Any, ...]:  # fmt: skip
-        table, complete = _statistics(problem, engine)
+        table, complete = find_statistics(problem, engine)
         ctx.save_for_backward(hidden, weight, bias, *problem.others, table)
         ctx.source, ctx.settings = _emptied(problem.source), problem.settings
         ctx.engine = engine
@@ -60,7 +60,7 @@ class _Fields(torch.autograd.Function):
         needed = ctx.needs_input_grad[:3]
         if only_differentiable(*partials):
             return *_whole_gradient(problem, tensors[:3], table, partials, needed), None, None
-        return *_gradient(problem, table, partials, ctx.engine, needed), None, None
+        return *find_gradient(problem, table, partials, ctx.engine, needed), None, None
 
 
 def measure_fields(problem: HeadProblem, engine: RowEngine) -> tuple[Any, ...]:
@@ -79,7 +79,8 @@ def _chunks(problem: HeadProblem) -> tuple[Chunks, Head]:
     return chunks, chunks.heads[0]
 
 
-def _statistics(problem: HeadProblem, engine: RowEngine) -> tuple[Tensor, bool]:
+def find_statistics(problem: HeadProblem, engine: RowEngine) -> tuple[Tensor, bool]:
+    """Return the table of statistics, (fields, N), and whether no row is known to be ignored."""
     chunks, head = _chunks(problem)
     table = torch.empty(problem.table_shape, dtype=torch.float64, device=head.source.device)
     if chunks.kept is not None:  # the statistics of an ignored row do not depend on its logits
@@ -94,7 +95,7 @@ def _statistics(problem: HeadProblem, engine: RowEngine) -> tuple[Tensor, bool]:
     return table, chunks.kept is None
 
 
-def _gradient(
+def find_gradient(
     problem: HeadProblem,
     table: Tensor,
     partials: Sequence[Tensor | None],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..engines import rows
 from ..engines.choice import Explanation, kernels_for, where_kernels_run, why_reference
+from ..engines.modes import compiling, plain_operations
 from ..engines.rows.problem import Problem
 from ..row_statistics import RowStatistics
 from . import chunks, gradients, products
@@ -39,11 +40,23 @@ def measure(
     """The row statistics of a problem, differentiable with respect to its tensors."""
     if not isinstance(problem, HeadProblem):
         return rows.measure(problem, engine, inplace_backward)
+    if _is_compiled(problem, engine):
+        from .operators import table_op  # registers the operators; only compilers need them
+
+        table = table_op(problem, choose(problem, engine).engine, inplace_backward)
+        return rows.named(problem, table.unbind(0))
     if not comes_by_chunks(problem):
         return rows.measure(with_all_logits(problem), engine, inplace_backward)
     module = rows.MODULES[choose(problem, engine).engine]
     *values, complete = gradients.measure_fields(problem, module)
     return rows.named(problem, values, complete)
+
+
+def _is_compiled(problem: HeadProblem, engine: str) -> bool:
+    """True if a compiler is to see an operator that computes the statistics by chunks."""
+    if not compiling() or plain_operations() or problem.differentiable_beyond_logits():
+        return False
+    return choose(problem, engine).engine != "reference"
 
 
 def comes_by_chunks(problem: Problem) -> bool:

@@ -9,6 +9,7 @@ The schemas are made of the fields of :class:`Tensors` and :class:`Settings`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, get_type_hints
 
 import torch
@@ -18,38 +19,52 @@ from . import MODULES
 from .problem import Problem, Settings, Tensors
 
 _SEPARATOR = ","  # operators take no tuples of names
-_TENSORS = [
+TENSORS = [  # as schemas declare them
     f"Tensor{'?' if name in Tensors._field_defaults else ''} {name}" for name in Tensors._fields
 ]
 _TYPES = {bool: "bool", int: "SymInt", float: "float"}
 # Shards of classes are no arguments of operators: compilers refuse them before.
 _KINDS = {k: kind for k, kind in get_type_hints(Settings).items() if k != "shard"}
-_SETTINGS = [f"{_TYPES.get(kind, 'str')} {name}" for name, kind in _KINDS.items()]
-_QUESTION = ", ".join([*_TENSORS, *_SETTINGS, "str engine"])
+SETTINGS = [f"{_TYPES.get(kind, 'str')} {name}" for name, kind in _KINDS.items()]
+_QUESTION = ", ".join([*TENSORS, *SETTINGS, "str engine"])
 
 
 def table_op(problem: Problem, engine: str, inplace_backward: bool) -> Tensor:
     """Return the table of statistics, computed by the operator; differentiable."""
+    refuse_inplace(inplace_backward)
+    return row_statistics(*question(problem, engine))
+
+
+def refuse_inplace(inplace_backward: bool) -> None:
+    """Raise if the gradient is asked for in the memory of the logits."""
     if inplace_backward:
         raise ValueError(
             "inplace_backward=True cannot be compiled; leave the memory to the compiler"
         )
-    return row_statistics(*question(problem, engine))
 
 
 def question(problem: Problem, engine: str) -> tuple[Any, ...]:
     """Return a problem and its engine as arguments of an operator."""
+    return (*problem.tensors, *settings_of(problem), engine)
+
+
+def settings_of(problem: Problem) -> tuple[Any, ...]:
+    """Return the settings of a problem as arguments of an operator."""
     *settings, requests, _ = problem.settings
-    return (*problem.tensors, *settings, _SEPARATOR.join(requests), engine)
+    return (*settings, _SEPARATOR.join(requests))
+
+
+def read_settings(given: Sequence[Any]) -> Settings:
+    """Return settings from the arguments of an operator."""
+    *settings, requests = given
+    return Settings(*settings, requests=tuple(x for x in requests.split(_SEPARATOR) if x))
 
 
 def _read(given: tuple[Any, ...]) -> tuple[Problem, Any]:
     """Return the problem and the engine from the arguments of an operator."""
     count = len(Tensors._fields)
-    *settings, requests, engine = given[count:]
-    names = tuple(name for name in requests.split(_SEPARATOR) if name)
-    problem = Problem(Tensors(*given[:count]), Settings(*settings, requests=names))
-    return problem, MODULES[engine]
+    *settings, engine = given[count:]
+    return Problem(Tensors(*given[:count]), read_settings(settings)), MODULES[engine]
 
 
 def _row_statistics(*given: Any) -> Tensor:
