@@ -314,13 +314,17 @@ def test_products_elsewhere(begun, dtype):
     within(total, truth, most)
 
 
-@pytest.mark.parametrize("narrow", [False, True])
-def test_a_slope_is_not_rounded_to_16_bits(narrow):
-    part = torch.randn(40, 30).to(BF16 if narrow else torch.float32)
-    factor = torch.tensor(1 / 3)
-    exact = part.double() * factor.double()
+@pytest.mark.parametrize("factor", [1 / 3, 1.0, 0.0, -2.5])
+@pytest.mark.parametrize("given", [torch.float32, BF16], ids=str)
+@pytest.mark.parametrize("installed", [False, True])
+def test_a_slope_is_not_rounded_to_16_bits(factor, given, installed, on_triton, monkeypatch):
+    monkeypatch.setattr("xent.engines.triton.INSTALLED", installed)
+    part = torch.randn(4096, 3).to(given)
+    factor = torch.tensor(factor, dtype=torch.float64)
+    exact = part.double() * factor.float().double()
     found = scaled(part, factor, BF16)
     assert found.dtype == BF16
+    assert (found is part) == (given == BF16)
     within(found, exact, rounding(exact, BF16) * (1 + 2.0**-14))
 
 

@@ -281,12 +281,17 @@ class Head:
 
 
 def scaled(part: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
-    """A tensor times a number, rounded once, without a look at the number.
+    """A contiguous tensor times a number, rounded once, without a look at the number.
 
     The tensor itself is overwritten if it has the dtype.
     """
     # With an axis the factor keeps its type; a 0-d one would be rounded to that of the tensor.
     factor = factor.to(products.type_of_sums(part.dtype)).view(1)
-    return torch.mul(
-        part, factor, out=part if part.dtype == dtype else part.new_empty(part.shape, dtype=dtype)
-    )
+    if part.dtype != dtype:
+        return torch.mul(part, factor, out=torch.empty_like(part, dtype=dtype))
+    if dtype not in triton.TYPES or triton.obstacle_of((part, factor)) is not None:
+        return torch.mul(part, factor, out=part)
+    from ..engines.triton.scale import scale_in_place
+
+    scale_in_place(part, factor)  # for the number 1, the rule, it reads and writes nothing
+    return part

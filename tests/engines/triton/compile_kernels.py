@@ -23,6 +23,7 @@ if sys.argv[1] == "hip":  # before anybody asks
 
 import xent
 from xent.engines import triton as engine
+from xent.heads import chunks
 
 BIN = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
@@ -96,6 +97,7 @@ def main() -> None:
     call(ce, 4, 1000)
     call(ce, 4, 1000, **none)
     call(ce, 4, 128256)
+    chunks.scaled(torch.zeros(4, 1000, dtype=torch.bfloat16), torch.ones(()), torch.bfloat16)
     if not nvidia:
         return
     call(ce, 4, 128256, dtype=torch.float32, **none)

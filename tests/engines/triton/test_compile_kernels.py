@@ -27,7 +27,7 @@ def compiled_for(*target: str, cache: Path) -> list[dict]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-KERNELS = {"sweep", "finish", "find_coefficients", "differentiate", "cross_entropy"}
+KERNELS = {"sweep", "finish", "find_coefficients", "differentiate", "cross_entropy", "scale"}
 
 
 def test_nvidia(tmp_path):
