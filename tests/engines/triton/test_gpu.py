@@ -1,10 +1,11 @@
-"""Tests that need a GPU: compiled kernels, graphs, more than 2^31 logits."""
+"""Tests that need a GPU: compiled kernels, graphs, linear heads, more than 2^31 logits."""
 
 import pytest
 import torch
 
 import xent
 from tests.helpers import nats_below_top, value_and_grad, worst
+from xent.heads import products
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -96,3 +97,106 @@ def test_no_call_waits():
         xent.losses.focal_loss(z, y, reduction="none").sum().backward()
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+# ---- behind a linear head -----------------------------------------------------------------------
+
+
+def head_of(dtype, rows, classes=8192, features=256):
+    """Return features, weight, bias, and labels of which 60 % are ignored."""
+    shapes = ((rows, features), (classes, features), (classes,))
+    h, w, b = (torch.randn(shape, device="cuda") for shape in shapes)
+    y = torch.randint(classes, (rows,), device="cuda")
+    y[torch.randperm(rows, device="cuda")[: rows * 3 // 5]] = -100
+    return [x.to(dtype).requires_grad_() for x in (h, w / features**0.5, b)], y
+
+
+def behind(parts, rows=1024):
+    """Return logits in chunks of so many rows."""
+    return xent.LinearLogits(*parts, max_workspace=rows * len(parts[1]) * parts[1].itemsize)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("rows", [1000, 5000])
+@pytest.mark.parametrize("loss", [xent.cross_entropy, xent.losses.focal_loss])
+def test_a_linear_head(dtype, rows, loss):
+    parts, y = head_of(dtype, rows)
+    slope = torch.tensor(2.0**12, device="cuda")
+    wide = [x.detach().double().requires_grad_() for x in parts]
+    truth = loss(torch.nn.functional.linear(*wide), y)
+    exact = torch.autograd.grad(truth, wide, slope.double())
+    value = loss(behind(parts), y)
+    rough = {torch.float32: 1e-4}.get(dtype, 2e-2)
+    torch.testing.assert_close(value.double(), truth, rtol=rough / 4, atol=0)
+    found = torch.autograd.grad(value, parts, slope.to(dtype), retain_graph=True)
+    again = torch.autograd.grad(value, parts, slope.to(dtype))
+    for one, other, g in zip(found, again, exact, strict=True):
+        assert torch.equal(one, other)
+        assert float((one.double() - g).norm() / g.norm()) <= rough
+    assert not found[0][y < 0].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_products_of_16_bits_are_added_up_in_float32(dtype):
+    left = torch.randn(3000, 500, device="cuda").to(dtype).T
+    right = torch.randn(3000, 256, device="cuda").to(dtype)
+    total = torch.empty(500, 256, device="cuda")
+    exact, size = left.double() @ right.double(), left.abs().double() @ right.abs().double()
+    for turn in (1, 2):
+        products.add(total, left, right, begun=turn > 1)
+        assert bool(((total - turn * exact).abs() <= turn * 3000 * 2.0**-24 * size).all())
+
+
+@pytest.mark.parametrize("rows", [1000, 5000])
+def test_a_linear_head_never_waits(rows):
+    parts, y = head_of(torch.bfloat16, rows)
+
+    def step():
+        xent.cross_entropy(behind(parts), y).backward()
+        xent.losses.focal_loss(behind(parts), y).mul(3).backward()
+        s = xent.statistics(behind(parts), y, entropy=True)
+        (s.log_prob + s.entropy).sum().backward()
+
+    step()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("rows", [1000, 5000])
+def test_cuda_graphs_of_a_linear_head(rows):
+    """In a graph nobody asks how many rows are ignored: other labels have other rows."""
+    parts, y = head_of(torch.bfloat16, rows)
+
+    def step():
+        return torch.autograd.grad(xent.cross_entropy(behind(parts), y), parts)
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    y.copy_(head_of(torch.bfloat16, rows)[1])
+    graph.replay()
+    for one, other in zip(captured, step(), strict=True):
+        torch.testing.assert_close(one, other, rtol=2e-2, atol=1e-4)
+
+
+def test_memory_of_a_linear_head():
+    """Beyond inputs and gradients: a chunk, and the gradient of the weight in float32."""
+    parts, y = head_of(torch.bfloat16, 5000)
+    xent.cross_entropy(behind(parts), y).backward()
+    for x in parts:
+        x.grad = None
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    xent.cross_entropy(behind(parts), y).backward()
+    taken = torch.cuda.max_memory_allocated() - before
+    chunk, wide = 1024 * 8192 * 2, parts[1].numel() * 4
+    gradients, features = 2 * sum(x.numel() for x in parts), 1024 * 256 * 8
+    assert taken <= chunk + wide + gradients + features + (4 << 20)
