@@ -349,6 +349,15 @@ def test_a_cpu_keeps_its_chunks(monkeypatch):
     assert chunks.plan(z).rows == chunks.MAX_ROWS
 
 
+def test_a_loss_keeps_no_logits(road, monkeypatch):
+    heads, want = [], Head.want
+    monkeypatch.setattr(Head, "want", lambda *a: heads.append(a[0]) or want(*a))
+    parts, y = parts_of(BF16)
+    loss = cross_entropy(parts, y)
+    assert loss.requires_grad
+    assert [head.buffer for head in heads] == [None]
+
+
 @pytest.mark.parametrize("several", [False, True])
 def test_only_several_chunks_have_a_float32_buffer(several, on_triton, monkeypatch):
     made, empty = [], Head.empty

@@ -9,10 +9,12 @@
 ``late.py``           tensors of an evaluation whose numbers are computed when something reads them
 ``products.py``       the type of the products: 16 bits in hardware, or float32
 ``problem.py``        reads a call, whether its logits are a tensor or lie behind a head
+``kept.py``           the rows that are computed: those that are not ignored
 ``chunks.py``         the rows of some heads, a chunk at a time: their logits and gradients
 ``gradients.py``      functions of such rows, differentiable without all logits
 ``totals.py``         sums over such rows, whose gradient is taken while the logits are in memory
 ``measure.py``        row statistics of tensors and of heads
+``operators.py``      the statistics of heads as operators, for compilers
 ``answers.py``        answers to PyTorch's functions: topk, argmax, logsumexp, ...
 ``arithmetic.py``     answers to its arithmetic: scales, softcaps, sums, masks of classes
 ``row_operations.py`` answers to what only moves, joins or repeats rows

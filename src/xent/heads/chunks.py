@@ -127,8 +127,11 @@ class Chunks:
     def __iter__(self) -> Iterator[Index]:
         """The rows of one chunk after the other."""
         if self.kept is None:
-            return slices(self.rows, self.height)
-        return self.kept.chunks(self.height)
+            yield from slices(self.rows, self.height)
+        else:
+            yield from self.kept.chunks(self.height)
+        for head in self.heads:  # a loss that is kept must not keep a chunk of logits
+            head.buffer = None
 
 
 class Head:
