@@ -144,7 +144,6 @@ def contestants(head: Head) -> dict[str, Callable[[], object]]:
     for size in (rows, rows // 2):
         calls[f"pipeline, {size} rows"] = partial(pipeline, head, size)
     calls["xent"] = gradients(xent.linear_cross_entropy)
-    calls["xent, 1 GiB"] = gradients(partial(xent.linear_cross_entropy, max_workspace=1 << 30))
     if len(y) * len(w) <= MOST_LOGITS:
         calls["torch"] = gradients(lambda h, w, y: F.cross_entropy(F.linear(h, w), y))
     try:

@@ -349,6 +349,16 @@ def test_a_cpu_keeps_its_chunks(monkeypatch):
     assert chunks.plan(z).rows == chunks.MAX_ROWS
 
 
+def test_a_divisor_that_was_changed_is_noticed(road):
+    parts, y = parts_of(torch.float32, 128)
+    divisor = torch.tensor(7.0, dtype=torch.float64)
+    loss = cross_entropy(parts, y, normalizer=divisor)
+    grads(loss, parts, retain_graph=True)
+    divisor *= 2
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        grads(loss, parts)
+
+
 def test_a_loss_keeps_no_logits(road, monkeypatch):
     heads, want = [], Head.want
     monkeypatch.setattr(Head, "want", lambda *a: heads.append(a[0]) or want(*a))

@@ -130,7 +130,9 @@ def rows_of(kept: Tensor | None) -> Kept | None:
         return None
     if on_accelerator(kept):
         return SortedRows(kept)
-    return None if bool(kept.all()) else KeptRows(kept.nonzero()[:, 0])
+    if bool(kept.all()):
+        return None
+    return KeptRows(kept.nonzero()[:, 0])
 
 
 def finite_slope(slope: Tensor, none: bool | Tensor) -> Tensor | None:

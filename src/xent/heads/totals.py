@@ -52,7 +52,8 @@ class _TotalAhead(torch.autograd.Function):
     ) -> Tensor:
         problem, row_weight, ctx.sum = question
         loss, ctx.head, ctx.nothing = _sweep(*question, ctx.needs_input_grad[1:])
-        ctx.save_for_backward(hidden, weight, bias, *problem.others, row_weight)
+        divisor = ctx.sum.divisor if isinstance(ctx.sum.divisor, Tensor) else None
+        ctx.save_for_backward(hidden, weight, bias, *problem.others, row_weight, divisor)
         # A loss that is kept must not keep the tensors, but for those that autograd looks after.
         ctx.source, ctx.shape = problem.source.with_parts(None, None, None), problem.shape
         return loss
@@ -66,7 +67,7 @@ class _TotalAhead(torch.autograd.Function):
         factor = finite_slope(grad, ctx.nothing)
         if head is not None and not differentiable:
             return None, *head.times(factor)
-        *parts, row_weight = ctx.saved_tensors  # raises if one was changed since
+        *parts, row_weight, _ = ctx.saved_tensors  # raises if one was changed since
         sum = ctx.sum._replace(direct=False)  # hooks may have given back tensors of another layout
         source = _source_of(ctx.source, parts[:3])
         tensors = Tensors(parts[0], *parts[3:])
@@ -128,7 +129,7 @@ class _OneChunk(_TotalAhead):
             z.sum(0) if for_bias else None,
         ))  # fmt: skip
         ctx.nothing, ctx.shape = False, hidden.shape[:1]
-        ctx.save_for_backward(hidden, weight, bias, *tensors[1:], row_weight)
+        ctx.save_for_backward(hidden, weight, bias, *tensors[1:], row_weight, None)
         return loss
 
 
