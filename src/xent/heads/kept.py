@@ -32,7 +32,7 @@ class KeptRows(NamedTuple):
 
     @property
     def most(self) -> int:
-        """How many rows there are at most, as far as that is known without a wait."""
+        """The number of rows, or the most that it can be where nobody waits for it."""
         return self.numbers.shape[0]
 
     @property
@@ -64,7 +64,7 @@ class SortedRows(NamedTuple):
 
     @property
     def most(self) -> int:
-        """How many rows there are at most, as far as that is known without a wait."""
+        """The number of rows, or the most that it can be where nobody waits for it."""
         return self.kept.shape[0]
 
     @property

@@ -64,7 +64,7 @@ class _TotalAhead(torch.autograd.Function):
         # The gradients are handed over, to save memory; a second backward pass multiplies again.
         head, ctx.head = ctx.head, None
         needed, differentiable = ctx.needs_input_grad[1:], only_differentiable(grad)
-        factor = finite_slope(grad, ctx.nothing)
+        factor = grad if ctx.nothing is False else finite_slope(grad, ctx.nothing)
         if head is not None and not differentiable:
             return None, *head.times(factor)
         *parts, row_weight, _ = ctx.saved_tensors  # raises if one was changed since
