@@ -1,9 +1,13 @@
 """Compile kernels for a GPU that need not be present, and print the results as JSON.
 
     python compile_kernels.py cuda 90
+    python compile_kernels.py cuda 90 1000 4096
 
-One object per kernel: its name, the constants of its launch and, for NVIDIA, the registers of a
-thread, the bytes it spills, and how many loads of 16 bytes it makes.
+The second form compiles the kernels alone that sweep over logits, for cross-entropy of so many
+classes. One object per
+kernel: its name, the constants of its launch, the number of classes and, for NVIDIA, the registers
+of a thread, the bytes that it spills, its instructions for a logit, and how many loads of 16 bytes
+it makes.
 """
 
 import json
@@ -44,28 +48,75 @@ class Driver:
         return 0
 
 
-def resources(cubin: bytes) -> dict[str, int]:
-    """Return registers of a thread, and bytes on its stack."""
+def dumped(cubin: bytes, what: str) -> str:
+    """Return what cuobjdump tells of a kernel."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         Path(file.name).write_bytes(cubin)
-        text = subprocess.run(
-            [BIN / "cuobjdump", "--dump-resource-usage", file.name],
-            capture_output=True, text=True, check=True,
-        ).stdout  # fmt: skip
+        command = [BIN / "cuobjdump", f"--dump-{what}", file.name]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def resources(cubin: bytes) -> dict[str, int]:
+    """Return registers of a thread, and bytes on its stack."""
+    text = dumped(cubin, "resource-usage")
     return {name: int(re.search(rf"{name}:(\d+)", text)[1]) for name in ("REG", "STACK")}
 
 
-def compile_instead(run):
+INSTRUCTION = re.compile(r"\s*/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z]\S*)([^;]*);")
+
+
+def instructions(cubin: bytes) -> tuple[int, int]:
+    """Return how many instructions a kernel has in its innermost loops, and elsewhere.
+
+    The endless loop of one instruction behind the end of each kernel is none.
+    """
+    found = [INSTRUCTION.match(line) for line in dumped(cubin, "sass").splitlines()]
+    code = [(int(m[1], 16), m[2], m[3]) for m in found if m and m[2] != "NOP"]
+    places = {address: k for k, (address, _, _) in enumerate(code)}
+    loops = []
+    for end, (_, name, operands) in enumerate(code):
+        target = re.search(r"0x([0-9a-f]+)", operands) if name.startswith("BRA") else None
+        begin = places.get(int(target[1], 16)) if target else None
+        if begin is not None and begin + 2 < end:
+            loops.append((begin, end))
+    inside = sum(
+        last - first + 1
+        for first, last in loops  # the innermost
+        if sum(first <= begin and end <= last for begin, end in loops) == 1
+    )
+    return inside, len(code) - inside
+
+
+def per_logit(cubin: bytes, classes: int, threads: int, constants: dict) -> float:
+    """Return instructions for a logit: those of loops, and the rest spread over a thread's logits.
+
+    A kernel without a loop over the parts of a row has a whole tile in hand.
+    """
+    inside, outside = instructions(cubin)
+    numbers = constants["ROWS"] * constants["BLOCK"] / threads
+    if constants.get("WHOLE", True):
+        return (inside + outside) / numbers
+    parts = -(-classes // constants["BLOCK"])
+    return inside / numbers + outside / (numbers * parts)
+
+
+def compile_instead(run, only_sweeps):
     """Compile a kernel instead of launching it, and print the result."""
 
     def report(self, *args, grid, warmup, **constants):
+        if only_sweeps and ("ROWS" not in constants or constants.get("READY")):
+            return
         kernel = run(self, *args, grid=grid, warmup=True, **constants)
         told = {k: v for k, v in constants.items() if isinstance(v, (int, bool))}
         threads = kernel.metadata.num_warps * kernel.metadata.warp_size
         found = {"kernel": self.fn.__name__, "constants": told, "threads": threads}
         if "cubin" in kernel.asm:
-            found |= resources(kernel.asm["cubin"])
+            cubin = kernel.asm["cubin"]
+            found |= resources(cubin)
             found["wide loads"] = len(re.findall(r"ld\.global\S*\.v4", kernel.asm["ptx"]))
+            if "ROWS" in told:
+                found["classes"] = args[0].classes
+                found["per logit"] = per_logit(cubin, args[0].classes, threads, told)
         print(json.dumps(found))
 
     return report
@@ -80,13 +131,13 @@ def everything(s):
 
 def main() -> None:
     """Compile the kernels that a few calls would launch."""
-    backend, arch = sys.argv[1:]
+    backend, arch, *lengths = sys.argv[1:]
     nvidia = backend == "cuda"
     triton.runtime.driver.set_active(
         Driver(GPUTarget(backend, int(arch) if nvidia else arch, 32 if nvidia else 64))
     )
     engine.INTERPRETED = True  # tensors of the CPU will do: nothing is run
-    JITFunction.run = compile_instead(JITFunction.run)
+    JITFunction.run = compile_instead(JITFunction.run, only_sweeps=bool(lengths))
 
     def call(loss, *shape, dtype=torch.bfloat16, soft=False, **options):
         z = torch.zeros(shape, dtype=dtype, requires_grad=True)
@@ -94,6 +145,11 @@ def main() -> None:
         loss(z, y, engine="triton", **options).sum().backward()
 
     ce, none = xent.cross_entropy, {"reduction": "none"}
+    for length in lengths:
+        call(ce, 4, int(length))
+        call(ce, 4, int(length), **none)
+    if lengths:
+        return
     call(ce, 4, 1000)
     call(ce, 4, 1000, **none)
     call(ce, 4, 128256)
@@ -101,6 +157,8 @@ def main() -> None:
     if not nvidia:
         return
     call(ce, 4, 128256, dtype=torch.float32, **none)
+    for length in (10000, 16384, 32000, 50257):
+        call(ce, 4, length)
     call(ce, 4, 100, soft=True, **none)
     call(ce, 4, 21, 64, 64, softcap=5.0, logit_scale=2.0)
     call(everything, 4, 1000)

@@ -1,4 +1,4 @@
-"""The kernels compile for GPUs, without a GPU, and do not spill registers."""
+"""The kernels compile for GPUs, without a GPU, take few instructions, and spill no registers."""
 
 import json
 import os
@@ -10,10 +10,7 @@ import pytest
 
 from xent.engines import triton
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not triton.INSTALLED, reason="Triton is not installed"),
-]
+pytestmark = pytest.mark.skipif(not triton.INSTALLED, reason="Triton is not installed")
 
 
 def compiled_for(*target: str, cache: Path) -> list[dict]:
@@ -30,18 +27,40 @@ def compiled_for(*target: str, cache: Path) -> list[dict]:
 KERNELS = {"sweep", "finish", "find_coefficients", "differentiate", "cross_entropy", "scale"}
 
 
+# At its copy rate an H200 can issue 25 instructions for a bfloat16 logit that is read and written,
+# 12 for one that is read. Where rows are short, what is done once for a row counts.
+BUDGETS = {
+    ("cross_entropy", 100): 45, ("cross_entropy", 1000): 32, ("cross_entropy", 4096): 25,
+    ("cross_entropy", 128256): 25,
+    ("sweep", 100): 24, ("sweep", 1000): 16, ("sweep", 4096): 16, ("sweep", 128256): 16,
+    ("differentiate", 100): 20, ("differentiate", 1000): 14, ("differentiate", 4096): 14,
+    ("differentiate", 128256): 14,
+}  # fmt: skip
+
+
+def test_instructions_for_a_logit(tmp_path):
+    lengths = [str(classes) for classes in sorted({classes for _, classes in BUDGETS})]
+    kernels = compiled_for("cuda", "90", *lengths, cache=tmp_path)
+    found = {(k["kernel"], k["classes"]): k["per logit"] for k in kernels}
+    assert found.keys() == BUDGETS.keys()
+    assert {name: n for name, n in found.items() if n > BUDGETS[name]} == {}
+    assert max(k["STACK"] for k in kernels) == 0
+
+
+@pytest.mark.slow
 def test_nvidia(tmp_path):
     kernels = compiled_for("cuda", "90", cache=tmp_path)
     assert {k["kernel"] for k in kernels} == KERNELS
-    assert max(k["threads"] for k in kernels) == 1024
+    assert max(k["threads"] for k in kernels) <= 512
     for kernel in kernels:
         assert kernel["STACK"] <= 16, kernel  # nothing of what a thread holds is spilled
         reads = kernel["kernel"] in ("sweep", "differentiate", "cross_entropy")
-        wide = kernel["constants"].get("ALIGN") in (8, -8)  # 16 bytes of bfloat16
+        wide = kernel["constants"].get("ALIGN") == 8  # 16 bytes of bfloat16
         assert kernel["wide loads"] or not (reads and wide), kernel
 
 
+@pytest.mark.slow
 def test_amd(tmp_path):
     kernels = compiled_for("hip", "gfx942", cache=tmp_path)
     assert {k["kernel"] for k in kernels} == KERNELS
-    assert max(k["threads"] for k in kernels) == 1024
+    assert max(k["threads"] for k in kernels) <= 1024

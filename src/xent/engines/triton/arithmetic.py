@@ -95,6 +95,19 @@ def split_power(x, exponent, EXACT: tl.constexpr):
 
 
 @triton.jit
+def binary_exponent(x, exponent):
+    """Return the logarithm of :func:`power` to base 2, for a base that is not exact."""
+    return tl.fma(x, LOG2E, -exponent)
+
+
+@triton.jit
+def power_times(y, factor):
+    """Return ``2^y factor`` for y <= 0, which is rounded once, also below the normal numbers."""
+    low = y < -ROOM
+    return tl.exp2(tl.where(low, y + ROOM, y)) * tl.where(low, factor * 2.0**-ROOM, factor)
+
+
+@triton.jit
 def gap_to(logit, base):
     """Return ``(logit - shift) log2(e)`` as (integer, fraction), in float32.
 

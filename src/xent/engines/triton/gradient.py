@@ -27,7 +27,15 @@ from .algebra import (
     coefficients_of_soft,
     gradient_at,
 )
-from .arithmetic import INF, base_of, product, shift_of, split_power
+from .arithmetic import (
+    INF,
+    base_of,
+    binary_exponent,
+    power_times,
+    product,
+    shift_of,
+    split_power,
+)
 from .memory import (
     Columns,
     address_in,
@@ -36,10 +44,13 @@ from .memory import (
     find_tile,
     get,
     has,
+    has_slope,
     is_class,
+    load_entries,
     load_logits,
     load_soft,
     put,
+    put_entry,
     scale_in_double,
     soft_of_pivots,
     weights_of,
@@ -188,12 +199,20 @@ def differentiate(
     The last rows come first, because the forward sweep has left them in the cache.
     """
     program = tl.num_programs(0) - 1 - tl.program_id(0)
-    rows, _, classes = find_tile(args, program, ALIGN, ROWS, BLOCK)
+    rows, tile, classes = find_tile(args, program, ALIGN, ROWS, BLOCK)
     k = Columns(coefficients, args.rows, rows.n, rows.mask, 1, 0)
     special = Columns(places, args.rows, rows.n, rows.mask, 1, 0)
     mask = is_class(args, classes, ALIGN)
-    z, slope = load_logits(args, rows, classes, 0.0, "", ALIGN)  # (ROWS, BLOCK)
-    g = gradient_of_powers(z, k, NAMES)
+    # Ignored rows are not read, unless rows are loaded as vectors.
+    read = rows.mask if ALIGN < 0 else rows.kept
+    z, slope = load_logits(args, rows, read, classes, 0.0, "", ALIGN)  # (ROWS, BLOCK)
+    if ALIGN < 0:
+        z = tl.where(rows.kept[:, None], z, 0.0)
+    if has(NAMES, "spread") or has(NAMES, "square"):
+        g = gradient_of_powers(z, k, NAMES)
+    else:
+        x, exponent = z - get_column(k, "offset", NAMES), get_column(k, "exponent", NAMES)
+        g = power_times(binary_exponent(x, exponent), get_column(k, "all", NAMES))
     if has(NAMES, "mean"):
         mean = get_column(k, "mean", NAMES)
         if args.mean_weight is not None:
@@ -201,14 +220,32 @@ def differentiate(
         g += tl.where(z == -INF, 0.0, mean)
     if has(NAMES, "soft"):
         g += get_column(k, "soft", NAMES) * load_soft(args, rows, classes, ALIGN)
-    is_pivot = classes[None, :] == get_column(special, "pivot", PLACES)
-    g = tl.where(is_pivot, get_column(k, "at_pivot", NAMES), g)
+    if has_slope(args.transform):
+        g = tl.where(g == 0.0, g, g * slope)
+    first = tile * BLOCK
+    pivot = entry_of(args, rows, k, special, "at_pivot", "pivot", first, BLOCK, NAMES)
     if has(NAMES, "at_top"):
-        is_top = classes[None, :] == get_column(special, "rest_top", PLACES)
-        g = tl.where(is_top, get_column(k, "at_top", NAMES), g)
-    g = tl.where(g == 0.0, g, g * slope)
+        top = entry_of(args, rows, k, special, "at_top", "rest_top", first, BLOCK, NAMES)
     to = addresses(out, rows.outer, rows.inner, classes, ALIGN)
     tl.store(to, g.to(out.at.dtype.element_ty), mask=rows.mask[:, None] & mask[None, :])
+    put_entry(out, rows, pivot)
+    if has(NAMES, "at_top"):
+        put_entry(out, rows, top)
+
+
+@triton.jit
+def entry_of(
+    args, rows, k, special, name: tl.constexpr, place: tl.constexpr, first,
+    BLOCK: tl.constexpr, NAMES: tl.constexpr,
+):  # fmt: skip
+    """Return (class, mask, gradient) of the entries of rows that have a number of their own."""
+    at = tl.load(address_in(special, place, PLACES), mask=rows.mask, other=-1)
+    mask = (at >= first) & (at < first + BLOCK)
+    value = tl.load(address_in(k, name, NAMES), mask=mask, other=0.0)
+    if has_slope(args.transform):
+        _, slope = load_entries(args, rows, tl.where(mask, at, 0), mask)
+        value = tl.where(value == 0.0, value, value * slope)
+    return at, mask, value
 
 
 @triton.jit

@@ -17,18 +17,23 @@ from . import fields, gradient, one_sweep, sweep
 from .gradient import Partials
 from .memory import KernelArguments, Strided, Transform
 
-# These numbers are chosen so that no registers spill (tests/engines/triton/test_compile_kernels.py)
-# and enough loads are in flight. They have not been timed on a GPU yet; benchmarks/gpu/logits.py
-# does that.
+# These numbers are chosen so that no registers spill, a logit takes few instructions
+# (tests/engines/triton/test_compile_kernels.py), and enough loads are in flight. They have not been
+# timed on a GPU yet; benchmarks/gpu/logits.py does that.
 COUNT = 128  # rows of a program that works on rows alone
-TILE = 8192  # numbers in a tile of one row
-SMALL_TILE = 4096  # numbers in a tile of several rows
-LANES = 64 if torch.version.hip else 32  # threads of a warp; a program has 1024 threads at most
-PER_WARP = 16 * LANES  # numbers of a warp: 16 per thread stay in registers
-ON_CHIP = 16384  # numbers of a row that one program can hold
-PANEL = 64  # rows of a tile where rows lie next to each other
+LANES = 64 if torch.version.hip else 32  # threads of a warp
+PER_WARP = 64 * LANES  # numbers of a tile for each warp, so that what is done once per row is rare
+ROWS_PER_THREAD = 16  # of short rows; a thread does for each of them what is done once per row
+TILES = (8192, 4096, 2048)  # numbers in a part of a long row
+# Numbers of a row that one program can hold. Triton 3.8 and 3.9 spill 40 and 248 bytes with 32768.
+ON_CHIP = 32768 if triton.__version__ < "3.8" else 16384
+STEP_PER_WARP = 32 * LANES  # numbers of a part for each warp, where the next part is being loaded
+PANEL = 2 * LANES  # rows of a tile where rows lie next to each other: two for each thread
+PANEL_TILE = 32  # classes of such a tile
+PANEL_STEP = 8  # classes that are in hand at a time: 64 registers, where 32 classes took 158
 FEW = 16  # with this many rows next to each other, or more, a panel is faster
 VECTOR = 16  # bytes that a thread loads at once
+PANEL_VECTOR = 4  # bytes of a panel: with 16, a thread would have the numbers of eight rows
 
 
 class Tiling(NamedTuple):
@@ -42,19 +47,34 @@ class Tiling(NamedTuple):
     @classmethod
     def of(cls, classes: int, panel: bool) -> Tiling:
         """Return tiles of whole rows, several if the rows are short, or parts of a long row."""
-        most = SMALL_TILE // PANEL if panel else TILE
-        block = min(triton.next_power_of_2(classes), most)
-        rows = PANEL if panel else max(1, SMALL_TILE // block)
-        return cls(rows, block, triton.cdiv(classes, block), max(1, rows * block // PER_WARP))
+        if panel:
+            return cls._cut(classes, PANEL, min(triton.next_power_of_2(classes), PANEL_TILE))
+        block = min(triton.next_power_of_2(classes), _block(classes))
+        return cls._cut(classes, _rows(block), block)
 
     @classmethod
     def for_one_sweep(cls, classes: int, panel: bool) -> Tiling:
-        """Return tiles of whole rows, as far as one program can hold a row."""
+        """Return tiles of whole rows, or parts of a row that is too long or would waste threads."""
         if panel:
-            return cls.of(classes, panel)
-        block = min(triton.next_power_of_2(classes), ON_CHIP)
-        rows = max(1, SMALL_TILE // block)
+            return cls._cut(classes, PANEL, min(triton.next_power_of_2(classes), PANEL_STEP))
+        whole, block = triton.next_power_of_2(classes), _block(classes)
+        if whole <= ON_CHIP and 4 * whole <= 5 * triton.cdiv(classes, block) * block:
+            return cls._cut(classes, _rows(whole), whole)
+        return cls(1, block, triton.cdiv(classes, block), block // STEP_PER_WARP)
+
+    @classmethod
+    def _cut(cls, classes: int, rows: int, block: int) -> Tiling:
         return cls(rows, block, triton.cdiv(classes, block), max(1, rows * block // PER_WARP))
+
+
+def _rows(block: int) -> int:
+    """Return how many rows of a tile are side by side."""
+    return min(max(1, PER_WARP // block), ROWS_PER_THREAD * max(1, LANES // block))
+
+
+def _block(classes: int) -> int:
+    """Return the longest part of a row of which little lies behind the row: at most an eighth."""
+    return next((block for block in TILES if 8 * (-classes % block) <= classes), TILES[-1])
 
 
 class RowLayout(NamedTuple):
@@ -113,7 +133,7 @@ class Launch:
         self.arguments = KernelArguments(
             logits=_strided(logits),
             rows=self.rows,
-            inner_rows=layout.inner_rows,
+            inner_rows=None if layout.outer_rows == 1 else layout.inner_rows,
             classes=p.classes,
             tiles=self.tiling.tiles,
             transform=_transform(p),
@@ -182,7 +202,7 @@ class Launch:
             one_sweep.cross_entropy, min(blocks, _few(out.device)) if ready else blocks, out.device,
             self.arguments._replace(tiles=t.tiles), row_weight, divisor, slope, _strided(out),
             sums, blocks, READY=ready, ALIGN=self.align, ROWS=t.rows, BLOCK=t.block,
-            WHOLE=t.tiles == 1, num_warps=t.warps,
+            WHOLE=t.tiles == 1, THREADS=t.warps * LANES, num_warps=t.warps,
         )  # fmt: skip
 
     def differentiate(self, table: Tensor, partials: Sequence[Tensor | None], out: Tensor) -> None:
@@ -283,8 +303,10 @@ def _alignment(matrices: list[Tensor]) -> int:
     align = 0
     for x, layout in zip(matrices, layouts, strict=True):
         size = x.element_size()
-        own = (layout.inner_rows if panels[0] else layout.classes, VECTOR // size)
-        steps = layout.steps[::2] if panels[0] else layout.steps[:2]
+        if panels[0]:
+            own, steps = (layout.inner_rows, PANEL_VECTOR // size), layout.steps[::2]
+        else:
+            own, steps = (layout.classes, VECTOR // size), layout.steps[:2]
         align = math.gcd(align, x.data_ptr() // size, *own, *steps)
     if not (all(panels) or all(layout.steps[2] == 1 for layout in layouts)):
         return 1  # neither rows nor classes lie next to each other everywhere

@@ -46,7 +46,7 @@ class KernelArguments(NamedTuple):
 
     logits: Strided
     rows: int
-    inner_rows: int
+    inner_rows: int | None  # None where rows have one axis, which spares kernels a division
     classes: int
     tiles: int  # in a row
     transform: Transform
@@ -163,15 +163,25 @@ def find_rows(args, block, ALIGN: tl.constexpr, ROWS: tl.constexpr):
     block = tl.full([1], block, tl.int64)
     if ALIGN > 0:
         n = block * ROWS + tl.arange(0, ROWS)
-        outer, inner = n // args.inner_rows, n % args.inner_rows
+        outer, inner = split_rows(args, n)
         mask = n < args.rows
     else:  # rows that lie next to each other, of one outer index
-        blocks = tl.cdiv(args.inner_rows, ROWS)
+        inner_rows = args.rows if args.inner_rows is None else args.inner_rows
+        blocks = tl.cdiv(inner_rows, ROWS)
         outer, inner = block // blocks, block % blocks * ROWS + tl.arange(0, ROWS)
-        mask = inner < multiple(args.inner_rows, across_rows(ALIGN))
-        n = outer * args.inner_rows + inner
+        mask = inner < multiple(inner_rows, across_rows(ALIGN))
+        n = outer * inner_rows + inner
     label, kept = read_labels(args, n, mask)
     return RowBlock(n, mask, outer, inner, label, kept)
+
+
+@triton.jit
+def split_rows(args, n):
+    """Return (outer, inner) numbers of rows."""
+    outer, inner = tl.zeros_like(n), n
+    if args.inner_rows is not None:
+        outer, inner = n // args.inner_rows, n % args.inner_rows
+    return outer, inner
 
 
 @triton.jit
@@ -179,19 +189,21 @@ def find_some_rows(args, COUNT: tl.constexpr):
     """Return the COUNT rows of a program that works on rows alone."""
     n = tl.program_id(0).to(tl.int64) * COUNT + tl.arange(0, COUNT)
     mask = n < args.rows
+    outer, inner = split_rows(args, n)
     label, kept = read_labels(args, n, mask)
-    return RowBlock(n, mask, n // args.inner_rows, n % args.inner_rows, label, kept)
+    return RowBlock(n, mask, outer, inner, label, kept)
 
 
 @triton.jit
 def read_labels(args, n, mask):
     """Return (label, kept) of rows; every row of a soft target is kept."""
-    place = tl.full(n.shape, -1, tl.int64)
+    place = tl.full(n.shape, -1, tl.int32)
     if args.labels is not None:
         label = tl.load(args.labels + n, mask=mask, other=args.ignore_index)
         mask = mask & (label != args.ignore_index)
         here = label - args.first_class
-        place = tl.where(mask & (here >= 0) & (here < args.classes), here, -1)
+        inside = here.to(tl.uint64, bitcast=True) < args.classes  # one comparison for both ends
+        place = tl.where(mask & inside, here.to(tl.int32), -1)
     return place, mask
 
 
@@ -200,8 +212,23 @@ def addresses(matrix, outer, inner, classes, ALIGN: tl.constexpr):
     """Return the addresses of a tile, (ROWS, BLOCK)."""
     BYTES: tl.constexpr = matrix.at.dtype.element_ty.primitive_bitwidth // 8
     row = outer * matrix.outer + inner * matrix.inner
-    at = matrix.at + row[:, None] + (classes.to(tl.int64) * matrix.step)[None, :]
+    at = (matrix.at + row)[:, None] + (classes.to(tl.int64) * matrix.step)[None, :]
     return tl.multiple_of(at, [across_rows(ALIGN) * BYTES, along_row(ALIGN) * BYTES])
+
+
+@triton.jit
+def entries(matrix, rows, classes):
+    """Return the addresses of one class of each row, (ROWS,)."""
+    row = rows.outer * matrix.outer + rows.inner * matrix.inner
+    return matrix.at + row + classes.to(tl.int64) * matrix.step
+
+
+@triton.jit
+def put_entry(out, rows, entry):
+    """Store entries over those of the tile, which other threads may have written."""
+    at, mask, value = entry
+    tl.debug_barrier()
+    tl.store(entries(out, rows, at), value.to(out.at.dtype.element_ty), mask=mask)
 
 
 # ---- logits -------------------------------------------------------------------------------------
@@ -245,7 +272,7 @@ def transformed(t, z, scale, factor, bias):
 @triton.jit
 def slope_of_transform(t, x, scale, factor):
     """Return the derivative of the transform by ``x``, without the scale of the row."""
-    slope = tl.full(x.shape, 1.0, tl.float32) * factor
+    slope = tl.zeros_like(x) + factor
     if t.softcap is not None:
         e = tl.exp2(tl.abs(x * scale) * (-2.0 * LOG2E / t.softcap))
         slope *= 4.0 * e / ((1.0 + e) * (1.0 + e))  # 1 - tanh^2
@@ -254,36 +281,60 @@ def slope_of_transform(t, x, scale, factor):
 
 @triton.jit
 def load_logits(
-    args, rows, classes,
+    args, rows, row_mask, classes,
     OTHER: tl.constexpr, POLICY: tl.constexpr, ALIGN: tl.constexpr,
 ):  # fmt: skip
     """Return (transformed logits of a tile, slope of the transform), (ROWS, BLOCK) in float32.
 
-    OTHER stands in ignored rows and behind the last class. Ignored rows are not read, unless rows
-    are loaded as vectors.
+    OTHER stands behind the last class, and in rows outside of a mask. The slope lacks the scale of
+    the row, and is 1 unless the transform :func:`has_slope`.
     """
     class_mask = is_class(args, classes, ALIGN)
-    mask = rows.kept[:, None] & class_mask[None, :]
-    read = rows.mask[:, None] & class_mask[None, :] if ALIGN < 0 else mask
+    mask = row_mask[:, None] & class_mask[None, :]
     at = addresses(args.logits, rows.outer, rows.inner, classes, ALIGN)
-    z = tl.load(at, mask=read, other=OTHER, eviction_policy=POLICY).to(tl.float32)
-    scale = scale_in_double(args, rows.n, rows.mask).to(tl.float32)[:, None]
-    factor, bias = factor_and_bias(args.transform, classes, class_mask)
-    slope = slope_of_transform(args.transform, z, scale, factor[None, :])
-    z = transformed(args.transform, z, scale, factor[None, :], bias[None, :])
-    return tl.where(mask, z, OTHER), slope
+    z = tl.load(at, mask=mask, other=OTHER, eviction_policy=POLICY).to(tl.float32)
+    t = args.transform
+    slope = tl.full(z.shape, 1.0, tl.float32)
+    if is_transformed(t):
+        scale = scale_in_double(args, rows.n, rows.mask).to(tl.float32)[:, None]
+        factor, bias = factor_and_bias(t, classes, class_mask)
+        if has_slope(t):
+            slope = slope_of_transform(t, z, scale, factor[None, :])
+        z = tl.where(mask, transformed(t, z, scale, factor[None, :], bias[None, :]), OTHER)
+    return z, slope
+
+
+@triton.jit
+def is_transformed(t):
+    """Return True if the logits have a scale, a cap or a bias."""
+    return (
+        t.scale is not None or t.softcap is not None
+        or t.class_scale is not None or t.class_bias is not None
+    )  # fmt: skip
+
+
+@triton.jit
+def has_slope(t):
+    """Return True if the transform has a slope beside the scale of the row."""
+    return t.softcap is not None or t.class_scale is not None
+
+
+@triton.jit
+def load_entries(args, rows, classes, mask):
+    """Return (transformed logits of one class of each row, slope of the transform), (ROWS,)."""
+    t = args.transform
+    x = tl.load(entries(args.logits, rows, classes), mask=mask, other=0.0).to(tl.float32)
+    factor, bias = factor_and_bias(t, classes, mask)
+    scale = scale_in_double(args, rows.n, mask).to(tl.float32)
+    return transformed(t, x, scale, factor, bias), slope_of_transform(t, x, scale, factor)
 
 
 @triton.jit
 def load_label_logits(args, rows):
     """Return the transformed logit of the label of each row, (ROWS,); -inf without a label."""
     mask = rows.kept & (rows.label >= 0)
-    label = tl.where(mask, rows.label, 0)
-    at = args.logits.at + rows.outer * args.logits.outer + rows.inner * args.logits.inner
-    z = tl.load(at + label * args.logits.step, mask=mask, other=0.0).to(tl.float32)
-    factor, bias = factor_and_bias(args.transform, label, mask)
-    scale = scale_in_double(args, rows.n, mask).to(tl.float32)
-    return tl.where(mask, transformed(args.transform, z, scale, factor, bias), -INF)
+    z, _ = load_entries(args, rows, tl.where(mask, rows.label, 0), mask)
+    return tl.where(mask, z, -INF)
 
 
 @triton.jit

@@ -14,26 +14,41 @@ import triton
 import triton.language as tl
 
 from .algebra import finite_or_nan
-from .arithmetic import INF, LOG2E, ROOM, Base, base_of, gap_to, power, split_power
+from .arithmetic import (
+    INF,
+    LOG2E,
+    ROOM,
+    Base,
+    base_of,
+    binary_exponent,
+    gap_to,
+    power,
+    power_times,
+)
 from .memory import (
     Columns,
     addresses,
+    along_row,
     find_rows,
+    has_slope,
     is_class,
+    load_entries,
     load_label_logits,
     load_logits,
     put,
+    put_entry,
     scale_in_double,
     weights_of,
 )
 
+STAGES = tl.constexpr(2)  # one tile is loaded while another is summed
 SUMS = tl.constexpr("largest small")  # of the rest of each row, for `fields.finish`
 
 
 @triton.jit
 def cross_entropy(
     args, row_weight, divisor, slope, out, sums, blocks,
-    READY: tl.constexpr, WHOLE: tl.constexpr,
+    READY: tl.constexpr, WHOLE: tl.constexpr, THREADS: tl.constexpr,
     ALIGN: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Store gradient and sums of blocks of ROWS rows; program k takes block k, k + programs, ...
@@ -51,38 +66,43 @@ def cross_entropy(
         upstream = upstream / tl.load(divisor).to(tl.float64)
     for block in range(tl.program_id(0), blocks, tl.num_programs(0)):
         rows = find_rows(args, block, ALIGN, ROWS)
-        target = finite_or_nan(load_label_logits(args, rows))
         if WHOLE:
             classes = tl.arange(0, BLOCK)
-            rest, transform_slope = load_rest(args, rows, classes, "", ALIGN)
+            z, transform_slope = load_logits(args, rows, rows.mask, classes, -INF, "", ALIGN)
+            # The logits do not wait for the labels; ignored rows are dropped where the target is.
+            in_rest = (classes[None, :] != rows.label[:, None]) & rows.kept[:, None]
+            rest = tl.where(in_rest, z, -INF)
+            target = finite_or_nan(load_label_logits(args, rows))
             largest = tl.max(rest, 1)
             base = base_of_rest(largest, target)
-            e = power(rest - base.offset[:, None], base.exponent[:, None], False)
-            small = tl.sum(e, 1)
+            y = binary_exponent(rest - base.offset[:, None], base.exponent[:, None])
+            small = tl.sum(tl.exp2(y), 1)
         else:
-            largest, small = sums_of_tiles(args, rows, ROWS, BLOCK, ALIGN)
+            target = finite_or_nan(load_label_logits(args, rows))
+            largest, small = sums_of_long_rows(args, rows, ROWS, THREADS, BLOCK, ALIGN)
             base = base_of_rest(largest, target)
         if sums is not None:
             to = Columns(sums, args.rows, rows.n, rows.mask, 1, 0)
             put(to, "largest", largest, SUMS)
             put(to, "small", small, SUMS)
         factor = factor_of_rows(args, row_weight, rows) * upstream
-        factors = coefficients(target, base, small, factor.to(tl.float32))
+        of_rest, own = coefficients(target, base, small, factor.to(tl.float32))
+        mask = rows.kept & (rows.label >= 0)
+        if has_slope(args.transform):  # before the gradient is written, perhaps over the logits
+            _, slope_of_label = load_entries(args, rows, tl.where(mask, rows.label, 0), mask)
+            own = tl.where(own == 0.0, own, own * slope_of_label)
         if WHOLE:
-            put_gradient(args, out, rows, classes, rest, base, factors, transform_slope, ALIGN)
+            put_gradient(args, out, rows, classes, y, of_rest, transform_slope, ALIGN)
         else:
             for tile in range(args.tiles):
                 # The last tiles come first, because they were read last and are in the cache.
                 classes = (args.tiles - 1 - tile) * BLOCK + tl.arange(0, BLOCK)
-                rest, transform_slope = load_rest(args, rows, classes, "evict_first", ALIGN)
-                put_gradient(args, out, rows, classes, rest, base, factors, transform_slope, ALIGN)
-
-
-@triton.jit
-def load_rest(args, rows, classes, POLICY: tl.constexpr, ALIGN: tl.constexpr):
-    """Return (logits of a tile, -inf in the place of the target; slope of the transform)."""
-    z, slope = load_logits(args, rows, classes, -INF, POLICY, ALIGN)
-    return tl.where(classes[None, :] == rows.label[:, None], -INF, z), slope
+                z, transform_slope = load_logits(
+                    args, rows, rows.kept, classes, -INF, "evict_first", ALIGN
+                )
+                y = binary_exponent(z - base.offset[:, None], base.exponent[:, None])
+                put_gradient(args, out, rows, classes, y, of_rest, transform_slope, ALIGN)
+        put_entry(out, rows, (rows.label, mask, own))
 
 
 @triton.jit
@@ -94,20 +114,41 @@ def base_of_rest(largest, target):
 
 
 @triton.jit
-def sums_of_tiles(args, rows, ROWS: tl.constexpr, BLOCK: tl.constexpr, ALIGN: tl.constexpr):
-    """Return (largest logit, sum of exponentials) of the rest of rows longer than a tile."""
-    largest, total = tl.full([ROWS], -INF, tl.float32), tl.zeros([ROWS], tl.float32)
-    for tile in range(args.tiles):
-        classes = tile * BLOCK + tl.arange(0, BLOCK)
-        rest, _ = load_rest(args, rows, classes, "evict_last", ALIGN)
-        base = base_of(largest, False)
-        largest = tl.maximum(largest, tl.max(rest, 1))
+def sums_of_long_rows(
+    args, rows,
+    ROWS: tl.constexpr, THREADS: tl.constexpr, BLOCK: tl.constexpr, ALIGN: tl.constexpr,
+):  # fmt: skip
+    """Return (largest logit, sum of exponentials) of the rest of rows longer than a tile.
+
+    Several rows have a sum each. Of a single row every thread has a sum, over the numbers that the
+    thread loads, so the loop needs no barrier.
+    """
+    OWNERS: tl.constexpr = THREADS if ROWS == 1 else ROWS
+    VECTOR: tl.constexpr = along_row(ALIGN) if ROWS == 1 else BLOCK
+    largest = tl.full([OWNERS], -INF, tl.float32)
+    base, total = base_of(largest, False), tl.zeros([OWNERS], tl.float32)
+    for tile in tl.range(args.tiles, num_stages=STAGES):
+        places = tl.arange(0, BLOCK)
+        classes = tile * BLOCK + places
+        z, _ = load_logits(args, rows, rows.kept, classes, -INF, "evict_last", ALIGN)
+        # Compared with the places of a tile, which are constants; the classes would be added first.
+        rest = tl.where(places[None, :] == (rows.label - tile * BLOCK)[:, None], -INF, z)
+        rest = tl.reshape(rest, [ROWS * BLOCK // (OWNERS * VECTOR), OWNERS, VECTOR])
+        largest = tl.maximum(largest, tl.max(tl.max(rest, 2), 0))
         new = base_of(largest, False)
-        offset, exponent = base.offset - new.offset, base.exponent - new.exponent
-        carried = tl.exp2(tl.fma(offset, LOG2E, exponent))
-        total = tl.where(total == 0.0, 0.0, total * carried)
-        total += tl.sum(power(rest - new.offset[:, None], new.exponent[:, None], False), 1)
+        e = power(rest - new.offset[None, :, None], new.exponent[None, :, None], False)
+        total, base = carried(total, base, new) + tl.sum(tl.sum(e, 2), 0), new
+    if ROWS == 1:
+        largest = tl.max(largest, 0, keep_dims=True)
+        total = tl.sum(carried(total, base, base_of(largest, False)), 0, keep_dims=True)
     return largest, total
+
+
+@triton.jit
+def carried(total, base, new):
+    """Return sums of exponentials relative to another base."""
+    factor = tl.exp2(tl.fma(base.offset - new.offset, LOG2E, base.exponent - new.exponent))
+    return tl.where(total == 0.0, 0.0, total * factor)
 
 
 @triton.jit
@@ -128,26 +169,22 @@ def coefficients(target, base, total, factor):
     """
     floor, fraction = gap_to(target, base)  # (target - shift) log2(e)
     leads = floor >= 0
-    other = tl.exp2(-fraction) * tl.exp2(tl.where(leads, -(floor - ROOM), 0.0))
+    # The smaller of the two exponentials relative to the larger: of the target or of the shift.
+    behind = tl.exp2(tl.where(leads, -fraction, fraction))
+    behind *= tl.exp2(tl.where(leads, ROOM - floor, floor))
     down = tl.where(leads, 2.0**-ROOM, 1.0)
-    # All numbers are relative to the target where the target leads, and to the shift elsewhere.
-    own = tl.where(leads, 1.0, tl.exp2(fraction) * tl.exp2(tl.where(leads, 0.0, floor)))
-    unit = tl.where(leads, other, 1.0)
+    own, unit = tl.where(leads, 1.0, behind), tl.where(leads, behind, 1.0)
     rest = total * unit
-    all_ = own + rest * down
-    of_rest = tl.where(total == 0.0, 0.0, factor * (unit / all_) * down)
-    return of_rest, -factor * (rest / all_) * down
+    share = factor * down / (own + rest * down)
+    return tl.where(total == 0.0, 0.0, share * unit), -share * rest
 
 
 @triton.jit
-def put_gradient(
-    args, out, rows, classes, rest, base, factors, transform_slope, ALIGN: tl.constexpr
-):
-    """Store the gradient of a tile; ignored rows have zeros."""
-    e, fade = split_power(rest - base.offset[:, None], base.exponent[:, None], False)
-    g = e * (fade * factors[0][:, None])
-    g = tl.where(classes[None, :] == rows.label[:, None], factors[1][:, None], g)
-    g = tl.where(rows.kept[:, None], tl.where(g == 0.0, g, g * transform_slope), 0.0)
+def put_gradient(args, out, rows, classes, y, factor, transform_slope, ALIGN: tl.constexpr):
+    """Store the gradient of the rest of a tile, ``2^y factor`` times the slope of the transform."""
+    g = power_times(y, factor[:, None])
+    if has_slope(args.transform):
+        g = tl.where(g == 0.0, g, g * transform_slope)
     mask = rows.mask[:, None] & is_class(args, classes, ALIGN)[None, :]
     to = addresses(out, rows.outer, rows.inner, classes, ALIGN)
     tl.store(to, g.to(out.at.dtype.element_ty), mask=mask, eviction_policy="evict_first")

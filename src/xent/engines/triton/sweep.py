@@ -77,7 +77,8 @@ def sweep(
     """Sum up one tile per program."""
     rows, tile, classes = find_tile(args, tl.program_id(0), ALIGN, ROWS, BLOCK)
     to = Columns(sums, args.rows, rows.n, rows.mask, args.tiles, tile)
-    z, _ = load_logits(args, rows, classes, -INF, "", ALIGN)  # (ROWS, BLOCK)
+    # Ignored rows are read, too: a load that waited for the labels would begin later by a load.
+    z, _ = load_logits(args, rows, rows.mask, classes, -INF, "", ALIGN)  # (ROWS, BLOCK)
     if has(SUMS, "pivot"):
         peak = tl.max(z, 1)
         pivot = first_place(z, peak, BLOCK)
