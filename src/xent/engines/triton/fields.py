@@ -200,7 +200,7 @@ def finish(
     if has(SUMS, "pivot"):
         pivot, mass = peak.logit, peak.soft + rest.mass
     else:
-        pivot = load_label_logits(args, rows).to(tl.float64)
+        pivot = load_label_logits(args, rows)[0].to(tl.float64)
         mass = weights_of(args.class_weight, rows.label, rows.kept & (rows.label >= 0))
     odds = odds_of(pivot, rest.shift, rest.small, rest.ties)
     nothing = rows.kept & (odds.total == 0) & (pivot == -INF) & SHARDED

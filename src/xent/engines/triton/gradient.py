@@ -226,6 +226,8 @@ def differentiate(
     pivot = entry_of(args, rows, k, special, "at_pivot", "pivot", first, BLOCK, NAMES)
     if has(NAMES, "at_top"):
         top = entry_of(args, rows, k, special, "at_top", "rest_top", first, BLOCK, NAMES)
+    if has_slope(args.transform):  # of logits that the gradient may be written over
+        tl.debug_barrier()
     to = addresses(out, rows.outer, rows.inner, classes, ALIGN)
     tl.store(to, g.to(out.at.dtype.element_ty), mask=rows.mask[:, None] & mask[None, :])
     put_entry(out, rows, pivot)

@@ -331,10 +331,10 @@ def load_entries(args, rows, classes, mask):
 
 @triton.jit
 def load_label_logits(args, rows):
-    """Return the transformed logit of the label of each row, (ROWS,); -inf without a label."""
+    """Return (transformed logit of the label of each row, slope there); -inf without a label."""
     mask = rows.kept & (rows.label >= 0)
-    z, _ = load_entries(args, rows, tl.where(mask, rows.label, 0), mask)
-    return tl.where(mask, z, -INF)
+    z, slope = load_entries(args, rows, tl.where(mask, rows.label, 0), mask)
+    return tl.where(mask, z, -INF), slope
 
 
 @triton.jit

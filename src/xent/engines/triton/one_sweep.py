@@ -32,7 +32,6 @@ from .memory import (
     find_rows,
     has_slope,
     is_class,
-    load_entries,
     load_label_logits,
     load_logits,
     put,
@@ -66,19 +65,20 @@ def cross_entropy(
         upstream = upstream / tl.load(divisor).to(tl.float64)
     for block in range(tl.program_id(0), blocks, tl.num_programs(0)):
         rows = find_rows(args, block, ALIGN, ROWS)
-        if WHOLE:
+        if WHOLE:  # the logits do not wait for the labels
             classes = tl.arange(0, BLOCK)
             z, transform_slope = load_logits(args, rows, rows.mask, classes, -INF, "", ALIGN)
-            # The logits do not wait for the labels; ignored rows are dropped where the target is.
+        # Read before the sums, which wait for all threads: the gradient may be written over it.
+        target, slope_of_target = load_label_logits(args, rows)
+        target = finite_or_nan(target)
+        if WHOLE:
             in_rest = (classes[None, :] != rows.label[:, None]) & rows.kept[:, None]
             rest = tl.where(in_rest, z, -INF)
-            target = finite_or_nan(load_label_logits(args, rows))
             largest = tl.max(rest, 1)
             base = base_of_rest(largest, target)
             y = binary_exponent(rest - base.offset[:, None], base.exponent[:, None])
             small = tl.sum(tl.exp2(y), 1)
         else:
-            target = finite_or_nan(load_label_logits(args, rows))
             largest, small = sums_of_long_rows(args, rows, ROWS, THREADS, BLOCK, ALIGN)
             base = base_of_rest(largest, target)
         if sums is not None:
@@ -87,10 +87,7 @@ def cross_entropy(
             put(to, "small", small, SUMS)
         factor = factor_of_rows(args, row_weight, rows) * upstream
         of_rest, own = coefficients(target, base, small, factor.to(tl.float32))
-        mask = rows.kept & (rows.label >= 0)
-        if has_slope(args.transform):  # before the gradient is written, perhaps over the logits
-            _, slope_of_label = load_entries(args, rows, tl.where(mask, rows.label, 0), mask)
-            own = tl.where(own == 0.0, own, own * slope_of_label)
+        own = tl.where(own == 0.0, own, own * slope_of_target)
         if WHOLE:
             put_gradient(args, out, rows, classes, y, of_rest, transform_slope, ALIGN)
         else:
@@ -102,7 +99,7 @@ def cross_entropy(
                 )
                 y = binary_exponent(z - base.offset[:, None], base.exponent[:, None])
                 put_gradient(args, out, rows, classes, y, of_rest, transform_slope, ALIGN)
-        put_entry(out, rows, (rows.label, mask, own))
+        put_entry(out, rows, (rows.label, rows.kept & (rows.label >= 0), own))
 
 
 @triton.jit
