@@ -202,7 +202,7 @@ class Launch:
             one_sweep.cross_entropy, min(blocks, _few(out.device)) if ready else blocks, out.device,
             self.arguments._replace(tiles=t.tiles), row_weight, divisor, slope, _strided(out),
             sums, blocks, READY=ready, ALIGN=self.align, ROWS=t.rows, BLOCK=t.block,
-            WHOLE=t.tiles == 1, THREADS=t.warps * LANES, num_warps=t.warps,
+            WHOLE=t.tiles == 1, CLUSTER=False, THREADS=t.warps * LANES, num_warps=t.warps,
         )  # fmt: skip
 
     def differentiate(self, table: Tensor, partials: Sequence[Tensor | None], out: Tensor) -> None:

@@ -208,12 +208,32 @@ def read_labels(args, n, mask):
 
 
 @triton.jit
-def addresses(matrix, outer, inner, classes, ALIGN: tl.constexpr):
-    """Return the addresses of a tile, (ROWS, BLOCK)."""
+def down(x, FLAT: tl.constexpr):
+    """Return numbers of rows in the shape that broadcasts over a tile."""
+    if not FLAT:
+        x = x[:, None]
+    return x
+
+
+@triton.jit
+def along(x, FLAT: tl.constexpr):
+    """Return numbers of classes in the shape that broadcasts over a tile."""
+    if not FLAT:
+        x = x[None, :]
+    return x
+
+
+@triton.jit
+def addresses(matrix, outer, inner, classes, ALIGN: tl.constexpr, FLAT: tl.constexpr = False):
+    """Return the addresses of a tile, (ROWS, BLOCK), or of a FLAT one, (BLOCK,)."""
     BYTES: tl.constexpr = matrix.at.dtype.element_ty.primitive_bitwidth // 8
-    row = outer * matrix.outer + inner * matrix.inner
-    at = (matrix.at + row)[:, None] + (classes.to(tl.int64) * matrix.step)[None, :]
-    return tl.multiple_of(at, [across_rows(ALIGN) * BYTES, along_row(ALIGN) * BYTES])
+    row = matrix.at + outer * matrix.outer + inner * matrix.inner
+    at = down(row, FLAT) + along(classes.to(tl.int64) * matrix.step, FLAT)
+    if FLAT:
+        at = tl.multiple_of(at, along_row(ALIGN) * BYTES)
+    else:
+        at = tl.multiple_of(at, [across_rows(ALIGN) * BYTES, along_row(ALIGN) * BYTES])
+    return at
 
 
 @triton.jit
@@ -282,25 +302,26 @@ def slope_of_transform(t, x, scale, factor):
 @triton.jit
 def load_logits(
     args, rows, row_mask, classes,
-    OTHER: tl.constexpr, POLICY: tl.constexpr, ALIGN: tl.constexpr,
+    OTHER: tl.constexpr, POLICY: tl.constexpr, ALIGN: tl.constexpr, FLAT: tl.constexpr = False,
 ):  # fmt: skip
     """Return (transformed logits of a tile, slope of the transform), (ROWS, BLOCK) in float32.
 
-    OTHER stands behind the last class, and in rows outside of a mask. The slope lacks the scale of
-    the row, and is 1 unless the transform :func:`has_slope`.
+    A FLAT tile, (BLOCK,), is one row. OTHER stands behind the last class, and in rows outside of a
+    mask. The slope lacks the scale of the row, and is 1 unless the transform :func:`has_slope`.
     """
     class_mask = is_class(args, classes, ALIGN)
-    mask = row_mask[:, None] & class_mask[None, :]
-    at = addresses(args.logits, rows.outer, rows.inner, classes, ALIGN)
+    mask = down(row_mask, FLAT) & along(class_mask, FLAT)
+    at = addresses(args.logits, rows.outer, rows.inner, classes, ALIGN, FLAT)
     z = tl.load(at, mask=mask, other=OTHER, eviction_policy=POLICY).to(tl.float32)
     t = args.transform
     slope = tl.full(z.shape, 1.0, tl.float32)
     if is_transformed(t):
-        scale = scale_in_double(args, rows.n, rows.mask).to(tl.float32)[:, None]
+        scale = down(scale_in_double(args, rows.n, rows.mask).to(tl.float32), FLAT)
         factor, bias = factor_and_bias(t, classes, class_mask)
+        factor, bias = along(factor, FLAT), along(bias, FLAT)
         if has_slope(t):
-            slope = slope_of_transform(t, z, scale, factor[None, :])
-        z = tl.where(mask, transformed(t, z, scale, factor[None, :], bias[None, :]), OTHER)
+            slope = slope_of_transform(t, z, scale, factor)
+        z = tl.where(mask, transformed(t, z, scale, factor, bias), OTHER)
     return z, slope
 
 

@@ -28,7 +28,9 @@ from .arithmetic import (
 from .memory import (
     Columns,
     addresses,
+    along,
     along_row,
+    down,
     find_rows,
     has_slope,
     is_class,
@@ -47,7 +49,7 @@ SUMS = tl.constexpr("largest small")  # of the rest of each row, for `fields.fin
 @triton.jit
 def cross_entropy(
     args, row_weight, divisor, slope, out, sums, blocks,
-    READY: tl.constexpr, WHOLE: tl.constexpr, THREADS: tl.constexpr,
+    READY: tl.constexpr, WHOLE: tl.constexpr, CLUSTER: tl.constexpr, THREADS: tl.constexpr,
     ALIGN: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Store gradient and sums of blocks of ROWS rows; program k takes block k, k + programs, ...
@@ -63,21 +65,25 @@ def cross_entropy(
             blocks = tl.where(upstream == 1.0, 0, blocks)
     if divisor is not None:
         upstream = upstream / tl.load(divisor).to(tl.float64)
+    # A tile of one row has one axis: only such tiles does Triton 3.8 divide among a cluster.
+    FLAT: tl.constexpr = WHOLE and ROWS == 1
     for block in range(tl.program_id(0), blocks, tl.num_programs(0)):
         rows = find_rows(args, block, ALIGN, ROWS)
         if WHOLE:  # the logits do not wait for the labels
             classes = tl.arange(0, BLOCK)
-            z, transform_slope = load_logits(args, rows, rows.mask, classes, -INF, "", ALIGN)
+            z, transform_slope = load_logits(args, rows, rows.mask, classes, -INF, "", ALIGN, FLAT)
         # Read before the sums, which wait for all threads: the gradient may be written over it.
         target, slope_of_target = load_label_logits(args, rows)
         target = finite_or_nan(target)
         if WHOLE:
-            in_rest = (classes[None, :] != rows.label[:, None]) & rows.kept[:, None]
-            rest = tl.where(in_rest, z, -INF)
-            largest = tl.max(rest, 1)
+            is_target = along(classes, FLAT) == down(rows.label, FLAT)
+            rest = tl.where(~is_target & down(rows.kept, FLAT), z, -INF)
+            largest = tl.max(rest, 0, keep_dims=True) if FLAT else tl.max(rest, 1)
             base = base_of_rest(largest, target)
-            y = binary_exponent(rest - base.offset[:, None], base.exponent[:, None])
-            small = tl.sum(tl.exp2(y), 1)
+            x = rest - down(base.offset, FLAT)
+            y = binary_exponent(x, down(base.exponent, FLAT))
+            e = tl.exp2(y)
+            small = tl.sum(e, 0, keep_dims=True) if FLAT else tl.sum(e, 1)
         else:
             largest, small = sums_of_long_rows(args, rows, ROWS, THREADS, BLOCK, ALIGN)
             base = base_of_rest(largest, target)
@@ -88,8 +94,10 @@ def cross_entropy(
         factor = factor_of_rows(args, row_weight, rows) * upstream
         of_rest, own = coefficients(target, base, small, factor.to(tl.float32))
         own = tl.where(own == 0.0, own, own * slope_of_target)
-        if WHOLE:
-            put_gradient(args, out, rows, classes, y, of_rest, transform_slope, ALIGN)
+        if CLUSTER:
+            put_row(args, out, rows, classes, y, of_rest, transform_slope, is_target, own, ALIGN)
+        elif WHOLE:
+            put_gradient(args, out, rows, classes, y, of_rest, transform_slope, ALIGN, FLAT)
         else:
             for tile in range(args.tiles):
                 # The last tiles come first, because they were read last and are in the cache.
@@ -99,7 +107,8 @@ def cross_entropy(
                 )
                 y = binary_exponent(z - base.offset[:, None], base.exponent[:, None])
                 put_gradient(args, out, rows, classes, y, of_rest, transform_slope, ALIGN)
-        put_entry(out, rows, (rows.label, rows.kept & (rows.label >= 0), own))
+        if not CLUSTER:
+            put_entry(out, rows, (rows.label, rows.kept & (rows.label >= 0), own))
 
 
 @triton.jit
@@ -177,11 +186,33 @@ def coefficients(target, base, total, factor):
 
 
 @triton.jit
-def put_gradient(args, out, rows, classes, y, factor, transform_slope, ALIGN: tl.constexpr):
-    """Store the gradient of the rest of a tile, ``2^y factor`` times the slope of the transform."""
-    g = power_times(y, factor[:, None])
+def put_gradient(
+    args, out, rows, classes, y, factor, transform_slope,
+    ALIGN: tl.constexpr, FLAT: tl.constexpr = False,
+):  # fmt: skip
+    """Store the gradient of the rest of a tile."""
+    g = gradient_of_rest(args, y, down(factor, FLAT), transform_slope)
+    mask = down(rows.mask, FLAT) & along(is_class(args, classes, ALIGN), FLAT)
+    to = addresses(out, rows.outer, rows.inner, classes, ALIGN, FLAT)
+    tl.store(to, g.to(out.at.dtype.element_ty), mask=mask, eviction_policy="evict_first")
+
+
+@triton.jit
+def put_row(
+    args, out, rows, classes, y, factor, transform_slope, is_target, own, ALIGN: tl.constexpr
+):
+    """Store the gradient of a row in a cluster, whose programs have no common barrier for stores."""
+    g = gradient_of_rest(args, y, factor, transform_slope)
+    g = tl.where(is_target & rows.kept, own, g)
+    mask = rows.mask & is_class(args, classes, ALIGN)
+    to = addresses(out, rows.outer, rows.inner, classes, ALIGN, True)
+    tl.store(to, g.to(out.at.dtype.element_ty), mask=mask, eviction_policy="evict_first")
+
+
+@triton.jit
+def gradient_of_rest(args, y, factor, transform_slope):
+    """Return ``2^y factor`` times the slope of the transform."""
+    g = power_times(y, factor)
     if has_slope(args.transform):
         g = tl.where(g == 0.0, g, g * transform_slope)
-    mask = rows.mask[:, None] & is_class(args, classes, ALIGN)[None, :]
-    to = addresses(out, rows.outer, rows.inner, classes, ALIGN)
-    tl.store(to, g.to(out.at.dtype.element_ty), mask=mask, eviction_policy="evict_first")
+    return g
