@@ -201,7 +201,7 @@ def put_gradient(
 def put_row(
     args, out, rows, classes, y, factor, transform_slope, is_target, own, ALIGN: tl.constexpr
 ):
-    """Store the gradient of a row in a cluster, whose programs have no common barrier for stores."""
+    """Store the gradient of a row in a cluster, which has no barrier between two stores."""
     g = gradient_of_rest(args, y, factor, transform_slope)
     g = tl.where(is_target & rows.kept, own, g)
     mask = rows.mask & is_class(args, classes, ALIGN)
