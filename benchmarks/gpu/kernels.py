@@ -32,14 +32,14 @@ ROUNDS = 5
 OTHER_WIDTHS = (10, 8192, 50257)  # compiled ahead for the tests and the table of peers
 ALL_SIZES: list[dict[str, int]] = [
     {},
-    {"TILE": 4096},
-    {"TILE": 16384},
     {"PER_WARP": 1024},
-    {"PER_WARP": 256},
+    {"PER_WARP": 4096},
+    {"ROWS_PER_THREAD": 8},
     {"ON_CHIP": 8192},
+    {"ON_CHIP": 16384},
     {"ON_CHIP": 32768},
-    {"SMALL_TILE": 2048},
-    {"SMALL_TILE": 8192},
+    {"STEP_PER_WARP": 512},
+    {"STEP_PER_WARP": 2048},
 ]
 SIZES = ALL_SIZES
 if REHEARSAL:
