@@ -6,8 +6,10 @@ counterpart, because only measurements need them.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +22,7 @@ from xent.plot.canvas import rendered
 
 __all__ = [
     "instruction_set", "launch_sizes", "merge", "packed", "peak_memory", "release_memory",
-    "rendered", "runs_here",
+    "rendered", "runs_here", "take_for_gpu",
 ]  # fmt: skip
 
 
@@ -57,10 +59,37 @@ def launch_sizes(**sizes: int) -> Iterator[None]:
     from xent.engines.triton import launch  # imports Triton, so not at the top
 
     before = {name: getattr(launch, name) for name in sizes}  # fails if there is no such name
+    launch.PLANS.clear()
     try:
         for name, size in sizes.items():
             setattr(launch, name, size)
         yield
     finally:
+        launch.PLANS.clear()
         for name, size in before.items():
             setattr(launch, name, size)
+
+
+@contextmanager
+def take_for_gpu() -> Iterator[None]:
+    """Take tensors of the CPU for those of a GPU within the block, where no kernel may run.
+
+    Nobody looks at their numbers, and the engine is the one for GPUs.
+    """
+    replaced: list[tuple[Any, str, Any]] = [(triton, "DEVICES", (*triton.DEVICES, "cpu"))]
+    for module in [m for name, m in sys.modules.items() if name.startswith("xent")]:
+        replaced += [
+            (module, name, lambda *_: False)
+            for name in ("in_cpu_memory", "can_look_at")
+            if name in vars(module)
+        ]
+        if "check_labels_of" in vars(module):
+            replaced.append((module, "check_labels_of", lambda _: None))
+    before = [getattr(module, name) for module, name, _ in replaced]
+    try:
+        for module, name, stand_in in replaced:
+            setattr(module, name, stand_in)
+        yield
+    finally:
+        for (module, name, _), value in zip(replaced, before, strict=True):
+            setattr(module, name, value)

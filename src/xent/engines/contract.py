@@ -66,8 +66,8 @@ class TotalEngine(RowEngine, Protocol):
     """An engine that finds a sum over rows and its gradient in one sweep over the logits."""
 
     @property
-    def COUNTS(self) -> bool:
-        """True if the divisor is a number, a name or None; False if it is a 0-d tensor or None."""
+    def READS_TENSORS(self) -> bool:
+        """True if the divisor may be a 0-d tensor, too, not only a number, a name or None."""
         ...
 
     @property
@@ -90,6 +90,15 @@ class TotalEngine(RowEngine, Protocol):
         """
         ...
 
+    def total_ahead(
+        self, tensors: Tensors, row_weight: Tensor | None, sum: Total, gradient: Tensor
+    ) -> tuple[Tensor, Total]:
+        """The sum, and the order for :meth:`follow`, with the notes of the engine.
+
+        ``gradient`` receives the gradient for the slope that the engine expects.
+        """
+        ...
+
     def fits(self, slope: Tensor, gradient: Tensor) -> bool:
         """True if the gradient for slope 1 is, or was made, exactly the one for this slope."""
         ...
@@ -102,7 +111,7 @@ class TotalEngine(RowEngine, Protocol):
         slope: Tensor,
         gradient: Tensor | None,
     ) -> Tensor:
-        """The gradient for any slope, written over the one for slope 1 if that is there."""
+        """The gradient for any slope, over the one of :meth:`total_ahead` if that is there."""
         ...
 
 

@@ -135,6 +135,11 @@ def in_cpu_memory(tensor: Tensor) -> bool:
     return not _keys(tensor) & _KEYS_BEYOND_CPU and bool(tensor.data_ptr())
 
 
+def in_memory_of(device: str, tensor: Tensor) -> bool:
+    """True if a tensor is plain memory of a type of device, and has some."""
+    return not _keys(tensor) & ~_keys_of_memory(device) and bool(tensor.data_ptr())
+
+
 def unreadable(tensor: Tensor) -> str | None:
     """Return why the memory of a tensor does not hold its numbers, or None if it does."""
     if compiling():  # the operators will read the tensors when the code runs

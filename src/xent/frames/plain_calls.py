@@ -1,4 +1,4 @@
-"""Reads the calls that most programs make, of tensors in plain memory of the CPU, in few steps.
+"""Reads the calls that most programs make, of tensors in plain memory, in few steps.
 
 Every check here adds to the cost of a small batch, some 30 us in all. Calls that are not plain, or
 are wrong, are read by :func:`xent.heads.problem.make_problem`, which has the error messages.
@@ -7,14 +7,15 @@ are wrong, are read by :func:`xent.heads.problem.make_problem`, which has the er
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .._check import INT64
-from ..engines import core
-from ..engines.modes import PLAIN_TENSORS, deferred, in_cpu_memory
+from ..engines import core, triton
+from ..engines.modes import PLAIN_TENSORS, deferred, in_cpu_memory, in_memory_of
 from ..engines.rows.problem import Problem, Settings, Tensors
 from ..heads import chunks, products
 from ..heads.logits import LinearLogits
@@ -27,8 +28,8 @@ def read_plain(
     requests: tuple[str, ...],
     weighted: bool,
     soft: bool,
-) -> tuple[Problem, Reduce] | None:
-    """The problem and the reduction of a plain call; None for any other.
+) -> tuple[Problem, Reduce, str] | None:
+    """The problem, the reduction and the engine of a plain call; None for any other.
 
     Args:
         given: logits, targets, class weights, ``ignore_index``, scale, softcap and class bias.
@@ -42,40 +43,60 @@ def read_plain(
     if not (
         type(input) in PLAIN_TENSORS
         and input.ndim == 2
-        and input.dtype in core.fast
         and type(ignore_index) is int
         and ignore_index in INT64
         and _is_plain_reduction(how, normalizer, empty)
         and not deferred()
-        and not torch.is_autocast_enabled("cpu")
         and input.layout is torch.strided
         and input.is_contiguous()
-        and in_cpu_memory(input)
     ):
         return None
+    if in_cpu_memory(input):
+        fast = input.dtype in core.fast and not torch.is_autocast_enabled("cpu")
+        engine, is_there = "native" if fast else None, in_cpu_memory
+    else:
+        engine, is_there = _kernels_of_device(input)
+    if engine is None:
+        return None
     rows, classes = input.shape
-    probabilities = _is_plain_target(target, input, soft and ignore_index < 0)
+    probabilities = _is_plain_target(target, input, soft and ignore_index < 0, is_there)
     if (
         probabilities is None
-        or not (weight is None or _is_vector(weight, input.dtype, classes))
-        or not (bias is None or _is_vector(bias, input.dtype, classes))
+        or not (weight is None or _is_vector(weight, input.dtype, classes, is_there))
+        or not (bias is None or _is_vector(bias, input.dtype, classes, is_there))
         or not (scale is None or (type(scale) is float and math.isfinite(scale)))
         or not (softcap is None or (type(softcap) is float and 1e-30 <= softcap < math.inf))
     ):
         return None
     if row_weight is not None:
-        dtype = getattr(row_weight, "dtype", None)
-        if dtype not in core.TYPES or not _is_vector(row_weight, dtype, rows):
+        if not _are_row_weights(row_weight, rows, is_there):
             return None
         row_weight = row_weight.double()
         if how == "mean" and normalizer is None:
             refuse_signed_mean(row_weight)
     if scale is not None:
-        scale = torch.full((), scale, dtype=torch.float64, device="cpu")
+        scale = torch.full((), scale, dtype=torch.float64, device=input.device)
     mean_weight = weight if weighted and "mean" in requests else None
     tensors = Tensors(input, target, scale, bias, weight, None, mean_weight)
     settings = Settings(probabilities, ignore_index, 0, False, softcap or 0.0, requests)
-    return Problem(tensors, settings), Reduce(how, normalizer, row_weight, empty)
+    return Problem(tensors, settings), Reduce(how, normalizer, row_weight, empty), engine
+
+
+IsThere = Callable[[Tensor], bool]
+
+
+def _kernels_of_device(input: Tensor) -> tuple[str | None, IsThere]:
+    """The engine whose kernels take logits of a device, or None; and what lies beside them."""
+    device = input.device
+    kind = device.type
+    known = kind in triton.DEVICES and triton.INSTALLED and input.dtype in triton.TYPES
+    if not known or not input.numel() or torch.is_autocast_enabled(kind):
+        return None, in_cpu_memory
+
+    def is_there(x: Tensor) -> bool:
+        return x.device == device and in_memory_of(kind, x)
+
+    return "triton" if is_there(input) else None, is_there
 
 
 def positive(row_weight: Any) -> Tensor | None:
@@ -109,6 +130,29 @@ def is_plain_memory(input: Any, target: Any, weight: Any, row_weight: Any) -> bo
         and (weight is None or _is_vector(weight, input.dtype, input.shape[1]))
         and (row_weight is None or _is_vector(row_weight, torch.float64, input.shape[0]))
         and not torch.is_autocast_enabled("cpu")
+    )
+
+
+def is_plain_on_device(input: Any, target: Any, weight: Any, row_weight: Any) -> bool:
+    """True for (N, C) logits and (N,) classes on a device with kernels, with such weights or none.
+
+    Row weights may be of any floating type.
+    """
+    if not (
+        type(input) in PLAIN_TENSORS
+        and type(target) is Tensor
+        and target.dtype is torch.int64
+        and input.ndim == 2
+        and target.shape == input.shape[:1]
+        and not deferred()
+    ):
+        return False
+    engine, is_there = _kernels_of_device(input)
+    return (
+        engine == "triton"
+        and is_there(target)
+        and (weight is None or _is_vector(weight, input.dtype, input.shape[1], is_there))
+        and (row_weight is None or _are_row_weights(row_weight, len(input), is_there))
     )
 
 
@@ -167,11 +211,11 @@ def _is_plain_reduction(reduction: Any, normalizer: Any, empty: Any) -> bool:
     return reduction == "mean" and (normalizer == "count" or normalizer == "weight")
 
 
-def _is_plain_target(target: Any, input: Tensor, soft: bool) -> bool | None:
+def _is_plain_target(target: Any, input: Tensor, soft: bool, is_there: IsThere) -> bool | None:
     """True for probabilities, False for classes, None for what is no plain target."""
     if type(target) is not Tensor or target.layout is not torch.strided:
         return None
-    if not target.is_contiguous() or not in_cpu_memory(target):
+    if not target.is_contiguous() or not is_there(target):
         return None
     if target.dtype is torch.int64:
         return False if target.shape == input.shape[:1] else None
@@ -180,7 +224,14 @@ def _is_plain_target(target: Any, input: Tensor, soft: bool) -> bool | None:
     return True if target.shape == input.shape and input.shape[1] else None
 
 
-def _is_vector(x: Any, dtype: torch.dtype, count: int) -> bool:
+def _are_row_weights(x: Any, count: int, is_there: IsThere) -> bool:
+    dtype = getattr(x, "dtype", None)
+    return dtype in core.TYPES and _is_vector(x, dtype, count, is_there)
+
+
+def _is_vector(
+    x: Any, dtype: torch.dtype | None, count: int, is_there: IsThere = in_cpu_memory
+) -> bool:
     return (
         type(x) is Tensor
         and x.layout is torch.strided
@@ -188,5 +239,5 @@ def _is_vector(x: Any, dtype: torch.dtype, count: int) -> bool:
         and x.shape == (count,)
         and not x.requires_grad
         and x.is_contiguous()
-        and in_cpu_memory(x)
+        and is_there(x)
     )

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from .._check import one_of
-from ..engines import core, rows
+from ..engines import rows
 from ..engines.modes import PLAIN_TENSORS, compiling
 from ..engines.rows import autograd
 from ..engines.rows.autograd import Total
@@ -34,7 +34,13 @@ from ..hyperparameters import Hyperparameters
 from ..row_statistics import REQUESTS, RowStatistics
 from ..shards import own_logits
 from .by_chunks import reduce_problem
-from .plain_calls import is_plain_head, is_plain_memory, positive, read_plain
+from .plain_calls import (
+    is_plain_head,
+    is_plain_memory,
+    is_plain_on_device,
+    positive,
+    read_plain,
+)
 from .reduction import (
     Normalizer,
     Reduce,
@@ -113,7 +119,7 @@ class RowFrame:
         engine: str,
     ) -> Call:
         """Check a call. ``options`` are scale, softcap and bias of the logits, by name."""
-        if engine == "auto" and core.fast and not self.own and not compiling():
+        if engine == "auto" and not self.own and not compiling():
             given = input, target, weight, ignore_index, *options.values()
             recorded = self._recorded(settings, False, weight)
             requests = self.requests(**settings) if recorded is None else recorded.requests
@@ -122,7 +128,8 @@ class RowFrame:
                 self.soft,
             )  # fmt: skip
             if plain is not None:
-                return Call(*plain, settings, rows.PLAIN, True, recorded)
+                problem, reduce, engine = plain
+                return Call(problem, reduce, settings, engine, True, recorded)
         if not self.soft:
             refuse_probabilities(self.name, input, target)
         requests = self.requests(**settings)
@@ -157,11 +164,17 @@ class RowFrame:
         """The result of a plain call with options that were seen before; None for other calls."""
         try:
             options = ignore_index, reduction, normalizer, empty
-            total = self.totals.get(self._key(options, weight is None, input.dtype, settings))
+            key = self._key(options, weight is None, input.dtype, target.is_cpu, settings)
+            total = self.totals.get(key)
         except (TypeError, AttributeError):  # an option cannot be hashed, or `input` is no tensor
             return None
         if total is None:
             return None
+        if not total.direct:
+            if not is_plain_on_device(input, target, weight, row_weight):
+                return None
+            row_weight = row_weight if row_weight is None else row_weight.double()
+            return autograd.total(Tensors(input, target, None, None, weight), row_weight, total)
         if row_weight is not None:
             row_weight = positive(row_weight)
             if row_weight is None:
@@ -189,19 +202,20 @@ class RowFrame:
         if len(self.totals) >= _TOTALS:  # options that change at every step
             self.totals.clear()
         options = known.ignore_index, reduce.reduction, reduce.normalizer, reduce.empty
-        key = self._key(options, t.class_weight is None, call.problem.dtype, call.settings)
-        self.totals[key] = total._replace(direct=True)
+        problem, unweighted = call.problem, t.class_weight is None
+        key = self._key(options, unweighted, problem.dtype, t.target.is_cpu, call.settings)
+        self.totals[key] = total._replace(direct=total.engine is not rows.TOTALS["triton"])
 
     def _key(
         self, options: tuple[Any, Any, Any, Any], unweighted: bool, dtype: torch.dtype,
-        settings: Mapping[str, Any],
+        on_cpu: bool, settings: Mapping[str, Any],
     ) -> tuple[Any, ...]:  # fmt: skip
         """The key of a call: all that its result depends on but for the tensors."""
         ignore_index, _, normalizer, _ = options
         outside = self.recorder.outside() if self.recorder.outside.reads else ()
         return (
-            *options, ignore_index.__class__, normalizer.__class__, unweighted, dtype, outside,
-            *as_key(settings.values()),
+            *options, ignore_index.__class__, normalizer.__class__, unweighted, dtype, on_cpu,
+            outside, *as_key(settings.values()),
         )  # fmt: skip
 
     def in_one_sweep(self, call: Call) -> Tensor | None:
@@ -210,14 +224,16 @@ class RowFrame:
         if reduce.reduction == "none" or (not plain and (compiling() or reduce.learned())):
             return None
         known = problem.settings
-        engine = engine if plain else choose(problem, engine).engine
+        if not plain:
+            headed = isinstance(problem, HeadProblem)
+            engine = choose(problem, engine).engine if headed else rows.taken(problem, engine)
         if engine == "reference":
             return None
         if recorded is None or known.soft:
             recorded = self._recorded(settings, known.soft, problem.tensors.class_weight)
         if recorded is None:
             return None
-        if plain:
+        if plain and engine == rows.PLAIN:
             total = self._total(call, reduce, recorded.program, engine, _divisor(reduce))
             self._keep(call, total)
             return autograd.total(problem.tensors, reduce.row_weight, total)
@@ -225,12 +241,11 @@ class RowFrame:
             return None
         if isinstance(problem, HeadProblem):
             return self._total_behind_head(call, problem, recorded.program, engine)
-        if rows.TOTALS[engine].COUNTS:
-            divisor = _divisor(reduce)
-        else:
-            problem, reduce = leave_out(problem, reduce)
-            divisor = divisor_of_problem(problem, reduce)
+        divisor = reduce.normalizer if rows.TOTALS[engine].READS_TENSORS else None
+        divisor = divisor if isinstance(divisor, Tensor) else _divisor(reduce)
         total = self._total(call, reduce, recorded.program, engine, divisor)
+        if plain:
+            self._keep(call, total)
         return autograd.total(problem.tensors, reduce.row_weight, total)
 
     def _total(
@@ -270,7 +285,7 @@ class RowFrame:
             result = totals.total(problem, reduce.row_weight, of_sum)
             divisor = divisor_of_problem(problem, reduce)
             return (result if divisor is None else result / divisor).to(total.dtype)
-        if not rows.TOTALS[engine].COUNTS:  # the divisor stays on the device
+        if rows.TOTALS[engine].READS_TENSORS:  # the divisor stays on the device
             divisor = divisor_of_problem(problem, reduce)
             total = self._total(call, reduce, program, engine, divisor)
             result = totals.total(problem, reduce.row_weight, total._replace(dtype=torch.float64))

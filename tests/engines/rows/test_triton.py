@@ -92,14 +92,14 @@ def test_every_layout(layout, reduction):
 
 
 def test_the_axis_whose_numbers_are_adjacent():
-    from xent.engines.triton.launch import _alignment
+    from xent.engines.triton.layout import alignment
 
     z = torch.zeros(64, 64)
-    assert _alignment([z]) == 4
-    assert _alignment([z.t()]) == -1
-    assert _alignment([z, z.t()]) == 1
-    assert _alignment([z[:, ::2]]) == 1  # neither rows nor classes
-    assert _alignment([z.t(), z[:, ::2]]) == 1
+    assert alignment([z]) == 4
+    assert alignment([z.t()]) == -1
+    assert alignment([z, z.t()]) == 1
+    assert alignment([z[:, ::2]]) == 1  # neither rows nor classes
+    assert alignment([z.t(), z[:, ::2]]) == 1
 
 
 @interpreted
@@ -240,7 +240,7 @@ def takes(monkeypatch, name):
     ids=lambda options: "+".join(options) or "mean",
 )
 def test_one_sweep_is_two(monkeypatch, options):
-    ahead = takes(monkeypatch, "total")
+    ahead = takes(monkeypatch, "total_ahead")
     z, y = torch.randn(8, 6) * 3, torch.randint(6, (8,))
     options = {k: v.to(z.device) if isinstance(v, torch.Tensor) else v for k, v in options.items()}
     value, grad = value_and_grad(xent.cross_entropy, z, y, **options, **ON_TRITON)
@@ -255,7 +255,7 @@ def test_one_sweep_is_two(monkeypatch, options):
     "loss", ["logit_adjusted_loss", "vs_loss"]
 )  # cross-entropy of other logits
 def test_losses_that_take_one_sweep(monkeypatch, loss):
-    ahead = takes(monkeypatch, "total")
+    ahead = takes(monkeypatch, "total_ahead")
     counts = torch.tensor([90.0, 9.0, 1.0])
     name = "prior" if loss == "logit_adjusted_loss" else "counts"
     z, y = torch.randn(5, 3), torch.randint(3, (5,))
@@ -474,15 +474,13 @@ def test_everything_is_on_the_device(monkeypatch, loss, options):
     """With fake tensors of a GPU that is missing: shapes and devices alone; no kernel runs."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    from xent.engines.triton import launch
+    from xent.engines.triton import launch, layout
 
     devices = []
     monkeypatch.setattr(modes, "_a_tracer_is_active", lambda: False)
     monkeypatch.setattr(triton, "obstacle_of", lambda _: None)
-    monkeypatch.setattr(launch, "_alignment", lambda _: 1)
-    monkeypatch.setattr(
-        launch, "launch", lambda kernel, grid, device, *_, **__: devices.append(device)
-    )
+    monkeypatch.setattr(layout, "address", lambda _: 0)
+    monkeypatch.setattr(launch.Kernel, "__call__", lambda kernel, *_: devices.append(kernel.device))
     with FakeTensorMode(), torch.no_grad():
         z, y = torch.randn(6, 9, device="cuda"), torch.randint(9, (6,), device="cuda")
         value = loss(z, y, **options)

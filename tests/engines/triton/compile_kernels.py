@@ -1,7 +1,7 @@
 """Compile kernels for a GPU that need not be present, and print the results as JSON.
 
-    python compile_kernels.py cuda 90
-    python compile_kernels.py cuda 90 1000 4096
+    python -m tests.engines.triton.compile_kernels cuda 90
+    python -m tests.engines.triton.compile_kernels cuda 90 1000 4096
 
 The second form compiles the kernels alone that sweep over logits, for cross-entropy of so many
 classes. One object per
@@ -26,26 +26,11 @@ if sys.argv[1] == "hip":  # before anybody asks
     torch.version.hip = "7.0"
 
 import xent
+from benchmarks.harness.stand_in import compile_for, count_launches
 from xent.engines import triton as engine
 from xent.heads import chunks
 
 BIN = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-
-
-class Driver:
-    """A driver for a missing device: enough methods to compile for the device."""
-
-    def __init__(self, target: GPUTarget) -> None:
-        self.target = target
-
-    def get_current_target(self) -> GPUTarget:
-        return self.target
-
-    def get_current_device(self) -> int:
-        return 0
-
-    def get_current_stream(self, _device: int) -> int:
-        return 0
 
 
 def dumped(cubin: bytes, what: str) -> str:
@@ -104,9 +89,9 @@ def compile_instead(run, only_sweeps):
     """Compile a kernel instead of launching it, and print the result."""
 
     def report(self, *args, grid, warmup, **constants):
-        if only_sweeps and ("ROWS" not in constants or constants.get("READY")):
-            return
         kernel = run(self, *args, grid=grid, warmup=True, **constants)
+        if only_sweeps and ("ROWS" not in constants or constants.get("READY")):
+            return kernel
         told = {k: v for k, v in constants.items() if isinstance(v, (int, bool))}
         threads = kernel.metadata.num_warps * kernel.metadata.warp_size
         found = {"kernel": self.fn.__name__, "constants": told, "threads": threads}
@@ -118,6 +103,7 @@ def compile_instead(run, only_sweeps):
                 found["classes"] = args[0].classes
                 found["per logit"] = per_logit(cubin, args[0].classes, threads, told)
         print(json.dumps(found))
+        return kernel
 
     return report
 
@@ -133,9 +119,8 @@ def main() -> None:
     """Compile the kernels that a few calls would launch."""
     backend, arch, *lengths = sys.argv[1:]
     nvidia = backend == "cuda"
-    triton.runtime.driver.set_active(
-        Driver(GPUTarget(backend, int(arch) if nvidia else arch, 32 if nvidia else 64))
-    )
+    compile_for(GPUTarget(backend, int(arch) if nvidia else arch, 32 if nvidia else 64))
+    count_launches()
     engine.INTERPRETED = True  # tensors of the CPU will do: nothing is run
     JITFunction.run = compile_instead(JITFunction.run, only_sweeps=bool(lengths))
 

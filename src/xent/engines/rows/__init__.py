@@ -34,16 +34,27 @@ _GRADIENT = {
 
 def choose(problem: Problem, engine: str = "auto") -> Explanation:
     """Decide which engine computes a problem; raise if a named engine cannot."""
-    kernels = kernels_for(problem.device, engine)
-    reason = why_reference(
-        engine, kernels, problem.dtype, lambda: obstacle_of(problem, problem.tensors, kernels)
-    )
+    kernels, reason = _choose(problem, engine)
     if reason is not None:
         return Explanation("reference", reason, "autograd on plain tensor operations")
     return Explanation(
         kernels,
         where_kernels_run(kernels, problem.device, problem.dtype),
         _GRADIENT[kernels],
+    )
+
+
+def taken(problem: Problem, engine: str = "auto") -> str:
+    """Return the engine that :func:`choose` decides for, without the words."""
+    kernels, reason = _choose(problem, engine)
+    return kernels if reason is None else "reference"
+
+
+def _choose(problem: Problem, engine: str) -> tuple[str, str | None]:
+    """Return the kernels for a problem, and why the reference computes instead, or None."""
+    kernels = kernels_for(problem.device, engine)
+    return kernels, why_reference(
+        engine, kernels, problem.dtype, lambda: obstacle_of(problem, problem.tensors, kernels)
     )
 
 
@@ -71,12 +82,12 @@ def measure(
     problem: Problem, engine: str = "auto", inplace_backward: bool = False
 ) -> RowStatistics:
     """The row statistics of a problem, differentiable with respect to its tensors."""
-    taken = choose(problem, engine).engine
-    if taken != "reference" and compiling():
+    engine = taken(problem, engine)
+    if engine != "reference" and compiling():
         from .operators import table_op  # registers the operators; only compilers need them
 
-        return named(problem, table_op(problem, taken, inplace_backward).unbind(0))
-    if taken == "reference" and (deferred() or problem.differentiable_beyond_logits()):
+        return named(problem, table_op(problem, engine, inplace_backward).unbind(0))
+    if engine == "reference" and (deferred() or problem.differentiable_beyond_logits()):
         # Plain operations, which transforms and compilers know how to take apart.
         if inplace_backward:
             raise ValueError(
@@ -86,7 +97,7 @@ def measure(
             )
         values = reference.row_statistics(problem)[0].unbind(0)
         return named(problem, values, constant_masses=False)
-    return _measure_by(problem, MODULES[taken], inplace_backward)
+    return _measure_by(problem, MODULES[engine], inplace_backward)
 
 
 def with_logits_of(problem: Problem, classes: Tensor, engine: str) -> tuple[Problem, Tensor]:
@@ -99,7 +110,7 @@ def with_logits_of(problem: Problem, classes: Tensor, engine: str) -> tuple[Prob
     """
     places, z = classes.movedim(-1, problem.axis), problem.logits
     recorded = z.requires_grad and torch.is_grad_enabled() and not deferred()
-    if recorded and choose(problem, engine).engine != "reference":
+    if recorded and taken(problem, engine) != "reference":
         z, few = all_and_some(z, places, problem.axis)
         problem = problem.replace(logits=z)
     else:

@@ -120,6 +120,7 @@ class Total(NamedTuple):
     dtype: torch.dtype  # of the result
     by_operations: Callable[..., Tensor]  # of a problem and row weights, in plain operations
     direct: bool = False  # True: contiguous (N, C) logits and (N,) classes, with weights or without
+    notes: Any = None  # of the engine, from the forward pass for the backward pass
 
 
 Question = tuple[Tensors, Tensor | None, Total]  # row weights stand between the two
@@ -128,8 +129,9 @@ Question = tuple[Tensors, Tensor | None, Total]  # row weights stand between the
 class TotalAhead(torch.autograd.Function):
     """A sum over rows, and its gradient, in one sweep over the logits.
 
-    The gradient is the one for slope 1, which is nearly always the slope of a loss. For any other
-    slope it is computed again, over the first, unless a factor on the first gives the same bits.
+    The gradient is the one for the slope that the engine expects: 1, which is nearly always the
+    slope of a loss, or the slope of the last backward pass. For any other slope it is computed
+    again, over the first, unless a factor on the first gives the same bits.
     """
 
     @staticmethod
@@ -137,9 +139,9 @@ class TotalAhead(torch.autograd.Function):
         """The loss, 0-d. The question is one argument, because each argument costs time."""
         tensors, row_weight, total = question
         ctx.gradient = empty_like(logits)
-        loss = total.engine.total(*question, ctx.gradient)
+        loss, ctx.total = total.engine.total_ahead(*question, ctx.gradient)
         # Only autograd may keep large tensors: it raises if one of them was changed since.
-        ctx.total, divisor = total, total.divisor
+        divisor = total.divisor
         ctx.save_for_backward(
             *tensors, row_weight, divisor if isinstance(divisor, Tensor) else None
         )
@@ -157,7 +159,8 @@ class TotalAhead(torch.autograd.Function):
         *saved, row_weight, _ = ctx.saved_tensors  # raises if one was changed since
         tensors = Tensors(*saved)
         gradient = still_fitting(gradient, tensors.logits)
-        total = total._replace(direct=False)  # hooks may have given back tensors of another layout
+        if total.direct:  # hooks may have given back tensors of another layout
+            total = total._replace(direct=False)
         if not differentiable:
             return total.engine.follow(tensors, row_weight, total, grad, gradient), None
         record, problem = torch.is_grad_enabled(), Problem(tensors, total.settings)

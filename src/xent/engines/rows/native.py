@@ -14,7 +14,7 @@ from .autograd import Total
 from .problem import Problem, Tensors
 from .programs import Program
 
-COUNTS = True  # the divisor of a mean, while the rows are read
+READS_TENSORS = False  # a divisor is a number of the host
 IN_PLACE = True
 BEYOND = 32  # zeros after a vector of the classes that is read by whole cache lines
 _NO_TRANSFORM = (0, False, 0.0, 0, 0)
@@ -82,6 +82,13 @@ def total(
     if gradient is not None and whole is not None:
         gradient.copy_(whole)
     return result
+
+
+def total_ahead(
+    tensors: Tensors, row_weight: Tensor | None, sum: Total, gradient: Tensor
+) -> tuple[Tensor, Total]:
+    """The sum, and the order as it was: the gradient is the one for slope 1."""
+    return total(tensors, row_weight, sum, gradient), sum
 
 
 def fits(slope: Tensor, gradient: Tensor) -> bool:

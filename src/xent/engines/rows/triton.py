@@ -14,12 +14,12 @@ from .labels import check_labels_of
 from .problem import Problem, Tensors
 from .programs import LOG_LOSS, NLL, Program
 
-COUNTS = False  # the divisor is a tensor on the device
+READS_TENSORS = True  # the divisor may be a number on the device
 IN_PLACE = False  # the target's logit is read again after the gradient is written
 CROSS_ENTROPY = (NLL, LOG_LOSS)  # the programs whose loss and gradient take one sweep
 
 if TYPE_CHECKING:
-    from ..triton.launch import Launch
+    from ..triton.launch import Launch, Notes
 
 
 def row_statistics(problem: Problem) -> tuple[Tensor, bool]:
@@ -48,13 +48,13 @@ def row_gradient(
     """
     gradient = torch.empty_like(problem.logits) if out is None else out
     if gradient.numel():
-        _fill(problem, gradient, lambda launch, to: launch.differentiate(table, partials, to))
+        _fill(problem, gradient, lambda launch: launch.differentiate(table, partials))
     return gradient
 
 
 def takes(problem: Problem, program: Program) -> bool:
-    """Return True for a cross-entropy of classes whose logits want a gradient."""
-    return program in CROSS_ENTROPY and not problem.settings.soft and problem.wants_gradient()
+    """Return True for a cross-entropy of classes."""
+    return program in CROSS_ENTROPY and not problem.settings.soft
 
 
 def total(
@@ -62,23 +62,47 @@ def total(
 ) -> Tensor:
     """Return the sum of ``-log p`` over all rows by its divisor; write its gradient by the logits.
 
-    The divisor is a 0-d tensor or None, and the program is one of :data:`CROSS_ENTROPY`.
+    The program is one of :data:`CROSS_ENTROPY`.
     """
-    problem, by = Problem(tensors, sum.settings), _divisor(sum)
+    return _total(tensors, row_weight, sum, gradient, False)[0]
+
+
+def total_ahead(
+    tensors: Tensors, row_weight: Tensor | None, sum: Total, gradient: Tensor
+) -> tuple[Tensor, Total]:
+    """Return the sum, and the order with notes; the gradient is that for the slope in the notes.
+
+    Where the loss has a scale, or the gradients of several batches are added up, the slope is never
+    1, but it stays the same. So the gradient is computed for the slope of the last backward pass.
+    """
+    result, notes = _total(tensors, row_weight, sum, gradient, True)
+    return result, sum._replace(notes=notes)
+
+
+def _total(
+    tensors: Tensors, row_weight: Tensor | None, sum: Total, gradient: Tensor | None, guess: bool
+) -> tuple[Tensor, Notes]:
+    """Return the sum and the notes of a launch; ``guess`` says how to find the slope."""
+    problem = Problem(tensors, sum.settings)
     check_labels_of(problem)
-    gradient = torch.empty_like(problem.logits) if gradient is None else gradient
-    log_prob, mass = _fill(
-        problem, gradient, lambda launch, to: launch.cross_entropy(row_weight, by, to)
-    )
-    values = -log_prob * mass
-    loss = (values if row_weight is None else values * row_weight).sum()
-    return (loss if by is None else loss / by).to(sum.dtype)
+    result = torch.empty((), dtype=sum.dtype, device=problem.device)
+
+    def compute(launch: Launch) -> Notes:
+        notes = _note(launch, row_weight, sum, guess)
+        launch.cross_entropy(row_weight, notes, result)
+        return notes
+
+    return result, _fill(problem, gradient, compute)
 
 
-def _divisor(sum: Total) -> Tensor | None:
-    """Return the divisor, which the frame has computed on the device."""
-    assert not isinstance(sum.divisor, (str, float, int))
-    return sum.divisor
+def _note(launch: Launch, row_weight: Tensor | None, sum: Total, guess: bool) -> Notes:
+    """Let the device note the divisor, and the slope: a guess, or 1."""
+    number, by = sum.divisor, "number"
+    if isinstance(number, str):
+        number, by = None, number
+    elif number is not None and not isinstance(number, Tensor):
+        number = torch.full((), number, dtype=torch.float64, device=launch.problem.device)
+    return launch.note(row_weight, by, number, sum.empty == "zero", guess)
 
 
 def fits(slope: Tensor, gradient: Tensor) -> bool:
@@ -92,23 +116,26 @@ def follow(
 ) -> Tensor:  # fmt: skip
     """Return the gradient for any slope, a 0-d tensor on the device, without waiting for it.
 
-    ``gradient`` holds the gradient for slope 1, and is overwritten for any other slope.
+    ``gradient`` holds the gradient for the slope that was noted, or for 1, and is overwritten for
+    any other slope.
     """
     ready = gradient is not None
     gradient = gradient if ready else torch.empty_like(tensors.logits)
-    _fill(
-        Problem(tensors, sum.settings), gradient,
-        lambda launch, to: launch.follow(row_weight, _divisor(sum), slope, to, ready),
-    )  # fmt: skip
+
+    def write(launch: Launch) -> None:
+        notes = _note(launch, row_weight, sum, False) if sum.notes is None else sum.notes
+        launch.follow(row_weight, notes, slope, ready)
+
+    _fill(Problem(tensors, sum.settings), gradient, write)
     return gradient
 
 
-def _fill(problem: Problem, gradient: Tensor, write: Callable[[Launch, Tensor], Any]) -> Any:
+def _fill(problem: Problem, gradient: Tensor | None, write: Callable[[Launch], Any]) -> Any:
     """Let ``write`` write a gradient, by way of a copy if the rows do not step evenly."""
     from ..triton.launch import Launch, even
 
-    written = even(gradient)
-    result = write(Launch(problem, written), written)
-    if written is not gradient:
+    written = None if gradient is None else even(gradient)
+    result = write(Launch(problem, written))
+    if gradient is not None and written is not None and written is not gradient:
         gradient.copy_(written)
     return result

@@ -169,6 +169,13 @@ def displaced(logit, soft, SUMS: tl.constexpr):
     return RestSums(logit, small, ties, none, soft, deficit)
 
 
+@triton.jit
+def of_labels(args, rows):
+    """Return (logit, class weight) of the label of each row, in float64."""
+    mass = weights_of(args.class_weight, rows.label, rows.kept & (rows.label >= 0))
+    return load_label_logits(args, rows)[0].to(tl.float64), mass
+
+
 # ---- the fields ---------------------------------------------------------------------------------
 
 
@@ -200,8 +207,7 @@ def finish(
     if has(SUMS, "pivot"):
         pivot, mass = peak.logit, peak.soft + rest.mass
     else:
-        pivot = load_label_logits(args, rows)[0].to(tl.float64)
-        mass = weights_of(args.class_weight, rows.label, rows.kept & (rows.label >= 0))
+        pivot, mass = of_labels(args, rows)
     odds = odds_of(pivot, rest.shift, rest.small, rest.ties)
     nothing = rows.kept & (odds.total == 0) & (pivot == -INF) & SHARDED
     missed = nothing

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -13,8 +13,10 @@ import triton
 from torch import Tensor
 
 from ..rows.problem import Problem
-from . import fields, gradient, one_sweep, sweep
+from . import fields, gradient, layout, one_sweep, sweep, totals
 from .gradient import Partials
+from .kernel import Kernel
+from .layout import RowLayout, alignment, even, soft_of, steps_of, vector
 from .memory import KernelArguments, Strided, Transform
 
 # These numbers are chosen so that no registers spill, a logit takes few instructions
@@ -31,9 +33,9 @@ STEP_PER_WARP = 32 * LANES  # numbers of a part for each warp, where the next pa
 PANEL = 2 * LANES  # rows of a tile where rows lie next to each other: two for each thread
 PANEL_TILE = 32  # classes of such a tile
 PANEL_STEP = 8  # classes that are in hand at a time: 64 registers, where 32 classes took 158
-FEW = 16  # with this many rows next to each other, or more, a panel is faster
-VECTOR = 16  # bytes that a thread loads at once
-PANEL_VECTOR = 4  # bytes of a panel: with 16, a thread would have the numbers of eight rows
+WIDE = 1024  # rows that a program takes at once which does nothing but add
+ALONE = 8192  # rows of which one program finds the divisor
+PARTS = 256  # the most programs that do
 
 
 class Tiling(NamedTuple):
@@ -77,154 +79,269 @@ def _block(classes: int) -> int:
     return next((block for block in TILES if 8 * (-classes % block) <= classes), TILES[-1])
 
 
-class RowLayout(NamedTuple):
-    """Layout of the rows of a tensor of logits: outer x inner rows, and the steps between them."""
+class Plan:
+    """What launches need but for the tensors, for problems that differ in their rows alone.
 
-    outer_rows: int
-    inner_rows: int
-    classes: int
-    steps: tuple[int, int, int]  # outer, inner, class
+    Attributes:
+        steps: those of logits, soft target and gradient; zeros where there is no such matrix.
+        inner_rows: their number; 0 where all rows are inner ones.
+        align: ALIGN of the kernels.
+        tiling: tiles of the sweeps.
+        whole: tiles of the kernel that sweeps once.
+        kernels: those that were launched, by name and options.
+        last_slope: the slope of the last backward pass, 0-d, float64.
+    """
 
-    @property
-    def panel(self) -> bool:
-        """True if rows lie next to each other and classes do not, and there are enough rows."""
-        return self.steps[2] != 1 and self.steps[1] == 1 and self.inner_rows >= FEW
-
-    @classmethod
-    def of(cls, x: Tensor) -> RowLayout | None:
-        """Return the layout; None if the axes after that of the classes do not step evenly."""
-        if x.ndim == 1:
-            return cls(1, 1, x.shape[0], (0, 0, x.stride(0)))
-        if x.ndim == 2:
-            return cls(1, x.shape[0], x.shape[1], (0, x.stride(0), x.stride(1)))
-        try:
-            flat = x.view(*x.shape[:2], math.prod(x.shape[2:]))
-        except RuntimeError:
-            return None
-        step = flat.stride()
-        return cls(x.shape[0], flat.shape[2], flat.shape[1], (step[0], step[2], step[1]))
+    def __init__(self, p: Problem, logits: Tensor, soft: Tensor | None, out: Tensor | None) -> None:
+        matrices = [x for x in (logits, out, soft) if x is not None]
+        rows = RowLayout.of(logits)
+        assert rows is not None
+        self.steps = [steps_of(x) for x in (logits, soft, out)]
+        self.inner_rows = rows.inner_rows if logits.ndim > 2 else 0
+        self.align = alignment(matrices)
+        self.tiling = Tiling.of(p.classes, self.align < 0)
+        self.whole = Tiling.for_one_sweep(p.classes, self.align < 0)
+        self.sums = " ".join(_sums(p))
+        self.fields = " ".join(p.fields)
+        self.kernels: dict[Any, Kernel] = {}
+        self.device = p.logits.device
+        self.last_slope = torch.ones((), dtype=torch.float64, device=self.device)
 
 
-def even(x: Tensor) -> Tensor:
-    """Return the tensor, or a copy whose rows step evenly."""
-    return x if RowLayout.of(x) is not None else x.contiguous()
+PLANS: dict[Any, Plan] = {}
+MOST_PLANS = 64  # a model has a few shapes; then the first ones are made again
+
+
+def _plan_of(
+    p: Problem, logits: Tensor, soft: Tensor | None, out: Tensor | None, others: list[Tensor | None]
+) -> Plan:
+    """Return the plan of a problem, which is made at the first of its kind."""
+    matrices = [
+        x if x is None else (x.dtype, x.stride(), layout.address(x)) for x in (logits, soft, out)
+    ]
+    # Where rows lie next to each other, their number says how many may be loaded at once.
+    rows = logits.shape if logits.ndim == 1 or logits.stride(0) == 1 else logits.shape[1:]
+    key = (
+        *p.settings[:-1], p.labelled, logits.device, rows, *matrices,
+        *[x if x is None else (x.dtype, x.ndim, layout.address(x)) for x in others],
+        p.rows.numel() >= 2**31,
+    )  # fmt: skip
+    plan = PLANS.get(key)
+    if plan is None:
+        if len(PLANS) >= MOST_PLANS:
+            PLANS.clear()
+        plan = PLANS[key] = Plan(p, logits, soft, out)
+    return plan
+
+
+class Notes(NamedTuple):
+    """What the kernels of a sum over rows must know, and what one of them has noted."""
+
+    labels: Tensor | None  # with rows of weight 0 ignored; None without row weights
+    numbers: Tensor  # slope of the gradient, divisor, and parts of a sum; float64
 
 
 class Launch:
     """A problem in the form that its kernels take."""
 
     def __init__(self, problem: Problem, out: Tensor | None = None) -> None:
-        p = problem
-        self.problem = p
-        logits = even(p.logits)
-        layout = RowLayout.of(logits)
-        assert layout is not None
-        soft = p.probabilities
-        matrices = [m for m in (logits, out) if m is not None]
-        if soft is not None:
-            soft = soft.float() if soft.dtype == torch.float64 else soft
-            soft = even(soft) if p.tensors.target_table is None else soft.contiguous()
-            matrices.append(soft)
-        self.rows = p.rows.numel()
-        self.align = _alignment(matrices)
-        self.tiling = Tiling.of(p.classes, self.align < 0)
-        self.layout = layout
-        self.programs = self._blocks(self.tiling) * self.tiling.tiles
+        self.problem, t = problem, problem.tensors
+        logits, soft = even(problem.logits), soft_of(problem)
+        labels = t.target.contiguous() if problem.labelled else None
+        scale, per_row = t.scale, 0
+        if scale is not None and scale.ndim:
+            scale, per_row = scale.contiguous(), 1
+        vectors = [vector(x) for x in (t.class_scale, t.class_bias, t.class_weight, t.mean_weight)]
+        self.plan = plan = _plan_of(problem, logits, soft, out, [labels, scale, *vectors])
+        self.rows = rows = problem.rows.numel()
+        self.inner_rows, self.out = plan.inner_rows or rows, out
+        class_scale, class_bias, class_weight, mean_weight = vectors
+        settings, steps = problem.settings, plan.steps
         self.arguments = KernelArguments(
-            logits=_strided(logits),
-            rows=self.rows,
-            inner_rows=None if layout.outer_rows == 1 else layout.inner_rows,
-            classes=p.classes,
-            tiles=self.tiling.tiles,
-            transform=_transform(p),
-            labels=p.tensors.target.contiguous() if p.labelled else None,
-            ignore_index=p.settings.ignore_index,
-            first_class=p.settings.first_class,
-            soft=None if soft is None else _strided(soft),
-            class_weight=_vector(p.tensors.class_weight),
-            mean_weight=_vector(p.tensors.mean_weight),
-        )
+            Strided(logits, *steps[0]), rows, plan.inner_rows or None, problem.classes,
+            plan.tiling.tiles,
+            Transform(scale, per_row, settings.softcap or None, class_scale, class_bias),
+            labels, settings.ignore_index, settings.first_class,
+            None if soft is None else Strided(soft, *steps[1]), class_weight, mean_weight,
+        )  # fmt: skip
 
     def _blocks(self, t: Tiling) -> int:
         """Return the number of blocks of rows."""
-        if self.align > 0:
-            return triton.cdiv(self.rows, t.rows)
-        return self.layout.outer_rows * triton.cdiv(self.layout.inner_rows, t.rows)
+        if self.plan.align > 0:
+            return -(-self.rows // t.rows)
+        return self.rows // self.inner_rows * -(-self.inner_rows // t.rows)
+
+    def _run(
+        self, key: Any, make: Callable[[Plan], Kernel], programs: int, *arguments: Any
+    ) -> None:
+        """Launch the kernel of this key, which is made at the first launch."""
+        kernels = self.plan.kernels
+        kernel = kernels.get(key)
+        if kernel is None:
+            kernel = kernels[key] = make(self.plan)
+        kernel(programs, *arguments)
+
+    def _tiled(self, function: Any, t: Tiling, **constants: Any) -> Kernel:
+        """Return a kernel that works on tiles."""
+        plan = self.plan
+        return Kernel(
+            function, plan.device, t.warps, ALIGN=plan.align, ROWS=t.rows, BLOCK=t.block,
+            **constants,
+        )  # fmt: skip
+
+    # ---- fields, and their gradient ------------------------------------------------------------
 
     def find(self) -> Tensor:
         """Return the table of statistics, (fields, N...), float64."""
-        p, t = self.problem, self.tiling
-        names = _sums(p)
-        device = p.logits.device
-        sums = _floats((len(names), t.tiles, self.rows), device)
-        launch(
-            sweep.sweep, self.programs, device, self.arguments, sums, SUMS=" ".join(names),
-            ALIGN=self.align, ROWS=t.rows, BLOCK=t.block, num_warps=t.warps,
-        )  # fmt: skip
-        return self._finish(self.arguments, sums, " ".join(names), p.fields, t.block)
-
-    def _finish(
-        self, arguments: KernelArguments, sums: Tensor, names: str, wanted: Sequence[str],
-        block: int,
-    ) -> Tensor:  # fmt: skip
-        p = self.problem
-        table = sums.new_empty((len(wanted), *p.rows), dtype=torch.float64)
-        launch(
-            fields.finish, triton.cdiv(self.rows, COUNT), p.logits.device, arguments, sums, table,
-            SUMS=names, FIELDS=" ".join(wanted), SHARDED=p.settings.sharded, BLOCK=block,
-            COUNT=COUNT,
+        p, plan, sums = self.problem, self.plan, self._sweep()
+        shape = (len(p.fields), *p.rows)
+        table = torch.empty(shape, dtype=torch.float64, device=plan.device)
+        self._run(
+            "finish",
+            lambda plan: Kernel(
+                fields.finish, plan.device, SUMS=plan.sums, FIELDS=plan.fields,
+                SHARDED=p.settings.sharded, BLOCK=plan.tiling.block, COUNT=COUNT,
+            ),
+            -(-self.rows // COUNT), self.arguments, sums, table,
         )  # fmt: skip
         return table
 
-    def cross_entropy(
-        self, row_weight: Tensor | None, divisor: Tensor | None, out: Tensor
-    ) -> Tensor:
-        """Write the gradient of cross-entropy; return log-probabilities and masses, (2, N...)."""
-        sums = _floats((2, 1, self.rows), out.device)
-        self._one_sweep(row_weight, divisor, None, out, sums)
-        arguments = self.arguments._replace(tiles=1)
-        return self._finish(arguments, sums, one_sweep.SUMS.value, ("log_prob", "mass"), block=1)
-
-    def follow(
-        self, row_weight: Tensor | None, divisor: Tensor | None, slope: Tensor, out: Tensor,
-        ready: bool,
-    ) -> None:  # fmt: skip
-        """Write the gradient for ``slope``; if ``ready``, ``out`` holds that for slope 1."""
-        self._one_sweep(row_weight, divisor, slope, out, None, ready)
-
-    def _one_sweep(
-        self, row_weight: Tensor | None, divisor: Tensor | None, slope: Tensor | None, out: Tensor,
-        sums: Tensor | None, ready: bool = False,
-    ) -> None:  # fmt: skip
-        t = Tiling.for_one_sweep(self.problem.classes, self.align < 0)
-        blocks = self._blocks(t)
-        launch(
-            one_sweep.cross_entropy, min(blocks, _few(out.device)) if ready else blocks, out.device,
-            self.arguments._replace(tiles=t.tiles), row_weight, divisor, slope, _strided(out),
-            sums, blocks, READY=ready, ALIGN=self.align, ROWS=t.rows, BLOCK=t.block,
-            WHOLE=t.tiles == 1, CLUSTER=False, THREADS=t.warps * LANES, num_warps=t.warps,
+    def _sweep(self) -> Tensor:
+        """Return the sums of all tiles."""
+        t, plan = self.plan.tiling, self.plan
+        sums = _floats((plan.sums.count(" ") + 1, t.tiles, self.rows), plan.device)
+        self._run(
+            "sweep", lambda plan: self._tiled(sweep.sweep, t, SUMS=plan.sums),
+            self._blocks(t) * t.tiles, self.arguments, sums,
         )  # fmt: skip
+        return sums
 
-    def differentiate(self, table: Tensor, partials: Sequence[Tensor | None], out: Tensor) -> None:
+    def differentiate(self, table: Tensor, partials: Sequence[Tensor | None]) -> None:
         """Write the gradient of the sum of every field times its partial derivative."""
-        p, t = self.problem, self.tiling
+        p, plan, t = self.problem, self.plan, self.plan.tiling
         given = dict(zip(p.fields, partials, strict=True))
         chosen = [_partial(given.get(name)) for name in Partials._fields]
         addresses = Partials(*[at for at, _ in chosen])
         steps = Partials(*[step for _, step in chosen])
+        key = steps, *[x is None for x in addresses]
         names = _coefficients(p, addresses)
-        device = p.logits.device
-        coefficients = _floats((len(names), self.rows), device)
-        places = torch.empty((2, self.rows), dtype=torch.int32, device=device)
-        launch(
-            gradient.find_coefficients, triton.cdiv(self.rows, COUNT), device, self.arguments,
-            table.contiguous(), addresses, steps, coefficients, places, FIELDS=" ".join(p.fields),
-            NAMES=" ".join(names), COUNT=COUNT,
+        coefficients = _floats((len(names), self.rows), plan.device)
+        places = torch.empty((2, self.rows), dtype=torch.int32, device=plan.device)
+        self._run(
+            ("find_coefficients", key),
+            lambda plan: Kernel(
+                gradient.find_coefficients, plan.device, FIELDS=plan.fields, NAMES=" ".join(names),
+                COUNT=COUNT,
+            ),
+            -(-self.rows // COUNT), self.arguments, table.contiguous(), addresses, steps,
+            coefficients, places,
         )  # fmt: skip
-        launch(
-            gradient.differentiate, self.programs, device, self.arguments, coefficients, places,
-            _strided(out), NAMES=" ".join(names), ALIGN=self.align, ROWS=t.rows, BLOCK=t.block,
-            num_warps=t.warps,
+        self._run(
+            ("differentiate", key),
+            lambda _: self._tiled(gradient.differentiate, t, NAMES=" ".join(names)),
+            self._blocks(t) * t.tiles, self.arguments, coefficients, places, self._gradient(),
+        )  # fmt: skip
+
+    def _gradient(self) -> Strided:
+        """Return the matrix that receives the gradient."""
+        return Strided(self.out, *self.plan.steps[2])
+
+    # ---- a sum over rows -----------------------------------------------------------------------
+
+    def note(
+        self, row_weight: Tensor | None, by: str, number: Tensor | None, never_zero: bool,
+        guess: bool,
+    ) -> Notes:  # fmt: skip
+        """Note the divisor, and the slope of the gradient: a guess, or 1.
+
+        Args:
+            row_weight: a number per row, float64, or None.
+            by: ``"weight"``, ``"count"`` or ``"number"``, which takes the number.
+            number: a tensor of one number, or None for 1.
+            never_zero: True if a divisor of 0 becomes 1.
+            guess: True for the slope of the last backward pass.
+        """
+        plan, labels = self.plan, None
+        alone = row_weight is None and by == "number"
+        programs = 1 if alone else min(-(-self.rows // ALONE), PARTS)
+        if row_weight is not None:
+            row_weight, labels = row_weight.contiguous(), torch.empty_like(self.arguments.labels)
+        parts = max(programs, -(-self.rows // COUNT))
+        numbers = torch.empty(2 + parts, dtype=torch.float64, device=plan.device)
+        kind = None if number is None else number.dtype
+        self._run(
+            ("note", by, never_zero, guess, row_weight is None, kind),
+            lambda plan: Kernel(
+                totals.note_down, plan.device, BY=by, ZERO=never_zero, COUNT=WIDE, num_warps=8
+            ),
+            programs, self.arguments, row_weight, number, plan.last_slope if guess else None,
+            numbers, labels,
+        )  # fmt: skip
+        if programs > 1 and by != "number":
+            self._divide(numbers, programs, None, never_zero)
+        return Notes(labels, numbers)
+
+    def cross_entropy(self, row_weight: Tensor | None, notes: Notes, result: Tensor) -> None:
+        """Store the loss in ``result``, and write the gradient if the launch has a place for it."""
+        self._take(notes)
+        if self.out is None:
+            tiles, block, names = self.plan.tiling.tiles, self.plan.tiling.block, self.plan.sums
+            sums = self._sweep()
+        else:
+            tiles, block, names = 1, 1, one_sweep.SUMS.value
+            sums = _floats((2, 1, self.rows), self.plan.device)
+            self._one_sweep(row_weight, notes, None, sums)
+        programs = -(-self.rows // COUNT)
+        self._run(
+            ("add_up", names, block, row_weight is None),
+            lambda plan: Kernel(
+                totals.add_up, plan.device, SUMS=names, BLOCK=block, COUNT=COUNT
+            ),
+            programs, self._by(tiles), row_weight, sums, notes.numbers,
+        )  # fmt: skip
+        self._divide(notes.numbers, programs, result)
+
+    def _take(self, notes: Notes) -> None:
+        """Take the labels of the notes."""
+        if notes.labels is not None:
+            self.arguments = self.arguments._replace(labels=notes.labels)
+
+    def _by(self, tiles: int) -> KernelArguments:
+        """Return the arguments for another number of tiles."""
+        given = self.arguments
+        return given if given.tiles == tiles else given._replace(tiles=tiles)
+
+    def _divide(
+        self, notes: Tensor, parts: int, out: Tensor | None, never_zero: bool = False
+    ) -> None:
+        """Store the sum of the parts by the divisor; without ``out`` the sum is the divisor."""
+        self._run(
+            ("divide", None if out is None else out.dtype, never_zero),
+            lambda plan: Kernel(totals.divide, plan.device, ZERO=never_zero, COUNT=WIDE),
+            1, notes, parts, out,
+        )  # fmt: skip
+
+    def follow(self, row_weight: Tensor | None, notes: Notes, slope: Tensor, ready: bool) -> None:
+        """Write the gradient for ``slope``, unless the one that was noted is ready, and is that."""
+        self._take(notes)
+        self._one_sweep(row_weight, notes, slope, None, ready)
+
+    def _one_sweep(
+        self, row_weight: Tensor | None, notes: Notes, slope: Tensor | None, sums: Tensor | None,
+        ready: bool = False,
+    ) -> None:  # fmt: skip
+        plan, t = self.plan, self.plan.whole
+        blocks = self._blocks(t)
+        slope_type = None if slope is None else slope.dtype
+        self._run(
+            ("cross_entropy", row_weight is None, slope_type, ready),
+            lambda _: self._tiled(
+                one_sweep.cross_entropy, t, READY=ready, WHOLE=t.tiles == 1, CLUSTER=False,
+                THREADS=t.warps * LANES,
+            ),
+            min(blocks, _few(plan.device)) if ready else blocks,
+            self._by(t.tiles), row_weight, notes.numbers, slope,
+            None if slope is None else plan.last_slope, self._gradient(), sums, blocks,
         )  # fmt: skip
 
 
@@ -253,6 +370,7 @@ def _coefficients(p: Problem, addresses: Partials) -> list[str]:
     return names
 
 
+@functools.cache
 def _few(device: torch.device) -> int:
     """Return a number of programs that fills a device, and ends at once if there is no work."""
     if device.type != "cuda":
@@ -265,28 +383,6 @@ def _floats(shape: tuple[int, ...], device: torch.device) -> Tensor:
     return torch.empty(shape, dtype=torch.float32, device=device)
 
 
-def _strided(x: Tensor) -> Strided:
-    """Return the address and the steps of a matrix of rows."""
-    layout = RowLayout.of(x)
-    assert layout is not None
-    return Strided(x.detach(), *layout.steps)
-
-
-def _transform(p: Problem) -> Transform:
-    """Return the transform of the logits, with contiguous vectors."""
-    t, scale, per_row = p.transform, p.transform.scale, 0
-    if scale is not None and scale.ndim:
-        scale, per_row = scale.contiguous(), 1
-    return Transform(
-        scale, per_row, t.softcap or None, _vector(t.class_scale), _vector(t.class_bias)
-    )
-
-
-def _vector(x: Tensor | None) -> Tensor | None:
-    """Return a vector of the classes in float32."""
-    return None if x is None else x.detach().float().contiguous()
-
-
 def _partial(partial: Tensor | None) -> tuple[Tensor | None, int]:
     """Return a partial derivative of each row, and the step between rows."""
     if partial is None:
@@ -296,28 +392,11 @@ def _partial(partial: Tensor | None) -> tuple[Tensor | None, int]:
     return partial.contiguous(), 1
 
 
-def _alignment(matrices: list[Tensor]) -> int:
-    """Return ALIGN of matrices of one shape; the last may be a table of targets instead."""
-    layouts = [layout for x in matrices if (layout := RowLayout.of(x)) is not None]
-    panels = [layout.panel for layout in layouts]
-    align = 0
-    for x, layout in zip(matrices, layouts, strict=True):
-        size = x.element_size()
-        if panels[0]:
-            own, steps = (layout.inner_rows, PANEL_VECTOR // size), layout.steps[::2]
-        else:
-            own, steps = (layout.classes, VECTOR // size), layout.steps[:2]
-        align = math.gcd(align, x.data_ptr() // size, *own, *steps)
-    if not (all(panels) or all(layout.steps[2] == 1 for layout in layouts)):
-        return 1  # neither rows nor classes lie next to each other everywhere
-    return -align if panels[0] else align
-
-
 def launch(
     kernel: Any, programs: int, device: torch.device, *arguments: Any, num_warps: int = 4,
     **constants: Any,
 ) -> None:  # fmt: skip
-    """Run a kernel on a device, whatever the current device is."""
+    """Run a kernel once on a device, whatever the current device is."""
     here: Any = contextlib.nullcontext()
     if device.type != "cpu":  # which is Triton's interpreter
         here = torch.get_device_module(device).device(device)

@@ -48,23 +48,26 @@ SUMS = tl.constexpr("largest small")  # of the rest of each row, for `fields.fin
 
 @triton.jit
 def cross_entropy(
-    args, row_weight, divisor, slope, out, sums, blocks,
+    args, row_weight, notes, slope, last, out, sums, blocks,
     READY: tl.constexpr, WHOLE: tl.constexpr, CLUSTER: tl.constexpr, THREADS: tl.constexpr,
     ALIGN: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Store gradient and sums of blocks of ROWS rows; program k takes block k, k + programs, ...
 
-    ``sums`` receives the sums of the rest of each row, or is None. ``slope`` is a number in memory,
-    or None for 1. If the slope is 1 and the gradient is READY, the kernel writes nothing. WHOLE
-    says that a tile holds a whole row.
+    ``sums`` receives the sums of the rest of each row, or is None. ``notes`` holds the slope of the
+    gradient and the divisor, see :mod:`.totals`. ``slope``, a number in memory or None, replaces
+    the former, and is kept in ``last``. If the gradient of the former is READY and the two are the
+    same, the kernel leaves the gradient alone. WHOLE says that a tile holds a whole row.
     """
-    upstream = 1.0
+    upstream = tl.load(notes)
     if slope is not None:
-        upstream = tl.load(slope).to(tl.float64)
+        asked = tl.load(slope).to(tl.float64)
         if READY:
-            blocks = tl.where(upstream == 1.0, 0, blocks)
-    if divisor is not None:
-        upstream = upstream / tl.load(divisor).to(tl.float64)
+            blocks = tl.where(upstream == asked, 0, blocks)
+        upstream = asked
+        if tl.program_id(0) == 0:
+            tl.store(last, asked)
+    upstream = upstream / tl.load(notes + 1)
     # A tile of one row has one axis: only such tiles does Triton 3.8 divide among a cluster.
     FLAT: tl.constexpr = WHOLE and ROWS == 1
     for block in range(tl.program_id(0), blocks, tl.num_programs(0)):
