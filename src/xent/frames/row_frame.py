@@ -28,7 +28,7 @@ from ..engines.rows.programs import Program
 from ..engines.rows.recorder import Recorded, Recorder, as_key
 from ..heads import gradients, products, totals
 from ..heads.logits import LinearLogits
-from ..heads.measure import choose, measure
+from ..heads.measure import measure, taken
 from ..heads.problem import HeadProblem, make_problem
 from ..hyperparameters import Hyperparameters
 from ..row_statistics import REQUESTS, RowStatistics
@@ -224,9 +224,7 @@ class RowFrame:
         if reduce.reduction == "none" or (not plain and (compiling() or reduce.learned())):
             return None
         known = problem.settings
-        if not plain:
-            headed = isinstance(problem, HeadProblem)
-            engine = choose(problem, engine).engine if headed else rows.taken(problem, engine)
+        engine = engine if plain else taken(problem, engine)
         if engine == "reference":
             return None
         if recorded is None or known.soft:
@@ -241,8 +239,7 @@ class RowFrame:
             return None
         if isinstance(problem, HeadProblem):
             return self._total_behind_head(call, problem, recorded.program, engine)
-        divisor = reduce.normalizer if rows.TOTALS[engine].READS_TENSORS else None
-        divisor = divisor if isinstance(divisor, Tensor) else _divisor(reduce)
+        divisor = _divisor(reduce, rows.TOTALS[engine].READS_TENSORS)
         total = self._total(call, reduce, recorded.program, engine, divisor)
         if plain:
             self._keep(call, total)
@@ -388,11 +385,11 @@ class RowFrame:
 _TOTALS = 64  # at most so many are kept for one loss
 
 
-def _divisor(reduce: Reduce) -> float | str | None:
-    """The divisor of a sum as a number, or the name of what the engine counts."""
+def _divisor(reduce: Reduce, tensors: bool = False) -> float | str | Tensor | None:
+    """The divisor of a sum, or the name of what the engine counts; a number if not ``tensors``."""
     normalizer = reduce.normalizer
     if isinstance(normalizer, Tensor):
-        return normalizer.item()
+        return normalizer if tensors else normalizer.item()
     return "weight" if reduce.reduction == "mean" and normalizer is None else normalizer
 
 

@@ -27,6 +27,13 @@ def choose(problem: Problem, engine: str = "auto") -> Explanation:
     return Explanation(kernels, where, gradient, how)
 
 
+def taken(problem: Problem, engine: str = "auto") -> str:
+    """Return the engine that :func:`choose` decides for; without a head it makes no words."""
+    if isinstance(problem, HeadProblem):
+        return choose(problem, engine).engine
+    return rows.taken(problem, engine)
+
+
 def how_logits_come(problem: HeadProblem) -> tuple[str, str]:
     """Tell how the gradient behind a head is found, and the type of its products, in words."""
     if comes_by_chunks(problem):

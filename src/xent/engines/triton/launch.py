@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -18,6 +17,7 @@ from .gradient import Partials
 from .kernel import Kernel
 from .layout import RowLayout, alignment, even, soft_of, steps_of, vector
 from .memory import KernelArguments, Strided, Transform
+from .needed import coefficients_for, sums_of
 
 # These numbers are chosen so that no registers spill, a logit takes few instructions
 # (tests/engines/triton/test_compile_kernels.py), and enough loads are in flight. They have not been
@@ -101,7 +101,7 @@ class Plan:
         self.align = alignment(matrices)
         self.tiling = Tiling.of(p.classes, self.align < 0)
         self.whole = Tiling.for_one_sweep(p.classes, self.align < 0)
-        self.sums = " ".join(_sums(p))
+        self.sums = " ".join(sums_of(p))
         self.fields = " ".join(p.fields)
         self.kernels: dict[Any, Kernel] = {}
         self.device = p.logits.device
@@ -224,7 +224,7 @@ class Launch:
         addresses = Partials(*[at for at, _ in chosen])
         steps = Partials(*[step for _, step in chosen])
         key = steps, *[x is None for x in addresses]
-        names = _coefficients(p, addresses)
+        names = coefficients_for(p, addresses)
         coefficients = _floats((len(names), self.rows), plan.device)
         places = torch.empty((2, self.rows), dtype=torch.int32, device=plan.device)
         self._run(
@@ -343,31 +343,6 @@ class Launch:
             self._by(t.tiles), row_weight, notes.numbers, slope,
             None if slope is None else plan.last_slope, self._gradient(), sums, blocks,
         )  # fmt: skip
-
-
-def _sums(p: Problem) -> list[str]:
-    """Return the names of the sums that the tiles find."""
-    needed = {"every", *p.settings.requests}
-    if p.settings.soft:  # the pivot is the largest class, so "top" needs no sum of its own
-        needed = needed - {"top"} | {"soft"}
-    groups = [names for group, names in sweep.SUMMED.items() if group in needed]
-    return list(dict.fromkeys(itertools.chain(*groups)))
-
-
-def _coefficients(p: Problem, addresses: Partials) -> list[str]:
-    """Return the names of the coefficients that the gradient needs."""
-    names = [*gradient.ALWAYS]
-    if addresses.entropy is not None:
-        names += ["spread"]
-    if addresses.rest_squares is not None or addresses.rest_cubes is not None:
-        names += ["square", "cube"]
-    if addresses.mean is not None:
-        names += ["mean"]
-    if p.settings.soft:
-        names += ["soft"]
-    if addresses.rest_top_logit is not None:
-        names += ["at_top"]
-    return names
 
 
 @functools.cache
