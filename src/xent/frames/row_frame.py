@@ -128,8 +128,7 @@ class RowFrame:
                 self.soft,
             )  # fmt: skip
             if plain is not None:
-                problem, reduce, engine = plain
-                return Call(problem, reduce, settings, engine, True, recorded)
+                return Call(*plain[:2], settings, plain[2], True, recorded)
         if not self.soft:
             refuse_probabilities(self.name, input, target)
         requests = self.requests(**settings)
@@ -173,7 +172,6 @@ class RowFrame:
         if not total.direct:
             if not is_plain_on_device(input, target, weight, row_weight):
                 return None
-            row_weight = row_weight if row_weight is None else row_weight.double()
             return autograd.total(Tensors(input, target, None, None, weight), row_weight, total)
         if row_weight is not None:
             row_weight = positive(row_weight)
@@ -202,8 +200,8 @@ class RowFrame:
         if len(self.totals) >= _TOTALS:  # options that change at every step
             self.totals.clear()
         options = known.ignore_index, reduce.reduction, reduce.normalizer, reduce.empty
-        problem, unweighted = call.problem, t.class_weight is None
-        key = self._key(options, unweighted, problem.dtype, t.target.is_cpu, call.settings)
+        unweighted, dtype = t.class_weight is None, call.problem.dtype
+        key = self._key(options, unweighted, dtype, t.target.is_cpu, call.settings)
         self.totals[key] = total._replace(direct=total.engine is not rows.TOTALS["triton"])
 
     def _key(

@@ -76,6 +76,15 @@ def test_no_row_counts(empty):
     assert empty == "nan" or not bool(grad.any())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_weights_of_rows_that_are_not_adjacent(dtype):
+    z, y, rows = torch.randn(5, 4), torch.randint(4, (5,)), torch.rand(10, dtype=dtype)
+    value, grad = value_and_grad(xent.cross_entropy, z, y, row_weight=rows[::2], **ON_TRITON)
+    same = value_and_grad(xent.cross_entropy, z, y, row_weight=rows[::2].clone(), **ON_TRITON)
+    assert same_bits(value, same[0])
+    assert same_bits(grad, same[1])
+
+
 def test_a_row_of_weight_0_may_hold_anything():
     z, y = torch.randn(4, 6), torch.randint(6, (4,))
     z[2] = math.nan

@@ -83,7 +83,7 @@ def _total(
     tensors: Tensors, row_weight: Tensor | None, sum: Total, gradient: Tensor | None, guess: bool
 ) -> tuple[Tensor, Notes]:
     """Return the sum and the notes of a launch; ``guess`` says how to find the slope."""
-    problem = Problem(tensors, sum.settings)
+    problem, row_weight = Problem(tensors, sum.settings), _numbers(row_weight)
     check_labels_of(problem)
     result = torch.empty((), dtype=sum.dtype, device=problem.device)
 
@@ -93,6 +93,11 @@ def _total(
         return notes
 
     return result, _fill(problem, gradient, compute)
+
+
+def _numbers(row_weight: Tensor | None) -> Tensor | None:
+    """Return row weights as the kernels read them."""
+    return None if row_weight is None else row_weight.double().contiguous()
 
 
 def _note(launch: Launch, row_weight: Tensor | None, sum: Total, guess: bool) -> Notes:
@@ -121,6 +126,7 @@ def follow(
     """
     ready = gradient is not None
     gradient = gradient if ready else torch.empty_like(tensors.logits)
+    row_weight = _numbers(row_weight)
 
     def write(launch: Launch) -> None:
         notes = _note(launch, row_weight, sum, False) if sum.notes is None else sum.notes

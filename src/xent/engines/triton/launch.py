@@ -255,7 +255,7 @@ class Launch:
         """Note the divisor, and the slope of the gradient: a guess, or 1.
 
         Args:
-            row_weight: a number per row, float64, or None.
+            row_weight: a number per row, float64, contiguous, or None.
             by: ``"weight"``, ``"count"`` or ``"number"``, which takes the number.
             number: a tensor of one number, or None for 1.
             never_zero: True if a divisor of 0 becomes 1.
@@ -265,7 +265,7 @@ class Launch:
         alone = row_weight is None and by == "number"
         programs = 1 if alone else min(-(-self.rows // ALONE), PARTS)
         if row_weight is not None:
-            row_weight, labels = row_weight.contiguous(), torch.empty_like(self.arguments.labels)
+            labels = torch.empty_like(self.arguments.labels)
         parts = max(programs, -(-self.rows // COUNT))
         numbers = torch.empty(2 + parts, dtype=torch.float64, device=plan.device)
         kind = None if number is None else number.dtype

@@ -47,6 +47,18 @@ SUMS = tl.constexpr("largest small")  # of the rest of each row, for `fields.fin
 
 
 @triton.jit
+def read_slope(notes, slope, last):
+    """Return (slope by the divisor, whether it is the one in the notes); keep it in ``last``."""
+    noted = tl.load(notes)
+    asked = noted
+    if slope is not None:
+        asked = tl.load(slope).to(tl.float64)
+        if tl.program_id(0) == 0:
+            tl.store(last, asked)
+    return asked / tl.load(notes + 1), asked == noted
+
+
+@triton.jit
 def cross_entropy(
     args, row_weight, notes, slope, last, out, sums, blocks,
     READY: tl.constexpr, WHOLE: tl.constexpr, CLUSTER: tl.constexpr, THREADS: tl.constexpr,
@@ -59,15 +71,9 @@ def cross_entropy(
     the former, and is kept in ``last``. If the gradient of the former is READY and the two are the
     same, the kernel leaves the gradient alone. WHOLE says that a tile holds a whole row.
     """
-    upstream = tl.load(notes)
-    if slope is not None:
-        asked = tl.load(slope).to(tl.float64)
-        if READY:
-            blocks = tl.where(upstream == asked, 0, blocks)
-        upstream = asked
-        if tl.program_id(0) == 0:
-            tl.store(last, asked)
-    upstream = upstream / tl.load(notes + 1)
+    upstream, known = read_slope(notes, slope, last)
+    if READY:
+        blocks = tl.where(known, 0, blocks)
     # A tile of one row has one axis: only such tiles does Triton 3.8 divide among a cluster.
     FLAT: tl.constexpr = WHOLE and ROWS == 1
     for block in range(tl.program_id(0), blocks, tl.num_programs(0)):
