@@ -80,7 +80,7 @@ def _block(classes: int) -> int:
 
 
 class Plan:
-    """What launches need but for the tensors, for problems that differ in their rows alone.
+    """All that launches need but for the tensors, for problems that differ in their rows alone.
 
     Attributes:
         steps: those of logits, soft target and gradient; zeros where there is no such matrix.
@@ -135,7 +135,7 @@ def _plan_of(
 
 
 class Notes(NamedTuple):
-    """What the kernels of a sum over rows must know, and what one of them has noted."""
+    """Labels and numbers that one kernel of a sum over rows notes for the others."""
 
     labels: Tensor | None  # with rows of weight 0 ignored; None without row weights
     numbers: Tensor  # slope of the gradient, divisor, and parts of a sum; float64

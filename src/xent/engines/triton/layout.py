@@ -1,4 +1,4 @@
-"""How the rows of a tensor lie in memory, and the forms of tensors that kernels read."""
+"""Layouts of rows in memory, and the forms of tensors that kernels read."""
 
 from __future__ import annotations
 
