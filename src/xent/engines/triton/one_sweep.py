@@ -74,50 +74,80 @@ def cross_entropy(
     upstream, known = read_slope(notes, slope, last)
     if READY:
         blocks = tl.where(known, 0, blocks)
-    # A tile of one row has one axis: only such tiles does Triton 3.8 divide among a cluster.
-    FLAT: tl.constexpr = WHOLE and ROWS == 1
     for block in range(tl.program_id(0), blocks, tl.num_programs(0)):
         rows = find_rows(args, block, ALIGN, ROWS)
-        if WHOLE:  # the logits do not wait for the labels
-            classes = tl.arange(0, BLOCK)
-            z, transform_slope = load_logits(args, rows, rows.mask, classes, -INF, "", ALIGN, FLAT)
-        # Read before the sums, which wait for all threads: the gradient may be written over it.
-        target, slope_of_target = load_label_logits(args, rows)
-        target = finite_or_nan(target)
         if WHOLE:
-            is_target = along(classes, FLAT) == down(rows.label, FLAT)
-            rest = tl.where(~is_target & down(rows.kept, FLAT), z, -INF)
-            largest = tl.max(rest, 0, keep_dims=True) if FLAT else tl.max(rest, 1)
-            base = base_of_rest(largest, target)
-            x = rest - down(base.offset, FLAT)
-            y = binary_exponent(x, down(base.exponent, FLAT))
-            e = tl.exp2(y)
-            small = tl.sum(e, 0, keep_dims=True) if FLAT else tl.sum(e, 1)
+            whole_rows(args, rows, row_weight, upstream, out, sums, CLUSTER, ALIGN, ROWS, BLOCK)
         else:
-            largest, small = sums_of_long_rows(args, rows, ROWS, THREADS, BLOCK, ALIGN)
-            base = base_of_rest(largest, target)
-        if sums is not None:
-            to = Columns(sums, args.rows, rows.n, rows.mask, 1, 0)
-            put(to, "largest", largest, SUMS)
-            put(to, "small", small, SUMS)
-        factor = factor_of_rows(args, row_weight, rows) * upstream
-        of_rest, own = coefficients(target, base, small, factor.to(tl.float32))
-        own = tl.where(own == 0.0, own, own * slope_of_target)
-        if CLUSTER:
-            put_row(args, out, rows, classes, y, of_rest, transform_slope, is_target, own, ALIGN)
-        elif WHOLE:
-            put_gradient(args, out, rows, classes, y, of_rest, transform_slope, ALIGN, FLAT)
-        else:
-            for tile in range(args.tiles):
-                # The last tiles come first, because they were read last and are in the cache.
-                classes = (args.tiles - 1 - tile) * BLOCK + tl.arange(0, BLOCK)
-                z, transform_slope = load_logits(
-                    args, rows, rows.kept, classes, -INF, "evict_first", ALIGN
-                )
-                y = binary_exponent(z - base.offset[:, None], base.exponent[:, None])
-                put_gradient(args, out, rows, classes, y, of_rest, transform_slope, ALIGN)
-        if not CLUSTER:
-            put_entry(out, rows, (rows.label, rows.kept & (rows.label >= 0), own))
+            long_rows(args, rows, row_weight, upstream, out, sums, THREADS, ALIGN, ROWS, BLOCK)
+
+
+@triton.jit
+def whole_rows(
+    args, rows, row_weight, upstream, out, sums,
+    CLUSTER: tl.constexpr, ALIGN: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Store gradient and sums of rows that stay on the chip."""
+    # A tile of one row has one axis: only such tiles does Triton 3.8 divide among a cluster.
+    FLAT: tl.constexpr = ROWS == 1
+    classes = tl.arange(0, BLOCK)
+    z, transform_slope = load_logits(args, rows, rows.mask, classes, -INF, "", ALIGN, FLAT)
+    target, slope_of_target = load_targets(args, rows)  # after the logits, which need no labels
+    is_target = along(classes, FLAT) == down(rows.label, FLAT)
+    rest = tl.where(~is_target & down(rows.kept, FLAT), z, -INF)
+    largest = tl.max(rest, 0, keep_dims=True) if FLAT else tl.max(rest, 1)
+    base = base_of_rest(largest, target)
+    y = binary_exponent(rest - down(base.offset, FLAT), down(base.exponent, FLAT))
+    e = tl.exp2(y)
+    small = tl.sum(e, 0, keep_dims=True) if FLAT else tl.sum(e, 1)
+    put_sums(args, rows, sums, largest, small)
+    factor = factor_of_rows(args, row_weight, rows) * upstream
+    of_rest, own = coefficients(target, base, small, factor.to(tl.float32), slope_of_target)
+    if CLUSTER:
+        put_row(args, out, rows, classes, y, of_rest, transform_slope, is_target, own, ALIGN)
+    else:
+        put_gradient(args, out, rows, classes, y, of_rest, transform_slope, ALIGN, FLAT)
+        put_entry(out, rows, (rows.label, rows.kept & (rows.label >= 0), own))
+
+
+@triton.jit
+def long_rows(
+    args, rows, row_weight, upstream, out, sums,
+    THREADS: tl.constexpr, ALIGN: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Store gradient and sums of rows that are read twice, a tile at a time."""
+    target, slope_of_target = load_targets(args, rows)
+    largest, small = sums_of_long_rows(args, rows, ROWS, THREADS, BLOCK, ALIGN)
+    base = base_of_rest(largest, target)
+    put_sums(args, rows, sums, largest, small)
+    factor = factor_of_rows(args, row_weight, rows) * upstream
+    of_rest, own = coefficients(target, base, small, factor.to(tl.float32), slope_of_target)
+    for tile in range(args.tiles):
+        # The last tiles come first, because they were read last and are in the cache.
+        classes = (args.tiles - 1 - tile) * BLOCK + tl.arange(0, BLOCK)
+        z, slope = load_logits(args, rows, rows.kept, classes, -INF, "evict_first", ALIGN)
+        y = binary_exponent(z - base.offset[:, None], base.exponent[:, None])
+        put_gradient(args, out, rows, classes, y, of_rest, slope, ALIGN)
+    put_entry(out, rows, (rows.label, rows.kept & (rows.label >= 0), own))
+
+
+@triton.jit
+def load_targets(args, rows):
+    """Return (logit of the target, slope of its transform) of rows.
+
+    The sums, which wait for all threads, come after it: the gradient may be written over the logit.
+    """
+    target, slope = load_label_logits(args, rows)
+    return finite_or_nan(target), slope
+
+
+@triton.jit
+def put_sums(args, rows, sums, largest, small):
+    """Store the sums of the rest of rows, if they are wanted."""
+    if sums is not None:
+        to = Columns(sums, args.rows, rows.n, rows.mask, 1, 0)
+        put(to, "largest", largest, SUMS)
+        put(to, "small", small, SUMS)
 
 
 @triton.jit
@@ -176,22 +206,24 @@ def factor_of_rows(args, row_weight, rows):
 
 
 @triton.jit
-def coefficients(target, base, total, factor):
+def coefficients(target, base, total, factor, slope):
     """Return (coefficient of the exponentials, entry of the target) of rows, in float32.
 
-    The gradient of a confident row may lie below the normal numbers, and is only rounded at the
-    end.
+    ``slope`` is that of the transform at the target. The gradient of a confident row may lie below
+    the normal numbers, and is only rounded at the end.
     """
     floor, fraction = gap_to(target, base)  # (target - shift) log2(e)
     leads = floor >= 0
     # The smaller of the two exponentials relative to the larger: of the target or of the shift.
     behind = tl.exp2(tl.where(leads, -fraction, fraction))
     behind *= tl.exp2(tl.where(leads, ROOM - floor, floor))
-    down = tl.where(leads, 2.0**-ROOM, 1.0)
+    lowering = tl.where(leads, 2.0**-ROOM, 1.0)
     own, unit = tl.where(leads, 1.0, behind), tl.where(leads, behind, 1.0)
     rest = total * unit
-    share = factor * down / (own + rest * down)
-    return tl.where(total == 0.0, 0.0, share * unit), -share * rest
+    share = factor * lowering / (own + rest * lowering)
+    own = -share * rest
+    own = tl.where(own == 0.0, own, own * slope)
+    return tl.where(total == 0.0, 0.0, share * unit), own
 
 
 @triton.jit
