@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from . import cost_model, versions
+from .gpu import model
 from .harness import report
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PAGES = [
     ROOT / "README.md",
-    *(ROOT / "docs" / f"{x}.md" for x in ("index", "benchmarks", "speed", "parallel")),
+    *(ROOT / "docs" / f"{x}.md" for x in ("index", "benchmarks", "speed", "parallel", "gpu")),
 ]
 BLOCK = re.compile(r"(?s)(<!-- table: (\w+) -->\n\n).*?(\n\n<!-- end -->)")
 
@@ -184,6 +185,9 @@ TABLES: dict[str, tuple[str, Callable[[Any], str]]] = {
 }
 # What is computed from no result.
 MODELS: dict[str, Callable[[], str]] = {
+    "gpu_logits": model.table,
+    "gpu_card": model.assumptions,
+    "gpu_heads": model.table_of_heads,
     "costs": cost_model.table,
     "costs_of_a_head": cost_model.table_of_heads,
     "costs_in_bytes": cost_model.in_bytes,
