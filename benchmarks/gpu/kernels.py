@@ -36,8 +36,8 @@ ALL_SIZES: list[dict[str, int]] = [
     {"PER_WARP": 4096},
     {"ROWS_PER_THREAD": 8},
     {"ON_CHIP": 8192},
-    {"ON_CHIP": 16384},
     {"ON_CHIP": 32768},
+    {"CLUSTER": 8},
     {"STEP_PER_WARP": 512},
     {"STEP_PER_WARP": 2048},
 ]

@@ -42,16 +42,8 @@ def _accelerator(monkeypatch):
 
 @pytest.fixture(params=["sweeps", "one sweep"])
 def road(request, monkeypatch, on_triton):
-    """Let an engine sum statistics, or sum in place; a copy stands for kernels that work so."""
-    if request.param == "one sweep" and not engine.IN_PLACE:
-        total = engine.total
-
-        def of_copy(tensors, row_weight, sum, gradient):
-            return total(tensors._replace(logits=tensors.logits.clone()), row_weight, sum, gradient)
-
-        monkeypatch.setattr(engine, "IN_PLACE", True)
-        monkeypatch.setattr(engine, "total", of_copy)
-    elif request.param == "sweeps":
+    """Let an engine sum statistics, or loss and gradient at once."""
+    if request.param == "sweeps":
         monkeypatch.setattr(engine, "takes", lambda problem, program: False)
     return request.param
 

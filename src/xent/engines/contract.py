@@ -70,11 +70,6 @@ class TotalEngine(RowEngine, Protocol):
         """True if the divisor may be a 0-d tensor, too, not only a number, a name or None."""
         ...
 
-    @property
-    def IN_PLACE(self) -> bool:
-        """True if the gradient may be written over the logits themselves."""
-        ...
-
     def takes(self, problem: Problem, program: Program) -> bool:
         """True if the engine sums this program over the rows of this problem."""
         ...
@@ -85,8 +80,7 @@ class TotalEngine(RowEngine, Protocol):
         """The sum, 0-d.
 
         ``gradient``, if not None, receives the gradient of the logits for slope 1. It has the
-        shape of the logits, and their layout if they are dense; with ``IN_PLACE`` it may be the
-        logits themselves.
+        shape of the logits, and their layout if they are dense; it may be the logits themselves.
         """
         ...
 

@@ -263,8 +263,7 @@ class RowFrame:
         self, call: Call, problem: HeadProblem, program: Program, engine: str
     ) -> Tensor | None:
         reduce = call.reduce
-        plain = all(type(x) in PLAIN_TENSORS for x in problem.source.parts)
-        if not (plain and rows.TOTALS[engine].IN_PLACE):
+        if not all(type(x) in PLAIN_TENSORS for x in problem.source.parts):
             return None
         if gradients.needs_all((*problem.others, reduce.row_weight)):
             return None

@@ -4,10 +4,9 @@
     python -m tests.engines.triton.compile_kernels cuda 90 1000 4096
 
 The second form compiles the kernels alone that sweep over logits, for cross-entropy of so many
-classes. One object per
-kernel: its name, the constants of its launch, the number of classes and, for NVIDIA, the registers
-of a thread, the bytes that it spills, its instructions for a logit, and how many loads of 16 bytes
-it makes.
+classes. One object per kernel: its name, the constants of its launch, the number of classes and,
+for NVIDIA, the registers of a thread, the bytes that it spills, its instructions for a logit, and
+how many loads of 16 bytes it makes.
 """
 
 import json
@@ -26,6 +25,7 @@ if sys.argv[1] == "hip":  # before anybody asks
     torch.version.hip = "7.0"
 
 import xent
+from benchmarks.harness.internals import launch_sizes
 from benchmarks.harness.stand_in import compile_for, count_launches
 from xent.engines import triton as engine
 from xent.heads import chunks
@@ -78,7 +78,7 @@ def per_logit(cubin: bytes, classes: int, threads: int, constants: dict) -> floa
     A kernel without a loop over the parts of a row has a whole tile in hand.
     """
     inside, outside = instructions(cubin)
-    numbers = constants["ROWS"] * constants["BLOCK"] / threads
+    numbers = constants["ROWS"] * constants["BLOCK"] / (threads * constants["num_ctas"])
     if constants.get("WHOLE", True):
         return (inside + outside) / numbers
     parts = -(-classes // constants["BLOCK"])
@@ -144,6 +144,10 @@ def main() -> None:
     call(ce, 4, 128256, dtype=torch.float32, **none)
     for length in (10000, 16384, 32000, 50257):
         call(ce, 4, length)
+    if triton.__version__ >= "3.8":  # before, no row is divided among the programs of a cluster
+        with launch_sizes(CLUSTER=8):
+            for length in (32000, 128256):
+                call(ce, 4, length)
     call(ce, 4, 100, soft=True, **none)
     call(ce, 4, 21, 64, 64, softcap=5.0, logit_scale=2.0)
     call(everything, 4, 1000)

@@ -15,7 +15,6 @@ from .problem import Problem, Tensors
 from .programs import Program
 
 READS_TENSORS = False  # a divisor is a number of the host
-IN_PLACE = True
 BEYOND = 32  # zeros after a vector of the classes that is read by whole cache lines
 _NO_TRANSFORM = (0, False, 0.0, 0, 0)
 

@@ -15,7 +15,6 @@ from .problem import Problem, Tensors
 from .programs import LOG_LOSS, NLL, Program
 
 READS_TENSORS = True  # the divisor may be a number on the device
-IN_PLACE = False  # the target's logit is read again after the gradient is written
 CROSS_ENTROPY = (NLL, LOG_LOSS)  # the programs whose loss and gradient take one sweep
 
 if TYPE_CHECKING:

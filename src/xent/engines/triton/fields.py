@@ -170,10 +170,14 @@ def displaced(logit, soft, SUMS: tl.constexpr):
 
 
 @triton.jit
-def of_labels(args, rows):
+def of_labels(args, rows, sums, SUMS: tl.constexpr):
     """Return (logit, class weight) of the label of each row, in float64."""
     mass = weights_of(args.class_weight, rows.label, rows.kept & (rows.label >= 0))
-    return load_label_logits(args, rows)[0].to(tl.float64), mass
+    if has(SUMS, "target"):
+        logit = get(Columns(sums, args.rows, rows.n, rows.mask, 1, 0), "target", SUMS)
+    else:
+        logit = load_label_logits(args, rows)[0].to(tl.float64)
+    return logit, mass
 
 
 # ---- the fields ---------------------------------------------------------------------------------
@@ -207,7 +211,7 @@ def finish(
     if has(SUMS, "pivot"):
         pivot, mass = peak.logit, peak.soft + rest.mass
     else:
-        pivot, mass = of_labels(args, rows)
+        pivot, mass = of_labels(args, rows, sums, SUMS)
     odds = odds_of(pivot, rest.shift, rest.small, rest.ties)
     nothing = rows.kept & (odds.total == 0) & (pivot == -INF) & SHARDED
     missed = nothing

@@ -42,10 +42,13 @@ class Kernel:
     """
 
     def __init__(
-        self, function: Any, device: torch.device, num_warps: int = 4, **constants: Any
-    ) -> None:
+        self, function: Any, device: torch.device, num_warps: int = 4, num_ctas: int = 1,
+        **constants: Any,
+    ) -> None:  # fmt: skip
         # a * b + c is fused where a kernel says fma and nowhere else: same bits everywhere
-        self.options = {**constants, "num_warps": num_warps, "enable_fp_fusion": False}
+        self.options = {
+            **constants, "num_warps": num_warps, "num_ctas": num_ctas, "enable_fp_fusion": False
+        }  # fmt: skip
         self.constants = [constants[n] for n in function.arg_names if n in constants]
         self.function, self.device, self.compiled = function, device, None
 

@@ -29,6 +29,7 @@ ROWS_PER_THREAD = 16  # of short rows; a thread does for each of them what is do
 TILES = (8192, 4096, 2048)  # numbers in a part of a long row
 # Numbers of a row that one program can hold. Triton 3.8 and 3.9 spill 40 and 248 bytes with 32768.
 ON_CHIP = 32768 if triton.__version__ < "3.8" else 16384
+CLUSTER = 1  # programs that may hold a row together: 8 compile from Triton 3.8 on, but none was run
 STEP_PER_WARP = 32 * LANES  # numbers of a part for each warp, where the next part is being loaded
 PANEL = 2 * LANES  # rows of a tile where rows lie next to each other: two for each thread
 PANEL_TILE = 32  # classes of such a tile
@@ -44,7 +45,8 @@ class Tiling(NamedTuple):
     rows: int
     block: int
     tiles: int  # in a row
-    warps: int
+    warps: int  # of a program
+    cluster: int = 1  # programs that hold a tile together
 
     @classmethod
     def of(cls, classes: int, panel: bool) -> Tiling:
@@ -60,8 +62,11 @@ class Tiling(NamedTuple):
         if panel:
             return cls._cut(classes, PANEL, min(triton.next_power_of_2(classes), PANEL_STEP))
         whole, block = triton.next_power_of_2(classes), _block(classes)
-        if whole <= ON_CHIP and 4 * whole <= 5 * triton.cdiv(classes, block) * block:
+        little_waste = 4 * whole <= 5 * triton.cdiv(classes, block) * block
+        if whole <= ON_CHIP and little_waste:
             return cls._cut(classes, _rows(whole), whole)
+        if whole <= ON_CHIP * CLUSTER and little_waste:
+            return cls(1, whole, 1, ON_CHIP // PER_WARP, whole // ON_CHIP)
         return cls(1, block, triton.cdiv(classes, block), block // STEP_PER_WARP)
 
     @classmethod
@@ -185,7 +190,7 @@ class Launch:
         """Return a kernel that works on tiles."""
         plan = self.plan
         return Kernel(
-            function, plan.device, t.warps, ALIGN=plan.align, ROWS=t.rows, BLOCK=t.block,
+            function, plan.device, t.warps, t.cluster, ALIGN=plan.align, ROWS=t.rows, BLOCK=t.block,
             **constants,
         )  # fmt: skip
 
@@ -289,7 +294,7 @@ class Launch:
             sums = self._sweep()
         else:
             tiles, block, names = 1, 1, one_sweep.SUMS.value
-            sums = _floats((2, 1, self.rows), self.plan.device)
+            sums = _floats((3, 1, self.rows), self.plan.device)
             self._one_sweep(row_weight, notes, None, sums)
         programs = -(-self.rows // COUNT)
         self._run(
@@ -336,7 +341,7 @@ class Launch:
         self._run(
             ("cross_entropy", row_weight is None, slope_type, ready),
             lambda _: self._tiled(
-                one_sweep.cross_entropy, t, READY=ready, WHOLE=t.tiles == 1, CLUSTER=False,
+                one_sweep.cross_entropy, t, READY=ready, WHOLE=t.tiles == 1, CLUSTER=t.cluster > 1,
                 THREADS=t.warps * LANES,
             ),
             min(blocks, _few(plan.device)) if ready else blocks,

@@ -43,7 +43,9 @@ from .memory import (
 )
 
 STAGES = tl.constexpr(2)  # one tile is loaded while another is summed
-SUMS = tl.constexpr("largest small")  # of the rest of each row, for `fields.finish`
+# What is stored of each row for `totals.add_up`: sums of the rest, and the logit of the target. The
+# gradient may be written over that logit.
+SUMS = tl.constexpr("largest small target")
 
 
 @triton.jit
@@ -100,7 +102,7 @@ def whole_rows(
     y = binary_exponent(rest - down(base.offset, FLAT), down(base.exponent, FLAT))
     e = tl.exp2(y)
     small = tl.sum(e, 0, keep_dims=True) if FLAT else tl.sum(e, 1)
-    put_sums(args, rows, sums, largest, small)
+    put_sums(args, rows, sums, largest, small, target)
     factor = factor_of_rows(args, row_weight, rows) * upstream
     of_rest, own = coefficients(target, base, small, factor.to(tl.float32), slope_of_target)
     if CLUSTER:
@@ -119,7 +121,7 @@ def long_rows(
     target, slope_of_target = load_targets(args, rows)
     largest, small = sums_of_long_rows(args, rows, ROWS, THREADS, BLOCK, ALIGN)
     base = base_of_rest(largest, target)
-    put_sums(args, rows, sums, largest, small)
+    put_sums(args, rows, sums, largest, small, target)
     factor = factor_of_rows(args, row_weight, rows) * upstream
     of_rest, own = coefficients(target, base, small, factor.to(tl.float32), slope_of_target)
     for tile in range(args.tiles):
@@ -142,12 +144,13 @@ def load_targets(args, rows):
 
 
 @triton.jit
-def put_sums(args, rows, sums, largest, small):
-    """Store the sums of the rest of rows, if they are wanted."""
+def put_sums(args, rows, sums, largest, small, target):
+    """Store the sums of the rest of rows, and the logits of the targets, if they are wanted."""
     if sums is not None:
         to = Columns(sums, args.rows, rows.n, rows.mask, 1, 0)
         put(to, "largest", largest, SUMS)
         put(to, "small", small, SUMS)
+        put(to, "target", target, SUMS)
 
 
 @triton.jit

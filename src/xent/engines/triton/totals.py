@@ -92,7 +92,7 @@ def add_up(
     """Add up cross-entropy over COUNT rows, from tiles of BLOCK classes; store one number."""
     rows = find_some_rows(args, COUNT)
     rest, _, _, _ = merge_tiles(args, rows, sums, SUMS, BLOCK)
-    pivot, mass = of_labels(args, rows)
+    pivot, mass = of_labels(args, rows, sums, SUMS)
     odds = odds_of(pivot, rest.shift, rest.small, rest.ties)
     value = tl.where(rows.kept, odds.above * mass, 0.0)
     if row_weight is not None:
