@@ -105,6 +105,8 @@ class Plan:
         self.inner_rows = rows.inner_rows if logits.ndim > 2 else 0
         self.align = alignment(matrices)
         self.tiling = Tiling.of(p.classes, self.align < 0)
+        if len(sums_of(p)) > 2:  # with half the numbers a thread spills none of them
+            self.tiling = self.tiling._replace(warps=2 * self.tiling.warps)
         self.whole = Tiling.for_one_sweep(p.classes, self.align < 0)
         self.sums = " ".join(sums_of(p))
         self.fields = " ".join(p.fields)
