@@ -175,7 +175,7 @@ def sums_of_long_rows(
     VECTOR: tl.constexpr = along_row(ALIGN) if ROWS == 1 else BLOCK
     largest = tl.full([OWNERS], -INF, tl.float32)
     base, total = base_of(largest, False), tl.zeros([OWNERS], tl.float32)
-    for tile in tl.range(args.tiles, num_stages=STAGES):
+    for tile in tl.range(args.tiles, num_stages=STAGES):  # pyright: ignore
         places = tl.arange(0, BLOCK)
         classes = tile * BLOCK + places
         z, _ = load_logits(args, rows, rows.kept, classes, -INF, "evict_last", ALIGN)
