@@ -29,6 +29,7 @@ from tests.heads.linear_heads import (
 from xent.engines.rows import triton as engine
 from xent.heads import chunks, kept, products
 from xent.heads.chunks import Chunks, Head, scaled
+from xent.heads.gradients import RowFunction, sum_ahead
 
 BF16, F16 = torch.bfloat16, torch.float16
 ROWS, FEATURES, CLASSES = 700, 8, 50
@@ -368,3 +369,20 @@ def test_only_several_chunks_have_a_float32_buffer(several, on_triton, monkeypat
     cross_entropy(parts, y)
     wide = torch.float32
     assert made == [BF16, wide if several else BF16, wide, BF16]  # the last one is the chunk
+
+
+def test_no_slope_of_an_ignored_row_reaches_the_weight():
+    """The body sees ignored rows, too, and may have no finite derivative there."""
+    (h, w, _), y = parts_of(torch.float32)
+    keeps = y != -100
+    scale = torch.where(keeps, 1.0, torch.nan)
+    source = xent.LinearLogits(h, w)  # one chunk of all rows
+
+    def body(index, z):
+        return torch.where(keeps[index], z.square().sum(1) * scale[index], 0).sum()
+
+    total = sum_ahead(RowFunction((source,), kept.SortedRows(keeps), body))
+    found = torch.autograd.grad(total, (h, w))
+    truth = torch.autograd.grad((h @ w.T)[keeps].square().sum(), (h, w))
+    for one, expected in zip(found, truth, strict=True):
+        torch.testing.assert_close(one, expected, rtol=1e-5, atol=1e-3)

@@ -68,9 +68,11 @@ def _operator(target):
     return getattr(target, "_opoverload", target)
 
 
+@pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("needed", [(True, True, True), (False, True, False)], ids=str)
-def test_opcheck(kernels, needed):
+def test_opcheck(kernels, needed, transposed):
     (h, w, b), y = parts()
+    w = w.detach().t().contiguous().t() if transposed else w
     h, w, b = (x.detach().requires_grad_(n) for x, n in zip((h, w, b), needed, strict=True))
     h, y = h.detach().view(-1, FEATURES)[:9].requires_grad_(needed[0]), y[:9]
     problem = make_problem(xent.LinearLogits(h, w, b), y, requests=("entropy",))

@@ -212,7 +212,7 @@ class RowFunction(NamedTuple):
                 value, [z[head] for head in wanting], None if slope is None else slope[index]
             )
             for head, dz in zip(wanting, grads, strict=True):
-                head.add(index, dz)
+                head.add(index, dz if self.kept is None else self.kept.without_ignored(dz, index))
             if slope is None:
                 total = value.detach() if total is None else total + value.detach()
         return total, chunks.heads

@@ -48,9 +48,9 @@ class KeptRows(NamedTuple):
         """The rows of one chunk after the other."""
         return iter(self.numbers.split(height))
 
-    def without_ignored(self, features: Tensor, index: Index) -> Tensor:
-        """The features of some rows, 0 for ignored rows among them."""
-        return features
+    def without_ignored(self, numbers: Tensor, index: Index) -> Tensor:
+        """The numbers of some rows, ``(n, ...)``, 0 for ignored rows among them."""
+        return numbers
 
 
 class SortedRows(NamedTuple):
@@ -90,13 +90,13 @@ class SortedRows(NamedTuple):
         if others.shape[0]:
             yield from others.split(even(others.shape[0], height, TILE))
 
-    def without_ignored(self, features: Tensor, index: Index) -> Tensor:
-        """The features of some rows, 0 for ignored rows among them.
+    def without_ignored(self, numbers: Tensor, index: Index) -> Tensor:
+        """The numbers of some rows, ``(n, ...)``, 0 for ignored rows among them.
 
-        A gradient of 0 times features that are NaN would be NaN. One more pass over the features
-        of a chunk is below 1 % of the time of the products.
+        A gradient of 0 times features that are NaN would be NaN, and so would a gradient that is
+        NaN. One more pass over the features of a chunk is below 1 % of the time of the products.
         """
-        return features.masked_fill(~self.kept[index].unsqueeze(-1), 0)
+        return numbers.masked_fill(~self.kept[index].unsqueeze(-1), 0)
 
 
 class Arriving:

@@ -91,7 +91,7 @@ head_gradient = torch.library.custom_op(
 @head_gradient.register_fake
 def _(statistics: Tensor, partials: Tensor, needed: list[bool], *given: Any) -> list[Tensor]:
     parts = zip(given[: len(_HEAD)], needed, strict=True)
-    return [torch.empty_like(x) for x, wanted in parts if wanted]
+    return [x.new_empty(x.shape) for x, wanted in parts if wanted]
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

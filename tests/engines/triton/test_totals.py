@@ -146,3 +146,26 @@ def test_the_short_way_of_a_device_has_the_same_bits(options):
             for ours, theirs in zip(found, expected, strict=True):
                 assert same_bits(ours, theirs)
     assert "Triton" not in str(xent.explain(z, y))
+
+
+def test_a_plan_of_one_image_serves_several():
+    """Axes of length 1 have any step, and a plan is kept for all numbers of images."""
+    big, y = torch.randn(4, 6, 5), torch.randint(3, (4, 5))
+    for images in (1, 2, 4):
+        z, target = big[:images, :3], y[:images]
+        found = xent.cross_entropy(z, target, reduction="none", **ON_TRITON)
+        wide = xent.cross_entropy(z.double(), target, reduction="none", engine="reference")
+        assert worst(found, wide) <= 4
+
+
+def test_tiny_slopes_keep_their_digits():
+    z, y = torch.randn(5, 40), torch.arange(5)
+    z[torch.arange(5), y] += torch.tensor([0.0, 5.0, 20.0, 40.0, 60.0])
+    for slope in (1e-12, 1e-22, 1e-26):
+        leaf = z.clone().requires_grad_()
+        loss = xent.cross_entropy(leaf, y, reduction="sum", **ON_TRITON)
+        (found,) = torch.autograd.grad(loss, leaf, torch.tensor(slope))
+        wide = z.double().requires_grad_()
+        exactly = xent.cross_entropy(wide, y, reduction="sum", engine="reference")
+        (truth,) = torch.autograd.grad(exactly, wide, torch.tensor(slope).double())
+        torch.testing.assert_close(found.double(), truth, rtol=1e-5, atol=1e-44)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..modes import settled
 from . import reference
 from .autograd import Total
 from .labels import check_labels_of
@@ -96,7 +97,7 @@ def _total(
 
 def _numbers(row_weight: Tensor | None) -> Tensor | None:
     """Return row weights as the kernels read them."""
-    return None if row_weight is None else row_weight.double().contiguous()
+    return None if row_weight is None else settled(row_weight.double()).contiguous()
 
 
 def _note(launch: Launch, row_weight: Tensor | None, sum: Total, guess: bool) -> Notes:
@@ -104,7 +105,9 @@ def _note(launch: Launch, row_weight: Tensor | None, sum: Total, guess: bool) ->
     number, by = sum.divisor, "number"
     if isinstance(number, str):
         number, by = None, number
-    elif number is not None and not isinstance(number, Tensor):
+    elif isinstance(number, Tensor):
+        number = settled(number)
+    elif number is not None:
         number = torch.full((), number, dtype=torch.float64, device=launch.problem.device)
     return launch.note(row_weight, by, number, sum.empty == "zero", guess)
 

@@ -94,7 +94,6 @@ class Plan:
         tiling: tiles of the sweeps.
         whole: tiles of the kernel that sweeps once.
         kernels: those that were launched, by name and options.
-        last_slope: the slope of the last backward pass, 0-d, float64.
     """
 
     def __init__(self, p: Problem, logits: Tensor, soft: Tensor | None, out: Tensor | None) -> None:
@@ -112,7 +111,12 @@ class Plan:
         self.fields = " ".join(p.fields)
         self.kernels: dict[Any, Kernel] = {}
         self.device = p.logits.device
-        self.last_slope = torch.ones((), dtype=torch.float64, device=self.device)
+
+
+@functools.cache
+def _last_slope(device: torch.device) -> Tensor:
+    """The slope of the last backward pass on a device. Captured graphs write to it for ever."""
+    return torch.ones((), dtype=torch.float64, device=device)
 
 
 PLANS: dict[Any, Plan] = {}
@@ -276,13 +280,13 @@ class Launch:
         parts = max(programs, -(-self.rows // COUNT))
         numbers = torch.empty(2 + parts, dtype=torch.float64, device=plan.device)
         kind = None if number is None else number.dtype
+        expected = _last_slope(plan.device) if guess else None
         self._run(
             ("note", by, never_zero, guess, row_weight is None, kind),
             lambda plan: Kernel(
                 totals.note_down, plan.device, BY=by, ZERO=never_zero, COUNT=WIDE, num_warps=8
             ),
-            programs, self.arguments, row_weight, number, plan.last_slope if guess else None,
-            numbers, labels,
+            programs, self.arguments, row_weight, number, expected, numbers, labels,
         )  # fmt: skip
         if programs > 1 and by != "number":
             self._divide(numbers, programs, None, never_zero)
@@ -348,7 +352,7 @@ class Launch:
             ),
             min(blocks, _few(plan.device)) if ready else blocks,
             self._by(t.tiles), row_weight, notes.numbers, slope,
-            None if slope is None else plan.last_slope, self._gradient(), sums, blocks,
+            None if slope is None else _last_slope(plan.device), self._gradient(), sums, blocks,
         )  # fmt: skip
 
 

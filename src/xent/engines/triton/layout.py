@@ -39,8 +39,9 @@ class RowLayout(NamedTuple):
             flat = x.view(*x.shape[:2], math.prod(x.shape[2:]))
         except RuntimeError:
             return None
-        step = flat.stride()
-        return cls(x.shape[0], flat.shape[2], flat.shape[1], (step[0], step[2], step[1]))
+        # A view of one image has steps of its own for axes of length 1.
+        steps = x.stride(0), flat.stride(2), x.stride(1)
+        return cls(x.shape[0], flat.shape[2], flat.shape[1], steps)
 
 
 def even(x: Tensor) -> Tensor:

@@ -353,7 +353,7 @@ def load_entries(args, rows, classes, mask):
 @triton.jit
 def load_label_logits(args, rows):
     """Return (transformed logit of the label of each row, slope there); -inf without a label."""
-    mask = rows.kept & (rows.label >= 0)
+    mask = rows.label >= 0
     z, slope = load_entries(args, rows, tl.where(mask, rows.label, 0), mask)
     return tl.where(mask, z, -INF), slope
 
@@ -367,7 +367,8 @@ def load_soft(args, rows, classes, ALIGN: tl.constexpr):
         at = addresses(args.soft, rows.outer, rows.inner, classes, ALIGN)
     else:
         mask = mask & (rows.label >= 0)[:, None]
-        at = addresses(args.soft, 0, tl.where(rows.label < 0, 0, rows.label), classes, ALIGN)
+        line = tl.where(rows.label < 0, 0, rows.label).to(tl.int64)
+        at = addresses(args.soft, 0, line, classes, ALIGN)
     soft = tl.load(at, mask=mask, other=0.0).to(tl.float32)
     if args.class_weight is not None:
         soft *= tl.load(args.class_weight + classes, mask=class_mask, other=0.0)[None, :]
@@ -382,7 +383,7 @@ def soft_of_pivots(args, rows, pivot):
         row = rows.outer * args.soft.outer + rows.inner * args.soft.inner
     else:
         mask = mask & (rows.label >= 0)
-        row = tl.where(mask, rows.label, 0) * args.soft.inner
+        row = tl.where(mask, rows.label, 0).to(tl.int64) * args.soft.inner
     own = tl.load(args.soft.at + row + pivot * args.soft.step, mask=mask, other=0.0).to(tl.float32)
     if args.class_weight is not None:
         own *= tl.load(args.class_weight + pivot, mask=mask, other=0.0)

@@ -103,13 +103,15 @@ def whole_rows(
     e = tl.exp2(y)
     small = tl.sum(e, 0, keep_dims=True) if FLAT else tl.sum(e, 1)
     put_sums(args, rows, sums, largest, small, target)
-    factor = factor_of_rows(args, row_weight, rows) * upstream
-    of_rest, own = coefficients(target, base, small, factor.to(tl.float32), slope_of_target)
+    factor = factor_of_rows(args, row_weight, upstream, rows)
+    of_rest, own = coefficients(target, base, small, factor)
+    if has_slope(args.transform):
+        own = tl.where(own == 0.0, own, own * slope_of_target)
     if CLUSTER:
         put_row(args, out, rows, classes, y, of_rest, transform_slope, is_target, own, ALIGN)
     else:
         put_gradient(args, out, rows, classes, y, of_rest, transform_slope, ALIGN, FLAT)
-        put_entry(out, rows, (rows.label, rows.kept & (rows.label >= 0), own))
+        put_entry(out, rows, (rows.label, rows.label >= 0, own))
 
 
 @triton.jit
@@ -122,15 +124,17 @@ def long_rows(
     largest, small = sums_of_long_rows(args, rows, ROWS, THREADS, BLOCK, ALIGN)
     base = base_of_rest(largest, target)
     put_sums(args, rows, sums, largest, small, target)
-    factor = factor_of_rows(args, row_weight, rows) * upstream
-    of_rest, own = coefficients(target, base, small, factor.to(tl.float32), slope_of_target)
+    factor = factor_of_rows(args, row_weight, upstream, rows)
+    of_rest, own = coefficients(target, base, small, factor)
+    if has_slope(args.transform):
+        own = tl.where(own == 0.0, own, own * slope_of_target)
     for tile in range(args.tiles):
         # The last tiles come first, because they were read last and are in the cache.
         classes = (args.tiles - 1 - tile) * BLOCK + tl.arange(0, BLOCK)
         z, slope = load_logits(args, rows, rows.kept, classes, -INF, "evict_first", ALIGN)
         y = binary_exponent(z - base.offset[:, None], base.exponent[:, None])
         put_gradient(args, out, rows, classes, y, of_rest, slope, ALIGN)
-    put_entry(out, rows, (rows.label, rows.kept & (rows.label >= 0), own))
+    put_entry(out, rows, (rows.label, rows.label >= 0, own))
 
 
 @triton.jit
@@ -200,20 +204,23 @@ def carried(total, base, new):
 
 
 @triton.jit
-def factor_of_rows(args, row_weight, rows):
-    """Return the factor on the gradient of each row, in float64; 0 for an ignored row."""
-    factor = weights_of(args.class_weight, rows.label, rows.kept & (rows.label >= 0))
+def factor_of_rows(args, row_weight, upstream, rows):
+    """Return the factor on the gradient of each row, in float32; 0 for an ignored row."""
+    if row_weight is None and args.class_weight is None and args.transform.scale is None:
+        return tl.where(rows.label >= 0, upstream.to(tl.float32), 0.0)
+    factor = upstream * weights_of(args.class_weight, rows.label, rows.label >= 0)
     if row_weight is not None:
         factor *= tl.load(row_weight + rows.n, mask=rows.mask, other=0.0)
-    return tl.where(rows.kept, factor * scale_in_double(args, rows.n, rows.mask), 0.0)
+    factor = tl.where(rows.kept, factor * scale_in_double(args, rows.n, rows.mask), 0.0)
+    return factor.to(tl.float32)
 
 
 @triton.jit
-def coefficients(target, base, total, factor, slope):
+def coefficients(target, base, total, factor):
     """Return (coefficient of the exponentials, entry of the target) of rows, in float32.
 
-    ``slope`` is that of the transform at the target. The gradient of a confident row may lie below
-    the normal numbers, and is only rounded at the end.
+    The gradient of a confident row may lie below the normal numbers, and is only rounded at the
+    end.
     """
     floor, fraction = gap_to(target, base)  # (target - shift) log2(e)
     leads = floor >= 0
@@ -223,10 +230,9 @@ def coefficients(target, base, total, factor, slope):
     lowering = tl.where(leads, 2.0**-ROOM, 1.0)
     own, unit = tl.where(leads, 1.0, behind), tl.where(leads, behind, 1.0)
     rest = total * unit
-    share = factor * lowering / (own + rest * lowering)
-    own = -share * rest
-    own = tl.where(own == 0.0, own, own * slope)
-    return tl.where(total == 0.0, 0.0, share * unit), own
+    share = factor / (own + rest * lowering)
+    # Lowered last: a tiny factor would lose its digits.
+    return tl.where(total == 0.0, 0.0, share * unit * lowering), -(share * rest) * lowering
 
 
 @triton.jit

@@ -19,7 +19,7 @@ PROGRAMS = 1024  # fill a device, and end at once if there is nothing to do
 def scale(x, factor, count, BLOCK: tl.constexpr):
     """Multiply ``count`` numbers in memory by a float32 number in memory."""
     number = tl.load(factor)
-    blocks = tl.where(number == 1.0, 0, tl.cdiv(count, BLOCK))
+    blocks = tl.where(number == 1.0, 0, tl.cdiv(tl.cast(count, tl.int64), BLOCK))
     for block in range(tl.program_id(0), blocks, tl.num_programs(0)):
         at = tl.cast(block, tl.int64) * BLOCK + tl.arange(0, BLOCK)
         value = tl.load(x + at, mask=at < count).to(tl.float32) * number

@@ -44,7 +44,8 @@ def note_down(
     if tl.program_id(0) == 0:
         tl.store(notes, slope)
     total = tl.zeros([COUNT], tl.float64)
-    for block in range(tl.program_id(0), tl.cdiv(args.rows, COUNT), tl.num_programs(0)):
+    blocks = tl.cdiv(tl.cast(args.rows, tl.int64), COUNT)
+    for block in range(tl.program_id(0), blocks, tl.num_programs(0)):
         n = tl.cast(block, tl.int64) * COUNT + tl.arange(0, COUNT)
         label, kept = read_labels(args, n, n < args.rows)
         mass = weights_of(None, label, kept)
