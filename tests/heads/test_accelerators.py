@@ -75,6 +75,7 @@ def exact(parts, y, slope=1.0, loss=F.cross_entropy):
 # ---- values and gradients -----------------------------------------------------------------------
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("slope", [1.0, 3.0])
 def test_several_chunks_with_ignored_rows(slope, road):
     parts, y = parts_of(torch.float32)
@@ -103,6 +104,7 @@ def test_gradients_of_gradients(road):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("dtype", [BF16, F16], ids=str)
 @pytest.mark.parametrize("rows", [128, ROWS])
 @pytest.mark.parametrize("slope", [1.0, 3.0])
@@ -155,6 +157,7 @@ def test_every_way(way, reduction, size, monkeypatch):
         near(a, b)
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("rows", [100, 300])
 @pytest.mark.parametrize("loss", [xent.cross_entropy, xent.losses.focal_loss])
 def test_ignored_rows_may_hold_anything(rows, loss, road):
@@ -168,6 +171,7 @@ def test_ignored_rows_may_hold_anything(rows, loss, road):
     assert all(torch.equal(a, c) for a, c in zip(clean, dirty, strict=True))
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("dtype", [torch.float32, F16], ids=str)
 @pytest.mark.parametrize("rows", [100, 300])
 @pytest.mark.parametrize("loss", [xent.cross_entropy, xent.losses.focal_loss])
@@ -201,6 +205,7 @@ def test_statistics_only(on_triton, monkeypatch):
 # ---- no wait ------------------------------------------------------------------------------------
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("dtype", [torch.float32, BF16, F16], ids=str)
 @pytest.mark.parametrize("loss", [xent.cross_entropy, xent.losses.focal_loss])
 @pytest.mark.parametrize("options", [{}, {"row_weight": torch.rand(ROWS)}], ids=["", "weights"])

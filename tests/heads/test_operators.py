@@ -39,6 +39,7 @@ def focal(h, w, b, y, **options):
     return xent.losses.focal_loss(xent.LinearLogits(h, w, b, max_workspace=SMALL), y, **options)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("loss", [cross_entropy, focal])
 @pytest.mark.parametrize("dynamic", [None, True], ids=["", "dynamic"])
@@ -68,6 +69,7 @@ def _operator(target):
     return getattr(target, "_opoverload", target)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("needed", [(True, True, True), (False, True, False)], ids=str)
 def test_opcheck(kernels, needed, transposed):

@@ -94,7 +94,7 @@ class TotalEngine(RowEngine, Protocol):
         ...
 
     def fits(self, slope: Tensor, gradient: Tensor) -> bool:
-        """True if the gradient for slope 1 is, or was made, exactly the one for this slope."""
+        """True if the gradient ahead is, or was made, exactly the one for this slope."""
         ...
 
     def follow(

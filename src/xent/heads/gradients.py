@@ -156,7 +156,7 @@ class RowFunction(NamedTuple):
     """
 
     sources: tuple[LinearLogits, ...]
-    kept: Kept | None  # the rows that are looked at; None for all
+    kept: Kept | None  # the rows that count; an accelerator looks at others, too. None for all
     function: Callable[..., Tensor]
     others: tuple[Tensor, ...] = ()  # that the function reads; backward must find them unchanged
 
