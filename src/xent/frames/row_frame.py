@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from .._check import one_of
-from ..engines import rows
+from ..engines import core, rows
 from ..engines.modes import PLAIN_TENSORS, compiling
 from ..engines.rows import autograd
 from ..engines.rows.autograd import Total
@@ -119,7 +119,8 @@ class RowFrame:
         engine: str,
     ) -> Call:
         """Check a call. ``options`` are scale, softcap and bias of the logits, by name."""
-        if engine == "auto" and not self.own and not compiling():
+        kernels = core.fast or not getattr(input, "is_cpu", True)
+        if engine == "auto" and kernels and not self.own and not compiling():
             given = input, target, weight, ignore_index, *options.values()
             recorded = self._recorded(settings, False, weight)
             requests = self.requests(**settings) if recorded is None else recorded.requests
