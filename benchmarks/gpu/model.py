@@ -16,7 +16,7 @@ WIDE = 2  # bytes of a bfloat16 number
 
 
 class Card(NamedTuple):
-    """What a GPU does in a second."""
+    """Rates of a GPU, per second."""
 
     name: str
     copy: float  # bytes that are read, and bytes that are written, of a plain copy

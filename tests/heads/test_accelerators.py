@@ -109,7 +109,7 @@ def test_gradients_of_gradients(road):
 @pytest.mark.parametrize("rows", [128, ROWS])
 @pytest.mark.parametrize("slope", [1.0, 3.0])
 def test_each_gradient_is_rounded_once(dtype, rows, slope, road, monkeypatch):
-    """Of the products' factors: half a unit in the last place, beside the float32 sums."""
+    """Each gradient errs by half a unit in the last place, beside the float32 sums."""
     parts, y = parts_of(dtype, rows)
     seen, add = [], Head.add
 

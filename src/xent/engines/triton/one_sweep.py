@@ -107,10 +107,11 @@ def whole_rows(
     of_rest, own = coefficients(target, base, small, factor)
     if has_slope(args.transform):
         own = tl.where(own == 0.0, own, own * slope_of_target)
-    if CLUSTER:
-        put_row(args, out, rows, classes, y, of_rest, transform_slope, is_target, own, ALIGN)
-    else:
-        put_gradient(args, out, rows, classes, y, of_rest, transform_slope, ALIGN, FLAT)
+    g = gradient_of_rest(args, y, down(of_rest, FLAT), transform_slope)
+    if CLUSTER:  # has no barrier between two stores
+        g = tl.where(is_target & down(rows.kept, FLAT), down(own, FLAT), g)
+    put_gradient(args, out, rows, classes, g, ALIGN, FLAT)
+    if not CLUSTER:
         put_entry(out, rows, (rows.label, rows.label >= 0, own))
 
 
@@ -133,7 +134,8 @@ def long_rows(
         classes = (args.tiles - 1 - tile) * BLOCK + tl.arange(0, BLOCK)
         z, slope = load_logits(args, rows, rows.kept, classes, -INF, "evict_first", ALIGN)
         y = binary_exponent(z - base.offset[:, None], base.exponent[:, None])
-        put_gradient(args, out, rows, classes, y, of_rest, slope, ALIGN)
+        g = gradient_of_rest(args, y, of_rest[:, None], slope)
+        put_gradient(args, out, rows, classes, g, ALIGN)
     put_entry(out, rows, (rows.label, rows.label >= 0, own))
 
 
@@ -236,33 +238,17 @@ def coefficients(target, base, total, factor):
 
 
 @triton.jit
-def put_gradient(
-    args, out, rows, classes, y, factor, transform_slope,
-    ALIGN: tl.constexpr, FLAT: tl.constexpr = False,
-):  # fmt: skip
-    """Store the gradient of the rest of a tile."""
-    g = gradient_of_rest(args, y, down(factor, FLAT), transform_slope)
-    mask = down(rows.mask, FLAT) & along(is_class(args, classes, ALIGN), FLAT)
-    to = addresses(out, rows.outer, rows.inner, classes, ALIGN, FLAT)
-    tl.store(to, g.to(out.at.dtype.element_ty), mask=mask, eviction_policy="evict_first")
-
-
-@triton.jit
-def put_row(
-    args, out, rows, classes, y, factor, transform_slope, is_target, own, ALIGN: tl.constexpr
-):
-    """Store the gradient of a row in a cluster, which has no barrier between two stores."""
-    g = gradient_of_rest(args, y, factor, transform_slope)
-    g = tl.where(is_target & rows.kept, own, g)
-    mask = rows.mask & is_class(args, classes, ALIGN)
-    to = addresses(out, rows.outer, rows.inner, classes, ALIGN, True)
-    tl.store(to, g.to(out.at.dtype.element_ty), mask=mask, eviction_policy="evict_first")
-
-
-@triton.jit
 def gradient_of_rest(args, y, factor, transform_slope):
     """Return ``2^y factor`` times the slope of the transform."""
     g = power_times(y, factor)
     if has_slope(args.transform):
         g = tl.where(g == 0.0, g, g * transform_slope)
     return g
+
+
+@triton.jit
+def put_gradient(args, out, rows, classes, g, ALIGN: tl.constexpr, FLAT: tl.constexpr = False):
+    """Store the gradient of a tile."""
+    mask = down(rows.mask, FLAT) & along(is_class(args, classes, ALIGN), FLAT)
+    to = addresses(out, rows.outer, rows.inner, classes, ALIGN, FLAT)
+    tl.store(to, g.to(out.at.dtype.element_ty), mask=mask, eviction_policy="evict_first")
