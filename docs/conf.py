@@ -7,6 +7,9 @@ import importlib.util
 import sys
 from pathlib import Path
 
+from jupyter_cache.cache.db import create_db
+from sphinx.application import Sphinx
+
 import xent
 
 sys.path[:0] = [str(Path(__file__).parent / "site"), str(Path(__file__).parents[1])]
@@ -114,3 +117,15 @@ html_theme_options = {
     "pygments_dark_style": "a11y-high-contrast-dark",
 }
 html_sidebars = {"index": [], "which-loss": []}
+
+
+def make_cache(app: Sphinx, *_: object) -> None:
+    """Make the tables in which outputs are stored; two readers that make them at once fail."""
+    folder = Path(app.env.mystnb_config.execution_cache_path)
+    folder.mkdir(parents=True, exist_ok=True)
+    create_db(folder)
+
+
+def setup(app: Sphinx) -> None:
+    """Make what the readers of pages share, before Sphinx starts them."""
+    app.connect("env-before-read-docs", make_cache)
