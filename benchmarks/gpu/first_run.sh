@@ -57,7 +57,7 @@ part sanitize 45 compute-sanitizer --tool memcheck --error-exitcode 9 \
     "$PYTHON" -m benchmarks.gpu.kernels once
 part clusters 25 "$PYTHON" -m benchmarks.gpu.clusters run
 part sizes 75 "$PYTHON" -m benchmarks.gpu.kernels sizes
-part head 90 "$PYTHON" -m benchmarks.gpu.head --json "$OUT/head.json"
+part head 90 "$PYTHON" -m benchmarks.gpu.head --seconds 80 --json "$OUT/head.json"
 part logits 120 "$PYTHON" -m benchmarks.gpu.logits --quiet --json "$OUT/logits.json" "${logits[@]}"
 echo "== all: $SECONDS s"
 exit $failed

@@ -1,10 +1,11 @@
 """A linear head on a GPU: its matrix products one by one, a pipeline of them, and libraries.
 
-    python -m benchmarks.gpu.head [--json PATH]
+    python -m benchmarks.gpu.head [--shapes N,D,V ...] [--seconds S] [--json PATH]
 
 A chunk is some rows of the hidden states. Its logits are one product; loss and gradient of the
 logits one pass; and the gradients of hidden states and weight two more products. The table gives
-each piece, the bare products, that pipeline, xent, PyTorch and Liger.
+each piece, the bare products, that pipeline, xent, PyTorch, Liger, CCE and QuACK: milliseconds,
+rates, memory, and errors of both gradients against float64. Without a GPU it runs tiny shapes.
 """
 
 from __future__ import annotations
@@ -17,22 +18,28 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 import xent
 
-from ..harness.options import output_file, write_json
+from ..harness.linear_contestants import LINEAR_CONTESTANTS
+from ..harness.options import head_shape, output_file, seconds, write_json
 from ..harness.report import aligned, digits, in_one_line
 from .device import DEVICE, ENGINE, REHEARSAL, make_timer, median
 from .report import mebibytes
-from .timing import Timer, Turn, nothing
+from .timing import Budget, Timer, Turn, nothing
 
-SHAPES = [(4096, 4096, 128256), (1024, 4096, 128256), (8192, 4096, 128256), (8192, 2304, 256000)]
+# Rows, features and classes: of Llama 3, with three numbers of rows, Gemma 2, Qwen 3, Qwen 3.5,
+# GPT-2 and Qwen 2.5.
+SHAPES = [
+    (4096, 4096, 128256), (1024, 4096, 128256), (8192, 4096, 128256), (8192, 2304, 256000),
+    (8192, 4096, 151936), (16384, 2048, 248320), (32768, 768, 50257), (2048, 3584, 152064),
+]  # fmt: skip
 CHUNK = 4096  # rows
 MOST_LOGITS = 1_200_000_000  # for contestants that hold all logits
+SAMPLE = 16  # rows and classes whose gradients are compared with float64
 if REHEARSAL:
-    SHAPES, CHUNK = [(6, 16, 40)], 4
+    SHAPES, CHUNK, SAMPLE = [(6, 16, 40)], 4, 3
 
 
 class Head(NamedTuple):
@@ -131,95 +138,109 @@ def pipeline(head: Head, rows: int) -> Gradients:
     return of_hidden, of_weight
 
 
-def contestants(head: Head) -> dict[str, Callable[[], object]]:
+def contestants(head: Head) -> dict[str, Callable[[], Gradients | None]]:
     """Return calls of loss and gradients, by name; bare products first."""
     h, w = (x.detach().requires_grad_() for x in head[:2])
-    y = head.target
-    rows = min(len(y), CHUNK)
-
-    def gradients(loss: Callable[..., Tensor]) -> Callable[[], object]:
-        return lambda: torch.autograd.grad(loss(h, w, y), (h, w))
-
-    calls: dict[str, Callable[[], object]] = {"bare products": partial(bare_products, head, rows)}
+    y, rows = head.target, min(len(head.target), CHUNK)
+    calls: dict[str, Callable[[], Any]] = {"bare products": partial(bare_products, head, rows)}
     for size in (rows, rows // 2):
         calls[f"pipeline, {size} rows"] = partial(pipeline, head, size)
-    calls["xent"] = gradients(xent.linear_cross_entropy)
-    if len(y) * len(w) <= MOST_LOGITS:
-        calls["torch"] = gradients(lambda h, w, y: F.cross_entropy(F.linear(h, w), y))
-    try:
-        from liger_kernel.transformers.functional import (  # pyright: ignore
-            liger_fused_linear_cross_entropy,
-        )
-    except Exception as error:  # libraries may look for a GPU when imported
-        print(f"liger does not take part: {in_one_line(error)}")
-    else:
-        calls["liger"] = gradients(liger_fused_linear_cross_entropy)
+    for name, contestant in LINEAR_CONTESTANTS.items():
+        if name == "torch" and len(y) * len(w) > MOST_LOGITS:
+            continue
+        try:
+            loss = contestant.load()
+        except Exception as error:  # libraries may look for a GPU when imported
+            print(f"{name} does not take part: {in_one_line(error)}")
+        else:
+            calls[name] = lambda loss=loss: torch.autograd.grad(loss(h, w, y), (h, w))
     return calls
 
 
+def exact(head: Head) -> Gradients:
+    """Return the gradients of :data:`SAMPLE` rows and of as many classes, in float64."""
+    w = head.weight.double()
+    classes = head.target[:SAMPLE]
+    of_weight = torch.zeros(len(classes), w.shape[1], dtype=torch.float64, device=DEVICE)
+    of_hidden: list[Tensor] = []
+    for h, _, y in head.chunks(512):
+        slope = (h.double() @ w.T).softmax(1)  # (512, V)
+        slope[torch.arange(len(y), device=DEVICE), y] -= 1
+        of_weight += slope[:, classes].T @ h.double()
+        of_hidden = of_hidden or [slope[:SAMPLE] @ w]
+    return of_hidden[0] / len(head.target), of_weight / len(head.target)
+
+
+def errors(found: Gradients, head: Head, truth: Gradients) -> list[float]:
+    """Return the relative errors of the sampled gradients of hidden states and weight."""
+    some = found[0][:SAMPLE], found[1][head.target[:SAMPLE]]
+    pairs = zip(some, truth, strict=True)
+    return [((a.double() - b).norm() / b.norm()).item() for a, b in pairs]
+
+
 def measure(head: Head, timer: Timer) -> dict[str, dict[str, Any]]:
-    """Measure every contestant: milliseconds, TFLOP/s, bytes at the peak; or why one failed."""
-    operations = 6 * len(head.target) * head.weight.numel()
+    """Measure every contestant: milliseconds, TFLOP/s, peak bytes, errors; or why one failed."""
+    operations, truth = 6 * len(head.target) * head.weight.numel(), exact(head)
     found: dict[str, dict[str, Any]] = {}
     for name, call in contestants(head).items():
         try:
             peak = timer.peak(Turn(nothing, call))
+            gradients = call()
+            plain = name not in LINEAR_CONTESTANTS or LINEAR_CONTESTANTS[name].plain
+            off = errors(gradients, head, truth) if gradients is not None and plain else None
+            del gradients
             ms = median(timer, call)
         except Exception as error:  # whatever other libraries raise
             found[name] = {"failed": in_one_line(error)}
         else:
-            found[name] = {"ms": ms, "tflop_s": operations / ms / 1e9, "peak": peak}
+            rate = operations / ms / 1e9
+            found[name] = {"ms": ms, "tflop_s": rate, "peak": peak, "errors": off}
     return found
-
-
-def error_of_pipeline(head: Head) -> float:
-    """Return the relative error of the pipeline's gradient of some hidden states, in float64."""
-    some = slice(0, 16)
-    h, w, y = head.hidden[some].double(), head.weight.double(), head.target[some]
-    slope = (h @ w.T).softmax(1)
-    slope[torch.arange(len(y)), y] -= 1
-    true = slope @ w / len(head.target)
-    found = pipeline(head, min(len(head.target), CHUNK))[0][some].double()
-    return ((found - true).norm() / true.norm()).item()
 
 
 def table(found: dict[str, dict[str, Any]]) -> str:
     """Return the contestants as a table, each beside the bare products."""
-    rows = [["", "ms", "TFLOP/s", "% of bare", "MiB"]]
+    rows = [["", "ms", "TFLOP/s", "% of bare", "MiB", "error of hidden", "of weight"]]
     base = found["bare products"].get("ms", math.nan)
     for name, entry in found.items():
         if "failed" not in entry:
-            figures = [
-                digits(entry["ms"]),
-                digits(entry["tflop_s"]),
-                digits(100 * base / entry["ms"]),
-            ]
-            rows.append([name, *figures, mebibytes(entry["peak"])])
+            figures = entry["ms"], entry["tflop_s"], 100 * base / entry["ms"]
+            off = [f"{x:.1e}" for x in entry["errors"] or ()] or ["-", "-"]
+            rows.append([name, *map(digits, figures), mebibytes(entry["peak"]), *off])
     failed = [f"  {name} failed: {e['failed']}" for name, e in found.items() if "failed" in e]
     return "\n".join([aligned(rows), *failed])
 
 
+def measure_shape(shape: tuple[int, int, int], timer: Timer) -> dict[str, Any]:
+    """Measure and print the pieces and the contestants of one shape."""
+    head = Head.of(*shape)
+    rows = min(len(head.target), CHUNK)
+    parts, found = pieces(head.chunks(rows)[0], timer), measure(head, timer)
+    times = ", ".join(f"{name} {digits(ms)}" for name, ms in parts.items())
+    print(f"\n{shape}: pieces of {rows} rows in ms: {times}\n{table(found)}", flush=True)
+    return {"pieces": parts, "calls": found}
+
+
 def main() -> int:
-    """Print pieces, contestants and the check of every shape; return 0 unless xent failed."""
+    """Measure shapes until the time is used up; return 0 unless xent failed."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--shapes", type=head_shape, nargs="+", metavar="N,D,V", default=SHAPES)
+    parser.add_argument(
+        "--seconds", type=seconds, default=420.0,
+        help="begin nothing that would end later than this (default: %(default)g)",
+    )  # fmt: skip
     parser.add_argument("--json", type=output_file, metavar="PATH", help="write everything here")
     args = parser.parse_args()
-    timer = make_timer()
+    timer, result = make_timer(), {}
     print(timer.describe())
-    result: dict[str, Any] = {}
-    for shape in SHAPES:
-        head = Head.of(*shape)
-        rows = min(len(head.target), CHUNK)
-        parts = pieces(head.chunks(rows)[0], timer)
-        found = measure(head, timer)
-        error = error_of_pipeline(head)
-        result[",".join(map(str, shape))] = {"pieces": parts, "calls": found, "error": error}
-        times = ", ".join(f"{name} {digits(ms)}" for name, ms in parts.items())
-        print(f"\n{shape}: pieces of {rows} rows in ms: {times}\n{table(found)}")
-        print(f"relative error of the pipeline: {error:.1e}", flush=True)
+    budget: Budget[tuple[int, int, int]] = Budget(args.seconds)
+    for shape in budget.within(args.shapes):
+        result[",".join(map(str, shape))] = measure_shape(shape, timer)
         if args.json:
             write_json(args.json, result)
         timer.release()
+    for shape in budget.left_out:
+        print(f"left out, as there was no time: {shape}")
     calls = [(name, entry) for one in result.values() for name, entry in one["calls"].items()]
     return int(any("failed" in entry for name, entry in calls if name.startswith("xent")))
 

@@ -56,18 +56,18 @@ def merge(table: Tensor, like: xent.RowStatistics) -> xent.RowStatistics:
 @contextmanager
 def launch_sizes(**sizes: int) -> Iterator[None]:
     """Launch the kernels for GPUs with other sizes, such as ``TILE=4096``, within the block."""
-    from xent.engines.triton import launch  # imports Triton, so not at the top
+    from xent.engines.triton import plans  # imports Triton, so not at the top
 
-    before = {name: getattr(launch, name) for name in sizes}  # fails if there is no such name
-    launch.PLANS.clear()
+    before = {name: getattr(plans, name) for name in sizes}  # fails if there is no such name
+    plans.PLANS.clear()
     try:
         for name, size in sizes.items():
-            setattr(launch, name, size)
+            setattr(plans, name, size)
         yield
     finally:
-        launch.PLANS.clear()
+        plans.PLANS.clear()
         for name, size in before.items():
-            setattr(launch, name, size)
+            setattr(plans, name, size)
 
 
 @contextmanager

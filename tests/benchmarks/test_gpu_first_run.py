@@ -90,14 +90,14 @@ def test_the_card(capsys):
 
 
 def test_every_launch_size_is_there_and_comes_back():
-    from xent.engines.triton import launch
+    from xent.engines.triton import plans
 
     names = {name for sizes in kernels.ALL_SIZES for name in sizes}
-    before = {name: getattr(launch, name) for name in names}
+    before = {name: getattr(plans, name) for name in names}
     for sizes in kernels.ALL_SIZES:
         with launch_sizes(**sizes):
-            assert {name: getattr(launch, name) for name in sizes} == sizes
-    assert {name: getattr(launch, name) for name in names} == before
+            assert {name: getattr(plans, name) for name in sizes} == sizes
+    assert {name: getattr(plans, name) for name in names} == before
     with pytest.raises(AttributeError), launch_sizes(NO_SUCH_SIZE=1):
         pass
 
@@ -120,9 +120,13 @@ def test_the_pieces_of_a_head_and_who_computes_one():
     timer, inputs = Timer(), head.Head.of(6, 16, 40)
     assert len(head.pieces(inputs.chunks(4)[0], timer)) == 8
     found = head.measure(inputs, timer)
-    assert not [entry for entry in found.values() if "failed" in entry]
+    ours = {name: entry for name, entry in found.items() if name not in ("liger", "cce", "quack")}
+    assert not [entry for entry in ours.values() if "failed" in entry]
     assert next(iter(found)) == "bare products"
-    assert {"xent", "torch", "pipeline, 4 rows"} <= set(found)
+    assert {"xent", "torch", "pipeline, 4 rows", "xent, focal"} <= set(found)
+    for name in ("xent", "torch", "torch, chunked", "pipeline, 4 rows"):
+        assert max(found[name]["errors"]) < 3 * 2**-8, name
+    assert found["bare products"]["errors"] is None
     assert all(name in head.table(found) for name in found)
     found["broken"] = {"failed": "RuntimeError: no such luck"}
     assert "broken failed: RuntimeError: no such luck" in head.table(found)
@@ -136,7 +140,6 @@ def test_the_pipeline_is_a_gradient(rows):
     exact = torch.autograd.grad(F.cross_entropy(F.linear(*leaves), inputs.target), leaves)
     for ours, true in zip(head.pipeline(inputs, rows), exact, strict=True):
         assert ((ours.double() - true).norm() / true.norm()).item() < 3 * 2**-8
-    assert head.error_of_pipeline(inputs) < 3 * 2**-8
 
 
 @pytest.mark.slow

@@ -45,7 +45,7 @@ def _accelerator(monkeypatch):
 def road(request, monkeypatch, on_triton):
     """Let an engine sum statistics, or loss and gradient at once."""
     if request.param == "sweeps":
-        monkeypatch.setattr(engine, "takes", lambda problem, program: False)
+        monkeypatch.setattr(engine, "takes", lambda *_: False)
     return request.param
 
 

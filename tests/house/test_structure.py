@@ -49,6 +49,7 @@ FLOORS = [
         "engines.core",
         "engines.rows.algebra",
         "engines.rows.problem",
+        "engines.rows.programs",
         "engines.elements.problem",
         "engines.dense.problem",
     },

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from .elements.problem import ElementProblem
     from .rows.autograd import Total
     from .rows.problem import Problem, Tensors
-    from .rows.programs import Program
 
 
 class Kernels(Protocol):
@@ -70,8 +69,8 @@ class TotalEngine(RowEngine, Protocol):
         """True if the divisor may be a 0-d tensor, too, not only a number, a name or None."""
         ...
 
-    def takes(self, problem: Problem, program: Program) -> bool:
-        """True if the engine sums this program over the rows of this problem."""
+    def takes(self, problem: Problem, row_weight: Tensor | None) -> bool:
+        """True if the engine sums the programs of losses over the rows of this problem."""
         ...
 
     def total(

@@ -234,7 +234,7 @@ class RowFrame:
             total = self._total(call, reduce, recorded.program, engine, _divisor(reduce))
             self._keep(call, total)
             return autograd.total(problem.tensors, reduce.row_weight, total)
-        if not rows.takes_one_sweep(problem, recorded.program, engine):
+        if not rows.takes_sums(problem, engine, reduce.row_weight):
             return None
         if isinstance(problem, HeadProblem):
             return self._total_behind_head(call, problem, recorded.program, engine)

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 import triton
@@ -53,7 +54,8 @@ INSTRUCTION = re.compile(r"\s*/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z]\S*)
 def instructions(cubin: bytes) -> tuple[int, int]:
     """Return how many instructions a kernel has in its innermost loops, and elsewhere.
 
-    The endless loop of one instruction behind the end of each kernel is none.
+    One in float64 takes the time of two. The endless loop of one instruction behind the end of each
+    kernel is none.
     """
     found = [INSTRUCTION.match(line) for line in dumped(cubin, "sass").splitlines()]
     code = [(int(m[1], 16), m[2], m[3]) for m in found if m and m[2] != "NOP"]
@@ -64,12 +66,13 @@ def instructions(cubin: bytes) -> tuple[int, int]:
         begin = places.get(int(target[1], 16)) if target else None
         if begin is not None and begin + 2 < end:
             loops.append((begin, end))
+    times = [2 if re.match(r"D(ADD|FMA|MUL|SETP)", name) else 1 for _, name, _ in code]
     inside = sum(
-        last - first + 1
+        sum(times[first : last + 1])
         for first, last in loops  # the innermost
         if sum(first <= begin and end <= last for begin, end in loops) == 1
     )
-    return inside, len(code) - inside
+    return inside, sum(times) - inside
 
 
 def per_logit(cubin: bytes, classes: int, threads: int, constants: dict) -> float:
@@ -79,9 +82,10 @@ def per_logit(cubin: bytes, classes: int, threads: int, constants: dict) -> floa
     """
     inside, outside = instructions(cubin)
     numbers = constants["ROWS"] * constants["BLOCK"] / (threads * constants["num_ctas"])
-    if constants.get("WHOLE", True):
+    parts = constants.get("TILES")  # of a group of rows
+    if parts is None and constants.get("WHOLE", True):
         return (inside + outside) / numbers
-    parts = -(-classes // constants["BLOCK"])
+    parts = parts or -(-classes // constants["BLOCK"])
     return inside / numbers + outside / (numbers * parts)
 
 
@@ -89,9 +93,9 @@ def compile_instead(run, only_sweeps):
     """Compile a kernel instead of launching it, and print the result."""
 
     def report(self, *args, grid, warmup, **constants):
+        if only_sweeps and "ROWS" not in constants:
+            return SimpleNamespace(run=lambda *_: None, function=None, packed_metadata=None)
         kernel = run(self, *args, grid=grid, warmup=True, **constants)
-        if only_sweeps and ("ROWS" not in constants or constants.get("READY")):
-            return kernel
         told = {k: v for k, v in constants.items() if isinstance(v, (int, bool))}
         threads = kernel.metadata.num_warps * kernel.metadata.warp_size
         found = {"kernel": self.fn.__name__, "constants": told, "threads": threads}
@@ -115,6 +119,12 @@ def everything(s):
     return asked - s.log_prob + s.lse
 
 
+@xent.row_loss(needs=("mean", "top"))
+def asking(s):
+    """Compute a loss of requests that one kernel takes."""
+    return s.mean + s.rest_top_logit - s.log_prob * s.prob
+
+
 def main() -> None:
     """Compile the kernels that a few calls would launch."""
     backend, arch, *lengths = sys.argv[1:]
@@ -124,20 +134,26 @@ def main() -> None:
     engine.INTERPRETED = True  # tensors of the CPU will do: nothing is run
     JITFunction.run = compile_instead(JITFunction.run, only_sweeps=bool(lengths))
 
-    def call(loss, *shape, dtype=torch.bfloat16, soft=False, **options):
+    def call(loss, *shape, dtype=torch.bfloat16, soft=False, follow=False, **options):
         z = torch.zeros(shape, dtype=dtype, requires_grad=True)
         y = torch.zeros(shape, dtype=dtype) if soft else torch.zeros(shape[0], *shape[2:]).long()
-        loss(z, y, engine="triton", **options).sum().backward()
+        value = loss(z, y, engine="triton", **options)
+        if value.ndim or follow:  # otherwise the gradient is there, and backward asks for the slope
+            value.sum().backward()
 
     ce, none = xent.cross_entropy, {"reduction": "none"}
+    focal = xent.losses.focal_loss
     for length in lengths:
         call(ce, 4, int(length))
         call(ce, 4, int(length), **none)
+        call(focal, 4, int(length))
     if lengths:
         return
-    call(ce, 4, 1000)
+    call(ce, 4, 1000, follow=True)
     call(ce, 4, 1000, **none)
     call(ce, 4, 128256)
+    call(xent.losses.focal_loss, 4, 40, follow=True)
+    call(xent.losses.focal_loss, 4, 4096, follow=True)
     chunks.scaled(torch.zeros(4, 1000, dtype=torch.bfloat16), torch.ones(()), torch.bfloat16)
     if not nvidia:
         return
@@ -151,6 +167,14 @@ def main() -> None:
     call(ce, 4, 100, soft=True, **none)
     call(ce, 4, 21, 64, 64, softcap=5.0, logit_scale=2.0)
     call(everything, 4, 1000)
+    call(everything, 4, 1000, **none)
+    for length in (1000, 16384):
+        call(asking, 4, length)
+        call(asking, 4, length, dtype=torch.float32)
+    call(everything, 4, 21, 64, 64)
+    call(ce, 4, 1000, soft=True)
+    call(ce, 4, 1000, softcap=5.0, logit_scale=2.0)
+    call(xent.losses.generalized_cross_entropy, 4, 4096, softcap=5.0, logit_scale=2.0)
     call(ce, 1, 1)  # where every number is 1, and so a constant
     call(everything, 1, 1)
     z = torch.zeros(4096, dtype=torch.bfloat16, requires_grad=True)

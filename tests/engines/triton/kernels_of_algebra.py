@@ -18,6 +18,7 @@ from xent.engines.triton.algebra import (
     fields_of_empty_rows,
     finite_or_nan,
     odds_of,
+    sigmoid,
     soft_fields,
     unit_of,
 )
@@ -50,6 +51,7 @@ DRAWN = {
     "coefficients_of_entropy": (LOGIT, (-1e-9, 0.5, 7.0), (0.0, 1e-9, 2.0), SLOPE),
     "coefficients_of_powers": (LOGIT, PROB, PROB, PROB, SLOPE, SLOPE),
     "coefficient_of_mean": (WHOLE, SLOPE),
+    "sigmoid": (LOGIT,),
 }
 
 
@@ -116,6 +118,8 @@ def call(given, out, NAME: tl.constexpr, ARGUMENTS: tl.constexpr, COUNT: tl.cons
         store(out, n, coefficients_of_powers(a, b, c, d, e, f), COUNT)
     elif NAME == "coefficient_of_mean":
         tl.store(out + n, coefficient_of_mean(a, b))
+    elif NAME == "sigmoid":
+        tl.store(out + n, sigmoid(a))
 
 
 def by_torch(name: str, given: Tensor) -> Tensor:

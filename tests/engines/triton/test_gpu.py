@@ -35,6 +35,62 @@ def test_rows_of_every_length(dtype, reduction, v):
     assert worst(grad.scatter(1, y[:, None], 0), hidden, nats_below_top(z) * NATS) <= 8
 
 
+LOSSES = {
+    "focal": xent.losses.focal_loss,
+    "smoothing": lambda z, y, **o: xent.cross_entropy(z, y, label_smoothing=0.1, **o),
+    "z_loss": lambda z, y, **o: xent.cross_entropy(z, y, z_loss=0.1, softcap=20.0, **o),
+}
+
+
+def check(loss, z, y):
+    """Compare loss and gradient of a sum with those of the reference in float64."""
+    value, grad = value_and_grad(loss, z, y, reduction="sum")
+    right, slope = value_and_grad(loss, z.double(), y, reduction="sum", engine="reference")
+    digits = 2e-6 if z.dtype == torch.float32 else torch.finfo(z.dtype).eps
+    torch.testing.assert_close(value.double(), right, rtol=digits, atol=0)
+    largest = slope.abs().max().item()
+    torch.testing.assert_close(grad.double(), slope, rtol=8 * digits, atol=digits * largest)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("v", [10, 100, 1000, 5000, 8192, 16384, 128256])
+def test_losses_that_are_programs(dtype, loss, v):
+    z = (torch.randn(64, v, device="cuda") * 3).to(dtype)
+    y = torch.randint(v, (64,), device="cuda")
+    y[3] = -100
+    check(LOSSES[loss], z, y)
+
+
+@pytest.mark.parametrize("loss", [xent.cross_entropy, *LOSSES.values()])
+@pytest.mark.parametrize("offset", [1, 3, 8])
+def test_views_at_odd_offsets(loss, offset):
+    memory = torch.randn(64 * 1003 + 8, device="cuda").bfloat16()
+    y = torch.randint(1003, (64,), device="cuda")
+    check(loss, memory[offset : offset + 64 * 1003].view(64, 1003), y)
+
+
+@pytest.mark.parametrize("loss", [xent.cross_entropy, *LOSSES.values()])
+def test_a_side_stream(loss):
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        big = torch.randn(4096, 4096, device="cuda")
+        z = (big @ big / 64)[:64].clone()  # late, so that another stream would read garbage
+        y = torch.randint(4096, (64,), device="cuda")
+        found = value_and_grad(loss, z, y)
+    side.synchronize()
+    for one, other in zip(found, value_and_grad(loss, z, y), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.parametrize("loss", [xent.cross_entropy, *LOSSES.values()])
+def test_another_device_than_the_current_one(loss):
+    with torch.cuda.device(0):
+        z = torch.randn(64, 1000, device="cuda:1")
+        check(loss, z, torch.randint(1000, (64,), device="cuda:1"))
+
+
 def test_more_than_2_31_logits():
     n, v = 17000, 131072
     if torch.cuda.mem_get_info()[0] < 5 * n * v * 2:
@@ -90,11 +146,14 @@ def test_inductor():
 def test_no_call_waits():
     z = torch.randn(64, 500, device="cuda", requires_grad=True)
     y = torch.randint(500, (64,), device="cuda")
-    xent.cross_entropy(z, y).backward()
+    losses = xent.cross_entropy, *LOSSES.values()
+    for loss in losses:
+        loss(z, y).backward()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        xent.cross_entropy(z, y).backward()
-        xent.losses.focal_loss(z, y, reduction="none").sum().backward()
+        for loss in losses:
+            loss(z, y).backward()
+            loss(z, y, reduction="none").sum().backward()
     finally:
         torch.cuda.set_sync_debug_mode("default")
 

@@ -14,7 +14,7 @@ from xent.engines.rows import MODULES
 pytest.importorskip("triton")
 pytestmark = pytest.mark.usefixtures("on_triton")
 
-from xent.engines.triton import launch  # noqa: E402 - imports Triton
+from xent.engines.triton import launch, launch_sums, plans  # noqa: E402 - imports Triton
 
 ON_TRITON = {"engine": "triton"}
 
@@ -52,8 +52,8 @@ def test_the_last_slope_is_expected_and_changes_no_bit(monkeypatch, dtype):
 @pytest.mark.parametrize("empty", ["nan", "zero"])
 @pytest.mark.parametrize("options", [{}, {"normalizer": "count"}, {"normalizer": 7.3}])
 def test_a_divisor_that_many_programs_find(monkeypatch, options, empty):
-    launch.PLANS.clear()
-    monkeypatch.setattr(launch, "ALONE", 3)
+    plans.PLANS.clear()
+    monkeypatch.setattr(launch_sums, "ALONE", 3)
     z, y, w = torch.randn(10, 4), torch.randint(4, (10,)), torch.rand(4) + 0.5
     y[2] = -100
     rows = torch.linspace(0, 2, 10)
@@ -114,16 +114,17 @@ def test_a_loss_alone_sweeps_once(monkeypatch, reduction):
     assert worst(value, loss.sum() if reduction == "sum" else loss.mean()) <= 2
 
 
-def test_plans_are_few_and_do_not_ask_for_the_number_of_rows():
-    launch.PLANS.clear()
+def test_plans_are_few_and_do_not_ask_for_the_number_of_rows(monkeypatch):
+    plans.PLANS.clear()
+    monkeypatch.setattr(plans, "MOST_PLANS", 5)
     for rows in (1, 3, 16, 17):
         value_and_grad(
             xent.cross_entropy, torch.randn(rows, 24), torch.zeros(rows).long(), **ON_TRITON
         )
-    assert len(launch.PLANS) == 1
-    for classes in range(1, launch.MOST_PLANS + 9):
+    assert len(plans.PLANS) == 1
+    for classes in range(1, plans.MOST_PLANS + 4):
         xent.cross_entropy(torch.randn(2, classes), torch.zeros(2).long(), **ON_TRITON)
-    assert len(launch.PLANS) <= launch.MOST_PLANS
+    assert len(plans.PLANS) <= plans.MOST_PLANS
 
 
 @pytest.mark.skipif(not triton.INTERPRETED, reason="for Triton's interpreter")

@@ -18,7 +18,6 @@ from ..modes import compiling, deferred
 from . import native, reference, triton
 from .autograd import all_and_some, differentiable_fields
 from .problem import Problem
-from .programs import Program
 
 MODULES: dict[str, RowEngine] = {"native": native, "triton": triton, "reference": reference}
 TOTALS: dict[str, TotalEngine] = {"native": native, "triton": triton}
@@ -27,8 +26,9 @@ PLAIN = "native"  # the engine that reads plain memory of the CPU
 _GRADIENT = {
     "native": "in the same sweep as the loss, where that is one number of a body that is a program "
     "(most are); else recomputed from the logits in backward: one more sweep",
-    "triton": "for a sum or mean of cross-entropy in the same sweep as the loss; else recomputed "
-    "from the logits in backward: one more sweep",
+    "triton": "in the same call as the loss, where that is one number of a body that is a program "
+    "(most are), by a second look at the logits, in the cache where a few rows fit; else "
+    "recomputed from the logits in backward: one more sweep",
 }
 
 
@@ -151,8 +151,8 @@ def named(
     return stats if shard is None else shard.merged(stats)
 
 
-def takes_one_sweep(problem: Problem, program: Program, engine: str) -> bool:
-    """Tell whether an engine sums a program over rows, with the gradient, in one sweep."""
+def takes_sums(problem: Problem, engine: str, row_weight: Tensor | None) -> bool:
+    """Tell whether an engine sums programs over rows, with the gradient, in one call."""
     if problem.settings.sharded or problem.rows.numel() * problem.classes == 0:
         return False
-    return engine in TOTALS and TOTALS[engine].takes(problem, program)
+    return engine in TOTALS and TOTALS[engine].takes(problem, row_weight)

@@ -159,6 +159,7 @@ class TotalAhead(torch.autograd.Function):
         *saved, row_weight, _ = ctx.saved_tensors  # raises if one was changed since
         tensors = Tensors(*saved)
         gradient = still_fitting(gradient, tensors.logits)
+        ctx.total = total._replace(notes=None)  # a loss that is kept must not keep them
         if total.direct:  # hooks may have given back tensors of another layout
             total = total._replace(direct=False)
         if not differentiable:

@@ -55,7 +55,7 @@ def row_gradient(
     return out
 
 
-def takes(problem: Problem, program: Program) -> bool:
+def takes(problem: Problem, row_weight: Tensor | None) -> bool:
     """True: the kernels sum every program."""
     return True
 

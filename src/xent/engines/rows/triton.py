@@ -13,13 +13,11 @@ from . import reference
 from .autograd import Total
 from .labels import check_labels_of
 from .problem import Problem, Tensors
-from .programs import LOG_LOSS, NLL, Program
 
 READS_TENSORS = True  # the divisor may be a number on the device
-CROSS_ENTROPY = (NLL, LOG_LOSS)  # the programs whose loss and gradient take one sweep
 
 if TYPE_CHECKING:
-    from ..triton.launch import Launch, Notes
+    from ..triton.launch_sums import Notes, SumLaunch
 
 
 def row_statistics(problem: Problem) -> tuple[Tensor, bool]:
@@ -52,18 +50,15 @@ def row_gradient(
     return gradient
 
 
-def takes(problem: Problem, program: Program) -> bool:
-    """Return True for a cross-entropy of classes."""
-    return program in CROSS_ENTROPY and not problem.settings.soft
+def takes(problem: Problem, row_weight: Tensor | None) -> bool:
+    """Return True; False for weights of rows without a label that says which are left out."""
+    return problem.labelled or row_weight is None
 
 
 def total(
     tensors: Tensors, row_weight: Tensor | None, sum: Total, gradient: Tensor | None
 ) -> Tensor:
-    """Return the sum of ``-log p`` over all rows by its divisor; write its gradient by the logits.
-
-    The program is one of :data:`CROSS_ENTROPY`.
-    """
+    """Return the sum over all rows by its divisor; write its gradient by the logits."""
     return _total(tensors, row_weight, sum, gradient, False)[0]
 
 
@@ -87,10 +82,9 @@ def _total(
     check_labels_of(problem)
     result = torch.empty((), dtype=sum.dtype, device=problem.device)
 
-    def compute(launch: Launch) -> Notes:
+    def compute(launch: SumLaunch) -> Notes:
         notes = _note(launch, row_weight, sum, guess)
-        launch.cross_entropy(row_weight, notes, result)
-        return notes
+        return launch.total(sum.program, row_weight, notes, result)
 
     return result, _fill(problem, gradient, compute)
 
@@ -100,7 +94,7 @@ def _numbers(row_weight: Tensor | None) -> Tensor | None:
     return None if row_weight is None else settled(row_weight.double()).contiguous()
 
 
-def _note(launch: Launch, row_weight: Tensor | None, sum: Total, guess: bool) -> Notes:
+def _note(launch: SumLaunch, row_weight: Tensor | None, sum: Total, guess: bool) -> Notes:
     """Let the device note the divisor, and the slope: a guess, or 1."""
     number, by = sum.divisor, "number"
     if isinstance(number, str):
@@ -130,20 +124,21 @@ def follow(
     gradient = gradient if ready else torch.empty_like(tensors.logits)
     row_weight = _numbers(row_weight)
 
-    def write(launch: Launch) -> None:
+    def write(launch: SumLaunch) -> None:
         notes = _note(launch, row_weight, sum, False) if sum.notes is None else sum.notes
-        launch.follow(row_weight, notes, slope, ready)
+        launch.follow(sum.program, row_weight, notes, slope, ready)
 
     _fill(Problem(tensors, sum.settings), gradient, write)
     return gradient
 
 
-def _fill(problem: Problem, gradient: Tensor | None, write: Callable[[Launch], Any]) -> Any:
+def _fill(problem: Problem, gradient: Tensor | None, write: Callable[[SumLaunch], Any]) -> Any:
     """Let ``write`` write a gradient, by way of a copy if the rows do not step evenly."""
-    from ..triton.launch import Launch, even
+    from ..triton.launch_sums import SumLaunch
+    from ..triton.layout import even
 
     written = None if gradient is None else even(gradient)
-    result = write(Launch(problem, written))
+    result = write(SumLaunch(problem, written))
     if gradient is not None and written is not None and written is not gradient:
         gradient.copy_(written)
     return result

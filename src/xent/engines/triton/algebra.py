@@ -51,6 +51,7 @@ coefficients_of_entropy = _algebra.coefficients_of_entropy
 coefficients_of_index = _algebra.coefficients_of_index
 coefficients_of_powers = _algebra.coefficients_of_powers
 coefficients_of_soft = _algebra.coefficients_of_soft
+sigmoid = _algebra.sigmoid
 soft_fields = _algebra.soft_fields
 unit_of = _algebra.unit_of
 Coefficients = text.Coefficients

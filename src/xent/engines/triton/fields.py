@@ -8,11 +8,13 @@ The formulas from sums to fields are those of :mod:`xent.engines.rows.algebra`.
 
 from __future__ import annotations
 
+from collections import namedtuple
 from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
 
+from ...row_statistics import FIELDS
 from .algebra import (
     empty_entry,
     entropy_of,
@@ -23,8 +25,9 @@ from .algebra import (
     unit_of,
 )
 from .arithmetic import INF, base_of, product, shift_of
-from .memory import Columns, find_some_rows, get, has, load_label_logits, put, weights_of
+from .memory import find_some_rows, load_label_logits, weights_of
 from .sweep import exact_sums
+from .tables import Columns, get, has, put_all
 
 
 class RestSums(NamedTuple):
@@ -61,7 +64,42 @@ class Mean(NamedTuple):
     support: Any
 
 
+class RowSums(NamedTuple):
+    """Sums over all classes of rows, and what is known of their targets."""
+
+    rest: RestSums
+    peak: Peak
+    powers: Powers
+    mean: Mean
+    pivot: Any  # its logit
+    mass: Any
+
+
+# The statistics of rows, (COUNT,) each, by the names of `row_statistics.FIELDS`; zeros for those
+# that nobody needs.
+Fields = namedtuple("Fields", FIELDS)
+NAMES = tl.constexpr(" ".join(FIELDS))
+WIDTH = tl.constexpr(len(FIELDS))
+
+
 # ---- sums of tiles ------------------------------------------------------------------------------
+
+
+@triton.jit
+def sums_of_rows(
+    args, rows, sums, SUMS: tl.constexpr, BLOCK: tl.constexpr, NOTED: tl.constexpr = True
+):
+    """Return the sums of rows, in float64, from those of their tiles.
+
+    If the sums have the logits of the targets, and these are NOTED already, they are read there.
+    """
+    rest, peak, powers, mean = merge_tiles(args, rows, sums, SUMS, BLOCK)
+    if has(SUMS, "pivot"):
+        pivot, mass = peak.logit, peak.soft + rest.mass
+    else:
+        pivot = target_of(args, rows, sums, SUMS, NOTED)
+        mass = weights_of(args.class_weight, rows.label, rows.kept & (rows.label >= 0))
+    return RowSums(rest, peak, powers, mean, pivot, mass)
 
 
 @triton.jit
@@ -170,33 +208,24 @@ def displaced(logit, soft, SUMS: tl.constexpr):
 
 
 @triton.jit
-def of_labels(args, rows, sums, SUMS: tl.constexpr):
-    """Return (logit, class weight) of the label of each row, in float64."""
-    mass = weights_of(args.class_weight, rows.label, rows.kept & (rows.label >= 0))
-    if has(SUMS, "target"):
-        logit = get(Columns(sums, args.rows, rows.n, rows.mask, 1, 0), "target", SUMS)
+def target_of(args, rows, sums, SUMS: tl.constexpr, NOTED: tl.constexpr):
+    """Return the logit of the label of each row, in float64."""
+    if has(SUMS, "target") and NOTED:
+        table = Columns(sums, args.rows, rows.n, rows.mask, args.tiles, 0)
+        logit = get(table, "target", SUMS)
     else:
         logit = load_label_logits(args, rows)[0].to(tl.float64)
-    return logit, mass
+    return logit
 
 
 # ---- the fields ---------------------------------------------------------------------------------
 
 
-class Sink(NamedTuple):
-    """The table of fields, and the fields of its empty rows."""
+class Empty(NamedTuple):
+    """Rows without classes to look at."""
 
-    table: Columns
-    is_empty: Any  # True for rows without classes to look at
-    empty_row: Any  # algebra.EmptyRow: their fields
-
-
-@triton.jit
-def put_field(sink, name: tl.constexpr, value, FIELDS: tl.constexpr):
-    """Store one field of rows, if the table has it."""
-    if has(FIELDS, name):
-        value = tl.where(sink.is_empty, sink.empty_row[empty_entry(name)], value)
-        put(sink.table, name, value, FIELDS)
+    mask: Any
+    row: Any  # algebra.EmptyRow: their fields
 
 
 @triton.jit
@@ -206,66 +235,70 @@ def finish(
     COUNT: tl.constexpr,
 ):  # fmt: skip
     """Merge the tiles of COUNT rows, BLOCK classes each, and store the fields."""
-    rows = find_some_rows(args, COUNT)
-    rest, peak, powers, mean = merge_tiles(args, rows, sums, SUMS, BLOCK)
-    if has(SUMS, "pivot"):
-        pivot, mass = peak.logit, peak.soft + rest.mass
-    else:
-        pivot, mass = of_labels(args, rows, sums, SUMS)
+    rows = find_some_rows(args, tl.program_id(0), COUNT)
+    found = fields_of(args, rows, sums_of_rows(args, rows, sums, SUMS, BLOCK), SUMS, SHARDED)
+    to = Columns(table, args.rows, rows.n, rows.mask, 1, 0)
+    put_all(to, found, NAMES, WIDTH, FIELDS)
+
+
+@triton.jit
+def fields_of(args, rows, sums, SUMS: tl.constexpr, SHARDED: tl.constexpr = False):
+    """Return the fields of rows from their sums, in float64."""
+    rest, peak, powers, mean, pivot, mass = sums
     odds = odds_of(pivot, rest.shift, rest.small, rest.ties)
     nothing = rows.kept & (odds.total == 0) & (pivot == -INF) & SHARDED
     missed = nothing
     if has(SUMS, "pivot"):
         missed = nothing & (mass != 0)
-    to = Columns(table, args.rows, rows.n, rows.mask, 1, 0)
-    sink = Sink(to, nothing | ~rows.kept, fields_of_empty_rows(nothing, missed, mass))
-    put_field(sink, "shift", rest.shift, FIELDS)
-    put_field(sink, "sum", odds.total, FIELDS)
-    put_field(sink, "log_sum", odds.log_sum, FIELDS)
-    put_field(sink, "lse", odds.lse, FIELDS)
-    put_field(sink, "mass", mass, FIELDS)
+    empty = Empty(nothing | ~rows.kept, fields_of_empty_rows(nothing, missed, mass))
+    none = tl.zeros_like(odds.d)
+    top, top_logit, pivot_log_odds, rest_top, rest_top_logit = none, none, none, none, none
     if has(SUMS, "pivot"):
         known = (rows.label >= 0) | (args.labels is None)  # False for a label outside the table
-        put_soft(sink, rest, peak, odds, known, FIELDS)
+        s = soft_fields(odds, pivot, rest.shift, peak.soft, rest.mass, rest.deficit)
+        log_odds, target = s.log_odds, s.target
+        log_prob = tl.where(known, s.log_prob, -INF)  # an infinite loss where no target is known
+        top, top_logit, pivot_log_odds = peak.place, pivot, odds.d
     else:
-        put_index(sink, pivot, rows.label, peak, odds, FIELDS)
+        log_odds, log_prob, target = odds.d, -odds.above, finite_or_nan(pivot)
+        if has(SUMS, "rest_top"):
+            top, rest_top, rest_top_logit = tops_of(pivot, rows.label, peak, odds)
+    entropy, rest_squares, rest_cubes, average, mean_mass = none, none, none, none, none
     if has(SUMS, "spread"):
-        put_field(sink, "entropy", entropy_of(odds, rest.spread), FIELDS)
+        entropy = entropy_of(odds, rest.spread)
     if has(SUMS, "squares"):
         unit = unit_of(odds)
-        put_field(sink, "rest_squares", product(powers.squares, unit * unit), FIELDS)
-        put_field(sink, "rest_cubes", product(powers.cubes, unit * unit * unit), FIELDS)
+        rest_squares = product(powers.squares, unit * unit)
+        rest_cubes = product(powers.cubes, unit * unit * unit)
     if has(SUMS, "support"):
-        put_field(sink, "mean", mean.weighted_sum / mean.support, FIELDS)
-        put_field(sink, "mean_mass", mean.weight / mean.support, FIELDS)
-        put_field(sink, "support", mean.support, FIELDS)
+        average, mean_mass = mean.weighted_sum / mean.support, mean.weight / mean.support
+    return Fields(
+        unless(empty, "shift", rest.shift), unless(empty, "sum", odds.total),
+        unless(empty, "log_odds", log_odds), unless(empty, "log_prob", log_prob),
+        unless(empty, "target", target), unless(empty, "lse", odds.lse),
+        unless(empty, "mass", mass), unless(empty, "top", top),
+        unless(empty, "top_logit", top_logit), unless(empty, "pivot_log_odds", pivot_log_odds),
+        unless(empty, "entropy", entropy), unless(empty, "log_sum", odds.log_sum),
+        unless(empty, "mean", average), unless(empty, "support", mean.support),
+        unless(empty, "mean_mass", mean_mass), unless(empty, "rest_top", rest_top),
+        unless(empty, "rest_top_logit", rest_top_logit),
+        unless(empty, "rest_squares", rest_squares), unless(empty, "rest_cubes", rest_cubes),
+    )  # fmt: skip
 
 
 @triton.jit
-def put_index(sink, pivot, label, peak, odds, FIELDS: tl.constexpr):
-    """Store the fields of an index target; ties between largest logits go to the lower class."""
-    put_field(sink, "log_odds", odds.d, FIELDS)
-    put_field(sink, "log_prob", -odds.above, FIELDS)
-    put_field(sink, "target", finite_or_nan(pivot), FIELDS)
-    if has(FIELDS, "rest_top"):
-        label = label.to(tl.float64)
-        leads = (pivot > peak.logit) | ((pivot == peak.logit) & (label < peak.place))
-        put_field(sink, "top", tl.where(leads, label, peak.place), FIELDS)
-        put_field(sink, "rest_top", peak.place, FIELDS)
-        # Comparisons ignore NaN, but the log-odds of such a row are NaN. A row whose classes are
-        # all masked keeps -inf, though its log-odds are NaN.
-        masked = (odds.total == 0) & (pivot == -INF)
-        logit = tl.where(masked | (odds.d == odds.d), peak.logit, float("nan"))
-        put_field(sink, "rest_top_logit", logit, FIELDS)
+def unless(empty, name: tl.constexpr, value):
+    """Return a field of rows; that of an empty row where a row has no classes to look at."""
+    return tl.where(empty.mask, empty.row[empty_entry(name)], value)
 
 
 @triton.jit
-def put_soft(sink, rest, peak, odds, known, FIELDS: tl.constexpr):
-    """Store the fields of a soft target; where none is known, the loss is infinite."""
-    s = soft_fields(odds, peak.logit, rest.shift, peak.soft, rest.mass, rest.deficit)
-    put_field(sink, "log_prob", tl.where(known, s.log_prob, -INF), FIELDS)
-    put_field(sink, "log_odds", s.log_odds, FIELDS)
-    put_field(sink, "target", s.target, FIELDS)
-    put_field(sink, "top", peak.place, FIELDS)
-    put_field(sink, "top_logit", peak.logit, FIELDS)
-    put_field(sink, "pivot_log_odds", odds.d, FIELDS)
+def tops_of(pivot, label, peak, odds):
+    """Return (top, rest_top, rest_top_logit); of equal logits the lower class is the largest."""
+    label = label.to(tl.float64)
+    leads = (pivot > peak.logit) | ((pivot == peak.logit) & (label < peak.place))
+    # Comparisons ignore NaN, but the log-odds of such a row are NaN. A row whose classes are all
+    # masked keeps -inf, though its log-odds are NaN.
+    masked = (odds.total == 0) & (pivot == -INF)
+    logit = tl.where(masked | (odds.d == odds.d), peak.logit, float("nan"))
+    return tl.where(leads, label, peak.place), peak.place, logit

@@ -40,8 +40,9 @@ class Kernel:
     """A kernel and its constants on one device, for arguments whose types stay the same.
 
     Numbers of rows, and all other numbers outside of a :class:`KernelArguments` or another record,
-    may change. So may the addresses of tensors outside of :class:`KernelArguments` and
-    :class:`Strided`; those inside keep what they have in common with 16 bytes.
+    may change, also those of a tuple. So may the addresses of tensors outside of
+    :class:`KernelArguments` and :class:`Strided`; those inside keep what they have in common with
+    16 bytes.
     """
 
     def __init__(
@@ -97,6 +98,8 @@ def _neutral(x: Any) -> Any:
     if isinstance(x, KernelArguments):
         changing = {name: _neutral(getattr(x, name)) for name in ("rows", "inner_rows", "labels")}
         return _with_pointers(x)._replace(**changing)
+    if type(x) is tuple:
+        return tuple(map(_neutral, x))
     if isinstance(x, tuple) and not isinstance(x, Strided):
         return type(x)(*[_neutral(n) if isinstance(n, Tensor) else n for n in x])
     return _with_pointers(x)

@@ -69,32 +69,6 @@ class RowBlock(NamedTuple):
     kept: Any  # True if the row exists and is not ignored
 
 
-class Columns(NamedTuple):
-    """Columns of a table, which has a column per row and a line per name, or per name and tile."""
-
-    at: Any  # address of the table
-    columns: Any  # number of columns of the table
-    n: Any  # numbers of the columns that are read or written
-    mask: Any  # True if the column exists
-    tiles: Any  # number of lines of each name
-    tile: Any  # number of the line of a name that is read or written
-
-
-# The names of the lines of a table are one string, with spaces between the names.
-
-
-@triton.constexpr_function
-def has(names, name):
-    """Return True if a table has a line of this name."""
-    return name in names.split()
-
-
-@triton.constexpr_function
-def line_of(names, name):
-    """Return the number of the line of this name."""
-    return names.split().index(name)
-
-
 @triton.constexpr_function
 def along_row(align):
     """Return the number of classes of a row that may be loaded as one vector."""
@@ -105,33 +79,6 @@ def along_row(align):
 def across_rows(align):
     """Return the number of rows of a class that may be loaded as one vector."""
     return max(-align, 1)
-
-
-# ---- tables -------------------------------------------------------------------------------------
-
-
-@triton.jit
-def address_in(table, name: tl.constexpr, NAMES: tl.constexpr):
-    """Return the addresses of one line."""
-    line = line_of(NAMES, name) * table.tiles + table.tile
-    return table.at + tl.full([1], line, tl.int64) * table.columns + table.n
-
-
-@triton.jit
-def get(table, name: tl.constexpr, NAMES: tl.constexpr):
-    """Load one line in float64; 0 if the table lacks the line."""
-    value = tl.zeros(table.n.shape, tl.float64)
-    if has(NAMES, name):
-        value = tl.load(address_in(table, name, NAMES), mask=table.mask, other=0.0).to(tl.float64)
-    return value
-
-
-@triton.jit
-def put(table, name: tl.constexpr, value, NAMES: tl.constexpr):
-    """Store one line, if the table has the line."""
-    if has(NAMES, name):
-        at = address_in(table, name, NAMES)
-        tl.store(at, value.to(table.at.dtype.element_ty), mask=table.mask)
 
 
 # ---- the place of a program ---------------------------------------------------------------------
@@ -185,9 +132,9 @@ def split_rows(args, n):
 
 
 @triton.jit
-def find_some_rows(args, COUNT: tl.constexpr):
-    """Return the COUNT rows of a program that works on rows alone."""
-    n = tl.program_id(0).to(tl.int64) * COUNT + tl.arange(0, COUNT)
+def find_some_rows(args, block, COUNT: tl.constexpr):
+    """Return the rows of a block of COUNT rows, for a kernel that works on rows alone."""
+    n = tl.cast(block, tl.int64) * COUNT + tl.arange(0, COUNT)
     mask = n < args.rows
     outer, inner = split_rows(args, n)
     label, kept = read_labels(args, n, mask)

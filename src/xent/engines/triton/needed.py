@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Collection
 
 from ..rows.problem import Problem
 from . import gradient, sweep
-from .gradient import Partials
 
 
 def sums_of(p: Problem) -> list[str]:
@@ -18,17 +18,17 @@ def sums_of(p: Problem) -> list[str]:
     return list(dict.fromkeys(itertools.chain(*groups)))
 
 
-def coefficients_for(p: Problem, addresses: Partials) -> list[str]:
-    """Return the names of the coefficients that the gradient needs."""
+def coefficients_for(p: Problem, by: Collection[str]) -> list[str]:
+    """Return the names of the coefficients for a loss with derivatives by some fields."""
     names = [*gradient.ALWAYS]
-    if addresses.entropy is not None:
+    if "entropy" in by:
         names += ["spread"]
-    if addresses.rest_squares is not None or addresses.rest_cubes is not None:
+    if "rest_squares" in by or "rest_cubes" in by:
         names += ["square", "cube"]
-    if addresses.mean is not None:
+    if "mean" in by:
         names += ["mean"]
     if p.settings.soft:
         names += ["soft"]
-    if addresses.rest_top_logit is not None:
+    if "rest_top_logit" in by:
         names += ["at_top"]
     return names

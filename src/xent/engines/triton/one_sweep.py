@@ -26,7 +26,6 @@ from .arithmetic import (
     power_times,
 )
 from .memory import (
-    Columns,
     addresses,
     along,
     along_row,
@@ -36,28 +35,17 @@ from .memory import (
     is_class,
     load_label_logits,
     load_logits,
-    put,
     put_entry,
     scale_in_double,
     weights_of,
 )
+from .tables import Columns, put
+from .totals import read_slope
 
 STAGES = tl.constexpr(2)  # one tile is loaded while another is summed
 # What is stored of each row for `totals.add_up`: sums of the rest, and the logit of the target. The
 # gradient may be written over that logit.
 SUMS = tl.constexpr("largest small target")
-
-
-@triton.jit
-def read_slope(notes, slope, last):
-    """Return (slope by the divisor, whether it is the one in the notes); keep it in ``last``."""
-    noted = tl.load(notes)
-    asked = noted
-    if slope is not None:
-        asked = tl.load(slope).to(tl.float64)
-        if tl.program_id(0) == 0:
-            tl.store(last, asked)
-    return asked / tl.load(notes + 1), asked == noted
 
 
 @triton.jit

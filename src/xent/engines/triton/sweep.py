@@ -16,7 +16,8 @@ import triton
 import triton.language as tl
 
 from .arithmetic import INF, base_of, power
-from .memory import Columns, find_tile, has, is_class, load_logits, load_soft, put
+from .memory import find_tile, is_class, load_logits, load_soft
+from .tables import Columns, has, put
 
 # Names of the sums of a tile: those that every problem needs, those of a soft target, and those of
 # each request. The sums of "mean" run over all classes that are not masked, all others over the
@@ -75,7 +76,16 @@ def sweep(
     SUMS: tl.constexpr, ALIGN: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Sum up one tile per program."""
-    rows, tile, classes = find_tile(args, tl.program_id(0), ALIGN, ROWS, BLOCK)
+    sum_tile(args, sums, tl.program_id(0), SUMS, ALIGN, ROWS, BLOCK)
+
+
+@triton.jit
+def sum_tile(
+    args, sums, number,
+    SUMS: tl.constexpr, ALIGN: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Store the sums of the tile of this number."""
+    rows, tile, classes = find_tile(args, number, ALIGN, ROWS, BLOCK)
     to = Columns(sums, args.rows, rows.n, rows.mask, args.tiles, tile)
     # Ignored rows are read, too: a load that waited for the labels would begin later by a load.
     z, _ = load_logits(args, rows, rows.mask, classes, -INF, "", ALIGN)  # (ROWS, BLOCK)

@@ -1,6 +1,8 @@
 """Sums over rows, in float64: the divisor of a mean before the sweep, and the loss after it.
 
-    labels --note_down--> slope, divisor --one_sweep--> sums --add_up--> parts --divide--> loss
+    labels --note_down--> slope, divisor
+    logits --a sweep--> sums --add_up--> parts --divide--> loss
+                               add_up--> coefficients, for the sweep that stores the gradient
 
 The programs of a kernel store one part each, and one program adds the parts: the sum has the same
 bits at every run. All that is noted on the way lies in one tensor, the notes, in float64:
@@ -15,9 +17,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .algebra import odds_of
-from .fields import merge_tiles, of_labels
+from .fields import fields_of, sums_of_rows
+from .gradient import put_slopes
 from .memory import find_some_rows, read_labels, weights_of
+from .programs import partials_of, value_of
 
 
 @triton.jit
@@ -72,10 +75,11 @@ def note_down(
 
 @triton.jit
 def mass_of(args, label, kept):
-    """Return the class weight of each row that is kept, or 1, also for a label without a class."""
-    if args.class_weight is not None:
-        kept = kept & (label >= 0)
-    return weights_of(args.class_weight, label, kept)
+    """Return the class weight of each row that is kept; 1 without weights or for a soft target."""
+    mass = weights_of(None, label, kept)
+    if args.class_weight is not None and args.soft is None:
+        mass = weights_of(args.class_weight, label, kept & (label >= 0))
+    return mass
 
 
 @triton.jit
@@ -87,18 +91,52 @@ def or_one(divisor, NEVER_ZERO: tl.constexpr):
 
 
 @triton.jit
+def read_slope(notes, slope, last):
+    """Return (slope by the divisor, whether it is the one in the notes); keep it in ``last``."""
+    noted = tl.load(notes)
+    asked = noted
+    if slope is not None:
+        asked = tl.load(slope).to(tl.float64)
+        if tl.program_id(0) == 0:
+            tl.store(last, asked)
+    return asked / tl.load(notes + 1), asked == noted
+
+
+@triton.jit
 def add_up(
-    args, row_weight, sums, notes, SUMS: tl.constexpr, BLOCK: tl.constexpr, COUNT: tl.constexpr
-):
-    """Add up cross-entropy over COUNT rows, from tiles of BLOCK classes; store one number."""
-    rows = find_some_rows(args, COUNT)
-    rest, _, _, _ = merge_tiles(args, rows, sums, SUMS, BLOCK)
-    pivot, mass = of_labels(args, rows, sums, SUMS)
-    odds = odds_of(pivot, rest.shift, rest.small, rest.ties)
-    value = tl.where(rows.kept, odds.above * mass, 0.0)
+    args, row_weight, sums, constants, notes, slope, last, coefficients, places, blocks,
+    VALUES: tl.constexpr, READY: tl.constexpr, SUMS: tl.constexpr, NAMES: tl.constexpr,
+    BLOCK: tl.constexpr, COUNT: tl.constexpr,
+):  # fmt: skip
+    """Run the program of a loss on blocks of COUNT rows, whose tiles have BLOCK classes.
+
+    ``constants`` are those of the program. With VALUES the sum of the values of each block is
+    stored in the notes. ``coefficients`` and ``places``, or None, receive what the gradient for
+    ``slope`` is computed from, as :func:`.gradient.find_coefficients` stores it; see
+    :func:`read_slope`.
+    """
+    upstream, known = read_slope(notes, slope, last)
+    if READY:
+        blocks = tl.where(known, 0, blocks)
+    for block in range(tl.program_id(0), blocks, tl.num_programs(0)):
+        rows = find_some_rows(args, block, COUNT)
+        fields = fields_of(args, rows, sums_of_rows(args, rows, sums, SUMS, BLOCK), SUMS)
+        weight = weight_of_rows(row_weight, rows)
+        if VALUES:
+            value = tl.where(rows.kept, value_of(fields, constants) * weight, 0.0)
+            tl.store(notes + 2 + block, tl.sum(value, 0))
+        if coefficients is not None:
+            partials = partials_of(fields, constants, upstream * weight)
+            put_slopes(args, rows, fields, partials, coefficients, places, NAMES)
+
+
+@triton.jit
+def weight_of_rows(row_weight, rows):
+    """Return the weight of each row that is kept, in float64; 1 without weights."""
+    weight = tl.full(rows.n.shape, 1.0, tl.float64)
     if row_weight is not None:
-        value *= tl.load(row_weight + rows.n, mask=rows.kept, other=0.0)
-    tl.store(notes + 2 + tl.program_id(0), tl.sum(value, 0))
+        weight = tl.load(row_weight + rows.n, mask=rows.kept, other=0.0)
+    return weight
 
 
 @triton.jit
