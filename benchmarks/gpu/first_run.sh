@@ -56,7 +56,7 @@ part tests 110 "$PYTHON" -m pytest -q -n "$jobs" -p no:cacheprovider -W ignore::
 part sanitize 45 compute-sanitizer --tool memcheck --error-exitcode 9 \
     "$PYTHON" -m benchmarks.gpu.kernels once
 part clusters 25 "$PYTHON" -m benchmarks.gpu.clusters run
-part sizes 75 "$PYTHON" -m benchmarks.gpu.kernels sizes
+part sizes 90 "$PYTHON" -m benchmarks.gpu.kernels sizes
 part head 90 "$PYTHON" -m benchmarks.gpu.head --seconds 80 --json "$OUT/head.json"
 part logits 120 "$PYTHON" -m benchmarks.gpu.logits --quiet --json "$OUT/logits.json" "${logits[@]}"
 echo "== all: $SECONDS s"

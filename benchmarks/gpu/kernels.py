@@ -27,6 +27,7 @@ from .device import DEVICE, ENGINE, REHEARSAL, make_timer, median
 from .timing import Timer, race
 
 LOSS: Callable[..., Any] = xent.cross_entropy
+PROGRAM: Callable[..., Any] = xent.losses.focal_loss  # a loss without a kernel of its own
 SHAPES = [(8192, 128256), (8192, 32000), (65536, 4096), (262144, 1000), (2097152, 100)]
 ROUNDS = 5
 OTHER_WIDTHS = (10, 8192, 50257)  # compiled ahead for the tests and the table of peers
@@ -40,6 +41,8 @@ ALL_SIZES: list[dict[str, int]] = [
     {"CLUSTER": 8},
     {"STEP_PER_WARP": 512},
     {"STEP_PER_WARP": 2048},
+    {"GROUP": 8192},
+    {"GROUP": 32768, "MOST_BLOCKS": 8},
 ]
 SIZES = ALL_SIZES
 if REHEARSAL:
@@ -47,12 +50,13 @@ if REHEARSAL:
 
 
 class Launch(NamedTuple):
-    """One call of cross-entropy with chosen launch sizes."""
+    """One call of a loss with chosen launch sizes."""
 
     classes: int
     reduction: str
     dtype: str = "bfloat16"
     sizes: dict[str, int] = {}  # noqa: RUF012 - never changed
+    loss: Callable[..., Any] = LOSS
 
 
 def run_once(launch: Launch) -> str | None:
@@ -61,7 +65,7 @@ def run_once(launch: Launch) -> str | None:
     leaf = logits.requires_grad_()
     try:
         with launch_sizes(**launch.sizes):
-            LOSS(leaf, target, reduction=launch.reduction, engine=ENGINE).sum().backward()
+            launch.loss(leaf, target, reduction=launch.reduction, engine=ENGINE).sum().backward()
     except Exception as error:  # such as too many registers for these sizes
         return f"{launch}: {in_one_line(error)}"
     return None
@@ -70,6 +74,7 @@ def run_once(launch: Launch) -> str | None:
 def warm() -> None:
     """Compile everything that the other parts launch, each kernel in one of many processes."""
     launches = [Launch(v, r, sizes=s) for (_, v), r, s in product(SHAPES, ("mean", "none"), SIZES)]
+    launches += [Launch(v, "mean", sizes=s, loss=PROGRAM) for (_, v), s in product(SHAPES, SIZES)]
     dtypes = ("float32", "bfloat16")
     launches += [Launch(*one) for one in product(OTHER_WIDTHS, ("mean", "none"), dtypes)]
     with multiprocessing.get_context("spawn").Pool(2 if REHEARSAL else 12) as pool:
@@ -94,8 +99,9 @@ def percent_of_copy(cell: Cell, timer: Timer) -> dict[str, float]:
     """Measure each kernel, in percent of the rate at which the same bytes are copied.
 
     Returns:
-        ``statistics`` (reads the logits), ``gradient`` (reads and writes) and ``one pass`` (loss
-        and gradient at once: at least one read and one write).
+        ``statistics`` (reads the logits), ``gradient`` (reads and writes), ``one pass`` (loss and
+        gradient at once: at least one read and one write) and ``program`` (the same of another
+        loss).
     """
     logits, target = make_inputs(cell, timer.device)
     copied = torch.empty_like(logits)
@@ -106,6 +112,7 @@ def percent_of_copy(cell: Cell, timer: Timer) -> dict[str, float]:
         "statistics": (1, by_row.turn("forward")),
         "gradient": (2, by_row.turn("backward")),
         "one pass": (2, mean.turn("both")),
+        "program": (2, Task(partial(PROGRAM, engine=ENGINE), logits, target).turn("both")),
     }
     times = race({name: turn for name, (_, turn) in turns.items()}, timer, ROUNDS)
     return {
@@ -117,7 +124,10 @@ def percent_of_copy(cell: Cell, timer: Timer) -> dict[str, float]:
 def sizes() -> None:
     """Print the rates of the kernels for every shape and every choice of launch sizes."""
     timer = make_timer()
-    print(f"{timer.describe()}; percent of the rate of a copy: statistics / gradient / one pass")
+    print(
+        f"{timer.describe()}; percent of the rate of a copy: "
+        "statistics / gradient / one pass / program"
+    )
     for shape, chosen in product(SHAPES, SIZES):
         cell = Cell(*shape, "bfloat16")
         try:

@@ -112,7 +112,7 @@ def test_the_kernels_run_once(capsys):
 
 def test_rates_of_the_kernels(capsys):
     found = kernels.percent_of_copy(Cell(3, 20, "bfloat16"), Timer())
-    assert list(found) == ["statistics", "gradient", "one pass"]
+    assert list(found) == ["statistics", "gradient", "one pass", "program"]
     assert all(rate > 0 for rate in found.values())
 
 
