@@ -164,8 +164,9 @@ class SumLaunch(Launch):
 
     def _group(self) -> int:
         """Return the blocks of a group: as many as the cache holds, if the device stays full."""
-        blocks, group = self._blocks(self.plan.tiling), self.plan.group
-        while group > 1 and blocks < group * few(self.plan.device):
+        plan, t = self.plan, self.plan.tiling
+        warps, group = self._blocks(t) * t.warps, plan.group
+        while group > 1 and warps < 2 * group * few(plan.device):
             group //= 2
         return group
 

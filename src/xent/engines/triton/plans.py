@@ -114,12 +114,14 @@ class Plan:
     def _blocks_of_group(self, logits: Tensor, soft: Tensor | None) -> int:
         """Return how many blocks of rows stay in the cache: a power of 2, or 0 for none.
 
-        A group of a panel is one block, because its rows are those of one outer index.
+        A thread with many rows of few classes, or of a panel, would spill registers.
         """
         t = self.tiling
+        if self.align < 0 or t.rows > 2 * LANES * t.warps:
+            return 0
         number = logits.element_size() + (0 if soft is None else soft.element_size())
         blocks = GROUP * t.warps // (t.rows * t.block * t.tiles * number)
-        return min(1 << blocks.bit_length() >> 1, 1 if self.align < 0 else MOST_BLOCKS)
+        return min(1 << blocks.bit_length() >> 1, MOST_BLOCKS)
 
 
 PLANS: dict[Any, Plan] = {}
