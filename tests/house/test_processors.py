@@ -20,7 +20,6 @@ KERNELS = {  # ours, PyTorch's, and those of its products
 PRINTING = [  # tests that compare text with numbers in it
     "tests/house/test_doctests.py",
     "tests/house/test_docs.py",
-    "tests/house/test_structure.py",
     "tests/learn/regression/test_regularization.py",
     "tests/information/test_distributions.py",
     "tests/information/test_counts.py",
