@@ -60,8 +60,10 @@ def test_nvidia(tmp_path):
     assert {k["kernel"] for k in kernels} == KERNELS
     assert max(k["threads"] for k in kernels) <= 512
     for kernel in kernels:
-        # Nothing of what a thread holds is spilled; 16 rows of one class, whose loss is 0, may be.
-        assert kernel["STACK"] <= (64 if kernel["constants"].get("BLOCK") == 1 else 16), kernel
+        # Nothing of what a thread holds is spilled. May be: 16 rows of one class, whose loss is 0,
+        # and statistics of a row while a program that asks for all of them runs, once for a group.
+        rare = kernel["constants"].get("BLOCK") == 1 or kernel["kernel"] == "row_loss"
+        assert kernel["STACK"] <= (64 if rare else 16), kernel
         reads = kernel["kernel"] in ("sweep", "differentiate", "cross_entropy", "row_loss")
         wide = kernel["constants"].get("ALIGN") == 8  # 16 bytes of bfloat16
         assert kernel["wide loads"] or not (reads and wide), kernel
